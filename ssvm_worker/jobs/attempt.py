@@ -1,0 +1,130 @@
+"""What a running job may touch, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ssvm_worker.errors import Cancelled, InvalidRequest
+from ssvm_worker.stream import Check, Owner, Sink, Source, Store
+
+
+class Progress:
+    """Bytes done of a total, for whoever watches; advances sum to the bytes moved.
+
+    *publish* is called with the snapshot at most twice a second, and once at the end of each stage.
+    """
+
+    def __init__(self, publish: Callable[[dict[str, Any]], None] = lambda _: None, every_s: float = 0.5) -> None:
+        self.bytes = 0
+        self.total: int | None = None
+        self.stage = "starting"
+        self._publish = publish
+        self._every_s = every_s
+        self._last = 0.0
+        self._started = time.monotonic()
+        self._stage_bytes = 0
+        self._lock = threading.Lock()
+
+    def start(self, stage: str, total: int | None = None, done: int = 0) -> None:
+        """A new stage of *total* bytes begins, of which *done* were there already."""
+        with self._lock:
+            self.stage, self.total, self.bytes = stage, total, done
+            self._stage_bytes, self._started = done, time.monotonic()
+        self.publish()
+
+    def advance(self, size: int) -> None:
+        """More bytes have passed; safe from several threads."""
+        with self._lock:
+            self.bytes += size
+            due = time.monotonic() - self._last >= self._every_s
+        if due:
+            self.publish()
+
+    def saw(self, chunk: bytes) -> None:
+        """``advance`` as an observer of chunks."""
+        self.advance(len(chunk))
+
+    def publish(self) -> None:
+        """Tell now."""
+        self._last = time.monotonic()
+        self._publish(self.snapshot())
+
+    def snapshot(self) -> dict[str, Any]:
+        """stage, bytes, total (or null), rate in bytes a second since the stage began."""
+        elapsed = max(time.monotonic() - self._started, 1e-3)
+        rate = round((self.bytes - self._stage_bytes) / elapsed)
+        return {"stage": self.stage, "bytes": self.bytes, "total": self.total, "rate": rate}
+
+
+class Doors(Protocol):
+    """Opens what lies outside the stores; assembly knows the concrete classes."""
+
+    def source(self, url: str, *, headers: Mapping[str, str], credentials: str | None, check: Check) -> Source:
+        """The source behind a URL; InvalidRequest for a scheme that is not taken."""
+
+    def destination(self, url: str, *, size: int, credentials: str | None, owner: Owner) -> Sink:
+        """Where an upload goes: s3://bucket/key, or an http(s) URL that takes a PUT."""
+
+    def vcenter(self, name: str) -> Any:
+        """A session with the vCenter of that name in the settings; see vmware.session."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Plain numbers from the settings."""
+
+    #: Bytes of one download at the most, unless the request says less.
+    max_bytes: int = 1 << 40
+
+
+@dataclass
+class Attempt:
+    """One run of a job."""
+
+    job_id: str
+    stores: Mapping[str, Store]
+    doors: Doors
+    #: From 1.
+    number: int = 1
+    #: The claim's fencing token.
+    token: int = 0
+    limits: Limits = field(default_factory=Limits)
+    progress: Progress = field(default_factory=Progress)
+    log: logging.LoggerAdapter[Any] | logging.Logger = field(default_factory=lambda: logging.getLogger("ssvm.job"))
+    #: Why the attempt must stop (user | shutdown | deadline | fenced), or None. Cheap: called for every chunk.
+    stop_reason: Callable[[], str | None] = lambda: None
+    #: Whether another attempt will follow after that error, so that partial bytes are worth keeping.
+    will_resume: Callable[[BaseException], bool] = lambda _: False
+
+    @property
+    def owner(self) -> Owner:
+        """Who writes, for the stores."""
+        return Owner(self.job_id, self.token)
+
+    def check(self) -> None:
+        """Raise Cancelled if this attempt must stop."""
+        if reason := self.stop_reason():
+            raise Cancelled(reason)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not past a cancel."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left, 0.25))
+        self.check()
+
+    def store(self, name: str) -> Store:
+        """The image store of that name in the settings."""
+        if name not in self.stores:
+            raise InvalidRequest(
+                f"There is no image store named {name!r}",
+                "stores",
+                f"The settings have: {', '.join(self.stores) or 'none'}",
+            )
+        return self.stores[name]

@@ -1,0 +1,80 @@
+"""Where things lie on a store: CloudStack's layout, and the rules that every key obeys."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .errors import InvalidRequest
+
+MANIFEST = "manifest.json"
+DRAFT = "manifest.draft.json"
+#: One component of a key. NAME_MAX is 255 bytes on every file system here; the rest is room for a `.part` suffix.
+MAX_NAME = 180
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]*")
+
+
+def check_name(name: str, what: str = "name") -> str:
+    """Return *name* if it is safe as one component of a key, else raise InvalidRequest saying which rule it breaks."""
+    if not name or len(name) > MAX_NAME:
+        raise InvalidRequest(
+            f"The {what} has {len(name)} characters", repr(name[:40]), f"Give one of 1 to {MAX_NAME} characters"
+        )
+    if not _NAME.fullmatch(name):
+        raise InvalidRequest(
+            f"The {what} holds characters that a key may not have",
+            repr(name[:80]),
+            "Use letters, digits and . _ @ + = - and start with a letter, a digit or _",
+        )
+    return name
+
+
+def check_key(key: str) -> str:
+    """Return *key* if each of its components is safe; the one gate before any store opens anything."""
+    for part in key.split("/"):
+        check_name(part, "key")
+    return key
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One thing that is whole or absent: a template, an ISO, a volume or a backup."""
+
+    #: template | iso | volume | backup
+    kind: str
+    account: str
+    id: str
+    #: Backups only: the volume (or VM) that the snapshot is of.
+    volume: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """The directory of the artifact, without a slash at its end."""
+        account, id_ = check_name(self.account, "account"), check_name(self.id, "id")
+        if self.kind in ("template", "iso"):
+            return f"template/tmpl/{account}/{id_}"
+        if self.kind == "volume":
+            return f"volumes/{account}/{id_}"
+        if self.kind == "backup":
+            return f"snapshots/{account}/{check_name(self.volume, 'volume')}/{id_}"
+        raise InvalidRequest("Unknown kind of artifact", self.kind, "Give template, iso, volume or backup")
+
+    def key(self, name: str) -> str:
+        """The key of one object of the artifact."""
+        return f"{self.prefix}/{check_name(name)}"
+
+    @classmethod
+    def of_prefix(cls, prefix: str) -> Artifact:
+        """The artifact that lies at *prefix*; InvalidRequest for a place outside the layout."""
+        match prefix.strip("/").split("/"):
+            case ["template", "tmpl", account, id_]:
+                return cls("template", account, id_)
+            case ["volumes", account, id_]:
+                return cls("volume", account, id_)
+            case ["snapshots", account, volume, id_]:
+                return cls("backup", account, id_, volume)
+        raise InvalidRequest(
+            "No artifact can lie there",
+            prefix,
+            "Give template/tmpl/ACCOUNT/ID, volumes/ACCOUNT/ID or snapshots/ACCOUNT/VOLUME/ID",
+        )

@@ -1,0 +1,139 @@
+"""The list of every object of one artifact with size and digest: written last, and its presence means *complete*.
+
+A *draft* manifest has the same shape and names what is committed so far; it is the journal from which a second attempt
+goes on, and it is deleted when the manifest stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from .digest import digest_of
+from .errors import CorruptImage, ObjectNotFound
+from .keys import DRAFT, MANIFEST, Artifact
+from .stream import Owner, Store, StoredObject, put_bytes, read_bytes
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of the artifact."""
+
+    #: The last part of its key.
+    name: str
+    #: Bytes as stored.
+    size: int
+    #: ``sha256:HEX`` of the bytes as stored.
+    digest: str
+    #: image | disk | descriptor | checksums | properties | config
+    role: str = "image"
+    #: What else is known: format, virtual_size (bytes), disk key, grade of verification, …
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that one artifact consists of."""
+
+    artifact: Artifact
+    job_id: str
+    entries: tuple[Entry, ...] = ()
+    #: Where it came from: url, etag, checksum; vCenter, VM, snapshot. Never a secret.
+    source: dict[str, Any] = field(default_factory=dict)
+    #: What is known of the whole: format, virtual_size (bytes), quiesced, …
+    facts: dict[str, Any] = field(default_factory=dict)
+    #: Seconds since the epoch.
+    created: float = field(default_factory=time.time)
+    version: int = VERSION
+
+    def entry(self, name: str) -> Entry | None:
+        """The entry of that name."""
+        return next((each for each in self.entries if each.name == name), None)
+
+    def with_entry(self, entry: Entry) -> Manifest:
+        """A copy that also lists *entry*, in place of one of the same name."""
+        kept = tuple(each for each in self.entries if each.name != entry.name)
+        return dataclasses.replace(self, entries=(*kept, entry))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all objects."""
+        return sum(each.size for each in self.entries)
+
+    def to_json(self) -> bytes:
+        """Readable JSON, ending in a newline."""
+        return (json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Manifest:
+        """Read what ``to_json`` wrote; CorruptImage when it is anything else."""
+        try:
+            fields = json.loads(data)
+            fields["artifact"] = Artifact(**fields["artifact"])
+            fields["entries"] = tuple(Entry(**each) for each in fields["entries"])
+            return cls(**fields)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptImage(
+                f"The manifest cannot be read: {error}", where, "Restore it or delete the artifact"
+            ) from error
+
+
+def read_manifest(store: Store, artifact: Artifact) -> Manifest:
+    """The manifest of an artifact; ObjectNotFound when the artifact does not exist (or is not complete)."""
+    key = f"{artifact.prefix}/{MANIFEST}"
+    try:
+        return Manifest.from_json(read_bytes(store, key), f"{store.name}:{key}")
+    except ObjectNotFound as error:
+        raise ObjectNotFound(
+            f"There is no complete {artifact.kind} there",
+            f"{store.name}:{artifact.prefix}",
+            "`ssvm list` tells what is",
+        ) from error
+
+
+def find_manifest(store: Store, artifact: Artifact) -> Manifest | None:
+    """The manifest, or None where the artifact does not exist."""
+    try:
+        return read_manifest(store, artifact)
+    except ObjectNotFound:
+        return None
+
+
+def write_manifest(store: Store, manifest: Manifest, owner: Owner) -> StoredObject:
+    """Make the artifact exist; call it after every other object is committed. The draft goes."""
+    stored = put_bytes(store, f"{manifest.artifact.prefix}/{MANIFEST}", manifest.to_json(), owner)
+    store.delete(f"{manifest.artifact.prefix}/{DRAFT}")
+    return stored
+
+
+def read_draft(store: Store, artifact: Artifact) -> Manifest | None:
+    """What an earlier attempt has committed, or None. A draft that cannot be read counts as none."""
+    key = f"{artifact.prefix}/{DRAFT}"
+    try:
+        return Manifest.from_json(read_bytes(store, key), key)
+    except (ObjectNotFound, CorruptImage):
+        return None
+
+
+def write_draft(store: Store, draft: Manifest, owner: Owner) -> None:
+    """Note what is committed so far."""
+    put_bytes(store, f"{draft.artifact.prefix}/{DRAFT}", draft.to_json(), owner)
+
+
+def add_bytes(store: Store, manifest: Manifest, name: str, data: bytes, role: str, owner: Owner) -> Manifest:
+    """Store a small object of the artifact and list it."""
+    put_bytes(store, manifest.artifact.key(name), data, owner)
+    return manifest.with_entry(Entry(name, len(data), str(digest_of(data)), role))
+
+
+def discard(store: Store, artifact: Artifact) -> None:
+    """Remove all that an unfinished artifact has left: parts, committed objects, the draft. A complete one is kept."""
+    store.sweep(0, artifact.prefix)
+    if find_manifest(store, artifact) is None:
+        for each in list(store.list(artifact.prefix)):
+            store.delete(each.key)

@@ -1,0 +1,310 @@
+"""How bytes move: the nouns (Source, Sink, Store) and the one loop that moves them.
+
+    chunks = resuming(source, ...)                           # the same bytes once, whatever breaks on the way
+    stored = store_stream(chunks, sinks, observers=[hasher], verify=checks)
+
+A chunk is a non-empty, immutable ``bytes`` of 1 MiB at the most; it is shared between threads and never copied.
+Sizes of chunks mean nothing; their order and concatenation mean everything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .errors import Cancelled, SourceUnavailable, TooLarge, WorkerError
+from .lane import Lane
+from .units import MiB, human_size
+
+#: The largest chunk. Above 256 KiB a larger one no longer costs less per byte.
+CHUNK = MiB
+
+Observer = Callable[[bytes], None]
+Check = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One committed object of a store."""
+
+    key: str
+    #: Bytes, as the store itself reports them.
+    size: int
+    #: ``sha256:HEX`` where it is known; the manifest is the place to look for it.
+    digest: str | None = None
+    #: Seconds since the epoch.
+    when: float = 0.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who writes: the job and its fencing token, so that a part left behind can be told from one that is in use."""
+
+    job_id: str = "local"
+    token: int = 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes of a store; None where the store cannot know."""
+
+    total: int | None
+    used: int | None
+    free: int | None
+
+
+class Source(Protocol):
+    """Gives the bytes of one object."""
+
+    #: Safe to log: no credentials.
+    name: str
+    #: Bytes on the wire; known at the latest when the first chunk has come.
+    size: int | None
+    #: Whether ``open`` takes an offset; known after the first open.
+    resumable: bool
+
+    def open(self, offset: int = 0) -> Generator[bytes, None, None]:
+        """Yield the chunks from *offset* on, of the *same* object as the first open gave.
+
+        Raises SourceChanged when it no longer is, SourceUnavailable when the bytes end early or stop coming.
+        """
+
+
+class Sink(Protocol):
+    """Takes the bytes of one object. A context manager: leaving it aborts, unless it was committed or suspended."""
+
+    key: str
+    #: Bytes that an earlier attempt has left here, when the writer was asked to resume; ``write`` goes on behind them.
+    offset: int
+
+    def write(self, chunk: bytes) -> None: ...
+
+    def resumed(self) -> Iterator[bytes]:
+        """The chunks of the first ``offset`` bytes, for the hashes; empty when there are none."""
+
+    def commit(self) -> StoredObject:
+        """Make the object visible, whole and durable under its key, with its size read back from the store."""
+
+    def abort(self) -> None:
+        """Leave nothing behind; safe to repeat and after a commit, which it does not undo."""
+
+    def suspend(self) -> None:
+        """Keep what was written for a later attempt, where the store can; else abort."""
+
+    def __enter__(self) -> Sink: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Store(Protocol):
+    """An image store. Keys are checked by ``keys.check_key``; the conformance suite says all that is promised."""
+
+    #: The name in the settings.
+    name: str
+    #: Safe to log: no credentials.
+    url: str
+    #: Whether a writer asked to resume may find bytes of an earlier attempt.
+    resumable: bool
+
+    def writer(self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False) -> Sink:
+        """A sink for *key*; *size_hint* (bytes) sizes S3 parts and is checked against the free space (StoreFull)."""
+
+    def reader(self, key: str) -> Source:
+        """A resumable source; ObjectNotFound when it is opened and nothing is there."""
+
+    def stat(self, key: str) -> StoredObject:
+        """Size and time of an object; ObjectNotFound."""
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Committed objects below *prefix*, a whole path component: ``a/2`` does not list ``a/20/x``. Sorted by key."""
+
+    def delete(self, key: str) -> None:
+        """Delete one object; missing is fine."""
+
+    def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
+        """Remove uncommitted writes below *prefix* untouched for older_than_s, but not those of job id *spare*.
+
+        Returns how many there were.
+        """
+
+    def usage(self) -> Usage: ...
+
+
+@dataclass
+class Stored:
+    """What ``store_stream`` did: the objects by store name, and the stores that are still owed theirs."""
+
+    objects: dict[str, StoredObject] = field(default_factory=dict)
+    owed: dict[str, WorkerError] = field(default_factory=dict)
+
+
+def tap(chunks: Iterable[bytes], *observers: Observer) -> Iterator[bytes]:
+    """Pass every chunk on after each observer has seen it; for cheap observers, in the caller's thread."""
+    for chunk in chunks:
+        for observe in observers:
+            observe(chunk)
+        yield chunk
+
+
+def limit(chunks: Iterable[bytes], most: int, where: str) -> Iterator[bytes]:
+    """Pass the chunks on, and raise TooLarge in place of the one that goes beyond *most* bytes."""
+    seen = 0
+    for chunk in chunks:
+        seen += len(chunk)
+        if seen > most:
+            raise TooLarge(f"More than the {human_size(most)} ({most} bytes) that are allowed", where, RAISE_LIMIT)
+        yield chunk
+
+
+RAISE_LIMIT = "Raise max_bytes in the request, or download.max_bytes in the settings"
+
+
+class Resuming:
+    """Yields the bytes of a source exactly once, reopening it at the byte where it broke.
+
+    The one byte-level retry in the house. State lives downstream, so nobody else knows that there was a failure.
+    A source that is not resumable is tried again only while nothing has come of it.
+    """
+
+    def __init__(
+        self, source: Source, wait: Callable[[float], None], *, offset: int = 0, tries: int = 5, delay_s: float = 1.0
+    ) -> None:
+        self.source = source
+        #: How often the stream was taken up again, after a break or from an earlier attempt's bytes.
+        self.resumptions = 1 if offset else 0
+        self._wait = wait
+        self._offset = offset
+        self._tries = tries
+        self._delay_s = delay_s
+
+    def __iter__(self) -> Iterator[bytes]:
+        failures = 0
+        while True:
+            try:
+                with closing(self.source.open(self._offset)) as chunks:
+                    for chunk in chunks:
+                        self._offset += len(chunk)
+                        failures = 0
+                        yield chunk
+                return
+            except SourceUnavailable:
+                failures += 1
+                if failures > self._tries or (self._offset and not self.source.resumable):
+                    raise
+            self.resumptions += bool(self._offset)
+            self._wait(min(30.0, self._delay_s * 2 ** (failures - 1)))
+
+
+def store_stream(
+    chunks: Iterable[bytes],
+    sinks: Mapping[str, Sink],
+    observers: Sequence[Observer] = (),
+    *,
+    verify: Callable[[], None] = lambda: None,
+    check: Check = lambda: None,
+    keep: Callable[[BaseException], bool] = lambda _: False,
+) -> Stored:
+    """Store the stream under every sink, or under none.
+
+    Every chunk goes to the observers, which share a thread, and to each sink in a thread of its own. When the stream
+    has ended and all of it is written, *verify* runs, then the sinks commit in their order. The first sink is the
+    primary and must succeed; another that fails, during the stream or at its commit, is reported as owed.
+    Bytes: holds at most lane.DEPTH chunks for each sink and for the observers.
+    Raises: what the source, an observer, *verify*, *check* or the primary raises; every sink is aborted first, or
+    suspended where *keep* says so of the error. Repeat: not after an error; open new sinks.
+    """
+    flow = _Flow(sinks, observers, check)
+    try:
+        for chunk in chunks:
+            flow.put(chunk)
+        flow.drain()
+        verify()
+        check()
+        return flow.commit()
+    except BaseException as error:
+        flow.give_up(keep(error))
+        raise
+
+
+class _Flow:
+    """The lanes of one ``store_stream``."""
+
+    def __init__(self, sinks: Mapping[str, Sink], observers: Sequence[Observer], check: Check) -> None:
+        self._check = check
+        self._sinks = dict(sinks)
+        self._primary = next(iter(sinks))
+        self._owed: dict[str, WorkerError] = {}
+        self._taps = Lane("observers", _each(observers))
+        self._lanes = {name: Lane(name, sink.write) for name, sink in sinks.items()}
+
+    def put(self, chunk: bytes) -> None:
+        self._check()
+        self._taps.put(chunk, self._check)
+        for name, lane in list(self._lanes.items()):
+            self._secondary_may_fail(name, lambda lane=lane: lane.put(chunk, self._check))  # type: ignore[misc]
+
+    def drain(self) -> None:
+        self._taps.finish(self._check)
+        for name, lane in list(self._lanes.items()):
+            self._secondary_may_fail(name, lambda lane=lane: lane.finish(self._check))  # type: ignore[misc]
+
+    def commit(self) -> Stored:
+        stored = Stored(owed=self._owed)
+        for name in list(self._lanes):
+            self._secondary_may_fail(name, lambda name=name: self._commit(name, stored))  # type: ignore[misc]
+        return stored
+
+    def _commit(self, name: str, stored: Stored) -> None:
+        stored.objects[name] = self._sinks[name].commit()
+
+    def _secondary_may_fail(self, name: str, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except WorkerError as error:
+            if name == self._primary or isinstance(error, Cancelled):
+                raise
+            self._owed[name] = error
+            if self._lanes.pop(name).drop():
+                self._sinks[name].abort()
+
+    def give_up(self, keep: bool) -> None:
+        self._taps.drop()
+        for name, lane in self._lanes.items():
+            if lane.drop():
+                sink = self._sinks[name]
+                sink.suspend() if keep else sink.abort()
+
+
+def _each(observers: Sequence[Observer]) -> Observer:
+    def see(chunk: bytes) -> None:
+        for observe in observers:
+            observe(chunk)
+
+    return see
+
+
+def put_bytes(store: Store, key: str, data: bytes, owner: Owner) -> StoredObject:
+    """Store a small object, whole or not at all."""
+    with store.writer(key, len(data), owner=owner) as sink:
+        if data:
+            sink.write(data)
+        return sink.commit()
+
+
+def read_bytes(store: Store, key: str, most: int = 16 * MiB) -> bytes:
+    """Read a small object; TooLarge above *most* bytes."""
+    return b"".join(limit(store.reader(key).open(), most, key))
+
+
+class Rate:
+    """Bytes a second over the whole of a transfer."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def of(self, size: int) -> float:
+        """The rate if *size* bytes have passed by now."""
+        return size / max(time.monotonic() - self._start, 1e-6)
