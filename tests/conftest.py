@@ -1,0 +1,5 @@
+"""The fixtures of every test; each neighbour's own are in tests/servers/."""
+
+from __future__ import annotations
+
+pytest_plugins: list[str] = []
