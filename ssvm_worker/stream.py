@@ -212,6 +212,7 @@ def store_stream(
     Every chunk goes to the observers, which share a thread, and to each sink in a thread of its own. When the stream
     has ended and all of it is written, *verify* runs, then the sinks commit in their order. The first sink is the
     primary and must succeed; another that fails, during the stream or at its commit, is reported as owed.
+    The stream begins at byte 0 always; a sink that resumes is given only what it does not have.
     Bytes: holds at most lane.DEPTH chunks for each sink and for the observers.
     Raises: what the source, an observer, *verify*, *check* or the primary raises; every sink is aborted first, or
     suspended where *keep* says so of the error. Repeat: not after an error; open new sinks.
@@ -238,7 +239,7 @@ class _Flow:
         self._primary = next(iter(sinks))
         self._owed: dict[str, WorkerError] = {}
         self._taps = Lane("observers", _each(observers))
-        self._lanes = {name: Lane(name, sink.write) for name, sink in sinks.items()}
+        self._lanes = {name: Lane(name, _behind(sink.offset, sink.write)) for name, sink in sinks.items()}
 
     def put(self, chunk: bytes) -> None:
         self._check()
@@ -276,6 +277,21 @@ class _Flow:
             if lane.drop():
                 sink = self._sinks[name]
                 sink.suspend() if keep else sink.abort()
+
+
+def _behind(offset: int, write: Observer) -> Observer:
+    """Write only what lies behind the first *offset* bytes, which the sink has already."""
+    left = offset
+
+    def write_rest(chunk: bytes) -> None:
+        nonlocal left
+        if left >= len(chunk):
+            left -= len(chunk)
+            return
+        write(chunk[left:] if left else chunk)
+        left = 0
+
+    return write_rest
 
 
 def _each(observers: Sequence[Observer]) -> Observer:

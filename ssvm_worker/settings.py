@@ -1,0 +1,207 @@
+"""The settings as values: one model per section, defaults with their reasons. ``config`` reads them from the outside."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from .units import TiB
+
+LANES = ("download", "upload", "backup", "maintenance")
+
+
+class Section(BaseModel):
+    """A table of the settings file: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _split(value: Any) -> Any:
+    """A list may be given as one comma-separated string, which is all that an environment variable can hold."""
+    return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+
+
+def _network(value: str) -> str:
+    ipaddress.ip_network(value)
+    return value
+
+
+Network = Annotated[str, BeforeValidator(_network)]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_split)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class SecretFields(Section):
+    """A section with secrets: each may be given as itself, or as ``NAME_file``, the path of a file that holds it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for name in [each for each in values if each.endswith("_file") and each[:-5] in cls.model_fields]:
+            path = Path(str(values.pop(name)))
+            try:
+                values[name[:-5]] = path.read_text().strip()
+            except OSError as error:
+                raise ValueError(f"{name} = {path} cannot be read: {error.strerror}") from error
+        return values
+
+
+class Broker(Section):
+    """Redis or Valkey: the queues, and the ledger of jobs."""
+
+    #: redis://[user:password@]host:port/db, rediss://…, redis+socket:///path, or "embedded".
+    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    #: Every key and channel begins with this; ACL rules name it.
+    prefix: str = "ssvm:"
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if url != "embedded" and urlsplit(url).scheme not in ("redis", "rediss", "redis+socket", "unix"):
+            raise ValueError('must be redis://…, rediss://…, redis+socket:///path or "embedded"')
+        return value
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the worker starts a Valkey of its own."""
+        return self.url.get_secret_value() == "embedded"
+
+
+class Worker(Section):
+    """One worker process tree."""
+
+    #: Jobs at once. A transfer keeps about two cores busy.
+    concurrency: int = Field(2, ge=1)
+    lanes: Annotated[tuple[str, ...], BeforeValidator(_split)] = LANES
+    #: Seconds that running jobs get at SIGTERM before they are handed over.
+    drain_s: Seconds = 60.0
+
+    @field_validator("lanes")
+    @classmethod
+    def _known_lanes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(value) - set(LANES):
+            raise ValueError(f"no such lane: {', '.join(sorted(unknown))}; there are {', '.join(LANES)}")
+        return value
+
+
+class Ledger(Section):
+    """Claims and clean-up of the ledger."""
+
+    #: A worker that does not renew its claim for so long has lost it.
+    claim_s: Seconds = 10.0
+    #: Seconds between two rounds of the reaper; claim_s + reap_s bounds what a dead worker costs.
+    reap_s: Seconds = 2.0
+    #: Records of ended jobs are kept for so long.
+    keep_days: float = 30.0
+
+
+class Retry(Section):
+    """How a job that may succeed later is tried again."""
+
+    max_attempts: int = Field(5, ge=1)
+    first_delay_s: Seconds = 5.0
+    max_delay_s: Seconds = 600.0
+
+
+class Download(Section):
+    """Where downloads may come from, and how long they may be silent."""
+
+    #: Only public addresses are fetched from, and these.
+    allow_networks: Networks = ()
+    max_bytes: int = Field(1 * TiB, gt=0)
+    connect_timeout_s: Seconds = 10.0
+    #: A source that gives less than min_rate bytes a second over so many seconds has stalled.
+    stall_s: Seconds = 60.0
+    min_rate: int = Field(1024, ge=1)
+    max_redirects: int = Field(5, ge=0)
+    #: How often a broken stream is taken up again before the attempt fails.
+    resumes: int = Field(5, ge=0)
+    ca_file: Path | None = None
+
+
+class Upload(Section):
+    """Where uploads may go. Destinations are named by the management server, so anywhere, unless networks are listed."""
+
+    allow_networks: Networks = ()
+    ca_file: Path | None = None
+
+
+class StoreSettings(SecretFields):
+    """One image store. The keys after ``url`` are S3's."""
+
+    url: str
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    access_key: SecretStr | None = None
+    secret_key: SecretStr | None = None
+    ca_file: Path | None = None
+
+
+class Credentials(SecretFields):
+    """What a job's ``credentials`` names: S3 keys, HTTP basic authentication or a bearer token."""
+
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    access_key: SecretStr | None = None
+    secret_key: SecretStr | None = None
+    username: str | None = None
+    password: SecretStr | None = None
+    token: SecretStr | None = None
+    ca_file: Path | None = None
+
+
+class VCenter(SecretFields):
+    """One vCenter or standalone ESXi host. Its certificate is checked by ca_file, by thumbprint, or by the system's CAs."""
+
+    host: str
+    port: int = 443
+    username: str
+    password: SecretStr
+    ca_file: Path | None = None
+    #: SHA-1 or SHA-256 of the certificate, colons or not.
+    thumbprint: str | None = None
+    #: Seconds for one API call, and for a silent data stream.
+    timeout_s: Seconds = 120.0
+
+
+class Backup(Section):
+    """How snapshots are exported."""
+
+    #: Every Nth grain is inflated and its Adler-32 checked; 0 checks the structure only.
+    inflate_every: int = Field(0, ge=0)
+
+
+class Callback(SecretFields):
+    """The POST of the job record at the end."""
+
+    #: Key of the HMAC-SHA256 signature.
+    secret: SecretStr | None = None
+    timeout_s: Seconds = 10.0
+    max_tries: int = Field(8, ge=1)
+    ca_file: Path | None = None
+
+
+class Settings(Section):
+    """All of it."""
+
+    zone: str = Field("zone1", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    state_dir: Path = Path("/var/lib/ssvm")
+    broker: Broker = Broker()
+    worker: Worker = Worker()
+    ledger: Ledger = Ledger()
+    retry: Retry = Retry()
+    stores: dict[str, StoreSettings] = Field(default_factory=dict)
+    credentials: dict[str, Credentials] = Field(default_factory=dict)
+    download: Download = Download()
+    upload: Upload = Upload()
+    vcenters: dict[str, VCenter] = Field(default_factory=dict)
+    backup: Backup = Backup()
+    callback: Callback = Callback()
