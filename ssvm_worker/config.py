@@ -10,7 +10,7 @@ import difflib
 import os
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def parse(values: dict[str, Any], where: str) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         findings = [_finding(each) for each in error.errors(include_url=False, include_input=False)]
-        raise ConfigError("Wrong settings: " + "; ".join(findings), where, "Mend these keys; `ssvm config` shows the rest") from None
+        raise ConfigError("Wrong settings: " + "; ".join(findings), where, "Mend these keys") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -69,24 +69,21 @@ def _finding(error: Any) -> str:
     key = ".".join(location)
     if error["type"] != "extra_forbidden":
         return f"{key}: {error['msg'].removeprefix('Value error, ')}"
-    near = difflib.get_close_matches(location[-1], list(_keys_beside(location)), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(location[-1], _keys_of(_table_at(location[:-1])), n=1, cutoff=0.5)
     return f"{key}: unknown" + (f", did you mean {near[0]}?" if near else "")
 
 
-def _keys_beside(location: list[str]) -> Iterator[str]:
-    """The right keys of the table in which the wrong key stands."""
+def _table_at(path: list[str]) -> Any:
+    """The model of the table at a dotted path of the settings."""
     model: Any = Settings
-    for part in location[:-1]:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            model = model.model_fields[part].annotation
-        if typing.get_origin(model) is dict:
-            model = typing.get_args(model)[1]
-            if part != "stores" and part in Settings.model_fields:
-                continue
-    for name in getattr(model, "model_fields", {}):
-        yield name
-        if SecretStr in (typing.get_args(model.model_fields[name].annotation) or (model.model_fields[name].annotation,)):
-            yield f"{name}_file"
+    for part in path:
+        model = typing.get_args(model)[1] if typing.get_origin(model) is dict else model.model_fields[part].annotation
+    return model
+
+
+def _keys_of(model: type[BaseModel]) -> list[str]:
+    fields = model.model_fields
+    return [*fields, *(f"{name}_file" for name in fields if "SecretStr" in str(fields[name].annotation))]
 
 
 def redacted(settings: Settings) -> dict[str, Any]:
@@ -100,15 +97,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, SecretStr):
-        return _without_password(value.get_secret_value())
+        return _masked(value.get_secret_value())
     if isinstance(value, tuple | list):
         return [_plain(each) for each in value]
     return str(value) if isinstance(value, Path) else value
 
 
-def _without_password(secret: str) -> str:
+def _masked(text: str) -> str:
     """A broker's URL keeps everything but its user and password; any other secret is ``***``."""
-    scheme, found, rest = secret.partition("://")
-    if secret == "embedded" or (found and "@" not in rest):
-        return secret
+    scheme, found, rest = text.partition("://")
+    if text == "embedded" or (found and "@" not in rest):
+        return text
     return f"{scheme}://***@{rest.rpartition('@')[2]}" if found else "***"

@@ -1,4 +1,4 @@
-"""The settings as values: one model per section, defaults with their reasons. ``config`` reads them from the outside."""
+"""The settings as values: one model per section, defaults with their reasons. ``config`` reads them."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class Download(Section):
 
 
 class Upload(Section):
-    """Where uploads may go. Destinations are named by the management server, so anywhere, unless networks are listed."""
+    """Where uploads may go: anywhere, as destinations are the management server's, unless networks are listed."""
 
     allow_networks: Networks = ()
     ca_file: Path | None = None
@@ -159,7 +159,7 @@ class Credentials(SecretFields):
 
 
 class VCenter(SecretFields):
-    """One vCenter or standalone ESXi host. Its certificate is checked by ca_file, by thumbprint, or by the system's CAs."""
+    """One vCenter or standalone ESXi host; its certificate is checked by ca_file, thumbprint or the system's CAs."""
 
     host: str
     port: int = 443

@@ -61,16 +61,39 @@ class Progress:
         return {"stage": self.stage, "bytes": self.bytes, "total": self.total, "rate": rate}
 
 
+class RemoteSource(Source, Protocol):
+    """A source outside our stores."""
+
+    #: A dataclass that tells this version of the object from any other, or None; known after the first open.
+    validator: Any
+
+
 class Doors(Protocol):
     """Opens what lies outside the stores; assembly knows the concrete classes."""
 
-    def source(self, url: str, *, headers: Mapping[str, str], credentials: str | None, check: Check) -> Source:
-        """The source behind a URL; InvalidRequest for a scheme that is not taken."""
+    def source(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        credentials: str | None,
+        check: Check,
+        validator: dict[str, Any] | None,
+    ) -> RemoteSource:
+        """The source behind a URL, of the version that *validator* tells; InvalidRequest for an unknown scheme."""
 
-    def destination(self, url: str, *, size: int, credentials: str | None, owner: Owner) -> Sink:
+    def text(self, url: str, *, check: Check) -> str:
+        """A small text file, such as SHA256SUMS."""
+
+    def destination(
+        self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], owner: Owner
+    ) -> Sink:
         """Where an upload goes: s3://bucket/key, or an http(s) URL that takes a PUT."""
 
-    def vcenter(self, name: str) -> Any:
+    def sweep_destination(self, url: str, *, credentials: str | None) -> None:
+        """Abort uploads to exactly this destination that dead attempts have left open."""
+
+    def vcenter(self, name: str, *, check: Check) -> Any:
         """A session with the vCenter of that name in the settings; see vmware.session."""
 
 
@@ -80,6 +103,8 @@ class Limits:
 
     #: Bytes of one download at the most, unless the request says less.
     max_bytes: int = 1 << 40
+    #: How often a broken stream is taken up again before the attempt fails.
+    resumes: int = 5
 
 
 @dataclass
@@ -98,6 +123,8 @@ class Attempt:
     log: logging.LoggerAdapter[Any] | logging.Logger = field(default_factory=lambda: logging.getLogger("ssvm.job"))
     #: Why the attempt must stop (user | shutdown | deadline | fenced), or None. Cheap: called for every chunk.
     stop_reason: Callable[[], str | None] = lambda: None
+    #: Raises Cancelled("fenced") unless the claim still stands; called right before each commit.
+    confirm: Callable[[], None] = lambda: None
     #: Whether another attempt will follow after that error, so that partial bytes are worth keeping.
     will_resume: Callable[[BaseException], bool] = lambda _: False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -46,7 +46,7 @@ class JobRequest(BaseModel):
 class ArtifactRequest(JobRequest):
     """A request about one artifact."""
 
-    kind: str = Field("template", description="template, iso, volume or backup", pattern="^(template|iso|volume|backup)$")
+    kind: Literal["template", "iso", "volume", "backup"] = "template"
     account: str = Field(description="The account that owns the artifact")
     id: str = Field(description="The artifact's id within its account (and volume)")
     volume: str = Field("", description="Backups only: the volume or VM that the snapshot is of")

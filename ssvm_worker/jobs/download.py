@@ -1,0 +1,265 @@
+"""Download a template, ISO or volume from a URL to image stores, verified and inspected in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from pydantic import Field, field_validator
+
+from ssvm_worker.digest import Digest, Hasher, find_in_sums, is_checksum_url, parse_checksum
+from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, SourceChanged, TooLarge
+from ssvm_worker.formats import ImageInfo, Inspection, guess_format
+from ssvm_worker.manifest import Entry, Manifest, find_manifest, read_draft, write_draft
+from ssvm_worker.manifest import discard as discard_artifact
+from ssvm_worker.stream import RAISE_LIMIT, Resuming, Sink, Store, limit, store_stream, tap
+from ssvm_worker.units import human_size
+
+from .attempt import Attempt, RemoteSource
+from .properties import properties
+from .publish import publish
+from .request import ArtifactRequest, fingerprint, safe_url
+
+
+class Request(ArtifactRequest):
+    """An image to fetch."""
+
+    url: str = Field(description="http or https; no user or password in it")
+    kind: Literal["template", "iso", "volume"] = "template"
+    name: str = Field("", max_length=255, description="What people call it; goes into the properties file")
+    format: str = Field("auto", description="auto, or what the image must be: qcow2 vmdk vhd vhdx raw iso")
+    checksum: str | None = Field(None, description="sha256:HEX, {SHA-256}HEX, a bare digest, or a SHA256SUMS URL")
+    stores: list[str] = Field(["primary"], min_length=1, description="The first is the primary and must succeed")
+    max_bytes: int | None = Field(None, gt=0, description="Refuse a larger file")
+    headers: dict[str, str] = Field(default_factory=dict, description="Sent to the URL's own origin only")
+    credentials: str | None = Field(None, description="Name of credentials in the settings")
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, value: str) -> str:
+        if not value.isprintable():
+            raise ValueError("holds control characters")
+        return value
+
+    @field_validator("checksum")
+    @classmethod
+    def _known_form(cls, value: str | None) -> str | None:
+        if value is not None and not is_checksum_url(value):
+            try:
+                parse_checksum(value)
+            except InvalidRequest as error:
+                raise ValueError(str(error)) from error
+        return value
+
+
+def resource(request: Request) -> str:
+    """Only one job at a time writes an artifact."""
+    return request.artifact.prefix
+
+
+def discard(request: Request, attempt: Attempt) -> None:
+    """Remove what failed attempts have left on the stores."""
+    for name in request.stores:
+        discard_artifact(attempt.store(name), request.artifact)
+
+
+def run(request: Request, attempt: Attempt) -> dict[str, Any]:
+    """Store the image on every store, or on none; the manifest is written last."""
+    stores = {name: attempt.store(name) for name in dict.fromkeys(request.stores)}
+    expected = _expected(request, attempt)
+    if done := _already_there(request, expected, next(iter(stores.values()))):
+        return done
+    transfer = _Transfer(request, attempt, stores, expected)
+    draft = transfer.usable_draft()
+    try:
+        return transfer.run(draft)
+    except (ChecksumMismatch, SourceChanged) as error:
+        # The seam may be what is wrong, so a stream made of several pieces gets one clean start.
+        if not transfer.has_seam or (isinstance(error, SourceChanged) and draft is None):
+            raise
+        attempt.log.warning("starting again from the first byte: %s", error)
+    return _Transfer(request, attempt, stores, expected).run(None)
+
+
+def _expected(request: Request, attempt: Attempt) -> Digest | None:
+    """The checksum that was asked for, fetched if it is a URL."""
+    if request.checksum is None:
+        return None
+    if not is_checksum_url(request.checksum):
+        return parse_checksum(request.checksum)
+    sums = attempt.doors.text(request.checksum, check=attempt.check)
+    return find_in_sums(sums, unquote(urlsplit(request.url).path).rsplit("/", 1)[-1], safe_url(request.checksum))
+
+
+def _already_there(request: Request, expected: Digest | None, store: Store) -> dict[str, Any] | None:
+    """The result of an earlier job if it made just this artifact; InvalidRequest if it made another one."""
+    manifest = find_manifest(store, request.artifact)
+    if manifest is None:
+        return None
+    same_url = manifest.source.get("fingerprint") == fingerprint(request.url)
+    if str(expected) in manifest.source["digests"] if expected else same_url:
+        return _result(manifest) | {"reused": True}
+    raise InvalidRequest(
+        f"There is another {request.kind} under this id",
+        f"{store.name}:{request.artifact.prefix}",
+        "Delete it first (`ssvm delete`), or use a new id",
+    )
+
+
+def _result(manifest: Manifest) -> dict[str, Any]:
+    image = manifest.entries[0]
+    return {
+        "key": manifest.artifact.key(image.name),
+        "size": image.size,
+        "virtual_size": image.facts["virtual_size"],
+        "format": image.facts["format"],
+        "digest": image.digest,
+        "objects": [each.name for each in manifest.entries],
+    }
+
+
+@dataclass
+class _Opened:
+    """All that is known when the first byte may be written."""
+
+    name: str
+    size: int | None
+    source: RemoteSource
+    stream: Resuming
+    #: From byte 0 on, whatever is stored already.
+    chunks: Iterator[bytes]
+    sinks: dict[str, Sink]
+
+
+@dataclass
+class _Transfer:
+    """One pass over the source, from the first byte or from where an earlier attempt stopped."""
+
+    request: Request
+    attempt: Attempt
+    stores: dict[str, Store]
+    expected: Digest | None
+    opened: _Opened | None = None
+
+    @property
+    def has_seam(self) -> bool:
+        """Whether the bytes came in more than one piece."""
+        return self.opened is not None and self.opened.stream.resumptions > 0
+
+    def run(self, draft: Manifest | None) -> dict[str, Any]:
+        self.attempt.progress.start("connecting")
+        self._sweep(spare=self.attempt.job_id if draft else "")
+        with ExitStack() as stack:
+            self.opened = self._go_on(draft, stack) if draft else self._begin(stack)
+            return self._store(self.opened)
+
+    def usable_draft(self) -> Manifest | None:
+        """The journal of an earlier attempt of the same download, if its primary store can go on."""
+        draft = read_draft(self._primary, self.request.artifact) if self._primary.resumable else None
+        same = draft is not None and draft.source.get("fingerprint") == fingerprint(self.request.url)
+        return draft if same else None
+
+    @property
+    def _primary(self) -> Store:
+        return next(iter(self.stores.values()))
+
+    def _sweep(self, spare: str) -> None:
+        """Nobody else may write this artifact now, so what lies there uncommitted is a dead attempt's."""
+        for store in self.stores.values():
+            store.sweep(0, self.request.artifact.prefix, spare=spare if store is self._primary else "")
+
+    def _begin(self, stack: ExitStack) -> _Opened:
+        """Fetch the first chunk, by which size and kind are known before anything is written."""
+        source = self._source(None)
+        stream = self._resuming(source, 0)
+        chunks = iter(stream)
+        first = next(chunks, b"")
+        self._refuse_size(source.size)
+        declared = self.request.format.lower()
+        name = f"{self.request.id}.{guess_format(first) if declared == 'auto' else declared}"
+        sinks = self._open_sinks(stack, name, source.size, resume=False)
+        self._note_draft(source, name)
+        return _Opened(name, source.size, source, stream, itertools.chain(filter(None, [first]), chunks), sinks)
+
+    def _go_on(self, draft: Manifest, stack: ExitStack) -> _Opened:
+        """Read back for the hashes what is stored already, then fetch the rest."""
+        name, size = draft.facts["name"], draft.facts["size"]
+        sinks = self._open_sinks(stack, name, size, resume=True)
+        offset = sinks[self._primary.name].offset
+        source = self._source(draft.source["validator"] if offset else None)
+        stream = self._resuming(source, offset)
+        return _Opened(name, size, source, stream, itertools.chain(sinks[self._primary.name].resumed(), stream), sinks)
+
+    def _source(self, validator: dict[str, Any] | None) -> RemoteSource:
+        request = self.request
+        return self.attempt.doors.source(
+            request.url,
+            headers=request.headers,
+            credentials=request.credentials,
+            check=self.attempt.check,
+            validator=validator,
+        )
+
+    def _resuming(self, source: RemoteSource, offset: int) -> Resuming:
+        return Resuming(source, self.attempt.wait, offset=offset, tries=self.attempt.limits.resumes)
+
+    def _refuse_size(self, size: int | None) -> None:
+        if size is not None and size > self._most:
+            what = f"The file has {human_size(size)} ({size} bytes), more than the {self._most} bytes that are allowed"
+            raise TooLarge(what, safe_url(self.request.url), RAISE_LIMIT)
+
+    @property
+    def _most(self) -> int:
+        return min(self.request.max_bytes or self.attempt.limits.max_bytes, self.attempt.limits.max_bytes)
+
+    def _open_sinks(self, stack: ExitStack, name: str, size: int | None, resume: bool) -> dict[str, Sink]:
+        key, owner = self.request.artifact.key(name), self.attempt.owner
+        return {
+            label: stack.enter_context(store.writer(key, size, owner=owner, resume=resume and store is self._primary))
+            for label, store in self.stores.items()
+        }
+
+    def _note_draft(self, source: RemoteSource, name: str) -> None:
+        if self._primary.resumable and source.resumable and source.validator:
+            origin = {"fingerprint": fingerprint(self.request.url), "validator": dataclasses.asdict(source.validator)}
+            facts = {"name": name, "size": source.size}
+            draft = Manifest(self.request.artifact, self.attempt.job_id, source=origin, facts=facts)
+            write_draft(self._primary, draft, self.attempt.owner)
+
+    def _store(self, opened: _Opened) -> dict[str, Any]:
+        where = safe_url(self.request.url)
+        hasher = Hasher(*([self.expected.algorithm] if self.expected else []))
+        inspection = Inspection(self.request.format, where=where)
+        progress = self.attempt.progress
+        progress.start("download", opened.size)
+        images: list[ImageInfo] = []
+
+        def verify() -> None:
+            progress.start("verifying", opened.size, hasher.size)
+            hasher.verify(self.expected, where)
+            images.append(inspection.finish())
+            self.attempt.confirm()
+
+        stored = store_stream(
+            tap(limit(opened.chunks, self._most, where), progress.saw),
+            opened.sinks,
+            [hasher, inspection],
+            verify=verify,
+            check=self.attempt.check,
+            keep=self.attempt.will_resume,
+        )
+        manifest = self._manifest(opened, hasher, images[0])
+        owed = publish(self.attempt, self.stores, stored, manifest, properties(self.request, manifest))
+        return _result(manifest) | {"resumptions": opened.stream.resumptions, "reused": False} | owed
+
+    def _manifest(self, opened: _Opened, hasher: Hasher, image: ImageInfo) -> Manifest:
+        digests = [str(hasher.digest())] + ([str(self.expected)] if self.expected else [])
+        source = {"url": safe_url(self.request.url), "fingerprint": fingerprint(self.request.url), "digests": digests}
+        facts = {"format": image.format, "virtual_size": image.virtual_size, **image.details}
+        entry = Entry(opened.name, hasher.size, digests[0], "image", facts)
+        return Manifest(self.request.artifact, self.attempt.job_id, (entry,), source, {"name": self.request.name})

@@ -1,0 +1,115 @@
+"""Upload a stored object to S3 or to an HTTP(S) URL that takes a PUT, its digest checked on the way out."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ssvm_worker.digest import Hasher
+from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, ObjectNotFound, WorkerError
+from ssvm_worker.keys import Artifact, check_key, check_name
+from ssvm_worker.manifest import Entry, read_manifest
+from ssvm_worker.stream import Resuming, Store, store_stream, tap
+
+from .attempt import Attempt
+from .request import JobRequest, fingerprint, safe_url
+
+
+class Request(JobRequest):
+    """One object, named by its key or as the main object of an artifact."""
+
+    key: str | None = Field(None, description="The object's key; or give kind, account and id")
+    kind: Literal["template", "iso", "volume", "backup"] | None = None
+    account: str | None = None
+    id: str | None = None
+    volume: str = Field("", description="Backups only")
+    store: str = Field("primary", description="Where the object is")
+    url: str = Field(description="s3://bucket/key, or an http(s) URL that takes a PUT (presigned or plain)")
+    credentials: str | None = Field(None, description="Name of credentials in the settings")
+    headers: dict[str, str] = Field(default_factory=dict, description="Sent with an HTTP PUT")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _destination_is_url(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "destination" in values and "url" not in values:
+            values = dict(values)
+            values["url"] = values.pop("destination")
+        return values
+
+    @field_validator("key", "account", "id", "volume")
+    @classmethod
+    def _safe(cls, value: str | None, info: Any) -> str | None:
+        if value:
+            try:
+                check_key(value) if info.field_name == "key" else check_name(value, info.field_name)
+            except WorkerError as error:
+                raise ValueError(str(error)) from error
+        return value
+
+    @model_validator(mode="after")
+    def _names_an_object(self) -> Request:
+        if not self.key and not (self.kind and self.account and self.id):
+            raise ValueError("give key, or kind, account and id")
+        return self
+
+
+def resource(request: Request) -> str:
+    """Only one job at a time writes a destination."""
+    return f"upload:{fingerprint(request.url)}"
+
+
+def discard(request: Request, attempt: Attempt) -> None:
+    """Abort what failed attempts have left open at the destination."""
+    attempt.doors.sweep_destination(request.url, credentials=request.credentials)
+
+
+def run(request: Request, attempt: Attempt) -> dict[str, Any]:
+    """Send the object whole, or leave nothing at the destination."""
+    store = attempt.store(request.store)
+    key, entry = _object(request, store)
+    attempt.doors.sweep_destination(request.url, credentials=request.credentials)
+    hasher = Hasher()
+
+    def verify() -> None:
+        _refuse_damage(hasher, entry, f"{store.name}:{key}")
+        attempt.confirm()
+
+    attempt.progress.start("upload", entry.size)
+    with attempt.doors.destination(
+        request.url, size=entry.size, credentials=request.credentials, headers=request.headers, owner=attempt.owner
+    ) as sink:
+        chunks = Resuming(store.reader(key), attempt.wait, tries=attempt.limits.resumes)
+        sinks = {"destination": sink}
+        store_stream(tap(chunks, attempt.progress.saw), sinks, [hasher], verify=verify, check=attempt.check)
+    return {"key": key, "url": safe_url(request.url), "size": hasher.size, "digest": str(hasher.digest())}
+
+
+def _object(request: Request, store: Store) -> tuple[str, Entry]:
+    """The key of the object and what its artifact's manifest says of it."""
+    if request.key:
+        prefix, _, name = request.key.rpartition("/")
+        manifest = read_manifest(store, Artifact.of_prefix(prefix))
+        entry = manifest.entry(name)
+        if entry is None:
+            names = ", ".join(each.name for each in manifest.entries)
+            raise ObjectNotFound("The artifact has no such object", f"{store.name}:{request.key}", f"It has: {names}")
+        return request.key, entry
+    artifact = Artifact(request.kind or "", request.account or "", request.id or "", request.volume)
+    manifest = read_manifest(store, artifact)
+    images = [each for each in manifest.entries if each.role in ("image", "disk")]
+    if len(images) != 1:
+        names = ", ".join(artifact.key(each.name) for each in manifest.entries)
+        raise InvalidRequest(
+            "The artifact has several objects", f"{store.name}:{artifact.prefix}", f"Give a key: {names}"
+        )
+    return artifact.key(images[0].name), images[0]
+
+
+def _refuse_damage(hasher: Hasher, entry: Entry, where: str) -> None:
+    actual = str(hasher.digest())
+    if (hasher.size, actual) != (entry.size, entry.digest):
+        what = f"The stored object is damaged: the manifest says {entry.size} bytes {entry.digest}"
+        raise ChecksumMismatch(
+            f"{what}, it has {hasher.size} bytes {actual}", where, "Nothing was uploaded; see `ssvm verify`"
+        )
