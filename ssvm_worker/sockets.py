@@ -1,0 +1,280 @@
+"""TCP and TLS connections that go only where they may, notice a stall, and hear a cancel.
+
+Raises OSErrors only (``AddressRefused`` and ``Stalled`` are two) and what *check* raises; the adapters above know what
+they were talking to, and translate. Standard library only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .addresses import AddressRule
+from .errors import ConfigError
+from .units import KiB
+
+Check = Callable[[], None]
+
+#: Seconds between two looks at the stop flag while a socket is quiet: a cancel must arrive within 2 s.
+TICK = 0.5
+#: Reads of this size and above are filled as far as bytes come quickly; smaller ones are those of a header parser.
+_FILL_FROM = 64 * KiB
+#: Seconds that one large read may go on filling.
+_FILL_S = 0.1
+
+
+class AddressRefused(OSError):
+    """Our own rule forbids every address of that host."""
+
+
+class Stalled(TimeoutError):
+    """The peer is connected, but nothing, or next to nothing, comes or is taken."""
+
+
+class Watch:
+    """Accounts for the time spent waiting on one connection, and ends the wait when it must end.
+
+    Only waiting counts: a reader that is itself held up by a slow store sees no stall.
+    """
+
+    def __init__(self, check: Check = lambda: None, stall_s: float = 60.0, min_rate: float = 1024.0) -> None:
+        """*stall_s*: seconds without a byte, or below *min_rate* bytes a second, that are a stall."""
+        self.check = check
+        self.stall_s = stall_s
+        self.min_rate = min_rate
+        self._unchecked = self._quiet = self._window = 0.0
+        self._moved = 0
+
+    def wait(self, move: Callable[[], int]) -> int:
+        """Repeat *move*, which times out after a TICK, until it has moved bytes; returns its result (0: the end).
+
+        Raises Stalled, and within two ticks what *check* raises.
+        """
+        while True:
+            started = time.monotonic()
+            moved = _moved(move)
+            self.spent(time.monotonic() - started, moved or 0)
+            if moved is not None:
+                return moved
+
+    def spent(self, seconds: float, moved: int = 0) -> None:
+        """Account for a wait that moved so many bytes."""
+        self._unchecked += seconds
+        if self._unchecked >= TICK:
+            self._unchecked = 0.0
+            self.check()
+        self._quiet = 0.0 if moved else self._quiet + seconds
+        self._window += seconds
+        self._moved += moved
+        if self._quiet >= self.stall_s:
+            raise Stalled(f"Not a byte moved for {self.stall_s:g} s")
+        if self._window >= self.stall_s:
+            if self._moved < self.min_rate * self._window:
+                raise Stalled(f"Only {self._moved} bytes moved in {self._window:.0f} s")
+            self._window, self._moved = 0.0, 0
+
+
+def _moved(move: Callable[[], int]) -> int | None:
+    try:
+        return move()
+    except TimeoutError:
+        return None
+
+
+class _Watched:
+    """What the plain and the TLS socket have in common; ``watch`` is set before the first byte."""
+
+    watch: Watch
+    _late: OSError | None = None
+
+    def _fill(self, view: memoryview, read: Callable[[memoryview], int]) -> int:
+        """Read once, and on while the view is large and more comes at once.
+
+        A TLS record has 16 KiB and a segment far less; without this each of them is a chunk of its own for Python. An
+        error after some bytes is kept for the next call: a reset must not cost the bytes that came before it.
+        """
+        if self._late is not None:
+            raise self._late
+        got = read(view)
+        until = time.monotonic() + _FILL_S
+        try:
+            while 0 < got < len(view) >= _FILL_FROM and time.monotonic() < until:
+                more = read(view[got:])
+                if not more:
+                    break
+                got += more
+        except TimeoutError:
+            pass
+        except OSError as error:
+            self._late = error
+        return got
+
+
+class WatchedSocket(_Watched, socket.socket):
+    """A TCP socket under a watch; http.client reads by ``recv_into`` and writes by ``sendall``."""
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        view = memoryview(buffer).cast("B")[: nbytes or None]
+        receive = super().recv_into
+        return self.watch.wait(lambda: self._fill(view, lambda rest: receive(rest, 0, flags)))
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        send = super().send
+        _send_all(lambda rest: send(rest, flags), data, self.watch)
+
+
+class WatchedTLSSocket(_Watched, ssl.SSLSocket):
+    """The same over TLS."""
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:  # noqa: ARG002 - TLS has none
+        view = memoryview(buffer).cast("B")[: nbytes or None]
+        return self.watch.wait(lambda: self._fill(view, self._read))
+
+    def _read(self, view: memoryview) -> int:
+        return self.read(len(view), view)  # type: ignore[return-value]  # with a buffer it is a count
+
+    def sendall(self, data: Any, flags: int = 0) -> None:  # noqa: ARG002
+        _send_all(super().send, data, self.watch)
+
+    def do_handshake(self, block: bool = False) -> None:
+        started = time.monotonic()
+        while True:
+            try:
+                return super().do_handshake(block)
+            except TimeoutError:
+                self.watch.check()
+                if time.monotonic() - started > self.watch.stall_s:
+                    raise
+
+
+def _send_all(send: Callable[[memoryview], int], data: Any, watch: Watch) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[watch.wait(lambda: send(view)) :]  # noqa: B023 - called at once
+
+
+def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
+    """A verifying client context: TLS 1.2 at least, the system's authorities and those of *ca_file*.
+
+    Raises ConfigError when the file cannot be read as PEM certificates.
+    """
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = WatchedTLSSocket
+    try:
+        if ca_file:
+            context.load_verify_locations(ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"No certificates can be read: {error}", ca_file or "", "Give a PEM file as ca_file"
+        ) from error
+    return context
+
+
+@dataclass(frozen=True)
+class Dial:
+    """How to connect: which addresses, how long (seconds for all of them together), and TLS or not."""
+
+    rule: AddressRule | None = None
+    timeout_s: float = 10.0
+    tls: ssl.SSLContext | None = None
+
+
+def connect(host: str, port: int, dial: Dial, watch: Watch) -> WatchedSocket | WatchedTLSSocket:
+    """A connected (and, with TLS, verified) socket to the first address of *host* that is allowed and answers.
+
+    The rule is applied to what the name resolves to, and again to the peer of the connected socket, so a name that
+    changes its mind in between gains nothing. A host with both kinds of addresses is reached on the allowed ones.
+    Raises AddressRefused; socket.gaierror; other OSErrors when nobody answers; ssl.SSLError; what *check* raises. DNS
+    itself cannot be interrupted.
+    """
+    plain = _connect_any(_allowed(host, port, dial.rule), dial, watch)
+    if dial.tls is None:
+        return plain
+    return _secure(plain, host, dial.tls, watch)
+
+
+def _secure(plain: WatchedSocket, host: str, context: ssl.SSLContext, watch: Watch) -> WatchedTLSSocket:
+    try:
+        # Ragged ends matter: without a close_notify, bytes that end with the connection may have been cut by anybody.
+        secure = context.wrap_socket(
+            plain, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        )
+    except BaseException:
+        plain.close()
+        raise
+    assert isinstance(secure, WatchedTLSSocket)
+    secure.watch = watch
+    try:
+        secure.do_handshake()
+    except BaseException:
+        secure.close()
+        raise
+    return secure
+
+
+def _allowed(host: str, port: int, rule: AddressRule | None) -> list[tuple[int, Any]]:
+    """Family and address of each place where *host* may be reached; AddressRefused if there is none."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    allowed: list[tuple[int, Any]] = [
+        (family, address) for family, _, _, _, address in found if not _refusal(address, rule)
+    ]
+    if not allowed:
+        first = found[0][4]
+        raise AddressRefused(f"{host} is at {first[0]}, which is {_refusal(first, rule)}")
+    return allowed
+
+
+def _refusal(address: Any, rule: AddressRule | None) -> str | None:
+    return rule.refuse(address[0]) if rule else None
+
+
+def _connect_any(places: list[tuple[int, Any]], dial: Dial, watch: Watch) -> WatchedSocket:
+    until = time.monotonic() + dial.timeout_s
+    for left, (family, address) in zip(range(len(places), 0, -1), places, strict=True):
+        # Each address gets its share of what is left, so that a first one that is dead leaves time for the second.
+        share = max(0.0, until - time.monotonic()) / left
+        sock = WatchedSocket(family, socket.SOCK_STREAM)
+        sock.watch = watch
+        try:
+            _connect_one(sock, address, share)
+            if reason := _refusal(sock.getpeername(), dial.rule):
+                raise AddressRefused(f"The socket is connected to {sock.getpeername()[0]}, which is {reason}")
+            sock.settimeout(TICK)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        except OSError:
+            sock.close()
+            if left == 1:
+                raise
+        except BaseException:
+            sock.close()
+            raise
+    raise AssertionError("unreachable: getaddrinfo gives one address at least")
+
+
+def _connect_one(sock: WatchedSocket, address: Any, timeout_s: float) -> None:
+    """Connect without blocking for longer than a tick at a time."""
+    until = time.monotonic() + timeout_s
+    sock.setblocking(False)
+    if (error := sock.connect_ex(address)) not in (0, errno.EINPROGRESS):
+        raise OSError(error, _failed(address, error))
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    while not poll.poll(TICK * 1000):
+        sock.watch.check()
+        if time.monotonic() > until:
+            raise TimeoutError(f"{address[0]} port {address[1]} did not answer within {timeout_s:.3g} s")
+    if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(error, _failed(address, error))
+
+
+def _failed(address: Any, error: int) -> str:
+    return f"{address[0]} port {address[1]}: {os.strerror(error)}"

@@ -1,0 +1,165 @@
+"""One GET: connect where it is allowed, follow the redirects, translate what goes wrong. The adapter of urllib3."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPException
+
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
+
+from ssvm_worker import __version__
+from ssvm_worker.addresses import AddressRule
+from ssvm_worker.errors import SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
+from ssvm_worker.sockets import TICK, AddressRefused, Dial, Watch, connect, tls_context
+from ssvm_worker.stream import Check
+from ssvm_worker.weburl import WebUrl
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """How to fetch; proxy variables of the environment are never looked at, a proxy would hide the address."""
+
+    rule: AddressRule = field(default_factory=AddressRule)
+    #: Seconds to connect, name resolution not counted.
+    connect_timeout_s: float = 10.0
+    #: Seconds without a byte, or below min_rate bytes a second, that are a stall.
+    stall_s: float = 60.0
+    min_rate: float = 1024.0
+    max_redirects: int = 5
+    #: PEM file of authorities to trust besides the system's.
+    ca_file: str | None = None
+
+
+class Exchange:
+    """An answer, its head read and its body still on the wire; ``close`` it."""
+
+    def __init__(self, connection: HTTPConnection, response: BaseHTTPResponse, url: WebUrl) -> None:
+        self.url = url
+        self.status = response.status
+        self.headers = response.headers
+        self._response = response
+        self._connection = connection
+
+    def close(self) -> None:
+        """Close the connection; an unread rest of the body is thrown away."""
+        self._response.close()
+        self._connection.close()
+
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """The body as it was sent, without undoing a Content-Encoding, in pieces of *size* at the most.
+
+        Raises what urllib3 raises when it is shorter than its Content-Length, or its last chunk is missing.
+        """
+        # read1 returns what has come, so that a reset does not cost the bytes before it; but it would return each
+        # chunk of a chunked body by itself, and those may be tiny.
+        chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
+        read = self._response.read if chunked else self._response.read1
+        while piece := read(size, decode_content=False):
+            yield piece
+
+
+def get(
+    url: WebUrl, own: Mapping[str, str], headers: Mapping[str, str], settings: HttpSettings, check: Check
+) -> Exchange:
+    """GET with redirects followed; the answer has any other status.
+
+    *own* headers go to every hop; the caller's *headers*, which may hold credentials, only to the origin that he gave.
+    Raises SourceDenied for a hop that is not allowed, a loop, or too many; SourceUnavailable.
+    """
+    seen = [url]
+    while True:
+        trusted = headers if all(each.origin == url.origin for each in seen) else {}
+        answer = _get_one(seen[-1], {**trusted, **own}, settings, check)
+        location = answer.headers.get("Location")
+        if answer.status not in _REDIRECTS or not location:
+            return answer
+        answer.close()
+        seen.append(_next_hop(seen, location, settings.max_redirects))
+
+
+def _next_hop(seen: list[WebUrl], location: str, most: int) -> WebUrl:
+    here = seen[-1]
+    try:
+        there = here.join(location)
+    except WorkerError as error:
+        raise SourceDenied(f"The server redirects to where we do not go: {error.what}", here.name) from error
+    if here.scheme == "https" and there.scheme == "http":
+        raise SourceDenied(
+            f"The server redirects from https to {there.name}", here.name, "Give an URL that stays with https"
+        )
+    if there in seen:
+        chain = " -> ".join(each.name for each in (*seen, there))
+        raise SourceDenied(f"The redirects run in a loop: {chain}", seen[0].name, "Tell the server's owner")
+    if len(seen) > most:
+        raise SourceDenied(f"More than {most} redirects", seen[0].name, f"Give the last URL itself: {there.name}")
+    return there
+
+
+def _get_one(url: WebUrl, headers: Mapping[str, str], settings: HttpSettings, check: Check) -> Exchange:
+    watch = Watch(check, settings.stall_s, settings.min_rate)
+    tls = tls_context(settings.ca_file) if url.scheme == "https" else None
+    connection = HTTPConnection(url.host, url.port, timeout=TICK)
+    with translated(url.name):
+        try:
+            # urllib3 finds itself connected: it opens no socket that we have not judged, and does no TLS of its own.
+            connection.sock = connect(url.host, url.port, Dial(settings.rule, settings.connect_timeout_s, tls), watch)
+            connection.request(
+                "GET", url.target, headers=_head(url, headers), preload_content=False, decode_content=False
+            )
+            return Exchange(connection, connection.getresponse(), url)
+        except BaseException:
+            connection.close()
+            raise
+
+
+def _head(url: WebUrl, headers: Mapping[str, str]) -> dict[str, str]:
+    ours = {"Host": url.authority, "Accept-Encoding": "identity", "Connection": "close"}
+    agent = {} if "user-agent" in map(str.lower, headers) else {"User-Agent": f"ssvm-worker/{__version__}"}
+    return {**agent, **headers, **ours}
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Turn what sockets, ssl and urllib3 raise into our words."""
+    try:
+        yield
+    except (HTTPError, HTTPException, OSError) as error:
+        # urllib3 wraps what it caught, and its text is the representation of that.
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        raise _translate(cause, where) from error
+
+
+def _translate(error: BaseException, where: str) -> WorkerError:
+    if isinstance(error, AddressRefused):
+        return SourceDenied(
+            str(error), where, "Only public addresses are fetched from; list others in download.allow_networks"
+        )
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return SourceDenied(
+            f"The server's certificate is not trusted: {error.verify_message}",
+            where,
+            "If it is from an authority of your own, name its certificate in ca_file",
+        )
+    return SourceUnavailable(f"The connection failed: {error}", where, "Look at the server and the way to it")
+
+
+def refusal(status: int, where: str) -> WorkerError:
+    """The error that a status without the bytes stands for."""
+    if status in (404, 410):
+        return SourceNotFound(f"There is nothing (status {status})", where, "Look at the URL")
+    if status in (401, 403, 407):
+        return SourceDenied(
+            f"The server refuses us (status {status})",
+            where,
+            "Give headers or credentials, or a link that is still valid",
+        )
+    if status in (408, 425, 429) or status >= 500 or status < 300:
+        return SourceUnavailable(f"The server gives no bytes now (status {status})", where, "Look at the server")
+    return SourceDenied(f"The server does not take the request (status {status})", where, "Look at the URL and headers")

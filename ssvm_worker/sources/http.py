@@ -1,0 +1,189 @@
+"""A source behind an http or https URL: checked, counted, and resumed only where it provably is the same object."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+from ssvm_worker.errors import SourceChanged, SourceNotFound, SourceUnavailable
+from ssvm_worker.stream import CHUNK, Check, limit
+from ssvm_worker.units import MiB
+from ssvm_worker.weburl import check_headers, parse
+
+from .exchange import Exchange, HttpSettings, get, refusal, translated
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+@dataclass(frozen=True)
+class Validator:
+    """What tells one state of an object from another; kept in a draft manifest, a later attempt goes on with it."""
+
+    #: A strong one only (RFC 9110, 13.1.5).
+    etag: str | None
+    #: Only where it counts as strong (RFC 9110, 8.8.2.2) and there is no strong ETag.
+    last_modified: str | None
+    #: Bytes of the whole object.
+    size: int
+
+    @property
+    def condition(self) -> str:
+        """The value of If-Range."""
+        return self.etag or self.last_modified or ""
+
+
+class HttpSource:
+    """``stream.Source`` for http and https.
+
+    Bytes are given as they are sent: where a server labels them with a Content-Encoding though we ask for none, it is
+    the encoded bytes that are counted, hashed and stored. Holds one chunk at a time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        settings: HttpSettings,
+        *,
+        headers: Mapping[str, str] | None = None,
+        check: Check = lambda: None,
+        validator: Validator | None = None,
+    ) -> None:
+        """*validator*: that of an earlier attempt, so that the first ``open`` may start behind its bytes.
+
+        Raises InvalidRequest for a URL or header that is never sent; touches nothing.
+        """
+        self._url = parse(url)
+        self._headers = check_headers(headers or {})
+        self._settings = settings
+        self._check = check
+        self.name = self._url.name
+        self.validator = validator
+        self.size = validator.size if validator else None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the server takes ranges and gave what proves that they are of the same object."""
+        return self.validator is not None
+
+    def open(self, offset: int = 0) -> Generator[bytes, None, None]:
+        """Yield the chunks from *offset* on; the request is made when the first is asked for.
+
+        Raises SourceNotFound (also for an empty object), SourceDenied, SourceChanged, SourceUnavailable.
+        """
+        if offset and offset == self.size:
+            return
+        with closing(self._ask(offset)) as answer, translated(self.name):
+            skip = self._begin(answer, offset)
+            position = offset - skip
+            for chunk in answer.chunks(CHUNK):
+                position += len(chunk)
+                if skip < len(chunk):
+                    yield chunk[skip:] if skip else chunk
+                skip = max(0, skip - len(chunk))
+        self._refuse_short(position)
+
+    def _ask(self, offset: int) -> Exchange:
+        own: dict[str, str] = {}
+        if offset:
+            if self.validator is None:
+                raise self._changed("The server gives nothing to tell whether the rest is of the same object")
+            own = {"Range": f"bytes={offset}-", "If-Range": self.validator.condition}
+        return get(self._url, own, self._headers, self._settings, self._check)
+
+    def _begin(self, answer: Exchange, offset: int) -> int:
+        """Judge the head of an answer; returns how many of its bytes to skip."""
+        if offset and answer.status == 416:
+            raise self._changed(f"The object has no bytes from {offset} on any more")
+        if answer.status == 204:
+            raise self._empty()
+        if answer.status not in ((200, 203, 206) if offset else (200, 203)):
+            raise refusal(answer.status, answer.url.name)
+        if not offset:
+            self._remember(answer)
+            return 0
+        if answer.status == 206:
+            self._match_range(answer, offset)
+            return 0
+        return self._match_whole(answer, offset)
+
+    def _remember(self, answer: Exchange) -> None:
+        """Take the size and the validator from the first answer."""
+        self.size = _length(answer)
+        self.validator = None
+        ranges = "bytes" in answer.headers.get("Accept-Ranges", "").lower()
+        if self.size and ranges:
+            etag = _strong_etag(answer)
+            date = None if etag else _strong_date(answer)
+            self.validator = Validator(etag, date, self.size) if etag or date else None
+
+    def _match_range(self, answer: Exchange, offset: int) -> None:
+        given = answer.headers.get("Content-Range", "none")
+        match = _CONTENT_RANGE.fullmatch(given)
+        if not match or int(match[1]) != offset or int(match[3]) != self.size:
+            raise self._changed(f"Asked for the bytes from {offset} on of {self.size}, the server gave {given[:80]!r}")
+        if (etag := answer.headers.get("ETag")) and self.validator and self.validator.etag not in (None, etag):
+            raise self._changed(f"The object's ETag was {self.validator.etag}, now it is {etag}")
+
+    def _match_whole(self, answer: Exchange, offset: int) -> int:
+        """The server gave the whole object: another one, unless it names the same strong ETag and ignores ranges."""
+        etag = self.validator.etag if self.validator else None
+        if etag and etag == _strong_etag(answer) and _length(answer) in (None, self.size):
+            return offset
+        raise self._changed("The object has changed since its first bytes came")
+
+    def _refuse_short(self, position: int) -> None:
+        if not position:
+            raise self._empty()
+        if self.size is None:
+            self.size = position
+        if position != self.size:
+            raise SourceUnavailable(f"The bytes ended at {position} of {self.size}", self.name, "Look at the server")
+
+    def _empty(self) -> SourceNotFound:
+        return SourceNotFound("The server gives an empty object", self.name, "Look at the URL")
+
+    def _changed(self, what: str) -> SourceChanged:
+        return SourceChanged(what, self.name, "Ask again, to start from the first byte")
+
+
+def _length(answer: Exchange) -> int | None:
+    """Content-Length; None where there is none, or the body is chunked and it does not count."""
+    text = answer.headers.get("Content-Length")
+    if text is None or "Transfer-Encoding" in answer.headers:
+        return None
+    values = {each.strip() for each in text.split(",")}
+    if len(values) != 1 or not (value := values.pop()).isdecimal():
+        raise SourceUnavailable(f"The server gives no clear Content-Length: {text[:80]!r}", answer.url.name)
+    return int(value)
+
+
+def _strong_etag(answer: Exchange) -> str | None:
+    etag = answer.headers.get("ETag", "").strip()
+    return etag if etag.startswith('"') else None
+
+
+def _strong_date(answer: Exchange) -> str | None:
+    """Last-Modified, if it lies a second or more before the answer was made."""
+    modified, made = answer.headers.get("Last-Modified"), answer.headers.get("Date")
+    try:
+        if modified and made and (parsedate_to_datetime(made) - parsedate_to_datetime(modified)).total_seconds() >= 1:
+            return modified
+    except (ValueError, TypeError):  # no date; or one of them without a zone
+        pass
+    return None
+
+
+def fetch_text(
+    url: str,
+    settings: HttpSettings,
+    *,
+    headers: Mapping[str, str] | None = None,
+    check: Check = lambda: None,
+    most: int = MiB,
+) -> str:
+    """A small text, such as a SHA256SUMS file, by the same rules; TooLarge above *most* bytes."""
+    source = HttpSource(url, settings, headers=headers, check=check)
+    return b"".join(limit(source.open(), most, source.name)).decode("utf-8", "replace")
