@@ -1,0 +1,205 @@
+"""An image store in a directory; it works on any mounted file system.
+
+Bytes go to a hidden part in the final directory (see ``part``). A commit is: fsync, a close that is checked, the size
+read back, rename, fsync of the directory. Any failed write, fsync or close is final: on NFS, ENOSPC is told once, by
+the write, and a later fsync and close say that all is well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from ssvm_worker.errors import (
+    InvalidRequest,
+    ObjectNotFound,
+    SourceChanged,
+    SourceUnavailable,
+    StoreDenied,
+    StoreFull,
+    StoreUnavailable,
+)
+from ssvm_worker.keys import check_key
+from ssvm_worker.stream import CHUNK, Owner, StoredObject, Usage
+
+from .directory import Tree, translated, translating
+from .part import FileSink, PartName, Place, begin, job_in_name
+
+#: An emptied directory is pruned, so whoever makes one may lose it at once to somebody else's clean-up.
+_TRIES = 3
+
+
+class FileStore:
+    """The objects below *root*, which must exist; no symbolic link below it is ever followed."""
+
+    resumable = True
+
+    def __init__(self, name: str, root: Path) -> None:
+        self.name = name
+        self.url = f"file://{root}"
+        self._tree = Tree(root)
+
+    def writer(self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False) -> FileSink:
+        """See Store. Takes the part over from an older writer of the same job, whose commit is then Cancelled."""
+        place = Place(self._tree, check_key(key), self._where(key))
+        sink = self._begin(place, owner, resume)
+        try:
+            self._make_room(place.where, (size_hint or 0) - sink.offset)
+        except BaseException:
+            sink.abort()
+            raise
+        return sink
+
+    def reader(self, key: str) -> FileReader:
+        """See Store. An object that is overwritten meanwhile is read to its old end."""
+        return FileReader(Place(self._tree, check_key(key), self._where(key)))
+
+    def stat(self, key: str) -> StoredObject:
+        """See Store."""
+        place = Place(self._tree, check_key(key), self._where(key))
+        with _translating_missing(place.where), self._tree.open(place.directory) as directory:
+            seen = os.stat(place.name, dir_fd=directory, follow_symlinks=False)
+        _check_regular(seen, place.where)
+        return StoredObject(key, seen.st_size, when=seen.st_mtime)
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """See Store. Holds the entries of one directory for each level."""
+        with translating(self._where(prefix)):
+            for found in self._tree.walk(_names(prefix)):
+                key = "/".join(found.path)
+                if _is_key(key):
+                    yield StoredObject(key, found.size, when=found.modified)
+
+    def delete(self, key: str) -> None:
+        """See Store. Directories that become empty go too."""
+        place = Place(self._tree, check_key(key), self._where(key))
+        with translating(place.where):
+            self._remove((*place.directory, place.name))
+
+    def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
+        """See Store. A part is as old as its last write, by the file server's clock; 0 takes parts of any age."""
+        limit, spared, swept = time.time() - older_than_s, job_in_name(spare) if spare else None, 0
+        with translating(self._where(prefix)):
+            for found in self._tree.walk(_names(prefix)):
+                part = PartName.parse(found.path[-1])
+                if part and part.job != spared and (not older_than_s or found.modified <= limit):
+                    swept += self._remove(found.path)
+        return swept
+
+    def usage(self) -> Usage:
+        """See Store; *free* is what an unprivileged user can take."""
+        with translating(self.name), self._tree.open() as root:
+            seen = os.statvfs(root)
+        unit = seen.f_frsize
+        return Usage(seen.f_blocks * unit, (seen.f_blocks - seen.f_bfree) * unit, seen.f_bavail * unit)
+
+    def _where(self, key: str) -> str:
+        return f"{self.name}:{key}"
+
+    def _begin(self, place: Place, owner: Owner, resume: bool) -> FileSink:
+        with translating(place.where):
+            for _ in range(_TRIES - 1):
+                with contextlib.suppress(FileNotFoundError):
+                    return begin(place, owner, resume)
+            return begin(place, owner, resume)
+
+    def _make_room(self, where: str, size: int) -> None:
+        free = self.usage().free or 0
+        if size > free:
+            raise StoreFull(
+                f"The store is full: {size} bytes do not fit into the {free} that are free",
+                where,
+                "Make room on it, or raise the quota, then retry",
+            )
+
+    def _remove(self, path: tuple[str, ...]) -> bool:
+        """Whether there was such a file."""
+        try:
+            with self._tree.open(path[:-1]) as directory:
+                os.unlink(path[-1], dir_fd=directory)
+                os.fsync(directory)
+        except FileNotFoundError:
+            return False
+        self._tree.prune(path[:-1])
+        return True
+
+
+class FileReader:
+    """See Source; holds a handle while it is open."""
+
+    resumable = True
+
+    def __init__(self, place: Place) -> None:
+        self.name = place.where
+        self.size: int | None = None
+        self._place = place
+        self._first: tuple[int, ...] | None = None
+
+    def open(self, offset: int = 0) -> Generator[bytes, None, None]:
+        """See Source."""
+        try:
+            with _translating_missing(self.name):
+                handle = self._open()
+                try:
+                    yield from self._chunks(handle, offset)
+                finally:
+                    os.close(handle)
+        except StoreUnavailable as error:
+            raise SourceUnavailable(*error.args) from error
+
+    def _open(self) -> int:
+        with self._place.tree.open(self._place.directory) as directory:
+            # Non-blocking, so that a pipe in the object's place cannot hold us.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            return os.open(self._place.name, flags, dir_fd=directory)
+
+    def _chunks(self, handle: int, offset: int) -> Iterator[bytes]:
+        self._check_same(os.fstat(handle))
+        os.lseek(handle, offset, os.SEEK_SET)
+        left = (self.size or 0) - offset
+        while left > 0:
+            chunk = os.read(handle, min(CHUNK, left))
+            if not chunk:
+                raise SourceUnavailable(f"The object ended {left} bytes early", self.name, "Verify the artifact")
+            left -= len(chunk)
+            yield chunk
+
+    def _check_same(self, seen: os.stat_result) -> None:
+        _check_regular(seen, self.name)
+        identity = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+        if self._first not in (None, identity):
+            raise SourceChanged("The object was overwritten while it was read", self.name, "Ask again")
+        self._first, self.size = identity, seen.st_size
+
+
+@contextlib.contextmanager
+def _translating_missing(where: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ObjectNotFound("There is no such object", where, "`ssvm list` tells what is there") from error
+    except OSError as error:
+        raise translated(error, where) from error
+
+
+def _check_regular(seen: os.stat_result, where: str) -> None:
+    if stat.S_ISDIR(seen.st_mode):
+        raise ObjectNotFound("That is a directory, not an object", where, "`ssvm list` tells what is there")
+    if not stat.S_ISREG(seen.st_mode):
+        raise StoreDenied("That is no regular file", where, "Symbolic links and devices are never followed")
+
+
+def _names(prefix: str) -> tuple[str, ...]:
+    prefix = prefix.strip("/")
+    return tuple(check_key(prefix).split("/")) if prefix else ()
+
+
+def _is_key(path: str) -> bool:
+    try:
+        return bool(check_key(path))
+    except InvalidRequest:
+        return False

@@ -1,0 +1,223 @@
+"""Uncommitted bytes in a directory: a hidden file beside the final name, ``.<name>.<job>.<token>.part``.
+
+The fence lies in that name. A newer writer of the same job renames or removes the part, so whoever lost its claim finds
+nothing to rename at its commit. Unless it resumes, the newer one writes a fresh inode, which no old handle reaches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
+from ssvm_worker.stream import CHUNK, Owner, StoredObject
+
+from .directory import Tree, translated, translating
+from .sink import LeavingAborts
+
+_FILE_MODE = 0o640
+_PART = re.compile(r"\.(?P<name>.+)\.(?P<job>[A-Za-z0-9_-]+)\.(?P<token>\d+)\.part")
+#: Characters of a job id in a part's name: with a key's 180 and a token's 20 that stays below NAME_MAX, 255.
+_JOB_LENGTH = 40
+_OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class PartName:
+    """Whose uncommitted bytes of which object."""
+
+    name: str
+    job: str
+    token: int
+
+    def __str__(self) -> str:
+        return f".{self.name}.{self.job}.{self.token}.part"
+
+    @classmethod
+    def parse(cls, text: str) -> PartName | None:
+        """The part of that file name, or None for any other file."""
+        match = _PART.fullmatch(text)
+        return cls(match["name"], match["job"], int(match["token"])) if match else None
+
+
+def job_in_name(job_id: str) -> str:
+    """The job id as a part's name holds it: itself if plain and short, else shortened, with a hash to tell it apart."""
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", job_id)
+    if plain == job_id and 0 < len(plain) <= _JOB_LENGTH:
+        return plain
+    return f"{plain[: _JOB_LENGTH - 9]}-{hashlib.sha256(job_id.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an object will lie."""
+
+    tree: Tree
+    key: str
+    #: For messages.
+    where: str
+
+    @property
+    def directory(self) -> tuple[str, ...]:
+        """The names above the object's own."""
+        return tuple(self.key.split("/")[:-1])
+
+    @property
+    def name(self) -> str:
+        """The object's own name."""
+        return self.key.rsplit("/", 1)[-1]
+
+
+def begin(place: Place, owner: Owner, resume: bool) -> FileSink:
+    """A sink whose part exists; OSError, or Cancelled when a newer writer of the same job has one."""
+    part = PartName(place.name, job_in_name(owner.job_id), owner.token)
+    with place.tree.open(place.directory, make=True) as directory:
+        left = _left_by_job(directory, part)
+        newest = left.pop() if left and resume else None
+        for old in left:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(str(old), dir_fd=directory)
+        if newest:
+            os.rename(str(newest), str(part), src_dir_fd=directory, dst_dir_fd=directory)
+        flags = _OPEN if newest else _OPEN | os.O_CREAT | os.O_EXCL
+        handle = os.open(str(part), flags, _FILE_MODE, dir_fd=directory)
+        return FileSink(place, str(part), os.dup(directory), handle)
+
+
+def _left_by_job(directory: int, part: PartName) -> list[PartName]:
+    """The parts of this object that the same job has left, the newest last."""
+    parts = (PartName.parse(name) for name in os.listdir(directory))
+    left = [each for each in parts if each and (each.name, each.job) == (part.name, part.job)]
+    if any(each.token > part.token for each in left):
+        raise Cancelled("fenced")
+    return sorted(left, key=lambda each: each.token)
+
+
+class FileSink(LeavingAborts):
+    """See Sink; holds two handles and no bytes. The first error is final: it is raised again by all that follows."""
+
+    def __init__(self, place: Place, part: str, directory: int, handle: int) -> None:
+        self.key = place.key
+        self.offset = os.lseek(handle, 0, os.SEEK_END)
+        self._place = place
+        self._part = part
+        self._directory = directory
+        self._handle = handle
+        self._identity = _identity(os.fstat(handle))
+        self._size = self.offset
+        self._failed: WorkerError | None = None
+        self._ended = False
+
+    def write(self, chunk: bytes) -> None:
+        """See Sink."""
+        with self._once_failed_for_ever():
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(self._handle, rest) :]
+            self._size += len(chunk)
+
+    def resumed(self) -> Iterator[bytes]:
+        """See Sink."""
+        done = 0
+        while done < self.offset:
+            with translating(self._place.where):
+                chunk = os.pread(self._handle, min(CHUNK, self.offset - done), done)
+            if not chunk:
+                raise StoreUnavailable("The bytes of the earlier attempt are gone", self._place.where, "Try again")
+            done += len(chunk)
+            yield chunk
+
+    def commit(self) -> StoredObject:
+        """See Sink. Cancelled if a newer writer of the same job took the part."""
+        with self._once_failed_for_ever():
+            os.fsync(self._handle)
+            self._close()
+            modified = self._check_part()
+            self._rename()
+            os.fsync(self._directory)
+        self._end()
+        return StoredObject(self.key, self._size, when=modified)
+
+    def abort(self) -> None:
+        """See Sink. What cannot be removed is left to the sweep: an abort must not hide the error before it."""
+        if self._ended:
+            return
+        with contextlib.suppress(OSError):
+            self._close()
+        with contextlib.suppress(OSError):
+            if _identity(self._look()) == self._identity:
+                os.unlink(self._part, dir_fd=self._directory)
+        self._end()
+        self._place.tree.prune(self._place.directory)
+
+    def suspend(self) -> None:
+        """See Sink. Bytes behind a failed write cannot be trusted and are not kept."""
+        if self._ended:
+            return
+        if self._failed or not self._size:
+            self.abort()
+            return
+        with contextlib.suppress(OSError):
+            os.fsync(self._handle)
+            self._close()
+        self._end()
+
+    @contextlib.contextmanager
+    def _once_failed_for_ever(self) -> Iterator[None]:
+        if self._failed:
+            raise self._failed
+        try:
+            yield
+        except OSError as error:
+            self._failed = translated(error, self._place.where)
+            raise self._failed from error
+        except WorkerError as error:
+            self._failed = error
+            raise
+
+    def _look(self) -> os.stat_result:
+        return os.stat(self._part, dir_fd=self._directory, follow_symlinks=False)
+
+    def _check_part(self) -> float:
+        """Its time, if it is still ours and as long as what was written."""
+        try:
+            seen = self._look()
+        except FileNotFoundError as error:
+            _fenced(error)
+        if _identity(seen) != self._identity:
+            _fenced(None)
+        if seen.st_size != self._size:
+            raise StoreUnavailable(
+                f"The store has {seen.st_size} bytes of the {self._size} written", self._place.where, "Try again"
+            )
+        return seen.st_mtime
+
+    def _rename(self) -> None:
+        try:
+            os.rename(self._part, self._place.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except FileNotFoundError as error:
+            _fenced(error)
+
+    def _close(self) -> None:
+        if self._handle >= 0:
+            handle, self._handle = self._handle, -1
+            os.close(handle)
+
+    def _end(self) -> None:
+        self._ended = True
+        with contextlib.suppress(OSError):
+            self._close()
+        os.close(self._directory)
+
+
+def _identity(seen: os.stat_result) -> tuple[int, int]:
+    return seen.st_dev, seen.st_ino
+
+
+def _fenced(error: OSError | None) -> NoReturn:
+    raise Cancelled("fenced") from error

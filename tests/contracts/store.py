@@ -1,0 +1,489 @@
+"""What every image store promises. A new store's test file gives the ``store`` fixture, and gets all of this.
+
+class TestOurStore(StoreContract):
+    @pytest.fixture
+    def store(self) -> Store: ...
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, SourceChanged
+from ssvm_worker.stream import CHUNK, Owner, Sink, Store, put_bytes, read_bytes
+
+ME = Owner("job-me", 1)
+OTHER = Owner("job-other", 1)
+#: Random, so that a chunk or a part in the wrong place is seen; three parts on S3 with the smallest parts there are.
+BIG = random.Random(2).randbytes(11 * CHUNK + 12345)
+
+BAD_KEYS = [
+    pytest.param("", id="empty"),
+    pytest.param("/etc/passwd", id="absolute"),
+    pytest.param("a/", id="ends in a slash"),
+    pytest.param("a//b", id="empty component"),
+    pytest.param("../a", id="climbs out at once"),
+    pytest.param("a/../../b", id="climbs out later"),
+    pytest.param("a/./b", id="a dot"),
+    pytest.param("a/.hidden", id="hidden, as parts are"),
+    pytest.param("a\0b", id="NUL"),
+    pytest.param("a\nb", id="line break"),
+    pytest.param("a b", id="blank"),
+    pytest.param("a\\b", id="backslash"),
+    pytest.param("ä/b", id="not ASCII"),
+    pytest.param("a" * 300, id="300 characters"),
+]
+
+
+def chunks_of(data: bytes) -> Iterator[bytes]:
+    """The data in chunks that are never larger than allowed, and not all of one size."""
+    start, sizes = 0, (CHUNK, CHUNK - 1, 70_001)
+    for number in range(len(data)):
+        if start >= len(data):
+            return
+        size = sizes[number % 3]
+        yield data[start : start + size]
+        start += size
+
+
+def fill(sink: Sink, data: bytes) -> Sink:
+    """Write all of it."""
+    for chunk in chunks_of(data):
+        sink.write(chunk)
+    return sink
+
+
+def put(store: Store, key: str, data: bytes, size_hint: int | None = None, owner: Owner = ME) -> None:
+    """Store an object the way a stream does."""
+    with store.writer(key, size_hint, owner=owner) as sink:
+        fill(sink, data).commit()
+
+
+def get(store: Store, key: str, offset: int = 0) -> bytes:
+    """All bytes from *offset* on."""
+    return b"".join(store.reader(key).open(offset))
+
+
+def keys(store: Store, prefix: str = "") -> list[str]:
+    """What is listed, in its order."""
+    return [each.key for each in store.list(prefix)]
+
+
+class StoreContract:
+    """The promises of Store, Sink and its Source."""
+
+    #: Bytes of which a store surely has something to sweep, when they were written and not committed.
+    unfinished = BIG
+
+    # Writing and committing
+
+    @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, len(BIG)])
+    def test_committed_bytes_are_read_back(self, store: Store, size: int) -> None:
+        """What was committed is read back byte by byte, whatever its size."""
+        put(store, "a/b/object", BIG[:size], size)
+        assert get(store, "a/b/object") == BIG[:size]
+
+    @pytest.mark.parametrize(
+        "hint",
+        [
+            pytest.param(None, id="unknown"),
+            pytest.param(0, id="nothing"),
+            pytest.param(10, id="too small"),
+            pytest.param(3 * len(BIG), id="too large"),
+        ],
+    )
+    def test_size_hint_is_only_a_hint(self, store: Store, hint: int | None) -> None:
+        """A wrong size hint costs nothing but comfort: the object is whole."""
+        put(store, "hinted", BIG, hint)
+        assert get(store, "hinted") == BIG
+
+    def test_commit_tells_key_and_size(self, store: Store) -> None:
+        """Commit gives the object as the store itself reports it."""
+        with store.writer("a/object", owner=ME) as sink:
+            stored = fill(sink, BIG[:1000]).commit()
+        assert (stored.key, stored.size) == ("a/object", 1000)
+
+    def test_sink_knows_its_key_and_starts_at_zero(self, store: Store) -> None:
+        """A new sink has its key, no offset, and no bytes of anybody before."""
+        with store.writer("a/object", owner=ME) as sink:
+            assert (sink.key, sink.offset, list(sink.resumed())) == ("a/object", 0, [])
+
+    def test_stat_tells_size_and_time(self, store: Store) -> None:
+        """Stat gives the size, and a time between the start of the test and now, give or take a clock's grain."""
+        before = time.time()
+        put(store, "a/object", b"four")
+        seen = store.stat("a/object")
+        assert (seen.key, seen.size) == ("a/object", 4)
+        assert before - 2 <= seen.when <= time.time() + 2
+
+    def test_uncommitted_is_invisible(self, store: Store) -> None:
+        """Until the commit nothing can be listed, looked at or read."""
+        with store.writer("a/object", owner=ME) as sink:
+            fill(sink, BIG)
+            assert keys(store) == []
+            with pytest.raises(ObjectNotFound):
+                store.stat("a/object")
+            with pytest.raises(ObjectNotFound):
+                get(store, "a/object")
+
+    def test_leaving_without_commit_stores_nothing(self, store: Store) -> None:
+        """A sink that is left uncommitted leaves neither an object nor anything to sweep."""
+        with store.writer("a/object", owner=ME) as sink:
+            fill(sink, self.unfinished)
+        assert keys(store) == []
+        assert store.sweep(0) == 0
+
+    def test_an_error_in_the_block_stores_nothing(self, store: Store) -> None:
+        """An error on the way passes through, and nothing is stored."""
+        with pytest.raises(ZeroDivisionError), store.writer("a/object", owner=ME) as sink:
+            sink.write(fill(sink, self.unfinished) and bytes(1 // 0))
+        assert (keys(store), store.sweep(0)) == ([], 0)
+
+    def test_abort_may_be_repeated(self, store: Store) -> None:
+        """Aborting twice is aborting once."""
+        sink = fill(store.writer("a/object", owner=ME), self.unfinished)
+        sink.abort()
+        sink.abort()
+        assert (keys(store), store.sweep(0)) == ([], 0)
+
+    def test_abort_after_commit_keeps_the_object(self, store: Store) -> None:
+        """An abort does not undo a commit."""
+        with store.writer("a/object", owner=ME) as sink:
+            fill(sink, BIG).commit()
+            sink.abort()
+        assert get(store, "a/object") == BIG
+
+    def test_overwriting_shows_at_the_commit(self, store: Store) -> None:
+        """The old object stands until the new one is committed."""
+        put(store, "a/object", b"old")
+        with store.writer("a/object", owner=ME) as sink:
+            fill(sink, BIG)
+            assert get(store, "a/object") == b"old"
+            sink.commit()
+        assert get(store, "a/object") == BIG
+
+    def test_aborted_overwrite_keeps_the_old(self, store: Store) -> None:
+        """A failed overwrite costs nothing."""
+        put(store, "a/object", b"old")
+        fill(store.writer("a/object", owner=ME), self.unfinished).abort()
+        assert get(store, "a/object") == b"old"
+
+    def test_last_commit_of_two_writers_wins(self, store: Store) -> None:
+        """Two writers of one key do not mix their bytes."""
+        first, second = store.writer("a/object", owner=ME), store.writer("a/object", owner=OTHER)
+        for one, two in zip(chunks_of(BIG), chunks_of(BIG[::-1]), strict=True):
+            first.write(one)
+            second.write(two)
+        first.commit()
+        assert get(store, "a/object") == BIG
+        second.commit()
+        assert get(store, "a/object") == BIG[::-1]
+
+    def test_writers_in_several_threads(self, store: Store) -> None:
+        """Threads may write different objects of one store at once."""
+        names = [f"a/{number}" for number in range(4)]
+        threads = [threading.Thread(target=put, args=(store, name, BIG[: 2 * CHUNK])) for name in names]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join(60)
+        assert [get(store, name) == BIG[: 2 * CHUNK] for name in names] == [True] * 4
+
+    # Reading
+
+    @pytest.mark.parametrize("offset", [0, 1, CHUNK, len(BIG) - 1, len(BIG)])
+    def test_reading_from_an_offset(self, store: Store, offset: int) -> None:
+        """A fresh reader opened at an offset gives just the rest, down to nothing."""
+        put(store, "a/object", BIG)
+        assert get(store, "a/object", offset) == BIG[offset:]
+
+    def test_chunks_are_small_and_never_empty(self, store: Store) -> None:
+        """A chunk has 1 byte to 1 MiB, and is immutable."""
+        put(store, "a/object", BIG)
+        for chunk in store.reader("a/object").open():
+            assert isinstance(chunk, bytes)
+            assert 0 < len(chunk) <= CHUNK
+
+    def test_reader_tells_its_size(self, store: Store) -> None:
+        """The size is known when the first chunk has come, and the source says that it can be resumed."""
+        put(store, "a/object", BIG)
+        source = store.reader("a/object")
+        next(source.open())
+        assert (source.size, source.resumable) == (len(BIG), True)
+        assert "a/object" in source.name
+
+    def test_reader_goes_on_where_it_was_left(self, store: Store) -> None:
+        """A reader that is reopened at a byte goes on with the same object."""
+        put(store, "a/object", BIG)
+        source = store.reader("a/object")
+        chunks = source.open()
+        head = next(chunks)
+        chunks.close()
+        assert head + b"".join(source.open(len(head))) == BIG
+
+    def test_reader_refuses_another_object(self, store: Store) -> None:
+        """A reader that is reopened after an overwrite says so, and does not mix old and new."""
+        put(store, "a/object", BIG)
+        source = store.reader("a/object")
+        source_chunks = source.open()
+        next(source_chunks)
+        source_chunks.close()
+        put(store, "a/object", BIG[::-1])
+        with pytest.raises(SourceChanged):
+            next(source.open(CHUNK))
+
+    def test_several_readers_at_once(self, store: Store) -> None:
+        """Readers of one object do not disturb each other."""
+        put(store, "a/object", BIG)
+        pairs = zip(store.reader("a/object").open(), store.reader("a/object").open(), strict=True)
+        assert b"".join(one for one, two in pairs if one == two) == BIG
+
+    def test_missing_object(self, store: Store) -> None:
+        """Looking at, or reading, what is not there says so and names it."""
+        with pytest.raises(ObjectNotFound, match="a/object"):
+            store.stat("a/object")
+        with pytest.raises(ObjectNotFound, match="a/object"):
+            get(store, "a/object")
+
+    # Listing and deleting
+
+    def test_list_takes_whole_components(self, store: Store) -> None:
+        """The prefix is a path: what begins with the same letters is not below it."""
+        for key in ("a/2/x", "a/20/x", "a/201/x", "b/2/x"):
+            put_bytes(store, key, b"1", ME)
+        assert keys(store, "a/2") == ["a/2/x"]
+        assert keys(store, "a/20/") == ["a/20/x"]
+
+    def test_list_is_sorted_by_key(self, store: Store) -> None:
+        """Keys come in the order of their characters, across directories."""
+        names = ["a-b/x", "a.b", "a/x", "a/y/z", "a0/x", "b"]
+        for key in reversed(names):
+            put_bytes(store, key, b"1", ME)
+        assert keys(store) == sorted(names)
+
+    def test_list_tells_sizes(self, store: Store) -> None:
+        """A listing is as good as a stat of each."""
+        put_bytes(store, "a/object", b"seven b", ME)
+        assert [(each.key, each.size) for each in store.list("a")] == [("a/object", 7)]
+
+    @pytest.mark.parametrize("prefix", ["nowhere", "a/nowhere", "a/object"])
+    def test_list_of_nothing_is_empty(self, store: Store, prefix: str) -> None:
+        """Nothing lies below a directory that is not there, nor below an object."""
+        put_bytes(store, "a/other", b"1", ME)
+        assert keys(store, prefix) == []
+
+    def test_delete(self, store: Store) -> None:
+        """A deleted object is gone, and its neighbours are not."""
+        put_bytes(store, "a/object", b"1", ME)
+        put_bytes(store, "a/object2", b"2", ME)
+        store.delete("a/object")
+        assert keys(store) == ["a/object2"]
+
+    def test_delete_of_nothing_is_fine(self, store: Store) -> None:
+        """Deleting twice, or what never was, is no error."""
+        store.delete("a/never")
+        put_bytes(store, "a/object", b"1", ME)
+        store.delete("a/object")
+        store.delete("a/object")
+        assert keys(store) == []
+
+    def test_a_key_can_be_used_again(self, store: Store) -> None:
+        """After a delete, the same key takes a new object."""
+        put_bytes(store, "a/b/object", b"1", ME)
+        store.delete("a/b/object")
+        put_bytes(store, "a/b/object", b"2", ME)
+        assert read_bytes(store, "a/b/object") == b"2"
+
+    # Keys
+
+    @pytest.mark.parametrize("key", BAD_KEYS)
+    def test_bad_keys_are_refused(self, store: Store, key: str) -> None:
+        """A key that is no plain path is refused by every door, before anything is touched."""
+        with pytest.raises(InvalidRequest):
+            store.writer(key, owner=ME)
+        with pytest.raises(InvalidRequest):
+            get(store, key)
+        with pytest.raises(InvalidRequest):
+            store.stat(key)
+        with pytest.raises(InvalidRequest):
+            store.delete(key)
+        assert (keys(store), store.sweep(0)) == ([], 0)
+
+    @pytest.mark.parametrize("prefix", ["..", "a/../b", ".hidden", "a\0b", "a" * 300])
+    def test_bad_prefixes_are_refused(self, store: Store, prefix: str) -> None:
+        """A prefix obeys the rules of keys."""
+        with pytest.raises(InvalidRequest):
+            keys(store, prefix)
+        with pytest.raises(InvalidRequest):
+            store.sweep(0, prefix)
+
+    def test_longest_key_takes_any_job(self, store: Store) -> None:
+        """A component of 180 characters leaves room for whatever a store adds while it writes."""
+        put(store, "a/" + "n" * 180, b"1", owner=Owner("../job with/any\0letters" * 20, 10**15))
+        assert keys(store) == ["a/" + "n" * 180]
+
+    # Sweeping
+
+    def test_sweep_removes_what_was_abandoned(self, store: Store) -> None:
+        """A sweep counts and removes uncommitted writes; a swept one can no longer commit; objects stay."""
+        put(store, "a/done", b"1")
+        sink = fill(store.writer("a/object", owner=OTHER), self.unfinished)
+        assert (store.sweep(0), store.sweep(0)) == (1, 0)
+        with pytest.raises(Cancelled):
+            sink.commit()
+        sink.abort()
+        assert keys(store) == ["a/done"]
+
+    def test_sweep_spares_the_young(self, store: Store) -> None:
+        """What was touched within the time is left alone, and can be committed."""
+        with store.writer("a/object", owner=OTHER) as sink:
+            fill(sink, self.unfinished)
+            assert store.sweep(3600) == 0
+            sink.commit()
+        assert get(store, "a/object") == self.unfinished
+
+    def test_sweep_spares_a_job(self, store: Store) -> None:
+        """The writes of the job that sweeps are left alone, those of others are not."""
+        with store.writer("a/mine", owner=ME) as mine, store.writer("a/theirs", owner=OTHER) as theirs:
+            fill(mine, self.unfinished)
+            fill(theirs, self.unfinished)
+            assert store.sweep(0, spare=ME.job_id) == 1
+            mine.commit()
+        assert keys(store) == ["a/mine"]
+
+    def test_sweep_takes_whole_components(self, store: Store) -> None:
+        """A sweep below a/2 leaves a/20 alone."""
+        with store.writer("a/2/object", owner=ME) as below, store.writer("a/20/object", owner=ME) as beside:
+            fill(below, self.unfinished)
+            fill(beside, self.unfinished)
+            assert store.sweep(0, "a/2") == 1
+            beside.commit()
+        assert keys(store) == ["a/20/object"]
+
+    # The store itself
+
+    def test_usage_is_never_negative(self, store: Store) -> None:
+        """Usage gives bytes, or None where the store cannot know."""
+        usage = store.usage()
+        assert all(each is None or each >= 0 for each in (usage.total, usage.used, usage.free))
+
+    def test_names_are_safe_to_log(self, store: Store) -> None:
+        """A store has a name and a URL without credentials."""
+        assert store.name
+        assert "://" in store.url
+        assert "@" not in store.url
+
+    def test_suspended_is_invisible(self, store: Store) -> None:
+        """A suspended write is no object, and leaving the block afterwards does not hurt."""
+        with store.writer("a/object", owner=ME) as sink:
+            fill(sink, self.unfinished)
+            sink.suspend()
+        assert keys(store) == []
+        assert store.sweep(0) == (1 if store.resumable else 0)
+
+    def test_resume_where_nothing_was_left(self, store: Store) -> None:
+        """Asked to resume with nothing there, a writer starts at the first byte."""
+        with store.writer("a/object", owner=ME, resume=True) as sink:
+            assert (sink.offset, list(sink.resumed())) == (0, [])
+            fill(sink, BIG).commit()
+        assert get(store, "a/object") == BIG
+
+
+class ResumableStoreContract(StoreContract):
+    """The promises of a store that keeps suspended writes, and of its fence."""
+
+    def left_by(self, store: Store, owner: Owner, size: int = 3 * CHUNK + 17) -> None:
+        """Let an attempt break off after *size* bytes."""
+        with store.writer("a/object", owner=owner) as sink:
+            fill(sink, BIG[:size]).suspend()
+
+    def test_next_attempt_goes_on(self, store: Store) -> None:
+        """The next attempt of the job finds the bytes, gives them to the hashes, and adds the rest."""
+        self.left_by(store, ME)
+        with store.writer("a/object", len(BIG), owner=Owner(ME.job_id, 2), resume=True) as sink:
+            head = list(sink.resumed())
+            assert sink.offset == len(b"".join(head))
+            fill(sink, BIG[sink.offset :]).commit()
+        assert b"".join(head) == BIG[: 3 * CHUNK + 17]
+        assert all(0 < len(chunk) <= CHUNK for chunk in head)
+        assert (get(store, "a/object"), store.sweep(0)) == (BIG, 0)
+
+    def test_the_newest_bytes_are_taken(self, store: Store) -> None:
+        """Of several attempts' parts the newest is resumed; none is left behind."""
+        self.left_by(store, ME)
+        with store.writer("a/object", owner=Owner(ME.job_id, 2), resume=True) as sink:
+            fill(sink, BIG[sink.offset : 5 * CHUNK]).suspend()
+        with store.writer("a/object", owner=Owner(ME.job_id, 3), resume=True) as sink:
+            assert sink.offset == 5 * CHUNK
+        assert store.sweep(0) == 0
+
+    def test_same_attempt_goes_on(self, store: Store) -> None:
+        """An equal token resumes too."""
+        self.left_by(store, ME)
+        with store.writer("a/object", owner=ME, resume=True) as sink:
+            assert sink.offset == 3 * CHUNK + 17
+
+    def test_another_job_starts_anew(self, store: Store) -> None:
+        """Bytes of one job are never given to another, nor taken from it."""
+        self.left_by(store, ME)
+        with store.writer("a/object", owner=OTHER, resume=True) as sink:
+            assert sink.offset == 0
+        assert store.sweep(0) == 1
+
+    def test_not_asked_to_resume_starts_anew(self, store: Store) -> None:
+        """Without resume, the job's old bytes are dropped."""
+        self.left_by(store, ME)
+        put(store, "a/object", b"new", owner=Owner(ME.job_id, 2))
+        assert (get(store, "a/object"), store.sweep(0)) == (b"new", 0)
+
+    def test_abort_drops_resumed_bytes(self, store: Store) -> None:
+        """An abort also drops what an earlier attempt had left."""
+        self.left_by(store, ME)
+        store.writer("a/object", owner=Owner(ME.job_id, 2), resume=True).abort()
+        assert (keys(store), store.sweep(0)) == ([], 0)
+
+    def test_sweep_spares_a_suspended_job(self, store: Store) -> None:
+        """What a job left for its next attempt is spared with it."""
+        self.left_by(store, ME)
+        assert store.sweep(0, spare=ME.job_id) == 0
+        assert store.sweep(0, spare=OTHER.job_id) == 1
+
+    @pytest.mark.parametrize(
+        ("token", "resume"),
+        [
+            pytest.param(2, False, id="newer token, anew"),
+            pytest.param(2, True, id="newer token, resuming"),
+            pytest.param(1, False, id="same token, anew"),
+        ],
+    )
+    def test_taken_over_writer_cannot_commit(self, store: Store, resume: bool, token: int) -> None:
+        """When a later writer of the job has taken over, the earlier one's commit is fenced off, its abort harmless."""
+        zombie = fill(store.writer("a/object", owner=ME), BIG[:CHUNK])
+        with store.writer("a/object", owner=Owner(ME.job_id, token), resume=resume) as heir:
+            with pytest.raises(Cancelled, match="another worker"):
+                zombie.commit()
+            zombie.abort()
+            fill(heir, BIG[heir.offset :]).commit()
+        assert get(store, "a/object") == BIG
+
+    def test_older_token_cannot_open(self, store: Store) -> None:
+        """A writer that is older than the one at work is fenced off at once, and takes nothing away."""
+        with store.writer("a/object", owner=Owner(ME.job_id, 2)) as sink:
+            fill(sink, BIG)
+            with pytest.raises(Cancelled):
+                store.writer("a/object", owner=ME)
+            sink.commit()
+        assert get(store, "a/object") == BIG
+
+    def test_zombie_cannot_spoil_a_fresh_start(self, store: Store) -> None:
+        """Bytes that a fenced-off writer still writes do not reach the object of its heir."""
+        zombie = store.writer("a/object", owner=ME)
+        with store.writer("a/object", owner=Owner(ME.job_id, 2)) as heir:
+            fill(zombie, b"x" * CHUNK)
+            fill(heir, BIG).commit()
+        assert get(store, "a/object") == BIG

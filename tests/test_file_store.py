@@ -1,0 +1,346 @@
+"""The store in a directory keeps the promises of every store; what is a file system's own is here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.errors import (
+    Cancelled,
+    SourceUnavailable,
+    StoreDenied,
+    StoreFull,
+    StoreUnavailable,
+    WorkerError,
+)
+from ssvm_worker.stores.directory import translated
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.part import PartName, job_in_name
+from ssvm_worker.stream import CHUNK, Owner, put_bytes, read_bytes
+from tests.contracts.store import BIG, ME, ResumableStoreContract, fill, get, keys, put
+
+NOBODY = 65534
+
+
+class TestFileStore(ResumableStoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> FileStore:
+        return FileStore("local", tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore("local", tmp_path)
+
+
+def names(root: Path) -> list[str]:
+    """Every path below the root, hidden ones too."""
+    return sorted(str(each.relative_to(root)) for each in root.rglob("*"))
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """A real limit of the kernel: a write beyond it fails with EFBIG."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Let go of root's power over permissions."""
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(was)
+
+
+@pytest.fixture
+def public_root() -> Iterator[Path]:
+    """A directory that everybody may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+# Parts
+
+
+def test_part_is_hidden_beside_the_object(store: FileStore, tmp_path: Path) -> None:
+    """Uncommitted bytes stand in the final directory under a hidden name that tells job and token."""
+    with store.writer("a/b/object", owner=Owner("job-1", 7)) as sink:
+        fill(sink, b"bytes")
+        assert names(tmp_path) == ["a", "a/b", "a/b/.object.job-1.7.part"]
+        sink.commit()
+    assert names(tmp_path) == ["a", "a/b", "a/b/object"]
+
+
+def test_abort_removes_empty_directories(store: FileStore, tmp_path: Path) -> None:
+    """An abort leaves no trace, up to the root; a directory with somebody else's object stays."""
+    put_bytes(store, "a/kept", b"1", ME)
+    store.writer("a/b/c/object", owner=ME).abort()
+    assert names(tmp_path) == ["a", "a/kept"]
+
+
+def test_delete_removes_empty_directories(store: FileStore, tmp_path: Path) -> None:
+    """When the last object goes, so do the directories above it."""
+    put_bytes(store, "a/b/object", b"1", ME)
+    store.delete("a/b/object")
+    assert names(tmp_path) == []
+
+
+def test_sweep_removes_empty_directories(store: FileStore, tmp_path: Path) -> None:
+    """A swept part leaves no empty directories."""
+    with store.writer("a/b/object", owner=ME) as sink:
+        fill(sink, b"1").suspend()
+    assert (store.sweep(0), names(tmp_path)) == (1, [])
+
+
+def test_modes(store: FileStore, tmp_path: Path) -> None:
+    """The group may read, others nothing."""
+    put_bytes(store, "a/object", b"1", ME)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "a/object").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    ("job_id", "plain"),
+    [
+        pytest.param("7b4f8d52-28d2-4e0c-95a1-5d1c9a0e6f10", True, id="UUID"),
+        pytest.param("../../etc/passwd", False, id="path trick"),
+        pytest.param("job.1", False, id="a dot would split the name"),
+        pytest.param("", False, id="empty"),
+        pytest.param("j" * 500, False, id="500 characters"),
+    ],
+)
+def test_job_id_in_a_part_name(job_id: str, plain: bool) -> None:
+    """A job id that is not plain is made so, stays unique, and is found again in the name."""
+    job = job_in_name(job_id)
+    assert (job == job_id) is plain
+    assert len(job) <= 40
+    assert PartName.parse(str(PartName("disk.qcow2", job, 3))) == PartName("disk.qcow2", job, 3)
+
+
+def test_similar_job_ids_stay_apart() -> None:
+    """Two job ids that differ only in letters that a name cannot hold do not share a part."""
+    assert job_in_name("job/1") != job_in_name("job.1")
+
+
+# What is not ours
+
+
+@pytest.mark.parametrize("name", [".nfs000123", ".object.part", ".snapshot", "with blank", "object~"])
+def test_foreign_files_are_neither_listed_nor_swept(store: FileStore, tmp_path: Path, name: str) -> None:
+    """A file that cannot be a key, nor a part, is somebody else's."""
+    (tmp_path / name).write_bytes(b"not ours")
+    assert (keys(store), store.sweep(0)) == ([], 0)
+    assert names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", [".snapshot", "lost+found"])
+def test_foreign_directories_are_not_entered(store: FileStore, tmp_path: Path, name: str) -> None:
+    """A file server's snapshots and mkfs's lost+found are not ours."""
+    (tmp_path / name / "a").mkdir(parents=True)
+    (tmp_path / name / "a" / "object").write_bytes(b"not ours")
+    assert keys(store) == []
+
+
+def test_link_to_a_directory_is_refused(store: FileStore, tmp_path: Path) -> None:
+    """A symbolic link in place of a directory is followed by no door, even where it points into the root."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/object").write_bytes(b"secret")
+    (tmp_path / "link").symlink_to("real")
+    for door in (store.stat, store.delete, lambda key: get(store, key), lambda key: put(store, key, b"1")):
+        with pytest.raises(StoreDenied, match="link/object"):
+            door("link/object")
+    assert keys(store) == ["real/object"]
+    assert (tmp_path / "real/object").read_bytes() == b"secret"
+
+
+def test_link_to_a_file_is_refused(store: FileStore, tmp_path: Path) -> None:
+    """A symbolic link in place of an object is neither listed, nor looked at, nor read."""
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    assert keys(store) == []
+    with pytest.raises(StoreDenied):
+        store.stat("link")
+    with pytest.raises(StoreDenied):
+        get(store, "link")
+
+
+def test_link_in_place_of_the_part_is_refused(store: FileStore, tmp_path: Path) -> None:
+    """A planted link with the part's name does not turn the write elsewhere."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"kept")
+    (tmp_path / f".object.{ME.job_id}.{ME.token}.part").symlink_to(victim)
+    with pytest.raises(StoreDenied):
+        store.writer("object", owner=ME, resume=True)
+    assert victim.read_bytes() == b"kept"
+
+
+def test_pipe_in_place_of_an_object_does_not_hang(store: FileStore, tmp_path: Path) -> None:
+    """Reading what is no regular file is refused at once."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreDenied):
+        get(store, "pipe")
+
+
+# The directory and its file system
+
+
+def test_missing_root_is_not_made(tmp_path: Path) -> None:
+    """Where the root is missing, each door says so and asks about the mount; nothing is made."""
+    store = FileStore("local", tmp_path / "not mounted")
+    for door in (lambda: put_bytes(store, "a", b"1", ME), lambda: keys(store), store.usage, lambda: store.stat("a")):
+        with pytest.raises(StoreUnavailable, match="mounted"):
+            door()
+    assert names(tmp_path) == []
+
+
+def test_size_hint_beyond_the_free_space(store: FileStore, tmp_path: Path) -> None:
+    """An object that cannot fit is refused before its first byte, with both numbers."""
+    usage = store.usage()
+    assert usage.free is not None
+    with pytest.raises(StoreFull, match=str(usage.free * 2)) as refused:
+        store.writer("a/object", usage.free * 2, owner=ME)
+    assert "free" in str(refused.value)
+    assert names(tmp_path) == []
+
+
+def test_full_on_the_way(store: FileStore, tmp_path: Path) -> None:
+    """A write that fails is final: it is raised again by the next write and the commit, and nothing is left."""
+    with store.writer("a/object", owner=ME) as sink:
+        with files_no_larger_than(2 * CHUNK + 5), pytest.raises(StoreFull):
+            fill(sink, BIG)
+        with pytest.raises(StoreFull):
+            sink.write(b"more")
+        with pytest.raises(StoreFull):
+            sink.commit()
+    assert names(tmp_path) == []
+
+
+def test_bytes_behind_a_failed_write_are_not_kept(store: FileStore, tmp_path: Path) -> None:
+    """After an error of the file system there is nothing to suspend."""
+    with store.writer("a/object", owner=ME) as sink:
+        with files_no_larger_than(CHUNK), pytest.raises(StoreFull):
+            fill(sink, BIG)
+        sink.suspend()
+    assert names(tmp_path) == []
+
+
+def test_part_cut_by_somebody_else(store: FileStore, tmp_path: Path) -> None:
+    """What the file system has is compared with what was written, before anything gets its final name."""
+    with store.writer("object", owner=ME) as sink:
+        fill(sink, BIG)
+        os.truncate(tmp_path / f".object.{ME.job_id}.{ME.token}.part", 1000)
+        with pytest.raises(StoreUnavailable, match="1000 bytes"):
+            sink.commit()
+    assert names(tmp_path) == []
+
+
+def test_object_cut_while_it_is_read(store: FileStore, tmp_path: Path) -> None:
+    """A reader whose object becomes shorter says so; it does not end early and silently."""
+    put(store, "object", BIG)
+    chunks = store.reader("object").open()
+    next(chunks)
+    os.truncate(tmp_path / "object", CHUNK)
+    with pytest.raises(SourceUnavailable, match="early"):
+        list(chunks)
+
+
+def test_open_reader_keeps_the_old_object(store: FileStore) -> None:
+    """An overwrite is atomic for whoever is reading: the old bytes to their end."""
+    put(store, "object", BIG)
+    chunks = store.reader("object").open()
+    head = next(chunks)
+    put(store, "object", BIG[::-1])
+    assert head + b"".join(chunks) == BIG
+
+
+def test_unreadable_directory_is_not_empty(public_root: Path) -> None:
+    """A directory that cannot be read is an error for the listing and the sweep."""
+    store = FileStore("local", public_root)
+    put_bytes(store, "a/b/object", b"1", ME)
+    (public_root / "a").chmod(0)
+    with unprivileged():
+        for door in (lambda: keys(store), lambda: store.sweep(0)):
+            with pytest.raises(StoreDenied):
+                door()
+    (public_root / "a").chmod(0o750)
+
+
+def test_no_right_to_write(public_root: Path) -> None:
+    """A directory that the worker may not write to says so, with a remedy."""
+    with unprivileged(), pytest.raises(StoreDenied, match="right to write"):
+        put_bytes(FileStore("local", public_root), "a/object", b"1", ME)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, StoreFull),
+        (errno.EDQUOT, StoreFull),
+        (errno.EFBIG, StoreFull),
+        (errno.EACCES, StoreDenied),
+        (errno.EPERM, StoreDenied),
+        (errno.EROFS, StoreDenied),
+        (errno.ELOOP, StoreDenied),
+        (errno.ESTALE, StoreUnavailable),
+        (errno.EIO, StoreUnavailable),
+        (errno.ETIMEDOUT, StoreUnavailable),
+        (errno.ENOTCONN, StoreUnavailable),
+        (errno.EMFILE, StoreUnavailable),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
+)
+def test_error_map(number: int, kind: type[WorkerError]) -> None:
+    """Full and denied are final, all else may pass; the text names the object."""
+    error = translated(OSError(number, os.strerror(number)), "local:a/object")
+    assert type(error) is kind
+    assert "local:a/object" in str(error)
+
+
+def test_commit_with_the_directory_removed(store: FileStore, tmp_path: Path) -> None:
+    """A writer whose part was removed with its directory is fenced off."""
+    with store.writer("a/object", owner=ME) as sink:
+        fill(sink, BIG)
+        (tmp_path / f"a/.object.{ME.job_id}.{ME.token}.part").unlink()
+        (tmp_path / "a").rmdir()
+        with pytest.raises(Cancelled):
+            sink.commit()
+    assert names(tmp_path) == []
+
+
+def test_directory_in_place_of_an_object(store: FileStore, tmp_path: Path) -> None:
+    """An object cannot take a directory's name, and the part goes."""
+    put_bytes(store, "a/object/below", b"1", ME)
+    with pytest.raises(StoreDenied):
+        put_bytes(store, "a/object", b"2", ME)
+    assert names(tmp_path) == ["a", "a/object", "a/object/below"]
+    assert read_bytes(store, "a/object/below") == b"1"
+
+
+def test_no_handles_are_left_open(store: FileStore) -> None:
+    """Whatever becomes of sinks and readers, their handles are closed."""
+    before = len(os.listdir("/proc/self/fd"))
+    put(store, "a/object", BIG[:100])
+    store.writer("a/other", owner=ME).abort()
+    store.writer("a/other", owner=ME).suspend()
+    next(store.reader("a/object").open())
+    with pytest.raises(StoreFull):
+        store.writer("a/full", 1 << 60, owner=ME)
+    assert keys(store) == ["a/object"]
+    assert len(os.listdir("/proc/self/fd")) == before
