@@ -1,0 +1,1 @@
+"""What `ssvm demo` shows, and the neighbours that it brings along."""

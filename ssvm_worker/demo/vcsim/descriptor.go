@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+	"html"
+	"strings"
+
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// ovfManager is the simulator's with CreateDescriptor.
+type ovfManager struct {
+	simulator.OvfManager
+}
+
+func (w *world) addDescriptor() {
+	ref := *w.service.Context.Map.Get(serviceInstance).(*simulator.ServiceInstance).Content.OvfManager
+	manager := &ovfManager{}
+	manager.Self = ref
+	w.registry.Put(manager)
+}
+
+var serviceInstance = types.ManagedObjectReference{Type: "ServiceInstance", Value: "ServiceInstance"}
+
+// CreateDescriptor describes the snapshot that it is given, else the VM, with the files and sizes that it is given.
+func (m *ovfManager) CreateDescriptor(ctx *simulator.Context, req *types.CreateDescriptor) soapFault {
+	body := new(methods.CreateDescriptorBody)
+	vm, ok := ctx.Map.Get(req.Obj).(*simulator.VirtualMachine)
+	if !ok {
+		body.Fault_ = simulator.Fault("no such VM", &types.ManagedObjectNotFound{Obj: req.Obj})
+		return body
+	}
+	devices, of := object.VirtualDeviceList(vm.Config.Hardware.Device), req.Obj.Value
+	if ref := req.Cdp.Snapshot; ref != nil {
+		snapshot, ok := ctx.Map.Get(*ref).(*simulator.VirtualMachineSnapshot)
+		if !ok || snapshot.Vm != req.Obj {
+			body.Fault_ = simulator.Fault("no such snapshot", &types.ManagedObjectNotFound{Obj: *ref})
+			return body
+		}
+		devices, of = snapshot.Config.Hardware.Device, ref.Value
+	}
+	body.Res = &types.CreateDescriptorResponse{Returnval: types.OvfCreateDescriptorResult{
+		OvfDescriptor: descriptor(req.Cdp, vm.Name, of, devices),
+	}}
+	return body
+}
+
+const envelope = `<?xml version="1.0" encoding="UTF-8"?>
+<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
+  <References>%s
+  </References>
+  <DiskSection><Info>Virtual disks</Info>%s
+  </DiskSection>
+  <VirtualSystem ovf:id="%s"><Info>A virtual machine</Info>
+    <AnnotationSection><Info>Made by the simulator</Info><Annotation>of %s</Annotation></AnnotationSection>
+  </VirtualSystem>
+</Envelope>
+`
+
+func descriptor(params types.OvfCreateDescriptorParams, name, of string, devices object.VirtualDeviceList) string {
+	var files, disks strings.Builder
+	for number, file := range params.OvfFiles {
+		fmt.Fprintf(&files, "\n    <File ovf:id=\"file%d\" ovf:href=\"%s\" ovf:size=\"%d\"/>",
+			number, html.EscapeString(file.Path), file.Size)
+		fmt.Fprintf(&disks, "\n    <Disk ovf:diskId=\"vmdisk%d\" ovf:fileRef=\"file%d\" ovf:capacity=\"%d\"/>",
+			number, number, capacity(file, devices))
+	}
+	if params.Name != "" {
+		name = params.Name
+	}
+	return fmt.Sprintf(envelope, files.String(), disks.String(), html.EscapeString(name), of)
+}
+
+// capacity is the file's own where it is given, else that of the disk whose place its device id ends in.
+func capacity(file types.OvfFile, devices object.VirtualDeviceList) int64 {
+	if file.Capacity != 0 {
+		return file.Capacity
+	}
+	for _, each := range devices.SelectByType((*types.VirtualDisk)(nil)) {
+		disk := each.(*types.VirtualDisk)
+		if strings.HasSuffix(file.DeviceId, fmt.Sprintf(":%d", *disk.UnitNumber)) {
+			return disk.CapacityInBytes
+		}
+	}
+	return 0
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+type soapFault = soap.HasFault
+
+// A real vCenter's leases live so many seconds without a Progress.
+const leaseTimeout = 300
+
+// lease is what the simulator does not keep about one of its leases.
+type lease struct {
+	// open, completed, aborted or expired
+	outcome  string
+	renewals int
+	percent  int32
+	last     time.Time
+	// expired is closed when the lease is, so that its data streams end.
+	expired chan struct{}
+	expire  func()
+}
+
+// snapshot is a snapshot whose export behaves as a real host's: true thumbprint and keys, and a lease that can expire.
+type snapshot struct {
+	*simulator.VirtualMachineSnapshot
+	world *world
+}
+
+// ExportSnapshot opens a lease.
+func (s *snapshot) ExportSnapshot(ctx *simulator.Context, req *types.ExportSnapshot) soapFault {
+	res := s.VirtualMachineSnapshot.ExportSnapshot(ctx, req)
+	body, ok := res.(*methods.ExportSnapshotBody)
+	if !ok || body.Res == nil {
+		return res
+	}
+	now, _ := s.world.now()
+	it := ctx.Session.Get(body.Res.Returnval).(*simulator.HttpNfcLease)
+	s.dress(it, now)
+	s.world.watch(ctx, it, now)
+	switch {
+	case now.NeverReady:
+		change(ctx, it, types.HttpNfcLeaseStateInitializing, nil)
+	case now.LeaseError != "":
+		change(ctx, it, types.HttpNfcLeaseStateError, newFault(now.LeaseError))
+	}
+	return res
+}
+
+// dress makes the lease's information what a real host would give.
+func (s *snapshot) dress(it *simulator.HttpNfcLease, now faults) {
+	it.Info.LeaseTimeout = leaseTimeout
+	if now.LeaseTimeout != 0 {
+		it.Info.LeaseTimeout = now.LeaseTimeout
+	}
+	devices := object.VirtualDeviceList(s.Config.Hardware.Device)
+	var urls []types.HttpNfcLeaseDeviceUrl
+	for _, each := range it.Info.DeviceUrl {
+		if each.TargetId == now.Omit {
+			continue
+		}
+		each.SslThumbprint = s.world.thumbprint
+		if now.Thumbprint != nil {
+			each.SslThumbprint = *now.Thumbprint
+		}
+		if address, err := url.Parse(each.Url); err == nil && (now.AnyHost || address.Host == "*") {
+			address.Host = "*"
+			each.Url = address.String()
+		}
+		if !now.PlainKeys {
+			each.Key = deviceKey(devices, s.Vm.Value, each)
+		}
+		urls = append(urls, each)
+	}
+	it.Info.DeviceUrl = urls
+}
+
+// deviceKey names a disk by its place, as the real product does: /vm-12/ParaVirtualSCSIController0:1.
+func deviceKey(devices object.VirtualDeviceList, vm string, it types.HttpNfcLeaseDeviceUrl) string {
+	for _, disk := range devices.SelectByType((*types.VirtualDisk)(nil)) {
+		device := disk.GetVirtualDevice()
+		backing, ok := device.Backing.(types.BaseVirtualDeviceFileBackingInfo)
+		if !ok || baseName(backing.GetVirtualDeviceFileBackingInfo().FileName) != it.TargetId {
+			continue
+		}
+		if controller, ok := devices.FindByKey(device.ControllerKey).(types.BaseVirtualController); ok {
+			kind := reflect.TypeOf(controller).Elem().Name()
+			return fmt.Sprintf("/%s/%s%d:%d", vm, kind, controller.GetVirtualController().BusNumber, *device.UnitNumber)
+		}
+	}
+	return it.Key
+}
+
+// watch lets the lease expire when it is not renewed in time.
+func (w *world) watch(ctx *simulator.Context, it *simulator.HttpNfcLease, now faults) {
+	mine := &lease{outcome: "open", last: time.Now(), expired: make(chan struct{})}
+	own := &simulator.Context{Context: context.Background(), Session: ctx.Session, Map: ctx.Map}
+	mine.expire = func() {
+		w.mu.Lock()
+		open := mine.outcome == "open"
+		if open {
+			mine.outcome = "expired"
+			close(mine.expired)
+		}
+		w.mu.Unlock()
+		if open {
+			change(own, it, types.HttpNfcLeaseStateError, new(types.Timedout))
+		}
+	}
+	w.mu.Lock()
+	w.leases[it.Self.Value] = mine
+	w.mu.Unlock()
+	go func() {
+		for limit := time.Duration(it.Info.LeaseTimeout) * time.Second; ; time.Sleep(limit / 10) {
+			w.mu.Lock()
+			open, late := mine.outcome == "open", time.Since(mine.last) > limit
+			w.mu.Unlock()
+			if late {
+				mine.expire()
+			}
+			if late || !open {
+				return
+			}
+		}
+	}()
+}
+
+// leaseCall keeps the books of a lease, and refuses calls to one that has expired.
+func (w *world) leaseCall(method *simulator.Method) types.BaseMethodFault {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	mine := w.leases[method.This.Value]
+	if mine == nil {
+		return nil
+	}
+	if mine.outcome == "expired" && method.Name != "HttpNfcLeaseAbort" {
+		return new(types.Timedout)
+	}
+	switch method.Name {
+	case "HttpNfcLeaseProgress":
+		mine.last, mine.percent = time.Now(), method.Body.(*types.HttpNfcLeaseProgress).Percent
+		mine.renewals++
+	case "HttpNfcLeaseComplete":
+		mine.outcome = "completed"
+	case "HttpNfcLeaseAbort":
+		mine.outcome = "aborted"
+	}
+	return nil
+}
+
+// change moves a lease to another state and tells whoever waits for it.
+func change(ctx *simulator.Context, it *simulator.HttpNfcLease, to types.HttpNfcLeaseState, fault types.BaseMethodFault) {
+	changes := []types.PropertyChange{{Name: "state", Val: to}}
+	if to == types.HttpNfcLeaseStateInitializing {
+		changes = append(changes, types.PropertyChange{Name: "info", Val: nil})
+	}
+	if fault != nil {
+		text := strings.TrimPrefix(fmt.Sprintf("%T", fault), "*types.")
+		changes = append(changes, types.PropertyChange{
+			Name: "error", Val: types.LocalizedMethodFault{Fault: fault, LocalizedMessage: text},
+		})
+	}
+	ctx.WithLock(it, func() { ctx.Update(it, changes) })
+}
+
+// failedSnapshot is the task of a snapshot that cannot be made.
+func failedSnapshot(ctx *simulator.Context, vm *simulator.VirtualMachine, fault types.BaseMethodFault) soapFault {
+	task := simulator.CreateTask(vm, "createSnapshotEx", func(*simulator.Task) (types.AnyType, types.BaseMethodFault) {
+		return nil, fault
+	})
+	return &methods.CreateSnapshotEx_TaskBody{Res: &types.CreateSnapshotEx_TaskResponse{Returnval: task.Run(ctx)}}
+}

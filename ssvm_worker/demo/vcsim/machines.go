@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"github.com/vmware/govmomi/find"
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// wanted is a VM to be made for a test or the demo.
+type wanted struct {
+	Name  string `json:"name"`
+	Disks []struct {
+		// Capacity in bytes.
+		Capacity int64 `json:"capacity"`
+		// Mode is persistent, independent_persistent, … or rdm for a raw device in physical mode.
+		Mode string `json:"mode"`
+	} `json:"disks"`
+}
+
+// made is where the VM is, and where its disks' content is to be PUT.
+type made struct {
+	ID           string     `json:"id"`
+	InstanceUUID string     `json:"instance_uuid"`
+	Path         string     `json:"path"`
+	Datacenter   string     `json:"datacenter"`
+	Disks        []madeDisk `json:"disks"`
+}
+
+type madeDisk struct {
+	Key   int32  `json:"key"`
+	Label string `json:"label"`
+	// File is a datastore path: [LocalDS_0] name/disk-0.vmdk.
+	File string `json:"file"`
+}
+
+func (w *world) addMachine(rw http.ResponseWriter, r *http.Request) {
+	var want wanted
+	err := json.NewDecoder(r.Body).Decode(&want)
+	if err == nil {
+		var it *made
+		if it, err = w.makeMachine(r.Context(), want); err == nil {
+			_ = json.NewEncoder(rw).Encode(it)
+			return
+		}
+	}
+	http.Error(rw, err.Error(), http.StatusBadRequest)
+}
+
+func (w *world) makeMachine(ctx context.Context, want wanted) (*made, error) {
+	finder := find.NewFinder(w.client(), false)
+	datacenter, err := finder.DefaultDatacenter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	finder.SetDatacenter(datacenter)
+	pools, err := finder.ResourcePoolList(ctx, "*")
+	if err != nil {
+		return nil, err
+	}
+	folder, err := finder.DefaultFolder(ctx)
+	if err != nil {
+		return nil, err
+	}
+	task, err := folder.CreateVM(ctx, specification(want), pools[0], nil)
+	if err != nil {
+		return nil, err
+	}
+	info, err := task.WaitForResult(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	ref := info.Result.(types.ManagedObjectReference)
+	vm := w.registry.Get(ref).(*simulator.VirtualMachine)
+	it := &made{ID: ref.Value, InstanceUUID: vm.Config.InstanceUuid, Datacenter: datacenter.Name()}
+	it.Path = folder.InventoryPath + "/" + want.Name
+	it.Disks = setModes(vm, want)
+	return it, nil
+}
+
+func specification(want wanted) types.VirtualMachineConfigSpec {
+	var devices object.VirtualDeviceList
+	controller, _ := devices.CreateSCSIController("pvscsi")
+	network := &types.VirtualEthernetCardNetworkBackingInfo{
+		VirtualDeviceDeviceBackingInfo: types.VirtualDeviceDeviceBackingInfo{DeviceName: "VM Network"},
+	}
+	card, _ := devices.CreateEthernetCard("vmxnet3", network)
+	devices = append(devices, controller, card)
+	for number, each := range want.Disks {
+		file := fmt.Sprintf("[LocalDS_0] %s/disk-%d.vmdk", want.Name, number)
+		disk := devices.CreateDisk(controller.(types.BaseVirtualController), types.ManagedObjectReference{}, file)
+		disk.CapacityInBytes = each.Capacity
+		disk.CapacityInKB = each.Capacity / 1024
+		unit := int32(number)
+		disk.UnitNumber = &unit
+		devices = append(devices, disk)
+	}
+	spec := types.VirtualMachineConfigSpec{
+		Name: want.Name, GuestId: "otherLinux64Guest", NumCPUs: 2, MemoryMB: 512,
+		Files: &types.VirtualMachineFileInfo{VmPathName: "[LocalDS_0]"},
+	}
+	spec.DeviceChange, _ = devices.ConfigSpec(types.VirtualDeviceConfigSpecOperationAdd)
+	return spec
+}
+
+// setModes gives each disk its mode, which the simulator keeps but does not act upon.
+func setModes(vm *simulator.VirtualMachine, want wanted) []madeDisk {
+	var disks []madeDisk
+	for _, device := range vm.Config.Hardware.Device {
+		disk, ok := device.(*types.VirtualDisk)
+		if !ok {
+			continue
+		}
+		backing := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo)
+		disks = append(disks, madeDisk{disk.Key, disk.DeviceInfo.GetDescription().Label, backing.FileName})
+		switch mode := want.Disks[len(disks)-1].Mode; mode {
+		case "":
+		case "rdm":
+			disk.Backing = &types.VirtualDiskRawDiskMappingVer1BackingInfo{
+				VirtualDeviceFileBackingInfo: backing.VirtualDeviceFileBackingInfo,
+				CompatibilityMode:            "physicalMode",
+				DiskMode:                     "independent_persistent",
+			}
+		default:
+			backing.DiskMode = mode
+		}
+	}
+	return disks
+}

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"reflect"
+	"strings"
+	"sync"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// faults are what goes wrong from now on. The zero value is a healthy vCenter.
+type faults struct {
+	// Calls answers a method with a fault: {"ExportSnapshot": "TaskInProgress"}.
+	Calls map[string]string `json:"calls"`
+	// Hang is a method that is not answered while this fault lasts; "*" is all of them.
+	Hang string `json:"hang"`
+	// SnapshotTask is the fault that the task of CreateSnapshotEx ends with.
+	SnapshotTask string `json:"snapshot_task"`
+	// QuiesceTask is the same, but only where quiescing was asked for.
+	QuiesceTask string `json:"quiesce_task"`
+	// NeverReady leaves a lease in its first state; LeaseError is the fault that it ends with at once.
+	NeverReady bool   `json:"never_ready"`
+	LeaseError string `json:"lease_error"`
+	// LeaseTimeout is how many seconds a lease lives without a Progress; 300 when it is 0.
+	LeaseTimeout int32 `json:"lease_timeout"`
+	// Thumbprint replaces the one that the lease gives.
+	Thumbprint *string `json:"thumbprint"`
+	// AnyHost puts "*" for the host of the URLs, as a standalone ESXi does.
+	AnyHost bool `json:"any_host"`
+	// PlainKeys names devices as govmomi does (disk:0), not as the real product (ParaVirtualSCSIController0:0).
+	PlainKeys bool `json:"plain_keys"`
+	// Omit is a file that the lease does not list.
+	Omit string `json:"omit"`
+	// Get goes wrong when a disk is fetched.
+	Get *getFault `json:"get"`
+}
+
+// getFault spoils the data stream of one file, or of all of them.
+type getFault struct {
+	// File is the base name; "" is any.
+	File string `json:"file"`
+	// Times is how many GETs are spoilt; 0 is all of them.
+	Times int `json:"times"`
+	// Status is answered in place of the data.
+	Status int `json:"status"`
+	// NeedsCookie answers 403 to a GET without the session's cookie.
+	NeedsCookie bool `json:"needs_cookie"`
+	// Do is done when At bytes have been sent: cut the connection, end the body properly, stall, expire the lease.
+	Do string `json:"do"`
+	At int64  `json:"at"`
+}
+
+// world is the simulator with what was added to it, and the record of what clients did.
+type world struct {
+	service    *simulator.Service
+	registry   *simulator.Registry
+	thumbprint string
+
+	mu     sync.Mutex
+	faults faults
+	// healed is closed when the faults are replaced, so that whoever hangs goes on.
+	healed chan struct{}
+	leases map[string]*lease
+	calls  map[string]int
+	gets   []get
+}
+
+// get is one fetch of a file of a lease.
+type get struct {
+	File   string `json:"file"`
+	Bytes  int64  `json:"bytes"`
+	Cookie bool   `json:"cookie"`
+}
+
+func newWorld(service *simulator.Service, thumbprint string) *world {
+	w := &world{
+		service:    service,
+		registry:   service.Context.Map,
+		thumbprint: thumbprint,
+		healed:     make(chan struct{}),
+		leases:     map[string]*lease{},
+		calls:      map[string]int{},
+	}
+	w.registry.Handler = w.intercept
+	return w
+}
+
+func (w *world) client() *vim25.Client {
+	client, err := vim25.NewClient(context.Background(), w.service)
+	must(err)
+	return client
+}
+
+// now is the faults in force, and what tells that they no longer are.
+func (w *world) now() (faults, <-chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.faults, w.healed
+}
+
+// intercept sees every call before the simulator does: it answers with a fault, or names another receiver.
+func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.Reference, types.BaseMethodFault) {
+	w.mu.Lock()
+	w.calls[method.Name]++
+	w.mu.Unlock()
+	now, healed := w.now()
+	if now.Hang == method.Name || now.Hang == "*" {
+		<-healed
+	}
+	if name := now.Calls[method.Name]; name != "" {
+		return nil, newFault(name)
+	}
+	switch method.Name {
+	case "ExportSnapshot":
+		if it, ok := ctx.Map.Get(method.This).(*simulator.VirtualMachineSnapshot); ok {
+			return &snapshot{it, w}, nil
+		}
+	case "CreateSnapshotEx_Task":
+		if it, ok := ctx.Map.Get(method.This).(*simulator.VirtualMachine); ok {
+			return &machine{it, w}, nil
+		}
+	}
+	if method.This.Type == "HttpNfcLease" {
+		return nil, w.leaseCall(method)
+	}
+	return nil, nil
+}
+
+// newFault makes the fault of that name: "TaskInProgress".
+func newFault(name string) types.BaseMethodFault {
+	if kind, ok := types.TypeFunc()(name); ok {
+		if fault, ok := reflect.New(kind).Interface().(types.BaseMethodFault); ok {
+			return fault
+		}
+	}
+	return new(types.RuntimeFault)
+}
+
+// handler adds the data streams and the control interface to the simulator's own paths.
+func (w *world) handler(next http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", next)
+	mux.HandleFunc("GET /nfc/", w.serveData)
+	mux.HandleFunc("POST /control/faults", w.setFaults)
+	mux.HandleFunc("POST /control/machines", w.addMachine)
+	mux.HandleFunc("GET /control/state", w.state)
+	return mux
+}
+
+// setFaults replaces all faults, and forgets what was recorded.
+func (w *world) setFaults(rw http.ResponseWriter, r *http.Request) {
+	var next faults
+	decoder := json.NewDecoder(r.Body)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&next); err != nil {
+		http.Error(rw, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.faults = next
+	close(w.healed)
+	w.healed = make(chan struct{})
+}
+
+// state tells what clients did since the start, and which snapshots and leases there are.
+func (w *world) state(rw http.ResponseWriter, _ *http.Request) {
+	var names []string
+	for _, each := range w.registry.All("VirtualMachine") {
+		if vm := each.(*simulator.VirtualMachine); vm.Snapshot != nil {
+			names = append(names, snapshotNames(vm.Snapshot.RootSnapshotList)...)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	leases := map[string]any{}
+	for id, each := range w.leases {
+		leases[id] = map[string]any{"state": each.outcome, "renewals": each.renewals, "percent": each.percent}
+	}
+	_ = json.NewEncoder(rw).Encode(map[string]any{
+		"snapshots": names, "leases": leases, "calls": w.calls, "gets": w.gets,
+	})
+}
+
+func snapshotNames(trees []types.VirtualMachineSnapshotTree) []string {
+	var names []string
+	for _, tree := range trees {
+		names = append(names, tree.Name)
+		names = append(names, snapshotNames(tree.ChildSnapshotList)...)
+	}
+	return names
+}
+
+// machine is a VM whose snapshots can fail.
+type machine struct {
+	*simulator.VirtualMachine
+	world *world
+}
+
+func (m *machine) CreateSnapshotExTask(ctx *simulator.Context, req *types.CreateSnapshotEx_Task) soapFault {
+	now, _ := m.world.now()
+	name := now.SnapshotTask
+	if name == "" && req.QuiesceSpec != nil {
+		name = now.QuiesceTask
+	}
+	if name == "" {
+		return m.VirtualMachine.CreateSnapshotExTask(ctx, req)
+	}
+	return failedSnapshot(ctx, m.VirtualMachine, newFault(name))
+}
+
+// baseName is the last part of a datastore path.
+func baseName(path string) string {
+	return path[strings.LastIndex(path, "/")+1:]
+}
