@@ -1,0 +1,198 @@
+"""Turns settings into working parts: the one place that names concrete classes.
+
+SDKs are imported when a part is first wanted, so that ``ssvm list`` of a directory does not wait for vSphere's.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+
+from .addresses import AddressRule
+from .errors import InvalidRequest
+from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
+from .jobs.request import redact
+from .settings import Credentials, Settings, StoreSettings
+from .stores import open_destination, open_store, sweep_destination
+from .stream import Check, Owner, Sink, Store
+
+if TYPE_CHECKING:
+    from .ledger import Ledger, Record
+    from .sources.exchange import HttpSettings
+
+
+class Stores(Mapping[str, Store]):
+    """The image stores of the settings by name, each opened when it is first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._opened: dict[str, Store] = {}
+
+    def __getitem__(self, name: str) -> Store:
+        if name not in self._opened:
+            self._opened[name] = _open(name, self._settings.stores[name])
+        return self._opened[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._settings.stores)
+
+    def __len__(self) -> int:
+        return len(self._settings.stores)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._settings.stores
+
+
+def open_store_named(settings: Settings, name: str) -> Store:
+    """The image store of that name; InvalidRequest lists those there are."""
+    stores = Stores(settings)
+    if name not in stores:
+        raise InvalidRequest(f"There is no image store named {name!r}", "stores", f"There are: {', '.join(stores)}")
+    return stores[name]
+
+
+def _open(name: str, store: StoreSettings) -> Store:
+    values = {key: _revealed(value) for key, value in store if key != "url"}
+    return open_store(name, store.url, **values)
+
+
+def _revealed(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Opens what lies outside the stores, by the settings: the ``Doors`` of an attempt."""
+
+    settings: Settings
+
+    def source(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        credentials: str | None,
+        check: Check,
+        validator: dict[str, Any] | None,
+    ) -> RemoteSource:
+        """The source behind an http(s) URL."""
+        from .sources import open_source
+        from .sources.http import Validator
+
+        known = Validator(**validator) if validator else None
+        headers = {**headers, **self._authorization(credentials)}
+        return open_source(url, self._http(), headers=headers, check=check, validator=known)
+
+    def text(self, url: str, *, check: Check) -> str:
+        """A small text file."""
+        from .sources.http import fetch_text
+
+        return fetch_text(url, self._http(), check=check)
+
+    def destination(
+        self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], owner: Owner
+    ) -> Sink:
+        """Where an upload goes."""
+        values = self._credential_values(credentials) | self._upload_values()
+        headers = {**headers, **self._authorization(credentials)}
+        return open_destination(url, size, owner=owner, headers=headers, **values)
+
+    def sweep_destination(self, url: str, *, credentials: str | None) -> None:
+        """Abort uploads that dead attempts have left open there."""
+        sweep_destination(url, **self._credential_values(credentials))
+
+    def vcenter(self, name: str, *, check: Check) -> Any:
+        """A session with that vCenter; a context manager."""
+        from .vmware.session import Address, Session
+
+        if name not in self.settings.vcenters:
+            known = ", ".join(self.settings.vcenters) or "none"
+            raise InvalidRequest(f"There is no vCenter named {name!r}", "vcenters", f"The settings have: {known}")
+        values = {key: _revealed(value) for key, value in self.settings.vcenters[name]}
+        return Session(Address(**values), check)
+
+    def _http(self) -> HttpSettings:
+        from .sources.exchange import HttpSettings
+
+        download = self.settings.download
+        return HttpSettings(
+            rule=AddressRule(download.allow_networks),
+            connect_timeout_s=download.connect_timeout_s,
+            stall_s=download.stall_s,
+            min_rate=download.min_rate,
+            max_redirects=download.max_redirects,
+            ca_file=str(download.ca_file) if download.ca_file else None,
+        )
+
+    def _upload_values(self) -> dict[str, Any]:
+        upload = self.settings.upload
+        rule = AddressRule(upload.allow_networks) if upload.allow_networks else None
+        return {"rule": rule, "http_ca_file": str(upload.ca_file) if upload.ca_file else None}
+
+    def _credentials(self, name: str | None) -> Credentials | None:
+        if name is None:
+            return None
+        if name not in self.settings.credentials:
+            known = ", ".join(self.settings.credentials) or "none"
+            raise InvalidRequest(
+                f"There are no credentials named {name!r}", "credentials", f"The settings have: {known}"
+            )
+        return self.settings.credentials[name]
+
+    def _credential_values(self, name: str | None) -> dict[str, Any]:
+        found = self._credentials(name)
+        wanted = ("endpoint", "region", "access_key", "secret_key", "ca_file")
+        return {key: _revealed(value) for key, value in found if key in wanted} if found else {}
+
+    def _authorization(self, name: str | None) -> dict[str, str]:
+        found = self._credentials(name)
+        if found and found.token:
+            return {"Authorization": f"Bearer {found.token.get_secret_value()}"}
+        if found and found.username is not None:
+            password = found.password.get_secret_value() if found.password else ""
+            pair = base64.b64encode(f"{found.username}:{password}".encode()).decode()
+            return {"Authorization": f"Basic {pair}"}
+        return {}
+
+
+def make_attempt(
+    settings: Settings,
+    job_id: str,
+    *,
+    publish: Callable[[dict[str, Any]], None] | None = None,
+    **given: Any,
+) -> Attempt:
+    """An attempt at a job with everything that it may touch; *given* are further fields of ``Attempt``."""
+    limits = Limits(max_bytes=settings.download.max_bytes, resumes=settings.download.resumes)
+    given.setdefault("log", logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}))
+    progress = Progress(publish) if publish else Progress()
+    return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)
+
+
+def broker_url(settings: Settings) -> str:
+    """Where the broker is; an embedded one is found by the file that its worker left in state_dir."""
+    if settings.broker.embedded:
+        from .ledger.embedded import url_of
+
+        return url_of(settings.state_dir)
+    return settings.broker.url.get_secret_value()
+
+
+def open_ledger(settings: Settings) -> Ledger:
+    """The ledger of jobs; a context manager."""
+    from .ledger import Ledger
+
+    ledger = settings.ledger
+    keep_s = ledger.keep_days * 24 * 3600
+    return Ledger(broker_url(settings), prefix=settings.broker.prefix, claim_s=ledger.claim_s, keep_s=keep_s)
+
+
+def shown(record: Record) -> dict[str, Any]:
+    """A job's record as people and programs may see it: no secrets."""
+    values = record.to_dict()
+    return values | {"request": redact(values["request"])}

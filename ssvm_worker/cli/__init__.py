@@ -1,0 +1,62 @@
+"""The shell's door: one small module per group of commands, one place for errors and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from ssvm_worker import __version__
+from ssvm_worker.errors import EXIT_CANCELLED, WorkerError
+
+from . import queue, run, store, system
+from .output import Output
+
+_EXITS = """exit status:
+  0  ok
+  1  permanent failure: the same request will not succeed
+  2  usage, or wrong settings
+ 75  retryable failure: the same request may succeed later
+130  cancelled"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    output = Output(as_json=args.json)
+    try:
+        return int(args.command(args, output) or 0)
+    except WorkerError as error:
+        output.error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_CANCELLED
+    except BrokenPipeError:
+        # The reader of our output has gone (`ssvm list | head`): nothing to say, and nowhere to say it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ssvm",
+        description="The secondary storage worker: downloads, uploads and snapshot backups as jobs.",
+        epilog=_EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ssvm {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON value")
+    common.add_argument("--config", metavar="FILE", help="the settings file; else SSVM_CONFIG")
+    common.add_argument("-v", "--verbose", action="store_true", help="log what happens to standard error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for group in (system, run, queue, store):
+        group.add_commands(commands, common)
+    return parser

@@ -1,0 +1,74 @@
+"""A request's fields as options of the command line, straight from its model: a new field needs no line here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from ssvm_worker.errors import InvalidRequest
+
+
+def add_fields(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
+    """One option per field, and ``--request FILE|-`` for the whole object."""
+    parser.add_argument("--request", metavar="FILE", help="the request as a JSON object; - reads standard input")
+    group = parser.add_argument_group("request")
+    for name, field in model.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        shape = _shape(field.annotation)
+        note = field.description or ""
+        if shape is dict:
+            group.add_argument(option, metavar="NAME=VALUE", action="append", type=_pair, help=f"{note} (repeatable)")
+        elif shape is list:
+            group.add_argument(option, metavar="A,B", action="append", help=f"{note} (comma-separated or repeated)")
+        else:
+            group.add_argument(option, metavar=name.upper(), help=note)
+
+
+def read_request(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
+    """The request object: the file's fields, overridden by the options given."""
+    values = _from_file(args.request) if args.request else {}
+    for name, field in model.model_fields.items():
+        given = getattr(args, name, None)
+        if given is None:
+            continue
+        shape = _shape(field.annotation)
+        if shape is dict:
+            given = dict(given)
+        elif shape is list:
+            given = [each.strip() for item in given for each in item.split(",") if each.strip()]
+        values[name] = given
+    return values
+
+
+def _from_file(name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(sys.stdin.read() if name == "-" else Path(name).read_text())
+    except OSError as error:
+        raise InvalidRequest(f"The request file cannot be read: {error.strerror}", name) from error
+    except ValueError as error:
+        raise InvalidRequest(f"The request is not JSON: {error}", name, "Give one JSON object") from error
+    if not isinstance(values, dict):
+        raise InvalidRequest("The request is not a JSON object", name, "See `ssvm schema`")
+    return values
+
+
+def _shape(annotation: Any) -> Any:
+    """list, dict or None for a plain value; ``X | None`` counts as X."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(each for each in typing.get_args(annotation) if each is not types.NoneType)
+    origin = typing.get_origin(annotation)
+    return origin if origin in (list, dict) else None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name.strip(), value.strip()

@@ -1,0 +1,169 @@
+"""Jobs through the queue: submit, follow, look, retry, cancel."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import time
+import uuid
+from typing import Any
+
+from ssvm_worker import assembly, config
+from ssvm_worker.errors import EXIT_CANCELLED, EXIT_PERMANENT, EXIT_RETRYABLE
+from ssvm_worker.jobs import JOBS
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.ledger import Ledger, NewJob, Record
+from ssvm_worker.settings import LANES, Settings
+from ssvm_worker.units import human_size
+
+from .fields import add_fields, read_request
+from .output import Bar, Output
+
+STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+_ENDED = ("succeeded", "failed", "cancelled")
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """``ssvm submit | jobs | job | retry | cancel``."""
+    _add_submit(commands, common)
+    jobs = commands.add_parser("jobs", help="list jobs, the newest first", parents=[common])
+    jobs.add_argument("--state", choices=STATES)
+    jobs.add_argument("--zone")
+    jobs.add_argument("--lane", choices=LANES)
+    jobs.add_argument("--limit", type=int, default=50, help="rows at most (50)")
+    jobs.add_argument("--offset", type=int, default=0, help="rows to skip")
+    jobs.set_defaults(command=_jobs)
+    job = commands.add_parser("job", help="show one job's record", parents=[common])
+    job.add_argument("job_id", metavar="ID")
+    job.add_argument("--follow", action="store_true", help="show a bar until the job has ended")
+    job.set_defaults(command=_job)
+    for name, act, note in (
+        ("retry", _retry, "queue a failed or cancelled job again"),
+        ("cancel", _cancel, "cancel a queued or running job"),
+    ):
+        each = commands.add_parser(name, help=note, parents=[common])
+        each.add_argument("job_id", metavar="ID")
+        each.set_defaults(command=act)
+
+
+def _add_submit(commands: Any, common: argparse.ArgumentParser) -> None:
+    submit = commands.add_parser("submit", help="queue a job")
+    jobs = submit.add_subparsers(title="jobs", metavar="JOB", required=True)
+    for job in JOBS.values():
+        each = jobs.add_parser(job.name, help=job.summary, description=job.summary, parents=[common])
+        add_fields(each, job.Request)
+        each.add_argument("--wait", action="store_true", help="wait for the end; the exit status is the job's")
+        each.add_argument("--zone", help="the zone whose workers run it; else the settings' own")
+        each.set_defaults(command=_submit, job=job)
+
+
+def _ring(settings: Settings, record: Record) -> None:
+    # Celery takes half a second to import; only the commands that send a message wait for it.
+    from tasks.ring import ring
+
+    ring(settings, record)
+
+
+def _submit(args: argparse.Namespace, output: Output) -> int:
+    settings = config.load(args.config)
+    values = read_request(args, args.job.Request)
+    request = parse_request(args.job.Request, values, args.job.name)
+    job_id = request.job_id or uuid.uuid4().hex
+    new = NewJob(
+        job_id=job_id,
+        job=args.job.name,
+        zone=args.zone or settings.zone,
+        lane=args.job.lane,
+        request=request.model_dump(mode="json", exclude_defaults=True) | {"job_id": job_id},
+        resource=args.job.resource(request),
+        callback_url=request.callback_url,
+    )
+    with assembly.open_ledger(settings) as ledger:
+        record, is_new = ledger.submit(new)
+        if is_new:
+            _ring(settings, record)
+        if args.wait:
+            return _follow(ledger, job_id, output)
+        output.result(assembly.shown(record), f"{record.state}  {job_id}\nfollow it with: ssvm job {job_id} --follow")
+    return 0
+
+
+def _jobs(args: argparse.Namespace, output: Output) -> int:
+    with assembly.open_ledger(config.load(args.config)) as ledger:
+        records = ledger.page(state=args.state, zone=args.zone, lane=args.lane, limit=args.limit, offset=args.offset)
+        rows = [assembly.shown(record) for record in records]
+    for row in rows:
+        row["done"] = _done(row["progress"])
+        row["tries"] = len(row["attempts"])
+    output.table(rows, ("job_id", "job", "zone", "state", "tries", "done", "created"), "no jobs")
+    return 0
+
+
+def _done(progress: Any) -> str:
+    if not progress:
+        return "-"
+    total = progress.get("total")
+    return f"{100 * progress['bytes'] // total} %" if total else human_size(progress.get("bytes", 0))
+
+
+def _job(args: argparse.Namespace, output: Output) -> int:
+    with assembly.open_ledger(config.load(args.config)) as ledger:
+        if args.follow:
+            return _follow(ledger, args.job_id, output)
+        record = assembly.shown(ledger.get(args.job_id))
+    output.result(record, json.dumps(record, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _retry(args: argparse.Namespace, output: Output) -> int:
+    settings = config.load(args.config)
+    with assembly.open_ledger(settings) as ledger:
+        record = ledger.retry(args.job_id, _actor())
+        _ring(settings, record)
+        output.result(assembly.shown(record), f"queued again: {args.job_id}")
+    return 0
+
+
+def _cancel(args: argparse.Namespace, output: Output) -> int:
+    with assembly.open_ledger(config.load(args.config)) as ledger:
+        record = ledger.cancel(args.job_id, _actor())
+        state = "cancelled" if record.state == "cancelled" else "asked to stop"
+        output.result(assembly.shown(record), f"{state}: {args.job_id}")
+    return 0
+
+
+def _actor() -> str:
+    try:
+        return f"{getpass.getuser()} (ssvm)"
+    except (KeyError, OSError):
+        return "ssvm"
+
+
+def _follow(ledger: Ledger, job_id: str, output: Output) -> int:
+    """Show a bar until the job has ended; print its record; the exit status is the job's."""
+    bar = Bar(job_id[:16], disable=output.as_json)
+    try:
+        while (record := assembly.shown(ledger.get(job_id)))["state"] not in _ENDED:
+            bar.show(record["progress"] or {"stage": record["state"], "bytes": 0})
+            time.sleep(0.5)
+        bar.show((record["progress"] or {"bytes": 0}) | {"stage": record["state"]})
+    finally:
+        bar.close()
+    output.result(record, _ending(record))
+    return _exit_code(record)
+
+
+def _ending(record: dict[str, Any]) -> str:
+    if record["state"] == "succeeded":
+        return f"succeeded  {record['job_id']}\n" + json.dumps(record["result"], indent=2, ensure_ascii=False)
+    error = record.get("error") or {}
+    return f"{record['state']}  {record['job_id']}\n{error.get('error', '')}: {error.get('message', '')}".rstrip(": ")
+
+
+def _exit_code(record: dict[str, Any]) -> int:
+    if record["state"] == "succeeded":
+        return 0
+    if record["state"] == "cancelled":
+        return EXIT_CANCELLED
+    return EXIT_RETRYABLE if (record.get("error") or {}).get("retryable") else EXIT_PERMANENT

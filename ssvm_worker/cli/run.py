@@ -1,0 +1,93 @@
+"""``ssvm run JOB``: the very same job in the foreground, without a broker."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import signal
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ssvm_worker import assembly, config
+from ssvm_worker.errors import ResourceBusy
+from ssvm_worker.jobs import JOBS, Job
+from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
+from ssvm_worker.settings import Settings
+
+from .fields import add_fields, read_request
+from .output import Bar, Output
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """``ssvm run``."""
+    parser = commands.add_parser("run", help="run a job in the foreground, no broker", parents=[])
+    jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
+    for job in JOBS.values():
+        each = jobs.add_parser(job.name, help=job.summary, description=job.summary, parents=[common])
+        add_fields(each, job.Request)
+        each.set_defaults(command=_run, job=job)
+
+
+def _run(args: argparse.Namespace, output: Output) -> int:
+    settings = config.load(args.config)
+    request = parse_request(args.job.Request, read_request(args, args.job.Request), args.job.name)
+    output.result(run_here(settings, args.job, request, quiet=output.as_json))
+    return 0
+
+
+def run_here(settings: Settings, job: Job, request: JobRequest, *, quiet: bool = False) -> dict[str, Any]:
+    """Run one attempt in this process; whatever it ends with, nothing half-done is left on any store.
+
+    SIGINT and SIGTERM cancel it. Raises the job's error.
+    """
+    stop: list[str] = []
+    bar = Bar(job.name, disable=quiet)
+    attempt = assembly.make_attempt(
+        settings,
+        request.job_id or f"run-{uuid.uuid4().hex[:12]}",
+        publish=bar.show,
+        stop_reason=lambda: stop[0] if stop else None,
+    )
+    with _stopping(stop), _alone(job.resource(request)), contextlib.closing(bar):
+        try:
+            return job.run(request, attempt)
+        except BaseException:
+            stop.clear()
+            job.discard(request, attempt)
+            raise
+
+
+@contextlib.contextmanager
+def _stopping(stop: list[str]) -> Iterator[None]:
+    """SIGINT and SIGTERM ask the attempt to stop, which cleans up, in place of killing it on the spot."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: stop.append("user"))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _alone(resource: str) -> Iterator[None]:
+    """Hold this machine's lock of what the job writes; ResourceBusy if another foreground job does."""
+    if not resource:
+        yield
+        return
+    path = Path(tempfile.gettempdir()) / f"ssvm-run-{fingerprint(resource)}.lock"
+    with path.open("w") as lock:
+        _lock(lock, resource)
+        yield
+
+
+def _lock(lock: IO[str], resource: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ResourceBusy("Another `ssvm run` is writing this", resource, "Wait until it has ended") from error

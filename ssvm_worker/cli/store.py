@@ -1,0 +1,131 @@
+"""What lies on the image stores: list, stat, verify, delete, stores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+from ssvm_worker import assembly, config
+from ssvm_worker.errors import EXIT_RETRYABLE, InvalidRequest, WorkerError
+from ssvm_worker.jobs import JOBS
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.keys import MANIFEST, Artifact
+from ssvm_worker.manifest import read_manifest
+from ssvm_worker.settings import Settings
+from ssvm_worker.stream import Store
+
+from .output import Output
+from .run import run_here
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """``ssvm list | stat | verify | delete | stores``."""
+    listing = commands.add_parser("list", help="list the artifacts of a store", parents=[common])
+    listing.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="for example template/tmpl/2")
+    listing.add_argument("--store", metavar="NAME", help="the first of the settings when absent")
+    listing.set_defaults(command=_list)
+    for name, act, note in (
+        ("stat", _stat, "show an artifact's manifest"),
+        ("verify", _by_job, "read an artifact again and compare it with its manifest"),
+        ("delete", _by_job, "delete an artifact; missing is fine"),
+    ):
+        each = commands.add_parser(name, help=note, description=note, parents=[common])
+        _add_place(each)
+        each.set_defaults(command=act, job_name=name)
+    stores = commands.add_parser("stores", help="usage and health of every store", parents=[common])
+    stores.set_defaults(command=_stores)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("place", nargs="?", metavar="PLACE", help="template/tmpl/ACCOUNT/ID, volumes/…, snapshots/…")
+    for name in ("kind", "account", "id", "volume"):
+        parser.add_argument(f"--{name}", help="in place of PLACE")
+    parser.add_argument("--store", "--stores", metavar="A,B", help="the first of the settings when absent")
+
+
+def _store_names(args: argparse.Namespace, settings: Settings) -> list[str]:
+    names = [each for each in (args.store or next(iter(settings.stores), "")).split(",") if each]
+    if not names:
+        raise InvalidRequest("The settings name no image store", "stores", "Add [stores.primary] with a url")
+    return names
+
+
+def _artifact(args: argparse.Namespace) -> Artifact:
+    if args.place:
+        place = args.place.removesuffix(f"/{MANIFEST}").strip("/")
+        return Artifact.of_prefix(place)
+    if not (args.account and args.id):
+        raise InvalidRequest("Which artifact?", "", "Give PLACE, or --kind, --account and --id (and --volume)")
+    return Artifact(args.kind or "template", args.account, args.id, args.volume or "")
+
+
+def _list(args: argparse.Namespace, output: Output) -> int:
+    settings = config.load(args.config)
+    store = assembly.open_store_named(settings, _store_names(args, settings)[0])
+    rows = [
+        _row(store, each.key.removesuffix(f"/{MANIFEST}"))
+        for each in store.list(args.prefix.strip("/"))
+        if each.key.endswith(f"/{MANIFEST}")
+    ]
+    output.table(rows, ("artifact", "kind", "size", "objects", "created"), "no artifacts")
+    return 0
+
+
+def _row(store: Store, prefix: str) -> dict[str, Any]:
+    try:
+        manifest = read_manifest(store, Artifact.of_prefix(prefix))
+    except WorkerError as error:
+        return {"artifact": prefix, "kind": "unreadable", "error": error.as_dict()}
+    return {
+        "artifact": prefix,
+        "kind": manifest.artifact.kind,
+        "size": manifest.size,
+        "objects": len(manifest.entries),
+        "created": _when(manifest.created),
+        "job_id": manifest.job_id,
+    }
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _stat(args: argparse.Namespace, output: Output) -> int:
+    settings = config.load(args.config)
+    store = assembly.open_store_named(settings, _store_names(args, settings)[0])
+    manifest = read_manifest(store, _artifact(args))
+    text = manifest.to_json().decode()
+    output.result(json.loads(text), text.rstrip())
+    return 0
+
+
+def _by_job(args: argparse.Namespace, output: Output) -> int:
+    settings = config.load(args.config)
+    artifact = _artifact(args)
+    fields = {"kind": artifact.kind, "account": artifact.account, "id": artifact.id, "volume": artifact.volume}
+    job = JOBS[args.job_name]
+    request = parse_request(job.Request, fields | {"stores": _store_names(args, settings)}, job.name)
+    output.result(run_here(settings, job, request, quiet=output.as_json))
+    return 0
+
+
+def _stores(args: argparse.Namespace, output: Output) -> int:
+    settings = config.load(args.config)
+    rows = [_health(settings, name) for name in settings.stores]
+    output.table(rows, ("name", "url", "state", "total", "used", "free", "error"), "no stores in the settings")
+    return 0 if all(row["state"] == "up" for row in rows) else EXIT_RETRYABLE
+
+
+def _health(settings: Settings, name: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "url": settings.stores[name].url, "state": "up"}
+    started = time.monotonic()
+    try:
+        store = assembly.open_store_named(settings, name)
+        next(iter(store.list("template/tmpl/0")), None)
+        usage = store.usage()
+    except WorkerError as error:
+        return row | {"state": "down", "error": str(error)}
+    latency = round((time.monotonic() - started) * 1000, 1)
+    return row | {"total": usage.total, "used": usage.used, "free": usage.free, "latency_ms": latency}

@@ -1,0 +1,85 @@
+"""The worker itself and what surrounds it: worker, demo, doctor, schema, config."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from ssvm_worker import config, doctor
+from ssvm_worker.errors import ConfigError
+from ssvm_worker.jobs import JOBS, find_job
+from ssvm_worker.settings import LANES
+from tasks.command import worker_command
+
+from .output import Output
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """``ssvm demo | worker | doctor | schema | config``."""
+    demo = commands.add_parser(
+        "demo", help="everything embedded on this machine; real jobs end to end", parents=[common]
+    )
+    demo.add_argument("--url", help="download this in place of the image that the demo makes")
+    demo.add_argument("--keep", action="store_true", help="leave it running, with Flower, until Ctrl-C")
+    demo.set_defaults(command=_demo)
+    worker = commands.add_parser("worker", help="run a worker until SIGTERM", parents=[common])
+    worker.add_argument("--zone", help="in place of the settings' zone")
+    worker.add_argument("--lanes", metavar="A,B", help=f"of {', '.join(LANES)}; all when absent")
+    worker.add_argument("--concurrency", type=int, metavar="N", help="jobs at once")
+    worker.set_defaults(command=_worker)
+    check = commands.add_parser("doctor", help="every dependency: reachable or not, and why", parents=[common])
+    check.set_defaults(command=_doctor)
+    schema = commands.add_parser("schema", help="the JSON Schema of requests", parents=[common])
+    schema.add_argument("job", nargs="?", metavar="JOB", help="one job's; an object of all of them when absent")
+    schema.set_defaults(command=_schema)
+    settings = commands.add_parser("config", help="the settings in force, secrets as ***", parents=[common])
+    settings.set_defaults(command=_config)
+
+
+def _demo(args: argparse.Namespace, output: Output) -> int:
+    # Its servers are imported only when they are wanted: a worker has no use for them.
+    from ssvm_worker.demo.run import run_demo
+
+    return run_demo(url=args.url, keep=args.keep, output=output)
+
+
+def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every command has both
+    settings = config.load(args.config)
+    if args.config:
+        os.environ["SSVM_CONFIG"] = os.path.abspath(args.config)
+    overrides = {"zone": args.zone, "worker__lanes": args.lanes, "worker__concurrency": args.concurrency}
+    for name, value in overrides.items():
+        if value is not None:
+            os.environ[f"SSVM_{name.upper()}"] = str(value)
+    settings = config.load()
+    argv, environ = worker_command(settings)
+    sys.stdout.flush()
+    os.execvpe(argv[0], argv, {**os.environ, **environ})
+
+
+def _doctor(args: argparse.Namespace, output: Output) -> int:
+    try:
+        findings = doctor.examine(config.load(args.config))
+    except ConfigError as error:
+        findings = [doctor.Finding("settings", False, str(error))]
+    rows = [finding.as_dict() for finding in findings]
+    output.table(rows, ("check", "state", "detail"), "nothing to check")
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _schema(args: argparse.Namespace, output: Output) -> int:
+    if args.job:
+        schema = find_job(args.job).Request.model_json_schema()
+    else:
+        schema = {f"ssvm.{job.name}": job.Request.model_json_schema() for job in JOBS.values()}
+    output.result(schema, json.dumps(schema, indent=2))
+    return 0
+
+
+def _config(args: argparse.Namespace, output: Output) -> int:
+    values = config.redacted(config.load(args.config))
+    output.result(values, json.dumps(values, indent=2))
+    return 0

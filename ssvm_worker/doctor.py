@@ -1,0 +1,89 @@
+"""Every dependency of a worker: reachable or not, and why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from . import assembly
+from .errors import WorkerError
+from .settings import Settings
+from .units import human_size
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    check: str
+    ok: bool
+    #: What was found, or what is wrong and what to do.
+    detail: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """check, ok, state (ok | FAILED), detail."""
+        return {"check": self.check, "ok": self.ok, "state": "ok" if self.ok else "FAILED", "detail": self.detail}
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at everything that the settings name; takes as long as the slowest time-out."""
+    return [
+        Finding("settings", True, f"zone {settings.zone}"),
+        _look("state_dir", lambda: _state_dir(settings)),
+        *_broker(settings),
+        *(_look(f"store {name}", lambda name=name: _store(settings, name)) for name in settings.stores),  # type: ignore[misc]
+        *_missing_stores(settings),
+        *(_look(f"vcenter {name}", lambda name=name: _vcenter(settings, name)) for name in settings.vcenters),  # type: ignore[misc]
+        Finding("qemu-img", True, shutil.which("qemu-img") or "not installed; nothing here needs it yet"),
+    ]
+
+
+def _look(check: str, examine_it: Callable[[], str]) -> Finding:
+    try:
+        return Finding(check, True, examine_it())
+    except WorkerError as error:
+        return Finding(check, False, f"{type(error).__name__}: {error}")
+    except OSError as error:
+        return Finding(check, False, f"{error.strerror}: {error.filename}")
+
+
+def _state_dir(settings: Settings) -> str:
+    if not settings.broker.embedded:
+        return f"{settings.state_dir} (used by the embedded broker only)"
+    os.makedirs(settings.state_dir, exist_ok=True)
+    with tempfile.TemporaryFile(dir=settings.state_dir):
+        return f"{settings.state_dir} can be written"
+
+
+def _broker(settings: Settings) -> Iterator[Finding]:
+    def reach() -> str:
+        with assembly.open_ledger(settings) as ledger:
+            warnings.extend(ledger.warnings())
+            counts = ledger.counts()
+        return ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no jobs yet"
+
+    warnings: list[str] = []
+    yield _look("broker", reach)
+    for warning in warnings:
+        yield Finding("broker durability", False, warning)
+
+
+def _store(settings: Settings, name: str) -> str:
+    store = assembly.open_store_named(settings, name)
+    next(iter(store.list("template/tmpl/0")), None)
+    usage = store.usage()
+    return f"{store.url}" + (f", {human_size(usage.free)} free" if usage.free is not None else "")
+
+
+def _missing_stores(settings: Settings) -> Iterator[Finding]:
+    if not settings.stores:
+        yield Finding("stores", False, "The settings name no image store. Add [stores.primary] with a url")
+
+
+def _vcenter(settings: Settings, name: str) -> str:
+    with assembly.Outside(settings).vcenter(name, check=lambda: None) as session:
+        return str(session.about)
