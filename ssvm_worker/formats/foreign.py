@@ -1,0 +1,70 @@
+"""What we know by its magic and do not take: wrappers, other disk formats, and what a server sends instead of an image.
+
+Each row: where the magic stands, the magic, the name that a user knows, and what to do. A magic of fewer than three
+bytes is not listed: a raw disk may begin with anything.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ssvm_worker.errors import UnknownFormat
+
+_UNPACK = "Unpack it, and give the URL of the image inside"
+_CONVERT = "Convert it: qemu-img convert -O qcow2 IN OUT"
+_DECRYPT = "Decrypt it: its content cannot be judged, nor booted without its key"
+
+
+class _Magic(NamedTuple):
+    offset: int
+    magic: bytes
+    name: str
+    remedy: str
+
+
+_MAGICS = (
+    _Magic(0, b"\x1f\x8b\x08", "a gzip archive", _UNPACK),
+    _Magic(0, b"BZh", "a bzip2 archive", _UNPACK),
+    _Magic(0, b"\xfd7zXZ\0", "an xz archive", _UNPACK),
+    _Magic(0, b"\x28\xb5\x2f\xfd", "a zstandard archive", _UNPACK),
+    _Magic(0, b"\x04\x22\x4d\x18", "an lz4 archive", _UNPACK),
+    _Magic(0, b"PK\x03\x04", "a zip archive", _UNPACK),
+    _Magic(0, b"PK\x05\x06", "an empty zip archive", _UNPACK),
+    _Magic(0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
+    _Magic(0, b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    _Magic(257, b"ustar", "a tar archive (an OVA is one)", _UNPACK),
+    _Magic(0, b"COWD", "a VMDK of ESX's sparse format (COWD)", _CONVERT),
+    _Magic(0, b"\xbe\xba\xfe\xca\0\0\0\0", "a VMDK of ESX's space-efficient format (SE sparse)", _CONVERT),
+    _Magic(0, b"QED\0", "a QED image", _CONVERT),
+    _Magic(64, b"\x7f\x10\xda\xbe", "a VDI image (VirtualBox)", _CONVERT),
+    _Magic(0, b"WithoutFreeSpace", "a Parallels image", _CONVERT),
+    _Magic(0, b"WithouFreSpacExt", "a Parallels image", _CONVERT),
+    _Magic(0, b"OOOM", "a COW image (User-mode Linux)", _CONVERT),
+    _Magic(0, b"Bochs Virtual HD Image", "a Bochs image", _CONVERT),
+    _Magic(0, b"VMA\0", "a Proxmox backup (VMA)", _UNPACK),
+    _Magic(0, b"MSWIM\0\0\0", "a Windows image (WIM)", _UNPACK),
+    _Magic(0, b"LUKS\xba\xbe", "an encrypted disk (LUKS)", _DECRYPT),
+    _Magic(0, b"SKUL\xba\xbe", "an encrypted disk (the second header of LUKS2)", _DECRYPT),
+    _Magic(0, b"-FVE-FS-", "an encrypted disk (BitLocker)", _DECRYPT),
+)
+_HTML = re.compile(rb"\s*(?:<!doctype\s+html|<html|<head|<body|<\?xml|<!--|<error>)", re.IGNORECASE)
+_NOT_AN_IMAGE = "Open the URL in a browser: it may want a login, or the file has moved"
+
+
+def refuse_foreign(head: bytes, where: str) -> None:
+    """Raise UnknownFormat, with its name, for what is known but not taken."""
+    if not head:
+        raise UnknownFormat("The image is empty", where, _NOT_AN_IMAGE)
+    for offset, magic, name, remedy in _MAGICS:
+        if head.startswith(magic, offset):
+            raise UnknownFormat(f"This is {name}, which is not taken", where, remedy)
+    if _HTML.match(head[:512].removeprefix(b"\xef\xbb\xbf")):
+        raise UnknownFormat("The server sent HTML or XML, not an image", where, _NOT_AN_IMAGE)
+
+
+def refuse_text(head: bytes, where: str) -> None:
+    """Raise UnknownFormat for plain text; for what nobody has declared to be a raw disk."""
+    start = head[:512]
+    if start.isascii() and start.decode("ascii").translate({9: " ", 10: " ", 13: " "}).isprintable():
+        raise UnknownFormat(f"The server sent text, not an image: {start[:60].decode()!a}", where, _NOT_AN_IMAGE)

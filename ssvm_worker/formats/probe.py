@@ -1,0 +1,115 @@
+"""The words that the door and the formats share, and the reader that serves a format's rules from passing bytes.
+
+A format's rules are a generator: they get the head of the image, yield each ``Range`` that they want to see besides
+(and get its bytes), then yield the ``Facts`` and get the tail and the size when the stream has ended. They raise our
+errors as soon as they know; so the rules read like the specification, and the chunking cannot change a verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ssvm_worker.errors import CorruptImage
+from ssvm_worker.units import KiB, MiB
+
+#: What every format gets at once. A VMDK's descriptor may end 1 MiB + 511 bytes into the file (qemu block/vmdk.c).
+HEAD = MiB + 64 * KiB
+#: What is kept of the end: a VMDK's footer marker, footer and end-of-stream marker; a VHD's footer is the last 512.
+TAIL = 1536
+#: A table longer than this is not collected; only its place is checked.
+MAX_RANGE = 4 * MiB
+
+ASK_PUBLISHER = "Download it again, or ask its publisher for a whole one"
+
+
+class Seen(NamedTuple):
+    """What rules get for a yield: the bytes asked for; at the end the tail, and the size of the whole image."""
+
+    data: bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes of the image that rules want to see: in the head, or behind every range asked for before."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules have found."""
+
+    format: str
+    #: Bytes that a guest will see; 0 while only the end of the stream can tell.
+    virtual_size: int
+    details: dict[str, object] = field(default_factory=dict)
+
+
+Rules = Generator[Range | Facts, Seen, Facts]
+
+
+class Reading:
+    """Runs one format's rules over the bytes behind the head.
+
+    Bytes: holds one range, MAX_RANGE at the most. Raises: what the rules raise; CorruptImage for a range that the
+    image does not have, or that lies before one already passed.
+    """
+
+    def __init__(self, rules: Rules, head: bytes, where: str) -> None:
+        self._rules = rules
+        self._head = head
+        self._where = where
+        self._position = len(head)
+        self._floor = len(head)
+        self._held = bytearray()
+        self.wants: Range | Facts = Range(0, 0)
+        self._ask(next(rules))
+
+    def feed(self, chunk: bytes) -> None:
+        """Show the next bytes of the image; costs nothing once the rules only wait for the end."""
+        start = self._position
+        self._position += len(chunk)
+        while isinstance(want := self.wants, Range):
+            begin = want.offset + len(self._held)
+            end = want.offset + want.length
+            self._held += chunk[max(0, begin - start) : max(0, end - start)]
+            if len(self._held) < want.length:
+                return
+            self._floor = max(self._floor, end)
+            self._ask(self._rules.send(Seen(bytes(self._held), 0)))
+
+    def finish(self, size: int, tail: bytes) -> Facts:
+        """The facts, now that the stream has ended."""
+        if isinstance(want := self.wants, Range):
+            raise cut_short(f"it names {want.length} bytes at offset {want.offset}", size, self._where)
+        try:
+            self._rules.send(Seen(tail, size))
+        except StopIteration as end:
+            facts: Facts = end.value
+            return facts
+        raise RuntimeError("rules went on after the end of the image")
+
+    def _ask(self, want: Range | Facts) -> None:
+        """Take the next wish of the rules, and serve it at once as long as the head holds what they want."""
+        while isinstance(want, Range):
+            self._held = bytearray(self._head[want.offset : want.offset + want.length])
+            if len(self._held) < want.length:
+                break
+            want = self._rules.send(Seen(bytes(self._held), 0))
+        self.wants = want
+        if isinstance(want, Range) and want.offset + len(self._held) < self._floor:
+            raise CorruptImage("Its tables lie in an order that no writer uses", self._where, ASK_PUBLISHER)
+
+
+def cut_short(why: str, size: int, where: str) -> CorruptImage:
+    """The error for an image that is shorter than it says itself; *why* goes on after a colon."""
+    return CorruptImage(f"The image is cut short after {size} bytes: {why}", where, ASK_PUBLISHER)
+
+
+def corrupt(what: str, where: str) -> CorruptImage:
+    """The error for a structure that no sane writer produces."""
+    return CorruptImage(what, where, ASK_PUBLISHER)

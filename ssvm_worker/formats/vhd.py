@@ -1,0 +1,122 @@
+"""VHD: Microsoft's "Virtual Hard Disk Image Format Specification", October 2006 (big-endian).
+
+Footer, the last 512 bytes of every VHD; dynamic and differencing ones have a copy at offset 0:
+
+     0  cookie "conectix"     40  original size, bytes      60  type: 2 fixed, 3 dynamic, 4 differencing
+    16  dynamic header, at    48  current size, bytes       64  checksum: ~ sum of all bytes but its own
+
+Dynamic header, 1024 bytes:  0 "cxsparse" · 16 BAT, offset · 28 BAT, entries · 32 block size · 64 parent's name (UTF-16)
+BAT entry: the sector of a block's bitmap, or 0xFFFFFFFF.
+
+Safety: no parent. Truncation: the footer stands at the end, and every block named by the BAT begins before it.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from ssvm_worker.errors import UnsafeImage
+from ssvm_worker.units import GiB
+
+from .probe import MAX_RANGE, Facts, Range, Rules, corrupt, cut_short
+
+COOKIE = b"conectix"
+FOOTER = 512
+FIXED, DYNAMIC, DIFFERENCING = 2, 3, 4
+_TYPES = {FIXED: "fixed", DYNAMIC: "dynamic", DIFFERENCING: "differencing"}
+#: The specification's own limit.
+_MAX_SIZE = 2040 * GiB
+_UNUSED = 0xFFFFFFFF
+
+
+class _Footer(NamedTuple):
+    dynamic_at: int
+    size: int
+    kind: int
+
+
+def matches(head: bytes) -> bool:
+    """Whether the image begins with the copy of a footer; a fixed VHD does not."""
+    return head.startswith(COOKIE)
+
+
+def is_fixed(tail: bytes, size: int) -> bool:
+    """Whether the bytes end in the whole footer of a fixed VHD of exactly that size."""
+    last = tail[-FOOTER:]
+    if len(last) < FOOTER or not last.startswith(COOKIE) or not _sound(last):
+        return False
+    footer = _unpack(last)
+    return footer.kind == FIXED and footer.size + FOOTER == size
+
+
+def fixed(tail: bytes, size: int, where: str) -> Facts:
+    """The facts of an image whose last sector is a VHD footer but whose first is not."""
+    if is_fixed(tail, size):
+        return Facts("vhd", size - FOOTER, {"subformat": "fixed"})
+    footer = _footer(tail[-FOOTER:], where)
+    if footer.kind == FIXED:
+        raise cut_short(f"its VHD footer says {footer.size + FOOTER} bytes", size, where)
+    raise corrupt("The image ends as a dynamic VHD but does not begin as one", where)
+
+
+def rules(head: bytes, where: str) -> Rules:
+    """Judge a dynamic VHD; see probe."""
+    if len(head) < FOOTER:
+        raise cut_short("a VHD footer has 512 bytes", len(head), where)
+    footer = _footer(head[:FOOTER], where)
+    if footer.kind not in (DYNAMIC, DIFFERENCING):
+        raise corrupt(f"The VHD begins with the footer of type {_TYPES.get(footer.kind, footer.kind)}", where)
+    dynamic = (yield Range(footer.dynamic_at, 1024)).data
+    table_at, entries, block = _parse_dynamic(dynamic, footer, where)
+    furthest = 0
+    if entries * 4 <= MAX_RANGE:
+        table = (yield Range(table_at, entries * 4)).data
+        used = [entry for entry in struct.unpack(f">{entries}I", table) if entry != _UNUSED]
+        furthest = max(used, default=0) * 512
+    facts = Facts("vhd", footer.size, {"subformat": "dynamic", "block_size": block})
+    tail, size = yield facts
+    last = tail[-FOOTER:]
+    if not last.startswith(COOKIE) or not _sound(last):
+        raise cut_short("no VHD footer at its end", size, where)
+    if _unpack(last) != footer:
+        raise corrupt("The two footers of the VHD differ", where)
+    if max(table_at + entries * 4, furthest) > size - FOOTER:
+        raise cut_short(f"its block table names offset {max(table_at + entries * 4, furthest)}", size, where)
+    return facts
+
+
+def _parse_dynamic(dynamic: bytes, footer: _Footer, where: str) -> tuple[int, int, int]:
+    """BAT offset, BAT entries, block size."""
+    if not dynamic.startswith(b"cxsparse"):
+        raise corrupt("The VHD has no dynamic header where its footer says", where)
+    table_at, _version, entries, block = struct.unpack_from(">QIII", dynamic, 16)
+    if footer.kind == DIFFERENCING:
+        parent = dynamic[64:576].decode("utf-16-be", "replace").split("\0")[0]
+        raise UnsafeImage(
+            f"The VHD is a differencing disk; its parent is {parent!a}", where, "Merge it into its parent first"
+        )
+    if block < 512 or block & (block - 1) or entries < -(-footer.size // block) or table_at >> 56:
+        raise corrupt(f"The VHD has {entries} blocks of {block} bytes for {footer.size} bytes", where)
+    return table_at, entries, block
+
+
+def _footer(data: bytes, where: str) -> _Footer:
+    if not _sound(data):
+        raise corrupt("The VHD footer has a wrong checksum", where)
+    footer = _unpack(data)
+    if not 0 < footer.size <= _MAX_SIZE:
+        raise corrupt(f"The VHD says that it has {footer.size} bytes", where)
+    return footer
+
+
+def _unpack(data: bytes) -> _Footer:
+    dynamic_at = struct.unpack_from(">Q", data, 16)[0]
+    size, _geometry, kind = struct.unpack_from(">QII", data, 48)
+    return _Footer(dynamic_at, size, kind)
+
+
+def _sound(data: bytes) -> bool:
+    """Whether the checksum of a footer is right."""
+    said: int = struct.unpack_from(">I", data, 64)[0]
+    return said == ~(sum(data) - sum(data[64:68])) & 0xFFFFFFFF
