@@ -14,7 +14,7 @@ from ssvm_worker.jobs import JOBS, find_job
 from ssvm_worker.settings import LANES
 from tasks.command import worker_command
 
-from .output import Output
+from .output import Bar, Output
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -43,7 +43,26 @@ def _demo(args: argparse.Namespace, output: Output) -> int:
     # Its servers are imported only when they are wanted: a worker has no use for them.
     from ssvm_worker.demo.run import run_demo
 
-    return run_demo(url=args.url, keep=args.keep, output=output)
+    bars: dict[str, Bar] = {}
+
+    def show(label: str, record: dict[str, Any]) -> None:
+        if label not in bars:
+            _close(bars)
+            bars[label] = Bar(label, disable=output.as_json)
+        bars[label].show(record)
+
+    def say(text: str) -> None:
+        _close(bars)
+        print(text, file=sys.stderr if output.as_json else sys.stdout, flush=True)
+
+    values = run_demo(url=args.url, keep=args.keep, say=say, show=show)
+    output.result(values, "")
+    return 0
+
+
+def _close(bars: dict[str, Bar]) -> None:
+    for bar in bars.values():
+        bar.close()
 
 
 def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every command has both

