@@ -1,0 +1,19 @@
+"""Which jobs there are, who runs them, and how they went."""
+
+from .connection import celery_url, shown
+from .ledger import Ledger
+from .record import STATES, AttemptRecord, Callback, Claim, NewJob, Record, WorkerLost, queue_name
+
+__all__ = [
+    "STATES",
+    "AttemptRecord",
+    "Callback",
+    "Claim",
+    "Ledger",
+    "NewJob",
+    "Record",
+    "WorkerLost",
+    "celery_url",
+    "queue_name",
+    "shown",
+]

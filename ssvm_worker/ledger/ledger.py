@@ -1,0 +1,257 @@
+"""The ledger: who must do what, who is doing it, and how it went. It is the truth; Celery's messages are doorbells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+
+from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, WorkerError
+
+from . import scripts
+from .connection import connect, translated
+from .record import ENDED, FAILED, QUEUED, RUNNING, STATES, Claim, NewJob, Record, WorkerLost, from_hash
+
+#: Seconds after a doorbell before the reaper looks whether it was heard.
+RING_AGAIN_S = 5.0
+#: Seconds that a job waits for a resource which another one holds.
+BUSY_S = 3.0
+#: Seconds for which the one that takes a callback may be busy with it; more than any HTTP time-out of ours.
+CALLBACK_LEASE_S = 60.0
+#: Records read in one go.
+_BATCH = 200
+
+
+class Ledger:
+    """The records of all jobs behind one broker.
+
+    Safe to share between threads. Every method raises StoreUnavailable while the broker is away, and nothing was
+    changed then, or the change may be repeated.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "ssvm:", claim_s: float = 10.0, keep_s: float = 30 * 86400.0) -> None:
+        self.claim_s = claim_s
+        self._url = url
+        self._celery_prefix = prefix
+        self._prefix = f"{prefix}ledger:"
+        self._keep_s = keep_s
+        self._redis = connect(url)
+        names = ("SUBMIT", "CLAIM", "BEAT", "FINISH", "RELEASE", "RETRY", "CANCEL", "RUNG")
+        names += ("REAP", "EXPIRE", "TAKE_CALLBACK", "CALLBACK")
+        self._scripts = {name: self._redis.register_script(scripts.script(getattr(scripts, name))) for name in names}
+
+    # Submitting and looking
+
+    def submit(self, new: NewJob) -> tuple[Record, bool]:
+        """Write a job down as queued; True if it is new.
+
+        The same id with the same request gives the job there is; with another request InvalidRequest. Safe to repeat.
+        """
+        return self._write(new, QUEUED, None)
+
+    def refuse(self, new: NewJob, error: WorkerError) -> Record:
+        """Write down a job that failed before it began, so that its sender finds the reason; changes no known job."""
+        return self._write(new, FAILED, error)[0]
+
+    def _write(self, new: NewJob, state: str, error: WorkerError | None) -> tuple[Record, bool]:
+        fields = {
+            "job": new.job,
+            "zone": new.zone,
+            "lane": new.lane,
+            "request": _canonical(new.request),
+            "resource": new.resource,
+            "callback_url": new.callback_url or "",
+        }
+        flat = [part for pair in fields.items() for part in pair]
+        had = self._run("SUBMIT", new.job_id, state, _error(error), RING_AGAIN_S, *flat)
+        record = self.get(new.job_id)
+        if had and (record.job, _canonical(record.request)) != (new.job, fields["request"]):
+            raise InvalidRequest(
+                "This job id belongs to another request",
+                new.job_id,
+                f"Use a new job_id; `ssvm job {new.job_id}` shows it",
+            )
+        return record, not had
+
+    def get(self, job_id: str) -> Record:
+        """The record of a job; ObjectNotFound."""
+        with translated(self._url):
+            fields = self._redis.hgetall(self._key(f"job:{job_id}"))
+        if not fields:
+            raise ObjectNotFound("There is no such job", job_id, "`ssvm jobs` lists them")
+        return from_hash(fields)
+
+    def page(
+        self,
+        state: str | None = None,
+        zone: str | None = None,
+        lane: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> list[Record]:
+        """Records, the newest first, that have this state, zone and lane."""
+        if state is not None and state not in STATES:
+            raise InvalidRequest(f"There is no state {state!r}", "", f"There are: {', '.join(STATES)}")
+        found: list[Record] = []
+        for record in self._newest("jobs" if state is None else f"state:{state}"):
+            if zone in (None, record.zone) and lane in (None, record.lane) and state in (None, record.state):
+                found.append(record)
+                if len(found) == offset + limit:
+                    break
+        return found[offset:]
+
+    def _newest(self, index: str) -> Iterator[Record]:
+        start = 0
+        while True:
+            with translated(self._url):
+                ids = self._redis.zrevrange(self._key(index), start, start + _BATCH - 1)
+                pipe = self._redis.pipeline(transaction=False)
+                for job_id in ids:
+                    pipe.hgetall(self._key(f"job:{job_id}"))
+                rows = pipe.execute()
+            yield from (from_hash(fields) for fields in rows if fields)
+            if len(ids) < _BATCH:
+                return
+            start += _BATCH
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        with translated(self._url):
+            pipe = self._redis.pipeline(transaction=False)
+            for state in STATES:
+                pipe.zcard(self._key(f"state:{state}"))
+            return dict(zip(STATES, pipe.execute(), strict=True))
+
+    def warnings(self) -> list[str]:
+        """What in the broker's own settings may lose jobs; nothing where it does not let us ask."""
+        with translated(self._url):
+            try:
+                asked = self._redis.config_get("appendonly", "maxmemory-policy")
+            except redis.ResponseError:
+                return []
+        found = []
+        if asked.get("appendonly") == "no":
+            found.append("appendonly is off: a restart of the broker forgets jobs. Set `appendonly yes`")
+        if asked.get("maxmemory-policy", "noeviction") != "noeviction":
+            found.append(f"maxmemory-policy is {asked['maxmemory-policy']}: jobs may be evicted. Set `noeviction`")
+        return found
+
+    # What the worker of a job does
+
+    def claim(self, job_id: str, worker: str) -> Claim | None:
+        """Take the job, if it is queued, due, and nobody runs another job on its resource; None: leave it alone.
+
+        A job that waits for its resource is rung again in a moment; that costs it no attempt.
+        """
+        token = self._run("CLAIM", job_id, worker, self.claim_s, BUSY_S)
+        return Claim(job_id, token, self.get(job_id)) if token else None
+
+    def beat(self, claim: Claim, progress: dict[str, Any] | None = None) -> bool:
+        """Renew the claim for claim_s; True if a user wants the job cancelled. Raises Cancelled("fenced") if it is lost."""
+        shown = json.dumps(progress) if progress else ""
+        answer = self._run("BEAT", claim.job_id, claim.token, self.claim_s, shown)
+        if answer < 0:
+            raise Cancelled("fenced")
+        return bool(answer)
+
+    def confirm(self, claim: Claim) -> None:
+        """Raise Cancelled("fenced") unless the claim is ours; it then stays so for claim_s. Call before every commit."""
+        self.beat(claim)
+
+    def finish(
+        self, claim: Claim, state: str, *, result: dict[str, Any] | None = None, error: dict[str, Any] | None = None
+    ) -> None:
+        """End the job. Raises Cancelled("fenced") if the claim is lost. Safe to repeat."""
+        field, value = ("error", error) if error else ("result", result or {})
+        kept = json.dumps(error) if error else ""
+        if not self._run("FINISH", claim.job_id, claim.token, state, field, json.dumps(value), kept):
+            raise Cancelled("fenced")
+
+    def release(self, claim: Claim, error: dict[str, Any] | None, delay_s: float = 0.0, counted: bool = True) -> None:
+        """Queue the job again, due in *delay_s*; *counted* against max_attempts. Raises Cancelled("fenced"). Repeatable."""
+        kept = json.dumps(error) if error else ""
+        if not self._run("RELEASE", claim.job_id, claim.token, kept, delay_s, int(counted)):
+            raise Cancelled("fenced")
+
+    # What a user does
+
+    def retry(self, job_id: str, by: str) -> Record:
+        """Queue a failed or cancelled job again with all its attempts before it; its doorbell is the caller's to ring."""
+        state = self._run("RETRY", job_id, by)
+        if state in (FAILED, "cancelled"):
+            return self.get(job_id)
+        self.get(job_id)
+        if state == RUNNING:
+            raise ResourceBusy("The job is running", job_id, f"Wait for its end, or `ssvm cancel {job_id}` first")
+        remedy = "Nothing to do" if state == QUEUED else "Submit it under a new job_id to do it once more"
+        raise InvalidRequest(f"The job is {state}; only failed and cancelled ones are retried", job_id, remedy)
+
+    def cancel(self, job_id: str, by: str) -> Record:
+        """Cancel a queued job, or ask the worker of a running one to stop and clean up.
+
+        A queued job that ran before is first taken by a worker, which removes what its attempts have left.
+        """
+        state = self._run("CANCEL", job_id, by)
+        record = self.get(job_id)
+        if state in ENDED:
+            raise InvalidRequest(f"The job has ended already: it is {state}", job_id, "There is nothing to cancel")
+        return record
+
+    # What keeps it going
+
+    def rung(self, job_id: str) -> None:
+        """Note that the doorbell was sent."""
+        self._run("RUNG", job_id, RING_AGAIN_S)
+
+    def reap(self, every_s: float, max_attempts: int) -> list[Record]:
+        """One round: jobs of lost workers are queued again; returns those whose doorbell the caller must ring.
+
+        Any number may call it, as often as they like: one in *every_s* acts. After a time without any round, which
+        means that the broker was away, running jobs are spared for one claim's time, so that the living renew first.
+        A job that lost max_attempts workers gets one more only to remove its leftovers.
+        """
+        lost = _error(
+            WorkerLost("The worker died or was cut off", "", "The job goes on elsewhere; see that worker's log")
+        )
+        ids = self._run("REAP", self.claim_s, every_s, max_attempts, RING_AGAIN_S, lost, self._celery_prefix)
+        return [self.get(job_id) for job_id in ids]
+
+    def expire(self) -> int:
+        """Drop records that ended more than keep_s ago, a hundred at the most; returns how many."""
+        return int(self._run("EXPIRE", self._keep_s))
+
+    def take_callback(self, job_id: str = "") -> Record | None:
+        """A job whose callback is due, or that one's if it is; nobody else gets it for a minute."""
+        which = self._run("TAKE_CALLBACK", job_id, CALLBACK_LEASE_S)
+        return self.get(which) if which else None
+
+    def note_callback(self, job_id: str, state: str, error: str = "", delay_s: float = 0.0) -> None:
+        """Write down how a try went: delivered, failed for good, or pending until *delay_s* from now."""
+        self._run("CALLBACK", job_id, state, error, delay_s)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _key(self, name: str) -> str:
+        return self._prefix + name
+
+    def _run(self, name: str, *args: object) -> Any:
+        with translated(self._url):
+            return self._scripts[name](args=[self._prefix, *args])
+
+
+def _canonical(request: dict[str, Any]) -> str:
+    return json.dumps(request, sort_keys=True, separators=(",", ":"))
+
+
+def _error(error: WorkerError | None) -> str:
+    return json.dumps(error.as_dict()) if error else ""

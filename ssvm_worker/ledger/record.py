@@ -1,0 +1,198 @@
+"""The record of a job as values: what is stored, what outsiders read, what a claim gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ssvm_worker.errors import Retryable
+
+QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+#: States that only a user's retry leaves.
+ENDED = (SUCCEEDED, FAILED, CANCELLED)
+
+Request = dict[str, Any]
+
+
+class WorkerLost(Retryable):
+    """The attempt's worker died, froze, or was cut off for longer than its claim."""
+
+
+def queue_name(zone: str, lane: str) -> str:
+    """The Celery queue of a lane in a zone; outsiders rely on this name."""
+    return f"ssvm.{zone}.{lane}"
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """What is written when a job is submitted."""
+
+    job_id: str
+    job: str
+    zone: str
+    lane: str
+    request: Request
+    #: What only one running job may write; "" for none.
+    resource: str = ""
+    callback_url: str | None = None
+
+
+@dataclass(frozen=True)
+class AttemptRecord:
+    """One run of the job. Times are seconds since the epoch by the broker's clock; ended is 0 while it runs."""
+
+    number: int
+    worker: str
+    started: float
+    ended: float = 0.0
+    #: The error object, or None.
+    error: dict[str, Any] | None = None
+    #: Who asked for it by a retry; "" for an automatic one.
+    by: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON shape."""
+        shown = {
+            "number": self.number,
+            "worker": self.worker,
+            "started": iso(self.started),
+            "ended": iso(self.ended),
+            "error": self.error,
+        }
+        return shown | ({"retried_by": self.by} if self.by else {})
+
+
+@dataclass(frozen=True)
+class Callback:
+    """How far the POST of the record has come; state is "" (not due) | pending | delivered | failed."""
+
+    url: str = ""
+    state: str = ""
+    tries: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One job. Times are seconds since the epoch by the broker's clock, 0 for none."""
+
+    job_id: str
+    job: str
+    zone: str
+    lane: str
+    state: str
+    request: Request
+    resource: str = ""
+    attempts: tuple[AttemptRecord, ...] = ()
+    progress: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    created: float = 0.0
+    updated: float = 0.0
+    not_before: float = 0.0
+    cancel_requested: bool = False
+    cancelled_by: str = ""
+    #: The state that the next claim must end the job in, after its leftovers are removed; "" for a job that shall run.
+    ending: str = ""
+    #: Attempts counted against max_attempts since the submit or the last retry by a user.
+    tries: int = 0
+    callback: Callback = field(default_factory=Callback)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is in a final state."""
+        return self.state in ENDED
+
+    def to_dict(self, redact: Callable[[Request], Request] = dict) -> dict[str, Any]:
+        """The JSON shape that outsiders read; *redact* masks the secrets of the request."""
+        return {
+            "job_id": self.job_id,
+            "job": self.job,
+            "zone": self.zone,
+            "lane": self.lane,
+            "state": self.state,
+            "attempts": [each.to_dict() for each in self.attempts],
+            "progress": self.progress,
+            "result": self.result,
+            "error": self.error,
+            "request": redact(self.request),
+            "created": iso(self.created),
+            "updated": iso(self.updated),
+            "not_before": iso(self.not_before),
+            "cancel_requested": self.cancel_requested,
+            "cancelled_by": self.cancelled_by or None,
+            "callback": self._callback_dict() if self.callback.url else None,
+        }
+
+    def _callback_dict(self) -> dict[str, Any]:
+        known = self.callback
+        return {"state": known.state or None, "tries": known.tries, "error": known.error or None}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to run one attempt, for as long as it is renewed."""
+
+    job_id: str
+    #: Grows with every claim of the job; whoever shows an older one is refused.
+    token: int
+    record: Record
+
+    @property
+    def number(self) -> int:
+        """The attempt's number, from 1."""
+        return len(self.record.attempts)
+
+
+def iso(when: float) -> str | None:
+    """ISO 8601 in UTC with milliseconds; None for 0."""
+    if not when:
+        return None
+    return datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def from_hash(fields: Mapping[str, str]) -> Record:
+    """Read what the scripts keep."""
+    return Record(
+        job_id=fields["job_id"],
+        job=fields["job"],
+        zone=fields["zone"],
+        lane=fields["lane"],
+        state=fields["state"],
+        request=json.loads(fields["request"]),
+        resource=fields.get("resource", ""),
+        attempts=tuple(_attempt(fields, each) for each in range(1, int(fields.get("attempts", 0)) + 1)),
+        progress=_json(fields.get("progress")),
+        result=_json(fields.get("result")),
+        error=_json(fields.get("error")),
+        created=float(fields["created"]),
+        updated=float(fields["updated"]),
+        not_before=float(fields.get("not_before") or 0),
+        cancel_requested=fields.get("cancel", "") == "1",
+        cancelled_by=fields.get("cancelled_by", ""),
+        ending=fields.get("ending", ""),
+        tries=int(fields.get("tries", 0)),
+        callback=_callback(fields),
+    )
+
+
+def _attempt(fields: Mapping[str, str], number: int) -> AttemptRecord:
+    def get(name: str) -> str:
+        return fields.get(f"a{number}:{name}", "")
+
+    started, ended = float(get("started") or 0), float(get("ended") or 0)
+    return AttemptRecord(number, get("worker"), started, ended, _json(get("error")), get("by"))
+
+
+def _callback(fields: Mapping[str, str]) -> Callback:
+    tries = int(fields.get("callback_tries") or 0)
+    return Callback(
+        fields.get("callback_url", ""), fields.get("callback_state", ""), tries, fields.get("callback_error", "")
+    )
+
+
+def _json(text: str | None) -> dict[str, Any] | None:
+    return json.loads(text) if text else None

@@ -1,0 +1,340 @@
+"""The ledger on a real Valkey: one owner at a time, nothing forgotten, nothing done twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, StoreUnavailable
+from ssvm_worker.ledger import Ledger, NewJob
+from tests.servers.broker import Broker, StoppableBroker
+
+BUG = {"error": "ValueError", "message": "ours"}
+Act = Callable[[Ledger, str], object]
+
+
+def a_job(job_id: str = "j1", **changes: Any) -> NewJob:
+    given: dict[str, Any] = {"job": "download", "zone": "z", "lane": "download", "request": {"url": "http://x/y"}}
+    return NewJob(job_id, **(given | changes))
+
+
+@pytest.fixture
+def ledger(broker: Broker) -> Iterator[Ledger]:
+    """A ledger whose claims last until the test ends."""
+    with Ledger(broker.url, prefix=broker.prefix, claim_s=100) as found:
+        yield found
+
+
+@pytest.fixture
+def hasty(broker: Broker) -> Iterator[Ledger]:
+    """The same ledger as seen by one whose claims have expired as soon as they are made."""
+    with Ledger(broker.url, prefix=broker.prefix, claim_s=0.001) as found:
+        yield found
+
+
+def reap(ledger: Ledger, max_attempts: int = 5) -> list[str]:
+    """Rounds of the reaper until the living have had their time to renew, and one more."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if rung := ledger.reap(0.001, max_attempts):
+            return [each.job_id for each in rung]
+        if not ledger.counts()["running"]:
+            break
+    return []
+
+
+def test_submit_and_get(ledger: Ledger) -> None:
+    """A submitted job is queued and shows what was asked for."""
+    record, new = ledger.submit(a_job())
+    assert new
+    shown = ledger.get("j1").to_dict()
+    assert shown == record.to_dict()
+    assert (shown["state"], shown["attempts"], shown["request"]) == ("queued", [], {"url": "http://x/y"})
+    assert shown["created"].endswith("Z")
+
+
+def test_unknown_job(ledger: Ledger) -> None:
+    """An id that nobody submitted is not found."""
+    with pytest.raises(ObjectNotFound, match="ssvm jobs"):
+        ledger.get("nobody")
+
+
+def test_submit_again(ledger: Ledger) -> None:
+    """The same id with the same request is the same job, whatever became of it."""
+    ledger.submit(a_job())
+    assert ledger.claim("j1", "w")
+    record, new = ledger.submit(a_job())
+    assert (new, record.state) == (False, "running")
+
+
+@pytest.mark.parametrize(
+    "change", [{"request": {"url": "http://other"}}, {"job": "upload"}], ids=["another request", "another job"]
+)
+def test_submit_another_under_the_same_id(ledger: Ledger, change: dict[str, Any]) -> None:
+    """An id belongs to one request for ever, and the one that has it is left as it is."""
+    before, _ = ledger.submit(a_job())
+    with pytest.raises(InvalidRequest, match="another request"):
+        ledger.submit(a_job(**change))
+    assert ledger.get("j1") == before
+
+
+def test_redaction(ledger: Ledger) -> None:
+    """Whoever shows a record says how secrets are masked."""
+    record, _ = ledger.submit(a_job(request={"url": "http://x/y?token=1"}))
+    assert record.to_dict(lambda request: {"url": "***"})["request"] == {"url": "***"}
+
+
+def test_claim_is_exclusive(ledger: Ledger) -> None:
+    """Of twenty workers that want a job at once, one gets it."""
+    ledger.submit(a_job())
+    got: list[Any] = []
+    workers = [threading.Thread(target=lambda: got.append(ledger.claim("j1", "w"))) for _ in range(20)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join()
+    assert len([each for each in got if each]) == 1
+    assert len(ledger.get("j1").attempts) == 1
+
+
+def test_claim_of_nothing(ledger: Ledger) -> None:
+    """A doorbell for an unknown job is left alone."""
+    assert ledger.claim("nobody", "w") is None
+
+
+def test_finish(ledger: Ledger) -> None:
+    """A finished job keeps its result and its attempt."""
+    ledger.submit(a_job())
+    claim = ledger.claim("j1", "host:1")
+    assert claim
+    assert ledger.beat(claim, {"stage": "download", "bytes": 5}) is False
+    ledger.finish(claim, "succeeded", result={"size": 5})
+    shown = ledger.get("j1").to_dict()
+    assert (shown["state"], shown["result"], shown["error"]) == ("succeeded", {"size": 5}, None)
+    assert shown["progress"]["bytes"] == 5
+    assert [(each["number"], each["worker"], each["error"]) for each in shown["attempts"]] == [(1, "host:1", None)]
+    assert shown["attempts"][0]["ended"] >= shown["attempts"][0]["started"]
+
+
+def test_finish_is_repeatable(ledger: Ledger) -> None:
+    """A finish or release whose answer was lost on the way can be sent again."""
+    ledger.submit(a_job())
+    first = ledger.claim("j1", "w")
+    assert first
+    for _ in range(2):
+        ledger.release(first, BUG)
+    second = ledger.claim("j1", "w")
+    assert second
+    for _ in range(2):
+        ledger.finish(second, "failed", error=BUG)
+    assert len(ledger.get("j1").attempts) == 2
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda ledger, old: ledger.beat(old),
+        lambda ledger, old: ledger.confirm(old),
+        lambda ledger, old: ledger.finish(old, "succeeded", result={"by": "zombie"}),
+        lambda ledger, old: ledger.release(old, BUG),
+    ],
+    ids=["beat", "confirm", "finish", "release"],
+)
+def test_fencing(ledger: Ledger, hasty: Ledger, act: Act) -> None:
+    """A worker whose claim went to another one can change nothing any more."""
+    ledger.submit(a_job())
+    old = hasty.claim("j1", "zombie")
+    assert reap(hasty) == ["j1"]
+    new = ledger.claim("j1", "heir")
+    assert old
+    assert new
+    assert new.token > old.token
+    before = ledger.get("j1")
+    with pytest.raises(Cancelled, match="another worker"):
+        act(ledger, old)  # type: ignore[arg-type]
+    assert ledger.get("j1") == before
+
+
+def test_expired_claim(ledger: Ledger, hasty: Ledger) -> None:
+    """A job whose worker was lost is queued again, and its history says why."""
+    ledger.submit(a_job())
+    assert hasty.claim("j1", "dead:1")
+    assert reap(hasty) == ["j1"]
+    record = ledger.get("j1")
+    assert record.state == "queued"
+    assert record.attempts[0].error
+    assert record.attempts[0].error["error"] == "WorkerLost"
+    assert record.attempts[0].ended
+
+
+def test_living_claim(ledger: Ledger) -> None:
+    """The reaper leaves a job alone whose claim is renewed."""
+    ledger.submit(a_job())
+    assert ledger.claim("j1", "w")
+    for _ in range(20):
+        assert ledger.reap(0.001, 5) == []
+    assert ledger.get("j1").state == "running"
+
+
+def test_worker_killer(ledger: Ledger, hasty: Ledger) -> None:
+    """A job that lost max_attempts workers gets one more for its leftovers only, and has failed even if that one dies."""
+    ledger.submit(a_job())
+    for _ in range(2):
+        assert hasty.claim("j1", "w")
+        assert reap(hasty, max_attempts=2) == ["j1"]
+    last = hasty.claim("j1", "w")
+    assert last
+    assert last.record.ending == "failed"
+    assert reap(hasty, max_attempts=2) == []
+    record = ledger.get("j1")
+    assert (record.state, len(record.attempts)) == ("failed", 3)
+    assert record.error
+    assert record.error["error"] == "WorkerLost"
+
+
+def test_release(ledger: Ledger) -> None:
+    """A released job waits for its delay, keeps the error, and is not claimed before."""
+    ledger.submit(a_job())
+    claim = ledger.claim("j1", "w")
+    assert claim
+    ledger.release(claim, BUG, delay_s=100)
+    record = ledger.get("j1")
+    assert (record.state, record.error, record.tries) == ("queued", BUG, 1)
+    assert record.not_before > record.updated
+    assert ledger.claim("j1", "w") is None
+
+
+def test_uncounted_release(ledger: Ledger) -> None:
+    """A hand-over at shutdown costs the job no attempt, though its history shows it."""
+    ledger.submit(a_job())
+    for number in (1, 2, 3):
+        claim = ledger.claim("j1", "w")
+        assert claim
+        assert (claim.number, claim.record.tries) == (number, 1)
+        ledger.release(claim, None, counted=False)
+
+
+def test_success_forgets_the_error(ledger: Ledger) -> None:
+    """A job that succeeded at the second attempt shows no error but in its history."""
+    ledger.submit(a_job())
+    first = ledger.claim("j1", "w")
+    assert first
+    ledger.release(first, BUG)
+    second = ledger.claim("j1", "w")
+    assert second
+    ledger.finish(second, "succeeded", result={})
+    record = ledger.get("j1")
+    assert (record.error, record.attempts[0].error) == (None, BUG)
+
+
+def test_resource(ledger: Ledger) -> None:
+    """Two jobs that write one artifact run one after the other, and waiting is no attempt."""
+    ledger.submit(a_job("first", resource="template/1"))
+    ledger.submit(a_job("second", resource="template/1"))
+    claim = ledger.claim("first", "w")
+    assert claim
+    assert ledger.claim("second", "w") is None
+    waiting = ledger.get("second")
+    assert (waiting.state, waiting.attempts) == ("queued", ())
+    assert waiting.not_before > waiting.created
+    ledger.finish(claim, "succeeded", result={})
+
+
+def test_resource_is_freed(ledger: Ledger, hasty: Ledger) -> None:
+    """A resource is free as soon as the job that held it runs no more, however that came."""
+    for number, end in enumerate(("finish", "release", "lost")):
+        ledger.submit(a_job(f"j{number}", resource="template/1"))
+        claim = (hasty if end == "lost" else ledger).claim(f"j{number}", "w")
+        assert claim
+        if end == "finish":
+            ledger.finish(claim, "failed", error=BUG)
+        elif end == "release":
+            ledger.release(claim, BUG, delay_s=100)
+        else:
+            reap(hasty)
+    ledger.submit(a_job("heir", resource="template/1"))
+    assert ledger.claim("heir", "w")
+
+
+def into(ledger: Ledger, state: str) -> None:
+    """Bring a new job j1 into that state."""
+    ledger.submit(a_job())
+    if state == "queued":
+        return
+    claim = ledger.claim("j1", "w")
+    assert claim
+    if state != "running":
+        ledger.finish(claim, state, error=BUG if state == "failed" else None)
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_retry(ledger: Ledger, state: str) -> None:
+    """A failed or cancelled job is queued again with its history, a fresh count, and the name of who asked."""
+    into(ledger, state)
+    record = ledger.retry("j1", "ann")
+    assert (record.state, record.tries, len(record.attempts)) == ("queued", 0, 1)
+    claim = ledger.claim("j1", "w")
+    assert claim
+    assert (claim.number, claim.record.attempts[1].by) == (2, "ann")
+
+
+@pytest.mark.parametrize(
+    ("state", "error"), [("queued", InvalidRequest), ("running", ResourceBusy), ("succeeded", InvalidRequest)]
+)
+def test_retry_refused(ledger: Ledger, state: str, error: type[Exception]) -> None:
+    """A job that waits, runs or succeeded is not retried, and the answer says its state."""
+    into(ledger, state)
+    with pytest.raises(error, match=state):
+        ledger.retry("j1", "ann")
+    assert ledger.get("j1").state == state
+
+
+def test_cancel_queued(ledger: Ledger) -> None:
+    """A job that never ran is cancelled at once and never runs."""
+    into(ledger, "queued")
+    record = ledger.cancel("j1", "ann")
+    assert (record.state, record.cancelled_by) == ("cancelled", "ann")
+    assert ledger.claim("j1", "w") is None
+
+
+def test_cancel_running(ledger: Ledger) -> None:
+    """The worker of a running job hears of the cancel at its next beat."""
+    ledger.submit(a_job())
+    claim = ledger.claim("j1", "w")
+    assert claim
+    assert ledger.cancel("j1", "ann").state == "running"
+    assert ledger.beat(claim) is True
+
+
+def test_cancel_between_attempts(ledger: Ledger) -> None:
+    """A job that waits for its next attempt gets it at once, only to remove what the last one has left."""
+    ledger.submit(a_job())
+    claim = ledger.claim("j1", "w")
+    assert claim
+    ledger.release(claim, BUG, delay_s=100)
+    ledger.cancel("j1", "ann")
+    assert ledger.reap(0.001, 5)
+    again = ledger.claim("j1", "w")
+    assert again
+    assert again.record.ending == "cancelled"
+
+
+def test_cancel_of_a_lost_job(ledger: Ledger, hasty: Ledger) -> None:
+    """A cancel outlives the worker that should have heard it."""
+    ledger.submit(a_job())
+    assert hasty.claim("j1", "w")
+    ledger.cancel("j1", "ann")
+    reap(hasty)
+    assert ledger.get("j1").ending == "cancelled"
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
+def test_cancel_refused(ledger: Ledger, state: str) -> None:
+    """What has ended is not cancelled, and the answer says how it ended."""
+    into(ledger, state)
+    with pytest.raises(InvalidRequest, match=state):
+        ledger.cancel("j1", "ann")
