@@ -1,0 +1,305 @@
+"""A real HTTP(S) server that misbehaves on request, one path at a time.
+
+server = HttpServer()
+url = server.serve("image.raw", data, cut_after=1000, cut_times=1)
+server.requests[0].headers["Range"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import trustme
+
+PIECE = 64 * 1024
+
+
+@dataclass
+class Behaviour:
+    """How one path answers a GET."""
+
+    data: bytes = b""
+    status: int = 200
+    etag: str | None = '"v1"'
+    last_modified: str | None = None
+    #: Takes Range; else it says nothing of ranges and gives the whole.
+    ranges: bool = True
+    #: Says Accept-Ranges, yet gives the whole.
+    ignore_range: bool = False
+    #: In place of the right Content-Range.
+    content_range: str | None = None
+    #: In place of the right one; "" leaves it out, and the body ends with the connection.
+    content_length: str | None = None
+    chunked: bool = False
+    #: Bytes of the body, then the connection is closed, so often.
+    cut_after: int | None = None
+    cut_times: int = 1_000_000
+    #: A cut is a TCP reset.
+    reset: bool = False
+    #: Bytes of the body, then nothing until the server closes.
+    stall_after: int | None = None
+    #: One byte at a time, twenty in a second.
+    drip: bool = False
+    #: Bytes a second.
+    rate: float | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    #: The behaviour of the second and later requests.
+    then: Behaviour | None = None
+
+
+@dataclass
+class PutBehaviour:
+    """How one path answers a PUT."""
+
+    status: int = 200
+    body: bytes = b""
+    #: Answers when so many bytes have come, and closes.
+    early_after: int | None = None
+    #: Stops reading after so many bytes.
+    stall_after: int | None = None
+    #: Closes without an answer when all has come.
+    silent: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it came."""
+
+    method: str
+    path: str
+    headers: Message
+
+
+class HttpServer:
+    """Listens on a free port of loopback until ``close``."""
+
+    def __init__(self, *, tls: bool = False, certified_for: str = "127.0.0.1", expires: datetime | None = None) -> None:
+        self.requests: list[Request] = []
+        #: What was PUT whole, by path; and what broke off.
+        self.stored: dict[str, bytes] = {}
+        self.broken: dict[str, bytes] = {}
+        self.paths: dict[str, Behaviour] = {}
+        self.puts: dict[str, PutBehaviour] = {}
+        self.closing = threading.Event()
+        #: Set whenever a path has begun to stall, or a PUT has broken off.
+        self.stalled = threading.Event()
+        self.put_broken = threading.Event()
+        self._authority = trustme.CA() if tls else None
+        self.context = self._tls(certified_for, expires)
+        self._server = _Listener(self)
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def _tls(self, certified_for: str, expires: datetime | None) -> ssl.SSLContext | None:
+        if self._authority is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._authority.issue_cert(certified_for, not_after=expires).configure_cert(context)
+        return context
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        """The URL of a path, whether anything is there or not."""
+        return f"{'https' if self.context else 'http'}://{host}:{self.port}/{path.lstrip('/')}"
+
+    def serve(self, name: str, data: bytes, **behaviour: object) -> str:
+        """Give *data* at that path, with the fields of Behaviour; returns the URL."""
+        self.paths[f"/{name}"] = Behaviour(data, **behaviour)  # type: ignore[arg-type]
+        return self.url(name)
+
+    def redirect(self, name: str, location: str, status: int = 302) -> str:
+        """Redirect from that path; returns its URL."""
+        return self.serve(name, b"elsewhere", status=status, headers={"Location": location})
+
+    def take(self, name: str, **behaviour: object) -> str:
+        """Take a PUT at that path, with the fields of PutBehaviour; returns the URL."""
+        self.puts[f"/{name}"] = PutBehaviour(**behaviour)  # type: ignore[arg-type]
+        return self.url(name)
+
+    def ca_file(self, directory: Path) -> str:
+        """The authority's certificate, written as PEM."""
+        assert self._authority
+        path = directory / "ca.pem"
+        self._authority.cert_pem.write_to_path(str(path))
+        return str(path)
+
+    def close(self) -> None:
+        """Stop, and let every stalled connection go."""
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, owner: HttpServer) -> None:
+        self.owner = owner
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that breaks off is what the tests are about."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Listener
+
+    def setup(self) -> None:
+        self.owner = self.server.owner
+        if self.owner.context:
+            self.request = self.owner.context.wrap_socket(self.request, server_side=True)
+        super().setup()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+    def do_GET(self) -> None:
+        self._note()
+        path = self.path.partition("?")[0]
+        behaviour = self.owner.paths.get(path, Behaviour(b"nothing here", status=404))
+        if behaviour.then:
+            self.owner.paths[path] = behaviour.then
+        _Answer(self, behaviour).send()
+        self.close_connection = True
+
+    def do_PUT(self) -> None:
+        self._note()
+        self.close_connection = True
+        path = self.path.partition("?")[0]
+        behaviour = self.owner.puts.get(path, PutBehaviour(404))
+        length, body = int(self.headers["Content-Length"]), bytearray()
+        most = min(
+            length, *(each for each in (behaviour.early_after, behaviour.stall_after) if each is not None), length
+        )
+        try:
+            while len(body) < most and (piece := self.rfile.read1(min(PIECE, most - len(body)))):  # type: ignore[attr-defined]
+                body += piece
+        except OSError:
+            pass
+        if behaviour.stall_after is not None:
+            self.owner.stalled.set()
+            self.owner.closing.wait()
+        elif len(body) < most:
+            self.owner.broken[path] = bytes(body)
+            self.owner.put_broken.set()
+        elif not behaviour.silent:
+            if behaviour.status < 300:
+                self.owner.stored[path] = bytes(body)
+            self._reply(behaviour)
+
+    def _reply(self, behaviour: PutBehaviour) -> None:
+        self.send_response(behaviour.status)
+        self.send_header("Content-Length", str(len(behaviour.body)))
+        self.end_headers()
+        self.wfile.write(behaviour.body)
+
+    def _note(self) -> None:
+        self.owner.requests.append(Request(self.command, self.path, self.headers))
+
+
+class _Answer:
+    """One answer to a GET."""
+
+    def __init__(self, handler: _Handler, behaviour: Behaviour) -> None:
+        self.handler, self.behaviour, self.owner = handler, behaviour, handler.owner
+        self.body, self.status, self.range = behaviour.data, behaviour.status, ""
+        wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
+        same = handler.headers.get("If-Range") in (None, behaviour.etag, behaviour.last_modified)
+        if wanted and same and behaviour.ranges and not behaviour.ignore_range and behaviour.status == 200:
+            self._narrow(int(wanted[1]))
+
+    def _narrow(self, start: int) -> None:
+        total = len(self.body)
+        self.status = 206 if start < total else 416
+        self.range = self.behaviour.content_range or f"bytes {start}-{total - 1}/{total}"
+        self.body = self.body[start:]
+
+    def send(self) -> None:
+        handler = self.handler
+        handler.send_response(self.status)
+        for name, value in self._headers().items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            self._send_body()
+
+    def _headers(self) -> dict[str, str]:
+        behaviour, headers = self.behaviour, dict[str, str]()
+        if behaviour.etag:
+            headers["ETag"] = behaviour.etag
+        if behaviour.last_modified:
+            headers["Last-Modified"] = behaviour.last_modified
+        if behaviour.ranges:
+            headers["Accept-Ranges"] = "bytes"
+        if self.range:
+            headers["Content-Range"] = self.range
+        if behaviour.chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        elif behaviour.content_length != "":
+            headers["Content-Length"] = behaviour.content_length or str(len(self.body))
+        return {**headers, **behaviour.headers}
+
+    def _send_body(self) -> None:
+        behaviour, body = self.behaviour, self.body
+        cut = behaviour.cut_after is not None and behaviour.cut_times > 0
+        if cut:
+            behaviour.cut_times -= 1
+            body = body[: behaviour.cut_after]
+        elif behaviour.stall_after is not None:
+            body = body[: behaviour.stall_after]
+        step = 1 if behaviour.drip else PIECE
+        for start in range(0, len(body), step):
+            self._write(body[start : start + step])
+        if cut:
+            self._cut()
+        elif behaviour.stall_after is not None:
+            self.owner.stalled.set()
+            self.owner.closing.wait()
+        elif behaviour.chunked:
+            self.handler.wfile.write(b"0\r\n\r\n")
+
+    def _write(self, piece: bytes) -> None:
+        write: Callable[[bytes], object] = self.handler.wfile.write
+        write(b"%x\r\n%s\r\n" % (len(piece), piece) if self.behaviour.chunked else piece)
+        if self.behaviour.drip:
+            self.owner.closing.wait(0.05)
+        elif self.behaviour.rate:
+            self.owner.closing.wait(len(piece) / self.behaviour.rate)
+
+    def _cut(self) -> None:
+        if self.behaviour.reset:
+            self.handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.handler.wfile.flush()
+        # shutdown_request of socketserver would say a polite good-bye first.
+        self.handler.request.close() if self.behaviour.reset else self.handler.request.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def http_server() -> Iterator[HttpServer]:
+    """A server without TLS."""
+    server = HttpServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def https_server() -> Iterator[HttpServer]:
+    """A server whose certificate is from an authority of its own; see ``ca_file``."""
+    server = HttpServer(tls=True)
+    yield server
+    server.close()

@@ -1,0 +1,191 @@
+"""Uploads by PUT: all of it is there, or the server's own reason why not."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.addresses import AddressRule
+from ssvm_worker.errors import (
+    Cancelled,
+    InvalidRequest,
+    ObjectNotFound,
+    StoreDenied,
+    StoreFull,
+    StoreUnavailable,
+    WorkerError,
+)
+from ssvm_worker.stores.put import PutSettings, PutSink
+from ssvm_worker.stream import store_stream
+from tests.contracts.source import DATA
+from tests.neighbours import free_port
+from tests.servers.http import HttpServer
+
+CHUNKS = [DATA[start : start + 100_000] for start in range(0, len(DATA), 100_000)]
+#: More than any socket buffers, so that a server which stops reading is noticed while we send.
+ENDLESS = [bytes(1_000_000)] * 40
+DEFAULTS = PutSettings()
+
+
+def put(url: str, chunks: list[bytes] = CHUNKS, settings: PutSettings = DEFAULTS, **more: object) -> None:
+    """Send the chunks and commit; *size* in place of theirs is a lie."""
+    size = more.pop("size", sum(map(len, chunks)))
+    with PutSink(url, size, settings, **more) as sink:  # type: ignore[arg-type]
+        for chunk in chunks:
+            sink.write(chunk)
+        stored = sink.commit()
+    assert (stored.key, stored.size) == (sink.key, size)
+
+
+def test_whole(http_server: HttpServer) -> None:
+    """The server has the bytes, their length was announced, and the caller's headers came along."""
+    put(http_server.take("disk"), headers={"Content-Type": "application/x-disk"})
+    assert http_server.stored["/disk"] == DATA
+    sent = http_server.requests[0].headers
+    assert (sent["Content-Length"], sent["Content-Type"]) == (str(len(DATA)), "application/x-disk")
+
+
+def test_whole_over_tls(https_server: HttpServer, tmp_path: Path) -> None:
+    """The same over TLS, with an authority of one's own."""
+    put(https_server.take("disk"), settings=PutSettings(ca_file=https_server.ca_file(tmp_path)))
+    assert https_server.stored["/disk"] == DATA
+
+
+def test_empty(http_server: HttpServer) -> None:
+    """An object of no bytes is put as well."""
+    put(http_server.take("disk"), [])
+    assert http_server.stored["/disk"] == b""
+
+
+def test_as_a_sink(http_server: HttpServer) -> None:
+    """It works in the one loop, on a thread of its own."""
+    url = http_server.take("disk")
+    stored = store_stream(CHUNKS, {"there": PutSink(url, len(DATA), DEFAULTS)})
+    assert (stored.objects["there"].size, http_server.stored["/disk"]) == (len(DATA), DATA)
+
+
+STATUS = [
+    pytest.param(403, StoreDenied, "expired", id="403: the presigned URL may have expired"),
+    pytest.param(401, StoreDenied, "401", id="401"),
+    pytest.param(404, ObjectNotFound, "bucket", id="404"),
+    pytest.param(400, StoreDenied, "400", id="400"),
+    pytest.param(405, StoreDenied, "405", id="405"),
+    pytest.param(501, StoreDenied, "501", id="501: knows no PUT"),
+    pytest.param(307, StoreDenied, "redirects", id="307"),
+    pytest.param(507, StoreFull, "no room", id="507"),
+    pytest.param(429, StoreUnavailable, "429", id="429"),
+    pytest.param(500, StoreUnavailable, "500", id="500"),
+    pytest.param(503, StoreUnavailable, "503", id="503"),
+]
+
+
+@pytest.mark.parametrize(("status", "error", "text"), STATUS)
+@pytest.mark.parametrize("early", [None, 150_000, 0], ids=["at the end", "in the middle", "at once"])
+def test_status(http_server: HttpServer, status: int, error: type[WorkerError], text: str, early: int | None) -> None:
+    """The answer's status is the error, whether it comes at the end or while we send."""
+    with pytest.raises(error, match=text):
+        put(http_server.take("disk", status=status, early_after=early))
+
+
+def test_early_answer_over_tls(https_server: HttpServer, tmp_path: Path) -> None:
+    """Over TLS too an early refusal is reported, not the broken pipe that follows it."""
+    url = https_server.take("disk", status=403, early_after=150_000)
+    with pytest.raises(StoreDenied):
+        put(url, ENDLESS, PutSettings(ca_file=https_server.ca_file(tmp_path)))
+
+
+def test_server_names_its_reason(http_server: HttpServer) -> None:
+    """The code in an S3 server's answer is in the text."""
+    url = http_server.take("disk", status=403, body=b"<Error><Code>SignatureDoesNotMatch</Code></Error>")
+    with pytest.raises(StoreDenied, match="403 SignatureDoesNotMatch"):
+        put(url)
+
+
+def test_yes_before_the_end(http_server: HttpServer) -> None:
+    """A server that is content before it has all bytes has not stored the object."""
+    with pytest.raises(StoreUnavailable, match="answered 200 after"):
+        put(http_server.take("disk", early_after=150_000), ENDLESS)
+
+
+def test_no_answer(http_server: HttpServer) -> None:
+    """A server that closes without an answer has not stored the object as far as we know."""
+    with pytest.raises(StoreUnavailable):
+        put(http_server.take("disk", silent=True))
+
+
+def test_stall(http_server: HttpServer) -> None:
+    """A server that stops reading is given up."""
+    with pytest.raises(StoreUnavailable, match="moved"):
+        put(http_server.take("disk", stall_after=1000), ENDLESS, PutSettings(stall_s=0.5))
+
+
+def test_cancel(http_server: HttpServer) -> None:
+    """A cancel reaches a write that waits for the server."""
+
+    def check() -> None:
+        if http_server.stalled.is_set():
+            raise Cancelled("user")
+
+    with pytest.raises(Cancelled):
+        put(http_server.take("disk", stall_after=1000), ENDLESS, check=check)
+
+
+def test_abort(http_server: HttpServer) -> None:
+    """Leaving early shows the server a body shorter than promised."""
+    with PutSink(http_server.take("disk"), len(DATA), DEFAULTS) as sink:
+        sink.write(CHUNKS[0])
+    assert http_server.put_broken.wait(20)
+    assert (http_server.broken["/disk"], http_server.stored) == (CHUNKS[0], {})
+
+
+def test_abort_before_the_first_byte(http_server: HttpServer) -> None:
+    """A sink that was never written to never connects, and may be aborted twice."""
+    sink = PutSink(http_server.take("disk"), len(DATA), DEFAULTS)
+    sink.abort()
+    sink.suspend()
+    assert not http_server.requests
+
+
+@pytest.mark.parametrize("chunks", [[b"abc"], [b"abcde"]], ids=["fewer bytes", "more bytes"])
+def test_another_size(http_server: HttpServer, chunks: list[bytes]) -> None:
+    """A writer that breaks its promise of a size is our own bug, and commits nothing."""
+    with pytest.raises(ValueError, match="promised"):
+        put(http_server.take("disk"), chunks, size=4)
+    assert http_server.stored == {}
+
+
+def test_address_rule(http_server: HttpServer) -> None:
+    """With a rule, a PUT goes only where a download may come from."""
+    with pytest.raises(StoreDenied, match="loopback"):
+        put(http_server.take("disk"), settings=PutSettings(rule=AddressRule()))
+
+
+def test_nobody_listens() -> None:
+    """A refused connection may be tried again."""
+    with pytest.raises(StoreUnavailable, match="refused"):
+        put(f"http://127.0.0.1:{free_port()}/disk")
+
+
+def test_untrusted_certificate(https_server: HttpServer) -> None:
+    """A certificate of an unknown authority is refused, with the way out."""
+    with pytest.raises(StoreDenied, match="ca_file"):
+        put(https_server.take("disk"))
+
+
+@pytest.mark.parametrize("url", ["ftp://example.org/x", "http://joe:secret@example.org/x", "disk"])
+def test_bad_url(url: str) -> None:
+    """A URL that cannot be put to is an error of the request, and its password stands in no text."""
+    with pytest.raises(InvalidRequest) as caught:
+        PutSink(url, 1, DEFAULTS)
+    assert "secret" not in repr(caught.value)
+
+
+def test_signature_is_never_named(http_server: HttpServer) -> None:
+    """The key and every error leave out the values of a presigned URL."""
+    sink = PutSink(http_server.url("disk?X-Amz-Signature=secret"), 0, DEFAULTS)
+    assert sink.key.endswith("/disk?X-Amz-Signature=***")
+    with suppress(WorkerError):
+        sink.commit()
+    assert http_server.requests[0].path.endswith("=secret")

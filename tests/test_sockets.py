@@ -1,0 +1,232 @@
+"""Where connections may go, how stalls end, and how a cancel gets through."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.addresses import AddressRule
+from ssvm_worker.errors import Cancelled, ConfigError
+from ssvm_worker.sockets import AddressRefused, Dial, Stalled, Watch, WatchedSocket, connect, tls_context
+from tests.neighbours import free_port
+from tests.servers.http import HttpServer
+
+REFUSED = [
+    pytest.param("127.0.0.1", "loopback", id="loopback"),
+    pytest.param("127.255.0.9", "loopback", id="far loopback"),
+    pytest.param("0.0.0.0", "unspecified", id="unspecified"),
+    pytest.param("10.1.2.3", "private", id="private 10/8"),
+    pytest.param("172.31.255.255", "private", id="private 172.16/12"),
+    pytest.param("192.168.1.1", "private", id="private 192.168/16"),
+    pytest.param("100.64.0.1", "carrier-grade", id="carrier-grade NAT"),
+    pytest.param("169.254.169.254", "metadata", id="cloud metadata"),
+    pytest.param("168.63.129.16", "metadata", id="Azure's wire server, a public address"),
+    pytest.param("192.0.2.1", "not a public", id="documentation"),
+    pytest.param("198.18.0.1", "not a public", id="benchmarking"),
+    pytest.param("192.88.99.1", "6to4", id="6to4 relay"),
+    pytest.param("224.0.0.1", "multicast", id="multicast"),
+    pytest.param("240.0.0.1", "reserved", id="reserved"),
+    pytest.param("255.255.255.255", "reserved", id="broadcast"),
+    pytest.param("::", "unspecified", id="v6 unspecified"),
+    pytest.param("::1", "loopback", id="v6 loopback"),
+    pytest.param("::127.0.0.1", "not a public", id="v4-compatible"),
+    pytest.param("::ffff:127.0.0.1", "loopback", id="v4-mapped loopback"),
+    pytest.param("::ffff:10.0.0.1", "private", id="v4-mapped private"),
+    pytest.param("64:ff9b::7f00:1", "loopback", id="NAT64 of loopback"),
+    pytest.param("64:ff9b::a9fe:a9fe", "metadata", id="NAT64 of metadata"),
+    pytest.param("64:ff9b:1::808:808", "NAT64", id="local NAT64"),
+    pytest.param("2002:7f00:1::", "6to4", id="6to4 of loopback"),
+    pytest.param("2001:0:5ef5:79fd::1", "Teredo", id="Teredo"),
+    pytest.param("2001:db8::1", "not a public", id="v6 documentation"),
+    pytest.param("fd00:ec2::254", "unique local", id="v6 metadata"),
+    pytest.param("fe80::1%lo", "link-local", id="link-local with a zone"),
+    pytest.param("fec0::1", "site-local", id="site-local"),
+    pytest.param("ff02::1", "multicast", id="v6 multicast"),
+    pytest.param("5f00::1", "not a public", id="segment routing"),
+    pytest.param("4000::1", "not a public", id="never given out"),
+]
+
+
+@pytest.mark.parametrize(("address", "reason"), REFUSED)
+def test_refused(address: str, reason: str) -> None:
+    """What is not the public internet is refused, with the reason."""
+    assert reason in (AddressRule().refuse(address) or "")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "172.32.0.1", "100.128.0.1"],
+)
+def test_public(address: str) -> None:
+    """Public addresses are allowed, also by way of a mapping or a translator."""
+    assert AddressRule().refuse(address) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [("10.20.0.7", True), ("::ffff:10.20.0.7", True), ("10.21.0.7", False), ("fd00:20::9", True), ("127.0.0.1", False)],
+)
+def test_allowed_networks(address: str, allowed: bool) -> None:
+    """A listed network is allowed, and nothing beside it."""
+    rule = AddressRule(("10.20.0.0/16", "fd00:20::/64"))
+    assert (rule.refuse(address) is None) == allowed
+
+
+@pytest.mark.parametrize("network", ["10.20.0.0/33", "10.20.0.1/16", "intranet", ""])
+def test_no_network(network: str) -> None:
+    """A network that is none is an error of the settings, and named."""
+    with pytest.raises(ConfigError, match="allow_networks") as caught:
+        AddressRule((network,))
+    assert network in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0"])
+def test_spellings_of_loopback(http_server: HttpServer, host: str) -> None:
+    """However loopback is spelt, the server there is not connected to."""
+    with pytest.raises(AddressRefused, match=r"loopback|unspecified"):
+        connect(host, http_server.port, Dial(AddressRule()), Watch())
+
+
+def test_connected_peer_is_judged(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that passed the check yet leads elsewhere is refused by the connected socket."""
+    monkeypatch.setattr(WatchedSocket, "getpeername", lambda self: ("169.254.169.254", 80))
+    with pytest.raises(AddressRefused, match=r"connected to 169\.254\.169\.254"):
+        connect("127.0.0.1", http_server.port, Dial(AddressRule(("127.0.0.0/8",))), Watch())
+
+
+def test_only_the_allowed_of_several(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host at a forbidden and an allowed address is reached at the allowed one."""
+    both = [(socket.AF_INET, 1, 6, "", (each, http_server.port)) for each in ("10.0.0.1", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
+    with connect("image.example", http_server.port, Dial(AddressRule(("127.0.0.0/8",))), Watch()) as sock:
+        assert sock.getpeername()[0] == "127.0.0.1"
+
+
+def test_second_address(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first address refuses the connection, the second is tried."""
+    ports = (free_port(), http_server.port)
+    both = [(socket.AF_INET, 1, 6, "", ("127.0.0.1", port)) for port in ports]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
+    with connect("image.example", http_server.port, Dial(), Watch()) as sock:
+        assert sock.getpeername()[1] == http_server.port
+
+
+def test_nobody_listens() -> None:
+    """A refused connection names the address."""
+    with pytest.raises(ConnectionRefusedError, match=r"127\.0\.0\.1"):
+        connect("127.0.0.1", free_port(), Dial(), Watch())
+
+
+def test_connect_times_out() -> None:
+    """A listener that never takes the connection is left after the time-out."""
+    with socket.socket() as full, socket.socket() as taken:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        taken.connect(full.getsockname())
+        with pytest.raises(TimeoutError, match="did not answer"):
+            connect(*full.getsockname(), Dial(timeout_s=0.2), Watch())
+
+
+def pair(watch: Watch) -> tuple[WatchedSocket, socket.socket]:
+    """A watched socket and its peer."""
+    near, far = socket.socketpair()
+    watched = WatchedSocket(fileno=near.detach())
+    watched.settimeout(0.05)
+    watched.watch = watch
+    return watched, far
+
+
+def test_quiet_is_a_stall() -> None:
+    """A peer that sends nothing is a stall."""
+    near, far = pair(Watch(stall_s=0.2))
+    with near, far, pytest.raises(Stalled, match="Not a byte"):
+        near.recv_into(bytearray(10))
+
+
+def test_drip_is_a_stall() -> None:
+    """Bytes that come one by one are a stall, though no two are far apart."""
+    watch = Watch(stall_s=60, min_rate=10)
+    for _ in range(59):
+        watch.spent(1.0, 1)
+    with pytest.raises(Stalled, match="Only 60 bytes"):
+        watch.spent(1.0, 1)
+
+
+def test_slow_but_steady_is_none() -> None:
+    """A slow peer above the least rate is none."""
+    watch = Watch(stall_s=60, min_rate=10)
+    for _ in range(600):
+        watch.spent(1.0, 10)
+
+
+def test_full_peer_is_a_stall() -> None:
+    """A peer that takes nothing is a stall."""
+    near, far = pair(Watch(stall_s=0.2))
+    with near, far, pytest.raises(Stalled):
+        near.sendall(bytes(10_000_000))
+
+
+@pytest.mark.parametrize("blocked", ["recv_into", "sendall"])
+def test_cancel(blocked: str) -> None:
+    """A cancel reaches a blocked read and a blocked write."""
+
+    def check() -> None:
+        raise Cancelled("user")
+
+    near, far = pair(Watch(check))
+    with near, far, pytest.raises(Cancelled):
+        getattr(near, blocked)(bytearray(10_000_000))
+
+
+def test_bytes_before_a_reset_count() -> None:
+    """An error behind some bytes is raised at the next read, so the bytes are not lost."""
+    near, far = pair(Watch())
+    replies = [3, ConnectionResetError("gone")]
+
+    def read(view: memoryview) -> int:
+        if isinstance(reply := replies.pop(0), OSError):
+            raise reply
+        return reply
+
+    with near, far:
+        view = memoryview(bytearray(100_000))
+        assert near._fill(view, read) == 3
+        with pytest.raises(ConnectionResetError):
+            near._fill(view, read)
+
+
+def test_small_reads_do_not_wait() -> None:
+    """A header parser's read returns what there is."""
+    near, far = pair(Watch())
+    with near, far:
+        far.sendall(b"HTTP")
+        assert near.recv_into(bytearray(8192)) == 4
+
+
+def test_all_is_sent() -> None:
+    """sendall sends all, however little fits at a time."""
+    near, far = pair(Watch())
+    data, got = bytes(range(256)) * 20_000, bytearray()
+
+    def drain() -> None:
+        while piece := far.recv(100_000):
+            got.extend(piece)
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    with far:
+        with near:
+            near.sendall(data)
+        reader.join()
+    assert bytes(got) == data
+
+
+def test_no_certificates(tmp_path: Path) -> None:
+    """A CA file that holds no certificates is an error of the settings."""
+    file = tmp_path / "ca.pem"
+    file.write_text("not PEM")
+    with pytest.raises(ConfigError, match=r"ca\.pem"):
+        tls_context(str(file))
