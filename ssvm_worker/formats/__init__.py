@@ -127,7 +127,7 @@ class Inspection:
         names = {each.name for each in found}
         self._second = SecondOpinion(head)
         if len(found) > 1 or (names - {"iso"} and raw.partition_table(head)[0] != "none"):
-            raise self._ambiguous(names | ({"raw"} if len(found) == 1 else set()))
+            raise self._ambiguous(names if len(found) > 1 else names | {"a partitioned disk"})
         self._format = found[0] if found else RAW
         if self._format is not RAW or self._expected != "vhd":  # only its end can tell a fixed VHD
             self._refuse_unless_expected(self._format.name)
@@ -135,7 +135,7 @@ class Inspection:
             refuse_text(head, self._where)
         self._reading = Reading(self._format.rules(head, self._where), head, self._where)
         if unseen := self._second.formats() - {self._format.name}:
-            raise self._ambiguous(names | unseen)
+            raise self._ambiguous({self._format.name} | unseen)
         self._read_on(b"")
 
     def _read_on(self, chunk: bytes) -> None:
