@@ -9,6 +9,7 @@ Sizes of chunks mean nothing; their order and concatenation mean everything.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -21,6 +22,8 @@ from .units import MiB, human_size
 
 #: The largest chunk. Above 256 KiB a larger one no longer costs less per byte.
 CHUNK = MiB
+
+_log = logging.getLogger("ssvm.stream")
 
 Observer = Callable[[bytes], None]
 Check = Callable[[], None]
@@ -59,12 +62,17 @@ class Usage:
 class Source(Protocol):
     """Gives the bytes of one object."""
 
-    #: Safe to log: no credentials.
-    name: str
-    #: Bytes on the wire; known at the latest when the first chunk has come.
-    size: int | None
-    #: Whether ``open`` takes an offset; known after the first open.
-    resumable: bool
+    @property
+    def name(self) -> str:
+        """Safe to log: no credentials."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes on the wire; known at the latest when the first chunk has come, if ever."""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether ``open`` takes an offset; known after the first open."""
 
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
         """Yield the chunks from *offset* on, of the *same* object as the first open gave.
@@ -269,14 +277,26 @@ class _Flow:
                 raise
             self._owed[name] = error
             if self._lanes.pop(name).drop():
-                self._sinks[name].abort()
+                _clean_up(self._sinks[name].abort)
 
     def give_up(self, keep: bool) -> None:
         self._taps.drop()
         for name, lane in self._lanes.items():
             if lane.drop():
                 sink = self._sinks[name]
-                sink.suspend() if keep else sink.abort()
+                _clean_up(sink.suspend if keep else sink.abort)
+
+
+def _clean_up(step: Callable[[], None]) -> None:
+    """Abort or suspend a sink; a store that fails at that too leaves its part to ``sweep``.
+
+    Its error must not take the place of the one that is being raised (a cancel would turn into a retry), nor cost the
+    other sinks their clean-up.
+    """
+    try:
+        step()
+    except Exception as error:  # noqa: BLE001 - see above
+        _log.warning("Cleaning up failed, the next sweep will see to it: %s", error)
 
 
 def _behind(offset: int, write: Observer) -> Observer:

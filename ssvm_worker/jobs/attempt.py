@@ -64,8 +64,9 @@ class Progress:
 class RemoteSource(Source, Protocol):
     """A source outside our stores."""
 
-    #: A dataclass that tells this version of the object from any other, or None; known after the first open.
-    validator: Any
+    @property
+    def validator(self) -> Any:
+        """A dataclass that tells this version of the object from any other, or None; known after the first open."""
 
 
 class Doors(Protocol):

@@ -29,7 +29,7 @@ def discard(request: Request, attempt: Attempt) -> None:
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
-    """Delete the manifest first, so that the artifact is gone at once and whole; then all that lies below its prefix."""
+    """Delete the manifest first, so that the artifact is gone at once; then all that lies below its prefix."""
     deleted = {name: _delete(attempt.store(name), request.artifact.prefix, attempt) for name in request.stores}
     return {"prefix": request.artifact.prefix, "deleted": deleted}
 

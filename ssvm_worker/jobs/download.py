@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from ssvm_worker.digest import Digest, Hasher, find_in_sums, is_checksum_url, parse_checksum
 from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, SourceChanged, TooLarge
-from ssvm_worker.formats import ImageInfo, Inspection, guess_format
+from ssvm_worker.formats import ImageInfo, Inspection, guess_format, parse_format
 from ssvm_worker.manifest import Entry, Manifest, find_manifest, read_draft, write_draft
 from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import RAISE_LIMIT, Resuming, Sink, Store, limit, store_stream, tap
@@ -38,6 +38,14 @@ class Request(ArtifactRequest):
     max_bytes: int | None = Field(None, gt=0, description="Refuse a larger file")
     headers: dict[str, str] = Field(default_factory=dict, description="Sent to the URL's own origin only")
     credentials: str | None = Field(None, description="Name of credentials in the settings")
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, value: str) -> str:
+        try:
+            return parse_format(value)
+        except InvalidRequest as error:
+            raise ValueError(str(error)) from error
 
     @field_validator("name")
     @classmethod
@@ -180,7 +188,7 @@ class _Transfer:
         chunks = iter(stream)
         first = next(chunks, b"")
         self._refuse_size(source.size)
-        declared = self.request.format.lower()
+        declared = self.request.format
         name = f"{self.request.id}.{guess_format(first) if declared == 'auto' else declared}"
         sinks = self._open_sinks(stack, name, source.size, resume=False)
         self._note_draft(source, name)

@@ -30,11 +30,11 @@ def publish(
             if number == 0 or isinstance(error, Cancelled):
                 raise
             owed[name] = error
-    for name, error in owed.items():
-        attempt.log.warning("store %s is owed %s: %s", name, manifest.artifact.prefix, error)
+    for name, reason in owed.items():
+        attempt.log.warning("store %s is owed %s: %s", name, manifest.artifact.prefix, reason)
     return {
         "stores": [name for name in stores if name not in owed],
-        "owed": {name: error.as_dict() for name, error in owed.items()},
+        "owed": {name: reason.as_dict() for name, reason in owed.items()},
     }
 
 
