@@ -1,0 +1,41 @@
+# syntax=docker/dockerfile:1
+# The worker, beat and Flower: one image, told apart by the command. `docker build .`
+# The vCenter simulator of the tests and of docker-compose.yml: `docker build --target vcsim .`
+
+FROM golang:1.26-bookworm AS vcsim-build
+WORKDIR /src
+COPY ssvm_worker/demo/vcsim/ ./
+RUN CGO_ENABLED=0 go build -o /vcsim . && mkdir /tls \
+    && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=vcsim \
+        -addext subjectAltName=DNS:vcsim,DNS:localhost -keyout /tls/key.pem -out /tls/cert.pem
+
+FROM debian:bookworm-slim AS vcsim
+COPY --from=vcsim-build /vcsim /usr/local/bin/vcsim
+COPY --from=vcsim-build --chown=nobody /tls/ /run/vcsim/
+USER nobody
+EXPOSE 8989
+ENTRYPOINT ["vcsim"]
+
+FROM python:3.13-slim-bookworm AS build
+RUN pip install --no-cache-dir 'uv>=0.9,<1'
+WORKDIR /src
+ENV UV_PROJECT_ENVIRONMENT=/opt/ssvm UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
+# The dependencies change seldom, and so have a layer of their own.
+COPY pyproject.toml uv.lock ./
+RUN uv sync --locked --no-default-groups --extra flower --no-install-project
+COPY README.md LICENSE ./
+COPY ssvm_worker/ ssvm_worker/
+COPY tasks/ tasks/
+RUN uv sync --locked --no-default-groups --extra flower --no-editable
+
+FROM python:3.13-slim-bookworm AS worker
+# The user that owns what file stores get; give an export the same number.
+RUN useradd --system --uid 10001 --home-dir /var/lib/ssvm --create-home ssvm \
+    && mkdir -p /srv/secondary && chown ssvm:ssvm /srv/secondary
+COPY --from=build /opt/ssvm /opt/ssvm
+COPY config/ /etc/ssvm/
+ENV PATH=/opt/ssvm/bin:$PATH PYTHONUNBUFFERED=1 SSVM_CONFIG=/etc/ssvm/worker.toml
+USER ssvm
+WORKDIR /var/lib/ssvm
+# The exec form: SIGTERM reaches the worker itself, which drains; `--init` reaps what its children leave.
+CMD ["ssvm", "worker"]
