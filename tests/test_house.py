@@ -38,6 +38,7 @@ SIBLINGS = LAYERS[3]
 SDKS = {
     "boto3": ("ssvm_worker/stores/s3",),
     "botocore": ("ssvm_worker/stores/s3",),
+    "mypy_boto3_s3": ("ssvm_worker/stores/s3",),
     "celery": ("tasks/",),
     "kombu": ("tasks/",),
     "oslo_utils": ("ssvm_worker/formats/oslo",),

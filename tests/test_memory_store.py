@@ -7,7 +7,8 @@ import pytest
 from ssvm_worker.errors import StoreFull
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Usage, put_bytes
-from tests.contracts.store import BIG, ME, ResumableStoreContract, StoreContract, fill
+from tests.contracts.resumable_store import ResumableStoreContract
+from tests.contracts.store import BIG, ME, StoreContract, fill
 
 
 class TestMemoryStore(ResumableStoreContract):

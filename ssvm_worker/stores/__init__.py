@@ -1,0 +1,101 @@
+"""Image stores by the scheme of their URL. The modules below are imported when a store of theirs is first wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from ssvm_worker.errors import ConfigError, InvalidRequest
+from ssvm_worker.stream import Owner, Sink, Store
+
+if TYPE_CHECKING:
+    from .s3_bucket import S3Settings
+
+
+def open_store(name: str, url: str, **values: Any) -> Store:
+    """The image store behind a URL; *values* are S3Settings', which other stores leave aside. Touches nothing yet.
+
+    Raises ConfigError for a URL or a value that no store takes.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise ConfigError(
+            f"There is no store for {scheme!r}",
+            f"stores.{name}.url",
+            f"Give one of {', '.join(SCHEMES)}, as file:///srv/x",
+        )
+    return SCHEMES[scheme](name, url, values)
+
+
+def _file(name: str, url: str, _: Mapping[str, Any]) -> Store:
+    from .file import FileStore
+
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost") or parts.path in ("", "/") or parts.query or parts.fragment:
+        raise ConfigError(f"No directory of this machine: {url}", f"stores.{name}.url", "Give file:///absolute/path")
+    return FileStore(name, Path(unquote(parts.path)))
+
+
+def _s3(name: str, url: str, values: Mapping[str, Any]) -> Store:
+    from .s3 import S3Store
+
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    try:
+        return S3Store(name, bucket, prefix, _s3_settings(values))
+    except InvalidRequest as error:
+        raise ConfigError(error.what, f"stores.{name}.url", error.remedy) from error
+
+
+def _nfs(name: str, _url: str, _: Mapping[str, Any]) -> Store:
+    raise ConfigError(
+        "nfs:// comes with a later version",
+        f"stores.{name}.url",
+        "Until then mount the export yourself and name its directory as file:///…",
+    )
+
+
+#: The one list of stores: a new one is a module and a line here.
+SCHEMES: dict[str, Callable[[str, str, Mapping[str, Any]], Store]] = {"file": _file, "nfs": _nfs, "s3": _s3}
+
+
+def open_destination(
+    url: str, size: int, *, owner: Owner, headers: Mapping[str, str] | None = None, **values: Any
+) -> Sink:
+    """Where an upload of *size* bytes goes: ``s3://bucket/key``, or an http(s) URL that takes a PUT.
+
+    *values* are S3Settings' for the first; *rule* and *http_ca_file* for the second. Raises InvalidRequest for neither.
+    """
+    rule, ca_file = values.pop("rule", None), values.pop("http_ca_file", None)
+    if url.startswith("s3://"):
+        from .s3 import s3_destination
+
+        return s3_destination(url, _s3_settings(values), size, owner)
+    if url.startswith(("http://", "https://")):
+        from .put import PutSettings, PutSink
+
+        return PutSink(url, size, PutSettings(rule=rule, ca_file=ca_file), headers=headers)
+    raise InvalidRequest(
+        "Nothing can be uploaded there", url.partition("://")[0][:40], "Give s3://BUCKET/KEY or an http(s) URL"
+    )
+
+
+def sweep_destination(url: str, **values: Any) -> int:
+    """Abort what dead attempts have left open at an upload's destination; returns how many there were."""
+    if not url.startswith("s3://"):
+        return 0
+    from .s3 import sweep_s3_destination
+
+    return sweep_s3_destination(url, _s3_settings(values))
+
+
+def _s3_settings(values: Mapping[str, Any]) -> S3Settings:
+    from .s3_bucket import S3Settings
+
+    known = [field.name for field in fields(S3Settings)]
+    if unknown := sorted(set(values) - set(known)):
+        raise ConfigError(f"S3 has no setting {unknown[0]!r}", "s3", f"It has: {', '.join(known)}")
+    plain: dict[str, Any] = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    return S3Settings(**plain)

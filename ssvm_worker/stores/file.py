@@ -15,7 +15,6 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from ssvm_worker.errors import (
-    InvalidRequest,
     ObjectNotFound,
     SourceChanged,
     SourceUnavailable,
@@ -27,6 +26,7 @@ from ssvm_worker.keys import check_key
 from ssvm_worker.stream import CHUNK, Owner, StoredObject, Usage
 
 from .directory import Tree, translated, translating
+from .listing import check_prefix, is_key
 from .part import FileSink, PartName, Place, begin, job_in_name
 
 #: An emptied directory is pruned, so whoever makes one may lose it at once to somebody else's clean-up.
@@ -71,7 +71,7 @@ class FileStore:
         with translating(self._where(prefix)):
             for found in self._tree.walk(_names(prefix)):
                 key = "/".join(found.path)
-                if _is_key(key):
+                if is_key(key):
                     yield StoredObject(key, found.size, when=found.modified)
 
     def delete(self, key: str) -> None:
@@ -194,12 +194,4 @@ def _check_regular(seen: os.stat_result, where: str) -> None:
 
 
 def _names(prefix: str) -> tuple[str, ...]:
-    prefix = prefix.strip("/")
-    return tuple(check_key(prefix).split("/")) if prefix else ()
-
-
-def _is_key(path: str) -> bool:
-    try:
-        return bool(check_key(path))
-    except InvalidRequest:
-        return False
+    return tuple(name for name in check_prefix(prefix).split("/") if name)

@@ -12,6 +12,7 @@ from ssvm_worker.keys import check_key
 from ssvm_worker.stream import CHUNK, Owner, StoredObject, Usage
 from ssvm_worker.units import human_size
 
+from .listing import below
 from .sink import LeavingAborts
 
 
@@ -69,9 +70,9 @@ class MemoryStore:
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store."""
-        below = _below(prefix)
+        start = below(prefix)
         for key in sorted(self._objects):
-            if key.startswith(below) and (found := self._objects.get(key)):
+            if key.startswith(start) and (found := self._objects.get(key)):
                 yield StoredObject(key, len(found.data), when=found.when)
 
     def delete(self, key: str) -> None:
@@ -80,9 +81,9 @@ class MemoryStore:
 
     def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
         """See Store."""
-        below, limit, swept = _below(prefix), time.time() - older_than_s, 0
+        start, limit, swept = below(prefix), time.time() - older_than_s, 0
         with self._lock:
-            for parts in (parts for key, parts in self._parts.items() if key.startswith(below)):
+            for parts in (parts for key, parts in self._parts.items() if key.startswith(start)):
                 old = [part for part in parts if part.owner.job_id != spare and part.touched <= limit]
                 swept += len(old)
                 parts[:] = [part for part in parts if part not in old]
@@ -198,7 +199,3 @@ class MemoryReader:
         self._first, self.size = data, len(data)
         for start in range(offset, len(data), CHUNK):
             yield data[start : start + CHUNK]
-
-
-def _below(prefix: str) -> str:
-    return f"{check_key(prefix.strip('/'))}/" if prefix.strip("/") else ""

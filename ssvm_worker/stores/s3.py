@@ -1,0 +1,230 @@
+"""An image store in a bucket, or below a prefix of one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from ssvm_worker.errors import (
+    InvalidRequest,
+    ObjectNotFound,
+    SourceChanged,
+    SourceUnavailable,
+    StoreUnavailable,
+)
+from ssvm_worker.keys import check_key
+from ssvm_worker.stream import CHUNK, Owner, Sink, StoredObject, Usage
+
+from .listing import below, check_prefix, is_key
+from .s3_bucket import Bucket, S3Settings
+from .s3_errors import code_of, translating
+from .s3_upload import S3Sink, Target
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import MultipartUploadTypeDef
+
+#: S3's own limit, in bytes of UTF-8.
+_MAX_PATH = 1024
+
+
+class S3Store:
+    """The objects of *bucket* below *prefix*. Uploads do not outlive their attempt, so nothing is resumed."""
+
+    resumable = False
+
+    def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings) -> None:
+        prefix = check_prefix(prefix)
+        self.name = name
+        self.url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        self._bucket = Bucket(bucket, settings)
+        self._root = below(prefix)
+        #: The job of every upload that this process has open, for a server cannot tell it.
+        self._uploads: dict[str, str] = {}
+
+    def writer(self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False) -> S3Sink:  # noqa: ARG002
+        """See Store. The bytes of a small object are sent at its commit; there is never anything to resume."""
+        target = Target(self._bucket, self._root + check_key(key), key, self._where(key))
+        self._bucket.check()
+        return S3Sink(target, size_hint, self._uploads, owner.job_id)
+
+    def reader(self, key: str) -> S3Reader:
+        """See Store."""
+        return S3Reader(self._bucket, self._root + check_key(key), self._where(key))
+
+    def stat(self, key: str) -> StoredObject:
+        """See Store."""
+        path = self._root + check_key(key)
+        try:
+            with translating(self._where(key)):
+                seen = self._bucket.client.head_object(Bucket=self._bucket.name, Key=path)
+        except ObjectNotFound:
+            # An answer to HEAD has no body that would tell a missing object from a missing bucket.
+            self._bucket.check(again=True)
+            raise
+        return StoredObject(key, seen["ContentLength"], when=seen["LastModified"].timestamp())
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """See Store. Holds the whole listing, some 300 bytes an object: servers do not agree on the order."""
+        yield from sorted(self._listed(prefix), key=lambda each: each.key)
+
+    def _listed(self, prefix: str) -> Iterator[StoredObject]:
+        pages = self._bucket.client.get_paginator("list_objects_v2")
+        with translating(self._where(prefix)):
+            for page in pages.paginate(Bucket=self._bucket.name, Prefix=self._below(prefix)):
+                for each in page.get("Contents", []):
+                    key = each["Key"][len(self._root) :]
+                    if is_key(key):
+                        yield StoredObject(key, each["Size"], when=each["LastModified"].timestamp())
+
+    def delete(self, key: str) -> None:
+        """See Store."""
+        path = self._root + check_key(key)
+        with translating(self._where(key)), contextlib.suppress(ObjectNotFound):
+            self._bucket.client.delete_object(Bucket=self._bucket.name, Key=path)
+
+    def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
+        """See Store. Aborts multipart uploads; those of job *spare* are known if this very store has opened them."""
+        spared = {upload for upload, job in self._uploads.items() if spare and job == spare}
+        with translating(self._where(prefix)):
+            open_ = [each for each in open_uploads(self._bucket, self._below(prefix)) if each["UploadId"] not in spared]
+            old = [each for each in open_ if not older_than_s or _untouched_s(self._bucket, each) >= older_than_s]
+            for each in old:
+                abort_upload(self._bucket, each)
+        return len(old)
+
+    def usage(self) -> Usage:
+        """See Store: a bucket cannot tell without being walked."""
+        return Usage(None, None, None)
+
+    def _where(self, key: str) -> str:
+        return f"{self.name}:{key} ({self._bucket.place})"
+
+    def _below(self, prefix: str) -> str:
+        return self._root + below(prefix)
+
+
+class S3Reader:
+    """See Source; holds one connection while it is open."""
+
+    resumable = True
+
+    def __init__(self, bucket: Bucket, path: str, where: str) -> None:
+        self.name = where
+        self.size: int | None = None
+        self._bucket = bucket
+        self._path = path
+        self._etag = ""
+
+    def open(self, offset: int = 0) -> Generator[bytes, None, None]:
+        """See Source."""
+        try:
+            with translating(self.name):
+                yield from self._chunks(offset)
+        except StoreUnavailable as error:
+            raise SourceUnavailable(*error.args) from error
+
+    def _chunks(self, offset: int) -> Iterator[bytes]:
+        answer = self._get(offset)
+        with contextlib.closing(answer["Body"]) as body:
+            self._check_same(answer["ETag"], offset + answer["ContentLength"])
+            left = answer["ContentLength"]
+            while left and (chunk := body.read(min(CHUNK, left))):
+                left -= len(chunk)
+                yield chunk
+        if left:
+            raise SourceUnavailable(f"The object ended {left} bytes early", self.name, "Look at the store")
+
+    def _get(self, offset: int) -> Any:
+        """The answer from *offset* on. One byte more than there is cannot be asked for: then it is an empty one."""
+        place: Any = {"Bucket": self._bucket.name, "Key": self._path}
+        asked: Any = {"Range": f"bytes={offset}-"} if offset else {}
+        if self._etag:
+            asked["IfMatch"] = self._etag
+        try:
+            return self._bucket.client.get_object(**place, **asked)
+        except ClientError as error:
+            status = code_of(error)[1]
+            if status == 412:
+                raise self._changed() from error
+            if status != 416:
+                raise
+            seen = self._bucket.client.head_object(**place)
+            self._check_same(seen["ETag"], seen["ContentLength"])
+            if seen["ContentLength"] != offset:
+                raise self._changed() from error
+            return {"Body": io.BytesIO(), "ETag": seen["ETag"], "ContentLength": 0}
+
+    def _check_same(self, etag: str, size: int) -> None:
+        if (self._etag or etag, self.size if self.size is not None else size) != (etag, size):
+            raise self._changed()
+        self._etag, self.size = etag, size
+
+    def _changed(self) -> SourceChanged:
+        return SourceChanged("The object was overwritten while it was read", self.name, "Ask again")
+
+
+def s3_destination(url: str, settings: S3Settings, size: int | None, owner: Owner) -> Sink:
+    """A sink for ``s3://bucket/key``, where the key is the user's own and may hold what S3 allows."""
+    bucket, path = _destination(url, settings)
+    bucket.check()
+    return S3Sink(Target(bucket, path, url, f"{url} ({bucket.place})"), size, {}, owner.job_id)
+
+
+def sweep_s3_destination(url: str, settings: S3Settings) -> int:
+    """Abort the uploads that dead attempts have left open for that very key; returns how many there were."""
+    bucket, path = _destination(url, settings)
+    with translating(f"{url} ({bucket.place})"):
+        left = [each for each in open_uploads(bucket, path) if each["Key"] == path]
+        for each in left:
+            abort_upload(bucket, each)
+    return len(left)
+
+
+def open_uploads(bucket: Bucket, prefix: str) -> Iterator[MultipartUploadTypeDef]:
+    """The multipart uploads whose key begins with *prefix*."""
+    # Not the SDK's paginator: SeaweedFS leaves out NextKeyMarker, and the last key of a page serves as well.
+    marker: dict[str, Any] = {}
+    while True:
+        page = bucket.client.list_multipart_uploads(Bucket=bucket.name, Prefix=prefix, **marker)
+        uploads = page.get("Uploads", [])
+        yield from uploads
+        if not page.get("IsTruncated") or not uploads:
+            return
+        last = uploads[-1]
+        marker = {"KeyMarker": last["Key"], "UploadIdMarker": last["UploadId"]}
+
+
+def abort_upload(bucket: Bucket, upload: MultipartUploadTypeDef) -> None:
+    """Abort an upload; one that is gone already is fine."""
+    try:
+        bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"])
+    except ClientError as error:
+        if code_of(error)[0] != "NoSuchUpload":
+            raise
+
+
+def _untouched_s(bucket: Bucket, upload: MultipartUploadTypeDef) -> float:
+    """Seconds since its last part came, or since it began; by the server's clock and ours."""
+    when = upload["Initiated"].timestamp()
+    pages = bucket.client.get_paginator("list_parts")
+    with contextlib.suppress(bucket.client.exceptions.NoSuchUpload):
+        for page in pages.paginate(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"]):
+            when = max([when, *(part["LastModified"].timestamp() for part in page.get("Parts", []))])
+    return time.time() - when
+
+
+def _destination(url: str, settings: S3Settings) -> tuple[Bucket, str]:
+    name, _, path = url.removeprefix("s3://").partition("/")
+    unsafe = any(each in (".", "..") for each in path.split("/")) or any(ord(each) < 32 for each in path)
+    if not path or path.endswith("/") or unsafe or len(path.encode()) > _MAX_PATH:
+        raise InvalidRequest(
+            "The destination has no usable key",
+            repr(url[:120]),
+            f"Give s3://BUCKET/KEY with a key of at most {_MAX_PATH} bytes, no control characters and no . or ..",
+        )
+    return Bucket(name, settings), path

@@ -1,0 +1,110 @@
+"""One bucket and how to reach it: settings, and a client that never crosses a fork."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from ssvm_worker.errors import ConfigError
+from ssvm_worker.units import MiB
+
+from .s3_errors import code_of, no_bucket, translating
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+#: Amazon's rules are narrower; older servers also have capitals and underscores.
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """How to reach an S3 service."""
+
+    #: None for Amazon's own.
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    #: None for the machine's own role, or what the SDK finds in the environment.
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    #: Certificates to trust in place of the system's.
+    ca_file: str | None = None
+    connect_timeout_s: float = 10.0
+    #: Seconds without a byte.
+    read_timeout_s: float = 60.0
+    #: Tries of one call; the job's own retry comes after them.
+    tries: int = 3
+    #: Bytes of a part at the least. S3 takes no less than 5 MiB, but for the last part.
+    part_size: int = 8 * MiB
+    #: Parts under way at once, as far as the memory of an upload allows.
+    parallel: int = 4
+
+
+class Bucket:
+    """A bucket; its client is made when it is first used in a process, so that no socket or lock crosses a fork."""
+
+    def __init__(self, name: str, settings: S3Settings) -> None:
+        if not _BUCKET.fullmatch(name):
+            raise ConfigError("That is no name of a bucket", repr(name[:80]), "Give s3://BUCKET or s3://BUCKET/PREFIX")
+        if (settings.access_key is None) != (settings.secret_key is None):
+            raise ConfigError("Of access_key and secret_key only one is set", name, "Set both, or none")
+        self.name = name
+        self.settings = settings
+        #: For messages.
+        self.place = f"bucket {name} at {settings.endpoint or 'Amazon S3'}"
+        self._client: S3Client | None = None
+        self._process = 0
+        self._seen = False
+        self._lock = threading.Lock()
+
+    @property
+    def client(self) -> S3Client:
+        """The client of this process; safe in several threads."""
+        with self._lock:
+            if self._client is None or self._process != os.getpid():
+                self._client, self._process = _connect(self.settings, self.place), os.getpid()
+            return self._client
+
+    def check(self, again: bool = False) -> None:
+        """Raise StoreDenied unless the bucket exists; asks once, or *again*.
+
+        Some servers (SeaweedFS) make a missing bucket at the first write. Where we may not ask, the write will tell.
+        """
+        if self._seen and not again:
+            return
+        with translating(self.place):
+            try:
+                self.client.head_bucket(Bucket=self.name)
+            except ClientError as error:
+                status = code_of(error)[1]
+                if status == 404:
+                    raise no_bucket(self.place) from error
+                if status != 403:
+                    raise
+        self._seen = True
+
+
+def _connect(settings: S3Settings, place: str) -> S3Client:
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if settings.endpoint else "auto"},
+        # The SDK's own default since 1.36 adds trailers that many servers refuse.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        connect_timeout=settings.connect_timeout_s,
+        read_timeout=settings.read_timeout_s,
+        retries={"mode": "standard", "total_max_attempts": settings.tries},
+        max_pool_connections=settings.parallel + 2,
+    )
+    session = boto3.session.Session(settings.access_key, settings.secret_key, region_name=settings.region)
+    try:
+        return session.client("s3", endpoint_url=settings.endpoint, verify=settings.ca_file, config=config)
+    except ValueError as error:
+        raise ConfigError(f"The endpoint is no URL: {error}", place, "Give http(s)://host:port") from error

@@ -1,0 +1,92 @@
+"""What an S3 server and its SDK say, in our words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    SSLError,
+)
+
+from ssvm_worker.errors import (
+    Cancelled,
+    ConfigError,
+    ObjectNotFound,
+    StoreDenied,
+    StoreFull,
+    StoreUnavailable,
+    WorkerError,
+)
+
+_FULL = {"EntityTooLarge", "QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "TooManyBuckets"}
+#: 400s that say something of the moment or of the wire, not of the request.
+_PASSING = {"RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "OperationAborted"}
+_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+
+
+@contextlib.contextmanager
+def translating(where: str) -> Iterator[None]:
+    """Raise our errors in place of the SDK's; *where* names store and key, or bucket and endpoint."""
+    try:
+        yield
+    except ClientError as error:
+        raise _answered(error, where) from error
+    except BotoCoreError as error:
+        raise _failed(error, where) from error
+
+
+def code_of(error: ClientError) -> tuple[str, int]:
+    """The server's error code and the HTTP status; an answer to HEAD has the status for both."""
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return error.response.get("Error", {}).get("Code", ""), status
+
+
+def no_bucket(where: str) -> StoreDenied:
+    """The error for a bucket that is not there; no bucket is ever made silently."""
+    return StoreDenied("The bucket does not exist", where, "Make it, or name another in the store's url")
+
+
+def _answered(error: ClientError, where: str) -> WorkerError:
+    code, status = code_of(error)
+    if code == "NoSuchBucket":
+        return no_bucket(where)
+    if code == "NoSuchUpload":
+        return Cancelled("fenced")
+    if status == 404:
+        return ObjectNotFound("There is no such object", where, "`ssvm list` tells what is there")
+    return _refused(code, status, where)
+
+
+def _refused(code: str, status: int, where: str) -> WorkerError:
+    said = code if code == str(status) else f"{code}, status {status}"
+    if code in _FULL or status == 507:
+        return StoreFull(f"The store does not take that much ({said})", where, "Make room, or raise its quota or limit")
+    if code in _REGION or status == 301:
+        return StoreDenied(f"The bucket is elsewhere ({said})", where, "Correct the store's region and endpoint")
+    if status in (401, 403):
+        return StoreDenied(
+            f"The store refuses us ({said})",
+            where,
+            "Check access_key and secret_key, what they are allowed to do, and this machine's clock",
+        )
+    if status >= 500 or status == 429 or code in _PASSING:
+        return StoreUnavailable(f"The store cannot serve us now ({said})", where, "Look at the store; try again later")
+    return StoreDenied(f"The store does not take the request ({said})", where, "Look at the store's url and log")
+
+
+def _failed(error: BotoCoreError, where: str) -> WorkerError:
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return ConfigError("There are no keys for the store", where, "Set access_key and secret_key")
+    if isinstance(error, ParamValidationError):
+        return ConfigError(f"S3 knows no such name: {error}", where, "Correct the bucket in the url")
+    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return StoreDenied(
+            "The store's certificate is not trusted", where, "Name your authority's certificate in ca_file"
+        )
+    return StoreUnavailable(f"The store does not answer: {error}", where, "Is its endpoint right, and does it run?")

@@ -1,0 +1,104 @@
+"""What a store promises that keeps suspended writes for the next attempt, over and above every store's promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from ssvm_worker.errors import Cancelled
+from ssvm_worker.stream import CHUNK, Owner, Store
+from tests.contracts.store import BIG, ME, OTHER, StoreContract, fill, get, keys, put
+
+
+class ResumableStoreContract(StoreContract):
+    """The promises of a store that keeps suspended writes, and of its fence."""
+
+    def left_by(self, store: Store, owner: Owner, size: int = 3 * CHUNK + 17) -> None:
+        """Let an attempt break off after *size* bytes."""
+        with store.writer("a/object", owner=owner) as sink:
+            fill(sink, BIG[:size]).suspend()
+
+    def test_next_attempt_goes_on(self, store: Store) -> None:
+        """The next attempt of the job finds the bytes, gives them to the hashes, and adds the rest."""
+        self.left_by(store, ME)
+        with store.writer("a/object", len(BIG), owner=Owner(ME.job_id, 2), resume=True) as sink:
+            head = list(sink.resumed())
+            assert sink.offset == len(b"".join(head))
+            fill(sink, BIG[sink.offset :]).commit()
+        assert b"".join(head) == BIG[: 3 * CHUNK + 17]
+        assert all(0 < len(chunk) <= CHUNK for chunk in head)
+        assert (get(store, "a/object"), store.sweep(0)) == (BIG, 0)
+
+    def test_the_newest_bytes_are_taken(self, store: Store) -> None:
+        """Of several attempts' parts the newest is resumed; none is left behind."""
+        self.left_by(store, ME)
+        with store.writer("a/object", owner=Owner(ME.job_id, 2), resume=True) as sink:
+            fill(sink, BIG[sink.offset : 5 * CHUNK]).suspend()
+        with store.writer("a/object", owner=Owner(ME.job_id, 3), resume=True) as sink:
+            assert sink.offset == 5 * CHUNK
+        assert store.sweep(0) == 0
+
+    def test_same_attempt_goes_on(self, store: Store) -> None:
+        """An equal token resumes too."""
+        self.left_by(store, ME)
+        with store.writer("a/object", owner=ME, resume=True) as sink:
+            assert sink.offset == 3 * CHUNK + 17
+
+    def test_another_job_starts_anew(self, store: Store) -> None:
+        """Bytes of one job are never given to another, nor taken from it."""
+        self.left_by(store, ME)
+        with store.writer("a/object", owner=OTHER, resume=True) as sink:
+            assert sink.offset == 0
+        assert store.sweep(0) == 1
+
+    def test_not_asked_to_resume_starts_anew(self, store: Store) -> None:
+        """Without resume, the job's old bytes are dropped."""
+        self.left_by(store, ME)
+        put(store, "a/object", b"new", owner=Owner(ME.job_id, 2))
+        assert (get(store, "a/object"), store.sweep(0)) == (b"new", 0)
+
+    def test_abort_drops_resumed_bytes(self, store: Store) -> None:
+        """An abort also drops what an earlier attempt had left."""
+        self.left_by(store, ME)
+        store.writer("a/object", owner=Owner(ME.job_id, 2), resume=True).abort()
+        assert (keys(store), store.sweep(0)) == ([], 0)
+
+    def test_sweep_spares_a_suspended_job(self, store: Store) -> None:
+        """What a job left for its next attempt is spared with it."""
+        self.left_by(store, ME)
+        assert store.sweep(0, spare=ME.job_id) == 0
+        assert store.sweep(0, spare=OTHER.job_id) == 1
+
+    @pytest.mark.parametrize(
+        ("token", "resume"),
+        [
+            pytest.param(2, False, id="newer token, anew"),
+            pytest.param(2, True, id="newer token, resuming"),
+            pytest.param(1, False, id="same token, anew"),
+        ],
+    )
+    def test_taken_over_writer_cannot_commit(self, store: Store, resume: bool, token: int) -> None:
+        """When a later writer of the job has taken over, the earlier one's commit is fenced off, its abort harmless."""
+        zombie = fill(store.writer("a/object", owner=ME), BIG[:CHUNK])
+        with store.writer("a/object", owner=Owner(ME.job_id, token), resume=resume) as heir:
+            with pytest.raises(Cancelled, match="another worker"):
+                zombie.commit()
+            zombie.abort()
+            fill(heir, BIG[heir.offset :]).commit()
+        assert get(store, "a/object") == BIG
+
+    def test_older_token_cannot_open(self, store: Store) -> None:
+        """A writer that is older than the one at work is fenced off at once, and takes nothing away."""
+        with store.writer("a/object", owner=Owner(ME.job_id, 2)) as sink:
+            fill(sink, BIG)
+            with pytest.raises(Cancelled):
+                store.writer("a/object", owner=ME)
+            sink.commit()
+        assert get(store, "a/object") == BIG
+
+    def test_zombie_cannot_spoil_a_fresh_start(self, store: Store) -> None:
+        """Bytes that a fenced-off writer still writes do not reach the object of its heir."""
+        zombie = store.writer("a/object", owner=ME)
+        with store.writer("a/object", owner=Owner(ME.job_id, 2)) as heir:
+            fill(zombie, b"x" * CHUNK)
+            fill(heir, BIG).commit()
+        assert get(store, "a/object") == BIG
