@@ -10,7 +10,7 @@ from .errors import Cancelled, WorkerError
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how far apart; delays grow exponentially with full jitter."""
+    """How often and how far apart; delays grow exponentially, with jitter."""
 
     #: Attempts in all, the first one included.
     max_attempts: int = 5
@@ -48,6 +48,6 @@ def decide(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecis
 
 
 def backoff(number: int, policy: RetryPolicy) -> float:
-    """Seconds to wait after attempt *number*: full jitter below an exponential ceiling."""
+    """Seconds to wait after attempt *number*: anywhere in the upper half of an exponential ceiling."""
     ceiling = min(policy.max_delay_s, policy.first_delay_s * 2 ** min(number - 1, 30))
     return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret

@@ -11,10 +11,10 @@ TiB = 1024 * GiB
 def human_size(size: float) -> str:
     """Bytes with a binary unit and three digits at most: ``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1000:
+        if abs(size) < 999.5:  # what would be rounded to four digits belongs to the next unit
             return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
         size /= 1024
-    return f"{size:.3g} TiB"
+    return f"{size:.3g} TiB" if abs(size) < 999.5 else f"{size:.0f} TiB"
 
 
 def human_duration(seconds: float) -> str:

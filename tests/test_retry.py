@@ -1,0 +1,55 @@
+"""When a job is tried again."""
+
+from __future__ import annotations
+
+import pytest
+
+from ssvm_worker.errors import (
+    Cancelled,
+    ChecksumMismatch,
+    ConfigError,
+    LeaseLost,
+    SourceUnavailable,
+    StoreUnavailable,
+    UnsafeImage,
+)
+from ssvm_worker.retry import RetryDecision, RetryPolicy, backoff, decide
+
+POLICY = RetryPolicy(max_attempts=3, first_delay_s=10, max_delay_s=60)
+
+
+@pytest.mark.parametrize(
+    ("error", "number", "state"),
+    [
+        (SourceUnavailable("x"), 1, "queued"),
+        (StoreUnavailable("x"), 2, "queued"),
+        (LeaseLost("x"), 3, "failed"),
+        (LeaseLost("x"), 4, "failed"),
+        (ChecksumMismatch("x"), 1, "failed"),
+        (UnsafeImage("x"), 1, "failed"),
+        (ConfigError("x"), 1, "failed"),
+        (Cancelled("user"), 1, "cancelled"),
+        (Cancelled("deadline"), 1, "failed"),
+        (ValueError("x"), 1, "failed"),
+        (KeyboardInterrupt(), 1, "failed"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_decide(error: BaseException, number: int, state: str) -> None:
+    """What may pass is tried again until the attempts are used up; a permanent error and our own bugs never are."""
+    decision = decide(error, number, POLICY)
+    assert decision.state == state
+    assert (decision.delay_s > 0) == (state == "queued")
+    assert decision.counted
+
+
+def test_shutdown_costs_nothing() -> None:
+    """A worker that shuts down gives the job back at once, and however often that happens it is not counted."""
+    assert decide(Cancelled("shutdown"), 99, POLICY) == RetryDecision("queued", 0.0, counted=False)
+
+
+@pytest.mark.parametrize(("number", "ceiling"), [(1, 10), (2, 20), (3, 40), (4, 60), (50, 60), (100_000, 60)])
+def test_backoff(number: int, ceiling: float) -> None:
+    """The delay doubles up to its limit, in the upper half of it, and is not the same for all workers."""
+    delays = [backoff(number, POLICY) for _ in range(50)]
+    assert ceiling / 2 <= min(delays) < max(delays) <= ceiling

@@ -1,0 +1,65 @@
+"""Sizes and durations as people read them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssvm_worker.units import GiB, KiB, MiB, TiB, human_duration, human_size
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1, "1 B"),
+        (999, "999 B"),
+        (1000, "0.977 KiB"),
+        (KiB, "1 KiB"),
+        (1536, "1.5 KiB"),
+        (999.7 * KiB, "0.976 MiB"),
+        (1023 * KiB, "0.999 MiB"),
+        (MiB, "1 MiB"),
+        (52_690_000, "50.2 MiB"),
+        (10 * GiB, "10 GiB"),
+        (TiB, "1 TiB"),
+        (62.5 * TiB, "62.5 TiB"),
+        (1 << 62, "4194304 TiB"),
+        (-1536, "-1.5 KiB"),
+    ],
+)
+def test_human_size(size: float, text: str) -> None:
+    """A size has a binary unit and three digits."""
+    assert human_size(size) == text
+
+
+@given(st.integers(0, 999 * TiB))
+def test_human_size_is_close(size: int) -> None:
+    """The text is never off by more than half a percent, and has no exponent."""
+    number, unit = human_size(size).split()
+    assert re.fullmatch(r"\d{1,3}|\d+\.\d{1,3}", number)
+    assert float(number) * {"B": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB, "TiB": TiB}[unit] == pytest.approx(
+        size, rel=5e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (0.85, "850 ms"),
+        (1, "1 s"),
+        (42.4, "42 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (3599.7, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+        (90_000, "25 h 0 min"),
+    ],
+)
+def test_human_duration(seconds: float, text: str) -> None:
+    """A duration has the two largest units that matter."""
+    assert human_duration(seconds) == text
