@@ -206,7 +206,7 @@ class StreamOptimized:
         self._expect(0, 0, self._on_more)
 
     def _on_more(self, _: bytes) -> None:
-        raise corrupt(f"Bytes follow the end-of-stream marker at offset {self._at - SECTOR}", self._where)
+        raise corrupt(f"Bytes follow the end-of-stream marker, from offset {self._at} on", self._where)
 
     def _bad_grain(self, lba: int) -> Exception:
         if lba % self._grain_size or lba * SECTOR >= self.capacity:
