@@ -25,8 +25,8 @@ from ssvm_worker.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 #: From the top: a module imports from its own layer or from those below.
 LAYERS = (
-    {"tasks", "cli", "__main__"},
-    {"assembly", "config", "settings", "doctor", "demo"},
+    {"tasks", "cli", "demo", "__main__"},
+    {"assembly", "config", "settings", "doctor"},
     {"jobs"},
     {"sources", "stores", "vmware", "formats", "ledger"},
     {"stream", "lane", "manifest", "digest", "retry", "keys", "sockets", "addresses", "weburl"},
