@@ -1,0 +1,142 @@
+"""The checksums that users give are read in every form that publishers use, or refused with a reason."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssvm_worker.digest import (
+    HEX_LENGTHS,
+    Digest,
+    Hasher,
+    digest_of,
+    find_in_sums,
+    is_checksum_url,
+    parse_checksum,
+)
+from ssvm_worker.errors import ChecksumMismatch, InvalidRequest
+
+ABC = hashlib.sha256(b"abc").hexdigest()
+ABC_MD5 = hashlib.md5(b"abc").hexdigest()
+
+FORMS = [
+    pytest.param(f"sha256:{ABC}", id="sha256:HEX"),
+    pytest.param(f"SHA-256:{ABC.upper()}", id="upper case"),
+    pytest.param(f"{{SHA-256}}{ABC}", id="CloudStack's braces"),
+    pytest.param(f"{{sha256}} {ABC}", id="braces and a blank"),
+    pytest.param(ABC, id="bare"),
+    pytest.param(f"  {ABC}\n", id="with blanks around"),
+    pytest.param(f"sha256: {ABC}", id="blank behind the colon"),
+]
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_forms(text: str) -> None:
+    """All forms of one checksum are the same digest."""
+    assert parse_checksum(text) == Digest("sha256", ABC) == digest_of(b"abc")
+
+
+@pytest.mark.parametrize("algorithm", HEX_LENGTHS)
+def test_algorithms(algorithm: str) -> None:
+    """Each algorithm is known by name and, bare, by its length."""
+    value = hashlib.new(algorithm, b"abc").hexdigest()
+    assert parse_checksum(f"{algorithm}:{value}") == parse_checksum(value) == Digest(algorithm, value)
+
+
+REFUSED = [
+    pytest.param("", "unknown", id="empty"),
+    pytest.param("abc", "unknown", id="too short to guess"),
+    pytest.param(f"crc32:{ABC[:8]}", "unknown", id="unknown algorithm"),
+    pytest.param(f"{{SHA-3}}{ABC}", "unknown", id="unknown algorithm in braces"),
+    pytest.param(f"md5:{ABC}", "32 hex digits, not 64", id="another algorithm's length"),
+    pytest.param(f"sha256:{ABC}0", "64 hex digits, not 65", id="a digit too many"),
+    pytest.param("sha256:", "64 hex digits, not 0", id="no digits"),
+    pytest.param("sha256:" + "g" * 64, "hex digits", id="no hex"),
+    pytest.param("sha256:" + "٣" * 64, "hex digits", id="digits of another script"),
+    pytest.param(f"sha256:sha256:{ABC}", "hex digits", id="named twice"),
+]
+
+
+@pytest.mark.parametrize(("text", "why"), REFUSED)
+def test_refused(text: str, why: str) -> None:
+    """What is no checksum is refused, and the accepted forms are named."""
+    with pytest.raises(InvalidRequest, match=why) as caught:
+        parse_checksum(text)
+    assert "sha256:HEX" in caught.value.remedy
+
+
+@given(st.text(max_size=200))
+def test_any_text(text: str) -> None:
+    """Any text is a digest or an error of the request, never a crash."""
+    with contextlib.suppress(InvalidRequest):
+        assert len(parse_checksum(text).hex) in HEX_LENGTHS.values()
+
+
+def test_url() -> None:
+    """A checksum may be the address of a sums file."""
+    assert is_checksum_url("https://example.org/SHA256SUMS")
+    assert not is_checksum_url(f"sha256:{ABC}")
+
+
+SUMS = [
+    pytest.param(f"{ABC}  image.img\n", id="GNU, text"),
+    pytest.param(f"{ABC} *image.img\n", id="GNU, binary"),
+    pytest.param(f"{ABC}  ./dir/image.img\r\n", id="with a path and CRLF"),
+    pytest.param(f"SHA256 (image.img) = {ABC}\n", id="BSD"),
+    pytest.param(f"# image.img: 3 bytes\nSHA256 (image.img) = {ABC}\n", id="Fedora, with a comment"),
+    pytest.param(f"-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\n{ABC} *image.img\n", id="clear-signed"),
+    pytest.param(f"{'0' * 64}  image.img.sig\n{'1' * 64}  my-image.img\n{ABC}  image.img\n", id="among similar names"),
+    pytest.param(f"{ABC}\n", id="a bare digest"),
+]
+
+
+@pytest.mark.parametrize("sums", SUMS)
+def test_sums_file(sums: str) -> None:
+    """The line of exactly that file is found, in each publisher's form."""
+    assert find_in_sums(sums, "image.img", "SHA256SUMS") == Digest("sha256", ABC)
+
+
+def test_sums_of_md5() -> None:
+    """The length says which algorithm a GNU line is of."""
+    assert find_in_sums(f"{ABC_MD5}  image.img", "image.img", "MD5SUMS") == Digest("md5", ABC_MD5)
+
+
+@pytest.mark.parametrize("sums", ["", "<html>404</html>", f"{ABC}  other.img", f"{ABC}  image.img.sig"])
+def test_not_in_sums_file(sums: str) -> None:
+    """A sums file that does not name the image is an error, not a pass."""
+    with pytest.raises(InvalidRequest, match=r"image\.img"):
+        find_in_sums(sums, "image.img", "SHA256SUMS")
+
+
+@given(st.binary(max_size=2000), st.lists(st.integers(0, 2000), max_size=5))
+def test_chunking_means_nothing(data: bytes, cuts: list[int]) -> None:
+    """However the bytes are cut, their digests and their count are the same."""
+    hasher = Hasher("md5", "sha256")
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    for start, end in itertools.pairwise(edges):
+        hasher(data[start:end])
+    assert (hasher.digest(), hasher.size) == (digest_of(data), len(data))
+    assert hasher.digest("md5").hex == hashlib.md5(data).hexdigest()
+
+
+def test_verify() -> None:
+    """The right checksum passes, and none passes all."""
+    hasher = Hasher("md5")
+    hasher(b"abc")
+    hasher.verify(None, "image")
+    hasher.verify(Digest("sha256", ABC), "image")
+    hasher.verify(Digest("md5", ABC_MD5), "image")
+
+
+def test_mismatch() -> None:
+    """The wrong one names both digests, the count and the place."""
+    hasher = Hasher()
+    hasher(b"abd")
+    with pytest.raises(ChecksumMismatch) as caught:
+        hasher.verify(Digest("sha256", ABC), "image")
+    assert all(part in str(caught.value) for part in (ABC, str(digest_of(b"abd")), "3 bytes", "image"))

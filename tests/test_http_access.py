@@ -1,0 +1,126 @@
+"""Where a download goes: public or listed addresses only, at every hop, and to servers that prove who they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.addresses import AddressRule
+from ssvm_worker.errors import SourceDenied
+from ssvm_worker.sources.exchange import HttpSettings
+from ssvm_worker.sources.http import HttpSource
+from tests.contracts.source import DATA, gather
+from tests.servers.http import HttpServer
+
+LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)))
+
+
+def source(url: str, **more: object) -> HttpSource:
+    """A source that may go to loopback."""
+    return HttpSource(url, LOOPBACK, **more)  # type: ignore[arg-type]
+
+
+def trusting(server: HttpServer, directory: Path) -> HttpSettings:
+    """Settings that trust the server's authority."""
+    return dataclasses.replace(LOOPBACK, ca_file=server.ca_file(directory))
+
+
+# Where we go
+
+
+def test_address_refused(http_server: HttpServer) -> None:
+    """Loopback is refused unless listed; the error names the address, the rule and the setting."""
+    with pytest.raises(SourceDenied, match=r"127\.0\.0\.1.*loopback.*download\.allow_networks"):
+        gather(HttpSource(http_server.serve("image", DATA), HttpSettings()))
+    assert not http_server.requests
+
+
+def test_redirects(http_server: HttpServer) -> None:
+    """Up to five redirects are followed."""
+    http_server.serve("hop5", DATA)
+    for hop in range(5):
+        http_server.redirect(f"hop{hop}", f"/hop{hop + 1}")
+    assert gather(source(http_server.url("hop0"))) == DATA
+
+
+@pytest.mark.parametrize(
+    ("location", "text"),
+    [
+        pytest.param("/image", "in a loop", id="to itself"),
+        pytest.param("http://10.0.0.1/x", "private address", id="to a private address"),
+        pytest.param("http://169.254.169.254/latest", "metadata", id="to cloud metadata"),
+        pytest.param("file:///etc/passwd", "where we do not go", id="to a file"),
+        pytest.param("ftp://127.0.0.1/x", "where we do not go", id="to ftp"),
+        pytest.param("http://user:secret@127.0.0.1/x", "where we do not go", id="with a password"),
+        pytest.param("http://:80/x", "where we do not go", id="to nowhere"),
+    ],
+)
+def test_redirect_refused(http_server: HttpServer, location: str, text: str) -> None:
+    """A redirect to where we would not go ourselves is refused."""
+    with pytest.raises(SourceDenied, match=text) as caught:
+        gather(source(http_server.redirect("image", location)))
+    assert "secret" not in str(caught.value)
+
+
+def test_too_many_redirects(http_server: HttpServer) -> None:
+    """The sixth redirect is refused."""
+    for hop in range(7):
+        http_server.redirect(f"hop{hop}", f"/hop{hop + 1}")
+    with pytest.raises(SourceDenied, match="More than 5 redirects"):
+        gather(source(http_server.url("hop0")))
+    assert len(http_server.requests) == 6
+
+
+def test_redirect_from_https_to_http(https_server: HttpServer, http_server: HttpServer, tmp_path: Path) -> None:
+    """A redirect never gives up TLS."""
+    url = https_server.redirect("image", http_server.serve("image", DATA))
+    with pytest.raises(SourceDenied, match="from https to http"):
+        gather(HttpSource(url, trusting(https_server, tmp_path)))
+    assert not http_server.requests
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[HttpServer]:
+    """A second origin."""
+    server = HttpServer()
+    yield server
+    server.close()
+
+
+def test_credentials_stay_with_their_origin(http_server: HttpServer, elsewhere: HttpServer) -> None:
+    """The caller's headers go along on a redirect within the origin, and nowhere else; not even back."""
+    http_server.serve("last", DATA)
+    elsewhere.redirect("away", http_server.url("last"))
+    http_server.redirect("here", elsewhere.url("away"))
+    url = http_server.redirect("image", "/here")
+    assert gather(source(url, headers={"Authorization": "Bearer s", "Cookie": "c"})) == DATA
+    assert [each.headers["Authorization"] for each in http_server.requests] == ["Bearer s", "Bearer s", None]
+    assert {name for each in elsewhere.requests for name in each.headers} & {"Authorization", "Cookie"} == set()
+
+
+# TLS
+
+
+def test_untrusted_certificate(https_server: HttpServer) -> None:
+    """A certificate of an unknown authority is refused, with the way out."""
+    with pytest.raises(SourceDenied, match=r"not trusted.*ca_file"):
+        gather(source(https_server.serve("image", DATA)))
+
+
+@pytest.mark.parametrize(
+    ("certificate", "text"),
+    [
+        pytest.param({"certified_for": "other.example"}, "mismatch", id="of another host"),
+        pytest.param({"expires": datetime(2020, 1, 2, tzinfo=UTC)}, "expired", id="expired"),
+    ],
+)
+def test_bad_certificate(certificate: dict[str, object], text: str, tmp_path: Path) -> None:
+    """A trusted authority does not excuse a wrong certificate."""
+    server = HttpServer(tls=True, **certificate)  # type: ignore[arg-type]
+    with pytest.raises(SourceDenied, match=text):
+        gather(HttpSource(server.serve("image", DATA), trusting(server, tmp_path)))
+    server.close()

@@ -1,0 +1,151 @@
+"""A lane keeps the order, bounds what waits, and never blocks whoever puts for longer than it must."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from ssvm_worker.errors import Cancelled, StoreUnavailable
+from ssvm_worker.lane import DEPTH, Lane
+
+
+def nothing() -> None:
+    """No reason to stop."""
+
+
+def cancel() -> None:
+    """A reason to stop."""
+    raise Cancelled("user")
+
+
+class Stuck:
+    """A consumer that takes its first chunk and never comes back, until the test ends."""
+
+    def __init__(self) -> None:
+        self.taken = threading.Event()
+        self.let_go = threading.Event()
+        self.seen: list[bytes] = []
+
+    def __call__(self, chunk: bytes) -> None:
+        self.seen.append(chunk)
+        self.taken.set()
+        self.let_go.wait()
+
+
+@pytest.fixture
+def stuck() -> Iterator[Stuck]:
+    """A consumer that is let go at the end."""
+    consumer = Stuck()
+    yield consumer
+    consumer.let_go.set()
+
+
+def fill(lane: Lane, consumer: Stuck) -> None:
+    """Put until nothing more fits: one chunk is with the consumer, DEPTH wait."""
+    lane.put(b"first", nothing)
+    assert consumer.taken.wait(20)
+    for _ in range(DEPTH):
+        lane.put(b"waits", nothing)
+
+
+def broken(error: Exception) -> Lane:
+    """A lane whose consumer has failed with its first chunk."""
+
+    def consume(chunk: bytes) -> None:
+        failed.set()
+        raise error
+
+    failed = threading.Event()
+    lane = Lane("broken", consume)
+    lane.put(b"x", nothing)
+    assert failed.wait(20)
+    return lane
+
+
+def test_order() -> None:
+    """Every chunk arrives once, in order, before finish returns."""
+    seen: list[bytes] = []
+    lane = Lane("disk", seen.append)
+    chunks = [b"%d" % number for number in range(50)]
+    for chunk in chunks:
+        lane.put(chunk, nothing)
+    lane.finish(nothing)
+    assert seen == chunks
+
+
+def test_error_is_raised_at_finish() -> None:
+    """The consumer's error is not lost when it comes with the last chunk."""
+    lane = broken(StoreUnavailable("gone"))
+    with pytest.raises(StoreUnavailable, match="gone"):
+        lane.finish(nothing)
+
+
+def test_dead_consumer_blocks_nobody() -> None:
+    """Behind an error, puts go on being taken, and raise it."""
+    lane = broken(StoreUnavailable("gone"))
+    raised = 0
+    for _ in range(3 * DEPTH):
+        try:
+            lane.put(b"x", nothing)
+        except StoreUnavailable:
+            raised += 1
+    assert raised >= 3 * DEPTH - 1
+    assert lane.drop()
+
+
+def test_bounded(stuck: Stuck) -> None:
+    """No more than DEPTH chunks wait; the next put looks at the stop flag."""
+    lane = Lane("disk", stuck)
+    fill(lane, stuck)
+    with pytest.raises(Cancelled):
+        lane.put(b"one too many", cancel)
+
+
+def test_stalled_consumer(stuck: Stuck) -> None:
+    """A consumer that takes nothing for the stall time is a store that is unavailable, by name."""
+    lane = Lane("archive", stuck, stall_s=0.0)
+    fill(lane, stuck)
+    with pytest.raises(StoreUnavailable, match="archive"):
+        lane.put(b"one too many", nothing)
+
+
+def test_stalled_at_the_end(stuck: Stuck) -> None:
+    """The same while waiting for the last chunks."""
+    lane = Lane("archive", stuck, stall_s=0.0)
+    lane.put(b"first", nothing)
+    with pytest.raises(StoreUnavailable, match="archive"):
+        lane.finish(nothing)
+
+
+def test_cancel_at_the_end(stuck: Stuck) -> None:
+    """A cancel reaches whoever waits for the last chunks."""
+    lane = Lane("archive", stuck)
+    lane.put(b"first", nothing)
+    with pytest.raises(Cancelled):
+        lane.finish(cancel)
+
+
+def test_drop_throws_away(stuck: Stuck) -> None:
+    """What waits when a lane is dropped is never consumed."""
+    lane = Lane("disk", stuck)
+    fill(lane, stuck)
+    threading.Timer(0.05, stuck.let_go.set).start()
+    assert lane.drop()
+    assert stuck.seen == [b"first"]
+
+
+def test_drop_does_not_wait_for_ever(stuck: Stuck) -> None:
+    """A stuck consumer is left behind, and the caller is told."""
+    lane = Lane("disk", stuck)
+    fill(lane, stuck)
+    assert not lane.drop(patience_s=0.01)
+
+
+def test_drop_twice() -> None:
+    """Dropping is safe to repeat, and after the end."""
+    lane = Lane("disk", lambda chunk: None)
+    lane.finish(nothing)
+    assert lane.drop()
+    assert lane.drop()

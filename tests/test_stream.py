@@ -1,0 +1,308 @@
+"""The one loop: all stores or none, every byte once, and whatever breaks on the way is seen by nobody downstream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ssvm_worker.digest import Hasher, digest_of
+from ssvm_worker.errors import (
+    Cancelled,
+    ChecksumMismatch,
+    ObjectNotFound,
+    SourceUnavailable,
+    StoreFull,
+    StoreUnavailable,
+    TooLarge,
+    WorkerError,
+)
+from ssvm_worker.lane import DEPTH
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import (
+    Owner,
+    Rate,
+    Sink,
+    StoredObject,
+    limit,
+    put_bytes,
+    read_bytes,
+    store_stream,
+    tap,
+)
+
+ME = Owner("job", 1)
+DATA = bytes(range(256)) * 40
+CHUNKS = [DATA[start : start + 1000] for start in range(0, len(DATA), 1000)]
+
+
+class Faulty:
+    """A sink that passes everything on, but fails at one step; ``abort`` may fail too."""
+
+    def __init__(self, sink: Sink, step: str, error: Exception) -> None:
+        self.key, self.offset = sink.key, sink.offset
+        self._sink, self._step, self._error = sink, step, error
+
+    def _do(self, step: str) -> None:
+        if step == self._step:
+            raise self._error
+
+    def write(self, chunk: bytes) -> None:
+        self._do("write")
+        self._sink.write(chunk)
+
+    def resumed(self) -> Iterator[bytes]:
+        return self._sink.resumed()
+
+    def commit(self) -> StoredObject:
+        self._do("commit")
+        return self._sink.commit()
+
+    def abort(self) -> None:
+        self._sink.abort()
+        self._do("abort")
+
+    def suspend(self) -> None:
+        self._sink.suspend()
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.abort()
+
+
+@pytest.fixture
+def primary() -> MemoryStore:
+    return MemoryStore("primary")
+
+
+@pytest.fixture
+def second() -> MemoryStore:
+    return MemoryStore("second")
+
+
+@pytest.fixture
+def sinks(primary: MemoryStore, second: MemoryStore) -> dict[str, Sink]:
+    """A sink of each store."""
+    return {store.name: store.writer("image", owner=ME) for store in (primary, second)}
+
+
+def is_empty(store: MemoryStore) -> bool:
+    """Whether nothing is on the store, committed or not."""
+    return not list(store.list()) and not store.uncommitted()
+
+
+# All or none
+
+
+def test_all(primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink]) -> None:
+    """Every store has every byte, every observer saw it, and the answer says so."""
+    hasher, seen = Hasher(), bytearray()
+    stored = store_stream(CHUNKS, sinks, [hasher, seen.extend])
+    assert [read_bytes(store, "image") for store in (primary, second)] == [DATA, DATA]
+    assert (hasher.digest(), bytes(seen)) == (digest_of(DATA), DATA)
+    assert ({name: each.size for name, each in stored.objects.items()}, stored.owed) == (
+        {"primary": len(DATA), "second": len(DATA)},
+        {},
+    )
+
+
+def test_empty_stream(primary: MemoryStore, sinks: dict[str, Sink]) -> None:
+    """No chunks are an object of no bytes; whether that is allowed is the source's to say."""
+    store_stream([], sinks)
+    assert read_bytes(primary, "image") == b""
+
+
+def breaking(error: Exception) -> Iterator[bytes]:
+    """A stream that breaks in its middle."""
+    yield from CHUNKS[:5]
+    raise error
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    """A step that fails."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+#: What fails, in the words of store_stream's arguments, and the error that it fails with.
+FAULTS = [
+    pytest.param("chunks", SourceUnavailable("cut"), id="the source breaks off"),
+    pytest.param("chunks", RuntimeError("bug"), id="the source has a bug"),
+    pytest.param("observers", TooLarge("image"), id="an observer objects"),
+    pytest.param("verify", ChecksumMismatch("wrong"), id="the checksum is wrong"),
+    pytest.param("check", Cancelled("user"), id="a cancel"),
+    pytest.param("write", StoreFull("full"), id="the primary is full"),
+    pytest.param("commit", StoreUnavailable("gone"), id="the primary cannot commit"),
+]
+
+
+def store_with(fault: str, error: Exception, sinks: dict[str, Sink], **more: object) -> None:
+    """Run the loop with one fault in it."""
+    arguments: dict[str, object] = {"chunks": CHUNKS, "sinks": dict(sinks), **more}
+    if fault == "chunks":
+        arguments["chunks"] = breaking(error)
+    elif fault == "observers":
+        arguments["observers"] = [failing(error)]
+    elif fault in ("write", "commit"):
+        arguments["sinks"] = {**sinks, "primary": Faulty(sinks["primary"], fault, error)}
+    else:
+        arguments[fault] = failing(error)
+    store_stream(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("fault", "error"), FAULTS)
+def test_none(primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink], fault: str, error: Exception) -> None:
+    """Whatever fails, its error is raised and nothing is left on any store."""
+    with pytest.raises(type(error)) as caught:
+        store_with(fault, error, sinks)
+    assert caught.value is error
+    assert is_empty(primary)
+    assert is_empty(second)
+
+
+@pytest.mark.parametrize(("fault", "error"), FAULTS)
+def test_suspended(
+    primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink], fault: str, error: Exception
+) -> None:
+    """Where the error is worth it, the bytes are kept for a later attempt; still nothing is visible."""
+    with pytest.raises(type(error)):
+        store_with(fault, error, sinks, keep=lambda each: each is error)
+    assert [store.uncommitted() for store in (primary, second)] == [{"image"}, {"image"}]
+    assert list(primary.list()) == list(second.list()) == []
+
+
+def test_verify_runs_when_all_is_written(primary: MemoryStore, sinks: dict[str, Sink]) -> None:
+    """The check before the commit sees every byte hashed, and no object yet."""
+    hasher = Hasher()
+
+    def verify() -> None:
+        assert hasher.digest() == digest_of(DATA)
+        with pytest.raises(ObjectNotFound):
+            primary.stat("image")
+
+    store_stream(CHUNKS, sinks, [hasher], verify=verify)
+
+
+@pytest.mark.parametrize(("fault", "error"), FAULTS)
+def test_failing_abort_hides_nothing(
+    primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink], fault: str, error: Exception
+) -> None:
+    """A store that cannot even abort neither replaces the error nor keeps the other from being cleaned."""
+    sinks["primary"] = Faulty(sinks["primary"], "abort", StoreUnavailable("gone for good"))
+    with pytest.raises(type(error)) as caught:
+        store_with(fault, error, sinks)
+    assert caught.value is error
+    assert is_empty(second)
+
+
+# The primary, and the others
+
+
+@pytest.mark.parametrize("step", ["write", "commit"])
+def test_owed(primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink], step: str) -> None:
+    """A store other than the primary that fails costs nobody else the bytes, and is reported."""
+    error = StoreUnavailable("gone", "second")
+    stored = store_stream(CHUNKS, {**sinks, "second": Faulty(sinks["second"], step, error)})
+    assert (read_bytes(primary, "image"), stored.owed) == (DATA, {"second": error})
+    assert list(stored.objects) == ["primary"]
+    assert is_empty(second)
+
+
+def test_owed_that_cannot_abort(primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink]) -> None:
+    """The failed store's failing clean-up is no reason to lose the primary's bytes either."""
+
+    class Gone(Faulty):
+        def _do(self, step: str) -> None:
+            raise StoreUnavailable(f"no {step}")
+
+    stored = store_stream(CHUNKS, {**sinks, "second": Gone(sinks["second"], "", ValueError())})
+    assert (read_bytes(primary, "image"), list(stored.owed)) == (DATA, ["second"])
+
+
+@pytest.mark.parametrize("error", [Cancelled("fenced"), RuntimeError("bug")], ids=["a cancel", "a bug"])
+def test_not_owed(primary: MemoryStore, sinks: dict[str, Sink], error: Exception) -> None:
+    """A cancel or a bug that shows in any store ends the whole."""
+    with pytest.raises(type(error)):
+        store_stream(CHUNKS, {**sinks, "second": Faulty(sinks["second"], "write", error)})
+    assert is_empty(primary)
+
+
+def test_stuck_store_holds_back_the_source(sinks: dict[str, Sink]) -> None:
+    """The source is never read further ahead of a store than its lane holds, whatever the size of the stream."""
+    let_go, read = threading.Event(), 0
+    calls: list[int] = []
+
+    class Stuck(Faulty):
+        def write(self, chunk: bytes) -> None:
+            let_go.wait()
+
+    def endless() -> Iterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1
+            yield b"x"
+
+    def check() -> None:
+        calls.append(read)
+        if calls.count(read) > 1:  # asked again for the same chunk: the lane is full
+            let_go.set()
+            raise Cancelled("user")
+
+    with pytest.raises(Cancelled):
+        store_stream(endless(), {"primary": Stuck(sinks["primary"], "", ValueError())}, check=check)
+    assert read <= DEPTH + 2  # those that wait, the one being written, the one being put
+
+
+# Small things
+
+
+def test_tap() -> None:
+    """A tap shows every chunk before it passes it on."""
+    seen: list[bytes] = []
+    assert list(tap(CHUNKS, seen.append)) == CHUNKS == seen
+
+
+@pytest.mark.parametrize("most", [len(DATA), len(DATA) + 1])
+def test_limit_reached(most: int) -> None:
+    """A limit lets through all that it allows."""
+    assert b"".join(limit(CHUNKS, most, "image")) == DATA
+
+
+def test_limit_passed() -> None:
+    """The chunk that goes beyond is replaced by an error that names the limit and the setting."""
+    with pytest.raises(TooLarge, match=rf"{len(DATA) - 1} bytes.*max_bytes"):
+        list(limit(CHUNKS, len(DATA) - 1, "image"))
+
+
+@pytest.mark.parametrize("data", [b"", b"small"])
+def test_small_objects(primary: MemoryStore, data: bytes) -> None:
+    """A small object is written and read in one call."""
+    assert put_bytes(primary, "note", data, ME).size == len(data)
+    assert read_bytes(primary, "note") == data
+
+
+def test_small_object_too_large(primary: MemoryStore) -> None:
+    """A read of a small object ends at its limit."""
+    put_bytes(primary, "note", DATA, ME)
+    with pytest.raises(TooLarge):
+        read_bytes(primary, "note", most=100)
+
+
+def test_failed_small_object(primary: MemoryStore) -> None:
+    """A small object that does not fit leaves nothing."""
+    full = MemoryStore(capacity=3)
+    with pytest.raises(WorkerError):
+        put_bytes(full, "note", b"four", ME)
+    assert is_empty(full)
+
+
+def test_rate() -> None:
+    """A rate is never a division by zero."""
+    assert Rate().of(0) == 0
+    assert Rate().of(100) > 0
