@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from .digest import digest_of
 from .errors import CorruptImage, ObjectNotFound
 from .keys import DRAFT, MANIFEST, Artifact
 from .stream import Owner, Store, StoredObject, put_bytes, read_bytes
@@ -47,8 +46,8 @@ class Manifest:
     source: dict[str, Any] = field(default_factory=dict)
     #: What is known of the whole: format, virtual_size (bytes), quiesced, …
     facts: dict[str, Any] = field(default_factory=dict)
-    #: Seconds since the epoch.
-    created: float = field(default_factory=time.time)
+    #: ISO 8601, UTC.
+    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     version: int = VERSION
 
     def entry(self, name: str) -> Entry | None:
@@ -66,21 +65,25 @@ class Manifest:
         return sum(each.size for each in self.entries)
 
     def to_json(self) -> bytes:
-        """Readable JSON, ending in a newline."""
-        return (json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+        """Readable JSON, ending in a newline: what the artifact is, then ``objects`` with key, size and digest each."""
+        own = {name: getattr(self, name) for name in ("version", "job_id", "created", "source", "facts")}
+        objects = [{"key": self.artifact.key(each.name), **dataclasses.asdict(each)} for each in self.entries]
+        values = dataclasses.asdict(self.artifact) | own | {"objects": objects}
+        return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Manifest:
         """Read what ``to_json`` wrote; CorruptImage when it is anything else."""
         try:
             fields = json.loads(data)
-            fields["artifact"] = Artifact(**fields["artifact"])
-            fields["entries"] = tuple(Entry(**each) for each in fields["entries"])
-            return cls(**fields)
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptImage(
-                f"The manifest cannot be read: {error}", where, "Restore it or delete the artifact"
-            ) from error
+            artifact = Artifact(*(fields.pop(name) for name in ("kind", "account", "id", "volume")))
+            objects = fields.pop("objects")
+            for each in objects:
+                each.pop("key")
+            return cls(artifact, entries=tuple(Entry(**each) for each in objects), **fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"The manifest cannot be read: {type(error).__name__}: {error}"
+            raise CorruptImage(what, where, "Restore or delete it") from error
 
 
 def read_manifest(store: Store, artifact: Artifact) -> Manifest:
@@ -123,12 +126,6 @@ def read_draft(store: Store, artifact: Artifact) -> Manifest | None:
 def write_draft(store: Store, draft: Manifest, owner: Owner) -> None:
     """Note what is committed so far."""
     put_bytes(store, f"{draft.artifact.prefix}/{DRAFT}", draft.to_json(), owner)
-
-
-def add_bytes(store: Store, manifest: Manifest, name: str, data: bytes, role: str, owner: Owner) -> Manifest:
-    """Store a small object of the artifact and list it."""
-    put_bytes(store, manifest.artifact.key(name), data, owner)
-    return manifest.with_entry(Entry(name, len(data), str(digest_of(data)), role))
 
 
 def discard(store: Store, artifact: Artifact) -> None:

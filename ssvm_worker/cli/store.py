@@ -83,13 +83,9 @@ def _row(store: Store, prefix: str) -> dict[str, Any]:
         "kind": manifest.artifact.kind,
         "size": manifest.size,
         "objects": len(manifest.entries),
-        "created": _when(manifest.created),
+        "created": manifest.created,
         "job_id": manifest.job_id,
     }
-
-
-def _when(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def _stat(args: argparse.Namespace, output: Output) -> int:

@@ -22,7 +22,7 @@ from ssvm_worker.units import human_size
 
 from .attempt import Attempt, RemoteSource
 from .properties import properties
-from .publish import publish
+from .publish import listing, placed, publish
 from .request import ArtifactRequest, fingerprint, safe_url
 
 
@@ -80,7 +80,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     """Store the image on every store, or on none; the manifest is written last."""
     stores = {name: attempt.store(name) for name in dict.fromkeys(request.stores)}
     expected = _expected(request, attempt)
-    if done := _already_there(request, expected, next(iter(stores.values()))):
+    if done := _already_there(request, expected, stores):
         return done
     transfer = _Transfer(request, attempt, stores, expected)
     draft = transfer.usable_draft()
@@ -104,19 +104,20 @@ def _expected(request: Request, attempt: Attempt) -> Digest | None:
     return find_in_sums(sums, unquote(urlsplit(request.url).path).rsplit("/", 1)[-1], safe_url(request.checksum))
 
 
-def _already_there(request: Request, expected: Digest | None, store: Store) -> dict[str, Any] | None:
+def _already_there(request: Request, expected: Digest | None, stores: dict[str, Store]) -> dict[str, Any] | None:
     """The result of an earlier job if it made just this artifact; InvalidRequest if it made another one."""
-    manifest = find_manifest(store, request.artifact)
+    primary = next(iter(stores.values()))
+    manifest = find_manifest(primary, request.artifact)
     if manifest is None:
         return None
     same_url = manifest.source.get("fingerprint") == fingerprint(request.url)
-    if str(expected) in manifest.source["digests"] if expected else same_url:
-        return _result(manifest) | {"reused": True}
-    raise InvalidRequest(
-        f"There is another {request.kind} under this id",
-        f"{store.name}:{request.artifact.prefix}",
-        "Delete it first (`ssvm delete`), or use a new id",
-    )
+    if not (str(expected) in manifest.source["digests"] if expected else same_url):
+        raise InvalidRequest(
+            f"There is another {request.kind} under this id",
+            f"{primary.name}:{request.artifact.prefix}",
+            "Delete it first (`ssvm delete`), or use a new id",
+        )
+    return _result(manifest) | placed(stores, request.artifact) | {"resumptions": 0, "reused": True}
 
 
 def _result(manifest: Manifest) -> dict[str, Any]:
@@ -262,8 +263,10 @@ class _Transfer:
             keep=self.attempt.will_resume,
         )
         manifest = self._manifest(opened, hasher, images[0])
-        owed = publish(self.attempt, self.stores, stored, manifest, properties(self.request, manifest))
-        return _result(manifest) | {"resumptions": opened.stream.resumptions, "reused": False} | owed
+        small = properties(self.request, manifest)
+        manifest = listing(manifest, small, "properties")
+        done = publish(self.attempt, self.stores, stored, manifest, small)
+        return _result(manifest) | done | {"resumptions": opened.stream.resumptions, "reused": False}
 
     def _manifest(self, opened: _Opened, hasher: Hasher, image: ImageInfo) -> Manifest:
         digests = [str(hasher.digest())] + ([str(self.expected)] if self.expected else [])

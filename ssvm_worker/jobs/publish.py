@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import Cancelled, WorkerError
-from ssvm_worker.manifest import Manifest, add_bytes, write_manifest
-from ssvm_worker.stream import Store, Stored
+from ssvm_worker.keys import Artifact
+from ssvm_worker.manifest import Entry, Manifest, discard, read_manifest, write_manifest
+from ssvm_worker.stream import Store, Stored, put_bytes
 
 from .attempt import Attempt
+
+
+def listing(manifest: Manifest, small: Mapping[str, bytes], role: str) -> Manifest:
+    """The manifest with small objects listed too."""
+    for name, data in small.items():
+        manifest = manifest.with_entry(Entry(name, len(data), str(digest_of(data)), role))
+    return manifest
 
 
 def publish(
@@ -17,6 +27,7 @@ def publish(
 ) -> dict[str, Any]:
     """Make the artifact exist on every store that holds its bytes; the primary, the first, must succeed.
 
+    *manifest* lists the *small* objects already; see ``listing``.
     Returns ``{"stores": […], "owed": {store: error}}`` for the job's result.
     """
     attempt.progress.start("committing", manifest.size, manifest.size)
@@ -30,6 +41,8 @@ def publish(
             if number == 0 or isinstance(error, Cancelled):
                 raise
             owed[name] = error
+            with contextlib.suppress(WorkerError):  # what cannot be removed now is found by clean-up
+                discard(store, manifest.artifact)
     for name, reason in owed.items():
         attempt.log.warning("store %s is owed %s: %s", name, manifest.artifact.prefix, reason)
     return {
@@ -38,9 +51,19 @@ def publish(
     }
 
 
+def placed(stores: Mapping[str, Store], artifact: Artifact) -> dict[str, Any]:
+    """What ``publish`` returned, or would have, for an artifact that an earlier job made."""
+    owed: dict[str, Any] = {}
+    for name, store in stores.items():
+        try:
+            read_manifest(store, artifact)
+        except WorkerError as error:
+            owed[name] = error.as_dict()
+    return {"stores": [name for name in stores if name not in owed], "owed": owed}
+
+
 def _publish_on(attempt: Attempt, store: Store, manifest: Manifest, small: Mapping[str, bytes]) -> None:
     for name, data in small.items():
-        role = "properties" if name.endswith(".properties") else "checksums" if name.endswith(".mf") else "descriptor"
-        manifest = add_bytes(store, manifest, name, data, role, attempt.owner)
+        put_bytes(store, manifest.artifact.key(name), data, attempt.owner)
     attempt.confirm()
     write_manifest(store, manifest, attempt.owner)
