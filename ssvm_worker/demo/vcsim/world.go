@@ -104,7 +104,7 @@ func (w *world) now() (faults, <-chan struct{}) {
 	return w.faults, w.healed
 }
 
-// intercept sees every call before the simulator does: it answers with a fault, or names another receiver.
+// intercept sees every call before the simulator does: it answers with a fault, or puts another receiver there.
 func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.Reference, types.BaseMethodFault) {
 	w.mu.Lock()
 	w.calls[method.Name]++
@@ -116,20 +116,32 @@ func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.
 	if name := now.Calls[method.Name]; name != "" {
 		return nil, newFault(name)
 	}
-	switch method.Name {
-	case "ExportSnapshot":
-		if it, ok := ctx.Map.Get(method.This).(*simulator.VirtualMachineSnapshot); ok {
-			return &snapshot{it, w}, nil
-		}
-	case "CreateSnapshotEx_Task":
-		if it, ok := ctx.Map.Get(method.This).(*simulator.VirtualMachine); ok {
-			return &machine{it, w}, nil
-		}
-	}
+	w.stepInto(ctx, method)
 	if method.This.Type == "HttpNfcLease" {
 		return nil, w.leaseCall(method)
 	}
 	return nil, nil
+}
+
+// stepInto puts our receiver into the session, where calls look for one first; all else goes on seeing the simulator's.
+func (w *world) stepInto(ctx *simulator.Context, method *simulator.Method) {
+	if ctx.Session == nil {
+		return
+	}
+	switch it := ctx.Map.Get(method.This).(type) {
+	case *simulator.VirtualMachineSnapshot:
+		if method.Name == "ExportSnapshot" {
+			ctx.Session.Registry.Put(&snapshot{it, w})
+		} else {
+			ctx.Session.Registry.Remove(ctx, method.This)
+		}
+	case *simulator.VirtualMachine:
+		if method.Name == "CreateSnapshotEx_Task" {
+			ctx.Session.Registry.Put(&machine{it, w})
+		} else {
+			ctx.Session.Registry.Remove(ctx, method.This)
+		}
+	}
 }
 
 // newFault makes the fault of that name: "TaskInProgress".

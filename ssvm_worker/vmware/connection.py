@@ -1,0 +1,202 @@
+"""The logged-in connection to a vCenter or ESXi host: properties are read, and waited for, through it."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pyVim import connect as pyvim
+from pyVmomi import vmodl
+
+from ssvm_worker.errors import Cancelled, SourceDenied, SourceUnavailable
+from ssvm_worker.sockets import Dial, Watch, connect
+from ssvm_worker.stream import Check
+
+from .address import Address
+from .faults import API_ERRORS, meaning, translated
+from .trust import PinMismatch, api_context, context_for, reason, refuse_other, thumbprint
+
+#: Seconds to connect, as against waiting for an answer.
+_CONNECT_S = 10.0
+#: Seconds of one long poll; below every time-out that a proxy between us and vCenter may have.
+_POLL_S = 20
+#: Seconds that a cancelled task gets to end; many kinds cannot be cancelled at all.
+_CALL_OFF_S = 60.0
+
+
+class Connection:
+    """A login, opened after a fork. Threads may share it; *check* is heard in the one that opened it."""
+
+    def __init__(self, address: Address, check: Check = lambda: None) -> None:
+        self.address = address
+        self._check = check
+        self._thread = threading.get_ident()
+        self._shields = 0
+        self._instance: Any = None
+
+    def open(self) -> None:
+        """Log in. The certificate is judged before anything is sent.
+
+        Raises SourceDenied (certificate, password), SourceUnavailable.
+        """
+        address = self.address
+        probe(address, self.check)
+        with translated("Logging in", address.name):
+            try:
+                self._instance = pyvim.SmartConnect(
+                    host=f"[{address.host}]" if ":" in address.host else address.host,
+                    port=address.port,
+                    user=address.username,
+                    pwd=address.password,
+                    sslContext=api_context(address.ca_file, address.pin, self.check, address.timeout_s),
+                    httpConnectionTimeout=_CONNECT_S,
+                )
+            except API_ERRORS:
+                raise
+            except Exception as error:
+                # pyVim raises a bare Exception where there is no vSphere behind the port.
+                raise SourceUnavailable(
+                    f"No vSphere answers: {error}", address.name, "Look at host and port"
+                ) from error
+
+    def close(self) -> None:
+        """Log out; an error is of no interest, sessions expire by themselves."""
+        if self._instance is not None:
+            with contextlib.suppress(*API_ERRORS), self.shielded():
+                pyvim.Disconnect(self._instance)
+            self._instance = None
+
+    def check(self) -> None:
+        """Raise Cancelled if the job must stop: in the thread that opened this, and outside a shield."""
+        if not self._shields and threading.get_ident() == self._thread:
+            self._check()
+
+    @contextlib.contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Calls within are made even though the job was cancelled: they clean up."""
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
+
+    @property
+    def content(self) -> Any:
+        """vSphere's ServiceContent."""
+        return self._instance.content
+
+    @property
+    def cookie(self) -> str:
+        """The session's cookie as a request header's value; for a host that wants it, never for a log."""
+        return str(self._instance._stub.cookie).partition(";")[0]
+
+    def object(self, kind: type, moref: str) -> Any:
+        """A managed object by its id; nothing is asked of the server."""
+        return kind(moref, self._instance._stub)
+
+    def read(self, thing: Any, *paths: str) -> dict[str, Any]:
+        """Some properties of one object, None for what is unset; ManagedObjectNotFound and others as they come.
+
+        Only by the property collector: pyVmomi fails on attributes that hold an unset or unknown enumeration.
+        """
+        select = vmodl.query.PropertyCollector.PropertySpec(type=type(thing), pathSet=list(paths))
+        spec = vmodl.query.PropertyCollector.FilterSpec(objectSet=[_only(thing)], propSet=[select])
+        options = vmodl.query.PropertyCollector.RetrieveOptions()
+        found = self.content.propertyCollector.RetrievePropertiesEx([spec], options)
+        values: dict[str, Any] = dict.fromkeys(paths)
+        for each in found.objects if found else []:
+            values |= {pair.name: pair.val for pair in each.propSet}
+        return values
+
+    def wait(self, thing: Any, paths: tuple[str, ...], done: Callable[[dict[str, Any]], bool], limit_s: float) -> Any:
+        """The properties as soon as *done* says so of them; None when *limit_s* has passed."""
+        deadline = time.monotonic() + limit_s
+        collector = self.content.propertyCollector.CreatePropertyCollector()
+        try:
+            select = vmodl.query.PropertyCollector.PropertySpec(type=type(thing), pathSet=list(paths))
+            spec = vmodl.query.PropertyCollector.FilterSpec(objectSet=[_only(thing)], propSet=[select])
+            collector.CreateFilter(spec, partialUpdates=False)
+            return _collect(collector, dict.fromkeys(paths), done, deadline)
+        finally:
+            with contextlib.suppress(*API_ERRORS), self.shielded():
+                collector.DestroyPropertyCollector()
+
+    def finish(self, task: Any, limit_s: float) -> Any:
+        """The result of a task; its fault is raised, and SourceUnavailable when it takes longer than *limit_s*."""
+        try:
+            ended = self._end_of(task, limit_s)
+        except Cancelled:
+            self._call_off(task)
+            raise
+        if ended is None:
+            what = f"A task has not ended within {limit_s:.0f} s"
+            raise SourceUnavailable(what, self.address.name, "Look at the VM's recent tasks")
+        if ended["info.state"] == "error":
+            raise self.read(task, "info.error")["info.error"]
+        return self.read(task, "info.result")["info.result"]
+
+    def _end_of(self, task: Any, limit_s: float) -> Any:
+        return self.wait(task, ("info.state",), lambda seen: seen["info.state"] in ("success", "error"), limit_s)
+
+    def _call_off(self, task: Any) -> None:
+        """Cancel a task and see it end, so that whoever cleans up finds all that it made."""
+        with contextlib.suppress(*API_ERRORS), self.shielded():
+            with contextlib.suppress(vmodl.MethodFault):
+                task.CancelTask()
+            self._end_of(task, _CALL_OFF_S)
+
+
+def _only(thing: Any) -> Any:
+    return vmodl.query.PropertyCollector.ObjectSpec(obj=thing)
+
+
+def _collect(collector: Any, seen: dict[str, Any], done: Callable[[dict[str, Any]], bool], deadline: float) -> Any:
+    version = ""
+    while (left := deadline - time.monotonic()) > 0:
+        options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=max(1, min(_POLL_S, int(left))))
+        update = collector.WaitForUpdatesEx(version, options)
+        if update is None:
+            continue
+        version = update.version
+        for change in (change for each in update.filterSet for of in each.objectSet for change in of.changeSet):
+            seen[change.name] = change.val if change.op in ("assign", "add") else None
+        if done(seen):
+            return seen
+    return None
+
+
+def probe(address: Address, check: Check) -> None:
+    """Connect and look at the certificate, so that what is wrong is said plainly and no password is sent in vain.
+
+    Raises SourceDenied naming the thumbprint that the server shows; SourceUnavailable.
+    """
+    dial = Dial(timeout_s=_CONNECT_S, tls=context_for(address.ca_file, address.pin))
+    watch = Watch(check, address.timeout_s)
+    try:
+        with contextlib.closing(connect(address.host, address.port, dial, watch)) as sock:
+            if address.pin:
+                assert isinstance(sock, ssl.SSLSocket)
+                refuse_other(sock.getpeercert(binary_form=True), address.pin)
+    except (ssl.SSLCertVerificationError, PinMismatch) as error:
+        raise _untrusted(error, address, check) from error
+    except OSError as error:
+        raise meaning(error, "Connecting", address.name) from error
+
+
+def _untrusted(error: ssl.SSLError, address: Address, check: Check) -> SourceDenied:
+    """Connects once more, believing anything and sending nothing, to tell what the server shows."""
+    shown = "unknown"
+    dial = Dial(timeout_s=_CONNECT_S, tls=context_for(None, "any"))
+    watch = Watch(check, address.timeout_s)
+    with contextlib.suppress(OSError), contextlib.closing(connect(address.host, address.port, dial, watch)) as sock:
+        assert isinstance(sock, ssl.SSLSocket)
+        shown = thumbprint(sock.getpeercert(binary_form=True) or b"")
+    return SourceDenied(
+        f"The certificate is not trusted: {reason(error)}. It is the one with SHA-256 thumbprint {shown}",
+        address.name,
+        "If that is your server's, set thumbprint, or name its authority's certificate in ca_file",
+    )

@@ -1,0 +1,95 @@
+"""Finding a VM by any of its names, and reading what a config says of its hardware."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pyVmomi import vim, vmodl
+
+from ssvm_worker.errors import SourceNotFound
+
+from .connection import Connection
+from .faults import translated
+from .hardware import EXPORTED, INDEPENDENT, RDM, Controller, Disk, Hardware, Nic
+
+#: vCenter's ids are vm-12, a standalone host's are plain numbers.
+_MOREF = re.compile(r"(vm-)?\d+")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def find_vm(connection: Connection, name: str) -> Any:
+    """The VM with that managed object id, instance UUID or inventory path (/DC0/vm/folder/name).
+
+    Raises SourceNotFound, saying how it was looked for.
+    """
+    with translated("Looking for the VM", name):
+        if _MOREF.fullmatch(name):
+            found, how = _by_moref(connection, name), "a managed object id"
+        elif _UUID.fullmatch(name):
+            found = connection.content.searchIndex.FindByUuid(None, name, True, True)
+            how = "an instance UUID"
+        else:
+            found = connection.content.searchIndex.FindByInventoryPath(name.strip("/"))
+            how = "an inventory path"
+    if not isinstance(found, vim.VirtualMachine):
+        raise SourceNotFound(
+            f"There is no VM of that name, taken for {how}",
+            f"{connection.address.name}: {name}",
+            "Give its id (vm-12), its instance UUID or its path (/Datacenter/vm/Folder/Name)",
+        )
+    return found
+
+
+def _by_moref(connection: Connection, moref: str) -> Any:
+    found = connection.object(vim.VirtualMachine, moref)
+    try:
+        connection.read(found, "name")
+    except vmodl.fault.ManagedObjectNotFound:
+        return None
+    return found
+
+
+def read_hardware(config: Any) -> Hardware:
+    """The plain values of a VirtualMachineConfigInfo."""
+    devices = config.hardware.device
+    controllers = {
+        each.key: Controller(each.key, _kind(each), each.busNumber)
+        for each in devices
+        if isinstance(each, vim.vm.device.VirtualController)
+    }
+    return Hardware(
+        name=config.name,
+        guest_id=config.guestId or "otherGuest64",
+        version=config.version or "vmx-13",
+        firmware=config.firmware or "bios",
+        cpus=config.hardware.numCPU,
+        memory_mib=config.hardware.memoryMB,
+        controllers=tuple(controllers.values()),
+        disks=tuple(_disk(each, controllers) for each in devices if isinstance(each, vim.vm.device.VirtualDisk)),
+        nics=tuple(_nic(each) for each in devices if isinstance(each, vim.vm.device.VirtualEthernetCard)),
+    )
+
+
+def _kind(device: Any) -> str:
+    return type(device).__name__.rpartition(".")[2]
+
+
+def _disk(device: Any, controllers: dict[int, Controller]) -> Disk:
+    label = device.deviceInfo.label if device.deviceInfo else str(device.key)
+    capacity = device.capacityInBytes or device.capacityInKB * 1024
+    controller = controllers.get(device.controllerKey) or Controller(device.controllerKey, "", 0)
+    return Disk(device.key, label, capacity, controller, device.unitNumber or 0, _status(device.backing))
+
+
+def _status(backing: Any) -> str:
+    """Independent disks and raw devices in physical mode are in no snapshot."""
+    if getattr(backing, "compatibilityMode", "") == "physicalMode":
+        return RDM
+    return INDEPENDENT if (getattr(backing, "diskMode", "") or "").startswith("independent") else EXPORTED
+
+
+def _nic(device: Any) -> Nic:
+    backing = device.backing
+    network = getattr(backing, "deviceName", None) or (device.deviceInfo.summary if device.deviceInfo else "")
+    return Nic(_kind(device), network or "VM Network")

@@ -1,0 +1,111 @@
+"""One session with a vCenter or ESXi host: all that a backup asks of it, in plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ssvm_worker.stream import Check
+
+from . import inventory
+from . import snapshot as snapshots
+from .address import Address
+from .connection import Connection
+from .descriptor import config_json, server_descriptor
+from .hardware import Hardware
+from .lease import Lease
+from .ovf import OvfDisk, build
+from .snapshot import Snapshot
+
+__all__ = ["Address", "Options", "Session"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How snapshots are exported; the [backup] section of the settings."""
+
+    #: Ask the guest to bring its file systems to rest.
+    quiesce: bool = True
+    #: Seconds that a host may take to get a lease ready.
+    lease_ready_s: float = 300.0
+    #: Leases for one disk before the attempt fails.
+    lease_tries: int = 3
+    #: Seconds between two of them.
+    lease_delay_s: float = 15.0
+    #: Every Nth grain is inflated and its Adler-32 checked; 0 checks the structure only.
+    inflate_every: int = 0
+
+
+class Session:
+    """A context manager: entering logs in, leaving logs out. Open it in the process and thread that use it.
+
+    Entering raises SourceDenied (password, certificate), SourceUnavailable; so does any method, besides what it says.
+    """
+
+    def __init__(self, address: Address, check: Check = lambda: None, options: Options | None = None) -> None:
+        self.options = options or Options()
+        self._connection = Connection(address, check)
+
+    def __enter__(self) -> Session:
+        self._connection.open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._connection.close()
+
+    @property
+    def about(self) -> str:
+        """Product and version: VMware vCenter Server 8.0.3 build-…"""
+        return str(self._connection.content.about.fullName)
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Calls within are made although the job was cancelled."""
+        with self._connection.shielded():
+            yield
+
+    def find_vm(self, name: str) -> VM:
+        """The VM by managed object id, instance UUID or inventory path; SourceNotFound says what was tried."""
+        return VM(self._connection, self.options, inventory.find_vm(self._connection, name))
+
+
+class VM:
+    """A VM of a session."""
+
+    def __init__(self, connection: Connection, options: Options, it: Any) -> None:
+        self.moref: str = it._moId
+        self._connection = connection
+        self._options = options
+        self._it = it
+
+    def own_snapshot(self, job_id: str) -> Snapshot | None:
+        """The snapshot that the job has made already."""
+        return snapshots.find_own(self._connection, self._it, job_id)
+
+    def given_snapshot(self, name: str) -> Snapshot:
+        """The snapshot of that id or name; SourceNotFound, InvalidRequest."""
+        return snapshots.find_given(self._connection, self._it, name)
+
+    def make_snapshot(self, job_id: str) -> Snapshot:
+        """Make the job's snapshot; see ``own_snapshot`` first. Quiesced if the guest can."""
+        return snapshots.create(self._connection, self._it, job_id, self._options.quiesce)
+
+    def remove_snapshot(self, snapshot: Snapshot) -> None:
+        """Remove it, if the job made it; may take hours on a busy VM."""
+        snapshots.remove(self._connection, snapshot)
+
+    def read(self, snapshot: Snapshot) -> tuple[Hardware, bytes]:
+        """What the VM was made of when the snapshot was taken, and all of its configuration as JSON."""
+        config = snapshots.config_of(self._connection, snapshot)
+        return inventory.read_hardware(config), config_json(config)
+
+    def export(self, snapshot: Snapshot) -> Lease:
+        """A lease, to be entered."""
+        return Lease(self._connection, snapshot, self._options.lease_ready_s)
+
+    def descriptor(self, snapshot: Snapshot, hardware: Hardware, disks: Sequence[OvfDisk]) -> tuple[bytes, str]:
+        """The OVF descriptor of the stored disks: the server's, else our own with the reason for that."""
+        text, why = server_descriptor(self._connection, self._it, snapshot, hardware.name, disks)
+        return (text.encode(), "") if text is not None else (build(hardware, disks), why)

@@ -1,0 +1,118 @@
+"""Snapshots: ours are named by the job, found again by that name, and the only ones that are ever removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyVmomi import vim, vmodl
+
+from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable
+
+from .connection import Connection
+from .faults import UNSUPPORTED, fault_name, meaning, translated
+
+_PREFIX = "ssvm-backup-"
+_DESCRIPTION = "Made for a backup, and removed when it is done. Do not keep it."
+#: Quiescing a busy guest takes minutes; vSphere itself gives up after 15.
+_CREATE_S = 20 * 60.0
+#: Removing one writes back all that the guest wrote since: hours, on a busy VM.
+_REMOVE_S = 12 * 3600.0
+#: What a guest that cannot be quiesced answers.
+_NOT_QUIESCED = (vim.fault.SnapshotFault, vim.fault.ToolsUnavailable, vmodl.fault.NotSupported)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot of a VM."""
+
+    moref: str
+    name: str
+    #: Whether the guest's file systems were at rest, as vSphere says.
+    quiesced: bool
+    #: Whether this job made it, and so may remove it.
+    ours: bool
+    #: Why it was not quiesced though that was tried.
+    remark: str = ""
+
+
+def own_name(job_id: str) -> str:
+    """What the snapshot of a job is called."""
+    return f"{_PREFIX}{job_id}"
+
+
+def find_own(connection: Connection, vm: Any, job_id: str) -> Snapshot | None:
+    """The snapshot that an earlier attempt of the job has left."""
+    name = own_name(job_id)
+    with translated("Looking for snapshots", vm._moId):
+        tree = next((each for each in _trees(connection, vm) if each.name == name), None)
+    return _plain(tree, ours=True) if tree else None
+
+
+def find_given(connection: Connection, vm: Any, wanted: str) -> Snapshot:
+    """The VM's snapshot of that id or name; SourceNotFound lists those there are, InvalidRequest if several match."""
+    with translated("Looking for the snapshot", wanted):
+        trees = list(_trees(connection, vm))
+    found = [each for each in trees if wanted in (each.snapshot._moId, each.name)]
+    if len(found) == 1:
+        return _plain(found[0], ours=False)
+    listed = ", ".join(f"{each.snapshot._moId} = {each.name}" for each in trees) or "none"
+    if found:
+        raise InvalidRequest(f"Several snapshots are named {wanted!r}", vm._moId, f"Give the id: {listed}")
+    raise SourceNotFound(f"The VM has no snapshot {wanted!r}", vm._moId, f"There are: {listed}")
+
+
+def create(connection: Connection, vm: Any, job_id: str, quiesce: bool) -> Snapshot:
+    """Make the job's snapshot, without memory; quiesced if that is wanted and the guest can, else crash-consistent."""
+    remark = "not asked for"
+    if quiesce:
+        try:
+            return _plain(_make(connection, vm, job_id, vim.vm.GuestQuiesceSpec()), ours=True)
+        except (*_NOT_QUIESCED, *UNSUPPORTED) as error:
+            remark = fault_name(error)
+        except vmodl.MethodFault as error:
+            raise meaning(error, "Making the snapshot", vm._moId) from error
+    with translated("Making the snapshot", vm._moId):
+        return _plain(_make(connection, vm, job_id, None), ours=True, remark=remark)
+
+
+def remove(connection: Connection, snapshot: Snapshot) -> None:
+    """Remove a snapshot of ours, alone, and wait for it; one that is gone already is fine."""
+    if not snapshot.ours:
+        return
+    it = connection.object(vim.vm.Snapshot, snapshot.moref)
+    with translated("Removing the snapshot", snapshot.name):
+        try:
+            connection.finish(it.RemoveSnapshot_Task(removeChildren=False), _REMOVE_S)
+        except vmodl.fault.ManagedObjectNotFound:
+            return
+
+
+def config_of(connection: Connection, snapshot: Snapshot) -> Any:
+    """The VM's configuration as the snapshot holds it."""
+    with translated("Reading the snapshot", snapshot.name):
+        config = connection.read(connection.object(vim.vm.Snapshot, snapshot.moref), "config")["config"]
+    if config is None:
+        raise SourceUnavailable("vCenter gives no configuration of the snapshot", snapshot.name, "Look at the VM")
+    return config
+
+
+def _make(connection: Connection, vm: Any, job_id: str, quiesce: Any) -> Any:
+    name = own_name(job_id)
+    task = vm.CreateSnapshotEx_Task(name=name, description=_DESCRIPTION, memory=False, quiesceSpec=quiesce)
+    made = connection.finish(task, _CREATE_S)
+    return next(each for each in _trees(connection, vm) if each.snapshot == made)
+
+
+def _trees(connection: Connection, vm: Any) -> Iterator[Any]:
+    info = connection.read(vm, "snapshot")["snapshot"]
+    pending = list(info.rootSnapshotList) if info else []
+    while pending:
+        tree = pending.pop(0)
+        yield tree
+        pending += tree.childSnapshotList
+
+
+def _plain(tree: Any, ours: bool, remark: str = "") -> Snapshot:
+    return Snapshot(tree.snapshot._moId, tree.name, bool(tree.quiesced), ours, remark)

@@ -1,0 +1,76 @@
+"""Whom we believe to be a vCenter or an ESXi host: an authority vouches for it, or its certificate is pinned."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ssvm_worker.errors import ConfigError
+from ssvm_worker.sockets import TICK, Watch, WatchedTLSSocket, tls_context
+
+#: The algorithms of a thumbprint, by the length of its hex form: vSphere writes SHA-1, newer tools SHA-256.
+_ALGORITHMS = {40: "sha1", 64: "sha256"}
+
+
+class PinMismatch(ssl.SSLError):
+    """The peer showed another certificate than the one that is pinned."""
+
+
+def parse_thumbprint(text: str, where: str) -> str:
+    """Lower-case hex of a SHA-1 or SHA-256 thumbprint, with or without colons; ConfigError for anything else."""
+    value = text.replace(":", "").strip().lower()
+    if len(value) not in _ALGORITHMS or not re.fullmatch("[0-9a-f]+", value):
+        raise ConfigError("This is no SHA-1 or SHA-256 thumbprint", where, "Give 40 or 64 hex digits, colons or not")
+    return value
+
+
+def thumbprint(der: bytes, length: int = 64) -> str:
+    """The thumbprint of a certificate, of that many hex digits."""
+    return hashlib.new(_ALGORITHMS[length], der, usedforsecurity=False).hexdigest()
+
+
+def refuse_other(der: bytes | None, pin: str) -> None:
+    """Raise PinMismatch unless the certificate has that thumbprint."""
+    if der is None or not hmac.compare_digest(thumbprint(der, len(pin)), pin):
+        shown = thumbprint(der, len(pin)) if der else "none"
+        raise PinMismatch(f"the certificate's thumbprint is {shown}, not {pin}")
+
+
+def context_for(ca_file: Path | str | None, pin: str | None) -> ssl.SSLContext:
+    """A client context; with a pin it believes anybody, so that ``refuse_other`` must follow the handshake."""
+    context = tls_context(str(ca_file) if ca_file else None)
+    if pin:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def api_context(ca_file: Path | None, pin: str | None, check: Callable[[], None], stall_s: float) -> ssl.SSLContext:
+    """A context for pyVmomi: every socket made with it looks at the pin, gives up after stall_s and hears a cancel.
+
+    pyVmomi looks at a thumbprint when it makes a connection, but not when http.client opens it again.
+    """
+
+    class ApiSocket(WatchedTLSSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            self.settimeout(TICK)
+            # A long poll is silent for long, so only silence is a stall, not a low rate.
+            self.watch = Watch(check, stall_s, min_rate=0)
+            super().do_handshake(block)
+            if pin:
+                refuse_other(self.getpeercert(binary_form=True), pin)
+
+    context = context_for(ca_file, pin)
+    context.sslsocket_class = ApiSocket
+    return context
+
+
+def reason(error: ssl.SSLError) -> str:
+    """Why a certificate was refused, in words."""
+    found: Any = getattr(error, "verify_message", None)
+    return str(found or (error.args[-1] if error.args else error))
