@@ -14,6 +14,7 @@ from ssvm_worker.formats import FORMATS, ImageInfo, Inspection
 from tests.images import (
     GD_AT_END,
     gpt,
+    iso,
     overlay,
     qcow2,
     qcow2_backed_by,
@@ -117,30 +118,29 @@ FLAT = vmdk_descriptor(8, createType='"monolithicFlat"', extent='RW 8 FLAT "/etc
 PLAIN = b'version=1\nparentCID=ffffffff\ncreateType="monolithicFlat"\nRW 8 FLAT "../x" 0\n'
 
 
+ALONE = {
+    "as it is": FLAT,
+    "padded with NULs, as qemu writes it": FLAT.ljust(512, b"\0"),
+    "padded to a MiB": FLAT.ljust(1 << 20, b"\0"),
+    "with a NUL inside": FLAT.replace(b"version", b"\0version"),
+    "with a byte order mark": b"\xef\xbb\xbf" + FLAT,
+    "with a byte that is not ASCII": FLAT.replace(b"DescriptorFile", b"Descriptor\xe9File"),
+    "with CRLF": FLAT.replace(b"\n", b"\r\n"),
+    "in UTF-16": FLAT.decode().encode("utf-16"),
+    "in upper case": FLAT.upper(),
+    "behind blank lines": b"\n \n\t\n" + FLAT,
+    "without its first comment": PLAIN,
+    "behind another comment": b"# a disk\n\n# really\n" + PLAIN,
+    "with an odd comment": b"#\xff\x00\x01\n" + PLAIN.replace(b"createType", b"x"),
+    "without a createType": vmdk_descriptor(8, createType="", extent='RW 8 FLAT "../x" 0'),
+    "of 2 GiB pieces": vmdk_descriptor(8, createType='"twoGbMaxExtentSparse"', extent='RW 8 SPARSE "x-s001.vmdk"'),
+    "of a whole device": vmdk_descriptor(8, createType='"fullDevice"', extent='RW 8 FLAT "/dev/sda" 0'),
+    "that names itself": vmdk_descriptor(8),
+}
+
+
 @pytest.mark.parametrize("expected", ["auto", "raw", "iso", "vmdk"])
-@pytest.mark.parametrize(
-    "text",
-    {
-        "as it is": FLAT,
-        "padded with NULs, as qemu writes it": FLAT.ljust(512, b"\0"),
-        "padded to a MiB": FLAT.ljust(1 << 20, b"\0"),
-        "with a NUL inside": FLAT.replace(b"version", b"\0version"),
-        "with a byte order mark": b"\xef\xbb\xbf" + FLAT,
-        "with a byte that is not ASCII": FLAT.replace(b"DescriptorFile", b"Descriptor\xe9File"),
-        "with CRLF": FLAT.replace(b"\n", b"\r\n"),
-        "in UTF-16": FLAT.decode().encode("utf-16"),
-        "in upper case": FLAT.upper(),
-        "behind blank lines": b"\n \n\t\n" + FLAT,
-        "without its first comment": PLAIN,
-        "behind another comment": b"# a disk\n\n# really\n" + PLAIN,
-        "with an odd comment": b"#\xff\x00\x01\n" + PLAIN.replace(b"createType", b"x"),
-        "without a createType": vmdk_descriptor(8, createType="", extent='RW 8 FLAT "../x" 0'),
-        "of 2 GiB pieces": vmdk_descriptor(8, createType='"twoGbMaxExtentSparse"', extent='RW 8 SPARSE "x-s001.vmdk"'),
-        "of a whole device": vmdk_descriptor(8, createType='"fullDevice"', extent='RW 8 FLAT "/dev/sda" 0'),
-        "that names itself": vmdk_descriptor(8),
-    }.values(),
-    ids=lambda value: "",
-)
+@pytest.mark.parametrize("text", ALONE.values(), ids=ALONE.keys())
 def test_vmdk_descriptor_alone(text: bytes, expected: str) -> None:
     """A text that a reader could take for a VMDK descriptor is refused, whatever it was declared as."""
     if expected in ("auto", "vmdk"):
@@ -281,7 +281,11 @@ def test_text() -> None:
     assert inspect(page, "raw").format == "raw"
 
 
-@pytest.mark.parametrize("image", [qcow2(), stream_optimized(NOISE), vhd_dynamic(), vhdx()], ids=lambda _: "")
+@pytest.mark.parametrize(
+    "image",
+    [qcow2(), stream_optimized(NOISE), vhd_dynamic(), vhd_fixed(bytes(4096)), vhdx(), iso()],
+    ids=["qcow2", "vmdk", "vhd", "fixed vhd", "vhdx", "iso"],
+)
 def test_hidden_in_raw(image: bytes) -> None:
     """An image of another format that was declared raw is refused: some reader would probe it."""
     refuse(image, UnknownFormat, "but raw was asked for", "raw")

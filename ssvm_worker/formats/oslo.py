@@ -7,12 +7,16 @@ for different chunkings, and every inspector but the VMDK's footer check has its
 
 from __future__ import annotations
 
+import logging
+
 from oslo_utils.imageutils import format_inspector
 
 from ssvm_worker.errors import UnsafeImage
 
 #: Every inspector but raw, which matches anything, and GPT, whose table can name nothing outside the disk (see raw).
 _INSPECTORS = tuple(each for name, each in format_inspector.ALL_FORMATS.items() if name not in ("raw", "gpt"))
+# What they find is in our errors; a hostile image must not write into the log as well.
+format_inspector.LOG.setLevel(logging.CRITICAL)
 
 
 class SecondOpinion:

@@ -122,7 +122,8 @@ class StreamOptimized:
         if header.overhead < max(1, header.descriptor_offset + header.descriptor_size) or header.overhead >> 32:
             raise corrupt(f"The VMDK's data begins at sector {header.overhead}, inside its header", self._where)
         self.capacity = header.capacity * SECTOR
-        if self._expected is not None and self.capacity != self._expected:
+        rounding = header.grain_size * SECTOR  # a writer may round its capacity up to a whole grain
+        if self._expected is not None and not 0 <= self.capacity - self._expected < rounding:
             raise corrupt(f"The disk has {self._expected} bytes, the stream says {self.capacity}", self._where)
         self._header = header
         self._grain_size = header.grain_size

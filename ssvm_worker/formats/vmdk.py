@@ -34,7 +34,7 @@ COMPRESSED, MARKERS = 1 << 16, 1 << 17
 _MAX_CAPACITY = 64 * TiB // SECTOR
 _CREATE_TYPES = {"monolithicsparse": "monolithicSparse", "streamoptimized": "streamOptimized"}
 _EXTENT = re.compile(r'(?:rw|rdonly|noaccess)\s+(\d+)\s+(\w+)(?:\s+"([^"]*)")?(?:\s+\d+)?')
-_KEY = re.compile(r"([a-z_.0-9]+)\s*=\s*(.*)")
+_KEY = re.compile(r"([^\s=]+)\s*=\s*(.*)")
 FLATTEN = "Convert it into one file: qemu-img convert -O vmdk -o subformat=streamOptimized IN OUT"
 _LAYOUT = struct.Struct("<4sIIQQQQIQQQB4sH")
 
@@ -109,7 +109,7 @@ def rules(head: bytes, where: str) -> Rules:
     if header.descriptor_offset != 1 or not 0 < header.descriptor_size <= 2048:
         raise UnsafeImage("The VMDK does not hold its own descriptor behind its header", where, FLATTEN)
     text = (yield Range(SECTOR, header.descriptor_size * SECTOR)).data
-    create_type = check_descriptor(text, header.capacity, where)
+    create_type = check_descriptor(text, header, where)
     furthest = 0
     if header.gd_offset != GD_AT_END and header.tables * 4 <= MAX_RANGE:
         table = (yield Range(header.gd_offset * SECTOR, header.tables * 4)).data
@@ -118,13 +118,13 @@ def rules(head: bytes, where: str) -> Rules:
     tail, size = yield facts
     if header.gd_offset == GD_AT_END:
         _check_end(header, tail, size, where)
-    elif max(furthest, header.overhead * SECTOR) > size:
+    elif max(furthest + 4, header.overhead * SECTOR) > size:
         raise cut_short(f"it names offset {max(furthest, header.overhead * SECTOR)}", size, where)
     return facts
 
 
-def check_descriptor(data: bytes, capacity: int, where: str) -> str:
-    """The create type of an embedded descriptor; UnsafeImage unless it describes this file of *capacity* sectors."""
+def check_descriptor(data: bytes, header: SparseHeader, where: str) -> str:
+    """The create type of an embedded descriptor; UnsafeImage unless it describes this one file."""
     try:
         lines = [line.strip() for line in data.split(b"\0")[0].decode("ascii").lower().splitlines()]
     except UnicodeDecodeError as error:
@@ -139,7 +139,7 @@ def check_descriptor(data: bytes, capacity: int, where: str) -> str:
             values.setdefault(match[1], []).append(match[2].strip('"'))
     _check_parent(values, where)
     create_type = _create_type(values, where)
-    _check_extents(extents, capacity, where)
+    _check_extents(extents, header, where)
     return create_type
 
 
@@ -158,15 +158,15 @@ def _check_parent(values: dict[str, list[str]], where: str) -> None:
         raise UnsafeImage(f"The VMDK is a delta disk; its parent is {parent}", where, "Consolidate its snapshots first")
 
 
-def _check_extents(extents: list[str], capacity: int, where: str) -> None:
+def _check_extents(extents: list[str], header: SparseHeader, where: str) -> None:
     match = _EXTENT.fullmatch(extents[0]) if len(extents) == 1 else None
     if not match:
         raise UnsafeImage(f"The VMDK describes {len(extents)} extents; one, itself, is taken", where, FLATTEN)
     name = match[3] or ""
     if match[2] != "sparse" or "/" in name or "\\" in name or name in ("", ".", ".."):
         raise UnsafeImage(f"The VMDK points outside itself: {extents[0][:120]!r}", where, FLATTEN)
-    if int(match[1]) != capacity:
-        raise corrupt(f"The VMDK has {capacity} sectors, its descriptor says {match[1][:20]}", where)
+    if not 0 <= header.capacity - int(match[1]) < header.grain_size:  # the header may be rounded up to a grain
+        raise corrupt(f"The VMDK has {header.capacity} sectors, its descriptor says {match[1][:20]}", where)
 
 
 def _points_outside(head: bytes, where: str) -> UnsafeImage:
