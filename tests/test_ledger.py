@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, StoreUnavailable
+from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy
 from ssvm_worker.ledger import Ledger, NewJob
-from tests.servers.broker import Broker, StoppableBroker
+from tests.servers.broker import Broker
 
 BUG = {"error": "ValueError", "message": "ours"}
 Act = Callable[[Ledger, str], object]
@@ -181,7 +181,7 @@ def test_living_claim(ledger: Ledger) -> None:
 
 
 def test_worker_killer(ledger: Ledger, hasty: Ledger) -> None:
-    """A job that lost max_attempts workers gets one more for its leftovers only, and has failed even if that one dies."""
+    """A job that lost max_attempts workers gets one more for its leftovers only, and failed even if that one dies."""
     ledger.submit(a_job())
     for _ in range(2):
         assert hasty.claim("j1", "w")

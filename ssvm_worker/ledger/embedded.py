@@ -1,4 +1,4 @@
-"""``broker.url = "embedded"``: a Valkey of our own, for one machine. It listens on a socket in state_dir, and nowhere else."""
+"""``broker.url = "embedded"``: a Valkey of our own, for one machine. It listens on a socket in state_dir only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EmbeddedBroker:
         self._server: object | None = None
 
     def start(self) -> None:
-        """Start it, unless one answers there already, such as that of a worker beside us; that one is not ours to stop."""
+        """Start it, unless one answers there already: that of a worker beside us is not ours to stop."""
         if self._server is None and not _answers(self._socket):
             self._server = _start(self._socket)
 

@@ -38,9 +38,7 @@ class Ledger:
         self._prefix = f"{prefix}ledger:"
         self._keep_s = keep_s
         self._redis = connect(url)
-        names = ("SUBMIT", "CLAIM", "BEAT", "FINISH", "RELEASE", "RETRY", "CANCEL", "RUNG")
-        names += ("REAP", "EXPIRE", "TAKE_CALLBACK", "CALLBACK")
-        self._scripts = {name: self._redis.register_script(scripts.script(getattr(scripts, name))) for name in names}
+        self._scripts = {name: self._redis.register_script(text) for name, text in scripts.all_scripts().items()}
 
     # Submitting and looking
 
@@ -49,13 +47,17 @@ class Ledger:
 
         The same id with the same request gives the job there is; with another request InvalidRequest. Safe to repeat.
         """
-        return self._write(new, QUEUED, None)
+        record, is_new = self._write(new, QUEUED)
+        if (record.job, _canonical(record.request)) != (new.job, _canonical(new.request)):
+            remedy = f"Use a new job_id; `ssvm job {new.job_id}` shows the other"
+            raise InvalidRequest("This job id belongs to another request", new.job_id, remedy)
+        return record, is_new
 
     def refuse(self, new: NewJob, error: WorkerError) -> Record:
         """Write down a job that failed before it began, so that its sender finds the reason; changes no known job."""
         return self._write(new, FAILED, error)[0]
 
-    def _write(self, new: NewJob, state: str, error: WorkerError | None) -> tuple[Record, bool]:
+    def _write(self, new: NewJob, state: str, error: WorkerError | None = None) -> tuple[Record, bool]:
         fields = {
             "job": new.job,
             "zone": new.zone,
@@ -66,19 +68,12 @@ class Ledger:
         }
         flat = [part for pair in fields.items() for part in pair]
         had = self._run("SUBMIT", new.job_id, state, _error(error), RING_AGAIN_S, *flat)
-        record = self.get(new.job_id)
-        if had and (record.job, _canonical(record.request)) != (new.job, fields["request"]):
-            raise InvalidRequest(
-                "This job id belongs to another request",
-                new.job_id,
-                f"Use a new job_id; `ssvm job {new.job_id}` shows it",
-            )
-        return record, not had
+        return self.get(new.job_id), not had
 
     def get(self, job_id: str) -> Record:
         """The record of a job; ObjectNotFound."""
         with translated(self._url):
-            fields = self._redis.hgetall(self._key(f"job:{job_id}"))
+            fields: Any = self._redis.hgetall(self._key(f"job:{job_id}"))
         if not fields:
             raise ObjectNotFound("There is no such job", job_id, "`ssvm jobs` lists them")
         return from_hash(fields)
@@ -106,7 +101,7 @@ class Ledger:
         start = 0
         while True:
             with translated(self._url):
-                ids = self._redis.zrevrange(self._key(index), start, start + _BATCH - 1)
+                ids: Any = self._redis.zrevrange(self._key(index), start, start + _BATCH - 1)
                 pipe = self._redis.pipeline(transaction=False)
                 for job_id in ids:
                     pipe.hgetall(self._key(f"job:{job_id}"))
@@ -149,15 +144,18 @@ class Ledger:
         return Claim(job_id, token, self.get(job_id)) if token else None
 
     def beat(self, claim: Claim, progress: dict[str, Any] | None = None) -> bool:
-        """Renew the claim for claim_s; True if a user wants the job cancelled. Raises Cancelled("fenced") if it is lost."""
-        shown = json.dumps(progress) if progress else ""
-        answer = self._run("BEAT", claim.job_id, claim.token, self.claim_s, shown)
+        """Renew the claim for claim_s; True if a user wants the job cancelled.
+
+        Raises Cancelled("fenced") if the claim is lost.
+        """
+        kept = json.dumps(progress) if progress else ""
+        answer = self._run("BEAT", claim.job_id, claim.token, self.claim_s, kept)
         if answer < 0:
             raise Cancelled("fenced")
         return bool(answer)
 
     def confirm(self, claim: Claim) -> None:
-        """Raise Cancelled("fenced") unless the claim is ours; it then stays so for claim_s. Call before every commit."""
+        """Raise Cancelled("fenced") unless the claim is ours; then it stays so for claim_s."""
         self.beat(claim)
 
     def finish(
@@ -170,7 +168,11 @@ class Ledger:
             raise Cancelled("fenced")
 
     def release(self, claim: Claim, error: dict[str, Any] | None, delay_s: float = 0.0, counted: bool = True) -> None:
-        """Queue the job again, due in *delay_s*; *counted* against max_attempts. Raises Cancelled("fenced"). Repeatable."""
+        """Queue the job again, due in *delay_s*; *counted* against max_attempts. Safe to repeat.
+
+        A job that a user has cancelled meanwhile is due at once, for its leftovers to be removed.
+        Raises Cancelled("fenced") if the claim is lost.
+        """
         kept = json.dumps(error) if error else ""
         if not self._run("RELEASE", claim.job_id, claim.token, kept, delay_s, int(counted)):
             raise Cancelled("fenced")
@@ -178,7 +180,7 @@ class Ledger:
     # What a user does
 
     def retry(self, job_id: str, by: str) -> Record:
-        """Queue a failed or cancelled job again with all its attempts before it; its doorbell is the caller's to ring."""
+        """Queue a failed or cancelled job again; its attempts are kept, and its doorbell is the caller's to ring."""
         state = self._run("RETRY", job_id, by)
         if state in (FAILED, "cancelled"):
             return self.get(job_id)
@@ -246,7 +248,7 @@ class Ledger:
 
     def _run(self, name: str, *args: object) -> Any:
         with translated(self._url):
-            return self._scripts[name](args=[self._prefix, *args])
+            return self._scripts[name](args=[self._prefix, *map(str, args)])
 
 
 def _canonical(request: dict[str, Any]) -> str:

@@ -129,7 +129,12 @@ if not holds(ARGV[3]) then return 0 end
 let_go(id, ARGV[4])
 if ARGV[6] == '0' then redis.call('HINCRBY', job(), 'tries', -1) end
 put(id, 'error', ARGV[4])
-queue(id, ARGV[5])
+if get('cancel') == '1' then
+  put(id, 'ending', 'cancelled')
+  queue(id, 0)
+else
+  queue(id, ARGV[5])
+end
 return 1
 """
 
@@ -245,6 +250,7 @@ return redis.call('ZREM', P .. 'callbacks', id)
 """
 
 
-def script(body: str) -> str:
-    """A body with the functions that all of them share."""
-    return _PRELUDE + body
+def all_scripts() -> dict[str, str]:
+    """Every script by its name, with the functions that all of them share."""
+    bodies = {name: value for name, value in globals().items() if name.isupper() and not name.startswith("_")}
+    return {name: _PRELUDE + body for name, body in bodies.items()}

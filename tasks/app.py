@@ -1,0 +1,16 @@
+"""``celery -A tasks.app worker``: the app of this process, by the settings in its environment."""
+
+from __future__ import annotations
+
+from ssvm_worker.config import load
+from ssvm_worker.errors import WorkerError
+
+from .factory import make_app
+from .life import attach
+
+settings = load()
+app = make_app(settings)
+attach(app, settings)
+
+#: How every task is registered: a WorkerError is an answer, not a crash, so Celery logs it without a traceback.
+TASK = {"bind": True, "throws": (WorkerError,)}

@@ -1,0 +1,15 @@
+"""The backup lane."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .app import TASK, app, settings
+from .bridge import run_job
+from .intake import Message
+
+
+@app.task(name="ssvm.backup", **TASK)
+def backup(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run the backup that the message asks for."""
+    return run_job(settings, Message("backup", args, kwargs, task.request.id))

@@ -1,0 +1,179 @@
+"""From a doorbell to a job that has run: claim or leave, run, and write down what came of it.
+
+The only place that decides what an error means for the job as a whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import traceback
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ssvm_worker.assembly import make_attempt, open_ledger
+from ssvm_worker.errors import Cancelled, WorkerError
+from ssvm_worker.jobs import Job, find_job
+from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.request import JobRequest, parse_request
+from ssvm_worker.ledger import Claim, Ledger
+from ssvm_worker.retry import RetryDecision, RetryPolicy, decide
+from ssvm_worker.settings import Settings
+
+from .drain import draining
+from .heart import Heart, insist
+from .intake import Message, accept
+from .outbox import tell
+from .ring import ring
+
+_LOG = logging.getLogger("ssvm.bridge")
+
+
+def run_job(settings: Settings, message: Message) -> dict[str, Any]:
+    """Run the job that the message is about, if it is there to be run; returns what Celery's log shows.
+
+    Raises the error of a job that has failed, so that Celery shows it as failed too.
+    """
+    with open_ledger(settings) as ledger:
+        record = insist(lambda: accept(ledger, settings, message))
+        claim = insist(lambda: ledger.claim(record.job_id, worker_name()))
+        if claim is None:
+            _LOG.info("job %s is left alone: it is not there to be run", record.job_id)
+            return {"job_id": record.job_id, "state": "left"}
+        with Heart(ledger, claim) as heart, draining(heart.shut_down, settings.worker.drain_s):
+            return _Run(settings, ledger, claim, heart).run()
+
+
+def worker_name() -> str:
+    """Who runs a job: host and process, as people find it."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+@dataclass
+class _Run:
+    """One claimed attempt."""
+
+    settings: Settings
+    ledger: Ledger
+    claim: Claim
+    heart: Heart
+
+    def run(self) -> dict[str, Any]:
+        """Run the job and end or release it in the ledger."""
+        try:
+            if self.claim.record.ending:
+                return self._clean_up()
+            result = self._job.run(self._request, self._attempt)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the one place where any error becomes an outcome
+            return self._fail(error)
+        return self._end("succeeded", result=result)
+
+    @property
+    def _job(self) -> Job:
+        return find_job(self.claim.record.job)
+
+    @cached_property
+    def _request(self) -> JobRequest:
+        return parse_request(self._job.Request, self.claim.record.request, self._job.name)
+
+    @cached_property
+    def _attempt(self) -> Attempt:
+        return make_attempt(
+            self.settings,
+            self.claim.job_id,
+            number=self.claim.number,
+            token=self.claim.token,
+            publish=self.heart.note,
+            stop_reason=self.heart.stop_reason,
+            confirm=self.heart.confirm,
+            will_resume=self._will_resume,
+        )
+
+    def _will_resume(self, error: BaseException) -> bool:
+        return _is_fenced(error) or self._decide(error).state == "queued"
+
+    def _decide(self, error: BaseException) -> RetryDecision:
+        given = self.settings.retry
+        policy = RetryPolicy(given.max_attempts, given.first_delay_s, given.max_delay_s)
+        return decide(_as_cancelled(error), self.claim.record.tries, policy)
+
+    def _fail(self, error: BaseException) -> dict[str, Any]:
+        if _is_fenced(error):
+            return self._leave()
+        shown = _describe(error)
+        if not isinstance(error, WorkerError | SystemExit):
+            _LOG.error("job %s met a bug of ours", self.claim.job_id, exc_info=error)
+        decision = self._decide(error)
+        if decision.state == "queued":
+            return self._release(shown, decision)
+        self._discard()
+        ended = self._end(decision.state, error=shown)
+        if decision.state == "failed" and ended["state"] == "failed":
+            raise error
+        return ended
+
+    def _clean_up(self) -> dict[str, Any]:
+        """The attempt that follows the last one: it removes what that has left."""
+        self._discard()
+        record = self.claim.record
+        return self._end(record.ending, error=record.error or _describe(Cancelled("user")))
+
+    def _discard(self) -> None:
+        if not self.heart.owns():
+            return
+        try:
+            self._job.discard(self._request, self._attempt)
+        except WorkerError as error:
+            _LOG.warning("job %s: leftovers remain until the next clean-up: %s", self.claim.job_id, error)
+
+    def _end(self, state: str, **outcome: Any) -> dict[str, Any]:
+        try:
+            insist(lambda: self.ledger.finish(self.claim, state, **outcome), self.heart)
+        except Cancelled:
+            return self._leave()
+        _LOG.info("job %s %s", self.claim.job_id, state)
+        tell(self.settings, self.ledger, self.claim.job_id)
+        return {"job_id": self.claim.job_id, "state": state}
+
+    def _release(self, shown: dict[str, Any], decision: RetryDecision) -> dict[str, Any]:
+        delay_s = decision.delay_s
+        try:
+            insist(lambda: self.ledger.release(self.claim, shown, delay_s, decision.counted), self.heart)
+        except Cancelled:
+            return self._leave()
+        _LOG.warning("job %s is queued again, due in %.1f s: %s", self.claim.job_id, delay_s, shown["message"])
+        if not delay_s:
+            ring(self.settings, self.ledger.get(self.claim.job_id))
+        return {"job_id": self.claim.job_id, "state": "queued"}
+
+    def _leave(self) -> dict[str, Any]:
+        _LOG.warning("job %s belongs to another worker now; this attempt has ended", self.claim.job_id)
+        return {"job_id": self.claim.job_id, "state": "fenced"}
+
+
+def _is_fenced(error: BaseException) -> bool:
+    return isinstance(error, Cancelled) and error.reason == "fenced"
+
+
+def _as_cancelled(error: BaseException) -> BaseException:
+    """A worker that is told to exit while its job is stuck: the job is handed over like any other."""
+    return Cancelled("shutdown") if isinstance(error, SystemExit) else error
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    """The error object of the record."""
+    error = _as_cancelled(error)
+    if isinstance(error, WorkerError):
+        return error.as_dict()
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"A bug of ours: {type(error).__name__}: {error}"
+    return {
+        "error": type(error).__name__,
+        "what": what,
+        "where": f"{os.path.basename(place.filename)}:{place.lineno}",
+        "remedy": "Report it with the worker's log",
+        "retryable": False,
+        "message": what,
+    }

@@ -1,0 +1,21 @@
+"""How a worker is started: the one command line, for ``ssvm worker``, for tests and for unit files."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+
+from ssvm_worker.ledger import queue_name
+from ssvm_worker.settings import Settings
+
+
+def worker_command(settings: Settings) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a worker with these settings, and what its environment must have beside SSVM_CONFIG.
+
+    REMAP_SIGTERM makes SIGTERM the shutdown that does not wait for hours: running jobs are told, and hand over.
+    """
+    queues = ",".join(queue_name(settings.zone, lane) for lane in settings.worker.lanes)
+    argv = [sys.executable, "-m", "celery", "-A", "tasks.app", "worker"]
+    argv += ["-Q", queues, "-c", str(settings.worker.concurrency), "-n", f"{settings.zone}-{uuid.uuid4().hex[:6]}@%h"]
+    argv += ["--loglevel", "INFO", "--without-gossip", "--without-mingle"]
+    return argv, {"REMAP_SIGTERM": "SIGQUIT"}

@@ -1,0 +1,72 @@
+"""The Celery app, with the settings that were tried: docs/decisions/ says with what result."""
+
+from __future__ import annotations
+
+from celery import Celery
+from kombu.entity import Exchange, Queue
+
+from ssvm_worker.assembly import broker_url
+from ssvm_worker.ledger import celery_url, queue_name
+from ssvm_worker.settings import Settings
+
+#: The modules that register tasks.
+TASKS = ("tasks.download", "tasks.upload", "tasks.backup", "tasks.maintenance")
+
+
+def make_app(settings: Settings) -> Celery:
+    """The app of a worker."""
+    app = sending_app(broker_url(settings), settings.broker.prefix)
+    app.set_default()
+    app.conf.update(
+        include=TASKS,
+        # Early ack, and no message in hand that is not run: what lies in a worker's hands when the broker goes away
+        # comes back an hour later with a late ack, or never. The reaper does what redelivery should do.
+        task_acks_late=False,
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
+        # The reaper takes care of lost workers; two that requeue would make duplicates.
+        task_retry_on_worker_lost=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_pool="prefork",
+        worker_concurrency=settings.worker.concurrency,
+        # Draining is the running job's own affair (tasks.drain): Celery would sleep the full time even if the job ends.
+        worker_soft_shutdown_timeout=0,
+        worker_send_task_events=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        task_queues=[make_queue(queue_name(settings.zone, lane)) for lane in settings.worker.lanes],
+        task_default_queue=queue_name(settings.zone, "maintenance"),
+    )
+    return app
+
+
+def sending_app(url: str, prefix: str) -> Celery:
+    """An app that can send messages to that broker, and is nobody's default."""
+    app = Celery("ssvm", broker=celery_url(url), set_as_current=False)
+    app.conf.update(
+        # The ledger knows the results.
+        task_ignore_result=True,
+        task_default_exchange="",
+        accept_content=["json"],
+        task_serializer="json",
+        broker_connection_timeout=5,
+        broker_transport_options=_transport(prefix),
+    )
+    return app
+
+
+def make_queue(name: str) -> Queue:
+    """A queue behind the default exchange, which needs no binding: whoever pushes to the list of that name reaches it."""
+    return Queue(name, Exchange(""), routing_key=name)
+
+
+def _transport(prefix: str) -> dict[str, object]:
+    return {
+        "global_keyprefix": prefix,
+        # Guards the moment between pop and ack only.
+        "visibility_timeout": 3600,
+        "socket_keepalive": True,
+        "socket_timeout": 30,
+        "socket_connect_timeout": 5,
+        "health_check_interval": 25,
+    }

@@ -1,0 +1,105 @@
+"""From a message to a record: what a server in any language sent becomes a job of the ledger, or a failed one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssvm_worker.errors import InvalidRequest
+from ssvm_worker.jobs import Job, find_job
+from ssvm_worker.jobs.request import JobRequest, parse_request
+from ssvm_worker.ledger import Ledger, NewJob, Record
+from ssvm_worker.settings import Settings
+
+
+@dataclass(frozen=True)
+class Message:
+    """What Celery hands over."""
+
+    job: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    #: The Celery task's id: the job's, if the request brings none.
+    task_id: str
+
+
+def accept(ledger: Ledger, settings: Settings, message: Message) -> Record:
+    """The record of the job that the message is about, written first if it is new. Safe to repeat.
+
+    A request that cannot be run is written down as a failed job, and its InvalidRequest raised; so is, without a
+    record, a doorbell for a job that is unknown (ObjectNotFound) and an id that belongs to another request.
+    """
+    job = find_job(message.job)
+    data = _argument(message) if _is_doorbell(message) else None
+    if data is not None:
+        return ledger.get(data["job_id"])
+    try:
+        new = new_job(settings, job, _argument(message), message.task_id)
+    except InvalidRequest as error:
+        ledger.refuse(_refused(settings, job, message), error)
+        raise
+    return ledger.submit(new)[0]
+
+
+def new_job(settings: Settings, job: Job, data: Any, default_id: str) -> NewJob:
+    """A request object as the ledger takes it; InvalidRequest lists all that is wrong with it."""
+    request = parse_request(job.Request, data, job.name)
+    job_id = request.job_id or _valid("job_id", default_id) or uuid.uuid4().hex
+    return NewJob(
+        job_id=job_id,
+        job=job.name,
+        zone=settings.zone,
+        lane=job.lane,
+        request=request.model_dump(mode="json", exclude_defaults=True) | {"job_id": job_id},
+        resource=job.resource(request),
+        callback_url=request.callback_url,
+    )
+
+
+def job_id_of(message: Message) -> tuple[str, str]:
+    """The job that an order to retry or to cancel is about, and who gave it."""
+    data = (
+        _argument(message)
+        if message.args and not isinstance(message.args[0], str)
+        else {"job_id": message.args[0]}
+        if message.args
+        else {}
+    )
+    job_id = _valid("job_id", data.get("job_id", ""))
+    if not job_id:
+        raise InvalidRequest("The id of the job is missing", f"ssvm.{message.job}", 'Send ["ID"] or [{"job_id": "ID"}]')
+    return job_id, str(data.get("by") or "celery")[:200]
+
+
+def _argument(message: Message) -> dict[str, Any]:
+    if len(message.args) == 1 and not message.kwargs and isinstance(message.args[0], dict):
+        return message.args[0]
+    what = f"The message has {len(message.args)} arguments and {len(message.kwargs)} keyword arguments"
+    raise InvalidRequest(what, f"ssvm.{message.job}", "Send one argument, the request object")
+
+
+def _is_doorbell(message: Message) -> bool:
+    return len(message.args) == 1 and isinstance(message.args[0], dict) and list(message.args[0]) == ["job_id"]
+
+
+def _refused(settings: Settings, job: Job, message: Message) -> NewJob:
+    """What can be kept of a request that is wrong: whose it is, and whom to tell."""
+    data = message.args[0] if message.args and isinstance(message.args[0], dict) else {}
+    return NewJob(
+        job_id=_valid("job_id", data.get("job_id")) or _valid("job_id", message.task_id) or uuid.uuid4().hex,
+        job=job.name,
+        zone=settings.zone,
+        lane=job.lane,
+        request=data,
+        callback_url=_valid("callback_url", data.get("callback_url")),
+    )
+
+
+def _valid(name: str, value: Any) -> str:
+    """The value of one field that every request has, or "" if it is not fit to be used."""
+    try:
+        return getattr(parse_request(JobRequest, {name: value}, ""), name) or ""
+    except InvalidRequest:
+        return ""

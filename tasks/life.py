@@ -1,0 +1,53 @@
+"""What lives and dies with a worker's main process: the embedded broker, the reaper, the first look at a message."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.signals import task_received, worker_init
+
+from ssvm_worker.assembly import open_ledger
+from ssvm_worker.errors import WorkerError
+from ssvm_worker.ledger.embedded import EmbeddedBroker
+from ssvm_worker.settings import Settings
+
+from .intake import Message, accept
+from .reaper import Reaper
+
+_LOG = logging.getLogger("ssvm.life")
+
+
+def attach(app: Celery, settings: Settings) -> None:
+    """Make a worker of this app do all of it."""
+
+    class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Starts behind the pool, so that no pool process is forked while the threads hold a lock."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def create(self, _worker: Any) -> Reaper:
+            return Reaper(settings)
+
+    def start_broker(**_: Any) -> None:
+        broker = EmbeddedBroker(settings.state_dir)
+        broker.start()
+        atexit.register(broker.stop)
+
+    def write_down(request: Any, **_: Any) -> None:
+        """Write the job down before the message is acknowledged: from here on it cannot be lost."""
+        name = request.task.name.removeprefix("ssvm.")
+        if name in ("retry", "cancel"):
+            return
+        try:
+            with open_ledger(settings) as ledger:
+                accept(ledger, settings, Message(name, request.args, request.kwargs, request.id))
+        except WorkerError as error:
+            _LOG.info("job of message %s: %s", request.id, error)  # the pool process says it where it counts
+
+    app.steps["worker"].add(ReaperStep)
+    task_received.connect(write_down, weak=False)
+    if settings.broker.embedded:
+        worker_init.connect(start_broker, weak=False)

@@ -1,0 +1,43 @@
+"""The maintenance lane."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssvm_worker.assembly import open_ledger
+
+from .app import TASK, app, settings
+from .bridge import run_job
+from .intake import Message, job_id_of
+from .ring import ring
+
+
+@app.task(name="ssvm.verify", **TASK)
+def verify(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run the verify that the message asks for."""
+    return run_job(settings, Message("verify", args, kwargs, task.request.id))
+
+
+@app.task(name="ssvm.delete", **TASK)
+def delete(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run the delete that the message asks for."""
+    return run_job(settings, Message("delete", args, kwargs, task.request.id))
+
+
+@app.task(name="ssvm.retry", **TASK)
+def retry(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Queue a failed or cancelled job again: ``["ID"]`` or ``[{"job_id": "ID", "by": "who"}]``."""
+    job_id, by = job_id_of(Message("retry", args, kwargs, task.request.id))
+    with open_ledger(settings) as ledger:
+        record = ledger.retry(job_id, by)
+        ring(settings, record)
+    return {"job_id": job_id, "state": record.state}
+
+
+@app.task(name="ssvm.cancel", **TASK)
+def cancel(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Cancel a queued or running job: ``["ID"]`` or ``[{"job_id": "ID", "by": "who"}]``."""
+    job_id, by = job_id_of(Message("cancel", args, kwargs, task.request.id))
+    with open_ledger(settings) as ledger:
+        record = ledger.cancel(job_id, by)
+    return {"job_id": job_id, "state": record.state}

@@ -1,0 +1,54 @@
+"""The doorbell: a message that wakes a worker up for a job. Losing one costs seconds, never the job."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from ssvm_worker.assembly import broker_url, open_ledger
+from ssvm_worker.errors import StoreUnavailable
+from ssvm_worker.ledger import Record, queue_name
+from ssvm_worker.settings import Settings
+
+from .factory import make_queue, sending_app
+
+_LOG = logging.getLogger("ssvm.ring")
+#: A broker that is away gets one more chance; the reaper rings again anyway.
+_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}
+
+
+def ring(settings: Settings, record: Record) -> bool:
+    """Send the doorbell of a queued job; False if the broker is away, and then the reaper will ring.
+
+    The message holds the job's id and nothing else, because Celery shows messages to whoever looks.
+    """
+    sender = _sender(broker_url(settings), settings.broker.prefix)
+    try:
+        sender.send_task(
+            f"ssvm.{record.job}",
+            args=[{"job_id": record.job_id}],
+            task_id=_task_id(record),
+            root_id=record.job_id,
+            queue=make_queue(queue_name(record.zone, record.lane)),
+            retry_policy=_RETRY,
+        )
+        with open_ledger(settings) as ledger:
+            ledger.rung(record.job_id)
+    except (OperationalError, StoreUnavailable) as error:
+        _LOG.warning("job %s is not rung yet: %s", record.job_id, error)
+        return False
+    return True
+
+
+def _task_id(record: Record) -> str:
+    """The job's id for its first attempt; a task that was once revoked keeps later ones from running otherwise."""
+    number = len(record.attempts) + 1
+    return record.job_id if number == 1 else f"{record.job_id}.{number}"
+
+
+@lru_cache(maxsize=4)
+def _sender(url: str, prefix: str) -> Celery:
+    return sending_app(url, prefix)

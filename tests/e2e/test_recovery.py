@@ -1,0 +1,194 @@
+"""No job is lost and none is done twice, whatever happens to workers and broker: real processes, a real broker."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from ssvm_worker.ledger import Record
+from tests.servers.broker import StoppableBroker
+from tests.servers.http import Behaviour, HttpServer
+from tests.servers.worker import Site, WorkerProcess
+
+pytestmark = pytest.mark.e2e
+
+MiB = 1 << 20
+DATA = os.urandom(6 * MiB)
+CHECKSUM = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
+#: Where the source falls silent, at first.
+HALF = 3 * MiB
+ARTIFACT = [f"template/tmpl/1/t1/{name}" for name in ("manifest.json", "t1.raw", "template.properties")]
+
+
+def download(site: Site, url: str, **fields: object) -> str:
+    """Submit a download that knows its checksum."""
+    given = {"account": "1", "id": "t1", "format": "raw", "checksum": CHECKSUM}
+    return site.submit("download", url=url, **(given | fields))
+
+
+def stalling(http_server: HttpServer) -> str:
+    """A source that falls silent half way when it is first asked, and gives all when it is asked again."""
+    return http_server.serve("image.raw", DATA, stall_after=HALF, then=Behaviour(DATA))
+
+
+def slow(http_server: HttpServer) -> str:
+    """A source that would take a minute."""
+    return http_server.serve("image.raw", DATA, rate=100_000.0)
+
+
+def half_way(site: Site, url: str) -> str:
+    """A job whose first half is on the store, and whose source is silent."""
+    job_id = download(site, url)
+    # Whole chunks: what is still in flight when the worker dies is not on the store.
+    site.until(lambda: site.stored_bytes() >= MiB, "the first bytes are stored")
+    return job_id
+
+
+def assert_whole(site: Site, record: Record) -> None:
+    """The job succeeded, and the store holds the artifact once and nothing else."""
+    assert record.state == "succeeded", record.error
+    assert (site.store / "template/tmpl/1/t1/t1.raw").read_bytes() == DATA
+    assert site.files() == ARTIFACT
+
+
+def assert_resumed(http_server: HttpServer) -> None:
+    """The last request asked for the rest only."""
+    assert int(http_server.requests[-1].headers.get("Range", "bytes=0-")[6:-1]) > 0
+
+
+def test_plain(site: Site, http_server: HttpServer) -> None:
+    """A submitted download is run by a worker, once."""
+    site.start()
+    record = site.wait(download(site, http_server.serve("image.raw", DATA)))
+    assert_whole(site, record)
+    assert len(record.attempts) == 1
+
+
+def kill_child(worker: WorkerProcess) -> None:
+    """kill -9 of the pool's processes, as by the out-of-memory killer."""
+    for child in worker.children():
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "hurt", [WorkerProcess.kill, kill_child], ids=["the worker is killed", "its pool process is killed"]
+)
+def test_killed(site: Site, http_server: HttpServer, hurt: Callable[[WorkerProcess], None]) -> None:
+    """A job whose worker is killed half way is finished by another, from the bytes that are there."""
+    first = site.start()
+    job_id = half_way(site, stalling(http_server))
+    site.start()
+    hurt(first)
+    record = site.wait(job_id)
+    assert_whole(site, record)
+    assert_resumed(http_server)
+    assert [each.error["error"] if each.error else None for each in record.attempts] == ["WorkerLost", None]
+
+
+def test_frozen(site: Site, http_server: HttpServer) -> None:
+    """A worker that was frozen for longer than its claim commits nothing when it thaws."""
+    first = site.start()
+    job_id = half_way(site, stalling(http_server))
+    first.signal_all(signal.SIGSTOP)
+    site.start()
+    record = site.wait(job_id)
+    first.signal_all(signal.SIGCONT)
+    site.until(
+        lambda: b"belongs to another worker" in first.log.read_bytes(), "the first worker sees that it is fenced"
+    )
+    assert_whole(site, record)
+    assert site.ledger.get(job_id) == record
+
+
+def test_terminated(site: Site, http_server: HttpServer) -> None:
+    """SIGTERM makes a worker hand its job over at once, which costs the job no attempt."""
+    first = site.start()
+    job_id = download(site, slow(http_server))
+    site.until(lambda: site.stored_bytes() > 0, "the first bytes are stored")
+    http_server.serve("image.raw", DATA)
+    first.terminate()
+    site.start()
+    record = site.wait(job_id)
+    assert_whole(site, record)
+    assert_resumed(http_server)
+    assert (len(record.attempts), record.tries) == (2, 1)
+
+
+def test_cancel_running(site: Site, http_server: HttpServer) -> None:
+    """A cancel stops a transfer on its way and leaves nothing on the store."""
+    site.start()
+    job_id = download(site, slow(http_server))
+    site.until(lambda: site.stored_bytes() > 0, "the first bytes are stored")
+    site.ledger.cancel(job_id, "ann")
+    record = site.wait(job_id)
+    assert (record.state, site.files()) == ("cancelled", [])
+
+
+def test_cancel_between_attempts(make_site: Callable[..., Site], http_server: HttpServer) -> None:
+    """A cancel of a job that waits for its next attempt removes what the last one has left."""
+    site = make_site(retry={"first_delay_s": 600, "max_delay_s": 600, "max_attempts": 4})
+    site.start()
+    job_id = download(site, http_server.serve("image.raw", DATA, cut_after=HALF))
+    site.until(lambda: site.ledger.get(job_id).tries == 1, "the first attempt has begun")
+    site.wait(job_id, "queued")
+    assert site.files()
+    site.ledger.cancel(job_id, "ann")
+    record = site.wait(job_id)
+    assert (record.state, site.files()) == ("cancelled", [])
+
+
+def test_broker_restarts(
+    make_site: Callable[..., Site], stoppable_broker: StoppableBroker, http_server: HttpServer
+) -> None:
+    """A broker that goes away and comes back costs a running job nothing, and a queued one no more than time."""
+    site = make_site(on=stoppable_broker.with_prefix("ssvm:"))
+    worker = site.start()
+    running = download(site, http_server.serve("image.raw", DATA, rate=2.0 * MiB))
+    queued = download(site, http_server.serve("other.raw", DATA), id="t2")
+    site.until(lambda: site.stored_bytes() > 0, "the first bytes are stored")
+    stoppable_broker.stop()
+    site.until(lambda: b"goes on without its ledger" in worker.log.read_bytes(), "the job feels it")
+    stoppable_broker.start()
+    records = [site.wait(each) for each in (running, queued)]
+    assert [(each.state, len(each.attempts)) for each in records] == [("succeeded", 1), ("succeeded", 1)]
+    assert len(site.files()) == 2 * len(ARTIFACT)
+
+
+def test_retryable(site: Site, http_server: HttpServer) -> None:
+    """A source that is unavailable twice gets a third attempt, and the history shows why."""
+    gone = Behaviour(b"try later", status=503, then=Behaviour(DATA))
+    site.start()
+    record = site.wait(download(site, http_server.serve("image.raw", b"try later", status=503, then=gone)))
+    assert_whole(site, record)
+    errors = [each.error["error"] if each.error else None for each in record.attempts]
+    assert errors == ["SourceUnavailable", "SourceUnavailable", None]
+
+
+def test_permanent_then_retry(site: Site, http_server: HttpServer) -> None:
+    """A permanent error is not tried again until a user says so; then the job succeeds under its old id."""
+    site.start()
+    job_id = download(site, http_server.url("image.raw"))
+    failed = site.wait(job_id)
+    assert (failed.state, len(failed.attempts), site.files()) == ("failed", 1, [])
+    http_server.serve("image.raw", DATA)
+    site.send("retry", {"job_id": job_id, "by": "ann"})
+    site.until(lambda: len(site.ledger.get(job_id).attempts) == 2, "the second attempt has begun")
+    record = site.wait(job_id)
+    assert_whole(site, record)
+    assert record.attempts[1].by == "ann"
+
+
+def test_worker_killer(make_site: Callable[..., Site], http_server: HttpServer) -> None:
+    """A job that loses every worker is given up, and its leftovers are removed."""
+    site = make_site(retry={"max_attempts": 1})
+    worker = site.start()
+    job_id = half_way(site, stalling(http_server))
+    kill_child(worker)
+    record = site.wait(job_id)
+    assert (record.state, site.files()) == ("failed", [])
+    assert record.error
+    assert record.error["error"] == "WorkerLost"

@@ -1,0 +1,252 @@
+"""Real workers: `celery` process trees as ``ssvm worker`` starts them, with a broker, a store, and ways to hurt them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.assembly import open_ledger
+from ssvm_worker.config import parse
+from ssvm_worker.jobs import find_job
+from ssvm_worker.ledger import Ledger, NewJob, Record, queue_name
+from ssvm_worker.settings import Settings
+from tasks.command import worker_command
+from tasks.intake import new_job
+from tasks.ring import ring
+from tests.servers.broker import Broker, StoppableBroker
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Only a safety net: nothing is asserted about time.
+PATIENCE_S = 60.0
+
+
+class WorkerProcess:
+    """One worker: the main process, its pool, and all that they say."""
+
+    def __init__(self, settings: Settings, file: Path, log: Path) -> None:
+        argv, environ = worker_command(settings)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                argv,
+                env=clean | environ | {"SSVM_CONFIG": str(file)},
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """The main process."""
+        return self.process.pid
+
+    def children(self) -> list[int]:
+        """The pool's processes."""
+        return [int(each) for each in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def wait_ready(self) -> WorkerProcess:
+        """Wait until it takes messages."""
+        until(lambda: b" ready." in self.log.read_bytes() or self.process.poll() is not None, "the worker is ready")
+        assert self.process.poll() is None, self.log.read_text()
+        return self
+
+    def signal_all(self, number: int) -> None:
+        """A signal to the main process and all of its pool."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """kill -9 of the whole tree, as by a machine that loses power."""
+        self.signal_all(signal.SIGKILL)
+        self.process.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM to the main process; returns its exit status."""
+        self.process.terminate()
+        return self.process.wait(PATIENCE_S)
+
+
+@dataclass
+class Site:
+    """A broker, a directory store named ``primary``, and any number of workers; times are short for tests."""
+
+    broker: Broker
+    directory: Path
+    changes: dict[str, Any] = field(default_factory=dict)
+    workers: list[WorkerProcess] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store.mkdir()
+        values: dict[str, Any] = {
+            "zone": "z",
+            "state_dir": str(self.directory / "state"),
+            "broker": {"url": self.broker.url, "prefix": self.broker.prefix},
+            "worker": {"concurrency": 1, "drain_s": 0.2},
+            "ledger": {"claim_s": 2, "reap_s": 0.5},
+            "retry": {"first_delay_s": 0.2, "max_delay_s": 0.5, "max_attempts": 4},
+            "stores": {"primary": {"url": f"file://{self.store}"}},
+            "download": {"allow_networks": ["127.0.0.0/8"], "resumes": 0},
+        }
+        for section, given in self.changes.items():
+            values[section] = (values.get(section, {}) | given) if isinstance(given, dict) else given
+        self.file.write_text("\n".join(_toml(values)))
+        self.settings = parse(values, "the test")
+        self.ledger: Ledger = open_ledger(self.settings)
+
+    @property
+    def store(self) -> Path:
+        """The directory of the store."""
+        return self.directory / "store"
+
+    @property
+    def file(self) -> Path:
+        """The settings file."""
+        return self.directory / "worker.toml"
+
+    def start(self) -> WorkerProcess:
+        """One more worker, ready for work."""
+        worker = WorkerProcess(self.settings, self.file, self.directory / f"worker{len(self.workers)}.log")
+        self.workers.append(worker)
+        return worker.wait_ready()
+
+    def submit(self, job: str, **request: Any) -> str:
+        """Submit a job as ``ssvm submit`` does; returns its id."""
+        new: NewJob = new_job(self.settings, find_job(job), request, "")
+        record, _ = self.ledger.submit(new)
+        ring(self.settings, record)
+        return record.job_id
+
+    def send(self, task: str, request: object, task_id: str = "") -> None:
+        """Push a message with one argument."""
+        self.send_args(task, [request], task_id)
+
+    def send_args(self, task: str, args: list[object], task_id: str = "") -> None:
+        """Push a message by hand, as a server without any Celery does: protocol 2, JSON."""
+        lane = find_job(task).lane if task not in ("retry", "cancel") else "maintenance"
+        task_id = task_id or uuid.uuid4().hex
+        body = json.dumps([args, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+        message = {
+            "body": base64.b64encode(body.encode()).decode(),
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": {"lang": "go", "task": f"ssvm.{task}", "id": task_id, "root_id": task_id, "parent_id": None},
+            "properties": {
+                "correlation_id": task_id,
+                "delivery_mode": 2,
+                "delivery_tag": uuid.uuid4().hex,
+                "delivery_info": {"exchange": "", "routing_key": queue_name("z", lane)},
+                "body_encoding": "base64",
+            },
+        }
+        with self.broker.client() as client:
+            client.lpush(self._list(lane), json.dumps(message))
+
+    def waiting(self, lane: str) -> int:
+        """Messages that no worker has taken yet."""
+        with self.broker.client() as client:
+            return int(client.llen(self._list(lane)))
+
+    def _list(self, lane: str) -> str:
+        return self.broker.prefix + queue_name("z", lane)
+
+    def wait(self, job_id: str, *states: str) -> Record:
+        """The record as soon as the job is in one of these states; in a final one when none is named."""
+        self.until(lambda: self._is(job_id, states), f"job {job_id} is {' or '.join(states) or 'at its end'}")
+        return self.ledger.get(job_id)
+
+    def _is(self, job_id: str, states: tuple[str, ...]) -> bool:
+        record = self.ledger.get(job_id)
+        return record.state in states if states else record.ended
+
+    def until(self, true: Callable[[], bool], what: str) -> None:
+        """Wait until something is true."""
+        until(true, what)
+
+    def files(self) -> list[str]:
+        """What stands in the store, by path below it."""
+        return sorted(str(each.relative_to(self.store)) for each in self.store.rglob("*") if each.is_file())
+
+    def stored_bytes(self) -> int:
+        """Bytes of all files of the store, finished or not."""
+        total = 0
+        for each in self.store.rglob("*"):
+            with suppress(FileNotFoundError):
+                total += each.stat().st_size if each.is_file() else 0
+        return total
+
+    def close(self) -> None:
+        """End every worker, and print what they said; pytest shows it for a test that failed."""
+        for worker in self.workers:
+            worker.signal_all(signal.SIGCONT)
+            worker.kill()
+            print(f"--- {worker.log.name}\n{worker.log.read_text(errors='replace')}")
+        self.ledger.close()
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    """Wait until something is true that nobody would tell us of."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline, f"never came true: {what}"
+        time.sleep(0.02)
+
+
+def _toml(values: dict[str, Any], path: str = "") -> Iterator[str]:
+    tables = {name: value for name, value in values.items() if isinstance(value, dict)}
+    if path:
+        yield f"[{path}]"
+    for name, value in values.items():
+        if name not in tables:
+            yield f"{name} = {value!r}" if not isinstance(value, list) else f"{name} = {value}"
+    for name, value in tables.items():
+        yield from _toml(value, f"{path}.{name}" if path else name)
+
+
+@pytest.fixture
+def make_site(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """Makes sites; each keyword is a section of the settings, or ``broker``."""
+    made: list[Site] = []
+
+    def make(on: Broker = broker, **changes: Any) -> Site:
+        directory = tmp_path / f"site{len(made)}"
+        directory.mkdir()
+        made.append(Site(on, directory, changes))
+        return made[-1]
+
+    yield make
+    for site in made:
+        site.close()
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site]) -> Site:
+    """A site with the settings of most tests; no worker runs yet."""
+    return make_site()
+
+
+@pytest.fixture(scope="session")
+def _shared_site(session_broker: StoppableBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(session_broker.with_prefix("shared:"), tmp_path_factory.mktemp("site"))
+    site.start()
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def worker_site(_shared_site: Site) -> Site:
+    """A site with one worker that many tests share; for those that hurt nobody and choose ids of their own."""
+    return _shared_site
