@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import subprocess
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -191,6 +192,20 @@ def test_two_at_once(image: bytes) -> None:
             inspect(image, expected)
     with pytest.raises(AmbiguousFormat):
         inspect(image)
+
+
+@pytest.mark.parametrize("head", [NOISE, qcow2(size=GiB, l1_size=512), vhdx()], ids=["raw", "qcow2", "vhdx"])
+def test_memory(head: bytes) -> None:
+    """However long the image is, a few MiB of it are held."""
+    inspection, chunk = Inspection(), bytes(MiB)
+    tracemalloc.start()
+    try:
+        inspection(head)
+        for _ in range(64):
+            inspection(chunk)
+        assert tracemalloc.get_traced_memory()[1] < 5 * MiB
+    finally:
+        tracemalloc.stop()
 
 
 def test_unknown_name() -> None:

@@ -76,9 +76,10 @@ def guess_format(head: bytes) -> str:
 class Inspection:
     """An observer of chunks that recognises and judges one image.
 
-    Bytes: holds HEAD (about 1 MiB), a tail of 1.5 KiB and one table of 4 MiB at the most; behind the head a chunk
-    costs next to nothing. Raises, from the call or from ``finish``: UnknownFormat, AmbiguousFormat, UnsafeImage,
-    TooLarge, CorruptImage; the constructor: InvalidRequest. The verdict does not depend on the chunks.
+    Bytes: holds HEAD (about 1 MiB; three times that while it decides), a tail of 1.5 KiB and one table of 4 MiB at the
+    most. Behind the head a chunk costs half a microsecond, so that chunks of 64 KiB and more are as good as free.
+    Raises, from the call or from ``finish``: UnknownFormat, AmbiguousFormat, UnsafeImage, TooLarge, CorruptImage; the
+    constructor: InvalidRequest. The verdict does not depend on the chunks.
     """
 
     def __init__(self, expected: str = "auto", max_virtual_size: int = 64 * TiB, where: str = "") -> None:
@@ -143,8 +144,8 @@ class Inspection:
         self._reading.feed(chunk)
         wants = self._reading.wants
         if isinstance(wants, Facts):
-            flat = wants.virtual_size == 0
-            self._refuse_large(self._size - vhd.FOOTER if flat else wants.virtual_size)
+            so_far = self._size - vhd.FOOTER  # the last sector may be a fixed VHD's footer, and no part of the disk
+            self._refuse_large(wants.virtual_size or so_far)
 
     def _refuse_unless_expected(self, name: str) -> None:
         if self._expected not in ("auto", name):

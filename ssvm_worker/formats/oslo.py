@@ -25,6 +25,7 @@ class SecondOpinion:
     def __init__(self, head: bytes) -> None:
         self._inspectors = [each() for each in _INSPECTORS]
         self._feed(head)
+        self._inspectors = [each for each in self._inspectors if _matches(each)]
 
     def _feed(self, piece: bytes) -> None:
         for inspector in list(self._inspectors):
@@ -35,14 +36,14 @@ class SecondOpinion:
 
     def formats(self) -> set[str]:
         """The names of the formats found in the head."""
-        return {str(each) for each in self._inspectors if _matches(each)}
+        return {str(each) for each in self._inspectors}
 
     def check(self, tail: bytes, where: str) -> None:
         """Raise UnsafeImage if one of their safety checks fails; *tail* is what follows the head, or its last bytes."""
         self._feed(tail)
         for inspector in self._inspectors:
             inspector.finish()
-            if _matches(inspector) and inspector.complete:
+            if inspector.complete:
                 _check(inspector, where)
 
 
