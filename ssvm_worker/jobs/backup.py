@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ssvm_worker.keys import Artifact
+from ssvm_worker.errors import Cancelled, InvalidRequest, WorkerError
+from ssvm_worker.manifest import Manifest, find_manifest
 from ssvm_worker.manifest import discard as discard_artifact
+from ssvm_worker.stream import Store
 
 from .attempt import Attempt
-from .request import JobRequest
+from .request import ArtifactRequest
+from .vmexport import VMExport
+
+if TYPE_CHECKING:
+    from ssvm_worker.vmware.session import VM, Session
+    from ssvm_worker.vmware.snapshot import Snapshot
+
+#: Seconds that a job which has failed or was cancelled waits for its snapshot to go; vSphere goes on after that.
+_CLEAN_UP_S = 60.0
 
 
-class Request(JobRequest):
+class Request(ArtifactRequest):
     """A snapshot to export."""
 
+    kind: Literal["backup"] = "backup"
     vcenter: str = Field(description="The vCenter's name in the settings")
-    vm: str = Field(description="Managed object id, instance UUID or inventory path")
+    vm: str = Field(min_length=1, description="Managed object id, instance UUID or inventory path")
     snapshot: str | None = Field(None, description="Managed object id or name; one is made and removed when absent")
-    disks: list[str] | None = Field(None, description="Device keys or labels of the disks wanted; all when absent")
-    account: str
-    volume: str
-    id: str
+    disks: list[str] | None = Field(
+        None, min_length=1, description="Keys, labels or places (scsi0:1) of the disks wanted; all when absent"
+    )
+    volume: str = Field(min_length=1, description="The volume or VM that the snapshot is of")
     stores: list[str] = Field(["primary"], min_length=1, description="The first is the primary and must succeed")
 
     @property
-    def artifact(self) -> Artifact:
-        """The backup that the request makes."""
-        return Artifact("backup", self.account, self.id, self.volume)
+    def origin(self) -> dict[str, Any]:
+        """What tells this backup from another one under the same id."""
+        return {"vcenter": self.vcenter, "vm": self.vm, "snapshot": self.snapshot, "disks": self.disks}
 
 
 def resource(request: Request) -> str:
@@ -37,11 +48,112 @@ def resource(request: Request) -> str:
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
-    """Store every wanted disk, the OVF descriptor and the checksums; the manifest last."""
-    raise NotImplementedError(request, attempt)
+    """Store every wanted disk, the OVF descriptor and the checksums; the manifest last.
+
+    The job's own snapshot goes at the end, also after an error, unless another attempt will go on from it.
+    """
+    stores = {name: attempt.store(name) for name in dict.fromkeys(request.stores)}
+    if done := _already_there(request, attempt, next(iter(stores.values()))):
+        return done
+    attempt.progress.start("connecting")
+    with attempt.doors.vcenter(request.vcenter, check=attempt.check) as session:
+        vm: VM = session.find_vm(request.vm)
+        try:
+            snapshot = _snapshot(request, attempt, vm)
+            export = VMExport(attempt, request.artifact, stores, vm, snapshot)
+            manifest, kept = export.run(request.origin, request.disks)
+        except BaseException as error:
+            _give_up(request, attempt, session, vm, error)
+            raise
+        removed = _remove(attempt, vm, snapshot)
+    return _result(manifest) | {"reused": False, "snapshot_removed": removed} | kept
 
 
 def discard(request: Request, attempt: Attempt) -> None:
-    """Remove what failed attempts have left on the stores."""
+    """Remove what failed attempts have left: on the stores, and the job's snapshot where vCenter lets us."""
     for name in request.stores:
         discard_artifact(attempt.store(name), request.artifact)
+    if request.snapshot is None:
+        _remove_leftover(request, attempt)
+
+
+def _already_there(request: Request, attempt: Attempt, store: Store) -> dict[str, Any] | None:
+    """The result of an earlier attempt or job if it made just this backup; InvalidRequest if it made another one."""
+    manifest = find_manifest(store, request.artifact)
+    if manifest is None:
+        return None
+    if manifest.source.get("request") != request.origin:
+        raise InvalidRequest(
+            "There is another backup under this id",
+            f"{store.name}:{request.artifact.prefix}",
+            "Delete it first (`ssvm delete`), or use a new id",
+        )
+    removed: bool | None = None
+    if manifest.job_id == attempt.job_id and manifest.source["snapshot"]["ours"]:
+        # An earlier attempt may have died between the manifest and the removal.
+        removed = _remove_leftover(request, attempt)
+    return _result(manifest) | {"reused": True, "snapshot_removed": removed}
+
+
+def _snapshot(request: Request, attempt: Attempt, vm: VM) -> Snapshot:
+    attempt.progress.start("snapshot")
+    if request.snapshot is not None:
+        return vm.given_snapshot(request.snapshot)
+    if snapshot := vm.own_snapshot(attempt.job_id):
+        attempt.log.info("going on with the snapshot %s of an earlier attempt", snapshot.moref)
+        return snapshot
+    snapshot = vm.make_snapshot(attempt.job_id)
+    how = "quiesced" if snapshot.quiesced else f"crash-consistent ({snapshot.remark})"
+    attempt.log.info("made the snapshot %s, %s", snapshot.moref, how)
+    return snapshot
+
+
+def _give_up(request: Request, attempt: Attempt, session: Session, vm: VM, error: BaseException) -> None:
+    """Remove the job's snapshot, unless somebody will go on from it."""
+    fenced = isinstance(error, Cancelled) and error.reason == "fenced"
+    if request.snapshot is not None or fenced or attempt.will_resume(error):
+        return
+    with session.shielded():
+        _try_removal(attempt, vm, _CLEAN_UP_S)
+
+
+def _remove(attempt: Attempt, vm: VM, snapshot: Snapshot) -> bool | None:
+    """Whether the job's snapshot is gone; None if it made none. A backup that stands does not fail over this."""
+    if not snapshot.ours:
+        return None
+    attempt.progress.start("removing the snapshot")
+    return _try_removal(attempt, vm)
+
+
+def _try_removal(attempt: Attempt, vm: VM, limit_s: float | None = None) -> bool:
+    """Whether no snapshot of the job is left."""
+    try:
+        if snapshot := vm.own_snapshot(attempt.job_id):
+            vm.remove_snapshot(snapshot, *([limit_s] if limit_s else []))
+    except WorkerError as error:
+        attempt.log.warning("the snapshot of job %s on %s is not removed: %s", attempt.job_id, vm.moref, error)
+        return False
+    return True
+
+
+def _remove_leftover(request: Request, attempt: Attempt) -> bool:
+    """``_try_removal`` with a session of its own, which a cancel does not end."""
+    try:
+        with attempt.doors.vcenter(request.vcenter, check=lambda: None) as session:
+            return _try_removal(attempt, session.find_vm(request.vm), _CLEAN_UP_S)
+    except WorkerError as error:
+        attempt.log.warning("it is not known whether job %s has left a snapshot: %s", attempt.job_id, error)
+        return False
+
+
+def _result(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "key": manifest.artifact.prefix,
+        "size": manifest.size,
+        "virtual_size": manifest.facts["virtual_size"],
+        "complete": manifest.facts["complete"],
+        "quiesced": manifest.source["snapshot"]["quiesced"],
+        "snapshot": manifest.source["snapshot"]["moref"],
+        "disks": manifest.facts["disks"],
+        "objects": [each.name for each in manifest.entries],
+    }

@@ -19,7 +19,10 @@ from .lease import Lease
 from .ovf import OvfDisk, build
 from .snapshot import Snapshot
 
-__all__ = ["Address", "Options", "Session"]
+__all__ = ["REMOVE_S", "VM", "Address", "Options", "Session"]
+
+#: Removing a snapshot writes back all that the guest wrote since it was made: hours, on a busy VM.
+REMOVE_S = 12 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ class VM:
 
     def __init__(self, connection: Connection, options: Options, it: Any) -> None:
         self.moref: str = it._moId
+        self.options = options
         self._connection = connection
-        self._options = options
         self._it = it
 
     def own_snapshot(self, job_id: str) -> Snapshot | None:
@@ -90,11 +93,11 @@ class VM:
 
     def make_snapshot(self, job_id: str) -> Snapshot:
         """Make the job's snapshot; see ``own_snapshot`` first. Quiesced if the guest can."""
-        return snapshots.create(self._connection, self._it, job_id, self._options.quiesce)
+        return snapshots.create(self._connection, self._it, job_id, self.options.quiesce)
 
-    def remove_snapshot(self, snapshot: Snapshot) -> None:
-        """Remove it, if the job made it; may take hours on a busy VM."""
-        snapshots.remove(self._connection, snapshot)
+    def remove_snapshot(self, snapshot: Snapshot, limit_s: float = REMOVE_S) -> None:
+        """Remove it, if the job made it; SourceUnavailable when that takes longer than *limit_s*."""
+        snapshots.remove(self._connection, snapshot, limit_s)
 
     def read(self, snapshot: Snapshot) -> tuple[Hardware, bytes]:
         """What the VM was made of when the snapshot was taken, and all of its configuration as JSON."""
@@ -103,7 +106,7 @@ class VM:
 
     def export(self, snapshot: Snapshot) -> Lease:
         """A lease, to be entered."""
-        return Lease(self._connection, snapshot, self._options.lease_ready_s)
+        return Lease(self._connection, snapshot, self.options.lease_ready_s)
 
     def descriptor(self, snapshot: Snapshot, hardware: Hardware, disks: Sequence[OvfDisk]) -> tuple[bytes, str]:
         """The OVF descriptor of the stored disks: the server's, else our own with the reason for that."""

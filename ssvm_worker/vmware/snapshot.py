@@ -17,8 +17,6 @@ _PREFIX = "ssvm-backup-"
 _DESCRIPTION = "Made for a backup, and removed when it is done. Do not keep it."
 #: Quiescing a busy guest takes minutes; vSphere itself gives up after 15.
 _CREATE_S = 20 * 60.0
-#: Removing one writes back all that the guest wrote since: hours, on a busy VM.
-_REMOVE_S = 12 * 3600.0
 #: What a guest that cannot be quiesced answers.
 _NOT_QUIESCED = (vim.fault.SnapshotFault, vim.fault.ToolsUnavailable, vmodl.fault.NotSupported)
 
@@ -77,14 +75,17 @@ def create(connection: Connection, vm: Any, job_id: str, quiesce: bool) -> Snaps
         return _plain(_make(connection, vm, job_id, None), ours=True, remark=remark)
 
 
-def remove(connection: Connection, snapshot: Snapshot) -> None:
-    """Remove a snapshot of ours, alone, and wait for it; one that is gone already is fine."""
+def remove(connection: Connection, snapshot: Snapshot, limit_s: float) -> None:
+    """Remove a snapshot of ours, alone, and wait for it; one that is gone already is fine.
+
+    Raises SourceUnavailable when it takes longer than *limit_s*; vSphere goes on with it all the same.
+    """
     if not snapshot.ours:
         return
     it = connection.object(vim.vm.Snapshot, snapshot.moref)
     with translated("Removing the snapshot", snapshot.name):
         try:
-            connection.finish(it.RemoveSnapshot_Task(removeChildren=False), _REMOVE_S)
+            connection.finish(it.RemoveSnapshot_Task(removeChildren=False), limit_s)
         except vmodl.fault.ManagedObjectNotFound:
             return
 
