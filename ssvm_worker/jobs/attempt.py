@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ssvm_worker.errors import Cancelled, InvalidRequest
-from ssvm_worker.stream import Check, Owner, Sink, Source, Store
+from ssvm_worker.stream import Check, Owner, Resuming, Sink, Source, Store
 
 
 class Progress:
@@ -106,6 +106,8 @@ class Limits:
     max_bytes: int = 1 << 40
     #: How often a broken stream is taken up again before the attempt fails.
     resumes: int = 5
+    #: Seconds before the first of them; it doubles each time.
+    resume_delay_s: float = 1.0
 
 
 @dataclass
@@ -146,6 +148,11 @@ class Attempt:
             self.check()
             time.sleep(min(left, 0.25))
         self.check()
+
+    def resuming(self, source: Source, offset: int = 0) -> Resuming:
+        """The bytes of a source once, whatever breaks on the way, within this attempt's limits."""
+        limits = self.limits
+        return Resuming(source, self.wait, offset=offset, tries=limits.resumes, delay_s=limits.resume_delay_s)
 
     def store(self, name: str) -> Store:
         """The image store of that name in the settings."""

@@ -185,7 +185,7 @@ class _Transfer:
     def _begin(self, stack: ExitStack) -> _Opened:
         """Fetch the first chunk, by which size and kind are known before anything is written."""
         source = self._source(None)
-        stream = self._resuming(source, 0)
+        stream = self.attempt.resuming(source)
         chunks = iter(stream)
         first = next(chunks, b"")
         self._refuse_size(source.size)
@@ -201,7 +201,7 @@ class _Transfer:
         sinks = self._open_sinks(stack, name, size, resume=True)
         offset = sinks[self._primary.name].offset
         source = self._source(draft.source["validator"] if offset else None)
-        stream = self._resuming(source, offset)
+        stream = self.attempt.resuming(source, offset)
         return _Opened(name, size, source, stream, itertools.chain(sinks[self._primary.name].resumed(), stream), sinks)
 
     def _source(self, validator: dict[str, Any] | None) -> RemoteSource:
@@ -213,9 +213,6 @@ class _Transfer:
             check=self.attempt.check,
             validator=validator,
         )
-
-    def _resuming(self, source: RemoteSource, offset: int) -> Resuming:
-        return Resuming(source, self.attempt.wait, offset=offset, tries=self.attempt.limits.resumes)
 
     def _refuse_size(self, size: int | None) -> None:
         if size is not None and size > self._most:

@@ -10,7 +10,7 @@ from ssvm_worker.digest import Hasher
 from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, ObjectNotFound, WorkerError
 from ssvm_worker.keys import Artifact, check_key, check_name
 from ssvm_worker.manifest import Entry, read_manifest
-from ssvm_worker.stream import Resuming, Store, store_stream, tap
+from ssvm_worker.stream import Store, store_stream, tap
 
 from .attempt import Attempt
 from .request import JobRequest, fingerprint, safe_url
@@ -79,7 +79,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     with attempt.doors.destination(
         request.url, size=entry.size, credentials=request.credentials, headers=request.headers, owner=attempt.owner
     ) as sink:
-        chunks = Resuming(store.reader(key), attempt.wait, tries=attempt.limits.resumes)
+        chunks = attempt.resuming(store.reader(key))
         sinks = {"destination": sink}
         store_stream(tap(chunks, attempt.progress.saw), sinks, [hasher], verify=verify, check=attempt.check)
     return {"key": key, "url": safe_url(request.url), "size": hasher.size, "digest": str(hasher.digest())}

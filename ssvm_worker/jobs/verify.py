@@ -9,7 +9,7 @@ from pydantic import Field
 from ssvm_worker.digest import Hasher
 from ssvm_worker.errors import CorruptImage, ObjectNotFound
 from ssvm_worker.manifest import Entry, Manifest, read_manifest
-from ssvm_worker.stream import Resuming, Store, tap
+from ssvm_worker.stream import Store, tap
 
 from .attempt import Attempt
 from .request import ArtifactRequest
@@ -52,7 +52,7 @@ def _differs(store: Store, manifest: Manifest, entry: Entry, attempt: Attempt) -
     key = manifest.artifact.key(entry.name)
     hasher = Hasher()
     try:
-        for chunk in tap(Resuming(store.reader(key), attempt.wait), attempt.progress.saw):
+        for chunk in tap(attempt.resuming(store.reader(key)), attempt.progress.saw):
             attempt.check()
             hasher(chunk)
     except ObjectNotFound:

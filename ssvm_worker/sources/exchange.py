@@ -89,7 +89,8 @@ def _next_hop(seen: list[WebUrl], location: str, most: int) -> WebUrl:
     try:
         there = here.join(location)
     except WorkerError as error:
-        raise SourceDenied(f"The server redirects to where we do not go: {error.what}", here.name) from error
+        what = f"The server redirects to where we do not go: {error.what}"
+        raise SourceDenied(what, here.name, error.remedy) from error
     if here.scheme == "https" and there.scheme == "http":
         raise SourceDenied(
             f"The server redirects from https to {there.name}", here.name, "Give an URL that stays with https"

@@ -1,0 +1,269 @@
+"""The download job on real HTTP and on stores of both kinds: in one pass, resumed, owed, and never half."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, SourceUnavailable, StoreFull
+from ssvm_worker.jobs import download
+from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.manifest import find_manifest, read_draft, read_manifest
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import Store, read_bytes
+from tests import images
+from tests.attempts import again, attempt
+from tests.servers.http import Behaviour, HttpServer
+
+IMAGE = images.mbr(6 << 20)
+SHA256 = hashlib.sha256(IMAGE).hexdigest()
+KEY = "template/tmpl/2/7/7.raw"
+
+
+def request(url: str, **fields: Any) -> download.Request:
+    return parse_request(download.Request, {"url": url, "account": 2, "id": "7"} | fields, "download")
+
+
+@pytest.fixture(params=["memory", "file"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A store that can resume."""
+    return MemoryStore("primary") if request.param == "memory" else FileStore("primary", tmp_path)
+
+
+def broken_off(server: HttpServer, asked: download.Request, *stores: Store) -> None:
+    """A first attempt that stored 2 MiB of the image before its server went away; now the server is well again."""
+    server.serve("image", IMAGE, cut_after=2 << 20, then=Behaviour(status=503))
+    with pytest.raises(SourceUnavailable):
+        download.run(asked, attempt(*stores, will_resume=again))
+    server.serve("image", IMAGE)
+
+
+def stored(store: Store) -> list[str]:
+    return [each.key.rpartition("/")[2] for each in store.list()]
+
+
+@pytest.mark.parametrize(
+    "checksum",
+    [
+        pytest.param(None, id="none"),
+        pytest.param(f"sha256:{SHA256}", id="algorithm and colon"),
+        pytest.param(f"{{SHA-256}}{SHA256.upper()}", id="CloudStack's braces"),
+        pytest.param(hashlib.md5(IMAGE).hexdigest(), id="bare digest"),
+        pytest.param("sha512:" + hashlib.sha512(IMAGE).hexdigest(), id="another algorithm"),
+    ],
+)
+def test_stores_a_verified_image(http_server: HttpServer, store: Store, checksum: str | None) -> None:
+    """An image with the right checksum, in any form, is stored with its properties and a manifest that lists both."""
+    result = download.run(request(http_server.serve("image", IMAGE), checksum=checksum), attempt(store))
+
+    assert read_bytes(store, KEY) == IMAGE
+    assert stored(store) == ["7.raw", "manifest.json", "template.properties"]
+    assert (result["format"], result["size"], result["digest"]) == ("raw", len(IMAGE), f"sha256:{SHA256}")
+    assert read_manifest(store, request("http://x").artifact).entries[0].digest == f"sha256:{SHA256}"
+
+
+@pytest.mark.parametrize(
+    "form", ["{digest}  image\n", "{digest} *./image\n", "SHA256 (image) = {digest}\n", "{digest}"]
+)
+def test_checksum_from_a_sums_file(http_server: HttpServer, form: str) -> None:
+    """A checksum may be the URL of a SHA256SUMS-style file, in GNU's form, in BSD's, or a bare digest."""
+    sums = http_server.serve("SUMS", form.format(digest=SHA256).encode())
+
+    result = download.run(request(http_server.serve("image", IMAGE), checksum=sums), attempt())
+
+    assert result["digest"] == f"sha256:{SHA256}"
+
+
+def test_resumes_in_place(http_server: HttpServer, store: Store) -> None:
+    """After a cut the stream goes on at the byte where it broke, asked for with the first answer's ETag."""
+    url = http_server.serve("image", IMAGE, cut_after=3 << 20, cut_times=1)
+
+    result = download.run(request(url, checksum=SHA256), attempt(store))
+
+    assert result["resumptions"] == 1
+    assert http_server.requests[1].headers["If-Range"] == '"v1"'
+    assert read_bytes(store, KEY) == IMAGE
+
+
+def test_a_second_attempt_goes_on(http_server: HttpServer, store: Store) -> None:
+    """An attempt that will be repeated leaves its bytes and a draft; the next one fetches only the rest."""
+    asked = request(http_server.url("image"), checksum=SHA256)
+    broken_off(http_server, asked, store)
+    assert stored(store) == ["manifest.draft.json"]
+
+    result = download.run(asked, attempt(store, token=1))
+
+    assert http_server.requests[-1].headers["Range"] == f"bytes={2 << 20}-"
+    assert result["resumptions"] == 1
+    assert read_bytes(store, KEY) == IMAGE
+    assert stored(store) == ["7.raw", "manifest.json", "template.properties"]
+    assert store.sweep(0) == 0
+
+
+def test_a_second_attempt_feeds_the_other_store_from_the_first(http_server: HttpServer, tmp_path: Path) -> None:
+    """A store that cannot go on gets the first bytes from the primary's part, not from the source again."""
+    primary, other = FileStore("primary", tmp_path), MemoryStore("other", resumable=False)
+    asked = request(http_server.url("image"), stores=["primary", "other"])
+    broken_off(http_server, asked, primary, other)
+
+    download.run(asked, attempt(primary, other, token=1))
+
+    assert "Range" in http_server.requests[-1].headers
+    assert read_bytes(primary, KEY) == read_bytes(other, KEY) == IMAGE
+
+
+def test_source_changed_since_the_last_attempt(http_server: HttpServer, store: Store) -> None:
+    """When the object is another one than the last attempt's, the download begins again from its first byte."""
+    asked = request(http_server.url("image"))
+    broken_off(http_server, asked, store)
+    newer = images.mbr(5 << 20)
+    http_server.serve("image", newer, etag='"v2"')
+
+    download.run(asked, attempt(store, token=1))
+
+    assert read_bytes(store, KEY) == newer
+
+
+def test_wrong_checksum_over_a_seam_is_tried_once_more(http_server: HttpServer, store: Store) -> None:
+    """A checksum that is wrong over a seam gets one clean start: the server may have lied about the rest."""
+    lying = Behaviour(images.mbr(1 << 20) * 6, then=Behaviour(IMAGE))
+    url = http_server.serve("image", IMAGE, cut_after=3 << 20, then=lying)
+
+    result = download.run(request(url, checksum=SHA256), attempt(store))
+
+    assert result["resumptions"] == 0
+    assert read_bytes(store, KEY) == IMAGE
+
+
+def test_wrong_checksum_leaves_nothing(http_server: HttpServer, store: Store) -> None:
+    """A wrong checksum stores nothing, not even a draft once the job is discarded."""
+    asked, trying = request(http_server.serve("image", IMAGE), checksum="0" * 64), attempt(store)
+
+    with pytest.raises(ChecksumMismatch):
+        download.run(asked, trying)
+    download.discard(asked, trying)
+
+    assert stored(store) == []
+    assert store.sweep(0) == 0
+
+
+def test_a_failing_second_store_is_owed(http_server: HttpServer) -> None:
+    """A store that fails on the way does not cost the primary its bytes; it is reported as owed, with the reason."""
+    primary, full = MemoryStore("primary"), MemoryStore("archive", capacity=1 << 20)
+    url = http_server.serve("image", IMAGE, content_length="")
+
+    result = download.run(request(url, stores=["primary", "archive"]), attempt(primary, full))
+
+    assert result["stores"] == ["primary"]
+    assert result["owed"]["archive"]["error"] == "StoreFull"
+    assert find_manifest(full, request(url).artifact) is None
+    assert stored(full) == []
+
+
+def test_a_failing_primary_fails_the_job(http_server: HttpServer) -> None:
+    """The primary must succeed: when it fails nothing is left on the other store either."""
+    primary, other = MemoryStore("primary", capacity=1 << 20), MemoryStore("other")
+    url = http_server.serve("image", IMAGE, content_length="")
+
+    with pytest.raises(StoreFull):
+        download.run(request(url, stores=["primary", "other"]), attempt(primary, other))
+
+    assert stored(other) == []
+    assert other.sweep(0) == 0
+
+
+def test_the_same_download_again_is_a_no_op(http_server: HttpServer, store: Store) -> None:
+    """A download that is there already answers with the same result, and fetches nothing."""
+    asked = request(http_server.serve("image", IMAGE), checksum=SHA256)
+    first = download.run(asked, attempt(store))
+    fetched = len(http_server.requests)
+
+    second = download.run(asked, attempt(store, job_id="job-2"))
+
+    assert len(http_server.requests) == fetched
+    assert second == first | {"reused": True}
+
+
+def test_another_download_under_the_same_id(http_server: HttpServer, store: Store) -> None:
+    """An id that another image has already is refused, and the image stays."""
+    download.run(request(http_server.serve("image", IMAGE)), attempt(store))
+
+    with pytest.raises(InvalidRequest, match="another template under this id"):
+        download.run(request(http_server.serve("other", images.qcow2())), attempt(store))
+
+    assert read_bytes(store, KEY) == IMAGE
+
+
+def test_cancel_leaves_nothing(http_server: HttpServer, store: Store) -> None:
+    """A cancelled download stops between two chunks and leaves nothing behind."""
+    trying = attempt(store)
+    trying.stop_reason = lambda: "user" if trying.progress.bytes > 1 << 20 else None
+    asked = request(http_server.serve("image", IMAGE, rate=4e6))
+
+    with pytest.raises(Cancelled):
+        download.run(asked, trying)
+    trying.stop_reason = lambda: None
+    download.discard(asked, trying)
+
+    assert stored(store) == []
+    assert store.sweep(0) == 0
+
+
+def test_a_fenced_attempt_commits_nothing(http_server: HttpServer, store: Store) -> None:
+    """An attempt whose claim is gone when all bytes are there commits nothing."""
+
+    def fenced() -> None:
+        raise Cancelled("fenced")
+
+    with pytest.raises(Cancelled):
+        download.run(request(http_server.serve("image", IMAGE)), attempt(store, confirm=fenced))
+
+    assert find_manifest(store, request("http://x").artifact) is None
+
+
+def test_progress_sums_to_the_bytes(http_server: HttpServer) -> None:
+    """Progress says the total as soon as it is known, and ends at the size of the image."""
+    seen: list[dict[str, Any]] = []
+    trying: Attempt = attempt()
+    trying.progress._publish = seen.append
+
+    download.run(request(http_server.serve("image", IMAGE)), trying)
+
+    assert next(each["stage"] for each in seen if each["total"] == len(IMAGE)) == "download"
+    assert max(each["bytes"] for each in seen if each["stage"] == "verifying") == len(IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix", "file"),
+    [
+        ("template", "template/tmpl/2/7", "template.properties"),
+        ("iso", "template/tmpl/2/7", "template.properties"),
+        ("volume", "volumes/2/7", "volume.properties"),
+    ],
+)
+def test_cloudstack_layout(http_server: HttpServer, kind: str, prefix: str, file: str) -> None:
+    """Each kind lies where CloudStack looks for it, with a properties file that CloudStack can load."""
+    store = MemoryStore("primary")
+
+    download.run(request(http_server.serve("image", images.qcow2()), kind=kind, name="Größe"), attempt(store))
+
+    lines = dict(line.split("=", 1) for line in read_bytes(store, f"{prefix}/{file}").decode().splitlines())
+    assert {"id", "uniquename", "filename", "size", "virtualsize", "qcow2.filename", "qcow2.size"} <= lines.keys()
+    assert lines["qcow2"] == "true"
+    assert lines["description"] == "Gr\\u00f6\\u00dfe"
+
+
+def test_no_draft_where_the_source_cannot_resume(http_server: HttpServer, store: Store) -> None:
+    """Bytes that cannot be taken up again are not kept."""
+    url = http_server.serve("image", IMAGE, ranges=False, etag=None, cut_after=1 << 20)
+    asked = request(url)
+
+    with pytest.raises(SourceUnavailable):
+        download.run(asked, attempt(store, will_resume=again))
+
+    assert read_draft(store, asked.artifact) is None

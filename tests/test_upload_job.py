@@ -1,0 +1,124 @@
+"""The upload job: to S3 and to a PUT URL, checked on the way out, and nothing at the destination unless it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, ObjectNotFound, StoreDenied
+from ssvm_worker.jobs import download, upload
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import Store
+from tests import images
+from tests.attempts import attempt
+from tests.servers.http import HttpServer
+from tests.servers.s3 import S3Server
+
+IMAGE = images.mbr(6 << 20)
+KEY = "template/tmpl/2/7/7.raw"
+
+
+@pytest.fixture
+def store(http_server: HttpServer) -> Store:
+    """A store that holds one template."""
+    store = MemoryStore("primary")
+    fields = {"url": http_server.serve("image", IMAGE), "account": "2", "id": "7"}
+    download.run(parse_request(download.Request, fields, "download"), attempt(store))
+    return store
+
+
+def request(**fields: Any) -> upload.Request:
+    return parse_request(upload.Request, fields, "upload")
+
+
+def s3_settings(server: S3Server) -> dict[str, Any]:
+    keys = {"endpoint": server.endpoint, "access_key": server.access_key, "secret_key": server.secret_key}
+    return {"credentials": {"lab": keys}}
+
+
+@pytest.mark.parametrize("named", [{"key": KEY}, {"kind": "template", "account": "2", "id": "7"}])
+def test_upload_to_a_put_url(store: Store, http_server: HttpServer, named: dict[str, str]) -> None:
+    """An object, named by its key or by its artifact, arrives whole at a URL that takes a PUT."""
+    result = upload.run(request(url=http_server.take("up"), **named), attempt(store))
+
+    assert http_server.stored["/up"] == IMAGE
+    assert (result["key"], result["size"]) == (KEY, len(IMAGE))
+
+
+def test_upload_to_s3(store: Store, s3_server: S3Server) -> None:
+    """An object arrives whole at s3://bucket/key, with credentials named in the settings."""
+    bucket = s3_server.make_bucket()
+    trying = attempt(store, settings=s3_settings(s3_server))
+
+    upload.run(request(key=KEY, url=f"s3://{bucket}/out/disk 1.raw", credentials="lab"), trying)
+
+    body = s3_server.client().get_object(Bucket=bucket, Key="out/disk 1.raw")["Body"]
+    assert body.read() == IMAGE
+
+
+def test_damage_is_not_uploaded(store: Store, tmp_path: Path, http_server: HttpServer) -> None:
+    """An object that no longer has its digest is refused, and the destination gets nothing."""
+    damaged = FileStore("primary", tmp_path)
+    fields = {"url": http_server.serve("image", IMAGE), "account": "2", "id": "7"}
+    download.run(parse_request(download.Request, fields, "download"), attempt(damaged))
+    (tmp_path / KEY).write_bytes(IMAGE[:-1] + b"!")
+
+    with pytest.raises(ChecksumMismatch, match="damaged"):
+        upload.run(request(key=KEY, url=http_server.take("up")), attempt(damaged))
+
+    assert http_server.stored == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "said"),
+    [
+        pytest.param({"key": "template/tmpl/2/8/8.raw"}, ObjectNotFound, "no complete template", id="no artifact"),
+        pytest.param({"key": "template/tmpl/2/7/8.raw"}, ObjectNotFound, "7.raw", id="no such object"),
+        pytest.param({"key": "elsewhere/x"}, InvalidRequest, "layout|No artifact", id="outside the layout"),
+        pytest.param({"key": KEY, "store": "nowhere"}, InvalidRequest, "primary", id="unknown store"),
+        pytest.param({"key": KEY, "credentials": "nobody"}, InvalidRequest, "nobody", id="unknown credentials"),
+        pytest.param({"key": KEY, "url": "ftp://x/y"}, InvalidRequest, "s3://BUCKET/KEY", id="unknown scheme"),
+        pytest.param({"key": KEY, "url": "s3://"}, InvalidRequest, "s3://", id="no bucket"),
+    ],
+)
+def test_wrong_uploads(store: Store, fields: dict[str, str], error: type[Exception], said: str) -> None:
+    """A wrong request says what there is instead."""
+    with pytest.raises(error, match=said):
+        upload.run(request(**{"url": "http://127.0.0.1:1/up"} | fields), attempt(store))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"url": "s3://b/k"}, id="nothing named"),
+        pytest.param({"key": "../../etc/passwd", "url": "s3://b/k"}, id="key that climbs"),
+        pytest.param({"key": KEY}, id="no destination"),
+    ],
+)
+def test_requests_that_are_refused_when_read(fields: dict[str, str]) -> None:
+    """A request that cannot be right is refused before anything is touched."""
+    with pytest.raises(InvalidRequest):
+        request(**fields)
+
+
+def test_refused_by_the_destination(store: Store, http_server: HttpServer) -> None:
+    """A destination that refuses is named with its status; an expired presigned URL is the usual reason."""
+    with pytest.raises(StoreDenied, match="403"):
+        upload.run(request(key=KEY, url=http_server.take("up", status=403)), attempt(store))
+
+
+def test_cancelled_upload(store: Store, s3_server: S3Server) -> None:
+    """A cancelled upload leaves neither the object nor an open multipart upload."""
+    bucket = s3_server.make_bucket()
+    trying = attempt(store, settings=s3_settings(s3_server))
+    trying.stop_reason = lambda: "user" if trying.progress.bytes > 3 << 20 else None
+
+    with pytest.raises(Cancelled):
+        upload.run(request(key=KEY, url=f"s3://{bucket}/x", credentials="lab"), trying)
+
+    assert s3_server.client().list_objects_v2(Bucket=bucket).get("Contents", []) == []
+    assert s3_server.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
