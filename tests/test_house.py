@@ -36,6 +36,7 @@ LAYERS = (
 SIBLINGS = LAYERS[3]
 #: One library, one place: where each may be imported, as beginnings of paths.
 SDKS = {
+    "billiard": ("tasks/",),
     "boto3": ("ssvm_worker/stores/s3",),
     "botocore": ("ssvm_worker/stores/s3",),
     "mypy_boto3_s3": ("ssvm_worker/stores/s3",),
