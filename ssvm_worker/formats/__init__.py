@@ -77,9 +77,9 @@ class Inspection:
     """An observer of chunks that recognises and judges one image.
 
     Bytes: holds HEAD (about 1 MiB; three times that while it decides), a tail of 1.5 KiB and one table of 4 MiB at the
-    most. Behind the head a chunk costs half a microsecond, so that chunks of 64 KiB and more are as good as free.
-    Raises, from the call or from ``finish``: UnknownFormat, AmbiguousFormat, UnsafeImage, TooLarge, CorruptImage; the
-    constructor: InvalidRequest. The verdict does not depend on the chunks.
+    most, twice while it is read. Behind the head a chunk costs half a microsecond: those of 64 KiB and more are as
+    good as free. Raises, from the call or from ``finish``: UnknownFormat, AmbiguousFormat, UnsafeImage, TooLarge,
+    CorruptImage; the constructor: InvalidRequest. The verdict does not depend on the chunks.
     """
 
     def __init__(self, expected: str = "auto", max_virtual_size: int = 64 * TiB, where: str = "") -> None:

@@ -79,7 +79,7 @@ def rules(head: bytes, where: str) -> Rules:
     furthest = 0
     if 0 < l1_bytes <= MAX_RANGE:
         table = (yield Range(header.l1_offset, l1_bytes)).data
-        furthest = max(entry & _L1_OFFSET_MASK for entry in struct.unpack(f">{header.l1_size}Q", table))
+        furthest = max(entry & _L1_OFFSET_MASK for (entry,) in struct.iter_unpack(">Q", table))
     details: dict[str, object] = {"version": header.version, "cluster_size": header.cluster}
     if header.snapshots:
         details["snapshots"] = header.snapshots

@@ -72,7 +72,7 @@ def rules(head: bytes, where: str) -> Rules:
     furthest = 0
     if entries * 4 <= MAX_RANGE:
         table = (yield Range(table_at, entries * 4)).data
-        used = [entry for entry in struct.unpack(f">{entries}I", table) if entry != _UNUSED]
+        used = (entry for (entry,) in struct.iter_unpack(">I", table) if entry != _UNUSED)
         furthest = max(used, default=0) * 512
     facts = Facts("vhd", footer.size, {"subformat": "dynamic", "block_size": block})
     tail, size = yield facts

@@ -5,19 +5,20 @@
     ≥ 1 MiB    metadata region: "metadata" · 10 number · 32 entries of 32: GUID, offset from here (u32), length (u32)
                items: file parameters (block size u32, flags u32, bit 1 has parent) · virtual disk size (u64)
 
-Safety: no parent. Truncation: every region lies inside the file; which blocks do is left to ``qemu-img check``.
+Safety: no parent. Truncation: every region lies inside the file, and every block begins there.
 """
 
 from __future__ import annotations
 
 import struct
 import uuid
+from collections.abc import Generator
 from typing import NamedTuple
 
 from ssvm_worker.errors import UnknownFormat, UnsafeImage
 from ssvm_worker.units import KiB, MiB, TiB
 
-from .probe import Facts, Range, Rules, corrupt, cut_short
+from .probe import Facts, Range, Rules, Seen, corrupt, cut_short
 
 MAGIC = b"vhdxfile"
 _REGIONS_AT, _TABLE = 192 * KiB, 64 * KiB
@@ -30,6 +31,9 @@ _FILE_PARAMETERS = uuid.UUID("caa16737-fa36-4d43-b3b6-33f0aa44e76b")
 _VIRTUAL_SIZE = uuid.UUID("2fa54224-cd1b-4876-b211-5dbed83bf4b8")
 _PARENT_LOCATOR = uuid.UUID("a8d35f2d-b30b-454d-abf7-d3d84834ab0c")
 _HAS_PARENT = 2
+#: States of a block from here on (6 fully, 7 partially present) name its place; others may name a stale one. 2.5.1.1.
+_PRESENT = 6
+_OFFSET_MASK = 0xFFFFFFFFFFF00000
 
 
 class _Entry(NamedTuple):
@@ -47,23 +51,42 @@ def rules(head: bytes, where: str) -> Rules:
     if len(head) < _REGIONS_AT + _TABLE:
         raise cut_short("the headers of a VHDX take 256 KiB", len(head), where)
     regions = _region_table(head[_REGIONS_AT : _REGIONS_AT + _TABLE], where)
-    at = regions[_METADATA].offset
-    items = _metadata_table((yield Range(at, _TABLE)).data, where)
-    values: dict[uuid.UUID, bytes] = {}
-    for guid in sorted((_FILE_PARAMETERS, _VIRTUAL_SIZE), key=lambda each: items[each].offset):
-        values[guid] = (yield Range(at + items[guid].offset, 8)).data
-    block, flags = struct.unpack("<II", values[_FILE_PARAMETERS])
-    if flags & _HAS_PARENT:
-        raise _differencing(where)
-    virtual_size = struct.unpack("<Q", values[_VIRTUAL_SIZE])[0]
-    if not 0 < virtual_size <= _MAX_SIZE:
-        raise corrupt(f"The VHDX says that it has {virtual_size} bytes", where)
+    at, bat, furthest = regions[_METADATA].offset, regions[_BAT], 0
+    if bat.offset < at:
+        furthest = yield from _furthest_block(bat)
+    block, flags, virtual_size = yield from _metadata(at, where)
+    if bat.offset > at:
+        furthest = yield from _furthest_block(bat)
     facts = Facts("vhdx", virtual_size, {"subformat": "fixed" if flags & 1 else "dynamic", "block_size": block})
     size = (yield facts).size
     for region in regions.values():
         if region.offset + region.length > size:
             raise cut_short(f"a region goes to offset {region.offset + region.length}", size, where)
+    if furthest >= size:
+        raise cut_short(f"a block lies at offset {furthest}", size, where)
     return facts
+
+
+def _furthest_block(bat: _Entry) -> Generator[Range | Facts, Seen, int]:
+    """The highest offset in the first MiB of the block table: of 131072 blocks, 1 TiB and more."""
+    table = (yield Range(bat.offset, min(bat.length, MiB) // 8 * 8)).data
+    present = (entry for (entry,) in struct.iter_unpack("<Q", table) if entry & 7 >= _PRESENT)
+    return max((entry & _OFFSET_MASK for entry in present), default=0)
+
+
+def _metadata(at: int, where: str) -> Generator[Range | Facts, Seen, tuple[int, int, int]]:
+    """Block size, flags and virtual size out of the metadata region."""
+    items = _metadata_table((yield Range(at, _TABLE)).data, where)
+    values: dict[uuid.UUID, bytes] = {}
+    for guid in sorted((_FILE_PARAMETERS, _VIRTUAL_SIZE), key=lambda each: items[each].offset):
+        values[guid] = (yield Range(at + items[guid].offset, 8)).data
+    block, flags = struct.unpack("<II", values[_FILE_PARAMETERS])
+    virtual_size: int = struct.unpack("<Q", values[_VIRTUAL_SIZE])[0]
+    if flags & _HAS_PARENT:
+        raise _differencing(where)
+    if not 0 < virtual_size <= _MAX_SIZE:
+        raise corrupt(f"The VHDX says that it has {virtual_size} bytes", where)
+    return block, flags, virtual_size
 
 
 def _region_table(table: bytes, where: str) -> dict[uuid.UUID, _Entry]:

@@ -9,8 +9,8 @@
 The descriptor is text: ``key=value`` lines, and one line for each extent: ``RW 4192256 SPARSE "disk.vmdk"``.
 
 Safety: monolithicSparse and streamOptimized alone, no parent, one extent without a path, a footer that agrees.
-Truncation: footer and end marker where the header promises them, else the grain directory and every grain table begin
-inside the file; what grain tables name is left to ``qemu-img check``.
+Truncation: footer and end marker where the header promises them, else the grain directory, the grain tables and,
+where the tables lie together, every grain begin inside the file.
 """
 
 from __future__ import annotations
@@ -112,8 +112,11 @@ def rules(head: bytes, where: str) -> Rules:
     create_type = check_descriptor(text, header, where)
     furthest = 0
     if header.gd_offset != GD_AT_END and header.tables * 4 <= MAX_RANGE:
-        table = (yield Range(header.gd_offset * SECTOR, header.tables * 4)).data
-        furthest = max(struct.unpack(f"<{header.tables}I", table)) * SECTOR
+        directory = (yield Range(header.gd_offset * SECTOR, header.tables * 4)).data
+        listed = [sector for sector in struct.unpack(f"<{header.tables}I", directory) if sector]
+        furthest = max(listed, default=0) * SECTOR
+        if grain_tables := _span(listed, header):
+            furthest = max(furthest, _last_grain((yield grain_tables).data, listed, header))
     facts = Facts("vmdk", header.capacity * SECTOR, {"create_type": create_type, "version": header.version})
     tail, size = yield facts
     if header.gd_offset == GD_AT_END:
@@ -121,6 +124,23 @@ def rules(head: bytes, where: str) -> Rules:
     elif max(furthest + 4, header.overhead * SECTOR) > size:
         raise cut_short(f"it names offset {max(furthest, header.overhead * SECTOR)}", size, where)
     return facts
+
+
+def _span(listed: list[int], header: SparseHeader) -> Range | None:
+    """Where the grain tables lie, if writers have put them together as they all do."""
+    if not listed:
+        return None
+    start, length = min(listed) * SECTOR, (max(listed) - min(listed)) * SECTOR + header.gtes_per_gt * 4
+    behind = start >= header.gd_offset * SECTOR + header.tables * 4
+    return Range(start, length) if behind and length <= MAX_RANGE else None
+
+
+def _last_grain(tables: bytes, listed: list[int], header: SparseHeader) -> int:
+    """The highest offset of a grain in these tables; 0 for none."""
+    entries = struct.Struct(f"<{header.gtes_per_gt}I")
+    first = min(listed)
+    last: int = max(max(entries.unpack_from(tables, (sector - first) * SECTOR)) for sector in listed)
+    return last * SECTOR
 
 
 def check_descriptor(data: bytes, header: SparseHeader, where: str) -> str:
