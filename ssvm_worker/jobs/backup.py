@@ -12,6 +12,7 @@ from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import Store
 
 from .attempt import Attempt
+from .publish import placed
 from .request import ArtifactRequest
 from .vmexport import VMExport
 
@@ -53,7 +54,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     The job's own snapshot goes at the end, also after an error, unless another attempt will go on from it.
     """
     stores = {name: attempt.store(name) for name in dict.fromkeys(request.stores)}
-    if done := _already_there(request, attempt, next(iter(stores.values()))):
+    if done := _already_there(request, attempt, stores):
         return done
     attempt.progress.start("connecting")
     with attempt.doors.vcenter(request.vcenter, check=attempt.check) as session:
@@ -77,8 +78,9 @@ def discard(request: Request, attempt: Attempt) -> None:
         _remove_leftover(request, attempt)
 
 
-def _already_there(request: Request, attempt: Attempt, store: Store) -> dict[str, Any] | None:
+def _already_there(request: Request, attempt: Attempt, stores: dict[str, Store]) -> dict[str, Any] | None:
     """The result of an earlier attempt or job if it made just this backup; InvalidRequest if it made another one."""
+    store = next(iter(stores.values()))
     manifest = find_manifest(store, request.artifact)
     if manifest is None:
         return None
@@ -92,7 +94,7 @@ def _already_there(request: Request, attempt: Attempt, store: Store) -> dict[str
     if manifest.job_id == attempt.job_id and manifest.source["snapshot"]["ours"]:
         # An earlier attempt may have died between the manifest and the removal.
         removed = _remove_leftover(request, attempt)
-    return _result(manifest) | {"reused": True, "snapshot_removed": removed}
+    return _result(manifest) | {"reused": True, "snapshot_removed": removed} | placed(stores, request.artifact)
 
 
 def _snapshot(request: Request, attempt: Attempt, vm: VM) -> Snapshot:

@@ -6,7 +6,7 @@ import dataclasses
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.digest import Hasher, digest_of
 from ssvm_worker.errors import (
     Cancelled,
     CorruptImage,
@@ -19,14 +19,14 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.formats.streamoptimized import StreamOptimized
 from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, discard, read_draft, read_manifest, write_draft
+from ssvm_worker.manifest import Entry, Manifest, discard, read_draft, write_draft
 from ssvm_worker.stream import Sink, Store, Stored, store_stream
 from ssvm_worker.units import MiB
 from ssvm_worker.vmware.hardware import EXPORTED, LEFT_OUT, Disk, Hardware, select_disks
 from ssvm_worker.vmware.ovf import OvfDisk, checksums
 
 from .attempt import Attempt
-from .publish import publish
+from .publish import listing, publish
 
 if TYPE_CHECKING:
     from ssvm_worker.vmware.lease import Lease, LeaseFile
@@ -213,16 +213,21 @@ class VMExport:
             self._attempt.log.info("the OVF descriptor is our own: %s", why)
         facts = manifest.facts | {"descriptor": f"our own: {why}" if why else "the server's"}
         manifest = dataclasses.replace(manifest, facts=facts)
-        hasher = Hasher()
-        hasher(descriptor)
-        digests = [(f"{id_}.ovf", hasher.digest().hex)]
+        digests = [(f"{id_}.ovf", digest_of(descriptor).hex)]
         digests += [(each.name, each.digest.partition(":")[2]) for each in manifest.entries]
-        small = {f"{id_}.ovf": descriptor, f"{id_}.mf": checksums(digests), f"{id_}.config.json": config}
+        beside = {
+            "descriptor": {f"{id_}.ovf": descriptor},
+            "checksums": {f"{id_}.mf": checksums(digests)},
+            "config": {f"{id_}.config.json": config},
+        }
+        for role, objects in beside.items():
+            manifest = listing(manifest, objects, role)
+        small = {name: data for objects in beside.values() for name, data in objects.items()}
         kept = publish(self._attempt, self._stores, Stored(owed=self._owed), manifest, small)
         for name in kept["owed"]:
             with suppress(WorkerError):  # a store that is down keeps them until the copy job comes
                 discard(self._stores[name], self._artifact)
-        return read_manifest(self._primary, self._artifact), kept
+        return manifest, kept
 
 
 class _Advance:

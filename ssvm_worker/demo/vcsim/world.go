@@ -147,7 +147,11 @@ func (w *world) stepInto(ctx *simulator.Context, method *simulator.Method) {
 // newFault makes the fault of that name: "TaskInProgress".
 func newFault(name string) types.BaseMethodFault {
 	if kind, ok := types.TypeFunc()(name); ok {
-		if fault, ok := reflect.New(kind).Interface().(types.BaseMethodFault); ok {
+		fault, ok := reflect.New(kind).Interface().(types.BaseMethodFault)
+		if busy, is := fault.(*types.TaskInProgress); is {
+			busy.Task = types.ManagedObjectReference{Type: "Task", Value: "task-1"}
+		}
+		if ok {
 			return fault
 		}
 	}

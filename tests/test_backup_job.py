@@ -1,0 +1,282 @@
+"""The backup job on a real vCenter API: the backup is whole, or nothing of it is there, and nothing of ours is left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from ssvm_worker.demo.simulator import VCenterSimulator
+from ssvm_worker.errors import Cancelled, InvalidRequest, Retryable, SourceNotFound, WorkerError
+from ssvm_worker.jobs import backup
+from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.keys import Artifact
+from ssvm_worker.manifest import find_manifest, read_manifest
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import read_bytes
+from ssvm_worker.units import KiB
+from ssvm_worker.vmware.session import Options, Session
+from tests.neighbours import missing
+from tests.servers.vcenter import TestVM, address_of, doors, make_vm
+
+PREFIX = "snapshots/acme/vol1/b1"
+FAST = Options(lease_tries=2, lease_delay_s=0.01, lease_ready_s=60)
+
+
+class Bench:
+    """A vCenter, two stores, and the job run on them as a worker would."""
+
+    def __init__(self, vcenter: VCenterSimulator) -> None:
+        self.vcenter = vcenter
+        self.primary = MemoryStore("primary")
+        self.archive = MemoryStore("archive")
+        self.options = FAST
+        self.address: dict[str, Any] = {}
+        self.attempt_fields: dict[str, Any] = {}
+
+    def attempt(self, **fields: Any) -> Attempt:
+        door = doors(self.vcenter, options=self.options, **self.address)
+        stores = {"primary": self.primary, "archive": self.archive}
+        return Attempt("job-1", stores, door, **self.attempt_fields | fields)
+
+    def request(self, vm: TestVM, /, **fields: Any) -> backup.Request:
+        values = {"vcenter": "vc1", "vm": vm.machine.id, "account": "acme", "volume": "vol1", "id": "b1"}
+        return backup.Request(**values | fields)
+
+    def run(self, vm: TestVM, /, **fields: Any) -> dict[str, Any]:
+        return backup.run(self.request(vm, **fields), self.attempt())
+
+    def fail(self, vm: TestVM, /, **fields: Any) -> WorkerError:
+        """The error of a job that nobody will try again, after its traces are removed."""
+        with pytest.raises(WorkerError) as caught:
+            self.run(vm, **fields)
+        self.vcenter.fault()
+        backup.discard(self.request(vm, **fields), self.attempt())
+        return caught.value
+
+    def left(self) -> list[str]:
+        """All that is ours on the stores and on the vCenter."""
+        state = self.vcenter.state()
+        keys = [each.key for store in (self.primary, self.archive) for each in store.list()]
+        parts = [*self.primary.uncommitted(), *self.archive.uncommitted()]
+        leases = [id_ for id_, lease in state["leases"].items() if lease["state"] == "open"]
+        return keys + parts + leases + [name for name in state["snapshots"] if name == "ssvm-backup-job-1"]
+
+    def fetches(self, file: str) -> int:
+        return sum(each["file"] == file for each in self.vcenter.state()["gets"])
+
+
+@pytest.fixture
+def bench(vcenter: VCenterSimulator) -> Iterator[Bench]:
+    """A healthy vCenter and empty stores; whatever a test does, no snapshot, lease or part of ours is left."""
+    bench = Bench(vcenter)
+    before = set(bench.left())
+    yield bench
+    kept = {each.key for store in (bench.primary, bench.archive) for each in store.list()}
+    assert set(bench.left()) <= before | kept
+
+
+def assert_whole(store: MemoryStore, *streams: bytes) -> None:
+    """The manifest stands, each object is what it says, and the disks are what the host sent."""
+    manifest = read_manifest(store, Artifact("backup", "acme", "b1", "vol1"))
+    for entry in manifest.entries:
+        data = read_bytes(store, f"{PREFIX}/{entry.name}")
+        assert (len(data), f"sha256:{hashlib.sha256(data).hexdigest()}") == (entry.size, entry.digest)
+    disks = [entry for entry in manifest.entries if entry.role == "disk"]
+    assert [read_bytes(store, f"{PREFIX}/{entry.name}") for entry in disks] == list(streams)
+    assert {each.key for each in store.list(PREFIX)} == {f"{PREFIX}/{e.name}" for e in manifest.entries} | {
+        f"{PREFIX}/manifest.json"
+    }
+
+
+def test_two_disks(bench: Bench, vm: TestVM) -> None:
+    """A VM's disks are stored as the host sends them, and the job's own snapshot is gone afterwards."""
+    result = bench.run(vm)
+    assert_whole(bench.primary, *vm.streams)
+    assert result["snapshot_removed"] is True
+    assert result["complete"] is True
+    assert result["virtual_size"] == sum(map(len, vm.raws))
+    assert [each["status"] for each in result["disks"]] == ["exported", "exported"]
+
+
+def test_content(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
+    """What was stored is, to qemu-img, identical with what the disk was made from."""
+    if shutil.which("qemu-img") is None:
+        missing("qemu-img", "apt-get install qemu-utils")
+    bench.run(vm)
+    for number, raw in enumerate(vm.raws):
+        stored, made = tmp_path / f"{number}.vmdk", tmp_path / f"{number}.raw"
+        stored.write_bytes(read_bytes(bench.primary, f"{PREFIX}/b1-disk{number}.vmdk"))
+        made.write_bytes(raw)
+        command = ["qemu-img", "compare", "-f", "vmdk", "-F", "raw", str(stored), str(made)]
+        assert "identical" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_descriptor_and_checksums(bench: Bench, vm: TestVM) -> None:
+    """The server's OVF is of the snapshot and names the counted sizes; the .mf has the digest of each file."""
+    result = bench.run(vm)
+    ovf = read_bytes(bench.primary, f"{PREFIX}/b1.ovf").decode()
+    sizes = {key.rpartition("}")[2]: value for key, value in next(ElementTree.fromstring(ovf).iter(FILE)).items()}
+    assert (sizes["href"], sizes["size"]) == ("b1-disk0.vmdk", str(len(vm.streams[0])))
+    assert f"of {result['snapshot']}<" in ovf
+    for line in read_bytes(bench.primary, f"{PREFIX}/b1.mf").decode().splitlines():
+        name, digest = line.removeprefix("SHA256(").split(")= ")
+        assert hashlib.sha256(read_bytes(bench.primary, f"{PREFIX}/{name}")).hexdigest() == digest
+
+
+FILE = "{http://schemas.dmtf.org/ovf/envelope/1}File"
+
+
+def test_config(bench: Bench, vm: TestVM) -> None:
+    """The whole configuration of the snapshot is kept as JSON."""
+    bench.run(vm)
+    config = json.loads(read_bytes(bench.primary, f"{PREFIX}/b1.config.json"))
+    assert config["instanceUuid"] == vm.machine.instance_uuid
+
+
+@pytest.mark.parametrize("name", ["id", "instance_uuid", "path"])
+def test_names_of_a_vm(bench: Bench, vm: TestVM, name: str) -> None:
+    """A VM is found by its managed object id, its instance UUID and its inventory path."""
+    bench.run(vm, vm=getattr(vm.machine, name))
+    assert_whole(bench.primary, *vm.streams)
+
+
+@pytest.mark.parametrize("name", ["vm-99999", "00000000-1111-2222-3333-444444444444", "/DC0/vm/nobody"])
+def test_unknown_vm(bench: Bench, vm: TestVM, name: str) -> None:
+    """A VM that is not there is an error that says how it was looked for."""
+    error = bench.fail(vm, vm=name)
+    assert isinstance(error, SourceNotFound)
+    assert name in str(error)
+    assert not bench.left()
+
+
+def test_chosen_disks(bench: Bench, vm: TestVM) -> None:
+    """A disk is chosen by key, label or place; the others are in the result as left out."""
+    for wanted in (str(vm.machine.disks[1].key), vm.machine.disks[1].label, "scsi0:1"):
+        bench.primary = MemoryStore("primary")
+        result = bench.run(vm, disks=[wanted])
+        assert_whole(bench.primary, vm.streams[1])
+        assert [each["status"] for each in result["disks"]] == ["left out", "exported"]
+        assert result["complete"] is False
+
+
+def test_unknown_disk(bench: Bench, vm: TestVM) -> None:
+    """A disk that is not there is an error that lists those there are."""
+    error = bench.fail(vm, disks=["Hard disk 7"])
+    assert isinstance(error, InvalidRequest)
+    assert vm.machine.disks[0].label in str(error)
+    assert not bench.left()
+
+
+@pytest.mark.parametrize(("mode", "status"), [("independent_persistent", "independent"), ("rdm", "rdm")])
+def test_disks_outside_snapshots(bench: Bench, mode: str, status: str) -> None:
+    """A disk that no snapshot holds is never passed over in silence."""
+    vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, modes=("persistent", mode))
+    assert isinstance(bench.fail(vm, disks=["scsi0:1"]), InvalidRequest)
+    result = bench.run(vm)
+    assert [each["status"] for each in result["disks"]] == ["exported", status]
+    assert result["complete"] is False
+    assert_whole(bench.primary, vm.streams[0])
+
+
+def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
+    """A snapshot that the user names, by id or name, is used and never removed."""
+    with Session(address_of(bench.vcenter)) as session:
+        theirs = session.find_vm(vm.machine.id)
+        snapshot = theirs.make_snapshot("theirs")
+        for name in (snapshot.moref, snapshot.name):
+            bench.primary = MemoryStore("primary")
+            assert bench.run(vm, snapshot=name)["snapshot_removed"] is None
+            assert_whole(bench.primary, *vm.streams)
+        bench.vcenter.fault(calls={"ExportSnapshot": "NoPermission"})
+        bench.fail(vm, snapshot=snapshot.moref, disks=["scsi0:0"])
+        assert theirs.own_snapshot("theirs") == snapshot
+        theirs.remove_snapshot(snapshot)
+
+
+def test_unknown_snapshot(bench: Bench, vm: TestVM) -> None:
+    """A snapshot that is not there is an error that lists those there are."""
+    assert "There are: none" in str(bench.fail(vm, snapshot="before-upgrade"))
+
+
+def test_not_quiesced(bench: Bench, vm: TestVM) -> None:
+    """A guest that cannot be quiesced is backed up crash-consistently, and the result says so."""
+    assert bench.run(vm)["quiesced"] is True
+    bench.primary = MemoryStore("primary")
+    bench.vcenter.fault(quiesce_task="ApplicationQuiesceFault")
+    assert bench.run(vm)["quiesced"] is False
+    manifest = find_manifest(bench.primary, bench.request(vm).artifact)
+    assert manifest is not None
+    assert "ApplicationQuiesceFault" in manifest.source["snapshot"]["remark"]
+
+
+def test_two_stores(bench: Bench, vm: TestVM) -> None:
+    """Every store gets the whole backup in one pass."""
+    assert bench.run(vm, stores=["primary", "archive"])["owed"] == {}
+    assert_whole(bench.primary, *vm.streams)
+    assert_whole(bench.archive, *vm.streams)
+    assert bench.vcenter.state()["gets"][-2:] == [
+        {"file": f"disk-{n}.vmdk", "bytes": len(stream), "cookie": False} for n, stream in enumerate(vm.streams)
+    ]
+
+
+def test_owed(bench: Bench, vm: TestVM) -> None:
+    """A secondary store that fails is owed the backup, has nothing of it, and costs the primary nothing."""
+    bench.archive = MemoryStore("archive", capacity=len(vm.streams[0]) + 100 * KiB)
+    result = bench.run(vm, stores=["primary", "archive"])
+    assert list(result["owed"]) == ["archive"]
+    assert_whole(bench.primary, *vm.streams)
+    assert not list(bench.archive.list())
+
+
+def test_primary_fails(bench: Bench, vm: TestVM) -> None:
+    """A primary store that fails is the job's failure."""
+    bench.primary = MemoryStore("primary", capacity=1000)
+    bench.fail(vm, stores=["primary", "archive"])
+    assert not bench.left()
+
+
+def test_again(bench: Bench, vm: TestVM) -> None:
+    """The same request made twice gives the first one's result; another one under the same id is refused."""
+    first = bench.run(vm)
+    before = bench.vcenter.state()["gets"]
+    second = bench.run(vm)
+    assert (second["objects"], second["reused"]) == (first["objects"], True)
+    assert bench.vcenter.state()["gets"] == before
+    with pytest.raises(InvalidRequest, match="another backup"):
+        bench.run(vm, disks=["scsi0:0"])
+
+
+def test_cancel(bench: Bench, vm: TestVM) -> None:
+    """A cancel in the middle of a stream leaves nothing behind."""
+    bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": "stall", "at": 100_000})
+    before = bench.fetches("disk-1.vmdk")
+    bench.attempt_fields["stop_reason"] = lambda: "user" if bench.fetches("disk-1.vmdk") > before else None
+    with pytest.raises(Cancelled):
+        bench.run(vm)
+    bench.vcenter.fault()
+    backup.discard(bench.request(vm), bench.attempt())
+    assert not bench.left()
+
+
+def test_esx(esx: VCenterSimulator) -> None:
+    """A standalone host, whose lease names ``*`` for its address, works like a vCenter; the OVF is our own there."""
+    bench, vm = Bench(esx), make_vm(esx, 128 * KiB)
+    bench.run(vm)
+    assert_whole(bench.primary, *vm.streams)
+    manifest = read_manifest(bench.primary, bench.request(vm).artifact)
+    assert manifest.facts["descriptor"].startswith("our own")
+    assert not bench.vcenter.state()["snapshots"]
+
+
+def test_retryable(bench: Bench, vm: TestVM) -> None:
+    """What may be better later is an error that says so."""
+    bench.vcenter.fault(calls={"ExportSnapshot": "TaskInProgress"})
+    assert isinstance(bench.fail(vm), Retryable)
