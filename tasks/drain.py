@@ -40,7 +40,8 @@ def draining(stop: Callable[[], None], drain_s: float) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if steps:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for each, handler in kept.items():
             signal.signal(each, handler)
 

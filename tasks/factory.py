@@ -10,7 +10,7 @@ from ssvm_worker.ledger import celery_url, queue_name
 from ssvm_worker.settings import Settings
 
 #: The modules that register tasks.
-TASKS = ("tasks.download", "tasks.upload", "tasks.backup", "tasks.maintenance")
+TASKS = ("tasks.download", "tasks.upload", "tasks.backup", "tasks.maintenance", "tasks.beat")
 
 
 def make_app(settings: Settings) -> Celery:
@@ -56,7 +56,7 @@ def sending_app(url: str, prefix: str) -> Celery:
 
 
 def make_queue(name: str) -> Queue:
-    """A queue behind the default exchange, which needs no binding: whoever pushes to the list of that name reaches it."""
+    """A queue behind the default exchange: it needs no binding, so that pushing to the list of that name is enough."""
     return Queue(name, Exchange(""), routing_key=name)
 
 

@@ -39,7 +39,7 @@ def attach(app: Celery, settings: Settings) -> None:
     def write_down(request: Any, **_: Any) -> None:
         """Write the job down before the message is acknowledged: from here on it cannot be lost."""
         name = request.task.name.removeprefix("ssvm.")
-        if name in ("retry", "cancel"):
+        if name in ("retry", "cancel", "reap"):
             return
         try:
             with open_ledger(settings) as ledger:

@@ -1,4 +1,4 @@
-"""Real workers: `celery` process trees as ``ssvm worker`` starts them, with a broker, a store, and ways to hurt them."""
+"""Real workers, started as ``ssvm worker`` starts them, with a broker, a store, and ways to hurt them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config import parse
+from ssvm_worker.errors import ObjectNotFound
 from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger import Ledger, NewJob, Record, queue_name
 from ssvm_worker.settings import Settings
@@ -169,7 +170,10 @@ class Site:
         return self.ledger.get(job_id)
 
     def _is(self, job_id: str, states: tuple[str, ...]) -> bool:
-        record = self.ledger.get(job_id)
+        try:
+            record = self.ledger.get(job_id)
+        except ObjectNotFound:  # its message was not taken yet
+            return False
         return record.state in states if states else record.ended
 
     def until(self, true: Callable[[], bool], what: str) -> None:

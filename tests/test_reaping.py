@@ -1,0 +1,205 @@
+"""The reaper's rules on a real Valkey: who is rung, who is spared, what is dropped; and what a page of jobs shows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.errors import EXIT_RETRYABLE, InvalidRequest, StoreUnavailable
+from ssvm_worker.ledger import Ledger, NewJob, queue_name
+from tests.servers.broker import Broker, StoppableBroker
+from tests.servers.worker import until
+
+BUG = {"error": "ValueError", "message": "ours"}
+
+
+def a_job(job_id: str, zone: str = "z", lane: str = "download") -> NewJob:
+    return NewJob(job_id, "download", zone, lane, {"url": "http://x/y"})
+
+
+@pytest.fixture
+def ledger(broker: Broker) -> Iterator[Ledger]:
+    """A ledger whose claims last until the test ends."""
+    with Ledger(broker.url, prefix=broker.prefix, claim_s=100) as found:
+        yield found
+
+
+def due_now(broker: Broker, job_id: str) -> None:
+    """As if the reaper's next look at the job were due."""
+    with broker.client() as client:
+        client.zadd(f"{broker.prefix}ledger:due", {job_id: 0})
+
+
+def test_unrung(ledger: Ledger, broker: Broker) -> None:
+    """A job whose submitter died before it rang is rung by the reaper."""
+    ledger.submit(a_job("j1"))
+    assert ledger.reap(0.001, 5) == []
+    due_now(broker, "j1")
+    assert [each.job_id for each in ledger.reap(0.001, 5)] == ["j1"]
+
+
+def test_lost_message(ledger: Ledger, broker: Broker) -> None:
+    """A job that was rung is rung again when the queue is empty, for then its message is lost."""
+    ledger.submit(a_job("j1"))
+    ledger.rung("j1")
+    due_now(broker, "j1")
+    assert ledger.reap(0.001, 5)
+
+
+def test_waiting_message(ledger: Ledger, broker: Broker) -> None:
+    """A job that was rung is not rung again while its message may stand in the queue."""
+    ledger.submit(a_job("j1"))
+    ledger.rung("j1")
+    with broker.client() as client:
+        client.lpush(broker.prefix + queue_name("z", "download"), "a message")
+    due_now(broker, "j1")
+    assert ledger.reap(0.001, 5) == []
+
+
+def test_delay_is_over(ledger: Ledger, broker: Broker) -> None:
+    """A job that waited for its next attempt is rung when its time has come, whatever stands in the queue."""
+    ledger.submit(a_job("j1"))
+    claim = ledger.claim("j1", "w")
+    assert claim
+    ledger.release(claim, BUG, delay_s=0.05)
+    with broker.client() as client:
+        client.lpush(broker.prefix + queue_name("z", "download"), "a message")
+    rung: list[str] = []
+    until(lambda: bool(rung.extend(each.job_id for each in ledger.reap(0.001, 5)) or rung), "it is rung")
+    assert ledger.claim("j1", "w")
+
+
+def test_two_reapers(ledger: Ledger, broker: Broker) -> None:
+    """However many reapers there are, one of them acts."""
+    ledger.submit(a_job("j1"))
+    due_now(broker, "j1")
+    rounds = [ledger.reap(3600, 5) for _ in range(5)]
+    assert [len(each) for each in rounds] == [1, 0, 0, 0, 0]
+
+
+def test_broker_was_frozen(stoppable_broker: StoppableBroker) -> None:
+    """Claims that expired while the broker was away are not taken from the living, who get the time to renew."""
+    with Ledger(stoppable_broker.url, claim_s=0.5) as ledger:
+        ledger.submit(a_job("j1"))
+        until(lambda: _rounds_without_a_gap(ledger), "the reaper is under way")
+        claim = ledger.claim("j1", "w")
+        assert claim
+        os.kill(stoppable_broker.pid, signal.SIGSTOP)
+        time.sleep(1.0)  # the broker's clock must pass the end of the claim
+        os.kill(stoppable_broker.pid, signal.SIGCONT)
+        assert ledger.reap(0.001, 5) == []
+        assert ledger.beat(claim) is False
+
+
+def _rounds_without_a_gap(ledger: Ledger) -> bool:
+    """Rounds in quick succession for longer than a claim lasts, so that the first one's gap is forgotten."""
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        ledger.reap(0.001, 5)
+    return True
+
+
+def test_restart_forgets_nothing(stoppable_broker: StoppableBroker) -> None:
+    """A broker with an append-only file knows every job after a restart, and the same connection goes on."""
+    with Ledger(stoppable_broker.url) as ledger:
+        ledger.submit(a_job("j1"))
+        claim = ledger.claim("j1", "w")
+        assert claim
+        stoppable_broker.stop()
+        with pytest.raises(StoreUnavailable):
+            ledger.beat(claim)
+        stoppable_broker.start()
+        assert ledger.beat(claim) is False
+        ledger.finish(claim, "succeeded", result={})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:sesame@127.0.0.1:1/0",
+        "redis+socket:///nowhere/valkey.sock?virtual_host=0",
+        "unix:///nowhere/v.sock",
+    ],
+    ids=["a port", "a socket", "a socket in the spelling of redis-py"],
+)
+def test_broker_down(url: str) -> None:
+    """Submitting without a broker is a retryable error that says where it should be, and shows no password."""
+    with Ledger(url) as ledger, pytest.raises(StoreUnavailable, match="broker cannot be reached") as caught:
+        ledger.submit(a_job("j1"))
+    assert caught.value.exit_code == EXIT_RETRYABLE
+    assert "sesame" not in str(caught.value)
+    assert caught.value.where in url.replace("user:sesame@", "")
+
+
+def test_expire(broker: Broker) -> None:
+    """Records that ended longer ago than keep_s are gone, from every list; others stay."""
+    with Ledger(broker.url, prefix=broker.prefix, keep_s=0) as ledger:
+        for job_id in ("ended", "waiting"):
+            ledger.submit(a_job(job_id))
+        claim = ledger.claim("ended", "w")
+        assert claim
+        ledger.finish(claim, "succeeded", result={})
+        assert ledger.expire() == 1
+        assert [each.job_id for each in ledger.page()] == ["waiting"]
+        assert ledger.counts() == {"queued": 1, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+
+
+def test_kept(ledger: Ledger) -> None:
+    """A record that ended lately is kept."""
+    ledger.submit(a_job("j1"))
+    ledger.cancel("j1", "ann")
+    assert ledger.expire() == 0
+
+
+@pytest.fixture
+def thirty(ledger: Ledger) -> Ledger:
+    """Thirty jobs in two zones and two lanes; every third is cancelled."""
+    for number in range(30):
+        lane = "upload" if number % 5 == 0 else "download"
+        ledger.submit(a_job(f"j{number:02}", zone=f"z{number % 2}", lane=lane))
+        if number % 3 == 0:
+            ledger.cancel(f"j{number:02}", "ann")
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("asked", "numbers"),
+    [
+        ({"limit": 3}, [29, 28, 27]),
+        ({"limit": 3, "offset": 28}, [1, 0]),
+        ({"state": "cancelled", "limit": 3}, [27, 24, 21]),
+        ({"zone": "z1", "limit": 2, "offset": 1}, [27, 25]),
+        ({"lane": "upload"}, [25, 20, 15, 10, 5, 0]),
+        ({"state": "queued", "zone": "z0", "lane": "upload"}, [20, 10]),
+        ({"zone": "elsewhere"}, []),
+    ],
+    ids=["the newest", "the rest", "by state", "by zone", "by lane", "by all", "none"],
+)
+def test_page(thirty: Ledger, asked: dict[str, object], numbers: list[int]) -> None:
+    """A page holds the newest jobs that match, from the offset on."""
+    assert [each.job_id for each in thirty.page(**asked)] == [f"j{number:02}" for number in numbers]  # type: ignore[arg-type]
+
+
+def test_page_of_an_unknown_state(ledger: Ledger) -> None:
+    """A state that does not exist is refused with those that do."""
+    with pytest.raises(InvalidRequest, match="succeeded"):
+        ledger.page(state="done")
+
+
+def test_counts(thirty: Ledger) -> None:
+    """Every job is counted in the one state that it is in."""
+    assert thirty.counts() == {"queued": 20, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 10}
+
+
+def test_warnings(ledger: Ledger, stoppable_broker: StoppableBroker, tmp_path: Path) -> None:
+    """A broker that would forget or evict jobs is pointed out; one that keeps them is not."""
+    assert ledger.warnings() == []
+    with Ledger(stoppable_broker.url) as other, stoppable_broker.with_prefix("").client() as client:
+        client.config_set("appendonly", "no")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        assert [each.partition(" ")[0] for each in other.warnings()] == ["appendonly", "maxmemory-policy"]
