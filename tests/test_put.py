@@ -136,6 +136,7 @@ def test_abort(http_server: HttpServer) -> None:
     """Leaving early shows the server a body shorter than promised."""
     with PutSink(http_server.take("disk"), len(DATA), DEFAULTS) as sink:
         sink.write(CHUNKS[0])
+        sink.write(CHUNKS[1])
     assert http_server.put_broken.wait(20)
     assert (http_server.broken["/disk"], http_server.stored) == (CHUNKS[0], {})
 

@@ -60,12 +60,15 @@ def test_upload_to_s3(store: Store, s3_server: S3Server) -> None:
     assert body.read() == IMAGE
 
 
-def test_damage_is_not_uploaded(store: Store, tmp_path: Path, http_server: HttpServer) -> None:
+@pytest.mark.parametrize(
+    "now", [pytest.param(IMAGE[:-1] + b"!", id="one byte other"), pytest.param(IMAGE[:-1], id="one byte short")]
+)
+def test_damage_is_not_uploaded(tmp_path: Path, http_server: HttpServer, now: bytes) -> None:
     """An object that no longer has its digest is refused, and the destination gets nothing."""
     damaged = FileStore("primary", tmp_path)
     fields = {"url": http_server.serve("image", IMAGE), "account": "2", "id": "7"}
     download.run(parse_request(download.Request, fields, "download"), attempt(damaged))
-    (tmp_path / KEY).write_bytes(IMAGE[:-1] + b"!")
+    (tmp_path / KEY).write_bytes(now)
 
     with pytest.raises(ChecksumMismatch, match="damaged"):
         upload.run(request(key=KEY, url=http_server.take("up")), attempt(damaged))

@@ -68,11 +68,12 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     """Send the object whole, or leave nothing at the destination."""
     store = attempt.store(request.store)
     key, entry = _object(request, store)
+    _refuse_other_size(store.stat(key).size, entry, f"{store.name}:{key}")
     attempt.doors.sweep_destination(request.url, credentials=request.credentials)
     hasher = Hasher()
 
     def verify() -> None:
-        _refuse_damage(hasher, entry, f"{store.name}:{key}")
+        _refuse_other_digest(hasher, entry, f"{store.name}:{key}")
         attempt.confirm()
 
     attempt.progress.start("upload", entry.size)
@@ -106,10 +107,15 @@ def _object(request: Request, store: Store) -> tuple[str, Entry]:
     return artifact.key(images[0].name), images[0]
 
 
-def _refuse_damage(hasher: Hasher, entry: Entry, where: str) -> None:
-    actual = str(hasher.digest())
-    if (hasher.size, actual) != (entry.size, entry.digest):
-        what = f"The stored object is damaged: the manifest says {entry.size} bytes {entry.digest}"
-        raise ChecksumMismatch(
-            f"{what}, it has {hasher.size} bytes {actual}", where, "Nothing was uploaded; see `ssvm verify`"
-        )
+def _refuse_other_size(size: int, entry: Entry, where: str) -> None:
+    if size != entry.size:
+        raise _damaged(f"{size} bytes in place of {entry.size}", where)
+
+
+def _refuse_other_digest(hasher: Hasher, entry: Entry, where: str) -> None:
+    if str(hasher.digest()) != entry.digest:
+        raise _damaged(f"{hasher.digest()} in place of {entry.digest}", where)
+
+
+def _damaged(what: str, where: str) -> ChecksumMismatch:
+    return ChecksumMismatch(f"The stored object is damaged: {what}", where, "Nothing was uploaded; see `ssvm verify`")

@@ -37,9 +37,10 @@ class PutSettings:
 
 
 class PutSink(CannotResume):
-    """``stream.Sink`` over one PUT with a Content-Length; holds no bytes of its own.
+    """``stream.Sink`` over one PUT with a Content-Length.
 
-    Nothing is stored unless the server has all *size* bytes; ``commit`` is its answer. Redirects are not followed: the
+    Nothing is stored unless the server has all *size* bytes, so the last chunk is held back until ``commit``: what is
+    verified after its last byte can still be aborted then. Redirects are not followed: the
     bytes have gone. Closing early leaves the server with a body shorter than promised, which it throws away.
     """
 
@@ -58,19 +59,27 @@ class PutSink(CannotResume):
         self._size = size
         self._settings = settings
         self._watch = Watch(check, settings.stall_s, settings.min_rate)
-        self._sent = 0
+        self._taken = self._sent = 0
+        self._held = b""
         self._connection: HTTPConnection | None = None
         self.key = self._url.name
 
     def write(self, chunk: bytes) -> None:
-        """Send a chunk; raises what the server says as soon as it answers, be it before the end.
+        """Send the chunk before this one; raises what the server says as soon as it answers, be it before the end.
 
         Raises StoreDenied, ObjectNotFound, StoreFull, StoreUnavailable.
         """
-        self._sent += len(chunk)
-        if self._sent > self._size:
+        self._taken += len(chunk)
+        if self._taken > self._size:
             raise ValueError(f"more than the {self._size} bytes that were promised to {self.key}")
+        self._send(self._held)
+        self._held = chunk
+
+    def _send(self, chunk: bytes) -> None:
         connection = self._connected()
+        if not chunk:
+            return
+        self._sent += len(chunk)
         if _has_answer(connection):
             raise self._early_answer()
         try:
@@ -81,8 +90,9 @@ class PutSink(CannotResume):
 
     def commit(self) -> StoredObject:
         """Wait for the server's answer; the size is what was sent, PUT has no way of reading it back."""
-        if self._sent != self._size:
-            raise ValueError(f"{self._sent} of the {self._size} bytes promised to {self.key}")
+        if self._taken != self._size:
+            raise ValueError(f"{self._taken} of the {self._size} bytes promised to {self.key}")
+        self._send(self._held)
         connection = self._connected()
         try:
             answer = connection.getresponse()

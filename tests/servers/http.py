@@ -201,6 +201,14 @@ class _Handler(BaseHTTPRequestHandler):
             if behaviour.status < 300:
                 self.owner.stored[path] = bytes(body)
             self._reply(behaviour)
+            self._linger()
+
+    def _linger(self) -> None:
+        """Take what still comes, as real servers do: a close with bytes unread resets the answer away."""
+        with contextlib.suppress(OSError):
+            self.connection.settimeout(20)
+            while self.rfile.read1(PIECE):  # type: ignore[attr-defined]
+                pass
 
     def _reply(self, behaviour: PutBehaviour) -> None:
         self.send_response(behaviour.status)
