@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
+from ssvm_worker.errors import EXIT_RETRYABLE, StoreUnavailable
 from ssvm_worker.ledger import Record
-from tests.servers.broker import StoppableBroker
+from tests.servers.broker import Broker, StoppableBroker
 from tests.servers.http import Behaviour, HttpServer
+from tests.servers.receiver import Receiver
 from tests.servers.worker import Site, WorkerProcess
 
 pytestmark = pytest.mark.e2e
@@ -192,3 +198,35 @@ def test_worker_killer(make_site: Callable[..., Site], http_server: HttpServer) 
     assert (record.state, site.files()) == ("failed", [])
     assert record.error
     assert record.error["error"] == "WorkerLost"
+
+
+def test_callback(make_site: Callable[..., Site], http_server: HttpServer) -> None:
+    """At the end of a job its record is posted, signed with the secret of the settings, until the receiver takes it."""
+    site = make_site(callback={"secret": "sesame"})
+    site.start()
+    with Receiver(503) as receiver:
+        download(site, http_server.serve("image.raw", DATA), job_id="j1", callback_url=receiver.url)
+        site.until(lambda: site.ledger.get("j1").callback.state == "delivered", "the callback is delivered")
+    headers, body = receiver.got[-1]
+    assert json.loads(body)["state"] == "succeeded"
+    assert headers["X-SSVM-Signature"] == f"sha256={hmac.new(b'sesame', body, hashlib.sha256).hexdigest()}"
+
+
+def test_embedded(make_site: Callable[..., Site], http_server: HttpServer) -> None:
+    """A worker with an embedded broker starts it, others find it, and it ends with its worker."""
+    site = make_site(on=Broker("embedded", "ssvm:"))
+    worker = site.start()
+    assert_whole(site, site.wait(download(site, http_server.serve("image.raw", DATA))))
+    worker.terminate()
+    with pytest.raises(StoreUnavailable):
+        site.ledger.counts()
+
+
+def test_broker_down_at_submit(make_site: Callable[..., Site], http_server: HttpServer) -> None:
+    """Submitting without a broker says so, and its exit status says that it may be tried again."""
+    site = make_site(on=Broker("redis://127.0.0.1:1/0", "ssvm:"))
+    command = [sys.executable, "-m", "ssvm_worker", "submit", "download", "--url", http_server.url("image.raw")]
+    command += ["--account", "1", "--id", "t1"]
+    ended = subprocess.run(command, env={**os.environ, "SSVM_CONFIG": str(site.file)}, capture_output=True, text=True)
+    assert ended.returncode == EXIT_RETRYABLE, ended.stderr
+    assert "broker cannot be reached" in ended.stderr
