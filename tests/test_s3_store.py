@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
+from collections import deque
 
 import pytest
 
-from ssvm_worker.stores.s3 import S3Store
+from ssvm_worker.errors import (
+    Cancelled,
+    ConfigError,
+    InvalidRequest,
+    ObjectNotFound,
+    SourceUnavailable,
+    StoreDenied,
+    StoreFull,
+    StoreUnavailable,
+    WorkerError,
+)
+from ssvm_worker.stores.s3 import S3Store, s3_destination, sweep_s3_destination
 from ssvm_worker.stores.s3_bucket import S3Settings
-from ssvm_worker.units import MiB
-from tests.contracts.store import StoreContract
+from ssvm_worker.stores.s3_upload import BUDGET, MAX_PARTS, part_size
+from ssvm_worker.stream import CHUNK, put_bytes, read_bytes, tap
+from ssvm_worker.units import GiB, MiB, TiB
+from tests.contracts.store import BIG, ME, OTHER, StoreContract, fill, get, keys, put
+from tests.neighbours import free_port
 from tests.servers.s3 import S3Server
+from tests.servers.s3_faults import Fault, FaultyS3
 
 _NUMBERS = itertools.count(1)
 
 
-def settings_of(server: S3Server, **more: object) -> S3Settings:
+def settings_of(server: S3Server | FaultyS3, **more: object) -> S3Settings:
     """How to reach that server; the parts are the smallest that S3 takes."""
-    values = {"endpoint": server.endpoint, "access_key": server.access_key, "secret_key": server.secret_key}
-    return S3Settings(**{"part_size": 5 * MiB, **values, **more})  # type: ignore[arg-type]
+    values = {"endpoint": server.endpoint, "access_key": S3Server.access_key, "secret_key": S3Server.secret_key}
+    return S3Settings(**{"part_size": 5 * MiB, "tries": 1, **values, **more})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -27,7 +45,312 @@ def store(s3_server: S3Server, s3_bucket: str) -> S3Store:
     return S3Store("archive", s3_bucket, f"test-{next(_NUMBERS)}", settings_of(s3_server))
 
 
+@pytest.fixture
+def shaky(faulty_s3: FaultyS3, s3_bucket: str) -> S3Store:
+    """A store of the test's own behind the proxy that misbehaves."""
+    return S3Store("archive", s3_bucket, f"shaky-{next(_NUMBERS)}", settings_of(faulty_s3))
+
+
 class TestS3Store(StoreContract):
     @pytest.fixture
     def store(self, store: S3Store) -> S3Store:
         return store
+
+
+# Settings
+
+
+def test_two_stores_in_one_bucket_are_apart(s3_server: S3Server, s3_bucket: str) -> None:
+    """A store sees, sweeps and lists only what is below its prefix, taken as a whole component."""
+    one = S3Store("one", s3_bucket, "zone/1", settings_of(s3_server))
+    ten = S3Store("ten", s3_bucket, "zone/10", settings_of(s3_server))
+    put_bytes(ten, "object", b"ten", ME)
+    with ten.writer("unfinished", owner=ME) as sink:
+        fill(sink, BIG)
+        assert (keys(one), one.sweep(0)) == ([], 0)
+        sink.commit()
+    assert keys(ten) == ["object", "unfinished"]
+
+
+@pytest.mark.parametrize("bucket", ["", "a", "../b", "b/c", "bücket", "b" * 300])
+def test_bad_bucket_names(bucket: str) -> None:
+    """A bucket that cannot be one is a wrong setting."""
+    with pytest.raises(ConfigError, match="bucket"):
+        S3Store("archive", bucket, "", S3Settings())
+
+
+def test_bad_endpoint(s3_bucket: str) -> None:
+    """An endpoint that is no URL is a wrong setting."""
+    settings = S3Settings(endpoint="localhost:8333", access_key="a", secret_key="b")
+    with pytest.raises(ConfigError, match="endpoint"):
+        S3Store("archive", s3_bucket, "", settings).stat("a")
+
+
+def test_half_a_pair_of_keys(s3_bucket: str) -> None:
+    """One key without the other is a wrong setting, and not a reason to try the machine's own."""
+    with pytest.raises(ConfigError, match="secret_key"):
+        S3Store("archive", s3_bucket, "", S3Settings(access_key="a"))
+
+
+def test_secrets_are_not_shown() -> None:
+    """The settings print without keys."""
+    assert "hush" not in repr(S3Settings(access_key="hush", secret_key="hush"))
+
+
+def test_a_fork_gets_a_client_of_its_own(store: S3Store) -> None:
+    """A child process does not use its parent's client, for it shares sockets and locks with it."""
+    put_bytes(store, "object", b"1", ME)
+    mine = id(store._bucket.client)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if id(store._bucket.client) != mine and read_bytes(store, "object") == b"1" else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# What a server says
+
+
+def test_missing_bucket_is_said_and_not_made(s3_server: S3Server) -> None:
+    """Each door names the missing bucket and its endpoint; a server that makes buckets at a write gets none."""
+    store = S3Store("archive", "no-such-bucket", "", settings_of(s3_server))
+    doors = (
+        lambda: put_bytes(store, "a", b"1", ME),
+        lambda: get(store, "a"),
+        lambda: store.stat("a"),
+        lambda: keys(store),
+        lambda: store.sweep(0),
+    )
+    for door in doors:
+        with pytest.raises(StoreDenied, match=r"no-such-bucket at http://127\.0\.0\.1"):
+            door()
+    assert "no-such-bucket" not in str(s3_server.client().list_buckets()["Buckets"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [pytest.param({"access_key": "wrong"}, id="access key"), pytest.param({"secret_key": "wrong"}, id="secret key")],
+)
+def test_wrong_keys(s3_server: S3Server, s3_bucket: str, wrong: dict[str, str]) -> None:
+    """Keys that the server does not know are refused for good, with a remedy; writing and reading alike."""
+    store = S3Store("archive", s3_bucket, "", settings_of(s3_server, **wrong))
+    for door in (lambda: put_bytes(store, "a", b"1", ME), lambda: get(store, "a"), lambda: keys(store)):
+        with pytest.raises(StoreDenied, match="secret_key") as refused:
+            door()
+        assert "wrong" not in str(refused.value)
+
+
+def test_nobody_listens(s3_bucket: str) -> None:
+    """An endpoint that refuses connections may come back."""
+    settings = S3Settings(f"http://127.0.0.1:{free_port()}", access_key="a", secret_key="b", tries=1)
+    store = S3Store("archive", s3_bucket, "", settings)
+    with pytest.raises(StoreUnavailable, match="endpoint"):
+        put_bytes(store, "a", b"1", ME)
+    with pytest.raises(SourceUnavailable):
+        get(store, "a")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (500, "InternalError", StoreUnavailable),
+        (503, "SlowDown", StoreUnavailable),
+        (503, "ServiceUnavailable", StoreUnavailable),
+        (429, "TooManyRequests", StoreUnavailable),
+        (400, "RequestTimeout", StoreUnavailable),
+        (400, "BadDigest", StoreUnavailable),
+        (403, "AccessDenied", StoreDenied),
+        (403, "RequestTimeTooSkewed", StoreDenied),
+        (400, "AuthorizationHeaderMalformed", StoreDenied),
+        (405, "MethodNotAllowed", StoreDenied),
+        (501, "NotImplemented", StoreUnavailable),
+        (400, "EntityTooLarge", StoreFull),
+        (507, "InsufficientStorage", StoreFull),
+        (404, "NoSuchBucket", StoreDenied),
+    ],
+)
+def test_error_map(shaky: S3Store, faulty_s3: FaultyS3, status: int, code: str, kind: type[WorkerError]) -> None:
+    """What a server answers has a class; the text names store, key and the server's own word."""
+    faulty_s3.faults = [Fault("PutObject", status, code)]
+    with pytest.raises(WorkerError, match="archive:a/object") as refused:
+        put(shaky, "a/object", b"small")
+    assert type(refused.value) is kind
+
+
+@pytest.mark.parametrize(
+    "call", ["CreateMultipartUpload", "UploadPart 1", "UploadPart 2", "UploadPart 3", "CompleteMultipartUpload"]
+)
+def test_nothing_is_left_when_a_call_fails(shaky: S3Store, faulty_s3: FaultyS3, call: str) -> None:
+    """Whichever call of an upload fails, the error names the object, and neither object nor upload is left."""
+    faulty_s3.faults = [Fault(call, 503, "SlowDown")]
+    with pytest.raises(StoreUnavailable, match="archive:a/object"):
+        put(shaky, "a/object", BIG)
+    assert (keys(shaky), shaky.sweep(0)) == ([], 0)
+
+
+def test_passing_errors_are_tried_again(faulty_s3: FaultyS3, s3_bucket: str) -> None:
+    """A part that fails once is sent once more, and the object is whole."""
+    store = S3Store("archive", s3_bucket, f"again-{next(_NUMBERS)}", settings_of(faulty_s3, tries=2))
+    faulty_s3.faults = [Fault("UploadPart 2", 503, "SlowDown", times=1)]
+    put(store, "object", BIG)
+    assert faulty_s3.names().count("UploadPart 2") == 2
+    assert get(store, "object") == BIG
+
+
+def test_failed_part_surfaces_while_writing(shaky: S3Store, faulty_s3: FaultyS3) -> None:
+    """A stream without an end is not read on when a part has failed; the error stays."""
+    faulty_s3.faults = [Fault("UploadPart 1")]
+    with shaky.writer("object", owner=ME) as sink:
+        with pytest.raises(StoreUnavailable):
+            fill(sink, BIG * 20)
+        with pytest.raises(StoreUnavailable):
+            sink.commit()
+    assert "CompleteMultipartUpload" not in faulty_s3.names()
+
+
+def test_lost_answer_to_complete(faulty_s3: FaultyS3, s3_bucket: str) -> None:
+    """Where the object was completed and only the answer was lost, the next try finds it and is content."""
+    store = S3Store("archive", s3_bucket, f"lost-{next(_NUMBERS)}", settings_of(faulty_s3, tries=2))
+    faulty_s3.faults = [Fault("CompleteMultipartUpload", times=1, after=True)]
+    put(store, "object", BIG)
+    assert get(store, "object") == BIG
+
+
+def test_swept_upload_is_not_taken_for_an_older_object(store: S3Store) -> None:
+    """A swept upload is fenced off, even where an object of the same size stands under its key."""
+    put(store, "object", BIG)
+    with store.writer("object", owner=OTHER) as sink:
+        fill(sink, BIG[::-1])
+        store.sweep(0)
+        with pytest.raises(Cancelled):
+            sink.commit()
+    assert get(store, "object") == BIG
+
+
+def test_abort_that_fails_is_left_to_the_sweep(shaky: S3Store, faulty_s3: FaultyS3) -> None:
+    """An abort never raises; what it could not remove, a sweep does."""
+    faulty_s3.faults = [Fault("AbortMultipartUpload", times=1)]
+    fill(shaky.writer("object", owner=ME), BIG).abort()
+    assert (shaky.sweep(0), shaky.sweep(0)) == (1, 0)
+
+
+def test_sweep_by_age_counts_from_the_last_part(store: S3Store, s3_server: S3Server) -> None:
+    """An upload is as old as its last part, so a long one that is alive is spared."""
+    with store.writer("object", owner=OTHER) as sink:
+        fill(sink, BIG)
+        assert (store.sweep(60), store.sweep(0)) == (0, 1)
+
+
+def test_cut_body_is_told(shaky: S3Store, faulty_s3: FaultyS3) -> None:
+    """A body that ends before its length is a broken source; reopened where it broke, it gives the rest."""
+    put(shaky, "object", BIG)
+    faulty_s3.faults = [Fault("GetObject", cut_at=3 * CHUNK, times=1)]
+    source, got = shaky.reader("object"), list[bytes]()
+    with pytest.raises(SourceUnavailable):
+        deque(tap(source.open(), got.append), maxlen=0)
+    assert b"".join([*got, *source.open(sum(map(len, got)))]) == BIG
+
+
+def test_reader_beyond_the_end(store: S3Store) -> None:
+    """An offset behind the end is not the same object."""
+    put(store, "object", b"four")
+    with pytest.raises(WorkerError, match="overwritten"):
+        get(store, "object", 5)
+
+
+def test_small_object_is_one_put(shaky: S3Store, faulty_s3: FaultyS3) -> None:
+    """Below the size of a part there is no multipart upload."""
+    put(shaky, "object", BIG[: 5 * MiB - 1])
+    assert faulty_s3.names() == ["HeadObject", "PutObject", "HeadObject"]
+
+
+# Parts
+
+
+@pytest.mark.parametrize(
+    ("hint", "size"),
+    [
+        pytest.param(1, 8 * MiB, id="never below the least"),
+        pytest.param(20 * GiB, 8 * MiB, id="20 GiB"),
+        pytest.param(900 * GiB, 900 * GiB // 9000 + 1, id="900 GiB"),
+        pytest.param(5 * TiB, 5 * TiB // 9000 + 1, id="the largest object of S3"),
+    ],
+)
+def test_parts_by_the_hint(hint: int, size: int) -> None:
+    """Parts are equal, and 9000 at the most, so that a hint that is a little short still fits."""
+    assert part_size(1, 8 * MiB, hint, 0) == size
+
+
+def total(hint: int | None, parts: int) -> int:
+    """Bytes of that many parts."""
+    sent = 0
+    for number in range(1, parts + 1):
+        sent += part_size(number, 8 * MiB, hint, sent)
+    return sent
+
+
+def test_parts_of_an_unknown_length() -> None:
+    """Without a hint all parts together hold more than 1 TiB, and 20 GiB are reached in parts of the least size."""
+    assert total(None, MAX_PARTS) > TiB
+    assert part_size(20 * GiB // (8 * MiB), 8 * MiB, None, 20 * GiB) == 8 * MiB
+    assert max(part_size(each, 8 * MiB, None, 1) for each in range(1, MAX_PARTS + 1)) <= 5 * GiB
+
+
+def test_parts_beyond_a_wrong_hint() -> None:
+    """A hint that is far too small does not end an upload."""
+    assert total(1, MAX_PARTS) > TiB
+
+
+def test_memory_of_an_upload_is_bounded(store: S3Store) -> None:
+    """Parts under way and the one being filled never hold more than the budget."""
+    with store.writer("object", owner=ME) as sink:
+        for _ in range(40):
+            sink.write(BIG[:CHUNK])
+            under_way = len(sink._running) * 5 * MiB
+            assert under_way + sink._held <= BUDGET
+
+
+# Destinations of uploads
+
+
+def test_destination_takes_the_users_own_key(s3_server: S3Server, s3_bucket: str) -> None:
+    """An upload's key may hold what S3 allows, as blanks, dots and umlauts."""
+    url = f"s3://{s3_bucket}/exports/.hidden/Größe 10 GB (copy)?.qcow2"
+    with s3_destination(url, settings_of(s3_server), len(BIG), ME) as sink:
+        fill(sink, BIG).commit()
+    path = url.removeprefix(f"s3://{s3_bucket}/")
+    assert s3_server.client().get_object(Bucket=s3_bucket, Key=path)["Body"].read() == BIG
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("directory/", id="ends in a slash"),
+        pytest.param("a/../b", id="climbs"),
+        pytest.param("a\0b", id="NUL"),
+        pytest.param("a\nb", id="line break"),
+        pytest.param("ä" * 600, id="1200 bytes"),
+    ],
+)
+def test_destination_refuses(key: str) -> None:
+    """A key that is unsafe or none is refused before anything is asked."""
+    with pytest.raises(InvalidRequest, match="BUCKET/KEY"):
+        s3_destination(f"s3://bucket/{key}", S3Settings(), 1, ME)
+
+
+def test_dead_uploads_of_a_destination_are_swept(s3_server: S3Server, s3_bucket: str) -> None:
+    """What a dead attempt left open for that very key goes; a key that begins alike keeps its own."""
+    settings = settings_of(s3_server)
+    url = f"s3://{s3_bucket}/swept-{next(_NUMBERS)}"
+    with s3_destination(url, settings, None, ME) as dead, s3_destination(f"{url}0", settings, None, ME) as alive:
+        fill(dead, BIG)
+        fill(alive, BIG).commit()
+        assert (sweep_s3_destination(url, settings), sweep_s3_destination(url, settings)) == (1, 0)
+        with pytest.raises(Cancelled):
+            dead.commit()
+
+
+def test_an_answer_without_a_code(store: S3Store) -> None:
+    """A missing object is told from a missing bucket, though HEAD says 404 for both."""
+    with pytest.raises(ObjectNotFound, match=re.escape(f"{store.name}:a/object")):
+        store.stat("a/object")

@@ -44,7 +44,7 @@ class S3Settings:
     #: Bytes of a part at the least. S3 takes no less than 5 MiB, but for the last part.
     part_size: int = 8 * MiB
     #: Parts under way at once, as far as the memory of an upload allows.
-    parallel: int = 4
+    parallel: int = 3
 
 
 class Bucket:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 #: S3's own limit. Parts by the hint leave a tenth of it for a hint that was too small.
 MAX_PARTS = 10_000
 _BY_HINT = 9_000
-#: Bytes of chunks that one upload holds, the part that is being filled included: 64 MiB in all are promised for a
-#: transfer, and the queues before the sink and the SDK need theirs.
-BUDGET = 40 * MiB
+#: Bytes of chunks that one upload holds, the part that is being filled included. 64 MiB in all are promised for a
+#: transfer; with the queues before the sink and what the SDK needs, 48 were measured.
+BUDGET = 32 * MiB
 #: Without a hint, parts grow twofold every 1000 after the first 3000: 23 GiB in the smallest parts, 2 TiB in all.
 _STEADY, _STEP = 3000, 1000
 #: Seconds that an abort waits for parts under way; one that ends later is left to the sweep.
@@ -40,7 +40,7 @@ def part_size(number: int, least: int, size_hint: int | None, sent: int) -> int:
     """Bytes of part *number* (from 1), when *sent* bytes have gone before it.
 
     Equal parts while the hint holds; beyond it, or without one, they grow, so that MAX_PARTS suffice. An object of
-    more than BUDGET / 2 * MAX_PARTS, 195 GiB, costs two of its parts in memory.
+    more than BUDGET * 9000, 281 GiB, costs one of its parts in memory.
     """
     if size_hint and sent < size_hint:
         return max(least, -(-size_hint // _BY_HINT))
@@ -206,10 +206,11 @@ class S3Sink(CannotResume):
         number = len(self._etags) + len(self._running) + 1
         if number > MAX_PARTS:
             raise StoreFull("The object has more parts than S3 takes", self._target.where, "Send its size with it")
-        at_once = max(1, BUDGET // self._part_size - 1)
-        self._collect(min(at_once, self._target.bucket.settings.parallel) - 1)
         future = self._threads.submit(self._upload, number, self._take_body())
         self._running[future] = number
+        # Wait here, so that what is under way and the next part together stay within the budget.
+        at_once = max(0, BUDGET // self._part_size - 1)
+        self._collect(min(at_once, self._target.bucket.settings.parallel))
         least = self._target.bucket.settings.part_size
         self._part_size = part_size(number + 1, least, self._size_hint, self._size)
 

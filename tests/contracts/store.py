@@ -20,7 +20,9 @@ from ssvm_worker.stream import CHUNK, Owner, Sink, Store, put_bytes, read_bytes
 ME = Owner("job-me", 1)
 OTHER = Owner("job-other", 1)
 #: Random, so that a chunk or a part in the wrong place is seen; three parts on S3 with the smallest parts there are.
-BIG = random.Random(2).randbytes(11 * CHUNK + 12345)
+BIG = random.Random(2).randbytes(10 * CHUNK + 12345)
+#: Where the size does not matter: several chunks.
+SOME = BIG[: 2 * CHUNK + 99]
 
 BAD_KEYS = [
     pytest.param("", id="empty"),
@@ -78,7 +80,7 @@ class StoreContract:
     """The promises of Store, Sink and its Source."""
 
     #: Bytes of which a store surely has something to sweep, when they were written and not committed.
-    unfinished = BIG
+    unfinished = BIG[: 6 * CHUNK]
 
     # Writing and committing
 
@@ -124,7 +126,7 @@ class StoreContract:
     def test_uncommitted_is_invisible(self, store: Store) -> None:
         """Until the commit nothing can be listed, looked at or read."""
         with store.writer("a/object", owner=ME) as sink:
-            fill(sink, BIG)
+            fill(sink, SOME)
             assert keys(store) == []
             with pytest.raises(ObjectNotFound):
                 store.stat("a/object")
@@ -154,18 +156,18 @@ class StoreContract:
     def test_abort_after_commit_keeps_the_object(self, store: Store) -> None:
         """An abort does not undo a commit."""
         with store.writer("a/object", owner=ME) as sink:
-            fill(sink, BIG).commit()
+            fill(sink, SOME).commit()
             sink.abort()
-        assert get(store, "a/object") == BIG
+        assert get(store, "a/object") == SOME
 
     def test_overwriting_shows_at_the_commit(self, store: Store) -> None:
         """The old object stands until the new one is committed."""
         put(store, "a/object", b"old")
         with store.writer("a/object", owner=ME) as sink:
-            fill(sink, BIG)
+            fill(sink, SOME)
             assert get(store, "a/object") == b"old"
             sink.commit()
-        assert get(store, "a/object") == BIG
+        assert get(store, "a/object") == SOME
 
     def test_aborted_overwrite_keeps_the_old(self, store: Store) -> None:
         """A failed overwrite costs nothing."""
@@ -176,13 +178,13 @@ class StoreContract:
     def test_last_commit_of_two_writers_wins(self, store: Store) -> None:
         """Two writers of one key do not mix their bytes."""
         first, second = store.writer("a/object", owner=ME), store.writer("a/object", owner=OTHER)
-        for one, two in zip(chunks_of(BIG), chunks_of(BIG[::-1]), strict=True):
+        for one, two in zip(chunks_of(SOME), chunks_of(SOME[::-1]), strict=True):
             first.write(one)
             second.write(two)
         first.commit()
-        assert get(store, "a/object") == BIG
+        assert get(store, "a/object") == SOME
         second.commit()
-        assert get(store, "a/object") == BIG[::-1]
+        assert get(store, "a/object") == SOME[::-1]
 
     def test_writers_in_several_threads(self, store: Store) -> None:
         """Threads may write different objects of one store at once."""
@@ -196,52 +198,52 @@ class StoreContract:
 
     # Reading
 
-    @pytest.mark.parametrize("offset", [0, 1, CHUNK, len(BIG) - 1, len(BIG)])
+    @pytest.mark.parametrize("offset", [0, 1, CHUNK, len(SOME) - 1, len(SOME)])
     def test_reading_from_an_offset(self, store: Store, offset: int) -> None:
         """A fresh reader opened at an offset gives just the rest, down to nothing."""
-        put(store, "a/object", BIG)
-        assert get(store, "a/object", offset) == BIG[offset:]
+        put(store, "a/object", SOME)
+        assert get(store, "a/object", offset) == SOME[offset:]
 
     def test_chunks_are_small_and_never_empty(self, store: Store) -> None:
         """A chunk has 1 byte to 1 MiB, and is immutable."""
-        put(store, "a/object", BIG)
+        put(store, "a/object", SOME)
         for chunk in store.reader("a/object").open():
             assert isinstance(chunk, bytes)
             assert 0 < len(chunk) <= CHUNK
 
     def test_reader_tells_its_size(self, store: Store) -> None:
         """The size is known when the first chunk has come, and the source says that it can be resumed."""
-        put(store, "a/object", BIG)
+        put(store, "a/object", SOME)
         source = store.reader("a/object")
         next(source.open())
-        assert (source.size, source.resumable) == (len(BIG), True)
+        assert (source.size, source.resumable) == (len(SOME), True)
         assert "a/object" in source.name
 
     def test_reader_goes_on_where_it_was_left(self, store: Store) -> None:
         """A reader that is reopened at a byte goes on with the same object."""
-        put(store, "a/object", BIG)
+        put(store, "a/object", SOME)
         source = store.reader("a/object")
         chunks = source.open()
         head = next(chunks)
         chunks.close()
-        assert head + b"".join(source.open(len(head))) == BIG
+        assert head + b"".join(source.open(len(head))) == SOME
 
     def test_reader_refuses_another_object(self, store: Store) -> None:
         """A reader that is reopened after an overwrite says so, and does not mix old and new."""
-        put(store, "a/object", BIG)
+        put(store, "a/object", SOME)
         source = store.reader("a/object")
         source_chunks = source.open()
         next(source_chunks)
         source_chunks.close()
-        put(store, "a/object", BIG[::-1])
+        put(store, "a/object", SOME[::-1])
         with pytest.raises(SourceChanged):
             next(source.open(CHUNK))
 
     def test_several_readers_at_once(self, store: Store) -> None:
         """Readers of one object do not disturb each other."""
-        put(store, "a/object", BIG)
+        put(store, "a/object", SOME)
         pairs = zip(store.reader("a/object").open(), store.reader("a/object").open(), strict=True)
-        assert b"".join(one for one, two in pairs if one == two) == BIG
+        assert b"".join(one for one, two in pairs if one == two) == SOME
 
     def test_missing_object(self, store: Store) -> None:
         """Looking at, or reading, what is not there says so and names it."""
@@ -303,7 +305,7 @@ class StoreContract:
 
     @pytest.mark.parametrize("key", BAD_KEYS)
     def test_bad_keys_are_refused(self, store: Store, key: str) -> None:
-        """A key that is no plain path is refused by every door, before anything is touched."""
+        """A key that is no plain path is refused by every door."""
         with pytest.raises(InvalidRequest):
             store.writer(key, owner=ME)
         with pytest.raises(InvalidRequest):
@@ -312,7 +314,6 @@ class StoreContract:
             store.stat(key)
         with pytest.raises(InvalidRequest):
             store.delete(key)
-        assert (keys(store), store.sweep(0)) == ([], 0)
 
     @pytest.mark.parametrize("prefix", ["..", "a/../b", ".hidden", "a\0b", "a" * 300])
     def test_bad_prefixes_are_refused(self, store: Store, prefix: str) -> None:
@@ -390,5 +391,5 @@ class StoreContract:
         """Asked to resume with nothing there, a writer starts at the first byte."""
         with store.writer("a/object", owner=ME, resume=True) as sink:
             assert (sink.offset, list(sink.resumed())) == (0, [])
-            fill(sink, BIG).commit()
-        assert get(store, "a/object") == BIG
+            fill(sink, SOME).commit()
+        assert get(store, "a/object") == SOME

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -57,7 +59,11 @@ class S3Server:
     def __enter__(self) -> Self:
         self._log = (self._directory / "log").open("wb")
         self._process = subprocess.Popen(
-            self._command(), cwd=self._directory, stdout=self._log, stderr=subprocess.STDOUT
+            self._command(),
+            cwd=self._directory,
+            env=os.environ | {"TMPDIR": str(self._directory)},
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
         )
         try:
             self._wait_until_ready()
@@ -74,8 +80,8 @@ class S3Server:
         self._log.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def client(self) -> Any:
-        """A client of the SDK, for what a test wants to see with other eyes than ours."""
+    @functools.cached_property
+    def _client(self) -> Any:
         return boto3.session.Session(self.access_key, self.secret_key, region_name="us-east-1").client(
             "s3",
             endpoint_url=self.endpoint,
@@ -86,6 +92,10 @@ class S3Server:
                 retries={"total_max_attempts": 1},
             ),
         )
+
+    def client(self) -> Any:
+        """A client of the SDK, for what a test wants to see with other eyes than ours."""
+        return self._client
 
     def make_bucket(self, name: str = "") -> str:
         """Make a bucket, with a name of its own unless one is given."""

@@ -1,0 +1,154 @@
+"""An S3 server that misbehaves on request: a proxy on a real socket before the real one."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tests.servers.s3 import S3Server
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request of a client."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """What S3 calls it."""
+        if "partNumber" in self.query:
+            return f"UploadPart {self.query['partNumber']}"
+        if "uploads" in self.query:
+            return "CreateMultipartUpload" if self.method == "POST" else "ListMultipartUploads"
+        if "uploadId" in self.query:
+            names = {"POST": "CompleteMultipartUpload", "DELETE": "AbortMultipartUpload", "GET": "ListParts"}
+            return names[self.method]
+        return {"GET": "GetObject", "PUT": "PutObject", "HEAD": "HeadObject", "DELETE": "DeleteObject"}[self.method]
+
+
+@dataclass
+class Fault:
+    """What becomes of the calls of one name."""
+
+    name: str
+    status: int = 500
+    code: str = "InternalError"
+    #: How many calls it befalls.
+    times: int = 1 << 30
+    #: Whether the real server gets the call all the same, and only its answer is lost.
+    after: bool = False
+    #: Close the connection after that many bytes of the real answer's body, in place of an error.
+    cut_at: int | None = None
+
+
+@dataclass
+class FaultyS3:
+    """A context manager; *faults* may be changed while it runs, and *calls* tells what came."""
+
+    server: S3Server
+    faults: list[Fault] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        handler = type("Handler", (_Handler,), {"proxy": self})
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        self.endpoint = f"http://127.0.0.1:{self._http.server_address[1]}"
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+    def names(self) -> list[str]:
+        """The names of the calls so far."""
+        return [each.name for each in self.calls]
+
+    def fault_for(self, call: Call) -> Fault | None:
+        """The fault that befalls this call; it is used up once."""
+        for fault in self.faults:
+            if fault.name == call.name and fault.times > 0:
+                fault.times -= 1
+                return fault
+        return None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Passes a request on with the very headers that were signed."""
+
+    proxy: FaultyS3
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+    def serve(self) -> None:
+        """Answer one request."""
+        parts = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        call = Call(self.command, parts.path, query)
+        self.proxy.calls.append(call)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.proxy.fault_for(call)
+        if fault is None:
+            self._pass_on(body, None)
+        elif fault.cut_at is not None:
+            self._pass_on(body, fault.cut_at)
+        else:
+            if fault.after:
+                self._ask(body)
+            self._refuse(fault)
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = serve
+
+    def _ask(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.proxy.server.port, timeout=60)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in ("expect", "connection"):
+                connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        found = answer.read()
+        connection.close()
+        return answer, found
+
+    def _pass_on(self, body: bytes, cut_at: int | None) -> None:
+        answer, found = self._ask(body)
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
+                self.send_header(name, value)
+        if answer.getheader("Content-Length") is None:
+            self.send_header("Content-Length", str(len(found)))
+        self.end_headers()
+        self.wfile.write(found[:cut_at])
+        self.close_connection = cut_at is not None
+
+    def _refuse(self, fault: Fault) -> None:
+        body = f"<Error><Code>{fault.code}</Code><Message>by request</Message></Error>".encode()
+        self.send_response(fault.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def faulty_s3(s3_server: S3Server) -> Iterator[FaultyS3]:
+    """A proxy before the session's server; well-behaved until told otherwise."""
+    with FaultyS3(s3_server) as proxy:
+        yield proxy
