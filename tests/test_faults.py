@@ -1,0 +1,101 @@
+"""The faults do what they say, on the store in memory: a fault that does not happen proves nothing."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from ssvm_worker.errors import SourceUnavailable, StoreFull, StoreUnavailable
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import CHUNK, Resuming, Store, put_bytes, read_bytes
+from tests import faults
+from tests.contracts.store import BIG, ME, StoreContract, fill, get, keys, put
+
+
+class TestStoreWhoseFaultIsElsewhere(StoreContract):
+    """A fault that befalls no key leaves a store as good as any."""
+
+    @pytest.fixture
+    def store(self) -> Store:
+        return faults.store_failing(MemoryStore(resumable=False), after=0, chosen=lambda _: False)
+
+
+def test_failing_store() -> None:
+    """It takes what fits, then fails, and keeps nothing."""
+    store = faults.store_failing(MemoryStore(), after=3 * CHUNK)
+    put(store, "small", BIG[: 2 * CHUNK])
+    with pytest.raises(StoreUnavailable):
+        put(store, "large", BIG)
+    assert keys(store) == ["small"]
+
+
+def test_failing_so_many_times() -> None:
+    """After the given number of failures, it works."""
+    store = faults.store_failing(MemoryStore(), after=0, times=1)
+    with pytest.raises(StoreUnavailable):
+        put(store, "a", BIG)
+    put(store, "a", BIG)
+    assert get(store, "a") == BIG
+
+
+def test_full_store() -> None:
+    """It is full for good."""
+    with pytest.raises(StoreFull):
+        put(faults.store_full(MemoryStore(), after=CHUNK), "a", BIG)
+
+
+def test_failing_commit() -> None:
+    """All bytes are taken, and there is no object."""
+    store = faults.store_failing_commit(MemoryStore())
+    with pytest.raises(StoreUnavailable, match="commit"):
+        put(store, "a", BIG)
+    assert keys(store) == []
+
+
+def test_corrupting_store() -> None:
+    """One bit of an image is flipped; small files beside it are spared."""
+    store = faults.store_corrupting(MemoryStore(), at=CHUNK + 1)
+    put(store, "a.qcow2", BIG)
+    put_bytes(store, "manifest.json", BIG[: 2 * CHUNK], ME)
+    differ = [place for place, (a, b) in enumerate(zip(get(store, "a.qcow2"), BIG, strict=True)) if a != b]
+    assert differ == [CHUNK + 1]
+    assert read_bytes(store, "manifest.json") == BIG[: 2 * CHUNK]
+
+
+def test_short_store() -> None:
+    """The end is lost without a word."""
+    store = faults.store_short(MemoryStore(), after=CHUNK + 1)
+    put(store, "a.qcow2", BIG)
+    assert get(store, "a.qcow2") == BIG[: CHUNK + 1]
+
+
+def test_stalling_store() -> None:
+    """A write hangs until it is released, and then goes on as if nothing had been."""
+    store, stall = faults.store_stalling(MemoryStore(), after=CHUNK)
+    writer = threading.Thread(target=put, args=(store, "a.qcow2", BIG))
+    writer.start()
+    assert stall.reached.wait(60)
+    assert keys(store) == []
+    stall.released.set()
+    writer.join(60)
+    assert get(store, "a.qcow2") == BIG
+
+
+def test_failing_source() -> None:
+    """It breaks in mid-stream so many times; who resumes gets the bytes once."""
+    store = MemoryStore()
+    put(store, "a", BIG)
+    source = faults.source_failing(store.reader("a"), after=CHUNK + 5, times=2)
+    with pytest.raises(SourceUnavailable):
+        list(source.open())
+    assert b"".join(Resuming(source, lambda _: None)) == BIG
+    assert source.opened == [0, 0, CHUNK + 5]
+
+
+def test_spoiled_sink_is_left_like_any_other() -> None:
+    """Leaving a spoiled sink aborts the one inside."""
+    store = MemoryStore()
+    with faults.store_short(store, after=0).writer("a", owner=ME) as sink:
+        fill(sink, BIG)
+    assert (keys(store), store.uncommitted()) == ([], set())
