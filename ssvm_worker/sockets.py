@@ -268,7 +268,7 @@ def _connect_one(sock: WatchedSocket, address: Any, timeout_s: float) -> None:
         raise OSError(error, _failed(address, error))
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
-    while not poll.poll(TICK * 1000):
+    while not poll.poll(min(TICK, timeout_s) * 1000):
         sock.watch.check()
         if time.monotonic() > until:
             raise TimeoutError(f"{address[0]} port {address[1]} did not answer within {timeout_s:.3g} s")

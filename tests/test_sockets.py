@@ -127,7 +127,7 @@ def test_connect_times_out() -> None:
         full.listen(0)
         taken.connect(full.getsockname())
         with pytest.raises(TimeoutError, match="did not answer"):
-            connect(*full.getsockname(), Dial(timeout_s=0.2), Watch())
+            connect("127.0.0.1", full.getsockname()[1], Dial(timeout_s=0.2), Watch())
 
 
 def pair(watch: Watch) -> tuple[WatchedSocket, socket.socket]:
@@ -184,7 +184,7 @@ def test_cancel(blocked: str) -> None:
 def test_bytes_before_a_reset_count() -> None:
     """An error behind some bytes is raised at the next read, so the bytes are not lost."""
     near, far = pair(Watch())
-    replies = [3, ConnectionResetError("gone")]
+    replies: list[int | OSError] = [3, ConnectionResetError("gone")]
 
     def read(view: memoryview) -> int:
         if isinstance(reply := replies.pop(0), OSError):
