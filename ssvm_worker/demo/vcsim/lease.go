@@ -121,8 +121,9 @@ func (w *world) watch(ctx *simulator.Context, it *simulator.HttpNfcLease, now fa
 	w.mu.Lock()
 	w.leases[it.Self.Value] = mine
 	w.mu.Unlock()
+	limit := time.Duration(it.Info.LeaseTimeout) * time.Second
 	go func() {
-		for limit := time.Duration(it.Info.LeaseTimeout) * time.Second; ; time.Sleep(limit / 10) {
+		for ; ; time.Sleep(limit / 10) {
 			w.mu.Lock()
 			open, late := mine.outcome == "open", time.Since(mine.last) > limit
 			w.mu.Unlock()
