@@ -1,0 +1,160 @@
+"""A real S3 server to try things on: SeaweedFS on loopback, from the wheel that the extra ``demo`` brings."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Any, Self
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ssvm_worker.errors import ConfigError, StoreUnavailable
+
+_READY_S = 60
+_PORTS = (
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+    "s3.port.grpc",
+)
+_NUMBERS = itertools.count(1)
+
+
+def find_weed() -> Path | None:
+    """SeaweedFS's program: beside this Python, or on PATH."""
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    return Path(found) if found else None
+
+
+class S3Server:
+    """SeaweedFS on loopback: a context manager that starts it, waits until it takes objects, and kills it."""
+
+    access_key = "demo-access"
+    secret_key = "demo-secret"  # noqa: S105 - of a server on loopback that lives for minutes
+
+    def __init__(self, directory: Path | None = None) -> None:
+        """Raises ConfigError where SeaweedFS is not installed."""
+        program = find_weed()
+        if program is None:
+            raise ConfigError("SeaweedFS is not installed", "weed", "pip install 'ssvm-worker[demo]' brings it")
+        self._program = program
+        self.port = _free_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self._directory = directory or Path(tempfile.mkdtemp(prefix="weed-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._log = (self._directory / "log").open("wb")
+        self._process = subprocess.Popen(
+            self._command(),
+            cwd=self._directory,
+            env=os.environ | {"TMPDIR": str(self._directory)},
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._process is not None
+        assert self._log is not None
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    @functools.cached_property
+    def _client(self) -> Any:
+        return boto3.session.Session(self.access_key, self.secret_key, region_name="us-east-1").client(
+            "s3",
+            endpoint_url=self.endpoint,
+            config=Config(
+                s3={"addressing_style": "path"},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                retries={"total_max_attempts": 1},
+            ),
+        )
+
+    def client(self) -> Any:
+        """A client of the SDK, for what a test wants to see with other eyes than ours."""
+        return self._client
+
+    def make_bucket(self, name: str = "") -> str:
+        """Make a bucket, with a name of its own unless one is given."""
+        name = name or f"bucket-{next(_NUMBERS)}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+    def _command(self) -> list[str]:
+        config = self._directory / "s3.json"
+        identity = {
+            "name": "demo",
+            "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        config.write_text(json.dumps({"identities": [identity]}))
+        ports = [f"-{name}={_free_port()}" for name in _PORTS]
+        return [
+            str(self._program),
+            "server",
+            "-master.telemetry=false",
+            f"-dir={self._directory}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            *ports,
+            "-s3",
+            f"-s3.port={self.port}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            f"-s3.config={config}",
+            f"-filer.localSocket={self._directory}/filer.sock",
+            f"-s3.localSocket={self._directory}/s3.sock",
+            "-volume.max=100",
+            "-master.volumeSizeLimitMB=1024",
+        ]
+
+    def _wait_until_ready(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + _READY_S
+        while not self._takes_objects():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                tail = (self._directory / "log").read_text(errors="replace")[-2000:]
+                raise StoreUnavailable(f"SeaweedFS does not start: {tail}", self.endpoint, "Read its last words")
+            time.sleep(0.1)
+
+    def _takes_objects(self) -> bool:
+        client = self.client()
+        try:
+            if "ready" not in [each["Name"] for each in client.list_buckets()["Buckets"]]:
+                client.create_bucket(Bucket="ready")
+            client.put_object(Bucket="ready", Key="ready", Body=b"ready")
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
