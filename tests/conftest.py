@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins: list[str] = ["tests.servers.http", "tests.servers.broker", "tests.servers.worker", "tests.servers.worker", "tests.servers.s3", "tests.servers.s3_faults", "tests.servers.vcenter"]
+pytest_plugins: list[str] = ["tests.servers.http", "tests.servers.broker", "tests.servers.worker", "tests.servers.s3", "tests.servers.s3_faults", "tests.servers.vcenter", "tests.backup_bench"]

@@ -6,94 +6,22 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from ssvm_worker.demo.simulator import VCenterSimulator
-from ssvm_worker.errors import Cancelled, InvalidRequest, Retryable, SourceNotFound, WorkerError
+from ssvm_worker.errors import Cancelled, InvalidRequest, Retryable, SourceNotFound
 from ssvm_worker.jobs import backup
-from ssvm_worker.jobs.attempt import Attempt
-from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import find_manifest, read_manifest
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import read_bytes
 from ssvm_worker.units import KiB
-from ssvm_worker.vmware.session import Options, Session
+from ssvm_worker.vmware.session import Session
+from tests.backup_bench import PREFIX, Bench, assert_whole
 from tests.neighbours import missing
-from tests.servers.vcenter import TestVM, address_of, doors, make_vm
-
-PREFIX = "snapshots/acme/vol1/b1"
-FAST = Options(lease_tries=2, lease_delay_s=0.01, lease_ready_s=60)
-
-
-class Bench:
-    """A vCenter, two stores, and the job run on them as a worker would."""
-
-    def __init__(self, vcenter: VCenterSimulator) -> None:
-        self.vcenter = vcenter
-        self.primary = MemoryStore("primary")
-        self.archive = MemoryStore("archive")
-        self.options = FAST
-        self.address: dict[str, Any] = {}
-        self.attempt_fields: dict[str, Any] = {}
-
-    def attempt(self, **fields: Any) -> Attempt:
-        door = doors(self.vcenter, options=self.options, **self.address)
-        stores = {"primary": self.primary, "archive": self.archive}
-        return Attempt("job-1", stores, door, **self.attempt_fields | fields)
-
-    def request(self, vm: TestVM, /, **fields: Any) -> backup.Request:
-        values = {"vcenter": "vc1", "vm": vm.machine.id, "account": "acme", "volume": "vol1", "id": "b1"}
-        return backup.Request(**values | fields)
-
-    def run(self, vm: TestVM, /, **fields: Any) -> dict[str, Any]:
-        return backup.run(self.request(vm, **fields), self.attempt())
-
-    def fail(self, vm: TestVM, /, **fields: Any) -> WorkerError:
-        """The error of a job that nobody will try again, after its traces are removed."""
-        with pytest.raises(WorkerError) as caught:
-            self.run(vm, **fields)
-        self.vcenter.fault()
-        backup.discard(self.request(vm, **fields), self.attempt())
-        return caught.value
-
-    def left(self) -> list[str]:
-        """All that is ours on the stores and on the vCenter."""
-        state = self.vcenter.state()
-        keys = [each.key for store in (self.primary, self.archive) for each in store.list()]
-        parts = [*self.primary.uncommitted(), *self.archive.uncommitted()]
-        leases = [id_ for id_, lease in state["leases"].items() if lease["state"] == "open"]
-        return keys + parts + leases + [name for name in state["snapshots"] if name == "ssvm-backup-job-1"]
-
-    def fetches(self, file: str) -> int:
-        return sum(each["file"] == file for each in self.vcenter.state()["gets"])
-
-
-@pytest.fixture
-def bench(vcenter: VCenterSimulator) -> Iterator[Bench]:
-    """A healthy vCenter and empty stores; whatever a test does, no snapshot, lease or part of ours is left."""
-    bench = Bench(vcenter)
-    before = set(bench.left())
-    yield bench
-    kept = {each.key for store in (bench.primary, bench.archive) for each in store.list()}
-    assert set(bench.left()) <= before | kept
-
-
-def assert_whole(store: MemoryStore, *streams: bytes) -> None:
-    """The manifest stands, each object is what it says, and the disks are what the host sent."""
-    manifest = read_manifest(store, Artifact("backup", "acme", "b1", "vol1"))
-    for entry in manifest.entries:
-        data = read_bytes(store, f"{PREFIX}/{entry.name}")
-        assert (len(data), f"sha256:{hashlib.sha256(data).hexdigest()}") == (entry.size, entry.digest)
-    disks = [entry for entry in manifest.entries if entry.role == "disk"]
-    assert [read_bytes(store, f"{PREFIX}/{entry.name}") for entry in disks] == list(streams)
-    assert {each.key for each in store.list(PREFIX)} == {f"{PREFIX}/{e.name}" for e in manifest.entries} | {
-        f"{PREFIX}/manifest.json"
-    }
+from tests.servers.vcenter import TestVM, address_of, make_vm
 
 
 def test_two_disks(bench: Bench, vm: TestVM) -> None:

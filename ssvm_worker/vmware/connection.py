@@ -12,7 +12,7 @@ from typing import Any
 from pyVim import connect as pyvim
 from pyVmomi import vmodl
 
-from ssvm_worker.errors import Cancelled, SourceDenied, SourceUnavailable
+from ssvm_worker.errors import Cancelled, SourceDenied, SourceUnavailable, WorkerError
 from ssvm_worker.sockets import Dial, Watch, connect
 from ssvm_worker.stream import Check
 
@@ -55,7 +55,7 @@ class Connection:
                     sslContext=api_context(address.ca_file, address.pin, self.check, address.timeout_s),
                     httpConnectionTimeout=_CONNECT_S,
                 )
-            except API_ERRORS:
+            except (WorkerError, *API_ERRORS):
                 raise
             except Exception as error:
                 # pyVim raises a bare Exception where there is no vSphere behind the port.

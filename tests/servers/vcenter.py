@@ -76,7 +76,7 @@ def make_vm(simulator: VCenterSimulator, *sizes: int, modes: tuple[str, ...] = (
 @pytest.fixture
 def vm(vcenter: VCenterSimulator) -> TestVM:
     """A VM with two disks."""
-    return make_vm(vcenter, 1024 * KiB, 1536 * KiB)
+    return make_vm(vcenter, 512 * KiB, 768 * KiB)
 
 
 def address_of(simulator: VCenterSimulator, **other: Any) -> Address:

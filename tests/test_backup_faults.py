@@ -1,0 +1,249 @@
+"""The backup job under every fault: the backup is whole, or nothing of it is there; nothing of ours is left."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from ssvm_worker.demo.simulator import VCenterSimulator
+from ssvm_worker.errors import (
+    Cancelled,
+    LeaseLost,
+    Permanent,
+    ResourceBusy,
+    Retryable,
+    SourceDenied,
+    SourceNotFound,
+    SourceUnavailable,
+    WorkerError,
+)
+from ssvm_worker.jobs import backup
+from ssvm_worker.manifest import find_manifest
+from ssvm_worker.stores.memory import MemorySink, MemoryStore
+from ssvm_worker.stream import Owner
+from ssvm_worker.vmware.session import Session
+from tests.backup_bench import FAST, Bench, assert_whole
+from tests.servers.vcenter import TestVM, address_of
+
+STREAM_FAULTS = {
+    "the stream is cut before its first byte": ({"do": "cut", "at": 0}, SourceUnavailable),
+    "the stream is cut in the middle": ({"do": "cut", "at": 300_000}, SourceUnavailable),
+    "the stream is cut in its last sector": ({"do": "cut", "at": -100}, SourceUnavailable),
+    "a 200 with an empty body": ({"do": "end", "at": 0}, SourceUnavailable),
+    "a 200 that ends properly in the middle": ({"do": "end", "at": 300_000}, SourceUnavailable),
+    "a 200 that ends properly without its end marker": ({"do": "end", "at": -512}, SourceUnavailable),
+    "the lease expires in the middle": ({"do": "expire", "at": 300_000}, Retryable),
+    "status 503": ({"status": 503}, SourceUnavailable),
+    "status 404": ({"status": 404}, LeaseLost),
+}
+
+
+def get_fault(vm: TestVM, file: str, fault: dict[str, Any], times: int) -> dict[str, Any]:
+    """A fault of the second disk's stream; an offset below 0 counts from its end."""
+    at = fault.get("at", 0)
+    return fault | {"file": file, "times": times, "at": at if at >= 0 else len(vm.streams[1]) + at}
+
+
+@pytest.mark.parametrize("name", STREAM_FAULTS)
+def test_stream_fails(bench: Bench, vm: TestVM, name: str) -> None:
+    """A stream that goes wrong each time fails the job, retryably, and nothing is stored."""
+    fault, expected = STREAM_FAULTS[name]
+    bench.vcenter.fault(get=get_fault(vm, "disk-1.vmdk", fault, times=0))
+    assert isinstance(bench.fail(vm, stores=["primary", "archive"]), expected)
+    assert not bench.left()
+
+
+@pytest.mark.parametrize("name", STREAM_FAULTS)
+def test_stream_fails_once(bench: Bench, vm: TestVM, name: str) -> None:
+    """A stream that goes wrong once is fetched again by a new lease, and the backup is whole."""
+    bench.vcenter.fault(get=get_fault(vm, "disk-1.vmdk", STREAM_FAULTS[name][0], times=1))
+    before = bench.fetches("disk-0.vmdk"), bench.fetches("disk-1.vmdk")
+    bench.run(vm, stores=["primary", "archive"])
+    assert_whole(bench.primary, *vm.streams)
+    assert_whole(bench.archive, *vm.streams)
+    assert (bench.fetches("disk-0.vmdk") - before[0], bench.fetches("disk-1.vmdk") - before[1]) == (1, 2)
+
+
+FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
+    "the lease ends in an error": ({"lease_error": "Timedout"}, LeaseLost),
+    "another task holds the VM": ({"calls": {"ExportSnapshot": "TaskInProgress"}}, ResourceBusy),
+    "no privilege to export": ({"calls": {"ExportSnapshot": "NoPermission"}}, SourceDenied),
+    "the session ends": ({"calls": {"ExportSnapshot": "NotAuthenticated"}}, SourceUnavailable),
+    "the snapshot cannot be made": ({"snapshot_task": "InsufficientResourcesFault"}, SourceUnavailable),
+    "no privilege to make it": ({"calls": {"CreateSnapshotEx_Task": "NoPermission"}}, SourceDenied),
+    "the lease lists too few files": ({"omit": "disk-1.vmdk"}, SourceNotFound),
+    "the host shows another certificate": ({"thumbprint": "11:" * 19 + "11"}, SourceDenied),
+    "status 403, with and without a cookie": ({"get": {"status": 403}}, SourceDenied),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_vcenter_fails(bench: Bench, vm: TestVM, name: str) -> None:
+    """What vCenter refuses is a clear error, and nothing is left on the stores or on the VM."""
+    fault, expected = FAULTS[name]
+    bench.vcenter.fault(**fault)
+    error = bench.fail(vm)
+    assert isinstance(error, expected)
+    assert error.what
+    assert error.where
+    assert not bench.left()
+
+
+def test_lease_never_ready(bench: Bench, vm: TestVM) -> None:
+    """A lease that does not get ready in time is given up, and given back."""
+    bench.options = dataclasses.replace(FAST, lease_ready_s=1, lease_tries=1)
+    bench.vcenter.fault(never_ready=True)
+    assert isinstance(bench.fail(vm), LeaseLost)
+    assert not bench.left()
+
+
+@pytest.mark.parametrize("fault", [{"get": {"do": "stall", "at": 300_000}}, {"hang": "ExportSnapshot"}])
+def test_stall(bench: Bench, vm: TestVM, fault: dict[str, Any]) -> None:
+    """A stream or a call that stops moving is given up."""
+    bench.options = dataclasses.replace(FAST, lease_tries=1)
+    bench.address = {"timeout_s": 2.0}
+    bench.vcenter.fault(**fault)
+    assert isinstance(bench.fail(vm), SourceUnavailable)
+    assert not bench.left()
+
+
+@pytest.mark.parametrize("method", ["Login", "CreateSnapshotEx_Task", "ExportSnapshot"])
+def test_cancel_while_vcenter_hangs(bench: Bench, vm: TestVM, method: str) -> None:
+    """A cancel is heard while vCenter does not answer."""
+    before = bench.vcenter.state()["calls"].get(method, 0)
+    asked = lambda: bench.vcenter.state()["calls"].get(method, 0) > before  # noqa: E731
+    bench.vcenter.fault(hang=method)
+    bench.attempt_fields = {"stop_reason": lambda: "user" if asked() else None}
+    assert isinstance(bench.fail(vm), Cancelled)
+    assert not bench.left()
+
+
+def test_needs_cookie(bench: Bench, vm: TestVM) -> None:
+    """The session's cookie goes to a host only after it has refused us without."""
+    bench.vcenter.fault(get={"needs_cookie": True})
+    bench.run(vm, disks=["scsi0:0"])
+    assert_whole(bench.primary, vm.streams[0])
+    assert [each["cookie"] for each in bench.vcenter.state()["gets"][-2:]] == [False, True]
+
+
+@pytest.mark.parametrize("fault", [{"any_host": True}, {"plain_keys": True}, {"thumbprint": ""}])
+def test_other_leases(bench: Bench, vm: TestVM, fault: dict[str, Any]) -> None:
+    """A lease may name any host, number its disks, and give no thumbprint."""
+    bench.vcenter.fault(**fault)
+    bench.run(vm)
+    assert_whole(bench.primary, *vm.streams)
+
+
+def test_second_attempt(bench: Bench, vm: TestVM) -> None:
+    """A second attempt goes on with the first one's snapshot, and fetches only what is not stored."""
+    stores = ["primary", "archive"]
+    bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": "cut", "at": 1000})
+    with pytest.raises(SourceUnavailable):
+        backup.run(bench.request(vm, stores=stores), bench.attempt(will_resume=lambda _: True))
+    bench.vcenter.fault()
+    before = bench.fetches("disk-0.vmdk")
+    assert bench.run(vm, stores=stores)["snapshot_removed"] is True
+    assert bench.fetches("disk-0.vmdk") == before
+    assert_whole(bench.primary, *vm.streams)
+    assert_whole(bench.archive, *vm.streams)
+
+
+def test_snapshot_lost_between_attempts(bench: Bench, vm: TestVM) -> None:
+    """Disks of two snapshots are never mixed: without the first attempt's snapshot, all is fetched again."""
+    bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": "cut", "at": 1000})
+    with pytest.raises(SourceUnavailable):
+        backup.run(bench.request(vm), bench.attempt(will_resume=lambda _: True))
+    bench.vcenter.fault()
+    with Session(address_of(bench.vcenter)) as session:
+        theirs = session.find_vm(vm.machine.id)
+        snapshot = theirs.own_snapshot("job-1")
+        assert snapshot is not None
+        theirs.remove_snapshot(snapshot)
+    before = bench.fetches("disk-0.vmdk")
+    bench.run(vm)
+    assert bench.fetches("disk-0.vmdk") == before + 1
+    assert_whole(bench.primary, *vm.streams)
+
+
+def test_snapshot_not_removed(bench: Bench, vm: TestVM) -> None:
+    """A snapshot that cannot be removed does not cost the backup; the same job removes it later."""
+    bench.vcenter.fault(calls={"RemoveSnapshot_Task": "TaskInProgress"})
+    assert bench.run(vm)["snapshot_removed"] is False
+    assert_whole(bench.primary, *vm.streams)
+    bench.vcenter.fault()
+    assert bench.run(vm)["snapshot_removed"] is True
+
+
+def test_fenced(bench: Bench, vm: TestVM) -> None:
+    """A worker that has lost its claim commits nothing more, and leaves the snapshot to the one that has it now."""
+
+    def fenced() -> None:
+        raise Cancelled("fenced")
+
+    with pytest.raises(Cancelled):
+        backup.run(bench.request(vm), bench.attempt(confirm=fenced))
+    assert bench.vcenter.state()["snapshots"]
+    assert not list(bench.primary.list())
+    bench.run(vm)
+    assert_whole(bench.primary, *vm.streams)
+
+
+class SlowStore(MemoryStore):
+    """Takes nothing until the lease was renewed twice."""
+
+    def __init__(self, vcenter: VCenterSimulator) -> None:
+        super().__init__("primary")
+        self.vcenter = vcenter
+
+    def writer(self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False) -> MemorySink:
+        """A sink that waits."""
+        if key.endswith(".vmdk"):
+            while max(lease["renewals"] for lease in self.vcenter.state()["leases"].values()) < 2:
+                pass
+        return super().writer(key, size_hint, owner=owner, resume=resume)
+
+
+def test_keep_alive(bench: Bench, vm: TestVM) -> None:
+    """The lease is renewed while a store is slow."""
+    bench.primary = SlowStore(bench.vcenter)
+    bench.vcenter.fault(lease_timeout=3)
+    bench.run(vm, disks=["scsi0:0"])
+    assert_whole(bench.primary, vm.streams[0])
+
+
+def test_lease_expires_unnoticed(bench: Bench, vm: TestVM) -> None:
+    """A renewal that is refused ends the transfer, and another lease is taken."""
+    bench.options = dataclasses.replace(FAST, lease_tries=1)
+    bench.vcenter.fault(lease_timeout=1, get={"do": "stall", "at": 300_000}, calls={"HttpNfcLeaseProgress": "Timedout"})
+    error = bench.fail(vm)
+    assert isinstance(error, LeaseLost)
+    assert "ended the lease" in error.what
+    assert not bench.left()
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ({"password": "wrong"}, SourceDenied),
+        ({"ca_file": None}, SourceDenied),
+        ({"thumbprint": "00" * 32}, SourceDenied),
+        ({"host": "127.0.0.1", "port": 1}, SourceUnavailable),
+    ],
+    ids=["wrong password", "untrusted certificate", "another certificate than the pinned one", "unreachable"],
+)
+def test_no_session(bench: Bench, vm: TestVM, address: dict[str, Any], expected: type[WorkerError]) -> None:
+    """Without a session the job fails before it touches anything."""
+    bench.address = address
+    assert isinstance(bench.fail(vm), expected)
+    assert not bench.left()
+
+
+def test_permanent_is_not_tried_again(bench: Bench, vm: TestVM) -> None:
+    """A refusal is not tried again with another lease."""
+    bench.vcenter.fault(calls={"ExportSnapshot": "NoPermission"})
+    before = bench.vcenter.state()["calls"].get("ExportSnapshot", 0)
+    assert isinstance(bench.fail(vm), Permanent)
+    assert bench.vcenter.state()["calls"]["ExportSnapshot"] == before + 1
+    assert find_manifest(bench.primary, bench.request(vm).artifact) is None
