@@ -19,3 +19,12 @@ def worker_command(settings: Settings) -> tuple[list[str], dict[str, str]]:
     argv += ["-Q", queues, "-c", str(settings.worker.concurrency), "-n", f"{settings.zone}-{uuid.uuid4().hex[:6]}@%h"]
     argv += ["--loglevel", "INFO", "--without-gossip", "--without-mingle"]
     return argv, {"REMAP_SIGTERM": "SIGQUIT"}
+
+
+def flower_command(port: int, login: str) -> tuple[list[str], dict[str, str]]:
+    """The command that runs Flower on loopback for a look, and its environment; *login* is ``name:password``.
+
+    In operation Flower reads config/flower/flowerconfig.py. A login on the command line would show in ``ps``.
+    """
+    argv = [sys.executable, "-m", "celery", "-A", "tasks.app", "flower", "--address=127.0.0.1", f"--port={port}"]
+    return argv, {"FLOWER_BASIC_AUTH": login}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from typing import NoReturn
 
 import pytest
+
+from ssvm_worker.demo.ports import free_port
+
+__all__ = ["free_port", "missing"]
 
 
 def missing(what: str, how: str) -> NoReturn:
@@ -14,10 +17,3 @@ def missing(what: str, how: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(f"{what} is missing, and CI may not skip: {how}", pytrace=False)
     pytest.skip(f"{what} is missing: {how}")
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

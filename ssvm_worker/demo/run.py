@@ -28,6 +28,7 @@ from ssvm_worker.settings import Settings
 from ssvm_worker.stream import Rate
 from ssvm_worker.units import GiB, MiB, human_size
 
+from .ports import free_port
 from .qcow2 import qcow2
 from .web import Web
 
@@ -80,7 +81,7 @@ def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: S
         _jobs(demo, settings, url, bucket, machine)
         _summary(demo)
         if keep:
-            _keep(demo, settings)
+            _keep(demo)
         return {"results": demo.results, "left_out": demo.left_out}
 
 
@@ -234,12 +235,12 @@ def _object(result: dict[str, Any]) -> str:
     return f"{result.get('digest', '')}  {place}"
 
 
-def _keep(demo: Demo, settings: Settings) -> None:
+def _keep(demo: Demo) -> None:
     """Leave everything running until Ctrl-C or SIGTERM."""
     say = demo.say
     say(f"\nrunning until Ctrl-C. In another shell: export SSVM_CONFIG={demo.config_file}; ssvm jobs; ssvm list")
     if importlib.util.find_spec("flower"):
-        _start_flower(demo, settings)
+        _start_flower(demo)
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.append(1))
@@ -247,13 +248,13 @@ def _keep(demo: Demo, settings: Settings) -> None:
         time.sleep(0.2)
 
 
-def _start_flower(demo: Demo, settings: Settings) -> None:
+def _start_flower(demo: Demo) -> None:
     from tasks.command import flower_command
 
-    password = secrets.token_urlsafe(9)
-    argv, environ, address = flower_command(settings, user="demo", password=password)
+    password, port = secrets.token_urlsafe(9), free_port()
+    argv, environ = flower_command(port, f"demo:{password}")
     log = demo.stack.enter_context((demo.scratch / "flower.log").open("wb"))
     environ = {**os.environ, **environ, "SSVM_CONFIG": str(demo.config_file)}
     flower = subprocess.Popen(argv, stdout=log, stderr=log, env=environ, start_new_session=True)
     demo.stack.callback(_stop, flower)
-    demo.say(f"Flower: {address}  user demo, password {password}")
+    demo.say(f"Flower: http://127.0.0.1:{port}  user demo, password {password}")

