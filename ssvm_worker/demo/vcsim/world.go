@@ -144,18 +144,20 @@ func (w *world) stepInto(ctx *simulator.Context, method *simulator.Method) {
 	}
 }
 
-// newFault makes the fault of that name: "TaskInProgress".
+// newFault makes the fault of that name: "TaskInProgress". What it must name is some task.
 func newFault(name string) types.BaseMethodFault {
-	if kind, ok := types.TypeFunc()(name); ok {
-		fault, ok := reflect.New(kind).Interface().(types.BaseMethodFault)
-		if busy, is := fault.(*types.TaskInProgress); is {
-			busy.Task = types.ManagedObjectReference{Type: "Task", Value: "task-1"}
-		}
-		if ok {
-			return fault
+	kind, ok := types.TypeFunc()(name)
+	if !ok {
+		return new(types.RuntimeFault)
+	}
+	value := reflect.New(kind)
+	some := reflect.ValueOf(types.ManagedObjectReference{Type: "Task", Value: "task-1"})
+	for i := range kind.NumField() {
+		if field := value.Elem().Field(i); field.Type() == some.Type() {
+			field.Set(some)
 		}
 	}
-	return new(types.RuntimeFault)
+	return value.Interface().(types.BaseMethodFault)
 }
 
 // handler adds the data streams and the control interface to the simulator's own paths.
