@@ -37,8 +37,8 @@ SIBLINGS = LAYERS[3]
 #: One library, one place: where each may be imported, as beginnings of paths.
 SDKS = {
     "billiard": ("tasks/",),
-    "boto3": ("ssvm_worker/stores/s3",),
-    "botocore": ("ssvm_worker/stores/s3",),
+    "boto3": ("ssvm_worker/stores/s3", "ssvm_worker/demo/s3"),
+    "botocore": ("ssvm_worker/stores/s3", "ssvm_worker/demo/s3"),
     "mypy_boto3_s3": ("ssvm_worker/stores/s3",),
     "celery": ("tasks/",),
     "kombu": ("tasks/",),
