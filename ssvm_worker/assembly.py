@@ -19,7 +19,7 @@ from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
 from .jobs.request import redact
 from .settings import Credentials, Settings, StoreSettings
 from .stores import open_destination, open_store, sweep_destination
-from .stream import Check, Owner, Sink, Store
+from .stream import Check, Sink, Store
 
 if TYPE_CHECKING:
     from .ledger import Ledger, Record
@@ -95,12 +95,12 @@ class Outside:
         return fetch_text(url, self._http(), check=check)
 
     def destination(
-        self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], owner: Owner
+        self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], attempt: Attempt
     ) -> Sink:
         """Where an upload goes."""
         values = self._credential_values(credentials) | self._upload_values()
         headers = {**headers, **self._authorization(credentials)}
-        return open_destination(url, size, owner=owner, headers=headers, **values)
+        return open_destination(url, size, owner=attempt.owner, headers=headers, check=attempt.check, **values)
 
     def sweep_destination(self, url: str, *, credentials: str | None) -> None:
         """Abort uploads that dead attempts have left open there."""

@@ -10,6 +10,7 @@ Sizes of chunks mean nothing; their order and concatenation mean everything.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -24,6 +25,11 @@ from .units import MiB, human_size
 CHUNK = MiB
 
 _log = logging.getLogger("ssvm.stream")
+
+#: Seconds that a sink gets to take its last chunk when all is given up: a cancel is promised within two.
+_PROMPTLY_S = 1.0
+#: Seconds that its clean-up gets when it does not.
+_PATIENCE_S = 10.0
 
 Observer = Callable[[bytes], None]
 Check = Callable[[], None]
@@ -292,9 +298,19 @@ class _Flow:
     def give_up(self, keep: bool) -> None:
         self._taps.drop()
         for name, lane in self._lanes.items():
-            if lane.drop():
-                sink = self._sinks[name]
-                _clean_up(sink.suspend if keep else sink.abort)
+            sink = self._sinks[name]
+            step = sink.suspend if keep else sink.abort
+            if lane.drop(_PROMPTLY_S):
+                _clean_up(step)
+            else:
+                _clean_up_beside(step)
+
+
+def _clean_up_beside(step: Callable[[], None]) -> None:
+    """Clean up though the sink's own thread is stuck in it, which may free that, but be not held up by it."""
+    beside = threading.Thread(target=_clean_up, args=(step,), name="clean-up", daemon=True)
+    beside.start()
+    beside.join(_PATIENCE_S)
 
 
 def _clean_up(step: Callable[[], None]) -> None:

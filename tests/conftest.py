@@ -2,4 +2,16 @@
 
 from __future__ import annotations
 
-pytest_plugins: list[str] = ["tests.servers.http", "tests.servers.broker", "tests.servers.worker", "tests.servers.s3", "tests.servers.s3_faults", "tests.servers.vcenter", "tests.backup_bench"]
+import pytest
+
+pytest.register_assert_rewrite("tests.contracts", "tests.backup_bench")
+
+pytest_plugins: list[str] = [
+    "tests.servers.broker",
+    "tests.servers.http",
+    "tests.servers.s3",
+    "tests.servers.s3_faults",
+    "tests.servers.vcenter",
+    "tests.servers.worker",
+    "tests.backup_bench",
+]

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,9 @@ from ssvm_worker import assembly, config
 from ssvm_worker.errors import SourceUnavailable, WorkerError
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.keys import MANIFEST, Artifact
 from ssvm_worker.ledger import NewJob
+from ssvm_worker.manifest import read_manifest
 from ssvm_worker.settings import Settings
 from ssvm_worker.stream import Rate
 from ssvm_worker.units import GiB, MiB, human_size
@@ -79,7 +81,7 @@ def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: S
         settings = demo.write_settings()
         _start_worker(demo, settings)
         _jobs(demo, settings, url, bucket, machine)
-        _summary(demo)
+        _summary(demo, settings)
         if keep:
             _keep(demo)
         return {"results": demo.results, "left_out": demo.left_out}
@@ -217,22 +219,28 @@ def _run(demo: Demo, settings: Settings, name: str, fields: dict[str, Any]) -> d
     return demo.results[name]
 
 
-def _summary(demo: Demo) -> None:
+def _summary(demo: Demo, settings: Settings) -> None:
     say = demo.say
-    say("\nstored, and how fast (the wait in the queue counted in):")
+    say("\ndone, the wait in the queue counted in:")
     for name, result in demo.results.items():
-        say(f"  {name:9} {human_size(result.get('size', 0)):>9}  {human_size(result['rate'])}/s  {_object(result)}")
-    for path in sorted((demo.scratch / "store").rglob("*")):
-        if path.is_file():
-            say(f"    {path.stat().st_size:>10}  {path.relative_to(demo.scratch / 'store')}")
+        place = result.get("url") or result.get("key") or result.get("prefix", "")
+        say(f"  {name:9} {human_size(result.get('size', 0)):>9} at {human_size(result['rate'])}/s  {place}")
+    say("\nstored, each artifact complete by its manifest.json:")
+    for line in _stored(settings):
+        say(f"  {line}")
     for part in demo.left_out:
         say(f"  left out: {part}")
     say("\nnext:  ssvm --help   ssvm schema download   ssvm doctor   `make demo ARGS=--keep` leaves it running")
 
 
-def _object(result: dict[str, Any]) -> str:
-    place = result.get("url") or result.get("key") or result.get("prefix", "")
-    return f"{result.get('digest', '')}  {place}"
+def _stored(settings: Settings) -> Iterator[str]:
+    store = assembly.open_store_named(settings, "primary")
+    for each in store.list():
+        prefix, _, name = each.key.rpartition("/")
+        if name == MANIFEST:
+            manifest = read_manifest(store, Artifact.of_prefix(prefix))
+            for entry in manifest.entries:
+                yield f"{entry.size:>10}  {entry.digest[:23]}…  {prefix}/{entry.name}"
 
 
 def _keep(demo: Demo) -> None:

@@ -87,7 +87,7 @@ class Doors(Protocol):
         """A small text file, such as SHA256SUMS."""
 
     def destination(
-        self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], owner: Owner
+        self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], attempt: Attempt
     ) -> Sink:
         """Where an upload goes: s3://bucket/key, or an http(s) URL that takes a PUT."""
 

@@ -78,7 +78,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
 
     attempt.progress.start("upload", entry.size)
     with attempt.doors.destination(
-        request.url, size=entry.size, credentials=request.credentials, headers=request.headers, owner=attempt.owner
+        request.url, size=entry.size, credentials=request.credentials, headers=request.headers, attempt=attempt
     ) as sink:
         chunks = attempt.resuming(store.reader(key))
         sinks = {"destination": sink}

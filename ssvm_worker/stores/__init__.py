@@ -66,9 +66,10 @@ def open_destination(
 ) -> Sink:
     """Where an upload of *size* bytes goes: ``s3://bucket/key``, or an http(s) URL that takes a PUT.
 
-    *values* are S3Settings' for the first; *rule* and *http_ca_file* for the second. Raises InvalidRequest for neither.
+    *values* are S3Settings' for the first; *rule*, *http_ca_file* and *check* for the second.
+    Raises InvalidRequest for neither.
     """
-    rule, ca_file = values.pop("rule", None), values.pop("http_ca_file", None)
+    rule, ca_file, check = (values.pop(name, None) for name in ("rule", "http_ca_file", "check"))
     if url.startswith("s3://"):
         from .s3 import s3_destination
 
@@ -76,10 +77,14 @@ def open_destination(
     if url.startswith(("http://", "https://")):
         from .put import PutSettings, PutSink
 
-        return PutSink(url, size, PutSettings(rule=rule, ca_file=ca_file), headers=headers)
+        return PutSink(url, size, PutSettings(rule=rule, ca_file=ca_file), headers=headers, check=check or _unchecked)
     raise InvalidRequest(
         "Nothing can be uploaded there", url.partition("://")[0][:40], "Give s3://BUCKET/KEY or an http(s) URL"
     )
+
+
+def _unchecked() -> None:
+    """For callers that cannot be cancelled."""
 
 
 def sweep_destination(url: str, **values: Any) -> int:

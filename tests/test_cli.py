@@ -1,0 +1,227 @@
+"""The command line: what each command prints for people and for programs, and with which exit status it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.cli import main
+from ssvm_worker.jobs import JOBS
+from tests import images
+from tests.servers.broker import Broker
+from tests.servers.http import HttpServer
+
+Run = Callable[..., tuple[int, Any]]
+HERE = ("--account", "2", "--id", "7")
+
+
+@pytest.fixture
+def ssvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command with ``--json``; returns its exit status and what it printed, read back."""
+    (tmp_path / "store").mkdir()
+    monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/store")
+    monkeypatch.setenv("SSVM_DOWNLOAD__ALLOW_NETWORKS", "127.0.0.0/8")
+
+    def run(*argv: str) -> tuple[int, Any]:
+        status = main([*argv, "--json"])
+        return status, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def template(ssvm: Run, http_server: HttpServer) -> str:
+    """The key of a stored template."""
+    status, result = ssvm("run", "download", "--url", http_server.serve("image", images.qcow2()), *HERE)
+    assert status == 0
+    return str(result["key"])
+
+
+@pytest.fixture
+def ledger(monkeypatch: pytest.MonkeyPatch, broker: Broker) -> None:
+    """The settings name a real broker, with a prefix of the test's own."""
+    monkeypatch.setenv("SSVM_BROKER__URL", broker.url)
+    monkeypatch.setenv("SSVM_BROKER__PREFIX", broker.prefix)
+
+
+def test_list_stat_verify_delete(ssvm: Run, template: str) -> None:
+    """What was stored is listed, described, verified and deleted, by its place or by its names."""
+    place = template.rpartition("/")[0]
+
+    assert [row["artifact"] for row in ssvm("list")[1]] == [place]
+    assert ssvm("stat", place)[1]["objects"][0]["key"] == template
+    assert ssvm("stat", "--kind", "template", *HERE)[1]["objects"][0]["key"] == template
+    assert ssvm("verify", place)[1]["objects"] == 2
+    assert ssvm("delete", *HERE)[0] == 0
+    assert ssvm("list")[1] == []
+
+
+def test_what_is_not_there(ssvm: Run) -> None:
+    """stat and verify of nothing are failures; delete of nothing is not."""
+    assert ssvm("stat", *HERE)[0] == 1
+    assert ssvm("verify", *HERE)[1]["error"] == "ObjectNotFound"
+    assert ssvm("delete", *HERE)[0] == 0
+
+
+def test_verify_says_damage(ssvm: Run, template: str, tmp_path: Path) -> None:
+    """A damaged object is a permanent failure that names it."""
+    with (tmp_path / "store" / template).open("ab") as file:
+        file.write(b"!")
+
+    status, error = ssvm("verify", *HERE)
+
+    assert (status, error["error"]) == (1, "CorruptImage")
+    assert template in error["message"]
+
+
+def test_stores(ssvm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """stores tells usage and health; a store that is away makes the status 75."""
+    assert ssvm("stores")[1][0]["state"] == "up"
+    monkeypatch.setenv("SSVM_STORES__OTHER__URL", f"file://{tmp_path}/nowhere")
+
+    status, rows = ssvm("stores")
+
+    assert status == 75
+    assert {row["name"]: row["state"] for row in rows} == {"primary": "up", "other": "down"}
+
+
+def test_unreadable_store_is_not_empty(ssvm: Run, tmp_path: Path) -> None:
+    """A store that is away is an error of list, never an empty list."""
+    (tmp_path / "store").rmdir()
+
+    status, error = ssvm("list")
+
+    assert (status, error["error"]) == (75, "StoreUnavailable")
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_schema(ssvm: Run, job: str) -> None:
+    """Every job's request has a JSON Schema in which each field is described or plain."""
+    schema = ssvm("schema", job)[1]
+
+    assert schema["type"] == "object"
+    assert {"job_id", "callback_url"} <= schema["properties"].keys()
+    assert schema == ssvm("schema")[1][f"ssvm.{job}"]
+
+
+def test_config_is_redacted(ssvm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config shows the settings in force, and no secret."""
+    monkeypatch.setenv("SSVM_CALLBACK__SECRET", "s3cret")
+
+    shown = ssvm("config")[1]
+
+    assert shown["callback"]["secret"] == "***"
+    assert shown["stores"]["primary"]["url"].startswith("file://")
+
+
+def test_submit_jobs_job_cancel_retry(ssvm: Run, ledger: None) -> None:
+    """A job without a worker is queued, listed, shown, cancelled and queued again."""
+    status, record = ssvm("submit", "delete", *HERE, "--job-id", "a-1")
+    assert (status, record["state"]) == (0, "queued")
+
+    assert [row["job_id"] for row in ssvm("jobs")[1]] == ["a-1"]
+    assert ssvm("job", "a-1")[1]["job"] == "delete"
+    assert ssvm("cancel", "a-1")[1]["state"] == "cancelled"
+    assert ssvm("jobs", "--state", "queued")[1] == []
+    assert ssvm("cancel", "a-1")[0] == 1
+    assert ssvm("retry", "a-1")[1]["state"] == "queued"
+
+
+def test_submit_again(ssvm: Run, ledger: None) -> None:
+    """The same job id with the same request is the same job; with another request it is refused."""
+    ssvm("submit", "delete", *HERE, "--job-id", "a-1")
+
+    assert ssvm("submit", "delete", *HERE, "--job-id", "a-1")[0] == 0
+    assert ssvm("submit", "delete", "--account", "2", "--id", "8", "--job-id", "a-1")[1]["error"] == "InvalidRequest"
+    assert len(ssvm("jobs")[1]) == 1
+
+
+def test_unknown_job_id(ssvm: Run, ledger: None) -> None:
+    """An id that the ledger does not have is said so."""
+    status, error = ssvm("job", "nobody")
+
+    assert (status, error["error"]) == (1, "ObjectNotFound")
+
+
+def test_broker_down(ssvm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its broker submit fails as something to try again, and names the broker without its password."""
+    monkeypatch.setenv("SSVM_BROKER__URL", "redis://:s3cret@127.0.0.1:1/0")
+
+    status, error = ssvm("submit", "delete", *HERE)
+
+    assert (status, error["error"]) == (75, "StoreUnavailable")
+    assert "127.0.0.1:1" in error["message"]
+    assert "s3cret" not in error["message"]
+
+
+def test_doctor(ssvm: Run, ledger: None) -> None:
+    """doctor names everything that it looked at, and what is wrong with it."""
+    rows = {row["check"]: row["state"] for row in ssvm("doctor")[1]}
+
+    assert rows["broker"] == rows["store primary"] == rows["settings"] == "ok"
+
+
+def test_doctor_without_settings(ssvm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """doctor examines what it can: a broker that is away is one finding among others."""
+    monkeypatch.setenv("SSVM_BROKER__URL", "redis://127.0.0.1:1/0")
+
+    status, rows = ssvm("doctor")
+
+    assert status == 1
+    assert {row["check"]: row["ok"] for row in rows}["broker"] is False
+
+
+def test_tables_for_people(ssvm: Run, template: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --json a table is printed, with sizes as people read them."""
+    main(["list"])
+
+    shown = capsys.readouterr().out
+    assert "artifact" in shown
+    assert template.rpartition("/")[0] in shown
+
+
+def test_errors_for_people(ssvm: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --json an error is one line on standard error that names its class."""
+    status = main(["stat", *HERE])
+
+    shown = capsys.readouterr()
+    assert status == 1
+    assert shown.out == ""
+    assert shown.err.startswith("ssvm: ObjectNotFound: There is no complete template there")
+
+
+@pytest.mark.parametrize("argv", [["frobnicate"], ["run"], ["run", "frobnicate"], ["job"], ["jobs", "--state", "x"]])
+def test_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong usage is status 2 with the usage on standard error."""
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+
+    assert caught.value.code == 2
+    assert "usage: ssvm" in capsys.readouterr().err
+
+
+def test_request_from_a_file_and_options(ssvm: Run, http_server: HttpServer, tmp_path: Path) -> None:
+    """--request gives the whole object, and options override its fields."""
+    file = tmp_path / "request.json"
+    url = http_server.serve("image", images.qcow2())
+    file.write_text(json.dumps({"url": url, "account": 2, "id": "8", "stores": ["nowhere"]}))
+
+    status, result = ssvm("run", "download", "--request", str(file), "--stores", "primary", "--id", "9")
+
+    assert (status, result["key"]) == (0, "template/tmpl/2/9/9.qcow2")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "null"])
+def test_request_that_is_no_object(ssvm: Run, tmp_path: Path, content: str) -> None:
+    """A request file that holds no object is named."""
+    file = tmp_path / "request.json"
+    file.write_text(content)
+
+    status, error = ssvm("run", "download", "--request", str(file))
+
+    assert (status, error["error"]) == (1, "InvalidRequest")
+    assert str(file) in error["message"]
