@@ -123,6 +123,15 @@ def test_one_sender(ledger: Ledger) -> None:
     assert ledger.take_callback() is None
 
 
+def test_retried_job_waits_for_its_new_end(ledger: Ledger) -> None:
+    """A callback that was still to be sent when its job was retried is not sent before the new end."""
+    with Receiver() as receiver:
+        ended(ledger, receiver.url, "failed")
+        ledger.retry("j1", "ann")
+        assert outbox(ledger).send_due() is False
+    assert receiver.got == []
+
+
 def test_retried_job_tells_again(ledger: Ledger) -> None:
     """A job that is retried is told of at its new end."""
     with Receiver() as receiver:

@@ -260,6 +260,16 @@ def test_resource_is_freed(ledger: Ledger, hasty: Ledger) -> None:
     assert ledger.claim("heir", "w")
 
 
+def test_resource_leaves_no_key(ledger: Ledger, broker: Broker) -> None:
+    """What a job held is forgotten at its end, so that the broker does not fill up with names."""
+    ledger.submit(a_job(resource="template/1"))
+    claim = ledger.claim("j1", "w")
+    assert claim
+    ledger.finish(claim, "succeeded", result={})
+    with broker.client() as client:
+        assert client.keys(f"{broker.prefix}*holder*") == []
+
+
 def into(ledger: Ledger, state: str) -> None:
     """Bring a new job j1 into that state."""
     ledger.submit(a_job())
@@ -318,6 +328,18 @@ def test_cancel_between_attempts(ledger: Ledger) -> None:
     ledger.release(claim, BUG, delay_s=100)
     ledger.cancel("j1", "ann")
     assert ledger.reap(0.001, 5)
+    again = ledger.claim("j1", "w")
+    assert again
+    assert again.record.ending == "cancelled"
+
+
+def test_cancel_of_a_failing_attempt(ledger: Ledger) -> None:
+    """A cancel that comes while an attempt is failing is not forgotten: the next claim is for the leftovers only."""
+    ledger.submit(a_job())
+    claim = ledger.claim("j1", "w")
+    assert claim
+    ledger.cancel("j1", "ann")
+    ledger.release(claim, BUG, delay_s=100)
     again = ledger.claim("j1", "w")
     assert again
     assert again.record.ending == "cancelled"

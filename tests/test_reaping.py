@@ -77,9 +77,11 @@ def test_delay_is_over(ledger: Ledger, broker: Broker) -> None:
 def test_two_reapers(ledger: Ledger, broker: Broker) -> None:
     """However many reapers there are, one of them acts."""
     ledger.submit(a_job("j1"))
-    due_now(broker, "j1")
-    rounds = [ledger.reap(3600, 5) for _ in range(5)]
-    assert [len(each) for each in rounds] == [1, 0, 0, 0, 0]
+    rounds = []
+    for _ in range(5):
+        due_now(broker, "j1")
+        rounds.append(len(ledger.reap(3600, 5)))
+    assert rounds == [1, 0, 0, 0, 0]
 
 
 def test_broker_was_frozen(stoppable_broker: StoppableBroker) -> None:

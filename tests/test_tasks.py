@@ -199,6 +199,16 @@ def take_away(shop: Workshop) -> None:
     assert shop.ledger.reap(0.1, 5)
 
 
+def test_failure_of_a_fenced_attempt(shop: Workshop) -> None:
+    """An attempt that fails after it lost its claim removes nothing, for that is the next one's by now."""
+
+    def run(attempt: Attempt) -> dict[str, Any]:
+        take_away(shop)
+        raise ChecksumMismatch("two wrote at once")
+
+    assert (shop.outcome(run).state, shop.discarded) == ("queued", 0)
+
+
 def test_success_of_a_fenced_attempt(shop: Workshop) -> None:
     """A result that comes after the claim was lost is not written down."""
     record = shop.outcome(lambda _: take_away(shop) or {"late": True})
