@@ -108,13 +108,13 @@ class Outside:
 
     def vcenter(self, name: str, *, check: Check) -> Any:
         """A session with that vCenter; a context manager."""
-        from .vmware.session import Address, Session
+        from .vmware.session import Address, Options, Session
 
         if name not in self.settings.vcenters:
             known = ", ".join(self.settings.vcenters) or "none"
             raise InvalidRequest(f"There is no vCenter named {name!r}", "vcenters", f"The settings have: {known}")
         values = {key: _revealed(value) for key, value in self.settings.vcenters[name]}
-        return Session(Address(**values), check)
+        return Session(Address(**values), check, Options(**dict(self.settings.backup)))
 
     def _http(self) -> HttpSettings:
         from .sources.exchange import HttpSettings

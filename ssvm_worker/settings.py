@@ -175,6 +175,13 @@ class VCenter(SecretFields):
 class Backup(Section):
     """How snapshots are exported."""
 
+    #: Ask the guest to bring its file systems to rest; one that cannot is backed up crash-consistently.
+    quiesce: bool = True
+    #: Seconds that a host may take to get an NFC lease ready.
+    lease_ready_s: Seconds = 300.0
+    #: Leases for one disk before the attempt fails, and seconds between two of them.
+    lease_tries: int = Field(3, ge=1)
+    lease_delay_s: Seconds = 15.0
     #: Every Nth grain is inflated and its Adler-32 checked; 0 checks the structure only.
     inflate_every: int = Field(0, ge=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -12,14 +13,17 @@ from xml.etree import ElementTree
 import pytest
 
 from ssvm_worker.demo.simulator import VCenterSimulator
-from ssvm_worker.errors import Cancelled, InvalidRequest, Retryable, SourceNotFound
+from ssvm_worker.errors import Cancelled, InvalidRequest, Retryable, SourceNotFound, SourceUnavailable
 from ssvm_worker.jobs import backup
+from ssvm_worker.jobs.attempt import Progress
 from ssvm_worker.manifest import find_manifest, read_manifest
+from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import read_bytes
+from ssvm_worker.stream import Owner, read_bytes
 from ssvm_worker.units import KiB
 from ssvm_worker.vmware.session import Session
 from tests.backup_bench import PREFIX, Bench, assert_whole
+from tests.images import stream_optimized
 from tests.neighbours import missing
 from tests.servers.vcenter import TestVM, address_of, make_vm
 
@@ -208,3 +212,46 @@ def test_retryable(bench: Bench, vm: TestVM) -> None:
     """What may be better later is an error that says so."""
     bench.vcenter.fault(calls={"ExportSnapshot": "TaskInProgress"})
     assert isinstance(bench.fail(vm), Retryable)
+
+
+def test_file_store(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
+    """On a file system the backup lies in CloudStack's layout, and a dead attempt's parts are swept."""
+    store = FileStore("primary", tmp_path)
+    store.writer(f"{PREFIX}/b1-disk0.vmdk", owner=Owner("dead-job")).write(b"left behind")
+    bench.primary = store
+    bench.run(vm)
+    files = {path.name for path in (tmp_path / PREFIX).iterdir()}
+    assert files == {"b1.ovf", "b1.mf", "b1.config.json", "b1-disk0.vmdk", "b1-disk1.vmdk", "manifest.json"}
+    assert (tmp_path / PREFIX / "b1-disk1.vmdk").read_bytes() == vm.streams[1]
+    bench.primary = MemoryStore("primary")
+
+
+def test_progress(bench: Bench, vm: TestVM) -> None:
+    """Progress counts bytes of the disks, not of the stream, and ends at their sum."""
+    attempt = bench.attempt()
+    seen: list[dict[str, object]] = []
+    attempt.progress = Progress(lambda each: seen.append(each | {"now": attempt.progress.bytes}), every_s=0)
+    backup.run(bench.request(vm), attempt)
+    exported = [each for each in seen if str(each["stage"]).startswith("exporting")]
+    assert {each["total"] for each in exported} == {sum(map(len, vm.raws))}
+    assert exported[-1]["bytes"] == sum(map(len, vm.raws))
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, None), (1, SourceUnavailable)])
+def test_corrupt_grain(bench: Bench, vm: TestVM, every: int, expected: type[Exception] | None) -> None:
+    """With inflate_every a grain whose bytes are damaged is found; the structure alone does not tell."""
+    damaged = bytearray(vm.streams[0])
+    damaged[64 * KiB + 4000] ^= 0xFF
+    bench.vcenter.upload(vm.machine.disks[0].file, bytes(damaged))
+    bench.options = dataclasses.replace(bench.options, inflate_every=every)
+    error = bench.fail(vm)
+    assert type(error) is (expected or type(None))
+    bench.vcenter.fault()
+
+
+def test_another_disk_than_the_snapshots(bench: Bench, vm: TestVM) -> None:
+    """A stream of another capacity than the snapshot's disk is never taken."""
+    bench.vcenter.upload(vm.machine.disks[0].file, stream_optimized(bytes(64 * KiB)))
+    error = bench.fail(vm)
+    assert isinstance(error, SourceUnavailable)
+    assert not bench.left()

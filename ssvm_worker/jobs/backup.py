@@ -66,7 +66,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
         except BaseException as error:
             _give_up(request, attempt, session, vm, error)
             raise
-        removed = _remove(attempt, vm, snapshot)
+        removed = _remove(request, attempt, vm, snapshot)
     return _result(manifest) | {"reused": False, "snapshot_removed": removed} | kept
 
 
@@ -119,12 +119,13 @@ def _give_up(request: Request, attempt: Attempt, session: Session, vm: VM, error
         _try_removal(attempt, vm, _CLEAN_UP_S)
 
 
-def _remove(attempt: Attempt, vm: VM, snapshot: Snapshot) -> bool | None:
+def _remove(request: Request, attempt: Attempt, vm: VM, snapshot: Snapshot) -> bool | None:
     """Whether the job's snapshot is gone; None if it made none. A backup that stands does not fail over this."""
     if not snapshot.ours:
         return None
     attempt.progress.start("removing the snapshot")
-    return _try_removal(attempt, vm)
+    # After hours of export the session may have gone, and with it all who know of the snapshot.
+    return _try_removal(attempt, vm) or _remove_leftover(request, attempt)
 
 
 def _try_removal(attempt: Attempt, vm: VM, limit_s: float | None = None) -> bool:

@@ -22,7 +22,7 @@ from .trust import PinMismatch, api_context, context_for, reason, refuse_other, 
 
 #: Seconds to connect, as against waiting for an answer.
 _CONNECT_S = 10.0
-#: Seconds of one long poll; below every time-out that a proxy between us and vCenter may have.
+#: Seconds of one long poll at the most; below every time-out that a proxy between us and vCenter may have.
 _POLL_S = 20
 #: Seconds that a cancelled task gets to end; many kinds cannot be cancelled at all.
 _CALL_OFF_S = 60.0
@@ -120,7 +120,8 @@ class Connection:
             select = vmodl.query.PropertyCollector.PropertySpec(type=type(thing), pathSet=list(paths))
             spec = vmodl.query.PropertyCollector.FilterSpec(objectSet=[_only(thing)], propSet=[select])
             collector.CreateFilter(spec, partialUpdates=False)
-            return _collect(collector, dict.fromkeys(paths), done, deadline)
+            poll_s = max(1, min(_POLL_S, int(self.address.timeout_s / 2)))
+            return _collect(collector, dict.fromkeys(paths), done, (deadline, poll_s))
         finally:
             with contextlib.suppress(*API_ERRORS), self.shielded():
                 collector.DestroyPropertyCollector()
@@ -154,10 +155,13 @@ def _only(thing: Any) -> Any:
     return vmodl.query.PropertyCollector.ObjectSpec(obj=thing)
 
 
-def _collect(collector: Any, seen: dict[str, Any], done: Callable[[dict[str, Any]], bool], deadline: float) -> Any:
-    version = ""
+def _collect(
+    collector: Any, seen: dict[str, Any], done: Callable[[dict[str, Any]], bool], patience: tuple[float, int]
+) -> Any:
+    """*patience*: when to stop altogether, and the seconds of one long poll."""
+    (deadline, poll_s), version = patience, ""
     while (left := deadline - time.monotonic()) > 0:
-        options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=max(1, min(_POLL_S, int(left))))
+        options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=max(1, min(poll_s, int(left))))
         update = collector.WaitForUpdatesEx(version, options)
         if update is None:
             continue

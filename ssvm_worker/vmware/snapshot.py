@@ -8,13 +8,16 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
+from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable
 
 from .connection import Connection
 from .faults import UNSUPPORTED, fault_name, meaning, translated
 
 _PREFIX = "ssvm-backup-"
-_DESCRIPTION = "Made for a backup, and removed when it is done. Do not keep it."
+#: vSphere's limit for the names of VMs; taken to hold for snapshots too.
+_MAX_NAME = 80
+_DESCRIPTION = "Made for the backup job {}, which removes it when it is done."
 #: Quiescing a busy guest takes minutes; vSphere itself gives up after 15.
 _CREATE_S = 20 * 60.0
 #: What a guest that cannot be quiesced answers.
@@ -37,7 +40,8 @@ class Snapshot:
 
 def own_name(job_id: str) -> str:
     """What the snapshot of a job is called."""
-    return f"{_PREFIX}{job_id}"
+    name = f"{_PREFIX}{job_id}"
+    return name if len(name) <= _MAX_NAME else f"{_PREFIX}{digest_of(job_id.encode()).hex[:32]}"
 
 
 def find_own(connection: Connection, vm: Any, job_id: str) -> Snapshot | None:
@@ -101,7 +105,9 @@ def config_of(connection: Connection, snapshot: Snapshot) -> Any:
 
 def _make(connection: Connection, vm: Any, job_id: str, quiesce: Any) -> Any:
     name = own_name(job_id)
-    task = vm.CreateSnapshotEx_Task(name=name, description=_DESCRIPTION, memory=False, quiesceSpec=quiesce)
+    task = vm.CreateSnapshotEx_Task(
+        name=name, description=_DESCRIPTION.format(job_id), memory=False, quiesceSpec=quiesce
+    )
     made = connection.finish(task, _CREATE_S)
     return next(each for each in _trees(connection, vm) if each.snapshot == made)
 
