@@ -1,0 +1,120 @@
+"""Two sides in one run: whole processes, turn by turn, and a verdict on their medians."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssvm_worker.units import human_size
+
+_STOPWATCH = Path(__file__).with_name("stopwatch.py")
+OURS = "ssvm run"
+
+
+class Broken(Exception):
+    """A contender failed, or did not do what it was asked to: there is nothing to compare."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One side of a contest."""
+
+    name: str
+    command: Sequence[str]
+    #: Bytes that the command has made; what it made is removed, so that every run begins alike.
+    made: Callable[[], int]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: Our wall time must be at the most the peer's divided by this; of ours itself it means nothing.
+    target: float = 1.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run cost, or the medians of several."""
+
+    #: Seconds.
+    wall: float
+    #: Seconds, user and system.
+    cpu: float
+    #: Peak, in bytes.
+    rss: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.2f} s ({self.cpu:.1f} s CPU, {human_size(self.rss)})"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    bench: str
+    ours: str
+    peer: str
+    ratio: str
+    target: str
+    ok: str
+
+
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Cost:
+    """Run a command to its end; Broken when it fails."""
+    done = subprocess.run(
+        [sys.executable, "-ISs", str(_STOPWATCH), *command],
+        env=os.environ | dict(environment or {}),
+        capture_output=True,
+        text=True,
+    )
+    cost = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"status": done.returncode}
+    if cost.pop("status"):
+        raise Broken(f"{' '.join(command)[:200]} failed: {done.stderr[-2000:]}")
+    return Cost(**cost)
+
+
+Setting = Callable[[], AbstractContextManager[Sequence[Contender]]]
+
+
+def contest(bench: str, setting: Setting, size: int, runs: int) -> list[Row]:
+    """Let ours, the first of the contenders, and its peers run by turns; each round begins with another of them.
+
+    *setting* is entered once a round. Broken unless each makes just *size* bytes.
+    """
+    costs: dict[str, list[Cost]] = {}
+    for number in range(runs):
+        with setting() as contenders:
+            turn = number % len(contenders)
+            for each in [*contenders[turn:], *contenders[:turn]]:
+                costs.setdefault(each.name, []).append(_run_one(each, size))
+    return [_compare(f"{bench}, {human_size(size)}", costs[OURS], costs[each.name], each) for each in contenders[1:]]
+
+
+def _run_one(contender: Contender, size: int) -> Cost:
+    cost = run(contender.command, contender.environment)
+    made = contender.made()
+    if made != size:
+        raise Broken(f"{contender.name} made {made} bytes of {size}")
+    print(f"  {contender.name}: {cost}", file=sys.stderr, flush=True)
+    return cost
+
+
+def _compare(bench: str, ours: list[Cost], theirs: list[Cost], peer: Contender) -> Row:
+    own, other = _median(ours), _median(theirs)
+    ratio = other.wall / own.wall
+    rounds = sorted(b.wall / a.wall for a, b in zip(ours, theirs, strict=True))
+    spread = f" ({rounds[0]:.2f}–{rounds[-1]:.2f})" if len(rounds) > 1 else ""
+    ok = "yes" if ratio >= peer.target else "**no**"
+    return Row(bench, str(own), f"{peer.name}: {other}", f"{ratio:.2f}{spread}", f"≥ {peer.target:.1f}", ok)
+
+
+def _median(costs: list[Cost]) -> Cost:
+    return Cost(*(statistics.median(getattr(each, name) for each in costs) for name in ("wall", "cpu", "rss")))
+
+
+def left_out(bench: str, what: str) -> Row:
+    """The line of a comparison that cannot be made here."""
+    return Row(bench, "", f"left out: {what}", "", "", "")
