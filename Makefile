@@ -59,14 +59,15 @@ clean: ## remove all that the targets have made
 
 $(STAMP): pyproject.toml uv.lock | $(UV)
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; none of $(CANDIDATES) is" >&2; exit 1; }
-	$(UV) sync --locked --all-extras --all-groups --python "$(PYTHON)"
+	@echo "make: .venv from uv.lock; the first time downloads some hundred megabytes"
+	@$(UV) sync --quiet --locked --all-extras --all-groups --python "$(PYTHON)"
 	@touch $@
 
 .uv/bin/uv:
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; none of $(CANDIDATES) is" >&2; exit 1; }
 	@$(PYTHON) -m venv .uv || { rm -rf .uv; echo "make: uv is not on PATH, and $(PYTHON) cannot make a place for it:" \
 	    "install uv, or Debian's python3-venv" >&2; exit 1; }
-	.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	@.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 
 # The vCenter simulator of the tests is a Go program; an older or newer Go gets the one that its go.mod names.
 go: install
