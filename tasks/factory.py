@@ -34,6 +34,7 @@ def make_app(settings: Settings) -> Celery:
         worker_send_task_events=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_transport_options=_transport(settings.broker.prefix, answer_s=30),
         task_queues=[make_queue(queue_name(settings.zone, lane)) for lane in settings.worker.lanes],
         task_default_queue=queue_name(settings.zone, "maintenance"),
     )
@@ -50,7 +51,7 @@ def sending_app(url: str, prefix: str) -> Celery:
         accept_content=["json"],
         task_serializer="json",
         broker_connection_timeout=5,
-        broker_transport_options=_transport(prefix),
+        broker_transport_options=_transport(prefix, answer_s=5),
     )
     return app
 
@@ -60,13 +61,14 @@ def make_queue(name: str) -> Queue:
     return Queue(name, Exchange(""), routing_key=name)
 
 
-def _transport(prefix: str) -> dict[str, object]:
+def _transport(prefix: str, answer_s: float) -> dict[str, object]:
     return {
         "global_keyprefix": prefix,
         # Guards the moment between pop and ack only.
         "visibility_timeout": 3600,
         "socket_keepalive": True,
-        "socket_timeout": 30,
+        # Seconds for one answer: a sender must not hang; a worker waits for messages in this way.
+        "socket_timeout": answer_s,
         "socket_connect_timeout": 5,
         "health_check_interval": 25,
     }

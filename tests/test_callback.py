@@ -117,10 +117,10 @@ def test_survives_the_worker(ledger: Ledger) -> None:
 def test_one_sender(ledger: Ledger) -> None:
     """While one worker is busy with a callback, no other one sends it."""
     ended(ledger, "http://127.0.0.1:1/")
-    taken: Record | None = ledger.take_callback("j1")
+    taken: Record | None = ledger.take_callback(60, "j1")
     assert taken
-    assert ledger.take_callback("j1") is None
-    assert ledger.take_callback() is None
+    assert ledger.take_callback(60, "j1") is None
+    assert ledger.take_callback(60) is None
 
 
 def test_retried_job_waits_for_its_new_end(ledger: Ledger) -> None:

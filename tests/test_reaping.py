@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import EXIT_RETRYABLE, InvalidRequest, StoreUnavailable
-from ssvm_worker.ledger import Ledger, NewJob, queue_name
+from ssvm_worker.ledger import Ledger, NewJob, celery_url, queue_name
 from tests.servers.broker import Broker, StoppableBroker
 from tests.servers.worker import until
 
@@ -205,3 +205,29 @@ def test_warnings(ledger: Ledger, stoppable_broker: StoppableBroker, tmp_path: P
         client.config_set("appendonly", "no")
         client.config_set("maxmemory-policy", "allkeys-lru")
         assert [each.partition(" ")[0] for each in other.warnings()] == ["appendonly", "maxmemory-policy"]
+
+
+def test_clock_set_back(ledger: Ledger, broker: Broker) -> None:
+    """A broker whose clock was set back has a reaper all the same."""
+    ledger.submit(a_job("j1"))
+    due_now(broker, "j1")
+    with broker.client() as client:
+        client.hset(f"{broker.prefix}ledger:reaper", "last", str(time.time() + 3600))
+    assert ledger.reap(1, 5)
+
+
+@pytest.mark.parametrize(
+    ("ours", "celerys"),
+    [
+        ("redis://h:1/2", "redis://h:1/2"),
+        ("rediss://h:1/2", "rediss://h:1/2?ssl_cert_reqs=required"),
+        ("rediss://h:1/2?ssl_ca_certs=/ca", "rediss://h:1/2?ssl_ca_certs=/ca&ssl_cert_reqs=required"),
+        ("rediss://h:1/2?ssl_cert_reqs=none", "rediss://h:1/2?ssl_cert_reqs=none"),
+        ("unix:///run/v.sock?db=3", "redis+socket:///run/v.sock?virtual_host=3"),
+        ("redis+socket:///run/v.sock?virtual_host=3", "redis+socket:///run/v.sock?virtual_host=3"),
+    ],
+    ids=["plain", "TLS", "TLS with an authority", "TLS unchecked on purpose", "a socket", "a socket, Celery's way"],
+)
+def test_celery_url(ours: str, celerys: str) -> None:
+    """Celery reaches the same broker as the ledger does, and checks its certificate like it."""
+    assert celery_url(ours) == celerys

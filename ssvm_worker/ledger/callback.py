@@ -16,6 +16,9 @@ from ssvm_worker.retry import RetryPolicy, backoff
 from .ledger import Ledger
 from .record import Record
 
+#: Seconds beyond the time-out after which a callback that a worker took is taken for left behind by its death.
+_LEASE_S = 30.0
+
 
 @dataclass(frozen=True)
 class CallbackSettings:
@@ -49,7 +52,7 @@ class Callbacks:
 
         Raises StoreUnavailable when the ledger is away; what becomes of the POST itself is noted in the record.
         """
-        record = self._ledger.take_callback(job_id)
+        record = self._ledger.take_callback(_LEASE_S + self._settings.timeout_s, job_id)
         if record is None:
             return False
         number = record.callback.tries + 1

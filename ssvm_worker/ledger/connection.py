@@ -36,8 +36,13 @@ def connect(url: str) -> redis.Redis:
 
 
 def celery_url(url: str) -> str:
-    """The same broker in the spelling that Celery takes."""
+    """The same broker in the spelling that Celery takes; a certificate is checked unless the URL itself says otherwise.
+
+    kombu does not check any for a bare rediss:// URL, while redis-py does.
+    """
     parts = urlsplit(url)
+    if parts.scheme == "rediss" and "ssl_cert_reqs" not in parse_qs(parts.query):
+        return f"{url}{'&' if parts.query else '?'}ssl_cert_reqs=required"
     if parts.scheme != "unix":
         return url
     database = parse_qs(parts.query).get("db", ["0"])[0]

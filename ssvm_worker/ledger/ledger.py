@@ -18,8 +18,6 @@ from .record import ENDED, FAILED, QUEUED, RUNNING, STATES, Claim, NewJob, Recor
 RING_AGAIN_S = 5.0
 #: Seconds that a job waits for a resource which another one holds.
 BUSY_S = 3.0
-#: Seconds for which the one that takes a callback may be busy with it; more than any HTTP time-out of ours.
-CALLBACK_LEASE_S = 60.0
 #: Records read in one go.
 _BATCH = 200
 
@@ -224,9 +222,9 @@ class Ledger:
         """Drop records that ended more than keep_s ago, a hundred at the most; returns how many."""
         return int(self._run("EXPIRE", self._keep_s))
 
-    def take_callback(self, job_id: str = "") -> Record | None:
-        """A job whose callback is due, or that one's if it is; nobody else gets it for a minute."""
-        which = self._run("TAKE_CALLBACK", job_id, CALLBACK_LEASE_S)
+    def take_callback(self, lease_s: float, job_id: str = "") -> Record | None:
+        """A job whose callback is due, or that one's if it is; nobody else gets it for *lease_s*."""
+        which = self._run("TAKE_CALLBACK", job_id, lease_s)
         return self.get(which) if which else None
 
     def note_callback(self, job_id: str, state: str, error: str = "", delay_s: float = 0.0) -> None:

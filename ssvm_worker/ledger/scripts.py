@@ -177,7 +177,8 @@ return redis.call('ZADD', P .. 'due', text(now + ARGV[3]), id)
 REAP = """
 local claim_s, every_s, again_s = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
 local last = tonumber(redis.call('HGET', P .. 'reaper', 'last') or '0')
-if now - last < every_s * 0.8 then return {} end
+-- A clock that was set back must not stop the reaper.
+if now >= last and now - last < every_s * 0.8 then return {} end
 -- Nobody looked for a while: the broker was away, or all workers were. The living get one claim's time to renew.
 if now - last > math.max(claim_s / 2, every_s * 3) then
   redis.call('HSET', P .. 'reaper', 'spare', text(now + claim_s))

@@ -215,7 +215,7 @@ def _toml(values: dict[str, Any], path: str = "") -> Iterator[str]:
         yield f"[{path}]"
     for name, value in values.items():
         if name not in tables:
-            yield f"{name} = {value!r}" if not isinstance(value, list) else f"{name} = {value}"
+            yield f"{name} = {json.dumps(value)}"  # what is JSON here is TOML too
     for name, value in tables.items():
         yield from _toml(value, f"{path}.{name}" if path else name)
 
