@@ -49,6 +49,8 @@ class Fault:
     after: bool = False
     #: Close the connection after that many bytes of the real answer's body, in place of an error.
     cut_at: int | None = None
+    #: Hold the call until this is set, and pass it on then.
+    until: threading.Event | None = None
 
 
 @dataclass
@@ -104,6 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.proxy.fault_for(call)
         if fault is None:
+            self._pass_on(body, None)
+        elif fault.until is not None:
+            fault.until.wait()
             self._pass_on(body, None)
         elif fault.cut_at is not None:
             self._pass_on(body, fault.cut_at)
