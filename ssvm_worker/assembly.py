@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,15 @@ from pydantic import SecretStr
 
 from .addresses import AddressRule
 from .errors import InvalidRequest
+from .jobs import Job
 from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
-from .jobs.request import redact
+from .jobs.request import parse_request, redact
 from .settings import Credentials, Settings, StoreSettings
 from .stores import open_destination, open_store, sweep_destination
 from .stream import Check, Sink, Store
 
 if TYPE_CHECKING:
-    from .ledger import Ledger, Record
+    from .ledger import Ledger, NewJob, Record
     from .sources.exchange import HttpSettings
 
 
@@ -190,6 +192,27 @@ def open_ledger(settings: Settings) -> Ledger:
     ledger = settings.ledger
     keep_s = ledger.keep_days * 24 * 3600
     return Ledger(broker_url(settings), prefix=settings.broker.prefix, claim_s=ledger.claim_s, keep_s=keep_s)
+
+
+def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zone: str = "") -> NewJob:
+    """A request object as the ledger takes it; InvalidRequest lists all that is wrong with it.
+
+    Its id is the request's own, else *default_id*, else one that is made up. Defaults are left out, so that the same
+    request is recognised whichever of them its sender spelt out.
+    """
+    from .ledger import NewJob
+
+    request = parse_request(job.Request, data, job.name)
+    job_id = request.job_id or default_id or uuid.uuid4().hex
+    return NewJob(
+        job_id=job_id,
+        job=job.name,
+        zone=zone or settings.zone,
+        lane=job.lane,
+        request=request.model_dump(mode="json", exclude_defaults=True) | {"job_id": job_id},
+        resource=job.resource(request),
+        callback_url=request.callback_url,
+    )
 
 
 def shown(record: Record) -> dict[str, Any]:

@@ -6,14 +6,12 @@ import argparse
 import getpass
 import json
 import time
-import uuid
 from typing import Any
 
 from ssvm_worker import assembly, config
 from ssvm_worker.errors import EXIT_CANCELLED, EXIT_PERMANENT, EXIT_RETRYABLE
 from ssvm_worker.jobs import JOBS
-from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.ledger import Ledger, NewJob, Record
+from ssvm_worker.ledger import Ledger, Record
 from ssvm_worker.settings import LANES, Settings
 from ssvm_worker.units import human_size
 
@@ -67,25 +65,16 @@ def _ring(settings: Settings, record: Record) -> None:
 
 def _submit(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
-    values = read_request(args, args.job.Request)
-    request = parse_request(args.job.Request, values, args.job.name)
-    job_id = request.job_id or uuid.uuid4().hex
-    new = NewJob(
-        job_id=job_id,
-        job=args.job.name,
-        zone=args.zone or settings.zone,
-        lane=args.job.lane,
-        request=request.model_dump(mode="json", exclude_defaults=True) | {"job_id": job_id},
-        resource=args.job.resource(request),
-        callback_url=request.callback_url,
-    )
+    new = assembly.new_job(settings, args.job, read_request(args, args.job.Request), zone=args.zone or "")
     with assembly.open_ledger(settings) as ledger:
         record, is_new = ledger.submit(new)
         if is_new:
             _ring(settings, record)
         if args.wait:
-            return _follow(ledger, job_id, output)
-        output.result(assembly.shown(record), f"{record.state}  {job_id}\nfollow it with: ssvm job {job_id} --follow")
+            return _follow(ledger, new.job_id, output)
+        output.result(
+            assembly.shown(record), f"{record.state}  {new.job_id}\nfollow it with: ssvm job {new.job_id} --follow"
+        )
     return 0
 
 

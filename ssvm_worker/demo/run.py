@@ -22,9 +22,7 @@ from typing import Any
 from ssvm_worker import assembly, config
 from ssvm_worker.errors import SourceUnavailable, WorkerError
 from ssvm_worker.jobs import JOBS
-from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.keys import MANIFEST, Artifact
-from ssvm_worker.ledger import NewJob
 from ssvm_worker.manifest import read_manifest
 from ssvm_worker.settings import Settings
 from ssvm_worker.stream import Rate
@@ -200,21 +198,17 @@ def _run(demo: Demo, settings: Settings, name: str, fields: dict[str, Any]) -> d
     """One job through the queue; its result, or its error raised."""
     from tasks.ring import ring
 
-    job = JOBS[name]
-    job_id = f"demo-{name}-{secrets.token_hex(3)}"
-    fields = fields | {"job_id": job_id}
-    request = parse_request(job.Request, fields, name)
     rate = Rate()
+    new = assembly.new_job(settings, JOBS[name], fields, default_id=f"demo-{name}-{secrets.token_hex(3)}")
     with assembly.open_ledger(settings) as ledger:
-        new = NewJob(job_id, name, settings.zone, job.lane, fields, job.resource(request), None)
         ring(settings, ledger.submit(new)[0])
-        while (record := ledger.get(job_id).to_dict())["state"] in ("queued", "running"):
+        while (record := ledger.get(new.job_id).to_dict())["state"] in ("queued", "running"):
             demo.show(name, record["progress"] or {"stage": record["state"], "bytes": 0})
             time.sleep(0.2)
     demo.show(name, (record["progress"] or {"bytes": 0}) | {"stage": record["state"]})
     if record["state"] != "succeeded":
         error = record["error"] or {}
-        raise SourceUnavailable(f"The demo's {name} job {record['state']}: {error.get('message')}", job_id)
+        raise SourceUnavailable(f"The demo's {name} job {record['state']}: {error.get('message')}", new.job_id)
     demo.results[name] = record["result"] | {"rate": rate.of(record["result"].get("size", 0))}
     return demo.results[name]
 
