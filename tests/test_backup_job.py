@@ -100,10 +100,12 @@ def test_chosen_disks(bench: Bench, vm: TestVM) -> None:
 
 
 def test_unknown_disk(bench: Bench, vm: TestVM) -> None:
-    """A disk that is not there is an error that lists those there are."""
+    """A disk that is not there is an error that lists those there are; no snapshot is made for it."""
+    before = bench.vcenter.state()["calls"].get("CreateSnapshotEx_Task", 0)
     error = bench.fail(vm, disks=["Hard disk 7"])
     assert isinstance(error, InvalidRequest)
     assert vm.machine.disks[0].label in str(error)
+    assert bench.vcenter.state()["calls"].get("CreateSnapshotEx_Task", 0) == before
     assert not bench.left()
 
 

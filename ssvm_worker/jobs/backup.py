@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ssvm_worker.errors import Cancelled, InvalidRequest, WorkerError
+from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.manifest import Manifest, find_manifest
 from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import Store
+from ssvm_worker.vmware.hardware import select_disks
 
 from .attempt import Attempt
 from .publish import placed
@@ -104,6 +105,7 @@ def _snapshot(request: Request, attempt: Attempt, vm: VM) -> Snapshot:
     if snapshot := vm.own_snapshot(attempt.job_id):
         attempt.log.info("going on with the snapshot %s of an earlier attempt", snapshot.moref)
         return snapshot
+    select_disks(vm.hardware().disks, request.disks)  # a request that is wrong touches nothing
     snapshot = vm.make_snapshot(attempt.job_id)
     how = "quiesced" if snapshot.quiesced else f"crash-consistent ({snapshot.remark})"
     attempt.log.info("made the snapshot %s, %s", snapshot.moref, how)
@@ -111,9 +113,13 @@ def _snapshot(request: Request, attempt: Attempt, vm: VM) -> Snapshot:
 
 
 def _give_up(request: Request, attempt: Attempt, session: Session, vm: VM, error: BaseException) -> None:
-    """Remove the job's snapshot, unless somebody will go on from it."""
-    fenced = isinstance(error, Cancelled) and error.reason == "fenced"
-    if request.snapshot is not None or fenced or attempt.will_resume(error):
+    """Remove the job's snapshot, unless the next attempt will go on from it, or another worker does already."""
+    if request.snapshot is not None or attempt.will_resume(error):
+        return
+    try:
+        attempt.confirm()
+    except WorkerError as fenced:
+        attempt.log.info("the snapshot is left to whoever has the job now: %s", fenced)
         return
     with session.shielded():
         _try_removal(attempt, vm, _CLEAN_UP_S)

@@ -48,7 +48,7 @@ class Connection:
         with translated("Logging in", address.name):
             try:
                 self._instance = pyvim.SmartConnect(
-                    host=f"[{address.host}]" if ":" in address.host else address.host,
+                    host=address.host,
                     port=address.port,
                     user=address.username,
                     pwd=address.password,

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from ssvm_worker.errors import SourceNotFound
+from ssvm_worker.errors import SourceNotFound, SourceUnavailable
 
 from .connection import Connection
 from .faults import translated
@@ -48,6 +48,15 @@ def _by_moref(connection: Connection, moref: str) -> Any:
     except vmodl.fault.ManagedObjectNotFound:
         return None
     return found
+
+
+def config_of(connection: Connection, thing: Any) -> Any:
+    """The VirtualMachineConfigInfo of a VM or a snapshot; SourceUnavailable where vCenter has none."""
+    with translated("Reading the configuration", thing._moId):
+        config = connection.read(thing, "config")["config"]
+    if config is None:
+        raise SourceUnavailable("vCenter gives no configuration", thing._moId, "Look whether the VM is accessible")
+    return config
 
 
 def read_hardware(config: Any) -> Hardware:

@@ -83,6 +83,10 @@ class VM:
         self._connection = connection
         self._it = it
 
+    def hardware(self) -> Hardware:
+        """What the VM is made of now."""
+        return inventory.read_hardware(inventory.config_of(self._connection, self._it))
+
     def own_snapshot(self, job_id: str) -> Snapshot | None:
         """The snapshot that the job has made already."""
         return snapshots.find_own(self._connection, self._it, job_id)
@@ -101,7 +105,7 @@ class VM:
 
     def read(self, snapshot: Snapshot) -> tuple[Hardware, bytes]:
         """What the VM was made of when the snapshot was taken, and all of its configuration as JSON."""
-        config = snapshots.config_of(self._connection, snapshot)
+        config = inventory.config_of(self._connection, snapshots.object_of(self._connection, snapshot))
         return inventory.read_hardware(config), config_json(config)
 
     def export(self, snapshot: Snapshot) -> Lease:

