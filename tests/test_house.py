@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from ssvm_worker import config
+from ssvm_worker import config, errors
+from ssvm_worker.jobs import JOBS
 from ssvm_worker.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -305,3 +306,11 @@ def _same(default: Any, documented: Any) -> bool:
     if isinstance(default, SecretStr):
         default = default.get_secret_value()
     return bool(list(default) == documented if isinstance(default, tuple) else str(default) == str(documented))
+
+
+def test_job_contract_is_documented() -> None:
+    """docs/jobs.md names every task, every field of a request and every error."""
+    words = set(re.findall(r"[\w.]+\w", (ROOT / "docs/jobs.md").read_text()))
+    names = {f"ssvm.{name}" for name in JOBS} | {field for job in JOBS.values() for field in job.Request.model_fields}
+    names |= {each.__name__ for each in vars(errors).values() if isinstance(each, type) and not each.__subclasses__()}
+    _refuse([f"docs/jobs.md:1: {name} is missing" for name in names - words])
