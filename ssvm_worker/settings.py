@@ -58,8 +58,9 @@ class Broker(Section):
 
     #: redis://[user:password@]host:port/db, rediss://…, redis+socket:///path, or "embedded".
     url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
-    #: Every key and channel begins with this; ACL rules name it.
-    prefix: str = "ssvm:"
+    #: Put before every key, channel and queue, where several applications share a broker and ACL rules tell them apart.
+    #: A sender must put it before the queue too, so it is empty unless it is needed.
+    prefix: str = ""
 
     @field_validator("url")
     @classmethod

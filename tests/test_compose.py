@@ -149,7 +149,7 @@ def test_worker_runs_the_documented_message(world: World) -> None:
     message = json.loads(re.findall(r"```json\n(.*?)```", (ROOT / "docs/jobs.md").read_text(), re.S)[0])
     settings = config.load(None, world.environment("worker"))
     with closing(redis.Redis.from_url(settings.broker.url.get_secret_value())) as client:
-        client.lpush("ssvm:ssvm.zone1.maintenance", json.dumps(message))
+        client.lpush("ssvm.zone1.maintenance", json.dumps(message))
     worker = world.start("worker")
 
     def ended() -> Record | None:

@@ -32,7 +32,7 @@ def ledger(broker: Broker) -> Iterator[Ledger]:
 def due_now(broker: Broker, job_id: str) -> None:
     """As if the reaper's next look at the job were due."""
     with broker.client() as client:
-        client.zadd(f"{broker.prefix}ledger:due", {job_id: 0})
+        client.zadd(f"{broker.prefix}ssvm.ledger:due", {job_id: 0})
 
 
 def test_unrung(ledger: Ledger, broker: Broker) -> None:
@@ -212,7 +212,7 @@ def test_clock_set_back(ledger: Ledger, broker: Broker) -> None:
     ledger.submit(a_job("j1"))
     due_now(broker, "j1")
     with broker.client() as client:
-        client.hset(f"{broker.prefix}ledger:reaper", "last", str(time.time() + 3600))
+        client.hset(f"{broker.prefix}ssvm.ledger:reaper", "last", str(time.time() + 3600))
     assert ledger.reap(1, 5)
 
 

@@ -149,7 +149,7 @@ def test_last_attempt(shop: Workshop) -> None:
 def make_due(shop: Workshop) -> None:
     """As if the back-off were over."""
     with Broker(shop.settings.broker.url.get_secret_value(), "").client() as client:
-        client.hset(f"{shop.settings.broker.prefix}ledger:job:t1", "not_before", "0")
+        client.hset(f"{shop.settings.broker.prefix}ssvm.ledger:job:t1", "not_before", "0")
 
 
 def test_shutdown_rings(shop: Workshop, broker: Broker) -> None:
@@ -192,7 +192,7 @@ def test_fenced(shop: Workshop) -> None:
 
 def take_away(shop: Workshop) -> None:
     """As if the reaper had found the claim expired."""
-    key = f"{shop.settings.broker.prefix}ledger:"
+    key = f"{shop.settings.broker.prefix}ssvm.ledger:"
     with Broker(shop.settings.broker.url.get_secret_value(), "").client() as client:
         client.zadd(f"{key}claims", {"t1": 0})
         client.hset(f"{key}reaper", mapping={"last": client.time()[0] - 1, "spare": 0})
@@ -238,6 +238,18 @@ def test_progress(shop: Workshop) -> None:
 
     shop.outcome(run)
     assert (seen[0]["stage"], seen[0]["bytes"], seen[0]["total"]) == ("copying", 4, 10)
+
+
+def test_last_progress(shop: Workshop) -> None:
+    """The record of an ended job shows how far it came, not how far it was at some beat."""
+
+    def run(attempt: Attempt) -> dict[str, Any]:
+        attempt.progress.start("copying", 10, 10)
+        return {}
+
+    record = shop.outcome(run)
+    assert record.progress
+    assert record.progress["bytes"] == 10
 
 
 def test_doorbell(shop: Workshop) -> None:

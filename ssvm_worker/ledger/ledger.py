@@ -29,11 +29,11 @@ class Ledger:
     changed then, or the change may be repeated.
     """
 
-    def __init__(self, url: str, *, prefix: str = "ssvm:", claim_s: float = 10.0, keep_s: float = 30 * 86400.0) -> None:
+    def __init__(self, url: str, *, prefix: str = "", claim_s: float = 10.0, keep_s: float = 30 * 86400.0) -> None:
         self.claim_s = claim_s
         self._url = url
         self._celery_prefix = prefix
-        self._prefix = f"{prefix}ledger:"
+        self._prefix = f"{prefix}ssvm.ledger:"
         self._keep_s = keep_s
         self._redis = connect(url)
         self._scripts = {name: self._redis.register_script(text) for name, text in scripts.all_scripts().items()}
