@@ -6,17 +6,19 @@ import argparse
 import getpass
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import assembly, config
 from ssvm_worker.errors import EXIT_CANCELLED, EXIT_PERMANENT, EXIT_RETRYABLE
 from ssvm_worker.jobs import JOBS
-from ssvm_worker.ledger import Ledger, Record
 from ssvm_worker.settings import LANES, Settings
 from ssvm_worker.units import human_size
 
 from .fields import add_fields, read_request
 from .output import Bar, Output
+
+if TYPE_CHECKING:  # redis takes a third of the time in which `ssvm run` starts, and it has no use for it
+    from ssvm_worker.ledger import Ledger, Record
 
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 _ENDED = ("succeeded", "failed", "cancelled")

@@ -12,7 +12,6 @@ from ssvm_worker import config, doctor
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.jobs import JOBS, find_job
 from ssvm_worker.settings import LANES
-from tasks.command import worker_command
 
 from .output import Bar, Output
 
@@ -66,6 +65,9 @@ def _close(bars: dict[str, Bar]) -> None:
 
 
 def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every command has both
+    # The ledger comes with it, and with that redis, which every other command would wait for.
+    from tasks.command import worker_command
+
     settings = config.load(args.config)
     if args.config:
         os.environ["SSVM_CONFIG"] = os.path.abspath(args.config)
