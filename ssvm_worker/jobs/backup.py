@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ssvm_worker.errors import InvalidRequest, WorkerError
+from ssvm_worker.errors import InvalidRequest, SourceNotFound, WorkerError
 from ssvm_worker.manifest import Manifest, find_manifest
 from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import Store
@@ -150,6 +150,8 @@ def _remove_leftover(request: Request, attempt: Attempt) -> bool:
     try:
         with attempt.doors.vcenter(request.vcenter, check=lambda: None) as session:
             return _try_removal(attempt, session.find_vm(request.vm), _CLEAN_UP_S)
+    except SourceNotFound:
+        return True  # with the VM its snapshots are gone
     except WorkerError as error:
         attempt.log.warning("it is not known whether job %s has left a snapshot: %s", attempt.job_id, error)
         return False

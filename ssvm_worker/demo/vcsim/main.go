@@ -38,11 +38,13 @@ func main() {
 	}
 
 	pair := identity(*certificate, *key, strings.Split(*names, ","))
-	model := simulator.VPX()
+	model, product := simulator.VPX(), "VMware vCenter Server"
 	if *esx {
-		model = simulator.ESX()
+		model, product = simulator.ESX(), "VMware ESXi"
 	}
-	model.ServiceContent.About.ApiVersion = apiVersion
+	about := &model.ServiceContent.About
+	about.ApiVersion, about.Version = apiVersion, apiVersion
+	about.FullName = fmt.Sprintf("%s %s (simulated)", product, apiVersion)
 	must(model.Create())
 	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 	model.Service.Listen = &url.URL{Host: *listen, User: url.UserPassword(*username, os.Getenv("VCSIM_PASSWORD"))}
