@@ -73,6 +73,8 @@ def build() -> Path:
         built = Path(scratch, "vcsim")
         _compile(go, built)
         built.rename(program)
+    for old in set(cache.glob("vcsim-*")) - {program}:
+        old.unlink(missing_ok=True)  # 30 MB each; one that runs is not disturbed
     return program
 
 
