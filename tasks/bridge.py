@@ -129,6 +129,7 @@ class _Run:
             _LOG.warning("job %s: leftovers remain until the next clean-up: %s", self.claim.job_id, error)
 
     def _end(self, state: str, **outcome: Any) -> dict[str, Any]:
+        self.heart.owns()  # one more beat, which carries the last progress
         try:
             insist(lambda: self.ledger.finish(self.claim, state, **outcome), self.heart)
         except Cancelled:

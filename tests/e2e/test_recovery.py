@@ -74,6 +74,11 @@ def test_plain(site: Site, http_server: HttpServer) -> None:
     assert len(record.attempts) == 1
 
 
+def kill_main(worker: WorkerProcess) -> None:
+    """kill -9 of the main process only; its pool must not go on by itself."""
+    worker.process.kill()
+
+
 def kill_child(worker: WorkerProcess) -> None:
     """kill -9 of the pool's processes, as by the out-of-memory killer."""
     for child in worker.children():
@@ -81,7 +86,9 @@ def kill_child(worker: WorkerProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    "hurt", [WorkerProcess.kill, kill_child], ids=["the worker is killed", "its pool process is killed"]
+    "hurt",
+    [WorkerProcess.kill, kill_main, kill_child],
+    ids=["all of the worker is killed", "its main process is killed", "its pool process is killed"],
 )
 def test_killed(site: Site, http_server: HttpServer, hurt: Callable[[WorkerProcess], None]) -> None:
     """A job whose worker is killed half way is finished by another, from the bytes that are there."""
