@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -63,6 +64,11 @@ def _open(name: str, store: StoreSettings) -> Store:
     return open_store(name, store.url, **values)
 
 
+def _bucket(url: str) -> str:
+    """The bucket of an s3:// URL; empty for any other."""
+    return urlsplit(url).netloc if url.startswith("s3://") else ""
+
+
 def _revealed(value: Any) -> Any:
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
@@ -100,13 +106,13 @@ class Outside:
         self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], attempt: Attempt
     ) -> Sink:
         """Where an upload goes."""
-        values = self._credential_values(credentials) | self._upload_values()
+        values = self._s3_values(url, credentials) | self._upload_values()
         headers = {**headers, **self._authorization(credentials)}
         return open_destination(url, size, owner=attempt.owner, headers=headers, check=attempt.check, **values)
 
     def sweep_destination(self, url: str, *, credentials: str | None) -> None:
         """Abort uploads that dead attempts have left open there."""
-        sweep_destination(url, **self._credential_values(credentials))
+        sweep_destination(url, **self._s3_values(url, credentials))
 
     def vcenter(self, name: str, *, check: Check) -> Any:
         """A session with that vCenter; a context manager."""
@@ -136,9 +142,22 @@ class Outside:
         rule = AddressRule(upload.allow_networks) if upload.allow_networks else None
         return {"rule": rule, "http_ca_file": str(upload.ca_file) if upload.ca_file else None}
 
-    def _credentials(self, name: str | None) -> Credentials | None:
-        if name is None:
-            return None
+    def _s3_values(self, url: str, name: str | None) -> dict[str, Any]:
+        """Endpoint and keys by that name; without one those of the store that is in the same bucket, if there is one.
+
+        Else nothing, and the SDK looks for itself: environment, instance role.
+        """
+        stores = self.settings.stores
+        if name in stores:
+            found: Any = stores[name]
+        elif name is not None:
+            found = self._credentials(name)
+        else:
+            found = next((each for each in stores.values() if _bucket(each.url) == _bucket(url)), None)
+        wanted = ("endpoint", "region", "access_key", "secret_key", "ca_file")
+        return {key: _revealed(value) for key, value in found if key in wanted} if found and _bucket(url) else {}
+
+    def _credentials(self, name: str) -> Credentials:
         if name not in self.settings.credentials:
             known = ", ".join(self.settings.credentials) or "none"
             raise InvalidRequest(
@@ -146,16 +165,13 @@ class Outside:
             )
         return self.settings.credentials[name]
 
-    def _credential_values(self, name: str | None) -> dict[str, Any]:
-        found = self._credentials(name)
-        wanted = ("endpoint", "region", "access_key", "secret_key", "ca_file")
-        return {key: _revealed(value) for key, value in found if key in wanted} if found else {}
-
     def _authorization(self, name: str | None) -> dict[str, str]:
+        if name is None or name in self.settings.stores:
+            return {}
         found = self._credentials(name)
-        if found and found.token:
+        if found.token:
             return {"Authorization": f"Bearer {found.token.get_secret_value()}"}
-        if found and found.username is not None:
+        if found.username is not None:
             password = found.password.get_secret_value() if found.password else ""
             pair = base64.b64encode(f"{found.username}:{password}".encode()).decode()
             return {"Authorization": f"Basic {pair}"}

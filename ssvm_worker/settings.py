@@ -120,11 +120,11 @@ class Download(Section):
     max_bytes: int = Field(1 * TiB, gt=0)
     connect_timeout_s: Seconds = 10.0
     #: A source that gives less than min_rate bytes a second over so many seconds has stalled.
-    stall_s: Seconds = 60.0
+    stall_s: Seconds = 20.0
     min_rate: int = Field(1024, ge=1)
     max_redirects: int = Field(5, ge=0)
-    #: How often a broken stream is taken up again before the attempt fails.
-    resumes: int = Field(5, ge=0)
+    #: How often in a row a stream is taken up again that gives nothing new, before the attempt fails.
+    resumes: int = Field(3, ge=0)
     ca_file: Path | None = None
 
 

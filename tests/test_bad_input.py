@@ -146,6 +146,9 @@ CASES = {
     "absolute id": Case(asked(id="/etc/passwd"), "InvalidRequest", "id"),
     "id of 300 characters": Case(asked(id="a" * 300), "InvalidRequest", "300 characters"),
     "account that climbs": Case(asked(account=".."), "InvalidRequest", "account"),
+    "name that climbs": Case(asked(name="../../etc/passwd"), "InvalidRequest", "name"),
+    "name with NUL": Case(asked(name="a\0b"), "InvalidRequest", "name"),
+    "name of 300 characters": Case(asked(name="a" * 300), "InvalidRequest", "name"),
     "name with control characters": Case(asked(name="a\x1b[31m"), "InvalidRequest", "name"),
     "job id that climbs": Case(asked(job_id="../x"), "InvalidRequest", "job_id"),
     # requests and settings

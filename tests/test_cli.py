@@ -55,6 +55,7 @@ def test_list_stat_verify_delete(ssvm: Run, template: str) -> None:
     assert [row["artifact"] for row in ssvm("list")[1]] == [place]
     assert ssvm("stat", place)[1]["objects"][0]["key"] == template
     assert ssvm("stat", "--kind", "template", *HERE)[1]["objects"][0]["key"] == template
+    assert ssvm("stat", template)[1]["objects"][0]["key"] == template
     assert ssvm("verify", place)[1]["objects"] == 2
     assert ssvm("delete", *HERE)[0] == 0
     assert ssvm("list")[1] == []

@@ -49,12 +49,15 @@ def test_upload_to_a_put_url(store: Store, http_server: HttpServer, named: dict[
     assert (result["key"], result["size"]) == (KEY, len(IMAGE))
 
 
-def test_upload_to_s3(store: Store, s3_server: S3Server) -> None:
-    """An object arrives whole at s3://bucket/key, with credentials named in the settings."""
+@pytest.mark.parametrize("name", ["lab", "archive", None])
+def test_upload_to_s3(store: Store, s3_server: S3Server, name: str | None) -> None:
+    """An object arrives whole at s3://bucket/key: by named credentials, by a store's, or by those of that bucket."""
     bucket = s3_server.make_bucket()
-    trying = attempt(store, settings=s3_settings(s3_server))
+    settings = s3_settings(s3_server)
+    settings["stores"] = {"archive": settings["credentials"]["lab"] | {"url": f"s3://{bucket}/prefix"}}
+    trying = attempt(store, settings=settings)
 
-    upload.run(request(key=KEY, url=f"s3://{bucket}/out/disk 1.raw", credentials="lab"), trying)
+    upload.run(request(key=KEY, url=f"s3://{bucket}/out/disk 1.raw", credentials=name), trying)
 
     body = s3_server.client().get_object(Bucket=bucket, Key="out/disk 1.raw")["Body"]
     assert body.read() == IMAGE

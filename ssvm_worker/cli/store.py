@@ -39,7 +39,9 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("place", nargs="?", metavar="PLACE", help="template/tmpl/ACCOUNT/ID, volumes/…, snapshots/…")
+    parser.add_argument(
+        "place", nargs="?", metavar="PLACE", help="template/tmpl/ACCOUNT/ID, volumes/…, snapshots/…, or a key"
+    )
     for name in ("kind", "account", "id", "volume"):
         parser.add_argument(f"--{name}", help="in place of PLACE")
     parser.add_argument("--store", "--stores", metavar="A,B", help="the first of the settings when absent")
@@ -54,11 +56,21 @@ def _store_names(args: argparse.Namespace, settings: Settings) -> list[str]:
 
 def _artifact(args: argparse.Namespace) -> Artifact:
     if args.place:
-        place = args.place.removesuffix(f"/{MANIFEST}").strip("/")
-        return Artifact.of_prefix(place)
+        return _artifact_at(args.place.strip("/"))
     if not (args.account and args.id):
         raise InvalidRequest("Which artifact?", "", "Give PLACE, or --kind, --account and --id (and --volume)")
     return Artifact(args.kind or "template", args.account, args.id, args.volume or "")
+
+
+def _artifact_at(place: str) -> Artifact:
+    """The artifact at a place, or the one that the object at that key belongs to."""
+    try:
+        return Artifact.of_prefix(place)
+    except InvalidRequest:
+        above = place.rpartition("/")[0]
+        if not above:
+            raise
+        return Artifact.of_prefix(above)
 
 
 def _list(args: argparse.Namespace, output: Output) -> int:

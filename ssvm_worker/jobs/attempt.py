@@ -104,8 +104,8 @@ class Limits:
 
     #: Bytes of one download at the most, unless the request says less.
     max_bytes: int = 1 << 40
-    #: How often a broken stream is taken up again before the attempt fails.
-    resumes: int = 5
+    #: How often in a row a stream is taken up again that gives nothing new, before the attempt fails.
+    resumes: int = 3
     #: Seconds before the first of them; it doubles each time.
     resume_delay_s: float = 1.0
 

@@ -49,9 +49,9 @@ class Request(ArtifactRequest):
 
     @field_validator("name")
     @classmethod
-    def _printable(cls, value: str) -> str:
-        if not value.isprintable():
-            raise ValueError("holds control characters")
+    def _no_path(cls, value: str) -> str:
+        if not value.isprintable() or set(value) & set("/\\") or value.startswith("."):
+            raise ValueError("may not begin with a dot, nor hold slashes or control characters")
         return value
 
     @field_validator("checksum")

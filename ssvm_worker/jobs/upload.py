@@ -26,7 +26,9 @@ class Request(JobRequest):
     volume: str = Field("", description="Backups only")
     store: str = Field("primary", description="Where the object is")
     url: str = Field(description="s3://bucket/key, or an http(s) URL that takes a PUT (presigned or plain)")
-    credentials: str | None = Field(None, description="Name of credentials in the settings")
+    credentials: str | None = Field(
+        None, description="Name of credentials, or of an S3 store, in the settings; the bucket's own store when absent"
+    )
     headers: dict[str, str] = Field(default_factory=dict, description="Sent with an HTTP PUT")
 
     @model_validator(mode="before")
