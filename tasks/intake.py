@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ssvm_worker.assembly import new_job
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.request import JobRequest, parse_request
@@ -36,26 +37,12 @@ def accept(ledger: Ledger, settings: Settings, message: Message) -> Record:
     if data is not None:
         return ledger.get(data["job_id"])
     try:
-        new = new_job(settings, job, _argument(message), message.task_id)
+        task_id = _valid("job_id", message.task_id)
+        new = new_job(settings, job, _argument(message), default_id=task_id)
     except InvalidRequest as error:
         ledger.refuse(_refused(settings, job, message), error)
         raise
     return ledger.submit(new)[0]
-
-
-def new_job(settings: Settings, job: Job, data: Any, default_id: str) -> NewJob:
-    """A request object as the ledger takes it; InvalidRequest lists all that is wrong with it."""
-    request = parse_request(job.Request, data, job.name)
-    job_id = request.job_id or _valid("job_id", default_id) or uuid.uuid4().hex
-    return NewJob(
-        job_id=job_id,
-        job=job.name,
-        zone=settings.zone,
-        lane=job.lane,
-        request=request.model_dump(mode="json", exclude_defaults=True) | {"job_id": job_id},
-        resource=job.resource(request),
-        callback_url=request.callback_url,
-    )
 
 
 def job_id_of(message: Message) -> tuple[str, str]:

@@ -52,6 +52,7 @@ class Demo:
     settings: list[str] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    also_running: list[str] = field(default_factory=list)
 
     @property
     def config_file(self) -> Path:
@@ -78,6 +79,8 @@ def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: S
         bucket, machine = _s3(demo), _vcenter(demo)
         settings = demo.write_settings()
         _start_worker(demo, settings)
+        if keep:
+            _start_flower(demo)
         _jobs(demo, settings, url, bucket, machine)
         _summary(demo, settings)
         if keep:
@@ -241,8 +244,8 @@ def _keep(demo: Demo) -> None:
     """Leave everything running until Ctrl-C or SIGTERM."""
     say = demo.say
     say(f"\nrunning until Ctrl-C. In another shell: export SSVM_CONFIG={demo.config_file}; ssvm jobs; ssvm list")
-    if importlib.util.find_spec("flower"):
-        _start_flower(demo)
+    for line in demo.also_running:
+        say(line)
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.append(1))
@@ -251,6 +254,9 @@ def _keep(demo: Demo) -> None:
 
 
 def _start_flower(demo: Demo) -> None:
+    if importlib.util.find_spec("flower") is None:
+        demo.left_out.append("Flower is not installed (pip install 'ssvm-worker[flower]')")
+        return
     from tasks.command import flower_command
 
     password, port = secrets.token_urlsafe(9), free_port()
@@ -259,4 +265,4 @@ def _start_flower(demo: Demo) -> None:
     environ = {**os.environ, **environ, "SSVM_CONFIG": str(demo.config_file)}
     flower = subprocess.Popen(argv, stdout=log, stderr=log, env=environ, start_new_session=True)
     demo.stack.callback(_stop, flower)
-    demo.say(f"Flower: http://127.0.0.1:{port}  user demo, password {password}")
+    demo.also_running.append(f"Flower: http://127.0.0.1:{port}  user demo, password {password}")

@@ -75,6 +75,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     hasher = Hasher()
 
     def verify() -> None:
+        attempt.progress.start("committing", entry.size, hasher.size)
         _refuse_other_digest(hasher, entry, f"{store.name}:{key}")
         attempt.confirm()
 

@@ -17,14 +17,13 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.assembly import open_ledger
+from ssvm_worker.assembly import new_job, open_ledger
 from ssvm_worker.config import parse
 from ssvm_worker.errors import ObjectNotFound
 from ssvm_worker.jobs import find_job
-from ssvm_worker.ledger import Ledger, NewJob, Record, queue_name
+from ssvm_worker.ledger import Ledger, Record, queue_name
 from ssvm_worker.settings import Settings
 from tasks.command import worker_command
-from tasks.intake import new_job
 from tasks.ring import ring
 from tests.servers.broker import Broker, StoppableBroker
 
@@ -126,8 +125,7 @@ class Site:
 
     def submit(self, job: str, **request: Any) -> str:
         """Submit a job as ``ssvm submit`` does; returns its id."""
-        new: NewJob = new_job(self.settings, find_job(job), request, "")
-        record, _ = self.ledger.submit(new)
+        record, _ = self.ledger.submit(new_job(self.settings, find_job(job), request))
         ring(self.settings, record)
         return record.job_id
 
