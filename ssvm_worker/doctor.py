@@ -23,10 +23,13 @@ class Finding:
     ok: bool
     #: What was found, or what is wrong and what to do.
     detail: str
+    #: Works, but not as it should.
+    warning: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """check, ok, state (ok | FAILED), detail."""
-        return {"check": self.check, "ok": self.ok, "state": "ok" if self.ok else "FAILED", "detail": self.detail}
+        """check, ok, state (ok | warning | FAILED), detail."""
+        state = "FAILED" if not self.ok else "warning" if self.warning else "ok"
+        return {"check": self.check, "ok": self.ok, "state": state, "detail": self.detail}
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -69,7 +72,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
     warnings: list[str] = []
     yield _look("broker", reach)
     for warning in warnings:
-        yield Finding("broker durability", False, warning)
+        yield Finding("broker durability", True, warning, warning=True)
 
 
 def _store(settings: Settings, name: str) -> str:

@@ -164,6 +164,7 @@ def test_doctor(ssvm: Run, ledger: None) -> None:
     rows = {row["check"]: row["state"] for row in ssvm("doctor")[1]}
 
     assert rows["broker"] == rows["store primary"] == rows["settings"] == "ok"
+    assert rows["broker durability"] == "warning"
 
 
 def test_doctor_without_settings(ssvm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
