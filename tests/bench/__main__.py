@@ -15,7 +15,7 @@ from pathlib import Path
 from ssvm_worker.units import GiB, KiB, MiB
 
 from . import download, memory, report, upload
-from .contest import Row
+from .contest import Broken, Row
 
 _UNITS = {"": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB}
 Bench = Callable[[Path, int, int], list[Row]]
@@ -52,8 +52,20 @@ def _scratch() -> str | None:
 
 
 def main() -> int:
-    """Run, print the table; 1 when a target was missed."""
+    """Run, print the table; 1 when a target was missed, 2 when there is nothing to compare."""
     given = _arguments()
+    try:
+        rows = _run(given)
+    except Broken as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(report.table(rows))
+    if given.write:
+        report.keep(rows, given.runs)
+    return int(any("no" in each.ok for each in rows))
+
+
+def _run(given: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for name in given.names or BENCHES:
         bench, sizes = BENCHES[name]
@@ -61,10 +73,7 @@ def main() -> int:
             print(f"{name}:", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="ssvm-bench-", dir=_scratch()) as scratch:
                 rows += bench(Path(scratch), size, given.runs)
-    print(report.table(rows))
-    if given.write:
-        report.keep(rows, given.runs)
-    return int(any("no" in each.ok for each in rows))
+    return rows
 
 
 if __name__ == "__main__":

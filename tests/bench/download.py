@@ -62,17 +62,17 @@ class Site:
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     """Plain HTTP against curl and aria2, then TLS against curl."""
-    if not (nginx := _found("nginx")):
+    if not (nginx := found("nginx")):
         return [left_out("download", "nginx is not installed")]
     with _serving(nginx, scratch, size) as site:
         plain = [_ours(site, site.plain), *_curl(site, site.plain, 1.0), *_aria2(site)]
         secure = [_ours(site, site.secure), *_curl(site, site.secure, 0.8)]
         rows = contest("download, HTTP", lambda: contextlib.nullcontext(plain), size, runs)
         rows += contest("download, TLS", lambda: contextlib.nullcontext(secure), size, runs)
-    return rows + [left_out("download", f"{each} is not installed") for each in ("curl", "aria2c") if not _found(each)]
+    return rows + [left_out("download", f"{each} is not installed") for each in ("curl", "aria2c") if not found(each)]
 
 
-def _found(program: str) -> str | None:
+def found(program: str) -> str | None:
     """Where a program is; Debian keeps servers where not every PATH looks."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
@@ -153,14 +153,14 @@ def _taker(directory: Path, name: str) -> Callable[[], int]:
 
 
 def _curl(site: Site, url: str, target: float) -> Sequence[Contender]:
-    if not (curl := _found("curl")):
+    if not (curl := found("curl")):
         return []
     command = [curl, "-sS", "--fail", "--cacert", str(site.ca), "-o", str(site.root / "out/image.raw"), url]
     return [Contender("curl -o", command, _taker(site.root / "out", "image.raw"), target=target)]
 
 
 def _aria2(site: Site) -> Sequence[Contender]:
-    if not (aria2 := _found("aria2c")):
+    if not (aria2 := found("aria2c")):
         return []
     # To write zeros first, its default, would only cost it time here.
     options = ["-q", "-x4", "-s4", "--file-allocation=none", "--no-conf", f"--checksum={_aria2_digest(site)}"]

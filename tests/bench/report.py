@@ -16,6 +16,7 @@ from pathlib import Path
 from ssvm_worker.units import human_size
 
 from .contest import Row
+from .download import found
 from .upload import s5cmd
 
 KEPT = Path(__file__).parents[2] / "docs/benchmarks.md"
@@ -33,11 +34,11 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 
-def keep(rows: Sequence[Row], runs: int) -> None:
+def keep(rows: Sequence[Row], runs: int, kept: Path = KEPT) -> None:
     """Put the table and the machine's description between the marks of docs/benchmarks.md."""
-    before, _, rest = KEPT.read_text().partition(_BEGIN)
+    before, _, rest = kept.read_text().partition(_BEGIN)
     after = rest.partition(_END)[2]
-    KEPT.write_text(f"{before}{_BEGIN}\n{table(rows)}\n\n{machine(runs)}\n{_END}{after}")
+    kept.write_text(f"{before}{_BEGIN}\n{table(rows)}\n\n{machine(runs)}\n{_END}{after}")
 
 
 def machine(runs: int) -> str:
@@ -47,7 +48,7 @@ def machine(runs: int) -> str:
     facts = [
         f"Medians of {runs}, {now:%Y-%m-%d}",
         f"{len(os.sched_getaffinity(0))} cores of {_processor()}, {human_size(memory)} of memory, all files in memory",
-        f"load average at the end {os.getloadavg()[0]:.1f}",
+        f"Load average at the end {os.getloadavg()[0]:.1f}, both sides at nice {os.getpriority(os.PRIO_PROCESS, 0)}",
         f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, {_openssl()}",
         ", ".join(filter(None, map(_version, _PEERS))),
     ]
@@ -65,7 +66,7 @@ def _openssl() -> str:
 
 _BESIDE = Path(sys.executable).parent
 _PEERS: tuple[tuple[str, list[str]], ...] = (
-    ("nginx", ["/usr/sbin/nginx", "-v"]),
+    ("nginx", [found("nginx") or "nginx", "-v"]),
     ("curl", ["curl", "--version"]),
     ("aria2", ["aria2c", "--version"]),
     ("SeaweedFS", [str(_BESIDE / "weed"), "version"]),

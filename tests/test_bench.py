@@ -1,0 +1,59 @@
+"""The benches run, at a small size, and their table says what was compared; what they measure is not judged here."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench import report
+from tests.bench.contest import OURS, Broken, Contender, Row, contest, left_out
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def bench(*words: str) -> list[list[str]]:
+    """Run the program; the cells of each line of its table."""
+    command = [sys.executable, "-m", "tests.bench", *words, "--runs", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode in (0, 1), done.stderr
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("name", ["download", "memory"])
+def test_runs_small(name: str) -> None:
+    """Each line has a verdict, or says what is left out on this machine."""
+    lines = bench(name, "--size", "8MiB")
+    assert lines
+    assert all(line[-1] in ("yes", "**no**") or line[2].startswith("left out: ") for line in lines)
+
+
+def test_contender_makes_too_little() -> None:
+    """Who does not make all the bytes has won nothing."""
+    sides = [Contender(OURS, ["/bin/true"], lambda: 5), Contender("peer", ["/bin/true"], lambda: 4)]
+    with pytest.raises(Broken, match="peer made 4 bytes of 5"):
+        contest("x", lambda: contextlib.nullcontext(sides), 5, 1)
+
+
+def test_contender_fails() -> None:
+    """A failure is no result, and its words are told."""
+    sides = [Contender(OURS, ["/bin/sh", "-c", "echo no disk >&2; exit 3"], lambda: 5)]
+    with pytest.raises(Broken, match="no disk"):
+        contest("x", lambda: contextlib.nullcontext(sides), 5, 1)
+
+
+def test_kept_between_marks(tmp_path: Path) -> None:
+    """A new table takes the place of the old one; what people wrote around it stays."""
+    kept = tmp_path / "benchmarks.md"
+    kept.write_text("Before.\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nAfter.\n")
+    report.keep(
+        [left_out("download", "nginx is not installed"), Row("x", "1 s", "2 s", "2.00", "≥ 1.0", "yes")], 3, kept
+    )
+    text = kept.read_text()
+    assert text.startswith("Before.\n<!-- measured: begin -->\n| bench")
+    assert text.endswith("<!-- measured: end -->\nAfter.\n")
+    assert "left out: nginx is not installed" in text
+    assert "old" not in text
