@@ -29,7 +29,7 @@ LAYERS = (
     {"tasks", "cli", "demo", "__main__"},
     {"assembly", "config", "settings", "doctor"},
     {"jobs"},
-    {"sources", "stores", "vmware", "formats", "ledger"},
+    {"sources", "stores", "vmware", "formats", "grains", "ledger"},
     {"stream", "lane", "manifest", "digest", "retry", "keys", "sockets", "addresses", "weburl"},
     {"errors", "units"},
 )
@@ -42,6 +42,7 @@ SDKS = {
     "botocore": ("ssvm_worker/stores/s3", "ssvm_worker/demo/s3"),
     "mypy_boto3_s3": ("ssvm_worker/stores/s3",),
     "celery": ("tasks/",),
+    "isal": ("ssvm_worker/grains/grain", "ssvm_worker/formats/deflate"),
     "kombu": ("tasks/",),
     "oslo_utils": ("ssvm_worker/formats/oslo",),
     "pydantic": tuple(f"ssvm_worker/{each}" for each in ("settings", "config", "assembly", "jobs/", "cli/")),

@@ -1,0 +1,138 @@
+"""Writes a streamOptimized VMDK forwards only, as an ESX host sends one and takes one back.
+
+    header · descriptor · grains of 32 MiB of disk · their grain table · … · grain directory · footer · end of stream
+
+A table follows its grains at once, so that one is held and no more. Layout: see ``vmdk`` and ``streamoptimized``.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+
+from ssvm_worker.errors import TooLarge
+from ssvm_worker.units import KiB, TiB
+
+from .deflate import deflate
+from .extents import Extent, gathered, in_order
+from .vmdk import (
+    COMPRESSED,
+    GD_AT_END,
+    MAGIC,
+    MARKER_EOS,
+    MARKER_FOOTER,
+    MARKER_GD,
+    MARKER_GT,
+    MARKERS,
+    SECTOR,
+    SparseHeader,
+)
+
+GRAIN = 64 * KiB
+_TABLE = 512
+_OVERHEAD = GRAIN // SECTOR
+_HEADER = struct.Struct("<4sIIQQQQIQQQB4sH")
+_DESCRIPTOR = """# Disk DescriptorFile
+version=1
+CID={cid:08x}
+parentCID=ffffffff
+createType="streamOptimized"
+
+RW {sectors} SPARSE "{name}"
+
+ddb.adapterType = "lsilogic"
+ddb.geometry.cylinders = "{cylinders}"
+ddb.geometry.heads = "255"
+ddb.geometry.sectors = "63"
+ddb.virtualHWVersion = "13"
+"""
+
+
+def stream_optimized(extents: Iterable[Extent], capacity: int, name: str) -> Iterator[bytes]:
+    """The chunks of a streamOptimized VMDK of *capacity* bytes from extents that are whole grains of 64 KiB.
+
+    The same extents give the same bytes. Raises CorruptImage for extents out of order, TooLarge for a stream beyond
+    2 TiB, which its 32-bit sectors cannot address. Holds one grain table, and 4 bytes for each 32 MiB of disk.
+    """
+    return gathered(_Writer(capacity, name).image(in_order(extents, capacity, name)))
+
+
+class _Writer:
+    def __init__(self, capacity: int, name: str) -> None:
+        self._name = name
+        self._sectors = -(-capacity // SECTOR)
+        #: Sectors written.
+        self._at = 0
+        self._directory = [0] * -(-self._sectors // (_TABLE * GRAIN // SECTOR))
+        self._table = [0] * _TABLE
+        self._number = -1
+
+    def image(self, extents: Iterable[Extent]) -> Iterator[bytes]:
+        yield self._count(self._header(GD_AT_END) + self._descriptor())
+        for offset, data in extents:
+            number, place = divmod(offset // GRAIN, _TABLE)
+            if number != self._number:
+                yield from self._end_table()
+                self._number = number
+            self._table[place] = self._at
+            yield self._count(_grain(offset // SECTOR, data.ljust(GRAIN, b"\0")))
+        yield from self._end_table()
+        yield from self._end()
+
+    def _count(self, piece: bytes) -> bytes:
+        self._at += len(piece) // SECTOR
+        if self._at >> 32:
+            remedy = "Restore it as raw or qcow2"
+            raise TooLarge(f"The stream goes beyond {2 * TiB} bytes, which no VMDK can", self._name, remedy)
+        return piece
+
+    def _end_table(self) -> Iterator[bytes]:
+        if self._number >= 0:
+            self._directory[self._number] = self._at + 1
+            yield self._count(_marker(4, MARKER_GT) + struct.pack(f"<{_TABLE}I", *self._table))
+            self._table = [0] * _TABLE
+
+    def _end(self) -> Iterator[bytes]:
+        packed = _padded(struct.pack(f"<{len(self._directory)}I", *self._directory))
+        place = self._at + 1
+        yield self._count(_marker(len(packed) // SECTOR, MARKER_GD) + packed)
+        yield self._count(_marker(1, MARKER_FOOTER) + self._header(place))
+        yield self._count(_marker(0, MARKER_EOS))
+
+    def _header(self, directory_at: int) -> bytes:
+        fields = SparseHeader(
+            magic=MAGIC,
+            version=3,
+            flags=1 | COMPRESSED | MARKERS,
+            capacity=self._sectors,
+            grain_size=GRAIN // SECTOR,
+            descriptor_offset=1,
+            descriptor_size=20,
+            gtes_per_gt=_TABLE,
+            rgd_offset=0,
+            gd_offset=directory_at,
+            overhead=_OVERHEAD,
+            unclean=0,
+            newlines=b"\n \r\n",
+            compression=1,
+        )
+        return _padded(_HEADER.pack(*fields))
+
+    def _descriptor(self) -> bytes:
+        values = {"sectors": self._sectors, "name": self._name, "cylinders": max(1, self._sectors // (255 * 63))}
+        text = _DESCRIPTOR.format(cid=zlib.crc32(self._name.encode()), **values)
+        return text.encode().ljust(_OVERHEAD * SECTOR - SECTOR, b"\0")
+
+
+def _marker(sectors: int, kind: int) -> bytes:
+    return _padded(struct.pack("<QII", sectors, 0, kind))
+
+
+def _grain(lba: int, grain: bytes) -> bytes:
+    data = deflate(grain)
+    return _padded(struct.pack("<QI", lba, len(data)) + data)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % SECTOR)
