@@ -126,6 +126,7 @@ class Outside:
 
     def _http(self) -> HttpSettings:
         from .sources.exchange import HttpSettings
+        from .sources.several import Many
 
         download = self.settings.download
         return HttpSettings(
@@ -135,6 +136,7 @@ class Outside:
             min_rate=download.min_rate,
             max_redirects=download.max_redirects,
             ca_file=str(download.ca_file) if download.ca_file else None,
+            many=Many(connections=download.connections),
         )
 
     def _upload_values(self) -> dict[str, Any]:
@@ -186,7 +188,9 @@ def make_attempt(
     **given: Any,
 ) -> Attempt:
     """An attempt at a job with everything that it may touch; *given* are further fields of ``Attempt``."""
-    limits = Limits(max_bytes=settings.download.max_bytes, resumes=settings.download.resumes)
+    download = settings.download
+    names = ("max_bytes", "max_virtual_size", "max_ratio", "resumes")
+    limits = Limits(**{name: getattr(download, name) for name in names})
     given.setdefault("log", logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}))
     progress = Progress(publish) if publish else Progress()
     return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)

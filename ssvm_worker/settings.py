@@ -118,6 +118,9 @@ class Download(Section):
     #: Only public addresses are fetched from, and these.
     allow_networks: Networks = ()
     max_bytes: int = Field(1 * TiB, gt=0)
+    max_virtual_size: int = Field(64 * TiB, gt=0)
+    #: Bytes that may come out of one that is compressed, once 4 GiB have.
+    max_ratio: int = Field(250, ge=1)
     connect_timeout_s: Seconds = 10.0
     #: A source that gives less than min_rate bytes a second over so many seconds has stalled.
     stall_s: Seconds = 20.0
@@ -125,6 +128,8 @@ class Download(Section):
     max_redirects: int = Field(5, ge=0)
     #: How often in a row a stream is taken up again that gives nothing new, before the attempt fails.
     resumes: int = Field(3, ge=0)
+    #: Connections to one server for one download, where it takes ranges and one connection is slow.
+    connections: int = Field(4, ge=1, le=16)
     ca_file: Path | None = None
 
 

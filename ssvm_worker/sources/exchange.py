@@ -19,6 +19,8 @@ from ssvm_worker.sockets import TICK, AddressRefused, Dial, Watch, connect, tls_
 from ssvm_worker.stream import Check
 from ssvm_worker.weburl import WebUrl
 
+from .several import Many
+
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -35,34 +37,101 @@ class HttpSettings:
     max_redirects: int = 5
     #: PEM file of authorities to trust besides the system's.
     ca_file: str | None = None
+    #: When to fetch over several connections, and how many.
+    many: Many = field(default_factory=Many)
 
 
 class Exchange:
     """An answer, its head read and its body still on the wire; ``close`` it."""
 
-    def __init__(self, connection: HTTPConnection, response: BaseHTTPResponse, url: WebUrl) -> None:
-        self.url = url
+    def __init__(self, line: Line, response: BaseHTTPResponse) -> None:
+        self.url = line.url
+        self.line = line
         self.status = response.status
         self.headers = response.headers
+        #: The caller's headers that went along.
+        self.trusted: Mapping[str, str] = {}
         self._response = response
-        self._connection = connection
+        # read1 returns what has come, so that a reset does not cost the bytes before it; but it would return each
+        # chunk of a chunked body by itself, and those may be tiny.
+        chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
+        self._read = response.read if chunked else response.read1
 
     def close(self) -> None:
         """Close the connection; an unread rest of the body is thrown away."""
         self._response.close()
-        self._connection.close()
+        self.line.close()
 
-    def chunks(self, size: int) -> Iterator[bytes]:
-        """The body as it was sent, without undoing a Content-Encoding, in pieces of *size* at the most.
+    def read(self, size: int) -> bytes:
+        """The next bytes of the body, *size* at the most, b"" at its end; a Content-Encoding is not undone.
 
         Raises what urllib3 raises when it is shorter than its Content-Length, or its last chunk is missing.
         """
-        # read1 returns what has come, so that a reset does not cost the bytes before it; but it would return each
-        # chunk of a chunked body by itself, and those may be tiny.
-        chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
-        read = self._response.read if chunked else self._response.read1
-        while piece := read(size, decode_content=False):
-            yield piece
+        return self._read(size, decode_content=False)
+
+
+class Line:
+    """A connection to one origin: made by our rules when it is needed, and again when the server has closed it."""
+
+    def __init__(self, url: WebUrl, settings: HttpSettings, check: Check, *, keep: bool = False) -> None:
+        """*keep*: ask the server to leave it open, for the next request when an answer has been read to its end."""
+        self.url = url
+        self._settings = settings
+        #: What ends its waits; whoever takes the connection over sets its own.
+        self.check = check
+        self._keep = keep
+        self._connection: HTTPConnection | None = None
+
+    def get(self, headers: Mapping[str, str]) -> Exchange:
+        """Send a GET and read the head of its answer, a redirect or not; SourceDenied, SourceUnavailable."""
+        used = self._is_open
+        with translated(self.url.name):
+            try:
+                return self._get(headers)
+            except (HTTPException, ConnectionError):
+                self.close()
+                if not used:
+                    raise
+            # A server may close what has been idle for a while, at the very moment of the next request.
+            return self._get(headers)
+
+    def close(self) -> None:
+        """Close the connection, if there is one; safe to repeat."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @property
+    def _is_open(self) -> bool:
+        return self._connection is not None and self._connection.sock is not None
+
+    def _get(self, headers: Mapping[str, str]) -> Exchange:
+        try:
+            if self._connection is None or not self._is_open:
+                self._connection = self._connect()
+            self._connection.request(
+                "GET", self.url.target, headers=self._head(headers), preload_content=False, decode_content=False
+            )
+            return Exchange(self, self._connection.getresponse())
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> HTTPConnection:
+        settings, url = self._settings, self.url
+        tls = tls_context(settings.ca_file) if url.scheme == "https" else None
+        watch = Watch(lambda: self.check(), settings.stall_s, settings.min_rate)
+        connection = HTTPConnection(url.host, url.port, timeout=TICK)
+        # urllib3 finds itself connected: it opens no socket that we have not judged, and does no TLS of its own.
+        connection.auto_open = 0
+        connection.sock = connect(url.host, url.port, Dial(settings.rule, settings.connect_timeout_s, tls), watch)
+        return connection
+
+    def _head(self, headers: Mapping[str, str]) -> dict[str, str]:
+        ours = {"Host": self.url.authority, "Accept-Encoding": "identity"}
+        ours |= {} if self._keep else {"Connection": "close"}
+        agent = {} if "user-agent" in map(str.lower, headers) else {"User-Agent": f"ssvm-worker/{__version__}"}
+        return {**agent, **headers, **ours}
 
 
 def get(
@@ -76,7 +145,8 @@ def get(
     seen = [url]
     while True:
         trusted = headers if all(each.origin == url.origin for each in seen) else {}
-        answer = _get_one(seen[-1], {**trusted, **own}, settings, check)
+        answer = Line(seen[-1], settings, check).get({**trusted, **own})
+        answer.trusted = trusted
         location = answer.headers.get("Location")
         if answer.status not in _REDIRECTS or not location:
             return answer
@@ -101,29 +171,6 @@ def _next_hop(seen: list[WebUrl], location: str, most: int) -> WebUrl:
     if len(seen) > most:
         raise SourceDenied(f"More than {most} redirects", seen[0].name, f"Give the last URL itself: {there.name}")
     return there
-
-
-def _get_one(url: WebUrl, headers: Mapping[str, str], settings: HttpSettings, check: Check) -> Exchange:
-    watch = Watch(check, settings.stall_s, settings.min_rate)
-    tls = tls_context(settings.ca_file) if url.scheme == "https" else None
-    connection = HTTPConnection(url.host, url.port, timeout=TICK)
-    with translated(url.name):
-        try:
-            # urllib3 finds itself connected: it opens no socket that we have not judged, and does no TLS of its own.
-            connection.sock = connect(url.host, url.port, Dial(settings.rule, settings.connect_timeout_s, tls), watch)
-            connection.request(
-                "GET", url.target, headers=_head(url, headers), preload_content=False, decode_content=False
-            )
-            return Exchange(connection, connection.getresponse(), url)
-        except BaseException:
-            connection.close()
-            raise
-
-
-def _head(url: WebUrl, headers: Mapping[str, str]) -> dict[str, str]:
-    ours = {"Host": url.authority, "Accept-Encoding": "identity", "Connection": "close"}
-    agent = {} if "user-agent" in map(str.lower, headers) else {"User-Agent": f"ssvm-worker/{__version__}"}
-    return {**agent, **headers, **ours}
 
 
 @contextmanager

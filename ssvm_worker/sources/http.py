@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 from ssvm_worker.errors import SourceChanged, SourceNotFound, SourceUnavailable
 from ssvm_worker.stream import CHUNK, Check, limit
@@ -14,25 +11,11 @@ from ssvm_worker.units import MiB
 from ssvm_worker.weburl import check_headers, parse
 
 from .exchange import Exchange, HttpSettings, get, refusal, translated
+from .rangeline import RangeLine, Wanted
+from .several import Pace, Several
+from .validator import Validator, strong_date, strong_etag
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-
-
-@dataclass(frozen=True)
-class Validator:
-    """What tells one state of an object from another; kept in a draft manifest, a later attempt goes on with it."""
-
-    #: A strong one only (RFC 9110, 13.1.5).
-    etag: str | None
-    #: Only where it counts as strong (RFC 9110, 8.8.2.2) and there is no strong ETag.
-    last_modified: str | None
-    #: Bytes of the whole object.
-    size: int
-
-    @property
-    def condition(self) -> str:
-        """The value of If-Range."""
-        return self.etag or self.last_modified or ""
+__all__ = ["HttpSource", "Validator", "fetch_text"]
 
 
 class HttpSource:
@@ -78,19 +61,40 @@ class HttpSource:
         with closing(self._ask(offset)) as answer, translated(self.name):
             skip = self._begin(answer, offset)
             position = offset - skip
-            for chunk in answer.chunks(CHUNK):
+            pace = Pace(self._settings.many)
+            while chunk := pace.timed(lambda: answer.read(CHUNK)):
                 position += len(chunk)
                 if skip < len(chunk):
                     yield chunk[skip:] if skip else chunk
                 skip = max(0, skip - len(chunk))
+                if not skip and pace.slow and self._is_worth_many(position):
+                    yield from self._many(answer, position)
+                    return
         self._refuse_short(position)
+
+    def _is_worth_many(self, position: int) -> bool:
+        many = self._settings.many
+        rest = (self.size or 0) - position
+        return many.connections > 1 and self.resumable and rest >= many.connections * many.range_size
+
+    def _many(self, answer: Exchange, position: int) -> Generator[bytes, None, None]:
+        """The rest by ranges on several connections; the first of them is that of *answer*."""
+        assert self.size is not None
+        assert self.validator is not None
+        wanted = Wanted(answer.url, answer.trusted, self.validator, self._settings)
+        answers = [answer]
+
+        def open_line(start: int, check: Check) -> RangeLine:
+            return RangeLine(wanted, check, answers.pop() if start == position and answers else None, start)
+
+        return Several(self._settings.many, self._check).fetch(open_line, position, self.size)
 
     def _ask(self, offset: int) -> Exchange:
         own: dict[str, str] = {}
         if offset:
             if self.validator is None:
                 raise self._changed("The server gives nothing to tell whether the rest is of the same object")
-            own = {"Range": f"bytes={offset}-", "If-Range": self.validator.condition}
+            own = self.validator.range(offset)
         return get(self._url, own, self._headers, self._settings, self._check)
 
     def _begin(self, answer: Exchange, offset: int) -> int:
@@ -104,8 +108,8 @@ class HttpSource:
         if not offset:
             self._remember(answer)
             return 0
-        if answer.status == 206:
-            self._match_range(answer, offset)
+        if answer.status == 206 and self.validator:
+            self.validator.match_range(answer, offset, None, self.name)
             return 0
         return self._match_whole(answer, offset)
 
@@ -115,22 +119,14 @@ class HttpSource:
         self.validator = None
         ranges = "bytes" in answer.headers.get("Accept-Ranges", "").lower()
         if self.size and ranges:
-            etag = _strong_etag(answer)
-            date = None if etag else _strong_date(answer)
+            etag = strong_etag(answer)
+            date = None if etag else strong_date(answer)
             self.validator = Validator(etag, date, self.size) if etag or date else None
-
-    def _match_range(self, answer: Exchange, offset: int) -> None:
-        given = answer.headers.get("Content-Range", "none")
-        match = _CONTENT_RANGE.fullmatch(given)
-        if not match or int(match[1]) != offset or int(match[3]) != self.size:
-            raise self._changed(f"Asked for the bytes from {offset} on of {self.size}, the server gave {given[:80]!r}")
-        if (etag := answer.headers.get("ETag")) and self.validator and self.validator.etag not in (None, etag):
-            raise self._changed(f"The object's ETag was {self.validator.etag}, now it is {etag}")
 
     def _match_whole(self, answer: Exchange, offset: int) -> int:
         """The server gave the whole object: another one, unless it names the same strong ETag and ignores ranges."""
         etag = self.validator.etag if self.validator else None
-        if etag and etag == _strong_etag(answer) and _length(answer) in (None, self.size):
+        if etag and etag == strong_etag(answer) and _length(answer) in (None, self.size):
             return offset
         raise self._changed("The object has changed since its first bytes came")
 
@@ -158,22 +154,6 @@ def _length(answer: Exchange) -> int | None:
     if len(values) != 1 or not (value := values.pop()).isdecimal():
         raise SourceUnavailable(f"The server gives no clear Content-Length: {text[:80]!r}", answer.url.name)
     return int(value)
-
-
-def _strong_etag(answer: Exchange) -> str | None:
-    etag = answer.headers.get("ETag", "").strip()
-    return etag if etag.startswith('"') else None
-
-
-def _strong_date(answer: Exchange) -> str | None:
-    """Last-Modified, if it lies a second or more before the answer was made."""
-    modified, made = answer.headers.get("Last-Modified"), answer.headers.get("Date")
-    try:
-        if modified and made and (parsedate_to_datetime(made) - parsedate_to_datetime(modified)).total_seconds() >= 1:
-            return modified
-    except (ValueError, TypeError):  # no date; or one of them without a zone
-        pass
-    return None
 
 
 def fetch_text(

@@ -57,6 +57,8 @@ class Behaviour:
     headers: dict[str, str] = field(default_factory=dict)
     #: The behaviour of the second and later requests.
     then: Behaviour | None = None
+    #: Those of the first requests for a range with an end, as one of several connections asks for it.
+    ranged: list[Behaviour] = field(default_factory=list)
 
 
 @dataclass
@@ -80,6 +82,8 @@ class Request:
     method: str
     path: str
     headers: Message
+    #: The client's end of the connection that it came on.
+    port: int
 
 
 class HttpServer:
@@ -172,10 +176,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._note()
         path = self.path.partition("?")[0]
         behaviour = self.owner.paths.get(path, Behaviour(b"nothing here", status=404))
+        bounded = re.fullmatch(r"bytes=\d+-\d+", self.headers.get("Range", ""))
         if behaviour.then:
             self.owner.paths[path] = behaviour.then
+        if bounded and behaviour.ranged:
+            behaviour = behaviour.ranged.pop(0)
+        self.close_connection = not bounded
         _Answer(self, behaviour).send()
-        self.close_connection = True
 
     def do_PUT(self) -> None:
         self._note()
@@ -217,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(behaviour.body)
 
     def _note(self) -> None:
-        self.owner.requests.append(Request(self.command, self.path, self.headers))
+        self.owner.requests.append(Request(self.command, self.path, self.headers, self.client_address[1]))
 
 
 class _Answer:
@@ -226,16 +233,16 @@ class _Answer:
     def __init__(self, handler: _Handler, behaviour: Behaviour) -> None:
         self.handler, self.behaviour, self.owner = handler, behaviour, handler.owner
         self.body, self.status, self.range = behaviour.data, behaviour.status, ""
-        wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
         same = handler.headers.get("If-Range") in (None, behaviour.etag, behaviour.last_modified)
         if wanted and same and behaviour.ranges and not behaviour.ignore_range and behaviour.status == 200:
-            self._narrow(int(wanted[1]))
+            self._narrow(int(wanted[1]), int(wanted[2] or len(self.body) - 1))
 
-    def _narrow(self, start: int) -> None:
+    def _narrow(self, start: int, last: int) -> None:
         total = len(self.body)
         self.status = 206 if start < total else 416
-        self.range = self.behaviour.content_range or f"bytes {start}-{total - 1}/{total}"
-        self.body = self.body[start:]
+        self.range = self.behaviour.content_range or f"bytes {start}-{last}/{total}"
+        self.body = self.body[start : last + 1]
 
     def send(self) -> None:
         handler = self.handler

@@ -1,0 +1,73 @@
+"""A connection that gives one range of an http object after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ssvm_worker.errors import SourceChanged, SourceDenied, SourceUnavailable
+from ssvm_worker.stream import CHUNK, Check
+from ssvm_worker.weburl import WebUrl
+
+from .exchange import Exchange, HttpSettings, Line, refusal, translated
+from .validator import Validator, strong_etag
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The object: where the redirects of its first answer led, and what tells it from any other."""
+
+    url: WebUrl
+    #: The caller's, where they may be sent there.
+    headers: Mapping[str, str]
+    validator: Validator
+    settings: HttpSettings
+
+
+class RangeLine:
+    """``several.Line`` over http. A redirect is refused: the first answer came from where they end."""
+
+    def __init__(self, wanted: Wanted, check: Check, answer: Exchange | None = None, position: int = 0) -> None:
+        """*answer*: one whose body goes on at *position*, to the end of the object."""
+        self._wanted = wanted
+        self._answer = answer
+        self._position = position
+        self._is_rest = answer is not None
+        self._line = answer.line if answer else Line(wanted.url, wanted.settings, check, keep=True)
+        self._line.check = check
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes from *start* to *end*; SourceUnavailable, SourceDenied, SourceChanged."""
+        where = self._wanted.url.name
+        if not self._is_rest or self._position != start or self._answer is None:
+            self._answer, self._position = self._ask(start, end), start
+        with translated(where):
+            while self._position < end:
+                chunk = self._answer.read(min(CHUNK, end - self._position))
+                if not chunk:
+                    raise SourceUnavailable(
+                        f"The range ended at {self._position} of {end}", where, "Look at the server"
+                    )
+                self._position += len(chunk)
+                yield chunk
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._line.close()
+
+    def _ask(self, start: int, end: int) -> Exchange:
+        wanted, where = self._wanted, self._wanted.url.name
+        if self._is_rest:  # which may be gigabytes, and nobody wants it
+            self._line.close()
+            self._line = Line(wanted.url, wanted.settings, self._line.check, keep=True)
+            self._is_rest = False
+        answer = self._line.get({**wanted.headers, **wanted.validator.range(start, end)})
+        if answer.status == 206:
+            wanted.validator.match_range(answer, start, end, where)
+            return answer
+        answer.close()
+        if answer.status != 200:
+            raise refusal(answer.status, where)
+        if strong_etag(answer) in (None, wanted.validator.etag):
+            raise SourceDenied("The server gives no ranges on this connection", where, "Set download.connections = 1")
+        raise SourceChanged("The object has changed since its first bytes came", where, "Ask again")

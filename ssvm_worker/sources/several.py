@@ -1,0 +1,273 @@
+"""One object over several connections, handed on in order: ranges are fetched ahead into a bounded window.
+
+    start            head                          end of the window                 end
+      | handed on    | being read | read | being read | not yet asked for             |
+
+What lies below sees one stream, so hashing, inspection and multipart uploads stay in the one pass. A range is tried
+again, never the file; a connection that holds up the others is replaced.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ssvm_worker.errors import SourceChanged, SourceUnavailable, WorkerError
+from ssvm_worker.sockets import TICK
+from ssvm_worker.stream import Check
+from ssvm_worker.units import MiB
+
+#: Failures of a connection in a row, without a byte in between, after which it is given up.
+_TRIES = 3
+#: Seconds before the second of them; it doubles.
+_DELAY_S = 0.25
+#: How much slower than a usual range the one may be that all others wait for.
+_PATIENCE = 4.0
+#: Seconds that the threads get to see the stop flag, which they look at once a TICK; a name lookup may take longer.
+_JOIN_S = 2.0
+
+
+class Line(Protocol):
+    """One connection."""
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield just those bytes; SourceUnavailable where a second try may help, SourceChanged."""
+
+    def close(self) -> None:
+        """Close it; safe to repeat."""
+
+
+#: Opens a connection for the range that begins there; its waits end with what the check raises.
+Open = Callable[[int, Check], Line]
+
+
+@dataclass(frozen=True)
+class Many:
+    """When a second connection is worth it, and how many there may be."""
+
+    #: One: never.
+    connections: int = 1
+    #: Bytes of one range; of ranges that are not handed on yet there are twice as many as connections at the most.
+    range_size: int = 4 * MiB
+    #: Bytes a second of one connection that are enough: a gigabit line is full.
+    enough: float = 100.0 * MiB
+    #: Seconds of waiting after which it is judged, again and again: a burst at the start must not count for ever.
+    judge_s: float = 0.5
+
+
+class Pace:
+    """How fast one connection is, by the time spent waiting for it."""
+
+    def __init__(self, many: Many) -> None:
+        self.slow = False
+        self._many = many
+        self._bytes, self._seconds = 0, 0.0
+
+    def timed(self, read: Callable[[], bytes]) -> bytes:
+        """Read, and judge."""
+        started = time.monotonic()
+        chunk = read()
+        self._seconds += time.monotonic() - started
+        self._bytes += len(chunk)
+        if self._seconds >= self._many.judge_s:
+            self.slow = self._bytes < self._many.enough * self._seconds
+            self._bytes, self._seconds = 0, 0.0
+        return chunk
+
+
+class _Stopped(Exception):
+    """Nobody wants the bytes any more."""
+
+
+class _Replaced(Exception):
+    """Another connection has taken over this range."""
+
+
+@dataclass
+class _Range:
+    position: int
+    end: int
+    owner: object = None
+    #: When its owner began, by the monotonic clock, and with which byte.
+    since: float = 0.0
+    origin: int = 0
+    chunks: deque[bytes] = field(default_factory=deque)
+
+    @property
+    def whole(self) -> bool:
+        return self.position == self.end
+
+
+class Several:
+    """Fetches once. Holds at most two ranges for each connection."""
+
+    def __init__(self, many: Many, check: Check) -> None:
+        self._connections = many.connections
+        self._size = many.range_size
+        self._check = check
+        self._state = threading.Condition()
+        self._stop = threading.Event()
+        self._window: deque[_Range] = deque()
+        self._next = self._end = 0
+        self._alive = many.connections
+        self._error: BaseException | None = None
+        #: Bytes and seconds of the ranges that were read whole.
+        self._read, self._spent = 0, 1e-9
+
+    def fetch(self, open_line: Open, start: int, end: int) -> Generator[bytes, None, None]:
+        """Yield the bytes from *start* to *end* in their order.
+
+        Raises SourceChanged at once, any other error of a connection when none is left, what the check raises.
+        """
+        self._next, self._end = start, end
+        threads = [
+            threading.Thread(target=self._work, args=(open_line,), name=f"range-{number}", daemon=True)
+            for number in range(self._connections)
+        ]
+        try:
+            for each in threads:
+                each.start()
+            while chunk := self._take_chunk():
+                yield chunk
+        finally:
+            self._stop.set()
+            with self._state:
+                self._state.notify_all()
+            until = time.monotonic() + _JOIN_S
+            for each in threads:
+                each.join(max(0.0, until - time.monotonic()))
+
+    # Of the one who reads
+
+    def _take_chunk(self) -> bytes:
+        while True:
+            with self._state:
+                while self._window and self._window[0].whole and not self._window[0].chunks:
+                    self._window.popleft()
+                    self._state.notify_all()
+                if self._window and self._window[0].chunks:
+                    return self._window[0].chunks.popleft()
+                if not self._window and self._next == self._end:
+                    return b""
+                if self._error is not None:
+                    raise self._error
+                self._state.wait(TICK)
+            self._check()
+
+    # Of the connections' threads
+
+    def _work(self, open_line: Open) -> None:
+        worker = _Worker(open_line, self._stop)
+        try:
+            while piece := self._take_range(worker):
+                self._try(worker, piece)
+        except _Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - handed over to the thread that reads
+            self._fail(error)
+        finally:
+            worker.drop()
+
+    def _try(self, worker: _Worker, piece: _Range) -> None:
+        try:
+            for chunk in worker.read(piece.position, piece.end):
+                self._put(worker, piece, chunk)
+        except _Replaced:
+            worker.drop()
+        except WorkerError as error:
+            worker.drop()
+            self._give_back(worker, piece)
+            worker.failures += 1
+            if not isinstance(error, SourceUnavailable) or worker.failures >= _TRIES:
+                raise
+            self._stop.wait(_DELAY_S * 2 ** (worker.failures - 1))
+
+    def _take_range(self, worker: _Worker) -> _Range | None:
+        with self._state:
+            while not self._stop.is_set():
+                if piece := self._free_range() or self._late_range():
+                    piece.owner, piece.since, piece.origin = worker, time.monotonic(), piece.position
+                    worker.piece = piece
+                    return piece
+                self._state.wait(TICK)
+        return None
+
+    def _free_range(self) -> _Range | None:
+        """One that was given back, or the next one if the window has room for it."""
+        for piece in self._window:
+            if piece.owner is None and not piece.whole:
+                return piece
+        if self._next == self._end or len(self._window) >= 2 * self._connections:
+            return None
+        piece = _Range(self._next, min(self._end, self._next + self._size))
+        self._next = piece.end
+        self._window.append(piece)
+        return piece
+
+    def _late_range(self) -> _Range | None:
+        """The first one, if it is far slower than the others were, and nothing else is left to do."""
+        head = self._window[0] if self._window else None
+        if head is None or head.whole or not self._read:
+            return None
+        waited, usual = time.monotonic() - head.since, self._spent / self._read
+        late = waited > TICK and waited > _PATIENCE * usual * max(head.position - head.origin, self._size // 8)
+        return head if late else None
+
+    def _put(self, worker: _Worker, piece: _Range, chunk: bytes) -> None:
+        worker.failures = 0
+        worker.check()
+        with self._state:
+            if piece.owner is not worker:
+                raise _Replaced
+            piece.chunks.append(chunk)
+            piece.position += len(chunk)
+            if piece.whole:
+                self._read += piece.end - piece.origin
+                self._spent += time.monotonic() - piece.since
+            self._state.notify_all()
+
+    def _give_back(self, worker: _Worker, piece: _Range) -> None:
+        with self._state:
+            if piece.owner is worker:
+                piece.owner = None
+                self._state.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        """One connection less; when it was the last, or the object is another one, all has failed."""
+        with self._state:
+            self._alive -= 1
+            if not self._alive or isinstance(error, SourceChanged) or not isinstance(error, WorkerError):
+                self._error = self._error or error
+            self._state.notify_all()
+
+
+class _Worker:
+    """One thread's connection."""
+
+    def __init__(self, open_line: Open, stop: threading.Event) -> None:
+        self.failures = 0
+        self.piece: _Range | None = None
+        self._open = open_line
+        self._stop = stop
+        self._line: Line | None = None
+
+    def check(self) -> None:
+        """Called in every wait of the connection."""
+        if self._stop.is_set():
+            raise _Stopped
+        if self.piece is not None and self.piece.owner is not self:
+            raise _Replaced
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        if self._line is None:
+            self._line = self._open(start, self.check)
+        return self._line.read(start, end)
+
+    def drop(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None

@@ -1,0 +1,182 @@
+"""Downloads over several connections: the same bytes in the same order, whatever becomes of single connections."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.addresses import AddressRule
+from ssvm_worker.errors import Cancelled, SourceChanged, SourceDenied, SourceUnavailable
+from ssvm_worker.sources.exchange import HttpSettings
+from ssvm_worker.sources.http import HttpSource
+from ssvm_worker.sources.several import Many
+from ssvm_worker.stream import Resuming
+from ssvm_worker.units import KiB
+from tests.contracts.source import DATA, SourceContract, gather
+from tests.servers.http import Behaviour, HttpServer
+
+#: Every connection is too slow, and looked at after each read.
+MANY = Many(connections=3, range_size=96 * KiB, enough=float("inf"), judge_s=0.0)
+LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)), many=MANY)
+#: The first answer comes in small pieces, so that it is left soon.
+SLOW = {"rate": 20e6}
+
+
+def source(url: str, **more: object) -> HttpSource:
+    return HttpSource(url, LOOPBACK, **more)  # type: ignore[arg-type]
+
+
+def ranges(server: HttpServer) -> list[str]:
+    """What was asked for by ranges with an end."""
+    return [each for request in server.requests if (each := request.headers.get("Range", "")) and each[-1] != "-"]
+
+
+class TestSeveralConnections(SourceContract):
+    @pytest.fixture
+    def source(self, http_server: HttpServer) -> HttpSource:
+        return source(http_server.serve("image", DATA, **SLOW))
+
+    @pytest.fixture
+    def missing(self, http_server: HttpServer) -> HttpSource:
+        return source(http_server.url("nothing"))
+
+
+def test_over_tls(https_server: HttpServer, tmp_path: Path) -> None:
+    """Each connection proves who its server is."""
+    trusting = dataclasses.replace(LOOPBACK, ca_file=https_server.ca_file(tmp_path))
+    assert gather(HttpSource(https_server.serve("image", DATA, **SLOW), trusting)) == DATA
+    assert len(ranges(https_server)) > 6
+
+
+def test_asks_for_ranges_of_the_same_object(http_server: HttpServer) -> None:
+    """The rest is asked for by ranges, on the condition that it is the same object, over connections that are kept."""
+    assert gather(source(http_server.serve("image", DATA, **SLOW))) == DATA
+    asked = [each for each in http_server.requests if "Range" in each.headers]
+    assert len(asked) > 6
+    assert {each.headers["If-Range"] for each in asked} == {'"v1"'}
+    assert len({each.port for each in http_server.requests}) <= MANY.connections + 1
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param({"ranges": False}, id="no ranges"),
+        pytest.param({"etag": None}, id="no validator"),
+        pytest.param({"etag": 'W/"v1"'}, id="a weak validator"),
+        pytest.param({"chunked": True}, id="no length"),
+    ],
+)
+def test_one_connection_where_the_object_is_not_certain(http_server: HttpServer, behaviour: dict[str, object]) -> None:
+    """Without ranges, a strong validator and a length there is one connection."""
+    assert gather(source(http_server.serve("image", DATA, **SLOW, **behaviour))) == DATA
+    assert len(http_server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        pytest.param(dataclasses.replace(MANY, enough=0.0), id="fast enough"),
+        pytest.param(dataclasses.replace(MANY, connections=1), id="one connection allowed"),
+        pytest.param(dataclasses.replace(MANY, range_size=len(DATA)), id="too small"),
+    ],
+)
+def test_one_connection_where_it_is_enough(http_server: HttpServer, many: Many) -> None:
+    """A second connection is made only where it is allowed and may help."""
+    url = http_server.serve("image", DATA, **SLOW)
+    assert gather(HttpSource(url, dataclasses.replace(LOOPBACK, many=many))) == DATA
+    assert len(http_server.requests) == 1
+
+
+BROKEN = [
+    pytest.param(Behaviour(status=503), id="busy"),
+    pytest.param(Behaviour(DATA, cut_after=1000), id="cut"),
+    pytest.param(Behaviour(DATA, cut_after=40_000, reset=True), id="reset"),
+    pytest.param(Behaviour(DATA, content_length="7"), id="shorter than asked for"),
+    pytest.param(Behaviour(status=403), id="refused"),
+    pytest.param(Behaviour(DATA, ignore_range=True), id="range ignored"),
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_range_is_tried_again(http_server: HttpServer, broken: Behaviour) -> None:
+    """A range that fails is fetched again by the same or another connection, and the first bytes are not."""
+    url = http_server.serve("image", DATA, **SLOW, ranged=[broken])
+    assert gather(source(url)) == DATA
+    assert sum("Range" not in each.headers for each in http_server.requests) == 1
+
+
+@pytest.mark.parametrize("broken", [each for each in BROKEN if each.id in ("busy", "refused", "range ignored")])
+def test_a_server_that_takes_one_connection_only(http_server: HttpServer, broken: Behaviour) -> None:
+    """Where no second connection gives anything, the first one goes on to the end."""
+    url = http_server.serve("image", DATA, rate=8e6, ranged=[broken] * 1000)
+    assert gather(source(url)) == DATA
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(Behaviour(DATA, etag='"v2"'), id="whole, another ETag"),
+        pytest.param(Behaviour(DATA, etag='"v2"', last_modified='"v1"'), id="range with another ETag"),
+        pytest.param(Behaviour(DATA + b"more"), id="longer"),
+        pytest.param(Behaviour(DATA, content_range="bytes 0-9/10"), id="another range"),
+    ],
+)
+def test_a_range_of_another_object(http_server: HttpServer, other: Behaviour) -> None:
+    """One range of another object ends it all."""
+    with pytest.raises(SourceChanged):
+        gather(source(http_server.serve("image", DATA, **SLOW, ranged=[other] * 1000)))
+
+
+def test_all_connections_fail(http_server: HttpServer) -> None:
+    """When no connection is left the last error is told."""
+    url = http_server.serve("image", DATA, cut_after=400_000, ranged=[Behaviour(status=403)] * 1000, **SLOW)
+    with pytest.raises((SourceUnavailable, SourceDenied)):
+        gather(source(url))
+
+
+def test_resumed(http_server: HttpServer) -> None:
+    """A stream whose connections have all failed goes on at the byte that was handed on last."""
+    broken = [Behaviour(DATA, cut_after=0)] * 12
+    url = http_server.serve("image", DATA, cut_after=400_000, cut_times=1, ranged=broken, **SLOW)
+    assert b"".join(Resuming(source(url), lambda _: None)) == DATA
+
+
+def test_a_stuck_connection_is_replaced(http_server: HttpServer) -> None:
+    """A connection that holds up all others loses its range to another one."""
+    url = http_server.serve("image", DATA, **SLOW, ranged=[Behaviour(DATA, stall_after=1000)])
+    assert gather(source(url)) == DATA
+    ends = [each.rpartition("-")[2] for each in ranges(http_server)]
+    assert len(set(ends)) < len(ends)
+
+
+def test_cancel(http_server: HttpServer) -> None:
+    """A cancel is heard while every connection waits."""
+
+    def check() -> None:
+        if http_server.stalled.is_set():
+            raise Cancelled("user")
+
+    stuck = [Behaviour(DATA, stall_after=10) for _ in range(1000)]
+    with pytest.raises(Cancelled):
+        gather(source(http_server.serve("image", DATA, stall_after=600_000, ranged=stuck, **SLOW), check=check))
+
+
+def test_window(http_server: HttpServer) -> None:
+    """Of what nobody has taken yet there are two ranges for each connection at the most."""
+    most = 2 * MANY.connections
+    taken = 0
+    for chunk in source(http_server.serve("image", DATA, **SLOW)).open():
+        taken += len(chunk)
+        assert len(ranges(http_server)) <= taken / MANY.range_size + most + 1
+
+
+def test_no_thread_is_left(http_server: HttpServer) -> None:
+    """A reader that goes away takes the connections with him."""
+    with closing(source(http_server.serve("image", DATA, **SLOW)).open()) as chunks:
+        while not ranges(http_server):
+            next(chunks)
+    assert not [each for each in threading.enumerate() if each.name.startswith("range-")]
