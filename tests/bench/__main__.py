@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssvm_worker.units import GiB, KiB, MiB
 
-from . import download, memory, report, upload
+from . import connections, download, memory, report, upload
 from .contest import Broken, Row
 
 _UNITS = {"": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB}
@@ -22,6 +22,7 @@ Bench = Callable[[Path, int, int], list[Row]]
 #: Each with the sizes at which it runs unless ``--size`` says otherwise.
 BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
     "download": (download.bench, (2 * GiB,)),
+    "connections": (connections.bench, (GiB,)),
     "upload": (upload.bench, (GiB,)),
     "memory": (memory.bench, (GiB, 20 * GiB)),
 }

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Contender:
 
     name: str
     command: Sequence[str]
-    #: Bytes that the command has made; what it made is removed, so that every run begins alike.
+    #: Bytes that the command has made; a file is removed, so that every run begins alike.
     made: Callable[[], int]
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Our wall time must be at the most the peer's divided by this; of ours itself it means nothing.
@@ -76,20 +76,23 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     return Cost(**cost)
 
 
-Setting = Callable[[], AbstractContextManager[Sequence[Contender]]]
-
-
-def contest(bench: str, setting: Setting, size: int, runs: int) -> list[Row]:
+def contest(
+    bench: str,
+    contenders: Sequence[Contender],
+    size: int,
+    runs: int,
+    fresh: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> list[Row]:
     """Let ours, the first of the contenders, and its peers run by turns; each round begins with another of them.
 
-    *setting* is entered once a round. Broken unless each makes just *size* bytes.
+    *fresh* is entered for each single run. Broken unless each makes just *size* bytes.
     """
-    costs: dict[str, list[Cost]] = {}
+    costs: dict[str, list[Cost]] = {each.name: [] for each in contenders}
     for number in range(runs):
-        with setting() as contenders:
-            turn = number % len(contenders)
-            for each in [*contenders[turn:], *contenders[:turn]]:
-                costs.setdefault(each.name, []).append(_run_one(each, size))
+        turn = number % len(contenders)
+        for each in [*contenders[turn:], *contenders[:turn]]:
+            with fresh():
+                costs[each.name].append(_run_one(each, size))
     return [_compare(f"{bench}, {human_size(size)}", costs[OURS], costs[each.name], each) for each in contenders[1:]]
 
 

@@ -65,10 +65,10 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     if not (nginx := found("nginx")):
         return [left_out("download", "nginx is not installed")]
     with _serving(nginx, scratch, size) as site:
-        plain = [_ours(site, site.plain), *_curl(site, site.plain, 1.0), *_aria2(site)]
-        secure = [_ours(site, site.secure), *_curl(site, site.secure, 0.8)]
-        rows = contest("download, HTTP", lambda: contextlib.nullcontext(plain), size, runs)
-        rows += contest("download, TLS", lambda: contextlib.nullcontext(secure), size, runs)
+        plain = [ours(site, site.plain), *curl(site, site.plain, 1.0), *_aria2(site)]
+        secure = [ours(site, site.secure), *curl(site, site.secure, 0.8)]
+        rows = contest("download, HTTP", plain, size, runs)
+        rows += contest("download, TLS", secure, size, runs)
     return rows + [left_out("download", f"{each} is not installed") for each in ("curl", "aria2c") if not found(each)]
 
 
@@ -132,15 +132,16 @@ def _await_port(port: int) -> None:
             return
 
 
-def _ours(site: Site, url: str) -> Contender:
+def ours(site: Site, url: str) -> Contender:
+    """A job in the foreground, into a directory."""
     fields = {"url": url, "checksum": site.digest, "account": "a", "id": "image", "format": "auto"}
     options = [word for name, value in fields.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "ssvm_worker", "run", "download", "--json", *options]
-    made = _taker(site.root / "store/template/tmpl/a/image", "image.raw")
+    made = taker(site.root / "store/template/tmpl/a/image", "image.raw")
     return Contender(OURS, command, made, {"SSVM_CONFIG": str(site.root / "worker.toml")})
 
 
-def _taker(directory: Path, name: str) -> Callable[[], int]:
+def taker(directory: Path, name: str) -> Callable[[], int]:
     """Tells how long the file is and removes all that lies beside it."""
 
     def take() -> int:
@@ -152,11 +153,12 @@ def _taker(directory: Path, name: str) -> Callable[[], int]:
     return take
 
 
-def _curl(site: Site, url: str, target: float) -> Sequence[Contender]:
-    if not (curl := found("curl")):
+def curl(site: Site, url: str, target: float) -> Sequence[Contender]:
+    """One connection, nothing verified."""
+    if not (program := found("curl")):
         return []
-    command = [curl, "-sS", "--fail", "--cacert", str(site.ca), "-o", str(site.root / "out/image.raw"), url]
-    return [Contender("curl -o", command, _taker(site.root / "out", "image.raw"), target=target)]
+    command = [program, "-sS", "--fail", "--cacert", str(site.ca), "-o", str(site.root / "out/image.raw"), url]
+    return [Contender("curl -o", command, taker(site.root / "out", "image.raw"), target=target)]
 
 
 def _aria2(site: Site) -> Sequence[Contender]:
@@ -165,7 +167,7 @@ def _aria2(site: Site) -> Sequence[Contender]:
     # To write zeros first, its default, would only cost it time here.
     options = ["-q", "-x4", "-s4", "--file-allocation=none", "--no-conf", f"--checksum={_aria2_digest(site)}"]
     command = [aria2, *options, f"--dir={site.root}/out", "--out=image.raw", site.plain]
-    return [Contender("aria2c -x4 --checksum", command, _taker(site.root / "out", "image.raw"), target=2.5)]
+    return [Contender("aria2c -x4 --checksum", command, taker(site.root / "out", "image.raw"), target=2.5)]
 
 
 def _aria2_digest(site: Site) -> str:

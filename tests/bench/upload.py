@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -32,20 +32,23 @@ def s5cmd() -> Path | None:
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """Every round has a new server, so that nobody finds it fuller than the others."""
+    """Every run has a new server: one that still clears away what it was given before serves the next one badly."""
     if not (_BESIDE / "weed").exists():
         return [left_out("upload", "SeaweedFS is not installed")]
     source = _stored(scratch, size)
     peers = {"s5cmd": s5cmd(), "rclone": rclone if (rclone := _BESIDE / "rclone").exists() else None}
 
-    @contextlib.contextmanager
-    def setting() -> Iterator[Sequence[Contender]]:
-        (directory := scratch / "weed").mkdir()
-        with S3Server(directory) as server:
-            server.make_bucket(_BUCKET)
-            yield [_ours(server, scratch), *_peers(server, source, peers)]
+    server = S3Server(scratch / "weed")
 
-    rows = contest("upload to S3", setting, size, runs)
+    @contextlib.contextmanager
+    def fresh() -> Iterator[None]:
+        (scratch / "weed").mkdir()
+        with server:
+            server.make_bucket(_BUCKET)
+            yield
+
+    contenders = [_ours(server, scratch), *_peers(server, source, peers)]
+    rows = contest("upload to S3", contenders, size, runs, fresh)
     return rows + [left_out("upload to S3", f"{name} is not installed") for name, path in peers.items() if not path]
 
 
@@ -69,28 +72,20 @@ def _ours(server: S3Server, scratch: Path) -> Contender:
     fields = {"key": _ARTIFACT.key("image.raw"), "url": f"s3://{_BUCKET}/ours", "credentials": "s3"}
     options = [word for name, value in fields.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "ssvm_worker", "run", "upload", "--json", *options]
-    return Contender(OURS, command, _taker(server, "ours"), {"SSVM_CONFIG": str(config)})
+    return Contender(OURS, command, _size(server, "ours"), {"SSVM_CONFIG": str(config)})
 
 
 def _peers(server: S3Server, source: Path, found: dict[str, Path | None]) -> Iterator[Contender]:
     if found["s5cmd"]:
         command = [str(found["s5cmd"]), "--endpoint-url", server.endpoint, "cp", str(source), f"s3://{_BUCKET}/s5cmd"]
         keys = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
-        yield Contender("s5cmd cp", command, _taker(server, "s5cmd"), {**keys, "AWS_REGION": "us-east-1"})
+        yield Contender("s5cmd cp", command, _size(server, "s5cmd"), {**keys, "AWS_REGION": "us-east-1"})
     if found["rclone"]:
         command = [str(found["rclone"]), "--config", "", "--s3-no-check-bucket", "copyto", str(source)]
         keys = {"RCLONE_S3_ACCESS_KEY_ID": server.access_key, "RCLONE_S3_SECRET_ACCESS_KEY": server.secret_key}
         where = {"RCLONE_S3_PROVIDER": "SeaweedFS", "RCLONE_S3_ENDPOINT": server.endpoint}
-        yield Contender("rclone copyto", [*command, f":s3:{_BUCKET}/rclone"], _taker(server, "rclone"), keys | where)
+        yield Contender("rclone copyto", [*command, f":s3:{_BUCKET}/rclone"], _size(server, "rclone"), keys | where)
 
 
-def _taker(server: S3Server, key: str) -> Callable[[], int]:
-    """Tells how long the object is and removes it."""
-
-    def take() -> int:
-        client = server.client()
-        size = int(client.head_object(Bucket=_BUCKET, Key=key)["ContentLength"])
-        client.delete_object(Bucket=_BUCKET, Key=key)
-        return size
-
-    return take
+def _size(server: S3Server, key: str) -> Callable[[], int]:
+    return lambda: int(server.client().head_object(Bucket=_BUCKET, Key=key)["ContentLength"])
