@@ -11,6 +11,7 @@ from typing import Any
 
 from . import assembly
 from .errors import WorkerError
+from .jobs.preflight import preflight
 from .settings import Settings
 from .units import human_size
 
@@ -43,6 +44,27 @@ def examine(settings: Settings) -> list[Finding]:
         *(_look(f"vcenter {name}", lambda name=name: _vcenter(settings, name)) for name in settings.vcenters),  # type: ignore[misc]
         Finding("qemu-img", True, shutil.which("qemu-img") or "not installed; nothing here needs it yet"),
     ]
+
+
+def examine_vcenter(settings: Settings, name: str, vm: str | None) -> list[Finding]:
+    """What a backup would find before it began: of any VM of that vCenter, or of this one to all stores.
+
+    Raises what keeps us from looking at all: InvalidRequest, SourceDenied, SourceNotFound, SourceUnavailable.
+    """
+    with assembly.Outside(settings).vcenter(name, check=lambda: None) as session:
+        if vm is None:
+            found = session.examine()
+        else:
+            it = session.find_vm(vm)
+            found = preflight(it, assembly.Stores(settings), it.hardware().disks, own_snapshot=True)
+    return [
+        Finding(each.check, each.state != "error", _with_remedy(each.detail, each.remedy), each.state == "warning")
+        for each in found
+    ]
+
+
+def _with_remedy(detail: str, remedy: str) -> str:
+    return f"{detail}. {remedy}" if remedy else detail
 
 
 def _look(check: str, examine_it: Callable[[], str]) -> Finding:

@@ -202,3 +202,25 @@ class SpoiledSource:
 def source_failing(source: Source, after: int, times: int = 1 << 30, error: WorkerError | None = None) -> SpoiledSource:
     """Each of the first *times* opens breaks *after* bytes, with SourceUnavailable or the given error."""
     return SpoiledSource(source, after, times, error)
+
+
+@dataclass
+class UnreachableStore:
+    """A store around another, of which one method cannot be reached."""
+
+    inner: Store
+    method: str
+
+    def __getattr__(self, name: str) -> Any:
+        if name != self.method:
+            return getattr(self.inner, name)
+
+        def fail(*_: object, **__: object) -> None:
+            raise StoreUnavailable("The store is away by request", self.inner.name, "None")
+
+        return fail
+
+
+def store_unreachable(store: Store, method: str) -> Any:
+    """A store that cannot be reached by that one method."""
+    return UnreachableStore(store, method)

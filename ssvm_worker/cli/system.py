@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from ssvm_worker import config, doctor
-from ssvm_worker.errors import ConfigError
+from ssvm_worker.errors import ConfigError, InvalidRequest
 from ssvm_worker.jobs import JOBS, find_job
 from ssvm_worker.settings import LANES
 
@@ -30,6 +30,10 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     worker.add_argument("--concurrency", type=int, metavar="N", help="jobs at once")
     worker.set_defaults(command=_worker)
     check = commands.add_parser("doctor", help="every dependency: reachable or not, and why", parents=[common])
+    check.add_argument(
+        "--vcenter", metavar="NAME", help="look at this vCenter alone, as a backup does before it begins"
+    )
+    check.add_argument("--vm", metavar="VM", help="and at this VM: id, instance UUID or inventory path")
     check.set_defaults(command=_doctor)
     schema = commands.add_parser("schema", help="the JSON Schema of requests", parents=[common])
     schema.add_argument("job", nargs="?", metavar="JOB", help="one job's; an object of all of them when absent")
@@ -82,8 +86,11 @@ def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - 
 
 
 def _doctor(args: argparse.Namespace, output: Output) -> int:
+    if args.vm and not args.vcenter:
+        raise InvalidRequest("Which vCenter is the VM on?", "--vm", "Give --vcenter NAME too")
     try:
-        findings = doctor.examine(config.load(args.config))
+        settings = config.load(args.config)
+        findings = doctor.examine_vcenter(settings, args.vcenter, args.vm) if args.vcenter else doctor.examine(settings)
     except ConfigError as error:
         findings = [doctor.Finding("settings", False, str(error))]
     rows = [finding.as_dict() for finding in findings]

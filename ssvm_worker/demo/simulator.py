@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -133,16 +134,26 @@ class VCenterSimulator:
         self._tls = ssl.create_default_context(cafile=str(self.ca_file))
 
     def add_vm(
-        self, name: str, disks: Sequence[bytes], capacities: Sequence[int], modes: Sequence[str] = ()
+        self,
+        name: str,
+        disks: Sequence[bytes],
+        capacities: Sequence[int],
+        modes: Sequence[str] = (),
+        **more: Any,
     ) -> Machine:
         """Make a VM whose disks are served as *disks* when they are exported; *capacities* in bytes.
 
-        *modes*: persistent, independent_persistent, … or ``rdm``, for each disk.
+        *modes*: persistent, independent_persistent, … or ``rdm``, for each disk. *more*: change_id (of all disks),
+        nvram (bytes), encrypted, tpm.
         """
+        change_id = more.pop("change_id", "")
         wanted = [
-            {"capacity": capacity, "mode": modes[number] if modes else ""} for number, capacity in enumerate(capacities)
+            {"capacity": capacity, "mode": modes[number] if modes else "", "change_id": change_id}
+            for number, capacity in enumerate(capacities)
         ]
-        made = json.loads(self._call("POST", "/control/machines", {"name": name, "disks": wanted}))
+        if "nvram" in more:
+            more["nvram"] = base64.b64encode(more["nvram"]).decode()
+        made = json.loads(self._call("POST", "/control/machines", {"name": name, "disks": wanted, **more}))
         machine = Machine(**made | {"disks": tuple(Disk(**each) for each in made["disks"])})
         for disk, content in zip(machine.disks, disks, strict=True):
             self.upload(disk.file, content, machine.datacenter)

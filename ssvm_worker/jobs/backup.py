@@ -13,6 +13,7 @@ from ssvm_worker.stream import Store
 from ssvm_worker.vmware.hardware import select_disks
 
 from .attempt import Attempt
+from .preflight import preflight, refuse
 from .publish import placed
 from .request import ArtifactRequest
 from .vmexport import VMExport
@@ -61,9 +62,10 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     with attempt.doors.vcenter(request.vcenter, check=attempt.check) as session:
         vm: VM = session.find_vm(request.vm)
         try:
+            warnings = _look_first(request, attempt, vm, stores)
             snapshot = _snapshot(request, attempt, vm)
             export = VMExport(attempt, request.artifact, stores, vm, snapshot)
-            manifest, kept = export.run(request.origin, request.disks)
+            manifest, kept = export.run(request.origin, request.disks, warnings)
         except BaseException as error:
             _give_up(request, attempt, session, vm, error)
             raise
@@ -98,6 +100,17 @@ def _already_there(request: Request, attempt: Attempt, stores: dict[str, Store])
     return _result(manifest) | {"reused": True, "snapshot_removed": removed} | placed(stores, request.artifact)
 
 
+def _look_first(request: Request, attempt: Attempt, vm: VM, stores: dict[str, Store]) -> list[dict[str, Any]]:
+    """The warnings of what can be known beforehand; its errors are raised, and nothing was touched."""
+    attempt.progress.start("looking first")
+    disks = vm.hardware().disks
+    chosen = select_disks(disks, request.disks) if request.snapshot is None else disks
+    findings = preflight(vm, stores, chosen, own_snapshot=request.snapshot is None)
+    for each in findings:
+        attempt.log.info("%s: %s: %s", each.check, each.state, each.detail)
+    return refuse(findings, vm.moref)
+
+
 def _snapshot(request: Request, attempt: Attempt, vm: VM) -> Snapshot:
     attempt.progress.start("snapshot")
     if request.snapshot is not None:
@@ -105,7 +118,6 @@ def _snapshot(request: Request, attempt: Attempt, vm: VM) -> Snapshot:
     if snapshot := vm.own_snapshot(attempt.job_id):
         attempt.log.info("going on with the snapshot %s of an earlier attempt", snapshot.moref)
         return snapshot
-    select_disks(vm.hardware().disks, request.disks)  # a request that is wrong touches nothing
     snapshot = vm.make_snapshot(attempt.job_id)
     how = "quiesced" if snapshot.quiesced else f"crash-consistent ({snapshot.remark})"
     attempt.log.info("made the snapshot %s, %s", snapshot.moref, how)
@@ -166,5 +178,6 @@ def _result(manifest: Manifest) -> dict[str, Any]:
         "quiesced": manifest.source["snapshot"]["quiesced"],
         "snapshot": manifest.source["snapshot"]["moref"],
         "disks": manifest.facts["disks"],
+        "warnings": manifest.facts.get("warnings", []),
         "objects": [each.name for each in manifest.entries],
     }

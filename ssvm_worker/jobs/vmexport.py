@@ -52,8 +52,10 @@ class VMExport:
         #: Bytes of the wanted disks: those that are done, and all.
         self._done = self._total = 0
 
-    def run(self, origin: dict[str, Any], wanted: list[str] | None) -> tuple[Manifest, dict[str, Any]]:
-        """Store everything; returns the manifest, and ``publish``'s word on the stores.
+    def run(
+        self, origin: dict[str, Any], wanted: list[str] | None, warnings: list[dict[str, Any]]
+    ) -> tuple[Manifest, dict[str, Any]]:
+        """Store everything; returns the manifest, which has the *warnings*, and ``publish``'s word on the stores.
 
         Raises InvalidRequest for a disk that is not there or in no snapshot; else what the last lease or the primary
         store raised.
@@ -65,6 +67,7 @@ class VMExport:
             # Nobody else may write this backup now, so what lies there uncommitted is a dead attempt's.
             self._only_primary_must(store, lambda store=store: store.sweep(0, self._artifact.prefix))
         manifest = self._begin(origin, hardware, disks)
+        manifest = dataclasses.replace(manifest, facts=manifest.facts | {"warnings": warnings})
         for number, disk in enumerate(disks):
             manifest = self._one_disk(manifest, f"{self._artifact.id}-disk{number}.vmdk", disk, hardware)
         return self._publish(manifest, hardware, disks, config)

@@ -73,7 +73,7 @@ class DiskSource:
         """
         if offset:
             raise SourceUnavailable("A lease's stream cannot be resumed", self.name, "Take a new lease")
-        with self._translated(), closing(self._connect()) as connection:
+        with _translated(self.name, self._check), closing(self._connect()) as connection:
             answer = self._get(connection)
             yield from _chunks(answer)
             if answer.length:
@@ -83,7 +83,7 @@ class DiskSource:
         answer = self._ask(connection, "")
         if answer.status in (401, 403):
             connection.close()
-            connection.sock = self._secure()
+            connection.sock = _dial(self._link, self._check)
             answer = self._ask(connection, self._link.cookie)
         if answer.status != 200:
             raise self._refusal(answer.status)
@@ -96,23 +96,8 @@ class DiskSource:
 
     def _connect(self) -> HTTPConnection:
         connection = HTTPConnection(self._link.parts.netloc, timeout=TICK)
-        connection.sock = self._secure()
+        connection.sock = _dial(self._link, self._check)
         return connection
-
-    def _secure(self) -> ssl.SSLSocket:
-        """A connection whose certificate is known before anything is sent."""
-        parts, pin = self._link.parts, self._link.pin
-        tls = context_for(self._link.address.ca_file, pin)
-        watch = Watch(self._check, self._link.address.timeout_s)
-        sock = connect(parts.hostname or "", parts.port or 443, Dial(timeout_s=_CONNECT_S, tls=tls), watch)
-        assert isinstance(sock, ssl.SSLSocket)
-        try:
-            if pin:
-                refuse_other(sock.getpeercert(binary_form=True), pin)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
 
     def _refusal(self, status: int) -> WorkerError:
         if status == 404:
@@ -121,21 +106,44 @@ class DiskSource:
             return SourceDenied(f"The host refuses us (status {status})", self.name, "Look at the user's privileges")
         return SourceUnavailable(f"The host answers with status {status}", self.name, "It may be busy; try again")
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (ssl.SSLCertVerificationError, PinMismatch) as error:
-            raise SourceDenied(
-                f"The host's certificate is not trusted: {reason(error)}",
-                self.name,
-                "The lease names no certificate, or another one: look at the host, or name its authority in ca_file",
-            ) from error
-        except (OSError, HTTPException) as error:
-            self._check()  # a lease that is lost says more than the connection that was cut with it
-            raise SourceUnavailable(
-                f"The stream broke: {error or type(error).__name__}", self.name, "Look at the host and the way to it"
-            ) from error
+
+def secure(link: Link, check: Check) -> ssl.SSLSocket:
+    """A connection to the host, whose certificate is the right one; SourceUnavailable, SourceDenied, Cancelled."""
+    with _translated(link.parts.netloc, check, "The host cannot be reached"):
+        return _dial(link, check)
+
+
+def _dial(link: Link, check: Check) -> ssl.SSLSocket:
+    """A connection whose certificate is known before anything is sent."""
+    parts, pin = link.parts, link.pin
+    tls = context_for(link.address.ca_file, pin)
+    watch = Watch(check, link.address.timeout_s)
+    sock = connect(parts.hostname or "", parts.port or 443, Dial(timeout_s=_CONNECT_S, tls=tls), watch)
+    assert isinstance(sock, ssl.SSLSocket)
+    try:
+        if pin:
+            refuse_other(sock.getpeercert(binary_form=True), pin)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@contextmanager
+def _translated(name: str, check: Check, broke: str = "The stream broke") -> Iterator[None]:
+    try:
+        yield
+    except (ssl.SSLCertVerificationError, PinMismatch) as error:
+        raise SourceDenied(
+            f"The host's certificate is not trusted: {reason(error)}",
+            name,
+            "vCenter names no certificate for it, or another one: look at the host, or name its authority in ca_file",
+        ) from error
+    except (OSError, HTTPException) as error:
+        check()  # a lease that is lost says more than the connection that was cut with it
+        raise SourceUnavailable(
+            f"{broke}: {error or type(error).__name__}", name, "Look at the host and the way to it"
+        ) from error
 
 
 def _chunks(answer: HTTPResponse) -> Iterator[bytes]:

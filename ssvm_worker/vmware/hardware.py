@@ -43,6 +43,8 @@ class Disk:
     unit: int
     #: Why a snapshot does not hold it: independent or rdm; exported otherwise.
     status: str = EXPORTED
+    #: Where changed block tracking stood when the snapshot was made; empty without tracking.
+    change_id: str = ""
 
     @property
     def place(self) -> str:
@@ -64,6 +66,9 @@ class Hardware:
     controllers: tuple[Controller, ...]
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
+    is_template: bool = False
+    #: What of it is encrypted, in words.
+    secrets: tuple[str, ...] = ()
 
 
 def family(kind: str) -> str:

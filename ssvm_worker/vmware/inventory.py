@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from pyVmomi import vim, vmodl
@@ -77,7 +78,17 @@ def read_hardware(config: Any) -> Hardware:
         controllers=tuple(controllers.values()),
         disks=tuple(_disk(each, controllers) for each in devices if isinstance(each, vim.vm.device.VirtualDisk)),
         nics=tuple(_nic(each) for each in devices if isinstance(each, vim.vm.device.VirtualEthernetCard)),
+        is_template=bool(config.template),
+        secrets=tuple(_secrets(config)),
     )
+
+
+def _secrets(config: Any) -> Iterator[str]:
+    devices = config.hardware.device
+    if config.keyId or any(getattr(getattr(each, "backing", None), "keyId", None) for each in devices):
+        yield "encrypted disks or files"
+    if any(isinstance(each, vim.vm.device.VirtualTPM) for each in devices):
+        yield "a virtual TPM, whose secrets are not exported"
 
 
 def _kind(device: Any) -> str:
@@ -88,14 +99,16 @@ def _disk(device: Any, controllers: dict[int, Controller]) -> Disk:
     label = device.deviceInfo.label if device.deviceInfo else str(device.key)
     capacity = device.capacityInBytes or device.capacityInKB * 1024
     controller = controllers.get(device.controllerKey) or Controller(device.controllerKey, "", 0)
-    return Disk(device.key, label, capacity, controller, device.unitNumber or 0, _status(device.backing))
+    return Disk(device.key, label, capacity, controller, device.unitNumber or 0, *_backing(device.backing))
 
 
-def _status(backing: Any) -> str:
-    """Independent disks and raw devices in physical mode are in no snapshot."""
+def _backing(backing: Any) -> tuple[str, str]:
+    """Status and change id. Independent disks and raw devices in physical mode are in no snapshot."""
+    change_id = getattr(backing, "changeId", None) or ""
     if getattr(backing, "compatibilityMode", "") == "physicalMode":
-        return RDM
-    return INDEPENDENT if (getattr(backing, "diskMode", "") or "").startswith("independent") else EXPORTED
+        return RDM, change_id
+    independent = (getattr(backing, "diskMode", "") or "").startswith("independent")
+    return INDEPENDENT if independent else EXPORTED, change_id
 
 
 def _nic(device: Any) -> Nic:

@@ -9,11 +9,12 @@ from typing import Any
 
 from ssvm_worker.stream import Check
 
-from . import inventory
+from . import inventory, preflight
 from . import snapshot as snapshots
 from .address import Address
 from .connection import Connection
 from .descriptor import config_json, server_descriptor
+from .finding import Finding
 from .hardware import Hardware
 from .lease import Lease
 from .ovf import OvfDisk, build
@@ -69,6 +70,10 @@ class Session:
         with self._connection.shielded():
             yield
 
+    def examine(self) -> list[Finding]:
+        """What a backup of any VM would meet: privileges, and the way to each host."""
+        return preflight.of_server(self._connection)
+
     def find_vm(self, name: str) -> VM:
         """The VM by managed object id, instance UUID or inventory path; SourceNotFound says what was tried."""
         return VM(self._connection, self.options, inventory.find_vm(self._connection, name))
@@ -86,6 +91,10 @@ class VM:
     def hardware(self) -> Hardware:
         """What the VM is made of now."""
         return inventory.read_hardware(inventory.config_of(self._connection, self._it))
+
+    def examine(self, hardware: Hardware, own_snapshot: bool = True) -> list[Finding]:
+        """What a backup of this VM would meet; nothing is touched."""
+        return preflight.of_vm(self._connection, self._it, hardware, own_snapshot)
 
     def own_snapshot(self, job_id: str) -> Snapshot | None:
         """The snapshot that the job has made already."""

@@ -65,11 +65,11 @@ def esx(esx_process: VCenterSimulator) -> Iterator[VCenterSimulator]:
     esx_process.fault()
 
 
-def make_vm(simulator: VCenterSimulator, *sizes: int, modes: tuple[str, ...] = ()) -> TestVM:
-    """A VM with disks of those sizes (bytes): half of each is random, the rest is zeros."""
+def make_vm(simulator: VCenterSimulator, *sizes: int, modes: tuple[str, ...] = (), **more: Any) -> TestVM:
+    """A VM with disks of those sizes (bytes): half of each is random, the rest is zeros; *more* as in ``add_vm``."""
     raws = [(os.urandom(size // 2) + bytes(size))[:size] for size in sizes]
     streams = [stream_optimized(raw) for raw in raws]
-    machine = simulator.add_vm(f"vm{next(_numbers)}", streams, sizes, modes)
+    machine = simulator.add_vm(f"vm{next(_numbers)}", streams, sizes, modes, **more)
     return TestVM(machine, raws, streams)
 
 

@@ -27,12 +27,17 @@ func (w *world) serveData(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rw.Header().Set("Content-Type", "application/x-vnd.vmware-streamVmdk")
-	wire := &wire{ResponseWriter: rw, lease: mine, spoilt: spoilt, healed: healed, gone: r.Context().Done()}
+	wire := &wire{ResponseWriter: rw, world: w, lease: mine, spoilt: spoilt, healed: healed, gone: r.Context().Done()}
 	defer func() {
 		w.mu.Lock()
 		w.gets[number].Bytes = wire.sent
 		w.mu.Unlock()
 	}()
+	wire.sums = w.summing(mine, file)
+	if vm, found := strings.CutSuffix(file, ".nvram"); found {
+		_, _ = wire.Write(w.nvramOf(vm))
+		return
+	}
 	rw.(http.Flusher).Flush() // the length is not known to a real host: chunked
 	simulator.ServeNFC(wire, r)
 }
@@ -59,10 +64,20 @@ func (w *world) begin(id, file string, cookie bool) (*lease, getFault, <-chan st
 	return mine, spoilt, w.healed, len(w.gets) - 1
 }
 
+// summing begins anew with a file's checksums.
+func (w *world) summing(mine *lease, file string) *sums {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	mine.sent[file] = newSums()
+	return mine.sent[file]
+}
+
 // wire is a connection that goes wrong after so many bytes.
 type wire struct {
 	http.ResponseWriter
+	world  *world
 	lease  *lease
+	sums   *sums
 	spoilt getFault
 	healed <-chan struct{}
 	gone   <-chan struct{}
@@ -79,14 +94,25 @@ func (w *wire) Write(data []byte) (int, error) {
 	default:
 	}
 	if w.spoilt.Do == "" || w.sent+int64(len(data)) < w.spoilt.At {
-		n, err := w.ResponseWriter.Write(data)
-		w.sent += int64(n)
-		return n, err
+		return w.pass(data)
 	}
-	n, _ := w.ResponseWriter.Write(data[:w.spoilt.At-w.sent])
-	w.sent += int64(n)
+	if w.spoilt.Do == "logout" {
+		w.spoilt.Do = ""
+		w.world.strike("logout", w.lease.vm)
+		return w.Write(data)
+	}
+	n, _ := w.pass(data[:w.spoilt.At-w.sent])
 	w.ResponseWriter.(http.Flusher).Flush()
 	return n, w.goWrong()
+}
+
+func (w *wire) pass(data []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(data)
+	w.sent += int64(n)
+	w.world.mu.Lock()
+	defer w.world.mu.Unlock()
+	w.sums.add(data[:n])
+	return n, err
 }
 
 // goWrong does what the fault says; it returns only where the body is to end as if it were whole.
@@ -101,6 +127,8 @@ func (w *wire) goWrong() error {
 		}
 	case "expire":
 		w.lease.expire()
+	default:
+		w.world.strike(w.spoilt.Do, w.lease.vm)
 	}
 	panic(http.ErrAbortHandler)
 }

@@ -14,11 +14,12 @@ import (
 // ovfManager is the simulator's with CreateDescriptor.
 type ovfManager struct {
 	simulator.OvfManager
+	world *world
 }
 
 func (w *world) addDescriptor() {
 	ref := *w.service.Context.Map.Get(serviceInstance).(*simulator.ServiceInstance).Content.OvfManager
-	manager := &ovfManager{}
+	manager := &ovfManager{world: w}
 	manager.Self = ref
 	w.registry.Put(manager)
 }
@@ -45,7 +46,17 @@ func (m *ovfManager) CreateDescriptor(ctx *simulator.Context, req *types.CreateD
 	body.Res = &types.CreateDescriptorResponse{Returnval: types.OvfCreateDescriptorResult{
 		OvfDescriptor: descriptor(req.Cdp, vm.Name, of, devices),
 	}}
+	now, _ := m.world.now()
+	body.Res.Returnval.Error = reported(now.DescriptorError)
+	body.Res.Returnval.Warning = reported(now.DescriptorWarning)
 	return body
+}
+
+func reported(name string) []types.LocalizedMethodFault {
+	if name == "" {
+		return nil
+	}
+	return []types.LocalizedMethodFault{{Fault: newFault(name), LocalizedMessage: name}}
 }
 
 const envelope = `<?xml version="1.0" encoding="UTF-8"?>

@@ -30,6 +30,11 @@ type lease struct {
 	// expired is closed when the lease is, so that its data streams end.
 	expired chan struct{}
 	expire  func()
+	// vm is the one that it is of; chosen are checksum types by key, sent what went out by file name.
+	vm     types.ManagedObjectReference
+	it     *simulator.HttpNfcLease
+	chosen map[string]string
+	sent   map[string]*sums
 }
 
 // snapshot is a snapshot whose export behaves as a real host's: true thumbprint and keys, and a lease that can expire.
@@ -83,7 +88,36 @@ func (s *snapshot) dress(it *simulator.HttpNfcLease, now faults) {
 		}
 		urls = append(urls, each)
 	}
+	if data := s.world.nvramOf(s.Vm.Value); data != nil && len(urls) > 0 {
+		urls = append(urls, nvramFile(urls[0], s.Vm.Value, int64(len(data))))
+	}
 	it.Info.DeviceUrl = urls
+}
+
+// nvramFile is a file of a lease beside its disks; unlike theirs, its size is known.
+func nvramFile(beside types.HttpNfcLeaseDeviceUrl, vm string, size int64) types.HttpNfcLeaseDeviceUrl {
+	it := beside
+	it.Url = strings.TrimSuffix(it.Url, baseName(it.Url)) + vm + ".nvram"
+	it.Key, it.TargetId, it.FileSize = fmt.Sprintf("/%s/nvram", vm), vm+".nvram", size
+	it.Disk = types.NewBool(false)
+	return it
+}
+
+// checkLease puts the receiver with the manifest calls into the session.
+func (w *world) checkLease(ctx *simulator.Context, ref types.ManagedObjectReference) {
+	w.mu.Lock()
+	mine := w.leases[ref.Value]
+	w.mu.Unlock()
+	if mine == nil || mine.outcome != "open" || ctx.Session.Registry.Get(ref) == nil {
+		return
+	}
+	ctx.Session.Registry.Put(&checkedLease{mine.it, w, mine})
+}
+
+func (w *world) nvramOf(vm string) []byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.nvram[vm]
 }
 
 // deviceKey names a disk by its place, as the real product does: /vm-12/ParaVirtualSCSIController0:1.
@@ -104,7 +138,8 @@ func deviceKey(devices object.VirtualDeviceList, vm string, it types.HttpNfcLeas
 
 // watch lets the lease expire when it is not renewed in time.
 func (w *world) watch(ctx *simulator.Context, it *simulator.HttpNfcLease, now faults) {
-	mine := &lease{outcome: "open", last: time.Now(), expired: make(chan struct{})}
+	mine := &lease{outcome: "open", last: time.Now(), expired: make(chan struct{}), vm: it.Info.Entity, it: it}
+	mine.chosen, mine.sent = map[string]string{}, map[string]*sums{}
 	own := &simulator.Context{Context: context.Background(), Session: ctx.Session, Map: ctx.Map}
 	mine.expire = func() {
 		w.mu.Lock()

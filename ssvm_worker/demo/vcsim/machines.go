@@ -20,7 +20,14 @@ type wanted struct {
 		Capacity int64 `json:"capacity"`
 		// Mode is persistent, independent_persistent, … or rdm for a raw device in physical mode.
 		Mode string `json:"mode"`
+		// ChangeID is what changed block tracking says.
+		ChangeID string `json:"change_id"`
 	} `json:"disks"`
+	// Nvram is the content of its file; none where it is empty.
+	Nvram []byte `json:"nvram"`
+	// Encrypted VMs have a key; TPM is a virtual one.
+	Encrypted bool `json:"encrypted"`
+	TPM       bool `json:"tpm"`
 }
 
 // made is where the VM is, and where its disks' content is to be PUT.
@@ -80,7 +87,23 @@ func (w *world) makeMachine(ctx context.Context, want wanted) (*made, error) {
 	it := &made{ID: ref.Value, InstanceUUID: vm.Config.InstanceUuid, Datacenter: datacenter.Name()}
 	it.Path = folder.InventoryPath + "/" + want.Name
 	it.Disks = setModes(vm, want)
+	w.addSecrets(vm, want)
 	return it, nil
+}
+
+func (w *world) addSecrets(vm *simulator.VirtualMachine, want wanted) {
+	if len(want.Nvram) > 0 {
+		w.mu.Lock()
+		w.nvram[vm.Self.Value] = want.Nvram
+		w.mu.Unlock()
+	}
+	if want.Encrypted {
+		vm.Config.KeyId = &types.CryptoKeyId{KeyId: "key-1"}
+	}
+	if want.TPM {
+		tpm := &types.VirtualTPM{VirtualDevice: types.VirtualDevice{Key: 11000}}
+		vm.Config.Hardware.Device = append(vm.Config.Hardware.Device, tpm)
+	}
 }
 
 func specification(want wanted) types.VirtualMachineConfigSpec {
@@ -118,6 +141,7 @@ func setModes(vm *simulator.VirtualMachine, want wanted) []madeDisk {
 		}
 		backing := disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo)
 		disks = append(disks, madeDisk{disk.Key, disk.DeviceInfo.GetDescription().Label, backing.FileName})
+		backing.ChangeId = want.Disks[len(disks)-1].ChangeID
 		switch mode := want.Disks[len(disks)-1].Mode; mode {
 		case "":
 		case "rdm":

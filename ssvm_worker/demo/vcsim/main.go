@@ -53,6 +53,8 @@ func main() {
 		world.addDescriptor()
 	}
 	server := model.Service.NewServer()
+	world.address = server.URL.Host
+	world.nameHosts(faults{})
 	// Nobody knows the URL yet, so no request sees the change.
 	server.Config.Handler = world.handler(server.Config.Handler)
 	must(json.NewEncoder(os.Stdout).Encode(map[string]string{

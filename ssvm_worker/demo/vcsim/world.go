@@ -18,8 +18,21 @@ import (
 type faults struct {
 	// Calls answers a method with a fault: {"ExportSnapshot": "TaskInProgress"}.
 	Calls map[string]string `json:"calls"`
-	// Hang is a method that is not answered while this fault lasts; "*" is all of them.
-	Hang string `json:"hang"`
+	// Hang is a method that is not answered while this fault lasts; its first HangAfter calls are.
+	Hang      string `json:"hang"`
+	HangAfter int    `json:"hang_after"`
+	// Lacks are ids of privileges that the user does not have.
+	Lacks []string `json:"lacks"`
+	// Host is host:port at which the ESXi hosts are said to be; HostThumbprint is said to be theirs.
+	Host           string `json:"host"`
+	HostThumbprint string `json:"host_thumbprint"`
+	// DescriptorError and DescriptorWarning are faults that CreateDescriptor reports.
+	DescriptorError   string `json:"descriptor_error"`
+	DescriptorWarning string `json:"descriptor_warning"`
+	// Manifest is "absent" or "wrong" where a lease's is.
+	Manifest string `json:"manifest"`
+	// Consolidate leaves disks to be consolidated when a snapshot is removed.
+	Consolidate bool `json:"consolidate"`
 	// SnapshotTask is the fault that the task of CreateSnapshotEx ends with.
 	SnapshotTask string `json:"snapshot_task"`
 	// QuiesceTask is the same, but only where quiescing was asked for.
@@ -51,7 +64,8 @@ type getFault struct {
 	Status int `json:"status"`
 	// NeedsCookie answers 403 to a GET without the session's cookie.
 	NeedsCookie bool `json:"needs_cookie"`
-	// Do is done when At bytes have been sent: cut the connection, end the body properly, stall, expire the lease.
+	// Do is done when At bytes have been sent: cut the connection, end the body properly, stall, expire the lease;
+	// or logout, restart, delete, unsnap (see strike), and then cut, but for logout, which lets the data go on.
 	Do string `json:"do"`
 	At int64  `json:"at"`
 }
@@ -61,6 +75,8 @@ type world struct {
 	service    *simulator.Service
 	registry   *simulator.Registry
 	thumbprint string
+	// address is host:port of the simulator, as soon as it listens.
+	address string
 
 	mu     sync.Mutex
 	faults faults
@@ -69,6 +85,10 @@ type world struct {
 	leases map[string]*lease
 	calls  map[string]int
 	gets   []get
+	// sessions are the keys of those that made a call.
+	sessions map[string]bool
+	// nvram is the content of each VM's, by the VM's id.
+	nvram map[string][]byte
 }
 
 // get is one fetch of a file of a lease.
@@ -86,6 +106,8 @@ func newWorld(service *simulator.Service, thumbprint string) *world {
 		healed:     make(chan struct{}),
 		leases:     map[string]*lease{},
 		calls:      map[string]int{},
+		sessions:   map[string]bool{},
+		nvram:      map[string][]byte{},
 	}
 	w.registry.Handler = w.intercept
 	return w
@@ -108,11 +130,11 @@ func (w *world) now() (faults, <-chan struct{}) {
 func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.Reference, types.BaseMethodFault) {
 	w.mu.Lock()
 	w.calls[method.Name]++
-	w.mu.Unlock()
-	now, healed := w.now()
-	if now.Hang == method.Name || now.Hang == "*" {
-		<-healed
+	if ctx.Session != nil {
+		w.sessions[ctx.Session.Key] = true
 	}
+	w.mu.Unlock()
+	now, _ := w.now()
 	if name := now.Calls[method.Name]; name != "" {
 		return nil, newFault(name)
 	}
@@ -128,15 +150,24 @@ func (w *world) stepInto(ctx *simulator.Context, method *simulator.Method) {
 	if ctx.Session == nil {
 		return
 	}
+	switch method.Name {
+	case "HasUserPrivilegeOnEntities":
+		now, _ := w.now()
+		mine := &authorization{lacks: now.Lacks}
+		mine.Self = method.This
+		ctx.Session.Registry.Put(mine)
+	case "HttpNfcLeaseSetManifestChecksumType", "HttpNfcLeaseGetManifest":
+		w.checkLease(ctx, method.This)
+	}
 	switch it := ctx.Map.Get(method.This).(type) {
 	case *simulator.VirtualMachineSnapshot:
-		if method.Name == "ExportSnapshot" {
+		if method.Name == "ExportSnapshot" || method.Name == "RemoveSnapshot_Task" {
 			ctx.Session.Registry.Put(&snapshot{it, w})
 		} else {
 			ctx.Session.Registry.Remove(ctx, method.This)
 		}
 	case *simulator.VirtualMachine:
-		if method.Name == "CreateSnapshotEx_Task" {
+		if method.Name == "CreateSnapshotEx_Task" || method.Name == "ConsolidateVMDisks_Task" {
 			ctx.Session.Registry.Put(&machine{it, w})
 		} else {
 			ctx.Session.Registry.Remove(ctx, method.This)
@@ -163,7 +194,7 @@ func newFault(name string) types.BaseMethodFault {
 // handler adds the data streams and the control interface to the simulator's own paths.
 func (w *world) handler(next http.Handler) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("/", next)
+	mux.Handle("/", w.hanging(next))
 	mux.HandleFunc("GET /nfc/", w.serveData)
 	mux.HandleFunc("POST /control/faults", w.setFaults)
 	mux.HandleFunc("POST /control/machines", w.addMachine)
@@ -180,6 +211,7 @@ func (w *world) setFaults(rw http.ResponseWriter, r *http.Request) {
 		http.Error(rw, err.Error(), http.StatusBadRequest)
 		return
 	}
+	w.nameHosts(next)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.faults = next

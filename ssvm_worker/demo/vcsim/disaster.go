@@ -1,0 +1,119 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"regexp"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// strike does to the vCenter what happens in the middle of a transfer: "logout" ends every session, "restart" every
+// lease too, "delete" the VM, "unsnap" its snapshots.
+func (w *world) strike(what string, vm types.ManagedObjectReference) {
+	own := &simulator.Context{Context: context.Background(), Session: &simulator.Session{}, Map: w.registry}
+	switch what {
+	case "restart":
+		for _, each := range w.allLeases() {
+			each.expire()
+		}
+		w.endSessions(own)
+	case "logout":
+		w.endSessions(own)
+	case "delete":
+		w.registry.Remove(own, vm)
+	case "unsnap":
+		it := w.registry.Get(vm).(*simulator.VirtualMachine)
+		for _, tree := range it.Snapshot.RootSnapshotList {
+			w.registry.Remove(own, tree.Snapshot)
+		}
+		own.WithLock(it, func() { own.Update(it, []types.PropertyChange{{Name: "snapshot", Val: nil}}) })
+	}
+}
+
+func (w *world) allLeases() []*lease {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var all []*lease
+	for _, each := range w.leases {
+		all = append(all, each)
+	}
+	return all
+}
+
+func (w *world) endSessions(own *simulator.Context) {
+	w.mu.Lock()
+	keys := w.sessions
+	w.sessions = map[string]bool{}
+	w.mu.Unlock()
+	for key := range keys {
+		w.registry.SessionManager().TerminateSession(own, &types.TerminateSession{SessionId: []string{key}})
+	}
+}
+
+var methodName = regexp.MustCompile(`<(?:\w+:)?Body[^>]*>\s*<(?:\w+:)?(\w+)`)
+
+// hanging holds back the calls of a method while the fault lasts; one whose client has gone is never made.
+func (w *world) hanging(next http.Handler) http.HandlerFunc {
+	return func(rw http.ResponseWriter, r *http.Request) {
+		if now, healed := w.now(); now.Hang != "" && r.Method == http.MethodPost {
+			body, _ := io.ReadAll(r.Body)
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			found := methodName.FindSubmatch(body)
+			if found != nil && string(found[1]) == now.Hang && w.spend(now.Hang) {
+				select {
+				case <-healed:
+					w.count(now.Hang, -1) // it is counted again when it is made
+				case <-r.Context().Done():
+					return
+				}
+			}
+		}
+		next.ServeHTTP(rw, r)
+	}
+}
+
+// spend counts a call that is to hang; false for the first ones, which are let through.
+func (w *world) spend(method string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.faults.HangAfter--; w.faults.HangAfter >= 0 {
+		return false
+	}
+	w.calls[method]++
+	return true
+}
+
+func (w *world) count(method string, by int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls[method] += by
+}
+
+// ConsolidateVMDisksTask does nothing but be done.
+func (m *machine) ConsolidateVMDisksTask(ctx *simulator.Context, _ *types.ConsolidateVMDisks_Task) soapFault {
+	task := simulator.CreateTask(m.VirtualMachine, "consolidateDisks", func(*simulator.Task) (types.AnyType, types.BaseMethodFault) {
+		ctx.Update(m.VirtualMachine, consolidation(false))
+		return nil, nil
+	})
+	return &methods.ConsolidateVMDisks_TaskBody{
+		Res: &types.ConsolidateVMDisks_TaskResponse{Returnval: task.Run(ctx)},
+	}
+}
+
+func consolidation(needed bool) []types.PropertyChange {
+	return []types.PropertyChange{{Name: "runtime.consolidationNeeded", Val: types.NewBool(needed)}}
+}
+
+// RemoveSnapshotTask leaves disks that need consolidation, where a fault says so.
+func (s *snapshot) RemoveSnapshotTask(ctx *simulator.Context, req *types.RemoveSnapshot_Task) soapFault {
+	if now, _ := s.world.now(); now.Consolidate {
+		vm := ctx.Map.Get(s.Vm).(*simulator.VirtualMachine)
+		ctx.WithLock(vm, func() { ctx.Update(vm, consolidation(true)) })
+	}
+	return s.VirtualMachineSnapshot.RemoveSnapshotTask(ctx, req)
+}

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"crypto/sha1"
+	"crypto/sha256"
+	"encoding/hex"
+	"hash"
+	"strings"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// sums are the checksums of one file as it was sent.
+type sums struct {
+	sha1, sha256 hash.Hash
+	size         int64
+}
+
+func newSums() *sums { return &sums{sha1: sha1.New(), sha256: sha256.New()} }
+
+func (s *sums) add(data []byte) {
+	s.sha1.Write(data)
+	s.sha256.Write(data)
+	s.size += int64(len(data))
+}
+
+// checkedLease is a lease with the manifest of what it has sent.
+type checkedLease struct {
+	*simulator.HttpNfcLease
+	world *world
+	mine  *lease
+}
+
+// HttpNfcLeaseSetManifestChecksumType chooses SHA-256 for some files, by their keys.
+func (l *checkedLease) HttpNfcLeaseSetManifestChecksumType(req *types.HttpNfcLeaseSetManifestChecksumType) soapFault {
+	for _, each := range req.DeviceUrlsToChecksumTypes {
+		l.mine.chosen[each.Key] = each.Value
+	}
+	return &methods.HttpNfcLeaseSetManifestChecksumTypeBody{
+		Res: new(types.HttpNfcLeaseSetManifestChecksumTypeResponse),
+	}
+}
+
+// HttpNfcLeaseGetManifest tells the checksums of the files that were fetched.
+func (l *checkedLease) HttpNfcLeaseGetManifest(*types.HttpNfcLeaseGetManifest) soapFault {
+	now, _ := l.world.now()
+	l.world.mu.Lock()
+	defer l.world.mu.Unlock()
+	entries := []types.HttpNfcLeaseManifestEntry{}
+	for _, each := range l.Info.DeviceUrl {
+		sent := l.mine.sent[each.TargetId]
+		if sent == nil || now.Manifest == "absent" {
+			continue
+		}
+		entry := types.HttpNfcLeaseManifestEntry{
+			Key: each.Key, Size: sent.size, Disk: *each.Disk, Sha1: hex.EncodeToString(sent.sha1.Sum(nil)),
+		}
+		if l.mine.chosen[each.Key] == "sha256" {
+			entry.ChecksumType, entry.Checksum = "sha256", hex.EncodeToString(sent.sha256.Sum(nil))
+		}
+		if now.Manifest == "wrong" {
+			entry.Sha1, entry.Checksum = strings.Repeat("0", 40), strings.Repeat("0", len(entry.Checksum))
+		}
+		entries = append(entries, entry)
+	}
+	return &methods.HttpNfcLeaseGetManifestBody{Res: &types.HttpNfcLeaseGetManifestResponse{Returnval: entries}}
+}
