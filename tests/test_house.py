@@ -29,7 +29,7 @@ LAYERS = (
     {"tasks", "cli", "demo", "__main__"},
     {"assembly", "config", "settings", "doctor"},
     {"jobs"},
-    {"sources", "stores", "vmware", "formats", "grains", "ledger"},
+    {"sources", "stores", "vmware", "formats", "codecs", "grains", "ledger"},
     {"stream", "lane", "manifest", "digest", "retry", "keys", "sockets", "addresses", "weburl"},
     {"errors", "units"},
 )
@@ -37,12 +37,14 @@ LAYERS = (
 SIBLINGS = LAYERS[3]
 #: One library, one place: where each may be imported, as beginnings of paths.
 SDKS = {
+    "backports": ("ssvm_worker/codecs/",),
     "billiard": ("tasks/",),
     "boto3": ("ssvm_worker/stores/s3", "ssvm_worker/demo/s3"),
     "botocore": ("ssvm_worker/stores/s3", "ssvm_worker/demo/s3"),
     "mypy_boto3_s3": ("ssvm_worker/stores/s3",),
     "celery": ("tasks/",),
-    "isal": ("ssvm_worker/grains/grain", "ssvm_worker/formats/deflate"),
+    "compression": ("ssvm_worker/codecs/",),
+    "isal": ("ssvm_worker/grains/grain", "ssvm_worker/formats/deflate", "ssvm_worker/codecs/"),
     "kombu": ("tasks/",),
     "oslo_utils": ("ssvm_worker/formats/oslo",),
     "pydantic": tuple(f"ssvm_worker/{each}" for each in ("settings", "config", "assembly", "jobs/", "cli/")),

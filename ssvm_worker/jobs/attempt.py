@@ -104,6 +104,10 @@ class Limits:
 
     #: Bytes of one download at the most, unless the request says less.
     max_bytes: int = 1 << 40
+    #: Bytes of a disk as its guest will see it, at the most.
+    max_virtual_size: int = 64 << 40
+    #: How many bytes may come out of one that is compressed.
+    max_ratio: int = 250
     #: How often in a row a stream is taken up again that gives nothing new, before the attempt fails.
     resumes: int = 3
     #: Seconds before the first of them; it doubles each time.

@@ -12,12 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, field_validator
 
+from ssvm_worker.codecs import peek, recognise, refuse_bomb, unwrap
 from ssvm_worker.digest import Digest, Hasher, find_in_sums, is_checksum_url, parse_checksum
-from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, SourceChanged, TooLarge
+from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest, SourceChanged, TooLarge
 from ssvm_worker.formats import ImageInfo, Inspection, guess_format, parse_format
 from ssvm_worker.manifest import Entry, Manifest, find_manifest, read_draft, write_draft
 from ssvm_worker.manifest import discard as discard_artifact
-from ssvm_worker.stream import RAISE_LIMIT, Resuming, Sink, Store, limit, store_stream, tap
+from ssvm_worker.stream import CHUNK, RAISE_LIMIT, Resuming, Sink, Store, limit, store_stream, tap
 from ssvm_worker.units import human_size
 
 from .attempt import Attempt, RemoteSource
@@ -86,7 +87,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     draft = transfer.usable_draft()
     try:
         return transfer.run(draft)
-    except (ChecksumMismatch, SourceChanged) as error:
+    except (ChecksumMismatch, CorruptImage, SourceChanged) as error:
         # The seam may be what is wrong, so a stream made of several pieces gets one clean start.
         if not transfer.has_seam or (isinstance(error, SourceChanged) and draft is None):
             raise
@@ -140,9 +141,13 @@ class _Opened:
     size: int | None
     source: RemoteSource
     stream: Resuming
-    #: From byte 0 on, whatever is stored already.
+    #: Of the image, from byte 0 on, whatever is stored already.
     chunks: Iterator[bytes]
     sinks: dict[str, Sink]
+    #: What was around the image; "" for nothing.
+    wrapping: str = ""
+    #: Sees the file as offered, where that is not the image itself.
+    offered: Hasher | None = None
 
 
 @dataclass
@@ -186,14 +191,20 @@ class _Transfer:
         """Fetch the first chunk, by which size and kind are known before anything is written."""
         source = self._source(None)
         stream = self.attempt.resuming(source)
-        chunks = iter(stream)
-        first = next(chunks, b"")
+        head, chunks = peek(stream)
         self._refuse_size(source.size)
+        chunks, offered = self._counted(chunks, source.size), None
+        wrapping, size = recognise(head), source.size
+        if wrapping:
+            offered, size = self._hasher(), None
+            chunks = self._unwrapped(tap(chunks, offered), offered)
+        head, chunks = peek(chunks, CHUNK)
         declared = self.request.format
-        name = f"{self.request.id}.{guess_format(first) if declared == 'auto' else declared}"
-        sinks = self._open_sinks(stack, name, source.size, resume=False)
-        self._note_draft(source, name)
-        return _Opened(name, source.size, source, stream, itertools.chain(filter(None, [first]), chunks), sinks)
+        name = f"{self.request.id}.{guess_format(head) if declared == 'auto' else declared}"
+        sinks = self._open_sinks(stack, name, size, resume=False)
+        if not wrapping:  # what was unwrapped cannot be taken up again in its middle
+            self._note_draft(source, name)
+        return _Opened(name, source.size, source, stream, chunks, sinks, wrapping, offered)
 
     def _go_on(self, draft: Manifest, stack: ExitStack) -> _Opened:
         """Read back for the hashes what is stored already, then fetch the rest."""
@@ -202,7 +213,26 @@ class _Transfer:
         offset = sinks[self._primary.name].offset
         source = self._source(draft.source["validator"] if offset else None)
         stream = self.attempt.resuming(source, offset)
-        return _Opened(name, size, source, stream, itertools.chain(sinks[self._primary.name].resumed(), stream), sinks)
+        chunks = self._counted(itertools.chain(sinks[self._primary.name].resumed(), stream), size)
+        return _Opened(name, size, source, stream, chunks, sinks)
+
+    def _counted(self, chunks: Iterator[bytes], size: int | None) -> Iterator[bytes]:
+        """The file as offered, not longer than allowed, with its progress."""
+        self.attempt.progress.start("download", size)
+        return tap(limit(chunks, self._most, self._where), self.attempt.progress.saw)
+
+    def _unwrapped(self, chunks: Iterator[bytes], offered: Hasher) -> Iterator[bytes]:
+        """The image inside the file, not larger than allowed either."""
+        _, inside = unwrap(chunks, self._where)
+        inside = refuse_bomb(inside, lambda: offered.size, self.attempt.limits.max_ratio, self._where)
+        return limit(inside, self._most, self._where)
+
+    def _hasher(self) -> Hasher:
+        return Hasher(*([self.expected.algorithm] if self.expected else []))
+
+    @property
+    def _where(self) -> str:
+        return safe_url(self.request.url)
 
     def _source(self, validator: dict[str, Any] | None) -> RemoteSource:
         request = self.request
@@ -217,7 +247,7 @@ class _Transfer:
     def _refuse_size(self, size: int | None) -> None:
         if size is not None and size > self._most:
             what = f"The file has {human_size(size)} ({size} bytes), more than the {self._most} bytes that are allowed"
-            raise TooLarge(what, safe_url(self.request.url), RAISE_LIMIT)
+            raise TooLarge(what, self._where, RAISE_LIMIT)
 
     @property
     def _most(self) -> int:
@@ -238,26 +268,24 @@ class _Transfer:
             write_draft(self._primary, draft, self.attempt.owner)
 
     def _store(self, opened: _Opened) -> dict[str, Any]:
-        where = safe_url(self.request.url)
-        hasher = Hasher(*([self.expected.algorithm] if self.expected else []))
-        inspection = Inspection(self.request.format, where=where)
-        progress = self.attempt.progress
-        progress.start("download", opened.size)
+        hasher = self._hasher()
+        offered = opened.offered or hasher
+        inspection = Inspection(self.request.format, self.attempt.limits.max_virtual_size, self._where)
         images: list[ImageInfo] = []
 
         def verify() -> None:
-            progress.start("verifying", opened.size, hasher.size)
-            hasher.verify(self.expected, where)
+            self.attempt.progress.start("verifying", opened.size, offered.size)
+            offered.verify(self.expected, self._where)
             images.append(inspection.finish())
             self.attempt.confirm()
 
         stored = store_stream(
-            tap(limit(opened.chunks, self._most, where), progress.saw),
+            opened.chunks,
             opened.sinks,
             [hasher, inspection],
             verify=verify,
             check=self.attempt.check,
-            keep=self.attempt.will_resume,
+            keep=self.attempt.will_resume if not opened.wrapping else lambda _: False,
         )
         manifest = self._manifest(opened, hasher, images[0])
         small = properties(self.request, manifest)
@@ -266,8 +294,12 @@ class _Transfer:
         return _result(manifest) | done | {"resumptions": opened.stream.resumptions, "reused": False}
 
     def _manifest(self, opened: _Opened, hasher: Hasher, image: ImageInfo) -> Manifest:
-        digests = [str(hasher.digest())] + ([str(self.expected)] if self.expected else [])
-        source = {"url": safe_url(self.request.url), "fingerprint": fingerprint(self.request.url), "digests": digests}
+        offered = opened.offered or hasher
+        digests = [str(offered.digest())] + ([str(self.expected)] if self.expected else [])
+        source = {"url": self._where, "fingerprint": fingerprint(self.request.url), "digests": digests}
+        as_offered = {"wrapping": opened.wrapping, "size": offered.size} if opened.wrapping else {}
         facts = {"format": image.format, "virtual_size": image.virtual_size, **image.details}
-        entry = Entry(opened.name, hasher.size, digests[0], "image", facts)
-        return Manifest(self.request.artifact, self.attempt.job_id, (entry,), source, {"name": self.request.name})
+        entry = Entry(opened.name, hasher.size, str(hasher.digest()), "image", facts)
+        return Manifest(
+            self.request.artifact, self.attempt.job_id, (entry,), source | as_offered, {"name": self.request.name}
+        )

@@ -1,0 +1,197 @@
+"""What is wrapped around an image comes off in the pass, whole or not at all."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssvm_worker import codecs
+from ssvm_worker.codecs import recognise, refuse_bomb, unwrap
+from ssvm_worker.errors import CorruptImage, ImageError, TooLarge, UnknownFormat, UnsafeImage, WorkerError
+from ssvm_worker.stream import CHUNK
+from ssvm_worker.units import MiB
+from tests.archives import COMPRESS, tar_member, tar_of, xz_with_dictionary, zip_of, zstd_with_window
+
+NOISE = random.Random(2).randbytes(300_000)
+DISK = NOISE + bytes(3 * MiB) + NOISE
+each_kind = pytest.mark.parametrize("kind", COMPRESS)
+
+
+def opened(data: bytes, step: int = CHUNK) -> tuple[str, bytes]:
+    """The wrapping, and what is inside, of bytes that come in chunks of one size."""
+    name, inside = unwrap((data[at : at + step] for at in range(0, len(data), step)), "a file")
+    return name, b"".join(inside)
+
+
+def refuse(data: bytes, error: type[WorkerError], text: str) -> None:
+    with pytest.raises(error, match=text):
+        opened(data)
+
+
+@pytest.mark.parametrize("step", [1, 511, 65536, CHUNK])
+@each_kind
+def test_unwraps(kind: str, step: int) -> None:
+    """Whatever the chunks are, the bytes inside are the same, in chunks of the usual size."""
+    small = DISK if step > 1 else DISK[:4000]
+    assert opened(COMPRESS[kind](small), step) == (kind, small)
+    assert all(len(each) <= CHUNK for each in unwrap([COMPRESS[kind](small)], "")[1])
+
+
+def test_nothing_wrapped() -> None:
+    """Bytes without a wrapping pass through untouched."""
+    assert opened(DISK) == ("", DISK)
+    assert opened(b"") == ("", b"")
+
+
+@each_kind
+def test_several_members(kind: str) -> None:
+    """Members one after the other are one stream, as each tool's own `cat` and parallel forms make them."""
+    assert opened(COMPRESS[kind](NOISE) + COMPRESS[kind](b"") + COMPRESS[kind](b"end"))[1] == NOISE + b"end"
+
+
+@each_kind
+def test_zeros_behind(kind: str) -> None:
+    """Zeros behind the end are padding."""
+    assert opened(COMPRESS[kind](NOISE) + bytes(100_000))[1] == NOISE
+
+
+@each_kind
+def test_cut_short(kind: str) -> None:
+    """A stream that ends too early is refused wherever it ends, in its last bytes too."""
+    whole = COMPRESS[kind](NOISE)
+    for size in (len(whole) - 1, len(whole) - 4, len(whole) // 2, 20):
+        refuse(whole[:size], CorruptImage, "cut short")
+
+
+@each_kind
+def test_junk_behind(kind: str) -> None:
+    """Anything but zeros behind the end is refused: another reader might start there."""
+    refuse(COMPRESS[kind](NOISE) + b"junk" * 100, CorruptImage, "something else lies behind its 1 members")
+
+
+@each_kind
+def test_damaged(kind: str) -> None:
+    """One flipped bit is noticed: in the data or in its checksum."""
+    whole = COMPRESS[kind](NOISE)
+    for at in (len(whole) // 2, len(whole) - (6 if kind == "gzip" else 2)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 4
+        refuse(bytes(damaged), CorruptImage, "damaged|cut short")
+
+
+@pytest.mark.parametrize("outer", [*COMPRESS, "zip"])
+@pytest.mark.parametrize("inner", [*COMPRESS, "zip", "tar"])
+def test_nested(outer: str, inner: str) -> None:
+    """One wrapping is taken off, and a second is refused by its name."""
+    wrap = COMPRESS | {"zip": zip_of, "tar": lambda data: tar_of(tar_member("disk.raw", data))}
+    refuse(wrap[outer](wrap[inner](NOISE)), UnknownFormat, f"There is an? {inner} file inside the {outer} file")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [xz_with_dictionary(1 << 32), xz_with_dictionary(256 * MiB), zstd_with_window(31), zstd_with_window(28)],
+    ids=["xz of 4 GiB", "xz of 256 MiB", "zstandard of 2 GiB", "zstandard of 256 MiB"],
+)
+def test_memory(data: bytes) -> None:
+    """A stream that wants more memory than is allowed is refused before it gets any."""
+    refuse(data, TooLarge, "needs more memory")
+
+
+def test_what_the_tools_need() -> None:
+    """The largest windows that the tools' own presets make are taken."""
+    assert opened(xz_with_dictionary(64 * MiB))[1] == b"x" * 100
+    assert opened(zstd_with_window(27))[1] == b""
+
+
+@each_kind
+def test_memory_of_a_bomb(kind: str) -> None:
+    """What is held does not grow with what comes out: a bomb is stopped after the bytes that were allowed."""
+    bomb = COMPRESS[kind](bytes(64 * MiB))
+    tracemalloc.start()
+    taken = sum(len(each) for each in unwrap([bomb], "")[1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken == 64 * MiB
+    assert peak < 6 * MiB
+
+
+def test_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than so many times what went in is a bomb, once it is more than anybody could shrug at."""
+    monkeypatch.setattr(codecs, "UNSUSPICIOUS", 4 * MiB)
+    bomb = COMPRESS["zstandard"](bytes(64 * MiB))
+    with pytest.raises(TooLarge, match="more than 250 times as many"):
+        list(refuse_bomb(unwrap([bomb], "")[1], lambda: len(bomb), 250, "a file"))
+    assert sum(map(len, refuse_bomb(unwrap([bomb], "")[1], lambda: len(bomb), 65536, ""))) == 64 * MiB
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["sizes before", "sizes behind"])
+@pytest.mark.parametrize("step", [1, 4000, CHUNK])
+def test_zip(step: int, streamed: bool) -> None:
+    """The one member of a zip archive is the image, wherever its sizes stand."""
+    small = DISK if step > 1 else DISK[:4000]
+    assert opened(zip_of(small, streamed=streamed), step) == ("zip", small)
+
+
+BAD_ZIPS = {
+    "no member": (b"PK\x05\x06" + bytes(18), UnknownFormat, "is empty"),
+    "two members": (zip_of(b"a", more=zip_of(b"b")), UnknownFormat, "more than one member"),
+    "two in the directory": (zip_of(b"a", more=zip_of(b"a")[-76:-22]), UnknownFormat, "more than one member"),
+    "a directory": (zip_of(b"", b"images/"), UnknownFormat, "holds a directory"),
+    "a name with ..": (zip_of(NOISE, b"../../etc/passwd"), UnsafeImage, "points outside"),
+    "a name with .. in Windows' way": (zip_of(NOISE, b"..\\x"), UnsafeImage, "points outside"),
+    "an absolute name": (zip_of(NOISE, b"/etc/passwd"), UnsafeImage, "points outside"),
+    "a drive": (zip_of(NOISE, b"C:\\x"), UnsafeImage, "points outside"),
+    "a NUL in its name": (zip_of(NOISE, b"a\0b"), UnsafeImage, "points outside"),
+    "encryption": (zip_of(NOISE, local={"flags": 1}), UnsafeImage, "encrypted"),
+    "an encrypted directory": (zip_of(NOISE, entry={"flags": 1 << 13}), UnsafeImage, "contradicts"),
+    "a method of its own": (zip_of(NOISE, local={"method": 14}), UnknownFormat, r"not taken \(14\)"),
+    "a wrong CRC": (zip_of(NOISE, local={"crc": 1}), CorruptImage, "was to be"),
+    "a wrong CRC in the directory": (zip_of(NOISE, entry={"crc": 1}), UnsafeImage, "contradicts"),
+    "a size that lies": (zip_of(NOISE, local={"size": 5}), CorruptImage, "was to be"),
+    "a descriptor that lies": (zip_of(NOISE, streamed=True).replace(b"PK\x07\x08", b"PK\x07\x08\1"), CorruptImage, "was to be"),
+    "a directory entry elsewhere": (zip_of(NOISE, entry={"offset": 40}), UnsafeImage, "contradicts"),
+    "bytes behind its end": (zip_of(NOISE) + b"x", UnsafeImage, "is not its end"),
+    "bytes before its directory": (zip_of(NOISE, more=b"x" * 50), UnsafeImage, "contradicts"),
+    "no directory": (zip_of(NOISE)[:-80], CorruptImage, "cut short"),
+    "half a member": (zip_of(NOISE)[:1000], CorruptImage, "cut short"),
+    "a damaged member": (zip_of(NOISE)[:38] + b"\xff\xff" + zip_of(NOISE)[40:], CorruptImage, "damaged|was to be"),
+}
+
+
+@pytest.mark.parametrize(("data", "error", "text"), BAD_ZIPS.values(), ids=BAD_ZIPS.keys())
+def test_bad_zip(data: bytes, error: type[WorkerError], text: str) -> None:
+    """A zip archive that is not exactly one plain member, by both its header and its directory, is refused."""
+    refuse(data, error, text)
+
+
+def _mutations(data: st.DataObject) -> Iterator[bytes]:
+    whole = data.draw(st.sampled_from([*(wrap(NOISE[:5000]) for wrap in COMPRESS.values()), zip_of(NOISE[:5000])]))
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    yield bytes(damaged[: data.draw(st.integers(0, len(whole)))])
+    yield bytes(damaged)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_no_crash(data: st.DataObject) -> None:
+    """Whatever bytes come, they are unwrapped or refused with a reason, and never more comes out than was put in."""
+    for damaged in _mutations(data):
+        try:
+            name, inside = opened(damaged)
+        except ImageError:
+            continue
+        assert name != "zip" or inside == NOISE[:5000]
+        assert len(inside) <= len(damaged) * 2
+
+
+def test_recognised_by_content(tmp_path: Path) -> None:
+    """A raw disk that begins like a wrapping by chance is none: magics have three bytes and more."""
+    assert [recognise(each) for each in (b"\x1f\x8b\x07", b"BZh1xx", b"PK\1\2", b"\x50\x2a\x4d", b"")] == [""] * 5
