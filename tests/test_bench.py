@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -35,14 +34,14 @@ def test_contender_makes_too_little() -> None:
     """Who does not make all the bytes has won nothing."""
     sides = [Contender(OURS, ["/bin/true"], lambda: 5), Contender("peer", ["/bin/true"], lambda: 4)]
     with pytest.raises(Broken, match="peer made 4 bytes of 5"):
-        contest("x", lambda: contextlib.nullcontext(sides), 5, 1)
+        contest("x", sides, 5, 1)
 
 
 def test_contender_fails() -> None:
     """A failure is no result, and its words are told."""
     sides = [Contender(OURS, ["/bin/sh", "-c", "echo no disk >&2; exit 3"], lambda: 5)]
     with pytest.raises(Broken, match="no disk"):
-        contest("x", lambda: contextlib.nullcontext(sides), 5, 1)
+        contest("x", sides, 5, 1)
 
 
 def test_kept_between_marks(tmp_path: Path) -> None:
