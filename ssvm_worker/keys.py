@@ -9,6 +9,8 @@ from .errors import InvalidRequest
 
 MANIFEST = "manifest.json"
 DRAFT = "manifest.draft.json"
+#: Beside the backups of a volume: the packs of grains that its incremental backups share. No backup may have this id.
+PACKS = "_packs"
 #: One component of a key. NAME_MAX is 255 bytes on every file system here; the rest is room for a `.part` suffix.
 MAX_NAME = 180
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]*")
@@ -56,8 +58,15 @@ class Artifact:
         if self.kind == "volume":
             return f"volumes/{account}/{id_}"
         if self.kind == "backup":
+            if id_ == PACKS:
+                raise InvalidRequest("That id is taken by the grain store", id_, "Give the backup another id")
             return f"snapshots/{account}/{check_name(self.volume, 'volume')}/{id_}"
         raise InvalidRequest("Unknown kind of artifact", self.kind, "Give template, iso, volume or backup")
+
+    @property
+    def family(self) -> str:
+        """The directory in which a backup lies with the others of its volume, and with the packs that they share."""
+        return self.prefix.rpartition("/")[0]
 
     def key(self, name: str) -> str:
         """The key of one object of the artifact."""

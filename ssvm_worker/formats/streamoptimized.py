@@ -43,15 +43,22 @@ _FIRST_SECTOR = 2
 _MAX_TABLES = 65536
 
 
+Take = Callable[[int, bytes, int], None]
+
+
 class StreamOptimized:
     """An observer of chunks that verifies one streamOptimized VMDK.
 
     *capacity* (bytes) is what the disk must have, if the caller knows; every *inflate_every*-th grain is inflated and
-    its Adler-32 checked, 0 for none. Bytes: holds one sector, one table or one inflated grain; payloads are stepped
-    over, not copied. Raises, from the call or from ``finish``: CorruptImage. The verdict does not depend on the chunks.
+    its Adler-32 checked, 0 for none. Where *take* is given, it gets each grain in place of that: its place on the disk
+    (in grains), its zlib stream, and the bytes of a whole grain. It is to raise CorruptImage if that is no grain.
+    Bytes: holds one sector, one table or one inflated grain; payloads that nobody wants are stepped over, not copied.
+    Raises, from the call or from ``finish``: CorruptImage. The verdict does not depend on the chunks.
     """
 
-    def __init__(self, where: str = "", capacity: int | None = None, inflate_every: int = 0) -> None:
+    def __init__(
+        self, where: str = "", capacity: int | None = None, inflate_every: int = 0, *, take: Take | None = None
+    ) -> None:
         #: Bytes of the disk; 0 until the header has come.
         self.capacity = 0
         #: Bytes of the stream so far.
@@ -65,7 +72,8 @@ class StreamOptimized:
         self.warnings: list[str] = []
         self._where = where
         self._expected = capacity
-        self._inflate_every = inflate_every
+        self._inflate_every = 1 if take else inflate_every
+        self._take = take
         self._tables = _Tables()
         self._header: SparseHeader | None = None
         self._ended = False
@@ -156,8 +164,12 @@ class StreamOptimized:
             self._expect(rest, _MARKER.size, self._on_marker)
 
     def _on_grain_data(self, lba: int, data: bytes) -> None:
-        """Inflate one grain; a broken or overlong one is an error."""
+        """Hand one grain over, or inflate it; a broken or overlong one is an error."""
+        self._expect(0, _MARKER.size, self._on_marker)
         most = self._grain_size * SECTOR
+        if self._take:
+            self._take(lba // self._grain_size, data, most)
+            return
         inflater = zlib.decompressobj()
         try:
             grain = inflater.decompress(data, most + 1)
@@ -166,7 +178,6 @@ class StreamOptimized:
         whole = min(most, self.capacity - lba * SECTOR)
         if not inflater.eof or not whole <= len(grain) <= most:
             raise corrupt(f"The grain at sector {lba} inflates to {len(grain)} bytes, not {most}", self._where)
-        self._expect(0, _MARKER.size, self._on_marker)
 
     def _on_metadata(self, sectors: int, kind: int) -> None:
         pad, payload = SECTOR - _MARKER.size, sectors * SECTOR

@@ -1,0 +1,69 @@
+"""Deletes the packs of a volume that none of its backups needs any more: mark and sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ssvm_worker.errors import CorruptImage
+from ssvm_worker.keys import MANIFEST, PACKS
+from ssvm_worker.manifest import Manifest
+from ssvm_worker.stream import Check, Store, StoredObject, read_bytes
+
+from .map import SUFFIX, GrainMap
+from .reader import grain_maps
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep has deleted."""
+
+    packs: int = 0
+    #: Bytes.
+    size: int = 0
+
+
+def sweep(store: Store, family: str, confirm: Check) -> Swept:
+    """Delete each pack below *family* that no grain map there refers to; maps of drafts and of the dead count too.
+
+    Only under the lock of the volume. *confirm* is called before each deletion, and raises when the lock is lost. Safe
+    to kill and to repeat: it only ever deletes what nobody refers to. Raises CorruptImage, and has deleted nothing,
+    when a map cannot be read or is missing: what cannot be known to be free stays.
+    """
+    packs = list(store.list(f"{family}/{PACKS}"))
+    store.sweep(0, f"{family}/{PACKS}")
+    if not packs:
+        return Swept()
+    used = _used(store, family)
+    count = size = 0
+    for each in packs:
+        if each.key.rpartition("/")[2] not in used:
+            confirm()
+            store.delete(each.key)
+            count, size = count + 1, size + each.size
+    return Swept(count, size)
+
+
+def maps_below(store: Store, family: str) -> list[str]:
+    """The keys of all grain maps of a volume."""
+    return [each.key for each in _beside(store, family) if each.key.endswith(SUFFIX)]
+
+
+def _used(store: Store, family: str) -> set[str]:
+    """Names of the packs that are referred to."""
+    keys = [each.key for each in _beside(store, family)]
+    maps = {key for key in keys if key.endswith(SUFFIX)}
+    for key in (each for each in keys if each.endswith(f"/{MANIFEST}")):
+        manifest = Manifest.from_json(read_bytes(store, key), f"{store.name}:{key}")
+        for entry in grain_maps(manifest):
+            if manifest.artifact.key(entry.name) not in maps:
+                raise CorruptImage(
+                    "A grain map is missing, so no pack of the volume can be known to be free",
+                    f"{store.name}:{manifest.artifact.key(entry.name)}",
+                    "Bring it back from another store, or delete its backup",
+                )
+    return {pack.id for key in maps for pack in GrainMap(store, key).packs}
+
+
+def _beside(store: Store, family: str) -> Iterator[StoredObject]:
+    return (each for each in store.list(family) if not each.key.startswith(f"{family}/{PACKS}/"))

@@ -1,0 +1,74 @@
+"""Disks that change, stored by the grain store as a backup job does it, without a vCenter."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from ssvm_worker.formats.streamoptimized import StreamOptimized
+from ssvm_worker.grains.index import Index
+from ssvm_worker.grains.map import ROLE
+from ssvm_worker.grains.reader import extents
+from ssvm_worker.grains.sink import GrainSink
+from ssvm_worker.grains.writer import Packing
+from ssvm_worker.keys import Artifact
+from ssvm_worker.manifest import Entry, Manifest, write_manifest
+from ssvm_worker.stream import Owner, Store, store_stream
+from tests.images import GRAIN, stream_optimized
+
+OWNER = Owner("job-1", 1)
+
+
+def disk(grains: int, seed: int = 1, zeros: int = 3) -> bytearray:
+    """A disk of so many grains, half noise and half text, where one of *zeros* grains is empty."""
+    made = random.Random(seed)
+    half = GRAIN // 2
+    data = bytearray()
+    for number in range(grains):
+        data += bytes(GRAIN) if number % zeros == zeros - 1 else made.randbytes(half) + bytes([number % 251]) * half
+    return data
+
+
+def changed(raw: bytes, *places: int, seed: int = 2) -> bytearray:
+    """A copy of a disk with other content in the grains at those places."""
+    made, copy = random.Random(seed), bytearray(raw)
+    for place in places:
+        copy[place * GRAIN : place * GRAIN + 4096] = made.randbytes(4096)
+    return copy
+
+
+def back_up(stores: Sequence[Store] | Store, id_: str, *raws: bytes, volume: str = "vol1", **given: Any) -> Manifest:
+    """Store disks as an incremental backup; its manifest."""
+    stores = stores if isinstance(stores, list) else [stores]
+    artifact = Artifact("backup", "acme", id_, volume)
+    manifest = Manifest(artifact, "job-1", facts={"mode": "incremental"})
+    with Index(artifact.family) as index:
+        for number, raw in enumerate(raws):
+            index.sync(stores)
+            manifest = manifest.with_entry(_disk(stores, artifact, f"{id_}-disk{number}.grains", raw, index, **given))
+    for store in stores:
+        write_manifest(store, manifest, OWNER)
+    return manifest
+
+
+def _disk(stores: Sequence[Store], artifact: Artifact, name: str, raw: bytes, index: Index, **given: Any) -> Entry:
+    stream = stream_optimized(bytes(raw))
+    chunks = [stream[at : at + 100_000] for at in range(0, len(stream), 100_000)]
+    with Packing(index, len(raw), name) as packing:
+        walker = StreamOptimized(name, len(raw), take=packing.take)
+        key = artifact.key(name)
+        sinks = {each.name: GrainSink(each, artifact.family, key, packing, OWNER) for each in stores}
+        store_stream(packing.stream(chunks, walker, lambda: None), sinks, verify=walker.finish, **given)
+        packing.settle()
+        facts = {"new_grains": packing.new_grains, "new_bytes": packing.new_bytes, "grains": packing.grains}
+    return Entry(name, stores[0].stat(key).size, "", ROLE, facts | {"virtual_size": len(raw)})
+
+
+def restored(store: Store, manifest: Manifest, number: int = 0) -> bytes:
+    """The disk as its extents give it back, zeros between them."""
+    entry = manifest.entries[number]
+    raw = bytearray(entry.facts["virtual_size"])
+    for offset, data in extents(store, manifest, entry):
+        raw[offset : offset + len(data)] = data
+    return bytes(raw)
