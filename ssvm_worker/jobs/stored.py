@@ -1,0 +1,157 @@
+"""The disks of a stored backup: found by name, and read with every byte checked against the manifest on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ssvm_worker.digest import Hasher
+from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest
+from ssvm_worker.formats.extents import Extent, vmdk_extents
+from ssvm_worker.formats.to_qcow2 import most_clusters, qcow2
+from ssvm_worker.formats.to_raw import raw
+from ssvm_worker.formats.to_vmdk import stream_optimized
+from ssvm_worker.formats.vmdk import SECTOR, parse_header
+from ssvm_worker.grains import reader as grains
+from ssvm_worker.grains.map import ROLE as GRAIN_MAP
+from ssvm_worker.keys import Artifact
+from ssvm_worker.manifest import Entry, Manifest, read_manifest
+from ssvm_worker.stream import Store, tap
+
+from .attempt import Attempt
+
+#: The images that a disk can be restored as.
+FORMATS = ("raw", "qcow2", "vmdk")
+
+
+@dataclass(frozen=True)
+class StoredDisk:
+    """One disk of a backup. Each method reads it anew; judge what came of it only when the stream has ended."""
+
+    attempt: Attempt
+    store: Store
+    manifest: Manifest
+    entry: Entry
+    #: Its place among the disks of the backup, from 0.
+    number: int
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of the disk."""
+        return int(self.entry.facts["virtual_size"])
+
+    @property
+    def label(self) -> str:
+        """What the vSphere Client called it, or the object's name."""
+        return str(self._described.get("label", self.entry.name))
+
+    @property
+    def names(self) -> list[str]:
+        """All that a request may call it by, in lower case."""
+        described = (str(self._described.get(each, "")).lower() for each in ("key", "label", "place"))
+        return [str(self.number), self.entry.name.lower(), *filter(None, described)]
+
+    @property
+    def where(self) -> str:
+        """The object, for messages."""
+        return f"{self.store.name}:{self.key}"
+
+    @property
+    def key(self) -> str:
+        """The object's key on its store."""
+        return self.manifest.artifact.key(self.entry.name)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of its streamOptimized VMDK; None where that is made anew, of grains."""
+        return None if self._in_grains else self.entry.size
+
+    def extents(self) -> Iterator[Extent]:
+        """The disk's data; CorruptImage or ChecksumMismatch at its end at the latest."""
+        if self._in_grains:
+            return self._told(grains.extents(self.store, self.manifest, self.entry, self.attempt.wait))
+        return self._told(vmdk_extents(self._stored(), self.where, self.capacity))
+
+    def image(self, format_: str, name: str) -> Iterator[bytes]:
+        """The chunks of an image of the disk in one of FORMATS; *name* is what its file will be called."""
+        if format_ == "raw":
+            return raw(self.extents(), self.capacity, self.where)
+        if format_ == "qcow2":
+            return qcow2(self.extents(), self.capacity, self._clusters(), self.where)
+        if self._in_grains:
+            return stream_optimized(self.extents(), self.capacity, name)
+        return tap(self._stored(), self.attempt.progress.saw)
+
+    def total(self, format_: str) -> int:
+        """What the progress of such an image comes to: bytes of the disk, or of the object where that is copied."""
+        return self.capacity if self._in_grains or format_ != "vmdk" else self.entry.size
+
+    def _told(self, extents: Iterator[Extent]) -> Iterator[Extent]:
+        """Progress is how far on the disk we are."""
+        seen = 0
+        for offset, data in extents:
+            self.attempt.progress.advance(offset + len(data) - seen)
+            seen = offset + len(data)
+            yield offset, data
+        self.attempt.progress.advance(self.capacity - seen)
+
+    @property
+    def _described(self) -> dict[str, Any]:
+        disks: list[dict[str, Any]] = self.manifest.facts.get("disks", [])
+        return next((each for each in disks if each["key"] == self.entry.facts.get("disk")), {})
+
+    @property
+    def _in_grains(self) -> bool:
+        return self.entry.role == GRAIN_MAP
+
+    def _stored(self) -> Iterator[bytes]:
+        """The object as it lies there, its size and digest checked at the end."""
+        return checked(self.attempt, self.store, self.key, self.entry)
+
+    def _clusters(self) -> int:
+        if self._in_grains:
+            it = grains.open_map(self.store, self.manifest, self.entry)
+            return most_clusters(it.capacity, it.grains * it.grain_size, it.grain_size)
+        head = b""
+        for chunk in self.attempt.resuming(self.store.reader(self.key)):
+            head += chunk
+            if len(head) >= SECTOR:
+                break
+        grain = parse_header(head[:SECTOR], self.where).grain_size * SECTOR
+        return most_clusters(self.capacity, self.entry.facts.get("populated", self.capacity), grain)
+
+
+def checked(attempt: Attempt, store: Store, key: str, entry: Entry) -> Iterator[bytes]:
+    """The bytes of an object; ChecksumMismatch behind the last one unless they are what the manifest says."""
+    hasher = Hasher()
+    yield from tap(attempt.resuming(store.reader(key)), hasher)
+    if (hasher.size, str(hasher.digest())) != (entry.size, entry.digest):
+        raise ChecksumMismatch(
+            f"The stored object is damaged: {hasher.size} bytes with {hasher.digest()} in place of {entry.size} "
+            f"with {entry.digest}",
+            f"{store.name}:{key}",
+            "`ssvm verify` looks at all of it; take another store, or another backup",
+        )
+
+
+def read_backup(attempt: Attempt, store: Store, artifact: Artifact) -> list[StoredDisk]:
+    """The disks of a backup, in their order; ObjectNotFound where there is no complete one."""
+    manifest = read_manifest(store, artifact)
+    found = [each for each in manifest.entries if each.role in ("disk", GRAIN_MAP)]
+    if not found:
+        raise CorruptImage("The manifest lists no disk", f"{store.name}:{artifact.prefix}", "Take another backup")
+    return [StoredDisk(attempt, store, manifest, each, number) for number, each in enumerate(found)]
+
+
+def select_disk(disks: list[StoredDisk], wanted: str) -> StoredDisk:
+    """The one disk of that number, name, key, label or place; InvalidRequest lists those there are."""
+    for disk in disks:
+        if wanted.strip().lower() in disk.names:
+            return disk
+    raise InvalidRequest(f"The backup has no disk {wanted!r}", disks[0].manifest.artifact.prefix, listed(disks))
+
+
+def listed(disks: list[StoredDisk]) -> str:
+    """The disks and all their names, for a remedy."""
+    return "There are: " + "; ".join(" = ".join(disk.names) for disk in disks)

@@ -1,0 +1,279 @@
+"""A backup restored as image files: identical to qemu-img, or nothing of it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.errors import (
+    Cancelled,
+    ChecksumMismatch,
+    CorruptImage,
+    InvalidRequest,
+    ObjectNotFound,
+    StoreUnavailable,
+)
+from ssvm_worker.jobs import restore, verify
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.stores import open_store
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import Store
+from ssvm_worker.units import KiB, MiB
+from tests.attempts import attempt
+from tests.backups import BACKUP, content, store_backup
+from tests.faults import store_failing, store_failing_commit
+from tests.qemu import assert_same_disk
+from tests.servers.s3 import S3Server
+
+DISKS = [content(3 * MiB + 512, seed=1), content(1 * MiB, seed=2)]
+PLACE = "volumes/acme/r1"
+
+
+def asked(**fields: Any) -> restore.Request:
+    """A request for all of the backup as files."""
+    backup = {"account": "acme", "volume": "vol1", "id": "b1"}
+    target = {} if {"template", "vcenter"} & set(fields) else {"directory": PLACE}
+    return parse_request(restore.Request, backup | target | fields, "restore")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    """A directory with a backup of two disks."""
+    (tmp_path / "store").mkdir()
+    store = FileStore("primary", tmp_path / "store")
+    store_backup(store, *DISKS)
+    return store
+
+
+def source(tmp_path: Path, number: int) -> Path:
+    """The disk that was backed up, as a raw file."""
+    path = tmp_path / f"source{number}"
+    path.write_bytes(DISKS[number])
+    return path
+
+
+@pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
+def test_whole_vm(store: FileStore, tmp_path: Path, format_: str) -> None:
+    """Every disk becomes a file that qemu-img finds sound and identical; the artifact that they are verifies."""
+    restore.run(asked(format=format_), attempt(store))
+
+    for number in range(2):
+        made = tmp_path / "store" / PLACE / f"r1-disk{number}.{format_}"
+        assert_same_disk(made, format_, source(tmp_path, number))
+    request = {"kind": "volume", "account": "acme", "id": "r1"}
+    verify.run(parse_request(verify.Request, request, "verify"), attempt(store))
+
+
+@pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
+def test_s3_to_s3(s3_server: S3Server, tmp_path: Path, format_: str) -> None:
+    """A disk goes from one bucket to another, in any format."""
+    keys = {"endpoint": s3_server.endpoint, "access_key": s3_server.access_key, "secret_key": s3_server.secret_key}
+    here, there = (open_store(name, f"s3://{s3_server.make_bucket()}", **keys) for name in ("here", "there"))
+    store_backup(here, *DISKS)
+
+    restore.run(asked(store="here", stores=["there"], disk="0", format=format_), attempt(here, there))
+
+    (tmp_path / "made").write_bytes(b"".join(there.reader(f"{PLACE}/r1.{format_}").open()))
+    assert_same_disk(tmp_path / "made", format_, source(tmp_path, 0))
+
+
+def test_template(store: FileStore, tmp_path: Path) -> None:
+    """A disk becomes a template in CloudStack's layout, with the properties that its tools read."""
+    result = restore.run(asked(template="t1", disk="Hard disk 2", name="web server"), attempt(store))
+
+    place = tmp_path / "store/template/tmpl/acme/t1"
+    assert_same_disk(place / "t1.qcow2", "qcow2", source(tmp_path, 1))
+    properties = (place / "template.properties").read_text()
+    assert "filename=t1.qcow2\n" in properties
+    assert f"virtualsize={len(DISKS[1])}\n" in properties
+    assert result["objects"] == ["t1.qcow2", "template.properties"]
+
+
+def test_raw_is_sparse_where_the_disk_is(tmp_path: Path) -> None:
+    """A raw file takes no room for what the disk has nothing in."""
+    store = FileStore("primary", tmp_path)
+    store_backup(store, b"\1" * 64 * KiB + bytes(16 * MiB))
+
+    restore.run(asked(format="raw"), attempt(store))
+
+    seen = (tmp_path / PLACE / "r1.raw").stat()
+    assert seen.st_size == 16 * MiB + 64 * KiB
+    assert seen.st_blocks * 512 < 1 * MiB
+
+
+@pytest.mark.parametrize("name", ["1", "b1-disk1.vmdk", "Hard disk 2", "scsi0:1", "2001"])
+def test_one_disk(store: FileStore, tmp_path: Path, name: str) -> None:
+    """One disk is chosen by number, object, label, place or key."""
+    restore.run(asked(disk=name, format="raw"), attempt(store))
+
+    assert (tmp_path / "store" / PLACE / "r1.raw").read_bytes() == DISKS[1]
+
+
+def test_two_stores(store: FileStore) -> None:
+    """The files go to every store that is named, in one pass."""
+    archive = MemoryStore("archive")
+
+    result = restore.run(asked(stores=["archive", "primary"], format="raw"), attempt(store, archive))
+
+    assert result["stores"] == ["archive", "primary"]
+    for number, raw in enumerate(DISKS):
+        assert b"".join(archive.reader(f"{PLACE}/r1-disk{number}.raw").open()) == raw
+
+
+def test_second_store_fails(store: FileStore) -> None:
+    """A second store that fails in the middle costs the first nothing, is owed the files, and keeps none of them."""
+    archive = MemoryStore("archive")
+    failing = store_failing(archive, after=len(DISKS[1]))
+
+    result = restore.run(asked(stores=["primary", "archive"], format="raw"), attempt(store, failing))
+
+    assert list(result["owed"]) == ["archive"]
+    assert not list(archive.list())
+    assert not archive.uncommitted()
+
+
+def test_twice(store: FileStore) -> None:
+    """The same restore asked for again is answered from its manifest."""
+    first = restore.run(asked(), attempt(store))
+
+    assert restore.run(asked(), attempt(store, job_id="job-2")) == first | {"reused": True}
+
+
+@pytest.mark.parametrize("other", [{"format": "raw"}, {"disk": "0"}], ids=["another format", "one disk only"])
+def test_something_else_is_there(store: FileStore, other: dict[str, str]) -> None:
+    """A target that exists is never written over."""
+    restore.run(asked(), attempt(store))
+
+    with pytest.raises(InvalidRequest, match="already"):
+        restore.run(asked(**other), attempt(store, job_id="job-2"))
+
+
+def left(store: Store) -> list[str]:
+    """What lies where the files were to be."""
+    return [each.key for each in store.list(PLACE)]
+
+
+def fail(request: restore.Request, trying: Any, error: Any) -> None:
+    """The job fails so, and as no attempt will follow what it left is removed."""
+    with pytest.raises(error):
+        restore.run(request, trying)
+    trying.stop_reason = lambda: None
+    restore.discard(request, trying)
+
+
+def _flip(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param(70_000, id="in a grain"),
+        pytest.param(64 * KiB, id="in a marker"),
+        pytest.param(-1024 + 300, id="in the footer, where nobody reads it"),
+    ],
+)
+@pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
+def test_damaged_backup(store: FileStore, tmp_path: Path, format_: str, at: int) -> None:
+    """Damage to the second disk leaves nothing at the target, of the first neither."""
+    _flip(tmp_path / "store" / BACKUP.key("b1-disk1.vmdk"), at)
+
+    fail(asked(format=format_), attempt(store), (CorruptImage, ChecksumMismatch))
+
+    assert left(store) == []
+    assert store.sweep(0) == 0
+
+
+@pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
+def test_shortened_backup(store: FileStore, tmp_path: Path, format_: str) -> None:
+    """A disk that is cut short leaves nothing at the target."""
+    file = tmp_path / "store" / BACKUP.key("b1-disk1.vmdk")
+    file.write_bytes(file.read_bytes()[:300_000])
+
+    fail(asked(format=format_), attempt(store), (CorruptImage, ChecksumMismatch))
+
+    assert left(store) == []
+
+
+@pytest.mark.parametrize(
+    ("after", "where"),
+    [
+        pytest.param(0, "disk0", id="at the first byte"),
+        pytest.param(2 * MiB, "disk0", id="in the middle"),
+        pytest.param(64 * KiB, "disk1", id="in the second disk"),
+    ],
+)
+def test_target_fails(store: FileStore, after: int, where: str) -> None:
+    """A target that fails is a retryable error, and nothing of ours is left on it."""
+    archive = MemoryStore("archive")
+    failing = store_failing(archive, after, chosen=lambda key: where in key)
+
+    fail(asked(stores=["archive"], format="raw"), attempt(store, failing), StoreUnavailable)
+
+    assert left(archive) == []
+    assert not archive.uncommitted()
+
+
+def test_retry_after_a_failure(store: FileStore, tmp_path: Path) -> None:
+    """An attempt that died behind the first disk is followed by one that makes all of it."""
+    failing = store_failing_commit(store, times=1, chosen=lambda key: key.endswith("disk1.raw"))
+    with pytest.raises(StoreUnavailable):
+        restore.run(asked(format="raw"), attempt(failing, number=1))
+
+    restore.run(asked(format="raw"), attempt(store, number=2, token=1))
+
+    assert (tmp_path / "store" / PLACE / "r1-disk1.raw").read_bytes() == DISKS[1]
+    assert store.sweep(0) == 0
+
+
+@pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
+def test_cancelled(store: FileStore, format_: str) -> None:
+    """A cancel in the middle leaves nothing."""
+    trying = attempt(store)
+    trying.stop_reason = lambda: "user" if trying.progress.bytes > MiB else None
+
+    fail(asked(format=format_), trying, Cancelled)
+
+    assert left(store) == []
+    assert store.sweep(0) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        pytest.param({"directory": None}, "one target of vcenter, template, directory", id="no target"),
+        pytest.param({"template": "t1", "directory": PLACE}, "template and directory", id="two targets"),
+        pytest.param({"directory": "snapshots/acme/vol1/b2"}, "volumes/ACCOUNT/ID", id="among the backups"),
+        pytest.param({"directory": "../../etc"}, "No artifact can lie there", id="a path that climbs"),
+        pytest.param({"directory": "volumes/acme/r1/"}, "volumes/ACCOUNT/ID", id="a slash too many"),
+        pytest.param({"template": "../x"}, "characters", id="a template id that climbs"),
+        pytest.param({"datastore": "fast"}, "datastore: not with directory", id="a datastore for files"),
+        pytest.param({"vcenter": "vc1"}, "name: missing", id="a VM without a name"),
+        pytest.param({"vcenter": "vc1", "name": "x", "disk": "0"}, "disk: not with vcenter", id="a VM of one disk"),
+        pytest.param({"format": "vhd"}, "raw", id="unknown format"),
+    ],
+)
+def test_requests_that_are_refused_when_read(fields: dict[str, Any], said: str) -> None:
+    """A request that cannot be right is refused before anything is touched, and says what is wrong."""
+    with pytest.raises(InvalidRequest, match=said):
+        asked(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "said"),
+    [
+        pytest.param({"id": "b2"}, ObjectNotFound, "no complete backup", id="no such backup"),
+        pytest.param({"disk": "7"}, InvalidRequest, "Hard disk 2|hard disk 2", id="no such disk"),
+        pytest.param({"template": "t1"}, InvalidRequest, "scsi0:1", id="a template of two disks"),
+        pytest.param({"stores": ["nowhere"]}, InvalidRequest, "primary", id="unknown store"),
+    ],
+)
+def test_wrong_restores(store: FileStore, fields: dict[str, Any], error: type[Exception], said: str) -> None:
+    """A wrong request says what there is instead."""
+    with pytest.raises(error, match=said):
+        restore.run(asked(**fields), attempt(store))
