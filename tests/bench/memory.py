@@ -10,21 +10,24 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssvm_worker.units import MiB, human_size
+from ssvm_worker.units import GiB, MiB, human_size
 
 from .contest import Broken, Row
 
 _MOST = 64 * MiB
+#: Larger transfers run once: they take long, and would show in one run what grows.
+_REPEATED = 2 * GiB
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     """The worst of all runs counts; there is no peer."""
     worst, idle, started = 0, 0, time.perf_counter()
-    for _ in range(runs if size < 2**31 else 1):
+    runs = runs if size <= _REPEATED else 1
+    for _ in range(runs):
         cost = _transfer(scratch, size)
         worst, idle = max(worst, cost["peak"] - cost["idle"]), cost["idle"]
         print(f"  {human_size(cost['idle'])} idle, {human_size(cost['peak'])} at the peak", file=sys.stderr, flush=True)
-    rate = size / (time.perf_counter() - started)
+    rate = runs * size / (time.perf_counter() - started)
     ours = f"{human_size(worst)} above {human_size(idle)} idle"
     ok = "yes" if worst <= _MOST else "**no**"
     return [Row(f"memory, HTTP to S3, {human_size(size)}", ours, "", f"{human_size(rate)}/s", "≤ 64 MiB", ok)]
