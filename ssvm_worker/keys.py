@@ -68,6 +68,11 @@ class Artifact:
         """The directory in which a backup lies with the others of its volume, and with the packs that they share."""
         return self.prefix.rpartition("/")[0]
 
+    @property
+    def resource(self) -> str:
+        """What only one job at a time may write: an artifact; of backups all of a volume, as they share packs."""
+        return self.family if self.kind == "backup" else self.prefix
+
     def key(self, name: str) -> str:
         """The key of one object of the artifact."""
         return f"{self.prefix}/{check_name(name)}"

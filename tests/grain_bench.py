@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ssvm_worker.digest import digest_of
 from ssvm_worker.formats.streamoptimized import StreamOptimized
 from ssvm_worker.grains.index import Index
 from ssvm_worker.grains.map import ROLE
 from ssvm_worker.grains.reader import extents
 from ssvm_worker.grains.sink import GrainSink
 from ssvm_worker.grains.writer import Packing
-from ssvm_worker.keys import Artifact
+from ssvm_worker.keys import PACKS, Artifact
 from ssvm_worker.manifest import Entry, Manifest, write_manifest
-from ssvm_worker.stream import Owner, Store, store_stream
-from tests.images import GRAIN, stream_optimized
+from ssvm_worker.stream import Owner, Store, read_bytes, store_stream
+from tests.images import GRAIN, MARKER_EOS, SECTOR, padded, stream_optimized, vmdk_grain, vmdk_header, vmdk_marker
 
 OWNER = Owner("job-1", 1)
 
@@ -39,30 +40,55 @@ def changed(raw: bytes, *places: int, seed: int = 2) -> bytearray:
 
 
 def back_up(stores: Sequence[Store] | Store, id_: str, *raws: bytes, volume: str = "vol1", **given: Any) -> Manifest:
-    """Store disks as an incremental backup; its manifest."""
+    """Store disks as an incremental backup; its manifest. *given* is for ``store_stream``."""
+    streams = [(stream_optimized(bytes(raw)), len(raw)) for raw in raws]
+    return _back_up(stores, id_, streams, volume, **given)
+
+
+def back_up_grains(store: Store, id_: str, numbers: Mapping[int, int]) -> Manifest:
+    """The same of a disk whose grain at each place repeats a number; fast, as it deflates to nearly nothing."""
+    capacity = len(numbers) * GRAIN
+    pieces = [padded(vmdk_header(capacity=capacity // SECTOR), GRAIN)]
+    for place, number in numbers.items():
+        pieces.append(vmdk_grain(place * GRAIN // SECTOR, number.to_bytes(8, "big", signed=True) * (GRAIN // 8)))
+    return _back_up(store, id_, [(b"".join([*pieces, vmdk_marker(0, MARKER_EOS)]), capacity)], "vol1")
+
+
+def _back_up(
+    stores: Sequence[Store] | Store, id_: str, disks: list[tuple[bytes, int]], volume: str, **given: Any
+) -> Manifest:
     stores = stores if isinstance(stores, list) else [stores]
     artifact = Artifact("backup", "acme", id_, volume)
     manifest = Manifest(artifact, "job-1", facts={"mode": "incremental"})
     with Index(artifact.family) as index:
-        for number, raw in enumerate(raws):
+        for number, disk in enumerate(disks):
             index.sync(stores)
-            manifest = manifest.with_entry(_disk(stores, artifact, f"{id_}-disk{number}.grains", raw, index, **given))
+            manifest = manifest.with_entry(_disk(stores, artifact, f"{id_}-disk{number}.grains", disk, index, **given))
     for store in stores:
         write_manifest(store, manifest, OWNER)
     return manifest
 
 
-def _disk(stores: Sequence[Store], artifact: Artifact, name: str, raw: bytes, index: Index, **given: Any) -> Entry:
-    stream = stream_optimized(bytes(raw))
+def _disk(
+    stores: Sequence[Store], artifact: Artifact, name: str, disk: tuple[bytes, int], index: Index, **given: Any
+) -> Entry:
+    stream, capacity = disk
     chunks = [stream[at : at + 100_000] for at in range(0, len(stream), 100_000)]
-    with Packing(index, len(raw), name) as packing:
-        walker = StreamOptimized(name, len(raw), take=packing.take)
+    with Packing(index, capacity, name) as packing:
+        walker = StreamOptimized(name, capacity, take=packing.take)
         key = artifact.key(name)
         sinks = {each.name: GrainSink(each, artifact.family, key, packing, OWNER) for each in stores}
-        store_stream(packing.stream(chunks, walker, lambda: None), sinks, verify=walker.finish, **given)
+        given.setdefault("verify", walker.finish)
+        store_stream(packing.stream(chunks, walker, lambda: None), sinks, **given)
         packing.settle()
         facts = {"new_grains": packing.new_grains, "new_bytes": packing.new_bytes, "grains": packing.grains}
-    return Entry(name, stores[0].stat(key).size, "", ROLE, facts | {"virtual_size": len(raw)})
+    data = read_bytes(stores[0], key)
+    return Entry(name, len(data), str(digest_of(data)), ROLE, facts | {"virtual_size": capacity})
+
+
+def packs(store: Store, volume: str = "vol1") -> list[str]:
+    """The keys of the packs of a volume."""
+    return [each.key for each in store.list(f"snapshots/acme/{volume}/{PACKS}")]
 
 
 def restored(store: Store, manifest: Manifest, number: int = 0) -> bytes:

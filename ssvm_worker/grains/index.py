@@ -55,6 +55,13 @@ class Index:
             count: int = self._db.execute("SELECT count(*) FROM grains").fetchone()[0]
         return count
 
+    @property
+    def size(self) -> int:
+        """Bytes of the database, on disk beyond the first 48 MiB."""
+        with self._lock:
+            pages, size = (self._db.execute(f"PRAGMA {each}").fetchone()[0] for each in ("page_count", "page_size"))
+        return int(pages * size)
+
     def sync(self, stores: Sequence[Store]) -> list[str]:
         """Take in what all of these stores have now; returns what is wrong with packs that cannot be used.
 

@@ -3,6 +3,7 @@
     magic "SSVMGMAP", version (u16), 0 (u16), bytes of a grain (u32), bytes of the disk (u64),
     packs (u32), runs (u64), grains (u64)
     for each pack: id (16), bytes (u64), grains (u32), digest of its index (20)
+    digest of all that (20)
     the runs, deflated; each is four varints (LEB128, the last two zigzag):
         grains of the disk left out since the run before · grains · pack, less that of the run before ·
         first grain in the pack, less the one behind the run before
@@ -24,7 +25,7 @@ from ssvm_worker.errors import CorruptImage
 from ssvm_worker.stream import CHUNK, Store
 from ssvm_worker.units import MiB
 
-from .grain import REMEDY, SIZE
+from .grain import REMEDY, SIZE, digest
 from .pack import Pack, read_range
 
 #: What names end in: a sweep takes each such object below a volume for a map.
@@ -115,9 +116,10 @@ class MapWriter:
     def chunks(self, grain_size: int, capacity: int, packs: Mapping[str, Pack]) -> Iterator[bytes]:
         """The bytes of the finished map, as often as they are wanted; *packs* knows each pack that was named."""
         used = [packs[each] for each in self._numbers]
-        yield _HEAD.pack(_MAGIC, _VERSION, 0, grain_size, capacity, len(used), self._count, self.grains) + b"".join(
-            _PACK.pack(bytes.fromhex(each.id), each.size, each.grains, each.index_digest) for each in used
-        )
+        numbers = (grain_size, capacity, len(used), self._count, self.grains)
+        table = [_PACK.pack(bytes.fromhex(each.id), each.size, each.grains, each.index_digest) for each in used]
+        head = b"".join([_HEAD.pack(_MAGIC, _VERSION, 0, *numbers), *table])
+        yield head + digest(head)
         self._runs.seek(0)
         while piece := self._runs.read(CHUNK):
             yield piece
@@ -126,6 +128,7 @@ class MapWriter:
 class GrainMap:
     """A map as it is stored: its head at once, its runs as they are read. Holds the list of packs.
 
+    *grain_size* and *capacity* are bytes; *grains* is how many of the disk are not zeros.
     Raises CorruptImage wherever it is not as it should be, ObjectNotFound.
     """
 
@@ -133,17 +136,18 @@ class GrainMap:
         self.where = f"{store.name}:{key}"
         self._store = store
         self._key = key
-        fields = _HEAD.unpack(read_range(store, key, 0, _HEAD.size))
-        if fields[0] != _MAGIC or fields[1] != _VERSION or not fields[3]:
+        self.grain_size: int
+        self.capacity: int
+        self.grains: int
+        head = read_range(store, key, 0, _HEAD.size)
+        magic, version, _, self.grain_size, self.capacity, packs, self._count, self.grains = _HEAD.unpack(head)
+        if magic != _MAGIC or version != _VERSION:
             raise self._bad("it has another magic or version")
-        self.grain_size: int = fields[3]
-        #: Bytes of the disk.
-        self.capacity: int = fields[4]
-        self._count: int = fields[6]
-        #: How many grains of the disk are not zeros.
-        self.grains: int = fields[7]
-        table = read_range(store, key, _HEAD.size, fields[5] * _PACK.size)
-        self.packs = [_pack(*each) for each in _PACK.iter_unpack(table)]
+        self._start = _HEAD.size + packs * _PACK.size + SIZE
+        rest = read_range(store, key, _HEAD.size, self._start - _HEAD.size)
+        if digest(head + rest[:-SIZE]) != rest[-SIZE:]:
+            raise self._bad("its head is damaged")
+        self.packs = [_pack(*each) for each in _PACK.iter_unpack(rest[:-SIZE])]
 
     def runs(self) -> Iterator[Run]:
         """The runs in the order of the disk, each checked; holds some 100 KiB."""
@@ -186,9 +190,8 @@ class GrainMap:
 
     def _inflated(self) -> Iterator[bytes]:
         inflater = zlib.decompressobj()
-        start = _HEAD.size + len(self.packs) * _PACK.size
         try:
-            for chunk in self._store.reader(self._key).open(start):
+            for chunk in self._store.reader(self._key).open(self._start):
                 pending = chunk
                 while pending:
                     yield inflater.decompress(pending, _PIECE)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.stream import CHUNK, Check, Observer
+from ssvm_worker.units import KiB
 
 from .grain import digest, inflate
 from .index import Index
@@ -30,8 +31,8 @@ class Packing:
     def __init__(self, index: Index, capacity: int, where: str) -> None:
         #: Bytes of the disk.
         self.capacity = capacity
-        #: Bytes of a grain; known from the first one on.
-        self.grain_size = 0
+        #: Bytes of a grain; the usual ones until the first has come.
+        self.grain_size = 64 * KiB
         #: Grains that the volume did not have.
         self.new_grains = 0
         #: Bytes of the new packs so far.
@@ -89,7 +90,7 @@ class Packing:
 
     def map_chunks(self) -> Iterator[bytes]:
         """The bytes of the grain map, when the stream has ended."""
-        return self._map.chunks(self.grain_size or 1, self.capacity, self.packs())
+        return self._map.chunks(self.grain_size, self.capacity, self.packs())
 
     def packs(self) -> dict[str, Pack]:
         """Every pack that the disk needs, old and new, when the stream has ended."""

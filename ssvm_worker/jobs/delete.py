@@ -10,6 +10,7 @@ from ssvm_worker.keys import MANIFEST
 from ssvm_worker.stream import Store
 
 from .attempt import Attempt
+from .incremental import sweep_packs
 from .request import ArtifactRequest
 
 
@@ -21,7 +22,7 @@ class Request(ArtifactRequest):
 
 def resource(request: Request) -> str:
     """Nobody may write an artifact while it is deleted."""
-    return request.artifact.prefix
+    return request.artifact.resource
 
 
 def discard(request: Request, attempt: Attempt) -> None:
@@ -29,9 +30,16 @@ def discard(request: Request, attempt: Attempt) -> None:
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
-    """Delete the manifest first, so that the artifact is gone at once; then all that lies below its prefix."""
-    deleted = {name: _delete(attempt.store(name), request.artifact.prefix, attempt) for name in request.stores}
-    return {"prefix": request.artifact.prefix, "deleted": deleted}
+    """Delete the manifest first, so that the artifact is gone at once; then all that lies below its prefix.
+
+    Of an incremental backup those packs go too that no other backup of the volume needs.
+    """
+    artifact = request.artifact
+    deleted = {name: _delete(attempt.store(name), artifact.prefix, attempt) for name in request.stores}
+    result: dict[str, Any] = {"prefix": artifact.prefix, "deleted": deleted}
+    if artifact.kind == "backup":
+        result["packs"] = {name: sweep_packs(attempt.store(name), artifact, attempt) for name in request.stores}
+    return result
 
 
 def _delete(store: Store, prefix: str, attempt: Attempt) -> int:

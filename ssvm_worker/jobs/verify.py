@@ -12,6 +12,7 @@ from ssvm_worker.manifest import Entry, Manifest, read_manifest
 from ssvm_worker.stream import Store, tap
 
 from .attempt import Attempt
+from .incremental import verify_packs
 from .request import ArtifactRequest
 
 
@@ -39,6 +40,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
         manifest = read_manifest(store, request.artifact)
         attempt.progress.start(f"verify {name}", manifest.size)
         found += [finding for entry in manifest.entries for finding in _differs(store, manifest, entry, attempt)]
+        found += verify_packs(store, manifest, attempt)
         checked, size = checked + len(manifest.entries), size + manifest.size
     if found:
         what = f"{len(found)} of {checked} objects are damaged: {'; '.join(found)}"

@@ -1,0 +1,24 @@
+"""The grain store with a disk of some size."""
+
+from __future__ import annotations
+
+import pytest
+
+from ssvm_worker.grains.reader import open_map
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.units import GiB
+from tests.grain_bench import back_up_grains
+from tests.images import GRAIN
+
+pytestmark = pytest.mark.e2e
+
+
+def test_one_percent_of_a_gigabyte() -> None:
+    """Of 1 GiB with 1 % of its grains changed, here and there, at most 1.5 % of the bytes are stored."""
+    store, grains = MemoryStore(), {place: place for place in range(GiB // GRAIN)}
+    back_up_grains(store, "b1", grains)
+    first = store.usage().used or 0
+    manifest = back_up_grains(store, "b2", grains | {place: -place - 1 for place in range(7, GiB // GRAIN, 100)})
+    assert manifest.entries[0].facts["new_grains"] == 164
+    assert (store.usage().used or 0) - first <= 0.015 * first
+    assert len(list(open_map(store, manifest, manifest.entries[0]).runs())) <= 2 * 164 + 4
