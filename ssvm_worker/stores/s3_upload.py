@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_PARTS = 10_000
 _BY_HINT = 9_000
 #: Bytes of chunks that one upload holds, the part that is being filled included. 64 MiB in all are promised for a
-#: transfer; with the queues before the sink and the SDK, its client included, 60 were measured (tests/bench).
+#: transfer; with the queues before the sink and the SDK, its client included, 60 to 62 were measured (tests/bench).
 BUDGET = 32 * MiB
 #: Without a hint, parts grow twofold every 1000 after the first 3000: 23 GiB in the smallest parts, 2 TiB in all.
 _STEADY, _STEP = 3000, 1000

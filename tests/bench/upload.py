@@ -32,7 +32,7 @@ def s5cmd() -> Path | None:
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """Every run has a new server: one that still clears away what it was given before serves the next one badly."""
+    """Every run has a new server, so that nobody meets what another has left to clear away."""
     if not (_BESIDE / "weed").exists():
         return [left_out("upload", "SeaweedFS is not installed")]
     source = _stored(scratch, size)
