@@ -105,6 +105,10 @@ class Hasher:
         """The digest so far."""
         return Digest(algorithm, self._hashes[algorithm].hexdigest())
 
+    def digests(self) -> list[Digest]:
+        """The digests so far in all the algorithms."""
+        return [self.digest(name) for name in self._hashes]
+
     def verify(self, expected: Digest | None, where: str) -> None:
         """Raise ChecksumMismatch unless the bytes so far have the expected digest; None expects nothing."""
         if expected is None:

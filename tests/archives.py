@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import struct
@@ -97,3 +98,29 @@ def tar_by_library(files: dict[str, bytes], form: int) -> bytes:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
+
+
+def ovf_of(*disks: str, others: tuple[str, ...] = (), inside: str = "") -> bytes:
+    """A descriptor of these files, in VMware's form; *inside* stands in its References."""
+    files = "".join(f'<File ovf:href="{name}" ovf:id="file{n}" ovf:size="1"/>' for n, name in enumerate(disks + others))
+    listed = "".join(
+        f'<Disk ovf:capacity="1" ovf:diskId="vmdisk{n}" ovf:fileRef="file{n}"/>' for n in range(len(disks))
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        '<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">'
+        f"<References>{files}{inside}</References><DiskSection><Info/>{listed}</DiskSection></Envelope>\n"
+    ).encode()
+
+
+def mf_of(files: dict[str, bytes], algorithm: str = "sha256") -> bytes:
+    """A checksum file of these."""
+    lines = (
+        f"{algorithm.upper()}({name})= {hashlib.new(algorithm, data).hexdigest()}\n" for name, data in files.items()
+    )
+    return "".join(lines).encode()
+
+
+def ova_of(files: dict[str, bytes], form: int = tarfile.USTAR_FORMAT) -> bytes:
+    """An OVA of these files, in this order."""
+    return tar_by_library(files, form)

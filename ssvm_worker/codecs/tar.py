@@ -82,6 +82,7 @@ def _content(pull: Pull, left: int, where: str) -> Iterator[bytes]:
 def _next_header(pull: Pull, where: str) -> tuple[str, int] | None:
     """Name and size of the next member, with what extended headers say; None at the end of the archive."""
     said: dict[str, str] = {}
+    kinds: set[bytes] = set()
     while True:
         block = pull.exactly(BLOCK)
         if not block.strip(b"\0"):
@@ -91,8 +92,9 @@ def _next_header(pull: Pull, where: str) -> tuple[str, int] | None:
         kind, size = block[156:157], _number(block[124:136], where)
         if kind not in (b"x", b"g", b"L"):
             break
-        if said.setdefault(f"a header of type {kind!a}", "") or size > _MAX_HEADER:
-            raise UnsafeImage("The tar archive has an oversized header", where, _PLAIN)
+        if kind in kinds or size > _MAX_HEADER:
+            raise UnsafeImage("The tar archive has an oversized header, or one of a kind twice", where, _PLAIN)
+        kinds.add(kind)
         said |= _extended(kind, pull.exactly(size), where)
         pull.exactly(-size % BLOCK)
     if kind not in _REGULAR:

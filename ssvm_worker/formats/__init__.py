@@ -40,8 +40,8 @@ FORMATS = (
     Format("iso", iso.matches, iso.rules),
 )
 RAW = Format("raw", lambda _: True, raw.rules)
-#: What a request may ask for; upper case, as CloudStack writes it, is the same.
-NAMES = ("auto", *(each.name for each in FORMATS), RAW.name)
+#: What a request may ask for; upper case, as CloudStack writes it, is the same. An OVA is a package of images: see ova.
+NAMES = ("auto", *(each.name for each in FORMATS), RAW.name, "ova")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,6 @@ def parse_format(text: str) -> str:
     name = text.strip().lower() or "auto"
     if name in NAMES:
         return name
-    if name == "ova":
-        raise InvalidRequest("An OVA is not taken as it is", text, "Unpack it, and ask for the disk inside as vmdk")
     raise InvalidRequest("Unknown image format", ascii(text[:40]), f"Give one of {', '.join(NAMES)}")
 
 

@@ -12,19 +12,20 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, field_validator
 
-from ssvm_worker.codecs import peek, recognise, refuse_bomb, unwrap
 from ssvm_worker.digest import Digest, Hasher, find_in_sums, is_checksum_url, parse_checksum
 from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest, SourceChanged, TooLarge
 from ssvm_worker.formats import ImageInfo, Inspection, guess_format, parse_format
 from ssvm_worker.manifest import Entry, Manifest, find_manifest, read_draft, write_draft
 from ssvm_worker.manifest import discard as discard_artifact
-from ssvm_worker.stream import CHUNK, RAISE_LIMIT, Resuming, Sink, Store, limit, store_stream, tap
+from ssvm_worker.stream import RAISE_LIMIT, Resuming, Sink, Store, Stored, limit, store_stream, tap
 from ssvm_worker.units import human_size
 
 from .attempt import Attempt, RemoteSource
+from .package import Package
 from .properties import properties
 from .publish import listing, placed, publish
 from .request import ArtifactRequest, fingerprint, safe_url
+from .unpack import Bounds, Unpacked, first_bytes, refuse_package, unpack
 
 
 class Request(ArtifactRequest):
@@ -33,7 +34,7 @@ class Request(ArtifactRequest):
     url: str = Field(description="http or https; no user or password in it")
     kind: Literal["template", "iso", "volume"] = "template"
     name: str = Field("", max_length=255, description="What people call it; goes into the properties file")
-    format: str = Field("auto", description="auto, or what the image must be: qcow2 vmdk vhd vhdx raw iso")
+    format: str = Field("auto", description="auto, or what the image must be: qcow2 vmdk ova vhd vhdx raw iso")
     checksum: str | None = Field(None, description="sha256:HEX, {SHA-256}HEX, a bare digest, or a SHA256SUMS URL")
     stores: list[str] = Field(["primary"], min_length=1, description="The first is the primary and must succeed")
     max_bytes: int | None = Field(None, gt=0, description="Refuse a larger file")
@@ -122,10 +123,10 @@ def _already_there(request: Request, expected: Digest | None, stores: dict[str, 
 
 
 def _result(manifest: Manifest) -> dict[str, Any]:
-    image = manifest.entries[0]
+    image = manifest.entries[0]  # of a package its descriptor
     return {
         "key": manifest.artifact.key(image.name),
-        "size": image.size,
+        "size": sum(each.size for each in manifest.entries if each.role in ("image", "disk")),
         "virtual_size": image.facts["virtual_size"],
         "format": image.facts["format"],
         "digest": image.digest,
@@ -137,17 +138,13 @@ def _result(manifest: Manifest) -> dict[str, Any]:
 class _Opened:
     """All that is known when the first byte may be written."""
 
+    #: Of the object; "" for a package, which has several.
     name: str
+    #: Bytes of the file as offered.
     size: int | None
-    source: RemoteSource
-    stream: Resuming
-    #: Of the image, from byte 0 on, whatever is stored already.
-    chunks: Iterator[bytes]
+    #: From byte 0 on, whatever is stored already.
+    image: Unpacked
     sinks: dict[str, Sink]
-    #: What was around the image; "" for nothing.
-    wrapping: str = ""
-    #: Sees the file as offered, where that is not the image itself.
-    offered: Hasher | None = None
 
 
 @dataclass
@@ -158,19 +155,28 @@ class _Transfer:
     attempt: Attempt
     stores: dict[str, Store]
     expected: Digest | None
-    opened: _Opened | None = None
+    stream: Resuming | None = None
 
     @property
     def has_seam(self) -> bool:
         """Whether the bytes came in more than one piece."""
-        return self.opened is not None and self.opened.stream.resumptions > 0
+        return self.resumptions > 0
+
+    @property
+    def resumptions(self) -> int:
+        """How often the stream was taken up again."""
+        return self.stream.resumptions if self.stream else 0
 
     def run(self, draft: Manifest | None) -> dict[str, Any]:
         self.attempt.progress.start("connecting")
         self._sweep(spare=self.attempt.job_id if draft else "")
         with ExitStack() as stack:
-            self.opened = self._go_on(draft, stack) if draft else self._begin(stack)
-            return self._store(self.opened)
+            opened = self._go_on(draft, stack) if draft else self._begin(stack)
+            manifest, stored, small = self._store_package(opened) if opened.image.members else self._store(opened)
+        properly = properties(self.request, manifest)
+        manifest = listing(manifest, properly, "properties")
+        done = publish(self.attempt, self.stores, stored, manifest, small | properly)
+        return _result(manifest) | done | {"resumptions": self.resumptions, "reused": False}
 
     def usable_draft(self) -> Manifest | None:
         """The journal of an earlier attempt of the same download, if its primary store can go on."""
@@ -190,21 +196,22 @@ class _Transfer:
     def _begin(self, stack: ExitStack) -> _Opened:
         """Fetch the first chunk, by which size and kind are known before anything is written."""
         source = self._source(None)
-        stream = self.attempt.resuming(source)
-        head, chunks = peek(stream)
+        self.stream = self.attempt.resuming(source)
+        head, chunks = first_bytes(iter(self.stream))
         self._refuse_size(source.size)
-        chunks, offered = self._counted(chunks, source.size), None
-        wrapping, size = recognise(head), source.size
-        if wrapping:
-            offered, size = self._hasher(), None
-            chunks = self._unwrapped(tap(chunks, offered), offered)
-        head, chunks = peek(chunks, CHUNK)
+        bounds = Bounds(self._most, self.attempt.limits.max_ratio, self._where)
+        image = unpack(self._counted(chunks, source.size), self._hasher(), bounds)
         declared = self.request.format
+        if image.members:
+            refuse_package(declared, self._where)
+            return _Opened("", source.size, image, {})
+        head, chunks = first_bytes(image.chunks)
+        image = dataclasses.replace(image, chunks=chunks)
         name = f"{self.request.id}.{guess_format(head) if declared == 'auto' else declared}"
-        sinks = self._open_sinks(stack, name, size, resume=False)
-        if not wrapping:  # what was unwrapped cannot be taken up again in its middle
+        sinks = self._open_sinks(stack, name, None if image.wrapping else source.size, resume=False)
+        if not image.wrapping:  # what was unwrapped cannot be taken up again in its middle
             self._note_draft(source, name)
-        return _Opened(name, source.size, source, stream, chunks, sinks, wrapping, offered)
+        return _Opened(name, source.size, image, sinks)
 
     def _go_on(self, draft: Manifest, stack: ExitStack) -> _Opened:
         """Read back for the hashes what is stored already, then fetch the rest."""
@@ -212,20 +219,14 @@ class _Transfer:
         sinks = self._open_sinks(stack, name, size, resume=True)
         offset = sinks[self._primary.name].offset
         source = self._source(draft.source["validator"] if offset else None)
-        stream = self.attempt.resuming(source, offset)
-        chunks = self._counted(itertools.chain(sinks[self._primary.name].resumed(), stream), size)
-        return _Opened(name, size, source, stream, chunks, sinks)
+        self.stream = self.attempt.resuming(source, offset)
+        chunks = self._counted(itertools.chain(sinks[self._primary.name].resumed(), self.stream), size)
+        return _Opened(name, size, Unpacked(chunks), sinks)
 
     def _counted(self, chunks: Iterator[bytes], size: int | None) -> Iterator[bytes]:
         """The file as offered, not longer than allowed, with its progress."""
         self.attempt.progress.start("download", size)
         return tap(limit(chunks, self._most, self._where), self.attempt.progress.saw)
-
-    def _unwrapped(self, chunks: Iterator[bytes], offered: Hasher) -> Iterator[bytes]:
-        """The image inside the file, not larger than allowed either."""
-        _, inside = unwrap(chunks, self._where)
-        inside = refuse_bomb(inside, lambda: offered.size, self.attempt.limits.max_ratio, self._where)
-        return limit(inside, self._most, self._where)
 
     def _hasher(self) -> Hasher:
         return Hasher(*([self.expected.algorithm] if self.expected else []))
@@ -267,39 +268,51 @@ class _Transfer:
             draft = Manifest(self.request.artifact, self.attempt.job_id, source=origin, facts=facts)
             write_draft(self._primary, draft, self.attempt.owner)
 
-    def _store(self, opened: _Opened) -> dict[str, Any]:
+    def _store(self, opened: _Opened) -> _Kept:
         hasher = self._hasher()
-        offered = opened.offered or hasher
+        offered = opened.image.offered or hasher
         inspection = Inspection(self.request.format, self.attempt.limits.max_virtual_size, self._where)
         images: list[ImageInfo] = []
 
         def verify() -> None:
-            self.attempt.progress.start("verifying", opened.size, offered.size)
-            offered.verify(self.expected, self._where)
+            self._verify(offered, opened.size)
             images.append(inspection.finish())
             self.attempt.confirm()
 
         stored = store_stream(
-            opened.chunks,
+            opened.image.chunks,
             opened.sinks,
             [hasher, inspection],
             verify=verify,
             check=self.attempt.check,
-            keep=self.attempt.will_resume if not opened.wrapping else lambda _: False,
+            keep=self.attempt.will_resume if not opened.image.wrapping else lambda _: False,
         )
-        manifest = self._manifest(opened, hasher, images[0])
-        small = properties(self.request, manifest)
-        manifest = listing(manifest, small, "properties")
-        done = publish(self.attempt, self.stores, stored, manifest, small)
-        return _result(manifest) | done | {"resumptions": opened.stream.resumptions, "reused": False}
+        facts = {"format": images[0].format, "virtual_size": images[0].virtual_size, **images[0].details}
+        entry = Entry(opened.name, hasher.size, str(hasher.digest()), "image", facts)
+        return self._manifest(opened.image.wrapping, offered, (entry,)), stored, {}
 
-    def _manifest(self, opened: _Opened, hasher: Hasher, image: ImageInfo) -> Manifest:
-        offered = opened.offered or hasher
+    def _store_package(self, opened: _Opened) -> _Kept:
+        members, offered = opened.image.members, opened.image.offered
+        assert members is not None
+        assert offered is not None
+        package = Package(self.attempt, self.request.artifact, self.stores, self._where)
+        disks = package.store(members)
+        self._verify(offered, opened.size)
+        small = package.small()
+        manifest = self._manifest("ova", offered, (package.descriptor(), *disks))
+        return listing(manifest, dict(list(small.items())[1:]), "config"), package.stored, small
+
+    def _verify(self, offered: Hasher, size: int | None) -> None:
+        self.attempt.progress.start("verifying", size, offered.size)
+        offered.verify(self.expected, self._where)
+
+    def _manifest(self, wrapping: str, offered: Hasher, entries: tuple[Entry, ...]) -> Manifest:
         digests = [str(offered.digest())] + ([str(self.expected)] if self.expected else [])
         source = {"url": self._where, "fingerprint": fingerprint(self.request.url), "digests": digests}
-        as_offered = {"wrapping": opened.wrapping, "size": offered.size} if opened.wrapping else {}
-        facts = {"format": image.format, "virtual_size": image.virtual_size, **image.details}
-        entry = Entry(opened.name, hasher.size, str(hasher.digest()), "image", facts)
-        return Manifest(
-            self.request.artifact, self.attempt.job_id, (entry,), source | as_offered, {"name": self.request.name}
-        )
+        as_offered = {"wrapping": wrapping, "size": offered.size} if wrapping else {}
+        names = {"name": self.request.name}
+        return Manifest(self.request.artifact, self.attempt.job_id, entries, source | as_offered, names)
+
+
+#: What was stored: its manifest, on which stores, and the small objects that are still to be written.
+_Kept = tuple[Manifest, Stored, dict[str, bytes]]

@@ -14,25 +14,28 @@ from ssvm_worker.manifest import Manifest
 def properties(request: Any, manifest: Manifest) -> dict[str, bytes]:
     """The properties file of a downloaded artifact, by its name."""
     image = manifest.entries[0]
-    extension = image.name.rpartition(".")[2]
+    file_name, size, digest = image.name, image.size, image.digest
+    if image.facts["format"] == "ova":  # CloudStack looks for the unpacked files beside the name of the package
+        file_name, size, digest = f"{manifest.artifact.id}.ova", manifest.source["size"], manifest.source["digests"][0]
+    extension = file_name.rpartition(".")[2]
     name = request.name or manifest.artifact.id
     values = {
         "id": manifest.artifact.id,
         "uniquename": f"{manifest.artifact.account}-{manifest.artifact.id}",
-        "filename": image.name,
+        "filename": file_name,
         "description": name,
         "public": "false",
         "hvm": "true",
-        "size": image.size,
+        "size": size,
         "virtualsize": image.facts["virtual_size"],
-        "checksum": _cloudstack_checksum(image.digest),
+        "checksum": _cloudstack_checksum(digest),
         extension: "true",
-        f"{extension}.filename": image.name,
-        f"{extension}.size": image.size,
+        f"{extension}.filename": file_name,
+        f"{extension}.size": size,
         f"{extension}.virtualsize": image.facts["virtual_size"],
     }
-    file_name = "volume.properties" if manifest.artifact.kind == "volume" else "template.properties"
-    return {file_name: to_java_properties(values)}
+    listed_in = "volume.properties" if manifest.artifact.kind == "volume" else "template.properties"
+    return {listed_in: to_java_properties(values)}
 
 
 def _cloudstack_checksum(digest: str) -> str:

@@ -1,0 +1,152 @@
+"""OVA packages: the OVF descriptor (DMTF DSP0243) that says which files are disks, and the ``.mf`` with their digests.
+
+    <Envelope> <References> <File id="file1" href="disk-1.vmdk" size="…"/>     attributes may have a namespace
+               <DiskSection> <Disk diskId="vmdisk1" fileRef="file1" capacity="…"/>
+
+The descriptor is hostile until proven: no document type (and so no entity, inner or outer), no depth, no reference to
+anything but a file beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from html import escape, unescape
+from xml.etree import ElementTree as Xml
+
+from ssvm_worker.digest import HEX_LENGTHS, Digest
+from ssvm_worker.errors import CorruptImage, UnknownFormat, UnsafeImage
+from ssvm_worker.units import MiB
+
+from .probe import ASK_PUBLISHER
+
+#: The largest descriptor and checksum file that are read; real ones have some 20 KiB.
+MAX_TEXT = MiB
+_MAX_DEPTH = 64
+_MAX_FILES = 256
+#: A document type, or any other declaration but a comment and CDATA.
+_DECLARATION = re.compile(r"<!(?!--|\[CDATA\[)")
+_HREF = re.compile(r"""(\bhref\s*=\s*)(["'])(.*?)\2""", re.DOTALL)
+_CHECKSUM = re.compile(r"(SHA1|SHA256|SHA512)\s*\((.+)\)\s*=\s*([0-9a-fA-F]+)")
+_EXPORT = "Export the VM again as an OVA, e.g. with ovftool"
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """What an OVF says of the files beside it."""
+
+    #: The disks' files, in the order of the disks.
+    disks: tuple[str, ...]
+    #: The other files: NVRAM, ISO images.
+    others: tuple[str, ...]
+
+
+def is_descriptor(name: str) -> bool:
+    """Whether a member of that name is an OVF."""
+    return name.lower().endswith(".ovf")
+
+
+def read_descriptor(data: bytes, where: str) -> Descriptor:
+    """Judge an OVF. UnsafeImage for what attacks its reader or points outside, CorruptImage for what is no OVF."""
+    root = _parse(data, where)
+    if _local(root.tag) != "Envelope":
+        raise CorruptImage("The OVF has no Envelope", where, ASK_PUBLISHER)
+    files = _files(root, where)
+    disks: dict[str, str] = {}
+    for disk in (each for each in root.iter() if _local(each.tag) == "Disk"):
+        values = _attributes(disk)
+        if "parentRef" in values:
+            raise UnsafeImage("The OVF has a disk that is a delta of another", where, _EXPORT)
+        if reference := values.get("fileRef"):
+            if reference not in files or reference in disks:
+                raise CorruptImage(f"The OVF has no file {reference[:80]!a} for a disk, or two", where, ASK_PUBLISHER)
+            disks[reference] = files[reference]
+    if not disks:
+        raise UnknownFormat("The OVF has no disks", where, _EXPORT)
+    others = tuple(href for id_, href in files.items() if id_ not in disks)
+    return Descriptor(tuple(disks.values()), others)
+
+
+def _files(root: Xml.Element, where: str) -> dict[str, str]:
+    """href by id."""
+    files: dict[str, str] = {}
+    for each in (each for section in root if _local(section.tag) == "References" for each in section):
+        values = _attributes(each)
+        id_, href = values.get("id", ""), values.get("href", "")
+        if not href or not href.isprintable() or set(href) & set("/\\:%") or href in (".", ".."):
+            raise UnsafeImage(f"The OVF points outside its package: {href[:80]!a}", where, _EXPORT)
+        if values.get("compression", "identity") not in ("", "identity") or values.get("chunkSize", "0") != "0":
+            raise UnknownFormat(f"The OVF has a file that is compressed or in chunks: {href[:80]!a}", where, _EXPORT)
+        if not id_ or id_ in files or href in files.values() or len(files) >= _MAX_FILES:
+            raise UnsafeImage(f"The OVF names a file twice, or more than {_MAX_FILES}: {href[:80]!a}", where, _EXPORT)
+        files[id_] = href
+    return files
+
+
+def _parse(data: bytes, where: str) -> Xml.Element:
+    """The tree; what the encoding declaration says is not believed, as it can hide a declaration from whoever looks."""
+    try:
+        text = data.decode("utf-8-sig")
+        if _DECLARATION.search(text):
+            raise UnsafeImage("The OVF has a document type, which can name entities and files", where, _EXPORT)
+        parser: Xml.XMLPullParser[Xml.Element] = Xml.XMLPullParser(("start", "end"))
+        depth, root = 0, None
+        for event, element in _events(parser, text):
+            depth += 1 if event == "start" else -1
+            root = element if root is None else root
+            if depth > _MAX_DEPTH:
+                raise UnsafeImage(f"The OVF is nested deeper than {_MAX_DEPTH} elements", where, _EXPORT)
+        parser.close()
+    except (UnicodeDecodeError, Xml.ParseError, ValueError) as error:
+        raise CorruptImage(f"The OVF cannot be read: {error}", where, ASK_PUBLISHER) from error
+    assert isinstance(root, Xml.Element)  # else close() had raised
+    return root
+
+
+def _events(parser: Xml.XMLPullParser[Xml.Element], text: str) -> Iterator[tuple[str, Xml.Element]]:
+    """Starts and ends of elements as they are read, so that depth is refused before it is built."""
+    for at in range(0, len(text), 4096):
+        parser.feed(text[at : at + 4096])
+        yield from parser.read_events()  # type: ignore[misc]  # only these two kinds were asked for
+
+
+def _local(tag: object) -> str:
+    return str(tag).rpartition("}")[2]
+
+
+def _attributes(element: Xml.Element) -> dict[str, str]:
+    return {_local(name): value for name, value in element.attrib.items()}
+
+
+def renamed(data: bytes, names: Mapping[str, str], where: str) -> bytes:
+    """The OVF with other hrefs, else byte for byte the same; *names* gives the new name for each old one."""
+
+    def rename(match: re.Match[str]) -> str:
+        before, quote, href = match.groups()
+        return f"{before}{quote}{escape(names.get(unescape(href), unescape(href)))}{quote}"
+
+    result = _HREF.sub(rename, data.decode("utf-8-sig")).encode()
+    was, now = read_descriptor(data, where), read_descriptor(result, where)
+    if now != Descriptor(tuple(names[each] for each in was.disks), tuple(names[each] for each in was.others)):
+        raise CorruptImage("The files of the OVF cannot be renamed", where, _EXPORT)
+    return result
+
+
+def read_checksums(data: bytes, where: str) -> dict[str, Digest]:
+    """The digests of a ``.mf`` by file: lines of ``SHA256(disk-1.vmdk)= HEX``, also SHA1 and SHA512."""
+    found: dict[str, Digest] = {}
+    for line in filter(None, (each.strip() for each in data.decode("utf-8-sig", "replace").splitlines())):
+        match = _CHECKSUM.fullmatch(line)
+        algorithm = match[1].lower() if match else ""
+        if not match or match[2] in found or len(match[3]) != HEX_LENGTHS[algorithm]:
+            raise CorruptImage(
+                f"The .mf has a line of no known form, or one twice: {line[:80]!a}", where, ASK_PUBLISHER
+            )
+        found[match[2]] = Digest(algorithm, match[3].lower())
+    return found
+
+
+def write_checksums(digests: Mapping[str, Digest]) -> bytes:
+    """A ``.mf`` of SHA-256 digests by name."""
+    return "".join(f"SHA256({name})= {digest.hex}\n" for name, digest in digests.items()).encode()

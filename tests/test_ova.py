@@ -1,0 +1,255 @@
+"""OVAs: the descriptor read safely, the members streamed to the stores, and all of it there or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.errors import (
+    ChecksumMismatch,
+    CorruptImage,
+    InvalidRequest,
+    StoreFull,
+    TooLarge,
+    UnknownFormat,
+    UnsafeImage,
+    WorkerError,
+)
+from ssvm_worker.formats import ova
+from ssvm_worker.jobs import download
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.manifest import find_manifest, read_manifest
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import read_bytes
+from tests.archives import COMPRESS, mf_of, ova_of, ovf_of, tar_member, tar_of
+from tests.attempts import attempt
+from tests.images import mbr, qcow2, stream_optimized, vmdk_descriptor
+from tests.servers.http import HttpServer
+
+DISK = stream_optimized(random.Random(5).randbytes(300_000))
+DATA = stream_optimized(b"", 1 << 30)
+OVF = ovf_of("vm-disk1.vmdk", "vm-disk2.vmdk", others=("vm.nvram",))
+FILES = {"vm.ovf": OVF, "vm-disk1.vmdk": DISK, "vm.nvram": b"nvram", "vm-disk2.vmdk": DATA}
+PREFIX = "template/tmpl/2/7"
+
+
+def with_mf(files: dict[str, bytes], algorithm: str = "sha256", last: bool = False) -> dict[str, bytes]:
+    """The package's files with their checksums, behind the descriptor or at the end."""
+    mf = {"vm.mf": mf_of(files, algorithm)}
+    return files | mf if last else dict(list(files.items())[:1]) | mf | files
+
+
+def run(server: HttpServer, package: bytes, *stores: Any, **fields: Any) -> dict[str, Any]:
+    """Download a package."""
+    asked = {"url": server.serve("vm.ova", package), "account": 2, "id": "7"} | fields
+    return download.run(parse_request(download.Request, asked, "download"), attempt(*stores))
+
+
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256", "sha512"])
+@pytest.mark.parametrize("last", [False, True], ids=["mf second", "mf last"])
+def test_unpacked(http_server: HttpServer, tmp_path: Path, algorithm: str, last: bool) -> None:
+    """The disks lie beside the descriptor, under our names, with a descriptor and checksums that say so."""
+    store, package = FileStore("primary", tmp_path), ova_of(with_mf(FILES, algorithm, last))
+
+    result = run(http_server, package, store, checksum=hashlib.sha256(package).hexdigest(), format="ova")
+
+    names = ["7-disk0.vmdk", "7-disk1.vmdk", "7-file0", "7.mf", "7.ovf", "manifest.json", "template.properties"]
+    assert [each.key for each in store.list()] == [f"{PREFIX}/{name}" for name in names]
+    assert [read_bytes(store, f"{PREFIX}/{name}") for name in names[:3]] == [DISK, DATA, b"nvram"]
+    stored = {name: read_bytes(store, f"{PREFIX}/{name}") for name in ("7.ovf", *names[:3])}
+    assert ova.read_descriptor(stored["7.ovf"], "") == ova.Descriptor(("7-disk0.vmdk", "7-disk1.vmdk"), ("7-file0",))
+    assert {name: each.hex for name, each in ova.read_checksums(read_bytes(store, f"{PREFIX}/7.mf"), "").items()} == {
+        name: hashlib.sha256(data).hexdigest() for name, data in stored.items()
+    }
+    assert (result["format"], result["key"]) == ("ova", f"{PREFIX}/7.ovf")
+    assert result["virtual_size"] == (1 << 30) + 300_032
+
+
+def test_properties(http_server: HttpServer) -> None:
+    """CloudStack finds an OVA by its name and the size of the package, and the manifest has its digest."""
+    store, package = MemoryStore("primary"), ova_of(FILES)
+    run(http_server, package, store, name="VM")
+    lines = read_bytes(store, f"{PREFIX}/template.properties").decode().splitlines()
+    assert {"ova=true", "ova.filename=7.ova", f"ova.size={len(package)}", "filename=7.ova"} <= set(lines)
+    manifest = read_manifest(store, parse_request(download.Request, {"url": "", "account": 2, "id": 7}, "").artifact)
+    assert manifest.source["digests"] == [f"sha256:{hashlib.sha256(package).hexdigest()}"]
+    assert [each.role for each in manifest.entries[:3]] == ["descriptor", "disk", "disk"]
+
+
+def test_every_object_is_listed(http_server: HttpServer) -> None:
+    """The manifest lists every object with its size and digest as stored."""
+    store = MemoryStore("primary")
+    run(http_server, ova_of(FILES), store)
+    manifest = read_manifest(store, parse_request(download.Request, {"url": "", "account": 2, "id": 7}, "").artifact)
+    for entry in manifest.entries:
+        data = read_bytes(store, f"{PREFIX}/{entry.name}")
+        assert (entry.size, entry.digest) == (len(data), f"sha256:{hashlib.sha256(data).hexdigest()}")
+    assert {each.name for each in manifest.entries} | {"manifest.json"} == {
+        each.key.rpartition("/")[2] for each in store.list()
+    }
+
+
+def test_the_same_again(http_server: HttpServer) -> None:
+    """An OVA that is there already is answered from its manifest."""
+    store = MemoryStore("primary")
+    first = run(http_server, ova_of(FILES), store)
+    assert run(http_server, ova_of(FILES), store) == first | {"reused": True}
+
+
+def changed(**files: bytes) -> bytes:
+    """The package with other content of some files; a dot in a name is written as two underscores."""
+    return ova_of(FILES | {name.replace("__", ".").replace("_", "-"): data for name, data in files.items()})
+
+
+OUTSIDE = vmdk_descriptor(8, createType='"monolithicFlat"', extent='RW 8 FLAT "/etc/passwd" 0')
+LIAR = with_mf(FILES) | {"vm-disk2.vmdk": stream_optimized(b"x" * 600)}
+BAD = {
+    "a second disk that points outside": (changed(vm_disk2__vmdk=OUTSIDE), UnsafeImage, "vm-disk2.vmdk"),
+    "a disk that is none": (changed(vm_disk2__vmdk=b"x" * 600), UnknownFormat, "but vmdk was asked for"),
+    "a disk of another format": (changed(vm_disk1__vmdk=qcow2()), UnknownFormat, "is qcow2, but vmdk"),
+    "a checksum that is wrong": (ova_of(LIAR), ChecksumMismatch, "vm-disk2.vmdk"),
+    "a checksum that is wrong, at the end": (
+        ova_of({name: data for name, data in LIAR.items() if name != "vm.mf"} | {"vm.mf": mf_of(FILES)}),
+        CorruptImage,
+        "'vm-disk2.vmdk' is sha256:",
+    ),
+    "a checksum of nothing": (ova_of(with_mf(FILES) | {"vm.mf": mf_of(FILES | {"x": b""})}), CorruptImage, "not there"),
+    "a descriptor that was changed": (
+        ova_of(with_mf(FILES) | {"vm.ovf": OVF + b"\n"}),
+        CorruptImage,
+        "'vm.ovf' is sha256:",
+    ),
+    "checksums that leave one out": (ova_of(FILES | {"vm.mf": mf_of({"vm.ovf": OVF})}), UnknownFormat, "says nothing"),
+    "checksums of no form": (ova_of(FILES | {"vm.mf": b"MD5(x)= 00"}), CorruptImage, "no known form"),
+    "a disk that is missing": (ova_of(dict(list(FILES.items())[:3])), CorruptImage, "lacks a file.*vm-disk2.vmdk"),
+    "a member that nobody names": (ova_of(FILES | {"x.sh": b""}), UnsafeImage, "no OVF names: 'x.sh'"),
+    "two descriptors": (ova_of(FILES | {"x.ovf": OVF}), UnsafeImage, "a second descriptor"),
+    "a large file that is no disk": (changed(vm__nvram=bytes(17 << 20)), TooLarge, "which is no disk"),
+    "a huge descriptor": (changed(vm__ovf=OVF + b" " * (1 << 20)), TooLarge, "'vm.ovf'"),
+    "its descriptor not first": (ova_of({"vm-disk1.vmdk": DISK} | FILES), UnknownFormat, "several members"),
+    "no descriptor": (ova_of({"a.vmdk": DISK, "b.vmdk": DISK}), UnknownFormat, "several members.*is no OVA"),
+    "a link for a disk": (
+        tar_of(tar_member("vm.ovf", OVF), tar_member("vm-disk1.vmdk", kind=b"2", linkname="/etc/passwd")),
+        UnsafeImage,
+        "symbolic link",
+    ),
+    "nothing": (tar_of() + bytes(1 << 20), UnknownFormat, "no disk image|raw"),
+    "half of it": (ova_of(FILES)[: len(OVF) + 200_000], CorruptImage, "cut short"),
+}
+
+
+@pytest.mark.parametrize(("package", "error", "text"), BAD.values(), ids=BAD.keys())
+def test_refused(http_server: HttpServer, package: bytes, error: type[WorkerError], text: str) -> None:
+    """A package of which one member is bad leaves nothing, and the error names the member."""
+    store = MemoryStore("primary")
+    with pytest.raises(error, match=text):
+        run(http_server, package, store, format="auto" if text != "no disk image|raw" else "vmdk")
+    asked = parse_request(download.Request, {"url": "", "account": 2, "id": 7}, "")
+    assert find_manifest(store, asked.artifact) is None
+    download.discard(asked, attempt(store))
+    assert ([*store.list()], store.sweep(0)) == ([], 0)
+
+
+def test_wrong_checksum_of_the_package(http_server: HttpServer) -> None:
+    """The checksum that was asked for is that of the package."""
+    with pytest.raises(ChecksumMismatch):
+        run(http_server, ova_of(FILES), MemoryStore("primary"), checksum="0" * 64)
+
+
+def test_asked_for_something_else(http_server: HttpServer) -> None:
+    """An OVA is not taken for a VMDK, nor a disk for an OVA."""
+    with pytest.raises(UnknownFormat, match="The file is an OVA, but vmdk was asked for"):
+        run(http_server, ova_of(FILES), format="vmdk")
+    with pytest.raises(UnknownFormat, match="The image is raw, but ova was asked for"):
+        run(http_server, mbr(), format="ova")
+
+
+def test_compressed_package(http_server: HttpServer) -> None:
+    """One wrapping is taken off, not two."""
+    with pytest.raises(UnknownFormat, match="a tar file inside the gzip file"):
+        run(http_server, COMPRESS["gzip"](ova_of(FILES)))
+
+
+def test_owed(http_server: HttpServer) -> None:
+    """A store that fails at the second disk is owed the package, and keeps nothing of it."""
+    primary, full = MemoryStore("primary"), MemoryStore("archive", capacity=len(DISK) + 1000)
+    files = FILES | {"vm-disk2.vmdk": DISK}
+    result = run(http_server, ova_of(files), primary, full, stores=["primary", "archive"])
+    assert (result["stores"], [*full.list()]) == (["primary"], [])
+    assert result["owed"]["archive"]["error"] == "StoreFull"
+
+
+def test_full_primary(http_server: HttpServer) -> None:
+    """The primary must succeed."""
+    with pytest.raises(StoreFull):
+        run(http_server, ova_of(FILES), MemoryStore("primary", capacity=len(DISK) + 1000))
+
+
+def test_raw_in_tar(http_server: HttpServer) -> None:
+    """A tar of one member that is no descriptor is a wrapping like others."""
+    store = MemoryStore("primary")
+    result = run(http_server, tar_of(tar_member("disk.raw", mbr())), store)
+    assert (result["format"], read_bytes(store, f"{PREFIX}/7.raw")) == ("raw", mbr())
+
+
+def test_unknown_format_is_still_refused() -> None:
+    """What a request may ask for is listed."""
+    with pytest.raises(InvalidRequest, match="raw, ova"):
+        parse_request(download.Request, {"url": "http://x", "account": 2, "id": "7", "format": "ovf"}, "download")
+
+
+LAUGHS = "".join(f'<!ENTITY a{n} "{"&a" + str(n - 1) + ";" if n else "ha"}">' for n in range(3))
+BAD_OVFS = {
+    "an entity": (b'<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>' + OVF[39:], UnsafeImage, "document type"),
+    "billions of laughs": (f"<!DOCTYPE x [{LAUGHS}]><Envelope/>".encode(), UnsafeImage, "document type"),
+    "an entity in UTF-16": (OVF.decode().encode("utf-16"), CorruptImage, "cannot be read"),
+    "no XML": (b"<Envelope>", CorruptImage, "cannot be read"),
+    "a NUL": (OVF + b"\0", CorruptImage, "cannot be read"),
+    "nothing": (b"", CorruptImage, "cannot be read"),
+    "another root": (b"<Domain/>", CorruptImage, "no Envelope"),
+    "a deep tree": (b"<a>" * 100_000, UnsafeImage, "nested deeper"),
+    "no disk": (ovf_of(), UnknownFormat, "no disks"),
+    "a path": (ovf_of("../x.vmdk"), UnsafeImage, "points outside its package: '../x.vmdk'"),
+    "an absolute path": (ovf_of("/etc/passwd"), UnsafeImage, "points outside"),
+    "a URL": (ovf_of("http://169.254.169.254/x"), UnsafeImage, "points outside"),
+    "an escaped path": (ovf_of("..%2fx"), UnsafeImage, "points outside"),
+    "an href twice": (ovf_of("a.vmdk", "a.vmdk"), UnsafeImage, "names a file twice"),
+    "an id twice": (ovf_of("a.vmdk", inside='<File id="file0" href="b"/>'), UnsafeImage, "names a file twice"),
+    "compressed files": (
+        ovf_of("a.vmdk", inside='<File id="z" href="b" compression="gzip"/>'),
+        UnknownFormat,
+        "is compressed",
+    ),
+    "a file in chunks": (ovf_of("a.vmdk", inside='<File id="z" href="b" chunkSize="5"/>'), UnknownFormat, "in chunks"),
+    "a disk without a file": (
+        ovf_of("a.vmdk").replace(b'fileRef="file0"', b'fileRef="x"'),
+        CorruptImage,
+        "no file 'x'",
+    ),
+    "a delta disk": (ovf_of("a.vmdk").replace(b"ovf:fileRef", b'parentRef="y" ovf:fileRef'), UnsafeImage, "a delta"),
+}
+
+
+@pytest.mark.parametrize(("data", "error", "text"), BAD_OVFS.values(), ids=BAD_OVFS.keys())
+def test_bad_descriptor(data: bytes, error: type[WorkerError], text: str) -> None:
+    """A descriptor that attacks its reader or points outside its package is refused."""
+    with pytest.raises(error, match=text):
+        ova.read_descriptor(data, "vm.ovf")
+
+
+def test_includes_are_not_followed() -> None:
+    """An inclusion is an element like others: nothing is read for it."""
+    text = '<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="file:///etc/passwd"/>'
+    data = ovf_of("a.vmdk").replace(b"<Info/>", text.encode())
+    assert ova.read_descriptor(data, "").disks == ("a.vmdk",)
+
+
+def test_renamed() -> None:
+    """Only the hrefs change; names that need escaping are found."""
+    data = ovf_of("a&amp;b.vmdk", others=("c",))
+    assert ova.renamed(data, {"a&b.vmdk": "7.vmdk", "c": "d"}, "") == ovf_of("7.vmdk", others=("d",))

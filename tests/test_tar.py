@@ -1,0 +1,133 @@
+"""Tar archives: plain files are read as they come, anything else is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssvm_worker.codecs import recognise
+from ssvm_worker.codecs.pull import Pull
+from ssvm_worker.codecs.tar import members
+from ssvm_worker.errors import CorruptImage, ImageError, UnsafeImage, WorkerError
+from tests.archives import tar_by_library, tar_member, tar_of
+
+NOISE = random.Random(4).randbytes(5000)
+FILES = {"disk.ovf": b"<x/>", "a" * 120 + ".vmdk": NOISE, "größe.mf": b"", "4.iso": NOISE[:512]}
+FORMS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+
+
+def read(data: bytes, step: int = 1 << 20) -> dict[str, bytes]:
+    """Every member's bytes, of an archive that comes in chunks of one size."""
+    chunks = (data[at : at + step] for at in range(0, len(data), step))
+    return {each.name: b"".join(each.chunks) for each in members(Pull(chunks), "an archive")}
+
+
+@pytest.mark.parametrize("step", [1, 700, 1 << 20])
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_reads(form: str, step: int) -> None:
+    """The names and bytes of all members, long names too, whatever the chunks are."""
+    data = tar_by_library(FILES, FORMS[form])
+    assert recognise(data[:512]) == "tar"
+    assert read(data, step) == FILES
+
+
+@pytest.mark.parametrize("form", ["v7", "oldgnu", "gnu", "ustar", "posix"])
+def test_reads_what_tar_makes(tmp_path: Path, form: str) -> None:
+    """Every form that GNU tar writes is recognised and read, also one without a magic."""
+    files = {"b.ovf": NOISE, "b.vmdk": NOISE * 100}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    made = subprocess.run(["tar", f"--format={form}", "-c", "./b.ovf", "b.vmdk"], cwd=tmp_path, capture_output=True)
+    assert recognise(made.stdout[:512]) == "tar"
+    assert read(made.stdout) == files
+
+
+def numbered(count: int) -> bytes:
+    return b"".join(tar_member(f"f{each}") for each in range(count))
+
+
+def resized(field: bytes) -> bytes:
+    """A member whose size field is this one."""
+    block = bytearray(tar_member("x"))
+    block[124:136] = field
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block[:512])
+    return bytes(block)
+
+
+BAD = {
+    "a symbolic link": (tar_member("x", kind=tarfile.SYMTYPE, linkname="/etc/passwd"), UnsafeImage, "symbolic link"),
+    "a hard link": (tar_member("x", kind=tarfile.LNKTYPE, linkname="y"), UnsafeImage, "hard link"),
+    "a device": (tar_member("x", kind=tarfile.BLKTYPE), UnsafeImage, "block device"),
+    "a pipe": (tar_member("x", kind=tarfile.FIFOTYPE), UnsafeImage, "a pipe"),
+    "a directory": (tar_member("x", kind=tarfile.DIRTYPE), UnsafeImage, "a directory"),
+    "a sparse file": (tar_member("x", kind=tarfile.GNUTYPE_SPARSE), UnsafeImage, "a sparse file"),
+    "a sparse file of pax": (
+        tar_member("x", NOISE, pax_headers={"GNU.sparse.size": "8796093022208"}),
+        UnsafeImage,
+        "a sparse file",
+    ),
+    "a type of its own": (tar_member("x", kind=b"Q"), UnsafeImage, "a member of type b'Q'"),
+    "an absolute name": (tar_member("/etc/passwd", NOISE), UnsafeImage, "with a path: '/etc/passwd'"),
+    "a name with ..": (tar_member("../x", NOISE), UnsafeImage, "with a path"),
+    "a name in a directory": (tar_member("a/x", NOISE), UnsafeImage, "with a path"),
+    "a name in Windows' way": (tar_member("a\\x", NOISE), UnsafeImage, "with a path"),
+    "a pax name with ..": (tar_member("x", NOISE, pax_headers={"path": "../x"}), UnsafeImage, "with a path"),
+    "control characters": (tar_member("x\x1b[2J", NOISE), UnsafeImage, r"with a path: 'x\\x1b"),
+    "a name twice": (tar_member("x") + tar_member("./X"), UnsafeImage, "two members named 'X'"),
+    "thousands of members": (numbered(300), UnsafeImage, "more than 256 members"),
+    "a pax bomb": (tar_member("x", pax_headers={"comment": "y" * 70_000}), UnsafeImage, "oversized header"),
+    "pax headers without end": (
+        tar_member("x", b"6 a=b\n", kind=tarfile.XHDTYPE) * 9,
+        UnsafeImage,
+        "oversized header",
+    ),
+    "a damaged pax header": (tar_member("x", b"99 a=b\n", kind=tarfile.XHDTYPE), CorruptImage, "damaged pax"),
+    "a pax size below zero": (tar_member("x", pax_headers={"size": "-5"}), CorruptImage, "of size b'-5'"),
+    "a size below zero": (resized(b"\xff" * 12), CorruptImage, "of size"),
+    "a size of 2^80": (resized(b"\x80\0" + struct.pack(">HQ", 1, 0)), CorruptImage, "of size"),
+    "a size of letters": (resized(b"0000000000x\0"), CorruptImage, "of size"),
+    "a wrong checksum": (tar_member("x", NOISE) + b"x" * 512, CorruptImage, "wrong checksum"),
+}
+
+
+@pytest.mark.parametrize(("data", "error", "text"), BAD.values(), ids=BAD.keys())
+def test_refused(data: bytes, error: type[WorkerError], text: str) -> None:
+    """What is no plain file, has a path, or would cost its reader more than it gives, is refused."""
+    with pytest.raises(error, match=text):
+        read(data + bytes(1024))
+
+
+def test_cut_short() -> None:
+    """An archive that ends before its end is refused, wherever that is."""
+    whole = tar_of(tar_member("x", NOISE))
+    for size in (100, 700, len(whole) - 1024, len(whole) - 1025):
+        with pytest.raises(CorruptImage, match="cut short"):
+            read(whole[:size])
+
+
+def test_behind_the_end() -> None:
+    """Zeros may follow the end, nothing else may."""
+    whole = tar_of(tar_member("x", NOISE))
+    assert read(whole + bytes(9000)) == {"x": NOISE}
+    with pytest.raises(CorruptImage, match="behind the end"):
+        read(whole + tar_member("y", NOISE))
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_no_crash(data: st.DataObject) -> None:
+    """Whatever stands in an archive, it is read or refused with a reason."""
+    whole = bytearray(tar_by_library(FILES, FORMS[data.draw(st.sampled_from(["gnu", "pax"]))]))
+    for _ in range(data.draw(st.integers(1, 5))):
+        whole[data.draw(st.integers(0, 4000))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ImageError):
+        assert len(read(bytes(whole))) <= 256
