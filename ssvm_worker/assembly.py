@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -16,17 +16,24 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from .addresses import AddressRule
+from .digest import Digest
 from .errors import InvalidRequest
 from .jobs import Job
 from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
 from .jobs.request import parse_request, redact
-from .settings import Credentials, Settings, StoreSettings
+from .pace import Pace
+from .settings import Credentials, Section, Settings, StoreSettings
 from .stores import open_destination, open_store, sweep_destination
+from .slots import Slots
 from .stream import Check, Sink, Store
 
 if TYPE_CHECKING:
     from .ledger import Ledger, NewJob, Record
     from .sources.exchange import HttpSettings
+
+
+#: Made when the worker starts, so that its processes share it.
+_PACE = Pace()
 
 
 class Stores(Mapping[str, Store]):
@@ -69,6 +76,10 @@ def _bucket(url: str) -> str:
     return urlsplit(url).netloc if url.startswith("s3://") else ""
 
 
+def _given(section: Section) -> dict[str, Any]:
+    return {key: value for key, value in section if value is not None}
+
+
 def _revealed(value: Any) -> Any:
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
@@ -81,20 +92,20 @@ class Outside:
 
     def source(
         self,
-        url: str,
+        urls: Sequence[str],
         *,
         headers: Mapping[str, str],
         credentials: str | None,
+        checksum: Digest | None,
         check: Check,
         validator: dict[str, Any] | None,
     ) -> RemoteSource:
-        """The source behind an http(s) URL."""
-        from .sources import open_source
-        from .sources.http import Validator
+        """The object that the first URL names, or any other."""
+        from .sources import find_source
+        from .sources.access import Access
 
-        known = Validator(**validator) if validator else None
         headers = {**headers, **self._authorization(credentials)}
-        return open_source(url, self._http(), headers=headers, check=check, validator=known)
+        return find_source(urls, Access(self._http(), headers, check), checksum, validator)
 
     def text(self, url: str, *, check: Check) -> str:
         """A small text file."""
@@ -122,7 +133,8 @@ class Outside:
             known = ", ".join(self.settings.vcenters) or "none"
             raise InvalidRequest(f"There is no vCenter named {name!r}", "vcenters", f"The settings have: {known}")
         values = {key: _revealed(value) for key, value in self.settings.vcenters[name]}
-        return Session(Address(**values), check, Options(**dict(self.settings.backup)))
+        options = {"spill_dir": self.settings.state_dir / "spill", **_given(self.settings.backup)}
+        return Session(Address(**values), check, Options(**options))
 
     def _http(self) -> HttpSettings:
         from .sources.exchange import HttpSettings
@@ -189,8 +201,9 @@ def make_attempt(
 ) -> Attempt:
     """An attempt at a job with everything that it may touch; *given* are further fields of ``Attempt``."""
     download = settings.download
-    names = ("max_bytes", "max_virtual_size", "max_ratio", "resumes")
+    names = ("max_bytes", "max_virtual_size", "max_ratio", "max_rate", "resumes")
     limits = Limits(**{name: getattr(download, name) for name in names})
+    given.setdefault("pace", _PACE)
     given.setdefault("log", logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}))
     progress = Progress(publish) if publish else Progress()
     return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)
@@ -212,6 +225,13 @@ def open_ledger(settings: Settings) -> Ledger:
     ledger = settings.ledger
     keep_s = ledger.keep_days * 24 * 3600
     return Ledger(broker_url(settings), prefix=settings.broker.prefix, claim_s=ledger.claim_s, keep_s=keep_s)
+
+
+def open_slots(settings: Settings) -> Slots:
+    """The slots that all workers of the broker share; nothing is connected yet."""
+    from .ledger.slots import SharedSlots
+
+    return SharedSlots(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
 
 
 def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zone: str = "") -> NewJob:

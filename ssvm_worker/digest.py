@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import ChecksumMismatch, InvalidRequest
@@ -82,6 +83,18 @@ def find_in_sums(sums: str, file_name: str, where: str) -> Digest:
     raise InvalidRequest(
         f"The checksum file names no {file_name!r}", where, "Give the digest itself, or the sums file of this image"
     )
+
+
+def agreed(asked: Digest | None, offered: Sequence[Digest], where: str) -> Digest | None:
+    """The checksum to compare with: the one that was asked for, else the first that the source itself came with.
+
+    Raises ChecksumMismatch when the two name different values of one algorithm.
+    """
+    for each in offered:
+        if asked and each.algorithm == asked.algorithm and each != asked:
+            what = f"The source announces {each}, the request asks for {asked}"
+            raise ChecksumMismatch(what, where, "Nothing was fetched. Compare both with the publisher's")
+    return asked or next(iter(offered), None)
 
 
 class Hasher:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from .units import TiB
+from .units import GiB, TiB
 
 LANES = ("download", "upload", "backup", "maintenance")
 
@@ -130,6 +130,8 @@ class Download(Section):
     resumes: int = Field(3, ge=0)
     #: Connections to one server for one download, where it takes ranges and one connection is slow.
     connections: int = Field(4, ge=1, le=16)
+    #: Bytes a second of all downloads of this worker together.
+    max_rate: int | None = Field(None, gt=0)
     ca_file: Path | None = None
 
 
@@ -190,6 +192,15 @@ class Backup(Section):
     lease_delay_s: Seconds = 15.0
     #: Every Nth grain is inflated and its Adler-32 checked; 0 checks the structure only.
     inflate_every: int = Field(0, ge=0)
+    #: Disks of one VM at once, and disks of one ESXi host at once by all workers together.
+    parallel_disks: int = Field(2, ge=1)
+    per_host: int = Field(2, ge=1)
+    #: Hours that the removal of a snapshot, and consolidation, may take.
+    remove_hours: Annotated[float, Field(gt=0)] = 12.0
+    #: Bytes that each disk's stream may have in a scratch file for each store that is slow; 0 for none.
+    spill_bytes: int = Field(2 * GiB, ge=0)
+    #: Where; <state_dir>/spill when absent.
+    spill_dir: Path | None = None
 
 
 class Callback(SecretFields):

@@ -160,21 +160,25 @@ def _send_all(send: Callable[[memoryview], int], data: Any, watch: Watch) -> Non
         view = view[watch.wait(lambda: send(view)) :]  # noqa: B023 - called at once
 
 
-def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
-    """A verifying client context: TLS 1.2 at least, the system's authorities and those of *ca_file*.
+def tls_context(*ca_files: str | None, certificate: str | None = None) -> ssl.SSLContext:
+    """A verifying client context: TLS 1.2 at least, the system's authorities and those of the files.
 
-    Raises ConfigError when the file cannot be read as PEM certificates.
+    *certificate*: our own, with its key, in one PEM file. Raises ConfigError for a file that cannot be read as PEM.
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.sslsocket_class = WatchedTLSSocket
-    try:
-        if ca_file:
+    for ca_file in filter(None, ca_files):
+        try:
             context.load_verify_locations(ca_file)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigError(
-            f"No certificates can be read: {error}", ca_file or "", "Give a PEM file as ca_file"
-        ) from error
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(f"No certificates can be read: {error}", ca_file, "Give a PEM file as ca_file") from error
+    try:
+        if certificate:
+            context.load_cert_chain(certificate)
+    except OSError as error:
+        what = f"No certificate and key can be read: {error}"
+        raise ConfigError(what, certificate or "", "Give both in one PEM file as certificate_file") from error
     return context
 
 
@@ -198,26 +202,27 @@ def connect(host: str, port: int, dial: Dial, watch: Watch) -> WatchedSocket | W
     plain = _connect_any(_allowed(host, port, dial.rule), dial, watch)
     if dial.tls is None:
         return plain
-    return _secure(plain, host, dial.tls, watch)
+    return secure(plain, host, dial.tls, watch)
 
 
-def _secure(plain: WatchedSocket, host: str, context: ssl.SSLContext, watch: Watch) -> WatchedTLSSocket:
+def secure(plain: WatchedSocket, host: str, context: ssl.SSLContext, watch: Watch) -> WatchedTLSSocket:
+    """TLS on a connected socket, which it owns from now on, with the peer verified to be *host*."""
     try:
         # Ragged ends matter: without a close_notify, bytes that end with the connection may have been cut by anybody.
-        secure = context.wrap_socket(
+        wrapped = context.wrap_socket(
             plain, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
     except BaseException:
         plain.close()
         raise
-    assert isinstance(secure, WatchedTLSSocket)
-    secure.watch = watch
+    assert isinstance(wrapped, WatchedTLSSocket)
+    wrapped.watch = watch
     try:
-        secure.do_handshake()
+        wrapped.do_handshake()
     except BaseException:
-        secure.close()
+        wrapped.close()
         raise
-    return secure
+    return wrapped
 
 
 def _allowed(host: str, port: int, rule: AddressRule | None) -> list[tuple[int, Any]]:

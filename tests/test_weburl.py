@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import InvalidRequest, SourceNotFound
 from ssvm_worker.sources import open_source
+from ssvm_worker.sources.access import Access
 from ssvm_worker.sources.exchange import HttpSettings
 from tests.contracts.source import gather
 from tests.servers.http import HttpServer
 
-LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)))
+LOOPBACK = Access(HttpSettings(AddressRule(("127.0.0.0/8",))))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_name_is_redacted() -> None:
 def test_bad_headers(headers: dict[str, str]) -> None:
     """A header that would smuggle in another, or is ours to set, is refused."""
     with pytest.raises(InvalidRequest):
-        open_source("http://example.org/", LOOPBACK, headers=headers)
+        open_source("http://example.org/", dataclasses.replace(LOOPBACK, headers=headers))
 
 
 def test_awkward_path(http_server: HttpServer) -> None:

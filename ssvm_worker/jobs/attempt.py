@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ssvm_worker.digest import Digest
 from ssvm_worker.errors import Cancelled, InvalidRequest
+from ssvm_worker.pace import Pace, paced
+from ssvm_worker.slots import LocalSlots, Slots
 from ssvm_worker.stream import Check, Owner, Resuming, Sink, Source, Store
 
 
@@ -68,20 +72,28 @@ class RemoteSource(Source, Protocol):
     def validator(self) -> Any:
         """A dataclass that tells this version of the object from any other, or None; known after the first open."""
 
+    @property
+    def digests(self) -> Sequence[Digest]:
+        """Checksums that came with the URL (a metalink's), of the file as it is offered."""
+
 
 class Doors(Protocol):
     """Opens what lies outside the stores; assembly knows the concrete classes."""
 
     def source(
         self,
-        url: str,
+        urls: Sequence[str],
         *,
         headers: Mapping[str, str],
         credentials: str | None,
+        checksum: Digest | None,
         check: Check,
         validator: dict[str, Any] | None,
     ) -> RemoteSource:
-        """The source behind a URL, of the version that *validator* tells; InvalidRequest for an unknown scheme."""
+        """The object that the first URL names or any other, of the version that *validator* tells.
+
+        Bytes of two places are put together only where a *checksum* will be compared. Raises InvalidRequest.
+        """
 
     def text(self, url: str, *, check: Check) -> str:
         """A small text file, such as SHA256SUMS."""
@@ -112,6 +124,12 @@ class Limits:
     resumes: int = 3
     #: Seconds before the first of them; it doubles each time.
     resume_delay_s: float = 1.0
+    #: Bytes a second of all downloads of a worker together; None: as many as come.
+    max_rate: int | None = None
+
+
+#: What foreground runs share: there is no broker to ask.
+_LOCAL = LocalSlots()
 
 
 @dataclass
@@ -128,12 +146,16 @@ class Attempt:
     limits: Limits = field(default_factory=Limits)
     progress: Progress = field(default_factory=Progress)
     log: logging.LoggerAdapter[Any] | logging.Logger = field(default_factory=lambda: logging.getLogger("ssvm.job"))
+    #: Shared by all processes of the worker.
+    pace: Pace = field(default_factory=Pace)
     #: Why the attempt must stop (user | shutdown | deadline | fenced), or None. Cheap: called for every chunk.
     stop_reason: Callable[[], str | None] = lambda: None
     #: Raises Cancelled("fenced") unless the claim still stands; called right before each commit.
     confirm: Callable[[], None] = lambda: None
     #: Whether another attempt will follow after that error, so that partial bytes are worth keeping.
     will_resume: Callable[[BaseException], bool] = lambda _: False
+    #: Those of all workers, or of this process alone.
+    slots: Slots = _LOCAL
 
     @property
     def owner(self) -> Owner:
@@ -153,10 +175,19 @@ class Attempt:
             time.sleep(min(left, 0.25))
         self.check()
 
+    def slot(self, name: str, limit: int) -> AbstractContextManager[None]:
+        """Within, one of *limit* slots of that name is ours; entering waits for it, unless the attempt must stop."""
+        return self.slots.hold(name, limit, self.wait)
+
     def resuming(self, source: Source, offset: int = 0) -> Resuming:
         """The bytes of a source once, whatever breaks on the way, within this attempt's limits."""
         limits = self.limits
         return Resuming(source, self.wait, offset=offset, tries=limits.resumes, delay_s=limits.resume_delay_s)
+
+    def paced(self, chunks: Iterable[bytes], max_rate: int | None) -> Iterator[bytes]:
+        """Pass the chunks on, not faster than the worker may, nor than *max_rate* bytes a second."""
+        rates = ((self.pace, self.limits.max_rate), (Pace(), max_rate))
+        return paced(chunks, [(pace, rate) for pace, rate in rates if rate], self.wait)
 
     def store(self, name: str) -> Store:
         """The image store of that name in the settings."""

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, field_validator
 
-from ssvm_worker.digest import Digest, Hasher, find_in_sums, is_checksum_url, parse_checksum
+from ssvm_worker.digest import Digest, Hasher, agreed, find_in_sums, is_checksum_url, parse_checksum
 from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest, SourceChanged, TooLarge
 from ssvm_worker.formats import ImageInfo, Inspection, guess_format, parse_format
 from ssvm_worker.manifest import Entry, Manifest, find_manifest, read_draft, write_draft
@@ -40,6 +40,8 @@ class Request(ArtifactRequest):
     max_bytes: int | None = Field(None, gt=0, description="Refuse a larger file")
     headers: dict[str, str] = Field(default_factory=dict, description="Sent to the URL's own origin only")
     credentials: str | None = Field(None, description="Name of credentials in the settings")
+    mirrors: list[str] = Field(default_factory=list, max_length=20, description="Other URLs of the same file")
+    max_rate: int | None = Field(None, gt=0, description="Bytes a second at the most")
 
     @field_validator("format")
     @classmethod
@@ -226,7 +228,8 @@ class _Transfer:
     def _counted(self, chunks: Iterator[bytes], size: int | None) -> Iterator[bytes]:
         """The file as offered, not longer than allowed, with its progress."""
         self.attempt.progress.start("download", size)
-        return tap(limit(chunks, self._most, self._where), self.attempt.progress.saw)
+        paced = self.attempt.paced(chunks, self.request.max_rate)
+        return tap(limit(paced, self._most, self._where), self.attempt.progress.saw)
 
     def _hasher(self) -> Hasher:
         return Hasher(*([self.expected.algorithm] if self.expected else []))
@@ -237,13 +240,16 @@ class _Transfer:
 
     def _source(self, validator: dict[str, Any] | None) -> RemoteSource:
         request = self.request
-        return self.attempt.doors.source(
-            request.url,
+        source = self.attempt.doors.source(
+            [request.url, *request.mirrors],
             headers=request.headers,
             credentials=request.credentials,
+            checksum=self.expected,
             check=self.attempt.check,
             validator=validator,
         )
+        self.expected = agreed(self.expected, source.digests, self._where)
+        return source
 
     def _refuse_size(self, size: int | None) -> None:
         if size is not None and size > self._most:

@@ -23,7 +23,7 @@ class JobRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, coerce_numbers_to_str=True)
     #: Fields whose values are secrets, wholly or in part; ``redact`` masks them.
-    secret_fields: ClassVar[tuple[str, ...]] = ("callback_url", "url", "headers")
+    secret_fields: ClassVar[tuple[str, ...]] = ("callback_url", "url", "headers", "mirrors")
 
     job_id: str = Field("", description="The caller's idempotency key; made up when absent")
     callback_url: str | None = Field(None, description="Gets an HTTP POST of the job record when the job has ended")
@@ -101,6 +101,8 @@ def redact(request: dict[str, Any]) -> dict[str, Any]:
             shown[name] = safe_url(value)
         elif isinstance(value, dict):
             shown[name] = dict.fromkeys(value, "***")
+        elif isinstance(value, list):
+            shown[name] = [safe_url(str(each)) for each in value]
     return shown
 
 

@@ -1,31 +1,84 @@
-"""Where downloads come from: one class a URL scheme."""
+"""Where downloads come from: one way in for each URL scheme."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from ssvm_worker.errors import InvalidRequest
-from ssvm_worker.stream import Check
+from ssvm_worker.digest import Digest
+from ssvm_worker.errors import InvalidRequest, SourceDenied
+from ssvm_worker.weburl import parse
 
-from .exchange import HttpSettings
-from .http import HttpSource, Validator
+from .access import Access, VersionedSource
+from .http import HttpSource, Validator, fetch_text
+from .metalink import MOST, is_metalink, parse_metalink
+from .mirrors import Mirrors, Offer
 
-#: A new source is one new file and one line here.
-SCHEMES: dict[str, type[HttpSource]] = {"http": HttpSource, "https": HttpSource}
+_Open = Callable[[str, Access, dict[str, Any] | None], VersionedSource]
 
 
-def open_source(
-    url: str,
-    settings: HttpSettings,
-    *,
-    headers: Mapping[str, str] | None = None,
-    check: Check = lambda: None,
-    validator: Validator | None = None,
-) -> HttpSource:
-    """The source behind a URL; InvalidRequest for a scheme that is not taken. Touches nothing."""
+def _http(url: str, access: Access, validator: dict[str, Any] | None) -> VersionedSource:
+    known = Validator(**validator) if validator else None
+    return HttpSource(url, access.http, headers=access.headers, check=access.check, validator=known)
+
+
+#: A new source is one new file, and one line here.
+SCHEMES: dict[str, _Open] = {"http": _http, "https": _http}
+#: Those that a metalink may name.
+_PUBLIC = ("http", "https", "ftp")
+
+
+def open_source(url: str, access: Access, validator: dict[str, Any] | None = None) -> VersionedSource:
+    """The source behind a URL, of the version that *validator* tells; InvalidRequest for a scheme that is not taken.
+
+    Touches nothing.
+    """
     scheme = url.partition(":")[0].lower()
     if scheme not in SCHEMES:
         raise InvalidRequest(
             f"URLs of scheme {scheme[:20]!r} are not taken", "url", f"Give one of: {', '.join(SCHEMES)}"
         )
-    return SCHEMES[scheme](url, settings, headers=headers, check=check, validator=validator)
+    return SCHEMES[scheme](url, access, validator)
+
+
+def find_source(
+    urls: Sequence[str], access: Access, checksum: Digest | None, version: dict[str, Any] | None = None
+) -> Mirrors:
+    """The object that the first URL names, or any other; a metalink is fetched and stands for what it offers.
+
+    Headers and credentials go to the first URL's origin only. Raises InvalidRequest, and what ``fetch_text`` raises.
+    """
+    bare = dataclasses.replace(access, http=access.http.elsewhere(), headers={}, username=None, password=None)
+
+    def make(url: str, validator: dict[str, Any] | None) -> VersionedSource:
+        return open_source(url, access if url == urls[0] else bare, validator)
+
+    for url in urls:
+        make(url, None)
+    offer = _offer(urls, access)
+    verified = checksum is not None or bool(offer.digests)
+    return Mirrors(dataclasses.replace(offer, verified=verified), make, version)
+
+
+def _offer(urls: Sequence[str], access: Access) -> Offer:
+    first, *others = urls
+    if not is_metalink(first):
+        return Offer(tuple(dict.fromkeys(urls)))
+    text = fetch_text(first, access.http, headers=access.headers, check=access.check, most=MOST)
+    offer = parse_metalink(text, parse(first).name)
+    taken = [url for url in offer.urls if _is_taken(url)]
+    if not taken:
+        raise SourceDenied("The metalink has no URL that we take", parse(first).name, "Give the file's own URL")
+    return dataclasses.replace(offer, urls=tuple(dict.fromkeys((*taken, *others))))
+
+
+def _is_taken(url: str) -> bool:
+    """Whether a stranger's document may name that URL: nothing of this machine, and nothing by our own credentials."""
+    if url.partition(":")[0].lower() not in _PUBLIC:
+        return False
+    try:
+        open_source(url, Access())
+    except InvalidRequest:
+        return False
+    return True

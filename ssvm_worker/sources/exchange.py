@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 
 from urllib3.connection import HTTPConnection
@@ -15,10 +15,21 @@ from urllib3.response import BaseHTTPResponse
 from ssvm_worker import __version__
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
-from ssvm_worker.sockets import TICK, AddressRefused, Dial, Watch, connect, tls_context
+from ssvm_worker.sockets import (
+    TICK,
+    AddressRefused,
+    Dial,
+    Watch,
+    WatchedSocket,
+    WatchedTLSSocket,
+    connect,
+    secure,
+    tls_context,
+)
 from ssvm_worker.stream import Check
 from ssvm_worker.weburl import WebUrl
 
+from .proxy import Proxy, refuse_address, tunnel
 from .several import Many
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -26,7 +37,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 @dataclass(frozen=True)
 class HttpSettings:
-    """How to fetch; proxy variables of the environment are never looked at, a proxy would hide the address."""
+    """How to fetch; proxy variables of the environment are never looked at."""
 
     rule: AddressRule = field(default_factory=AddressRule)
     #: Seconds to connect, name resolution not counted.
@@ -37,8 +48,20 @@ class HttpSettings:
     max_redirects: int = 5
     #: PEM file of authorities to trust besides the system's.
     ca_file: str | None = None
+    #: The same for the origin of the caller's URL alone, and our own certificate for it (with its key).
+    origin_ca_file: str | None = None
+    certificate: str | None = None
+    proxy: Proxy | None = None
     #: When to fetch over several connections, and how many.
     many: Many = field(default_factory=Many)
+
+    def elsewhere(self) -> HttpSettings:
+        """For any other origin."""
+        return replace(self, origin_ca_file=None, certificate=None)
+
+    def proxy_for(self, host: str) -> Proxy | None:
+        """The proxy that leads to that host, if any."""
+        return self.proxy if self.proxy and self.proxy.serves(host) else None
 
 
 class Exchange:
@@ -76,7 +99,7 @@ class Line:
     def __init__(self, url: WebUrl, settings: HttpSettings, check: Check, *, keep: bool = False) -> None:
         """*keep*: ask the server to leave it open, for the next request when an answer has been read to its end."""
         self.url = url
-        self._settings = settings
+        self.settings = settings
         #: What ends its waits; whoever takes the connection over sets its own.
         self.check = check
         self._keep = keep
@@ -110,26 +133,53 @@ class Line:
             if self._connection is None or not self._is_open:
                 self._connection = self._connect()
             self._connection.request(
-                "GET", self.url.target, headers=self._head(headers), preload_content=False, decode_content=False
+                "GET", self._target, headers=self._head(headers), preload_content=False, decode_content=False
             )
             return Exchange(self, self._connection.getresponse())
         except BaseException:
             self.close()
             raise
 
+    @property
+    def _proxy(self) -> Proxy | None:
+        return self.settings.proxy_for(self.url.host)
+
     def _connect(self) -> HTTPConnection:
-        settings, url = self._settings, self.url
-        tls = tls_context(settings.ca_file) if url.scheme == "https" else None
-        watch = Watch(lambda: self.check(), settings.stall_s, settings.min_rate)
-        connection = HTTPConnection(url.host, url.port, timeout=TICK)
+        connection = HTTPConnection(self.url.host, self.url.port, timeout=TICK)
         # urllib3 finds itself connected: it opens no socket that we have not judged, and does no TLS of its own.
         connection.auto_open = 0
-        connection.sock = connect(url.host, url.port, Dial(settings.rule, settings.connect_timeout_s, tls), watch)
+        connection.sock = self._dial()
         return connection
+
+    def _dial(self) -> WatchedSocket | WatchedTLSSocket:
+        settings, url, proxy = self.settings, self.url, self._proxy
+        files = (settings.ca_file, settings.origin_ca_file)
+        tls = tls_context(*files, certificate=settings.certificate) if url.scheme == "https" else None
+        watch = Watch(lambda: self.check(), settings.stall_s, settings.min_rate)
+        if proxy is None:
+            return connect(url.host, url.port, Dial(settings.rule, settings.connect_timeout_s, tls), watch)
+        refuse_address(url, settings.rule)
+        plain = connect(proxy.host, proxy.port, Dial(settings.rule, settings.connect_timeout_s), watch)
+        assert isinstance(plain, WatchedSocket)
+        if tls is None:
+            return plain
+        try:
+            tunnel(plain, url, proxy)
+        except BaseException:
+            plain.close()
+            raise
+        return secure(plain, url.host, tls, watch)
+
+    @property
+    def _target(self) -> str:
+        """As it stands in the request line: a proxy that is no tunnel wants all of the URL."""
+        whole = self._proxy and self.url.scheme == "http"
+        return f"http://{self.url.authority}{self.url.target}" if whole else self.url.target
 
     def _head(self, headers: Mapping[str, str]) -> dict[str, str]:
         ours = {"Host": self.url.authority, "Accept-Encoding": "identity"}
         ours |= {} if self._keep else {"Connection": "close"}
+        ours |= self._proxy.headers if self._proxy and self.url.scheme == "http" else {}
         agent = {} if "user-agent" in map(str.lower, headers) else {"User-Agent": f"ssvm-worker/{__version__}"}
         return {**agent, **headers, **ours}
 
@@ -144,8 +194,9 @@ def get(
     """
     seen = [url]
     while True:
-        trusted = headers if all(each.origin == url.origin for each in seen) else {}
-        answer = Line(seen[-1], settings, check).get({**trusted, **own})
+        at_home = all(each.origin == url.origin for each in seen)
+        trusted = headers if at_home else {}
+        answer = Line(seen[-1], settings if at_home else settings.elsewhere(), check).get({**trusted, **own})
         answer.trusted = trusted
         location = answer.headers.get("Location")
         if answer.status not in _REDIRECTS or not location:

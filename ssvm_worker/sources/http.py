@@ -81,7 +81,7 @@ class HttpSource:
         """The rest by ranges on several connections; the first of them is that of *answer*."""
         assert self.size is not None
         assert self.validator is not None
-        wanted = Wanted(answer.url, answer.trusted, self.validator, self._settings)
+        wanted = Wanted(answer.url, answer.trusted, self.validator, answer.line.settings)
         answers = [answer]
 
         def open_line(start: int, check: Check) -> RangeLine:

@@ -1,0 +1,48 @@
+"""How fast bytes may pass: for one job, or for all processes of a worker together. Standard library only."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+#: Seconds of a rate that may be used up at once after a pause.
+_BURST_S = 0.1
+
+
+class Pace:
+    """So many bytes a second, for all who use it: also for processes that were forked after it was made.
+
+    The one number in it is when the bytes that were let through will have been paid for; it lies in memory that the
+    processes share. A record lock guards it, which the kernel takes back from a process that dies.
+    """
+
+    def __init__(self) -> None:
+        # A file object closes it when nobody has it any more.
+        self._file = os.fdopen(os.memfd_create("ssvm-pace", os.MFD_CLOEXEC), "r+b", buffering=0)
+        self._file.truncate(8)
+
+    def delay(self, size: int, rate: float) -> float:
+        """Seconds to wait before *size* bytes may pass at *rate* bytes a second; they are counted at once."""
+        now = time.monotonic()  # the same clock in every process of a machine
+        file = self._file.fileno()
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        try:
+            (paid,) = struct.unpack("d", os.pread(file, 8, 0))
+            paid = max(paid, now - _BURST_S) + size / rate
+            os.pwrite(file, struct.pack("d", paid), 0)
+        finally:
+            fcntl.lockf(file, fcntl.LOCK_UN)
+        return max(0.0, float(paid) - now)
+
+
+def paced(
+    chunks: Iterable[bytes], limits: Sequence[tuple[Pace, float]], wait: Callable[[float], None]
+) -> Iterator[bytes]:
+    """Pass the chunks on, not faster than any of the rates (bytes a second) allows. *wait* sleeps, and may raise."""
+    for chunk in chunks:
+        if delay := max((pace.delay(len(chunk), rate) for pace, rate in limits), default=0.0):
+            wait(delay)
+        yield chunk

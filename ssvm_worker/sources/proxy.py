@@ -1,0 +1,92 @@
+"""HTTP proxies: absolute requests for http, a CONNECT tunnel for https.
+
+The proxy looks names up, so the address rule cannot judge where a name leads: it judges the proxy's own address, and
+targets that are given as addresses. What else may be reached is the proxy's to say.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import socket
+from dataclasses import dataclass, field
+from http.client import HTTPResponse
+from urllib.parse import unquote, urlsplit
+
+from ssvm_worker.addresses import AddressRule
+from ssvm_worker.errors import ConfigError, SourceDenied, SourceUnavailable
+from ssvm_worker.sockets import AddressRefused, WatchedSocket
+from ssvm_worker.weburl import WebUrl
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy, and the hosts that are reached without it."""
+
+    host: str
+    port: int
+    #: User and password as Proxy-Authorization has them.
+    authorization: str = field(default="", repr=False)
+    #: Names (with all below them), addresses and networks.
+    bypassed: tuple[str, ...] = ()
+
+    def serves(self, host: str) -> bool:
+        """Whether that host is to be reached through the proxy."""
+        return not any(_matches(host.lower(), each.lower().lstrip(".")) for each in self.bypassed)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the proxy wants to know of us."""
+        return {"Proxy-Authorization": self.authorization} if self.authorization else {}
+
+
+def parse_proxy(url: str, bypassed: tuple[str, ...] = ()) -> Proxy:
+    """Read ``http://[user:password@]host:port``; ConfigError for anything else, which it does not repeat."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 3128
+    except ValueError as error:
+        raise ConfigError("This is no proxy's URL", "download.proxy", "Give http://host:port") from error
+    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ConfigError("This is no proxy's URL", "download.proxy", "Give http://host:port")
+    pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
+    authorization = f"Basic {base64.b64encode(pair.encode()).decode()}" if parts.username else ""
+    return Proxy(parts.hostname, port, authorization, bypassed)
+
+
+def refuse_address(url: WebUrl, rule: AddressRule) -> None:
+    """Raise AddressRefused for a host that is an address of this or a forbidden network, in whatever notation."""
+    if url.host.lower().rstrip(".").rpartition(".")[2] == "localhost":
+        raise AddressRefused(f"{url.host} is a loopback address")
+    try:
+        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return  # a name
+    if reason := rule.refuse(str(found[0][4][0])):
+        raise AddressRefused(f"{url.host} is {reason}")
+
+
+def tunnel(sock: WatchedSocket, url: WebUrl, proxy: Proxy) -> None:
+    """Ask the proxy on *sock* for a way to the host; TLS goes through it. SourceDenied, SourceUnavailable, OSErrors."""
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    lines = [f"CONNECT {host}:{url.port} HTTP/1.1", f"Host: {host}:{url.port}"]
+    lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
+    sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("ascii"))
+    answer = HTTPResponse(sock, method="CONNECT")
+    answer.begin()
+    answer.close()
+    if answer.status in (403, 407):
+        what = f"The proxy {proxy.host} refuses the connection (status {answer.status})"
+        raise SourceDenied(what, url.name, "Look at download.proxy, and at the proxy's own rules")
+    if not 200 <= answer.status < 300:
+        what = f"The proxy {proxy.host} gives no connection (status {answer.status})"
+        raise SourceUnavailable(what, url.name, "Look at the proxy's log")
+
+
+def _matches(host: str, pattern: str) -> bool:
+    if pattern == "*" or host == pattern or host.endswith(f".{pattern}"):
+        return True
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(pattern)
+    except ValueError:
+        return False

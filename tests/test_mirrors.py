@@ -1,0 +1,290 @@
+"""One file in several places: what one place cannot give another does, and never a mixture that nobody has checked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ssvm_worker.addresses import AddressRule
+from ssvm_worker.digest import Digest
+from ssvm_worker.errors import (
+    ChecksumMismatch,
+    InvalidRequest,
+    SourceChanged,
+    SourceDenied,
+    SourceNotFound,
+    SourceUnavailable,
+)
+from ssvm_worker.jobs import download
+from ssvm_worker.jobs.request import parse_request, redact
+from ssvm_worker.sources import find_source, open_source
+from ssvm_worker.sources.access import Access
+from ssvm_worker.sources.exchange import HttpSettings
+from ssvm_worker.sources.metalink import is_metalink, parse_metalink
+from ssvm_worker.sources.mirrors import Mirrors, Offer
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import Resuming, read_bytes
+from tests import images
+from tests.attempts import attempt
+from tests.contracts.source import DATA, SourceContract, gather
+from tests.servers.http import HttpServer
+
+ACCESS = Access(HttpSettings(AddressRule(("127.0.0.0/8",))))
+CHECKSUM = Digest("sha256", hashlib.sha256(DATA).hexdigest())
+HALF = len(DATA) // 2
+
+
+@pytest.fixture
+def other() -> Iterator[HttpServer]:
+    """A second place."""
+    server = HttpServer()
+    yield server
+    server.close()
+
+
+def mirrors(*urls: str, checksum: Digest | None = CHECKSUM, **more: Any) -> Mirrors:
+    return find_source(urls, ACCESS, checksum, **more)
+
+
+def resumed(source: Mirrors, offset: int = 0) -> bytes:
+    return b"".join(Resuming(source, lambda _: None, offset=offset, tries=2))
+
+
+class TestMirrors(SourceContract):
+    @pytest.fixture
+    def source(self, http_server: HttpServer, other: HttpServer) -> Mirrors:
+        return mirrors(http_server.serve("image", DATA), other.url("nothing"))
+
+    @pytest.fixture
+    def missing(self, http_server: HttpServer, other: HttpServer) -> Mirrors:
+        return mirrors(http_server.url("nothing"), other.url("nothing"))
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param({"status": 404}, id="not there"),
+        pytest.param({"status": 403}, id="refused"),
+        pytest.param({"status": 503}, id="busy"),
+        pytest.param({"cut_after": 0}, id="cut before the first byte"),
+        pytest.param({"content_length": "-1"}, id="nonsense"),
+    ],
+)
+@pytest.mark.parametrize("checksum", [None, CHECKSUM], ids=["unverified", "verified"])
+def test_next_place(
+    http_server: HttpServer, other: HttpServer, behaviour: dict[str, Any], checksum: Digest | None
+) -> None:
+    """A place that gives no first byte is passed over, whether there is a checksum or not."""
+    source = mirrors(http_server.serve("image", DATA, **behaviour), other.serve("image", DATA), checksum=checksum)
+    assert gather(source) == DATA
+
+
+def test_forbidden_place(http_server: HttpServer) -> None:
+    """A place that may not be connected to is refused by the same rule, and the next one is asked."""
+    assert gather(mirrors("http://169.254.169.254/image", http_server.serve("image", DATA))) == DATA
+
+
+def test_the_error_that_may_pass_is_told(http_server: HttpServer, other: HttpServer) -> None:
+    """When no place works, the error is one that may pass if there is one."""
+    source = mirrors(http_server.serve("image", DATA, status=503), other.url("nothing"))
+    with pytest.raises(SourceUnavailable):
+        gather(source)
+
+
+def test_goes_on_in_the_middle(http_server: HttpServer, other: HttpServer) -> None:
+    """With a checksum, a place that breaks for good is left for another one in the middle."""
+    first = http_server.serve("image", DATA, cut_after=HALF, cut_times=1, then=None)
+    http_server.paths["/image"].then = type(http_server.paths["/image"])(status=503)
+    assert resumed(mirrors(first, other.serve("image", DATA, etag='"elsewhere"'))) == DATA
+    assert other.requests[-1].headers["Range"] == f"bytes={HALF}-"
+
+
+def test_comes_back_after_a_break(http_server: HttpServer, other: HttpServer) -> None:
+    """A connection that merely broke is taken up at the same place."""
+    source = mirrors(http_server.serve("image", DATA, cut_after=HALF, cut_times=1), other.serve("image", DATA))
+    assert resumed(source) == DATA
+    assert not other.requests
+
+
+@pytest.mark.parametrize(
+    ("checksum", "there"),
+    [
+        pytest.param(None, DATA, id="no checksum would tell"),
+        pytest.param(CHECKSUM, DATA + b"more", id="another length"),
+    ],
+)
+def test_no_mixture(http_server: HttpServer, other: HttpServer, checksum: Digest | None, there: bytes) -> None:
+    """Bytes of two places are put together only if the lengths agree and a checksum will be compared."""
+    first = http_server.serve("image", DATA)
+    source = mirrors(first, other.serve("image", there), checksum=checksum)
+    next(source.open())
+    http_server.serve("image", DATA, status=503)
+    with pytest.raises((SourceChanged, SourceUnavailable)):
+        gather(source, HALF)
+
+
+def test_slow_place(http_server: HttpServer, other: HttpServer) -> None:
+    """A place that is too slow is left, and the faster one goes on where it was."""
+    urls = (http_server.serve("image", DATA, rate=5e6), other.serve("image", DATA))
+    offer = Offer(urls, verified=True, slow=float("inf"), judge_s=0.05)
+    source = Mirrors(offer, lambda url, version: open_source(url, ACCESS, version))
+    assert gather(source) == DATA
+    assert other.requests
+
+
+def test_a_later_attempt_asks_the_same_place(http_server: HttpServer, other: HttpServer) -> None:
+    """The validator says which place the first bytes came from."""
+    urls = (http_server.url("nothing"), other.serve("image", DATA))
+    first = mirrors(*urls)
+    gather(first)
+    assert first.validator
+    version = {"place": first.validator.place, "validator": first.validator.validator}
+    http_server.requests.clear()
+    assert gather(mirrors(*urls, version=version), HALF) == DATA[HALF:]
+    assert not http_server.requests
+
+
+def test_credentials_stay_with_the_first_url(http_server: HttpServer, other: HttpServer) -> None:
+    """What is secret is sent to the URL that it was given for, and to no mirror."""
+    access = Access(ACCESS.http, {"Authorization": "Bearer s"})
+    gather(find_source([http_server.url("nothing"), other.serve("image", DATA)], access, CHECKSUM))
+    assert http_server.requests[0].headers["Authorization"] == "Bearer s"
+    assert other.requests[0].headers["Authorization"] is None
+
+
+# The job
+
+
+IMAGE = images.mbr(1 << 20)
+
+
+def request(url: str, **fields: Any) -> download.Request:
+    return parse_request(download.Request, {"url": url, "account": 2, "id": "7"} | fields, "download")
+
+
+def metalink(*urls: str, digest: str = hashlib.sha256(IMAGE).hexdigest(), size: int = len(IMAGE)) -> bytes:
+    """A document with the URLs in the order of their priority."""
+    lines = "".join(f'<url priority="{number}">{url}</url>' for number, url in enumerate(urls, 1))
+    return (
+        '<?xml version="1.0"?><metalink xmlns="urn:ietf:params:xml:ns:metalink"><file name="image">'
+        f'<size>{size}</size><hash type="sha-256">{digest}</hash>{lines}</file></metalink>'
+    ).encode()
+
+
+def test_job_with_mirrors(http_server: HttpServer, other: HttpServer) -> None:
+    """A download names its mirrors in the request."""
+    store = MemoryStore("primary")
+    asked = request(http_server.url("nothing"), mirrors=[other.serve("image", IMAGE)], max_rate=1 << 30)
+    download.run(asked, attempt(store))
+    assert read_bytes(store, "template/tmpl/2/7/7.raw") == IMAGE
+
+
+def test_job_with_metalink(http_server: HttpServer, other: HttpServer) -> None:
+    """A metalink stands for the places it names, and its hash is what the file must have."""
+    store = MemoryStore("primary")
+    document = metalink(http_server.url("nothing"), other.serve("image", IMAGE))
+    download.run(request(http_server.serve("image.meta4", document)), attempt(store))
+    assert read_bytes(store, "template/tmpl/2/7/7.raw") == IMAGE
+
+
+def test_metalink_hash_is_compared(http_server: HttpServer) -> None:
+    """A file that has not the metalink's hash is not stored."""
+    url = http_server.serve("image.meta4", metalink(http_server.serve("image", IMAGE), digest="0" * 64))
+    with pytest.raises(ChecksumMismatch, match="checksum is wrong"):
+        download.run(request(url), attempt())
+
+
+def test_metalink_disagrees(http_server: HttpServer) -> None:
+    """A metalink whose hash is not the request's checksum is an error before anything is fetched."""
+    url = http_server.serve("image.meta4", metalink(http_server.serve("image", IMAGE)))
+    with pytest.raises(ChecksumMismatch, match="announces"):
+        download.run(request(url, checksum="0" * 64), attempt())
+    assert len(http_server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/image", "http://169.254.169.254/image", "file:///etc/passwd", "http://u:p@127.0.0.1/x"]
+)
+def test_metalink_urls_obey_the_rules(http_server: HttpServer, url: str) -> None:
+    """What a metalink names is judged like what a user names, and passed over where it is refused."""
+    document = metalink(url, http_server.serve("image", IMAGE))
+    store = MemoryStore("primary")
+    download.run(request(http_server.serve("image.meta4", document)), attempt(store))
+    assert read_bytes(store, "template/tmpl/2/7/7.raw") == IMAGE
+
+
+def test_metalink_size(http_server: HttpServer) -> None:
+    """A file that is not as long as the metalink says is another one."""
+    url = http_server.serve("image.meta4", metalink(http_server.serve("image", IMAGE), size=7))
+    with pytest.raises(SourceChanged, match="7 were expected"):
+        download.run(request(url), attempt())
+
+
+def test_metalink_without_a_url_that_we_take(http_server: HttpServer) -> None:
+    """A metalink that names only what we do not take is refused."""
+    with pytest.raises(SourceDenied, match="no URL that we take"):
+        mirrors(http_server.serve("x.meta4", metalink("file:///etc/passwd", "s3://bucket/key")))
+
+
+def test_bad_mirror() -> None:
+    """A mirror that cannot be fetched is an error of the request, even if it would never be needed."""
+    with pytest.raises(InvalidRequest):
+        mirrors("http://127.0.0.1/image", "gopher://127.0.0.1/image")
+
+
+def test_mirrors_are_redacted() -> None:
+    """Mirrors are shown without the values of their queries."""
+    assert redact({"mirrors": ["https://a.example/x?token=secret"]}) == {"mirrors": ["https://a.example/x?***"]}
+
+
+# The document
+
+
+ENTITY = '<!DOCTYPE x [<!ENTITY a "aaaa">]><metalink xmlns="urn:ietf:params:xml:ns:metalink"/>'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("<html>", id="no XML"),
+        pytest.param(ENTITY, id="a document type"),
+        pytest.param('<metalink xmlns="urn:ietf:params:xml:ns:metalink"/>', id="no file"),
+        pytest.param(metalink().decode(), id="no URL"),
+        pytest.param(metalink("http://a").decode().replace("</file>", '</file><file name="b"/>'), id="two files"),
+        pytest.param(metalink("http://a", digest="abc").decode(), id="broken hash"),
+        pytest.param(metalink("http://a").decode().replace("<size>", "<size>-"), id="negative size"),
+        pytest.param('<metalink xmlns="http://www.metalinker.org/"><files/></metalink>', id="version 3"),
+        pytest.param(metalink(*(f"http://a/{n}" for n in range(101))).decode(), id="a hundred and one URLs"),
+    ],
+)
+def test_bad_metalink(text: str) -> None:
+    """A document that is not RFC 5854's, or tries something, is refused."""
+    with pytest.raises(SourceDenied):
+        parse_metalink(text, "here")
+
+
+def test_metalink_priorities() -> None:
+    """The lowest number comes first, none comes last, and unknown hashes are left out."""
+    text = (
+        '<m:metalink xmlns:m="urn:ietf:params:xml:ns:metalink"><m:file name="x"><m:hash type="tiger">0</m:hash>'
+        f'<m:hash type="md5">{"0" * 32}</m:hash><m:hash type="sha-512">{"1" * 128}</m:hash><m:url>http://c</m:url>'
+        '<m:url priority="2">http://b</m:url><m:url priority="1"> http://a </m:url></m:file></m:metalink>'
+    )
+    offer = parse_metalink(text, "here")
+    assert offer == Offer(("http://a", "http://b", "http://c"), (Digest("sha512", "1" * 128), Digest("md5", "0" * 32)))
+
+
+def test_metalink_by_name() -> None:
+    """A metalink is known by the ending of its path."""
+    assert is_metalink("https://a.example/x.iso.META4?y=1")
+    assert not is_metalink("https://a.example/x.iso?f=y.meta4")
+
+
+def test_missing_metalink(http_server: HttpServer) -> None:
+    """A metalink that is not there is an error of its own."""
+    with pytest.raises(SourceNotFound):
+        mirrors(http_server.url("x.meta4"))

@@ -1,0 +1,53 @@
+"""A limit on bytes a second: for one, and for all who share it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ssvm_worker.errors import Cancelled
+from ssvm_worker.pace import Pace, paced
+
+
+def total(pace: Pace, sizes: list[int], rate: float) -> float:
+    """Seconds that the last of these has to wait, as nobody waits here."""
+    return [pace.delay(size, rate) for size in sizes][-1]
+
+
+def test_rate() -> None:
+    """Bytes above the rate wait until the time has paid for them, but for a tenth of a second's worth."""
+    assert total(Pace(), [1000] * 10, 1000.0) == pytest.approx(9.9, abs=0.5)
+
+
+def test_fast_enough() -> None:
+    """Bytes below the rate do not wait."""
+    assert total(Pace(), [1], 1e9) == 0
+
+
+def test_shared_by_processes() -> None:
+    """What another process let through is paid for by all."""
+    pace = Pace()
+    if not (child := os.fork()):
+        pace.delay(5000, 1000.0)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert pace.delay(1000, 1000.0) == pytest.approx(5.9, abs=0.5)
+
+
+def test_paced() -> None:
+    """The strictest limit decides, and the chunks are those that came."""
+    waits: list[float] = []
+    chunks = [b"a" * 100, b"b" * 100]
+    assert list(paced(chunks, [(Pace(), 1000.0), (Pace(), 10.0)], waits.append)) == chunks
+    assert waits == [pytest.approx(9.9, abs=0.5), pytest.approx(19.9, abs=0.5)]
+
+
+def test_cancel() -> None:
+    """A wait may be ended by a cancel."""
+
+    def wait(_: float) -> None:
+        raise Cancelled("user")
+
+    with pytest.raises(Cancelled):
+        list(paced([b"a" * 1000], [(Pace(), 1.0)], wait))
