@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 pytest.register_assert_rewrite("tests.contracts", "tests.backup_bench")
@@ -15,3 +17,10 @@ pytest_plugins: list[str] = [
     "tests.servers.worker",
     "tests.backup_bench",
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have settings of a worker in the environment; they are not the tests'."""
+    for name in [name for name in os.environ if name.startswith("SSVM_")]:
+        monkeypatch.delenv(name)
