@@ -8,7 +8,7 @@ from typing import Any
 
 from ssvm_worker.digest import digest_of
 from ssvm_worker.formats.streamoptimized import StreamOptimized
-from ssvm_worker.grains.index import Index
+from ssvm_worker.grains.index import Index, list_packs
 from ssvm_worker.grains.map import ROLE
 from ssvm_worker.grains.reader import extents
 from ssvm_worker.grains.sink import GrainSink
@@ -60,9 +60,9 @@ def _back_up(
     stores = stores if isinstance(stores, list) else [stores]
     artifact = Artifact("backup", "acme", id_, volume)
     manifest = Manifest(artifact, "job-1", facts={"mode": "incremental"})
-    with Index(artifact.family) as index:
+    with Index() as index:
         for number, disk in enumerate(disks):
-            index.sync(stores)
+            index.sync(stores[0], [list_packs(each, artifact.family) for each in stores])
             manifest = manifest.with_entry(_disk(stores, artifact, f"{id_}-disk{number}.grains", disk, index, **given))
     for store in stores:
         write_manifest(store, manifest, OWNER)

@@ -24,8 +24,6 @@ from tests.images import GRAIN
 from tests.neighbours import missing
 from tests.servers.s3 import S3Server
 
-FAMILY = "snapshots/acme/vol1"
-
 
 def test_chain() -> None:
     """Each of several backups of a disk that changes gives back the disk as it was then."""
@@ -191,7 +189,7 @@ def test_index_damaged() -> None:
 
 def test_index_size() -> None:
     """The index takes at most 64 bytes a grain on disk, and its memory does not grow with it."""
-    with Index(FAMILY) as index:
+    with Index() as index:
         mark = object()
         number = index.grow("0" * 32, mark)
         for each in range(20_000):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from ssvm_worker.errors import CorruptImage, ObjectNotFound, StoreUnavailable
+from ssvm_worker.errors import CorruptImage, ObjectNotFound
 from ssvm_worker.keys import PACKS
 from ssvm_worker.stream import Check, Store
 
@@ -19,7 +19,20 @@ from .pack import MOST_GRAINS, Pack, PackIndex, find_index
 _CACHE_KIB = 48 * 1024
 #: Packs whose indexes are read at once: each is one small request, and S3 answers in some 10 ms.
 _READERS = 8
+#: Packs whose indexes are held at once: 2 MiB as a rule.
+_BATCH = 64
+_PUT = "INSERT OR REPLACE INTO grains VALUES (?, ?)"
 _PACK_ID = re.compile(r"[0-9a-f]{32}")
+
+
+#: Key and size of each pack, by its name.
+Listing = dict[str, tuple[str, int]]
+
+
+def list_packs(store: Store, family: str) -> Listing:
+    """The packs of a volume that a store has."""
+    found = {each.key.rpartition("/")[2]: (each.key, each.size) for each in store.list(f"{family}/{PACKS}")}
+    return {pack_id: it for pack_id, it in found.items() if _PACK_ID.fullmatch(pack_id)}
 
 
 class Index:
@@ -30,11 +43,10 @@ class Index:
     Bytes: 48 MiB in memory, 45 a grain on disk, 200 a pack in memory; see docs/incremental.md.
     """
 
-    def __init__(self, family: str, check: Check = lambda: None) -> None:
-        self._family = family
+    def __init__(self, check: Check = lambda: None) -> None:
         self._check = check
         self._lock = threading.Lock()
-        #: By number, which is part of a place; None for those that are no longer to be had.
+        #: By number, which is part of a place; None for those of streams that have not ended, or have failed.
         self._packs: list[Pack | None] = []
         self._known: dict[str, int] = {}
         #: By number, packs of streams that have not ended, and the stream's mark: their grains are there for it alone.
@@ -62,46 +74,34 @@ class Index:
             pages, size = (self._db.execute(f"PRAGMA {each}").fetchone()[0] for each in ("page_count", "page_size"))
         return int(pages * size)
 
-    def sync(self, stores: Sequence[Store]) -> list[str]:
-        """Take in what all of these stores have now; returns what is wrong with packs that cannot be used.
+    def sync(self, store: Store, listings: Sequence[Listing]) -> list[str]:
+        """Take in the packs that are in each of the *listings*; returns what is wrong with those that cannot be used.
 
-        The indexes of the packs are read from the first.
+        Their indexes are read from *store*, which is to be one of those that were listed.
         """
-        listed = self._listed(stores)
-        with self._lock:
-            for pack_id in [each for each in self._known if each not in listed]:
-                self._packs[self._known.pop(pack_id)] = None
+        listed = {id_: found for id_, found in listings[0].items() if all(each.get(id_) == found for each in listings)}
         wanted = [(key, size) for pack_id, (key, size) in listed.items() if pack_id not in self._known]
-        wrong = []
+        wrong: list[str] = []
         with ThreadPoolExecutor(_READERS) as pool:
-            for found in pool.map(partial(_read, stores[0]), wanted):
+            for at in range(0, len(wanted), _BATCH):
                 self._check()
-                if isinstance(found, str):
-                    wrong.append(found)
-                else:
-                    self._take_in(*found)
+                for found in pool.map(partial(_read, store), wanted[at : at + _BATCH]):
+                    if isinstance(found, str):
+                        wrong.append(found)
+                    else:
+                        self._take_in(*found)
         return wrong
-
-    def _listed(self, stores: Sequence[Store]) -> dict[str, tuple[str, int]]:
-        """Key and size of each pack that is the same on all stores."""
-        common: dict[str, tuple[str, int]] | None = None
-        for store in stores:
-            each = {one.key: one.size for one in store.list(f"{self._family}/{PACKS}")}
-            here = {key.rpartition("/")[2]: (key, size) for key, size in each.items()}
-            common = here if common is None else {k: v for k, v in common.items() if here.get(k) == v}
-        return {pack_id: found for pack_id, found in (common or {}).items() if _PACK_ID.fullmatch(pack_id)}
 
     def _take_in(self, pack: Pack, index: PackIndex) -> None:
         with self._lock:
-            number = len(self._packs)
+            if pack.id in self._known:
+                return
+            number = self._known[pack.id] = len(self._packs)
             self._packs.append(pack)
-            self._known[pack.id] = number
-            self._put((index.digest(each), _place(number, each)) for each in range(len(index)))
-
-    def _put(self, rows: Iterable[tuple[bytes, int]]) -> None:
-        self._db.execute("BEGIN")
-        self._db.executemany("INSERT OR REPLACE INTO grains VALUES (?, ?)", rows)
-        self._db.execute("COMMIT")
+            rows = ((index.digest(each), _place(number, each)) for each in range(len(index)))
+            self._db.execute("BEGIN")
+            self._db.executemany(_PUT, rows)
+            self._db.execute("COMMIT")
 
     def find(self, digest: bytes, mark: object) -> tuple[str, int] | None:
         """Pack and number of a grain, if it is stored, or has gone by in the stream with that mark."""
@@ -125,7 +125,7 @@ class Index:
     def add(self, number: int, grain: int, digest: bytes) -> None:
         """A grain went into a pack that grows."""
         with self._lock:
-            self._db.execute("INSERT OR REPLACE INTO grains VALUES (?, ?)", (digest, _place(number, grain)))
+            self._db.execute(_PUT, (digest, _place(number, grain)))
 
     def settle(self, mark: object, packs: Mapping[str, Pack]) -> None:
         """The stream with that mark has ended: *packs* are stored, others of its packs are forgotten."""
@@ -138,10 +138,9 @@ class Index:
                         self._known[pack_id] = number
 
     def pack(self, pack_id: str) -> Pack:
-        """A pack that ``find`` has named, and that is settled; StoreUnavailable if it has gone meanwhile."""
-        found = self._packs[self._known[pack_id]] if pack_id in self._known else None
-        if found is None:
-            raise StoreUnavailable(f"The pack {pack_id} is gone", self._family, "Try again: its grains are stored anew")
+        """A pack that ``find`` has named, and that is settled."""
+        found = self._packs[self._known[pack_id]]
+        assert found is not None
         return found
 
 

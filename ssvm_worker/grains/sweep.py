@@ -49,12 +49,16 @@ def maps_below(store: Store, family: str) -> list[str]:
     return [each.key for each in _beside(store, family) if each.key.endswith(SUFFIX)]
 
 
+def manifests_below(store: Store, family: str) -> list[Manifest]:
+    """The manifests of all backups of a volume; CorruptImage for one that cannot be read."""
+    keys = [each.key for each in _beside(store, family) if each.key.endswith(f"/{MANIFEST}")]
+    return [Manifest.from_json(read_bytes(store, key), f"{store.name}:{key}") for key in keys]
+
+
 def _used(store: Store, family: str) -> set[str]:
     """Names of the packs that are referred to."""
-    keys = [each.key for each in _beside(store, family)]
-    maps = {key for key in keys if key.endswith(SUFFIX)}
-    for key in (each for each in keys if each.endswith(f"/{MANIFEST}")):
-        manifest = Manifest.from_json(read_bytes(store, key), f"{store.name}:{key}")
+    maps = set(maps_below(store, family))
+    for manifest in manifests_below(store, family):
         for entry in grain_maps(manifest):
             if manifest.artifact.key(entry.name) not in maps:
                 raise CorruptImage(

@@ -35,8 +35,8 @@ class Packing:
         self.grain_size = 64 * KiB
         #: Grains that the volume did not have.
         self.new_grains = 0
-        #: Bytes of the new packs so far.
-        self.new_bytes = 0
+        #: Bytes of the new packs so far, and deflated bytes of grains that need not be stored again.
+        self.new_bytes = self.reused_bytes = 0
         #: The new packs in the order of the stream, and the offsets in it at which the finished ones end.
         self.pack_ids: list[str] = []
         self.ends: list[int] = []
@@ -82,7 +82,10 @@ class Packing:
         if len(grain) < min(grain_size, self.capacity - place * grain_size):
             raise CorruptImage(f"The grain at byte {place * grain_size} inflates to {len(grain)} bytes", self._where)
         key = digest(grain)
-        self._map.add(place, *(self._index.find(key, self) or self._store(key, data)))
+        found = self._index.find(key, self)
+        if found:
+            self.reused_bytes += len(data)
+        self._map.add(place, *(found or self._store(key, data)))
 
     def settle(self) -> None:
         """All is stored: what is new may be referred to by other disks."""
