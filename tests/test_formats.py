@@ -127,7 +127,7 @@ def test_partition_table(image: bytes, table: str) -> None:
 
 CUT = {
     "a qcow2 without its L1 table": (qcow2()[: 3 * 4096], "L1 table|L1|offset 12288"),
-    "a qcow2 whose L2 table is missing": (qcow2(l1_entry=64 * 4096), "last L2 table"),
+    "a qcow2 whose L2 table is missing": (qcow2(l1_entry=64 * 4096), "it names 4096 bytes at offset 262144"),
     "a qcow2 of its first sector": (qcow2()[:512], "names 8 bytes at offset 12288"),
     "a qcow2 cut in its header": (qcow2()[:80], "header of version 3"),
     "a streamOptimized VMDK without its end marker": (
@@ -214,7 +214,6 @@ def test_unknown_name() -> None:
         Inspection("qcow3")
 
 
-
 def test_guess() -> None:
     """The name for a file is guessed from its first bytes, without a verdict."""
     heads = [qcow2_backed_by("/etc/passwd"), stream_optimized(b""), vhd_dynamic(), vhdx()[:100], iso(), b"?"]
@@ -267,6 +266,30 @@ def test_made_by_qemu_and_cut(options: str, tmp_path: Path) -> None:
     image = (tmp_path / "out").read_bytes()
     with pytest.raises((CorruptImage, UnknownFormat), match=r"cut short|no disk image|is raw, but"):
         inspect(image[: len(image) // 2], "vhd" if "vpc" in options else "auto")
+
+
+@pytest.mark.parametrize(
+    "options", ["", "-c", "-c -o compression_type=zstd", "-o cluster_size=4k", "-o compat=0.10", "-o cluster_size=2M"]
+)
+def test_qcow2_cut_anywhere(options: str, tmp_path: Path) -> None:
+    """A qcow2 that lacks its end, if only a cluster of it, is refused by what its own tables name."""
+    (tmp_path / "in").write_bytes(NOISE + bytes(20 * MiB) + NOISE[: MiB + 512])
+    qemu_img(f"convert -f raw -O qcow2 {options} in out", tmp_path)
+    image, where = (tmp_path / "out").read_bytes(), random.Random(options)
+    assert inspect(image).format == "qcow2"
+    for _ in range(8):
+        with pytest.raises(CorruptImage, match="cut short"):
+            inspect(image[: where.randrange(512, len(image) - 2 * MiB)])
+
+
+def test_qcow2_with_a_past(tmp_path: Path) -> None:
+    """A qcow2 whose tables have moved, by snapshots and by growing, is taken."""
+    (tmp_path / "in").write_bytes(NOISE)
+    qemu_img("convert -f raw -O qcow2 -o cluster_size=4k in out", tmp_path)
+    for command in ("snapshot -c first out", "resize -q -f qcow2 out 40G", "snapshot -c second out"):
+        qemu_img(command, tmp_path)
+    info = inspect((tmp_path / "out").read_bytes())
+    assert (info.virtual_size, info.details["snapshots"]) == (40 * GiB, 2)
 
 
 def test_made_here(tmp_path: Path) -> None:

@@ -11,8 +11,11 @@
     40  L1 table, offset            100  header length             │
                                     104  compression type         ─┘
 
-Safety: no backing file, no data file, no encryption, nothing unknown. Truncation: the header's tables and every L2
-table named by the L1 table begin inside the file; what L2 tables name is left to ``qemu-img check``.
+L1 entry: the offset of an L2 table, in bits 9 to 55. L2 entry: bit 62 compressed, bit 0 zero, else as L1; a compressed
+one has its offset in the low 70 - cluster bits, above them the number of further sectors of 512 that it reaches into.
+
+Safety: no backing file, no data file, no encryption, nothing unknown. Truncation: the header's tables, every L2 table
+and every cluster begin inside the file. Refcounts, and what overlaps, are left to ``qemu-img check``.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ _MAX_SNAPSHOTS = 1024
 _SNAPSHOT_ENTRY = 40
 _L1_OFFSET_MASK = 0x00FFFFFFFFFFFE00
 _EXT_DATA_FILE = 0x44415441
+_COMPRESSED, _ZERO = 1 << 62, 1
+#: L2 tables that are read. 65536 of the usual 64 KiB describe 32 TiB; of more, their places alone are checked.
+_MAX_L2 = 65536
 _ENCRYPTION = {1: "AES", 2: "LUKS"}
 FLATTEN = "Flatten it: qemu-img convert -O qcow2 IN OUT"
 
@@ -76,10 +82,16 @@ def rules(head: bytes, where: str) -> Rules:
     _check_outside(header, head, where)
     _check_features(header, head, where)
     l1_bytes = header.l1_size * 8
-    furthest = 0
+    furthest, last_byte = 0, 0
     if 0 < l1_bytes <= MAX_RANGE:
         table = (yield Range(header.l1_offset, l1_bytes)).data
-        furthest = max(entry & _L1_OFFSET_MASK for (entry,) in struct.iter_unpack(">Q", table))
+        tables = sorted({entry & _L1_OFFSET_MASK for (entry,) in struct.iter_unpack(">Q", table)} - {0})
+        furthest = max(tables, default=0)
+        # A table that the stream has passed, as the L1 was moved behind it by a resize, cannot be read any more.
+        passed = header.l1_offset + l1_bytes if header.l1_offset + l1_bytes > len(head) else 0
+        for offset in tables if len(tables) <= _MAX_L2 else []:
+            if offset >= passed or offset + header.cluster <= len(head):
+                last_byte = max(last_byte, _last_byte((yield Range(offset, header.cluster)).data, header))
     details: dict[str, object] = {"version": header.version, "cluster_size": header.cluster}
     if header.snapshots:
         details["snapshots"] = header.snapshots
@@ -90,10 +102,24 @@ def rules(head: bytes, where: str) -> Rules:
         ("refcount table", header.refcount_offset + 8),
         ("snapshot table", header.snapshots_offset + header.snapshots * _SNAPSHOT_ENTRY if header.snapshots else 0),
         ("last L2 table", furthest + 8 if furthest else 0),
+        ("last cluster", last_byte),
     ):
         if end > size:
             raise cut_short(f"its {what} goes to offset {end} at least", size, where)
     return facts
+
+
+def _last_byte(table: bytes, header: _Header) -> int:
+    """What the file must have, by one L2 table: a byte of each cluster; some leave out the end of the last."""
+    bits = 70 - header.cluster_bits
+    needed = 0
+    for (entry,) in struct.iter_unpack(">Q", table):
+        if entry & _COMPRESSED:
+            offset, sectors = entry & ((1 << bits) - 1), (entry & (_COMPRESSED - 1)) >> bits
+            needed = max(needed, (offset // 512 + sectors) * 512 + 1 if sectors else offset + 1)
+        elif entry & _L1_OFFSET_MASK and not entry & _ZERO:
+            needed = max(needed, (entry & _L1_OFFSET_MASK) + 1)
+    return needed
 
 
 def _parse(head: bytes, where: str) -> _Header:

@@ -124,7 +124,7 @@ class FileSink(LeavingAborts):
     def write(self, chunk: bytes) -> None:
         """See Sink."""
         with self._once_failed_for_ever():
-            for piece, is_zero in _runs(chunk):
+            for piece, is_zero in _runs(chunk, self._size):
                 if is_zero:
                     self._zeros += len(piece)
                 else:
@@ -245,16 +245,16 @@ class FileSink(LeavingAborts):
         os.close(self._directory)
 
 
-def _runs(chunk: bytes) -> Iterator[tuple[memoryview, bool]]:
-    """The chunk in runs of blocks that are all zero, or not; together they are the chunk.
+def _runs(chunk: bytes, position: int) -> Iterator[tuple[memoryview, bool]]:
+    """The chunk, which goes to *position*, in runs of blocks that are all zero, or not; together they are the chunk.
 
     A block's ends are looked at first, so that data costs nearly nothing. Slices of bytes are compared, as a
     memoryview is compared byte by byte, at a hundredth of the speed.
     """
     view, begin, was_zero = memoryview(chunk), 0, False
-    for at in range(0, len(chunk), HOLE):
-        last = min(at + HOLE, len(chunk)) - 1
-        is_zero = not (chunk[at] or chunk[last]) and chunk[at : last + 1] == _ZEROS[: last + 1 - at]
+    for block in range(-(position % HOLE), len(chunk), HOLE):
+        at, end = max(block, 0), min(block + HOLE, len(chunk))
+        is_zero = not (chunk[at] or chunk[end - 1]) and chunk[at:end] == _ZEROS[: end - at]
         if is_zero != was_zero and at:
             yield view[begin:at], was_zero
             begin = at

@@ -1,0 +1,145 @@
+"""Images that real tools made and packed, through the whole job: what is stored is what they mean."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.errors import UnsafeImage
+from ssvm_worker.jobs import download
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.manifest import read_manifest
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stream import read_bytes
+from tests.archives import mf_of, ovf_of
+from tests.attempts import attempt
+from tests.neighbours import missing
+from tests.servers.http import HttpServer
+
+MIB = 1 << 20
+NOISE = random.Random(6).randbytes(MIB)
+#: How qemu-img calls a format, how it is made, how it is packed.
+VARIANTS = {
+    "qcow2": ("qcow2", "-O qcow2", "gzip -k image"),
+    "qcow2, old": ("qcow2", "-O qcow2 -o compat=0.10", "bzip2 -k image"),
+    "qcow2, compressed by zlib": ("qcow2", "-c -O qcow2", "zip -q image.zip image"),
+    "qcow2, compressed by zstd": ("qcow2", "-c -O qcow2 -o compression_type=zstd", "tar -cf image.tar image"),
+    "vmdk of one file": ("vmdk", "-O vmdk", "xz -k -0 image"),
+    "vmdk, stream optimized": ("vmdk", "-O vmdk -o subformat=streamOptimized", "zstd -q image"),
+    "vhd": ("vpc", "-O vpc", "zstd -q --long=27 -3 image"),
+    "vhdx": ("vhdx", "-O vhdx", "gzip -9 -k image"),
+    "raw": ("raw", "-O raw", "xz -k -0 -T2 --block-size=1MiB image"),
+    "raw in a stream of zip": ("raw", "-O raw", "sh -c 'zip -q - image > image.zip'"),
+    "raw in GNU's tar": ("raw", "-O raw", "tar --format=gnu -cf image.tar ./image"),
+    "raw as it is": ("raw", "-O raw", "cp image image.raw"),
+}
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A folder with a raw disk of 9 MiB, 7 of them empty."""
+    for tool in ("qemu-img", "zstd", "xz", "zip"):
+        if not shutil.which(tool):
+            missing(tool, "install qemu-utils, zstd, xz-utils and zip")
+    with (tmp_path / "disk").open("wb") as disk:
+        disk.write(NOISE + bytes(7 * MIB) + NOISE)
+    return tmp_path
+
+
+def run(command: str, folder: Path) -> bytes:
+    """A command in a folder; its standard output."""
+    words = ["sh", "-c", command[7:-1]] if command.startswith("sh -c ") else command.split()
+    return subprocess.run(words, cwd=folder, check=True, capture_output=True).stdout
+
+
+def fetched(server: HttpServer, folder: Path, data: bytes) -> tuple[Path, dict[str, Any]]:
+    """Where the image of a download lies, and its result."""
+    root = folder / "store"
+    root.mkdir()
+    asked = {"url": server.serve("image", data), "account": 2, "id": "7"}
+    result = download.run(parse_request(download.Request, asked, "download"), attempt(FileStore("primary", root)))
+    return root / result["key"], result
+
+
+@pytest.mark.parametrize(("name", "options", "pack"), VARIANTS.values(), ids=VARIANTS.keys())
+def test_as_qemu_sees_it(http_server: HttpServer, made: Path, name: str, options: str, pack: str) -> None:
+    """What is stored is for qemu-img what our manifest says, and holds the disk."""
+    run(f"qemu-img convert -f raw {options} disk image", made)
+    run(pack, made)
+    packed = next(each for each in made.iterdir() if each.name.startswith("image."))
+
+    image, result = fetched(http_server, made, packed.read_bytes())
+
+    told = json.loads(run(f"qemu-img info --output=json -f {name} {image}", made))
+    assert (result["format"], result["virtual_size"]) == (name.replace("vpc", "vhd"), told["virtual-size"])
+    assert image.read_bytes() == (made / "image").read_bytes()
+    assert b"identical" in run(f"qemu-img compare -f raw -F {name} disk {image}", made)
+
+
+def test_holes_stay_holes(http_server: HttpServer, made: Path) -> None:
+    """The empty part of a compressed raw disk takes no room in a file store, and qemu-img sees its holes."""
+    run("xz -k -0 disk", made)
+    image, _ = fetched(http_server, made, (made / "disk.xz").read_bytes())
+    assert image.stat().st_size == 9 * MIB
+    assert image.stat().st_blocks * 512 == 2 * MIB
+    extents = json.loads(run(f"qemu-img map --output=json -f raw {image}", made))
+    assert [(each["length"] // MIB, each["data"]) for each in extents] == [(1, True), (7, False), (1, True)]
+
+
+@pytest.mark.parametrize("subformat", ["streamOptimized", "monolithicSparse"])
+def test_an_ova_by_tar(http_server: HttpServer, made: Path, subformat: str) -> None:
+    """An OVA of two real disks becomes two real disks."""
+    for disk in ("a.vmdk", "b.vmdk"):
+        run(f"qemu-img convert -f raw -O vmdk -o subformat={subformat} disk {disk}", made)
+    (made / "vm.ovf").write_bytes(ovf_of("a.vmdk", "b.vmdk"))
+    files = {name: (made / name).read_bytes() for name in ("vm.ovf", "a.vmdk", "b.vmdk")}
+    (made / "vm.mf").write_bytes(mf_of(files, "sha1"))
+    run("tar --format=ustar -cf vm.ova vm.ovf vm.mf a.vmdk b.vmdk", made)
+
+    descriptor, result = fetched(http_server, made, (made / "vm.ova").read_bytes())
+
+    assert (result["format"], result["virtual_size"]) == ("ova", 18 * MIB)
+    for number in (0, 1):
+        disk = descriptor.parent / f"7-disk{number}.vmdk"
+        assert b"identical" in run(f"qemu-img compare -f raw -F vmdk disk {disk}", made)
+        told = json.loads(run(f"qemu-img info --output=json -f vmdk {disk}", made))
+        assert told["format-specific"]["data"]["create-type"] == subformat
+
+
+@pytest.mark.parametrize("options", ["", "-udf", "-r -J -V LABEL"])
+def test_iso_by_genisoimage(http_server: HttpServer, made: Path, options: str) -> None:
+    """An ISO is taken, compressed too, and read back by the tool's own reader."""
+    if not shutil.which("genisoimage"):
+        missing("genisoimage", "install genisoimage")
+    run(f"genisoimage -quiet {options} -o image.iso disk", made)
+    run("gzip -k image.iso", made)
+    image, result = fetched(http_server, made, (made / "image.iso.gz").read_bytes())
+    assert result["format"] == "iso"
+    assert b"Volume id" in run(f"isoinfo -d -i {image}", made)
+
+
+def test_a_sparse_tar_is_refused(http_server: HttpServer, made: Path) -> None:
+    """A tar of holes would have to be read as GNU tar reads it; it says how to pack it instead."""
+    run("truncate -s 100M hole", made)
+    run("tar -S --format=oldgnu -cf hole.tar hole", made)
+    with pytest.raises(UnsafeImage, match=r"holds a sparse file.*Pack plain files"):
+        fetched(http_server, made, (made / "hole.tar").read_bytes())
+
+
+def test_manifest_of_a_real_one(http_server: HttpServer, made: Path) -> None:
+    """The manifest says which wrapping there was, and both sizes."""
+    run("gzip -k disk", made)
+    packed = (made / "disk.gz").read_bytes()
+    image, result = fetched(http_server, made, packed)
+    store = FileStore("primary", made / "store")
+    manifest = read_manifest(store, parse_request(download.Request, {"url": "", "account": 2, "id": "7"}, "").artifact)
+    assert (manifest.source["wrapping"], manifest.source["size"]) == ("gzip", len(packed))
+    assert manifest.entries[0].size == len(read_bytes(store, result["key"])) == image.stat().st_size
+    assert not tarfile.is_tarfile(image)
