@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -13,6 +15,7 @@ from ssvm_worker.manifest import Entry, read_manifest
 from ssvm_worker.stream import Store, store_stream, tap
 
 from .attempt import Attempt
+from .packing import package
 from .request import JobRequest, fingerprint, safe_url
 
 
@@ -24,6 +27,7 @@ class Request(JobRequest):
     account: str | None = None
     id: str | None = None
     volume: str = Field("", description="Backups only")
+    format: Literal["", "ova"] = Field("", description="ova: all of a backup as one package; else one object as it is")
     store: str = Field("primary", description="Where the object is")
     url: str = Field(description="s3://bucket/key, or an http(s) URL that takes a PUT (presigned or plain)")
     credentials: str | None = Field(
@@ -33,10 +37,10 @@ class Request(JobRequest):
 
     @model_validator(mode="before")
     @classmethod
-    def _destination_is_url(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "destination" in values and "url" not in values:
-            values = dict(values)
-            values["url"] = values.pop("destination")
+    def _other_names(cls, values: Any) -> Any:
+        for other, name in (("destination", "url"), ("fmt", "format")):
+            if isinstance(values, dict) and other in values and name not in values:
+                values = {key: value for key, value in values.items() if key != other} | {name: values[other]}
         return values
 
     @field_validator("key", "account", "id", "volume")
@@ -53,7 +57,14 @@ class Request(JobRequest):
     def _names_an_object(self) -> Request:
         if not self.key and not (self.kind and self.account and self.id):
             raise ValueError("give key, or kind, account and id")
+        if self.format and (self.key or self.kind != "backup"):
+            raise ValueError("an ova is made of a backup: give kind backup, account, volume and id")
         return self
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact that the object, or the package, is of; of no use with a key."""
+        return Artifact(self.kind or "", self.account or "", self.id or "", self.volume)
 
 
 def resource(request: Request) -> str:
@@ -67,26 +78,52 @@ def discard(request: Request, attempt: Attempt) -> None:
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
-    """Send the object whole, or leave nothing at the destination."""
+    """Send the object, or the package, whole, or leave nothing at the destination."""
     store = attempt.store(request.store)
-    key, entry = _object(request, store)
-    _refuse_other_size(store.stat(key).size, entry, f"{store.name}:{key}")
+    if request.format:
+        made = package(attempt, store, request.artifact)
+        outgoing = _Outgoing(made.manifest.artifact.key(made.name), made.size, made.chunks())
+    else:
+        key, entry = _object(request, store)
+        _refuse_other_size(store.stat(key).size, entry, f"{store.name}:{key}")
+        outgoing = _Outgoing(key, entry.size, attempt.resuming(store.reader(key)), entry.digest)
     attempt.doors.sweep_destination(request.url, credentials=request.credentials)
+    hasher = _send(request, attempt, outgoing)
+    return {
+        "key": outgoing.key,
+        "url": safe_url(request.url),
+        "size": hasher.size,
+        "digest": str(hasher.digest()),
+    }
+
+
+@dataclass(frozen=True)
+class _Outgoing:
+    """What is sent."""
+
+    key: str
+    size: int
+    chunks: Iterable[bytes]
+    #: What the whole must have; None where whoever makes the chunks sees to that.
+    digest: str | None = None
+
+
+def _send(request: Request, attempt: Attempt, outgoing: _Outgoing) -> Hasher:
     hasher = Hasher()
 
     def verify() -> None:
-        attempt.progress.start("committing", entry.size, hasher.size)
-        _refuse_other_digest(hasher, entry, f"{store.name}:{key}")
+        attempt.progress.start("committing", outgoing.size, hasher.size)
+        if outgoing.digest not in (None, str(hasher.digest())):
+            raise _damaged(f"{hasher.digest()} in place of {outgoing.digest}", f"{request.store}:{outgoing.key}")
         attempt.confirm()
 
-    attempt.progress.start("upload", entry.size)
+    attempt.progress.start("upload", outgoing.size)
     with attempt.doors.destination(
-        request.url, size=entry.size, credentials=request.credentials, headers=request.headers, attempt=attempt
+        request.url, size=outgoing.size, credentials=request.credentials, headers=request.headers, attempt=attempt
     ) as sink:
-        chunks = attempt.resuming(store.reader(key))
-        sinks = {"destination": sink}
-        store_stream(tap(chunks, attempt.progress.saw), sinks, [hasher], verify=verify, check=attempt.check)
-    return {"key": key, "url": safe_url(request.url), "size": hasher.size, "digest": str(hasher.digest())}
+        chunks = tap(outgoing.chunks, attempt.progress.saw)
+        store_stream(chunks, {"destination": sink}, [hasher], verify=verify, check=attempt.check)
+    return hasher
 
 
 def _object(request: Request, store: Store) -> tuple[str, Entry]:
@@ -99,7 +136,7 @@ def _object(request: Request, store: Store) -> tuple[str, Entry]:
             names = ", ".join(each.name for each in manifest.entries)
             raise ObjectNotFound("The artifact has no such object", f"{store.name}:{request.key}", f"It has: {names}")
         return request.key, entry
-    artifact = Artifact(request.kind or "", request.account or "", request.id or "", request.volume)
+    artifact = request.artifact
     manifest = read_manifest(store, artifact)
     images = [each for each in manifest.entries if each.role in ("image", "disk")]
     if len(images) != 1:
@@ -113,11 +150,6 @@ def _object(request: Request, store: Store) -> tuple[str, Entry]:
 def _refuse_other_size(size: int, entry: Entry, where: str) -> None:
     if size != entry.size:
         raise _damaged(f"{size} bytes in place of {entry.size}", where)
-
-
-def _refuse_other_digest(hasher: Hasher, entry: Entry, where: str) -> None:
-    if str(hasher.digest()) != entry.digest:
-        raise _damaged(f"{hasher.digest()} in place of {entry.digest}", where)
 
 
 def _damaged(what: str, where: str) -> ChecksumMismatch:
