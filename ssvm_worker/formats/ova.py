@@ -68,6 +68,12 @@ def read_descriptor(data: bytes, where: str) -> Descriptor:
     return Descriptor(tuple(disks.values()), others)
 
 
+def read_sizes(data: bytes, where: str) -> dict[str, int]:
+    """The bytes of each file by its href, where the OVF says them."""
+    files = [_attributes(each) for each in _parse(data, where).iter() if _local(each.tag) == "File"]
+    return {each["href"]: int(each["size"]) for each in files if "href" in each and each.get("size", "").isdecimal()}
+
+
 def _files(root: Xml.Element, where: str) -> dict[str, str]:
     """href by id."""
     files: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Read an artifact again and compare every object with the manifest."""
+"""Read an artifact again: every object is compared with the manifest, and a backup's disks, OVF and .mf judged."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ssvm_worker.manifest import Entry, Manifest, read_manifest
 from ssvm_worker.stream import Store, tap
 
 from .attempt import Attempt
+from .backupcheck import Structure, contradictions
 from .incremental import verify_packs
 from .request import ArtifactRequest
 
@@ -32,14 +33,15 @@ def discard(request: Request, attempt: Attempt) -> None:
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
-    """Compare sizes and digests on every store named; CorruptImage lists what differs."""
+    """Read all of it on every store named; CorruptImage lists what differs or contradicts."""
     found: list[str] = []
     checked = size = 0
     for name in request.stores:
         store = attempt.store(name)
         manifest = read_manifest(store, request.artifact)
         attempt.progress.start(f"verify {name}", manifest.size)
-        found += [finding for entry in manifest.entries for finding in _differs(store, manifest, entry, attempt)]
+        damaged = [finding for entry in manifest.entries for finding in _differs(store, manifest, entry, attempt)]
+        found += damaged or contradictions(store, manifest)
         found += verify_packs(store, manifest, attempt)
         checked, size = checked + len(manifest.entries), size + manifest.size
     if found:
@@ -52,15 +54,14 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
 
 def _differs(store: Store, manifest: Manifest, entry: Entry, attempt: Attempt) -> list[str]:
     key = manifest.artifact.key(entry.name)
-    hasher = Hasher()
+    hasher, structure = Hasher(), Structure(manifest, entry)
     try:
-        for chunk in tap(attempt.resuming(store.reader(key)), attempt.progress.saw):
+        for _ in tap(attempt.resuming(store.reader(key)), attempt.progress.saw, hasher, structure):
             attempt.check()
-            hasher(chunk)
     except ObjectNotFound:
         return [f"{store.name}:{key} is missing"]
     if hasher.size != entry.size:
         return [f"{store.name}:{key} has {hasher.size} bytes in place of {entry.size}"]
     if str(hasher.digest()) != entry.digest:
         return [f"{store.name}:{key} has {hasher.digest()} in place of {entry.digest}"]
-    return []
+    return [f"{store.name}:{key}: {finding}"] if (finding := structure.finding()) else []
