@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ssvm_worker.assembly import make_attempt, open_ledger
+from ssvm_worker.assembly import make_attempt, open_ledger, open_slots
 from ssvm_worker.errors import Cancelled, WorkerError
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import Attempt
@@ -89,6 +89,7 @@ class _Run:
             stop_reason=self.heart.stop_reason,
             confirm=self.heart.confirm,
             will_resume=self._will_resume,
+            slots=open_slots(self.settings),
         )
 
     def _will_resume(self, error: BaseException) -> bool:

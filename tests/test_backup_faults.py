@@ -244,6 +244,6 @@ def test_permanent_is_not_tried_again(bench: Bench, vm: TestVM) -> None:
     """A refusal is not tried again with another lease."""
     bench.vcenter.fault(calls={"ExportSnapshot": "NoPermission"})
     before = bench.vcenter.state()["calls"].get("ExportSnapshot", 0)
-    assert isinstance(bench.fail(vm), Permanent)
+    assert isinstance(bench.fail(vm, disks=["scsi0:0"]), Permanent)
     assert bench.vcenter.state()["calls"]["ExportSnapshot"] == before + 1
     assert find_manifest(bench.primary, bench.request(vm).artifact) is None

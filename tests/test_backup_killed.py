@@ -19,9 +19,9 @@ from types import SimpleNamespace
 from ssvm_worker.jobs import backup
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.stores.file import FileStore
-from ssvm_worker.vmware.session import Address, Session
+from ssvm_worker.vmware.session import Address, Options, Session
 given = json.loads(sys.argv[1])
-door = SimpleNamespace(vcenter=lambda name, check: Session(Address(**given["address"]), check))
+door = SimpleNamespace(vcenter=lambda name, check: Session(Address(**given["address"]), check, Options(parallel_disks=1)))
 store = FileStore("primary", pathlib.Path(given["directory"]))
 backup.run(backup.Request(**given["request"]), Attempt("job-1", {"primary": store}, door))
 """

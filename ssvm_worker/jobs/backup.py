@@ -147,10 +147,11 @@ def _remove(request: Request, attempt: Attempt, vm: VM, snapshot: Snapshot) -> b
 
 
 def _try_removal(attempt: Attempt, vm: VM, limit_s: float | None = None) -> bool:
-    """Whether no snapshot of the job is left."""
+    """Whether no snapshot of the job is left, nor the disks of one."""
     try:
         if snapshot := vm.own_snapshot(attempt.job_id):
-            vm.remove_snapshot(snapshot, *([limit_s] if limit_s else []))
+            vm.remove_snapshot(snapshot, limit_s)
+        vm.consolidate(limit_s)
     except WorkerError as error:
         attempt.log.warning("the snapshot of job %s on %s is not removed: %s", attempt.job_id, vm.moref, error)
         return False
@@ -179,5 +180,6 @@ def _result(manifest: Manifest) -> dict[str, Any]:
         "snapshot": manifest.source["snapshot"]["moref"],
         "disks": manifest.facts["disks"],
         "warnings": manifest.facts.get("warnings", []),
+        "remarks": manifest.facts.get("remarks", []),
         "objects": [each.name for each in manifest.entries],
     }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyVim import connect as pyvim
-from pyVmomi import vmodl
+from pyVmomi import vim, vmodl
 
 from ssvm_worker.errors import Cancelled, SourceDenied, SourceUnavailable, WorkerError
 from ssvm_worker.sockets import Dial, Watch, connect
@@ -29,13 +29,13 @@ _CALL_OFF_S = 60.0
 
 
 class Connection:
-    """A login, opened after a fork. Threads may share it; *check* is heard in the one that opened it."""
+    """A login, opened after a fork. Threads may share it; *check* is heard in each, but within a shield."""
 
     def __init__(self, address: Address, check: Check = lambda: None) -> None:
         self.address = address
         self._check = check
-        self._thread = threading.get_ident()
-        self._shields = 0
+        self._shield = threading.local()
+        self._reviving = threading.Lock()
         self._instance: Any = None
 
     def open(self) -> None:
@@ -71,18 +71,30 @@ class Connection:
             self._instance = None
 
     def check(self) -> None:
-        """Raise Cancelled if the job must stop: in the thread that opened this, and outside a shield."""
-        if not self._shields and threading.get_ident() == self._thread:
+        """Raise Cancelled if the job must stop, unless this thread is in a shield."""
+        if not getattr(self._shield, "depth", 0):
             self._check()
 
     @contextlib.contextmanager
     def shielded(self) -> Iterator[None]:
-        """Calls within are made even though the job was cancelled: they clean up."""
-        self._shields += 1
+        """Calls of this thread within are made even though the job was cancelled: they clean up."""
+        self._shield.depth = getattr(self._shield, "depth", 0) + 1
         try:
             yield
         finally:
-            self._shields -= 1
+            self._shield.depth -= 1
+
+    def revive(self) -> None:
+        """Log in again if the session has ended: by its idle time, or because vCenter was restarted.
+
+        A lease belongs to the session that opened it; whoever has one finds it gone. Raises as ``open`` does.
+        """
+        with self._reviving, translated("Logging in again", self.address.name):
+            manager = self.content.sessionManager
+            with contextlib.suppress(vim.fault.NotAuthenticated):
+                if self.read(manager, "currentSession")["currentSession"] is not None:
+                    return
+            manager.Login(self.address.username, self.address.password)
 
     @property
     def content(self) -> Any:

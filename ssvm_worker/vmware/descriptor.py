@@ -11,21 +11,20 @@ from pyVmomi.VmomiJSONEncoder import VmomiJSONEncoder
 
 from .connection import Connection
 from .faults import API_ERRORS, fault_name
-from .ovf import OvfDisk, lists_files
+from .ovf import OvfDisk, OvfFile, lists_files
 from .snapshot import Snapshot
 
 
 def server_descriptor(
-    connection: Connection, vm: Any, snapshot: Snapshot, name: str, disks: Sequence[OvfDisk]
+    connection: Connection, vm: Any, snapshot: Snapshot, disks: Sequence[OvfDisk], beside: Sequence[OvfFile]
 ) -> tuple[str | None, str]:
     """The server's descriptor of the snapshot with our files and their counted sizes; or None, and why there is none.
 
     Never fails: a backup has a descriptor of our own where the server has none, or one that does not name our files.
     """
     params = vim.OvfManager.CreateDescriptorParams(
-        name=name,
         snapshot=connection.object(vim.vm.Snapshot, snapshot.moref),
-        ovfFiles=[_ovf_file(each) for each in disks],
+        ovfFiles=[*(_ovf_file(each) for each in disks), *(_beside(each) for each in beside)],
         includeImageFiles=False,
     )
     try:
@@ -36,7 +35,7 @@ def server_descriptor(
         return None, f"the server failed to write one: {fault_name(error)}"
     if result.error:
         return None, "the server reports: " + "; ".join(fault_name(each) for each in result.error)
-    if not lists_files(result.ovfDescriptor, disks):
+    if not lists_files(result.ovfDescriptor, disks, beside):
         return None, "the server's does not name the stored files with their sizes"
     return result.ovfDescriptor, ""
 
@@ -49,6 +48,10 @@ def _ovf_file(each: OvfDisk) -> Any:
         capacity=each.disk.capacity,
         populatedSize=each.populated,
     )
+
+
+def _beside(each: OvfFile) -> Any:
+    return vim.OvfManager.OvfFile(deviceId=each.lease_key, path=each.name, size=each.size)
 
 
 def config_json(config: Any) -> bytes:

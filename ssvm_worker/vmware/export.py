@@ -26,7 +26,7 @@ class Link:
 
     #: As the lease gives it; its host may be ``*``.
     url: str
-    #: Of the host's certificate, as the lease gives it over the trusted connection; may be empty.
+    #: SHA-1 or SHA-256 of the host's certificate, as vSphere gives it over the trusted connection; may be empty.
     thumbprint: str
     #: Of the vCenter, which stands in where the lease says nothing.
     address: Address

@@ -60,6 +60,16 @@ def config_of(connection: Connection, thing: Any) -> Any:
     return config
 
 
+def host_of(connection: Connection, vm: Any) -> str:
+    """The vCenter's name and the id of the VM's host: what tells an ESXi host from any other."""
+    with translated("Looking for the VM's host", vm._moId):
+        try:
+            host = connection.read(vm, "runtime.host")["runtime.host"]
+        except vmodl.fault.SecurityError:
+            host = None
+    return f"{connection.address.name}:{host._moId if host else '?'}"
+
+
 def read_hardware(config: Any) -> Hardware:
     """The plain values of a VirtualMachineConfigInfo."""
     devices = config.hardware.device

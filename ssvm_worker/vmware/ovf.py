@@ -45,8 +45,19 @@ class OvfDisk:
     lease_key: str
 
 
-def build(hardware: Hardware, disks: Sequence[OvfDisk]) -> bytes:
-    """A descriptor of the VM with just these disks."""
+@dataclass(frozen=True)
+class OvfFile:
+    """A file beside the disks: the firmware's variables."""
+
+    name: str
+    #: Bytes.
+    size: int
+    #: How the lease named it.
+    lease_key: str
+
+
+def build(hardware: Hardware, disks: Sequence[OvfDisk], beside: Sequence[OvfFile] = ()) -> bytes:
+    """A descriptor of the VM with just these disks, and its nvram if that is there."""
     envelope = Xml.Element(_q("Envelope"))
     references = _add(envelope, "References")
     section = _add(envelope, "DiskSection", Info="Virtual disks")
@@ -62,13 +73,19 @@ def build(hardware: Hardware, disks: Sequence[OvfDisk]) -> bytes:
     _add(system, "OperatingSystemSection", attributes={"id": "1"}, Info="Guest").set(
         f"{{{_VMW}}}osType", hardware.guest_id
     )
-    _hardware_section(system, hardware, disks)
+    machine = _hardware_section(system, hardware, disks)
+    for number, it in enumerate(beside, len(disks)):
+        _add(references, "File", attributes={"id": f"file{number}", "href": it.name, "size": str(it.size)})
+        _config(machine, "ExtraConfig", "nvram", f"ovf:/file/file{number}")
     Xml.indent(envelope)
     return _HEAD + Xml.tostring(envelope, encoding="unicode").encode() + b"\n"
 
 
-def lists_files(descriptor: str, disks: Sequence[OvfDisk]) -> bool:
-    """Whether a server's descriptor is well-formed and names just these files with their true sizes."""
+def lists_files(descriptor: str, disks: Sequence[OvfDisk], beside: Sequence[OvfFile] = ()) -> bool:
+    """Whether a server's descriptor is well-formed and names these disks with their true sizes, and nothing unknown.
+
+    It may do without what lies *beside* them.
+    """
     try:
         root = Xml.fromstring(descriptor)  # noqa: S314 - expat resolves no external entity
     except Xml.ParseError:
@@ -77,7 +94,18 @@ def lists_files(descriptor: str, disks: Sequence[OvfDisk]) -> bool:
         (file.get(_q("href")) or file.get("href"), file.get(_q("size")) or file.get("size"))
         for file in root.iter(_q("File"))
     }
-    return found == {(each.name, str(each.size)) for each in disks}
+    needed = {(each.name, str(each.size)) for each in disks}
+    return needed <= found <= needed | {(each.name, str(each.size)) for each in beside}
+
+
+def networks_of(descriptor: str) -> list[str]:
+    """The networks that a descriptor's VM is connected to; none where it cannot be read, which vCenter will say."""
+    try:
+        root = Xml.fromstring(descriptor)  # noqa: S314 - expat resolves no external entity
+    except Xml.ParseError:
+        return []
+    names = (each.get(_q("name")) or each.get("name") for each in root.iter(_q("Network")))
+    return list(dict.fromkeys(name for name in names if name))
 
 
 def checksums(digests: Iterable[tuple[str, str]]) -> bytes:
@@ -85,7 +113,7 @@ def checksums(digests: Iterable[tuple[str, str]]) -> bytes:
     return "".join(f"SHA256({name})= {value}\n" for name, value in digests).encode()
 
 
-def _hardware_section(system: Xml.Element, hardware: Hardware, disks: Sequence[OvfDisk]) -> None:
+def _hardware_section(system: Xml.Element, hardware: Hardware, disks: Sequence[OvfDisk]) -> Xml.Element:
     section = _add(system, "VirtualHardwareSection", Info="Virtual hardware")
     machine = Xml.SubElement(section, _q("System"))
     identity = {"ElementName": "Virtual Hardware Family", "InstanceID": "0", "VirtualSystemType": hardware.version}
@@ -102,9 +130,14 @@ def _hardware_section(system: Xml.Element, hardware: Hardware, disks: Sequence[O
         _item(section, ids.next(), _DISK, each.disk.label, HostResource=f"ovf:/disk/vmdisk{number}", **place)
     for nic in hardware.nics:
         _item(section, ids.next(), _NETWORK, nic.network, Connection=nic.network, ResourceSubType=_nic_type(nic))
-    config = Xml.SubElement(section, f"{{{_VMW}}}Config", {_q("required"): "false"})
-    config.set(f"{{{_VMW}}}key", "firmware")
-    config.set(f"{{{_VMW}}}value", hardware.firmware)
+    _config(section, "Config", "firmware", hardware.firmware)
+    return section
+
+
+def _config(section: Xml.Element, kind: str, key: str, value: str) -> None:
+    config = Xml.SubElement(section, f"{{{_VMW}}}{kind}", {_q("required"): "false"})
+    config.set(f"{{{_VMW}}}key", key)
+    config.set(f"{{{_VMW}}}value", value)
 
 
 class _Ids:

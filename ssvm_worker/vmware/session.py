@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ssvm_worker.stream import Check
@@ -17,13 +18,10 @@ from .descriptor import config_json, server_descriptor
 from .finding import Finding
 from .hardware import Hardware
 from .lease import Lease
-from .ovf import OvfDisk, build
+from .ovf import OvfDisk, OvfFile, build
 from .snapshot import Snapshot
 
-__all__ = ["REMOVE_S", "VM", "Address", "Options", "Session"]
-
-#: Removing a snapshot writes back all that the guest wrote since it was made: hours, on a busy VM.
-REMOVE_S = 12 * 3600.0
+__all__ = ["VM", "Address", "Options", "Session"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,14 @@ class Options:
     lease_delay_s: float = 15.0
     #: Every Nth grain is inflated and its Adler-32 checked; 0 checks the structure only.
     inflate_every: int = 0
+    #: Disks of one VM at once, and disks of one ESXi host at once by all workers.
+    parallel_disks: int = 2
+    per_host: int = 2
+    #: Hours that the removal of a snapshot, and consolidation, may take.
+    remove_hours: float = 12.0
+    #: Bytes that a disk's stream may have in a scratch file for a slow store, and where; None for no file.
+    spill_bytes: int = 0
+    spill_dir: Path | None = None
 
 
 class Session:
@@ -78,10 +84,6 @@ class Session:
         """The VM by managed object id, instance UUID or inventory path; SourceNotFound says what was tried."""
         return VM(self._connection, self.options, inventory.find_vm(self._connection, name))
 
-
-class VM:
-    """A VM of a session."""
-
     def __init__(self, connection: Connection, options: Options, it: Any) -> None:
         self.moref: str = it._moId
         self.options = options
@@ -108,9 +110,24 @@ class VM:
         """Make the job's snapshot; see ``own_snapshot`` first. Quiesced if the guest can."""
         return snapshots.create(self._connection, self._it, job_id, self.options.quiesce)
 
-    def remove_snapshot(self, snapshot: Snapshot, limit_s: float = REMOVE_S) -> None:
-        """Remove it, if the job made it; SourceUnavailable when that takes longer than *limit_s*."""
-        snapshots.remove(self._connection, snapshot, limit_s)
+    def remove_snapshot(self, snapshot: Snapshot, limit_s: float | None = None) -> None:
+        """Remove it, if the job made it.
+
+        SourceUnavailable when that takes longer than *limit_s*, or than remove_hours; vSphere goes on all the same.
+        """
+        snapshots.remove(self._connection, snapshot, limit_s or self.options.remove_hours * 3600)
+
+    def consolidate(self, limit_s: float | None = None) -> None:
+        """Join delta disks that the removal of a snapshot has left, if there are any; raises as ``remove_snapshot``."""
+        snapshots.consolidate(self._connection, self._it, limit_s or self.options.remove_hours * 3600)
+
+    def revive(self) -> None:
+        """Log in again if the session has ended."""
+        self._connection.revive()
+
+    def host(self) -> str:
+        """The id of the ESXi host that runs the VM now, unique in its vCenter; never fails for want of a privilege."""
+        return inventory.host_of(self._connection, self._it)
 
     def read(self, snapshot: Snapshot) -> tuple[Hardware, bytes]:
         """What the VM was made of when the snapshot was taken, and all of its configuration as JSON."""
@@ -119,9 +136,12 @@ class VM:
 
     def export(self, snapshot: Snapshot) -> Lease:
         """A lease, to be entered."""
-        return Lease(self._connection, snapshot, self.options.lease_ready_s)
+        start = snapshots.object_of(self._connection, snapshot).ExportSnapshot
+        return Lease(self._connection, start, snapshot.name, self.options.lease_ready_s)
 
-    def descriptor(self, snapshot: Snapshot, hardware: Hardware, disks: Sequence[OvfDisk]) -> tuple[bytes, str]:
+    def descriptor(
+        self, snapshot: Snapshot, hardware: Hardware, disks: Sequence[OvfDisk], beside: Sequence[OvfFile]
+    ) -> tuple[bytes, str]:
         """The OVF descriptor of the stored disks: the server's, else our own with the reason for that."""
-        text, why = server_descriptor(self._connection, self._it, snapshot, hardware.name, disks)
-        return (text.encode(), "") if text is not None else (build(hardware, disks), why)
+        text, why = server_descriptor(self._connection, self._it, snapshot, disks, beside)
+        return (text.encode(), "") if text is not None else (build(hardware, disks, beside), why)

@@ -94,6 +94,13 @@ def remove(connection: Connection, snapshot: Snapshot, limit_s: float) -> None:
             return
 
 
+def consolidate(connection: Connection, vm: Any, limit_s: float) -> None:
+    """Join delta disks that the removal of a snapshot has left, where vSphere says that there are any."""
+    with translated("Consolidating the disks", vm._moId):
+        if connection.read(vm, "runtime.consolidationNeeded")["runtime.consolidationNeeded"]:
+            connection.finish(vm.ConsolidateVMDisks_Task(), limit_s)
+
+
 def object_of(connection: Connection, snapshot: Snapshot) -> Any:
     """The managed object."""
     return connection.object(vim.vm.Snapshot, snapshot.moref)

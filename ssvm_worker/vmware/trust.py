@@ -34,6 +34,14 @@ def thumbprint(der: bytes, length: int = 64) -> str:
     return hashlib.new(_ALGORITHMS[length], der, usedforsecurity=False).hexdigest()
 
 
+def thumbprint_of(pem: str) -> str:
+    """The SHA-256 thumbprint of a certificate in PEM; empty if it is none."""
+    try:
+        return thumbprint(ssl.PEM_cert_to_DER_cert(pem))
+    except ValueError:
+        return ""
+
+
 def refuse_other(der: bytes | None, pin: str) -> None:
     """Raise PinMismatch unless the certificate has that thumbprint."""
     if der is None or not hmac.compare_digest(thumbprint(der, len(pin)), pin):

@@ -106,7 +106,7 @@ func (m *machine) ConsolidateVMDisksTask(ctx *simulator.Context, _ *types.Consol
 }
 
 func consolidation(needed bool) []types.PropertyChange {
-	return []types.PropertyChange{{Name: "runtime.consolidationNeeded", Val: types.NewBool(needed)}}
+	return []types.PropertyChange{{Name: "runtime.consolidationNeeded", Val: needed}}
 }
 
 // RemoveSnapshotTask leaves disks that need consolidation, where a fault says so.

@@ -1,0 +1,60 @@
+"""What all slots promise."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from ssvm_worker.errors import Cancelled
+from ssvm_worker.slots import Slots
+
+Make = Callable[[], Slots]
+
+
+def give_up(_: float) -> None:
+    """Whoever would have to wait is cancelled."""
+    raise Cancelled("user")
+
+
+class SlotsContract:
+    """The suite; a subclass has the fixture ``make``, which gives slots that share what they hand out."""
+
+    def test_limit(self, make: Make) -> None:
+        """No more than the limit are inside at once, and a cancel ends the wait for a slot."""
+        with ExitStack() as stack:
+            for _ in range(2):
+                stack.enter_context(make().hold("esx1", 2, give_up))
+            with pytest.raises(Cancelled):
+                stack.enter_context(make().hold("esx1", 2, give_up))
+            stack.enter_context(make().hold("esx2", 1, give_up))
+
+    def test_free_again(self, make: Make) -> None:
+        """A slot is free again as soon as its holder has left, also by an error."""
+        with pytest.raises(Cancelled), make().hold("esx1", 1, give_up):
+            raise Cancelled("user")
+        with make().hold("esx1", 1, give_up):
+            pass
+
+    def test_waits(self, make: Make) -> None:
+        """Who waits gets the slot when it is free."""
+        waiting, left = threading.Event(), threading.Event()
+
+        def wait(_: float) -> None:
+            waiting.set()
+            assert left.wait(30)
+
+        def hold() -> None:
+            with make().hold("esx1", 1, wait):
+                got.append(left.is_set())
+
+        got: list[bool] = []
+        with make().hold("esx1", 1, give_up):
+            thread = threading.Thread(target=hold)
+            thread.start()
+            assert waiting.wait(30)
+        left.set()
+        thread.join(30)
+        assert got == [True]

@@ -1,0 +1,224 @@
+"""How disks are fetched: several at once within a host's limit, checked with the lease manifest, past slow stores."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.errors import Permanent, Retryable, SourceUnavailable, StoreUnavailable
+from ssvm_worker.jobs import backup
+from ssvm_worker.jobs.parallel import in_parallel
+from ssvm_worker.manifest import read_manifest
+from ssvm_worker.slots import LocalSlots, Wait
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import read_bytes
+from ssvm_worker.units import KiB, MiB
+from tests.backup_bench import FAST, PREFIX, Bench, assert_whole
+from tests.faults import store_failing, store_stalling
+from tests.servers.vcenter import TestVM, make_vm
+
+
+class Watched(LocalSlots):
+    """Slots that remember how many were held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.now = self.most = 0
+
+    @contextmanager
+    def hold(self, name: str, limit: int, wait: Wait) -> Iterator[None]:
+        with super().hold(name, limit, wait):
+            self.names.add(name)
+            self.now += 1
+            self.most = max(self.most, self.now)
+            yield
+            self.now -= 1
+
+
+def test_at_once(bench: Bench) -> None:
+    """Disks are fetched at once: the second one's bytes come while the first one's are held up."""
+    vm = make_vm(bench.vcenter, 128 * KiB, 128 * KiB, 128 * KiB)
+    bench.vcenter.fault(get={"file": "disk-0.vmdk", "do": "stall", "at": 1000})
+    before = bench.fetches("disk-2.vmdk")
+    runner = threading.Thread(target=bench.run, args=(vm,))
+    runner.start()
+    while bench.fetches("disk-2.vmdk") == before:
+        assert runner.is_alive()
+    bench.vcenter.fault()
+    runner.join(60)
+    assert_whole(bench.primary, *vm.streams)
+
+
+@pytest.mark.parametrize(("disks", "per_host", "expected"), [(3, 1, 1), (1, 3, 1)], ids=["host", "job"])
+def test_limits(bench: Bench, disks: int, per_host: int, expected: int) -> None:
+    """No more disks than the job, and no more than the ESXi host may have, are fetched at once."""
+    vm, slots = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB), Watched()
+    bench.options = dataclasses.replace(FAST, parallel_disks=disks, per_host=per_host)
+    bench.attempt_fields["slots"] = slots
+    bench.run(vm)
+    assert slots.most == expected
+    assert len(slots.names) == 1
+    assert slots.names.pop().startswith("esxi:127.0.0.1:")
+
+
+def test_one_fails(bench: Bench) -> None:
+    """A disk that fails does not stop the others; the next attempt fetches that one alone."""
+    vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB, 64 * KiB)
+    bench.vcenter.fault(get={"file": "disk-0.vmdk", "status": 503})
+    with pytest.raises(SourceUnavailable):
+        backup.run(bench.request(vm), bench.attempt(will_resume=lambda _: True))
+    bench.vcenter.fault()
+    before = [bench.fetches(f"disk-{number}.vmdk") for number in range(4)]
+    bench.run(vm)
+    assert [bench.fetches(f"disk-{number}.vmdk") - before[number] for number in range(4)] == [1, 0, 0, 0]
+    assert_whole(bench.primary, *vm.streams)
+
+
+def failing(error: Exception) -> Callable[[], None]:
+    """A task that raises it."""
+
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(("error", "done"), [(Retryable("x"), [1]), (Permanent("x"), []), (KeyError("x"), [])])
+def test_rest_of_the_tasks(error: Exception, done: list[int]) -> None:
+    """What is not begun is begun after an error that may pass, and not after any other."""
+    seen: list[int] = []
+    with pytest.raises(type(error)):
+        in_parallel(1, [failing(error), lambda: seen.append(1)])
+    assert seen == done
+
+
+def test_gravest_error() -> None:
+    """Of several errors the one that decides on a retry is raised."""
+    with pytest.raises(Permanent):
+        in_parallel(3, [failing(Retryable("x")), failing(Permanent("y"))])
+
+
+MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
+    "SHA-256": ({}, "agreed"),
+    "SHA-1, on a server before 6.7": (
+        {"calls": {"HttpNfcLeaseSetManifestChecksumType": "MethodNotFound"}},
+        "agreed",
+    ),
+    "empty": ({"manifest": "absent"}, "absent"),
+    "not on this server": ({"calls": {"HttpNfcLeaseGetManifest": "MethodNotFound"}}, "absent"),
+    "refused": ({"calls": {"HttpNfcLeaseGetManifest": "InvalidState"}}, "absent"),
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_lease_manifest(bench: Bench, vm: TestVM, name: str) -> None:
+    """The server's own checksum is compared where it has one, and where it has none the backup says so."""
+    fault, expected = MANIFESTS[name]
+    bench.vcenter.fault(**fault)
+    result = bench.run(vm)
+    assert [each["lease_manifest"] for each in result["disks"]] == [expected, expected]
+    assert_whole(bench.primary, *vm.streams)
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha1"])
+def test_lease_manifest_differs(bench: Bench, vm: TestVM, algorithm: str) -> None:
+    """Bytes that are not those which the server says it sent are no backup."""
+    calls = {"HttpNfcLeaseSetManifestChecksumType": "MethodNotFound"} if algorithm == "sha1" else {}
+    bench.vcenter.fault(manifest="wrong", calls=calls)
+    error = bench.fail(vm)
+    assert isinstance(error, SourceUnavailable)
+    assert "digest" in error.what
+    assert not bench.left()
+
+
+def test_certificate(bench: Bench, vm: TestVM) -> None:
+    """A lease that gives the host's certificate itself is believed over its thumbprint."""
+    bench.vcenter.fault(thumbprint="AB:" * 19 + "AB", certificate=bench.vcenter.ca_file.read_text())
+    bench.run(vm)
+    assert_whole(bench.primary, *vm.streams)
+
+
+def test_nvram(bench: Bench) -> None:
+    """The firmware's variables are stored where the lease has them, and the OVF and the .mf name them."""
+    vm = make_vm(bench.vcenter, 64 * KiB, nvram=b"variables" * 1000)
+    bench.run(vm)
+    assert read_bytes(bench.primary, f"{PREFIX}/b1.nvram") == b"variables" * 1000
+    assert b'href="b1.nvram"' in read_bytes(bench.primary, f"{PREFIX}/b1.ovf")
+    assert b"SHA256(b1.nvram)" in read_bytes(bench.primary, f"{PREFIX}/b1.mf")
+    assert_whole(bench.primary, *vm.streams)
+
+
+def test_nvram_fails(bench: Bench) -> None:
+    """Firmware variables that cannot be had do not cost the backup, which says that it is without them."""
+    vm = make_vm(bench.vcenter, 64 * KiB, nvram=b"variables")
+    bench.vcenter.fault(get={"file": f"{vm.machine.id}.nvram", "status": 503})
+    result = bench.run(vm)
+    assert "nvram" in result["remarks"][0]
+    assert_whole(bench.primary, *vm.streams)
+
+
+def test_change_ids(bench: Bench) -> None:
+    """Where changed block tracking stood is kept with each disk."""
+    vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, change_id="52 de ad be/7")
+    assert [each["change_id"] for each in bench.run(vm)["disks"]] == ["52 de ad be/7"] * 2
+    manifest = read_manifest(bench.primary, bench.request(vm).artifact)
+    assert {each.facts["change_id"] for each in manifest.entries if each.role == "disk"} == {"52 de ad be/7"}
+
+
+def test_consolidation(bench: Bench, vm: TestVM) -> None:
+    """Deltas that the removal of the snapshot leaves are joined; where that fails it does not count as removed."""
+    before = bench.vcenter.state()["calls"].get("ConsolidateVMDisks_Task", 0)
+    bench.run(vm, id="b0")
+    assert bench.vcenter.state()["calls"].get("ConsolidateVMDisks_Task", 0) == before
+    bench.vcenter.fault(consolidate=True)
+    assert bench.run(vm)["snapshot_removed"] is True
+    assert bench.vcenter.state()["calls"]["ConsolidateVMDisks_Task"] == before + 1
+    bench.vcenter.fault(consolidate=True, calls={"ConsolidateVMDisks_Task": "FileLocked"})
+    assert bench.run(vm, id="b2")["snapshot_removed"] is False
+
+
+def test_slow_secondary(bench: Bench, tmp_path: Path) -> None:
+    """A secondary that stays too slow is owed the backup; the lease, and the primary, do not wait for it."""
+    vm = make_vm(bench.vcenter, 24 * MiB)
+    inner = bench.archive
+    bench.archive, stall = store_stalling(inner, after=0)
+    bench.options = dataclasses.replace(FAST, spill_dir=tmp_path, spill_bytes=2 * MiB)
+    result = bench.run(vm, stores=["primary", "archive"])
+    stall.released.set()
+    bench.archive = inner
+    assert "too slow" in result["owed"]["archive"]["what"]
+    assert_whole(bench.primary, *vm.streams)
+
+
+def test_slow_for_a_while(bench: Bench, tmp_path: Path) -> None:
+    """A store that is slow for a while gets what was spilled, and the lease has ended long before."""
+    vm = make_vm(bench.vcenter, 24 * MiB)
+    inner = bench.primary
+    bench.primary, stall = store_stalling(inner, after=0)
+    bench.options = dataclasses.replace(FAST, spill_dir=tmp_path, spill_bytes=60 * MiB)
+    before = bench.fetches("disk-0.vmdk")
+    runner = threading.Thread(target=bench.run, args=(vm,))
+    runner.start()
+    while bench.fetches("disk-0.vmdk") == before or bench.vcenter.state()["gets"][-1]["bytes"] < len(vm.streams[0]):
+        assert runner.is_alive()
+    stall.released.set()
+    runner.join(60)
+    bench.primary = inner
+    assert_whole(bench.primary, *vm.streams)
+    assert not list(tmp_path.iterdir())
+
+
+def test_primary_fails_behind_the_spill(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
+    """An error of the primary comes out though it was met behind the scratch file."""
+    bench.primary = store_failing(MemoryStore("primary"), after=100 * KiB)
+    bench.options = dataclasses.replace(FAST, spill_dir=tmp_path, spill_bytes=2 * MiB)
+    with pytest.raises(StoreUnavailable, match="by request"):
+        bench.run(vm)
+    bench.primary = MemoryStore("primary")

@@ -1,0 +1,75 @@
+"""Slots of one process, and those that all workers share."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+
+import pytest
+
+from ssvm_worker.ledger.slots import SharedSlots
+from ssvm_worker.slots import LocalSlots
+from tests.contracts.slots import Make, SlotsContract, give_up
+from tests.servers.broker import Broker
+
+
+class TestLocal(SlotsContract):
+    """In this process."""
+
+    @pytest.fixture
+    def make(self) -> Make:
+        """The same slots each time."""
+        slots = LocalSlots()
+        return lambda: slots
+
+
+class TestShared(SlotsContract):
+    """Behind one broker."""
+
+    @pytest.fixture
+    def make(self, broker: Broker) -> Make:
+        """Another worker's each time."""
+        return lambda: SharedSlots(broker.url, prefix=broker.prefix, claim_s=60)
+
+
+def hold_for_ever(url: str, prefix: str, held: object) -> None:
+    """A worker that holds a slot until it is killed."""
+    with SharedSlots(url, prefix=prefix, claim_s=0.5).hold("esx1", 1, give_up):
+        held.set()  # type: ignore[attr-defined]
+        time.sleep(60)
+
+
+def test_killed(broker: Broker) -> None:
+    """The slot of a worker that is killed is free again in a moment; until then it is kept."""
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    worker = context.Process(target=hold_for_ever, args=(broker.url, broker.prefix, held))
+    worker.start()
+    assert held.wait(60)
+    mine, tries = SharedSlots(broker.url, prefix=broker.prefix), list[float]()
+
+    def wait(seconds: float) -> None:
+        if not tries:
+            worker.kill()
+        tries.append(seconds)
+        time.sleep(0.05)
+
+    with mine.hold("esx1", 1, wait):
+        assert tries
+    worker.join()
+
+
+def test_renewed(broker: Broker) -> None:
+    """A slot is kept for longer than a claim lasts, as long as its holder lives."""
+    with broker.client() as client, SharedSlots(broker.url, prefix=broker.prefix, claim_s=0.4).hold("e", 1, give_up):
+        key = f"{broker.prefix}ssvm.slots:e"
+        first = client.zrange(key, 0, -1, withscores=True)
+        while (now := client.zrange(key, 0, -1, withscores=True)) == first:
+            pass
+        assert now[0][1] > first[0][1] + 0.01
+
+
+def test_broker_away() -> None:
+    """While the broker is away nobody gets a slot, and a cancel is heard."""
+    with pytest.raises(Exception, match="Cancelled"), SharedSlots("redis://127.0.0.1:1/0").hold("e", 1, give_up):
+        pass
