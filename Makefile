@@ -43,7 +43,7 @@ unit: install go ## unit, contract and house tests: about a minute; ARGS='-k nam
 e2e: install go ## real processes, a real broker, kill -9: minutes
 	$(PYTEST) -m e2e $(ARGS)
 
-bench: install ## compare with curl, aria2, s5cmd and rclone, side by side
+bench: install go ## compare with curl, aria2, s5cmd, rclone and govc, side by side
 	$(BIN)/python -m tests.bench $(ARGS)
 
 format: install ## mend what ruff can mend

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssvm_worker.units import GiB, KiB, MiB
 
-from . import connections, download, memory, report, upload
+from . import backup, connections, download, memory, report, upload
 from .contest import Broken, Row
 
 _UNITS = {"": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB}
@@ -24,6 +24,7 @@ BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
     "download": (download.bench, (2 * GiB,)),
     "connections": (connections.bench, (GiB,)),
     "upload": (upload.bench, (GiB,)),
+    "backup": (backup.bench, (512 * MiB,)),
     "memory": (memory.bench, (GiB, 20 * GiB)),
 }
 

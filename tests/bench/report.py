@@ -50,7 +50,7 @@ def machine(runs: int) -> str:
         f"{len(os.sched_getaffinity(0))} cores of {_processor()}, {human_size(memory)} of memory, all files in memory",
         f"Load average at the end {os.getloadavg()[0]:.1f}, both sides at nice {os.getpriority(os.PRIO_PROCESS, 0)}",
         f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, {_openssl()}",
-        ", ".join(filter(None, map(_version, _PEERS))),
+        ", ".join(filter(None, [*map(_version, _PEERS), _govc()])),
     ]
     return ". ".join(facts) + "."
 
@@ -73,6 +73,12 @@ _PEERS: tuple[tuple[str, list[str]], ...] = (
     ("s5cmd", [str(s5cmd() or "s5cmd"), "version"]),
     ("rclone", [str(_BESIDE / "rclone"), "version"]),
 )
+
+
+def _govc() -> str:
+    """It is built from what the module file names."""
+    match = re.search(r"govmomi v([\d.]+)", (Path(__file__).parent / "govc/go.mod").read_text())
+    return f"govc {match[1]}" if match else ""
 
 
 def _version(peer: tuple[str, list[str]]) -> str:
