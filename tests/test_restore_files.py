@@ -22,6 +22,7 @@ from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Store
 from ssvm_worker.units import KiB, MiB
+from tests import grain_bench
 from tests.attempts import attempt
 from tests.backups import BACKUP, content, store_backup
 from tests.faults import store_failing, store_failing_commit
@@ -78,6 +79,32 @@ def test_s3_to_s3(s3_server: S3Server, tmp_path: Path, format_: str) -> None:
 
     (tmp_path / "made").write_bytes(b"".join(there.reader(f"{PLACE}/r1.{format_}").open()))
     assert_same_disk(tmp_path / "made", format_, source(tmp_path, 0))
+
+
+@pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
+def test_incremental_backup(tmp_path: Path, format_: str) -> None:
+    """A backup that shares its grains with an earlier one restores alone, in any format."""
+    store = FileStore("primary", tmp_path)
+    first = grain_bench.disk(20)
+    second = grain_bench.changed(first, 3, 8) + bytes(512)
+    grain_bench.back_up(store, "b0", first)
+    grain_bench.back_up(store, "b1", second)
+    (tmp_path / "source").write_bytes(second)
+
+    restore.run(asked(format=format_), attempt(store))
+
+    assert_same_disk(tmp_path / PLACE / f"r1.{format_}", format_, tmp_path / "source")
+
+
+def test_damaged_incremental_backup(tmp_path: Path) -> None:
+    """Damage to a pack of grains leaves nothing at the target."""
+    store = FileStore("primary", tmp_path)
+    grain_bench.back_up(store, "b1", grain_bench.disk(20))
+    _flip(tmp_path / grain_bench.packs(store)[0], 200_000)
+
+    fail(asked(format="raw"), attempt(store), CorruptImage)
+
+    assert left(store) == []
 
 
 def test_template(store: FileStore, tmp_path: Path) -> None:

@@ -170,9 +170,9 @@ class VCenterSimulator:
         self._call("POST", "/control/faults", faults)
 
     def state(self) -> dict[str, Any]:
-        """``snapshots`` (names), ``leases`` (id: state, renewals, percent), ``calls`` (method: count), ``gets``."""
+        """``snapshots`` (names), ``leases`` (id: state, renewals, percent), ``calls`` (method: count), gets, puts."""
         state: dict[str, Any] = json.loads(self._call("GET", "/control/state"))
-        return {key: state[key] or ([] if key in ("snapshots", "gets") else {}) for key in state}
+        return {key: state[key] or ([] if key in ("snapshots", "gets", "puts") else {}) for key in state}
 
     def _call(self, method: str, path: str, body: Any = None) -> bytes:
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()

@@ -9,10 +9,12 @@ from pydantic import Field, field_validator, model_validator
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.keys import Artifact, check_name
 from ssvm_worker.manifest import discard as discard_artifact
+from ssvm_worker.vmware.place import Place
 
 from .attempt import Attempt
 from .request import ArtifactRequest
 from .restorefiles import FileTarget, restore_files
+from .restorevm import remove_leftover, restore_vm
 from .stored import StoredDisk, listed, read_backup, select_disk
 
 _TARGETS = ("vcenter", "template", "directory")
@@ -82,6 +84,11 @@ class Request(ArtifactRequest):
         return Artifact.of_prefix(self.directory or "")
 
     @property
+    def place(self) -> Place:
+        """Where a new VM goes."""
+        return Place(self.name, self.folder, self.pool, self.datastore, self.networks)
+
+    @property
     def targets(self) -> list[str]:
         """The stores that it goes to."""
         return list(dict.fromkeys(self.stores or [self.store]))
@@ -96,12 +103,17 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     """Make the target whole, or leave nothing of it: what is read is verified before it is committed."""
     attempt.progress.start("reading the backup")
     disks = read_backup(attempt, attempt.store(request.store), request.artifact)
+    if request.vcenter:
+        return restore_vm(request.vcenter, request.place, attempt, disks)
     target = FileTarget(request.target, request.format, request.name, request.targets)
     return restore_files(target, attempt, _chosen(request, disks))
 
 
 def discard(request: Request, attempt: Attempt) -> None:
     """Remove what failed attempts have left."""
+    if request.vcenter:
+        remove_leftover(request.vcenter, request.place, attempt)
+        return
     for name in request.targets:
         discard_artifact(attempt.store(name), request.target)
 

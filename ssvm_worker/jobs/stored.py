@@ -63,6 +63,11 @@ class StoredDisk:
         return self.manifest.artifact.key(self.entry.name)
 
     @property
+    def file(self) -> str:
+        """What the OVF descriptor calls its file."""
+        return f"{self.entry.name.rpartition('.')[0]}.vmdk"
+
+    @property
     def size(self) -> int | None:
         """Bytes of its streamOptimized VMDK; None where that is made anew, of grains."""
         return None if self._in_grains else self.entry.size

@@ -14,11 +14,13 @@ from . import inventory, preflight
 from . import snapshot as snapshots
 from .address import Address
 from .connection import Connection
+from .deploy import Import
 from .descriptor import config_json, server_descriptor
 from .finding import Finding
 from .hardware import Hardware
 from .lease import Lease
 from .ovf import OvfDisk, OvfFile, build
+from .place import Place
 from .snapshot import Snapshot
 
 __all__ = ["VM", "Address", "Options", "Session"]
@@ -83,6 +85,14 @@ class Session:
     def find_vm(self, name: str) -> VM:
         """The VM by managed object id, instance UUID or inventory path; SourceNotFound says what was tried."""
         return VM(self._connection, self.options, inventory.find_vm(self._connection, name))
+
+    def deploy(self, place: Place, job_id: str) -> Import:
+        """A VM to be made at that place, to be entered."""
+        return Import(self._connection, place, job_id, self.options.lease_ready_s)
+
+
+class VM:
+    """A VM of a session."""
 
     def __init__(self, connection: Connection, options: Options, it: Any) -> None:
         self.moref: str = it._moId

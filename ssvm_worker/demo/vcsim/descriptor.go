@@ -60,13 +60,16 @@ func reported(name string) []types.LocalizedMethodFault {
 }
 
 const envelope = `<?xml version="1.0" encoding="UTF-8"?>
-<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
+<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1" xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData">
   <References>%s
   </References>
   <DiskSection><Info>Virtual disks</Info>%s
   </DiskSection>
+  <NetworkSection><Info>Networks</Info><Network ovf:name="VM Network"/></NetworkSection>
   <VirtualSystem ovf:id="%s"><Info>A virtual machine</Info>
     <AnnotationSection><Info>Made by the simulator</Info><Annotation>of %s</Annotation></AnnotationSection>
+    <VirtualHardwareSection><Info>Virtual hardware</Info><System/>%s
+    </VirtualHardwareSection>
   </VirtualSystem>
 </Envelope>
 `
@@ -76,13 +79,14 @@ func descriptor(params types.OvfCreateDescriptorParams, name, of string, devices
 	for number, file := range params.OvfFiles {
 		fmt.Fprintf(&files, "\n    <File ovf:id=\"file%d\" ovf:href=\"%s\" ovf:size=\"%d\"/>",
 			number, html.EscapeString(file.Path), file.Size)
-		fmt.Fprintf(&disks, "\n    <Disk ovf:diskId=\"vmdisk%d\" ovf:fileRef=\"file%d\" ovf:capacity=\"%d\"/>",
+		fmt.Fprintf(&disks, "\n    <Disk ovf:diskId=\"vmdisk%d\" ovf:fileRef=\"file%d\" ovf:capacity=\"%d\" ovf:capacityAllocationUnits=\"byte\"/>",
 			number, number, capacity(file, devices))
 	}
 	if params.Name != "" {
 		name = params.Name
 	}
-	return fmt.Sprintf(envelope, files.String(), disks.String(), html.EscapeString(name), of)
+	return fmt.Sprintf(envelope, files.String(), disks.String(), html.EscapeString(name), of,
+		hardware(params.OvfFiles, devices))
 }
 
 // capacity is the file's own where it is given, else that of the disk whose place its device id ends in.

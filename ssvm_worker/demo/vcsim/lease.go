@@ -35,6 +35,8 @@ type lease struct {
 	it     *simulator.HttpNfcLease
 	chosen map[string]string
 	sent   map[string]*sums
+	// undo removes the VM that an import has made.
+	undo func()
 }
 
 // snapshot is a snapshot whose export behaves as a real host's: true thumbprint and keys, and a lease that can expire.
@@ -75,7 +77,7 @@ func (s *snapshot) dress(it *simulator.HttpNfcLease, now faults) {
 		if each.TargetId == now.Omit {
 			continue
 		}
-		each.SslThumbprint = s.world.thumbprint
+		each.SslThumbprint, each.SslCertificate = s.world.thumbprint, now.Certificate
 		if now.Thumbprint != nil {
 			each.SslThumbprint = *now.Thumbprint
 		}
@@ -150,6 +152,7 @@ func (w *world) watch(ctx *simulator.Context, it *simulator.HttpNfcLease, now fa
 		}
 		w.mu.Unlock()
 		if open {
+			w.undo(it.Self.Value)
 			change(own, it, types.HttpNfcLeaseStateError, new(types.Timedout))
 		}
 	}

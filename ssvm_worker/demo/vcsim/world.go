@@ -44,14 +44,17 @@ type faults struct {
 	LeaseTimeout int32 `json:"lease_timeout"`
 	// Thumbprint replaces the one that the lease gives.
 	Thumbprint *string `json:"thumbprint"`
+	// Certificate is the host's in PEM, which leases give since 9.0.
+	Certificate string `json:"certificate"`
 	// AnyHost puts "*" for the host of the URLs, as a standalone ESXi does.
 	AnyHost bool `json:"any_host"`
 	// PlainKeys names devices as govmomi does (disk:0), not as the real product (ParaVirtualSCSIController0:0).
 	PlainKeys bool `json:"plain_keys"`
 	// Omit is a file that the lease does not list.
 	Omit string `json:"omit"`
-	// Get goes wrong when a disk is fetched.
+	// Get goes wrong when a disk is fetched, Put when one is uploaded.
 	Get *getFault `json:"get"`
+	Put *getFault `json:"put"`
 }
 
 // getFault spoils the data stream of one file, or of all of them.
@@ -65,7 +68,7 @@ type getFault struct {
 	// NeedsCookie answers 403 to a GET without the session's cookie.
 	NeedsCookie bool `json:"needs_cookie"`
 	// Do is done when At bytes have been sent: cut the connection, end the body properly, stall, expire the lease;
-	// or logout, restart, delete, unsnap (see strike), and then cut, but for logout, which lets the data go on.
+	// or logout, restart, delete, unsnap, migrate (see strike), and then cut, but for logout, which lets the data go on.
 	Do string `json:"do"`
 	At int64  `json:"at"`
 }
@@ -85,6 +88,7 @@ type world struct {
 	leases map[string]*lease
 	calls  map[string]int
 	gets   []get
+	puts   []put
 	// sessions are the keys of those that made a call.
 	sessions map[string]bool
 	// nvram is the content of each VM's, by the VM's id.
@@ -140,6 +144,9 @@ func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.
 	}
 	w.stepInto(ctx, method)
 	if method.This.Type == "HttpNfcLease" {
+		if method.Name == "HttpNfcLeaseAbort" {
+			w.undo(method.This.Value)
+		}
 		return nil, w.leaseCall(method)
 	}
 	return nil, nil
@@ -160,6 +167,12 @@ func (w *world) stepInto(ctx *simulator.Context, method *simulator.Method) {
 		w.checkLease(ctx, method.This)
 	}
 	switch it := ctx.Map.Get(method.This).(type) {
+	case *simulator.ResourcePool:
+		if method.Name == "ImportVApp" {
+			ctx.Session.Registry.Put(&pool{it, w})
+		} else {
+			ctx.Session.Registry.Remove(ctx, method.This)
+		}
 	case *simulator.VirtualMachineSnapshot:
 		if method.Name == "ExportSnapshot" || method.Name == "RemoveSnapshot_Task" {
 			ctx.Session.Registry.Put(&snapshot{it, w})
@@ -167,9 +180,10 @@ func (w *world) stepInto(ctx *simulator.Context, method *simulator.Method) {
 			ctx.Session.Registry.Remove(ctx, method.This)
 		}
 	case *simulator.VirtualMachine:
-		if method.Name == "CreateSnapshotEx_Task" || method.Name == "ConsolidateVMDisks_Task" {
+		switch method.Name {
+		case "CreateSnapshotEx_Task", "ConsolidateVMDisks_Task", "QueryChangedDiskAreas":
 			ctx.Session.Registry.Put(&machine{it, w})
-		} else {
+		default:
 			ctx.Session.Registry.Remove(ctx, method.This)
 		}
 	}
@@ -196,8 +210,11 @@ func (w *world) handler(next http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", w.hanging(next))
 	mux.HandleFunc("GET /nfc/", w.serveData)
+	mux.HandleFunc("PUT /nfc/", w.takeData)
+	mux.HandleFunc("POST /nfc/", w.takeData)
 	mux.HandleFunc("POST /control/faults", w.setFaults)
 	mux.HandleFunc("POST /control/machines", w.addMachine)
+	mux.HandleFunc("POST /control/changes", w.addChanges)
 	mux.HandleFunc("GET /control/state", w.state)
 	return mux
 }
@@ -234,7 +251,7 @@ func (w *world) state(rw http.ResponseWriter, _ *http.Request) {
 		leases[id] = map[string]any{"state": each.outcome, "renewals": each.renewals, "percent": each.percent}
 	}
 	_ = json.NewEncoder(rw).Encode(map[string]any{
-		"snapshots": names, "leases": leases, "calls": w.calls, "gets": w.gets,
+		"snapshots": names, "leases": leases, "calls": w.calls, "gets": w.gets, "puts": w.puts,
 	})
 }
 

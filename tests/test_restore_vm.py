@@ -1,0 +1,277 @@
+"""A backup restored as a new VM on a real vCenter API: the VM holds what was backed up, or there is no VM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.demo.simulator import VCenterSimulator
+from ssvm_worker.errors import (
+    Cancelled,
+    ChecksumMismatch,
+    InvalidRequest,
+    LeaseLost,
+    Retryable,
+    SourceDenied,
+    SourceNotFound,
+    SourceUnavailable,
+    WorkerError,
+)
+from ssvm_worker.jobs import restore
+from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.stores import open_store
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import Store, read_bytes
+from ssvm_worker.units import KiB, MiB
+from ssvm_worker.vmware.session import Options, Session
+from tests.backup_bench import Bench
+from tests.backups import BACKUP, content, store_backup
+from tests.faults import store_corrupting
+from tests.servers.s3 import S3Server
+from tests.servers.vcenter import TestVM, address_of, doors
+
+DISKS = [content(1 * MiB, seed=1), content(768 * KiB, seed=2)]
+PLACE = {"vcenter": "vc1", "name": "restored", "pool": "DC0_C0"}
+
+
+def asked(**fields: Any) -> restore.Request:
+    """A request for a new VM."""
+    return parse_request(restore.Request, {"account": "acme", "volume": "vol1", "id": "b1"} | PLACE | fields, "restore")
+
+
+class Restores:
+    """A vCenter, and a store with a backup."""
+
+    def __init__(self, vcenter: VCenterSimulator) -> None:
+        self.vcenter = vcenter
+        self.store: Store = MemoryStore("primary")
+        self.options = Options(lease_ready_s=60)
+        self.address: dict[str, Any] = {}
+
+    def attempt(self, **given: Any) -> Attempt:
+        door = doors(self.vcenter, options=self.options, **self.address)
+        return Attempt(given.pop("job_id", "job-1"), {self.store.name: self.store}, door, **given)
+
+    def find(self, name: str = "restored") -> str:
+        """The id of the VM of that name; empty if there is none."""
+        with Session(address_of(self.vcenter)) as session:
+            try:
+                return session.find_vm(f"/DC0/vm/{name}").moref
+            except SourceNotFound:
+                return ""
+
+    def fail(self, **fields: Any) -> WorkerError:
+        """The error of one attempt, of which no VM and no lease may be left."""
+        with pytest.raises(WorkerError) as caught:
+            restore.run(asked(**fields), self.attempt())
+        assert not self.find()
+        assert "open" not in {lease["state"] for lease in self.vcenter.state()["leases"].values()}
+        return caught.value
+
+
+@pytest.fixture
+def restores(vcenter: VCenterSimulator) -> Iterator[Restores]:
+    """A healthy vCenter without our VM before and after each test, and a backup of two disks."""
+    it = Restores(vcenter)
+    store_backup(it.store, *DISKS)
+    yield it
+    vcenter.fault()
+    restore.discard(asked(), it.attempt())
+    assert not it.find()
+
+
+def test_backed_up_again(restores: Restores, bench: Bench, vm: TestVM) -> None:
+    """What is restored from a backup, and backed up again, is the same to the last byte."""
+    bench.run(vm)
+    restores.store = bench.primary
+    made = restore.run(asked(), restores.attempt())
+    bench.run(vm, vm=made["vm"], id="b2")
+    for number, stream in enumerate(vm.streams):
+        assert read_bytes(bench.primary, f"snapshots/acme/vol1/b2/b2-disk{number}.vmdk") == stream
+    assert [each["confirmed"] for each in made["files"]] == [True, True]
+
+
+def test_from_s3(restores: Restores, s3_server: S3Server) -> None:
+    """A backup in a bucket goes straight to the host, with its length said beforehand."""
+    keys = {"endpoint": s3_server.endpoint, "access_key": s3_server.access_key, "secret_key": s3_server.secret_key}
+    restores.store = open_store("primary", f"s3://{s3_server.make_bucket()}", **keys)
+    manifest = store_backup(restores.store, *DISKS)
+    restore.run(asked(), restores.attempt())
+    sizes = [each.size for each in manifest.entries if each.role == "disk"]
+    puts = restores.vcenter.state()["puts"][-2:]
+    assert [(each["length"], each["bytes"]) for each in puts] == [(size, size) for size in sizes]
+
+
+def test_standalone_host(esx: VCenterSimulator) -> None:
+    """A standalone ESXi host takes a VM as well; it is the only place there is, so none need be named."""
+    store = MemoryStore("primary")
+    store_backup(store, DISKS[0])
+    trying = Attempt("job-1", {"primary": store}, doors(esx, options=Options()))
+    made = restore.run(asked(pool=None), trying)
+    with Session(address_of(esx)) as session:
+        assert session.find_vm(made["vm"]).hardware().disks[0].capacity == len(DISKS[0])
+    restore.discard(asked(pool=None), trying)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        pytest.param({"pool": None}, "There are: DC0_C0.*DC0_H0", id="no pool where there are several"),
+        pytest.param({"pool": "fast"}, "no resource pool 'fast'.*DC0_H0", id="unknown pool"),
+        pytest.param({"folder": "attic"}, "no VM folder 'attic'.*vm", id="unknown folder"),
+        pytest.param({"datastore": "nvme"}, "no datastore 'nvme'.*LocalDS_0", id="unknown datastore"),
+        pytest.param({"networks": {"VM Network": "dmz"}}, "no network 'dmz'.*DC0_DVPG0", id="unknown network"),
+        pytest.param({"networks": {"lan": "VM Network"}}, "no network 'lan'.*VM Network", id="a network it has not"),
+    ],
+)
+def test_unknown_places(restores: Restores, fields: dict[str, Any], said: str) -> None:
+    """A place that is not there is refused before anything is made, with a list of those there are."""
+    before = restores.vcenter.state()["calls"].get("ImportVApp", 0)
+    with pytest.raises(InvalidRequest, match=said):
+        restore.run(asked(**fields), restores.attempt())
+    assert restores.vcenter.state()["calls"].get("ImportVApp", 0) == before
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"pool": "DC0_C0/Resources", "datastore": "LocalDS_0"}, id="names"),
+        pytest.param({"folder": "/DC0/vm"}, id="path of the folder"),
+        pytest.param({"networks": {"VM Network": "DC0_DVPG0"}}, id="another network"),
+    ],
+)
+def test_known_places(restores: Restores, fields: dict[str, Any]) -> None:
+    """Folder, pool, datastore and networks are found by their names."""
+    assert restore.run(asked(**fields), restores.attempt())["vm"] == restores.find()
+
+
+def test_name_is_taken(restores: Restores, vm: TestVM) -> None:
+    """A VM that is there already, and not ours, is never touched."""
+    name = vm.machine.path.rpartition("/")[2]
+    with pytest.raises(InvalidRequest, match="already"):
+        restore.run(asked(name=name), restores.attempt())
+    restore.discard(asked(name=name), restores.attempt())
+    assert restores.find(name) == vm.machine.id
+
+
+def test_one_that_another_job_made(restores: Restores) -> None:
+    """A VM that another restore has made is somebody's by now."""
+    made = restore.run(asked(), restores.attempt())
+    with pytest.raises(InvalidRequest, match="already"):
+        restore.run(asked(), restores.attempt(job_id="job-2"))
+    assert restores.find() == made["vm"]
+
+
+SIZE = 599_040  # of the first disk's stream
+FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
+    "the upload is cut at its first byte": ({"put": {"do": "cut", "at": 0}}, SourceUnavailable),
+    "the upload is cut in the middle": ({"put": {"do": "cut", "at": 300_000}}, SourceUnavailable),
+    "the upload is cut in its last sector": ({"put": {"do": "cut", "at": SIZE - 100}}, SourceUnavailable),
+    "the second upload is cut": ({"put": {"file": "disk-1.vmdk", "do": "cut", "at": 1}}, SourceUnavailable),
+    "the lease expires in the middle": ({"put": {"do": "expire", "at": 300_000}}, Retryable),
+    "status 503": ({"put": {"status": 503}}, SourceUnavailable),
+    "status 404": ({"put": {"status": 404}}, Retryable),
+    "the host's manifest says something else": ({"manifest": "wrong"}, SourceUnavailable),
+    "the lease ends in an error": ({"lease_error": "Timedout"}, LeaseLost),
+    "no privilege to import": ({"calls": {"ImportVApp": "NoPermission"}}, SourceDenied),
+    "the OVF is not judged": ({"calls": {"CreateImportSpec": "RuntimeFault"}}, SourceUnavailable),
+    "the lease cannot be completed": ({"calls": {"HttpNfcLeaseComplete": "Timedout"}}, LeaseLost),
+    "the host shows another certificate": ({"thumbprint": "11:" * 19 + "11"}, SourceDenied),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults(restores: Restores, name: str) -> None:
+    """An import that goes wrong leaves no VM and no lease."""
+    fault, expected = FAULTS[name]
+    restores.vcenter.fault(**fault)
+    assert isinstance(restores.fail(), expected)
+
+
+def test_never_ready(restores: Restores) -> None:
+    """A lease that never gets ready is given up, and the VM with it."""
+    restores.options = Options(lease_ready_s=1)
+    restores.vcenter.fault(never_ready=True)
+    assert isinstance(restores.fail(), LeaseLost)
+
+
+def test_again_after_a_fault(restores: Restores) -> None:
+    """The attempt after a failed one makes the VM."""
+    restores.vcenter.fault(put={"file": "disk-1.vmdk", "do": "cut", "at": 100, "times": 1})
+    with pytest.raises(SourceUnavailable):
+        restore.run(asked(), restores.attempt())
+    assert restore.run(asked(), restores.attempt(number=2))["vm"] == restores.find()
+
+
+def test_damaged_backup(restores: Restores) -> None:
+    """Damage to the second disk is noticed on the way, and there is no VM with a wrong disk."""
+    restores.store = MemoryStore("primary")
+    store_backup(store_corrupting(restores.store, at=100_000, chosen=lambda key: "disk1" in key), *DISKS)
+    assert isinstance(restores.fail(), ChecksumMismatch)
+
+
+def test_cancelled(restores: Restores) -> None:
+    """A cancel while the host takes nothing ends the job, and the VM goes."""
+    restores.vcenter.fault(put={"do": "stall", "at": 300_000})
+    puts = len(restores.vcenter.state()["puts"])
+    trying = restores.attempt()
+    trying.stop_reason = lambda: "user" if len(restores.vcenter.state()["puts"]) > puts else None
+    with pytest.raises(Cancelled):
+        restore.run(asked(), trying)
+    assert not restores.find()
+
+
+#: One attempt in a process of its own, with the fields that it is given.
+WORKER = """
+import json, pathlib, sys
+from types import SimpleNamespace
+from ssvm_worker.jobs import restore
+from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.vmware.session import Address, Session
+given = json.loads(sys.argv[1])
+door = SimpleNamespace(vcenter=lambda name, check: Session(Address(**given["address"]), check))
+store = FileStore("primary", pathlib.Path(given["directory"]))
+restore.run(restore.Request(**given["request"]), Attempt("job-1", {"primary": store}, door))
+"""
+
+
+def test_killed(restores: Restores, tmp_path: Path) -> None:
+    """What a killed worker has left, a VM with half a disk, is removed by the next attempt, which makes it anew."""
+    vcenter = restores.vcenter
+    restores.store = FileStore("primary", tmp_path)
+    store_backup(restores.store, *DISKS)
+    vcenter.fault(put={"file": "disk-1.vmdk", "do": "stall", "at": 100_000})
+    puts = len(vcenter.state()["puts"])
+    address = {"host": vcenter.host, "port": vcenter.port, "ca_file": str(vcenter.ca_file)}
+    login = {"username": vcenter.username, "password": vcenter.password}
+    given = {"address": address | login, "directory": str(tmp_path), "request": asked().model_dump()}
+    with subprocess.Popen([sys.executable, "-c", WORKER, json.dumps(given)]) as worker:
+        while len(vcenter.state()["puts"]) < puts + 2:
+            assert worker.poll() is None
+        worker.kill()
+    half = restores.find()
+    assert half
+    vcenter.fault()
+    made = restore.run(asked(), restores.attempt(number=2))
+    assert made["vm"] == restores.find() != half
+
+
+def test_missing_descriptor(restores: Restores) -> None:
+    """A backup whose OVF does not name its disks cannot become a VM, and says what the backup has."""
+    other = restores.store
+    restores.store = MemoryStore("primary")
+    manifest = store_backup(restores.store, DISKS[0], artifact=BACKUP)
+    assert manifest.entry("b1.ovf") is not None
+    restores.store.delete(BACKUP.key("b1.ovf"))
+    with pytest.raises(WorkerError, match=r"b1\.ovf"):
+        restore.run(asked(), restores.attempt())
+    restores.store = other
