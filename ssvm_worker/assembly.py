@@ -5,7 +5,6 @@ SDKs are imported when a part is first wanted, so that ``ssvm list`` of a direct
 
 from __future__ import annotations
 
-import base64
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,20 +15,21 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from .addresses import AddressRule
+from .credentials import authorization, named_credentials
 from .digest import Digest
 from .errors import InvalidRequest
 from .jobs import Job
 from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
 from .jobs.request import parse_request, redact
 from .pace import Pace
-from .settings import Credentials, Section, Settings, StoreSettings
-from .stores import open_destination, open_store, sweep_destination
+from .settings import Section, Settings, StoreSettings
 from .slots import Slots
-from .stream import Check, Sink, Store
+from .stores import open_destination, open_origin, open_store, sweep_destination
+from .stream import Check, Sink, Source, Store
 
 if TYPE_CHECKING:
     from .ledger import Ledger, NewJob, Record
-    from .sources.exchange import HttpSettings
+    from .origins import Origins
 
 
 #: Made when the worker starts, so that its processes share it.
@@ -67,7 +67,7 @@ def open_store_named(settings: Settings, name: str) -> Store:
 
 
 def _open(name: str, store: StoreSettings) -> Store:
-    values = {key: _revealed(value) for key, value in store if key != "url"}
+    values = {key: _revealed(value) for key, value in store if key not in ("url", "backup_mode")}
     return open_store(name, store.url, **values)
 
 
@@ -101,24 +101,20 @@ class Outside:
         validator: dict[str, Any] | None,
     ) -> RemoteSource:
         """The object that the first URL names, or any other."""
-        from .sources import find_source
-        from .sources.access import Access
-
-        headers = {**headers, **self._authorization(credentials)}
-        return find_source(urls, Access(self._http(), headers, check), checksum, validator)
+        return self._origins().source(
+            urls, headers=headers, credentials=credentials, checksum=checksum, check=check, validator=validator
+        )
 
     def text(self, url: str, *, check: Check) -> str:
         """A small text file."""
-        from .sources.http import fetch_text
-
-        return fetch_text(url, self._http(), check=check)
+        return self._origins().text(url, check=check)
 
     def destination(
         self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], attempt: Attempt
     ) -> Sink:
         """Where an upload goes."""
         values = self._s3_values(url, credentials) | self._upload_values()
-        headers = {**headers, **self._authorization(credentials)}
+        headers = {**headers, **authorization(named_credentials(self.settings, credentials))}
         return open_destination(url, size, owner=attempt.owner, headers=headers, check=attempt.check, **values)
 
     def sweep_destination(self, url: str, *, credentials: str | None) -> None:
@@ -136,20 +132,15 @@ class Outside:
         options = {"spill_dir": self.settings.state_dir / "spill", **_given(self.settings.backup)}
         return Session(Address(**values), check, Options(**options))
 
-    def _http(self) -> HttpSettings:
-        from .sources.exchange import HttpSettings
-        from .sources.several import Many
+    def _origins(self) -> Origins:
+        from .origins import Origins
 
-        download = self.settings.download
-        return HttpSettings(
-            rule=AddressRule(download.allow_networks),
-            connect_timeout_s=download.connect_timeout_s,
-            stall_s=download.stall_s,
-            min_rate=download.min_rate,
-            max_redirects=download.max_redirects,
-            ca_file=str(download.ca_file) if download.ca_file else None,
-            many=Many(connections=download.connections),
-        )
+        return Origins(self.settings, lambda name: open_store_named(self.settings, name), self._s3_origin)
+
+    def _s3_origin(self, url: str, credentials: str | None) -> Source:
+        """Without keys nothing is signed: a stranger's URL must not be read by the keys of our stores or machine."""
+        values = self._s3_values(url, credentials) if credentials else {}
+        return open_origin(url, **values, anonymous=not values.get("access_key"))
 
     def _upload_values(self) -> dict[str, Any]:
         upload = self.settings.upload
@@ -165,31 +156,11 @@ class Outside:
         if name in stores:
             found: Any = stores[name]
         elif name is not None:
-            found = self._credentials(name)
+            found = named_credentials(self.settings, name)
         else:
             found = next((each for each in stores.values() if _bucket(each.url) == _bucket(url)), None)
         wanted = ("endpoint", "region", "access_key", "secret_key", "ca_file")
         return {key: _revealed(value) for key, value in found if key in wanted} if found and _bucket(url) else {}
-
-    def _credentials(self, name: str) -> Credentials:
-        if name not in self.settings.credentials:
-            known = ", ".join(self.settings.credentials) or "none"
-            raise InvalidRequest(
-                f"There are no credentials named {name!r}", "credentials", f"The settings have: {known}"
-            )
-        return self.settings.credentials[name]
-
-    def _authorization(self, name: str | None) -> dict[str, str]:
-        if name is None or name in self.settings.stores:
-            return {}
-        found = self._credentials(name)
-        if found.token:
-            return {"Authorization": f"Bearer {found.token.get_secret_value()}"}
-        if found.username is not None:
-            password = found.password.get_secret_value() if found.password else ""
-            pair = base64.b64encode(f"{found.username}:{password}".encode()).decode()
-            return {"Authorization": f"Basic {pair}"}
-        return {}
 
 
 def make_attempt(
@@ -201,9 +172,10 @@ def make_attempt(
 ) -> Attempt:
     """An attempt at a job with everything that it may touch; *given* are further fields of ``Attempt``."""
     download = settings.download
-    names = ("max_bytes", "max_virtual_size", "max_ratio", "max_rate", "resumes")
+    names = ("max_bytes", "max_virtual_size", "max_ratio", "max_rate", "resumes", "scratch_dir")
     limits = Limits(**{name: getattr(download, name) for name in names})
     given.setdefault("pace", _PACE)
+    given.setdefault("backup_modes", {name: store.backup_mode for name, store in settings.stores.items()})
     given.setdefault("log", logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}))
     progress = Progress(publish) if publish else Progress()
     return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -112,7 +112,7 @@ class Retry(Section):
     max_delay_s: Seconds = 600.0
 
 
-class Download(Section):
+class Download(SecretFields):
     """Where downloads may come from, and how long they may be silent."""
 
     #: Only public addresses are fetched from, and these.
@@ -121,6 +121,8 @@ class Download(Section):
     max_virtual_size: int = Field(64 * TiB, gt=0)
     #: Bytes that may come out of one that is compressed, once 4 GiB have.
     max_ratio: int = Field(250, ge=1)
+    #: Where images are converted, on a local disk.
+    scratch_dir: Path | None = None
     connect_timeout_s: Seconds = 10.0
     #: A source that gives less than min_rate bytes a second over so many seconds has stalled.
     stall_s: Seconds = 20.0
@@ -133,6 +135,17 @@ class Download(Section):
     #: Bytes a second of all downloads of this worker together.
     max_rate: int | None = Field(None, gt=0)
     ca_file: Path | None = None
+    #: http://[user:password@]host:port for http and https; names, addresses and networks that are reached without it.
+    proxy: SecretStr | None = None
+    no_proxy: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    #: Public keys for the signatures of checksum files, and whether one that is not signed is refused.
+    keyring: Path | None = None
+    require_signature: bool = True
+    #: file:// URLs may name what lies below these, store: URLs what lies in these.
+    allow_directories: Annotated[tuple[Path, ...], BeforeValidator(_split)] = ()
+    allow_stores: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    #: Host keys of sftp:// servers.
+    known_hosts: Path | None = None
 
 
 class Upload(Section):
@@ -143,9 +156,11 @@ class Upload(Section):
 
 
 class StoreSettings(SecretFields):
-    """One image store. The keys after ``url`` are S3's."""
+    """One image store. The keys from ``endpoint`` on are S3's."""
 
     url: str
+    #: Of a backup whose primary store it is, unless the request says otherwise.
+    backup_mode: Literal["full", "incremental"] = "full"
     endpoint: str | None = None
     region: str = "us-east-1"
     access_key: SecretStr | None = None
@@ -154,7 +169,7 @@ class StoreSettings(SecretFields):
 
 
 class Credentials(SecretFields):
-    """What a job's ``credentials`` names: S3 keys, HTTP basic authentication or a bearer token."""
+    """What a job's ``credentials`` names: S3 keys, a user and password, a bearer token, certificates, a key."""
 
     endpoint: str | None = None
     region: str = "us-east-1"
@@ -164,6 +179,9 @@ class Credentials(SecretFields):
     password: SecretStr | None = None
     token: SecretStr | None = None
     ca_file: Path | None = None
+    #: Our own certificate with its key, for TLS; a private key for sftp://.
+    certificate_file: Path | None = None
+    private_key_file: Path | None = None
 
 
 class VCenter(SecretFields):

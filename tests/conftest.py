@@ -11,6 +11,7 @@ pytest.register_assert_rewrite("tests.contracts", "tests.backup_bench")
 pytest_plugins: list[str] = [
     "tests.servers.broker",
     "tests.servers.http",
+    "tests.servers.publisher",
     "tests.servers.s3",
     "tests.servers.s3_faults",
     "tests.servers.vcenter",

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: From the top: a module imports from its own layer or from those below.
 LAYERS = (
     {"tasks", "cli", "demo", "__main__"},
-    {"assembly", "config", "settings", "doctor"},
+    {"assembly", "config", "settings", "doctor", "origins", "credentials"},
     {"jobs"},
     {"sources", "stores", "vmware", "formats", "codecs", "grains", "ledger"},
     {"stream", "lane", "manifest", "digest", "retry", "keys", "sockets", "addresses", "weburl", "pace", "slots", "spill"},

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from ssvm_worker.digest import Digest
@@ -120,6 +121,8 @@ class Limits:
     max_virtual_size: int = 64 << 40
     #: How many bytes may come out of one that is compressed.
     max_ratio: int = 250
+    #: Where images are converted; None: they are not.
+    scratch_dir: Path | None = None
     #: How often in a row a stream is taken up again that gives nothing new, before the attempt fails.
     resumes: int = 3
     #: Seconds before the first of them; it doubles each time.
@@ -148,6 +151,8 @@ class Attempt:
     log: logging.LoggerAdapter[Any] | logging.Logger = field(default_factory=lambda: logging.getLogger("ssvm.job"))
     #: Shared by all processes of the worker.
     pace: Pace = field(default_factory=Pace)
+    #: full | incremental by name of the primary store; full for those that are not in it.
+    backup_modes: Mapping[str, str] = field(default_factory=dict)
     #: Why the attempt must stop (user | shutdown | deadline | fenced), or None. Cheap: called for every chunk.
     stop_reason: Callable[[], str | None] = lambda: None
     #: Raises Cancelled("fenced") unless the claim still stands; called right before each commit.

@@ -11,9 +11,11 @@ from ssvm_worker.errors import InvalidRequest, SourceDenied
 from ssvm_worker.weburl import parse
 
 from .access import Access, VersionedSource
+from .file import FileSource, FileVersion
 from .http import HttpSource, Validator, fetch_text
 from .metalink import MOST, is_metalink, parse_metalink
 from .mirrors import Mirrors, Offer
+from .stored import StoredSource
 
 _Open = Callable[[str, Access, dict[str, Any] | None], VersionedSource]
 
@@ -23,8 +25,22 @@ def _http(url: str, access: Access, validator: dict[str, Any] | None) -> Version
     return HttpSource(url, access.http, headers=access.headers, check=access.check, validator=known)
 
 
+def _file(url: str, access: Access, validator: dict[str, Any] | None) -> VersionedSource:
+    return FileSource(url, access, FileVersion(**validator) if validator else None)
+
+
+def _stored(url: str, access: Access, _: dict[str, Any] | None) -> VersionedSource:
+    return StoredSource(url, access)
+
+
 #: A new source is one new file, and one line here.
-SCHEMES: dict[str, _Open] = {"http": _http, "https": _http}
+SCHEMES: dict[str, _Open] = {
+    "http": _http,
+    "https": _http,
+    "file": _file,
+    "s3": _stored,
+    "store": _stored,
+}
 #: Those that a metalink may name.
 _PUBLIC = ("http", "https", "ftp")
 

@@ -64,6 +64,8 @@ def _fetch(url: str, settings: HttpSettings, check: Check, most: int) -> bytes:
 
 def _verified(keyring: Keyring, url: str, data: bytes, signature: bytes | None = None) -> bytes:
     """What the signature is of; a *signature* of its own, or one within *data*."""
+    if not keyring.path.is_file():
+        raise ConfigError("There is no such keyring", str(keyring.path), "Make it by gpg --export")
     with tempfile.TemporaryDirectory(prefix="ssvm-signature-") as scratch:
         paths = [Path(scratch, "text")] if signature is None else [Path(scratch, "signature"), Path(scratch, "text")]
         for path, content in zip(paths, [data] if signature is None else [signature, data], strict=True):

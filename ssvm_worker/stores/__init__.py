@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from ssvm_worker.errors import ConfigError, InvalidRequest
-from ssvm_worker.stream import Owner, Sink, Store
+from ssvm_worker.stream import Owner, Sink, Source, Store
 
 if TYPE_CHECKING:
     from .s3_bucket import S3Settings
@@ -85,6 +85,13 @@ def open_destination(
 
 def _unchecked() -> None:
     """For callers that cannot be cancelled."""
+
+
+def open_origin(url: str, **values: Any) -> Source:
+    """The object behind ``s3://bucket/key``, which may be anybody's. Touches nothing."""
+    from .s3 import s3_origin
+
+    return s3_origin(url, _s3_settings(values))
 
 
 def sweep_destination(url: str, **values: Any) -> int:

@@ -175,6 +175,12 @@ def s3_destination(url: str, settings: S3Settings, size: int | None, owner: Owne
     return S3Sink(Target(bucket, path, url, f"{url} ({bucket.place})"), size, {}, owner.job_id)
 
 
+def s3_origin(url: str, settings: S3Settings) -> S3Reader:
+    """The reader of ``s3://bucket/key``; touches nothing."""
+    bucket, path = _destination(url, settings)
+    return S3Reader(bucket, path, f"{url} ({bucket.place})")
+
+
 def sweep_s3_destination(url: str, settings: S3Settings) -> int:
     """Abort the uploads that dead attempts have left open for that very key; returns how many there were."""
     bucket, path = _destination(url, settings)
@@ -223,7 +229,7 @@ def _destination(url: str, settings: S3Settings) -> tuple[Bucket, str]:
     unsafe = any(each in (".", "..") for each in path.split("/")) or any(ord(each) < 32 for each in path)
     if not path or path.endswith("/") or unsafe or len(path.encode()) > _MAX_PATH:
         raise InvalidRequest(
-            "The destination has no usable key",
+            "The URL has no usable key",
             repr(url[:120]),
             f"Give s3://BUCKET/KEY with a key of at most {_MAX_PATH} bytes, no control characters and no . or ..",
         )

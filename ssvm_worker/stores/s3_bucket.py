@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import boto3
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -34,6 +35,8 @@ class S3Settings:
     #: None for the machine's own role, or what the SDK finds in the environment.
     access_key: str | None = field(default=None, repr=False)
     secret_key: str | None = field(default=None, repr=False)
+    #: Sign nothing: what is public can be read.
+    anonymous: bool = False
     #: Certificates to trust in place of the system's.
     ca_file: str | None = None
     connect_timeout_s: float = 10.0
@@ -93,7 +96,7 @@ class Bucket:
 
 def _connect(settings: S3Settings, place: str) -> S3Client:
     config = Config(
-        signature_version="s3v4",
+        signature_version=UNSIGNED if settings.anonymous else "s3v4",
         s3={"addressing_style": "path" if settings.endpoint else "auto"},
         # The SDK's own default since 1.36 adds trailers that many servers refuse.
         request_checksum_calculation="when_required",

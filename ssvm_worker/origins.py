@@ -1,0 +1,96 @@
+"""Turns settings into the sources of downloads: who may be asked, by which way, and with which credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .addresses import AddressRule
+from .credentials import authorization, named_credentials
+from .digest import Digest
+from .errors import InvalidRequest
+from .settings import Credentials, Settings
+from .sources import find_source
+from .sources.access import Access
+from .sources.exchange import HttpSettings
+from .sources.http import fetch_text
+from .sources.mirrors import Mirrors
+from .sources.proxy import parse_proxy
+from .sources.several import Many
+from .sources.signature import Keyring, fetch_signed
+from .stream import Check, Source, Store
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where downloads come from, by the settings."""
+
+    settings: Settings
+    #: The image store of a name.
+    store: Callable[[str], Store]
+    #: The reader of an s3:// URL, given the name of credentials or None for anonymous access.
+    s3: Callable[[str, str | None], Source]
+
+    def source(
+        self,
+        urls: Sequence[str],
+        *,
+        headers: Mapping[str, str],
+        credentials: str | None,
+        checksum: Digest | None,
+        check: Check,
+        validator: dict[str, Any] | None,
+    ) -> Mirrors:
+        """The object that the first URL names, or any other."""
+        download, named = self.settings.download, named_credentials(self.settings, credentials)
+        access = Access(
+            self._http(named),
+            {**headers, **authorization(named)},
+            check,
+            username=named.username if named else None,
+            password=named.password.get_secret_value() if named and named.password else None,
+            directories=download.allow_directories,
+            known_hosts=_text(download.known_hosts),
+            private_key=_text(named.private_key_file) if named else None,
+            stored=lambda url: self._stored(url, credentials),
+        )
+        return find_source(urls, access, checksum, validator)
+
+    def text(self, url: str, *, check: Check) -> str:
+        """A small text; with a keyring in the settings, one that is signed."""
+        download = self.settings.download
+        if download.keyring is None:
+            return fetch_text(url, self._http(None), check=check)
+        return fetch_signed(url, self._http(None), Keyring(download.keyring, download.require_signature), check)
+
+    def _stored(self, url: str, credentials: str | None) -> Source:
+        scheme, _, rest = url.partition(":")
+        if scheme.lower() == "s3":
+            return self.s3(url, credentials)
+        name, _, key = rest.partition("/")
+        allowed = self.settings.download.allow_stores
+        if name not in allowed:
+            what = f"Downloads may not come from the image store {name[:64]!r}"
+            raise InvalidRequest(what, "url", f"download.allow_stores has: {', '.join(allowed) or 'none'}")
+        return self.store(name).reader(key)
+
+    def _http(self, named: Credentials | None) -> HttpSettings:
+        download = self.settings.download
+        proxy = download.proxy.get_secret_value() if download.proxy else ""
+        return HttpSettings(
+            rule=AddressRule(download.allow_networks),
+            connect_timeout_s=download.connect_timeout_s,
+            stall_s=download.stall_s,
+            min_rate=download.min_rate,
+            max_redirects=download.max_redirects,
+            ca_file=_text(download.ca_file),
+            origin_ca_file=_text(named.ca_file) if named else None,
+            certificate=_text(named.certificate_file) if named else None,
+            proxy=parse_proxy(proxy, download.no_proxy) if proxy else None,
+            many=Many(connections=download.connections),
+        )
+
+
+def _text(path: object) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,281 @@
+"""What the settings and a request say about a source: credentials, certificates, directories and stores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from ssvm_worker.demo.s3 import S3Server
+from ssvm_worker.errors import (
+    ConfigError,
+    InvalidRequest,
+    SourceChanged,
+    SourceDenied,
+    SourceNotFound,
+    SourceUnavailable,
+)
+from ssvm_worker.jobs import download
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.sources.access import Access
+from ssvm_worker.sources.file import FileSource, FileVersion
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import Owner, put_bytes, read_bytes
+from tests import images
+from tests.attempts import SETTINGS, attempt
+from tests.contracts.source import DATA, SourceContract, gather
+from tests.servers.http import HttpServer
+
+IMAGE = images.mbr(1 << 20)
+OWNER = Owner()
+
+
+def run(url: str, settings: dict[str, Any], **fields: Any) -> bytes:
+    """What a download of that URL stores."""
+    request = {"url": url, "account": 2, "id": "7"} | fields
+    store = MemoryStore("primary")
+    download.run(parse_request(download.Request, request, "download"), attempt(store, settings=settings))
+    return read_bytes(store, "template/tmpl/2/7/7.raw")
+
+
+# Credentials by name
+
+
+@pytest.mark.parametrize(
+    ("credentials", "header"),
+    [
+        pytest.param({"username": "joe", "password": "secret"}, "Basic am9lOnNlY3JldA==", id="basic"),
+        pytest.param({"username": "joe"}, "Basic am9lOg==", id="no password"),
+        pytest.param({"token": "abc"}, "Bearer abc", id="bearer"),
+    ],
+)
+def test_credentials(http_server: HttpServer, credentials: dict[str, str], header: str) -> None:
+    """Credentials that the request names are sent as the header that they stand for."""
+    url = http_server.serve("image", IMAGE)
+    assert run(url, {"credentials": {"customer": credentials}}, credentials="customer") == IMAGE
+    assert http_server.requests[0].headers["Authorization"] == header
+
+
+def test_unknown_credentials(http_server: HttpServer) -> None:
+    """A name that the settings have not is an error of the request, which lists those there are."""
+    with pytest.raises(InvalidRequest, match="customer"):
+        run(http_server.url("image"), {"credentials": {"customer": {"token": "t"}}}, credentials="other")
+
+
+def client_certificate(authority: trustme.CA, directory: Path) -> str:
+    path = directory / "client.pem"
+    authority.issue_cert("worker.example").private_key_and_cert_chain_pem.write_to_path(str(path))
+    return str(path)
+
+
+def test_client_certificate(https_server: HttpServer, tmp_path: Path) -> None:
+    """Credentials may hold an authority and a certificate, which a server that asks for one gets."""
+    authority = trustme.CA()
+    named = {"ca_file": https_server.ca_file(tmp_path), "certificate_file": client_certificate(authority, tmp_path)}
+    assert https_server.context
+    authority.configure_trust(https_server.context)
+    https_server.context.verify_mode = 2  # type: ignore[assignment]  # ssl.CERT_REQUIRED
+    url = https_server.serve("image", IMAGE)
+    assert run(url, {"credentials": {"customer": named}}, credentials="customer") == IMAGE
+    with pytest.raises((SourceUnavailable, SourceDenied)):
+        run(url, {"credentials": {"customer": {"ca_file": named["ca_file"]}}}, credentials="customer")
+
+
+def test_authority_of_credentials_is_for_their_origin(https_server: HttpServer, tmp_path: Path) -> None:
+    """An authority that credentials bring is believed at the URL's own origin, and nowhere else."""
+    named = {"credentials": {"customer": {"ca_file": https_server.ca_file(tmp_path)}}}
+    elsewhere = HttpServer(tls=True)
+    elsewhere.context = https_server.context
+    elsewhere.serve("image", IMAGE)
+    url = https_server.redirect("image", elsewhere.url("image"))
+    with pytest.raises(SourceDenied, match="not trusted"):
+        run(url, named, credentials="customer")
+    elsewhere.close()
+
+
+def test_bad_client_certificate(https_server: HttpServer, tmp_path: Path) -> None:
+    """A file without certificate and key is an error of the settings."""
+    named = {"ca_file": https_server.ca_file(tmp_path), "certificate_file": https_server.ca_file(tmp_path)}
+    with pytest.raises(ConfigError, match="certificate and key"):
+        run(https_server.url("image"), {"credentials": {"customer": named}}, credentials="customer")
+
+
+# file://
+
+
+@pytest.fixture
+def incoming(tmp_path: Path) -> Path:
+    """A directory that is allowed."""
+    path = tmp_path / "incoming"
+    path.mkdir()
+    return path
+
+
+def file_source(path: Path, *allowed: Path, version: FileVersion | None = None) -> FileSource:
+    return FileSource(f"file://{path}", Access(directories=allowed), version)
+
+
+class TestFileSource(SourceContract):
+    @pytest.fixture
+    def source(self, incoming: Path) -> FileSource:
+        (incoming / "image").write_bytes(DATA)
+        return file_source(incoming / "image", incoming)
+
+    @pytest.fixture
+    def missing(self, incoming: Path) -> FileSource:
+        return file_source(incoming / "nothing", incoming)
+
+
+def test_file_job(incoming: Path) -> None:
+    """A download from an allowed directory."""
+    (incoming / "an image").write_bytes(IMAGE)
+    allowed = {"download": SETTINGS["download"] | {"allow_directories": [str(incoming)]}}
+    assert run(f"file://{incoming}/an%20image", allowed) == IMAGE
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "file://{incoming}",
+        "file://{incoming}/",
+        "file://{incoming}/../secret",
+        "file://{incoming}/%2e%2e/secret",
+        "file://{incoming}2/secret",
+        "file://server{incoming}/image",
+        "file://{incoming}/image%00",
+        "file:{incoming}/image?x",
+        "file:image",
+    ],
+)
+def test_file_outside(incoming: Path, url: str) -> None:
+    """A path outside the allowed directories, or one that is not plain, is an error of the request."""
+    with pytest.raises(InvalidRequest):
+        FileSource(url.replace("{incoming}", str(incoming)), Access(directories=(incoming,)))
+
+
+def test_no_directory_is_allowed_by_itself() -> None:
+    """Without a setting there is no file:// at all."""
+    with pytest.raises(InvalidRequest, match="allow_directories"):
+        run("file:///etc/hostname", {})
+
+
+def link(incoming: Path, secret: Path) -> str:
+    (incoming / "image").symlink_to(secret)
+    return "image"
+
+
+def link_above(incoming: Path, secret: Path) -> str:
+    (incoming / "below").symlink_to(secret.parent)
+    return f"below/{secret.name}"
+
+
+def pipe(incoming: Path, _: Path) -> str:
+    os.mkfifo(incoming / "image")
+    return "image"
+
+
+def directory(incoming: Path, _: Path) -> str:
+    (incoming / "image").mkdir()
+    return "image"
+
+
+@pytest.mark.parametrize("trap", [link, link_above, pipe, directory])
+def test_file_traps(incoming: Path, tmp_path: Path, trap: Any) -> None:
+    """Links are not followed, at the end or on the way, and what is no regular file is not read."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(DATA)
+    with pytest.raises((SourceDenied, SourceNotFound)):
+        gather(file_source(incoming / trap(incoming, secret), incoming))
+
+
+def test_file_changed(incoming: Path) -> None:
+    """A file that is another one by now is not gone on with."""
+    path = incoming / "image"
+    path.write_bytes(DATA)
+    first = file_source(path, incoming)
+    gather(first)
+    path.write_bytes(DATA[::-1])
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(SourceChanged):
+        gather(file_source(path, incoming, version=first.validator), 1000)
+
+
+# Stores and S3
+
+
+def settings_with(tmp_path: Path, *allowed: str) -> dict[str, Any]:
+    stores = {"primary": {"url": f"file://{tmp_path}"}, "other": {"url": f"file://{tmp_path}"}}
+    return {"stores": stores, "download": SETTINGS["download"] | {"allow_stores": allowed}}
+
+
+def test_store(tmp_path: Path) -> None:
+    """An object of a store that the settings list."""
+    put_bytes(FileStore("other", tmp_path), "a/image", IMAGE, OWNER)
+    assert run("store:other/a/image", settings_with(tmp_path, "other")) == IMAGE
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("store:primary/a/image", InvalidRequest),
+        ("store:nothing/a/image", InvalidRequest),
+        ("store:other/../image", InvalidRequest),
+        ("store:other/a/nothing", SourceNotFound),
+    ],
+)
+def test_store_refused(tmp_path: Path, url: str, error: type[Exception]) -> None:
+    """A store that is not listed, a key that cannot be, or an object that is not there."""
+    with pytest.raises(error):
+        run(url, settings_with(tmp_path, "other"))
+
+
+def s3_settings(server: S3Server) -> dict[str, Any]:
+    keys = {"endpoint": server.endpoint, "access_key": server.access_key, "secret_key": server.secret_key}
+    return {"credentials": {"customer": keys}}
+
+
+@pytest.fixture
+def s3_object(s3_server: S3Server, s3_bucket: str) -> str:
+    """An image in S3."""
+    from ssvm_worker.stores import open_store
+
+    keys = s3_settings(s3_server)["credentials"]["customer"]
+    put_bytes(open_store("x", f"s3://{s3_bucket}", **keys), "a/image", IMAGE, OWNER)
+    return f"s3://{s3_bucket}/a/image"
+
+
+def test_s3(s3_server: S3Server, s3_object: str) -> None:
+    """An object in S3, by the endpoint and the keys of named credentials."""
+    assert run(s3_object, s3_settings(s3_server), credentials="customer") == IMAGE
+
+
+def test_s3_missing(s3_server: S3Server, s3_object: str) -> None:
+    """An object that is not there is said in a source's words."""
+    with pytest.raises(SourceNotFound):
+        run(s3_object + "2", s3_settings(s3_server), credentials="customer")
+
+
+def test_s3_without_keys(s3_server: S3Server, s3_object: str) -> None:
+    """Credentials may be an endpoint alone: then nothing is signed, and only what is public is read."""
+    with pytest.raises(SourceDenied):
+        run(s3_object, {"credentials": {"customer": {"endpoint": s3_server.endpoint}}}, credentials="customer")
+
+
+def test_s3_without_credentials() -> None:
+    """Without credentials it is nobody who asks Amazon, even if a store of ours is in that very bucket."""
+    store = {"url": "s3://bucket", "endpoint": "http://127.0.0.1:1", "access_key": "a", "secret_key": "b"}
+    doors = attempt(settings={"stores": {"primary": store}}).doors
+    given: dict[str, Any] = {"headers": {}, "credentials": None, "checksum": None, "validator": None}
+    source = doors.source(["s3://bucket/key"], check=lambda: None, **given)
+    assert "Amazon S3" in source.name
+
+
+def test_s3_of_nobody() -> None:
+    """A URL without a key is an error of the request."""
+    with pytest.raises(InvalidRequest):
+        run("s3://bucket/", {})
