@@ -13,3 +13,9 @@ from .intake import Message
 def backup(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the backup that the message asks for."""
     return run_job(settings, Message("backup", args, kwargs, task.request.id))
+
+
+@app.task(name="ssvm.restore", **TASK)
+def restore(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run the restore that the message asks for."""
+    return run_job(settings, Message("restore", args, kwargs, task.request.id))

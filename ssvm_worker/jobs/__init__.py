@@ -8,7 +8,7 @@ from typing import Any
 
 from ssvm_worker.errors import InvalidRequest
 
-from . import backup, delete, download, upload, verify
+from . import backup, delete, download, restore, upload, verify
 from .attempt import Attempt
 from .request import JobRequest
 
@@ -42,6 +42,7 @@ JOBS = {
         _job(download, "download"),
         _job(upload, "upload"),
         _job(backup, "backup"),
+        _job(restore, "backup"),
         _job(verify, "maintenance"),
         _job(delete, "maintenance"),
     )
