@@ -21,6 +21,7 @@ from ssvm_worker.stream import RAISE_LIMIT, Resuming, Sink, Store, Stored, limit
 from ssvm_worker.units import human_size
 
 from .attempt import Attempt, RemoteSource
+from .convert import Conversion, converting
 from .package import Package
 from .properties import properties
 from .publish import listing, placed, publish
@@ -40,6 +41,7 @@ class Request(ArtifactRequest):
     max_bytes: int | None = Field(None, gt=0, description="Refuse a larger file")
     headers: dict[str, str] = Field(default_factory=dict, description="Sent to the URL's own origin only")
     credentials: str | None = Field(None, description="Name of credentials in the settings")
+    convert_to: Literal["qcow2", "raw", "vmdk"] | None = Field(None, description="Store it in this format")
     mirrors: list[str] = Field(default_factory=list, max_length=20, description="Other URLs of the same file")
     max_rate: int | None = Field(None, gt=0, description="Bytes a second at the most")
 
@@ -114,8 +116,9 @@ def _already_there(request: Request, expected: Digest | None, stores: dict[str, 
     manifest = find_manifest(primary, request.artifact)
     if manifest is None:
         return None
+    as_asked = request.convert_to in (None, manifest.entries[0].facts["format"])
     same_url = manifest.source.get("fingerprint") == fingerprint(request.url)
-    if not (str(expected) in manifest.source["digests"] if expected else same_url):
+    if not as_asked or not (str(expected) in manifest.source["digests"] if expected else same_url):
         raise InvalidRequest(
             f"There is another {request.kind} under this id",
             f"{primary.name}:{request.artifact.prefix}",
@@ -147,6 +150,8 @@ class _Opened:
     #: From byte 0 on, whatever is stored already.
     image: Unpacked
     sinks: dict[str, Sink]
+    #: Where the sinks are not those of the stores.
+    conversion: Conversion | None = None
 
 
 @dataclass
@@ -182,7 +187,9 @@ class _Transfer:
 
     def usable_draft(self) -> Manifest | None:
         """The journal of an earlier attempt of the same download, if its primary store can go on."""
-        draft = read_draft(self._primary, self.request.artifact) if self._primary.resumable else None
+        if not self._primary.resumable or self.request.convert_to:
+            return None
+        draft = read_draft(self._primary, self.request.artifact)
         same = draft is not None and draft.source.get("fingerprint") == fingerprint(self.request.url)
         return draft if same else None
 
@@ -205,12 +212,17 @@ class _Transfer:
         image = unpack(self._counted(chunks, source.size), self._hasher(), bounds)
         declared = self.request.format
         if image.members:
-            refuse_package(declared, self._where)
+            refuse_package(declared, self.request.convert_to, self._where)
             return _Opened("", source.size, image, {})
         head, chunks = first_bytes(image.chunks)
         image = dataclasses.replace(image, chunks=chunks)
+        size = None if image.wrapping else source.size
+        if to := self.request.convert_to:
+            conversion = stack.enter_context(converting(to, self.attempt, self._where))
+            sinks = {"scratch": stack.enter_context(conversion.sink(size))}
+            return _Opened(f"{self.request.id}.{to}", source.size, image, sinks, conversion)
         name = f"{self.request.id}.{guess_format(head) if declared == 'auto' else declared}"
-        sinks = self._open_sinks(stack, name, None if image.wrapping else source.size, resume=False)
+        sinks = self._open_sinks(stack, name, size, resume=False)
         if not image.wrapping:  # what was unwrapped cannot be taken up again in its middle
             self._note_draft(source, name)
         return _Opened(name, source.size, image, sinks)
@@ -291,11 +303,32 @@ class _Transfer:
             [hasher, inspection],
             verify=verify,
             check=self.attempt.check,
-            keep=self.attempt.will_resume if not opened.image.wrapping else lambda _: False,
+            keep=lambda error: not (opened.image.wrapping or opened.conversion) and self.attempt.will_resume(error),
         )
-        facts = {"format": images[0].format, "virtual_size": images[0].virtual_size, **images[0].details}
-        entry = Entry(opened.name, hasher.size, str(hasher.digest()), "image", facts)
+        entry = _entry(opened.name, hasher, images[0])
+        if opened.conversion:
+            entry, stored = self._store_converted(opened.conversion, images[0], entry)
         return self._manifest(opened.image.wrapping, offered, (entry,)), stored, {}
+
+    def _store_converted(self, conversion: Conversion, info: ImageInfo, was: Entry) -> tuple[Entry, Stored]:
+        """Stream what the conversion makes to the stores, judged as if somebody had sent it."""
+        converted = conversion.run(info)
+        hasher, images = Hasher(), list[ImageInfo]()
+        inspection = Inspection(conversion.to, self.attempt.limits.max_virtual_size, f"{self._where}, converted")
+
+        def verify() -> None:
+            images.append(inspection.finish())
+            self.attempt.confirm()
+
+        with ExitStack() as stack:
+            chunks = limit(converted.open(), self._most, self._where)
+            sinks = self._open_sinks(stack, was.name, None, resume=False)
+            self.attempt.progress.start("storing")
+            chunks = tap(chunks, self.attempt.progress.saw)
+            stored = store_stream(chunks, sinks, [hasher, inspection], verify=verify, check=self.attempt.check)
+        entry = _entry(was.name, hasher, images[0])
+        origin = {"format": info.format, "size": was.size, "digest": was.digest}
+        return dataclasses.replace(entry, facts=entry.facts | {"converted_from": origin}), stored
 
     def _store_package(self, opened: _Opened) -> _Kept:
         members, offered = opened.image.members, opened.image.offered
@@ -318,6 +351,11 @@ class _Transfer:
         as_offered = {"wrapping": wrapping, "size": offered.size} if wrapping else {}
         names = {"name": self.request.name}
         return Manifest(self.request.artifact, self.attempt.job_id, entries, source | as_offered, names)
+
+
+def _entry(name: str, hasher: Hasher, image: ImageInfo) -> Entry:
+    facts = {"format": image.format, "virtual_size": image.virtual_size, **image.details}
+    return Entry(name, hasher.size, str(hasher.digest()), "image", facts)
 
 
 #: What was stored: its manifest, on which stores, and the small objects that are still to be written.

@@ -81,8 +81,10 @@ def _alone(inside: Iterator[bytes], rest: Iterator[Member], where: str) -> Itera
         )
 
 
-def refuse_package(wanted: str, where: str) -> None:
-    """Raise UnknownFormat for an OVA that came where one image was asked for."""
+def refuse_package(wanted: str, convert_to: str | None, where: str) -> None:
+    """Raise UnknownFormat for an OVA that came where one image was asked for, or an image in another format."""
+    if convert_to:
+        raise UnknownFormat("The file is an OVA, which is not converted", where, "Ask without convert_to")
     if wanted not in ("auto", "ova"):
         raise UnknownFormat(f"The file is an OVA, but {wanted} was asked for", where, _AS_WHAT)
 

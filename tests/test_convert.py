@@ -1,0 +1,239 @@
+"""Conversion: of judged images only, within limits, judged again, and nothing left in the scratch directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.errors import (
+    Cancelled,
+    ConfigError,
+    CorruptImage,
+    InvalidRequest,
+    TooLarge,
+    UnknownFormat,
+    UnsafeImage,
+)
+from ssvm_worker.formats.qemuimg import QemuImg, tool
+from ssvm_worker.jobs import convert, download
+from ssvm_worker.jobs.attempt import Attempt, Limits
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.manifest import read_manifest
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.memory import MemoryStore
+from tests import images
+from tests.archives import COMPRESS, ova_of, ovf_of
+from tests.attempts import attempt
+from tests.neighbours import missing
+from tests.servers.http import HttpServer
+
+MIB = 1 << 20
+DISK = random.Random(7).randbytes(MIB) + bytes(6 * MIB) + random.Random(8).randbytes(MIB)
+
+
+@pytest.fixture(autouse=True)
+def qemu() -> None:
+    """qemu-img is what is tested."""
+    if not shutil.which("qemu-img"):
+        missing("qemu-img", "install qemu-utils")
+
+
+@pytest.fixture
+def trying(tmp_path: Path) -> Attempt:
+    """An attempt with a store and a scratch directory."""
+    for name in ("store", "scratch"):
+        (tmp_path / name).mkdir()
+    return attempt(FileStore("primary", tmp_path / "store"), limits=Limits(scratch_dir=tmp_path / "scratch"))
+
+
+def request(url: str, **fields: Any) -> download.Request:
+    asked = {"url": url, "account": 2, "id": "7", "convert_to": "qcow2"} | fields
+    return parse_request(download.Request, asked, "download")
+
+
+def made(folder: Path, options: str, disk: bytes = DISK) -> bytes:
+    """What qemu-img makes of a raw disk."""
+    (folder / "disk").write_bytes(disk)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", *options.split(), "disk", "made"], cwd=folder, check=True)
+    return (folder / "made").read_bytes()
+
+
+def left(folder: Path) -> list[str]:
+    """What stands in the scratch directory and in the store, but for complete artifacts."""
+    return [each.name for each in (folder / "scratch").rglob("*")] + [
+        each.name for each in (folder / "store").rglob("*") if each.is_file()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "to"),
+    [
+        ("-O qcow2 -c", "raw"),
+        ("-O vmdk", "vmdk"),
+        ("-O vmdk -o subformat=streamOptimized", "qcow2"),
+        ("-O vpc", "qcow2"),
+        ("-O vpc -o subformat=fixed", "vmdk"),
+        ("-O vhdx", "raw"),
+        ("-O raw", "qcow2"),
+        ("-O raw", "raw"),
+    ],
+)
+def test_converts(http_server: HttpServer, tmp_path: Path, trying: Attempt, options: str, to: str) -> None:
+    """Every disk format becomes every target, with the same content and with what it was in the manifest."""
+    original = made(tmp_path, options)
+
+    result = download.run(request(http_server.serve("x", original), convert_to=to), trying)
+
+    image = tmp_path / "store" / result["key"]
+    assert (result["format"], image.name) == (to, f"7.{to}")
+    compared = ["qemu-img", "compare", "-f", "raw", "-F", to, tmp_path / "disk", image]
+    assert b"identical" in subprocess.run(compared, check=False, capture_output=True).stdout
+    entry = read_manifest(trying.store("primary"), request("http://x").artifact).entries[0]
+    assert entry.digest == f"sha256:{hashlib.sha256(image.read_bytes()).hexdigest()}"
+    assert entry.facts["converted_from"]["digest"] == f"sha256:{hashlib.sha256(original).hexdigest()}"
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_compressed_and_checked(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
+    """A compressed image is converted too, and the checksum is that of the file as offered."""
+    offered = COMPRESS["gzip"](made(tmp_path, "-O vmdk -o subformat=streamOptimized"))
+    checksum = hashlib.sha256(offered).hexdigest()
+    result = download.run(request(http_server.serve("x", offered), checksum=checksum), trying)
+    assert (result["format"], result["virtual_size"]) == ("qcow2", len(DISK))
+    told = subprocess.run(
+        ["qemu-img", "info", "--output=json", "-f", "qcow2", tmp_path / "store" / result["key"]], capture_output=True
+    )
+    assert json.loads(told.stdout)["virtual-size"] == len(DISK)
+
+
+def test_progress(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
+    """People see what is going on, and how far it is."""
+    seen: list[dict[str, Any]] = []
+    trying.progress._publish = seen.append
+    download.run(request(http_server.serve("x", made(tmp_path, "-O vmdk"))), trying)
+    stages = list(dict.fromkeys(each["stage"] for each in seen))
+    assert stages == ["connecting", "download", "verifying", "checking", "converting", "storing", "committing"]
+
+
+def test_asked_again(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
+    """A converted image that is there is the answer to the same request, and to no other."""
+    url = http_server.serve("x", made(tmp_path, "-O vmdk"))
+    first = download.run(request(url), trying)
+    assert download.run(request(url), trying) == first | {"reused": True}
+    with pytest.raises(InvalidRequest, match="another template under this id"):
+        download.run(request(url, convert_to="raw"), trying)
+
+
+def test_unsafe_is_not_converted(
+    http_server: HttpServer, tmp_path: Path, trying: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """qemu-img never sees an image that was not found safe."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "bin").mkdir()
+    for name in ("qemu-img", "prlimit"):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n: > {tmp_path}/ran\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    with pytest.raises(UnsafeImage, match="backing file"):
+        download.run(request(http_server.serve("x", images.qcow2_backed_by("/etc/passwd"))), trying)
+    assert not (tmp_path / "ran").exists()
+    assert left(tmp_path) == []
+
+
+def test_damaged_is_not_converted(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
+    """An image whose tables are wrong is found by a check before, as a convert of it would end well."""
+    image = bytearray(made(tmp_path, "-O qcow2"))
+    image[0x20000:0x20008] = bytes(8)  # a refcount block of clusters in use
+    with pytest.raises(CorruptImage, match="qemu-img check finds errors"):
+        download.run(request(http_server.serve("x", bytes(image)), convert_to="raw"), trying)
+    assert left(tmp_path) == []
+
+
+def test_output_is_judged(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
+    """An image whose guest has written another image's header becomes no raw disk that a reader would probe."""
+    nested = images.qcow2_backed_by("/etc/passwd").ljust(2 * MIB, b"\0")
+    url = http_server.serve("x", made(tmp_path, "-O qcow2", nested))
+    with pytest.raises(UnknownFormat, match=r"The image is qcow2, but raw was asked for.*converted"):
+        download.run(request(url, convert_to="raw"), trying)
+    assert left(tmp_path) == []
+
+
+def test_expansion_bomb(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
+    """What comes out may not be larger than allowed either."""
+    url = http_server.serve("x", made(tmp_path, "-O qcow2 -c", bytes(MIB) + DISK))
+    with pytest.raises(TooLarge, match="that are allowed"):
+        download.run(request(url, convert_to="raw", max_bytes=4 * MIB), trying)
+    assert left(tmp_path) == []
+
+
+def test_limits(tmp_path: Path) -> None:
+    """The size of its file is the kernel's to refuse, and the error says which image it was."""
+    (tmp_path / "disk").write_bytes(b"x" * 70 * MIB)
+    lying = QemuImg(tmp_path, MIB, lambda: None, "an image")
+    with pytest.raises((TooLarge, CorruptImage), match=r"becomes more than a disk|cannot convert"):
+        lying.convert(tmp_path / "disk", "raw", "qcow2", tmp_path / "out", lambda _: None)
+
+
+def test_cancelled(tmp_path: Path) -> None:
+    """A cancel ends qemu-img at once."""
+    (tmp_path / "disk").write_bytes(b"x" * 50 * MIB)
+
+    def cancel() -> None:
+        raise Cancelled("user")
+
+    with pytest.raises(Cancelled):
+        QemuImg(tmp_path, 50 * MIB, cancel, "").convert(
+            tmp_path / "disk", "raw", "vmdk", tmp_path / "out", lambda _: None
+        )
+
+
+def test_where_it_cannot(http_server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker without a scratch directory, or without qemu-img, says so before it writes anything."""
+    url = http_server.serve("x", images.qcow2())
+    with pytest.raises(ConfigError, match="does not convert images"):
+        download.run(request(url), attempt())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="qemu-img is not installed"):
+        download.run(request(url), attempt(limits=Limits(scratch_dir=tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (images.iso(), "The image is iso, which is not converted"),
+        (ova_of({"vm.ovf": ovf_of("a"), "a": b""}), "The file is an OVA, which is not converted"),
+    ],
+    ids=["an ISO", "an OVA"],
+)
+def test_no_disk(http_server: HttpServer, tmp_path: Path, trying: Attempt, data: bytes, text: str) -> None:
+    """What is no single disk is not converted."""
+    with pytest.raises(UnknownFormat, match=text):
+        download.run(request(http_server.serve("x", data)), trying)
+    assert left(tmp_path) == []
+
+
+def test_dead_workers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders of workers that died are removed by the next conversion, folders in use are not."""
+    trying = attempt(MemoryStore("primary"), limits=Limits(scratch_dir=tmp_path))
+    with convert.converting("raw", trying, "") as alive:
+        dead = tmp_path / "ssvm-convert-dead"
+        dead.mkdir()
+        (dead / "image").write_bytes(b"x")
+        for folder in tmp_path.iterdir():
+            os.utime(folder, (0, 0))
+        with convert.converting("raw", trying, ""):
+            assert not dead.exists()
+            alive.sink(None).abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tools_are_found_by_path() -> None:
+    """Programs are started by their absolute path."""
+    assert tool("prlimit").startswith("/")
