@@ -12,6 +12,12 @@ from .intake import Message, job_id_of
 from .ring import ring
 
 
+@app.task(name="ssvm.copy", **TASK)
+def copy(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run the copy that the message asks for."""
+    return run_job(settings, Message("copy", args, kwargs, task.request.id))
+
+
 @app.task(name="ssvm.verify", **TASK)
 def verify(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the verify that the message asks for."""

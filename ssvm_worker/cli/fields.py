@@ -25,6 +25,8 @@ def add_fields(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
         note = field.description or ""
         if shape is dict:
             group.add_argument(option, metavar="NAME=VALUE", action="append", type=_pair, help=f"{note} (repeatable)")
+        elif field.annotation is bool:
+            group.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=note)
         elif shape is list:
             group.add_argument(option, metavar="A,B", action="append", help=f"{note} (comma-separated or repeated)")
         else:

@@ -118,9 +118,14 @@ def read_index(store: Store, family: str, pack: Pack) -> PackIndex:
     """The index of a pack that a map names; CorruptImage unless it is the very same, ObjectNotFound."""
     key = pack.key(family)
     tail = read_range(store, key, pack.index_at, pack.size - pack.index_at)
-    found, index = _parse(pack.id, pack.size, tail, f"{store.name}:{key}")
+    return index_in(pack, tail, f"{store.name}:{key}")
+
+
+def index_in(pack: Pack, tail: bytes, where: str) -> PackIndex:
+    """The index that the last bytes of a pack hold; CorruptImage unless it is the very same that a map names."""
+    found, index = _parse(pack.id, pack.size, tail, where)
     if found != pack:
-        raise CorruptImage("The pack is not the one that the grain map names", f"{store.name}:{key}", REMEDY)
+        raise CorruptImage("The pack is not the one that the grain map names", where, REMEDY)
     return index
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ssvm_worker.errors import InvalidRequest
 
-from . import backup, delete, download, restore, upload, verify
+from . import backup, copy, delete, download, restore, upload, verify
 from .attempt import Attempt
 from .request import JobRequest
 
@@ -43,6 +43,7 @@ JOBS = {
         _job(upload, "upload"),
         _job(backup, "backup"),
         _job(restore, "backup"),
+        _job(copy, "maintenance"),
         _job(verify, "maintenance"),
         _job(delete, "maintenance"),
     )
