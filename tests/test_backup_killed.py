@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from tests.backup_bench import PREFIX, Bench
+from tests.backup_bench import PREFIX, Bench, assert_whole
 from tests.servers.vcenter import TestVM
 
 #: One attempt in a process of its own, with the fields that it is given.
@@ -21,7 +24,8 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.vmware.session import Address, Options, Session
 given = json.loads(sys.argv[1])
-door = SimpleNamespace(vcenter=lambda name, check: Session(Address(**given["address"]), check, Options(parallel_disks=1)))
+options = Options(parallel_disks=1)
+door = SimpleNamespace(vcenter=lambda name, check: Session(Address(**given["address"]), check, options))
 store = FileStore("primary", pathlib.Path(given["directory"]))
 backup.run(backup.Request(**given["request"]), Attempt("job-1", {"primary": store}, door))
 """
@@ -37,21 +41,46 @@ def start_worker(bench: Bench, vm: TestVM, directory: Path) -> subprocess.Popen[
     return subprocess.Popen([sys.executable, "-c", WORKER, json.dumps(given)])
 
 
-def test_killed(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
-    """Its committed disk stays and its snapshot is used; its lease expires, its parts are swept, its snapshot goes."""
-    bench.vcenter.fault(lease_timeout=2, get={"file": "disk-1.vmdk", "do": "stall", "at": 300_000})
-    before = bench.fetches("disk-0.vmdk"), bench.fetches("disk-1.vmdk")
+#: What holds the worker up, so that it is killed just there.
+STAGES: dict[str, dict[str, Any]] = {
+    "its snapshot was made": {"hang": "ExportSnapshot"},
+    "its lease was open": {"get": {"file": "disk-0.vmdk", "do": "stall"}},
+    "one disk of two was done": {"get": {"file": "disk-1.vmdk", "do": "stall", "at": 300_000}},
+    "all disks were done, but no manifest written": {"hang": "CreateDescriptor", "hang_after": 1},
+    "the manifest was written, but its snapshot not removed": {"hang": "RemoveSnapshot_Task"},
+}
+#: How often the two disks are fetched after that.
+FETCHES = [(1, 1), (1, 1), (0, 1), (0, 0), (0, 0)]
+
+
+def reached(bench: Bench, stage: dict[str, Any]) -> int:
+    """How often a worker has come to where it is held up."""
+    if "get" in stage:
+        return bench.fetches(stage["get"]["file"])
+    return int(bench.vcenter.state()["calls"].get(stage["hang"], 0)) - int(stage.get("hang_after", 0))
+
+
+def fetches(bench: Bench) -> tuple[int, int]:
+    """How often each of the two disks was fetched so far."""
+    return bench.fetches("disk-0.vmdk"), bench.fetches("disk-1.vmdk")
+
+
+@pytest.mark.parametrize(("name", "expected"), list(zip(STAGES, FETCHES, strict=True)))
+def test_killed(bench: Bench, vm: TestVM, tmp_path: Path, name: str, expected: tuple[int, int]) -> None:
+    """The next worker goes on from what is stored, with the same snapshot; all that is left of the dead one goes."""
+    before = reached(bench, STAGES[name] | {"hang_after": 0})
+    bench.vcenter.fault(lease_timeout=2, **STAGES[name])
     with start_worker(bench, vm, tmp_path) as worker:
-        while bench.fetches("disk-1.vmdk") == before[1]:
+        while reached(bench, STAGES[name]) <= before:
             assert worker.poll() is None
         worker.kill()
-    assert not (tmp_path / PREFIX / "manifest.json").exists()
     bench.vcenter.fault()
-    bench.primary = FileStore("primary", tmp_path)
-    bench.run(vm)
-    assert bench.fetches("disk-0.vmdk") == before[0] + 1
-    disks = [(tmp_path / PREFIX / f"b1-disk{number}.vmdk").read_bytes() for number in range(2)]
-    assert disks == vm.streams
+    bench.primary, so_far = FileStore("primary", tmp_path), fetches(bench)
+    snapshots = bench.vcenter.state()["calls"]["CreateSnapshotEx_Task"]
+    assert bench.run(vm)["snapshot_removed"] is True
+    assert (fetches(bench)[0] - so_far[0], fetches(bench)[1] - so_far[1]) == expected
+    assert bench.vcenter.state()["calls"]["CreateSnapshotEx_Task"] == snapshots
+    assert_whole(bench.primary, *vm.streams)
     assert len(list((tmp_path / PREFIX).iterdir())) == 6
     bench.primary = MemoryStore("primary")
     while any(lease["state"] == "open" for lease in bench.vcenter.state()["leases"].values()):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ssvm_worker.errors import InvalidRequest, SourceNotFound, WorkerError
+from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable, WorkerError
 from ssvm_worker.manifest import Manifest, find_manifest
 from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import Store
@@ -65,7 +67,8 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
             warnings = _look_first(request, attempt, vm, stores)
             snapshot = _snapshot(request, attempt, vm)
             export = VMExport(attempt, request.artifact, stores, vm, snapshot)
-            manifest, kept = export.run(request.origin, request.disks, warnings)
+            with _noticing_removal(attempt, vm, snapshot):
+                manifest, kept = export.run(request.origin, request.disks, warnings)
         except BaseException as error:
             _give_up(request, attempt, session, vm, error)
             raise
@@ -122,6 +125,19 @@ def _snapshot(request: Request, attempt: Attempt, vm: VM) -> Snapshot:
     how = "quiesced" if snapshot.quiesced else f"crash-consistent ({snapshot.remark})"
     attempt.log.info("made the snapshot %s, %s", snapshot.moref, how)
     return snapshot
+
+
+@contextmanager
+def _noticing_removal(attempt: Attempt, vm: VM, snapshot: Snapshot) -> Iterator[None]:
+    """Somebody who removes the job's snapshot ends the attempt, not the job: another attempt makes another one."""
+    try:
+        yield
+    except SourceNotFound as error:
+        if snapshot.ours and vm.own_snapshot(attempt.job_id) is None:
+            raise SourceUnavailable(
+                "Somebody has removed the snapshot of the job", vm.moref, "The next attempt makes another one"
+            ) from error
+        raise
 
 
 def _give_up(request: Request, attempt: Attempt, session: Session, vm: VM, error: BaseException) -> None:

@@ -12,8 +12,8 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// strike does to the vCenter what happens in the middle of a transfer: "logout" ends every session, "restart" every
-// lease too, "delete" the VM, "unsnap" its snapshots.
+// strike does to the vCenter what happens in the middle of a transfer: "logout" ends every session, "restart" the data
+// streams too; "delete" removes the VM, "unsnap" its snapshots, "migrate" moves it to another host.
 func (w *world) strike(what string, vm types.ManagedObjectReference) {
 	own := &simulator.Context{Context: context.Background(), Session: &simulator.Session{}, Map: w.registry}
 	switch what {
@@ -24,14 +24,47 @@ func (w *world) strike(what string, vm types.ManagedObjectReference) {
 		w.endSessions(own)
 	case "logout":
 		w.endSessions(own)
+	case "migrate":
+		w.migrate(vm)
 	case "delete":
-		w.registry.Remove(own, vm)
+		w.unsnap(own, vm)
+		w.forget(own, vm)
 	case "unsnap":
-		it := w.registry.Get(vm).(*simulator.VirtualMachine)
-		for _, tree := range it.Snapshot.RootSnapshotList {
-			w.registry.Remove(own, tree.Snapshot)
+		w.unsnap(own, vm)
+	}
+}
+
+// forget removes an object, also where a session has a receiver of ours for it.
+func (w *world) forget(own *simulator.Context, ref types.ManagedObjectReference) {
+	w.registry.Remove(own, ref)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, session := range w.sessions {
+		session.Remove(own, ref)
+	}
+}
+
+func (w *world) unsnap(own *simulator.Context, vm types.ManagedObjectReference) {
+	it := w.registry.Get(vm).(*simulator.VirtualMachine)
+	for _, tree := range it.Snapshot.RootSnapshotList {
+		w.forget(own, tree.Snapshot)
+	}
+	own.WithLock(it, func() { own.Update(it, []types.PropertyChange{{Name: "snapshot", Val: nil}}) })
+}
+
+// migrate moves a VM, and ends its leases.
+func (w *world) migrate(vm types.ManagedObjectReference) {
+	it := w.registry.Get(vm).(*simulator.VirtualMachine)
+	for _, each := range w.registry.All("HostSystem") {
+		if ref := each.Reference(); ref != *it.Runtime.Host {
+			it.Runtime.Host = &ref
+			break
 		}
-		own.WithLock(it, func() { own.Update(it, []types.PropertyChange{{Name: "snapshot", Val: nil}}) })
+	}
+	for _, each := range w.allLeases() {
+		if each.vm == vm {
+			each.expire()
+		}
 	}
 }
 
@@ -48,7 +81,12 @@ func (w *world) allLeases() []*lease {
 func (w *world) endSessions(own *simulator.Context) {
 	w.mu.Lock()
 	keys := w.sessions
-	w.sessions = map[string]bool{}
+	w.sessions = map[string]*simulator.Registry{}
+	for _, each := range w.leases {
+		if each.outcome == "open" {
+			each.outcome = "aborted" // it belongs to a session
+		}
+	}
 	w.mu.Unlock()
 	for key := range keys {
 		w.registry.SessionManager().TerminateSession(own, &types.TerminateSession{SessionId: []string{key}})

@@ -89,8 +89,8 @@ type world struct {
 	calls  map[string]int
 	gets   []get
 	puts   []put
-	// sessions are the keys of those that made a call.
-	sessions map[string]bool
+	// sessions are those that made a call, by their keys, with what only they see.
+	sessions map[string]*simulator.Registry
 	// nvram is the content of each VM's, by the VM's id.
 	nvram map[string][]byte
 }
@@ -110,7 +110,7 @@ func newWorld(service *simulator.Service, thumbprint string) *world {
 		healed:     make(chan struct{}),
 		leases:     map[string]*lease{},
 		calls:      map[string]int{},
-		sessions:   map[string]bool{},
+		sessions:   map[string]*simulator.Registry{},
 		nvram:      map[string][]byte{},
 	}
 	w.registry.Handler = w.intercept
@@ -135,7 +135,7 @@ func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.
 	w.mu.Lock()
 	w.calls[method.Name]++
 	if ctx.Session != nil {
-		w.sessions[ctx.Session.Key] = true
+		w.sessions[ctx.Session.Key] = ctx.Session.Registry
 	}
 	w.mu.Unlock()
 	now, _ := w.now()

@@ -1,0 +1,91 @@
+"""What happens to a vCenter in the middle of an export: the retry finishes, or the error is final and says why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ssvm_worker.errors import SourceDenied, SourceNotFound, SourceUnavailable
+from ssvm_worker.jobs import backup
+from ssvm_worker.manifest import read_manifest
+from ssvm_worker.vmware.session import Session
+from tests.backup_bench import FAST, Bench, assert_whole
+from tests.images import stream_optimized_pieces
+from tests.servers.vcenter import TestVM, address_of
+
+
+def strike(bench: Bench, what: str) -> None:
+    """Let it happen once, in the middle of the second disk."""
+    bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": what, "at": 300_000, "times": 1})
+
+
+@pytest.mark.parametrize("what", ["logout", "restart", "migrate", "expire", "cut"])
+def test_survived(bench: Bench, vm: TestVM, what: str) -> None:
+    """A session that ends, a vCenter that restarts, a VM that moves: the same attempt goes on with another lease."""
+    strike(bench, what)
+    before = bench.fetches("disk-1.vmdk")
+    result = bench.run(vm, stores=["primary", "archive"])
+    assert bench.fetches("disk-1.vmdk") == before + 2
+    assert result["snapshot_removed"] is True
+    assert result["objects"][-3:] == ["b1.ovf", "b1.mf", "b1.config.json"]
+    assert_whole(bench.primary, *vm.streams)
+    assert_whole(bench.archive, *vm.streams)
+
+
+def test_session_ends_behind_the_last_disk(bench: Bench, vm: TestVM) -> None:
+    """A session that ended during the last disk is opened again for the server's own descriptor."""
+    bench.options = dataclasses.replace(FAST, parallel_disks=1)
+    bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": "logout", "at": 0, "times": 1}, manifest="absent")
+    bench.run(vm)
+    manifest = read_manifest(bench.primary, bench.request(vm).artifact)
+    assert manifest.facts["descriptor"] == "the server's"
+
+
+def test_vm_deleted(bench: Bench, vm: TestVM) -> None:
+    """A VM that is deleted during its backup is an error that says so, and is not tried again."""
+    strike(bench, "delete")
+    error = bench.fail(vm)
+    assert isinstance(error, SourceNotFound)
+    assert "gone" in error.what
+    assert not bench.left()
+
+
+def test_snapshot_removed(bench: Bench, vm: TestVM) -> None:
+    """A job whose snapshot somebody removes makes another one in its next attempt, and fetches all of it."""
+    strike(bench, "unsnap")
+    before = bench.fetches("disk-1.vmdk")
+    with pytest.raises(SourceUnavailable, match="removed the snapshot"):
+        backup.run(bench.request(vm), bench.attempt(will_resume=lambda _: True))
+    assert bench.run(vm)["snapshot_removed"] is True
+    assert bench.fetches("disk-1.vmdk") == before + 2
+    assert_whole(bench.primary, *vm.streams)
+
+
+def test_given_snapshot_removed(bench: Bench, vm: TestVM) -> None:
+    """A snapshot of the user's that is removed during the backup is not replaced by another one."""
+    with Session(address_of(bench.vcenter)) as session:
+        theirs = session.find_vm(vm.machine.id).make_snapshot("theirs")
+    strike(bench, "unsnap")
+    assert isinstance(bench.fail(vm, snapshot=theirs.name), SourceNotFound)
+    assert not bench.left()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_host_refuses(bench: Bench, vm: TestVM, status: int) -> None:
+    """A host that refuses us with the cookie too is not asked a third time."""
+    bench.vcenter.fault(get={"status": status})
+    before = bench.fetches("disk-0.vmdk")
+    assert isinstance(bench.fail(vm, disks=["scsi0:0"]), SourceDenied)
+    assert bench.fetches("disk-0.vmdk") == before + 2
+    assert not bench.left()
+
+
+def test_lba_goes_back(bench: Bench, vm: TestVM) -> None:
+    """A stream whose grains are out of order is no disk, whatever its checksum says."""
+    head, first, second, *rest = stream_optimized_pieces(vm.raws[0])
+    bench.vcenter.upload(vm.machine.disks[0].file, b"".join((head, second, first, *rest)))
+    error = bench.fail(vm)
+    assert isinstance(error, SourceUnavailable)
+    assert "comes again, or too late" in str(error)
+    assert not bench.left()
