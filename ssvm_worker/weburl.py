@@ -1,15 +1,16 @@
-"""The http(s) URLs that users give: taken apart, judged, and made safe to log. Standard library only."""
+"""The URLs that users give: taken apart, judged, and made safe to log. Standard library only."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from .errors import InvalidRequest
 
-_PORTS = {"http": 80, "https": 443}
+_PORTS = {"http": 80, "https": 443, "ftp": 21, "sftp": 22, "scp": 22}
+_WEB = ("http", "https")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9._-]+)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: What RFC 3986 lets stand in a path or query; ``%`` because the user has quoted what he meant to quote.
@@ -21,7 +22,7 @@ _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 @dataclass(frozen=True)
 class WebUrl:
-    """An absolute http(s) URL without credentials in it."""
+    """An absolute URL without credentials in it."""
 
     scheme: str
     host: str
@@ -48,6 +49,11 @@ class WebUrl:
         return f"{self.scheme}://{self.authority}{path}{mark}{hidden if mark else ''}"
 
     @property
+    def path(self) -> str:
+        """The path as a file server takes it: nothing quoted, and no query."""
+        return unquote(self.target)
+
+    @property
     def file_name(self) -> str:
         """The last part of the path; a label, never a key."""
         return self.target.partition("?")[0].rpartition("/")[2]
@@ -57,15 +63,16 @@ class WebUrl:
         return parse(urljoin(f"{self.scheme}://{self.authority}{self.target}", location))
 
 
-def parse(url: str) -> WebUrl:
+def parse(url: str, schemes: Sequence[str] = _WEB) -> WebUrl:
     """Take a URL apart; InvalidRequest for another scheme, userinfo, or what is no URL. Its text holds no secret."""
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname or ""
     except ValueError as error:
         raise InvalidRequest(f"This is no URL: {error}", "url", "Give http(s)://host/path") from error
-    if parts.scheme not in _PORTS:
-        raise InvalidRequest(f"URLs of scheme {parts.scheme[:20]!r} are not taken", "url", "Give an http or https URL")
+    if parts.scheme not in schemes:
+        known = " or ".join(schemes)
+        raise InvalidRequest(f"URLs of scheme {parts.scheme[:20]!r} are not taken", "url", f"Give an {known} URL")
     if "@" in parts.netloc:
         raise InvalidRequest(
             "The URL holds a user name or password",
@@ -75,6 +82,8 @@ def parse(url: str) -> WebUrl:
     host = _ascii(host)
     if not _HOST.fullmatch(host) or _CONTROL.search(url):
         raise InvalidRequest("The URL has no valid host, or control characters", "url", "Give http(s)://host/path")
+    if schemes is not _WEB and (parts.query or _CONTROL.search(unquote(parts.path)) or parts.path in ("", "/")):
+        raise InvalidRequest("The URL names no file", "url", f"Give {parts.scheme}://host/path")
     target = quote(parts.path or "/", safe=_KEPT) + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
     return WebUrl(parts.scheme, host, port or _PORTS[parts.scheme], target)
 

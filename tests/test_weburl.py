@@ -20,7 +20,8 @@ LOOPBACK = Access(HttpSettings(AddressRule(("127.0.0.0/8",))))
 @pytest.mark.parametrize(
     "url",
     [
-        pytest.param("ftp://example.org/x", id="ftp"),
+        pytest.param("dict://example.org/x", id="dict"),
+        pytest.param("ldap://example.org/x", id="ldap"),
         pytest.param("file:///etc/passwd", id="file"),
         pytest.param("data:,x", id="data"),
         pytest.param("image.qcow2", id="no scheme"),

@@ -12,6 +12,7 @@ from ssvm_worker.weburl import parse
 
 from .access import Access, VersionedSource
 from .file import FileSource, FileVersion
+from .ftp import FtpSource, FtpVersion
 from .http import HttpSource, Validator, fetch_text
 from .metalink import MOST, is_metalink, parse_metalink
 from .mirrors import Mirrors, Offer
@@ -29,6 +30,10 @@ def _file(url: str, access: Access, validator: dict[str, Any] | None) -> Version
     return FileSource(url, access, FileVersion(**validator) if validator else None)
 
 
+def _ftp(url: str, access: Access, validator: dict[str, Any] | None) -> VersionedSource:
+    return FtpSource(url, access, FtpVersion(**validator) if validator else None)
+
+
 def _stored(url: str, access: Access, _: dict[str, Any] | None) -> VersionedSource:
     return StoredSource(url, access)
 
@@ -38,6 +43,7 @@ SCHEMES: dict[str, _Open] = {
     "http": _http,
     "https": _http,
     "file": _file,
+    "ftp": _ftp,
     "s3": _stored,
     "store": _stored,
 }

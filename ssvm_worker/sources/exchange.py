@@ -232,10 +232,11 @@ def translated(where: str) -> Iterator[None]:
     except (HTTPError, HTTPException, OSError) as error:
         # urllib3 wraps what it caught, and its text is the representation of that.
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        raise _translate(cause, where) from error
+        raise translate(cause, where) from error
 
 
-def _translate(error: BaseException, where: str) -> WorkerError:
+def translate(error: BaseException, where: str) -> WorkerError:
+    """Our error for what a connection raised."""
     if isinstance(error, AddressRefused):
         return SourceDenied(
             str(error), where, "Only public addresses are fetched from; list others in download.allow_networks"

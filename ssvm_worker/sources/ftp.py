@@ -1,0 +1,159 @@
+"""Files over FTP: passive transfers only, with both connections under the address rule and the watch."""
+
+from __future__ import annotations
+
+import ftplib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
+from ssvm_worker.sockets import Dial, Watch, WatchedSocket, WatchedTLSSocket, connect
+from ssvm_worker.stream import CHUNK
+from ssvm_worker.weburl import WebUrl, parse
+
+from .access import Access
+from .exchange import translate
+
+Socket = WatchedSocket | WatchedTLSSocket
+
+
+@dataclass(frozen=True)
+class FtpVersion:
+    """Tells one state of a file from another, as far as a server can (RFC 3659: SIZE and MDTM)."""
+
+    size: int
+    modified: str
+
+
+class FtpSource:
+    """``stream.Source`` of ftp://HOST/PATH; the path is taken from the root, by TYPE I."""
+
+    def __init__(self, url: str, access: Access, version: FtpVersion | None = None) -> None:
+        """Raises InvalidRequest for what is no such URL; touches nothing."""
+        self._url: WebUrl = parse(url, ("ftp",))
+        self._access = access
+        self.name = self._url.name
+        self.validator = version
+        self.size = version.size if version else None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the server tells size and time of the file, and takes REST for granted."""
+        return self.validator is not None
+
+    def open(self, offset: int = 0) -> Generator[bytes, None, None]:
+        """Yield the chunks from *offset* on; SourceNotFound, SourceDenied, SourceChanged, SourceUnavailable."""
+        if offset and offset == self.size:
+            return
+        position = offset
+        with self._translated(), self._session() as control:
+            self._compare(control, offset)
+            data = control.retrieve(self._url.path, offset)
+            try:
+                while size := data.recv_into(buffer := bytearray(CHUNK)):
+                    position += size
+                    yield bytes(memoryview(buffer)[:size])
+            finally:
+                data.close()
+            control.voidresp()
+        self._refuse_short(position)
+
+    @contextmanager
+    def _session(self) -> Iterator[_Control]:
+        control = _Control(self._url, self._access)
+        try:
+            control.log_in(self._access.username, self._access.password)
+            yield control
+        finally:
+            control.close()
+
+    def _compare(self, control: _Control, offset: int) -> None:
+        version = control.version(self._url.path)
+        if offset and (version is None or version != self.validator):
+            raise SourceChanged("The file has changed since its first bytes came", self.name, "Ask again")
+        self.validator, self.size = version, version.size if version else None
+        if self.size == 0:
+            raise self._empty()
+
+    def _refuse_short(self, position: int) -> None:
+        if not position:
+            raise self._empty()
+        if self.size is None:
+            self.size = position
+        if position != self.size:
+            raise SourceUnavailable(f"The bytes ended at {position} of {self.size}", self.name, "Look at the server")
+
+    def _empty(self) -> SourceNotFound:
+        return SourceNotFound("The server gives an empty file", self.name, "Look at the URL")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except ftplib.error_perm as error:
+            raise _refusal(str(error), self.name) from error
+        except (ftplib.Error, EOFError) as error:
+            raise SourceUnavailable(f"The server said: {str(error)[:200]}", self.name, "Look at the server") from error
+        except OSError as error:
+            raise translate(error, self.name) from error
+
+
+def _refusal(said: str, where: str) -> WorkerError:
+    if said[:3] == "550":  # not there, or no right to it: most servers do not say which
+        return SourceNotFound(f"There is no such file, or we may not read it: {said[:200]}", where, "Look at the path")
+    return SourceDenied(f"The server refuses us: {said[:200]}", where, "Give credentials, or look at the server")
+
+
+class _Control(ftplib.FTP):
+    """ftplib's talk over our own sockets."""
+
+    def __init__(self, url: WebUrl, access: Access) -> None:
+        super().__init__()
+        http = access.http
+        self._dial = Dial(http.rule, http.connect_timeout_s)
+        self._access = access
+        self.host, self.port = url.host, url.port
+        self.sock = connect(url.host, url.port, self._dial, self._watch())
+        self.af = self.sock.family
+        self.file = self.sock.makefile("r", encoding=self.encoding)
+        try:
+            self.welcome = self.getresp()
+        except BaseException:
+            self.close()
+            raise
+
+    def _watch(self) -> Watch:
+        http = self._access.http
+        return Watch(self._access.check, http.stall_s, http.min_rate)
+
+    def log_in(self, user: str | None, password: str | None) -> None:
+        """As that user, or as nobody in particular."""
+        self.login(user or "anonymous", password or "anonymous@")
+        self.voidcmd("TYPE I")
+
+    def version(self, path: str) -> FtpVersion | None:
+        """Size and time; None where the server tells only one of them, or neither."""
+        try:
+            modified = self.voidcmd(f"MDTM {path}").partition(" ")[2].strip()
+            size = self.size(path)
+        except ftplib.error_perm as error:
+            if str(error)[:3] == "550":
+                raise
+            return None
+        return FtpVersion(size, modified) if size is not None and modified else None
+
+    def retrieve(self, path: str, offset: int) -> Socket:
+        """The data connection, to the host of this one, whatever address the server names (RFC 2577, 3)."""
+        host, port = self.makepasv()
+        data = connect(host, port, self._dial, self._watch())
+        try:
+            if offset:
+                self.sendcmd(f"REST {offset}")
+            answer = self.sendcmd(f"RETR {path}")
+            if answer[0] != "1":
+                raise ftplib.error_reply(answer)  # noqa: S321 - an exception, and the user chose FTP
+            return data
+        except BaseException:
+            data.close()
+            raise
