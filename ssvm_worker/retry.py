@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .errors import Cancelled, WorkerError
+from .errors import Cancelled, StoreDenied, StoreFull, WorkerError
+
+#: Of a patient job: attempts in all, and how much longer than others it waits between two at the most. With the
+#: default of 10 minutes that is up to an hour, 45 minutes on average, and so a week.
+_PATIENT_TRIES = 230
+_PATIENT_FACTOR = 6
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,18 @@ def decide(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecis
     if isinstance(error, WorkerError) and error.retryable and number < policy.max_attempts:
         return RetryDecision("queued", delay_s=backoff(number, policy))
     return RetryDecision("failed")
+
+
+def decide_patiently(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecision:
+    """The same for a job that waits until a store is well again: that it is full, or refuses, may pass too.
+
+    No attempt is counted, so that *number*, of all attempts ever made, sets the end.
+    """
+    may_pass = isinstance(error, StoreFull | StoreDenied) or (isinstance(error, WorkerError) and error.retryable)
+    if may_pass and number < _PATIENT_TRIES:
+        longer = replace(policy, max_delay_s=policy.max_delay_s * _PATIENT_FACTOR)
+        return RetryDecision("queued", backoff(number, longer), counted=False)
+    return decide(error, _PATIENT_TRIES, replace(policy, max_attempts=_PATIENT_TRIES))
 
 
 def backoff(number: int, policy: RetryPolicy) -> float:

@@ -10,7 +10,7 @@ import os
 import socket
 import traceback
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from ssvm_worker.assembly import make_attempt, open_ledger, open_slots
@@ -19,13 +19,14 @@ from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest, parse_request
 from ssvm_worker.ledger import Claim, Ledger
-from ssvm_worker.retry import RetryDecision, RetryPolicy, decide
+from ssvm_worker.retry import RetryDecision, RetryPolicy, decide, decide_patiently
 from ssvm_worker.settings import Settings
 
 from .drain import draining
 from .heart import Heart, insist
 from .intake import Message, accept
 from .outbox import tell
+from .owed import order_copies
 from .ring import ring
 
 _LOG = logging.getLogger("ssvm.bridge")
@@ -68,7 +69,7 @@ class _Run:
             result = self._job.run(self._request, self._attempt)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the one place where any error becomes an outcome
             return self._fail(error)
-        return self._end("succeeded", result=result)
+        return self._succeed(result)
 
     @property
     def _job(self) -> Job:
@@ -92,12 +93,25 @@ class _Run:
             slots=open_slots(self.settings),
         )
 
+    def _succeed(self, result: dict[str, Any]) -> dict[str, Any]:
+        try:
+            act = partial(order_copies, self.settings, self.ledger, self.claim.record, result)
+            copies = insist(act, self.heart)
+        except Cancelled:
+            return self._leave()
+        ended = self._end("succeeded", result=result)
+        for each in copies:
+            ring(self.settings, each)
+        return ended
+
     def _will_resume(self, error: BaseException) -> bool:
         return _is_fenced(error) or self._decide(error).state == "queued"
 
     def _decide(self, error: BaseException) -> RetryDecision:
         given = self.settings.retry
         policy = RetryPolicy(given.max_attempts, given.first_delay_s, given.max_delay_s)
+        if self.claim.record.request.get("patient"):
+            return decide_patiently(_as_cancelled(error), self.claim.number, policy)
         return decide(_as_cancelled(error), self.claim.record.tries, policy)
 
     def _fail(self, error: BaseException) -> dict[str, Any]:

@@ -8,12 +8,16 @@ from ssvm_worker.errors import (
     Cancelled,
     ChecksumMismatch,
     ConfigError,
+    CorruptImage,
     LeaseLost,
+    ObjectNotFound,
     SourceUnavailable,
+    StoreDenied,
+    StoreFull,
     StoreUnavailable,
     UnsafeImage,
 )
-from ssvm_worker.retry import RetryDecision, RetryPolicy, backoff, decide
+from ssvm_worker.retry import RetryDecision, RetryPolicy, backoff, decide, decide_patiently
 
 POLICY = RetryPolicy(max_attempts=3, first_delay_s=10, max_delay_s=60)
 
@@ -53,3 +57,28 @@ def test_backoff(number: int, ceiling: float) -> None:
     """The delay doubles up to its limit, in the upper half of it, and is not the same for all workers."""
     delays = [backoff(number, POLICY) for _ in range(50)]
     assert ceiling / 2 <= min(delays) < max(delays) <= ceiling
+
+
+@pytest.mark.parametrize("error", [StoreFull("x"), StoreDenied("x"), StoreUnavailable("x"), SourceUnavailable("x")])
+def test_patience(error: Exception) -> None:
+    """A patient job waits for a store that is full, refuses or is away, uncounted, six times as long as others."""
+    decision = decide_patiently(error, 100, POLICY)
+    assert (decision.state, decision.counted) == ("queued", False)
+    assert 180 <= decision.delay_s <= 360
+
+
+@pytest.mark.parametrize("error", [ObjectNotFound("x"), CorruptImage("x"), Cancelled("deadline"), ValueError("x")])
+def test_patience_has_its_reasons(error: Exception) -> None:
+    """A patient job gives up like any other where waiting cannot help."""
+    assert decide_patiently(error, 1, POLICY).state == "failed"
+
+
+def test_patience_ends() -> None:
+    """After some 200 attempts, about a week, a patient job has failed too."""
+    assert decide_patiently(StoreFull("x"), 1000, POLICY).state == "failed"
+    assert decide_patiently(StoreUnavailable("x"), 1000, POLICY).state == "failed"
+
+
+def test_patience_at_shutdown() -> None:
+    """A worker that shuts down gives a patient job back at once, like any other."""
+    assert decide_patiently(Cancelled("shutdown"), 1, POLICY) == RetryDecision("queued", 0.0, counted=False)

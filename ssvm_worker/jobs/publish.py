@@ -28,7 +28,7 @@ def publish(
     """Make the artifact exist on every store that holds its bytes; the primary, the first, must succeed.
 
     *manifest* lists the *small* objects already; see ``listing``.
-    Returns ``{"stores": […], "owed": {store: error}}`` for the job's result.
+    Returns ``{"stores": […], "owed": {store: error}}`` for the job's result; each error also names the ``artifact``.
     """
     attempt.progress.start("committing", manifest.size, manifest.size)
     owed = dict(stored.owed)
@@ -47,7 +47,7 @@ def publish(
         attempt.log.warning("store %s is owed %s: %s", name, manifest.artifact.prefix, reason)
     return {
         "stores": [name for name in stores if name not in owed],
-        "owed": {name: reason.as_dict() for name, reason in owed.items()},
+        "owed": {name: _owed(reason, manifest.artifact) for name, reason in owed.items()},
     }
 
 
@@ -58,8 +58,12 @@ def placed(stores: Mapping[str, Store], artifact: Artifact) -> dict[str, Any]:
         try:
             read_manifest(store, artifact)
         except WorkerError as error:
-            owed[name] = error.as_dict()
+            owed[name] = _owed(error, artifact)
     return {"stores": [name for name in stores if name not in owed], "owed": owed}
+
+
+def _owed(reason: WorkerError, artifact: Artifact) -> dict[str, Any]:
+    return reason.as_dict() | {"artifact": artifact.prefix}
 
 
 def _publish_on(attempt: Attempt, store: Store, manifest: Manifest, small: Mapping[str, bytes]) -> None:

@@ -1,0 +1,86 @@
+"""What a store is owed is ordered as a copy: under an id that follows from the job's, once, and with patience."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ssvm_worker.assembly import open_ledger
+from ssvm_worker.config import parse
+from ssvm_worker.jobs.publish import placed
+from ssvm_worker.keys import Artifact
+from ssvm_worker.ledger import Ledger, NewJob, Record
+from ssvm_worker.settings import Settings
+from ssvm_worker.stores.memory import MemoryStore
+from tasks.owed import order_copies
+from tests.servers.broker import Broker
+
+BACKUP = Artifact("backup", "acme", "b1", "vol1")
+
+
+@pytest.fixture
+def settings(broker: Broker) -> Settings:
+    """Settings of a zone that is not the job's."""
+    return parse({"zone": "here", "broker": {"url": broker.url, "prefix": broker.prefix}}, "the test")
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[Ledger]:
+    """A ledger of the test's own."""
+    with open_ledger(settings) as found:
+        yield found
+
+
+def ended(ledger: Ledger, job_id: str = "j1") -> Record:
+    """A job that is about to end."""
+    return ledger.submit(NewJob(job_id, "download", "there", "download", {}))[0]
+
+
+def owing(*names: str) -> dict[str, Any]:
+    """The result of a job after which these stores have nothing."""
+    stores = {name: MemoryStore(name) for name in names}
+    return placed(stores, BACKUP) | {"stores": ["primary"]}
+
+
+def test_ordered(settings: Settings, ledger: Ledger) -> None:
+    """Each store that is owed gets a patient copy job in the job's own zone, and the result names it."""
+    result = owing("archive", "other")
+    copies = order_copies(settings, ledger, ended(ledger), result)
+
+    assert [each.job_id for each in copies] == ["j1.owed.archive", "j1.owed.other"]
+    assert result["owed"]["archive"]["copy_job"] == "j1.owed.archive"
+    asked = {"account": "acme", "id": "b1", "kind": "backup", "volume": "vol1", "stores": ["archive"], "patient": True}
+    assert copies[0].request == asked | {"job_id": "j1.owed.archive"}
+    assert (copies[0].zone, copies[0].lane, copies[0].resource) == ("there", "maintenance", BACKUP.resource)
+
+
+def test_ordered_once(settings: Settings, ledger: Ledger) -> None:
+    """A job that ends again, as after a lost answer of the broker, orders nothing twice."""
+    record = ended(ledger)
+    for _ in range(2):
+        order_copies(settings, ledger, record, owing("archive"))
+    assert len(ledger.page()) == 2
+
+
+def test_nothing_owed(settings: Settings, ledger: Ledger) -> None:
+    """A result that owes nothing, or of a job that stores nothing, orders nothing."""
+    record = ended(ledger)
+    assert order_copies(settings, ledger, record, {"stores": ["primary"], "owed": {}}) == []
+    assert order_copies(settings, ledger, record, {"objects": 2}) == []
+
+
+def test_long_names(settings: Settings, ledger: Ledger) -> None:
+    """An id that would be too long, or hold what an id may not hold, is made up, and always the same."""
+    record = ended(ledger, "j" * 128)
+    ids = {order_copies(settings, ledger, record, owing("Zürich 2"))[0].job_id for _ in range(2)}
+    assert len(ids) == 1
+
+
+def test_id_is_taken(settings: Settings, ledger: Ledger) -> None:
+    """Where somebody's job has that id the store stays owed, and the job is not hurt."""
+    ended(ledger, "j1.owed.archive")
+    result = owing("archive")
+    assert order_copies(settings, ledger, ended(ledger), result) == []
+    assert "copy_job" not in result["owed"]["archive"]
