@@ -131,7 +131,8 @@ class S3Server:
             f"-s3.config={config}",
             f"-filer.localSocket={self._directory}/filer.sock",
             f"-s3.localSocket={self._directory}/s3.sock",
-            "-volume.max=100",
+            # Each bucket takes seven volumes at its first object, and an answer of 500 when none is left.
+            "-volume.max=2000",
             "-master.volumeSizeLimitMB=1024",
         ]
 
