@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import assembly
@@ -41,6 +41,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_broker(settings),
         *(_look(f"store {name}", lambda name=name: _store(settings, name)) for name in settings.stores),  # type: ignore[misc]
         *_missing_stores(settings),
+        *([_spill_dir(settings)] if settings.vcenters else []),
         *(_look(f"vcenter {name}", lambda name=name: _vcenter(settings, name)) for name in settings.vcenters),  # type: ignore[misc]
         Finding("qemu-img", True, shutil.which("qemu-img") or "not installed; nothing here needs it yet"),
     ]
@@ -78,10 +79,25 @@ def _look(check: str, examine_it: Callable[[], str]) -> Finding:
 
 def _state_dir(settings: Settings) -> str:
     if not settings.broker.embedded:
-        return f"{settings.state_dir} (used by the embedded broker only)"
+        return f"{settings.state_dir} (for the embedded broker, and scratch files of backups)"
     os.makedirs(settings.state_dir, exist_ok=True)
     with tempfile.TemporaryFile(dir=settings.state_dir):
         return f"{settings.state_dir} can be written"
+
+
+def _spill_dir(settings: Settings) -> Finding:
+    """A warning where it cannot be written: backups go on without it."""
+
+    def write() -> str:
+        directory = settings.backup.spill_dir or settings.state_dir / "spill"
+        os.makedirs(directory, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return f"{directory} can be written, {human_size(shutil.disk_usage(directory).free)} free"
+
+    if not settings.backup.spill_bytes:
+        return Finding("backup.spill_dir", True, "not wanted: backup.spill_bytes is 0")
+    found = _look("backup.spill_dir", write)
+    return replace(found, ok=True, warning=not found.ok)
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:

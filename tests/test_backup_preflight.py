@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ssvm_worker.manifest import read_manifest
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.units import KiB
 from ssvm_worker.vmware.finding import Finding
+from ssvm_worker.vmware.preflight import PRIVILEGES, SNAPSHOT_PRIVILEGES
 from ssvm_worker.vmware.session import Session
 from tests.backup_bench import Bench, assert_whole
 from tests.faults import store_unreachable
@@ -44,6 +46,12 @@ def test_refused(bench: Bench, vm: TestVM, name: str) -> None:
     assert told in str(error)
     assert bench.vcenter.state()["calls"].get("CreateSnapshotEx_Task", 0) == before
     assert not bench.left()
+
+
+def test_user_spelt_otherwise(bench: Bench, vm: TestVM) -> None:
+    """A user whom the server does not know by that spelling has what the session has."""
+    bench.vcenter.fault(lacks=["VApp.Export"], session_has=True)
+    assert bench.run(vm)["warnings"] == []
 
 
 def test_all_at_once(bench: Bench, vm: TestVM) -> None:
@@ -109,6 +117,13 @@ def test_refused_encrypted(bench: Bench) -> None:
     vm = make_vm(bench.vcenter, 64 * KiB, tpm=True)
     bench.vcenter.fault(descriptor_error="OvfUnsupportedDeviceExport")
     assert isinstance(bench.fail(vm), SourceDenied)
+
+
+def test_privileges_are_documented() -> None:
+    """The role that operators are told to make has every privilege that is asked for."""
+    told = (Path(__file__).parent.parent / "docs/operating.md").read_text()
+    needed = [each for ids in (PRIVILEGES | SNAPSHOT_PRIVILEGES).values() for each in ids]
+    assert [each for each in needed if f"`{each}`" not in told] == []
 
 
 def test_given_snapshot(bench: Bench, vm: TestVM) -> None:

@@ -176,7 +176,7 @@ class Lease:
         self._renewer.start()
 
     def _want_sha256(self) -> None:
-        """Ask for SHA-256 in the lease manifest, which must be done before any transfer; hosts before 6.7 have SHA-1."""
+        """Ask for SHA-256 in the lease manifest, which must be done before any transfer; before 6.7 it is SHA-1."""
         chosen = [vim.KeyValue(key=each.key, value="sha256") for each in self.files]
         with translated("Asking for SHA-256", self._where):
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -65,14 +66,22 @@ def _privileges(connection: Connection, entity: Any, steps: dict[str, tuple[str,
     session = connection.read(connection.content.sessionManager, "currentSession")["currentSession"]
     user = session.userName if session else connection.address.username
     ids = [each for needed in steps.values() for each in needed]
-    found = connection.content.authorizationManager.HasUserPrivilegeOnEntities([entity], user, ids)
-    missing = {each.privId for of in found for each in of.privAvailability if not each.isGranted}
+    manager = connection.content.authorizationManager
+    missing = _not_granted(manager.HasUserPrivilegeOnEntities([entity], user, ids))
+    if missing and session:
+        # How the server wants the user's domain spelt is not known of every version; the session needs no spelling.
+        with suppress(vmodl.MethodFault):
+            missing &= _not_granted(manager.HasPrivilegeOnEntities([entity], session.key, sorted(missing)))
     if not missing:
         yield Finding("privileges", OK, f"{user} has {', '.join(ids)}")
     for step, needed in steps.items():
         for each in missing.intersection(needed):
             detail = f"{user} lacks {each} on {entity._moId}, needed for {step}"
             yield Finding("privileges", ERROR, detail, f"Give {user} a role with {each}, propagated to the VM")
+
+
+def _not_granted(found: Sequence[Any]) -> set[str]:
+    return {each.privId for of in found for each in of.privAvailability if not each.isGranted}
 
 
 def _hardware(hardware: Hardware) -> Iterator[Finding]:

@@ -15,20 +15,37 @@ import (
 type authorization struct {
 	mo.AuthorizationManager
 	lacks []string
+	// lenient answers for the session as if nothing were lacking.
+	lenient bool
 }
 
 // HasUserPrivilegeOnEntities grants all but what is lacking.
 func (a *authorization) HasUserPrivilegeOnEntities(req *types.HasUserPrivilegeOnEntities) soapFault {
+	found := granted(req.Entities, req.PrivId, a.lacks)
+	return &methods.HasUserPrivilegeOnEntitiesBody{Res: &types.HasUserPrivilegeOnEntitiesResponse{Returnval: found}}
+}
+
+// HasPrivilegeOnEntities does the same for a session.
+func (a *authorization) HasPrivilegeOnEntities(req *types.HasPrivilegeOnEntities) soapFault {
+	lacks := a.lacks
+	if a.lenient {
+		lacks = nil
+	}
+	found := granted(req.Entity, req.PrivId, lacks)
+	return &methods.HasPrivilegeOnEntitiesBody{Res: &types.HasPrivilegeOnEntitiesResponse{Returnval: found}}
+}
+
+func granted(entities []types.ManagedObjectReference, ids, lacks []string) []types.EntityPrivilege {
 	var found []types.EntityPrivilege
-	for _, entity := range req.Entities {
+	for _, entity := range entities {
 		it := types.EntityPrivilege{Entity: entity}
-		for _, id := range req.PrivId {
-			granted := !slices.Contains(a.lacks, id)
-			it.PrivAvailability = append(it.PrivAvailability, types.PrivilegeAvailability{PrivId: id, IsGranted: granted})
+		for _, id := range ids {
+			grant := types.PrivilegeAvailability{PrivId: id, IsGranted: !slices.Contains(lacks, id)}
+			it.PrivAvailability = append(it.PrivAvailability, grant)
 		}
 		found = append(found, it)
 	}
-	return &methods.HasUserPrivilegeOnEntitiesBody{Res: &types.HasUserPrivilegeOnEntitiesResponse{Returnval: found}}
+	return found
 }
 
 // nameHosts lets every ESXi host be reached where the simulator is, or where a fault says; its leases do too.

@@ -21,8 +21,9 @@ type faults struct {
 	// Hang is a method that is not answered while this fault lasts; its first HangAfter calls are.
 	Hang      string `json:"hang"`
 	HangAfter int    `json:"hang_after"`
-	// Lacks are ids of privileges that the user does not have.
-	Lacks []string `json:"lacks"`
+	// Lacks are ids of privileges that the user does not have; SessionHas: though the session has them.
+	Lacks      []string `json:"lacks"`
+	SessionHas bool     `json:"session_has"`
 	// Host is host:port at which the ESXi hosts are said to be; HostThumbprint is said to be theirs.
 	Host           string `json:"host"`
 	HostThumbprint string `json:"host_thumbprint"`
@@ -158,9 +159,9 @@ func (w *world) stepInto(ctx *simulator.Context, method *simulator.Method) {
 		return
 	}
 	switch method.Name {
-	case "HasUserPrivilegeOnEntities":
+	case "HasUserPrivilegeOnEntities", "HasPrivilegeOnEntities":
 		now, _ := w.now()
-		mine := &authorization{lacks: now.Lacks}
+		mine := &authorization{lacks: now.Lacks, lenient: now.SessionHas}
 		mine.Self = method.This
 		ctx.Session.Registry.Put(mine)
 	case "HttpNfcLeaseSetManifestChecksumType", "HttpNfcLeaseGetManifest":
