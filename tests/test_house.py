@@ -47,6 +47,7 @@ SDKS = {
     "isal": ("ssvm_worker/grains/grain", "ssvm_worker/formats/deflate", "ssvm_worker/codecs/"),
     "kombu": ("tasks/",),
     "oslo_utils": ("ssvm_worker/formats/oslo",),
+    "paramiko": ("ssvm_worker/sources/sftp",),
     "pydantic": tuple(f"ssvm_worker/{each}" for each in ("settings", "config", "assembly", "jobs/", "cli/")),
     "pyVim": ("ssvm_worker/vmware/",),
     "pyVmomi": ("ssvm_worker/vmware/",),

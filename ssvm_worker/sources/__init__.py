@@ -16,6 +16,7 @@ from .ftp import FtpSource, FtpVersion
 from .http import HttpSource, Validator, fetch_text
 from .metalink import MOST, is_metalink, parse_metalink
 from .mirrors import Mirrors, Offer
+from .sftp import SftpSource, SftpVersion
 from .stored import StoredSource
 
 _Open = Callable[[str, Access, dict[str, Any] | None], VersionedSource]
@@ -34,6 +35,10 @@ def _ftp(url: str, access: Access, validator: dict[str, Any] | None) -> Versione
     return FtpSource(url, access, FtpVersion(**validator) if validator else None)
 
 
+def _sftp(url: str, access: Access, validator: dict[str, Any] | None) -> VersionedSource:
+    return SftpSource(url, access, SftpVersion(**validator) if validator else None)
+
+
 def _stored(url: str, access: Access, _: dict[str, Any] | None) -> VersionedSource:
     return StoredSource(url, access)
 
@@ -44,6 +49,8 @@ SCHEMES: dict[str, _Open] = {
     "https": _http,
     "file": _file,
     "ftp": _ftp,
+    "sftp": _sftp,
+    "scp": _sftp,
     "s3": _stored,
     "store": _stored,
 }

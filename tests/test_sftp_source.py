@@ -1,0 +1,133 @@
+"""Downloads over SSH: from servers whose key is known, as the user that the credentials name."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import paramiko
+import pytest
+
+from ssvm_worker.addresses import AddressRule
+from ssvm_worker.errors import (
+    Cancelled,
+    ConfigError,
+    InvalidRequest,
+    SourceChanged,
+    SourceDenied,
+    SourceUnavailable,
+)
+from ssvm_worker.sources.access import Access
+from ssvm_worker.sources.exchange import HttpSettings
+from ssvm_worker.sources.sftp import SftpSource, SftpVersion
+from ssvm_worker.stream import Resuming
+from tests.contracts.source import DATA, SourceContract, gather
+from tests.neighbours import free_port
+from tests.servers.sftp import SftpServer
+
+LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)))
+
+
+def source(server: SftpServer, url: str, version: SftpVersion | None = None, **more: Any) -> SftpSource:
+    access = Access(LOOPBACK, username="joe", password="secret", known_hosts=str(server.known_hosts))
+    return SftpSource(url, dataclasses.replace(access, **more), version)
+
+
+class TestSftpSource(SourceContract):
+    @pytest.fixture
+    def source(self, sftp_server: SftpServer) -> SftpSource:
+        return source(sftp_server, sftp_server.serve("image", DATA))
+
+    @pytest.fixture
+    def missing(self, sftp_server: SftpServer) -> SftpSource:
+        return source(sftp_server, sftp_server.url("nothing"))
+
+
+def test_scp(sftp_server: SftpServer) -> None:
+    """scp:// is the same by another name."""
+    sftp_server.serve("image", DATA)
+    assert gather(source(sftp_server, sftp_server.url("image", "scp"))) == DATA
+
+
+def test_private_key(sftp_server: SftpServer) -> None:
+    """A private key does instead of a password."""
+    url = sftp_server.serve("image", DATA)
+    assert gather(source(sftp_server, url, password=None, private_key=str(sftp_server.user_key))) == DATA
+
+
+def test_wrong_password(sftp_server: SftpServer) -> None:
+    """A server that does not let us in refuses us for good, and the password stands in no text."""
+    with pytest.raises(SourceDenied) as caught:
+        gather(source(sftp_server, sftp_server.serve("image", DATA), password="wrong"))
+    assert "wrong" not in str(caught.value)
+
+
+def test_another_host_key(sftp_server: SftpServer) -> None:
+    """A server with another key than the one we know gets no password."""
+    sftp_server.know(paramiko.ECDSAKey.generate())
+    with pytest.raises(SourceDenied, match="another one"):
+        gather(source(sftp_server, sftp_server.serve("image", DATA)))
+
+
+def test_unknown_host_key(sftp_server: SftpServer, tmp_path: Path) -> None:
+    """A server whose key we do not know gets none either."""
+    (tmp_path / "empty").write_text("")
+    url = sftp_server.serve("image", DATA)
+    with pytest.raises(SourceDenied, match=r"not known.*download\.known_hosts"):
+        gather(source(sftp_server, url, known_hosts=str(tmp_path / "empty")))
+    with pytest.raises(SourceDenied, match="No host key is known"):
+        gather(source(sftp_server, url, known_hosts=None))
+
+
+def test_no_known_hosts(sftp_server: SftpServer) -> None:
+    """A file that cannot be read is an error of the settings."""
+    with pytest.raises(ConfigError):
+        gather(source(sftp_server, sftp_server.url("image"), known_hosts="/nonexistent/known_hosts"))
+
+
+def test_resumes(sftp_server: SftpServer) -> None:
+    """A connection that breaks is taken up where it broke."""
+    url = sftp_server.serve("image", DATA)
+    sftp_server.cut_after = 1_500_000
+    assert b"".join(Resuming(source(sftp_server, url), lambda _: None)) == DATA
+
+
+def test_a_later_attempt(sftp_server: SftpServer) -> None:
+    """A later attempt goes on if the file still has that size and time."""
+    url = sftp_server.serve("image", DATA)
+    version = SftpVersion(len(DATA), sftp_server.modified)
+    assert gather(source(sftp_server, url, version), 1000) == DATA[1000:]
+    sftp_server.modified += 1
+    with pytest.raises(SourceChanged):
+        gather(source(sftp_server, url, version), 1000)
+
+
+def test_cancel(sftp_server: SftpServer) -> None:
+    """A cancel is heard while the server gives nothing."""
+
+    def check() -> None:
+        if sftp_server.stalled.is_set():
+            raise Cancelled("user")
+
+    sftp_server.stall = True
+    with pytest.raises(Cancelled):
+        gather(source(sftp_server, sftp_server.serve("image", DATA), check=check))
+
+
+def test_address_rule(sftp_server: SftpServer) -> None:
+    """The connection obeys the address rule."""
+    with pytest.raises(SourceDenied, match="loopback"):
+        gather(source(sftp_server, sftp_server.url("image"), http=HttpSettings()))
+
+
+def test_nobody_listens(sftp_server: SftpServer) -> None:
+    """A refused connection may be tried again."""
+    with pytest.raises(SourceUnavailable):
+        gather(source(sftp_server, f"sftp://127.0.0.1:{free_port()}/image"))
+
+
+def test_without_a_user(sftp_server: SftpServer) -> None:
+    """Nobody in particular is not let in: it is an error of the request."""
+    with pytest.raises(InvalidRequest, match="credentials"):
+        source(sftp_server, sftp_server.url("image"), username=None)
