@@ -86,13 +86,18 @@ def _name(target: FileTarget, disk: StoredDisk, *, alone: bool) -> str:
 
 def _one_disk(target: FileTarget, disk: StoredDisk, name: str, stores: dict[str, Store]) -> tuple[Entry, Stored]:
     attempt, hasher = disk.attempt, Hasher()
+
+    def verify() -> None:
+        disk.refuse_other(target.format, hasher)
+        attempt.confirm()
+
     with ExitStack() as stack:
         sinks: dict[str, Sink] = {
             label: stack.enter_context(store.writer(target.artifact.key(name), _hint(store, disk), owner=attempt.owner))
             for label, store in stores.items()
         }
         chunks = disk.image(target.format, name)
-        stored = store_stream(chunks, sinks, [hasher], verify=attempt.confirm, check=attempt.check)
+        stored = store_stream(chunks, sinks, [hasher], verify=verify, check=attempt.check)
     facts = {"format": target.format, "virtual_size": disk.capacity, "disk": disk.entry.name}
     return Entry(name, hasher.size, str(hasher.digest()), "image", facts), stored
 

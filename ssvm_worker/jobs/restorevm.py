@@ -76,6 +76,8 @@ class _Parcel:
     #: What its progress comes to.
     total: int
     chunks: Callable[[], Iterator[bytes]]
+    #: Raises if what passed is not what was backed up.
+    verify: Callable[[Hasher], None]
 
 
 def _parcel(wanted: Wanted, disks: list[StoredDisk]) -> _Parcel:
@@ -83,13 +85,13 @@ def _parcel(wanted: Wanted, disks: list[StoredDisk]) -> _Parcel:
     for disk in disks:
         if disk.file == wanted.href:
             image = partial(disk.image, "vmdk", disk.file)
-            return _Parcel(wanted, disk.label, disk.size, disk.total("vmdk"), image)
+            return _Parcel(wanted, disk.label, disk.size, disk.total("vmdk"), image, partial(disk.refuse_other, "vmdk"))
     first, entry = disks[0], disks[0].manifest.entry(wanted.href)
     if entry is None:
         listed = ", ".join(each.name for each in first.manifest.entries)
         raise InvalidRequest(f"The OVF wants a file {wanted.href!r}", first.where, f"The backup has: {listed}")
     read = partial(checked, first.attempt, first.store, first.manifest.artifact.key(entry.name), entry)
-    return _Parcel(wanted, entry.name, entry.size, 0, read)
+    return _Parcel(wanted, entry.name, entry.size, 0, read, lambda _: None)
 
 
 def _send(attempt: Attempt, it: Import, lease: Lease, parcel: _Parcel) -> dict[str, Any]:
@@ -100,7 +102,13 @@ def _send(attempt: Attempt, it: Import, lease: Lease, parcel: _Parcel) -> dict[s
         lease.report(100 * attempt.progress.bytes // max(1, attempt.progress.total or 0))
 
     with it.sink(parcel.wanted, parcel.size) as sink:
-        store_stream(parcel.chunks(), {"the host": sink}, [hasher, advance], check=lease.check)
+        store_stream(
+            parcel.chunks(),
+            {"the host": sink},
+            [hasher, advance],
+            verify=partial(parcel.verify, hasher),
+            check=lease.check,
+        )
     got = lease.sent(it.file_of(parcel.wanted))
     if got is not None and (got.size, got.digest) != (hasher.size, hasher.digest(got.digest.algorithm)):
         raise SourceUnavailable(

@@ -79,14 +79,22 @@ class StoredDisk:
         return self._told(vmdk_extents(self._stored(), self.where, self.capacity))
 
     def image(self, format_: str, name: str) -> Iterator[bytes]:
-        """The chunks of an image of the disk in one of FORMATS; *name* is what its file will be called."""
+        """The chunks of an image of the disk in one of FORMATS; *name* is what its file will be called.
+
+        Whoever stores it hashes it, and must call ``refuse_other`` before it is committed: a copy is not hashed twice.
+        """
         if format_ == "raw":
             return raw(self.extents(), self.capacity, self.where)
         if format_ == "qcow2":
             return qcow2(self.extents(), self.capacity, self._clusters(), self.where)
         if self._in_grains:
             return stream_optimized(self.extents(), self.capacity, name)
-        return tap(self._stored(), self.attempt.progress.saw)
+        return tap(self.attempt.resuming(self.store.reader(self.key)), self.attempt.progress.saw)
+
+    def refuse_other(self, format_: str, hasher: Hasher) -> None:
+        """Raise ChecksumMismatch if an image that is a copy of the object is not what the manifest says."""
+        if format_ == "vmdk" and not self._in_grains:
+            _refuse_other(hasher, self.entry, self.where)
 
     def total(self, format_: str) -> int:
         """What the progress of such an image comes to: bytes of the disk, or of the object where that is copied."""
@@ -131,11 +139,15 @@ def checked(attempt: Attempt, store: Store, key: str, entry: Entry) -> Iterator[
     """The bytes of an object; ChecksumMismatch behind the last one unless they are what the manifest says."""
     hasher = Hasher()
     yield from tap(attempt.resuming(store.reader(key)), hasher)
+    _refuse_other(hasher, entry, f"{store.name}:{key}")
+
+
+def _refuse_other(hasher: Hasher, entry: Entry, where: str) -> None:
     if (hasher.size, str(hasher.digest())) != (entry.size, entry.digest):
         raise ChecksumMismatch(
             f"The stored object is damaged: {hasher.size} bytes with {hasher.digest()} in place of {entry.size} "
             f"with {entry.digest}",
-            f"{store.name}:{key}",
+            where,
             "`ssvm verify` looks at all of it; take another store, or another backup",
         )
 

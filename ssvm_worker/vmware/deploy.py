@@ -51,7 +51,7 @@ class Import:
         self._found: Found | None = None
         self._lease: Lease | None = None
         self._spec: Any = None
-        self._completed = False
+        self._begun = self._completed = False
 
     def prepare(self, descriptor: str) -> None:
         """Find the place, and have vCenter judge the descriptor; nothing is made.
@@ -86,6 +86,7 @@ class Import:
         lease = Lease(
             self._connection, lambda: pool.ImportVApp(self._spec, folder, None), self._place.name, self._ready_s
         )
+        self._begun = True
         self._lease = lease.__enter__()
         return lease
 
@@ -115,14 +116,14 @@ class Import:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._completed:
+        if self._completed or not self._begun:
             return
         with self._connection.shielded():
             if self._lease is not None:
                 self._lease.__exit__(*exc)
-                # vSphere removes what an aborted lease has made; what cannot be made sure of now is the retry's affair.
-                with contextlib.suppress(WorkerError):
-                    self._remove_own()
+            # vSphere removes what an aborted lease has made; what cannot be made sure of now is the retry's affair.
+            with contextlib.suppress(WorkerError):
+                self._remove_own()
 
     def remove_leftover(self) -> bool:
         """Whether there was a VM of this job at its place, which is gone now."""
