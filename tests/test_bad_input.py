@@ -88,7 +88,7 @@ CASES = {
         asked(), "SourceDenied", "allow_networks", environ={"SSVM_DOWNLOAD__ALLOW_NETWORKS": "192.0.2.0/24"}
     ),
     "scheme that is not taken": Case(lambda _: {"url": "gopher://x/y"}, "InvalidRequest", "gopher"),
-    "file URL": Case(lambda _: {"url": "file:///etc/passwd"}, "InvalidRequest", "file"),
+    "file URL": Case(lambda _: {"url": "file:///etc/passwd"}, "InvalidRequest", "allow_directories"),
     "password in the URL": Case(
         lambda server: {"url": server.url("x").replace("//", "//me:s3cret@")}, "InvalidRequest", "password"
     ),
@@ -115,7 +115,7 @@ CASES = {
     ),
     # images
     "no known format": Case(served(b"just some text\n" * 100), "UnknownFormat", ""),
-    "compressed": Case(served(b"\x1f\x8b\x08" + bytes(4096)), "UnknownFormat", "gzip"),
+    "compressed, and damaged": Case(served(b"\x1f\x8b\x08" + bytes(4096)), "CorruptImage", "gzip"),
     "another format than asked for": Case(asked(format="vhdx"), "UnknownFormat", "vhdx was asked for"),
     "unknown format asked for": Case(asked(format="floppy"), "InvalidRequest", "Unknown image format"),
     "names a backing file": Case(served(images.qcow2_backed_by("/etc/passwd")), "UnsafeImage", "/etc/passwd"),
