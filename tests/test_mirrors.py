@@ -131,8 +131,10 @@ def test_slow_place(http_server: HttpServer, other: HttpServer) -> None:
     urls = (http_server.serve("image", DATA, rate=5e6), other.serve("image", DATA))
     offer = Offer(urls, verified=True, slow=float("inf"), judge_s=0.05)
     source = Mirrors(offer, lambda url, version: open_source(url, ACCESS, version))
-    assert gather(source) == DATA
+    stream = Resuming(source, lambda _: None)
+    assert b"".join(stream) == DATA
     assert other.requests
+    assert stream.resumptions
 
 
 def test_a_later_attempt_asks_the_same_place(http_server: HttpServer, other: HttpServer) -> None:

@@ -82,11 +82,12 @@ class Mirrors:
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
         """Yield the chunks from *offset* on. Each place gets one chance; the error is one that may pass, if any may.
 
-        Raises what the places raise; SourceChanged when only another place could go on, and no checksum would tell.
+        A change of place after the first chunk is a SourceUnavailable: whoever resumes knows of the seam, and goes on
+        there. Raises what the places raise; SourceChanged when only another place could go on and no checksum would
+        tell.
         """
         position, errors = offset, list[WorkerError]()
         while True:
-            before = position
             try:
                 for chunk in self._read(position):
                     position += len(chunk)
@@ -94,13 +95,19 @@ class Mirrors:
                 return
             except _Slow:
                 self._move(self._faster(), position)
+                raise self._left("Another place may be faster") from None
             except _FAILURES as error:
-                errors.append(error)
-                if position > before and self._source.resumable:
+                if position > offset and self._source.resumable:
                     raise  # it worked until now: whoever resumes comes back to it first
+                errors.append(error)
                 if len(errors) >= len(self._offer.urls):
                     raise next((each for each in errors if each.retryable), error) from None
                 self._move((self._at + 1) % len(self._offer.urls), position)
+                if position > offset:
+                    raise self._left(error.what) from error
+
+    def _left(self, why: str) -> SourceUnavailable:
+        return SourceUnavailable(why, self.name, "Look at the mirrors")
 
     def _read(self, position: int) -> Generator[bytes, None, None]:
         if position and self._is_new:
