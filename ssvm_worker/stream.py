@@ -144,6 +144,12 @@ class Store(Protocol):
         Returns how many there were.
         """
 
+    def leftovers(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Uncommitted writes below *prefix*, those under way too: the key that each is for, bytes so far, last touched.
+
+        What a sweep of that age would remove; a small object may have none before its commit.
+        """
+
     def usage(self) -> Usage: ...
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 KiB = 1024
 MiB = 1024 * KiB
 GiB = 1024 * MiB
@@ -15,6 +17,14 @@ def human_size(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
         size /= 1024
     return f"{size:.3g} TiB" if abs(size) < 999.5 else f"{size:.0f} TiB"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``15m``, ``24h`` or ``7d``; ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    if not match:
+        raise ValueError("must be a number of seconds, or one with s, m, h or d behind it, as 24h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def human_duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,19 @@ def test_expire(broker: Broker) -> None:
         claim = ledger.claim("ended", "w")
         assert claim
         ledger.finish(claim, "succeeded", result={})
+        assert ledger.expired() == 1
         assert ledger.expire() == 1
         assert [each.job_id for each in ledger.page()] == ["waiting"]
         assert ledger.counts() == {"queued": 1, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
+
+
+def test_live(ledger: Ledger) -> None:
+    """What queued and running jobs write is told, and nothing of jobs that have ended or only read."""
+    for job_id in ("queued", "running", "ended", "reader"):
+        ledger.submit(replace(a_job(job_id), resource="" if job_id == "reader" else f"template/{job_id}"))
+    assert ledger.claim("running", "w")
+    ledger.cancel("ended", "ann")
+    assert ledger.live() == {"template/queued", "template/running"}
 
 
 def test_kept(ledger: Ledger) -> None:

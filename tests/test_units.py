@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssvm_worker.units import GiB, KiB, MiB, TiB, human_duration, human_size
+from ssvm_worker.units import GiB, KiB, MiB, TiB, human_duration, human_size, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,16 @@ def test_human_size_is_close(size: int) -> None:
 def test_human_duration(seconds: float, text: str) -> None:
     """A duration has the two largest units that matter."""
     assert human_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("0s", 0), ("1.5m", 90), ("24h", 86400), ("7d", 604800)])
+def test_parse_duration(text: str, seconds: float) -> None:
+    """A duration is a number with a unit, or of seconds without."""
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1h", "24 h", "1w", "1h30m", "inf", "1e3"])
+def test_parse_duration_refuses(text: str) -> None:
+    """What is no duration is refused with one that is."""
+    with pytest.raises(ValueError, match="24h"):
+        parse_duration(text)

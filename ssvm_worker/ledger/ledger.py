@@ -222,6 +222,18 @@ class Ledger:
         """Drop records that ended more than keep_s ago, a hundred at the most; returns how many."""
         return int(self._run("EXPIRE", self._keep_s))
 
+    def expired(self) -> int:
+        """How many records ``expire`` would drop, if it was called often enough."""
+        with translated(self._url):
+            seconds, micros = self._redis.time()
+            return int(self._redis.zcount(self._key("ended"), "-inf", seconds + micros / 1e6 - self._keep_s))
+
+    def live(self) -> set[str]:
+        """The resources of all queued and running jobs: what somebody writes, or will."""
+        # Queued ones twice, so that a job which goes back to the queue between two looks is not missed.
+        states = (QUEUED, RUNNING, QUEUED)
+        return {each.resource for state in states for each in self._newest(f"state:{state}") if each.resource}
+
     def take_callback(self, lease_s: float, job_id: str = "") -> Record | None:
         """A job whose callback is due, or that one's if it is; nobody else gets it for *lease_s*."""
         which = self._run("TAKE_CALLBACK", job_id, lease_s)

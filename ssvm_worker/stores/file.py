@@ -90,6 +90,13 @@ class FileStore:
                     swept += self._remove(found.path)
         return swept
 
+    def leftovers(self, prefix: str = "") -> Iterator[StoredObject]:
+        """See Store."""
+        with translating(self._where(prefix)):
+            for found in self._tree.walk(_names(prefix)):
+                if part := PartName.parse(found.path[-1]):
+                    yield StoredObject("/".join((*found.path[:-1], part.name)), found.size, when=found.modified)
+
     def usage(self) -> Usage:
         """See Store; *free* is what an unprivileged user can take."""
         with translating(self.name), self._tree.open() as root:

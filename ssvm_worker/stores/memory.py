@@ -89,6 +89,13 @@ class MemoryStore:
                 parts[:] = [part for part in parts if part not in old]
         return swept
 
+    def leftovers(self, prefix: str = "") -> Iterator[StoredObject]:
+        """See Store."""
+        start = below(prefix)
+        for key in [each for each in self._parts if each.startswith(start)]:
+            for part in list(self._parts[key]):
+                yield StoredObject(key, sum(map(len, part.chunks)), when=part.touched)
+
     def usage(self) -> Usage:
         """See Store."""
         used = sum(len(each.data) for each in self._objects.values())

@@ -92,10 +92,19 @@ class S3Store:
         spared = {upload for upload, job in self._uploads.items() if spare and job == spare}
         with translating(self._where(prefix)):
             open_ = [each for each in open_uploads(self._bucket, self._below(prefix)) if each["UploadId"] not in spared]
-            old = [each for each in open_ if not older_than_s or _untouched_s(self._bucket, each) >= older_than_s]
+            limit = time.time() - older_than_s
+            old = [each for each in open_ if not older_than_s or _parts(self._bucket, each)[1] <= limit]
             for each in old:
                 abort_upload(self._bucket, each)
         return len(old)
+
+    def leftovers(self, prefix: str = "") -> Iterator[StoredObject]:
+        """See Store. Asks for the parts of each upload."""
+        with translating(self._where(prefix)):
+            for each in open_uploads(self._bucket, self._below(prefix)):
+                if is_key(key := each["Key"][len(self._root) :]):
+                    size, when = _parts(self._bucket, each)
+                    yield StoredObject(key, size, when=when)
 
     def usage(self) -> Usage:
         """See Store: a bucket cannot tell without being walked."""
@@ -214,14 +223,15 @@ def abort_upload(bucket: Bucket, upload: MultipartUploadTypeDef) -> None:
             raise
 
 
-def _untouched_s(bucket: Bucket, upload: MultipartUploadTypeDef) -> float:
-    """Seconds since its last part came, or since it began; by the server's clock and ours."""
-    when = upload["Initiated"].timestamp()
+def _parts(bucket: Bucket, upload: MultipartUploadTypeDef) -> tuple[int, float]:
+    """Bytes that have come, and when the last of them came or the upload began, by the server's clock."""
+    size, when = 0, upload["Initiated"].timestamp()
     pages = bucket.client.get_paginator("list_parts")
     with contextlib.suppress(bucket.client.exceptions.NoSuchUpload):
         for page in pages.paginate(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"]):
-            when = max([when, *(part["LastModified"].timestamp() for part in page.get("Parts", []))])
-    return time.time() - when
+            for part in page.get("Parts", []):
+                size, when = size + part["Size"], max(when, part["LastModified"].timestamp())
+    return size, when
 
 
 def _destination(url: str, settings: S3Settings) -> tuple[Bucket, str]:

@@ -344,6 +344,7 @@ class StoreContract:
         """What was touched within the time is left alone, and can be committed."""
         with store.writer("a/object", owner=OTHER) as sink:
             fill(sink, self.unfinished)
+            assert abs(next(store.leftovers()).when - time.time()) < 3600
             assert store.sweep(3600) == 0
             sink.commit()
         assert get(store, "a/object") == self.unfinished
@@ -358,11 +359,13 @@ class StoreContract:
         assert keys(store) == ["a/mine"]
 
     def test_sweep_takes_whole_components(self, store: Store) -> None:
-        """A sweep below a/2 leaves a/20 alone."""
+        """A sweep below a/2 leaves a/20 alone, and so does the list of what it would find."""
         with store.writer("a/2/object", owner=ME) as below, store.writer("a/20/object", owner=ME) as beside:
             fill(below, self.unfinished)
             fill(beside, self.unfinished)
+            assert [each.key for each in store.leftovers("a/2")] == ["a/2/object"]
             assert store.sweep(0, "a/2") == 1
+            assert [each.key for each in store.leftovers()] == ["a/20/object"]
             beside.commit()
         assert keys(store) == ["a/20/object"]
 
