@@ -68,7 +68,7 @@ def test_backup(make_site: Callable[..., Site], vcenter: VCenterSimulator) -> No
     """A backup whose worker is killed in its second disk is finished by another, which leaves the first disk alone."""
     vm = make_vm(vcenter, MiB, 2 * MiB)
     keys = {"host": vcenter.host, "port": vcenter.port, "username": vcenter.username, "password": vcenter.password}
-    site = make_site(vcenters={"vc": keys | {"ca_file": str(vcenter.ca_file)}})
+    site = make_site(vcenters={"vc": keys | {"ca_file": str(vcenter.ca_file)}}, backup={"parallel_disks": 1})
     vcenter.fault(get={"file": Path(vm.machine.disks[1].file).name, "do": "stall", "at": 100_000, "times": 1})
     first = site.start()
     fields = {"vcenter": "vc", "vm": vm.machine.path, "account": "1", "volume": "v", "id": "b"}
