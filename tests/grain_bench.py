@@ -79,7 +79,7 @@ def _disk(
         key = artifact.key(name)
         sinks = {each.name: GrainSink(each, artifact.family, key, packing, OWNER) for each in stores}
         given.setdefault("verify", walker.finish)
-        store_stream(packing.stream(chunks, walker, lambda: None), sinks, **given)
+        store_stream(packing.stream(chunks, lambda: None, walker), sinks, **given)
         packing.settle()
         facts = {"new_grains": packing.new_grains, "new_bytes": packing.new_bytes, "grains": packing.grains}
     data = read_bytes(stores[0], key)

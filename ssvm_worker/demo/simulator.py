@@ -165,6 +165,11 @@ class VCenterSimulator:
         query = urlencode({"dcPath": datacenter, "dsName": datastore})
         self._call("PUT", f"/folder/{quote(file)}?{query}", content)
 
+    def change(self, machine: Machine, disk: Disk, change_id: str, areas: Sequence[Sequence[int]] = ()) -> None:
+        """The disk has a new change id, and those areas (offset, length) were written since it had the one before."""
+        changes = {"vm": machine.id, "disk": disk.key, "change_id": change_id, "areas": list(areas)}
+        self._call("POST", "/control/changes", changes)
+
     def fault(self, **faults: Any) -> None:
         """What goes wrong from now on, in place of what did before; none heals it. See ``faults`` in vcsim/world.go."""
         self._call("POST", "/control/faults", faults)

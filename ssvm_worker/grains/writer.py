@@ -2,7 +2,7 @@
 
 with Packing(index, capacity, where) as packing:
     walker = …(packing.take)                      # sees the stream of the disk, and hands over each grain
-    chunks = packing.stream(disk, walker, check)  # the bytes of new packs, one behind the other
+    chunks = packing.stream(disk, check, walker)  # the bytes of new packs, one behind the other
     store_stream(chunks, {name: GrainSink(store, key, packing, owner)}, …)
     packing.settle()
 """
@@ -61,14 +61,17 @@ class Packing:
         """Grains of the disk that have come: those that hold something."""
         return self._map.grains
 
-    def stream(self, chunks: Iterable[bytes], walker: Observer, check: Check) -> Iterator[bytes]:
-        """Yield the bytes of the new packs while *walker* follows the disk's stream; none if nothing is new.
+    def stream(self, chunks: Iterable[bytes], check: Check, *observers: Observer) -> Iterator[bytes]:
+        """Yield the bytes of the new packs while the *observers* see the disk's stream; none if nothing is new.
+
+        One of them is to call ``take``.
 
         *check* is called for each chunk of the disk, as there may be nothing to yield for hours.
         """
         for chunk in chunks:
             check()
-            walker(chunk)
+            for observe in observers:
+                observe(chunk)
             if self._held >= _ENOUGH:
                 yield from self._flush()
         self._end_pack()

@@ -15,6 +15,7 @@ from ssvm_worker.stream import Store
 from ssvm_worker.vmware.hardware import select_disks
 
 from .attempt import Attempt
+from .incremental import FULL, INCREMENTAL, sweep_packs, totals
 from .preflight import preflight, refuse
 from .publish import placed
 from .request import ArtifactRequest
@@ -40,6 +41,10 @@ class Request(ArtifactRequest):
     )
     volume: str = Field(min_length=1, description="The volume or VM that the snapshot is of")
     stores: list[str] = Field(["primary"], min_length=1, description="The first is the primary and must succeed")
+    mode: Literal["full", "incremental"] | None = Field(
+        None,
+        description="Plain files, or only what the volume's backups do not have yet; the first store's when absent",
+    )
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -48,8 +53,8 @@ class Request(ArtifactRequest):
 
 
 def resource(request: Request) -> str:
-    """Only one job at a time writes a backup."""
-    return request.artifact.prefix
+    """Only one job at a time writes backups of a volume, as they share what they have in common."""
+    return request.artifact.resource
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
@@ -66,7 +71,8 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
         try:
             warnings = _look_first(request, attempt, vm, stores)
             snapshot = _snapshot(request, attempt, vm)
-            export = VMExport(attempt, request.artifact, stores, vm, snapshot)
+            incremental = _mode(request, attempt) == INCREMENTAL
+            export = VMExport(attempt, request.artifact, stores, vm, snapshot, incremental=incremental)
             with _noticing_removal(attempt, vm, snapshot):
                 manifest, kept = export.run(request.origin, request.disks, warnings)
         except BaseException as error:
@@ -80,8 +86,14 @@ def discard(request: Request, attempt: Attempt) -> None:
     """Remove what failed attempts have left: on the stores, and the job's snapshot where vCenter lets us."""
     for name in request.stores:
         discard_artifact(attempt.store(name), request.artifact)
+        sweep_packs(attempt.store(name), request.artifact, attempt)
     if request.snapshot is None:
         _remove_leftover(request, attempt)
+
+
+def _mode(request: Request, attempt: Attempt) -> str:
+    """How the backup is stored: as the request says, else as its first store is set."""
+    return request.mode or attempt.backup_modes.get(request.stores[0], FULL)
 
 
 def _already_there(request: Request, attempt: Attempt, stores: dict[str, Store]) -> dict[str, Any] | None:
@@ -198,4 +210,5 @@ def _result(manifest: Manifest) -> dict[str, Any]:
         "warnings": manifest.facts.get("warnings", []),
         "remarks": manifest.facts.get("remarks", []),
         "objects": [each.name for each in manifest.entries],
+        **totals(manifest),
     }

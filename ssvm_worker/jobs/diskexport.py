@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker.digest import Hasher, digest_of
 from ssvm_worker.errors import Cancelled, CorruptImage, LeaseLost, ResourceBusy, SourceUnavailable, WorkerError
 from ssvm_worker.formats.streamoptimized import StreamOptimized
+from ssvm_worker.grains.writer import Packing
 from ssvm_worker.manifest import Entry
-from ssvm_worker.stream import limit, store_stream
+from ssvm_worker.stream import Observer, limit, store_stream
 from ssvm_worker.units import MiB
 from ssvm_worker.vmware.hardware import Disk, Hardware
 
 from .attempt import Attempt
+from .incremental import Grains
 from .targets import Targets
 
 if TYPE_CHECKING:
@@ -30,7 +33,16 @@ _NVRAM_MOST = 16 * MiB
 class DiskExport:
     """Fetches disks of one snapshot; threads may share it, each with a disk of its own."""
 
-    def __init__(self, attempt: Attempt, targets: Targets, vm: VM, snapshot: Snapshot, hardware: Hardware) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        targets: Targets,
+        vm: VM,
+        snapshot: Snapshot,
+        hardware: Hardware,
+        *,
+        grains: Grains | None = None,
+    ) -> None:
         #: What could not be stored and is no disk.
         self.remarks: list[str] = []
         self._attempt = attempt
@@ -38,6 +50,7 @@ class DiskExport:
         self._vm = vm
         self._snapshot = snapshot
         self._hardware = hardware
+        self._grains = grains
 
     def fetch(self, name: str, disk: Disk, nvram: str = "") -> list[Entry]:
         """Store a disk, and the firmware's variables as *nvram* if they are wanted and there are any.
@@ -61,7 +74,7 @@ class DiskExport:
         with self._vm.export(self._snapshot) as lease:
             file = lease.file_of(disk, self._hardware.disks)
             try:
-                entries = [self._stream(name, disk, lease, file)]
+                entries = [self._store(name, disk, lease, file)]
             except CorruptImage as error:
                 # A 200 proves nothing: hosts end a body properly though the disk is not whole.
                 raise SourceUnavailable(
@@ -75,8 +88,16 @@ class DiskExport:
             lease.complete()
         return entries
 
-    def _stream(self, name: str, disk: Disk, lease: Lease, file: LeaseFile) -> Entry:
-        verifier = StreamOptimized(disk.label, disk.capacity, self._vm.options.inflate_every)
+    def _store(self, name: str, disk: Disk, lease: Lease, file: LeaseFile) -> Entry:
+        """As the file that it comes as, or as those of its grains that are new."""
+        if self._grains is None:
+            return self._stream(name, disk, lease, file)
+        with self._grains.start(disk) as packing:
+            return self._grains.entry(packing, self._stream(name, disk, lease, file, packing))
+
+    def _stream(self, name: str, disk: Disk, lease: Lease, file: LeaseFile, packing: Packing | None = None) -> Entry:
+        take = packing.take if packing else None
+        verifier = StreamOptimized(disk.label, disk.capacity, self._vm.options.inflate_every, take=take)
         hasher = Hasher(lease.algorithm)
         advance = _Advance(self._attempt, verifier, lease, disk.capacity)
         agreed: list[str] = []
@@ -89,9 +110,14 @@ class DiskExport:
 
         try:
             with ExitStack() as stack:
-                sinks = self._targets.open(stack, name, disk)
-                chunks = lease.source(file).open()
-                stored = store_stream(chunks, sinks, [hasher, verifier, advance], verify=verify, check=lease.check)
+                chunks: Iterator[bytes] = lease.source(file).open()
+                observers: list[Observer] = [hasher, verifier, advance]
+                make = self._targets.file(name, disk)
+                if self._grains and packing:
+                    chunks, observers = packing.stream(chunks, lease.check, *observers), []
+                    make = self._grains.sink(name, packing)
+                sinks = self._targets.open(stack, make)
+                stored = store_stream(chunks, sinks, observers, verify=verify, check=lease.check)
         except BaseException:
             advance.take_back()
             raise

@@ -17,6 +17,8 @@ from ssvm_worker.vmware.hardware import Disk
 
 from .attempt import Attempt
 
+MakeSink = Callable[[Store], Sink]
+
 
 class Targets:
     """Where the objects of one artifact go. Threads may share it.
@@ -65,26 +67,30 @@ class Targets:
     def put(self, name: str, data: bytes) -> None:
         """Store a small object."""
         key, owner = self._artifact.key(name), self._attempt.owner
-        for store in self._willing():
+        for store in self.willing():
             self.only_primary_must(store, partial(put_bytes, store, key, data, owner))
 
-    def open(self, stack: ExitStack, name: str, disk: Disk) -> dict[str, Sink]:
+    def file(self, name: str, disk: Disk) -> MakeSink:
+        """Makes the sink of a disk's stream as it is."""
+        key, owner = self._artifact.key(name), self._attempt.owner
+        return lambda store: store.writer(key, _hint(store, disk), owner=owner)
+
+    def open(self, stack: ExitStack, make: MakeSink) -> dict[str, Sink]:
         """A sink on every store that is not owed the backup anyway; the primary's comes first."""
         sinks: dict[str, Sink] = {}
-        for store in self._willing():
-            self.only_primary_must(store, partial(self._add, sinks, stack, store, (name, disk)))
+        for store in self.willing():
+            self.only_primary_must(store, partial(self._add, sinks, stack, store, make))
         return sinks
 
-    def _add(self, sinks: dict[str, Sink], stack: ExitStack, store: Store, what: tuple[str, Disk]) -> None:
-        name, disk = what
-        sink = store.writer(self._artifact.key(name), _hint(store, disk), owner=self._attempt.owner)
-        sink = stack.enter_context(sink)
+    def _add(self, sinks: dict[str, Sink], stack: ExitStack, store: Store, make: MakeSink) -> None:
+        sink = stack.enter_context(make(store))
         if self._spill:
             is_primary = store is self.primary
             sink = stack.enter_context(Spill(sink, *self._spill, patient=is_primary, check=self._attempt.check))
         sinks[store.name] = sink
 
-    def _willing(self) -> list[Store]:
+    def willing(self) -> list[Store]:
+        """The stores that are not owed the backup, the primary first."""
         return [store for store in self.stores.values() if store.name not in self.owed]
 
     def _is_on(self, store: Store, entry: Entry) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from ssvm_worker.vmware.ovf import OvfDisk, OvfFile, checksums
 
 from .attempt import Attempt
 from .diskexport import DiskExport
+from .incremental import FULL, INCREMENTAL, ChangeCheck, Grains, disagreement, map_name
 from .parallel import in_parallel
 from .publish import listing, publish
 from .targets import Targets
@@ -31,7 +32,14 @@ class VMExport:
     """One attempt at storing a snapshot; what an earlier attempt has committed is not fetched again."""
 
     def __init__(
-        self, attempt: Attempt, artifact: Artifact, stores: dict[str, Store], vm: VM, snapshot: Snapshot
+        self,
+        attempt: Attempt,
+        artifact: Artifact,
+        stores: dict[str, Store],
+        vm: VM,
+        snapshot: Snapshot,
+        *,
+        incremental: bool = False,
     ) -> None:
         options = vm.options
         spill = (options.spill_dir, options.spill_bytes) if options.spill_dir and options.spill_bytes else None
@@ -40,6 +48,7 @@ class VMExport:
         self._targets = Targets(attempt, artifact, stores, spill)
         self._vm = vm
         self._snapshot = snapshot
+        self._incremental = incremental
         #: What is committed; changed under the lock, as disks end in any order.
         self._manifest = Manifest(artifact, attempt.job_id)
         self._lock = threading.Lock()
@@ -56,17 +65,32 @@ class VMExport:
         disks = select_disks(hardware.disks, wanted)
         self._targets.sweep()
         self._begin(origin, hardware, disks, warnings)
-        export = DiskExport(self._attempt, self._targets, self._vm, self._snapshot, hardware)
         missing = [(number, disk) for number, disk in enumerate(disks) if not self._has(number, disk)]
         total = sum(disk.capacity for disk in disks)
         done = total - sum(disk.capacity for _, disk in missing)
         self._attempt.progress.start(f"exporting {len(missing)} of {len(disks)} disks", total, done)
-        in_parallel(
-            self._vm.options.parallel_disks, [partial(self._one_disk, export, number, disk) for number, disk in missing]
-        )
+        with self._grains() as grains:
+            export = DiskExport(self._attempt, self._targets, self._vm, self._snapshot, hardware, grains=grains)
+            steps = [partial(self._one_disk, export, number, disk) for number, disk in missing]
+            in_parallel(self._vm.options.parallel_disks, steps)
         self._vm.revive()
-        self._note(remarks=export.remarks)
+        self._note(remarks=export.remarks + self._check_changes(disks))
         return self._publish(hardware, disks, config)
+
+    def _grains(self) -> AbstractContextManager[Grains | None]:
+        return Grains(self._attempt, self._artifact, self._targets) if self._incremental else nullcontext()
+
+    def _check_changes(self, disks: list[Disk]) -> list[str]:
+        """Note what changed block tracking says of each disk; a remark where it says something else than its grains."""
+        if not self._incremental:
+            return []
+        check = ChangeCheck(self._attempt, self._targets.primary, self._manifest, self._vm, self._snapshot)
+        verdicts = {disk.key: {"cbt": check.verdict(disk)} for disk in disks}
+        self._note(disks=[each | verdicts.get(each["key"], {}) for each in self._manifest.facts["disks"]])
+        remarks = [f"{disk.label}: {word}" for disk in disks if (word := disagreement(verdicts[disk.key]["cbt"]))]
+        for each in remarks:
+            self._attempt.log.warning("%s", each)
+        return remarks
 
     # What is there, and what is wanted.
 
@@ -74,7 +98,8 @@ class VMExport:
         self, origin: dict[str, Any], hardware: Hardware, disks: list[Disk], warnings: list[dict[str, Any]]
     ) -> None:
         """The journal of an earlier attempt at the same snapshot, or a new one in place of anything else."""
-        source = {"request": origin, "vm": self._vm.moref, "snapshot": dataclasses.asdict(self._snapshot)}
+        mode = INCREMENTAL if self._incremental else FULL
+        source = {"request": origin, "vm": self._vm.moref, "mode": mode, "snapshot": dataclasses.asdict(self._snapshot)}
         draft = read_draft(self._targets.primary, self._artifact)
         if draft is None or not _same_origin(draft.source, source):
             self._targets.discard()
@@ -94,9 +119,13 @@ class VMExport:
     def _name(self, number: int) -> str:
         return f"{self._artifact.id}-disk{number}.vmdk"
 
+    def _entry(self, number: int) -> Entry | None:
+        name = self._name(number)
+        return self._manifest.entry(map_name(name) if self._incremental else name)
+
     def _has(self, number: int, disk: Disk) -> bool:
         """Whether an earlier attempt has stored that disk."""
-        entry = self._manifest.entry(self._name(number))
+        entry = self._entry(number)
         return entry is not None and entry.facts["disk"] == disk.key and self._targets.has(entry)
 
     def _one_disk(self, export: DiskExport, number: int, disk: Disk) -> None:
@@ -136,13 +165,13 @@ class VMExport:
 
     def _in_order(self, disks: list[Disk]) -> list[Entry]:
         """The disks in their order, and then what is no disk."""
-        found = [self._manifest.entry(self._name(number)) for number in range(len(disks))]
-        return [each for each in found if each] + [each for each in self._manifest.entries if each.role != "disk"]
+        found = [self._entry(number) for number in range(len(disks))]
+        return [*filter(None, found), *(each for each in self._manifest.entries if each not in found)]
 
 
 def _same_origin(draft: dict[str, Any], source: dict[str, Any]) -> bool:
-    """Whether a journal is of the same request and the very same snapshot: only then do its disks belong to ours."""
-    same = all(draft.get(key) == source[key] for key in ("request", "vm"))
+    """Whether a journal is of the same request, mode and very snapshot: only then do its disks belong to ours."""
+    same = all(draft.get(key) == source[key] for key in ("request", "vm", "mode"))
     return same and draft["snapshot"]["moref"] == source["snapshot"]["moref"]
 
 
@@ -165,4 +194,5 @@ def _grade(entries: list[Entry], key: int) -> dict[str, Any]:
 
 
 def _ovf_disk(entry: Entry, disk: Disk) -> OvfDisk:
-    return OvfDisk(disk, entry.name, entry.size, entry.facts["populated"], entry.facts["lease_key"])
+    stream = entry.facts.get("stream", {"name": entry.name, "size": entry.size})
+    return OvfDisk(disk, stream["name"], stream["size"], entry.facts["populated"], entry.facts["lease_key"])

@@ -13,11 +13,12 @@ from ssvm_worker.stream import Check
 from . import inventory, preflight
 from . import snapshot as snapshots
 from .address import Address
+from .cbt import Area, changed_areas
 from .connection import Connection
 from .deploy import Import
 from .descriptor import config_json, server_descriptor
 from .finding import Finding
-from .hardware import Hardware
+from .hardware import Disk, Hardware
 from .lease import Lease
 from .ovf import OvfDisk, OvfFile, build
 from .place import Place
@@ -143,6 +144,10 @@ class VM:
         """What the VM was made of when the snapshot was taken, and all of its configuration as JSON."""
         config = inventory.config_of(self._connection, snapshots.object_of(self._connection, snapshot))
         return inventory.read_hardware(config), config_json(config)
+
+    def changed_areas(self, snapshot: Snapshot, disk: Disk, change_id: str) -> list[Area]:
+        """Offset and length of what changed block tracking says was written to a disk between then and the snapshot."""
+        return changed_areas(self._it, snapshots.object_of(self._connection, snapshot), disk, change_id)
 
     def export(self, snapshot: Snapshot) -> Lease:
         """A lease, to be entered."""
