@@ -12,6 +12,8 @@ from tests.bench import report
 from tests.bench.contest import OURS, Broken, Contender, Row, contest, left_out
 
 ROOT = Path(__file__).resolve().parent.parent
+#: They start a vCenter or several peers: seconds each.
+SLOW = ("backup", "decompress", "grains")
 
 
 def bench(*words: str) -> list[list[str]]:
@@ -22,7 +24,9 @@ def bench(*words: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
 
 
-@pytest.mark.parametrize("name", ["download", "memory"])
+@pytest.mark.parametrize(
+    "name", ["download", "inspection", "memory", *(pytest.param(each, marks=pytest.mark.e2e) for each in SLOW)]
+)
 def test_runs_small(name: str) -> None:
     """Each line has a verdict, or says what is left out on this machine."""
     lines = bench(name, "--size", "8MiB")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssvm_worker.units import GiB, KiB, MiB
 
-from . import backup, connections, download, memory, report, upload
+from . import backup, connections, decompress, download, grains, inspection, memory, report, upload
 from .contest import Broken, Row
 
 _UNITS = {"": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB}
@@ -23,8 +23,11 @@ Bench = Callable[[Path, int, int], list[Row]]
 BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
     "download": (download.bench, (2 * GiB,)),
     "connections": (connections.bench, (GiB,)),
+    "decompress": (decompress.bench, (GiB,)),
     "upload": (upload.bench, (GiB,)),
     "backup": (backup.bench, (512 * MiB,)),
+    "grains": (grains.bench, (512 * MiB,)),
+    "inspection": (inspection.bench, (GiB,)),
     "memory": (memory.bench, (GiB, 20 * GiB)),
 }
 

@@ -47,7 +47,7 @@ _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 @dataclass(frozen=True)
 class Site:
-    """A random file behind nginx, and where the downloads go."""
+    """A file behind nginx, and where the downloads go."""
 
     root: Path
     plain: str
@@ -64,7 +64,9 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     """Plain HTTP against curl and aria2, then TLS against curl."""
     if not (nginx := found("nginx")):
         return [left_out("download", "nginx is not installed")]
-    with _serving(nginx, scratch, size) as site:
+    (scratch / "www").mkdir()
+    digest = write_random(scratch / "www/image.raw", size)
+    with serving(nginx, scratch, "image.raw", digest) as site:
         plain = [ours(site, site.plain), *curl(site, site.plain, 1.0), *_aria2(site)]
         secure = [ours(site, site.secure), *curl(site, site.secure, 0.8)]
         rows = contest("download, HTTP", plain, size, runs)
@@ -89,10 +91,10 @@ def write_random(path: Path, size: int) -> str:
 
 
 @contextlib.contextmanager
-def _serving(nginx: str, root: Path, size: int) -> Iterator[Site]:
-    for name in ("www", "out", "store"):
+def serving(nginx: str, root: Path, file: str, digest: str) -> Iterator[Site]:
+    """nginx with what is below *root*/www, of which *file* is to be fetched, and room for what is."""
+    for name in ("out", "store"):
         (root / name).mkdir()
-    digest = write_random(root / "www/image.raw", size)
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     authority.cert_pem.write_to_path(str(root / "ca.pem"))
@@ -111,9 +113,7 @@ def _serving(nginx: str, root: Path, size: int) -> Iterator[Site]:
     process = subprocess.Popen([nginx, "-e", f"{root}/error.log", "-c", str(config)])
     try:
         _await_port(plain)
-        yield Site(
-            root, f"http://127.0.0.1:{plain}/image.raw", f"https://127.0.0.1:{secure}/image.raw", f"sha256:{digest}"
-        )
+        yield Site(root, f"http://127.0.0.1:{plain}/{file}", f"https://127.0.0.1:{secure}/{file}", f"sha256:{digest}")
     finally:
         process.terminate()
         process.wait()

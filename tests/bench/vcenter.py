@@ -84,7 +84,7 @@ def lab(root: Path, size: int) -> Iterator[Lab]:
     try:
         with VCenterSimulator() as simulator:
             content = stream(size)
-            vm = simulator.add_vm("bench", [content], [_capacity(size)])
+            vm = simulator.add_vm("bench", [content], [capacity_of(size)])
             made = Lab(simulator, vm, len(content), govc, root)
             del content
             made.tell("snapshot.create", "-vm", vm.path, "-m=false", SNAPSHOT)
@@ -108,19 +108,23 @@ def _build(root: Path) -> str:
     return str(built)
 
 
-def _capacity(size: int) -> int:
+def capacity_of(size: int) -> int:
+    """Bytes of the disk that ``stream`` sends in *size* bytes."""
     return -(-2 * size // GRAIN) * GRAIN
 
 
-def stream(size: int) -> bytes:
-    """A streamOptimized VMDK of about *size* bytes: every grain of a disk twice as large, of which half is noise."""
+def stream(size: int, distinct: int = _DISTINCT) -> bytes:
+    """A streamOptimized VMDK of about *size* bytes: every grain of a disk twice as large, of which half is noise.
+
+    So many grains differ.
+    """
     noise = random.Random(1)
-    grains = [vmdk_grain(0, noise.randbytes(GRAIN // 2) + b"text" * (GRAIN // 8)) for _ in range(_DISTINCT)]
-    sectors = _capacity(size) // SECTOR
+    grains = [vmdk_grain(0, noise.randbytes(GRAIN // 2) + b"text" * (GRAIN // 8)) for _ in range(distinct)]
+    sectors = capacity_of(size) // SECTOR
     pieces = [padded(vmdk_header(capacity=sectors) + padded(vmdk_descriptor(sectors), 20 * SECTOR), GRAIN)]
     at, places = GRAIN // SECTOR, []
     for number in range(sectors * SECTOR // GRAIN):
-        grain = grains[number % _DISTINCT]
+        grain = grains[number % distinct]
         pieces.append(struct.pack("<Q", number * GRAIN // SECTOR) + grain[8:])
         places.append(at)
         at += len(grain) // SECTOR
