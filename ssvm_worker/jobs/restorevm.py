@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ssvm_worker.digest import Hasher
 from ssvm_worker.errors import CorruptImage, InvalidRequest, SourceUnavailable, WorkerError
 from ssvm_worker.manifest import Entry
-from ssvm_worker.stream import store_stream
+from ssvm_worker.stream import Check, store_stream
 
 from .attempt import Attempt
+from .parallel import in_parallel
 from .stored import StoredDisk, checked
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def restore_vm(vcenter: str, place: Place, attempt: Attempt, disks: list[StoredD
         attempt.progress.start("making the VM")
         lease = it.open()
         attempt.progress.start("restoring", sum(each.total for each in parcels))
-        sent = [_send(attempt, it, lease, each) for each in parcels]
+        sent = _send_all(attempt, it, lease, parcels, session.options.parallel_disks)
         attempt.confirm()
         it.complete()
     return {"vm": lease.vm, "name": place.name, "files": sent, "warnings": it.warnings}
@@ -94,7 +96,28 @@ def _parcel(wanted: Wanted, disks: list[StoredDisk]) -> _Parcel:
     return _Parcel(wanted, entry.name, entry.size, 0, read, lambda _: None)
 
 
-def _send(attempt: Attempt, it: Import, lease: Lease, parcel: _Parcel) -> dict[str, Any]:
+def _send_all(attempt: Attempt, it: Import, lease: Lease, parcels: list[_Parcel], most: int) -> list[dict[str, Any]]:
+    """Send the files, *most* at once: one stream does not fill a host's line. One that fails stops the others."""
+    sent: dict[int, dict[str, Any]] = {}
+    failed = threading.Event()
+
+    def check() -> None:
+        lease.check()
+        if failed.is_set():
+            raise SourceUnavailable("Another file of the VM could not be sent", it.name, "See its own error")
+
+    def one(number: int) -> None:
+        try:
+            sent[number] = _send(attempt, it, lease, parcels[number], check)
+        except BaseException:
+            failed.set()
+            raise
+
+    in_parallel(most, [partial(one, number) for number in range(len(parcels))])
+    return [sent[number] for number in range(len(parcels))]
+
+
+def _send(attempt: Attempt, it: Import, lease: Lease, parcel: _Parcel, check: Check) -> dict[str, Any]:
     """Send one file; what the host says that it got must be what was sent."""
     hasher = Hasher(lease.algorithm)
 
@@ -107,7 +130,7 @@ def _send(attempt: Attempt, it: Import, lease: Lease, parcel: _Parcel) -> dict[s
             {"the host": sink},
             [hasher, advance],
             verify=partial(parcel.verify, hasher),
-            check=lease.check,
+            check=check,
         )
     got = lease.sent(it.file_of(parcel.wanted))
     if got is not None and (got.size, got.digest) != (hasher.size, hasher.digest(got.digest.algorithm)):

@@ -53,6 +53,11 @@ class Import:
         self._spec: Any = None
         self._begun = self._completed = False
 
+    @property
+    def name(self) -> str:
+        """What the VM will be called."""
+        return self._place.name
+
     def prepare(self, descriptor: str) -> None:
         """Find the place, and have vCenter judge the descriptor; nothing is made.
 
