@@ -23,6 +23,8 @@ from ssvm_worker.errors import (
     SourceUnavailable,
     WorkerError,
 )
+from ssvm_worker.formats.extents import vmdk_extents
+from ssvm_worker.formats.to_raw import raw as to_raw
 from ssvm_worker.jobs import restore
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
@@ -233,6 +235,8 @@ def test_cancelled(restores: Restores) -> None:
 WORKER = """
 import json, pathlib, sys
 from types import SimpleNamespace
+from ssvm_worker.formats.extents import vmdk_extents
+from ssvm_worker.formats.to_raw import raw as to_raw
 from ssvm_worker.jobs import restore
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.stores.file import FileStore
@@ -275,3 +279,14 @@ def test_missing_descriptor(restores: Restores) -> None:
     with pytest.raises(WorkerError, match=r"b1\.ovf"):
         restore.run(asked(), restores.attempt())
     restores.store = other
+
+
+def test_from_an_incremental_backup(restores: Restores, bench: Bench, vm: TestVM) -> None:
+    """Disks that are stored in grains become streams again on their way, and hold what the VM held."""
+    bench.run(vm, mode="incremental")
+    restores.store = bench.primary
+    made = restore.run(asked(), restores.attempt())
+    bench.run(vm, vm=made["vm"], id="b2")
+    for number, raw in enumerate(vm.raws):
+        stream = read_bytes(bench.primary, f"snapshots/acme/vol1/b2/b2-disk{number}.vmdk")
+        assert b"".join(to_raw(vmdk_extents(iter([stream]), "disk", len(raw)), len(raw), "disk")) == raw
