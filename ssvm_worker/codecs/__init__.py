@@ -15,8 +15,9 @@ from ssvm_worker.errors import TooLarge, UnknownFormat
 from ssvm_worker.units import GiB, human_size
 
 from . import tar, zip
-from .compression import COMPRESSIONS, decompress
+from .compression import COMPRESSIONS, decompress, decompress_blocks
 from .pull import Pull
+from .xzblocks import has_blocks
 
 #: What ``recognise`` looks at; a tar's magic ends at 263, its checksum covers one block of 512.
 PEEK = 512
@@ -54,7 +55,12 @@ def unwrap(chunks: Iterable[bytes], where: str) -> tuple[str, Iterator[bytes]]:
     name = recognise(head)
     if name in ("", "tar"):
         return name, chunks
-    inside = zip.member(Pull(chunks), where) if name == "zip" else decompress(chunks, name, where)
+    if name == "zip":
+        inside = zip.member(Pull(chunks), where)
+    elif name == "xz" and has_blocks(head):
+        inside = decompress_blocks(chunks, where)
+    else:
+        inside = decompress(chunks, name, where)
     head, inside = peek(inside)
     refuse_nested(name, head, where)
     return name, inside

@@ -20,6 +20,9 @@ from ssvm_worker.errors import CorruptImage, TooLarge, WorkerError
 from ssvm_worker.stream import CHUNK
 from ssvm_worker.units import MiB
 
+from . import xzblocks
+from .pull import Pull
+
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
@@ -86,13 +89,13 @@ COMPRESSIONS = (
 )
 
 
-def decompress(chunks: Iterable[bytes], name: str, where: str) -> Iterator[bytes]:
-    """The bytes inside a compressed stream, in chunks.
+def decompress(chunks: Iterable[bytes], name: str, where: str, members: int = 0) -> Iterator[bytes]:
+    """The bytes inside a compressed stream, in chunks; *members* have been read before.
 
     Bytes: holds one chunk of input, one of output, and MEMORY in the decoder. Raises CorruptImage, TooLarge (memory).
     """
     kind = next(each for each in COMPRESSIONS if each.name == name)
-    decoder, begun, members = kind.decoder(), False, 0
+    decoder, begun = kind.decoder(), False
     for data in _steps(chunks):
         while data or not decoder.needs_input:
             if not begun and not (data := data.lstrip(b"\0") if members else data):
@@ -109,6 +112,21 @@ def decompress(chunks: Iterable[bytes], name: str, where: str) -> Iterator[bytes
                 data, decoder, begun, members = decoder.unused_data, kind.decoder(), False, members + 1
     if begun or not members:
         raise CorruptImage(f"The {name} stream is cut short", where, AGAIN)
+
+
+def decompress_blocks(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
+    """As ``decompress``, of an xz stream that ``xzblocks.has_blocks``; streams behind it are read in turn.
+
+    Bytes: holds what ``xzblocks.stream`` holds.
+    """
+    pull = Pull(chunks)
+    try:
+        yield from xzblocks.stream(pull, MEMORY)
+    except EOFError as error:
+        raise CorruptImage(f"The xz stream is cut short: {error}", where, AGAIN) from error
+    except lzma.LZMAError as error:
+        raise _damaged(next(each for each in COMPRESSIONS if each.name == "xz"), error, 0, where) from error
+    yield from decompress(iter(pull.some, b""), "xz", where, members=1)
 
 
 def _steps(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -1,0 +1,113 @@
+"""xz streams of many blocks: unpacked several at once, with the same answers as one after the other."""
+
+from __future__ import annotations
+
+import functools
+import lzma
+import random
+import shutil
+import subprocess
+import threading
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssvm_worker.codecs import unwrap
+from ssvm_worker.codecs.xzblocks import has_blocks
+from ssvm_worker.errors import CorruptImage, ImageError
+from ssvm_worker.units import MiB
+from tests.neighbours import missing
+
+NOISE = random.Random(10).randbytes(150_000)
+DISK = NOISE + bytes(MiB) + NOISE
+
+
+def packed(data: bytes, options: str = "--block-size=100KiB") -> bytes:
+    """What xz makes of it with several threads."""
+    if not shutil.which("xz"):
+        missing("xz", "install xz-utils")
+    command = ["xz", "-0", "-T2", *options.split(), "-c"]
+    return subprocess.run(command, input=data, check=True, capture_output=True).stdout
+
+
+def opened(data: bytes, step: int = MiB) -> bytes:
+    name, inside = unwrap((data[at : at + step] for at in range(0, len(data), step)), "a file")
+    assert name == "xz"
+    return b"".join(inside)
+
+
+@pytest.mark.parametrize("check", ["none", "crc32", "crc64", "sha256"])
+@pytest.mark.parametrize("step", [1000, MiB])
+def test_unpacks(check: str, step: int) -> None:
+    """Blocks come out in their order, whatever the check and the chunks."""
+    data = packed(DISK, f"--block-size=100KiB --check={check}")
+    assert has_blocks(data[:512])
+    assert opened(data, step) == DISK
+
+
+def test_one_after_the_other() -> None:
+    """A stream whose blocks do not say their sizes, or are too large to be held, is read in turn."""
+    assert not has_blocks(lzma.compress(DISK)[:512])
+    assert not has_blocks(packed(bytes(40 * MiB), "--block-size=40MiB")[:512])
+    assert opened(packed(bytes(40 * MiB), "--block-size=40MiB")) == bytes(40 * MiB)
+
+
+def test_several_streams() -> None:
+    """Streams may follow each other, of either kind, with zeros between them."""
+    assert opened(packed(DISK) + bytes(8) + lzma.compress(NOISE) + packed(DISK) + bytes(4)) == DISK + NOISE + DISK
+
+
+def test_cut_short() -> None:
+    """A stream that ends early is refused, also in its index and footer."""
+    whole = packed(DISK)
+    for size in (len(whole) - 1, len(whole) - 13, len(whole) - 40, len(whole) // 2, 40):
+        with pytest.raises(CorruptImage, match="cut short"):
+            opened(whole[:size])
+
+
+def test_junk_behind() -> None:
+    """Anything but zeros behind the end is refused."""
+    with pytest.raises(CorruptImage, match="something else lies behind its 1 members"):
+        opened(packed(DISK) + b"junk" * 10)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_damaged(data: st.DataObject) -> None:
+    """One wrong bit anywhere is noticed: in a block, its check, the index or the footer."""
+    whole = bytearray(small())
+    at = data.draw(st.integers(6, len(whole) - 1) | st.integers(len(whole) - 60, len(whole) - 1))  # behind the magic
+    whole[at] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(ImageError):
+        opened(bytes(whole))
+
+
+@functools.cache
+def small() -> bytes:
+    """A stream of five blocks."""
+    return packed(NOISE[:20_000] * 2, "--block-size=8KiB")
+
+
+def test_blocks_left_out() -> None:
+    """A block that is missing is noticed by the index."""
+    one, two = packed(NOISE[:1000], "--block-size=1000"), packed(NOISE[:2000], "--block-size=1000")
+    cut = two[:12] + two[12 + (len(two) - len(one)) :]
+    with pytest.raises(CorruptImage):
+        opened(cut)
+
+
+def test_memory_and_threads() -> None:
+    """What is held does not grow with the stream, and no thread is left."""
+    data, before = packed(bytes(200 * MiB), "--block-size=4MiB"), threading.active_count()
+    tracemalloc.start()
+    size = sum(len(each) for each in unwrap([data], "")[1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size == 200 * MiB
+    assert peak < 24 * MiB
+    inside = unwrap([data], "")[1]
+    next(inside)
+    del inside
+    assert threading.active_count() == before
