@@ -49,14 +49,15 @@ def test_contender_fails() -> None:
 
 
 def test_kept_between_marks(tmp_path: Path) -> None:
-    """A new table takes the place of the old one; what people wrote around it stays."""
+    """A bench's new table takes the place of its old one; other benches', and what people wrote around them, stay."""
     kept = tmp_path / "benchmarks.md"
-    kept.write_text("Before.\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nAfter.\n")
-    report.keep(
-        [left_out("download", "nginx is not installed"), Row("x", "1 s", "2 s", "2.00", "≥ 1.0", "yes")], 3, kept
-    )
+    sections = "### upload\n\nearlier\n\n### download\n\nold"
+    kept.write_text(f"Before.\n<!-- measured: begin -->\n{sections}\n<!-- measured: end -->\nAfter.\n")
+    row = Row("x", "1 s", "2 s", "2.00", "≥ 1.0", "yes")
+    report.keep({"download": [left_out("download", "nginx is not installed"), row], "memory": [row]}, 3, kept)
     text = kept.read_text()
-    assert text.startswith("Before.\n<!-- measured: begin -->\n| bench")
+    assert text.startswith("Before.\n<!-- measured: begin -->\n### upload\n\nearlier\n\n### download\n\n| bench")
     assert text.endswith("<!-- measured: end -->\nAfter.\n")
+    assert text.count("Medians of 3") == 2
     assert "left out: nginx is not installed" in text
     assert "old" not in text

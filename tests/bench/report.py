@@ -1,4 +1,4 @@
-"""The table of what was measured, and its place in the documentation."""
+"""The tables of what was measured, and their place in the documentation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import ssl
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from .upload import s5cmd
 
 KEPT = Path(__file__).parents[2] / "docs/benchmarks.md"
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
+_SECTION = re.compile(r"^### (\w+)$", re.MULTILINE)
 _HEADS = ("bench", "ours", "peer", "ratio", "target", "ok")
 
 
@@ -34,11 +35,15 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 
-def keep(rows: Sequence[Row], runs: int, kept: Path = KEPT) -> None:
-    """Put the table and the machine's description between the marks of docs/benchmarks.md."""
+def keep(results: Mapping[str, Sequence[Row]], runs: int, kept: Path = KEPT) -> None:
+    """Put each bench's table, and the conditions, between the marks of docs/benchmarks.md; others' stay as they are."""
     before, _, rest = kept.read_text().partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    kept.write_text(f"{before}{_BEGIN}\n{table(rows)}\n\n{machine(runs)}\n{_END}{after}")
+    inside, _, after = rest.partition(_END)
+    _, *parts = _SECTION.split(inside)
+    sections = dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
+    sections |= {name: f"{table(rows)}\n\n{machine(runs)}" for name, rows in results.items()}
+    text = "\n\n".join(f"### {name}\n\n{section}" for name, section in sections.items())
+    kept.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
 
 
 def machine(runs: int) -> str:
