@@ -231,4 +231,4 @@ class Spill:
             beside = threading.Thread(target=step, name="clean-up", daemon=True)
             beside.start()
             beside.join(_PATIENCE_S)
-            self._stop(_PROMPTLY_S)
+            self._stop(0)

@@ -154,7 +154,7 @@ def doctor(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_doctor(doctor: Callable[..., Any], bench: Bench, vm: TestVM) -> None:
     """``ssvm doctor`` shows what a backup of any VM, or of one, would find; an error is its failure."""
-    assert doctor() == (0, {"privileges": "ok", "ESXi host": "ok"})
+    assert doctor() == (0, {"privileges": "ok", "ESXi host": "ok", "snapshots": "ok"})
     status, found = doctor("--vm", vm.machine.path)
     assert (status, found["OVF descriptor"], found["disks"]) == (0, "ok", "ok")
     bench.vcenter.fault(lacks=["VApp.Export"])
@@ -166,5 +166,29 @@ def test_of_a_vcenter(bench: Bench, vm: TestVM) -> None:
     """Without a VM the user's privileges at the root are looked at, and the way to each host."""
     with Session(address_of(bench.vcenter)) as session:
         found: list[Finding] = session.examine()
-    assert {each.check: each.state for each in found} == {"privileges": "ok", "ESXi host": "ok"}
-    assert len(found) == 5  # the simulator has four hosts
+    assert {each.check: each.state for each in found} == {"privileges": "ok", "ESXi host": "ok", "snapshots": "ok"}
+    assert len(found) == 6  # the simulator has four hosts
+
+
+def test_leftovers(bench: Bench, vm: TestVM) -> None:
+    """Snapshots that dead jobs have left are found wherever they are, and nobody else's is taken for one of ours."""
+    with Session(address_of(bench.vcenter)) as session:
+        it = session.find_vm(vm.machine.id)
+        made = it.make_snapshot("dead-job")
+        theirs = it._it.CreateSnapshotEx_Task(name="ssvm-backup-theirs", description="by hand", memory=False)
+        it._connection.finish(theirs, 60)
+        found = [each for each in session.leftovers() if each.vm == vm.machine.id]
+        assert [(each.job_id, each.snapshot.moref) for each in found] == [("dead-job", made.moref)]
+        assert f"{vm.machine.path.rpartition('/')[2]}" == found[0].vm_name
+        it.remove_snapshot(found[0].snapshot)
+
+
+def test_old_leftovers(bench: Bench, vm: TestVM, doctor: Callable[..., Any]) -> None:
+    """``ssvm doctor`` warns of a snapshot of ours that is older than a day."""
+    with Session(address_of(bench.vcenter)) as session:
+        it = session.find_vm(vm.machine.id)
+        made = it.make_snapshot("old-job")
+        assert doctor()[1]["snapshots"] == "ok"
+        bench.vcenter.age_snapshots(vm.machine.id, days=2)
+        assert doctor()[1]["snapshots"] == "warning"
+        it.remove_snapshot(made)

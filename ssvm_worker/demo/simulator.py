@@ -170,6 +170,10 @@ class VCenterSimulator:
         changes = {"vm": machine.id, "disk": disk.key, "change_id": change_id, "areas": list(areas)}
         self._call("POST", "/control/changes", changes)
 
+    def age_snapshots(self, vm: str, days: int) -> None:
+        """Make the snapshots of a VM as old as that."""
+        self._call("POST", "/control/age", {"vm": vm, "days": days})
+
     def fault(self, **faults: Any) -> None:
         """What goes wrong from now on, in place of what did before; none heals it. See ``faults`` in vcsim/world.go."""
         self._call("POST", "/control/faults", faults)

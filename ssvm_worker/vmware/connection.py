@@ -124,6 +124,26 @@ class Connection:
             values |= {pair.name: pair.val for pair in each.propSet}
         return values
 
+    def each(self, kind: type, *paths: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Every object of a kind in the inventory, with some of its properties, as ``read`` gives them."""
+        view = self.content.viewManager.CreateContainerView(self.content.rootFolder, [kind], True)
+        collector = vmodl.query.PropertyCollector
+        through = collector.TraversalSpec(type=type(view), path="view", skip=False)
+        spec = collector.FilterSpec(
+            objectSet=[collector.ObjectSpec(obj=view, skip=True, selectSet=[through])],
+            propSet=[collector.PropertySpec(type=kind, pathSet=list(paths))],
+        )
+        try:
+            found = self.content.propertyCollector.RetrievePropertiesEx([spec], collector.RetrieveOptions())
+            while found:
+                for it in found.objects:
+                    yield it.obj, dict.fromkeys(paths) | {pair.name: pair.val for pair in it.propSet}
+                token = found.token
+                found = self.content.propertyCollector.ContinueRetrievePropertiesEx(token) if token else None
+        finally:
+            with contextlib.suppress(*API_ERRORS), self.shielded():
+                view.DestroyView()
+
     def wait(self, thing: Any, paths: tuple[str, ...], done: Callable[[dict[str, Any]], bool], limit_s: float) -> Any:
         """The properties as soon as *done* says so of them; None when *limit_s* has passed."""
         deadline = time.monotonic() + limit_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,6 +17,7 @@ from .export import Link, secure
 from .faults import UNSUPPORTED, fault_name, translated
 from .finding import ERROR, OK, WARNING, Finding
 from .hardware import EXPORTED, Hardware
+from .leftovers import find_leftovers
 
 #: What each step of a backup needs, by the ids in vSphere's own type information.
 PRIVILEGES = {
@@ -27,6 +29,8 @@ SNAPSHOT_PRIVILEGES = {
     "making the snapshot": ("VirtualMachine.State.CreateSnapshot",),
     "removing and consolidating it": ("VirtualMachine.State.RemoveSnapshot",),
 }
+#: Seconds after which a snapshot of ours is worth a look: few backups take longer.
+_OLD_S = 24 * 3600.0
 #: The first hardware version with changed block tracking.
 _TRACKING = 7
 
@@ -46,9 +50,11 @@ def of_server(connection: Connection) -> list[Finding]:
     """Look at a vCenter: the user's privileges at its root, and the way to each of its hosts."""
     steps = PRIVILEGES | SNAPSHOT_PRIVILEGES
     found = _look("privileges", lambda: _privileges(connection, connection.content.rootFolder, steps))
-    for host in _hosts(connection):
+    with translated("Looking for hosts", connection.address.name):
+        hosts = [host for host, _ in connection.each(vim.HostSystem, "name")]
+    for host in hosts:
         found += _look("ESXi host", partial(_host, connection, host))
-    return found
+    return found + _look("snapshots", lambda: _leftovers(connection))
 
 
 def _look(check: str, examine: Callable[[], Iterator[Finding]]) -> list[Finding]:
@@ -105,15 +111,16 @@ def _hardware(hardware: Hardware) -> Iterator[Finding]:
         yield Finding("disks", OK, f"{len(hardware.disks)}, all in snapshots")
 
 
-def _hosts(connection: Connection) -> Sequence[Any]:
-    content = connection.content
-    with translated("Looking for hosts", connection.address.name):
-        view = content.viewManager.CreateContainerView(content.rootFolder, [vim.HostSystem], True)
-        try:
-            hosts: Sequence[Any] = connection.read(view, "view")["view"] or []
-        finally:
-            view.DestroyView()
-    return hosts
+def _leftovers(connection: Connection) -> Iterator[Finding]:
+    """Snapshots of ours that are old enough to be a dead job's."""
+    found = find_leftovers(connection)
+    old = [each for each in found if each.when < time.time() - _OLD_S]
+    for each in old:
+        made = time.strftime("%Y-%m-%d", time.gmtime(each.when))
+        detail = f"{each.snapshot.name} on {each.vm_name} ({each.vm}) was made on {made} by the job {each.job_id}"
+        yield Finding("snapshots", WARNING, detail, "Remove it in vCenter if that job has ended (`ssvm job ID`)")
+    if not old:
+        yield Finding("snapshots", OK, f"{len(found)} of ours, none older than a day")
 
 
 def _host_of(connection: Connection, vm: Any) -> Iterator[Finding]:

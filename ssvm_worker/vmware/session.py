@@ -20,6 +20,7 @@ from .descriptor import config_json, server_descriptor
 from .finding import Finding
 from .hardware import Disk, Hardware
 from .lease import Lease
+from .leftovers import Leftover, find_leftovers
 from .ovf import OvfDisk, OvfFile, build
 from .place import Place
 from .snapshot import Snapshot
@@ -82,6 +83,10 @@ class Session:
     def examine(self) -> list[Finding]:
         """What a backup of any VM would meet: privileges, and the way to each host."""
         return preflight.of_server(self._connection)
+
+    def leftovers(self) -> list[Leftover]:
+        """Every snapshot that jobs of ours have made and not removed yet, of those that run too."""
+        return find_leftovers(self._connection)
 
     def find_vm(self, name: str) -> VM:
         """The VM by managed object id, instance UUID or inventory path; SourceNotFound says what was tried."""

@@ -44,6 +44,14 @@ def own_name(job_id: str) -> str:
     return name if len(name) <= _MAX_NAME else f"{_PREFIX}{digest_of(job_id.encode()).hex[:32]}"
 
 
+def job_of(tree: Any) -> str:
+    """The job that has made a snapshot, by its description; empty if it is none of ours, by name or description."""
+    before, _, after = _DESCRIPTION.partition("{}")
+    text = tree.description or ""
+    job_id = text.removeprefix(before).removesuffix(after)
+    return job_id if text == _DESCRIPTION.format(job_id) and tree.name == own_name(job_id) else ""
+
+
 def find_own(connection: Connection, vm: Any, job_id: str) -> Snapshot | None:
     """The snapshot that an earlier attempt of the job has left."""
     name = own_name(job_id)
@@ -116,7 +124,11 @@ def _make(connection: Connection, vm: Any, job_id: str, quiesce: Any) -> Any:
 
 
 def _trees(connection: Connection, vm: Any) -> Iterator[Any]:
-    info = connection.read(vm, "snapshot")["snapshot"]
+    yield from trees_of(connection.read(vm, "snapshot")["snapshot"])
+
+
+def trees_of(info: Any) -> Iterator[Any]:
+    """Every snapshot of a VM's ``snapshot`` property, which may be None."""
     pending = list(info.rootSnapshotList) if info else []
     while pending:
         tree = pending.pop(0)

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/json"
 	"net"
+	"net/http"
 	"slices"
 	"strconv"
 
@@ -63,5 +65,22 @@ func (w *world) nameHosts(now faults) {
 		host := each.(*simulator.HostSystem)
 		host.Summary.Config.Name, host.Summary.Config.Port = name, int32(number)
 		host.Summary.Config.SslThumbprint = print
+	}
+}
+
+// ageSnapshots makes the snapshots at the root of a VM so many days older.
+func (w *world) ageSnapshots(rw http.ResponseWriter, r *http.Request) {
+	var want struct {
+		VM   string `json:"vm"`
+		Days int    `json:"days"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&want); err != nil {
+		http.Error(rw, err.Error(), http.StatusBadRequest)
+		return
+	}
+	ref := types.ManagedObjectReference{Type: "VirtualMachine", Value: want.VM}
+	trees := w.registry.Get(ref).(*simulator.VirtualMachine).Snapshot.RootSnapshotList
+	for i := range trees {
+		trees[i].CreateTime = trees[i].CreateTime.AddDate(0, 0, -want.Days)
 	}
 }

@@ -216,6 +216,7 @@ func (w *world) handler(next http.Handler) http.Handler {
 	mux.HandleFunc("POST /control/faults", w.setFaults)
 	mux.HandleFunc("POST /control/machines", w.addMachine)
 	mux.HandleFunc("POST /control/changes", w.addChanges)
+	mux.HandleFunc("POST /control/age", w.ageSnapshots)
 	mux.HandleFunc("GET /control/state", w.state)
 	return mux
 }
