@@ -32,7 +32,7 @@ from .unpack import Bounds, Unpacked, first_bytes, refuse_package, unpack
 class Request(ArtifactRequest):
     """An image to fetch."""
 
-    url: str = Field(description="http or https; no user or password in it")
+    url: str = Field(description="http(s), ftp, sftp, s3, and file or store where allowed; no password in it")
     kind: Literal["template", "iso", "volume"] = "template"
     name: str = Field("", max_length=255, description="What people call it; goes into the properties file")
     format: str = Field("auto", description="auto, or what the image must be: qcow2 vmdk ova vhd vhdx raw iso")

@@ -1,0 +1,165 @@
+"""The network's bad input, as a job meets it: each row has an answer, and nothing is stored."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from ssvm_worker.errors import (
+    ChecksumMismatch,
+    InvalidRequest,
+    SourceDenied,
+    SourceNotFound,
+    SourceUnavailable,
+    TooLarge,
+    UnknownFormat,
+    WorkerError,
+)
+from ssvm_worker.jobs import download
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import read_bytes
+from tests import images
+from tests.attempts import attempt
+from tests.servers.http import HttpServer
+
+IMAGE = images.mbr(1 << 20)
+
+
+def run(url: str, settings: dict[str, Any] | None = None, **fields: Any) -> MemoryStore:
+    """The store after a download, which must be empty if that has failed."""
+    store = MemoryStore("primary")
+    given = {"url": url, "account": 2, "id": "7"} | fields
+    request, trying = parse_request(download.Request, given, "download"), attempt(store, settings=settings)
+    try:
+        download.run(request, trying)
+    except WorkerError:
+        download.discard(request, trying)
+        assert not list(store.list())
+        assert not store.sweep(0)
+        raise
+    return store
+
+
+STRICT: dict[str, Any] = {"download": {"allow_networks": []}}
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "127.1",
+        "169.254.169.254",
+        "[fd00:ec2::254]",
+        "100.64.0.1",
+        "10.0.0.1",
+        "192.168.0.1",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "[fec0::1]",
+        "224.0.0.1",
+        "[ff02::1]",
+    ],
+)
+@pytest.mark.parametrize("scheme", ["http", "https", "ftp", "sftp"])
+def test_address(scheme: str, host: str) -> None:
+    """An address that is not public, in any notation and by any scheme, is refused for good, and no packet is sent."""
+    given = {"credentials": {"me": {"username": "joe"}}, "download": STRICT["download"] | {"known_hosts": "/dev/null"}}
+    with pytest.raises(SourceDenied, match=r"download\.allow_networks"):
+        run(f"{scheme}://{host}/image", given, credentials="me")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "dict://127.0.0.1/x",
+        "gopher://127.0.0.1/x",
+        "data:,x",
+        "ldap://127.0.0.1/x",
+        "jar:http://127.0.0.1!/x",
+        "store:primary/x",
+        "json:{}",
+        "http://user:secret@127.0.0.1/x",
+        "ftp://user:secret@127.0.0.1/x",
+        "sftp://user:secret@127.0.0.1/x",
+        "http://user@127.0.0.1/x",
+    ],
+)
+def test_scheme(url: str) -> None:
+    """A scheme that is not taken or not allowed, or a URL with a user in it, is an error of the request."""
+    with pytest.raises(InvalidRequest) as caught:
+        run(url)
+    assert "secret" not in str(caught.value)
+
+
+PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>" + b" " * 4096
+
+
+@pytest.mark.parametrize(
+    ("data", "behaviour", "error"),
+    [
+        pytest.param(PAGE, {}, UnknownFormat, id="HTML with status 200"),
+        pytest.param(b"", {}, SourceNotFound, id="empty"),
+        pytest.param(IMAGE, {"status": 204}, SourceNotFound, id="status 204"),
+        pytest.param(IMAGE, {"content_length": str(len(IMAGE) - 1)}, ChecksumMismatch, id="longer than its length"),
+        pytest.param(
+            IMAGE,
+            {"content_length": str(len(IMAGE) + 1), "ranges": False},
+            SourceUnavailable,
+            id="shorter than its length",
+        ),
+        pytest.param(IMAGE, {"headers": {"Content-Length": "1, 2"}}, SourceUnavailable, id="two lengths"),
+        pytest.param(IMAGE, {"content_length": "-1"}, SourceUnavailable, id="negative length"),
+        pytest.param(IMAGE, {"chunked": True, "cut_after": 1000}, SourceUnavailable, id="chunked, cut"),
+        pytest.param(IMAGE, {"cut_after": 1000, "reset": True, "ranges": False}, SourceUnavailable, id="reset"),
+        pytest.param(IMAGE, {"stall_after": 1000, "ranges": False}, SourceUnavailable, id="stall"),
+        pytest.param(IMAGE[::-1], {}, ChecksumMismatch, id="other bytes"),
+        pytest.param(IMAGE * 3, {}, TooLarge, id="larger than allowed"),
+        pytest.param(IMAGE * 3, {"chunked": True}, TooLarge, id="larger than allowed, length unknown"),
+    ],
+)
+def test_body(http_server: HttpServer, data: bytes, behaviour: dict[str, Any], error: type[WorkerError]) -> None:
+    """A body that is not the whole and the right one is never stored, and the error says if a retry makes sense."""
+    given = {"download": {"allow_networks": ["127.0.0.0/8"], "stall_s": 0.5}}
+    checksum = hashlib.sha256(IMAGE).hexdigest() if data is not PAGE else None
+    with pytest.raises(error):
+        run(http_server.serve("image", data, **behaviour), given, checksum=checksum, max_bytes=2 * len(IMAGE))
+
+
+@pytest.mark.parametrize(
+    "checksum",
+    ["sha256:xyz", "0" * 63, "crc32:00000000", "sha256:" + "g" * 64, "file:///etc/passwd", "{SHA-256}", ""],
+)
+def test_checksum(checksum: str) -> None:
+    """A checksum that is none is an error of the request, before anything is fetched."""
+    with pytest.raises(InvalidRequest, match="checksum"):
+        run("http://127.0.0.1:1/image", checksum=checksum)
+
+
+def test_content_encoding(http_server: HttpServer) -> None:
+    """An image that is labelled as encoded is kept as it was sent, as its checksum says."""
+    url = http_server.serve("image", IMAGE, headers={"Content-Encoding": "gzip"})
+    store = run(url, checksum=hashlib.sha256(IMAGE).hexdigest())
+    assert read_bytes(store, "template/tmpl/2/7/7.raw") == IMAGE
+
+
+@pytest.mark.parametrize("path", ["..%2f..%2fetc%2fpasswd", "x" * 2000, "a%00b", "%2e%2e", "-rf", "%0a%0d"])
+def test_names(http_server: HttpServer, path: str) -> None:
+    """What a URL or a server calls the file never becomes a name of ours."""
+    sent = {"Content-Disposition": 'attachment; filename="../../x"'}
+    store = run(http_server.serve(path, IMAGE, headers=sent))
+    assert sorted(each.key for each in store.list()) == [
+        "template/tmpl/2/7/7.raw",
+        "template/tmpl/2/7/manifest.json",
+        "template/tmpl/2/7/template.properties",
+    ]
