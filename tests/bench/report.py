@@ -41,7 +41,8 @@ def keep(results: Mapping[str, Sequence[Row]], runs: int, kept: Path = KEPT) -> 
     inside, _, after = rest.partition(_END)
     _, *parts = _SECTION.split(inside)
     sections = dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
-    sections |= {name: f"{table(rows)}\n\n{machine(runs)}" for name, rows in results.items()}
+    conditions = machine(runs)
+    sections |= {name: f"{table(rows)}\n\n{conditions}" for name, rows in results.items()}
     text = "\n\n".join(f"### {name}\n\n{section}" for name, section in sections.items())
     kept.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
 
