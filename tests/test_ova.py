@@ -20,12 +20,12 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.formats import ova
-from ssvm_worker.jobs import download
+from ssvm_worker.jobs import download, verify
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.manifest import find_manifest, read_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import read_bytes
+from ssvm_worker.stream import Owner, put_bytes, read_bytes
 from tests.archives import COMPRESS, mf_of, ova_of, ovf_of, tar_member, tar_of
 from tests.attempts import attempt
 from tests.images import mbr, qcow2, stream_optimized, vmdk_descriptor
@@ -92,6 +92,17 @@ def test_every_object_is_listed(http_server: HttpServer) -> None:
     assert {each.name for each in manifest.entries} | {"manifest.json"} == {
         each.key.rpartition("/")[2] for each in store.list()
     }
+
+
+def test_verified(http_server: HttpServer) -> None:
+    """The verify job reads every object of a package again, and finds one that is damaged."""
+    store = MemoryStore("primary")
+    run(http_server, ova_of(FILES), store)
+    asked = parse_request(verify.Request, {"account": 2, "id": "7"}, "verify")
+    assert verify.run(asked, attempt(store))["objects"] == 6
+    put_bytes(store, f"{PREFIX}/7-disk1.vmdk", DISK, Owner())
+    with pytest.raises(CorruptImage, match=r"7-disk1\.vmdk"):
+        verify.run(asked, attempt(store))
 
 
 def test_the_same_again(http_server: HttpServer) -> None:
