@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -178,6 +178,7 @@ def make_attempt(
     given.setdefault("backup_modes", {name: store.backup_mode for name, store in settings.stores.items()})
     given.setdefault("log", logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}))
     progress = Progress(publish) if publish else Progress()
+    given.setdefault("jobs", RecordedJobs(settings))
     return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)
 
 
@@ -197,6 +198,25 @@ def open_ledger(settings: Settings) -> Ledger:
     ledger = settings.ledger
     keep_s = ledger.keep_days * 24 * 3600
     return Ledger(broker_url(settings), prefix=settings.broker.prefix, claim_s=ledger.claim_s, keep_s=keep_s)
+
+
+@dataclass(frozen=True)
+class RecordedJobs:
+    """What the ledger knows of all jobs; each call connects anew, for few jobs ask."""
+
+    settings: Settings
+
+    def live(self) -> Collection[str]:
+        with open_ledger(self.settings) as ledger:
+            return ledger.live()
+
+    def expired(self) -> int:
+        with open_ledger(self.settings) as ledger:
+            return ledger.expired()
+
+    def expire(self) -> int:
+        with open_ledger(self.settings) as ledger:
+            return ledger.expire()
 
 
 def open_slots(settings: Settings) -> Slots:

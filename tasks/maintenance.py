@@ -30,6 +30,12 @@ def delete(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     return run_job(settings, Message("delete", args, kwargs, task.request.id))
 
 
+@app.task(name="ssvm.cleanup", **TASK)
+def cleanup(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run the clean-up that the message asks for."""
+    return run_job(settings, Message("cleanup", args, kwargs, task.request.id))
+
+
 @app.task(name="ssvm.retry", **TASK)
 def retry(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Queue a failed or cancelled job again: ``["ID"]`` or ``[{"job_id": "ID", "by": "who"}]``."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ssvm_worker.errors import InvalidRequest
 
-from . import backup, copy, delete, download, restore, upload, verify
+from . import backup, cleanup, copy, delete, download, restore, upload, verify
 from .attempt import Attempt
 from .request import JobRequest
 
@@ -46,6 +46,7 @@ JOBS = {
         _job(copy, "maintenance"),
         _job(verify, "maintenance"),
         _job(delete, "maintenance"),
+        _job(cleanup, "maintenance"),
     )
 }
 

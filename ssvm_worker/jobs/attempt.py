@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +111,32 @@ class Doors(Protocol):
         """A session with the vCenter of that name in the settings; see vmware.session."""
 
 
+class Jobs(Protocol):
+    """What is known of all jobs, everywhere. Each call raises StoreUnavailable while the ledger is away."""
+
+    def live(self) -> Collection[str]:
+        """What queued and running jobs may write: see ``Job.resource``."""
+
+    def expired(self) -> int:
+        """How many records are past retention."""
+
+    def expire(self) -> int:
+        """Drop some of them; returns how many, 0 when there are none left."""
+
+
+class NoJobs:
+    """That there are none."""
+
+    def live(self) -> Collection[str]:
+        return ()
+
+    def expired(self) -> int:
+        return 0
+
+    def expire(self) -> int:
+        return 0
+
+
 @dataclass(frozen=True)
 class Limits:
     """Plain numbers from the settings."""
@@ -161,6 +187,8 @@ class Attempt:
     will_resume: Callable[[BaseException], bool] = lambda _: False
     #: Those of all workers, or of this process alone.
     slots: Slots = _LOCAL
+    #: As the ledger has them; nothing is connected before the first call.
+    jobs: Jobs = field(default_factory=NoJobs)
 
     @property
     def owner(self) -> Owner:
