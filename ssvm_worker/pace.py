@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -15,13 +16,12 @@ _BURST_S = 0.1
 class Pace:
     """So many bytes a second, for all who use it: also for processes that were forked after it was made.
 
-    The one number in it is when the bytes that were let through will have been paid for; it lies in memory that the
-    processes share. A record lock guards it, which the kernel takes back from a process that dies.
+    The one number in it is when the bytes that were let through will have been paid for; it lies in a file without a
+    name. A record lock guards it, which the kernel takes back from a process that dies.
     """
 
     def __init__(self) -> None:
-        # A file object closes it when nobody has it any more.
-        self._file = os.fdopen(os.memfd_create("ssvm-pace", os.MFD_CLOEXEC), "r+b", buffering=0)
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed when nobody has it any more
         self._file.truncate(8)
 
     def delay(self, size: int, rate: float) -> float:
