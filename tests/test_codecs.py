@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import random
+import struct
 import tracemalloc
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -138,6 +142,45 @@ def test_zip(step: int, streamed: bool) -> None:
     assert opened(zip_of(small, streamed=streamed), step) == ("zip", small)
 
 
+class Pipe(io.RawIOBase):
+    """Takes bytes, and cannot go back."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.taken += bytes(data)
+        return len(data)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
+@pytest.mark.parametrize("zip64", [False, True], ids=["32 bits", "64 bits"])
+@pytest.mark.parametrize("piped", [False, True], ids=["to a file", "to a pipe"])
+def test_zip_by_python(piped: bool, zip64: bool, method: int) -> None:
+    """Every form that another writer makes is read, but one: stored to a pipe, where nothing says where it ends."""
+    out: Any = Pipe() if piped else io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive, archive.open("disk.raw", "w", force_zip64=zip64) as member:
+        member.write(NOISE)
+    data = out.taken if piped else out.getvalue()
+    if piped and method == zipfile.ZIP_STORED:
+        refuse(data, UnknownFormat, "packed in a way that is not taken")
+    else:
+        assert opened(data) == ("zip", NOISE)
+
+
+def test_zip64_end() -> None:
+    """The records of 64 bits before the end may be there."""
+    plain = zip_of(NOISE)
+    end64 = b"PK\x06\x06" + struct.pack("<Q", 44) + bytes(44)
+    locator = b"PK\x06\x07" + bytes(16)
+    assert opened(plain[:-22] + end64 + locator + plain[-22:])[1] == NOISE
+    lying = b"PK\x06\x06" + struct.pack("<Q", 1 << 63) + bytes(44)
+    refuse(plain[:-22] + lying + plain[-22:], CorruptImage, "cut short")
+
+
 BAD_ZIPS = {
     "no member": (b"PK\x05\x06" + bytes(18), UnknownFormat, "is empty"),
     "two members": (zip_of(b"a", more=zip_of(b"b")), UnknownFormat, "more than one member"),
@@ -154,7 +197,11 @@ BAD_ZIPS = {
     "a wrong CRC": (zip_of(NOISE, local={"crc": 1}), CorruptImage, "was to be"),
     "a wrong CRC in the directory": (zip_of(NOISE, entry={"crc": 1}), UnsafeImage, "contradicts"),
     "a size that lies": (zip_of(NOISE, local={"size": 5}), CorruptImage, "was to be"),
-    "a descriptor that lies": (zip_of(NOISE, streamed=True).replace(b"PK\x07\x08", b"PK\x07\x08\1"), CorruptImage, "was to be"),
+    "a descriptor that lies": (
+        zip_of(NOISE, streamed=True).replace(b"PK\x07\x08", b"PK\x07\x08\1"),
+        CorruptImage,
+        "was to be",
+    ),
     "a directory entry elsewhere": (zip_of(NOISE, entry={"offset": 40}), UnsafeImage, "contradicts"),
     "bytes behind its end": (zip_of(NOISE) + b"x", UnsafeImage, "is not its end"),
     "bytes before its directory": (zip_of(NOISE, more=b"x" * 50), UnsafeImage, "contradicts"),
