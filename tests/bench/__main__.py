@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssvm_worker.units import GiB, KiB, MiB
 
-from . import backup, connections, decompress, download, grains, inspection, memory, report, upload
+from . import backup, connections, decompress, download, grains, inspection, memory, report, restore, upload
 from .contest import Broken, Row
 
 _UNITS = {"": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB}
@@ -26,6 +26,7 @@ BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
     "decompress": (decompress.bench, (GiB,)),
     "upload": (upload.bench, (GiB,)),
     "backup": (backup.bench, (GiB,)),
+    "restore": (restore.bench, (512 * MiB,)),
     "grains": (grains.bench, (512 * MiB,)),
     "inspection": (inspection.bench, (GiB,)),
     "memory": (memory.bench, (GiB, 20 * GiB)),
