@@ -12,12 +12,14 @@ from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, Sour
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import find_manifest, read_draft, read_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Store, read_bytes
 from tests import images
 from tests.attempts import again, attempt
+from tests.faults import store_unreachable
 from tests.servers.http import Behaviour, HttpServer
 
 IMAGE = images.mbr(6 << 20)
@@ -163,6 +165,16 @@ def test_a_failing_second_store_is_owed(http_server: HttpServer) -> None:
     assert result["owed"]["archive"]["error"] == "StoreFull"
     assert find_manifest(full, request(url).artifact) is None
     assert stored(full) == []
+
+
+@pytest.mark.parametrize("method", ["sweep", "writer"])
+def test_a_second_store_that_is_away_is_owed(http_server: HttpServer, method: str) -> None:
+    """A store that is away from the beginning does not cost the primary its bytes either."""
+    primary, away = MemoryStore("primary"), store_unreachable(MemoryStore("archive"), method)
+    it = attempt(primary, away)
+    result = download.run(request(http_server.serve("image", IMAGE), stores=["primary", "archive"]), it)
+    assert list(result["owed"]) == ([] if method == "sweep" else ["archive"])
+    assert find_manifest(primary, Artifact.of_prefix(result["key"].rpartition("/")[0]))
 
 
 def test_a_failing_primary_fails_the_job(http_server: HttpServer) -> None:

@@ -6,14 +6,22 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, field_validator
 
 from ssvm_worker.digest import Digest, Hasher, agreed, find_in_sums, is_checksum_url, parse_checksum
-from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest, SourceChanged, TooLarge
+from ssvm_worker.errors import (
+    Cancelled,
+    ChecksumMismatch,
+    CorruptImage,
+    InvalidRequest,
+    SourceChanged,
+    TooLarge,
+    WorkerError,
+)
 from ssvm_worker.formats import ImageInfo, Inspection, guess_format, parse_format
 from ssvm_worker.manifest import Entry, Manifest, find_manifest, read_draft, write_draft
 from ssvm_worker.manifest import discard as discard_artifact
@@ -163,6 +171,8 @@ class _Transfer:
     stores: dict[str, Store]
     expected: Digest | None
     stream: Resuming | None = None
+    #: Stores that would not even begin, with their errors.
+    refused: dict[str, WorkerError] = field(default_factory=dict)
 
     @property
     def has_seam(self) -> bool:
@@ -180,6 +190,7 @@ class _Transfer:
         with ExitStack() as stack:
             opened = self._go_on(draft, stack) if draft else self._begin(stack)
             manifest, stored, small = self._store_package(opened) if opened.image.members else self._store(opened)
+        stored.owed.update(self.refused)
         properly = properties(self.request, manifest)
         manifest = listing(manifest, properly, "properties")
         done = publish(self.attempt, self.stores, stored, manifest, small | properly)
@@ -200,7 +211,10 @@ class _Transfer:
     def _sweep(self, spare: str) -> None:
         """Nobody else may write this artifact now, so what lies there uncommitted is a dead attempt's."""
         for store in self.stores.values():
-            store.sweep(0, self.request.artifact.prefix, spare=spare if store is self._primary else "")
+            try:
+                store.sweep(0, self.request.artifact.prefix, spare=spare if store is self._primary else "")
+            except WorkerError as error:
+                self._primary_must(store, error)
 
     def _begin(self, stack: ExitStack) -> _Opened:
         """Fetch the first chunk, by which size and kind are known before anything is written."""
@@ -273,11 +287,21 @@ class _Transfer:
         return min(self.request.max_bytes or self.attempt.limits.max_bytes, self.attempt.limits.max_bytes)
 
     def _open_sinks(self, stack: ExitStack, name: str, size: int | None, resume: bool) -> dict[str, Sink]:
+        """One on every store; a store other than the primary may refuse, and is owed the image then."""
         key, owner = self.request.artifact.key(name), self.attempt.owner
-        return {
-            label: stack.enter_context(store.writer(key, size, owner=owner, resume=resume and store is self._primary))
-            for label, store in self.stores.items()
-        }
+        sinks: dict[str, Sink] = {}
+        for label, store in self.stores.items():
+            try:
+                sink = store.writer(key, size, owner=owner, resume=resume and store is self._primary)
+                sinks[label] = stack.enter_context(sink)
+            except WorkerError as error:
+                self._primary_must(store, error)
+                self.refused[label] = error
+        return sinks
+
+    def _primary_must(self, store: Store, error: WorkerError) -> None:
+        if store is self._primary or isinstance(error, Cancelled):
+            raise error
 
     def _note_draft(self, source: RemoteSource, name: str) -> None:
         if self._primary.resumable and source.resumable and source.validator:
