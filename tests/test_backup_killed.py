@@ -31,12 +31,12 @@ backup.run(backup.Request(**given["request"]), Attempt("job-1", {"primary": stor
 """
 
 
-def start_worker(bench: Bench, vm: TestVM, directory: Path) -> subprocess.Popen[bytes]:
+def start_worker(bench: Bench, vm: TestVM, directory: Path, **fields: Any) -> subprocess.Popen[bytes]:
     """A worker that has begun with that backup."""
     vcenter = bench.vcenter
     address = {"host": vcenter.host, "port": vcenter.port, "ca_file": str(vcenter.ca_file)}
     login = {"username": vcenter.username, "password": vcenter.password}
-    request = bench.request(vm).model_dump()
+    request = bench.request(vm, **fields).model_dump()
     given = {"address": address | login, "directory": str(directory), "request": request}
     return subprocess.Popen([sys.executable, "-c", WORKER, json.dumps(given)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -146,6 +147,17 @@ def test_archive_fails(bench: Bench, vm: TestVM) -> None:
     bench.archive = whole
     assert not take(bench, vm, "b2")["owed"]
     assert restored(whole, found(whole, "b2")) == restored(bench.primary, found(bench.primary, "b1")) == vm.raws[0]
+
+
+def test_two_disks_at_once(bench: Bench) -> None:
+    """Disks that are stored at the same time, and share much, each come back as they were."""
+    vm = make_vm(bench.vcenter, 20 * GRAIN, 20 * GRAIN)
+    for disk, raw in zip(vm.machine.disks, (vm.raws[0], changed(vm.raws[0], 1, 5)), strict=True):
+        bench.vcenter.upload(disk.file, stream_optimized(bytes(raw)), vm.machine.datacenter)
+    bench.options = dataclasses.replace(bench.options, parallel_disks=2)
+    take(bench, vm, "b1")
+    manifest = found(bench.primary, "b1")
+    assert [restored(bench.primary, manifest, number) for number in range(2)] == [vm.raws[0], changed(vm.raws[0], 1, 5)]
 
 
 def verdict(result: dict[str, Any]) -> str:

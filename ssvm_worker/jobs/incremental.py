@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from ssvm_worker.digest import Hasher
@@ -15,7 +16,7 @@ from ssvm_worker.grains.reader import grain_maps, open_map
 from ssvm_worker.grains.sink import GrainSink
 from ssvm_worker.grains.sweep import manifests_below, sweep
 from ssvm_worker.grains.writer import Packing
-from ssvm_worker.keys import Artifact
+from ssvm_worker.keys import PACKS, Artifact
 from ssvm_worker.manifest import Entry, Manifest
 from ssvm_worker.stream import Sink, Store
 from ssvm_worker.vmware.cbt import comparable
@@ -44,6 +45,9 @@ class Grains:
         self._index = Index(attempt.check)
 
     def __enter__(self) -> Self:
+        """Parts of packs that dead attempts have left go; nobody else may write packs of the volume now."""
+        for store in self._targets.willing():
+            self._targets.only_primary_must(store, partial(store.sweep, 0, f"{self._artifact.family}/{PACKS}"))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -53,11 +57,11 @@ class Grains:
         """The way of a disk into packs; what the volume has on all stores of the backup is not stored again."""
         listings: list[Listing] = []
 
-        def listed(store: Store) -> Callable[[], None]:
-            return lambda: listings.append(list_packs(store, self._artifact.family))
+        def look(store: Store) -> None:
+            listings.append(list_packs(store, self._artifact.family))
 
         for store in self._targets.willing():
-            self._targets.only_primary_must(store, listed(store))
+            self._targets.only_primary_must(store, partial(look, store))
         for warning in self._index.sync(self._targets.primary, listings):
             self._attempt.log.warning("%s", warning)
         return Packing(self._index, disk.capacity, disk.label)

@@ -1,0 +1,38 @@
+"""A worker that is killed in the middle of an incremental backup."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.memory import MemoryStore
+from tests.backup_bench import Bench
+from tests.grain_bench import packs, restored
+from tests.images import GRAIN
+from tests.servers.vcenter import make_vm
+from tests.test_backup_killed import start_worker
+from tests.test_incremental_backup import found, take, write
+
+pytestmark = pytest.mark.e2e
+
+
+def test_killed(bench: Bench, tmp_path: Path) -> None:
+    """What a worker that was killed has stored whole is used by the next, and what it had begun is gone."""
+    vm = make_vm(bench.vcenter, 540 * GRAIN)
+    write(bench.vcenter, vm, os.urandom(540 * GRAIN))
+    bench.vcenter.fault(lease_timeout=5, get={"file": "disk-0.vmdk", "do": "stall", "at": 530 * GRAIN})
+    with start_worker(bench, vm, tmp_path, mode="incremental") as worker:
+        while not packs(FileStore("primary", tmp_path)):
+            assert worker.poll() is None
+        worker.kill()
+    bench.vcenter.fault()
+    bench.primary = FileStore("primary", tmp_path)
+    assert take(bench, vm, "b1", stores=["primary"])["new_bytes"] < 100 * GRAIN
+    assert restored(bench.primary, found(bench.primary, "b1")) == vm.raws[0]
+    assert len(packs(bench.primary)) == len([each for each in tmp_path.rglob("_packs/*/*") if each.is_file()]) == 2
+    bench.primary = MemoryStore("primary")
+    while any(lease["state"] == "open" for lease in bench.vcenter.state()["leases"].values()):
+        pass  # the dead worker's lease: it lives until its time-out
