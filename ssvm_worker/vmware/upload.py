@@ -14,7 +14,8 @@ from ssvm_worker.stream import Check, StoredObject
 
 from .export import Link, secure
 
-_TYPE = "application/x-vnd.vmware-streamVmdk"
+#: What is sent to a file that the lease has made, and to one that the host is to make.
+_STREAM, _PLAIN = "application/x-vnd.vmware-streamVmdk", "application/octet-stream"
 
 
 class HostSink:
@@ -87,8 +88,8 @@ class HostSink:
     def _send_head(self, connection: HTTPConnection) -> None:
         connection.putrequest(self._method, self._link.parts.path, skip_accept_encoding=True)
         length = ("Transfer-Encoding", "chunked") if self._size is None else ("Content-Length", str(self._size))
-        overwrite = [("Overwrite", "t")] if self._method == "PUT" else []
-        for name, value in (("Content-Type", _TYPE), length, *overwrite):
+        kind = [("Content-Type", _PLAIN), ("Overwrite", "t")] if self._method == "PUT" else [("Content-Type", _STREAM)]
+        for name, value in (*kind, length):
             connection.putheader(name, value)
         connection.endheaders()
 
