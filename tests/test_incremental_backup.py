@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Manifest, find_manifest
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import put_bytes
+from ssvm_worker.units import MiB
 from tests.attempts import attempt
 from tests.backup_bench import Bench
 from tests.faults import store_failing
@@ -147,6 +149,14 @@ def test_archive_fails(bench: Bench, vm: TestVM) -> None:
     bench.archive = whole
     assert not take(bench, vm, "b2")["owed"]
     assert restored(whole, found(whole, "b2")) == restored(bench.primary, found(bench.primary, "b1")) == vm.raws[0]
+
+
+def test_spilled(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
+    """New packs pass through a scratch file as whole streams do, where the settings have one."""
+    bench.options = dataclasses.replace(bench.options, spill_dir=tmp_path, spill_bytes=MiB)
+    take(bench, vm, "b1")
+    for store in (bench.primary, bench.archive):
+        assert restored(store, found(store, "b1")) == vm.raws[0]
 
 
 def test_two_disks_at_once(bench: Bench) -> None:
