@@ -225,6 +225,13 @@ def test_metalink_size(http_server: HttpServer) -> None:
         download.run(request(url), attempt())
 
 
+def test_metalink_size_without_a_length(http_server: HttpServer) -> None:
+    """Also when the server does not say how long it is."""
+    document = metalink(http_server.serve("image", IMAGE, content_length="", ranges=False), size=7)
+    with pytest.raises(SourceChanged, match="7 bytes were announced"):
+        download.run(request(http_server.serve("image.meta4", document)), attempt())
+
+
 def test_metalink_without_a_url_that_we_take(http_server: HttpServer) -> None:
     """A metalink that names only what we do not take is refused."""
     with pytest.raises(SourceDenied, match="no URL that we take"):

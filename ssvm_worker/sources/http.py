@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import closing
 
-from ssvm_worker.errors import SourceChanged, SourceNotFound, SourceUnavailable
+from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable
 from ssvm_worker.stream import CHUNK, Check, limit
 from ssvm_worker.units import MiB
 from ssvm_worker.weburl import check_headers, parse
@@ -16,6 +16,9 @@ from .several import Pace, Several
 from .validator import Validator, strong_date, strong_etag
 
 __all__ = ["HttpSource", "Validator", "fetch_text"]
+
+#: How often several connections are tried, when in the end none of them was left.
+_CHANCES = 2
 
 
 class HttpSource:
@@ -45,6 +48,8 @@ class HttpSource:
         self.name = self._url.name
         self.validator = validator
         self.size = validator.size if validator else None
+        #: How often all of several connections have failed.
+        self._failures = 0
 
     @property
     def resumable(self) -> bool:
@@ -75,7 +80,8 @@ class HttpSource:
     def _is_worth_many(self, position: int) -> bool:
         many = self._settings.many
         rest = (self.size or 0) - position
-        return many.connections > 1 and self.resumable and rest >= many.connections * many.range_size
+        allowed = many.connections > 1 and self._failures < _CHANCES
+        return allowed and self.resumable and rest >= many.connections * many.range_size
 
     def _many(self, answer: Exchange, position: int) -> Generator[bytes, None, None]:
         """The rest by ranges on several connections; the first of them is that of *answer*."""
@@ -87,7 +93,12 @@ class HttpSource:
         def open_line(start: int, check: Check) -> RangeLine:
             return RangeLine(wanted, check, answers.pop() if start == position and answers else None, start)
 
-        return Several(self._settings.many, self._check).fetch(open_line, position, self.size)
+        try:
+            yield from Several(self._settings.many, self._check).fetch(open_line, position, self.size)
+        except (SourceDenied, SourceNotFound, SourceUnavailable) as error:
+            self._failures += 1
+            # The first answer was good: a link to which we were redirected has expired, or there were too many of us.
+            raise SourceUnavailable(error.what, error.where, error.remedy) from error
 
     def _ask(self, offset: int) -> Exchange:
         own: dict[str, str] = {}

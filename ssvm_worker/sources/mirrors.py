@@ -92,6 +92,7 @@ class Mirrors:
                 for chunk in self._read(position):
                     position += len(chunk)
                     yield chunk
+                self._compare_end(position)
                 return
             except _Slow:
                 self._move(self._faster(), position)
@@ -136,6 +137,11 @@ class Mirrors:
         size = self._source.size
         if self._size is not None and size is not None and self._size != size:
             what = f"The file has {size} bytes there, {self._size} were expected"
+            raise SourceChanged(what, self._source.name, "Look at the mirror, and at the size that was announced")
+
+    def _compare_end(self, position: int) -> None:
+        if self._size is not None and position != self._size:
+            what = f"The file ended at {position}, {self._size} bytes were announced"
             raise SourceChanged(what, self._source.name, "Look at the mirror, and at the size that was announced")
 
     def _judge(self, rate: float, position: int) -> None:
