@@ -100,13 +100,13 @@ def test_blocks_left_out() -> None:
 
 def test_memory_and_threads() -> None:
     """What is held does not grow with the stream, and no thread is left."""
-    data, before = packed(bytes(200 * MiB), "--block-size=4MiB"), threading.active_count()
+    data, before = packed(bytes(60 * MiB), "--block-size=2MiB"), threading.active_count()
     tracemalloc.start()
     size = sum(len(each) for each in unwrap([data], "")[1])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert size == 200 * MiB
-    assert peak < 24 * MiB
+    assert size == 60 * MiB
+    assert peak < 12 * MiB
     inside = unwrap([data], "")[1]
     next(inside)
     del inside
