@@ -35,14 +35,21 @@ _log = logging.getLogger("ssvm.spill")
 class Ring:
     """A file of at most *size* bytes without a name, written and read in turn, around and around.
 
-    One thread puts and another takes. OSError where the directory does not let us, or the disk is full.
+    One thread puts and another takes; the room is given back when nobody holds it any more, so that neither can meet
+    a descriptor that was closed under it and is another file's by now. OSError where the directory does not let us, or
+    the disk is full.
     """
 
     def __init__(self, directory: Path, size: int) -> None:
         self.size = size
         directory.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - closed by close()
+        with tempfile.TemporaryFile(dir=directory) as file:
+            self._fd = os.dup(file.fileno())
         self._in = self._out = 0
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
 
     def put(self, chunk: bytes) -> None:
         """Append a chunk; there is room for it, as the caller knows."""
@@ -53,14 +60,6 @@ class Ring:
         pieces: list[bytes] = []
         self._out = self._around(self._out, size, lambda at, a, b: pieces.append(os.pread(self._fd, b - a, at)))
         return b"".join(pieces)
-
-    def close(self) -> None:
-        """Give the room back."""
-        self._file.close()
-
-    @property
-    def _fd(self) -> int:
-        return self._file.fileno()
 
     def _around(self, at: int, size: int, step: Callable[[int, int, int], None]) -> int:
         first = min(size, self.size - at)
@@ -147,8 +146,8 @@ class Spill:
 
     def _write_file(self, chunk: bytes) -> None:
         try:
-            self._ring = self._ring or Ring(self._directory, self._limit)
-            self._ring.put(chunk)
+            ring = self._ring = self._ring or Ring(self._directory, self._limit)
+            ring.put(chunk)
         except OSError as error:
             _log.warning("%s cannot be used, so nothing more is spilled there: %s", self._directory, error)
             with self._changed:
@@ -205,22 +204,20 @@ class Spill:
             return item
 
     def _from_file(self, size: int) -> bytes:
-        assert self._ring is not None
-        return self._ring.take(size)
+        if (ring := self._ring) is None:
+            raise StoreUnavailable("It was given up", self.key)
+        return ring.take(size)
 
     # The end.
 
     def _stop(self, patience_s: float | None = None) -> bool:
-        """Whether the store's thread has ended, and with it the file."""
+        """Whether the store's thread has ended."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
         self._thread.join(patience_s)
-        if self._thread.is_alive():
-            return False
-        if self._ring is not None:
-            self._ring.close()
-        return True
+        self._ring = None
+        return not self._thread.is_alive()
 
     def _give_up(self, step: Callable[[], None]) -> None:
         """Abort or suspend, once; also if the store is stuck in a write, which that may free."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from ssvm_worker.errors import StoreUnavailable
 
 from .connection import connect, translated
+
+_log = logging.getLogger("ssvm.slots")
 
 #: Seconds between two tries at a slot.
 _AGAIN_S = 1.0
@@ -56,7 +59,11 @@ class SharedSlots:
     @contextmanager
     def hold(self, name: str, limit: int, wait: Callable[[float], None]) -> Iterator[None]:
         key, holder = self._prefix + name, uuid.uuid4().hex
+        told = False
         while not self._tries(key, holder, limit):
+            if not told:
+                _log.info("waiting for a slot: %s has %d, and all are held, or the broker is away", name, limit)
+            told = True
             wait(_AGAIN_S)
         stop = threading.Event()
         renewer = threading.Thread(target=self._renew, args=(key, holder, stop), name="slot", daemon=True)
