@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ssvm_worker.errors import AmbiguousFormat, InvalidRequest, TooLarge, UnknownFormat
 from ssvm_worker.units import TiB, human_size
 
 from . import iso, qcow2, raw, vhd, vhdx, vmdk
 from .foreign import refuse_foreign, refuse_text
-from .oslo import SecondOpinion
 from .probe import HEAD, TAIL, Facts, Reading, Rules
+
+if TYPE_CHECKING:
+    from .oslo import SecondOpinion
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,9 @@ class Inspection:
         refuse_foreign(head, self._where)
         found = [each for each in FORMATS if each.matches(head)]
         names = {each.name for each in found}
+        # oslo takes a tenth of a second to import, which no other command should wait for.
+        from .oslo import SecondOpinion
+
         self._second = SecondOpinion(head)
         if len(found) > 1 or (names - {"iso"} and raw.partition_table(head)[0] != "none"):
             raise self._ambiguous(names if len(found) > 1 else names | {"a partitioned disk"})

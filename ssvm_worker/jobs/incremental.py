@@ -19,8 +19,7 @@ from ssvm_worker.grains.writer import Packing
 from ssvm_worker.keys import PACKS, Artifact
 from ssvm_worker.manifest import Entry, Manifest
 from ssvm_worker.stream import Sink, Store
-from ssvm_worker.vmware.cbt import comparable
-from ssvm_worker.vmware.hardware import Disk
+from ssvm_worker.vmware.hardware import Disk, comparable
 
 from .attempt import Attempt
 

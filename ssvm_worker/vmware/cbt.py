@@ -16,14 +16,6 @@ from .hardware import Disk
 Area = tuple[int, int]
 
 
-def comparable(before: str, now: str) -> bool:
-    """Whether changes between two change ids can be asked for: both are of the same tracking.
-
-    An id is ``UUID/number``; another UUID, or none, says that tracking began anew in between.
-    """
-    return bool(before and now) and before.partition("/")[0] == now.partition("/")[0]
-
-
 def changed_areas(vm: Any, snapshot: Any, disk: Disk, change_id: str) -> list[Area]:
     """The areas of a snapshot's disk that were written since *change_id*, in order; *vm* and *snapshot* are pyVmomi's.
 

@@ -104,3 +104,11 @@ def _find(disks: Sequence[Disk], name: str) -> Disk:
 
 def _listed(disks: Sequence[Disk]) -> str:
     return ", ".join(f"{each.key} = {each.label} = {each.place}" for each in disks) or "none"
+
+
+def comparable(before: str, now: str) -> bool:
+    """Whether changes between two change ids can be asked for: both are of the same tracking.
+
+    An id is ``UUID/number``; another UUID, or none, says that tracking began anew in between.
+    """
+    return bool(before and now) and before.partition("/")[0] == now.partition("/")[0]
