@@ -249,3 +249,18 @@ def test_starts_without_the_sdks() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert shown.stdout.strip() == "[]"
+
+
+def test_two_runs_at_once(ssvm: Run, http_server: HttpServer) -> None:
+    """A second foreground job that would write the same is told to wait, and the first is not disturbed."""
+    url = http_server.serve("image", images.mbr(1 << 20), stall_after=1000)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "ssvm_worker", "run", "download", "--url", url, *HERE], stderr=subprocess.DEVNULL
+    )
+    assert http_server.stalled.wait(30)
+
+    status, error = ssvm("run", "download", "--url", url, *HERE)
+    first.terminate()
+
+    assert (status, error["error"]) == (75, "ResourceBusy")
+    assert first.wait(30) == 130

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import os
 import signal
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ssvm_worker import assembly, config
-from ssvm_worker.errors import ResourceBusy
+from ssvm_worker.errors import ResourceBusy, WorkerError
 from ssvm_worker.jobs import JOBS, Job
+from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
 from ssvm_worker.settings import Settings
 
@@ -52,13 +54,22 @@ def run_here(settings: Settings, job: Job, request: JobRequest, *, quiet: bool =
         publish=bar.show,
         stop_reason=lambda: stop[0] if stop else None,
     )
-    with _stopping(stop), _alone(job.resource(request)), contextlib.closing(bar):
+    stores = sorted(each.url for each in settings.stores.values())
+    with _stopping(stop), _alone(job.resource(request), stores), contextlib.closing(bar):
         try:
             return job.run(request, attempt)
         except BaseException:
             stop.clear()
-            job.discard(request, attempt)
+            _discard(job, request, attempt)
             raise
+
+
+def _discard(job: Job, request: JobRequest, attempt: Attempt) -> None:
+    """Remove what is left; that this fails too must not hide why the job did."""
+    try:
+        job.discard(request, attempt)
+    except WorkerError as error:
+        attempt.log.warning("leftovers remain until `ssvm cleanup`: %s", error)
 
 
 @contextlib.contextmanager
@@ -75,18 +86,26 @@ def _stopping(stop: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone(resource: str) -> Iterator[None]:
-    """Hold this machine's lock of what the job writes; ResourceBusy if another foreground job does."""
+def _alone(resource: str, stores: Sequence[str]) -> Iterator[None]:
+    """Hold this machine's lock of what the job writes on these stores; ResourceBusy if another foreground job does."""
     if not resource:
         yield
         return
-    path = Path(tempfile.gettempdir()) / f"ssvm-run-{fingerprint(resource)}.lock"
-    with path.open("w") as lock:
+    name = f"ssvm-run-{os.getuid()}-{fingerprint(' '.join((resource, *stores)))}.lock"
+    # Others may write into the temporary directory too: no link of theirs is followed, nothing of theirs cut short.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        lock = os.open(Path(tempfile.gettempdir()) / name, flags, 0o600)
+    except OSError as error:
+        raise ResourceBusy(f"The lock file {name} cannot be opened: {error.strerror}", resource, "Remove it") from error
+    try:
         _lock(lock, resource)
         yield
+    finally:
+        os.close(lock)
 
 
-def _lock(lock: IO[str], resource: str) -> None:
+def _lock(lock: int, resource: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
