@@ -51,7 +51,7 @@ class Many:
 
     #: One: never.
     connections: int = 1
-    #: Bytes of one range; of ranges that are not handed on yet there are twice as many as connections at the most.
+    #: Bytes of one range; for every two connections there are three ranges at the most that are not handed on yet.
     range_size: int = 4 * MiB
     #: Bytes a second of one connection that are enough: a gigabit line is full.
     enough: float = 100.0 * MiB
@@ -103,7 +103,7 @@ class _Range:
 
 
 class Several:
-    """Fetches once. Holds at most two ranges for each connection."""
+    """Fetches once. Holds at most three ranges for two connections."""
 
     def __init__(self, many: Many, check: Check) -> None:
         self._connections = many.connections
@@ -201,7 +201,7 @@ class Several:
         for piece in self._window:
             if piece.owner is None and not piece.whole:
                 return piece
-        if self._next == self._end or len(self._window) >= 2 * self._connections:
+        if self._next == self._end or len(self._window) >= self._connections * 3 // 2:
             return None
         piece = _Range(self._next, min(self._end, self._next + self._size))
         self._next = piece.end
