@@ -26,7 +26,7 @@ BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
     "decompress": (decompress.bench, (GiB,)),
     "upload": (upload.bench, (GiB,)),
     "backup": (backup.bench, (GiB,)),
-    "restore": (restore.bench, (512 * MiB,)),
+    "restore": (restore.bench, (GiB,)),
     "grains": (grains.bench, (512 * MiB,)),
     "inspection": (inspection.bench, (GiB,)),
     "memory": (memory.bench, (GiB, 20 * GiB)),
