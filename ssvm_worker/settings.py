@@ -128,7 +128,7 @@ class Download(SecretFields):
     stall_s: Seconds = 20.0
     min_rate: int = Field(1024, ge=1)
     max_redirects: int = Field(5, ge=0)
-    #: How often in a row a stream is taken up again that gives nothing new, before the attempt fails.
+    #: How often in a row a stream is taken up again that gives less than 1 MiB, before the attempt fails.
     resumes: int = Field(3, ge=0)
     #: Connections to one server for one download, where it takes ranges and one connection is slow.
     connections: int = Field(4, ge=1, le=16)

@@ -182,11 +182,16 @@ def limit(chunks: Iterable[bytes], most: int, where: str) -> Iterator[bytes]:
 RAISE_LIMIT = "Raise max_bytes in the request, or download.max_bytes in the settings"
 
 
+#: Bytes between two breaks that make it worth while to go on with a source.
+WORTH_IT = MiB
+
+
 class Resuming:
     """Yields the bytes of a source exactly once, reopening it at the byte where it broke.
 
     The one byte-level retry in the house. State lives downstream, so nobody else knows that there was a failure.
-    A source that is not resumable is tried again only while nothing has come of it.
+    A source that is not resumable is tried again only while nothing has come of it. The tries start anew when
+    WORTH_IT bytes have come since the last break: one that gives a little and stalls must not hold a job for ever.
     """
 
     def __init__(
@@ -201,17 +206,17 @@ class Resuming:
         self._delay_s = delay_s
 
     def __iter__(self) -> Iterator[bytes]:
-        failures = 0
+        failures, since = 0, self._offset
         while True:
             try:
                 with closing(self.source.open(self._offset)) as chunks:
                     for chunk in chunks:
                         self._offset += len(chunk)
-                        failures = 0
                         yield chunk
                 return
             except SourceUnavailable:
-                failures += 1
+                failures = 1 if self._offset - since >= WORTH_IT else failures + 1
+                since = self._offset
                 if failures > self._tries or (self._offset and not self.source.resumable):
                     raise
             self.resumptions += bool(self._offset)

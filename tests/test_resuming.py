@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ssvm_worker.digest import Hasher, digest_of
 from ssvm_worker.errors import SourceChanged, SourceUnavailable
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Owner, Resuming, read_bytes, store_stream
+from ssvm_worker.stream import WORTH_IT, Owner, Resuming, read_bytes, store_stream
 
 ME = Owner("job", 1)
 DATA = bytes(range(256)) * 40
@@ -62,11 +62,20 @@ def test_resumptions_are_counted() -> None:
     assert (b"".join(it), it.resumptions) == (DATA, 2)
 
 
-def test_tries_start_anew_with_every_byte() -> None:
-    """A source that breaks often, but gives bytes in between, is not given up."""
+def test_tries_start_anew_when_enough_has_come() -> None:
+    """A source that breaks often, but gives a good piece in between, is not given up."""
+    data = bytes(WORTH_IT) * 5
+    source = Cutting(data, range(WORTH_IT, len(data), WORTH_IT), step=WORTH_IT)
+    assert b"".join(resuming(source, tries=1)) == data
+    assert len(source.opened) == 5
+
+
+def test_tries_end_though_a_little_comes() -> None:
+    """A source that gives a little at each try is given up after the last: it would hold the job for ever."""
     source = Cutting(DATA, range(100, 5000, 100))
-    assert b"".join(resuming(source, tries=1)) == DATA
-    assert len(source.opened) == 50
+    with pytest.raises(SourceUnavailable):
+        list(resuming(source, tries=3))
+    assert source.opened == [0, 100, 200, 300]
 
 
 def test_tries_end() -> None:

@@ -149,7 +149,7 @@ class Limits:
     max_ratio: int = 250
     #: Where images are converted; None: they are not.
     scratch_dir: Path | None = None
-    #: How often in a row a stream is taken up again that gives nothing new, before the attempt fails.
+    #: How often in a row a stream is taken up again that gives less than 1 MiB, before the attempt fails.
     resumes: int = 3
     #: Seconds before the first of them; it doubles each time.
     resume_delay_s: float = 1.0
