@@ -38,7 +38,7 @@ types: install ## mypy, strict
 	$(BIN)/mypy
 
 unit: install go ## unit, contract and house tests: about a minute; ARGS='-k name' picks some
-	$(PYTEST) -m 'not e2e' $(ARGS)
+	$(PYTEST) -n auto --dist loadfile -m 'not e2e' $(ARGS)
 
 e2e: install go ## real processes, a real broker, kill -9: minutes
 	$(PYTEST) -m e2e $(ARGS)
