@@ -30,7 +30,20 @@ LAYERS = (
     {"assembly", "config", "settings", "doctor", "origins", "credentials"},
     {"jobs"},
     {"sources", "stores", "vmware", "formats", "codecs", "grains", "ledger"},
-    {"stream", "lane", "manifest", "digest", "retry", "keys", "sockets", "addresses", "weburl", "pace", "slots", "spill"},
+    {
+        "stream",
+        "lane",
+        "manifest",
+        "digest",
+        "retry",
+        "keys",
+        "sockets",
+        "addresses",
+        "weburl",
+        "pace",
+        "slots",
+        "spill",
+    },
     {"errors", "units"},
 )
 #: Of these, none imports another: what they share lies in the layer below.

@@ -18,7 +18,8 @@ MiB = 1 << 20
 def test_shared_limit(make_site: Callable[..., Site], esx: VCenterSimulator) -> None:
     """With a limit of one, another worker's backup waits until the first one's disk has come, or its worker is dead."""
     keys = {"host": esx.host, "port": esx.port, "username": esx.username, "password": esx.password}
-    site = make_site(vcenters={"esx": keys | {"ca_file": str(esx.ca_file)}}, backup={"per_host": 1, "lease_delay_s": 0.1})
+    vcenters = {"esx": keys | {"ca_file": str(esx.ca_file)}}
+    site = make_site(vcenters=vcenters, backup={"per_host": 1, "lease_delay_s": 0.1})
     paths = [make_vm(esx, MiB).machine.path for _ in range(2)]
     before = len(esx.state()["gets"])
     esx.fault(get={"do": "stall", "at": 1000})
