@@ -60,7 +60,7 @@ clean: ## remove all that the targets have made
 $(STAMP): pyproject.toml uv.lock | $(UV)
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; none of $(CANDIDATES) is" >&2; exit 1; }
 	@echo "make: .venv from uv.lock; the first time downloads some hundred megabytes"
-	@$(UV) sync --quiet --locked --all-extras --all-groups --python "$(PYTHON)"
+	@$(UV) sync --quiet --locked --compile-bytecode --all-extras --all-groups --python "$(PYTHON)"
 	@touch $@
 
 .uv/bin/uv:
