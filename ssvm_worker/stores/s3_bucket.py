@@ -45,9 +45,9 @@ class S3Settings:
     #: Tries of one call; the job's own retry comes after them.
     tries: int = 3
     #: Bytes of a part at the least. S3 takes no less than 5 MiB, but for the last part.
-    part_size: int = 8 * MiB
+    part_size: int = 5 * MiB
     #: Parts under way at once, as far as the memory of an upload allows.
-    parallel: int = 3
+    parallel: int = 5
 
 
 class Bucket:

@@ -30,7 +30,7 @@ _BY_HINT = 9_000
 #: Bytes of chunks that one upload holds, the part that is being filled included. 64 MiB in all are promised for a
 #: transfer; with the queues before the sink and the SDK, its client included, 60 to 62 were measured (tests/bench).
 BUDGET = 32 * MiB
-#: Without a hint, parts grow twofold every 1000 after the first 3000: 23 GiB in the smallest parts, 2 TiB in all.
+#: Without a hint, parts grow twofold every 1000 after the first 3000: 15 GiB in the smallest parts, 1.2 TiB in all.
 _STEADY, _STEP = 3000, 1000
 #: Bytes that one read of a body copies. The SDK asks for 1 MiB to sign: 5 MiB more of memory, with three parts at once.
 _PIECE = 128 * KiB
