@@ -181,21 +181,24 @@ def test_cancel(blocked: str) -> None:
         getattr(near, blocked)(bytearray(10_000_000))
 
 
-def test_bytes_before_a_reset_count() -> None:
-    """An error behind some bytes is raised at the next read, so the bytes are not lost."""
-    near, far = pair(Watch())
-    replies: list[int | OSError] = [3, ConnectionResetError("gone")]
+class _Scripted(WatchedSocket):
+    """Reads by a script: counts, and errors."""
 
-    def read(view: memoryview) -> int:
-        if isinstance(reply := replies.pop(0), OSError):
+    replies: list[int | OSError]
+
+    def _read(self, view: memoryview) -> int:
+        if isinstance(reply := self.replies.pop(0), OSError):
             raise reply
         return reply
 
-    with near, far:
-        view = memoryview(bytearray(100_000))
-        assert near._fill(view, read) == 3
+
+def test_bytes_before_a_reset_count() -> None:
+    """An error behind some bytes is raised at the next read, so the bytes are not lost."""
+    with _Scripted() as near:
+        near.watch, near.replies = Watch(), [3, ConnectionResetError("gone")]
+        assert near.recv_into(bytearray(100_000)) == 3
         with pytest.raises(ConnectionResetError):
-            near._fill(view, read)
+            near.recv_into(bytearray(100_000))
 
 
 def test_small_reads_do_not_wait() -> None:

@@ -168,7 +168,7 @@ class Line:
         except BaseException:
             plain.close()
             raise
-        return secure(plain, url.host, tls, watch)
+        return secure(plain, url.host, tls)
 
     @property
     def _target(self) -> str:

@@ -13,7 +13,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ssvm_worker import __version__
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import ObjectNotFound, StoreDenied, StoreFull, StoreUnavailable, WorkerError
-from ssvm_worker.sockets import TICK, AddressRefused, Dial, Watch, connect, tls_context
+from ssvm_worker.sockets import TICK, AddressRefused, Dial, Watch, WatchedTLSSocket, connect, tls_context
 from ssvm_worker.stream import Check, StoredObject
 from ssvm_worker.units import KiB
 from ssvm_worker.weburl import check_headers, parse
@@ -181,7 +181,7 @@ def refusal(status: int, where: str, code: str = "") -> WorkerError:
 
 def _has_answer(connection: HTTPConnection) -> bool:
     """Whether the server has spoken already. Over TLS one cannot know: a session ticket makes the socket readable."""
-    if isinstance(connection.sock, ssl.SSLSocket):
+    if isinstance(connection.sock, WatchedTLSSocket):
         return False
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)

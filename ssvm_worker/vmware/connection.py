@@ -13,7 +13,7 @@ from pyVim import connect as pyvim
 from pyVmomi import vim, vmodl
 
 from ssvm_worker.errors import Cancelled, SourceDenied, SourceUnavailable, WorkerError
-from ssvm_worker.sockets import Dial, Watch, connect
+from ssvm_worker.sockets import Dial, Watch, WatchedTLSSocket, connect
 from ssvm_worker.stream import Check
 
 from .address import Address
@@ -215,8 +215,8 @@ def probe(address: Address, check: Check) -> None:
     try:
         with contextlib.closing(connect(address.host, address.port, dial, watch)) as sock:
             if address.pin:
-                assert isinstance(sock, ssl.SSLSocket)
-                refuse_other(sock.getpeercert(binary_form=True), address.pin)
+                assert isinstance(sock, WatchedTLSSocket)
+                refuse_other(sock.peer(), address.pin)
     except (ssl.SSLCertVerificationError, PinMismatch) as error:
         raise _untrusted(error, address, check) from error
     except OSError as error:
@@ -229,8 +229,8 @@ def _untrusted(error: ssl.SSLError, address: Address, check: Check) -> SourceDen
     dial = Dial(timeout_s=_CONNECT_S, tls=context_for(None, "any"))
     watch = Watch(check, address.timeout_s)
     with contextlib.suppress(OSError), contextlib.closing(connect(address.host, address.port, dial, watch)) as sock:
-        assert isinstance(sock, ssl.SSLSocket)
-        shown = thumbprint(sock.getpeercert(binary_form=True) or b"")
+        assert isinstance(sock, WatchedTLSSocket)
+        shown = thumbprint(sock.peer())
     return SourceDenied(
         f"The certificate is not trusted: {reason(error)}. It is the one with SHA-256 thumbprint {shown}",
         address.name,

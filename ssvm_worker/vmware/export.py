@@ -10,7 +10,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from urllib.parse import SplitResult, urlsplit
 
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
-from ssvm_worker.sockets import TICK, Dial, Watch, connect
+from ssvm_worker.sockets import TICK, Dial, Watch, WatchedTLSSocket, connect
 from ssvm_worker.stream import CHUNK, Check
 
 from .address import Address
@@ -107,22 +107,22 @@ class DiskSource:
         return SourceUnavailable(f"The host answers with status {status}", self.name, "It may be busy; try again")
 
 
-def secure(link: Link, check: Check) -> ssl.SSLSocket:
+def secure(link: Link, check: Check) -> WatchedTLSSocket:
     """A connection to the host, whose certificate is the right one; SourceUnavailable, SourceDenied, Cancelled."""
     with _translated(link.parts.netloc, check, "The host cannot be reached"):
         return _dial(link, check)
 
 
-def _dial(link: Link, check: Check) -> ssl.SSLSocket:
+def _dial(link: Link, check: Check) -> WatchedTLSSocket:
     """A connection whose certificate is known before anything is sent."""
     parts, pin = link.parts, link.pin
     tls = context_for(link.address.ca_file, pin)
     watch = Watch(check, link.address.timeout_s)
     sock = connect(parts.hostname or "", parts.port or 443, Dial(timeout_s=_CONNECT_S, tls=tls), watch)
-    assert isinstance(sock, ssl.SSLSocket)
+    assert isinstance(sock, WatchedTLSSocket)
     try:
         if pin:
-            refuse_other(sock.getpeercert(binary_form=True), pin)
+            refuse_other(sock.peer(), pin)
     except BaseException:
         sock.close()
         raise

@@ -6,12 +6,13 @@ import hashlib
 import hmac
 import re
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ssvm_worker.errors import ConfigError
-from ssvm_worker.sockets import TICK, Watch, WatchedTLSSocket, tls_context
+from ssvm_worker.sockets import TICK, Watch, send_all, tls_context
 
 #: The algorithms of a thumbprint, by the length of its hex form: vSphere writes SHA-1, newer tools SHA-256.
 _ALGORITHMS = {40: "sha1", 64: "sha256"}
@@ -59,7 +60,6 @@ def context_for(ca_file: Path | str | None, pin: str | None) -> ssl.SSLContext:
     # The system's authorities are left out: they are not asked, and take 50 ms to load.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.sslsocket_class = WatchedTLSSocket
     if pin:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -73,13 +73,36 @@ def context_for(ca_file: Path | str | None, pin: str | None) -> ssl.SSLContext:
     return context
 
 
+class _ApiSocket(ssl.SSLSocket):
+    """A TLS socket under a watch, as http.client makes it by itself; ``watch`` is set before the first byte."""
+
+    watch: Watch
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:  # noqa: ARG002 - TLS has none
+        view = memoryview(buffer).cast("B")[: nbytes or None]
+        return self.watch.wait(lambda: self.read(len(view), view))  # type: ignore[arg-type, return-value]
+
+    def sendall(self, data: Any, flags: int = 0) -> None:  # noqa: ARG002
+        send_all(super().send, data, self.watch)
+
+    def do_handshake(self, block: bool = False) -> None:
+        started = time.monotonic()
+        while True:
+            try:
+                return super().do_handshake(block)
+            except TimeoutError:
+                self.watch.check()
+                if time.monotonic() - started > self.watch.stall_s:
+                    raise
+
+
 def api_context(ca_file: Path | None, pin: str | None, check: Callable[[], None], stall_s: float) -> ssl.SSLContext:
     """A context for pyVmomi: every socket made with it looks at the pin, gives up after stall_s and hears a cancel.
 
     pyVmomi looks at a thumbprint when it makes a connection, but not when http.client opens it again.
     """
 
-    class ApiSocket(WatchedTLSSocket):
+    class ApiSocket(_ApiSocket):
         def do_handshake(self, block: bool = False) -> None:
             self.settimeout(TICK)
             # A long poll is silent for long, so only silence is a stall, not a low rate.
