@@ -11,6 +11,7 @@ from celery.signals import task_received, worker_init
 
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.errors import WorkerError
+from ssvm_worker.jobs import JOBS
 from ssvm_worker.ledger.embedded import EmbeddedBroker
 from ssvm_worker.settings import Settings
 
@@ -47,7 +48,13 @@ def attach(app: Celery, settings: Settings) -> None:
         except WorkerError as error:
             _LOG.info("job of message %s: %s", request.id, error)  # the pool process says it where it counts
 
+    def load_jobs(**_: Any) -> None:
+        """Once, before the pool forks: its processes share the memory, and the first job of each need not wait."""
+        for job in JOBS.values():
+            _ = job.module
+
     app.steps["worker"].add(ReaperStep)
+    worker_init.connect(load_jobs, weak=False)
     task_received.connect(write_down, weak=False)
     if settings.broker.embedded:
         worker_init.connect(start_broker, weak=False)

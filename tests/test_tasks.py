@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,7 +55,8 @@ class Workshop:
         def discard(_: Request, __: Attempt) -> None:
             self.discarded += 1
 
-        return Job("odd", "maintenance", Request, run, discard, lambda _: "", "An odd job")
+        module = SimpleNamespace(Request=Request, run=run, discard=discard, resource=lambda _: "")
+        return Job("odd", "maintenance", "An odd job", lambda _: module)
 
     def send(self, *args: Any, task_id: str = "t1", **kwargs: Any) -> dict[str, Any]:
         """Hand over a message; returns what Celery's log would show."""

@@ -7,16 +7,40 @@ import json
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from ssvm_worker.errors import InvalidRequest
+from ssvm_worker.jobs import JOBS, Job
 
 
-def add_fields(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
-    """One option per field, and ``--request FILE|-`` for the whole object."""
+class JobParser(argparse.ArgumentParser):
+    """Of ``ssvm run JOB`` and the like; it has the fields of that job when the command line names it, not before."""
+
+    job: Job | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with all options there."""
+        if self.job is not None:
+            _add_fields(self, self.job.Request)
+            self.job = None
+        return super().parse_known_args(args, namespace)
+
+
+def add_jobs(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> Iterator[JobParser]:
+    """A parser for each job: one option per field, and ``--request FILE|-`` for the whole object."""
+    jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True, parser_class=JobParser)
+    for job in JOBS.values():
+        each = jobs.add_parser(job.name, help=job.summary, description=job.summary, parents=[common])  # type: ignore[list-item]  # typeshed wants its own class there
+        each.job = job
+        each.set_defaults(job=job)
+        yield each
+
+
+def _add_fields(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
     parser.add_argument("--request", metavar="FILE", help="the request as a JSON object; - reads standard input")
     group = parser.add_argument_group("request")
     for name, field in model.model_fields.items():

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import assembly, config
 from ssvm_worker.errors import EXIT_CANCELLED, EXIT_PERMANENT, EXIT_RETRYABLE
-from ssvm_worker.jobs import JOBS
 from ssvm_worker.settings import LANES, Settings
 from ssvm_worker.units import human_size
 
-from .fields import add_fields, read_request
+from .fields import add_jobs, read_request
 from .output import Bar, Output
 
 if TYPE_CHECKING:  # redis takes a third of the time in which `ssvm run` starts, and it has no use for it
@@ -49,13 +48,10 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _add_submit(commands: Any, common: argparse.ArgumentParser) -> None:
     submit = commands.add_parser("submit", help="queue a job")
-    jobs = submit.add_subparsers(title="jobs", metavar="JOB", required=True)
-    for job in JOBS.values():
-        each = jobs.add_parser(job.name, help=job.summary, description=job.summary, parents=[common])
-        add_fields(each, job.Request)
+    for each in add_jobs(submit, common):
         each.add_argument("--wait", action="store_true", help="wait for the end; the exit status is the job's")
         each.add_argument("--zone", help="the zone whose workers run it; else the settings' own")
-        each.set_defaults(command=_submit, job=job)
+        each.set_defaults(command=_submit)
 
 
 def _ring(settings: Settings, record: Record) -> None:

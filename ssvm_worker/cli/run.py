@@ -15,23 +15,20 @@ from typing import Any
 
 from ssvm_worker import assembly, config
 from ssvm_worker.errors import ResourceBusy, WorkerError
-from ssvm_worker.jobs import JOBS, Job
+from ssvm_worker.jobs import Job
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
 from ssvm_worker.settings import Settings
 
-from .fields import add_fields, read_request
+from .fields import add_jobs, read_request
 from .output import Bar, Output
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """``ssvm run``."""
     parser = commands.add_parser("run", help="run a job in the foreground, no broker", parents=[])
-    jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
-    for job in JOBS.values():
-        each = jobs.add_parser(job.name, help=job.summary, description=job.summary, parents=[common])
-        add_fields(each, job.Request)
-        each.set_defaults(command=_run, job=job)
+    for each in add_jobs(parser, common):
+        each.set_defaults(command=_run)
 
 
 def _run(args: argparse.Namespace, output: Output) -> int:
