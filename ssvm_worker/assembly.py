@@ -29,6 +29,8 @@ from .stream import Check, Sink, Source, Store
 
 if TYPE_CHECKING:
     from .ledger import Ledger, NewJob, Record
+    from .ledger.events import Events
+    from .ledger.registry import Registry
     from .origins import Origins
 
 
@@ -224,6 +226,20 @@ def open_slots(settings: Settings) -> Slots:
     from .ledger.slots import SharedSlots
 
     return SharedSlots(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
+
+
+def open_registry(settings: Settings) -> Registry:
+    """The workers that the broker has heard of; nothing is connected yet."""
+    from .ledger.registry import Registry
+
+    return Registry(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def open_events(settings: Settings) -> Events:
+    """The stream of what happens to jobs; nothing is connected yet."""
+    from .ledger.events import Events
+
+    return Events(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zone: str = "") -> NewJob:

@@ -17,6 +17,7 @@ from ssvm_worker.settings import Settings
 
 from .intake import Message, accept
 from .reaper import Reaper
+from .registrar import Registrar
 
 _LOG = logging.getLogger("ssvm.life")
 
@@ -48,12 +49,20 @@ def attach(app: Celery, settings: Settings) -> None:
         except WorkerError as error:
             _LOG.info("job of message %s: %s", request.id, error)  # the pool process says it where it counts
 
+    class RegistrarStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Starts behind the pool likewise, and so is told to stop before that, while jobs still run."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def create(self, worker: Any) -> Registrar:
+            return Registrar(settings, worker.hostname)
+
     def load_jobs(**_: Any) -> None:
         """Once, before the pool forks: its processes share the memory, and the first job of each need not wait."""
         for job in JOBS.values():
             _ = job.module
 
-    app.steps["worker"].add(ReaperStep)
+    app.steps["worker"].update((ReaperStep, RegistrarStep))
     worker_init.connect(load_jobs, weak=False)
     task_received.connect(write_down, weak=False)
     if settings.broker.embedded:

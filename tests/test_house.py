@@ -26,7 +26,7 @@ from ssvm_worker.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 #: From the top: a module imports from its own layer or from those below.
 LAYERS = (
-    {"tasks", "cli", "demo", "__main__"},
+    {"tasks", "cli", "client", "demo", "__main__"},
     {"assembly", "config", "settings", "doctor", "origins", "credentials"},
     {"jobs"},
     {"sources", "stores", "vmware", "formats", "codecs", "grains", "ledger"},

@@ -7,6 +7,7 @@ Keys, all below ``<prefix>ledger:``
     due             queued ids by the time at which the reaper looks at them
     claims          running ids by the time at which their claims expire
     ended           ended ids by the time of their end
+    events          stream of the changes of states; see ledger/events.py
     callbacks       ids with a callback to send, by the time of the next try
     holder:<what>   the job that holds a resource; means nothing unless that job is running
     reaper          hash: when the last round was, until when running jobs are spared
@@ -47,11 +48,19 @@ local function let_go(which, error)
   if redis.call('GET', holder) == which then redis.call('DEL', holder) end
 end
 
+-- For whoever listens; an outcome is JSON.
+local function tell(which, outcome)
+  redis.call('XADD', P .. 'events', 'MAXLEN', '~', 50000, '*', 'job_id', which, 'job', get('job', which),
+             'zone', get('zone', which), 'lane', get('lane', which), 'state', get('state', which),
+             'attempt', get('attempts', which), 'at', text(now), 'outcome', outcome)
+end
+
 local function queue(which, delay)
-  local at = text(now + delay)
+  local at, was = text(now + delay), get('state', which)
   move(which, 'queued')
   put(which, 'queued', text(now), 'rung', '0', 'not_before', tonumber(delay) > 0 and at or '0')
   redis.call('ZADD', P .. 'due', at, which)
+  if was ~= 'queued' then tell(which, '') end
 end
 
 local function conclude(which, state, field, value)
@@ -63,6 +72,7 @@ local function conclude(which, state, field, value)
     put(which, 'callback_state', 'pending', 'callback_tries', '0', 'callback_error', '')
     redis.call('ZADD', P .. 'callbacks', text(now), which)
   end
+  tell(which, state == 'succeeded' and get('result', which) or get('error', which))
 end
 """
 
@@ -100,6 +110,7 @@ put(id, 'a' .. number .. ':worker', ARGV[3], 'a' .. number .. ':started', text(n
     'a' .. number .. ':by', get('retried_by'), 'retried_by', '', 'progress', '', 'not_before', '0')
 redis.call('ZREM', P .. 'due', id)
 redis.call('ZADD', P .. 'claims', text(now + ARGV[4]), id)
+tell(id, '')
 return redis.call('HINCRBY', job(), 'token', 1)
 """
 

@@ -1,0 +1,118 @@
+"""A management server's side in Python: submit jobs, follow them, retry, cancel, hear of what happens.
+
+    with Client.connect("redis://broker:6379/0", zone="zone1") as client:
+        job = client.submit("download", url="https://…/noble.qcow2", account="2", id="201", checksum="sha256:…")
+        print(client.wait(job.job_id).result)
+
+It needs the broker alone: no store, no vCenter, no settings file. Other languages: docs/jobs.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from . import assembly
+from .jobs import find_job
+from .ledger import Record
+from .ledger.events import Event
+from .ledger.registry import Seen
+from .settings import Broker, Settings
+
+__all__ = ["Client", "Event", "Record", "Seen"]
+
+
+class Client:
+    """Talks to the workers behind one broker. Safe to share between threads.
+
+    Every method raises StoreUnavailable while the broker is away, and may be repeated then.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._ledger = assembly.open_ledger(settings)
+
+    @classmethod
+    def connect(cls, url: str, *, zone: str = "zone1", prefix: str = "") -> Client:
+        """A client of the broker at *url*; nothing is connected yet. *prefix*: broker.prefix of the workers."""
+        return cls(Settings(zone=zone, broker=Broker.model_validate({"url": url, "prefix": prefix})))
+
+    def submit(self, job: str, *, zone: str = "", job_id: str = "", **request: Any) -> Record:
+        """Queue a job with these fields of its request.
+
+        With a *job_id* of your own it is safe to repeat: the same request again is the same job. Raises InvalidRequest
+        for a request that no worker would take, or an id that belongs to another one.
+        """
+        fields = request | ({"job_id": job_id} if job_id else {})
+        record, is_new = self._ledger.submit(assembly.new_job(self.settings, find_job(job), fields, zone=zone))
+        if is_new:
+            self._ring(record)
+        return record
+
+    def job(self, job_id: str) -> Record:
+        """A job as it is now; ObjectNotFound."""
+        return self._ledger.get(job_id)
+
+    def jobs(self, *, state: str | None = None, zone: str | None = None, limit: int = 50) -> list[Record]:
+        """Jobs, the newest first."""
+        return self._ledger.page(state=state, zone=zone, limit=limit)
+
+    def follow(self, job_id: str, *, every_s: float = 0.5) -> Iterator[Record]:
+        """The record as it is, then whenever it has changed; the last one given has ended."""
+        seen = None
+        while True:
+            record = self._ledger.get(job_id)
+            if record != seen:
+                yield record
+            if record.ended:
+                return
+            seen = record
+            time.sleep(every_s)
+
+    def wait(self, job_id: str, *, timeout_s: float | None = None) -> Record:
+        """The record of the job when it has ended; TimeoutError after *timeout_s*, and the job goes on."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while not (record := self._ledger.get(job_id)).ended:
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError(f"job {job_id} is {record.state} after {timeout_s:g} s")
+            time.sleep(0.2)
+        return record
+
+    def retry(self, job_id: str, *, by: str) -> Record:
+        """Queue a failed or cancelled job again; InvalidRequest or ResourceBusy for any other."""
+        record = self._ledger.retry(job_id, by)
+        self._ring(record)
+        return record
+
+    def cancel(self, job_id: str, *, by: str) -> Record:
+        """Cancel a queued job, or ask the worker of a running one to stop and clean up."""
+        return self._ledger.cancel(job_id, by)
+
+    def events(self, group: str, consumer: str) -> Iterator[Event]:
+        """Changes of jobs' states for this consumer of the group, for ever, each at least once.
+
+        An event counts as dealt with when the next one is asked for.
+        """
+        return assembly.open_events(self.settings).read(group, consumer)
+
+    def workers(self, zone: str | None = None) -> list[Seen]:
+        """The workers: zone, lanes, capacity, version, Up, Draining or Down."""
+        return assembly.open_registry(self.settings).workers(zone)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._ledger.close()
+
+    def _ring(self, record: Record) -> None:
+        # Celery takes half a second to import; who only looks need not wait for it.
+        from tasks.ring import ring
+
+        ring(self.settings, record)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

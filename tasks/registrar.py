@@ -1,0 +1,72 @@
+"""Tells the registry that this worker lives: where it is, what it takes, how busy it is, whether it is leaving."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import socket
+import threading
+import time
+from dataclasses import replace
+
+from celery.worker import state as celery_state
+
+from ssvm_worker import __version__
+from ssvm_worker.assembly import open_registry
+from ssvm_worker.errors import WorkerError
+from ssvm_worker.ledger.registry import WorkerInfo
+from ssvm_worker.settings import Settings
+
+_LOG = logging.getLogger("ssvm.registrar")
+#: Seconds between two signs of life.
+_EVERY_S = 2.0
+
+
+class Registrar:
+    """A thread of the worker's main process."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._registry = open_registry(settings)
+        self._info = WorkerInfo(
+            name=name,
+            host=socket.gethostname(),
+            zone=settings.zone,
+            lanes=tuple(settings.worker.lanes),
+            capacity=settings.worker.concurrency,
+            version=__version__,
+            started=time.time(),
+            every_s=_EVERY_S,
+        )
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="registrar", daemon=True)
+
+    def start(self) -> None:
+        """Begin. The worker is there until its process ends: running jobs may take a while to hand over."""
+        self._thread.start()
+        atexit.register(self._leave)
+
+    def stop(self) -> None:
+        """Say that no new job is taken."""
+        self._leaving.set()
+        self._beat()
+
+    def _repeat(self) -> None:
+        while True:
+            self._beat()
+            # Once it leaves, the wait would be none.
+            if self._leaving.wait(_EVERY_S):
+                time.sleep(_EVERY_S)
+
+    def _beat(self) -> None:
+        leaving, active = self._leaving.is_set(), len(celery_state.active_requests)
+        try:
+            self._registry.beat(replace(self._info, active=active, draining=leaving))
+        except WorkerError as error:
+            _LOG.warning("%s", error)
+
+    def _leave(self) -> None:
+        """One that is killed cannot say so, and is down when it has been silent for a while."""
+        try:
+            self._registry.leave(self._info.name)
+        except WorkerError as error:
+            _LOG.warning("%s", error)

@@ -1,0 +1,61 @@
+"""Who the workers are, on a real Valkey."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ssvm_worker.ledger.registry import Registry, WorkerInfo
+from tests.servers.broker import Broker
+
+WORKER = WorkerInfo("z-1@host", "host", "z", ("download", "upload"), 2, "1.0", started=1.0)
+
+
+@pytest.fixture
+def registry(broker: Broker) -> Registry:
+    """The workers of one broker."""
+    return Registry(broker.url, prefix=broker.prefix)
+
+
+def test_a_worker_is_shown_as_it_describes_itself(registry: Registry) -> None:
+    """Zone, lanes, capacity, version and what it is doing."""
+    registry.beat(replace(WORKER, active=1))
+    (found,) = registry.workers()
+    shown = found.to_dict()
+    assert shown.pop("seen")
+    assert shown == {
+        "worker": "z-1@host",
+        "state": "Up",
+        "host": "host",
+        "zone": "z",
+        "lanes": ["download", "upload"],
+        "capacity": 2,
+        "version": "1.0",
+        "started": "1970-01-01T00:00:01.000Z",
+        "active": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"), [({}, "Up"), ({"draining": True}, "Draining"), ({"every_s": -100.0}, "Down")]
+)
+def test_state(registry: Registry, changes: dict[str, float], state: str) -> None:
+    """Up while it speaks, Draining once it says so, Down when it has been silent for three of its intervals."""
+    registry.beat(replace(WORKER, **changes))  # type: ignore[arg-type]
+    assert registry.workers()[0].state == state
+
+
+def test_by_zone(registry: Registry) -> None:
+    """Workers of one zone, or all of them by zone and name."""
+    for name, zone in (("b", "z2"), ("c", "z1"), ("a", "z2")):
+        registry.beat(replace(WORKER, name=name, zone=zone))
+    assert [each.info.name for each in registry.workers()] == ["c", "a", "b"]
+    assert [each.info.name for each in registry.workers("z2")] == ["a", "b"]
+
+
+def test_one_that_leaves_is_gone(registry: Registry) -> None:
+    """A worker that ends in good order is not shown as down."""
+    registry.beat(WORKER)
+    registry.leave(WORKER.name)
+    assert registry.workers() == []
