@@ -18,7 +18,7 @@ PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 GO := .cache/go/bin/go
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit e2e bench format image clean go
+.PHONY: help install demo test lint types unit e2e bench simulate format image clean go
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -45,6 +45,9 @@ e2e: install go ## real processes, a real broker, kill -9: minutes
 
 bench: install go ## compare with curl, aria2, s5cmd, rclone and govc, side by side
 	$(BIN)/python -m tests.bench $(ARGS)
+
+simulate: install ## a day of 10,000 jobs in virtual time: draws docs/pictures/scaling.svg, prints its table
+	$(BIN)/python -m tests.simulation
 
 format: install ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

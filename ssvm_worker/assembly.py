@@ -30,6 +30,7 @@ from .stream import Check, Sink, Source, Store
 if TYPE_CHECKING:
     from .ledger import Ledger, NewJob, Record
     from .ledger.events import Events
+    from .ledger.figures import Figures
     from .ledger.registry import Registry
     from .origins import Origins
 
@@ -233,6 +234,13 @@ def open_registry(settings: Settings) -> Registry:
     from .ledger.registry import Registry
 
     return Registry(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def open_figures(settings: Settings) -> Figures:
+    """What the ledger counts; nothing is connected yet."""
+    from .ledger.figures import Figures
+
+    return Figures(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_events(settings: Settings) -> Events:

@@ -221,6 +221,25 @@ class Backup(Section):
     spill_dir: Path | None = None
 
 
+class Scaling(Section):
+    """How many workers a zone should have: `ssvm scale`, and the metric ssvm_workers_desired."""
+
+    #: Jobs that one worker runs at once; worker.concurrency when absent.
+    sessions: int | None = Field(None, ge=1)
+    #: Jobs that could begin at once, whatever is running already.
+    standby: int = Field(2, ge=0)
+    min: int = Field(1, ge=0)
+    max: int = Field(10, ge=1)
+    #: Seconds of lower demand before there are fewer.
+    cool_down_s: Seconds = 600.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Scaling:
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min} is above max = {self.max}")
+        return self
+
+
 class Callback(SecretFields):
     """The POST of the job record at the end."""
 
@@ -247,3 +266,4 @@ class Settings(Section):
     vcenters: dict[str, VCenter] = Field(default_factory=dict)
     backup: Backup = Backup()
     callback: Callback = Callback()
+    scaling: Scaling = Scaling()

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: From the top: a module imports from its own layer or from those below.
 LAYERS = (
     {"tasks", "cli", "client", "demo", "__main__"},
-    {"assembly", "config", "settings", "doctor", "origins", "credentials"},
+    {"assembly", "config", "settings", "demand", "doctor", "origins", "credentials"},
     {"jobs"},
     {"sources", "stores", "vmware", "formats", "codecs", "grains", "ledger"},
     {
@@ -42,6 +42,7 @@ LAYERS = (
         "weburl",
         "pace",
         "slots",
+        "scaling",
         "spill",
     },
     {"errors", "units"},

@@ -9,6 +9,9 @@ Keys, all below ``<prefix>ledger:``
     ended           ended ids by the time of their end
     events          stream of the changes of states; see ledger/events.py
     callbacks       ids with a callback to send, by the time of the next try
+    counts          hash: how many jobs, by "state zone lane"
+    endings         hash: how many jobs ever ended, by "job lane zone state error-class"
+    moved           hash: bytes that ended jobs have moved, by "job zone"
     holder:<what>   the job that holds a resource; means nothing unless that job is running
     reaper          hash: when the last round was, until when running jobs are spared
 
@@ -28,9 +31,16 @@ local function job(which) return P .. 'job:' .. (which or id) end
 local function get(field, which) return redis.call('HGET', job(which), field) or '' end
 local function put(which, ...) redis.call('HSET', job(which), 'updated', text(now), ...) end
 
+local function count(which, state, by)
+  if state == '' then return end
+  redis.call('HINCRBY', P .. 'counts', state .. ' ' .. get('zone', which) .. ' ' .. get('lane', which), by)
+end
+
 local function move(which, to)
   local from = get('state', which)
   if from ~= '' then redis.call('ZREM', P .. 'state:' .. from, which) end
+  count(which, from, -1)
+  count(which, to, 1)
   redis.call('ZADD', P .. 'state:' .. to, get('created', which), which)
   put(which, 'state', to)
 end
@@ -63,6 +73,20 @@ local function queue(which, delay)
   if was ~= 'queued' then tell(which, '') end
 end
 
+local function field_of(json, name)
+  local ok, value = pcall(cjson.decode, json)
+  return ok and type(value) == 'table' and value[name] or nil
+end
+
+-- What metrics are made of: these only grow.
+local function account(which)
+  local kind = field_of(get('error', which), 'error') or '-'
+  local what = get('job', which) .. ' ' .. get('lane', which) .. ' ' .. get('zone', which)
+  redis.call('HINCRBY', P .. 'endings', what .. ' ' .. get('state', which) .. ' ' .. kind, 1)
+  local bytes = tonumber(field_of(get('progress', which), 'bytes')) or 0
+  redis.call('HINCRBY', P .. 'moved', get('job', which) .. ' ' .. get('zone', which), string.format('%.0f', bytes))
+end
+
 local function conclude(which, state, field, value)
   move(which, state)
   put(which, field, value, 'ending', '')
@@ -72,6 +96,7 @@ local function conclude(which, state, field, value)
     put(which, 'callback_state', 'pending', 'callback_tries', '0', 'callback_error', '')
     redis.call('ZADD', P .. 'callbacks', text(now), which)
   end
+  account(which)
   tell(which, state == 'succeeded' and get('result', which) or get('error', which))
 end
 """
@@ -232,6 +257,7 @@ EXPIRE = """
 local old = redis.call('ZRANGEBYSCORE', P .. 'ended', '-inf', text(now - ARGV[2]), 'LIMIT', 0, 100)
 for _, each in ipairs(old) do
   redis.call('ZREM', P .. 'state:' .. get('state', each), each)
+  count(each, get('state', each), -1)
   for _, index in ipairs({'jobs', 'ended', 'callbacks'}) do redis.call('ZREM', P .. index, each) end
   redis.call('DEL', job(each))
 end

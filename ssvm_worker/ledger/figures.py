@@ -1,0 +1,89 @@
+"""What the ledger counts while it works: how many jobs there are and were, what waits for how long, what was wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .connection import connect, translated
+
+#: Queued jobs that are looked at for the oldest of each lane.
+_OLDEST_OF = 1000
+
+#: ARGV: key, demand, seconds that it counts -> the highest demand of that time.
+_NOTE = """
+local now = redis.call('TIME')[1] + 0
+redis.call('ZADD', ARGV[1], now, now .. ':' .. ARGV[2])
+redis.call('ZREMRANGEBYSCORE', ARGV[1], '-inf', now - ARGV[3])
+redis.call('EXPIRE', ARGV[1], math.ceil(ARGV[3]))
+local most = 0
+for _, each in ipairs(redis.call('ZRANGE', ARGV[1], 0, -1)) do
+  most = math.max(most, tonumber(string.match(each, ':(%d+)$')))
+end
+return most
+"""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The jobs of one lane in one zone."""
+
+    zone: str
+    lane: str
+    #: How many are in each state.
+    counts: dict[str, int]
+    #: Seconds since the oldest of those that wait was submitted; 0 if none waits.
+    oldest_s: float = 0.0
+
+
+class Figures:
+    """The figures behind one broker. Every method raises StoreUnavailable while the broker is away."""
+
+    def __init__(self, url: str, *, prefix: str = "") -> None:
+        self._url = url
+        self._prefix = f"{prefix}ssvm.ledger:"
+        self._redis = connect(url)
+        self._note = self._redis.register_script(_NOTE)
+
+    def lanes(self) -> list[Lane]:
+        """Every lane that has, or had, jobs; by zone and lane."""
+        found: dict[tuple[str, str], dict[str, int]] = {}
+        for (state, zone, lane), number in self._hash("counts").items():
+            found.setdefault((zone, lane), {})[state] = number
+        oldest = self._oldest()
+        return [Lane(*each, counts, oldest.get(each, 0.0)) for each, counts in sorted(found.items())]
+
+    def endings(self) -> dict[tuple[str, ...], int]:
+        """How many jobs ever ended, by job, lane, zone, state and class of the error (or -)."""
+        return self._hash("endings")
+
+    def moved(self) -> dict[tuple[str, ...], int]:
+        """Bytes that ended jobs have moved, by job and zone."""
+        return self._hash("moved")
+
+    def demand(self, zone: str, workers: int, window_s: float) -> int:
+        """Note how many workers a zone needs now; returns the most that it needed within *window_s*."""
+        with translated(self._url):
+            return int(self._note(args=[f"{self._prefix}demand:{zone}", workers, window_s]))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def _hash(self, name: str) -> dict[tuple[str, ...], int]:
+        with translated(self._url):
+            values: Any = self._redis.hgetall(self._prefix + name)
+        return {tuple(key.split(" ")): int(value) for key, value in values.items()}
+
+    def _oldest(self) -> dict[tuple[str, str], float]:
+        with translated(self._url):
+            waiting: Any = self._redis.zrange(f"{self._prefix}state:queued", 0, _OLDEST_OF - 1, withscores=True)
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.time()
+            for job_id, _ in waiting:
+                pipe.hmget(f"{self._prefix}job:{job_id}", "zone", "lane")
+            (seconds, micros), *places = pipe.execute()
+        found: dict[tuple[str, str], float] = {}
+        for (_, created), (zone, lane) in zip(waiting, places, strict=True):
+            found.setdefault((zone, lane), max(0.0, seconds + micros / 1e6 - created))
+        return found
