@@ -1,8 +1,8 @@
 """A day of a busy zone in virtual time, with the real rule of scaling.
 
-``make simulate`` draws docs/pictures/scaling.svg. 10,000 jobs with a morning and an afternoon peak and four bursts; their
-lengths have a heavy tail (log-normal, median one minute, one in a hundred above half an hour). A worker takes 90 s to
-start, and a minute passes between two looks.
+``make simulate`` draws docs/pictures/scaling.svg. 10,000 jobs with a morning and an afternoon peak and four bursts;
+their lengths have a heavy tail (log-normal, median one minute, one in a hundred above half an hour). A worker takes
+90 s to start, and a minute passes between two looks.
 """
 
 from __future__ import annotations
