@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: From the top: a module imports from its own layer or from those below.
 LAYERS = (
     {"tasks", "cli", "client", "demo", "__main__"},
-    {"assembly", "config", "settings", "demand", "doctor", "origins", "credentials"},
+    {"assembly", "config", "settings", "demand", "doctor", "health", "metrics", "origins", "credentials"},
     {"jobs"},
     {"sources", "stores", "vmware", "formats", "codecs", "grains", "ledger"},
     {
@@ -62,6 +62,7 @@ SDKS = {
     "kombu": ("tasks/",),
     "oslo_utils": ("ssvm_worker/formats/oslo",),
     "paramiko": ("ssvm_worker/sources/sftp",),
+    "prometheus_client": ("ssvm_worker/metrics",),
     "pydantic": tuple(f"ssvm_worker/{each}" for each in ("settings", "config", "assembly", "jobs/", "cli/")),
     "pyVim": ("ssvm_worker/vmware/",),
     "pyVmomi": ("ssvm_worker/vmware/",),

@@ -61,6 +61,17 @@ class Figures:
         """Bytes that ended jobs have moved, by job and zone."""
         return self._hash("moved")
 
+    def slots(self) -> dict[str, int]:
+        """How many slots of each shared limit are held now."""
+        prefix = self._prefix.removesuffix("ledger:") + "slots:"
+        with translated(self._url):
+            now, _ = self._redis.time()
+            names = sorted(self._redis.scan_iter(match=f"{prefix}*", count=1000))
+            pipe = self._redis.pipeline(transaction=False)
+            for name in names:
+                pipe.zcount(name, now, "+inf")
+            return {name.removeprefix(prefix): count for name, count in zip(names, pipe.execute(), strict=True)}
+
     def demand(self, zone: str, workers: int, window_s: float) -> int:
         """Note how many workers a zone needs now; returns the most that it needed within *window_s*."""
         with translated(self._url):

@@ -1,0 +1,35 @@
+"""Whether jobs would be taken: what a probe asks, as ``ssvm health`` and as /readyz."""
+
+from __future__ import annotations
+
+from .assembly import open_registry
+from .errors import WorkerError
+from .ledger.registry import DRAINING, UP
+from .settings import Settings
+
+
+def unready(settings: Settings, host: str | None = None) -> str:
+    """Why no job would be taken in the zone, or on that host alone; empty if one would."""
+    try:
+        workers = open_registry(settings).workers(settings.zone)
+    except WorkerError as error:
+        return str(error)
+    there = [each for each in workers if host in (None, each.info.host)]
+    if any(each.state == UP for each in there):
+        return ""
+    found = ", ".join(f"{each.info.name} is {each.state}" for each in there) or "there is none"
+    return f"No worker {f'on {host}' if host else f'of zone {settings.zone}'} is up: {found}"
+
+
+def dead(settings: Settings, host: str) -> str:
+    """Why that host's worker should be started anew; empty while it says that it lives.
+
+    A broker that is away is no reason: it would be away for the next worker too.
+    """
+    try:
+        workers = open_registry(settings).workers(settings.zone)
+    except WorkerError:
+        return ""
+    if any(each.info.host == host and each.state in (UP, DRAINING) for each in workers):
+        return ""
+    return f"No worker on {host} says that it lives"
