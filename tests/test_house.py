@@ -53,7 +53,6 @@ SIBLINGS = LAYERS[3]
 SDKS = {
     "backports": ("ssvm_worker/codecs/",),
     "billiard": ("tasks/",),
-    "boto3": ("ssvm_worker/stores/s3", "ssvm_worker/demo/s3"),
     "botocore": ("ssvm_worker/stores/s3", "ssvm_worker/demo/s3"),
     "mypy_boto3_s3": ("ssvm_worker/stores/s3",),
     "celery": ("tasks/",),

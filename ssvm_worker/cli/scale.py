@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from ssvm_worker import config
-from ssvm_worker.demand import decisions
 
 from .output import Output
 
@@ -21,6 +20,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _scale(args: argparse.Namespace, output: Output) -> int:
+    from ssvm_worker.demand import decisions  # redis comes with it
+
     rows = [each.to_dict() for each in decisions(config.load(args.config), args.zone)]
     output.table(rows, ("zone", "workers", "desired", "active", "queued", "removable", "why"), "no zone has any worker")
     return 0

@@ -8,7 +8,7 @@ import socket
 import threading
 from typing import Any
 
-from ssvm_worker import config, health
+from ssvm_worker import config
 from ssvm_worker.errors import EXIT_RETRYABLE, ConfigError
 
 from .output import Output
@@ -53,6 +53,8 @@ def _metrics(args: argparse.Namespace, output: Output) -> int:
 
 
 def _health(args: argparse.Namespace, output: Output) -> int:
+    from ssvm_worker import health  # redis comes with it
+
     settings, host = config.load(args.config), socket.gethostname()
     wrong = health.unready(settings, host) if args.ready else health.dead(settings, host)
     output.result({"ok": not wrong, "why": wrong or None}, wrong or "ok")

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, Self
 
-import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -86,8 +86,11 @@ class S3Server:
 
     @functools.cached_property
     def _client(self) -> Any:
-        return boto3.session.Session(self.access_key, self.secret_key, region_name="us-east-1").client(
+        return botocore.session.Session().create_client(
             "s3",
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
             endpoint_url=self.endpoint,
             config=Config(
                 s3={"addressing_style": "path"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import time
 from collections.abc import Generator, Iterator
@@ -180,7 +181,7 @@ class S3Reader:
 def s3_destination(url: str, settings: S3Settings, size: int | None, owner: Owner) -> Sink:
     """A sink for ``s3://bucket/key``, where the key is the user's own and may hold what S3 allows."""
     bucket, path = _destination(url, settings)
-    bucket.check()
+    bucket.check(again=True)
     return S3Sink(Target(bucket, path, url, f"{url} ({bucket.place})"), size, {}, owner.job_id)
 
 
@@ -243,4 +244,10 @@ def _destination(url: str, settings: S3Settings) -> tuple[Bucket, str]:
             repr(url[:120]),
             f"Give s3://BUCKET/KEY with a key of at most {_MAX_PATH} bytes, no control characters and no . or ..",
         )
-    return Bucket(name, settings), path
+    return _bucket(name, settings), path
+
+
+@functools.lru_cache(maxsize=8)
+def _bucket(name: str, settings: S3Settings) -> Bucket:
+    """The same bucket for the sweep before an upload and for the upload: a client costs 50 ms."""
+    return Bucket(name, settings)

@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-import boto3  # noqa: F401 - part of the idle process, as a worker has it
+import botocore.session  # noqa: F401 - part of the idle process, as a worker has it
 from oslo_utils.imageutils import format_inspector  # noqa: F401 - the same
 
 from ssvm_worker import config
