@@ -13,17 +13,20 @@ import contextlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 from ssvm_worker.codecs.tar import Member
 from ssvm_worker.digest import Digest, Hasher, digest_of
-from ssvm_worker.errors import Cancelled, CorruptImage, TooLarge, UnknownFormat, UnsafeImage, WorkerError
-from ssvm_worker.formats import ImageInfo, Inspection, ova
+from ssvm_worker.errors import CorruptImage, TooLarge, UnknownFormat, UnsafeImage, WorkerError
+from ssvm_worker.formats import ova
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Entry, discard
-from ssvm_worker.stream import Sink, Store, Stored, limit, store_stream
+from ssvm_worker.stream import limit
 from ssvm_worker.units import MiB
 
 from .attempt import Attempt
+from .imagepass import ImagePass
+from .targets import Targets
 
 #: What is kept of files that are no disks, all together: an NVRAM has some 270 KiB. They are held in memory.
 _MAX_OTHERS = 16 * MiB
@@ -38,14 +41,13 @@ class Package:
 
     attempt: Attempt
     artifact: Artifact
-    stores: dict[str, Store]
+    targets: Targets
     where: str
     #: What each member is, by its name in the package: its digests, in every algorithm that was wanted.
     _digests: dict[str, dict[str, Digest]] = field(default_factory=dict)
     _expected: dict[str, Digest] | None = None
     _others: dict[str, bytes] = field(default_factory=dict)
     _disks: dict[str, Entry] = field(default_factory=dict)
-    stored: Stored = field(default_factory=Stored)
 
     def store(self, members: Iterator[Member]) -> tuple[Entry, ...]:
         """Take every member; returns the entries of the disks, in the descriptor's order."""
@@ -57,6 +59,7 @@ class Package:
             if name not in self._disks and name not in self._others:
                 raise CorruptImage(f"The package lacks a file that its OVF names: {name!a}", self.where, _AGAIN)
         self._verify()
+        self._discard_owed()
         return tuple(self._disks[name] for name in self._descriptor.disks)
 
     def descriptor(self) -> Entry:
@@ -119,41 +122,20 @@ class Package:
         expected = (self._expected or {}).get(member.name)
         hasher = Hasher(*([expected.algorithm] if expected else () if self._expected else _ANY))
         where = f"{self.where}: {member.name}"
-        inspection = Inspection("vmdk", self.attempt.limits.max_virtual_size, where)
-        images: list[ImageInfo] = []
-
-        def verify() -> None:
-            hasher.verify(expected, where)
-            images.append(inspection.finish())
-            self.attempt.confirm()
-
+        one = ImagePass(self.attempt, "vmdk", where, hasher, verify=partial(hasher.verify, expected, where))
+        key, owner = self.artifact.key(name), self.attempt.owner
         with ExitStack() as stack:
-            sinks = self._sinks(stack, self.artifact.key(name), member.size)
-            chunks, check = member.chunks, self.attempt.check
-            self._owe(store_stream(chunks, sinks, [hasher, inspection], verify=verify, check=check).owed)
+            sinks = self.targets.open(stack, lambda store: store.writer(key, member.size, owner=owner))
+            image, stored = one.store(member.chunks, sinks)
+        self.targets.owed |= stored.owed
         self._note(member, hasher)
-        facts = {"format": images[0].format, "virtual_size": images[0].virtual_size, **images[0].details}
-        return Entry(name, hasher.size, str(hasher.digest()), "disk", facts)
+        return one.entry(name, image, "disk")
 
-    def _sinks(self, stack: ExitStack, key: str, size: int) -> dict[str, Sink]:
-        """One on every store that is not owed yet; a store other than the primary may refuse."""
-        sinks: dict[str, Sink] = {}
-        for label, store in self.stores.items():
-            try:
-                if label not in self.stored.owed:
-                    sinks[label] = stack.enter_context(store.writer(key, size, owner=self.attempt.owner))
-            except WorkerError as error:
-                if not sinks or isinstance(error, Cancelled):
-                    raise
-                self._owe({label: error})
-        return sinks
-
-    def _owe(self, owed: dict[str, WorkerError]) -> None:
-        """A store that failed at one disk gets no other, and need not keep those it has."""
-        self.stored.owed |= owed
-        for label in owed:
+    def _discard_owed(self) -> None:
+        """A store that failed at one disk got no other, and need not keep those it has."""
+        for label in self.targets.owed:
             with contextlib.suppress(WorkerError):  # what cannot be removed now is found by clean-up
-                discard(self.stores[label], self.artifact)
+                discard(self.targets.stores[label], self.artifact)
 
     def _verify(self) -> None:
         """Every file is what the `.mf` says, and it says something of every file. A package may have none."""

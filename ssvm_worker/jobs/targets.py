@@ -1,4 +1,4 @@
-"""The stores of one backup: the first must take it, any other may fail and is owed it."""
+"""The stores of one artifact: the first must take it, any other may fail and is owed it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ssvm_worker.errors import Cancelled, ObjectNotFound, StoreUnavailable, WorkerError
 from ssvm_worker.keys import Artifact
@@ -13,9 +14,11 @@ from ssvm_worker.manifest import Entry, discard
 from ssvm_worker.spill import Spill
 from ssvm_worker.stream import Sink, Store, put_bytes
 from ssvm_worker.units import MiB
-from ssvm_worker.vmware.hardware import Disk
 
 from .attempt import Attempt
+
+if TYPE_CHECKING:
+    from ssvm_worker.vmware.hardware import Disk
 
 MakeSink = Callable[[Store], Sink]
 
@@ -38,7 +41,7 @@ class Targets:
         self._spill = spill
 
     def only_primary_must(self, store: Store, step: Callable[[], object]) -> None:
-        """Do a step on a store; another than the primary may fail at it, and is owed the backup then."""
+        """Do a step on a store; another than the primary may fail at it, and is owed the artifact then."""
         try:
             step()
         except WorkerError as error:
@@ -46,10 +49,19 @@ class Targets:
                 raise
             self.owed[store.name] = error
 
-    def sweep(self) -> None:
-        """Nobody else may write this backup now, so what lies there uncommitted is a dead attempt's: it goes."""
+    def sweep(self, spare: str = "") -> None:
+        """Nobody else may write this artifact now, so what lies there uncommitted is a dead attempt's: it goes.
+
+        What the job *spare* has begun stays on the primary, where it is taken up again. Another store that cannot be
+        swept is not owed the artifact for that: clean-up will.
+        """
         for store in self.stores.values():
-            self.only_primary_must(store, partial(store.sweep, 0, self._artifact.prefix))
+            spared = spare if store is self.primary else ""
+            try:
+                store.sweep(0, self._artifact.prefix, spare=spared)
+            except WorkerError as error:
+                if store is self.primary or isinstance(error, Cancelled):
+                    raise
 
     def discard(self) -> None:
         """Remove what an unfinished backup has left."""
@@ -76,7 +88,7 @@ class Targets:
         return lambda store: store.writer(key, _hint(store, disk), owner=owner)
 
     def open(self, stack: ExitStack, make: MakeSink) -> dict[str, Sink]:
-        """A sink on every store that is not owed the backup anyway; the primary's comes first."""
+        """A sink on every store that is not owed the artifact anyway; the primary's comes first."""
         sinks: dict[str, Sink] = {}
         for store in self.willing():
             self.only_primary_must(store, partial(self._add, sinks, stack, store, make))
@@ -90,7 +102,7 @@ class Targets:
         sinks[store.name] = sink
 
     def willing(self) -> list[Store]:
-        """The stores that are not owed the backup, the primary first."""
+        """The stores that are not owed the artifact, the primary first."""
         return [store for store in self.stores.values() if store.name not in self.owed]
 
     def _is_on(self, store: Store, entry: Entry) -> bool:

@@ -1,0 +1,141 @@
+"""Puts a fetched file on the stores: an image as it is, unwrapped or converted, or the members of a package."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from ssvm_worker.digest import Hasher
+from ssvm_worker.formats import ImageInfo, guess_format
+from ssvm_worker.manifest import Entry, Manifest, write_draft
+from ssvm_worker.stream import Sink, Store, Stored, limit, tap
+
+from .convert import Conversion, converting
+from .fetch import Fetch
+from .imagepass import ImagePass
+from .package import Package
+from .publish import listing
+from .targets import Targets
+from .unpack import Unpacked, first_bytes, refuse_package, unpack
+
+#: What was stored: its manifest, on which stores, and the small objects that are still to be written.
+Kept = tuple[Manifest, Stored, dict[str, bytes]]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """All that is known when the first byte may be written."""
+
+    #: Of the object.
+    name: str
+    #: From byte 0 on, whatever is stored already.
+    image: Unpacked
+    sinks: dict[str, Sink]
+    #: Where the sinks are not those of the stores.
+    conversion: Conversion | None = None
+
+
+class Intake:
+    """One file on its way to the stores."""
+
+    def __init__(self, fetch: Fetch, targets: Targets) -> None:
+        self._fetch = fetch
+        self._targets = targets
+        self._request, self._attempt, self._where = fetch.request, fetch.attempt, fetch.where
+
+    def store(self, draft: Manifest | None) -> Kept:
+        """Take the file, or the rest of it that the *draft* lacks; the objects are committed, the manifest is not."""
+        with ExitStack() as stack:
+            if draft:
+                return self._store_image(self._go_on(draft, stack))
+            chunks = self._fetch.begin()
+            offered = self._fetch.hasher()
+            image = unpack(chunks, offered, self._fetch.bounds)
+            if image.members:
+                return self._store_package(image, offered)
+            return self._store_image(self._begin(image, stack))
+
+    def _begin(self, image: Unpacked, stack: ExitStack) -> _Opened:
+        """Open the sinks: by the image's first bytes its kind is known, and with it the object's name."""
+        head, chunks = first_bytes(image.chunks)
+        image = dataclasses.replace(image, chunks=chunks)
+        size = None if image.wrapping else self._fetch.size
+        if to := self._request.convert_to:
+            conversion = stack.enter_context(converting(to, self._attempt, self._where))
+            sinks = {"scratch": stack.enter_context(conversion.sink(size))}
+            return _Opened(f"{self._request.id}.{to}", image, sinks, conversion)
+        declared = self._request.format
+        name = f"{self._request.id}.{guess_format(head) if declared == 'auto' else declared}"
+        sinks = self._sinks(stack, name, size)
+        if not image.wrapping:  # what was unwrapped cannot be taken up again in its middle
+            self._note_draft(name)
+        return _Opened(name, image, sinks)
+
+    def _go_on(self, draft: Manifest, stack: ExitStack) -> _Opened:
+        """Read back for the hashes what is stored already, then fetch the rest."""
+        name = draft.facts["name"]
+        sinks = self._sinks(stack, name, draft.facts["size"], resume=True)
+        own = sinks[self._targets.primary.name]
+        return _Opened(name, Unpacked(self._fetch.go_on(draft, own.resumed(), own.offset)), sinks)
+
+    def _sinks(self, stack: ExitStack, name: str, size: int | None, resume: bool = False) -> dict[str, Sink]:
+        """One on every store; a store other than the primary may refuse, and is owed the image then."""
+        key, owner, primary = self._request.artifact.key(name), self._attempt.owner, self._targets.primary
+
+        def make(store: Store) -> Sink:
+            return store.writer(key, size, owner=owner, resume=resume and store is primary)
+
+        return self._targets.open(stack, make)
+
+    def _note_draft(self, name: str) -> None:
+        primary = self._targets.primary
+        if primary.resumable and (draft := self._fetch.draft(name)):
+            write_draft(primary, draft, self._attempt.owner)
+
+    def _store_image(self, opened: _Opened) -> Kept:
+        hasher = self._fetch.hasher()
+        offered = opened.image.offered or hasher
+        whole = opened.image.wrapping or opened.conversion  # so that no part of it is of use
+        one = ImagePass(
+            self._attempt,
+            self._request.format,
+            self._where,
+            hasher,
+            verify=partial(self._fetch.verify, offered),
+            keep=lambda error: not whole and self._attempt.will_resume(error),
+        )
+        image, stored = one.store(opened.image.chunks, opened.sinks)
+        entry = one.entry(opened.name, image)
+        if opened.conversion:
+            entry, stored = self._store_converted(opened.conversion, image, entry)
+        return self._manifest(opened.image.wrapping, offered, (entry,)), stored, {}
+
+    def _store_converted(self, conversion: Conversion, info: ImageInfo, was: Entry) -> tuple[Entry, Stored]:
+        """Stream what the conversion makes to the stores, judged as if somebody had sent it."""
+        converted = conversion.run(info)
+        one = ImagePass(self._attempt, conversion.to, f"{self._where}, converted", Hasher())
+        with ExitStack() as stack:
+            chunks = limit(converted.open(), self._fetch.most, self._where)
+            sinks = self._sinks(stack, was.name, None)
+            self._attempt.progress.start("storing")
+            image, stored = one.store(tap(chunks, self._attempt.progress.saw), sinks)
+        entry = one.entry(was.name, image)
+        origin = {"format": info.format, "size": was.size, "digest": was.digest}
+        return dataclasses.replace(entry, facts=entry.facts | {"converted_from": origin}), stored
+
+    def _store_package(self, image: Unpacked, offered: Hasher) -> Kept:
+        assert image.members is not None
+        refuse_package(self._request.format, self._request.convert_to, self._where)
+        package = Package(self._attempt, self._request.artifact, self._targets, self._where)
+        disks = package.store(image.members)
+        self._fetch.verify(offered)
+        small = package.small()
+        manifest = self._manifest("ova", offered, (package.descriptor(), *disks))
+        return listing(manifest, dict(list(small.items())[1:]), "config"), Stored(), small
+
+    def _manifest(self, wrapping: str, offered: Hasher, entries: tuple[Entry, ...]) -> Manifest:
+        facts = {"name": self._request.name}
+        source = self._fetch.facts(wrapping, offered)
+        return Manifest(self._request.artifact, self._attempt.job_id, entries, source, facts)
