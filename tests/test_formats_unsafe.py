@@ -104,6 +104,7 @@ def test_backing_file(name: str, version: int) -> None:
         "snapshots behind the end": (qcow2(snapshots=9, snapshots_offset=1 << 30), CorruptImage, "snapshot table goes"),
         "a header of 4 GiB": (qcow2(header_length=0xFFFFFFF8), CorruptImage, "header has 4294967288 bytes"),
         "a header of 72 bytes": (qcow2(header_length=72), CorruptImage, "header has 72 bytes"),
+        "a header cut at its 104th byte": (qcow2()[:104], CorruptImage, "its header has 112 bytes"),
         "an unknown compression": (qcow2(compression=9, incompatible=8), UnknownFormat, "unknown way"),
         "zstd without saying so": (qcow2(compression=1), CorruptImage, "contradicts itself"),
         "zlib said to be another": (qcow2(incompatible=8), CorruptImage, "contradicts itself"),

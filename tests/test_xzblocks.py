@@ -54,6 +54,13 @@ def test_one_after_the_other() -> None:
     assert opened(packed(bytes(40 * MiB), "--block-size=40MiB")) == bytes(40 * MiB)
 
 
+def test_a_size_that_does_not_end() -> None:
+    """A block header with a number of more than nine bytes is damage, wherever it is looked at."""
+    head = packed(DISK)[:12] + b"\x08\xc0" + b"\xff" * 40
+    with pytest.raises(CorruptImage):
+        opened(head)
+
+
 def test_several_streams() -> None:
     """Streams may follow each other, of either kind, with zeros between them."""
     assert opened(packed(DISK) + bytes(8) + lzma.compress(NOISE) + packed(DISK) + bytes(4)) == DISK + NOISE + DISK

@@ -43,7 +43,10 @@ class _Block(NamedTuple):
 
 def has_blocks(head: bytes) -> bool:
     """Whether the stream that begins so is worth it: its first block says its sizes, and is not all of a large one."""
-    block = _block(head[_HEADER:], head[7:8]) if head.startswith(_MAGIC) and len(head) > _HEADER else None
+    try:
+        block = _block(head[_HEADER:], head[7:8]) if head.startswith(_MAGIC) and len(head) > _HEADER else None
+    except lzma.LZMAError:
+        return False  # liblzma says best what is wrong with it
     return block is not None and max(block.size, block.unpacked) <= MAX_BLOCK
 
 

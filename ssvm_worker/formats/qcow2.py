@@ -176,6 +176,8 @@ def _check_outside(header: _Header, head: bytes, where: str) -> None:
 def _check_features(header: _Header, head: bytes, where: str) -> None:
     if error := _feature_error(header, where):
         raise error
+    if header.header_length > len(head):
+        raise cut_short(f"its header has {header.header_length} bytes", len(head), where)
     compression = head[104] if header.header_length > 104 else 0
     if compression > 1:
         raise UnknownFormat(f"The qcow2 is compressed in an unknown way ({compression})", where, FLATTEN)
