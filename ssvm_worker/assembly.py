@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from .addresses import AddressRule
 from .credentials import authorization, named_credentials
 from .digest import Digest
-from .errors import InvalidRequest
+from .errors import InvalidRequest, ObjectNotFound
 from .jobs import Job
 from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
 from .jobs.request import parse_request, redact
@@ -182,6 +182,7 @@ def make_attempt(
     given.setdefault("log", logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}))
     progress = Progress(publish) if publish else Progress()
     given.setdefault("jobs", RecordedJobs(settings))
+    given.setdefault("vcenters", tuple(settings.vcenters))
     return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)
 
 
@@ -212,6 +213,13 @@ class RecordedJobs:
     def live(self) -> Collection[str]:
         with open_ledger(self.settings) as ledger:
             return ledger.live()
+
+    def ended(self, job_id: str) -> bool:
+        with open_ledger(self.settings) as ledger:
+            try:
+                return ledger.get(job_id).ended
+            except ObjectNotFound:
+                return False
 
     def expired(self) -> int:
         with open_ledger(self.settings) as ledger:

@@ -117,6 +117,9 @@ class Jobs(Protocol):
     def live(self) -> Collection[str]:
         """What queued and running jobs may write: see ``Job.resource``."""
 
+    def ended(self, job_id: str) -> bool:
+        """Whether that job is known and has ended."""
+
     def expired(self) -> int:
         """How many records are past retention."""
 
@@ -129,6 +132,9 @@ class NoJobs:
 
     def live(self) -> Collection[str]:
         return ()
+
+    def ended(self, job_id: str) -> bool:  # noqa: ARG002 - none is known
+        return False
 
     def expired(self) -> int:
         return 0
@@ -189,6 +195,8 @@ class Attempt:
     slots: Slots = _LOCAL
     #: As the ledger has them; nothing is connected before the first call.
     jobs: Jobs = field(default_factory=NoJobs)
+    #: The names of those in the settings.
+    vcenters: Sequence[str] = ()
 
     @property
     def owner(self) -> Owner:

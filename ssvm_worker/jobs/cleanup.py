@@ -1,4 +1,4 @@
-"""Remove what dead jobs have left: writes, artifacts without a manifest, drafts, records past their time."""
+"""Remove what dead jobs have left: writes, artifacts without a manifest, drafts, snapshots, old records."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ssvm_worker.stream import Store, StoredObject
 from ssvm_worker.units import human_duration, parse_duration
 
 from .attempt import Attempt
+from .leftovers import remove_snapshots
 from .request import JobRequest
 
 #: Findings that are told one by one; more are only counted.
@@ -48,10 +49,10 @@ def discard(request: Request, attempt: Attempt) -> None:
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
-    """Look through all stores; what is young, or belongs to a job that is queued or runs, is never touched.
+    """Look through all stores and vCenters; what is young, or of a job that is queued or runs, is never touched.
 
-    A store that fails is told as ``failed`` and costs the others nothing. Raises StoreUnavailable, and has touched
-    nothing, when the ledger cannot say which jobs live.
+    A store or vCenter that fails is told as ``failed`` and costs the others nothing. Raises StoreUnavailable, and has
+    touched nothing, when the ledger cannot say which jobs live.
     """
     attempt.jobs.live()
     failed: dict[str, Any] = {}
@@ -64,6 +65,15 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
             raise
         except WorkerError as error:
             attempt.log.warning("store %s is not cleaned up: %s", name, error)
+            failed[name] = error.as_dict()
+    for name in attempt.vcenters:
+        attempt.progress.start(f"clean up {name}")
+        try:
+            cleaning.add(remove_snapshots(attempt, name, cleaning.older_than_s, request.dry_run))
+        except Cancelled:
+            raise
+        except WorkerError as error:
+            attempt.log.warning("vCenter %s is not cleaned up: %s", name, error)
             failed[name] = error.as_dict()
     return cleaning.result() | {"records": _records(request, attempt), "failed": failed}
 
@@ -111,6 +121,11 @@ class _Cleaning:
             told = {"store": store.name, "what": what, "where": where, "objects": len(of), "bytes": size, "why": why}
             self.found.append(told)
         self.attempt.log.info("%s %s:%s: %s", "would remove" if self.dry_run else "removing", store.name, where, why)
+
+    def add(self, found: list[dict[str, Any]]) -> None:
+        """Things that went elsewhere."""
+        self.counts.update(each["what"] for each in found)
+        self.found += found[: max(0, _TOLD - len(self.found))]
 
     def result(self) -> dict[str, Any]:
         """What was removed, or would be."""

@@ -88,6 +88,10 @@ class Session:
         """Every snapshot that jobs of ours have made and not removed yet, of those that run too."""
         return find_leftovers(self._connection)
 
+    def remove(self, leftover: Leftover, limit_s: float) -> None:
+        """Remove a snapshot of ours; SourceUnavailable when it takes longer, though vSphere goes on with it."""
+        snapshots.remove(self._connection, leftover.snapshot, limit_s)
+
     def find_vm(self, name: str) -> VM:
         """The VM by managed object id, instance UUID or inventory path; SourceNotFound says what was tried."""
         return VM(self._connection, self.options, inventory.find_vm(self._connection, name))

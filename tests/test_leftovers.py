@@ -1,0 +1,80 @@
+"""Clean-up of snapshots on a vCenter: ours, old, and of a job that has ended; no other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ssvm_worker.errors import StoreUnavailable
+from ssvm_worker.jobs import cleanup
+from ssvm_worker.jobs.attempt import NoJobs
+from ssvm_worker.vmware.session import Session
+from tests.backup_bench import Bench
+from tests.servers.vcenter import TestVM, address_of
+
+
+class Known(NoJobs):
+    """The job named ended has ended; another one runs, and of all others nothing is known."""
+
+    def ended(self, job_id: str) -> bool:
+        """Whether that job is known and has ended."""
+        return job_id == "ended"
+
+
+@pytest.fixture
+def snapshots(bench: Bench, vm: TestVM) -> Any:
+    """Two-day-old snapshots of jobs that have ended, run, and are unknown, and one that somebody else made."""
+    with Session(address_of(bench.vcenter)) as session:
+        it = session.find_vm(vm.machine.id)
+        made = [it.make_snapshot(job_id) for job_id in ("ended", "runs", "unknown")]
+        theirs = it._it.CreateSnapshotEx_Task(name="before the upgrade", description="by hand", memory=False)
+        it._connection.finish(theirs, 60)
+        bench.vcenter.age_snapshots(vm.machine.id, days=2)
+        yield lambda: sorted(each.job_id for each in session.leftovers() if each.vm == vm.machine.id)
+        for each in made:
+            it.remove_snapshot(each)
+
+
+def clean(bench: Bench, **fields: Any) -> dict[str, Any]:
+    """A clean-up by a worker whose settings name that vCenter."""
+    request = cleanup.Request(**fields)
+    return cleanup.run(request, bench.attempt(jobs=Known(), vcenters=("vc1",)))
+
+
+def test_of_an_ended_job(bench: Bench, vm: TestVM, snapshots: Any) -> None:
+    """The snapshot of a job that has ended goes; one of a job that runs, or is unknown here, stays; so do others'."""
+    told = clean(bench, dry_run=True)
+    assert snapshots() == ["ended", "runs", "unknown"]
+    assert told["counts"] == {"snapshot": 1}
+    assert "the job ended, which has ended" in told["found"][0]["why"]
+
+    assert clean(bench)["counts"] == {"snapshot": 1}
+    assert snapshots() == ["runs", "unknown"]
+    assert "before the upgrade" in bench.vcenter.state()["snapshots"]
+    assert clean(bench)["counts"] == {}
+
+
+def test_a_young_one_stays(bench: Bench, vm: TestVM, snapshots: Any) -> None:
+    """What is younger than older_than is left alone: its removal may be under way."""
+    assert clean(bench, older_than="7d")["counts"] == {}
+    assert snapshots() == ["ended", "runs", "unknown"]
+
+
+def test_a_vcenter_that_is_away(bench: Bench) -> None:
+    """A vCenter that cannot be reached is told as failed, and the stores are cleaned all the same."""
+    bench.address = {"password": "wrong"}
+    result = clean(bench)
+    assert set(result["failed"]) == {"vc1"}
+
+
+def test_a_ledger_that_is_away(bench: Bench, vm: TestVM, snapshots: Any) -> None:
+    """While the ledger cannot say which jobs have ended, no snapshot is touched."""
+
+    class Away(Known):
+        def ended(self, job_id: str) -> bool:
+            raise StoreUnavailable("The broker is away", job_id)
+
+    result = cleanup.run(cleanup.Request(), bench.attempt(jobs=Away(), vcenters=("vc1",)))
+    assert result["failed"]
+    assert len(snapshots()) == 3
