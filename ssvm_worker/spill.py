@@ -1,4 +1,4 @@
-"""A sink before another, which never waits for it long: what the store is too slow for goes to a local scratch file.
+"""A sink before another, which never waits for it long: what a store is far too slow for goes to a scratch file.
 
 Chunks wait in memory, eight at the most, then in a file of a fixed size that has no name, so that no crash leaves it
 behind; they are written to the store in their order by a thread of the sink's own.
@@ -21,6 +21,9 @@ from .units import human_size
 
 #: Chunks in memory before the file is used; a chunk is 1 MiB at the most.
 DEPTH = 8
+#: Seconds that a chunk waits for room in memory before the file is used. A store that takes 5 MiB a second holds the
+#: stream back, which costs less than to write and read every byte once more; a slower one does not.
+HOLD_S = 0.2
 #: Seconds for which a store may take nothing.
 STALL_S = 300.0
 #: Seconds between two looks at *check* while somebody waits.
@@ -104,6 +107,7 @@ class Spill:
 
     def write(self, chunk: bytes) -> None:
         with self._changed:
+            self._changed.wait_for(lambda: self._in_memory < DEPTH or self._error or self._stopped, HOLD_S)
             self._wait(lambda: self._in_memory < DEPTH or self._has_room(chunk) or not self._patient)
             if self._in_memory < DEPTH:
                 self._in_memory += 1

@@ -19,6 +19,12 @@ CHUNKS = [os.urandom(64 * KiB) for _ in range(40)]
 ROOM = 20 * 64 * KiB
 
 
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no room in memory goes to the file at once."""
+    monkeypatch.setattr("ssvm_worker.spill.HOLD_S", 0.0)
+
+
 def spill(store: Store, directory: Path, *, patient: bool = True, limit: int = ROOM) -> Spill:
     """A spilling sink of that store."""
     return Spill(store.writer("x", owner=Owner()), directory, limit, patient=patient)
@@ -159,3 +165,18 @@ def test_after_a_commit(tmp_path: Path) -> None:
         sink.commit()
         sink.abort()
     assert read_bytes(store, "x") == CHUNKS[0]
+
+
+def test_a_store_that_is_only_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that takes a chunk now and then holds the stream back, and nothing goes through the file."""
+    monkeypatch.setattr("ssvm_worker.spill.HOLD_S", 60.0)
+    store, sink, stall = stalled(tmp_path)
+    writer = threading.Thread(target=write_all, args=(sink, CHUNKS))
+    writer.start()
+    writer.join(0.1)
+    assert writer.is_alive()
+    stall.released.set()
+    writer.join(60)
+    sink.commit()
+    assert sink.spilled == 0
+    assert read_bytes(store, "x") == b"".join(CHUNKS)
