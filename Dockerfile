@@ -29,6 +29,8 @@ COPY tasks/ tasks/
 RUN uv sync --locked --no-default-groups --extra flower --no-editable
 
 FROM python:3.13-slim-bookworm AS worker
+# qemu-img converts where download.scratch_dir is set; gpgv verifies checksum files where download.keyring is.
+RUN apt-get update && apt-get install -y --no-install-recommends qemu-utils gpgv && rm -rf /var/lib/apt/lists/*
 # The user that owns what file stores get; give an export the same number.
 RUN useradd --system --uid 10001 --home-dir /var/lib/ssvm --create-home ssvm \
     && mkdir -p /srv/secondary && chown ssvm:ssvm /srv/secondary

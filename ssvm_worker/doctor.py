@@ -11,6 +11,7 @@ from typing import Any
 
 from . import assembly
 from .errors import WorkerError
+from .formats.qemuimg import tool
 from .jobs.preflight import preflight
 from .settings import Settings
 from .units import human_size
@@ -43,7 +44,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_missing_stores(settings),
         *([_spill_dir(settings)] if settings.vcenters else []),
         *(_look(f"vcenter {name}", lambda name=name: _vcenter(settings, name)) for name in settings.vcenters),  # type: ignore[misc]
-        Finding("qemu-img", True, shutil.which("qemu-img") or "not installed; nothing here needs it yet"),
+        _look("conversion", lambda: _conversion(settings)),
     ]
 
 
@@ -83,6 +84,16 @@ def _state_dir(settings: Settings) -> str:
     os.makedirs(settings.state_dir, exist_ok=True)
     with tempfile.TemporaryFile(dir=settings.state_dir):
         return f"{settings.state_dir} can be written"
+
+
+def _conversion(settings: Settings) -> str:
+    """What ``convert_to`` in a download needs: its tools, and a directory."""
+    directory = settings.download.scratch_dir
+    if directory is None:
+        return "not wanted: download.scratch_dir is not set"
+    tools = ", ".join(tool(name) for name in ("qemu-img", "prlimit"))
+    with tempfile.TemporaryFile(dir=directory):
+        return f"{tools}; {directory} can be written, {human_size(shutil.disk_usage(directory).free)} free"
 
 
 def _spill_dir(settings: Settings) -> Finding:

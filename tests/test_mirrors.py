@@ -192,6 +192,30 @@ def test_job_with_metalink(http_server: HttpServer, other: HttpServer) -> None:
     assert read_bytes(store, "template/tmpl/2/7/7.raw") == IMAGE
 
 
+def test_metalink_by_content(http_server: HttpServer, other: HttpServer) -> None:
+    """A metalink behind a URL that does not tell, as mirror services answer by media type, is followed as well."""
+    store = MemoryStore("primary")
+    document = metalink(http_server.url("nothing"), other.serve("image", IMAGE))
+    media_type = {"Content-Type": "application/metalink4+xml"}
+    download.run(request(http_server.serve("image.iso", document, headers=media_type)), attempt(store))
+    assert read_bytes(store, "template/tmpl/2/7/7.raw") == IMAGE
+
+
+@pytest.mark.parametrize("checksum", [None, "sha256:" + "1" * 64])
+def test_metalink_by_content_is_compared(http_server: HttpServer, checksum: str | None) -> None:
+    """Its hash is what the file must have, and what the request must agree with."""
+    document = metalink(http_server.serve("image", IMAGE), digest="0" * 64)
+    with pytest.raises(ChecksumMismatch, match="announces" if checksum else "checksum is wrong"):
+        download.run(request(http_server.serve("image.iso", document), checksum=checksum), attempt())
+
+
+def test_metalink_of_a_metalink(http_server: HttpServer) -> None:
+    """One metalink is followed, not a chain of them."""
+    url = http_server.serve("a", metalink(http_server.serve("b", metalink(http_server.url("c")))))
+    with pytest.raises(SourceChanged, match="bytes there"):
+        download.run(request(url), attempt())
+
+
 def test_metalink_hash_is_compared(http_server: HttpServer) -> None:
     """A file that has not the metalink's hash is not stored."""
     url = http_server.serve("image.meta4", metalink(http_server.serve("image", IMAGE), digest="0" * 64))

@@ -69,6 +69,7 @@ class Fetch:
         source = self._source(None)
         self._stream = self.attempt.resuming(source)
         _, chunks = first_bytes(iter(self._stream))
+        self.expected = agreed(self.expected, source.digests, self.where)  # of a metalink that no name gave away
         self.size = source.size
         if self.size is not None and self.size > self.most:
             size = f"{human_size(self.size)} ({self.size} bytes)"

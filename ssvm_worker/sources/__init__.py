@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ssvm_worker.digest import Digest
 from ssvm_worker.errors import InvalidRequest, SourceDenied
+from ssvm_worker.stream import limit
 from ssvm_worker.weburl import parse
 
 from .access import Access, VersionedSource
 from .file import FileSource, FileVersion
 from .ftp import FtpSource, FtpVersion
 from .http import HttpSource, Validator, fetch_text
-from .metalink import MOST, is_metalink, parse_metalink
+from .metalink import MOST, begins_metalink, is_metalink, parse_metalink
 from .mirrors import Mirrors, Offer
 from .sftp import SftpSource, SftpVersion
 from .stored import StoredSource
@@ -85,16 +87,28 @@ def find_source(
 
     for url in urls:
         make(url, None)
-    offer = _offer(urls, access)
-    verified = checksum is not None or bool(offer.digests)
-    return Mirrors(dataclasses.replace(offer, verified=verified), make, version)
+
+    def unfold(head: bytes, rest: Iterator[bytes]) -> Offer | None:
+        return known(_unfolded(head, rest, urls)) if begins_metalink(head) else None
+
+    def known(offer: Offer) -> Offer:
+        return dataclasses.replace(offer, verified=checksum is not None or bool(offer.digests))
+
+    if not is_metalink(urls[0]):
+        return Mirrors(known(Offer(tuple(dict.fromkeys(urls)))), make, version, unfold)
+    text = fetch_text(urls[0], access.http, headers=access.headers, check=access.check, most=MOST)
+    return Mirrors(known(_offered(text, urls)), make, version)
 
 
-def _offer(urls: Sequence[str], access: Access) -> Offer:
+def _unfolded(head: bytes, rest: Iterator[bytes], urls: Sequence[str]) -> Offer:
+    """What a metalink offers that was not known for one by its name."""
+    document = b"".join(limit(itertools.chain([head], rest), MOST, parse(urls[0]).name))
+    return _offered(document.decode("utf-8", "replace"), urls)
+
+
+def _offered(text: str, urls: Sequence[str]) -> Offer:
+    """What a metalink at the first URL offers; the other URLs come behind what it names."""
     first, *others = urls
-    if not is_metalink(first):
-        return Offer(tuple(dict.fromkeys(urls)))
-    text = fetch_text(first, access.http, headers=access.headers, check=access.check, most=MOST)
     offer = parse_metalink(text, parse(first).name)
     taken = [url for url in offer.urls if _is_taken(url)]
     if not taken:

@@ -24,6 +24,12 @@ def is_metalink(url: str) -> bool:
     return urlsplit(url).path.lower().endswith((".meta4", ".metalink"))
 
 
+def begins_metalink(head: bytes) -> bool:
+    """Whether an answer begins as a metalink does, whatever its URL and media type are; no image does."""
+    head = head[:1024].removeprefix(b"\xef\xbb\xbf").lstrip()
+    return head.startswith(b"<") and _NAMESPACE[1:-1].encode() in head
+
+
 def parse_metalink(text: str, where: str) -> Offer:
     """What the document offers; SourceDenied unless it is of one file that has a URL. The URLs are not judged here."""
     root = _read(text, where)

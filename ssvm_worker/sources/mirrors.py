@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -45,19 +45,30 @@ class Offer:
     judge_s: float = 10.0
 
 
+#: Given the first chunk and the rest: what they offer, if they are a document that stands for other URLs.
+Unfold = Callable[[bytes, Iterator[bytes]], Offer | None]
+
+
 class Mirrors:
     """``stream.Source`` of the first place that works; the others are asked only when it does not."""
 
-    def __init__(self, offer: Offer, make: Make, version: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, offer: Offer, make: Make, version: dict[str, Any] | None = None, unfold: Unfold = lambda *_: None
+    ) -> None:
         """*version*: ``validator`` as a dict, of an earlier attempt that may be at another place by now."""
+        self._make = make
+        self._unfold = unfold
+        self._take(offer, version)
+
+    def _take(self, offer: Offer, version: dict[str, Any] | None) -> None:
+        #: Those that came with the URLs; of a document that stands for others, known when its first chunk has come.
         self.digests = offer.digests
         self._offer = offer
-        self._make = make
         self._rates: dict[int, float] = {}
         places = [_fingerprint(url) for url in offer.urls]
         known = version if version and version.get("place") in places else None
         self._at = places.index(known["place"]) if known else 0
-        self._source = make(offer.urls[self._at], known["validator"] if known else None)
+        self._source = self._make(offer.urls[self._at], known["validator"] if known else None)
         self.name = self._source.name
         self._size: int | None = offer.size
         #: Whether nothing is known yet of the place at hand, though bytes of another may be stored.
@@ -94,6 +105,9 @@ class Mirrors:
                     yield chunk
                 self._compare_end(position)
                 return
+            except _Unfolded as document:
+                self._unfold = lambda *_: None  # one document is followed, not a chain of them
+                self._take(document.offer, None)
             except _Slow:
                 self._move(self._faster(), position)
                 raise self._left("Another place may be faster") from None
@@ -118,6 +132,8 @@ class Mirrors:
             for chunk in chunks:
                 waited, read = waited + time.monotonic() - started, read + len(chunk)
                 if position + read == len(chunk):
+                    if offer := self._unfold(chunk, chunks):
+                        raise _Unfolded(offer)
                     self._compare_size()
                 yield chunk
                 if waited >= self._offer.judge_s and self._at not in self._rates:
@@ -175,3 +191,11 @@ def _fingerprint(url: str) -> str:
 
 class _Slow(Exception):
     """Another place may be faster."""
+
+
+class _Unfolded(Exception):
+    """What came is no file, but says where it is."""
+
+    def __init__(self, offer: Offer) -> None:
+        super().__init__()
+        self.offer = offer
