@@ -94,6 +94,16 @@ def test_every_object_is_listed(http_server: HttpServer) -> None:
     }
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_signature_is_not_verified(http_server: HttpServer, signed: bool) -> None:
+    """Of a package with a certificate the manifest says that nobody has verified it; the certificate is not stored."""
+    store, cert = MemoryStore("primary"), {"vm.cert": b"SHA256(vm.mf)= 00\n"} if signed else {}
+    result = run(http_server, ova_of(with_mf(FILES) | cert), store)
+    manifest = read_manifest(store, parse_request(download.Request, {"url": "", "account": 2, "id": 7}, "").artifact)
+    assert manifest.entries[0].facts.get("signature") == ("unverified" if signed else None)
+    assert not [name for name in result["objects"] if name.endswith("cert")]
+
+
 def test_verified(http_server: HttpServer) -> None:
     """The verify job reads every object of a package again, and finds one that is damaged."""
     store = MemoryStore("primary")
@@ -139,6 +149,7 @@ BAD = {
     "checksums of no form": (ova_of(FILES | {"vm.mf": b"MD5(x)= 00"}), CorruptImage, "no known form"),
     "a disk that is missing": (ova_of(dict(list(FILES.items())[:3])), CorruptImage, "lacks a file.*vm-disk2.vmdk"),
     "a member that nobody names": (ova_of(FILES | {"x.sh": b""}), UnsafeImage, "no OVF names: 'x.sh'"),
+    "two signatures": (ova_of(FILES | {"a.cert": b"", "b.cert": b""}), UnsafeImage, "a second .* signature"),
     "two descriptors": (ova_of(FILES | {"x.ovf": OVF}), UnsafeImage, "a second descriptor"),
     "a large file that is no disk": (changed(vm__nvram=bytes(17 << 20)), TooLarge, "which is no disk"),
     "a huge descriptor": (changed(vm__ovf=OVF + b" " * (1 << 20)), TooLarge, "'vm.ovf'"),

@@ -46,6 +46,8 @@ class Package:
     #: What each member is, by its name in the package: its digests, in every algorithm that was wanted.
     _digests: dict[str, dict[str, Digest]] = field(default_factory=dict)
     _expected: dict[str, Digest] | None = None
+    #: Whether there was a `.cert`: a signature of the `.mf`, which nobody here can judge.
+    _signed: bool = False
     _others: dict[str, bytes] = field(default_factory=dict)
     _disks: dict[str, Entry] = field(default_factory=dict)
 
@@ -66,7 +68,8 @@ class Package:
         """The entry of the descriptor, as it will be stored; it stands for the whole package."""
         data = self.small()[self._named("ovf")]
         size = sum(int(each.facts["virtual_size"]) for each in self._disks.values())
-        facts = {"format": "ova", "virtual_size": size, "disks": len(self._disks)}
+        facts: dict[str, object] = {"format": "ova", "virtual_size": size, "disks": len(self._disks)}
+        facts |= {"signature": "unverified"} if self._signed else {}
         return Entry(self._named("ovf"), len(data), str(digest_of(data)), "descriptor", facts)
 
     def small(self) -> dict[str, bytes]:
@@ -95,10 +98,12 @@ class Package:
             self._others[member.name] = self._read(member, room)
         elif kind == "mf" and self._expected is None:
             self._expected = ova.read_checksums(self._unhashed(member), self.where)
-        elif kind == "cert":
+        elif kind == "cert" and not self._signed:
             self._unhashed(member)
+            self._signed = True
         else:
-            what = "a second descriptor or checksum file" if kind in ("ovf", "mf") else "a member that no OVF names"
+            second = kind in ("ovf", "mf", "cert")
+            what = "a second descriptor, checksum file or signature" if second else "a member that no OVF names"
             raise UnsafeImage(f"The package has {what}: {member.name!a}", self.where, _AGAIN)
 
     def _read(self, member: Member, most: int) -> bytes:
