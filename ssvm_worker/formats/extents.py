@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
+from ssvm_worker.deflate import inflate
 from ssvm_worker.stream import CHUNK
 
-from .deflate import inflate
-from .probe import corrupt, cut_short
+from .probe import ASK_PUBLISHER, corrupt, cut_short
 from .streamoptimized import StreamOptimized
 from .vmdk import MARKER_EOS, SECTOR, parse_header
 
@@ -38,7 +38,7 @@ def vmdk_extents(chunks: Iterable[bytes], where: str, capacity: int) -> Iterator
         if size:
             rest = -(-(_GRAIN_HEAD + size) // SECTOR) * SECTOR - _MARKER.size
             data = (piece[_GRAIN_HEAD:] + stream.take(rest))[:size]
-            yield value * SECTOR, inflate(data, grain, f"{where}, sector {value}")
+            yield value * SECTOR, inflate(data, grain, f"{where}, sector {value}", ASK_PUBLISHER)
         elif kind == MARKER_EOS:
             break
         else:

@@ -11,10 +11,10 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 
+from ssvm_worker.deflate import deflate
 from ssvm_worker.errors import TooLarge
 from ssvm_worker.units import KiB, TiB
 
-from .deflate import deflate
 from .extents import Extent, gathered, in_order
 from .vmdk import (
     COMPRESSED,

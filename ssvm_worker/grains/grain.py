@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from isal import isal_zlib
-from isal.igzip_lib import IsalError
-
-from ssvm_worker.errors import CorruptImage
+from ssvm_worker import deflate
 
 #: Bytes of a digest: BLAKE2b-160. That two of the 1.7e8 grains of 10 TiB collide by chance is 1e-32 probable;
 #: on purpose it takes 2^80 tries, and would hurt only the volume of whoever does it, as volumes share nothing.
@@ -24,14 +21,7 @@ def inflate(data: bytes, most: int, where: str) -> bytes:
 
     zlib's own Adler-32 is checked on the way.
     """
-    inflater = isal_zlib.decompressobj()
-    try:
-        grain = inflater.decompress(data, most + 1)
-    except IsalError as error:  # type: ignore[misc] # its stub takes the class for an instance
-        raise CorruptImage(f"A grain cannot be inflated: {error}", where, REMEDY) from error
-    if not inflater.eof or len(grain) > most:
-        raise CorruptImage(f"A grain inflates to more than {most} bytes, or does not end", where, REMEDY)
-    return grain
+    return deflate.inflate(data, most, where, REMEDY)
 
 
 REMEDY = "`ssvm verify` tells which backups are hit; take a full backup, or restore from another store"
