@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import random
 import shutil
 import subprocess
@@ -143,3 +144,27 @@ def test_manifest_of_a_real_one(http_server: HttpServer, made: Path) -> None:
     assert (manifest.source["wrapping"], manifest.source["size"]) == ("gzip", len(packed))
     assert manifest.entries[0].size == len(read_bytes(store, result["key"])) == image.stat().st_size
     assert not tarfile.is_tarfile(image)
+
+
+#: Bootable images that Debian packages carry; the floppy is a short ISO too.
+PACKAGED = {
+    "/usr/lib/grub-rescue/grub-rescue-cdrom.iso": "grub-rescue-pc",
+    "/usr/lib/grub-rescue/grub-rescue-floppy.img": "grub-rescue-pc",
+    "/usr/lib/ipxe/ipxe.iso": "ipxe",
+    "/usr/lib/memtest86+/memtest86+x64.iso": "memtest86+",
+    "/usr/lib/memtest86+/memtest86+ia32.iso": "memtest86+",
+}
+
+
+@pytest.mark.parametrize(("path", "package"), PACKAGED.items())
+def test_packaged(http_server: HttpServer, tmp_path: Path, path: str, package: str) -> None:
+    """What people boot is taken, partition table and all, as it is and compressed; to qemu-img it has our size."""
+    if not Path(path).exists() or not shutil.which("qemu-img"):
+        missing(path, f"apt-get install {package} qemu-utils")
+    data = Path(path).read_bytes()
+    for number, offered in enumerate((data, lzma.compress(data, preset=0))):
+        (folder := tmp_path / str(number)).mkdir()
+        image, result = fetched(http_server, folder, offered)
+        told = json.loads(run(f"qemu-img info --output=json -f raw {image}", folder))
+        assert image.read_bytes() == data
+        assert (result["format"], result["virtual_size"]) == ("iso", told["virtual-size"])
