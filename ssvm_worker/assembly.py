@@ -26,6 +26,7 @@ from .settings import Section, Settings, StoreSettings
 from .slots import Slots
 from .stores import open_destination, open_origin, open_store, sweep_destination
 from .stream import Check, Sink, Source, Store
+from .verdicts import Verdicts
 
 if TYPE_CHECKING:
     from .ledger import Ledger, NewJob, Record
@@ -85,6 +86,17 @@ def _given(section: Section) -> dict[str, Any]:
 
 def _revealed(value: Any) -> Any:
     return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+class _Later:
+    """A part that is made when it is first used: redis takes a third of the time in which `ssvm run` starts."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __getattr__(self, name: str) -> Any:
+        self.__dict__["_made"] = made = self.__dict__.get("_made") or self._make()
+        return getattr(made, name)
 
 
 @dataclass(frozen=True)
@@ -182,6 +194,7 @@ def make_attempt(
     given.setdefault("log", logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}))
     progress = Progress(publish) if publish else Progress()
     given.setdefault("jobs", RecordedJobs(settings))
+    given.setdefault("verdicts", _Later(lambda: open_verdicts(settings)))
     given.setdefault("vcenters", tuple(settings.vcenters))
     return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)
 
@@ -235,6 +248,13 @@ def open_slots(settings: Settings) -> Slots:
     from .ledger.slots import SharedSlots
 
     return SharedSlots(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
+
+
+def open_verdicts(settings: Settings) -> Verdicts:
+    """What reading artifacts again has found, for all workers; nothing is connected yet."""
+    from .ledger.verdicts import SharedVerdicts
+
+    return SharedVerdicts(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_registry(settings: Settings) -> Registry:

@@ -6,13 +6,15 @@ goes on, and it is deleted when the manifest stands.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import CorruptImage, ObjectNotFound
+from .errors import CorruptImage, InvalidRequest, ObjectNotFound
 from .keys import DRAFT, MANIFEST, Artifact
 from .stream import Owner, Store, StoredObject, put_bytes, read_bytes
 
@@ -105,6 +107,15 @@ def find_manifest(store: Store, artifact: Artifact) -> Manifest | None:
         return read_manifest(store, artifact)
     except ObjectNotFound:
         return None
+
+
+def artifacts_below(store: Store, prefix: str = "") -> Iterator[Artifact]:
+    """All complete artifacts below a prefix, in the order of their places; manifests outside the layout are others'."""
+    for each in store.list(prefix):
+        place, _, name = each.key.rpartition("/")
+        if name == MANIFEST:
+            with contextlib.suppress(InvalidRequest):
+                yield Artifact.of_prefix(place)
 
 
 def write_manifest(store: Store, manifest: Manifest, owner: Owner) -> StoredObject:

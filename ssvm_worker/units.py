@@ -19,6 +19,23 @@ def human_size(size: float) -> str:
     return f"{size:.3g} TiB" if abs(size) < 999.5 else f"{size:.0f} TiB"
 
 
+def parse_size(text: str) -> int:
+    """Bytes of ``4096``, ``50MiB``, ``500 GB`` or ``2T``: K and KiB are 1024, kB is 1000; else ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?B)?|B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError("must be a number of bytes, or one with a unit behind it, as 50MiB or 2TB")
+    unit, rest = (match[2] or "").upper(), (match[3] or "").upper()
+    return int(float(match[1]) * (1000 if rest == "B" else 1024) ** " KMGT".index(unit or " "))
+
+
+def parse_rate(text: str) -> int:
+    """Bytes a second of ``50MiB/s``, ``50MiB`` or a number; ValueError for anything else, and for 0."""
+    rate = parse_size(text.strip().removesuffix("/s"))
+    if not rate:
+        raise ValueError("must be more than 0 bytes a second")
+    return rate
+
+
 def parse_duration(text: str) -> float:
     """Seconds of ``90``, ``90s``, ``15m``, ``24h`` or ``7d``; ValueError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)

@@ -40,7 +40,7 @@ def look(store: MemoryStore, id_: str) -> str:
     """What verifying that backup says of its packs."""
     manifest = find_manifest(store, delete.Request(id=id_, **NAMES).artifact)  # type: ignore[arg-type]
     assert manifest
-    return "; ".join(verify_packs(store, manifest, attempt(store)))
+    return "; ".join(verify_packs(store, manifest, lambda _: None, lambda _: None, set()))
 
 
 def there(store: MemoryStore) -> dict[str, bytes]:

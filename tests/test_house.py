@@ -45,6 +45,7 @@ LAYERS = (
         "slots",
         "scaling",
         "spill",
+        "verdicts",
     },
     {"errors", "units"},
 )

@@ -1,4 +1,4 @@
-"""What lies on the image stores: list, stat, verify, delete, stores."""
+"""What lies on the image stores: list, stat, delete, stores."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from .run import run_here
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """``ssvm list | stat | verify | delete | stores``."""
+    """``ssvm list | stat | delete | stores``."""
     listing = commands.add_parser("list", help="list the artifacts of a store", parents=[common])
     listing.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="for example template/tmpl/2")
     listing.add_argument("--store", metavar="NAME", help="the first of the settings when absent")
     listing.set_defaults(command=_list)
     for name, act, note in (
         ("stat", _stat, "show an artifact's manifest"),
-        ("verify", _by_job, "read an artifact again and compare it with its manifest"),
         ("delete", _by_job, "delete an artifact; missing is fine"),
     ):
         each = commands.add_parser(name, help=note, description=note, parents=[common])
-        _add_place(each)
+        add_place(each)
         each.set_defaults(command=act, job_name=name)
     stores = commands.add_parser("stores", help="usage and health of every store", parents=[common])
     stores.set_defaults(command=_stores)
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """The options that name an artifact and stores."""
     parser.add_argument(
         "place", nargs="?", metavar="PLACE", help="template/tmpl/ACCOUNT/ID, volumes/…, snapshots/…, or a key"
     )
@@ -47,14 +47,16 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", "--stores", metavar="A,B", help="the first of the settings when absent")
 
 
-def _store_names(args: argparse.Namespace, settings: Settings) -> list[str]:
+def store_names(args: argparse.Namespace, settings: Settings) -> list[str]:
+    """The stores that were asked for; the first of the settings where none was."""
     names = [each for each in (args.store or next(iter(settings.stores), "")).split(",") if each]
     if not names:
         raise InvalidRequest("The settings name no image store", "stores", "Add [stores.primary] with a url")
     return names
 
 
-def _artifact(args: argparse.Namespace) -> Artifact:
+def artifact_of(args: argparse.Namespace) -> Artifact:
+    """The artifact that was asked for; InvalidRequest."""
     if args.place:
         return _artifact_at(args.place.strip("/"))
     if not (args.account and args.id):
@@ -75,7 +77,7 @@ def _artifact_at(place: str) -> Artifact:
 
 def _list(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
-    store = assembly.open_store_named(settings, _store_names(args, settings)[0])
+    store = assembly.open_store_named(settings, store_names(args, settings)[0])
     rows = [
         _row(store, each.key.removesuffix(f"/{MANIFEST}"))
         for each in store.list(args.prefix.strip("/"))
@@ -102,8 +104,8 @@ def _row(store: Store, prefix: str) -> dict[str, Any]:
 
 def _stat(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
-    store = assembly.open_store_named(settings, _store_names(args, settings)[0])
-    manifest = read_manifest(store, _artifact(args))
+    store = assembly.open_store_named(settings, store_names(args, settings)[0])
+    manifest = read_manifest(store, artifact_of(args))
     text = manifest.to_json().decode()
     output.result(json.loads(text), text.rstrip())
     return 0
@@ -111,10 +113,10 @@ def _stat(args: argparse.Namespace, output: Output) -> int:
 
 def _by_job(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
-    artifact = _artifact(args)
+    artifact = artifact_of(args)
     fields = {"kind": artifact.kind, "account": artifact.account, "id": artifact.id, "volume": artifact.volume}
     job = JOBS[args.job_name]
-    request = parse_request(job.Request, fields | {"stores": _store_names(args, settings)}, job.name)
+    request = parse_request(job.Request, fields | {"stores": store_names(args, settings)}, job.name)
     output.result(run_here(settings, job, request, quiet=output.as_json))
     return 0
 

@@ -39,13 +39,16 @@ class Damage:
         return f"{self.key}: {lost} are lost: {self.why}"
 
 
-def damages(store: Store, manifest: Manifest, see: Observer, wait: Wait) -> Iterator[Damage]:
+def damages(store: Store, manifest: Manifest, see: Observer, wait: Wait, sound: set[str]) -> Iterator[Damage]:
     """Read each pack that a backup needs, whole, and compare every grain in it with its digest.
 
-    *see* gets the packs' bytes, for progress and to be cancelled. Holds one pack.
+    *see* gets the packs' bytes, for progress and to be cancelled. Packs whose keys are in *sound* were found to be so
+    just now and are not read again; more are added. Holds one pack.
     Raises StoreUnavailable; CorruptImage for a grain map that cannot be read.
     """
     for key, pack in packs_of(store, manifest).items():
+        if key in sound:
+            continue
         try:
             index = read_index(store, manifest.artifact.family, pack)
             data = read_on(store, key, 0, pack.size, wait)
@@ -58,6 +61,8 @@ def damages(store: Store, manifest: Manifest, see: Observer, wait: Wait) -> Iter
             yield Damage(key, pack, "its first bytes are others", frozenset(lost))
         elif lost:
             yield Damage(key, pack, next(iter(lost.values())), frozenset(lost))
+        else:
+            sound.add(key)
 
 
 def read_pack(store: Store, family: str, pack: Pack, wait: Wait) -> bytes:

@@ -16,6 +16,7 @@ from ssvm_worker.errors import Cancelled, InvalidRequest
 from ssvm_worker.pace import Pace, paced
 from ssvm_worker.slots import LocalSlots, Slots
 from ssvm_worker.stream import Check, Owner, Resuming, Sink, Source, Store
+from ssvm_worker.verdicts import LocalVerdicts, Verdicts
 
 
 class Progress:
@@ -195,6 +196,8 @@ class Attempt:
     slots: Slots = _LOCAL
     #: As the ledger has them; nothing is connected before the first call.
     jobs: Jobs = field(default_factory=NoJobs)
+    #: What reading artifacts again has found; the ledger's, or of this attempt alone.
+    verdicts: Verdicts = field(default_factory=LocalVerdicts)
     #: The names of those in the settings.
     vcenters: Sequence[str] = ()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from ssvm_worker.errors import StoreDenied, StoreUnavailable
 from ssvm_worker.keys import MANIFEST
 from ssvm_worker.stream import Store
 
@@ -49,4 +50,13 @@ def _delete(store: Store, prefix: str, attempt: Attempt) -> int:
     for key in keys:
         store.delete(key)
     store.sweep(0, prefix)
+    _forget(store, prefix, attempt)
     return len(keys)
+
+
+def _forget(store: Store, prefix: str, attempt: Attempt) -> None:
+    """What was found there once is of no use; the next scrub of all drops what cannot be dropped now."""
+    try:
+        attempt.verdicts.forget(store.name, prefix)
+    except (StoreUnavailable, StoreDenied) as error:
+        attempt.log.info("what verifying %s has found stays noted: %s", prefix, error)

@@ -18,7 +18,8 @@ from ssvm_worker.grains.sweep import manifests_below, sweep
 from ssvm_worker.grains.writer import Packing
 from ssvm_worker.keys import PACKS, Artifact
 from ssvm_worker.manifest import Entry, Manifest
-from ssvm_worker.stream import Sink, Store
+from ssvm_worker.slots import Wait
+from ssvm_worker.stream import Observer, Sink, Store
 from ssvm_worker.vmware.hardware import Disk, comparable
 
 from .attempt import Attempt
@@ -119,15 +120,13 @@ def sweep_packs(store: Store, artifact: Artifact, attempt: Attempt) -> dict[str,
     return {"deleted": swept.packs, "bytes": swept.size}
 
 
-def verify_packs(store: Store, manifest: Manifest, attempt: Attempt) -> list[str]:
-    """Read every pack that a backup needs, and name what is damaged, and the backups and LBAs that it hits."""
+def verify_packs(store: Store, manifest: Manifest, wait: Wait, see: Observer, sound: set[str]) -> list[str]:
+    """Read every pack that a backup needs, and name what is damaged, and the backups and LBAs that it hits.
 
-    def see(data: bytes) -> None:
-        attempt.check()
-        attempt.progress.saw(data)
-
+    *see* gets the bytes; packs in *sound* are not read, and those found to be so are added.
+    """
     try:
-        found: list[Damage] = list(damages(store, manifest, see, attempt.wait))
+        found: list[Damage] = list(damages(store, manifest, see, wait, sound))
     except CorruptImage as error:
         return [str(error)]
     return [f"{store.name}:{each}" for each in (*found, *hit(store, manifest.artifact.family, found))] if found else []

@@ -1,26 +1,58 @@
-"""Read an artifact again: every object is compared with the manifest, and a backup's disks, OVF and .mf judged."""
+"""Read artifacts again: every object is compared with the manifest, and a backup's disks, OVF and .mf judged."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from ssvm_worker.digest import Hasher
-from ssvm_worker.errors import CorruptImage, ObjectNotFound
-from ssvm_worker.manifest import Entry, Manifest, read_manifest
-from ssvm_worker.stream import Store, tap
+from ssvm_worker.errors import CorruptImage
+from ssvm_worker.manifest import read_manifest
+from ssvm_worker.units import parse_rate
 
 from .attempt import Attempt
-from .backupcheck import Structure, contradictions
-from .incremental import verify_packs
+from .reading import Reading
 from .request import ArtifactRequest
+from .scrub import Scrub, Selection
+
+_REMEDY = "Restore it from another store, or delete it and store it again"
 
 
 class Request(ArtifactRequest):
-    """The artifact to read, and where."""
+    """The artifact to read, or which of all, and where."""
 
+    account: str = Field("", description="The account that owns the artifact; absent for many artifacts")
+    id: str = Field("", description="The artifact's id within its account (and volume); absent for many artifacts")
     stores: list[str] = Field(["primary"], min_length=1)
+    all: bool = Field(False, description="Every artifact of the stores")
+    sample: str = Field("", description="So many artifacts of each store, chosen at random: a number, or N%")
+    oldest: int = Field(0, ge=0, description="So many of each store, those first that were not verified for longest")
+    prefix: str = Field("", description="With all, sample or oldest: below this place only, as snapshots/ACCOUNT")
+    rate: str = Field("", description="Bytes a second at the most: 50MiB/s")
+
+    @field_validator("sample")
+    @classmethod
+    def _sample(cls, value: str) -> str:
+        if value and not re.fullmatch(r"(100|\d{1,2}(\.\d+)?)%|[1-9]\d*", value):
+            raise ValueError("must be a number, or a percentage as 5%")
+        return value
+
+    @field_validator("rate")
+    @classmethod
+    def _rate(cls, value: str) -> str:
+        if value:
+            parse_rate(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Request:
+        ways = [bool(self.account and self.id), self.all, bool(self.sample), bool(self.oldest)]
+        if sum(ways) != 1:
+            raise ValueError("give account and id, or one of all, sample and oldest")
+        if self.prefix and ways[0]:
+            raise ValueError("prefix goes with all, sample or oldest")
+        return self
 
 
 def resource(request: Request) -> str:  # noqa: ARG001 - every job answers
@@ -33,35 +65,29 @@ def discard(request: Request, attempt: Attempt) -> None:
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
-    """Read all of it on every store named; CorruptImage lists what differs or contradicts."""
+    """Read all that is asked for on every store named; CorruptImage lists what differs or contradicts.
+
+    What was found is noted for each artifact, and what a further attempt finds noted already is not read again.
+    """
+    reading = Reading(attempt, parse_rate(request.rate) if request.rate else None)
+    if not request.id:
+        selection = Selection(request.all, request.sample, request.oldest, request.prefix.strip("/"))
+        return Scrub(attempt, reading, selection).run(request.stores)
+    return _one(request, attempt, reading)
+
+
+def _one(request: Request, attempt: Attempt, reading: Reading) -> dict[str, Any]:
     found: list[str] = []
     checked = size = 0
     for name in request.stores:
         store = attempt.store(name)
         manifest = read_manifest(store, request.artifact)
         attempt.progress.start(f"verify {name}", manifest.size)
-        damaged = [finding for entry in manifest.entries for finding in _differs(store, manifest, entry, attempt)]
-        found += damaged or contradictions(store, manifest)
-        found += verify_packs(store, manifest, attempt)
+        here = reading.findings(store, manifest)
+        reading.note(store, request.artifact, here)
+        found += here
         checked, size = checked + len(manifest.entries), size + manifest.size
     if found:
         what = f"{len(found)} of {checked} objects are damaged: {'; '.join(found)}"
-        raise CorruptImage(
-            what, request.artifact.prefix, "Restore it from another store, or delete it and store it again"
-        )
-    return {"objects": checked, "bytes": size, "stores": request.stores}
-
-
-def _differs(store: Store, manifest: Manifest, entry: Entry, attempt: Attempt) -> list[str]:
-    key = manifest.artifact.key(entry.name)
-    hasher, structure = Hasher(), Structure(manifest, entry)
-    try:
-        for _ in tap(attempt.resuming(store.reader(key)), attempt.progress.saw, hasher, structure):
-            attempt.check()
-    except ObjectNotFound:
-        return [f"{store.name}:{key} is missing"]
-    if hasher.size != entry.size:
-        return [f"{store.name}:{key} has {hasher.size} bytes in place of {entry.size}"]
-    if str(hasher.digest()) != entry.digest:
-        return [f"{store.name}:{key} has {hasher.digest()} in place of {entry.digest}"]
-    return [f"{store.name}:{key}: {finding}"] if (finding := structure.finding()) else []
+        raise CorruptImage(what, request.artifact.prefix, _REMEDY)
+    return {"objects": checked, "bytes": size, "stores": request.stores, "recorded": reading.recorded}

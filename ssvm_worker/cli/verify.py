@@ -1,0 +1,67 @@
+"""``ssvm verify``: one artifact read again, or many of a store; and what that has found so far."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ssvm_worker import assembly, config
+from ssvm_worker.errors import EXIT_PERMANENT, InvalidRequest
+from ssvm_worker.jobs import JOBS
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.settings import Settings
+
+from .output import Output
+from .run import run_here
+from .store import add_place, artifact_of, store_names
+
+_EPILOG = """PLACE is one artifact. With --all, --sample or --oldest it is what they choose from, as snapshots/ACCOUNT,
+and --store all of the settings when absent. Findings end the command with status 1, and so does --findings."""
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """``ssvm verify``."""
+    note = "read artifacts again and compare them with their manifests"
+    parser = commands.add_parser("verify", help=note, description=note, epilog=_EPILOG, parents=[common])
+    add_place(parser)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="every artifact")
+    which.add_argument("--sample", metavar="N%|N", default="", help="so many, chosen at random")
+    which.add_argument("--oldest", metavar="N", type=int, default=0, help="the N that nobody has verified for longest")
+    which.add_argument("--findings", action="store_true", help="only list what is known to be damaged")
+    parser.add_argument("--rate", metavar="RATE", default="", help="read no faster than that: 50MiB/s")
+    parser.set_defaults(command=_verify)
+
+
+def _verify(args: argparse.Namespace, output: Output) -> int:
+    settings = config.load(args.config)
+    if args.findings:
+        return _findings(settings, output)
+    many = args.all or args.sample or args.oldest
+    fields = _many(args, settings) if many else _one(args, settings)
+    job = JOBS["verify"]
+    request = parse_request(job.Request, fields | {"rate": args.rate}, job.name)
+    output.result(run_here(settings, job, request, quiet=output.as_json))
+    return 0
+
+
+def _one(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    it = artifact_of(args)
+    names = {"kind": it.kind, "account": it.account, "id": it.id, "volume": it.volume}
+    return names | {"stores": store_names(args, settings)}
+
+
+def _many(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    if args.id or args.account:
+        raise InvalidRequest("One artifact, or many?", "verify", "Give PLACE in place of --account and --id")
+    chosen = {"all": args.all, "sample": args.sample, "oldest": args.oldest, "prefix": args.place or ""}
+    return chosen | {"stores": store_names(args, settings) if args.store else list(settings.stores)}
+
+
+def _findings(settings: Settings, output: Output) -> int:
+    rows = [each.to_dict() for each in assembly.open_verdicts(settings).findings()]
+    lines = [
+        f"{row['store']}:{row['artifact']} ({row['verified']}): {each}" for row in rows for each in row["findings"]
+    ]
+    output.result(rows, "\n".join(lines) or "no findings")
+    return EXIT_PERMANENT if rows else 0
