@@ -21,6 +21,7 @@ from .errors import InvalidRequest, ObjectNotFound
 from .jobs import Job
 from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
 from .jobs.request import parse_request, redact
+from .links import Signer
 from .pace import Pace
 from .settings import Section, Settings, StoreSettings
 from .slots import Slots
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .ledger import Ledger, NewJob, Record
     from .ledger.events import Events
     from .ledger.figures import Figures
+    from .ledger.links import LinkBook
     from .ledger.registry import Registry
     from .origins import Origins
 
@@ -276,6 +278,19 @@ def open_events(settings: Settings) -> Events:
     from .ledger.events import Events
 
     return Events(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def open_links(settings: Settings) -> LinkBook:
+    """The book of links; nothing is connected yet."""
+    from .ledger.links import LinkBook
+
+    return LinkBook(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def link_signer(settings: Settings) -> Signer:
+    """Signs and checks links; ConfigError without a key."""
+    given = settings.serve
+    return Signer({name: key.secret.get_secret_value() for name, key in given.keys.items()}, given.key or "")
 
 
 def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zone: str = "") -> NewJob:

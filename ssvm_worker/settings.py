@@ -240,6 +240,33 @@ class Scaling(Section):
         return self
 
 
+class LinkKey(SecretFields):
+    """A key that signs links."""
+
+    secret: SecretStr = Field(min_length=32)
+
+
+class Serve(Section):
+    """`ssvm serve`: objects out of directory stores, and uploads in, by signed links."""
+
+    #: HOST:PORT; behind a proxy that speaks TLS, or with the certificate below.
+    listen: str = Field("127.0.0.1:8480", pattern=r"^.+:\d{1,5}$")
+    #: How others reach it: what links begin with; http(s)://<listen> when absent.
+    url: str | None = Field(None, pattern=r"^https?://[^?#]+$")
+    #: Those that links may be signed with, by name, and the one that signs new links.
+    keys: dict[str, LinkKey] = Field(default_factory=dict)
+    key: str | None = None
+    #: Connections at once; more get 503.
+    max_connections: int = Field(256, ge=1)
+    #: Whoever takes or gives less than min_rate bytes a second over stall_s seconds is cut off.
+    stall_s: Seconds = 60.0
+    min_rate: int = Field(1024, ge=1)
+    #: Seconds that transfers get at SIGTERM.
+    drain_s: Seconds = 60.0
+    certificate_file: Path | None = None
+    private_key_file: Path | None = None
+
+
 class Callback(SecretFields):
     """The POST of the job record at the end."""
 
@@ -267,3 +294,4 @@ class Settings(Section):
     backup: Backup = Backup()
     callback: Callback = Callback()
     scaling: Scaling = Scaling()
+    serve: Serve = Serve()

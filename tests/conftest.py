@@ -16,6 +16,7 @@ pytest_plugins: list[str] = [
     "tests.servers.publisher",
     "tests.servers.s3",
     "tests.servers.s3_faults",
+    "tests.servers.service",
     "tests.servers.sftp",
     "tests.servers.vcenter",
     "tests.servers.worker",

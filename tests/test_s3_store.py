@@ -8,6 +8,7 @@ import re
 from collections import deque
 
 import pytest
+import urllib3
 
 from ssvm_worker.errors import (
     Cancelled,
@@ -354,3 +355,12 @@ def test_an_answer_without_a_code(store: S3Store) -> None:
     """A missing object is told from a missing bucket, though HEAD says 404 for both."""
     with pytest.raises(ObjectNotFound, match=re.escape(f"{store.name}:a/object")):
         store.stat("a/object")
+
+
+def test_presigned(store: S3Store) -> None:
+    """Whoever has the presigned URL gets the object, under its own name, and nobody without the signature does."""
+    put_bytes(store, "a/disk.raw", b"image", ME)
+    url, http = store.presign("a/disk.raw", 60), urllib3.PoolManager()
+    found = http.request("GET", url)
+    assert (found.data, found.headers["Content-Disposition"]) == (b"image", 'attachment; filename="disk.raw"')
+    assert http.request("GET", url.partition("?")[0]).status == 403

@@ -58,6 +58,12 @@ class FileStore:
         """See Store. An object that is overwritten meanwhile is read to its old end."""
         return FileReader(Place(self._tree, check_key(key), self._where(key)))
 
+    def handle(self, key: str) -> int:
+        """A handle of the object's file, which the caller closes; ObjectNotFound, StoreDenied for what is none."""
+        reader = self.reader(key)
+        with _translating_missing(reader.name):
+            return reader.handle()
+
     def stat(self, key: str) -> StoredObject:
         """See Store."""
         place = Place(self._tree, check_key(key), self._where(key))
@@ -157,6 +163,16 @@ class FileReader:
                     os.close(handle)
         except StoreUnavailable as error:
             raise SourceUnavailable(*error.args) from error
+
+    def handle(self) -> int:
+        """The open file, which the caller closes; OSError, and StoreDenied for what is no regular file."""
+        handle = self._open()
+        try:
+            _check_regular(os.fstat(handle), self.name)
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
 
     def _open(self) -> int:
         with self._place.tree.open(self._place.directory) as directory:

@@ -1,0 +1,83 @@
+"""The book of links: what each is for, until it expires or is revoked.
+
+``<prefix>ssvm.links:<id>`` is the JSON of one link, which the broker drops when it expires; ``<prefix>ssvm.links`` is
+a sorted set of all ids by that moment, which clean-up shortens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from ssvm_worker.links import Link
+
+from .connection import connect, translated
+
+#: Ids read in one go.
+_BATCH = 200
+
+
+class LinkBook:
+    """The links behind one broker. Every method raises StoreUnavailable while the broker is away."""
+
+    def __init__(self, url: str, *, prefix: str = "") -> None:
+        self._url = url
+        self._key = f"{prefix}ssvm.links"
+        self._redis = connect(url)
+
+    def add(self, link: Link) -> None:
+        """Write a link down; from now on it stands."""
+        with translated(self._url):
+            pipe = self._redis.pipeline()
+            pipe.set(self._one(link.id), json.dumps(asdict(link)), exat=link.until)
+            pipe.zadd(self._key, {f"{link.verb} {link.id}": link.until})
+            pipe.execute()
+
+    def find(self, link_id: str) -> Link | None:
+        """The link, if it was written down, has not expired and was not revoked."""
+        with translated(self._url):
+            text = self._redis.get(self._one(link_id))
+        return Link(**json.loads(str(text))) if text else None
+
+    def all(self) -> Iterator[Link]:
+        """Those that stand, by the moment at which they expire."""
+        names = self._names()
+        for start in range(0, len(names), _BATCH):
+            with translated(self._url):
+                texts: Any = self._redis.mget([self._one(link_id) for _, link_id in names[start : start + _BATCH]])
+            yield from (Link(**json.loads(text)) for text in texts if text)
+
+    def revoke(self, link: Link) -> bool:
+        """Whoever has it is refused from now on; False if it did not stand any more."""
+        with translated(self._url):
+            return bool(self._redis.delete(self._one(link.id)))
+
+    def gone(self) -> list[tuple[str, str]]:
+        """Verb and id of links that expired or were revoked, and are not forgotten yet."""
+        names = self._names()
+        with translated(self._url):
+            pipe = self._redis.pipeline(transaction=False)
+            for _, link_id in names:
+                pipe.exists(self._one(link_id))
+            stand = pipe.execute()
+        return [name for name, stands in zip(names, stand, strict=True) if not stands]
+
+    def forget(self, verb: str, link_id: str) -> None:
+        """Drop what is left of a link that is gone."""
+        with translated(self._url):
+            self._redis.zrem(self._key, f"{verb} {link_id}")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def _names(self) -> list[tuple[str, str]]:
+        """Verb and id of all that are not forgotten."""
+        with translated(self._url):
+            names: Any = self._redis.zrange(self._key, 0, -1)
+        return [(verb, link_id) for verb, _, link_id in (each.partition(" ") for each in names)]
+
+    def _one(self, link_id: str) -> str:
+        return f"{self._key}:{link_id}"

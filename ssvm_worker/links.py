@@ -1,0 +1,95 @@
+"""Links: who has one may fetch one object, or send one image, until it expires.
+
+A link is an id and a moment, signed with a key of the settings (HMAC-SHA256). The signature comes first: what is not
+signed is refused before anybody is asked. What the link is for, and whether it still stands, is in the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from .errors import ConfigError
+
+GET, PUT = "get", "put"
+#: Compared with when the key id is unknown, so that the answer takes as long as for a known one.
+_NOBODY = secrets.token_bytes(32)
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a link is for."""
+
+    id: str
+    #: get | put
+    verb: str
+    #: Seconds since the epoch.
+    until: int
+    #: Of the object to fetch: its image store and its key. Of an upload: its first store, and the artifact's prefix.
+    store: str
+    key: str
+    #: The download request that an upload becomes.
+    request: dict[str, Any] = field(default_factory=dict)
+    created: int = 0
+    by: str = ""
+
+    @property
+    def job_id(self) -> str:
+        """The job that an upload is."""
+        return f"link-{self.id}"
+
+    @property
+    def path(self) -> str:
+        """Of its URL; a fetched object's ends in its name, so that `curl -O` and `wget` call the file so."""
+        return object_path(self.id, self.store, self.key) if self.verb == GET else upload_path(self.id)
+
+
+def new_id() -> str:
+    """An id that nobody can guess, though it is no secret."""
+    return secrets.token_hex(8)
+
+
+def object_path(link_id: str, store: str, key: str) -> str:
+    """Where an object is fetched."""
+    return f"/{GET}/{link_id}/{quote(store)}/{quote(key)}"
+
+
+def upload_path(link_id: str) -> str:
+    """Where an image is sent to."""
+    return f"/{PUT}/{link_id}"
+
+
+class Signer:
+    """Signs and checks the paths of links with named keys; *current* names the one for new links."""
+
+    def __init__(self, keys: Mapping[str, str], current: str) -> None:
+        if current not in keys:
+            known = ", ".join(keys) or "none"
+            raise ConfigError(
+                f"There is no key {current!r} to sign links with",
+                "serve.key",
+                f"The settings have: {known}. Add [serve.keys.{current or 'NAME'}] with a secret_file",
+            )
+        self._keys = {name: key.encode() for name, key in keys.items()}
+        self._current = current
+
+    def sign(self, path: str, until: int) -> str:
+        """The path with its query."""
+        signature = _signature(self._keys[self._current], self._current, path, until)
+        return f"{path}?{urlencode({'until': until, 'key': self._current, 'signature': signature})}"
+
+    def is_signed(self, path: str, query: Mapping[str, str]) -> bool:
+        """Whether one of the keys signed that path and moment, expired or not; takes the same time for any answer."""
+        name, until = query.get("key", ""), query.get("until", "")
+        key = self._keys.get(name, _NOBODY)
+        expected = _signature(key, name, path, int(until) if until.isascii() and until.isdecimal() else 0)
+        return hmac.compare_digest(expected.encode(), query.get("signature", "").encode()) and name in self._keys
+
+
+def _signature(key: bytes, name: str, path: str, until: int) -> str:
+    return hmac.new(key, f"ssvm-link-1\n{name}\n{until}\n{path}".encode(), hashlib.sha256).hexdigest()

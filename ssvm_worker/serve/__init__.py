@@ -1,0 +1,1 @@
+"""``ssvm serve``: objects out of directory stores, and uploads in, over HTTP and by signed links."""

@@ -1,0 +1,112 @@
+"""What is answered at which path, and to whom: the signature comes first, then the ledger, then the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ssvm_worker.errors import InvalidRequest, ObjectNotFound, Retryable, WorkerError
+from ssvm_worker.ledger.links import LinkBook
+from ssvm_worker.links import GET, Link, Signer, object_path
+from ssvm_worker.stream import Store
+
+from .outgoing import Offered
+
+_LOG = logging.getLogger("ssvm.serve")
+#: The same words for every link that is not good, whatever is wrong with it: who guesses learns nothing.
+_NO_LINK = "This link is not valid. Ask for a new one.\n"
+_OVER = "This link has expired or was revoked. Ask for a new one.\n"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Who may come in: the bearer of a link that is signed, has not expired, and stands in the book."""
+
+    signer: Signer
+    book: LinkBook
+
+    async def admit(self, request: Request, path: str) -> Link:
+        """The link behind the request; HTTPException 403, 410, or 503 while the ledger is away."""
+        if not self.signer.is_signed(path, request.query_params):
+            raise HTTPException(403, _NO_LINK)
+        if int(request.query_params["until"]) <= time.time():
+            raise HTTPException(410, _OVER)
+        link = await asyncio.to_thread(self.book.find, request.path_params["id"])
+        if link is None or link.path != path:
+            raise HTTPException(410, _OVER)
+        return link
+
+
+@dataclass(frozen=True)
+class Objects:
+    """GET and HEAD of objects."""
+
+    gate: Gate
+    stores: Mapping[str, Store]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope, receive)
+        given = request.path_params
+        path = object_path(given["id"], given["store"], given["key"])
+        link = await self.gate.admit(request, path)
+        if link.verb != GET or link.store not in self.stores:
+            raise HTTPException(410, _OVER)
+        offered = await asyncio.to_thread(Offered.open, self.stores[link.store], link.key)
+        try:
+            await offered(scope, receive, send)
+        except ConnectionError as error:
+            _LOG.info("link %s: %s", link.id, error)
+        finally:
+            await asyncio.to_thread(offered.close)
+
+
+def make_app(gate: Gate, stores: Mapping[str, Store]) -> Starlette:
+    """The whole service."""
+    routes = [
+        Route("/health", _health, methods=["GET"]),
+        Route("/get/{id}/{store}/{key:path}", Objects(gate, stores), methods=["GET", "HEAD"]),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _refused, WorkerError: _failed})
+
+
+async def _health(_: Request) -> Response:
+    """That it answers; what lies behind it is what ``ssvm doctor`` looks at."""
+    return PlainTextResponse("ok\n")
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return PlainTextResponse(str(error.detail).rstrip("\n") + "\n", error.status_code, headers=error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What went wrong, as the shell says it with --json; whoever holds a link may read it."""
+    assert isinstance(error, WorkerError)
+    _LOG.warning("%s %s: %s", request.method, request.url.path, error)
+    return failure(error)
+
+
+def failure(error: WorkerError) -> Response:
+    """The error object with the status that says the same."""
+    status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
+    headers = {"Retry-After": "10"} if status == 503 else None
+    return JSONResponse(error.as_dict(), status, headers=headers)
+
+
+#: The first that fits.
+_STATUS: tuple[tuple[type[WorkerError], int], ...] = (
+    (ObjectNotFound, 404),
+    (InvalidRequest, 409),
+    (Retryable, 503),
+)

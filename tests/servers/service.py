@@ -1,0 +1,80 @@
+"""``ssvm serve`` in a thread of the test, with a broker, a directory store named ``primary`` and a key for links."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+
+from ssvm_worker import assembly
+from ssvm_worker.config import parse
+from ssvm_worker.serve.server import answer, bound, make_server
+from ssvm_worker.settings import Settings
+from tests.servers.broker import Broker
+
+SECRET = "not a secret at all, but 32 long"
+
+
+@dataclass
+class Service:
+    """One that answers."""
+
+    settings: Settings
+    url: str
+    store: Path
+
+    def request(self, method: str, path: str, **given: Any) -> urllib3.BaseHTTPResponse:
+        """Ask, on a connection of its own."""
+        url = path if path.startswith("http") else self.url + path
+        return urllib3.PoolManager(retries=False, timeout=60).request(method, url, **given)
+
+
+def settings_of(broker: Broker, store: Path, **serve: Any) -> Settings:
+    """Settings of a service; *serve* are further ones of its section."""
+    store.mkdir(exist_ok=True)
+    section = {"keys": {"k1": {"secret": SECRET}}, "key": "k1", "listen": "127.0.0.1:0"} | serve
+    values = {
+        "state_dir": str(store.parent / "state"),
+        "broker": {"url": broker.url, "prefix": broker.prefix},
+        "ledger": {"claim_s": 5},
+        "stores": {"primary": {"url": f"file://{store}"}},
+        "serve": section,
+    }
+    return parse(values, "the test")
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[Service]:
+    """Within, it answers; leaving stops it as SIGTERM does."""
+    listener = bound(settings.serve.listen)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    settings = settings.model_copy(update={"serve": settings.serve.model_copy(update={"url": url})})
+    server = make_server(settings)
+    thread = threading.Thread(target=lambda: asyncio.run(answer(server, listener)), daemon=True)
+    thread.start()
+    try:
+        path = assembly.Stores(settings)["primary"].url.removeprefix("file://")
+        yield Service(settings, url, Path(path))
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture
+def start_service(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Starts a service with these settings of its section."""
+    with ExitStack() as stack:
+        yield lambda **given: stack.enter_context(serving(settings_of(broker, tmp_path / "store", **given)))
+
+
+@pytest.fixture
+def service(start_service: Callable[..., Service]) -> Service:
+    """One with the defaults."""
+    return start_service()

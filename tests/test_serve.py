@@ -1,0 +1,270 @@
+"""Links to objects: who has one gets the bytes, with ranges and conditions; nobody else learns or changes anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker import assembly, cli
+from ssvm_worker.keys import Artifact
+from ssvm_worker.links import GET, Link, Signer, new_id, object_path
+from ssvm_worker.manifest import Entry, Manifest, write_manifest
+from ssvm_worker.stream import Owner, put_bytes
+from tests.servers.broker import StoppableBroker
+from tests.servers.service import SECRET, Service, serving, settings_of
+
+IMAGE = os.urandom(3 << 20)
+DIGEST = f"sha256:{hashlib.sha256(IMAGE).hexdigest()}"
+KEY = "template/tmpl/2/7/7.qcow2"
+
+
+def put_image(service: Service, data: bytes = IMAGE, digest: str = DIGEST) -> None:
+    """An artifact with one object."""
+    store, artifact = assembly.open_store_named(service.settings, "primary"), Artifact("template", "2", "7")
+    put_bytes(store, KEY, data, Owner())
+    write_manifest(store, Manifest(artifact, "j", (Entry("7.qcow2", len(data), digest),)), Owner())
+
+
+def link(service: Service, key: str = KEY, seconds: int = 3600, store: str = "primary") -> str:
+    """A link that is in the book, whatever it leads to."""
+    made = Link(new_id(), GET, int(time.time()) + seconds, store, key)
+    assembly.open_links(service.settings).add(made)
+    return assembly.link_signer(service.settings).sign(made.path, made.until)
+
+
+@pytest.fixture
+def at(service: Service) -> str:
+    """A link to an image."""
+    put_image(service)
+    return link(service)
+
+
+def test_get(service: Service, at: str) -> None:
+    """Who has the link gets the very bytes, and is told their name, their digest and that parts may be asked for."""
+    answer = service.request("GET", at)
+    assert (answer.status, answer.data) == (200, IMAGE)
+    assert answer.headers["ETag"] == f'"{DIGEST}"'
+    assert answer.headers["Accept-Ranges"] == "bytes"
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="7.qcow2"'
+    assert answer.headers["Last-Modified"]
+
+
+def test_head(service: Service, at: str) -> None:
+    """HEAD says what GET would, and sends nothing."""
+    answer = service.request("HEAD", at)
+    assert (answer.status, answer.data, answer.headers["Content-Length"]) == (200, b"", str(len(IMAGE)))
+
+
+def test_range(service: Service, at: str) -> None:
+    """A range is answered with just its bytes, so that a broken download goes on where it stopped."""
+    answer = service.request("GET", at, headers={"Range": "bytes=1048577-", "If-Range": f'"{DIGEST}"'})
+    assert (answer.status, answer.data) == (206, IMAGE[1048577:])
+    assert answer.headers["Content-Range"] == f"bytes 1048577-{len(IMAGE) - 1}/{len(IMAGE)}"
+
+
+def test_range_not_satisfiable(service: Service, at: str) -> None:
+    """A range behind the end is refused with the size."""
+    answer = service.request("GET", at, headers={"Range": f"bytes={len(IMAGE)}-"})
+    assert (answer.status, answer.headers["Content-Range"]) == (416, f"bytes */{len(IMAGE)}")
+
+
+def test_not_modified(service: Service, at: str) -> None:
+    """Who has this version gets no byte of it again."""
+    answer = service.request("GET", at, headers={"If-None-Match": f'"{DIGEST}"'})
+    assert (answer.status, answer.data) == (304, b"")
+
+
+def test_several_on_one_connection(service: Service, at: str) -> None:
+    """The connection is good for another request after sendfile."""
+    import urllib3
+
+    pool = urllib3.HTTPConnectionPool("127.0.0.1", int(service.url.rpartition(":")[2]), maxsize=1)
+    for first in (0, 100, len(IMAGE) - 1):
+        assert pool.request("GET", at, headers={"Range": f"bytes={first}-"}).data == IMAGE[first:]
+    assert pool.num_connections == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("signature=", "signature=0"),
+        ("7.qcow2?", "8.qcow2?"),
+        ("until=", "until=9"),
+        ("key=k1", "key=k2"),
+        ("/primary/", "/archive/"),
+        ("signature=", "nothing="),
+    ],
+)
+def test_badly_signed(service: Service, at: str, old: str, new: str) -> None:
+    """What was changed by one character is refused, and neither the store nor the ledger is asked."""
+    client = assembly.open_links(service.settings)._redis
+    before = client.dbsize(), sorted(service.store.rglob("*")), client.info("commandstats")
+    answer = service.request("GET", at.replace(old, new, 1))
+    after = client.dbsize(), sorted(service.store.rglob("*"))
+    assert (answer.status, b"not valid" in answer.data) == (403, True)
+    assert after == before[:2]
+    assert client.info("commandstats").get("cmdstat_get") == before[2].get("cmdstat_get")
+
+
+def test_old_key(service: Service, at: str) -> None:
+    """A link that an older key signed is good for as long as the settings have that key, and no longer."""
+    signer = Signer({"k0": SECRET, "k1": "another that is as long as the first"}, "k1")
+    path, _, query = at.partition("?")
+    values = dict(each.split("=") for each in query.split("&"))
+    old = Signer({"k0": SECRET}, "k0").sign(path, int(values["until"])).partition("?")[2]
+    asked = dict(each.split("=") for each in old.split("&"))
+    assert signer.is_signed(path, asked)
+    assert not Signer({"k1": SECRET}, "k1").is_signed(path, asked)
+
+
+def test_expired(service: Service) -> None:
+    """A link is refused from the second on at which it expires."""
+    put_image(service)
+    signed = assembly.link_signer(service.settings).sign(object_path(new_id(), "primary", KEY), int(time.time()))
+    assert service.request("GET", signed).status == 410
+
+
+def test_signed_but_not_written_down(service: Service, at: str) -> None:
+    """A signature is not enough: the link must stand in the ledger."""
+    path = object_path(new_id(), "primary", KEY)
+    signed = assembly.link_signer(service.settings).sign(path, int(time.time()) + 60)
+    assert service.request("GET", signed).status == 410
+
+
+def test_ledger_away(stoppable_broker: StoppableBroker, tmp_path: Path) -> None:
+    """Without the ledger nobody knows what was revoked, so nothing is given out until it is back."""
+    with serving(settings_of(stoppable_broker.with_prefix("t:"), tmp_path / "store")) as service:
+        put_image(service)
+        at = link(service)
+        stoppable_broker.stop()
+        assert service.request("GET", at).status == 503
+        stoppable_broker.start()
+        assert service.request("GET", at).data == IMAGE
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["template/tmpl/2/7/manifest.json", "template/tmpl/2/7/other", "template/tmpl/2/8/8.qcow2", "etc/passwd", "x"],
+)
+def test_not_listed(service: Service, at: str, key: str) -> None:
+    """What no manifest lists is not there, even if a file is."""
+    (service.store / "template/tmpl/2/7/other").write_bytes(b"secret")
+    assert service.request("GET", link(service, key)).status == 404
+
+
+def test_symbolic_link(service: Service, at: str) -> None:
+    """No symbolic link is followed, neither in place of the object nor on the way to it."""
+    directory = service.store / "template/tmpl/2/7"
+    (tmp := service.store.parent / "elsewhere").write_bytes(IMAGE)
+    (directory / "7.qcow2").unlink()
+    (directory / "7.qcow2").symlink_to(tmp)
+    assert service.request("GET", at).status >= 400
+    moved = directory.rename(service.store.parent / "moved")
+    directory.symlink_to(moved)
+    (moved / "7.qcow2").unlink()
+    (moved / "7.qcow2").write_bytes(IMAGE)
+    assert service.request("GET", at).status >= 400
+
+
+def test_other_size(service: Service, at: str) -> None:
+    """An object that is not as long as its manifest says is not given out."""
+    with (service.store / KEY).open("ab") as file:
+        file.write(b"x")
+    answer = service.request("GET", at)
+    assert (answer.status, json.loads(answer.data)["error"]) == (500, "CorruptImage")
+
+
+def test_health(service: Service) -> None:
+    """Probes need no link."""
+    assert service.request("GET", "/health").data == b"ok\n"
+
+
+def test_slow_reader(start_service: Callable[..., Service]) -> None:
+    """Who asks and then takes nothing is cut off, and its thread is free again."""
+    service = start_service(stall_s=0.5, min_rate=1 << 20)
+    data = bytes(64 << 20)
+    put_image(service, data, f"sha256:{hashlib.sha256(data).hexdigest()}")
+    with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as peer:
+        peer.sendall(f"GET {link(service)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        while _is_open(peer):
+            time.sleep(0.05)
+    assert service.request("GET", "/health").status == 200
+
+
+def _is_open(peer: socket.socket) -> bool:
+    """Whether the kernel still has the connection: TCP_INFO's first byte is its state, 1 established, 8 half closed."""
+    return peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 1
+
+
+def test_slow_request(start_service: Callable[..., Service]) -> None:
+    """Who never ends its headers is cut off."""
+    service = start_service(stall_s=0.3)
+    with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as peer:
+        peer.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        peer.settimeout(60)
+        with pytest.raises(ConnectionResetError):
+            assert peer.recv(1) != b""
+
+
+def test_too_many(start_service: Callable[..., Service]) -> None:
+    """More connections than allowed are refused, not kept waiting."""
+    service = start_service(max_connections=2)
+    address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+    with socket.create_connection(address), socket.create_connection(address):
+        assert service.request("GET", "/health").status == 503
+
+
+def test_command(service: Service, at: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ssvm link` gives a URL that works, lists it, and ends it by its key."""
+    file = _written(service, tmp_path)
+
+    def run(*argv: str) -> str:
+        assert cli.main(["link", "--config", str(file), *argv]) == 0
+        return capsys.readouterr().out
+
+    url = run(KEY, "--for", "1h").strip()
+    assert service.request("GET", url).data == IMAGE
+    listed = json.loads(run("--list", "--json"))
+    assert [each["key"] for each in listed] == [KEY, KEY]
+    revoked = json.loads(run("--revoke", KEY, "--json"))["revoked"]
+    assert set(revoked) == {each["link"] for each in listed}
+    assert service.request("GET", url).status == 410
+
+
+@pytest.mark.usefixtures("at")
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["template/tmpl/2/9/9.raw"], "no complete template"),
+        (["template/tmpl/2/7/nothing"], "no such object"),
+        ([KEY, "--for", "8d"], "7 days"),
+        ([KEY, "--for", "soon"], "--for"),
+        ([], "A link to what?"),
+        (["--revoke", "ffff"], "no such link"),
+    ],
+)
+def test_command_refused(
+    service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str
+) -> None:
+    """What cannot be linked to is refused with the reason."""
+    assert cli.main(["link", "--config", str(_written(service, tmp_path)), *argv]) == 1
+    assert says in capsys.readouterr().err
+
+
+def _written(service: Service, directory: Path) -> Path:
+    """The settings of the service, for a command."""
+    broker, serve = service.settings.broker, service.settings.serve
+    file = directory / "worker.toml"
+    file.write_text(
+        f'[broker]\nurl = "{broker.url.get_secret_value()}"\nprefix = "{broker.prefix}"\n'
+        f'[stores.primary]\nurl = "file://{service.store}"\n'
+        f'[serve]\nurl = "{serve.url}"\nkey = "k1"\n[serve.keys.k1]\nsecret = "{SECRET}"\n'
+    )
+    return file
