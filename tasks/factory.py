@@ -6,11 +6,13 @@ from celery import Celery
 from kombu.entity import Exchange, Queue
 
 from ssvm_worker.assembly import broker_url
-from ssvm_worker.ledger import celery_url, queue_name
+from ssvm_worker.ledger import celery_url, queue_name, redis_url
 from ssvm_worker.settings import Settings
 
 #: The modules that register tasks.
 TASKS = ("tasks.download", "tasks.upload", "tasks.backup", "tasks.maintenance", "tasks.beat")
+#: Seconds without a renewal after which another beat of several takes over.
+_BEAT_LOCK_S = 60
 
 
 def make_app(settings: Settings) -> Celery:
@@ -37,6 +39,12 @@ def make_app(settings: Settings) -> Celery:
         broker_transport_options=_transport(settings.broker.prefix, answer_s=30),
         task_queues=[make_queue(queue_name(settings.zone, lane)) for lane in settings.worker.lanes],
         task_default_queue=queue_name(settings.zone, "maintenance"),
+        # Beat with RedBeat (extra redbeat): the schedule and the lock lie in our broker, below our prefix. Another beat
+        # takes over when the lock has not been renewed for a minute, in place of RedBeat's 25.
+        redbeat_redis_url=redis_url(broker_url(settings)),
+        redbeat_key_prefix=f"{settings.broker.prefix}ssvm.redbeat:",
+        redbeat_lock_timeout=_BEAT_LOCK_S,
+        beat_max_loop_interval=_BEAT_LOCK_S // 5,
     )
     return app
 

@@ -1,6 +1,6 @@
 """Which jobs there are, who runs them, and how they went."""
 
-from .connection import celery_url, shown
+from .connection import celery_url, redis_url, shown
 from .ledger import Ledger
 from .record import STATES, AttemptRecord, Callback, Claim, NewJob, Record, WorkerLost, queue_name
 
@@ -15,5 +15,6 @@ __all__ = [
     "WorkerLost",
     "celery_url",
     "queue_name",
+    "redis_url",
     "shown",
 ]

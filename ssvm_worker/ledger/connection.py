@@ -25,7 +25,7 @@ def connect(url: str) -> redis.Redis:
     One repeat, because the first command after a restart of the broker meets a dead connection of the pool.
     """
     return redis.Redis.from_url(
-        _native(url),
+        redis_url(url),
         decode_responses=True,
         socket_connect_timeout=_CONNECT_S,
         socket_timeout=_ANSWER_S,
@@ -76,7 +76,7 @@ def _is_socket(url: str) -> bool:
     return urlsplit(url).scheme in ("unix", "redis+socket")
 
 
-def _native(url: str) -> str:
+def redis_url(url: str) -> str:
     """Celery's spelling of a unix socket in that of redis-py."""
     parts = urlsplit(url)
     if parts.scheme != "redis+socket":

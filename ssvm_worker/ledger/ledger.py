@@ -218,6 +218,13 @@ class Ledger:
         ids = self._run("REAP", self.claim_s, every_s, max_attempts, RING_AGAIN_S, lost, self._celery_prefix)
         return [self.get(job_id) for job_id in ids]
 
+    def sparing(self) -> bool:
+        """Whether running jobs are spared now, because nobody had looked for a while."""
+        with translated(self._url):
+            seconds, micros = self._redis.time()
+            until = self._redis.hget(self._key("reaper"), "spare")
+        return bool(until and float(until) > seconds + micros / 1e6)
+
     def expire(self) -> int:
         """Drop records that ended more than keep_s ago, a hundred at the most; returns how many."""
         return int(self._run("EXPIRE", self._keep_s))
