@@ -16,6 +16,8 @@ STAMP := .venv/.made
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 # Where a Go of PyPI's is put when the machine has none: behind the machine's own.
 GO := .cache/go/bin/go
+# Tests wait for servers more than they compute.
+TESTERS := $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 SECONDS := 60
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
@@ -39,7 +41,7 @@ types: install ## mypy, strict
 	$(BIN)/mypy
 
 unit: install go ## unit, contract and house tests: about a minute; ARGS='-k name' picks some
-	$(PYTEST) -n auto --dist loadfile -m 'not e2e' $(ARGS)
+	$(PYTEST) -n $(TESTERS) --dist loadfile -m 'not e2e' $(ARGS)
 
 e2e: install go ## real processes, a real broker, kill -9: minutes
 	$(PYTEST) -m e2e $(ARGS)
