@@ -23,6 +23,8 @@ from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
 from .jobs.request import parse_request, redact
 from .links import Signer
 from .pace import Pace
+from .quota import Limits as Quotas
+from .quota import Quota
 from .settings import Section, Settings, StoreSettings
 from .slots import Slots
 from .stores import open_destination, open_origin, open_store, sweep_destination
@@ -197,6 +199,8 @@ def make_attempt(
     progress = Progress(publish) if publish else Progress()
     given.setdefault("jobs", RecordedJobs(settings))
     given.setdefault("verdicts", _Later(lambda: open_verdicts(settings)))
+    given.setdefault("quota", _Later(lambda: open_quota(settings)))
+    given.setdefault("quotas", quota_limits(settings))
     given.setdefault("vcenters", tuple(settings.vcenters))
     return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)
 
@@ -257,6 +261,18 @@ def open_verdicts(settings: Settings) -> Verdicts:
     from .ledger.verdicts import SharedVerdicts
 
     return SharedVerdicts(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def open_quota(settings: Settings) -> Quota:
+    """What accounts have stored, for all workers; nothing is connected yet."""
+    from .ledger.quota import SharedQuota
+
+    return SharedQuota(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
+
+
+def quota_limits(settings: Settings) -> Quotas:
+    """What accounts may store, by the settings."""
+    return Quotas(settings.quota.default, settings.quota.accounts)
 
 
 def open_registry(settings: Settings) -> Registry:

@@ -4,7 +4,7 @@
     ├── Retryable     SourceUnavailable, StoreUnavailable, LeaseLost, ResourceBusy
     ├── Permanent     InvalidRequest, SourceNotFound, SourceDenied, SourceChanged, ChecksumMismatch,
     │                 ImageError (UnknownFormat, AmbiguousFormat, UnsafeImage, TooLarge, CorruptImage),
-    │                 ObjectNotFound, StoreDenied, StoreFull, ConfigError
+    │                 ObjectNotFound, StoreDenied, StoreFull, QuotaExceeded, ConfigError
     └── Cancelled     reason: user | shutdown | deadline | fenced
 
 Adapters translate at the call that failed: ``raise StoreUnavailable(what, where, remedy) from error``.
@@ -131,6 +131,10 @@ class StoreFull(Permanent):
     """The object does not fit into the store."""
 
 
+class QuotaExceeded(Permanent):
+    """The account may not store that much; nothing of it was stored."""
+
+
 class ConfigError(Permanent):
     """A setting is missing, unknown or of the wrong type."""
 
@@ -147,6 +151,9 @@ class Cancelled(WorkerError):
         self.args = (reason,)
         self.reason = reason
 
+
+#: What a ledger that a foreground run can do without may raise.
+NOT_THERE = (StoreUnavailable, StoreDenied, ConfigError)
 
 _REASONS = {
     "user": "asked for by a user",

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from .units import GiB, TiB
+from .units import GiB, TiB, parse_size
 
 LANES = ("download", "upload", "backup", "maintenance")
 
@@ -267,6 +267,24 @@ class Serve(Section):
     private_key_file: Path | None = None
 
 
+def _size(value: Any) -> Any:
+    """Bytes may be given with a unit; "unlimited" is no limit."""
+    if value == "unlimited":
+        return None
+    return parse_size(value) if isinstance(value, str) else value
+
+
+Size = Annotated[int | None, Field(ge=0), BeforeValidator(_size)]
+
+
+class Quota(Section):
+    """Bytes that an account's artifacts may take on all stores together."""
+
+    #: Of every account that is not listed; unlimited when absent.
+    default: Size = None
+    accounts: dict[str, Size] = Field(default_factory=dict)
+
+
 class Callback(SecretFields):
     """The POST of the job record at the end."""
 
@@ -292,6 +310,7 @@ class Settings(Section):
     upload: Upload = Upload()
     vcenters: dict[str, VCenter] = Field(default_factory=dict)
     backup: Backup = Backup()
+    quota: Quota = Quota()
     callback: Callback = Callback()
     scaling: Scaling = Scaling()
     serve: Serve = Serve()

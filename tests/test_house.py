@@ -43,6 +43,7 @@ LAYERS = (
         "addresses",
         "weburl",
         "pace",
+        "quota",
         "slots",
         "scaling",
         "spill",
@@ -319,6 +320,8 @@ def _undocumented(model: type[BaseModel], documented: dict[str, Any], path: str)
         section = typing.get_args(field.annotation)[1] if default == {} else type(default)
         if name not in known:
             yield f"{path}{name} is missing"
+        elif default == {} and not hasattr(section, "model_fields"):
+            pass  # of plain values, there is nothing more to say
         elif default == {}:
             together = {key: value for table in documented[name].values() for key, value in table.items()}
             yield from _undocumented(section, together, f"{path}{name}.*.")

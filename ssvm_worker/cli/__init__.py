@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ssvm_worker import __version__
 from ssvm_worker.errors import EXIT_CANCELLED, WorkerError
 
-from . import cleanup, link, queue, reap, run, scale, store, system, verify, watch, workers
+from . import cleanup, link, queue, quota, reap, run, scale, store, system, verify, watch, workers
 from .output import Output
 
 _EXITS = """exit status:
@@ -57,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--config", metavar="FILE", help="the settings file; else SSVM_CONFIG")
     common.add_argument("-v", "--verbose", action="store_true", help="log what happens to standard error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (system, run, queue, store, link, verify, cleanup, reap, workers, scale, watch):
+    for group in (system, run, queue, store, link, verify, cleanup, reap, quota, workers, scale, watch):
         group.add_commands(commands, common)
     return parser

@@ -12,6 +12,9 @@ from tqdm import tqdm
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import human_size
 
+#: Columns that hold bytes.
+_SIZES = ("size", "bytes", "virtual_size", "total", "used", "free", "reserved", "limit")
+
 
 class Output:
     """Standard output in the form that was asked for."""
@@ -48,7 +51,7 @@ def plain(name: str, value: Any) -> str:
     """A value for people; sizes with a unit behind the exact number."""
     if value is None:
         return "-"
-    if isinstance(value, int) and name in ("size", "bytes", "virtual_size", "total", "used", "free"):
+    if isinstance(value, int) and name in _SIZES:
         return f"{value} ({human_size(value)})" if value >= 1000 else str(value)
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)

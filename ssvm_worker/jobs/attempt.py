@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from ssvm_worker.digest import Digest
 from ssvm_worker.errors import Cancelled, InvalidRequest
 from ssvm_worker.pace import Pace, paced
+from ssvm_worker.quota import UNLIMITED, Held, LocalQuota, Quota
+from ssvm_worker.quota import Limits as Quotas
 from ssvm_worker.slots import LocalSlots, Slots
 from ssvm_worker.stream import Check, Owner, Resuming, Sink, Source, Store
 from ssvm_worker.verdicts import LocalVerdicts, Verdicts
@@ -198,6 +200,11 @@ class Attempt:
     jobs: Jobs = field(default_factory=NoJobs)
     #: What reading artifacts again has found; the ledger's, or of this attempt alone.
     verdicts: Verdicts = field(default_factory=LocalVerdicts)
+    #: What accounts have stored, by the ledger or by this attempt alone; and what they may.
+    quota: Quota = field(default_factory=LocalQuota)
+    quotas: Quotas = field(default_factory=Quotas)
+    #: What this job holds of its account's limit; is shown, on its way, all that is stored.
+    held: Held = UNLIMITED
     #: The names of those in the settings.
     vcenters: Sequence[str] = ()
 

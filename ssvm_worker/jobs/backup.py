@@ -14,11 +14,12 @@ from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import Store
 from ssvm_worker.vmware.hardware import select_disks
 
+from .accounting import holding
 from .attempt import Attempt
 from .incremental import FULL, INCREMENTAL, sweep_packs, totals
 from .preflight import preflight, refuse
 from .publish import placed
-from .request import ArtifactRequest
+from .request import ArtifactRequest, QuotaField
 from .vmexport import VMExport
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Request(ArtifactRequest):
         description="Plain files, or only what the volume's backups do not have yet; the first store's when absent",
     )
 
+    quota: QuotaField = None
+
     @property
     def origin(self) -> dict[str, Any]:
         """What tells this backup from another one under the same id."""
@@ -66,7 +69,10 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     if done := _already_there(request, attempt, stores):
         return done
     attempt.progress.start("connecting")
-    with attempt.doors.vcenter(request.vcenter, check=attempt.check) as session:
+    with (
+        holding(attempt, request.account, request.quota, len(stores)),
+        attempt.doors.vcenter(request.vcenter, check=attempt.check) as session,
+    ):
         vm: VM = session.find_vm(request.vm)
         try:
             warnings = _look_first(request, attempt, vm, stores)
@@ -112,7 +118,7 @@ def _already_there(request: Request, attempt: Attempt, stores: dict[str, Store])
     if manifest.job_id == attempt.job_id and manifest.source["snapshot"]["ours"]:
         # An earlier attempt may have died between the manifest and the removal.
         removed = _remove_leftover(request, attempt)
-    return _result(manifest) | {"reused": True, "snapshot_removed": removed} | placed(stores, request.artifact)
+    return _result(manifest) | {"reused": True, "snapshot_removed": removed} | placed(attempt, stores, request.artifact)
 
 
 def _look_first(request: Request, attempt: Attempt, vm: VM, stores: dict[str, Store]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import CHUNK, Sink, Store, store_stream, tap
 
 from . import delete, verify
+from .accounting import count
 from .attempt import Attempt
 from .incremental import sweep_packs
 from .request import ArtifactRequest
@@ -94,6 +95,7 @@ class _Copying:
         there = find_manifest(self.target, self.manifest.artifact)
         if there is not None:
             self._refuse_other(there)
+            count(self.attempt, self.target, there)
             return self.done | {"reused": True}
         draft = self._usable_draft()
         self.attempt.progress.start(f"copy to {self.target.name}", self.manifest.size)
@@ -104,6 +106,7 @@ class _Copying:
             self._pack(pack)
         self.attempt.confirm()
         write_manifest(self.target, self.manifest, self.attempt.owner)
+        count(self.attempt, self.target, self.manifest)
         return self.done
 
     def _refuse_other(self, there: Manifest) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import Field
 
-from ssvm_worker.errors import StoreDenied, StoreUnavailable
-from ssvm_worker.keys import MANIFEST
+from ssvm_worker.errors import NOT_THERE
+from ssvm_worker.keys import MANIFEST, Artifact
 from ssvm_worker.stream import Store
 
+from .accounting import count_packs, uncount
 from .attempt import Attempt
 from .incremental import sweep_packs
 from .request import ArtifactRequest
@@ -40,6 +41,8 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     result: dict[str, Any] = {"prefix": artifact.prefix, "deleted": deleted}
     if artifact.kind == "backup":
         result["packs"] = {name: sweep_packs(attempt.store(name), artifact, attempt) for name in request.stores}
+        for name in request.stores:
+            count_packs(attempt, attempt.store(name), artifact)
     return result
 
 
@@ -51,6 +54,7 @@ def _delete(store: Store, prefix: str, attempt: Attempt) -> int:
         store.delete(key)
     store.sweep(0, prefix)
     _forget(store, prefix, attempt)
+    uncount(attempt, store, Artifact.of_prefix(prefix))
     return len(keys)
 
 
@@ -58,5 +62,5 @@ def _forget(store: Store, prefix: str, attempt: Attempt) -> None:
     """What was found there once is of no use; the next scrub of all drops what cannot be dropped now."""
     try:
         attempt.verdicts.forget(store.name, prefix)
-    except (StoreUnavailable, StoreDenied) as error:
+    except NOT_THERE as error:
         attempt.log.info("what verifying %s has found stays noted: %s", prefix, error)

@@ -93,13 +93,16 @@ class DiskExport:
         if self._grains is None:
             return self._stream(name, disk, lease, file)
         with self._grains.start(disk) as packing:
-            return self._grains.entry(packing, self._stream(name, disk, lease, file, packing))
+            entry = self._grains.entry(packing, self._stream(name, disk, lease, file, packing))
+            self._attempt.held.add(packing.new_bytes)
+            return entry
 
     def _stream(self, name: str, disk: Disk, lease: Lease, file: LeaseFile, packing: Packing | None = None) -> Entry:
         take = packing.take if packing else None
         verifier = StreamOptimized(disk.label, disk.capacity, self._vm.options.inflate_every, take=take)
         hasher = Hasher(lease.algorithm)
         advance = _Advance(self._attempt, verifier, lease, disk.capacity)
+        room = self._attempt.held.part()
         agreed: list[str] = []
 
         def verify() -> None:
@@ -112,6 +115,8 @@ class DiskExport:
             with ExitStack() as stack:
                 chunks: Iterator[bytes] = lease.source(file).open()
                 observers: list[Observer] = [hasher, verifier, advance]
+                if not packing:
+                    observers.append(room.took)
                 make = self._targets.file(name, disk)
                 if self._grains and packing:
                     chunks, observers = packing.stream(chunks, lease.check, *observers), []
@@ -120,6 +125,7 @@ class DiskExport:
                 stored = store_stream(chunks, sinks, observers, verify=verify, check=lease.check)
         except BaseException:
             advance.take_back()
+            room.take_back()
             raise
         self._targets.owed |= stored.owed
         for warning in verifier.warnings:

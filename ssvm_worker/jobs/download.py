@@ -10,6 +10,7 @@ from ssvm_worker.manifest import Manifest, find_manifest
 from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import Store
 
+from .accounting import holding
 from .attempt import Attempt
 from .downloadrequest import Request
 from .fetch import Fetch, find_expected
@@ -37,9 +38,14 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     """Store the image on every store, or on none; the manifest is written last."""
     stores = {name: attempt.store(name) for name in dict.fromkeys(request.stores)}
     expected = find_expected(request, attempt)
-    if done := _already_there(request, expected, stores):
+    if done := _already_there(request, attempt, expected, stores):
         return done
-    fetch = Fetch(request, attempt, expected)
+    with holding(attempt, request.account, request.quota, len(stores)):
+        return _fetch(Fetch(request, attempt, expected), stores)
+
+
+def _fetch(fetch: Fetch, stores: dict[str, Store]) -> dict[str, Any]:
+    """Go on where an earlier attempt was, or begin; once more from the first byte where the pieces do not fit."""
     draft = fetch.usable_draft(next(iter(stores.values())))
     try:
         return _transfer(fetch, stores, draft)
@@ -47,8 +53,9 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
         # The seam may be what is wrong, so a stream made of several pieces gets one clean start.
         if not fetch.resumptions or (isinstance(error, SourceChanged) and draft is None):
             raise
-        attempt.log.warning("starting again from the first byte: %s", error)
-    return _transfer(Fetch(request, attempt, expected), stores, None)
+        fetch.attempt.log.warning("starting again from the first byte: %s", error)
+    fetch.attempt.held.restart()
+    return _transfer(Fetch(fetch.request, fetch.attempt, fetch.expected), stores, None)
 
 
 def _transfer(fetch: Fetch, stores: dict[str, Store], draft: Manifest | None) -> dict[str, Any]:
@@ -65,7 +72,9 @@ def _transfer(fetch: Fetch, stores: dict[str, Store], draft: Manifest | None) ->
     return _result(manifest) | done | {"resumptions": fetch.resumptions, "reused": False}
 
 
-def _already_there(request: Request, expected: Digest | None, stores: dict[str, Store]) -> dict[str, Any] | None:
+def _already_there(
+    request: Request, attempt: Attempt, expected: Digest | None, stores: dict[str, Store]
+) -> dict[str, Any] | None:
     """The result of an earlier job if it made just this artifact; InvalidRequest if it made another one."""
     primary = next(iter(stores.values()))
     manifest = find_manifest(primary, request.artifact)
@@ -79,7 +88,7 @@ def _already_there(request: Request, expected: Digest | None, stores: dict[str, 
             f"{primary.name}:{request.artifact.prefix}",
             "Delete it first (`ssvm delete`), or use a new id",
         )
-    return _result(manifest) | placed(stores, request.artifact) | {"resumptions": 0, "reused": True}
+    return _result(manifest) | placed(attempt, stores, request.artifact) | {"resumptions": 0, "reused": True}
 
 
 def _result(manifest: Manifest) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ssvm_worker.digest import is_checksum_url, parse_checksum
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.formats import parse_format
 
-from .request import ArtifactRequest
+from .request import ArtifactRequest, QuotaField
 
 
 class Request(ArtifactRequest):
@@ -27,6 +27,7 @@ class Request(ArtifactRequest):
     credentials: str | None = Field(None, description="Name of credentials in the settings")
     convert_to: Literal["qcow2", "raw", "vmdk"] | None = Field(None, description="Store it in this format")
     mirrors: list[str] = Field(default_factory=list, max_length=20, description="Other URLs of the same file")
+    quota: QuotaField = None
     max_rate: int | None = Field(None, gt=0, description="Bytes a second at the most")
 
     @field_validator("format")

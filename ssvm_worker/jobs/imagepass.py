@@ -34,6 +34,8 @@ class ImagePass:
     hasher: Hasher
     #: Raises if the bytes are not the ones expected; called when all have come.
     verify: Callable[[], None] = _no_more
+    #: Whether its bytes count as the account's; those of a scratch file do not.
+    counted: bool = True
     #: Whether a part that this error leaves behind will be taken up again.
     keep: Callable[[BaseException], bool] = _nothing
 
@@ -48,6 +50,8 @@ class ImagePass:
             self.attempt.confirm()
 
         observers: list[Observer] = [self.hasher, inspection]
+        if self.counted:
+            observers.append(self.attempt.held.took)
         check = self.attempt.check
         stored = store_stream(chunks, sinks, observers, verify=verify, check=check, keep=self.keep)
         return images[0], stored

@@ -49,8 +49,10 @@ class Intake:
         """Take the file, or the rest of it that the *draft* lacks; the objects are committed, the manifest is not."""
         with ExitStack() as stack:
             if draft:
+                self._attempt.held.expect(draft.facts["size"])
                 return self._store_image(self._go_on(draft, stack))
             chunks = self._fetch.begin()
+            self._attempt.held.expect(self._fetch.size)
             offered = self._fetch.hasher()
             image = unpack(chunks, offered, self._fetch.bounds)
             if image.members:
@@ -104,6 +106,7 @@ class Intake:
             self._where,
             hasher,
             verify=partial(self._fetch.verify, offered),
+            counted=opened.conversion is None,
             keep=lambda error: not whole and self._attempt.will_resume(error),
         )
         image, stored = one.store(opened.image.chunks, opened.sinks)

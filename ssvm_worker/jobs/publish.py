@@ -12,6 +12,7 @@ from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Entry, Manifest, discard, read_manifest, write_manifest
 from ssvm_worker.stream import Store, Stored, put_bytes
 
+from .accounting import count
 from .attempt import Attempt
 
 
@@ -51,12 +52,12 @@ def publish(
     }
 
 
-def placed(stores: Mapping[str, Store], artifact: Artifact) -> dict[str, Any]:
+def placed(attempt: Attempt, stores: Mapping[str, Store], artifact: Artifact) -> dict[str, Any]:
     """What ``publish`` returned, or would have, for an artifact that an earlier job made."""
     owed: dict[str, Any] = {}
     for name, store in stores.items():
         try:
-            read_manifest(store, artifact)
+            count(attempt, store, read_manifest(store, artifact))
         except WorkerError as error:
             owed[name] = _owed(error, artifact)
     return {"stores": [name for name in stores if name not in owed], "owed": owed}
@@ -71,3 +72,4 @@ def _publish_on(attempt: Attempt, store: Store, manifest: Manifest, small: Mappi
         put_bytes(store, manifest.artifact.key(name), data, attempt.owner)
     attempt.confirm()
     write_manifest(store, manifest, attempt.owner)
+    count(attempt, store, manifest)

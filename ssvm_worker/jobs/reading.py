@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ssvm_worker.digest import Hasher
-from ssvm_worker.errors import ObjectNotFound, StoreDenied, StoreUnavailable
+from ssvm_worker.errors import NOT_THERE, ObjectNotFound
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Entry, Manifest
 from ssvm_worker.pace import Pace, paced
@@ -38,7 +38,7 @@ class Reading:
         """Remember what was found; that this cannot be done now does not undo the reading."""
         try:
             self._attempt.verdicts.note(store.name, artifact.prefix, findings, self._attempt.job_id)
-        except (StoreUnavailable, StoreDenied) as error:
+        except NOT_THERE as error:
             if self.recorded:
                 self._attempt.log.info("what is found is not recorded: %s", error)
             self.recorded = False

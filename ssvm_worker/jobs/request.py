@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.keys import Artifact, check_name
+from ssvm_worker.units import parse_size
 
 #: Job ids come from callers and stand in Redis keys and in names of part files.
 R = TypeVar("R", bound="JobRequest")
@@ -41,6 +42,21 @@ class JobRequest(BaseModel):
         if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
             raise ValueError("must be an http(s) URL")
         return value
+
+
+def check_size(value: str | None) -> str | None:
+    """A validator of fields that hold bytes with a unit."""
+    if value is not None:
+        parse_size(value)
+    return value
+
+
+#: Of a job that stores something for an account.
+QuotaField = Annotated[
+    str | None,
+    Field(description="Bytes that the account may have in all, as 500GiB; the settings' limit when absent"),
+    AfterValidator(check_size),
+]
 
 
 class ArtifactRequest(JobRequest):

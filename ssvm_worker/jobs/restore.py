@@ -11,8 +11,9 @@ from ssvm_worker.keys import Artifact, check_name
 from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.vmware.place import Place
 
+from .accounting import holding
 from .attempt import Attempt
-from .request import ArtifactRequest
+from .request import ArtifactRequest, QuotaField
 from .restorefiles import FileTarget, restore_files
 from .restorevm import remove_leftover, restore_vm
 from .stored import StoredDisk, listed, read_backup, select_disk
@@ -29,6 +30,7 @@ class Request(ArtifactRequest):
     kind: Literal["backup"] = "backup"
     volume: str = Field(min_length=1, description="The volume or VM that the backup is of")
     store: str = Field("primary", description="Where the backup is")
+    quota: QuotaField = None
     disk: str | None = Field(None, description="One disk, by number (from 0), label, place or key; all when absent")
     template: str | None = Field(None, description="Target: the id of a new template of the same account")
     directory: str | None = Field(None, description="Target: volumes/ACCOUNT/ID, where image files will lie")
@@ -106,7 +108,8 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     if request.vcenter:
         return restore_vm(request.vcenter, request.place, attempt, disks)
     target = FileTarget(request.target, request.format, request.name, request.targets)
-    return restore_files(target, attempt, _chosen(request, disks))
+    with holding(attempt, target.artifact.account, request.quota, len(target.stores)):
+        return restore_files(target, attempt, _chosen(request, disks))
 
 
 def discard(request: Request, attempt: Attempt) -> None:

@@ -37,7 +37,7 @@ def restore_files(target: FileTarget, attempt: Attempt, disks: list[StoredDisk])
     """Store an image of each disk, then the properties and the manifest; see ``restore.run``."""
     stores = {name: attempt.store(name) for name in target.stores}
     origin = _origin(target, disks)
-    if done := _already_there(target.artifact, origin, stores):
+    if done := _already_there(target.artifact, origin, stores, attempt):
         return done
     for store in stores.values():
         # Nobody else may write this artifact now, so what lies there unfinished is a dead attempt's.
@@ -64,7 +64,9 @@ def _origin(target: FileTarget, disks: list[StoredDisk]) -> dict[str, Any]:
     return {"backup": disks[0].manifest.artifact.prefix, "format": target.format, "disks": digests}
 
 
-def _already_there(target: Artifact, origin: dict[str, Any], stores: dict[str, Store]) -> dict[str, Any] | None:
+def _already_there(
+    target: Artifact, origin: dict[str, Any], stores: dict[str, Store], attempt: Attempt
+) -> dict[str, Any] | None:
     """The result of an earlier job if it made just this; InvalidRequest if something else stands there."""
     primary = next(iter(stores.values()))
     manifest = find_manifest(primary, target)
@@ -76,7 +78,7 @@ def _already_there(target: Artifact, origin: dict[str, Any], stores: dict[str, S
             f"{primary.name}:{target.prefix}",
             "Delete it first (`ssvm delete`), or restore to a new id",
         )
-    return _result(manifest) | placed(stores, target) | {"reused": True}
+    return _result(manifest) | placed(attempt, stores, target) | {"reused": True}
 
 
 def _name(target: FileTarget, disk: StoredDisk, *, alone: bool) -> str:
@@ -97,7 +99,7 @@ def _one_disk(target: FileTarget, disk: StoredDisk, name: str, stores: dict[str,
             for label, store in stores.items()
         }
         chunks = disk.image(target.format, name)
-        stored = store_stream(chunks, sinks, [hasher], verify=verify, check=attempt.check)
+        stored = store_stream(chunks, sinks, [hasher, attempt.held.took], verify=verify, check=attempt.check)
     facts = {"format": target.format, "virtual_size": disk.capacity, "disk": disk.entry.name}
     return Entry(name, hasher.size, str(hasher.digest()), "image", facts), stored
 

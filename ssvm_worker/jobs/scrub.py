@@ -16,6 +16,7 @@ from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Manifest, artifacts_below, find_manifest
 from ssvm_worker.stream import Store
 
+from .accounting import count
 from .attempt import Attempt
 from .reading import Reading
 
@@ -82,12 +83,18 @@ class Scrub:
         """What is wrong with it; None if it was deleted or written anew while it was read."""
         try:
             manifest = find_manifest(store, artifact)
-            if manifest is None:
-                return None
-            findings = self.reading.findings(store, manifest)
         except CorruptImage as error:
             return [f"{error.where}: {error.what}"]
-        return None if findings and not self._stands(store, manifest) else findings
+        if manifest is None:
+            return None
+        try:
+            findings = self.reading.findings(store, manifest)
+        except CorruptImage as error:
+            findings = [f"{error.where}: {error.what}"]
+        if findings and not self._stands(store, manifest):
+            return None
+        count(self.attempt, store, manifest)
+        return findings
 
     def _stands(self, store: Store, manifest: Manifest) -> bool:
         try:
@@ -135,11 +142,14 @@ class Scrub:
         return self.attempt.verdicts.reached(job_id, store)
 
     def _forget_gone(self, store: Store, started: float) -> None:
-        """Drop what is remembered of artifacts that somebody else has removed."""
+        """Drop what is remembered and counted of artifacts that somebody else has removed."""
         for place in list(self.attempt.verdicts.noted(store.name, started)):
             artifact = Artifact.of_prefix(place)
             if next(iter(store.list(artifact.prefix)), None) is None:
                 self.attempt.verdicts.forget(store.name, place)
+        for account, place in self.attempt.quota.places(store.name):
+            if not self.attempt.verdicts.times(store.name, [place])[0] and next(iter(store.list(place)), None) is None:
+                self.attempt.quota.forget(account, store.name, place)
 
     def _error(self) -> CorruptImage:
         told = [finding for findings in self.damaged.values() for finding in findings]

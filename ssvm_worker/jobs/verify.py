@@ -11,6 +11,7 @@ from ssvm_worker.errors import CorruptImage
 from ssvm_worker.manifest import read_manifest
 from ssvm_worker.units import parse_rate
 
+from .accounting import count
 from .attempt import Attempt
 from .reading import Reading
 from .request import ArtifactRequest
@@ -85,6 +86,7 @@ def _one(request: Request, attempt: Attempt, reading: Reading) -> dict[str, Any]
         attempt.progress.start(f"verify {name}", manifest.size)
         here = reading.findings(store, manifest)
         reading.note(store, request.artifact, here)
+        count(attempt, store, manifest)
         found += here
         checked, size = checked + len(manifest.entries), size + manifest.size
     if found:
