@@ -25,7 +25,7 @@ from .links import Signer
 from .pace import Pace
 from .quota import Limits as Quotas
 from .quota import Quota
-from .settings import Section, Settings, StoreSettings
+from .settings import Section, Settings
 from .slots import Slots
 from .stores import open_destination, open_origin, open_store, sweep_destination
 from .stream import Check, Sink, Source, Store
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .ledger.links import LinkBook
     from .ledger.registry import Registry
     from .origins import Origins
+    from .stores.nfs_mount import Mounted
 
 
 #: Made when the worker starts, so that its processes share it.
@@ -53,7 +54,7 @@ class Stores(Mapping[str, Store]):
 
     def __getitem__(self, name: str) -> Store:
         if name not in self._opened:
-            self._opened[name] = _open(name, self._settings.stores[name])
+            self._opened[name] = _open(name, self._settings)
         return self._opened[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -74,9 +75,27 @@ def open_store_named(settings: Settings, name: str) -> Store:
     return stores[name]
 
 
-def _open(name: str, store: StoreSettings) -> Store:
+def _open(name: str, settings: Settings) -> Store:
+    store = settings.stores[name]
+    if store.url.startswith("nfs://"):
+        return open_store(name, store.url, **_nfs_values(settings))
     values = {key: _revealed(value) for key, value in store if key not in ("url", "backup_mode")}
     return open_store(name, store.url, **values)
+
+
+def _nfs_values(settings: Settings) -> dict[str, Any]:
+    nfs = settings.nfs
+    return {**_given(nfs), "mount_root": nfs.mount_root or settings.state_dir / "nfs"}
+
+
+def nfs_mounts(settings: Settings) -> list[Mounted]:
+    """The mounts of all stores on NFS, one each for those that share one; nothing is mounted yet."""
+    from .stores.nfs import NfsStore
+
+    opened = Stores(settings)
+    stores = [opened[name] for name, each in settings.stores.items() if each.url.startswith("nfs://")]
+    found = {each.mounted.places.slug: each.mounted for each in stores if isinstance(each, NfsStore)}
+    return list(found.values())
 
 
 def _bucket(url: str) -> str:

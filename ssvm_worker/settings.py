@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from .stores.nfs_url import DEFAULTS as NFS_DEFAULTS
+from .stores.nfs_url import check_options
 from .units import GiB, TiB, parse_size
 
 LANES = ("download", "upload", "backup", "maintenance")
@@ -168,6 +170,19 @@ class StoreSettings(SecretFields):
     ca_file: Path | None = None
 
 
+class Nfs(Section):
+    """How this host mounts the exports of stores with an nfs:// URL: docs/nfs.md."""
+
+    #: Where mountpoints, their locks and marks lie; <state_dir>/nfs when absent.
+    mount_root: Path | None = None
+    #: Mount options of all exports, those of a URL before them.
+    options: Annotated[str, BeforeValidator(check_options)] = NFS_DEFAULTS
+    #: Seconds that mounting, and unmounting, may take.
+    mount_s: Seconds = 30.0
+    #: Seconds after which a mount that no job has used is unmounted.
+    idle_s: Seconds = 900.0
+
+
 class Credentials(SecretFields):
     """What a job's ``credentials`` names: S3 keys, a user and password, a bearer token, certificates, a key."""
 
@@ -305,6 +320,7 @@ class Settings(Section):
     ledger: Ledger = Ledger()
     retry: Retry = Retry()
     stores: dict[str, StoreSettings] = Field(default_factory=dict)
+    nfs: Nfs = Nfs()
     credentials: dict[str, Credentials] = Field(default_factory=dict)
     download: Download = Download()
     upload: Upload = Upload()

@@ -16,6 +16,7 @@ from ssvm_worker.ledger.embedded import EmbeddedBroker
 from ssvm_worker.settings import Settings
 
 from .intake import Message, accept
+from .mounts import MountKeeper
 from .reaper import Reaper
 from .registrar import Registrar
 
@@ -62,8 +63,20 @@ def attach(app: Celery, settings: Settings) -> None:
         for job in JOBS.values():
             _ = job.module
 
-    app.steps["worker"].update((ReaperStep, RegistrarStep))
+    app.steps["worker"].update((ReaperStep, RegistrarStep, _mount_step(settings)))
     worker_init.connect(load_jobs, weak=False)
     task_received.connect(write_down, weak=False)
     if settings.broker.embedded:
         worker_init.connect(start_broker, weak=False)
+
+
+def _mount_step(settings: Settings) -> type:
+    class MountStep(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Behind the pool, as the others are."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def create(self, _worker: Any) -> MountKeeper:
+            return MountKeeper(settings)
+
+    return MountStep

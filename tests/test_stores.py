@@ -38,7 +38,6 @@ def test_s3(s3_server: S3Server, s3_bucket: str) -> None:
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        pytest.param("nfs://10.0.0.5/export", "later version", id="nfs is not there yet"),
         pytest.param("gs://bucket", "file, nfs, s3", id="unknown scheme"),
         pytest.param("/srv/secondary", "file, nfs, s3", id="a bare path"),
         pytest.param("file:///", "absolute", id="the root of the machine"),

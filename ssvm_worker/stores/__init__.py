@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 
 def open_store(name: str, url: str, **values: Any) -> Store:
-    """The image store behind a URL; *values* are S3Settings', which other stores leave aside. Touches nothing yet.
+    """The image store behind a URL. Touches nothing yet.
 
+    *values* are S3Settings' for S3, NfsSettings' for NFS; a directory leaves them aside.
     Raises ConfigError for a URL or a value that no store takes.
     """
     scheme = url.partition("://")[0]
@@ -49,12 +50,11 @@ def _s3(name: str, url: str, values: Mapping[str, Any]) -> Store:
         raise ConfigError(error.what, f"stores.{name}.url", error.remedy) from error
 
 
-def _nfs(name: str, _url: str, _: Mapping[str, Any]) -> Store:
-    raise ConfigError(
-        "nfs:// comes with a later version",
-        f"stores.{name}.url",
-        "Until then mount the export yourself and name its directory as file:///…",
-    )
+def _nfs(name: str, url: str, values: Mapping[str, Any]) -> Store:
+    from .nfs import NfsSettings, NfsStore
+
+    known = [field.name for field in fields(NfsSettings)]
+    return NfsStore(name, url, NfsSettings(**{key: values[key] for key in known if key in values}))
 
 
 #: The one list of stores: a new one is a module and a line here.

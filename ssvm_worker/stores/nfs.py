@@ -1,0 +1,45 @@
+"""An image store on an NFS export that the worker mounts: the store in a directory, below a root that is proved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .directory import Tree
+from .file import FileStore
+from .nfs_commands import Commands, SystemCommands
+from .nfs_mount import Mounted
+from .nfs_url import DEFAULTS, parse_export
+
+
+@dataclass(frozen=True)
+class NfsSettings:
+    """How this host mounts."""
+
+    #: Mountpoints and their locks, one host's.
+    mount_root: Path
+    #: For all exports; a URL may say otherwise.
+    options: str = DEFAULTS
+    #: Seconds for mounting, and for unmounting.
+    mount_s: float = 30.0
+
+
+class NfsStore(FileStore):
+    """See FileStore. Each call begins at the root's handle, which ``Mounted`` vouches for."""
+
+    def __init__(self, name: str, url: str, settings: NfsSettings, commands: Commands | None = None) -> None:
+        export = parse_export(name, url, settings.options)
+        self.name = name
+        self.url = url
+        given = commands or SystemCommands(settings.mount_s)
+        self.mounted = Mounted(export, settings.mount_root, given, patience_s=2 * settings.mount_s)
+        self._tree = _MountedTree(self.mounted)
+
+
+class _MountedTree(Tree):
+    def __init__(self, mounted: Mounted) -> None:
+        super().__init__(mounted.places.point)
+        self._mounted = mounted
+
+    def _open_root(self) -> int:
+        return self._mounted.open_root()

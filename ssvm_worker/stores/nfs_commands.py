@@ -1,0 +1,113 @@
+"""``mount.nfs`` and ``umount`` as commands with a deadline: the one place that changes what is mounted.
+
+As root, or through ``sudo -n`` by a rule that names these command lines (docs/nfs.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ssvm_worker.errors import ConfigError, StoreDenied, StoreUnavailable, WorkerError
+
+_SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
+#: Seconds that a killed process gets to be gone.
+_FAREWELL_S = 1.0
+#: What mount.nfs and the kernel say of a server that does not speak a version, or shows other paths in it.
+_NOT_SPOKEN = ("not supported", "No such file or directory", "No such device", "Invalid argument", "incorrect mount")
+_REFUSED = ("access denied", "Permission denied", "Operation not permitted")
+
+
+class NotSpoken(StoreUnavailable):
+    """The server may yet speak an older version."""
+
+
+class Commands(Protocol):
+    """Changes what is mounted. *held* is a locked file that stays locked for as long as the command lives."""
+
+    @property
+    def fstypes(self) -> frozenset[str]:
+        """File systems that may be taken for a mount of ours."""
+
+    def mount(self, source: str, point: str, options: str, held: int) -> None:
+        """Raises NotSpoken, StoreDenied, StoreUnavailable, ConfigError."""
+
+    def unmount(self, point: str, held: int, *, lazily: bool = False) -> None:
+        """Raises StoreUnavailable: it is in use, or does not answer."""
+
+
+@dataclass(frozen=True)
+class SystemCommands:
+    """The machine's own."""
+
+    #: Seconds after which a command is killed, or left alone where it cannot be.
+    deadline_s: float = 30.0
+    fstypes: frozenset[str] = frozenset({"nfs", "nfs4"})
+
+    def mount(self, source: str, point: str, options: str, held: int) -> None:
+        wrong = self._run(["mount.nfs", source, point, "-o", options], source, held)
+        if wrong:
+            raise _explained(wrong, source)
+
+    def unmount(self, point: str, held: int, *, lazily: bool = False) -> None:
+        wrong = self._run(["umount", *(["-l"] if lazily else []), point], point, held)
+        if wrong:
+            raise StoreUnavailable(f"It cannot be unmounted: {wrong}", point, "`fuser -vm` says who uses it")
+
+    def _run(self, command: Sequence[str], where: str, held: int) -> str:
+        """What it says of its failure; empty if there is none.
+
+        In a session of its own, killed whole: a mount.nfs that is merely left alone goes on, and mounts in the end.
+        """
+        # Its errors are matched, so they must not come in the administrator's language.
+        process = subprocess.Popen(
+            full_command(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=(held,),
+            env={"PATH": _SBIN, "LC_ALL": "C"},
+        )
+        try:
+            said = process.communicate(timeout=self.deadline_s)[1].decode(errors="replace").strip()
+        except subprocess.TimeoutExpired as error:
+            abandon(process)
+            what = f"{command[0]} has not ended within {self.deadline_s:g} s"
+            raise StoreUnavailable(what, where, "Is the server up, and 2049/tcp open to it?") from error
+        return (said.splitlines() or [f"it ended with {process.returncode}"])[-1] if process.returncode else ""
+
+
+def full_command(command: Sequence[str]) -> list[str]:
+    """The command by its path, behind ``sudo -n`` where we are not root; ConfigError where it is not there."""
+    path = shutil.which(command[0], path=_SBIN)
+    if path is None:
+        package = "nfs-common (Debian) or nfs-utils" if command[0] == "mount.nfs" else "mount"
+        raise ConfigError(f"{command[0]} is not installed", "stores", f"Install the package {package}")
+    return [*([] if os.geteuid() == 0 else [shutil.which("sudo") or "sudo", "-n"]), path, *command[1:]]
+
+
+def abandon(process: subprocess.Popen[bytes]) -> None:
+    """Kill it with all it has started, and wait a moment, not for ever: one in the kernel's hands may never end."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_FAREWELL_S)
+    for pipe in filter(None, (process.stdout, process.stderr)):
+        pipe.close()
+
+
+def _explained(said: str, source: str) -> WorkerError:
+    if "sudo" in said:
+        return ConfigError(f"The worker may not mount: {said}", source, "Add the sudo rule of docs/nfs.md")
+    if any(each in said for each in _REFUSED):
+        return StoreDenied(f"The server refuses the mount: {said}", source, "Look at its exports for this host")
+    if any(each in said for each in _NOT_SPOKEN):
+        return NotSpoken(f"It cannot be mounted: {said}", source, "`showmount -e` lists what the server exports")
+    return StoreUnavailable(f"It cannot be mounted: {said}", source, "Is the server up, and 2049/tcp open to it?")

@@ -1,0 +1,272 @@
+"""One export's mount on this host: made when it is first used, shared by all processes, proved before each use.
+
+Below ``mount_root``, for each export:
+
+    SLUG/           the mountpoint
+    SLUG.lock       locked while somebody mounts or unmounts
+    SLUG.users      a shared lock for each user; its time is that of the last use
+    SLUG.mounted    there while the mount is one that we made
+    SLUG.id         what the export's marker said when this host saw it first
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import os
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+
+from ssvm_worker.errors import ConfigError, ResourceBusy, StoreUnavailable, WorkerError
+
+from .directory import translated, translating
+from .mountinfo import Mount, mounts
+from .nfs_commands import Commands, NotSpoken
+from .nfs_marker import prove
+from .nfs_url import NFS_PORT, Export
+
+_AGAIN_S = 0.05
+#: Of this process.
+_MOUNTED: weakref.WeakSet[Mounted] = weakref.WeakSet()
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where an export's files on this host lie."""
+
+    root: Path
+    slug: str
+
+    @property
+    def point(self) -> Path:
+        """The mountpoint."""
+        return self.root / self.slug
+
+    def file(self, kind: str) -> Path:
+        """``SLUG.<kind>``."""
+        return self.root / f"{self.slug}.{kind}"
+
+
+class Mounted:
+    """See the module. Safe to share between threads. What it is asked may touch the server, and hang with it."""
+
+    def __init__(self, export: Export, root: Path, commands: Commands, *, patience_s: float = 60.0) -> None:
+        self.export = export
+        self.places = Places(root, export.slug)
+        self._commands = commands
+        self._patience_s = patience_s
+        self._lock = RLock()
+        self._user: int | None = None
+        self._made = False
+        #: st_dev of the mount whose marker was read, and where that is.
+        self._proved: tuple[Path, int] | None = None
+        _MOUNTED.add(self)
+
+    @property
+    def made(self) -> bool:
+        """Whether this object mounted it."""
+        return self._made
+
+    def open_root(self) -> int:
+        """A handle of the export's root, which is the right one: all is done from there, never by a path.
+
+        The bare directory under the mount has another device, and so has whatever else is mounted there.
+        """
+        with self._lock:
+            if self._proved is None:
+                self._proved = self._prove()
+            try:
+                return self._open(*self._proved)
+            except _NotThere:
+                self._proved = self._prove()
+                return self._open(*self._proved)
+
+    def release(self) -> None:
+        """This process no longer uses it, until it asks again."""
+        with self._lock:
+            self._proved = None
+            if self._user is not None:
+                self._leave()
+                self._user = None
+
+    def found(self) -> Mount | None:
+        """The mount, ours first; None if there is none."""
+        own, foreign = str(self.places.point), None
+        for each in reversed(mounts()):
+            if each.point == own:
+                return each if self._is_it(each) else None
+            if self._is_it(each) and self._as_wanted(each):
+                foreign = foreign or each
+        return foreign
+
+    def unmount_unused(self, idle_s: float = 0.0) -> bool:
+        """Unmount what we have mounted and nobody has used for so long; whether we did. Raises StoreUnavailable."""
+        if not self.places.file("mounted").exists():
+            return False
+        with contextlib.ExitStack() as stack:
+            try:
+                held = stack.enter_context(_locked(self.places.file("lock"), fcntl.LOCK_EX, 0))
+                stack.enter_context(_locked(self.places.file("users"), fcntl.LOCK_EX, 0))
+            except ResourceBusy:
+                return False
+            if time.time() - self.places.file("users").stat().st_mtime < idle_s:
+                return False
+            self._unmount(held)
+            return True
+
+    def remount(self) -> None:
+        """Take a stale mount away, lazily, and mount it anew; one that is not ours is its administrator's to mend."""
+        with self._lock:
+            self._proved = None
+            with _locked(self.places.file("lock"), fcntl.LOCK_EX, self._patience_s) as held:
+                if not self.places.file("mounted").exists():
+                    raise StoreUnavailable("The mount is stale, and not the worker's", self.export.source, "Remount it")
+                self._unmount(held, lazily=True)
+                self._mount(held)
+
+    def _open(self, point: Path, device: int) -> int:
+        try:
+            handle = os.open(point, _OPEN)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise _NotThere from error
+            raise translated(error, self.export.source) from error
+        if os.fstat(handle).st_dev != device:
+            os.close(handle)
+            raise _NotThere
+        return handle
+
+    def _prove(self) -> tuple[Path, int]:
+        self._enter()
+        mount = self._present()
+        place = Path(mount.point), os.makedev(*mount.device)
+        try:
+            handle = self._open(*place)
+        except _NotThere as error:
+            what = "Something else lies over the mount"
+            raise StoreUnavailable(what, mount.point, "`findmnt` says what; unmount it") from error
+        try:
+            with translating(self.export.source):
+                prove(handle, self.places.file("id"), self.export.source)
+        finally:
+            os.close(handle)
+        return place
+
+    def _present(self) -> Mount:
+        with _locked(self.places.file("lock"), fcntl.LOCK_EX, self._patience_s) as held:
+            return self.found() or self._mount(held)
+
+    def _mount(self, held: int) -> Mount:
+        with _writable(self.places.root):
+            self.places.point.mkdir(mode=0o500, exist_ok=True)
+            self.places.file("mounted").touch(0o600)
+        try:
+            self._mount_some_version(held)
+        except WorkerError:
+            if not self.found():
+                self.places.file("mounted").unlink(missing_ok=True)
+            raise
+        self._made = True
+        if mount := self.found():
+            return mount
+        raise StoreUnavailable("It was mounted, and is not there", str(self.places.point), "`findmnt` says what is")
+
+    def _mount_some_version(self, held: int) -> None:
+        first: NotSpoken | None = None
+        for version in self.export.versions:
+            try:
+                options = self.export.option_text(version)
+                self._commands.mount(self.export.source, str(self.places.point), options, held)
+                return
+            except NotSpoken as error:
+                first = first or error
+        assert first is not None
+        raise first
+
+    def _unmount(self, held: int, *, lazily: bool = False) -> None:
+        """Each layer of it: a mount.nfs that outlived its worker may have put one more on top."""
+        own = str(self.places.point)
+        for _ in [each for each in mounts() if each.point == own and self._is_it(each)]:
+            self._commands.unmount(own, held, lazily=lazily)
+        self.places.file("mounted").unlink(missing_ok=True)
+
+    def _is_it(self, mount: Mount) -> bool:
+        return mount.fstype in self._commands.fstypes and mount.source == self.export.source
+
+    def _as_wanted(self, mount: Mount) -> bool:
+        """Whether somebody else's mount is by the version and port that were asked for."""
+        versions = self.export.versions
+        spoken = mount.options.get("vers", versions[0])
+        port = int(mount.options.get("port") or NFS_PORT)
+        return port == self.export.port and (spoken in versions or spoken.partition(".")[0] in versions)
+
+    def _enter(self) -> None:
+        """Be one of its users, for as long as this object lives or until it is released."""
+        if self._user is None:
+            with _writable(self.places.root):
+                self.places.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._user = _lock(self.places.file("users"), fcntl.LOCK_SH, self._patience_s)
+            self._leave = weakref.finalize(self, _leave, self._user)
+        os.utime(self._user)
+
+
+@atexit.register
+def unmount_ours() -> None:
+    """What a command on its own has mounted goes with it, unless others use it. Pool processes do not come by here."""
+    for each in (everything := list(_MOUNTED)):
+        each.release()
+    for each in everything:
+        with contextlib.suppress(WorkerError, OSError):
+            _ = each.made and each.unmount_unused()
+
+
+class _NotThere(Exception):
+    """What was proved is no longer there."""
+
+
+def _leave(user: int) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(user)
+    os.close(user)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, how: int, patience_s: float) -> Iterator[int]:
+    handle = _lock(path, how, patience_s)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _lock(path: Path, how: int, patience_s: float) -> int:
+    """A handle that holds the lock; ResourceBusy if it is somebody else's for longer than *patience_s*."""
+    with _writable(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(handle, how | fcntl.LOCK_NB)
+            return handle
+        except OSError as error:
+            if time.monotonic() >= until:
+                os.close(handle)
+                raise ResourceBusy("Another process mounts or unmounts it", str(path), "Try again") from error
+        time.sleep(_AGAIN_S)
+
+
+@contextlib.contextmanager
+def _writable(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"The worker cannot keep its mounts there: {error.strerror}", str(place), "Set nfs.mount_root"
+        ) from error

@@ -1,0 +1,52 @@
+"""Unmounts what this host's workers have mounted and no longer use: now and then, and at the worker's end."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+
+from ssvm_worker.assembly import nfs_mounts
+from ssvm_worker.errors import WorkerError
+from ssvm_worker.settings import Settings
+from ssvm_worker.stores.nfs_mount import Mounted
+
+_LOG = logging.getLogger("ssvm.mounts")
+#: Seconds between two looks.
+_EVERY_S = 30.0
+
+
+class MountKeeper:
+    """A thread of the worker's main process, which uses no mount itself; without stores on NFS it has nothing to do."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._idle_s = settings.nfs.idle_s
+        self._mounts = nfs_mounts(settings)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="mounts", daemon=True)
+
+    def start(self) -> None:
+        """Begin. The last look is when the process ends: its jobs may run on for a while after the stop."""
+        if self._mounts:
+            self._thread.start()
+            atexit.register(self._unmount, 0.0)
+
+    def stop(self) -> None:
+        """Tell the thread to end."""
+        self._over.set()
+
+    def _repeat(self) -> None:
+        while not self._over.wait(min(_EVERY_S, self._idle_s)):
+            self._unmount(self._idle_s)
+
+    def _unmount(self, idle_s: float) -> None:
+        for each in self._mounts:
+            _unmount_unused(each, idle_s)
+
+
+def _unmount_unused(mounted: Mounted, idle_s: float) -> None:
+    try:
+        if mounted.unmount_unused(idle_s):
+            _LOG.info("%s is unmounted: nobody uses it", mounted.export.source)
+    except (WorkerError, OSError) as error:
+        _LOG.warning("%s stays mounted: %s", mounted.export.source, error)

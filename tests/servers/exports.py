@@ -1,0 +1,72 @@
+"""Exports without a server: memory is mounted under an export's name, which mountinfo then shows like any other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.errors import StoreUnavailable
+from ssvm_worker.stores.mountinfo import mounts
+from ssvm_worker.stores.nfs_commands import NotSpoken
+
+
+@dataclass
+class MemoryExports:
+    """Each mount of a source shows the same directory below *root*, as each mount of an export does."""
+
+    root: Path
+    fstypes: frozenset[str] = frozenset({"tmpfs"})
+    #: The versions that the server speaks.
+    speaks: tuple[str, ...] = ("4.2", "4.1", "3")
+    #: Whether something else lies over what is mounted.
+    covers: bool = False
+    #: Sources with their options, as they were mounted.
+    mounted: list[tuple[str, str]] = field(default_factory=list)
+
+    def mount(self, source: str, point: str, options: str, held: int) -> None:
+        os.fstat(held)
+        version = dict(each.partition("=")[::2] for each in options.split(","))["vers"]
+        if version not in self.speaks:
+            raise NotSpoken("requested NFS version is not supported", source)
+        self.mounted.append((source, options))
+        if self.covers:
+            _run("mount", "-t", "tmpfs", "foreign", point)
+            return
+        export = self.root / source.replace("/", "_")
+        if not export.exists():
+            export.mkdir()
+            _run("mount", "-t", "tmpfs", "-o", "size=64m", source, str(export))
+        _run("mount", "--bind", str(export), point)
+
+    def unmount(self, point: str, held: int, *, lazily: bool = False) -> None:
+        os.fstat(held)
+        try:
+            _run("umount", *(["-l"] if lazily else []), point)
+        except subprocess.CalledProcessError as error:
+            raise StoreUnavailable(error.stderr.decode(), point) from error
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def memory_exports(root: Path) -> Iterator[MemoryExports]:
+    """Exports whose every mount goes at the end; skips where nothing can be mounted."""
+    probe = root / "probe"
+    probe.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "probe", str(probe)], capture_output=True).returncode:
+        pytest.skip("only root may mount, and in a container only one with CAP_SYS_ADMIN")
+    _run("umount", str(probe))
+    try:
+        yield MemoryExports(root)
+    finally:
+        for each in reversed(mounts()):
+            if each.point.startswith(f"{root.parent}/"):
+                _run("umount", "-l", each.point)

@@ -1,0 +1,112 @@
+"""nfs:// URLs: an export, and options of a list."""
+
+from __future__ import annotations
+
+import pytest
+
+from ssvm_worker.config import parse
+from ssvm_worker.errors import ConfigError
+from ssvm_worker.stores.nfs_url import ALLOWED, parse_export
+
+
+@pytest.mark.parametrize(
+    ("url", "source", "port"),
+    [
+        ("nfs://10.0.0.5/export/secondary", "10.0.0.5:/export/secondary", 2049),
+        ("nfs://filer.example:20049/a/b/", "filer.example:/a/b", 20049),
+        ("nfs://[fd00::5]/x", "[fd00::5]:/x", 2049),
+        ("nfs://filer/", "filer:/", 2049),
+    ],
+)
+def test_export(url: str, source: str, port: int) -> None:
+    """A URL is a host, a port and a path, as mount.nfs takes them."""
+    export = parse_export("primary", url)
+    assert (export.source, export.port) == (source, port)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nfs:///export",
+        "nfs://-o/export",
+        "nfs://host/a b",
+        "nfs://host/a,rw",
+        "nfs://host/a%2Cexec",
+        "nfs://host/../x",
+        "nfs://host/a//b",
+        "nfs://host/x#y",
+        "nfs://user@host/x",
+        "nfs://host:99999/x",
+        "nfs://ho;st/x",
+        "nfs://host/$(id)",
+        "nfs://[::1%25lo]/x",
+        "nfs://host/x\n",
+    ],
+)
+def test_refused_url(url: str) -> None:
+    """What is no plain host and path is refused, and the store is named."""
+    if url.endswith("\n"):
+        url = "nfs://host/x%0A"
+    with pytest.raises(ConfigError, match=r"stores\.primary\.url"):
+        parse_export("primary", url)
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("exec", "'exec'"),
+        ("suid", "'suid'"),
+        ("vers=5", "vers takes no '5'"),
+        ("vers=4.2,exec", "vers takes no '4.2,exec'"),
+        ("nconnect=17", "nconnect takes no '17'"),
+        ("nconnect=", "nconnect takes no ''"),
+        ("timeo=1e3", "timeo takes no '1e3'"),
+        ("timeo=%D9%A3", "timeo takes no"),
+        ("hard=1", "hard takes no '1'"),
+        ("clientaddr=$(id)", "clientaddr takes no"),
+        ("retry=100", "'retry'"),
+        ("port=1", "'port'"),
+        ("addr=1.2.3.4", "'addr'"),
+        ("sec=none", "sec takes no 'none'"),
+    ],
+)
+def test_refused_option(query: str, text: str) -> None:
+    """An option that is not on the list, or a value that it does not take, is named; so are those that are allowed."""
+    with pytest.raises(ConfigError) as caught:
+        parse_export("primary", f"nfs://host/x?{query}")
+    assert text in str(caught.value)
+    if "No mount option" in str(caught.value):
+        assert all(name in str(caught.value) for name in ALLOWED)
+
+
+def test_options_of_the_url_win() -> None:
+    """A URL's options take the place of the defaults', and of those that they exclude."""
+    export = parse_export("primary", "nfs://host/x?soft&nconnect=8", "hard,timeo=600,nconnect=4")
+    assert dict(export.options) == {"timeo": "600", "nconnect": "8", "soft": ""}
+
+
+def test_versions() -> None:
+    """Where the URL names no version the newest is tried first; one that it names is the only one."""
+    assert parse_export("primary", "nfs://host/x").versions == ("4.2", "4.1", "3")
+    assert parse_export("primary", "nfs://host/x?vers=4.1").versions == ("4.1",)
+
+
+def test_option_text() -> None:
+    """The command gets version, port and one try; version 3 no locks, as that would want a daemon."""
+    export = parse_export("primary", "nfs://host:20049/x", "hard,timeo=600")
+    assert export.option_text("4.2") == "hard,timeo=600,vers=4.2,port=20049,retry=0"
+    assert export.option_text("3") == "hard,timeo=600,vers=3,port=20049,retry=0,nolock"
+
+
+def test_another_way_of_mounting_has_another_place() -> None:
+    """The same export with other options is another mount; the same with the same is one."""
+    urls = ("nfs://host/x", "nfs://host/x?soft", "nfs://host/y", "nfs://host:1/x")
+    assert len({parse_export("primary", url).slug for url in urls}) == 4
+    assert parse_export("a", "nfs://host/x").slug == parse_export("b", "nfs://host/x/").slug
+
+
+def test_settings() -> None:
+    """Default options are held against the same list, and the finding names the setting."""
+    assert parse({"nfs": {"options": "soft,timeo=50"}}, "here").nfs.options == "soft,timeo=50"
+    with pytest.raises(ConfigError, match=r"nfs\.options.*'exec'.*Allowed are: vers"):
+        parse({"nfs": {"options": "soft,exec"}}, "here")
