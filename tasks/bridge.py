@@ -44,7 +44,7 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
             _LOG.info("job %s is left alone: it is not there to be run", record.job_id)
             return {"job_id": record.job_id, "state": "left"}
         with Heart(ledger, claim) as heart, draining(heart.shut_down, settings.worker.drain_s):
-            return _Run(settings, ledger, claim, heart).run()
+            return Run(settings, ledger, claim, heart).run()
 
 
 def worker_name() -> str:
@@ -53,7 +53,7 @@ def worker_name() -> str:
 
 
 @dataclass
-class _Run:
+class Run:
     """One claimed attempt."""
 
     settings: Settings

@@ -18,7 +18,7 @@ from ssvm_worker.links import GET, Link, Signer, new_id, object_path
 from ssvm_worker.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.stream import Owner, put_bytes
 from tests.servers.broker import StoppableBroker
-from tests.servers.service import SECRET, Service, serving, settings_of
+from tests.servers.service import SECRET, Service, serving, settings_file, settings_of
 
 IMAGE = os.urandom(3 << 20)
 DIGEST = f"sha256:{hashlib.sha256(IMAGE).hexdigest()}"
@@ -223,7 +223,7 @@ def test_too_many(start_service: Callable[..., Service]) -> None:
 
 def test_command(service: Service, at: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`ssvm link` gives a URL that works, lists it, and ends it by its key."""
-    file = _written(service, tmp_path)
+    file = settings_file(service, tmp_path)
 
     def run(*argv: str) -> str:
         assert cli.main(["link", "--config", str(file), *argv]) == 0
@@ -254,17 +254,5 @@ def test_command_refused(
     service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str
 ) -> None:
     """What cannot be linked to is refused with the reason."""
-    assert cli.main(["link", "--config", str(_written(service, tmp_path)), *argv]) == 1
+    assert cli.main(["link", "--config", str(settings_file(service, tmp_path)), *argv]) == 1
     assert says in capsys.readouterr().err
-
-
-def _written(service: Service, directory: Path) -> Path:
-    """The settings of the service, for a command."""
-    broker, serve = service.settings.broker, service.settings.serve
-    file = directory / "worker.toml"
-    file.write_text(
-        f'[broker]\nurl = "{broker.url.get_secret_value()}"\nprefix = "{broker.prefix}"\n'
-        f'[stores.primary]\nurl = "file://{service.store}"\n'
-        f'[serve]\nurl = "{serve.url}"\nkey = "k1"\n[serve.keys.k1]\nsecret = "{SECRET}"\n'
-    )
-    return file

@@ -11,8 +11,12 @@ from typing import Any
 
 from ssvm_worker import assembly, config
 from ssvm_worker.errors import ConfigError, InvalidRequest, ObjectNotFound
+from ssvm_worker.jobs import downloadrequest
 from ssvm_worker.jobs.members import member
-from ssvm_worker.links import GET, Link, new_id
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.keys import Artifact
+from ssvm_worker.links import GET, PUT, Link, new_id
+from ssvm_worker.manifest import find_manifest
 from ssvm_worker.settings import Settings
 from ssvm_worker.units import human_duration, parse_duration
 
@@ -28,6 +32,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     link.add_argument("key", nargs="?", metavar="KEY", help="of the object: template/tmpl/ACCOUNT/ID/NAME")
     link.add_argument("--for", dest="lasting", metavar="TIME", default="4h", help="30m, 4h, 7d at the most (4h)")
     link.add_argument("--store", metavar="NAME", help="the first of the settings when absent")
+    _add_upload(link)
     what = link.add_mutually_exclusive_group()
     what.add_argument("--revoke", metavar="ID|KEY", help="end a link, or all links of a key")
     what.add_argument("--list", action="store_true", help="the links that stand")
@@ -35,6 +40,19 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     serve = commands.add_parser("serve", help="the HTTP service behind the links of directory stores", parents=[common])
     serve.add_argument("--listen", metavar="HOST:PORT", default="", help="in place of serve.listen of the settings")
     serve.set_defaults(command=_serve)
+
+
+def _add_upload(link: argparse.ArgumentParser) -> None:
+    link.add_argument("--upload", action="store_true", help="a link by which one image is sent to the artifact at KEY")
+    for name, note in (
+        ("kind", "template (the default), iso or volume"),
+        ("name", "what people call it"),
+        ("format", "what it must be; auto when absent"),
+        ("checksum", "what its digest must be"),
+        ("max-bytes", "refuse a larger one"),
+        ("callback-url", "gets the job record at the end"),
+    ):
+        link.add_argument(f"--{name}", help=f"with --upload: {note}")
 
 
 def _serve(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every command has both
@@ -58,7 +76,11 @@ def _link(args: argparse.Namespace, output: Output) -> int:
         return 0
     if not args.key:
         raise InvalidRequest("A link to what?", "", "Give KEY, --list or --revoke ID|KEY")
-    made = _made(settings, args.store or next(iter(settings.stores), ""), args.key.strip("/"), _seconds(args.lasting))
+    if args.upload:
+        made = _upload(settings, args, _seconds(args.lasting))
+    else:
+        name = args.store or next(iter(settings.stores), "")
+        made = _made(settings, name, args.key.strip("/"), _seconds(args.lasting))
     output.result(made, made["url"])
     return 0
 
@@ -86,6 +108,27 @@ def _made(settings: Settings, name: str, key: str, seconds: int) -> dict[str, An
         raise InvalidRequest("That store has no files to serve", f"{name}:{key}", "Copy the artifact to another store")
     link = Link(new_id(), GET, until, name, key, created=int(time.time()), by=getpass.getuser())
     return {"url": _written(settings, link), "link": link.id, **shown, "revocable": True}
+
+
+def _upload(settings: Settings, args: argparse.Namespace, seconds: int) -> dict[str, Any]:
+    """A link by which one image comes in; what is wrong with the request is said now, not to its sender."""
+    artifact, link_id, now = Artifact.of_prefix(args.key), new_id(), int(time.time())
+    stores = [each for each in (args.store or next(iter(settings.stores), "")).split(",") if each]
+    known = [assembly.open_store_named(settings, name) for name in stores]
+    asked = {name: getattr(args, name) for name in ("kind", "name", "format", "checksum", "max_bytes", "callback_url")}
+    fields = {"url": f"upload:{link_id}", "account": artifact.account, "id": artifact.id, "kind": artifact.kind}
+    fields |= {"stores": stores} | {name: value for name, value in asked.items() if value is not None}
+    request = parse_request(downloadrequest.Request, fields, "download")
+    if request.artifact.prefix != artifact.prefix:
+        raise InvalidRequest(f"No {request.kind} lies there", args.key, "Give its own KEY")
+    if find_manifest(known[0], artifact):
+        raise InvalidRequest(
+            "There is one already", f"{stores[0]}:{artifact.prefix}", "Delete it first, or use a new id"
+        )
+    values = request.model_dump(mode="json", exclude_defaults=True)
+    link = Link(link_id, PUT, now + seconds, stores[0], artifact.prefix, values, now, getpass.getuser())
+    shown = {"store": link.store, "key": link.key, "until": _moment(link.until), "revocable": True}
+    return {"url": _written(settings, link), "link": link.id, "job_id": link.job_id, **shown}
 
 
 def _written(settings: Settings, link: Link) -> str:

@@ -2,9 +2,10 @@
 
 from .connection import celery_url, redis_url, shown
 from .ledger import Ledger
-from .record import STATES, AttemptRecord, Callback, Claim, NewJob, Record, WorkerLost, queue_name
+from .record import INBOUND, STATES, AttemptRecord, Callback, Claim, NewJob, Record, WorkerLost, queue_name
 
 __all__ = [
+    "INBOUND",
     "STATES",
     "AttemptRecord",
     "Callback",

@@ -14,6 +14,9 @@ QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = STATES = ("queued", "running", "
 #: States that only a user's retry leaves.
 ENDED = (SUCCEEDED, FAILED, CANCELLED)
 
+#: The lane of uploads, which `ssvm serve` runs while somebody sends. No worker takes it, and nothing rings for it.
+INBOUND = "inbound"
+
 Request = dict[str, Any]
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ssvm_worker.errors import InvalidRequest, ObjectNotFound, Retryable, WorkerError
+from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.links import LinkBook
-from ssvm_worker.links import GET, Link, Signer, object_path
+from ssvm_worker.links import GET, Link, Signer, object_path, upload_path
 from ssvm_worker.stream import Store
 
+from .answers import failure, respond
+from .incoming import Uploads
 from .outgoing import Offered
 
 _LOG = logging.getLogger("ssvm.serve")
@@ -71,13 +74,47 @@ class Objects:
             await asyncio.to_thread(offered.close)
 
 
-def make_app(gate: Gate, stores: Mapping[str, Store]) -> Starlette:
+def make_app(gate: Gate, stores: Mapping[str, Store], uploads: Uploads) -> Starlette:
     """The whole service."""
+    methods = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS"]
     routes = [
         Route("/health", _health, methods=["GET"]),
         Route("/get/{id}/{store}/{key:path}", Objects(gate, stores), methods=["GET", "HEAD"]),
+        Route("/put/{id}", Incoming(gate, uploads), methods=methods),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _refused, WorkerError: _failed})
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await uploads.close()
+
+    handlers = {HTTPException: _refused, WorkerError: _failed}
+    return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """Uploads."""
+
+    gate: Gate
+    uploads: Uploads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope, receive)
+        try:
+            response = await self._answer(request)
+        except HTTPException as error:
+            response = await _refused(request, error)
+        except WorkerError as error:
+            response = await _failed(request, error)
+        await respond(request, response, send)
+
+    async def _answer(self, request: Request) -> Response:
+        if request.method == "OPTIONS":
+            return self.uploads.options()
+        link = await self.gate.admit(request, upload_path(request.path_params["id"]))
+        return await self.uploads.answer(request, link)
 
 
 async def _health(_: Request) -> Response:
@@ -95,18 +132,3 @@ async def _failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, WorkerError)
     _LOG.warning("%s %s: %s", request.method, request.url.path, error)
     return failure(error)
-
-
-def failure(error: WorkerError) -> Response:
-    """The error object with the status that says the same."""
-    status = next((code for kind, code in _STATUS if isinstance(error, kind)), 500)
-    headers = {"Retry-After": "10"} if status == 503 else None
-    return JSONResponse(error.as_dict(), status, headers=headers)
-
-
-#: The first that fits.
-_STATUS: tuple[tuple[type[WorkerError], int], ...] = (
-    (ObjectNotFound, 404),
-    (InvalidRequest, 409),
-    (Retryable, 503),
-)

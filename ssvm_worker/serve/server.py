@@ -10,11 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import uvicorn
 
-from ssvm_worker.assembly import Stores, link_signer, open_links
+from ssvm_worker.assembly import Stores, link_signer, open_ledger, open_links
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.settings import Settings
+from tasks.reaper import Reaper
 
 from .app import Gate, make_app
+from .incoming import Uploads
+from .session import Inbox
 from .wire import Patience, Protocol
 
 _LOG = logging.getLogger("ssvm.serve")
@@ -31,7 +34,12 @@ def serve(settings: Settings, listen: str = "") -> None:
     host, port = listener.getsockname()[:2]
     _LOG.warning("listening on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
     signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn raises again when it has ended in good order
-    asyncio.run(answer(server, listener))
+    reaper = Reaper(settings)  # an upload's claim must run out even where no worker is
+    reaper.start()
+    try:
+        asyncio.run(answer(server, listener))
+    finally:
+        reaper.stop()
 
 
 def make_server(settings: Settings) -> uvicorn.Server:
@@ -39,12 +47,13 @@ def make_server(settings: Settings) -> uvicorn.Server:
     given = settings.serve
     gate = Gate(link_signer(settings), open_links(settings))
     Protocol.patience = Patience(given.stall_s, given.min_rate)
+    uploads = Uploads(Inbox(settings, open_ledger(settings)), Protocol.patience)
     config = uvicorn.Config(
-        make_app(gate, Stores(settings)),
+        make_app(gate, Stores(settings), uploads),
         http=Protocol,
         ws="none",
         loop="asyncio",  # the other one hides its sockets
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         access_log=False,  # its lines hold the links
         proxy_headers=False,

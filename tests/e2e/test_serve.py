@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -11,13 +12,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from tusclient.client import TusClient
 
+from ssvm_worker import assembly
 from ssvm_worker.digest import digest_of
+from tests import images
 from tests.servers.broker import Broker
 from tests.servers.service import SECRET, Service, settings_of
+from tests.servers.worker import until
 from tests.test_serve import link, put_image
+from tests.test_serve_upload import PREFIX, stored, upload_link, url_of
 
 pytestmark = pytest.mark.e2e
 
@@ -82,3 +89,27 @@ def _lets_in(address: tuple[str, int]) -> bool:
     except ConnectionRefusedError:
         return False
     return True
+
+
+def test_upload_over_a_kill(serve_process: ServeProcess, tmp_path: Path) -> None:
+    """A tus client whose server is killed in the middle goes on with the next one, from what has been stored."""
+    service, file = serve_process.service, tmp_path / "image.raw"
+    image = images.mbr(32 << 20)[: 1 << 20] + os.urandom(31 << 20)  # zeros would be a hole, which a kill cuts off
+    file.write_bytes(image)
+    link = upload_link(service)
+    client = TusClient(service.url + url_of(service, link))
+    uploader = client.uploader(str(file), chunk_size=4 << 20)
+    for _ in range(4):
+        uploader.upload_chunk()
+    serve_process.process.kill()
+    serve_process.process.wait()
+    path = urlsplit(uploader.url)
+    serve_process.start()
+    with assembly.open_ledger(service.settings) as ledger:
+        until(lambda: ledger.get(link.job_id).state == "queued", "the claim of the dead has run out")
+    uploader = client.uploader(str(file), chunk_size=4 << 20, url=f"{service.url}{path.path}?{path.query}")
+    assert uploader.offset > 8 << 20
+    uploader.upload()
+    assert (service.store / PREFIX / "7.raw").read_bytes() == image
+    assert "7.raw" in stored(service)
+    assert not [each for each in stored(service) if each.startswith(".")]

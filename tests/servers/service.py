@@ -50,6 +50,18 @@ def settings_of(broker: Broker, store: Path, **serve: Any) -> Settings:
     return parse(values, "the test")
 
 
+def settings_file(service: Service, directory: Path) -> Path:
+    """The settings of the service, for a command."""
+    broker, serve = service.settings.broker, service.settings.serve
+    file = directory / "worker.toml"
+    file.write_text(
+        f'[broker]\nurl = "{broker.url.get_secret_value()}"\nprefix = "{broker.prefix}"\n'
+        f'[stores.primary]\nurl = "file://{service.store}"\n'
+        f'[serve]\nurl = "{serve.url}"\nkey = "k1"\n[serve.keys.k1]\nsecret = "{SECRET}"\n'
+    )
+    return file
+
+
 @contextmanager
 def serving(settings: Settings) -> Iterator[Service]:
     """Within, it answers; leaving stops it as SIGTERM does."""

@@ -1,0 +1,299 @@
+"""Uploads over HTTP: a page for people, PUT for curl, and tus 1.0 for what may break on the way.
+
+An upload that breaks stays open for a while: its pipeline waits for the rest. After that, or when this process ends,
+what has come lies in a part on the primary store, if that can go on with one, and any process goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from email.utils import formatdate
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Message
+
+from ssvm_worker.errors import ResourceBusy, SourceUnavailable, WorkerError
+from ssvm_worker.ledger import Claim
+from ssvm_worker.links import Link
+from ssvm_worker.units import KiB
+
+from .answers import failure
+from .page import page
+from .sender import Sender
+from .session import Inbox, sender_of
+from .wire import Patience
+
+_LOG = logging.getLogger("ssvm.serve")
+#: What the pipeline is given at once: less costs a thread's turn more often.
+_CHUNK = 512 * KiB
+_TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
+
+
+class Session:
+    """An upload that this process takes."""
+
+    def __init__(self, inbox: Inbox, claim: Claim, sender: Sender) -> None:
+        self.sender = sender
+        self.task = asyncio.create_task(asyncio.to_thread(inbox.run, claim, sender))
+        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # somebody has looked
+
+    async def feed(self, chunks: AsyncIterator[bytes]) -> None:
+        """Hand on what comes; returns early when the job has ended."""
+        held = bytearray()
+        try:
+            async for chunk in chunks:
+                held += chunk
+                if len(held) >= _CHUNK and not await self._give(held):
+                    return
+        finally:  # what has come has come, even if the rest does not
+            await self._give(held)
+
+    async def _give(self, held: bytearray) -> bool:
+        if not held:
+            return True
+        chunk = bytes(held)
+        held.clear()
+        return await asyncio.to_thread(self.sender.give, chunk)
+
+    async def leave(self) -> None:
+        """The sender has gone: end, keeping what can be kept."""
+        self.sender.leave()
+        await asyncio.wait([self.task])
+
+
+class Uploads:
+    """Those that this process takes, by link."""
+
+    def __init__(self, inbox: Inbox, patience: Patience) -> None:
+        self._inbox = inbox
+        self._patience = patience
+        self._sessions: dict[str, Session] = {}
+        #: Links about which somebody is being answered.
+        self._busy: set[str] = set()
+        self._idle: dict[str, asyncio.TimerHandle] = {}
+
+    async def answer(self, request: Request, link: Link) -> Response:
+        """Answer a request about a link that is good."""
+        if request.method == "GET":
+            return page(link, await asyncio.to_thread(self._inbox.state, link))
+        if request.method == "PUT":
+            return await self._put(request, link)
+        if request.headers.get("tus-resumable") != "1.0.0":
+            return Response(status_code=412, headers={"Tus-Version": "1.0.0"})
+        acts = {"POST": self._create, "HEAD": self._tell, "PATCH": self._patch, "DELETE": self._terminate}
+        try:
+            response = await acts[request.method](request, link)
+        except WorkerError as error:
+            response = failure(error)
+        response.headers.update(_TUS | {"Upload-Expires": formatdate(link.until, usegmt=True)})
+        return response
+
+    def options(self) -> Response:
+        """What of tus there is."""
+        most = self._inbox.settings.download.max_bytes
+        extensions = {"Tus-Version": "1.0.0", "Tus-Extension": "creation,termination,expiration"}
+        return Response(status_code=204, headers=_TUS | extensions | {"Tus-Max-Size": str(most)})
+
+    async def close(self) -> None:
+        """End all, keeping what can be kept."""
+        for handle in self._idle.values():
+            handle.cancel()
+        for session in list(self._sessions.values()):
+            await session.leave()
+
+    # curl -T
+
+    async def _put(self, request: Request, link: Link) -> Response:
+        if "content-encoding" in request.headers or "content-range" in request.headers:
+            raise HTTPException(400, "Send the file as it is, from its first byte\n")
+        length = _number(request, "content-length")
+        self._refuse_large(link, length)
+        with self._alone(link):
+            await self._drop(link)
+            session = await self._begin(link, sender_of(link, length))
+            try:
+                await session.feed(self._body(request))
+            except SourceUnavailable as error:
+                _LOG.info("link %s: %s", link.id, error)
+                await session.leave()
+                self._sessions.pop(link.id)
+                return failure(error)
+            return await self._concluded(link, session)
+
+    async def _concluded(self, link: Link, session: Session) -> Response:
+        """What became of an upload of which all has come."""
+        await asyncio.to_thread(session.sender.give, None)
+        try:
+            await session.task
+        except WorkerError as error:
+            return failure(error, sent=True)
+        finally:
+            self._sessions.pop(link.id, None)
+        record = await asyncio.to_thread(self._inbox.ledger.get, link.job_id)
+        return JSONResponse({"job_id": link.job_id, **(record.result or {})}, 201)
+
+    # tus
+
+    async def _create(self, request: Request, link: Link) -> Response:
+        """Creation: one upload for each link, which begins again whatever had come."""
+        length = _number(request, "upload-length")
+        if length is None:
+            raise HTTPException(400, "Upload-Length is missing\n")
+        self._refuse_large(link, length)
+        with self._alone(link):
+            await self._drop(link)
+            await asyncio.to_thread(self._inbox.reset, link)
+        query = "&".join(f"{name}={value}" for name, value in request.query_params.items() if name != "length")
+        return Response(status_code=201, headers={"Location": f"{request.url.path}?{query}&length={length}"})
+
+    async def _tell(self, request: Request, link: Link) -> Response:
+        """Where to go on."""
+        length = _length(request)
+        offset = await self._offset(link, length)
+        return Response(status_code=200, headers={"Upload-Offset": str(offset), "Upload-Length": str(length)})
+
+    async def _offset(self, link: Link, length: int) -> int:
+        session = self._sessions.get(link.id)
+        if session and not session.task.done():
+            return session.sender.received
+        if await asyncio.to_thread(self._inbox.state, link) == "succeeded":
+            return length
+        return await asyncio.to_thread(self._inbox.stored, link, length)
+
+    async def _patch(self, request: Request, link: Link) -> Response:
+        if request.headers.get("content-type") != "application/offset+octet-stream":
+            raise HTTPException(415, "Content-Type must be application/offset+octet-stream\n")
+        length, offset = _length(request), _number(request, "upload-offset")
+        with self._alone(link):
+            if offset != await self._offset(link, length):
+                raise HTTPException(409, "That is not where to go on\n")
+            session = await self._going_on(link, length, offset)
+            try:
+                await session.feed(self._body(request, length - offset))
+            except SourceUnavailable as error:
+                _LOG.info("link %s: %s", link.id, error)
+            except HTTPException:
+                self._await_rest(link)
+                raise
+            if session.task.done() or session.sender.received == length:
+                done = await self._concluded(link, session)
+                if done.status_code != 201:
+                    return done
+            else:
+                self._await_rest(link)
+            return Response(status_code=204, headers={"Upload-Offset": str(session.sender.received)})
+
+    async def _going_on(self, link: Link, length: int, offset: int) -> Session:
+        if handle := self._idle.pop(link.id, None):
+            handle.cancel()
+        session = self._sessions.get(link.id)
+        if session and not session.task.done():
+            return session
+        return await self._begin(link, sender_of(link, length, offset, resumable=True))
+
+    def _await_rest(self, link: Link) -> None:
+        """Keep the pipeline open for a while."""
+
+        def leave() -> None:
+            self._idle.pop(link.id, None)
+            if session := self._sessions.pop(link.id, None):
+                session.sender.leave()
+
+        self._idle[link.id] = asyncio.get_running_loop().call_later(self._patience.stall_s, leave)
+
+    async def _terminate(self, request: Request, link: Link) -> Response:  # noqa: ARG002 - as the others
+        """Termination: the link ends with the upload."""
+        with self._alone(link):
+            await self._drop(link)
+            await asyncio.to_thread(self._inbox.forget, link)
+        return Response(status_code=204)
+
+    # Both
+
+    async def _begin(self, link: Link, sender: Sender) -> Session:
+        claim = await asyncio.to_thread(self._inbox.claim, link)
+        session = self._sessions[link.id] = Session(self._inbox, claim, sender)
+        return session
+
+    async def _drop(self, link: Link) -> None:
+        """End what waits for its rest: it will not come."""
+        if handle := self._idle.pop(link.id, None):
+            handle.cancel()
+        if session := self._sessions.pop(link.id, None):
+            await session.leave()
+
+    @contextlib.contextmanager
+    def _alone(self, link: Link) -> Iterator[None]:
+        """Nobody else is answered about that link meanwhile."""
+        if link.id in self._busy:
+            raise ResourceBusy("Somebody else sends this now", link.key, "Wait until that has ended")
+        self._busy.add(link.id)
+        try:
+            yield
+        finally:
+            self._busy.discard(link.id)
+
+    def _refuse_large(self, link: Link, length: int | None) -> None:
+        most = min(link.request.get("max_bytes") or 1 << 62, self._inbox.settings.download.max_bytes)
+        if length is not None and length > most:
+            raise HTTPException(413, f"{length} bytes are more than the {most} that are allowed\n")
+
+    async def _body(self, request: Request, most: int | None = None) -> AsyncIterator[bytes]:
+        """What is sent; SourceUnavailable when the sender goes, gives too little, or more than *most* bytes."""
+        hearing, seen = _Hearing(request, self._patience), 0
+        while True:
+            message = await hearing.next()
+            chunk = message.get("body", b"")
+            seen += len(chunk)
+            if most is not None and seen > most:
+                raise HTTPException(413, "More than Upload-Length says\n")
+            if chunk:
+                yield chunk
+            if not message.get("more_body"):
+                return
+
+
+class _Hearing:
+    """What a sender says. Only the time counts in which we wait for it: that a store is slow is not its fault."""
+
+    def __init__(self, request: Request, patience: Patience) -> None:
+        self._request = request
+        self._patience = patience
+        self._waited, self._heard = 0.0, 0
+
+    async def next(self) -> Message:
+        """The next piece of the body; SourceUnavailable when the sender goes, or gives too little."""
+        patience, since = self._patience, time.monotonic()
+        try:
+            message = await asyncio.wait_for(self._request.receive(), patience.stall_s)
+        except TimeoutError as error:
+            raise SourceUnavailable("The sender gives nothing any more", self._request.url.path) from error
+        if message["type"] != "http.request":
+            raise SourceUnavailable("The sender went away", self._request.url.path)
+        self._waited += time.monotonic() - since
+        self._heard += len(message.get("body", b""))
+        if self._waited >= patience.stall_s:
+            if self._heard < self._waited * patience.min_rate:
+                raise SourceUnavailable("The sender gives too little", self._request.url.path)
+            self._waited, self._heard = 0.0, 0
+        return message
+
+
+def _number(request: Request, header: str) -> int | None:
+    """A header's number; None if it is not there, or none."""
+    text = request.headers.get(header, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+
+
+def _length(request: Request) -> int:
+    """The upload's, as its creation has put it into its URL."""
+    text = request.query_params.get("length", "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise HTTPException(404, "There is no upload yet: create it by POST\n")
+    return int(text)

@@ -1,0 +1,163 @@
+"""One upload on its way to the stores: a download job of the ledger whose source is whoever sends.
+
+Its record stands in lane ``inbound``. Running: somebody sends, and this process holds the claim. Queued: it waits for
+its sender, and what has come lies in a part. So nothing else writes the artifact, clean-up spares it, and jobs, events
+and callbacks tell of it as of any other.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import PurePosixPath
+
+from ssvm_worker.assembly import Stores, new_job, open_links
+from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, WorkerError
+from ssvm_worker.jobs import JOBS
+from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.request import fingerprint
+from ssvm_worker.keys import Artifact
+from ssvm_worker.ledger import INBOUND, Claim, Ledger
+from ssvm_worker.links import Link
+from ssvm_worker.manifest import read_draft
+from ssvm_worker.retry import RetryDecision
+from ssvm_worker.settings import Settings
+from tasks.bridge import Run, worker_name
+from tasks.heart import Heart
+
+from .sender import Sender, SenderDoors, SentVersion
+
+_LOG = logging.getLogger("ssvm.serve")
+
+
+@dataclass
+class _Upload(Run):
+    """An attempt, of which the sender alone can make another one."""
+
+    sender: Sender
+
+    @cached_property
+    def _attempt(self) -> Attempt:
+        attempt = super()._attempt
+        attempt.doors = SenderDoors(attempt.doors, self.sender)
+        attempt.limits = replace(attempt.limits, resumes=0)
+        return attempt
+
+    def _will_resume(self, error: BaseException) -> bool:
+        return self.sender.resumable and super()._will_resume(error)
+
+    def _decide(self, error: BaseException) -> RetryDecision:
+        if isinstance(error, WorkerError) and error.retryable:
+            return RetryDecision("queued", counted=False)
+        return super()._decide(error)
+
+    def reset(self) -> None:
+        """Remove what has come, and wait for the sender again."""
+        self._discard()
+        self.ledger.release(self.claim, None, counted=False)
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """Begins, looks at and ends uploads. Every method blocks, and raises StoreUnavailable while the ledger is away."""
+
+    settings: Settings
+    ledger: Ledger
+
+    def state(self, link: Link) -> str:
+        """Of the job behind the link; "" while nobody has sent anything."""
+        try:
+            return self.ledger.get(link.job_id).state
+        except ObjectNotFound:
+            return ""
+
+    def claim(self, link: Link) -> Claim:
+        """The right to send; ResourceBusy while somebody does, or writes the artifact in another way.
+
+        InvalidRequest when the link has been used. A failed upload is tried again.
+        """
+        new = new_job(self.settings, JOBS["download"], link.request, default_id=link.job_id)
+        record, _ = self.ledger.submit(replace(new, lane=INBOUND))
+        if record.state in ("succeeded", "cancelled"):
+            raise InvalidRequest(f"The upload has {record.state}", link.key, "Ask for a new link to send another")
+        if record.state == "failed":
+            self.ledger.retry(link.job_id, "its sender")
+        claim = self.ledger.claim(link.job_id, worker_name())
+        if claim is None:
+            raise ResourceBusy("Somebody else sends this now, or writes it", link.key, "Wait until that has ended")
+        return claim
+
+    def run(self, claim: Claim, sender: Sender) -> None:
+        """Store what the sender gives; the job's error."""
+        try:
+            with Heart(self.ledger, claim) as heart:
+                outcome = _Upload(self.settings, self.ledger, claim, heart, sender).run()
+        finally:
+            sender.finish()
+        record = self.ledger.get(claim.job_id)
+        if outcome["state"] == "fenced":
+            raise Cancelled("fenced")
+        if record.state != "succeeded":
+            raise Ended.of(record.error)
+
+    def stored(self, link: Link, length: int) -> int:
+        """From which byte on the sender of a file of that length shall go on."""
+        store, artifact = Stores(self.settings)[link.store], Artifact.of_prefix(link.key)
+        draft = read_draft(store, artifact) if store.resumable else None
+        version = {"link": link.id, "length": length}
+        origin = {"fingerprint": fingerprint(link.request["url"]), "validator": version}
+        if draft is None or {name: draft.source.get(name) for name in origin} != origin:
+            return 0
+        key = artifact.key(draft.facts["name"])
+        return sum(each.size for each in store.leftovers(artifact.prefix) if each.key == key)
+
+    def reset(self, link: Link) -> None:
+        """Remove what has come; the link is good for another try. ResourceBusy while somebody sends."""
+        if self.state(link) in ("", "succeeded", "cancelled"):
+            return
+        claim = self.claim(link)
+        with Heart(self.ledger, claim) as heart:
+            _Upload(self.settings, self.ledger, claim, heart, Sender(link.path, None)).reset()
+
+    def forget(self, link: Link) -> None:
+        """The link ends, and with it what has come."""
+        open_links(self.settings).revoke(link)
+        self.end(link.id)
+
+    def end(self, link_id: str) -> None:
+        """End the job of a link that is no longer good, and remove what has come."""
+        job_id = f"link-{link_id}"
+        try:
+            record = self.ledger.cancel(job_id, "its link has ended")
+        except (ObjectNotFound, InvalidRequest):
+            return
+        if record.state == "queued" and (claim := self.ledger.claim(job_id, worker_name())):
+            with Heart(self.ledger, claim) as heart:
+                _Upload(self.settings, self.ledger, claim, heart, Sender(job_id, None)).run()
+
+
+class Ended(WorkerError):
+    """How the job ended, as the ledger has it."""
+
+    def __init__(self, what: str, where: str = "", remedy: str = "", kind: str = "") -> None:
+        super().__init__(what, where, remedy)
+        self.args = (what, where, remedy, kind)
+        self.kind = kind
+
+    @classmethod
+    def of(cls, error: dict[str, object] | None) -> Ended:
+        """The error object of the record."""
+        given = error or {"error": "Cancelled", "what": "The upload was cancelled"}
+        what, where, remedy, kind = (str(given.get(each, "")) for each in ("what", "where", "remedy", "error"))
+        return cls(what, where, remedy, kind)
+
+    def as_dict(self) -> dict[str, object]:
+        """With the class that the job raised."""
+        return super().as_dict() | {"error": self.kind}
+
+
+def sender_of(link: Link, length: int | None, offset: int = 0, *, resumable: bool = False) -> Sender:
+    """The source of an upload that comes by a link."""
+    version = SentVersion(link.id, length) if resumable and length is not None else None
+    return Sender(f"upload:{PurePosixPath(link.key).name}", length, offset, version)

@@ -1,0 +1,59 @@
+"""The upload page in a real browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.servers.service import Service
+from tests.test_serve_upload import IMAGE, PREFIX, upload_link, url_of
+
+
+def send(browser: Chrome, service: Service, file: Path) -> str:
+    """Choose the file, click, and read what the page says in the end."""
+    browser.get(service.url + url_of(service, upload_link(service)))
+    browser.find_element(By.ID, "file").send_keys(str(file))
+    browser.find_element(By.ID, "send").click()
+    return said(browser)
+
+
+def said(browser: Chrome) -> str:
+    """The outcome."""
+    outcome = browser.find_element(By.ID, "outcome")
+    WebDriverWait(browser, 60).until(lambda _: outcome.text and "Uploading" not in outcome.text)
+    return outcome.text
+
+
+def test_page_uploads(service: Service, browser: Chrome, tmp_path: Path) -> None:
+    """A person picks a file, presses the button, sees the bar reach its end, and the image is stored."""
+    (file := tmp_path / "image.raw").write_bytes(IMAGE)
+    assert "stored" in send(browser, service, file)
+    assert browser.find_element(By.ID, "bar").get_attribute("value") == "1"
+    assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
+    browser.refresh()
+    assert "has been used" in said(browser)
+    assert not browser.find_element(By.ID, "send").is_displayed()
+
+
+def test_page_says_why(service: Service, browser: Chrome, tmp_path: Path) -> None:
+    """A person whose file is refused reads why, and can choose another on the same page."""
+    (file := tmp_path / "page.html").write_bytes(b"<html>" + bytes(1 << 20))
+    assert "HTML" in send(browser, service, file) or "html" in said(browser)
+    (file := tmp_path / "image.raw").write_bytes(IMAGE)
+    browser.find_element(By.ID, "file").send_keys(str(file))
+    browser.find_element(By.ID, "send").click()
+    WebDriverWait(browser, 60).until(lambda _: "stored" in browser.find_element(By.ID, "outcome").text)
+    assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
+
+
+def test_page_is_accessible(service: Service, browser: Chrome) -> None:
+    """Each control has a name, the outcome is announced, and the page says its language and its title."""
+    browser.get(service.url + url_of(service, upload_link(service)))
+    names = [each.accessible_name for each in browser.find_elements(By.CSS_SELECTOR, "input, button, progress")]
+    assert all(name or not shown for name, shown in zip(names, [True, True, False, False], strict=True))
+    assert browser.find_element(By.ID, "outcome").aria_role == "status"
+    assert browser.title
+    assert browser.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
