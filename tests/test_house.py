@@ -27,7 +27,19 @@ ROOT = Path(__file__).resolve().parent.parent
 #: From the top: a module imports from its own layer or from those below.
 LAYERS = (
     {"tasks", "cli", "client", "demo", "serve", "__main__"},
-    {"assembly", "config", "settings", "demand", "doctor", "health", "metrics", "storewatch", "origins", "credentials"},
+    {
+        "assembly",
+        "config",
+        "settings",
+        "demand",
+        "doctor",
+        "health",
+        "cmdline",
+        "metrics",
+        "storewatch",
+        "origins",
+        "credentials",
+    },
     {"jobs"},
     {"sources", "stores", "vmware", "formats", "codecs", "grains", "ledger"},
     {

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from ssvm_worker import config, doctor
+from ssvm_worker import cmdline, config, doctor
 from ssvm_worker.errors import ConfigError, InvalidRequest
 from ssvm_worker.jobs import JOBS, find_job
 from ssvm_worker.settings import LANES
@@ -28,6 +28,13 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     worker.add_argument("--zone", help="in place of the settings' zone")
     worker.add_argument("--lanes", metavar="A,B", help=f"of {', '.join(LANES)}; all when absent")
     worker.add_argument("--concurrency", type=int, metavar="N", help="jobs at once")
+    worker.add_argument(
+        "--from-cmdline",
+        nargs="?",
+        const=cmdline.KERNEL,
+        metavar="FILE",
+        help=f"zone, broker and jobs at once as CloudStack tells a system VM ({cmdline.KERNEL}); SSVM_… goes before it",
+    )
     worker.set_defaults(command=_worker)
     check = commands.add_parser("doctor", help="every dependency: reachable or not, and why", parents=[common])
     check.add_argument(
@@ -72,9 +79,10 @@ def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - 
     # The ledger comes with it, and with that redis, which every other command would wait for.
     from tasks.command import worker_command
 
-    settings = config.load(args.config)
     if args.config:
         os.environ["SSVM_CONFIG"] = os.path.abspath(args.config)
+    if args.from_cmdline:
+        os.environ.update(cmdline.environment_of(args.from_cmdline) | os.environ)
     overrides = {"zone": args.zone, "worker__lanes": args.lanes, "worker__concurrency": args.concurrency}
     for name, value in overrides.items():
         if value is not None:

@@ -1,0 +1,80 @@
+"""The kernel command line of a system VM as settings."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.cmdline import environment_of
+from ssvm_worker.config import load
+from ssvm_worker.errors import ConfigError
+
+#: As CloudStack 4.20 writes it, with the kernel's own words before.
+REAL = (
+    "BOOT_IMAGE=/boot/vmlinuz root=/dev/vda2 ro quiet console=tty0  template=domP type=secstorage "
+    "host=10.1.1.5 port=8250 name=s-1-VM zone=1 pod=1 guid=s-1-VM workers=5 "
+    "resource=org.apache.cloudstack.storage.resource.NfsSecondaryStorageResource instance=SecStorage sslcopy=false "
+    "role=templateProcessor mtu=1500 eth2ip=192.0.2.7 eth2mask=255.255.255.0 gateway=192.0.2.1 eth0ip=169.254.3.9 "
+    "eth0mask=255.255.0.0 eth1ip=10.1.1.77 eth1mask=255.255.255.0 mgmtcidr=10.1.1.0/24 localgw=10.1.1.1 "
+    "storageip=10.2.0.9 storagenetmask=255.255.255.0 internaldns1=10.1.1.2 dns1=9.9.9.9 nfsVersion=4.1 vmpassword=hush"
+)
+
+
+def written(tmp_path: Path, text: str) -> str:
+    """The path of a file with that text."""
+    path = tmp_path / "cmdline"
+    path.write_text(text + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (REAL, ("1", "redis://10.1.1.5:6379/0", 5)),
+        ("type=secstorage zone=z host=a.example,b.example@static", ("z", "redis://a.example:6379/0", 2)),
+        ("type=secstorage zone=z host=10.1.1.5 port=7000", ("z", "redis://10.1.1.5:7000/0", 2)),
+        ("type=secstorage zone=z host=fd00::5", ("z", "redis://[fd00::5]:6379/0", 2)),
+        ("zone=z type=secstorage debug host=h extra=a=b", ("z", "redis://h:6379/0", 2)),
+    ],
+)
+def test_understood(tmp_path: Path, text: str, expected: tuple[str, str, int]) -> None:
+    """Zone, broker and jobs at once are taken, whatever else stands there."""
+    settings = load(environ=environment_of(written(tmp_path, text)))
+    assert (settings.zone, settings.broker.url.get_secret_value(), settings.worker.concurrency) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("root=/dev/vda1 ro", "no type"),
+        ("type=consoleproxy zone=1 host=h", "type=consoleproxy"),
+        ("type=secstorage host=h", "nothing of zone"),
+        ("type=secstorage zone=1 host=", "nothing of host"),
+        ("type=secstorage zone=1 host=h workers=many", "workers=many"),
+        ("type=secstorage zone=1 host=h port=0", "port=0"),
+        ("type=secstorage zone=1 host=h port=99999", "port=99999"),
+    ],
+)
+def test_refused(tmp_path: Path, text: str, message: str) -> None:
+    """What is not for us, or cannot be, is an error that names it."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        environment_of(written(tmp_path, text))
+
+
+def test_no_such_file() -> None:
+    """A file that is not there is named."""
+    with pytest.raises(ConfigError, match="/nowhere"):
+        environment_of("/nowhere")
+
+
+def test_as_a_command(tmp_path: Path) -> None:
+    """The worker reads it, and says what is wrong; the exit status is that of wrong settings."""
+    command = [sys.executable, "-m", "ssvm_worker", "worker", "--from-cmdline", written(tmp_path, "type=router")]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "type=router" in done.stderr) == (2, True)
