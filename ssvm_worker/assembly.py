@@ -6,8 +6,11 @@ SDKs are imported when a part is first wanted, so that ``ssvm list`` of a direct
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,13 +21,15 @@ from .addresses import AddressRule
 from .credentials import authorization, named_credentials
 from .digest import Digest
 from .errors import InvalidRequest, ObjectNotFound
-from .jobs import Job
+from .jobs import Job, find_job
 from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
 from .jobs.request import parse_request, redact
+from .jobs.retention import Rule, Rules
 from .links import Signer
 from .pace import Pace
 from .quota import Limits as Quotas
 from .quota import Quota
+from .settings import Keep as KeepSettings
 from .settings import Section, Settings
 from .slots import Slots
 from .stores import open_destination, open_origin, open_store, sweep_destination
@@ -220,6 +225,7 @@ def make_attempt(
     given.setdefault("verdicts", _Later(lambda: open_verdicts(settings)))
     given.setdefault("quota", _Later(lambda: open_quota(settings)))
     given.setdefault("quotas", quota_limits(settings))
+    given.setdefault("retention", retention_rules(settings))
     given.setdefault("vcenters", tuple(settings.vcenters))
     return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)
 
@@ -251,6 +257,15 @@ class RecordedJobs:
     def live(self) -> Collection[str]:
         with open_ledger(self.settings) as ledger:
             return ledger.live()
+
+    @contextmanager
+    def hold(self, resource: str) -> Iterator[Callable[[], None] | None]:
+        """A job of its own in the ledger, already claimed; should we die, a worker goes on with it."""
+        request = {"volume": resource}
+        with open_ledger(self.settings) as ledger:
+            new = new_job(self.settings, find_job("cleanup"), request, default_id=f"cleanup-{uuid.uuid4().hex[:12]}")
+            with ledger.holding(new, f"{socket.gethostname()}:{os.getpid()}") as confirm:
+                yield confirm
 
     def ended(self, job_id: str) -> bool:
         with open_ledger(self.settings) as ledger:
@@ -292,6 +307,18 @@ def open_quota(settings: Settings) -> Quota:
 def quota_limits(settings: Settings) -> Quotas:
     """What accounts may store, by the settings."""
     return Quotas(settings.quota.default, settings.quota.accounts)
+
+
+def retention_rules(settings: Settings) -> Rules:
+    """Which backups are kept, by the settings."""
+    names = ("keep_last", "keep_daily", "keep_weekly", "keep_monthly")
+
+    def rule(section: KeepSettings) -> Rule:
+        return Rule(**{name: getattr(section, name) for name in names})
+
+    given = settings.retention
+    tables = [{name: rule(each) for name, each in table.items()} for table in (given.accounts, given.volumes)]
+    return Rules(rule(given), *tables)
 
 
 def open_registry(settings: Settings) -> Registry:

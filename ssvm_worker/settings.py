@@ -300,6 +300,24 @@ class Quota(Section):
     accounts: dict[str, Size] = Field(default_factory=dict)
 
 
+class Keep(Section):
+    """How many backups of a volume are kept; all 0: every one."""
+
+    keep_last: int = Field(0, ge=0)
+    #: The last backup of each of so many days, ISO weeks and months that have one, by UTC.
+    keep_daily: int = Field(0, ge=0)
+    keep_weekly: int = Field(0, ge=0)
+    keep_monthly: int = Field(0, ge=0)
+
+
+class Retention(Keep):
+    """Which backups clean-up keeps: those that any of the numbers keeps."""
+
+    #: In place of all numbers above, for the backups of an account, and for those of a volume ("ACCOUNT/VOLUME").
+    accounts: dict[str, Keep] = Field(default_factory=dict)
+    volumes: dict[str, Keep] = Field(default_factory=dict)
+
+
 class Callback(SecretFields):
     """The POST of the job record at the end."""
 
@@ -327,6 +345,7 @@ class Settings(Section):
     vcenters: dict[str, VCenter] = Field(default_factory=dict)
     backup: Backup = Backup()
     quota: Quota = Quota()
+    retention: Retention = Retention()
     callback: Callback = Callback()
     scaling: Scaling = Scaling()
     serve: Serve = Serve()

@@ -30,18 +30,19 @@ def sweep(store: Store, family: str, confirm: Check) -> Swept:
     to kill and to repeat: it only ever deletes what nobody refers to. Raises CorruptImage, and has deleted nothing,
     when a map cannot be read or is missing: what cannot be known to be free stays.
     """
-    packs = list(store.list(f"{family}/{PACKS}"))
+    free = free_packs(store, family)
     store.sweep(0, f"{family}/{PACKS}")
-    if not packs:
-        return Swept()
-    used = _used(store, family)
-    count = size = 0
-    for each in packs:
-        if each.key.rpartition("/")[2] not in used:
-            confirm()
-            store.delete(each.key)
-            count, size = count + 1, size + each.size
-    return Swept(count, size)
+    for each in free:
+        confirm()
+        store.delete(each.key)
+    return Swept(len(free), sum(each.size for each in free))
+
+
+def free_packs(store: Store, family: str) -> list[StoredObject]:
+    """The packs that ``sweep`` would delete; CorruptImage as there. Without the lock of the volume it is a guess."""
+    packs = list(store.list(f"{family}/{PACKS}"))
+    used = _used(store, family) if packs else set()
+    return [each for each in packs if each.key.rpartition("/")[2] not in used]
 
 
 def maps_below(store: Store, family: str) -> list[str]:

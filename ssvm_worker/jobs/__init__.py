@@ -56,7 +56,7 @@ _UPLOAD = "Upload a stored object to S3 or to an HTTP(S) URL that takes a PUT, i
 _COPY = "Copy an artifact from one image store to others, each object verified as it passes."
 _RESTORE = "Restore a backup: as a new VM, as a template, or as image files on stores; one disk of it, or all."
 _VERIFY = "Read an artifact again: all is compared with the manifest, and a backup's disks, OVF and .mf judged."
-_CLEANUP = "Remove what dead jobs have left: writes, artifacts without a manifest, drafts, snapshots, old records."
+_CLEANUP = "Remove what dead jobs have left, backups that no retention rule keeps, unneeded packs, and old records."
 
 JOBS = {
     job.name: job

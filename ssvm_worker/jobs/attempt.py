@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,8 @@ from ssvm_worker.quota import Limits as Quotas
 from ssvm_worker.slots import LocalSlots, Slots
 from ssvm_worker.stream import Check, Owner, Resuming, Sink, Source, Store
 from ssvm_worker.verdicts import LocalVerdicts, Verdicts
+
+from .retention import Rules
 
 
 class Progress:
@@ -120,6 +122,9 @@ class Jobs(Protocol):
     def live(self) -> Collection[str]:
         """What queued and running jobs may write: see ``Job.resource``."""
 
+    def hold(self, resource: str) -> AbstractContextManager[Callable[[], None] | None]:
+        """Within, nobody else may write *resource*; gives what raises if that is no longer so. None: somebody does."""
+
     def ended(self, job_id: str) -> bool:
         """Whether that job is known and has ended."""
 
@@ -135,6 +140,9 @@ class NoJobs:
 
     def live(self) -> Collection[str]:
         return ()
+
+    def hold(self, resource: str) -> AbstractContextManager[Callable[[], None] | None]:  # noqa: ARG002
+        return nullcontext(lambda: None)
 
     def ended(self, job_id: str) -> bool:  # noqa: ARG002 - none is known
         return False
@@ -205,6 +213,8 @@ class Attempt:
     quotas: Quotas = field(default_factory=Quotas)
     #: What this job holds of its account's limit; is shown, on its way, all that is stored.
     held: Held = UNLIMITED
+    #: Which backups clean-up keeps.
+    retention: Rules = field(default_factory=Rules)
     #: The names of those in the settings.
     vcenters: Sequence[str] = ()
 

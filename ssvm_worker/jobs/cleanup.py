@@ -1,10 +1,13 @@
-"""Remove what dead jobs have left: writes, artifacts without a manifest, drafts, snapshots, old records."""
+"""Remove what dead jobs have left, backups that no rule keeps, packs that no backup needs, and old records."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -12,13 +15,14 @@ from pydantic import Field, field_validator
 
 from ssvm_worker.errors import Cancelled, InvalidRequest, WorkerError
 from ssvm_worker.keys import DRAFT, MANIFEST, PACKS, Artifact
-from ssvm_worker.manifest import find_manifest
+from ssvm_worker.manifest import Manifest, find_manifest
 from ssvm_worker.stream import Store, StoredObject
 from ssvm_worker.units import human_duration, parse_duration
 
 from .attempt import Attempt
 from .leftovers import remove_snapshots
 from .request import JobRequest
+from .volumes import Volume
 
 #: Findings that are told one by one; more are only counted.
 _TOLD = 1000
@@ -31,6 +35,7 @@ class Request(JobRequest):
 
     older_than: str = Field("24h", description="How long nobody has touched it: a number with s, m, h or d")
     dry_run: bool = Field(False, description="Only tell what would go, and why")
+    volume: str = Field("", description="Only the backups and packs of this one, snapshots/ACCOUNT/VOLUME")
 
     @field_validator("older_than")
     @classmethod
@@ -39,9 +44,9 @@ class Request(JobRequest):
         return value
 
 
-def resource(request: Request) -> str:  # noqa: ARG001 - every job answers
-    """Nothing is written, and two clean-ups at once do no harm: what one has removed, the other does not find."""
-    return ""
+def resource(request: Request) -> str:
+    """Two clean-ups at once do no harm: what one has removed, the other does not find. A volume's holds it."""
+    return request.volume
 
 
 def discard(request: Request, attempt: Attempt) -> None:
@@ -56,17 +61,17 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     """
     attempt.jobs.live()
     failed: dict[str, Any] = {}
-    cleaning = _Cleaning(attempt, parse_duration(request.older_than), request.dry_run)
+    cleaning = _Cleaning(attempt, parse_duration(request.older_than), request.dry_run, request.volume)
     for name in attempt.stores:
         attempt.progress.start(f"clean up {name}")
         try:
-            _Place(cleaning, attempt.store(name)).clean()
+            _Place(cleaning, attempt.store(name)).clean(request.volume)
         except Cancelled:
             raise
         except WorkerError as error:
             attempt.log.warning("store %s is not cleaned up: %s", name, error)
             failed[name] = error.as_dict()
-    for name in attempt.vcenters:
+    for name in () if request.volume else attempt.vcenters:
         attempt.progress.start(f"clean up {name}")
         try:
             cleaning.add(remove_snapshots(attempt, name, cleaning.older_than_s, request.dry_run))
@@ -95,6 +100,8 @@ class _Cleaning:
     attempt: Attempt
     older_than_s: float
     dry_run: bool
+    #: The only one whose lock this attempt has, and may need.
+    volume: str = ""
     now: float = field(default_factory=time.time)
     counts: Counter[str] = field(default_factory=Counter)
     size: int = 0
@@ -111,10 +118,10 @@ class _Cleaning:
         above = {"/".join(names[:depth]) for depth in range(1, len(names) + 1)}
         return above.isdisjoint(self.attempt.jobs.live())
 
-    def note(self, store: Store, what: str, where: str, of: list[StoredObject]) -> None:
+    def note(self, store: Store, what: str, where: str, of: list[StoredObject], why: str = "") -> None:
         """One more thing that goes."""
-        size, age = sum(each.size for each in of), self.now - max(each.when for each in of)
-        why = f"untouched for {human_duration(max(0.0, age))}, and no job is at work there"
+        size, age = sum(each.size for each in of), self.now - max((each.when for each in of), default=self.now)
+        why = why or f"untouched for {human_duration(max(0.0, age))}, and no job is at work there"
         self.counts[what] += 1
         self.size += size
         if len(self.found) < _TOLD:
@@ -126,6 +133,25 @@ class _Cleaning:
         """Things that went elsewhere."""
         self.counts.update(each["what"] for each in found)
         self.found += found[: max(0, _TOLD - len(self.found))]
+
+    @cached_property
+    def damaged(self) -> dict[str, set[str]]:
+        """Places of artifacts that are known to be damaged, by store."""
+        found: dict[str, set[str]] = {}
+        for each in self.attempt.verdicts.findings():
+            found.setdefault(each.store, set()).add(each.place)
+        return found
+
+    def hold(self, family: str) -> AbstractContextManager[Callable[[], None] | None]:
+        """The lock of a volume, unless the claim of this very job is that."""
+        return nullcontext(self.attempt.confirm) if self._own(family) else self.attempt.jobs.hold(family)
+
+    def may_touch(self, family: str) -> bool:
+        """Whether no other job may write there."""
+        return self._own(family) or self.is_dead(family)
+
+    def _own(self, family: str) -> bool:
+        return family == self.volume and self.attempt.token > 0
 
     def result(self) -> dict[str, Any]:
         """What was removed, or would be."""
@@ -141,16 +167,65 @@ class _Place:
     #: Writes that are too young to go, by place.
     young: dict[str, list[StoredObject]] = field(default_factory=dict)
 
-    def clean(self) -> None:
+    def clean(self, volume: str) -> None:
+        """Look through all of it, or through the backups and packs of one volume."""
+        if not volume:
+            self._writes()
+        listed = self.store.list(volume)
+        for family, objects in groupby(listed, lambda each: _family_of(each.key)):
+            found = Volume(self.cleaning.attempt, self.store, family)
+            for place, of in groupby(objects, lambda each: _place_of(each.key)):
+                if place.endswith(f"/{PACKS}"):
+                    found.packed = max(each.when for each in of)
+                elif place and self._artifact(place, list(of)) and family:
+                    found.backups.append(Artifact.of_prefix(place))
+            if family:
+                self._volume(found)
+
+    def _writes(self) -> None:
         writes: dict[str, list[StoredObject]] = {}
         for each in self.store.leftovers():
             if place := _place_of(each.key):
                 writes.setdefault(place, []).append(each)
         for place, found in writes.items():
             self._abandoned(place, found)
-        for place, objects in groupby(self.store.list(), lambda each: _place_of(each.key)):
-            if place and not place.endswith(f"/{PACKS}"):  # packs go with the backups that need them
-                self._artifact(place, list(objects))
+
+    def _volume(self, found: Volume) -> None:
+        """Backups past retention and packs past use: looked for, and once more under the lock before they go."""
+        at_work = any(place.startswith(f"{found.family}/") for place in self.young)
+        if at_work or not self.cleaning.may_touch(found.family) or not self._goes(found):
+            return
+        if self.cleaning.dry_run:
+            self._tell(found)
+            return
+        with self.cleaning.hold(found.family) as confirm:
+            if confirm is None:
+                self.cleaning.attempt.log.info("%s waits for the next clean-up: a job is at work there", found.family)
+                return
+            expired = self._tell(found)
+            found.remove(expired, replace(self.cleaning.attempt, confirm=confirm))
+
+    def _goes(self, found: Volume) -> bool:
+        return bool(found.expired(self._damaged) or self._free(found))
+
+    def _free(self, found: Volume) -> list[StoredObject]:
+        """A pack that is young may be of a backup that is being made where no ledger knows of it; then none goes."""
+        old = self.cleaning.is_old(StoredObject("", 0, when=found.packed))
+        return found.free() if old else []
+
+    def _tell(self, found: Volume) -> list[Manifest]:
+        """Note what goes of a volume; returns the backups."""
+        expired = found.expired(self._damaged)
+        for manifest, why in expired:
+            of = [StoredObject(manifest.artifact.key(each.name), each.size) for each in manifest.entries]
+            self.cleaning.note(self.store, "expired backup", manifest.artifact.prefix, of, why)
+        for each in self._free(found):
+            self.cleaning.note(self.store, "unneeded pack", each.key, [each], "no backup of the volume needs it")
+        return [manifest for manifest, _ in expired]
+
+    @property
+    def _damaged(self) -> set[str]:
+        return self.cleaning.damaged.get(self.store.name, set())
 
     def _abandoned(self, place: str, found: list[StoredObject]) -> None:
         old = [each for each in found if self.cleaning.is_old(each)]
@@ -162,12 +237,14 @@ class _Place:
             if not self.cleaning.dry_run:
                 self.store.sweep(self.cleaning.older_than_s, place)
 
-    def _artifact(self, place: str, objects: list[StoredObject]) -> None:
+    def _artifact(self, place: str, objects: list[StoredObject]) -> bool:
+        """Whether it is complete."""
         names = {each.key.removeprefix(f"{place}/") for each in objects}
         if MANIFEST not in names:
             self._incomplete(place, objects)
         elif DRAFT in names:
             self._draft(place, [each for each in objects if each.key == f"{place}/{DRAFT}"])
+        return MANIFEST in names
 
     def _incomplete(self, place: str, objects: list[StoredObject]) -> None:
         if place in self.young or not all(map(self.cleaning.is_old, objects)) or not self.cleaning.is_dead(place):
@@ -186,6 +263,12 @@ class _Place:
         if not self.cleaning.dry_run:
             for each in objects:
                 self.store.delete(each.key)
+
+
+def _family_of(key: str) -> str:
+    """The place of the volume whose backup or pack an object belongs to; "" for any other."""
+    place = _place_of(key)
+    return place.rpartition("/")[0] if place.startswith("snapshots/") else ""
 
 
 def _place_of(key: str) -> str:

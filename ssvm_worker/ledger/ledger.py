@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import redis
@@ -12,7 +14,7 @@ from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, Resour
 
 from . import scripts
 from .connection import connect, translated
-from .record import ENDED, FAILED, QUEUED, RUNNING, STATES, Claim, NewJob, Record, WorkerLost, from_hash
+from .record import ENDED, FAILED, QUEUED, RUNNING, STATES, SUCCEEDED, Claim, NewJob, Record, WorkerLost, from_hash
 
 #: Seconds after a doorbell before the reaper looks whether it was heard.
 RING_AGAIN_S = 5.0
@@ -174,6 +176,27 @@ class Ledger:
         kept = json.dumps(error) if error else ""
         if not self._run("RELEASE", claim.job_id, claim.token, kept, delay_s, int(counted)):
             raise Cancelled("fenced")
+
+    @contextmanager
+    def holding(self, new: NewJob, worker: str) -> Iterator[Callable[[], None] | None]:
+        """Within, the job is ours without any message: for work that must hold its resource, and is done on the spot.
+
+        Gives ``confirm``, which must be called more often than claims are long; None, and the job is cancelled, where
+        another job holds the resource. An error ends the job as failed; should we die, the reaper gives it to a worker.
+        """
+        self.submit(new)
+        claim = self.claim(new.job_id, worker)
+        if claim is None:
+            self.cancel(new.job_id, worker)
+            yield None
+            return
+        try:
+            yield partial(self.confirm, claim)
+        except WorkerError as error:
+            with suppress(Cancelled):
+                self.finish(claim, FAILED, error=error.as_dict())
+            raise
+        self.finish(claim, SUCCEEDED, result={})
 
     # What a user does
 
