@@ -1,7 +1,7 @@
 """What can go wrong, said in three ways to the layer above: try again, never, or stopped.
 
     WorkerError
-    ├── Retryable     SourceUnavailable, StoreUnavailable, LeaseLost, ResourceBusy
+    ├── Retryable     SourceUnavailable, StoreUnavailable (StoreAway), LeaseLost, ResourceBusy
     ├── Permanent     InvalidRequest, SourceNotFound, SourceDenied, SourceChanged, ChecksumMismatch,
     │                 ImageError (UnknownFormat, AmbiguousFormat, UnsafeImage, TooLarge, CorruptImage),
     │                 ObjectNotFound, StoreDenied, StoreFull, QuotaExceeded, ConfigError
@@ -61,6 +61,10 @@ class SourceUnavailable(Retryable):
 
 class StoreUnavailable(Retryable):
     """The store cannot be reached now, or asked to slow down."""
+
+
+class StoreAway(StoreUnavailable):
+    """The store does not answer at all; the job waits until it does, and no attempt is counted."""
 
 
 class LeaseLost(Retryable):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from .errors import Cancelled, StoreDenied, StoreFull, WorkerError
+from .errors import Cancelled, StoreAway, StoreDenied, StoreFull, WorkerError
 
 #: Of a patient job: attempts in all, and how much longer than others it waits between two at the most. With the
 #: default of 10 minutes that is up to an hour, 45 minutes on average, and so a week.
 _PATIENT_TRIES = 230
 _PATIENT_FACTOR = 6
+
+
+#: Seconds between two looks of a job at a store that is away, at the most.
+_AWAY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,15 @@ def decide(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecis
     """What follows when attempt *number* (from 1) ended with *error*.
 
     A user's cancel is final, a shutdown's is not and costs no attempt; what is not a WorkerError is our own bug and
-    is not tried again, because a blind retry of a bug costs hours of bandwidth.
+    is not tried again, because a blind retry of a bug costs hours of bandwidth. A store that is away costs no attempt:
+    how long its server takes to come back says nothing about the job.
     """
     if isinstance(error, Cancelled):
         if error.reason == "shutdown":
             return RetryDecision("queued", counted=False)
         return RetryDecision("failed" if error.reason == "deadline" else "cancelled")
+    if isinstance(error, StoreAway):
+        return RetryDecision("queued", random.uniform(_AWAY_S / 2, _AWAY_S), counted=False)  # noqa: S311 - jitter
     if isinstance(error, WorkerError) and error.retryable and number < policy.max_attempts:
         return RetryDecision("queued", delay_s=backoff(number, policy))
     return RetryDecision("failed")

@@ -179,6 +179,10 @@ class Nfs(Section):
     options: Annotated[str, BeforeValidator(check_options)] = NFS_DEFAULTS
     #: Seconds that mounting, and unmounting, may take.
     mount_s: Seconds = 30.0
+    #: Seconds that a look at an export may take; then its breaker opens, and jobs for it wait.
+    probe_s: Seconds = 10.0
+    #: Seconds between two looks at those that are mounted.
+    probe_every_s: Seconds = 15.0
     #: Seconds after which a mount that no job has used is unmounted.
     idle_s: Seconds = 900.0
 

@@ -1,4 +1,4 @@
-"""Unmounts what this host's workers have mounted and no longer use: now and then, and at the worker's end."""
+"""Looks at this host's mounts, and unmounts what its workers have mounted and no longer use."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import logging
 import threading
 
 from ssvm_worker.assembly import nfs_mounts
+from ssvm_worker.breaker import CLOSED
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.settings import Settings
 from ssvm_worker.stores.nfs_mount import Mounted
 
 _LOG = logging.getLogger("ssvm.mounts")
-#: Seconds between two looks.
-_EVERY_S = 30.0
 
 
 class MountKeeper:
@@ -21,6 +20,7 @@ class MountKeeper:
 
     def __init__(self, settings: Settings) -> None:
         self._idle_s = settings.nfs.idle_s
+        self._every_s = min(settings.nfs.probe_every_s, settings.nfs.idle_s)
         self._mounts = nfs_mounts(settings)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name="mounts", daemon=True)
@@ -36,12 +36,27 @@ class MountKeeper:
         self._over.set()
 
     def _repeat(self) -> None:
-        while not self._over.wait(min(_EVERY_S, self._idle_s)):
+        while not self._over.wait(self._every_s):
+            for each in self._mounts:
+                _look(each)
             self._unmount(self._idle_s)
 
     def _unmount(self, idle_s: float) -> None:
         for each in self._mounts:
             _unmount_unused(each, idle_s)
+
+
+def _look(mounted: Mounted) -> None:
+    """A store that hangs holds up this thread for the probe's deadline, and nothing else."""
+    was = mounted.health.read().breaker
+    try:
+        mounted.look()
+    except (WorkerError, OSError) as error:
+        if was.state == CLOSED:
+            _LOG.error("%s", error)
+        return
+    if was.state != CLOSED:
+        _LOG.warning("%s answers again", mounted.export.source)
 
 
 def _unmount_unused(mounted: Mounted, idle_s: float) -> None:

@@ -44,6 +44,7 @@ LAYERS = (
     {"sources", "stores", "vmware", "formats", "codecs", "grains", "ledger"},
     {
         "stream",
+        "breaker",
         "lane",
         "manifest",
         "deflate",

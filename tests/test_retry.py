@@ -12,6 +12,7 @@ from ssvm_worker.errors import (
     LeaseLost,
     ObjectNotFound,
     SourceUnavailable,
+    StoreAway,
     StoreDenied,
     StoreFull,
     StoreUnavailable,
@@ -50,6 +51,13 @@ def test_decide(error: BaseException, number: int, state: str) -> None:
 def test_shutdown_costs_nothing() -> None:
     """A worker that shuts down gives the job back at once, and however often that happens it is not counted."""
     assert decide(Cancelled("shutdown"), 99, POLICY) == RetryDecision("queued", 0.0, counted=False)
+
+
+def test_store_that_is_away() -> None:
+    """A job waits uncounted for a store that does not answer, half a minute at most between two looks."""
+    decision = decide(StoreAway("x"), 100_000, POLICY)
+    assert (decision.state, decision.counted) == ("queued", False)
+    assert 0 < decision.delay_s <= 30
 
 
 @pytest.mark.parametrize(("number", "ceiling"), [(1, 10), (2, 20), (3, 40), (4, 60), (50, 60), (100_000, 60)])

@@ -18,6 +18,7 @@ from ssvm_worker.errors import (
     ObjectNotFound,
     SourceChanged,
     SourceUnavailable,
+    StoreAway,
     StoreDenied,
     StoreFull,
     StoreUnavailable,
@@ -161,6 +162,8 @@ class FileReader:
                     yield from self._chunks(handle, offset)
                 finally:
                     os.close(handle)
+        except StoreAway:
+            raise
         except StoreUnavailable as error:
             raise SourceUnavailable(*error.args) from error
 

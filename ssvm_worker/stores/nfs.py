@@ -8,7 +8,7 @@ from pathlib import Path
 from .directory import Tree
 from .file import FileStore
 from .nfs_commands import Commands, SystemCommands
-from .nfs_mount import Mounted
+from .nfs_mount import Mounted, Patience
 from .nfs_url import DEFAULTS, parse_export
 
 
@@ -22,6 +22,8 @@ class NfsSettings:
     options: str = DEFAULTS
     #: Seconds for mounting, and for unmounting.
     mount_s: float = 30.0
+    #: Seconds for a look at an export, after which its breaker opens.
+    probe_s: float = 10.0
 
 
 class NfsStore(FileStore):
@@ -32,7 +34,8 @@ class NfsStore(FileStore):
         self.name = name
         self.url = url
         given = commands or SystemCommands(settings.mount_s)
-        self.mounted = Mounted(export, settings.mount_root, given, patience_s=2 * settings.mount_s)
+        patience = Patience(settings.mount_s, settings.probe_s)
+        self.mounted = Mounted(export, settings.mount_root, given, patience)
         self._tree = _MountedTree(self.mounted)
 
 

@@ -7,6 +7,7 @@ Below ``mount_root``, for each export:
     SLUG.users      a shared lock for each user; its time is that of the last use
     SLUG.mounted    there while the mount is one that we made
     SLUG.id         what the export's marker said when this host saw it first
+    SLUG.health     whether it answers: its breaker, and what the last look found
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 
-from ssvm_worker.errors import ConfigError, ResourceBusy, StoreUnavailable, WorkerError
+from ssvm_worker.errors import ConfigError, ResourceBusy, StoreDenied, StoreUnavailable, WorkerError
 
 from .directory import translated, translating
 from .mountinfo import Mount, mounts
 from .nfs_commands import Commands, NotSpoken
+from .nfs_health import SharedHealth
 from .nfs_marker import prove
+from .nfs_probe import OK, STALE, probe
 from .nfs_url import NFS_PORT, Export
 
 _AGAIN_S = 0.05
+#: Seconds for which a look is good enough. A server that dies within them is met by a call, not by a probe.
+_FRESH_S = 5.0
 #: Of this process.
 _MOUNTED: weakref.WeakSet[Mounted] = weakref.WeakSet()
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -54,19 +59,32 @@ class Places:
         return self.root / f"{self.slug}.{kind}"
 
 
+@dataclass(frozen=True)
+class Patience:
+    """Seconds."""
+
+    #: For mounting, and for unmounting.
+    mount_s: float = 30.0
+    #: For a look at it.
+    probe_s: float = 10.0
+
+
 class Mounted:
     """See the module. Safe to share between threads. What it is asked may touch the server, and hang with it."""
 
-    def __init__(self, export: Export, root: Path, commands: Commands, *, patience_s: float = 60.0) -> None:
+    def __init__(self, export: Export, root: Path, commands: Commands, patience: Patience) -> None:
         self.export = export
         self.places = Places(root, export.slug)
+        self.health = SharedHealth(self.places.file("health"), export.source)
         self._commands = commands
-        self._patience_s = patience_s
+        self._patience = patience
         self._lock = RLock()
         self._user: int | None = None
         self._made = False
-        #: st_dev of the mount whose marker was read, and where that is.
-        self._proved: tuple[Path, int] | None = None
+        #: The mount whose marker was read.
+        self._proved: Mount | None = None
+        #: On the monotonic clock: until when the last look at it is good enough.
+        self._fresh_until = 0.0
         _MOUNTED.add(self)
 
     @property
@@ -77,16 +95,20 @@ class Mounted:
     def open_root(self) -> int:
         """A handle of the export's root, which is the right one: all is done from there, never by a path.
 
-        The bare directory under the mount has another device, and so has whatever else is mounted there.
+        The bare directory under the mount has another device, and so has whatever else is mounted there. Raises
+        StoreAway while the server does not answer: a child has looked, a moment ago at the most.
         """
         with self._lock:
-            if self._proved is None:
-                self._proved = self._prove()
-            try:
-                return self._open(*self._proved)
-            except _NotThere:
-                self._proved = self._prove()
-                return self._open(*self._proved)
+            if self._proved is not None and time.monotonic() < self._fresh_until:
+                with contextlib.suppress(_NotThere):
+                    return self._open(self._proved)
+            return self._open_anew()
+
+    def look(self) -> None:
+        """Keep what a look at it finds, if it is mounted; StoreAway if it does not answer, or is not due."""
+        if (mount := self.found()) is not None:
+            self.health.begin(self._limit_s)
+            self._look(mount)
 
     def release(self) -> None:
         """This process no longer uses it, until it asks again."""
@@ -121,47 +143,88 @@ class Mounted:
             self._unmount(held)
             return True
 
-    def remount(self) -> None:
-        """Take a stale mount away, lazily, and mount it anew; one that is not ours is its administrator's to mend."""
-        with self._lock:
-            self._proved = None
-            with _locked(self.places.file("lock"), fcntl.LOCK_EX, self._patience_s) as held:
-                if not self.places.file("mounted").exists():
-                    raise StoreUnavailable("The mount is stale, and not the worker's", self.export.source, "Remount it")
-                self._unmount(held, lazily=True)
-                self._mount(held)
-
-    def _open(self, point: Path, device: int) -> int:
-        try:
-            handle = os.open(point, _OPEN)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                raise _NotThere from error
-            raise translated(error, self.export.source) from error
-        if os.fstat(handle).st_dev != device:
-            os.close(handle)
-            raise _NotThere
-        return handle
-
-    def _prove(self) -> tuple[Path, int]:
+    def _open_anew(self) -> int:
         self._enter()
-        mount = self._present()
-        place = Path(mount.point), os.makedev(*mount.device)
+        self.health.begin(self._limit_s)
+        mount = self._look(self._present())
         try:
-            handle = self._open(*place)
+            handle = self._open(mount)
         except _NotThere as error:
             what = "Something else lies over the mount"
             raise StoreUnavailable(what, mount.point, "`findmnt` says what; unmount it") from error
         try:
-            with translating(self.export.source):
-                prove(handle, self.places.file("id"), self.export.source)
-        finally:
+            if mount != self._proved:
+                with translating(self.export.source):
+                    prove(handle, self.places.file("id"), self.export.source)
+        except BaseException:
             os.close(handle)
-        return place
+            raise
+        self._proved, self._fresh_until = mount, time.monotonic() + _FRESH_S
+        return handle
+
+    def _open(self, mount: Mount) -> int:
+        try:
+            handle = os.open(mount.point, _OPEN)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                raise _NotThere from error
+            raise translated(error, self.export.source) from error
+        if os.fstat(handle).st_dev != os.makedev(*mount.device):
+            os.close(handle)
+            raise _NotThere
+        return handle
+
+    @property
+    def _limit_s(self) -> float:
+        """Seconds that one who tries it may take: two looks, a lazy unmount and a mount between."""
+        return 2 * (self._patience.probe_s + self._patience.mount_s)
+
+    def _look(self, mount: Mount) -> Mount:
+        """The mount, or the one made in its place if it is stale; StoreAway if it does not answer."""
+        probed = probe(mount.point, self._patience.probe_s)
+        if probed.state == STALE:
+            mount = self._mount_anew(mount)
+            probed = probe(mount.point, self._patience.probe_s)
+        self.health.note(probed)
+        if probed.state != OK:
+            self._proved = None
+            raise self.health.away()
+        return mount
+
+    def _mount_anew(self, stale: Mount) -> Mount:
+        """Take a stale mount away, lazily; one that is not ours is its administrator's to mend."""
+        with self._answering(), self._exclusively() as held:
+            mount = self.found()
+            if mount != stale:
+                return mount or self._mount(held)  # another process was quicker
+            if mount.point != str(self.places.point) or not self.places.file("mounted").exists():
+                raise StoreUnavailable("The mount is stale, and not the worker's", mount.point, "Remount it")
+            self._unmount(held, lazily=True)
+            return self._mount(held)
 
     def _present(self) -> Mount:
-        with _locked(self.places.file("lock"), fcntl.LOCK_EX, self._patience_s) as held:
+        with self._answering(), self._exclusively() as held:
             return self.found() or self._mount(held)
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """What keeps it from being mounted opens the breaker, unless the settings are wrong.
+
+        That the server refuses us is for a person to mend if it always has; else its exports will come back.
+        """
+        try:
+            yield
+        except ConfigError:
+            raise
+        except WorkerError as error:
+            never_worked = not self.places.file("id").exists()
+            if never_worked and isinstance(error, StoreDenied | NotSpoken):
+                raise
+            self.health.fail(error.what)
+            raise self.health.away() from error
+
+    def _exclusively(self) -> contextlib.AbstractContextManager[int]:
+        return _locked(self.places.file("lock"), fcntl.LOCK_EX, 2 * self._patience.mount_s)
 
     def _mount(self, held: int) -> Mount:
         with _writable(self.places.root):
@@ -212,7 +275,7 @@ class Mounted:
         if self._user is None:
             with _writable(self.places.root):
                 self.places.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._user = _lock(self.places.file("users"), fcntl.LOCK_SH, self._patience_s)
+            self._user = _lock(self.places.file("users"), fcntl.LOCK_SH, 2 * self._patience.mount_s)
             self._leave = weakref.finalize(self, _leave, self._user)
         os.utime(self._user)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -21,13 +22,28 @@ class MemoryExports:
     """Each mount of a source shows the same directory below *root*, as each mount of an export does."""
 
     root: Path
-    fstypes: frozenset[str] = frozenset({"tmpfs"})
+    fstypes: frozenset[str] = frozenset({"tmpfs", "fuse"})
     #: The versions that the server speaks.
     speaks: tuple[str, ...] = ("4.2", "4.1", "3")
     #: Whether something else lies over what is mounted.
     covers: bool = False
     #: Sources with their options, as they were mounted.
     mounted: list[tuple[str, str]] = field(default_factory=list)
+
+    _dead: list[int] = field(default_factory=list)
+
+    def die(self, source: str, point: str) -> None:
+        """The server is gone: what is mounted there answers nobody, as FUSE does whose server does not speak."""
+        server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        data = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
+        if ctypes.CDLL(None, use_errno=True).mount(source.encode(), point.encode(), b"fuse", 0, data):
+            raise OSError(ctypes.get_errno(), "mount of FUSE")
+        self._dead.append(server)
+
+    def forget(self) -> None:
+        """The server is back, and knows nothing of the handles that it gave: each call fails at once."""
+        while self._dead:
+            os.close(self._dead.pop())
 
     def mount(self, source: str, point: str, options: str, held: int) -> None:
         os.fstat(held)
@@ -64,9 +80,11 @@ def memory_exports(root: Path) -> Iterator[MemoryExports]:
     if subprocess.run(["mount", "-t", "tmpfs", "probe", str(probe)], capture_output=True).returncode:
         pytest.skip("only root may mount, and in a container only one with CAP_SYS_ADMIN")
     _run("umount", str(probe))
+    exports = MemoryExports(root)
     try:
-        yield MemoryExports(root)
+        yield exports
     finally:
+        exports.forget()
         for each in reversed(mounts()):
             if each.point.startswith(f"{root.parent}/"):
                 _run("umount", "-l", each.point)

@@ -1,0 +1,149 @@
+"""A store on NFS whose server hangs, or has forgotten us: nobody waits for it, and it is used again when it answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.breaker import CLOSED, OPEN
+from ssvm_worker.errors import StoreAway
+from ssvm_worker.stores.nfs import NfsSettings, NfsStore
+from ssvm_worker.stores.nfs_health import SharedHealth
+from ssvm_worker.stores.nfs_probe import FAILED, HUNG, OK, STALE, Probed, probe
+from tests.contracts.store import get, keys, put
+from tests.servers.exports import MemoryExports, memory_exports
+
+SOURCE = "10.0.0.5:/export"
+
+
+@pytest.fixture
+def exports(tmp_path: Path) -> Iterator[MemoryExports]:
+    with memory_exports(tmp_path / "exports") as given:
+        yield given
+
+
+def open_store(exports: MemoryExports, probe_s: float = 20.0) -> NfsStore:
+    """A store of its own, as another process would have it."""
+    settings = NfsSettings(exports.root.parent / "mounts", mount_s=20.0, probe_s=probe_s)
+    return NfsStore("primary", "nfs://10.0.0.5/export", settings, exports)
+
+
+@pytest.fixture
+def stored(exports: MemoryExports) -> Path:
+    """The mountpoint of a store that holds an object."""
+    store = open_store(exports)
+    put(store, "object", b"1")
+    return store.mounted.places.point
+
+
+def ended(pid: int) -> bool:
+    """Whether there is no such process any more."""
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_probe(tmp_path: Path) -> None:
+    """A probe tells latency and usage of what answers, and why another does not."""
+    found = probe(str(tmp_path), 30.0)
+    assert found.state == OK
+    assert found.usage
+    assert found.usage[0] > 0
+    assert probe(str(tmp_path / "none"), 30.0) == Probed(FAILED, "No such file or directory")
+
+
+def test_probe_that_hangs(tmp_path: Path) -> None:
+    """A child that does not come back by its deadline is killed, with what it has started."""
+    pids = tmp_path / "pids"
+    found = probe("/", 1.0, ["sh", "-c", f"sleep 1000 & echo $$ $! > {pids}; wait"])
+    assert found == Probed(HUNG, "no answer within 1 s")
+    first, second = map(int, pids.read_text().split())
+    assert ended(first)
+    assert ended(second) or Path(f"/proc/{second}/stat").read_text().split()[2] == "Z"
+
+
+def test_probe_of_another_mind(tmp_path: Path) -> None:
+    """A child that says something else has failed."""
+    assert probe(str(tmp_path), 30.0, ["echo", "[]"]).state == FAILED
+    assert probe(str(tmp_path), 30.0, ["false"]).state == FAILED
+
+
+def test_hung_server(exports: MemoryExports, stored: Path) -> None:
+    """A server that does not answer makes the store away, with reason and time, and nobody hangs with it."""
+    exports.die(SOURCE, str(stored))
+    store = open_store(exports, probe_s=1.0)
+    for call in (lambda: keys(store), lambda: get(store, "object"), lambda: put(store, "other", b"2"), store.usage):
+        with pytest.raises(StoreAway, match=r"away since \d\d:\d\d:\d\d UTC: no answer within 1 s .*:/export"):
+            call()
+    assert store.mounted.health.read().breaker.state == OPEN
+
+
+def test_others_do_not_try(exports: MemoryExports, stored: Path) -> None:
+    """What one process has found no other looks for again before it is due."""
+    exports.die(SOURCE, str(stored))
+    with pytest.raises(StoreAway):
+        keys(open_store(exports, probe_s=1.0))
+    # This one's probe would take longer than a test may.
+    with pytest.raises(StoreAway):
+        keys(open_store(exports, probe_s=100_000.0))
+
+
+def test_stale_handles(exports: MemoryExports, stored: Path) -> None:
+    """A mount whose handles the server no longer knows is taken away, once, and made anew; the call goes on."""
+    exports.die(SOURCE, str(stored))
+    exports.forget()
+    assert probe(str(stored), 30.0).state == STALE
+    store = open_store(exports)
+    assert get(store, "object") == b"1"
+    assert len(exports.mounted) == 2
+    assert store.mounted.health.read().breaker.state == CLOSED
+
+
+def test_answers_again(exports: MemoryExports, stored: Path) -> None:
+    """When the server is back and the next try is due, the store works again."""
+    exports.die(SOURCE, str(stored))
+    store = open_store(exports, probe_s=1.0)
+    with pytest.raises(StoreAway):
+        keys(store)
+    exports.forget()
+    store = open_store(exports)
+    store.mounted.health = SharedHealth(store.mounted.places.file("health"), SOURCE, clock=lambda: 1e12)
+    assert list(keys(store)) == ["object"]
+    assert store.mounted.health.read().breaker.state == CLOSED
+
+
+def test_look(exports: MemoryExports, stored: Path) -> None:
+    """The worker's own looks keep latency and usage for all who ask."""
+    store = open_store(exports)
+    store.mounted.look()
+    health = store.mounted.health.read()
+    assert health.usage
+    assert health.latency_s > 0
+    assert stored.exists()
+
+
+def test_half_a_file(tmp_path: Path) -> None:
+    """A health file that cannot be understood says that nothing is known."""
+    place = tmp_path / "x.health"
+    place.write_text('{"breaker": {"state"')
+    health = SharedHealth(place, SOURCE)
+    health.begin(1.0)
+    health.note(Probed(HUNG, "no answer"))
+    with pytest.raises(StoreAway, match="no answer"):
+        health.begin(1.0)
+    assert os.listdir(tmp_path)
+
+
+def test_one_try(tmp_path: Path) -> None:
+    """When an open breaker is due one process may try, and the next is refused while it does."""
+    now = [1000.0]
+    health = SharedHealth(tmp_path / "x.health", SOURCE, clock=lambda: now[0])
+    health.fail("it cannot be mounted")
+    now[0] = 1005.0
+    health.begin(10.0)
+    with pytest.raises(StoreAway):
+        health.begin(10.0)
+    health.note(Probed(OK, usage=(3, 2, 1)))
+    health.begin(10.0)
+    assert health.read().usage == (3, 2, 1)
