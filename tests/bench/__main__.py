@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssvm_worker.units import GiB, KiB, MiB
 
-from . import backup, connections, decompress, download, grains, inspection, memory, report, restore, upload
+from . import backup, connections, decompress, download, grains, inspection, memory, report, restore, serve, upload
 from .contest import Broken, Row
 
 _UNITS = {"": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB}
@@ -29,6 +29,7 @@ BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
     "restore": (restore.bench, (GiB,)),
     "grains": (grains.bench, (512 * MiB,)),
     "inspection": (inspection.bench, (GiB,)),
+    "serve": (serve.bench, (2 * GiB,)),
     "memory": (memory.bench, (GiB, 20 * GiB)),
 }
 
