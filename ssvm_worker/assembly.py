@@ -5,6 +5,7 @@ SDKs are imported when a part is first wanted, so that ``ssvm list`` of a direct
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -226,6 +228,7 @@ def make_attempt(
     given.setdefault("quota", _Later(lambda: open_quota(settings)))
     given.setdefault("quotas", quota_limits(settings))
     given.setdefault("retention", retention_rules(settings))
+    given.setdefault("end_links", partial(end_links, settings))
     given.setdefault("vcenters", tuple(settings.vcenters))
     return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)
 
@@ -281,6 +284,14 @@ class RecordedJobs:
     def expire(self) -> int:
         with open_ledger(self.settings) as ledger:
             return ledger.expire()
+
+
+def end_links(settings: Settings, dry_run: bool) -> int:
+    """Forget links that have ended, and cancel uploads that wait for more by them; returns how many there were."""
+    from .ledger.uploads import end_links as end
+
+    with open_ledger(settings) as ledger, contextlib.closing(open_links(settings)) as book:
+        return len(book.gone()) if dry_run else end(ledger, book)
 
 
 def open_slots(settings: Settings) -> Slots:

@@ -41,7 +41,7 @@ class Link:
     @property
     def job_id(self) -> str:
         """The job that an upload is."""
-        return f"link-{self.id}"
+        return job_of(self.id)
 
     @property
     def path(self) -> str:
@@ -52,6 +52,11 @@ class Link:
 def new_id() -> str:
     """An id that nobody can guess, though it is no secret."""
     return secrets.token_hex(8)
+
+
+def job_of(link_id: str) -> str:
+    """The id of the job that an upload by that link is."""
+    return f"link-{link_id}"
 
 
 def object_path(link_id: str, store: str, key: str) -> str:

@@ -18,6 +18,7 @@ from ssvm_worker.keys import Artifact
 from ssvm_worker.ledger import Record
 from ssvm_worker.links import PUT, Link, new_id
 from ssvm_worker.manifest import find_manifest
+from ssvm_worker.serve.session import Inbox
 from tests import images
 from tests.servers.service import Service, settings_file
 from tests.servers.worker import until
@@ -326,3 +327,43 @@ def test_command_refused(
     """What is wrong with a request is said when the link is asked for, not to its sender."""
     assert cli.main(["link", "--config", str(settings_file(service, tmp_path)), "--upload", *argv]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_revoked_while_it_is_sent(service: Service, tmp_path: Path, link: Link, at: str) -> None:
+    """Revoking the link of an upload stops who sends by it, and leaves nothing."""
+    file = settings_file(service, tmp_path)
+    with begin_put(service, at, IMAGE[: 1 << 20]) as peer:
+        until(lambda: _state(service, link) == "running", "somebody sends")
+        assert cli.main(["link", "--config", str(file), "--revoke", link.id]) == 0
+        assert peer.recv(100).startswith(b"HTTP/1.1 410")
+    assert (record(service, link).state, stored(service)) == ("cancelled", [])
+
+
+def test_service_tidies(service: Service, link: Link, at: str) -> None:
+    """When a link has ended, what came by it and is not whole goes, and nobody keeps its name."""
+    patch(service, create(service, at), 0, IMAGE[: 2 << 20])
+    book = assembly.open_links(service.settings)
+    inbox = Inbox(service.settings, assembly.open_ledger(service.settings))
+    book.revoke(link)
+    inbox.end_links()
+    assert (record(service, link).state, book.gone()) == ("running", [("put", link.id)])
+    inbox.ledger.cancel(link.job_id, "a person")
+    until(lambda: record(service, link).state == "cancelled", "the sender is stopped")
+    inbox.end_links()
+    assert (stored(service), book.gone()) == ([], [])
+
+
+def test_cleanup_ends_links(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    """Clean-up forgets links that have ended, cancels uploads that wait by them, and then removes what had come."""
+    service = start_service(stall_s=0.3)
+    link = upload_link(service)
+    patch(service, create(service, url_of(service, link)), 0, IMAGE[: 2 << 20])
+    until(lambda: record(service, link).state == "queued", "nobody waits for the rest")
+    file, argv = settings_file(service, tmp_path), ["--older-than", "0s"]
+    assert cli.main(["cleanup", "--config", str(file), *argv]) == 0
+    assert len(stored(service)) == 2  # the draft and the part of an upload that may go on
+    assembly.open_links(service.settings).revoke(link)
+    assert cli.main(["cleanup", "--config", str(file), "--dry-run"]) == 0
+    assert record(service, link).state == "queued"
+    assert cli.main(["cleanup", "--config", str(file), *argv]) == 0
+    assert (record(service, link).state, stored(service)) == ("cancelled", [])

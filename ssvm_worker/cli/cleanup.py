@@ -39,6 +39,7 @@ def _cleanup(args: argparse.Namespace, output: Output) -> int:
 
 def _text(result: dict[str, Any]) -> str:
     counts = result["counts"] | ({"old record": result["records"]} if result["records"] else {})
+    counts |= {"ended link": result["links"]} if result["links"] else {}
     lines = [_finding(each) for each in result["found"]] if result["dry_run"] else []
     lines += [f"{name} is not cleaned up: {error['message']}" for name, error in result["failed"].items()]
     if counts:

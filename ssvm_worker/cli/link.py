@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import time
 from collections.abc import Callable
@@ -145,6 +146,8 @@ def _revoke(settings: Settings, which: str, output: Output) -> int:
     one = book.find(which)
     found = [one] if one else [each for each in book.all() if each.key == which.strip("/")]
     revoked = [each.id for each in found if book.revoke(each)]
+    for each in found:
+        _stop(settings, each)
     if not revoked:
         remedy = (
             "`ssvm link --list` tells which stand. A presigned URL of S3 ends by itself, or with the keys of its store"
@@ -152,6 +155,13 @@ def _revoke(settings: Settings, which: str, output: Output) -> int:
         raise ObjectNotFound("There is no such link", which, remedy)
     output.result({"revoked": revoked}, f"revoked {', '.join(revoked)}")
     return 0
+
+
+def _stop(settings: Settings, link: Link) -> None:
+    """Whoever sends by that link is told to stop; what has come goes."""
+    if link.verb == PUT:
+        with assembly.open_ledger(settings) as ledger, contextlib.suppress(ObjectNotFound, InvalidRequest):
+            ledger.cancel(link.job_id, f"{getpass.getuser()} (ssvm)")
 
 
 def _row(link: Link) -> dict[str, Any]:

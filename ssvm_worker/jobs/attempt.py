@@ -215,6 +215,8 @@ class Attempt:
     held: Held = UNLIMITED
     #: Which backups clean-up keeps.
     retention: Rules = field(default_factory=Rules)
+    #: Forgets links that have ended, and cancels uploads that wait for more by them, unless told only to count them.
+    end_links: Callable[[bool], int] = lambda _: 0
     #: The names of those in the settings.
     vcenters: Sequence[str] = ()
 

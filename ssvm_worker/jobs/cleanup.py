@@ -61,6 +61,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     """
     attempt.jobs.live()
     failed: dict[str, Any] = {}
+    links = attempt.end_links(request.dry_run)  # first: what waited for more by them is abandoned now
     cleaning = _Cleaning(attempt, parse_duration(request.older_than), request.dry_run, request.volume)
     for name in attempt.stores:
         attempt.progress.start(f"clean up {name}")
@@ -80,7 +81,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
         except WorkerError as error:
             attempt.log.warning("vCenter %s is not cleaned up: %s", name, error)
             failed[name] = error.as_dict()
-    return cleaning.result() | {"records": _records(request, attempt), "failed": failed}
+    return cleaning.result() | {"records": _records(request, attempt), "links": links, "failed": failed}
 
 
 def _records(request: Request, attempt: Attempt) -> int:

@@ -85,7 +85,9 @@ def make_app(gate: Gate, stores: Mapping[str, Store], uploads: Uploads) -> Starl
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        tidying = asyncio.create_task(uploads.tidy())
         yield
+        tidying.cancel()
         await uploads.close()
 
     handlers = {HTTPException: _refused, WorkerError: _failed}

@@ -32,6 +32,8 @@ from .wire import Patience
 _LOG = logging.getLogger("ssvm.serve")
 #: What the pipeline is given at once: less costs a thread's turn more often.
 _CHUNK = 512 * KiB
+#: Seconds between two looks for links that have ended.
+_TIDY_S = 60.0
 _TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
 
 
@@ -100,6 +102,15 @@ class Uploads:
         extensions = {"Tus-Version": "1.0.0", "Tus-Extension": "creation,termination,expiration"}
         return Response(status_code=204, headers=_TUS | extensions | {"Tus-Max-Size": str(most)})
 
+    async def tidy(self) -> None:
+        """Again and again, forget links that have ended and what came by them."""
+        while True:
+            await asyncio.sleep(_TIDY_S)
+            try:
+                await asyncio.to_thread(self._inbox.end_links)
+            except WorkerError as error:
+                _LOG.warning("ended links stay for now: %s", error)
+
     async def close(self) -> None:
         """End all, keeping what can be kept."""
         for handle in self._idle.values():
@@ -118,7 +129,7 @@ class Uploads:
             await self._drop(link)
             session = await self._begin(link, sender_of(link, length))
             try:
-                await session.feed(self._body(request))
+                await session.feed(self._body(request, session))
             except SourceUnavailable as error:
                 _LOG.info("link %s: %s", link.id, error)
                 await session.leave()
@@ -175,7 +186,7 @@ class Uploads:
                 raise HTTPException(409, "That is not where to go on\n")
             session = await self._going_on(link, length, offset)
             try:
-                await session.feed(self._body(request, length - offset))
+                await session.feed(self._body(request, session, length - offset))
             except SourceUnavailable as error:
                 _LOG.info("link %s: %s", link.id, error)
             except HTTPException:
@@ -244,11 +255,10 @@ class Uploads:
         if length is not None and length > most:
             raise HTTPException(413, f"{length} bytes are more than the {most} that are allowed\n")
 
-    async def _body(self, request: Request, most: int | None = None) -> AsyncIterator[bytes]:
+    async def _body(self, request: Request, session: Session, most: int | None = None) -> AsyncIterator[bytes]:
         """What is sent; SourceUnavailable when the sender goes, gives too little, or more than *most* bytes."""
-        hearing, seen = _Hearing(request, self._patience), 0
-        while True:
-            message = await hearing.next()
+        hearing, seen = _Hearing(request, session.task, self._patience), 0
+        while message := await hearing.next():
             chunk = message.get("body", b"")
             seen += len(chunk)
             if most is not None and seen > most:
@@ -262,18 +272,23 @@ class Uploads:
 class _Hearing:
     """What a sender says. Only the time counts in which we wait for it: that a store is slow is not its fault."""
 
-    def __init__(self, request: Request, patience: Patience) -> None:
+    def __init__(self, request: Request, job: asyncio.Task[None], patience: Patience) -> None:
         self._request = request
+        self._job = job
         self._patience = patience
         self._waited, self._heard = 0.0, 0
 
-    async def next(self) -> Message:
-        """The next piece of the body; SourceUnavailable when the sender goes, or gives too little."""
+    async def next(self) -> Message | None:
+        """The next piece of the body; None when the job has ended, SourceUnavailable when the sender goes or drips."""
         patience, since = self._patience, time.monotonic()
-        try:
-            message = await asyncio.wait_for(self._request.receive(), patience.stall_s)
-        except TimeoutError as error:
-            raise SourceUnavailable("The sender gives nothing any more", self._request.url.path) from error
+        heard = asyncio.ensure_future(self._request.receive())
+        await asyncio.wait([heard, self._job], timeout=patience.stall_s, return_when=asyncio.FIRST_COMPLETED)
+        if not heard.done():
+            heard.cancel()
+            if self._job.done():
+                return None
+            raise SourceUnavailable("The sender gives nothing any more", self._request.url.path)
+        message = heard.result()
         if message["type"] != "http.request":
             raise SourceUnavailable("The sender went away", self._request.url.path)
         self._waited += time.monotonic() - since

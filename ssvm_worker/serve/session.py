@@ -19,6 +19,7 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import fingerprint
 from ssvm_worker.keys import Artifact
 from ssvm_worker.ledger import INBOUND, Claim, Ledger
+from ssvm_worker.ledger.uploads import cancelled, end_links
 from ssvm_worker.links import Link
 from ssvm_worker.manifest import read_draft
 from ssvm_worker.retry import RetryDecision
@@ -126,15 +127,14 @@ class Inbox:
         self.end(link.id)
 
     def end(self, link_id: str) -> None:
-        """End the job of a link that is no longer good, and remove what has come."""
-        job_id = f"link-{link_id}"
-        try:
-            record = self.ledger.cancel(job_id, "its link has ended")
-        except (ObjectNotFound, InvalidRequest):
-            return
-        if record.state == "queued" and (claim := self.ledger.claim(job_id, worker_name())):
+        """End the job of a link that is no longer good, and remove what has come; who is sending is heard out."""
+        if claim := cancelled(self.ledger, link_id):
             with Heart(self.ledger, claim) as heart:
-                _Upload(self.settings, self.ledger, claim, heart, Sender(job_id, None)).run()
+                _Upload(self.settings, self.ledger, claim, heart, Sender(claim.job_id, None)).run()
+
+    def end_links(self) -> None:
+        """Forget links that have ended, and what came by them and is not whole."""
+        end_links(self.ledger, open_links(self.settings), self.end)
 
 
 class Ended(WorkerError):
