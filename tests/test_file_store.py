@@ -90,6 +90,37 @@ def test_part_is_hidden_beside_the_object(store: FileStore, tmp_path: Path) -> N
     assert names(tmp_path) == ["a", "a/b", "a/b/object"]
 
 
+SILLY = ".nfs0123456789abcdef00000001"
+
+
+def test_silly_renames(store: FileStore, tmp_path: Path) -> None:
+    """What an NFS client keeps of a removed file is no object, and is swept when it was renamed long enough ago."""
+    put_bytes(store, "a/object", b"1", ME)
+    for name in (SILLY, f"{SILLY}x", ".nfsroot"):
+        (tmp_path / "a" / name).write_bytes(b"12")
+        os.utime(tmp_path / "a" / name, (0, 0))
+    assert list(keys(store)) == ["a/object"]
+    assert [(each.key, each.size) for each in store.leftovers()] == [(f"a/{SILLY}", 2)]
+    assert store.sweep(60) == 0
+    assert store.sweep(0) == 1
+    assert names(tmp_path / "a") == [f"{SILLY}x", ".nfsroot", "object"]
+
+
+def test_size_is_read_again(store: FileStore, tmp_path: Path) -> None:
+    """An object that the store shows with another size than was written is no success."""
+    with store.writer("a/object", owner=ME) as sink:
+        fill(sink, b"bytes")
+        sink._rename = lambda: _rename_and_cut(tmp_path)  # type: ignore[method-assign]
+        with pytest.raises(StoreUnavailable, match="has 3 bytes of the 5"):
+            sink.commit()
+
+
+def _rename_and_cut(root: Path) -> None:
+    [part] = (root / "a").iterdir()
+    os.truncate(part, 3)
+    part.rename(root / "a/object")
+
+
 def test_abort_removes_empty_directories(store: FileStore, tmp_path: Path) -> None:
     """An abort leaves no trace, up to the root; a directory with somebody else's object stays."""
     put_bytes(store, "a/kept", b"1", ME)

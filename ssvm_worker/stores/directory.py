@@ -53,6 +53,8 @@ class Found:
     path: tuple[str, ...]
     size: int
     modified: float
+    #: When it was written or renamed last.
+    changed: float
 
 
 class Tree:
@@ -127,7 +129,7 @@ def _look(path: tuple[str, ...], entries: Iterable[os.DirEntry[str]]) -> Iterato
         elif entry.is_file(follow_symlinks=False):
             with contextlib.suppress(FileNotFoundError):
                 seen = entry.stat(follow_symlinks=False)
-                yield entry.name, Found((*path, entry.name), seen.st_size, seen.st_mtime)
+                yield entry.name, Found((*path, entry.name), seen.st_size, seen.st_mtime, seen.st_ctime)
 
 
 def _foreign(path: tuple[str, ...], name: str) -> bool:

@@ -1,14 +1,17 @@
 """An image store in a directory; it works on any mounted file system.
 
 Bytes go to a hidden part in the final directory (see ``part``). A commit is: fsync, a close that is checked, the size
-read back, rename, fsync of the directory. Any failed write, fsync or close is final: on NFS, ENOSPC is told once, by
-the write, and a later fsync and close say that all is well.
+read back, rename, fsync of the directory, and the size read back once more, under the object's own name. Any failed
+write, fsync or close is final: on NFS, ENOSPC is told once, by the write, and a later fsync and close say that all is
+well.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import stat
 import time
 from collections.abc import Generator, Iterator
@@ -26,12 +29,14 @@ from ssvm_worker.errors import (
 from ssvm_worker.keys import check_key
 from ssvm_worker.stream import CHUNK, Owner, StoredObject, Usage
 
-from .directory import Tree, translated, translating
+from .directory import Found, Tree, translated, translating
 from .listing import check_prefix, is_key
 from .part import FileSink, PartName, Place, begin, job_in_name
 
 #: An emptied directory is pruned, so whoever makes one may lose it at once to somebody else's clean-up.
 _TRIES = 3
+#: A silly-rename of the Linux client: the file's id and a counter (fs/nfs/unlink.c).
+_SILLY = re.compile(r"\.nfs[0-9a-f]{24}")
 
 
 class FileStore:
@@ -88,12 +93,18 @@ class FileStore:
             self._remove((*place.directory, place.name))
 
     def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
-        """See Store. A part is as old as its last write, by the file server's clock; 0 takes parts of any age."""
+        """See Store. A part is as old as its last write, by the file server's clock; 0 takes parts of any age.
+
+        So are the names under which an NFS client keeps what was removed while it was open, since they were given;
+        left behind by one that crashed, nobody else removes them.
+        """
         limit, spared, swept = time.time() - older_than_s, job_in_name(spare) if spare else None, 0
         with translating(self._where(prefix)):
             for found in self._tree.walk(_names(prefix)):
                 part = PartName.parse(found.path[-1])
-                if part and part.job != spared and (not older_than_s or found.modified <= limit):
+                if _is_silly(found) and found.changed <= limit:
+                    swept += self._remove_silly(found.path)
+                elif part and part.job != spared and (not older_than_s or found.modified <= limit):
                     swept += self._remove(found.path)
         return swept
 
@@ -103,6 +114,8 @@ class FileStore:
             for found in self._tree.walk(_names(prefix)):
                 if part := PartName.parse(found.path[-1]):
                     yield StoredObject("/".join((*found.path[:-1], part.name)), found.size, when=found.modified)
+                elif _is_silly(found):
+                    yield StoredObject("/".join(found.path), found.size, when=found.changed)
 
     def usage(self) -> Usage:
         """See Store; *free* is what an unprivileged user can take."""
@@ -140,6 +153,18 @@ class FileStore:
             return False
         self._tree.prune(path[:-1])
         return True
+
+    def _remove_silly(self, path: tuple[str, ...]) -> bool:
+        try:
+            return self._remove(path)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False  # a process of this host has it open
+
+
+def _is_silly(found: Found) -> bool:
+    return _SILLY.fullmatch(found.path[-1]) is not None
 
 
 class FileReader:

@@ -152,6 +152,7 @@ class FileSink(LeavingAborts):
             modified = self._check_part()
             self._rename()
             os.fsync(self._directory)
+            self._check_object()
         self._end()
         return StoredObject(self.key, self._size, when=modified)
 
@@ -221,11 +222,24 @@ class FileSink(LeavingAborts):
             _fenced(error)
         if _identity(seen) != self._identity:
             _fenced(None)
+        self._check_size(seen)
+        return seen.st_mtime
+
+    def _check_object(self) -> None:
+        """Opened anew, as NFS asks the server then, and not the cache; one that a later writer put there is its own."""
+        handle = os.open(self._place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+        try:
+            seen = os.fstat(handle)
+        finally:
+            os.close(handle)
+        if _identity(seen) == self._identity:
+            self._check_size(seen)
+
+    def _check_size(self, seen: os.stat_result) -> None:
         if seen.st_size != self._size:
             raise StoreUnavailable(
                 f"The store has {seen.st_size} bytes of the {self._size} written", self._place.where, "Try again"
             )
-        return seen.st_mtime
 
     def _rename(self) -> None:
         try:
