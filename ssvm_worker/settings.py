@@ -183,6 +183,8 @@ class Nfs(Section):
     probe_s: Seconds = 10.0
     #: Seconds between two looks at those that are mounted.
     probe_every_s: Seconds = 15.0
+    #: Seconds that a job may hang in a store that is away; then its process is killed, and the job waits in the queue.
+    give_up_s: Seconds = 60.0
     #: Seconds after which a mount that no job has used is unmounted.
     idle_s: Seconds = 900.0
 

@@ -28,6 +28,7 @@ from .intake import Message, accept
 from .outbox import tell
 from .owed import order_copies
 from .ring import ring
+from .stuck import freeing
 
 _LOG = logging.getLogger("ssvm.bridge")
 
@@ -43,7 +44,11 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
         if claim is None:
             _LOG.info("job %s is left alone: it is not there to be run", record.job_id)
             return {"job_id": record.job_id, "state": "left"}
-        with Heart(ledger, claim) as heart, draining(heart.shut_down, settings.worker.drain_s):
+        with (
+            Heart(ledger, claim) as heart,
+            draining(heart.shut_down, settings.worker.drain_s),
+            freeing(settings, ledger, claim, heart),
+        ):
             return Run(settings, ledger, claim, heart).run()
 
 

@@ -77,6 +77,16 @@ class Heart:
         return not self._fenced
 
     @property
+    def progress(self) -> dict[str, Any] | None:
+        """What was noted last."""
+        return self._progress
+
+    @property
+    def told(self) -> bool:
+        """Whether the job was told to stop, as far as is known; asks nobody."""
+        return self._fenced or self._shutdown or self._cancel
+
+    @property
     def fenced(self) -> bool:
         """Whether the claim is lost for good."""
         return self._fenced

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 
-from ssvm_worker.errors import ConfigError, ResourceBusy, StoreDenied, StoreUnavailable, WorkerError
+from ssvm_worker.breaker import CLOSED
+from ssvm_worker.errors import ConfigError, ResourceBusy, StoreAway, StoreDenied, StoreUnavailable, WorkerError
 
 from .directory import translated, translating
 from .mountinfo import Mount, mounts
@@ -91,6 +92,11 @@ class Mounted:
     def made(self) -> bool:
         """Whether this object mounted it."""
         return self._made
+
+    @property
+    def is_used(self) -> bool:
+        """Whether this object is one of its users."""
+        return self._user is not None
 
     def open_root(self) -> int:
         """A handle of the export's root, which is the right one: all is done from there, never by a path.
@@ -278,6 +284,14 @@ class Mounted:
             self._user = _lock(self.places.file("users"), fcntl.LOCK_SH, 2 * self._patience.mount_s)
             self._leave = weakref.finalize(self, _leave, self._user)
         os.utime(self._user)
+
+
+def used_and_away() -> StoreAway | None:
+    """Why an export that this process uses does not answer, as the host knows; None if all do. Touches no mount."""
+    for each in list(_MOUNTED):
+        if each.is_used and each.health.read().breaker.state != CLOSED:
+            return each.health.away()
+    return None
 
 
 @atexit.register

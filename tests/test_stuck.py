@@ -1,0 +1,88 @@
+"""When a job that hangs in a store is given up, by a clock that the tests turn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks.stuck import StuckWatch, freeing
+from tests.servers.worker import Site
+
+
+def test_gives_up() -> None:
+    """A job whose store is away, and which does not move, is given up after its time and not before."""
+    watch = StuckWatch(60)
+    assert not watch.hangs(100, "away", None, told=False)
+    assert not watch.hangs(159, "away", None, told=False)
+    assert watch.hangs(160, "away", None, told=False)
+
+
+def test_store_that_answers_again() -> None:
+    """The time begins anew with each outage."""
+    watch = StuckWatch(60)
+    assert not watch.hangs(100, "away", None, told=False)
+    assert not watch.hangs(159, None, None, told=False)
+    assert not watch.hangs(161, "away", None, told=False)
+    assert not watch.hangs(220, "away", None, told=False)
+    assert watch.hangs(221, "away", None, told=False)
+
+
+def test_job_that_moves() -> None:
+    """A job that moves bytes does not hang, though another store of it is away."""
+    watch = StuckWatch(60)
+    assert not any(watch.hangs(100 + 30 * n, "away", {"bytes": n}, told=False) for n in range(10))
+
+
+def test_job_that_was_told() -> None:
+    """One that was cancelled, or whose worker ends, is given up soon."""
+    watch = StuckWatch(60)
+    assert not watch.hangs(100, "away", None, told=True)
+    assert watch.hangs(105, "away", None, told=True)
+
+
+#: A pool process whose job hangs in a call that nothing interrupts: to a pipe, as to a mount.
+HANGING = """
+import sys
+from ssvm_worker.assembly import nfs_mounts, open_ledger
+from ssvm_worker.config import load
+from tasks.heart import Heart
+from tasks.stuck import freeing
+
+settings = load()
+[mounted] = nfs_mounts(settings)
+mounted._enter()
+mounted.health.fail("no answer")
+with open_ledger(settings) as ledger:
+    claim = ledger.claim(sys.argv[1], "worker")
+    with Heart(ledger, claim) as heart, freeing(settings, ledger, claim, heart):
+        open(sys.argv[2]).read()
+"""
+
+
+def test_process_is_freed(make_site: Callable[..., Site], tmp_path: Path) -> None:
+    """A process whose job hangs in its store is killed; the job is queued again with the reason, uncounted."""
+    site = make_site(stores={"primary": {"url": "nfs://10.0.0.5/export"}}, nfs={"give_up_s": 0.1})
+    job_id = site.submit("download", url="http://127.0.0.1:9/x", account="1", id="t1")
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-c", HANGING, job_id, str(tmp_path / "pipe")]
+    done = subprocess.run(command, env=os.environ | {"SSVM_CONFIG": str(site.file)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    record = site.ledger.get(job_id)
+    assert (record.state, record.tries) == ("queued", 0)
+    error = record.attempts[0].error
+    assert error
+    assert error["error"] == "StoreAway"
+    assert "no answer" in error["message"]
+
+
+def test_other_jobs_are_left_alone(make_site: Callable[..., Site]) -> None:
+    """Where no store is on NFS nothing is watched."""
+    site = make_site()
+    names = {each.name for each in threading.enumerate()}
+    with freeing(site.settings, site.ledger, None, None):  # type: ignore[arg-type]
+        assert {each.name for each in threading.enumerate()} == names
