@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
+import urllib3
 
 from ssvm_worker import assembly, cli
 from ssvm_worker.keys import Artifact
@@ -83,8 +85,6 @@ def test_not_modified(service: Service, at: str) -> None:
 
 def test_several_on_one_connection(service: Service, at: str) -> None:
     """The connection is good for another request after sendfile."""
-    import urllib3
-
     pool = urllib3.HTTPConnectionPool("127.0.0.1", int(service.url.rpartition(":")[2]), maxsize=1)
     for first in (0, 100, len(IMAGE) - 1):
         assert pool.request("GET", at, headers={"Range": f"bytes={first}-"}).data == IMAGE[first:]
@@ -256,3 +256,17 @@ def test_command_refused(
     """What cannot be linked to is refused with the reason."""
     assert cli.main(["link", "--config", str(settings_file(service, tmp_path)), *argv]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_tls(start_service: Callable[..., Service], tmp_path: Path) -> None:
+    """Behind its own certificate the same bytes come, though not by sendfile."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    service = start_service(certificate_file=tmp_path / "cert.pem", private_key_file=tmp_path / "key.pem")
+    put_image(service)
+    http = urllib3.PoolManager(ca_certs=str(tmp_path / "ca.pem"))
+    assert http.request("GET", service.url + link(service)).data == IMAGE
+    assert http.request("GET", service.url + link(service), headers={"Range": "bytes=-5"}).data == IMAGE[-5:]

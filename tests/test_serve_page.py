@@ -9,7 +9,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.servers.service import Service
-from tests.test_serve_upload import IMAGE, PREFIX, upload_link, url_of
+from tests.uploads import IMAGE, PREFIX, upload_link, url_of
 
 
 def send(browser: Chrome, service: Service, file: Path) -> str:

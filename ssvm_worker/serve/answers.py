@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Message, Send
 
 from ssvm_worker.errors import Permanent, ResourceBusy, Retryable, WorkerError
+from ssvm_worker.units import MiB
 
 #: By the name of the error, as an upload's comes out of the ledger; else by its kind.
 _BY_NAME = {
@@ -22,11 +24,12 @@ _BY_NAME = {
     "AmbiguousFormat": 422,
     "UnsafeImage": 422,
     "ImageError": 422,
+    "QuotaExceeded": 507,
     "StoreFull": 507,
 }
-#: Seconds for which more is taken from somebody who was answered before the end of what it sends: a connection that is
-#: closed upon unread bytes is reset, and the answer may be lost with it.
-_LINGER_S = 5.0
+#: Seconds and bytes for which more is taken from somebody who was answered before the end of what it sends: a
+#: connection that is closed upon unread bytes is reset, and the answer may be lost with it.
+_LINGER_S, _LINGER_BYTES = 5.0, 16 * MiB
 
 
 def failure(error: WorkerError, *, sent: bool = False) -> Response:
@@ -42,6 +45,11 @@ def failure(error: WorkerError, *, sent: bool = False) -> Response:
         status = _BY_NAME.get(name, 500 if isinstance(error, Permanent) else 503)
     headers = {"Retry-After": "5"} if status in (423, 503) else None
     return JSONResponse(error.as_dict(), status, headers=headers)
+
+
+def refusal(error: HTTPException) -> Response:
+    """What is said without an error object: to people, and to clients that look at the status alone."""
+    return PlainTextResponse(str(error.detail).rstrip("\n") + "\n", error.status_code, headers=error.headers)
 
 
 async def respond(request: Request, response: Response, send: Send) -> None:
@@ -64,7 +72,9 @@ async def respond(request: Request, response: Response, send: Send) -> None:
 
 
 async def _drain(request: Request) -> None:
-    while True:
+    seen = 0
+    while seen < _LINGER_BYTES:
         message = await request.receive()
         if message["type"] != "http.request" or not message.get("more_body"):
             return
+        seen += len(message.get("body", b""))

@@ -21,7 +21,7 @@ from ssvm_worker.ledger.links import LinkBook
 from ssvm_worker.links import GET, Link, Signer, object_path, upload_path
 from ssvm_worker.stream import Store
 
-from .answers import failure, respond
+from .answers import failure, refusal, respond
 from .incoming import Uploads
 from .outgoing import Offered
 
@@ -126,7 +126,7 @@ async def _health(_: Request) -> Response:
 
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return PlainTextResponse(str(error.detail).rstrip("\n") + "\n", error.status_code, headers=error.headers)
+    return refusal(error)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

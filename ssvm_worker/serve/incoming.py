@@ -23,7 +23,7 @@ from ssvm_worker.ledger import Claim
 from ssvm_worker.links import Link
 from ssvm_worker.units import KiB
 
-from .answers import failure
+from .answers import failure, refusal
 from .page import page
 from .sender import Sender
 from .session import Inbox, sender_of
@@ -91,6 +91,8 @@ class Uploads:
         acts = {"POST": self._create, "HEAD": self._tell, "PATCH": self._patch, "DELETE": self._terminate}
         try:
             response = await acts[request.method](request, link)
+        except HTTPException as error:
+            response = refusal(error)
         except WorkerError as error:
             response = failure(error)
         response.headers.update(_TUS | {"Upload-Expires": formatdate(link.until, usegmt=True)})
@@ -127,6 +129,7 @@ class Uploads:
         self._refuse_large(link, length)
         with self._alone(link):
             await self._drop(link)
+            await asyncio.to_thread(self._inbox.reset, link)
             session = await self._begin(link, sender_of(link, length))
             try:
                 await session.feed(self._body(request, session))

@@ -115,8 +115,9 @@ class Inbox:
 
     def reset(self, link: Link) -> None:
         """Remove what has come; the link is good for another try. ResourceBusy while somebody sends."""
-        if self.state(link) in ("", "succeeded", "cancelled"):
-            return
+        store, artifact = Stores(self.settings)[link.store], Artifact.of_prefix(link.key)
+        if self.state(link) not in ("queued", "failed", "running") or read_draft(store, artifact) is None:
+            return  # nobody goes on from what there may be
         claim = self.claim(link)
         with Heart(self.ledger, claim) as heart:
             _Upload(self.settings, self.ledger, claim, heart, Sender(link.path, None)).reset()

@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
 from tusclient.client import TusClient
 
 from ssvm_worker import assembly
@@ -24,7 +26,7 @@ from tests.servers.broker import Broker
 from tests.servers.service import SECRET, Service, settings_of
 from tests.servers.worker import until
 from tests.test_serve import link, put_image
-from tests.test_serve_upload import PREFIX, stored, upload_link, url_of
+from tests.uploads import PREFIX, create, offset_of, patch, record, stored, upload_link, url_of
 
 pytestmark = pytest.mark.e2e
 
@@ -38,12 +40,18 @@ class ServeProcess:
     process: subprocess.Popen[str] = field(init=False)
 
     def start(self) -> None:
-        """Start it, and wait until it says where it listens."""
-        command = [sys.executable, "-m", "ssvm_worker", "serve", "--config", str(self.file), "--listen", "127.0.0.1:0"]
+        """Start it, where it was if it was, and wait until it says where it listens."""
+        listen = self.service.url.removeprefix("http://") or "127.0.0.1:0"
+        command = [sys.executable, "-m", "ssvm_worker", "serve", "--config", str(self.file), "--listen", listen]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         found = next(match for line in self.process.stderr if (match := re.search(r"listening on (\S+)", line)))
         self.service.url = found[1]
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -58,13 +66,12 @@ def serve_process(broker: Broker, tmp_path: Path) -> Iterator[ServeProcess]:
     file.write_text(
         f'state_dir = "{tmp_path}/state"\n[broker]\nurl = "{broker.url}"\nprefix = "{broker.prefix}"\n'
         f'[ledger]\nclaim_s = 2\n[stores.primary]\nurl = "file://{tmp_path}/store"\n'
-        f'[serve]\nkey = "k1"\n[serve.keys.k1]\nsecret = "{SECRET}"\n'
+        f'[serve]\nkey = "k1"\ndrain_s = 1\n[serve.keys.k1]\nsecret = "{SECRET}"\n'
     )
     started = ServeProcess(Service(settings, "", tmp_path / "store"), file)
     started.start()
     yield started
-    started.process.kill()
-    started.process.wait()
+    started.kill()
 
 
 def test_sigterm(serve_process: ServeProcess) -> None:
@@ -101,15 +108,46 @@ def test_upload_over_a_kill(serve_process: ServeProcess, tmp_path: Path) -> None
     uploader = client.uploader(str(file), chunk_size=4 << 20)
     for _ in range(4):
         uploader.upload_chunk()
-    serve_process.process.kill()
-    serve_process.process.wait()
-    path = urlsplit(uploader.url)
+    serve_process.kill()
     serve_process.start()
     with assembly.open_ledger(service.settings) as ledger:
         until(lambda: ledger.get(link.job_id).state == "queued", "the claim of the dead has run out")
-    uploader = client.uploader(str(file), chunk_size=4 << 20, url=f"{service.url}{path.path}?{path.query}")
+    uploader = client.uploader(str(file), chunk_size=4 << 20, url=uploader.url)
     assert uploader.offset > 8 << 20
     uploader.upload()
     assert (service.store / PREFIX / "7.raw").read_bytes() == image
     assert "7.raw" in stored(service)
     assert not [each for each in stored(service) if each.startswith(".")]
+
+
+def test_upload_over_a_sigterm(serve_process: ServeProcess) -> None:
+    """A service that ends in good order keeps what has come: the next one goes on from there, without a wait."""
+    service, image = serve_process.service, images.mbr(32 << 20)[: 1 << 20] + os.urandom(31 << 20)
+    link = upload_link(service)
+    url = create(service, url_of(service, link), len(image))
+    assert patch(service, url, 0, image[: 16 << 20]).status == 204
+    serve_process.process.terminate()
+    assert serve_process.process.wait(60) == 0
+    assert record(service, link).state == "queued"
+    serve_process.start()
+    assert offset_of(service, url) == 16 << 20
+    assert patch(service, url, 16 << 20, image[16 << 20 :]).status == 204
+    assert (service.store / PREFIX / "7.raw").read_bytes() == image
+
+
+def test_page_over_a_kill(serve_process: ServeProcess, browser: Chrome, tmp_path: Path) -> None:
+    """A person whose upload meets a crash of the service sees it go on by itself, and end well."""
+    service, file = serve_process.service, tmp_path / "image.raw"
+    file.write_bytes(images.mbr(32 << 20)[: 1 << 20] + os.urandom(31 << 20))
+    link = upload_link(service, max_rate=8 << 20)
+    browser.get(service.url + url_of(service, link))
+    browser.find_element(By.ID, "file").send_keys(str(file))
+    browser.find_element(By.ID, "send").click()
+    until(lambda: any(each.stat().st_size > 4 << 20 for each in service.store.rglob("*.part")), "some of it is there")
+    serve_process.kill()
+    outcome = browser.find_element(By.ID, "outcome")
+    until(lambda: "Trying again" in outcome.text, "the page has noticed")
+    serve_process.start()
+    WebDriverWait(browser, 90).until(lambda _: "stored" in outcome.text)
+    assert (service.store / PREFIX / "7.raw").read_bytes() == file.read_bytes()
+    assert len(record(service, link).attempts) == 2

@@ -66,7 +66,8 @@ def settings_file(service: Service, directory: Path) -> Path:
 def serving(settings: Settings) -> Iterator[Service]:
     """Within, it answers; leaving stops it as SIGTERM does."""
     listener = bound(settings.serve.listen)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    scheme = "https" if settings.serve.certificate_file else "http"
+    url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
     settings = settings.model_copy(update={"serve": settings.serve.model_copy(update={"url": url})})
     server = make_server(settings)
     thread = threading.Thread(target=lambda: asyncio.run(answer(server, listener)), daemon=True)

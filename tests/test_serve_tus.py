@@ -1,0 +1,180 @@
+"""tus 1.0: an upload in pieces, which goes on where it broke."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from ssvm_worker import assembly
+from ssvm_worker.keys import Artifact
+from ssvm_worker.links import Link
+from ssvm_worker.manifest import find_manifest
+from ssvm_worker.settings import StoreSettings
+from ssvm_worker.stream import read_bytes
+from tests import images
+from tests.servers.broker import Broker
+from tests.servers.s3 import S3Server
+from tests.servers.service import Service, serving, settings_of
+from tests.servers.worker import until
+from tests.uploads import (
+    IMAGE,
+    PATCH,
+    PREFIX,
+    TUS,
+    create,
+    offset_of,
+    patch,
+    record,
+    stored,
+    upload_link,
+    url_of,
+)
+
+
+@pytest.fixture
+def link(service: Service) -> Link:
+    """One without conditions."""
+    return upload_link(service)
+
+
+@pytest.fixture
+def at(service: Service, link: Link) -> str:
+    """Its URL."""
+    return url_of(service, link)
+
+
+def test_tus_in_pieces(service: Service, at: str) -> None:
+    """An upload in pieces is the same artifact as one in one piece."""
+    url = create(service, at)
+    for start in range(0, len(IMAGE), 2 << 20):
+        answer = patch(service, url, start, IMAGE[start : start + (2 << 20)])
+        assert (answer.status, answer.headers["Upload-Offset"]) == (204, str(min(start + (2 << 20), len(IMAGE))))
+    assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
+    assert offset_of(service, url) == len(IMAGE)
+
+
+def test_tus_options(service: Service, at: str) -> None:
+    """What is spoken is told to whoever asks."""
+    answer = service.request("OPTIONS", at)
+    assert (answer.status, answer.headers["Tus-Version"]) == (204, "1.0.0")
+    assert answer.headers["Tus-Extension"] == "creation,termination,expiration"
+
+
+def test_tus_goes_on_within(service: Service, at: str) -> None:
+    """A broken PATCH costs what was under way: HEAD says where to go on, and the rest is all that is sent."""
+    url = create(service, at)
+    peer = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])))
+    lines = [f"PATCH {url} HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in PATCH.items())]
+    lines += ["Upload-Offset: 0", f"Content-Length: {len(IMAGE)}", "", ""]
+    peer.sendall("\r\n".join(lines).encode() + IMAGE[: 3 << 20])
+    until(lambda: offset_of(service, url) > 0, "some of it has come")
+    peer.close()
+
+    def goes_on() -> bool:
+        offset = offset_of(service, url)
+        return bool(patch(service, url, offset, IMAGE[offset:]).status == 204)
+
+    until(goes_on, "the break was noticed")
+    assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
+
+
+def test_tus_goes_on_after_the_part(start_service: Callable[..., Service]) -> None:
+    """When the pipeline was ended for want of a sender, the part it left is where to go on."""
+    service = start_service(stall_s=0.5)
+    link = upload_link(service)
+    url = create(service, url_of(service, link))
+    assert patch(service, url, 0, IMAGE[: 4 << 20]).status == 204
+    until(lambda: record(service, link).state == "queued", "nobody waits for the rest")
+    assert offset_of(service, url) == 4 << 20
+    assert patch(service, url, 4 << 20, IMAGE[4 << 20 :]).status == 204
+    assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
+    assert record(service, link).result is not None
+
+
+def test_tus_wrong_offset(service: Service, at: str) -> None:
+    """Bytes that belong elsewhere are refused."""
+    url = create(service, at)
+    assert patch(service, url, 10, IMAGE[10:]).status == 409
+    assert stored(service) == []
+
+
+def test_tus_creation_begins_again(service: Service, link: Link, at: str) -> None:
+    """Who creates the upload anew begins at its first byte, and what had come goes."""
+    url = create(service, at)
+    assert patch(service, url, 0, IMAGE[: 2 << 20]).status == 204
+    again = create(service, at)
+    assert (offset_of(service, again), stored(service)) == (0, [])
+    assert patch(service, again, 0, IMAGE).status == 204
+
+
+def test_tus_refused(service: Service, at: str) -> None:
+    """An unsafe image is refused when its last byte has come at the latest, with the reason."""
+    data = images.qcow2_backed_by("/etc/passwd")
+    answer = patch(service, create(service, at, len(data)), 0, data)
+    assert (answer.status, json.loads(answer.data)["error"], stored(service)) == (422, "UnsafeImage", [])
+
+
+def test_tus_terminated(service: Service, link: Link, at: str) -> None:
+    """An upload that its sender gives up leaves nothing, and its link ends."""
+    url = create(service, at)
+    assert patch(service, url, 0, IMAGE[: 2 << 20]).status == 204
+    assert service.request("DELETE", url, headers=TUS).status == 204
+    assert (stored(service), record(service, link).state) == ([], "cancelled")
+    assert service.request("HEAD", url, headers=TUS).status == 410
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Upload-Length": "10"}, 412),
+        (TUS, 400),
+        (TUS | {"Upload-Length": "-1"}, 400),
+        (TUS | {"Upload-Length": "9" * 18}, 413),
+    ],
+)
+def test_tus_creation_refused(service: Service, at: str, headers: dict[str, str], status: int) -> None:
+    """A creation that is none, or too large, is refused."""
+    assert service.request("POST", at, headers=headers).status == status
+
+
+def test_whole_or_not_there(service: Service, at: str) -> None:
+    """The artifact is whole, or nothing of it is there."""
+    store = assembly.open_store_named(service.settings, "primary")
+    url = create(service, at)
+    patch(service, url, 0, IMAGE[:-1])
+    assert find_manifest(store, Artifact("template", "2", "7")) is None
+    patch(service, url, len(IMAGE) - 1, IMAGE[-1:])
+    assert find_manifest(store, Artifact("template", "2", "7")) is not None
+
+
+def test_put_in_place_of_tus(service: Service, at: str) -> None:
+    """What tus has begun is not joined to what a PUT sends, which may be another file."""
+    patch(service, create(service, at), 0, bytes(1 << 20) + IMAGE[1 << 20 : 3 << 20])
+    assert service.request("PUT", at, body=IMAGE).status == 201
+    assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
+
+
+def test_tus_is_said_in_every_answer(service: Service, at: str) -> None:
+    """The protocol asks for its version in refusals too."""
+    assert patch(service, at, 0, b"").headers["Tus-Resumable"] == "1.0.0"
+
+
+def test_into_s3(broker: Broker, tmp_path: Path, s3_server: S3Server) -> None:
+    """An upload goes to S3 as it goes to a directory, in pieces too."""
+    store = StoreSettings(
+        url=f"s3://{s3_server.make_bucket()}",
+        endpoint=s3_server.endpoint,
+        access_key=SecretStr(s3_server.access_key),
+        secret_key=SecretStr(s3_server.secret_key),
+    )
+    settings = settings_of(broker, tmp_path / "store").model_copy(update={"stores": {"primary": store}})
+    with serving(settings) as service:
+        url = create(service, url_of(service, upload_link(service)))
+        for start in (0, 3 << 20):
+            assert patch(service, url, start, IMAGE[start : start + (3 << 20)]).status == 204
+        assert read_bytes(assembly.open_store_named(settings, "primary"), f"{PREFIX}/7.raw") == IMAGE

@@ -1,0 +1,75 @@
+"""Uploads by link, for tests: the links, and what a client does with them."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from typing import Any
+
+from ssvm_worker import assembly
+from ssvm_worker.errors import ObjectNotFound
+from ssvm_worker.ledger import Record
+from ssvm_worker.links import PUT, Link, new_id
+from tests import images
+from tests.servers.service import Service
+
+IMAGE = images.mbr(6 << 20)
+SHA256 = hashlib.sha256(IMAGE).hexdigest()
+PREFIX = "template/tmpl/2/7"
+TUS = {"Tus-Resumable": "1.0.0"}
+PATCH = TUS | {"Content-Type": "application/offset+octet-stream"}
+
+
+def upload_link(service: Service, seconds: int = 3600, **request: Any) -> Link:
+    """A link that stands."""
+    link_id = new_id()
+    values = {"url": f"upload:{link_id}", "account": "2", "id": "7", "kind": "template", "stores": ["primary"]}
+    link = Link(link_id, PUT, int(time.time()) + seconds, "primary", PREFIX, values | request)
+    assembly.open_links(service.settings).add(link)
+    return link
+
+
+def url_of(service: Service, link: Link) -> str:
+    return assembly.link_signer(service.settings).sign(link.path, link.until)
+
+
+def record(service: Service, link: Link) -> Record:
+    with assembly.open_ledger(service.settings) as ledger:
+        return ledger.get(link.job_id)
+
+
+def stored(service: Service) -> list[str]:
+    """All that lies in the store, hidden parts too."""
+    return sorted(each.name for each in service.store.rglob("*") if each.is_file())
+
+
+def create(service: Service, at: str, length: int = len(IMAGE)) -> str:
+    """A tus upload; returns its URL."""
+    answer = service.request("POST", at, headers=TUS | {"Upload-Length": str(length)})
+    assert answer.status == 201
+    return answer.headers["Location"]
+
+
+def patch(service: Service, url: str, offset: int, data: bytes) -> Any:
+    return service.request("PATCH", url, headers=PATCH | {"Upload-Offset": str(offset)}, body=data)
+
+
+def offset_of(service: Service, url: str) -> int:
+    answer = service.request("HEAD", url, headers=TUS)
+    assert answer.status == 200
+    return int(answer.headers["Upload-Offset"])
+
+
+def begin_put(service: Service, at: str, data: bytes, length: int = len(IMAGE)) -> socket.socket:
+    """A PUT of which *data* has been sent."""
+    peer = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])))
+    peer.sendall(f"PUT {at} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode() + data)
+    return peer
+
+
+def state(service: Service, link: Link) -> str:
+    try:
+        return record(service, link).state
+    except ObjectNotFound:
+        return ""
