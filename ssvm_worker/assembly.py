@@ -27,7 +27,7 @@ from .jobs import Job, find_job
 from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
 from .jobs.request import parse_request, redact
 from .jobs.retention import Rule, Rules
-from .links import Signer
+from .links import Signer, local_key
 from .pace import Pace
 from .quota import Limits as Quotas
 from .quota import Quota
@@ -361,9 +361,14 @@ def open_links(settings: Settings) -> LinkBook:
 
 
 def link_signer(settings: Settings) -> Signer:
-    """Signs and checks links; ConfigError without a key."""
+    """Signs and checks links by the keys of the settings; without any by one of this machine, made when first wanted.
+
+    Raises ConfigError for a key that there is not, or that cannot be made.
+    """
     given = settings.serve
-    return Signer({name: key.secret.get_secret_value() for name, key in given.keys.items()}, given.key or "")
+    if given.keys or given.key:
+        return Signer({name: key.secret.get_secret_value() for name, key in given.keys.items()}, given.key or "")
+    return Signer({"local": local_key(settings.state_dir / "link-key")}, "local")
 
 
 def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zone: str = "") -> NewJob:

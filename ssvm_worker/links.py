@@ -6,11 +6,15 @@ signed is refused before anybody is asked. What the link is for, and whether it 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
+import os
 import secrets
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -67,6 +71,26 @@ def object_path(link_id: str, store: str, key: str) -> str:
 def upload_path(link_id: str) -> str:
     """Where an image is sent to."""
     return f"/{PUT}/{link_id}"
+
+
+def local_key(file: Path) -> str:
+    """The key in that file, which is made if it is not there; ConfigError if it cannot be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            _make_key(file)
+        return file.read_text().strip()
+    except OSError as error:
+        what = f"No key to sign links with can be kept: {error.strerror}"
+        raise ConfigError(what, str(file), "Give [serve.keys.NAME] a secret_file, and serve.key its NAME") from error
+
+
+def _make_key(file: Path) -> None:
+    """Whole or not at all: two may want it at once."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".link-key-") as made:  # mode 0600
+        made.write(secrets.token_hex(32))
+        made.flush()
+        os.link(made.name, file)
 
 
 class Signer:

@@ -272,9 +272,9 @@ class Serve(Section):
 
     #: HOST:PORT; behind a proxy that speaks TLS, or with the certificate below.
     listen: str = Field("127.0.0.1:8480", pattern=r"^.+:\d{1,5}$")
-    #: How others reach it: what links begin with; http(s)://<listen> when absent.
+    #: How others reach it: what links begin with; where it was last started when absent.
     url: str | None = Field(None, pattern=r"^https?://[^?#]+$")
-    #: Those that links may be signed with, by name, and the one that signs new links.
+    #: Those that links may be signed with, by name, and the one that signs new links; one of this machine without any.
     keys: dict[str, LinkKey] = Field(default_factory=dict)
     key: str | None = None
     #: Connections at once; more get 503.

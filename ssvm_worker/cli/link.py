@@ -134,11 +134,11 @@ def _upload(settings: Settings, args: argparse.Namespace, seconds: int) -> dict[
 
 def _written(settings: Settings, link: Link) -> str:
     """The URL of a link that stands from now on."""
-    signed = assembly.link_signer(settings).sign(link.path, link.until)
-    assembly.open_links(settings).add(link)
+    signed, book = assembly.link_signer(settings).sign(link.path, link.until), assembly.open_links(settings)
+    book.add(link)
     given = settings.serve
-    scheme = "https" if given.certificate_file else "http"
-    return (given.url or f"{scheme}://{given.listen}").rstrip("/") + signed
+    base = given.url or book.address() or f"{'https' if given.certificate_file else 'http'}://{given.listen}"
+    return base.rstrip("/") + signed
 
 
 def _revoke(settings: Settings, which: str, output: Output) -> int:

@@ -1,7 +1,7 @@
 """The book of links: what each is for, until it expires or is revoked.
 
 ``<prefix>ssvm.links:<id>`` is the JSON of one link, which the broker drops when it expires; ``<prefix>ssvm.links`` is
-a sorted set of all ids by that moment, which clean-up shortens.
+a sorted set of all ids by that moment, which clean-up shortens; ``<prefix>ssvm.links.at`` says where a service is.
 """
 
 from __future__ import annotations
@@ -68,6 +68,16 @@ class LinkBook:
         """Drop what is left of a link that is gone."""
         with translated(self._url):
             self._redis.zrem(self._key, f"{verb} {link_id}")
+
+    def listens(self, url: str) -> None:
+        """Note where a service was started, for links that are made without `serve.url`."""
+        with translated(self._url):
+            self._redis.set(f"{self._key}.at", url)
+
+    def address(self) -> str:
+        """Where the last one was started; "" if none was."""
+        with translated(self._url):
+            return str(self._redis.get(f"{self._key}.at") or "")
 
     def close(self) -> None:
         """Close the connections."""

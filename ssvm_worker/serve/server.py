@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import signal
 import socket
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import uvicorn
 
 from ssvm_worker.assembly import Stores, link_signer, open_ledger, open_links
-from ssvm_worker.errors import ConfigError
+from ssvm_worker.errors import ConfigError, StoreUnavailable
 from ssvm_worker.settings import Settings
 from tasks.reaper import Reaper
 
@@ -30,9 +31,12 @@ def serve(settings: Settings, listen: str = "") -> None:
     """
     server = make_server(settings)
     listener = bound(listen or settings.serve.listen)
-    scheme = "https" if settings.serve.certificate_file else "http"
-    host, port = listener.getsockname()[:2]
-    _LOG.warning("listening on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
+    url = _url_of(listener, secure=server.config.is_ssl)
+    _LOG.warning("listening on %s", url)
+    try:
+        open_links(settings).listens(url)
+    except StoreUnavailable as error:
+        _LOG.warning("links are refused until the broker is there: %s", error)
     signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn raises again when it has ended in good order
     reaper = Reaper(settings)  # an upload's claim must run out even where no worker is
     reaper.start()
@@ -40,6 +44,13 @@ def serve(settings: Settings, listen: str = "") -> None:
         asyncio.run(answer(server, listener))
     finally:
         reaper.stop()
+
+
+def _url_of(listener: socket.socket, *, secure: bool) -> str:
+    host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = socket.getfqdn()
+    return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def make_server(settings: Settings) -> uvicorn.Server:

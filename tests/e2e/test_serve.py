@@ -25,7 +25,7 @@ from tests import images
 from tests.servers.broker import Broker
 from tests.servers.service import SECRET, Service, settings_of
 from tests.servers.worker import until
-from tests.test_serve import link, put_image
+from tests.test_serve import KEY, link, put_image
 from tests.uploads import PREFIX, create, offset_of, patch, record, stored, upload_link, url_of
 
 pytestmark = pytest.mark.e2e
@@ -151,3 +151,25 @@ def test_page_over_a_kill(serve_process: ServeProcess, browser: Chrome, tmp_path
     WebDriverWait(browser, 90).until(lambda _: "stored" in outcome.text)
     assert (service.store / PREFIX / "7.raw").read_bytes() == file.read_bytes()
     assert len(record(service, link).attempts) == 2
+
+
+def test_without_settings(broker: Broker, tmp_path: Path) -> None:
+    """On one machine neither a key nor an address need be set: links lead to where the service was started."""
+    (tmp_path / "store").mkdir()
+    started = ServeProcess(
+        Service(settings_of(broker, tmp_path / "store"), "", tmp_path / "store"), tmp_path / "w.toml"
+    )
+    started.file.write_text(
+        f'state_dir = "{tmp_path}/state"\n[broker]\nurl = "{broker.url}"\nprefix = "{broker.prefix}"\n'
+        f'[stores.primary]\nurl = "file://{tmp_path}/store"\n'
+    )
+    started.start()
+    try:
+        put_image(started.service)
+        command = [sys.executable, "-m", "ssvm_worker", "link", "--config", str(started.file), KEY, "--for", "4h"]
+        made = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        assert made.startswith(started.service.url)
+        assert started.service.request("GET", made).status == 200
+    finally:
+        started.kill()
+    assert (tmp_path / "state/link-key").stat().st_mode & 0o777 == 0o600
