@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -14,6 +17,10 @@ from ssvm_worker.units import human_size
 
 #: Columns that hold bytes.
 _SIZES = ("size", "bytes", "virtual_size", "total", "used", "free", "reserved", "limit")
+
+
+#: Bytes of a table in memory; the rest of it waits in a file.
+_HELD = 8 << 20
 
 
 class Output:
@@ -31,14 +38,29 @@ class Output:
         else:
             print("\n".join(f"{name}: {plain(name, each)}" for name, each in value.items()))
 
-    def table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], empty: str) -> None:
-        """Print rows: a JSON list of the whole rows, or a table of some columns."""
-        if self.as_json:
-            print(json.dumps(list(rows), ensure_ascii=False))
-        elif not rows:
-            print(empty)
-        else:
-            print("\n".join(_aligned([columns, *([plain(name, row.get(name)) for name in columns] for row in rows)])))
+    def table(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], empty: str) -> None:
+        """Print rows: a JSON list of the whole rows, or a table of some columns.
+
+        Nothing is printed before the last row has come, so what ends in an error prints no half list. Holds 8 MiB.
+        """
+        with tempfile.SpooledTemporaryFile(_HELD, "w+", encoding="utf-8") as kept:
+            if self.as_json:
+                for number, row in enumerate(rows):
+                    kept.write(f"{', ' if number else ''}{json.dumps(row, ensure_ascii=False)}")
+                _print(kept, before="[", behind="]\n")
+                return
+            widths = [len(each) for each in columns]
+            for row in rows:
+                cells = [plain(name, row.get(name)) for name in columns]
+                widths = [max(width, len(cell)) for width, cell in zip(widths, cells, strict=True)]
+                kept.write(json.dumps(cells) + "\n")
+            if not kept.tell():
+                print(empty)
+                return
+            kept.seek(0)
+            for cells in itertools.chain([columns], map(json.loads, kept)):
+                padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+                print("  ".join(padded).rstrip())
 
     def error(self, error: WorkerError) -> None:
         """Print an error: for people to standard error, and as JSON to standard output when asked for."""
@@ -58,10 +80,11 @@ def plain(name: str, value: Any) -> str:
     return str(value)
 
 
-def _aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = list(rows)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+def _print(kept: IO[str], before: str, behind: str) -> None:
+    kept.seek(0)
+    sys.stdout.write(before)
+    shutil.copyfileobj(kept, sys.stdout)
+    sys.stdout.write(behind)
 
 
 class Bar:

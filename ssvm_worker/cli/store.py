@@ -5,19 +5,33 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ssvm_worker import assembly, config
-from ssvm_worker.errors import EXIT_RETRYABLE, InvalidRequest, WorkerError
+from ssvm_worker.errors import (
+    EXIT_PERMANENT,
+    EXIT_RETRYABLE,
+    CorruptImage,
+    InvalidRequest,
+    ObjectNotFound,
+    WorkerError,
+)
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.keys import MANIFEST, Artifact
-from ssvm_worker.manifest import read_manifest
+from ssvm_worker.keys import Artifact
+from ssvm_worker.manifest import artifacts_below, read_manifest
 from ssvm_worker.settings import Settings
 from ssvm_worker.stream import Store
 
 from .output import Output
 from .run import run_here
+
+#: Manifests that are read at once; one after the other, a store across a network would be waited for most of the time.
+_READERS = 8
+_Row = dict[str, Any] | None
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -78,22 +92,41 @@ def _artifact_at(place: str) -> Artifact:
 def _list(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     store = assembly.open_store_named(settings, store_names(args, settings)[0])
-    rows = [
-        _row(store, each.key.removesuffix(f"/{MANIFEST}"))
-        for each in store.list(args.prefix.strip("/"))
-        if each.key.endswith(f"/{MANIFEST}")
-    ]
-    output.table(rows, ("artifact", "kind", "size", "objects", "created"), "no artifacts")
-    return 0
+    unreadable: list[str] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in _ahead(lambda each: _row(store, each), artifacts_below(store, args.prefix.strip("/"))):
+            if row and "error" in row:
+                unreadable.append(row["artifact"])
+            if row:
+                yield row
+
+    output.table(rows(), ("artifact", "kind", "size", "objects", "created"), "no artifacts")
+    return EXIT_PERMANENT if unreadable else 0
 
 
-def _row(store: Store, prefix: str) -> dict[str, Any]:
+def _ahead(look: Callable[[Artifact], _Row], artifacts: Iterator[Artifact]) -> Iterator[_Row]:
+    """Look at all of them, some at once, in their order."""
+    waiting: deque[Future[_Row]] = deque()
+    with ThreadPoolExecutor(_READERS) as pool:
+        for each in artifacts:
+            waiting.append(pool.submit(look, each))
+            if len(waiting) > 4 * _READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _row(store: Store, artifact: Artifact) -> _Row:
+    """None of one that was deleted meanwhile. A store that does not answer is an error, not a row."""
     try:
-        manifest = read_manifest(store, Artifact.of_prefix(prefix))
-    except WorkerError as error:
-        return {"artifact": prefix, "kind": "unreadable", "error": error.as_dict()}
+        manifest = read_manifest(store, artifact)
+    except ObjectNotFound:
+        return None
+    except CorruptImage as error:
+        return {"artifact": artifact.prefix, "kind": "unreadable", "error": error.as_dict()}
     return {
-        "artifact": prefix,
+        "artifact": artifact.prefix,
         "kind": manifest.artifact.kind,
         "size": manifest.size,
         "objects": len(manifest.entries),

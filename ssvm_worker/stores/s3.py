@@ -21,7 +21,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.keys import check_key
 from ssvm_worker.stream import CHUNK, Owner, Sink, StoredObject, Usage
 
-from .listing import below, check_prefix, is_key
+from .listing import below, check_prefix, in_order, is_key
 from .s3_bucket import Bucket, S3Settings
 from .s3_errors import code_of, translating
 from .s3_upload import S3Sink, Target
@@ -78,8 +78,8 @@ class S3Store:
         return StoredObject(key, seen["ContentLength"], when=seen["LastModified"].timestamp())
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """See Store. Holds the whole listing, some 300 bytes an object: servers do not agree on the order."""
-        yield from sorted(self._listed(prefix), key=lambda each: each.key)
+        """See Store. Sorted here, as servers do not agree on the order; memory as for ``in_order``."""
+        yield from in_order(self._listed(prefix))
 
     def _listed(self, prefix: str) -> Iterator[StoredObject]:
         pages = self._bucket.client.get_paginator("list_objects_v2")

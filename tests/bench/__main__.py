@@ -14,7 +14,20 @@ from pathlib import Path
 
 from ssvm_worker.units import GiB, KiB, MiB
 
-from . import backup, connections, decompress, download, grains, inspection, memory, report, restore, serve, upload
+from . import (
+    artifacts,
+    backup,
+    connections,
+    decompress,
+    download,
+    grains,
+    inspection,
+    memory,
+    report,
+    restore,
+    serve,
+    upload,
+)
 from .contest import Broken, Row
 
 _UNITS = {"": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB}
@@ -30,6 +43,7 @@ BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
     "grains": (grains.bench, (512 * MiB,)),
     "inspection": (inspection.bench, (GiB,)),
     "serve": (serve.bench, (2 * GiB,)),
+    "artifacts": (artifacts.bench, (10_000, 100_000)),
     "memory": (memory.bench, (GiB, 20 * GiB)),
 }
 
