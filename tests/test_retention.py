@@ -236,7 +236,7 @@ def settings(broker: Broker, tmp_path: Path) -> config.Settings:
     return config.parse(values, "test")
 
 
-@pytest.mark.parametrize("lock", ["a backup is queued", "another clean-up", ""])
+@pytest.mark.parametrize("lock", ["a backup is queued", "a restore is queued", "another clean-up", ""])
 def test_lock_of_the_volume(settings: config.Settings, tmp_path: Path, lock: str) -> None:
     """Nothing of a volume goes while a job may write there, or while another clean-up is at it."""
     store = FileStore("primary", tmp_path / "s")
@@ -246,6 +246,9 @@ def test_lock_of_the_volume(settings: config.Settings, tmp_path: Path, lock: str
     with open_ledger(settings) as ledger:
         if lock == "a backup is queued":
             ledger.submit(NewJob("b4", "backup", "z", "backup", {}, volume))
+        if lock == "a restore is queued":
+            names = {"account": "acme", "volume": "vol1", "id": "b0"}
+            ledger.submit(NewJob("r", "restore", "z", "backup", names, "template/tmpl/acme/new"))
         if lock == "another clean-up":
             with jobs.hold(volume) as confirm:
                 assert confirm

@@ -94,15 +94,24 @@ def _list(args: argparse.Namespace, output: Output) -> int:
     store = assembly.open_store_named(settings, store_names(args, settings)[0])
     unreadable: list[str] = []
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for row in _ahead(lambda each: _row(store, each), artifacts_below(store, args.prefix.strip("/"))):
-            if row and "error" in row:
+    def noted() -> Iterator[dict[str, Any]]:
+        for row in listed(store, args.prefix.strip("/")):
+            if "error" in row:
                 unreadable.append(row["artifact"])
-            if row:
-                yield row
+            yield row
 
-    output.table(rows(), ("artifact", "kind", "size", "objects", "created"), "no artifacts")
+    output.table(noted(), ("artifact", "kind", "size", "objects", "created"), "no artifacts")
     return EXIT_PERMANENT if unreadable else 0
+
+
+def listed(store: Store, prefix: str) -> Iterator[dict[str, Any]]:
+    """A row for each artifact below a prefix, in their order; one whose manifest is damaged has the error in it.
+
+    Raises what the store raises: one that does not answer is an error, not rows.
+    """
+    for row in _ahead(lambda each: _row(store, each), artifacts_below(store, prefix)):
+        if row:
+            yield row
 
 
 def _ahead(look: Callable[[Artifact], _Row], artifacts: Iterator[Artifact]) -> Iterator[_Row]:
@@ -118,7 +127,7 @@ def _ahead(look: Callable[[Artifact], _Row], artifacts: Iterator[Artifact]) -> I
 
 
 def _row(store: Store, artifact: Artifact) -> _Row:
-    """None of one that was deleted meanwhile. A store that does not answer is an error, not a row."""
+    """None of one that was deleted meanwhile."""
     try:
         manifest = read_manifest(store, artifact)
     except ObjectNotFound:

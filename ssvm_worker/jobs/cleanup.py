@@ -148,7 +148,9 @@ class _Cleaning:
         return nullcontext(self.attempt.confirm) if self._own(family) else self.attempt.jobs.hold(family)
 
     def may_touch(self, family: str) -> bool:
-        """Whether no other job may write there."""
+        """Whether no other job may write there, nor read a backup of it."""
+        if any(each.startswith(f"{family}/") for each in self.attempt.jobs.live()):
+            return False
         return self._own(family) or self.is_dead(family)
 
     def _own(self, family: str) -> bool:

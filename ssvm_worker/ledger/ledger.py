@@ -259,10 +259,11 @@ class Ledger:
             return int(self._redis.zcount(self._key("ended"), "-inf", seconds + micros / 1e6 - self._keep_s))
 
     def live(self) -> set[str]:
-        """The resources of all queued and running jobs: what somebody writes, or will."""
+        """The resources of queued and running jobs, which somebody writes or will, and the backups that they read."""
         # Queued ones twice, so that a job which goes back to the queue between two looks is not missed.
         states = (QUEUED, RUNNING, QUEUED)
-        return {each.resource for state in states for each in self._newest(f"state:{state}") if each.resource}
+        records = (each for state in states for each in self._newest(f"state:{state}"))
+        return {what for each in records for what in (each.resource, _backup_of(each.request)) if what}
 
     def take_callback(self, lease_s: float, job_id: str = "") -> Record | None:
         """A job whose callback is due, or that one's if it is; nobody else gets it for *lease_s*."""
@@ -289,6 +290,15 @@ class Ledger:
     def _run(self, name: str, *args: object) -> Any:
         with translated(self._url):
             return self._scripts[name](args=[self._prefix, *map(str, args)])
+
+
+def _backup_of(request: dict[str, Any]) -> str:
+    """The place of the backup that a job is about, whatever it does with it; "" if it is about none."""
+    given = [request.get(name) for name in ("account", "volume", "id")]
+    if all(given):
+        return f"snapshots/{'/'.join(map(str, given))}"
+    key = str(request.get("key", ""))
+    return "/".join(key.split("/")[:4]) if key.startswith("snapshots/") else ""
 
 
 def _canonical(request: dict[str, Any]) -> str:

@@ -8,6 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
+from ssvm_worker.assembly import open_quota, open_verdicts
+from ssvm_worker.digest import digest_of
+from ssvm_worker.keys import Artifact
+from ssvm_worker.manifest import Entry, Manifest, write_manifest
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stream import Owner, put_bytes
 from tests.servers.http import Behaviour, HttpServer
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3
@@ -66,3 +72,47 @@ def test_cleanup_beside_a_download(site: Site, http_server: HttpServer) -> None:
     record = site.wait(job_id)
     assert (record.state, (site.store / "template/tmpl/1/t1/t1.raw").read_bytes() == DATA) == ("succeeded", True)
     assert int(http_server.requests[-1].headers.get("Range", "bytes=0-")[6:-1]) > 0
+
+
+def test_scrub(site: Site) -> None:
+    """A scrub through the queue fails with what it found, which the ledger keeps until a later one finds none."""
+    store = FileStore("primary", site.store)
+    for id_ in ("a", "b", "c"):
+        artifact = Artifact("template", "1", id_)
+        put_bytes(store, artifact.key("x.raw"), b"body", Owner())
+        write_manifest(store, Manifest(artifact, "j", (Entry("x.raw", 4, str(digest_of(b"body"))),)), Owner())
+    (site.store / "template/tmpl/1/b/x.raw").write_bytes(b"?ody")
+    site.start()
+
+    failed = site.wait(site.submit("verify", all=True, rate="1GiB/s"))
+
+    assert (failed.state, len(failed.attempts)) == ("failed", 1)
+    assert failed.error
+    assert "template/tmpl/1/b/x.raw has sha256:" in failed.error["message"]
+    verdicts = open_verdicts(site.settings)
+    assert [each.place for each in verdicts.findings()] == ["template/tmpl/1/b"]
+    (site.store / "template/tmpl/1/b/x.raw").write_bytes(b"body")
+    assert site.wait(site.submit("verify", oldest=9)).state == "succeeded"
+    assert list(verdicts.findings()) == []
+
+
+def test_quota_of_the_dead(make_site: Callable[..., Site], http_server: HttpServer) -> None:
+    """What a killed worker held of its account's quota is free for the attempt that goes on, and counted once."""
+    site = make_site(quota={"default": len(DATA) + MiB})
+    first = site.start()
+    url = http_server.serve("image.raw", DATA, stall_after=10 * MiB, then=Behaviour(DATA))
+    job_id = site.submit("download", url=url, account="1", id="t1", format="raw")
+    site.until(lambda: site.stored_bytes() >= 5 * MiB, "the first bytes are stored")
+    (usage,) = open_quota(site.settings).usage()
+    assert (usage.used, usage.reserved) == (0, len(DATA))
+    site.start()
+    first.kill()
+
+    assert site.wait(job_id).state == "succeeded"
+
+    refused = site.wait(site.submit("download", url=http_server.serve("other.raw", DATA), account="1", id="t2"))
+    assert refused.error
+    assert (refused.state, refused.error["error"]) == ("failed", "QuotaExceeded")
+    site.until(lambda: [each.reserved for each in open_quota(site.settings).usage()] == [0], "nothing is held")
+    (usage,) = open_quota(site.settings).usage()
+    assert len(DATA) < usage.used < len(DATA) + MiB

@@ -1,0 +1,128 @@
+"""`ssvm list` and `stat`: what they say of many artifacts, of damaged ones, and of a store that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.cli import main
+from ssvm_worker.cli.store import listed
+from ssvm_worker.errors import StoreUnavailable
+from ssvm_worker.keys import Artifact
+from ssvm_worker.manifest import Entry, Manifest, write_manifest
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.listing import in_order
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import Owner, Store, StoredObject, put_bytes
+from tests.faults import store_unreachable
+from tests.neighbours import free_port
+from tests.servers.s3 import S3Server
+
+OWNER = Owner("j", 1)
+Ssvm = Callable[..., tuple[int, str]]
+
+
+def fill(store: Store, count: int) -> Any:
+    for number in range(count):
+        artifact = Artifact("template", "acme", f"t{number}")
+        write_manifest(store, Manifest(artifact, "j", (Entry("x", 5, ""),)), OWNER)
+    return store
+
+
+@pytest.fixture
+def ssvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ssvm:
+    """The command line over a store in a directory; its status, and what it prints."""
+    (tmp_path / "s").mkdir()
+    monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/s")
+
+    def run(*argv: str) -> tuple[int, str]:
+        return main(list(argv)), capsys.readouterr().out
+
+    return run
+
+
+def test_many(ssvm: Ssvm, tmp_path: Path) -> None:
+    """All artifacts are listed in the order of their places, as a table and as JSON."""
+    fill(FileStore("primary", tmp_path / "s"), 100)
+    status, text = ssvm("list")
+    lines = text.splitlines()
+    assert (status, len(lines), lines[0].split()) == (0, 101, ["artifact", "kind", "size", "objects", "created"])
+    assert len({line.index("template  ") for line in lines[1:]}) == 1
+    places = [each["artifact"] for each in json.loads(ssvm("list", "--json")[1])]
+    assert places == sorted(places, key=lambda each: f"{each}/")
+    assert places == [line.split()[0] for line in lines[1:]]
+
+
+def test_none(ssvm: Ssvm) -> None:
+    """A store that is empty says so, and that is no error."""
+    assert ssvm("list") == (0, "no artifacts\n")
+    assert ssvm("list", "--json") == (0, "[]\n")
+
+
+def test_damaged_manifest(ssvm: Ssvm, tmp_path: Path) -> None:
+    """An artifact whose manifest cannot be read is listed as such, and the status is 1."""
+    store = fill(FileStore("primary", tmp_path / "s"), 2)
+    put_bytes(store, "template/tmpl/acme/t0/manifest.json", b"{", OWNER)
+    status, text = ssvm("list", "--json")
+    assert status == 1
+    assert [each["kind"] for each in json.loads(text)] == ["unreadable", "template"]
+
+
+@pytest.mark.parametrize("command", [("list",), ("stat", "template/tmpl/acme/t0"), ("verify", "--all"), ("stores",)])
+def test_store_is_away(ssvm: Ssvm, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """A directory that is not there, as without its mount, is an error that may be tried again, and never empty."""
+    (tmp_path / "s").rmdir()
+    status, text = ssvm(*command)
+    assert status == 75
+    assert "no artifacts" not in text
+
+
+@pytest.mark.parametrize(("wrong", "expected"), [("keys", 1), ("port", 75), ("bucket", 1)])
+def test_s3_is_away(
+    ssvm: Ssvm, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, wrong: str, expected: int
+) -> None:
+    """So is an S3 server that refuses or does not answer, and a bucket that is not there."""
+    bucket = "no-such-bucket" if wrong == "bucket" else s3_server.make_bucket()
+    endpoint = f"http://127.0.0.1:{free_port()}" if wrong == "port" else s3_server.endpoint
+    secret = "wrong" if wrong == "keys" else s3_server.secret_key
+    for name, value in (
+        ("URL", f"s3://{bucket}"),
+        ("ENDPOINT", endpoint),
+        ("ACCESS_KEY", s3_server.access_key),
+        ("SECRET_KEY", secret),
+    ):
+        monkeypatch.setenv(f"SSVM_STORES__PRIMARY__{name}", value)
+    status, text = ssvm("list", "--json")
+    assert status == expected
+    assert json.loads(text)["error"].startswith("Store") or json.loads(text)["error"] == "ObjectNotFound"
+
+
+def test_store_that_goes_away() -> None:
+    """A store that answers the listing and no more is an error, not a list of unreadable artifacts."""
+    with pytest.raises(StoreUnavailable):
+        list(listed(store_unreachable(fill(MemoryStore("primary"), 3), "reader"), ""))
+
+
+def test_deleted_meanwhile() -> None:
+    """An artifact that is deleted between its listing and its reading is not listed."""
+
+    class Deleting(MemoryStore):
+        def reader(self, key: str) -> Any:
+            self.delete("template/tmpl/acme/t1/manifest.json")
+            return super().reader(key)
+
+    rows = list(listed(fill(Deleting("primary"), 3), ""))
+    assert [each["artifact"][-2:] for each in rows] == ["t0", "t2"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 24_999, 25_000, 25_001, 60_000])
+def test_in_order(count: int) -> None:
+    """A listing in any order comes out sorted by key, whole, however long it is."""
+    objects = [StoredObject(f"a/{number:05}", number, when=number / 3) for number in range(count)]
+    mixed = random.Random(1).sample(objects, count)
+    assert list(in_order(mixed)) == objects
