@@ -1,0 +1,58 @@
+"""Quota and backups: what is too much ends the backup with nothing left, what is stored is counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from ssvm_worker.errors import QuotaExceeded
+from ssvm_worker.quota import Held, Limits, LocalQuota
+from ssvm_worker.units import MiB
+from tests.backup_bench import Bench
+from tests.servers.vcenter import TestVM
+
+MODES = ("full", "incremental")
+
+
+def limited(bench: Bench, most: int | None) -> LocalQuota:
+    quota = LocalQuota()
+    bench.attempt_fields = {"quota": quota, "quotas": Limits(most)}
+    return quota
+
+
+def stored(bench: Bench) -> int:
+    """What is there, without the manifests."""
+    there = (each for store in (bench.primary, bench.archive) for each in store.list())
+    return sum(each.size for each in there if not each.key.endswith("manifest.json"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_counted(bench: Bench, vm: TestVM, mode: str) -> None:
+    """All objects of a backup count, on each store, packs too; what was held is not any more."""
+    quota = limited(bench, 1 << 40)
+    bench.run(vm, stores=["primary", "archive"], mode=mode)
+    (usage,) = quota.usage()
+    assert (usage.account, usage.used, usage.reserved) == ("acme", stored(bench), 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_refused(bench: Bench, vm: TestVM, mode: str) -> None:
+    """A backup that becomes too much fails while it runs; nothing of it is left, on the stores or on the vCenter."""
+    quota = limited(bench, 1000)
+    assert isinstance(bench.fail(vm, mode=mode), QuotaExceeded)
+    assert bench.left() == []
+    assert sum(each.used + each.reserved for each in quota.usage()) == 0
+
+
+def test_fetched_again() -> None:
+    """A stream that begins anew is held once, and so is what is stored on each of two stores."""
+    asked: list[int] = []
+    held = Held(asked.append, copies=2)
+    first, second = held.part(), held.part()
+    first.took(bytes(60 * MiB))
+    second.took(bytes(60 * MiB))
+    first.take_back()
+    first.took(bytes(60 * MiB))
+    assert max(asked) <= 2 * (120 + 64) * MiB
+    held.expect(60 * MiB)
+    held.expect(None)
+    assert asked == sorted(asked)
