@@ -9,7 +9,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.servers.service import Service
-from tests.uploads import IMAGE, PREFIX, upload_link, url_of
+from tests.servers.worker import until
+from tests.uploads import IMAGE, PREFIX, record, state, upload_link, url_of
 
 
 def send(browser: Chrome, service: Service, file: Path) -> str:
@@ -57,3 +58,19 @@ def test_page_is_accessible(service: Service, browser: Chrome) -> None:
     assert browser.find_element(By.ID, "outcome").aria_role == "status"
     assert browser.title
     assert browser.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
+
+
+def test_page_goes_on_after_a_reload(service: Service, browser: Chrome, tmp_path: Path) -> None:
+    """A person who closed the page in the middle picks the same file again, and only the rest of it is sent."""
+    (file := tmp_path / "image.raw").write_bytes(IMAGE)
+    link = upload_link(service, max_rate=2 << 20)
+    for begun in (False, True):
+        browser.get(service.url + url_of(service, link))
+        browser.find_element(By.ID, "file").send_keys(str(file))
+        browser.find_element(By.ID, "send").click()
+        if not begun:
+            until(lambda: state(service, link) == "running", "it has begun")
+            browser.get("about:blank")
+    WebDriverWait(browser, 60).until(lambda _: "stored" in browser.find_element(By.ID, "outcome").text)
+    assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
+    assert len(record(service, link).attempts) == 1

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from ssvm_worker import assembly, cli
+from ssvm_worker.demand import decisions
 from ssvm_worker.links import Link
 from ssvm_worker.serve.session import Inbox
 from ssvm_worker.settings import Quota
+from tasks.ring import ring
 from tests import images
 from tests.servers.broker import Broker
 from tests.servers.service import Service, serving, settings_file, settings_of
@@ -245,3 +247,13 @@ def test_curl(service: Service, at: str, tmp_path: Path) -> None:
     assert refused.stdout == b"403 0"
     done = subprocess.run([*curl, service.url + at], capture_output=True)
     assert done.stdout == f"201 {len(IMAGE)}".encode()
+
+
+def test_no_worker_is_called(service: Service, link: Link, at: str) -> None:
+    """An upload that waits for its sender rings no worker, and asks for none to be started."""
+    begin_put(service, at, IMAGE[: 1 << 20]).close()
+    until(lambda: state(service, link) == "queued" and record(service, link).attempts, "the job waits for its sender")
+    assert ring(service.settings, record(service, link))
+    broker = service.settings.broker
+    assert not assembly.open_links(service.settings)._redis.exists(f"{broker.prefix}ssvm.zone1.inbound")
+    assert [each.queued for each in decisions(service.settings)] == [0]
