@@ -5,13 +5,8 @@ SDKs are imported when a part is first wanted, so that ``ssvm list`` of a direct
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import socket
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,33 +15,63 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from .addresses import AddressRule
+from .broker import (
+    RecordedJobs,
+    broker_url,
+    end_links,
+    new_job,
+    open_events,
+    open_figures,
+    open_ledger,
+    open_links,
+    open_quota,
+    open_registry,
+    open_slots,
+    open_verdicts,
+)
 from .credentials import authorization, named_credentials
 from .digest import Digest
-from .errors import InvalidRequest, ObjectNotFound
-from .jobs import Job, find_job
+from .errors import InvalidRequest
 from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
-from .jobs.request import parse_request, redact
+from .jobs.request import redact
 from .jobs.retention import Rule, Rules
 from .links import Signer, local_key
 from .pace import Pace
 from .quota import Limits as Quotas
-from .quota import Quota
 from .settings import Keep as KeepSettings
 from .settings import Section, Settings
-from .slots import Slots
 from .stores import open_destination, open_origin, open_store, sweep_destination
 from .stream import Check, Sink, Source, Store
-from .verdicts import Verdicts
 
 if TYPE_CHECKING:
-    from .ledger import Ledger, NewJob, Record
-    from .ledger.events import Events
-    from .ledger.figures import Figures
-    from .ledger.links import LinkBook
-    from .ledger.registry import Registry
+    from .ledger import Record
     from .origins import Origins
     from .stores.nfs_mount import Mounted
 
+
+__all__ = [
+    "Outside",
+    "RecordedJobs",
+    "Stores",
+    "broker_url",
+    "end_links",
+    "link_signer",
+    "make_attempt",
+    "new_job",
+    "nfs_mounts",
+    "open_events",
+    "open_figures",
+    "open_ledger",
+    "open_links",
+    "open_quota",
+    "open_registry",
+    "open_slots",
+    "open_store_named",
+    "open_verdicts",
+    "quota_limits",
+    "retention_rules",
+    "shown",
+]
 
 #: Made when the worker starts, so that its processes share it.
 _PACE = Pace()
@@ -233,88 +258,6 @@ def make_attempt(
     return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)
 
 
-def broker_url(settings: Settings) -> str:
-    """Where the broker is; an embedded one is found by the file that its worker left in state_dir."""
-    if settings.broker.embedded:
-        from .ledger.embedded import url_of
-
-        return url_of(settings.state_dir)
-    return settings.broker.url.get_secret_value()
-
-
-def open_ledger(settings: Settings) -> Ledger:
-    """The ledger of jobs; a context manager."""
-    from .ledger import Ledger
-
-    ledger = settings.ledger
-    keep_s = ledger.keep_days * 24 * 3600
-    return Ledger(broker_url(settings), prefix=settings.broker.prefix, claim_s=ledger.claim_s, keep_s=keep_s)
-
-
-@dataclass(frozen=True)
-class RecordedJobs:
-    """What the ledger knows of all jobs; each call connects anew, for few jobs ask."""
-
-    settings: Settings
-
-    def live(self) -> Collection[str]:
-        with open_ledger(self.settings) as ledger:
-            return ledger.live()
-
-    @contextmanager
-    def hold(self, resource: str) -> Iterator[Callable[[], None] | None]:
-        """A job of its own in the ledger, already claimed; should we die, a worker goes on with it."""
-        request = {"volume": resource}
-        with open_ledger(self.settings) as ledger:
-            new = new_job(self.settings, find_job("cleanup"), request, default_id=f"cleanup-{uuid.uuid4().hex[:12]}")
-            with ledger.holding(new, f"{socket.gethostname()}:{os.getpid()}") as confirm:
-                yield confirm
-
-    def ended(self, job_id: str) -> bool:
-        with open_ledger(self.settings) as ledger:
-            try:
-                return ledger.get(job_id).ended
-            except ObjectNotFound:
-                return False
-
-    def expired(self) -> int:
-        with open_ledger(self.settings) as ledger:
-            return ledger.expired()
-
-    def expire(self) -> int:
-        with open_ledger(self.settings) as ledger:
-            return ledger.expire()
-
-
-def end_links(settings: Settings, dry_run: bool) -> int:
-    """Forget links that have ended, and cancel uploads that wait for more by them; returns how many there were."""
-    from .ledger.uploads import end_links as end
-
-    with open_ledger(settings) as ledger, contextlib.closing(open_links(settings)) as book:
-        return len(book.gone()) if dry_run else end(ledger, book)
-
-
-def open_slots(settings: Settings) -> Slots:
-    """The slots that all workers of the broker share; nothing is connected yet."""
-    from .ledger.slots import SharedSlots
-
-    return SharedSlots(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
-
-
-def open_verdicts(settings: Settings) -> Verdicts:
-    """What reading artifacts again has found, for all workers; nothing is connected yet."""
-    from .ledger.verdicts import SharedVerdicts
-
-    return SharedVerdicts(broker_url(settings), prefix=settings.broker.prefix)
-
-
-def open_quota(settings: Settings) -> Quota:
-    """What accounts have stored, for all workers; nothing is connected yet."""
-    from .ledger.quota import SharedQuota
-
-    return SharedQuota(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
-
-
 def quota_limits(settings: Settings) -> Quotas:
     """What accounts may store, by the settings."""
     return Quotas(settings.quota.default, settings.quota.accounts)
@@ -332,34 +275,6 @@ def retention_rules(settings: Settings) -> Rules:
     return Rules(rule(given), *tables)
 
 
-def open_registry(settings: Settings) -> Registry:
-    """The workers that the broker has heard of; nothing is connected yet."""
-    from .ledger.registry import Registry
-
-    return Registry(broker_url(settings), prefix=settings.broker.prefix)
-
-
-def open_figures(settings: Settings) -> Figures:
-    """What the ledger counts; nothing is connected yet."""
-    from .ledger.figures import Figures
-
-    return Figures(broker_url(settings), prefix=settings.broker.prefix)
-
-
-def open_events(settings: Settings) -> Events:
-    """The stream of what happens to jobs; nothing is connected yet."""
-    from .ledger.events import Events
-
-    return Events(broker_url(settings), prefix=settings.broker.prefix)
-
-
-def open_links(settings: Settings) -> LinkBook:
-    """The book of links; nothing is connected yet."""
-    from .ledger.links import LinkBook
-
-    return LinkBook(broker_url(settings), prefix=settings.broker.prefix)
-
-
 def link_signer(settings: Settings) -> Signer:
     """Signs and checks links by the keys of the settings; without any by one of this machine, made when first wanted.
 
@@ -369,27 +284,6 @@ def link_signer(settings: Settings) -> Signer:
     if given.keys or given.key:
         return Signer({name: key.secret.get_secret_value() for name, key in given.keys.items()}, given.key or "")
     return Signer({"local": local_key(settings.state_dir / "link-key")}, "local")
-
-
-def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zone: str = "") -> NewJob:
-    """A request object as the ledger takes it; InvalidRequest lists all that is wrong with it.
-
-    Its id is the request's own, else *default_id*, else one that is made up. Defaults are left out, so that the same
-    request is recognised whichever of them its sender spelt out.
-    """
-    from .ledger import NewJob
-
-    request = parse_request(job.Request, data, job.name)
-    job_id = request.job_id or default_id or uuid.uuid4().hex
-    return NewJob(
-        job_id=job_id,
-        job=job.name,
-        zone=zone or settings.zone,
-        lane=job.lane,
-        request=request.model_dump(mode="json", exclude_defaults=True) | {"job_id": job_id},
-        resource=job.resource(request),
-        callback_url=request.callback_url,
-    )
 
 
 def shown(record: Record) -> dict[str, Any]:

@@ -29,6 +29,7 @@ LAYERS = (
     {"tasks", "cli", "client", "demo", "serve", "__main__"},
     {
         "assembly",
+        "broker",
         "config",
         "settings",
         "demand",

@@ -7,11 +7,12 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from ssvm_worker.errors import CorruptImage
+from ssvm_worker.errors import NOT_THERE, CorruptImage
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Manifest, artifacts_below, find_manifest
 from ssvm_worker.stream import Store
@@ -77,7 +78,8 @@ class Scrub:
                 self.attempt.log.warning("%s:%s is damaged: %s", store.name, artifact.prefix, "; ".join(findings))
                 self.damaged[f"{store.name}:{artifact.prefix}"] = findings
         if self.selection.all and not self.selection.prefix and self.reading.recorded:
-            self._forget_gone(store, started)
+            with suppress(*NOT_THERE):  # what is away can be told nothing; the next scrub does it
+                self._forget_gone(store, started)
 
     def _look(self, store: Store, artifact: Artifact) -> list[str] | None:
         """What is wrong with it; None if it was deleted or written anew while it was read."""

@@ -1,0 +1,157 @@
+"""What lies behind the broker, opened by the settings: the ledger, and all that workers share through it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import ObjectNotFound
+from .jobs import Job, find_job
+from .jobs.request import parse_request
+from .quota import Quota
+from .settings import Settings
+from .slots import Slots
+from .verdicts import Verdicts
+
+if TYPE_CHECKING:
+    from .ledger import Ledger, NewJob
+    from .ledger.events import Events
+    from .ledger.figures import Figures
+    from .ledger.links import LinkBook
+    from .ledger.registry import Registry
+
+
+def broker_url(settings: Settings) -> str:
+    """Where the broker is; an embedded one is found by the file that its worker left in state_dir."""
+    if settings.broker.embedded:
+        from .ledger.embedded import url_of
+
+        return url_of(settings.state_dir)
+    return settings.broker.url.get_secret_value()
+
+
+def open_ledger(settings: Settings) -> Ledger:
+    """The ledger of jobs; a context manager."""
+    from .ledger import Ledger
+
+    ledger = settings.ledger
+    keep_s = ledger.keep_days * 24 * 3600
+    return Ledger(broker_url(settings), prefix=settings.broker.prefix, claim_s=ledger.claim_s, keep_s=keep_s)
+
+
+@dataclass(frozen=True)
+class RecordedJobs:
+    """What the ledger knows of all jobs; each call connects anew, for few jobs ask."""
+
+    settings: Settings
+
+    def live(self) -> Collection[str]:
+        with open_ledger(self.settings) as ledger:
+            return ledger.live()
+
+    @contextlib.contextmanager
+    def hold(self, resource: str) -> Iterator[Callable[[], None] | None]:
+        """A job of its own in the ledger, already claimed; should we die, a worker goes on with it."""
+        request = {"volume": resource}
+        with open_ledger(self.settings) as ledger:
+            new = new_job(self.settings, find_job("cleanup"), request, default_id=f"cleanup-{uuid.uuid4().hex[:12]}")
+            with ledger.holding(new, f"{socket.gethostname()}:{os.getpid()}") as confirm:
+                yield confirm
+
+    def ended(self, job_id: str) -> bool:
+        with open_ledger(self.settings) as ledger:
+            try:
+                return ledger.get(job_id).ended
+            except ObjectNotFound:
+                return False
+
+    def expired(self) -> int:
+        with open_ledger(self.settings) as ledger:
+            return ledger.expired()
+
+    def expire(self) -> int:
+        with open_ledger(self.settings) as ledger:
+            return ledger.expire()
+
+
+def end_links(settings: Settings, dry_run: bool) -> int:
+    """Forget links that have ended, and cancel uploads that wait for more by them; returns how many there were."""
+    from .ledger.uploads import end_links as end
+
+    with open_ledger(settings) as ledger, contextlib.closing(open_links(settings)) as book:
+        return len(book.gone()) if dry_run else end(ledger, book)
+
+
+def open_slots(settings: Settings) -> Slots:
+    """The slots that all workers of the broker share; nothing is connected yet."""
+    from .ledger.slots import SharedSlots
+
+    return SharedSlots(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
+
+
+def open_verdicts(settings: Settings) -> Verdicts:
+    """What reading artifacts again has found, for all workers; nothing is connected yet."""
+    from .ledger.verdicts import SharedVerdicts
+
+    return SharedVerdicts(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def open_quota(settings: Settings) -> Quota:
+    """What accounts have stored, for all workers; nothing is connected yet."""
+    from .ledger.quota import SharedQuota
+
+    return SharedQuota(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
+
+
+def open_registry(settings: Settings) -> Registry:
+    """The workers that the broker has heard of; nothing is connected yet."""
+    from .ledger.registry import Registry
+
+    return Registry(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def open_figures(settings: Settings) -> Figures:
+    """What the ledger counts; nothing is connected yet."""
+    from .ledger.figures import Figures
+
+    return Figures(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def open_events(settings: Settings) -> Events:
+    """The stream of what happens to jobs; nothing is connected yet."""
+    from .ledger.events import Events
+
+    return Events(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def open_links(settings: Settings) -> LinkBook:
+    """The book of links; nothing is connected yet."""
+    from .ledger.links import LinkBook
+
+    return LinkBook(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zone: str = "") -> NewJob:
+    """A request object as the ledger takes it; InvalidRequest lists all that is wrong with it.
+
+    Its id is the request's own, else *default_id*, else one that is made up. Defaults are left out, so that the same
+    request is recognised whichever of them its sender spelt out.
+    """
+    from .ledger import NewJob
+
+    request = parse_request(job.Request, data, job.name)
+    job_id = request.job_id or default_id or uuid.uuid4().hex
+    return NewJob(
+        job_id=job_id,
+        job=job.name,
+        zone=zone or settings.zone,
+        lane=job.lane,
+        request=request.model_dump(mode="json", exclude_defaults=True) | {"job_id": job_id},
+        resource=job.resource(request),
+        callback_url=request.callback_url,
+    )
