@@ -46,7 +46,6 @@ from .stream import Check, Sink, Source, Store
 if TYPE_CHECKING:
     from .ledger import Record
     from .origins import Origins
-    from .stores.nfs_mount import Mounted
 
 
 __all__ = [
@@ -58,7 +57,6 @@ __all__ = [
     "link_signer",
     "make_attempt",
     "new_job",
-    "nfs_mounts",
     "open_events",
     "open_figures",
     "open_ledger",
@@ -118,16 +116,6 @@ def _open(name: str, settings: Settings) -> Store:
 def _nfs_values(settings: Settings) -> dict[str, Any]:
     nfs = settings.nfs
     return {**_given(nfs), "mount_root": nfs.mount_root or settings.state_dir / "nfs"}
-
-
-def nfs_mounts(settings: Settings) -> list[Mounted]:
-    """The mounts of all stores on NFS, one each for those that share one; nothing is mounted yet."""
-    from .stores.nfs import NfsStore
-
-    opened = Stores(settings)
-    stores = [opened[name] for name, each in settings.stores.items() if each.url.startswith("nfs://")]
-    found = {each.mounted.places.slug: each.mounted for each in stores if isinstance(each, NfsStore)}
-    return list(found.values())
 
 
 def _bucket(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -43,6 +44,11 @@ class Breaker:
     def worked(self) -> Breaker:
         """Closed."""
         return Breaker()
+
+    def described(self) -> str:
+        """In words; empty while it is closed."""
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since))
+        return f"{self.state} since {since}: {self.reason}" if self.state != CLOSED else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

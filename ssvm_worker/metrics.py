@@ -92,6 +92,8 @@ class Collector:
 def _store_metrics(rows: list[dict[str, Any]]) -> Iterator[Metric]:
     up = [([row["name"]], row["state"] == "up") for row in rows]
     yield _gauge("ssvm_store_up", "Whether the image store answers", ["store"], up)
+    breakers = [([row["name"], row["breaker"]], 1.0) for row in rows if "breaker" in row]
+    yield _gauge("ssvm_store_breaker", "The circuit breaker's state", ["store", "state"], breakers)
     sizes = [
         ([row["name"], kind], row[kind])
         for row in rows

@@ -6,9 +6,9 @@ import atexit
 import logging
 import threading
 
-from ssvm_worker.assembly import nfs_mounts
 from ssvm_worker.breaker import CLOSED
 from ssvm_worker.errors import WorkerError
+from ssvm_worker.mounts import nfs_mounts
 from ssvm_worker.settings import Settings
 from ssvm_worker.stores.nfs_mount import Mounted
 

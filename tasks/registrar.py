@@ -15,6 +15,7 @@ from ssvm_worker import __version__
 from ssvm_worker.assembly import open_registry
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.registry import WorkerInfo
+from ssvm_worker.mounts import stores_away
 from ssvm_worker.settings import Settings
 
 _LOG = logging.getLogger("ssvm.registrar")
@@ -26,6 +27,8 @@ class Registrar:
     """A thread of the worker's main process."""
 
     def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self._mounts = any(each.url.startswith("nfs://") for each in settings.stores.values())
         self._registry = open_registry(settings)
         self._info = WorkerInfo(
             name=name,
@@ -60,7 +63,8 @@ class Registrar:
     def _beat(self) -> None:
         leaving, active = self._leaving.is_set(), len(celery_state.active_requests)
         try:
-            self._registry.beat(replace(self._info, active=active, draining=leaving))
+            away = stores_away(self._settings) if self._mounts else {}
+            self._registry.beat(replace(self._info, active=active, draining=leaving, away=away))
         except WorkerError as error:
             _LOG.warning("%s", error)
 

@@ -46,3 +46,9 @@ def test_closes() -> None:
     breaker = Breaker().failed(100, "a").tried(105, 10).worked()
     assert breaker == Breaker()
     assert breaker.failed(200, "b").since == 200
+
+
+def test_described() -> None:
+    """What people read says state, time and reason; nothing of one that is closed."""
+    assert Breaker().described() == ""
+    assert Breaker().failed(0.0, "no answer").described() == "open since 1970-01-01T00:00:00Z: no answer"

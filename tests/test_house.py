@@ -37,6 +37,7 @@ LAYERS = (
         "health",
         "cmdline",
         "metrics",
+        "mounts",
         "storewatch",
         "origins",
         "credentials",

@@ -32,7 +32,7 @@ CONFIG = Path(__file__).resolve().parent.parent / "config"
 JOB = NewJob("j1", "download", "z", "download", {"url": "http://x/y"})
 WORKER = WorkerInfo("w1", socket.gethostname(), "z", ("download",), 2, "1.0", started=1.0)
 STORES: list[dict[str, Any]] = [
-    {"name": "primary", "state": "up", "total": 10, "used": 4, "free": 6, "latency_ms": 2.0},
+    {"name": "primary", "state": "up", "total": 10, "used": 4, "free": 6, "latency_ms": 2.0, "breaker": "closed"},
     {"name": "archive", "state": "down", "error": "StoreUnavailable: away"},
 ]
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -97,6 +97,7 @@ def samples(settings: Settings) -> Samples:
         ("ssvm_slots_held", {"limit": "esxi1"}, 1),
         ("ssvm_store_up", {"store": "primary"}, 1),
         ("ssvm_store_up", {"store": "archive"}, 0),
+        ("ssvm_store_breaker", {"store": "primary", "state": "closed"}, 1),
         ("ssvm_store_bytes", {"store": "primary", "kind": "free"}, 6),
         ("ssvm_store_latency_seconds", {"store": "primary"}, 0.002),
     ],

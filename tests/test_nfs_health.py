@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.breaker import CLOSED, OPEN
+from ssvm_worker.cli import main
+from ssvm_worker.config import load
 from ssvm_worker.errors import StoreAway
+from ssvm_worker.mounts import nfs_mounts, stores_away
 from ssvm_worker.stores.nfs import NfsSettings, NfsStore
 from ssvm_worker.stores.nfs_health import SharedHealth
 from ssvm_worker.stores.nfs_probe import FAILED, HUNG, OK, STALE, Probed, probe
@@ -147,3 +151,27 @@ def test_one_try(tmp_path: Path) -> None:
     health.note(Probed(OK, usage=(3, 2, 1)))
     health.begin(10.0)
     assert health.read().usage == (3, 2, 1)
+
+
+def test_stores_and_workers_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ssvm stores` and what a worker says of itself have the breaker's state, reason and time, and wait for nobody."""
+    config = tmp_path / "worker.toml"
+    config.write_text(f'state_dir = "{tmp_path}"\n[stores.primary]\nurl = "nfs://10.0.0.5/export"\n')
+    settings = load(config, {})
+    assert stores_away(settings) == {}
+    (tmp_path / "nfs").mkdir()
+    nfs_mounts(settings)[0].health.fail("no answer")
+    assert stores_away(settings)["primary"].startswith("open since ")
+    assert main(["stores", "--json", "--config", str(config)]) == 75
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["state"], row["breaker"]) == ("down", "open")
+    assert row["reason"].endswith(": no answer")
+    assert "no answer" in row["error"]
+
+
+def test_wrong_url_ends_the_worker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A worker whose settings have a wrong URL does not start, and says which options there are."""
+    config = tmp_path / "worker.toml"
+    config.write_text('[stores.primary]\nurl = "nfs://10.0.0.5/export?exec"\n')
+    assert main(["worker", "--config", str(config)]) == 2
+    assert "Allowed are: vers" in capsys.readouterr().err

@@ -48,8 +48,9 @@ def test_job_that_was_told() -> None:
 #: A pool process whose job hangs in a call that nothing interrupts: to a pipe, as to a mount.
 HANGING = """
 import sys
-from ssvm_worker.assembly import nfs_mounts, open_ledger
+from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config import load
+from ssvm_worker.mounts import nfs_mounts
 from tasks.heart import Heart
 from tasks.stuck import freeing
 

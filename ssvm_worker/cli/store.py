@@ -23,6 +23,7 @@ from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import artifacts_below, read_manifest
+from ssvm_worker.mounts import breaker_of
 from ssvm_worker.settings import Settings
 from ssvm_worker.stream import Store
 
@@ -166,18 +167,31 @@ def _by_job(args: argparse.Namespace, output: Output) -> int:
 def _stores(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     rows = [_health(settings, name) for name in settings.stores]
-    output.table(rows, ("name", "url", "state", "total", "used", "free", "error"), "no stores in the settings")
+    output.table(
+        rows,
+        ("name", "url", "state", "breaker", "total", "used", "free", "latency_ms", "error"),
+        "no stores in the settings",
+    )
     return 0 if all(row["state"] == "up" for row in rows) else EXIT_RETRYABLE
 
 
 def _health(settings: Settings, name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "url": settings.stores[name].url, "state": "up"}
-    started = time.monotonic()
     try:
         store = assembly.open_store_named(settings, name)
-        next(iter(store.list("template/tmpl/0")), None)
-        usage = store.usage()
     except WorkerError as error:
         return row | {"state": "down", "error": str(error)}
+    try:
+        row |= _looked_at(store)
+    except WorkerError as error:
+        row |= {"state": "down", "error": str(error)}
+    breaker = breaker_of(store)
+    return row | {"breaker": breaker.state} | ({"reason": breaker.described()} if breaker.reason else {})
+
+
+def _looked_at(store: Store) -> dict[str, Any]:
+    started = time.monotonic()
+    next(iter(store.list("template/tmpl/0")), None)
+    usage = store.usage()
     latency = round((time.monotonic() - started) * 1000, 1)
-    return row | {"total": usage.total, "used": usage.used, "free": usage.free, "latency_ms": latency}
+    return {"total": usage.total, "used": usage.used, "free": usage.free, "latency_ms": latency}

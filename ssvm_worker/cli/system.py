@@ -11,6 +11,7 @@ from typing import Any
 from ssvm_worker import cmdline, config, doctor
 from ssvm_worker.errors import ConfigError, InvalidRequest
 from ssvm_worker.jobs import JOBS, find_job
+from ssvm_worker.mounts import nfs_mounts
 from ssvm_worker.settings import LANES
 
 from .output import Bar, Output
@@ -88,6 +89,7 @@ def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - 
         if value is not None:
             os.environ[f"SSVM_{name.upper()}"] = str(value)
     settings = config.load()
+    nfs_mounts(settings)  # a wrong URL ends the command here, not the worker later
     argv, environ = worker_command(settings)
     sys.stdout.flush()
     os.execvpe(argv[0], argv, {**os.environ, **environ})

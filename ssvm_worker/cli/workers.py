@@ -22,7 +22,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 def _workers(args: argparse.Namespace, output: Output) -> int:
     registry = assembly.open_registry(config.load(args.config))
     rows = [each.to_dict() for each in registry.workers(args.zone)]
-    shown = [row | {"lanes": ",".join(row["lanes"]), "busy": f"{row['active']}/{row['capacity']}"} for row in rows]
-    columns = ("worker", "state", "zone", "lanes", "busy", "version", "seen")
+    shown = [_shown(row) for row in rows]
+    columns = ("worker", "state", "zone", "lanes", "busy", "away", "version", "seen")
     output.table(rows if output.as_json else shown, columns, "no worker has been heard of")
     return 0
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    lanes, busy = ",".join(row["lanes"]), f"{row['active']}/{row['capacity']}"
+    return row | {"lanes": lanes, "busy": busy, "away": ",".join(row["away"])}

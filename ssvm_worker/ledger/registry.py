@@ -7,7 +7,8 @@ the broker's clock.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .connection import connect, translated
@@ -50,6 +51,8 @@ class WorkerInfo:
     #: Jobs that it runs now.
     active: int = 0
     draining: bool = False
+    #: Why and since when its host cannot use stores, by name.
+    away: Mapping[str, str] = field(default_factory=dict)
     #: Seconds between two signs of life.
     every_s: float = 5.0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from .directory import Tree
 from .file import FileStore
 from .nfs_commands import Commands, SystemCommands
+from .nfs_health import Health
 from .nfs_mount import Mounted, Patience
 from .nfs_url import DEFAULTS, parse_export
 
@@ -37,6 +38,10 @@ class NfsStore(FileStore):
         patience = Patience(settings.mount_s, settings.probe_s)
         self.mounted = Mounted(export, settings.mount_root, given, patience)
         self._tree = _MountedTree(self.mounted)
+
+    def health(self) -> Health:
+        """What this host knows of its export; touches no mount."""
+        return self.mounted.health.read()
 
 
 class _MountedTree(Tree):

@@ -11,7 +11,7 @@ import os
 import uuid
 from pathlib import Path
 
-from ssvm_worker.errors import StoreDenied
+from ssvm_worker.errors import StoreAway
 
 MARKER = ".ssvm-store"
 _MOST = 4096
@@ -20,14 +20,14 @@ _MOST = 4096
 def prove(root: int, remembered: Path, source: str) -> None:
     """Return if the export behind that handle is the one that this host knows, or the first that it sees there.
 
-    Raises StoreDenied if it is another one, OSError.
+    Raises StoreAway if it is another one: a server that exports a directory before its disk is there; OSError.
     """
     known, found = _text(remembered), _read(root)
     if found is None and known is None:
         found = _place(root)
     if not found or (known is not None and found != known):
         what = "has no marker" if found is None else "has another marker"
-        raise StoreDenied(
+        raise StoreAway(
             f"Not the export that this host knows: it {what}",
             f"{source}/{MARKER}",
             f"See what the server exports; if the export was replaced on purpose, remove {remembered}",

@@ -1,0 +1,31 @@
+"""What this host knows of its stores on NFS, whose mounts may hang; nothing here touches one."""
+
+from __future__ import annotations
+
+from .assembly import Stores
+from .breaker import CLOSED, Breaker
+from .settings import Settings
+from .stores.nfs import NfsStore
+from .stores.nfs_mount import Mounted
+from .stream import Store
+
+
+def breaker_of(store: Store) -> Breaker:
+    """The store's circuit breaker, as this host knows it; closed for stores that need none, as they cannot hang."""
+    return store.health().breaker if isinstance(store, NfsStore) else Breaker()
+
+
+def stores_away(settings: Settings) -> dict[str, str]:
+    """Why and since when this host cannot use stores, by name; those that it can are not in it. Touches no store."""
+    opened = Stores(settings)
+    names = [name for name, each in settings.stores.items() if each.url.startswith("nfs://")]
+    breakers = {name: breaker_of(opened[name]) for name in names}
+    return {name: each.described() for name, each in breakers.items() if each.state != CLOSED}
+
+
+def nfs_mounts(settings: Settings) -> list[Mounted]:
+    """The mounts of all stores on NFS, one each for those that share one; nothing is mounted yet."""
+    opened = Stores(settings)
+    stores = [opened[name] for name, each in settings.stores.items() if each.url.startswith("nfs://")]
+    found = {each.mounted.places.slug: each.mounted for each in stores if isinstance(each, NfsStore)}
+    return list(found.values())
