@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from ssvm_worker import config
 from ssvm_worker.assembly import RecordedJobs, open_ledger, retention_rules
 from ssvm_worker.cli import main
+from ssvm_worker.errors import Cancelled, InvalidRequest
 from ssvm_worker.jobs import cleanup
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.retention import Backup, Rule, Rules, kept
 from ssvm_worker.keys import Artifact
-from ssvm_worker.ledger import NewJob
+from ssvm_worker.ledger import Claim, NewJob
 from ssvm_worker.manifest import Entry, Manifest, artifacts_below, write_manifest
 from ssvm_worker.quota import LocalQuota
 from ssvm_worker.stores.file import FileStore
@@ -30,6 +32,7 @@ from ssvm_worker.verdicts import LocalVerdicts
 from tests.attempts import attempt
 from tests.grain_bench import packs, restored
 from tests.servers.broker import Broker
+from tests.servers.worker import until
 from tests.test_grain_jobs import RAWS, back_up
 
 #: A Wednesday.
@@ -259,6 +262,31 @@ def test_lock_of_the_volume(settings: config.Settings, tmp_path: Path, lock: str
             clean(store, Rule(keep_last=1), jobs=jobs)
         assert ids(store) == (["b0", "b1", "b2"] if lock else ["b2"])
         assert {each.state for each in ledger.page() if each.job == "cleanup"} <= {"succeeded", "cancelled"}
+
+
+def test_lock_is_kept(settings: config.Settings, broker: Broker) -> None:
+    """The lock outlives the time of a claim, for as long as it is wanted; who has lost it can delete nothing more."""
+    short = settings.model_copy(update={"ledger": config.parse({"ledger": {"claim_s": 0.4}}, "test").ledger})
+    volume = "snapshots/acme/vol1"
+    with open_ledger(short) as ledger, RecordedJobs(short).hold(volume) as confirm:
+        assert confirm
+        over = time.monotonic() + 1
+        until(lambda: time.monotonic() > over, "two claims' time has passed")
+        (record,) = ledger.page()
+        with broker.client() as client:
+            now, _ = client.time()
+            assert client.zscore(f"{broker.prefix}ssvm.ledger:claims", record.job_id) > now
+        confirm()
+        ledger.finish(Claim(record.job_id, 1, record), "failed", error={"message": "x"})
+        with pytest.raises(Cancelled):
+            confirm()
+
+
+@pytest.mark.parametrize("volume", ["../x", "snapshots/a", "snapshots/a/b/c", "volumes/a/b", "snapshots/a/.."])
+def test_no_volume(volume: str) -> None:
+    """What is no place of a volume is refused."""
+    with pytest.raises(InvalidRequest, match="volume: must be snapshots/ACCOUNT/VOLUME"):
+        parse_request(cleanup.Request, {"volume": volume}, "cleanup")
 
 
 def test_lock_of_the_dead(settings: config.Settings, tmp_path: Path) -> None:

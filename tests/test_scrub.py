@@ -120,7 +120,7 @@ def test_all(real: Store) -> None:
 def test_unreadable_manifest(store: MemoryStore) -> None:
     """A manifest that cannot be read is a finding of its artifact."""
     put_bytes(store, place("2").key("manifest.json"), b"{", OWNER)
-    with pytest.raises(CorruptImage, match=r"1 artifacts are damaged.*acme/2/manifest.json: The manifest cannot"):
+    with pytest.raises(CorruptImage, match=r"1 artifact is damaged.*acme/2/manifest.json: The manifest cannot"):
         scrub(store)
 
 
@@ -209,7 +209,7 @@ def test_goes_on(store: MemoryStore, broker: Broker, shared: bool) -> None:
 
     with pytest.raises(Cancelled):
         scrub(store, verdicts, stop_reason=stop)
-    with pytest.raises(CorruptImage, match=f"1 artifacts are damaged, of {5 - len(noted())} that were read"):
+    with pytest.raises(CorruptImage, match=f"1 artifact is damaged, of {5 - len(noted())} that were read"):
         scrub(store, verdicts, number=2)
     assert len(noted()) == 5
 

@@ -37,6 +37,14 @@ class Request(JobRequest):
     dry_run: bool = Field(False, description="Only tell what would go, and why")
     volume: str = Field("", description="Only the backups and packs of this one, snapshots/ACCOUNT/VOLUME")
 
+    @field_validator("volume")
+    @classmethod
+    def _place(cls, value: str) -> str:
+        names = value.split("/")
+        if value and (names[0] != "snapshots" or len(names) != 3 or not _family_of(f"{value}/any/x")):
+            raise ValueError("must be snapshots/ACCOUNT/VOLUME")
+        return value
+
     @field_validator("older_than")
     @classmethod
     def _duration(cls, value: str) -> str:
@@ -206,7 +214,14 @@ class _Place:
                 self.cleaning.attempt.log.info("%s waits for the next clean-up: a job is at work there", found.family)
                 return
             expired = self._tell(found)
-            found.remove(expired, replace(self.cleaning.attempt, confirm=confirm))
+            held = replace(self.cleaning.attempt, confirm=confirm)
+            try:
+                found.remove(expired, held)
+            except Cancelled as error:
+                if error.reason != "fenced":
+                    raise
+                # The lock was lost, and with it the job that held it goes to a worker; if we are lost, check() says so.
+                self.cleaning.attempt.log.warning("%s is left to a worker: its lock was lost", found.family)
 
     def _goes(self, found: Volume) -> bool:
         return bool(found.expired(self._damaged) or self._free(found))

@@ -156,6 +156,7 @@ class Scrub:
     def _error(self) -> CorruptImage:
         told = [finding for findings in self.damaged.values() for finding in findings]
         more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
-        what = f"{len(self.damaged)} artifacts are damaged, of {self.artifacts} that were read: "
+        count = len(self.damaged)
+        what = f"{count} artifact{'s are' if count > 1 else ' is'} damaged, of {self.artifacts} that were read: "
         remedy = "`ssvm verify --findings` lists all; restore each from another store, or delete it and store it again"
         return CorruptImage(what + "; ".join(told[:_TOLD]) + more, ", ".join(self.damaged)[:1000], remedy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 import redis
 
-from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, WorkerError
+from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, StoreUnavailable, WorkerError
 
 from . import scripts
 from .connection import connect, translated
@@ -181,8 +182,8 @@ class Ledger:
     def holding(self, new: NewJob, worker: str) -> Iterator[Callable[[], None] | None]:
         """Within, the job is ours without any message: for work that must hold its resource, and is done on the spot.
 
-        Gives ``confirm``, which must be called more often than claims are long; None, and the job is cancelled, where
-        another job holds the resource. An error ends the job as failed; should we die, the reaper gives it to a worker.
+        Gives ``confirm``; None, and the job is cancelled, where another job holds the resource. An error ends the job
+        as failed; should we die, the reaper gives it to a worker.
         """
         self.submit(new)
         claim = self.claim(new.job_id, worker)
@@ -191,12 +192,33 @@ class Ledger:
             yield None
             return
         try:
-            yield partial(self.confirm, claim)
+            with self._beating(claim):
+                yield partial(self.confirm, claim)
         except WorkerError as error:
             with suppress(Cancelled):
                 self.finish(claim, FAILED, error=error.as_dict())
             raise
-        self.finish(claim, SUCCEEDED, result={})
+        with suppress(Cancelled):
+            self.finish(claim, SUCCEEDED, result={})
+
+    @contextmanager
+    def _beating(self, claim: Claim) -> Iterator[None]:
+        """Renew the claim from a thread, until it is lost."""
+        over = threading.Event()
+
+        def beat() -> None:
+            with suppress(Cancelled):
+                while not over.wait(self.claim_s / 4):
+                    with suppress(StoreUnavailable):
+                        self.beat(claim)
+
+        thread = threading.Thread(target=beat, name="holding", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     # What a user does
 
