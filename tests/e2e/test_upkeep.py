@@ -116,3 +116,23 @@ def test_quota_of_the_dead(make_site: Callable[..., Site], http_server: HttpServ
     site.until(lambda: [each.reserved for each in open_quota(site.settings).usage()] == [0], "nothing is held")
     (usage,) = open_quota(site.settings).usage()
     assert len(DATA) < usage.used < len(DATA) + MiB
+
+
+def test_retention(make_site: Callable[..., Site]) -> None:
+    """A clean-up that a worker runs takes expired backups under the volume's lock, which is a job of the ledger."""
+    site = make_site(retention={"keep_last": 1})
+    store = FileStore("primary", site.store)
+    for day in (1, 2, 3):
+        artifact = Artifact("backup", "1", f"b{day}", "vol")
+        put_bytes(store, artifact.key("x.vmdk"), b"disk", Owner())
+        created = f"2025-01-0{day}T00:00:00Z"
+        write_manifest(store, Manifest(artifact, "j", (Entry("x.vmdk", 4, ""),), created=created), Owner())
+    site.start()
+
+    record = site.wait(site.submit("cleanup"))
+
+    assert record.result
+    assert record.result["counts"] == {"expired backup": 2}
+    assert site.files() == ["snapshots/1/vol/b3/manifest.json", "snapshots/1/vol/b3/x.vmdk"]
+    lock = site.ledger.page()[0]
+    assert (lock.resource, lock.state) == ("snapshots/1/vol", "succeeded")
