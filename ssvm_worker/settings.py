@@ -32,6 +32,11 @@ def _network(value: str) -> str:
     return value
 
 
+def _address(value: str) -> str:
+    return str(ipaddress.ip_address(value))
+
+
+Address = Annotated[str, BeforeValidator(_address)]
 Network = Annotated[str, BeforeValidator(_network)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_split)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -177,6 +182,10 @@ class Nfs(Section):
     mount_root: Path | None = None
     #: Mount options of all exports, those of a URL before them.
     options: Annotated[str, BeforeValidator(check_options)] = NFS_DEFAULTS
+    #: This host's in the storage network: servers must be reached from it.
+    source_address: Address | None = None
+    #: The router there, by which servers get a route each where they would be reached from another address.
+    gateway: Address | None = None
     #: Seconds that mounting, and unmounting, may take.
     mount_s: Seconds = 30.0
     #: Seconds that a look at an export may take; then its breaker opens, and jobs for it wait.

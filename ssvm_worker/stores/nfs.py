@@ -10,6 +10,7 @@ from .file import FileStore
 from .nfs_commands import Commands, SystemCommands
 from .nfs_health import Health
 from .nfs_mount import Mounted, Patience
+from .nfs_route import Route
 from .nfs_url import DEFAULTS, parse_export
 
 
@@ -25,6 +26,9 @@ class NfsSettings:
     mount_s: float = 30.0
     #: Seconds for a look at an export, after which its breaker opens.
     probe_s: float = 10.0
+    #: Ours in the storage network, and the router there.
+    source_address: str | None = None
+    gateway: str | None = None
 
 
 class NfsStore(FileStore):
@@ -34,7 +38,7 @@ class NfsStore(FileStore):
         export = parse_export(name, url, settings.options)
         self.name = name
         self.url = url
-        given = commands or SystemCommands(settings.mount_s)
+        given = commands or SystemCommands(settings.mount_s, Route(settings.source_address, settings.gateway))
         patience = Patience(settings.mount_s, settings.probe_s)
         self.mounted = Mounted(export, settings.mount_root, given, patience)
         self._tree = _MountedTree(self.mounted)

@@ -1,4 +1,4 @@
-"""``mount.nfs`` and ``umount`` as commands with a deadline: the one place that changes what is mounted.
+"""``mount.nfs``, ``umount`` and ``ip`` as commands with a deadline: the one place that changes what is mounted.
 
 As root, or through ``sudo -n`` by a rule that names these command lines (docs/nfs.md).
 """
@@ -11,10 +11,12 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ssvm_worker.errors import ConfigError, StoreDenied, StoreUnavailable, WorkerError
+
+from .nfs_route import Route
 
 _SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
 #: Seconds that a killed process gets to be gone.
@@ -48,9 +50,12 @@ class SystemCommands:
 
     #: Seconds after which a command is killed, or left alone where it cannot be.
     deadline_s: float = 30.0
+    route: Route = field(default_factory=Route)
     fstypes: frozenset[str] = frozenset({"nfs", "nfs4"})
 
     def mount(self, source: str, point: str, options: str, held: int) -> None:
+        port = int(dict(each.partition("=")[::2] for each in options.split(","))["port"])
+        self.route.see_to(source.partition(":/")[0], port, lambda command: self._run(command, source, held))
         wrong = self._run(["mount.nfs", source, point, "-o", options], source, held)
         if wrong:
             raise _explained(wrong, source)
@@ -88,7 +93,7 @@ def full_command(command: Sequence[str]) -> list[str]:
     """The command by its path, behind ``sudo -n`` where we are not root; ConfigError where it is not there."""
     path = shutil.which(command[0], path=_SBIN)
     if path is None:
-        package = "nfs-common (Debian) or nfs-utils" if command[0] == "mount.nfs" else "mount"
+        package = {"mount.nfs": "nfs-common (Debian) or nfs-utils", "ip": "iproute2"}.get(command[0], "mount")
         raise ConfigError(f"{command[0]} is not installed", "stores", f"Install the package {package}")
     return [*([] if os.geteuid() == 0 else [shutil.which("sudo") or "sudo", "-n"]), path, *command[1:]]
 

@@ -1,0 +1,70 @@
+"""The way to a storage network, in a network of the test's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ssvm_worker.errors import ConfigError, StoreUnavailable
+from ssvm_worker.stores.nfs_route import Route, source_to
+
+
+def refuse(command: object) -> str:
+    """No command is wanted."""
+    raise AssertionError(command)
+
+
+def test_our_address_already() -> None:
+    """Where the kernel takes our address anyway, or none was given, nothing is changed."""
+    Route("127.0.0.1").see_to("127.0.0.1", 2049, refuse)
+    Route("127.0.0.1", "127.0.0.9").see_to("localhost", 2049, refuse)
+    Route().see_to("no.such.host.invalid", 2049, refuse)
+
+
+def test_another_address() -> None:
+    """Where it would take another, and no gateway is known, the error says which, and the route to make."""
+    with pytest.raises(ConfigError, match=r"from 127\.0\.0\.1, not from .* 10\.1\.2\.3.*src 10\.1\.2\.3"):
+        Route("10.1.2.3").see_to("127.0.0.1", 2049, refuse)
+
+
+def test_route_that_is_refused() -> None:
+    """What `ip` says when it may not is told."""
+    with pytest.raises(ConfigError, match="not permitted"):
+        Route("10.1.2.3", "10.1.2.1").see_to("127.0.0.1", 2049, lambda _: "Operation not permitted")
+
+
+def test_unknown_host() -> None:
+    """A name without an address may have one later."""
+    with pytest.raises(StoreUnavailable, match="No address"):
+        Route("10.1.2.3").see_to("no.such.host.invalid", 2049, refuse)
+
+
+def test_no_route() -> None:
+    """What cannot be reached at all has no source."""
+    assert source_to("127.0.0.1", 2049) == "127.0.0.1"
+    assert source_to("255.255.255.255", 2049) is None
+
+
+IN_A_NETWORK = """
+import subprocess
+from ssvm_worker.stores.nfs_route import Route, source_to
+
+def run(command):
+    return subprocess.run(command, capture_output=True, text=True).stderr
+
+for line in ("link add v0 type veth peer name v1", "link set v0 up", "link set v1 up",
+             "addr add 10.9.0.2/24 dev v0", "addr add 10.9.0.3/24 dev v0"):
+    subprocess.run(["ip", *line.split()], check=True)
+assert source_to("10.50.0.5", 2049) is None
+Route("10.9.0.3", "10.9.0.1").see_to("10.50.0.5", 2049, run)
+assert source_to("10.50.0.5", 2049) == "10.9.0.3"
+"""
+
+
+def test_route_is_made() -> None:
+    """With a gateway the server gets a route of its own, from our address."""
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root may have a network of its own")
+    subprocess.run(["unshare", "-n", sys.executable, "-c", IN_A_NETWORK], check=True)
