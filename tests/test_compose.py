@@ -39,6 +39,7 @@ class World:
 
     def __init__(self, directory: Path, broker_port: int) -> None:
         self.directory = directory
+        self.serve_port = free_port()
         self.flower = f"http://127.0.0.1:{(port := free_port())}"
         self._places = {
             "broker:6379": f"127.0.0.1:{broker_port}",
@@ -47,6 +48,7 @@ class World:
             "/tmp/": f"{directory}/",
             "0.0.0.0": "127.0.0.1",
             "--port=5555": f"--port={port}",
+            ":8480": f":{self.serve_port}",
         }
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -130,10 +132,10 @@ def status(url: str, login: str = "") -> int:
 
 def test_settings_of_every_service() -> None:
     """The environment of each of our services is valid settings, and every host in it is a service."""
-    for name in ("worker", "beat", "flower"):
+    for name in ("worker", "serve", "beat", "flower"):
         environment = {key: str(value) for key, value in SERVICES[name]["environment"].items()}
         settings = config.load(ROOT / "config/worker.toml", environment)
-        hosts = re.findall(r"(?:redis|http)://(\w+):\d+", " ".join(environment.values()))
+        hosts = re.findall(r"(?:redis|http)://([a-z]\w*):\d+", " ".join(environment.values()))
         assert {*hosts, *(each.host for each in settings.vcenters.values())} <= set(SERVICES)
 
 
@@ -163,6 +165,16 @@ def test_worker_runs_the_documented_message(world: World) -> None:
     assert await_it("the job", ended, worker, world.log("worker")).state == "succeeded"
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.e2e
+def test_serve_answers(world: World) -> None:
+    """The service answers its health check, and refuses who has no link."""
+    serve, at = world.start("serve", SSVM_STATE_DIR=str(world.directory)), f"http://127.0.0.1:{world.serve_port}"
+    await_it("serve", lambda: status(f"{at}/health"), serve, world.log("serve"))
+    assert status(f"{at}/put/x") == 403
+    serve.send_signal(signal.SIGTERM)
+    assert serve.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.e2e

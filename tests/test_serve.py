@@ -124,11 +124,20 @@ def test_old_key(service: Service, at: str) -> None:
     assert not Signer({"k1": SECRET}, "k1").is_signed(path, asked)
 
 
-def test_expired(service: Service) -> None:
-    """A link is refused from the second on at which it expires."""
-    put_image(service)
-    signed = assembly.link_signer(service.settings).sign(object_path(new_id(), "primary", KEY), int(time.time()))
-    assert service.request("GET", signed).status == 410
+def test_expired(service: Service, at: str) -> None:
+    """A link is refused from the second on at which it expires, whatever the ledger still has."""
+    link_id, now = at.split("/")[2], int(time.time())
+    signer = assembly.link_signer(service.settings)
+    assert service.request("GET", signer.sign(object_path(link_id, "primary", KEY), now + 60)).status == 200
+    assert service.request("GET", signer.sign(object_path(link_id, "primary", KEY), now)).status == 410
+
+
+def test_another_object(service: Service, at: str) -> None:
+    """A link is for one object: its id does not open another, not even well signed."""
+    path = object_path(at.split("/")[2], "primary", KEY + ".old")
+    assert (
+        service.request("GET", assembly.link_signer(service.settings).sign(path, int(time.time()) + 60)).status == 410
+    )
 
 
 def test_signed_but_not_written_down(service: Service, at: str) -> None:
@@ -196,6 +205,20 @@ def test_slow_reader(start_service: Callable[..., Service]) -> None:
         while _is_open(peer):
             time.sleep(0.05)
     assert service.request("GET", "/health").status == 200
+
+
+def test_steady_reader(start_service: Callable[..., Service]) -> None:
+    """Who takes steadily is served for as long as it lasts, far beyond the time that a request may take to be said."""
+    service = start_service(stall_s=0.2, min_rate=1 << 10)
+    data = bytes(48 << 20)
+    put_image(service, data, f"sha256:{hashlib.sha256(data).hexdigest()}")
+    with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as peer:
+        peer.sendall(f"GET {link(service)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        received = 0
+        while got := len(peer.recv(1 << 20)):
+            received += got
+            time.sleep(0.01)  # a peer that is not fast; nothing waits for it to have passed
+    assert received > len(data)
 
 
 def _is_open(peer: socket.socket) -> bool:

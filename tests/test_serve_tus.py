@@ -178,3 +178,15 @@ def test_into_s3(broker: Broker, tmp_path: Path, s3_server: S3Server) -> None:
         for start in (0, 3 << 20):
             assert patch(service, url, start, IMAGE[start : start + (3 << 20)]).status == 204
         assert read_bytes(assembly.open_store_named(settings, "primary"), f"{PREFIX}/7.raw") == IMAGE
+
+
+def test_another_file(start_service: Callable[..., Service]) -> None:
+    """What one file has left is not joined to another one, which begins at its own first byte."""
+    service = start_service(stall_s=0.3)
+    link = upload_link(service)
+    patch(service, create(service, url_of(service, link)), 0, b"x" * 512 + IMAGE[512 : 2 << 20])
+    until(lambda: record(service, link).state == "queued", "nobody waits for the rest")
+    other = images.mbr(4 << 20)
+    url = f"{url_of(service, link)}&length={len(other)}"
+    assert (offset_of(service, url), patch(service, url, 0, other).status) == (0, 204)
+    assert (service.store / PREFIX / "7.raw").read_bytes() == other

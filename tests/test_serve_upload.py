@@ -257,3 +257,14 @@ def test_no_worker_is_called(service: Service, link: Link, at: str) -> None:
     broker = service.settings.broker
     assert not assembly.open_links(service.settings)._redis.exists(f"{broker.prefix}ssvm.zone1.inbound")
     assert [each.queued for each in decisions(service.settings)] == [0]
+
+
+def test_cleanup_ends_strays(service: Service, link: Link, at: str, tmp_path: Path) -> None:
+    """A failed upload that somebody retries when its link is long forgotten does not wait for ever."""
+    assert service.request("PUT", at, body=b"<html>" + bytes(1 << 20)).status == 422
+    book, ledger = assembly.open_links(service.settings), assembly.open_ledger(service.settings)
+    book.revoke(link)
+    book.forget("put", link.id)
+    ledger.retry(link.job_id, "a person")
+    assert cli.main(["cleanup", "--config", str(settings_file(service, tmp_path))]) == 0
+    assert record(service, link).state == "cancelled"

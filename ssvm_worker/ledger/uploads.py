@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound
-from ssvm_worker.links import PUT, job_of
+from ssvm_worker.links import PUT, job_of, link_of
 
 from .ledger import Ledger
 from .links import LinkBook
-from .record import Claim
+from .record import INBOUND, Claim
 
 _BY = "its link has ended"
+#: Uploads that are looked at in one go.
+_MOST = 10_000
 
 
 def end_links(ledger: Ledger, book: LinkBook, end: Callable[[str], None] | None = None) -> int:
@@ -28,6 +30,18 @@ def end_links(ledger: Ledger, book: LinkBook, end: Callable[[str], None] | None 
         book.forget(verb, link_id)
         count += 1
     return count
+
+
+def end_strays(ledger: Ledger, book: LinkBook) -> int:
+    """Cancel uploads that wait though their link is forgotten, as one that somebody has retried; returns how many.
+
+    Looks at every queued job.
+    """
+    waiting = [link_of(each.job_id) for each in ledger.page("queued", lane=INBOUND, limit=_MOST)]
+    strays = [each for each in waiting if not book.find(each)]
+    for link_id in strays:
+        _cancel(ledger, link_id)
+    return len(strays)
 
 
 def cancelled(ledger: Ledger, link_id: str) -> Claim | None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from ssvm_worker.assembly import Stores, new_job, open_links
-from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, WorkerError
+from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import fingerprint
@@ -98,7 +98,7 @@ class Inbox:
             sender.finish()
         record = self.ledger.get(claim.job_id)
         if outcome["state"] == "fenced":
-            raise Cancelled("fenced")
+            raise StoreUnavailable("The ledger lost sight of this upload", claim.job_id, "Ask where to go on")
         if record.state != "succeeded":
             raise Ended.of(record.error)
 
