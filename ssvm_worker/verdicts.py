@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 
+def iso(when: float) -> str:
+    """Seconds since the epoch as ISO 8601, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the last look at an artifact has found."""
@@ -24,8 +29,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON shape."""
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.when))
-        shown = {"store": self.store, "artifact": self.place, "verified": when, "job_id": self.job_id}
+        shown = {"store": self.store, "artifact": self.place, "verified": iso(self.when), "job_id": self.job_id}
         return shown | {"findings": list(self.findings)}
 
 

@@ -271,6 +271,8 @@ def test_command(ssvm: Callable[..., tuple[int, Any]], tmp_path: Path) -> None:
     """The command reads all, ends with 1 when something is damaged, and lists what is known to be."""
     assert ssvm("verify", "--all", "--rate", "1GiB/s")[1]["artifacts"] == 5
     assert ssvm("verify", "--findings") == (0, [])
+    times = ssvm("verify", "--times", "template/tmpl/acme")[1]
+    assert [each["artifact"][19:] for each in times if each["verified"]] == sorted(IDS, key=lambda each: f"{each}/")
     damage(FileStore("primary", tmp_path / "s"), "20")
     status, error = ssvm("verify", "--oldest", "5")
     assert (status, error["error"]) == (1, "CorruptImage")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from ssvm_worker import assembly, config
 from ssvm_worker.errors import EXIT_PERMANENT, InvalidRequest
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.manifest import artifacts_below
 from ssvm_worker.settings import Settings
+from ssvm_worker.verdicts import iso
 
 from .output import Output
 from .run import run_here
@@ -17,6 +21,8 @@ from .store import add_place, artifact_of, store_names
 
 _EPILOG = """PLACE is one artifact. With --all, --sample or --oldest it is what they choose from, as snapshots/ACCOUNT,
 and --store all of the settings when absent. Findings end the command with status 1, and so does --findings."""
+#: Artifacts whose times are asked for in one go.
+_BATCH = 1000
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -29,6 +35,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     which.add_argument("--sample", metavar="N%|N", default="", help="so many, chosen at random")
     which.add_argument("--oldest", metavar="N", type=int, default=0, help="the N that nobody has verified for longest")
     which.add_argument("--findings", action="store_true", help="only list what is known to be damaged")
+    which.add_argument("--times", action="store_true", help="only list when each artifact was last read again")
     parser.add_argument("--rate", metavar="RATE", default="", help="read no faster than that: 50MiB/s")
     parser.set_defaults(command=_verify)
 
@@ -37,6 +44,8 @@ def _verify(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     if args.findings:
         return _findings(settings, output)
+    if args.times:
+        return _times(args, settings, output)
     many = args.all or args.sample or args.oldest
     fields = _many(args, settings) if many else _one(args, settings)
     job = JOBS["verify"]
@@ -65,3 +74,19 @@ def _findings(settings: Settings, output: Output) -> int:
     ]
     output.result(rows, "\n".join(lines) or "no findings")
     return EXIT_PERMANENT if rows else 0
+
+
+def _times(args: argparse.Namespace, settings: Settings, output: Output) -> int:
+    verdicts = assembly.open_verdicts(settings)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for name in store_names(args, settings) if args.store else settings.stores:
+            places = (
+                each.prefix for each in artifacts_below(assembly.open_store_named(settings, name), args.place or "")
+            )
+            while batch := list(islice(places, _BATCH)):
+                for place, when in zip(batch, verdicts.times(name, batch), strict=True):
+                    yield {"store": name, "artifact": place, "verified": iso(when) if when else None}
+
+    output.table(rows(), ("store", "artifact", "verified"), "no artifacts")
+    return 0
