@@ -15,6 +15,7 @@ from ssvm_worker.ledger import Ledger, NewJob, Record
 from ssvm_worker.settings import Settings
 from ssvm_worker.stores.memory import MemoryStore
 from tasks.owed import order_copies
+from tests.attempts import attempt
 from tests.servers.broker import Broker
 
 BACKUP = Artifact("backup", "acme", "b1", "vol1")
@@ -41,7 +42,7 @@ def ended(ledger: Ledger, job_id: str = "j1") -> Record:
 def owing(*names: str) -> dict[str, Any]:
     """The result of a job after which these stores have nothing."""
     stores = {name: MemoryStore(name) for name in names}
-    return placed(stores, BACKUP) | {"stores": ["primary"]}
+    return placed(attempt(), stores, BACKUP) | {"stores": ["primary"]}
 
 
 def test_ordered(settings: Settings, ledger: Ledger) -> None:
