@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from .assembly import Stores
 from .breaker import CLOSED, Breaker
+from .errors import ConfigError, InvalidRequest
 from .settings import Settings
 from .stores.nfs import NfsStore
+from .stores.nfs_commands import sudo_rule
 from .stores.nfs_mount import Mounted
 from .stream import Store
 
@@ -29,3 +33,16 @@ def nfs_mounts(settings: Settings) -> list[Mounted]:
     stores = [opened[name] for name, each in settings.stores.items() if each.url.startswith("nfs://")]
     found = {each.mounted.places.slug: each.mounted for each in stores if isinstance(each, NfsStore)}
     return list(found.values())
+
+
+def sudoers(settings: Settings, user: str) -> str:
+    """The rule by which a worker of that user may mount these stores, and do nothing else.
+
+    Raises ConfigError where there is none to make, InvalidRequest for what is no user's name.
+    """
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):
+        raise InvalidRequest(f"No user is called {user!r}", "--sudoers", "Give the name that the worker runs as")
+    commands = [command for each in nfs_mounts(settings) for command in each.commands()]
+    if not commands:
+        raise ConfigError("No store of the settings is on NFS", "stores", "A rule is not needed")
+    return sudo_rule(user, commands)

@@ -6,6 +6,7 @@ A real server and a real kernel's client have tests of their own in a small VM: 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 from ssvm_worker.errors import StoreAway, StoreUnavailable
 from ssvm_worker.stores.mountinfo import mounts
 from ssvm_worker.stores.nfs import NfsSettings, NfsStore
+from ssvm_worker.stores.nfs_commands import sudo_rule
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import get, keys, put
 from tests.servers.exports import MemoryExports, memory_exports
@@ -212,3 +214,14 @@ def test_a_mount_under_way(store: NfsStore) -> None:
         with pytest.raises(StoreAway, match="Another process mounts"):
             keys(store)
         other.communicate()
+
+
+def test_sudo_rule(store: NfsStore, tmp_path: Path) -> None:
+    """The rule for a worker that is not root names each command to the letter, and sudo understands it."""
+    rule = sudo_rule("ssvm", store.mounted.commands())
+    assert rule.count("mount.nfs 10.0.0.5\\:/export ") == 3
+    assert "vers\\=4.2\\,port\\=2049\\,retry\\=0" in rule
+    assert "*" not in rule
+    if shutil.which("visudo"):
+        (tmp_path / "rule").write_text(rule)
+        subprocess.run(["visudo", "-c", "-f", str(tmp_path / "rule")], check=True)

@@ -23,7 +23,7 @@ from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import artifacts_below, read_manifest
-from ssvm_worker.mounts import breaker_of
+from ssvm_worker.mounts import breaker_of, sudoers
 from ssvm_worker.settings import Settings
 from ssvm_worker.stream import Store
 
@@ -49,6 +49,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         add_place(each)
         each.set_defaults(command=act, job_name=name)
     stores = commands.add_parser("stores", help="usage and health of every store", parents=[common])
+    stores.add_argument("--sudoers", metavar="USER", help="print the sudo rule that lets a worker of USER mount them")
     stores.set_defaults(command=_stores)
 
 
@@ -166,6 +167,10 @@ def _by_job(args: argparse.Namespace, output: Output) -> int:
 
 def _stores(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
+    if args.sudoers:
+        rule = sudoers(settings, args.sudoers)
+        output.result({"sudoers": rule}, rule.rstrip())
+        return 0
     rows = [_health(settings, name) for name in settings.stores]
     output.table(
         rows,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from ssvm_worker.errors import ConfigError, StoreDenied, StoreUnavailable, Worke
 from .nfs_route import Route
 
 _SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
+#: What means something in sudoers(5), and what in its patterns.
+_SPECIAL = re.compile(r"[,:=\\\s*?\[\]!\"#]")
 #: Seconds that a killed process gets to be gone.
 _FAREWELL_S = 1.0
 #: What mount.nfs and the kernel say of a server that does not speak a version, or shows other paths in it.
@@ -56,12 +59,12 @@ class SystemCommands:
     def mount(self, source: str, point: str, options: str, held: int) -> None:
         port = int(dict(each.partition("=")[::2] for each in options.split(","))["port"])
         self.route.see_to(source.partition(":/")[0], port, lambda command: self._run(command, source, held))
-        wrong = self._run(["mount.nfs", source, point, "-o", options], source, held)
+        wrong = self._run(mount_command(source, point, options), source, held)
         if wrong:
             raise _explained(wrong, source)
 
     def unmount(self, point: str, held: int, *, lazily: bool = False) -> None:
-        wrong = self._run(["umount", *(["-l"] if lazily else []), point], point, held)
+        wrong = self._run(unmount_command(point, lazily=lazily), point, held)
         if wrong:
             raise StoreUnavailable(f"It cannot be unmounted: {wrong}", point, "`fuser -vm` says who uses it")
 
@@ -89,13 +92,34 @@ class SystemCommands:
         return (said.splitlines() or [f"it ended with {process.returncode}"])[-1] if process.returncode else ""
 
 
+def mount_command(source: str, point: str, options: str) -> list[str]:
+    """The one that mounts."""
+    return ["mount.nfs", source, point, "-o", options]
+
+
+def unmount_command(point: str, *, lazily: bool = False) -> list[str]:
+    """The one that unmounts; lazily: at once, though it is in use."""
+    return ["umount", *(["-l"] if lazily else []), point]
+
+
 def full_command(command: Sequence[str]) -> list[str]:
     """The command by its path, behind ``sudo -n`` where we are not root; ConfigError where it is not there."""
+    found = _by_path(command)
+    return found if os.geteuid() == 0 else [shutil.which("sudo") or "sudo", "-n", *found]
+
+
+def sudo_rule(user: str, commands: Sequence[Sequence[str]]) -> str:
+    """A rule for sudoers by which that user may run these commands, each to the letter."""
+    lines = (" ".join(_SPECIAL.sub(r"\\\g<0>", word) for word in _by_path(each)) for each in commands)
+    return "Cmnd_Alias SSVM_NFS = \\\n  " + ", \\\n  ".join(lines) + f"\n{user} ALL=(root) NOPASSWD: SSVM_NFS\n"
+
+
+def _by_path(command: Sequence[str]) -> list[str]:
     path = shutil.which(command[0], path=_SBIN)
     if path is None:
         package = {"mount.nfs": "nfs-common (Debian) or nfs-utils", "ip": "iproute2"}.get(command[0], "mount")
         raise ConfigError(f"{command[0]} is not installed", "stores", f"Install the package {package}")
-    return [*([] if os.geteuid() == 0 else [shutil.which("sudo") or "sudo", "-n"]), path, *command[1:]]
+    return [path, *command[1:]]
 
 
 def abandon(process: subprocess.Popen[bytes]) -> None:

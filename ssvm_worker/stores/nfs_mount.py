@@ -29,7 +29,7 @@ from ssvm_worker.errors import ConfigError, ResourceBusy, StoreAway, StoreDenied
 
 from .directory import translated, translating
 from .mountinfo import Mount, mounts
-from .nfs_commands import Commands, NotSpoken
+from .nfs_commands import Commands, NotSpoken, mount_command, unmount_command
 from .nfs_health import SharedHealth
 from .nfs_marker import prove
 from .nfs_probe import OK, STALE, probe
@@ -115,6 +115,12 @@ class Mounted:
         if (mount := self.found()) is not None:
             self.health.begin(self._limit_s)
             self._look(mount)
+
+    def commands(self) -> list[list[str]]:
+        """All that may be run as root for it."""
+        export, point = self.export, str(self.places.point)
+        mounting = [mount_command(export.source, point, export.option_text(each)) for each in export.versions]
+        return [*mounting, unmount_command(point), unmount_command(point, lazily=True)]
 
     def release(self) -> None:
         """This process no longer uses it, until it asks again."""
