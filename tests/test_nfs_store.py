@@ -136,7 +136,7 @@ def test_mount_that_did_not_take(store: NfsStore, exports: MemoryExports) -> Non
 def test_the_wrong_export(store: NfsStore, exports: MemoryExports) -> None:
     """An export without the marker that this host has seen, or with another, is refused; so it never looks empty."""
     put(store, "a/one", b"1")
-    marker = store.mounted.places.point / ".ssvm-store"
+    marker = exports.root / "10.0.0.5:_export" / ".ssvm-store"
     kept = marker.read_bytes()
     for text in (None, b"{}", b'{"id": "another"}'):
         marker.unlink()
@@ -144,6 +144,7 @@ def test_the_wrong_export(store: NfsStore, exports: MemoryExports) -> None:
             marker.write_bytes(text)
         with pytest.raises(StoreAway, match="Not the export that this host knows"):
             keys(open_store(exports))
+        assert bare(store) == []  # so that the right one is mounted when it is back
         marker.write_bytes(kept)
     assert list(keys(open_store(exports))) == ["a/one"]
 

@@ -168,8 +168,10 @@ class Mounted:
             if mount != self._proved:
                 with translating(self.export.source):
                     prove(handle, self.places.file("id"), self.export.source)
-        except BaseException:
+        except BaseException as error:
             os.close(handle)
+            if isinstance(error, StoreAway):
+                self._put_away(mount)
             raise
         self._proved, self._fresh_until = mount, time.monotonic() + _FRESH_S
         return handle
@@ -213,6 +215,16 @@ class Mounted:
                 raise StoreUnavailable("The mount is stale, and not the worker's", mount.point, "Remount it")
             self._unmount(held, lazily=True)
             return self._mount(held)
+
+    def _put_away(self, wrong: Mount) -> None:
+        """Unmount what is not our export, if it is our mount: it would stay what it is when the right one is back.
+
+        Seen with an export that was removed from below another: its name is then a bare directory of the server.
+        """
+        with contextlib.suppress(WorkerError), self._exclusively() as held:
+            ours = wrong.point == str(self.places.point) and self.places.file("mounted").exists()
+            if ours and self.found() == wrong:
+                self._unmount(held, lazily=True)
 
     def _present(self) -> Mount:
         with self._answering(), self._exclusively() as held:
