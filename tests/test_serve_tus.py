@@ -85,7 +85,7 @@ def test_tus_goes_on_within(service: Service, at: str) -> None:
 
 def test_tus_goes_on_after_the_part(start_service: Callable[..., Service]) -> None:
     """When the pipeline was ended for want of a sender, the part it left is where to go on."""
-    service = start_service(stall_s=0.5)
+    service = start_service(stall_s=1.5)
     link = upload_link(service)
     url = create(service, url_of(service, link))
     assert patch(service, url, 0, IMAGE[: 4 << 20]).status == 204
@@ -182,7 +182,7 @@ def test_into_s3(broker: Broker, tmp_path: Path, s3_server: S3Server) -> None:
 
 def test_another_file(start_service: Callable[..., Service]) -> None:
     """What one file has left is not joined to another one, which begins at its own first byte."""
-    service = start_service(stall_s=0.3)
+    service = start_service(stall_s=1.5)
     link = upload_link(service)
     patch(service, create(service, url_of(service, link)), 0, b"x" * 512 + IMAGE[512 : 2 << 20])
     until(lambda: record(service, link).state == "queued", "nobody waits for the rest")

@@ -204,7 +204,7 @@ def test_service_tidies(service: Service, link: Link, at: str) -> None:
 
 def test_cleanup_ends_links(start_service: Callable[..., Service], tmp_path: Path) -> None:
     """Clean-up forgets links that have ended, cancels uploads that wait by them, and then removes what had come."""
-    service = start_service(stall_s=0.3)
+    service = start_service(stall_s=1.5)
     link = upload_link(service)
     patch(service, create(service, url_of(service, link)), 0, IMAGE[: 2 << 20])
     until(lambda: record(service, link).state == "queued", "nobody waits for the rest")
