@@ -14,6 +14,7 @@ from ssvm_worker.cli import main
 from ssvm_worker.config import load
 from ssvm_worker.errors import StoreAway
 from ssvm_worker.mounts import nfs_mounts, stores_away
+from ssvm_worker.stores.mountinfo import mounts
 from ssvm_worker.stores.nfs import NfsSettings, NfsStore
 from ssvm_worker.stores.nfs_health import SharedHealth
 from ssvm_worker.stores.nfs_probe import FAILED, HUNG, OK, STALE, Probed, probe
@@ -115,6 +116,17 @@ def test_answers_again(exports: MemoryExports, stored: Path) -> None:
     store.mounted.health = SharedHealth(store.mounted.places.file("health"), SOURCE, clock=lambda: 1e12)
     assert list(keys(store)) == ["object"]
     assert store.mounted.health.read().breaker.state == CLOSED
+
+
+def test_unmounted_while_away(exports: MemoryExports, stored: Path) -> None:
+    """At a worker's end a mount whose server is away goes too, and nobody waits for the server."""
+    exports.die(SOURCE, str(stored))
+    store = open_store(exports, probe_s=1.0)
+    with pytest.raises(StoreAway):
+        keys(store)
+    store.mounted.release()
+    assert store.mounted.unmount_unused()
+    assert str(stored) not in {each.point for each in mounts()}
 
 
 def test_look(exports: MemoryExports, stored: Path) -> None:

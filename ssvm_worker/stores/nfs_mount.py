@@ -152,7 +152,8 @@ class Mounted:
                 return False
             if time.time() - self.places.file("users").stat().st_mtime < idle_s:
                 return False
-            self._unmount(held)
+            # A server that is away would hold up an unmount that asks it.
+            self._unmount(held, lazily=self.health.read().breaker.state != CLOSED)
             return True
 
     def _open_anew(self) -> int:
