@@ -190,3 +190,10 @@ def test_another_file(start_service: Callable[..., Service]) -> None:
     url = f"{url_of(service, link)}&length={len(other)}"
     assert (offset_of(service, url), patch(service, url, 0, other).status) == (0, 204)
     assert (service.store / PREFIX / "7.raw").read_bytes() == other
+
+
+def test_the_end_is_told_again(service: Service, at: str) -> None:
+    """Who did not hear that all was stored, and goes on behind the last byte, hears it now."""
+    url = create(service, at)
+    assert patch(service, url, 0, IMAGE).status == 204
+    assert (offset_of(service, url), patch(service, url, len(IMAGE), b"").status) == (len(IMAGE), 204)

@@ -174,6 +174,8 @@ class Uploads:
 
     async def _offset(self, link: Link, length: int) -> int:
         session = self._sessions.get(link.id)
+        if session and session.sender.received == length:
+            await asyncio.wait([session.task])  # all has come: whether it is stored is what its sender must hear
         if session and not session.task.done():
             return session.sender.received
         if await asyncio.to_thread(self._inbox.state, link) == "succeeded":
@@ -187,6 +189,8 @@ class Uploads:
         with self._alone(link):
             if offset != await self._offset(link, length):
                 raise HTTPException(409, "That is not where to go on\n")
+            if offset == length and await asyncio.to_thread(self._inbox.state, link) == "succeeded":
+                return Response(status_code=204, headers={"Upload-Offset": str(length)})  # its sender did not hear it
             session = await self._going_on(link, length, offset)
             try:
                 await session.feed(self._body(request, session, length - offset))

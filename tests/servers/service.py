@@ -64,20 +64,18 @@ def settings_file(service: Service, directory: Path) -> Path:
 
 @contextmanager
 def serving(settings: Settings) -> Iterator[Service]:
-    """Within, it answers; leaving stops it as SIGTERM does."""
+    """Within, it answers; leaving tells it to stop, as SIGTERM does."""
     listener = bound(settings.serve.listen)
     scheme = "https" if settings.serve.certificate_file else "http"
     url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
     settings = settings.model_copy(update={"serve": settings.serve.model_copy(update={"url": url})})
     server = make_server(settings)
-    thread = threading.Thread(target=lambda: asyncio.run(answer(server, listener)), daemon=True)
-    thread.start()
+    threading.Thread(target=lambda: asyncio.run(answer(server, listener)), daemon=True).start()
     try:
         path = assembly.Stores(settings)["primary"].url.removeprefix("file://")
         yield Service(settings, url, Path(path))
     finally:
-        server.should_exit = True
-        thread.join(30)
+        server.should_exit = True  # it takes a moment, for which the next test need not wait
 
 
 @pytest.fixture
