@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ObjectNotFound
 from .jobs import Job, find_job
+from .jobs.attempt import SubJob
 from .jobs.request import parse_request
 from .quota import Quota
 from .settings import Settings
@@ -60,8 +61,18 @@ class RecordedJobs:
         request = {"volume": resource}
         with open_ledger(self.settings) as ledger:
             new = new_job(self.settings, find_job("cleanup"), request, default_id=f"cleanup-{uuid.uuid4().hex[:12]}")
-            with ledger.holding(new, f"{socket.gethostname()}:{os.getpid()}") as confirm:
-                yield confirm
+            with ledger.holding(new, _here()) as hold:
+                yield hold.confirm if hold else None
+
+    @contextlib.contextmanager
+    def begin(self, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
+        with open_ledger(self.settings) as ledger:
+            with contextlib.suppress(ObjectNotFound):
+                if ledger.get(job_id).state == "succeeded":  # and what it has made has gone since
+                    job_id = f"{job_id}.{uuid.uuid4().hex[:8]}"
+            new = new_job(self.settings, find_job(job), request | {"job_id": job_id})
+            with ledger.holding(new, _here()) as hold:
+                yield hold
 
     def ended(self, job_id: str) -> bool:
         with open_ledger(self.settings) as ledger:
@@ -77,6 +88,11 @@ class RecordedJobs:
     def expire(self) -> int:
         with open_ledger(self.settings) as ledger:
             return ledger.expire()
+
+
+def _here() -> str:
+    """Who runs a job: host and process, as people find it."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def end_links(settings: Settings, dry_run: bool) -> int:

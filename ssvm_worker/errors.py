@@ -25,6 +25,8 @@ class WorkerError(Exception):
 
     exit_code = EXIT_PERMANENT
     retryable = False
+    #: What was done nevertheless, where a job has many parts.
+    result: dict[str, object] | None = None
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
         super().__init__(what, where, remedy)

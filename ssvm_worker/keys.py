@@ -13,6 +13,8 @@ DRAFT = "manifest.draft.json"
 PACKS = "_packs"
 #: One component of a key. NAME_MAX is 255 bytes on every file system here; the rest is room for a `.part` suffix.
 MAX_NAME = 180
+#: How many names a place has that one artifact's objects lie in.
+_DEPTHS = {"template": 4, "volumes": 3, "snapshots": 4}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]*")
 
 
@@ -92,3 +94,16 @@ class Artifact:
             prefix,
             "Give template/tmpl/ACCOUNT/ID, volumes/ACCOUNT/ID or snapshots/ACCOUNT/VOLUME/ID",
         )
+
+
+def place_of(key: str) -> str:
+    """The prefix of the artifact that an object belongs to, or the place of a volume's packs; "" for another's."""
+    names = key.split("/")
+    depth = _DEPTHS.get(names[0], 0)
+    place = "/".join(names[:depth])
+    if not depth or len(names) <= depth:
+        return ""
+    try:
+        return place if names[depth - 1] == PACKS else Artifact.of_prefix(place).prefix
+    except InvalidRequest:
+        return ""

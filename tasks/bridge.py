@@ -129,7 +129,7 @@ class Run:
         if decision.state == "queued":
             return self._release(shown, decision)
         self._discard()
-        ended = self._end(decision.state, error=shown)
+        ended = self._end(decision.state, error=shown, result=getattr(error, "result", None))
         if decision.state == "failed" and ended["state"] == "failed":
             raise error
         return ended

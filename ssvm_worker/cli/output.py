@@ -15,6 +15,8 @@ from tqdm import tqdm
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import human_size
 
+from .told import told
+
 #: Columns that hold bytes.
 _SIZES = ("size", "bytes", "virtual_size", "total", "used", "free", "reserved", "limit")
 
@@ -64,8 +66,11 @@ class Output:
 
     def error(self, error: WorkerError) -> None:
         """Print an error: for people to standard error, and as JSON to standard output when asked for."""
+        done = {"result": error.result} if error.result else {}
         if self.as_json:
-            print(json.dumps(error.as_dict(), ensure_ascii=False))
+            print(json.dumps(error.as_dict() | done, ensure_ascii=False))
+        elif text := told(error.result):
+            print(text)
         print(f"ssvm: {type(error).__name__}: {error}", file=sys.stderr)
 
 

@@ -15,6 +15,7 @@ from ssvm_worker.units import human_size
 
 from .fields import add_jobs, read_request
 from .output import Bar, Output
+from .told import told
 
 if TYPE_CHECKING:  # redis takes a third of the time in which `ssvm run` starts, and it has no use for it
     from ssvm_worker.ledger import Ledger, Record
@@ -142,10 +143,13 @@ def _follow(ledger: Ledger, job_id: str, output: Output) -> int:
 
 
 def _ending(record: dict[str, Any]) -> str:
+    many = told(record["result"])
     if record["state"] == "succeeded":
-        return f"succeeded  {record['job_id']}\n" + json.dumps(record["result"], indent=2, ensure_ascii=False)
+        shown = many or json.dumps(record["result"], indent=2, ensure_ascii=False)
+        return f"succeeded  {record['job_id']}\n{shown}"
     error = record.get("error") or {}
-    return f"{record['state']}  {record['job_id']}\n{error.get('error', '')}: {error.get('message', '')}".rstrip(": ")
+    lines = [f"{record['state']}  {record['job_id']}", *([many] if many else [])]
+    return "\n".join([*lines, f"{error.get('error', '')}: {error.get('message', '')}"]).rstrip(": \n")
 
 
 def _exit_code(record: dict[str, Any]) -> int:

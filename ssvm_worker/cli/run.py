@@ -10,18 +10,21 @@ import signal
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ssvm_worker import assembly, config
-from ssvm_worker.errors import ResourceBusy, WorkerError
-from ssvm_worker.jobs import Job
-from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.errors import NOT_THERE, ResourceBusy, WorkerError
+from ssvm_worker.jobs import Job, find_job
+from ssvm_worker.jobs.attempt import Attempt, SubJob, Unrecorded
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
 from ssvm_worker.settings import Settings
 
 from .fields import add_jobs, read_request
 from .output import Bar, Output
+from .told import told
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -34,7 +37,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     request = parse_request(args.job.Request, read_request(args, args.job.Request), args.job.name)
-    output.result(run_here(settings, args.job, request, quiet=output.as_json))
+    result = run_here(settings, args.job, request, quiet=output.as_json)
+    output.result(result, told(result))
     return 0
 
 
@@ -45,13 +49,14 @@ def run_here(settings: Settings, job: Job, request: JobRequest, *, quiet: bool =
     """
     stop: list[str] = []
     bar = Bar(job.name, disable=quiet)
+    stores = sorted(each.url for each in settings.stores.values())
     attempt = assembly.make_attempt(
         settings,
         request.job_id or f"run-{uuid.uuid4().hex[:12]}",
         publish=bar.show,
         stop_reason=lambda: stop[0] if stop else None,
+        jobs=_JobsHere(settings, stores),
     )
-    stores = sorted(each.url for each in settings.stores.values())
     with _stopping(stop), _alone(job.resource(request), stores), contextlib.closing(bar):
         try:
             return job.run(request, attempt)
@@ -59,6 +64,33 @@ def run_here(settings: Settings, job: Job, request: JobRequest, *, quiet: bool =
             stop.clear()
             _discard(job, request, attempt)
             raise
+
+
+@dataclass(frozen=True)
+class _JobsHere(assembly.RecordedJobs):
+    """A job within a foreground run holds this machine's lock, and where there is a ledger that of all workers too."""
+
+    stores: Sequence[str]
+
+    @contextlib.contextmanager
+    def begin(self, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
+        it = find_job(job)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(_alone(it.resource(parse_request(it.Request, request, job)), self.stores))
+            except ResourceBusy:
+                yield None
+                return
+            yield held.enter_context(super().begin(job_id, job, request)) if self._recorded else Unrecorded(job_id)
+
+    @cached_property
+    def _recorded(self) -> bool:
+        try:
+            with assembly.open_ledger(self.settings) as ledger:
+                ledger.counts()
+        except NOT_THERE:
+            return False
+        return True
 
 
 def _discard(job: Job, request: JobRequest, attempt: Attempt) -> None:

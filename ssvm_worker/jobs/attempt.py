@@ -116,6 +116,22 @@ class Doors(Protocol):
         """A session with the vCenter of that name in the settings; see vmware.session."""
 
 
+class SubJob(Protocol):
+    """A job that an attempt at another one runs itself."""
+
+    job_id: str
+    token: int
+    #: What its record will tell.
+    result: dict[str, Any]
+
+    @property
+    def confirm(self) -> Callable[[], None]:
+        """Raises Cancelled("fenced") unless its claim still stands."""
+
+    def stop_reason(self) -> str | None:
+        """Why it must stop, or None."""
+
+
 class Jobs(Protocol):
     """What is known of all jobs, everywhere. Each call raises StoreUnavailable while the ledger is away."""
 
@@ -124,6 +140,13 @@ class Jobs(Protocol):
 
     def hold(self, resource: str) -> AbstractContextManager[Callable[[], None] | None]:
         """Within, nobody else may write *resource*; gives what raises if that is no longer so. None: somebody does."""
+
+    def begin(self, job_id: str, job: str, request: dict[str, Any]) -> AbstractContextManager[SubJob | None]:
+        """Within, a job with a record of its own is ours to run, as part of another.
+
+        None where it cannot be had now: somebody else runs it, or writes the same thing. Should we die, a worker runs
+        it to its end. A job of that id that has failed is tried again.
+        """
 
     def ended(self, job_id: str) -> bool:
         """Whether that job is known and has ended."""
@@ -135,6 +158,22 @@ class Jobs(Protocol):
         """Drop some of them; returns how many, 0 when there are none left."""
 
 
+@dataclass
+class Unrecorded:
+    """A ``SubJob`` of which no ledger knows."""
+
+    job_id: str
+    token: int = 0
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def confirm(self) -> None:
+        """See SubJob."""
+
+    def stop_reason(self) -> str | None:
+        """See SubJob."""
+        return None
+
+
 class NoJobs:
     """That there are none."""
 
@@ -143,6 +182,9 @@ class NoJobs:
 
     def hold(self, resource: str) -> AbstractContextManager[Callable[[], None] | None]:  # noqa: ARG002
         return nullcontext(lambda: None)
+
+    def begin(self, job_id: str, job: str, request: dict[str, Any]) -> AbstractContextManager[SubJob | None]:  # noqa: ARG002
+        return nullcontext(Unrecorded(job_id))
 
     def ended(self, job_id: str) -> bool:  # noqa: ARG002 - none is known
         return False

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from ssvm_worker.errors import Cancelled, InvalidRequest, WorkerError
-from ssvm_worker.keys import DRAFT, MANIFEST, PACKS, Artifact
+from ssvm_worker.errors import Cancelled, WorkerError
+from ssvm_worker.keys import DRAFT, MANIFEST, PACKS, Artifact, place_of
 from ssvm_worker.manifest import Manifest, find_manifest
 from ssvm_worker.stream import Store, StoredObject
 from ssvm_worker.units import human_duration, parse_duration
@@ -26,8 +26,6 @@ from .volumes import Volume
 
 #: Findings that are told one by one; more are only counted.
 _TOLD = 1000
-#: How many names a place has that one artifact's objects lie in.
-_DEPTHS = {"template": 4, "volumes": 3, "snapshots": 4}
 
 
 class Request(JobRequest):
@@ -185,7 +183,7 @@ class _Place:
         listed = self.store.list(volume)
         for family, objects in groupby(listed, lambda each: _family_of(each.key)):
             found = Volume(self.cleaning.attempt, self.store, family)
-            for place, of in groupby(objects, lambda each: _place_of(each.key)):
+            for place, of in groupby(objects, lambda each: place_of(each.key)):
                 if place.endswith(f"/{PACKS}"):
                     found.packed = max(each.when for each in of)
                 elif place and self._artifact(place, list(of)) and family:
@@ -196,7 +194,7 @@ class _Place:
     def _writes(self) -> None:
         writes: dict[str, list[StoredObject]] = {}
         for each in self.store.leftovers():
-            if place := _place_of(each.key):
+            if place := place_of(each.key):
                 writes.setdefault(place, []).append(each)
         for place, found in writes.items():
             self._abandoned(place, found)
@@ -285,18 +283,5 @@ class _Place:
 
 def _family_of(key: str) -> str:
     """The place of the volume whose backup or pack an object belongs to; "" for any other."""
-    place = _place_of(key)
+    place = place_of(key)
     return place.rpartition("/")[0] if place.startswith("snapshots/") else ""
-
-
-def _place_of(key: str) -> str:
-    """The prefix of the artifact that an object belongs to, or the place of a volume's packs; "" for another's."""
-    names = key.split("/")
-    depth = _DEPTHS.get(names[0], 0)
-    place = "/".join(names[:depth])
-    if not depth or len(names) <= depth:
-        return ""
-    try:
-        return place if names[depth - 1] == PACKS else Artifact.of_prefix(place).prefix
-    except InvalidRequest:
-        return ""

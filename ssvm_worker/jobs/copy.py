@@ -22,16 +22,22 @@ from . import delete, verify
 from .accounting import count
 from .attempt import Attempt
 from .incremental import sweep_packs
+from .migration import Migration
 from .request import ArtifactRequest
 
 
 class Request(ArtifactRequest):
-    """The artifact to copy, from where, and where to."""
+    """The artifact to copy, or all, from where, and where to."""
 
+    account: str = Field("", description="The account that owns the artifact; absent for all")
+    id: str = Field("", description="The artifact's id within its account (and volume); absent for all")
     source: str = Field("primary", description="The store that has it")
     stores: list[str] = Field(min_length=1, description="The stores that shall have it, one after the other")
     move: bool = Field(False, description="Delete it at the source, once every copy was read again and is whole")
     patient: bool = Field(False, description="Go on trying for a week while a store is away, full, or refuses")
+    all: bool = Field(False, description="Every artifact of the source that the stores do not have, each as a job")
+    prefix: str = Field("", description="With all: below this place only, as snapshots/ACCOUNT")
+    parallel: int = Field(4, ge=1, le=64, description="With all: so many at once; to S3 each takes 64 MiB of memory")
 
     @model_validator(mode="after")
     def _elsewhere(self) -> Request:
@@ -39,14 +45,27 @@ class Request(ArtifactRequest):
             raise ValueError(f"the source, {self.source}, is also one of the stores to copy to")
         return self
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Request:
+        if self.all == bool(self.account or self.id) or (not self.all and not (self.account and self.id)):
+            raise ValueError("give account and id, or all")
+        if self.prefix and not self.all:
+            raise ValueError("prefix goes with all")
+        return self
+
 
 def resource(request: Request) -> str:
-    """Nobody may write or delete the artifact meanwhile; nor, of a backup, the packs that it shares."""
-    return request.artifact.resource
+    """Nobody may write or delete the artifact meanwhile; nor, of a backup, the packs that it shares.
+
+    A job that copies all waits for another such job below the same place; each artifact is held while it is copied.
+    """
+    return f"copy/{request.source}/{request.prefix}".strip("/") if request.all else request.artifact.resource
 
 
 def discard(request: Request, attempt: Attempt) -> None:
     """Remove what failed attempts have left at the targets; a copy that is complete stays."""
+    if request.all:
+        return  # each copy has a job of its own, which does it
     for name in request.stores:
         discard_artifact(attempt.store(name), request.artifact)
         if request.kind == "backup":
@@ -58,6 +77,8 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
 
     Raises InvalidRequest when a store has another artifact there, CorruptImage when the source is damaged.
     """
+    if request.all:
+        return _all(request, attempt)
     source, targets = attempt.store(request.source), [attempt.store(name) for name in dict.fromkeys(request.stores)]
     try:
         manifest = read_manifest(source, request.artifact)
@@ -67,6 +88,11 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
         return _moved(request, attempt, {})  # an earlier attempt got as far as that
     copied = {each.name: _Copying(attempt, source, each, manifest).run() for each in targets}
     return _moved(request, attempt, copied)
+
+
+def _all(request: Request, attempt: Attempt) -> dict[str, Any]:
+    fields = request.model_dump(include={"source", "stores", "move", "patient"})
+    return Migration(attempt, fields, request.prefix.strip("/"), request.parallel).run()
 
 
 def _moved(request: Request, attempt: Attempt, copied: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from .connection import celery_url, redis_url, shown
 from .ledger import Ledger
-from .record import INBOUND, STATES, AttemptRecord, Callback, Claim, NewJob, Record, WorkerLost, queue_name
+from .record import INBOUND, STATES, AttemptRecord, Callback, Claim, Hold, NewJob, Record, WorkerLost, queue_name
 
 __all__ = [
     "INBOUND",
@@ -10,6 +10,7 @@ __all__ = [
     "AttemptRecord",
     "Callback",
     "Claim",
+    "Hold",
     "Ledger",
     "NewJob",
     "Record",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -15,7 +15,21 @@ from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, Resour
 
 from . import scripts
 from .connection import connect, translated
-from .record import ENDED, FAILED, QUEUED, RUNNING, STATES, SUCCEEDED, Claim, NewJob, Record, WorkerLost, from_hash
+from .record import (
+    CANCELLED,
+    ENDED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    STATES,
+    SUCCEEDED,
+    Claim,
+    Hold,
+    NewJob,
+    Record,
+    WorkerLost,
+    from_hash,
+)
 
 #: Seconds after a doorbell before the reaper looks whether it was heard.
 RING_AGAIN_S = 5.0
@@ -162,10 +176,13 @@ class Ledger:
     def finish(
         self, claim: Claim, state: str, *, result: dict[str, Any] | None = None, error: dict[str, Any] | None = None
     ) -> None:
-        """End the job. Raises Cancelled("fenced") if the claim is lost. Safe to repeat."""
-        field, value = ("error", error) if error else ("result", result or {})
+        """End the job; of one that has failed, *result* is what was done nevertheless.
+
+        Raises Cancelled("fenced") if the claim is lost. Safe to repeat.
+        """
+        shown = json.dumps(result or {}) if result or not error else ""
         kept = json.dumps(error) if error else ""
-        if not self._run("FINISH", claim.job_id, claim.token, state, field, json.dumps(value), kept):
+        if not self._run("FINISH", claim.job_id, claim.token, state, shown, kept):
             raise Cancelled("fenced")
 
     def release(self, claim: Claim, error: dict[str, Any] | None, delay_s: float = 0.0, counted: bool = True) -> None:
@@ -179,38 +196,46 @@ class Ledger:
             raise Cancelled("fenced")
 
     @contextmanager
-    def holding(self, new: NewJob, worker: str) -> Iterator[Callable[[], None] | None]:
+    def holding(self, new: NewJob, worker: str) -> Iterator[Hold | None]:
         """Within, the job is ours without any message: for work that must hold its resource, and is done on the spot.
 
-        Gives ``confirm``; None, and the job is cancelled, where another job holds the resource. An error ends the job
-        as failed; should we die, the reaper gives it to a worker.
+        One that has failed before is tried again. None where it is not there to be had: another job holds the
+        resource, or somebody runs it; what is new is cancelled then. An error ends the job as failed, a cancel as
+        cancelled; should we die, the reaper gives it to a worker.
         """
-        self.submit(new)
+        record, is_new = self.submit(new)
+        if record.state in (FAILED, CANCELLED):
+            self.retry(new.job_id, worker)
         claim = self.claim(new.job_id, worker)
         if claim is None:
-            self.cancel(new.job_id, worker)
+            if is_new:
+                self.cancel(new.job_id, worker)
             yield None
             return
+        hold = Hold(new.job_id, claim.token, partial(self.confirm, claim))
         try:
-            with self._beating(claim):
-                yield partial(self.confirm, claim)
+            with self._beating(claim, hold):
+                yield hold
         except WorkerError as error:
+            state = CANCELLED if isinstance(error, Cancelled) else FAILED
             with suppress(Cancelled):
-                self.finish(claim, FAILED, error=error.as_dict())
+                self.finish(claim, state, error=error.as_dict())
             raise
         with suppress(Cancelled):
-            self.finish(claim, SUCCEEDED, result={})
+            self.finish(claim, SUCCEEDED, result=hold.result)
 
     @contextmanager
-    def _beating(self, claim: Claim) -> Iterator[None]:
+    def _beating(self, claim: Claim, hold: Hold) -> Iterator[None]:
         """Renew the claim from a thread, until it is lost."""
         over = threading.Event()
 
         def beat() -> None:
-            with suppress(Cancelled):
+            try:
                 while not over.wait(self.claim_s / 4):
                     with suppress(StoreUnavailable):
-                        self.beat(claim)
+                        hold.cancelled = self.beat(claim)
+            except Cancelled:
+                hold.fenced = True
 
         thread = threading.Thread(target=beat, name="holding", daemon=True)
         thread.start()
@@ -225,7 +250,7 @@ class Ledger:
     def retry(self, job_id: str, by: str) -> Record:
         """Queue a failed or cancelled job again; its attempts are kept, and its doorbell is the caller's to ring."""
         state = self._run("RETRY", job_id, by)
-        if state in (FAILED, "cancelled"):
+        if state in (FAILED, CANCELLED):
             return self.get(job_id)
         self.get(job_id)
         if state == RUNNING:

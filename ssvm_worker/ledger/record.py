@@ -150,6 +150,27 @@ class Claim:
         return len(self.record.attempts)
 
 
+@dataclass
+class Hold:
+    """A job that whoever has submitted it runs on the spot."""
+
+    job_id: str
+    #: The claim's fencing token.
+    token: int
+    #: Raises Cancelled("fenced") unless the claim still stands.
+    confirm: Callable[[], None]
+    #: What the ledger is told when all went well.
+    result: dict[str, Any] = field(default_factory=dict)
+    cancelled: bool = False
+    fenced: bool = False
+
+    def stop_reason(self) -> str | None:
+        """Why it must stop, or None."""
+        if self.fenced:
+            return "fenced"
+        return "user" if self.cancelled else None
+
+
 def iso(when: float) -> str | None:
     """ISO 8601 in UTC with milliseconds; None for 0."""
     if not when:

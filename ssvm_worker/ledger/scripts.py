@@ -148,13 +148,13 @@ if get('cancel') == '1' then return 1 end
 return 0
 """
 
-#: ARGV: token, state, field (result or error), value, error of the attempt -> 1, or 0 when fenced. Safe to repeat.
+#: ARGV: token, state, result, error, either may be '' -> 1, or 0 when fenced. Safe to repeat.
 FINISH = """
 if get('token') == ARGV[3] and get('state') == ARGV[4] then return 1 end
 if not holds(ARGV[3]) then return 0 end
-let_go(id, ARGV[7])
-put(id, 'error', '', 'result', '')
-conclude(id, ARGV[4], ARGV[5], ARGV[6])
+let_go(id, ARGV[6])
+put(id, 'result', ARGV[5])
+conclude(id, ARGV[4], 'error', ARGV[6])
 return 1
 """
 
@@ -180,7 +180,7 @@ local state = get('state')
 if state ~= 'failed' and state ~= 'cancelled' then return state end
 redis.call('ZREM', P .. 'ended', id)
 redis.call('ZREM', P .. 'callbacks', id)
-put(id, 'tries', '0', 'cancel', '', 'cancelled_by', '', 'ending', '', 'error', '', 'progress', '',
+put(id, 'tries', '0', 'cancel', '', 'cancelled_by', '', 'ending', '', 'error', '', 'result', '', 'progress', '',
     'retried_by', ARGV[3], 'callback_state', '')
 queue(id, 0)
 return state
