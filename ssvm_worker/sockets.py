@@ -87,8 +87,19 @@ class Watch:
 def _moved(move: Callable[[], int]) -> int | None:
     try:
         return move()
-    except TimeoutError:
-        return None
+    except OSError as error:
+        if _is_quiet(error):
+            return None
+        raise
+
+
+def _is_quiet(error: OSError) -> bool:
+    """Whether nothing came, or had room, within a tick.
+
+    ETIMEDOUT is a TimeoutError as well, but of a connection that is dead: the read after it would find a clean end. A
+    BlockingIOError is never let through: socket.SocketIO makes None of it, and io.BufferedReader.read1 an end of that.
+    """
+    return isinstance(error, BlockingIOError) or (isinstance(error, TimeoutError) and error.errno is None)
 
 
 class WatchedSocket(socket.socket):
@@ -98,11 +109,15 @@ class WatchedSocket(socket.socket):
     """
 
     watch: Watch
+    #: Whether the peer has ended the stream, over TLS by a close_notify; a reader's b"" alone may mean less.
+    ended = False
     _late: OSError | None = None
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:  # noqa: ARG002 - nobody gives any
         view = memoryview(buffer).cast("B")[: nbytes or None]
-        return self.watch.wait(lambda: self._fill(view))
+        got = self.watch.wait(lambda: self._fill(view))
+        self.ended = not got
+        return got
 
     def sendall(self, data: Any, flags: int = 0) -> None:  # noqa: ARG002
         send_all(self._write, data, self.watch)
@@ -131,10 +146,8 @@ class WatchedSocket(socket.socket):
                 if not more:
                     break
                 got += more
-        except TimeoutError:
-            pass
         except OSError as error:
-            self._late = error
+            self._late = None if _is_quiet(error) else error
         return got
 
 

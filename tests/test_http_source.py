@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from http.client import HTTPResponse
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,23 @@ def test_tls_without_a_good_bye(https_server: HttpServer, tmp_path: Path) -> Non
 
     with pytest.raises(SourceUnavailable, match="EOF"):
         gather(HttpSource(url, settings))
+
+
+def test_tls_with_a_good_bye(https_server: HttpServer, tmp_path: Path) -> None:
+    """Over TLS, a body without a length is whole when the end of the connection is signed."""
+    url = https_server.serve("image", DATA, content_length="", good_bye=True)
+    settings = dataclasses.replace(LOOPBACK, ca_file=https_server.ca_file(tmp_path))
+
+    assert gather(HttpSource(url, settings)) == DATA
+
+
+def test_an_end_that_nobody_made(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that finds no more bytes, while the connection is open, has not found the end of the body."""
+    monkeypatch.setattr(HTTPResponse, "read1", lambda *_: b"")
+    url = http_server.serve("image", DATA, content_length="")
+
+    with pytest.raises(SourceUnavailable, match="not the connection"):
+        gather(source(url))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from pathlib import Path
@@ -199,6 +200,27 @@ def test_bytes_before_a_reset_count() -> None:
         assert near.recv_into(bytearray(100_000)) == 3
         with pytest.raises(ConnectionResetError):
             near.recv_into(bytearray(100_000))
+
+
+@pytest.mark.parametrize("quiet", [BlockingIOError(errno.EAGAIN, "again"), TimeoutError("timed out")])
+def test_quiet_is_no_end(quiet: OSError) -> None:
+    """A wait without bytes is never an end for the readers of the standard library, which take None for one."""
+    with _Scripted() as near:
+        near.watch, near.replies = Watch(), [quiet, 3, quiet, 4, quiet, 0]
+        reader = near.makefile("rb")
+        assert [len(reader.read1(100_000)) for _ in range(3)] == [3, 4, 0]
+        assert near.ended
+
+
+def test_a_dead_connection_is_an_error() -> None:
+    """The kernel's own time-out, after which it gives a clean end, is raised, at once and behind some bytes."""
+    for before in ([], [3]):
+        with _Scripted() as near:
+            near.watch, near.replies = Watch(), [*before, TimeoutError(errno.ETIMEDOUT, "dead"), 0]
+            assert [near.recv_into(bytearray(100_000)) for _ in before] == before
+            with pytest.raises(TimeoutError, match="dead"):
+                near.recv_into(bytearray(100_000))
+            assert not near.ended
 
 
 def test_small_reads_do_not_wait() -> None:

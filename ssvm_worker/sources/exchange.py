@@ -79,6 +79,8 @@ class Exchange:
         # chunk of a chunked body by itself, and those may be tiny.
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
         self._read = response.read if chunked else response.read1
+        #: The connection of a body that ends with it, having neither a length nor a last chunk.
+        self._ends_with = None if chunked or response.length_remaining is not None else line.socket
 
     def close(self) -> None:
         """Close the connection; an unread rest of the body is thrown away."""
@@ -88,9 +90,13 @@ class Exchange:
     def read(self, size: int) -> bytes:
         """The next bytes of the body, *size* at the most, b"" at its end; a Content-Encoding is not undone.
 
-        Raises what urllib3 raises when it is shorter than its Content-Length, or its last chunk is missing.
+        Raises what urllib3 raises when it is shorter than its Content-Length, or its last chunk is missing; what the
+        socket raises when that is the end, and over TLS was not signed.
         """
-        return self._read(size, decode_content=False)
+        data = self._read(size, decode_content=False)
+        if not data and self._ends_with and not self._ends_with.ended:
+            raise ConnectionError("The bytes ended, but not the connection")
+        return data
 
 
 class Line:
@@ -104,6 +110,8 @@ class Line:
         self.check = check
         self._keep = keep
         self._connection: HTTPConnection | None = None
+        #: That of the last request: http.client forgets it where it will be closed with the body.
+        self.socket: WatchedSocket | None = None
 
     def get(self, headers: Mapping[str, str]) -> Exchange:
         """Send a GET and read the head of its answer, a redirect or not; SourceDenied, SourceUnavailable."""
@@ -148,7 +156,7 @@ class Line:
         connection = HTTPConnection(self.url.host, self.url.port, timeout=TICK)
         # urllib3 finds itself connected: it opens no socket that we have not judged, and does no TLS of its own.
         connection.auto_open = 0
-        connection.sock = self._dial()
+        connection.sock = self.socket = self._dial()
         return connection
 
     def _dial(self) -> WatchedSocket | WatchedTLSSocket:

@@ -48,6 +48,8 @@ class Behaviour:
     cut_times: int = 1_000_000
     #: A cut is a TCP reset.
     reset: bool = False
+    #: Over TLS: says that this is the end before it closes, as it should.
+    good_bye: bool = False
     #: Bytes of the body, then nothing until the server closes.
     stall_after: int | None = None
     #: One byte at a time, twenty in a second.
@@ -287,6 +289,8 @@ class _Answer:
             self.owner.closing.wait()
         elif behaviour.chunked:
             self.handler.wfile.write(b"0\r\n\r\n")
+        elif behaviour.good_bye:
+            self.handler.request.unwrap()
 
     def _write(self, piece: bytes) -> None:
         write: Callable[[bytes], object] = self.handler.wfile.write
