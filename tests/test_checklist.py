@@ -1,7 +1,7 @@
 """The acceptance list of bad images and archives, row by row, through the whole job: each input and its answer.
 
-The other tests of formats, codecs and packages go into depth; here every row stands once, and with it what OpenStack's
-inspectors (oslo.utils) say of the same bytes: where they and we differ, docs/formats.md says why.
+The other tests of formats, codecs and packages go into depth; here every row stands once. What OpenStack's
+inspectors say of the same bytes is in test_second_opinion.
 """
 
 from __future__ import annotations
@@ -9,11 +9,8 @@ from __future__ import annotations
 import random
 import struct
 import tarfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from oslo_utils.imageutils import format_inspector
 
 from ssvm_worker.errors import (
     AmbiguousFormat,
@@ -57,7 +54,6 @@ from tests.images import (
 )
 from tests.servers.http import HttpServer
 
-DOCS = (Path(__file__).parent.parent / "docs/formats.md").read_text()
 NOISE = random.Random(9).randbytes(200_000)
 DISK = stream_optimized(NOISE)
 Answer = type[WorkerError] | str
@@ -202,73 +198,3 @@ def test_row(http_server: HttpServer, data: bytes, answer: Answer, asked: str) -
     assert (type(caught.value), caught.value.exit_code) == (answer, 1)
     download.discard(request, trying)
     assert ([*store.list()], store.sweep(0)) == ([], 0)
-
-
-def oslo_refuses(data: bytes) -> bool:
-    """Whether OpenStack's inspectors, used as Glance uses them, refuse these bytes."""
-    wrapper = format_inspector.InspectWrapper(_File(data))
-    while wrapper.read(1 << 20):
-        pass
-    wrapper.close()
-    try:
-        found = {str(each): each for each in wrapper.formats or []}
-        for inspector in found.values():
-            inspector.safety_check()
-    except (format_inspector.ImageFormatError, format_inspector.SafetyCheckFailed):
-        return True
-    return len(found) != 1 and set(found) != {"iso", "gpt"}
-
-
-class _File:
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-
-    def read(self, size: int) -> bytes:
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def close(self) -> None:
-        pass
-
-
-#: Rows in which oslo.utils takes what we refuse, or the other way round, by a line of docs/formats.md.
-DIFFERENCES: dict[str, str] = {
-    "4 encrypted": "encrypted qcow2, the corrupt bit, impossible sizes",
-    "4 corrupt": "encrypted qcow2, the corrupt bit, impossible sizes",
-    "5 ": "encrypted qcow2, the corrupt bit, impossible sizes",
-    "6 ": "images shorter than they say themselves",
-    "8 descriptor with NULs": "VMDK descriptors padded with NULs, or not in ASCII",
-    "8 descriptor not in ASCII": "VMDK descriptors padded with NULs, or not in ASCII",
-    "8 descriptor with a BOM": "VMDK descriptors padded with NULs, or not in ASCII",
-    "8 createType twice": "a VMDK with two createTypes",
-    "9 parentCID": "VMDK delta disks; differencing VHD and VHDX",
-    "9 COWD": "COWD, SE sparse",
-    "9 SE sparse": "COWD, SE sparse",
-    "11 differencing": "VMDK delta disks; differencing VHD and VHDX",
-    "13 a boot flag": "a partition table names no file",
-    "14 ": "files without whole sectors, HTML",
-}
-IMAGES = {
-    row: (data, answer) for row, (data, answer, asked) in ROWS.items() if int(row.split()[0]) < 15 and row[:3] != "12 "
-}
-
-
-def differing() -> Iterator[str]:
-    """The rows that one takes and the other refuses."""
-    for row, (data, answer) in IMAGES.items():
-        if isinstance(answer, str) == oslo_refuses(data):
-            yield row
-
-
-def test_agreement_with_oslo() -> None:
-    """Whatever oslo.utils refuses we refuse, and where we alone refuse, docs/formats.md says why."""
-    for row in differing():
-        reason = next((text for start, text in DIFFERENCES.items() if row.startswith(start)), None)
-        assert reason, f"{row} is judged differently, and nothing says why"
-        assert reason in DOCS
-
-
-def test_differences_are_real() -> None:
-    """No difference is listed that is none."""
-    rows = list(differing())
-    assert not [start for start in DIFFERENCES if not any(row.startswith(start) for row in rows)]
