@@ -13,9 +13,9 @@ from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import Cancelled, SourceChanged, SourceUnavailable
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.http import HttpSource
-from ssvm_worker.sources.several import Many
+from ssvm_worker.sources.several import Many, Pace
 from ssvm_worker.stream import Resuming
-from ssvm_worker.units import KiB
+from ssvm_worker.units import KiB, MiB
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.servers.http import Behaviour, HttpServer
 
@@ -33,6 +33,16 @@ def source(url: str, **more: object) -> HttpSource:
 def ranges(server: HttpServer) -> list[str]:
     """What was asked for by ranges with an end."""
     return [each for request in server.requests if (each := request.headers.get("Range", "")) and each[-1] != "-"]
+
+
+def test_a_busy_reader_needs_no_more_connections() -> None:
+    """What counts is how long the connection had nothing for us, not how long we took."""
+    pace = Pace(Many(connections=4))
+    for _ in range(100):
+        pace.judge(MiB, starved=0.2)
+    assert not pace.slow
+    pace.judge(MiB, starved=100.0)
+    assert pace.slow
 
 
 class TestSeveralConnections(SourceContract):

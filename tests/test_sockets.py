@@ -223,6 +223,19 @@ def test_a_dead_connection_is_an_error() -> None:
             assert not near.ended
 
 
+def test_a_late_reader_is_not_starved() -> None:
+    """Time counts as waited for the peer only where nothing had come yet."""
+    watch = Watch()
+    near, far = pair(watch)
+    with near, far:
+        far.sendall(b"early")
+        near.recv_into(bytearray(10))
+        assert watch.starved == 0.0
+        threading.Timer(0.01, far.sendall, (b"late",)).start()
+        near.recv_into(bytearray(10))
+        assert watch.starved > 0.0
+
+
 def test_small_reads_do_not_wait() -> None:
     """A header parser's read returns what there is."""
     near, far = pair(Watch())

@@ -98,6 +98,11 @@ class Exchange:
             raise ConnectionError("The bytes ended, but not the connection")
         return data
 
+    @property
+    def starved(self) -> float:
+        """Seconds that reads have waited for bytes since the connection was made."""
+        return self.line.socket.watch.starved if self.line.socket else 0.0
+
 
 class Line:
     """A connection to one origin: made by our rules when it is needed, and again when the server has closed it."""

@@ -67,8 +67,9 @@ class HttpSource:
             skip = self._begin(answer, offset)
             position = offset - skip
             pace = Pace(self._settings.many)
-            while chunk := pace.timed(lambda: answer.read(CHUNK)):
+            while chunk := answer.read(CHUNK):
                 position += len(chunk)
+                pace.judge(len(chunk), answer.starved)
                 if skip < len(chunk):
                     yield chunk[skip:] if skip else chunk
                 skip = max(0, skip - len(chunk))

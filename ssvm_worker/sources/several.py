@@ -60,23 +60,23 @@ class Many:
 
 
 class Pace:
-    """How fast one connection is, by the time spent waiting for it."""
+    """How fast one connection is, by the time in which it had nothing for us.
+
+    Where the reader is what is slow, as on a machine that is busy, its bytes are there before it asks, and more
+    connections would only cost more.
+    """
 
     def __init__(self, many: Many) -> None:
         self.slow = False
         self._many = many
-        self._bytes, self._seconds = 0, 0.0
+        self._bytes, self._since = 0, 0.0
 
-    def timed(self, read: Callable[[], bytes]) -> bytes:
-        """Read, and judge."""
-        started = time.monotonic()
-        chunk = read()
-        self._seconds += time.monotonic() - started
-        self._bytes += len(chunk)
-        if self._seconds >= self._many.judge_s:
-            self.slow = self._bytes < self._many.enough * self._seconds
-            self._bytes, self._seconds = 0, 0.0
-        return chunk
+    def judge(self, size: int, starved: float) -> None:
+        """So many more bytes have come; *starved*: seconds that reads have waited since the connection was made."""
+        self._bytes += size
+        if (waited := starved - self._since) >= self._many.judge_s:
+            self.slow = self._bytes < self._many.enough * waited
+            self._bytes, self._since = 0, starved
 
 
 class _Stopped(Exception):
