@@ -4,7 +4,7 @@
     ├── Retryable     SourceUnavailable, StoreUnavailable (StoreAway), LeaseLost, ResourceBusy
     ├── Permanent     InvalidRequest, SourceNotFound, SourceDenied, SourceChanged, ChecksumMismatch,
     │                 ImageError (UnknownFormat, AmbiguousFormat, UnsafeImage, TooLarge, CorruptImage),
-    │                 ObjectNotFound, StoreDenied, StoreFull, QuotaExceeded, ConfigError
+    │                 ObjectNotFound, StoreDenied, StoreFull, QuotaExceeded, IncompleteBackup, ConfigError
     └── Cancelled     reason: user | shutdown | deadline | fenced
 
 Adapters translate at the call that failed: ``raise StoreUnavailable(what, where, remedy) from error``.
@@ -139,6 +139,10 @@ class StoreFull(Permanent):
 
 class QuotaExceeded(Permanent):
     """The account may not store that much; nothing of it was stored."""
+
+
+class IncompleteBackup(Permanent):
+    """The backup is stored, but short of a disk that was wanted."""
 
 
 class ConfigError(Permanent):

@@ -10,6 +10,7 @@ import pytest
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import (
     Cancelled,
+    IncompleteBackup,
     LeaseLost,
     Permanent,
     ResourceBusy,
@@ -20,12 +21,14 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.jobs import backup
-from ssvm_worker.manifest import find_manifest
+from ssvm_worker.jobs.stored import read_backup
+from ssvm_worker.manifest import find_manifest, read_manifest
 from ssvm_worker.stores.memory import MemorySink, MemoryStore
 from ssvm_worker.stream import Owner
+from ssvm_worker.units import KiB
 from ssvm_worker.vmware.session import Session
 from tests.backup_bench import FAST, Bench, assert_whole
-from tests.servers.vcenter import TestVM, address_of
+from tests.servers.vcenter import TestVM, address_of, make_vm
 
 STREAM_FAULTS = {
     "the stream is cut before its first byte": ({"do": "cut", "at": 0}, SourceUnavailable),
@@ -73,7 +76,6 @@ FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
     "the session ends": ({"calls": {"ExportSnapshot": "NotAuthenticated"}}, SourceUnavailable),
     "the snapshot cannot be made": ({"snapshot_task": "InsufficientResourcesFault"}, SourceUnavailable),
     "no privilege to make it": ({"calls": {"CreateSnapshotEx_Task": "NoPermission"}}, SourceDenied),
-    "the lease lists too few files": ({"omit": "disk-1.vmdk"}, SourceNotFound),
     "the host shows another certificate": ({"thumbprint": "11:" * 19 + "11"}, SourceDenied),
     "status 403, with and without a cookie": ({"get": {"status": 403}}, SourceDenied),
 }
@@ -88,6 +90,31 @@ def test_vcenter_fails(bench: Bench, vm: TestVM, name: str) -> None:
     assert isinstance(error, expected)
     assert error.what
     assert error.where
+    assert not bench.left()
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+def test_lease_lists_too_few_files(bench: Bench, mode: str) -> None:
+    """A backup short of a disk that the lease does not list stands, says which and why, and is no success."""
+    vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB)
+    bench.vcenter.fault(omit="disk-1.vmdk")
+    error = bench.fail(vm, mode=mode, stores=["primary", "archive"])
+    assert isinstance(error, IncompleteBackup)
+    assert "(scsi0:1) is missing: the host offers no file for it; it offers: " in error.what
+    facts = read_manifest(bench.archive, bench.request(vm).artifact).facts
+    assert [each["status"] for each in facts["disks"]] == ["exported", "missing", "exported"]
+    assert (facts["complete"], facts["virtual_size"]) == (False, 128 * KiB)
+    disks = read_backup(bench.attempt(), bench.archive, bench.request(vm).artifact)
+    assert [b"".join(each.image("raw", "x")) for each in disks] == [vm.raws[0], vm.raws[2]]
+    assert "ssvm-backup-job-1" not in bench.left()
+
+
+def test_lease_lists_no_wanted_file(bench: Bench, vm: TestVM) -> None:
+    """Nothing is stored where the host offers none of the disks that are wanted."""
+    bench.vcenter.fault(omit="disk-1.vmdk")
+    error = bench.fail(vm, disks=["scsi0:1"])
+    assert isinstance(error, SourceNotFound)
+    assert "(scsi0:1): the host offers no file for it" in error.what
     assert not bench.left()
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable, WorkerError
+from ssvm_worker.errors import IncompleteBackup, InvalidRequest, SourceNotFound, SourceUnavailable, WorkerError
 from ssvm_worker.manifest import Manifest, find_manifest
 from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import Store
-from ssvm_worker.vmware.hardware import select_disks
+from ssvm_worker.vmware.hardware import INDEPENDENT, MISSING, RDM, select_disks
 
 from .accounting import holding
 from .attempt import Attempt
@@ -63,11 +63,16 @@ def resource(request: Request) -> str:
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     """Store every wanted disk, the OVF descriptor and the checksums; the manifest last.
 
-    The job's own snapshot goes at the end, also after an error, unless another attempt will go on from it.
+    The job's own snapshot goes at the end, also after an error, unless another attempt will go on from it. Raises
+    IncompleteBackup for a backup that is stored, and short of a disk that was wanted: that is no success.
     """
     stores = {name: attempt.store(name) for name in dict.fromkeys(request.stores)}
-    if done := _already_there(request, attempt, stores):
-        return done
+    result = _already_there(request, attempt, stores) or _back_up(request, attempt, stores)
+    _refuse_short(request, result)
+    return result
+
+
+def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> dict[str, Any]:
     attempt.progress.start("connecting")
     with (
         holding(attempt, request.account, request.quota, len(stores)),
@@ -86,6 +91,22 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
             raise
         removed = _remove(request, attempt, vm, snapshot)
     return _result(manifest) | {"reused": False, "snapshot_removed": removed} | kept
+
+
+def _refuse_short(request: Request, result: dict[str, Any]) -> None:
+    """What was left out by name is nobody's loss; any other disk that is not there is."""
+    lost = (MISSING,) if request.disks else (MISSING, INDEPENDENT, RDM)
+    short = [
+        f"{each['label']} ({each['place']}) is {each['status']}: {each.get('why', 'no snapshot holds it')}"
+        for each in result["disks"]
+        if each["status"] in lost
+    ]
+    if short:
+        raise IncompleteBackup(
+            f"The backup is stored, but short of {len(short)} of {len(result['disks'])} disks: {'; '.join(short)}",
+            result["key"],
+            "What it has can be restored. For the next one, mend what is wrong, or name the disks that are wanted",
+        )
 
 
 def discard(request: Request, attempt: Attempt) -> None:

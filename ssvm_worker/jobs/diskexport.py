@@ -45,6 +45,8 @@ class DiskExport:
     ) -> None:
         #: What could not be stored and is no disk.
         self.remarks: list[str] = []
+        #: Why a disk could not be stored that the snapshot holds, by its key.
+        self.missing: dict[int, str] = {}
         self._attempt = attempt
         self._targets = targets
         self._vm = vm
@@ -55,6 +57,7 @@ class DiskExport:
     def fetch(self, name: str, disk: Disk, nvram: str = "") -> list[Entry]:
         """Store a disk, and the firmware's variables as *nvram* if they are wanted and there are any.
 
+        A disk that the lease does not list is noted in ``missing``: another lease would not list it either.
         Raises what the last of ``lease_tries`` leases, or the primary store, raised. Holds a slot of the ESXi host.
         """
         left = self._vm.options.lease_tries
@@ -73,8 +76,11 @@ class DiskExport:
     def _one_lease(self, name: str, disk: Disk, nvram: str) -> list[Entry]:
         with self._vm.export(self._snapshot) as lease:
             file = lease.file_of(disk, self._hardware.disks)
+            if file is None:
+                listed = ", ".join(each.key for each in lease.files) or "nothing"
+                self.missing[disk.key] = f"the host offers no file for it; it offers: {listed}"
             try:
-                entries = [self._store(name, disk, lease, file)]
+                entries = [self._store(name, disk, lease, file)] if file else []
             except CorruptImage as error:
                 # A 200 proves nothing: hosts end a body properly though the disk is not whole.
                 raise SourceUnavailable(

@@ -9,11 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker.digest import digest_of
-from ssvm_worker.errors import WorkerError
+from ssvm_worker.errors import SourceNotFound, WorkerError
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Entry, Manifest, discard, read_draft, write_draft
 from ssvm_worker.stream import Store, Stored
-from ssvm_worker.vmware.hardware import EXPORTED, LEFT_OUT, Disk, Hardware, select_disks
+from ssvm_worker.vmware.hardware import EXPORTED, LEFT_OUT, MISSING, Disk, Hardware, select_disks
 from ssvm_worker.vmware.ovf import OvfDisk, OvfFile, checksums
 
 from .attempt import Attempt
@@ -58,22 +58,24 @@ class VMExport:
     ) -> tuple[Manifest, dict[str, Any]]:
         """Store everything; returns the manifest, which has the *warnings*, and ``publish``'s word on the stores.
 
-        Raises InvalidRequest for a disk that is not there or in no snapshot; else what the last lease or the primary
-        store raised. One disk's failure does not stop the others: the draft keeps what they have committed.
+        Raises InvalidRequest for a disk that is not there or in no snapshot, SourceNotFound where the host offers none
+        of them; else what the last lease or the primary store raised. One disk's failure does not stop the others: the
+        draft keeps what they have committed.
         """
         hardware, config = self._vm.read(self._snapshot)
         disks = select_disks(hardware.disks, wanted)
         self._targets.sweep()
         self._begin(origin, hardware, disks, warnings)
-        missing = [(number, disk) for number, disk in enumerate(disks) if not self._has(number, disk)]
+        wanting = [(number, disk) for number, disk in enumerate(disks) if not self._has(number, disk)]
         total = sum(disk.capacity for disk in disks)
-        done = total - sum(disk.capacity for _, disk in missing)
-        self._attempt.progress.start(f"exporting {len(missing)} of {len(disks)} disks", total, done)
+        done = total - sum(disk.capacity for _, disk in wanting)
+        self._attempt.progress.start(f"exporting {len(wanting)} of {len(disks)} disks", total, done)
         with self._grains() as grains:
             export = DiskExport(self._attempt, self._targets, self._vm, self._snapshot, hardware, grains=grains)
-            steps = [partial(self._one_disk, export, number, disk) for number, disk in missing]
+            steps = [partial(self._one_disk, export, number, disk) for number, disk in wanting]
             in_parallel(self._vm.options.parallel_disks, steps)
         self._vm.revive()
+        disks = self._note_missing(disks, export.missing)
         self._note(remarks=export.remarks + self._check_changes(disks))
         return self._publish(hardware, disks, config)
 
@@ -112,6 +114,22 @@ class VMExport:
             disks=[_described(disk, disks) for disk in hardware.disks],
             warnings=warnings,
         )
+
+    def _note_missing(self, disks: list[Disk], reasons: dict[int, str]) -> list[Disk]:
+        """The disks that were stored; the manifest tells of each other one that, and why, it is missing."""
+        stored = [disk for disk in disks if disk.key not in reasons]
+        if not stored:
+            told = "; ".join(f"{disk.label} ({disk.place}): {reasons[disk.key]}" for disk in disks)
+            raise SourceNotFound(f"None of the disks could be had. {told}", self._vm.moref, "Look at the host's events")
+        described = self._manifest.facts["disks"]
+        missing = {key: {"status": MISSING, "why": why} for key, why in reasons.items()}
+        complete = self._manifest.facts["complete"] and not reasons
+        self._note(
+            disks=[each | missing.get(each["key"], {}) for each in described],
+            complete=complete,
+            virtual_size=sum(disk.capacity for disk in stored),
+        )
+        return stored
 
     def _note(self, **facts: Any) -> None:
         self._manifest = dataclasses.replace(self._manifest, facts=self._manifest.facts | facts)
@@ -165,8 +183,10 @@ class VMExport:
 
     def _in_order(self, disks: list[Disk]) -> list[Entry]:
         """The disks in their order, and then what is no disk."""
-        found = [self._entry(number) for number in range(len(disks))]
-        return [*filter(None, found), *(each for each in self._manifest.entries if each not in found)]
+        keys = [disk.key for disk in disks]
+        found = [each for each in self._manifest.entries if each.facts.get("disk") in keys]
+        beside = [each for each in self._manifest.entries if each not in found]
+        return [*sorted(found, key=lambda each: keys.index(each.facts["disk"])), *beside]
 
 
 def _same_origin(draft: dict[str, Any], source: dict[str, Any]) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ssvm_worker.errors import InvalidRequest
 
-#: Statuses of a disk in a backup.
-EXPORTED, INDEPENDENT, RDM, LEFT_OUT = "exported", "independent", "rdm", "left out"
+#: Statuses of a disk in a backup; missing: a snapshot holds it, and the lease does not list it.
+EXPORTED, INDEPENDENT, RDM, LEFT_OUT, MISSING = "exported", "independent", "rdm", "left out", "missing"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from pyVmomi import vim, vmodl
 
 from ssvm_worker.digest import Digest
-from ssvm_worker.errors import LeaseLost, SourceNotFound
+from ssvm_worker.errors import LeaseLost
 from ssvm_worker.units import human_duration
 
 from .connection import Connection
@@ -110,15 +110,9 @@ class Lease:
         """Say how far the transfer is; sent with the next renewal."""
         self._percent = max(0, min(100, percent))
 
-    def file_of(self, disk: Disk, disks: Sequence[Disk]) -> LeaseFile:
-        """The file of one of the VM's *disks*; SourceNotFound when the lease does not list it."""
-        found = match_files(self.files, disks).get(disk.key)
-        if found is None:
-            listed = ", ".join(each.key for each in self.files) or "nothing"
-            raise SourceNotFound(
-                f"The host offers no file for {disk.label} ({disk.place})", self._where, f"It offers: {listed}"
-            )
-        return found
+    def file_of(self, disk: Disk, disks: Sequence[Disk]) -> LeaseFile | None:
+        """The file of one of the VM's *disks*; None when the lease does not list it."""
+        return match_files(self.files, disks).get(disk.key)
 
     def source(self, file: LeaseFile) -> DiskSource:
         """The bytes of one file of this lease; they end with the lease."""

@@ -106,7 +106,10 @@ def _hardware(hardware: Hardware) -> Iterator[Finding]:
     left = [disk for disk in hardware.disks if disk.status != EXPORTED]
     for disk in left:
         detail = f"{disk.label} ({disk.place}) is {disk.status}: no snapshot holds it, the backup will be without it"
-        yield Finding("disks", WARNING, detail, "Change its mode in vSphere, or back it up from inside the guest")
+        remedy = (
+            "Change its mode in vSphere, or back it up from inside the guest and name the other disks in the request"
+        )
+        yield Finding("disks", WARNING, detail, remedy)
     if not left:
         yield Finding("disks", OK, f"{len(hardware.disks)}, all in snapshots")
 
