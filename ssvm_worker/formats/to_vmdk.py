@@ -32,6 +32,8 @@ from .vmdk import (
 GRAIN = 64 * KiB
 _TABLE = 512
 _OVERHEAD = GRAIN // SECTOR
+#: Of a grain: its sector, and the bytes of its data.
+_GRAIN_HEAD = struct.Struct("<QI")
 _HEADER = struct.Struct("<4sIIQQQQIQQQB4sH")
 _DESCRIPTOR = """# Disk DescriptorFile
 version=1
@@ -55,28 +57,52 @@ def stream_optimized(extents: Iterable[Extent], capacity: int, name: str) -> Ite
     The same extents give the same bytes. Raises CorruptImage for extents out of order, TooLarge for a stream beyond
     2 TiB, which its 32-bit sectors cannot address. Holds one grain table, and 4 bytes for each 32 MiB of disk.
     """
-    return gathered(_Writer(capacity, name).image(in_order(extents, capacity, name)))
+    whole = ((offset, deflate(data.ljust(GRAIN, b"\0"))) for offset, data in in_order(extents, capacity, name))
+    return stream_of_grains(whole, capacity, name)
+
+
+def stream_of_grains(
+    grains: Iterable[tuple[int, bytes]], capacity: int, name: str, grain_size: int = GRAIN
+) -> Iterator[bytes]:
+    """The same of grains of *grain_size* that are zlib streams already, by their offsets, which rise."""
+    return gathered(_Writer(capacity, name, grain_size).image(grains))
+
+
+def stream_size(lengths: Iterable[tuple[int, int]], capacity: int, grain_size: int = GRAIN) -> int:
+    """Bytes of the stream that ``stream_of_grains`` makes of grains of these lengths, by their offsets, which rise."""
+    size, tables, last = _OVERHEAD * SECTOR, 0, -1
+    for offset, length in lengths:
+        size += _whole(_GRAIN_HEAD.size + length)
+        table = offset // (_TABLE * grain_size)
+        tables, last = tables + (table != last), table
+    directory = _whole(4 * _tables_of(-(-capacity // SECTOR), grain_size))
+    return size + tables * (SECTOR + 4 * _TABLE) + SECTOR + directory + 2 * SECTOR + SECTOR
+
+
+def _tables_of(sectors: int, grain_size: int) -> int:
+    return -(-sectors // (_TABLE * grain_size // SECTOR))
 
 
 class _Writer:
-    def __init__(self, capacity: int, name: str) -> None:
+    def __init__(self, capacity: int, name: str, grain_size: int) -> None:
         self._name = name
+        self._grain_size = grain_size
         self._sectors = -(-capacity // SECTOR)
         #: Sectors written.
         self._at = 0
-        self._directory = [0] * -(-self._sectors // (_TABLE * GRAIN // SECTOR))
+        self._directory = [0] * _tables_of(self._sectors, grain_size)
         self._table = [0] * _TABLE
         self._number = -1
 
-    def image(self, extents: Iterable[Extent]) -> Iterator[bytes]:
+    def image(self, grains: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
         yield self._count(self._header(GD_AT_END) + self._descriptor())
-        for offset, data in extents:
-            number, place = divmod(offset // GRAIN, _TABLE)
+        for offset, data in grains:
+            number, place = divmod(offset // self._grain_size, _TABLE)
             if number != self._number:
                 yield from self._end_table()
                 self._number = number
             self._table[place] = self._at
-            yield self._count(_grain(offset // SECTOR, data.ljust(GRAIN, b"\0")))
+            yield self._count(_padded(_GRAIN_HEAD.pack(offset // SECTOR, len(data)) + data))
         yield from self._end_table()
         yield from self._end()
 
@@ -106,7 +132,7 @@ class _Writer:
             version=3,
             flags=1 | COMPRESSED | MARKERS,
             capacity=self._sectors,
-            grain_size=GRAIN // SECTOR,
+            grain_size=self._grain_size // SECTOR,
             descriptor_offset=1,
             descriptor_size=20,
             gtes_per_gt=_TABLE,
@@ -129,10 +155,10 @@ def _marker(sectors: int, kind: int) -> bytes:
     return _padded(struct.pack("<QII", sectors, 0, kind))
 
 
-def _grain(lba: int, grain: bytes) -> bytes:
-    data = deflate(grain)
-    return _padded(struct.pack("<QI", lba, len(data)) + data)
-
-
 def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % SECTOR)
+
+
+def _whole(size: int) -> int:
+    """In whole sectors."""
+    return size + -size % SECTOR

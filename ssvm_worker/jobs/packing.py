@@ -1,43 +1,54 @@
 """A backup as one OVA: a tar of its descriptor, its checksums and its files, made as it is read; nothing is kept.
 
-DMTF DSP0243, 8: the descriptor comes first, then the .mf, then the files in the order in which the descriptor names
-them. All sizes are in the manifest, so the size of the whole is known before the first byte.
+DMTF DSP0243, 5.3: the descriptor comes first, then the .mf, then the files in the order in which the descriptor names
+them; or the .mf comes last. All sizes are known before the first byte: those of a full backup by its manifest, those of
+disks in grains by their maps. The digests of the latter are not, so the .mf of an incremental backup comes last.
 """
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from ssvm_worker.errors import CorruptImage, InvalidRequest
+from ssvm_worker.digest import Digest, Hasher, digest_of, parse_checksum
+from ssvm_worker.errors import CorruptImage
 from ssvm_worker.formats import ova
-from ssvm_worker.grains.map import ROLE as GRAIN_MAP
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Entry, Manifest, read_manifest
-from ssvm_worker.stream import CHUNK, Store
+from ssvm_worker.stream import CHUNK, Store, tap
 
 from .attempt import Attempt
-from .stored import checked
+from .stored import StoredDisk, checked, read_backup
 
 #: A tar ends in two blocks of zeros and is padded to a record of 20 (pax(1), "ustar Interchange Format").
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
+_ANY = digest_of(b"")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of a package, by what its header says."""
+
+    name: str
+    size: int
+    #: Makes its bytes; called when those before it have gone.
+    chunks: Callable[[], Iterator[bytes]]
 
 
 @dataclass(frozen=True)
 class Package:
     """An OVA that is about to be made."""
 
-    attempt: Attempt
-    store: Store
-    manifest: Manifest
+    artifact: Artifact
     #: In the order of the package.
-    members: list[Entry]
+    members: list[Member]
 
     @property
     def name(self) -> str:
         """What its file should be called."""
-        return f"{self.manifest.artifact.id}.ova"
+        return f"{self.artifact.id}.ova"
 
     @property
     def size(self) -> int:
@@ -46,12 +57,12 @@ class Package:
         return -(-(plain + 2 * _BLOCK) // _RECORD) * _RECORD
 
     def chunks(self) -> Iterator[bytes]:
-        """The package; ChecksumMismatch at the end of a member that is not what the manifest says."""
+        """The package; ChecksumMismatch or CorruptImage in a member that is not what the manifest says."""
         written = 0
         for each in self.members:
             head = _header(each)
             yield head
-            yield from checked(self.attempt, self.store, self.manifest.artifact.key(each.name), each)
+            yield from each.chunks()
             if padding := bytes(-each.size % _BLOCK):
                 yield padding
             written += len(head) + each.size + len(padding)
@@ -61,23 +72,50 @@ class Package:
 
 
 def package(attempt: Attempt, store: Store, artifact: Artifact) -> Package:
-    """Find the members of a backup's OVA; nothing but the descriptor is read.
+    """Find the members of a backup's OVA; read are the descriptor and, of disks in grains, maps and indexes.
 
-    Raises ObjectNotFound where there is no complete backup, InvalidRequest for an incremental one.
+    Raises ObjectNotFound where there is no complete backup.
     """
     manifest = read_manifest(store, artifact)
     where = f"{store.name}:{artifact.prefix}"
-    if any(each.role == GRAIN_MAP for each in manifest.entries):
-        raise InvalidRequest(
-            "The backup is incremental: its disks are not stored as files",
-            where,
-            "Restore it to files first (format vmdk), or take a full backup",
-        )
     descriptor, sums = (_of_role(manifest, role, where) for role in ("descriptor", "checksums"))
     text = b"".join(checked(attempt, store, artifact.key(descriptor.name), descriptor))
     listed = ova.read_descriptor(text, where)
-    files = [_entry(manifest, name, where) for name in (*listed.disks, *listed.others)]
-    return Package(attempt, store, manifest, [descriptor, sums, *files])
+    in_grains = {disk.file: disk for disk in read_backup(attempt, store, artifact) if disk.size is None}
+    names = (*listed.disks, *listed.others)
+    entries = {name: _entry(manifest, name, where) for name in names if name not in in_grains}
+    stored = {each.name: _stored(attempt, store, manifest, each) for each in (descriptor, sums, *entries.values())}
+    if not in_grains:
+        return Package(artifact, list(stored.values()))
+    digests = {each.name: parse_checksum(each.digest) for each in entries.values()}
+    made = {name: _made(disk, digests) for name, disk in in_grains.items() if name in names}
+    text = ova.resized(text, {each.name: each.size for each in made.values()}, where)
+    digests[descriptor.name] = digest_of(text)
+    head = Member(descriptor.name, len(text), lambda: iter([text]))
+    files = [head, *((stored | made)[name] for name in names)]
+    return Package(artifact, [*files, _checksums(sums.name, [each.name for each in files], digests)])
+
+
+def _stored(attempt: Attempt, store: Store, manifest: Manifest, entry: Entry) -> Member:
+    key = manifest.artifact.key(entry.name)
+    return Member(entry.name, entry.size, partial(checked, attempt, store, key, entry))
+
+
+def _made(disk: StoredDisk, digests: dict[str, Digest]) -> Member:
+    """A disk in grains as a stream; its digest is known when it has passed."""
+
+    def chunks() -> Iterator[bytes]:
+        hasher = Hasher()
+        yield from tap(disk.image("vmdk", disk.file), hasher)
+        digests[disk.file] = hasher.digest()
+
+    return Member(disk.file, disk.stream_size(), chunks)
+
+
+def _checksums(name: str, files: list[str], digests: Mapping[str, Digest]) -> Member:
+    """The .mf behind the files, by the digests that are known by then; its size is the same whatever they are."""
+    size = len(ova.write_checksums(dict.fromkeys(files, _ANY)))
+    return Member(name, size, lambda: iter([ova.write_checksums({each: digests[each] for each in files})]))
 
 
 def _of_role(manifest: Manifest, role: str, where: str) -> Entry:
@@ -94,8 +132,8 @@ def _entry(manifest: Manifest, name: str, where: str) -> Entry:
     return found
 
 
-def _header(entry: Entry) -> bytes:
+def _header(member: Member) -> bytes:
     """GNU's form, in which a size may exceed the 8 GiB of ustar."""
-    member = tarfile.TarInfo(entry.name)
-    member.size, member.mode = entry.size, 0o644
-    return member.tobuf(tarfile.GNU_FORMAT)
+    head = tarfile.TarInfo(member.name)
+    head.size, head.mode = member.size, 0o644
+    return head.tobuf(tarfile.GNU_FORMAT)

@@ -11,7 +11,7 @@ from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest
 from ssvm_worker.formats.extents import Extent, vmdk_extents
 from ssvm_worker.formats.to_qcow2 import most_clusters, qcow2
 from ssvm_worker.formats.to_raw import raw
-from ssvm_worker.formats.to_vmdk import stream_optimized
+from ssvm_worker.formats.to_vmdk import stream_of_grains, stream_size
 from ssvm_worker.formats.vmdk import SECTOR, parse_header
 from ssvm_worker.grains import reader as grains
 from ssvm_worker.grains.map import ROLE as GRAIN_MAP
@@ -72,6 +72,13 @@ class StoredDisk:
         """Bytes of its streamOptimized VMDK; None where that is made anew, of grains."""
         return None if self._in_grains else self.entry.size
 
+    def stream_size(self) -> int:
+        """Bytes of the image "vmdk"; of a disk in grains by its map and the indexes of its packs, which are read."""
+        if not self._in_grains:
+            return self.entry.size
+        found = grains.lengths(self.store, self.manifest, self.entry)
+        return stream_size(found, self.capacity, self._grain_size)
+
     def extents(self) -> Iterator[Extent]:
         """The disk's data; CorruptImage or ChecksumMismatch at its end at the latest."""
         if self._in_grains:
@@ -88,7 +95,8 @@ class StoredDisk:
         if format_ == "qcow2":
             return qcow2(self.extents(), self.capacity, self._clusters(), self.where)
         if self._in_grains:
-            return stream_optimized(self.extents(), self.capacity, name)
+            found = grains.deflated(self.store, self.manifest, self.entry, self.attempt.wait)
+            return stream_of_grains(self._told(found, self._grain_size), self.capacity, name, self._grain_size)
         return tap(self.attempt.resuming(self.store.reader(self.key)), self.attempt.progress.saw)
 
     def refuse_other(self, format_: str, hasher: Hasher) -> None:
@@ -100,12 +108,13 @@ class StoredDisk:
         """What the progress of such an image comes to: bytes of the disk, or of the object where that is copied."""
         return self.capacity if self._in_grains or format_ != "vmdk" else self.entry.size
 
-    def _told(self, extents: Iterator[Extent]) -> Iterator[Extent]:
-        """Progress is how far on the disk we are."""
+    def _told(self, extents: Iterator[Extent], step: int | None = None) -> Iterator[Extent]:
+        """Progress is how far on the disk we are; *step*: bytes of it that each piece stands for, if not its own."""
         seen = 0
         for offset, data in extents:
-            self.attempt.progress.advance(offset + len(data) - seen)
-            seen = offset + len(data)
+            now = min(offset + (step or len(data)), self.capacity)
+            self.attempt.progress.advance(now - seen)
+            seen = now
             yield offset, data
         self.attempt.progress.advance(self.capacity - seen)
 
@@ -117,6 +126,10 @@ class StoredDisk:
     @property
     def _in_grains(self) -> bool:
         return self.entry.role == GRAIN_MAP
+
+    @property
+    def _grain_size(self) -> int:
+        return grains.open_map(self.store, self.manifest, self.entry).grain_size
 
     def _stored(self) -> Iterator[bytes]:
         """The object as it lies there, its size and digest checked at the end."""

@@ -82,7 +82,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     store = attempt.store(request.store)
     if request.format:
         made = package(attempt, store, request.artifact)
-        outgoing = _Outgoing(made.manifest.artifact.key(made.name), made.size, made.chunks())
+        outgoing = _Outgoing(made.artifact.key(made.name), made.size, made.chunks())
     else:
         key, entry = _object(request, store)
         _refuse_other_size(store.stat(key).size, entry, f"{store.name}:{key}")

@@ -79,6 +79,9 @@ func descriptor(params types.OvfCreateDescriptorParams, name, of string, devices
 	for number, file := range params.OvfFiles {
 		fmt.Fprintf(&files, "\n    <File ovf:id=\"file%d\" ovf:href=\"%s\" ovf:size=\"%d\"/>",
 			number, html.EscapeString(file.Path), file.Size)
+		if strings.HasSuffix(file.Path, ".nvram") {
+			continue // a file of the VM, but no disk
+		}
 		fmt.Fprintf(&disks, "\n    <Disk ovf:diskId=\"vmdisk%d\" ovf:fileRef=\"file%d\" ovf:capacity=\"%d\" ovf:capacityAllocationUnits=\"byte\"/>",
 			number, number, capacity(file, devices))
 	}
