@@ -32,7 +32,7 @@ from .broker import (
 from .credentials import authorization, named_credentials
 from .digest import Digest
 from .errors import InvalidRequest
-from .jobs.attempt import Attempt, Limits, Progress, RemoteSource
+from .jobs.attempt import Attempt, Boots, Limits, Progress, RemoteSource
 from .jobs.request import redact
 from .jobs.retention import Rule, Rules
 from .links import Signer, local_key
@@ -232,6 +232,9 @@ def make_attempt(
     download = settings.download
     names = ("max_bytes", "max_virtual_size", "max_ratio", "max_rate", "resumes", "scratch_dir")
     limits = Limits(**{name: getattr(download, name) for name in names})
+    boot = settings.boot
+    folder = boot.dir or settings.state_dir / "boot"
+    given.setdefault("boots", Boots(folder, boot.memory, boot.seconds, boot.still_s))
     given.setdefault("pace", _PACE)
     given.setdefault("backup_modes", {name: store.backup_mode for name, store in settings.stores.items()})
     given.setdefault("log", logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}))

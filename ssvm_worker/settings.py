@@ -251,6 +251,18 @@ class Backup(Section):
     spill_dir: Path | None = None
 
 
+class Boot(Section):
+    """How `ssvm verify --boot` boots a copy of a backup."""
+
+    #: Scratch files and screenshots, on a local disk; <state_dir>/boot when absent.
+    dir: Path | None = None
+    #: Seconds that a guest gets at the most, and for which its screen must stand still to be done earlier.
+    seconds: Seconds = 180.0
+    still_s: Seconds = 20.0
+    #: Bytes of a guest's memory at the most.
+    memory: int = Field(GiB, ge=64 << 20)
+
+
 class Scaling(Section):
     """How many workers a zone should have: `ssvm scale`, and the metric ssvm_workers_desired."""
 
@@ -359,6 +371,7 @@ class Settings(Section):
     upload: Upload = Upload()
     vcenters: dict[str, VCenter] = Field(default_factory=dict)
     backup: Backup = Backup()
+    boot: Boot = Boot()
     quota: Quota = Quota()
     retention: Retention = Retention()
     callback: Callback = Callback()

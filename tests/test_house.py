@@ -43,7 +43,7 @@ LAYERS = (
         "credentials",
     },
     {"jobs"},
-    {"sources", "stores", "vmware", "formats", "codecs", "grains", "ledger"},
+    {"sources", "stores", "vmware", "formats", "codecs", "grains", "qemu", "ledger"},
     {
         "stream",
         "breaker",

@@ -36,6 +36,10 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     which.add_argument("--oldest", metavar="N", type=int, default=0, help="the N that nobody has verified for longest")
     which.add_argument("--findings", action="store_true", help="only list what is known to be damaged")
     which.add_argument("--times", action="store_true", help="only list when each artifact was last read again")
+    boot = (
+        "boot a restored copy in QEMU, without network, and keep a screenshot: backups only, see [boot] in the settings"
+    )
+    parser.add_argument("--boot", action="store_true", help=boot)
     parser.add_argument("--rate", metavar="RATE", default="", help="read no faster than that: 50MiB/s")
     parser.set_defaults(command=_verify)
 
@@ -49,7 +53,7 @@ def _verify(args: argparse.Namespace, output: Output) -> int:
     many = args.all or args.sample or args.oldest
     fields = _many(args, settings) if many else _one(args, settings)
     job = JOBS["verify"]
-    request = parse_request(job.Request, fields | {"rate": args.rate}, job.name)
+    request = parse_request(job.Request, fields | {"rate": args.rate, "boot": args.boot}, job.name)
     output.result(run_here(settings, job, request, quiet=output.as_json))
     return 0
 

@@ -216,6 +216,19 @@ class Limits:
     max_rate: int | None = None
 
 
+@dataclass(frozen=True)
+class Boots:
+    """How copies of backups are booted, to see whether they do."""
+
+    #: Scratch files and screenshots, on a local disk; None: nothing is booted.
+    folder: Path | None = None
+    #: Bytes of a guest's memory at the most.
+    memory: int = 1 << 30
+    #: How long a guest is watched at the most, and for how long its screen must stand still to be done earlier.
+    seconds: float = 180.0
+    still_s: float = 20.0
+
+
 #: What foreground runs share: there is no broker to ask.
 _LOCAL = LocalSlots()
 
@@ -232,6 +245,7 @@ class Attempt:
     #: The claim's fencing token.
     token: int = 0
     limits: Limits = field(default_factory=Limits)
+    boots: Boots = field(default_factory=Boots)
     progress: Progress = field(default_factory=Progress)
     log: logging.LoggerAdapter[Any] | logging.Logger = field(default_factory=lambda: logging.getLogger("ssvm.job"))
     #: Shared by all processes of the worker.

@@ -7,13 +7,7 @@ streamed to the stores, and judged again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 from ssvm_worker.errors import ConfigError
@@ -23,10 +17,9 @@ from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stream import Sink, Source
 
 from .attempt import Attempt
+from .scratch import scratch_folder
 
 _PREFIX = "ssvm-convert-"
-#: Seconds for which a new folder may be without its lock.
-_YOUNG_S = 60.0
 
 
 class Conversion:
@@ -67,24 +60,5 @@ def converting(to: str, attempt: Attempt, where: str) -> Iterator[Conversion]:
             "This worker does not convert images", "download.scratch_dir", "Set it to a directory with room for two"
         )
     tool("qemu-img")
-    _remove_dead(parent)
-    with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)).resolve()
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        _lock(folder, stack)
+    with scratch_folder(parent, _PREFIX) as folder:
         yield Conversion(folder, to, attempt, where)
-
-
-def _lock(folder: Path, stack: ExitStack) -> None:
-    """Hold the folder's lock, which the kernel lets go of when this process dies; OSError if another holds it."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    stack.callback(os.close, handle)
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _remove_dead(parent: Path) -> None:
-    for folder in parent.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError), ExitStack() as stack:
-            if time.time() - folder.stat().st_mtime > _YOUNG_S:
-                _lock(folder, stack)
-                shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,7 @@ from ssvm_worker.units import parse_rate
 
 from .accounting import count
 from .attempt import Attempt
+from .bootcheck import boot_check
 from .reading import Reading
 from .request import ArtifactRequest
 from .scrub import Scrub, Selection
@@ -30,6 +31,7 @@ class Request(ArtifactRequest):
     sample: str = Field("", description="So many artifacts of each store, chosen at random: a number, or N%")
     oldest: int = Field(0, ge=0, description="So many of each store, those first that were not verified for longest")
     prefix: str = Field("", description="With all, sample or oldest: below this place only, as snapshots/ACCOUNT")
+    boot: bool = Field(False, description="Boot a restored copy of a backup in QEMU, and keep a screenshot")
     rate: str = Field("", description="Bytes a second at the most: 50MiB/s")
 
     @field_validator("sample")
@@ -53,6 +55,8 @@ class Request(ArtifactRequest):
             raise ValueError("give account and id, or one of all, sample and oldest")
         if self.prefix and ways[0]:
             raise ValueError("prefix goes with all, sample or oldest")
+        if self.boot and not (ways[0] and self.kind == "backup"):
+            raise ValueError("boot goes with one backup")
         return self
 
 
@@ -68,7 +72,8 @@ def discard(request: Request, attempt: Attempt) -> None:
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     """Read all that is asked for on every store named; CorruptImage lists what differs or contradicts.
 
-    What was found is noted for each artifact, and what a further attempt finds noted already is not read again.
+    What was found is noted for each artifact, and what a further attempt finds noted already is not read again. What is
+    sound is booted then, if that is asked for, from the first store.
     """
     reading = Reading(attempt, parse_rate(request.rate) if request.rate else None)
     if not request.id:
@@ -92,4 +97,7 @@ def _one(request: Request, attempt: Attempt, reading: Reading) -> dict[str, Any]
     if found:
         what = f"{len(found)} of {checked} objects are damaged: {'; '.join(found)}"
         raise CorruptImage(what, request.artifact.prefix, _REMEDY)
-    return {"objects": checked, "bytes": size, "stores": request.stores, "recorded": reading.recorded}
+    told = {"objects": checked, "bytes": size, "stores": request.stores, "recorded": reading.recorded}
+    if request.boot:
+        return told | {"boot": boot_check(attempt, attempt.store(request.stores[0]), request.artifact)}
+    return told

@@ -1,0 +1,114 @@
+"""Boots a restored copy of a backup in QEMU, without network, and keeps a screenshot."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ssvm_worker.digest import Hasher
+from ssvm_worker.errors import ConfigError, CorruptImage
+from ssvm_worker.keys import Artifact
+from ssvm_worker.manifest import Manifest
+from ssvm_worker.qemu.boot import Patience, Seen, boot
+from ssvm_worker.qemu.machine import MOST_DISKS, Drive, Machine, tool
+from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stream import Store, read_bytes, store_stream
+from ssvm_worker.units import GiB, MiB
+
+from .attempt import Attempt
+from .scratch import scratch_folder
+from .stored import StoredDisk, read_backup
+
+_PREFIX = "ssvm-boot-"
+#: A guest's memory where the backup does not tell it, and its least: what the VM had is more as a rule.
+_MEMORY, _LEAST = GiB, 64 * MiB
+
+
+def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, Any]:
+    """Restore the disks to scratch files, every byte verified, boot them, and tell what was seen.
+
+    Raises CorruptImage where the BIOS finds nothing to boot, ConfigError where QEMU is missing or fails, StoreFull
+    where the scratch directory is too small, and as a restore does.
+    """
+    tool("qemu-system-x86_64", "qemu-system-x86")
+    parent = attempt.boots.folder
+    if parent is None:
+        raise ConfigError("This worker has no directory to boot copies in", "boot.dir", "Set it")
+    disks = read_backup(attempt, store, artifact)
+    config = _config(store, disks[0].manifest)
+    parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(parent, _PREFIX) as folder:
+        attempt.progress.start("restoring to boot", sum(disk.total("qcow2") for disk in disks))
+        drives = [Drive(_restored(disk, folder), _controller(config, disk)) for disk in disks[:MOST_DISKS]]
+        attempt.progress.start("booting")
+        machine = Machine(drives, _memory(config, attempt.boots.memory), str(config.get("firmware") or "bios"))
+        seen = boot(machine, folder, Patience(attempt.boots.seconds, attempt.boots.still_s), attempt.check)
+    kept = _keep(parent / f"{artifact.prefix}.png", seen)
+    if not seen.bootable:
+        raise CorruptImage(
+            "The BIOS finds nothing to boot on the disks",
+            f"{store.name}:{artifact.prefix}",
+            f"Look at the screen, {kept}. A VM that boots from elsewhere is no loss: verify it without boot",
+        )
+    return _told(seen, machine, kept)
+
+
+def _restored(disk: StoredDisk, folder: Path) -> Path:
+    """A disk as a qcow2, as large as what it holds."""
+    hasher, name = Hasher(), f"disk{disk.number}"
+    hint = int(disk.entry.facts.get("populated", disk.capacity)) + disk.capacity // 1024 + MiB
+    with FileStore("scratch", folder).writer(name, hint, owner=disk.attempt.owner) as sink:
+        verify = partial(disk.refuse_other, "qcow2", hasher)
+        store_stream(disk.image("qcow2", name), {"scratch": sink}, verify=verify, check=disk.attempt.check)
+    return folder / name
+
+
+def _keep(path: Path, seen: Seen) -> Path:
+    """The screenshot, in place of that of an earlier time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_bytes(seen.picture.png())
+    return new.replace(path)
+
+
+def _told(seen: Seen, machine: Machine, kept: Path) -> dict[str, Any]:
+    return {
+        "screenshot": str(kept),
+        "screen": seen.screen,
+        "width": seen.picture.width,
+        "height": seen.picture.height,
+        "seconds": seen.seconds,
+        "events": list(seen.events),
+        "disks": len(machine.drives),
+        "firmware": machine.firmware,
+        "memory": machine.memory,
+        "accelerator": "kvm" if seen.kvm else "tcg",
+    }
+
+
+# What the VM was.
+
+
+def _config(store: Store, manifest: Manifest) -> dict[str, Any]:
+    """The configuration that is stored beside the disks; empty where there is none that can be read."""
+    entry = next((each for each in manifest.entries if each.role == "config"), None)
+    try:
+        found = json.loads(read_bytes(store, manifest.artifact.key(entry.name))) if entry else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _memory(config: dict[str, Any], most: int) -> int:
+    hardware = config.get("hardware") or {}
+    had = int(hardware.get("memoryMB") or 0) * MiB or _MEMORY
+    return max(_LEAST, min(had, most))
+
+
+def _controller(config: dict[str, Any], disk: StoredDisk) -> str:
+    """The class of the disk's controller in vSphere; empty where that is not known."""
+    devices = {each.get("key"): each for each in (config.get("hardware") or {}).get("device") or []}
+    own = devices.get(disk.entry.facts.get("disk")) or {}
+    return str((devices.get(own.get("controllerKey")) or {}).get("_vimtype", "")).rpartition(".")[2]

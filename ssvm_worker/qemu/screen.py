@@ -1,0 +1,63 @@
+"""What a guest shows: a picture is compared with others, judged, and kept as PNG."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections import Counter
+from dataclasses import dataclass
+
+#: Netpbm's binary form, as QEMU writes it: ppm(5).
+_PPM = re.compile(rb"P6\s+(\d+)\s+(\d+)\s+255\s")
+#: Of the bits of two pictures, this part may differ and they are still the same: a cursor blinks. One on a text screen
+#: is a 40,000th of it; a line of text is a 700th.
+_SAME = 1 / 4000
+#: Of so many pixels one is looked at to find the background: a prime, so that no pattern is met.
+_SAMPLE = 997
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A screen, 24 bits a pixel."""
+
+    width: int
+    height: int
+    pixels: bytes
+
+    def is_like(self, other: Picture) -> bool:
+        """Whether it shows the same, but for a cursor."""
+        return (self.width, self.height) == (other.width, other.height) and self._close(other.pixels)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is all of one colour, but for a cursor."""
+        some = Counter(self.pixels[at : at + 3] for at in range(0, len(self.pixels), 3 * _SAMPLE))
+        return self._close(some.most_common(1)[0][0] * (self.width * self.height))
+
+    def _close(self, pixels: bytes) -> bool:
+        differing = int.from_bytes(self.pixels, "big") ^ int.from_bytes(pixels, "big")
+        return differing.bit_count() <= 8 * len(pixels) * _SAME
+
+    def png(self) -> bytes:
+        """The picture as PNG (ISO/IEC 15948): truecolour, no filter."""
+        row = 3 * self.width
+        lines = b"".join(b"\0" + self.pixels[at : at + row] for at in range(0, len(self.pixels), row))
+        head = struct.pack(">IIBBBBB", self.width, self.height, 8, 2, 0, 0, 0)
+        return _PNG + _chunk(b"IHDR", head) + _chunk(b"IDAT", zlib.compress(lines, 6)) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def read_ppm(data: bytes) -> Picture:
+    """A picture as QEMU dumps it; ValueError for anything else."""
+    match = _PPM.match(data)
+    if match is None:
+        raise ValueError("no PPM")
+    width, height, pixels = int(match[1]), int(match[2]), data[match.end() :]
+    if len(pixels) != 3 * width * height:
+        raise ValueError(f"{len(pixels)} bytes in a PPM of {width}x{height}")
+    return Picture(width, height, pixels)

@@ -1,0 +1,180 @@
+"""verify with boot: a restored copy of a backup runs in QEMU, cut off from everything, and its screen is kept."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.errors import Cancelled, ConfigError, CorruptImage, InvalidRequest
+from ssvm_worker.jobs import verify
+from ssvm_worker.jobs.attempt import Attempt, Boots
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.qemu.machine import Drive, Machine, command
+from ssvm_worker.qemu.screen import Picture, read_ppm
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import Store, put_bytes
+from ssvm_worker.units import MiB
+from tests import grain_bench
+from tests.attempts import attempt
+from tests.backups import BACKUP, content, store_backup
+from tests.grain_bench import OWNER
+from tests.neighbours import missing
+
+REQUEST = {"kind": "backup", "account": "acme", "volume": "vol1", "id": "b1", "boot": True}
+BOOTABLE = Path("/usr/lib/grub-rescue/grub-rescue-usb.img")
+FAST = {"memory": 256 * MiB, "seconds": 100.0, "still_s": 3.0}
+
+
+@pytest.fixture
+def grub() -> bytes:
+    """A disk from which GRUB starts and asks what to do."""
+    if shutil.which("qemu-system-x86_64") is None:
+        missing("qemu-system-x86_64", "apt-get install qemu-system-x86")
+    if not BOOTABLE.exists():
+        missing(str(BOOTABLE), "apt-get install grub-rescue-pc")
+    return BOOTABLE.read_bytes()
+
+
+def trying(store: Store, folder: Path, **fields: Any) -> Attempt:
+    """An attempt whose guests lie in that folder."""
+    return attempt(store, boots=Boots(folder / "boot", **FAST), **fields)
+
+
+def run(it: Attempt) -> dict[str, Any]:
+    boot: dict[str, Any] = verify.run(parse_request(verify.Request, REQUEST, "verify"), it)["boot"]
+    return boot
+
+
+def pixels_of(png: bytes) -> tuple[int, int, bytes]:
+    """Width, height and pixels of a PNG without filters; each of its chunks is whole."""
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    chunks, at = {}, 8
+    while at < len(png):
+        size, kind = struct.unpack_from(">I4s", png, at)
+        data = png[at + 8 : at + 8 + size]
+        assert struct.unpack_from(">I", png, at + 8 + size)[0] == zlib.crc32(kind + data)
+        chunks[kind], at = data, at + 12 + size
+    width, height = struct.unpack_from(">II", chunks[b"IHDR"])
+    lines, row = zlib.decompress(chunks[b"IDAT"]), 3 * width + 1
+    return width, height, b"".join(lines[at + 1 : at + row] for at in range(0, len(lines), row))
+
+
+def test_boots(grub: bytes, tmp_path: Path) -> None:
+    """A VM of two disks boots from its first; the screenshot is of what it shows, and nothing else is left."""
+    store = MemoryStore("primary")
+    store_backup(store, grub, content(1 * MiB))
+
+    seen = run(trying(store, tmp_path))
+
+    picture = Path(seen["screenshot"])
+    width, height, pixels = pixels_of(picture.read_bytes())
+    assert (seen["screen"], seen["width"], seen["height"], seen["disks"]) == ("still", width, height, 2)
+    assert not Picture(width, height, pixels).is_blank
+    assert [each for each in (tmp_path / "boot").rglob("*") if each.is_file()] == [picture]
+
+
+def test_boots_from_grains(grub: bytes, tmp_path: Path) -> None:
+    """An incremental backup boots as well."""
+    store = MemoryStore("primary")
+    manifest = grain_bench.back_up(store, "b1", grub)
+    it = trying(store, tmp_path)
+    request = parse_request(verify.Request, REQUEST, "verify")
+    assert manifest.artifact == request.artifact
+    from ssvm_worker.jobs.bootcheck import boot_check
+
+    assert boot_check(it, store, request.artifact)["screen"] == "still"
+
+
+def test_nothing_to_boot(grub: bytes, tmp_path: Path) -> None:
+    """A disk without a boot sector is told apart, and the error names the screenshot."""
+    store = MemoryStore("primary")
+    store_backup(store, content(len(grub) // 2))
+    with pytest.raises(CorruptImage, match="nothing to boot") as raised:
+        run(trying(store, tmp_path))
+    assert str(tmp_path / "boot" / f"{BACKUP.prefix}.png") in raised.value.remedy
+
+
+def test_cancel(grub: bytes, tmp_path: Path) -> None:
+    """A cancel ends the guest, and leaves nothing of it."""
+    store = MemoryStore("primary")
+    store_backup(store, grub)
+    it = trying(store, tmp_path)
+    it.stop_reason = lambda: "user" if it.progress.stage == "booting" and list(tmp_path.rglob("screen.ppm")) else None
+    with pytest.raises(Cancelled):
+        run(it)
+    assert [each for each in (tmp_path / "boot").rglob("*")] == []
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in running
+
+
+def test_without_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker without QEMU says so, and what to install, before it restores anything."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    store = MemoryStore("primary")
+    store_backup(store, content(1 * MiB))
+    with pytest.raises(ConfigError, match="Install qemu-system-x86"):
+        run(trying(store, tmp_path))
+    assert not (tmp_path / "boot").exists()
+
+
+def test_damaged(tmp_path: Path) -> None:
+    """What is damaged is not booted."""
+    store = MemoryStore("primary")
+    store_backup(store, content(1 * MiB))
+    put_bytes(store, BACKUP.key("b1-disk0.vmdk"), bytes(1000), OWNER)
+    with pytest.raises(CorruptImage, match="damaged"):
+        run(trying(store, tmp_path))
+    assert not (tmp_path / "boot").exists()
+
+
+def test_cut_off(grub: bytes, tmp_path: Path) -> None:
+    """QEMU gets no network, no default devices, no way to start programs, limits, and disks whose format it is told."""
+    assert grub
+    words = command(Machine([Drive(tmp_path / "a,b")], 64 * MiB), 7, tmp_path / "log", 100)
+    line = " ".join(words)
+    for part in ("-nic none", "-nodefaults", "-no-user-config", "-snapshot", "--cpu=100", "--pdeathsig KILL"):
+        assert part in line
+    assert "spawn=deny" in words[words.index("-sandbox") + 1]
+    drives = [words[at + 1] for at, word in enumerate(words) if word == "-drive"]
+    assert drives == [f"if=none,id=d0,format=qcow2,file={tmp_path}/a,,b"]
+
+
+@pytest.mark.parametrize("fields", [REQUEST | {"kind": "template"}, {"all": True, "boot": True}])
+def test_only_backups(fields: dict[str, Any]) -> None:
+    """Only one backup at a time is booted."""
+    with pytest.raises(InvalidRequest, match="boot goes with one backup"):
+        parse_request(verify.Request, fields, "verify")
+
+
+def screen(*places: int, width: int = 720, height: int = 400) -> Picture:
+    """A black picture with white pixels at those places."""
+    pixels = bytearray(3 * width * height)
+    for place in places:
+        pixels[3 * place : 3 * place + 3] = b"\xff" * 3
+    return Picture(width, height, bytes(pixels))
+
+
+def test_pictures() -> None:
+    """A blinking cursor is no change and no picture; a word is both; another size is another picture."""
+    cursor, word = screen(*range(18)), screen(*range(400))
+    assert screen().is_blank
+    assert cursor.is_blank
+    assert not word.is_blank
+    assert cursor.is_like(screen())
+    assert not word.is_like(screen())
+    assert not screen().is_like(screen(width=640))
+    assert pixels_of(word.png()) == (720, 400, word.pixels)
+
+
+@pytest.mark.parametrize("data", [b"", b"P5 1 1 255 a", b"P6\n2 2\n255\nabc"])
+def test_no_picture(data: bytes) -> None:
+    """What is no picture is told, and not shown."""
+    with pytest.raises(ValueError, match="PPM"):
+        read_ppm(data)
+    assert read_ppm(b"P6\n1 1\n255\nabc") == Picture(1, 1, b"abc")
