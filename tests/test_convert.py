@@ -183,7 +183,7 @@ def test_limits(tmp_path: Path) -> None:
     """The size of its file is the kernel's to refuse, and the error says which image it was."""
     (tmp_path / "disk").write_bytes(b"x" * 70 * MIB)
     lying = QemuImg(tmp_path, MIB, lambda: None, "an image")
-    with pytest.raises((TooLarge, CorruptImage), match=r"becomes more than a disk|cannot convert"):
+    with pytest.raises(TooLarge, match="becomes more than a disk"):
         lying.convert(tmp_path / "disk", "raw", "qcow2", tmp_path / "out", lambda _: None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from typing import Any
 
@@ -151,6 +152,26 @@ def test_content_encoding(http_server: HttpServer) -> None:
     url = http_server.serve("image", IMAGE, headers={"Content-Encoding": "gzip"})
     store = run(url, checksum=hashlib.sha256(IMAGE).hexdigest())
     assert read_bytes(store, "template/tmpl/2/7/7.raw") == IMAGE
+
+
+def test_encoded_on_the_way(http_server: HttpServer) -> None:
+    """What is encoded though we asked for nothing such is counted as sent, unpacked once, and not what was promised."""
+    encoded = gzip.compress(IMAGE)
+    url = http_server.serve("image", encoded, headers={"Content-Encoding": "gzip"})
+    assert read_bytes(run(url), "template/tmpl/2/7/7.raw") == IMAGE
+    run(url, checksum=hashlib.sha256(encoded).hexdigest())
+    with pytest.raises(ChecksumMismatch):
+        run(url, checksum=hashlib.sha256(IMAGE).hexdigest())
+
+
+def test_nobody_gets_what_another_has_fetched(http_server: HttpServer) -> None:
+    """The same URL for another account is fetched again: what one may have says nothing of the other."""
+    url = http_server.serve("image", IMAGE)
+    store = MemoryStore("primary")
+    for account in ("2", "3"):
+        given = {"url": url, "account": account, "id": "7", "checksum": hashlib.sha256(IMAGE).hexdigest()}
+        download.run(parse_request(download.Request, given, "download"), attempt(store))
+    assert len(http_server.requests) == 2
 
 
 @pytest.mark.parametrize("path", ["..%2f..%2fetc%2fpasswd", "x" * 2000, "a%00b", "%2e%2e", "-rf", "%0a%0d"])

@@ -3,8 +3,8 @@
     <Envelope> <References> <File id="file1" href="disk-1.vmdk" size="…"/>     attributes may have a namespace
                <DiskSection> <Disk diskId="vmdisk1" fileRef="file1" capacity="…"/>
 
-The descriptor is hostile until proven: no document type (and so no entity, inner or outer), no depth, no reference to
-anything but a file beside it.
+The descriptor is hostile until proven: no document type (and so no entity, inner or outer), no inclusion, no depth, no
+reference to anything but a file beside it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _MAX_DEPTH = 64
 _MAX_FILES = 256
 #: A document type, or any other declaration but a comment and CDATA.
 _DECLARATION = re.compile(r"<!(?!--|\[CDATA\[)")
+#: Nothing is read for it here; but the descriptor is stored as it came, and the next reader may be another.
+_INCLUDE = "{http://www.w3.org/2001/XInclude}"
 _HREF = re.compile(r"""(\bhref\s*=\s*)(["'])(.*?)\2""", re.DOTALL)
 _FILE = re.compile(r"<(?:[\w.-]+:)?File\b[^>]*>")
 _SIZE = re.compile(r"""(\bsize\s*=\s*)(["'])\d+\2""")
@@ -103,6 +105,8 @@ def _parse(data: bytes, where: str) -> Xml.Element:
         for event, element in _events(parser, text):
             depth += 1 if event == "start" else -1
             root = element if root is None else root
+            if element.tag.startswith(_INCLUDE):
+                raise UnsafeImage("The OVF includes other files (XInclude)", where, _EXPORT)
             if depth > _MAX_DEPTH:
                 raise UnsafeImage(f"The OVF is nested deeper than {_MAX_DEPTH} elements", where, _EXPORT)
         parser.close()

@@ -63,7 +63,8 @@ class QemuImg:
         status, said = self._run(*words, saw=saw)
         if "No space left" in said:
             raise StoreFull(f"The scratch directory is full: {said}", self.where, "Make room in download.scratch_dir")
-        if -status in (signal.SIGXFSZ, signal.SIGXCPU):
+        # qemu-img ignores SIGXFSZ, and is told EFBIG in its place.
+        if "File too large" in said or -status in (signal.SIGXFSZ, signal.SIGXCPU):
             what = f"The image becomes more than a disk of {self.virtual_size} bytes can, or takes too long"
             raise TooLarge(what, self.where, ASK_PUBLISHER)
         if status:
