@@ -1,7 +1,7 @@
 """Bad input, as a user meets it: one row each of what goes wrong, what is said, and with which exit status.
 
 Every row runs the real command against a real server, and ends with the same sentence: nothing is left on any store.
-What a vCenter, an S3 server or the broker can do wrong has its tables in test_backup_faults, test_s3_store and e2e.
+What a vCenter, an S3 server or the broker can do wrong has its rows in test_bad_neighbours.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,11 @@ CASES = {
     # bodies
     "body shorter than promised": Case(
         served(RAW, content_length=str(len(RAW) + 1000), ranges=False), "SourceUnavailable", "", 75, QUICK
+    ),
+    "body longer than promised": Case(
+        served(RAW, content_length=str(len(RAW) - 1000), request={"checksum": sha256(RAW).hexdigest()}),
+        "ChecksumMismatch",
+        "expected",
     ),
     "body cut, every time, no ranges": Case(
         served(RAW, cut_after=100_000, ranges=False), "SourceUnavailable", "", 75, QUICK
