@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .brokerurl import completed
 from .errors import ObjectNotFound
 from .jobs import Job, find_job
 from .jobs.attempt import SubJob
@@ -33,7 +34,9 @@ def broker_url(settings: Settings) -> str:
         from .ledger.embedded import url_of
 
         return url_of(settings.state_dir)
-    return settings.broker.url.get_secret_value()
+    given = settings.broker
+    secret = given.sentinel_password.get_secret_value() if given.sentinel_password else None
+    return completed(given.url.get_secret_value(), given.ca_file, secret)
 
 
 def open_ledger(settings: Settings) -> Ledger:

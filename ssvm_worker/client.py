@@ -35,9 +35,12 @@ class Client:
         self._ledger = assembly.open_ledger(settings)
 
     @classmethod
-    def connect(cls, url: str, *, zone: str = "zone1", prefix: str = "") -> Client:
-        """A client of the broker at *url*; nothing is connected yet. *prefix*: broker.prefix of the workers."""
-        return cls(Settings(zone=zone, broker=Broker.model_validate({"url": url, "prefix": prefix})))
+    def connect(cls, url: str, *, zone: str = "zone1", **broker: Any) -> Client:
+        """A client of the broker at *url*; nothing is connected yet.
+
+        *broker*: prefix, messages and ca_file, as the workers' settings have them.
+        """
+        return cls(Settings(zone=zone, broker=Broker.model_validate({"url": url, **broker})))
 
     def submit(self, job: str, *, zone: str = "", job_id: str = "", **request: Any) -> Record:
         """Queue a job with these fields of its request.

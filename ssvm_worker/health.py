@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .assembly import open_registry
 from .errors import WorkerError
-from .ledger.registry import DRAINING, UP
+from .ledger.registry import DRAINING, UP, Seen
 from .settings import Settings
 
 
@@ -15,10 +15,14 @@ def unready(settings: Settings, host: str | None = None) -> str:
     except WorkerError as error:
         return str(error)
     there = [each for each in workers if host in (None, each.info.host)]
-    if any(each.state == UP for each in there):
+    if any(each.state == UP and each.info.connected for each in there):
         return ""
-    found = ", ".join(f"{each.info.name} is {each.state}" for each in there) or "there is none"
+    found = ", ".join(f"{each.info.name} is {_state(each)}" for each in there) or "there is none"
     return f"No worker {f'on {host}' if host else f'of zone {settings.zone}'} is up: {found}"
+
+
+def _state(seen: Seen) -> str:
+    return seen.state if seen.info.connected else f"{seen.state}, but no message reaches it"
 
 
 def dead(settings: Settings, host: str) -> str:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from .brokerurl import sentinels
 from .stores.nfs_url import DEFAULTS as NFS_DEFAULTS
 from .stores.nfs_url import check_options
 from .units import GiB, TiB, parse_size
@@ -60,21 +61,36 @@ class SecretFields(Section):
         return values
 
 
-class Broker(Section):
-    """Redis or Valkey: the queues, and the ledger of jobs."""
+class Broker(SecretFields):
+    """Redis or Valkey, which has the ledger of jobs, and who carries the messages."""
 
-    #: redis://[user:password@]host:port/db, rediss://…, redis+socket:///path, or "embedded".
+    #: redis://[user:password@]host:port/db, rediss://…, redis+socket:///path, sentinel://…, or "embedded".
     url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    #: amqp://[user:password@]host:port/vhost or amqps://…: RabbitMQ carries the messages; without, url's lists.
+    messages: SecretStr | None = None
     #: Put before every key, channel and queue, where several applications share a broker and ACL rules tell them apart.
-    #: A sender must put it before the queue too, so it is empty unless it is needed.
+    #: A sender must put it before the queue too, so it is empty unless it is needed. RabbitMQ's queues never have it.
     prefix: str = ""
+    #: The authority behind their certificates.
+    ca_file: Path | None = None
+    #: Where Sentinels themselves ask for one.
+    sentinel_password: SecretStr | None = None
 
     @field_validator("url")
     @classmethod
     def _known_scheme(cls, value: SecretStr) -> SecretStr:
         url = value.get_secret_value()
-        if url != "embedded" and urlsplit(url).scheme not in ("redis", "rediss", "redis+socket", "unix"):
-            raise ValueError('must be redis://…, rediss://…, redis+socket:///path or "embedded"')
+        if sentinels(url) or url == "embedded":
+            return value
+        if urlsplit(url).scheme not in ("redis", "rediss", "redis+socket", "unix"):
+            raise ValueError('must be redis://…, rediss://…, redis+socket:///path, sentinel://… or "embedded"')
+        return value
+
+    @field_validator("messages")
+    @classmethod
+    def _rabbitmq(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and urlsplit(value.get_secret_value()).scheme not in ("amqp", "amqps"):
+            raise ValueError("must be amqp://… or amqps://…; messages go through broker.url without it")
         return value
 
     @property

@@ -17,6 +17,7 @@ from ssvm_worker.assembly import open_ledger
 from ssvm_worker.ledger import queue_name
 
 from .app import TASK, app, settings
+from .queues import standing
 from .ring import ring
 
 #: Seconds between two messages: as long as a claim lasts, since the workers' own rounds are quicker anyway. One that
@@ -41,6 +42,6 @@ def reap(_task: Any) -> dict[str, Any]:
     """One round of the reaper: queue again what lost its worker or its message."""
     with open_ledger(settings) as ledger:
         # By its own interval: rounds that are further apart than the ledger is told look like an outage to it.
-        found = ledger.reap(_EVERY_S, settings.retry.max_attempts)
+        found = ledger.reap(_EVERY_S, settings.retry.max_attempts, standing(settings))
         rung = [record.job_id for record in found if ring(settings, record)]
     return {"rung": rung}

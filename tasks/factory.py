@@ -5,9 +5,10 @@ from __future__ import annotations
 from celery import Celery
 from kombu.entity import Exchange, Queue
 
-from ssvm_worker.assembly import broker_url
-from ssvm_worker.ledger import celery_url, queue_name, redis_url
+from ssvm_worker.ledger import queue_name
 from ssvm_worker.settings import Settings
+
+from .route import Route, beat_store
 
 #: The modules that register tasks.
 TASKS = ("tasks.download", "tasks.upload", "tasks.backup", "tasks.maintenance", "tasks.beat")
@@ -17,14 +18,15 @@ _BEAT_LOCK_S = 60
 
 def make_app(settings: Settings) -> Celery:
     """The app of a worker."""
-    app = sending_app(broker_url(settings), settings.broker.prefix)
+    route = Route.of(settings)
+    app = sending_app(route)
     app.set_default()
     app.conf.update(
         include=TASKS,
         # Early ack, and no message in hand that is not run: what lies in a worker's hands when the broker goes away
         # comes back an hour later with a late ack, or never. The reaper does what redelivery should do.
         task_acks_late=False,
-        worker_disable_prefetch=True,
+        worker_disable_prefetch=not route.is_rabbitmq,  # which Celery can do with Redis only
         worker_prefetch_multiplier=1,
         # The reaper takes care of lost workers; two that requeue would make duplicates.
         task_retry_on_worker_lost=False,
@@ -36,30 +38,34 @@ def make_app(settings: Settings) -> Celery:
         worker_send_task_events=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options=_transport(settings.broker.prefix, answer_s=30),
+        # What a demoted master refuses, and a channel that RabbitMQ closes, are not worth a worker's life.
+        broker_channel_error_retry=True,
+        broker_transport_options=route.options(answer_s=30, waits=True),
+        # A line to RabbitMQ that has died in silence is noticed after two of these. Redis knows none.
+        broker_heartbeat=30,
         task_queues=[make_queue(queue_name(settings.zone, lane)) for lane in settings.worker.lanes],
         task_default_queue=queue_name(settings.zone, "maintenance"),
         # Beat with RedBeat (extra redbeat): the schedule and the lock lie in our broker, below our prefix. Another beat
         # takes over when the lock has not been renewed for a minute, in place of RedBeat's 25.
-        redbeat_redis_url=redis_url(broker_url(settings)),
-        redbeat_key_prefix=f"{settings.broker.prefix}ssvm.redbeat:",
+        **beat_store(settings),
         redbeat_lock_timeout=_BEAT_LOCK_S,
         beat_max_loop_interval=_BEAT_LOCK_S // 5,
     )
     return app
 
 
-def sending_app(url: str, prefix: str) -> Celery:
-    """An app that can send messages to that broker, and is nobody's default."""
-    app = Celery("ssvm", broker=celery_url(url), set_as_current=False)
+def sending_app(route: Route) -> Celery:
+    """An app that can send messages that way, and is nobody's default."""
+    app = Celery("ssvm", broker=route.celery_url, set_as_current=False)
     app.conf.update(
         # The ledger knows the results.
         task_ignore_result=True,
         task_default_exchange="",
         accept_content=["json"],
         task_serializer="json",
+        broker_use_ssl=route.tls,
         broker_connection_timeout=5,
-        broker_transport_options=_transport(prefix, answer_s=5),
+        broker_transport_options=route.options(answer_s=5),
     )
     return app
 
@@ -67,16 +73,3 @@ def sending_app(url: str, prefix: str) -> Celery:
 def make_queue(name: str) -> Queue:
     """A queue behind the default exchange: it needs no binding, so that pushing to the list of that name is enough."""
     return Queue(name, Exchange(""), routing_key=name)
-
-
-def _transport(prefix: str, answer_s: float) -> dict[str, object]:
-    return {
-        "global_keyprefix": prefix,
-        # Guards the moment between pop and ack only.
-        "visibility_timeout": 3600,
-        "socket_keepalive": True,
-        # Seconds for one answer: a sender must not hang; a worker waits for messages in this way.
-        "socket_timeout": answer_s,
-        "socket_connect_timeout": 5,
-        "health_check_interval": 25,
-    }

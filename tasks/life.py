@@ -56,7 +56,7 @@ def attach(app: Celery, settings: Settings) -> None:
         requires = ("celery.worker.components:Pool",)
 
         def create(self, worker: Any) -> Registrar:
-            return Registrar(settings, worker.hostname)
+            return Registrar(settings, worker)
 
     def load_jobs(**_: Any) -> None:
         """Once, before the pool forks: its processes share the memory, and the first job of each need not wait."""

@@ -11,6 +11,7 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.settings import Settings
 
 from .outbox import open_outbox
+from .queues import standing
 from .ring import ring
 
 _LOG = logging.getLogger("ssvm.reaper")
@@ -52,7 +53,8 @@ class Reaper:
                 _LOG.exception("a round failed")
 
     def _reap(self) -> None:
-        for record in self._ledger.reap(self._every_s, self._settings.retry.max_attempts):
+        attempts, stands = self._settings.retry.max_attempts, standing(self._settings)
+        for record in self._ledger.reap(self._every_s, attempts, stands):
             _LOG.info("job %s is rung: %s", record.job_id, record.error["message"] if record.error else "it waits")
             ring(self._settings, record)
         self._ledger.expire()

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 from celery.worker import state as celery_state
 
@@ -26,12 +27,14 @@ _EVERY_S = 2.0
 class Registrar:
     """A thread of the worker's main process."""
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, worker: Any) -> None:
+        """*worker*: Celery's."""
         self._settings = settings
+        self._worker = worker
         self._mounts = any(each.url.startswith("nfs://") for each in settings.stores.values())
         self._registry = open_registry(settings)
         self._info = WorkerInfo(
-            name=name,
+            name=worker.hostname,
             host=socket.gethostname(),
             zone=settings.zone,
             lanes=tuple(settings.worker.lanes),
@@ -64,9 +67,15 @@ class Registrar:
         leaving, active = self._leaving.is_set(), len(celery_state.active_requests)
         try:
             away = stores_away(self._settings) if self._mounts else {}
-            self._registry.beat(replace(self._info, active=active, draining=leaving, away=away))
+            known = replace(self._info, active=active, draining=leaving, away=away, connected=self._connected())
+            self._registry.beat(known)
         except WorkerError as error:
             _LOG.warning("%s", error)
+
+    def _connected(self) -> bool:
+        """Whether Celery has a connection; it takes this one away while it looks for another."""
+        consumer = getattr(self._worker, "consumer", None)
+        return bool(consumer and consumer.connection)
 
     def _leave(self) -> None:
         """One that is killed cannot say so, and is down when it has been silent for a while."""

@@ -8,12 +8,13 @@ from functools import lru_cache
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from ssvm_worker.assembly import broker_url, open_ledger
+from ssvm_worker.assembly import open_ledger
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.ledger import INBOUND, Record, queue_name
+from ssvm_worker.ledger import INBOUND, Record
 from ssvm_worker.settings import Settings
 
 from .factory import make_queue, sending_app
+from .route import Route
 
 _LOG = logging.getLogger("ssvm.ring")
 #: A broker that is away gets one more chance; the reaper rings again anyway.
@@ -28,14 +29,13 @@ def ring(settings: Settings, record: Record) -> bool:
     """
     if record.lane == INBOUND:
         return True
-    sender = _sender(broker_url(settings), settings.broker.prefix)
     try:
-        sender.send_task(
+        sender(Route.of(settings)).send_task(
             f"ssvm.{record.job}",
             args=[{"job_id": record.job_id}],
             task_id=_task_id(record),
             root_id=record.job_id,
-            queue=make_queue(queue_name(record.zone, record.lane)),
+            queue=make_queue(record.queue),
             retry_policy=_RETRY,
         )
         with open_ledger(settings) as ledger:
@@ -53,5 +53,6 @@ def _task_id(record: Record) -> str:
 
 
 @lru_cache(maxsize=4)
-def _sender(url: str, prefix: str) -> Celery:
-    return sending_app(url, prefix)
+def sender(route: Route) -> Celery:
+    """The app by which this process sends that way; its connections are kept."""
+    return sending_app(route)

@@ -20,6 +20,8 @@ pytest_plugins: list[str] = [
     "tests.servers.sftp",
     "tests.servers.vcenter",
     "tests.servers.worker",
+    "tests.servers.rabbitmq",
+    "tests.servers.recipes",
     "tests.backup_bench",
 ]
 

@@ -47,6 +47,7 @@ LAYERS = (
     {
         "stream",
         "breaker",
+        "brokerurl",
         "lane",
         "manifest",
         "deflate",

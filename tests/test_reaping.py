@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import EXIT_RETRYABLE, InvalidRequest, StoreUnavailable
-from ssvm_worker.ledger import Ledger, NewJob, celery_url, queue_name
+from ssvm_worker.ledger import Ledger, NewJob, queue_name
 from tests.servers.broker import Broker, StoppableBroker
 from tests.servers.worker import until
 
@@ -225,20 +225,3 @@ def test_clock_set_back(ledger: Ledger, broker: Broker) -> None:
     with broker.client() as client:
         client.hset(f"{broker.prefix}ssvm.ledger:reaper", "last", str(time.time() + 3600))
     assert ledger.reap(1, 5)
-
-
-@pytest.mark.parametrize(
-    ("ours", "celerys"),
-    [
-        ("redis://h:1/2", "redis://h:1/2"),
-        ("rediss://h:1/2", "rediss://h:1/2?ssl_cert_reqs=required"),
-        ("rediss://h:1/2?ssl_ca_certs=/ca", "rediss://h:1/2?ssl_ca_certs=/ca&ssl_cert_reqs=required"),
-        ("rediss://h:1/2?ssl_cert_reqs=none", "rediss://h:1/2?ssl_cert_reqs=none"),
-        ("unix:///run/v.sock?db=3", "redis+socket:///run/v.sock?virtual_host=3"),
-        ("redis+socket:///run/v.sock?virtual_host=3", "redis+socket:///run/v.sock?virtual_host=3"),
-    ],
-    ids=["plain", "TLS", "TLS with an authority", "TLS unchecked on purpose", "a socket", "a socket, Celery's way"],
-)
-def test_celery_url(ours: str, celerys: str) -> None:
-    """Celery reaches the same broker as the ledger does, and checks its certificate like it."""
-    assert celery_url(ours) == celerys

@@ -34,6 +34,7 @@ def test_a_worker_is_shown_as_it_describes_itself(registry: Registry) -> None:
         "version": "1.0",
         "started": "1970-01-01T00:00:01.000Z",
         "active": 1,
+        "connected": True,
         "away": {},
     }
 

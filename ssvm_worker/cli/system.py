@@ -12,7 +12,7 @@ from ssvm_worker import cmdline, config, doctor
 from ssvm_worker.errors import ConfigError, InvalidRequest
 from ssvm_worker.jobs import JOBS, find_job
 from ssvm_worker.mounts import nfs_mounts
-from ssvm_worker.settings import LANES
+from ssvm_worker.settings import LANES, Settings
 
 from .output import Bar, Output
 
@@ -100,12 +100,21 @@ def _doctor(args: argparse.Namespace, output: Output) -> int:
         raise InvalidRequest("Which vCenter is the VM on?", "--vm", "Give --vcenter NAME too")
     try:
         settings = config.load(args.config)
-        findings = doctor.examine_vcenter(settings, args.vcenter, args.vm) if args.vcenter else doctor.examine(settings)
+        findings = doctor.examine_vcenter(settings, args.vcenter, args.vm) if args.vcenter else _examine_all(settings)
     except ConfigError as error:
         findings = [doctor.Finding("settings", False, str(error))]
     rows = [finding.as_dict() for finding in findings]
     output.table(rows, ("check", "state", "detail"), "nothing to check")
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _examine_all(settings: Settings) -> list[doctor.Finding]:
+    found = doctor.examine(settings)
+    if settings.broker.messages:
+        from tasks.queues import examine  # Celery takes half a second to import
+
+        found += examine(settings)
+    return found
 
 
 def _schema(args: argparse.Namespace, output: Output) -> int:

@@ -1,6 +1,5 @@
 """Which jobs there are, who runs them, and how they went."""
 
-from .connection import celery_url, redis_url, shown
 from .ledger import Ledger
 from .record import INBOUND, STATES, AttemptRecord, Callback, Claim, Hold, NewJob, Record, WorkerLost, queue_name
 
@@ -15,8 +14,5 @@ __all__ = [
     "NewJob",
     "Record",
     "WorkerLost",
-    "celery_url",
     "queue_name",
-    "redis_url",
-    "shown",
 ]

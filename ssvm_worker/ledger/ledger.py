@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -135,17 +135,17 @@ class Ledger:
             return dict(zip(STATES, pipe.execute(), strict=True))
 
     def warnings(self) -> list[str]:
-        """What in the broker's own settings may lose jobs; nothing where it does not let us ask."""
+        """What in the broker's own settings may lose jobs, or that it does not let us ask."""
         with translated(self._url):
             try:
-                asked = self._redis.config_get("appendonly", "maxmemory-policy")
-            except redis.ResponseError:
-                return []
+                asked: Any = self._redis.info("persistence", "memory")
+            except redis.ResponseError as error:
+                return [f"it does not say whether it keeps jobs ({error}). Allow INFO, and set `appendonly yes`"]
         found = []
-        if asked.get("appendonly") == "no":
+        if not asked.get("aof_enabled"):
             found.append("appendonly is off: a restart of the broker forgets jobs. Set `appendonly yes`")
-        if asked.get("maxmemory-policy", "noeviction") != "noeviction":
-            found.append(f"maxmemory-policy is {asked['maxmemory-policy']}: jobs may be evicted. Set `noeviction`")
+        if (policy := asked.get("maxmemory_policy", "noeviction")) != "noeviction":
+            found.append(f"maxmemory-policy is {policy}: jobs may be evicted. Set `noeviction`")
         return found
 
     # What the worker of a job does
@@ -275,18 +275,23 @@ class Ledger:
         """Note that the doorbell was sent."""
         self._run("RUNG", job_id, RING_AGAIN_S)
 
-    def reap(self, every_s: float, max_attempts: int) -> list[Record]:
+    def reap(self, every_s: float, max_attempts: int, stands: Callable[[str], bool] | None = None) -> list[Record]:
         """One round: jobs of lost workers are queued again; returns those whose doorbell the caller must ring.
 
         Any number may call it, as often as they like: one in *every_s* acts. After a time without any round, which
         means that the broker was away, running jobs are spared for one claim's time, so that the living renew first.
         A job that lost max_attempts workers gets one more only to remove its leftovers.
+
+        *stands* says whether messages stand in that queue, where they go another way than through this broker.
         """
         lost = _error(
             WorkerLost("The worker died or was cut off", "", "The job goes on elsewhere; see that worker's log")
         )
-        ids = self._run("REAP", self.claim_s, every_s, max_attempts, RING_AGAIN_S, lost, self._celery_prefix)
-        return [self.get(job_id) for job_id in ids]
+        given = (self.claim_s, every_s, max_attempts, RING_AGAIN_S, lost, self._celery_prefix)
+        ids, unsure = self._run("REAP", *given, "1" if stands else "")
+        asked = (self.get(job_id) for job_id in unsure)
+        unheard = [each for each in asked if stands and not stands(each.queue)]
+        return [self.get(job_id) for job_id in ids] + unheard
 
     def sparing(self) -> bool:
         """Whether running jobs are spared now, because nobody had looked for a while."""

@@ -105,6 +105,11 @@ class Record:
     callback: Callback = field(default_factory=Callback)
 
     @property
+    def queue(self) -> str:
+        """Where its messages stand."""
+        return queue_name(self.zone, self.lane)
+
+    @property
     def ended(self) -> bool:
         """Whether it is in a final state."""
         return self.state in ENDED

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .connection import connect, translated
@@ -51,10 +51,15 @@ class WorkerInfo:
     #: Jobs that it runs now.
     active: int = 0
     draining: bool = False
+    #: Whether messages reach it: it may see the ledger, and not RabbitMQ.
+    connected: bool = True
     #: Why and since when its host cannot use stores, by name.
     away: Mapping[str, str] = field(default_factory=dict)
     #: Seconds between two signs of life.
     every_s: float = 5.0
+
+
+_FIELDS = {each.name for each in fields(WorkerInfo)}
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ class Registry:
 
 def _seen(text: str, when: float, now: float) -> Seen:
     values = json.loads(text)
-    info = WorkerInfo(**values | {"lanes": tuple(values["lanes"])})
+    known = {name: value for name, value in values.items() if name in _FIELDS}  # a newer one may say more
+    info = WorkerInfo(**known | {"lanes": tuple(values["lanes"])})
     state = DRAINING if info.draining else UP
     return Seen(info, DOWN if now - when > _MISSED * info.every_s else state, when)
 

@@ -208,13 +208,14 @@ put(id, 'rung', text(now))
 return redis.call('ZADD', P .. 'due', text(now + ARGV[3]), id)
 """
 
-#: ARGV[2..]: claim_s, every_s, max_attempts, ring_again_s, error of a lost attempt, Celery's key prefix -> ids to ring.
+#: ARGV[2..]: claim_s, every_s, max_attempts, ring_again_s, error of a lost attempt, Celery's key prefix, '1' if
+#: messages go elsewhere -> ids to ring, and ids to ring if no message stands in their queue, which the caller can see.
 #: A round sooner than every_s after the last one does nothing, so that any number of reapers make one.
 REAP = """
 local claim_s, every_s, again_s = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
 local last = tonumber(redis.call('HGET', P .. 'reaper', 'last') or '0')
 -- A clock that was set back must not stop the reaper.
-if now >= last and now - last < every_s * 0.8 then return {} end
+if now >= last and now - last < every_s * 0.8 then return {{}, {}} end
 -- Nobody looked for a while: the broker was away, or all workers were. The living get one claim's time to renew.
 if now - last > math.max(claim_s / 2, every_s * 3) then
   redis.call('HSET', P .. 'reaper', 'spare', text(now + claim_s))
@@ -236,20 +237,22 @@ if now > tonumber(redis.call('HGET', P .. 'reaper', 'spare') or '0') then
   end
 end
 
-local ring, empty = {}, {}
+local ring, ask, empty = {}, {}, {}
 for _, due in ipairs(redis.call('ZRANGEBYSCORE', P .. 'due', '-inf', text(now), 'LIMIT', 0, 100)) do
   local lane = ARGV[7] .. 'ssvm.' .. get('zone', due) .. '.' .. get('lane', due)
-  if empty[lane] == nil then empty[lane] = redis.call('LLEN', lane) == 0 end
+  if empty[lane] == nil then empty[lane] = ARGV[8] == '' and redis.call('LLEN', lane) == 0 end
   -- Never rung for this wait: ring. Rung: its message may stand in the queue, unless that is empty; but a queue that
   -- is never empty may hide a loss, so ring at growing intervals all the same.
   local rung, since = tonumber(get('rung', due)), tonumber(get('queued', due))
   if rung == 0 or empty[lane] or now - rung > math.max(600, rung - since) then
     redis.call('HSET', job(due), 'rung', text(now))
     ring[#ring + 1] = due
+  elseif ARGV[8] ~= '' then
+    ask[#ask + 1] = due
   end
   redis.call('ZADD', P .. 'due', text(now + again_s), due)
 end
-return ring
+return {ring, ask}
 """
 
 #: ARGV[2]: keep_s -> how many records were dropped.

@@ -1,0 +1,144 @@
+"""RabbitMQ carries the messages, the ledger stays in Redis: nothing else is different."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import kombu
+import pytest
+
+from ssvm_worker import health
+from ssvm_worker.client import Client
+from ssvm_worker.settings import Settings
+from tasks.queues import standing, waiting
+from tasks.route import Route
+from tests import images
+from tests.servers.http import HttpServer
+from tests.servers.rabbitmq import RabbitMQ
+from tests.servers.worker import Site, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+DISK = images.mbr(1 << 20)
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site], rabbitmq: RabbitMQ, request: pytest.FixtureRequest) -> Site:
+    """A site of a zone of its own, whose messages go by TLS."""
+    given: dict[str, Any] = {"messages": rabbitmq.tls_url, "ca_file": str(rabbitmq.ca_file)}
+    return make_site(broker=given, zone=request.node.name.replace("test_", "").replace("[", "-").replace("]", ""))
+
+
+def waits(settings: Settings, lane: str = "download") -> int | None:
+    """Messages that no worker has."""
+    return waiting(Route.of(settings), f"ssvm.{settings.zone}.{lane}")
+
+
+def download(site: Site, url: str, number: int) -> str:
+    """Submit a download."""
+    return site.submit("download", url=url, account="1", id=f"t{number}", format="raw")
+
+
+def told(site: Site, *words: str) -> tuple[int, str]:
+    """What the command line answers."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ssvm_worker", *words],
+        env={**os.environ, "SSVM_CONFIG": str(site.file)},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_job(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -> None:
+    """A job is submitted, sent again by a server that knows plain AMQP only, and run once; no list in Redis grows."""
+    zone = site.settings.zone
+    site.start()
+    url = http_server.serve("image.raw", DISK)
+    record = site.wait(download(site, url, 1))
+    assert (record.state, len(record.attempts)) == ("succeeded", 1), record.error
+
+    request = {"job_id": "by-hand", "url": url, "account": "1", "id": "t2"}
+    with kombu.Connection(rabbitmq.url) as connection, connection.channel() as channel:
+        headers = {"lang": "go", "task": "ssvm.download", "id": "by-hand", "root_id": "by-hand"}
+        body = json.dumps([[request], {}, {}])
+        message = channel.prepare_message(body, None, "application/json", "utf-8", headers, {"correlation_id": "x"})
+        channel.basic_publish(message, exchange="", routing_key=f"ssvm.{zone}.download", mandatory=True)
+    assert site.wait("by-hand").state == "succeeded"
+
+    with site.broker.client() as client:
+        assert list(client.scan_iter(f"{site.broker.prefix}ssvm.{zone}.*")) == []
+        assert list(client.scan_iter(f"{site.broker.prefix}*kombu*")) == []
+    status, text = told(site, "doctor")
+    assert status == 0, text
+    assert f"ssvm.{zone}.download: 0 waiting, 1 workers" in text
+    assert "hush" not in text + told(site, "config")[1]
+
+
+def test_a_lost_message(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -> None:
+    """A message that is lost is sent again by the reaper; one that still stands in its queue is not."""
+    job_id = download(site, http_server.serve("image.raw", DISK), 1)
+    assert waits(site.settings) == 1
+
+    def due() -> list[str]:
+        with site.broker.client() as client:
+            client.zadd(f"{site.broker.prefix}ssvm.ledger:due", {job_id: 0})
+        return [each.job_id for each in site.ledger.reap(0.001, 5, standing(site.settings))]
+
+    assert due() == []
+    with kombu.Connection(rabbitmq.url) as connection, connection.channel() as channel:
+        channel.queue_purge(f"ssvm.{site.settings.zone}.download")
+    assert due() == [job_id]
+    site.start()
+    assert site.wait(job_id).state == "succeeded"
+
+
+def test_no_worker_sits_on_a_message(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -> None:
+    """A job whose message a busy worker holds is run by another; what RabbitMQ does about that hurts neither."""
+    slow = http_server.serve("slow.raw", DISK, rate=10_000.0)
+    first = site.start()
+    running = download(site, slow, 1)
+    site.wait(running, "running")
+    job_id = download(site, http_server.serve("image.raw", DISK), 2)
+    until(lambda: waits(site.settings) == 0, "the busy worker has taken the message")
+    site.start()
+    record = site.wait(job_id)
+    assert record.state == "succeeded"
+    until(lambda: b"acknowledgement on channel 1 timed out" in rabbitmq.log.read_bytes(), "a channel is closed")
+    until(lambda: b"acknowledgement on channel 1 timed out" in first.log.read_bytes(), "its worker has noticed")
+    assert first.process.poll() is None
+    assert site.ledger.get(running).state == "running"
+    assert {record.attempts[0].worker} & {f"{os.uname().nodename}:{each}" for each in first.children()} == set()
+
+
+def test_it_goes_away(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -> None:
+    """While it is away running jobs go on and new ones are kept; what was submitted meanwhile runs when it is back."""
+    worker = site.start()
+    running = download(site, http_server.serve("slow.raw", DISK, rate=300_000.0), 1)
+    site.wait(running, "running")
+    with Client.connect(
+        site.broker.url,
+        zone=site.settings.zone,
+        prefix=site.broker.prefix,
+        messages=rabbitmq.tls_url,
+        ca_file=str(rabbitmq.ca_file),
+    ) as client:
+        until(lambda: health.unready(site.settings) == "", "the worker is ready")
+        rabbitmq.stop()
+        try:
+            meanwhile = client.submit(
+                "download", url=http_server.serve("image.raw", DISK), account="1", id="t2", format="raw"
+            )
+            until(lambda: "no message reaches it" in health.unready(site.settings), "the worker says so")
+            assert site.wait(running).state == "succeeded"
+            status, text = told(site, "doctor")
+            assert (status, "RabbitMQ cannot be used" in text) == (1, True)
+        finally:
+            rabbitmq.start()
+        assert client.wait(meanwhile.job_id, timeout_s=60).state == "succeeded"
+    until(lambda: health.unready(site.settings) == "", "the worker is ready again")
+    assert worker.process.poll() is None

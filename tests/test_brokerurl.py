@@ -1,0 +1,115 @@
+"""A broker's URL means the same to the ledger and to Celery, and is shown without its password."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker import config
+from ssvm_worker.brokerurl import Sentinels, celery_url, completed, sentinels, shown
+from ssvm_worker.errors import ConfigError
+from tasks.factory import make_app
+from tasks.route import Route
+
+GROUP = "sentinel://ann:a%2Fb@h1,h2:2,[::1]:3/4?master=m"
+
+
+@pytest.mark.parametrize(
+    ("ours", "celerys"),
+    [
+        ("redis://h:1/2", "redis://h:1/2"),
+        ("rediss://h:1/2", "rediss://h:1/2?ssl_cert_reqs=required"),
+        ("rediss://h:1/2?ssl_ca_certs=/ca", "rediss://h:1/2?ssl_ca_certs=/ca&ssl_cert_reqs=required"),
+        ("rediss://h:1/2?ssl_cert_reqs=none", "rediss://h:1/2?ssl_cert_reqs=none"),
+        ("unix:///run/v.sock?db=3", "redis+socket:///run/v.sock?virtual_host=3"),
+        ("redis+socket:///run/v.sock?virtual_host=3", "redis+socket:///run/v.sock?virtual_host=3"),
+        (
+            GROUP,
+            "sentinel://ann:a%2Fb@h1:26379/4;sentinel://ann:a%2Fb@h2:2/4;sentinel://ann:a%2Fb@[::1]:3/4",
+        ),
+        ("sentinel://h1/0?master=m", "sentinel://h1:26379/0"),
+    ],
+    ids=[
+        "plain",
+        "TLS",
+        "TLS with an authority",
+        "TLS unchecked on purpose",
+        "a socket",
+        "a socket, Celery's way",
+        "Sentinels",
+        "one Sentinel",
+    ],
+)
+def test_celery_url(ours: str, celerys: str) -> None:
+    """Celery reaches the same broker as the ledger does, and checks its certificate like it."""
+    assert celery_url(ours) == celerys
+
+
+def test_sentinels() -> None:
+    """A Sentinel URL names hosts, master, database and login."""
+    hosts = (("h1", 26379), ("h2", 2), ("::1", 3))
+    assert sentinels(GROUP) == Sentinels(hosts, "m", 4, "ann", "a/b")
+    assert sentinels("redis://h:1/2") is None
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "full"),
+    [
+        ("rediss://h:1/2", {"ca_file": "/ca"}, "rediss://h:1/2?ssl_ca_certs=%2Fca"),
+        ("rediss://h:1/2?ssl_ca_certs=/own", {"ca_file": "/ca"}, "rediss://h:1/2?ssl_ca_certs=/own"),
+        ("redis://h:1/2", {"ca_file": "/ca", "sentinel_password": "x"}, "redis://h:1/2"),
+        (
+            "sentinel://h/0?master=m",
+            {"ca_file": "/ca", "sentinel_password": "x"},
+            "sentinel://h/0?master=m&sentinel_password=x",
+        ),
+    ],
+    ids=["an authority", "the URL's own goes before", "of no use", "a Sentinel's password"],
+)
+def test_completed(url: str, given: dict[str, str], full: str) -> None:
+    """What the settings say beside a URL goes into it where it is of use."""
+    assert completed(url, **given) == full
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "complaint"),
+    [
+        ("url", "sentinel://h1,h2/0", "name of the master is missing"),
+        ("url", "sentinel://h1,,h2/0?master=m", "host is missing"),
+        ("url", "amqp://h", "must be redis"),
+        ("messages", "redis://h", "must be amqp"),
+    ],
+)
+def test_wrong(key: str, url: str, complaint: str) -> None:
+    """A URL that cannot be meant is refused when the settings are read."""
+    with pytest.raises(ConfigError, match=f"broker.{key}: .*{complaint}"):
+        config.parse({"broker": {key: url}}, "the test")
+
+
+def test_nothing_secret_shows() -> None:
+    """User, password and options stand in no message and not in `ssvm config`."""
+    assert shown(GROUP) == "sentinel://h1,h2:2,[::1]:3/4"
+    given = {"url": GROUP, "messages": "amqp://ann:hush@h/v", "sentinel_password": "hush"}
+    text = str(config.redacted(config.parse({"broker": given}, "the test")))
+    assert "a%2Fb" not in text
+    assert "hush" not in text
+
+
+def test_a_url_from_a_file(tmp_path: Path) -> None:
+    """Broker URLs hold passwords, so they may stand in files."""
+    (tmp_path / "url").write_text("redis://:hush@h:1/2\n")
+    settings = config.parse({"broker": {"url_file": str(tmp_path / "url")}}, "the test")
+    assert Route.of(settings).url == "redis://:hush@h:1/2"
+
+
+def test_beat_keeps_its_schedule_beside_the_ledger() -> None:
+    """With RabbitMQ, TLS or Sentinels, RedBeat still finds Redis."""
+    given = {"url": GROUP.replace("sentinel:", "sentinels:"), "messages": "amqps://rabbit/v", "ca_file": "/ca"}
+    conf = make_app(config.parse({"broker": given}, "the test")).conf
+    assert conf.redbeat_redis_url.startswith("redis-sentinel")
+    assert conf.redbeat_redis_options["service_name"] == "m"
+    assert conf.redbeat_redis_use_ssl == {"ssl_cert_reqs": "required", "ssl_ca_certs": "/ca"}
+    assert conf.broker_use_ssl["server_hostname"] == "rabbit"
+    assert re.fullmatch("amqps://rabbit/v", conf.broker_url)
