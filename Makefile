@@ -70,6 +70,7 @@ $(STAMP): pyproject.toml uv.lock | $(UV)
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; none of $(CANDIDATES) is" >&2; exit 1; }
 	@echo "make: .venv from uv.lock; the first time downloads some hundred megabytes"
 	@$(UV) sync --quiet --locked --compile-bytecode --all-extras --all-groups --python "$(PYTHON)"
+	@$(BIN)/python -m compileall -q ssvm_worker tasks
 	@touch $@
 
 .uv/bin/uv:
