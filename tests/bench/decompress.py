@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from ssvm_worker.units import KiB, MiB
 
@@ -15,8 +16,14 @@ from .contest import Contender, Row, contest, left_out
 from .download import Site, found, ours, serving, taker
 
 _IMAGE = "image.raw"
-#: The suffix, the tool and its level: the first ones of gzip and xz, as the higher take minutes a GiB.
-_TOOLS = (("zst", "zstd", "-3"), ("gz", "gzip", "-1"), ("xz", "xz", "-0"))
+#: The name in the table, the tool and its options: the first levels of gzip and xz, as the higher take minutes a GiB.
+#: `xz -T` writes blocks, as every xz does by default since 5.6; without, all is one block.
+_PACKED = (
+    (".zst", "zstd", ("-3",)),
+    (".gz", "gzip", ("-1",)),
+    (".xz of blocks", "xz", ("-0", "-T2")),
+    (".xz of one block", "xz", ("-0", "-T1")),
+)
 _BLOCK = 64 * KiB
 
 
@@ -28,25 +35,23 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     (www := scratch / "www").mkdir()
     _write_image(scratch / _IMAGE, size)
     rows = []
-    for suffix, tool, level in _TOOLS:
+    for number, (kind, tool, options) in enumerate(_PACKED):
         if program := found(tool):
-            packed = www / f"{_IMAGE}.{suffix}"
-            _pack([program, level], scratch / _IMAGE, packed)
-            rows += _compare(nginx, scratch, packed, [curl, program], size, runs)
+            packed = www / f"{_IMAGE}{kind.partition(' ')[0]}"
+            _pack([program, *options], scratch / _IMAGE, packed)
+            (root := scratch / str(number)).mkdir()
+            (root / "www").symlink_to(www)
+            with packed.open("rb") as file, serving(nginx, root, packed.name, _digest(file)) as site:
+                contenders = [ours(site, site.plain), _pipe(site, curl, program)]
+                rows += contest(f"decompress {kind}", contenders, size, runs)
             packed.unlink()
         else:
-            rows.append(left_out(f"decompress {suffix}", f"{tool} is not installed"))
+            rows.append(left_out(f"decompress {kind}", f"{tool} is not installed"))
     return rows
 
 
-def _compare(nginx: str, scratch: Path, packed: Path, tools: list[str], size: int, runs: int) -> list[Row]:
-    with packed.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    (root := scratch / packed.suffix.strip(".")).mkdir()
-    (root / "www").symlink_to(packed.parent)
-    with serving(nginx, root, packed.name, digest) as site:
-        what = f"decompress {packed.suffix}"
-        return contest(what, [ours(site, site.plain), _pipe(site, *tools)], size, runs)
+def _digest(file: BinaryIO) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pipe(site: Site, curl: str, tool: str) -> Contender:
