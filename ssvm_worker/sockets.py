@@ -29,8 +29,9 @@ TICK = 0.5
 _FILL_FROM = 64 * KiB
 #: Seconds that one large read may go on filling.
 _FILL_S = 0.1
-#: Seconds after which what has begun to come is read: a fast peer wakes its reader for every segment of 64 KiB.
-_NAP_S = 0.0005
+#: Seconds after which what has begun to come is read: a peer wakes its reader for every segment. Within one large read
+#: they double, up to the longest: a slow peer has little to give after the first.
+_NAP_S, _LONGEST_NAP_S = 0.0005, 0.008
 #: Bytes of TLS records that are asked of the kernel, or given to it, at once; from 512 KiB on more gains nothing.
 _RAW = 512 * KiB
 
@@ -116,6 +117,7 @@ class WatchedSocket(socket.socket):
     #: Whether the peer has ended the stream, over TLS by a close_notify; a reader's b"" alone may mean less.
     ended = False
     _late: OSError | None = None
+    _nap_s = _NAP_S
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:  # noqa: ARG002 - nobody gives any
         view = memoryview(buffer).cast("B")[: nbytes or None]
@@ -134,7 +136,8 @@ class WatchedSocket(socket.socket):
             started = time.monotonic()
             has_come = poll.poll(1000 * (self.gettimeout() or 0))
             if has_come and len(view) >= _FILL_FROM:
-                time.sleep(_NAP_S)
+                time.sleep(self._nap_s)
+                self._nap_s = min(2 * self._nap_s, _LONGEST_NAP_S)
             self.watch.starved += time.monotonic() - started
             if not has_come:
                 raise TimeoutError
@@ -152,6 +155,7 @@ class WatchedSocket(socket.socket):
         """
         if self._late is not None:
             raise self._late
+        self._nap_s = _NAP_S
         got = self._read(view)
         until = time.monotonic() + _FILL_S
         try:

@@ -56,7 +56,7 @@ class Many:
     #: Bytes a second of one connection that are enough: a gigabit line is full.
     enough: float = 100.0 * MiB
     #: Seconds of waiting after which it is judged, again and again: a burst at the start must not count for ever.
-    judge_s: float = 0.25
+    judge_s: float = 0.1
 
 
 class Pace:
