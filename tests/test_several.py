@@ -39,7 +39,7 @@ def test_a_busy_reader_needs_no_more_connections() -> None:
     """What counts is how long the connection had nothing for us, not how long we took."""
     pace = Pace(Many(connections=4))
     for _ in range(100):
-        pace.judge(MiB, starved=0.2)
+        pace.judge(MiB, starved=0.05)
     assert not pace.slow
     pace.judge(MiB, starved=100.0)
     assert pace.slow
