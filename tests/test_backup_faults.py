@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -29,6 +30,7 @@ from ssvm_worker.units import KiB
 from ssvm_worker.vmware.session import Session
 from tests.backup_bench import FAST, Bench, assert_whole
 from tests.servers.vcenter import TestVM, address_of, make_vm
+from tests.servers.wire import Wire
 
 STREAM_FAULTS = {
     "the stream is cut before its first byte": ({"do": "cut", "at": 0}, SourceUnavailable),
@@ -274,3 +276,21 @@ def test_permanent_is_not_tried_again(bench: Bench, vm: TestVM) -> None:
     assert isinstance(bench.fail(vm, disks=["scsi0:0"]), Permanent)
     assert bench.vcenter.state()["calls"]["ExportSnapshot"] == before + 1
     assert find_manifest(bench.primary, bench.request(vm).artifact) is None
+
+
+@pytest.mark.parametrize("method", ["CreateSnapshotEx_Task", "ExportSnapshot", "WaitForUpdatesEx"])
+def test_connection_breaks(bench: Bench, vm: TestVM, method: str) -> None:
+    """A connection that breaks in the middle of a call is an error that may pass, whichever call it is."""
+    before = bench.vcenter.state()["calls"].get(method, 0)
+
+    def break_it() -> None:
+        if bench.vcenter.state()["calls"].get(method, 0) > before:
+            wire.reset()
+            bench.vcenter.fault()
+
+    bench.vcenter.fault(hang=method)
+    with contextlib.closing(Wire(bench.vcenter.port)) as wire:
+        bench.address = {"host": "127.0.0.1", "port": wire.port}
+        bench.attempt_fields = {"stop_reason": break_it}
+        assert isinstance(bench.fail(vm), Retryable)
+        assert not bench.left()

@@ -12,7 +12,7 @@ from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import InvalidRequest, SourceNotFound
 
 from .connection import Connection
-from .faults import UNSUPPORTED, fault_name, meaning, translated
+from .faults import UNSUPPORTED, fault_name, translated
 
 _PREFIX = "ssvm-backup-"
 #: vSphere's limit for the names of VMs; taken to hold for snapshots too.
@@ -75,16 +75,13 @@ def find_given(connection: Connection, vm: Any, wanted: str) -> Snapshot:
 
 def create(connection: Connection, vm: Any, job_id: str, quiesce: bool) -> Snapshot:
     """Make the job's snapshot, without memory; quiesced if that is wanted and the guest can, else crash-consistent."""
-    remark = "not asked for"
-    if quiesce:
+    with translated("Making the snapshot", vm._moId):
+        if not quiesce:
+            return _plain(_make(connection, vm, job_id, None), ours=True, remark="not asked for")
         try:
             return _plain(_make(connection, vm, job_id, vim.vm.GuestQuiesceSpec()), ours=True)
         except (*_NOT_QUIESCED, *UNSUPPORTED) as error:
-            remark = fault_name(error)
-        except vmodl.MethodFault as error:
-            raise meaning(error, "Making the snapshot", vm._moId) from error
-    with translated("Making the snapshot", vm._moId):
-        return _plain(_make(connection, vm, job_id, None), ours=True, remark=remark)
+            return _plain(_make(connection, vm, job_id, None), ours=True, remark=fault_name(error))
 
 
 def remove(connection: Connection, snapshot: Snapshot, limit_s: float) -> None:
