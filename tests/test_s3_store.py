@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import subprocess
+import sys
 from collections import deque
+from pathlib import Path
 
 import pytest
 import urllib3
@@ -27,7 +30,8 @@ from ssvm_worker.stores.s3_upload import BUDGET, MAX_PARTS, part_size
 from ssvm_worker.stream import CHUNK, put_bytes, read_bytes, tap
 from ssvm_worker.units import GiB, MiB, TiB
 from tests.contracts.store import BIG, ME, OTHER, StoreContract, fill, get, keys, put
-from tests.neighbours import free_port
+from tests.neighbours import free_port, missing
+from tests.servers.clock import Clock
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3
 
@@ -160,7 +164,7 @@ def test_nobody_listens(s3_bucket: str) -> None:
         (400, "RequestTimeout", StoreUnavailable),
         (400, "BadDigest", StoreUnavailable),
         (403, "AccessDenied", StoreDenied),
-        (403, "RequestTimeTooSkewed", StoreDenied),
+        (403, "RequestTimeTooSkewed", StoreUnavailable),
         (400, "AuthorizationHeaderMalformed", StoreDenied),
         (405, "MethodNotAllowed", StoreDenied),
         (501, "NotImplemented", StoreUnavailable),
@@ -175,6 +179,20 @@ def test_error_map(shaky: S3Store, faulty_s3: FaultyS3, status: int, code: str, 
     with pytest.raises(WorkerError, match="archive:a/object") as refused:
         put(shaky, "a/object", b"small")
     assert type(refused.value) is kind
+
+
+def test_clock_is_wrong(faulty_s3: FaultyS3, s3_bucket: str, tmp_path: Path) -> None:
+    """A store that refuses a worker whose clock is wrong may serve another, also where its answer cannot say why."""
+    clock = Clock(tmp_path, "wrong")
+    if not clock.environ:
+        missing("a C compiler", "apt install gcc")
+    clock.jump(3 * 3600)
+    settings = {"endpoint": faulty_s3.endpoint, "access_key": S3Server.access_key, "secret_key": S3Server.secret_key}
+    asked = f"open_store('archive', 's3://{s3_bucket}', **{settings}).stat('a/object')"
+    script = f"from ssvm_worker.stores import open_store\ntry: {asked}\nexcept Exception as error: print(repr(error))"
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, env={**os.environ, **clock.environ}, capture_output=True, text=True, check=True)
+    assert "StoreUnavailable('The store refuses us as our clock, or its own, is wrong" in ended.stdout
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -27,6 +29,8 @@ from ssvm_worker.errors import (
 _FULL = {"EntityTooLarge", "QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "TooManyBuckets"}
 #: 400s that say something of the moment or of the wire, not of the request.
 _PASSING = {"RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "OperationAborted"}
+#: Seconds by which a signature's time may be wrong (S3's API reference, "RequestTimeTooSkewed").
+_SKEW_S = 15 * 60
 _REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 
@@ -60,7 +64,20 @@ def _answered(error: ClientError, where: str) -> WorkerError:
         return Cancelled("fenced")
     if status == 404:
         return ObjectNotFound("There is no such object", where, "`ssvm list` tells what is there")
+    if status == 403 and (code == "RequestTimeTooSkewed" or _seconds_off(error) > _SKEW_S):
+        # Another worker's clock may be right, and this one's is set right by nobody who knows of the job.
+        what = f"The store refuses us as our clock, or its own, is wrong (status {status})"
+        return StoreUnavailable(what, where, "Set the clock, and look whether NTP runs")
     return _refused(code, status, where)
+
+
+def _seconds_off(error: ClientError) -> float:
+    """How far apart our clock and the server's are; an answer to HEAD has no code that would tell it."""
+    told = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    try:
+        return abs(time.time() - parsedate_to_datetime(told).timestamp())
+    except ValueError:
+        return 0.0
 
 
 def _refused(code: str, status: int, where: str) -> WorkerError:
@@ -71,9 +88,7 @@ def _refused(code: str, status: int, where: str) -> WorkerError:
         return StoreDenied(f"The bucket is elsewhere ({said})", where, "Correct the store's region and endpoint")
     if status in (401, 403):
         return StoreDenied(
-            f"The store refuses us ({said})",
-            where,
-            "Check access_key and secret_key, what they are allowed to do, and this machine's clock",
+            f"The store refuses us ({said})", where, "Check access_key and secret_key, and what they are allowed to do"
         )
     if status >= 500 or status == 429 or code in _PASSING:
         return StoreUnavailable(f"The store cannot serve us now ({said})", where, "Look at the store; try again later")
