@@ -75,6 +75,15 @@ def test_dead_worker(broker: Broker) -> None:
     until(lambda: not any(each.reserved for each in quota.usage()), "it is free")
 
 
+def test_clock_was_set_back(broker: Broker) -> None:
+    """What a dead worker would hold for hours, as the broker's clock was set back, is free."""
+    quota = SharedQuota(broker.url, prefix=broker.prefix)
+    with broker.client() as client:
+        client.hset(f"{broker.prefix}ssvm.quota:held:acme", "j1", 80)
+        client.zadd(f"{broker.prefix}ssvm.quota:until:acme", {"j1": time.time() + 3 * 3600})
+    assert [each.reserved for each in quota.usage()] == [0]
+
+
 class World:
     """A store, a server, and what counts."""
 

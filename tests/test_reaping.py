@@ -13,7 +13,9 @@ import pytest
 
 from ssvm_worker.errors import EXIT_RETRYABLE, InvalidRequest, StoreUnavailable
 from ssvm_worker.ledger import Ledger, NewJob, queue_name
-from tests.servers.broker import Broker, StoppableBroker
+from tests.neighbours import missing
+from tests.servers.broker import Broker, StoppableBroker, running_broker
+from tests.servers.clock import Clock
 from tests.servers.worker import until
 
 BUG = {"error": "ValueError", "message": "ours"}
@@ -225,3 +227,26 @@ def test_clock_set_back(ledger: Ledger, broker: Broker) -> None:
     with broker.client() as client:
         client.hset(f"{broker.prefix}ssvm.ledger:reaper", "last", str(time.time() + 3600))
     assert ledger.reap(1, 5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, -3), (3, 0)], ids=["set back", "set forward, then right"])
+def test_clock_is_set(tmp_path: Path, before: int, after: int) -> None:
+    """Whatever hours the broker's clock loses, jobs of the dead are taken over, and lost messages sent, in a moment."""
+    clock = Clock(tmp_path, "broker")
+    if not clock.environ:
+        missing("a C compiler", "apt install gcc")
+    with running_broker(clock.environ) as broker, Ledger(broker.url, claim_s=0.5) as ledger:
+        clock.jump(before * 3600)
+        ledger.submit(a_job("dead"))
+        assert ledger.claim("dead", "w")
+        ledger.submit(a_job("waits"))
+        claim = ledger.claim("waits", "w")
+        assert claim
+        ledger.release(claim, BUG, delay_s=0.05)
+        ledger.reap(0.001, 5)
+        clock.jump(after * 3600)
+        rung: set[str] = set()
+        until(lambda: bool(rung.update(each.job_id for each in ledger.reap(0.001, 5)) or len(rung) == 2), "all is rung")
+        assert not ledger.sparing()
+        assert ledger.claim("dead", "w")
+        assert ledger.claim("waits", "w")

@@ -61,3 +61,11 @@ def test_one_that_leaves_is_gone(registry: Registry) -> None:
     registry.beat(WORKER)
     registry.leave(WORKER.name)
     assert registry.workers() == []
+
+
+def test_clock_was_set_back(registry: Registry, broker: Broker) -> None:
+    """A dead worker does not stay up for the hours that the broker's clock has lost."""
+    registry.beat(WORKER)
+    with broker.client() as client:
+        client.zincrby(f"{broker.prefix}ssvm.workers:seen", 3 * 3600, WORKER.name)
+    assert registry.workers()[0].state == "Down"

@@ -69,6 +69,14 @@ def test_renewed(broker: Broker) -> None:
         assert now[0][1] > first[0][1] + 0.01
 
 
+def test_clock_was_set_back(broker: Broker) -> None:
+    """A slot that a dead worker would have for hours, as the broker's clock was set back, is free."""
+    with broker.client() as client:
+        client.zadd(f"{broker.prefix}ssvm.slots:e", {"dead": time.time() + 3 * 3600})
+    with SharedSlots(broker.url, prefix=broker.prefix).hold("e", 1, give_up):
+        pass
+
+
 def test_broker_away() -> None:
     """While the broker is away nobody gets a slot, and a cancel is heard."""
     with pytest.raises(Exception, match="Cancelled"), SharedSlots("redis://127.0.0.1:1/0").hold("e", 1, give_up):

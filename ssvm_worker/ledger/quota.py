@@ -27,11 +27,16 @@ local held, till = P .. 'held:' .. account, P .. 'until:' .. account
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local function whole(number) return string.format('%.0f', number) end
-local function reserved(but)
-  for _, dead in ipairs(redis.call('ZRANGEBYSCORE', till, '-inf', string.format('%.6f', now))) do
+local function drop(from, to)
+  for _, dead in ipairs(redis.call('ZRANGEBYSCORE', till, from, to)) do
     redis.call('ZREM', till, dead)
     redis.call('HDEL', held, dead)
   end
+end
+local function reserved(but)
+  drop('-inf', string.format('%.6f', now))
+  -- Nobody holds anything for an hour: the clock was set back. The living take theirs back.
+  drop(string.format('%.6f', now + 3600), '+inf')
   local sum, all = 0, redis.call('HGETALL', held)
   for each = 1, #all, 2 do
     if all[each] ~= but then sum = sum + all[each + 1] end

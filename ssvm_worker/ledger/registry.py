@@ -123,7 +123,8 @@ def _seen(text: str, when: float, now: float) -> Seen:
     known = {name: value for name, value in values.items() if name in _FIELDS}  # a newer one may say more
     info = WorkerInfo(**known | {"lanes": tuple(values["lanes"])})
     state = DRAINING if info.draining else UP
-    return Seen(info, DOWN if now - when > _MISSED * info.every_s else state, when)
+    # A sign of life that is still to come is of a time before the clock was set back; the living have given another.
+    return Seen(info, DOWN if abs(now - when) > _MISSED * info.every_s else state, when)
 
 
 def _order(info: WorkerInfo) -> tuple[str, str]:

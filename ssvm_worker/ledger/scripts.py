@@ -12,7 +12,6 @@ Keys, all below ``<prefix>ledger:``
     counts          hash: how many jobs, by "state zone lane"
     endings         hash: how many jobs ever ended, by "job lane zone state error-class"
     moved           hash: bytes that ended jobs have moved, by "job zone"
-    parts:<id>      set: the jobs that were run as parts of that one
     holder:<what>   the job that holds a resource; means nothing unless that job is running
     reaper          hash: when the last round was, until when running jobs are spared
 
@@ -215,7 +214,26 @@ return redis.call('ZADD', P .. 'due', text(now + ARGV[3]), id)
 REAP = """
 local claim_s, every_s, again_s = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
 local last = tonumber(redis.call('HGET', P .. 'reaper', 'last') or '0')
--- A clock that was set back must not stop the reaper.
+
+-- What was to be at some time is that much sooner. Claims of the dead would stay for hours; the living renew theirs.
+local function set_back(by)
+  for _, each in ipairs(redis.call('ZRANGE', P .. 'due', 0, -1)) do
+    redis.call('ZINCRBY', P .. 'due', text(-by), each)
+    for _, field in ipairs({'not_before', 'queued', 'rung'}) do
+      local at = tonumber(get(field, each)) or 0
+      if at > 0 then redis.call('HSET', job(each), field, text(at - by)) end
+    end
+  end
+  for _, each in ipairs(redis.call('ZRANGE', P .. 'callbacks', 0, -1)) do
+    redis.call('ZINCRBY', P .. 'callbacks', text(-by), each)
+  end
+  for _, each in ipairs(redis.call('ZRANGE', P .. 'claims', 0, -1)) do
+    redis.call('ZADD', P .. 'claims', text(now + claim_s), each)
+  end
+  redis.call('HSET', P .. 'reaper', 'spare', text(now + claim_s))
+end
+
+if now < last then set_back(last - now) end
 if now >= last and now - last < every_s * 0.8 then return {{}, {}} end
 -- Nobody looked for a while: the broker was away, or all workers were. The living get one claim's time to renew.
 if now - last > math.max(claim_s / 2, every_s * 3) then

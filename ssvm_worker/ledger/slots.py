@@ -33,6 +33,8 @@ end
 #: ARGV: key, holder, seconds, limit -> 1, or 0 if all are held.
 _TAKE = f"""{_PRELUDE}
 redis.call('ZREMRANGEBYSCORE', key, '-inf', string.format('%.6f', now))
+-- Nobody has one for an hour: the clock was set back. The living take theirs back.
+redis.call('ZREMRANGEBYSCORE', key, string.format('%.6f', now + 3600), '+inf')
 if redis.call('ZCARD', key) >= tonumber(ARGV[4]) then return 0 end
 return take()
 """

