@@ -19,9 +19,11 @@ GO := .cache/go/bin/go
 # Tests wait for servers more than they compute.
 TESTERS := $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 SECONDS := 60
+# Faults of a run of chaos.
+N := 200
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit e2e bench fuzz simulate format image clean go
+.PHONY: help install demo test lint types unit e2e chaos bench fuzz simulate format image clean go
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -45,6 +47,9 @@ unit: install go ## unit, contract and house tests: about a minute; ARGS='-k nam
 
 e2e: install go ## real processes, a real broker, kill -9: minutes
 	$(PYTEST) -m e2e $(ARGS)
+
+chaos: install go ## N=200 random faults over real jobs, as docs/chaos.md tells; SEED=7 makes a run again
+	$(BIN)/python -m tests.chaos --faults $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: install go ## compare with curl, aria2, s5cmd, rclone and govc, side by side
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -13,6 +13,7 @@ import socket
 import ssl
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -93,6 +94,8 @@ class HttpServer:
 
     def __init__(self, *, tls: bool = False, certified_for: str = "127.0.0.1", expires: datetime | None = None) -> None:
         self.requests: list[Request] = []
+        #: Bytes of bodies that were sent, by path.
+        self.sent: Counter[str] = Counter()
         #: What was PUT whole, by path; and what broke off.
         self.stored: dict[str, bytes] = {}
         self.broken: dict[str, bytes] = {}
@@ -295,6 +298,7 @@ class _Answer:
     def _write(self, piece: bytes) -> None:
         write: Callable[[bytes], object] = self.handler.wfile.write
         write(b"%x\r\n%s\r\n" % (len(piece), piece) if self.behaviour.chunked else piece)
+        self.owner.sent[self.handler.path.partition("?")[0]] += len(piece)
         if self.behaviour.drip:
             self.owner.closing.wait(0.05)
         elif self.behaviour.rate:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,14 +35,14 @@ PATIENCE_S = 60.0
 class WorkerProcess:
     """One worker: the main process, its pool, and all that they say."""
 
-    def __init__(self, settings: Settings, file: Path, log: Path) -> None:
+    def __init__(self, settings: Settings, file: Path, log: Path, more: Mapping[str, str] | None = None) -> None:
         argv, environ = worker_command(settings)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 argv,
-                env=clean | environ | {"SSVM_CONFIG": str(file)},
+                env={**clean, **environ, **(more or {}), "SSVM_CONFIG": str(file)},
                 cwd=ROOT,
                 stdout=output,
                 stderr=subprocess.STDOUT,

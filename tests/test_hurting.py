@@ -1,0 +1,87 @@
+"""What hurts real processes does what it says: a fault that does not happen proves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers.disk import SmallDisk, may_mount
+from tests.servers.http import HttpServer
+from tests.servers.wire import Wire
+
+DATA = bytes(100_000)
+
+
+@pytest.fixture
+def wire(http_server: HttpServer) -> Iterator[Wire]:
+    """Before a server that has DATA at /data."""
+    http_server.serve("data", DATA)
+    with contextlib.closing(Wire(http_server.port)) as wire:
+        yield wire
+
+
+def get(wire: Wire, patience_s: float = 60.0) -> int:
+    """Bytes that come, headers included."""
+    with socket.create_connection(("127.0.0.1", wire.port), timeout=patience_s) as client:
+        client.sendall(b"GET /data HTTP/1.1\r\nHost: x\r\n\r\n")
+        return sum(map(len, iter(lambda: client.recv(65536), b"")))
+
+
+def test_wire_passes_on(wire: Wire) -> None:
+    """A healthy wire passes all on, and counts it."""
+    came = get(wire)
+    assert came > len(DATA)
+    assert (wire.up, wire.down) == (31, came)
+
+
+def test_wire_is_cut(wire: Wire) -> None:
+    """A wire that is cut resets whoever comes, and is whole when it is healed."""
+    wire.cut()
+    with pytest.raises(ConnectionError):
+        get(wire)
+    wire.heal()
+    assert get(wire) > len(DATA)
+
+
+def test_wire_holds(wire: Wire) -> None:
+    """A wire that holds lets nothing pass and says nothing, until it is healed or reset."""
+    wire.hold()
+    with pytest.raises(TimeoutError):
+        get(wire, patience_s=0.2)
+    wire.heal()
+    assert get(wire) > len(DATA)
+
+
+def test_wire_resets(wire: Wire) -> None:
+    """A reset ends the connections that there are, and no later one."""
+    wire.hold()
+    with socket.create_connection(("127.0.0.1", wire.port), timeout=60) as client:
+        client.sendall(b"GET /data HTTP/1.1\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            _send_until_reset(client, wire)
+    wire.heal()
+    assert get(wire) > len(DATA)
+
+
+def _send_until_reset(client: socket.socket, wire: Wire) -> None:
+    while True:
+        wire.reset()
+        client.send(b"x")
+
+
+@pytest.mark.skipif(not may_mount(), reason="needs root, to mount a small file system")
+def test_disk_is_full(tmp_path: Path) -> None:
+    """A disk that is filled says so itself, and takes files again when it is emptied."""
+    with contextlib.closing(SmallDisk(tmp_path, 1 << 20)) as disk:
+        disk.fill(leave=4096)
+        (tmp_path / "small").write_bytes(b"fits")
+        with pytest.raises(OSError) as full:
+            (tmp_path / "large").write_bytes(DATA)
+        assert full.value.errno == errno.ENOSPC
+        disk.empty()
+        (tmp_path / "large").write_bytes(DATA)
