@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,14 +68,18 @@ class RecordedJobs:
                 yield hold.confirm if hold else None
 
     @contextlib.contextmanager
-    def begin(self, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
+    def begin(self, whole: str, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
         with open_ledger(self.settings) as ledger:
             with contextlib.suppress(ObjectNotFound):
                 if ledger.get(job_id).state == "succeeded":  # and what it has made has gone since
                     job_id = f"{job_id}.{uuid.uuid4().hex[:8]}"
             new = new_job(self.settings, find_job(job), request | {"job_id": job_id})
-            with ledger.holding(new, _here()) as hold:
+            with ledger.holding(new, _here(), whole) as hold:
                 yield hold
+
+    def parts(self, whole: str) -> Iterator[Mapping[str, Any]]:
+        with open_ledger(self.settings) as ledger:
+            yield from (each.to_dict() for each in ledger.parts(whole))
 
     def ended(self, job_id: str) -> bool:
         with open_ledger(self.settings) as ledger:

@@ -13,7 +13,7 @@ from tests.bench.contest import OURS, Broken, Contender, Row, contest, left_out
 
 ROOT = Path(__file__).resolve().parent.parent
 #: They start a vCenter or several peers: seconds each.
-SLOW = ("backup", "decompress", "grains")
+SLOW = ("backup", "copy", "decompress", "grains")
 
 
 def bench(*words: str) -> list[list[str]]:

@@ -311,6 +311,20 @@ def test_records(source: MemoryStore, archive: MemoryStore, settings: config.Set
     assert (again.state, len(again.attempts), len(ledger.page())) == ("succeeded", 2, 9)
 
 
+def test_sum_of_attempts(source: MemoryStore, archive: MemoryStore, settings: config.Settings, ledger: Ledger) -> None:
+    """The result of a job tells what all of its attempts have moved, each artifact once."""
+    how = {"jobs": RecordedJobs(settings)}
+    all_ = {"move": True, "prefix": "template"}
+    failing = store_failing_commit(archive, chosen=lambda key: key.endswith("/4.raw"))
+    with pytest.raises(StoreUnavailable):
+        run(source, failing, how=how, **all_)
+    result = run(source, archive, how=how | {"number": 2, "token": 1}, **all_)
+    assert (result["found"], result["counts"]) == (6, {"moved": 6})
+    assert len(outcomes(result)) == len(result["artifacts"]) == 6
+    assert {each.job_id for each in ledger.parts("job-1")} == {each["job_id"] for each in result["artifacts"]}
+    assert run(source, archive, how=how | {"job_id": "job-2", "number": 2}, **all_)["counts"] == {}
+
+
 def test_made_again(source: MemoryStore, archive: MemoryStore, settings: config.Settings) -> None:
     """What was copied by this very job and has gone since is copied again."""
     for _ in range(2):

@@ -31,6 +31,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     jobs.add_argument("--state", choices=STATES)
     jobs.add_argument("--zone")
     jobs.add_argument("--lane", choices=LANES)
+    jobs.add_argument("--parts", metavar="ID", help="only those that were run as parts of this one, all of them")
     jobs.add_argument("--limit", type=int, default=50, help="rows at most (50)")
     jobs.add_argument("--offset", type=int, default=0, help="rows to skip")
     jobs.set_defaults(command=_jobs)
@@ -79,7 +80,12 @@ def _submit(args: argparse.Namespace, output: Output) -> int:
 
 def _jobs(args: argparse.Namespace, output: Output) -> int:
     with assembly.open_ledger(config.load(args.config)) as ledger:
-        records = ledger.page(state=args.state, zone=args.zone, lane=args.lane, limit=args.limit, offset=args.offset)
+        if args.parts:
+            known = ledger.parts(args.parts)
+            records = [each for each in known if args.state in (None, each.state)]
+        else:
+            limits = {"limit": args.limit, "offset": args.offset}
+            records = ledger.page(state=args.state, zone=args.zone, lane=args.lane, **limits)
         rows = [assembly.shown(record) for record in records]
     for row in rows:
         row["done"] = _done(row["progress"])

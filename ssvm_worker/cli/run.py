@@ -73,7 +73,7 @@ class _JobsHere(assembly.RecordedJobs):
     stores: Sequence[str]
 
     @contextlib.contextmanager
-    def begin(self, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
+    def begin(self, whole: str, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
         it = find_job(job)
         with contextlib.ExitStack() as held:
             try:
@@ -81,7 +81,9 @@ class _JobsHere(assembly.RecordedJobs):
             except ResourceBusy:
                 yield None
                 return
-            yield held.enter_context(super().begin(job_id, job, request)) if self._recorded else Unrecorded(job_id)
+            yield (
+                held.enter_context(super().begin(whole, job_id, job, request)) if self._recorded else Unrecorded(job_id)
+            )
 
     @cached_property
     def _recorded(self) -> bool:

@@ -141,12 +141,17 @@ class Jobs(Protocol):
     def hold(self, resource: str) -> AbstractContextManager[Callable[[], None] | None]:
         """Within, nobody else may write *resource*; gives what raises if that is no longer so. None: somebody does."""
 
-    def begin(self, job_id: str, job: str, request: dict[str, Any]) -> AbstractContextManager[SubJob | None]:
-        """Within, a job with a record of its own is ours to run, as part of another.
+    def begin(
+        self, whole: str, job_id: str, job: str, request: dict[str, Any]
+    ) -> AbstractContextManager[SubJob | None]:
+        """Within, a job with a record of its own is ours to run, as a part of job *whole*.
 
         None where it cannot be had now: somebody else runs it, or writes the same thing. Should we die, a worker runs
         it to its end. A job of that id that has failed is tried again.
         """
+
+    def parts(self, whole: str) -> Iterable[Mapping[str, Any]]:
+        """The records of the parts of that job, of all its attempts."""
 
     def ended(self, job_id: str) -> bool:
         """Whether that job is known and has ended."""
@@ -183,8 +188,17 @@ class NoJobs:
     def hold(self, resource: str) -> AbstractContextManager[Callable[[], None] | None]:  # noqa: ARG002
         return nullcontext(lambda: None)
 
-    def begin(self, job_id: str, job: str, request: dict[str, Any]) -> AbstractContextManager[SubJob | None]:  # noqa: ARG002
+    def begin(
+        self,
+        whole: str,  # noqa: ARG002
+        job_id: str,
+        job: str,  # noqa: ARG002
+        request: dict[str, Any],  # noqa: ARG002
+    ) -> AbstractContextManager[SubJob | None]:
         return nullcontext(Unrecorded(job_id))
+
+    def parts(self, whole: str) -> Iterable[Mapping[str, Any]]:  # noqa: ARG002
+        return ()
 
     def ended(self, job_id: str) -> bool:  # noqa: ARG002 - none is known
         return False

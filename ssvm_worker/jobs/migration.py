@@ -56,6 +56,8 @@ class Migration:
     others: int = 0
     failed: list[dict[str, Any]] = field(default_factory=list)
     passed: list[dict[str, Any]] = field(default_factory=list)
+    #: What earlier attempts at this job have done, by place.
+    _before: dict[str, dict[str, Any]] = field(default_factory=dict)
     _worst: WorkerError | None = None
     _in_a_row: int = 0
     _stopped: bool = False
@@ -72,6 +74,8 @@ class Migration:
         for name in self.fields["stores"]:  # opened here, once, and not by several threads
             self.attempt.store(name)
         self.attempt.progress.start(f"list {source.name}")
+        if self.attempt.number > 1:
+            self._remember()
         groups = list(self._listed(source.list(self.prefix)))
         self._found = sum(map(len, groups))
         size = sum(size for group in groups for _, size in group)
@@ -80,6 +84,12 @@ class Migration:
         in_parallel(self.parallel, [self._work] * self.parallel)
         self.attempt.check()
         return self._ended()
+
+    def _remember(self) -> None:
+        for record in self.attempt.jobs.parts(self.attempt.job_id):
+            if record["state"] == "succeeded":
+                row = _outcome(record["result"], record["job_id"])
+                self._before[record["result"]["prefix"]] = row
 
     def _listed(self, objects: Iterator[StoredObject]) -> Iterator[list[_Weighed]]:
         """The complete artifacts; together those that only one job at a time may write."""
@@ -162,19 +172,17 @@ class Migration:
 
     def _copied(self, artifact: Artifact, share: Progress) -> dict[str, Any]:
         """What became of it: copied, moved, there (before us), or gone (meanwhile)."""
+        before = self._before.pop(artifact.prefix, None)
         if outcome := self._known(artifact):
-            return {"outcome": outcome}
+            return before or {"outcome": outcome}
         names = {"kind": artifact.kind, "account": artifact.account, "id": artifact.id, "volume": artifact.volume}
         request = {**names, **self.fields}
         job_id = f"{self.attempt.job_id[:90]}.{fingerprint(artifact.prefix)[:16]}"
-        with self.attempt.jobs.begin(job_id, "copy", request) as sub:
+        with self.attempt.jobs.begin(self.attempt.job_id, job_id, "copy", request) as sub:
             if sub is None:
                 raise ResourceBusy("Another job is at work on it", artifact.prefix, "Let that end, and run this again")
             sub.result = self._run(sub, request, share)
-            copied = sub.result["copied"].values()
-            size = sum(each["bytes"] for each in copied)
-            outcome = "there" if copied and all(each["reused"] for each in copied) else "copied"
-            return {"outcome": "moved" if self.fields["move"] else outcome, "bytes": size, "job_id": sub.job_id}
+            return _outcome(sub.result, sub.job_id)
 
     def _known(self, artifact: Artifact) -> str:
         """Without any job: whether it is there, or gone; "" if there is something to do."""
@@ -211,6 +219,10 @@ class Migration:
             self.attempt.log.warning("leftovers remain until `ssvm cleanup`: %s", error)
 
     def _ended(self) -> dict[str, Any]:
+        for place, row in self._before.items():  # not there any more: it was moved
+            if row["outcome"] == "moved":
+                self._found += 1
+                self._note({"artifact": place} | row, None, 0)
         left = self._found - sum(self.counts.values())
         result = {
             "source": self.fields["source"],
@@ -230,6 +242,14 @@ class Migration:
         error = type(worst)(what, worst.where, remedy)
         error.result = result
         raise error
+
+
+def _outcome(result: Mapping[str, Any], job_id: str) -> dict[str, Any]:
+    """The row of a copy that has succeeded."""
+    copied = result["copied"].values()
+    outcome = "there" if copied and all(each["reused"] for each in copied) else "copied"
+    size = sum(each["bytes"] for each in copied)
+    return {"outcome": "moved" if result["moved"] else outcome, "bytes": size, "job_id": job_id}
 
 
 class _Share(Progress):

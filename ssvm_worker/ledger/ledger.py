@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -117,14 +117,18 @@ class Ledger:
         while True:
             with translated(self._url):
                 ids: Any = self._redis.zrevrange(self._key(index), start, start + _BATCH - 1)
-                pipe = self._redis.pipeline(transaction=False)
-                for job_id in ids:
-                    pipe.hgetall(self._key(f"job:{job_id}"))
-                rows = pipe.execute()
-            yield from (from_hash(fields) for fields in rows if fields)
+            yield from self._records(ids)
             if len(ids) < _BATCH:
                 return
             start += _BATCH
+
+    def _records(self, ids: Sequence[str]) -> Iterator[Record]:
+        with translated(self._url):
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in ids:
+                pipe.hgetall(self._key(f"job:{job_id}"))
+            rows = pipe.execute()
+        return (from_hash(fields) for fields in rows if fields)
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
@@ -196,14 +200,16 @@ class Ledger:
             raise Cancelled("fenced")
 
     @contextmanager
-    def holding(self, new: NewJob, worker: str) -> Iterator[Hold | None]:
+    def holding(self, new: NewJob, worker: str, part_of: str = "") -> Iterator[Hold | None]:
         """Within, the job is ours without any message: for work that must hold its resource, and is done on the spot.
 
         One that has failed before is tried again. None where it is not there to be had: another job holds the
         resource, or somebody runs it; what is new is cancelled then. An error ends the job as failed, a cancel as
-        cancelled; should we die, the reaper gives it to a worker.
+        cancelled; should we die, the reaper gives it to a worker. *part_of*: the job among whose ``parts`` it is.
         """
         record, is_new = self.submit(new)
+        if part_of:
+            self._note_part(part_of, new.job_id)
         if record.state in (FAILED, CANCELLED):
             self.retry(new.job_id, worker)
         claim = self.claim(new.job_id, worker)
@@ -223,6 +229,21 @@ class Ledger:
             raise
         with suppress(Cancelled):
             self.finish(claim, SUCCEEDED, result=hold.result)
+
+    def _note_part(self, whole: str, job_id: str) -> None:
+        with translated(self._url):
+            pipe = self._redis.pipeline()
+            pipe.sadd(self._key(f"parts:{whole}"), job_id)
+            pipe.expire(self._key(f"parts:{whole}"), int(self._keep_s))
+            pipe.execute()
+
+    def parts(self, job_id: str) -> Iterator[Record]:
+        """The jobs that were run as parts of that one, whatever became of them, by id."""
+        with translated(self._url):
+            found: Any = self._redis.smembers(self._key(f"parts:{job_id}"))
+        ids = sorted(found)
+        for start in range(0, len(ids), _BATCH):
+            yield from self._records(ids[start : start + _BATCH])
 
     @contextmanager
     def _beating(self, claim: Claim, hold: Hold) -> Iterator[None]:

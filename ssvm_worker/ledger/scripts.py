@@ -12,6 +12,7 @@ Keys, all below ``<prefix>ledger:``
     counts          hash: how many jobs, by "state zone lane"
     endings         hash: how many jobs ever ended, by "job lane zone state error-class"
     moved           hash: bytes that ended jobs have moved, by "job zone"
+    parts:<id>      set: the jobs that were run as parts of that one
     holder:<what>   the job that holds a resource; means nothing unless that job is running
     reaper          hash: when the last round was, until when running jobs are spared
 

@@ -104,7 +104,8 @@ def _connect(settings: S3Settings, place: str) -> S3Client:
         connect_timeout=settings.connect_timeout_s,
         read_timeout=settings.read_timeout_s,
         retries={"mode": "standard", "total_max_attempts": settings.tries},
-        max_pool_connections=settings.parallel + 2,
+        # Several jobs, or copies of one job, may share the client; what is not used is not opened.
+        max_pool_connections=16 * settings.parallel,
     )
     try:
         # boto3 would add its resources and transfers: a tenth of a second at the start, and nothing that is used.
