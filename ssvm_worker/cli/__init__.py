@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -11,8 +12,10 @@ from collections.abc import Sequence
 from ssvm_worker import __version__
 from ssvm_worker.errors import EXIT_CANCELLED, WorkerError
 
-from . import cleanup, link, queue, quota, reap, run, scale, store, system, verify, watch, workers
 from .output import Output
+
+#: The modules that have the commands, in the order of `ssvm --help`.
+_GROUPS = ("system", "run", "queue", "store", "link", "verify", "cleanup", "reap", "quota", "workers", "scale", "watch")
 
 _EXITS = """exit status:
   0  ok
@@ -24,7 +27,9 @@ _EXITS = """exit status:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    args = make_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # `run` alone: to load what the other commands need takes as long as a small job.
+    args = make_parser(("run",) if list(words[:1]) == ["run"] else _GROUPS).parse_args(words)
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
@@ -44,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """All commands with their options."""
+def make_parser(groups: Sequence[str] = _GROUPS) -> argparse.ArgumentParser:
+    """The commands of these modules, with their options."""
     parser = argparse.ArgumentParser(
         prog="ssvm",
         description="The secondary storage worker: downloads, uploads and snapshot backups as jobs.",
@@ -58,6 +63,6 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument("--config", metavar="FILE", help="the settings file; else SSVM_CONFIG")
     common.add_argument("-v", "--verbose", action="store_true", help="log what happens to standard error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (system, run, queue, store, link, verify, cleanup, reap, quota, workers, scale, watch):
-        group.add_commands(commands, common)
+    for group in groups:
+        importlib.import_module(f".{group}", __name__).add_commands(commands, common)
     return parser

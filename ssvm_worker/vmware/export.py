@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
 from ssvm_worker.sockets import TICK, Dial, Watch, WatchedTLSSocket, connect
 from ssvm_worker.stream import CHUNK, Check
+from ssvm_worker.units import KiB
 
 from .address import Address
 from .trust import PinMismatch, context_for, parse_thumbprint, reason, refuse_other
 
 #: Seconds to connect to a host.
 _CONNECT_S = 10.0
+#: Bytes of a stream that are read ahead.
+_AHEAD = 512 * KiB
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,18 @@ class Link:
         if self.thumbprint:
             return parse_thumbprint(self.thumbprint, self.parts.netloc)
         return self.address.pin if self.parts.hostname == self.address.host else None
+
+
+class _Stream(HTTPResponse):
+    """A body in chunks of HTTP that are small, as a host sends it: read ahead, they cost no look at the socket each.
+
+    Of chunks of 32 KiB, http.client's own buffer of 8 KiB asks the socket twice for each.
+    """
+
+    def __init__(self, sock: socket.socket, *args: Any, **given: Any) -> None:
+        super().__init__(sock, *args, **given)
+        self.fp.close()
+        self.fp = sock.makefile("rb", _AHEAD)  # type: ignore[assignment]  # the stub means the like of it
 
 
 class DiskSource:
@@ -90,12 +107,14 @@ class DiskSource:
         return answer
 
     def _ask(self, connection: HTTPConnection, cookie: str) -> HTTPResponse:
-        headers = {"Host": self._link.parts.netloc, "Accept-Encoding": "identity"}
+        # The end of the connection is the end of the stream at once; who keeps it open is waited for.
+        headers = {"Host": self._link.parts.netloc, "Accept-Encoding": "identity", "Connection": "close"}
         connection.request("GET", self._link.parts.path, headers=headers | ({"Cookie": cookie} if cookie else {}))
         return connection.getresponse()
 
     def _connect(self) -> HTTPConnection:
         connection = HTTPConnection(self._link.parts.netloc, timeout=TICK)
+        connection.response_class = _Stream
         connection.sock = _dial(self._link, self._check)
         return connection
 
