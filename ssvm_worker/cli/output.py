@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
 
@@ -97,8 +98,17 @@ class Bar:
 
     def __init__(self, label: str, *, disable: bool = False) -> None:
         self._label = label
+        self._shown = False
+        # A console of no size, as serial ones are, would show nothing.
+        size = shutil.get_terminal_size()
         self._tqdm: tqdm[Any] = tqdm(
-            desc=label, unit="B", unit_scale=True, unit_divisor=1024, disable=True if disable else None, leave=True
+            desc=label,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            disable=True if disable else None,
+            ncols=size.columns,
+            nrows=size.lines,
         )
 
     def show(self, record: Mapping[str, Any]) -> None:
@@ -106,7 +116,12 @@ class Bar:
         if record.get("total") != self._tqdm.total:
             self._tqdm.total = record.get("total")
         self._tqdm.set_description(f"{self._label} {record.get('stage', '')}", refresh=False)
-        self._tqdm.n = record.get("bytes", 0)
+        moved = record.get("bytes", 0)
+        if not self._shown or moved < self._tqdm.n:
+            # The rate is that of what moves from now on: a job may be half done when somebody begins to look.
+            self._shown, self._tqdm.initial = True, moved
+            self._tqdm.start_t = self._tqdm.last_print_t = time.time()
+        self._tqdm.n = moved
         self._tqdm.refresh()
 
     def close(self) -> None:

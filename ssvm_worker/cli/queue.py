@@ -88,7 +88,7 @@ def _jobs(args: argparse.Namespace, output: Output) -> int:
             records = ledger.page(state=args.state, zone=args.zone, lane=args.lane, **limits)
         rows = [assembly.shown(record) for record in records]
     for row in rows:
-        row["done"] = _done(row["progress"])
+        row["done"] = "100 %" if row["state"] == "succeeded" else _done(row["progress"])
         row["tries"] = len(row["attempts"])
     output.table(rows, ("job_id", "job", "zone", "state", "tries", "done", "created"), "no jobs")
     return 0

@@ -85,6 +85,8 @@ def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: S
         _summary(demo, settings)
         if keep:
             _keep(demo)
+        else:
+            say(f"\nnext:  {_ssvm()} --help   {_ssvm()} schema download   `make demo ARGS=--keep` leaves it running")
         return {"results": demo.results, "left_out": demo.left_out}
 
 
@@ -227,7 +229,11 @@ def _summary(demo: Demo, settings: Settings) -> None:
         say(f"  {line}")
     for part in demo.left_out:
         say(f"  left out: {part}")
-    say("\nnext:  ssvm --help   ssvm schema download   ssvm doctor   `make demo ARGS=--keep` leaves it running")
+
+
+def _ssvm() -> str:
+    """The command as this shell can call it: it is on PATH in an activated environment alone."""
+    return "ssvm" if shutil.which("ssvm") else os.path.relpath(sys.argv[0])
 
 
 def _stored(settings: Settings) -> Iterator[str]:
@@ -243,7 +249,8 @@ def _stored(settings: Settings) -> Iterator[str]:
 def _keep(demo: Demo) -> None:
     """Leave everything running until Ctrl-C or SIGTERM."""
     say = demo.say
-    say(f"\nrunning until Ctrl-C. In another shell: export SSVM_CONFIG={demo.config_file}; ssvm jobs; ssvm list")
+    say(f"\nrunning until Ctrl-C. In another shell: export SSVM_CONFIG={demo.config_file}")
+    say(f"then:  {_ssvm()} jobs   {_ssvm()} list   {_ssvm()} doctor   {_ssvm()} --help")
     for line in demo.also_running:
         say(line)
     stopped: list[int] = []

@@ -104,7 +104,7 @@ class Fetch:
 
     def facts(self, wrapping: str, offered: Hasher) -> dict[str, Any]:
         """What the manifest says of the file."""
-        digests = [str(offered.digest())] + ([str(self.expected)] if self.expected else [])
+        digests = list(dict.fromkeys(str(each) for each in (offered.digest(), self.expected) if each))
         source = {"url": self.where, "fingerprint": fingerprint(self.request.url), "digests": digests}
         return source | ({"wrapping": wrapping, "size": offered.size} if wrapping else {})
 

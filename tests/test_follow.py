@@ -1,0 +1,91 @@
+"""`ssvm job ID --follow` on a terminal: a bar while the job runs, its result at the end, its exit status."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from ssvm_worker.ledger import Ledger, NewJob
+from tests.servers.broker import Broker
+
+HALF = {"stage": "download", "bytes": 50 << 20, "total": 100 << 20, "rate": 7 << 20}
+FAILURE = {"error": "SourceNotFound", "message": "There is nothing (status 404)"}
+
+
+class Terminal:
+    """A command on a terminal of its own; *seen* is what has been shown so far."""
+
+    def __init__(self, *command: str, environ: dict[str, str]) -> None:
+        self.seen = ""
+        self._shown = threading.Condition()
+        near, far = pty.openpty()
+        self.process = subprocess.Popen(command, stdin=far, stdout=far, stderr=far, env=os.environ | environ)
+        os.close(far)
+        self._reader = threading.Thread(target=self._read, args=(near,))
+        self._reader.start()
+
+    def _read(self, near: int) -> None:
+        with os.fdopen(near, "rb", buffering=0) as screen:
+            while piece := self._piece(screen.read):
+                with self._shown:
+                    self.seen += piece.decode(errors="replace")
+                    self._shown.notify_all()
+
+    @staticmethod
+    def _piece(read: Callable[[int], bytes]) -> bytes:
+        try:
+            return read(4096)
+        except OSError:  # how Linux says that nobody writes to it any more
+            return b""
+
+    def wait_for(self, text: str) -> None:
+        """Wait until it is shown."""
+        with self._shown:
+            assert self._shown.wait_for(lambda: text in self.seen, 60), self.seen
+
+    def ended(self) -> int:
+        """The exit status."""
+        status = self.process.wait(60)
+        self._reader.join(10)
+        return status
+
+
+@pytest.fixture
+def ledger(broker: Broker) -> Ledger:
+    """With one job, which runs."""
+    ledger = Ledger(broker.url, prefix=broker.prefix, claim_s=600)
+    ledger.submit(NewJob("tmpl-7", job="download", zone="zone1", lane="download", request={"url": "http://x/y"}))
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "status", "told"),
+    [
+        ("succeeded", {"result": {"size": 104857600}}, 0, "succeeded  tmpl-7"),
+        ("failed", {"error": FAILURE}, 1, "SourceNotFound: There is nothing"),
+        ("cancelled", {"error": {"error": "Cancelled", "message": "Cancelled: asked for by a user"}}, 130, "cancelled"),
+    ],
+)
+def test_follow(
+    ledger: Ledger, broker: Broker, state: str, outcome: dict[str, dict[str, object]], status: int, told: str
+) -> None:
+    """The bar shows stage, share and bytes of the running job; the end is told, and is the exit status."""
+    with ledger:
+        claim = ledger.claim("tmpl-7", "worker-1")
+        assert claim
+        ledger.beat(claim, HALF)
+        terminal = Terminal(
+            *(sys.executable, "-m", "ssvm_worker", "job", "tmpl-7", "--follow"),
+            environ={"SSVM_BROKER__URL": broker.url, "SSVM_BROKER__PREFIX": broker.prefix},
+        )
+        terminal.wait_for("download:  50%")
+        terminal.wait_for("50.0M/100M")
+        ledger.finish(claim, state, **outcome)
+        assert terminal.ended() == status
+        assert f"\n{told}" in terminal.seen
