@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .assembly import open_figures, open_registry
-from .ledger.record import INBOUND
+from .ledger.record import HELD, INBOUND
 from .ledger.registry import UP
 from .scaling import Decision, Policy, Running, decide
 from .settings import Settings
@@ -18,7 +18,7 @@ def decisions(settings: Settings, zone: str | None = None) -> list[Decision]:
     workers = [each for each in open_registry(settings).workers() if each.state == UP]
     load: dict[str, tuple[int, int]] = {}
     for lane in figures.lanes():
-        if lane.lane == INBOUND:  # no worker is wanted for what waits for its sender
+        if lane.lane in (INBOUND, HELD):  # no worker is wanted for what waits for its sender, or runs within a job
             continue
         active, queued = load.get(lane.zone, (0, 0))
         load[lane.zone] = active + lane.counts.get("running", 0), queued + lane.counts.get("queued", 0)

@@ -2,60 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ssvm_worker import config
-from ssvm_worker.assembly import RecordedJobs, open_ledger
 from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import (
     Cancelled,
     CorruptImage,
     InvalidRequest,
-    ResourceBusy,
     StoreFull,
     StoreUnavailable,
-    WorkerError,
 )
 from ssvm_worker.jobs import copy
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.keys import Artifact
-from ssvm_worker.ledger import Ledger, NewJob
 from ssvm_worker.manifest import Entry, Manifest, artifacts_below, find_manifest, write_manifest
-from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Owner, Store
+from ssvm_worker.stream import Owner
 from tests.attempts import again, attempt
 from tests.contracts.store import put
 from tests.faults import images, store_failing, store_failing_commit, store_full
-from tests.grain_bench import back_up, changed, disk, restored
-from tests.servers.broker import Broker
+from tests.grain_bench import changed, disk, restored
+from tests.migrations import PLACES, SIZE, fill, outcomes, result_of, run, theirs
 from tests.test_copy_job import content
-
-PLACES = [Artifact("template", "2", str(each)) for each in range(6)] + [Artifact("volume", "3", "v1")]
-SIZE = 3000
-
-
-def fill(store: Any) -> Any:
-    """Seven artifacts, two incremental backups that share packs, and what is none of our business."""
-    for number, place in enumerate(PLACES):
-        manifest = Manifest(place, "job-0")
-        for name, data in {f"{place.id}.raw": bytes([number]) * SIZE, "template.properties": b"id\n"}.items():
-            put(store, place.key(name), data)
-            manifest = manifest.with_entry(Entry(name, len(data), str(digest_of(data))))
-        write_manifest(store, manifest, Owner("job-0", 1))
-    back_up(store, "b1", disk(12))
-    back_up(store, "b2", changed(disk(12), 3))
-    put(store, "elsewhere/x", b"of somebody else")
-    put(store, "template/tmpl/2/half/half.raw", b"without a manifest")
-    return store
 
 
 @pytest.fixture
@@ -69,27 +40,6 @@ def source() -> MemoryStore:
 def archive() -> MemoryStore:
     """A store that has nothing."""
     return MemoryStore("archive")
-
-
-def run(*stores: Store, how: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
-    """Copy all from primary to archive, unless *fields* say otherwise."""
-    request = parse_request(copy.Request, {"all": True, "stores": ["archive"]} | fields, "copy")
-    return copy.run(request, attempt(*stores, **(how or {})))
-
-
-def outcomes(result: dict[str, Any]) -> dict[str, str]:
-    """What became of each artifact."""
-    return {each["artifact"]: each["outcome"] for each in result["artifacts"]}
-
-
-def result_of(error: WorkerError) -> Any:
-    """What was done nevertheless."""
-    return error.result
-
-
-def theirs(store: Store) -> dict[str, bytes]:
-    """All of the store that belongs to complete artifacts."""
-    return {key: data for key, data in content(store).items() if "/half/" not in key and "elsewhere" not in key}
 
 
 def test_all(source: MemoryStore, archive: MemoryStore) -> None:
@@ -215,29 +165,22 @@ def test_goes_on_within_an_object(source: MemoryStore, archive: MemoryStore) -> 
     with pytest.raises(StoreUnavailable):
         run(source, store_failing(archive, 2 << 20, chosen=images), how={"will_resume": again})
     assert archive.uncommitted() == {big.key("big.raw")}
-    read: list[int] = []
+    opened: list[int] = []
     real = source.reader
 
-    class Reader:
-        def __init__(self, key: str) -> None:
-            self._inner = real(key)
-
-        def open(self, offset: int = 0) -> Iterator[bytes]:
-            read.append(offset)
-            return self._inner.open(offset)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._inner, name)
-
-    class Seen:
+    class Opened:
         def reader(self, key: str) -> Any:
-            return Reader(key) if key == big.key("big.raw") else real(key)
+            reader = real(key)
+            if key == big.key("big.raw"):
+                give = reader.open
+                reader.open = lambda offset=0: (opened.append(offset), give(offset))[1]  # type: ignore[method-assign]
+            return reader
 
         def __getattr__(self, name: str) -> Any:
             return getattr(source, name)
 
-    run(Seen(), archive, how={"number": 2, "token": 1})  # type: ignore[arg-type]
-    assert read == [2 << 20]
+    run(Opened(), archive, how={"number": 2, "token": 1})  # type: ignore[arg-type]
+    assert opened == [2 << 20]
     assert content(archive) == theirs(source)
 
 
@@ -266,127 +209,3 @@ def test_prefix_of_one() -> None:
     """A prefix goes with all."""
     with pytest.raises(InvalidRequest, match="prefix goes with all"):
         parse_request(copy.Request, {"stores": ["a"], "account": "2", "id": "1", "prefix": "template"}, "copy")
-
-
-# With a ledger
-
-
-@pytest.fixture
-def settings(broker: Broker, tmp_path: Path) -> config.Settings:
-    """Two directories behind one broker."""
-    for name in ("s", "a"):
-        (tmp_path / name).mkdir()
-    stores = {"primary": {"url": f"file://{tmp_path}/s"}, "archive": {"url": f"file://{tmp_path}/a"}}
-    values = {"zone": "z", "broker": {"url": broker.url, "prefix": broker.prefix}, "stores": stores}
-    return config.parse(values | {"state_dir": str(tmp_path / "state")}, "test")
-
-
-@pytest.fixture
-def ledger(settings: config.Settings) -> Iterator[Ledger]:
-    """Its ledger."""
-    with open_ledger(settings) as found:
-        yield found
-
-
-def test_records(source: MemoryStore, archive: MemoryStore, settings: config.Settings, ledger: Ledger) -> None:
-    """Each artifact's copy is a job of its own, which tells what became of it and can be tried again alone."""
-    put(source, PLACES[2].key("2.raw"), b"damaged")
-    how = {"jobs": RecordedJobs(settings)}
-    with pytest.raises(CorruptImage) as caught:
-        run(source, archive, how=how)
-    records = {each.job_id: each for each in ledger.page()}
-    rows = result_of(caught.value)["artifacts"]
-    assert len(records) == len(rows) == 9
-    for row in rows[1:]:
-        assert records[row["job_id"]].state == "succeeded"
-        assert (records[row["job_id"]].result or {})["prefix"] == row["artifact"]
-    (failed,) = ledger.page(state="failed")
-    assert (failed.error or {})["error"] == "CorruptImage"
-    parsed = parse_request(copy.Request, failed.request, "copy")
-    assert (parsed.artifact, parsed.stores, copy.resource(parsed)) == (PLACES[2], ["archive"], PLACES[2].prefix)
-
-    put(source, PLACES[2].key("2.raw"), bytes([2]) * SIZE)
-    run(source, archive, how=how)
-    again = ledger.get(failed.job_id)
-    assert (again.state, len(again.attempts), len(ledger.page())) == ("succeeded", 2, 9)
-
-
-def test_sum_of_attempts(source: MemoryStore, archive: MemoryStore, settings: config.Settings, ledger: Ledger) -> None:
-    """The result of a job tells what all of its attempts have moved, each artifact once."""
-    how = {"jobs": RecordedJobs(settings)}
-    all_ = {"move": True, "prefix": "template"}
-    failing = store_failing_commit(archive, chosen=lambda key: key.endswith("/4.raw"))
-    with pytest.raises(StoreUnavailable):
-        run(source, failing, how=how, **all_)
-    result = run(source, archive, how=how | {"number": 2, "token": 1}, **all_)
-    assert (result["found"], result["counts"]) == (6, {"moved": 6})
-    assert len(outcomes(result)) == len(result["artifacts"]) == 6
-    assert {each.job_id for each in ledger.parts("job-1")} == {each["job_id"] for each in result["artifacts"]}
-    assert run(source, archive, how=how | {"job_id": "job-2", "number": 2}, **all_)["counts"] == {}
-
-
-def test_made_again(source: MemoryStore, archive: MemoryStore, settings: config.Settings) -> None:
-    """What was copied by this very job and has gone since is copied again."""
-    for _ in range(2):
-        run(source, archive, how={"jobs": RecordedJobs(settings)}, prefix="volumes")
-        assert find_manifest(archive, PLACES[-1])
-        for key in [each.key for each in archive.list()]:
-            archive.delete(key)
-
-
-def test_busy(source: MemoryStore, archive: MemoryStore, settings: config.Settings, ledger: Ledger) -> None:
-    """What another job is writing is left to it, and the job that copies all is tried again."""
-    ledger.submit(NewJob("other", "download", "z", "download", {}, PLACES[0].prefix))
-    assert ledger.claim("other", "w")
-    with pytest.raises(ResourceBusy, match="1 of 9") as caught:
-        run(source, archive, how={"jobs": RecordedJobs(settings)})
-    assert result_of(caught.value)["counts"] == {"failed": 1, "copied": 8}
-    assert find_manifest(archive, PLACES[0]) is None
-    assert ledger.page(state="queued") == []
-
-
-def test_dies(source: MemoryStore, archive: MemoryStore, settings: config.Settings, ledger: Ledger) -> None:
-    """Of a worker that dies in the middle of an artifact a job is left that another can run to its end."""
-
-    class Died(BaseException):
-        """Nothing catches it as an error of the job."""
-
-    def die(_: BaseException) -> bool:
-        raise Died
-
-    with pytest.raises(Died):
-        run(
-            source,
-            store_failing_commit(archive),
-            how={"jobs": RecordedJobs(settings), "will_resume": die},
-            prefix="volumes",
-        )
-    (record,) = ledger.page(state="running")
-    copy.run(parse_request(copy.Request, record.request, "copy"), attempt(source, archive, token=2))
-    assert find_manifest(archive, PLACES[-1])
-
-
-@pytest.mark.parametrize("reachable", [True, False], ids=["with a ledger", "without"])
-def test_two_commands(settings: config.Settings, broker: Broker, tmp_path: Path, reachable: bool) -> None:
-    """Two commands at once, each a process, copy every artifact once, whole, and in the end nothing is missing."""
-    source, target = FileStore("primary", tmp_path / "s"), FileStore("archive", tmp_path / "a")
-    fill(source)
-    environment = {
-        "SSVM_STORES__PRIMARY__URL": f"file://{tmp_path}/s",
-        "SSVM_STORES__ARCHIVE__URL": f"file://{tmp_path}/a",
-        "SSVM_STATE_DIR": str(tmp_path / "state"),
-        "SSVM_BROKER__URL": broker.url if reachable else "redis://127.0.0.1:1/0",
-        "SSVM_BROKER__PREFIX": broker.prefix,
-    }
-    argv = [sys.executable, "-m", "ssvm_worker", "run", "copy", "--all", "--stores", "archive", "--json"]
-    both = [subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    results = [json.loads(each.communicate()[0]) for each in both]
-    assert {each.returncode for each in both} <= {0, 75}
-    last = subprocess.run(argv, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    results.append(json.loads(last.stdout))
-    copied = [row for each in results for row in each.get("result", each).get("artifacts", [])]
-    assert sorted(row["artifact"] for row in copied if row["outcome"] == "copied") == [
-        each.prefix for each in artifacts_below(source)
-    ]
-    assert content(target) == theirs(source)
-    assert list(target.leftovers()) == []

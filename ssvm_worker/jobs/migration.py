@@ -41,7 +41,7 @@ _Weighed = tuple[Artifact, int]
 
 @dataclass
 class Migration:
-    """One attempt at it; what is found whole at the targets, by its manifest, is done. Holds 200 bytes an artifact."""
+    """One attempt at it; what is found whole at the targets, by its manifest, is done. Holds 400 bytes an artifact."""
 
     attempt: Attempt
     #: What each copy's request has beside the artifact: source, stores, move, patient.
@@ -140,15 +140,19 @@ class Migration:
 
     def _one(self, artifact: Artifact, expected: int) -> None:
         row: dict[str, Any] = {"artifact": artifact.prefix}
-        share, error = _Share(self.attempt.progress), None
+        share = _Share(self.attempt.progress)
+        error: WorkerError | None = None
         try:
             row |= self._copied(artifact, share)
-        except Cancelled:
+        except Cancelled as stopped:
             if self.attempt.stop_reason():
                 raise
             row |= {"outcome": "cancelled"}  # somebody has cancelled this one alone
+            if stopped.reason == "fenced":
+                error = ResourceBusy("Another worker has taken it over", artifact.prefix, "Let that end")
         except WorkerError as caught:
             error = caught
+        if error:
             row |= {"outcome": "failed", "error": error.as_dict()}
             self.attempt.log.info("%s is not copied: %s", artifact.prefix, error)
         with self._lock:

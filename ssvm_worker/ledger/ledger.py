@@ -154,12 +154,12 @@ class Ledger:
 
     # What the worker of a job does
 
-    def claim(self, job_id: str, worker: str) -> Claim | None:
+    def claim(self, job_id: str, worker: str, held: bool = False) -> Claim | None:
         """Take the job, if it is queued, due, and nobody runs another job on its resource; None: leave it alone.
 
         A job that waits for its resource is rung again in a moment; that costs it no attempt.
         """
-        token = self._run("CLAIM", job_id, worker, self.claim_s, BUSY_S)
+        token = self._run("CLAIM", job_id, worker, self.claim_s, BUSY_S, int(held))
         return Claim(job_id, token, self.get(job_id)) if token else None
 
     def beat(self, claim: Claim, progress: dict[str, Any] | None = None) -> bool:
@@ -212,7 +212,7 @@ class Ledger:
             self._note_part(part_of, new.job_id)
         if record.state in (FAILED, CANCELLED):
             self.retry(new.job_id, worker)
-        claim = self.claim(new.job_id, worker)
+        claim = self.claim(new.job_id, worker, held=True)
         if claim is None:
             if is_new:
                 self.cancel(new.job_id, worker)

@@ -16,6 +16,8 @@ ENDED = (SUCCEEDED, FAILED, CANCELLED)
 
 #: The lane of uploads, which `ssvm serve` runs while somebody sends. No worker takes it, and nothing rings for it.
 INBOUND = "inbound"
+#: Where jobs are counted that run within another one, or within a command, and take no place of a worker.
+HELD = "held"
 
 Request = dict[str, Any]
 

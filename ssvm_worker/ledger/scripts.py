@@ -34,7 +34,9 @@ local function put(which, ...) redis.call('HSET', job(which), 'updated', text(no
 
 local function count(which, state, by)
   if state == '' then return end
-  redis.call('HINCRBY', P .. 'counts', state .. ' ' .. get('zone', which) .. ' ' .. get('lane', which), by)
+  -- What is held needs no place of a worker: it runs within another job, or a command.
+  local lane = (state == 'running' and get('held', which) == '1') and 'held' or get('lane', which)
+  redis.call('HINCRBY', P .. 'counts', state .. ' ' .. get('zone', which) .. ' ' .. lane, by)
 end
 
 local function move(which, to)
@@ -117,7 +119,8 @@ end
 return ''
 """
 
-#: ARGV: worker, claim_s, seconds to wait for a busy resource -> token, or 0 if there is nothing to run now.
+#: ARGV: worker, claim_s, seconds to wait for a busy resource, 1 if whoever submits it runs it
+#: -> token, or 0 if there is nothing to run now.
 CLAIM = """
 if get('state') ~= 'queued' or tonumber(get('not_before')) > now then return 0 end
 local resource = get('resource')
@@ -131,6 +134,7 @@ if resource ~= '' then
 end
 local number = redis.call('HINCRBY', job(), 'attempts', 1)
 redis.call('HINCRBY', job(), 'tries', 1)
+put(id, 'held', ARGV[6])
 move(id, 'running')
 put(id, 'a' .. number .. ':worker', ARGV[3], 'a' .. number .. ':started', text(now),
     'a' .. number .. ':by', get('retried_by'), 'retried_by', '', 'progress', '', 'not_before', '0')

@@ -1,0 +1,56 @@
+"""A store with artifacts of every kind, and a copy of all of them, for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssvm_worker.digest import digest_of
+from ssvm_worker.errors import WorkerError
+from ssvm_worker.jobs import copy
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.keys import Artifact
+from ssvm_worker.manifest import Entry, Manifest, write_manifest
+from ssvm_worker.stream import Owner, Store
+from tests.attempts import attempt
+from tests.contracts.store import put
+from tests.grain_bench import back_up, changed, disk
+from tests.test_copy_job import content
+
+PLACES = [Artifact("template", "2", str(each)) for each in range(6)] + [Artifact("volume", "3", "v1")]
+SIZE = 3000
+
+
+def fill(store: Any) -> Any:
+    """Seven artifacts, two incremental backups that share packs, and what is none of our business."""
+    for number, place in enumerate(PLACES):
+        manifest = Manifest(place, "job-0")
+        for name, data in {f"{place.id}.raw": bytes([number]) * SIZE, "template.properties": b"id\n"}.items():
+            put(store, place.key(name), data)
+            manifest = manifest.with_entry(Entry(name, len(data), str(digest_of(data))))
+        write_manifest(store, manifest, Owner("job-0", 1))
+    back_up(store, "b1", disk(12))
+    back_up(store, "b2", changed(disk(12), 3))
+    put(store, "elsewhere/x", b"of somebody else")
+    put(store, "template/tmpl/2/half/half.raw", b"without a manifest")
+    return store
+
+
+def run(*stores: Store, how: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    """Copy all from primary to archive, unless *fields* say otherwise."""
+    request = parse_request(copy.Request, {"all": True, "stores": ["archive"]} | fields, "copy")
+    return copy.run(request, attempt(*stores, **(how or {})))
+
+
+def outcomes(result: dict[str, Any]) -> dict[str, str]:
+    """What became of each artifact."""
+    return {each["artifact"]: each["outcome"] for each in result["artifacts"]}
+
+
+def result_of(error: WorkerError) -> Any:
+    """What was done nevertheless."""
+    return error.result
+
+
+def theirs(store: Store) -> dict[str, bytes]:
+    """All of the store that belongs to complete artifacts."""
+    return {key: data for key, data in content(store).items() if "/half/" not in key and "elsewhere" not in key}
