@@ -361,6 +361,15 @@ class Retention(Keep):
     volumes: dict[str, Keep] = Field(default_factory=dict)
 
 
+class Log(Section):
+    """What is logged, in which form and where. Nothing below info: libraries would tell signed URLs."""
+
+    format: Literal["text", "json", "keyvalue"] = "text"
+    level: Literal["info", "warning", "error"] = "info"
+    #: unix:///dev/log or udp://host:514, beside standard error.
+    syslog: str | None = Field(None, pattern=r"^(unix:///.+|udp://[^/?#@]+/?)$")
+
+
 class Callback(SecretFields):
     """The POST of the job record at the end."""
 
@@ -391,5 +400,6 @@ class Settings(Section):
     quota: Quota = Quota()
     retention: Retention = Retention()
     callback: Callback = Callback()
+    log: Log = Log()
     scaling: Scaling = Scaling()
     serve: Serve = Serve()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ssvm_worker.config import load
 from ssvm_worker.errors import WorkerError
 
+from . import logs
 from .discreet import DiscreetRequest
 from .factory import make_app
 from .life import attach
@@ -12,6 +13,7 @@ from .life import attach
 settings = load()
 app = make_app(settings)
 attach(app, settings)
+logs.attach(settings)
 
 #: How every task is registered: a WorkerError is an answer, not a crash, so Celery logs it without a traceback.
 TASK = {"bind": True, "throws": (WorkerError,), "Request": DiscreetRequest}

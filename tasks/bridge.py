@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+from ssvm_worker import logs
 from ssvm_worker.assembly import make_attempt, open_ledger, open_slots
 from ssvm_worker.errors import Cancelled, WorkerError
 from ssvm_worker.jobs import Job, find_job
@@ -38,12 +39,14 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
 
     Raises the error of a job that has failed, so that Celery shows it as failed too.
     """
+    logs.begin(message.job_id)
     with open_ledger(settings) as ledger:
         record = insist(lambda: accept(ledger, settings, message))
         claim = insist(lambda: ledger.claim(record.job_id, worker_name()))
         if claim is None:
             _LOG.info("job %s is left alone: it is not there to be run", record.job_id)
             return {"job_id": record.job_id, "state": "left"}
+        logs.begin(record.job_id, claim.number)
         with (
             Heart(ledger, claim) as heart,
             draining(heart.shut_down, settings.worker.drain_s),

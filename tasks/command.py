@@ -17,7 +17,7 @@ def worker_command(settings: Settings) -> tuple[list[str], dict[str, str]]:
     queues = ",".join(queue_name(settings.zone, lane) for lane in settings.worker.lanes)
     argv = [sys.executable, "-m", "celery", "-A", "tasks.app", "worker"]
     argv += ["-Q", queues, "-c", str(settings.worker.concurrency), "-n", f"{settings.zone}-{uuid.uuid4().hex[:6]}@%h"]
-    argv += ["--loglevel", "INFO", "--without-gossip", "--without-mingle"]
+    argv += ["--loglevel", settings.log.level.upper(), "--without-gossip", "--without-mingle"]
     return argv, {"REMAP_SIGTERM": "SIGQUIT"}
 
 

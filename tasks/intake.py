@@ -25,6 +25,13 @@ class Message:
     #: The Celery task's id: the job's, if the request brings none.
     task_id: str
 
+    @property
+    def job_id(self) -> str:
+        """The job that it is about, as far as it tells: an order says so, a request may; "" for what no id can be."""
+        first = self.args[0] if self.args else {}
+        named = first.get("job_id") if isinstance(first, dict) else first
+        return _valid("job_id", named) or _valid("job_id", self.task_id)
+
 
 def accept(ledger: Ledger, settings: Settings, message: Message) -> Record:
     """The record of the job that the message is about, written first if it is new. Safe to repeat.

@@ -13,6 +13,7 @@ from ssvm_worker.assembly import open_ledger
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.ledger.embedded import EmbeddedBroker
+from ssvm_worker.logs import about
 from ssvm_worker.settings import Settings
 
 from .intake import Message, accept
@@ -44,11 +45,13 @@ def attach(app: Celery, settings: Settings) -> None:
         name = request.task.name.removeprefix("ssvm.")
         if name in ("retry", "cancel", "reap"):
             return
-        try:
-            with open_ledger(settings) as ledger:
-                accept(ledger, settings, Message(name, request.args, request.kwargs, request.id))
-        except WorkerError as error:
-            _LOG.info("job of message %s: %s", request.id, error)  # the pool process says it where it counts
+        message = Message(name, request.args, request.kwargs, request.id)
+        with about(message.job_id):
+            try:
+                with open_ledger(settings) as ledger:
+                    accept(ledger, settings, message)
+            except WorkerError as error:
+                _LOG.info("job of message %s: %s", request.id, error)  # the pool process says it where it counts
 
     class RegistrarStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Starts behind the pool likewise, and so is told to stop before that, while jobs still run."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.errors import WorkerError
+from ssvm_worker.logs import about
 from ssvm_worker.settings import Settings
 
 from .outbox import open_outbox
@@ -55,8 +56,9 @@ class Reaper:
     def _reap(self) -> None:
         attempts, stands = self._settings.retry.max_attempts, standing(self._settings)
         for record in self._ledger.reap(self._every_s, attempts, stands):
-            _LOG.info("job %s is rung: %s", record.job_id, record.error["message"] if record.error else "it waits")
-            ring(self._settings, record)
+            with about(record.job_id):
+                _LOG.info("job %s is rung: %s", record.job_id, record.error["message"] if record.error else "it waits")
+                ring(self._settings, record)
         self._ledger.expire()
 
     def _send_callbacks(self) -> None:

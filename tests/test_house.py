@@ -35,6 +35,7 @@ LAYERS = (
         "demand",
         "doctor",
         "health",
+        "logs",
         "cmdline",
         "metrics",
         "mounts",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from ssvm_worker import __version__
-from ssvm_worker.errors import EXIT_CANCELLED, WorkerError
+from ssvm_worker import __version__, config, logs
+from ssvm_worker.errors import EXIT_CANCELLED, ConfigError, WorkerError
+from ssvm_worker.settings import Log
 
 from .output import Output
 
@@ -30,13 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     # `run` alone: to load what the other commands need takes as long as a small job.
     args = make_parser(("run",) if list(words[:1]) == ["run"] else _GROUPS).parse_args(words)
-    logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
     output = Output(as_json=args.json)
     try:
+        _start_logging(args)
         return int(args.command(args, output) or 0)
     except WorkerError as error:
         output.error(error)
@@ -47,6 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (`ssvm list | head`): nothing to say, and nowhere to say it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _start_logging(args: argparse.Namespace) -> None:
+    """As the settings say, but for what a person sees; what is wrong with them the command tells itself."""
+    try:
+        given = config.load(args.config).log
+    except ConfigError:
+        given = Log()
+    logs.start(given, "info" if args.verbose else "warning")
 
 
 def make_parser(groups: Sequence[str] = _GROUPS) -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker import assembly, config
+from ssvm_worker import assembly, config, logs
 from ssvm_worker.errors import NOT_THERE, ResourceBusy, WorkerError
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import Attempt, SubJob, Unrecorded
@@ -50,14 +50,20 @@ def run_here(settings: Settings, job: Job, request: JobRequest, *, quiet: bool =
     stop: list[str] = []
     bar = Bar(job.name, disable=quiet)
     stores = sorted(each.url for each in settings.stores.values())
+    job_id = request.job_id or f"run-{uuid.uuid4().hex[:12]}"
     attempt = assembly.make_attempt(
         settings,
-        request.job_id or f"run-{uuid.uuid4().hex[:12]}",
+        job_id,
         publish=bar.show,
         stop_reason=lambda: stop[0] if stop else None,
         jobs=_JobsHere(settings, stores),
     )
-    with _stopping(stop), _alone(job.resource(request), stores), contextlib.closing(bar):
+    with (
+        logs.working(job_id),
+        _stopping(stop),
+        _alone(job.resource(request), stores),
+        contextlib.closing(bar),
+    ):
         try:
             return job.run(request, attempt)
         except BaseException:

@@ -20,7 +20,8 @@ from starlette.types import Message
 
 from ssvm_worker.errors import ResourceBusy, SourceUnavailable, WorkerError
 from ssvm_worker.ledger import Claim
-from ssvm_worker.links import Link
+from ssvm_worker.links import Link, job_of
+from ssvm_worker.logs import about
 from ssvm_worker.units import KiB
 
 from .answers import failure, refusal
@@ -82,6 +83,10 @@ class Uploads:
 
     async def answer(self, request: Request, link: Link) -> Response:
         """Answer a request about a link that is good."""
+        with about(job_of(link.id)):
+            return await self._answer(request, link)
+
+    async def _answer(self, request: Request, link: Link) -> Response:
         if request.method == "GET":
             return page(link, await asyncio.to_thread(self._inbox.state, link))
         if request.method == "PUT":

@@ -1,0 +1,160 @@
+"""Each line of the log says which job it is about, in every form, from any thread, also to syslog."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker import logs
+from ssvm_worker.errors import ConfigError
+from ssvm_worker.settings import Log
+from tests.servers.syslog import Syslog
+from tests.servers.worker import until
+
+LOGGER = logging.getLogger("ssvm.test")
+
+
+@contextmanager
+def logged(**given: object) -> Iterator[io.StringIO]:
+    """What standard error gets by these settings."""
+    root, text = logging.getLogger(), io.StringIO()
+    before, level = root.handlers[:], root.level
+    root.handlers.clear()  # pytest's own, which must not be closed
+    try:
+        logs.start(Log.model_validate(given), stream=text)
+        yield text
+    finally:
+        for each in root.handlers:
+            each.close()
+        root.handlers[:] = before
+        root.setLevel(level)
+        logging.captureWarnings(False)
+        logs.end()
+
+
+def say() -> None:
+    """One line."""
+    LOGGER.info('said "%s"', "it")
+
+
+def test_json() -> None:
+    """A line is one JSON object, whatever is in the message."""
+    with logged(format="json") as text, logs.about("j1"):
+        LOGGER.warning("two\nlines, \x1b and ä")
+    found = json.loads(text.getvalue())
+    assert (found["job_id"], found["level"], found["logger"]) == ("j1", "warning", "ssvm.test")
+    assert found["message"] == "two\nlines, \x1b and ä"
+    assert text.getvalue().count("\n") == 1
+
+
+def test_keyvalue() -> None:
+    """A line is key=value, and what has blanks, quotes or line ends is quoted."""
+    with logged(format="keyvalue") as text, logs.about("j1"):
+        LOGGER.info('said "%s"\n', "it")
+    [line] = text.getvalue().splitlines()
+    assert " level=info logger=ssvm.test job_id=j1 " in line
+    assert line.endswith(r'message="said \"it\"\n"')
+
+
+@pytest.mark.parametrize("form", ["json", "keyvalue"])
+def test_a_traceback_stays_in_its_line(form: str) -> None:
+    """A traceback makes no lines of its own, which would have no job."""
+    with logged(format=form) as text, logs.about("j1"):
+        try:
+            raise ValueError("two\nlines")
+        except ValueError:
+            LOGGER.exception("it failed")
+    assert text.getvalue().count("\n") == 1
+    assert "Traceback" in text.getvalue()
+
+
+@pytest.mark.parametrize("form", ["text", "json", "keyvalue"])
+def test_every_thread_of_a_process(form: str) -> None:
+    """While a process works at a job, what its threads say is about that, with the number of the attempt."""
+    with logged(format=form) as text:
+        logs.begin("j1", attempt=2)
+        thread = threading.Thread(target=say)
+        thread.start()
+        thread.join()
+        during = text.getvalue()
+        logs.end()
+        say()
+    shown = {"text": "[j1/2]", "json": '"job_id": "j1", "attempt": 2', "keyvalue": "job_id=j1 attempt=2"}
+    assert shown[form] in during
+    assert "j1" not in text.getvalue().removeprefix(during)
+
+
+def test_threads_of_many_jobs() -> None:
+    """A thread that deals with another job says so, and nobody else's lines change."""
+    with logged(format="json") as text:
+
+        def other() -> None:
+            with logs.about("j2"):
+                say()
+
+        with logs.about("j1"):
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+            say()
+        say()
+    found = [json.loads(line).get("job_id") for line in text.getvalue().splitlines()]
+    assert found == ["j2", "j1", None]
+
+
+def test_libraries_do_not_tell_requests() -> None:
+    """Below INFO libraries tell URLs with their signatures, so nothing below INFO is logged."""
+    with logged() as text:
+        logging.getLogger("urllib3.connectionpool").debug("GET /x?X-Amz-Signature=secret")
+    assert text.getvalue() == ""
+
+
+@pytest.mark.parametrize("kind", ["udp", "unix"])
+def test_syslog(kind: str) -> None:
+    """Syslog gets the same lines, with their severity, from the settings' level on."""
+    with tempfile.TemporaryDirectory(prefix="ssvm-") as directory:
+        syslog = Syslog(Path(directory) / "log" if kind == "unix" else None)
+        with logged(format="json", syslog=syslog.url) as text, logs.about("j1"):
+            say()
+            LOGGER.error("bad")
+            until(lambda: len(syslog.lines) == 2, "both lines have come")
+        syslog.close()
+    assert [severity for severity, _ in syslog.lines] == [6, 3]
+    assert [line for _, line in syslog.lines] == text.getvalue().splitlines()
+
+
+def test_syslog_that_goes_away(capfd: pytest.CaptureFixture[str]) -> None:
+    """A syslog daemon that ends, or does not read, costs its lines only; when it is back it gets the next ones."""
+    with tempfile.TemporaryDirectory(prefix="ssvm-") as directory:
+        path = Path(directory) / "log"
+        first = Syslog(path)
+        with logged(syslog=first.url) as text:
+            say()
+            first.close()
+            path.unlink()
+            say()
+            second = Syslog(path)
+            say()
+            until(lambda: len(second.lines) == 1, "the next line has come")
+            second.close()
+    assert len(text.getvalue().splitlines()) == 3
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_no_syslog() -> None:
+    """A socket that is not there is told once, and a host that has no address is an error of the settings."""
+    with logged(syslog="unix:///nowhere") as text:
+        say()
+        say()
+    assert text.getvalue().count("log.syslog unix:///nowhere") == 1
+    assert len(text.getvalue().splitlines()) == 3
+    with pytest.raises(ConfigError, match=r"log.syslog udp://no.such.invalid"), logged(syslog="udp://no.such.invalid"):
+        pass
