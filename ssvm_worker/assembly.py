@@ -38,8 +38,9 @@ from .jobs.retention import Rule, Rules
 from .links import Signer, local_key
 from .pace import Pace
 from .quota import Limits as Quotas
+from .sections import Section
 from .settings import Keep as KeepSettings
-from .settings import Section, Settings
+from .settings import Settings
 from .stores import open_destination, open_origin, open_store, sweep_destination
 from .stream import Check, Sink, Source, Store
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ from .ledger import Record
 from .ledger.events import Event
 from .ledger.registry import Seen
 from .settings import Broker, Settings
+from .traces import traceparent as checked
 
 __all__ = ["Client", "Event", "Record", "Seen"]
 
@@ -42,14 +44,15 @@ class Client:
         """
         return cls(Settings(zone=zone, broker=Broker.model_validate({"url": url, **broker})))
 
-    def submit(self, job: str, *, zone: str = "", job_id: str = "", **request: Any) -> Record:
-        """Queue a job with these fields of its request.
+    def submit(self, job: str, *, zone: str = "", job_id: str = "", traceparent: str = "", **request: Any) -> Record:
+        """Queue a job with these fields of its request; *traceparent*: the trace that it shall be part of.
 
         With a *job_id* of your own it is safe to repeat: the same request again is the same job. Raises InvalidRequest
         for a request that no worker would take, or an id that belongs to another one.
         """
         fields = request | ({"job_id": job_id} if job_id else {})
-        record, is_new = self._ledger.submit(assembly.new_job(self.settings, find_job(job), fields, zone=zone))
+        new = assembly.new_job(self.settings, find_job(job), fields, zone=zone)
+        record, is_new = self._ledger.submit(replace(new, traceparent=checked(traceparent)))
         if is_new:
             self._ring(record)
         return record

@@ -2,63 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from .brokerurl import sentinels
+from .sections import Address, Networks, Seconds, SecretFields, Section, Size, split
 from .stores.nfs_url import DEFAULTS as NFS_DEFAULTS
 from .stores.nfs_url import check_options
-from .units import GiB, TiB, parse_size
+from .units import GiB, TiB
 
 LANES = ("download", "upload", "backup", "maintenance")
-
-
-class Section(BaseModel):
-    """A table of the settings file: unknown keys and wrong types are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-def _split(value: Any) -> Any:
-    """A list may be given as one comma-separated string, which is all that an environment variable can hold."""
-    return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
-
-
-def _network(value: str) -> str:
-    ipaddress.ip_network(value)
-    return value
-
-
-def _address(value: str) -> str:
-    return str(ipaddress.ip_address(value))
-
-
-Address = Annotated[str, BeforeValidator(_address)]
-Network = Annotated[str, BeforeValidator(_network)]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_split)]
-Seconds = Annotated[float, Field(gt=0)]
-
-
-class SecretFields(Section):
-    """A section with secrets: each may be given as itself, or as ``NAME_file``, the path of a file that holds it."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_files(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        for name in [each for each in values if each.endswith("_file") and each[:-5] in cls.model_fields]:
-            path = Path(str(values.pop(name)))
-            try:
-                values[name[:-5]] = path.read_text().strip()
-            except OSError as error:
-                raise ValueError(f"{name} = {path} cannot be read: {error.strerror}") from error
-        return values
 
 
 class Broker(SecretFields):
@@ -104,7 +60,7 @@ class Worker(Section):
 
     #: Jobs at once. A transfer keeps about two cores busy.
     concurrency: int = Field(2, ge=1)
-    lanes: Annotated[tuple[str, ...], BeforeValidator(_split)] = LANES
+    lanes: Annotated[tuple[str, ...], BeforeValidator(split)] = LANES
     #: Seconds that running jobs get at SIGTERM before they are handed over.
     drain_s: Seconds = 60.0
 
@@ -160,13 +116,13 @@ class Download(SecretFields):
     ca_file: Path | None = None
     #: http://[user:password@]host:port for http and https; names, addresses and networks that are reached without it.
     proxy: SecretStr | None = None
-    no_proxy: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    no_proxy: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
     #: Public keys for the signatures of checksum files, and whether one that is not signed is refused.
     keyring: Path | None = None
     require_signature: bool = True
     #: file:// URLs may name what lies below these, store: URLs what lies in these.
-    allow_directories: Annotated[tuple[Path, ...], BeforeValidator(_split)] = ()
-    allow_stores: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    allow_directories: Annotated[tuple[Path, ...], BeforeValidator(split)] = ()
+    allow_stores: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
     #: Host keys of sftp:// servers.
     known_hosts: Path | None = None
 
@@ -323,16 +279,6 @@ class Serve(Section):
     drain_s: Seconds = 60.0
     certificate_file: Path | None = None
     private_key_file: Path | None = None
-
-
-def _size(value: Any) -> Any:
-    """Bytes may be given with a unit; "unlimited" is no limit."""
-    if value == "unlimited":
-        return None
-    return parse_size(value) if isinstance(value, str) else value
-
-
-Size = Annotated[int | None, Field(ge=0), BeforeValidator(_size)]
 
 
 class Quota(Section):

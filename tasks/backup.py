@@ -12,10 +12,10 @@ from .intake import Message
 @app.task(name="ssvm.backup", **TASK)
 def backup(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the backup that the message asks for."""
-    return run_job(settings, Message("backup", args, kwargs, task.request.id))
+    return run_job(settings, Message.of(task, args, kwargs))
 
 
 @app.task(name="ssvm.restore", **TASK)
 def restore(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the restore that the message asks for."""
-    return run_job(settings, Message("restore", args, kwargs, task.request.id))
+    return run_job(settings, Message.of(task, args, kwargs))

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from ssvm_worker.jobs.request import JobRequest, parse_request
 from ssvm_worker.ledger import Claim, Ledger
 from ssvm_worker.retry import RetryDecision, RetryPolicy, decide, decide_patiently
 from ssvm_worker.settings import Settings
+from ssvm_worker.traces import UNTRACED, Trace, tracing
 
 from .drain import draining
 from .heart import Heart, insist
@@ -47,12 +48,14 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
             _LOG.info("job %s is left alone: it is not there to be run", record.job_id)
             return {"job_id": record.job_id, "state": "left"}
         logs.begin(record.job_id, claim.number)
+        figures = {"job_id": record.job_id, "zone": record.zone, "lane": record.lane, "attempt": claim.number}
         with (
             Heart(ledger, claim) as heart,
             draining(heart.shut_down, settings.worker.drain_s),
             freeing(settings, ledger, claim, heart),
+            tracing(record.job, record.traceparent, **figures) as trace,
         ):
-            return Run(settings, ledger, claim, heart).run()
+            return Run(settings, ledger, claim, heart, trace=trace).run()
 
 
 def worker_name() -> str:
@@ -68,6 +71,7 @@ class Run:
     ledger: Ledger
     claim: Claim
     heart: Heart
+    trace: Trace = field(default=UNTRACED, kw_only=True)
 
     def run(self) -> dict[str, Any]:
         """Run the job and end or release it in the ledger."""
@@ -94,7 +98,7 @@ class Run:
             self.claim.job_id,
             number=self.claim.number,
             token=self.claim.token,
-            publish=self.heart.note,
+            publish=self.trace.watch(self.heart.note),
             stop_reason=self.heart.stop_reason,
             confirm=self.heart.confirm,
             will_resume=self._will_resume,
@@ -126,6 +130,7 @@ class Run:
         if _is_fenced(error):
             return self._leave()
         shown = _describe(error)
+        self.trace.fail(shown)
         if not isinstance(error, WorkerError | SystemExit):
             _LOG.error("job %s met a bug of ours", self.claim.job_id, exc_info=error)
         decision = self._decide(error)
@@ -157,6 +162,7 @@ class Run:
             insist(lambda: self.ledger.finish(self.claim, state, **outcome), self.heart)
         except Cancelled:
             return self._leave()
+        self.trace.note(state=state)
         _LOG.info("job %s %s", self.claim.job_id, state)
         tell(self.settings, self.ledger, self.claim.job_id)
         return {"job_id": self.claim.job_id, "state": state}
@@ -167,12 +173,14 @@ class Run:
             insist(lambda: self.ledger.release(self.claim, shown, delay_s, decision.counted), self.heart)
         except Cancelled:
             return self._leave()
+        self.trace.note(state="queued")
         _LOG.warning("job %s is queued again, due in %.1f s: %s", self.claim.job_id, delay_s, shown["message"])
         if not delay_s:
             ring(self.settings, self.ledger.get(self.claim.job_id))
         return {"job_id": self.claim.job_id, "state": "queued"}
 
     def _leave(self) -> dict[str, Any]:
+        self.trace.note(state="fenced")
         _LOG.warning("job %s belongs to another worker now; this attempt has ended", self.claim.job_id)
         return {"job_id": self.claim.job_id, "state": "fenced"}
 

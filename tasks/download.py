@@ -12,4 +12,4 @@ from .intake import Message
 @app.task(name="ssvm.download", **TASK)
 def download(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the download that the message asks for."""
-    return run_job(settings, Message("download", args, kwargs, task.request.id))
+    return run_job(settings, Message.of(task, args, kwargs))

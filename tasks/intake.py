@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ssvm_worker.assembly import new_job
@@ -13,6 +13,7 @@ from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.request import JobRequest, parse_request
 from ssvm_worker.ledger import Ledger, NewJob, Record
 from ssvm_worker.settings import Settings
+from ssvm_worker.traces import traceparent
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class Message:
     kwargs: Mapping[str, Any]
     #: The Celery task's id: the job's, if the request brings none.
     task_id: str
+    #: The trace context of its sender, if there is one.
+    traceparent: str = ""
+
+    @classmethod
+    def of(cls, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Message:
+        """The message for which Celery runs that task of ours."""
+        parent = traceparent(task.request.get("traceparent"))
+        return cls(task.name.removeprefix("ssvm."), args, kwargs, task.request.id, parent)
 
     @property
     def job_id(self) -> str:
@@ -49,7 +58,7 @@ def accept(ledger: Ledger, settings: Settings, message: Message) -> Record:
     except InvalidRequest as error:
         ledger.refuse(_refused(settings, job, message), error)
         raise
-    return ledger.submit(new)[0]
+    return ledger.submit(replace(new, traceparent=message.traceparent))[0]
 
 
 def job_id_of(message: Message) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import task_received, worker_init
+from celery.signals import task_received, worker_init, worker_process_shutdown
 
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.errors import WorkerError
@@ -15,6 +15,7 @@ from ssvm_worker.jobs import JOBS
 from ssvm_worker.ledger.embedded import EmbeddedBroker
 from ssvm_worker.logs import about
 from ssvm_worker.settings import Settings
+from ssvm_worker.traces import close, traceparent
 
 from .intake import Message, accept
 from .mounts import MountKeeper
@@ -45,7 +46,8 @@ def attach(app: Celery, settings: Settings) -> None:
         name = request.task.name.removeprefix("ssvm.")
         if name in ("retry", "cancel", "reap"):
             return
-        message = Message(name, request.args, request.kwargs, request.id)
+        parent = traceparent(request.request_dict.get("traceparent"))
+        message = Message(name, request.args, request.kwargs, request.id, parent)
         with about(message.job_id):
             try:
                 with open_ledger(settings) as ledger:
@@ -69,8 +71,14 @@ def attach(app: Celery, settings: Settings) -> None:
     app.steps["worker"].update((ReaperStep, RegistrarStep, _mount_step(settings)))
     worker_init.connect(load_jobs, weak=False)
     task_received.connect(write_down, weak=False)
+    worker_process_shutdown.connect(_send_spans, weak=False)
     if settings.broker.embedded:
         worker_init.connect(start_broker, weak=False)
+
+
+def _send_spans(**_: Any) -> None:
+    """At the end of a pool process, in which atexit means nothing."""
+    close()
 
 
 def _mount_step(settings: Settings) -> type:

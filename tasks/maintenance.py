@@ -15,31 +15,31 @@ from .ring import ring
 @app.task(name="ssvm.copy", **TASK)
 def copy(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the copy that the message asks for."""
-    return run_job(settings, Message("copy", args, kwargs, task.request.id))
+    return run_job(settings, Message.of(task, args, kwargs))
 
 
 @app.task(name="ssvm.verify", **TASK)
 def verify(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the verify that the message asks for."""
-    return run_job(settings, Message("verify", args, kwargs, task.request.id))
+    return run_job(settings, Message.of(task, args, kwargs))
 
 
 @app.task(name="ssvm.delete", **TASK)
 def delete(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the delete that the message asks for."""
-    return run_job(settings, Message("delete", args, kwargs, task.request.id))
+    return run_job(settings, Message.of(task, args, kwargs))
 
 
 @app.task(name="ssvm.cleanup", **TASK)
 def cleanup(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the clean-up that the message asks for."""
-    return run_job(settings, Message("cleanup", args, kwargs, task.request.id))
+    return run_job(settings, Message.of(task, args, kwargs))
 
 
 @app.task(name="ssvm.retry", **TASK)
 def retry(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Queue a failed or cancelled job again: ``["ID"]`` or ``[{"job_id": "ID", "by": "who"}]``."""
-    job_id, by = job_id_of(Message("retry", args, kwargs, task.request.id))
+    job_id, by = job_id_of(Message.of(task, args, kwargs))
     with open_ledger(settings) as ledger:
         record = ledger.retry(job_id, by)
         ring(settings, record)
@@ -49,7 +49,7 @@ def retry(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
 @app.task(name="ssvm.cancel", **TASK)
 def cancel(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Cancel a queued or running job: ``["ID"]`` or ``[{"job_id": "ID", "by": "who"}]``."""
-    job_id, by = job_id_of(Message("cancel", args, kwargs, task.request.id))
+    job_id, by = job_id_of(Message.of(task, args, kwargs))
     with open_ledger(settings) as ledger:
         record = ledger.cancel(job_id, by)
     return {"job_id": job_id, "state": record.state}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from ssvm_worker.assembly import new_job
@@ -26,7 +27,7 @@ def order_copies(settings: Settings, ledger: Ledger, record: Record, result: dic
     for store, owed in result.get("owed", {}).items():
         new = new_job(settings, find_job("copy"), _request(record.job_id, store, owed, result), zone=record.zone)
         try:
-            copy, _ = ledger.submit(new)
+            copy, _ = ledger.submit(replace(new, traceparent=record.traceparent))
         except InvalidRequest as error:
             _LOG.warning("job %s: store %s stays owed: %s", record.job_id, store, error)
             continue

@@ -12,4 +12,4 @@ from .intake import Message
 @app.task(name="ssvm.upload", **TASK)
 def upload(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the upload that the message asks for."""
-    return run_job(settings, Message("upload", args, kwargs, task.request.id))
+    return run_job(settings, Message.of(task, args, kwargs))

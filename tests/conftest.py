@@ -11,6 +11,7 @@ pytest.register_assert_rewrite("tests.contracts", "tests.backup_bench")
 pytest_plugins: list[str] = [
     "tests.servers.broker",
     "tests.servers.browser",
+    "tests.servers.collector",
     "tests.servers.ftp",
     "tests.servers.http",
     "tests.servers.publisher",

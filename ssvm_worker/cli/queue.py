@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import assembly, config
 from ssvm_worker.errors import EXIT_CANCELLED, EXIT_PERMANENT, EXIT_RETRYABLE
 from ssvm_worker.settings import LANES, Settings
+from ssvm_worker.traces import traceparent
 from ssvm_worker.units import human_size
 
 from .fields import add_jobs, read_request
@@ -67,7 +70,7 @@ def _submit(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     new = assembly.new_job(settings, args.job, read_request(args, args.job.Request), zone=args.zone or "")
     with assembly.open_ledger(settings) as ledger:
-        record, is_new = ledger.submit(new)
+        record, is_new = ledger.submit(replace(new, traceparent=traceparent(os.environ.get("TRACEPARENT"))))
         if is_new:
             _ring(settings, record)
         if args.wait:

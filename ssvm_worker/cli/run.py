@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker import assembly, config, logs
+from ssvm_worker import assembly, config, logs, traces
 from ssvm_worker.errors import NOT_THERE, ResourceBusy, WorkerError
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import Attempt, SubJob, Unrecorded
@@ -51,22 +51,25 @@ def run_here(settings: Settings, job: Job, request: JobRequest, *, quiet: bool =
     bar = Bar(job.name, disable=quiet)
     stores = sorted(each.url for each in settings.stores.values())
     job_id = request.job_id or f"run-{uuid.uuid4().hex[:12]}"
-    attempt = assembly.make_attempt(
-        settings,
-        job_id,
-        publish=bar.show,
-        stop_reason=lambda: stop[0] if stop else None,
-        jobs=_JobsHere(settings, stores),
-    )
     with (
         logs.working(job_id),
+        traces.tracing(job.name, traces.traceparent(os.environ.get("TRACEPARENT")), job_id=job_id) as trace,
         _stopping(stop),
         _alone(job.resource(request), stores),
         contextlib.closing(bar),
     ):
+        attempt = assembly.make_attempt(
+            settings,
+            job_id,
+            publish=trace.watch(bar.show),
+            stop_reason=lambda: stop[0] if stop else None,
+            jobs=_JobsHere(settings, stores),
+        )
         try:
             return job.run(request, attempt)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, WorkerError):
+                trace.fail(error.as_dict())
             stop.clear()
             _discard(job, request, attempt)
             raise

@@ -80,6 +80,7 @@ class Ledger:
             "request": _canonical(new.request),
             "resource": new.resource,
             "callback_url": new.callback_url or "",
+            **({"traceparent": new.traceparent} if new.traceparent else {}),
         }
         flat = [part for pair in fields.items() for part in pair]
         had = self._run("SUBMIT", new.job_id, state, _error(error), RING_AGAIN_S, *flat)

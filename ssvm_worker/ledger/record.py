@@ -43,6 +43,8 @@ class NewJob:
     #: What only one running job may write; "" for none.
     resource: str = ""
     callback_url: str | None = None
+    #: The trace context of whoever submitted it, W3C's; "" for none.
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Record:
     #: Attempts counted against max_attempts since the submit or the last retry by a user.
     tries: int = 0
     callback: Callback = field(default_factory=Callback)
+    #: The trace context of whoever submitted it.
+    traceparent: str = ""
 
     @property
     def queue(self) -> str:
@@ -207,6 +211,7 @@ def from_hash(fields: Mapping[str, str]) -> Record:
         ending=fields.get("ending", ""),
         tries=int(fields.get("tries", 0)),
         callback=_callback(fields),
+        traceparent=fields.get("traceparent", ""),
     )
 
 

@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
+from typing import Any
 
 from ssvm_worker.assembly import Stores, new_job, open_links
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, StoreUnavailable, WorkerError
@@ -24,6 +25,7 @@ from ssvm_worker.links import Link
 from ssvm_worker.manifest import read_draft
 from ssvm_worker.retry import RetryDecision
 from ssvm_worker.settings import Settings
+from ssvm_worker.traces import tracing
 from tasks.bridge import Run, worker_name
 from tasks.heart import Heart
 
@@ -92,8 +94,9 @@ class Inbox:
     def run(self, claim: Claim, sender: Sender) -> None:
         """Store what the sender gives; the job's error."""
         try:
-            with Heart(self.ledger, claim) as heart:
-                outcome = _Upload(self.settings, self.ledger, claim, heart, sender).run()
+            figures: dict[str, Any] = {"job_id": claim.job_id, "lane": INBOUND, "attempt": claim.number}
+            with Heart(self.ledger, claim) as heart, tracing("download", **figures) as trace:
+                outcome = _Upload(self.settings, self.ledger, claim, heart, sender, trace=trace).run()
         finally:
             sender.finish()
         record = self.ledger.get(claim.job_id)

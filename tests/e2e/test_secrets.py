@@ -1,4 +1,4 @@
-"""Nothing secret shows where people look: Flower, events, logs, the ledger, callbacks."""
+"""Nothing secret shows where people look: Flower, events, logs, syslog, traces, the ledger, callbacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from tests import images
 from tests.e2e.test_flower import Flower
 from tests.neighbours import free_port
 from tests.servers.broker import Broker
+from tests.servers.collector import Collector
 from tests.servers.http import HttpServer
+from tests.servers.syslog import Syslog
 from tests.servers.worker import Site, until
 
 pytestmark = pytest.mark.e2e
@@ -34,12 +36,21 @@ def locked_broker(tmp_path: Path) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def site(make_site: Callable[..., Site], locked_broker: Broker) -> Site:
+def syslog() -> Iterator[Syslog]:
+    """A UDP one."""
+    found = Syslog()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site], locked_broker: Broker, syslog: Syslog) -> Site:
     """A site whose every password is known to the test."""
     closed = {"host": "127.0.0.1", "port": free_port(), "username": "admin", "password": "hush-vcenter"}
     return make_site(
         locked_broker,
         callback={"secret": "hush-callback", "max_tries": 1},
+        log={"format": "json", "syslog": syslog.url},
         retry={"max_attempts": 1},
         vcenters={"vc1": closed},
         download={"allow_networks": ["127.0.0.0/8"], "resumes": 0},
@@ -76,7 +87,7 @@ def commands(site: Site, ids: list[str]) -> str:
     return "".join((each.stdout + each.stderr).decode() for each in done)
 
 
-def test_nothing_secret_shows(site: Site, http_server: HttpServer) -> None:
+def test_nothing_secret_shows(site: Site, http_server: HttpServer, syslog: Syslog, collector: Collector) -> None:
     """Passwords, signatures and tokens are where a retry and the callback need them, in two fields of the ledger."""
     flower = Flower(site)
     try:
@@ -98,6 +109,10 @@ def test_nothing_secret_shows(site: Site, http_server: HttpServer) -> None:
         flower.process.wait()
     shown["flower.log"] = flower.log.read_text()
     shown["worker.log"] = site.workers[0].log.read_text()
+    shown["syslog"] = "\n".join(text for _, text in syslog.lines)
+    assert all(each in shown["syslog"] for each in ids)
+    until(lambda: all(collector.of(each) for each in ids), "all jobs are traced")
+    shown["traces"] = collector.text
     shown["ssvm"] = commands(site, ids)
     assert "hush-header" not in shown["ssvm"]
     assert all(each in shown["ssvm"] for each in ids)

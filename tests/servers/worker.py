@@ -129,11 +129,13 @@ class Site:
         ring(self.settings, record)
         return record.job_id
 
-    def send(self, task: str, request: object, task_id: str = "") -> None:
+    def send(self, task: str, request: object, task_id: str = "", **given: Any) -> None:
         """Push a message with one argument."""
-        self.send_args(task, [request], task_id)
+        self.send_args(task, [request], task_id, **given)
 
-    def send_args(self, task: str, args: list[object], task_id: str = "") -> None:
+    def send_args(
+        self, task: str, args: list[object], task_id: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
         """Push a message by hand, as a server without any Celery does: protocol 2, JSON."""
         lane = find_job(task).lane if task not in ("retry", "cancel") else "maintenance"
         task_id = task_id or uuid.uuid4().hex
@@ -142,7 +144,8 @@ class Site:
             "body": base64.b64encode(body.encode()).decode(),
             "content-type": "application/json",
             "content-encoding": "utf-8",
-            "headers": {"lang": "go", "task": f"ssvm.{task}", "id": task_id, "root_id": task_id, "parent_id": None},
+            "headers": {"lang": "go", "task": f"ssvm.{task}", "id": task_id, "root_id": task_id, "parent_id": None}
+            | dict(headers or {}),
             "properties": {
                 "correlation_id": task_id,
                 "delivery_mode": 2,

@@ -1,0 +1,150 @@
+"""A trace of each attempt by OpenTelemetry (extra ``otel``): a span for it, and one below it for each of its stages.
+
+Where to is for the standard's variables to say: OTEL_EXPORTER_OTLP_ENDPOINT, _HEADERS, _CERTIFICATE, OTEL_SERVICE_NAME,
+OTEL_TRACES_SAMPLER and so on; without an endpoint nothing is imported. By OTLP over HTTP. A collector that is away
+costs spans, never a job. A span has ids and figures, and an error as the job's record has it: no URL, no request.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span, Tracer
+
+_LOG = logging.getLogger("ssvm.traces")
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+Publish = Callable[[dict[str, Any]], None]
+
+
+def traceparent(value: object) -> str:
+    """A sender's W3C trace context, if it is one; else ""."""
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else ""
+
+
+class Trace:
+    """One attempt. ``watch`` sees its stages pass; ``fail`` says that it went wrong."""
+
+    def __init__(self, tracer: Tracer, span: Span) -> None:
+        self._tracer = tracer
+        self._span = span
+        self._stage: Span | None = None
+        self._name = ""
+
+    def watch(self, publish: Publish) -> Publish:
+        """*publish*, seen: a change of the stage ends one span and begins the next."""
+
+        def seen(progress: dict[str, Any]) -> None:
+            self._see(progress)
+            publish(progress)
+
+        return seen
+
+    def _see(self, progress: Mapping[str, Any]) -> None:
+        if progress["stage"] != self._name:
+            self.leave()
+            self._name = progress["stage"]
+            self._stage = self._tracer.start_span(self._name, context=_within(self._span))
+        if self._stage:
+            self._stage.set_attribute("ssvm.bytes", progress["bytes"])
+
+    def fail(self, error: Mapping[str, Any]) -> None:
+        """The attempt has ended with that error, as the record shows it."""
+        from opentelemetry.trace import Status, StatusCode
+
+        self._span.set_attributes({"error.type": error["error"], "ssvm.retryable": bool(error["retryable"])})
+        self._span.set_status(Status(StatusCode.ERROR, error["message"]))
+
+    def note(self, **figures: str | int) -> None:
+        """Figures of the attempt."""
+        self._span.set_attributes({f"ssvm.{name}": value for name, value in figures.items()})
+
+    def leave(self) -> None:
+        """The stage has ended. Safe to repeat."""
+        if self._stage:
+            self._stage.end()
+        self._stage, self._name = None, ""
+
+
+class _Untraced(Trace):
+    """Where nobody collects."""
+
+    def __init__(self) -> None:
+        """Nothing is kept."""
+
+    def watch(self, publish: Publish) -> Publish:
+        return publish
+
+    def fail(self, error: Mapping[str, Any]) -> None:
+        pass
+
+    def note(self, **figures: str | int) -> None:
+        pass
+
+
+UNTRACED: Trace = _Untraced()
+
+
+@contextmanager
+def tracing(job: str, parent: str = "", **figures: str | int) -> Iterator[Trace]:
+    """The trace of an attempt at that job; *parent* is its sender's trace context."""
+    provider = _provider() if any(os.environ.get(each) for each in _ENDPOINTS) else None
+    if provider is None:
+        yield UNTRACED
+        return
+    from opentelemetry.trace import SpanKind
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    tracer = provider.get_tracer("ssvm_worker")
+    context = TraceContextTextMapPropagator().extract({"traceparent": parent} if parent else {})
+    span = tracer.start_span(f"ssvm.{job}", context=context, kind=SpanKind.CONSUMER)
+    trace = Trace(tracer, span)
+    trace.note(job=job, **figures)
+    try:
+        yield trace
+    finally:
+        trace.leave()
+        span.end()
+
+
+def close() -> None:
+    """Send what is left, where a process ends without atexit. Waits as long as OTEL_EXPORTER_OTLP_TIMEOUT says."""
+    if _provider.cache_info().currsize and (provider := _provider()):
+        provider.shutdown()
+        _provider.cache_clear()
+
+
+@cache
+def _provider() -> TracerProvider | None:
+    """Made in the process that uses it: its thread that sends would not survive a fork."""
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        _LOG.warning("OTEL_… is set, but OpenTelemetry is not installed: pip install 'ssvm-worker[otel]'")
+        return None
+    from . import __version__
+
+    ours = {SERVICE_VERSION: __version__}
+    if not os.environ.get("OTEL_SERVICE_NAME"):
+        ours[SERVICE_NAME] = "ssvm-worker"
+    provider = TracerProvider(resource=Resource.create(ours))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
+
+
+def _within(span: Span) -> Any:
+    from opentelemetry.trace import set_span_in_context
+
+    return set_span_in_context(span)
