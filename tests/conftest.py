@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
+
+# No test says how long it may take: the machine may be busy with others.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 pytest.register_assert_rewrite("tests.contracts", "tests.backup_bench")
 

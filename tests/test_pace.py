@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -17,7 +18,8 @@ def total(pace: Pace, sizes: list[int], rate: float) -> float:
 
 def test_rate() -> None:
     """Bytes above the rate wait until the time has paid for them, but for a tenth of a second's worth."""
-    assert total(Pace(), [1000] * 10, 1000.0) == pytest.approx(9.9, abs=0.5)
+    started = time.monotonic()
+    assert total(Pace(), [1000] * 10, 1000.0) + time.monotonic() - started >= 9.8
 
 
 def test_fast_enough() -> None:
@@ -28,11 +30,12 @@ def test_fast_enough() -> None:
 def test_shared_by_processes() -> None:
     """What another process let through is paid for by all."""
     pace = Pace()
+    started = time.monotonic()
     if not (child := os.fork()):
         pace.delay(5000, 1000.0)
         os._exit(0)
     os.waitpid(child, 0)
-    assert pace.delay(1000, 1000.0) == pytest.approx(5.9, abs=0.5)
+    assert pace.delay(1000, 1000.0) + time.monotonic() - started >= 5.8
 
 
 def test_paced() -> None:

@@ -144,7 +144,7 @@ def test_manifest_agrees_with_qemu(http_server: HttpServer, made: Path, options:
 REFUSED = {
     "qcow2 -o extended_l2=on": "extended L2",
     "qcow2 -o data_file=data,data_file_raw=on": "another file",
-    "qcow2 -o encrypt.format=luks,encrypt.key-secret=key --object secret,id=key,data=x": "encrypted",
+    "qcow2 -o encrypt.format=luks,encrypt.iter-time=10,encrypt.key-secret=k --object secret,id=k,data=x": "encrypted",
     "vmdk -o subformat=monolithicFlat": "only a descriptor.* flat",
     "vmdk -o subformat=twoGbMaxExtentFlat": "only a descriptor.* flat",
     "vmdk -o subformat=twoGbMaxExtentSparse": "only a descriptor.* sparse",
@@ -152,7 +152,7 @@ REFUSED = {
     "qcow": "version 1",
     "vdi": "VirtualBox",
     "parallels": "Parallels",
-    "luks -o key-secret=key --object secret,id=key,data=x": "LUKS",
+    "luks -o iter-time=10,key-secret=k --object secret,id=k,data=x": "LUKS",
 }
 
 
