@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.errors import CorruptImage, ObjectNotFound
+from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound
 from ssvm_worker.jobs import delete, download, verify
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file import FileStore
@@ -55,6 +55,15 @@ def test_verify_names_the_damage(store: FileStore, tmp_path: Path, harm: Callabl
 
     with pytest.raises(CorruptImage, match=rf"1 of 2 objects.*template/tmpl/2/2/2\.raw.*{said}"):
         verify.run(asked(verify), attempt(store))
+
+
+@pytest.mark.parametrize("job", [verify, delete, download])
+def test_one_store(job: Any) -> None:
+    """``store`` is understood as a list of one; both at once are not."""
+    url = {"url": "https://images.example/a"} if job is download else {}
+    assert asked(job, store="archive", **url).stores == ["archive"]
+    with pytest.raises(InvalidRequest, match="store: unknown"):
+        asked(job, store="archive", stores=["primary"], **url)
 
 
 def test_verify_of_nothing(store: FileStore) -> None:

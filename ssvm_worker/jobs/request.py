@@ -8,7 +8,7 @@ import re
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.keys import Artifact, check_name
@@ -28,6 +28,15 @@ class JobRequest(BaseModel):
 
     job_id: str = Field("", description="The caller's idempotency key; made up when absent")
     callback_url: str | None = Field(None, description="Gets an HTTP POST of the job record when the job has ended")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_store(cls, values: Any) -> Any:
+        """``store`` may stand for ``stores`` with one name in it, where a request has no other use for it."""
+        has_one = "store" not in cls.model_fields and "stores" in cls.model_fields
+        if has_one and isinstance(values, dict) and values.keys() & {"store", "stores"} == {"store"}:
+            return {**{name: each for name, each in values.items() if name != "store"}, "stores": [values["store"]]}
+        return values
 
     @field_validator("job_id")
     @classmethod
