@@ -12,6 +12,13 @@ from tests.servers.service import Service
 from tests.servers.worker import until
 from tests.uploads import IMAGE, PREFIX, record, state, upload_link, url_of
 
+#: Keeps every value that the bar has had.
+_WATCH_THE_BAR = """
+window.seen = []
+const bar = document.getElementById("bar")
+new MutationObserver(() => seen.push(bar.value)).observe(bar, { attributes: true })
+"""
+
 
 def send(browser: Chrome, service: Service, file: Path) -> str:
     """Choose the file, click, and read what the page says in the end."""
@@ -61,12 +68,13 @@ def test_page_is_accessible(service: Service, browser: Chrome) -> None:
 
 
 def test_page_goes_on_after_a_reload(service: Service, browser: Chrome, tmp_path: Path) -> None:
-    """A person who closed the page in the middle picks the same file again, and only the rest of it is sent."""
+    """Whoever closed the page in the middle picks the same file again, sees the bar move, and only the rest is sent."""
     (file := tmp_path / "image.raw").write_bytes(IMAGE)
     link = upload_link(service, max_rate=2 << 20)
     for begun in (False, True):
         browser.get(service.url + url_of(service, link))
         browser.find_element(By.ID, "file").send_keys(str(file))
+        browser.execute_script(_WATCH_THE_BAR)
         browser.find_element(By.ID, "send").click()
         if not begun:
             until(lambda: state(service, link) == "running", "it has begun")
@@ -74,3 +82,5 @@ def test_page_goes_on_after_a_reload(service: Service, browser: Chrome, tmp_path
     WebDriverWait(browser, 60).until(lambda _: "stored" in browser.find_element(By.ID, "outcome").text)
     assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
     assert len(record(service, link).attempts) == 1
+    seen = browser.execute_script("return seen")
+    assert any(0 < each < 1 for each in seen)
