@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.demo.simulator import VCenterSimulator
+from ssvm_worker.grains.reader import packs_of
+from ssvm_worker.jobs.stored import read_backup
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.units import KiB
 from tests.backup_bench import PREFIX, Bench, assert_whole
-from tests.servers.vcenter import TestVM
+from tests.servers.vcenter import TestVM, make_vm
 
 #: One attempt in a process of its own, with the fields that it is given.
 WORKER = """
@@ -45,12 +49,18 @@ def start_worker(bench: Bench, vm: TestVM, directory: Path, **fields: Any) -> su
 STAGES: dict[str, dict[str, Any]] = {
     "its snapshot was made": {"hang": "ExportSnapshot"},
     "its lease was open": {"get": {"file": "disk-0.vmdk", "do": "stall"}},
-    "one disk of two was done": {"get": {"file": "disk-1.vmdk", "do": "stall", "at": 300_000}},
+    "one disk of three was done": {"get": {"file": "disk-1.vmdk", "do": "stall", "at": 300_000}},
     "all disks were done, but no manifest written": {"hang": "CreateDescriptor", "hang_after": 1},
     "the manifest was written, but its snapshot not removed": {"hang": "RemoveSnapshot_Task"},
 }
-#: How often the two disks are fetched after that.
-FETCHES = [(1, 1), (1, 1), (0, 1), (0, 0), (0, 0)]
+#: How often the three disks are fetched after that.
+FETCHES = [(1, 1, 1), (1, 1, 1), (0, 1, 1), (0, 0, 0), (0, 0, 0)]
+
+
+@pytest.fixture
+def vm(vcenter: VCenterSimulator) -> TestVM:
+    """A VM with three disks."""
+    return make_vm(vcenter, 512 * KiB, 768 * KiB, 256 * KiB)
 
 
 def reached(bench: Bench, stage: dict[str, Any]) -> int:
@@ -60,28 +70,40 @@ def reached(bench: Bench, stage: dict[str, Any]) -> int:
     return int(bench.vcenter.state()["calls"].get(stage["hang"], 0)) - int(stage.get("hang_after", 0))
 
 
-def fetches(bench: Bench) -> tuple[int, int]:
-    """How often each of the two disks was fetched so far."""
-    return bench.fetches("disk-0.vmdk"), bench.fetches("disk-1.vmdk")
+def fetches(bench: Bench) -> list[int]:
+    """How often each of the three disks was fetched so far."""
+    return [bench.fetches(f"disk-{number}.vmdk") for number in range(3)]
 
 
+def assert_nothing_stray(bench: Bench, vm: TestVM) -> None:
+    """The disks are what the VM held, and there is no pack that they do not need."""
+    disks = read_backup(bench.attempt(), bench.primary, bench.request(vm).artifact)
+    assert [b"".join(each.image("raw", "x")) for each in disks] == vm.raws
+    needed = packs_of(bench.primary, disks[0].manifest)
+    assert [each.key for each in bench.primary.list("snapshots/acme/vol1/_packs")] == sorted(needed)
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental"])
 @pytest.mark.parametrize(("name", "expected"), list(zip(STAGES, FETCHES, strict=True)))
-def test_killed(bench: Bench, vm: TestVM, tmp_path: Path, name: str, expected: tuple[int, int]) -> None:
+def test_killed(bench: Bench, vm: TestVM, tmp_path: Path, name: str, expected: tuple[int, int, int], mode: str) -> None:
     """The next worker goes on from what is stored, with the same snapshot; all that is left of the dead one goes."""
     before = reached(bench, STAGES[name] | {"hang_after": 0})
     bench.vcenter.fault(lease_timeout=2, **STAGES[name])
-    with start_worker(bench, vm, tmp_path) as worker:
+    with start_worker(bench, vm, tmp_path, mode=mode) as worker:
         while reached(bench, STAGES[name]) <= before:
             assert worker.poll() is None
         worker.kill()
     bench.vcenter.fault()
     bench.primary, so_far = FileStore("primary", tmp_path), fetches(bench)
     snapshots = bench.vcenter.state()["calls"]["CreateSnapshotEx_Task"]
-    assert bench.run(vm)["snapshot_removed"] is True
-    assert (fetches(bench)[0] - so_far[0], fetches(bench)[1] - so_far[1]) == expected
+    assert bench.run(vm, mode=mode)["snapshot_removed"] is True
+    assert tuple(now - then for now, then in zip(fetches(bench), so_far, strict=True)) == expected
     assert bench.vcenter.state()["calls"]["CreateSnapshotEx_Task"] == snapshots
-    assert_whole(bench.primary, *vm.streams)
-    assert len(list((tmp_path / PREFIX).iterdir())) == 6
+    assert len(list((tmp_path / PREFIX).iterdir())) == 7
+    if mode == "full":
+        assert_whole(bench.primary, *vm.streams)
+    else:
+        assert_nothing_stray(bench, vm)
     bench.primary = MemoryStore("primary")
     while any(lease["state"] == "open" for lease in bench.vcenter.state()["leases"].values()):
         pass  # the dead worker's lease: it lives until its time-out
