@@ -100,6 +100,7 @@ def test_backed_up_again(restores: Restores, bench: Bench, vm: TestVM) -> None:
     bench.run(vm)
     restores.store = bench.primary
     made = restore.run(asked(), restores.attempt())
+    assert all(each["length"] == each["bytes"] for each in restores.vcenter.state()["puts"][-2:])
     bench.run(vm, vm=made["vm"], id="b2")
     for number, stream in enumerate(vm.streams):
         assert read_bytes(bench.primary, f"snapshots/acme/vol1/b2/b2-disk{number}.vmdk") == stream
@@ -287,7 +288,7 @@ def test_missing_descriptor(restores: Restores) -> None:
 
 
 def test_from_an_incremental_backup(restores: Restores, bench: Bench, vm: TestVM) -> None:
-    """Disks that are stored in grains become streams again on their way, and hold what the VM held."""
+    """Disks in grains become streams of a length that is said beforehand, and hold what the VM held."""
     bench.run(vm, mode="incremental")
     restores.store = bench.primary
     made = restore.run(asked(), restores.attempt())

@@ -81,7 +81,7 @@ def package(attempt: Attempt, store: Store, artifact: Artifact) -> Package:
     descriptor, sums = (_of_role(manifest, role, where) for role in ("descriptor", "checksums"))
     text = b"".join(checked(attempt, store, artifact.key(descriptor.name), descriptor))
     listed = ova.read_descriptor(text, where)
-    in_grains = {disk.file: disk for disk in read_backup(attempt, store, artifact) if disk.size is None}
+    in_grains = {disk.file: disk for disk in read_backup(attempt, store, artifact) if disk.in_grains}
     names = (*listed.disks, *listed.others)
     entries = {name: _entry(manifest, name, where) for name in names if name not in in_grains}
     stored = {each.name: _stored(attempt, store, manifest, each) for each in (descriptor, sums, *entries.values())}

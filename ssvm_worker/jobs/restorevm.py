@@ -73,8 +73,8 @@ class _Parcel:
 
     wanted: Wanted
     label: str
-    #: Bytes, where they are known beforehand.
-    size: int | None
+    #: Bytes.
+    size: int
     #: What its progress comes to.
     total: int
     chunks: Callable[[], Iterator[bytes]]
@@ -87,7 +87,8 @@ def _parcel(wanted: Wanted, disks: list[StoredDisk]) -> _Parcel:
     for disk in disks:
         if disk.file == wanted.href:
             image = partial(disk.image, "vmdk", disk.file)
-            return _Parcel(wanted, disk.label, disk.size, disk.total("vmdk"), image, partial(disk.refuse_other, "vmdk"))
+            verify = partial(disk.refuse_other, "vmdk")
+            return _Parcel(wanted, disk.label, disk.stream_size(), disk.total("vmdk"), image, verify)
     first, entry = disks[0], disks[0].manifest.entry(wanted.href)
     if entry is None:
         listed = ", ".join(each.name for each in first.manifest.entries)

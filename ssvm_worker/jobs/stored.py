@@ -67,21 +67,16 @@ class StoredDisk:
         """What the OVF descriptor calls its file."""
         return f"{self.entry.name.rpartition('.')[0]}.vmdk"
 
-    @property
-    def size(self) -> int | None:
-        """Bytes of its streamOptimized VMDK; None where that is made anew, of grains."""
-        return None if self._in_grains else self.entry.size
-
     def stream_size(self) -> int:
         """Bytes of the image "vmdk"; of a disk in grains by its map and the indexes of its packs, which are read."""
-        if not self._in_grains:
+        if not self.in_grains:
             return self.entry.size
         found = grains.lengths(self.store, self.manifest, self.entry)
         return stream_size(found, self.capacity, self._grain_size)
 
     def extents(self) -> Iterator[Extent]:
         """The disk's data; CorruptImage or ChecksumMismatch at its end at the latest."""
-        if self._in_grains:
+        if self.in_grains:
             return self._told(grains.extents(self.store, self.manifest, self.entry, self.attempt.wait))
         return self._told(vmdk_extents(self._stored(), self.where, self.capacity))
 
@@ -94,19 +89,19 @@ class StoredDisk:
             return raw(self.extents(), self.capacity, self.where)
         if format_ == "qcow2":
             return qcow2(self.extents(), self.capacity, self._clusters(), self.where)
-        if self._in_grains:
+        if self.in_grains:
             found = grains.deflated(self.store, self.manifest, self.entry, self.attempt.wait)
             return stream_of_grains(self._told(found, self._grain_size), self.capacity, name, self._grain_size)
         return tap(self.attempt.resuming(self.store.reader(self.key)), self.attempt.progress.saw)
 
     def refuse_other(self, format_: str, hasher: Hasher) -> None:
         """Raise ChecksumMismatch if an image that is a copy of the object is not what the manifest says."""
-        if format_ == "vmdk" and not self._in_grains:
+        if format_ == "vmdk" and not self.in_grains:
             _refuse_other(hasher, self.entry, self.where)
 
     def total(self, format_: str) -> int:
         """What the progress of such an image comes to: bytes of the disk, or of the object where that is copied."""
-        return self.capacity if self._in_grains or format_ != "vmdk" else self.entry.size
+        return self.capacity if self.in_grains or format_ != "vmdk" else self.entry.size
 
     def _told(self, extents: Iterator[Extent], step: int | None = None) -> Iterator[Extent]:
         """Progress is how far on the disk we are; *step*: bytes of it that each piece stands for, if not its own."""
@@ -124,7 +119,8 @@ class StoredDisk:
         return next((each for each in disks if each["key"] == self.entry.facts.get("disk")), {})
 
     @property
-    def _in_grains(self) -> bool:
+    def in_grains(self) -> bool:
+        """Whether it is no file: its streamOptimized VMDK is made anew."""
         return self.entry.role == GRAIN_MAP
 
     @property
@@ -136,7 +132,7 @@ class StoredDisk:
         return checked(self.attempt, self.store, self.key, self.entry)
 
     def _clusters(self) -> int:
-        if self._in_grains:
+        if self.in_grains:
             it = grains.open_map(self.store, self.manifest, self.entry)
             return most_clusters(it.capacity, it.grains * it.grain_size, it.grain_size)
         head = b""

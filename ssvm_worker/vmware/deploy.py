@@ -95,8 +95,8 @@ class Import:
         self._lease = lease.__enter__()
         return lease
 
-    def sink(self, wanted: Wanted, size: int | None) -> HostSink:
-        """Where the bytes of a file go; *size* where it is known."""
+    def sink(self, wanted: Wanted, size: int) -> HostSink:
+        """Where the *size* bytes of a file go."""
         assert self._lease is not None
         file = self.file_of(wanted)
         link = Link(file.url, file.thumbprint, self._connection.address, self._connection.cookie)

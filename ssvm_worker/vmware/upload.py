@@ -21,13 +21,13 @@ _STREAM, _PLAIN = "application/x-vnd.vmware-streamVmdk", "application/octet-stre
 class HostSink:
     """``stream.Sink`` over one request. What it has taken stands when the lease is completed, and goes if it is not.
 
-    *size*: bytes that will come, None where nobody knows. *create*: the host makes the file (PUT), else the lease has
+    *size*: bytes that will come. *create*: the host makes the file (PUT), else the lease has
     made it already (POST). Raises LeaseLost, SourceDenied, SourceUnavailable, and what *check* does. Holds no bytes.
     """
 
     offset = 0
 
-    def __init__(self, link: Link, size: int | None, check: Check, *, create: bool) -> None:
+    def __init__(self, link: Link, size: int, check: Check, *, create: bool) -> None:
         parts = link.parts
         #: Without the ticket in the path.
         self.key = f"{parts.netloc}/…/{parts.path.rpartition('/')[2]}"
@@ -42,7 +42,7 @@ class HostSink:
         """Send a chunk; connects at the first."""
         connection = self._connected()
         with self._translated():
-            connection.send(chunk if self._size is not None else b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            connection.send(chunk)
         self._sent += len(chunk)
 
     def resumed(self) -> Iterator[bytes]:
@@ -53,8 +53,6 @@ class HostSink:
         """Wait until the host says that it has all of it."""
         connection = self._connected()
         with self._translated():
-            if self._size is None:
-                connection.send(b"0\r\n\r\n")
             answer = connection.getresponse()
         if not 200 <= answer.status < 300:
             raise self._refusal(answer)
@@ -87,7 +85,7 @@ class HostSink:
 
     def _send_head(self, connection: HTTPConnection) -> None:
         connection.putrequest(self._method, self._link.parts.path, skip_accept_encoding=True)
-        length = ("Transfer-Encoding", "chunked") if self._size is None else ("Content-Length", str(self._size))
+        length = ("Content-Length", str(self._size))
         kind = [("Content-Type", _PLAIN), ("Overwrite", "t")] if self._method == "PUT" else [("Content-Type", _STREAM)]
         for name, value in (*kind, length):
             connection.putheader(name, value)
