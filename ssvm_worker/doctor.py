@@ -45,6 +45,7 @@ def examine(settings: Settings) -> list[Finding]:
         *([_spill_dir(settings)] if settings.vcenters else []),
         *(_look(f"vcenter {name}", lambda name=name: _vcenter(settings, name)) for name in settings.vcenters),  # type: ignore[misc]
         _look("conversion", lambda: _conversion(settings)),
+        *([_boot()] if settings.vcenters else []),
     ]
 
 
@@ -94,6 +95,13 @@ def _conversion(settings: Settings) -> str:
     tools = ", ".join(tool(name) for name in ("qemu-img", "prlimit"))
     with tempfile.TemporaryFile(dir=directory):
         return f"{tools}; {directory} can be written, {human_size(shutil.disk_usage(directory).free)} free"
+
+
+def _boot() -> Finding:
+    """What ``ssvm verify --boot`` needs; a worker without it does all else."""
+    if qemu := shutil.which("qemu-system-x86_64"):
+        return Finding("verify --boot", True, qemu)
+    return Finding("verify --boot", True, "not possible: qemu-system-x86_64 is not installed (qemu-system-x86)")
 
 
 def _spill_dir(settings: Settings) -> Finding:

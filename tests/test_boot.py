@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import subprocess
+import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,12 @@ import pytest
 from ssvm_worker.errors import Cancelled, ConfigError, CorruptImage, InvalidRequest
 from ssvm_worker.jobs import verify
 from ssvm_worker.jobs.attempt import Attempt, Boots
+from ssvm_worker.jobs.bootcheck import boot_check
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.scratch import scratch_folder
 from ssvm_worker.qemu.machine import Drive, Machine, command
 from ssvm_worker.qemu.screen import Picture, read_ppm
+from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Store, put_bytes
 from ssvm_worker.units import MiB
@@ -86,8 +92,6 @@ def test_boots_from_grains(grub: bytes, tmp_path: Path) -> None:
     it = trying(store, tmp_path)
     request = parse_request(verify.Request, REQUEST, "verify")
     assert manifest.artifact == request.artifact
-    from ssvm_worker.jobs.bootcheck import boot_check
-
     assert boot_check(it, store, request.artifact)["screen"] == "still"
 
 
@@ -109,8 +113,46 @@ def test_cancel(grub: bytes, tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         run(it)
     assert [each for each in (tmp_path / "boot").rglob("*")] == []
-    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert str(tmp_path) not in running
+    assert not is_running(tmp_path)
+
+
+#: One boot in a process of its own; its store is a directory.
+WORKER = """
+import pathlib, sys
+from ssvm_worker.jobs.attempt import Attempt, Boots
+from ssvm_worker.jobs.bootcheck import boot_check
+from ssvm_worker.stores.file import FileStore
+from tests.backups import BACKUP
+folder = pathlib.Path(sys.argv[1])
+store = FileStore("primary", folder / "store")
+it = Attempt("job-1", {"primary": store}, None, boots=Boots(folder / "boot", 256 << 20, 300, 300))
+boot_check(it, store, BACKUP)
+"""
+
+
+def test_worker_killed(grub: bytes, tmp_path: Path) -> None:
+    """With a worker that is killed its guest dies, and what it has left goes with the next boot."""
+    (tmp_path / "store").mkdir()
+    store_backup(FileStore("primary", tmp_path / "store"), grub)
+    with subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)]) as worker:
+        while not list(tmp_path.rglob("screen.ppm")):
+            assert worker.poll() is None
+            time.sleep(0.1)
+        assert is_running(tmp_path)
+        worker.kill()
+    while is_running(tmp_path):
+        time.sleep(0.1)
+    (left,) = (tmp_path / "boot").iterdir()
+    os.utime(left, (0, 0))
+    with scratch_folder(tmp_path / "boot", "ssvm-boot-"):
+        pass
+    assert not list((tmp_path / "boot").iterdir())
+
+
+def is_running(folder: Path) -> bool:
+    """Whether there is a guest in that folder."""
+    shown = subprocess.run(["ps", "-wweo", "args"], capture_output=True, text=True, check=True).stdout
+    return any(line.startswith("/") and "qemu-system" in line and str(folder) in line for line in shown.splitlines())
 
 
 def test_without_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
