@@ -119,6 +119,19 @@ def test_a_second_attempt_feeds_the_other_store_from_the_first(http_server: Http
     assert read_bytes(primary, KEY) == read_bytes(other, KEY) == IMAGE
 
 
+def test_a_second_attempt_begins_again_where_no_part_is_kept(http_server: HttpServer) -> None:
+    """Into a store that keeps no bytes of a dead writer, as S3, the next attempt fetches all; one artifact is there."""
+    store = MemoryStore("primary", resumable=False)
+    asked = request(http_server.url("image"), checksum=SHA256)
+    broken_off(http_server, asked, store)
+
+    assert download.run(asked, attempt(store, token=1))["resumptions"] == 0
+
+    assert "Range" not in http_server.requests[-1].headers
+    assert read_bytes(store, KEY) == IMAGE
+    assert (stored(store), store.sweep(0)) == (["7.raw", "manifest.json", "template.properties"], 0)
+
+
 def test_source_changed_since_the_last_attempt(http_server: HttpServer, store: Store) -> None:
     """When the object is another one than the last attempt's, the download begins again from its first byte."""
     asked = request(http_server.url("image"))

@@ -29,6 +29,7 @@ from tests import images
 from tests.attempts import SETTINGS, attempt
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.servers.http import HttpServer
+from tests.servers.proxy import ProxyServer
 
 IMAGE = images.mbr(1 << 20)
 OWNER = Owner()
@@ -40,6 +41,20 @@ def run(url: str, settings: dict[str, Any], **fields: Any) -> bytes:
     store = MemoryStore("primary")
     download.run(parse_request(download.Request, request, "download"), attempt(store, settings=settings))
     return read_bytes(store, "template/tmpl/2/7/7.raw")
+
+
+def test_proxy_of_the_settings(http_server: HttpServer) -> None:
+    """A job goes by the proxy of the settings, and past it where no_proxy says so."""
+    proxy = ProxyServer()
+    http_server.serve("image", IMAGE)
+    settings = SETTINGS["download"] | {"proxy": f"http://127.0.0.1:{proxy.port}", "no_proxy": ["127.0.0.1"]}
+    try:
+        assert run(http_server.url("image", host="image.example"), {"download": settings}) == IMAGE
+        assert proxy.asked == [f"GET http://image.example:{http_server.port}/image"]
+        assert run(http_server.url("image"), {"download": settings}) == IMAGE
+        assert len(proxy.asked) == 1
+    finally:
+        proxy.close()
 
 
 # Credentials by name
