@@ -61,6 +61,8 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> None:
         for section in sections:
             table = table.setdefault(section, {})
         table[key] = environ[name]
+        # A secret may stand in a file or be given as itself; what the environment says goes before either.
+        table.pop(key.removesuffix("_file") if key.endswith("_file") else f"{key}_file", None)
 
 
 def _finding(error: Any) -> str:

