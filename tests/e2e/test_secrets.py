@@ -22,7 +22,7 @@ from tests.servers.http import HttpServer
 from tests.servers.syslog import Syslog
 from tests.servers.worker import Site, until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 DISK = images.mbr(1 << 20)
 
 
