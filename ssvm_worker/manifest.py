@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,9 +118,11 @@ def artifacts_below(store: Store, prefix: str = "") -> Iterator[Artifact]:
                 yield Artifact.of_prefix(place)
 
 
-def write_manifest(store: Store, manifest: Manifest, owner: Owner) -> StoredObject:
-    """Make the artifact exist; call it after every other object is committed. The draft goes."""
-    stored = put_bytes(store, f"{manifest.artifact.prefix}/{MANIFEST}", manifest.to_json(), owner)
+def write_manifest(
+    store: Store, manifest: Manifest, owner: Owner, confirm: Callable[[], None] = lambda: None
+) -> StoredObject:
+    """Make the artifact exist; call it after every other object is committed. The draft goes. See ``put_bytes``."""
+    stored = put_bytes(store, f"{manifest.artifact.prefix}/{MANIFEST}", manifest.to_json(), owner, confirm)
     store.delete(f"{manifest.artifact.prefix}/{DRAFT}")
     return stored
 
@@ -134,14 +136,19 @@ def read_draft(store: Store, artifact: Artifact) -> Manifest | None:
         return None
 
 
-def write_draft(store: Store, draft: Manifest, owner: Owner) -> None:
-    """Note what is committed so far."""
-    put_bytes(store, f"{draft.artifact.prefix}/{DRAFT}", draft.to_json(), owner)
+def write_draft(store: Store, draft: Manifest, owner: Owner, confirm: Callable[[], None] = lambda: None) -> None:
+    """Note what is committed so far. See ``put_bytes``."""
+    put_bytes(store, f"{draft.artifact.prefix}/{DRAFT}", draft.to_json(), owner, confirm)
 
 
-def discard(store: Store, artifact: Artifact) -> None:
-    """Remove all that an unfinished artifact has left: parts, committed objects, the draft. A complete one is kept."""
+def discard(store: Store, artifact: Artifact, confirm: Callable[[], None] = lambda: None) -> None:
+    """Remove all that an unfinished artifact has left: parts, committed objects, the draft. A complete one is kept.
+
+    *confirm* is called before each removal, and raises when all of that may be another worker's.
+    """
+    confirm()
     store.sweep(0, artifact.prefix)
     if find_manifest(store, artifact) is None:
         for each in list(store.list(artifact.prefix)):
+            confirm()
             store.delete(each.key)

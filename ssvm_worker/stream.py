@@ -359,11 +359,18 @@ def _each(observers: Sequence[Observer]) -> Observer:
     return see
 
 
-def put_bytes(store: Store, key: str, data: bytes, owner: Owner) -> StoredObject:
-    """Store a small object, whole or not at all."""
+def put_bytes(
+    store: Store, key: str, data: bytes, owner: Owner, confirm: Callable[[], None] = lambda: None
+) -> StoredObject:
+    """Store a small object, whole or not at all.
+
+    *confirm* is called before the commit, when what is written can be seen: whoever takes the job over after that
+    finds it, and takes it away.
+    """
     with store.writer(key, len(data), owner=owner) as sink:
         if data:
             sink.write(data)
+        confirm()
         return sink.commit()
 
 

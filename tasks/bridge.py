@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -152,9 +152,14 @@ class Run:
         if not self.heart.owns():
             return
         try:
-            self._job.discard(self._request, self._attempt)
+            self._job.discard(self._request, replace(self._attempt, confirm=self._owned, stop_reason=lambda: None))
         except WorkerError as error:
             _LOG.warning("job %s: leftovers remain until the next clean-up: %s", self.claim.job_id, error)
+
+    def _owned(self) -> None:
+        """That a user wants the job to stop does not keep it from cleaning up; that it is another worker's does."""
+        if not self.heart.owns():
+            raise Cancelled("fenced")
 
     def _end(self, state: str, **outcome: Any) -> dict[str, Any]:
         self.heart.owns()  # one more beat, which carries the last progress

@@ -294,3 +294,17 @@ def test_connection_breaks(bench: Bench, vm: TestVM, method: str) -> None:
         bench.attempt_fields = {"stop_reason": break_it}
         assert isinstance(bench.fail(vm), Retryable)
         assert not bench.left()
+
+
+def test_cancel_removes_the_snapshot(bench: Bench, vm: TestVM) -> None:
+    """A backup that a user cancels removes its snapshot, though it hears at each look that it must stop."""
+    made = lambda: "ssvm-backup-job-1" in bench.vcenter.state()["snapshots"]  # noqa: E731
+
+    def confirm() -> None:
+        if made():
+            raise Cancelled("user")
+
+    bench.attempt_fields = {"stop_reason": lambda: "user" if made() else None, "confirm": confirm}
+    with pytest.raises(Cancelled):
+        bench.run(vm)
+    assert not bench.left()

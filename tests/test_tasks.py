@@ -46,13 +46,15 @@ class Workshop:
         self.runs = 0
         self.discarded = 0
         self.act: Run = lambda _: {"done": True}
+        self.clean: Callable[[Attempt], object] = lambda _: None
 
     def job(self) -> Job:
         def run(_: Request, attempt: Attempt) -> dict[str, Any]:
             self.runs += 1
             return self.act(attempt)
 
-        def discard(_: Request, __: Attempt) -> None:
+        def discard(_: Request, attempt: Attempt) -> None:
+            self.clean(attempt)
             self.discarded += 1
 
         module = SimpleNamespace(Request=Request, run=run, discard=discard, resource=lambda _: "")
@@ -226,6 +228,23 @@ def test_cancel_is_heard(shop: Workshop) -> None:
         return {}
 
     assert shop.outcome(run).state == "cancelled"
+
+
+def test_clean_up_of_a_cancelled_job(shop: Workshop) -> None:
+    """That a user wants the job to stop does not keep it from removing what it has left."""
+
+    def act(attempt: Attempt) -> dict[str, Any]:
+        shop.ledger.cancel("t1", "ann")
+        attempt.confirm()
+        return {}
+
+    def clean(attempt: Attempt) -> None:
+        attempt.check()
+        attempt.confirm()
+
+    shop.clean = clean
+    assert shop.outcome(act).state == "cancelled"
+    assert shop.discarded == 1
 
 
 def test_progress(shop: Workshop) -> None:

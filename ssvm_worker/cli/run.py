@@ -107,7 +107,7 @@ class _JobsHere(assembly.RecordedJobs):
 def _discard(job: Job, request: JobRequest, attempt: Attempt) -> None:
     """Remove what is left; that this fails too must not hide why the job did."""
     try:
-        job.discard(request, attempt)
+        job.discard(request, attempt.cleaning())
     except WorkerError as error:
         attempt.log.warning("leftovers remain until `ssvm cleanup`: %s", error)
 

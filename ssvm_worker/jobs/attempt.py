@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -299,6 +299,18 @@ class Attempt:
         """Raise Cancelled if this attempt must stop."""
         if reason := self.stop_reason():
             raise Cancelled(reason)
+
+    def cleaning(self) -> Attempt:
+        """This attempt for its clean-up: that it must stop does not keep it from that; that its claim is lost does."""
+
+        def confirm() -> None:
+            try:
+                self.confirm()
+            except Cancelled as error:
+                if error.reason == "fenced":
+                    raise
+
+        return replace(self, confirm=confirm, stop_reason=lambda: None)
 
     def wait(self, seconds: float) -> None:
         """Sleep, but not past a cancel."""

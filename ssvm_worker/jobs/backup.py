@@ -112,7 +112,7 @@ def _refuse_short(request: Request, result: dict[str, Any]) -> None:
 def discard(request: Request, attempt: Attempt) -> None:
     """Remove what failed attempts have left: on the stores, and the job's snapshot where vCenter lets us."""
     for name in request.stores:
-        discard_artifact(attempt.store(name), request.artifact)
+        discard_artifact(attempt.store(name), request.artifact, attempt.confirm)
         sweep_packs(attempt.store(name), request.artifact, attempt)
     if request.snapshot is None:
         _remove_leftover(request, attempt)
@@ -184,7 +184,7 @@ def _give_up(request: Request, attempt: Attempt, session: Session, vm: VM, error
     if request.snapshot is not None or attempt.will_resume(error):
         return
     try:
-        attempt.confirm()
+        attempt.cleaning().confirm()
     except WorkerError as fenced:
         attempt.log.info("the snapshot is left to whoever has the job now: %s", fenced)
         return

@@ -67,7 +67,7 @@ def discard(request: Request, attempt: Attempt) -> None:
     if request.all:
         return  # each copy has a job of its own, which does it
     for name in request.stores:
-        discard_artifact(attempt.store(name), request.artifact)
+        discard_artifact(attempt.store(name), request.artifact, attempt.confirm)
         if request.kind == "backup":
             sweep_packs(attempt.store(name), request.artifact, attempt)
 
@@ -130,8 +130,7 @@ class _Copying:
         # Behind the maps that name them, so that no sweep between two attempts takes them for free.
         for pack in packs_of(self.source, self.manifest).values():
             self._pack(pack)
-        self.attempt.confirm()
-        write_manifest(self.target, self.manifest, self.attempt.owner)
+        write_manifest(self.target, self.manifest, self.attempt.owner, self.attempt.confirm)
         count(self.attempt, self.target, self.manifest)
         return self.done
 
@@ -147,8 +146,8 @@ class _Copying:
         if draft is not None and replace(draft, entries=()) == empty:
             self.target.sweep(0, artifact.prefix, spare=self.attempt.job_id)
             return draft
-        discard_artifact(self.target, artifact)
-        write_draft(self.target, empty, self.attempt.owner)
+        discard_artifact(self.target, artifact, self.attempt.confirm)
+        write_draft(self.target, empty, self.attempt.owner, self.attempt.confirm)
         return empty
 
     def _object(self, entry: Entry, draft: Manifest) -> Manifest:
@@ -160,7 +159,7 @@ class _Copying:
         self._stream(entry, key)
         self._count("objects", entry.size)
         draft = draft.with_entry(entry)
-        write_draft(self.target, draft, self.attempt.owner)
+        write_draft(self.target, draft, self.attempt.owner, self.attempt.confirm)
         return draft
 
     def _size_there(self, key: str) -> int | None:

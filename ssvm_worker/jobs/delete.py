@@ -47,11 +47,12 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
 
 
 def _delete(store: Store, prefix: str, attempt: Attempt) -> int:
-    attempt.confirm()
+    """Each removal is confirmed: whoever was frozen in the middle must not remove what was stored there since."""
     keys = [each.key for each in store.list(prefix)]
-    store.delete(f"{prefix}/{MANIFEST}")
-    for key in keys:
+    for key in (f"{prefix}/{MANIFEST}", *keys):
+        attempt.confirm()
         store.delete(key)
+    attempt.confirm()
     store.sweep(0, prefix)
     _forget(store, prefix, attempt)
     uncount(attempt, store, Artifact.of_prefix(prefix))

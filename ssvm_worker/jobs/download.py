@@ -31,7 +31,7 @@ def resource(request: Request) -> str:
 def discard(request: Request, attempt: Attempt) -> None:
     """Remove what failed attempts have left on the stores."""
     for name in request.stores:
-        discard_artifact(attempt.store(name), request.artifact)
+        discard_artifact(attempt.store(name), request.artifact, attempt.confirm)
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Intake:
     def _note_draft(self, name: str) -> None:
         primary = self._targets.primary
         if primary.resumable and (draft := self._fetch.draft(name)):
-            write_draft(primary, draft, self._attempt.owner)
+            write_draft(primary, draft, self._attempt.owner, self._attempt.confirm)
 
     def _store_image(self, opened: _Opened) -> Kept:
         hasher = self._fetch.hasher()

@@ -212,7 +212,7 @@ class Migration:
             return job.run(parsed, it)
         except BaseException as error:
             if not self.attempt.will_resume(error) and sub.stop_reason() != "fenced":
-                self._discard(parsed, it)
+                self._discard(parsed, it.cleaning())
             raise
 
     def _discard(self, request: Any, attempt: Attempt) -> None:

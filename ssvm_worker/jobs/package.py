@@ -140,7 +140,7 @@ class Package:
         """A store that failed at one disk got no other, and need not keep those it has."""
         for label in self.targets.owed:
             with contextlib.suppress(WorkerError):  # what cannot be removed now is found by clean-up
-                discard(self.targets.stores[label], self.artifact)
+                discard(self.targets.stores[label], self.artifact, self.attempt.confirm)
 
     def _verify(self) -> None:
         """Every file is what the `.mf` says, and it says something of every file. A package may have none."""

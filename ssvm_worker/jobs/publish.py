@@ -43,7 +43,7 @@ def publish(
                 raise
             owed[name] = error
             with contextlib.suppress(WorkerError):  # what cannot be removed now is found by clean-up
-                discard(store, manifest.artifact)
+                discard(store, manifest.artifact, attempt.confirm)
     for name, reason in owed.items():
         attempt.log.warning("store %s is owed %s: %s", name, manifest.artifact.prefix, reason)
     return {
@@ -69,7 +69,6 @@ def _owed(reason: WorkerError, artifact: Artifact) -> dict[str, Any]:
 
 def _publish_on(attempt: Attempt, store: Store, manifest: Manifest, small: Mapping[str, bytes]) -> None:
     for name, data in small.items():
-        put_bytes(store, manifest.artifact.key(name), data, attempt.owner)
-    attempt.confirm()
-    write_manifest(store, manifest, attempt.owner)
+        put_bytes(store, manifest.artifact.key(name), data, attempt.owner, attempt.confirm)
+    write_manifest(store, manifest, attempt.owner, attempt.confirm)
     count(attempt, store, manifest)

@@ -118,7 +118,7 @@ def discard(request: Request, attempt: Attempt) -> None:
         remove_leftover(request.vcenter, request.place, attempt)
         return
     for name in request.targets:
-        discard_artifact(attempt.store(name), request.target)
+        discard_artifact(attempt.store(name), request.target, attempt.confirm)
 
 
 def _chosen(request: Request, disks: list[StoredDisk]) -> list[StoredDisk]:

@@ -41,7 +41,7 @@ def restore_files(target: FileTarget, attempt: Attempt, disks: list[StoredDisk])
         return done
     for store in stores.values():
         # Nobody else may write this artifact now, so what lies there unfinished is a dead attempt's.
-        discard_artifact(store, target.artifact)
+        discard_artifact(store, target.artifact, attempt.confirm)
     attempt.progress.start("restoring", sum(disk.total(target.format) for disk in disks))
     manifest = Manifest(target.artifact, attempt.job_id, source=origin, facts={"name": target.name})
     owed: dict[str, WorkerError] = {}
@@ -114,7 +114,7 @@ def _hint(store: Store, disk: StoredDisk) -> int | None:
 
 def _leave_nothing(store: Store, target: Artifact, attempt: Attempt) -> None:
     try:
-        discard_artifact(store, target)
+        discard_artifact(store, target, attempt.confirm)
     except WorkerError as error:
         attempt.log.info("store %s keeps what it has of %s until it is copied to: %s", store.name, target.prefix, error)
 

@@ -66,7 +66,7 @@ class Targets:
     def discard(self) -> None:
         """Remove what an unfinished backup has left."""
         for store in self.stores.values():
-            self.only_primary_must(store, partial(discard, store, self._artifact))
+            self.only_primary_must(store, partial(discard, store, self._artifact, self._attempt.confirm))
 
     def has(self, entry: Entry) -> bool:
         """Whether the primary holds that object; another store that does not is owed the backup."""

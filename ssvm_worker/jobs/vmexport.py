@@ -152,7 +152,7 @@ class VMExport:
         with self._lock:
             for entry in entries:
                 self._manifest = self._manifest.with_entry(entry)
-            write_draft(self._targets.primary, self._manifest, self._attempt.owner)
+            write_draft(self._targets.primary, self._manifest, self._attempt.owner, self._attempt.confirm)
 
     # What lies beside them.
 
@@ -178,7 +178,7 @@ class VMExport:
         kept = publish(self._attempt, self._targets.stores, stored, manifest, small)
         for name in kept["owed"]:
             with suppress(WorkerError):  # a store that is down keeps them until the copy job comes
-                discard(self._targets.stores[name], self._artifact)
+                discard(self._targets.stores[name], self._artifact, self._attempt.confirm)
         return manifest, kept
 
     def _in_order(self, disks: list[Disk]) -> list[Entry]:
