@@ -137,11 +137,13 @@ def test_whose_rule() -> None:
 
 
 def back_up_at(store: Store, id_: str, number: int, volume: str = "vol1", **facts: Any) -> Artifact:
-    """A full backup of that day."""
+    """A full backup of that day; *wanted*: the disks that its request named."""
+    source = {"request": {"disks": facts.pop("wanted", None)}}
     artifact = Artifact("backup", "acme", id_, volume)
     put_bytes(store, artifact.key("x.vmdk"), b"disk", OWNER)
     created = (START + timedelta(days=number)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    write_manifest(store, Manifest(artifact, "j", (Entry("x.vmdk", 4, ""),), facts=facts, created=created), OWNER)
+    entries = (Entry("x.vmdk", 4, ""),)
+    write_manifest(store, Manifest(artifact, "j", entries, source=source, facts=facts, created=created), OWNER)
     return artifact
 
 
@@ -177,10 +179,20 @@ def test_cleanup_knows_what_is_good() -> None:
     """A backup that is damaged or lacks a disk does not push the last good one out."""
     store, verdicts = MemoryStore("primary"), LocalVerdicts()
     for number in range(4):
-        back_up_at(store, f"b{number}", number, complete=number != 2)
+        back_up_at(store, f"b{number}", number, disks=[{"status": "missing" if number == 2 else "exported"}])
     verdicts.note("primary", "snapshots/acme/vol1/b3", ["cut"], "j")
     clean(store, Rule(keep_last=1), verdicts=verdicts)
     assert ids(store) == ["b1", "b3"]
+
+
+@pytest.mark.parametrize(("wanted", "stay"), [(["scsi0:0"], ["b1"]), (None, ["b0", "b1"])])
+def test_disks_left_out(wanted: list[str] | None, stay: list[str]) -> None:
+    """A backup of just the disks that its request named is good; one that is short by itself is not."""
+    store = MemoryStore("primary")
+    for number in range(2):
+        back_up_at(store, f"b{number}", number, wanted=wanted, disks=[{"status": "exported"}, {"status": "rdm"}])
+    clean(store, Rule(keep_last=1))
+    assert ids(store) == stay
 
 
 def test_unreadable_manifest_stays() -> None:

@@ -12,11 +12,12 @@ from ssvm_worker.errors import IncompleteBackup, InvalidRequest, SourceNotFound,
 from ssvm_worker.manifest import Manifest, find_manifest
 from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import Store
-from ssvm_worker.vmware.hardware import INDEPENDENT, MISSING, RDM, select_disks
+from ssvm_worker.vmware.hardware import select_disks
 
 from .accounting import holding
 from .attempt import Attempt
 from .incremental import FULL, INCREMENTAL, sweep_packs, totals
+from .lost import lost_disks
 from .preflight import preflight, refuse
 from .publish import placed
 from .request import ArtifactRequest, QuotaField
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a job which has failed or was cancelled waits for its snapshot to go; vSphere goes on after that.
 _CLEAN_UP_S = 60.0
+#: Why a disk is not there that is independent or a raw device.
+_OUTSIDE = "no snapshot holds it"
 
 
 class Request(ArtifactRequest):
@@ -67,9 +70,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     IncompleteBackup for a backup that is stored, and short of a disk that was wanted: that is no success.
     """
     stores = {name: attempt.store(name) for name in dict.fromkeys(request.stores)}
-    result = _already_there(request, attempt, stores) or _back_up(request, attempt, stores)
-    _refuse_short(request, result)
-    return result
+    return _already_there(request, attempt, stores) or _back_up(request, attempt, stores)
 
 
 def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> dict[str, Any]:
@@ -90,21 +91,18 @@ def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> di
             _give_up(request, attempt, session, vm, error)
             raise
         removed = _remove(request, attempt, vm, snapshot)
+    _refuse_short(manifest)
     return _result(manifest) | {"reused": False, "snapshot_removed": removed} | kept
 
 
-def _refuse_short(request: Request, result: dict[str, Any]) -> None:
-    """What was left out by name is nobody's loss; any other disk that is not there is."""
-    lost = (MISSING,) if request.disks else (MISSING, INDEPENDENT, RDM)
-    short = [
-        f"{each['label']} ({each['place']}) is {each['status']}: {each.get('why', 'no snapshot holds it')}"
-        for each in result["disks"]
-        if each["status"] in lost
-    ]
-    if short:
+def _refuse_short(manifest: Manifest) -> None:
+    """Raise IncompleteBackup if it lacks a disk that was wanted; it stands all the same."""
+    if lost := lost_disks(manifest):
+        told = [f"{each['label']} ({each['place']}) is {each['status']}: {each.get('why', _OUTSIDE)}" for each in lost]
+        number = f"{len(lost)} of {len(manifest.facts['disks'])} disks"
         raise IncompleteBackup(
-            f"The backup is stored, but short of {len(short)} of {len(result['disks'])} disks: {'; '.join(short)}",
-            result["key"],
+            f"The backup is stored, but short of {number}: {'; '.join(told)}",
+            manifest.artifact.prefix,
             "What it has can be restored. For the next one, mend what is wrong, or name the disks that are wanted",
         )
 
@@ -139,6 +137,7 @@ def _already_there(request: Request, attempt: Attempt, stores: dict[str, Store])
     if manifest.job_id == attempt.job_id and manifest.source["snapshot"]["ours"]:
         # An earlier attempt may have died between the manifest and the removal.
         removed = _remove_leftover(request, attempt)
+    _refuse_short(manifest)
     return _result(manifest) | {"reused": True, "snapshot_removed": removed} | placed(attempt, stores, request.artifact)
 
 

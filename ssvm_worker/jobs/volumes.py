@@ -16,6 +16,7 @@ from . import delete
 from .accounting import count_packs
 from .attempt import Attempt
 from .incremental import sweep_packs
+from .lost import lost_disks
 from .retention import Backup, kept
 
 
@@ -75,5 +76,5 @@ class Volume:
     def _judged(self, manifest: Manifest, damaged: Collection[str]) -> Backup:
         it = manifest.artifact
         (verified,) = self.attempt.verdicts.times(self.store.name, [it.prefix])
-        good = it.prefix not in damaged and bool(manifest.facts.get("complete", True))
+        good = it.prefix not in damaged and not lost_disks(manifest)
         return Backup(it.id, datetime.fromisoformat(manifest.created).timestamp(), good, verified)
