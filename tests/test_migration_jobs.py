@@ -210,7 +210,9 @@ def test_two_commands(settings: config.Settings, broker: Broker, tmp_path: Path,
     """Two commands at once, each a process, copy every artifact once, whole, and in the end nothing is missing."""
     source, target = FileStore("primary", tmp_path / "s"), FileStore("archive", tmp_path / "a")
     fill(source)
+    (locks := tmp_path / "locks").mkdir()
     environment = {
+        "TMPDIR": str(locks),
         "SSVM_STORES__PRIMARY__URL": f"file://{tmp_path}/s",
         "SSVM_STORES__ARCHIVE__URL": f"file://{tmp_path}/a",
         "SSVM_STATE_DIR": str(tmp_path / "state"),
@@ -229,3 +231,4 @@ def test_two_commands(settings: config.Settings, broker: Broker, tmp_path: Path,
     ]
     assert content(target) == theirs(source)
     assert list(target.leftovers()) == []
+    assert list(locks.iterdir()) == []

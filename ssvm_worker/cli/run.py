@@ -131,22 +131,35 @@ def _alone(resource: str, stores: Sequence[str]) -> Iterator[None]:
     if not resource:
         yield
         return
-    name = f"ssvm-run-{os.getuid()}-{fingerprint(' '.join((resource, *stores)))}.lock"
-    # Others may write into the temporary directory too: no link of theirs is followed, nothing of theirs cut short.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    path = Path(tempfile.gettempdir()) / f"ssvm-run-{os.getuid()}-{fingerprint(' '.join((resource, *stores)))}.lock"
+    while not _is_at(lock := _open_locked(path, resource), path):
+        os.close(lock)
     try:
-        lock = os.open(Path(tempfile.gettempdir()) / name, flags, 0o600)
-    except OSError as error:
-        raise ResourceBusy(f"The lock file {name} cannot be opened: {error.strerror}", resource, "Remove it") from error
-    try:
-        _lock(lock, resource)
         yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(lock)
 
 
-def _lock(lock: int, resource: str) -> None:
+def _open_locked(path: Path, resource: str) -> int:
+    # Others may write into the temporary directory too: no link of theirs is followed, nothing of theirs cut short.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        lock = os.open(path, flags, 0o600)
+    except OSError as error:
+        what = f"The lock file {path.name} cannot be opened: {error.strerror}"
+        raise ResourceBusy(what, resource, "Remove it") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        os.close(lock)
         raise ResourceBusy("Another `ssvm run` is writing this", resource, "Wait until it has ended") from error
+    return lock
+
+
+def _is_at(lock: int, path: Path) -> bool:
+    """Whether the file that we have locked is still the one there: whoever had it before us has removed it."""
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
