@@ -43,9 +43,23 @@ def open_ledger(settings: Settings) -> Ledger:
     """The ledger of jobs; a context manager."""
     from .ledger import Ledger
 
-    ledger = settings.ledger
+    ledger, given = settings.ledger, settings.limits
     keep_s = ledger.keep_days * 24 * 3600
-    return Ledger(broker_url(settings), prefix=settings.broker.prefix, claim_s=ledger.claim_s, keep_s=keep_s)
+    limits = {"store": given.per_store, "source": given.per_source_host, "account": given.per_account}
+    url, prefix = broker_url(settings), settings.broker.prefix
+    return Ledger(url, prefix=prefix, claim_s=ledger.claim_s, keep_s=keep_s, limits=limits)
+
+
+def kept_ledger(settings: Settings) -> Ledger:
+    """The ledger of jobs, connected once in this process and left open: connecting costs more than a claim does."""
+    key = (os.getpid(), broker_url(settings), settings.broker.prefix)
+    if key not in _KEPT:
+        _KEPT.clear()
+        _KEPT[key] = open_ledger(settings)
+    return _KEPT[key]
+
+
+_KEPT: dict[tuple[int, str, str], Ledger] = {}
 
 
 @dataclass(frozen=True)
@@ -61,20 +75,24 @@ class RecordedJobs:
     @contextlib.contextmanager
     def hold(self, resource: str) -> Iterator[Callable[[], None] | None]:
         """A job of its own in the ledger, already claimed; should we die, a worker goes on with it."""
+        from .ledger.holding import holding
+
         request = {"volume": resource}
         with open_ledger(self.settings) as ledger:
             new = new_job(self.settings, find_job("cleanup"), request, default_id=f"cleanup-{uuid.uuid4().hex[:12]}")
-            with ledger.holding(new, _here()) as hold:
+            with holding(ledger, new, _here()) as hold:
                 yield hold.confirm if hold else None
 
     @contextlib.contextmanager
     def begin(self, whole: str, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
+        from .ledger.holding import holding
+
         with open_ledger(self.settings) as ledger:
             with contextlib.suppress(ObjectNotFound):
                 if ledger.get(job_id).state == "succeeded":  # and what it has made has gone since
                     job_id = f"{job_id}.{uuid.uuid4().hex[:8]}"
             new = new_job(self.settings, find_job(job), request | {"job_id": job_id})
-            with ledger.holding(new, _here(), whole) as hold:
+            with holding(ledger, new, _here(), whole) as hold:
                 yield hold
 
     def parts(self, whole: str) -> Iterator[Mapping[str, Any]]:
@@ -170,12 +188,16 @@ def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zo
 
     request = parse_request(job.Request, data, job.name)
     job_id = request.job_id or default_id or uuid.uuid4().hex
+    zone = zone or settings.zone
     return NewJob(
         job_id=job_id,
         job=job.name,
-        zone=zone or settings.zone,
+        zone=zone,
         lane=job.lane,
         request=request.model_dump(mode="json", exclude_defaults=True) | {"job_id": job_id},
         resource=job.resource(request),
         callback_url=request.callback_url,
+        priority=request.priority,
+        account=getattr(request, "account", ""),
+        uses=request.uses(zone),
     )

@@ -91,6 +91,16 @@ class Retry(Section):
     max_delay_s: Seconds = 600.0
 
 
+class Limits(Section):
+    """How many jobs that use the same thing may run at once, by all workers of the broker together; 0: any number."""
+
+    #: One image store of a zone.
+    per_store: int = Field(0, ge=0)
+    #: The host of a download's URL.
+    per_source_host: int = Field(0, ge=0)
+    per_account: int = Field(0, ge=0)
+
+
 class Download(SecretFields):
     """Where downloads may come from, and how long they may be silent."""
 
@@ -335,6 +345,7 @@ class Settings(Section):
     worker: Worker = Worker()
     ledger: Ledger = Ledger()
     retry: Retry = Retry()
+    limits: Limits = Limits()
     stores: dict[str, StoreSettings] = Field(default_factory=dict)
     nfs: Nfs = Nfs()
     credentials: dict[str, Credentials] = Field(default_factory=dict)

@@ -17,3 +17,5 @@ logs.attach(settings)
 
 #: How every task is registered: a WorkerError is an answer, not a crash, so Celery logs it without a traceback.
 TASK = {"bind": True, "throws": (WorkerError,), "Request": DiscreetRequest}
+#: How the tasks are that run jobs.
+JOB = {**TASK, "Strategy": "tasks.doorbell:strategy"}

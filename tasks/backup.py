@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from .app import TASK, app, settings
+from .app import JOB, app, settings
 from .bridge import run_job
 from .intake import Message
 
 
-@app.task(name="ssvm.backup", **TASK)
+@app.task(name="ssvm.backup", **JOB)
 def backup(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the backup that the message asks for."""
     return run_job(settings, Message.of(task, args, kwargs))
 
 
-@app.task(name="ssvm.restore", **TASK)
+@app.task(name="ssvm.restore", **JOB)
 def restore(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the restore that the message asks for."""
     return run_job(settings, Message.of(task, args, kwargs))

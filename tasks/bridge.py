@@ -9,13 +9,14 @@ import logging
 import os
 import socket
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 from ssvm_worker import logs
-from ssvm_worker.assembly import make_attempt, open_ledger, open_slots
-from ssvm_worker.errors import Cancelled, WorkerError
+from ssvm_worker.assembly import kept_ledger, make_attempt, open_slots
+from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest, parse_request
@@ -26,7 +27,7 @@ from ssvm_worker.traces import UNTRACED, Trace, tracing
 
 from .drain import draining
 from .heart import Heart, insist
-from .intake import Message, accept
+from .intake import Message, accept, token_of
 from .outbox import tell
 from .owed import order_copies
 from .ring import ring
@@ -41,21 +42,29 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
     Raises the error of a job that has failed, so that Celery shows it as failed too.
     """
     logs.begin(message.job_id)
-    with open_ledger(settings) as ledger:
-        record = insist(lambda: accept(ledger, settings, message))
-        claim = insist(lambda: ledger.claim(record.job_id, worker_name()))
-        if claim is None:
-            _LOG.info("job %s is left alone: it is not there to be run", record.job_id)
-            return {"job_id": record.job_id, "state": "left"}
-        logs.begin(record.job_id, claim.number)
-        figures = {"job_id": record.job_id, "zone": record.zone, "lane": record.lane, "attempt": claim.number}
-        with (
-            Heart(ledger, claim) as heart,
-            draining(heart.shut_down, settings.worker.drain_s),
-            freeing(settings, ledger, claim, heart),
-            tracing(record.job, record.traceparent, **figures) as trace,
-        ):
-            return Run(settings, ledger, claim, heart, trace=trace).run()
+    ledger = kept_ledger(settings)
+    job_id, claim = insist(lambda: _claimed(ledger, settings, message))
+    if claim is None:
+        _LOG.info("job %s is left alone: it is not there to be run", job_id)
+        return {"job_id": job_id, "state": "left"}
+    record = claim.record
+    logs.begin(record.job_id, claim.number)
+    figures = {"job_id": record.job_id, "zone": record.zone, "lane": record.lane, "attempt": claim.number}
+    with (
+        Heart(ledger, claim) as heart,
+        draining(heart.shut_down, settings.worker.drain_s),
+        freeing(settings, ledger, claim, heart),
+        tracing(record.job, record.traceparent, **figures) as trace,
+    ):
+        return Run(settings, ledger, claim, heart, trace=trace).run()
+
+
+def _claimed(ledger: Ledger, settings: Settings, message: Message) -> tuple[str, Claim | None]:
+    """Mostly the main process has taken the job; without its ledger it hands over what came."""
+    if token := token_of(message):
+        return message.task_id, ledger.begin(*token)
+    record = accept(ledger, settings, message)
+    return record.job_id, ledger.claim(record.job_id, message.worker or worker_name())
 
 
 def worker_name() -> str:
@@ -162,27 +171,35 @@ class Run:
             raise Cancelled("fenced")
 
     def _end(self, state: str, **outcome: Any) -> dict[str, Any]:
-        self.heart.owns()  # one more beat, which carries the last progress
+        progress = self.heart.progress
         try:
-            insist(lambda: self.ledger.finish(self.claim, state, **outcome), self.heart)
+            freed = insist(lambda: self.ledger.finish(self.claim, state, progress=progress, **outcome), self.heart)
         except Cancelled:
             return self._leave()
         self.trace.note(state=state)
         _LOG.info("job %s %s", self.claim.job_id, state)
-        tell(self.settings, self.ledger, self.claim.job_id)
+        self._ring(freed)
+        if self.claim.record.callback.url:
+            tell(self.settings, self.ledger, self.claim.job_id)
         return {"job_id": self.claim.job_id, "state": state}
 
     def _release(self, shown: dict[str, Any], decision: RetryDecision) -> dict[str, Any]:
-        delay_s = decision.delay_s
+        delay_s, progress = decision.delay_s, self.heart.progress
         try:
-            insist(lambda: self.ledger.release(self.claim, shown, delay_s, decision.counted), self.heart)
+            act = partial(self.ledger.release, self.claim, shown, delay_s, decision.counted, progress)
+            freed = insist(act, self.heart)
         except Cancelled:
             return self._leave()
         self.trace.note(state="queued")
         _LOG.warning("job %s is queued again, due in %.1f s: %s", self.claim.job_id, delay_s, shown["message"])
-        if not delay_s:
-            ring(self.settings, self.ledger.get(self.claim.job_id))
+        self._ring(freed + ([] if delay_s else [self.claim.job_id]))
         return {"job_id": self.claim.job_id, "state": "queued"}
+
+    def _ring(self, job_ids: list[str]) -> None:
+        """For jobs that may run now; if the broker has just gone away, the reaper does it."""
+        with suppress(StoreUnavailable):
+            for job_id in job_ids:
+                ring(self.settings, self.ledger.get(job_id))
 
     def _leave(self) -> dict[str, Any]:
         self.trace.note(state="fenced")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from .app import TASK, app, settings
+from .app import JOB, app, settings
 from .bridge import run_job
 from .intake import Message
 
 
-@app.task(name="ssvm.download", **TASK)
+@app.task(name="ssvm.download", **JOB)
 def download(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the download that the message asks for."""
     return run_job(settings, Message.of(task, args, kwargs))

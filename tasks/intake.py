@@ -27,12 +27,15 @@ class Message:
     task_id: str
     #: The trace context of its sender, if there is one.
     traceparent: str = ""
+    #: Which worker has it, as Celery and Flower show it.
+    worker: str = ""
 
     @classmethod
     def of(cls, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Message:
         """The message for which Celery runs that task of ours."""
-        parent = traceparent(task.request.get("traceparent"))
-        return cls(task.name.removeprefix("ssvm."), args, kwargs, task.request.id, parent)
+        request = task.request
+        parent = traceparent(request.get("traceparent"))
+        return cls(task.name.removeprefix("ssvm."), args, kwargs, request.id, parent, request.hostname or "")
 
     @property
     def job_id(self) -> str:
@@ -40,6 +43,11 @@ class Message:
         first = self.args[0] if self.args else {}
         named = first.get("job_id") if isinstance(first, dict) else first
         return _valid("job_id", named) or _valid("job_id", self.task_id)
+
+    @property
+    def is_doorbell(self) -> bool:
+        """Whether it names a job, and nothing else."""
+        return len(self.args) == 1 and isinstance(self.args[0], dict) and list(self.args[0]) == ["job_id"]
 
 
 def accept(ledger: Ledger, settings: Settings, message: Message) -> Record:
@@ -49,7 +57,7 @@ def accept(ledger: Ledger, settings: Settings, message: Message) -> Record:
     record, a doorbell for a job that is unknown (ObjectNotFound) and an id that belongs to another request.
     """
     job = find_job(message.job)
-    data = _argument(message) if _is_doorbell(message) else None
+    data = _argument(message) if message.is_doorbell else None
     if data is not None:
         return ledger.get(data["job_id"])
     try:
@@ -59,6 +67,13 @@ def accept(ledger: Ledger, settings: Settings, message: Message) -> Record:
         ledger.refuse(_refused(settings, job, message), error)
         raise
     return ledger.submit(replace(new, traceparent=message.traceparent))[0]
+
+
+def token_of(message: Message) -> tuple[str, int] | None:
+    """The job that this worker's main process has claimed, and the claim's token; see tasks/doorbell.py."""
+    if len(message.args) == 1 and isinstance(message.args[0], dict) and list(message.args[0]) == ["job_id", "token"]:
+        return str(message.args[0]["job_id"]), int(message.args[0]["token"])
+    return None
 
 
 def job_id_of(message: Message) -> tuple[str, str]:
@@ -81,10 +96,6 @@ def _argument(message: Message) -> dict[str, Any]:
         return message.args[0]
     what = f"The message has {len(message.args)} arguments and {len(message.kwargs)} keyword arguments"
     raise InvalidRequest(what, f"ssvm.{message.job}", "Send one argument, the request object")
-
-
-def _is_doorbell(message: Message) -> bool:
-    return len(message.args) == 1 and isinstance(message.args[0], dict) and list(message.args[0]) == ["job_id"]
 
 
 def _refused(settings: Settings, job: Job, message: Message) -> NewJob:

@@ -1,28 +1,21 @@
-"""What lives and dies with a worker's main process: the embedded broker, the reaper, the first look at a message."""
+"""What lives and dies with a worker's main process: the embedded broker, the reaper, the registrar, the mounts."""
 
 from __future__ import annotations
 
 import atexit
-import logging
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import task_received, worker_init, worker_process_shutdown
+from celery.signals import worker_init, worker_process_shutdown
 
-from ssvm_worker.assembly import open_ledger
-from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.ledger.embedded import EmbeddedBroker
-from ssvm_worker.logs import about
 from ssvm_worker.settings import Settings
-from ssvm_worker.traces import close, traceparent
+from ssvm_worker.traces import close
 
-from .intake import Message, accept
 from .mounts import MountKeeper
 from .reaper import Reaper
 from .registrar import Registrar
-
-_LOG = logging.getLogger("ssvm.life")
 
 
 def attach(app: Celery, settings: Settings) -> None:
@@ -41,20 +34,6 @@ def attach(app: Celery, settings: Settings) -> None:
         broker.start()
         atexit.register(broker.stop)
 
-    def write_down(request: Any, **_: Any) -> None:
-        """Write the job down before the message is acknowledged: from here on it cannot be lost."""
-        name = request.task.name.removeprefix("ssvm.")
-        if name in ("retry", "cancel", "reap"):
-            return
-        parent = traceparent(request.request_dict.get("traceparent"))
-        message = Message(name, request.args, request.kwargs, request.id, parent)
-        with about(message.job_id):
-            try:
-                with open_ledger(settings) as ledger:
-                    accept(ledger, settings, message)
-            except WorkerError as error:
-                _LOG.info("job of message %s: %s", request.id, error)  # the pool process says it where it counts
-
     class RegistrarStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Starts behind the pool likewise, and so is told to stop before that, while jobs still run."""
 
@@ -70,7 +49,6 @@ def attach(app: Celery, settings: Settings) -> None:
 
     app.steps["worker"].update((ReaperStep, RegistrarStep, _mount_step(settings)))
     worker_init.connect(load_jobs, weak=False)
-    task_received.connect(write_down, weak=False)
     worker_process_shutdown.connect(_send_spans, weak=False)
     if settings.broker.embedded:
         worker_init.connect(start_broker, weak=False)

@@ -6,31 +6,31 @@ from typing import Any
 
 from ssvm_worker.assembly import open_ledger
 
-from .app import TASK, app, settings
+from .app import JOB, TASK, app, settings
 from .bridge import run_job
 from .intake import Message, job_id_of
 from .ring import ring
 
 
-@app.task(name="ssvm.copy", **TASK)
+@app.task(name="ssvm.copy", **JOB)
 def copy(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the copy that the message asks for."""
     return run_job(settings, Message.of(task, args, kwargs))
 
 
-@app.task(name="ssvm.verify", **TASK)
+@app.task(name="ssvm.verify", **JOB)
 def verify(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the verify that the message asks for."""
     return run_job(settings, Message.of(task, args, kwargs))
 
 
-@app.task(name="ssvm.delete", **TASK)
+@app.task(name="ssvm.delete", **JOB)
 def delete(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the delete that the message asks for."""
     return run_job(settings, Message.of(task, args, kwargs))
 
 
-@app.task(name="ssvm.cleanup", **TASK)
+@app.task(name="ssvm.cleanup", **JOB)
 def cleanup(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the clean-up that the message asks for."""
     return run_job(settings, Message.of(task, args, kwargs))

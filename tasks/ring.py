@@ -1,4 +1,7 @@
-"""The doorbell: a message that wakes a worker up for a job. Losing one costs seconds, never the job."""
+"""The doorbell: a message that wakes a worker up for a job. Losing one costs seconds, never the job.
+
+The worker that hears it takes whichever job of the lane is next: tasks/doorbell.py.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ from functools import lru_cache
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from ssvm_worker.assembly import open_ledger
-from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.ledger import INBOUND, Record
 from ssvm_worker.settings import Settings
 
@@ -33,23 +34,20 @@ def ring(settings: Settings, record: Record) -> bool:
         sender(Route.of(settings)).send_task(
             f"ssvm.{record.job}",
             args=[{"job_id": record.job_id}],
-            task_id=_task_id(record),
+            task_id=task_id(record.job_id, len(record.attempts) + 1),
             root_id=record.job_id,
             queue=make_queue(record.queue),
             retry_policy=_RETRY,
         )
-        with open_ledger(settings) as ledger:
-            ledger.rung(record.job_id)
-    except (OperationalError, StoreUnavailable) as error:
+    except OperationalError as error:
         _LOG.warning("job %s is not rung yet: %s", record.job_id, error)
         return False
     return True
 
 
-def _task_id(record: Record) -> str:
+def task_id(job_id: str, number: int) -> str:
     """The job's id for its first attempt; a task that was once revoked keeps later ones from running otherwise."""
-    number = len(record.attempts) + 1
-    return record.job_id if number == 1 else f"{record.job_id}.{number}"
+    return job_id if number == 1 else f"{job_id}.{number}"
 
 
 @lru_cache(maxsize=4)

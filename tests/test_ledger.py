@@ -240,8 +240,10 @@ def test_resource(ledger: Ledger) -> None:
     assert ledger.claim("second", "w") is None
     waiting = ledger.get("second")
     assert (waiting.state, waiting.attempts) == ("queued", ())
-    assert waiting.not_before > waiting.created
-    ledger.finish(claim, "succeeded", result={})
+    assert waiting.waits_for == "resource:template/1"
+    assert ledger.finish(claim, "succeeded", result={}) == ["second"]
+    assert ledger.get("second").waits_for == ""
+    assert ledger.claim("second", "w")
 
 
 def test_resource_is_freed(ledger: Ledger, hasty: Ledger) -> None:

@@ -32,36 +32,39 @@ def ledger(broker: Broker) -> Iterator[Ledger]:
         yield found
 
 
-def due_now(broker: Broker, job_id: str) -> None:
-    """As if the reaper's next look at the job were due."""
+def overdue(broker: Broker, *job_ids: str) -> None:
+    """As if the jobs could have run for long, and nobody had taken them."""
     with broker.client() as client:
-        client.zadd(f"{broker.prefix}ssvm.ledger:due", {job_id: 0})
-
-
-def test_unrung(ledger: Ledger, broker: Broker) -> None:
-    """A job whose submitter died before it rang is rung by the reaper."""
-    ledger.submit(a_job("j1"))
-    assert ledger.reap(0.001, 5) == []
-    due_now(broker, "j1")
-    assert [each.job_id for each in ledger.reap(0.001, 5)] == ["j1"]
+        for job_id in job_ids:
+            client.hset(f"{broker.prefix}ssvm.ledger:job:{job_id}", "ready", "0")
 
 
 def test_lost_message(ledger: Ledger, broker: Broker) -> None:
-    """A job that was rung is rung again when the queue is empty, for then its message is lost."""
+    """A job that nobody takes is rung again: its message is lost, or its submitter died before it rang."""
     ledger.submit(a_job("j1"))
-    ledger.rung("j1")
-    due_now(broker, "j1")
-    assert ledger.reap(0.001, 5)
+    assert ledger.reap(0.001, 5) == []
+    overdue(broker, "j1")
+    assert [each.job_id for each in ledger.reap(0.001, 5)] == ["j1"]
+    assert ledger.reap(0.001, 5) == []
 
 
 def test_waiting_message(ledger: Ledger, broker: Broker) -> None:
-    """A job that was rung is not rung again while its message may stand in the queue."""
-    ledger.submit(a_job("j1"))
-    ledger.rung("j1")
+    """Nothing is rung in a lane in which a message stands, for who takes that takes the next job."""
+    for job_id, lane in (("j1", "download"), ("j2", "upload"), ("j3", "upload")):
+        ledger.submit(a_job(job_id, lane=lane))
+    overdue(broker, "j1", "j2", "j3")
     with broker.client() as client:
         client.lpush(broker.prefix + queue_name("z", "download"), "a message")
-    due_now(broker, "j1")
-    assert ledger.reap(0.001, 5) == []
+    assert sorted(each.job_id for each in ledger.reap(0.001, 5)) == ["j2", "j3"]
+
+
+def test_messages_elsewhere(ledger: Ledger, broker: Broker) -> None:
+    """Where messages do not go through the ledger's broker, the caller says which queues have any."""
+    for job_id, lane in (("j1", "download"), ("j2", "upload")):
+        ledger.submit(a_job(job_id, lane=lane))
+    overdue(broker, "j1", "j2")
+    found = ledger.reap(0.001, 5, lambda queue: queue == "ssvm.z.download")
+    assert [each.job_id for each in found] == ["j2"]
 
 
 def test_delay_is_over(ledger: Ledger, broker: Broker) -> None:
@@ -82,7 +85,7 @@ def test_two_reapers(ledger: Ledger, broker: Broker) -> None:
     ledger.submit(a_job("j1"))
     rounds = []
     for _ in range(5):
-        due_now(broker, "j1")
+        overdue(broker, "j1")
         rounds.append(len(ledger.reap(3600, 5)))
     assert rounds == [1, 0, 0, 0, 0]
 
@@ -223,7 +226,7 @@ def test_warnings(ledger: Ledger, stoppable_broker: StoppableBroker, tmp_path: P
 def test_clock_set_back(ledger: Ledger, broker: Broker) -> None:
     """A broker whose clock was set back has a reaper all the same."""
     ledger.submit(a_job("j1"))
-    due_now(broker, "j1")
+    overdue(broker, "j1")
     with broker.client() as client:
         client.hset(f"{broker.prefix}ssvm.ledger:reaper", "last", str(time.time() + 3600))
     assert ledger.reap(1, 5)

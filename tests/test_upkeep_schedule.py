@@ -50,9 +50,9 @@ def messages(broker: Broker) -> int:
         return int(client.llen(broker.prefix + queue_name("z", "download")))
 
 
-def due_now(broker: Broker, job_id: str) -> None:
+def overdue(broker: Broker, job_id: str) -> None:
     with broker.client() as client:
-        client.zadd(f"{broker.prefix}ssvm.ledger:due", {job_id: 0})
+        client.hset(f"{broker.prefix}ssvm.ledger:job:{job_id}", "ready", "0")
 
 
 def a_job(job_id: str) -> NewJob:
@@ -68,7 +68,7 @@ def test_reap_is_quiet(reap: Reap) -> None:
 def test_reap_rings(reap: Reap, ledger: Ledger, broker: Broker) -> None:
     """A job whose message is lost gets another one, and one line says so."""
     ledger.submit(a_job("j1"))
-    due_now(broker, "j1")
+    overdue(broker, "j1")
     assert reap() == (0, "reap rang for 1 job\n")
     assert messages(broker) == 1
 

@@ -31,6 +31,8 @@ class Progress:
 
     def __init__(self, publish: Callable[[dict[str, Any]], None] = lambda _: None, every_s: float = 0.5) -> None:
         self.bytes = 0
+        #: By all stages together.
+        self.moved = 0
         self.total: int | None = None
         self.stage = "starting"
         self._publish = publish
@@ -51,6 +53,7 @@ class Progress:
         """More bytes have passed; safe from several threads."""
         with self._lock:
             self.bytes += size
+            self.moved += size
             due = time.monotonic() - self._last >= self._every_s
         if due:
             self.publish()
@@ -65,10 +68,10 @@ class Progress:
         self._publish(self.snapshot())
 
     def snapshot(self) -> dict[str, Any]:
-        """stage, bytes, total (or null), rate in bytes a second since the stage began."""
+        """stage, bytes, total (or null), rate in bytes a second since the stage began; moved in the whole attempt."""
         elapsed = max(time.monotonic() - self._started, 1e-3)
         rate = round((self.bytes - self._stage_bytes) / elapsed)
-        return {"stage": self.stage, "bytes": self.bytes, "total": self.total, "rate": rate}
+        return {"stage": self.stage, "bytes": self.bytes, "total": self.total, "rate": rate, "moved": self.moved}
 
 
 class RemoteSource(Source, Protocol):

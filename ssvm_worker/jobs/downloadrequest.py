@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
@@ -29,6 +31,13 @@ class Request(ArtifactRequest):
     mirrors: list[str] = Field(default_factory=list, max_length=20, description="Other URLs of the same file")
     quota: QuotaField = None
     max_rate: int | None = Field(None, gt=0, description="Bytes a second at the most")
+
+    def uses(self, zone: str) -> tuple[str, ...]:
+        """Also the host that it is fetched from."""
+        found = super().uses(zone)
+        with suppress(ValueError):  # the job itself will say what is wrong with its URL
+            found += (f"source:{host}",) if (host := urlsplit(self.url).hostname) else ()
+        return found
 
     @field_validator("format")
     @classmethod

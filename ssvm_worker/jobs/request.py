@@ -28,6 +28,7 @@ class JobRequest(BaseModel):
 
     job_id: str = Field("", description="The caller's idempotency key; made up when absent")
     callback_url: str | None = Field(None, description="Gets an HTTP POST of the job record when the job has ended")
+    priority: int = Field(0, ge=0, le=9, description="9 is run first, of the jobs that wait in a lane")
 
     @model_validator(mode="before")
     @classmethod
@@ -51,6 +52,14 @@ class JobRequest(BaseModel):
         if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
             raise ValueError("must be an http(s) URL")
         return value
+
+    def uses(self, zone: str) -> tuple[str, ...]:
+        """What the job shares with others, so that settings may limit how many run; a zone has stores of its own."""
+        given = [getattr(self, name, None) or () for name in ("store", "source", "stores")]
+        stores = [name for each in given for name in ([each] if isinstance(each, str) else each)]
+        account = getattr(self, "account", "")
+        shared = [f"store:{zone}/{name}" for name in dict.fromkeys(stores)]
+        return tuple(shared + ([f"account:{account}"] if account else []))
 
 
 def check_size(value: str | None) -> str | None:

@@ -1,7 +1,19 @@
 """Which jobs there are, who runs them, and how they went."""
 
 from .ledger import Ledger
-from .record import INBOUND, STATES, AttemptRecord, Callback, Claim, Hold, NewJob, Record, WorkerLost, queue_name
+from .record import (
+    INBOUND,
+    STATES,
+    AttemptRecord,
+    Callback,
+    Claim,
+    Hold,
+    NewJob,
+    Record,
+    Taken,
+    WorkerLost,
+    queue_name,
+)
 
 __all__ = [
     "INBOUND",
@@ -13,6 +25,7 @@ __all__ = [
     "Ledger",
     "NewJob",
     "Record",
+    "Taken",
     "WorkerLost",
     "queue_name",
 ]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import redis
 
-from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, StoreUnavailable, WorkerError
+from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, WorkerError
 
 from . import scripts
 from .connection import connect, translated
@@ -22,19 +21,18 @@ from .record import (
     QUEUED,
     RUNNING,
     STATES,
-    SUCCEEDED,
     Claim,
-    Hold,
     NewJob,
     Record,
+    Taken,
     WorkerLost,
     from_hash,
 )
 
-#: Seconds after a doorbell before the reaper looks whether it was heard.
+#: Seconds after which the reaper wonders why nobody takes a job that may run.
 RING_AGAIN_S = 5.0
-#: Seconds that a job waits for a resource which another one holds.
-BUSY_S = 3.0
+#: Seconds that a process may take to begin with what was claimed for it, at least: a busy machine is slow to fork.
+_HANDED_S = 10.0
 #: Records read in one go.
 _BATCH = 200
 
@@ -46,8 +44,19 @@ class Ledger:
     changed then, or the change may be repeated.
     """
 
-    def __init__(self, url: str, *, prefix: str = "", claim_s: float = 10.0, keep_s: float = 30 * 86400.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "",
+        claim_s: float = 10.0,
+        keep_s: float = 30 * 86400.0,
+        limits: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """*limits*: how many jobs that use the same store, source or account may run at once; 0 for any number."""
         self.claim_s = claim_s
+        self._limits = [limits.get(kind, 0) for kind in ("store", "source", "account")]
+        self._host = socket.gethostname()
         self._url = url
         self._celery_prefix = prefix
         self._prefix = f"{prefix}ssvm.ledger:"
@@ -79,12 +88,18 @@ class Ledger:
             "lane": new.lane,
             "request": _canonical(new.request),
             "resource": new.resource,
-            "callback_url": new.callback_url or "",
-            **({"traceparent": new.traceparent} if new.traceparent else {}),
+            "callback_url": new.callback_url,
+            "priority": new.priority,
+            "account": new.account,
+            "uses": "\n".join(new.uses),
+            "traceparent": new.traceparent,
         }
-        flat = [part for pair in fields.items() for part in pair]
-        had = self._run("SUBMIT", new.job_id, state, _error(error), RING_AGAIN_S, *flat)
-        return self.get(new.job_id), not had
+        flat = [str(part) for pair in fields.items() if pair[1] for part in pair]
+        created = self._run("SUBMIT", new.job_id, state, _error(error), *flat)
+        if not created or error:
+            return self.get(new.job_id), bool(created)
+        ours = dict(zip(flat[::2], flat[1::2], strict=True))
+        return from_hash(ours | {"job_id": new.job_id, "state": state, "created": created, "updated": created}), True
 
     def get(self, job_id: str) -> Record:
         """The record of a job; ObjectNotFound."""
@@ -156,20 +171,36 @@ class Ledger:
     # What the worker of a job does
 
     def claim(self, job_id: str, worker: str, held: bool = False) -> Claim | None:
-        """Take the job, if it is queued, due, and nobody runs another job on its resource; None: leave it alone.
+        """Take that job, if it is queued and due, and no limit stands against it; None: leave it alone.
 
-        A job that waits for its resource is rung again in a moment; that costs it no attempt.
+        A job that waits for a limit, or for another that writes the same thing, is rung again when that lets it go;
+        it costs it no attempt.
         """
-        token = self._run("CLAIM", job_id, worker, self.claim_s, BUSY_S, int(held))
-        return Claim(job_id, token, self.get(job_id)) if token else None
+        taken = self._run("CLAIM", job_id, worker, self._host, self.claim_s, *self._limits, "1" if held else "")
+        return Claim(job_id, taken[1], self.get(job_id)) if taken else None
+
+    def claim_next(self, zone: str, lane: str, worker: str) -> Taken | None:
+        """Take the job of that lane that is next, for ``begin`` to go on with; None if there is none to be run now.
+
+        The order: ledger/queueing.py.
+        """
+        claim_s = max(self.claim_s, _HANDED_S)
+        while taken := self._run("NEXT", f"{zone} {lane}", worker, self._host, claim_s, *self._limits):
+            if taken[0]:
+                return Taken(*taken)
+        return None
+
+    def begin(self, job_id: str, token: int) -> Claim | None:
+        """The claim of a job that ``claim_next`` has taken for us; None if it is lost."""
+        flat = self._run("BEGIN", job_id, token, self.claim_s)
+        return Claim(job_id, token, from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))) if flat else None
 
     def beat(self, claim: Claim, progress: dict[str, Any] | None = None) -> bool:
         """Renew the claim for claim_s; True if a user wants the job cancelled.
 
         Raises Cancelled("fenced") if the claim is lost.
         """
-        kept = json.dumps(progress) if progress else ""
-        answer = self._run("BEAT", claim.job_id, claim.token, self.claim_s, kept)
+        answer = self._run("BEAT", claim.job_id, claim.token, self.claim_s, _json(progress))
         if answer < 0:
             raise Cancelled("fenced")
         return bool(answer)
@@ -179,59 +210,41 @@ class Ledger:
         self.beat(claim)
 
     def finish(
-        self, claim: Claim, state: str, *, result: dict[str, Any] | None = None, error: dict[str, Any] | None = None
-    ) -> None:
+        self,
+        claim: Claim,
+        state: str,
+        *,
+        result: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+        progress: dict[str, Any] | None = None,
+    ) -> list[str]:
         """End the job; of one that has failed, *result* is what was done nevertheless.
+
+        Returns the ids of those that waited for it, whose doorbells are the caller's to ring, or the reaper's.
 
         Raises Cancelled("fenced") if the claim is lost. Safe to repeat.
         """
         shown = json.dumps(result or {}) if result or not error else ""
-        kept = json.dumps(error) if error else ""
-        if not self._run("FINISH", claim.job_id, claim.token, state, shown, kept):
-            raise Cancelled("fenced")
+        return _freed(self._run("FINISH", claim.job_id, claim.token, state, shown, _json(error), _json(progress)))
 
-    def release(self, claim: Claim, error: dict[str, Any] | None, delay_s: float = 0.0, counted: bool = True) -> None:
-        """Queue the job again, due in *delay_s*; *counted* against max_attempts. Safe to repeat.
+    def release(
+        self,
+        claim: Claim,
+        error: dict[str, Any] | None,
+        delay_s: float = 0.0,
+        counted: bool = True,
+        progress: dict[str, Any] | None = None,
+    ) -> list[str]:
+        """Queue the job again, due in *delay_s*; *counted* against max_attempts. Returns as finish; safe to repeat.
 
         A job that a user has cancelled meanwhile is due at once, for its leftovers to be removed.
         Raises Cancelled("fenced") if the claim is lost.
         """
-        kept = json.dumps(error) if error else ""
-        if not self._run("RELEASE", claim.job_id, claim.token, kept, delay_s, int(counted)):
-            raise Cancelled("fenced")
+        given = (_json(error), delay_s, int(counted), _json(progress))
+        return _freed(self._run("RELEASE", claim.job_id, claim.token, *given))
 
-    @contextmanager
-    def holding(self, new: NewJob, worker: str, part_of: str = "") -> Iterator[Hold | None]:
-        """Within, the job is ours without any message: for work that must hold its resource, and is done on the spot.
-
-        One that has failed before is tried again. None where it is not there to be had: another job holds the
-        resource, or somebody runs it; what is new is cancelled then. An error ends the job as failed, a cancel as
-        cancelled; should we die, the reaper gives it to a worker. *part_of*: the job among whose ``parts`` it is.
-        """
-        record, is_new = self.submit(new)
-        if part_of:
-            self._note_part(part_of, new.job_id)
-        if record.state in (FAILED, CANCELLED):
-            self.retry(new.job_id, worker)
-        claim = self.claim(new.job_id, worker, held=True)
-        if claim is None:
-            if is_new:
-                self.cancel(new.job_id, worker)
-            yield None
-            return
-        hold = Hold(new.job_id, claim.token, partial(self.confirm, claim))
-        try:
-            with self._beating(claim, hold):
-                yield hold
-        except WorkerError as error:
-            state = CANCELLED if isinstance(error, Cancelled) else FAILED
-            with suppress(Cancelled):
-                self.finish(claim, state, error=error.as_dict())
-            raise
-        with suppress(Cancelled):
-            self.finish(claim, SUCCEEDED, result=hold.result)
-
-    def _note_part(self, whole: str, job_id: str) -> None:
+    def note_part(self, whole: str, job_id: str) -> None:
+        """Write down that the job is run as a part of another."""
         with translated(self._url):
             pipe = self._redis.pipeline()
             pipe.sadd(self._key(f"parts:{whole}"), job_id)
@@ -245,27 +258,6 @@ class Ledger:
         ids = sorted(found)
         for start in range(0, len(ids), _BATCH):
             yield from self._records(ids[start : start + _BATCH])
-
-    @contextmanager
-    def _beating(self, claim: Claim, hold: Hold) -> Iterator[None]:
-        """Renew the claim from a thread, until it is lost."""
-        over = threading.Event()
-
-        def beat() -> None:
-            try:
-                while not over.wait(self.claim_s / 4):
-                    with suppress(StoreUnavailable):
-                        hold.cancelled = self.beat(claim)
-            except Cancelled:
-                hold.fenced = True
-
-        thread = threading.Thread(target=beat, name="holding", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
 
     # What a user does
 
@@ -293,10 +285,6 @@ class Ledger:
 
     # What keeps it going
 
-    def rung(self, job_id: str) -> None:
-        """Note that the doorbell was sent."""
-        self._run("RUNG", job_id, RING_AGAIN_S)
-
     def reap(self, every_s: float, max_attempts: int, stands: Callable[[str], bool] | None = None) -> list[Record]:
         """One round: jobs of lost workers are queued again; returns those whose doorbell the caller must ring.
 
@@ -304,13 +292,14 @@ class Ledger:
         means that the broker was away, running jobs are spared for one claim's time, so that the living renew first.
         A job that lost max_attempts workers gets one more only to remove its leftovers.
 
-        *stands* says whether messages stand in that queue, where they go another way than through this broker.
+        As long as messages stand in a queue nothing is rung there: whoever takes one takes the next job, so that no
+        job needs one of its own. *stands* says whether any do, where they go another way than through this broker.
         """
         lost = _error(
             WorkerLost("The worker died or was cut off", "", "The job goes on elsewhere; see that worker's log")
         )
-        given = (self.claim_s, every_s, max_attempts, RING_AGAIN_S, lost, self._celery_prefix)
-        ids, unsure = self._run("REAP", *given, "1" if stands else "")
+        given = (self.claim_s, every_s, max_attempts, RING_AGAIN_S, lost, self._celery_prefix, "1" if stands else "")
+        ids, unsure = self._run("REAP", *given, *self._limits)
         asked = (self.get(job_id) for job_id in unsure)
         unheard = [each for each in asked if stands and not stands(each.queue)]
         return [self.get(job_id) for job_id in ids] + unheard
@@ -380,4 +369,14 @@ def _canonical(request: dict[str, Any]) -> str:
 
 
 def _error(error: WorkerError | None) -> str:
-    return json.dumps(error.as_dict()) if error else ""
+    return _json(error.as_dict() if error else None)
+
+
+def _json(value: dict[str, Any] | None) -> str:
+    return json.dumps(value) if value else ""
+
+
+def _freed(answer: list[str] | None) -> list[str]:
+    if answer is None:
+        raise Cancelled("fenced")
+    return answer

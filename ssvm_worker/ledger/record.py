@@ -45,6 +45,12 @@ class NewJob:
     callback_url: str | None = None
     #: The trace context of whoever submitted it, W3C's; "" for none.
     traceparent: str = ""
+    #: 0 to 9; the higher is run first.
+    priority: int = 0
+    #: Who shares the lane fairly with others; "" for the administrator's own.
+    account: str = ""
+    #: Limits that it counts for, as ``store:zone1/primary``.
+    uses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,15 +65,20 @@ class AttemptRecord:
     error: dict[str, Any] | None = None
     #: Who asked for it by a retry; "" for an automatic one.
     by: str = ""
+    host: str = ""
+    #: That it moved, as far as is known; what died may have moved some more.
+    bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON shape."""
         shown = {
             "number": self.number,
             "worker": self.worker,
+            "host": self.host,
             "started": iso(self.started),
             "ended": iso(self.ended),
             "error": self.error,
+            "bytes": self.bytes,
         }
         return shown | ({"retried_by": self.by} if self.by else {})
 
@@ -109,6 +120,9 @@ class Record:
     callback: Callback = field(default_factory=Callback)
     #: The trace context of whoever submitted it.
     traceparent: str = ""
+    priority: int = 0
+    #: The limit at which it waits, as ``store:zone1/primary``; "" for none.
+    waits_for: str = ""
 
     @property
     def queue(self) -> str:
@@ -136,6 +150,8 @@ class Record:
             "created": iso(self.created),
             "updated": iso(self.updated),
             "not_before": iso(self.not_before),
+            "priority": self.priority,
+            "waits_for": self.waits_for or None,
             "cancel_requested": self.cancel_requested,
             "cancelled_by": self.cancelled_by or None,
             "callback": self._callback_dict() if self.callback.url else None,
@@ -182,6 +198,18 @@ class Hold:
         return "user" if self.cancelled else None
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A job that is claimed for whoever begins with it."""
+
+    job_id: str
+    token: int
+    #: The attempt's number, from 1.
+    number: int
+    #: What kind of job it is.
+    job: str
+
+
 def iso(when: float) -> str | None:
     """ISO 8601 in UTC with milliseconds; None for 0."""
     if not when:
@@ -212,15 +240,23 @@ def from_hash(fields: Mapping[str, str]) -> Record:
         tries=int(fields.get("tries", 0)),
         callback=_callback(fields),
         traceparent=fields.get("traceparent", ""),
+        priority=int(fields.get("priority") or 0),
+        waits_for="" if fields.get("queue", "").startswith("lane:") else fields.get("queue", ""),
     )
 
 
 def _attempt(fields: Mapping[str, str], number: int) -> AttemptRecord:
-    def get(name: str) -> str:
-        return fields.get(f"a{number}:{name}", "")
-
-    started, ended = float(get("started") or 0), float(get("ended") or 0)
-    return AttemptRecord(number, get("worker"), started, ended, _json(get("error")), get("by"))
+    values = _json(fields.get(f"a{number}")) or {}
+    return AttemptRecord(
+        number,
+        values.get("worker", ""),
+        float(values.get("started") or 0),
+        float(values.get("ended") or 0),
+        _json(values.get("error")),
+        values.get("by", ""),
+        values.get("host", ""),
+        int(values.get("bytes") or 0),
+    )
 
 
 def _callback(fields: Mapping[str, str]) -> Callback:

@@ -1,10 +1,10 @@
 """Every change of a record, as Lua: the broker runs one script at a time, by its own clock.
 
-Keys, all below ``<prefix>ledger:``
+Keys, all below ``<prefix>ssvm.ledger:``; those of the queues are in ledger/queueing.py
 
-    job:<id>        hash, the record; attempt N has the fields aN:worker, aN:started, aN:ended, aN:error, aN:by
+    job:<id>        hash, the record; attempt N is the field aN, JSON
     jobs            ids by time of creation; state:<state> the same by state
-    due             queued ids by the time at which the reaper looks at them
+    due             queued ids that wait for their not_before, by it
     claims          running ids by the time at which their claims expire
     ended           ended ids by the time of their end
     events          stream of the changes of states; see ledger/events.py
@@ -13,7 +13,6 @@ Keys, all below ``<prefix>ledger:``
     endings         hash: how many jobs ever ended, by "job lane zone state error-class"
     moved           hash: bytes that ended jobs have moved, by "job zone"
     parts:<id>      set: the jobs that were run as parts of that one
-    holder:<what>   the job that holds a resource; means nothing unless that job is running
     reaper          hash: when the last round was, until when running jobs are spared
 
 The keys are made in the scripts, so the broker must be one server (with replicas, if you like), not a cluster;
@@ -22,15 +21,57 @@ Celery asks for the same.
 
 from __future__ import annotations
 
+from .queueing import QUEUES
+from .reaping import EXPIRE, REAP  # noqa: F401 - all_scripts finds them
+
 #: Before every script. ARGV[1] is the key prefix, ARGV[2] mostly the job id.
-_PRELUDE = """
+_PRELUDE = (
+    """
 local P, id = ARGV[1], ARGV[2]
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local function text(number) return string.format('%.6f', number) end
-local function job(which) return P .. 'job:' .. (which or id) end
-local function get(field, which) return redis.call('HGET', job(which), field) or '' end
-local function put(which, ...) redis.call('HSET', job(which), 'updated', text(now), ...) end
+local function job(which) return P .. 'job:' .. which end
+
+-- A script reads a record once and writes it once: most of what a script costs is its calls.
+local records, changes = {}, {}
+local function record(which)
+  if not records[which] then
+    local flat, fields = redis.call('HGETALL', job(which)), {}
+    for at = 1, #flat, 2 do fields[flat[at]] = flat[at + 1] end
+    records[which] = fields
+  end
+  return records[which]
+end
+local function get(field, which) return record(which or id)[field] or '' end
+-- Pairs of a field and its value; '' takes the field away.
+local function put(which, ...)
+  local fields, changed = record(which), changes[which] or { updated = text(now) }
+  for at = 1, select('#', ...), 2 do
+    local field, value = select(at, ...), tostring(select(at + 1, ...))
+    fields[field], changed[field] = value, value
+  end
+  changes[which] = changed
+end
+local function add(which, field, by)
+  local value = (tonumber(get(field, which)) or 0) + by
+  put(which, field, value)
+  return value
+end
+local function write_all()
+  for which, changed in pairs(changes) do
+    local set, gone = {}, {}
+    for field, value in pairs(changed) do
+      if value == '' then
+        gone[#gone + 1] = field
+      else
+        set[#set + 1], set[#set + 2] = field, value
+      end
+    end
+    redis.call('HSET', job(which), unpack(set))
+    if #gone > 0 then redis.call('HDEL', job(which), unpack(gone)) end
+  end
+end
 
 local function count(which, state, by)
   if state == '' then return end
@@ -52,15 +93,9 @@ local function holds(token)
   return get('state') == 'running' and get('token') == token
 end
 
--- The attempt is over, the claim and the resource are free.
-local function let_go(which, error)
-  local number = get('attempts', which)
-  put(which, 'a' .. number .. ':ended', text(now), 'a' .. number .. ':error', error)
-  redis.call('ZREM', P .. 'claims', which)
-  local holder = P .. 'holder:' .. get('resource', which)
-  if redis.call('GET', holder) == which then redis.call('DEL', holder) end
-end
-
+"""
+    + QUEUES
+    + """
 -- For whoever listens; an outcome is JSON.
 local function tell(which, outcome)
   redis.call('XADD', P .. 'events', 'MAXLEN', '~', 50000, '*', 'job_id', which, 'job', get('job', which),
@@ -68,17 +103,55 @@ local function tell(which, outcome)
              'attempt', get('attempts', which), 'at', text(now), 'outcome', outcome)
 end
 
-local function queue(which, delay)
-  local at, was = text(now + delay), get('state', which)
-  move(which, 'queued')
-  put(which, 'queued', text(now), 'rung', '0', 'not_before', tonumber(delay) > 0 and at or '0')
-  redis.call('ZADD', P .. 'due', at, which)
-  if was ~= 'queued' then tell(which, '') end
-end
-
 local function field_of(json, name)
   local ok, value = pcall(cjson.decode, json)
   return ok and type(value) == 'table' and value[name] or nil
+end
+
+-- A queued job is either in a queue, or waits for its time.
+local function leave(which)
+  if get('not_before', which) ~= '' then redis.call('ZREM', P .. 'due', which) end
+  dequeue(which)
+end
+
+-- Due now or later; whoever makes it so rings, or the reaper does when no message waits in that lane.
+local function queue(which, delay)
+  local at, was = text(now + delay), get('state', which)
+  if was == 'queued' then leave(which) end
+  move(which, 'queued')
+  if tonumber(delay) > 0 then
+    put(which, 'not_before', at)
+    redis.call('ZADD', P .. 'due', at, which)
+  else
+    put(which, 'not_before', '', 'ready', text(now))
+    enqueue(which, lane_of(which))
+  end
+  if was ~= 'queued' then tell(which, '') end
+end
+
+local function begin(which, worker, host, claim_s, held)
+  run(which)
+  local number, token = add(which, 'attempts', 1), add(which, 'token', 1)
+  add(which, 'tries', 1)
+  put(which, 'held', held or '')
+  move(which, 'running')
+  local attempt = cjson.encode({ worker = worker, host = host, started = text(now), by = get('retried_by', which) })
+  put(which, 'a' .. number, attempt, 'retried_by', '', 'progress', '', 'ready', '', 'not_before', '')
+  redis.call('ZADD', P .. 'claims', text(now + claim_s), which)
+  tell(which, '')
+  return { which, token, number, get('job', which) }
+end
+
+-- The attempt is over; the claim, the resource and the slots are free.
+local function let_go(which, error)
+  local field = 'a' .. get('attempts', which)
+  local attempt = cjson.decode(get(field, which))
+  attempt.ended, attempt.error = text(now), error ~= '' and error or nil
+  local moved = field_of(get('progress', which), 'moved')
+  if moved then attempt.bytes = string.format('%.0f', moved) end
+  put(which, field, cjson.encode(attempt))
+  redis.call('ZREM', P .. 'claims', which)
+  run_no_more(which)
 end
 
 -- What metrics are made of: these only grow.
@@ -91,9 +164,9 @@ local function account(which)
 end
 
 local function conclude(which, state, field, value)
+  if get('state', which) == 'queued' then leave(which) end
   move(which, state)
   put(which, field, value, 'ending', '')
-  redis.call('ZREM', P .. 'due', which)
   redis.call('ZADD', P .. 'ended', text(now), which)
   if get('callback_url', which) ~= '' then
     put(which, 'callback_state', 'pending', 'callback_tries', '0', 'callback_error', '')
@@ -103,45 +176,55 @@ local function conclude(which, state, field, value)
   tell(which, state == 'succeeded' and get('result', which) or get('error', which))
 end
 """
+)
 
-#: ARGV: state, error, seconds until the reaper looks, field, value, … -> the state it had before, or ''.
-SUBMIT = """
-local had = get('state')
-if had ~= '' then return had end
-redis.call('HSET', job(), 'job_id', id, 'created', text(now), 'updated', text(now), unpack(ARGV, 6))
-redis.call('ZADD', P .. 'jobs', text(now), id)
-if ARGV[3] == 'failed' then
-  conclude(id, 'failed', 'error', ARGV[4])
-else
-  queue(id, 0)
-  redis.call('ZADD', P .. 'due', text(now + ARGV[5]), id)
-end
-return ''
+_ENDING = """
+local answer = act()
+write_all()
+return answer
 """
 
-#: ARGV: worker, claim_s, seconds to wait for a busy resource, 1 if whoever submits it runs it
-#: -> token, or 0 if there is nothing to run now.
+#: ARGV: state, error, field, value, … -> when it was created, or '' if it was known.
+SUBMIT = """
+if get('state') ~= '' then return '' end
+put(id, 'job_id', id, 'created', text(now), unpack(ARGV, 5))
+redis.call('ZADD', P .. 'jobs', text(now), id)
+if ARGV[3] == 'failed' then conclude(id, 'failed', 'error', ARGV[4]) else queue(id, 0) end
+return text(now)
+"""
+
+#: ARGV: worker, host, claim_s, limits, '1' if whoever submits it runs it -> id, token, number, job; nothing if it is
+#: not there to be run now.
 CLAIM = """
-if get('state') ~= 'queued' or tonumber(get('not_before')) > now then return 0 end
-local resource = get('resource')
-if resource ~= '' then
-  local other = redis.call('GET', P .. 'holder:' .. resource)
-  if other and other ~= id and get('state', other) == 'running' then
-    queue(id, ARGV[5])
-    return 0
-  end
-  redis.call('SET', P .. 'holder:' .. resource, id)
+set_limits(ARGV[6], ARGV[7], ARGV[8])
+if get('state') ~= 'queued' or (tonumber(get('not_before')) or 0) > now then return {} end
+local limit = obstacle(id)
+if limit then
+  park(id, limit)
+  return {}
 end
-local number = redis.call('HINCRBY', job(), 'attempts', 1)
-redis.call('HINCRBY', job(), 'tries', 1)
-put(id, 'held', ARGV[6])
-move(id, 'running')
-put(id, 'a' .. number .. ':worker', ARGV[3], 'a' .. number .. ':started', text(now),
-    'a' .. number .. ':by', get('retried_by'), 'retried_by', '', 'progress', '', 'not_before', '0')
-redis.call('ZREM', P .. 'due', id)
+return begin(id, ARGV[3], ARGV[4], ARGV[5], ARGV[9])
+"""
+
+#: ARGV[2..]: zone and lane, worker, host, claim_s, limits -> the same of the next job of that lane; '' to ask again.
+NEXT = """
+set_limits(ARGV[6], ARGV[7], ARGV[8])
+local lane = 'lane:' .. id
+for _ = 1, 100 do
+  local which = pick(lane)
+  if not which then return {} end
+  local limit = obstacle(which)
+  if not limit then return begin(which, ARGV[3], ARGV[4], ARGV[5]) end
+  park(which, limit)
+end
+return { '' }
+"""
+
+#: ARGV: token, claim_s -> 1 if the claim stands, and the record.
+BEGIN = """
+if not holds(ARGV[3]) then return {} end
 redis.call('ZADD', P .. 'claims', text(now + ARGV[4]), id)
-tell(id, '')
-return redis.call('HINCRBY', job(), 'token', 1)
+return redis.call('HGETALL', job(id))
 """
 
 #: ARGV: token, claim_s, progress or '' -> -1 fenced, 0 go on, 1 cancel.
@@ -153,22 +236,25 @@ if get('cancel') == '1' then return 1 end
 return 0
 """
 
-#: ARGV: token, state, result, error, either may be '' -> 1, or 0 when fenced. Safe to repeat.
+#: ARGV: token, state, result, error, progress; each of the three may be '' -> nil when fenced, else the ids to ring.
+#: Safe to repeat.
 FINISH = """
-if get('token') == ARGV[3] and get('state') == ARGV[4] then return 1 end
-if not holds(ARGV[3]) then return 0 end
+if get('token') == ARGV[3] and get('state') == ARGV[4] then return {} end
+if not holds(ARGV[3]) then return false end
+if ARGV[7] ~= '' then put(id, 'progress', ARGV[7]) end
 let_go(id, ARGV[6])
 put(id, 'result', ARGV[5])
 conclude(id, ARGV[4], 'error', ARGV[6])
-return 1
+return freed
 """
 
-#: ARGV: token, error, delay in seconds, 1 if the attempt counts -> 1, or 0 when fenced. Safe to repeat.
+#: ARGV: token, error, delay in seconds, 1 if the attempt counts, progress or '' -> as FINISH. Safe to repeat.
 RELEASE = """
-if get('token') == ARGV[3] and get('state') == 'queued' then return 1 end
-if not holds(ARGV[3]) then return 0 end
+if get('token') == ARGV[3] and get('state') == 'queued' then return {} end
+if not holds(ARGV[3]) then return false end
+if ARGV[7] ~= '' then put(id, 'progress', ARGV[7]) end
 let_go(id, ARGV[4])
-if ARGV[6] == '0' then redis.call('HINCRBY', job(), 'tries', -1) end
+if ARGV[6] == '0' then add(id, 'tries', -1) end
 put(id, 'error', ARGV[4])
 if get('cancel') == '1' then
   put(id, 'ending', 'cancelled')
@@ -176,7 +262,7 @@ if get('cancel') == '1' then
 else
   queue(id, ARGV[5])
 end
-return 1
+return freed
 """
 
 #: ARGV: by -> the state it was in; only failed and cancelled are changed.
@@ -202,93 +288,9 @@ if state == 'queued' and get('attempts') == '' then
 elseif state == 'queued' then
   put(id, 'ending', get('ending') == '' and 'cancelled' or get('ending'))
   queue(id, 0)
+  put(id, 'ready', '0')  -- nobody rings for it, so the reaper must not wait
 end
 return state
-"""
-
-#: ARGV: seconds until the reaper looks again.
-RUNG = """
-if get('state') ~= 'queued' then return 0 end
-put(id, 'rung', text(now))
-return redis.call('ZADD', P .. 'due', text(now + ARGV[3]), id)
-"""
-
-#: ARGV[2..]: claim_s, every_s, max_attempts, ring_again_s, error of a lost attempt, Celery's key prefix, '1' if
-#: messages go elsewhere -> ids to ring, and ids to ring if no message stands in their queue, which the caller can see.
-#: A round sooner than every_s after the last one does nothing, so that any number of reapers make one.
-REAP = """
-local claim_s, every_s, again_s = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
-local last = tonumber(redis.call('HGET', P .. 'reaper', 'last') or '0')
-
--- What was to be at some time is that much sooner. Claims of the dead would stay for hours; the living renew theirs.
-local function set_back(by)
-  for _, each in ipairs(redis.call('ZRANGE', P .. 'due', 0, -1)) do
-    redis.call('ZINCRBY', P .. 'due', text(-by), each)
-    for _, field in ipairs({'not_before', 'queued', 'rung'}) do
-      local at = tonumber(get(field, each)) or 0
-      if at > 0 then redis.call('HSET', job(each), field, text(at - by)) end
-    end
-  end
-  for _, each in ipairs(redis.call('ZRANGE', P .. 'callbacks', 0, -1)) do
-    redis.call('ZINCRBY', P .. 'callbacks', text(-by), each)
-  end
-  for _, each in ipairs(redis.call('ZRANGE', P .. 'claims', 0, -1)) do
-    redis.call('ZADD', P .. 'claims', text(now + claim_s), each)
-  end
-  redis.call('HSET', P .. 'reaper', 'spare', text(now + claim_s))
-end
-
-if now < last then set_back(last - now) end
-if now >= last and now - last < every_s * 0.8 then return {{}, {}} end
--- Nobody looked for a while: the broker was away, or all workers were. The living get one claim's time to renew.
-if now - last > math.max(claim_s / 2, every_s * 3) then
-  redis.call('HSET', P .. 'reaper', 'spare', text(now + claim_s))
-end
-redis.call('HSET', P .. 'reaper', 'last', text(now))
-
-if now > tonumber(redis.call('HGET', P .. 'reaper', 'spare') or '0') then
-  for _, lost in ipairs(redis.call('ZRANGEBYSCORE', P .. 'claims', '-inf', text(now), 'LIMIT', 0, 100)) do
-    let_go(lost, ARGV[6])
-    local ending = get('ending', lost)
-    if ending ~= '' then
-      conclude(lost, ending, 'progress', '')
-    else
-      put(lost, 'error', ARGV[6])
-      if get('cancel', lost) == '1' then put(lost, 'ending', 'cancelled')
-      elseif tonumber(get('tries', lost)) >= tonumber(ARGV[4]) then put(lost, 'ending', 'failed') end
-      queue(lost, 0)
-    end
-  end
-end
-
-local ring, ask, empty = {}, {}, {}
-for _, due in ipairs(redis.call('ZRANGEBYSCORE', P .. 'due', '-inf', text(now), 'LIMIT', 0, 100)) do
-  local lane = ARGV[7] .. 'ssvm.' .. get('zone', due) .. '.' .. get('lane', due)
-  if empty[lane] == nil then empty[lane] = ARGV[8] == '' and redis.call('LLEN', lane) == 0 end
-  -- Never rung for this wait: ring. Rung: its message may stand in the queue, unless that is empty; but a queue that
-  -- is never empty may hide a loss, so ring at growing intervals all the same.
-  local rung, since = tonumber(get('rung', due)), tonumber(get('queued', due))
-  if rung == 0 or empty[lane] or now - rung > math.max(600, rung - since) then
-    redis.call('HSET', job(due), 'rung', text(now))
-    ring[#ring + 1] = due
-  elseif ARGV[8] ~= '' then
-    ask[#ask + 1] = due
-  end
-  redis.call('ZADD', P .. 'due', text(now + again_s), due)
-end
-return {ring, ask}
-"""
-
-#: ARGV[2]: keep_s -> how many records were dropped.
-EXPIRE = """
-local old = redis.call('ZRANGEBYSCORE', P .. 'ended', '-inf', text(now - ARGV[2]), 'LIMIT', 0, 100)
-for _, each in ipairs(old) do
-  redis.call('ZREM', P .. 'state:' .. get('state', each), each)
-  count(each, get('state', each), -1)
-  for _, index in ipairs({'jobs', 'ended', 'callbacks'}) do redis.call('ZREM', P .. index, each) end
-  redis.call('DEL', job(each))
-end
-return #old
 """
 
 #: ARGV[2]: a job id, or '' for any; ARGV[3] seconds for which nobody else gets it -> an id, or ''.
@@ -308,8 +310,8 @@ return which
 #: ARGV: state (pending, delivered, failed), error, seconds until the next try.
 CALLBACK = """
 if get('callback_state') ~= 'pending' then return 0 end
-redis.call('HINCRBY', job(), 'callback_tries', 1)
-redis.call('HSET', job(), 'callback_state', ARGV[3], 'callback_error', ARGV[4])
+add(id, 'callback_tries', 1)
+put(id, 'callback_state', ARGV[3], 'callback_error', ARGV[4])
 if ARGV[3] == 'pending' then return redis.call('ZADD', P .. 'callbacks', text(now + ARGV[5]), id) end
 return redis.call('ZREM', P .. 'callbacks', id)
 """
@@ -317,5 +319,6 @@ return redis.call('ZREM', P .. 'callbacks', id)
 
 def all_scripts() -> dict[str, str]:
     """Every script by its name, with the functions that all of them share."""
-    bodies = {name: value for name, value in globals().items() if name.isupper() and not name.startswith("_")}
-    return {name: _PRELUDE + body for name, body in bodies.items()}
+    shared = ("QUEUES", "_PRELUDE", "_ENDING")
+    bodies = {name: value for name, value in globals().items() if name.isupper() and name not in shared}
+    return {name: f"{_PRELUDE}local function act()\n{body}end\n{_ENDING}" for name, body in bodies.items()}

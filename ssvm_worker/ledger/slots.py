@@ -11,6 +11,8 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
 
 from ssvm_worker.errors import StoreUnavailable
 
@@ -55,8 +57,11 @@ class SharedSlots:
         self._url = url
         self._prefix = f"{prefix}ssvm.slots:"
         self._claim_s = claim_s
-        redis = connect(url)
-        self._take, self._keep, self._give = (redis.register_script(each) for each in (_TAKE, _KEEP, _GIVE))
+
+    @cached_property
+    def _scripts(self) -> list[Any]:
+        redis = connect(self._url)
+        return [redis.register_script(each) for each in (_TAKE, _KEEP, _GIVE)]
 
     @contextmanager
     def hold(self, name: str, limit: int, wait: Callable[[float], None]) -> Iterator[None]:
@@ -76,14 +81,14 @@ class SharedSlots:
             stop.set()
             renewer.join()
             with contextlib.suppress(StoreUnavailable), translated(self._url):  # it expires by itself
-                self._give(args=[key, holder])
+                self._scripts[2](args=[key, holder])
 
     def _tries(self, key: str, holder: str, limit: int) -> bool:
         with contextlib.suppress(StoreUnavailable), translated(self._url):
-            return bool(self._take(args=[key, holder, self._claim_s, limit]))
+            return bool(self._scripts[0](args=[key, holder, self._claim_s, limit]))
         return False
 
     def _renew(self, key: str, holder: str, stop: threading.Event) -> None:
         while not stop.wait(self._claim_s / 4):
             with contextlib.suppress(StoreUnavailable), translated(self._url):
-                self._keep(args=[key, holder, self._claim_s])
+                self._scripts[1](args=[key, holder, self._claim_s])

@@ -25,6 +25,7 @@ from . import (
     grains,
     inspection,
     memory,
+    queue,
     report,
     restore,
     serve,
@@ -47,6 +48,7 @@ BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
     "inspection": (inspection.bench, (GiB,)),
     "serve": (serve.bench, (2 * GiB,)),
     "artifacts": (artifacts.bench, (10_000, 100_000)),
+    "queue": (queue.bench, (5_000,)),
     "memory": (memory.bench, (GiB, 20 * GiB)),
 }
 

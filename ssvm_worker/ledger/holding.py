@@ -1,0 +1,69 @@
+"""Work that must hold its resource like a job, and is done on the spot."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+
+from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
+
+from .ledger import Ledger
+from .record import CANCELLED, FAILED, SUCCEEDED, Claim, Hold, NewJob
+
+
+@contextmanager
+def holding(ledger: Ledger, new: NewJob, worker: str, part_of: str = "") -> Iterator[Hold | None]:
+    """Within, the job is ours without any message.
+
+    One that has failed before is tried again. None where it is not there to be had: another job holds the
+    resource, or somebody runs it; what is new is cancelled then. An error ends the job as failed, a cancel as
+    cancelled; should we die, the reaper gives it to a worker. *part_of*: the job among whose ``parts`` it is.
+    Other limits than the resource do not count: the job that does it has its slots already.
+    """
+    record, is_new = ledger.submit(replace(new, uses=()))
+    if part_of:
+        ledger.note_part(part_of, new.job_id)
+    if record.state in (FAILED, CANCELLED):
+        ledger.retry(new.job_id, worker)
+    claim = ledger.claim(new.job_id, worker, held=True)
+    if claim is None:
+        if is_new:
+            ledger.cancel(new.job_id, worker)
+        yield None
+        return
+    hold = Hold(new.job_id, claim.token, partial(ledger.confirm, claim))
+    try:
+        with _beating(ledger, claim, hold):
+            yield hold
+    except WorkerError as error:
+        state = CANCELLED if isinstance(error, Cancelled) else FAILED
+        with suppress(Cancelled):
+            ledger.finish(claim, state, error=error.as_dict())
+        raise
+    with suppress(Cancelled):
+        ledger.finish(claim, SUCCEEDED, result=hold.result)
+
+
+@contextmanager
+def _beating(ledger: Ledger, claim: Claim, hold: Hold) -> Iterator[None]:
+    """Renew the claim from a thread, until it is lost."""
+    over = threading.Event()
+
+    def beat() -> None:
+        try:
+            while not over.wait(ledger.claim_s / 4):
+                with suppress(StoreUnavailable):
+                    hold.cancelled = ledger.beat(claim)
+        except Cancelled:
+            hold.fenced = True
+
+    thread = threading.Thread(target=beat, name="holding", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
