@@ -24,6 +24,7 @@ from . import (
     download,
     grains,
     inspection,
+    ledger,
     memory,
     queue,
     report,
@@ -49,6 +50,7 @@ BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
     "serve": (serve.bench, (2 * GiB,)),
     "artifacts": (artifacts.bench, (10_000, 100_000)),
     "queue": (queue.bench, (5_000,)),
+    "ledger": (ledger.bench, (100_000,)),
     "memory": (memory.bench, (GiB, 20 * GiB)),
 }
 

@@ -1,0 +1,92 @@
+"""A ledger of many jobs: the broker's memory for a record, and its time for a page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ssvm_worker.assembly import new_job
+from ssvm_worker.jobs import find_job
+
+from .contest import Row
+from .queue import Yard, yard
+
+_MOST_BYTES = 2048
+_MOST_S = 0.050
+#: One in so many is still queued, one has failed.
+_QUEUED, _FAILED = 10, 20
+_PAGES: dict[str, dict[str, Any]] = {
+    "the newest": {},
+    "failed ones": {"state": "failed"},
+    "of one lane": {"zone": "z", "lane": "download"},
+    "queued ones of a lane, the 20th page": {"state": "queued", "lane": "download", "offset": 950},
+}
+
+
+def bench(_: Path, size: int, runs: int) -> list[Row]:
+    """*size* is the number of jobs here, with requests, results and errors as long as real ones."""
+    with yard() as it, it.broker.with_prefix("").client() as client:
+        before = client.info("memory")["used_memory"]
+        for number in range(size):
+            _fill(it, number)
+            if number % 10_000 == 9_999:
+                print(f"  {number + 1:,} jobs", file=sys.stderr, flush=True)
+        each = (client.info("memory")["used_memory"] - before) / size
+        rows = [_row(f"ledger, memory for one of {size:,} jobs", f"{each:.0f} bytes", "≤ 2 KiB", each <= _MOST_BYTES)]
+        for name, asked in _PAGES.items():
+            client.config_resetstat()
+            for _ in range(runs):
+                it.ledger.page(**asked)
+            spent = sum(each["usec"] for each in client.info("commandstats").values()) / 1e6 / runs
+            label = f"ledger, a page of {size:,} jobs: {name}"
+            rows.append(_row(label, f"{spent * 1000:.1f} ms of the server", "≤ 50 ms", spent <= _MOST_S))
+    return rows
+
+
+def _row(name: str, ours: str, target: str, good: bool) -> Row:
+    return Row(name, ours, "", "", target, "yes" if good else "**no**")
+
+
+def _fill(it: Yard, number: int) -> None:
+    """One job, through all that happens to one."""
+    account = f"account{number % 97}"
+    request = {
+        "url": f"https://images.example.com/cloud/bookworm/20261120-{number}/debian-12-genericcloud-amd64.qcow2",
+        "checksum": f"sha256:{number:064x}",
+        "account": account,
+        "id": f"template-{number}",
+        "name": "Debian 12 (genericcloud)",
+        "stores": ["primary", "archive"],
+        "callback_url": "https://management.example.com/ssvm/callback",
+    }
+    record, _ = it.ledger.submit(new_job(it.settings, find_job("download"), request))
+    if number % _QUEUED == 0:
+        return
+    claim = it.ledger.claim(record.job_id, "z-0a1b2c@worker17.storage.example.com")
+    assert claim
+    progress = {"stage": "download", "bytes": 350 << 20, "total": 350 << 20, "rate": 90 << 20, "moved": 350 << 20}
+    it.ledger.beat(claim, progress)
+    if number % _FAILED == 1:
+        error = {
+            "error": "ChecksumMismatch",
+            "what": f"The checksum is sha256:{number + 1:064x}, and should be sha256:{number:064x}",
+            "where": request["url"],
+            "remedy": "Ask the source for the right checksum",
+            "retryable": False,
+            "message": f"The checksum is sha256:{number + 1:064x}, and should be another [{request['url']}]",
+        }
+        it.ledger.finish(claim, "failed", error=error, progress=progress)
+        return
+    key = f"template/tmpl/{account}/template-{number}/debian-12-genericcloud-amd64.qcow2"
+    result = {
+        "key": key,
+        "size": 350 << 20,
+        "digest": f"sha256:{number:064x}",
+        "format": "qcow2",
+        "virtual_size": 2 << 30,
+        "stores": ["primary", "archive"],
+        "owed": {},
+        "reused": False,
+    }
+    it.ledger.finish(claim, "succeeded", result=result, progress=progress)
