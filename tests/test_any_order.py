@@ -51,7 +51,7 @@ class Machine(RuleBasedStateMachine):
         uses = tuple(f"{kind}:{name}" for kind, name in named.items() if name)
         self.count += 1
         job_id = f"j{self.count:03}"
-        job = NewJob(job_id, "download", "z", "download", {}, resource, None, priority, account, uses)
+        job = NewJob(job_id, "download", "z", "download", {}, resource, priority=priority, account=account, uses=uses)
         self.jobs[job.job_id] = job
         self.ledger.submit(job)
 
