@@ -60,6 +60,8 @@ class Mix:
     deeds: list[Deed] = field(default_factory=list)
     #: Bytes that had to be fetched once for what stands or stood.
     needed: int = 0
+    #: Artifacts that stood or stand, on each store, and objects that arrived elsewhere.
+    made: int = 0
     _number: int = 0
 
     def __post_init__(self) -> None:
@@ -197,17 +199,22 @@ class Mix:
         elif deed.job == "upload":
             assert deed.content
             self.uploaded[deed.request["url"]] = deed.content.data[0]
+            self.made += 1
         else:
             assert deed.content
             for store in result.get("stores", []):
-                self.standing[store, place] = deed.content
+                self._stands(store, deed)
             self.needed += sum(map(len, deed.content.data)) if deed.job == "download" else 0
         return [each["copy_job"] for each in result.get("owed", {}).values()]
 
     def arrived(self, deed: Deed) -> None:
         """The copy that a store was owed has come."""
+        self._stands("archive", deed)
+
+    def _stands(self, store: str, deed: Deed) -> None:
         assert deed.content
-        self.standing["archive", deed.artifact.prefix] = deed.content
+        self.standing[store, deed.artifact.prefix] = deed.content
+        self.made += 1
 
 
 def _names(place: str) -> dict[str, Any]:

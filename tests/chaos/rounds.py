@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 
 from ssvm_worker.keys import MANIFEST
@@ -20,6 +21,10 @@ from .town import Town, until
 
 #: Faults of one round, one after the other, while its jobs run.
 _TOGETHER = 3
+#: What a worker says of an attempt whose job is another's.
+_FENCED = "belongs to another worker now; this attempt has ended"
+#: And of our own mistakes.
+_BUGS = ("met a bug of ours", "a round failed")
 
 
 class Broken(AssertionError):
@@ -40,6 +45,8 @@ class Tally:
     #: How attempts ended, by the error's class.
     attempts: Counter[str] = field(default_factory=Counter)
     retried: int = 0
+    #: Attempts that found their job to be another's.
+    fenced: int = 0
     whole: int = 0
     commits: int = 0
     #: Bytes that the publisher sent, and those of downloads that stand.
@@ -71,6 +78,8 @@ class Run:
         for at in range(0, count, _TOGETHER):
             self._round(names[at : at + _TOGETHER])
         self._count_bytes()
+        self.tally.whole = self.mix.made
+        self.tally.fenced = sum(_FENCED in line for _, line in self._logged())
         self.tally.seconds = time.monotonic() - started
         return self.tally
 
@@ -137,7 +146,6 @@ class Run:
         town, mix = self._town, self.mix
         records = [self._record(deed) for deed in mix.deeds]
         self._count(records)
-        self.tally.whole += sum(each.state == "succeeded" and each.job != "delete" for each in records)
         self.tally.commits += sum(commits.written.values())
         return [
             *invariants.of_ledger(town, records),
@@ -147,10 +155,15 @@ class Run:
         ]
 
     def _of_logs(self) -> Iterator[str]:
+        for log, line in self._logged():
+            if any(each in line for each in _BUGS):
+                yield f"{log}: {line}"
+
+    def _logged(self) -> Iterator[tuple[Path, str]]:
+        """What the workers have said."""
         for worker in self._town.site.workers:
             for line in worker.log.read_text(errors="replace").splitlines():
-                if "met a bug of ours" in line or "a round failed" in line:
-                    yield f"{worker.log}: {line}"
+                yield worker.log, line
 
     def _all_ended(self) -> bool:
         counts = self._town.site.ledger.counts()

@@ -13,7 +13,7 @@ from tests.chaos import invariants
 from tests.chaos.mix import Content
 from tests.chaos.rounds import Run
 from tests.chaos.table import table
-from tests.chaos.town import Town
+from tests.chaos.town import MiB, Town
 from tests.neighbours import missing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -53,10 +53,12 @@ def test_looks_see(town: Town, run: Run) -> None:
     """What a fault could leave behind is seen, whichever it is."""
     mix = run.mix
     mix.begin()
-    deed = mix.download(1000)
+    deed = mix.download(MiB)
     deed.request["stores"] = ["primary"]
     mix.submit(deed)
-    mix.settle(deed, town.site.wait(deed.job_id))
+    record = town.site.wait(deed.job_id)
+    assert record.state == "succeeded", record.error
+    mix.settle(deed, record)
     place = deed.artifact.prefix
     image = town.site.store / place / f"{deed.artifact.id}.raw"
 
@@ -71,5 +73,5 @@ def test_looks_see(town: Town, run: Run) -> None:
     assert "open multipart upload: archive/template/x" in seen()
     mix.standing["archive", place] = Content((b"never stored",))
     assert f"archive:{place} is not whole" in seen()
-    image.write_bytes(os.urandom(1000))
+    image.write_bytes(os.urandom(MiB))
     assert "is not what its manifest says" in seen()
