@@ -266,10 +266,11 @@ def test_manifest_of_a_real_one(http_server: HttpServer, made: Path) -> None:
     assert not tarfile.is_tarfile(image)
 
 
-#: Bootable images that Debian packages carry; the floppy is a short ISO too.
+#: Bootable images that Debian packages carry; those for a floppy and a stick are ISOs too.
 PACKAGED = {
     "/usr/lib/grub-rescue/grub-rescue-cdrom.iso": "grub-rescue-pc",
     "/usr/lib/grub-rescue/grub-rescue-floppy.img": "grub-rescue-pc",
+    "/usr/lib/grub-rescue/grub-rescue-usb.img": "grub-rescue-pc",
     "/usr/lib/ipxe/ipxe.iso": "ipxe",
     "/usr/lib/memtest86+/memtest86+x64.iso": "memtest86+",
     "/usr/lib/memtest86+/memtest86+ia32.iso": "memtest86+",
