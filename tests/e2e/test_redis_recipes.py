@@ -11,12 +11,12 @@ import pytest
 import redis
 import trustme
 
-from ssvm_worker.assembly import open_ledger
+from ssvm_worker.assembly import open_figures, open_ledger
 from ssvm_worker.config import parse
 from ssvm_worker.errors import StoreDenied, StoreUnavailable
 from tests import images
 from tests.e2e.test_flower import Flower
-from tests.servers.broker import Broker
+from tests.servers.broker import Broker, StoppableBroker
 from tests.servers.http import HttpServer
 from tests.servers.recipes import PASSWORD, Group, LockedServer, Server
 from tests.servers.worker import ROOT, Site, until
@@ -136,8 +136,7 @@ def test_sentinels_by_tls(
 def away(site: Site) -> str:
     """Why the ledger cannot be written; a new master waits for a replica, as replication.conf says."""
     try:
-        site.ledger.rung("nobody")
-        site.ledger.reap(3600, 5)
+        open_figures(site.settings).demand("nowhere", 1, 60)
     except StoreUnavailable as error:
         return str(error)
     return ""
@@ -157,4 +156,21 @@ def test_the_master_dies(make_site: Callable[..., Site], sentinel_group: Group, 
     again = site.submit("download", url=http_server.serve("image", DISK), account="1", id="t2")
     assert site.wait(again).state == "succeeded"
     assert "1/1" not in told(site, "ssvm_worker", "workers")
+    assert worker.process.poll() is None
+
+
+def test_a_master_without_replicas(
+    make_site: Callable[..., Site], stoppable_broker: StoppableBroker, http_server: HttpServer
+) -> None:
+    """A broker that takes no writes for a while, as min-replicas-to-write has it, costs a worker nothing but that."""
+    site = make_site(on=stoppable_broker.with_prefix("ssvm:"))
+    worker = site.start()
+    with site.broker.client() as client:
+        client.config_set("min-replicas-to-write", 1)
+        assert "NOREPLICAS" in away(site)
+        until(lambda: b"Connection to broker lost" in worker.log.read_bytes(), "the worker feels it")
+        until(lambda: b"NOREPLICAS" in worker.log.read_bytes(), "and says why")
+        client.config_set("min-replicas-to-write", 0)
+    job_id = site.submit("download", url=http_server.serve("i", DISK), account="1", id="t1", format="raw")
+    assert site.wait(job_id).state == "succeeded"
     assert worker.process.poll() is None
