@@ -38,7 +38,7 @@ def make_app(settings: Settings) -> Celery:
         worker_send_task_events=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # A master that takes no writes (NOREPLICAS, READONLY) is an "unrecoverable error" otherwise, and ends the worker.
+        # A master that takes no writes (NOREPLICAS) is an "unrecoverable error" otherwise, and ends the worker.
         broker_channel_error_retry=True,
         broker_transport_options=route.options(answer_s=30, waits=True),
         # A line to RabbitMQ that has died in silence is noticed after two of these. Redis knows none.
