@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from .brokerurl import completed
-from .errors import ObjectNotFound
+from .errors import ObjectNotFound, StoreUnavailable
 from .jobs import Job, find_job
 from .jobs.attempt import SubJob
 from .jobs.request import parse_request
@@ -19,6 +21,9 @@ from .quota import Quota
 from .settings import Settings
 from .slots import Slots
 from .verdicts import Verdicts
+
+#: Seconds to see whether somebody listens; the client has its own.
+_LOOK_S = 3.0
 
 if TYPE_CHECKING:
     from .ledger import Ledger, NewJob
@@ -115,6 +120,24 @@ class RecordedJobs:
             return ledger.expire()
 
 
+def _refuse_closed(url: str) -> None:
+    """Raise StoreUnavailable where nobody listens, before the client is loaded: that takes as long as a small job.
+
+    A foreground run asks without any broker as a rule. What cannot be told by a port is left to the client.
+    """
+    parts = urlsplit(url)
+    if "redis" in sys.modules or parts.scheme not in ("redis", "rediss"):
+        return
+    try:
+        host, port = parts.hostname or "localhost", parts.port or 6379
+        socket.create_connection((host, port), _LOOK_S).close()
+    except ConnectionRefusedError as error:
+        what = f"The broker cannot be reached: {error}"
+        raise StoreUnavailable(what, f"{host}:{port}", "Check broker.url, and that it runs there") from error
+    except (OSError, ValueError):
+        return
+
+
 def _here() -> str:
     """Who runs a job: host and process, as people find it."""
     return f"{socket.gethostname()}:{os.getpid()}"
@@ -137,14 +160,16 @@ def open_slots(settings: Settings) -> Slots:
 
 
 def open_verdicts(settings: Settings) -> Verdicts:
-    """What reading artifacts again has found, for all workers; nothing is connected yet."""
+    """What reading artifacts again has found, for all workers; StoreUnavailable where there is no broker."""
+    _refuse_closed(broker_url(settings))
     from .ledger.verdicts import SharedVerdicts
 
     return SharedVerdicts(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_quota(settings: Settings) -> Quota:
-    """What accounts have stored, for all workers; nothing is connected yet."""
+    """What accounts have stored, for all workers; StoreUnavailable where there is no broker."""
+    _refuse_closed(broker_url(settings))
     from .ledger.quota import SharedQuota
 
     return SharedQuota(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from ssvm_worker.stores.memory import MemoryStore
 from tests import images
 from tests.attempts import attempt
 from tests.contracts.quota import QuotaContract
+from tests.neighbours import free_port
 from tests.servers.broker import Broker
 from tests.servers.http import HttpServer
 from tests.servers.worker import until
@@ -292,3 +295,25 @@ def test_command(ssvm: Callable[..., tuple[int, Any]], http_server: HttpServer) 
     assert ssvm("delete", "template/tmpl/acme/1")[0] == 0
     assert ssvm("quota", "acme")[1][0]["used"] == 0
     assert ssvm("run", "download", "--url", url, "--account", "acme", "--id", "2")[0] == 0
+
+
+LOOK = """
+import sys
+from ssvm_worker import assembly
+from ssvm_worker.errors import StoreUnavailable
+from ssvm_worker.settings import Settings
+settings = Settings.model_validate({"broker": {"url": sys.argv[1]}})
+try:
+    list(assembly.open_quota(settings).usage())
+except StoreUnavailable as error:
+    print(error.what)
+print("redis" in sys.modules)
+"""
+
+
+def test_no_broker() -> None:
+    """Where nobody listens this is told without loading the client, which takes as long as a small job."""
+    command = [sys.executable, "-c", LOOK, f"redis://127.0.0.1:{free_port()}/0"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said[0].startswith("The broker cannot be reached: ")
+    assert said[1] == "False"
