@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import redis
@@ -58,8 +59,7 @@ def _kill(worker: WorkerProcess, number: int = signal.SIGKILL) -> None:
 @contextmanager
 def child_killed(scene: Scene) -> Iterator[None]:
     """As by the out-of-memory killer."""
-    with suppress(ProcessLookupError, FileNotFoundError, IndexError):
-        os.kill(scene.rng.choice(scene.worker().children()), signal.SIGKILL)
+    _signal(scene.rng.sample(_children(scene.worker()) or [0], 1), signal.SIGKILL)
     yield
 
 
@@ -100,7 +100,7 @@ def frozen(scene: Scene) -> Iterator[None]:
 @contextmanager
 def child_frozen(scene: Scene) -> Iterator[None]:
     """The same of one pool process, whose main process goes on."""
-    found = scene.rng.sample(scene.worker().children() or [0], 1)
+    found = scene.rng.sample(_children(scene.worker()) or [0], 1)
     _signal(found, signal.SIGSTOP)
     try:
         time.sleep(CLAIM_S + scene.rng.uniform(0.5, 2.5))
@@ -304,6 +304,7 @@ def brokers_clock(scene: Scene) -> Iterator[None]:
 def poison(scene: Scene) -> Iterator[None]:
     """A job kills each worker process that runs it: it is given up, with the history of every attempt."""
     deed = scene.mix.download(6 * MiB)
+    deed.request["stores"] = ["primary"]
     scene.mix.submit(deed)
     over = threading.Event()
     killer = threading.Thread(target=_kill_whoever_runs, args=(scene.town, deed, over), daemon=True)
@@ -318,15 +319,30 @@ def poison(scene: Scene) -> Iterator[None]:
     errors = [(each.error or {}).get("error") for each in record.attempts]
     assert record.state == "failed", record.state
     assert errors.count("WorkerLost") >= ATTEMPTS, errors
-    assert all(each.worker and each.started and each.ended for each in record.attempts)
+    assert all(each.worker and each.host and each.started and each.ended for each in record.attempts)
     yield
 
 
 def _kill_whoever_runs(town: Town, deed: Deed, over: threading.Event) -> None:
-    while not over.wait(0.1):
+    while not over.wait(0.05):
         record = town.site.ledger.get(deed.job_id)
         if record.state == "running" and not record.ending:
-            _signal([int(record.attempts[-1].worker.rpartition(":")[2])], signal.SIGKILL)
+            children = [child for worker in town.workers for child in _children(worker)]
+            _signal([each for each in children if _has_open(each, deed.artifact.prefix)], signal.SIGKILL)
+
+
+def _children(worker: WorkerProcess) -> list[int]:
+    """Its pool; none if it has just died."""
+    with suppress(OSError):
+        return worker.children()
+    return []
+
+
+def _has_open(process: int, place: str) -> bool:
+    """Whether it has a file of that place of the directory store open."""
+    with suppress(OSError):
+        return any(place in os.readlink(each) for each in Path(f"/proc/{process}/fd").iterdir())
+    return False
 
 
 #: All of them, by what the table calls them.

@@ -39,6 +39,12 @@ def unexplained(record: Record, faults: list[str]) -> list[str]:
 
 # The ledger
 
+#: Keys that are there only while jobs wait or run: queues, turns, limits, slots, what is held of a quota.
+_PASSING = (
+    *(f"ledger:{each}" for each in ("queues", "running", "picks", "all:*", "q:*", "places:*", "slots:*")),
+    *("slots:*", "quota:held:*"),
+)
+
 
 def of_ledger(town: Town, records: list[Record]) -> Iterator[str]:
     """Every job is in one final state, told once, and nothing of a claim is left."""
@@ -48,7 +54,7 @@ def of_ledger(town: Town, records: list[Record]) -> Iterator[str]:
         for index in ("claims", "due"):
             if left := kept.zrange(f"{prefix}ledger:{index}", 0, -1):
                 yield f"{index} still has {left}"
-        for pattern in ("ledger:holder:*", "slots:*", "quota:held:*"):
+        for pattern in _PASSING:
             if left := list(kept.scan_iter(prefix + pattern, count=1000)):
                 yield f"left in the broker: {left}"
         told = Counter(
