@@ -220,7 +220,7 @@ class Outside:
             found = named_credentials(self.settings, name)
         else:
             found = next((each for each in stores.values() if _bucket(each.url) == _bucket(url)), None)
-        wanted = ("endpoint", "region", "access_key", "secret_key", "ca_file")
+        wanted = ("endpoint", "region", "access_key", "secret_key", "addressing", "ca_file")
         return {key: _revealed(value) for key, value in found if key in wanted} if found and _bucket(url) else {}
 
 

@@ -7,14 +7,18 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import assembly
 from .errors import WorkerError
 from .formats.qemuimg import tool
 from .jobs.preflight import preflight
 from .settings import Settings
+from .stream import Store
 from .units import human_size
+
+if TYPE_CHECKING:
+    from .stores.s3 import S3Store
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ def examine(settings: Settings) -> list[Finding]:
         _look("state_dir", lambda: _state_dir(settings)),
         *_broker(settings),
         *(_look(f"store {name}", lambda name=name: _store(settings, name)) for name in settings.stores),  # type: ignore[misc]
+        *(_uploads(settings, name) for name, each in settings.stores.items() if each.url.startswith("s3://")),
         *_missing_stores(settings),
         *([_spill_dir(settings)] if settings.vcenters else []),
         *(_look(f"vcenter {name}", lambda name=name: _vcenter(settings, name)) for name in settings.vcenters),  # type: ignore[misc]
@@ -135,8 +140,31 @@ def _broker(settings: Settings) -> Iterator[Finding]:
 def _store(settings: Settings, name: str) -> str:
     store = assembly.open_store_named(settings, name)
     next(iter(store.list("template/tmpl/0")), None)
+    if store.url.startswith("s3://"):
+        return f"{store.url}: {_s3(store).examine()}"
     usage = store.usage()
     return f"{store.url}" + (f", {human_size(usage.free)} free" if usage.free is not None else "")
+
+
+def _s3(store: Store) -> S3Store:
+    from .stores.s3 import S3Store  # the SDK is imported where there is an S3 store only
+
+    assert isinstance(store, S3Store)
+    return store
+
+
+def _uploads(settings: Settings, name: str) -> Finding:
+    """Whether the bucket itself drops what nobody ends: a hint, as clean-up does it too."""
+
+    def look() -> str:
+        rule = _s3(assembly.open_store_named(settings, name)).orphan_rule()
+        if rule is None:
+            return "`ssvm cleanup` aborts them; the server tells no lifecycle rules of the bucket"
+        if rule:
+            return f"`ssvm cleanup` aborts them; so that the bucket does too, should that not run: {rule}"
+        return "a lifecycle rule of the bucket aborts them, and so does `ssvm cleanup`"
+
+    return replace(_look(f"store {name}: abandoned uploads", look), ok=True)
 
 
 def _missing_stores(settings: Settings) -> Iterator[Finding]:

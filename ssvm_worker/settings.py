@@ -15,6 +15,7 @@ from .stores.nfs_url import check_options
 from .units import GiB, TiB
 
 LANES = ("download", "upload", "backup", "maintenance")
+Addressing = Literal["auto", "path", "virtual"]
 
 
 class Broker(SecretFields):
@@ -154,6 +155,8 @@ class StoreSettings(SecretFields):
     region: str = "us-east-1"
     access_key: SecretStr | None = None
     secret_key: SecretStr | None = None
+    #: Where the bucket's name stands in a URL: path, virtual (in the host's name), or auto: path at an endpoint.
+    addressing: Addressing = "auto"
     ca_file: Path | None = None
 
 
@@ -187,6 +190,7 @@ class Credentials(SecretFields):
     region: str = "us-east-1"
     access_key: SecretStr | None = None
     secret_key: SecretStr | None = None
+    addressing: Addressing = "auto"
     username: str | None = None
     password: SecretStr | None = None
     token: SecretStr | None = None

@@ -123,8 +123,20 @@ class Store(Protocol):
     #: Whether a writer asked to resume may find bytes of an earlier attempt.
     resumable: bool
 
-    def writer(self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False) -> Sink:
-        """A sink for *key*; *size_hint* (bytes) sizes S3 parts and is checked against the free space (StoreFull)."""
+    def writer(
+        self,
+        key: str,
+        size_hint: int | None = None,
+        *,
+        owner: Owner,
+        resume: bool = False,
+        twin: Store | None = None,
+    ) -> Sink:
+        """A sink for *key*; *size_hint* (bytes) sizes S3 parts and is checked against the free space (StoreFull).
+
+        Asked to *resume*, it goes on with what an earlier attempt of the job has left of this very object. What is
+        written is also the object of that key in *twin*: a server that holds both may copy what it then need not get.
+        """
 
     def reader(self, key: str) -> Source:
         """A resumable source; ObjectNotFound when it is opened and nothing is there."""

@@ -20,6 +20,7 @@ pytest_plugins: list[str] = [
     "tests.servers.ftp",
     "tests.servers.http",
     "tests.servers.publisher",
+    "tests.servers.rclone",
     "tests.servers.s3",
     "tests.servers.s3_faults",
     "tests.servers.service",

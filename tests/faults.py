@@ -81,7 +81,15 @@ class SpoiledStore:
     #: Sinks that are still to be spoiled; the next ones work.
     times: int = 1 << 30
 
-    def writer(self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False) -> Sink:
+    def writer(
+        self,
+        key: str,
+        size_hint: int | None = None,
+        *,
+        owner: Owner,
+        resume: bool = False,
+        twin: Store | None = None,
+    ) -> Sink:
         sink = self.inner.writer(key, size_hint, owner=owner, resume=resume)
         if not self.chosen(key) or self.times <= 0:
             return sink

@@ -25,7 +25,7 @@ from ssvm_worker.jobs import backup
 from ssvm_worker.jobs.stored import read_backup
 from ssvm_worker.manifest import find_manifest, read_manifest
 from ssvm_worker.stores.memory import MemorySink, MemoryStore
-from ssvm_worker.stream import Owner
+from ssvm_worker.stream import Owner, Store
 from ssvm_worker.units import KiB
 from ssvm_worker.vmware.session import Session
 from tests.backup_bench import FAST, Bench, assert_whole
@@ -226,7 +226,15 @@ class SlowStore(MemoryStore):
         super().__init__("primary")
         self.vcenter = vcenter
 
-    def writer(self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False) -> MemorySink:
+    def writer(
+        self,
+        key: str,
+        size_hint: int | None = None,
+        *,
+        owner: Owner,
+        resume: bool = False,
+        twin: Store | None = None,
+    ) -> MemorySink:
         """A sink that waits."""
         if key.endswith(".vmdk"):
             while max(lease["renewals"] for lease in self.vcenter.state()["leases"].values()) < 2:

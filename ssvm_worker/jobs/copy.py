@@ -170,7 +170,7 @@ class _Copying:
 
     def _stream(self, entry: Entry, key: str, resume: bool = True) -> None:
         """Copy the bytes, behind those that an earlier attempt has left, and compare them before they are committed."""
-        sink = self.target.writer(key, entry.size, owner=self.attempt.owner, resume=resume)
+        sink = self.target.writer(key, entry.size, owner=self.attempt.owner, resume=resume, twin=self.source)
         offset, before = sink.offset, self.attempt.progress.bytes
         with sink:
             chunks = itertools.chain(sink.resumed(), self.attempt.resuming(self.source.reader(key), offset))

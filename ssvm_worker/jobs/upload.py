@@ -87,14 +87,22 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
         key, entry = _object(request, store)
         _refuse_other_size(store.stat(key).size, entry, f"{store.name}:{key}")
         outgoing = _Outgoing(key, entry.size, attempt.resuming(store.reader(key)), entry.digest)
-    attempt.doors.sweep_destination(request.url, credentials=request.credentials)
     hasher = _send(request, attempt, outgoing)
+    _tidy(request, attempt)
     return {
         "key": outgoing.key,
         "url": safe_url(request.url),
         "size": hasher.size,
         "digest": str(hasher.digest()),
     }
+
+
+def _tidy(request: Request, attempt: Attempt) -> None:
+    """What an earlier attempt has begun and this one had no use for goes; that it stays does not undo the upload."""
+    try:
+        discard(request, attempt)
+    except WorkerError as error:
+        attempt.log.warning("what an earlier attempt may have left open at the destination stays: %s", error)
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,8 @@ def _send(request: Request, attempt: Attempt, outgoing: _Outgoing) -> Hasher:
 
     def verify() -> None:
         attempt.progress.start("committing", outgoing.size, hasher.size)
+        if hasher.size != outgoing.size:
+            raise _damaged(f"{hasher.size} bytes in place of {outgoing.size}", f"{request.store}:{outgoing.key}")
         if outgoing.digest not in (None, str(hasher.digest())):
             raise _damaged(f"{hasher.digest()} in place of {outgoing.digest}", f"{request.store}:{outgoing.key}")
         attempt.confirm()
@@ -122,7 +132,8 @@ def _send(request: Request, attempt: Attempt, outgoing: _Outgoing) -> Hasher:
         request.url, size=outgoing.size, credentials=request.credentials, headers=request.headers, attempt=attempt
     ) as sink:
         chunks = tap(outgoing.chunks, attempt.progress.saw)
-        store_stream(chunks, {"destination": sink}, [hasher], verify=verify, check=attempt.check)
+        sinks, keep = {"destination": sink}, attempt.will_resume
+        store_stream(chunks, sinks, [hasher], verify=verify, check=attempt.check, keep=keep)
     return hasher
 
 

@@ -27,7 +27,7 @@ from ssvm_worker.errors import (
     StoreUnavailable,
 )
 from ssvm_worker.keys import check_key
-from ssvm_worker.stream import CHUNK, Owner, StoredObject, Usage
+from ssvm_worker.stream import CHUNK, Owner, Store, StoredObject, Usage
 
 from .directory import Found, Tree, translated, translating
 from .listing import check_prefix, is_key
@@ -49,7 +49,15 @@ class FileStore:
         self.url = f"file://{root}"
         self._tree = Tree(root)
 
-    def writer(self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False) -> FileSink:
+    def writer(
+        self,
+        key: str,
+        size_hint: int | None = None,
+        *,
+        owner: Owner,
+        resume: bool = False,
+        twin: Store | None = None,  # noqa: ARG002
+    ) -> FileSink:
         """See Store. Takes the part over from an older writer of the same job, whose commit is then Cancelled."""
         place = Place(self._tree, check_key(key), self._where(key))
         sink = self._begin(place, owner, resume)

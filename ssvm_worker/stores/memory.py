@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ssvm_worker.errors import Cancelled, ObjectNotFound, SourceChanged, StoreFull
 from ssvm_worker.keys import check_key
-from ssvm_worker.stream import CHUNK, Owner, StoredObject, Usage
+from ssvm_worker.stream import CHUNK, Owner, Store, StoredObject, Usage
 from ssvm_worker.units import human_size
 
 from .listing import below
@@ -44,7 +44,15 @@ class MemoryStore:
         self._parts: dict[str, list[_Part]] = {}
         self._lock = threading.RLock()
 
-    def writer(self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False) -> MemorySink:
+    def writer(
+        self,
+        key: str,
+        size_hint: int | None = None,
+        *,
+        owner: Owner,
+        resume: bool = False,
+        twin: Store | None = None,  # noqa: ARG002
+    ) -> MemorySink:
         """See Store."""
         check_key(key)
         self.make_room(key, size_hint or 0)

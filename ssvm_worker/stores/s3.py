@@ -7,7 +7,7 @@ import functools
 import io
 import time
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from botocore.exceptions import ClientError
 
@@ -19,12 +19,17 @@ from ssvm_worker.errors import (
     StoreUnavailable,
 )
 from ssvm_worker.keys import check_key
-from ssvm_worker.stream import CHUNK, Owner, Sink, StoredObject, Usage
+from ssvm_worker.stream import CHUNK, Owner, Sink, Store, StoredObject, Usage
 
 from .listing import below, check_prefix, in_order, is_key
 from .s3_bucket import Bucket, S3Settings
+from .s3_copy import PartCopier
 from .s3_errors import code_of, translating
-from .s3_upload import S3Sink, Target
+from .s3_features import Features, known_features, probe
+from .s3_lifecycle import orphan_rule
+from .s3_parts import abort_upload, open_uploads, parts_of
+from .s3_target import Target
+from .s3_upload import S3Sink
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import MultipartUploadTypeDef
@@ -34,7 +39,10 @@ _MAX_PATH = 1024
 
 
 class S3Store:
-    """The objects of *bucket* below *prefix*. Uploads do not outlive their attempt, so nothing is resumed."""
+    """The objects of *bucket* below *prefix*.
+
+    Not ``resumable``, as parts cannot be read back: a writer that resumes takes all bytes again, and sends the rest.
+    """
 
     resumable = False
 
@@ -44,14 +52,43 @@ class S3Store:
         self.url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         self._bucket = Bucket(bucket, settings)
         self._root = below(prefix)
-        #: The job of every upload that this process has open, for a server cannot tell it.
+        #: The job of every upload that this process has begun, for a server cannot tell it.
         self._uploads: dict[str, str] = {}
+        self._features: Features | None = None
 
-    def writer(self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False) -> S3Sink:  # noqa: ARG002
-        """See Store. The bytes of a small object are sent at its commit; there is never anything to resume."""
-        target = Target(self._bucket, self._root + check_key(key), key, self._where(key))
-        self._bucket.check()
-        return S3Sink(target, size_hint, self._uploads, owner.job_id)
+    def writer(
+        self,
+        key: str,
+        size_hint: int | None = None,
+        *,
+        owner: Owner,
+        resume: bool = False,
+        twin: Store | None = None,
+    ) -> S3Sink:
+        """See Store. The bytes of a small object are sent at its commit."""
+        path = self._root + check_key(key)
+        target = Target(self._bucket, path, key, self._where(key), owner, self.features)
+        copier = PartCopier(twin._bucket.name, twin._root + key) if self._shares_server(twin) else None
+        return S3Sink(target, size_hint, self._uploads, resume=resume, copier=copier)
+
+    @property
+    def features(self) -> Features:
+        """What the server can do; found out once, by the first worker that asks."""
+        if self._features is None:
+            self._features = known_features(self._bucket, self._root)
+        return self._features
+
+    def examine(self) -> Features:
+        """What the server can do now, whatever was known of it."""
+        self._bucket.check(again=True)
+        with translating(self._bucket.place):
+            self._features = probe(self._bucket, self._root)
+        return self._features
+
+    def orphan_rule(self) -> str | None:
+        """See ``s3_lifecycle.orphan_rule``, for what lies below the store's prefix."""
+        with translating(self._bucket.place):
+            return orphan_rule(self._bucket, self._root)
 
     def reader(self, key: str) -> S3Reader:
         """See Store."""
@@ -97,12 +134,19 @@ class S3Store:
             self._bucket.client.delete_object(Bucket=self._bucket.name, Key=path)
 
     def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
-        """See Store. Aborts multipart uploads; those of job *spare* are known if this very store has opened them."""
-        spared = {upload for upload, job in self._uploads.items() if spare and job == spare}
+        """See Store. Aborts multipart uploads.
+
+        Those that another process has begun may be of job *spare*, as a server cannot tell whose they are: its writer
+        takes over those for its key. Only one job at a time writes below a prefix that it sweeps.
+        """
+        limit = time.time() - older_than_s
         with translating(self._where(prefix)):
-            open_ = [each for each in open_uploads(self._bucket, self._below(prefix)) if each["UploadId"] not in spared]
-            limit = time.time() - older_than_s
-            old = [each for each in open_ if not older_than_s or _parts(self._bucket, each)[1] <= limit]
+            old = [
+                each
+                for each in open_uploads(self._bucket, self._below(prefix))
+                if not (spare and self._uploads.get(each["UploadId"], spare) == spare)
+                and (not older_than_s or _parts(self._bucket, each)[1] <= limit)
+            ]
             for each in old:
                 abort_upload(self._bucket, each)
         return len(old)
@@ -118,6 +162,10 @@ class S3Store:
     def usage(self) -> Usage:
         """See Store: a bucket cannot tell without being walked."""
         return Usage(None, None, None)
+
+    def _shares_server(self, twin: Store | None) -> TypeGuard[S3Store]:
+        """Whether our server has the twin's bucket too, by the same keys."""
+        return isinstance(twin, S3Store) and self._bucket.settings.account == twin._bucket.settings.account
 
     def _where(self, key: str) -> str:
         return f"{self.name}:{key} ({self._bucket.place})"
@@ -187,10 +235,14 @@ class S3Reader:
 
 
 def s3_destination(url: str, settings: S3Settings, size: int | None, owner: Owner) -> Sink:
-    """A sink for ``s3://bucket/key``, where the key is the user's own and may hold what S3 allows."""
+    """A sink for ``s3://bucket/key``, where the key is the user's own and may hold what S3 allows.
+
+    The bucket may be anybody's: it is not probed, and its objects bear no mark of ours. What an earlier attempt has
+    sent is taken over.
+    """
     bucket, path = _destination(url, settings)
     bucket.check(again=True)
-    return S3Sink(Target(bucket, path, url, f"{url} ({bucket.place})"), size, {}, owner.job_id)
+    return S3Sink(Target(bucket, path, url, f"{url} ({bucket.place})", owner), size, {}, resume=True)
 
 
 def s3_origin(url: str, settings: S3Settings) -> S3Reader:
@@ -209,37 +261,11 @@ def sweep_s3_destination(url: str, settings: S3Settings) -> int:
     return len(left)
 
 
-def open_uploads(bucket: Bucket, prefix: str) -> Iterator[MultipartUploadTypeDef]:
-    """The multipart uploads whose key begins with *prefix*."""
-    # Not the SDK's paginator: SeaweedFS leaves out NextKeyMarker, and the last key of a page serves as well.
-    marker: dict[str, Any] = {}
-    while True:
-        page = bucket.client.list_multipart_uploads(Bucket=bucket.name, Prefix=prefix, **marker)
-        uploads = page.get("Uploads", [])
-        yield from uploads
-        if not page.get("IsTruncated") or not uploads:
-            return
-        last = uploads[-1]
-        marker = {"KeyMarker": last["Key"], "UploadIdMarker": last["UploadId"]}
-
-
-def abort_upload(bucket: Bucket, upload: MultipartUploadTypeDef) -> None:
-    """Abort an upload; one that is gone already is fine."""
-    try:
-        bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"])
-    except ClientError as error:
-        if code_of(error)[0] != "NoSuchUpload":
-            raise
-
-
 def _parts(bucket: Bucket, upload: MultipartUploadTypeDef) -> tuple[int, float]:
     """Bytes that have come, and when the last of them came or the upload began, by the server's clock."""
     size, when = 0, upload["Initiated"].timestamp()
-    pages = bucket.client.get_paginator("list_parts")
-    with contextlib.suppress(bucket.client.exceptions.NoSuchUpload):
-        for page in pages.paginate(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"]):
-            for part in page.get("Parts", []):
-                size, when = size + part["Size"], max(when, part["LastModified"].timestamp())
+    for _, part in parts_of(bucket, upload):
+        size, when = size + part.size, max(when, part.when)
     return size, when
 
 

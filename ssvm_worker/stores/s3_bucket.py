@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import botocore.session
 from botocore import UNSIGNED
@@ -17,6 +17,7 @@ from ssvm_worker.errors import ConfigError
 from ssvm_worker.units import MiB
 
 from .s3_errors import code_of, no_bucket, translating
+from .s3_signer import sign_by_known_digest
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -37,6 +38,8 @@ class S3Settings:
     secret_key: str | None = field(default=None, repr=False)
     #: Sign nothing: what is public can be read.
     anonymous: bool = False
+    #: Where the bucket's name stands in a URL: path, virtual (in the host's name), or auto: path at an endpoint.
+    addressing: Literal["auto", "path", "virtual"] = "auto"
     #: Certificates to trust in place of the system's.
     ca_file: str | None = None
     connect_timeout_s: float = 10.0
@@ -48,6 +51,11 @@ class S3Settings:
     part_size: int = 5 * MiB
     #: Parts under way at once, as far as the memory of an upload allows.
     parallel: int = 5
+
+    @property
+    def account(self) -> tuple[object, ...]:
+        """Whose keys at which service: what two buckets must share for the service to copy between them."""
+        return self.endpoint, self.access_key, self.secret_key, self.anonymous
 
 
 class Bucket:
@@ -95,9 +103,11 @@ class Bucket:
 
 
 def _connect(settings: S3Settings, place: str) -> S3Client:
+    style = "path" if settings.endpoint and settings.addressing == "auto" else settings.addressing
     config = Config(
+        # Said aloud, or presigned URLs for an endpoint are of version 2, which servers refuse.
         signature_version=UNSIGNED if settings.anonymous else "s3v4",
-        s3={"addressing_style": "path" if settings.endpoint else "auto"},
+        s3={"addressing_style": style},
         # The SDK's own default since 1.36 adds trailers that many servers refuse.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -108,15 +118,21 @@ def _connect(settings: S3Settings, place: str) -> S3Client:
         max_pool_connections=16 * settings.parallel,
     )
     try:
-        # boto3 would add its resources and transfers: a tenth of a second at the start, and nothing that is used.
-        return botocore.session.Session().create_client(  # type: ignore[return-value]  # the stubs name it by boto3
-            "s3",
-            region_name=settings.region,
-            endpoint_url=settings.endpoint,
-            verify=settings.ca_file,
-            aws_access_key_id=settings.access_key,
-            aws_secret_access_key=settings.secret_key,
-            config=config,
-        )
+        client = _client_of(settings, config)
     except ValueError as error:
         raise ConfigError(f"The endpoint is no URL: {error}", place, "Give http(s)://host:port") from error
+    sign_by_known_digest(client)
+    return client
+
+
+def _client_of(settings: S3Settings, config: Config) -> S3Client:
+    # boto3 would add its resources and transfers: a tenth of a second at the start, and nothing that is used.
+    return botocore.session.Session().create_client(  # type: ignore[return-value]  # the stubs name it by boto3
+        "s3",
+        region_name=settings.region,
+        endpoint_url=settings.endpoint,
+        verify=settings.ca_file,
+        aws_access_key_id=settings.access_key,
+        aws_secret_access_key=settings.secret_key,
+        config=config,
+    )

@@ -28,7 +28,14 @@ from ssvm_worker.errors import (
 
 _FULL = {"EntityTooLarge", "QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "TooManyBuckets"}
 #: 400s that say something of the moment or of the wire, not of the request.
-_PASSING = {"RequestTimeout", "BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "OperationAborted"}
+_PASSING = {
+    "RequestTimeout",
+    "BadDigest",
+    "XAmzContentSHA256Mismatch",
+    "IncompleteBody",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+}
 #: Seconds by which a signature's time may be wrong (S3's API reference, "RequestTimeTooSkewed").
 _SKEW_S = 15 * 60
 _REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}

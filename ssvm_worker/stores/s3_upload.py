@@ -3,131 +3,74 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from ssvm_worker.errors import Cancelled, ObjectNotFound, StoreFull, StoreUnavailable, WorkerError
 from ssvm_worker.stream import StoredObject
-from ssvm_worker.units import KiB, MiB
+from ssvm_worker.units import MiB
 
-from .s3_bucket import Bucket
 from .s3_errors import translating
-from .sink import CannotResume
+from .s3_features import base64_of
+from .s3_parts import MAX_PARTS, Body, Part, etag_of, part_size, take_over
+from .s3_target import Target
+from .sink import LeavingAborts
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
-#: S3's own limit. Parts by the hint leave a tenth of it for a hint that was too small.
-MAX_PARTS = 10_000
-_BY_HINT = 9_000
+    from .s3_copy import PartCopier
+
 #: Bytes of chunks that one upload holds, the part that is being filled included. 64 MiB in all are promised for a
 #: transfer; with the queues before the sink and the SDK, its client included, 60 to 62 were measured (tests/bench).
 BUDGET = 32 * MiB
-#: Without a hint, parts grow twofold every 1000 after the first 3000: 15 GiB in the smallest parts, 1.2 TiB in all.
-_STEADY, _STEP = 3000, 1000
-#: Bytes that one read of a body copies. The SDK asks for 1 MiB to sign: 5 MiB more of memory, with three parts at once.
-_PIECE = 128 * KiB
 #: Seconds that an abort waits for parts under way; one that ends later is left to the sweep.
 _PATIENCE_S = 10
 
 
-def part_size(number: int, least: int, size_hint: int | None, sent: int) -> int:
-    """Bytes of part *number* (from 1), when *sent* bytes have gone before it.
+class S3Sink(LeavingAborts):
+    """See Sink; holds BUDGET bytes of chunks (see part_size). The first error is raised again by all that follows.
 
-    Equal parts while the hint holds; beyond it, or without one, they grow, so that MAX_PARTS suffice. An object of
-    more than BUDGET * 9000, 281 GiB, costs one of its parts in memory.
+    Parts cannot be read back, so one that resumes takes all bytes again. It compares each part that an earlier attempt
+    has sent with the bytes that come, by their digest, and sends only what is not there.
     """
-    if size_hint and sent < size_hint:
-        return max(least, -(-size_hint // _BY_HINT))
-    return int(least * 2 ** max(0, -(-(number - _STEADY) // _STEP)))
 
+    offset = 0
 
-class Body(io.RawIOBase):
-    """A file over pieces that are not copied; the SDK reads it once to sign and once to send, and again to retry."""
-
-    def __init__(self, pieces: list[memoryview], wanted: Callable[[], bool]) -> None:
-        self._pieces = pieces
-        self._wanted = wanted
-        self._size = sum(map(len, pieces))
-        self._position = 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """The position."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position."""
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = start + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        """Some of the next *size* bytes, none only at the end; Cancelled when the upload was aborted meanwhile."""
-        if size < 0:
-            return self.readall()
-        if not self._wanted():
-            raise Cancelled("shutdown")
-        start = self._position
-        for piece in self._pieces:
-            if start < len(piece):
-                found = piece[start : start + min(size, _PIECE)]
-                self._position += len(found)
-                return found.tobytes()
-            start -= len(piece)
-        return b""
-
-
-class _Place(TypedDict):
-    Bucket: str
-    Key: str
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where an object will lie."""
-
-    bucket: Bucket
-    #: In the bucket, below the store's prefix.
-    path: str
-    #: As the store's users say it.
-    key: str
-    #: For messages.
-    where: str
-
-
-class S3Sink(CannotResume):
-    """See Sink; holds BUDGET bytes of chunks (see part_size). The first error is raised again by all that follows."""
-
-    def __init__(self, target: Target, size_hint: int | None, uploads: dict[str, str], job_id: str) -> None:
-        """*uploads* is told the job of every upload id that is open."""
+    def __init__(
+        self,
+        target: Target,
+        size_hint: int | None,
+        uploads: dict[str, str],
+        *,
+        resume: bool = False,
+        copier: PartCopier | None = None,
+    ) -> None:
+        """*uploads* is told the job of every upload id that is open; *copier* spares sending what the server has."""
         settings = target.bucket.settings
         self.key = target.key
         self._target = target
         self._size_hint = size_hint
         self._uploads = uploads
-        self._job_id = job_id
+        self._resume = resume
+        self._copier = copier
         self._upload_id = ""
         self._part_size = part_size(1, settings.part_size, size_hint, 0)
         self._pieces: list[memoryview] = []
         self._held = 0
         self._size = 0
-        self._etags: dict[int, str] = {}
-        self._running: dict[Future[str], int] = {}
+        #: Bytes that parts were made of.
+        self._sent = 0
+        #: What an earlier attempt has sent, by number.
+        self._there: dict[int, Part] = {}
+        #: Whether any of that was something else: then it is of no use to anybody.
+        self._differs = False
+        self._parts: dict[int, Part] = {}
+        self._running: dict[Future[Part], int] = {}
         self._threads = ThreadPoolExecutor(settings.parallel, "s3-part")
         self._failed: WorkerError | None = None
         self._ended = False
@@ -146,8 +89,12 @@ class S3Sink(CannotResume):
                     self._send_part()
             self._size += len(chunk)
 
+    def resumed(self) -> Iterator[bytes]:
+        """See Sink: nothing, as parts cannot be read."""
+        return iter(())
+
     def commit(self) -> StoredObject:
-        """See Sink. Cancelled when somebody has aborted the upload meanwhile."""
+        """See Sink. Cancelled when somebody has aborted the upload meanwhile, or a newer attempt has committed."""
         with self._once_failed_for_ever():
             if not self._upload_id:
                 self._put_whole()
@@ -165,13 +112,18 @@ class S3Sink(CannotResume):
         if self._ended:
             return
         self._end()
-        for each in self._running:
-            each.cancel()
-        wait(self._running, timeout=_PATIENCE_S)
-        self._pieces.clear()
         if self._upload_id:
             with contextlib.suppress(BotoCoreError, ClientError):
-                self._client.abort_multipart_upload(**self._place, UploadId=self._upload_id)
+                self._client.abort_multipart_upload(**self._target.place, UploadId=self._upload_id)
+
+    def suspend(self) -> None:
+        """See Sink: the parts that have been sent stay. Those that turned out to be something else do not."""
+        if not self._upload_id or self._differs:
+            self.abort()
+        elif not self._ended:
+            job_id = self._uploads[self._upload_id]
+            self._end()
+            self._uploads[self._upload_id] = job_id
 
     @contextlib.contextmanager
     def _once_failed_for_ever(self) -> Iterator[None]:
@@ -189,88 +141,129 @@ class S3Sink(CannotResume):
         return self._target.bucket.client
 
     @property
-    def _place(self) -> _Place:
-        return {"Bucket": self._target.bucket.name, "Key": self._target.path}
+    def _by_sha256(self) -> bool:
+        return self._target.features.sha256
 
-    def _take_body(self) -> IO[bytes]:
+    def _take_body(self) -> Body:
         body = Body(self._pieces, lambda: not self._ended)
         self._pieces, self._held = [], 0
-        return cast("IO[bytes]", body)
+        return body
+
+    def _digest(self, body: Body) -> str:
+        """What the server shall compare; empty where it does not."""
+        return base64_of(body.sha256) if self._by_sha256 else ""
 
     def _put_whole(self) -> None:
-        body = self._take_body() if self._pieces else b""
-        self._client.put_object(**self._place, Body=body)
+        body = self._take_body()
+        asked = {**self._target.place, **self._target.signed, **_checksum(self._digest(body))}
+
+        def put(condition: dict[str, Any]) -> None:
+            body.seek(0)
+            self._client.put_object(**asked, **condition, Body=cast("Any", body))
+
+        self._target.settle(put)
 
     def _send_part(self) -> None:
         if not self._upload_id:
-            self._upload_id = self._client.create_multipart_upload(**self._place)["UploadId"]
-            self._uploads[self._upload_id] = self._job_id
-        number = len(self._etags) + len(self._running) + 1
+            self._begin()
+        number = len(self._parts) + len(self._running) + 1
         if number > MAX_PARTS:
             raise StoreFull("The object has more parts than S3 takes", self._target.where, "Send its size with it")
-        future = self._threads.submit(self._upload, number, self._take_body())
-        self._running[future] = number
+        body = self._take_body()
+        self._running[self._threads.submit(self._upload, number, self._sent, body)] = number
+        self._sent += body.size
         # Wait here, so that what is under way and the next part together stay within the budget.
         at_once = max(0, BUDGET // self._part_size - 1)
         self._collect(min(at_once, self._target.bucket.settings.parallel))
         least = self._target.bucket.settings.part_size
         self._part_size = part_size(number + 1, least, self._size_hint, self._size)
 
-    def _upload(self, number: int, body: IO[bytes]) -> str:
+    def _begin(self) -> None:
+        """Take over what an earlier attempt has sent of this very object, or open an upload."""
+        if self._resume:
+            self._upload_id, self._there = take_over(self._target.bucket, self._target.path, self._by_sha256)
+        if not self._upload_id:
+            checksum: Any = {"ChecksumAlgorithm": "SHA256"} if self._by_sha256 else {}
+            asked = {**self._target.place, **self._target.signed, **checksum}
+            self._upload_id = self._client.create_multipart_upload(**asked)["UploadId"]
+        self._uploads[self._upload_id] = self._target.owner.job_id
+
+    def _upload(self, number: int, begin: int, body: Body) -> Part:
+        if there := self._there.pop(number, None):
+            if there.has(body, self._by_sha256):
+                return there
+            self._differs = True
+        upload = {"UploadId": self._upload_id, "PartNumber": number}
         with translating(self._target.where):
-            answer = self._client.upload_part(**self._place, UploadId=self._upload_id, PartNumber=number, Body=body)
-        return answer["ETag"]
+            if self._copier and (copied := self._copier.copy(self._target, upload, begin, body)):
+                return copied
+            return self._send(upload, body)
+
+    def _send(self, upload: dict[str, Any], body: Body) -> Part:
+        digest = self._digest(body)
+        answer = self._client.upload_part(**self._target.place, **upload, **_checksum(digest), Body=cast("Any", body))
+        return Part(body.size, answer["ETag"].strip('"'), digest)
 
     def _collect(self, most: int) -> None:
         """Take the answers that are there, and wait until *most* parts are under way."""
         while True:
             for each in [each for each in self._running if each.done()]:
-                self._etags[self._running.pop(each)] = each.result()
+                self._parts[self._running.pop(each)] = each.result()
             if len(self._running) <= most:
                 return
             wait(self._running, return_when=FIRST_COMPLETED)
 
     def _complete(self) -> None:
-        parts: list[CompletedPartTypeDef] = [{"PartNumber": n, "ETag": self._etags[n]} for n in sorted(self._etags)]
+        parts = [self._parts[number] for number in sorted(self._parts)]
+        self._refuse_other_size(sum(part.size for part in parts))
+        etag = etag_of([part.etag for part in parts])
+        listed = [_listed(number, part) for number, part in enumerate(parts, 1)]
+        size: dict[str, Any] = {"MpuObjectSize": self._size} if self._by_sha256 else {}
+
+        def complete(condition: dict[str, Any]) -> None:
+            upload: Any = {"UploadId": self._upload_id, "MultipartUpload": {"Parts": listed}}
+            self._client.complete_multipart_upload(**self._target.place, **upload, **size, **condition)
+
         try:
             with translating(self._target.where):
-                self._client.complete_multipart_upload(
-                    **self._place, UploadId=self._upload_id, MultipartUpload={"Parts": parts}
-                )
+                self._target.settle(complete, lambda seen: seen == etag)
         except Cancelled:
             # No such upload: swept, or completed by a first try whose answer was lost.
-            if not self._stands():
+            if self._etag_there() != etag:
                 raise
 
-    def _stands(self) -> bool:
-        """Whether the object that lies there is the very one that these parts make."""
+    def _etag_there(self) -> str | None:
+        """That of the object which stands there, if one does."""
         try:
             with translating(self._target.where):
-                seen = self._client.head_object(**self._place)
+                return self._client.head_object(**self._target.place)["ETag"].strip('"')
         except ObjectNotFound:
-            return False
-        return seen["ETag"].strip('"') == etag_of([self._etags[n] for n in sorted(self._etags)])
+            return None
 
     def _read_back(self) -> StoredObject:
-        seen = self._client.head_object(**self._place)
-        if seen["ContentLength"] != self._size:
-            raise StoreUnavailable(
-                f"The store has {seen['ContentLength']} bytes of the {self._size} written",
-                self._target.where,
-                "Try again",
-            )
+        seen = self._client.head_object(**self._target.place)
+        self._refuse_other_size(seen["ContentLength"])
         return StoredObject(self.key, self._size, when=seen["LastModified"].timestamp())
 
+    def _refuse_other_size(self, found: int) -> None:
+        if found != self._size:
+            what = f"The store has {found} bytes of the {self._size} written"
+            raise StoreUnavailable(what, self._target.where, "Try again")
+
     def _end(self) -> None:
+        """Let go of the parts under way: they stop at their next piece."""
         self._ended = True
         self._uploads.pop(self._upload_id, None)
-        self._threads.shutdown(wait=False)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        wait(self._running, timeout=_PATIENCE_S)
+        self._pieces.clear()
 
 
-def etag_of(parts: list[str]) -> str:
-    """The ETag of an object made of parts with these ETags: the MD5 of their MD5s; empty where they are none."""
-    try:
-        joined = b"".join(bytes.fromhex(each.strip('"')) for each in parts)
-    except ValueError:
-        return ""
-    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
+def _listed(number: int, part: Part) -> CompletedPartTypeDef:
+    told: CompletedPartTypeDef = {"PartNumber": number, "ETag": f'"{part.etag}"'}
+    told.update(_checksum(part.sha256))
+    return told
+
+
+def _checksum(digest: str) -> Any:
+    return {"ChecksumSHA256": digest} if digest else {}

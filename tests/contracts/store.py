@@ -383,12 +383,13 @@ class StoreContract:
         assert "@" not in store.url
 
     def test_suspended_is_invisible(self, store: Store) -> None:
-        """A suspended write is no object, and leaving the block afterwards does not hurt."""
+        """A suspended write is no object, leaving the block then does not hurt, and a sweep removes what is kept."""
         with store.writer("a/object", owner=ME) as sink:
             fill(sink, self.unfinished)
             sink.suspend()
         assert keys(store) == []
-        assert store.sweep(0) == (1 if store.resumable else 0)
+        assert store.sweep(0) >= (1 if store.resumable else 0)
+        assert store.sweep(0) == 0
 
     def test_resume_where_nothing_was_left(self, store: Store) -> None:
         """Asked to resume with nothing there, a writer starts at the first byte."""

@@ -1,0 +1,46 @@
+"""A copy inside one S3 service: the server copies each part, and what it has copied is compared with what we have read.
+
+The bytes are read once, for the manifest's SHA-256 of the whole, which no server can tell of an object in parts. They
+are not sent. The server answers with the digest of each part that it has copied; a part whose digest is another, or
+that the server cannot copy, is sent, as it is at hand: so a copy is never less sure than a transfer, only cheaper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from .s3_parts import Body, Part
+from .s3_target import Target
+
+
+@dataclass
+class PartCopier:
+    """Copies ranges of one object into the parts of another. Of one transfer; safe in several threads."""
+
+    bucket: str
+    #: Of the object in that bucket.
+    path: str
+    #: Whether the server has copied all that it was asked for so far.
+    able: bool = True
+
+    def copy(self, target: Target, upload: dict[str, Any], begin: int, body: Body) -> Part | None:
+        """Have the range from *begin* on copied, which holds the bytes of *body*; None if they must be sent."""
+        if not self.able or not body.size:
+            return None
+        try:
+            answer = target.bucket.client.upload_part_copy(
+                **target.place,
+                **upload,
+                CopySource={"Bucket": self.bucket, "Key": self.path},
+                CopySourceRange=f"bytes={begin}-{begin + body.size - 1}",
+            )["CopyPartResult"]
+        except ClientError:
+            self.able = False  # many servers cannot; the reason that matters will come when the part is sent
+            return None
+        etag, sha256 = answer.get("ETag", "").strip('"'), answer.get("ChecksumSHA256", "")
+        part = Part(body.size, etag, sha256)
+        self.able = part.has(body, target.features.sha256)
+        return part if self.able else None

@@ -1,0 +1,145 @@
+"""What an S3 server can do beyond the least: probed once with tiny objects, and remembered beside the store's own.
+
+Servers say little of themselves and ignore what they do not know, so each feature counts only when the server has been
+seen to refuse what it must refuse: other bytes than their digest tells, and a second object under a key that is taken.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from .s3_errors import code_of, no_bucket, translating
+
+if TYPE_CHECKING:
+    from .s3_bucket import Bucket
+
+#: Hidden, so that no listing shows it. A worker that finds it asks nothing more.
+NAME = ".ssvm-s3"
+#: A server that was replaced or updated is looked at anew within a week; `ssvm doctor` does so at once.
+_KEEP_S = 7 * 24 * 3600
+_VERSION = 1
+_BODY = b"probe"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Nothing is asked of a server beyond what these tell."""
+
+    #: It compares what comes with a SHA-256 that comes along, and tells that of each part.
+    sha256: bool = False
+    #: If-None-Match keeps PutObject and CompleteMultipartUpload from replacing what somebody else has stored.
+    conditional: bool = False
+
+    def __str__(self) -> str:
+        checksums = "SHA-256 checksums" if self.sha256 else "no checksums of its own"
+        return f"{checksums}, {'conditional' if self.conditional else 'unconditional'} commits"
+
+
+NOTHING_KNOWN = Features()
+
+
+def known_features(bucket: Bucket, root: str) -> Features:
+    """What the server of that bucket can do, as remembered below *root*, or probed now.
+
+    Where we may not try it out, nothing is taken for granted. Raises StoreDenied where there is no such bucket (some
+    servers, SeaweedFS, would make it), StoreUnavailable.
+    """
+    with translating(bucket.place):
+        try:
+            return _remembered(bucket, root) or probe(bucket, root)
+        except ClientError as error:
+            if not _refused(error):
+                raise
+            return NOTHING_KNOWN
+
+
+def probe(bucket: Bucket, root: str) -> Features:
+    """Try out what the server does, and remember it. Raises the SDK's errors."""
+    found = _tried(bucket, f"{root}{NAME}-{uuid.uuid4().hex}")
+    note = json.dumps({"version": _VERSION, "when": time.time(), **dataclasses.asdict(found)})
+    bucket.client.put_object(Bucket=bucket.name, Key=root + NAME, Body=note.encode())
+    return found
+
+
+def _remembered(bucket: Bucket, root: str) -> Features | None:
+    try:
+        answer = bucket.client.get_object(Bucket=bucket.name, Key=root + NAME)
+        note = json.loads(answer["Body"].read(4096))
+        if note.pop("version") != _VERSION or not 0 <= time.time() - note.pop("when") < _KEEP_S:
+            return None
+        return Features(**note)
+    except ClientError as error:
+        code, status = code_of(error)
+        if code == "NoSuchBucket":
+            raise no_bucket(bucket.place) from error
+        if status in (403, 404):
+            return None
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # not ours, or of another version
+
+
+def _tried(bucket: Bucket, key: str) -> Features:
+    place: dict[str, Any] = {"Bucket": bucket.name, "Key": key}
+    try:
+        bucket.client.put_object(**place, Body=_BODY)
+        return Features(_compares(bucket, place), _refuses(bucket, place) and _refuses_parts(bucket, place))
+    finally:
+        with contextlib.suppress(ClientError):
+            bucket.client.delete_object(**place)
+
+
+def _compares(bucket: Bucket, place: dict[str, Any]) -> bool:
+    """A wrong digest must be refused and a right one be taken: rclone takes both, others (Backblaze) neither."""
+    put = bucket.client.put_object
+    wrong = _status(put, **place, Body=_BODY, ChecksumSHA256=base64_of(hashlib.sha256(b"other").digest()))
+    right = _status(put, **place, Body=_BODY, ChecksumSHA256=base64_of(hashlib.sha256(_BODY).digest()))
+    return (wrong, right) == (400, 200)
+
+
+def _refuses(bucket: Bucket, place: dict[str, Any]) -> bool:
+    return _status(bucket.client.put_object, **place, Body=_BODY, IfNoneMatch="*") == 412
+
+
+def _refuses_parts(bucket: Bucket, place: dict[str, Any]) -> bool:
+    """Apart, as some honour the header at PutObject only."""
+    upload = {**place, "UploadId": bucket.client.create_multipart_upload(**place)["UploadId"]}
+    part = bucket.client.upload_part(**upload, PartNumber=1, Body=_BODY)
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    complete = bucket.client.complete_multipart_upload
+    status = _status(complete, **upload, MultipartUpload=parts, IfNoneMatch="*")
+    with contextlib.suppress(ClientError):
+        bucket.client.abort_multipart_upload(**upload)
+    return status == 412
+
+
+def _status(call: Callable[..., Any], **asked: Any) -> int:
+    """What the server answers: 200, or how it refuses the request."""
+    try:
+        call(**asked)
+    except ClientError as error:
+        if not _refused(error):
+            raise
+        return code_of(error)[1]
+    return 200
+
+
+def _refused(error: ClientError) -> bool:
+    """Whether it says something of the request, and not of the moment."""
+    return code_of(error)[1] < 500 or code_of(error)[1] == 501
+
+
+def base64_of(digest: bytes) -> str:
+    """A digest as S3 writes it."""
+    return base64.b64encode(digest).decode()
