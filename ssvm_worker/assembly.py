@@ -113,7 +113,7 @@ def _open(name: str, settings: Settings) -> Store:
     if store.url.startswith("nfs://"):
         return open_store(name, store.url, **_nfs_values(settings))
     values = {key: _revealed(value) for key, value in store if key not in ("url", "backup_mode")}
-    return open_store(name, store.url, **values)
+    return open_store(name, store.url, notes_dir=settings.state_dir / "s3", **values)
 
 
 def _nfs_values(settings: Settings) -> dict[str, Any]:

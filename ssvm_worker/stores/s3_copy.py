@@ -42,5 +42,5 @@ class PartCopier:
             return None
         etag, sha256 = answer.get("ETag", "").strip('"'), answer.get("ChecksumSHA256", "")
         part = Part(body.size, etag, sha256)
-        self.able = part.has(body, target.features.sha256)
+        self.able = part.has(body)
         return part if self.able else None

@@ -1,4 +1,4 @@
-"""What an S3 server can do beyond the least: probed once with tiny objects, and remembered beside the store's own.
+"""What an S3 server can do beyond the least: probed once with tiny objects, and remembered by this host.
 
 Servers say little of themselves and ignore what they do not know, so each feature counts only when the server has been
 seen to refuse what it must refuse: other bytes than their digest tells, and a second object under a key that is taken.
@@ -11,25 +11,28 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from .s3_errors import code_of, no_bucket, translating
+from .s3_errors import code_of, translating
 
 if TYPE_CHECKING:
     from .s3_bucket import Bucket
 
-#: Hidden, so that no listing shows it. A worker that finds it asks nothing more.
-NAME = ".ssvm-s3"
+#: What the probe's object begins with: hidden, so that no listing ever shows it.
+_NAME = ".ssvm-probe"
 #: A server that was replaced or updated is looked at anew within a week; `ssvm doctor` does so at once.
 _KEEP_S = 7 * 24 * 3600
-_VERSION = 1
 _BODY = b"probe"
+#: What this process knows. Plain values, so that a fork may have them too.
+_KNOWN: dict[str, Features] = {}
 
 
 @dataclass(frozen=True)
@@ -50,44 +53,61 @@ NOTHING_KNOWN = Features()
 
 
 def known_features(bucket: Bucket, root: str) -> Features:
-    """What the server of that bucket can do, as remembered below *root*, or probed now.
+    """What the server of that bucket can do, as remembered, or probed now below *root*.
 
-    Where we may not try it out, nothing is taken for granted. Raises StoreDenied where there is no such bucket (some
-    servers, SeaweedFS, would make it), StoreUnavailable.
+    Where we may not try it out, nothing is taken for granted. Raises StoreUnavailable.
     """
+    name = _name(bucket)
+    if name not in _KNOWN:
+        _KNOWN[name] = _noted(bucket) or _probed(bucket, root)
+    return _KNOWN[name]
+
+
+def probe(bucket: Bucket, root: str) -> Features:
+    """Try out what the server does, and remember it. Raises the SDK's errors."""
+    found = _tried(bucket, f"{root}{_NAME}-{uuid.uuid4().hex}")
+    _KNOWN[_name(bucket)] = found
+    _note(bucket, found)
+    return found
+
+
+def _probed(bucket: Bucket, root: str) -> Features:
     with translating(bucket.place):
         try:
-            return _remembered(bucket, root) or probe(bucket, root)
+            return probe(bucket, root)
         except ClientError as error:
             if not _refused(error):
                 raise
             return NOTHING_KNOWN
 
 
-def probe(bucket: Bucket, root: str) -> Features:
-    """Try out what the server does, and remember it. Raises the SDK's errors."""
-    found = _tried(bucket, f"{root}{NAME}-{uuid.uuid4().hex}")
-    note = json.dumps({"version": _VERSION, "when": time.time(), **dataclasses.asdict(found)})
-    bucket.client.put_object(Bucket=bucket.name, Key=root + NAME, Body=note.encode())
-    return found
+def _name(bucket: Bucket) -> str:
+    """Of all that may make a difference, the keys included, which a note does not show."""
+    return hashlib.sha256(repr((bucket.name, *bucket.settings.account)).encode()).hexdigest()[:32]
 
 
-def _remembered(bucket: Bucket, root: str) -> Features | None:
+def _noted(bucket: Bucket) -> Features | None:
+    """What a process of this host has noted within a week."""
+    if not bucket.settings.notes_dir:
+        return None
     try:
-        answer = bucket.client.get_object(Bucket=bucket.name, Key=root + NAME)
-        note = json.loads(answer["Body"].read(4096))
-        if note.pop("version") != _VERSION or not 0 <= time.time() - note.pop("when") < _KEEP_S:
-            return None
-        return Features(**note)
-    except ClientError as error:
-        code, status = code_of(error)
-        if code == "NoSuchBucket":
-            raise no_bucket(bucket.place) from error
-        if status in (403, 404):
-            return None
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # not ours, or of another version
+        note = json.loads(Path(bucket.settings.notes_dir, f"{_name(bucket)}.json").read_bytes())
+        return Features(**note["features"]) if 0 <= time.time() - note["when"] < _KEEP_S else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none, or not of this version
+
+
+def _note(bucket: Bucket, found: Features) -> None:
+    """Whole or not at all; a host that cannot keep it asks again in its next process."""
+    if not bucket.settings.notes_dir:
+        return
+    path = Path(bucket.settings.notes_dir, f"{_name(bucket)}.json")
+    part = path.with_suffix(f".{os.getpid()}")
+    values = {"bucket": bucket.place, "when": time.time(), "features": dataclasses.asdict(found)}
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(values) + "\n")
+        part.replace(path)
 
 
 def _tried(bucket: Bucket, key: str) -> Features:

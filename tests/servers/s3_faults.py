@@ -22,12 +22,15 @@ class Call:
     method: str
     path: str
     query: dict[str, str]
+    #: By names in lower case.
+    headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """What S3 calls it."""
         if "partNumber" in self.query:
-            return f"UploadPart {self.query['partNumber']}"
+            copies = "Copy" if "x-amz-copy-source" in self.headers else ""
+            return f"UploadPart{copies} {self.query['partNumber']}"
         if "uploads" in self.query:
             return "CreateMultipartUpload" if self.method == "POST" else "ListMultipartUploads"
         if "uploadId" in self.query:
@@ -55,7 +58,10 @@ class Fault:
 
 @dataclass
 class FaultyS3:
-    """A context manager; *faults* may be changed while it runs, and *calls* tells what came."""
+    """A context manager; *faults* may be changed while it runs, and *calls* tells what came.
+
+    Also an HTTP proxy: a client that it is named to needs no name service for a bucket's host.
+    """
 
     server: S3Server
     faults: list[Fault] = field(default_factory=list)
@@ -101,7 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer one request."""
         parts = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
-        call = Call(self.command, parts.path, query)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        call = Call(self.command, parts.path, query, headers)
         self.proxy.calls.append(call)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.proxy.fault_for(call)
