@@ -124,13 +124,7 @@ class Store(Protocol):
     resumable: bool
 
     def writer(
-        self,
-        key: str,
-        size_hint: int | None = None,
-        *,
-        owner: Owner,
-        resume: bool = False,
-        twin: Store | None = None,
+        self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False, twin: Store | None = None
     ) -> Sink:
         """A sink for *key*; *size_hint* (bytes) sizes S3 parts and is checked against the free space (StoreFull).
 

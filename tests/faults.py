@@ -82,13 +82,7 @@ class SpoiledStore:
     times: int = 1 << 30
 
     def writer(
-        self,
-        key: str,
-        size_hint: int | None = None,
-        *,
-        owner: Owner,
-        resume: bool = False,
-        twin: Store | None = None,
+        self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False, twin: Store | None = None
     ) -> Sink:
         sink = self.inner.writer(key, size_hint, owner=owner, resume=resume)
         if not self.chosen(key) or self.times <= 0:

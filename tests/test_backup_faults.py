@@ -227,13 +227,7 @@ class SlowStore(MemoryStore):
         self.vcenter = vcenter
 
     def writer(
-        self,
-        key: str,
-        size_hint: int | None = None,
-        *,
-        owner: Owner,
-        resume: bool = False,
-        twin: Store | None = None,
+        self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False, twin: Store | None = None
     ) -> MemorySink:
         """A sink that waits."""
         if key.endswith(".vmdk"):

@@ -13,9 +13,11 @@ from ssvm_worker.keys import MANIFEST
 from ssvm_worker.manifest import find_manifest
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store
+from ssvm_worker.stores.s3_copy import PartCopier
 from ssvm_worker.stream import Store, read_bytes
+from ssvm_worker.units import MiB
 from tests.attempts import again, attempt
-from tests.contracts.store import BIG
+from tests.contracts.store import BIG, ME, fill, get, put
 from tests.servers.rclone import RcloneS3
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3
@@ -28,9 +30,9 @@ OBJECTS = {"7.raw": BIG, "template.properties": b"id=7\n"}
 KEY = PLACE.key("7.raw")
 
 
-def pair(server: Any, **how: Any) -> tuple[S3Store, S3Store]:
-    """Two stores in two buckets of one service, of which the first has the artifact; what the second calls is known."""
-    settings = settings_of(server, **how)
+def pair(server: S3Server | RcloneS3) -> tuple[S3Store, S3Store]:
+    """Two stores in two buckets of one service, of which the first has the artifact."""
+    settings = settings_of(server)
     source = S3Store("primary", server.make_bucket(), f"from-{next(_NUMBERS)}", settings)
     target = S3Store("archive", server.make_bucket(), "", settings)
     store_artifact(source, OBJECTS)
@@ -61,12 +63,26 @@ def test_the_server_copies(s3_server: S3Server) -> None:
 
 
 def test_what_a_server_does_not_copy_is_sent(rclone_s3: RcloneS3) -> None:
-    """A server that answers well and copies nothing is found out by the first part, and the copy is whole."""
+    """A server that answers well and copies nothing is found out by the probe, and is not asked to."""
     source, target = pair(rclone_s3)
     calls = calls_of(target)
     run(source, target)
-    assert (calls.count("UploadPartCopy") >= 1, calls.count("UploadPart")) == (True, 3)
+    assert (calls.count("UploadPartCopy"), calls.count("UploadPart")) == (0, 3)
     assert same(source, target)
+
+
+def test_a_server_that_copies_something_else(s3_server: S3Server) -> None:
+    """A part whose digest is not that of the bytes that were read is sent."""
+    source, target = pair(s3_server)
+    other = S3Store("primary", source._bucket.name, "other", source._bucket.settings)
+    put(other, KEY, BIG[: 6 * MiB] + b"!" + BIG[6 * MiB + 1 :])
+    copier = PartCopier(source._bucket.name, other._root + KEY)
+    sink = target.writer(KEY, len(BIG), owner=ME)
+    sink._copier = copier
+    with sink:
+        fill(sink, BIG).commit()
+    assert copier.lied
+    assert get(target, KEY) == BIG
 
 
 @pytest.mark.parametrize("status", [400, 501, 503])
@@ -75,6 +91,7 @@ def test_a_server_that_refuses_to_copy(faulty_s3: FaultyS3, s3_server: S3Server,
     settings = settings_of(s3_server, endpoint=faulty_s3.endpoint)
     source, target = (S3Store(name, s3_server.make_bucket(), "", settings) for name in ("primary", "archive"))
     store_artifact(source, OBJECTS)
+    assert target.features.copies
     faulty_s3.faults = [Fault("UploadPartCopy 2", status, "NotImplemented")]
     run(source, target)
     assert same(source, target)
@@ -98,6 +115,7 @@ def test_other_keys_are_no_one_service(s3_server: S3Server, rclone_s3: RcloneS3)
     """Between two services, the bytes are sent, though both know the same keys."""
     source = store_artifact(S3Store("primary", rclone_s3.make_bucket(), "", settings_of(rclone_s3)), OBJECTS)
     target = S3Store("archive", s3_server.make_bucket(), "", settings_of(s3_server))
+    assert target.features.copies
     calls = calls_of(target)
     run(source, target)
     assert (calls.count("UploadPartCopy"), calls.count("UploadPart")) == (0, 3)
@@ -113,6 +131,7 @@ def test_the_next_attempt_goes_on(faulty_s3: FaultyS3, s3_server: S3Server, how:
     if how == "copied":
         source = S3Store("primary", s3_server.make_bucket(), "", settings)
     store_artifact(source, OBJECTS)
+    assert S3Store("archive", bucket, "", settings).features.copies
     faulty_s3.faults = [Fault("CompleteMultipartUpload", 503, "SlowDown")]
     with pytest.raises(StoreUnavailable):
         run(source, S3Store("archive", bucket, "", settings), will_resume=again)

@@ -75,7 +75,7 @@ class TestRcloneStore(StoreContract):
 def test_features(server: S3Server | RcloneS3, store: S3Store) -> None:
     """A feature counts only where the server refuses what it must refuse: rclone keeps a wrong checksum."""
     able = isinstance(server, S3Server)
-    assert store.features == Features(sha256=able, conditional=able)
+    assert store.features == Features(sha256=able, conditional=able, copies=able)
     assert (keys(store), store.sweep(0)) == ([], 0)
 
 

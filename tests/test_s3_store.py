@@ -56,7 +56,7 @@ def store(s3_server: S3Server, s3_bucket: str) -> S3Store:
 def shaky(faulty_s3: FaultyS3, s3_bucket: str) -> S3Store:
     """A store of the test's own behind the proxy that misbehaves; its server's features are known."""
     store = S3Store("archive", s3_bucket, f"shaky-{next(_NUMBERS)}", settings_of(faulty_s3))
-    assert store.features == Features(sha256=True, conditional=True)
+    assert store.features == Features(sha256=True, conditional=True, copies=True)
     faulty_s3.calls.clear()
     return store
 

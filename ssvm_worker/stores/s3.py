@@ -56,13 +56,7 @@ class S3Store:
         self._uploads: dict[str, str] = {}
 
     def writer(
-        self,
-        key: str,
-        size_hint: int | None = None,
-        *,
-        owner: Owner,
-        resume: bool = False,
-        twin: Store | None = None,
+        self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False, twin: Store | None = None
     ) -> S3Sink:
         """See Store. The bytes of a small object are sent at its commit."""
         path = self._root + check_key(key)
@@ -161,8 +155,10 @@ class S3Store:
         return Usage(None, None, None)
 
     def _shares_server(self, twin: Store | None) -> TypeGuard[S3Store]:
-        """Whether our server has the twin's bucket too, by the same keys."""
-        return isinstance(twin, S3Store) and self._bucket.settings.account == twin._bucket.settings.account
+        """Whether our server has the twin's bucket too, by the same keys, and can copy."""
+        if not isinstance(twin, S3Store) or self._bucket.settings.account != twin._bucket.settings.account:
+            return False
+        return self.features.copies
 
     def _where(self, key: str) -> str:
         return f"{self.name}:{key} ({self._bucket.place})"

@@ -25,6 +25,8 @@ class PartCopier:
     path: str
     #: Whether the server has copied all that it was asked for so far.
     able: bool = True
+    #: Whether it said that it had, and had not.
+    lied: bool = False
 
     def copy(self, target: Target, upload: dict[str, Any], begin: int, body: Body) -> Part | None:
         """Have the range from *begin* on copied, which holds the bytes of *body*; None if they must be sent."""
@@ -42,5 +44,7 @@ class PartCopier:
             return None
         etag, sha256 = answer.get("ETag", "").strip('"'), answer.get("ChecksumSHA256", "")
         part = Part(body.size, etag, sha256)
-        self.able = part.has(body)
-        return part if self.able else None
+        if not part.has(body):
+            self.able, self.lied = False, True
+            return None
+        return part

@@ -43,10 +43,13 @@ class Features:
     sha256: bool = False
     #: If-None-Match keeps PutObject and CompleteMultipartUpload from replacing what somebody else has stored.
     conditional: bool = False
+    #: It copies a range of an object into a part of another, and tells the digest of what it copied.
+    copies: bool = False
 
     def __str__(self) -> str:
         checksums = "SHA-256 checksums" if self.sha256 else "no checksums of its own"
-        return f"{checksums}, {'conditional' if self.conditional else 'unconditional'} commits"
+        commits = "conditional commits" if self.conditional else "unconditional commits"
+        return f"{checksums}, {commits}, {'copies' if self.copies else 'no copies'} between its buckets"
 
 
 NOTHING_KNOWN = Features()
@@ -114,7 +117,8 @@ def _tried(bucket: Bucket, key: str) -> Features:
     place: dict[str, Any] = {"Bucket": bucket.name, "Key": key}
     try:
         bucket.client.put_object(**place, Body=_BODY)
-        return Features(_compares(bucket, place), _refuses(bucket, place) and _refuses_parts(bucket, place))
+        parts = _parts_of_the_probe(bucket, place)
+        return Features(_compares(bucket, place), _refuses(bucket, place) and parts.conditional, parts.copies)
     finally:
         with contextlib.suppress(ClientError):
             bucket.client.delete_object(**place)
@@ -132,16 +136,35 @@ def _refuses(bucket: Bucket, place: dict[str, Any]) -> bool:
     return _status(bucket.client.put_object, **place, Body=_BODY, IfNoneMatch="*") == 412
 
 
-def _refuses_parts(bucket: Bucket, place: dict[str, Any]) -> bool:
-    """Apart, as some honour the header at PutObject only."""
-    upload = {**place, "UploadId": bucket.client.create_multipart_upload(**place)["UploadId"]}
-    part = bucket.client.upload_part(**upload, PartNumber=1, Body=_BODY)
-    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
-    complete = bucket.client.complete_multipart_upload
-    status = _status(complete, **upload, MultipartUpload=parts, IfNoneMatch="*")
-    with contextlib.suppress(ClientError):
-        bucket.client.abort_multipart_upload(**upload)
-    return status == 412
+def _parts_of_the_probe(bucket: Bucket, place: dict[str, Any]) -> Features:
+    """What it does of multipart uploads, which is apart: some honour a condition at PutObject only."""
+    client = bucket.client
+    upload = {**place, "UploadId": client.create_multipart_upload(**place)["UploadId"]}
+    try:
+        part = client.upload_part(**upload, PartNumber=1, Body=_BODY)
+        parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+        copies = _copies(bucket, upload)
+        status = _status(client.complete_multipart_upload, **upload, MultipartUpload=parts, IfNoneMatch="*")
+    finally:
+        with contextlib.suppress(ClientError):
+            client.abort_multipart_upload(**upload)
+    return Features(conditional=status == 412, copies=copies)
+
+
+def _copies(bucket: Bucket, upload: dict[str, Any]) -> bool:
+    """Whether the probe's own object becomes a part with its MD5; rclone makes an empty one.
+
+    All of it: Amazon copies a range only of an object of more than 5 MB.
+    """
+    source: Any = {"Bucket": bucket.name, "Key": upload["Key"]}
+    try:
+        answer = bucket.client.upload_part_copy(**upload, PartNumber=2, CopySource=source)
+    except ClientError as error:
+        if not _refused(error):
+            raise
+        return False
+    told = answer["CopyPartResult"].get("ETag", "")
+    return told.strip('"') == hashlib.md5(_BODY, usedforsecurity=False).hexdigest()
 
 
 def _status(call: Callable[..., Any], **asked: Any) -> int:

@@ -196,8 +196,10 @@ class S3Sink(LeavingAborts):
             self._differs = True
         upload = {"UploadId": self._upload_id, "PartNumber": number}
         with translating(self._target.where):
-            if self._copier and (copied := self._copier.copy(self._target, upload, begin, body)):
-                return copied
+            if self._copier:
+                if copied := self._copier.copy(self._target, upload, begin, body):
+                    return copied
+                self._differs |= self._copier.lied
             return self._send(upload, body)
 
     def _send(self, upload: dict[str, Any], body: Body) -> Part:
