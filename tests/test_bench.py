@@ -34,6 +34,12 @@ def test_runs_small(name: str) -> None:
     assert all(line[-1] in ("yes", "**no**") or line[2].startswith("left out: ") for line in lines)
 
 
+@pytest.mark.parametrize("name", ["ledger", pytest.param("queue", marks=pytest.mark.e2e)])
+def test_counts_jobs(name: str) -> None:
+    """The benches of the ledger take a number of jobs for their size, and each line has a verdict."""
+    assert {line[-1] for line in bench(name, "--size", "60")} <= {"yes", "**no**"}
+
+
 def test_contender_makes_too_little() -> None:
     """Who does not make all the bytes has won nothing."""
     sides = [Contender(OURS, ["/bin/true"], lambda: 5), Contender("peer", ["/bin/true"], lambda: 4)]

@@ -283,6 +283,18 @@ def into(ledger: Ledger, state: str) -> None:
         ledger.finish(claim, state, error=BUG if state == "failed" else None)
 
 
+def test_an_ended_record_is_one_text(ledger: Ledger, broker: Broker) -> None:
+    """What has ended is kept in little memory, shows the same, and is spread out again for another attempt."""
+    into(ledger, "failed")
+    key = f"{broker.prefix}ssvm.ledger:job:j1"
+    with broker.client() as client:
+        assert client.hkeys(key) == ["packed"]
+        before = ledger.get("j1")
+        after = ledger.retry("j1", "ann")
+        assert "packed" not in client.hkeys(key)
+    assert (after.request, after.attempts, after.created) == (before.request, before.attempts, before.created)
+
+
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
 def test_retry(ledger: Ledger, state: str) -> None:
     """A failed or cancelled job is queued again with its history, a fresh count, and the name of who asked."""

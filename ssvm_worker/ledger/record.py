@@ -219,6 +219,8 @@ def iso(when: float) -> str | None:
 
 def from_hash(fields: Mapping[str, str]) -> Record:
     """Read what the scripts keep."""
+    if "packed" in fields:
+        fields = json.loads(fields["packed"])
     return Record(
         job_id=fields["job_id"],
         job=fields["job"],

@@ -2,7 +2,7 @@
 
 Keys, all below ``<prefix>ssvm.ledger:``; those of the queues are in ledger/queueing.py
 
-    job:<id>        hash, the record; attempt N is the field aN, JSON
+    job:<id>        hash, the record; attempt N is the field aN, JSON; when it has ended all is one field, packed
     jobs            ids by time of creation; state:<state> the same by state
     due             queued ids that wait for their not_before, by it
     claims          running ids by the time at which their claims expire
@@ -34,12 +34,13 @@ local function text(number) return string.format('%.6f', number) end
 local function job(which) return P .. 'job:' .. which end
 
 -- A script reads a record once and writes it once: most of what a script costs is its calls.
-local records, changes = {}, {}
+local records, changes, unpacked = {}, {}, {}
 local function record(which)
   if not records[which] then
     local flat, fields = redis.call('HGETALL', job(which)), {}
     for at = 1, #flat, 2 do fields[flat[at]] = flat[at + 1] end
-    records[which] = fields
+    unpacked[which] = fields.packed
+    records[which] = fields.packed and cjson.decode(fields.packed) or fields
   end
   return records[which]
 end
@@ -47,6 +48,7 @@ local function get(field, which) return record(which or id)[field] or '' end
 -- Pairs of a field and its value; '' takes the field away.
 local function put(which, ...)
   local fields, changed = record(which), changes[which] or { updated = text(now) }
+  fields.updated = changed.updated
   for at = 1, select('#', ...), 2 do
     local field, value = select(at, ...), tostring(select(at + 1, ...))
     fields[field], changed[field] = value, value
@@ -58,9 +60,25 @@ local function add(which, field, by)
   put(which, field, value)
   return value
 end
+-- Of a job that has ended all is one text: a field of a hash costs 40 bytes beside what it holds.
+local function packed(which)
+  local kept = {}
+  for field, value in pairs(record(which)) do
+    if value ~= '' then kept[field] = value end
+  end
+  return { packed = cjson.encode(kept) }
+end
 local function write_all()
   for which, changed in pairs(changes) do
     local set, gone = {}, {}
+    local state = get('state', which)
+    if state == 'succeeded' or state == 'failed' or state == 'cancelled' then
+      redis.call('DEL', job(which))
+      changed = packed(which)
+    elseif unpacked[which] then
+      redis.call('DEL', job(which))
+      changed = record(which)
+    end
     for field, value in pairs(changed) do
       if value == '' then
         gone[#gone + 1] = field
@@ -89,8 +107,9 @@ local function move(which, to)
   put(which, 'state', to)
 end
 
+-- The number of the attempt is the claim's fencing token.
 local function holds(token)
-  return get('state') == 'running' and get('token') == token
+  return get('state') == 'running' and get('attempts') == token
 end
 
 """
@@ -131,7 +150,7 @@ end
 
 local function begin(which, worker, host, claim_s, held)
   run(which)
-  local number, token = add(which, 'attempts', 1), add(which, 'token', 1)
+  local number = add(which, 'attempts', 1)
   add(which, 'tries', 1)
   put(which, 'held', held or '')
   move(which, 'running')
@@ -139,7 +158,7 @@ local function begin(which, worker, host, claim_s, held)
   put(which, 'a' .. number, attempt, 'retried_by', '', 'progress', '', 'ready', '', 'not_before', '')
   redis.call('ZADD', P .. 'claims', text(now + claim_s), which)
   tell(which, '')
-  return { which, token, number, get('job', which) }
+  return { which, number, number, get('job', which) }
 end
 
 -- The attempt is over; the claim, the resource and the slots are free.
@@ -239,7 +258,7 @@ return 0
 #: ARGV: token, state, result, error, progress; each of the three may be '' -> nil when fenced, else the ids to ring.
 #: Safe to repeat.
 FINISH = """
-if get('token') == ARGV[3] and get('state') == ARGV[4] then return {} end
+if get('attempts') == ARGV[3] and get('state') == ARGV[4] then return {} end
 if not holds(ARGV[3]) then return false end
 if ARGV[7] ~= '' then put(id, 'progress', ARGV[7]) end
 let_go(id, ARGV[6])
@@ -250,7 +269,7 @@ return freed
 
 #: ARGV: token, error, delay in seconds, 1 if the attempt counts, progress or '' -> as FINISH. Safe to repeat.
 RELEASE = """
-if get('token') == ARGV[3] and get('state') == 'queued' then return {} end
+if get('attempts') == ARGV[3] and get('state') == 'queued' then return {} end
 if not holds(ARGV[3]) then return false end
 if ARGV[7] ~= '' then put(id, 'progress', ARGV[7]) end
 let_go(id, ARGV[4])

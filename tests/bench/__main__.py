@@ -27,6 +27,7 @@ from . import (
     ledger,
     memory,
     queue,
+    recovery,
     report,
     restore,
     serve,
@@ -51,6 +52,7 @@ BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
     "artifacts": (artifacts.bench, (10_000, 100_000)),
     "queue": (queue.bench, (5_000,)),
     "ledger": (ledger.bench, (100_000,)),
+    "recovery": (recovery.bench, (50,)),
     "memory": (memory.bench, (GiB, 20 * GiB)),
 }
 

@@ -90,3 +90,4 @@ def _fill(it: Yard, number: int) -> None:
         "reused": False,
     }
     it.ledger.finish(claim, "succeeded", result=result, progress=progress)
+    it.ledger.note_callback(record.job_id, "delivered")
