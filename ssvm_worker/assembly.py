@@ -233,7 +233,7 @@ def make_attempt(
 ) -> Attempt:
     """An attempt at a job with everything that it may touch; *given* are further fields of ``Attempt``."""
     download = settings.download
-    names = ("max_bytes", "max_virtual_size", "max_ratio", "max_rate", "resumes", "scratch_dir")
+    names = ("max_bytes", "max_virtual_size", "max_ratio", "max_rate", "resumes", "scratch_dir", "checksums")
     limits = Limits(**{name: getattr(download, name) for name in names})
     boot = settings.boot
     folder = boot.dir or settings.state_dir / "boot"

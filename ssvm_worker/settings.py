@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from .brokerurl import sentinels
+from .digest import HEX_LENGTHS
 from .sections import Address, Networks, Seconds, SecretFields, Section, Size, split
 from .stores.nfs_url import DEFAULTS as NFS_DEFAULTS
 from .stores.nfs_url import check_options
@@ -124,6 +125,8 @@ class Download(SecretFields):
     connections: int = Field(4, ge=1, le=16)
     #: Bytes a second of all downloads of this worker together.
     max_rate: int | None = Field(None, gt=0)
+    #: The kinds of checksums that a request may come with; MD5 and SHA-1 tell damage, but no forgery.
+    checksums: Annotated[tuple[str, ...], BeforeValidator(split)] = tuple(HEX_LENGTHS)
     ca_file: Path | None = None
     #: http://[user:password@]host:port for http and https; names, addresses and networks that are reached without it.
     proxy: SecretStr | None = None
@@ -136,6 +139,13 @@ class Download(SecretFields):
     allow_stores: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
     #: Host keys of sftp:// servers.
     known_hosts: Path | None = None
+
+    @field_validator("checksums")
+    @classmethod
+    def _known_checksums(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(value) - set(HEX_LENGTHS):
+            raise ValueError(f"no such kind: {', '.join(sorted(unknown))}; there are {', '.join(HEX_LENGTHS)}")
+        return value
 
 
 class Upload(Section):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ssvm_worker import config
+from ssvm_worker.assembly import make_attempt
 from ssvm_worker.errors import (
     ChecksumMismatch,
     InvalidRequest,
@@ -145,6 +148,17 @@ def test_checksum(checksum: str) -> None:
     """A checksum that is none is an error of the request, before anything is fetched."""
     with pytest.raises(InvalidRequest, match="checksum"):
         run("http://127.0.0.1:1/image", checksum=checksum)
+
+
+@pytest.mark.parametrize("form", ["{}", "md5:{}", "{{MD5}}{}"])
+def test_weak_checksum(tmp_path: Path, form: str) -> None:
+    """Where the settings take no MD5, one is refused before anything is fetched, however it is written."""
+    given = {"download": {"checksums": "sha256,sha512"}, "stores": {"primary": {"url": f"file://{tmp_path}"}}}
+    checksum = form.format("0" * 32)
+    fields = {"url": "http://127.0.0.1:1/image", "account": "2", "id": "7", "checksum": checksum}
+    request = parse_request(download.Request, fields, "download")
+    with pytest.raises(InvalidRequest, match=r"no md5 checksums.*Give one of sha256, sha512"):
+        download.run(request, make_attempt(config.parse(given, "test"), "job"))
 
 
 def test_content_encoding(http_server: HttpServer) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ssvm_worker.digest import Digest
+from ssvm_worker.digest import HEX_LENGTHS, Digest
 from ssvm_worker.errors import Cancelled, InvalidRequest
 from ssvm_worker.pace import Pace, paced
 from ssvm_worker.quota import UNLIMITED, Held, LocalQuota, Quota
@@ -231,6 +231,8 @@ class Limits:
     resume_delay_s: float = 1.0
     #: Bytes a second of all downloads of a worker together; None: as many as come.
     max_rate: int | None = None
+    #: The kinds of checksums that a request may come with.
+    checksums: tuple[str, ...] = tuple(HEX_LENGTHS)
 
 
 @dataclass(frozen=True)
