@@ -112,6 +112,14 @@ def celery_url(url: str) -> str:
     return f"redis+socket://{parts.path}?virtual_host={_query(parts).get('db', '0')}"
 
 
+def without_login(url: str) -> tuple[str, dict[str, str]]:
+    """The URL without user and password, and these as redis-py's own arguments."""
+    login, at, _ = urlsplit(url).netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    given = {"username": unquote(user), "password": unquote(password)}
+    return url.replace(f"//{login}{at}", "//", 1), {name: value for name, value in given.items() if value}
+
+
 def shown(url: str) -> str:
     """The URL without user, password and options."""
     parts = urlsplit(url)

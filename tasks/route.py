@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ssvm_worker.assembly import broker_url
-from ssvm_worker.brokerurl import celery_url, redis_url, sentinels, shown, tls_options
+from ssvm_worker.brokerurl import celery_url, redis_url, sentinels, shown, tls_options, without_login
 from ssvm_worker.settings import Settings
 
 
@@ -78,12 +78,16 @@ class Route:
 
 
 def beat_store(settings: Settings) -> dict[str, Any]:
-    """Where RedBeat (extra ``redbeat``) keeps its schedule and its lock: beside the ledger, below our prefix."""
+    """Where RedBeat (extra ``redbeat``) keeps its schedule and its lock: beside the ledger, below our prefix.
+
+    The login stands beside the URL, where Celery knows a password when it shows its configuration.
+    """
     url = broker_url(settings)
     found = sentinels(url)
-    store = {
-        "redbeat_redis_url": "redis-sentinel://" if found else redis_url(url),
-        "redbeat_redis_options": {},
+    bare, login = without_login(redis_url(url))
+    store: dict[str, Any] = {
+        "redbeat_redis_url": "redis-sentinel://" if found else bare,
+        "redbeat_redis_options": login,
         "redbeat_redis_use_ssl": Route(url, ca_file=str(settings.broker.ca_file or "") or None).tls or False,
         "redbeat_key_prefix": f"{settings.broker.prefix}ssvm.redbeat:",
     }

