@@ -1,7 +1,7 @@
 """Frees a pool process whose job hangs in a store that does not answer: else such jobs would soon hold all of them.
 
-A call to a hard mount cannot be interrupted, only killed with its process. The job goes back to the queue, without an
-attempt counted, and goes on where it was when the store is back.
+A call to a hard mount cannot be interrupted, only killed with its process; and some not even then, until they are made
+to fail. The job goes back to the queue, without an attempt counted, and goes on where it was when the store is back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ssvm_worker.errors import StoreAway, WorkerError
 from ssvm_worker.ledger import Claim, Ledger
 from ssvm_worker.retry import RetryPolicy, decide
 from ssvm_worker.settings import Settings
-from ssvm_worker.stores.nfs_mount import used_and_away
+from ssvm_worker.stores.nfs_mount import let_this_process_die, used_and_away
 
 from .heart import Heart
 
@@ -60,6 +60,7 @@ def freeing(settings: Settings, ledger: Ledger, claim: Claim, heart: Heart) -> I
         decision = decide(error, 1, RetryPolicy())
         with contextlib.suppress(WorkerError):  # its claim runs out, at the latest
             ledger.release(claim, error.as_dict(), decision.delay_s, decision.counted)
+        let_this_process_die()
         os.kill(os.getpid(), signal.SIGKILL)
 
     watch = threading.Thread(target=_watch, args=(settings.nfs.give_up_s, heart, over, give_up), daemon=True)

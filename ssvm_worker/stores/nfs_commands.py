@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Protocol
 
 from ssvm_worker.errors import ConfigError, StoreDenied, StoreUnavailable, WorkerError
 
+from .mountinfo import mounts
 from .nfs_route import Route
 
 _SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
@@ -24,6 +26,8 @@ _SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
 _SPECIAL = re.compile(r"[,:=\\\s*?\[\]!\"#]")
 #: Seconds that a killed process gets to be gone.
 _FAREWELL_S = 1.0
+#: Seconds for which calls of a process that is to die are failed.
+_LET_DIE_S = 600
 #: What mount.nfs and the kernel say of a server that does not speak a version, or shows other paths in it.
 _NOT_SPOKEN = ("not supported", "No such file or directory", "No such device", "Invalid argument", "incorrect mount")
 _REFUSED = ("access denied", "Permission denied", "Operation not permitted")
@@ -46,6 +50,9 @@ class Commands(Protocol):
     def unmount(self, point: str, held: int, *, lazily: bool = False) -> None:
         """Raises StoreUnavailable: it is in use, or does not answer."""
 
+    def let_die(self, point: str, pid: int) -> None:
+        """From now on fail the calls of that process to what is mounted there, until it is gone. Returns at once."""
+
 
 @dataclass(frozen=True)
 class SystemCommands:
@@ -62,11 +69,39 @@ class SystemCommands:
         wrong = self._run(mount_command(source, point, options), source, held)
         if wrong:
             raise _explained(wrong, source)
+        self._check_way(source, point, port, held)
 
     def unmount(self, point: str, held: int, *, lazily: bool = False) -> None:
         wrong = self._run(unmount_command(point, lazily=lazily), point, held)
         if wrong:
             raise StoreUnavailable(f"It cannot be unmounted: {wrong}", point, "`fuser -vm` says who uses it")
+
+    def let_die(self, point: str, pid: int) -> None:
+        # fsync and close wait for their pages in a way that not even SIGKILL ends (filemap_fdatawait). `umount -f`
+        # unmounts nothing that is in use, but ends with EIO what is under way; and again what the exit begins.
+        failing = shlex.join(full_command(abort_command(point)))
+        script = f"for n in $(seq {_LET_DIE_S}); do kill -0 {pid} || exit; {failing}; sleep 1; done"
+        subprocess.Popen(
+            ["sh", "-c", script],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={"PATH": _SBIN, "LC_ALL": "C"},
+        )
+
+    def _check_way(self, source: str, point: str, port: int, held: int) -> None:
+        """Unmount what the kernel reaches by another way: it takes the connections of a mount of the same server.
+
+        NFS 4.1 servers tell who they are, whatever address they were asked by (RFC 8881, 2.10.5: trunking).
+        """
+        taken = next((each.options.get("addr", "") for each in reversed(mounts()) if each.point == point), "")
+        if taken and (wrong := self.route.astray(taken, port)):
+            with contextlib.suppress(WorkerError):
+                self.unmount(point, held)
+            what = f"{source} is a server that this host has mounted by {taken} already, which {wrong}"
+            remedy = "Mount all that this server exports by its address in the storage network"
+            raise ConfigError(what, "nfs.source_address", remedy)
 
     def _run(self, command: Sequence[str], where: str, held: int) -> str:
         """What it says of its failure; empty if there is none.
@@ -100,6 +135,11 @@ def mount_command(source: str, point: str, options: str) -> list[str]:
 def unmount_command(point: str, *, lazily: bool = False) -> list[str]:
     """The one that unmounts; lazily: at once, though it is in use."""
     return ["umount", *(["-l"] if lazily else []), point]
+
+
+def abort_command(point: str) -> list[str]:
+    """The one that fails what is under way to an export."""
+    return ["umount", "-f", point]
 
 
 def full_command(command: Sequence[str]) -> list[str]:

@@ -29,7 +29,7 @@ from ssvm_worker.errors import ConfigError, ResourceBusy, StoreAway, StoreDenied
 
 from .directory import translated, translating
 from .mountinfo import Mount, mounts
-from .nfs_commands import Commands, NotSpoken, mount_command, unmount_command
+from .nfs_commands import Commands, NotSpoken, abort_command, mount_command, unmount_command
 from .nfs_health import SharedHealth
 from .nfs_marker import prove
 from .nfs_probe import OK, STALE, probe
@@ -120,7 +120,12 @@ class Mounted:
         """All that may be run as root for it."""
         export, point = self.export, str(self.places.point)
         mounting = [mount_command(export.source, point, export.option_text(each)) for each in export.versions]
-        return [*mounting, unmount_command(point), unmount_command(point, lazily=True)]
+        return [*mounting, unmount_command(point), unmount_command(point, lazily=True), abort_command(point)]
+
+    def let_die(self, pid: int) -> None:
+        """Fail what that process still has under way here, if the mount is ours, so that a SIGKILL can end it."""
+        if self.places.file("mounted").exists():
+            self._commands.let_die(str(self.places.point), pid)
 
     def release(self) -> None:
         """This process no longer uses it, until it asks again."""
@@ -311,6 +316,14 @@ def used_and_away() -> StoreAway | None:
         if each.is_used and each.health.read().breaker.state != CLOSED:
             return each.health.away()
     return None
+
+
+def let_this_process_die() -> None:
+    """Before it kills itself: what it hangs in may be a call that not even SIGKILL ends."""
+    for each in list(_MOUNTED):
+        if each.is_used and each.health.read().breaker.state != CLOSED:
+            with contextlib.suppress(WorkerError, OSError):
+                each.let_die(os.getpid())
 
 
 @atexit.register

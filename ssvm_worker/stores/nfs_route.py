@@ -30,20 +30,25 @@ class Route:
         if self.source is None:
             return
         for address in _addresses(host, port, self.source):
-            if source_to(address, port) == self.source:
+            if not self.astray(address, port):
                 continue
             if self.gateway is None:
-                raise self._astray(address, port)
+                raise self._refusal(address, port)
             command = ["ip", "route", "replace", address, "via", self.gateway, "src", self.source]
             if wrong := run(command):
                 raise ConfigError(f"The route to {address} cannot be made: {wrong}", "nfs.gateway", " ".join(command))
-            if source_to(address, port) != self.source:
-                raise self._astray(address, port)
+            if self.astray(address, port):
+                raise self._refusal(address, port)
 
-    def _astray(self, address: str, port: int) -> ConfigError:
-        found = source_to(address, port) or "nowhere"
+    def astray(self, address: str, port: int) -> str:
+        """From where it is reached in place of our address; empty if that is as it should be."""
+        found = source_to(address, port)
+        is_right = self.source in (None, found)
+        return "" if is_right else f"is reached from {found or 'nowhere'}, not from nfs.source_address {self.source}"
+
+    def _refusal(self, address: str, port: int) -> ConfigError:
         return ConfigError(
-            f"{address} would be reached from {found}, not from nfs.source_address {self.source}",
+            f"{address} {self.astray(address, port)}",
             "nfs.source_address",
             f"Set nfs.gateway, or a route: ip route add {address} via ROUTER src {self.source}",
         )

@@ -67,6 +67,9 @@ class MemoryExports:
         except subprocess.CalledProcessError as error:
             raise StoreUnavailable(error.stderr.decode(), point) from error
 
+    def let_die(self, point: str, pid: int) -> None:
+        raise AssertionError("nothing in memory hangs")
+
 
 def _run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True)
