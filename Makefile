@@ -23,17 +23,17 @@ SECONDS := 60
 N := 200
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit e2e chaos bench fuzz simulate format image clean go
+.PHONY: help install demo test lint types unit e2e test-nfs chaos bench fuzz simulate format image clean go
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 install: $(STAMP) ## make .venv with the locked versions; .venv/bin/ssvm then works
 
 demo: install ## real jobs on an embedded broker, stored in a scratch directory; ARGS='--keep' leaves it running
 	$(BIN)/ssvm demo $(ARGS)
 
-test: lint types unit e2e ## all that must hold: lint, types, unit, contract and house tests, e2e tests
+test: lint types unit e2e test-nfs ## all that must hold: lint, types, unit, contract and house tests, e2e and NFS tests
 
 lint: install ## ruff: rules and layout
 	$(BIN)/ruff check .
@@ -43,10 +43,13 @@ types: install ## mypy, strict
 	$(BIN)/mypy
 
 unit: install go ## unit, contract and house tests: about a minute; ARGS='-k name' picks some
-	$(PYTEST) -n $(TESTERS) --dist loadfile -m 'not e2e' $(ARGS)
+	$(PYTEST) -n $(TESTERS) --dist loadfile -m 'not e2e and not nfs' $(ARGS)
 
 e2e: install go ## real processes, a real broker, kill -9: minutes
 	$(PYTEST) -m e2e $(ARGS)
+
+test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## real NFS, server and clients, in a small VM: minutes; ARGS='-k name' picks some
+	$(PYTEST) -m nfs tests/nfs $(ARGS)
 
 chaos: install go ## N=200 random faults over real jobs, as docs/chaos.md tells; SEED=7 makes a run again
 	$(BIN)/python -m tests.chaos --faults $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -83,6 +86,16 @@ $(STAMP): pyproject.toml uv.lock | $(UV)
 	@$(PYTHON) -m venv .uv || { rm -rf .uv; echo "make: uv is not on PATH, and $(PYTHON) cannot make a place for it:" \
 	    "install uv, or Debian's python3-venv" >&2; exit 1; }
 	@.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+# What the VM runs: the locked versions, without what only this side needs. The fewer files, the sooner it has them.
+.cache/vm/venv/.made: pyproject.toml uv.lock | $(STAMP)
+	@UV_PROJECT_ENVIRONMENT=$(@D) $(UV) sync --quiet --locked --compile-bytecode --no-default-groups --group test \
+	    --extra embedded --python "$(PYTHON)"
+	@touch $@
+
+# Debian's own, unpacked there. Where it cannot be had, the tests say so.
+.cache/vm/kernel:
+	@tests/nfs/kernel.sh $@ || true
 
 # No part of .venv: atheris has wheels for Linux with glibc, and not at once for every new Python.
 .cache/fuzz: | $(STAMP)

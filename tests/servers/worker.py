@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -26,10 +25,9 @@ from ssvm_worker.settings import Settings
 from tasks.command import worker_command
 from tasks.ring import ring
 from tests.servers.broker import Broker, StoppableBroker
+from tests.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Only a safety net: nothing is asserted about time.
-PATIENCE_S = 60.0
 
 
 class WorkerProcess:
@@ -200,14 +198,6 @@ class Site:
             worker.kill()
             print(f"--- {worker.log.name}\n{worker.log.read_text(errors='replace')}")
         self.ledger.close()
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    """Wait until something is true that nobody would tell us of."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline, f"never came true: {what}"
-        time.sleep(0.02)
 
 
 def _toml(values: dict[str, Any], path: str = "") -> Iterator[str]:

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# What the VM runs, with the directory of vm.py: three hosts, `server`, `alpha` and `beta`, and on alpha a pytest.
+# The server is the VM itself: nfsd's record of its clients, which a restart needs, works in no other namespace.
+dir=$1
+exec >"$dir/guest" 2>&1
+set -a
+. "$dir/environment"
+PATH=/usr/sbin:/usr/bin:$PATH
+NFS_VM=$dir/reports XDG_CACHE_HOME=/run/disk/cache TMPDIR=/run/scratch PYTHONDONTWRITEBYTECODE=1 PATIENCE_S=250
+set +a
+modprobe -a virtio_blk ext4 nfsd nfsv3 nfsv4 nfs_layout_flexfiles veth sch_ingress cls_u32 act_gact
+
+# The host's programs, kept once they were read: each start of one would fetch it again. And the disk (vm.py).
+mkdir -m 1777 /run/scratch /run/disk /run/host
+mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /run/host
+mount --bind /run/host/usr /usr
+mount -o ro /dev/vda /run/disk
+while read -r place; do
+    mount --bind "/run/disk$place" "$place"
+done <"$dir/places"
+
+# Each host has a cable to the server; alpha has another, the storage network.
+cable() { # cable HOST NAME NETWORK
+    ip link add "$2" type veth peer name eth0 netns "$1"
+    ip -n "$1" link set eth0 name "$2" up
+    ip -n "$1" address add "$3.2/24" dev "$2"
+    ip link set "$2" up
+    ip address add "$3.1/24" dev "$2"
+}
+for host in alpha beta; do
+    ip netns add "$host"
+    ip -n "$host" link set lo up
+done
+cable alpha alpha 10.9.1
+cable alpha storage 10.9.3
+cable beta beta 10.9.2
+ip -n alpha route add default via 10.9.1.1
+ip -n beta route add default via 10.9.2.1
+ip address add 10.9.9.9/32 dev lo # behind routers, as the others see it
+
+ip netns exec alpha unshare --uts --mount bash -c '
+    hostname alpha
+    exec "$PYTHON" -m pytest -p no:cacheprovider -p tests.nfs.reporter --confcutdir=tests/nfs --basetemp=/run/scratch/pytest \
+        --timeout=300 --timeout-method=thread -v -ra --durations=15 "@$1/cases"
+' alpha "$dir"
+echo "pytest ended with $?"

@@ -1,0 +1,76 @@
+"""The hosts of the VM, each a process in its namespaces that runs what it is given. The tests run on alpha."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_LIBC = ctypes.CDLL(None, use_errno=True)
+#: sched.h
+_NEWNS, _NEWUTS = 0x00020000, 0x04000000
+
+
+class Host:
+    """One of them; what it mounts is gone when it closes."""
+
+    def __init__(self, enter: Callable[[], None]) -> None:
+        # Forked, not spawned: an interpreter takes seconds to start here.
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=enter)
+
+    def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call it there; its result, or its exception. What it keeps in modules is there at its next call."""
+        return self._pool.submit(function, *args, **kwargs).result()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def on_server() -> Host:
+    """The machine that the VM is."""
+    return Host(_enter_server)
+
+
+def on_beta() -> Host:
+    """A client beside alpha, with a name, an address and caches of its own."""
+    return Host(_enter_beta)
+
+
+def command(*words: str) -> str:
+    """Run a command; what it says."""
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise AssertionError(f"{' '.join(words)}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def _enter_server() -> None:
+    for kind in ("net", "uts", "mnt"):
+        _enter(f"/proc/1/ns/{kind}")
+
+
+def _enter_beta() -> None:
+    # By its name the server tells one client from another.
+    _must(_LIBC.unshare(_NEWNS | _NEWUTS))
+    socket.sethostname("beta")
+    _enter("/run/netns/beta")
+    command("mount", "--make-rprivate", "/")
+
+
+def _enter(namespace: str) -> None:
+    handle = os.open(namespace, os.O_RDONLY)
+    _must(_LIBC.setns(handle, 0))
+    os.close(handle)
+
+
+def _must(result: int) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,0 +1,177 @@
+"""The VM's NFS server, which is the kernel's: to export from, to fill, to stop, to hang."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssvm_worker.stores.nfs import NfsSettings, NfsStore
+from ssvm_worker.stores.nfs_commands import Commands
+from ssvm_worker.stores.nfs_marker import MARKER
+from tests.nfs.hosts import Host, command, on_server
+
+ROOT = Path("/srv/nfs")
+#: Where alpha finds it, and beta; and an address of it that lies behind routers.
+ADDRESS, FOR_BETA, BEHIND = "10.9.1.1", "10.9.2.1", "10.9.9.9"
+CLIENTS = "10.9.0.0/16"
+MOUNTS = Path("/run/scratch/mounts")
+_OPTIONS = "rw,no_root_squash,no_subtree_check,insecure"
+_CABLES = ("alpha", "storage", "beta")
+_numbers = itertools.count(1)
+
+
+class Server:
+    """See the module. What it exports is in memory, and outlives a stop."""
+
+    def __init__(self) -> None:
+        self.host = on_server()
+        self.host.run(_prepare)
+        self.start()
+
+    def start(self) -> None:
+        """As after a boot; clients have ten seconds to take up what they had."""
+        self.host.run(command, "rpc.nfsd", "--grace-time", "10", "--lease-time", "10", "4")
+
+    def stop(self) -> None:
+        """As by a kill: connections are reset, what clients had open is forgotten."""
+        self.host.run(command, "rpc.nfsd", "0")
+
+    def heal(self) -> None:
+        """Start and hear again, whatever a test has left."""
+        self.go_on()
+        if self.host.run(_threads) == 0:
+            self.start()
+
+    def hang(self) -> None:
+        """From now on nothing that is sent to it by TCP is heard."""
+        match = ["u32", "match", "ip", "protocol", "6", "0xff", "action", "drop"]
+        for cable in _CABLES:
+            self.host.run(command, "tc", "qdisc", "add", "dev", cable, "clsact")
+            self.host.run(command, "tc", "filter", "add", "dev", cable, "ingress", "protocol", "ip", *match)
+
+    def go_on(self) -> None:
+        """All is heard again."""
+        for cable in _CABLES:
+            self.host.run(subprocess.run, ["tc", "qdisc", "del", "dev", cable, "clsact"], stderr=subprocess.DEVNULL)
+
+    def export(self, name: str, size: str = "64m") -> Export:
+        """A new file system of that size, exported under that name."""
+        export = Export(self.host, name, next(_numbers))
+        export.mount(size)
+        export.offer()
+        return export
+
+    def clients(self) -> list[str]:
+        """What it knows of its NFS 4 clients, as the kernel words it."""
+        return self.host.run(_clients)
+
+    def close(self) -> None:
+        """Stop, and forget."""
+        self.stop()
+        self.host.close()
+
+
+@dataclass(frozen=True)
+class Export:
+    """One export."""
+
+    host: Host
+    name: str
+    number: int
+
+    @property
+    def directory(self) -> Path:
+        """It on the server."""
+        return ROOT / self.name
+
+    @property
+    def url(self) -> str:
+        """For alpha."""
+        return f"nfs://{ADDRESS}/{self.name}"
+
+    def mount(self, size: str = "64m") -> None:
+        """An empty file system, over what is there."""
+        self.host.run(os.makedirs, self.directory, exist_ok=True)
+        self.host.run(command, "mount", "-t", "tmpfs", "-o", f"size={size}", self.name, str(self.directory))
+        self.host.run(command, "exportfs", "-f")
+
+    def unmount(self) -> None:
+        """Take its file system away, and show what was under it."""
+        self.host.run(command, "umount", "-l", str(self.directory))
+        self.host.run(command, "exportfs", "-f")
+
+    def offer(self, number: int = 0) -> None:
+        """Let clients mount it, as the file system of that number: by another one the server knows no old handle."""
+        options = f"{_OPTIONS},fsid={number or self.number}"
+        self.host.run(command, "exportfs", "-o", options, f"{CLIENTS}:{self.directory}")
+
+    def withdraw(self) -> None:
+        """Export it no longer."""
+        self.host.run(command, "exportfs", "-u", f"{CLIENTS}:{self.directory}")
+
+    def files(self) -> list[str]:
+        """All files in it but the marker, as the server has them; paths from it on."""
+        return self.host.run(_files, self.directory)
+
+    def read(self, name: str) -> bytes:
+        """A file of it, as the server has it."""
+        return self.host.run(Path.read_bytes, self.directory / name)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file of it there."""
+        self.host.run(_put, self.directory / name, data)
+
+    def empty(self) -> None:
+        """Remove all but the marker, as another client might."""
+        self.host.run(_empty, self.directory)
+
+    def store(self, options: str = "", *, commands: Commands | None = None, **settings: Any) -> NfsStore:
+        """A store of its own on it, as another process of the host would have it."""
+        given = {"mount_root": MOUNTS, "mount_s": 60.0, "probe_s": 30.0} | settings
+        return NfsStore("primary", self.url + options, NfsSettings(**given), commands)
+
+
+def _prepare() -> None:
+    state = Path("/var/lib/nfs")
+    for name in ("rpc_pipefs", "nfsdcld", "v4recovery"):
+        (state / name).mkdir(parents=True, exist_ok=True)
+    for name in ("etab", "rmtab"):
+        (state / name).touch()
+    ROOT.mkdir(parents=True)
+    command("mount", "-t", "rpc_pipefs", "rpc_pipefs", str(state / "rpc_pipefs"))
+    command("mount", "-t", "nfsd", "nfsd", "/proc/fs/nfsd")
+    command("mount", "-t", "tmpfs", "root", str(ROOT))
+    command("exportfs", "-o", f"{_OPTIONS},fsid=0", f"{CLIENTS}:{ROOT}")
+    for daemon in ("rpcbind", "nfsdcld", "rpc.mountd"):
+        command(daemon)
+
+
+def _threads() -> int:
+    return int(Path("/proc/fs/nfsd/threads").read_text())
+
+
+def _files(directory: Path) -> list[str]:
+    found = (each.relative_to(directory).as_posix() for each in directory.rglob("*") if each.is_file())
+    return sorted(each for each in found if each != MARKER)
+
+
+def _put(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def _clients() -> list[str]:
+    return [each.read_text() for each in Path("/proc/fs/nfsd/clients").glob("*/info")]
+
+
+def _empty(directory: Path) -> None:
+    for each in directory.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each)
+        elif each.name != MARKER:
+            each.unlink()

@@ -1,0 +1,21 @@
+"""The promises of every image store, kept on a real export by a real client."""
+
+from __future__ import annotations
+
+import pytest
+
+from ssvm_worker.stores.nfs import NfsStore
+from tests.contracts.resumable_store import ResumableStoreContract
+from tests.nfs.server import Export, Server
+
+
+class TestNfsStore(ResumableStoreContract):
+    @pytest.fixture(scope="class")
+    def export(self, running_server: Server) -> Export:
+        return running_server.export("conformance")
+
+    @pytest.fixture
+    def store(self, export: Export) -> NfsStore:
+        """Of each test its own, on one mount; the server empties the export, as another client would."""
+        export.empty()
+        return export.store()

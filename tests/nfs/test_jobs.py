@@ -1,0 +1,40 @@
+"""Jobs onto a real export: what is stored there is what came, to the byte, as its server sees it."""
+
+from __future__ import annotations
+
+import hashlib
+
+from ssvm_worker.jobs import download
+from ssvm_worker.jobs.request import parse_request
+from tests import images
+from tests.attempts import attempt
+from tests.backup_bench import Bench, assert_whole
+from tests.nfs.server import Server
+from tests.servers.http import HttpServer
+from tests.servers.vcenter import TestVM
+
+pytest_plugins = ["tests.servers.http", "tests.servers.vcenter", "tests.backup_bench"]
+
+IMAGE = images.mbr(6 << 20)
+SHA256 = hashlib.sha256(IMAGE).hexdigest()
+
+
+def test_download(server: Server, http_server: HttpServer) -> None:
+    """A template comes over HTTP, is verified, and lies on the export whole, with its manifest."""
+    export = server.export("download")
+    store = export.store()
+    asked = {"url": http_server.serve("image", IMAGE), "account": 2, "id": "7", "checksum": f"sha256:{SHA256}"}
+    result = download.run(parse_request(download.Request, asked, "download"), attempt(store))
+    assert result["digest"] == f"sha256:{SHA256}"
+    below = "template/tmpl/2/7"
+    assert export.files() == [f"{below}/7.raw", f"{below}/manifest.json", f"{below}/template.properties"]
+    assert export.read(f"{below}/7.raw") == IMAGE
+
+
+def test_backup(server: Server, bench: Bench, vm: TestVM) -> None:
+    """A VM's disks come from a vCenter to the export as the host sends them, and nothing is left anywhere."""
+    export = server.export("backup")
+    bench.primary = export.store()
+    bench.run(vm)
+    assert_whole(bench.primary, *vm.streams)
+    assert bench.primary.sweep(0) == 0

@@ -1,0 +1,189 @@
+"""Whatever becomes of the server, nobody hangs who need not, and the object is whole or nothing of it is there."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from dataclasses import dataclass, field
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.breaker import CLOSED, OPEN
+from ssvm_worker.errors import StoreAway, StoreFull, StoreUnavailable
+from ssvm_worker.stores.nfs import NfsStore
+from ssvm_worker.stores.nfs_commands import SystemCommands
+from ssvm_worker.stream import CHUNK, Owner
+from tests.contracts.store import BIG, ME, SOME, fill, get, keys, put
+from tests.nfs.server import Export, Server
+from tests.waiting import PATIENCE_S, until
+
+KEY = "template/tmpl/1/7/7.raw"
+HALF = 5 * CHUNK
+
+
+def is_whole(export: Export) -> None:
+    """The object, on the server's own disk, and nothing beside it."""
+    assert export.files() == [KEY]
+    assert export.read(KEY) == BIG
+
+
+def test_server_killed_in_a_write(server: Server) -> None:
+    """A write whose server dies waits for it, goes on when it is back, and commits all its bytes."""
+    export = server.export("back")
+    with export.store().writer(KEY, owner=ME) as sink:
+        fill(sink, BIG[:HALF])
+        server.stop()
+        rest = threading.Thread(target=lambda: fill(sink, BIG[HALF:]).commit())
+        rest.start()
+        server.start()
+        rest.join()
+    is_whole(export)
+
+
+def test_worker_and_server_killed_in_a_write(server: Server) -> None:
+    """A worker that hangs in a commit can be killed though its server is dead, and the next attempt goes on."""
+    export = server.export("both")
+    store = export.store()
+    fork = multiprocessing.get_context("fork")
+    written, go = fork.Event(), fork.Event()
+    worker = fork.Process(target=_write, args=(export, written, go))
+    worker.start()
+    assert written.wait(PATIENCE_S)
+    server.stop()
+    go.set()
+    until(lambda: _hangs(worker.pid), "the worker hangs in its commit")
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    store.mounted.let_die(worker.pid or 0)
+    worker.join(PATIENCE_S)
+    assert worker.exitcode == -signal.SIGKILL
+    server.start()
+    assert keys(store) == []
+    with store.writer(KEY, owner=Owner(ME.job_id, 2), resume=True) as sink:
+        assert b"".join(sink.resumed()) == BIG[: sink.offset]
+        fill(sink, BIG[sink.offset :]).commit()
+    is_whole(export)
+
+
+def _write(export: Export, written: Event, go: Event) -> None:
+    with export.store().writer(KEY, owner=ME) as sink:
+        fill(sink, BIG[:HALF])
+        written.set()
+        go.wait()
+        fill(sink, BIG[HALF:]).commit()
+
+
+def _hangs(pid: int | None) -> bool:
+    """In a call that only SIGKILL ends."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
+
+
+def test_hung_server(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The look at a hung server is killed at its deadline, the breaker opens and tells so, other stores work."""
+    export = server.export("hung")
+    put(export.store(mount_root=tmp_path / "nfs"), KEY, BIG)
+    server.hang()
+    store = export.store(mount_root=tmp_path / "nfs", probe_s=1.0)
+    for call in (lambda: keys(store), lambda: get(store, KEY), lambda: put(store, "other", b"2"), store.usage):
+        with pytest.raises(StoreAway, match=r"away since \d\d:\d\d:\d\d UTC: no answer within 1 s .*:/hung"):
+            call()
+    assert looking_at(store) == []
+    assert store.mounted.health.read().breaker.state == OPEN
+
+    from ssvm_worker.cli import main  # seconds, in a VM
+
+    config = tmp_path / "worker.toml"
+    (tmp_path / "other").mkdir()
+    config.write_text(
+        f'state_dir = "{tmp_path}"\n[nfs]\nprobe_s = 30\n[stores.primary]\nurl = "{export.url}"\n'
+        f'[stores.other]\nurl = "file://{tmp_path}/other"\n'
+    )
+    assert main(["stores", "--json", "--config", str(config)]) == 75
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["primary"]["state"], rows["primary"]["breaker"]) == ("down", "open")
+    assert "no answer within 1 s" in rows["primary"]["reason"]
+    assert rows["other"]["state"] == "up"
+
+    server.go_on()
+    until(lambda: answers(export.store(mount_root=tmp_path / "nfs")), "the store answers again, without anybody's help")
+    is_whole(export)
+    assert main(["stores", "--json", "--config", str(config)]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["primary"]["state"], rows["primary"]["breaker"]) == ("up", "closed")
+
+
+def looking_at(store: NfsStore) -> list[str]:
+    """The probes of that store that are still there."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(each.read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return [each for each in found if "stat " in each and str(store.mounted.places.point) in each]
+
+
+def answers(store: NfsStore) -> bool:
+    """Whether it can be used, as far as it lets us."""
+    try:
+        return get(store, KEY) == BIG
+    except StoreAway:
+        return False
+
+
+@dataclass(frozen=True)
+class Counting(SystemCommands):
+    """The machine's commands, and what was done by them."""
+
+    done: list[str] = field(default_factory=list)
+
+    def mount(self, source: str, point: str, options: str, held: int) -> None:
+        super().mount(source, point, options, held)
+        self.done.append("mount")
+
+    def unmount(self, point: str, held: int, *, lazily: bool = False) -> None:
+        super().unmount(point, held, lazily=lazily)
+        self.done.append("umount -l" if lazily else "umount")
+
+
+def test_stale_handles(server: Server) -> None:
+    """A server that no longer knows our handles is unmounted once, lazily, and mounted once; then work goes on."""
+    export, counting = server.export("stale"), Counting()
+    first = export.store(commands=counting)
+    put(first, KEY, BIG)
+    sink = fill(first.writer("a/other", owner=ME), SOME)
+    marker = export.read(".ssvm-store")
+    export.withdraw()
+    export.unmount()
+    export.mount()  # as restored from somewhere else: the same files, other handles
+    export.put(".ssvm-store", marker)
+    export.put(KEY, BIG)
+    export.offer(1000 + export.number)
+    with pytest.raises(StoreUnavailable):
+        sink.commit()
+    sink.abort()
+    store = export.store(commands=counting)
+    assert get(store, KEY) == BIG
+    assert counting.done == ["mount", "umount -l", "mount"]
+    assert store.mounted.health.read().breaker.state == CLOSED
+    put(first, "a/other", SOME)
+    assert export.files() == ["a/other", KEY]
+
+
+def test_full_disk(server: Server) -> None:
+    """A disk that fills up, told of late as NFS does, fails the job for good, and costs nobody else a byte."""
+    export = server.export("full", size="8m")
+    store = export.store()
+    put(store, "a/neighbour", SOME)
+    with pytest.raises(StoreFull, match="The store is full"):
+        put(store, KEY, BIG)
+    with pytest.raises(StoreFull, match="do not fit"):
+        store.writer(KEY, len(BIG), owner=ME)
+    assert export.files() == ["a/neighbour"]
+    put(store, KEY, SOME)
+    assert get(store, KEY) == SOME
+    assert get(store, "a/neighbour") == SOME

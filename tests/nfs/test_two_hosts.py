@@ -1,0 +1,171 @@
+"""Two hosts on one export: what one commits the other sees at its next look, and neither spoils the other's work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.errors import Cancelled, ObjectNotFound, SourceUnavailable
+from ssvm_worker.stores.nfs import NfsSettings, NfsStore
+from ssvm_worker.stream import CHUNK, Owner, Sink, StoredObject
+from tests.contracts.store import BIG, ME, SOME, fill, get, keys, put
+from tests.nfs.hosts import Host, on_beta
+from tests.nfs.server import FOR_BETA, Export, Server
+
+KEY = "a/b/object"
+
+
+@pytest.fixture(scope="module")
+def beta() -> Iterator[Host]:
+    """The other host."""
+    host = on_beta()
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def export(server: Server, request: pytest.FixtureRequest) -> Export:
+    return server.export(request.node.name.removeprefix("test_"))
+
+
+#: What beta keeps from one call to the next.
+_stores: dict[str, NfsStore] = {}
+_sinks: dict[str, Sink] = {}
+_readers: dict[str, Iterator[bytes]] = {}
+
+
+def _store(name: str) -> NfsStore:
+    settings = NfsSettings(Path("/run/scratch/beta"), mount_s=60.0, probe_s=30.0)
+    return _stores.setdefault(name, NfsStore("primary", f"nfs://{FOR_BETA}/{name}", settings))
+
+
+def keys_of(name: str) -> list[str]:
+    return keys(_store(name))
+
+
+def stat_of(name: str, key: str) -> StoredObject:
+    return _store(name).stat(key)
+
+
+def get_of(name: str, key: str) -> bytes:
+    return get(_store(name), key)
+
+
+def put_of(name: str, key: str, data: bytes) -> None:
+    put(_store(name), key, data, owner=Owner("beta's", 1))
+
+
+def begin_of(name: str, owner: Owner, data: bytes) -> int:
+    _sinks[name] = _store(name).writer(KEY, owner=owner, resume=True)
+    offset = _sinks[name].offset
+    fill(_sinks[name], data[offset:])
+    return offset
+
+
+def commit_of(name: str) -> None:
+    _sinks.pop(name).commit()
+
+
+def read_some_of(name: str) -> bytes:
+    _readers[name] = _store(name).reader(KEY).open()
+    return next(_readers[name])
+
+
+def read_on_of(name: str) -> bytes:
+    return b"".join(_readers.pop(name))
+
+
+def test_close_to_open(export: Export, beta: Host) -> None:
+    """Commits, overwrites and deletes of one host are seen by the other at once, whatever it has looked at before."""
+    store, name = export.store(), export.name
+    for round_ in range(3):
+        data = bytes([round_]) * (round_ * 1000 + 1)
+        assert beta.run(keys_of, name) == []
+        with pytest.raises(ObjectNotFound):
+            beta.run(stat_of, name, KEY)
+        put(store, KEY, data)
+        assert beta.run(stat_of, name, KEY).size == len(data)
+        assert beta.run(get_of, name, KEY) == data
+        assert beta.run(keys_of, name) == [KEY]
+        beta.run(put_of, name, KEY, data * 2)
+        assert store.stat(KEY).size == 2 * len(data)
+        assert get(store, KEY) == data * 2
+        put(store, KEY, data[::-1] * 2)  # as long as before
+        assert beta.run(get_of, name, KEY) == data[::-1] * 2
+        store.delete(KEY)
+
+
+def test_mounted_by_both(export: Export, server: Server, beta: Host) -> None:
+    """To the server they are two clients, so that what these tests see is no cache of one kernel."""
+    put(export.store(), KEY, b"1")
+    beta.run(get_of, export.name, KEY)
+    names = " ".join(server.clients())
+    assert "alpha" in names
+    assert "beta" in names
+
+
+def test_taken_over_by_the_other(export: Export, beta: Host) -> None:
+    """The next attempt, on another host, goes on behind the bytes of the first, whose commit is then fenced off."""
+    zombie = fill(export.store().writer(KEY, owner=ME), BIG[: 3 * CHUNK])
+    assert beta.run(begin_of, export.name, Owner(ME.job_id, 2), BIG) <= 3 * CHUNK
+    with pytest.raises(Cancelled, match="another worker"):
+        zombie.commit()
+    zombie.abort()
+    beta.run(commit_of, export.name)
+    assert get(export.store(), KEY) == BIG
+    assert export.files() == [KEY]
+
+
+@pytest.mark.parametrize("how", ["deleted", "overwritten"])
+def test_reader_on_the_other(server: Server, beta: Host, how: str) -> None:
+    """What one host deletes or overwrites while the other reads it is read to its end, or the reader says so."""
+    export = server.export(f"read-{how}")
+    store = export.store()
+    put(store, KEY, BIG)
+    head = beta.run(read_some_of, export.name)
+    if how == "deleted":
+        store.delete(KEY)
+    else:
+        put(store, KEY, BIG[::-1])
+    try:
+        tail = beta.run(read_on_of, export.name)
+    except SourceUnavailable:
+        return
+    assert head + tail == BIG
+
+
+def test_silly_renames(export: Export) -> None:
+    """What is deleted while this host reads it is kept by its client under a name that nobody lists, and then gone."""
+    store = export.store()
+    put(store, KEY, BIG)
+    chunks = store.reader(KEY).open()
+    head = next(chunks)
+    store.delete(KEY)
+    [silly] = export.files()
+    assert silly.startswith("a/b/.nfs")
+    assert keys(store) == []
+    assert [each.key for each in store.leftovers()] == [silly]
+    assert store.sweep(0) == 0, "it is open"
+    assert head + b"".join(chunks) == BIG
+    assert export.files() == []
+
+
+def test_silly_renames_of_a_client_that_crashed(export: Export) -> None:
+    """What a client left under such a name is swept as old parts are: by its age, and no object with it."""
+    store = export.store()
+    put(store, KEY, SOME)
+    chunks = store.reader(KEY).open()
+    next(chunks)
+    store.delete(KEY)
+    [silly] = export.files()
+    left = silly[:-1] + ("0" if silly[-1] != "0" else "1")
+    export.put(left, b"as a client that lost its power leaves it")
+    put(store, KEY, SOME)
+    chunks.close()
+    assert export.files() == sorted([left, KEY])
+    assert keys(store) == [KEY]
+    assert store.sweep(3600) == 0
+    assert store.sweep(0) == 1
+    assert export.files() == [KEY]

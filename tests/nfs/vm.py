@@ -1,0 +1,194 @@
+"""A small VM with a real NFS server and real clients: this machine's own files under Debian's kernel, emulated.
+
+It runs the tests of this directory by a pytest of its own, as root and with a network of its own, and tells of each as
+it ends. Nothing of this machine is mounted, exported or listened on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ssvm_worker.demo import simulator
+
+ROOT = Path(__file__).resolve().parents[2]
+_MADE = ROOT / ".cache/vm"
+_PYTHON = _MADE / "venv/bin/python"
+_SBIN = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+#: Commands, and the Debian packages that have them.
+_COMMANDS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "busybox": "busybox-static",
+    "modprobe": "kmod",
+    "ip": "iproute2",
+    "mkfs.ext4": "e2fsprogs",
+    "mount.nfs": "nfs-common",
+    "rpc.nfsd": "nfs-kernel-server",
+    "vng": "virtme-ng, of PyPI",
+}
+#: Of the standard library; the interpreter alone is no test's.
+_UNREAD = ("site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "config-*", "ensurepip")
+#: Seconds without a word, and in all: whatever hangs, the VM goes. A case has less (guest.sh). Far more than is needed,
+#: as an emulated machine is slow where the real one does much else.
+_SILENCE_S, _ALL_S = 600.0, 2700.0
+#: Lines of each log that are shown of a VM that ended early.
+_LAST = 60
+
+
+class VM:
+    """Boots when it is first asked for a report; ends by itself, and with ``close``."""
+
+    def __init__(self, cases: list[str]) -> None:
+        self._cases = cases
+        self._reports: dict[str, list[dict[str, Any]]] = {}
+        self._read, self._told = 0, False
+        self._directory = Path(tempfile.mkdtemp(prefix="nfs-vm-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._leash: subprocess.Popen[bytes] | None = None
+        self._started = self._heard = time.monotonic()
+
+    def reports(self, case: str) -> list[dict[str, Any]] | None:
+        """What pytest in the VM reported of that case, when it has ended; None when the VM ended before."""
+        if self._process is None:
+            self._boot()
+        while not self._has_ended(case):
+            alive = self._is_alive()
+            self._follow()
+            if not alive and not self._has_ended(case):
+                return None
+            time.sleep(0.1)
+        return self._reports[case]
+
+    def last_words(self) -> str:
+        """The end of all that the VM has said, when it is first asked for them."""
+        said, self._told = "" if self._told else "\n".join(_ends(self._directory)), True
+        return said
+
+    def close(self) -> None:
+        """End it, and leave nothing."""
+        if self._process is not None:
+            self._kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _boot(self) -> None:
+        directory = self._directory
+        (directory / "cases").write_text("".join(f"{case}\n" for case in self._cases))
+        (directory / "reports").touch()
+        places = _places()
+        (directory / "places").write_text("".join(f"{place}\n" for place in places))
+        environment = {"PATH": _SBIN, "PYTHON": str(_PYTHON), "CI": os.environ.get("CI", "")}
+        (directory / "environment").write_text("".join(f"{k}={shlex.quote(v)}\n" for k, v in environment.items()))
+        image = _image(directory, places)
+        command = ["vng", "-r", str(next(_kernels())), "--disable-kvm", "--force-9p", "--memory", "2G", "--cpus", "2"]
+        command += ["--user", "root", "--rwdir", str(directory), "--verbose"]
+        # A disk with Python, and the files of this machine once more, to be mounted with a cache.
+        command += [f"--qemu-opts=-drive file={image},if=virtio,format=raw,readonly=on"]
+        command += ["--qemu-opts=-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]
+        command += ["--qemu-opts=-device virtio-9p-pci,fsdev=host,mount_tag=host"]
+        command += ["--exec", f"bash tests/nfs/guest.sh {directory}"]
+        self._started = self._heard = time.monotonic()
+        with open(directory / "console", "wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | {"PATH": _SBIN},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        # However this process ends, the VM ends too.
+        self._leash = subprocess.Popen(
+            ["sh", "-c", f"read _; kill -9 -- -{self._process.pid}"], stdin=subprocess.PIPE, start_new_session=True
+        )
+
+    def _is_alive(self) -> bool:
+        assert self._process
+        now = time.monotonic()
+        if now - self._heard > _SILENCE_S or now - self._started > _ALL_S:
+            self._kill()
+        return self._process.poll() is None
+
+    def _kill(self) -> None:
+        assert self._process
+        assert self._leash
+        self._leash.kill()
+        self._leash.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _follow(self) -> None:
+        """Take the whole lines that have come."""
+        with open(self._directory / "reports", "rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._read += len(line)
+                report = json.loads(line)
+                self._reports.setdefault(report["nodeid"], []).append(report)
+                self._heard = time.monotonic()
+
+    def _has_ended(self, case: str) -> bool:
+        return any(report["when"] == "teardown" for report in self._reports.get(case, []))
+
+
+def lacking() -> tuple[str, str] | None:
+    """What this machine lacks for the VM, and how to get it."""
+    if platform.machine() != "x86_64":
+        return "an x86-64 machine", "the VM is one, with this machine's own files"
+    for command, package in _COMMANDS.items():
+        if shutil.which(command, path=_SBIN) is None:
+            return f"{command}, for the VM with an NFS server,", f"install {package}"
+    if not _PYTHON.exists() or not list(_kernels()):
+        return "the VM's kernel or its Python", "`make test-nfs` makes them, where Debian's packages can be had"
+    return None
+
+
+def _kernels() -> Iterator[Path]:
+    return (_MADE / "kernel/boot").glob("vmlinuz-*")
+
+
+def _places() -> list[Path]:
+    """What the VM gets on a disk: thousands of small files, which are slow to read over 9p."""
+    ours = (ROOT / each for each in ("ssvm_worker", "tasks", "tests"))
+    return [Path(sysconfig.get_path("stdlib")), _MADE / "venv", *ours]
+
+
+def _image(directory: Path, places: list[Path]) -> Path:
+    image, staged = directory / "disk", directory / "staged"
+    for place in places:
+        unread = shutil.ignore_patterns(*_UNREAD) if place == places[0] else None
+        shutil.copytree(place, staged / place.relative_to("/"), symlinks=True, ignore=unread)
+    if simulator.find_go() is not None:
+        (staged / "cache/ssvm-worker").mkdir(parents=True)
+        shutil.copy2(simulator.build(), staged / "cache/ssvm-worker")
+    size = sum(each.lstat().st_size + 4096 for each in staged.rglob("*"))
+    with open(image, "wb") as file:
+        file.truncate(size * 5 // 4 + (32 << 20))
+    command = ["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-d", str(staged), str(image)]
+    subprocess.run(command, env={"PATH": _SBIN}, check=True)
+    shutil.rmtree(staged)
+    return image
+
+
+def _ends(directory: Path) -> Iterator[str]:
+    for name in ("console", "guest"):
+        path = directory / name
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        yield f"--- {name}"
+        yield from lines[-_LAST:]
