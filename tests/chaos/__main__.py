@@ -21,12 +21,16 @@ def main() -> int:
     seed = random.randrange(1_000_000) if args.seed is None else args.seed
     with Town(args.workers) as town:
         print(f"chaos: seed {seed}, {args.faults} faults; everything lies in {town.scratch}", flush=True)
+        run = Run(town, seed, lambda line: print(line, flush=True))
         try:
-            tally = Run(town, seed, lambda line: print(line, flush=True)).run(args.faults)
+            run.run(args.faults)
         except Broken as error:
             print(error, flush=True)
+            print(table(run.tally))
             return 1
-    print(table(tally))
+        except KeyboardInterrupt:
+            print("chaos: stopped; the last round was not looked at", flush=True)
+    print(table(run.tally))
     town.remove()
     return 0
 

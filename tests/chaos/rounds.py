@@ -77,10 +77,8 @@ class Run:
         names = list(itertools.islice(self._deck, count))
         for at in range(0, count, _TOGETHER):
             self._round(names[at : at + _TOGETHER])
-        self._count_bytes()
-        self.tally.whole = self.mix.made
-        self.tally.fenced = sum(_FENCED in line for _, line in self._logged())
-        self.tally.seconds = time.monotonic() - started
+            self._count_all()
+            self.tally.seconds = time.monotonic() - started
         return self.tally
 
     def _shuffled(self) -> Iterator[str]:
@@ -101,6 +99,7 @@ class Run:
                 flaws = [str(error)]
         if flaws:
             raise Broken(self._report(names, flaws))
+        self.tally.faults.update(names)
         self._say(f"round {self.tally.rounds}: {', '.join(names)}: {len(self.mix.deeds)} jobs, all is well")
 
     def _strike(self, name: str) -> None:
@@ -113,7 +112,6 @@ class Run:
             time.sleep(rng.uniform(0.1, 1.0))
             # What a supervisor does at once.
             town.muster()
-        self.tally.faults[name] += 1
         if rng.random() < 0.4:
             self.mix.cancel()
 
@@ -186,10 +184,13 @@ class Run:
             self.tally.states[record.state] += 1
             self.tally.attempts.update((each.error or {}).get("error", "succeeded") for each in record.attempts)
 
-    def _count_bytes(self) -> None:
+    def _count_all(self) -> None:
         town, tally = self._town, self.tally
+        tally.whole = self.mix.made
+        tally.fenced = sum(_FENCED in line for _, line in self._logged())
         tally.fetched, tally.needed = town.publisher.sent.total(), self.mix.needed
         tally.sent = town.wires["S3"].up
+        tally.kept = 0
         for bucket in (town.bucket, town.out):
             pages = town.s3.client().get_paginator("list_object_versions").paginate(Bucket=bucket)
             tally.kept += sum(each["Size"] for page in pages for each in page.get("Versions", []))
