@@ -34,10 +34,13 @@ class Bench:
         self.address: dict[str, Any] = {}
         self.attempt_fields: dict[str, Any] = {}
         #: Leases that an earlier test's killed worker holds until they time out.
-        self._others = set(self._open_leases())
+        self._others: set[str] = set()
+        self._others = self.open_leases()
 
-    def _open_leases(self) -> list[str]:
-        return [id_ for id_, lease in self.vcenter.state()["leases"].items() if lease["state"] == "open"]
+    def open_leases(self) -> set[str]:
+        """Those that are open, but for what another test's dead worker has left."""
+        leases = self.vcenter.state()["leases"]
+        return {id_ for id_, lease in leases.items() if lease["state"] == "open"} - self._others
 
     def attempt(self, **fields: Any) -> Attempt:
         """An attempt at job-1."""
@@ -71,7 +74,7 @@ class Bench:
         state = self.vcenter.state()
         keys = [each.key for store in (self.primary, self.archive) for each in store.list()]
         parts = [*self.primary.uncommitted(), *self.archive.uncommitted()]
-        leases = [id_ for id_ in self._open_leases() if id_ not in self._others]
+        leases = sorted(self.open_leases())
         return keys + parts + leases + [name for name in state["snapshots"] if name == "ssvm-backup-job-1"]
 
     def fetches(self, file: str) -> int:

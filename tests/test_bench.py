@@ -28,8 +28,8 @@ def bench(*words: str) -> list[list[str]]:
     "name", ["download", "inspection", "memory", *(pytest.param(each, marks=pytest.mark.e2e) for each in SLOW)]
 )
 def test_runs_small(name: str) -> None:
-    """Each line has a verdict, or says what is left out on this machine."""
-    lines = bench(name, "--size", "8MiB")
+    """Each line has a verdict, or says what is left out on this machine; but for the hash alone, which is a floor."""
+    lines = [line for line in bench(name, "--size", "8MiB") if not line[0].startswith("SHA-256 alone")]
     assert lines
     assert all(line[-1] in ("yes", "**no**") or line[2].startswith("left out: ") for line in lines)
 
