@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -286,13 +287,41 @@ def into(ledger: Ledger, state: str) -> None:
 def test_an_ended_record_is_one_text(ledger: Ledger, broker: Broker) -> None:
     """What has ended is kept in little memory, shows the same, and is spread out again for another attempt."""
     into(ledger, "failed")
-    key = f"{broker.prefix}ssvm.ledger:job:j1"
+    keys = f"{broker.prefix}ssvm.ledger:*:j1"
     with broker.client() as client:
-        assert client.hkeys(key) == ["packed"]
+        assert client.keys(keys) == [f"{broker.prefix}ssvm.ledger:ended:j1"]
         before = ledger.get("j1")
         after = ledger.retry("j1", "ann")
-        assert "packed" not in client.hkeys(key)
+        assert client.keys(keys) == [f"{broker.prefix}ssvm.ledger:job:j1"]
     assert (after.request, after.attempts, after.created) == (before.request, before.attempts, before.created)
+
+
+def test_nul_in_an_ended_record(ledger: Ledger) -> None:
+    """A NUL byte, which parts the fields of a record that has ended, is left out of what somebody says."""
+    into(ledger, "queued")
+    ledger.cancel("j1", "an\0n")
+    assert (ledger.get("j1").cancelled_by, ledger.get("j1").zone) == ("ann", "z")
+
+
+def test_an_ended_record_says_all(ledger: Ledger) -> None:
+    """What a record says before the end it says behind it, but for what the end changes, whatever was asked for."""
+    asked = {"resource": "r", "callback_url": "http://x", "traceparent": "00-1", "priority": 7, "account": "a"}
+    ledger.submit(a_job(**asked, uses=("store:z/primary", "account:a")))
+    first = ledger.claim("j1", "w")
+    assert first
+    ledger.release(first, BUG)
+    claim = ledger.claim("j1", "w")
+    assert claim
+    ledger.beat(claim, {"stage": "download", "bytes": 5})
+    ledger.cancel("j1", "ann")
+    before = ledger.get("j1")
+    ledger.finish(claim, "cancelled", error=BUG)
+    after = ledger.get("j1")
+    ends = ("state", "attempts", "updated", "error", "callback")
+    assert replace(after, **{each: getattr(before, each) for each in ends}) == before
+    assert (after.attempts[0], len(after.attempts), after.callback.url) == (before.attempts[0], 2, "http://x")
+    ledger.note_callback("j1", "failed", "nobody there")
+    assert (ledger.get("j1").callback.tries, ledger.get("j1").callback.error) == (1, "nobody there")
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])

@@ -203,6 +203,17 @@ def test_page(thirty: Ledger, asked: dict[str, object], numbers: list[int]) -> N
     assert [each.job_id for each in thirty.page(**asked)] == [f"j{number:02}" for number in numbers]  # type: ignore[arg-type]
 
 
+def test_page_reads_what_it_shows(ledger: Ledger, broker: Broker) -> None:
+    """A page costs the broker the records that it shows, however few of the jobs it is of."""
+    for number in range(300):
+        ledger.submit(a_job(f"j{number:03}", zone="far" if number == 0 else "near"))
+    with broker.client() as client:
+        client.config_resetstat()
+        assert [each.job_id for each in ledger.page(zone="far")] == ["j000"]
+        assert len(ledger.page(offset=250, limit=10)) == 10
+        assert client.info("commandstats")["cmdstat_hgetall"]["calls"] == 11
+
+
 def test_page_of_an_unknown_state(ledger: Ledger) -> None:
     """A state that does not exist is refused with those that do."""
     with pytest.raises(InvalidRequest, match="succeeded"):

@@ -144,8 +144,8 @@ def test_last_attempt(shop: Workshop) -> None:
     """A retryable error ends the job when max_attempts are used up; a shutdown uses none."""
     shop.outcome(raising(Cancelled("shutdown")))
     for _ in range(2):
-        shop.outcome(raising(SourceUnavailable("gone")))
         make_due(shop)
+        shop.outcome(raising(SourceUnavailable("gone")))
     record = shop.ledger.get("t1")
     assert (record.state, len(record.attempts), shop.discarded) == ("failed", 3, 1)
 

@@ -7,9 +7,6 @@ from typing import Any
 
 from .connection import connect, translated
 
-#: Queued jobs that are looked at for the oldest of each lane.
-_OLDEST_OF = 1000
-
 #: ARGV: key, demand, seconds that it counts -> the highest demand of that time.
 _NOTE = """
 local now = redis.call('TIME')[1] + 0
@@ -50,8 +47,8 @@ class Figures:
         found: dict[tuple[str, str], dict[str, int]] = {}
         for (state, zone, lane), number in self._hash("counts").items():
             found.setdefault((zone, lane), {})[state] = number
-        oldest = self._oldest()
-        return [Lane(*each, counts, oldest.get(each, 0.0)) for each, counts in sorted(found.items())]
+        oldest = self._oldest(sorted(found))
+        return [Lane(*each, found[each], oldest_s) for each, oldest_s in oldest.items()]
 
     def endings(self) -> dict[tuple[str, ...], int]:
         """How many jobs ever ended, by job, lane, zone, state and class of the error (or -)."""
@@ -86,15 +83,13 @@ class Figures:
             values: Any = self._redis.hgetall(self._prefix + name)
         return {tuple(key.split(" ")): int(value) for key, value in values.items()}
 
-    def _oldest(self) -> dict[tuple[str, str], float]:
+    def _oldest(self, lanes: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
         with translated(self._url):
-            waiting: Any = self._redis.zrange(f"{self._prefix}state:queued", 0, _OLDEST_OF - 1, withscores=True)
             pipe = self._redis.pipeline(transaction=False)
             pipe.time()
-            for job_id, _ in waiting:
-                pipe.hmget(f"{self._prefix}job:{job_id}", "zone", "lane")
-            (seconds, micros), *places = pipe.execute()
-        found: dict[tuple[str, str], float] = {}
-        for (_, created), (zone, lane) in zip(waiting, places, strict=True):
-            found.setdefault((zone, lane), max(0.0, seconds + micros / 1e6 - created))
-        return found
+            for zone, lane in lanes:
+                pipe.zrange(f"{self._prefix}in:queued {zone} {lane}", 0, 0, withscores=True)
+            (seconds, micros), *firsts = pipe.execute()
+        now = seconds + micros / 1e6
+        ages = [max([now - created for _, created in first], default=0.0) for first in firsts]
+        return {lane: max(0.0, age) for lane, age in zip(lanes, ages, strict=True)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +29,7 @@ from .record import (
     Taken,
     WorkerLost,
     from_hash,
+    unpacked,
 )
 
 #: Seconds after which the reaper wonders why nobody takes a job that may run.
@@ -103,11 +106,9 @@ class Ledger:
 
     def get(self, job_id: str) -> Record:
         """The record of a job; ObjectNotFound."""
-        with translated(self._url):
-            fields: Any = self._redis.hgetall(self._key(f"job:{job_id}"))
-        if not fields:
-            raise ObjectNotFound("There is no such job", job_id, "`ssvm jobs` lists them")
-        return from_hash(fields)
+        for record in self._records([job_id]):
+            return record
+        raise ObjectNotFound("There is no such job", job_id, "`ssvm jobs` lists them")
 
     def page(
         self,
@@ -120,39 +121,49 @@ class Ledger:
         """Records, the newest first, that have this state, zone and lane."""
         if state is not None and state not in STATES:
             raise InvalidRequest(f"There is no state {state!r}", "", f"There are: {', '.join(STATES)}")
-        found: list[Record] = []
-        for record in self._newest("jobs" if state is None else f"state:{state}"):
-            if zone in (None, record.zone) and lane in (None, record.lane) and state in (None, record.state):
-                found.append(record)
-                if len(found) == offset + limit:
-                    break
-        return found[offset:]
+        ids = self._newest((state,) if state else STATES, zone, lane, offset + limit)
+        return [each for each in self._all_records(ids[offset:]) if state in (None, each.state)]
 
-    def _newest(self, index: str) -> Iterator[Record]:
-        start = 0
-        while True:
-            with translated(self._url):
-                ids: Any = self._redis.zrevrange(self._key(index), start, start + _BATCH - 1)
-            yield from self._records(ids)
-            if len(ids) < _BATCH:
-                return
-            start += _BATCH
+    def _newest(
+        self, states: Sequence[str], zone: str | None = None, lane: str | None = None, most: int | None = None
+    ) -> list[str]:
+        """The ids of such jobs, the newest first: so many at the most."""
+        with translated(self._url):
+            counted: Any = self._redis.hkeys(self._key("counts"))
+            places = {tuple(name.split(" ")[1:]) for name in counted}
+            pipe = self._redis.pipeline()  # in one step, as a job moves from one index to another
+            for its_zone, its_lane in places:
+                if zone in (None, its_zone) and lane in (None, its_lane):
+                    for state in states:
+                        index = self._key(f"in:{state} {its_zone} {its_lane}")
+                        pipe.zrevrange(index, 0, most - 1 if most else -1, withscores=True)
+            found: list[list[tuple[str, float]]] = pipe.execute()
+        newest = heapq.merge(*found, key=lambda each: each[::-1], reverse=True)
+        return [job_id for job_id, _ in islice(newest, most)]
+
+    def _all_records(self, ids: Sequence[str]) -> Iterator[Record]:
+        for start in range(0, len(ids), _BATCH):
+            yield from self._records(ids[start : start + _BATCH])
 
     def _records(self, ids: Sequence[str]) -> Iterator[Record]:
         with translated(self._url):
-            pipe = self._redis.pipeline(transaction=False)
+            pipe = self._redis.pipeline()  # in one step, as a job may end between two
             for job_id in ids:
                 pipe.hgetall(self._key(f"job:{job_id}"))
+                pipe.get(self._key(f"ended:{job_id}"))
             rows = pipe.execute()
-        return (from_hash(fields) for fields in rows if fields)
+        for job_id, fields, text in zip(ids, rows[::2], rows[1::2], strict=True):
+            if fields or text:
+                yield from_hash(fields or unpacked(job_id, text))
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""
         with translated(self._url):
-            pipe = self._redis.pipeline(transaction=False)
-            for state in STATES:
-                pipe.zcard(self._key(f"state:{state}"))
-            return dict(zip(STATES, pipe.execute(), strict=True))
+            counted: Any = self._redis.hgetall(self._key("counts"))
+        found = dict.fromkeys(STATES, 0)
+        for name, number in counted.items():
+            found[name.split(" ")[0]] += int(number)
+        return found
 
     def warnings(self) -> list[str]:
         """What in the broker's own settings may lose jobs, or that it does not let us ask."""
@@ -224,7 +235,7 @@ class Ledger:
 
         Raises Cancelled("fenced") if the claim is lost. Safe to repeat.
         """
-        shown = json.dumps(result or {}) if result or not error else ""
+        shown = _compact(result or {}) if result or not error else ""
         return _freed(self._run("FINISH", claim.job_id, claim.token, state, shown, _json(error), _json(progress)))
 
     def release(
@@ -255,9 +266,7 @@ class Ledger:
         """The jobs that were run as parts of that one, whatever became of them, by id."""
         with translated(self._url):
             found: Any = self._redis.smembers(self._key(f"parts:{job_id}"))
-        ids = sorted(found)
-        for start in range(0, len(ids), _BATCH):
-            yield from self._records(ids[start : start + _BATCH])
+        yield from self._all_records(sorted(found))
 
     # What a user does
 
@@ -325,7 +334,7 @@ class Ledger:
         """The resources of queued and running jobs, which somebody writes or will, and the backups that they read."""
         # Queued ones twice, so that a job which goes back to the queue between two looks is not missed.
         states = (QUEUED, RUNNING, QUEUED)
-        records = (each for state in states for each in self._newest(f"state:{state}"))
+        records = (each for state in states for each in self._all_records(self._newest([state])))
         return {what for each in records for what in (each.resource, _backup_of(each.request)) if what}
 
     def take_callback(self, lease_s: float, job_id: str = "") -> Record | None:
@@ -373,7 +382,11 @@ def _error(error: WorkerError | None) -> str:
 
 
 def _json(value: dict[str, Any] | None) -> str:
-    return json.dumps(value) if value else ""
+    return _compact(value) if value else ""
+
+
+def _compact(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _freed(answer: list[str] | None) -> list[str]:

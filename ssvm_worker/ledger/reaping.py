@@ -79,10 +79,11 @@ return { freed, ask }
 EXPIRE = """
 local old = redis.call('ZRANGEBYSCORE', P .. 'ended', '-inf', text(now - ARGV[2]), 'LIMIT', 0, 100)
 for _, each in ipairs(old) do
-  redis.call('ZREM', P .. 'state:' .. get('state', each), each)
+  redis.call('ZREM', index(each, get('state', each)), each)
   count(each, get('state', each), -1)
-  for _, index in ipairs({'jobs', 'ended', 'callbacks'}) do redis.call('ZREM', P .. index, each) end
-  redis.call('DEL', job(each))
+  redis.call('ZREM', P .. 'ended', each)
+  redis.call('ZREM', P .. 'callbacks', each)
+  redis.call('DEL', job(each), ended(each))
 end
 return #old
 """

@@ -19,6 +19,13 @@ INBOUND = "inbound"
 #: Where jobs are counted that run within another one, or within a command, and take no place of a worker.
 HELD = "held"
 
+#: What is kept of a job that has ended, behind its attempts, in this order; what is new goes to the end.
+KEPT = (
+    *("job", "zone", "lane", "state", "request", "resource", "callback_url", "priority", "account", "uses"),
+    *("traceparent", "created", "updated", "not_before", "tries", "progress", "result", "error", "cancel"),
+    *("cancelled_by", "callback_state", "callback_tries", "callback_error"),
+)
+
 Request = dict[str, Any]
 
 
@@ -217,10 +224,16 @@ def iso(when: float) -> str | None:
     return datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def unpacked(job_id: str, text: str) -> dict[str, str]:
+    """What the scripts keep of a job that has ended, as ``from_hash`` reads it."""
+    count, *values = text.split("\0")
+    names = [*(f"a{number}" for number in range(1, int(count or 0) + 1)), *KEPT]
+    given = zip(names, values, strict=False)  # a record of before has less
+    return {"job_id": job_id, "attempts": count or "0"} | {name: value for name, value in given if value}
+
+
 def from_hash(fields: Mapping[str, str]) -> Record:
-    """Read what the scripts keep."""
-    if "packed" in fields:
-        fields = json.loads(fields["packed"])
+    """Read what the scripts keep of a job that waits or runs."""
     return Record(
         job_id=fields["job_id"],
         job=fields["job"],

@@ -2,8 +2,9 @@
 
 Keys, all below ``<prefix>ssvm.ledger:``; those of the queues are in ledger/queueing.py
 
-    job:<id>        hash, the record; attempt N is the field aN, JSON; when it has ended all is one field, packed
-    jobs            ids by time of creation; state:<state> the same by state
+    job:<id>        hash, the record of a job that waits or runs; attempt N is the field aN, JSON
+    ended:<id>      text, the record of one that has ended: its attempts and record.KEPT, with NULs between them
+    in:<state> <zone> <lane>    ids by time of creation
     due             queued ids that wait for their not_before, by it
     claims          running ids by the time at which their claims expire
     ended           ended ids by the time of their end
@@ -23,15 +24,36 @@ from __future__ import annotations
 
 from .queueing import QUEUES
 from .reaping import EXPIRE, REAP  # noqa: F401 - all_scripts finds them
+from .record import KEPT
 
 #: Before every script. ARGV[1] is the key prefix, ARGV[2] mostly the job id.
 _PRELUDE = (
+    f"local KEPT = {{ {', '.join(map(repr, KEPT))} }}"
     """
 local P, id = ARGV[1], ARGV[2]
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local function text(number) return string.format('%.6f', number) end
 local function job(which) return P .. 'job:' .. which end
+local function ended(which) return P .. 'ended:' .. which end
+
+-- Of a job that has ended all is one text: a field of a hash costs 40 bytes beside its name and what it holds. JSON has
+-- no NUL, so that nothing must be escaped.
+local function packed(fields)
+  local kept = { fields.attempts or '' }
+  for number = 1, tonumber(kept[1]) or 0 do kept[#kept + 1] = fields['a' .. number] or '' end
+  for _, name in ipairs(KEPT) do kept[#kept + 1] = string.gsub(fields[name] or '', '%z', '') end
+  return table.concat(kept, '\\0')
+end
+local function spread(which, text)
+  local values, names = {}, { 'attempts' }
+  for value in string.gmatch(text .. '\\0', '(%Z*)%z') do values[#values + 1] = value end
+  for number = 1, tonumber(values[1]) or 0 do names[#names + 1] = 'a' .. number end
+  for _, name in ipairs(KEPT) do names[#names + 1] = name end
+  local fields = { job_id = which }
+  for at, name in ipairs(names) do fields[name] = values[at] end
+  return fields
+end
 
 -- A script reads a record once and writes it once: most of what a script costs is its calls.
 local records, changes, unpacked = {}, {}, {}
@@ -39,8 +61,8 @@ local function record(which)
   if not records[which] then
     local flat, fields = redis.call('HGETALL', job(which)), {}
     for at = 1, #flat, 2 do fields[flat[at]] = flat[at + 1] end
-    unpacked[which] = fields.packed
-    records[which] = fields.packed and cjson.decode(fields.packed) or fields
+    unpacked[which] = #flat == 0 and redis.call('GET', ended(which))
+    records[which] = unpacked[which] and spread(which, unpacked[which]) or fields
   end
   return records[which]
 end
@@ -60,34 +82,28 @@ local function add(which, field, by)
   put(which, field, value)
   return value
 end
--- Of a job that has ended all is one text: a field of a hash costs 40 bytes beside what it holds.
-local function packed(which)
-  local kept = {}
-  for field, value in pairs(record(which)) do
-    if value ~= '' then kept[field] = value end
+local function write(which, changed)
+  local set, gone = {}, {}
+  for field, value in pairs(changed) do
+    if value == '' then
+      gone[#gone + 1] = field
+    else
+      set[#set + 1], set[#set + 2] = field, value
+    end
   end
-  return { packed = cjson.encode(kept) }
+  redis.call('HSET', job(which), unpack(set))
+  if #gone > 0 then redis.call('HDEL', job(which), unpack(gone)) end
 end
 local function write_all()
   for which, changed in pairs(changes) do
-    local set, gone = {}, {}
     local state = get('state', which)
     if state == 'succeeded' or state == 'failed' or state == 'cancelled' then
-      redis.call('DEL', job(which))
-      changed = packed(which)
-    elseif unpacked[which] then
-      redis.call('DEL', job(which))
-      changed = record(which)
+      if not unpacked[which] then redis.call('DEL', job(which)) end
+      redis.call('SET', ended(which), packed(record(which)))
+    else
+      if unpacked[which] then redis.call('DEL', ended(which)) end
+      write(which, unpacked[which] and record(which) or changed)
     end
-    for field, value in pairs(changed) do
-      if value == '' then
-        gone[#gone + 1] = field
-      else
-        set[#set + 1], set[#set + 2] = field, value
-      end
-    end
-    redis.call('HSET', job(which), unpack(set))
-    if #gone > 0 then redis.call('HDEL', job(which), unpack(gone)) end
   end
 end
 
@@ -98,12 +114,16 @@ local function count(which, state, by)
   redis.call('HINCRBY', P .. 'counts', state .. ' ' .. get('zone', which) .. ' ' .. lane, by)
 end
 
+local function index(which, state)
+  return P .. 'in:' .. state .. ' ' .. get('zone', which) .. ' ' .. get('lane', which)
+end
+
 local function move(which, to)
   local from = get('state', which)
-  if from ~= '' then redis.call('ZREM', P .. 'state:' .. from, which) end
+  if from ~= '' then redis.call('ZREM', index(which, from), which) end
   count(which, from, -1)
   count(which, to, 1)
-  redis.call('ZADD', P .. 'state:' .. to, get('created', which), which)
+  redis.call('ZADD', index(which, to), get('created', which), which)
   put(which, 'state', to)
 end
 
@@ -154,7 +174,8 @@ local function begin(which, worker, host, claim_s, held)
   add(which, 'tries', 1)
   put(which, 'held', held or '')
   move(which, 'running')
-  local attempt = cjson.encode({ worker = worker, host = host, started = text(now), by = get('retried_by', which) })
+  local by = get('retried_by', which)
+  local attempt = cjson.encode({ worker = worker, host = host, started = text(now), by = by ~= '' and by or nil })
   put(which, 'a' .. number, attempt, 'retried_by', '', 'progress', '', 'ready', '', 'not_before', '')
   redis.call('ZADD', P .. 'claims', text(now + claim_s), which)
   tell(which, '')
@@ -207,7 +228,6 @@ return answer
 SUBMIT = """
 if get('state') ~= '' then return '' end
 put(id, 'job_id', id, 'created', text(now), unpack(ARGV, 5))
-redis.call('ZADD', P .. 'jobs', text(now), id)
 if ARGV[3] == 'failed' then conclude(id, 'failed', 'error', ARGV[4]) else queue(id, 0) end
 return text(now)
 """
@@ -338,6 +358,6 @@ return redis.call('ZREM', P .. 'callbacks', id)
 
 def all_scripts() -> dict[str, str]:
     """Every script by its name, with the functions that all of them share."""
-    shared = ("QUEUES", "_PRELUDE", "_ENDING")
+    shared = ("KEPT", "QUEUES", "_PRELUDE", "_ENDING")
     bodies = {name: value for name, value in globals().items() if name.isupper() and name not in shared}
     return {name: f"{_PRELUDE}local function act()\n{body}end\n{_ENDING}" for name, body in bodies.items()}

@@ -62,7 +62,10 @@ def of_ledger(town: Town, records: list[Record]) -> Iterator[str]:
             for _, each in kept.xrange(f"{prefix}ledger:events")
             if each["state"] == "succeeded"
         )
-        states = {state: set(kept.zrange(f"{prefix}ledger:state:{state}", 0, -1)) for state in _STATES}
+        states: dict[str, set[str]] = {state: set() for state in _STATES}
+        for index in kept.scan_iter(f"{prefix}ledger:in:*", count=1000):
+            state = index.removeprefix(f"{prefix}ledger:in:").split(" ")[0]
+            states[state].update(kept.zrange(index, 0, -1))
     for record in records:
         yield from _one_end(record, states, told)
     for usage in open_quota(town.site.settings).usage():

