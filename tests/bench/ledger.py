@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ _MOST_BYTES = 2048
 _MOST_S = 0.050
 #: One in so many is still queued, one has failed.
 _QUEUED, _FAILED = 10, 20
+#: One in so many stands in another zone and lane.
+_ELSEWHERE = 1000
 _PAGES: dict[str, dict[str, Any]] = {
     "the newest": {},
     "failed ones": {"state": "failed"},
     "of one lane": {"zone": "z", "lane": "download"},
     "queued ones of a lane, the 20th page": {"state": "queued", "lane": "download", "offset": 950},
+    "of a zone and a lane with one in a thousand": {"zone": "far", "lane": "upload"},
+    "the newest, the 20th page": {"offset": 950},
 }
 
 
@@ -38,7 +44,9 @@ def bench(_: Path, size: int, runs: int) -> list[Row]:
             client.config_resetstat()
             for _ in range(runs):
                 it.ledger.page(**asked)
-            spent = sum(each["usec"] for each in client.info("commandstats").values()) / 1e6 / runs
+            stats = client.info("commandstats")
+            stats.pop("cmdstat_exec")  # its time is that of the others
+            spent = sum(each["usec"] for each in stats.values()) / 1e6 / runs
             label = f"ledger, a page of {size:,} jobs: {name}"
             rows.append(_row(label, f"{spent * 1000:.1f} ms of the server", "≤ 50 ms", spent <= _MOST_S))
     return rows
@@ -50,17 +58,20 @@ def _row(name: str, ours: str, target: str, good: bool) -> Row:
 
 def _fill(it: Yard, number: int) -> None:
     """One job, through all that happens to one."""
-    account = f"account{number % 97}"
+    account, digest = f"account{number % 97}", f"sha256:{hashlib.sha256(str(number).encode()).hexdigest()}"
     request = {
         "url": f"https://images.example.com/cloud/bookworm/20261120-{number}/debian-12-genericcloud-amd64.qcow2",
-        "checksum": f"sha256:{number:064x}",
+        "checksum": digest,
         "account": account,
         "id": f"template-{number}",
         "name": "Debian 12 (genericcloud)",
         "stores": ["primary", "archive"],
         "callback_url": "https://management.example.com/ssvm/callback",
     }
-    record, _ = it.ledger.submit(new_job(it.settings, find_job("download"), request))
+    new = new_job(it.settings, find_job("download"), request)
+    if number % _ELSEWHERE == _ELSEWHERE - 1:
+        new = replace(new, zone="far", lane="upload")
+    record, _ = it.ledger.submit(new)
     if number % _QUEUED == 0:
         return
     claim = it.ledger.claim(record.job_id, "z-0a1b2c@worker17.storage.example.com")
@@ -70,23 +81,25 @@ def _fill(it: Yard, number: int) -> None:
     if number % _FAILED == 1:
         error = {
             "error": "ChecksumMismatch",
-            "what": f"The checksum is sha256:{number + 1:064x}, and should be sha256:{number:064x}",
+            "what": f"The checksum is {digest}, and should be {digest}",
             "where": request["url"],
             "remedy": "Ask the source for the right checksum",
             "retryable": False,
-            "message": f"The checksum is sha256:{number + 1:064x}, and should be another [{request['url']}]",
+            "message": f"The checksum is {digest}, and should be another [{request['url']}]",
         }
         it.ledger.finish(claim, "failed", error=error, progress=progress)
         return
-    key = f"template/tmpl/{account}/template-{number}/debian-12-genericcloud-amd64.qcow2"
+    name = "debian-12-genericcloud-amd64.qcow2"
     result = {
-        "key": key,
+        "key": f"template/tmpl/{account}/template-{number}/{name}",
         "size": 350 << 20,
-        "digest": f"sha256:{number:064x}",
-        "format": "qcow2",
         "virtual_size": 2 << 30,
+        "format": "qcow2",
+        "digest": digest,
+        "objects": [name, "template.properties"],
         "stores": ["primary", "archive"],
         "owed": {},
+        "resumptions": 0,
         "reused": False,
     }
     it.ledger.finish(claim, "succeeded", result=result, progress=progress)
