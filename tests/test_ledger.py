@@ -296,13 +296,6 @@ def test_an_ended_record_is_one_text(ledger: Ledger, broker: Broker) -> None:
     assert (after.request, after.attempts, after.created) == (before.request, before.attempts, before.created)
 
 
-def test_nul_in_an_ended_record(ledger: Ledger) -> None:
-    """A NUL byte, which parts the fields of a record that has ended, is left out of what somebody says."""
-    into(ledger, "queued")
-    ledger.cancel("j1", "an\0n")
-    assert (ledger.get("j1").cancelled_by, ledger.get("j1").zone) == ("ann", "z")
-
-
 def test_an_ended_record_says_all(ledger: Ledger) -> None:
     """What a record says before the end it says behind it, but for what the end changes, whatever was asked for."""
     asked = {"resource": "r", "callback_url": "http://x", "traceparent": "00-1", "priority": 7, "account": "a"}

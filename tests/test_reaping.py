@@ -214,6 +214,13 @@ def test_page_reads_what_it_shows(ledger: Ledger, broker: Broker) -> None:
         assert client.info("commandstats")["cmdstat_hgetall"]["calls"] == 11
 
 
+def test_nul_in_an_ended_record(ledger: Ledger) -> None:
+    """A NUL byte, which parts the fields of a record that has ended, is left out of what somebody says."""
+    ledger.submit(a_job("j1"))
+    ledger.cancel("j1", "an\0n")
+    assert (ledger.get("j1").cancelled_by, ledger.get("j1").zone) == ("ann", "z")
+
+
 def test_page_of_an_unknown_state(ledger: Ledger) -> None:
     """A state that does not exist is refused with those that do."""
     with pytest.raises(InvalidRequest, match="succeeded"):
