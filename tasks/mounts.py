@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
+import time
 
 from ssvm_worker.breaker import CLOSED
 from ssvm_worker.errors import WorkerError
@@ -13,6 +14,8 @@ from ssvm_worker.settings import Settings
 from ssvm_worker.stores.nfs_mount import Mounted
 
 _LOG = logging.getLogger("ssvm.mounts")
+#: Seconds between two looks for processes that hang and want to be let die.
+_OFTEN_S = 1.0
 
 
 class MountKeeper:
@@ -36,14 +39,28 @@ class MountKeeper:
         self._over.set()
 
     def _repeat(self) -> None:
-        while not self._over.wait(self._every_s):
+        due = time.monotonic() + self._every_s
+        while not self._over.wait(min(_OFTEN_S, self._every_s)):
+            for each in self._mounts:
+                _let_the_dying_die(each)
+            if time.monotonic() < due:
+                continue
             for each in self._mounts:
                 _look(each)
             self._unmount(self._idle_s)
+            due = time.monotonic() + self._every_s
 
     def _unmount(self, idle_s: float) -> None:
         for each in self._mounts:
             _unmount_unused(each, idle_s)
+
+
+def _let_the_dying_die(mounted: Mounted) -> None:
+    """Here, as this process has no file open on a mount."""
+    try:
+        mounted.let_the_dying_die()
+    except (WorkerError, OSError) as error:
+        _LOG.error("a process that hangs cannot be ended: %s", error)
 
 
 def _look(mounted: Mounted) -> None:

@@ -18,7 +18,7 @@ from ssvm_worker.errors import StoreAway, WorkerError
 from ssvm_worker.ledger import Claim, Ledger
 from ssvm_worker.retry import RetryPolicy, decide
 from ssvm_worker.settings import Settings
-from ssvm_worker.stores.nfs_mount import let_this_process_die, used_and_away
+from ssvm_worker.stores.nfs_mount import ask_to_die, used_and_away
 
 from .heart import Heart
 
@@ -60,7 +60,7 @@ def freeing(settings: Settings, ledger: Ledger, claim: Claim, heart: Heart) -> I
         decision = decide(error, 1, RetryPolicy())
         with contextlib.suppress(WorkerError):  # its claim runs out, at the latest
             ledger.release(claim, error.as_dict(), decision.delay_s, decision.counted)
-        let_this_process_die()
+        ask_to_die()
         os.kill(os.getpid(), signal.SIGKILL)
 
     watch = threading.Thread(target=_watch, args=(settings.nfs.give_up_s, heart, over, give_up), daemon=True)

@@ -8,6 +8,7 @@ Below ``mount_root``, for each export:
     SLUG.mounted    there while the mount is one that we made
     SLUG.id         what the export's marker said when this host saw it first
     SLUG.health     whether it answers: its breaker, and what the last look found
+    SLUG.dying-PID  a process that hangs in it wants to be let die
 """
 
 from __future__ import annotations
@@ -123,9 +124,19 @@ class Mounted:
         return [*mounting, unmount_command(point), unmount_command(point, lazily=True), abort_command(point)]
 
     def let_die(self, pid: int) -> None:
-        """Fail what that process still has under way here, if the mount is ours, so that a SIGKILL can end it."""
+        """Fail what that process still has under way here, if the mount is ours, so that a SIGKILL can end it.
+
+        Never by the process itself, nor by one with files open here: a fork's first act is to close them, which hangs.
+        """
         if self.places.file("mounted").exists():
             self._commands.let_die(str(self.places.point), pid)
+
+    def let_the_dying_die(self) -> None:
+        """The processes that have asked for it: see ``ask_to_die``."""
+        for mark in self.places.root.glob(f"{self.places.slug}.dying-*"):
+            with contextlib.suppress(FileNotFoundError):
+                mark.unlink()
+                self.let_die(int(mark.name.rpartition("-")[2]))
 
     def release(self) -> None:
         """This process no longer uses it, until it asks again."""
@@ -318,12 +329,12 @@ def used_and_away() -> StoreAway | None:
     return None
 
 
-def let_this_process_die() -> None:
-    """Before it kills itself: what it hangs in may be a call that not even SIGKILL ends."""
+def ask_to_die() -> None:
+    """Before this process kills itself: what it hangs in may be a call that not even SIGKILL ends."""
     for each in list(_MOUNTED):
         if each.is_used and each.health.read().breaker.state != CLOSED:
-            with contextlib.suppress(WorkerError, OSError):
-                each.let_die(os.getpid())
+            with contextlib.suppress(OSError):
+                each.places.file(f"dying-{os.getpid()}").touch(0o600)
 
 
 @atexit.register
