@@ -155,7 +155,7 @@ def test_the_master_dies(make_site: Callable[..., Site], sentinel_group: Group, 
     assert (record.state, len(record.attempts)) == ("succeeded", 1), record.error
     again = site.submit("download", url=http_server.serve("image", DISK), account="1", id="t2")
     assert site.wait(again).state == "succeeded"
-    assert "1/1" not in told(site, "ssvm_worker", "workers")
+    until(lambda: "1/1" not in told(site, "ssvm_worker", "workers"), "the worker says that it has nothing to do")
     assert worker.process.poll() is None
 
 
