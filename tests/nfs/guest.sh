@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the VM runs, with the directory of vm.py: three hosts, `server`, `alpha` and `beta`, and on alpha a pytest.
+# What the VM runs, with the directory of vm.py: the server, its clients, and on one of them, alpha, a pytest.
 # The server is the VM itself: nfsd's record of its clients, which a restart needs, works in no other namespace.
 dir=$1
 exec >"$dir/guest" 2>&1
@@ -19,7 +19,7 @@ while read -r place; do
     mount --bind "/run/disk$place" "$place"
 done <"$dir/places"
 
-# Each host has a cable to the server; alpha has another, the storage network.
+# Each client has a cable to the server; gamma has another, the storage network.
 cable() { # cable HOST NAME NETWORK
     ip link add "$2" type veth peer name eth0 netns "$1"
     ip -n "$1" link set eth0 name "$2" up
@@ -27,15 +27,14 @@ cable() { # cable HOST NAME NETWORK
     ip link set "$2" up
     ip address add "$3.1/24" dev "$2"
 }
-for host in alpha beta; do
+number=0
+for host in alpha beta gamma; do
     ip netns add "$host"
     ip -n "$host" link set lo up
+    cable "$host" "$host" "10.9.$((++number))"
+    ip -n "$host" route add default via "10.9.$number.1"
 done
-cable alpha alpha 10.9.1
-cable alpha storage 10.9.3
-cable beta beta 10.9.2
-ip -n alpha route add default via 10.9.1.1
-ip -n beta route add default via 10.9.2.1
+cable gamma storage 10.9.8
 ip address add 10.9.9.9/32 dev lo # behind routers, as the others see it
 
 ip netns exec alpha unshare --uts --mount bash -c '

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from typing import ParamSpec, TypeVar
 
@@ -39,9 +40,9 @@ def on_server() -> Host:
     return Host(_enter_server)
 
 
-def on_beta() -> Host:
-    """A client beside alpha, with a name, an address and caches of its own."""
-    return Host(_enter_beta)
+def on_client(name: str) -> Host:
+    """A client beside alpha, ``beta`` or ``gamma``, with addresses, connections and caches of its own."""
+    return Host(partial(_enter_client, name))
 
 
 def command(*words: str) -> str:
@@ -57,11 +58,11 @@ def _enter_server() -> None:
         _enter(f"/proc/1/ns/{kind}")
 
 
-def _enter_beta() -> None:
+def _enter_client(name: str) -> None:
     # By its name the server tells one client from another.
     _must(_LIBC.unshare(_NEWNS | _NEWUTS))
-    socket.sethostname("beta")
-    _enter("/run/netns/beta")
+    socket.sethostname(name)
+    _enter(f"/run/netns/{name}")
     command("mount", "--make-rprivate", "/")
 
 

@@ -16,12 +16,12 @@ from ssvm_worker.stores.nfs_marker import MARKER
 from tests.nfs.hosts import Host, command, on_server
 
 ROOT = Path("/srv/nfs")
-#: Where alpha finds it, and beta; and an address of it that lies behind routers.
-ADDRESS, FOR_BETA, BEHIND = "10.9.1.1", "10.9.2.1", "10.9.9.9"
+#: Where alpha, beta and gamma find it; and an address of it that lies behind routers.
+ADDRESS, FOR_BETA, FOR_GAMMA, BEHIND = "10.9.1.1", "10.9.2.1", "10.9.3.1", "10.9.9.9"
 CLIENTS = "10.9.0.0/16"
 MOUNTS = Path("/run/scratch/mounts")
 _OPTIONS = "rw,no_root_squash,no_subtree_check,insecure"
-_CABLES = ("alpha", "storage", "beta")
+_CABLES = ("alpha", "beta", "gamma", "storage")
 _numbers = itertools.count(1)
 
 

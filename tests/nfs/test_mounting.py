@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.errors import ConfigError, StoreAway, StoreDenied
+from ssvm_worker.errors import StoreAway, StoreDenied
 from ssvm_worker.stores.mountinfo import Mount, mounts
 from ssvm_worker.stores.nfs import NfsSettings, NfsStore
 from tests.contracts.store import get, keys, put
 from tests.nfs.hosts import command
-from tests.nfs.server import ADDRESS, BEHIND, MOUNTS, Export, Server
+from tests.nfs.server import ADDRESS, MOUNTS, Export, Server
 from tests.waiting import until
 
 
@@ -137,42 +137,6 @@ def reached(export: Export) -> NfsStore:
     store = export.store()
     store.mounted.places.file("health").unlink(missing_ok=True)
     return store
-
-
-def test_storage_network(server: Server) -> None:
-    """A server is reached from the address that the settings name, by a route made for it; else it is not mounted."""
-    export = server.export("storage")
-    root, url = Path("/run/scratch/storage"), f"nfs://{BEHIND}/{export.name}"
-    forget_all()
-    without = NfsStore("primary", url, NfsSettings(root, source_address="10.9.3.2"))
-    with pytest.raises(ConfigError, match=r"is reached from 10\.9\.1\.2, not from nfs\.source_address 10\.9\.3\.2"):
-        put(without, "object", b"1")
-    assert mounted(export) == []
-    settings = NfsSettings(root, source_address="10.9.3.2", gateway="10.9.3.1")
-    put(NfsStore("primary", url, settings), "object", b"1")
-    assert "via 10.9.3.1 dev storage src 10.9.3.2" in command("ip", "route", "get", BEHIND)
-    [mount] = mounted(export)
-    assert (mount.options["addr"], mount.options["clientaddr"]) == (BEHIND, "10.9.3.2")
-
-
-def forget_all() -> None:
-    """Unmount all that other tests have left, whose connections the kernel would take, and the route to the server."""
-    for each in [each.point for each in mounts() if each.fstype == "nfs4"]:
-        command("umount", each)
-    command("ip", "route", "flush", BEHIND)
-
-
-def test_server_mounted_by_another_network(server: Server) -> None:
-    """A server that the kernel reaches by an earlier mount's way is refused, though its address has the right route."""
-    forget_all()
-    export, by_alpha = server.export("trunked"), server.export("by-alpha")
-    put(by_alpha.store(), "object", b"1")
-    settings = NfsSettings(Path("/run/scratch/trunked"), source_address="10.9.3.2", gateway="10.9.3.1")
-    store = NfsStore("primary", f"nfs://{BEHIND}/{export.name}", settings)
-    with pytest.raises(ConfigError, match=rf"has mounted by {ADDRESS} already, which is reached from 10\.9\.1\.2"):
-        put(store, "object", b"1")
-    assert mounted(export) == []
-    assert export.files() == []
 
 
 def test_refused(server: Server) -> None:

@@ -11,7 +11,7 @@ from ssvm_worker.errors import Cancelled, ObjectNotFound, SourceUnavailable
 from ssvm_worker.stores.nfs import NfsSettings, NfsStore
 from ssvm_worker.stream import CHUNK, Owner, Sink, StoredObject
 from tests.contracts.store import BIG, ME, SOME, fill, get, keys, put
-from tests.nfs.hosts import Host, on_beta
+from tests.nfs.hosts import Host, on_client
 from tests.nfs.server import FOR_BETA, Export, Server
 
 KEY = "a/b/object"
@@ -20,7 +20,7 @@ KEY = "a/b/object"
 @pytest.fixture(scope="module")
 def beta() -> Iterator[Host]:
     """The other host."""
-    host = on_beta()
+    host = on_client("beta")
     yield host
     host.close()
 
