@@ -121,6 +121,9 @@ class Spill:
     def resumed(self) -> Iterator[bytes]:
         return self._inner.resumed()
 
+    def settle(self) -> int:
+        return self._inner.settle()
+
     def commit(self) -> StoredObject:
         with self._changed:
             self._wait(lambda: not self._queue and not self._busy)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -108,6 +107,12 @@ class Sink(Protocol):
     def suspend(self) -> None:
         """Keep what was written for a later attempt, where the store can; else abort."""
 
+    def settle(self) -> int:
+        """How many of the first bytes another attempt finds whatever becomes of this host, which this call sees to.
+
+        For another thread than the one that writes; 0 where the store keeps nothing of an object that is not whole.
+        """
+
     def __enter__(self) -> Sink: ...
 
     def __exit__(self, *exc: object) -> None: ...
@@ -124,12 +129,20 @@ class Store(Protocol):
     resumable: bool
 
     def writer(
-        self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False, twin: Store | None = None
+        self,
+        key: str,
+        size_hint: int | None = None,
+        *,
+        owner: Owner,
+        resume: bool = False,
+        most: int | None = None,
+        twin: Store | None = None,
     ) -> Sink:
         """A sink for *key*; *size_hint* (bytes) sizes S3 parts and is checked against the free space (StoreFull).
 
-        Asked to *resume*, it goes on with what an earlier attempt of the job has left of this very object. What is
-        written is also the object of that key in *twin*: a server that holds both may copy what it then need not get.
+        Asked to *resume*, it goes on with what an earlier attempt of the job has left of this very object: all, or the
+        first *most* bytes, if no more can be relied upon (see Sink.settle). What is written is also the object of that
+        key in *twin*: a server that holds both may copy what it then need not get.
         """
 
     def reader(self, key: str) -> Source:
@@ -383,14 +396,3 @@ def put_bytes(
 def read_bytes(store: Store, key: str, most: int = 16 * MiB) -> bytes:
     """Read a small object; TooLarge above *most* bytes."""
     return b"".join(limit(store.reader(key).open(), most, key))
-
-
-class Rate:
-    """Bytes a second over the whole of a transfer."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def of(self, size: int) -> float:
-        """The rate if *size* bytes have passed by now."""
-        return size / max(time.monotonic() - self._start, 1e-6)

@@ -59,6 +59,9 @@ class Spoiled:
     def suspend(self) -> None:
         self._inner.suspend()
 
+    def settle(self) -> int:
+        return self._inner.settle()
+
     def __enter__(self) -> Spoiled:
         return self
 
@@ -82,9 +85,16 @@ class SpoiledStore:
     times: int = 1 << 30
 
     def writer(
-        self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False, twin: Store | None = None
+        self,
+        key: str,
+        size_hint: int | None = None,
+        *,
+        owner: Owner,
+        resume: bool = False,
+        most: int | None = None,
+        twin: Store | None = None,
     ) -> Sink:
-        sink = self.inner.writer(key, size_hint, owner=owner, resume=resume)
+        sink = self.inner.writer(key, size_hint, owner=owner, resume=resume, most=most)
         if not self.chosen(key) or self.times <= 0:
             return sink
         self.times -= 1

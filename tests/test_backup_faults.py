@@ -228,13 +228,20 @@ class SlowStore(MemoryStore):
         self.vcenter = vcenter
 
     def writer(
-        self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False, twin: Store | None = None
+        self,
+        key: str,
+        size_hint: int | None = None,
+        *,
+        owner: Owner,
+        resume: bool = False,
+        most: int | None = None,
+        twin: Store | None = None,
     ) -> MemorySink:
         """A sink that waits."""
         if key.endswith(".vmdk"):
             while max(lease["renewals"] for lease in self.vcenter.state()["leases"].values()) < 2:
                 pass
-        return super().writer(key, size_hint, owner=owner, resume=resume)
+        return super().writer(key, size_hint, owner=owner, resume=resume, most=most)
 
 
 def test_keep_alive(bench: Bench, vm: TestVM) -> None:

@@ -13,7 +13,7 @@ from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import find_manifest, read_draft, read_manifest
+from ssvm_worker.manifest import find_manifest, read_draft, read_manifest, write_draft
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Store, read_bytes
@@ -105,6 +105,35 @@ def test_a_second_attempt_goes_on(http_server: HttpServer, store: Store) -> None
     assert read_bytes(store, KEY) == IMAGE
     assert stored(store) == ["7.raw", "manifest.json", "template.properties"]
     assert store.sweep(0) == 0
+
+
+def test_what_a_dead_host_wrote_last_is_not_trusted(http_server: HttpServer, tmp_path: Path) -> None:
+    """Bytes of the part that were not on the disk for good, and came back as zeros, are fetched again."""
+    primary, asked = FileStore("primary", tmp_path), request(http_server.url("image"))
+    broken_off(http_server, asked, primary)
+    (part,) = tmp_path.rglob("*.part")
+    with part.open("ab") as file:
+        file.write(bytes(1 << 20))
+
+    download.run(asked, attempt(primary, token=1))
+
+    assert http_server.requests[-1].headers["Range"] == f"bytes={2 << 20}-"
+    assert read_bytes(primary, KEY) == IMAGE
+
+
+def test_a_draft_that_tells_nothing_of_the_disk(http_server: HttpServer, store: Store) -> None:
+    """Where nobody has noted what is on the disk for good, nothing of the part is."""
+    asked = request(http_server.url("image"))
+    broken_off(http_server, asked, store)
+    draft = read_draft(store, asked.artifact)
+    assert draft is not None
+    del draft.facts["settled"]
+    write_draft(store, draft, attempt(store).owner)
+
+    download.run(asked, attempt(store, token=1))
+
+    assert "Range" not in http_server.requests[-1].headers
+    assert read_bytes(store, KEY) == IMAGE
 
 
 def test_a_second_attempt_feeds_the_other_store_from_the_first(http_server: HttpServer, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from ssvm_worker.lane import DEPTH
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import (
     Owner,
-    Rate,
     Sink,
     StoredObject,
     limit,
@@ -300,9 +299,3 @@ def test_failed_small_object(primary: MemoryStore) -> None:
     with pytest.raises(WorkerError):
         put_bytes(full, "note", b"four", ME)
     assert is_empty(full)
-
-
-def test_rate() -> None:
-    """A rate is never a division by zero."""
-    assert Rate().of(0) == 0
-    assert Rate().of(100) > 0

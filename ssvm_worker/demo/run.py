@@ -25,7 +25,6 @@ from ssvm_worker.jobs import JOBS
 from ssvm_worker.keys import MANIFEST, Artifact
 from ssvm_worker.manifest import read_manifest
 from ssvm_worker.settings import Settings
-from ssvm_worker.stream import Rate
 from ssvm_worker.units import GiB, MiB, human_size
 
 from .ports import free_port
@@ -203,7 +202,7 @@ def _run(demo: Demo, settings: Settings, name: str, fields: dict[str, Any]) -> d
     """One job through the queue; its result, or its error raised."""
     from tasks.ring import ring
 
-    rate = Rate()
+    started = time.monotonic()
     new = assembly.new_job(settings, JOBS[name], fields, default_id=f"demo-{name}-{secrets.token_hex(3)}")
     with assembly.open_ledger(settings) as ledger:
         ring(settings, ledger.submit(new)[0])
@@ -214,7 +213,8 @@ def _run(demo: Demo, settings: Settings, name: str, fields: dict[str, Any]) -> d
     if record["state"] != "succeeded":
         error = record["error"] or {}
         raise SourceUnavailable(f"The demo's {name} job {record['state']}: {error.get('message')}", new.job_id)
-    demo.results[name] = record["result"] | {"rate": rate.of(record["result"].get("size", 0))}
+    rate = record["result"].get("size", 0) / (time.monotonic() - started)
+    demo.results[name] = record["result"] | {"rate": rate}
     return demo.results[name]
 
 

@@ -66,6 +66,10 @@ class GrainSink:
         """Nothing."""
         return iter(())
 
+    def settle(self) -> int:
+        """Nothing: what was written is found by its digests."""
+        return 0
+
     def commit(self) -> StoredObject:
         """Store the grain map; StoreUnavailable unless every pack that it needs is there."""
         self._refuse_missing()

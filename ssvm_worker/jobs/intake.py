@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from ssvm_worker.stream import Sink, Store, Stored, limit, tap
 from .convert import Conversion, converting
 from .fetch import Fetch
 from .imagepass import ImagePass
+from .journal import Journal
 from .package import Package
 from .publish import listing
 from .targets import Targets
@@ -22,6 +23,12 @@ from .unpack import Unpacked, first_bytes, refuse_package, unpack
 
 #: What was stored: its manifest, on which stores, and the small objects that are still to be written.
 Kept = tuple[Manifest, Stored, dict[str, bytes]]
+_SETTLED = "settled"
+
+
+def settled_in(draft: Manifest) -> int:
+    """How many bytes of its object were on the primary's disk for good when it was written."""
+    return int(draft.facts.get(_SETTLED, 0))
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class _Opened:
     sinks: dict[str, Sink]
     #: Where the sinks are not those of the stores.
     conversion: Conversion | None = None
+    #: From which another attempt can go on; None where none can.
+    draft: Manifest | None = None
 
 
 class Intake:
@@ -71,30 +80,42 @@ class Intake:
         declared = self._request.format
         name = f"{self._request.id}.{guess_format(head) if declared == 'auto' else declared}"
         sinks = self._sinks(stack, name, size)
-        if not image.wrapping:  # what was unwrapped cannot be taken up again in its middle
-            self._note_draft(name)
-        return _Opened(name, image, sinks)
+        # What was unwrapped cannot be taken up again in its middle.
+        draft = self._fetch.draft(name) if self._targets.primary.resumable and not image.wrapping else None
+        if draft:
+            self._note(draft, 0)
+        return _Opened(name, image, sinks, draft=draft)
 
     def _go_on(self, draft: Manifest, stack: ExitStack) -> _Opened:
         """Read back for the hashes what is stored already, then fetch the rest."""
         name = draft.facts["name"]
-        sinks = self._sinks(stack, name, draft.facts["size"], resume=True)
+        sinks = self._sinks(stack, name, draft.facts["size"], settled_in(draft))
         own = sinks[self._targets.primary.name]
-        return _Opened(name, Unpacked(self._fetch.go_on(draft, own.resumed(), own.offset)), sinks)
+        image = Unpacked(self._fetch.go_on(draft, own.resumed(), own.offset))
+        return _Opened(name, image, sinks, draft=draft)
 
-    def _sinks(self, stack: ExitStack, name: str, size: int | None, resume: bool = False) -> dict[str, Sink]:
-        """One on every store; a store other than the primary may refuse, and is owed the image then."""
+    def _sinks(self, stack: ExitStack, name: str, size: int | None, most: int | None = None) -> dict[str, Sink]:
+        """One on every store; a store other than the primary may refuse, and is owed the image then.
+
+        The primary's goes on behind what is left of *most* bytes, unless that is None.
+        """
         key, owner, primary = self._request.artifact.key(name), self._attempt.owner, self._targets.primary
 
         def make(store: Store) -> Sink:
-            return store.writer(key, size, owner=owner, resume=resume and store is primary)
+            resume = most is not None and store is primary
+            return store.writer(key, size, owner=owner, resume=resume, most=most)
 
         return self._targets.open(stack, make)
 
-    def _note_draft(self, name: str) -> None:
-        primary = self._targets.primary
-        if primary.resumable and (draft := self._fetch.draft(name)):
-            write_draft(primary, draft, self._attempt.owner, self._attempt.confirm)
+    def _note(self, draft: Manifest, settled: int) -> None:
+        """Keep what another attempt must know to go on, with the bytes that it will find."""
+        draft = dataclasses.replace(draft, facts=draft.facts | {_SETTLED: settled})
+        write_draft(self._targets.primary, draft, self._attempt.owner, self._attempt.confirm)
+
+    def _journal(self, opened: _Opened) -> AbstractContextManager[object]:
+        if opened.draft is None:
+            return nullcontext()
+        return Journal(opened.sinks[self._targets.primary.name], partial(self._note, opened.draft))
 
     def _store_image(self, opened: _Opened) -> Kept:
         hasher = self._fetch.hasher()
@@ -109,7 +130,8 @@ class Intake:
             counted=opened.conversion is None,
             keep=lambda error: not whole and self._attempt.will_resume(error),
         )
-        image, stored = one.store(opened.image.chunks, opened.sinks)
+        with self._journal(opened):
+            image, stored = one.store(opened.image.chunks, opened.sinks)
         entry = one.entry(opened.name, image)
         if opened.conversion:
             entry, stored = self._store_converted(opened.conversion, image, entry)

@@ -17,6 +17,7 @@ from ssvm_worker.assembly import Stores, new_job, open_links
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.intake import settled_in
 from ssvm_worker.jobs.request import fingerprint
 from ssvm_worker.keys import Artifact
 from ssvm_worker.ledger import INBOUND, Claim, Ledger
@@ -114,7 +115,8 @@ class Inbox:
         if draft is None or {name: draft.source.get(name) for name in origin} != origin:
             return 0
         key = artifact.key(draft.facts["name"])
-        return sum(each.size for each in store.leftovers(artifact.prefix) if each.key == key)
+        left = sum(each.size for each in store.leftovers(artifact.prefix) if each.key == key)
+        return min(left, settled_in(draft))
 
     def reset(self, link: Link) -> None:
         """Remove what has come; the link is good for another try. ResourceBusy while somebody sends."""

@@ -56,11 +56,14 @@ class FileStore:
         *,
         owner: Owner,
         resume: bool = False,
+        most: int | None = None,
         twin: Store | None = None,  # noqa: ARG002
     ) -> FileSink:
         """See Store. Takes the part over from an older writer of the same job, whose commit is then Cancelled."""
         place = Place(self._tree, check_key(key), self._where(key))
         sink = self._begin(place, owner, resume)
+        if most is not None:
+            sink.cut(most)
         try:
             self._make_room(place.where, (size_hint or 0) - sink.offset)
         except BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ssvm_worker.errors import Cancelled, ObjectNotFound, SourceChanged, StoreFull
@@ -51,6 +51,7 @@ class MemoryStore:
         *,
         owner: Owner,
         resume: bool = False,
+        most: int | None = None,
         twin: Store | None = None,  # noqa: ARG002
     ) -> MemorySink:
         """See Store."""
@@ -63,7 +64,7 @@ class MemoryStore:
             left = max(mine, key=lambda part: part.owner.token).chunks if mine and resume and self.resumable else []
             for part in mine:
                 self._parts[key].remove(part)
-            part = _Part(owner, list(left))
+            part = _Part(owner, list(left) if most is None else _first(left, most))
             self._parts.setdefault(key, []).append(part)
         return MemorySink(self, key, part)
 
@@ -171,6 +172,10 @@ class MemorySink(LeavingAborts):
         """See Sink."""
         return iter(self._left)
 
+    def settle(self) -> int:
+        """See Sink."""
+        return self._size if self._store.resumable else 0
+
     def commit(self) -> StoredObject:
         """See Sink."""
         stored = self._store.put(self.key, self._part)
@@ -180,7 +185,7 @@ class MemorySink(LeavingAborts):
     def abort(self) -> None:
         """See Sink."""
         if self._open:
-            self._open = False
+            self._open, self._size = False, 0
             try:
                 self._store.take(self.key, self._part)
             except Cancelled:
@@ -192,6 +197,12 @@ class MemorySink(LeavingAborts):
             self._open = False
         else:
             self.abort()
+
+
+def _first(chunks: Sequence[bytes], size: int) -> list[bytes]:
+    """Chunks of their first *size* bytes."""
+    data = b"".join(chunks)[:size]
+    return [data] if data else []
 
 
 class MemoryReader:

@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,14 +17,13 @@ from typing import Protocol
 
 from ssvm_worker.errors import ConfigError, StoreDenied, StoreUnavailable, WorkerError
 
+from . import nfs_helper
 from .mountinfo import mounts
 from .nfs_route import Route
 
 _SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
 #: What means something in sudoers(5), and what in its patterns.
 _SPECIAL = re.compile(r"[,:=\\\s*?\[\]!\"#]")
-#: Seconds that a killed process gets to be gone.
-_FAREWELL_S = 1.0
 #: Seconds for which calls of a process that is to die are failed.
 _LET_DIE_S = 600
 #: What mount.nfs and the kernel say of a server that does not speak a version, or shows other paths in it.
@@ -104,27 +102,12 @@ class SystemCommands:
             raise ConfigError(what, "nfs.source_address", remedy)
 
     def _run(self, command: Sequence[str], where: str, held: int) -> str:
-        """What it says of its failure; empty if there is none.
-
-        In a session of its own, killed whole: a mount.nfs that is merely left alone goes on, and mounts in the end.
-        """
-        # Its errors are matched, so they must not come in the administrator's language.
-        process = subprocess.Popen(
-            full_command(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            pass_fds=(held,),
-            env={"PATH": _SBIN, "LC_ALL": "C"},
-        )
-        try:
-            said = process.communicate(timeout=self.deadline_s)[1].decode(errors="replace").strip()
-        except subprocess.TimeoutExpired as error:
-            abandon(process)
+        """What it says of its failure; empty if there is none."""
+        ran = nfs_helper.run(full_command(command), self.deadline_s, held)
+        if ran.code is None:
             what = f"{command[0]} has not ended within {self.deadline_s:g} s"
-            raise StoreUnavailable(what, where, "Is the server up, and 2049/tcp open to it?") from error
-        return (said.splitlines() or [f"it ended with {process.returncode}"])[-1] if process.returncode else ""
+            raise StoreUnavailable(what, where, "Is the server up, and 2049/tcp open to it?")
+        return (ran.err.strip().splitlines() or [f"it ended with {ran.code}"])[-1] if ran.code else ""
 
 
 def mount_command(source: str, point: str, options: str) -> list[str]:
@@ -160,16 +143,6 @@ def _by_path(command: Sequence[str]) -> list[str]:
         package = {"mount.nfs": "nfs-common (Debian) or nfs-utils", "ip": "iproute2"}.get(command[0], "mount")
         raise ConfigError(f"{command[0]} is not installed", "stores", f"Install the package {package}")
     return [path, *command[1:]]
-
-
-def abandon(process: subprocess.Popen[bytes]) -> None:
-    """Kill it with all it has started, and wait a moment, not for ever: one in the kernel's hands may never end."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_FAREWELL_S)
-    for pipe in filter(None, (process.stdout, process.stderr)):
-        pipe.close()
 
 
 def _explained(said: str, source: str) -> WorkerError:

@@ -28,6 +28,7 @@ from threading import RLock
 from ssvm_worker.breaker import CLOSED
 from ssvm_worker.errors import ConfigError, ResourceBusy, StoreAway, StoreDenied, StoreUnavailable, WorkerError
 
+from . import nfs_helper
 from .directory import translated, translating
 from .mountinfo import Mount, mounts
 from .nfs_commands import Commands, NotSpoken, abort_command, mount_command, unmount_command
@@ -173,6 +174,7 @@ class Mounted:
             return True
 
     def _open_anew(self) -> int:
+        nfs_helper.start()  # while no file is open yet
         self._enter()
         self.health.begin(self._limit_s)
         mount = self._look(self._present())

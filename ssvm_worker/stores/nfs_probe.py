@@ -1,15 +1,13 @@
-"""A look at a mount by a child process, which may hang in this one's place, and is killed when it does."""
+"""A look at a mount by a process that may hang in this one's place, and is killed when it does."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .nfs_commands import abandon
+from . import nfs_helper
 
 OK, HUNG, STALE, FAILED = "ok", "hung", "stale", "failed"
 _STALE = ("Stale file handle", "Transport endpoint is not connected")
@@ -37,22 +35,12 @@ class Probed:
 def probe(point: str, deadline_s: float, command: Sequence[str] = ()) -> Probed:
     """Look at what is mounted there. Never longer than the deadline and a moment: a child that cannot die is left."""
     started = time.monotonic()
-    child = subprocess.Popen(
-        command or [shutil.which("stat") or "/usr/bin/stat", *_LOOK, point],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env={"PATH": os.defpath, "LC_ALL": "C"},
-    )
-    try:
-        said, wrong = child.communicate(timeout=deadline_s)
-    except subprocess.TimeoutExpired:
-        abandon(child)
+    ran = nfs_helper.run(command or [shutil.which("stat") or "/usr/bin/stat", *_LOOK, point], deadline_s)
+    if ran.code is None:
         return Probed(HUNG, f"no answer within {deadline_s:g} s")
-    if child.returncode:
-        return _failed(wrong.decode(errors="replace").strip().rpartition(": ")[2])
-    return _read(said, time.monotonic() - started)
+    if ran.code:
+        return _failed(ran.err.strip().rpartition(": ")[2])
+    return _read(ran.out, time.monotonic() - started)
 
 
 def _failed(wrong: str) -> Probed:
@@ -60,7 +48,7 @@ def _failed(wrong: str) -> Probed:
     return Probed(state, wrong or "the probe failed")
 
 
-def _read(said: bytes, latency_s: float) -> Probed:
+def _read(said: str, latency_s: float) -> Probed:
     try:
         unit, blocks, free, left = map(int, said.split())
     except ValueError:

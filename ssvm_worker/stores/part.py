@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from threading import Lock
 from typing import NoReturn
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
@@ -118,8 +119,19 @@ class FileSink(LeavingAborts):
         self._size = self.offset
         #: Zeros at the end of what was given that are not in the file yet.
         self._zeros = 0
+        #: Bytes at the front that are on the disk for good.
+        self._settled = 0
+        #: Held while the handle is closed, or used by another thread than the one that writes.
+        self._settling = Lock()
         self._failed: WorkerError | None = None
         self._ended = False
+
+    def cut(self, size: int) -> None:
+        """Go on behind the first *size* bytes of what was left, if that is more; before the first write."""
+        if self.offset > size:
+            with translating(self._place.where):
+                os.ftruncate(self._handle, size)
+                self.offset = self._size = os.lseek(self._handle, 0, os.SEEK_END)
 
     def write(self, chunk: bytes) -> None:
         """See Sink."""
@@ -143,6 +155,16 @@ class FileSink(LeavingAborts):
             done += len(chunk)
             yield chunk
 
+    def settle(self) -> int:
+        """See Sink. What goes wrong here is told to nobody else, not to the last fsync either: it is final."""
+        with self._settling:
+            if self._handle >= 0:
+                with self._once_failed_for_ever():
+                    size = os.fstat(self._handle).st_size
+                    os.fdatasync(self._handle)
+                    self._settled = size
+            return self._settled
+
     def commit(self) -> StoredObject:
         """See Sink. Cancelled if a newer writer of the same job took the part."""
         with self._once_failed_for_ever():
@@ -162,6 +184,7 @@ class FileSink(LeavingAborts):
             return
         with contextlib.suppress(OSError):
             self._close()
+        self._settled = 0
         with contextlib.suppress(OSError):
             if _identity(self._look()) == self._identity:
                 os.unlink(self._part, dir_fd=self._directory)
@@ -178,6 +201,7 @@ class FileSink(LeavingAborts):
         with contextlib.suppress(OSError):
             self._end_in_zeros()
             os.fsync(self._handle)
+            self._settled = self._size
             self._close()
         self._end()
 
@@ -248,8 +272,9 @@ class FileSink(LeavingAborts):
             _fenced(error)
 
     def _close(self) -> None:
-        if self._handle >= 0:
+        with self._settling:
             handle, self._handle = self._handle, -1
+        if handle >= 0:
             os.close(handle)
 
     def _end(self) -> None:

@@ -56,7 +56,14 @@ class S3Store:
         self._uploads: dict[str, str] = {}
 
     def writer(
-        self, key: str, size_hint: int | None = None, *, owner: Owner, resume: bool = False, twin: Store | None = None
+        self,
+        key: str,
+        size_hint: int | None = None,
+        *,
+        owner: Owner,
+        resume: bool = False,
+        most: int | None = None,  # noqa: ARG002
+        twin: Store | None = None,
     ) -> S3Sink:
         """See Store. The bytes of a small object are sent at its commit."""
         path = self._root + check_key(key)

@@ -14,6 +14,10 @@ class LeavingAborts:
     def abort(self) -> None:
         """Leave nothing behind."""
 
+    def settle(self) -> int:
+        """Nothing can be relied upon before the commit."""
+        return 0
+
     def __enter__(self) -> Self:
         return self
 

@@ -49,6 +49,10 @@ class HostSink:
         """Nothing: a lease's upload cannot be resumed."""
         return iter(())
 
+    def settle(self) -> int:
+        """Nothing, as with ``resumed``."""
+        return 0
+
     def commit(self) -> StoredObject:
         """Wait until the host says that it has all of it."""
         connection = self._connected()

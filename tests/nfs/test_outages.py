@@ -17,6 +17,7 @@ from ssvm_worker.breaker import CLOSED, OPEN
 from ssvm_worker.errors import StoreAway, StoreFull, StoreUnavailable
 from ssvm_worker.stores.nfs import NfsStore
 from ssvm_worker.stores.nfs_commands import SystemCommands
+from ssvm_worker.stores.nfs_probe import OK, probe
 from ssvm_worker.stream import CHUNK, Owner
 from tests.contracts.store import BIG, ME, SOME, fill, get, keys, put
 from tests.nfs.server import Export, Server
@@ -114,6 +115,20 @@ def test_hung_server(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["stores", "--json", "--config", str(config)]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["primary"]["state"], rows["primary"]["breaker"]) == ("up", "closed")
+
+
+def test_others_beside_a_hung_write(server: Server) -> None:
+    """A process whose writes wait for a hung server still looks at that one, and at others, by its deadline."""
+    export = server.export("dirty")
+    with export.store().writer(KEY, owner=ME) as sink:
+        fill(sink, BIG[:HALF])
+        server.hang()
+        with pytest.raises(StoreAway, match="no answer within 1 s"):
+            keys(export.store(probe_s=1.0))
+        assert probe("/", PATIENCE_S).state == OK
+        server.go_on()
+        fill(sink, BIG[HALF:]).commit()
+    is_whole(export)
 
 
 def looking_at(store: NfsStore) -> list[str]:
