@@ -112,7 +112,7 @@ class VM:
             )
         # However this process ends, the VM ends too.
         self._leash = subprocess.Popen(
-            ["sh", "-c", f"read _; kill -9 -- -{self._process.pid}"], stdin=subprocess.PIPE, start_new_session=True
+            ["sh", "-c", f"read _; kill -s KILL -- -{self._process.pid}"], stdin=subprocess.PIPE, start_new_session=True
         )
 
     def _is_alive(self) -> bool:
