@@ -25,7 +25,7 @@ class WorkerError(Exception):
 
     exit_code = EXIT_PERMANENT
     retryable = False
-    #: What was done nevertheless, where a job has many parts.
+    #: What was done nevertheless: by a job of many parts, or with a backup short of a disk.
     result: dict[str, object] | None = None
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:

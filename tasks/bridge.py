@@ -90,7 +90,7 @@ class Run:
             result = self._job.run(self._request, self._attempt)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the one place where any error becomes an outcome
             return self._fail(error)
-        return self._succeed(result)
+        return self._end("succeeded", result=result)
 
     @property
     def _job(self) -> Job:
@@ -113,17 +113,6 @@ class Run:
             will_resume=self._will_resume,
             slots=open_slots(self.settings),
         )
-
-    def _succeed(self, result: dict[str, Any]) -> dict[str, Any]:
-        try:
-            act = partial(order_copies, self.settings, self.ledger, self.claim.record, result)
-            copies = insist(act, self.heart)
-        except Cancelled:
-            return self._leave()
-        ended = self._end("succeeded", result=result)
-        for each in copies:
-            ring(self.settings, each)
-        return ended
 
     def _will_resume(self, error: BaseException) -> bool:
         return _is_fenced(error) or self._decide(error).state == "queued"
@@ -170,15 +159,18 @@ class Run:
         if not self.heart.owns():
             raise Cancelled("fenced")
 
-    def _end(self, state: str, **outcome: Any) -> dict[str, Any]:
-        progress = self.heart.progress
+    def _end(self, state: str, result: dict[str, Any] | None = None, **outcome: Any) -> dict[str, Any]:
+        """Write down how it ended; what it stored, however it ended, goes to the stores that are owed it."""
+        outcome |= {"result": result, "progress": self.heart.progress}
         try:
-            freed = insist(lambda: self.ledger.finish(self.claim, state, progress=progress, **outcome), self.heart)
+            act = partial(order_copies, self.settings, self.ledger, self.claim.record, result or {})
+            copies = insist(act, self.heart)
+            freed = insist(lambda: self.ledger.finish(self.claim, state, **outcome), self.heart)
         except Cancelled:
             return self._leave()
         self.trace.note(state=state)
         _LOG.info("job %s %s", self.claim.job_id, state)
-        self._ring(freed)
+        self._ring(freed + [each.job_id for each in copies])
         if self.claim.record.callback.url:
             tell(self.settings, self.ledger, self.claim.job_id)
         return {"job_id": self.claim.job_id, "state": state}

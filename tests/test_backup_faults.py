@@ -104,6 +104,8 @@ def test_lease_lists_too_few_files(bench: Bench, mode: str) -> None:
     error = bench.fail(vm, mode=mode, stores=["primary", "archive"])
     assert isinstance(error, IncompleteBackup)
     assert "(scsi0:1) is missing: the host offers no file for it; it offers: " in error.what
+    assert error.result
+    assert (error.result["stores"], error.result["owed"]) == (["primary", "archive"], {})
     facts = read_manifest(bench.archive, bench.request(vm).artifact).facts
     assert [each["status"] for each in facts["disks"]] == ["exported", "missing", "exported"]
     assert (facts["complete"], facts["virtual_size"]) == (False, 128 * KiB)

@@ -91,20 +91,22 @@ def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> di
             _give_up(request, attempt, session, vm, error)
             raise
         removed = _remove(request, attempt, vm, snapshot)
-    _refuse_short(manifest)
-    return _result(manifest) | {"reused": False, "snapshot_removed": removed} | kept
+    return _unless_short(manifest, _result(manifest) | {"reused": False, "snapshot_removed": removed} | kept)
 
 
-def _refuse_short(manifest: Manifest) -> None:
-    """Raise IncompleteBackup if it lacks a disk that was wanted; it stands all the same."""
+def _unless_short(manifest: Manifest, result: dict[str, Any]) -> dict[str, Any]:
+    """The result, if no disk that was wanted is lacking; else IncompleteBackup has it, as the backup stands all the same."""
     if lost := lost_disks(manifest):
         told = [f"{each['label']} ({each['place']}) is {each['status']}: {each.get('why', _OUTSIDE)}" for each in lost]
         number = f"{len(lost)} of {len(manifest.facts['disks'])} disks"
-        raise IncompleteBackup(
+        error = IncompleteBackup(
             f"The backup is stored, but short of {number}: {'; '.join(told)}",
             manifest.artifact.prefix,
             "What it has can be restored. For the next one, mend what is wrong, or name the disks that are wanted",
         )
+        error.result = result
+        raise error
+    return result
 
 
 def discard(request: Request, attempt: Attempt) -> None:
@@ -137,8 +139,8 @@ def _already_there(request: Request, attempt: Attempt, stores: dict[str, Store])
     if manifest.job_id == attempt.job_id and manifest.source["snapshot"]["ours"]:
         # An earlier attempt may have died between the manifest and the removal.
         removed = _remove_leftover(request, attempt)
-    _refuse_short(manifest)
-    return _result(manifest) | {"reused": True, "snapshot_removed": removed} | placed(attempt, stores, request.artifact)
+    where = placed(attempt, stores, request.artifact)
+    return _unless_short(manifest, _result(manifest) | {"reused": True, "snapshot_removed": removed} | where)
 
 
 def _look_first(request: Request, attempt: Attempt, vm: VM, stores: dict[str, Store]) -> list[dict[str, Any]]:

@@ -7,14 +7,27 @@ from collections.abc import Callable
 
 import pytest
 
+from ssvm_worker.demo.simulator import VCenterSimulator
 from tests.servers.http import HttpServer
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3
+from tests.servers.vcenter import make_vm
 from tests.servers.worker import Site
 
 pytestmark = pytest.mark.e2e
 
 DATA = os.urandom(1 << 20)
+
+
+def archive(faulty: FaultyS3, real: S3Server, bucket: str) -> dict[str, str]:
+    """The settings of a store in that bucket, on a server that misbehaves on request."""
+    keys = {"access_key": real.access_key, "secret_key": real.secret_key}
+    return {"url": f"s3://{bucket}", "endpoint": faulty.endpoint} | keys
+
+
+def keys(server: S3Server, bucket: str) -> list[str]:
+    """What stands in the bucket."""
+    return sorted(each["Key"] for each in server.client().list_objects_v2(Bucket=bucket)["Contents"])
 
 
 @pytest.mark.parametrize(
@@ -30,9 +43,8 @@ def test_drains(
     make_site: Callable[..., Site], http_server: HttpServer, faulty_s3: FaultyS3, s3_server: S3Server, fault: Fault
 ) -> None:
     """Once the second store is well again the artifact arrives there, and the first job's record tells by which job."""
-    keys = {"endpoint": faulty_s3.endpoint, "access_key": s3_server.access_key, "secret_key": s3_server.secret_key}
     bucket = s3_server.make_bucket()
-    site = make_site(stores={"archive": {"url": f"s3://{bucket}"} | keys}, retry={"max_attempts": 1})
+    site = make_site(stores={"archive": archive(faulty_s3, s3_server, bucket)}, retry={"max_attempts": 1})
     site.start()
     faulty_s3.faults.append(fault)
     url = http_server.serve("image.raw", DATA)
@@ -45,7 +57,31 @@ def test_drains(
     record = site.wait(copy_id)
 
     assert record.state == "succeeded", record.error
-    listed = s3_server.client().list_objects_v2(Bucket=bucket)["Contents"]
-    assert sorted(each["Key"] for each in listed) == [each for each in site.files() if each.startswith("template/")]
+    assert keys(s3_server, bucket) == [each for each in site.files() if each.startswith("template/")]
     stored = s3_server.client().get_object(Bucket=bucket, Key="template/tmpl/1/t1/t1.raw")["Body"].read()
     assert stored == DATA
+
+
+def test_incomplete_backup(
+    make_site: Callable[..., Site], vcenter: VCenterSimulator, faulty_s3: FaultyS3, s3_server: S3Server
+) -> None:
+    """A backup that is short of a disk, and so has failed, goes to the store that is owed it like any other."""
+    vm = make_vm(vcenter, 1 << 16, 1 << 16, modes=("persistent", "independent_persistent"))
+    login = {"host": vcenter.host, "port": vcenter.port, "username": vcenter.username, "password": vcenter.password}
+    bucket = s3_server.make_bucket()
+    site = make_site(
+        stores={"archive": archive(faulty_s3, s3_server, bucket)},
+        vcenters={"vc": login | {"ca_file": str(vcenter.ca_file)}},
+    )
+    site.start()
+    faulty_s3.faults.append(Fault("PutObject", status=403, code="AccessDenied"))
+    fields = {"vcenter": "vc", "vm": vm.machine.path, "account": "1", "volume": "v", "id": "b"}
+    first = site.wait(site.submit("backup", **fields, stores=["primary", "archive"]))
+
+    assert first.error
+    assert (first.state, first.error["error"]) == ("failed", "IncompleteBackup")
+    assert first.result
+    faulty_s3.faults.clear()
+    record = site.wait(first.result["owed"]["archive"]["copy_job"])
+    assert record.state == "succeeded", record.error
+    assert keys(s3_server, bucket) == [each for each in site.files() if each.startswith("snapshots/")]
