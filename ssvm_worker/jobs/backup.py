@@ -95,7 +95,7 @@ def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> di
 
 
 def _unless_short(manifest: Manifest, result: dict[str, Any]) -> dict[str, Any]:
-    """The result, if no disk that was wanted is lacking; else IncompleteBackup has it, as the backup stands all the same."""
+    """The result, unless a disk that was wanted is lacking: IncompleteBackup has it then, as the backup stands."""
     if lost := lost_disks(manifest):
         told = [f"{each['label']} ({each['place']}) is {each['status']}: {each.get('why', _OUTSIDE)}" for each in lost]
         number = f"{len(lost)} of {len(manifest.facts['disks'])} disks"
