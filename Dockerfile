@@ -22,11 +22,11 @@ WORKDIR /src
 ENV UV_PROJECT_ENVIRONMENT=/opt/ssvm UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 # The dependencies change seldom, and so have a layer of their own.
 COPY pyproject.toml uv.lock ./
-RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra serve --no-install-project
+RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra serve --extra xz --no-install-project
 COPY README.md LICENSE ./
 COPY ssvm_worker/ ssvm_worker/
 COPY tasks/ tasks/
-RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra serve --no-editable
+RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra serve --extra xz --no-editable
 
 FROM python:3.13-slim-bookworm AS worker
 # qemu-img converts where download.scratch_dir is set; gpgv verifies checksum files where download.keyring is.

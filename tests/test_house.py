@@ -80,6 +80,7 @@ SDKS = {
     "mypy_boto3_s3": ("ssvm_worker/stores/s3",),
     "celery": ("tasks/",),
     "compression": ("ssvm_worker/codecs/",),
+    "lzma_mt": ("ssvm_worker/codecs/",),
     "isal": ("ssvm_worker/deflate", "ssvm_worker/codecs/"),
     "flower": ("tasks/pages/",),
     "kombu": ("tasks/",),

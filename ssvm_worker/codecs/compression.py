@@ -21,6 +21,7 @@ from ssvm_worker.stream import CHUNK
 from ssvm_worker.units import MiB
 
 from . import xzblocks
+from .liblzma import LZMADecompressor
 from .pull import Pull
 
 if sys.version_info >= (3, 14):
@@ -72,7 +73,7 @@ def _gzip() -> Decoder:
 
 
 def _xz() -> Decoder:
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY)
+    return LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY)
 
 
 def _zstandard() -> Decoder:

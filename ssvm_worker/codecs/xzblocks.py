@@ -21,6 +21,7 @@ from typing import NamedTuple
 from ssvm_worker.stream import CHUNK
 from ssvm_worker.units import MiB
 
+from .liblzma import LZMADecompressor
 from .pull import Pull
 
 _HEADER = 12
@@ -107,7 +108,7 @@ def _number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _unpacked(data: bytes, size: int, memory: int) -> list[bytes]:
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory)
+    decoder = LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory)
     chunks = [decoder.decompress(data, CHUNK)]
     while not decoder.needs_input:
         chunks.append(decoder.decompress(b"", CHUNK))
