@@ -36,7 +36,9 @@ class WorkerError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.what} [{self.where}]" if self.where else self.what
-        return f"{text}. {self.remedy}" if self.remedy else text
+        if self.remedy:
+            text += f"{'' if text.endswith('?') else '.'} {self.remedy}"
+        return text
 
     def as_dict(self) -> dict[str, object]:
         """The error object of the job record and of ``--json``."""
@@ -83,6 +85,12 @@ class Permanent(WorkerError):
 
 class InvalidRequest(Permanent):
     """The request itself is wrong; nothing was touched."""
+
+
+def misused(error: InvalidRequest) -> InvalidRequest:
+    """The same error, for a command that lacks what it needs or has what it does not know: the shell gets 2, not 1."""
+    error.exit_code = EXIT_USAGE
+    return error
 
 
 class SourceNotFound(Permanent):
@@ -157,7 +165,7 @@ class Cancelled(WorkerError):
     exit_code = EXIT_CANCELLED
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"Cancelled: {_REASONS.get(reason, reason)}")
+        super().__init__(_REASONS.get(reason, f"Stopped: {reason}"))
         self.args = (reason,)
         self.reason = reason
 
@@ -166,8 +174,8 @@ class Cancelled(WorkerError):
 NOT_THERE = (StoreUnavailable, StoreDenied, ConfigError)
 
 _REASONS = {
-    "user": "asked for by a user",
-    "shutdown": "the worker is shutting down",
-    "deadline": "the deadline has passed",
-    "fenced": "another worker holds the claim now",
+    "user": "Stopped by a user",
+    "shutdown": "The worker is shutting down",
+    "deadline": "The deadline has passed",
+    "fenced": "Another worker holds the claim now",
 }

@@ -158,8 +158,8 @@ CASES = {
     "name with control characters": Case(asked(name="a\x1b[31m"), "InvalidRequest", "name"),
     "job id that climbs": Case(asked(job_id="../x"), "InvalidRequest", "job_id"),
     # requests and settings
-    "unknown field": Case(asked(chekcsum="x"), "InvalidRequest", "did you mean checksum"),
-    "field missing": Case(lambda _: {}, "InvalidRequest", "url: missing"),
+    "unknown field": Case(asked(chekcsum="x"), "InvalidRequest", "did you mean checksum", 2),
+    "field missing": Case(lambda _: {}, "InvalidRequest", "url: missing", 2),
     "unknown store": Case(asked(stores=["nowhere"]), "InvalidRequest", "primary"),
     "unknown credentials": Case(asked(credentials="nobody"), "InvalidRequest", "nobody"),
     "unknown setting": Case(asked(), "ConfigError", "did you mean stall_s", 2, {"SSVM_DOWNLOAD__STALLS": "1"}),

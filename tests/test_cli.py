@@ -237,8 +237,36 @@ def test_request_that_is_no_object(ssvm: Run, tmp_path: Path, content: str) -> N
 
     status, error = ssvm("run", "download", "--request", str(file))
 
-    assert (status, error["error"]) == (1, "InvalidRequest")
+    assert (status, error["error"]) == (2, "InvalidRequest")
     assert str(file) in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["run", "download"], "account: missing; id: missing; url: missing"),
+        (["submit", "download", "--url", "http://x/y"], "account: missing; id: missing"),
+        (["run", "upload", "--url", "http://x/y"], "give key, or kind, account and id"),
+        (["run", "delete", "--request", "/nowhere"], "cannot be read"),
+        (["delete"], "Which artifact?"),
+        (["verify", "--all", *HERE], "One artifact, or many?"),
+        (["link"], "A link to what?"),
+        (["doctor", "--vm", "web"], "Which vCenter"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_fields_missing(ssvm: Run, ledger: None, argv: list[str], said: str) -> None:
+    """A command that was not given what it needs is wrong usage, and tells what is missing."""
+    status, error = ssvm(*argv)
+    assert (status, error["error"]) == (2, "InvalidRequest")
+    assert said in error["what"]
+
+
+def test_unknown_field(ssvm: Run, tmp_path: Path) -> None:
+    """A field that no request has is wrong usage; a value that a field may not have is refused like any bad input."""
+    for given, expected in (({"chekcsum": "md5:1"}, 2), ({"checksum": "crc32:1"}, 1)):
+        (tmp_path / "r.json").write_text(json.dumps({"url": "http://x/y", "account": "2", "id": "8"} | given))
+        assert ssvm("run", "download", "--request", str(tmp_path / "r.json"))[0] == expected
 
 
 def test_starts_without_the_sdks() -> None:

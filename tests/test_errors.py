@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from ssvm_worker import errors
+from ssvm_worker.cli.output import Output
 from ssvm_worker.errors import Cancelled, ConfigError, ImageError, Permanent, Retryable, UnsafeImage, WorkerError
 
 
@@ -51,8 +52,9 @@ def test_one_answer(error: WorkerError) -> None:
         (("It broke", "disk-0"), "It broke [disk-0]"),
         (("It broke", "", "Mend it"), "It broke. Mend it"),
         (("It broke", "disk-0", "Mend it"), "It broke [disk-0]. Mend it"),
+        (("Which?", "", "That one"), "Which? That one"),
     ],
-    ids=["what", "what and where", "what and remedy", "all three"],
+    ids=["what", "what and where", "what and remedy", "all three", "a question"],
 )
 def test_text(args: tuple[str, ...], text: str) -> None:
     """The text says what happened, to which object, and what to do."""
@@ -64,7 +66,7 @@ def test_cancelled(reason: str) -> None:
     """A cancel keeps its reason, and says it."""
     error = pickle.loads(pickle.dumps(Cancelled(reason)))
     assert error.reason == reason
-    assert error.what.startswith("Cancelled: ")
+    assert "Cancelled" not in error.what, "the class is told before it already"
 
 
 def test_error_object() -> None:
@@ -78,3 +80,9 @@ def test_error_object() -> None:
         "message": "Backing file [url]. Flatten it",
     }
     assert issubclass(UnsafeImage, ImageError)
+
+
+def test_cancel_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever reads the class of the error and its text reads once that the job was cancelled."""
+    Output(as_json=False).error(Cancelled("user"))
+    assert capsys.readouterr().err == "ssvm: Cancelled: Stopped by a user\n"

@@ -69,7 +69,7 @@ def ledger(broker: Broker) -> Ledger:
     [
         ("succeeded", {"result": {"size": 104857600}}, 0, "succeeded  tmpl-7"),
         ("failed", {"error": FAILURE}, 1, "SourceNotFound: There is nothing"),
-        ("cancelled", {"error": {"error": "Cancelled", "message": "Cancelled: asked for by a user"}}, 130, "cancelled"),
+        ("cancelled", {"error": {"error": "Cancelled", "message": "Stopped by a user"}}, 130, "Cancelled: Stopped"),
     ],
 )
 def test_follow(

@@ -271,7 +271,6 @@ def test_command(service: Service, at: str, tmp_path: Path, capsys: pytest.Captu
         (["template/tmpl/2/7/nothing"], "no such object"),
         ([KEY, "--for", "8d"], "7 days"),
         ([KEY, "--for", "soon"], "--for"),
-        ([], "A link to what?"),
         (["--revoke", "ffff"], "no such link"),
     ],
 )

@@ -20,7 +20,7 @@ _GROUPS = ("system", "run", "queue", "store", "link", "verify", "cleanup", "reap
 _EXITS = """exit status:
   0  ok
   1  permanent failure: the same request will not succeed
-  2  usage, or wrong settings
+  2  usage, fields that are missing or unknown, or wrong settings
  75  retryable failure: the same request may succeed later
 130  cancelled"""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ssvm_worker.errors import InvalidRequest
+from ssvm_worker.errors import InvalidRequest, misused
 from ssvm_worker.jobs import JOBS, Job
 
 
@@ -77,11 +77,11 @@ def _from_file(name: str) -> dict[str, Any]:
     try:
         values = json.loads(sys.stdin.read() if name == "-" else Path(name).read_text())
     except OSError as error:
-        raise InvalidRequest(f"The request file cannot be read: {error.strerror}", name) from error
+        raise misused(InvalidRequest(f"The request file cannot be read: {error.strerror}", name)) from error
     except ValueError as error:
-        raise InvalidRequest(f"The request is not JSON: {error}", name, "Give one JSON object") from error
+        raise misused(InvalidRequest(f"The request is not JSON: {error}", name, "Give one JSON object")) from error
     if not isinstance(values, dict):
-        raise InvalidRequest("The request is not a JSON object", name, "See `ssvm schema`")
+        raise misused(InvalidRequest("The request is not a JSON object", name, "See `ssvm schema`"))
     return values
 
 

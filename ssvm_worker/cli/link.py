@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ssvm_worker import assembly, config
-from ssvm_worker.errors import ConfigError, InvalidRequest, ObjectNotFound
+from ssvm_worker.errors import ConfigError, InvalidRequest, ObjectNotFound, misused
 from ssvm_worker.jobs import downloadrequest
 from ssvm_worker.jobs.members import member
 from ssvm_worker.jobs.request import parse_request
@@ -76,7 +76,7 @@ def _link(args: argparse.Namespace, output: Output) -> int:
         output.table(rows, ("link", "verb", "store", "key", "until", "by"), "no links")
         return 0
     if not args.key:
-        raise InvalidRequest("A link to what?", "", "Give KEY, --list or --revoke ID|KEY")
+        raise misused(InvalidRequest("A link to what?", "", "Give KEY, --list or --revoke ID|KEY"))
     if args.upload:
         made = _upload(settings, args, _seconds(args.lasting))
     else:

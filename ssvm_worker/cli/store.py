@@ -18,6 +18,7 @@ from ssvm_worker.errors import (
     InvalidRequest,
     ObjectNotFound,
     WorkerError,
+    misused,
 )
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
@@ -76,7 +77,7 @@ def artifact_of(args: argparse.Namespace) -> Artifact:
     if args.place:
         return _artifact_at(args.place.strip("/"))
     if not (args.account and args.id):
-        raise InvalidRequest("Which artifact?", "", "Give PLACE, or --kind, --account and --id (and --volume)")
+        raise misused(InvalidRequest("Which artifact?", "", "Give PLACE, or --kind, --account and --id (and --volume)"))
     return Artifact(args.kind or "template", args.account, args.id, args.volume or "")
 
 

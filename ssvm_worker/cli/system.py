@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from ssvm_worker import cmdline, config, doctor
-from ssvm_worker.errors import ConfigError, InvalidRequest
+from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS, find_job
 from ssvm_worker.mounts import nfs_mounts
 from ssvm_worker.settings import LANES, Settings
@@ -97,7 +97,7 @@ def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - 
 
 def _doctor(args: argparse.Namespace, output: Output) -> int:
     if args.vm and not args.vcenter:
-        raise InvalidRequest("Which vCenter is the VM on?", "--vm", "Give --vcenter NAME too")
+        raise misused(InvalidRequest("Which vCenter is the VM on?", "--vm", "Give --vcenter NAME too"))
     try:
         settings = config.load(args.config)
         findings = doctor.examine_vcenter(settings, args.vcenter, args.vm) if args.vcenter else _examine_all(settings)

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from ssvm_worker import assembly, config
-from ssvm_worker.errors import EXIT_PERMANENT, InvalidRequest
+from ssvm_worker.errors import EXIT_PERMANENT, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.manifest import artifacts_below
@@ -66,7 +66,8 @@ def _one(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
 
 def _many(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     if args.id or args.account:
-        raise InvalidRequest("One artifact, or many?", "verify", "Give PLACE in place of --account and --id")
+        what = "One artifact, or many?"
+        raise misused(InvalidRequest(what, "verify", "Give PLACE in place of --account and --id"))
     chosen = {"all": args.all, "sample": args.sample, "oldest": args.oldest, "prefix": args.place or ""}
     return chosen | {"stores": store_names(args, settings) if args.store else list(settings.stores)}
 

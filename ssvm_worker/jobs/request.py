@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ssvm_worker.errors import InvalidRequest, WorkerError
+from ssvm_worker.errors import InvalidRequest, WorkerError, misused
 from ssvm_worker.keys import Artifact, check_name
 from ssvm_worker.units import parse_size
 
@@ -108,12 +108,19 @@ def _as_value_error(check: Any, *args: Any) -> None:
 def parse_request(model: type[R], data: Any, job: str) -> R:
     """Read a request object; InvalidRequest lists every finding, with the nearest right field for an unknown one."""
     if not isinstance(data, dict):
-        raise InvalidRequest("The request is not an object", job, f"See `ssvm schema {job}`")
+        raise misused(InvalidRequest("The request is not an object", job, f"See `ssvm schema {job}`"))
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        findings = [_finding(each, model) for each in error.errors(include_url=False, include_input=False)]
-        raise InvalidRequest("; ".join(findings), f"{job} request", f"See `ssvm schema {job}`") from None
+        found = error.errors(include_url=False, include_input=False)
+        findings = [_finding(each, model) for each in found]
+        refused = InvalidRequest("; ".join(findings), f"{job} request", f"See `ssvm schema {job}`")
+        raise (misused(refused) if any(map(_is_about_fields, found)) else refused) from None
+
+
+def _is_about_fields(error: Any) -> bool:
+    """Whether fields are missing, unknown, or do not go together; else the value of one is wrong."""
+    return error["type"] in ("missing", "extra_forbidden") or not error["loc"]
 
 
 def _finding(error: Any, model: type[BaseModel]) -> str:
