@@ -19,6 +19,7 @@ from ssvm_worker.units import GiB, MiB
 
 from .attempt import Attempt
 from .scratch import scratch_folder
+from .screens import screen_of
 from .stored import StoredDisk, read_backup
 
 _PREFIX = "ssvm-boot-"
@@ -45,7 +46,7 @@ def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, 
         attempt.progress.start("booting")
         machine = Machine(drives, _memory(config, attempt.boots.memory), str(config.get("firmware") or "bios"))
         seen = boot(machine, folder, Patience(attempt.boots.seconds, attempt.boots.still_s), attempt.check)
-    kept = _keep(parent / f"{artifact.prefix}.png", seen)
+    kept = _keep(screen_of(parent, artifact), seen)
     if not seen.bootable:
         raise CorruptImage(
             "The BIOS finds nothing to boot on the disks",

@@ -1,4 +1,4 @@
-"""Remove what dead jobs have left, backups that no rule keeps, packs that no backup needs, and old records."""
+"""Remove what dead jobs have left, backups that no rule keeps, what no backup needs, and old records."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ssvm_worker.units import human_duration, parse_duration
 from .attempt import Attempt
 from .leftovers import remove_snapshots
 from .request import JobRequest
+from .screens import drop_screens
 from .volumes import Volume
 
 #: Findings that are told one by one; more are only counted.
@@ -87,6 +88,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
         except WorkerError as error:
             attempt.log.warning("vCenter %s is not cleaned up: %s", name, error)
             failed[name] = error.as_dict()
+    cleaning.add(drop_screens(attempt, request.volume, dry_run=request.dry_run))
     return cleaning.result() | {"records": _records(request, attempt), "links": links, "failed": failed}
 
 
@@ -139,6 +141,7 @@ class _Cleaning:
     def add(self, found: list[dict[str, Any]]) -> None:
         """Things that went elsewhere."""
         self.counts.update(each["what"] for each in found)
+        self.size += sum(each["bytes"] for each in found)
         self.found += found[: max(0, _TOLD - len(self.found))]
 
     @cached_property

@@ -14,6 +14,7 @@ from .accounting import count_packs, uncount
 from .attempt import Attempt
 from .incremental import sweep_packs
 from .request import ArtifactRequest
+from .screens import drop_screen
 
 
 class Request(ArtifactRequest):
@@ -43,6 +44,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
         result["packs"] = {name: sweep_packs(attempt.store(name), artifact, attempt) for name in request.stores}
         for name in request.stores:
             count_packs(attempt, attempt.store(name), artifact)
+        drop_screen(attempt, artifact)
     return result
 
 
