@@ -241,6 +241,15 @@ BAD_OVFS = {
     "an absolute path": (ovf_of("/etc/passwd"), UnsafeImage, "points outside"),
     "a URL": (ovf_of("http://169.254.169.254/x"), UnsafeImage, "points outside"),
     "an escaped path": (ovf_of("..%2fx"), UnsafeImage, "points outside"),
+    "an escaped absolute path": (ovf_of("%2Fetc%2Fpasswd"), UnsafeImage, "points outside"),
+    "an escaped path of Windows": (ovf_of("..%5Cx"), UnsafeImage, "points outside"),
+    "an escaped parent": (ovf_of("%2e%2e"), UnsafeImage, "points outside"),
+    "an escaped URL": (ovf_of("http%3A%2F%2Fx"), UnsafeImage, "points outside"),
+    "an escaped NUL": (ovf_of("a%00.vmdk"), UnsafeImage, "points outside"),
+    "escaped twice": (ovf_of("%252e%252e%252fx"), UnsafeImage, "points outside"),
+    "an escape of no UTF-8": (ovf_of("%ff.vmdk"), UnsafeImage, "points outside"),
+    "an escape that is none": (ovf_of("a%zz.vmdk"), UnsafeImage, "points outside"),
+    "an href twice, escaped once": (ovf_of("a b.vmdk", "a%20b.vmdk"), UnsafeImage, "names a file twice"),
     "an href twice": (ovf_of("a.vmdk", "a.vmdk"), UnsafeImage, "names a file twice"),
     "an id twice": (ovf_of("a.vmdk", inside='<File id="file0" href="b"/>'), UnsafeImage, "names a file twice"),
     "compressed files": (
@@ -268,5 +277,21 @@ def test_bad_descriptor(data: bytes, error: type[WorkerError], text: str) -> Non
 
 def test_renamed() -> None:
     """Only the hrefs change; names that need escaping are found."""
-    data = ovf_of("a&amp;b.vmdk", others=("c",))
-    assert ova.renamed(data, {"a&b.vmdk": "7.vmdk", "c": "d"}, "") == ovf_of("7.vmdk", others=("d",))
+    data = ovf_of("a&amp;b.vmdk", others=("a%20%C3%A9",))
+    assert ova.renamed(data, {"a&b.vmdk": "7.vmdk", "a é": "d"}, "") == ovf_of("7.vmdk", others=("d",))
+
+
+def test_resized() -> None:
+    """Only the sizes of files that are named change, however the OVF writes their names."""
+    data = ovf_of("a%20b.vmdk", "c.vmdk")
+    assert ova.read_sizes(data, "") == {"a b.vmdk": 1, "c.vmdk": 1}
+    assert ova.read_sizes(ova.resized(data, {"a b.vmdk": 7}, ""), "") == {"a b.vmdk": 7, "c.vmdk": 1}
+
+
+def test_encoded_names(http_server: HttpServer) -> None:
+    """A file whose name the OVF gives percent-encoded, as a URI has to be, is found under its own name."""
+    store = MemoryStore("primary")
+    files = {"vm.ovf": ovf_of("my%20disk%20%C3%A9.vmdk"), "my disk é.vmdk": DISK}
+    run(http_server, ova_of(with_mf(files)), store)
+    assert read_bytes(store, f"{PREFIX}/7-disk0.vmdk") == DISK
+    assert ova.read_descriptor(read_bytes(store, f"{PREFIX}/7.ovf"), "").disks == ("7-disk0.vmdk",)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ssvm_worker.demo.simulator import VCenterSimulator
+from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import (
     Cancelled,
     ChecksumMismatch,
@@ -29,10 +30,11 @@ from ssvm_worker.formats.to_raw import raw as to_raw
 from ssvm_worker.jobs import restore
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.manifest import Entry, write_manifest
 from ssvm_worker.stores import open_store
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Store, read_bytes
+from ssvm_worker.stream import Owner, Store, put_bytes, read_bytes
 from ssvm_worker.units import KiB, MiB
 from ssvm_worker.vmware.session import Options, Session
 from tests.backup_bench import Bench
@@ -290,6 +292,17 @@ def test_missing_descriptor(restores: Restores) -> None:
     with pytest.raises(WorkerError, match=r"b1\.ovf"):
         restore.run(asked(), restores.attempt())
     restores.store = other
+
+
+def test_encoded_names(restores: Restores) -> None:
+    """A descriptor whose hrefs are percent-encoded, as those of URIs may be, names the same disks."""
+    manifest = store_backup(restores.store, *DISKS)
+    key, owner = BACKUP.key("b1.ovf"), Owner("backup-job")
+    text = read_bytes(restores.store, key).replace(b'href="b1-disk', b'href="b1%2Ddisk')
+    put_bytes(restores.store, key, text, owner)
+    entry = Entry("b1.ovf", len(text), str(digest_of(text)), "descriptor")
+    write_manifest(restores.store, manifest.with_entry(entry), owner)
+    assert len(restore.run(asked(), restores.attempt())["files"]) == 2
 
 
 def test_from_an_incremental_backup(restores: Restores, bench: Bench, vm: TestVM) -> None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape, unescape
+from urllib.parse import unquote
 from xml.etree import ElementTree as Xml
 
 from ssvm_worker.digest import HEX_LENGTHS, Digest
@@ -40,7 +41,7 @@ _EXPORT = "Export the VM again as an OVA, e.g. with ovftool"
 class Descriptor:
     """What an OVF says of the files beside it."""
 
-    #: The disks' files, in the order of the disks.
+    #: The disks' files, in the order of the disks: names as they are in the package, and not as the OVF encodes them.
     disks: tuple[str, ...]
     #: The other files: NVRAM, ISO images.
     others: tuple[str, ...]
@@ -73,25 +74,36 @@ def read_descriptor(data: bytes, where: str) -> Descriptor:
 
 
 def read_sizes(data: bytes, where: str) -> dict[str, int]:
-    """The bytes of each file by its href, where the OVF says them."""
+    """The bytes of each file by its name, where the OVF says them."""
     files = [_attributes(each) for each in _parse(data, where).iter() if _local(each.tag) == "File"]
-    return {each["href"]: int(each["size"]) for each in files if "href" in each and each.get("size", "").isdecimal()}
+    return {
+        _named(each["href"]): int(each["size"]) for each in files if "href" in each and each.get("size", "").isdecimal()
+    }
 
 
 def _files(root: Xml.Element, where: str) -> dict[str, str]:
-    """href by id."""
+    """Names by id."""
     files: dict[str, str] = {}
     for each in (each for section in root if _local(section.tag) == "References" for each in section):
         values = _attributes(each)
         id_, href = values.get("id", ""), values.get("href", "")
-        if not href or not href.isprintable() or set(href) & set("/\\:%") or href in (".", ".."):
+        name = _named(href)
+        if not name or not name.isprintable() or set(name) & set("/\\:%") or name in (".", ".."):
             raise UnsafeImage(f"The OVF points outside its package: {href[:80]!a}", where, _EXPORT)
         if values.get("compression", "identity") not in ("", "identity") or values.get("chunkSize", "0") != "0":
             raise UnknownFormat(f"The OVF has a file that is compressed or in chunks: {href[:80]!a}", where, _EXPORT)
-        if not id_ or id_ in files or href in files.values() or len(files) >= _MAX_FILES:
+        if not id_ or id_ in files or name in files.values() or len(files) >= _MAX_FILES:
             raise UnsafeImage(f"The OVF names a file twice, or more than {_MAX_FILES}: {href[:80]!a}", where, _EXPORT)
-        files[id_] = href
+        files[id_] = name
     return files
+
+
+def _named(href: str) -> str:
+    """The file that an href names: a relative-path reference of RFC 3986 (DSP0243, ovf:href), decoded once.
+
+    Judge what it gives; bytes that are no UTF-8 are surrogates there, which are not printable.
+    """
+    return unquote(href, errors="surrogateescape")
 
 
 def _parse(data: bytes, where: str) -> Xml.Element:
@@ -132,11 +144,14 @@ def _attributes(element: Xml.Element) -> dict[str, str]:
 
 
 def renamed(data: bytes, names: Mapping[str, str], where: str) -> bytes:
-    """The OVF with other hrefs, else byte for byte the same; *names* gives the new name for each old one."""
+    """The OVF with other files, else byte for byte the same; *names* gives the new name for each old one.
+
+    A new name is its own URI: it has none of the characters that would be encoded.
+    """
 
     def rename(match: re.Match[str]) -> str:
         before, quote, href = match.groups()
-        return f"{before}{quote}{escape(names.get(unescape(href), unescape(href)))}{quote}"
+        return f"{before}{quote}{escape(names.get(_named(unescape(href)), unescape(href)))}{quote}"
 
     result = _HREF.sub(rename, data.decode("utf-8-sig")).encode()
     was, now = read_descriptor(data, where), read_descriptor(result, where)
@@ -146,11 +161,11 @@ def renamed(data: bytes, names: Mapping[str, str], where: str) -> bytes:
 
 
 def resized(data: bytes, sizes: Mapping[str, int], where: str) -> bytes:
-    """The OVF with other sizes where it says them, else byte for byte the same; *sizes* are bytes by href."""
+    """The OVF with other sizes where it says them, else byte for byte the same; *sizes* are bytes by name."""
 
     def resize(match: re.Match[str]) -> str:
         href = _HREF.search(match[0])
-        size = sizes.get(unescape(href[3])) if href else None
+        size = sizes.get(_named(unescape(href[3]))) if href else None
         return match[0] if size is None else _SIZE.sub(rf"\g<1>\g<2>{size}\g<2>", match[0])
 
     result = _FILE.sub(resize, data.decode("utf-8-sig")).encode()

@@ -85,14 +85,14 @@ class _Parcel:
 def _parcel(wanted: Wanted, disks: list[StoredDisk]) -> _Parcel:
     """The stored object that the OVF calls so: a disk, or what lies beside them."""
     for disk in disks:
-        if disk.file == wanted.href:
+        if disk.file == wanted.name:
             image = partial(disk.image, "vmdk", disk.file)
             verify = partial(disk.refuse_other, "vmdk")
             return _Parcel(wanted, disk.label, disk.stream_size(), disk.total("vmdk"), image, verify)
-    first, entry = disks[0], disks[0].manifest.entry(wanted.href)
+    first, entry = disks[0], disks[0].manifest.entry(wanted.name)
     if entry is None:
         listed = ", ".join(each.name for each in first.manifest.entries)
-        raise InvalidRequest(f"The OVF wants a file {wanted.href!r}", first.where, f"The backup has: {listed}")
+        raise InvalidRequest(f"The OVF wants a file {wanted.name!r}", first.where, f"The backup has: {listed}")
     read = partial(checked, first.attempt, first.store, first.manifest.artifact.key(entry.name), entry)
     return _Parcel(wanted, entry.name, entry.size, 0, read, lambda _: None)
 

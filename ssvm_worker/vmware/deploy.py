@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from pyVmomi import vim
 
@@ -29,8 +30,8 @@ _DESTROY_S = 300.0
 class Wanted:
     """A file that the new VM needs."""
 
-    #: As the descriptor calls it.
-    href: str
+    #: As the backup calls it.
+    name: str
     #: By which the lease will call its place.
     key: str
     #: Whether the upload makes the file.
@@ -82,7 +83,7 @@ class Import:
             raise InvalidRequest(f"vCenter does not take the VM: {said}", self._place.name, "Look at the backup's OVF")
         it.importSpec.configSpec.extraConfig.append(vim.option.OptionValue(key=_MARK, value=self._job_id))
         self._spec = it.importSpec
-        self.wanted = tuple(Wanted(each.path, each.deviceId, bool(each.create)) for each in it.fileItem or ())
+        self.wanted = tuple(Wanted(unquote(each.path), each.deviceId, bool(each.create)) for each in it.fileItem or ())
 
     def open(self) -> Lease:
         """Make the VM and wait until its disks can be sent; see Lease for what is raised."""
@@ -107,7 +108,7 @@ class Import:
         files = self._lease.files if self._lease else ()
         found = next((each for each in files if each.import_key == wanted.key), None)
         if found is None:
-            what = f"The lease has no place for {wanted.href} ({wanted.key})"
+            what = f"The lease has no place for {wanted.name} ({wanted.key})"
             raise LeaseLost(what, self._place.name, f"It has: {', '.join(each.import_key for each in files) or 'none'}")
         return found
 
