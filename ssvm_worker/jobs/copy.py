@@ -37,7 +37,7 @@ class Request(ArtifactRequest):
     patient: bool = Field(False, description="Go on trying for a week while a store is away, full, or refuses")
     all: bool = Field(False, description="Every artifact of the source that the stores do not have, each as a job")
     prefix: str = Field("", description="With all: below this place only, as snapshots/ACCOUNT")
-    parallel: int = Field(4, ge=1, le=64, description="With all: so many at once; to S3 each takes 64 MiB of memory")
+    parallel: int = Field(4, ge=1, le=64, description="With all: so many at once; to S3, some 42 MiB of memory each")
 
     @model_validator(mode="after")
     def _elsewhere(self) -> Request:
