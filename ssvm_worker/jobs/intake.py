@@ -108,9 +108,9 @@ class Intake:
         return self._targets.open(stack, make)
 
     def _note(self, draft: Manifest, settled: int) -> None:
-        """Keep what another attempt must know to go on, with the bytes that it will find."""
+        """Keep what another attempt must know to go on, with the bytes that it will find, though this one must stop."""
         draft = dataclasses.replace(draft, facts=draft.facts | {_SETTLED: settled})
-        write_draft(self._targets.primary, draft, self._attempt.owner, self._attempt.confirm)
+        write_draft(self._targets.primary, draft, self._attempt.owner, self._attempt.cleaning().confirm)
 
     def _journal(self, opened: _Opened) -> AbstractContextManager[object]:
         if opened.draft is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from tusclient.client import TusClient
 
 from ssvm_worker import assembly
 from ssvm_worker.digest import digest_of
+from ssvm_worker.keys import DRAFT
 from tests import images
 from tests.servers.broker import Broker
 from tests.servers.service import SECRET, Service, settings_of
@@ -108,6 +110,8 @@ def test_upload_over_a_kill(serve_process: ServeProcess, tmp_path: Path) -> None
     uploader = client.uploader(str(file), chunk_size=4 << 20)
     for _ in range(4):
         uploader.upload_chunk()
+    draft = service.store / PREFIX / DRAFT
+    until(lambda: json.loads(draft.read_text())["facts"]["settled"] > 8 << 20, "that is noted")
     serve_process.kill()
     serve_process.start()
     with assembly.open_ledger(service.settings) as ledger:
