@@ -73,6 +73,8 @@ _helper: tuple[int, Helper] | None = None
 def start() -> Helper:
     """This process's helper; call it before the first file of an export is opened."""
     global _helper
+    # A child that this process starts all the same, qemu-img say, then holds up its own thread only.
+    subprocess._USE_VFORK = False  # type: ignore[misc]  # it is for users to set, by the docs
     with _lock:
         if _helper is None or _helper[0] != os.getpid():
             _helper = (os.getpid(), Helper())

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
@@ -126,7 +127,11 @@ def test_others_beside_a_hung_write(server: Server) -> None:
         with pytest.raises(StoreAway, match="no answer within 1 s"):
             keys(export.store(probe_s=1.0))
         assert probe("/", PATIENCE_S).state == OK
+        child = threading.Thread(target=subprocess.run, args=(["true"],))
+        child.start()  # it may have to wait, but nobody with it
+        assert probe("/", PATIENCE_S).state == OK
         server.go_on()
+        child.join()
         fill(sink, BIG[HALF:]).commit()
     is_whole(export)
 
