@@ -1,0 +1,93 @@
+"""The helper that runs commands for a process with files on an export: by a deadline, and none of its files open."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from ssvm_worker.stores import nfs_helper
+from ssvm_worker.stores.nfs_helper import Helper, Ran
+from tests.waiting import PATIENCE_S, until
+
+
+def shell(script: str, deadline_s: float = PATIENCE_S, held: int | None = None) -> Ran:
+    return nfs_helper.run(["sh", "-c", script], deadline_s, held)
+
+
+def test_how_it_ended() -> None:
+    """Status, output and errors come back, in English whatever the administrator speaks."""
+    assert shell("echo out; echo wrong >&2; exit 3") == Ran(3, "out\n", "wrong\n")
+    assert shell("echo $LC_ALL").out == "C\n"
+
+
+def test_no_such_command() -> None:
+    """A program that is not there is a failure like any other."""
+    found = nfs_helper.run(["/no/such/program"], PATIENCE_S)
+    assert (found.code, "No such file" in found.err) == (127, True)
+
+
+def test_deadline(tmp_path: Path) -> None:
+    """What has not ended by its deadline is killed, with all that it has started; others go on meanwhile."""
+    pids = tmp_path / "pids"
+    assert shell(f"sleep 1000 & echo $$ $! > {pids}; wait", 1.0) == Ran(None)
+    for pid in pids.read_text().split():
+        until(lambda pid=pid: _has_ended(int(pid)), "it was killed")  # type: ignore[misc]
+    assert shell("echo on").out == "on\n"
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except OSError:
+        return True
+
+
+def test_lock_is_held(tmp_path: Path) -> None:
+    """A lock that is handed over is held as long as the command lives, whoever else lets go of it."""
+    with open(tmp_path / "lock", "w") as file, open(tmp_path / "lock", "w") as another:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        held = shell(f"flock -n {tmp_path}/lock true || echo held; ls /proc/self/fd | wc -l", held=file.fileno())
+        assert held.out.splitlines()[0] == "held"
+        fcntl.flock(file, fcntl.LOCK_UN)
+        fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_none_of_our_files(tmp_path: Path) -> None:
+    """A file that was opened after the helper began is not open in a command, nor is it closed there."""
+    nfs_helper.start()
+    with open(tmp_path / "object", "w") as file:
+        os.set_inheritable(file.fileno(), True)
+        assert str(tmp_path) not in shell("ls -l /proc/self/fd /proc/$PPID/fd").out
+
+
+def test_helper_that_was_killed() -> None:
+    """It is started again; the command that it was given last is given to the new one."""
+    helper = int(shell("echo $PPID").out)
+    os.kill(helper, signal.SIGKILL)
+    until(lambda: _has_ended(helper), "it was killed")
+    assert shell("echo again").out == "again\n"
+
+
+def test_helper_ends_with_its_process() -> None:
+    """However a process ends, its helper is not left behind."""
+    code = (
+        "from ssvm_worker.stores import nfs_helper as h\nprint(h.run(['sh', '-c', 'echo $PPID'], 60).out, flush=True)"
+    )
+    code += "\nimport os\nos.kill(os.getpid(), 9)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
+    until(lambda: _has_ended(int(said)), "the helper has ended")
+
+
+def test_a_fork_has_its_own() -> None:
+    """A process that was forked does not use, or end, its parent's helper."""
+    first = nfs_helper.start()
+    assert isinstance(first, Helper)
+    child = os.fork()
+    if not child:
+        os._exit(nfs_helper.start() is first)
+    assert os.waitpid(child, 0)[1] == 0
+    assert nfs_helper.start() is first
