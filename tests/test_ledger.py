@@ -155,7 +155,7 @@ def test_fencing(ledger: Ledger, hasty: Ledger, act: Act) -> None:
     assert new
     assert new.token > old.token
     before = ledger.get("j1")
-    with pytest.raises(Cancelled, match="another worker"):
+    with pytest.raises(Cancelled, match="Another worker"):
         act(ledger, old)  # type: ignore[arg-type]
     assert ledger.get("j1") == before
 

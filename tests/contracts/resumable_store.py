@@ -104,7 +104,7 @@ class ResumableStoreContract(StoreContract):
         """When a later writer of the job has taken over, the earlier one's commit is fenced off, its abort harmless."""
         zombie = fill(store.writer("a/object", owner=ME), BIG[:CHUNK])
         with store.writer("a/object", owner=Owner(ME.job_id, token), resume=resume) as heir:
-            with pytest.raises(Cancelled, match="another worker"):
+            with pytest.raises(Cancelled, match="Another worker"):
                 zombie.commit()
             zombie.abort()
             fill(heir, BIG[heir.offset :]).commit()
