@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from .units import parse_size
 
@@ -15,6 +16,17 @@ class Section(BaseModel):
     """A table of the settings file: unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def among(known: Collection[str]) -> AfterValidator:
+    """A validator of a list whose items are some of these."""
+
+    def check(value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(value) - set(known):
+            raise ValueError(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        return value
+
+    return AfterValidator(check)
 
 
 def split(value: Any) -> Any:

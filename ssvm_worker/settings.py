@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 
 from .brokerurl import sentinels
 from .digest import HEX_LENGTHS
-from .sections import Address, Networks, Seconds, SecretFields, Section, Size, split
+from .sections import Address, Networks, Seconds, SecretFields, Section, Size, among, split
 from .stores.nfs_url import DEFAULTS as NFS_DEFAULTS
 from .stores.nfs_url import check_options
 from .units import GiB, TiB
@@ -62,16 +62,9 @@ class Worker(Section):
 
     #: Jobs at once. A transfer keeps about two cores busy.
     concurrency: int = Field(2, ge=1)
-    lanes: Annotated[tuple[str, ...], BeforeValidator(split)] = LANES
+    lanes: Annotated[tuple[str, ...], BeforeValidator(split), among(LANES)] = LANES
     #: Seconds that running jobs get at SIGTERM before they are handed over.
     drain_s: Seconds = 60.0
-
-    @field_validator("lanes")
-    @classmethod
-    def _known_lanes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := set(value) - set(LANES):
-            raise ValueError(f"no such lane: {', '.join(sorted(unknown))}; there are {', '.join(LANES)}")
-        return value
 
 
 class Ledger(Section):
@@ -126,7 +119,7 @@ class Download(SecretFields):
     #: Bytes a second of all downloads of this worker together.
     max_rate: int | None = Field(None, gt=0)
     #: The kinds of checksums that a request may come with; MD5 and SHA-1 tell damage, but no forgery.
-    checksums: Annotated[tuple[str, ...], BeforeValidator(split)] = tuple(HEX_LENGTHS)
+    checksums: Annotated[tuple[str, ...], BeforeValidator(split), among(HEX_LENGTHS)] = tuple(HEX_LENGTHS)
     ca_file: Path | None = None
     #: http://[user:password@]host:port for http and https; names, addresses and networks that are reached without it.
     proxy: SecretStr | None = None
@@ -139,13 +132,6 @@ class Download(SecretFields):
     allow_stores: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
     #: Host keys of sftp:// servers.
     known_hosts: Path | None = None
-
-    @field_validator("checksums")
-    @classmethod
-    def _known_checksums(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := set(value) - set(HEX_LENGTHS):
-            raise ValueError(f"no such kind: {', '.join(sorted(unknown))}; there are {', '.join(HEX_LENGTHS)}")
-        return value
 
 
 class Upload(Section):

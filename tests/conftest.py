@@ -25,11 +25,14 @@ pytest_plugins: list[str] = [
     "tests.servers.s3_faults",
     "tests.servers.service",
     "tests.servers.sftp",
+    "tests.servers.syslog",
     "tests.servers.vcenter",
     "tests.servers.worker",
     "tests.servers.rabbitmq",
     "tests.servers.recipes",
     "tests.backup_bench",
+    "tests.copies",
+    "tests.migrations",
 ]
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssvm_worker.digest import digest_of
+import pytest
+
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs import copy
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, write_manifest
-from ssvm_worker.stream import Owner, Store
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stream import Store
 from tests.attempts import attempt
 from tests.contracts.store import put
+from tests.copies import content, store_artifact
 from tests.grain_bench import back_up, changed, disk
-from tests.test_copy_job import content
 
 PLACES = [Artifact("template", "2", str(each)) for each in range(6)] + [Artifact("volume", "3", "v1")]
 SIZE = 3000
@@ -23,15 +24,18 @@ SIZE = 3000
 def fill(store: Any) -> Any:
     """Seven artifacts, two incremental backups that share packs, and what is none of our business."""
     for number, place in enumerate(PLACES):
-        manifest = Manifest(place, "job-0")
-        for name, data in {f"{place.id}.raw": bytes([number]) * SIZE, "template.properties": b"id\n"}.items():
-            put(store, place.key(name), data)
-            manifest = manifest.with_entry(Entry(name, len(data), str(digest_of(data))))
-        write_manifest(store, manifest, Owner("job-0", 1))
+        store_artifact(store, {f"{place.id}.raw": bytes([number]) * SIZE, "template.properties": b"id\n"}, place)
     back_up(store, "b1", disk(12))
     back_up(store, "b2", changed(disk(12), 3))
     put(store, "elsewhere/x", b"of somebody else")
     put(store, "template/tmpl/2/half/half.raw", b"without a manifest")
+    return store
+
+
+@pytest.fixture
+def source() -> MemoryStore:
+    """A store with nine artifacts."""
+    store: MemoryStore = fill(MemoryStore("primary"))
     return store
 
 

@@ -7,62 +7,39 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound, StoreFull, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import copy, verify
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, find_manifest, write_manifest
+from ssvm_worker.manifest import find_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store
 from ssvm_worker.stream import Owner, Store, put_bytes, read_bytes
 from tests.attempts import again, attempt
 from tests.contracts.store import put
+from tests.copies import OBJECTS, PLACE, content, store_artifact
 from tests.faults import images, store_failing, store_failing_commit, store_full
 from tests.grain_bench import back_up, changed, disk, packs, restored
 from tests.servers.s3 import S3Server
 from tests.test_s3_store import settings_of
 
 MiB = 1 << 20
-PLACE = Artifact("template", "2", "7")
-OBJECTS = {"7.raw": bytes(range(256)) * (12 * 1024), "7-more.raw": b"more" * MiB, "template.properties": b"id=7\n"}
 HERE = {"account": "2", "id": "7"}
 BACKUP = {"kind": "backup", "account": "acme", "volume": "vol1"}
-
-
-def fill(store: Any, objects: dict[str, bytes] = OBJECTS) -> Any:
-    """Store the artifact, as a job does."""
-    manifest = Manifest(PLACE, "job-0")
-    for name, data in objects.items():
-        put(store, PLACE.key(name), data)
-        manifest = manifest.with_entry(Entry(name, len(data), str(digest_of(data))))
-    write_manifest(store, manifest, Owner("job-0", 1))
-    return store
 
 
 @pytest.fixture
 def source() -> MemoryStore:
     """A store that has the artifact."""
-    store: MemoryStore = fill(MemoryStore("primary"))
+    store: MemoryStore = store_artifact(MemoryStore("primary"))
     return store
-
-
-@pytest.fixture
-def archive() -> MemoryStore:
-    """A store that has nothing."""
-    return MemoryStore("archive")
 
 
 def run(*stores: Store, how: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
     """Copy from primary to archive, unless *fields* say otherwise."""
     request = parse_request(copy.Request, HERE | {"stores": ["archive"]} | fields, "copy")
     return copy.run(request, attempt(*stores, **(how or {})))
-
-
-def content(store: Store) -> dict[str, bytes]:
-    """All that stands there."""
-    return {each.key: read_bytes(store, each.key) for each in store.list()}
 
 
 def test_copy(source: MemoryStore, archive: MemoryStore) -> None:
@@ -89,7 +66,7 @@ def test_between_kinds(tmp_path: Path, s3_server: S3Server, there: str) -> None:
     s3 = S3Store(names[0], s3_server.make_bucket(), "", settings_of(s3_server))
     file = FileStore(names[1], tmp_path)
     source, target = (file, s3) if there == "s3" else (s3, file)
-    run(fill(source), target)
+    run(store_artifact(source), target)
     assert content(target) == content(source)
     assert verify.run(parse_request(verify.Request, HERE | {"stores": ["archive"]}, "verify"), attempt(target))
 
@@ -104,7 +81,7 @@ def test_again(source: MemoryStore, archive: MemoryStore) -> None:
 
 def test_another_in_its_place(source: MemoryStore, archive: MemoryStore) -> None:
     """Another artifact of that name is refused, and stays as it is."""
-    before = content(fill(archive, {"7.raw": b"another"}))
+    before = content(store_artifact(archive, {"7.raw": b"another"}))
     with pytest.raises(InvalidRequest, match="another artifact"):
         run(source, archive)
     assert content(archive) == before

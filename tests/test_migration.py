@@ -23,23 +23,10 @@ from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Owner
 from tests.attempts import again, attempt
 from tests.contracts.store import put
+from tests.copies import content
 from tests.faults import images, store_failing, store_failing_commit, store_full
 from tests.grain_bench import changed, disk, restored
-from tests.migrations import PLACES, SIZE, fill, outcomes, result_of, run, theirs
-from tests.test_copy_job import content
-
-
-@pytest.fixture
-def source() -> MemoryStore:
-    """A store with nine artifacts."""
-    store: MemoryStore = fill(MemoryStore("primary"))
-    return store
-
-
-@pytest.fixture
-def archive() -> MemoryStore:
-    """A store that has nothing."""
-    return MemoryStore("archive")
+from tests.migrations import PLACES, SIZE, outcomes, result_of, run, theirs
 
 
 def test_all(source: MemoryStore, archive: MemoryStore) -> None:

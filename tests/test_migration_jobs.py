@@ -30,23 +30,10 @@ from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Store
 from tests.attempts import attempt
 from tests.contracts.store import put
+from tests.copies import content
 from tests.faults import store_failing_commit
 from tests.migrations import PLACES, SIZE, fill, outcomes, result_of, run, theirs
 from tests.servers.broker import Broker
-from tests.test_copy_job import content
-
-
-@pytest.fixture
-def source() -> MemoryStore:
-    """A store with nine artifacts."""
-    store: MemoryStore = fill(MemoryStore("primary"))
-    return store
-
-
-@pytest.fixture
-def archive() -> MemoryStore:
-    """A store that has nothing."""
-    return MemoryStore("archive")
 
 
 @pytest.fixture

@@ -18,10 +18,9 @@ from ssvm_worker.stores.s3 import S3Store
 from ssvm_worker.stream import Owner, StoredObject
 from tests.attempts import attempt
 from tests.contracts.store import BIG, ME, OTHER, fill, get, keys, put
+from tests.copies import PLACE, store_artifact
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3
-from tests.test_copy_job import PLACE
-from tests.test_copy_job import fill as store_artifact
 from tests.test_s3_store import settings_of
 
 _NUMBERS = itertools.count(1)
@@ -44,7 +43,7 @@ def test_who_lost_the_claim_replaces_nothing(store: S3Store, size: int) -> None:
     with store.writer("a/object", owner=ME) as frozen, store.writer("a/object", owner=HEIR) as heir:
         fill(frozen, BIG[:size])
         fill(heir, BIG[::-1][:size]).commit()
-        with pytest.raises(Cancelled, match="another worker"):
+        with pytest.raises(Cancelled, match="Another worker"):
             frozen.commit()
     assert (get(store, "a/object") == BIG[::-1][:size], store.sweep(0)) == (True, 0)
 

@@ -18,11 +18,10 @@ from ssvm_worker.stream import Store, read_bytes
 from ssvm_worker.units import MiB
 from tests.attempts import again, attempt
 from tests.contracts.store import BIG, ME, fill, get, put
+from tests.copies import PLACE, store_artifact
 from tests.servers.rclone import RcloneS3
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3
-from tests.test_copy_job import PLACE
-from tests.test_copy_job import fill as store_artifact
 from tests.test_s3_servers import calls_of, settings_of
 
 _NUMBERS = itertools.count(1)

@@ -22,6 +22,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.stream import CHUNK
 
 from .access import Access
+from .ending import empty, whole
 
 _STEP = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Not blocking: the open of a pipe would wait for its other end.
@@ -61,8 +62,7 @@ class FileSource:
                 position += len(chunk)
                 yield chunk
             self._compare(os.fstat(handle), position)
-        if position < self.size:
-            raise SourceUnavailable(f"The file ended at {position} of {self.size}", self.name, "Look at the file")
+        whole(position, self.size, self.name)
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -85,7 +85,7 @@ class FileSource:
             raise SourceChanged("The file has changed since its first bytes came", self.name, "Ask again")
         self.validator, self.size = version, version.size
         if not self.size:
-            raise SourceNotFound("The file is empty", self.name, "Look at the path")
+            raise empty(self.name)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

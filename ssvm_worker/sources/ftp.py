@@ -13,6 +13,7 @@ from ssvm_worker.stream import CHUNK
 from ssvm_worker.weburl import WebUrl, parse
 
 from .access import Access
+from .ending import empty, whole
 from .exchange import translate
 
 Socket = WatchedSocket | WatchedTLSSocket
@@ -57,7 +58,7 @@ class FtpSource:
             finally:
                 data.close()
             control.voidresp()
-        self._refuse_short(position)
+        self.size = whole(position, self.size, self.name)
 
     @contextmanager
     def _session(self) -> Iterator[_Control]:
@@ -74,18 +75,7 @@ class FtpSource:
             raise SourceChanged("The file has changed since its first bytes came", self.name, "Ask again")
         self.validator, self.size = version, version.size if version else None
         if self.size == 0:
-            raise self._empty()
-
-    def _refuse_short(self, position: int) -> None:
-        if not position:
-            raise self._empty()
-        if self.size is None:
-            self.size = position
-        if position != self.size:
-            raise SourceUnavailable(f"The bytes ended at {position} of {self.size}", self.name, "Look at the server")
-
-    def _empty(self) -> SourceNotFound:
-        return SourceNotFound("The server gives an empty file", self.name, "Look at the URL")
+            raise empty(self.name)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from ssvm_worker.stream import CHUNK, Check, limit
 from ssvm_worker.units import MiB
 from ssvm_worker.weburl import check_headers, parse
 
+from .ending import empty, whole
 from .exchange import Exchange, HttpSettings, get, refusal, translated
 from .rangeline import RangeLine, Wanted
 from .several import Pace, Several
@@ -76,7 +77,7 @@ class HttpSource:
                 if not skip and pace.slow and self._is_worth_many(position):
                     yield from self._many(answer, position)
                     return
-        self._refuse_short(position)
+        self.size = whole(position, self.size, self.name)
 
     def _is_worth_many(self, position: int) -> bool:
         many = self._settings.many
@@ -114,7 +115,7 @@ class HttpSource:
         if offset and answer.status == 416:
             raise self._changed(f"The object has no bytes from {offset} on any more")
         if answer.status == 204:
-            raise self._empty()
+            raise empty(self.name)
         if answer.status not in ((200, 203, 206) if offset else (200, 203)):
             raise refusal(answer.status, answer.url.name)
         if not offset:
@@ -141,17 +142,6 @@ class HttpSource:
         if etag and etag == strong_etag(answer) and _length(answer) in (None, self.size):
             return offset
         raise self._changed("The object has changed since its first bytes came")
-
-    def _refuse_short(self, position: int) -> None:
-        if not position:
-            raise self._empty()
-        if self.size is None:
-            self.size = position
-        if position != self.size:
-            raise SourceUnavailable(f"The bytes ended at {position} of {self.size}", self.name, "Look at the server")
-
-    def _empty(self) -> SourceNotFound:
-        return SourceNotFound("The server gives an empty object", self.name, "Look at the URL")
 
     def _changed(self, what: str) -> SourceChanged:
         return SourceChanged(what, self.name, "Ask again, to start from the first byte")

@@ -25,6 +25,7 @@ from ssvm_worker.stream import CHUNK, Check
 from ssvm_worker.weburl import WebUrl, parse
 
 from .access import Access
+from .ending import empty, whole
 from .exchange import translate
 
 #: Bytes that are asked for, and held, at once.
@@ -69,8 +70,7 @@ class SftpSource:
                     yield chunk
                 if position < min(self.size, before + _AHEAD):
                     break
-        if position < self.size:
-            raise SourceUnavailable(f"The bytes ended at {position} of {self.size}", self.name, "Look at the server")
+        whole(position, self.size, self.name)
 
     def _compare(self, seen: Any, offset: int) -> None:
         if seen.st_size is None:
@@ -80,7 +80,7 @@ class SftpSource:
             raise SourceChanged("The file has changed since its first bytes came", self.name, "Ask again")
         self.validator, self.size = version, version.size
         if not self.size:
-            raise SourceNotFound("The file is empty", self.name, "Look at the path")
+            raise empty(self.name)
 
     @contextmanager
     def _connected(self) -> Iterator[Any]:

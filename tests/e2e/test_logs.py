@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,6 @@ from tests.servers.worker import Site, until
 
 pytestmark = pytest.mark.e2e
 DISK = images.mbr(1 << 20)
-
-
-@pytest.fixture
-def syslog() -> Iterator[Syslog]:
-    """A UDP one."""
-    found = Syslog()
-    yield found
-    found.close()
 
 
 @pytest.fixture

@@ -38,14 +38,6 @@ def locked_broker(tmp_path: Path) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def syslog() -> Iterator[Syslog]:
-    """A UDP one."""
-    found = Syslog()
-    yield found
-    found.close()
-
-
-@pytest.fixture
 def site(make_site: Callable[..., Site], locked_broker: Broker, syslog: Syslog) -> Site:
     """A site whose every password is known to the test."""
     closed = {"host": "127.0.0.1", "port": free_port(), "username": "admin", "password": "hush-vcenter"}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 #: Facility daemon (3), our program's name.
 _LINE = re.compile(r"<(?P<priority>\d+)>ssvm: (?P<text>.*)", re.DOTALL)
@@ -37,3 +40,11 @@ class Syslog:
             last.sendto(b"", self._socket.getsockname())
         self._thread.join(10)
         self._socket.close()
+
+
+@pytest.fixture
+def syslog() -> Iterator[Syslog]:
+    """One on a UDP port."""
+    found = Syslog()
+    yield found
+    found.close()
