@@ -139,7 +139,6 @@ def test_any_order(broker: Broker) -> None:
     check = settings(
         max_examples=12,
         stateful_step_count=40,
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate,),

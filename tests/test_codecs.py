@@ -230,7 +230,7 @@ def _mutations(data: st.DataObject) -> Iterator[bytes]:
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_crash(data: st.DataObject) -> None:
     """Whatever bytes come, they are unwrapped or refused with a reason, and never more comes out than was put in."""
     for damaged in _mutations(data):

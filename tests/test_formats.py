@@ -108,7 +108,7 @@ def test_wrongly_declared(image: bytes, name: str, size: int) -> None:
 
 @good
 @given(data=st.data())
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_chunks_mean_nothing(data: st.DataObject, image: bytes, name: str, size: int) -> None:
     """The verdict does not depend on where the stream is cut."""
     cuts = data.draw(st.lists(st.integers(1, len(image)), max_size=12))
@@ -329,7 +329,7 @@ SEEDS = [
 
 
 @given(seed=st.sampled_from(SEEDS), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_mutants(seed: bytes, data: st.DataObject) -> None:
     """Whatever is written over an image's structures, the answer is a verdict or one of our errors."""
     places = [0, 60, 512, 1024, 1536, 3 * 4096, 192 << 10, MiB, MiB + 65536, len(seed) - 1536, len(seed) - 512]

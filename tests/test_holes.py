@@ -47,7 +47,7 @@ def test_zeros_take_no_room(tmp_path: Path, chunks: list[bytes], taken: int) -> 
 
 
 @given(pieces=st.lists(st.tuples(st.booleans(), st.integers(1, 3 * HOLE)), max_size=8), cuts=st.data())
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nothing_is_lost(tmp_path: Path, pieces: list[tuple[bool, int]], cuts: st.DataObject) -> None:
     """Wherever zeros lie, and however the stream is cut, the object reads as it was written."""
     whole = b"".join(bytes(size) if zero else (NOISE * 3)[:size] for zero, size in pieces)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ssvm_worker.errors import InvalidRequest
@@ -48,14 +48,12 @@ def test_refusal_names_the_thing_and_shortens_it() -> None:
     assert len(str(refused.value)) < 300
 
 
-@settings(deadline=None)
 @given(st.lists(safe_names, min_size=1, max_size=5))
 def test_any_safe_names_make_a_key(names: list[str]) -> None:
     """Safe names joined by slashes are a key, and splitting it gives them back."""
     assert check_key("/".join(names)).split("/") == names
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_what_is_taken_stays_below_the_root(text: str) -> None:
     """Whatever the text, a key that is taken has no empty, hidden or climbing component."""

@@ -115,7 +115,7 @@ EDITS = st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, 63), st.binary
 
 
 @given(name=st.sampled_from([*GOOD, *IMAGES]), edits=EDITS, cut=st.one_of(st.none(), st.integers(0, 0xFFFF)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_mutants(name: str | int, edits: list[tuple[int, int, bytes]], cut: int | None) -> None:
     """So it is of any of these images with other bytes in its structures, and of its beginning alone."""
     image = (GOOD | IMAGES)[name]

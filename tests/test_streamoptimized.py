@@ -74,7 +74,7 @@ def test_taken(stream: bytes) -> None:
 
 
 @given(st.lists(st.integers(0, len(built(PIECES))), max_size=30), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_cuts_mean_nothing(cuts: list[int], every: int) -> None:
     """Wherever the stream is cut into chunks, the same is seen."""
     seen, whole = follow(built(PIECES), cuts, inflate_every=every), follow(built(PIECES))
@@ -88,7 +88,7 @@ def test_byte_by_byte() -> None:
 
 
 @given(st.integers(0, len(built(PIECES)) - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_cut_short(length: int) -> None:
     """A stream that ends anywhere before its last byte is cut short, or not even begun."""
     with pytest.raises(CorruptImage, match="cut short"):
@@ -196,7 +196,7 @@ def test_inflate_every_other() -> None:
 
 
 @given(st.dictionaries(st.integers(0, 700 * KiB), st.binary(min_size=1, max_size=8), max_size=3), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_mutants(patches: dict[int, bytes], data: st.DataObject) -> None:
     """Whatever is written over a stream, the answer is a verdict or CorruptImage."""
     stream = built(PIECES)

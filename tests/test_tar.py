@@ -123,7 +123,7 @@ def test_behind_the_end() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_crash(data: st.DataObject) -> None:
     """Whatever stands in an archive, it is read or refused with a reason."""
     whole = bytearray(tar_by_library(FILES, FORMS[data.draw(st.sampled_from(["gnu", "pax"]))]))

@@ -17,7 +17,7 @@ def test_any_bytes(name: str) -> None:
     """Nothing but a WorkerError, of what a parser takes with a few bytes changed, and of any other bytes."""
     target = TARGETS[name]
 
-    @settings(max_examples=60, deadline=None, database=None)
+    @settings(max_examples=60, database=None)
     @given(st.sampled_from(target.seeds), st.integers(0, 1 << 12), st.binary(max_size=24), st.booleans())
     def look(seed: bytes, at: int, new: bytes, cut: bool) -> None:
         place = at % (len(seed) + 1)

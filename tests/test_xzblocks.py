@@ -81,7 +81,7 @@ def test_junk_behind() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_damaged(data: st.DataObject) -> None:
     """One wrong bit anywhere is noticed: in a block, its check, the index or the footer."""
     whole = bytearray(small())
