@@ -4,6 +4,8 @@
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 unexport VIRTUAL_ENV UV_PROJECT_ENVIRONMENT
+# Without bytecode every process of pytest would rewrite and compile all tests again: ten seconds of each.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The first Python that is new enough; `make PYTHON=…` names another.
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
