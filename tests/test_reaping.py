@@ -112,6 +112,26 @@ def _rounds_without_a_gap(ledger: Ledger) -> bool:
     return True
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["nobody began", "somebody did"])
+def test_lost_claims(ledger: Ledger, broker: Broker, begun: bool) -> None:
+    """A claim that ran out costs the job an attempt, unless nobody began: its answer was lost, or its process."""
+    ledger.submit(a_job("j1"))
+    for _ in range(3):
+        taken = ledger.claim_next("z", "download", "w")
+        assert taken
+        if begun:
+            assert all(ledger.begin(taken.job_id, taken.token) for _ in range(2))
+        with broker.client() as client:  # as if it had run out
+            client.zadd(f"{broker.prefix}ssvm.ledger:claims", {"j1": 0})
+            client.hset(f"{broker.prefix}ssvm.ledger:reaper", mapping={"last": client.time()[0] - 1, "spare": 0})
+        assert [each.job_id for each in ledger.reap(0.001, 3)] == ["j1"]
+    record = ledger.get("j1")
+    assert (record.tries, len(record.attempts), record.ending) == ((3, 3, "failed") if begun else (0, 3, ""))
+    claim = ledger.claim("j1", "w")
+    assert claim
+    assert (claim.number, claim.record.tries) == (4, record.tries + 1)
+
+
 def test_restart_forgets_nothing(stoppable_broker: StoppableBroker) -> None:
     """A broker with an append-only file knows every job after a restart, and the same connection goes on."""
     with Ledger(stoppable_broker.url) as ledger:

@@ -188,7 +188,7 @@ class Ledger:
         it costs it no attempt.
         """
         taken = self._run("CLAIM", job_id, worker, self._host, self.claim_s, *self._limits, "1" if held else "")
-        return Claim(job_id, taken[1], self.get(job_id)) if taken else None
+        return self.begin(job_id, taken[1]) if taken else None
 
     def claim_next(self, zone: str, lane: str, worker: str) -> Taken | None:
         """Take the job of that lane that is next, for ``begin`` to go on with; None if there is none to be run now.
@@ -202,7 +202,10 @@ class Ledger:
         return None
 
     def begin(self, job_id: str, token: int) -> Claim | None:
-        """The claim of a job that ``claim_next`` has taken for us; None if it is lost."""
+        """The claim of a job that ``claim_next`` has taken for us; None if it is lost.
+
+        A job with which nobody begins is queued again when its claim has run out, and that costs it no attempt.
+        """
         flat = self._run("BEGIN", job_id, token, self.claim_s)
         return Claim(job_id, token, from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))) if flat else None
 

@@ -177,6 +177,7 @@ local function begin(which, worker, host, claim_s, held)
   local by = get('retried_by', which)
   local attempt = cjson.encode({ worker = worker, host = host, started = text(now), by = by ~= '' and by or nil })
   put(which, 'a' .. number, attempt, 'retried_by', '', 'progress', '', 'ready', '', 'not_before', '')
+  put(which, 'handed', '1')  -- until somebody begins: the answer may not arrive, or its process not start
   redis.call('ZADD', P .. 'claims', text(now + claim_s), which)
   tell(which, '')
   return { which, number, number, get('job', which) }
@@ -190,6 +191,8 @@ local function let_go(which, error)
   local moved = field_of(get('progress', which), 'moved')
   if moved then attempt.bytes = string.format('%.0f', moved) end
   put(which, field, cjson.encode(attempt))
+  if get('handed', which) == '1' then add(which, 'tries', -1) end  -- with which nobody began costs none
+  put(which, 'handed', '')
   redis.call('ZREM', P .. 'claims', which)
   run_no_more(which)
 end
@@ -263,7 +266,10 @@ return { '' }
 BEGIN = """
 if not holds(ARGV[3]) then return {} end
 redis.call('ZADD', P .. 'claims', text(now + ARGV[4]), id)
-return redis.call('HGETALL', job(id))
+put(id, 'handed', '')
+local flat = {}
+for field, value in pairs(record(id)) do flat[#flat + 1], flat[#flat + 2] = field, value end
+return flat
 """
 
 #: ARGV: token, claim_s, progress or '' -> -1 fenced, 0 go on, 1 cancel.
