@@ -33,6 +33,7 @@ pytest_plugins: list[str] = [
     "tests.backup_bench",
     "tests.copies",
     "tests.migrations",
+    "tests.uploads",
 ]
 
 

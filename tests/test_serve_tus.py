@@ -36,18 +36,6 @@ from tests.uploads import (
 )
 
 
-@pytest.fixture
-def link(service: Service) -> Link:
-    """One without conditions."""
-    return upload_link(service)
-
-
-@pytest.fixture
-def at(service: Service, link: Link) -> str:
-    """Its URL."""
-    return url_of(service, link)
-
-
 def test_tus_in_pieces(service: Service, at: str) -> None:
     """An upload in pieces is the same artifact as one in one piece."""
     url = create(service, at)

@@ -37,18 +37,6 @@ from tests.uploads import (
 )
 
 
-@pytest.fixture
-def link(service: Service) -> Link:
-    """One without conditions."""
-    return upload_link(service)
-
-
-@pytest.fixture
-def at(service: Service, link: Link) -> str:
-    """Its URL."""
-    return url_of(service, link)
-
-
 def test_put(service: Service, link: Link, at: str) -> None:
     """What is sent by PUT is an artifact like any download, and a job of the ledger like any other."""
     answer = service.request("PUT", at, body=IMAGE)

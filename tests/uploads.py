@@ -7,6 +7,8 @@ import socket
 import time
 from typing import Any
 
+import pytest
+
 from ssvm_worker import assembly
 from ssvm_worker.errors import ObjectNotFound
 from ssvm_worker.ledger import Record
@@ -32,6 +34,18 @@ def upload_link(service: Service, seconds: int = 3600, **request: Any) -> Link:
 
 def url_of(service: Service, link: Link) -> str:
     return assembly.link_signer(service.settings).sign(link.path, link.until)
+
+
+@pytest.fixture
+def link(service: Service) -> Link:
+    """An upload link without conditions."""
+    return upload_link(service)
+
+
+@pytest.fixture
+def at(service: Service, link: Link) -> str:
+    """The URL of ``link``."""
+    return url_of(service, link)
 
 
 def record(service: Service, link: Link) -> Record:

@@ -42,6 +42,25 @@ def find_weed() -> Path | None:
     return Path(found) if found else None
 
 
+def sdk_client(endpoint: str, access_key: str, secret_key: str, ca_file: str | None = None) -> Any:
+    """A client of the SDK as it comes: it asks once, and for nothing that a small server may not have."""
+    return botocore.session.Session().create_client(
+        "s3",
+        region_name="us-east-1",
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        endpoint_url=endpoint,
+        verify=ca_file,
+        config=Config(
+            signature_version="s3v4",  # also of presigned URLs, which else are of v2
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            retries={"total_max_attempts": 1},
+        ),
+    )
+
+
 class S3Server:
     """SeaweedFS on loopback: a context manager that starts it, waits until it takes objects, and kills it."""
 
@@ -87,19 +106,7 @@ class S3Server:
 
     @functools.cached_property
     def _client(self) -> Any:
-        return botocore.session.Session().create_client(
-            "s3",
-            region_name="us-east-1",
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            endpoint_url=self.endpoint,
-            config=Config(
-                s3={"addressing_style": "path"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                retries={"total_max_attempts": 1},
-            ),
-        )
+        return sdk_client(self.endpoint, self.access_key, self.secret_key)
 
     def client(self) -> Any:
         """A client of the SDK, for what a test wants to see with other eyes than ours."""

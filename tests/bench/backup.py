@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.servers.s3 import S3Server
 
 from .contest import OURS, Contender, Row, contest, left_out
 from .download import taker
+from .stored import BUCKET, fresh
 from .upload import s5cmd
 from .vcenter import SNAPSHOT, Lab, has_go, lab
 
-_BUCKET = "bench"
 _KEY = "snapshots/a/v/b"
 _DISK = "b-disk0.vmdk"
 
@@ -60,20 +60,12 @@ def _with_s3(it: Lab, runs: int) -> list[Row]:
     if not program:
         return [left_out("backup to a directory and S3", "s5cmd is not installed")]
     server = S3Server(it.root / "weed")
-
-    @contextlib.contextmanager
-    def fresh() -> Iterator[None]:
-        (it.root / "weed").mkdir()
-        with server:
-            server.make_bucket(_BUCKET)
-            yield
-
     settings = (
-        f'[stores.archive]\nurl = "s3://{_BUCKET}"\nendpoint = "{server.endpoint}"\n'
+        f'[stores.archive]\nurl = "s3://{BUCKET}"\nendpoint = "{server.endpoint}"\n'
         f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n'
     )
     contenders = [_both(ours(it, settings, "archive"), server), _then_s5cmd(it, server, program)]
-    return contest("backup to a directory and S3", contenders, it.sent, runs, fresh)
+    return contest("backup to a directory and S3", contenders, it.sent, runs, partial(fresh, server, it.root / "weed"))
 
 
 def _both(one: Contender, server: S3Server) -> Contender:
@@ -84,7 +76,7 @@ def _both(one: Contender, server: S3Server) -> Contender:
 
 def _then_s5cmd(it: Lab, server: S3Server, program: Path) -> Contender:
     export = _govc(it)
-    copy = [str(program), "--endpoint-url", server.endpoint, "cp", f"{it.root}/out/", f"s3://{_BUCKET}/"]
+    copy = [str(program), "--endpoint-url", server.endpoint, "cp", f"{it.root}/out/", f"s3://{BUCKET}/"]
     command = ["/bin/sh", "-c", f"{shlex.join(export.command)} && {shlex.join(copy)}"]
     keys = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
     environment = {**export.environment, **keys, "AWS_REGION": "us-east-1"}
@@ -93,5 +85,5 @@ def _then_s5cmd(it: Lab, server: S3Server, program: Path) -> Contender:
 
 def _stored(server: S3Server) -> int:
     """Bytes of the disks in the bucket."""
-    listed = server.client().list_objects_v2(Bucket=_BUCKET).get("Contents", [])
+    listed = server.client().list_objects_v2(Bucket=BUCKET).get("Contents", [])
     return sum(each["Size"] for each in listed if each["Key"].endswith(".vmdk"))

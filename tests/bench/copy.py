@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, write_manifest
-from ssvm_worker.stores.file import FileStore
-from ssvm_worker.stream import Owner
 from tests.servers.s3 import S3Server
 
 from .contest import OURS, Contender, Row, contest, left_out
-from .download import write_random
+from .stored import BUCKET, fresh, store
 
 _RCLONE = Path(sys.executable).with_name("rclone")
-_BUCKET = "bench"
 #: Artifacts of a whole store.
 _MANY = 8
 
@@ -36,35 +32,20 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
 def _contest(name: str, scratch: Path, artifacts: int, size: int, runs: int) -> list[Row]:
     (root := scratch / "store").mkdir(parents=True)
     for number in range(artifacts):
-        _store(root, Artifact("template", "2", str(number)), size // artifacts)
+        store(root, Artifact("template", "2", str(number)), size // artifacts)
     server = S3Server(scratch / "weed")
-
-    @contextlib.contextmanager
-    def fresh() -> Iterator[None]:
-        (scratch / "weed").mkdir()
-        with server:
-            server.make_bucket(_BUCKET)
-            yield
-
     contenders = [_ours(server, scratch, artifacts), _rclone(server, root)]
-    rows = contest(name, contenders, size, runs, fresh)
+    rows = contest(name, contenders, size, runs, partial(fresh, server, scratch / "weed"))
     for each in root.rglob("*.raw"):
         each.unlink()  # it is memory
     return rows
-
-
-def _store(root: Path, artifact: Artifact, size: int) -> None:
-    path = root / artifact.key("image.raw")
-    path.parent.mkdir(parents=True)
-    entry = Entry("image.raw", size, f"sha256:{write_random(path, size)}")
-    write_manifest(FileStore("primary", root), Manifest(artifact, "bench", (entry,)), Owner())
 
 
 def _ours(server: S3Server, scratch: Path, artifacts: int) -> Contender:
     config = scratch / "worker.toml"
     config.write_text(
         f'state_dir = "{scratch}/state"\n[stores.primary]\nurl = "file://{scratch}/store"\n'
-        f'[stores.archive]\nurl = "s3://{_BUCKET}"\nendpoint = "{server.endpoint}"\n'
+        f'[stores.archive]\nurl = "s3://{BUCKET}"\nendpoint = "{server.endpoint}"\n'
         f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n'
     )
     which = ["--all"] if artifacts > 1 else ["--account", "2", "--id", "0"]
@@ -76,7 +57,7 @@ def _rclone(server: S3Server, root: Path) -> Contender:
     """By its defaults: four files at once, four parts of 5 MiB of each, the MD5 of each file first."""
     keys = {"RCLONE_S3_ACCESS_KEY_ID": server.access_key, "RCLONE_S3_SECRET_ACCESS_KEY": server.secret_key}
     where = {"RCLONE_S3_PROVIDER": "SeaweedFS", "RCLONE_S3_ENDPOINT": server.endpoint}
-    command = [str(_RCLONE), "--config", "", "--s3-no-check-bucket", "copy", "--checksum", str(root), f":s3:{_BUCKET}"]
+    command = [str(_RCLONE), "--config", "", "--s3-no-check-bucket", "copy", "--checksum", str(root), f":s3:{BUCKET}"]
     return Contender("rclone copy --checksum", command, _copied(server), keys | where)
 
 
@@ -84,7 +65,7 @@ def _copied(server: S3Server) -> Callable[[], int]:
     """Bytes of the images that have arrived."""
 
     def size() -> int:
-        listed = server.client().list_objects_v2(Bucket=_BUCKET).get("Contents", [])
+        listed = server.client().list_objects_v2(Bucket=BUCKET).get("Contents", [])
         return sum(each["Size"] for each in listed if each["Key"].endswith("/image.raw"))
 
     return size

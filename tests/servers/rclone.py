@@ -15,13 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import botocore.session
 import pytest
 import trustme
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ssvm_worker.demo.s3 import S3Server
+from ssvm_worker.demo.s3 import S3Server, sdk_client
 from tests.neighbours import free_port, missing
 
 _READY_S = 60
@@ -71,21 +69,7 @@ class RcloneS3:
 
     def client(self) -> Any:
         """A client of the SDK, for what a test wants to see with other eyes than ours."""
-        return botocore.session.Session().create_client(
-            "s3",
-            region_name="us-east-1",
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            endpoint_url=self.endpoint,
-            verify=self.ca_file,
-            config=Config(
-                signature_version="s3v4",
-                s3={"addressing_style": "path"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                retries={"total_max_attempts": 1},
-            ),
-        )
+        return sdk_client(self.endpoint, self.access_key, self.secret_key, self.ca_file)
 
     def make_bucket(self) -> str:
         """Make a bucket, with a name of its own."""
