@@ -12,8 +12,6 @@ from tests.bench import report
 from tests.bench.contest import OURS, Broken, Contender, Row, contest, left_out
 
 ROOT = Path(__file__).resolve().parent.parent
-#: They start a vCenter or several peers: seconds each.
-SLOW = ("backup", "copy", "decompress", "grains")
 
 
 def bench(*words: str) -> list[list[str]]:
@@ -24,9 +22,8 @@ def bench(*words: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
 
 
-@pytest.mark.parametrize(
-    "name", ["download", "inspection", "memory", *(pytest.param(each, marks=pytest.mark.e2e) for each in SLOW)]
-)
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["backup", "copy", "decompress", "download", "grains", "inspection", "memory"])
 def test_runs_small(name: str) -> None:
     """Each line has a verdict, or says what is left out on this machine; but for the hash alone, which is a floor."""
     lines = [line for line in bench(name, "--size", "8MiB") if not line[0].startswith("SHA-256 alone")]
@@ -34,7 +31,8 @@ def test_runs_small(name: str) -> None:
     assert all(line[-1] in ("yes", "**no**") or line[2].startswith("left out: ") for line in lines)
 
 
-@pytest.mark.parametrize("name", ["ledger", pytest.param("queue", marks=pytest.mark.e2e)])
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["ledger", "queue"])
 def test_counts_jobs(name: str) -> None:
     """The benches of the ledger take a number of jobs for their size, and each line has a verdict."""
     assert {line[-1] for line in bench(name, "--size", "60")} <= {"yes", "**no**"}

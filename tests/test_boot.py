@@ -71,6 +71,7 @@ def pixels_of(png: bytes) -> tuple[int, int, bytes]:
     return width, height, b"".join(lines[at + 1 : at + row] for at in range(0, len(lines), row))
 
 
+@pytest.mark.e2e
 def test_boots(grub: bytes, tmp_path: Path) -> None:
     """A VM of two disks boots from its first; the screenshot is of what it shows, and nothing else is left."""
     store = MemoryStore("primary")
@@ -85,6 +86,7 @@ def test_boots(grub: bytes, tmp_path: Path) -> None:
     assert [each for each in (tmp_path / "boot").rglob("*") if each.is_file()] == [picture]
 
 
+@pytest.mark.e2e
 def test_boots_from_grains(grub: bytes, tmp_path: Path) -> None:
     """An incremental backup boots as well."""
     store = MemoryStore("primary")
@@ -95,6 +97,7 @@ def test_boots_from_grains(grub: bytes, tmp_path: Path) -> None:
     assert boot_check(it, store, request.artifact)["screen"] == "still"
 
 
+@pytest.mark.e2e
 def test_nothing_to_boot(grub: bytes, tmp_path: Path) -> None:
     """A disk without a boot sector is told apart, and the error names the screenshot."""
     store = MemoryStore("primary")
@@ -104,6 +107,7 @@ def test_nothing_to_boot(grub: bytes, tmp_path: Path) -> None:
     assert str(tmp_path / "boot" / f"{BACKUP.prefix}.png") in raised.value.remedy
 
 
+@pytest.mark.e2e
 def test_cancel(grub: bytes, tmp_path: Path) -> None:
     """A cancel ends the guest, and leaves nothing of it."""
     store = MemoryStore("primary")
@@ -130,6 +134,7 @@ boot_check(it, store, BACKUP)
 """
 
 
+@pytest.mark.e2e
 def test_worker_killed(grub: bytes, tmp_path: Path) -> None:
     """With a worker that is killed its guest dies, and what it has left goes with the next boot."""
     (tmp_path / "store").mkdir()

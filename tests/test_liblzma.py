@@ -10,11 +10,12 @@ import pytest
 
 from ssvm_worker.codecs.compression import MEMORY, Decoder
 from ssvm_worker.codecs.liblzma import LZMADecompressor
+from tests.archives import xz_with_dictionary
 from tests.neighbours import missing
 
 DATA = b"words and words again " * 20_000 + os.urandom(50_000)
 WHOLE = lzma.compress(DATA, preset=0)
-WIDE = lzma.compress(DATA, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 512 << 20}])
+WIDE = xz_with_dictionary(512 << 20)
 
 
 def outcome(decoder: Callable[..., Decoder], data: bytes) -> object:
