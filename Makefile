@@ -49,7 +49,7 @@ types: install ## mypy, strict
 unit-e2e: install go
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not nfs' $(ARGS)
 
-unit: install go ## unit, contract and house tests: about a minute; ARGS='-k name' picks some
+unit: install go ## unit, contract and house tests: minutes; ARGS='-k name' picks some
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not e2e and not nfs' $(ARGS)
 
 e2e: install go ## real processes, a real broker, kill -9: minutes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -44,7 +45,9 @@ from tests.servers.s3 import S3Server
 from tests.servers.vcenter import TestVM, address_of, doors
 
 DISKS = [content(1 * MiB, seed=1), content(768 * KiB, seed=2)]
+#: Each test has a name of its own: the files of a VM go a moment after it, and may still be there for the next test.
 PLACE = {"vcenter": "vc1", "name": "restored", "pool": "DC0_C0"}
+_numbers = itertools.count(1)
 
 
 def asked(**fields: Any) -> restore.Request:
@@ -70,11 +73,11 @@ class Restores:
         door = doors(self.vcenter, options=self.options, **self.address)
         return Attempt(given.pop("job_id", "job-1"), {self.store.name: self.store}, door, **given)
 
-    def find(self, name: str = "restored") -> str:
-        """The id of the VM of that name; empty if there is none."""
+    def find(self, name: str = "") -> str:
+        """The id of the VM of that name, else of the test's own; empty if there is none."""
         with Session(address_of(self.vcenter)) as session:
             try:
-                return session.find_vm(f"/DC0/vm/{name}").moref
+                return session.find_vm(f"/DC0/vm/{name or PLACE['name']}").moref
             except SourceNotFound:
                 return ""
 
@@ -90,6 +93,7 @@ class Restores:
 @pytest.fixture
 def restores(vcenter: VCenterSimulator) -> Iterator[Restores]:
     """A healthy vCenter without our VM before and after each test, and a backup of two disks."""
+    PLACE["name"] = f"restored{next(_numbers)}"
     it = Restores(vcenter)
     store_backup(it.store, *DISKS)
     yield it
