@@ -57,11 +57,15 @@ class Lane:
         if self.error is not None:
             raise self.error
 
-    def drop(self, patience_s: float = 30.0) -> bool:
-        """Throw away what is queued and stop; False if the consumer is stuck and its thread had to be left behind."""
-        self._dropped = True
+    def drop(self, patience_s: float = 30.0, *, take: bool = False) -> bool:
+        """Stop, and throw away what is queued, or what is left of it when patience ends if the consumer shall *take* it.
+
+        False if the consumer is stuck and its thread had to be left behind.
+        """
+        self._dropped = not take
         self._chunks.put(None)
         self._thread.join(patience_s)
+        self._dropped = True
         return not self._thread.is_alive()
 
     def _has_room(self) -> bool:

@@ -330,7 +330,7 @@ class _Flow:
         for name, lane in self._lanes.items():
             sink = self._sinks[name]
             step = sink.suspend if keep else sink.abort
-            if lane.drop(_PROMPTLY_S):
+            if lane.drop(_PROMPTLY_S, take=keep):
                 _clean_up(step)
             else:
                 _clean_up_beside(step)

@@ -9,6 +9,7 @@ import pytest
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable
 from ssvm_worker.lane import DEPTH, Lane
+from tests.waiting import PATIENCE_S
 
 
 def nothing() -> None:
@@ -134,6 +135,15 @@ def test_drop_throws_away(stuck: Stuck) -> None:
     threading.Timer(0.05, stuck.let_go.set).start()
     assert lane.drop()
     assert stuck.seen == [b"first"]
+
+
+def test_drop_that_takes(stuck: Stuck) -> None:
+    """Asked to take what waits, a lane that is dropped does, if its consumer is not too slow."""
+    lane = Lane("disk", stuck)
+    fill(lane, stuck)
+    threading.Timer(0.05, stuck.let_go.set).start()
+    assert lane.drop(PATIENCE_S, take=True)
+    assert len(stuck.seen) == DEPTH + 1
 
 
 def test_drop_does_not_wait_for_ever(stuck: Stuck) -> None:

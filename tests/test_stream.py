@@ -30,6 +30,7 @@ from ssvm_worker.stream import (
     store_stream,
     tap,
 )
+from tests.waiting import PATIENCE_S
 
 ME = Owner("job", 1)
 DATA = bytes(range(256)) * 40
@@ -64,6 +65,9 @@ class Faulty:
 
     def suspend(self) -> None:
         self._sink.suspend()
+
+    def settle(self) -> int:
+        return self._sink.settle()
 
     def __enter__(self) -> Sink:
         return self
@@ -174,6 +178,27 @@ def test_suspended(
         store_with(fault, error, sinks, keep=lambda each: each is error)
     assert [store.uncommitted() for store in (primary, second)] == [{"image"}, {"image"}]
     assert list(primary.list()) == list(second.list()) == []
+
+
+def test_suspended_with_all_that_came(primary: MemoryStore) -> None:
+    """What has come before the source broke is kept, though the store had not taken it yet."""
+    sink, broken = primary.writer("image", owner=ME), threading.Event()
+
+    def breaking() -> Iterator[bytes]:
+        yield from CHUNKS[:5]
+        broken.set()
+        raise SourceUnavailable("gone", "source")
+
+    class Slow(Faulty):
+        def write(self, chunk: bytes) -> None:
+            broken.wait(PATIENCE_S)
+            self._sink.write(chunk)
+
+    slow = Slow(sink, "", SourceUnavailable("never", "source"))
+    with pytest.raises(SourceUnavailable):
+        store_stream(breaking(), {"primary": slow}, keep=lambda _: True)
+    (left,) = primary.leftovers()
+    assert left.size == sum(map(len, CHUNKS[:5]))
 
 
 def test_verify_runs_when_all_is_written(primary: MemoryStore, sinks: dict[str, Sink]) -> None:
