@@ -58,7 +58,7 @@ class Lane:
             raise self.error
 
     def drop(self, patience_s: float = 30.0, *, take: bool = False) -> bool:
-        """Stop, and throw away what is queued, or what is left of it when patience ends if the consumer shall *take* it.
+        """Stop, and throw away what is queued, unless the consumer shall *take* it and does so while patience lasts.
 
         False if the consumer is stuck and its thread had to be left behind.
         """
