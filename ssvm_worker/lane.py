@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from .errors import StoreUnavailable
 
-#: Chunks that wait in one lane. A chunk is 1 MiB at the most, so a lane holds 6 MiB at the most; 4 to 8 are as fast.
-DEPTH = 6
+#: Chunks that wait in one lane. A chunk is 1 MiB at the most, so a lane holds 5 MiB at the most; 4 to 8 are as fast.
+DEPTH = 5
 #: Seconds between two looks at the stop flag while a lane is full.
 _POLL_S = 0.5
 
