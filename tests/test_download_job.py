@@ -121,6 +121,19 @@ def test_what_a_dead_host_wrote_last_is_not_trusted(http_server: HttpServer, tmp
     assert read_bytes(primary, KEY) == IMAGE
 
 
+def test_a_part_that_was_swept(http_server: HttpServer, store: Store) -> None:
+    """Where the part is gone, the draft promises its bytes no longer, before any other byte is written."""
+    asked = request(http_server.url("image"))
+    broken_off(http_server, asked, store)
+    assert store.sweep(0) == 1
+    http_server.serve("image", IMAGE, then=Behaviour(status=503), status=503)
+    with pytest.raises(SourceUnavailable):
+        download.run(asked, attempt(store, token=1, will_resume=again))
+    draft = read_draft(store, asked.artifact)
+    assert draft is not None
+    assert draft.facts["settled"] == 0
+
+
 def test_a_draft_that_tells_nothing_of_the_disk(http_server: HttpServer, store: Store) -> None:
     """Where nobody has noted what is on the disk for good, nothing of the part is."""
     asked = request(http_server.url("image"))

@@ -91,6 +91,8 @@ class Intake:
         name = draft.facts["name"]
         sinks = self._sinks(stack, name, draft.facts["size"], settled_in(draft))
         own = sinks[self._targets.primary.name]
+        if own.offset < settled_in(draft):  # somebody has swept the part: what is written now is not what was settled
+            self._note(draft, own.offset)
         image = Unpacked(self._fetch.go_on(draft, own.resumed(), own.offset))
         return _Opened(name, image, sinks, draft=draft)
 
