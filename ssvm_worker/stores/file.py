@@ -62,9 +62,9 @@ class FileStore:
         """See Store. Takes the part over from an older writer of the same job, whose commit is then Cancelled."""
         place = Place(self._tree, check_key(key), self._where(key))
         sink = self._begin(place, owner, resume)
-        if most is not None:
-            sink.cut(most)
         try:
+            if most is not None:
+                sink.cut(most)
             self._make_room(place.where, (size_hint or 0) - sink.offset)
         except BaseException:
             sink.abort()
