@@ -20,9 +20,9 @@ from ssvm_worker.stores.nfs import NfsSettings, NfsStore
 from ssvm_worker.stores.nfs_health import SharedHealth
 from ssvm_worker.stores.nfs_probe import FAILED, HUNG, OK, STALE, Probed, probe
 from tests.contracts.store import get, keys, put
-from tests.servers.exports import MemoryExports, memory_exports
+from tests.servers.exports import ADDRESS, MemoryExports, memory_exports
 
-SOURCE = "10.0.0.5:/export"
+SOURCE = f"{ADDRESS}:/export"
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def exports(tmp_path: Path) -> Iterator[MemoryExports]:
 def open_store(exports: MemoryExports, probe_s: float = 20.0) -> NfsStore:
     """A store of its own, as another process would have it."""
     settings = NfsSettings(exports.root.parent / "mounts", mount_s=20.0, probe_s=probe_s)
-    return NfsStore("primary", "nfs://10.0.0.5/export", settings, exports)
+    return NfsStore("primary", f"nfs://{ADDRESS}/export", settings, exports)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_one_try(tmp_path: Path) -> None:
 def test_stores_and_workers_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`ssvm stores` and what a worker says of itself have the breaker's state, reason and time, and wait for nobody."""
     config = tmp_path / "worker.toml"
-    config.write_text(f'state_dir = "{tmp_path}"\n[stores.primary]\nurl = "nfs://10.0.0.5/export"\n')
+    config.write_text(f'state_dir = "{tmp_path}"\n[stores.primary]\nurl = "nfs://{ADDRESS}/export"\n')
     settings = load(config, {})
     assert stores_away(settings) == {}
     (tmp_path / "nfs").mkdir()
@@ -188,6 +188,6 @@ def test_stores_and_workers_tell(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_wrong_url_ends_the_worker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A worker whose settings have a wrong URL does not start, and says which options there are."""
     config = tmp_path / "worker.toml"
-    config.write_text('[stores.primary]\nurl = "nfs://10.0.0.5/export?exec"\n')
+    config.write_text(f'[stores.primary]\nurl = "nfs://{ADDRESS}/export?exec"\n')
     assert main(["worker", "--config", str(config)]) == 2
     assert "Allowed are: vers" in capsys.readouterr().err

@@ -20,9 +20,9 @@ from ssvm_worker.stores.nfs import NfsSettings, NfsStore
 from ssvm_worker.stores.nfs_commands import sudo_rule
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import get, keys, put
-from tests.servers.exports import MemoryExports, memory_exports
+from tests.servers.exports import ADDRESS, MemoryExports, memory_exports
 
-URL = "nfs://10.0.0.5/export"
+URL = f"nfs://{ADDRESS}/export"
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_mount_of_somebody_else(store: NfsStore, exports: MemoryExports, tmp_pat
     """A mount of the same export that is there already is used, and left where it is."""
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    exports.mount("10.0.0.5:/export", str(theirs), "vers=4.2", os.open(tmp_path, os.O_RDONLY))
+    exports.mount(f"{ADDRESS}:/export", str(theirs), "vers=4.2", os.open(tmp_path, os.O_RDONLY))
     put(store, "object", b"1")
     assert (theirs / "object").read_bytes() == b"1"
     store.mounted.release()
@@ -101,7 +101,7 @@ def test_mount_of_a_longer_name(store: NfsStore, exports: MemoryExports, tmp_pat
     """A mount whose source only begins like ours is another export."""
     other = tmp_path / "other"
     other.mkdir()
-    exports.mount("10.0.0.5:/export2", str(other), "vers=4.2", os.open(tmp_path, os.O_RDONLY))
+    exports.mount(f"{ADDRESS}:/export2", str(other), "vers=4.2", os.open(tmp_path, os.O_RDONLY))
     put(store, "object", b"1")
     assert not (other / "object").exists()
 
@@ -136,7 +136,7 @@ def test_mount_that_did_not_take(store: NfsStore, exports: MemoryExports) -> Non
 def test_the_wrong_export(store: NfsStore, exports: MemoryExports) -> None:
     """An export without the marker that this host has seen, or with another, is refused; so it never looks empty."""
     put(store, "a/one", b"1")
-    marker = exports.root / "10.0.0.5:_export" / ".ssvm-store"
+    marker = exports.root / f"{ADDRESS}:_export" / ".ssvm-store"
     kept = marker.read_bytes()
     for text in (None, b"{}", b'{"id": "another"}'):
         marker.unlink()
@@ -197,7 +197,7 @@ def test_mounted_twice(store: NfsStore, exports: MemoryExports) -> None:
     """A mount that a dying worker's mount.nfs has put over the first does no harm, and goes with it."""
     put(store, "object", b"1")
     with open(store.mounted.places.file("lock"), "rb") as held:
-        exports.mount("10.0.0.5:/export", str(store.mounted.places.point), "vers=4.2", held.fileno())
+        exports.mount(f"{ADDRESS}:/export", str(store.mounted.places.point), "vers=4.2", held.fileno())
     assert get(store, "object") == b"1"
     store.mounted.release()
     assert store.mounted.unmount_unused()
@@ -220,7 +220,7 @@ def test_a_mount_under_way(store: NfsStore) -> None:
 def test_sudo_rule(store: NfsStore, tmp_path: Path) -> None:
     """The rule for a worker that is not root names each command to the letter, and sudo understands it."""
     rule = sudo_rule("ssvm", store.mounted.commands())
-    assert rule.count("mount.nfs 10.0.0.5\\:/export ") == 3
+    assert rule.count(f"mount.nfs {ADDRESS}\\:/export ") == 3
     assert "vers\\=4.2\\,port\\=2049\\,retry\\=0" in rule
     assert "*" not in rule
     if shutil.which("visudo"):
