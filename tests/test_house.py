@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import functools
 import re
-import statistics
 import sys
 import tomllib
 import typing
@@ -226,18 +225,17 @@ def test_no_drawers() -> None:
 
 
 def test_file_length() -> None:
-    """No file is longer than 400 lines, tests included."""
-    long = [module for module in [*_product().values(), *_suite()] if module.lines > 400]
-    _refuse([f"{module.path}:400: {module.lines} lines, 400 are allowed" for module in long])
+    """No file is longer than 600 lines, tests included."""
+    long = [module for module in [*_product().values(), *_suite()] if module.lines > 600]
+    _refuse([f"{module.path}:600: {module.lines} lines, 600 are allowed" for module in long])
 
 
 def test_function_length() -> None:
-    """Functions have 50 lines at the most, 25 in nine of ten, 7 in the middle."""
+    """A function has at most 50 lines; nine of ten have at most 25."""
     functions = [(module, each) for module in _product().values() for each in module.functions]
     _refuse([f"{module.path}:{each.lineno}: {each.name} has {_length(each)} lines, 50 are allowed"
              for module, each in functions if _length(each) > 50])  # fmt: skip
     lengths = sorted(_length(each) for _, each in functions)
-    assert statistics.median(lengths) <= 7
     assert lengths[len(lengths) * 9 // 10] <= 25
 
 
