@@ -237,7 +237,7 @@ def make_attempt(
     limits = Limits(**{name: getattr(download, name) for name in names})
     boot = settings.boot
     folder = boot.dir or settings.state_dir / "boot"
-    given.setdefault("boots", Boots(folder, boot.memory, boot.seconds, boot.still_s))
+    given.setdefault("boots", Boots(folder, boot.memory, boot.seconds, boot.still_s, boot.accelerator))
     given.setdefault("pace", _PACE)
     given.setdefault("backup_modes", {name: store.backup_mode for name, store in settings.stores.items()})
     given.setdefault("log", logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}))

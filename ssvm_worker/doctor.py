@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import assembly
-from .errors import WorkerError
+from .errors import ConfigError, WorkerError
 from .formats.qemuimg import tool
 from .jobs.preflight import preflight
+from .qemu.boot import try_accelerator
 from .settings import Settings
 from .stream import Store
 from .units import human_size
@@ -50,7 +51,7 @@ def examine(settings: Settings) -> list[Finding]:
         *([_spill_dir(settings)] if settings.vcenters else []),
         *(_look(f"vcenter {name}", lambda name=name: _vcenter(settings, name)) for name in settings.vcenters),  # type: ignore[misc]
         _look("conversion", lambda: _conversion(settings)),
-        *([_boot()] if settings.vcenters else []),
+        *([_boot(settings)] if settings.vcenters or shutil.which("qemu-system-x86_64") else []),
     ]
 
 
@@ -102,11 +103,21 @@ def _conversion(settings: Settings) -> str:
         return f"{tools}; {directory} can be written, {human_size(shutil.disk_usage(directory).free)} free"
 
 
-def _boot() -> Finding:
-    """What ``ssvm verify --boot`` needs; a worker without it does all else."""
-    if qemu := shutil.which("qemu-system-x86_64"):
-        return Finding("verify --boot", True, qemu)
-    return Finding("verify --boot", True, "not possible: qemu-system-x86_64 is not installed (qemu-system-x86)")
+def _boot(settings: Settings) -> Finding:
+    """Start QEMU, which ``ssvm verify --boot`` needs. A worker without it does everything else."""
+    if (qemu := shutil.which("qemu-system-x86_64")) is None:
+        return Finding("verify --boot", True, "not possible: qemu-system-x86_64 is not installed (qemu-system-x86)")
+    try:
+        seen = try_accelerator(settings.boot.accelerator)
+    except ConfigError as error:
+        return Finding("verify --boot", True, f"not possible: {error}", warning=True)
+    if seen.kvm:
+        return Finding("verify --boot", True, f"{qemu} with KVM")
+    if settings.boot.accelerator == "tcg":
+        return Finding("verify --boot", True, f"{qemu} with TCG, as boot.accelerator says")
+    why = seen.kvm_failure or "/dev/kvm cannot be opened"
+    detail = f"{qemu} with TCG, about ten times slower, because KVM does not work here: {why}"
+    return Finding("verify --boot", True, f"{detail}. Set boot.accelerator to tcg to skip the attempt", warning=True)
 
 
 def _spill_dir(settings: Settings) -> Finding:

@@ -243,6 +243,8 @@ class Boot(Section):
     still_s: Seconds = 20.0
     #: Bytes of a guest's memory at the most.
     memory: int = Field(GiB, ge=64 << 20)
+    #: KVM runs the guest on the real processor; TCG translates it; auto tries KVM first.
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
 
 
 class Scaling(Section):

@@ -7,9 +7,14 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.waiting import PATIENCE_S
+
 # No test says how long it may take: the machine may be busy with others.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# A hanging test ends; no slow one does. The option --timeout goes before this.
+os.environ.setdefault("PYTEST_TIMEOUT", str(5 * PATIENCE_S))
 
 pytest.register_assert_rewrite("tests.contracts", "tests.backup_bench")
 

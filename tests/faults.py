@@ -14,6 +14,7 @@ from typing import Any
 
 from ssvm_worker.errors import SourceUnavailable, StoreFull, StoreUnavailable, WorkerError
 from ssvm_worker.stream import Owner, Sink, Source, Store, StoredObject
+from tests.waiting import PATIENCE_S
 
 #: Whether a fault befalls that key.
 Chosen = Callable[[str], bool]
@@ -175,7 +176,7 @@ class Stall:
     def wait(self) -> None:
         """Hang."""
         self.reached.set()
-        self.released.wait(60)
+        self.released.wait(PATIENCE_S)
 
 
 def _spoiled(store: Store, **how: Any) -> Store:

@@ -22,6 +22,7 @@ from ssvm_worker.units import KiB, MiB
 from tests.backup_bench import FAST, PREFIX, Bench, assert_whole
 from tests.faults import store_failing, store_stalling
 from tests.servers.vcenter import TestVM, make_vm
+from tests.waiting import PATIENCE_S
 
 
 class Watched(LocalSlots):
@@ -52,7 +53,7 @@ def test_at_once(bench: Bench) -> None:
     while bench.fetches("disk-2.vmdk") == before:
         assert runner.is_alive()
     bench.vcenter.fault()
-    runner.join(60)
+    runner.join(PATIENCE_S)
     assert_whole(bench.primary, *vm.streams)
 
 
@@ -209,7 +210,7 @@ def test_slow_for_a_while(bench: Bench, tmp_path: Path) -> None:
     while bench.fetches("disk-0.vmdk") == before or bench.vcenter.state()["gets"][-1]["bytes"] < len(vm.streams[0]):
         assert runner.is_alive()
     stall.released.set()
-    runner.join(60)
+    runner.join(PATIENCE_S)
     bench.primary = inner
     assert_whole(bench.primary, *vm.streams)
     assert not list(tmp_path.iterdir())

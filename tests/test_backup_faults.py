@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -32,6 +33,7 @@ from ssvm_worker.vmware.session import Session
 from tests.backup_bench import FAST, Bench, assert_whole
 from tests.servers.vcenter import TestVM, address_of, make_vm
 from tests.servers.wire import Wire
+from tests.waiting import CLAIM_S
 
 STREAM_FAULTS = {
     "the stream is cut before its first byte": ({"do": "cut", "at": 0}, SourceUnavailable),
@@ -249,7 +251,7 @@ class SlowStore(MemoryStore):
 def test_keep_alive(bench: Bench, vm: TestVM) -> None:
     """The lease is renewed while a store is slow."""
     bench.primary = SlowStore(bench.vcenter)
-    bench.vcenter.fault(lease_timeout=3)
+    bench.vcenter.fault(lease_timeout=math.ceil(CLAIM_S))
     bench.run(vm, disks=["scsi0:0"])
     assert_whole(bench.primary, vm.streams[0])
 

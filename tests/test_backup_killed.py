@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.units import KiB
 from tests.backup_bench import PREFIX, Bench, assert_whole
 from tests.servers.vcenter import TestVM, make_vm
+from tests.waiting import CLAIM_S
 
 #: One attempt in a process of its own, with the fields that it is given.
 WORKER = """
@@ -89,7 +91,7 @@ def assert_nothing_stray(bench: Bench, vm: TestVM) -> None:
 def test_killed(bench: Bench, vm: TestVM, tmp_path: Path, name: str, expected: tuple[int, int, int], mode: str) -> None:
     """The next worker goes on from what is stored, with the same snapshot; all that is left of the dead one goes."""
     before = reached(bench, STAGES[name] | {"hang_after": 0})
-    bench.vcenter.fault(lease_timeout=2, **STAGES[name])
+    bench.vcenter.fault(lease_timeout=math.ceil(CLAIM_S), **STAGES[name])
     with start_worker(bench, vm, tmp_path, mode=mode) as worker:
         while reached(bench, STAGES[name]) <= before:
             assert worker.poll() is None

@@ -10,6 +10,7 @@ import pytest
 
 from tests.bench import report
 from tests.bench.contest import OURS, Broken, Contender, Row, contest, left_out
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def bench(*words: str) -> list[list[str]]:
     """Run the program; the cells of each line of its table."""
     command = [sys.executable, "-m", "tests.bench", *words, "--runs", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode in (0, 1), done.stderr
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
 

@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.doctor import examine
 from ssvm_worker.errors import Cancelled, ConfigError, CorruptImage, InvalidRequest
 from ssvm_worker.jobs import verify
 from ssvm_worker.jobs.attempt import Attempt, Boots
 from ssvm_worker.jobs.bootcheck import boot_check
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.scratch import scratch_folder
+from ssvm_worker.qemu.boot import try_accelerator
 from ssvm_worker.qemu.machine import Drive, Machine, command
 from ssvm_worker.qemu.screen import Picture, read_ppm
+from ssvm_worker.settings import Settings
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Store, put_bytes
@@ -120,11 +123,62 @@ def test_cancel(grub: bytes, tmp_path: Path) -> None:
     assert not is_running(tmp_path)
 
 
+#: A QEMU on a machine whose /dev/kvm exists and does not work: it aborts before the guest runs.
+BROKEN_KVM = """#!/bin/sh
+for word; do
+    [ "$word" = kvm ] && { echo "Assertion 'ret == cpu->kvm_msr_buf->nmsrs' failed." >&2; kill -ABRT $$; }
+done
+exec QEMU "$@"
+"""
+
+
+@pytest.fixture
+def broken_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU aborts as soon as it is to use KVM."""
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        missing("qemu-system-x86_64", "apt-get install qemu-system-x86")
+    script = tmp_path / "bin/qemu-system-x86_64"
+    script.parent.mkdir()
+    script.write_text(BROKEN_KVM.replace("QEMU", qemu))
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.e2e
+def test_broken_kvm(grub: bytes, broken_kvm: None, tmp_path: Path) -> None:
+    """If QEMU aborts under KVM, the guest boots under TCG, and the result says why."""
+    store = MemoryStore("primary")
+    store_backup(store, grub)
+    seen = run(trying(store, tmp_path))
+    assert (seen["screen"], seen["accelerator"]) == ("still", "tcg")
+    assert "kvm_msr_buf" in seen["kvm_failure"]
+
+
+@pytest.mark.parametrize("wanted", ["auto", "kvm", "tcg"])
+def test_accelerators(broken_kvm: None, wanted: str) -> None:
+    """TCG needs no KVM; auto falls back to TCG; kvm alone fails with QEMU's own words."""
+    if wanted == "kvm":
+        with pytest.raises(ConfigError, match=r"kvm_msr_buf.*Set boot.accelerator to tcg"):
+            try_accelerator(wanted)
+    else:
+        seen = try_accelerator(wanted)
+        assert (seen.kvm, "kvm_msr_buf" in seen.kvm_failure) == (False, wanted == "auto")
+
+
+def test_doctor_starts_qemu(broken_kvm: None) -> None:
+    """The doctor starts QEMU to find out whether KVM works, and warns if it does not."""
+    [finding] = [each for each in examine(Settings()) if each.check == "verify --boot"]
+    assert (finding.ok, finding.warning) == (True, True)
+    assert "kvm_msr_buf" in finding.detail
+
+
 #: One boot in a process of its own; its store is a directory.
 WORKER = """
 import pathlib, sys
 from ssvm_worker.jobs.attempt import Attempt, Boots
 from ssvm_worker.jobs.bootcheck import boot_check
+from ssvm_worker.settings import Settings
 from ssvm_worker.stores.file import FileStore
 from tests.backups import BACKUP
 folder = pathlib.Path(sys.argv[1])

@@ -16,6 +16,7 @@ from ssvm_worker.jobs import JOBS
 from tests import images
 from tests.servers.broker import Broker
 from tests.servers.http import HttpServer
+from tests.waiting import PATIENCE_S
 
 Run = Callable[..., tuple[int, Any]]
 HERE = ("--account", "2", "--id", "7")
@@ -285,10 +286,10 @@ def test_two_runs_at_once(ssvm: Run, http_server: HttpServer) -> None:
     first = subprocess.Popen(
         [sys.executable, "-m", "ssvm_worker", "run", "download", "--url", url, *HERE], stderr=subprocess.DEVNULL
     )
-    assert http_server.stalled.wait(30)
+    assert http_server.stalled.wait(PATIENCE_S)
 
     status, error = ssvm("run", "download", "--url", url, *HERE)
     first.terminate()
 
     assert (status, error["error"]) == (75, "ResourceBusy")
-    assert first.wait(30) == 130
+    assert first.wait(PATIENCE_S) == 130

@@ -17,6 +17,7 @@ from ssvm_worker.errors import ConfigError
 from ssvm_worker.ledger.registry import Registry
 from tests.neighbours import free_port
 from tests.servers.worker import until
+from tests.waiting import PATIENCE_S
 
 #: As CloudStack 4.20 writes it, with the kernel's own words before.
 REAL = (
@@ -80,7 +81,7 @@ def test_as_a_command(tmp_path: Path) -> None:
     """The worker reads it, and says what is wrong; the exit status is that of wrong settings."""
     command = [sys.executable, "-m", "ssvm_worker", "worker", "--from-cmdline", written(tmp_path, "type=router")]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, "type=router" in done.stderr) == (2, True)
 
 

@@ -26,12 +26,12 @@ from ssvm_worker.assembly import open_ledger
 from ssvm_worker.errors import ObjectNotFound
 from ssvm_worker.ledger import Record
 from tests.neighbours import free_port, missing
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 LOGIN = "me:secret"
 #: A net, not a promise: the slowest start seen was a tenth of it.
-PATIENCE_S = 90
 
 
 class World:
@@ -121,7 +121,7 @@ def status(url: str, login: str = "") -> int:
     if login:
         request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         with error:

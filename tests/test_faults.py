@@ -11,6 +11,7 @@ from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import CHUNK, Resuming, Store, put_bytes, read_bytes
 from tests import faults
 from tests.contracts.store import BIG, ME, StoreContract, fill, get, keys, put
+from tests.waiting import PATIENCE_S
 
 
 class TestStoreWhoseFaultIsElsewhere(StoreContract):
@@ -77,10 +78,10 @@ def test_stalling_store() -> None:
     store, stall = faults.store_stalling(MemoryStore(), after=CHUNK)
     writer = threading.Thread(target=put, args=(store, "a.qcow2", BIG))
     writer.start()
-    assert stall.reached.wait(60)
+    assert stall.reached.wait(PATIENCE_S)
     assert keys(store) == []
     stall.released.set()
-    writer.join(60)
+    writer.join(PATIENCE_S)
     assert get(store, "a.qcow2") == BIG
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from ssvm_worker.ledger import Ledger, NewJob
 from tests.servers.broker import Broker
+from tests.waiting import PATIENCE_S
 
 HALF = {"stage": "download", "bytes": 50 << 20, "total": 100 << 20, "rate": 7 << 20}
 FAILURE = {"error": "SourceNotFound", "message": "There is nothing (status 404)"}
@@ -51,8 +52,8 @@ class Terminal:
 
     def ended(self) -> int:
         """The exit status."""
-        status = self.process.wait(60)
-        self._reader.join(10)
+        status = self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
         return status
 
 

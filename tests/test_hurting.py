@@ -13,6 +13,7 @@ import pytest
 from tests.servers.disk import SmallDisk, may_mount
 from tests.servers.http import HttpServer
 from tests.servers.wire import Wire
+from tests.waiting import PATIENCE_S
 
 DATA = bytes(100_000)
 
@@ -25,7 +26,7 @@ def wire(http_server: HttpServer) -> Iterator[Wire]:
         yield wire
 
 
-def get(wire: Wire, patience_s: float = 60.0) -> int:
+def get(wire: Wire, patience_s: float = PATIENCE_S) -> int:
     """Bytes that come, headers included."""
     with socket.create_connection(("127.0.0.1", wire.port), timeout=patience_s) as client:
         client.sendall(b"GET /data HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -60,7 +61,7 @@ def test_wire_holds(wire: Wire) -> None:
 def test_wire_resets(wire: Wire) -> None:
     """A reset ends the connections that there are, and no later one."""
     wire.hold()
-    with socket.create_connection(("127.0.0.1", wire.port), timeout=60) as client:
+    with socket.create_connection(("127.0.0.1", wire.port), timeout=PATIENCE_S) as client:
         client.sendall(b"GET /data HTTP/1.1\r\n\r\n")
         with pytest.raises(ConnectionError):
             _send_until_reset(client, wire)

@@ -46,7 +46,7 @@ def stuck() -> Iterator[Stuck]:
 def fill(lane: Lane, consumer: Stuck) -> None:
     """Put until nothing more fits: one chunk is with the consumer, DEPTH wait."""
     lane.put(b"first", nothing)
-    assert consumer.taken.wait(20)
+    assert consumer.taken.wait(PATIENCE_S)
     for _ in range(DEPTH):
         lane.put(b"waits", nothing)
 
@@ -61,7 +61,7 @@ def broken(error: Exception) -> Lane:
     failed = threading.Event()
     lane = Lane("broken", consume)
     lane.put(b"x", nothing)
-    assert failed.wait(20)
+    assert failed.wait(PATIENCE_S)
     return lane
 
 

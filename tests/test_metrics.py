@@ -27,6 +27,7 @@ from ssvm_worker.ledger.slots import SharedSlots
 from ssvm_worker.settings import Settings
 from tests.neighbours import free_port, missing
 from tests.servers.broker import Broker
+from tests.waiting import PATIENCE_S
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 JOB = NewJob("j1", "download", "z", "download", {"url": "http://x/y"})
@@ -158,7 +159,7 @@ def address(settings: Settings) -> Iterator[str]:
 def get(url: str) -> tuple[int, str]:
     """Status and text."""
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

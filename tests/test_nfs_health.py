@@ -21,6 +21,7 @@ from ssvm_worker.stores.nfs_health import SharedHealth
 from ssvm_worker.stores.nfs_probe import FAILED, HUNG, OK, STALE, Probed, probe
 from tests.contracts.store import get, keys, put
 from tests.servers.exports import ADDRESS, MemoryExports, memory_exports
+from tests.waiting import PATIENCE_S
 
 SOURCE = f"{ADDRESS}:/export"
 
@@ -31,7 +32,7 @@ def exports(tmp_path: Path) -> Iterator[MemoryExports]:
         yield given
 
 
-def open_store(exports: MemoryExports, probe_s: float = 20.0) -> NfsStore:
+def open_store(exports: MemoryExports, probe_s: float = PATIENCE_S) -> NfsStore:
     """A store of its own, as another process would have it."""
     settings = NfsSettings(exports.root.parent / "mounts", mount_s=20.0, probe_s=probe_s)
     return NfsStore("primary", f"nfs://{ADDRESS}/export", settings, exports)
@@ -55,7 +56,7 @@ def ended(pid: int) -> bool:
 
 def test_probe(tmp_path: Path) -> None:
     """A probe tells latency and usage of what answers, and why another does not."""
-    found = probe(str(tmp_path), 30.0)
+    found = probe(str(tmp_path), PATIENCE_S)
     assert found.state == OK
     assert found.usage
     assert found.usage[0] > 0
@@ -74,8 +75,8 @@ def test_probe_that_hangs(tmp_path: Path) -> None:
 
 def test_probe_of_another_mind(tmp_path: Path) -> None:
     """A child that says something else has failed."""
-    assert probe(str(tmp_path), 30.0, ["echo", "[]"]).state == FAILED
-    assert probe(str(tmp_path), 30.0, ["false"]).state == FAILED
+    assert probe(str(tmp_path), PATIENCE_S, ["echo", "[]"]).state == FAILED
+    assert probe(str(tmp_path), PATIENCE_S, ["false"]).state == FAILED
 
 
 def test_hung_server(exports: MemoryExports, stored: Path) -> None:
@@ -102,7 +103,7 @@ def test_stale_handles(exports: MemoryExports, stored: Path) -> None:
     """A mount whose handles the server no longer knows is taken away, once, and made anew; the call goes on."""
     exports.die(SOURCE, str(stored))
     exports.forget()
-    assert probe(str(stored), 30.0).state == STALE
+    assert probe(str(stored), PATIENCE_S).state == STALE
     store = open_store(exports)
     assert get(store, "object") == b"1"
     assert len(exports.mounted) == 2

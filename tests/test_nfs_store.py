@@ -21,6 +21,7 @@ from ssvm_worker.stores.nfs_commands import sudo_rule
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import get, keys, put
 from tests.servers.exports import ADDRESS, MemoryExports, memory_exports
+from tests.waiting import PATIENCE_S
 
 URL = f"nfs://{ADDRESS}/export"
 
@@ -34,7 +35,7 @@ def exports(tmp_path: Path) -> Iterator[MemoryExports]:
 def open_store(exports: MemoryExports, url: str = URL) -> NfsStore:
     """A store of its own, as another process would have it."""
     root = exports.root.parent / "mounts"
-    return NfsStore("primary", url, NfsSettings(root, mount_s=1.0, probe_s=20.0), exports)
+    return NfsStore("primary", url, NfsSettings(root, mount_s=1.0, probe_s=PATIENCE_S), exports)
 
 
 @pytest.fixture

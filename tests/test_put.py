@@ -22,6 +22,7 @@ from ssvm_worker.stream import store_stream
 from tests.contracts.source import DATA
 from tests.neighbours import free_port
 from tests.servers.http import HttpServer
+from tests.waiting import PATIENCE_S
 
 CHUNKS = [DATA[start : start + 100_000] for start in range(0, len(DATA), 100_000)]
 #: More than any socket buffers, so that a server which stops reading is noticed while we send.
@@ -137,7 +138,7 @@ def test_abort(http_server: HttpServer) -> None:
     with PutSink(http_server.take("disk"), len(DATA), DEFAULTS) as sink:
         sink.write(CHUNKS[0])
         sink.write(CHUNKS[1])
-    assert http_server.put_broken.wait(20)
+    assert http_server.put_broken.wait(PATIENCE_S)
     assert (http_server.broken["/disk"], http_server.stored) == (CHUNKS[0], {})
 
 

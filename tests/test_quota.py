@@ -30,6 +30,7 @@ from tests.servers.broker import Broker
 from tests.servers.http import HttpServer
 from tests.servers.worker import until
 from tests.test_grain_jobs import NAMES, RAWS, back_up
+from tests.waiting import CLAIM_S, PATIENCE_S
 
 MiB = 1 << 20
 IMAGE = images.mbr(2 * MiB)
@@ -57,10 +58,10 @@ class TestShared(QuotaContract):
 
 def hold_for_ever(url: str, prefix: str, held: Any) -> None:
     """A worker that holds room until it is killed."""
-    with SharedQuota(url, prefix=prefix, claim_s=0.5).hold("acme", "j1", 100) as grow:
+    with SharedQuota(url, prefix=prefix, claim_s=CLAIM_S).hold("acme", "j1", 100) as grow:
         grow(80)
         held.set()
-        time.sleep(60)
+        time.sleep(PATIENCE_S)
 
 
 def test_dead_worker(broker: Broker) -> None:
@@ -69,9 +70,9 @@ def test_dead_worker(broker: Broker) -> None:
     held = spawn.Event()
     worker = spawn.Process(target=hold_for_ever, args=(broker.url, broker.prefix, held))
     worker.start()
-    assert held.wait(60)
-    quota = SharedQuota(broker.url, prefix=broker.prefix, claim_s=0.5)
-    renewed = time.monotonic() + 1
+    assert held.wait(PATIENCE_S)
+    quota = SharedQuota(broker.url, prefix=broker.prefix, claim_s=CLAIM_S)
+    renewed = time.monotonic() + 2 * CLAIM_S
     until(lambda: time.monotonic() > renewed, "two claims' time has passed")
     assert list(quota.usage()) == [Usage("acme", 0, 80)]
     worker.kill()

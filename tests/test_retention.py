@@ -34,6 +34,7 @@ from tests.grain_bench import packs, restored
 from tests.servers.broker import Broker
 from tests.servers.worker import until
 from tests.test_grain_jobs import RAWS, back_up
+from tests.waiting import CLAIM_S
 
 #: A Wednesday.
 START = datetime(2025, 1, 1, 2, tzinfo=UTC)
@@ -278,11 +279,11 @@ def test_lock_of_the_volume(settings: config.Settings, tmp_path: Path, lock: str
 
 def test_lock_is_kept(settings: config.Settings, broker: Broker) -> None:
     """The lock outlives the time of a claim, for as long as it is wanted; who has lost it can delete nothing more."""
-    short = settings.model_copy(update={"ledger": config.parse({"ledger": {"claim_s": 0.4}}, "test").ledger})
+    short = settings.model_copy(update={"ledger": config.parse({"ledger": {"claim_s": CLAIM_S}}, "test").ledger})
     volume = "snapshots/acme/vol1"
     with open_ledger(short) as ledger, RecordedJobs(short).hold(volume) as confirm:
         assert confirm
-        over = time.monotonic() + 1
+        over = time.monotonic() + 2 * CLAIM_S
         until(lambda: time.monotonic() > over, "two claims' time has passed")
         (record,) = ledger.page()
         with broker.client() as client:

@@ -22,6 +22,7 @@ from ssvm_worker.stream import Owner, put_bytes
 from tests.servers.broker import StoppableBroker
 from tests.servers.s3 import S3Server
 from tests.servers.service import SECRET, Service, serving, settings_file, settings_of
+from tests.waiting import PATIENCE_S
 
 IMAGE = os.urandom(3 << 20)
 DIGEST = f"sha256:{hashlib.sha256(IMAGE).hexdigest()}"
@@ -233,7 +234,7 @@ def test_slow_request(start_service: Callable[..., Service]) -> None:
     service = start_service(stall_s=0.3)
     with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as peer:
         peer.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
-        peer.settimeout(60)
+        peer.settimeout(PATIENCE_S)
         with pytest.raises(ConnectionResetError):
             assert peer.recv(1) != b""
 

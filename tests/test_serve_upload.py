@@ -35,6 +35,7 @@ from tests.uploads import (
     upload_link,
     url_of,
 )
+from tests.waiting import PATIENCE_S
 
 
 def test_put(service: Service, link: Link, at: str) -> None:
@@ -218,7 +219,7 @@ def test_refused_early(service: Service, at: str) -> None:
     """Who sends what cannot be stored hears it before the end, and so need not send the rest."""
     image = images.qcow2_backed_by("/etc/passwd")
     with begin_put(service, at, image, length=1 << 30) as peer:
-        peer.settimeout(60)
+        peer.settimeout(PATIENCE_S)
         while not select.select([peer], [], [], 0)[0]:
             peer.sendall(bytes(1 << 18))
         answer = peer.recv(4096)

@@ -12,6 +12,7 @@ from ssvm_worker.ledger.slots import SharedSlots
 from ssvm_worker.slots import LocalSlots
 from tests.contracts.slots import Make, SlotsContract, give_up
 from tests.servers.broker import Broker
+from tests.waiting import CLAIM_S, PATIENCE_S
 
 
 class TestLocal(SlotsContract):
@@ -35,9 +36,9 @@ class TestShared(SlotsContract):
 
 def hold_for_ever(url: str, prefix: str, held: object) -> None:
     """A worker that holds a slot until it is killed."""
-    with SharedSlots(url, prefix=prefix, claim_s=0.5).hold("esx1", 1, give_up):
+    with SharedSlots(url, prefix=prefix, claim_s=CLAIM_S).hold("esx1", 1, give_up):
         held.set()  # type: ignore[attr-defined]
-        time.sleep(60)
+        time.sleep(PATIENCE_S)
 
 
 def test_killed(broker: Broker) -> None:
@@ -46,7 +47,7 @@ def test_killed(broker: Broker) -> None:
     held = context.Event()
     worker = context.Process(target=hold_for_ever, args=(broker.url, broker.prefix, held))
     worker.start()
-    assert held.wait(60)
+    assert held.wait(PATIENCE_S)
     mine, tries = SharedSlots(broker.url, prefix=broker.prefix), list[float]()
 
     def wait(seconds: float) -> None:
@@ -62,7 +63,10 @@ def test_killed(broker: Broker) -> None:
 
 def test_renewed(broker: Broker) -> None:
     """A slot is kept for longer than a claim lasts, as long as its holder lives."""
-    with broker.client() as client, SharedSlots(broker.url, prefix=broker.prefix, claim_s=0.4).hold("e", 1, give_up):
+    with (
+        broker.client() as client,
+        SharedSlots(broker.url, prefix=broker.prefix, claim_s=CLAIM_S).hold("e", 1, give_up),
+    ):
         key = f"{broker.prefix}ssvm.slots:e"
         first = client.zrange(key, 0, -1, withscores=True)
         while (now := client.zrange(key, 0, -1, withscores=True)) == first:

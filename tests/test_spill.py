@@ -14,6 +14,7 @@ from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Owner, Sink, Store, read_bytes, store_stream
 from ssvm_worker.units import KiB
 from tests.faults import Stall, store_failing, store_stalling
+from tests.waiting import PATIENCE_S
 
 CHUNKS = [os.urandom(64 * KiB) for _ in range(40)]
 ROOM = 20 * 64 * KiB
@@ -63,7 +64,7 @@ def test_does_not_wait(tmp_path: Path) -> None:
     _, sink, stall = stalled(tmp_path)
     with sink:
         sink.write(CHUNKS[0])
-        assert stall.reached.wait(30)
+        assert stall.reached.wait(PATIENCE_S)
         for chunk in CHUNKS[1 : 1 + DEPTH + 20]:
             sink.write(chunk)
         assert sink.spilled == ROOM
@@ -99,7 +100,7 @@ def test_patient(tmp_path: Path) -> None:
         while sink.spilled < ROOM:
             assert writer.is_alive()
         stall.released.set()
-        writer.join(60)
+        writer.join(PATIENCE_S)
         sink.commit()
     assert read_bytes(store, "x") == b"".join(CHUNKS)
 
@@ -114,9 +115,9 @@ def test_no_room_on_the_worker(tmp_path: Path, directory: str) -> None:
     with sink:
         writer = threading.Thread(target=write_all, args=(sink, CHUNKS))
         writer.start()
-        assert stall.reached.wait(30)
+        assert stall.reached.wait(PATIENCE_S)
         stall.released.set()
-        writer.join(60)
+        writer.join(PATIENCE_S)
         sink.commit()
     assert (read_bytes(store, "x"), sink.spilled) == (b"".join(CHUNKS), 0)
 
@@ -176,7 +177,7 @@ def test_a_store_that_is_only_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     writer.join(0.1)
     assert writer.is_alive()
     stall.released.set()
-    writer.join(60)
+    writer.join(PATIENCE_S)
     sink.commit()
     assert sink.spilled == 0
     assert read_bytes(store, "x") == b"".join(CHUNKS)

@@ -28,6 +28,7 @@ from tasks.heart import Heart
 from tasks.intake import Message, job_id_of
 from tasks.ring import ring
 from tests.servers.broker import Broker, StoppableBroker
+from tests.waiting import PATIENCE_S
 
 Run = Callable[[Attempt], dict[str, Any]]
 
@@ -224,7 +225,7 @@ def test_cancel_is_heard(shop: Workshop) -> None:
 
     def run(attempt: Attempt) -> dict[str, Any]:
         shop.ledger.cancel("t1", "ann")
-        attempt.wait(60)
+        attempt.wait(PATIENCE_S)
         return {}
 
     assert shop.outcome(run).state == "cancelled"

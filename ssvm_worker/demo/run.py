@@ -34,7 +34,7 @@ from .web import Web
 #: Large enough for a rate to mean something, small enough for a laptop's disk.
 _IMAGE_BYTES = 256 * MiB
 _DISK_BYTES = 32 * MiB
-_READY_S = 60.0
+_READY_S = 180.0
 
 #: Shows a progress record of the job of that label while it runs.
 Show = Callable[[str, dict[str, Any]], None]

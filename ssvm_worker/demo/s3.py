@@ -22,7 +22,7 @@ from ssvm_worker.errors import ConfigError, StoreUnavailable
 
 from .ports import free_port
 
-_READY_S = 60
+_READY_S = 180
 _PORTS = (
     "master.port",
     "master.port.grpc",

@@ -246,6 +246,8 @@ class Boots:
     #: How long a guest is watched at the most, and for how long its screen must stand still to be done earlier.
     seconds: float = 180.0
     still_s: float = 20.0
+    #: auto | kvm | tcg
+    accelerator: str = "auto"
 
 
 #: What foreground runs share: there is no broker to ask.

@@ -44,7 +44,8 @@ def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, 
         attempt.progress.start("restoring to boot", sum(disk.total("qcow2") for disk in disks))
         drives = [Drive(_restored(disk, folder), _controller(config, disk)) for disk in disks[:MOST_DISKS]]
         attempt.progress.start("booting")
-        machine = Machine(drives, _memory(config, attempt.boots.memory), str(config.get("firmware") or "bios"))
+        firmware = str(config.get("firmware") or "bios")
+        machine = Machine(drives, _memory(config, attempt.boots.memory), firmware, attempt.boots.accelerator)
         seen = boot(machine, folder, Patience(attempt.boots.seconds, attempt.boots.still_s), attempt.check)
     kept = _keep(screen_of(parent, artifact), seen)
     if not seen.bootable:
@@ -86,6 +87,7 @@ def _told(seen: Seen, machine: Machine, kept: Path) -> dict[str, Any]:
         "firmware": machine.firmware,
         "memory": machine.memory,
         "accelerator": "kvm" if seen.kvm else "tcg",
+        **({"kvm_failure": seen.kvm_failure} if seen.kvm_failure else {}),
     }
 
 

@@ -8,12 +8,14 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssvm_worker.errors import ConfigError
+from ssvm_worker.units import MiB
 
 from .machine import Machine, command
 from .monitor import Monitor, MonitorError
@@ -55,23 +57,46 @@ class Seen:
     kvm: bool
     #: The guest powered itself off, or panicked and told.
     events: tuple[str, ...]
+    #: Why KVM could not run the guest, so that TCG did; empty if KVM was not tried or worked.
+    kvm_failure: str = ""
 
 
 def boot(machine: Machine, folder: Path, patience: Patience, check: Check) -> Seen:
-    """Boot it in a *folder*, where overlay and screen lie; *check* is called at least each second, and may raise.
+    """Boot *machine* in *folder*, which takes the overlay and the screen; call *check* each second, which may raise.
 
-    Raises ConfigError where QEMU is missing, cannot start or breaks down.
+    If QEMU fails under KVM and ``auto`` was asked for, boot again under TCG. /dev/kvm may exist and not work: QEMU then
+    aborts before the guest runs (seen on AMD, nested: "failed to set MSR"), or the guest stops with an internal error.
+
+    Raises ConfigError if QEMU is missing, cannot start, or fails.
     """
-    errors = folder / "errors"
-    try:
+    failure = ""
+    if machine.accelerator == "auto":
         try:
             return _boot(machine, folder, patience, check)
-        except _NotByKVM:
-            slow = dataclasses.replace(machine, accelerators=("tcg",))
-            return _boot(slow, folder, patience, check)
-    except (MonitorError, _NotByKVM) as error:
-        said = errors.read_bytes()[:1000].decode("utf-8", "replace").strip()
-        raise ConfigError(f"QEMU failed: {error}. {said}".strip(), "qemu-system-x86_64", "See its version") from error
+        except MonitorError as error:
+            failure = _failure(error, folder)
+            machine = dataclasses.replace(machine, accelerator="tcg")
+    try:
+        return dataclasses.replace(_boot(machine, folder, patience, check), kvm_failure=failure)
+    except MonitorError as error:
+        remedy = "Check that `qemu-system-x86_64 --version` works. Set boot.accelerator to tcg if KVM is the cause"
+        raise ConfigError(f"QEMU failed: {_failure(error, folder)}", "qemu-system-x86_64", remedy) from error
+
+
+def try_accelerator(accelerator: str) -> Seen:
+    """Start QEMU without disks until its BIOS has run, to find out which accelerator works.
+
+    Raises ConfigError as ``boot`` does.
+    """
+    with tempfile.TemporaryDirectory(prefix="ssvm-qemu-") as folder:
+        return boot(Machine([], 64 * MiB, accelerator=accelerator), Path(folder), Patience(60, 20), lambda: None)
+
+
+def _failure(error: MonitorError, folder: Path) -> str:
+    """Return *error* with the last line that QEMU wrote to its standard error."""
+    lines = (folder / "errors").read_bytes()[-1000:].decode("utf-8", "replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"{error}: {last}" if last else str(error)
 
 
 def _boot(machine: Machine, folder: Path, patience: Patience, check: Check) -> Seen:
@@ -79,10 +104,6 @@ def _boot(machine: Machine, folder: Path, patience: Patience, check: Check) -> S
     with _running(machine, folder, log, patience) as sock:
         bios = log if machine.firmware == "bios" else None
         return _Watch(Monitor(sock, check), folder / "screen.ppm", bios, check).until(patience)
-
-
-class _NotByKVM(Exception):
-    """An instruction that this host's KVM cannot run: nested ones meet some in EFI's firmware."""
 
 
 @contextlib.contextmanager
@@ -147,7 +168,7 @@ class _Watch:
             return False
         status = self._monitor.ask("query-status")["status"]
         if status == "internal-error":
-            raise _NotByKVM(status)
+            raise MonitorError("the processor met an instruction that the accelerator cannot run")
         return True
 
     def _look(self) -> Picture:

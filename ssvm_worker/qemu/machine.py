@@ -36,6 +36,8 @@ _EFI = (
 _BESIDE = 3 * GiB
 #: Of the overlay, and so what a guest can write.
 _LARGEST_FILE = 8 * GiB
+#: QEMU uses the first that it can open.
+_ACCELERATORS = {"auto": ("kvm", "tcg"), "kvm": ("kvm",), "tcg": ("tcg",)}
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -59,8 +61,8 @@ class Machine:
     memory: int
     #: bios | efi
     firmware: str = "bios"
-    #: The first that there is; without KVM every instruction is translated, some ten times slower.
-    accelerators: Sequence[str] = ("kvm", "tcg")
+    #: auto | kvm | tcg. TCG translates every instruction and is about ten times slower. ``auto`` prefers KVM.
+    accelerator: str = "auto"
 
 
 def command(machine: Machine, monitor: int, log: Path, cpu_s: int) -> list[str]:
@@ -74,7 +76,7 @@ def command(machine: Machine, monitor: int, log: Path, cpu_s: int) -> list[str]:
         *(tool("qemu-system-x86_64", "qemu-system-x86"), "-no-user-config", "-nodefaults", "-nic", "none"),
         *("-sandbox", _SANDBOX, "-snapshot", "-S", "-no-shutdown", "-display", "none", "-vga", "std"),
         *("-machine", "pc", "-cpu", "max", "-smp", "1", "-m", f"{machine.memory // MiB}M"),
-        *(word for each in machine.accelerators for word in ("-accel", each)),
+        *(word for each in _ACCELERATORS[machine.accelerator] for word in ("-accel", each)),
         *_firmware(machine.firmware),
         *("-chardev", f"socket,id=qmp,fd={monitor}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"file,id=log,path={_quoted(log)}", "-device", "isa-debugcon,iobase=0x402,chardev=log"),

@@ -33,7 +33,10 @@ class Monitor:
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """What a command returns; MonitorError."""
-        self._sock.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        try:
+            self._sock.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        except OSError as error:
+            raise MonitorError("QEMU has ended") from error
         while True:
             said = self._line()
             if "event" in said:
@@ -54,7 +57,7 @@ class Monitor:
                     raise MonitorError("QEMU does not answer") from None
                 continue
             except OSError as error:
-                raise MonitorError(f"QEMU has gone: {error}") from error
+                raise MonitorError("QEMU has ended") from error
             if not came:
                 raise MonitorError("QEMU has ended")
             self._held += came

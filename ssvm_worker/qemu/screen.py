@@ -6,7 +6,7 @@ import re
 import struct
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: Netpbm's binary form, as QEMU writes it: ppm(5).
 _PPM = re.compile(rb"P6\s+(\d+)\s+(\d+)\s+255\s")
@@ -24,7 +24,7 @@ class Picture:
 
     width: int
     height: int
-    pixels: bytes
+    pixels: bytes = field(repr=False)
 
     def is_like(self, other: Picture) -> bool:
         """Whether it shows the same, but for a cursor."""

@@ -10,6 +10,7 @@ import pytest
 
 from ssvm_worker.errors import Cancelled
 from ssvm_worker.slots import Slots
+from tests.waiting import PATIENCE_S
 
 Make = Callable[[], Slots]
 
@@ -44,7 +45,7 @@ class SlotsContract:
 
         def wait(_: float) -> None:
             waiting.set()
-            assert left.wait(30)
+            assert left.wait(PATIENCE_S)
 
         def hold() -> None:
             with make().hold("esx1", 1, wait):
@@ -54,7 +55,7 @@ class SlotsContract:
         with make().hold("esx1", 1, give_up):
             thread = threading.Thread(target=hold)
             thread.start()
-            assert waiting.wait(30)
+            assert waiting.wait(PATIENCE_S)
         left.set()
-        thread.join(30)
+        thread.join(PATIENCE_S)
         assert got == [True]

@@ -16,6 +16,7 @@ import pytest
 
 from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, SourceChanged
 from ssvm_worker.stream import CHUNK, Owner, Sink, Store, put_bytes, read_bytes
+from tests.waiting import PATIENCE_S
 
 ME = Owner("job-me", 1)
 OTHER = Owner("job-other", 1)
@@ -193,7 +194,7 @@ class StoreContract:
         for each in threads:
             each.start()
         for each in threads:
-            each.join(60)
+            each.join(PATIENCE_S)
         assert [get(store, name) == BIG[: 2 * CHUNK] for name in names] == [True] * 4
 
     # Reading

@@ -16,7 +16,7 @@ from tests.chaos.table import table
 from tests.chaos.town import MiB, Town
 from tests.neighbours import missing
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 #: Takes as long as all others together.
 _SLOW = "a poison job"

@@ -100,7 +100,10 @@ def test_another_language(
         missing("node", "install nodejs and npm")
     shutil.copytree(NODE, tmp_path / "node")
     subprocess.run(
-        [npm, "install", "--no-package-lock", "--no-audit", "--no-fund"], cwd=tmp_path / "node", check=True, timeout=110
+        [npm, "install", "--no-package-lock", "--no-audit", "--no-fund"],
+        cwd=tmp_path / "node",
+        check=True,
+        timeout=PATIENCE_S,
     )
     make_site(broker_by_tcp).start()
     url = http_server.serve("image", images.mbr(1 << 20))

@@ -8,6 +8,7 @@ import pytest
 
 from tests.servers.http import HttpServer
 from tests.servers.worker import Site
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.e2e
 
@@ -51,7 +52,7 @@ def test_limit_among_workers(make_site: Callable[..., Site], http_server: HttpSe
         site.start()
     slow = http_server.serve("slow.raw", DATA, stall_after=1000)
     first = site.submit("download", url=slow, account="a", id="slow", format="raw")
-    assert http_server.stalled.wait(60)
+    assert http_server.stalled.wait(PATIENCE_S)
     second = queued(site, http_server, "a1", "a")
     other = queued(site, http_server, "b1", "b")
     assert site.wait(other).state == "succeeded"

@@ -23,6 +23,7 @@ from tests import images
 from tests.neighbours import free_port
 from tests.servers.http import HttpServer
 from tests.servers.worker import ROOT, Site, until
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.e2e
 LOGINS = {"admin": "secret", "guest": "look"}
@@ -56,7 +57,7 @@ class Flower:
         if login:
             request.add_header("Authorization", f"Basic {word}")
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -142,7 +143,7 @@ def test_cancel_on_the_page_of_jobs(
     site.start()
     url = http_server.serve("image", DISK, stall_after=100_000)
     job_id = site.submit("download", url=url, account="2", id="201")
-    assert http_server.stalled.wait(60)
+    assert http_server.stalled.wait(PATIENCE_S)
     flower.open(browser, "/jobs")
     shown(browser, ".ssvm-cancel").click()
     until(lambda: site.ledger.get(job_id).state == "cancelled", "the job is cancelled")
@@ -180,6 +181,6 @@ def test_for_scripts(site: Site, flower: Flower, failed: str, how: str) -> None:
     body = json.dumps({"args": [failed]}).encode()
     request: Any = urllib.request.Request(f"{flower.url}/api/task/{how}/ssvm.retry", data=body, method="POST")
     request.add_header("Authorization", "Basic " + base64.b64encode(b"admin:secret").decode())
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         assert answer.status == 200
     until(lambda: site.ledger.get(failed).state == "succeeded", "the job has succeeded")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.images import GRAIN
 from tests.servers.vcenter import make_vm
 from tests.test_backup_killed import start_worker
 from tests.test_incremental_backup import found, take, write
+from tests.waiting import CLAIM_S
 
 pytestmark = pytest.mark.e2e
 
@@ -23,7 +25,9 @@ def test_killed(bench: Bench, tmp_path: Path) -> None:
     """What a worker that was killed has stored whole is used by the next, and what it had begun is gone."""
     vm = make_vm(bench.vcenter, 540 * GRAIN)
     write(bench.vcenter, vm, os.urandom(540 * GRAIN))
-    bench.vcenter.fault(lease_timeout=5, get={"file": "disk-0.vmdk", "do": "stall", "at": 530 * GRAIN})
+    bench.vcenter.fault(
+        lease_timeout=math.ceil(2 * CLAIM_S), get={"file": "disk-0.vmdk", "do": "stall", "at": 530 * GRAIN}
+    )
     with start_worker(bench, vm, tmp_path, mode="incremental") as worker:
         while not packs(FileStore("primary", tmp_path)):
             assert worker.poll() is None

@@ -21,8 +21,9 @@ from tests import images
 from tests.servers.http import HttpServer
 from tests.servers.rabbitmq import RabbitMQ
 from tests.servers.worker import Site, until
+from tests.waiting import PATIENCE_S
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.e2e
 DISK = images.mbr(1 << 20)
 
 
@@ -139,6 +140,6 @@ def test_it_goes_away(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -
             assert (status, "RabbitMQ cannot be used" in text) == (1, True)
         finally:
             rabbitmq.start()
-        assert client.wait(meanwhile.job_id, timeout_s=60).state == "succeeded"
+        assert client.wait(meanwhile.job_id, timeout_s=PATIENCE_S).state == "succeeded"
     until(lambda: health.unready(site.settings) == "", "the worker is ready again")
     assert worker.process.poll() is None

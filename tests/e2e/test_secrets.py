@@ -24,7 +24,7 @@ from tests.servers.http import HttpServer
 from tests.servers.syslog import Syslog
 from tests.servers.worker import Site, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.e2e
 DISK = images.mbr(1 << 20)
 
 

@@ -29,6 +29,7 @@ from tests.servers.service import SECRET, Service, settings_of
 from tests.servers.worker import until
 from tests.test_serve import KEY, link, put_image
 from tests.uploads import PREFIX, create, offset_of, patch, record, stored, upload_link, url_of
+from tests.waiting import CLAIM_S, PATIENCE_S
 
 pytestmark = pytest.mark.e2e
 
@@ -67,7 +68,7 @@ def serve_process(broker: Broker, tmp_path: Path) -> Iterator[ServeProcess]:
     file = tmp_path / "worker.toml"
     file.write_text(
         f'state_dir = "{tmp_path}/state"\n[broker]\nurl = "{broker.url}"\nprefix = "{broker.prefix}"\n'
-        f'[ledger]\nclaim_s = 2\n[stores.primary]\nurl = "file://{tmp_path}/store"\n'
+        f'[ledger]\nclaim_s = {CLAIM_S}\n[stores.primary]\nurl = "file://{tmp_path}/store"\n'
         f'[serve]\nkey = "k1"\ndrain_s = 1\n[serve.keys.k1]\nsecret = "{SECRET}"\n'
     )
     started = ServeProcess(Service(settings, "", tmp_path / "store"), file)
@@ -89,7 +90,7 @@ def test_sigterm(serve_process: ServeProcess) -> None:
         while got := len(peer.recv(1 << 20)):
             received += got
     assert received > len(data)
-    assert serve_process.process.wait(60) == 0
+    assert serve_process.process.wait(PATIENCE_S) == 0
 
 
 def _lets_in(address: tuple[str, int]) -> bool:
@@ -131,7 +132,7 @@ def test_upload_over_a_sigterm(serve_process: ServeProcess) -> None:
     url = create(service, url_of(service, link), len(image))
     assert patch(service, url, 0, image[: 16 << 20]).status == 204
     serve_process.process.terminate()
-    assert serve_process.process.wait(60) == 0
+    assert serve_process.process.wait(PATIENCE_S) == 0
     assert record(service, link).state == "queued"
     serve_process.start()
     assert offset_of(service, url) == 16 << 20

@@ -6,7 +6,7 @@ exec >"$dir/guest" 2>&1
 set -a
 . "$dir/environment"
 PATH=/usr/sbin:/usr/bin:$PATH
-NFS_VM=$dir/reports XDG_CACHE_HOME=/run/disk/cache TMPDIR=/run/scratch PYTHONDONTWRITEBYTECODE=1 PATIENCE_S=250
+NFS_VM=$dir/reports XDG_CACHE_HOME=/run/disk/cache TMPDIR=/run/scratch PYTHONDONTWRITEBYTECODE=1
 set +a
 modprobe -a virtio_blk ext4 nfsd nfsv3 nfsv4 nfs_layout_flexfiles veth sch_ingress cls_u32 act_gact
 
@@ -40,7 +40,7 @@ ip address add 10.9.9.9/32 dev lo # behind routers, as the others see it
 ip netns exec alpha unshare --uts --mount bash -c '
     hostname alpha
     exec "$PYTHON" -m pytest -p no:cacheprovider -p tests.nfs.reporter --confcutdir=tests/nfs --basetemp=/run/scratch/pytest \
-        --timeout=300 --timeout-method=thread -v -ra --durations=15 "@$1/cases"
+        --timeout=1000 --timeout-method=thread -v -ra --durations=15 "@$1/cases"
 ' alpha "$dir"
 echo "pytest ended with $?"
 # At once, without the sync that would wait for a server which a test has left hanging.

@@ -14,6 +14,7 @@ from ssvm_worker.stores.nfs import NfsSettings, NfsStore
 from ssvm_worker.stores.nfs_commands import Commands
 from ssvm_worker.stores.nfs_marker import MARKER
 from tests.nfs.hosts import Host, command, on_server
+from tests.waiting import PATIENCE_S
 
 ROOT = Path("/srv/nfs")
 #: Where alpha, beta and gamma find it; and an address of it that lies behind routers.
@@ -132,7 +133,7 @@ class Export:
 
     def store(self, options: str = "", *, commands: Commands | None = None, **settings: Any) -> NfsStore:
         """A store of its own on it, as another process of the host would have it."""
-        given = {"mount_root": MOUNTS, "mount_s": 60.0, "probe_s": 30.0} | settings
+        given = {"mount_root": MOUNTS, "mount_s": PATIENCE_S, "probe_s": PATIENCE_S} | settings
         return NfsStore("primary", self.url + options, NfsSettings(**given), commands)
 
 

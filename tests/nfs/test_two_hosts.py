@@ -13,6 +13,7 @@ from ssvm_worker.stream import CHUNK, Owner, Sink, StoredObject
 from tests.contracts.store import BIG, ME, SOME, fill, get, keys, put
 from tests.nfs.hosts import Host, on_client
 from tests.nfs.server import FOR_BETA, Export, Server
+from tests.waiting import PATIENCE_S
 
 KEY = "a/b/object"
 
@@ -37,7 +38,7 @@ _readers: dict[str, Iterator[bytes]] = {}
 
 
 def _store(name: str) -> NfsStore:
-    settings = NfsSettings(Path("/run/scratch/beta"), mount_s=60.0, probe_s=30.0)
+    settings = NfsSettings(Path("/run/scratch/beta"), mount_s=PATIENCE_S, probe_s=PATIENCE_S)
     return _stores.setdefault(name, NfsStore("primary", f"nfs://{FOR_BETA}/{name}", settings))
 
 

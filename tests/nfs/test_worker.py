@@ -11,6 +11,7 @@ from tests.nfs.server import Server
 from tests.nfs.test_mounting import mounted
 from tests.servers.http import HttpServer
 from tests.servers.worker import Site, until
+from tests.waiting import CLAIM_S, PATIENCE_S, SLOWNESS
 
 pytest_plugins = ["tests.servers.broker", "tests.servers.http", "tests.servers.worker"]
 
@@ -24,8 +25,8 @@ def test_hung_server(make_site: Callable[..., Site], server: Server, http_server
     other.mkdir()
     site = make_site(
         stores={"primary": {"url": export.url}, "other": {"url": f"file://{other}"}},
-        nfs={"probe_s": 3, "probe_every_s": 1, "give_up_s": 3, "mount_s": 60},
-        ledger={"claim_s": 20, "reap_s": 1},
+        nfs={"probe_s": 3 * SLOWNESS, "probe_every_s": 1, "give_up_s": 3 * SLOWNESS, "mount_s": PATIENCE_S},
+        ledger={"claim_s": 10 * CLAIM_S, "reap_s": 1},
         worker={"concurrency": 1, "drain_s": 1},
         download={"allow_networks": ["127.0.0.0/8"]},
     )

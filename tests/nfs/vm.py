@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ssvm_worker.demo import simulator
+from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 _MADE = ROOT / ".cache/vm"
@@ -41,9 +42,8 @@ _COMMANDS = {
 }
 #: Of the standard library; the interpreter alone is no test's.
 _UNREAD = ("site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "config-*", "ensurepip")
-#: Seconds without a word, and in all: whatever hangs, the VM goes. A case has less (guest.sh). Far more than is needed,
-#: as an emulated machine is slow where the real one does much else.
-_SILENCE_S, _ALL_S = 600.0, 2700.0
+#: Seconds without a report, and in all, after which a hanging VM is ended. A case has less (guest.sh).
+_SILENCE_S, _ALL_S = 10 * PATIENCE_S, 4000.0
 #: Lines of each log that are shown of a VM that ended early.
 _LAST = 60
 

@@ -24,6 +24,8 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.waiting import PATIENCE_S
+
 PIECE = 64 * 1024
 
 
@@ -218,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _linger(self) -> None:
         """Take what still comes, as real servers do: a close with bytes unread resets the answer away."""
         with contextlib.suppress(OSError):
-            self.connection.settimeout(20)
+            self.connection.settimeout(PATIENCE_S)
             while self.rfile.read1(PIECE):  # type: ignore[attr-defined]
                 pass
 

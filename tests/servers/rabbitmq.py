@@ -17,6 +17,7 @@ import pytest
 import trustme
 
 from tests.neighbours import free_port, missing
+from tests.waiting import CLAIM_S, PATIENCE_S
 
 #: Debian's own start scripts insist on a user of theirs.
 _SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -32,10 +33,8 @@ default_pass = hush-rabbit
 log.console = true
 # A message in the hands of a worker that does not run it costs that worker its channel: after half an hour in
 # operation, after seconds here.
-consumer_timeout = 3000
+consumer_timeout = {claim_ms}
 """
-#: Seconds that Erlang may take to start on a machine that is busy with tests.
-_START_S = 150.0
 
 
 class RabbitMQ:
@@ -49,7 +48,7 @@ class RabbitMQ:
         issued = ca.issue_cert("localhost")
         issued.cert_chain_pems[0].write_to_path(str(directory / "server.pem"))
         issued.private_key_pem.write_to_path(str(directory / "server.key"))
-        text = _CONFIG.format(plain=self.plain, tls=self.tls, directory=directory)
+        text = _CONFIG.format(plain=self.plain, tls=self.tls, directory=directory, claim_ms=int(1000 * CLAIM_S))
         (directory / "rabbitmq.conf").write_text(text)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._epmd = free_port()
@@ -91,7 +90,7 @@ class RabbitMQ:
             for command in (["epmd", "-port", str(self._epmd), "-address", "127.0.0.1"], [str(_SCRIPT)]):
                 given = {"env": environ, "cwd": self.directory, "stdout": log, "stderr": log}
                 self._processes.append(subprocess.Popen(command, start_new_session=True, **given))
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + PATIENCE_S
         while not self._is_up():
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.2)
@@ -101,7 +100,7 @@ class RabbitMQ:
         for each in reversed(self._processes):
             with suppress(ProcessLookupError):
                 os.killpg(each.pid, signal.SIGTERM)
-            each.wait(60)
+            each.wait(PATIENCE_S)
         self._processes.clear()
 
     def _is_up(self) -> bool:

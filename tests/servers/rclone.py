@@ -21,8 +21,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from ssvm_worker.demo.s3 import S3Server, sdk_client
 from tests.neighbours import free_port, missing
+from tests.waiting import PATIENCE_S
 
-_READY_S = 60
 _NUMBERS = itertools.count(1)
 
 
@@ -54,7 +54,7 @@ class RcloneS3:
         keys = ["--auth-key", f"{self.access_key},{self.secret_key}", "--cert", pem, "--key", pem]
         self._log = (self._directory / "log").open("wb")
         self._process = subprocess.Popen([*command, *keys], stdout=self._log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + _READY_S
+        deadline = time.monotonic() + PATIENCE_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()

@@ -16,11 +16,10 @@ import redis
 import trustme
 
 from tests.neighbours import free_port, missing
+from tests.waiting import PATIENCE_S
 
 RECIPES = Path(__file__).resolve().parents[2] / "config/redis"
 PASSWORD = "hush-acl"
-#: Seconds that a server may take to start, and Sentinels to agree.
-_PATIENCE_S = 60.0
 
 
 class Server:
@@ -67,7 +66,7 @@ class Server:
 
 def wait_for(true: Callable[[], bool], what: str) -> None:
     """Wait for something that a server does; one that does not answer yet has not done it."""
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             if true():

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.servers.s3 import S3Server
+from tests.waiting import PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = serve
 
     def _ask(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.proxy.server.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.proxy.server.port, timeout=PATIENCE_S)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
             if name.lower() not in ("expect", "connection"):

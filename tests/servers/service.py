@@ -18,6 +18,7 @@ from ssvm_worker.config import parse
 from ssvm_worker.serve.server import answer, bound, make_server
 from ssvm_worker.settings import Settings
 from tests.servers.broker import Broker
+from tests.waiting import CLAIM_S, PATIENCE_S
 
 SECRET = "not a secret at all, but 32 long"
 
@@ -33,7 +34,7 @@ class Service:
     def request(self, method: str, path: str, **given: Any) -> urllib3.BaseHTTPResponse:
         """Ask, on a connection of its own."""
         url = path if path.startswith("http") else self.url + path
-        return urllib3.PoolManager(retries=False, timeout=60).request(method, url, **given)
+        return urllib3.PoolManager(retries=False, timeout=PATIENCE_S).request(method, url, **given)
 
 
 def settings_of(broker: Broker, store: Path, **serve: Any) -> Settings:
@@ -43,7 +44,7 @@ def settings_of(broker: Broker, store: Path, **serve: Any) -> Settings:
     values = {
         "state_dir": str(store.parent / "state"),
         "broker": {"url": broker.url, "prefix": broker.prefix},
-        "ledger": {"claim_s": 5},
+        "ledger": {"claim_s": 2 * CLAIM_S},
         "stores": {"primary": {"url": f"file://{store}"}},
         "serve": section,
     }

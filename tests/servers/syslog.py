@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S
+
 #: Facility daemon (3), our program's name.
 _LINE = re.compile(r"<(?P<priority>\d+)>ssvm: (?P<text>.*)", re.DOTALL)
 
@@ -38,7 +40,7 @@ class Syslog:
         """Take no more."""
         with socket.socket(self._socket.family, socket.SOCK_DGRAM) as last:
             last.sendto(b"", self._socket.getsockname())
-        self._thread.join(10)
+        self._thread.join(PATIENCE_S)
         self._socket.close()
 
 

@@ -25,7 +25,7 @@ from ssvm_worker.settings import Settings
 from tasks.command import worker_command
 from tasks.ring import ring
 from tests.servers.broker import Broker, StoppableBroker
-from tests.waiting import PATIENCE_S, until
+from tests.waiting import CLAIM_S, PATIENCE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,7 +94,7 @@ class Site:
             "state_dir": str(self.directory / "state"),
             "broker": {"url": self.broker.url, "prefix": self.broker.prefix},
             "worker": {"concurrency": 1, "drain_s": 0.2},
-            "ledger": {"claim_s": 2, "reap_s": 0.5},
+            "ledger": {"claim_s": CLAIM_S, "reap_s": 0.5},
             "retry": {"first_delay_s": 0.2, "max_delay_s": 0.5, "max_attempts": 4},
             "stores": {"primary": {"url": f"file://{self.store}"}},
             "download": {"allow_networks": ["127.0.0.0/8"], "resumes": 0},
