@@ -20,6 +20,11 @@ EXIT_RETRYABLE = 75  # EX_TEMPFAIL of sysexits.h
 EXIT_CANCELLED = 130  # what a shell reports for SIGINT
 
 
+def one_line(text: str) -> str:
+    """Escape line breaks, control and format characters and lone surrogates; printable text stays as it is."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 class WorkerError(Exception):
     """An error raised on purpose; its text is fit for a user and never holds a secret."""
 
@@ -29,6 +34,8 @@ class WorkerError(Exception):
     result: dict[str, object] | None = None
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
+        """Keep each text as one line; a peer's words in it move no cursor and begin no line of a log."""
+        what, where, remedy = one_line(what), one_line(where), one_line(remedy)
         super().__init__(what, where, remedy)
         self.what = what
         self.where = where

@@ -45,6 +45,15 @@ def test_one_answer(error: WorkerError) -> None:
     assert error.retryable == isinstance(error, Retryable) == error.as_dict()["retryable"]
 
 
+@pytest.mark.parametrize("words", ["\x1b[2J", "\r\nINFO job stored", "\x9b2J", "\x7f\0\a", "\u2028\u202e", "\ud800"])
+def test_one_line(words: str) -> None:
+    """Whatever a peer says, an error is one printable line, the same on every road; other text stays as it is."""
+    error = UnsafeImage(f"Größe {words}", f"http://x/{words}", f"Mend {words}")
+    assert all(each.isprintable() for each in (str(error), *error.args, error.what, error.where, error.remedy))
+    assert type(error)(*error.args).args == error.args
+    assert error.what.startswith("Größe ")
+
+
 @pytest.mark.parametrize(
     ("args", "text"),
     [
