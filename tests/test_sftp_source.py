@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from ssvm_worker.stream import Resuming
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.neighbours import free_port
 from tests.servers.sftp import SftpServer
+from tests.waiting import PATIENCE_S
 
 LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)))
 
@@ -113,6 +118,58 @@ def test_cancel(sftp_server: SftpServer) -> None:
     sftp_server.stall = True
     with pytest.raises(Cancelled):
         gather(source(sftp_server, sftp_server.serve("image", DATA), check=check))
+
+
+def test_connection_that_breaks_at_the_log_in(sftp_server: SftpServer) -> None:
+    """A connection that breaks while we log in is no refusal, and may be there the next time."""
+    sftp_server.breaks_at_login = True
+    with pytest.raises(SourceUnavailable):
+        gather(source(sftp_server, sftp_server.serve("image", DATA)))
+
+
+def test_more_than_was_asked_for(sftp_server: SftpServer) -> None:
+    """A server that answers each small read with a large one is left: its answers would fill the memory."""
+    sftp_server.excess = 1 << 20
+    with pytest.raises(SourceUnavailable, match="more than it was asked for"):
+        gather(source(sftp_server, sftp_server.serve("image", DATA)))
+
+
+@contextlib.contextmanager
+def saying(words: bytes) -> Iterator[tuple[int, threading.Event]]:
+    """A port of loopback where that is said again and again, and an event that is set when a client has left."""
+    left = threading.Event()
+
+    def say() -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as client:
+            with contextlib.suppress(OSError):
+                while True:
+                    client.sendall(words)
+            left.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=say, daemon=True).start()
+        yield listener.getsockname()[1], left
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(b"x" * 1000, id="a line without an end"),
+        pytest.param(b"\x1b]0;x\x07\x9b2J\r\n", id="lines without an end"),
+        pytest.param(b"SSH-9.9-\x1b[2J\r\nINFO job stored\r\n", id="another version"),
+        pytest.param(b"SSH-2.0-x\r\n" + b"\x00\x00\x80\x00" + bytes(40_000), id="packets without an end"),
+        pytest.param(b"SSH-2.0-x\r\n" + b"\xff\xff\xff\xf0" + bytes(40_000), id="a packet of 4 GiB"),
+        pytest.param(b"SSH-2.0-x\r\n" + b"\x00\x00\x00\x0c\x04\x14" + bytes(40_000), id="a broken packet"),
+    ],
+)
+def test_words_of_the_server(sftp_server: SftpServer, caplog: pytest.LogCaptureFixture, words: bytes) -> None:
+    """What is no SSH is left, and its words come as one line that no terminal obeys, in the error and nowhere else."""
+    with saying(words) as (port, left):
+        with pytest.raises(SourceUnavailable) as caught:
+            gather(source(sftp_server, f"sftp://127.0.0.1:{port}/image"))
+        assert left.wait(PATIENCE_S)
+    assert str(caught.value).isprintable()
+    assert not [each for each in caplog.records if each.name.startswith("paramiko")]
 
 
 def test_address_rule(sftp_server: SftpServer) -> None:

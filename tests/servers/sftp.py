@@ -21,6 +21,10 @@ class SftpServer:
         self.modified = 1_600_000_000
         #: Bytes of all reads together after which the connection breaks, once.
         self.cut_after: int | None = None
+        #: Break the connection in place of an answer to a password.
+        self.breaks_at_login = False
+        #: Bytes that each answer to a read has beyond what was asked for.
+        self.excess = 0
         #: Set to answer no read any more.
         self.stalled = threading.Event()
         self.stall = False
@@ -81,6 +85,8 @@ class _Door(paramiko.ServerInterface):
         self.owner = owner
 
     def check_auth_password(self, username: str, password: str) -> int:
+        if self.owner.breaks_at_login:
+            self.owner.break_off()
         good = (username, password) == ("joe", "secret")
         return paramiko.AUTH_SUCCESSFUL if good else paramiko.AUTH_FAILED
 
@@ -128,7 +134,7 @@ class _Handle(paramiko.SFTPHandle):
             owner.cut_after = None
             owner.break_off()
         self.data.seek(offset)
-        return self.data.read(length)
+        return self.data.read(length) + bytes(owner.excess)
 
 
 @pytest.fixture
