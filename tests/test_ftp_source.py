@@ -7,7 +7,14 @@ import dataclasses
 import pytest
 
 from ssvm_worker.addresses import AddressRule
-from ssvm_worker.errors import InvalidRequest, SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable
+from ssvm_worker.errors import (
+    InvalidRequest,
+    SourceChanged,
+    SourceDenied,
+    SourceNotFound,
+    SourceUnavailable,
+    WorkerError,
+)
 from ssvm_worker.sources.access import Access
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.ftp import FtpSource, FtpVersion
@@ -15,12 +22,14 @@ from ssvm_worker.stream import Resuming
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.neighbours import free_port
 from tests.servers.ftp import FtpServer
+from tests.waiting import PATIENCE_S
 
 ACCESS = Access(HttpSettings(AddressRule(("127.0.0.0/8",))))
 
 
-def source(url: str, version: FtpVersion | None = None, **more: object) -> FtpSource:
-    return FtpSource(url, dataclasses.replace(ACCESS, **more), version)  # type: ignore[arg-type]
+def source(url: str, version: FtpVersion | None = None, stall_s: float = 60.0, **more: object) -> FtpSource:
+    http = dataclasses.replace(ACCESS.http, stall_s=stall_s)
+    return FtpSource(url, dataclasses.replace(ACCESS, http=http, **more), version)  # type: ignore[arg-type]
 
 
 class TestFtpSource(SourceContract):
@@ -95,6 +104,62 @@ def test_data_connection_goes_to_the_same_host(ftp_server: FtpServer) -> None:
     """A server cannot send us elsewhere for the data: its answer's address is not looked at."""
     ftp_server.passive_host = "169,254,169,254"
     assert gather(source(ftp_server.serve("image", DATA))) == DATA
+
+
+COMMANDS = ["", "USER", "PASS", "TYPE", "MDTM", "SIZE", "PASV", "REST", "RETR"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_answer_without_an_end(ftp_server: FtpServer, command: str) -> None:
+    """No answer is read beyond a limit: the server is left while it still talks."""
+    ftp_server.endless = command
+    it = source(ftp_server.serve("image", DATA), FtpVersion(len(DATA), ftp_server.modified))
+    with pytest.raises(SourceUnavailable, match="without an end"):
+        gather(it, 1000)
+    assert ftp_server.left.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_line_without_an_end(ftp_server: FtpServer, command: str) -> None:
+    """Nor is a line."""
+    ftp_server.answers[command] = b"220 " + b"x" * 100_000 + b"\r\n"
+    it = source(ftp_server.serve("image", DATA), FtpVersion(len(DATA), ftp_server.modified))
+    with pytest.raises(SourceUnavailable, match="bytes"):
+        gather(it, 1000)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("code", [b"421", b"550", b"530", b"999", b"\xff\xfe\x9b"])
+def test_words_of_the_server(ftp_server: FtpServer, command: str, code: bytes) -> None:
+    """What a server says stands in an error as one line that no terminal obeys."""
+    ftp_server.answers[command] = (
+        code + b"-\x1b]0;x\x07\xc2\x9b2J\r\nINFO job stored\x1b[2J\r\n" + code + b" \x1b[2J\r\n"
+    )
+    it = source(ftp_server.serve("image", DATA), FtpVersion(len(DATA), ftp_server.modified))
+    with pytest.raises(WorkerError) as caught:
+        gather(it, 1000)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        *(("SIZE", each) for each in ("213 abc", "213 -1", "213 " + "9" * 5000, "213", "213 \u0661", "200 ", "x")),
+        *(("MDTM", each) for each in ("213 abc", "213 yesterday at noon", "213", "213 " + "9" * 5000, "200", "")),
+        *(("PASV", each) for each in ("227", "227 (1,2,3)", "227 (127,0,0,1,999999,1)", "227 (127,0,0,1,0,0)")),
+        *(("PASV", each) for each in ("227 (" + ",".join(["9" * 5000] * 6) + ")", "229 (|||x|)", "200 no")),
+        *(("RETR", each) for each in ("226 done already", "350 what", "", "-")),
+    ],
+)
+def test_odd_answer(ftp_server: FtpServer, command: str, answer: str) -> None:
+    """An answer of no known form costs the resumption, or is an error of ours, and never a crash."""
+    ftp_server.answers[command] = answer.encode() + b"\r\n"
+    it = source(ftp_server.serve("image", DATA), stall_s=1.0)
+    try:
+        assert gather(it) == DATA
+    except SourceUnavailable:
+        return
+    assert not it.resumable
 
 
 def test_nobody_listens() -> None:

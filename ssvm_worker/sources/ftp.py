@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ftplib
+import re
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
-from ssvm_worker.sockets import Dial, Watch, WatchedSocket, WatchedTLSSocket, connect
+from ssvm_worker.sockets import Dial, Stalled, Watch, WatchedSocket, WatchedTLSSocket, connect
 from ssvm_worker.stream import CHUNK
+from ssvm_worker.units import KiB
 from ssvm_worker.weburl import WebUrl, parse
 
 from .access import Access
@@ -17,6 +20,12 @@ from .ending import empty, whole
 from .exchange import translate
 
 Socket = WatchedSocket | WatchedTLSSocket
+
+#: Lines, and characters, of one answer. ftplib keeps all lines of an answer, without a limit.
+_MOST_LINES, _MOST_ANSWER = 64, 64 * KiB
+#: RFC 3659, 2.3 and 4.1: the answers to MDTM and SIZE.
+_TIME = re.compile(r"\d{14}(\.\d{1,9})?")
+_SIZE = re.compile(r"\d{1,19}")
 
 
 @dataclass(frozen=True)
@@ -84,15 +93,22 @@ class FtpSource:
         except ftplib.error_perm as error:
             raise _refusal(str(error), self.name) from error
         except (ftplib.Error, EOFError) as error:
-            raise SourceUnavailable(f"The server said: {str(error)[:200]}", self.name, "Look at the server") from error
+            raise SourceUnavailable(
+                f"The server said: {str(error)[:200]!a}", self.name, "Look at the server"
+            ) from error
+        except (ValueError, LookupError) as error:  # ftplib takes answers apart without judging them
+            what = f"The server gives an answer of no known form: {str(error)[:200]!a}"
+            raise SourceUnavailable(what, self.name, "Look at the server") from error
         except OSError as error:
             raise translate(error, self.name) from error
 
 
 def _refusal(said: str, where: str) -> WorkerError:
     if said[:3] == "550":  # not there, or no right to it: most servers do not say which
-        return SourceNotFound(f"There is no such file, or we may not read it: {said[:200]}", where, "Look at the path")
-    return SourceDenied(f"The server refuses us: {said[:200]}", where, "Give credentials, or look at the server")
+        return SourceNotFound(
+            f"There is no such file, or we may not read it: {said[:200]!a}", where, "Look at the path"
+        )
+    return SourceDenied(f"The server refuses us: {said[:200]!a}", where, "Give credentials, or look at the server")
 
 
 class _Control(ftplib.FTP):
@@ -106,7 +122,7 @@ class _Control(ftplib.FTP):
         self.host, self.port = url.host, url.port
         self.sock = connect(url.host, url.port, self._dial, self._watch())
         self.af = self.sock.family
-        self.file = self.sock.makefile("r", encoding=self.encoding)
+        self.file = self.sock.makefile("r", encoding=self.encoding, errors="replace")
         try:
             self.welcome = self.getresp()
         except BaseException:
@@ -122,20 +138,37 @@ class _Control(ftplib.FTP):
         self.login(user or "anonymous", password or "anonymous@")
         self.voidcmd("TYPE I")
 
+    def getmultiline(self) -> str:
+        """Read one answer; Stalled if its end does not come in time, ftplib's error_proto if it is too long."""
+        until = time.monotonic() + self._access.http.stall_s
+        lines = [self.getline()]
+        code = lines[0][:3]
+        # RFC 959, 4.2: "123-" begins an answer of several lines, "123 " is its last.
+        while lines[0][3:4] == "-" and not (lines[-1][:3] == code and lines[-1][3:4] != "-"):
+            lines.append(self.getline())
+            if len(lines) > _MOST_LINES or sum(map(len, lines)) > _MOST_ANSWER:
+                raise ftplib.error_proto(f"{lines[0][:80]} … an answer without an end")  # noqa: S321
+            if time.monotonic() > until:
+                raise Stalled(f"The end of an answer did not come within {self._access.http.stall_s:g} s")
+        return "\n".join(lines)
+
     def version(self, path: str) -> FtpVersion | None:
         """Size and time; None where the server tells only one of them, or neither."""
         try:
             modified = self.voidcmd(f"MDTM {path}").partition(" ")[2].strip()
-            size = self.size(path)
+            size = self.voidcmd(f"SIZE {path}").partition(" ")[2].strip()
         except ftplib.error_perm as error:
             if str(error)[:3] == "550":
                 raise
             return None
-        return FtpVersion(size, modified) if size is not None and modified else None
+        is_plain = size.isascii() and modified.isascii() and _SIZE.fullmatch(size) and _TIME.fullmatch(modified)
+        return FtpVersion(int(size), modified) if is_plain else None
 
     def retrieve(self, path: str, offset: int) -> Socket:
         """The data connection, to the host of this one, whatever address the server names (RFC 2577, 3)."""
         host, port = self.makepasv()
+        if not 0 < port < 1 << 16:
+            raise ftplib.error_proto(f"a data connection to port {port}")  # noqa: S321
         data = connect(host, port, self._dial, self._watch())
         try:
             if offset:

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -26,6 +26,13 @@ class FtpServer:
         self.cut_after: int | None = None
         self.cut_times = 1_000_000
         self.lies = False
+        #: What it says to a command in place of its own answer; to the empty one, which is the connection itself, too.
+        self.answers: dict[str, bytes] = {}
+        #: The command, or the empty one, to which its answer has no end; set when a client has left it.
+        self.endless: str | None = None
+        self.left = threading.Event()
+        #: The port to name in place of its own, for data: of something that leads there.
+        self.reached_by: Callable[[int], int] = int
         #: In place of its own address, in the answer to PASV.
         self.passive_host = "127,0,0,1"
         self._server = _Listener(("127.0.0.1", 0), _Session)
@@ -65,15 +72,31 @@ class _Session(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         self.owner, self.offset, self.user = self.server.owner, 0, ""
         self.listener: socket.socket | None = None
-        self._say("220 hello")
+        self._greet()
         while line := self.rfile.readline().decode("latin-1").strip():
             self.owner.asked.append(line)
             command, _, argument = line.partition(" ")
             act = getattr(self, f"do_{command}", None) if command not in self.owner.unknown else None
+            if self._says_instead(command):
+                continue
             if act:
                 act(argument)
             else:
                 self._say("502 what?")
+
+    def _greet(self) -> None:
+        if not self._says_instead(""):
+            self._say("220 hello")
+
+    def _says_instead(self, command: str) -> bool:
+        try:
+            while self.owner.endless == command:
+                self.wfile.write(b"220-and one more thing\r\n" * 100)
+        except OSError:
+            self.owner.left.set()
+            raise
+        self.wfile.write(self.owner.answers.get(command, b""))
+        return command in self.owner.answers
 
     def _say(self, line: str) -> None:
         self.wfile.write(f"{line}\r\n".encode("latin-1"))
@@ -102,7 +125,7 @@ class _Session(socketserver.StreamRequestHandler):
 
     def do_PASV(self, _: str) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
-        port = self.listener.getsockname()[1]
+        port = self.owner.reached_by(self.listener.getsockname()[1])
         self._say(f"227 at ({self.owner.passive_host},{port // 256},{port % 256})")
 
     def do_RETR(self, path: str) -> None:
