@@ -5,6 +5,8 @@ A digest is written ``sha256:HEX`` everywhere. ``Hasher`` is an observer for ``s
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import re
 from collections.abc import Sequence
@@ -15,7 +17,15 @@ from .errors import ChecksumMismatch, InvalidRequest
 #: Algorithms that a user may ask for, with the length of their hex form. MD5 and SHA-1 are still published by vendors.
 HEX_LENGTHS = {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}
 _BY_LENGTH = {length: name for name, length in HEX_LENGTHS.items()}
+#: Other names, without dashes: OpenSSL 3 writes SHA2-256; RFC 3230 and Java write SHA.
+_OTHER_NAMES = {"sha": "sha1", **{f"sha2{name[3:]}": name for name in HEX_LENGTHS if len(name) == 6}}
 _HEX = re.compile(r"[0-9a-fA-F]+")
+#: ``{SHA-256}HEX``, ``sha256-BASE64`` (Subresource Integrity), ``sha256:HEX`` and ``sha256=HEX``.
+_NAMED = (
+    re.compile(r"\{([^}]*)\}(.*)"),
+    re.compile(r"(sha\d{3})-([\w+/]{38,88}={0,2})"),
+    re.compile(r"([^:=]*)[:=](.*)"),
+)
 _FORMS = "sha256:HEX, {SHA-256}HEX, a bare digest, or the http(s) URL of a SHA256SUMS-style file"
 
 
@@ -35,54 +45,38 @@ def is_checksum_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
+def algorithm_of(name: str) -> str | None:
+    """Return the algorithm that a name means, in any spelling: SHA-256, sha_256, SHA2-256; None for any other."""
+    plain = re.sub(r"[-_ ]", "", name.lower())
+    plain = _OTHER_NAMES.get(plain, plain)
+    return plain if plain in HEX_LENGTHS else None
+
+
+def hex_of(value: str, algorithm: str) -> str | None:
+    """Return the lower-case hex of a digest in hex or base64; None for what is no digest of that algorithm."""
+    if _HEX.fullmatch(value):
+        return value.lower() if len(value) == HEX_LENGTHS[algorithm] else None
+    try:
+        found = base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return found.hex() if len(found) * 2 == HEX_LENGTHS[algorithm] else None
+
+
 def parse_checksum(text: str) -> Digest:
     """Read a checksum in any of the accepted forms but the URL; InvalidRequest names what is wrong."""
     text = text.strip()
-    if match := re.fullmatch(r"\{([^}]*)\}(.*)", text):
-        name, value = match.groups()
-    elif ":" in text:
-        name, _, value = text.partition(":")
-    else:
-        name, value = _BY_LENGTH.get(len(text), ""), text
-    algorithm = name.lower().replace("-", "").replace("_", "")
+    match = next(filter(None, (form.fullmatch(text) for form in _NAMED)), None)
+    name, value = match.groups() if match else (_BY_LENGTH.get(len(text), ""), text)
+    algorithm = algorithm_of(name)
     value = value.strip()
-    if algorithm not in HEX_LENGTHS:
+    if algorithm is None:
         raise InvalidRequest("Checksum of an unknown form or algorithm", text[:140], f"Give {_FORMS}")
-    if len(value) != HEX_LENGTHS[algorithm] or not _HEX.fullmatch(value):
-        raise InvalidRequest(
-            f"A {algorithm} checksum has {HEX_LENGTHS[algorithm]} hex digits, not {len(value)}",
-            text[:140],
-            f"Give {_FORMS}",
-        )
-    return Digest(algorithm, value.lower())
-
-
-#: ``HEX  name`` and ``HEX *name`` (GNU coreutils), ``ALG (name) = HEX`` (BSD, Fedora's CHECKSUM files).
-_GNU = re.compile(r"^\\?([0-9a-fA-F]{32,128})\s+[ *]?(.+?)\s*$")
-_BSD = re.compile(r"^([A-Za-z0-9-]+)\s*\((.+)\)\s*=\s*([0-9a-fA-F]{32,128})\s*$")
-
-
-def find_in_sums(sums: str, file_name: str, where: str) -> Digest:
-    """The digest that a SHA256SUMS-style file gives for *file_name*.
-
-    Lines are matched by the last part of their path; a file holding one bare digest is taken as it is.
-    Raises InvalidRequest when the file names no such file.
-    """
-    bare = sums.split()
-    if len(bare) == 1 and _HEX.fullmatch(bare[0]):
-        return parse_checksum(bare[0])
-    for line in sums.splitlines():
-        if match := _BSD.match(line):
-            algorithm, name, value = match.groups()
-        elif match := _GNU.match(line):
-            (value, name), algorithm = match.groups(), ""
-        else:
-            continue
-        if name.rsplit("/", 1)[-1] == file_name:
-            return parse_checksum(f"{algorithm}:{value}" if algorithm else value)
-    raise InvalidRequest(
-        f"The checksum file names no {file_name!r}", where, "Give the digest itself, or the sums file of this image"
-    )
+    digits = hex_of(value, algorithm)
+    if digits is None:
+        what = f"A {algorithm} checksum has {HEX_LENGTHS[algorithm]} hex digits, not {len(value)}"
+        raise InvalidRequest(what, text[:140], f"Give {_FORMS}")
+    return Digest(algorithm, digits)
 
 
 def agreed(asked: Digest | None, offered: Sequence[Digest], where: str) -> Digest | None:

@@ -55,6 +55,7 @@ LAYERS = (
         "manifest",
         "deflate",
         "digest",
+        "sums",
         "retry",
         "keys",
         "links",

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.digest import Digest
 from ssvm_worker.errors import (
     ChecksumMismatch,
     CorruptImage,
@@ -146,7 +147,7 @@ BAD = {
         "'vm.ovf' is sha256:",
     ),
     "checksums that leave one out": (ova_of(FILES | {"vm.mf": mf_of({"vm.ovf": OVF})}), UnknownFormat, "says nothing"),
-    "checksums of no form": (ova_of(FILES | {"vm.mf": b"MD5(x)= 00"}), CorruptImage, "no known form"),
+    "checksums of no form": (ova_of(FILES | {"vm.mf": b"MD5(x)= 00"}), CorruptImage, "no known form or algorithm"),
     "a disk that is missing": (ova_of(dict(list(FILES.items())[:3])), CorruptImage, "lacks a file.*vm-disk2.vmdk"),
     "a member that nobody names": (ova_of(FILES | {"x.sh": b""}), UnsafeImage, "no OVF names: 'x.sh'"),
     "two signatures": (ova_of(FILES | {"a.cert": b"", "b.cert": b""}), UnsafeImage, "a second .* signature"),
@@ -175,6 +176,28 @@ def test_refused(http_server: HttpServer, package: bytes, error: type[WorkerErro
     assert find_manifest(store, asked.artifact) is None
     download.discard(asked, attempt(store))
     assert ([*store.list()], store.sweep(0)) == ([], 0)
+
+
+@pytest.mark.parametrize("name", ["SHA256", "SHA2-256", "SHA-256", "sha256", "SHA2-512", "SHA1"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_names_of_algorithms(http_server: HttpServer, name: str, encoding: str) -> None:
+    """A .mf is taken in every spelling of its algorithm, as OpenSSL 3 has another than OpenSSL 1, and compared."""
+    algorithm = "sha1" if name == "SHA1" else f"sha{name[-3:]}"
+    text = "".join(f"{name}(./{each})= {hashlib.new(algorithm, FILES[each]).hexdigest()}\r\n" for each in FILES)
+    text += "".join(f"SHA3-256({each})= {'0' * 64}\r\n" for each in FILES)
+    run(http_server, ova_of(FILES | {"vm.mf": text.encode(encoding)}), MemoryStore("primary"))
+    with pytest.raises(WorkerError, match=f"{algorithm}:"):
+        run(http_server, ova_of(LIAR | {"vm.mf": text.encode(encoding)}), id="8")
+
+
+def test_several_algorithms() -> None:
+    """Of several digests of a file the strongest counts; two by one algorithm, or one by another, are refused."""
+    sha1, sha256 = hashlib.sha1(b"").hexdigest(), hashlib.sha256(b"").hexdigest()
+    both = f"SHA2-256(a)= {sha256}\nSHA1(a)= {sha1}\n"
+    assert ova.read_checksums(both.encode(), "") == {"a": Digest("sha256", sha256)}
+    for more in (f"SHA256(a)= {sha256}", f"SHA3-256(b)= {sha256}", f"SHA512-256(b)= {sha256}", f"SHA256(b)= {sha1}"):
+        with pytest.raises(CorruptImage, match="no known form or algorithm, or one twice"):
+            ova.read_checksums(f"{both}{more}\n".encode(), "")
 
 
 def test_wrong_checksum_of_the_package(http_server: HttpServer) -> None:

@@ -16,8 +16,9 @@ from html import escape, unescape
 from urllib.parse import unquote
 from xml.etree import ElementTree as Xml
 
-from ssvm_worker.digest import HEX_LENGTHS, Digest
+from ssvm_worker.digest import HEX_LENGTHS, Digest, algorithm_of, hex_of
 from ssvm_worker.errors import CorruptImage, UnknownFormat, UnsafeImage
+from ssvm_worker.sums import decode_text
 from ssvm_worker.units import MiB
 
 from .probe import ASK_PUBLISHER
@@ -33,7 +34,9 @@ _INCLUDE = "{http://www.w3.org/2001/XInclude}"
 _HREF = re.compile(r"""(\bhref\s*=\s*)(["'])(.*?)\2""", re.DOTALL)
 _FILE = re.compile(r"<(?:[\w.-]+:)?File\b[^>]*>")
 _SIZE = re.compile(r"""(\bsize\s*=\s*)(["'])\d+\2""")
-_CHECKSUM = re.compile(r"(SHA1|SHA256|SHA512)\s*\((.+)\)\s*=\s*([0-9a-fA-F]+)")
+_CHECKSUM = re.compile(r"([A-Za-z][\w/-]*)\s*\((?:\./)?(.+)\)\s*=\s*([0-9a-fA-F]+)")
+#: Those of a ``.mf`` (DSP0243).
+ALGORITHMS = ("sha1", "sha256", "sha512")
 _EXPORT = "Export the VM again as an OVA, e.g. with ovftool"
 
 
@@ -176,17 +179,36 @@ def resized(data: bytes, sizes: Mapping[str, int], where: str) -> bytes:
 
 
 def read_checksums(data: bytes, where: str) -> dict[str, Digest]:
-    """The digests of a ``.mf`` by file: lines of ``SHA256(disk-1.vmdk)= HEX``, also SHA1 and SHA512."""
+    """Read the digests of a ``.mf`` by file: lines of ``SHA256(disk-1.vmdk)= HEX``.
+
+    Tools name an algorithm in several ways, and may write several for a file: the strongest counts. CorruptImage for a
+    line of another form, a file with other algorithms only, and one with two digests by the same algorithm.
+    """
     found: dict[str, Digest] = {}
-    for line in filter(None, (each.strip() for each in data.decode("utf-8-sig", "replace").splitlines())):
+    others: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    for line in filter(None, (each.strip() for each in decode_text(data).splitlines())):
         match = _CHECKSUM.fullmatch(line)
-        algorithm = match[1].lower() if match else ""
-        if not match or match[2] in found or len(match[3]) != HEX_LENGTHS[algorithm]:
-            raise CorruptImage(
-                f"The .mf has a line of no known form, or one twice: {line[:80]!a}", where, ASK_PUBLISHER
-            )
-        found[match[2]] = Digest(algorithm, match[3].lower())
+        if not match:
+            raise _unknown(line, where)
+        algorithm, name = algorithm_of(match[1]), match[2]
+        if algorithm not in ALGORITHMS:
+            others[name] = line
+            continue
+        digits = hex_of(match[3], algorithm)
+        if digits is None or (name, algorithm) in seen:
+            raise _unknown(line, where)
+        seen.add((name, algorithm))
+        if name not in found or HEX_LENGTHS[algorithm] > HEX_LENGTHS[found[name].algorithm]:
+            found[name] = Digest(algorithm, digits)
+    for name in others.keys() - found.keys():
+        raise _unknown(others[name], where)
     return found
+
+
+def _unknown(line: str, where: str) -> CorruptImage:
+    what = f"The .mf has a line of no known form or algorithm, or one twice: {line[:80]!a}"
+    return CorruptImage(what, where, ASK_PUBLISHER)
 
 
 def write_checksums(digests: Mapping[str, Digest]) -> bytes:

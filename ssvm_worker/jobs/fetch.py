@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ssvm_worker.digest import Digest, Hasher, agreed, find_in_sums, is_checksum_url, parse_checksum
+from ssvm_worker.digest import Digest, Hasher, agreed, is_checksum_url, parse_checksum
 from ssvm_worker.errors import InvalidRequest, TooLarge
 from ssvm_worker.manifest import Manifest, read_draft
 from ssvm_worker.stream import RAISE_LIMIT, Resuming, Store, limit, tap
+from ssvm_worker.sums import find_in_sums
 from ssvm_worker.units import human_size
 
 from .attempt import Attempt, RemoteSource
@@ -24,16 +25,11 @@ def find_expected(request: Request, attempt: Attempt) -> Digest | None:
     """The checksum that was asked for, fetched if it is a URL."""
     if request.checksum is None:
         return None
-    if not is_checksum_url(request.checksum):
-        return _strong(parse_checksum(request.checksum), attempt)
-    sums = attempt.doors.text(request.checksum, check=attempt.check)
-    name = unquote(urlsplit(request.url).path).rsplit("/", 1)[-1]
-    return _strong(find_in_sums(sums, name, safe_url(request.checksum)), attempt)
-
-
-def _strong(checksum: Digest, attempt: Attempt) -> Digest:
-    """The checksum, if the settings take its kind."""
     taken = attempt.limits.checksums
+    if is_checksum_url(request.checksum):
+        sums = attempt.doors.text(request.checksum, check=attempt.check)
+        return find_in_sums(sums, unquote(urlsplit(request.url).path), safe_url(request.checksum), taken)
+    checksum = parse_checksum(request.checksum)
     if checksum.algorithm not in taken:
         what = f"The settings take no {checksum.algorithm} checksums"
         raise InvalidRequest(what, "checksum", f"Give one of {', '.join(taken)}")

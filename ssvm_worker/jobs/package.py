@@ -30,8 +30,6 @@ from .targets import Targets
 
 #: What is kept of files that are no disks, all together: an NVRAM has some 270 KiB. They are held in memory.
 _MAX_OTHERS = 16 * MiB
-#: The algorithms of a `.mf` that is the last member: a disk must be hashed before it is known which.
-_ANY = ("sha1", "sha256", "sha512")
 _AGAIN = "Ask its publisher for a whole one"
 
 
@@ -109,7 +107,7 @@ class Package:
     def _read(self, member: Member, most: int) -> bytes:
         """A small member, hashed."""
         data = self._unhashed(member, most)
-        hasher = Hasher(*_ANY)
+        hasher = Hasher(*ova.ALGORITHMS)
         hasher(data)
         self._note(member, hasher)
         return data
@@ -125,7 +123,8 @@ class Package:
 
     def _store_disk(self, member: Member, name: str) -> Entry:
         expected = (self._expected or {}).get(member.name)
-        hasher = Hasher(*([expected.algorithm] if expected else () if self._expected else _ANY))
+        # Where the `.mf` is the last member, a disk is hashed before it is known by which algorithm.
+        hasher = Hasher(*([expected.algorithm] if expected else () if self._expected else ova.ALGORITHMS))
         where = f"{self.where}: {member.name}"
         one = ImagePass(self.attempt, "vmdk", where, hasher, verify=partial(hasher.verify, expected, where))
         key, owner = self.artifact.key(name), self.attempt.owner

@@ -7,6 +7,7 @@ from contextlib import closing
 
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable
 from ssvm_worker.stream import CHUNK, Check, limit
+from ssvm_worker.sums import decode_text
 from ssvm_worker.units import MiB
 from ssvm_worker.weburl import check_headers, parse
 
@@ -168,4 +169,4 @@ def fetch_text(
 ) -> str:
     """A small text, such as a SHA256SUMS file, by the same rules; TooLarge above *most* bytes."""
     source = HttpSource(url, settings, headers=headers, check=check)
-    return b"".join(limit(source.open(), most, source.name)).decode("utf-8", "replace")
+    return decode_text(b"".join(limit(source.open(), most, source.name)))

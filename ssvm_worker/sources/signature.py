@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ssvm_worker.errors import ConfigError, SourceDenied, SourceNotFound, SourceUnavailable
 from ssvm_worker.stream import Check, limit
+from ssvm_worker.sums import decode_text
 from ssvm_worker.units import KiB, MiB
 
 from .exchange import HttpSettings
@@ -39,7 +40,7 @@ def fetch_signed(url: str, settings: HttpSettings, keyring: Keyring, check: Chec
     """
     data = _fetch(url, settings, check, MiB)
     if data.lstrip().startswith(_CLEAR):
-        return _verified(keyring, url, data).decode("utf-8", "replace")
+        return decode_text(_verified(keyring, url, data))
     for ending in _ENDINGS:
         path, mark, query = url.partition("?")
         try:
@@ -47,14 +48,14 @@ def fetch_signed(url: str, settings: HttpSettings, keyring: Keyring, check: Chec
         except SourceNotFound:
             continue
         _verified(keyring, url, data, signature)
-        return data.decode("utf-8", "replace")
+        return decode_text(data)
     if keyring.required:
         raise SourceDenied(
             "The checksum file is not signed",
             HttpSource(url, settings).name,
             f"Looked for {', '.join(_ENDINGS)} beside it. Give the digest itself, or set download.require_signature",
         )
-    return data.decode("utf-8", "replace")
+    return decode_text(data)
 
 
 def _fetch(url: str, settings: HttpSettings, check: Check, most: int) -> bytes:

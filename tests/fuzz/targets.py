@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ssvm_worker.codecs import tar
 from ssvm_worker.codecs.pull import Pull
-from ssvm_worker.digest import Hasher, find_in_sums, parse_checksum
+from ssvm_worker.digest import Hasher, parse_checksum
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.formats import Inspection, ova
 from ssvm_worker.formats.extents import vmdk_extents
@@ -24,6 +24,7 @@ from ssvm_worker.manifest import Manifest
 from ssvm_worker.sources.metalink import parse_metalink
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Owner, put_bytes, read_bytes
+from ssvm_worker.sums import find_in_sums
 from ssvm_worker.units import MiB
 from ssvm_worker.vmware import ovf
 from ssvm_worker.weburl import parse
