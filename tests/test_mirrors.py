@@ -201,6 +201,39 @@ def test_metalink_by_content(http_server: HttpServer, other: HttpServer) -> None
     assert read_bytes(store, "template/tmpl/2/7/7.raw") == IMAGE
 
 
+def metalink_3(*urls: str, digest: str = hashlib.sha256(IMAGE).hexdigest(), kind: str = "sha256") -> bytes:
+    """A document of version 3, with the best URL last, and a torrent that is better than all."""
+    lines = "".join(
+        f'<url type="{url.partition(":")[0]}" location="de" preference="{number}">{url}</url>'
+        for number, url in zip(range(90, 90 + len(urls)), reversed(urls), strict=True)
+    )
+    return (
+        '<?xml version="1.0" encoding="ISO-8859-1"?><metalink version="3.0" xmlns="http://www.metalinker.org/"><files>'
+        f'<file name="image"><size>{len(IMAGE)}</size><verification><hash type="md5sum">?</hash>'
+        f'<hash type="{kind}">{digest}</hash><pieces type="sha1" length="4"><hash piece="0">00</hash></pieces>'
+        f'</verification><resources><url type="bittorrent" preference="100">{urls[0]}.torrent</url>{lines}</resources>'
+        "</file></files></metalink>"
+    ).encode()
+
+
+@pytest.mark.parametrize("name", ["image.metalink", "image.iso"])
+@pytest.mark.parametrize("kind", ["sha256", "SHA-256", "sha2-256"])
+def test_metalink_of_version_3(http_server: HttpServer, other: HttpServer, name: str, kind: str) -> None:
+    """A metalink of version 3 is read as well, by its ending or by what it is, with the best place first."""
+    store = MemoryStore("primary")
+    document = metalink_3(other.serve("image", IMAGE), http_server.url("image"), kind=kind)
+    download.run(request(http_server.serve(name, document)), attempt(store))
+    assert read_bytes(store, "template/tmpl/2/7/7.raw") == IMAGE
+    assert [each.path for each in http_server.requests] == [f"/{name}"]
+
+
+def test_metalink_of_version_3_is_compared(http_server: HttpServer) -> None:
+    """Its hash is what the file must have."""
+    document = metalink_3(http_server.serve("image", IMAGE), digest="0" * 64)
+    with pytest.raises(ChecksumMismatch, match="checksum is wrong"):
+        download.run(request(http_server.serve("image.metalink", document)), attempt())
+
+
 @pytest.mark.parametrize("checksum", [None, "sha256:" + "1" * 64])
 def test_metalink_by_content_is_compared(http_server: HttpServer, checksum: str | None) -> None:
     """Its hash is what the file must have, and what the request must agree with."""
@@ -290,7 +323,7 @@ ENTITY = '<!DOCTYPE x [<!ENTITY a "aaaa">]><metalink xmlns="urn:ietf:params:xml:
         pytest.param(metalink("http://a").decode().replace("</file>", '</file><file name="b"/>'), id="two files"),
         pytest.param(metalink("http://a", digest="abc").decode(), id="broken hash"),
         pytest.param(metalink("http://a").decode().replace("<size>", "<size>-"), id="negative size"),
-        pytest.param('<metalink xmlns="http://www.metalinker.org/"><files/></metalink>', id="version 3"),
+        pytest.param('<metalink xmlns="http://www.metalinker.org/"><files/></metalink>', id="version 3, no file"),
         pytest.param(metalink(*(f"http://a/{n}" for n in range(101))).decode(), id="a hundred and one URLs"),
     ],
 )
