@@ -1,0 +1,193 @@
+"""A peer that falls silent holds nobody: at each point of each conversation, the stall limit or a cancel ends the wait.
+
+A row is one thing that a job does over the network, with a real server. A proxy before the server lets a conversation
+come to a certain point, for each point of it, and then passes nothing more; all connections stay open.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.addresses import AddressRule
+from ssvm_worker.errors import Cancelled, Retryable, WorkerError
+from ssvm_worker.sources import find_source
+from ssvm_worker.sources.access import Access
+from ssvm_worker.sources.exchange import HttpSettings
+from ssvm_worker.stores.put import PutSettings, PutSink
+from ssvm_worker.stream import Check
+from tests.servers.ftp import FtpServer
+from tests.servers.http import HttpServer
+from tests.servers.hush import Hush
+from tests.servers.sftp import SftpServer
+from tests.waiting import PATIENCE_S
+
+DATA = random.Random(13).randbytes(200_000)
+#: More than all buffers between a client and a server hold.
+BULK = random.Random(14).randbytes(1 << 20) * 24
+#: Bytes into a turn at which a peer falls silent: before it, within its first line or packet, and far within a body.
+SIZES = (0, 1, 30_000)
+LOOPBACK = AddressRule(("127.0.0.0/8",))
+NEVER_S = 1e6
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends a wait."""
+
+    check: Check
+    stall_s: float
+
+    def http(self, ca_file: str | None = None) -> HttpSettings:
+        """For sources."""
+        return HttpSettings(LOOPBACK, connect_timeout_s=self.stall_s, stall_s=self.stall_s, ca_file=ca_file)
+
+    def put(self, ca_file: str | None = None) -> PutSettings:
+        """For destinations."""
+        return PutSettings(LOOPBACK, connect_timeout_s=self.stall_s, stall_s=self.stall_s, ca_file=ca_file)
+
+
+#: Does one thing through a network, within limits; returns whether it was done whole.
+Act = Callable[[Limits], bool]
+
+
+def _get(url: str, access: Access) -> bool:
+    return b"".join(find_source([url], access, None).open()) == DATA
+
+
+@contextmanager
+def http(hush: Hush, tmp_path: Path, tls: bool = False) -> Iterator[Act]:
+    """A download over HTTP."""
+    server = HttpServer(tls=tls)
+    server.serve("image", DATA)
+    url = f"{'https' if tls else 'http'}://127.0.0.1:{hush.before(server.port)}/image"
+    ca_file = server.ca_file(tmp_path) if tls else None
+    yield lambda limits: _get(url, Access(limits.http(ca_file), check=limits.check))
+    server.close()
+
+
+@contextmanager
+def ftp(hush: Hush, tmp_path: Path) -> Iterator[Act]:
+    """A download over FTP, with its data connection."""
+    server = FtpServer()
+    server.reached_by = hush.before
+    server.serve("image", DATA)
+    url = f"ftp://127.0.0.1:{hush.before(server.port)}/image"
+    yield lambda limits: _get(url, Access(limits.http(), check=limits.check))
+    server.close()
+
+
+@contextmanager
+def sftp(hush: Hush, tmp_path: Path) -> Iterator[Act]:
+    """A download over SSH."""
+    server = SftpServer(tmp_path)
+    server.serve("image", DATA)
+    port, keys = hush.before(server.port), server.known_hosts
+    keys.write_text(keys.read_text().replace(f":{server.port} ", f":{port} "))
+
+    def act(limits: Limits) -> bool:
+        access = Access(limits.http(), check=limits.check, username="joe", password="secret", known_hosts=str(keys))
+        return _get(f"sftp://127.0.0.1:{port}/image", access)
+
+    yield act
+    server.close()
+
+
+@contextmanager
+def put(hush: Hush, tmp_path: Path, tls: bool = False) -> Iterator[Act]:
+    """An upload by one PUT."""
+    server = HttpServer(tls=tls)
+    server.take("image")
+    url = f"{'https' if tls else 'http'}://127.0.0.1:{hush.before(server.port)}/image"
+    ca_file = server.ca_file(tmp_path) if tls else None
+
+    def act(limits: Limits) -> bool:
+        with PutSink(url, len(BULK), limits.put(ca_file), check=limits.check) as sink:
+            for start in range(0, len(BULK), 1 << 20):
+                sink.write(BULK[start : start + (1 << 20)])
+            return sink.commit().size == len(BULK)
+
+    yield act
+    server.close()
+
+
+ROWS = {
+    "http source": http,
+    "https source": partial(http, tls=True),
+    "ftp source": ftp,
+    "sftp source": sftp,
+    "http put": put,
+    "https put": partial(put, tls=True),
+}
+
+
+class Stage:
+    """One row, up to one point of its conversation."""
+
+    def __init__(self, row: str, folder: Path, turn: int | None = None, size: int = 0) -> None:
+        self._row, self._folder = ROWS[row], folder
+        self._hush = Hush(turn, size)
+        folder.mkdir()
+
+    def run(self, stall_s: float) -> bool | WorkerError:
+        """What becomes of it; a cancel comes when the peer has fallen silent, if the stall limit never does."""
+
+        def check() -> None:
+            if stall_s == NEVER_S and self._hush.silent.is_set():
+                raise Cancelled("user")
+
+        with ExitStack() as stack:
+            stack.callback(self._hush.close)
+            act = stack.enter_context(self._row(self._hush, self._folder))
+            try:
+                return act(Limits(check, stall_s))
+            except WorkerError as error:
+                return error
+
+    @property
+    def turns(self) -> int:
+        """How many turns the conversation had."""
+        return self._hush.turns
+
+    def end(self) -> None:
+        """End its connections, and whoever waits at them."""
+        self._hush.close()
+
+
+def outcomes(row: str, folder: Path, stall_s: float) -> list[bool | WorkerError]:
+    """What becomes of the row at each point of its conversation; fails if anything still waits after PATIENCE_S."""
+    whole = Stage(row, folder / "whole")
+    assert whole.run(NEVER_S / 2) is True
+    points = [(turn, size) for turn in range(whole.turns) for size in SIZES]
+    stages = [Stage(row, folder / f"{turn}-{size}", turn, size) for turn, size in points]
+    with ThreadPoolExecutor(12) as threads:
+        running = [threads.submit(stage.run, stall_s) for stage in stages]
+        try:
+            return [each.result(PATIENCE_S) for each in running]
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for stage in stages:
+                stage.end()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_stall(tmp_path: Path, row: str) -> None:
+    """Wherever a peer falls silent, the stall limit ends the wait with an error that may pass, unless all had come."""
+    found = outcomes(row, tmp_path, 1.0)
+    assert [each for each in found if each is not True and not isinstance(each, Retryable)] == []
+    assert any(isinstance(each, Retryable) for each in found)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_cancel(tmp_path: Path, row: str) -> None:
+    """Wherever a peer falls silent, a cancel ends the wait, long before a stall limit would."""
+    found = outcomes(row, tmp_path, NEVER_S)
+    assert [each for each in found if each is not True and not isinstance(each, Cancelled)] == []
+    assert any(isinstance(each, Cancelled) for each in found)
