@@ -6,11 +6,10 @@ SDKs are imported when a part is first wanted, so that ``ssvm list`` of a direct
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -32,11 +31,12 @@ from .broker import (
 )
 from .credentials import authorization, named_credentials
 from .digest import Digest
-from .errors import InvalidRequest
+from .errors import ConfigError, InvalidRequest
 from .jobs.attempt import Attempt, Boots, Limits, Progress, RemoteSource
 from .jobs.request import redact
 from .jobs.retention import Rule, Rules
 from .links import Signer, local_key
+from .ownstores import refuse_stores
 from .pace import Pace
 from .quota import Limits as Quotas
 from .sections import Section
@@ -74,20 +74,32 @@ __all__ = [
     "shown",
 ]
 
+#: What S3 stores and credentials have in common.
+_S3_VALUES = ("endpoint", "region", "access_key", "secret_key", "addressing", "ca_file", "proxy", "stall_s", "commit_s")
 #: Made when the worker starts, so that its processes share it.
 _PACE = Pace()
+
+
+def _unchecked() -> None:
+    """For callers that cannot be cancelled."""
 
 
 class Stores(Mapping[str, Store]):
     """The image stores of the settings by name, each opened when it is first asked for."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, check: Check = _unchecked) -> None:
+        """*check* is called while a store waits for its server, and raises if the caller must stop."""
         self._settings = settings
+        self._check = check
         self._opened: dict[str, Store] = {}
+
+    def checked(self, check: Check) -> Stores:
+        """Return the same stores, opened again, with another *check*."""
+        return Stores(self._settings, check)
 
     def __getitem__(self, name: str) -> Store:
         if name not in self._opened:
-            self._opened[name] = _open(name, self._settings)
+            self._opened[name] = _open(name, self._settings, self._check)
         return self._opened[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -108,22 +120,17 @@ def open_store_named(settings: Settings, name: str) -> Store:
     return stores[name]
 
 
-def _open(name: str, settings: Settings) -> Store:
+def _open(name: str, settings: Settings, check: Check) -> Store:
     store = settings.stores[name]
     if store.url.startswith("nfs://"):
         return open_store(name, store.url, **_nfs_values(settings))
     values = {key: _revealed(value) for key, value in store if key not in ("url", "backup_mode")}
-    return open_store(name, store.url, notes_dir=settings.state_dir / "s3", **values)
+    return open_store(name, store.url, notes_dir=settings.state_dir / "s3", check=check, **values)
 
 
 def _nfs_values(settings: Settings) -> dict[str, Any]:
     nfs = settings.nfs
     return {**_given(nfs), "mount_root": nfs.mount_root or settings.state_dir / "nfs"}
-
-
-def _bucket(url: str) -> str:
-    """The bucket of an s3:// URL; empty for any other."""
-    return urlsplit(url).netloc if url.startswith("s3://") else ""
 
 
 def _given(section: Section) -> dict[str, Any]:
@@ -175,12 +182,16 @@ class Outside:
     ) -> Sink:
         """Where an upload goes."""
         values = self._s3_values(url, credentials) | self._upload_values()
-        headers = {**headers, **authorization(named_credentials(self.settings, credentials))}
+        named = named_credentials(self.settings, credentials, url)
+        refuse_stores(self.settings, url, values.get("endpoint"))
+        headers = {**headers, **authorization(named)}
         return open_destination(url, size, owner=attempt.owner, headers=headers, check=attempt.check, **values)
 
-    def sweep_destination(self, url: str, *, credentials: str | None) -> None:
+    def sweep_destination(self, url: str, *, credentials: str | None, check: Check) -> None:
         """Abort uploads that dead attempts have left open there."""
-        sweep_destination(url, **self._s3_values(url, credentials))
+        values = self._s3_values(url, credentials)
+        refuse_stores(self.settings, url, values.get("endpoint"))
+        sweep_destination(url, check=check, **values)
 
     def vcenter(self, name: str, *, check: Check) -> Any:
         """A session with that vCenter; a context manager."""
@@ -198,30 +209,46 @@ class Outside:
 
         return Origins(self.settings, lambda name: open_store_named(self.settings, name), self._s3_origin)
 
-    def _s3_origin(self, url: str, credentials: str | None) -> Source:
+    def _s3_origin(self, url: str, credentials: str | None, check: Check) -> Source:
         """Without keys nothing is signed: a stranger's URL must not be read by the keys of our stores or machine."""
-        values = self._s3_values(url, credentials) if credentials else {}
-        return open_origin(url, **values, anonymous=not values.get("access_key"))
+        download = self.settings.download
+        values = self._s3_values(url, credentials, download.allow_stores) if credentials else {}
+        refuse_stores(self.settings, url, values.get("endpoint"), download.allow_stores)
+        values |= {"stall_s": download.stall_s, "connect_timeout_s": download.connect_timeout_s, "check": check}
+        anonymous = not values.get("access_key") and not self._by_role(credentials)
+        return open_origin(url, **values, anonymous=anonymous)
 
     def _upload_values(self) -> dict[str, Any]:
         upload = self.settings.upload
         rule = AddressRule(upload.allow_networks) if upload.allow_networks else None
         return {"rule": rule, "http_ca_file": str(upload.ca_file) if upload.ca_file else None}
 
-    def _s3_values(self, url: str, name: str | None) -> dict[str, Any]:
-        """Endpoint and keys by that name; without one those of the store that is in the same bucket, if there is one.
+    def _s3_values(self, url: str, name: str | None, allow_stores: Collection[str] | None = None) -> dict[str, Any]:
+        """Endpoint and keys by that name; nothing for another URL than s3://.
 
-        Else nothing, and the SDK looks for itself: environment, instance role.
+        The keys of a store are lent to downloads only, from the stores of *allow_stores*. Neither they nor the role of
+        the machine are ever used unasked: who sends a request chooses its bucket.
         """
-        stores = self.settings.stores
-        if name in stores:
-            found: Any = stores[name]
-        elif name is not None:
-            found = named_credentials(self.settings, name)
+        if url.partition(":")[0].lower() != "s3":
+            return {}
+        found: Any
+        if name in self.settings.stores and name in (allow_stores or ()):
+            found = self.settings.stores[name]
+        elif name is None or name in self.settings.stores:
+            raise InvalidRequest(
+                f"The keys of the image store {name!r} are for its own jobs" if name else "s3:// needs credentials",
+                "credentials",
+                f"Name one of [credentials.NAME]: {', '.join(self.settings.credentials) or 'there is none'}",
+            )
         else:
-            found = next((each for each in stores.values() if _bucket(each.url) == _bucket(url)), None)
-        wanted = ("endpoint", "region", "access_key", "secret_key", "addressing", "ca_file")
-        return {key: _revealed(value) for key, value in found if key in wanted} if found and _bucket(url) else {}
+            found = named_credentials(self.settings, name, url)
+            if allow_stores is None and not found.access_key and not found.machine_role:
+                what = f"The credentials {name!r} have no S3 keys"
+                raise ConfigError(what, f"credentials.{name}", "Set access_key and secret_key, or machine_role")
+        return {key: _revealed(value) for key, value in found if key in _S3_VALUES}
+
+    def _by_role(self, name: str | None) -> bool:
+        return name in self.settings.credentials and self.settings.credentials[name].machine_role
 
 
 def make_attempt(

@@ -1,25 +1,83 @@
-"""The credentials that requests name, from the settings."""
+"""The credentials that requests name, from the settings, and the hosts and buckets that may see them."""
 
 from __future__ import annotations
 
 import base64
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
 
-from .errors import InvalidRequest
+from .errors import ConfigError, InvalidRequest
 from .settings import Credentials, Settings
 
+#: Schemes by which everyone on the way can read what is sent.
+_PLAINTEXT = ("http", "ftp")
 
-def named_credentials(settings: Settings, name: str | None) -> Credentials | None:
-    """What a request's ``credentials`` names; None for none, and for an image store, which has keys only."""
+
+def named_credentials(settings: Settings, name: str | None, url: str) -> Credentials | None:
+    """Return what a request's ``credentials`` names, None for none and for an image store, which has keys only.
+
+    Raises InvalidRequest for a name that is unknown, or whose credentials *url* may not see; ConfigError if its section
+    does not say who may.
+    """
     if name is None or name in settings.stores:
         return None
     if name not in settings.credentials:
         known = ", ".join(settings.credentials) or "none"
         raise InvalidRequest(f"There are no credentials named {name!r}", "credentials", f"The settings have: {known}")
-    return settings.credentials[name]
+    named = settings.credentials[name]
+    if url.partition(":")[0].lower() == "s3":
+        _check_bucket(named, name, url)
+    elif named.username or named.token or named.certificate_file or named.private_key_file:
+        _check_host(named, name, url)
+    return named
+
+
+def _check_bucket(named: Credentials, name: str, url: str) -> None:
+    bucket = url.partition("://")[2].partition("/")[0]
+    if named.buckets and not any(fnmatchcase(bucket, each) for each in named.buckets):
+        raise InvalidRequest(
+            f"The credentials {name!r} are not for the bucket {bucket[:64]!r}",
+            "credentials",
+            f"credentials.{name}.buckets has: {', '.join(named.buckets)}",
+        )
+
+
+def _check_host(named: Credentials, name: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").rstrip(".").lower(), parts.port
+    except ValueError as error:
+        raise InvalidRequest(f"This is no URL: {error}", "url", "Give https://host/path") from error
+    if not named.hosts:
+        raise ConfigError(
+            f"The credentials {name!r} name no hosts that may see them",
+            f"credentials.{name}.hosts",
+            f'Add hosts = ["{host}"] if that host may',
+        )
+    port = port or {"http": 80, "https": 443, "ftp": 21}.get(parts.scheme, 22)
+    if not any(_matches(host, port, each.lower()) for each in named.hosts):
+        raise InvalidRequest(
+            f"The credentials {name!r} are not for the host {host[:64]!r}",
+            "credentials",
+            f"credentials.{name}.hosts has: {', '.join(named.hosts)}",
+        )
+    if parts.scheme in _PLAINTEXT and not named.allow_plaintext:
+        raise InvalidRequest(
+            f"The credentials {name!r} may not be sent unencrypted by {parts.scheme}://",
+            "url",
+            f"Give an https:// or sftp:// URL, or set credentials.{name}.allow_plaintext",
+        )
+
+
+def _matches(host: str, port: int, pattern: str) -> bool:
+    given, _, its_port = pattern.rpartition(":")
+    if its_port.isdecimal() and (given.endswith("]") or (given and ":" not in given)):
+        return fnmatchcase(host, given.strip("[]")) and port == int(its_port)
+    return fnmatchcase(host, pattern.strip("[]"))
 
 
 def authorization(named: Credentials | None) -> dict[str, str]:
-    """The header that they stand for."""
+    """Return the header that they stand for."""
     if named and named.token:
         return {"Authorization": f"Bearer {named.token.get_secret_value()}"}
     if named and named.username is not None:

@@ -30,6 +30,8 @@ class WorkerError(Exception):
 
     exit_code = EXIT_PERMANENT
     retryable = False
+    #: Seconds after which the peer wants to be asked again; 0: it does not say.
+    after_s = 0.0
     #: What was done nevertheless: by a job of many parts, or with a backup short of a disk.
     result: dict[str, object] | None = None
 
@@ -75,7 +77,7 @@ class StoreUnavailable(Retryable):
 
 
 class StoreAway(StoreUnavailable):
-    """The store does not answer at all; the job waits until it does, and no attempt is counted."""
+    """The store serves nobody now; the job waits until it does, and no attempt is counted."""
 
 
 class LeaseLost(Retryable):

@@ -10,6 +10,7 @@ from .addresses import AddressRule
 from .credentials import authorization, named_credentials
 from .digest import Digest
 from .errors import InvalidRequest
+from .ownstores import refuse_stores
 from .settings import Credentials, Settings
 from .sources import find_source
 from .sources.access import Access
@@ -30,7 +31,7 @@ class Origins:
     #: The image store of a name.
     store: Callable[[str], Store]
     #: The reader of an s3:// URL, given the name of credentials or None for anonymous access.
-    s3: Callable[[str, str | None], Source]
+    s3: Callable[[str, str | None, Check], Source]
 
     def source(
         self,
@@ -43,7 +44,9 @@ class Origins:
         validator: dict[str, Any] | None,
     ) -> Mirrors:
         """The object that the first URL names, or any other."""
-        download, named = self.settings.download, named_credentials(self.settings, credentials)
+        download, named = self.settings.download, named_credentials(self.settings, credentials, urls[0])
+        for url in urls:
+            self._refuse_stores(url)
         access = Access(
             self._http(named),
             {**headers, **authorization(named)},
@@ -53,21 +56,26 @@ class Origins:
             directories=download.allow_directories,
             known_hosts=_text(download.known_hosts),
             private_key=_text(named.private_key_file) if named else None,
-            stored=lambda url: self._stored(url, credentials),
+            stored=lambda url: self._stored(url, credentials if url == urls[0] else None, check),
         )
         return find_source(urls, access, checksum, validator)
 
     def text(self, url: str, *, check: Check) -> str:
         """A small text; with a keyring in the settings, one that is signed."""
         download = self.settings.download
+        self._refuse_stores(url)
         if download.keyring is None:
             return fetch_text(url, self._http(None), check=check)
         return fetch_signed(url, self._http(None), Keyring(download.keyring, download.require_signature), check)
 
-    def _stored(self, url: str, credentials: str | None) -> Source:
+    def _refuse_stores(self, url: str) -> None:
+        if url.partition(":")[0].lower() != "s3":  # there the endpoint of the credentials counts
+            refuse_stores(self.settings, url, allowed=self.settings.download.allow_stores)
+
+    def _stored(self, url: str, credentials: str | None, check: Check) -> Source:
         scheme, _, rest = url.partition(":")
         if scheme.lower() == "s3":
-            return self.s3(url, credentials)
+            return self.s3(url, credentials, check)
         name, _, key = rest.partition("/")
         allowed = self.settings.download.allow_stores
         if name not in allowed:

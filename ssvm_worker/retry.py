@@ -13,6 +13,8 @@ _PATIENT_TRIES = 230
 _PATIENT_FACTOR = 6
 
 
+#: Seconds that a peer may ask a job to wait, at the most.
+_MOST_S = 600.0
 #: Seconds between two looks of a job at a store that is away, at the most.
 _AWAY_S = 30.0
 
@@ -53,9 +55,10 @@ def decide(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecis
             return RetryDecision("queued", counted=False)
         return RetryDecision("failed" if error.reason == "deadline" else "cancelled")
     if isinstance(error, StoreAway):
-        return RetryDecision("queued", random.uniform(_AWAY_S / 2, _AWAY_S), counted=False)  # noqa: S311 - jitter
+        delay_s = random.uniform(_AWAY_S / 2, _AWAY_S)  # noqa: S311 - jitter
+        return RetryDecision("queued", max(delay_s, min(error.after_s, _MOST_S)), counted=False)
     if isinstance(error, WorkerError) and error.retryable and number < policy.max_attempts:
-        return RetryDecision("queued", delay_s=backoff(number, policy))
+        return RetryDecision("queued", max(backoff(number, policy), min(error.after_s, _MOST_S)))
     return RetryDecision("failed")
 
 

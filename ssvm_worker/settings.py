@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from .brokerurl import sentinels
 from .digest import HEX_LENGTHS
@@ -17,6 +17,23 @@ from .units import GiB, TiB
 
 LANES = ("download", "upload", "backup", "maintenance")
 Addressing = Literal["auto", "path", "virtual"]
+
+
+def _host(value: tuple[str, ...]) -> tuple[str, ...]:
+    for each in value:
+        if not each or "/" in each or "@" in each:
+            raise ValueError(f"{each!r} is no host: give names such as *.example.com or 10.0.0.5:8443, and no URL")
+    return value
+
+
+def _proxy(value: SecretStr | None) -> SecretStr | None:
+    if value and not value.get_secret_value().startswith(("http://", "https://")):
+        raise ValueError("must be http://[user:password@]host:port")
+    return value
+
+
+Hosts = Annotated[tuple[str, ...], BeforeValidator(split), AfterValidator(_host)]
+S3Proxy = Annotated[SecretStr | None, AfterValidator(_proxy)]
 
 
 class Broker(SecretFields):
@@ -154,6 +171,12 @@ class StoreSettings(SecretFields):
     #: Where the bucket's name stands in a URL: path, virtual (in the host's name), or auto: path at an endpoint.
     addressing: Addressing = "auto"
     ca_file: Path | None = None
+    #: http://[user:password@]host:port; the environment's proxies are not used.
+    proxy: S3Proxy = None
+    #: Seconds without a byte, after which a call is given up; of a call that makes an object of its parts, until the
+    #: answer.
+    stall_s: Seconds = 60.0
+    commit_s: Seconds = 600.0
 
 
 class Nfs(Section):
@@ -182,11 +205,23 @@ class Nfs(Section):
 class Credentials(SecretFields):
     """What a job's ``credentials`` names: S3 keys, a user and password, a bearer token, certificates, a key."""
 
+    #: Hosts that may see user, password, token, certificate and private key: names with ``*``, and a port if one is
+    #: given. None by default: who sends a request chooses its URL.
+    hosts: Hosts = ()
+    #: Whether they may also be sent by http:// and ftp://.
+    allow_plaintext: bool = False
+    #: Buckets that the S3 keys are for, with ``*``; all by default, as the service knows what the keys may do.
+    buckets: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
+    #: Without keys, use what the SDK finds: the environment's, the machine's role. Needs buckets.
+    machine_role: bool = False
     endpoint: str | None = None
     region: str = "us-east-1"
     access_key: SecretStr | None = None
     secret_key: SecretStr | None = None
     addressing: Addressing = "auto"
+    proxy: S3Proxy = None
+    stall_s: Seconds = 60.0
+    commit_s: Seconds = 600.0
     username: str | None = None
     password: SecretStr | None = None
     token: SecretStr | None = None
@@ -194,6 +229,12 @@ class Credentials(SecretFields):
     #: Our own certificate with its key, for TLS; a private key for sftp://.
     certificate_file: Path | None = None
     private_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _role_has_buckets(self) -> Credentials:
+        if self.machine_role and (not self.buckets or self.access_key):
+            raise ValueError("machine_role needs buckets = [...], and no access_key")
+        return self
 
 
 class VCenter(SecretFields):

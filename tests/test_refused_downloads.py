@@ -77,7 +77,10 @@ STRICT: dict[str, Any] = {"download": {"allow_networks": []}}
 @pytest.mark.parametrize("scheme", ["http", "https", "ftp", "sftp"])
 def test_address(scheme: str, host: str) -> None:
     """An address that is not public, in any notation and by any scheme, is refused for good, and no packet is sent."""
-    given = {"credentials": {"me": {"username": "joe"}}, "download": STRICT["download"] | {"known_hosts": "/dev/null"}}
+    given = {
+        "credentials": {"me": {"username": "joe", "hosts": ["*"], "allow_plaintext": True}},
+        "download": STRICT["download"] | {"known_hosts": "/dev/null"},
+    }
     with pytest.raises(SourceDenied, match=r"download\.allow_networks"):
         run(f"{scheme}://{host}/image", given, credentials="me")
 

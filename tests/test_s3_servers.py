@@ -88,7 +88,7 @@ def test_features_are_probed_once(rclone_s3: RcloneS3, tmp_path: Path) -> None:
     s3_features._KNOWN.clear()  # as in another process
     calls = calls_of(later)
     put_bytes(later, "b", b"1", ME)
-    assert (later.features, calls) == (Features(), ["HeadBucket", "PutObject", "HeadObject"])
+    assert (later.features, calls) == (Features(), ["HeadBucket", "HeadObject", "PutObject", "HeadObject"])
     assert S3Server.secret_key not in "".join(each.read_text() for each in (tmp_path / "s3").iterdir())
 
 
@@ -222,12 +222,9 @@ def test_one_key_at_two_services(s3_server: S3Server, rclone_s3: RcloneS3) -> No
     assert stores[0]._bucket.client is not stores[1]._bucket.client
 
 
-def test_virtual_host_style(
-    faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_virtual_host_style(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str) -> None:
     """Told so, the bucket's name stands in the host's name, and is signed there."""
-    monkeypatch.setenv("HTTP_PROXY", faulty_s3.endpoint)
-    settings = settings_of(s3_server, endpoint=f"http://{DOMAIN}", addressing="virtual")
+    settings = settings_of(s3_server, endpoint=f"http://{DOMAIN}", addressing="virtual", proxy=faulty_s3.endpoint)
     store = S3Store("archive", s3_bucket, f"virtual-{next(_NUMBERS)}", settings)
     put(store, "a/object", BIG)
     assert (get(store, "a/object") == BIG, keys(store)) == (True, ["a/object"])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ssvm_worker.digest import HEX_LENGTHS, Digest
 from ssvm_worker.errors import Cancelled, InvalidRequest
@@ -112,11 +112,19 @@ class Doors(Protocol):
     ) -> Sink:
         """Where an upload goes: s3://bucket/key, or an http(s) URL that takes a PUT."""
 
-    def sweep_destination(self, url: str, *, credentials: str | None) -> None:
+    def sweep_destination(self, url: str, *, credentials: str | None, check: Check) -> None:
         """Abort uploads to exactly this destination that dead attempts have left open."""
 
     def vcenter(self, name: str, *, check: Check) -> Any:
         """A session with the vCenter of that name in the settings; see vmware.session."""
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """Stores that can be told what to call while they wait for a server."""
+
+    def checked(self, check: Check) -> Mapping[str, Store]:
+        """Return the same stores, opened again, with that *check*."""
 
 
 class SubJob(Protocol):
@@ -296,6 +304,11 @@ class Attempt:
     end_links: Callable[[bool], int] = lambda _: 0
     #: The names of those in the settings.
     vcenters: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stores, Checked):
+            # An attempt that cleans up is a copy, which must not stop where the first one had to.
+            self.stores = self.stores.checked(self.check)
 
     @property
     def owner(self) -> Owner:

@@ -30,9 +30,7 @@ class Request(JobRequest):
     format: Literal["", "ova"] = Field("", description="ova: all of a backup as one package; else one object as it is")
     store: str = Field("primary", description="Where the object is")
     url: str = Field(description="s3://bucket/key, or an http(s) URL that takes a PUT (presigned or plain)")
-    credentials: str | None = Field(
-        None, description="Name of credentials, or of an S3 store, in the settings; the bucket's own store when absent"
-    )
+    credentials: str | None = Field(None, description="Name of credentials in the settings; s3:// needs some")
     headers: dict[str, str] = Field(default_factory=dict, description="Sent with an HTTP PUT")
 
     @model_validator(mode="before")
@@ -74,7 +72,7 @@ def resource(request: Request) -> str:
 
 def discard(request: Request, attempt: Attempt) -> None:
     """Abort what failed attempts have left open at the destination."""
-    attempt.doors.sweep_destination(request.url, credentials=request.credentials)
+    attempt.doors.sweep_destination(request.url, credentials=request.credentials, check=attempt.check)
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:

@@ -129,9 +129,9 @@ class SenderDoors:
         """As for any job."""
         return self.doors.destination(url, size=size, credentials=credentials, headers=headers, attempt=attempt)
 
-    def sweep_destination(self, url: str, *, credentials: str | None) -> None:
+    def sweep_destination(self, url: str, *, credentials: str | None, check: Check) -> None:
         """As for any job."""
-        self.doors.sweep_destination(url, credentials=credentials)
+        self.doors.sweep_destination(url, credentials=credentials, check=check)
 
     def vcenter(self, name: str, *, check: Check) -> Any:
         """As for any job."""

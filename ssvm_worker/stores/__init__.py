@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from ssvm_worker.errors import ConfigError, InvalidRequest
-from ssvm_worker.stream import Owner, Sink, Source, Store
+from ssvm_worker.stream import Check, Owner, Sink, Source, Store
 
 if TYPE_CHECKING:
     from .s3_bucket import S3Settings
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def open_store(name: str, url: str, **values: Any) -> Store:
     """The image store behind a URL. Touches nothing yet.
 
-    *values* are S3Settings' for S3, NfsSettings' for NFS; a directory leaves them aside.
+    *values* are S3Settings' for S3, with *check*, which is called while it waits; NfsSettings' for NFS; a directory
+    leaves them aside.
     Raises ConfigError for a URL or a value that no store takes.
     """
     scheme = url.partition("://")[0]
@@ -45,7 +46,8 @@ def _s3(name: str, url: str, values: Mapping[str, Any]) -> Store:
 
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     try:
-        return S3Store(name, bucket, prefix, _s3_settings(values))
+        plain = {key: value for key, value in values.items() if key != "check"}
+        return S3Store(name, bucket, prefix, _s3_settings(plain), values.get("check") or _unchecked)
     except InvalidRequest as error:
         raise ConfigError(error.what, f"stores.{name}.url", error.remedy) from error
 
@@ -66,14 +68,14 @@ def open_destination(
 ) -> Sink:
     """Where an upload of *size* bytes goes: ``s3://bucket/key``, or an http(s) URL that takes a PUT.
 
-    *values* are S3Settings' for the first; *rule*, *http_ca_file* and *check* for the second.
+    *values* are S3Settings' for the first; *rule* and *http_ca_file* for the second; *check* is called while it waits.
     Raises InvalidRequest for neither.
     """
     rule, ca_file, check = (values.pop(name, None) for name in ("rule", "http_ca_file", "check"))
     if url.startswith("s3://"):
         from .s3 import s3_destination
 
-        return s3_destination(url, _s3_settings(values), size, owner)
+        return s3_destination(url, _s3_settings(values), size, owner, check or _unchecked)
     if url.startswith(("http://", "https://")):
         from .put import PutSettings, PutSink
 
@@ -87,20 +89,20 @@ def _unchecked() -> None:
     """For callers that cannot be cancelled."""
 
 
-def open_origin(url: str, **values: Any) -> Source:
+def open_origin(url: str, *, check: Check | None = None, **values: Any) -> Source:
     """The object behind ``s3://bucket/key``, which may be anybody's. Touches nothing."""
     from .s3 import s3_origin
 
-    return s3_origin(url, _s3_settings(values))
+    return s3_origin(url, _s3_settings(values), check or _unchecked)
 
 
-def sweep_destination(url: str, **values: Any) -> int:
+def sweep_destination(url: str, *, check: Check | None = None, **values: Any) -> int:
     """Abort what dead attempts have left open at an upload's destination; returns how many there were."""
     if not url.startswith("s3://"):
         return 0
     from .s3 import sweep_s3_destination
 
-    return sweep_s3_destination(url, _s3_settings(values))
+    return sweep_s3_destination(url, _s3_settings(values), check or _unchecked)
 
 
 def _s3_settings(values: Mapping[str, Any]) -> S3Settings:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import io
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from botocore.exceptions import ClientError
@@ -16,20 +15,23 @@ from ssvm_worker.errors import (
     ObjectNotFound,
     SourceChanged,
     SourceUnavailable,
+    StoreAway,
     StoreUnavailable,
 )
 from ssvm_worker.keys import check_key
-from ssvm_worker.stream import CHUNK, Owner, Sink, Store, StoredObject, Usage
+from ssvm_worker.stream import CHUNK, Check, Owner, Sink, Store, StoredObject, Usage
 
 from .listing import below, check_prefix, in_order, is_key
+from .s3_answers import etag_in, size_in, time_in, version_of, whole_size
 from .s3_bucket import Bucket, S3Settings
 from .s3_copy import PartCopier
-from .s3_errors import code_of, translating
+from .s3_errors import BODY_ERRORS, code_of
 from .s3_features import Features, known_features, probe
 from .s3_lifecycle import orphan_rule
 from .s3_parts import abort_upload, open_uploads, parts_of
 from .s3_target import Target
 from .s3_upload import S3Sink
+from .s3_wait import Aside
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import MultipartUploadTypeDef
@@ -46,11 +48,12 @@ class S3Store:
 
     resumable = False
 
-    def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings) -> None:
+    def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings, check: Check = lambda: None) -> None:
+        """*check* is called while the server is waited for, and raises if the caller must stop."""
         prefix = check_prefix(prefix)
         self.name = name
         self.url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
-        self._bucket = Bucket(bucket, settings)
+        self._bucket = Bucket(bucket, settings, check, ours=True)
         self._root = below(prefix)
         #: The job of every upload that this process has begun, for a server cannot tell it.
         self._uploads: dict[str, str] = {}
@@ -80,12 +83,12 @@ class S3Store:
     def examine(self) -> Features:
         """What the server can do now, whatever was known of it. Raises StoreDenied where we may not write."""
         self._bucket.check(again=True)
-        with translating(self._bucket.place):
+        with self._bucket.translating(self._bucket.place):
             return probe(self._bucket, self._root)
 
     def orphan_rule(self) -> str | None:
         """See ``s3_lifecycle.orphan_rule``, for what lies below the store's prefix."""
-        with translating(self._bucket.place):
+        with self._bucket.translating(self._bucket.place):
             return orphan_rule(self._bucket, self._root)
 
     def reader(self, key: str) -> S3Reader:
@@ -97,20 +100,20 @@ class S3Store:
         path = self._root + check_key(key)
         shown = f'attachment; filename="{key.rpartition("/")[2]}"'
         asked = {"Bucket": self._bucket.name, "Key": path, "ResponseContentDisposition": shown}
-        with translating(self._where(key)):
+        with self._translating(key):
             return self._bucket.client.generate_presigned_url("get_object", Params=asked, ExpiresIn=seconds)
 
     def stat(self, key: str) -> StoredObject:
         """See Store."""
         path = self._root + check_key(key)
         try:
-            with translating(self._where(key)):
+            with self._translating(key):
                 seen = self._bucket.client.head_object(Bucket=self._bucket.name, Key=path)
         except ObjectNotFound:
             # An answer to HEAD has no body that would tell a missing object from a missing bucket.
             self._bucket.check(again=True)
             raise
-        return StoredObject(key, seen["ContentLength"], when=seen["LastModified"].timestamp())
+        return StoredObject(key, size_in(seen, self._where(key)), when=time_in(seen))
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store. Sorted here, as servers do not agree on the order; memory as for ``in_order``."""
@@ -118,17 +121,17 @@ class S3Store:
 
     def _listed(self, prefix: str) -> Iterator[StoredObject]:
         pages = self._bucket.client.get_paginator("list_objects_v2")
-        with translating(self._where(prefix)):
+        with self._translating(prefix):
             for page in pages.paginate(Bucket=self._bucket.name, Prefix=self._below(prefix)):
                 for each in page.get("Contents", []):
-                    key = each["Key"][len(self._root) :]
+                    key = each.get("Key", "")[len(self._root) :]
                     if is_key(key):
-                        yield StoredObject(key, each["Size"], when=each["LastModified"].timestamp())
+                        yield StoredObject(key, size_in(each, self._where(key)), when=time_in(each))
 
     def delete(self, key: str) -> None:
         """See Store."""
         path = self._root + check_key(key)
-        with translating(self._where(key)), contextlib.suppress(ObjectNotFound):
+        with contextlib.suppress(ObjectNotFound), self._translating(key):
             self._bucket.client.delete_object(Bucket=self._bucket.name, Key=path)
 
     def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
@@ -138,7 +141,7 @@ class S3Store:
         takes over those for its key. Only one job at a time writes below a prefix that it sweeps.
         """
         limit = time.time() - older_than_s
-        with translating(self._where(prefix)):
+        with self._translating(prefix):
             old = [
                 each
                 for each in open_uploads(self._bucket, self._below(prefix))
@@ -151,7 +154,7 @@ class S3Store:
 
     def leftovers(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store. Asks for the parts of each upload."""
-        with translating(self._where(prefix)):
+        with self._translating(prefix):
             for each in open_uploads(self._bucket, self._below(prefix)):
                 if is_key(key := each["Key"][len(self._root) :]):
                     size, when = _parts(self._bucket, each)
@@ -166,6 +169,9 @@ class S3Store:
         if not isinstance(twin, S3Store) or self._bucket.settings.account != twin._bucket.settings.account:
             return False
         return self.features.copies
+
+    def _translating(self, key: str) -> AbstractContextManager[None]:
+        return self._bucket.translating(self._where(key))
 
     def _where(self, key: str) -> str:
         return f"{self.name}:{key} ({self._bucket.place})"
@@ -184,35 +190,71 @@ class S3Reader:
         self.size: int | None = None
         self._bucket = bucket
         self._path = path
-        self._etag = ""
+        self._etag = self._version = ""
 
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
         """See Source."""
         try:
-            with translating(self.name):
+            with self._bucket.translating(self.name):
                 yield from self._chunks(offset)
+        except StoreAway:
+            raise
         except StoreUnavailable as error:
             raise SourceUnavailable(*error.args) from error
 
     def _chunks(self, offset: int) -> Iterator[bytes]:
         answer = self._get(offset)
-        with contextlib.closing(answer["Body"]) as body:
-            self._check_same(answer["ETag"], offset + answer["ContentLength"])
-            left = answer["ContentLength"]
-            while left and (chunk := body.read(min(CHUNK, left))):
-                left -= len(chunk)
+        if answer is None:
+            return
+        # A server without ranges sends all of it, from the first byte.
+        position = 0 if offset and not answer.get("ContentRange") else offset
+        for chunk in self._body(answer["Body"]):
+            begin = max(0, offset - position)
+            position += len(chunk)
+            if chunk := chunk[begin:]:
                 yield chunk
-        if left:
-            raise SourceUnavailable(f"The object ended {left} bytes early", self.name, "Look at the store")
+        if self.size is None:
+            self.size = position
+        if position < self.size:
+            what = f"The object ended {self.size - position} bytes early"
+            raise SourceUnavailable(what, self.name, "Look at the store")
+
+    def _body(self, body: Any) -> Iterator[bytes]:
+        """Yield the bytes of an answer, read by a thread beside, which may wait for long."""
+        aside, watch, came = Aside(), self._bucket.watch(), 0
+
+        def read() -> bytes:
+            nonlocal came
+            pieces: list[bytes] = []
+            left = CHUNK
+            while left and (piece := body._raw_stream.read1(left)):
+                pieces.append(piece)
+                left -= len(piece)
+                came += len(piece)
+            return b"".join(pieces)
+
+        whole = False
+        try:
+            while chunk := aside.call(read, watch, lambda: came):
+                yield chunk
+            whole = True
+        except BODY_ERRORS as error:
+            what = f"The store's answer broke off: {type(error).__name__}: {error}"
+            raise SourceUnavailable(what, self.name, "Look at the store and the network") from error
+        finally:
+            if not whole:
+                with contextlib.suppress(OSError, ValueError):  # ends a read that waits
+                    body._raw_stream.shutdown()
+            aside.end(body.close)
 
     def _get(self, offset: int) -> Any:
-        """The answer from *offset* on. One byte more than there is cannot be asked for: then it is an empty one."""
+        """The answer from *offset* on; None at the end, as one byte more than there is cannot be asked for."""
         place: Any = {"Bucket": self._bucket.name, "Key": self._path}
         asked: Any = {"Range": f"bytes={offset}-"} if offset else {}
         if self._etag:
-            asked["IfMatch"] = self._etag
+            asked["IfMatch"] = f'"{self._etag}"'
         try:
-            return self._bucket.client.get_object(**place, **asked)
+            answer = self._bucket.client.get_object(**place, **asked)
         except ClientError as error:
             status = code_of(error)[1]
             if status == 412:
@@ -220,41 +262,52 @@ class S3Reader:
             if status != 416:
                 raise
             seen = self._bucket.client.head_object(**place)
-            self._check_same(seen["ETag"], seen["ContentLength"])
-            if seen["ContentLength"] != offset:
+            self._check_same(seen, seen.get("ContentLength"))
+            if self.size != offset:
                 raise self._changed() from error
-            return {"Body": io.BytesIO(), "ETag": seen["ETag"], "ContentLength": 0}
+            return None
+        size = whole_size(answer)
+        if size is None and self.size is None:
+            # An answer in chunks tells no length. HEAD may, which tells one that is cut from one that is whole.
+            size = self._bucket.client.head_object(**place).get("ContentLength")
+        self._check_same(answer, size)
+        return answer
 
-    def _check_same(self, etag: str, size: int) -> None:
-        if (self._etag or etag, self.size if self.size is not None else size) != (etag, size):
+    def _check_same(self, answer: Mapping[str, Any], size: int | None) -> None:
+        """Compare what the answers tell; what one of them leaves out is no difference."""
+        version = version_of(answer)
+        known = None not in (self.size, size)
+        if (self._version and version and version != self._version) or (known and self.size != size):
             raise self._changed()
-        self._etag, self.size = etag, size
+        self._etag = self._etag or etag_in(answer)
+        self._version = self._version or version
+        self.size = size if self.size is None else self.size
 
     def _changed(self) -> SourceChanged:
         return SourceChanged("The object was overwritten while it was read", self.name, "Ask again")
 
 
-def s3_destination(url: str, settings: S3Settings, size: int | None, owner: Owner) -> Sink:
+def s3_destination(url: str, settings: S3Settings, size: int | None, owner: Owner, check: Check = lambda: None) -> Sink:
     """A sink for ``s3://bucket/key``, where the key is the user's own and may hold what S3 allows.
 
     The bucket may be anybody's: it is not probed, and its objects bear no mark of ours. What an earlier attempt has
     sent is taken over.
     """
-    bucket, path = _destination(url, settings)
+    bucket, path = _destination(url, settings, check)
     bucket.check(again=True)
     return S3Sink(Target(bucket, path, url, f"{url} ({bucket.place})", owner), size, {}, resume=True)
 
 
-def s3_origin(url: str, settings: S3Settings) -> S3Reader:
+def s3_origin(url: str, settings: S3Settings, check: Check = lambda: None) -> S3Reader:
     """The reader of ``s3://bucket/key``; touches nothing."""
-    bucket, path = _destination(url, settings)
+    bucket, path = _destination(url, settings, check)
     return S3Reader(bucket, path, f"{url} ({bucket.place})")
 
 
-def sweep_s3_destination(url: str, settings: S3Settings) -> int:
+def sweep_s3_destination(url: str, settings: S3Settings, check: Check = lambda: None) -> int:
     """Abort the uploads that dead attempts have left open for that very key; returns how many there were."""
-    bucket, path = _destination(url, settings)
-    with translating(f"{url} ({bucket.place})"):
+    bucket, path = _destination(url, settings, check)
+    with bucket.translating(f"{url} ({bucket.place})"):
         left = [each for each in open_uploads(bucket, path) if each["Key"] == path]
         for each in left:
             abort_upload(bucket, each)
@@ -263,14 +316,15 @@ def sweep_s3_destination(url: str, settings: S3Settings) -> int:
 
 def _parts(bucket: Bucket, upload: MultipartUploadTypeDef) -> tuple[int, float]:
     """Bytes that have come, and when the last of them came or the upload began, by the server's clock."""
-    size, when = 0, upload["Initiated"].timestamp()
+    size, times = 0, [time_in(upload, "Initiated")] if "Initiated" in upload else []
     for _, part in parts_of(bucket, upload):
-        size, when = size + part.size, max(when, part.when)
-    return size, when
+        size += max(0, part.size)
+        times.append(part.when)
+    return size, max(times, default=time.time())
 
 
-def _destination(url: str, settings: S3Settings) -> tuple[Bucket, str]:
-    name, _, path = url.removeprefix("s3://").partition("/")
+def _destination(url: str, settings: S3Settings, check: Check) -> tuple[Bucket, str]:
+    name, _, path = url.partition("://")[2].partition("/")
     unsafe = any(each in (".", "..") for each in path.split("/")) or any(ord(each) < 32 for each in path)
     if not path or path.endswith("/") or unsafe or len(path.encode()) > _MAX_PATH:
         raise InvalidRequest(
@@ -278,10 +332,4 @@ def _destination(url: str, settings: S3Settings) -> tuple[Bucket, str]:
             repr(url[:120]),
             f"Give s3://BUCKET/KEY with a key of at most {_MAX_PATH} bytes, no control characters and no . or ..",
         )
-    return _bucket(name, settings), path
-
-
-@functools.lru_cache(maxsize=8)
-def _bucket(name: str, settings: S3Settings) -> Bucket:
-    """The same bucket for the sweep before an upload and for the upload: a client costs 50 ms."""
-    return Bucket(name, settings)
+    return Bucket(name, settings, check), path

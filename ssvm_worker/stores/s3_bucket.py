@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import botocore.endpoint
 import botocore.session
+import botocore.utils
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from botocore.loaders import Loader
 
-from ssvm_worker.errors import ConfigError
+from ssvm_worker.errors import ConfigError, Permanent, StoreAway, StoreUnavailable
+from ssvm_worker.sockets import TICK, Check, Watch
 from ssvm_worker.units import MiB
 
-from .s3_errors import code_of, no_bucket, translating
+from .s3_errors import asks_to_wait, code_of, is_outage, no_bucket, retry_after, translating
 from .s3_signer import sign_by_known_digest
+from .s3_wait import call_aside
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+#: Calls for which the server itself moves bytes.
+_LONG = ("CompleteMultipartUpload", "UploadPartCopy")
+#: Seconds of Retry-After that are waited at once.
+_FEW_S = 2.0
 #: Amazon's rules are narrower; older servers also have capitals and underscores.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 
@@ -43,9 +55,16 @@ class S3Settings:
     addressing: Literal["auto", "path", "virtual"] = "auto"
     #: Certificates to trust in place of the system's.
     ca_file: str | None = None
+    #: http://[user:password@]host:port. The environment's proxies are not used.
+    proxy: str | None = field(default=None, repr=False)
     connect_timeout_s: float = 10.0
-    #: Seconds without a byte.
-    read_timeout_s: float = 60.0
+    #: Seconds without a byte, after which a call is given up.
+    stall_s: float = 60.0
+    #: The same of a call for which the server itself moves bytes: it makes an object of its parts, or copies a part.
+    #: Amazon takes minutes for the former ("processing may take several minutes", CompleteMultipartUpload).
+    commit_s: float = 600.0
+    #: Seconds for which a server may show another state than that of our own last commit.
+    late_s: float = 10.0
     #: Tries of one call; the job's own retry comes after them.
     tries: int = 3
     #: Bytes of a part at the least. S3 takes no less than 5 MiB, but for the last part.
@@ -64,7 +83,11 @@ class S3Settings:
 class Bucket:
     """A bucket; its client is made when it is first used in a process, so that no socket or lock crosses a fork."""
 
-    def __init__(self, name: str, settings: S3Settings) -> None:
+    def __init__(self, name: str, settings: S3Settings, check: Check = lambda: None, *, ours: bool = False) -> None:
+        """*check* is called while a call waits, and raises if the caller must stop.
+
+        *ours*: it is an image store's. The job waits until that answers again, and no attempt is counted.
+        """
         if not _BUCKET.fullmatch(name):
             raise ConfigError("That is no name of a bucket", repr(name[:80]), "Give s3://BUCKET or s3://BUCKET/PREFIX")
         if (settings.access_key is None) != (settings.secret_key is None):
@@ -73,6 +96,10 @@ class Bucket:
         self.settings = settings
         #: For messages.
         self.place = f"bucket {name} at {settings.endpoint or 'Amazon S3'}"
+        self._check = check
+        self._ours = ours
+        #: Of each thread, whether its calls go on though the caller must stop.
+        self._cleaning = threading.local()
         self._client: S3Client | None = None
         self._process = 0
         self._seen = False
@@ -84,7 +111,64 @@ class Bucket:
         with self._lock:
             if self._client is None or self._process != os.getpid():
                 self._client, self._process = _connect(self.settings, self.place), os.getpid()
+                self._client.meta.events.register("before-send.s3", self._send)
             return self._client
+
+    @contextlib.contextmanager
+    def cleaning(self) -> Iterator[None]:
+        """Within, calls of this thread are made though the caller must stop."""
+        self._cleaning.on = True
+        try:
+            yield
+        finally:
+            self._cleaning.on = False
+
+    def watch(self, stall_s: float | None = None) -> Watch:
+        """Return a watch for one call, or for one body that is read."""
+        check = _unchecked if getattr(self._cleaning, "on", False) else self._check
+        return Watch(check, stall_s or self.settings.stall_s, min_rate=0.0)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, unless the caller must stop."""
+        watch, end = self.watch(seconds + 60), time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, TICK))
+            watch.spent(TICK)
+
+    def _send(self, request: Any, event_name: str, **_: Any) -> Any:
+        """Send one request of the SDK, and return the SDK's answer."""
+        session = self.client._endpoint.http_session  # type: ignore[attr-defined]
+        settings = self.settings
+        stall_s = settings.commit_s if event_name.rpartition(".")[2] in _LONG else settings.stall_s
+        # A try again reads the body again: what counts is that it moves.
+        moved = getattr(request.body, "moved", lambda: 0)
+        return call_aside(self.place, lambda: session.send(request), self.watch(stall_s), moved)
+
+    @contextlib.contextmanager
+    def translating(self, where: str) -> Iterator[None]:
+        """Raise our errors in place of the SDK's; StoreAway while an image store serves nobody."""
+        try:
+            with translating(where):
+                yield
+        except StoreAway:
+            raise
+        except StoreUnavailable as error:
+            if self._ours and (asks_to_wait(error.__cause__) or (is_outage(error.__cause__) and not self._serves())):
+                away = StoreAway(*error.args)
+                away.after_s = error.after_s
+                raise away from error.__cause__
+            raise
+
+    def _serves(self) -> bool:
+        """Whether the server answers anything: one call that always fails must not be repeated for ever."""
+        try:
+            with translating(self.place):
+                self.client.head_bucket(Bucket=self.name)
+        except StoreUnavailable:
+            return False
+        except Permanent:
+            pass
+        return True
 
     def check(self, again: bool = False) -> None:
         """Raise StoreDenied unless the bucket exists; asks once, or *again*.
@@ -93,7 +177,7 @@ class Bucket:
         """
         if self._seen and not again:
             return
-        with translating(self.place):
+        with self.translating(self.place):
             try:
                 self.client.head_bucket(Bucket=self.name)
             except ClientError as error:
@@ -115,7 +199,9 @@ def _connect(settings: S3Settings, place: str) -> S3Client:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         connect_timeout=settings.connect_timeout_s,
-        read_timeout=settings.read_timeout_s,
+        # The watch is stricter.
+        read_timeout=max(settings.stall_s, settings.commit_s),
+        proxies={"http": settings.proxy, "https": settings.proxy} if settings.proxy else {},
         retries={"mode": "standard", "total_max_attempts": settings.tries},
         # Several jobs, or copies of one job, may share the client; what is not used is not opened.
         max_pool_connections=16 * settings.parallel,
@@ -126,12 +212,36 @@ def _connect(settings: S3Settings, place: str) -> S3Client:
         raise ConfigError(f"The endpoint is no URL: {error}", place, "Give http(s)://host:port") from error
     sign_by_known_digest(client)
     client.meta.events.register("before-sign.s3.UploadPart", _send_at_once)
+    client.meta.events.register_first("needs-retry.s3", partial(_wait_as_told, settings.tries))  # type: ignore[arg-type]
     return client
 
 
 def _send_at_once(request: Any, **_: Any) -> None:
     """Do not ask first whether a part may come: the server has said so of the upload. Spares a round trip of each."""
     del request.headers["Expect"]
+
+
+def _wait_as_told(tries: int, response: Any, attempts: int, **_: Any) -> float | bool | None:
+    """Return the seconds to wait that the server asks for, if they are few; False if the job shall rather wait.
+
+    The SDK knows a header of Amazon's only. None: it decides.
+    """
+    after_s = retry_after(response[1]) if response else 0.0
+    if not after_s or response[0].status_code not in (429, 503):
+        return None
+    return after_s if after_s <= _FEW_S and attempts < tries else False
+
+
+def _unchecked() -> None:
+    """Return: nobody is asked whether to stop."""
+
+
+def _no_proxies(url: str) -> dict[str, str]:  # noqa: ARG001
+    return {}
+
+
+# Also those that ask for the machine's role make clients, which take no configuration.
+botocore.endpoint.get_environ_proxies = botocore.utils.get_environ_proxies = _no_proxies
 
 
 class _OnlyS3(Loader):

@@ -12,6 +12,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from .s3_answers import etag_in
 from .s3_parts import Body, Part
 from .s3_target import Target
 
@@ -38,12 +39,11 @@ class PartCopier:
                 **upload,
                 CopySource={"Bucket": self.bucket, "Key": self.path},
                 CopySourceRange=f"bytes={begin}-{begin + body.size - 1}",
-            )["CopyPartResult"]
+            ).get("CopyPartResult", {})
         except ClientError:
             self.able = False  # many servers cannot; the reason that matters will come when the part is sent
             return None
-        etag, sha256 = answer.get("ETag", "").strip('"'), answer.get("ChecksumSHA256", "")
-        part = Part(body.size, etag, sha256)
+        part = Part(body.size, etag_in(answer), answer.get("ChecksumSHA256", ""))
         if not part.has(body):
             self.able, self.lied = False, True
             return None

@@ -6,18 +6,25 @@ import contextlib
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from typing import Any
 
+import urllib3.exceptions
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
+    ProxyConnectionError,
     SSLError,
 )
+from botocore.parsers import ResponseParserError
 
 from ssvm_worker.errors import (
-    Cancelled,
     ConfigError,
     ObjectNotFound,
     StoreDenied,
@@ -25,7 +32,14 @@ from ssvm_worker.errors import (
     StoreUnavailable,
     WorkerError,
 )
+from ssvm_worker.sockets import Stalled
 
+#: All that a call of the SDK may raise, but for what the caller's check does.
+SDK_ERRORS = (ClientError, BotoCoreError, ResponseParserError, Stalled)
+#: What a body that is read may raise: the SDK translates some of it only.
+BODY_ERRORS = (BotoCoreError, urllib3.exceptions.HTTPError, HTTPException, OSError)
+#: Of these nothing has reached the server.
+_NOT_SENT = (ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, SSLError)
 _FULL = {"EntityTooLarge", "QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "TooManyBuckets"}
 #: 400s that say something of the moment or of the wire, not of the request.
 _PASSING = {
@@ -47,7 +61,14 @@ def translating(where: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise _answered(error, where) from error
+        said = _answered(error, where)
+        said.after_s = retry_after(error.response)
+        raise said from error
+    except Stalled as error:
+        raise StoreUnavailable(f"The store is silent: {error}", where, "Look at the store and the network") from error
+    except ResponseParserError as error:
+        what = "The answer is not that of an S3 server"
+        raise StoreUnavailable(what, where, "Look at the endpoint, and at what is in front of it") from error
     except BotoCoreError as error:
         raise _failed(error, where) from error
 
@@ -56,6 +77,38 @@ def code_of(error: ClientError) -> tuple[str, int]:
     """The server's error code and the HTTP status; an answer to HEAD has the status for both."""
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return error.response.get("Error", {}).get("Code", ""), status
+
+
+def is_broken(error: BaseException | None) -> bool:
+    """Tell whether the connection broke, or nothing came, so that the call may have taken effect."""
+    return isinstance(error, (HTTPClientError, Stalled, ResponseParserError)) and not isinstance(error, _NOT_SENT)
+
+
+def is_unclear(error: BaseException) -> bool:
+    """Tell whether a call that failed so may have taken effect all the same."""
+    return is_broken(error) or (isinstance(error, ClientError) and code_of(error)[1] in (500, 502, 504))
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Tell whether the whole server may be away, as seen by one call."""
+    return is_broken(error) or isinstance(error, _NOT_SENT) or (isinstance(error, ClientError) and is_unclear(error))
+
+
+def asks_to_wait(error: BaseException | None) -> bool:
+    """Tell whether the server says itself that it serves nobody now, or not so many."""
+    if not isinstance(error, ClientError):
+        return False
+    code, status = code_of(error)
+    return status in (429, 503) or code in ("SlowDown", "Throttling", "TooManyRequests", "ServiceUnavailable")
+
+
+def retry_after(answer: Any) -> float:
+    """Return the seconds that a parsed answer asks to wait; 0: none, or no number."""
+    told = str(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
+    try:
+        return float(told) if told.isdecimal() else max(0.0, parsedate_to_datetime(told).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def no_bucket(where: str) -> StoreDenied:
@@ -68,7 +121,8 @@ def _answered(error: ClientError, where: str) -> WorkerError:
     if code == "NoSuchBucket":
         return no_bucket(where)
     if code == "NoSuchUpload":
-        return Cancelled("fenced")
+        # Who ended it, the server does not say: a sweep, a rule of the bucket, or an attempt that took it over.
+        return StoreUnavailable("The multipart upload was ended by somebody else", where, "Try again")
     if status == 404:
         return ObjectNotFound("There is no such object", where, "`ssvm list` tells what is there")
     if status == 403 and (code == "RequestTimeTooSkewed" or _seconds_off(error) > _SKEW_S):

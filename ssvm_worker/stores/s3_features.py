@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from .s3_errors import code_of, translating
+from .s3_answers import etag_in
+from .s3_errors import SDK_ERRORS, code_of
 
 if TYPE_CHECKING:
     from .s3_bucket import Bucket
@@ -75,7 +76,7 @@ def probe(bucket: Bucket, root: str) -> Features:
 
 
 def _probed(bucket: Bucket, root: str) -> Features:
-    with translating(bucket.place):
+    with bucket.translating(bucket.place):
         try:
             return probe(bucket, root)
         except ClientError as error:
@@ -120,7 +121,8 @@ def _tried(bucket: Bucket, key: str) -> Features:
         parts = _parts_of_the_probe(bucket, place)
         return Features(_compares(bucket, place), _refuses(bucket, place) and parts.conditional, parts.copies)
     finally:
-        with contextlib.suppress(ClientError):
+        # What fails here must not hide what the probe has found, or why it failed.
+        with contextlib.suppress(*SDK_ERRORS):
             bucket.client.delete_object(**place)
 
 
@@ -142,11 +144,11 @@ def _parts_of_the_probe(bucket: Bucket, place: dict[str, Any]) -> Features:
     upload = {**place, "UploadId": client.create_multipart_upload(**place)["UploadId"]}
     try:
         part = client.upload_part(**upload, PartNumber=1, Body=_BODY)
-        parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+        parts = {"Parts": [{"PartNumber": 1, "ETag": part.get("ETag", "")}]}
         copies = _copies(bucket, upload)
         status = _status(client.complete_multipart_upload, **upload, MultipartUpload=parts, IfNoneMatch="*")
     finally:
-        with contextlib.suppress(ClientError):
+        with contextlib.suppress(*SDK_ERRORS):
             client.abort_multipart_upload(**upload)
     return Features(conditional=status == 412, copies=copies)
 
@@ -163,8 +165,7 @@ def _copies(bucket: Bucket, upload: dict[str, Any]) -> bool:
         if not _refused(error):
             raise
         return False
-    told = answer["CopyPartResult"].get("ETag", "")
-    return told.strip('"') == hashlib.md5(_BODY, usedforsecurity=False).hexdigest()
+    return etag_in(answer.get("CopyPartResult", {})) == hashlib.md5(_BODY, usedforsecurity=False).hexdigest()
 
 
 def _status(call: Callable[..., Any], **asked: Any) -> int:

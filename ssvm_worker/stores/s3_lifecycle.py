@@ -29,7 +29,7 @@ def orphan_rule(bucket: Bucket, root: str) -> str | None:
         if code_of(error)[0] != "NoSuchLifecycleConfiguration":
             return None
         rules = []
-    if any(each["Status"] == "Enabled" and _ACTION in each and root.startswith(_prefix(each)) for each in rules):
+    if any(each.get("Status") == "Enabled" and _ACTION in each and root.startswith(_prefix(each)) for each in rules):
         return ""
     ours = {
         "ID": "abandoned-uploads",

@@ -15,6 +15,7 @@ from botocore.exceptions import ClientError
 from ssvm_worker.errors import Cancelled
 from ssvm_worker.units import KiB
 
+from .s3_answers import etag_in, time_in
 from .s3_bucket import Bucket
 from .s3_errors import code_of
 from .s3_features import base64_of
@@ -50,7 +51,7 @@ class Body:
         self._pieces = pieces
         self._wanted = wanted
         self.size = sum(map(len, pieces))
-        self._position = 0
+        self._position = self._read = 0
 
     @cached_property
     def sha256(self) -> bytes:
@@ -84,9 +85,14 @@ class Body:
             if start < len(piece):
                 found = piece[start : start + _PIECE]
                 self._position += len(found)
+                self._read += len(found)
                 return found
             start -= len(piece)
         return b""
+
+    def moved(self) -> int:
+        """Return how many bytes were read in all, by all tries."""
+        return self._read
 
     def _hashed(self, hasher: Any) -> bytes:
         for piece in self._pieces:
@@ -118,8 +124,8 @@ def parts_of(bucket: Bucket, upload: MultipartUploadTypeDef) -> Iterator[tuple[i
     with contextlib.suppress(bucket.client.exceptions.NoSuchUpload):
         for page in pages.paginate(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"]):
             for each in page.get("Parts", []):
-                etag, when = each["ETag"].strip('"'), each["LastModified"].timestamp()
-                yield each["PartNumber"], Part(each["Size"], etag, each.get("ChecksumSHA256", ""), when)
+                part = Part(each.get("Size", -1), etag_in(each), each.get("ChecksumSHA256", ""), time_in(each))
+                yield each["PartNumber"], part
 
 
 def open_uploads(bucket: Bucket, prefix: str) -> Iterator[MultipartUploadTypeDef]:
@@ -131,7 +137,7 @@ def open_uploads(bucket: Bucket, prefix: str) -> Iterator[MultipartUploadTypeDef
             page = bucket.client.list_multipart_uploads(Bucket=bucket.name, Prefix=prefix, **marker)
         except bucket.client.exceptions.NoSuchUpload:
             return  # rclone's way to say that the bucket has none
-        uploads = page.get("Uploads", [])
+        uploads = [each for each in page.get("Uploads", []) if "Key" in each and "UploadId" in each]
         yield from uploads
         if not page.get("IsTruncated") or not uploads:
             return
@@ -144,7 +150,7 @@ def abort_upload(bucket: Bucket, upload: MultipartUploadTypeDef) -> None:
     try:
         bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"])
     except ClientError as error:
-        if code_of(error)[0] != "NoSuchUpload":
+        if code_of(error)[1] != 404:
             raise
 
 
@@ -155,7 +161,7 @@ def take_over(bucket: Bucket, path: str) -> tuple[str, dict[int, Part]]:
     """
     left = _open_for(bucket, path)
     found: tuple[str, dict[int, Part]] = ("", {})
-    for each in sorted(left, key=lambda upload: upload["Initiated"], reverse=True):
+    for each in sorted(left, key=lambda upload: time_in(upload, "Initiated"), reverse=True):
         parts = {} if found[0] else dict(parts_of(bucket, each))
         if parts:
             found = each["UploadId"], parts

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from botocore.exceptions import BotoCoreError, ClientError
-
-from ssvm_worker.errors import Cancelled, ObjectNotFound, StoreFull, StoreUnavailable, WorkerError
+from ssvm_worker.errors import Cancelled, StoreDenied, StoreFull, StoreUnavailable, WorkerError
 from ssvm_worker.stream import StoredObject
 from ssvm_worker.units import MiB
 
+from .s3_answers import etag_in, size_in, time_in, version_of
 from .s3_errors import translating
 from .s3_features import base64_of
-from .s3_parts import MAX_PARTS, Body, Part, etag_of, part_size, take_over
-from .s3_target import Target
+from .s3_parts import MAX_PARTS, Body, Part, etag_of, part_size, parts_of, take_over
+from .s3_target import Seen, Target
 from .sink import LeavingAborts
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 #: Bytes of chunks that one upload holds, the part that is being filled included. 64 MiB in all are promised for a
 #: transfer; with the queues before the sink and the SDK, its client included, 60 to 62 were measured (tests/bench).
 BUDGET = 32 * MiB
-#: Seconds that an abort waits for parts under way; one that ends later is left to the sweep.
-_PATIENCE_S = 10
+#: The version of an object that is not there.
+_ABSENT = "absent"
+#: Seconds that an abort waits for parts under way; one that ends later is left to the sweep. A cancel takes 2 at most.
+_PATIENCE_S = 1.0
 
 
 class S3Sink(LeavingAborts):
@@ -75,6 +77,8 @@ class S3Sink(LeavingAborts):
         self._threads = ThreadPoolExecutor(settings.parallel, "s3-part")
         self._failed: WorkerError | None = None
         self._ended = False
+        #: An abort may come from a thread beside the one that is stuck.
+        self._ending = threading.Lock()
 
     def write(self, chunk: bytes) -> None:
         """See Sink. Waits while as many parts are under way as memory allows; raises what an earlier part met."""
@@ -95,43 +99,39 @@ class S3Sink(LeavingAborts):
         return iter(())
 
     def commit(self) -> StoredObject:
-        """See Sink. Cancelled when somebody has aborted the upload meanwhile, or a newer attempt has committed."""
+        """See Sink. StoreUnavailable if somebody has ended the upload, Cancelled if a newer attempt has committed."""
         with self._once_failed_for_ever():
             if not self._upload_id:
-                self._put_whole()
+                etag = self._put_whole()
             else:
                 if self._pieces:
                     self._send_part()
                 self._collect(0)
-                self._complete()
-            stored = self._read_back()
+                etag = self._complete()
+            stored = self._read_back(etag)
         self._end()
         return stored
 
     def abort(self) -> None:
         """See Sink. What cannot be aborted now is left to the sweep: an abort must not hide the error before it."""
-        if self._ended:
-            return
-        self._end()
-        if self._upload_id:
-            with contextlib.suppress(BotoCoreError, ClientError):
+        if self._end() and self._upload_id:
+            bucket = self._target.bucket
+            with bucket.cleaning(), contextlib.suppress(WorkerError), translating(self._target.where):
                 self._client.abort_multipart_upload(**self._target.place, UploadId=self._upload_id)
 
     def suspend(self) -> None:
         """See Sink: the parts that have been sent stay. Those that turned out to be something else do not."""
         if not self._upload_id or self._differs:
             self.abort()
-        elif not self._ended:
-            job_id = self._uploads[self._upload_id]
-            self._end()
-            self._uploads[self._upload_id] = job_id
+        elif self._end():
+            self._uploads[self._upload_id] = self._target.owner.job_id
 
     @contextlib.contextmanager
     def _once_failed_for_ever(self) -> Iterator[None]:
         if self._failed:
             raise self._failed
         try:
-            with translating(self._target.where):
+            with self._target.bucket.translating(self._target.where):
                 yield
         except WorkerError as error:
             self._failed = error
@@ -154,15 +154,21 @@ class S3Sink(LeavingAborts):
         """What the server shall compare; empty where it does not."""
         return base64_of(body.sha256) if self._by_sha256 else ""
 
-    def _put_whole(self) -> None:
+    def _put_whole(self) -> str:
         body = self._take_body()
         asked = {**self._target.place, **self._target.signed, **_checksum(self._digest(body))}
+        # With conditions, what is there is put again where its ETag is no MD5.
+        before = None if self._target.features.conditional else self._before()
 
-        def put(condition: dict[str, Any]) -> None:
+        def put(condition: dict[str, Any]) -> str:
             body.seek(0)
-            self._client.put_object(**asked, **condition, Body=cast("Any", body))
+            return etag_in(self._client.put_object(**asked, **condition, Body=cast("Any", body)))
 
-        self._target.settle(put)
+        def stands(seen: Seen) -> bool:
+            new = before is not None and version_of(seen) != before
+            return seen.get("ContentLength") == body.size and (new or etag_in(seen) == body.md5.hex())
+
+        return self._target.settle(put, stands)
 
     def _send_part(self) -> None:
         if not self._upload_id:
@@ -187,6 +193,10 @@ class S3Sink(LeavingAborts):
             checksum: Any = {"ChecksumAlgorithm": "SHA256"} if self._by_sha256 else {}
             asked = {**self._target.place, **self._target.signed, **checksum}
             self._upload_id = self._client.create_multipart_upload(**asked)["UploadId"]
+            if self._ended:  # by an abort beside us, which did not know the upload yet
+                with self._target.bucket.cleaning():
+                    self._client.abort_multipart_upload(**self._target.place, UploadId=self._upload_id)
+                raise Cancelled("shutdown")
         self._uploads[self._upload_id] = self._target.owner.job_id
 
     def _upload(self, number: int, begin: int, body: Body) -> Part:
@@ -195,7 +205,7 @@ class S3Sink(LeavingAborts):
                 return replace(there, sha256=self._digest(body))  # SeaweedFS does not list it, but wants it at the end
             self._differs = True
         upload = {"UploadId": self._upload_id, "PartNumber": number}
-        with translating(self._target.where):
+        with self._target.bucket.translating(self._target.where):
             if self._copier:
                 if copied := self._copier.copy(self._target, upload, begin, body):
                     return copied
@@ -205,7 +215,7 @@ class S3Sink(LeavingAborts):
     def _send(self, upload: dict[str, Any], body: Body) -> Part:
         digest = self._digest(body)
         answer = self._client.upload_part(**self._target.place, **upload, **_checksum(digest), Body=cast("Any", body))
-        return Part(body.size, answer["ETag"].strip('"'), digest)
+        return Part(body.size, etag_in(answer), digest)
 
     def _collect(self, most: int) -> None:
         """Take the answers that are there, and wait until *most* parts are under way."""
@@ -216,50 +226,77 @@ class S3Sink(LeavingAborts):
                 return
             wait(self._running, return_when=FIRST_COMPLETED)
 
-    def _complete(self) -> None:
-        parts = [self._parts[number] for number in sorted(self._parts)]
+    def _complete(self) -> str:
+        parts = self._listed_parts()
         self._refuse_other_size(sum(part.size for part in parts))
+        # An object that comes to be there while we complete ours is ours: only one job at a time writes a key.
+        before = self._before()
         etag = etag_of([part.etag for part in parts])
         listed = [_listed(number, part) for number, part in enumerate(parts, 1)]
         size: dict[str, Any] = {"MpuObjectSize": self._size} if self._by_sha256 else {}
 
-        def complete(condition: dict[str, Any]) -> None:
+        def complete(condition: dict[str, Any]) -> str:
             upload: Any = {"UploadId": self._upload_id, "MultipartUpload": {"Parts": listed}}
-            self._client.complete_multipart_upload(**self._target.place, **upload, **size, **condition)
+            return etag_in(self._client.complete_multipart_upload(**self._target.place, **upload, **size, **condition))
 
-        try:
-            with translating(self._target.where):
-                self._target.settle(complete, lambda seen: seen == etag)
-        except Cancelled:
-            # No such upload: swept, or completed by a first try whose answer was lost.
-            if self._etag_there() != etag:
-                raise
+        def stands(seen: Seen) -> bool:
+            if seen.get("ContentLength") != self._size or not self._target.may_be_ours(seen):
+                return False
+            return etag_in(seen) == etag or (before is not None and version_of(seen) != before)
 
-    def _etag_there(self) -> str | None:
-        """That of the object which stands there, if one does."""
+        return self._target.settle(complete, stands)
+
+    def _before(self) -> str | None:
+        """Return the version of what is there before our commit; None where we may not look."""
         try:
-            with translating(self._target.where):
-                return self._client.head_object(**self._target.place)["ETag"].strip('"')
-        except ObjectNotFound:
+            seen = self._target.look()
+        except StoreDenied:
             return None
+        return version_of(seen) if seen else _ABSENT
 
-    def _read_back(self) -> StoredObject:
-        seen = self._client.head_object(**self._target.place)
-        self._refuse_other_size(seen["ContentLength"])
-        return StoredObject(self.key, self._size, when=seen["LastModified"].timestamp())
+    def _listed_parts(self) -> list[Part]:
+        """Return the parts in their order; the ETags that some proxies leave out are in the server's list of parts."""
+        if not all(part.etag for part in self._parts.values()):
+            upload: Any = {"Key": self._target.path, "UploadId": self._upload_id}
+            there = dict(parts_of(self._target.bucket, upload))
+            for number, part in self._parts.items():
+                same = number in there and there[number].size == part.size
+                self._parts[number] = part if part.etag or not same else replace(part, etag=there[number].etag)
+        if missing := [number for number, part in self._parts.items() if not part.etag]:
+            what = f"The store tells no ETag of part {missing[0]}, neither when it takes it nor in its list of parts"
+            raise StoreDenied(what, self._target.where, "Look at the service, and at what is in front of it")
+        return [self._parts[number] for number in sorted(self._parts)]
+
+    def _read_back(self, etag: str) -> StoredObject:
+        """Return what the store has; it may show nothing, or the object before, for a while."""
+
+        def is_new(seen: Seen) -> bool:
+            same = not etag or not etag_in(seen) or etag_in(seen) == etag
+            return same and seen.get("ContentLength", self._size) == self._size
+
+        seen = self._target.seen_late(is_new, self._target.bucket.settings.late_s)
+        if seen is None:
+            what = "The store has taken the object, and does not show it"
+            raise StoreUnavailable(what, self._target.where, "Try again")
+        self._refuse_other_size(size_in(seen, self._target.where))
+        return StoredObject(self.key, self._size, when=time_in(seen))
 
     def _refuse_other_size(self, found: int) -> None:
         if found != self._size:
             what = f"The store has {found} bytes of the {self._size} written"
             raise StoreUnavailable(what, self._target.where, "Try again")
 
-    def _end(self) -> None:
-        """Let go of the parts under way: they stop at their next piece."""
-        self._ended = True
+    def _end(self) -> bool:
+        """Let go of the parts under way, which stop at their next piece; False if that was done before."""
+        with self._ending:
+            if self._ended:
+                return False
+            self._ended = True
         self._uploads.pop(self._upload_id, None)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        wait(self._running, timeout=_PATIENCE_S)
+        wait(list(self._running), timeout=_PATIENCE_S)
         self._pieces.clear()
+        return True
 
 
 def _listed(number: int, part: Part) -> CompletedPartTypeDef:

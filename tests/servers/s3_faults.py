@@ -55,6 +55,18 @@ class Fault:
     cut_at: int | None = None
     #: Hold the call until this is set, and pass it on then.
     until: threading.Event | None = None
+    #: Pass the call on, and leave these headers out of its answer; names in lower case.
+    without: frozenset[str] = frozenset()
+    #: Pass the call on without these headers.
+    unasked: frozenset[str] = frozenset()
+    #: Send the body in chunks.
+    chunked: bool = False
+    #: Send that many bytes of the body, then nothing until this is set.
+    silent_after: int | None = None
+    woken: threading.Event = field(default_factory=threading.Event)
+    #: The body of the error, in place of XML; and a header of its answer.
+    body: bytes | None = None
+    retry_after: str = ""
 
 
 @dataclass
@@ -115,6 +127,10 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.proxy.fault_for(call)
         if fault is None:
             self._pass_on(body, None)
+        elif fault.without or fault.unasked or fault.chunked or fault.silent_after is not None:
+            for name in fault.unasked:
+                del self.headers[name]
+            self._alter(body, fault)
         elif fault.until is not None:
             fault.until.wait()
             self._pass_on(body, None)
@@ -151,9 +167,33 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(found[:cut_at])
         self.close_connection = cut_at is not None
 
+    def _alter(self, body: bytes, fault: Fault) -> None:
+        answer, found = self._ask(body)
+        self.send_response(answer.status)
+        left_out = {*fault.without, "transfer-encoding", "connection", "date", "server", "content-length"}
+        for name, value in answer.getheaders():
+            if name.lower() not in left_out:
+                self.send_header(name, value)
+        if fault.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(found)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        begin = found[: fault.silent_after]
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(begin), begin) if fault.chunked and begin else begin)
+        if fault.silent_after is not None:
+            fault.woken.wait()
+        elif fault.chunked:
+            self.wfile.write(b"0\r\n\r\n")
+
     def _refuse(self, fault: Fault) -> None:
         body = f"<Error><Code>{fault.code}</Code><Message>by request</Message></Error>".encode()
+        body = body if fault.body is None else fault.body
         self.send_response(fault.status)
+        if fault.retry_after:
+            self.send_header("Retry-After", fault.retry_after)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":

@@ -1,0 +1,146 @@
+"""Refuses URLs that name an object of an image store: only jobs on artifacts may read or write there."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from .errors import InvalidRequest
+from .settings import Settings, StoreSettings
+
+_PORTS = {"http": 80, "https": 443}
+_AMAZON = "amazonaws.com"
+#: How often a proxy in front of a store may decode a path.
+_DECODED = 3
+
+
+def refuse_stores(settings: Settings, url: str, endpoint: str | None = None, allowed: Collection[str] = ()) -> None:
+    """Raise InvalidRequest if *url* names what is in an image store, but for the stores of *allowed*.
+
+    *endpoint* is the service of an ``s3://`` URL, None for Amazon S3. Another spelling of the key or of the host makes
+    no difference. Looks up host names, only where bucket and key are those of a store.
+    """
+    for name, store in settings.stores.items():
+        if name not in allowed and _holds(store, url, endpoint, settings):
+            raise InvalidRequest(
+                f"The URL names an object of the image store {name!r}",
+                "url",
+                "Name the artifact in a job, or give a URL outside all image stores",
+            )
+
+
+def _holds(store: StoreSettings, url: str, endpoint: str | None, settings: Settings) -> bool:
+    scheme = url.partition(":")[0].lower()
+    if scheme == "file":
+        return _is_below(Path(unquote(urlsplit(url).path)), _directory(store, settings))
+    if not store.url.startswith("s3://"):
+        return False
+    bucket, _, prefix = store.url.removeprefix("s3://").partition("/")
+    if scheme == "s3":
+        name, _, key = url.partition("://")[2].partition("/")
+        same_bucket = name.casefold() == bucket.casefold() and _is_inside(key, prefix)
+        return same_bucket and _is_same_service(endpoint or "", store.endpoint or "")
+    if scheme not in _PORTS:
+        return False
+    with contextlib.suppress(ValueError):  # what is no URL is refused by who opens it
+        keys = [key for key in _keys(url, bucket) if _is_inside(key, prefix)]
+        return bool(keys) and _serves(url, bucket, store.endpoint or "")
+    return False
+
+
+def _directory(store: StoreSettings, settings: Settings) -> Path | None:
+    if store.url.startswith("nfs://"):
+        return settings.nfs.mount_root or settings.state_dir / "nfs"
+    return Path(unquote(urlsplit(store.url).path)) if store.url.startswith("file://") else None
+
+
+def _is_below(path: Path, directory: Path | None) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # a NUL, a loop of links: refused by who opens it
+        return directory is not None and path.resolve().is_relative_to(directory.resolve())
+    return False
+
+
+def _is_inside(key: str, prefix: str) -> bool:
+    wanted = _parts(prefix)
+    for _ in range(_DECODED):
+        if _parts(key)[: len(wanted)] == wanted:
+            return True
+        key = unquote(key)
+    return False
+
+
+def _parts(key: str) -> list[str]:
+    """The components of a key as a server with files sees them: no empty ones, no ``.`` and no ``..``."""
+    parts: list[str] = []
+    for each in key.replace("\\", "/").split("/"):
+        if each == "..":
+            del parts[-1:]
+        elif each not in ("", "."):
+            parts.append(each)
+    return parts
+
+
+def _keys(url: str, bucket: str) -> Iterator[str]:
+    """The keys in *bucket* that an http(s) URL can mean: the bucket is in its path, or in its host's name."""
+    parts = urlsplit(url)
+    if (parts.hostname or "").casefold().startswith(bucket.casefold()):
+        yield parts.path
+    path = parts.path
+    for _ in range(_DECODED):
+        names = _parts(path)
+        yield from ("/".join(names[at + 1 :]) for at, name in enumerate(names) if name.casefold() == bucket.casefold())
+        path = unquote(path)
+
+
+def _serves(url: str, bucket: str, endpoint: str) -> bool:
+    """Whether the URL's host is the service, or a host of the bucket there. Any port: a presigned URL has its own."""
+    host = (urlsplit(url).hostname or "").rstrip(".").casefold()
+    bare = host.removeprefix(f"{bucket.casefold()}.")
+    ours = (urlsplit(endpoint).hostname or _AMAZON).rstrip(".").casefold()
+    return _is_amazon(host) if not endpoint or _is_amazon(ours) else bool({ours} & {host, bare}) or _meet(host, ours)
+
+
+def _is_same_service(one: str, other: str) -> bool:
+    hosts = [(urlsplit(each).hostname or _AMAZON).rstrip(".").casefold() for each in (one, other)]
+    if any(map(_is_amazon, hosts)):
+        return all(map(_is_amazon, hosts))
+    ports = [urlsplit(each).port or _PORTS.get(urlsplit(each).scheme, 0) for each in (one, other)]
+    # A proxy serves 80 and 443 for a service that has another port itself.
+    return (ports[0] == ports[1] or bool({80, 443} & set(ports))) and (hosts[0] == hosts[1] or _meet(*hosts))
+
+
+def _is_amazon(host: str) -> bool:
+    return f".{host}".endswith((f".{_AMAZON}", f".{_AMAZON}.cn"))
+
+
+def _meet(one: str, other: str) -> bool:
+    return bool(_addresses(one) & _addresses(other))
+
+
+def _addresses(host: str) -> set[str]:
+    """Where connections to *host* arrive; every address of this machine counts as one. None for a host without."""
+    try:
+        found = {str(each[4][0]).partition("%")[0] for each in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return set()
+    return {"localhost" if _is_here(each) else each for each in map(_plain, found)}
+
+
+def _plain(address: str) -> str:
+    ip = ipaddress.ip_address(address)
+    return str(getattr(ip, "ipv4_mapped", None) or ip)
+
+
+def _is_here(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    if ip.is_loopback or ip.is_unspecified:
+        return True
+    # Only an address of this machine can be bound.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET) as trying:
+        trying.bind((address, 0))
+        return True
+    return False
