@@ -243,7 +243,7 @@ class S3Reader:
             raise SourceUnavailable(what, self.name, "Look at the store and the network") from error
         finally:
             if not whole:
-                with contextlib.suppress(OSError, ValueError):  # ends a read that waits
+                with contextlib.suppress(OSError, ValueError, RuntimeError):  # ends a read that waits
                     body._raw_stream.shutdown()
             aside.end(body.close)
 

@@ -20,7 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from botocore.loaders import Loader
 
-from ssvm_worker.errors import ConfigError, Permanent, StoreAway, StoreUnavailable
+from ssvm_worker.errors import ConfigError, Permanent, StoreAway, StoreUnavailable, WorkerError
 from ssvm_worker.sockets import TICK, Check, Watch
 from ssvm_worker.units import MiB
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Calls for which the server itself moves bytes.
 _LONG = ("CompleteMultipartUpload", "UploadPartCopy")
+#: Seconds that an abort may take after a cancel, which must take effect within 2.
+_AT_ONCE_S = 0.7
 #: Seconds of Retry-After that are waited at once.
 _FEW_S = 2.0
 #: Amazon's rules are narrower; older servers also have capitals and underscores.
@@ -98,7 +100,7 @@ class Bucket:
         self.place = f"bucket {name} at {settings.endpoint or 'Amazon S3'}"
         self._check = check
         self._ours = ours
-        #: Of each thread, whether its calls go on though the caller must stop.
+        #: Of each thread that cleans up, the seconds that its calls may take.
         self._cleaning = threading.local()
         self._client: S3Client | None = None
         self._process = 0
@@ -116,17 +118,22 @@ class Bucket:
 
     @contextlib.contextmanager
     def cleaning(self) -> Iterator[None]:
-        """Within, calls of this thread are made though the caller must stop."""
-        self._cleaning.on = True
+        """Within, calls of this thread are made though the caller must stop, but then they must be answered at once."""
+        try:
+            self._check()
+            self._cleaning.stall_s = self.settings.stall_s
+        except WorkerError:
+            self._cleaning.stall_s = _AT_ONCE_S
         try:
             yield
         finally:
-            self._cleaning.on = False
+            self._cleaning.stall_s = 0.0
 
     def watch(self, stall_s: float | None = None) -> Watch:
         """Return a watch for one call, or for one body that is read."""
-        check = _unchecked if getattr(self._cleaning, "on", False) else self._check
-        return Watch(check, stall_s or self.settings.stall_s, min_rate=0.0)
+        if short_s := getattr(self._cleaning, "stall_s", 0.0):
+            return Watch(_unchecked, short_s, min_rate=0.0)
+        return Watch(self._check, stall_s or self.settings.stall_s, min_rate=0.0)
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless the caller must stop."""

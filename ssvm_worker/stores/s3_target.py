@@ -84,7 +84,9 @@ class Target:
                     return etag_in(seen)
                 if not refused:
                     raise
-            condition = {"IfMatch": seen["ETag"]} if seen and seen.get("ETag") else {"IfNoneMatch": "*"}
+            # An object without an ETag can only be replaced unseen; it is not a newer attempt's.
+            etag = seen.get("ETag") if seen else None
+            condition = {"IfMatch": etag} if etag else ({} if seen else {"IfNoneMatch": "*"})
         raise StoreUnavailable("Others write the same object all the time", self.where, "See what else writes there")
 
     def _late(self, stands: Callable[[Seen], bool], error: Exception) -> Seen | None:

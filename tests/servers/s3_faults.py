@@ -57,8 +57,8 @@ class Fault:
     until: threading.Event | None = None
     #: Pass the call on, and leave these headers out of its answer; names in lower case.
     without: frozenset[str] = frozenset()
-    #: Pass the call on without these headers.
-    unasked: frozenset[str] = frozenset()
+    #: Send the whole object, with status 200, whatever range was asked for.
+    whole: bool = False
     #: Send the body in chunks.
     chunked: bool = False
     #: Send that many bytes of the body, then nothing until this is set.
@@ -127,9 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.proxy.fault_for(call)
         if fault is None:
             self._pass_on(body, None)
-        elif fault.without or fault.unasked or fault.chunked or fault.silent_after is not None:
-            for name in fault.unasked:
-                del self.headers[name]
+        elif fault.without or fault.whole or fault.chunked or fault.silent_after is not None:
             self._alter(body, fault)
         elif fault.until is not None:
             fault.until.wait()
@@ -169,24 +167,30 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _alter(self, body: bytes, fault: Fault) -> None:
         answer, found = self._ask(body)
-        self.send_response(answer.status)
+        if fault.whole:
+            bucket, _, key = urlsplit(self.path).path.strip("/").partition("/")
+            found = self.proxy.server.client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        self.send_response(200 if fault.whole else answer.status)
         left_out = {*fault.without, "transfer-encoding", "connection", "date", "server", "content-length"}
+        left_out |= {"content-range"} if fault.whole else set()
         for name, value in answer.getheaders():
             if name.lower() not in left_out:
                 self.send_header(name, value)
         if fault.chunked:
             self.send_header("Transfer-Encoding", "chunked")
         else:
-            self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(found)))
+            told = None if fault.whole else answer.getheader("Content-Length")
+            self.send_header("Content-Length", told or str(len(found)))
         self.end_headers()
         if self.command == "HEAD":
             return
-        begin = found[: fault.silent_after]
+        begin = found[: fault.cut_at if fault.silent_after is None else fault.silent_after]
         self.wfile.write(b"%x\r\n%s\r\n" % (len(begin), begin) if fault.chunked and begin else begin)
         if fault.silent_after is not None:
             fault.woken.wait()
-        elif fault.chunked:
+        elif fault.chunked and fault.cut_at is None:
             self.wfile.write(b"0\r\n\r\n")
+        self.close_connection = fault.cut_at is not None
 
     def _refuse(self, fault: Fault) -> None:
         body = f"<Error><Code>{fault.code}</Code><Message>by request</Message></Error>".encode()
