@@ -214,7 +214,8 @@ class Outside:
         download = self.settings.download
         values = self._s3_values(url, credentials, download.allow_stores) if credentials else {}
         refuse_stores(self.settings, url, values.get("endpoint"), download.allow_stores)
-        values |= {"stall_s": download.stall_s, "connect_timeout_s": download.connect_timeout_s, "check": check}
+        values |= {"stall_s": download.stall_s, "min_rate": download.min_rate, "check": check}
+        values |= {"connect_timeout_s": download.connect_timeout_s}
         anonymous = not values.get("access_key") and not self._by_role(credentials)
         return open_origin(url, **values, anonymous=anonymous)
 

@@ -390,6 +390,16 @@ def test_silence_is_a_stall(
         act(s3_bucket, settings_of(faulty_s3, stall_s=1.0, commit_s=1.0, late_s=0.1), lambda: None)
 
 
+def test_an_object_that_drips(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str) -> None:
+    """An object of which next to nothing comes has stalled, though it is never silent."""
+    s3_server.client().put_object(Bucket=s3_bucket, Key="origin", Body=BIG)
+    fault = Fault("GetObject", silent_after=CHUNK, drips=True)
+    faulty_s3.faults = [fault]
+    with pytest.raises(SourceUnavailable, match="Only"):
+        gather(s3_origin(f"s3://{s3_bucket}/origin", settings_of(faulty_s3, stall_s=1.0)))
+    fault.woken.set()
+
+
 def test_aborted_from_two_threads(faulty_s3: FaultyS3, s3_bucket: str, s3_server: S3Server) -> None:
     """Two aborts at once, beside a thread that writes, end one upload once, and raise nothing."""
     for _ in range(5):

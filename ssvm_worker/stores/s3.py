@@ -221,7 +221,7 @@ class S3Reader:
 
     def _body(self, body: Any) -> Iterator[bytes]:
         """Yield the bytes of an answer, read by a thread beside, which may wait for long."""
-        aside, watch, came = Aside(), self._bucket.watch(), 0
+        aside, watch, came = Aside(), self._bucket.watch(min_rate=self._bucket.settings.min_rate), 0
 
         def read() -> bytes:
             nonlocal came

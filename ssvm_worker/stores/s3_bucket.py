@@ -62,6 +62,8 @@ class S3Settings:
     connect_timeout_s: float = 10.0
     #: Seconds without a byte, after which a call is given up.
     stall_s: float = 60.0
+    #: Bytes a second, over stall_s seconds, that an object must come with.
+    min_rate: float = 1024.0
     #: The same of a call for which the server itself moves bytes: it makes an object of its parts, or copies a part.
     #: Amazon takes minutes for the former ("processing may take several minutes", CompleteMultipartUpload).
     commit_s: float = 600.0
@@ -129,11 +131,11 @@ class Bucket:
         finally:
             self._cleaning.stall_s = 0.0
 
-    def watch(self, stall_s: float | None = None) -> Watch:
+    def watch(self, stall_s: float | None = None, min_rate: float = 0.0) -> Watch:
         """Return a watch for one call, or for one body that is read."""
         if short_s := getattr(self._cleaning, "stall_s", 0.0):
             return Watch(_unchecked, short_s, min_rate=0.0)
-        return Watch(self._check, stall_s or self.settings.stall_s, min_rate=0.0)
+        return Watch(self._check, stall_s or self.settings.stall_s, min_rate)
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless the caller must stop."""

@@ -63,6 +63,8 @@ class Fault:
     chunked: bool = False
     #: Send that many bytes of the body, then nothing until this is set.
     silent_after: int | None = None
+    #: Send a byte now and then in place of nothing.
+    drips: bool = False
     woken: threading.Event = field(default_factory=threading.Event)
     #: The body of the error, in place of XML; and a header of its answer.
     body: bytes | None = None
@@ -187,7 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
         begin = found[: fault.cut_at if fault.silent_after is None else fault.silent_after]
         self.wfile.write(b"%x\r\n%s\r\n" % (len(begin), begin) if fault.chunked and begin else begin)
         if fault.silent_after is not None:
-            fault.woken.wait()
+            while not fault.woken.wait(0.05 if fault.drips else None):
+                self.wfile.write(b"x")
         elif fault.chunked and fault.cut_at is None:
             self.wfile.write(b"0\r\n\r\n")
         self.close_connection = fault.cut_at is not None
