@@ -46,12 +46,13 @@ def broker_url(settings: Settings) -> str:
 
 def open_ledger(settings: Settings) -> Ledger:
     """The ledger of jobs; a context manager."""
+    url, prefix = broker_url(settings), settings.broker.prefix
+    _refuse_closed(url)
     from .ledger import Ledger
 
     ledger, given = settings.ledger, settings.limits
     keep_s = ledger.keep_days * 24 * 3600
     limits = {"store": given.per_store, "source": given.per_source_host, "account": given.per_account}
-    url, prefix = broker_url(settings), settings.broker.prefix
     return Ledger(url, prefix=prefix, claim_s=ledger.claim_s, keep_s=keep_s, limits=limits)
 
 

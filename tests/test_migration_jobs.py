@@ -203,9 +203,9 @@ def test_two_commands(settings: config.Settings, broker: Broker, tmp_path: Path,
         "SSVM_STORES__PRIMARY__URL": f"file://{tmp_path}/s",
         "SSVM_STORES__ARCHIVE__URL": f"file://{tmp_path}/a",
         "SSVM_STATE_DIR": str(tmp_path / "state"),
-        "SSVM_BROKER__URL": broker.url if reachable else "redis://127.0.0.1:1/0",
-        "SSVM_BROKER__PREFIX": broker.prefix,
     }
+    if reachable:
+        environment |= {"SSVM_BROKER__URL": broker.url, "SSVM_BROKER__PREFIX": broker.prefix}
     argv = [sys.executable, "-m", "ssvm_worker", "run", "copy", "--all", "--stores", "archive", "--json"]
     both = [subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     results = [json.loads(each.communicate()[0]) for each in both]

@@ -1,4 +1,4 @@
-"""``ssvm run JOB``: the very same job in the foreground, without a broker."""
+"""``ssvm run JOB``: the same job in the foreground, without a worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssvm_worker import assembly, config, logs, traces
-from ssvm_worker.errors import NOT_THERE, ResourceBusy, WorkerError
+from ssvm_worker.errors import NOT_THERE, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import Attempt, SubJob, Unrecorded
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
@@ -29,44 +29,57 @@ from .told import told
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """``ssvm run``."""
-    parser = commands.add_parser("run", help="run a job in the foreground, no broker", parents=[])
+    parser = commands.add_parser("run", help="run a job in the foreground, no worker needed", parents=[])
     for each in add_jobs(parser, common):
+        add_force(each)
         each.set_defaults(command=_run)
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Add ``--force``."""
+    note = "go on without the broker's lock if the broker cannot be reached; only if no worker is at work there"
+    parser.add_argument("--force", action="store_true", help=note)
 
 
 def _run(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     request = parse_request(args.job.Request, read_request(args, args.job.Request), args.job.name)
-    result = run_here(settings, args.job, request, quiet=output.as_json)
+    result = run_here(settings, args.job, request, quiet=output.as_json, force=args.force)
     output.result(result, told(result))
     return 0
 
 
-def run_here(settings: Settings, job: Job, request: JobRequest, *, quiet: bool = False) -> dict[str, Any]:
-    """Run one attempt in this process; whatever it ends with, nothing half-done is left on any store.
+def run_here(
+    settings: Settings, job: Job, request: JobRequest, *, quiet: bool = False, force: bool = False
+) -> dict[str, Any]:
+    """Run one attempt in this process; however it ends, no half-done object is left on a store.
 
-    SIGINT and SIGTERM cancel it. Raises the job's error.
+    The attempt holds the same lock as a worker's job: the ledger knows it, and `ssvm cancel` stops it. *force*: go on
+    without that lock if the broker cannot be reached. SIGINT and SIGTERM cancel the attempt. Raises the job's error.
     """
     stop: list[str] = []
     bar = Bar(job.name, disable=quiet)
-    stores = sorted(each.url for each in settings.stores.values())
+    jobs = _JobsHere(settings, sorted(each.url for each in settings.stores.values()), force)
     job_id = request.job_id or f"run-{uuid.uuid4().hex[:12]}"
     with (
         logs.working(job_id),
         traces.tracing(job.name, traces.traceparent(os.environ.get("TRACEPARENT")), job_id=job_id) as trace,
         _stopping(stop),
-        _alone(job.resource(request), stores),
+        jobs.alone(job, request, job_id) as claim,
         contextlib.closing(bar),
     ):
         attempt = assembly.make_attempt(
             settings,
-            job_id,
+            claim.job_id,
+            token=claim.token,
             publish=trace.watch(bar.show),
-            stop_reason=lambda: stop[0] if stop else None,
-            jobs=_JobsHere(settings, stores),
+            stop_reason=lambda: stop[0] if stop else claim.stop_reason(),
+            confirm=claim.confirm,
+            jobs=jobs,
         )
         try:
-            return job.run(request, attempt)
+            claim.result = job.run(request, attempt)
+            return claim.result
         except BaseException as error:
             if isinstance(error, WorkerError):
                 trace.fail(error.as_dict())
@@ -77,39 +90,81 @@ def run_here(settings: Settings, job: Job, request: JobRequest, *, quiet: bool =
 
 @dataclass(frozen=True)
 class _JobsHere(assembly.RecordedJobs):
-    """A job within a foreground run holds this machine's lock, and where there is a ledger that of all workers too."""
+    """The jobs of a foreground run: each holds a lock of this machine, and the ledger's lock if there is a ledger."""
 
     stores: Sequence[str]
+    #: Go on without the ledger's lock if the broker cannot be reached.
+    force: bool
 
     @contextlib.contextmanager
     def begin(self, whole: str, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
         it = find_job(job)
         with contextlib.ExitStack() as held:
             try:
-                held.enter_context(_alone(it.resource(parse_request(it.Request, request, job)), self.stores))
+                claim = held.enter_context(self.alone(it, parse_request(it.Request, request, job), job_id, whole))
             except ResourceBusy:
                 yield None
                 return
-            yield (
-                held.enter_context(super().begin(whole, job_id, job, request)) if self._recorded else Unrecorded(job_id)
-            )
+            yield claim
+
+    @contextlib.contextmanager
+    def alone(self, job: Job, request: JobRequest, job_id: str, whole: str = "") -> Iterator[SubJob]:
+        """Within, nobody else writes what the job writes; ResourceBusy if another job does.
+
+        Raises StoreUnavailable where only the ledger's lock would keep workers from backups that share packs.
+        """
+        resource = job.resource(request)
+        with _alone(resource, self.stores):
+            if not resource or not self._has_ledger(job, request):
+                yield Unrecorded(job_id)
+                return
+            fields = request.model_dump(mode="json", exclude_defaults=True)
+            with super().begin(whole, job_id, job.name, fields) as claim:
+                if claim is None:
+                    remedy = "Wait for its end, or `ssvm cancel` it; `ssvm reap` frees what a dead worker holds"
+                    raise ResourceBusy("Another job is writing this", resource, remedy)
+                yield claim
+
+    def _has_ledger(self, job: Job, request: JobRequest) -> bool:
+        """Whether the ledger answers; StoreUnavailable if the job must not run without it."""
+        if self._unreachable is None:
+            return True
+        broker, resource = self.settings.broker, job.resource(request)
+        # An embedded broker that does not answer has no worker; without [broker] in the settings nobody has workers.
+        has_workers = bool(broker.model_fields_set) and not broker.embedded
+        if has_workers and not self.force and resource.startswith("snapshots/") and self._shares_packs(job, request):
+            raise StoreUnavailable(
+                f"The lock of the volume cannot be taken. {self._unreachable.what}",
+                resource,
+                "Check broker.url. If no worker is at work on the volume, use --force",
+            ) from self._unreachable
+        return False
+
+    def _shares_packs(self, job: Job, request: JobRequest) -> bool:
+        """Whether the job may write or remove packs: all that write backups do, but a full backup."""
+        modes = {name: each.backup_mode for name, each in self.settings.stores.items()}
+        mode = getattr(request, "mode", None) or modes.get(next(iter(getattr(request, "stores", ())), ""))
+        return job.name != "backup" or mode == "incremental"
 
     @cached_property
-    def _recorded(self) -> bool:
+    def _unreachable(self) -> WorkerError | None:
+        """Why the ledger does not answer; None if it does."""
         try:
             with assembly.open_ledger(self.settings) as ledger:
                 ledger.counts()
-        except NOT_THERE:
-            return False
-        return True
+        except NOT_THERE as error:
+            return error
+        return None
 
 
 def _discard(job: Job, request: JobRequest, attempt: Attempt) -> None:
-    """Remove what is left; that this fails too must not hide why the job did."""
+    """Remove what is left, unless the lock is lost; an error here must not hide the job's error."""
+    cleaning = attempt.cleaning()
     try:
-        job.discard(request, attempt.cleaning())
+        cleaning.confirm()
+        job.discard(request, cleaning)
     except WorkerError as error:
-        attempt.log.warning("leftovers remain until `ssvm cleanup`: %s", error)
+        attempt.log.warning("leftovers stay until the next `ssvm cleanup`: %s", error)
 
 
 @contextlib.contextmanager
@@ -153,7 +208,7 @@ def _open_locked(path: Path, resource: str) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise ResourceBusy("Another `ssvm run` is writing this", resource, "Wait until it has ended") from error
+        raise ResourceBusy("Another `ssvm run` is writing this", resource, "Wait for its end") from error
     return lock
 
 

@@ -29,7 +29,7 @@ from ssvm_worker.settings import Settings
 from ssvm_worker.stream import Store
 
 from .output import Output
-from .run import run_here
+from .run import add_force, run_here
 
 #: Manifests that are read at once; one after the other, a store across a network would be waited for most of the time.
 _READERS = 8
@@ -48,6 +48,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     ):
         each = commands.add_parser(name, help=note, description=note, parents=[common])
         add_place(each)
+        if act is _by_job:
+            add_force(each)
         each.set_defaults(command=act, job_name=name)
     stores = commands.add_parser("stores", help="usage and health of every store", parents=[common])
     stores.add_argument("--sudoers", metavar="USER", help="print the sudo rule that lets a worker of USER mount them")
@@ -162,7 +164,7 @@ def _by_job(args: argparse.Namespace, output: Output) -> int:
     fields = {"kind": artifact.kind, "account": artifact.account, "id": artifact.id, "volume": artifact.volume}
     job = JOBS[args.job_name]
     request = parse_request(job.Request, fields | {"stores": store_names(args, settings)}, job.name)
-    output.result(run_here(settings, job, request, quiet=output.as_json))
+    output.result(run_here(settings, job, request, quiet=output.as_json, force=args.force))
     return 0
 
 

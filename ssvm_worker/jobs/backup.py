@@ -113,7 +113,8 @@ def discard(request: Request, attempt: Attempt) -> None:
     """Remove what failed attempts have left: on the stores, and the job's snapshot where vCenter lets us."""
     for name in request.stores:
         discard_artifact(attempt.store(name), request.artifact, attempt.confirm)
-        sweep_packs(attempt.store(name), request.artifact, attempt)
+        if _mode(request, attempt) == INCREMENTAL:  # a full backup writes no packs, and may run without the lock
+            sweep_packs(attempt.store(name), request.artifact, attempt)
     if request.snapshot is None:
         _remove_leftover(request, attempt)
 

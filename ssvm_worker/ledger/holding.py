@@ -19,7 +19,7 @@ def holding(ledger: Ledger, new: NewJob, worker: str, part_of: str = "") -> Iter
     """Within, the job is ours without any message.
 
     One that has failed before is tried again. None where it is not there to be had: another job holds the
-    resource, or somebody runs it; what is new is cancelled then. An error ends the job as failed, a cancel as
+    resource, or somebody runs it; what is new is cancelled then. Any error ends the job as failed, a cancel as
     cancelled; should we die, the reaper gives it to a worker. *part_of*: the job among whose ``parts`` it is.
     Other limits than the resource do not count: the job that does it has its slots already.
     """
@@ -38,10 +38,11 @@ def holding(ledger: Ledger, new: NewJob, worker: str, part_of: str = "") -> Iter
     try:
         with _beating(ledger, claim, hold):
             yield hold
-    except WorkerError as error:
+    except Exception as error:
         state = CANCELLED if isinstance(error, Cancelled) else FAILED
-        with suppress(Cancelled):
-            ledger.finish(claim, state, error=error.as_dict())
+        known = error if isinstance(error, WorkerError) else WorkerError(f"A bug: {type(error).__name__}: {error}")
+        with suppress(Cancelled, StoreUnavailable):  # the reaper sees to what the ledger cannot be told now
+            ledger.finish(claim, state, error=known.as_dict())
         raise
     with suppress(Cancelled):
         ledger.finish(claim, SUCCEEDED, result=hold.result)
