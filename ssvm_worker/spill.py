@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import StoreUnavailable
-from .stream import Check, Sink, StoredObject
+from .stream import Check, LeavingAborts, Sink, StoredObject
 from .units import human_size
 
 #: Chunks in memory before the file is used; a chunk is 1 MiB at the most.
@@ -77,7 +77,7 @@ class Ring:
             data, at = data[done:], at + done
 
 
-class Spill:
+class Spill(LeavingAborts):
     """``stream.Sink`` around *inner*, which the caller has entered, and leaves after this.
 
     *limit*: bytes of the scratch file in *directory*. When that is full too, a *patient* sink makes the stream wait,
@@ -135,12 +135,6 @@ class Spill:
 
     def suspend(self) -> None:
         self._give_up(self._inner.suspend)
-
-    def __enter__(self) -> Spill:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.abort()
 
     # The side of the stream.
 

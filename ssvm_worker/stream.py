@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 from .errors import Cancelled, SourceUnavailable, TooLarge, WorkerError
 from .lane import Lane
@@ -102,7 +103,7 @@ class Sink(Protocol):
         """Make the object visible, whole and durable under its key, with its size read back from the store."""
 
     def abort(self) -> None:
-        """Leave nothing behind; safe to repeat and after a commit, which it does not undo."""
+        """Leave nothing behind; safe to repeat, from several threads, and after a commit, which it does not undo."""
 
     def suspend(self) -> None:
         """Keep what was written for a later attempt, where the store can; else abort."""
@@ -116,6 +117,32 @@ class Sink(Protocol):
     def __enter__(self) -> Sink: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+class LeavingAborts:
+    """Leaving the ``with`` block aborts; ``abort`` itself does nothing once the sink is committed or suspended."""
+
+    key: str
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Leave nothing behind. Several threads may call it at once."""
+
+    def settle(self) -> int:
+        """Nothing can be relied upon before the commit."""
+        return 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Abort; an error of the abort never takes the place of the error in the block."""
+        try:
+            self.abort()
+        except Exception as failed:
+            if exc[1] is None:
+                raise
+            _log.warning("%s: the abort failed too, the next sweep removes what is left: %s", self.key, failed)
 
 
 class Store(Protocol):

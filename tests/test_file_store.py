@@ -110,7 +110,7 @@ def test_size_is_read_again(store: FileStore, tmp_path: Path) -> None:
     """An object that the store shows with another size than was written is no success."""
     with store.writer("a/object", owner=ME) as sink:
         fill(sink, b"bytes")
-        sink._rename = lambda: _rename_and_cut(tmp_path)  # type: ignore[method-assign]
+        sink._rename = lambda _: _rename_and_cut(tmp_path)  # type: ignore[method-assign]
         with pytest.raises(StoreUnavailable, match="has 3 bytes of the 5"):
             sink.commit()
 

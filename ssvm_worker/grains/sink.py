@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Lock
 
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.keys import PACKS
-from ssvm_worker.stream import Owner, Sink, Store, StoredObject
+from ssvm_worker.stream import LeavingAborts, Owner, Sink, Store, StoredObject
 from ssvm_worker.units import MiB
 
 from .pack import FULL, pack_key
@@ -16,7 +17,7 @@ from .writer import Packing
 _PACK_HINT = FULL + MiB
 
 
-class GrainSink:
+class GrainSink(LeavingAborts):
     """``stream.Sink`` of a grain map: takes the bytes of the new packs, and commits the map that refers to them.
 
     Each pack is committed as it ends. Nobody refers to it before the map stands, so an abort leaves those that are
@@ -32,43 +33,42 @@ class GrainSink:
         self._packing = packing
         self._owner = owner
         self._pack: Sink | None = None
+        #: Guards *_pack* between the thread that writes and one that aborts.
+        self._lock = Lock()
+        self._aborted = False
         self._number = 0
         self._at = 0
-
-    def __enter__(self) -> GrainSink:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.abort()
 
     def write(self, chunk: bytes) -> None:
         """See Sink. Where a pack ends is known to the Packing before the chunk with its end comes."""
         while chunk:
-            self._pack = self._pack or self._open()
+            pack = self._pack or self._open()
             end = (
                 self._packing.ends[self._number]
                 if self._number < len(self._packing.ends)
                 else self._at + len(chunk) + 1
             )
             piece = chunk if end - self._at >= len(chunk) else chunk[: end - self._at]
-            self._pack.write(piece)
+            pack.write(piece)
             self._at += len(piece)
             chunk = chunk[len(piece) :]
             if self._at == end:
-                self._pack.commit()
+                pack.commit()
                 self._pack, self._number = None, self._number + 1
 
     def _open(self) -> Sink:
         key = pack_key(self._family, self._packing.pack_ids[self._number])
-        return self._store.writer(key, _PACK_HINT, owner=self._owner)
+        pack = self._store.writer(key, _PACK_HINT, owner=self._owner)
+        with self._lock:
+            if not self._aborted:
+                self._pack = pack
+                return pack
+        pack.abort()
+        raise StoreUnavailable("The write was aborted", f"{self._store.name}:{key}", "Start the backup again")
 
     def resumed(self) -> Iterator[bytes]:
         """Nothing."""
         return iter(())
-
-    def settle(self) -> int:
-        """Nothing: what was written is found by its digests."""
-        return 0
 
     def commit(self) -> StoredObject:
         """Store the grain map; StoreUnavailable unless every pack that it needs is there."""
@@ -87,8 +87,10 @@ class GrainSink:
 
     def abort(self) -> None:
         """See Sink."""
-        if self._pack:
-            self._pack.abort()
+        with self._lock:
+            self._aborted, pack = True, self._pack
+        if pack:
+            pack.abort()
 
     def suspend(self) -> None:
         """Abort: what is whole is kept anyway."""

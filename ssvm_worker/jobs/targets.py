@@ -96,6 +96,8 @@ class Targets:
 
     def _add(self, sinks: dict[str, Sink], stack: ExitStack, store: Store, make: MakeSink) -> None:
         sink = stack.enter_context(make(store))
+        if sink.offset:
+            stack.push(partial(_keep, sink, self._attempt.will_resume))
         if self._spill:
             is_primary = store is self.primary
             sink = stack.enter_context(Spill(sink, *self._spill, patient=is_primary, check=self._attempt.check))
@@ -114,6 +116,12 @@ class Targets:
     def _insist(self, store: Store, entry: Entry) -> None:
         if not self._is_on(store, entry):
             raise StoreUnavailable("It missed a disk of an earlier attempt", f"{store.name}:{entry.name}")
+
+
+def _keep(sink: Sink, will_resume: Callable[[BaseException], bool], *exc: object) -> None:
+    """Keep the bytes of an earlier attempt if an error that another attempt follows comes before the first new byte."""
+    if isinstance(exc[1], BaseException) and will_resume(exc[1]):
+        sink.suspend()
 
 
 def _hint(store: Store, disk: Disk) -> int | None:

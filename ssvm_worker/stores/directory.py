@@ -78,7 +78,7 @@ class Tree:
 
     def prune(self, path: Sequence[str]) -> None:
         """Remove the directory and those above it as far as they are empty, but not the root; failures mean no harm."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, WorkerError):
             for depth in range(len(path), 0, -1):
                 with self.open(path[: depth - 1]) as above:
                     os.rmdir(path[depth - 1], dir_fd=above)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ssvm_worker.errors import (
     ObjectNotFound,
+    Permanent,
     SourceChanged,
     SourceUnavailable,
     StoreAway,
@@ -66,8 +67,12 @@ class FileStore:
             if most is not None:
                 sink.cut(most)
             self._make_room(place.where, (size_hint or 0) - sink.offset)
-        except BaseException:
-            sink.abort()
+        except BaseException as error:
+            # Bytes of an earlier attempt stay, unless the job has failed for good: the next attempt needs them.
+            if sink.offset and not isinstance(error, Permanent):
+                sink.suspend()
+            else:
+                sink.abort()
             raise
         return sink
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -159,6 +160,7 @@ class MemorySink(LeavingAborts):
         self._part = part
         self._left = list(part.chunks)
         self._size = self.offset
+        self._lock = threading.Lock()
         self._open = True
 
     def write(self, chunk: bytes) -> None:
@@ -184,12 +186,12 @@ class MemorySink(LeavingAborts):
 
     def abort(self) -> None:
         """See Sink."""
-        if self._open:
-            self._open, self._size = False, 0
-            try:
+        with self._lock:
+            was_open, self._open = self._open, False
+        if was_open:
+            self._size = 0
+            with contextlib.suppress(Cancelled):  # fenced off: the part is another writer's now
                 self._store.take(self.key, self._part)
-            except Cancelled:
-                return  # fenced off: the part is another writer's now
 
     def suspend(self) -> None:
         """See Sink."""

@@ -14,8 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from threading import Lock
-from typing import NoReturn
+from threading import Lock, Thread
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
 from ssvm_worker.stream import CHUNK, Owner, StoredObject
@@ -32,6 +31,8 @@ _JOB_LENGTH = 40
 HOLE = 64 * KiB
 _ZEROS = bytes(HOLE)
 _OPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Seconds that an abort waits for the close of the file, which on NFS first sends what is not yet on the server.
+_PROMPTLY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,15 @@ def begin(place: Place, owner: Owner, resume: bool) -> FileSink:
             os.rename(str(newest), str(part), src_dir_fd=directory, dst_dir_fd=directory)
         flags = _OPEN if newest else _OPEN | os.O_CREAT | os.O_EXCL
         handle = os.open(str(part), flags, _FILE_MODE, dir_fd=directory)
-        return FileSink(place, str(part), os.dup(directory), handle)
+        try:
+            return FileSink(place, str(part), directory, handle)
+        except BaseException:
+            os.close(handle)
+            if not newest:
+                with contextlib.suppress(OSError):
+                    os.unlink(str(part), dir_fd=directory)
+                place.tree.prune(place.directory)
+            raise
 
 
 def _left_by_job(directory: int, part: PartName) -> list[PartName]:
@@ -105,121 +114,189 @@ def _left_by_job(directory: int, part: PartName) -> list[PartName]:
     return sorted(left, key=lambda each: each.token)
 
 
+class _Closed(StoreUnavailable):
+    """The sink was aborted or has ended."""
+
+
+class _Handle:
+    """A descriptor that several threads use. It is closed once, and not while a thread is in a call with it.
+
+    To close it earlier would let the call of a thread reach another file, opened meanwhile under the same number.
+    """
+
+    def __init__(self, descriptor: int, where: str) -> None:
+        self._descriptor = descriptor
+        self._where = where
+        self._lock = Lock()
+        self._users = 0
+        self._closing = False
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[int]:
+        """Keep the descriptor open within; _Closed if it is closed already."""
+        with self._lock:
+            if self._closing:
+                raise _Closed("The write was aborted", self._where, "Start the transfer again")
+            self._users += 1
+        try:
+            yield self._descriptor
+        finally:
+            with self._lock:
+                self._users -= 1
+                is_last = self._closing and not self._users
+            if is_last:
+                with contextlib.suppress(OSError):  # an abort, or a commit whose fsync has succeeded
+                    os.close(self._descriptor)
+
+    def close(self) -> None:
+        """Close the descriptor now, or when the last thread leaves it; OSError. Safe to repeat."""
+        with self._lock:
+            is_mine = not self._closing and not self._users
+            self._closing = True
+        if is_mine:
+            os.close(self._descriptor)
+
+
 class FileSink(LeavingAborts):
-    """See Sink; holds two handles and no bytes. The first error is final: it is raised again by all that follows."""
+    """See Sink; holds two handles and no bytes. The first error is final: it is raised again by all that follows.
+
+    Any thread may call ``abort``, ``suspend`` and ``settle`` at any time; none of them waits for a call of another.
+    """
 
     def __init__(self, place: Place, part: str, directory: int, handle: int) -> None:
+        """Own *handle* from now on, and a copy of *directory*; the caller closes both after an OSError."""
         self.key = place.key
         self.offset = os.lseek(handle, 0, os.SEEK_END)
         self._place = place
         self._part = part
-        self._directory = directory
-        self._handle = handle
         self._identity = _identity(os.fstat(handle))
         self._size = self.offset
         #: Zeros at the end of what was given that are not in the file yet.
         self._zeros = 0
         #: Bytes at the front that are on the disk for good.
         self._settled = 0
-        #: Held while the handle is closed, or used by another thread than the one that writes.
-        self._settling = Lock()
         self._failed: WorkerError | None = None
+        #: Guards the two fields that ``abort``, ``suspend`` and ``settle`` change.
+        self._lock = Lock()
         self._ended = False
+        self._directory = _Handle(os.dup(directory), place.where)
+        self._file = _Handle(handle, place.where)
 
     def cut(self, size: int) -> None:
         """Go on behind the first *size* bytes of what was left, if that is more; before the first write."""
         if self.offset > size:
-            with translating(self._place.where):
-                os.ftruncate(self._handle, size)
-                self.offset = self._size = os.lseek(self._handle, 0, os.SEEK_END)
+            with translating(self._place.where), self._file.use() as handle:
+                os.ftruncate(handle, size)
+                self.offset = self._size = os.lseek(handle, 0, os.SEEK_END)
 
     def write(self, chunk: bytes) -> None:
         """See Sink."""
-        with self._once_failed_for_ever():
+        with self._once_failed_for_ever(), self._file.use() as handle:
             for piece, is_zero in _runs(chunk, self._size):
                 if is_zero:
                     self._zeros += len(piece)
                 else:
-                    self._place_zeros()
-                    self._write_all(piece)
+                    self._place_zeros(handle)
+                    _write_all(handle, piece)
             self._size += len(chunk)
 
     def resumed(self) -> Iterator[bytes]:
         """See Sink."""
         done = 0
         while done < self.offset:
-            with translating(self._place.where):
-                chunk = os.pread(self._handle, min(CHUNK, self.offset - done), done)
+            with translating(self._place.where), self._file.use() as handle:
+                chunk = os.pread(handle, min(CHUNK, self.offset - done), done)
             if not chunk:
                 raise StoreUnavailable("The bytes of the earlier attempt are gone", self._place.where, "Try again")
             done += len(chunk)
             yield chunk
 
     def settle(self) -> int:
-        """See Sink. What goes wrong here is told to nobody else, not to the last fsync either: it is final."""
-        with self._settling:
-            if self._handle >= 0:
-                with self._once_failed_for_ever():
-                    size = os.fstat(self._handle).st_size
-                    os.fdatasync(self._handle)
-                    self._settled = size
+        """See Sink. An error here is final: the kernel reports it once, and the last fsync would not see it."""
+        try:
+            with self._file.use() as handle, self._once_failed_for_ever():
+                size = os.fstat(handle).st_size
+                os.fdatasync(handle)
+        except _Closed:
+            return self._settled
+        with self._lock:
+            if not self._ended:
+                self._settled = max(self._settled, size)
             return self._settled
 
     def commit(self) -> StoredObject:
         """See Sink. Cancelled if a newer writer of the same job took the part."""
-        with self._once_failed_for_ever():
-            self._end_in_zeros()
-            os.fsync(self._handle)
-            self._close()
-            modified = self._check_part()
-            self._rename()
-            os.fsync(self._directory)
-            self._check_object()
+        with self._once_failed_for_ever(), self._directory.use() as directory:
+            with self._file.use() as handle:
+                self._end_in_zeros(handle)
+                os.fsync(handle)
+            self._file.close()
+            modified = self._check_part(directory)
+            self._rename(directory)
+            os.fsync(directory)
+            self._check_object(directory)
         self._end()
+        self._close(self._directory)
         return StoredObject(self.key, self._size, when=modified)
 
     def abort(self) -> None:
         """See Sink. What cannot be removed is left to the sweep: an abort must not hide the error before it."""
-        if self._ended:
+        if not self._end():
             return
-        with contextlib.suppress(OSError):
-            self._close()
-        self._settled = 0
-        with contextlib.suppress(OSError):
-            if _identity(self._look()) == self._identity:
-                os.unlink(self._part, dir_fd=self._directory)
-        self._end()
+        self._close_promptly()
+        with contextlib.suppress(OSError, _Closed), self._directory.use() as directory:
+            if _identity(self._look(directory)) == self._identity:
+                os.unlink(self._part, dir_fd=directory)
+        self._close(self._directory)
         self._place.tree.prune(self._place.directory)
 
     def suspend(self) -> None:
         """See Sink. Bytes behind a failed write cannot be trusted and are not kept."""
-        if self._ended:
-            return
         if self._failed or not self._size:
             self.abort()
             return
+        if not self._end(keep=True):
+            return
         with contextlib.suppress(OSError):
-            self._end_in_zeros()
-            os.fsync(self._handle)
+            with self._file.use() as handle:
+                self._end_in_zeros(handle)
+                os.fsync(handle)
             self._settled = self._size
-            self._close()
-        self._end()
+        self._close(self._file)
+        self._close(self._directory)
 
-    def _write_all(self, piece: memoryview) -> None:
-        while piece:
-            piece = piece[os.write(self._handle, piece) :]
+    def _end(self, *, keep: bool = False) -> bool:
+        """Whether this call ended it, and no earlier one; unless it shall *keep* the bytes, none is settled then."""
+        with self._lock:
+            was_ended, self._ended = self._ended, True
+            if not was_ended and not keep:
+                self._settled = 0
+            return not was_ended
 
-    def _place_zeros(self) -> None:
+    def _close(self, handle: _Handle) -> None:
+        with contextlib.suppress(OSError):
+            handle.close()
+
+    def _close_promptly(self) -> None:
+        try:
+            closing = Thread(target=self._close, args=(self._file,), name="close", daemon=True)
+            closing.start()
+        except RuntimeError:  # there can be no more threads
+            self._close(self._file)
+            return
+        closing.join(_PROMPTLY_S)
+
+    def _place_zeros(self, handle: int) -> None:
         """What follows is data: leave a hole before it, or write the few zeros."""
         if self._zeros >= HOLE:
-            os.lseek(self._handle, self._zeros, os.SEEK_CUR)
+            os.lseek(handle, self._zeros, os.SEEK_CUR)
         elif self._zeros:
-            self._write_all(memoryview(_ZEROS)[: self._zeros])
+            _write_all(handle, memoryview(_ZEROS)[: self._zeros])
         self._zeros = 0
 
-    def _end_in_zeros(self) -> None:
+    def _end_in_zeros(self, handle: int) -> None:
         if self._zeros:
-            os.ftruncate(self._handle, self._size)
+            os.ftruncate(handle, self._size)
             self._zeros = 0
 
     @contextlib.contextmanager
@@ -235,23 +312,28 @@ class FileSink(LeavingAborts):
             self._failed = error
             raise
 
-    def _look(self) -> os.stat_result:
-        return os.stat(self._part, dir_fd=self._directory, follow_symlinks=False)
+    def _look(self, directory: int) -> os.stat_result:
+        return os.stat(self._part, dir_fd=directory, follow_symlinks=False)
 
-    def _check_part(self) -> float:
+    def _check_part(self, directory: int) -> float:
         """Its time, if it is still ours and as long as what was written."""
         try:
-            seen = self._look()
+            seen = self._look(directory)
         except FileNotFoundError as error:
-            _fenced(error)
+            raise self._gone() from error
         if _identity(seen) != self._identity:
-            _fenced(None)
+            raise self._gone()
         self._check_size(seen)
         return seen.st_mtime
 
-    def _check_object(self) -> None:
+    def _gone(self) -> WorkerError:
+        """The error of a commit that finds no part: another thread has aborted it, or another attempt has taken it."""
+        aborted = _Closed("The write was aborted", self._place.where, "Start the transfer again")
+        return aborted if self._ended else Cancelled("fenced")
+
+    def _check_object(self, directory: int) -> None:
         """Opened anew, as NFS asks the server then, and not the cache; one that a later writer put there is its own."""
-        handle = os.open(self._place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+        handle = os.open(self._place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
             seen = os.fstat(handle)
         finally:
@@ -265,23 +347,16 @@ class FileSink(LeavingAborts):
                 f"The store has {seen.st_size} bytes of the {self._size} written", self._place.where, "Try again"
             )
 
-    def _rename(self) -> None:
+    def _rename(self, directory: int) -> None:
         try:
-            os.rename(self._part, self._place.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            os.rename(self._part, self._place.name, src_dir_fd=directory, dst_dir_fd=directory)
         except FileNotFoundError as error:
-            _fenced(error)
+            raise self._gone() from error
 
-    def _close(self) -> None:
-        with self._settling:
-            handle, self._handle = self._handle, -1
-        if handle >= 0:
-            os.close(handle)
 
-    def _end(self) -> None:
-        self._ended = True
-        with contextlib.suppress(OSError):
-            self._close()
-        os.close(self._directory)
+def _write_all(handle: int, piece: memoryview) -> None:
+    while piece:
+        piece = piece[os.write(handle, piece) :]
 
 
 def _runs(chunk: bytes, position: int) -> Iterator[tuple[memoryview, bool]]:
@@ -304,7 +379,3 @@ def _runs(chunk: bytes, position: int) -> Iterator[tuple[memoryview, bool]]:
 
 def _identity(seen: os.stat_result) -> tuple[int, int]:
     return seen.st_dev, seen.st_ino
-
-
-def _fenced(error: OSError | None) -> NoReturn:
-    raise Cancelled("fenced") from error

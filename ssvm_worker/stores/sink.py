@@ -1,28 +1,12 @@
-"""What every sink of a store has in common: how it is left, and how it is when it cannot resume."""
+"""What sinks that cannot resume have in common."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Self
 
+from ssvm_worker.stream import LeavingAborts
 
-class LeavingAborts:
-    """Leaving the ``with`` block aborts; ``abort`` itself does nothing once the sink is committed or suspended."""
-
-    @abstractmethod
-    def abort(self) -> None:
-        """Leave nothing behind."""
-
-    def settle(self) -> int:
-        """Nothing can be relied upon before the commit."""
-        return 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.abort()
+__all__ = ["CannotResume", "LeavingAborts"]
 
 
 class CannotResume(LeavingAborts):

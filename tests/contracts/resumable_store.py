@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from ssvm_worker.errors import Cancelled
-from ssvm_worker.stream import CHUNK, Owner, Store
-from tests.contracts.store import BIG, ME, OTHER, StoreContract, fill, get, keys, put
+from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
+from ssvm_worker.stream import CHUNK, Owner, Sink, Store
+from tests.contracts.store import BIG, ME, OTHER, SOME, StoreContract, fill, get, keys, put
+from tests.waiting import PATIENCE_S
 
 
 class ResumableStoreContract(StoreContract):
@@ -126,3 +130,20 @@ class ResumableStoreContract(StoreContract):
             fill(zombie, b"x" * CHUNK)
             fill(heir, BIG).commit()
         assert get(store, "a/object") == BIG
+
+    def test_abort_beside_a_write(self, store: Store) -> None:
+        """An abort ends the writes of another thread by one of our errors, and nothing of them stays."""
+        for _ in range(5):
+            sink, written = store.writer("a/object", owner=ME), threading.Event()
+            with ThreadPoolExecutor(1) as threads:
+
+                def write(sink: Sink = sink, written: threading.Event = written) -> None:
+                    for _ in range(100):
+                        sink.write(SOME[:CHUNK])
+                        written.set()
+
+                writing = threads.submit(write)
+                assert written.wait(PATIENCE_S)
+                sink.abort()
+                assert isinstance(writing.exception() or StoreUnavailable("none"), WorkerError)
+        assert (keys(store), store.sweep(0)) == ([], 0)

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -152,6 +153,20 @@ class StoreContract:
         sink = fill(store.writer("a/object", owner=ME), self.unfinished)
         sink.abort()
         sink.abort()
+        assert (keys(store), store.sweep(0)) == ([], 0)
+
+    def test_abort_from_two_threads(self, store: Store) -> None:
+        """Several threads may abort one sink at once: none meets an error, no handle is closed twice, nothing stays."""
+        for _ in range(5):
+            sink, start = fill(store.writer("a/object", owner=ME), SOME[:CHUNK]), threading.Barrier(4)
+            with ThreadPoolExecutor(4) as threads:
+
+                def abort(sink: Sink = sink, start: threading.Barrier = start) -> None:
+                    start.wait()
+                    sink.abort()
+
+                for each in [threads.submit(abort) for _ in range(4)]:
+                    each.result()
         assert (keys(store), store.sweep(0)) == ([], 0)
 
     def test_abort_after_commit_keeps_the_object(self, store: Store) -> None:
