@@ -31,7 +31,7 @@ from .broker import (
 )
 from .credentials import authorization, named_credentials
 from .digest import Digest
-from .errors import ConfigError, InvalidRequest
+from .errors import Cancelled, ConfigError, InvalidRequest
 from .jobs.attempt import Attempt, Boots, Limits, Progress, RemoteSource
 from .jobs.request import redact
 from .jobs.retention import Rule, Rules
@@ -123,7 +123,7 @@ def open_store_named(settings: Settings, name: str) -> Store:
 def _open(name: str, settings: Settings, check: Check) -> Store:
     store = settings.stores[name]
     if store.url.startswith("nfs://"):
-        return open_store(name, store.url, **_nfs_values(settings))
+        return open_store(name, store.url, **_nfs_values(settings), check=check)
     values = {key: _revealed(value) for key, value in store if key not in ("url", "backup_mode")}
     return open_store(name, store.url, notes_dir=settings.state_dir / "s3", check=check, **values)
 
@@ -262,7 +262,9 @@ def make_attempt(
     """An attempt at a job with everything that it may touch; *given* are further fields of ``Attempt``."""
     download = settings.download
     names = ("max_bytes", "max_virtual_size", "max_ratio", "max_rate", "resumes", "scratch_dir", "checksums")
-    limits = Limits(**{name: getattr(download, name) for name in names})
+    limits = Limits(
+        min_store_rate=settings.worker.min_store_rate or 0, **{name: getattr(download, name) for name in names}
+    )
     boot = settings.boot
     folder = boot.dir or settings.state_dir / "boot"
     given.setdefault("boots", Boots(folder, boot.memory, boot.seconds, boot.still_s, boot.accelerator))
@@ -277,7 +279,13 @@ def make_attempt(
     given.setdefault("retention", retention_rules(settings))
     given.setdefault("end_links", partial(end_links, settings))
     given.setdefault("vcenters", tuple(settings.vcenters))
-    return Attempt(job_id, Stores(settings), Outside(settings), limits=limits, progress=progress, **given)
+    stores = Stores(settings, partial(_stop, given.get("stop_reason", lambda: None)))
+    return Attempt(job_id, stores, Outside(settings), limits=limits, progress=progress, **given)
+
+
+def _stop(stop_reason: Callable[[], str | None]) -> None:
+    if reason := stop_reason():
+        raise Cancelled(reason)
 
 
 def quota_limits(settings: Settings) -> Quotas:

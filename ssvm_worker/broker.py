@@ -70,13 +70,12 @@ _KEPT: dict[tuple[int, str, str], Ledger] = {}
 
 @dataclass(frozen=True)
 class RecordedJobs:
-    """What the ledger knows of all jobs; each call connects anew, for few jobs ask."""
+    """What the ledger knows of all jobs, by one connection of this process; a job that is held has its own."""
 
     settings: Settings
 
     def live(self) -> Collection[str]:
-        with open_ledger(self.settings) as ledger:
-            return ledger.live()
+        return frozenset(kept_ledger(self.settings).live())
 
     @contextlib.contextmanager
     def hold(self, resource: str) -> Iterator[Callable[[], None] | None]:
@@ -102,23 +101,19 @@ class RecordedJobs:
                 yield hold
 
     def parts(self, whole: str) -> Iterator[Mapping[str, Any]]:
-        with open_ledger(self.settings) as ledger:
-            yield from (each.to_dict() for each in ledger.parts(whole))
+        yield from (each.to_dict() for each in kept_ledger(self.settings).parts(whole))
 
     def ended(self, job_id: str) -> bool:
-        with open_ledger(self.settings) as ledger:
-            try:
-                return ledger.get(job_id).ended
-            except ObjectNotFound:
-                return False
+        try:
+            return kept_ledger(self.settings).get(job_id).ended
+        except ObjectNotFound:
+            return False
 
     def expired(self) -> int:
-        with open_ledger(self.settings) as ledger:
-            return ledger.expired()
+        return kept_ledger(self.settings).expired()
 
     def expire(self) -> int:
-        with open_ledger(self.settings) as ledger:
-            return ledger.expire()
+        return kept_ledger(self.settings).expire()
 
 
 def _refuse_closed(url: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -16,25 +16,29 @@ _BURST_S = 0.1
 class Pace:
     """So many bytes a second, for all who use it: also for processes that were forked after it was made.
 
-    The one number in it is when the bytes that were let through will have been paid for; it lies in a file without a
-    name. A record lock guards it, which the kernel takes back from a process that dies.
+    The one number in it is when the bytes that were let through will have been paid for. It lies in shared memory,
+    which needs no directory. A record lock keeps other processes out, and the kernel releases it when its holder dies;
+    it does not keep out threads of the same process, so they have a lock of their own.
     """
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed when nobody has it any more
+        memory = os.memfd_create("ssvm-pace", os.MFD_CLOEXEC)
+        self._file = open(memory, "r+b", buffering=0)  # noqa: SIM115 - closed when nobody has it any more
         self._file.truncate(8)
+        self._threads = threading.Lock()
 
     def delay(self, size: int, rate: float) -> float:
         """Seconds to wait before *size* bytes may pass at *rate* bytes a second; they are counted at once."""
         now = time.monotonic()  # the same clock in every process of a machine
         file = self._file.fileno()
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        try:
-            (paid,) = struct.unpack("d", os.pread(file, 8, 0))
-            paid = max(paid, now - _BURST_S) + size / rate
-            os.pwrite(file, struct.pack("d", paid), 0)
-        finally:
-            fcntl.lockf(file, fcntl.LOCK_UN)
+        with self._threads:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            try:
+                (paid,) = struct.unpack("d", os.pread(file, 8, 0))
+                paid = max(paid, now - _BURST_S) + size / rate
+                os.pwrite(file, struct.pack("d", paid), 0)
+            finally:
+                fcntl.lockf(file, fcntl.LOCK_UN)
         return max(0.0, float(paid) - now)
 
 

@@ -13,7 +13,7 @@ from .digest import HEX_LENGTHS
 from .sections import Address, Networks, Seconds, SecretFields, Section, Size, among, split
 from .stores.nfs_url import DEFAULTS as NFS_DEFAULTS
 from .stores.nfs_url import check_options
-from .units import GiB, TiB
+from .units import GiB, MiB, TiB
 
 LANES = ("download", "upload", "backup", "maintenance")
 Addressing = Literal["auto", "path", "virtual"]
@@ -82,6 +82,9 @@ class Worker(Section):
     lanes: Annotated[tuple[str, ...], BeforeValidator(split), among(LANES)] = LANES
     #: Seconds that running jobs get at SIGTERM before they are handed over.
     drain_s: Seconds = 60.0
+    #: Bytes a second that a store other than the first of a request must take while all others wait for it. A slower
+    #: one is left out, and a copy job brings it the artifact later; "unlimited" never leaves one out.
+    min_store_rate: Size = 4 * MiB
 
 
 class Ledger(Section):

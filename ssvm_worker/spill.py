@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import StoreUnavailable
+from .lane import Slowness
 from .stream import Check, LeavingAborts, Sink, StoredObject
 from .units import human_size
 
@@ -82,10 +83,19 @@ class Spill(LeavingAborts):
 
     *limit*: bytes of the scratch file in *directory*. When that is full too, a *patient* sink makes the stream wait,
     any other fails with StoreUnavailable. *check* is heard while anybody waits; a store that takes nothing for
-    ``STALL_S`` fails. Bytes: DEPTH chunks and the one that is being written.
+    ``STALL_S`` fails, and one that shows *slowness*. Bytes: DEPTH chunks and the one that is being written.
     """
 
-    def __init__(self, inner: Sink, directory: Path, limit: int, *, patient: bool, check: Check = lambda: None) -> None:
+    def __init__(
+        self,
+        inner: Sink,
+        directory: Path,
+        limit: int,
+        *,
+        patient: bool,
+        check: Check = lambda: None,
+        slowness: Slowness | None = None,
+    ) -> None:
         self.key = inner.key
         self.offset = inner.offset
         #: Bytes that went through the file.
@@ -95,6 +105,9 @@ class Spill(LeavingAborts):
         self._limit = limit
         self._patient = patient
         self._check = check
+        self._slowness = slowness or Slowness(0)
+        self._waited_s = 0.0
+        self._written = 0
         self._ring: Ring | None = None
         #: What waits, in its order: chunks, and the lengths of those that are in the file.
         self._queue: deque[bytes | int] = deque()
@@ -162,14 +175,19 @@ class Spill(LeavingAborts):
 
     def _wait(self, until: Callable[[], bool]) -> None:
         """Until that is so; raises what ended it before. The condition is held."""
-        seen, deadline = self._taken, time.monotonic() + STALL_S
+        began = time.monotonic()
+        seen, deadline = self._taken, began + STALL_S
         while self._error is None and not self._stopped and not until():
             self._changed.wait(_POLL_S)
             self._check()
+            now = time.monotonic()
+            if self._slowness.is_shown(now, self._waited_s + now - began, self._written):
+                raise self._slowness.error(self.key)
             if self._taken != seen:
                 seen, deadline = self._taken, time.monotonic() + STALL_S
             elif time.monotonic() > deadline:
                 raise self._too_slow()
+        self._waited_s += time.monotonic() - began
         if self._error is not None:
             raise self._error
 
@@ -187,6 +205,7 @@ class Spill(LeavingAborts):
                 self._error = error
             with self._changed:
                 self._taken += 1
+                self._written += item if isinstance(item, int) else len(item)
                 self._in_file -= item if isinstance(item, int) else 0
                 self._busy = False
                 self._changed.notify_all()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from .errors import Cancelled, SourceUnavailable, TooLarge, WorkerError
-from .lane import Lane
+from .lane import Lane, Slowness
 from .units import MiB, human_size
 
 #: The largest chunk. On two cores one of 256 KiB costs a third more time for each byte, 512 KiB a sixth; 2 MiB no less.
@@ -269,7 +269,7 @@ class Resuming:
             self._wait(min(30.0, self._delay_s * 2 ** (failures - 1)))
 
 
-def store_stream(
+def store_stream(  # noqa: PLR0913 - three by position; the others only by name
     chunks: Iterable[bytes],
     sinks: Mapping[str, Sink],
     observers: Sequence[Observer] = (),
@@ -277,20 +277,25 @@ def store_stream(
     verify: Callable[[], None] = lambda: None,
     check: Check = lambda: None,
     keep: Callable[[BaseException], bool] = lambda _: False,
+    min_rate: int = 0,
 ) -> Stored:
     """Store the stream under every sink, or under none.
 
     Every chunk goes to the observers, which share a thread, and to each sink in a thread of its own. When the stream
     has ended and all of it is written, *verify* runs, then the sinks commit in their order. The first sink is the
-    primary and must succeed; another that fails, during the stream or at its commit, is reported as owed.
+    primary and must succeed; another that fails, during the stream or at its commit, is reported as owed, as is one
+    that takes less than *min_rate* bytes a second while all others wait for it; 0 allows any rate.
     The stream begins at byte 0 always; a sink that resumes is given only what it does not have.
     Bytes: holds at most lane.DEPTH chunks for each sink and for the observers.
     Raises: what the source, an observer, *verify*, *check* or the primary raises; every sink is aborted first, or
     suspended where *keep* says so of the error. Repeat: not after an error; open new sinks.
     """
     _settle_allocator()
-    flow = _Flow(sinks, observers, check)
+    if not sinks:
+        raise ValueError("a stream without a sink")
+    flow = _Flow(sinks, check)
     try:
+        flow.start(observers, min_rate)
         for chunk in chunks:
             flow.put(chunk)
         flow.drain()
@@ -314,13 +319,21 @@ def _settle_allocator() -> None:
 class _Flow:
     """The lanes of one ``store_stream``."""
 
-    def __init__(self, sinks: Mapping[str, Sink], observers: Sequence[Observer], check: Check) -> None:
+    def __init__(self, sinks: Mapping[str, Sink], check: Check) -> None:
         self._check = check
         self._sinks = dict(sinks)
         self._primary = next(iter(sinks))
         self._owed: dict[str, WorkerError] = {}
+        self._lanes: dict[str, Lane] = {}
+
+    def start(self, observers: Sequence[Observer], min_rate: int) -> None:
+        """Start the threads; if one cannot be started, ``give_up`` ends the others."""
         self._taps = Lane("observers", _each(observers))
-        self._lanes = {name: Lane(name, _behind(sink.offset, sink.write)) for name, sink in sinks.items()}
+        for name, sink in self._sinks.items():
+            # What is on the disk for good before the commit, while *check* is heard, need not be waited for in it.
+            slowness = Slowness(0 if name == self._primary else min_rate)
+            write = _behind(sink.offset, sink.write)
+            self._lanes[name] = Lane(name, write, slowness=slowness, settle=sink.settle)
 
     def put(self, chunk: bytes) -> None:
         self._check()
@@ -349,15 +362,19 @@ class _Flow:
             if name == self._primary or isinstance(error, Cancelled):
                 raise
             self._owed[name] = error
-            if self._lanes.pop(name).drop():
-                _clean_up(self._sinks[name].abort)
+            sink = self._sinks.pop(name)
+            if self._lanes.pop(name).drop(_PROMPTLY_S):
+                _clean_up(sink.abort)
+            else:
+                _clean_up_beside(sink.abort)
 
     def give_up(self, keep: bool) -> None:
-        self._taps.drop()
-        for name, lane in self._lanes.items():
-            sink = self._sinks[name]
+        if taps := getattr(self, "_taps", None):
+            taps.drop()
+        for name, sink in self._sinks.items():
+            lane = self._lanes.get(name)
             step = sink.suspend if keep else sink.abort
-            if lane.drop(_PROMPTLY_S, take=keep):
+            if lane is None or lane.drop(_PROMPTLY_S, take=keep):
                 _clean_up(step)
             else:
                 _clean_up_beside(step)

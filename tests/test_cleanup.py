@@ -18,15 +18,18 @@ from ssvm_worker.cli import main
 from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import InvalidRequest, StoreUnavailable
 from ssvm_worker.jobs import cleanup
+from ssvm_worker.jobs.attempt import NoJobs
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.keys import DRAFT, Artifact
 from ssvm_worker.ledger import Ledger, NewJob
 from ssvm_worker.manifest import Entry, Manifest, write_draft, write_manifest
 from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store
 from ssvm_worker.stream import Owner, Store, put_bytes
 from tests.attempts import attempt
 from tests.faults import store_unreachable
+from tests.grain_bench import back_up, disk
 from tests.servers.broker import Broker
 from tests.servers.s3 import S3Server
 from tests.test_s3_store import settings_of
@@ -272,3 +275,23 @@ def test_cron_with_a_store_away(
     monkeypatch.setenv("SSVM_STORES__ARCHIVE__URL", f"file://{tmp_path}/nowhere")
     assert main(["cleanup"]) == 75
     assert "archive is not cleaned up: The store's directory does not exist" in capsys.readouterr().out
+
+
+class Counting(NoJobs):
+    """A ledger that counts how often it is read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def live(self) -> frozenset[str]:
+        self.reads += 1
+        return frozenset(f"template/tmpl/9/{number}" for number in range(300))
+
+
+def test_the_ledger_is_read_once() -> None:
+    """However many volumes there are, the ledger is read once, and again only for what goes."""
+    store, jobs = MemoryStore("primary"), Counting()
+    for number in range(50):
+        back_up(store, "b1", disk(2), volume=f"v{number}")
+    cleanup.run(cleanup.Request(), attempt(store, jobs=jobs))
+    assert jobs.reads == 1

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +58,27 @@ def test_cancel() -> None:
 
     with pytest.raises(Cancelled):
         list(paced([b"a" * 1000], [(Pace(), 1.0)], wait))
+
+
+def test_shared_by_threads() -> None:
+    """What several threads let through at once is all counted."""
+    pace, start, count = Pace(), threading.Barrier(8), 200
+
+    def run() -> None:
+        start.wait()
+        for _ in range(count):
+            pace.delay(1000, 1000.0)
+
+    began = time.monotonic()
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert pace.delay(1000, 1000.0) + time.monotonic() - began >= 8 * count
+
+
+def test_needs_no_directory(tmp_path: Path) -> None:
+    """It is made where no file can be, as on a host whose disk is read-only."""
+    code = "import os, tempfile; tempfile.tempdir = '/nowhere'; import ssvm_worker.assembly"
+    subprocess.run([sys.executable, "-c", code], check=True)

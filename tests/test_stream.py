@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -12,13 +13,14 @@ from ssvm_worker.errors import (
     Cancelled,
     ChecksumMismatch,
     ObjectNotFound,
+    ResourceBusy,
     SourceUnavailable,
     StoreFull,
     StoreUnavailable,
     TooLarge,
     WorkerError,
 )
-from ssvm_worker.lane import DEPTH
+from ssvm_worker.lane import DEPTH, Slowness
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import (
     Owner,
@@ -324,3 +326,88 @@ def test_failed_small_object(primary: MemoryStore) -> None:
     with pytest.raises(WorkerError):
         put_bytes(full, "note", b"four", ME)
     assert is_empty(full)
+
+
+# A second store that works, but slowly
+
+
+def test_slow_second_store(
+    primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second store that takes less than the smallest rate, while the stream waits for it, is owed the object."""
+    done = threading.Event()
+
+    class Slow(Faulty):
+        def write(self, chunk: bytes) -> None:
+            done.wait(PATIENCE_S)
+            self._sink.write(chunk)
+
+    slow = Slow(sinks["second"], "", ValueError())
+    monkeypatch.setattr("ssvm_worker.stream.Slowness", partial(Slowness, window_s=0.0))
+    stored = store_stream(CHUNKS, {**sinks, "second": slow}, min_rate=1 << 60)
+    done.set()
+    assert (read_bytes(primary, "image"), list(stored.owed)) == (DATA, ["second"])
+    assert "takes less than" in str(stored.owed["second"])
+    assert is_empty(second)
+
+
+@pytest.mark.parametrize(
+    ("waited", "taken", "shown"),
+    [
+        pytest.param(20.0, 29, True, id="it holds up the stream"),
+        pytest.param(20.0, 31, False, id="it is fast enough"),
+        pytest.param(10.0, 29, False, id="the source is slow, or the first store"),
+    ],
+)
+def test_slowness(waited: float, taken: int, shown: bool) -> None:
+    """A store is too slow if it takes less than the rate in a window in which the stream mostly waited for it."""
+    slowness = Slowness(1, window_s=30.0)
+    now = slowness._since
+    assert not slowness.is_shown(now + 29, 29.0, 0)
+    assert slowness.is_shown(now + 30, waited, taken) is shown
+    assert not slowness.is_shown(now + 59, 59.0, 0)
+    assert not Slowness(0).is_shown(now + 10**6, 10.0**6, 0)
+
+
+def test_no_sinks() -> None:
+    """A stream without a sink is a mistake of the caller, and starts no thread."""
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="without a sink"):
+        store_stream(CHUNKS, {})
+    assert threading.active_count() == before
+
+
+def test_no_more_threads(sinks: dict[str, Sink], monkeypatch: pytest.MonkeyPatch, primary: MemoryStore) -> None:
+    """If a thread cannot be started, those that were started end, nothing is left, and the job is tried again."""
+    before, start = threading.active_count(), threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "lane-second":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ResourceBusy, match="No thread"):
+        store_stream(CHUNKS, sinks)
+    assert threading.active_count() == before
+    assert is_empty(primary)
+
+
+def test_settled_before_the_commit(sinks: dict[str, Sink]) -> None:
+    """While the bytes get to the disk for good, a cancel is heard."""
+    asked = threading.Event()
+
+    class Settling(Faulty):
+        def settle(self) -> int:
+            asked.set()
+            stop.wait(PATIENCE_S)
+            return 0
+
+    def check() -> None:
+        if asked.is_set():
+            raise Cancelled("user")
+
+    stop = threading.Event()
+    with pytest.raises(Cancelled):
+        store_stream(CHUNKS, {"primary": Settling(sinks["primary"], "", ValueError())}, check=check)
+    stop.set()

@@ -239,6 +239,8 @@ class Limits:
     resume_delay_s: float = 1.0
     #: Bytes a second of all downloads of a worker together; None: as many as come.
     max_rate: int | None = None
+    #: Bytes a second that a store other than the first must take while the stream waits for it; 0: any number.
+    min_store_rate: int = 0
     #: The kinds of checksums that a request may come with.
     checksums: tuple[str, ...] = tuple(HEX_LENGTHS)
 
@@ -351,8 +353,9 @@ class Attempt:
 
     def paced(self, chunks: Iterable[bytes], max_rate: int | None) -> Iterator[bytes]:
         """Pass the chunks on, not faster than the worker may, nor than *max_rate* bytes a second."""
-        rates = ((self.pace, self.limits.max_rate), (Pace(), max_rate))
-        return paced(chunks, [(pace, rate) for pace, rate in rates if rate], self.wait)
+        rates = [(self.pace, float(self.limits.max_rate))] if self.limits.max_rate else []
+        rates += [(Pace(), float(max_rate))] if max_rate else []
+        return paced(chunks, rates, self.wait)
 
     def store(self, name: str) -> Store:
         """The image store of that name in the settings."""

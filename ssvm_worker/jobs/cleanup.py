@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -66,10 +66,10 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     A store or vCenter that fails is told as ``failed`` and costs the others nothing. Raises StoreUnavailable, and has
     touched nothing, when the ledger cannot say which jobs live.
     """
-    attempt.jobs.live()
+    live = attempt.jobs.live()
     failed: dict[str, Any] = {}
     links = attempt.end_links(request.dry_run)  # first: what waited for more by them is abandoned now
-    cleaning = _Cleaning(attempt, parse_duration(request.older_than), request.dry_run, request.volume)
+    cleaning = _Cleaning(attempt, parse_duration(request.older_than), request.dry_run, request.volume, live=live)
     for name in attempt.stores:
         attempt.progress.start(f"clean up {name}")
         try:
@@ -111,6 +111,8 @@ class _Cleaning:
     dry_run: bool
     #: The only one whose lock this attempt has, and may need.
     volume: str = ""
+    #: What jobs may write, as it was when the clean-up began.
+    live: Collection[str] = ()
     now: float = field(default_factory=time.time)
     counts: Counter[str] = field(default_factory=Counter)
     size: int = 0
@@ -121,11 +123,9 @@ class _Cleaning:
         return not self.older_than_s or each.when <= self.now - self.older_than_s
 
     def is_dead(self, place: str) -> bool:
-        """Whether no job that is queued or runs may write there; asked right before each removal."""
+        """Whether no job that is queued or runs may write there, now. Reads the ledger only for what may go."""
         self.attempt.check()
-        names = place.split("/")
-        above = {"/".join(names[:depth]) for depth in range(1, len(names) + 1)}
-        return above.isdisjoint(self.attempt.jobs.live())
+        return _is_dead(place, self.live) and _is_dead(place, self.attempt.jobs.live())
 
     def note(self, store: Store, what: str, where: str, of: list[StoredObject], why: str = "") -> None:
         """One more thing that goes."""
@@ -157,10 +157,13 @@ class _Cleaning:
         return nullcontext(self.attempt.confirm) if self._own(family) else self.attempt.jobs.hold(family)
 
     def may_touch(self, family: str) -> bool:
-        """Whether no other job may write there, nor read a backup of it."""
-        if any(each.startswith(f"{family}/") for each in self.attempt.jobs.live()):
-            return False
-        return self._own(family) or self.is_dead(family)
+        """Whether no other job could write there, or read a backup of it, when the clean-up began."""
+        self.attempt.check()
+        return not _is_read(family, self.live) and (self._own(family) or _is_dead(family, self.live))
+
+    def may_still_touch(self, family: str) -> bool:
+        """Whether no job reads a backup of the volume, now; its lock, which is held, keeps those away that write."""
+        return not _is_read(family, self.attempt.jobs.live())
 
     def _own(self, family: str) -> bool:
         return family == self.volume and self.attempt.token > 0
@@ -211,7 +214,7 @@ class _Place:
             self._tell(found)
             return
         with self.cleaning.hold(found.family) as confirm:
-            if confirm is None:
+            if confirm is None or not self.cleaning.may_still_touch(found.family):
                 self.cleaning.attempt.log.info("%s waits for the next clean-up: a job is at work there", found.family)
                 return
             expired = self._tell(found)
@@ -282,6 +285,15 @@ class _Place:
         if not self.cleaning.dry_run:
             for each in objects:
                 self.store.delete(each.key)
+
+
+def _is_dead(place: str, live: Collection[str]) -> bool:
+    names = place.split("/")
+    return not any("/".join(names[:depth]) in live for depth in range(1, len(names) + 1))
+
+
+def _is_read(family: str, live: Collection[str]) -> bool:
+    return any(each.startswith(f"{family}/") for each in live)
 
 
 def _family_of(key: str) -> str:

@@ -128,7 +128,8 @@ class DiskExport:
                     chunks, observers = packing.stream(chunks, lease.check, *observers), []
                     make = self._grains.sink(name, packing)
                 sinks = self._targets.open(stack, make)
-                stored = store_stream(chunks, sinks, observers, verify=verify, check=lease.check)
+                min_rate = self._attempt.limits.min_store_rate
+                stored = store_stream(chunks, sinks, observers, verify=verify, check=lease.check, min_rate=min_rate)
         except BaseException:
             advance.take_back()
             room.take_back()

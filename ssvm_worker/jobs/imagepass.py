@@ -52,8 +52,8 @@ class ImagePass:
         observers: list[Observer] = [self.hasher, inspection]
         if self.counted:
             observers.append(self.attempt.held.took)
-        check = self.attempt.check
-        stored = store_stream(chunks, sinks, observers, verify=verify, check=check, keep=self.keep)
+        check, min_rate = self.attempt.check, self.attempt.limits.min_store_rate
+        stored = store_stream(chunks, sinks, observers, verify=verify, check=check, keep=self.keep, min_rate=min_rate)
         return images[0], stored
 
     def entry(self, name: str, image: ImageInfo, role: str = "image") -> Entry:

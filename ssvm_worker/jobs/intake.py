@@ -117,7 +117,8 @@ class Intake:
     def _journal(self, opened: _Opened) -> AbstractContextManager[object]:
         if opened.draft is None:
             return nullcontext()
-        return Journal(opened.sinks[self._targets.primary.name], partial(self._note, opened.draft))
+        sink = opened.sinks[self._targets.primary.name]
+        return Journal(sink, partial(self._note, opened.draft), self._attempt.check)
 
     def _store_image(self, opened: _Opened) -> Kept:
         hasher = self._fetch.hasher()

@@ -11,13 +11,15 @@ import threading
 from collections.abc import Callable, Iterator
 
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.stream import Sink
+from ssvm_worker.stream import Check, Sink
 
 _log = logging.getLogger("ssvm.journal")
 #: Seconds between two notes: the first ones come soon, as most transfers are short, and then one every ten seconds.
 _FIRST_S, _LONGEST_S = 0.5, 10.0
 #: Seconds that a thread which hangs in a store gets to end, once the transfer has failed.
 _PATIENCE_S = 1.0
+#: Seconds between two looks at *check*.
+_TICK_S = 0.25
 
 
 class Journal:
@@ -27,9 +29,11 @@ class Journal:
     last note tells all that it has kept.
     """
 
-    def __init__(self, sink: Sink, note: Callable[[int], None]) -> None:
+    def __init__(self, sink: Sink, note: Callable[[int], None], check: Check = lambda: None) -> None:
+        """*check* is heard while leaving waits for the thread."""
         self._sink = sink
         self._note = note
+        self._check = check
         self._noted = sink.offset
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
@@ -40,19 +44,26 @@ class Journal:
 
     def __exit__(self, failed: object, *_: object) -> None:
         self._ended.set()
-        self._thread.join(_PATIENCE_S if failed else None)
-        if failed and not self._thread.is_alive():
-            self._write()
+        if failed:
+            self._thread.join(_PATIENCE_S)
+            if not self._thread.is_alive():
+                self._write(last=True)
+            return
+        while self._thread.is_alive():  # a note that it has begun must not come behind the end of the draft
+            self._thread.join(_TICK_S)
+            self._check()
 
     def _run(self) -> None:
         for pause in _pauses():
             if self._ended.wait(pause) or not self._write():
                 return
 
-    def _write(self) -> bool:
+    def _write(self, *, last: bool = False) -> bool:
         """Whether to go on; the transfer itself meets whatever is wrong with the store."""
         try:
             settled = self._sink.settle()
+            if self._ended.is_set() and not last:
+                return False
             if settled > self._noted:
                 self._note(settled)
                 self._noted = settled

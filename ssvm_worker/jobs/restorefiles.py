@@ -11,7 +11,7 @@ from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Entry, Manifest, find_manifest
 from ssvm_worker.manifest import discard as discard_artifact
-from ssvm_worker.stream import Sink, Store, Stored, store_stream
+from ssvm_worker.stream import Observer, Sink, Store, Stored, store_stream
 from ssvm_worker.units import MiB
 
 from .attempt import Attempt
@@ -99,7 +99,9 @@ def _one_disk(target: FileTarget, disk: StoredDisk, name: str, stores: dict[str,
             for label, store in stores.items()
         }
         chunks = disk.image(target.format, name)
-        stored = store_stream(chunks, sinks, [hasher, attempt.held.took], verify=verify, check=attempt.check)
+        observers: list[Observer] = [hasher, attempt.held.took]
+        min_rate = attempt.limits.min_store_rate
+        stored = store_stream(chunks, sinks, observers, verify=verify, check=attempt.check, min_rate=min_rate)
     facts = {"format": target.format, "virtual_size": disk.capacity, "disk": disk.entry.name}
     return Entry(name, hasher.size, str(hasher.digest()), "image", facts), stored
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ssvm_worker.errors import Cancelled, ObjectNotFound, StoreUnavailable, WorkerError
 from ssvm_worker.keys import Artifact
+from ssvm_worker.lane import Slowness
 from ssvm_worker.manifest import Entry, discard
 from ssvm_worker.spill import Spill
 from ssvm_worker.stream import Sink, Store, put_bytes
@@ -100,7 +101,9 @@ class Targets:
             stack.push(partial(_keep, sink, self._attempt.will_resume))
         if self._spill:
             is_primary = store is self.primary
-            sink = stack.enter_context(Spill(sink, *self._spill, patient=is_primary, check=self._attempt.check))
+            slowness = Slowness(0 if is_primary else self._attempt.limits.min_store_rate)
+            check = self._attempt.check
+            sink = stack.enter_context(Spill(sink, *self._spill, patient=is_primary, check=check, slowness=slowness))
         sinks[store.name] = sink
 
     def willing(self) -> list[Store]:

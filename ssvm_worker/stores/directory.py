@@ -15,12 +15,16 @@ from pathlib import Path
 
 from ssvm_worker.errors import StoreDenied, StoreFull, StoreUnavailable, WorkerError
 
+from .listing import is_key
+
 DIR_MODE = 0o750
+#: Levels of directories; our layout has five. A walk calls itself for each, which the interpreter limits.
+_DEEPEST = 64
 _STEP = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 #: What the open of a symbolic link answers under O_NOFOLLOW, and that of a directory or a file in the other's place.
-_IN_THE_WAY = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMLINK}
+IN_THE_WAY = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMLINK}
 
 
 def translated(error: OSError, where: str) -> WorkerError:
@@ -30,7 +34,7 @@ def translated(error: OSError, where: str) -> WorkerError:
         return StoreFull(f"The store is full: {reason}", where, "Make room on it, or raise the quota, then retry")
     if error.errno in _DENIED:
         return StoreDenied(f"The store refuses: {reason}", where, "Give the worker's user the right to write there")
-    if error.errno in _IN_THE_WAY:
+    if error.errno in IN_THE_WAY:
         return StoreDenied(
             f"Something else lies there: {reason}", where, "Move it away; symbolic links are never followed"
         )
@@ -84,19 +88,30 @@ class Tree:
                     os.rmdir(path[depth - 1], dir_fd=above)
 
     def walk(self, path: tuple[str, ...] = ()) -> Iterator[Found]:
-        """Every regular file below a directory, sorted as their paths joined by ``/`` sort; a missing one is empty.
+        """Yield every regular file below a directory, sorted as the paths joined by ``/`` sort; a missing one is empty.
 
-        Holds the entries of one directory for each level. Raises OSError for a directory that cannot be read: an
-        export that hangs half-way must not look like an empty one.
+        Holds the entries of one directory for each level. A directory that may not be read is an error, but only after
+        all the others: it must neither look empty nor hide them. Raises any other OSError at once.
         """
+        denied: list[OSError] = []
+        yield from self._below(path, denied)
+        if denied:
+            raise denied[0]
+
+    def _below(self, path: tuple[str, ...], denied: list[OSError]) -> Iterator[Found]:
         try:
             with self.open(path) as handle, os.scandir(handle) as entries:
                 found = sorted(_look(path, entries))
         except FileNotFoundError:
             return
+        except OSError as error:
+            if error.errno not in _DENIED | IN_THE_WAY:
+                raise
+            denied.append(error)
+            return
         for name, seen in found:  # names differ, so what was seen is never compared
             if seen is None:
-                yield from self.walk((*path, name.rstrip("/")))
+                yield from self._below((*path, name.rstrip("/")), denied)
             else:
                 yield seen
 
@@ -133,5 +148,5 @@ def _look(path: tuple[str, ...], entries: Iterable[os.DirEntry[str]]) -> Iterato
 
 
 def _foreign(path: tuple[str, ...], name: str) -> bool:
-    """Directories that others keep in an export: hidden ones (``.snapshot``, ``.zfs``), and mkfs's lost+found."""
-    return name.startswith(".") or (not path and name == "lost+found")
+    """Tell directories of others, which no key can name: ``.snapshot``, odd characters, deep trees, lost+found."""
+    return not is_key(name) or len(path) >= _DEEPEST or (not path and name == "lost+found")

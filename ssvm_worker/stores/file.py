@@ -23,14 +23,13 @@ from ssvm_worker.errors import (
     SourceChanged,
     SourceUnavailable,
     StoreAway,
-    StoreDenied,
     StoreFull,
     StoreUnavailable,
 )
 from ssvm_worker.keys import check_key
 from ssvm_worker.stream import CHUNK, Owner, Store, StoredObject, Usage
 
-from .directory import Found, Tree, translated, translating
+from .directory import IN_THE_WAY, Found, Tree, translated, translating
 from .listing import check_prefix, is_key
 from .part import FileSink, PartName, Place, begin, job_in_name
 
@@ -81,7 +80,7 @@ class FileStore:
         return FileReader(Place(self._tree, check_key(key), self._where(key)))
 
     def handle(self, key: str) -> int:
-        """A handle of the object's file, which the caller closes; ObjectNotFound, StoreDenied for what is none."""
+        """A handle of the object's file, which the caller closes; ObjectNotFound for anything else."""
         reader = self.reader(key)
         with _translating_missing(reader.name):
             return reader.handle()
@@ -117,7 +116,7 @@ class FileStore:
         limit, spared, swept = time.time() - older_than_s, job_in_name(spare) if spare else None, 0
         with translating(self._where(prefix)):
             for found in self._tree.walk(_names(prefix)):
-                part = PartName.parse(found.path[-1])
+                part = _part(found)
                 if _is_silly(found) and found.changed <= limit:
                     swept += self._remove_silly(found.path)
                 elif part and part.job != spared and (not older_than_s or found.modified <= limit):
@@ -128,7 +127,7 @@ class FileStore:
         """See Store."""
         with translating(self._where(prefix)):
             for found in self._tree.walk(_names(prefix)):
-                if part := PartName.parse(found.path[-1]):
+                if part := _part(found):
                     yield StoredObject("/".join((*found.path[:-1], part.name)), found.size, when=found.modified)
                 elif _is_silly(found):
                     yield StoredObject("/".join(found.path), found.size, when=found.changed)
@@ -179,6 +178,12 @@ class FileStore:
             return False  # a process of this host has it open
 
 
+def _part(found: Found) -> PartName | None:
+    """The part that the file is; None for a file of others, as for a part of what can be no key."""
+    part = PartName.parse(found.path[-1])
+    return part if part and is_key(part.name) else None
+
+
 def _is_silly(found: Found) -> bool:
     return _SILLY.fullmatch(found.path[-1]) is not None
 
@@ -209,7 +214,7 @@ class FileReader:
             raise SourceUnavailable(*error.args) from error
 
     def handle(self) -> int:
-        """The open file, which the caller closes; OSError, and StoreDenied for what is no regular file."""
+        """The open file, which the caller closes; OSError, and ObjectNotFound for what is no regular file."""
         handle = self._open()
         try:
             _check_regular(os.fstat(handle), self.name)
@@ -250,14 +255,22 @@ def _translating_missing(where: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ObjectNotFound("There is no such object", where, "`ssvm list` tells what is there") from error
     except OSError as error:
+        if error.errno in (*IN_THE_WAY, errno.ENXIO):  # the last one for a socket
+            raise _no_object(where) from error
         raise translated(error, where) from error
 
 
+def _no_object(where: str) -> ObjectNotFound:
+    return ObjectNotFound(
+        "There is no object, but something else: a directory, a symbolic link, a pipe or a device",
+        where,
+        "Symbolic links are never followed. Remove it, and restore the object from another store",
+    )
+
+
 def _check_regular(seen: os.stat_result, where: str) -> None:
-    if stat.S_ISDIR(seen.st_mode):
-        raise ObjectNotFound("That is a directory, not an object", where, "`ssvm list` tells what is there")
     if not stat.S_ISREG(seen.st_mode):
-        raise StoreDenied("That is no regular file", where, "Symbolic links and devices are never followed")
+        raise _no_object(where)
 
 
 def _names(prefix: str) -> tuple[str, ...]:

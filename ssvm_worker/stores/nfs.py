@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class NfsSettings:
     #: Ours in the storage network, and the router there.
     source_address: str | None = None
     gateway: str | None = None
+    #: Heard while the store waits for a mount, a probe or another process.
+    check: Callable[[], None] = lambda: None
 
 
 class NfsStore(FileStore):
@@ -38,9 +41,11 @@ class NfsStore(FileStore):
         export = parse_export(name, url, settings.options)
         self.name = name
         self.url = url
-        given = commands or SystemCommands(settings.mount_s, Route(settings.source_address, settings.gateway))
+        given = commands or SystemCommands(
+            settings.mount_s, Route(settings.source_address, settings.gateway), check=settings.check
+        )
         patience = Patience(settings.mount_s, settings.probe_s)
-        self.mounted = Mounted(export, settings.mount_root, given, patience)
+        self.mounted = Mounted(export, settings.mount_root, given, patience, settings.check)
         self._tree = _MountedTree(self.mounted)
 
     def health(self) -> Health:

@@ -11,8 +11,9 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from ssvm_worker.errors import ConfigError, StoreDenied, StoreUnavailable, WorkerError
@@ -60,6 +61,8 @@ class SystemCommands:
     deadline_s: float = 30.0
     route: Route = field(default_factory=Route)
     fstypes: frozenset[str] = frozenset({"nfs", "nfs4"})
+    #: Heard while a command runs.
+    check: Callable[[], None] | None = None
 
     def mount(self, source: str, point: str, options: str, held: int) -> None:
         port = int(dict(each.partition("=")[::2] for each in options.split(","))["port"])
@@ -77,8 +80,9 @@ class SystemCommands:
     def let_die(self, point: str, pid: int) -> None:
         # fsync and close wait for their pages in a way that not even SIGKILL ends (filemap_fdatawait). `umount -f`
         # unmounts nothing that is in use, but ends with EIO what is under way; and again what the exit begins.
-        failing = shlex.join(full_command(abort_command(point)))
-        script = f"for n in $(seq {_LET_DIE_S}); do kill -0 {pid} || exit; {failing}; sleep 1; done"
+        if not (started := start_time(pid)):
+            return
+        script = let_die_script(pid, started, shlex.join(full_command(abort_command(point))))
         subprocess.Popen(
             ["sh", "-c", script],
             stdin=subprocess.DEVNULL,
@@ -103,11 +107,30 @@ class SystemCommands:
 
     def _run(self, command: Sequence[str], where: str, held: int) -> str:
         """What it says of its failure; empty if there is none."""
-        ran = nfs_helper.run(full_command(command), self.deadline_s, held)
+        ran = nfs_helper.run(full_command(command), self.deadline_s, held, self.check)
         if ran.code is None:
             what = f"{command[0]} has not ended within {self.deadline_s:g} s"
             raise StoreUnavailable(what, where, "Is the server up, and 2049/tcp open to it?")
-        return (ran.err.strip().splitlines() or [f"it ended with {ran.code}"])[-1] if ran.code else ""
+        lines = ran.err.strip().splitlines() or [f"it ended with {ran.code}"]
+        # sudo gives the reason first and advice behind it; mount.nfs tells what it does, and the reason at the end.
+        return "" if not ran.code else lines[0] if lines[0].startswith("sudo:") else lines[-1]
+
+
+def let_die_script(pid: int, started: str, failing: str, tries: int = _LET_DIE_S) -> str:
+    """Run *failing* each second while that process lives; another that gets its number has another start time."""
+    return (
+        f"for n in $(seq {tries}); do read -r line < /proc/{pid}/stat || exit; "
+        f'set -f; set -- ${{line##*)}}; [ "${{20}}" = {started} ] || exit; {failing}; sleep 1; done'
+    )
+
+
+def start_time(pid: int) -> str:
+    """When the process began, in ticks since the boot: field 22 of proc_pid_stat(5); empty if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]  # the name before may have blanks and brackets
 
 
 def mount_command(source: str, point: str, options: str) -> list[str]:
@@ -146,8 +169,13 @@ def _by_path(command: Sequence[str]) -> list[str]:
 
 
 def _explained(said: str, source: str) -> WorkerError:
-    if "sudo" in said:
-        return ConfigError(f"The worker may not mount: {said}", source, "Add the sudo rule of docs/nfs.md")
+    if said.startswith("sudo:"):
+        remedy = "Add the sudo rule that `ssvm stores --sudoers USER` prints: docs/nfs.md, Rights"
+        if "no new privileges" in said:
+            remedy = (
+                "The unit has NoNewPrivileges=yes. Add its drop-in nfs.conf, or use /etc/fstab: docs/nfs.md, systemd"
+            )
+        return ConfigError(f"The worker may not mount: {said}", source, remedy)
     if any(each in said for each in _REFUSED):
         return StoreDenied(f"The server refuses the mount: {said}", source, "Look at its exports for this host")
     if any(each in said for each in _NOT_SPOKEN):

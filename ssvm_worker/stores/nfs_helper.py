@@ -16,7 +16,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,9 @@ _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _FAREWELL_S = 1.0
 _MARGIN_S = 10.0
 _LARGEST = 64 * 1024
+#: Seconds between two looks at *check*, and before the first: a clean-up after a cancel uses the same store.
+_TICK_S = 0.25
+GRACE_S = 1.5
 
 
 @dataclass(frozen=True)
@@ -52,18 +56,41 @@ class Helper:
                 start_new_session=True,
             )
 
-    def run(self, command: Sequence[str], deadline_s: float, held: int | None = None) -> Ran:
-        """Run it; *held* is an open file that stays open as long as it lives. OSError when the helper is gone."""
+    def run(
+        self,
+        command: Sequence[str],
+        deadline_s: float,
+        held: int | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> Ran:
+        """Run it; *held* is an open file that stays open as long as it lives. OSError when the helper is gone.
+
+        What *check* raises while the command runs is raised; the command goes on to its deadline.
+        """
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with mine:
             with theirs:
                 files = [theirs.fileno(), *([held] if held is not None else [])]
                 order = json.dumps({"command": list(command), "deadline_s": deadline_s}).encode()
                 socket.send_fds(self._control, [order], files)
-            mine.settimeout(deadline_s + _FAREWELL_S + _MARGIN_S)
-            if not (answer := mine.recv(_LARGEST)):
+            if not (answer := _answer(mine, deadline_s + _FAREWELL_S + _MARGIN_S, check)):
                 raise ConnectionResetError("The helper that runs commands has ended")
             return Ran(**json.loads(answer))
+
+
+def _answer(mine: socket.socket, limit_s: float, check: Callable[[], None] | None) -> bytes:
+    """What the helper says; empty if it has ended; TimeoutError."""
+    began = time.monotonic()
+    while True:
+        mine.settimeout(min(_TICK_S, limit_s) if check else limit_s)
+        try:
+            return mine.recv(_LARGEST)
+        except TimeoutError:
+            waited = time.monotonic() - began
+            if check is None or waited > limit_s:
+                raise
+            if waited > GRACE_S:
+                check()
 
 
 _lock = threading.Lock()
@@ -81,15 +108,17 @@ def start() -> Helper:
         return _helper[1]
 
 
-def run(command: Sequence[str], deadline_s: float, held: int | None = None) -> Ran:
+def run(
+    command: Sequence[str], deadline_s: float, held: int | None = None, check: Callable[[], None] | None = None
+) -> Ran:
     """See Helper.run. A helper that has ended, killed for want of memory perhaps, is started once more."""
     try:
-        return start().run(command, deadline_s, held)
+        return start().run(command, deadline_s, held, check)
     except TimeoutError:
         return Ran(None)
     except OSError:
         _forget()
-        return start().run(command, deadline_s, held)
+        return start().run(command, deadline_s, held, check)
 
 
 def _forget() -> None:

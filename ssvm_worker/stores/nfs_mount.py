@@ -20,13 +20,21 @@ import fcntl
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 
 from ssvm_worker.breaker import CLOSED
-from ssvm_worker.errors import ConfigError, ResourceBusy, StoreAway, StoreDenied, StoreUnavailable, WorkerError
+from ssvm_worker.errors import (
+    Cancelled,
+    ConfigError,
+    ResourceBusy,
+    StoreAway,
+    StoreDenied,
+    StoreUnavailable,
+    WorkerError,
+)
 
 from . import nfs_helper
 from .directory import translated, translating
@@ -75,12 +83,21 @@ class Patience:
 class Mounted:
     """See the module. Safe to share between threads. What it is asked may touch the server, and hang with it."""
 
-    def __init__(self, export: Export, root: Path, commands: Commands, patience: Patience) -> None:
+    def __init__(
+        self,
+        export: Export,
+        root: Path,
+        commands: Commands,
+        patience: Patience,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """*check* is heard while anything here waits; what it raises ends the wait."""
         self.export = export
         self.places = Places(root, export.slug)
         self.health = SharedHealth(self.places.file("health"), export.source)
         self._commands = commands
         self._patience = patience
+        self._check = check
         self._lock = RLock()
         self._user: int | None = None
         self._made = False
@@ -106,7 +123,7 @@ class Mounted:
         The bare directory under the mount has another device, and so has whatever else is mounted there. Raises
         StoreAway while the server does not answer: a child has looked, a moment ago at the most.
         """
-        with self._lock:
+        with self._alone():
             if self._proved is not None and time.monotonic() < self._fresh_until:
                 with contextlib.suppress(_NotThere):
                     return self._open(self._proved)
@@ -173,6 +190,16 @@ class Mounted:
             self._unmount(held, lazily=self.health.read().breaker.state != CLOSED)
             return True
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads out; one of them may be waiting for a mount."""
+        while not self._lock.acquire(timeout=nfs_helper.GRACE_S):
+            self._check()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def _open_anew(self) -> int:
         nfs_helper.start()  # while no file is open yet
         self._enter()
@@ -214,10 +241,10 @@ class Mounted:
 
     def _look(self, mount: Mount) -> Mount:
         """The mount, or the one made in its place if it is stale; StoreAway if it does not answer."""
-        probed = probe(mount.point, self._patience.probe_s)
+        probed = probe(mount.point, self._patience.probe_s, check=self._check)
         if probed.state == STALE:
             mount = self._mount_anew(mount)
-            probed = probe(mount.point, self._patience.probe_s)
+            probed = probe(mount.point, self._patience.probe_s, check=self._check)
         self.health.note(probed)
         if probed.state != OK:
             self._proved = None
@@ -257,7 +284,7 @@ class Mounted:
         """
         try:
             yield
-        except ConfigError:
+        except (ConfigError, Cancelled):
             raise
         except WorkerError as error:
             never_worked = not self.places.file("id").exists()
@@ -267,7 +294,7 @@ class Mounted:
             raise self.health.away() from error
 
     def _exclusively(self) -> contextlib.AbstractContextManager[int]:
-        return _locked(self.places.file("lock"), fcntl.LOCK_EX, 2 * self._patience.mount_s)
+        return _locked(self.places.file("lock"), fcntl.LOCK_EX, 2 * self._patience.mount_s, self._check)
 
     def _mount(self, held: int) -> Mount:
         with _writable(self.places.root):
@@ -275,6 +302,8 @@ class Mounted:
             self.places.file("mounted").touch(0o600)
         try:
             self._mount_some_version(held)
+        except Cancelled:
+            raise  # the command goes on, and what it mounts is ours
         except WorkerError:
             if not self.found():
                 self.places.file("mounted").unlink(missing_ok=True)
@@ -318,7 +347,8 @@ class Mounted:
         if self._user is None:
             with _writable(self.places.root):
                 self.places.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._user = _lock(self.places.file("users"), fcntl.LOCK_SH, 2 * self._patience.mount_s)
+            patience_s = 2 * self._patience.mount_s
+            self._user = _lock(self.places.file("users"), fcntl.LOCK_SH, patience_s, self._check)
             self._leave = weakref.finalize(self, _leave, self._user)
         os.utime(self._user)
 
@@ -360,27 +390,40 @@ def _leave(user: int) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, how: int, patience_s: float) -> Iterator[int]:
-    handle = _lock(path, how, patience_s)
+def _locked(path: Path, how: int, patience_s: float, check: Callable[[], None] = lambda: None) -> Iterator[int]:
+    handle = _lock(path, how, patience_s, check)
     try:
         yield handle
     finally:
         os.close(handle)
 
 
-def _lock(path: Path, how: int, patience_s: float) -> int:
-    """A handle that holds the lock; ResourceBusy if it is somebody else's for longer than *patience_s*."""
+def _lock(path: Path, how: int, patience_s: float, check: Callable[[], None]) -> int:
+    """A handle that holds the lock; ResourceBusy if it is somebody else's for longer than *patience_s*.
+
+    *check* is called while it waits, and may raise.
+    """
     with _writable(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    until = time.monotonic() + patience_s
+    try:
+        _wait_for(handle, how, patience_s, check, str(path))
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _wait_for(handle: int, how: int, patience_s: float, check: Callable[[], None], where: str) -> None:
+    began = time.monotonic()
     while True:
         try:
             fcntl.flock(handle, how | fcntl.LOCK_NB)
-            return handle
+            return
         except OSError as error:
-            if time.monotonic() >= until:
-                os.close(handle)
-                raise ResourceBusy("Another process mounts or unmounts it", str(path), "Try again") from error
+            if time.monotonic() >= began + patience_s:
+                raise ResourceBusy("Another process mounts or unmounts it", where, "Try again") from error
+        if time.monotonic() >= began + nfs_helper.GRACE_S:
+            check()
         time.sleep(_AGAIN_S)
 
 

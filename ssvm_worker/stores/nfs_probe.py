@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from . import nfs_helper
@@ -32,10 +32,12 @@ class Probed:
     usage: tuple[int, int, int] | None = None
 
 
-def probe(point: str, deadline_s: float, command: Sequence[str] = ()) -> Probed:
+def probe(
+    point: str, deadline_s: float, command: Sequence[str] = (), check: Callable[[], None] | None = None
+) -> Probed:
     """Look at what is mounted there. Never longer than the deadline and a moment: a child that cannot die is left."""
     started = time.monotonic()
-    ran = nfs_helper.run(command or [shutil.which("stat") or "/usr/bin/stat", *_LOOK, point], deadline_s)
+    ran = nfs_helper.run(command or [shutil.which("stat") or "/usr/bin/stat", *_LOOK, point], deadline_s, check=check)
     if ran.code is None:
         return Probed(HUNG, f"no answer within {deadline_s:g} s")
     if ran.code:
