@@ -127,10 +127,12 @@ def test_timers_are_valid(tmp_path: Path) -> None:
     """systemd takes every unit as it is, once the worker is installed where they say."""
     if not shutil.which("systemd-analyze"):
         missing("systemd-analyze", "install systemd")
-    for unit in (CONFIG / "systemd").iterdir():
+    for unit in filter(Path.is_file, (CONFIG / "systemd").iterdir()):
         text = unit.read_text().replace(BIN, str(Path(sys.executable).parent))
         (tmp_path / unit.name.replace("@.", "@z.")).write_text(text)
     units = sorted(map(str, tmp_path.iterdir()))
+    for folder in filter(Path.is_dir, (CONFIG / "systemd").iterdir()):
+        shutil.copytree(folder, tmp_path / folder.name.replace("@.", "@z."))
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

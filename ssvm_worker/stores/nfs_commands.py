@@ -69,7 +69,7 @@ class SystemCommands:
         self.route.see_to(source.partition(":/")[0], port, lambda command: self._run(command, source, held))
         wrong = self._run(mount_command(source, point, options), source, held)
         if wrong:
-            raise _explained(wrong, source)
+            raise explained(wrong, source)
         self._check_way(source, point, port, held)
 
     def unmount(self, point: str, held: int, *, lazily: bool = False) -> None:
@@ -111,9 +111,13 @@ class SystemCommands:
         if ran.code is None:
             what = f"{command[0]} has not ended within {self.deadline_s:g} s"
             raise StoreUnavailable(what, where, "Is the server up, and 2049/tcp open to it?")
-        lines = ran.err.strip().splitlines() or [f"it ended with {ran.code}"]
-        # sudo gives the reason first and advice behind it; mount.nfs tells what it does, and the reason at the end.
-        return "" if not ran.code else lines[0] if lines[0].startswith("sudo:") else lines[-1]
+        return reason(ran.code, ran.err) if ran.code else ""
+
+
+def reason(code: int, said: str) -> str:
+    """The line that tells why a command failed: sudo says it first, mount.nfs last."""
+    lines = said.strip().splitlines() or [f"it ended with {code}"]
+    return lines[0] if lines[0].startswith("sudo:") else lines[-1]
 
 
 def let_die_script(pid: int, started: str, failing: str, tries: int = _LET_DIE_S) -> str:
@@ -168,7 +172,8 @@ def _by_path(command: Sequence[str]) -> list[str]:
     return [path, *command[1:]]
 
 
-def _explained(said: str, source: str) -> WorkerError:
+def explained(said: str, source: str) -> WorkerError:
+    """The error for what a mount command says."""
     if said.startswith("sudo:"):
         remedy = "Add the sudo rule that `ssvm stores --sudoers USER` prints: docs/nfs.md, Rights"
         if "no new privileges" in said:
