@@ -37,6 +37,14 @@ _RESERVED: tuple[tuple[_Network, str], ...] = tuple(
         ("ff00::/8", "a multicast address"),
     )
 )
+#: Services that give credentials to whoever asks from a machine of theirs: AWS (with ECS), Azure, GCP, Oracle, Alibaba.
+_METADATA = {
+    ipaddress.ip_address(each)
+    for each in (
+        *("169.254.169.254", "169.254.170.2", "168.63.129.16", "192.0.0.192", "100.100.100.200"),
+        *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254"),
+    )
+}
 #: All that IANA has given out as global unicast so far (RFC 4291, 2.4).
 _UNICAST6 = ipaddress.IPv6Network("2000::/3")
 #: The well-known prefix of NAT64 (RFC 6052): the last 32 bits are the IPv4 address that is reached.
@@ -45,7 +53,10 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 @dataclass(frozen=True)
 class AddressRule:
-    """Only public addresses, and those of the networks listed (CIDR); ConfigError for what is no network."""
+    """Only public addresses, and those of the networks listed (CIDR), but never a cloud's metadata service.
+
+    Raises ConfigError for what is no network.
+    """
 
     allow_networks: tuple[str, ...] = ()
     _allowed: tuple[_Network, ...] = field(init=False, repr=False, compare=False)
@@ -56,6 +67,8 @@ class AddressRule:
     def refuse(self, address: str) -> str | None:
         """Why a connection to that IP address is not allowed, in words that follow "is"; None if it is."""
         ip = _embedded(ipaddress.ip_address(address.partition("%")[0]))
+        if ip in _METADATA:
+            return "a cloud metadata address"
         if any(ip in network for network in self._allowed):
             return None
         for network, reason in _RESERVED:

@@ -188,9 +188,17 @@ class WatchedTLSSocket(WatchedSocket):
     def handshake(self) -> None:
         """Agree with the peer, which is who it should be; ssl.SSLError, Stalled, what the watch's check raises."""
         started = time.monotonic()
+
+        def step() -> None:
+            # Called for each piece that comes: a peer that sends byte after byte must not hold us either.
+            self.watch.check()
+            if time.monotonic() - started > self.watch.stall_s:
+                raise Stalled(f"The TLS handshake was not over after {self.watch.stall_s:g} s")
+            self._tls.do_handshake()
+
         while True:
             try:
-                self._do(self._tls.do_handshake)
+                self._do(step)
                 return self._flush()
             except TimeoutError:
                 self.watch.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from ssvm_worker.addresses import AddressRule
 from ssvm_worker.assembly import shown
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger import Ledger
@@ -22,6 +23,7 @@ def open_outbox(settings: Settings, ledger: Ledger) -> Callbacks:
         CallbackSettings(
             secret=given.secret.get_secret_value() if given.secret else None,
             timeout_s=given.timeout_s,
+            rule=AddressRule(given.allow_networks),
             max_tries=given.max_tries,
             ca_file=str(given.ca_file) if given.ca_file else None,
             policy=RetryPolicy(first_delay_s=retry.first_delay_s, max_delay_s=retry.max_delay_s),

@@ -5,15 +5,23 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import redis
 
-from ssvm_worker.jobs.request import redact
+from ssvm_worker.addresses import AddressRule
+from ssvm_worker.assembly import shown
+from ssvm_worker.brokerurl import redis_url
 from ssvm_worker.ledger import Callback, Ledger, NewJob, Record
 from ssvm_worker.ledger.callback import Callbacks, CallbackSettings
 from ssvm_worker.retry import RetryPolicy
+from ssvm_worker.settings import Settings
 from tests.servers.broker import Broker
 from tests.servers.receiver import Receiver
 
@@ -37,8 +45,8 @@ def ended(ledger: Ledger, url: str | None, state: str = "succeeded") -> None:
 
 def outbox(ledger: Ledger, **settings: Any) -> Callbacks:
     """Callbacks that are tried again at once."""
-    show = lambda record: record.to_dict(redact)  # noqa: E731 - what assembly passes
-    return Callbacks(ledger, CallbackSettings(**({"policy": QUICK} | settings)), show)
+    here = {"policy": QUICK, "rule": AddressRule(("127.0.0.0/8",))}
+    return Callbacks(ledger, CallbackSettings(**(here | settings)), shown)
 
 
 def send_all(callbacks: Callbacks, ledger: Ledger) -> Callback:
@@ -143,3 +151,124 @@ def test_retried_job_tells_again(ledger: Ledger) -> None:
         ledger.finish(claim, "succeeded", result={})
         send_all(outbox(ledger), ledger)
     assert [json.loads(body)["state"] for _, body in receiver.got] == ["failed", "succeeded"]
+
+
+class Peer:
+    """A receiver on a bare socket, for answers that no HTTP server gives."""
+
+    def __init__(self, pieces: Sequence[bytes], ends: bool) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._over = threading.Event()
+        self._given = (pieces, ends)
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}/done"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        pieces, ends = self._given
+        with suppress(OSError):
+            while True:
+                sock, _ = self._server.accept()
+                with sock:
+                    sock.recv(1 << 16)
+                    for piece in pieces:
+                        sock.sendall(piece)
+                    while not ends and not self._over.wait(0.02):
+                        sock.sendall(b"a")
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._server.close()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "ends"),
+    [
+        pytest.param([b"HTTP/1.1 200 OK\r\nX-"], False, id="a header without end"),
+        pytest.param([b"HTTP/1.1 "], False, id="a status without end"),
+        pytest.param([], False, id="no HTTP, without end"),
+        pytest.param([b"HTTP/1.1 200 OK\r\nX: " + b"a" * 70_000], True, id="a long header"),
+        pytest.param([b"HTTP/1.1 100 Continue\r\n\r\n" * 4000], False, id="interim answers without end"),
+        pytest.param([b"HTTP/1.1 200 OK\r\n"], True, id="half a head"),
+        pytest.param([b"220 ftp ready\r\n\r\n"], True, id="another protocol"),
+        pytest.param([], True, id="nothing"),
+    ],
+)
+def test_no_answer(ledger: Ledger, pieces: list[bytes], ends: bool) -> None:
+    """An exchange ends by its deadline whatever the receiver sends, and counts as a try without an answer."""
+    with Peer(pieces, ends) as peer:
+        ended(ledger, peer.url)
+        callback = send_all(outbox(ledger, max_tries=1, timeout_s=1.0), ledger)
+    assert (callback.state, callback.tries, callback.error) == ("failed", 1, "no answer")
+
+
+def test_interim_answers(ledger: Ledger) -> None:
+    """The answer that counts is the one behind interim answers."""
+    pieces = [
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early",
+        b" Hints\r\nLink: x\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+    ]
+    with Peer(pieces, ends=True) as peer:
+        ended(ledger, peer.url)
+        assert send_all(outbox(ledger), ledger).state == "delivered"
+
+
+@pytest.mark.parametrize(
+    ("url", "networks"),
+    [
+        ("http://127.0.0.1:{open}/", ()),
+        ("http://127.0.0.1:1/", ()),
+        ("http://localhost:1/", ()),
+        ("http://[::ffff:127.0.0.1]:{open}/", ()),
+        ("http://10.1.2.3/", ()),
+        ("http://169.254.169.254/latest/meta-data", ("0.0.0.0/0", "::/0")),
+        ("http://168.63.129.16/", ("168.63.129.16/32",)),
+        ("http://[fd00:ec2::254]/", ("::/0",)),
+    ],
+)
+def test_address_rule(ledger: Ledger, url: str, networks: tuple[str, ...]) -> None:
+    """Callbacks go to public and listed addresses, never to a metadata service, and never tell which ports are open."""
+    with Receiver() as receiver:
+        ended(ledger, url.format(open=urlsplit(receiver.url).port))
+        callback = send_all(outbox(ledger, max_tries=1, rule=AddressRule(networks)), ledger)
+    assert receiver.got == []
+    assert callback.error == "not sent: callback.allow_networks does not allow the address"
+
+
+def test_default_rule() -> None:
+    """Without a setting only public addresses are called back, as for downloads."""
+    assert CallbackSettings().rule == AddressRule()
+    assert Settings().callback.allow_networks == Settings().download.allow_networks == ()
+
+
+@pytest.mark.parametrize("url", ["http://[x", "http://h:port/", "ftp://h/", "", "http://a..b/"])
+def test_odd_url_counts_as_a_try(ledger: Ledger, url: str) -> None:
+    """A callback URL that an older version took, and that cannot be called, is given up as any other."""
+    ended(ledger, url or "x")
+    callback = send_all(outbox(ledger, max_tries=2), ledger)
+    assert (callback.state, callback.tries) == ("failed", 2)
+
+
+def test_any_error_counts_as_a_try(ledger: Ledger) -> None:
+    """A record that cannot be shown costs its tries, and is not taken up for ever."""
+
+    def show(record: Record) -> dict[str, Any]:
+        raise RuntimeError(record.job_id)
+
+    ended(ledger, "http://127.0.0.1:1/")
+    callbacks = Callbacks(ledger, CallbackSettings(policy=QUICK, max_tries=2), show)
+    assert send_all(callbacks, ledger).state == "failed"
+
+
+def test_deleted_record(ledger: Ledger, broker: Broker) -> None:
+    """A record that somebody has deleted by hand keeps no callback back."""
+    with Receiver() as receiver:
+        ended(ledger, receiver.url)
+        with redis.Redis.from_url(redis_url(broker.url), decode_responses=True) as client:
+            client.zadd(f"{broker.prefix}ssvm.ledger:callbacks", {"gone": 1.0, "also": 2.0})
+        assert outbox(ledger).send_due() is True
+        assert outbox(ledger).send_due() is False
+    assert len(receiver.got) == 1

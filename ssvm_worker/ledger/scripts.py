@@ -342,7 +342,12 @@ return state
 TAKE_CALLBACK = """
 local which = ARGV[2]
 if which == '' then
-  which = redis.call('ZRANGEBYSCORE', P .. 'callbacks', '-inf', text(now), 'LIMIT', 0, 1)[1]
+  -- A record that somebody has deleted by hand has nothing to tell.
+  repeat
+    which = redis.call('ZRANGEBYSCORE', P .. 'callbacks', '-inf', text(now), 'LIMIT', 0, 1)[1]
+    local gone = which and get('state', which) == ''
+    if gone then redis.call('ZREM', P .. 'callbacks', which) end
+  until not gone
 else
   local at = redis.call('ZSCORE', P .. 'callbacks', which)
   if not at or tonumber(at) > now then return '' end

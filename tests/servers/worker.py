@@ -98,6 +98,7 @@ class Site:
             "retry": {"first_delay_s": 0.2, "max_delay_s": 0.5, "max_attempts": 4},
             "stores": {"primary": {"url": f"file://{self.store}"}},
             "download": {"allow_networks": ["127.0.0.0/8"], "resumes": 0},
+            "callback": {"allow_networks": ["127.0.0.0/8"]},
         }
         for section, given in self.changes.items():
             values[section] = (values.get(section, {}) | given) if isinstance(given, dict) else given
