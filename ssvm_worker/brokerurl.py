@@ -7,6 +7,7 @@ User and password are those of the servers; Sentinels of their own password get 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlencode, urlsplit
 
@@ -57,13 +58,19 @@ def sentinels(url: str) -> Sentinels | None:
     return Sentinels(
         hosts=tuple(_host(each) for each in hosts.split(",")),
         master=query["master"],
-        db=int(parts.path.strip("/") or 0),
+        db=_number(parts.path.strip("/")),
         user=unquote(user) or None,
         password=unquote(password) or None,
         tls=parts.scheme == "sentinels",
         ca_file=query.get("ssl_ca_certs"),
         sentinel_password=query.get("sentinel_password"),
     )
+
+
+def _number(text: str) -> int:
+    if text and not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError("the database must be a number: sentinel://host,host/0?master=NAME")
+    return int(text or 0)
 
 
 def _host(text: str) -> tuple[str, int]:
@@ -121,9 +128,21 @@ def without_login(url: str) -> tuple[str, dict[str, str]]:
 
 
 def shown(url: str) -> str:
-    """The URL without user, password and options."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """The URL without user, password and options; a password may hold what should have been quoted in it."""
+    scheme, found, rest = url.partition("://")
+    place = re.split("[?#]", rest, maxsplit=1)[0]
+    if not found or "@" in rest[len(place) :]:
+        return f"{scheme}://***" if found else "***"
+    return f"{scheme}://{place.rpartition('@')[2]}"
+
+
+def check_port(url: str) -> None:
+    """Raise ValueError, which does not repeat the URL, for one whose host or port cannot be read."""
+    try:
+        hosts = urlsplit(url).netloc.rpartition("@")[2]
+        _ = [urlsplit(f"//{each}").port for each in hosts.split(",")]
+    except ValueError:
+        raise ValueError("host or port is wrong; write / ? # @ and : of a password as %2F %3F %23 %40 %3A") from None
 
 
 def _query(parts: SplitResult) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .errors import InvalidRequest
+from .errors import InvalidRequest, misused
 
 MANIFEST = "manifest.json"
 DRAFT = "manifest.draft.json"
@@ -15,22 +15,27 @@ PACKS = "_packs"
 MAX_NAME = 180
 #: How many names a place has that one artifact's objects lie in.
 _DEPTHS = {"template": 4, "volumes": 3, "snapshots": 4}
+#: The name of a zone stands in names of queues and counters.
+ZONE = r"[A-Za-z0-9_-]{1,64}"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]*")
 
 
 def check_name(name: str, what: str = "name") -> str:
     """Return *name* if it is safe as one component of a key, else raise InvalidRequest saying which rule it breaks."""
     if not name or len(name) > MAX_NAME:
-        raise InvalidRequest(
-            f"The {what} has {len(name)} characters", repr(name[:40]), f"Give one of 1 to {MAX_NAME} characters"
-        )
+        remedy = f"Give one of 1 to {MAX_NAME} characters"
+        raise misused(InvalidRequest(f"The {what} has {len(name)} characters", ascii(name[:40]), remedy))
     if not _NAME.fullmatch(name):
-        raise InvalidRequest(
-            f"The {what} holds characters that a key may not have",
-            repr(name[:80]),
-            "Use letters, digits and . _ @ + = - and start with a letter, a digit or _",
-        )
+        remedy = "Use letters, digits and . _ @ + = - and start with a letter, a digit or _"
+        raise misused(InvalidRequest(f"The {what} holds characters that a key may not have", ascii(name[:80]), remedy))
     return name
+
+
+def check_zone(zone: str) -> str:
+    """Return the name of a zone if queues and counters can have it, else raise InvalidRequest."""
+    if not re.fullmatch(ZONE, zone):
+        raise misused(InvalidRequest("That is no name of a zone", ascii(zone[:80]), "Use 1 to 64 of A-Z a-z 0-9 _ -"))
+    return zone
 
 
 def check_key(key: str) -> str:
@@ -61,9 +66,11 @@ class Artifact:
             return f"volumes/{account}/{id_}"
         if self.kind == "backup":
             if id_ == PACKS:
-                raise InvalidRequest("That id is taken by the grain store", id_, "Give the backup another id")
+                raise misused(InvalidRequest("The grain store uses that id", id_, "Give the backup another id"))
             return f"snapshots/{account}/{check_name(self.volume, 'volume')}/{id_}"
-        raise InvalidRequest("Unknown kind of artifact", self.kind, "Give template, iso, volume or backup")
+        raise misused(
+            InvalidRequest("Unknown kind of artifact", ascii(self.kind), "Give template, iso, volume or backup")
+        )
 
     @property
     def family(self) -> str:
@@ -89,11 +96,8 @@ class Artifact:
                 return cls("volume", account, id_)
             case ["snapshots", account, volume, id_]:
                 return cls("backup", account, id_, volume)
-        raise InvalidRequest(
-            "No artifact can lie there",
-            prefix,
-            "Give template/tmpl/ACCOUNT/ID, volumes/ACCOUNT/ID or snapshots/ACCOUNT/VOLUME/ID",
-        )
+        remedy = "Give template/tmpl/ACCOUNT/ID, volumes/ACCOUNT/ID or snapshots/ACCOUNT/VOLUME/ID"
+        raise misused(InvalidRequest("No artifact can lie there", prefix, remedy))
 
 
 def place_of(key: str) -> str:

@@ -6,10 +6,11 @@ import ipaddress
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
-from .units import parse_size
+from .units import parse_duration, parse_rate, parse_size
 
 
 class Section(BaseModel):
@@ -34,6 +35,13 @@ def split(value: Any) -> Any:
     return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
 
 
+def no_login(value: str | None) -> str | None:
+    """A validator of URLs that people see: user and password have settings of their own."""
+    if value and "@" in urlsplit(value).netloc:
+        raise ValueError("may not hold a user or password; there are settings for keys")
+    return value
+
+
 def _network(value: str) -> str:
     ipaddress.ip_network(value)
     return value
@@ -46,7 +54,18 @@ def _address(value: str) -> str:
 Address = Annotated[str, BeforeValidator(_address)]
 Network = Annotated[str, BeforeValidator(_network)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(split)]
-Seconds = Annotated[float, Field(gt=0)]
+
+
+def _seconds(value: Any) -> Any:
+    """Seconds may be given with a unit, as 90s or 24h."""
+    return parse_duration(value) if isinstance(value, str) and value.strip()[-1:].isalpha() else value
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds)]
+
+
+class SecretUrl(SecretStr):
+    """A URL that may hold a password: people see its scheme, host and path."""
 
 
 class SecretFields(Section):
@@ -64,6 +83,8 @@ class SecretFields(Section):
                 values[name[:-5]] = path.read_text().strip()
             except OSError as error:
                 raise ValueError(f"{name} = {path} cannot be read: {error.strerror}") from error
+            except UnicodeDecodeError:
+                raise ValueError(f"{name} = {path} is not UTF-8 text") from None
         return values
 
 
@@ -75,3 +96,6 @@ def _size(value: Any) -> Any:
 
 
 Size = Annotated[int | None, Field(ge=0), BeforeValidator(_size)]
+#: Bytes, and bytes a second, that must be given.
+Bytes = Annotated[int, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value)]
+Rate = Annotated[int, BeforeValidator(lambda value: parse_rate(value) if isinstance(value, str) else value)]

@@ -8,9 +8,23 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from .brokerurl import sentinels
+from .brokerurl import check_port, sentinels
 from .digest import HEX_LENGTHS
-from .sections import Address, Networks, Seconds, SecretFields, Section, Size, among, split
+from .keys import ZONE
+from .sections import (
+    Address,
+    Bytes,
+    Networks,
+    Rate,
+    Seconds,
+    SecretFields,
+    SecretUrl,
+    Section,
+    Size,
+    among,
+    no_login,
+    split,
+)
 from .stores.nfs_url import DEFAULTS as NFS_DEFAULTS
 from .stores.nfs_url import check_options
 from .units import GiB, MiB, TiB
@@ -40,9 +54,9 @@ class Broker(SecretFields):
     """Redis or Valkey, which has the ledger of jobs, and who carries the messages."""
 
     #: redis://[user:password@]host:port/db, rediss://…, redis+socket:///path, sentinel://…, or "embedded".
-    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    url: SecretUrl = SecretUrl("redis://127.0.0.1:6379/0")
     #: amqp://[user:password@]host:port/vhost or amqps://…: RabbitMQ carries the messages; without, url's lists.
-    messages: SecretStr | None = None
+    messages: SecretUrl | None = None
     #: Put before every key, channel and queue, where several applications share a broker and ACL rules tell them apart.
     #: A sender must put it before the queue too, so it is empty unless it is needed. RabbitMQ's queues never have it.
     prefix: str = ""
@@ -53,8 +67,9 @@ class Broker(SecretFields):
 
     @field_validator("url")
     @classmethod
-    def _known_scheme(cls, value: SecretStr) -> SecretStr:
+    def _known_scheme(cls, value: SecretUrl) -> SecretUrl:
         url = value.get_secret_value()
+        check_port(url)
         if sentinels(url) or url == "embedded":
             return value
         if urlsplit(url).scheme not in ("redis", "rediss", "redis+socket", "unix"):
@@ -63,7 +78,9 @@ class Broker(SecretFields):
 
     @field_validator("messages")
     @classmethod
-    def _rabbitmq(cls, value: SecretStr | None) -> SecretStr | None:
+    def _rabbitmq(cls, value: SecretUrl | None) -> SecretUrl | None:
+        if value:
+            check_port(value.get_secret_value())
         if value and urlsplit(value.get_secret_value()).scheme not in ("amqp", "amqps"):
             raise ValueError("must be amqp://… or amqps://…; messages go through broker.url without it")
         return value
@@ -95,7 +112,7 @@ class Ledger(Section):
     #: Seconds between two rounds of the reaper; claim_s + reap_s bounds what a dead worker costs.
     reap_s: Seconds = 2.0
     #: Records of ended jobs are kept for so long.
-    keep_days: float = 30.0
+    keep_days: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
 
 
 class Retry(Section):
@@ -121,8 +138,8 @@ class Download(SecretFields):
 
     #: Only public addresses are fetched from, and these.
     allow_networks: Networks = ()
-    max_bytes: int = Field(1 * TiB, gt=0)
-    max_virtual_size: int = Field(64 * TiB, gt=0)
+    max_bytes: Bytes = Field(1 * TiB, gt=0)
+    max_virtual_size: Bytes = Field(64 * TiB, gt=0)
     #: Bytes that may come out of one that is compressed, once 4 GiB have.
     max_ratio: int = Field(250, ge=1)
     #: Where images are converted, on a local disk.
@@ -130,19 +147,19 @@ class Download(SecretFields):
     connect_timeout_s: Seconds = 10.0
     #: A source that gives less than min_rate bytes a second over so many seconds has stalled.
     stall_s: Seconds = 20.0
-    min_rate: int = Field(1024, ge=1)
+    min_rate: Rate = Field(1024, ge=1)
     max_redirects: int = Field(5, ge=0)
     #: How often in a row a stream is taken up again that gives less than 1 MiB, before the attempt fails.
     resumes: int = Field(3, ge=0)
     #: Connections to one server for one download, where it takes ranges and one connection is slow.
     connections: int = Field(4, ge=1, le=16)
     #: Bytes a second of all downloads of this worker together.
-    max_rate: int | None = Field(None, gt=0)
+    max_rate: Rate | None = Field(None, gt=0)
     #: The kinds of checksums that a request may come with; MD5 and SHA-1 tell damage, but no forgery.
     checksums: Annotated[tuple[str, ...], BeforeValidator(split), among(HEX_LENGTHS)] = tuple(HEX_LENGTHS)
     ca_file: Path | None = None
     #: http://[user:password@]host:port for http and https; names, addresses and networks that are reached without it.
-    proxy: SecretStr | None = None
+    proxy: SecretUrl | None = None
     no_proxy: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
     #: Public keys for the signatures of checksum files, and whether one that is not signed is refused.
     keyring: Path | None = None
@@ -164,10 +181,10 @@ class Upload(Section):
 class StoreSettings(SecretFields):
     """One image store. The keys from ``endpoint`` on are S3's."""
 
-    url: str
+    url: Annotated[str, AfterValidator(no_login)]
     #: Of a backup whose primary store it is, unless the request says otherwise.
     backup_mode: Literal["full", "incremental"] = "full"
-    endpoint: str | None = None
+    endpoint: Annotated[str | None, AfterValidator(no_login)] = None
     region: str = "us-east-1"
     access_key: SecretStr | None = None
     secret_key: SecretStr | None = None
@@ -217,7 +234,7 @@ class Credentials(SecretFields):
     buckets: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
     #: Without keys, use what the SDK finds: the environment's, the machine's role. Needs buckets.
     machine_role: bool = False
-    endpoint: str | None = None
+    endpoint: Annotated[str | None, AfterValidator(no_login)] = None
     region: str = "us-east-1"
     access_key: SecretStr | None = None
     secret_key: SecretStr | None = None
@@ -270,9 +287,9 @@ class Backup(Section):
     parallel_disks: int = Field(2, ge=1)
     per_host: int = Field(2, ge=1)
     #: Hours that the removal of a snapshot, and consolidation, may take.
-    remove_hours: Annotated[float, Field(gt=0)] = 12.0
+    remove_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 12.0
     #: Bytes that each disk's stream may have in a scratch file for each store that is slow; 0 for none.
-    spill_bytes: int = Field(2 * GiB, ge=0)
+    spill_bytes: Bytes = Field(2 * GiB, ge=0)
     #: Where; <state_dir>/spill when absent.
     spill_dir: Path | None = None
 
@@ -286,7 +303,7 @@ class Boot(Section):
     seconds: Seconds = 180.0
     still_s: Seconds = 20.0
     #: Bytes of a guest's memory at the most.
-    memory: int = Field(GiB, ge=64 << 20)
+    memory: Bytes = Field(GiB, ge=64 << 20)
     #: KVM runs the guest on the real processor; TCG translates it; auto tries KVM first.
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
 
@@ -330,7 +347,7 @@ class Serve(Section):
     max_connections: int = Field(256, ge=1)
     #: Whoever takes or gives less than min_rate bytes a second over stall_s seconds is cut off.
     stall_s: Seconds = 60.0
-    min_rate: int = Field(1024, ge=1)
+    min_rate: Rate = Field(1024, ge=1)
     #: Seconds that transfers get at SIGTERM.
     drain_s: Seconds = 60.0
     certificate_file: Path | None = None
@@ -377,15 +394,18 @@ class Callback(SecretFields):
 
     #: Key of the HMAC-SHA256 signature.
     secret: SecretStr | None = None
+    #: Seconds for the whole exchange.
     timeout_s: Seconds = 10.0
     max_tries: int = Field(8, ge=1)
+    #: Only public addresses are called back, and these; never a cloud's metadata service.
+    allow_networks: Networks = ()
     ca_file: Path | None = None
 
 
 class Settings(Section):
     """All of it."""
 
-    zone: str = Field("zone1", pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    zone: str = Field("zone1", pattern=f"^{ZONE}$")
     state_dir: Path = Path("/var/lib/ssvm")
     broker: Broker = Broker()
     worker: Worker = Worker()

@@ -21,11 +21,15 @@ def human_size(size: float) -> str:
 
 def parse_size(text: str) -> int:
     """Bytes of ``4096``, ``50MiB``, ``500 GB`` or ``2T``: K and KiB are 1024, kB is 1000; else ValueError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?B)?|B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*(?:([KMGTP])(i?B)?|B)?", text.strip(), re.IGNORECASE)
     if not match:
-        raise ValueError("must be a number of bytes, or one with a unit behind it, as 50MiB or 2TB")
+        raise ValueError("must be a number of bytes, or a number with a unit, as 50MiB or 2TB")
     unit, rest = (match[2] or "").upper(), (match[3] or "").upper()
-    return int(float(match[1]) * (1000 if rest == "B" else 1024) ** " KMGT".index(unit or " "))
+    scale = (1000 if rest == "B" else 1024) ** " KMGTP".index(unit or " ")
+    size = int(match[1]) * scale if match[1].isdecimal() else int(float(match[1]) * scale)
+    if size >= 1 << 63:
+        raise ValueError("must be less than 8 EiB")
+    return size
 
 
 def parse_rate(text: str) -> int:
@@ -37,11 +41,12 @@ def parse_rate(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of ``90``, ``90s``, ``15m``, ``24h`` or ``7d``; ValueError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    """Seconds of ``90s``, ``15m``, ``24h``, ``7d`` or ``2w``; ValueError for a number without a unit, but for 0."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([smhdw])|0", text.strip())
     if not match:
-        raise ValueError("must be a number of seconds, or one with s, m, h or d behind it, as 24h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        raise ValueError("must be a number with s, m, h, d or w, as 24h")
+    scales = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+    return float(match[1]) * scales[match[2]] if match[1] else 0.0
 
 
 def human_duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ WRONG: list[Any] = [
         "stores.main.acces_key_file: unknown, did you mean access_key_file?",
         id="mistyped name of a secret's file",
     ),
-    pytest.param({"worker": {"concurrency": "many"}}, "worker.concurrency: Input should be a valid integer", id="type"),
-    pytest.param({"worker": {"concurrency": 0}}, "worker.concurrency: Input should be greater", id="out of range"),
+    pytest.param({"worker": {"concurrency": "many"}}, "worker.concurrency: must be a whole number", id="type"),
+    pytest.param({"worker": {"concurrency": 0}}, "worker.concurrency: must be at least 1", id="out of range"),
     pytest.param({"worker": {"lanes": ["fast"]}}, "worker.lanes: there is no fast; there are download", id="lane"),
     pytest.param({"broker": {"url": "http://x"}}, "broker.url: must be redis://", id="broker of another scheme"),
     pytest.param({"download": {"allow_networks": ["10.0.0.0/33"]}}, "download.allow_networks", id="no network"),
-    pytest.param({"vcenters": {"vc": {"host": "h"}}}, "vcenters.vc.username: Field required", id="missing key"),
+    pytest.param({"vcenters": {"vc": {"host": "h"}}}, "vcenters.vc.username: missing", id="missing key"),
     pytest.param(
         {"vcenters": {"vc": {"host": "h", "username": "u", "password_file": "/nowhere/p"}}},
         "password_file = /nowhere/p cannot be read: No such file",
@@ -76,7 +77,7 @@ def test_environment_wins_over_the_file(tmp_path: Path) -> None:
 
 def test_unknown_environment_variable() -> None:
     """A variable that means no setting is an error too: else a typing error would be silence."""
-    with pytest.raises(ConfigError, match=r"broker\.ulr: unknown, did you mean url\?"):
+    with pytest.raises(ConfigError, match=r"SSVM_BROKER__ULR \(broker\.ulr\): unknown, did you mean url\?"):
         config.load(environ={"SSVM_BROKER__ULR": "redis://x"})
 
 
@@ -117,4 +118,113 @@ def test_secrets_never_show(tmp_path: Path) -> None:
     assert secret.get_secret_value() == "s3cret-key"
     assert "s3cret" not in str(config.redacted(settings))
     assert "s3cret" not in repr(settings)
-    assert config.redacted(settings)["broker"]["url"] == "redis://***@h:1/0"
+    assert config.redacted(settings)["broker"]["url"] == "redis://h:1/0"
+
+
+OF_A_SERVICE = {
+    "SSVM_METRICS_PORT": "tcp://10.43.7.1:9808",
+    "SSVM_METRICS_SERVICE_HOST": "10.43.7.1",
+    "SSVM_METRICS_SERVICE_PORT": "9808",
+    "SSVM_METRICS_SERVICE_PORT_METRICS": "9808",
+    "SSVM_METRICS_PORT_9808_TCP": "tcp://10.43.7.1:9808",
+    "SSVM_METRICS_PORT_9808_TCP_PROTO": "tcp",
+    "SSVM_METRICS_PORT_9808_TCP_PORT": "9808",
+    "SSVM_METRICS_PORT_9808_TCP_ADDR": "10.43.7.1",
+    "SSVM_BROKER_PORT": "tcp://10.43.7.1:6379",
+    "SSVM_ZONE_SERVICE_HOST": "10.43.7.1",
+}
+
+
+def test_variables_of_services(caplog: pytest.LogCaptureFixture) -> None:
+    """What kubelet says of services whose names begin as ours is nothing to us."""
+    assert config.load(environ=OF_A_SERVICE) == config.load(environ={})
+    assert caplog.text == ""
+
+
+def test_unknown_variable_at_the_top(caplog: pytest.LogCaptureFixture) -> None:
+    """A variable that names no setting is told once, with the nearest one, and stops nothing."""
+    for _ in range(2):
+        assert config.load(environ={"SSVM_ZOEN": "z"}).zone == "zone1"
+    assert caplog.text.count("SSVM_ZOEN is no setting, did you mean SSVM_ZONE?") == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"SSVM_BROKER": "x", "SSVM_BROKER__URL": "redis://h"}, "SSVM_BROKER: broker is a section"),
+        ({"SSVM_STORES": "x"}, "SSVM_STORES: stores is a section"),
+        ({"SSVM_ZONE__NAME": "x"}, "SSVM_ZONE__NAME"),
+        ({"SSVM_ZONE": "x", "SSVM_ZONE__NAME": "x"}, "SSVM_ZONE__NAME: zone is a value"),
+        ({"SSVM_BROKR__URL": "x"}, "SSVM_BROKR__URL (brokr): unknown, did you mean broker?"),
+        ({"SSVM_RETRY__MAX_ATTEMPTS": "x"}, "SSVM_RETRY__MAX_ATTEMPTS (retry.max_attempts): must be a whole number"),
+        ({"SSVM_LOG__LEVEL": "wraning"}, "SSVM_LOG__LEVEL (log.level): must be one of info, warning, error, did you"),
+        ({"SSVM_CALLBACK__SECRET_FILE": "/nowhere/x"}, "SSVM_CALLBACK__SECRET_FILE (callback): secret_file"),
+        ({"SSVM_DOWNLOAD__STALL_S": "inf"}, "SSVM_DOWNLOAD__STALL_S (download.stall_s): must be"),
+        ({"SSVM_WORKER__LANES__X": "1", "SSVM_WORKER__LANES": "upload"}, "SSVM_WORKER__LANES__X: worker.lanes is"),
+    ],
+)
+def test_errors_name_the_variable(environ: dict[str, str], said: str) -> None:
+    """What is wrong with a variable is said of the variable, and is an error as in the file."""
+    with pytest.raises(ConfigError) as caught:
+        config.load(environ=environ)
+    assert said in str(caught.value)
+
+
+def test_names_with_capitals(tmp_path: Path) -> None:
+    """A variable reaches a store whose name has capitals and dashes; one that could mean two is refused."""
+    file = tmp_path / "worker.toml"
+    file.write_text('[stores.Main-NFS]\nurl = "file:///one"\n')
+    environ = {"SSVM_STORES__MAIN_NFS__URL": "file:///two"}
+    assert {name: each.url for name, each in config.load(file, environ).stores.items()} == {"Main-NFS": "file:///two"}
+    file.write_text('[stores.Main-NFS]\nurl = "file:///one"\n[stores.main_nfs]\nurl = "file:///one"\n')
+    with pytest.raises(ConfigError, match="it could mean Main-NFS or main_nfs"):
+        config.load(file, environ)
+
+
+def test_units_of_settings() -> None:
+    """Sizes, rates and times of settings have units, as those of requests."""
+    environ = {"SSVM_DOWNLOAD__MAX_BYTES": "10GiB", "SSVM_DOWNLOAD__MAX_RATE": "10MiB/s", "SSVM_NFS__IDLE_S": "15m"}
+    settings = config.load(environ=environ)
+    assert (settings.download.max_bytes, settings.download.max_rate) == (10 << 30, 10 << 20)
+    assert settings.nfs.idle_s == 900
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {
+            "broker": {
+                "url": "sentinel://u:s3cret@h,i/0?master=m&sentinel_password=s3cret",
+                "sentinel_password": "s3cret",
+            }
+        },
+        {"broker": {"url": "redis://h/0?password=s3cret"}},
+        {"broker": {"messages": "amqp://u:s3cret@h/v?password=s3cret"}},
+        {"callback": {"secret": "s3cret://s3cret"}},
+        {"stores": {"a": {"url": "s3://b", "access_key": "s3cret://s3cret", "secret_key": "embedded-s3cret"}}},
+        {"download": {"proxy": "http://u:s3cret@h:3128"}},
+        {"credentials": {"a": {"token": "s3cret://s3cret", "password": "s3cret"}}},
+    ],
+)
+def test_no_form_of_a_secret_shows(values: dict[str, Any]) -> None:
+    """A secret is masked by its field and not by its look, and of a URL host and path remain."""
+    shown = json.dumps(config.redacted(config.parse(values, "x")))
+    assert "s3cret" not in shown
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"broker": {"url": "redis://:s3cret/s3cret@h/0"}},
+        {"broker": {"url": "redis://u:s3cret?x@h/0"}},
+        {"broker": {"messages": "amqp://u:s3cret/x@h/v"}},
+        {"broker": {"url": "sentinel://h/s3cret?master=m"}},
+        {"stores": {"a": {"url": "s3://k:s3cret@b"}}},
+        {"stores": {"a": {"url": "s3://b", "endpoint": "http://k:s3cret@h"}}},
+    ],
+)
+def test_errors_repeat_no_secret(values: dict[str, Any]) -> None:
+    """A URL that is wrong because of the password in it is refused without repeating it."""
+    with pytest.raises(ConfigError) as caught:
+        config.parse(values, "x")
+    assert "s3cret" not in str(caught.value)

@@ -65,13 +65,16 @@ def test_human_duration(seconds: float, text: str) -> None:
     assert human_duration(seconds) == text
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("0s", 0), ("1.5m", 90), ("24h", 86400), ("7d", 604800)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("0s", 0), ("90s", 90), ("1.5m", 90), ("24 h", 86400), ("24h", 86400), ("7d", 604800), ("2w", 1209600)],
+)
 def test_parse_duration(text: str, seconds: float) -> None:
-    """A duration is a number with a unit, or of seconds without."""
+    """A duration is a number with a unit, so that nobody takes 5 seconds for 5 hours."""
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "h", "-1h", "24 h", "1w", "1h30m", "inf", "1e3"])
+@pytest.mark.parametrize("text", ["", "h", "-1h", "5", "90", "1y", "1h30m", "inf", "1e3", "٣h", "9" * 400 + "h"])
 def test_parse_duration_refuses(text: str) -> None:
     """What is no duration is refused with one that is."""
     with pytest.raises(ValueError, match="24h"):
