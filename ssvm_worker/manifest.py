@@ -12,10 +12,11 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from .errors import CorruptImage, InvalidRequest, ObjectNotFound
-from .keys import DRAFT, MANIFEST, Artifact
+from .errors import CorruptImage, InvalidRequest, ObjectNotFound, TooLarge
+from .keys import DRAFT, MANIFEST, Artifact, check_name
 from .stream import Owner, Store, StoredObject, put_bytes, read_bytes
 
 VERSION = 1
@@ -35,6 +36,8 @@ class Entry:
     role: str = "image"
     #: What else is known: format, virtual_size (bytes), disk key, grade of verification, …
     facts: dict[str, Any] = field(default_factory=dict)
+    #: Fields that a newer version of the same major version has written; they are kept.
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Manifest:
     #: ISO 8601, UTC.
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     version: int = VERSION
+    #: As an entry has it.
+    more: dict[str, Any] = field(default_factory=dict)
 
     def entry(self, name: str) -> Entry | None:
         """The entry of that name."""
@@ -69,30 +74,52 @@ class Manifest:
     def to_json(self) -> bytes:
         """Readable JSON, ending in a newline: what the artifact is, then ``objects`` with key, size and digest each."""
         own = {name: getattr(self, name) for name in ("version", "job_id", "created", "source", "facts")}
-        objects = [{"key": self.artifact.key(each.name), **dataclasses.asdict(each)} for each in self.entries]
-        values = dataclasses.asdict(self.artifact) | own | {"objects": objects}
-        return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+        objects = []
+        for each in self.entries:
+            values = dataclasses.asdict(each)
+            objects.append({"key": self.artifact.key(each.name)} | values.pop("more") | values)
+        values = self.more | dataclasses.asdict(self.artifact) | own | {"objects": objects}
+        # A lone surrogate has no UTF-8; its escape is JSON.
+        return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> Manifest:
-        """Read what ``to_json`` wrote; CorruptImage when it is anything else."""
+    def from_json(cls, data: bytes, where: str, artifact: Artifact | None = None) -> Manifest:
+        """Read what ``to_json`` wrote.
+
+        Raises CorruptImage for anything else, for a manifest of a newer major version, and for one that does not
+        belong to *artifact*, at whose place it was found.
+        """
         try:
-            fields = json.loads(data)
-            artifact = Artifact(*(fields.pop(name) for name in ("kind", "account", "id", "volume")))
-            objects = fields.pop("objects")
-            for each in objects:
-                each.pop("key")
-            return cls(artifact, entries=tuple(Entry(**each) for each in objects), **fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"The manifest cannot be read: {type(error).__name__}: {error}"
+            fields = _typed(json.loads(data), {"version": int})
+            if fields["version"] > VERSION:
+                what = f"A newer ssvm-worker has written this (manifest version {fields['version']})"
+                raise CorruptImage(what, where, "Upgrade this worker; the artifact may be complete")
+            _typed(fields, _FIELDS)
+            whose = Artifact(*(fields.pop(name) for name in ("kind", "account", "id", "volume")))
+            entries = tuple(map(_entry, fields.pop("objects")))
+            found = cls(whose, entries=entries, more=_others(fields, cls), **_own(fields, cls))
+            place = whose.prefix
+            datetime.fromisoformat(found.created)
+            if len({each.name for each in entries}) < len(entries):
+                raise ValueError("two objects have one name")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidRequest) as error:
+            said = error.what if isinstance(error, InvalidRequest) else str(error)
+            what = f"The manifest cannot be read: {type(error).__name__}: {said[:200]}"
             raise CorruptImage(what, where, "Restore or delete it") from error
+        if artifact is not None and place != artifact.prefix:
+            what = f"The manifest belongs to another artifact, {place}"
+            raise CorruptImage(what, where, "Restore it from another store")
+        return found
 
 
 def read_manifest(store: Store, artifact: Artifact) -> Manifest:
     """The manifest of an artifact; ObjectNotFound when the artifact does not exist (or is not complete)."""
     key = f"{artifact.prefix}/{MANIFEST}"
     try:
-        return Manifest.from_json(read_bytes(store, key), f"{store.name}:{key}")
+        return Manifest.from_json(read_bytes(store, key), f"{store.name}:{key}", artifact)
+    except TooLarge as error:
+        what = f"This is no manifest: {error.what}"
+        raise CorruptImage(what, f"{store.name}:{key}", "Restore or delete it") from error
     except ObjectNotFound as error:
         raise ObjectNotFound(
             f"There is no complete {artifact.kind} there",
@@ -131,8 +158,8 @@ def read_draft(store: Store, artifact: Artifact) -> Manifest | None:
     """What an earlier attempt has committed, or None. A draft that cannot be read counts as none."""
     key = f"{artifact.prefix}/{DRAFT}"
     try:
-        return Manifest.from_json(read_bytes(store, key), key)
-    except (ObjectNotFound, CorruptImage):
+        return Manifest.from_json(read_bytes(store, key), key, artifact)
+    except (ObjectNotFound, CorruptImage, TooLarge):
         return None
 
 
@@ -152,3 +179,42 @@ def discard(store: Store, artifact: Artifact, confirm: Callable[[], None] = lamb
         for each in list(store.list(artifact.prefix)):
             confirm()
             store.delete(each.key)
+
+
+#: The fields that a manifest, and an object in it, must have, with their types.
+_FIELDS: dict[str, type] = {
+    **dict.fromkeys(("kind", "account", "id", "volume", "job_id", "created"), str),
+    "version": int,
+    "objects": list,
+    "source": dict,
+    "facts": dict,
+}
+_OBJECT: dict[str, type] = {"key": str, "name": str, "size": int, "digest": str, "role": str, "facts": dict}
+
+
+def _typed(values: Any, types: dict[str, type]) -> dict[str, Any]:
+    """A JSON object whose fields have these types; TypeError, KeyError."""
+    if not isinstance(values, dict):
+        raise TypeError("it is not an object")
+    for name, its in types.items():
+        if type(values[name]) is not its:
+            raise TypeError(f"{name} is of a wrong type")
+    return values
+
+
+def _entry(values: Any) -> Entry:
+    fields = _typed(values, _OBJECT)
+    fields.pop("key")
+    if fields["size"] < 0:
+        raise ValueError("a size is negative")
+    check_name(fields["name"])
+    return Entry(more=_others(fields, Entry), **_own(fields, Entry))
+
+
+def _own(fields: dict[str, Any], kind: Any) -> dict[str, Any]:
+    known = {each.name for each in dataclasses.fields(kind)} - {"more"}
+    return {name: value for name, value in fields.items() if name in known}
+
+
+def _others(fields: dict[str, Any], kind: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in _own(fields, kind)}

@@ -126,3 +126,30 @@ def test_in_order(count: int) -> None:
     objects = [StoredObject(f"a/{number:05}", number, when=number / 3) for number in range(count)]
     mixed = random.Random(1).sample(objects, count)
     assert list(in_order(mixed)) == objects
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("[" * 100_000 + "]" * 100_000, id="nested deep"),
+        pytest.param(" " * (17 << 20), id="too large"),
+        pytest.param('{"version": 99}', id="newer"),
+        pytest.param("{}", id="empty"),
+        pytest.param(None, id="link"),
+    ],
+)
+def test_one_odd_manifest(ssvm: Ssvm, tmp_path: Path, text: str | None) -> None:
+    """One manifest that cannot be read is a row of its own; the others are listed and verified, and the status is 1."""
+    fill(FileStore("primary", tmp_path / "s"), 3)
+    path = tmp_path / "s/template/tmpl/acme/t1/manifest.json"
+    path.unlink()
+    path.write_text(text) if text is not None else path.symlink_to("/etc/passwd")
+    status, table = ssvm("list", "--json")
+    rows = {each["artifact"].rpartition("/")[2]: each["kind"] for each in json.loads(table)}
+    assert (status, rows.pop("t1", "unreadable")) == (1 if "unreadable" in table else 0, "unreadable")
+    assert rows == {"t0": "template", "t2": "template"}
+    status, shown = ssvm("verify", "--all", "--json")
+    error = json.loads(shown)
+    assert (status, error["error"]) == (1, "CorruptImage")
+    assert {"t0", "t2"} <= {each.rpartition("/")[2] for each in error["where"].split(", ")}
+    assert "delete" not in error["message"]

@@ -59,8 +59,8 @@ def test_json_round_trip() -> None:
         pytest.param(b'{"kind": "template", "account": "2", "id": "3", "volume": "", "objects": 1}', id="no list"),
         pytest.param(sample().to_json().replace(b'"kind"', b'"kin"'), id="half an artifact"),
         pytest.param(sample().to_json().replace(b'"key"', b'"kee"'), id="an object without key"),
-        pytest.param(sample().to_json().replace(b'"size"', b'"bulk"'), id="unknown field of an entry"),
-        pytest.param(sample().to_json().replace(b'"job_id"', b'"job"'), id="unknown field"),
+        pytest.param(sample().to_json().replace(b'"size"', b'"bulk"'), id="an object without size"),
+        pytest.param(sample().to_json().replace(b'"job_id"', b'"job"'), id="a field missing"),
         pytest.param(b"\xff\xfe\x00", id="not UTF-8"),
     ],
 )
@@ -136,3 +136,95 @@ def test_discard_keeps_a_complete_artifact(store: MemoryStore) -> None:
     discard(store, TEMPLATE)
     assert keys(store) == [TEMPLATE.key("disk.qcow2"), TEMPLATE.key(MANIFEST)]
     assert store.uncommitted() == set()
+
+
+def changed(**fields: object) -> bytes:
+    """The sample with other fields."""
+    return json.dumps(json.loads(sample().to_json()) | fields).encode()
+
+
+def with_object(**fields: object) -> bytes:
+    """The sample with another object."""
+    (one,) = json.loads(sample().to_json())["objects"]
+    return changed(objects=[one | fields])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"[" * 100_000 + b"]" * 100_000, id="nested deep"),
+        pytest.param(b'{"a":' * 100_000, id="objects nested deep"),
+        pytest.param(with_object(size="12"), id="size is text"),
+        pytest.param(with_object(size=1.5), id="size is no whole number"),
+        pytest.param(with_object(size=True), id="size is true"),
+        pytest.param(with_object(size=-1), id="negative size"),
+        pytest.param(with_object(size=None), id="size is null"),
+        pytest.param(with_object(digest=5), id="digest is a number"),
+        pytest.param(with_object(facts=[]), id="facts are a list"),
+        pytest.param(with_object(name="../../x"), id="name that climbs"),
+        pytest.param(with_object(name=5), id="name is a number"),
+        pytest.param(changed(objects=[5]), id="object is a number"),
+        pytest.param(changed(objects={"a": 1}), id="objects are an object"),
+        pytest.param(changed(objects=json.loads(sample().to_json())["objects"] * 2), id="two of one name"),
+        pytest.param(changed(id=7), id="id is a number"),
+        pytest.param(changed(account=["2"]), id="account is a list"),
+        pytest.param(changed(account="../2"), id="account that climbs"),
+        pytest.param(changed(kind="floppy"), id="unknown kind"),
+        pytest.param(changed(created="yesterday"), id="no time"),
+        pytest.param(changed(source="x"), id="source is text"),
+        pytest.param(changed(version="1"), id="version is text"),
+        pytest.param(changed(version=10).replace(b"10", b"9" * 5000), id="version without end"),
+    ],
+)
+def test_odd_manifest(store: MemoryStore, data: bytes) -> None:
+    """Whatever has another shape is a damaged manifest of that artifact, and nothing worse; as a draft it is none."""
+    put_bytes(store, TEMPLATE.key(MANIFEST), data, ME)
+    put_bytes(store, TEMPLATE.key(DRAFT), data, ME)
+    with pytest.raises(CorruptImage):
+        read_manifest(store, TEMPLATE)
+    assert read_draft(store, TEMPLATE) is None
+
+
+def test_huge_manifest(store: MemoryStore) -> None:
+    """A manifest that is too large to be one is a damaged one."""
+    put_bytes(store, TEMPLATE.key(MANIFEST), b" " * (17 << 20), ME)
+    with pytest.raises(CorruptImage, match="no manifest"):
+        read_manifest(store, TEMPLATE)
+
+
+@pytest.mark.parametrize("fields", [{"id": "2010"}, {"account": "3"}, {"kind": "volume"}])
+def test_manifest_of_another(store: MemoryStore, fields: dict[str, str]) -> None:
+    """A manifest is not believed about whose it is: it must name the artifact at whose place it was found."""
+    put_bytes(store, TEMPLATE.key(MANIFEST), changed(**fields), ME)
+    put_bytes(store, TEMPLATE.key(DRAFT), changed(**fields), ME)
+    with pytest.raises(CorruptImage, match="belongs to another artifact"):
+        find_manifest(store, TEMPLATE)
+    assert read_draft(store, TEMPLATE) is None
+
+
+def test_an_iso_has_the_place_of_a_template(store: MemoryStore) -> None:
+    """Both kinds have one place, so that either is right there."""
+    put_bytes(store, TEMPLATE.key(MANIFEST), changed(kind="iso"), ME)
+    assert read_manifest(store, TEMPLATE).artifact.kind == "iso"
+
+
+def test_newer_manifest(store: MemoryStore) -> None:
+    """A manifest of a newer major version asks for a newer worker, and never for the artifact's deletion."""
+    put_bytes(store, TEMPLATE.key(MANIFEST), changed(version=99, objects={}), ME)
+    with pytest.raises(CorruptImage, match=r"newer ssvm-worker .*version 99.*Upgrade this worker") as caught:
+        read_manifest(store, TEMPLATE)
+    assert "delete" not in str(caught.value)
+
+
+def test_new_fields_are_kept() -> None:
+    """Fields that a newer version has added are ignored, and written again as they were."""
+    data = json.loads(with_object(compressed=True))
+    data |= {"signed": {"by": "ann"}}
+    manifest = Manifest.from_json(json.dumps(data).encode(), "here", TEMPLATE)
+    assert json.loads(manifest.to_json()) == data
+
+
+def test_surrogates_are_kept() -> None:
+    """Text without a UTF-8 form is written as JSON's escape."""
+    manifest = Manifest.from_json(changed(source={"url": "http://h/\ud800"}), "here")
+    assert Manifest.from_json(manifest.to_json(), "here") == manifest

@@ -117,6 +117,30 @@ def test_all(real: Store) -> None:
         scrub(real)
 
 
+def test_what_cannot_be_opened(tmp_path: Path) -> None:
+    """An object that cannot be opened is a finding of its artifact, and what is behind it is read."""
+    store = fill(FileStore("primary", tmp_path))
+    path = tmp_path / place("1").key("x.raw")
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+    damage(store, "3")
+    with pytest.raises(CorruptImage, match=r"2 artifacts are damaged, of 5.*acme/1.*acme/3/x.raw has"):
+        scrub(store)
+
+
+@pytest.mark.parametrize("facts", [{"disks": 5}, {"disks": [1]}, {"format": []}, {"virtual_size": "x"}])
+def test_facts_that_make_no_sense(facts: dict[str, Any]) -> None:
+    """Facts of a wrong type cost at most a finding of their artifact; the others are read."""
+    store = fill(MemoryStore("primary"))
+    odd = Artifact("backup", "acme", "b", "v")
+    put_bytes(store, odd.key("x.raw"), BODY, OWNER)
+    entry = Entry("x.raw", len(BODY), str(digest_of(BODY)), "disk", facts)
+    write_manifest(store, Manifest(odd, "j", (entry,), facts=facts), OWNER)
+    damage(store, "3")
+    with pytest.raises(CorruptImage, match=r"of 6.*acme/3/x.raw has"):
+        scrub(store)
+
+
 def test_unreadable_manifest(store: MemoryStore) -> None:
     """A manifest that cannot be read is a finding of its artifact."""
     put_bytes(store, place("2").key("manifest.json"), b"{", OWNER)

@@ -14,9 +14,9 @@ from ssvm_worker import assembly, config
 from ssvm_worker.errors import (
     EXIT_PERMANENT,
     EXIT_RETRYABLE,
-    CorruptImage,
     InvalidRequest,
     ObjectNotFound,
+    Permanent,
     WorkerError,
     misused,
 )
@@ -70,7 +70,7 @@ def store_names(args: argparse.Namespace, settings: Settings) -> list[str]:
     """The stores that were asked for; the first of the settings where none was."""
     names = [each for each in (args.store or next(iter(settings.stores), "")).split(",") if each]
     if not names:
-        raise InvalidRequest("The settings name no image store", "stores", "Add [stores.primary] with a url")
+        raise misused(InvalidRequest("The settings name no image store", "stores", "Add [stores.primary] with a url"))
     return names
 
 
@@ -110,7 +110,7 @@ def _list(args: argparse.Namespace, output: Output) -> int:
 
 
 def listed(store: Store, prefix: str) -> Iterator[dict[str, Any]]:
-    """A row for each artifact below a prefix, in their order; one whose manifest is damaged has the error in it.
+    """A row for each artifact below a prefix, in their order; one whose manifest cannot be read has the error in it.
 
     Raises what the store raises: one that does not answer is an error, not rows.
     """
@@ -137,7 +137,7 @@ def _row(store: Store, artifact: Artifact) -> _Row:
         manifest = read_manifest(store, artifact)
     except ObjectNotFound:
         return None
-    except CorruptImage as error:
+    except Permanent as error:
         return {"artifact": artifact.prefix, "kind": "unreadable", "error": error.as_dict()}
     return {
         "artifact": artifact.prefix,

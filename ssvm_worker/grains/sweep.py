@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ssvm_worker.errors import CorruptImage
-from ssvm_worker.keys import MANIFEST, PACKS
-from ssvm_worker.manifest import Manifest
-from ssvm_worker.stream import Check, Store, StoredObject, read_bytes
+from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound
+from ssvm_worker.keys import MANIFEST, PACKS, Artifact
+from ssvm_worker.manifest import Manifest, read_manifest
+from ssvm_worker.stream import Check, Store, StoredObject
 
 from .map import SUFFIX, GrainMap
 from .reader import grain_maps
@@ -53,7 +53,15 @@ def maps_below(store: Store, family: str) -> list[str]:
 def manifests_below(store: Store, family: str) -> list[Manifest]:
     """The manifests of all backups of a volume; CorruptImage for one that cannot be read."""
     keys = [each.key for each in _beside(store, family) if each.key.endswith(f"/{MANIFEST}")]
-    return [Manifest.from_json(read_bytes(store, key), f"{store.name}:{key}") for key in keys]
+    return [_manifest_at(store, key) for key in keys]
+
+
+def _manifest_at(store: Store, key: str) -> Manifest:
+    """The manifest at a key, which a backup's place holds; CorruptImage."""
+    try:
+        return read_manifest(store, Artifact.of_prefix(key.rpartition("/")[0]))
+    except (ObjectNotFound, InvalidRequest) as error:
+        raise CorruptImage(f"The manifest cannot be read: {error.what}", f"{store.name}:{key}", error.remedy) from error
 
 
 def _used(store: Store, family: str) -> set[str]:

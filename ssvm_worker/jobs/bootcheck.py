@@ -99,14 +99,15 @@ def _config(store: Store, manifest: Manifest) -> dict[str, Any]:
     entry = next((each for each in manifest.entries if each.role == "config"), None)
     try:
         found = json.loads(read_bytes(store, manifest.artifact.key(entry.name))) if entry else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and isinstance(found.get("hardware", {}), dict) else {}
 
 
 def _memory(config: dict[str, Any], most: int) -> int:
     hardware = config.get("hardware") or {}
-    had = int(hardware.get("memoryMB") or 0) * MiB or _MEMORY
+    given = hardware.get("memoryMB")
+    had = given * MiB if isinstance(given, int) and given > 0 else _MEMORY
     return max(_LEAST, min(had, most))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from ssvm_worker.errors import NOT_THERE, CorruptImage
+from ssvm_worker.errors import NOT_THERE, CorruptImage, Permanent
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Manifest, artifacts_below, find_manifest
 from ssvm_worker.stream import Store
@@ -85,14 +85,18 @@ class Scrub:
         """What is wrong with it; None if it was deleted or written anew while it was read."""
         try:
             manifest = find_manifest(store, artifact)
-        except CorruptImage as error:
+        except Permanent as error:
             return [f"{error.where}: {error.what}"]
         if manifest is None:
             return None
         try:
             findings = self.reading.findings(store, manifest)
-        except CorruptImage as error:
+        except Permanent as error:
             findings = [f"{error.where}: {error.what}"]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            # What the manifest says of its disks makes no sense; the artifacts behind it are read nevertheless.
+            self.attempt.log.exception("%s:%s cannot be verified", store.name, artifact.prefix)
+            findings = [f"{store.name}:{artifact.prefix}: its manifest contradicts itself: {type(error).__name__}"]
         if findings and not self._stands(store, manifest):
             return None
         count(self.attempt, store, manifest)
@@ -101,7 +105,7 @@ class Scrub:
     def _stands(self, store: Store, manifest: Manifest) -> bool:
         try:
             return find_manifest(store, manifest.artifact) == manifest
-        except CorruptImage:
+        except Permanent:
             return True
 
     def _chosen(self, store: Store) -> Iterator[Artifact]:
@@ -158,5 +162,7 @@ class Scrub:
         more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
         count = len(self.damaged)
         what = f"{count} artifact{'s are' if count > 1 else ' is'} damaged, of {self.artifacts} that were read: "
-        remedy = "`ssvm verify --findings` lists all; restore each from another store, or delete it and store it again"
+        remedy = "`ssvm verify --findings` lists all. Restore what is damaged from another store"
+        if any("newer ssvm-worker" in finding for finding in told):
+            remedy += ", and upgrade this worker for what it cannot read"
         return CorruptImage(what + "; ".join(told[:_TOLD]) + more, ", ".join(self.damaged)[:1000], remedy)

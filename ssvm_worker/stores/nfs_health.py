@@ -35,7 +35,7 @@ class Health:
             values = json.loads(path.read_text())
             usage = tuple(values["usage"]) if values["usage"] else None
             return cls(Breaker(**values["breaker"]), values["looked"], values["latency_s"], usage)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return cls()
 
     def to_dict(self) -> dict[str, Any]:

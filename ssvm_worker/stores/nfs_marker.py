@@ -45,7 +45,7 @@ def _read(root: int) -> str | None:
     try:
         values = json.loads(os.read(handle, _MOST))
         return str(values["id"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     finally:
         os.close(handle)

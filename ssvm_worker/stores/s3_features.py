@@ -97,7 +97,7 @@ def _noted(bucket: Bucket) -> Features | None:
     try:
         note = json.loads(Path(bucket.settings.notes_dir, f"{_name(bucket)}.json").read_bytes())
         return Features(**note["features"]) if 0 <= time.time() - note["when"] < _KEEP_S else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # none, or not of this version
 
 
