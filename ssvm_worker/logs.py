@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
+from .printable import printable
 from .settings import Log
 
 #: Job and number of the attempt.
@@ -90,6 +92,14 @@ class Text(logging.Formatter):
         record.about = f" [{job_id}{f'/{attempt}' if attempt else ''}]" if job_id else ""
         return super().format(record)
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """One line: a server's words may hold line breaks, and a forged line behind one."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """Indented, so that no line of an error's text passes for a line of the log."""
+        return textwrap.indent(printable(super().formatException(ei), keep="\n"), "  ")
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(processName)s %(name)s%(about)s %(message)s")
 
@@ -98,7 +108,7 @@ class Json(logging.Formatter):
     """For machines: one object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(_fields(record, self), ensure_ascii=False, default=str)
+        return printable(json.dumps(_fields(record, self), ensure_ascii=False, default=str))
 
 
 class KeyValue(logging.Formatter):
@@ -138,7 +148,7 @@ def _subject(record: logging.LogRecord) -> _Subject:
 
 def _quoted(text: str) -> str:
     plain = text and text.isprintable() and not any(each in text for each in ' "=')
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    return text if plain else printable(json.dumps(text, ensure_ascii=False))
 
 
 class _Syslog(SysLogHandler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ _GROUPS = ("system", "run", "queue", "store", "link", "verify", "cleanup", "reap
 _EXITS = """exit status:
   0  ok
   1  permanent failure: the same request will not succeed
-  2  usage, fields that are missing or unknown, or wrong settings
+  2  usage: a value that is wrong before a job exists, or wrong settings
  75  retryable failure: the same request may succeed later
 130  cancelled"""
 
@@ -31,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # `run` alone: to load what the other commands need takes as long as a small job.
     args = make_parser(("run",) if list(words[:1]) == ["run"] else _GROUPS).parse_args(words)
     output = Output(as_json=args.json)
+    # A terminal that has no UTF-8 gets escapes in place of an error.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         _start_logging(args)
         return int(args.command(args, output) or 0)

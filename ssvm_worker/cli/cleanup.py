@@ -9,6 +9,7 @@ from ssvm_worker import config
 from ssvm_worker.errors import EXIT_RETRYABLE
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.printable import printable
 from ssvm_worker.units import human_size
 
 from .output import Output
@@ -47,7 +48,7 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(
             f"cleanup {'would remove' if result['dry_run'] else 'removed'} {what}: {human_size(result['bytes'])}"
         )
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _finding(found: dict[str, Any]) -> str:

@@ -90,9 +90,10 @@ def _seconds(text: str) -> int:
     try:
         seconds = int(parse_duration(text))
     except ValueError as error:
-        raise InvalidRequest(f"--for {error}", text, "Give 4h or the like") from error
+        raise misused(InvalidRequest(f"--for {error}", text, "Give 4h or the like")) from error
     if not 0 < seconds <= _LONGEST_S:
-        raise InvalidRequest("A link lasts a second at least, and 7 days at the most", text, "Give 4h or the like")
+        what = "A link lasts from 1 second to 7 days"
+        raise misused(InvalidRequest(what, text, "Give 4h or the like"))
     return seconds
 
 
@@ -121,7 +122,7 @@ def _upload(settings: Settings, args: argparse.Namespace, seconds: int) -> dict[
     fields |= {"stores": stores} | {name: value for name, value in asked.items() if value is not None}
     request = parse_request(downloadrequest.Request, fields, "download")
     if request.artifact.prefix != artifact.prefix:
-        raise InvalidRequest(f"No {request.kind} lies there", args.key, "Give its own KEY")
+        raise misused(InvalidRequest(f"No {request.kind} lies there", args.key, "Give its own KEY"))
     if find_manifest(known[0], artifact):
         raise InvalidRequest(
             "There is one already", f"{stores[0]}:{artifact.prefix}", "Delete it first, or use a new id"

@@ -14,6 +14,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from ssvm_worker.errors import WorkerError
+from ssvm_worker.printable import printable
 from ssvm_worker.units import human_size
 
 from .told import told
@@ -35,11 +36,11 @@ class Output:
     def result(self, value: Any, text: str | None = None) -> None:
         """Print a result: JSON when asked for, else *text*, else ``name: value`` lines."""
         if self.as_json:
-            print(json.dumps(value, ensure_ascii=False))
+            print(_json(value))
         elif text is not None:
-            print(text)
+            print(printable(text, keep="\n"))
         else:
-            print("\n".join(f"{name}: {plain(name, each)}" for name, each in value.items()))
+            print("\n".join(f"{printable(name)}: {plain(name, each)}" for name, each in value.items()))
 
     def table(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], empty: str) -> None:
         """Print rows: a JSON list of the whole rows, or a table of some columns.
@@ -49,7 +50,7 @@ class Output:
         with tempfile.SpooledTemporaryFile(_HELD, "w+", encoding="utf-8") as kept:
             if self.as_json:
                 for number, row in enumerate(rows):
-                    kept.write(f"{', ' if number else ''}{json.dumps(row, ensure_ascii=False)}")
+                    kept.write(f"{', ' if number else ''}{_json(row)}")
                 _print(kept, before="[", behind="]\n")
                 return
             widths = [len(each) for each in columns]
@@ -69,21 +70,24 @@ class Output:
         """Print an error: for people to standard error, and as JSON to standard output when asked for."""
         done = {"result": error.result} if error.result else {}
         if self.as_json:
-            print(json.dumps(error.as_dict() | done, ensure_ascii=False))
+            print(_json(error.as_dict() | done))
         elif text := told(error.result):
             print(text)
-        print(f"ssvm: {type(error).__name__}: {error}", file=sys.stderr)
+        print(printable(f"ssvm: {type(error).__name__}: {error}"), file=sys.stderr)
+
+
+def _json(value: Any) -> str:
+    """JSON in one line; characters that steer a terminal, or have no UTF-8 form, are escaped in it."""
+    return printable(json.dumps(value, ensure_ascii=False))
 
 
 def plain(name: str, value: Any) -> str:
-    """A value for people; sizes with a unit behind the exact number."""
+    """A value for people, in one line; sizes with a unit behind the exact number."""
     if value is None:
         return "-"
     if isinstance(value, int) and name in _SIZES:
         return f"{value} ({human_size(value)})" if value >= 1000 else str(value)
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value)
+    return _json(value) if isinstance(value, dict | list) else printable(str(value))
 
 
 def _print(kept: IO[str], before: str, behind: str) -> None:
@@ -97,12 +101,12 @@ class Bar:
     """A tqdm bar fed with progress records; silent where standard error is no terminal."""
 
     def __init__(self, label: str, *, disable: bool = False) -> None:
-        self._label = label
+        self._label = printable(label)
         self._shown = False
         # A console of no size, as serial ones are, would show nothing.
         size = shutil.get_terminal_size()
         self._tqdm: tqdm[Any] = tqdm(
-            desc=label,
+            desc=self._label,
             unit="B",
             unit_scale=True,
             unit_divisor=1024,
@@ -115,7 +119,7 @@ class Bar:
         """Show a progress record: stage, bytes, total, rate."""
         if record.get("total") != self._tqdm.total:
             self._tqdm.total = record.get("total")
-        self._tqdm.set_description(f"{self._label} {record.get('stage', '')}", refresh=False)
+        self._tqdm.set_description(f"{self._label} {printable(str(record.get('stage', '')))}", refresh=False)
         moved = record.get("bytes", 0)
         if not self._shown or moved < self._tqdm.n:
             # The rate is that of what moves from now on: a job may be half done when somebody begins to look.

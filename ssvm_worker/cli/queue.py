@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import assembly, config
 from ssvm_worker.errors import EXIT_CANCELLED, EXIT_PERMANENT, EXIT_RETRYABLE
+from ssvm_worker.printable import printable
 from ssvm_worker.settings import LANES, Settings
 from ssvm_worker.traces import traceparent
 from ssvm_worker.units import human_size
@@ -100,8 +101,11 @@ def _jobs(args: argparse.Namespace, output: Output) -> int:
 def _done(progress: Any) -> str:
     if not progress:
         return "-"
-    total = progress.get("total")
-    return f"{100 * progress['bytes'] // total} %" if total else human_size(progress.get("bytes", 0))
+    total, moved = progress.get("total"), progress.get("bytes") or 0
+    try:
+        return f"{100 * moved // total} %" if total else human_size(moved)
+    except TypeError:  # an odd record must not end the list
+        return "-"
 
 
 def _job(args: argparse.Namespace, output: Output) -> int:
@@ -158,7 +162,8 @@ def _ending(record: dict[str, Any]) -> str:
         return f"succeeded  {record['job_id']}\n{shown}"
     error = record.get("error") or {}
     lines = [f"{record['state']}  {record['job_id']}", *([many] if many else [])]
-    return "\n".join([*lines, f"{error.get('error', '')}: {error.get('message', '')}"]).rstrip(": \n")
+    said = printable(f"{error.get('error', '')}: {error.get('message', '')}")
+    return "\n".join([*lines, said]).rstrip(": \n")
 
 
 def _exit_code(record: dict[str, Any]) -> int:

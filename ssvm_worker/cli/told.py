@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ssvm_worker.printable import printable
 from ssvm_worker.units import human_size
 
 
@@ -28,4 +29,4 @@ def told(result: Mapping[str, Any] | None) -> str | None:
 
 def _row(row: Mapping[str, Any]) -> str:
     behind = row["error"]["message"] if "error" in row else human_size(row["bytes"]) if "bytes" in row else ""
-    return f"{row['outcome']:9} {row['artifact']}  {behind}".rstrip()
+    return printable(f"{row['outcome']:9} {row['artifact']}  {behind}").rstrip()

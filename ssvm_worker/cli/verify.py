@@ -12,6 +12,7 @@ from ssvm_worker.errors import EXIT_PERMANENT, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.manifest import artifacts_below
+from ssvm_worker.printable import printable
 from ssvm_worker.settings import Settings
 from ssvm_worker.verdicts import iso
 
@@ -75,7 +76,9 @@ def _many(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
 def _findings(settings: Settings, output: Output) -> int:
     rows = [each.to_dict() for each in assembly.open_verdicts(settings).findings()]
     lines = [
-        f"{row['store']}:{row['artifact']} ({row['verified']}): {each}" for row in rows for each in row["findings"]
+        printable(f"{row['store']}:{row['artifact']} ({row['verified']}): {each}")
+        for row in rows
+        for each in row["findings"]
     ]
     output.result(rows, "\n".join(lines) or "no findings")
     return EXIT_PERMANENT if rows else 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .connection import connect, translated
+from .record import place_of
 
 #: ARGV: key, demand, seconds that it counts -> the highest demand of that time.
 _NOTE = """
@@ -45,18 +46,25 @@ class Figures:
     def lanes(self) -> list[Lane]:
         """Every lane that has, or had, jobs; by zone and lane."""
         found: dict[tuple[str, str], dict[str, int]] = {}
-        for (state, zone, lane), number in self._hash("counts").items():
+        for name, number in self._hash("counts").items():
+            state, zone, lane = place_of(name)
             found.setdefault((zone, lane), {})[state] = number
         oldest = self._oldest(sorted(found))
         return [Lane(*each, found[each], oldest_s) for each, oldest_s in oldest.items()]
 
     def endings(self) -> dict[tuple[str, ...], int]:
         """How many jobs ever ended, by job, lane, zone, state and class of the error (or -)."""
-        return self._hash("endings")
+        found: dict[tuple[str, ...], int] = {}
+        for name, number in self._hash("endings").items():
+            job, lane, *rest = name.split(" ", 2)
+            # The zone is in the middle: an older version took blanks in its name.
+            zone, state, error = "".join(rest).rsplit(" ", 2)
+            found[job, lane, zone, state, error] = number
+        return found
 
     def moved(self) -> dict[tuple[str, ...], int]:
         """Bytes that ended jobs have moved, by job and zone."""
-        return self._hash("moved")
+        return {tuple(name.split(" ", 1)): number for name, number in self._hash("moved").items()}
 
     def slots(self) -> dict[str, int]:
         """How many slots of each shared limit are held now."""
@@ -78,10 +86,11 @@ class Figures:
         """Close the connections."""
         self._redis.close()
 
-    def _hash(self, name: str) -> dict[tuple[str, ...], int]:
+    def _hash(self, name: str) -> dict[str, int]:
         with translated(self._url):
             values: Any = self._redis.hgetall(self._prefix + name)
-        return {tuple(key.split(" ")): int(value) for key, value in values.items()}
+        # A counter's name has at least one blank; what somebody else has put there is none of ours.
+        return {key: int(value) for key, value in values.items() if " " in key}
 
     def _oldest(self, lanes: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
         with translated(self._url):

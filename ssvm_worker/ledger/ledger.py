@@ -29,6 +29,7 @@ from .record import (
     Taken,
     WorkerLost,
     from_hash,
+    place_of,
     unpacked,
 )
 
@@ -130,7 +131,7 @@ class Ledger:
         """The ids of such jobs, the newest first: so many at the most."""
         with translated(self._url):
             counted: Any = self._redis.hkeys(self._key("counts"))
-            places = {tuple(name.split(" ")[1:]) for name in counted}
+            places = {place_of(name)[1:] for name in counted}
             pipe = self._redis.pipeline()  # in one step, as a job moves from one index to another
             for its_zone, its_lane in places:
                 if zone in (None, its_zone) and lane in (None, its_lane):
@@ -162,7 +163,8 @@ class Ledger:
             counted: Any = self._redis.hgetall(self._key("counts"))
         found = dict.fromkeys(STATES, 0)
         for name, number in counted.items():
-            found[name.split(" ")[0]] += int(number)
+            state = place_of(name)[0]
+            found[state] = found.get(state, 0) + int(number)
         return found
 
     def warnings(self) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from ssvm_worker.links import Link
@@ -17,6 +17,7 @@ from .connection import connect, translated
 
 #: Ids read in one go.
 _BATCH = 200
+_FIELDS = {each.name for each in fields(Link)}
 
 
 class LinkBook:
@@ -39,7 +40,7 @@ class LinkBook:
         """The link, if it was written down, has not expired and was not revoked."""
         with translated(self._url):
             text = self._redis.get(self._one(link_id))
-        return Link(**json.loads(str(text))) if text else None
+        return _link(str(text or ""))
 
     def all(self) -> Iterator[Link]:
         """Those that stand, by the moment at which they expire."""
@@ -47,7 +48,7 @@ class LinkBook:
         for start in range(0, len(names), _BATCH):
             with translated(self._url):
                 texts: Any = self._redis.mget([self._one(link_id) for _, link_id in names[start : start + _BATCH]])
-            yield from (Link(**json.loads(text)) for text in texts if text)
+            yield from (found for text in texts if (found := _link(text or "")))
 
     def revoke(self, link: Link) -> bool:
         """Whoever has it is refused from now on; False if it did not stand any more."""
@@ -91,3 +92,12 @@ class LinkBook:
 
     def _one(self, link_id: str) -> str:
         return f"{self._key}:{link_id}"
+
+
+def _link(text: str) -> Link | None:
+    """None for what is no link; a newer version may say more of one."""
+    try:
+        values = json.loads(text)
+        return Link(**{name: value for name, value in values.items() if name in _FIELDS})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from ssvm_worker.errors import Retryable
+from ssvm_worker.errors import ObjectNotFound, Retryable
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 #: States that only a user's retry leaves.
@@ -218,10 +218,19 @@ class Taken:
 
 
 def iso(when: float) -> str | None:
-    """ISO 8601 in UTC with milliseconds; None for 0."""
-    if not when:
+    """ISO 8601 in UTC with milliseconds; None for 0, and for what is no time."""
+    try:
+        shown = datetime.fromtimestamp(when, UTC) if when else None
+    except (ValueError, OverflowError, OSError):
         return None
-    return datetime.fromtimestamp(when, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return shown.isoformat(timespec="milliseconds").replace("+00:00", "Z") if shown else None
+
+
+def place_of(counter: str) -> tuple[str, str, str]:
+    """State, zone and lane of a counter's name; an older version took names of zones with blanks in them."""
+    state, _, rest = counter.partition(" ")
+    zone, _, lane = rest.rpartition(" ")
+    return state, zone, lane
 
 
 def unpacked(job_id: str, text: str) -> dict[str, str]:
@@ -233,14 +242,29 @@ def unpacked(job_id: str, text: str) -> dict[str, str]:
 
 
 def from_hash(fields: Mapping[str, str]) -> Record:
-    """Read what the scripts keep of a job that waits or runs."""
+    """Read what the scripts keep of a job that waits or runs.
+
+    A record that cannot be read says so as its error: one of them must not end a list of all others.
+    """
+    try:
+        return _read(fields)
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        what = f"The record cannot be read: {type(error).__name__}"
+        told = ObjectNotFound(what, fields.get("job_id", ""), "Submit the job again under a new job_id")
+        job_id, job, zone, lane, state = (
+            fields.get(name) or "?" for name in ("job_id", "job", "zone", "lane", "state")
+        )
+        return Record(job_id, job, zone, lane, state, {}, resource=fields.get("resource", ""), error=told.as_dict())
+
+
+def _read(fields: Mapping[str, str]) -> Record:
     return Record(
         job_id=fields["job_id"],
         job=fields["job"],
         zone=fields["zone"],
         lane=fields["lane"],
         state=fields["state"],
-        request=json.loads(fields["request"]),
+        request=_json(fields["request"]) or {},
         resource=fields.get("resource", ""),
         attempts=tuple(_attempt(fields, each) for each in range(1, int(fields.get("attempts", 0)) + 1)),
         progress=_json(fields.get("progress")),
@@ -282,4 +306,7 @@ def _callback(fields: Mapping[str, str]) -> Callback:
 
 
 def _json(text: str | None) -> dict[str, Any] | None:
-    return json.loads(text) if text else None
+    value = json.loads(text) if text else None
+    if not isinstance(value, dict | None):
+        raise TypeError
+    return value

@@ -110,7 +110,7 @@ class Registry:
             pipe.zrange(f"{self._key}:seen", 0, -1, withscores=True)
             pipe.time()
             described, seen, (now, _) = pipe.execute()
-        found = [_seen(described[name], when, now) for name, when in seen if name in described]
+        found = [each for name, when in seen if (each := _seen(described.get(name, ""), when, now))]
         return sorted((each for each in found if zone in (None, each.info.zone)), key=lambda each: _order(each.info))
 
     def close(self) -> None:
@@ -118,10 +118,14 @@ class Registry:
         self._redis.close()
 
 
-def _seen(text: str, when: float, now: float) -> Seen:
-    values = json.loads(text)
-    known = {name: value for name, value in values.items() if name in _FIELDS}  # a newer one may say more
-    info = WorkerInfo(**known | {"lanes": tuple(values["lanes"])})
+def _seen(text: str, when: float, now: float) -> Seen | None:
+    """None for what cannot be read, as it must not hide the others."""
+    try:
+        values = json.loads(text)
+        known = {name: value for name, value in values.items() if name in _FIELDS}  # a newer one may say more
+        info = WorkerInfo(**known | {"lanes": tuple(values["lanes"])})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
     state = DRAINING if info.draining else UP
     # A sign of life that is still to come is of a time before the clock was set back; the living have given another.
     return Seen(info, DOWN if abs(now - when) > _MISSED * info.every_s else state, when)

@@ -63,8 +63,11 @@ class SharedVerdicts:
             kept: Any = self._redis.hgetall(self._findings)
         for field in sorted(kept):
             store, _, place = field.partition(" ")
-            values = json.loads(kept[field])
-            yield Verdict(store, place, values["when"], tuple(values["findings"]), values["job_id"])
+            try:
+                values = json.loads(kept[field])
+                yield Verdict(store, place, float(values["when"]), tuple(values["findings"]), str(values["job_id"]))
+            except (ValueError, TypeError, KeyError, RecursionError):
+                yield Verdict(store, place, 0.0, ("the finding cannot be read: verify the artifact again",), "")
 
     def forget(self, store: str, place: str) -> None:
         with translated(self._url):

@@ -1,0 +1,159 @@
+"""Records that this version would refuse, as an older one or a stranger has left them: none hides the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from ssvm_worker.addresses import AddressRule
+from ssvm_worker.assembly import shown
+from ssvm_worker.brokerurl import redis_url
+from ssvm_worker.cli import main
+from ssvm_worker.ledger import Ledger, NewJob
+from ssvm_worker.ledger.callback import Callbacks, CallbackSettings
+from ssvm_worker.ledger.figures import Figures
+from ssvm_worker.ledger.links import LinkBook
+from ssvm_worker.ledger.registry import Registry
+from ssvm_worker.ledger.verdicts import SharedVerdicts
+from tests.servers.broker import Broker
+from tests.servers.receiver import Receiver
+
+ODD: dict[str, Any] = {
+    "no URL": {"request": {"url": "http://[x"}},
+    "lone surrogate": {"request": {"url": "http://h/\ud800", "name": "\x9b2J\u202e"}},
+    "blank in the zone": {"zone": "a b"},
+    "blanks in the zone": {"zone": " a  b "},
+    "unknown job": {"job": "frobnicate", "request": {"password": "SECRET"}},
+    "no types": {"request": {"url": 5, "headers": [1], "mirrors": {"a": "b"}, "callback_url": ["http://u:SECRET@h/"]}},
+}
+
+
+@pytest.fixture
+def ledger(broker: Broker) -> Iterator[Ledger]:
+    """A ledger with one good job."""
+    with Ledger(broker.url, prefix=broker.prefix) as found:
+        found.submit(NewJob("good", "download", "z", "download", {"url": "http://x/y"}))
+        yield found
+
+
+@pytest.fixture
+def ssvm(broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must succeed; its output."""
+    monkeypatch.setenv("SSVM_BROKER__URL", broker.url)
+    monkeypatch.setenv("SSVM_BROKER__PREFIX", broker.prefix)
+
+    def run(*argv: str) -> str:
+        assert main(list(argv)) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def raw(broker: Broker) -> Any:
+    """The broker's own client."""
+    return redis.Redis.from_url(redis_url(broker.url), decode_responses=True)
+
+
+def look(ssvm: Callable[..., str], job_id: str) -> None:
+    """Every command that lists or counts shows the good job and the odd one, and no secret."""
+    table, rows = ssvm("jobs"), json.loads(ssvm("jobs", "--json"))
+    assert {"good", job_id} <= {each["job_id"] for each in rows}
+    assert "good" in table
+    assert job_id in table
+    for text in (table, json.dumps(rows), ssvm("job", job_id), ssvm("job", job_id, "--json"), ssvm("scale")):
+        assert "SECRET" not in text
+        assert not set(text) & set("\x1b\x9b\u202e\ud800")
+    assert "ssvm_up 1.0" in ssvm("metrics")
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_odd_job(ledger: Ledger, ssvm: Callable[..., str], odd: dict[str, Any]) -> None:
+    """A job that no version would take today is one line among the others."""
+    values: dict[str, Any] = {"job": "download", "zone": "z", "lane": "download", "request": {}} | odd
+    ledger.submit(NewJob("odd", **values))
+    look(ssvm, "odd")
+    claim = ledger.claim("odd", "w")
+    assert claim
+    ledger.finish(claim, "failed", error={"error": "TooLarge"})
+    look(ssvm, "odd")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"request": "{"},
+        {"request": "[" * 100_000},
+        {"request": "[]"},
+        {"created": "soon"},
+        {"created": "1e300", "updated": "nan"},
+        {"progress": "[1]"},
+        {"progress": '{"total": "x", "bytes": []}'},
+        {"error": '"text"'},
+        {"attempts": "2"},
+        {"attempts": "x"},
+    ],
+)
+def test_damaged_record(ledger: Ledger, broker: Broker, ssvm: Callable[..., str], fields: dict[str, str]) -> None:
+    """A record that cannot be read is one line that says so, and what it protects from clean-up stays protected."""
+    ledger.submit(NewJob("odd", "download", "z", "download", {"url": "http://x/y"}, resource="template/tmpl/2/7"))
+    with raw(broker) as client:
+        client.hset(f"{broker.prefix}ssvm.ledger:job:odd", mapping=fields)
+    look(ssvm, "odd")
+    assert "template/tmpl/2/7" in ledger.live()
+
+
+def test_counters_with_odd_names(ledger: Ledger, broker: Broker) -> None:
+    """Counters that somebody else has made do not hide ours."""
+    with raw(broker) as client:
+        client.hset(f"{broker.prefix}ssvm.ledger:counts", mapping={"x": 1, "queued a b c download": 2, "  ": 1})
+    assert [each.job_id for each in ledger.page()] == ["good"]
+    assert ledger.live() == set()
+    figures = Figures(broker.url, prefix=broker.prefix)
+    assert {("z", "download"), ("a b c", "download")} <= {(each.zone, each.lane) for each in figures.lanes()}
+    figures.close()
+
+
+def test_endings_of_odd_zones(ledger: Ledger, broker: Broker) -> None:
+    """What has ended in a zone with blanks in its name is counted under that name."""
+    ledger.submit(NewJob("odd", "download", "a b", "upload", {}))
+    claim = ledger.claim("odd", "w")
+    assert claim
+    ledger.finish(claim, "failed", error={"error": "TooLarge"})
+    figures = Figures(broker.url, prefix=broker.prefix)
+    assert figures.endings() == {("download", "upload", "a b", "failed", "TooLarge"): 1}
+    assert figures.moved() == {("download", "a b"): 0}
+    figures.close()
+
+
+def test_callback_of_an_odd_job(ledger: Ledger) -> None:
+    """The callback of a job whose URL is none is sent, with the URL masked."""
+    with Receiver() as receiver:
+        ledger.submit(NewJob("odd", "download", "z", "download", {"url": "http://[x"}, callback_url=receiver.url))
+        claim = ledger.claim("odd", "w")
+        assert claim
+        ledger.finish(claim, "failed", error={"error": "InvalidRequest"})
+        Callbacks(ledger, CallbackSettings(rule=AddressRule(("127.0.0.0/8",))), shown).send_due()
+    assert json.loads(receiver.got[0][1])["request"] == {"url": "***"}
+
+
+def test_odd_worker_link_and_finding(broker: Broker) -> None:
+    """An entry of another version hides no other worker, link or finding."""
+    with raw(broker) as client:
+        client.hset(f"{broker.prefix}ssvm.workers", mapping={"w1": "{", "w2": "[]", "w3": '{"lanes": 5}'})
+        client.zadd(f"{broker.prefix}ssvm.workers:seen", {"w1": 1, "w2": 2, "w3": 3})
+        client.set(f"{broker.prefix}ssvm.links:l1", "{}")
+        client.zadd(f"{broker.prefix}ssvm.links", {"GET l1": 9e9})
+    registry, book = Registry(broker.url, prefix=broker.prefix), LinkBook(broker.url, prefix=broker.prefix)
+    verdicts = SharedVerdicts(broker.url, prefix=broker.prefix)
+    assert (registry.workers(), list(book.all()), book.find("l1")) == ([], [], None)
+    verdicts.note("primary", "template/tmpl/2/7", ["is missing"], "j")
+    with raw(broker) as client:
+        findings = next(each for each in client.scan_iter(f"{broker.prefix}*findings"))
+        client.hset(findings, "primary template/tmpl/2/6", "[]")
+    assert [each.place for each in verdicts.findings()] == ["template/tmpl/2/6", "template/tmpl/2/7"]
+    for each in (registry, book, verdicts):
+        each.close()  # type: ignore[attr-defined]
