@@ -31,9 +31,10 @@ from .broker import (
 )
 from .credentials import authorization, named_credentials
 from .digest import Digest
-from .errors import Cancelled, ConfigError, InvalidRequest
+from .errors import Cancelled, ConfigError, InvalidRequest, misused
+from .jobs import JOBS
 from .jobs.attempt import Attempt, Boots, Limits, Progress, RemoteSource
-from .jobs.request import redact
+from .jobs.request import JobRequest, redact
 from .jobs.retention import Rule, Rules
 from .links import Signer, local_key
 from .ownstores import refuse_stores
@@ -116,7 +117,8 @@ def open_store_named(settings: Settings, name: str) -> Store:
     """The image store of that name; InvalidRequest lists those there are."""
     stores = Stores(settings)
     if name not in stores:
-        raise InvalidRequest(f"There is no image store named {name!r}", "stores", f"There are: {', '.join(stores)}")
+        what = f"There is no image store named {name!r}"
+        raise misused(InvalidRequest(what, "stores", f"The settings have: {', '.join(stores) or 'none'}"))
     return stores[name]
 
 
@@ -199,7 +201,8 @@ class Outside:
 
         if name not in self.settings.vcenters:
             known = ", ".join(self.settings.vcenters) or "none"
-            raise InvalidRequest(f"There is no vCenter named {name!r}", "vcenters", f"The settings have: {known}")
+            what = f"There is no vCenter named {name!r}"
+            raise misused(InvalidRequest(what, "vcenters", f"The settings have: {known}"))
         values = {key: _revealed(value) for key, value in self.settings.vcenters[name]}
         options = {"spill_dir": self.settings.state_dir / "spill", **_given(self.settings.backup)}
         return Session(Address(**values), check, Options(**options))
@@ -318,5 +321,6 @@ def link_signer(settings: Settings) -> Signer:
 
 def shown(record: Record) -> dict[str, Any]:
     """A job's record as people and programs may see it: no secrets."""
-    values = record.to_dict()
-    return values | {"request": redact(values["request"])}
+    # Of a job that only another version has, the fields that every job has are known.
+    model = JOBS[record.job].Request if record.job in JOBS else JobRequest
+    return record.to_dict(lambda request: redact(request, model))

@@ -17,6 +17,7 @@ from .errors import ObjectNotFound, StoreUnavailable
 from .jobs import Job, find_job
 from .jobs.attempt import SubJob
 from .jobs.request import parse_request
+from .keys import check_zone
 from .quota import Quota
 from .settings import Settings
 from .slots import Slots
@@ -209,7 +210,7 @@ def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zo
 
     request = parse_request(job.Request, data, job.name)
     job_id = request.job_id or default_id or uuid.uuid4().hex
-    zone = zone or settings.zone
+    zone = check_zone(zone or settings.zone)
     return NewJob(
         job_id=job_id,
         job=job.name,

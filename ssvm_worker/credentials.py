@@ -6,7 +6,7 @@ import base64
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
-from .errors import ConfigError, InvalidRequest
+from .errors import ConfigError, InvalidRequest, misused
 from .settings import Credentials, Settings
 
 #: Schemes by which everyone on the way can read what is sent.
@@ -23,7 +23,8 @@ def named_credentials(settings: Settings, name: str | None, url: str) -> Credent
         return None
     if name not in settings.credentials:
         known = ", ".join(settings.credentials) or "none"
-        raise InvalidRequest(f"There are no credentials named {name!r}", "credentials", f"The settings have: {known}")
+        what = f"There are no credentials named {name!r}"
+        raise misused(InvalidRequest(what, "credentials", f"The settings have: {known}"))
     named = settings.credentials[name]
     if url.partition(":")[0].lower() == "s3":
         _check_bucket(named, name, url)
@@ -47,7 +48,8 @@ def _check_host(named: Credentials, name: str, url: str) -> None:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip(".").lower(), parts.port
     except ValueError as error:
-        raise InvalidRequest(f"This is no URL: {error}", "url", "Give https://host/path") from error
+        # The error's text repeats parts of the URL, which may be secret.
+        raise misused(InvalidRequest("The URL is malformed", "url", "Give https://host/path")) from error
     if not named.hosts:
         raise ConfigError(
             f"The credentials {name!r} name no hosts that may see them",

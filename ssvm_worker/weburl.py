@@ -69,7 +69,8 @@ def parse(url: str, schemes: Sequence[str] = _WEB) -> WebUrl:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname or ""
     except ValueError as error:
-        raise InvalidRequest(f"This is no URL: {error}", "url", "Give http(s)://host/path") from error
+        # The text of a ValueError repeats what stands behind the colon, which may be a password.
+        raise InvalidRequest("This is no URL: host or port is wrong", "url", "Give http(s)://host/path") from error
     if parts.scheme not in schemes:
         known = " or ".join(schemes)
         raise InvalidRequest(f"URLs of scheme {parts.scheme[:20]!r} are not taken", "url", f"Give an {known} URL")

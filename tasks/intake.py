@@ -10,7 +10,7 @@ from typing import Any
 from ssvm_worker.assembly import new_job
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.jobs import Job, find_job
-from ssvm_worker.jobs.request import JobRequest, parse_request
+from ssvm_worker.jobs.request import JobRequest, kept, parse_request
 from ssvm_worker.ledger import Ledger, NewJob, Record
 from ssvm_worker.settings import Settings
 from ssvm_worker.traces import traceparent
@@ -106,7 +106,7 @@ def _refused(settings: Settings, job: Job, message: Message) -> NewJob:
         job=job.name,
         zone=settings.zone,
         lane=job.lane,
-        request=data,
+        request=kept(job.Request, data),
         callback_url=_valid("callback_url", data.get("callback_url")),
     )
 

@@ -56,9 +56,9 @@ STALL = QUICK | {"SSVM_DOWNLOAD__STALL_S": "0.6", "SSVM_DOWNLOAD__RESUMES": "0"}
 CASES = {
     # checksums
     "wrong checksum": Case(asked(checksum="sha256:" + "0" * 64), "ChecksumMismatch", "expected sha256:0000"),
-    "checksum of an unknown algorithm": Case(asked(checksum="crc32:12345678"), "InvalidRequest", "unknown form"),
-    "checksum too short": Case(asked(checksum="sha256:1234"), "InvalidRequest", "has 64 hex digits, not 4"),
-    "checksum that is no hex": Case(asked(checksum="sha256:" + "x" * 64), "InvalidRequest", "hex digits"),
+    "checksum of an unknown algorithm": Case(asked(checksum="crc32:12345678"), "InvalidRequest", "unknown form", 2),
+    "checksum too short": Case(asked(checksum="sha256:1234"), "InvalidRequest", "has 64 hex digits, not 4", 2),
+    "checksum that is no hex": Case(asked(checksum="sha256:" + "x" * 64), "InvalidRequest", "hex digits", 2),
     "sums file that does not name the image": Case(
         lambda server: {
             "url": server.serve("image", IMAGE),
@@ -88,10 +88,10 @@ CASES = {
     "address that is not allowed": Case(
         asked(), "SourceDenied", "allow_networks", environ={"SSVM_DOWNLOAD__ALLOW_NETWORKS": "192.0.2.0/24"}
     ),
-    "scheme that is not taken": Case(lambda _: {"url": "gopher://x/y"}, "InvalidRequest", "gopher"),
+    "scheme that is not taken": Case(lambda _: {"url": "gopher://x/y"}, "InvalidRequest", "gopher", 2),
     "file URL": Case(lambda _: {"url": "file:///etc/passwd"}, "InvalidRequest", "allow_directories"),
     "password in the URL": Case(
-        lambda server: {"url": server.url("x").replace("//", "//me:s3cret@")}, "InvalidRequest", "password"
+        lambda server: {"url": server.url("x").replace("//", "//me:s3cret@")}, "InvalidRequest", "password", 2
     ),
     # bodies
     "body shorter than promised": Case(
@@ -123,7 +123,7 @@ CASES = {
     "no known format": Case(served(b"just some text\n" * 100), "UnknownFormat", ""),
     "compressed, and damaged": Case(served(b"\x1f\x8b\x08" + bytes(4096)), "CorruptImage", "gzip"),
     "another format than asked for": Case(asked(format="vhdx"), "UnknownFormat", "vhdx was asked for"),
-    "unknown format asked for": Case(asked(format="floppy"), "InvalidRequest", "Unknown image format"),
+    "unknown format asked for": Case(asked(format="floppy"), "InvalidRequest", "Unknown image format", 2),
     "names a backing file": Case(served(images.qcow2_backed_by("/etc/passwd")), "UnsafeImage", "/etc/passwd"),
     "names a data file": Case(served(images.qcow2_data_file("/dev/sda")), "UnsafeImage", "another file: /dev/sda"),
     "descriptor that points outside": Case(
@@ -147,21 +147,21 @@ CASES = {
         served(RAW, content_length=str(HUGE)), "StoreFull", "", environ={"SSVM_DOWNLOAD__MAX_BYTES": str(2 * HUGE)}
     ),
     # names and paths
-    "id that climbs": Case(asked(id="../../etc"), "InvalidRequest", "id"),
-    "id with NUL": Case(asked(id="a\0b"), "InvalidRequest", "id"),
-    "absolute id": Case(asked(id="/etc/passwd"), "InvalidRequest", "id"),
-    "id of 300 characters": Case(asked(id="a" * 300), "InvalidRequest", "300 characters"),
-    "account that climbs": Case(asked(account=".."), "InvalidRequest", "account"),
-    "name that climbs": Case(asked(name="../../etc/passwd"), "InvalidRequest", "name"),
-    "name with NUL": Case(asked(name="a\0b"), "InvalidRequest", "name"),
-    "name of 300 characters": Case(asked(name="a" * 300), "InvalidRequest", "name"),
-    "name with control characters": Case(asked(name="a\x1b[31m"), "InvalidRequest", "name"),
-    "job id that climbs": Case(asked(job_id="../x"), "InvalidRequest", "job_id"),
+    "id that climbs": Case(asked(id="../../etc"), "InvalidRequest", "id", 2),
+    "id with NUL": Case(asked(id="a\0b"), "InvalidRequest", "id", 2),
+    "absolute id": Case(asked(id="/etc/passwd"), "InvalidRequest", "id", 2),
+    "id of 300 characters": Case(asked(id="a" * 300), "InvalidRequest", "300 characters", 2),
+    "account that climbs": Case(asked(account=".."), "InvalidRequest", "account", 2),
+    "name that climbs": Case(asked(name="../../etc/passwd"), "InvalidRequest", "name", 2),
+    "name with NUL": Case(asked(name="a\0b"), "InvalidRequest", "name", 2),
+    "name of 300 characters": Case(asked(name="a" * 300), "InvalidRequest", "name", 2),
+    "name with control characters": Case(asked(name="a\x1b[31m"), "InvalidRequest", "name", 2),
+    "job id that climbs": Case(asked(job_id="../x"), "InvalidRequest", "job_id", 2),
     # requests and settings
     "unknown field": Case(asked(chekcsum="x"), "InvalidRequest", "did you mean checksum", 2),
     "field missing": Case(lambda _: {}, "InvalidRequest", "url: missing", 2),
-    "unknown store": Case(asked(stores=["nowhere"]), "InvalidRequest", "primary"),
-    "unknown credentials": Case(asked(credentials="nobody"), "InvalidRequest", "nobody"),
+    "unknown store": Case(asked(stores=["nowhere"]), "InvalidRequest", "primary", 2),
+    "unknown credentials": Case(asked(credentials="nobody"), "InvalidRequest", "nobody", 2),
     "unknown setting": Case(asked(), "ConfigError", "did you mean stall_s", 2, {"SSVM_DOWNLOAD__STALLS": "1"}),
     "setting of a wrong type": Case(asked(), "ConfigError", "retry.max_attempts", 2, {"SSVM_RETRY__MAX_ATTEMPTS": "x"}),
 }

@@ -122,7 +122,7 @@ def test_nothing(store: FileStore) -> None:
     assert run(store)["counts"] == {}
 
 
-@pytest.mark.parametrize("older_than", ["3d", "49h", str(10**6)])
+@pytest.mark.parametrize("older_than", ["3d", "49h", "3w"])
 def test_young(store: FileStore, older_than: str) -> None:
     """What was touched within the time stays."""
     before = left(store)
@@ -228,7 +228,7 @@ class _Living:
         return 0
 
 
-@pytest.mark.parametrize("older_than", ["soon", "-1h", "1w", ""])
+@pytest.mark.parametrize("older_than", ["soon", "-1h", "1y", "5", ""])
 def test_bad_times(older_than: str) -> None:
     """A time that is none is refused."""
     with pytest.raises(InvalidRequest, match="older_than: must be a number"):

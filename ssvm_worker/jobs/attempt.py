@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ssvm_worker.digest import HEX_LENGTHS, Digest
-from ssvm_worker.errors import Cancelled, InvalidRequest
+from ssvm_worker.errors import Cancelled, InvalidRequest, misused
 from ssvm_worker.pace import Pace, paced
 from ssvm_worker.quota import UNLIMITED, Held, LocalQuota, Quota
 from ssvm_worker.quota import Limits as Quotas
@@ -360,9 +360,6 @@ class Attempt:
     def store(self, name: str) -> Store:
         """The image store of that name in the settings."""
         if name not in self.stores:
-            raise InvalidRequest(
-                f"There is no image store named {name!r}",
-                "stores",
-                f"The settings have: {', '.join(self.stores) or 'none'}",
-            )
+            what = f"There is no image store named {name!r}"
+            raise misused(InvalidRequest(what, "stores", f"The settings have: {', '.join(self.stores) or 'none'}"))
         return self.stores[name]

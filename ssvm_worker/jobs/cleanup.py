@@ -32,7 +32,7 @@ _TOLD = 1000
 class Request(JobRequest):
     """How long a thing must have been left alone, on all stores."""
 
-    older_than: str = Field("24h", description="How long nobody has touched it: a number with s, m, h or d")
+    older_than: str = Field("24h", description="How long nobody has touched it: a number with s, m, h, d or w")
     dry_run: bool = Field(False, description="Only tell what would go, and why")
     volume: str = Field("", description="Only the backups and packs of this one, snapshots/ACCOUNT/VOLUME")
 

@@ -23,7 +23,7 @@ from .accounting import count
 from .attempt import Attempt
 from .incremental import sweep_packs
 from .migration import Migration
-from .request import ArtifactRequest
+from .request import ArtifactRequest, Prefix
 
 
 class Request(ArtifactRequest):
@@ -36,7 +36,7 @@ class Request(ArtifactRequest):
     move: bool = Field(False, description="Delete it at the source, once every copy was read again and is whole")
     patient: bool = Field(False, description="Go on trying for a week while a store is away, full, or refuses")
     all: bool = Field(False, description="Every artifact of the source that the stores do not have, each as a job")
-    prefix: str = Field("", description="With all: below this place only, as snapshots/ACCOUNT")
+    prefix: Prefix = Field("", description="With all: below this place only, as snapshots/ACCOUNT")
     parallel: int = Field(4, ge=1, le=64, description="With all: so many at once; to S3, some 42 MiB of memory each")
 
     @model_validator(mode="after")

@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
-import difflib
+import enum
 import hashlib
 import re
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ssvm_worker.errors import InvalidRequest, WorkerError, misused
-from ssvm_worker.keys import Artifact, check_name
-from ssvm_worker.units import parse_size
+from ssvm_worker.findings import describe, path_of
+from ssvm_worker.keys import Artifact, check_key, check_name
+from ssvm_worker.printable import printable
+from ssvm_worker.units import parse_rate, parse_size
+from ssvm_worker.weburl import check_headers, parse
 
-#: Job ids come from callers and stand in Redis keys and in names of part files.
 R = TypeVar("R", bound="JobRequest")
+#: Job ids come from callers and stand in Redis keys and in names of part files.
 _JOB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+#: No text of a request needs them: C0 but for the tab, DEL, and surrogates, which no UTF-8 can carry.
+_UNFIT = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+#: Findings that an error tells, and unknown fields of a refused request whose names are kept.
+_MOST_TOLD = 20
+#: In place of what nobody may see.
+MASK = "***"
+
+
+class Privacy(enum.Enum):
+    """What people may see of a field. Mark each field that may hold a secret, or whose name suggests it."""
+
+    #: URLs without user, password and query; text that is no URL is shown.
+    URL = "url"
+    #: The names of an object, and none of its values.
+    VALUES = "values"
+    #: All of it: only its name suggests a secret.
+    PUBLIC = "public"
 
 
 class JobRequest(BaseModel):
     """The fields that every job's request has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, coerce_numbers_to_str=True)
-    #: Fields whose values are secrets, wholly or in part; ``redact`` masks them.
-    secret_fields: ClassVar[tuple[str, ...]] = ("callback_url", "url", "headers", "mirrors")
 
     job_id: str = Field("", description="The caller's idempotency key; made up when absent")
-    callback_url: str | None = Field(None, description="Gets an HTTP POST of the job record when the job has ended")
+    callback_url: Annotated[str | None, Privacy.URL] = Field(
+        None, description="Gets an HTTP POST of the job record when the job has ended"
+    )
     priority: int = Field(0, ge=0, le=9, description="9 is run first, of the jobs that wait in a lane")
 
     @model_validator(mode="before")
@@ -46,12 +76,22 @@ class JobRequest(BaseModel):
             raise ValueError("1 to 128 letters, digits and . _ - only, not beginning with a dot or a dash")
         return value
 
+    @field_validator("*")
+    @classmethod
+    def _fit_text(cls, value: Any) -> Any:
+        """Refuse text that cannot be written down, or that would be two lines where one is read."""
+        texts = [value] if isinstance(value, str) else value if isinstance(value, list) else ()
+        texts = [*value, *value.values()] if isinstance(value, dict) else texts
+        if any(isinstance(each, str) and _UNFIT.search(each) for each in texts):
+            raise ValueError("may not hold control characters, line breaks or lone surrogates")
+        if isinstance(value, int) and value >= 1 << 63:
+            raise ValueError("must be a smaller number")
+        return value
+
     @field_validator("callback_url")
     @classmethod
     def _http_callback(cls, value: str | None) -> str | None:
-        if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
-            raise ValueError("must be an http(s) URL")
-        return value
+        return None if value is None else check_url(value, ("http", "https"))
 
     def uses(self, zone: str) -> tuple[str, ...]:
         """What the job shares with others, so that settings may limit how many run; a zone has stores of its own."""
@@ -60,6 +100,26 @@ class JobRequest(BaseModel):
         account = getattr(self, "account", "")
         shared = [f"store:{zone}/{name}" for name in dict.fromkeys(stores)]
         return tuple(shared + ([f"account:{account}"] if account else []))
+
+
+def check_url(value: str, schemes: Sequence[str]) -> str:
+    """Return a URL of one of these schemes that can be opened; ValueError does not repeat what is secret in it."""
+    scheme = value.partition(":")[0].lower()
+    if scheme not in schemes:
+        shown = f"URLs of scheme {printable(scheme[:20])!r} are not taken" if ":" in value else "this is no URL"
+        raise ValueError(f"{shown}; give one of: {', '.join(schemes)}")
+    try:
+        if scheme in ("http", "https"):
+            parse(value)
+        elif scheme in ("ftp", "sftp", "scp"):
+            parse(value, (scheme,))
+        elif "@" in urlsplit(value).netloc:
+            raise ValueError("the URL holds a user name or password; name credentials of the settings instead")
+        elif scheme == "s3" and not re.fullmatch("[sS]3://[^/]+/.+", value):
+            raise ValueError("the URL names no object; give s3://BUCKET/KEY")
+    except WorkerError as error:
+        raise ValueError(f"{error.what}. {error.remedy}") from error
+    return value
 
 
 def check_size(value: str | None) -> str | None:
@@ -74,6 +134,17 @@ QuotaField = Annotated[
     str | None,
     Field(description="Bytes that the account may have in all, as 500GiB; the settings' limit when absent"),
     AfterValidator(check_size),
+]
+#: Bytes, and bytes a second: a number, or text with a unit.
+Bytes = Annotated[int | None, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value)]
+Rate = Annotated[int | None, BeforeValidator(lambda value: parse_rate(value) if isinstance(value, str) else value)]
+#: A place on a store, below which artifacts are chosen.
+Prefix = Annotated[
+    str, AfterValidator(lambda value: (value.strip("/") and _as_value_error(check_key, value.strip("/"))) or value)
+]
+#: HTTP headers: their values are credentials as a rule.
+Headers = Annotated[
+    dict[str, str], Privacy.VALUES, AfterValidator(lambda value: _as_value_error(check_headers, value) or value)
 ]
 
 
@@ -98,9 +169,9 @@ class ArtifactRequest(JobRequest):
         return Artifact(self.kind, self.account, self.id, self.volume)
 
 
-def _as_value_error(check: Any, *args: Any) -> None:
+def _as_value_error(check: Any, *args: Any) -> Any:
     try:
-        check(*args)
+        return check(*args)
     except WorkerError as error:
         raise ValueError(str(error)) from error
 
@@ -112,46 +183,61 @@ def parse_request(model: type[R], data: Any, job: str) -> R:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        findings = [_finding(each, model) for each in found]
-        refused = InvalidRequest("; ".join(findings), f"{job} request", f"See `ssvm schema {job}`")
-        raise (misused(refused) if any(map(_is_about_fields, found)) else refused) from None
+        found = error.errors(include_url=False)
+        told = [describe(each, model.model_fields, path_of(each["loc"]) or "request") for each in found[:_MOST_TOLD]]
+        told += [f"and {len(found) - _MOST_TOLD} more"] if len(found) > _MOST_TOLD else []
+        what = "; ".join(told)
+    except (ValueError, RecursionError):
+        what = "The request is nested too deep, or has a number of more than 4300 digits"
+    raise misused(InvalidRequest(what, f"{job} request", f"See `ssvm schema {job}`"))
 
 
-def _is_about_fields(error: Any) -> bool:
-    """Whether fields are missing, unknown, or do not go together; else the value of one is wrong."""
-    return error["type"] in ("missing", "extra_forbidden") or not error["loc"]
+def kept(model: type[JobRequest], data: Any) -> dict[str, Any]:
+    """What may be written down of a refused request: known fields with right values, and the names of the others."""
+    if not isinstance(data, dict):
+        return {}
+    try:
+        model.model_validate(data)
+        wrong: set[int | str] = set()
+    except ValidationError as error:
+        wrong = {each["loc"][0] for each in error.errors(include_url=False, include_input=False) if each["loc"]}
+    except (ValueError, RecursionError):
+        return {}
+    right = {name: value for name, value in data.items() if name in model.model_fields and name not in wrong}
+    others = [printable(str(name)[:60]) for name in data if name not in right]
+    return right | dict.fromkeys(others[:_MOST_TOLD], MASK)
 
 
-def _finding(error: Any, model: type[BaseModel]) -> str:
-    field = ".".join(str(each) for each in error["loc"]) or "request"
-    if error["type"] == "missing":
-        return f"{field}: missing"
-    if error["type"] != "extra_forbidden":
-        return f"{field}: {error['msg'].removeprefix('Value error, ')}"
-    near = difflib.get_close_matches(field, list(model.model_fields), n=1, cutoff=0.5)
-    return f"{field}: unknown" + (f", did you mean {near[0]}?" if near else "")
+def redact(request: Any, model: type[JobRequest]) -> dict[str, Any]:
+    """The request as people may see it; a field that the model does not know, or of a wrong type, is masked."""
+    if not isinstance(request, dict):
+        return {}
+    return {name: _shown(model, name, value) for name, value in request.items()}
 
 
-def redact(request: dict[str, Any]) -> dict[str, Any]:
-    """The request as people may see it: header values and the queries of URLs are masked."""
-    shown = dict(request)
-    for name in JobRequest.secret_fields:
-        value = shown.get(name)
-        if isinstance(value, str):
-            shown[name] = safe_url(value)
-        elif isinstance(value, dict):
-            shown[name] = dict.fromkeys(value, "***")
-        elif isinstance(value, list):
-            shown[name] = [safe_url(str(each)) for each in value]
-    return shown
+def _shown(model: type[JobRequest], name: str, value: Any) -> Any:
+    if name not in model.model_fields:
+        return MASK
+    privacy = next((each for each in model.model_fields[name].metadata if isinstance(each, Privacy)), Privacy.PUBLIC)
+    if privacy is Privacy.PUBLIC or value is None:
+        return value
+    if privacy is Privacy.URL and isinstance(value, str):
+        return safe_url(value)
+    if privacy is Privacy.URL and isinstance(value, list):
+        return [safe_url(each) if isinstance(each, str) else MASK for each in value]
+    return dict.fromkeys(value, MASK) if privacy is Privacy.VALUES and isinstance(value, dict) else MASK
 
 
 def safe_url(url: str) -> str:
-    """A URL without user, password, query values or fragment."""
-    parts = urlsplit(url)
+    """A URL without user, password, query values or fragment; *** for text that cannot be taken apart."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return MASK
+    if not parts.netloc and "@" in parts.path:
+        return MASK
     host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "***" if parts.query else "", ""))
+    return urlunsplit((parts.scheme, host, parts.path, MASK if parts.query else "", ""))
 
 
 def fingerprint(text: str) -> str:

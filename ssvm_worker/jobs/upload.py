@@ -4,34 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ssvm_worker.digest import Hasher
-from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, ObjectNotFound, WorkerError
+from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, WorkerError
 from ssvm_worker.keys import Artifact, check_key, check_name
 from ssvm_worker.manifest import Entry, read_manifest
 from ssvm_worker.stream import Store, store_stream, tap
 
 from .attempt import Attempt
+from .members import member
 from .packing import package
-from .request import JobRequest, fingerprint, safe_url
+from .request import Headers, JobRequest, Privacy, check_url, fingerprint, safe_url
 
 
 class Request(JobRequest):
     """One object, named by its key or as the main object of an artifact."""
 
-    key: str | None = Field(None, description="The object's key; or give kind, account and id")
+    key: Annotated[str | None, Privacy.PUBLIC] = Field(
+        None, description="The object's key; or give kind, account and id"
+    )
     kind: Literal["template", "iso", "volume", "backup"] | None = None
     account: str | None = None
     id: str | None = None
     volume: str = Field("", description="Backups only")
     format: Literal["", "ova"] = Field("", description="ova: all of a backup as one package; else one object as it is")
     store: str = Field("primary", description="Where the object is")
-    url: str = Field(description="s3://bucket/key, or an http(s) URL that takes a PUT (presigned or plain)")
-    credentials: str | None = Field(None, description="Name of credentials in the settings; s3:// needs some")
-    headers: dict[str, str] = Field(default_factory=dict, description="Sent with an HTTP PUT")
+    url: Annotated[str, Privacy.URL] = Field(
+        description="s3://bucket/key, or an http(s) URL that takes a PUT (presigned or plain)"
+    )
+    credentials: Annotated[str | None, Privacy.PUBLIC] = Field(
+        None, description="Name of credentials in the settings; s3:// needs some"
+    )
+    headers: Headers = Field(default_factory=dict, description="Sent with an HTTP PUT")
 
     @model_validator(mode="before")
     @classmethod
@@ -41,12 +48,20 @@ class Request(JobRequest):
                 values = {key: value for key, value in values.items() if key != other} | {name: values[other]}
         return values
 
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        return check_url(value, ("s3", "http", "https"))
+
     @field_validator("key", "account", "id", "volume")
     @classmethod
     def _safe(cls, value: str | None, info: Any) -> str | None:
         if value:
             try:
-                check_key(value) if info.field_name == "key" else check_name(value, info.field_name)
+                if info.field_name == "key":
+                    Artifact.of_prefix(check_key(value).rpartition("/")[0])
+                else:
+                    check_name(value, info.field_name)
             except WorkerError as error:
                 raise ValueError(str(error)) from error
         return value
@@ -138,13 +153,7 @@ def _send(request: Request, attempt: Attempt, outgoing: _Outgoing) -> Hasher:
 def _object(request: Request, store: Store) -> tuple[str, Entry]:
     """The key of the object and what its artifact's manifest says of it."""
     if request.key:
-        prefix, _, name = request.key.rpartition("/")
-        manifest = read_manifest(store, Artifact.of_prefix(prefix))
-        entry = manifest.entry(name)
-        if entry is None:
-            names = ", ".join(each.name for each in manifest.entries)
-            raise ObjectNotFound("The artifact has no such object", f"{store.name}:{request.key}", f"It has: {names}")
-        return request.key, entry
+        return request.key, member(store, request.key)
     artifact = request.artifact
     manifest = read_manifest(store, artifact)
     images = [each for each in manifest.entries if each.role in ("image", "disk")]

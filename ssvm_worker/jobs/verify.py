@@ -15,7 +15,7 @@ from .accounting import count
 from .attempt import Attempt
 from .bootcheck import boot_check
 from .reading import Reading
-from .request import ArtifactRequest
+from .request import ArtifactRequest, Prefix
 from .scrub import Scrub, Selection
 
 _REMEDY = "Restore it from another store, or delete it and store it again"
@@ -30,14 +30,14 @@ class Request(ArtifactRequest):
     all: bool = Field(False, description="Every artifact of the stores")
     sample: str = Field("", description="So many artifacts of each store, chosen at random: a number, or N%")
     oldest: int = Field(0, ge=0, description="So many of each store, those first that were not verified for longest")
-    prefix: str = Field("", description="With all, sample or oldest: below this place only, as snapshots/ACCOUNT")
+    prefix: Prefix = Field("", description="With all, sample or oldest: below this place only, as snapshots/ACCOUNT")
     boot: bool = Field(False, description="Boot a restored copy of a backup in QEMU, and keep a screenshot")
     rate: str = Field("", description="Bytes a second at the most: 50MiB/s")
 
     @field_validator("sample")
     @classmethod
     def _sample(cls, value: str) -> str:
-        if value and not re.fullmatch(r"(100|\d{1,2}(\.\d+)?)%|[1-9]\d*", value):
+        if value and not re.fullmatch(r"(100|[0-9]{1,2}(\.[0-9]{1,9})?)%|[1-9][0-9]{0,17}", value):
             raise ValueError("must be a number, or a percentage as 5%")
         return value
 

@@ -21,6 +21,7 @@ from tests.neighbours import free_port
 from tests.servers.broker import Broker
 from tests.servers.collector import Collector
 from tests.servers.http import HttpServer
+from tests.servers.receiver import Receiver
 from tests.servers.syslog import Syslog
 from tests.servers.worker import Site, until
 
@@ -51,21 +52,35 @@ def site(make_site: Callable[..., Site], locked_broker: Broker, syslog: Syslog) 
     )
 
 
-def run(site: Site, http_server: HttpServer) -> list[str]:
+def run(site: Site, http_server: HttpServer, receiver: Receiver) -> list[str]:
     """A job of each kind with secrets in its request, sent by Celery as other people call it; some fail."""
     signed = "?X-Amz-Credential=hush-key&X-Amz-Signature=hush-signature"
     good = http_server.serve("image", DISK) + signed
+    shut = f"http://admin:hush-login@127.0.0.1:{free_port()}/x{signed}"
     requests = [
         ("download", {"url": good, "account": "2", "id": "1", "headers": {"Authorization": "Bearer hush-header"}}),
         ("download", {"url": http_server.serve("gone", b"", status=403) + signed, "account": "2", "id": "2"}),
         ("download", {"url": "http://admin:hush-userinfo@127.0.0.1/image", "account": "2", "id": "3"}),
         ("upload", {"key": "template/tmpl/2/1/1.raw", "url": http_server.take("put", status=403) + signed}),
         ("backup", {"vcenter": "vc1", "vm": "web", "account": "2", "volume": "17", "id": "4"}),
+        # Valid, with secrets in other places than the URL.
+        ("download", {"url": good, "account": "2", "id": "5", "checksum": http_server.url("gone") + signed}),
+        (
+            "download",
+            {"url": good, "account": "2", "id": "6", "mirrors": [http_server.url("gone") + signed], "format": "iso"},
+        ),
+        # Refused: each error, and what is kept, must do without the value.
+        ("download", {"url": shut, "account": "2", "id": "7", "mirrors": [shut], "checksum": shut}),
+        ("download", {"url": "http://me:hush-port/x", "account": "2", "id": "7", "header": {"A": "Bearer hush-typo"}}),
+        ("download", {"url": "http://[hush-bracket", "account": "2", "id": "7", "headers": ["A: hush-list"]}),
+        ("upload", {"key": "template/tmpl/2/1/1.raw", "destination": shut, "password": "hush-password"}),
+        ("upload", {"key": "template/tmpl/2/1/1.raw", "url": {"href": "hush-object"}, "token": ["hush-unknown"]}),
+        ("delete", {"account": "2", "id": {"hush-key": "hush-value"}, "secret": "hush-secret"}),
     ]
     app = Celery(broker=site.broker.url)
     done = []
     for job, request in requests:
-        request["callback_url"] = f"http://127.0.0.1:{free_port()}/told?token=hush-token"
+        request["callback_url"] = receiver.url.replace("sesame", "hush-token")
         sent = app.send_task(f"ssvm.{job}", args=[request], queue=f"ssvm.z.{job}")
         site.wait(sent.id)
         done.append(sent.id)
@@ -75,7 +90,9 @@ def run(site: Site, http_server: HttpServer) -> list[str]:
 
 def commands(site: Site, ids: list[str]) -> str:
     """What the command line shows."""
-    lines = [["jobs", "--json"], ["config", "--json"], ["workers"], *(["job", each, "--json"] for each in ids)]
+    shown = ("jobs", "config", "workers", "stores", "doctor", "metrics", "list", "quota", "scale")
+    lines = [line for each in shown for line in ([each], [each, "--json"])]
+    lines += [line for each in ids for line in (["job", each], ["job", each, "--json"], ["job", each, "--follow"])]
     ask = [sys.executable, "-m", "ssvm_worker"]
     done = [subprocess.run([*ask, *line, "--config", str(site.file)], capture_output=True) for line in lines]
     return "".join((each.stdout + each.stderr).decode() for each in done)
@@ -95,7 +112,10 @@ def test_nothing_secret_shows(site: Site, http_server: HttpServer, syslog: Syslo
     flower = Flower(site)
     try:
         site.start()
-        ids = run(site, http_server)
+        with Receiver() as receiver:
+            ids = run(site, http_server, receiver)
+            until(lambda: {each["X-SSVM-Job"] for each, _ in receiver.got} >= set(ids), "all callbacks have come")
+        shown = {f"callback {number}": body.decode() for number, (_, body) in enumerate(receiver.got)}
         until(lambda: all(flower.ask("GET", f"/task/{each}")[0] == 200 for each in ids), "Flower knows the tasks")
         pages = [
             "/workers?json=1",
@@ -106,7 +126,7 @@ def test_nothing_secret_shows(site: Site, http_server: HttpServer, syslog: Syslo
             "/ssvm/jobs",
             "/metrics",
         ]
-        shown = {page: flower.ask("GET", page)[1] for page in [*pages, *(f"/task/{each}" for each in ids)]}
+        shown |= {page: flower.ask("GET", page)[1] for page in [*pages, *(f"/task/{each}" for each in ids)]}
     finally:
         flower.process.terminate()
         flower.process.wait()
