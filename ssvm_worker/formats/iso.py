@@ -3,17 +3,29 @@
     32 KiB   volume descriptor: 0 type (1 = primary) · 1 "CD001" · 80 volume size in blocks · 128 block size
              (both first little-endian, then big-endian); UDF alone has "BEA01" or "NSR0x" in place of "CD001"
 
+    256 blocks   UDF's anchor: 0 tag (u16), 2 · 12 its own place · 16 length (u32), 20 block of the volume's descriptors
+                 descriptor of a partition: 0 tag, 5 · 188 first block (u32) · 192 blocks (u32); of the volume: tag 6
+                 · 264 length, 268 number of the partition maps · 440 the maps: type (u8), length (u8), …
+
 The first 32 KiB are free for boot code: an isohybrid image has an MBR there, and is still an ISO.
-Truncation: the file holds the whole volume.
+Truncation: the file holds the whole ISO 9660 volume, UDF's partitions, a GPT's second copy, and the partitions of an
+MBR that begin behind the volume.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Generator
 
-from .probe import Facts, Rules, corrupt, cut_short
+from .probe import Facts, Range, Rules, Seen, corrupt, cut_short
+from .raw import mbr_partitions, partition_table
 
 _AT = 32 * 1024
+_ANCHOR, _PARTITION, _VOLUME, _TERMINATOR = 2, 5, 6, 8
+#: UDF's anchor is this block; a block has one of these sizes. ECMA-167 3/8.4.2.1, UDF 2.60 2.2.3.
+_ANCHOR_BLOCK, _BLOCKS = 256, (2048, 512, 1024, 4096)
+#: The volume's descriptors are 16 blocks, as all writers make them; 64 KiB are read.
+_MAX_DESCRIPTORS = 64 * 1024
 _IDENTIFIERS = (b"CD001", b"BEA01", b"NSR02", b"NSR03")
 
 
@@ -34,7 +46,41 @@ def rules(head: bytes, where: str) -> Rules:
             raise corrupt(f"The ISO has {blocks} blocks of {block} bytes", where)
         volume = blocks * block
     details: dict[str, object] = {"volume_size": volume} if volume else {"subformat": "udf"}
+    udf, checked = yield from _udf_end(head)
+    if not volume and not checked:
+        details["warnings"] = ["The end of the UDF volume is unknown: it was not checked that nothing is missing"]
     size = (yield Facts("iso", 0, details)).size
-    if volume > size:
-        raise cut_short(f"its volume has {volume} bytes", size, where)
+    appended = [start + length for start, length in mbr_partitions(head) if start >= volume > 0]
+    for what, end in (
+        (f"its volume has {volume} bytes", volume),
+        (f"its UDF partition goes to offset {udf}", udf),
+        (f"its GPT describes a disk of {partition_table(head)[1]} bytes", partition_table(head)[1]),
+        (f"a partition behind its volume goes to offset {max(appended, default=0)}", max(appended, default=0)),
+    ):
+        if end > size:
+            raise cut_short(what, size, where)
     return Facts("iso", size, details)
+
+
+def _udf_end(head: bytes) -> Generator[Range | Facts, Seen, tuple[int, bool]]:
+    """Where the last UDF partition ends, or 0; and whether that is known. A disc that grows has a virtual partition."""
+    for block in _BLOCKS:
+        anchor = head[_ANCHOR_BLOCK * block :][:512]
+        if len(anchor) < 28 or struct.unpack_from("<H10xI", anchor) != (_ANCHOR, _ANCHOR_BLOCK):
+            continue
+        length, first = struct.unpack_from("<II", anchor, 16)
+        if first * block < _ANCHOR_BLOCK * block and (first * block) + length > len(head):
+            return 0, False
+        data = (yield Range(first * block, min(length, _MAX_DESCRIPTORS), "its UDF descriptors are missing")).data
+        end = 0
+        for at in range(0, len(data) - block + 1, block):
+            tag = struct.unpack_from("<H", data, at)[0]
+            if tag == _PARTITION:
+                start, blocks = struct.unpack_from("<II", data, at + 188)
+                end = max(end, (start + blocks) * block)
+            elif tag == _VOLUME and data[at + 440 : at + 441] == b"\2":
+                return 0, False
+            elif tag == _TERMINATOR:
+                break
+        return end, end > 0
+    return 0, False

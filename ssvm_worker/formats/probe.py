@@ -7,7 +7,7 @@ errors as soon as they know; so the rules read like the specification, and the c
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ from ssvm_worker.units import KiB, MiB
 HEAD = MiB + 64 * KiB
 #: What is kept of the end: a VMDK's footer marker, footer and end-of-stream marker; a VHD's footer is the last 512.
 TAIL = 1536
-#: A table longer than this is not collected; only its place is checked.
-MAX_RANGE = 4 * MiB
+#: The longest range that rules ask for. They read a longer table in pieces: see ``in_pieces``.
+MAX_RANGE = MiB
 
 ASK_PUBLISHER = "Download it again, or ask its publisher for a whole one"
 
@@ -37,6 +37,8 @@ class Range:
 
     offset: int
     length: int
+    #: What the image promises there, for the error if it ends before; it follows "cut short: ".
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ class Facts:
 
 
 Rules = Generator[Range | Facts, Seen, Facts]
+
+
+def in_pieces(offset: int, length: int, why: str = "", entry: int = 8) -> Iterator[Range]:
+    """Split a table of any length into ranges, each of whole entries of *entry* bytes; MAX_RANGE bytes are held."""
+    step = MAX_RANGE // entry * entry
+    for at in range(offset, offset + length, step):
+        yield Range(at, min(step, offset + length - at), why)
 
 
 class Reading:
@@ -85,7 +94,8 @@ class Reading:
     def finish(self, size: int, tail: bytes) -> Facts:
         """The facts, now that the stream has ended."""
         if isinstance(want := self.wants, Range):
-            raise cut_short(f"it names {want.length} bytes at offset {want.offset}", size, self._where)
+            why = want.why or f"it names {want.length} bytes at offset {want.offset}"
+            raise cut_short(why, size, self._where)
         try:
             self._rules.send(Seen(tail, size))
         except StopIteration as end:

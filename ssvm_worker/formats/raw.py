@@ -4,7 +4,8 @@
     512   (or 4096) "EFI PART" · 32 the sector of its other copy, the last of the disk           UEFI 2.10, 5.3.2
 
 Nothing in a partition table can name a file, so an odd one is no reason to refuse the disk.
-Truncation: a GPT's second copy lies inside the file. A fixed VHD is a raw disk with a footer behind it: see vhd.
+Truncation: a GPT's second copy is inside the file. A partition of an MBR that ends behind the file is a warning, as
+some writers give a partition more than the disk has. A fixed VHD is a raw disk with a footer behind it: see vhd.
 """
 
 from __future__ import annotations
@@ -33,7 +34,19 @@ def rules(head: bytes, where: str) -> Rules:
     table, last = partition_table(head)
     if last > size:
         raise cut_short(f"its GPT describes a disk of {last} bytes", size, where)
-    return Facts("raw", size, {"partition_table": table})
+    details: dict[str, object] = {"partition_table": table}
+    furthest = max((start + length for start, length in mbr_partitions(head)), default=0) if table == "mbr" else 0
+    if furthest > size:
+        details["warnings"] = [f"A partition ends at offset {furthest}, the disk at {size}: it may be cut short"]
+    return Facts("raw", size, details)
+
+
+def mbr_partitions(head: bytes) -> list[tuple[int, int]]:
+    """First byte and length of each partition of an MBR."""
+    if head[510:512] != _SIGNATURE:
+        return []
+    entries = [struct.unpack_from("<4xB3xII", head, at) for at in range(446, 510, 16)]
+    return [(start * _SECTOR, count * _SECTOR) for kind, start, count in entries if kind]
 
 
 def partition_table(head: bytes) -> tuple[str, int]:

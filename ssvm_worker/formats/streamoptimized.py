@@ -210,9 +210,8 @@ class StreamOptimized:
         self._tables.footer = footer
         self._expect(0, _MARKER.size, self._on_marker)
 
-    def _on_end(self, pad: bytes) -> None:
-        if any(pad):
-            raise corrupt("The end-of-stream marker holds other bytes", self._where)
+    def _on_end(self, _: bytes) -> None:
+        """End the stream. The padding has no meaning: VMware's own writer leaves bytes of older markers there."""
         self._ended = True
         self.lba_bytes = self.capacity
         self._expect(0, 0, self._on_more)

@@ -8,7 +8,10 @@ Footer, the last 512 bytes of every VHD; dynamic and differencing ones have a co
 Dynamic header, 1024 bytes:  0 "cxsparse" · 16 BAT, offset · 28 BAT, entries · 32 block size · 64 parent's name (UTF-16)
 BAT entry: the sector of a block's bitmap, or 0xFFFFFFFF.
 
-Safety: no parent. Truncation: the footer stands at the end, and every block named by the BAT begins before it.
+A block is its bitmap, one bit for each sector of the block, in whole sectors; then its data.
+
+Safety: no parent. Truncation: the footer is at the end, and every block in the BAT is completely before it. The block
+at the end of the disk may have fewer bytes, as the disk has.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import UnsafeImage
 from ssvm_worker.units import GiB
 
-from .probe import MAX_RANGE, Facts, Range, Rules, corrupt, cut_short
+from .probe import Facts, Range, Rules, corrupt, cut_short, in_pieces
 
 COOKIE = b"conectix"
 FOOTER = 512
@@ -69,11 +72,16 @@ def rules(head: bytes, where: str) -> Rules:
         raise corrupt(f"The VHD begins with the footer of type {_TYPES.get(footer.kind, footer.kind)}", where)
     dynamic = (yield Range(footer.dynamic_at, 1024)).data
     table_at, entries, block = _parse_dynamic(dynamic, footer, where)
-    furthest = 0
-    if entries * 4 <= MAX_RANGE:
-        table = (yield Range(table_at, entries * 4)).data
-        used = (entry for (entry,) in struct.iter_unpack(">I", table) if entry != _UNUSED)
-        furthest = max(used, default=0) * 512
+    end = table_at + entries * 4
+    last_block = (footer.size - 1) // block
+    bitmap = -(-block // 512 // 8 // 512) * 512
+    number = 0
+    for piece in in_pieces(table_at, entries * 4, f"its block table goes to offset {end}", 4):
+        for (sector,) in struct.iter_unpack(">I", (yield piece).data):
+            if sector != _UNUSED:
+                data = footer.size - last_block * block if number == last_block else block
+                end = max(end, sector * 512 + bitmap + data)
+            number += 1
     facts = Facts("vhd", footer.size, {"subformat": "dynamic", "block_size": block})
     tail, size = yield facts
     last = tail[-FOOTER:]
@@ -81,8 +89,8 @@ def rules(head: bytes, where: str) -> Rules:
         raise cut_short("no VHD footer at its end", size, where)
     if _unpack(last) != footer:
         raise corrupt("The two footers of the VHD differ", where)
-    if max(table_at + entries * 4, furthest) > size - FOOTER:
-        raise cut_short(f"its block table names offset {max(table_at + entries * 4, furthest)}", size, where)
+    if end > size - FOOTER:
+        raise cut_short(f"its block table or last block goes to offset {end}, before its footer", size, where)
     return facts
 
 

@@ -4,8 +4,14 @@
     192 KiB    region table: "regi" · 8 number of entries · 16 entries of 32: GUID, offset, length (u32), required (u32)
     ≥ 1 MiB    metadata region: "metadata" · 10 number · 32 entries of 32: GUID, offset from here (u32), length (u32)
                items: file parameters (block size u32, flags u32, bit 1 has parent) · virtual disk size (u64)
+                      · logical sector size (u32)
+    64, 128 KiB  headers: "head" · 8 sequence number (u64) · 48 GUID of the log · 68 length (u32), 72 offset of the log
+    log        entries at multiples of 4 KiB: "loge" · 8 length (u32) · 16 sequence number (u64) · 32 GUID of the log
+               · 48 size that the file has at the least (u64)
+    BAT        entries of 8: bits 0 to 2 state, 20 to 63 offset in MiB. A bitmap's entry follows each 2^23 sectors.
 
-Safety: no parent. Truncation: every region lies inside the file, and every block begins there.
+Safety: no parent. Truncation: every region, the log, and every block in state 6 is completely inside the file. In a
+fixed image, the block at the end of the disk may have fewer bytes, as the disk has.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import UnknownFormat, UnsafeImage
 from ssvm_worker.units import KiB, MiB, TiB
 
-from .probe import Facts, Range, Rules, Seen, corrupt, cut_short
+from .probe import Facts, Range, Rules, Seen, corrupt, cut_short, in_pieces
 
 MAGIC = b"vhdxfile"
 _REGIONS_AT, _TABLE = 192 * KiB, 64 * KiB
@@ -29,6 +35,7 @@ _BAT = uuid.UUID("2dc27766-f623-4200-9d64-115e9bfd4a08")
 _METADATA = uuid.UUID("8b7ca206-4790-4b9a-b8fe-575f050f886e")
 _FILE_PARAMETERS = uuid.UUID("caa16737-fa36-4d43-b3b6-33f0aa44e76b")
 _VIRTUAL_SIZE = uuid.UUID("2fa54224-cd1b-4876-b211-5dbed83bf4b8")
+_SECTOR_SIZE = uuid.UUID("8141bf1d-a96f-4709-ba47-f233a8faab5f")
 _PARENT_LOCATOR = uuid.UUID("a8d35f2d-b30b-454d-abf7-d3d84834ab0c")
 _HAS_PARENT = 2
 #: States of a block from here on (6 fully, 7 partially present) name its place; others may name a stale one. 2.5.1.1.
@@ -51,42 +58,85 @@ def rules(head: bytes, where: str) -> Rules:
     if len(head) < _REGIONS_AT + _TABLE:
         raise cut_short("the headers of a VHDX take 256 KiB", len(head), where)
     regions = _region_table(head[_REGIONS_AT : _REGIONS_AT + _TABLE], where)
-    at, bat, furthest = regions[_METADATA].offset, regions[_BAT], 0
-    if bat.offset < at:
-        furthest = yield from _furthest_block(bat)
-    block, flags, virtual_size = yield from _metadata(at, where)
-    if bat.offset > at:
-        furthest = yield from _furthest_block(bat)
-    facts = Facts("vhdx", virtual_size, {"subformat": "fixed" if flags & 1 else "dynamic", "block_size": block})
+    log, guid = _log(head)
+    end = max(region.offset + region.length for region in (*regions.values(), log))
+    metadata = (0, 0, 0, 0)
+    present: list[tuple[int, int]] = []
+    for region in sorted({regions[_BAT], regions[_METADATA], log}):
+        if region == regions[_METADATA]:
+            metadata = yield from _metadata(region.offset, where)
+        elif region == regions[_BAT]:
+            present = yield from _furthest_blocks(region)
+        elif any(guid):
+            end = max(end, (yield from _logged_size(region, guid)))
+    block, flags, virtual_size, sector = metadata
+    details: dict[str, object] = {"subformat": "fixed" if flags & 1 else "dynamic", "block_size": block}
+    facts = Facts("vhdx", virtual_size, details)
     size = (yield facts).size
-    for region in regions.values():
-        if region.offset + region.length > size:
-            raise cut_short(f"a region goes to offset {region.offset + region.length}", size, where)
-    if furthest >= size:
-        raise cut_short(f"a block lies at offset {furthest}", size, where)
+    if end > size:
+        raise cut_short(f"a region goes to offset {end}, or its log says so", size, where)
+    last = (virtual_size - 1) // block
+    last_number = last + last // ((sector << 23) // block)  # a bitmap's entry stands behind each group of blocks
+    for number, offset in present:
+        is_short = flags & 1 and number == last_number
+        if offset + (virtual_size - last * block if is_short else block) > size:
+            raise cut_short(f"a block of {block} bytes is at offset {offset}", size, where)
     return facts
 
 
-def _furthest_block(bat: _Entry) -> Generator[Range | Facts, Seen, int]:
-    """The highest offset in the first MiB of the block table: of 131072 blocks, 1 TiB and more."""
-    table = (yield Range(bat.offset, min(bat.length, MiB) // 8 * 8)).data
-    present = (entry for (entry,) in struct.iter_unpack("<Q", table) if entry & 7 >= _PRESENT)
-    return max((entry & _OFFSET_MASK for entry in present), default=0)
+def _log(head: bytes) -> tuple[_Entry, bytes]:
+    """The log's region, and its GUID: zero if it has nothing to replay. The header with the higher number counts."""
+    headers = [head[at : at + 80] for at in (64 * KiB, 128 * KiB) if head.startswith(b"head", at)]
+    if not headers:
+        return _Entry(0, 0), bytes(16)
+    current = max(headers, key=lambda each: int.from_bytes(each[8:16], "little"))
+    length, offset = struct.unpack_from("<IQ", current, 68)
+    return _Entry(offset, length), current[48:64]
 
 
-def _metadata(at: int, where: str) -> Generator[Range | Facts, Seen, tuple[int, int, int]]:
-    """Block size, flags and virtual size out of the metadata region."""
+def _logged_size(log: _Entry, guid: bytes) -> Generator[Range | Facts, Seen, int]:
+    """The size that the last entry of the log says the file has at the least: [MS-VHDX] 2.3.1.1, FlushedFileOffset."""
+    newest = size = 0
+    for piece in in_pieces(log.offset, log.length, f"its log goes to offset {log.offset + log.length}", 4 * KiB):
+        data = (yield piece).data
+        for at in range(0, len(data) - 63, 4 * KiB):
+            number, said = struct.unpack_from("<Q", data, at + 16)[0], struct.unpack_from("<Q", data, at + 48)[0]
+            if data.startswith(b"loge", at) and data[at + 32 : at + 48] == guid and number >= newest:
+                newest, size = number, said
+    return size
+
+
+def _furthest_blocks(bat: _Entry) -> Generator[Range | Facts, Seen, list[tuple[int, int]]]:
+    """Number and offset of the two furthest present entries: all blocks have one size, but for the disk's last."""
+    found: list[tuple[int, int]] = []
+    number = 0
+    for piece in in_pieces(bat.offset, bat.length // 8 * 8, f"its block table goes to {bat.offset + bat.length}"):
+        table = (yield piece).data
+        if table.count(0) < len(table):
+            entries = enumerate((entry for (entry,) in struct.iter_unpack("<Q", table)), number)
+            found += [(index, entry & _OFFSET_MASK) for index, entry in entries if entry & 7 >= _PRESENT]
+            found = sorted(found, key=lambda each: each[1])[-2:]
+        number += len(table) // 8
+    return found
+
+
+def _metadata(at: int, where: str) -> Generator[Range | Facts, Seen, tuple[int, int, int, int]]:
+    """Block size, flags, virtual size and sector size out of the metadata region."""
     items = _metadata_table((yield Range(at, _TABLE)).data, where)
     values: dict[uuid.UUID, bytes] = {}
-    for guid in sorted((_FILE_PARAMETERS, _VIRTUAL_SIZE), key=lambda each: items[each].offset):
-        values[guid] = (yield Range(at + items[guid].offset, 8)).data
+    wanted = [each for each in (_FILE_PARAMETERS, _VIRTUAL_SIZE, _SECTOR_SIZE) if each in items]
+    for guid in sorted(wanted, key=lambda each: items[each].offset):
+        values[guid] = (yield Range(at + items[guid].offset, 4 if guid == _SECTOR_SIZE else 8)).data
     block, flags = struct.unpack("<II", values[_FILE_PARAMETERS])
     virtual_size: int = struct.unpack("<Q", values[_VIRTUAL_SIZE])[0]
     if flags & _HAS_PARENT:
         raise _differencing(where)
     if not 0 < virtual_size <= _MAX_SIZE:
         raise corrupt(f"The VHDX says that it has {virtual_size} bytes", where)
-    return block, flags, virtual_size
+    sector = int.from_bytes(values.get(_SECTOR_SIZE, b""), "little") or 512
+    if not MiB <= block <= 256 * MiB or block & (block - 1) or sector not in (512, 4096):
+        raise corrupt(f"The VHDX has blocks of {block} bytes and sectors of {sector}", where)
+    return block, flags, virtual_size, sector
 
 
 def _region_table(table: bytes, where: str) -> dict[uuid.UUID, _Entry]:

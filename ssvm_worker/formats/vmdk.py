@@ -9,20 +9,22 @@
 The descriptor is text: ``key=value`` lines, and one line for each extent: ``RW 4192256 SPARSE "disk.vmdk"``.
 
 Safety: monolithicSparse and streamOptimized alone, no parent, one extent without a path, a footer that agrees.
-Truncation: footer and end marker where the header promises them, else the grain directory, the grain tables and,
-where the tables lie together, every grain begin inside the file.
+Truncation: footer and end marker where the header promises them. Otherwise the grain directory, every grain table and
+every grain are completely inside the file. The grain at the end of the disk may have fewer bytes, as the disk has.
+A marker counts by its first 16 bytes; VMware's own writer leaves other bytes in the padding of its markers.
 """
 
 from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Generator
 from typing import NamedTuple
 
-from ssvm_worker.errors import UnsafeImage
+from ssvm_worker.errors import TooLarge, UnsafeImage
 from ssvm_worker.units import TiB
 
-from .probe import MAX_RANGE, Facts, Range, Rules, corrupt, cut_short
+from .probe import Facts, Range, Rules, Seen, corrupt, cut_short, in_pieces
 
 MAGIC = b"KDMV"
 SECTOR = 512
@@ -32,6 +34,14 @@ MARKER_EOS, MARKER_GT, MARKER_GD, MARKER_FOOTER, MARKER_PROGRESS = range(5)
 COMPRESSED, MARKERS = 1 << 16, 1 << 17
 #: vSphere's largest disk is 62 TiB.
 _MAX_CAPACITY = 64 * TiB // SECTOR
+#: A table entry up to this one names no sector: 0 is unallocated, 1 a grain of zeros.
+ZERO_GRAIN = 1
+#: Bytes of a grain's marker: its sector (u64) and the length of its data (u32); the data follows.
+_GRAIN_HEAD = 12
+#: Grain tables that are not one behind the other: each spans 32 MiB of the disk, and the sectors of a file reach 2 TiB.
+_MAX_RUNS = 1 << 17
+#: Bytes of a marker that count: value (u64), size (u32), kind (u32). The rest of its sector is padding.
+_MARKER = struct.Struct("<QII")
 _CREATE_TYPES = {"monolithicsparse": "monolithicSparse", "streamoptimized": "streamOptimized"}
 _EXTENT = re.compile(r'(?:rw|rdonly|noaccess)\s+(\d+)\s+(\w+)(?:\s+"([^"]*)")?(?:\s+\d+)?')
 _KEY = re.compile(r"([^\s=]+)\s*=\s*(.*)")
@@ -110,37 +120,74 @@ def rules(head: bytes, where: str) -> Rules:
         raise UnsafeImage("The VMDK does not hold its own descriptor behind its header", where, FLATTEN)
     text = (yield Range(SECTOR, header.descriptor_size * SECTOR)).data
     create_type = check_descriptor(text, header, where)
-    furthest = 0
-    if header.gd_offset != GD_AT_END and header.tables * 4 <= MAX_RANGE:
-        directory = (yield Range(header.gd_offset * SECTOR, header.tables * 4)).data
-        listed = [sector for sector in struct.unpack(f"<{header.tables}I", directory) if sector]
-        furthest = max(listed, default=0) * SECTOR
-        if grain_tables := _span(listed, header):
-            furthest = max(furthest, _last_grain((yield grain_tables).data, listed, header))
+    end = header.overhead * SECTOR
+    if header.gd_offset != GD_AT_END:
+        end = max(end, (yield from _last_unit(header, where)))
     facts = Facts("vmdk", header.capacity * SECTOR, {"create_type": create_type, "version": header.version})
     tail, size = yield facts
     if header.gd_offset == GD_AT_END:
         _check_end(header, tail, size, where)
-    elif max(furthest + 4, header.overhead * SECTOR) > size:
-        raise cut_short(f"it names offset {max(furthest, header.overhead * SECTOR)}", size, where)
+    elif end > size:
+        raise cut_short(f"its last grain or table goes to offset {end}", size, where)
     return facts
 
 
-def _span(listed: list[int], header: SparseHeader) -> Range | None:
-    """Where the grain tables lie, if writers have put them together as they all do."""
-    if not listed:
-        return None
-    start, length = min(listed) * SECTOR, (max(listed) - min(listed)) * SECTOR + header.gtes_per_gt * 4
-    behind = start >= header.gd_offset * SECTOR + header.tables * 4
-    return Range(start, length) if behind and length <= MAX_RANGE else None
-
-
-def _last_grain(tables: bytes, listed: list[int], header: SparseHeader) -> int:
-    """The highest offset of a grain in these tables; 0 for none."""
+def _last_unit(header: SparseHeader, where: str) -> Generator[Range | Facts, Seen, int]:
+    """Where the last grain or grain table ends."""
+    runs, last_table = yield from _grain_tables(header, where)
+    length = header.gtes_per_gt * 4
     entries = struct.Struct(f"<{header.gtes_per_gt}I")
-    first = min(listed)
-    last: int = max(max(entries.unpack_from(tables, (sector - first) * SECTOR)) for sector in listed)
-    return last * SECTOR
+    last_grain = (header.capacity - 1) // header.grain_size
+    rest = header.capacity - last_grain * header.grain_size
+    # In sectors: the furthest grain, and the furthest end of a grain.
+    furthest = end = 0
+    for first, count in sorted(runs):
+        for number in range(count):
+            sector = first + number * _whole(length)
+            why = f"its grain table at sector {sector} has {length} bytes"
+            grains = list(entries.unpack((yield Range(sector * SECTOR, length, why)).data))
+            furthest = max(furthest, *grains)
+            if sector == last_table and (last := grains[last_grain % header.gtes_per_gt]) > ZERO_GRAIN:
+                end = max(end, last + rest)
+                grains[last_grain % header.gtes_per_gt] = 0
+            if (last := max(grains)) > ZERO_GRAIN:
+                end = max(end, last + header.grain_size)
+    if not header.flags & COMPRESSED or furthest <= ZERO_GRAIN:
+        return end * SECTOR
+    if not header.flags & MARKERS:
+        raise corrupt("The VMDK has compressed grains without markers, so that their lengths are unknown", where)
+    behind = max((first + (count - 1) * _whole(length) for first, count in runs), default=0)
+    if furthest < behind:  # a complete table follows the last grain
+        return 0
+    why = f"its last grain is at sector {furthest}"
+    size: int = struct.unpack("<QI", (yield Range(furthest * SECTOR, _GRAIN_HEAD, why)).data)[1]
+    return furthest * SECTOR + _GRAIN_HEAD + size
+
+
+def _grain_tables(header: SparseHeader, where: str) -> Generator[Range | Facts, Seen, tuple[list[list[int]], int]]:
+    """Where the grain tables are, as runs of (first sector, tables one behind the other); and the disk's last one.
+
+    Writers put all tables one behind the other, so a run takes the memory of one table.
+    """
+    runs: list[list[int]] = []
+    length, last = _whole(header.gtes_per_gt * 4), 0
+    why = f"its grain directory has {header.tables} entries at sector {header.gd_offset}"
+    for piece in in_pieces(header.gd_offset * SECTOR, header.tables * 4, why, 4):
+        for (sector,) in struct.iter_unpack("<I", (yield piece).data):
+            last = sector
+            if runs and sector == runs[-1][0] + runs[-1][1] * length:
+                runs[-1][1] += 1
+            elif sector:
+                runs.append([sector, 1])
+        if len(runs) > _MAX_RUNS:
+            what = f"The VMDK has its grain tables in more than {_MAX_RUNS} places, which cannot be checked"
+            raise TooLarge(what, where, FLATTEN)
+    return runs, last
+
+
+def _whole(size: int) -> int:
+    """In whole sectors."""
+    return -(-size // SECTOR)
 
 
 def check_descriptor(data: bytes, header: SparseHeader, where: str) -> str:
@@ -198,14 +245,20 @@ def _points_outside(head: bytes, where: str) -> UnsafeImage:
 
 def _check_end(header: SparseHeader, tail: bytes, size: int, where: str) -> None:
     """Footer marker, footer, end marker: a reader takes the footer in place of the header, so both must agree."""
-    markers = struct.pack("<QII", 1, 0, MARKER_FOOTER), bytes(SECTOR)
-    if len(tail) < 3 * SECTOR or (tail[:16], tail[-SECTOR:]) != markers:
+    markers = _MARKER.pack(1, 0, MARKER_FOOTER), _MARKER.pack(0, 0, MARKER_EOS)
+    if len(tail) < 3 * SECTOR or (tail[: _MARKER.size], tail[-SECTOR:][: _MARKER.size]) != markers:
         raise cut_short("no footer and end-of-stream marker at its end", size, where)
     footer = parse_header(tail[SECTOR : 2 * SECTOR], where)
     if differing := differences(header, footer):
         raise UnsafeImage(f"The VMDK's footer contradicts its header: {', '.join(differing)}", where, FLATTEN)
     if footer.gd_offset * SECTOR + footer.tables * 4 > size:
         raise cut_short(f"its grain directory is at sector {footer.gd_offset}", size, where)
+
+
+def without_padding(tail: bytes) -> bytes:
+    """Zero the padding of the footer's marker and of the end marker in the last three sectors of a stream."""
+    pad = bytes(SECTOR - _MARKER.size)
+    return tail[: _MARKER.size] + pad + tail[SECTOR : 2 * SECTOR] + tail[2 * SECTOR :][: _MARKER.size] + pad
 
 
 def differences(header: SparseHeader, footer: SparseHeader) -> list[str]:
