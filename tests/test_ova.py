@@ -95,6 +95,33 @@ def test_every_object_is_listed(http_server: HttpServer) -> None:
     }
 
 
+def test_macos(http_server: HttpServer) -> None:
+    """A package that the tar of macOS made is stored without the files that it added."""
+    doubles = {name: data for each, whole in FILES.items() for name, data in ((f"._{each}", b"?"), (each, whole))}
+    assert run(http_server, ova_of(doubles), MemoryStore("primary"))["format"] == "ova"
+
+
+def test_mf_in_itself(http_server: HttpServer) -> None:
+    """A checksum file that lists itself is taken: a file cannot hold its own digest."""
+    files = with_mf(FILES)
+    name = next(each for each in files if each.endswith(".mf"))
+    itself = f"SHA256({name})= {hashlib.sha256().hexdigest()}\n".encode()
+    assert run(http_server, ova_of(files | {name: files[name] + itself}), MemoryStore("primary"))["format"] == "ova"
+
+
+def test_no_blocks_at_the_end(http_server: HttpServer) -> None:
+    """A package with a checksum file needs no blocks of zeros at its end; without one it does."""
+
+    def unended(files: dict[str, bytes]) -> bytes:
+        return ova_of(files)[: sum(512 + len(data) + -len(data) % 512 for data in files.values())]
+
+    assert run(http_server, unended(with_mf(FILES)), MemoryStore("primary"))["format"] == "ova"
+    store = MemoryStore("primary")
+    with pytest.raises(CorruptImage, match="cut short"):
+        run(http_server, unended(FILES), store)
+    assert not [*store.list()]
+
+
 @pytest.mark.parametrize("signed", [True, False])
 def test_signature_is_not_verified(http_server: HttpServer, signed: bool) -> None:
     """Of a package with a certificate the manifest says that nobody has verified it; the certificate is not stored."""

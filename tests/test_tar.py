@@ -108,10 +108,25 @@ def test_refused(data: bytes, error: type[WorkerError], text: str) -> None:
 
 def test_cut_short() -> None:
     """An archive that ends before its end is refused, wherever that is."""
-    whole = tar_of(tar_member("x", NOISE))
+    whole = tar_of(tar_member("x", NOISE), tar_member("y", NOISE))
     for size in (100, 700, len(whole) - 1024, len(whole) - 1025):
         with pytest.raises(CorruptImage, match="cut short"):
             read(whole[:size])
+
+
+@pytest.mark.parametrize("names", [["x"], ["._x", "x"], ["vm.ovf", "disk", "vm.mf"], ["vm.ovf", "VM.MF", "disk"]])
+def test_no_blocks_at_the_end(names: list[str]) -> None:
+    """An archive of one member or with a checksum file needs no zeros at its end, but all of its last member."""
+    data = b"".join(tar_member(name, NOISE) for name in names)
+    assert read(data) == {name: NOISE for name in names if not name.startswith("._")}
+    for missing in (1, 512, 700):
+        with pytest.raises(CorruptImage, match="cut short"):
+            read(data[:-missing])
+
+
+def test_apple_double() -> None:
+    """The files that the tar of macOS adds are left out."""
+    assert read(tar_of(tar_member("._x", b"\0\5\x16\7"), tar_member("x", NOISE))) == {"x": NOISE}
 
 
 def test_behind_the_end() -> None:

@@ -4,11 +4,16 @@
 
 Regular files alone are taken: no link, device, directory or sparse file, no name twice, no path. Nothing is extracted;
 the caller reads a member's bytes before it asks for the next.
+
+Two blocks of zeros end an archive. Some writers leave them out, and other readers do not ask for them. An archive that
+ends behind a member is taken if nothing can be missing: it has one member, or an OVA's ``.mf``, which names them all.
+AppleDouble files (``._NAME``), which the tar of macOS adds, are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ssvm_worker.errors import CorruptImage, UnsafeImage
@@ -51,15 +56,24 @@ def members(pull: Pull, where: str) -> Iterator[Member]:
     damaged, or has bytes other than zeros behind its end.
     """
     seen: set[str] = set()
+
+    def may_end() -> bool:
+        files = [name for name in seen if not name.startswith("._")]
+        return len(files) == 1 or any(name.endswith(".mf") for name in files)
+
     try:
-        while header := _next_header(pull, where):
+        while header := _next_header(pull, where, may_end):
             name, size = header
             if len(seen) >= MAX_MEMBERS or name.lower() in seen:
                 what = f"more than {MAX_MEMBERS} members" if len(seen) >= MAX_MEMBERS else f"two members named {name!a}"
                 raise UnsafeImage(f"The tar archive has {what}", where, _PLAIN)
             seen.add(name.lower())
             end = pull.position + size
-            yield Member(name, size, _content(pull, size, where))
+            content = _content(pull, size, where)
+            if name.startswith("._"):
+                deque(content, maxlen=0)
+            else:
+                yield Member(name, size, content)
             if pull.position != end:
                 raise RuntimeError(f"the member {name!a} was not read to its end")
             pull.exactly(-size % BLOCK)
@@ -79,12 +93,17 @@ def _content(pull: Pull, left: int, where: str) -> Iterator[bytes]:
         yield chunk
 
 
-def _next_header(pull: Pull, where: str) -> tuple[str, int] | None:
-    """Name and size of the next member, with what extended headers say; None at the end of the archive."""
+def _next_header(pull: Pull, where: str, may_end: Callable[[], bool]) -> tuple[str, int] | None:
+    """Name and size of the next member, with what extended headers say; None at the end of the archive.
+
+    *may_end* says whether the archive may end here without a block of zeros.
+    """
     said: dict[str, str] = {}
     kinds: set[bytes] = set()
     while True:
-        block = pull.exactly(BLOCK)
+        if not (start := pull.some(BLOCK)) and not kinds and may_end():
+            return None
+        block = start + pull.exactly(BLOCK - len(start))
         if not block.strip(b"\0"):
             return None
         if not _sound(block):

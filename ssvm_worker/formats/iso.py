@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator
 
-from .probe import Facts, Range, Rules, Seen, corrupt, cut_short
+from .probe import HEAD, Facts, Range, Rules, Seen, corrupt, cut_short
 from .raw import mbr_partitions, partition_table
 
 _AT = 32 * 1024
@@ -46,10 +46,14 @@ def rules(head: bytes, where: str) -> Rules:
             raise corrupt(f"The ISO has {blocks} blocks of {block} bytes", where)
         volume = blocks * block
     details: dict[str, object] = {"volume_size": volume} if volume else {"subformat": "udf"}
-    udf, checked = yield from _udf_end(head)
-    if not volume and not checked:
+    udf, block = yield from _udf_end(head)
+    if not volume and not udf:
+        if len(head) < HEAD:
+            raise cut_short("UDF has an anchor in its block 256", len(head), where)
         details["warnings"] = ["The end of the UDF volume is unknown: it was not checked that nothing is missing"]
     size = (yield Facts("iso", 0, details)).size
+    if not volume and size % block:
+        raise cut_short(f"UDF has whole blocks of {block} bytes", size, where)
     appended = [start + length for start, length in mbr_partitions(head) if start >= volume > 0]
     for what, end in (
         (f"its volume has {volume} bytes", volume),
@@ -62,15 +66,18 @@ def rules(head: bytes, where: str) -> Rules:
     return Facts("iso", size, details)
 
 
-def _udf_end(head: bytes) -> Generator[Range | Facts, Seen, tuple[int, bool]]:
-    """Where the last UDF partition ends, or 0; and whether that is known. A disc that grows has a virtual partition."""
+def _udf_end(head: bytes) -> Generator[Range | Facts, Seen, tuple[int, int]]:
+    """Where UDF's partitions and descriptors end, and its block size; 0, 1 if unknown.
+
+    A disc that grows has a virtual partition: that partition has the length of the disc, not of the data.
+    """
     for block in _BLOCKS:
         anchor = head[_ANCHOR_BLOCK * block :][:512]
         if len(anchor) < 28 or struct.unpack_from("<H10xI", anchor) != (_ANCHOR, _ANCHOR_BLOCK):
             continue
-        length, first = struct.unpack_from("<II", anchor, 16)
+        length, first, second_length, second = struct.unpack_from("<4I", anchor, 16)
         if first * block < _ANCHOR_BLOCK * block and (first * block) + length > len(head):
-            return 0, False
+            return 0, 1
         data = (yield Range(first * block, min(length, _MAX_DESCRIPTORS), "its UDF descriptors are missing")).data
         end = 0
         for at in range(0, len(data) - block + 1, block):
@@ -79,8 +86,8 @@ def _udf_end(head: bytes) -> Generator[Range | Facts, Seen, tuple[int, bool]]:
                 start, blocks = struct.unpack_from("<II", data, at + 188)
                 end = max(end, (start + blocks) * block)
             elif tag == _VOLUME and data[at + 440 : at + 441] == b"\2":
-                return 0, False
+                return 0, 1
             elif tag == _TERMINATOR:
                 break
-        return end, end > 0
-    return 0, False
+        return max(end, second * block + second_length) if end else 0, block
+    return 0, 1

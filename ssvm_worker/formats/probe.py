@@ -7,6 +7,7 @@ errors as soon as they know; so the rules read like the specification, and the c
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -59,6 +60,15 @@ def in_pieces(offset: int, length: int, why: str = "", entry: int = 8) -> Iterat
     step = MAX_RANGE // entry * entry
     for at in range(offset, offset + length, step):
         yield Range(at, min(step, offset + length - at), why)
+
+
+def entries(table: bytes, layout: str, empty: bytes = b"\0") -> Iterator[tuple[int, int]]:
+    """Yield number and value of a table's entries, without those of *empty* bytes at either end."""
+    size = struct.calcsize(layout)
+    first = (len(table) - len(table.lstrip(empty))) // size
+    last = -(-len(table.rstrip(empty)) // size)
+    for number, (entry,) in enumerate(struct.iter_unpack(layout, table[first * size : last * size]), first):
+        yield number, entry
 
 
 class Reading:

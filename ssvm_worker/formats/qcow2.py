@@ -32,7 +32,7 @@ _MAX_L1 = 32 << 20
 _MAX_REFTABLE = 8 << 20
 #: Our own: qemu takes 65536, no published image has more than a few.
 _MAX_SNAPSHOTS = 1024
-_EXT_DATA_FILE = 0x44415441
+_EXT_DATA_FILE, _EXT_BITMAPS = 0x44415441, 0x23852875
 _ENCRYPTION = {1: "AES", 2: "LUKS"}
 FLATTEN = "Flatten it: qemu-img convert -O qcow2 IN OUT"
 
@@ -48,7 +48,7 @@ def rules(head: bytes, where: str) -> Rules:
     _check_sizes(header, where)
     _check_outside(header, head, where)
     _check_features(header, head, where)
-    units = Units(header, bool(header.incompatible & COMPRESSION), where)
+    units = Units(header, _extension(header, head, _EXT_BITMAPS), bool(header.incompatible & COMPRESSION), where)
     yield from units.read()
     details: dict[str, object] = {"version": header.version, "cluster_size": header.cluster}
     if header.snapshots:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import TooLarge
 from ssvm_worker.units import MiB
 
-from .probe import Facts, Range, Seen, corrupt, cut_short
+from .probe import Facts, Range, Seen, corrupt, cut_short, entries
 
 SECTOR = 512
 _OFFSET = 0x00FFFFFFFFFFFE00
@@ -88,8 +88,10 @@ class Units:
     Bytes: holds the offsets of the L2 tables and refcount blocks, some 200 bytes for each; 2 MiB of the image.
     """
 
-    def __init__(self, header: Header, zstd: bool, where: str) -> None:
+    def __init__(self, header: Header, bitmaps: bytes, zstd: bool, where: str) -> None:
         self._header = header
+        #: The header extension of bitmaps, if there are any: 8 length (u64), 16 offset (u64) of their directory.
+        self._bitmaps = bitmaps if header.autoclear & _BITMAPS and len(bitmaps) >= 24 else b""
         self._zstd = zstd
         self._where = where
         #: What the checks could not see; for the manifest.
@@ -103,7 +105,7 @@ class Units:
         self._rest = header.size - last * header.cluster
         #: Bytes in the last cluster of a snapshot's disk, at the least.
         self._snapshot_rest = header.cluster
-        self._counted = bool(header.snapshots or header.autoclear & _BITMAPS) and not header.incompatible & _DIRTY
+        self._counted = bool(header.snapshots or self._bitmaps) and not header.incompatible & _DIRTY
         self._highest = -1
         self._compressed = False
         #: L2 tables by offset: whether it is the table of the disk's end. Refcount blocks by offset: their numbers.
@@ -122,6 +124,8 @@ class Units:
         blocks_end = header.refcount_offset + header.refcount_clusters * header.cluster
         self._note(l1_end, "L1 table")
         self._note(blocks_end, "refcount table")
+        if self._bitmaps:
+            self._note(sum(struct.unpack_from(">QQ", self._bitmaps, 8)), "bitmap directory")
         behind = max(l1_end, blocks_end)
         yield from self._read_from_the_beginning(behind, l1_end, blocks_end)
         for offset, is_last in self._l2.items():
@@ -208,16 +212,16 @@ class Units:
     def _l2_tables(self, l1: bytes) -> dict[int, bool]:
         """Whether each L2 table is that of the disk's end, by its offset."""
         tables: dict[int, bool] = {}
-        for number, (entry,) in enumerate(struct.iter_unpack(">Q", l1)):
-            if offset := self._table_at(entry, len(tables), "L2 table"):
+        for number, entry in entries(l1, ">Q"):
+            if entry & _OFFSET and (offset := self._table_at(entry, len(tables), "L2 table")):
                 tables[offset] = number == self._last_table or tables.get(offset, False)
         return tables
 
     def _refcount_blocks(self, table: bytes) -> dict[int, int]:
         """The number of each refcount block, by its offset."""
         blocks: dict[int, int] = {}
-        for number, (entry,) in enumerate(struct.iter_unpack(">Q", table)):
-            if offset := self._table_at(entry, len(blocks), "refcount block"):
+        for number, entry in entries(table, ">Q"):
+            if entry & _OFFSET and (offset := self._table_at(entry, len(blocks), "refcount block")):
                 blocks[offset] = number
         return blocks
 
@@ -274,7 +278,7 @@ class Units:
         end = packed = last = 0
         compressed = False
         cluster, bits = self._header.cluster, 70 - self._header.cluster_bits
-        for number, (entry,) in enumerate(struct.iter_unpack(">Q", table[: len(table) // 8 * 8])):
+        for number, entry in entries(table[: len(table) // 8 * 8], ">Q"):
             if entry & _COMPRESSED:
                 compressed = True
                 offset, sectors = entry & ((1 << bits) - 1), (entry & (_COMPRESSED - 1)) >> bits
@@ -303,11 +307,11 @@ class Units:
         start = self._highest * self._header.cluster
         if not self._counted or start < self._end:
             return
-        if self._compressed:
+        if self._compressed or self._bitmaps:  # neither compressed data nor a bitmap's table fills its cluster
             self._note(start + 1, "last cluster of a snapshot or bitmap")
             self.warnings.append(
                 f"A snapshot or bitmap uses the last cluster, at offset {start}: its end was not checked,"
-                " as it may be compressed"
+                " as such a cluster may be short"
             )
         else:
             self._note(start + min(self._rest, self._snapshot_rest), "last cluster of a snapshot or bitmap")

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import UnsafeImage
 from ssvm_worker.units import GiB
 
-from .probe import Facts, Range, Rules, corrupt, cut_short, in_pieces
+from .probe import Facts, Range, Rules, corrupt, cut_short, entries, in_pieces
 
 COOKIE = b"conectix"
 FOOTER = 512
@@ -71,17 +71,16 @@ def rules(head: bytes, where: str) -> Rules:
     if footer.kind not in (DYNAMIC, DIFFERENCING):
         raise corrupt(f"The VHD begins with the footer of type {_TYPES.get(footer.kind, footer.kind)}", where)
     dynamic = (yield Range(footer.dynamic_at, 1024)).data
-    table_at, entries, block = _parse_dynamic(dynamic, footer, where)
-    end = table_at + entries * 4
+    table_at, blocks, block = _parse_dynamic(dynamic, footer, where)
+    end = table_at + blocks * 4
     last_block = (footer.size - 1) // block
     bitmap = -(-block // 512 // 8 // 512) * 512
-    number = 0
-    for piece in in_pieces(table_at, entries * 4, f"its block table goes to offset {end}", 4):
-        for (sector,) in struct.iter_unpack(">I", (yield piece).data):
+    for piece in in_pieces(table_at, blocks * 4, f"its block table goes to offset {end}", 4):
+        first = (piece.offset - table_at) // 4
+        for number, sector in entries((yield piece).data, ">I", b"\xff"):
             if sector != _UNUSED:
-                data = footer.size - last_block * block if number == last_block else block
+                data = footer.size - last_block * block if first + number == last_block else block
                 end = max(end, sector * 512 + bitmap + data)
-            number += 1
     facts = Facts("vhd", footer.size, {"subformat": "dynamic", "block_size": block})
     tail, size = yield facts
     last = tail[-FOOTER:]
@@ -98,15 +97,15 @@ def _parse_dynamic(dynamic: bytes, footer: _Footer, where: str) -> tuple[int, in
     """BAT offset, BAT entries, block size."""
     if not dynamic.startswith(b"cxsparse"):
         raise corrupt("The VHD has no dynamic header where its footer says", where)
-    table_at, _version, entries, block = struct.unpack_from(">QIII", dynamic, 16)
+    table_at, _version, blocks, block = struct.unpack_from(">QIII", dynamic, 16)
     if footer.kind == DIFFERENCING:
         parent = dynamic[64:576].decode("utf-16-be", "replace").split("\0")[0]
         raise UnsafeImage(
             f"The VHD is a differencing disk; its parent is {parent!a}", where, "Merge it into its parent first"
         )
-    if block < 512 or block & (block - 1) or entries < -(-footer.size // block) or table_at >> 56:
-        raise corrupt(f"The VHD has {entries} blocks of {block} bytes for {footer.size} bytes", where)
-    return table_at, entries, block
+    if block < 512 or block & (block - 1) or blocks < -(-footer.size // block) or table_at >> 56:
+        raise corrupt(f"The VHD has {blocks} blocks of {block} bytes for {footer.size} bytes", where)
+    return table_at, blocks, block
 
 
 def _footer(data: bytes, where: str) -> _Footer:

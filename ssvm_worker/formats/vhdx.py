@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import UnknownFormat, UnsafeImage
 from ssvm_worker.units import KiB, MiB, TiB
 
-from .probe import Facts, Range, Rules, Seen, corrupt, cut_short, in_pieces
+from .probe import Facts, Range, Rules, Seen, corrupt, cut_short, entries, in_pieces
 
 MAGIC = b"vhdxfile"
 _REGIONS_AT, _TABLE = 192 * KiB, 64 * KiB
@@ -112,10 +112,9 @@ def _furthest_blocks(bat: _Entry) -> Generator[Range | Facts, Seen, list[tuple[i
     number = 0
     for piece in in_pieces(bat.offset, bat.length // 8 * 8, f"its block table goes to {bat.offset + bat.length}"):
         table = (yield piece).data
-        if table.count(0) < len(table):
-            entries = enumerate((entry for (entry,) in struct.iter_unpack("<Q", table)), number)
-            found += [(index, entry & _OFFSET_MASK) for index, entry in entries if entry & 7 >= _PRESENT]
-            found = sorted(found, key=lambda each: each[1])[-2:]
+        present = ((index, entry) for index, entry in entries(table, "<Q") if entry & 7 >= _PRESENT)
+        found += [(number + index, entry & _OFFSET_MASK) for index, entry in present]
+        found = sorted(found, key=lambda each: each[1])[-2:]
         number += len(table) // 8
     return found
 

@@ -145,7 +145,10 @@ def _last_unit(header: SparseHeader, where: str) -> Generator[Range | Facts, See
         for number in range(count):
             sector = first + number * _whole(length)
             why = f"its grain table at sector {sector} has {length} bytes"
-            grains = list(entries.unpack((yield Range(sector * SECTOR, length, why)).data))
+            table = (yield Range(sector * SECTOR, length, why)).data
+            if table.count(0) == length:
+                continue
+            grains = list(entries.unpack(table))
             furthest = max(furthest, *grains)
             if sector == last_table and (last := grains[last_grain % header.gtes_per_gt]) > ZERO_GRAIN:
                 end = max(end, last + rest)

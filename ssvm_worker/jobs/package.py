@@ -96,6 +96,8 @@ class Package:
             self._others[member.name] = self._read(member, room)
         elif kind == "mf" and self._expected is None:
             self._expected = ova.read_checksums(self._unhashed(member), self.where)
+            # Some writers list the .mf in itself, with the digest that it had before it was written.
+            self._expected.pop(member.name, None)
         elif kind == "cert" and not self._signed:
             self._unhashed(member)
             self._signed = True
