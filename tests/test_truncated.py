@@ -13,18 +13,20 @@ import hashlib
 import random
 import shlex
 import shutil
+import struct
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ssvm_worker.errors import ImageError
+from ssvm_worker.errors import CorruptImage, ImageError
 from ssvm_worker.formats import ImageInfo, Inspection
 from ssvm_worker.formats.to_qcow2 import most_clusters, qcow2
 from ssvm_worker.formats.to_vmdk import stream_optimized
 from ssvm_worker.units import KiB, MiB, TiB
-from tests.images import gpt, overlay
+from tests.images import gpt, mbr, overlay, vhdx
+from tests.images import iso as isofs
 from tests.neighbours import missing
 
 RANDOM = random.Random(15)
@@ -90,9 +92,9 @@ RECIPES = {
     "qcow2, empty": grown("qcow2", "", "10M"),
     "qcow2, preallocated and used": grown("qcow2", "-o preallocation=metadata", "10M", "write -q -P 1 9M 1M"),
     "qcow2, written backwards": grown("qcow2", "", "3G", "write -q -P 1 2G 2M", "write -q -P 2 0 2M"),
-    "qcow2, compressed behind": grown("qcow2", "", "9M", "write -q -P 1 0 4M", "write -q -c -P 2 8M 64k"),
+    "qcow2, compressed behind": grown("qcow2", "", "9M", "write -q -P 1 0 4M", "write -q -c -s half 8M 64k"),
     "qcow2, zstd behind": grown(
-        "qcow2", "-o compression_type=zstd", "9M", "write -q -P 1 0 4M", "write -q -c -s disk 8M 64k"
+        "qcow2", "-o compression_type=zstd", "9M", "write -q -P 1 0 4M", "write -q -c -s half 8M 64k"
     ),
     "qcow2, discarded": grown("qcow2", "", "9M", "write -q -P 1 0 9M", "discard -q 4M 5M"),
     "qcow2, zeroed": grown("qcow2", "", "9M", "write -q -P 1 0 9M", "write -q -z 4M 5M"),
@@ -172,6 +174,7 @@ def make(recipe: Recipe, folder: Path) -> bytes:
         if not shutil.which(tool):
             missing(tool, "install qemu-utils")
     (folder / "disk").write_bytes(DISK)
+    (folder / "half").write_bytes(NOISE[:40_000].ljust(64 * KiB, b"\0"))
     if not recipe.commands:
         grains = ((at, DISK[at : at + 64 * KiB]) for at in range(0, len(DISK), 64 * KiB))
         extents = ((at, data) for at, data in grains if any(data))
@@ -322,3 +325,46 @@ def test_short_last_unit(recipe: Recipe, tmp_path: Path) -> None:
     short = image[: len(image.rstrip(b"\0"))]
     assert len(image) - len(short) == 64 * KiB - REST
     refuse_all_cuts(short, len(short), recipe.ours)
+
+
+@pytest.mark.parametrize(("said", "complete"), [(4 * MiB, True), (6 * MiB, False)])
+def test_log(said: int, complete: bool) -> None:
+    """A VHDX with a log to replay has the size that the newest entry of the log says, and its whole log."""
+    guid = bytes(range(16))
+    entries = {
+        at: struct.pack("<4sIIIQQ16sQQ", b"loge", 0, 4096, 0, number, 0, guid, size, size)
+        for at, number, size in ((3 * MiB, 7, said), (3 * MiB + 4096, 6, 9 * MiB))
+    }
+    header = struct.pack("<4sIQ32x16s4xIQ", b"head", 0, 1, guid, MiB, 3 * MiB)
+    image = overlay(vhdx(), {64 * KiB: header, 4 * MiB - 1: b"\0", **entries})
+    if complete:
+        refuse_all_cuts(image, len(image), "vhdx")
+    else:
+        with pytest.raises(CorruptImage, match="goes to offset 6291456, or its log says so"):
+            inspect(image, "vhdx")
+
+
+def warned(image: bytes, expected: str) -> object:
+    """The warnings about an image that is accepted."""
+    return inspect(image, expected).details.get("warnings")
+
+
+def test_warnings() -> None:
+    """Where it cannot be told whether bytes are missing, the facts say so."""
+    assert warned(mbr(4 * MiB), "raw") is None
+    assert "A partition ends at offset 4194304, the disk at 2097152" in str(warned(mbr(4 * MiB)[: 2 * MiB], "raw"))
+    no_anchor = overlay(isofs(1000), {32768: b"\0BEA01\x01"})
+    assert "end of the UDF volume is unknown" in str(warned(no_anchor, "iso"))
+    with pytest.raises(CorruptImage, match="UDF has an anchor"):
+        inspect(no_anchor[: 100 * KiB], "iso")
+
+
+@pytest.mark.parametrize("name", ["qcow2, compressed behind", "qcow2, zstd behind"])
+def test_unfilled_sector(name: str, tmp_path: Path) -> None:
+    """The last compressed cluster may end anywhere in its last sector, as qemu writes it, if its data is complete."""
+    image = make(RECIPES[name], tmp_path)
+    assert len(image) % 512
+    assert inspect(image, "qcow2").format == "qcow2"
+    assert inspect(image + bytes(-len(image) % 512), "qcow2").format == "qcow2"
+    with pytest.raises(CorruptImage, match="last cluster"):
+        inspect(image[:-4], "qcow2")
