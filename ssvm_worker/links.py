@@ -121,8 +121,10 @@ class Signer:
         """Whether one of the keys signed that path and moment, expired or not; takes the same time for any answer."""
         name, until = query.get("key", ""), query.get("until", "")
         key = self._keys.get(name, _NOBODY)
-        expected = _signature(key, name, path, int(until) if until.isascii() and until.isdecimal() else 0)
-        return hmac.compare_digest(expected.encode(), query.get("signature", "").encode())
+        # 12 digits are the year 33658; Python refuses to read a number of 4300.
+        moment = int(until) if until.isascii() and until.isdecimal() and len(until) <= 12 else 0
+        expected = _signature(key, name, path, moment)
+        return hmac.compare_digest(expected.encode(), query.get("signature", "").encode()) and moment > 0
 
 
 def _signature(key: bytes, name: str, path: str, until: int) -> str:

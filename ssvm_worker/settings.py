@@ -343,8 +343,12 @@ class Serve(Section):
     #: Those that links may be signed with, by name, and the one that signs new links; one of this machine without any.
     keys: dict[str, LinkKey] = Field(default_factory=dict)
     key: str | None = None
-    #: Connections at once; more get 503.
+    #: Connections at once, and from one address (IPv6: one /64). More close the oldest without a signed request; 503
+    #: if there is none.
     max_connections: int = Field(256, ge=1)
+    max_per_address: int = Field(32, ge=1)
+    #: Proxies before the service: max_per_address does not count their connections, since they are of many clients.
+    trusted_proxies: Networks = ()
     #: Whoever takes or gives less than min_rate bytes a second over stall_s seconds is cut off.
     stall_s: Seconds = 60.0
     min_rate: Rate = Field(1024, ge=1)

@@ -34,7 +34,7 @@ def ring(settings: Settings, record: Record) -> bool:
         sender(Route.of(settings)).send_task(
             f"ssvm.{record.job}",
             args=[{"job_id": record.job_id}],
-            task_id=task_id(record.job_id, len(record.attempts) + 1),
+            task_id=task_id(record.job_id, record.attempted + 1),
             root_id=record.job_id,
             queue=make_queue(record.queue),
             retry_policy=_RETRY,

@@ -60,6 +60,7 @@ LAYERS = (
         "retry",
         "keys",
         "links",
+        "listening",
         "sockets",
         "addresses",
         "weburl",

@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -123,6 +124,11 @@ def test_tus_terminated(service: Service, link: Link, at: str) -> None:
         (TUS, 400),
         (TUS | {"Upload-Length": "-1"}, 400),
         (TUS | {"Upload-Length": "9" * 18}, 413),
+        (TUS | {"Upload-Length": "0"}, 400),
+        (TUS | {"Upload-Defer-Length": "1"}, 400),
+        (TUS | {"Upload-Length": "10", "Upload-Metadata": "name \u00e9"}, 400),
+        (TUS | {"Upload-Length": "10", "Upload-Metadata": "name " + "A" * 4000}, 400),
+        ({"Tus-Resumable": "0.2.2", "Upload-Length": "10"}, 412),
     ],
 )
 def test_tus_creation_refused(service: Service, at: str, headers: dict[str, str], status: int) -> None:
@@ -149,7 +155,69 @@ def test_put_in_place_of_tus(service: Service, at: str) -> None:
 
 def test_tus_is_said_in_every_answer(service: Service, at: str) -> None:
     """The protocol asks for its version in refusals too."""
-    assert patch(service, at, 0, b"").headers["Tus-Resumable"] == "1.0.0"
+    for headers in (PATCH, {"Tus-Resumable": "0.2.2"}, {}):
+        for path in (at, at.replace("signature=", "signature=0")):
+            answer = service.request("PATCH", path, headers=headers, body=b"")
+            assert (answer.headers["Tus-Resumable"], answer.headers["Cache-Control"]) == ("1.0.0", "no-store")
+            assert answer.status >= 400
+
+
+def test_tus_by_post_alone(service: Service, at: str) -> None:
+    """A client that can send nothing but POST names the method in a header, which counts in its place."""
+
+    def post(url: str, method: str, body: bytes = b"", **headers: str) -> Any:
+        given = PATCH | {"X-HTTP-Method-Override": method} | {name.replace("_", "-"): headers[name] for name in headers}
+        return service.request("POST", url, headers=given, body=body)
+
+    url = post(at, "POST", Upload_Length=str(len(IMAGE))).headers["Location"]
+    assert post(url, "PATCH", IMAGE[: 2 << 20], Upload_Offset="0").status == 204
+    told = post(url, "head")
+    assert (told.status, told.headers["Upload-Offset"], told.data) == (200, str(2 << 20), b"")
+    assert post(url, "OPTIONS").headers["Tus-Version"] == "1.0.0"
+    assert post(url, "TRACE").status == 405
+    assert post(url, "DELETE").status == 204
+    assert post(url, "HEAD").status == 410
+
+
+def test_tus_content_type_with_parameters(service: Service, at: str) -> None:
+    """Some HTTP libraries add a charset to each Content-Type; the media type is what counts."""
+    headers = TUS | {"Content-Type": "Application/Offset+Octet-Stream; charset=utf-8", "Upload-Offset": "0"}
+    assert service.request("PATCH", create(service, at), headers=headers, body=IMAGE).status == 204
+    for other in ({"Content-Type": "application/octet-stream"}, {}):
+        answer = service.request("PATCH", at, headers=TUS | {"Upload-Offset": "0"} | other, body=b"x")
+        assert answer.status == 415
+
+
+@pytest.mark.parametrize("metadata", ["filename ZGlzay5xY293Mg==,is_confidential", "a,b", "name ZA=="])
+def test_tus_metadata(service: Service, at: str, metadata: str) -> None:
+    """HEAD returns the metadata that the upload was created with."""
+    url = service.request("POST", at, headers=TUS | {"Upload-Length": "10", "Upload-Metadata": metadata}).headers[
+        "Location"
+    ]
+    assert service.request("HEAD", url, headers=TUS).headers["Upload-Metadata"] == metadata
+
+
+@pytest.mark.parametrize("odd", ["x=%E2%82%AC", "x=%0d%0aSet-Cookie:%20a=b", "metadata=%0d%0aa:%20b", "length=%0a1"])
+def test_tus_location_has_what_is_signed(service: Service, at: str, odd: str) -> None:
+    """The upload's URL holds what was signed, and nothing else of the request's query."""
+    answer = service.request("POST", f"{at}&{odd}", headers=TUS | {"Upload-Length": "10"})
+    assert (answer.status, answer.headers["Location"]) == (201, f"{at}&length=10")
+    assert service.request("HEAD", f"{at}&{odd}&length=10", headers=TUS).status in (200, 404)
+
+
+def test_below_a_prefix(broker: Broker, tmp_path: Path) -> None:
+    """Behind a proxy with a path of its own the upload's URL has that path; the proxy may take it off, or not."""
+    settings = settings_of(broker, tmp_path / "store")
+    with serving(settings, path="/images/in") as service:
+        at = url_of(service, upload_link(service))
+        for asked in (at, "/images/in" + at):
+            url = service.request("POST", asked, headers=TUS | {"Upload-Length": str(len(IMAGE))}).headers["Location"]
+            assert url == f"/images/in{at}&length={len(IMAGE)}"
+        assert b"<form>" in service.request("GET", "/images/in" + at).data
+        assert patch(service, url.removeprefix("/images/in"), 0, IMAGE[: 2 << 20]).status == 204
+        assert patch(service, url, 2 << 20, IMAGE[2 << 20 :]).status == 204
+        assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
+        assert service.request("GET", "/images/in/health").status == 200
 
 
 def test_into_s3(broker: Broker, tmp_path: Path, s3_server: S3Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.uploads import (
     PATCH,
     PREFIX,
     SHA256,
+    TUS,
     begin_put,
     create,
     patch,
@@ -257,3 +259,38 @@ def test_cleanup_ends_strays(service: Service, link: Link, at: str, tmp_path: Pa
     ledger.retry(link.job_id, "a person")
     assert cli.main(["cleanup", "--config", str(settings_file(service, tmp_path))]) == 0
     assert record(service, link).state == "cancelled"
+
+
+def test_a_link_does_not_fill_its_record(service: Service, link: Link, at: str) -> None:
+    """A bearer who fails again and again must pause, and finds the link used up in the end; the record stays small."""
+    for _ in range(6):
+        assert service.request("PUT", at, body=b"abcd").status == 422
+    answer = service.request("PUT", at, body=b"abcd")
+    assert (answer.status, int(answer.headers["Retry-After"]) > 0) == (429, True)
+    length = {"Upload-Length": "10"}
+    assert service.request("POST", at, headers=TUS | length).status == 429
+    assert service.request("PATCH", f"{at}&length=4", headers=PATCH | {"Upload-Offset": "0"}, body=b"a").status == 429
+    with assembly.open_ledger(service.settings) as ledger:
+        while (known := ledger.get(link.job_id)).attempted < 50:
+            ledger.retry(link.job_id, "the test")
+            claim = ledger.claim(link.job_id, "w")
+            assert claim
+            assert claim.number == known.attempted + 1
+            ledger.finish(claim, "failed", error={"error": "UnknownFormat"})
+        assert [each.number for each in ledger.get(link.job_id).attempts] == list(range(31, 51))
+        ledger.retry(link.job_id, "the test")
+        assert len(ledger.get(link.job_id).attempts) == 20
+    assert service.request("PUT", at, body=IMAGE).status == 409
+
+
+def test_a_broken_sender_must_pause(service: Service, link: Link, at: str) -> None:
+    """A PUT that breaks off costs an attempt as one that fails, so that it must pause too."""
+    answers = []
+    for number in range(7):
+        with begin_put(service, at, b"x" * 10) as peer:
+            if number < 6:
+                until(lambda: state(service, link) == "running", "it sends")
+                peer.shutdown(socket.SHUT_WR)
+            answers.append(peer.recv(1 << 16).split(b" ")[1:2])
+        until(lambda: state(service, link) != "running", "the break was noticed")
+    assert answers[-1] == [b"429"]

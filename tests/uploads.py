@@ -27,7 +27,8 @@ def upload_link(service: Service, seconds: int = 3600, **request: Any) -> Link:
     """A link that stands."""
     link_id = new_id()
     values = {"url": f"upload:{link_id}", "account": "2", "id": "7", "kind": "template", "stores": ["primary"]}
-    link = Link(link_id, PUT, int(time.time()) + seconds, "primary", PREFIX, values | request)
+    values |= request
+    link = Link(link_id, PUT, int(time.time()) + seconds, "primary", f"template/tmpl/2/{values['id']}", values)
     assembly.open_links(service.settings).add(link)
     return link
 

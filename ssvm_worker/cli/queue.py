@@ -93,7 +93,7 @@ def _jobs(args: argparse.Namespace, output: Output) -> int:
         rows = [assembly.shown(record) for record in records]
     for row in rows:
         row["done"] = "100 %" if row["state"] == "succeeded" else _done(row["progress"])
-        row["tries"] = len(row["attempts"])
+        row["tries"] = row["attempts"][-1]["number"] if row["attempts"] else 0
     output.table(rows, ("job_id", "job", "zone", "state", "tries", "done", "created"), "no jobs")
     return 0
 

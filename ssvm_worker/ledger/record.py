@@ -111,6 +111,7 @@ class Record:
     state: str
     request: Request
     resource: str = ""
+    #: The last twenty.
     attempts: tuple[AttemptRecord, ...] = ()
     progress: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
@@ -130,6 +131,11 @@ class Record:
     priority: int = 0
     #: The limit at which it waits, as ``store:zone1/primary``; "" for none.
     waits_for: str = ""
+
+    @property
+    def attempted(self) -> int:
+        """How many attempts there were."""
+        return self.attempts[-1].number if self.attempts else 0
 
     @property
     def queue(self) -> str:
@@ -181,7 +187,7 @@ class Claim:
     @property
     def number(self) -> int:
         """The attempt's number, from 1."""
-        return len(self.record.attempts)
+        return self.record.attempted
 
 
 @dataclass
@@ -266,7 +272,7 @@ def _read(fields: Mapping[str, str]) -> Record:
         state=fields["state"],
         request=_json(fields["request"]) or {},
         resource=fields.get("resource", ""),
-        attempts=tuple(_attempt(fields, each) for each in range(1, int(fields.get("attempts", 0)) + 1)),
+        attempts=tuple(_attempt(fields, number) for number in _attempts(fields)),
         progress=_json(fields.get("progress")),
         result=_json(fields.get("result")),
         error=_json(fields.get("error")),
@@ -282,6 +288,11 @@ def _read(fields: Mapping[str, str]) -> Record:
         priority=int(fields.get("priority") or 0),
         waits_for="" if fields.get("queue", "").startswith("lane:") else fields.get("queue", ""),
     )
+
+
+def _attempts(fields: Mapping[str, str]) -> list[int]:
+    """The numbers of the attempts that the record still has."""
+    return [each for each in range(1, int(fields.get("attempts", 0)) + 1) if fields.get(f"a{each}")]
 
 
 def _attempt(fields: Mapping[str, str], number: int) -> AttemptRecord:

@@ -176,6 +176,7 @@ local function begin(which, worker, host, claim_s, held)
   move(which, 'running')
   local by = get('retried_by', which)
   local attempt = cjson.encode({ worker = worker, host = host, started = text(now), by = by ~= '' and by or nil })
+  if number > 20 then put(which, 'a' .. number - 20, '') end  -- a record has the last twenty
   put(which, 'a' .. number, attempt, 'retried_by', '', 'progress', '', 'ready', '', 'not_before', '')
   put(which, 'handed', '1')  -- until somebody begins: the answer may not arrive, or its process not start
   redis.call('ZADD', P .. 'claims', text(now + claim_s), which)

@@ -53,11 +53,10 @@ def refusal(error: HTTPException) -> Response:
 
 
 async def respond(request: Request, response: Response, send: Send) -> None:
-    """Send the answer; who is refused while it still sends is heard to the end, or for a while."""
-    if response.status_code < 400 or request.method not in ("PUT", "PATCH", "POST"):
+    """Send the answer. A refusal waits a while for the rest of the request, so that the client reads it."""
+    if response.status_code < 400:
         await response(request.scope, request.receive, send)
         return
-    response.headers["Connection"] = "close"
 
     async def lingering(message: Message) -> None:
         if message["type"] != "http.response.body":

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from email.utils import formatdate
+from urllib.parse import quote, urlencode
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -35,7 +37,11 @@ _LOG = logging.getLogger("ssvm.serve")
 _CHUNK = 512 * KiB
 #: Seconds between two looks for links that have ended.
 _TIDY_S = 60.0
-_TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
+#: In every answer to a tus client.
+TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
+#: Upload-Metadata: keys, each with an optional value in Base64. It is kept in the upload's URL, hence the limit.
+_METADATA = re.compile(r"[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?(?: ?, ?[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?)*")
+_METADATA_BYTES = 2 * KiB
 
 
 class Session:
@@ -81,33 +87,36 @@ class Uploads:
         self._busy: set[str] = set()
         self._idle: dict[str, asyncio.TimerHandle] = {}
 
-    async def answer(self, request: Request, link: Link) -> Response:
-        """Answer a request about a link that is good."""
+    async def answer(self, request: Request, method: str, link: Link, path: str) -> Response:
+        """Answer a request about a link that is good; *path* is where clients find it."""
         with about(job_of(link.id)):
-            return await self._answer(request, link)
+            if method == "GET":
+                return page(link, await asyncio.to_thread(self._inbox.state, link))
+            if method == "PUT":
+                return await self._put(request, link)
+            if request.headers.get("tus-resumable") != "1.0.0":
+                return Response(status_code=412, headers={"Tus-Version": "1.0.0"})
+            return await self._tus(request, method, link, path)
 
-    async def _answer(self, request: Request, link: Link) -> Response:
-        if request.method == "GET":
-            return page(link, await asyncio.to_thread(self._inbox.state, link))
-        if request.method == "PUT":
-            return await self._put(request, link)
-        if request.headers.get("tus-resumable") != "1.0.0":
-            return Response(status_code=412, headers={"Tus-Version": "1.0.0"})
-        acts = {"POST": self._create, "HEAD": self._tell, "PATCH": self._patch, "DELETE": self._terminate}
+    async def _tus(self, request: Request, method: str, link: Link, path: str) -> Response:
         try:
-            response = await acts[request.method](request, link)
+            if method == "POST":
+                response = await self._create(request, link, path)
+            else:
+                acts = {"HEAD": self._tell, "PATCH": self._patch, "DELETE": self._terminate}
+                response = await acts[method](request, link)
         except HTTPException as error:
             response = refusal(error)
         except WorkerError as error:
             response = failure(error)
-        response.headers.update(_TUS | {"Upload-Expires": formatdate(link.until, usegmt=True)})
+        response.headers["Upload-Expires"] = formatdate(link.until, usegmt=True)
         return response
 
     def options(self) -> Response:
         """What of tus there is."""
         most = self._inbox.settings.download.max_bytes
         extensions = {"Tus-Version": "1.0.0", "Tus-Extension": "creation,termination,expiration"}
-        return Response(status_code=204, headers=_TUS | extensions | {"Tus-Max-Size": str(most)})
+        return Response(status_code=204, headers=extensions | {"Tus-Max-Size": str(most)})
 
     async def tidy(self) -> None:
         """Again and again, forget links that have ended and what came by them."""
@@ -134,6 +143,7 @@ class Uploads:
         self._refuse_large(link, length)
         with self._alone(link):
             await self._drop(link)
+            await self._refuse_hasty(link)
             await asyncio.to_thread(self._inbox.reset, link)
             session = await self._begin(link, sender_of(link, length))
             try:
@@ -159,23 +169,33 @@ class Uploads:
 
     # tus
 
-    async def _create(self, request: Request, link: Link) -> Response:
-        """Creation: one upload for each link, which begins again whatever had come."""
-        length = _number(request, "upload-length")
+    async def _create(self, request: Request, link: Link, path: str) -> Response:
+        """Create the one upload of a link; it begins at its first byte, and what had come goes."""
+        length, metadata = _number(request, "upload-length"), request.headers.get("upload-metadata", "")
         if length is None:
-            raise HTTPException(400, "Upload-Length is missing\n")
+            raise HTTPException(400, "Upload-Length is missing or no number; it cannot be deferred\n")
+        if not length:
+            raise HTTPException(400, "Upload-Length is 0: an empty file is no image\n")
+        if len(metadata) > _METADATA_BYTES or (metadata and not _METADATA.fullmatch(metadata)):
+            raise HTTPException(400, "Upload-Metadata is malformed or too long\n")
         self._refuse_large(link, length)
         with self._alone(link):
             await self._drop(link)
+            await self._refuse_hasty(link)
             await asyncio.to_thread(self._inbox.reset, link)
-        query = "&".join(f"{name}={value}" for name, value in request.query_params.items() if name != "length")
-        return Response(status_code=201, headers={"Location": f"{request.url.path}?{query}&length={length}"})
+        # Only what the signature covers, and what was checked here: other parameters of the query are not repeated.
+        signed = {name: request.query_params[name] for name in ("until", "key", "signature")}
+        query = signed | {"length": str(length)} | ({"metadata": metadata} if metadata else {})
+        return Response(status_code=201, headers={"Location": f"{path}?{urlencode(query, quote_via=quote)}"})
 
     async def _tell(self, request: Request, link: Link) -> Response:
-        """Where to go on."""
-        length = _length(request)
+        """Where the client must resume."""
+        length, metadata = _length(request), request.query_params.get("metadata", "")
         offset = await self._offset(link, length)
-        return Response(status_code=200, headers={"Upload-Offset": str(offset), "Upload-Length": str(length)})
+        headers = {"Upload-Offset": str(offset), "Upload-Length": str(length)}
+        if _METADATA.fullmatch(metadata):
+            headers["Upload-Metadata"] = metadata
+        return Response(status_code=200, headers=headers)
 
     async def _offset(self, link: Link, length: int) -> int:
         session = self._sessions.get(link.id)
@@ -188,9 +208,12 @@ class Uploads:
         return await asyncio.to_thread(self._inbox.stored, link, length)
 
     async def _patch(self, request: Request, link: Link) -> Response:
-        if request.headers.get("content-type") != "application/offset+octet-stream":
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/offset+octet-stream":
             raise HTTPException(415, "Content-Type must be application/offset+octet-stream\n")
         length, offset = _length(request), _number(request, "upload-offset")
+        if offset is None:
+            raise HTTPException(400, "Upload-Offset is missing or no number\n")
         with self._alone(link):
             if offset != await self._offset(link, length):
                 raise HTTPException(409, "That is not where to go on\n")
@@ -218,6 +241,8 @@ class Uploads:
         session = self._sessions.get(link.id)
         if session and not session.task.done():
             return session
+        if not offset:
+            await self._refuse_hasty(link)
         return await self._begin(link, sender_of(link, length, offset, resumable=True))
 
     def _await_rest(self, link: Link) -> None:
@@ -262,6 +287,12 @@ class Uploads:
         finally:
             self._busy.discard(link.id)
 
+    async def _refuse_hasty(self, link: Link) -> None:
+        """429 for a client that begins again and again: each time costs an attempt in the record."""
+        if wait_s := await asyncio.to_thread(self._inbox.wait_s, link):
+            text = f"The last tries failed. Try again in {wait_s} s\n"
+            raise HTTPException(429, text, {"Retry-After": str(wait_s)})
+
     def _refuse_large(self, link: Link, length: int | None) -> None:
         most = min(link.request.get("max_bytes") or 1 << 62, self._inbox.settings.download.max_bytes)
         if length is not None and length > most:
@@ -299,15 +330,15 @@ class _Hearing:
             heard.cancel()
             if self._job.done():
                 return None
-            raise SourceUnavailable("The sender gives nothing any more", self._request.url.path)
+            raise SourceUnavailable("The sender gives nothing any more", self._request.scope["path"])
         message = heard.result()
         if message["type"] != "http.request":
-            raise SourceUnavailable("The sender went away", self._request.url.path)
+            raise SourceUnavailable("The sender went away", self._request.scope["path"])
         self._waited += time.monotonic() - since
         self._heard += len(message.get("body", b""))
         if self._waited >= patience.stall_s:
             if self._heard < self._waited * patience.min_rate:
-                raise SourceUnavailable("The sender gives too little", self._request.url.path)
+                raise SourceUnavailable("The sender gives too little", self._request.scope["path"])
             self._waited, self._heard = 0.0, 0
         return message
 

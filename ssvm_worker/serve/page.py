@@ -29,6 +29,5 @@ def page(link: Link, state: str) -> Response:
         "Content-Security-Policy": _POLICY.format(nonce=nonce),
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-store",
-        "X-Content-Type-Options": "nosniff",
     }
     return HTMLResponse(text, headers=headers)

@@ -8,6 +8,8 @@ and callbacks tell of it as of any other.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -33,6 +35,9 @@ from tasks.heart import Heart
 from .sender import Sender, SenderDoors, SentVersion
 
 _LOG = logging.getLogger("ssvm.serve")
+#: Attempts of one link: so many without a pause, and so many in all.
+_FREE_ATTEMPTS, _MOST_ATTEMPTS = 5, 50
+_LONGEST_PAUSE_S = 120
 
 
 @dataclass
@@ -75,6 +80,23 @@ class Inbox:
             return self.ledger.get(link.job_id).state
         except ObjectNotFound:
             return ""
+
+    def wait_s(self, link: Link) -> int:
+        """Seconds until the link may begin another attempt; InvalidRequest if it has had too many.
+
+        The first tries follow at once; then each must wait twice as long as the one before.
+        """
+        try:
+            record = self.ledger.get(link.job_id)
+        except ObjectNotFound:
+            return 0
+        number = record.attempted
+        if number >= _MOST_ATTEMPTS:
+            raise InvalidRequest(f"The upload was tried {number} times", link.key, "Ask for a new link")
+        if number <= _FREE_ATTEMPTS:
+            return 0
+        pause = min(1 << (number - _FREE_ATTEMPTS), _LONGEST_PAUSE_S)
+        return max(0, min(pause, math.ceil(record.attempts[-1].ended + pause - time.time())))
 
     def claim(self, link: Link) -> Claim:
         """The right to send; ResourceBusy while somebody does, or writes the artifact in another way.

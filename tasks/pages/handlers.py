@@ -179,4 +179,5 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     row = {name: record[name] for name in ("job_id", "job", "zone", "lane", "state", "progress", "created")}
     error = record["error"] or {}
     by = [each["retried_by"] for each in record["attempts"] if each.get("retried_by")]
-    return row | {"error": error.get("message", ""), "attempts": len(record["attempts"]), "retried_by": by[-1:]}
+    number = record["attempts"][-1]["number"] if record["attempts"] else 0
+    return row | {"error": error.get("message", ""), "attempts": number, "retried_by": by[-1:]}

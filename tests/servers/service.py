@@ -64,13 +64,13 @@ def settings_file(service: Service, directory: Path) -> Path:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[Service]:
-    """Within, it answers; leaving tells it to stop, as SIGTERM does."""
-    listener = bound(settings.serve.listen)
+def serving(settings: Settings, path: str = "") -> Iterator[Service]:
+    """Within, it answers; leaving tells it to stop, as SIGTERM does. *path* is that of ``serve.url``."""
+    listener = bound(settings.serve)
     scheme = "https" if settings.serve.certificate_file else "http"
     url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
-    settings = settings.model_copy(update={"serve": settings.serve.model_copy(update={"url": url})})
-    server = make_server(settings)
+    settings = settings.model_copy(update={"serve": settings.serve.model_copy(update={"url": url + path})})
+    server = make_server(settings, listener)
     threading.Thread(target=lambda: asyncio.run(answer(server, listener)), daemon=True).start()
     try:
         path = assembly.Stores(settings)["primary"].url.removeprefix("file://")
