@@ -22,15 +22,16 @@ WORKDIR /src
 ENV UV_PROJECT_ENVIRONMENT=/opt/ssvm UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 # The dependencies change seldom, and so have a layer of their own.
 COPY pyproject.toml uv.lock ./
-RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra serve --extra xz --no-install-project
+RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra redbeat --extra serve --extra sftp --extra xz --no-install-project
 COPY README.md LICENSE ./
 COPY ssvm_worker/ ssvm_worker/
 COPY tasks/ tasks/
-RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra serve --extra xz --no-editable
+RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra redbeat --extra serve --extra sftp --extra xz --no-editable
 
 FROM python:3.13-slim-bookworm AS worker
-# qemu-img converts where download.scratch_dir is set; gpgv verifies checksum files where download.keyring is.
-RUN apt-get update && apt-get install -y --no-install-recommends qemu-utils gpgv && rm -rf /var/lib/apt/lists/*
+# qemu-img converts where download.scratch_dir is set; gpgv verifies checksum files where download.keyring is. nfs-common
+# mounts nfs:// stores, if the container runs as root with CAP_SYS_ADMIN (docs/nfs.md).
+RUN apt-get update && apt-get install -y --no-install-recommends qemu-utils gpgv nfs-common && rm -rf /var/lib/apt/lists/*
 # The user that owns what file stores get; give an export the same number.
 RUN useradd --system --uid 10001 --home-dir /var/lib/ssvm --create-home ssvm \
     && mkdir -p /srv/secondary && chown ssvm:ssvm /srv/secondary

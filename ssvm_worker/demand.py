@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from typing import TYPE_CHECKING
+
 from .assembly import open_figures, open_registry
 from .ledger.record import HELD, INBOUND
 from .ledger.registry import UP
 from .scaling import Decision, Policy, Running, decide
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .ledger.figures import Figures
+    from .ledger.registry import Registry
 
 
 def decisions(settings: Settings, zone: str | None = None) -> list[Decision]:
@@ -14,8 +21,13 @@ def decisions(settings: Settings, zone: str | None = None) -> list[Decision]:
 
     Each call notes the demand, since workers go only after a time of lower demand: ask every minute or so.
     """
-    figures = open_figures(settings)
-    workers = [each for each in open_registry(settings).workers() if each.state == UP]
+    with closing(open_figures(settings)) as figures, closing(open_registry(settings)) as registry:
+        return decide_all(settings, figures, registry, zone)
+
+
+def decide_all(settings: Settings, figures: Figures, registry: Registry, zone: str | None = None) -> list[Decision]:
+    """As ``decisions``, for a caller that stays connected."""
+    seen = registry.workers()
     load: dict[str, tuple[int, int]] = {}
     for lane in figures.lanes():
         if lane.lane in (INBOUND, HELD):  # no worker is wanted for what waits for its sender, or runs within a job
@@ -24,10 +36,12 @@ def decisions(settings: Settings, zone: str | None = None) -> list[Decision]:
         load[lane.zone] = active + lane.counts.get("running", 0), queued + lane.counts.get("queued", 0)
     given = settings.scaling
     policy = Policy(given.sessions or settings.worker.concurrency, given.standby, given.min, given.max)
+    # A zone whose jobs have all ended is wanted no more: it may have been a typing error.
+    busy = {each for each, counts in load.items() if any(counts)}
     found = []
-    for each in [zone] if zone else sorted({*load, *(seen.info.zone for seen in workers), settings.zone}):
+    for each in [zone] if zone else sorted({*busy, *(worker.info.zone for worker in seen), settings.zone}):
         now = load.get(each, (0, 0))
         recent = figures.demand(each, policy.needed(*now), given.cool_down_s)
-        those = [Running(w.info.name, w.info.active, w.info.started) for w in workers if w.info.zone == each]
-        found.append(decide(each, now, those, policy, recent))
+        up = [worker.info for worker in seen if worker.info.zone == each and worker.state == UP]
+        found.append(decide(each, now, [Running(w.name, w.active, w.started) for w in up], policy, recent))
     return found

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from . import assembly
@@ -14,12 +18,17 @@ from .errors import ConfigError, WorkerError
 from .formats.qemuimg import tool
 from .jobs.preflight import preflight
 from .qemu.boot import try_accelerator
-from .settings import Settings
+from .settings import LANES, Settings
 from .stream import Store
-from .units import human_size
+from .units import human_duration, human_size
 
 if TYPE_CHECKING:
+    from .ledger.figures import Lane
+    from .ledger.registry import Seen
     from .stores.s3 import S3Store
+
+#: Seconds after which a job that waits is worth a warning; failed jobs that are looked at.
+_WAITS_S, _FAILED = 900, 1000
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,17 @@ class Finding:
         return {"check": self.check, "ok": self.ok, "state": state, "detail": self.detail}
 
 
-def examine(settings: Settings) -> list[Finding]:
-    """Look at everything that the settings name; takes as long as the slowest time-out."""
+def examine(settings: Settings, file: str = "") -> list[Finding]:
+    """Look at everything that the settings name, and at the workers; takes as long as the slowest time-out.
+
+    *file* is where the settings come from.
+    """
+    nowhere = "no settings file: give --config FILE or set SSVM_CONFIG. Defaults and SSVM_… variables are in force"
     return [
-        Finding("settings", True, f"zone {settings.zone}"),
+        Finding("settings", True, f"{file or nowhere}; zone {settings.zone}", warning=not file),
         _look("state_dir", lambda: _state_dir(settings)),
         *_broker(settings),
+        *_workers(settings),
         *(_look(f"store {name}", lambda name=name: _store(settings, name)) for name in settings.stores),  # type: ignore[misc]
         *(_uploads(settings, name) for name, each in settings.stores.items() if each.url.startswith("s3://")),
         *_missing_stores(settings),
@@ -146,6 +160,59 @@ def _broker(settings: Settings) -> Iterator[Finding]:
     yield _look("broker", reach)
     for warning in warnings:
         yield Finding("broker durability", True, warning, warning=True)
+
+
+def _workers(settings: Settings) -> Iterator[Finding]:
+    """Whether jobs are run: of each zone with jobs or workers its workers, and what waits too long or has failed.
+
+    Without a broker there is no finding; another row tells that.
+    """
+    try:
+        with closing(assembly.open_figures(settings)) as figures, closing(assembly.open_registry(settings)) as registry:
+            lanes = [each for each in figures.lanes() if each.lane in LANES]
+            seen = registry.workers()
+        with assembly.open_ledger(settings) as ledger:
+            failed = ledger.page(state="failed", limit=_FAILED)
+    except WorkerError:
+        return
+    busy = {each.zone for each in lanes if each.counts.get("queued") or each.counts.get("running")}
+    for zone in sorted({settings.zone, *busy, *(each.info.zone for each in seen)}):
+        here = [each for each in lanes if each.zone == zone]
+        yield from _zone(zone, here, [each for each in seen if each.info.zone == zone], is_ours=zone == settings.zone)
+    recent = Counter((each.error or {}).get("error", "?") for each in failed if each.updated > time.time() - 3600)
+    if recent:
+        counts = ", ".join(f"{count} {name}" for name, count in recent.most_common())
+        yield Finding("jobs", True, f"failed in the last hour: {counts}. See `ssvm jobs --state failed`", warning=True)
+
+
+def _zone(zone: str, lanes: list[Lane], seen: list[Seen], *, is_ours: bool) -> Iterator[Finding]:
+    up = [each.info for each in seen if each.state == "Up" and each.info.connected]
+    queued = {each.lane: each.counts["queued"] for each in lanes if each.counts.get("queued")}
+    running = sum(each.counts.get("running", 0) for each in lanes)
+    start = f"Start one: systemctl start ssvm-worker@{zone}"
+    if not up:
+        last = max((each.seen for each in seen), default=0.0)
+        when = f"last seen {_moment(last)}" if last else "none was seen in the last 24 h"
+        what = f"zone {zone}: {sum(queued.values())} queued, {running} running, no worker is up ({when}). {start}"
+        yield Finding("workers", not (is_ours and (queued or running)), what, warning=True)
+    else:
+        active, capacity = sum(each.active for each in up), sum(each.capacity for each in up)
+        yield Finding("workers", True, f"zone {zone}: {len(up)} up, {active} of {capacity} places in use")
+        for lane in sorted(set(queued) - {each for info in up for each in info.lanes}):
+            what = f"zone {zone}: {queued[lane]} queued in lane {lane}, which no worker takes. Add it to worker.lanes"
+            yield Finding("workers", not is_ours, what, warning=True)
+    if down := [each for each in seen if each.state == "Down"]:
+        names = ", ".join(f"{each.info.name} since {_moment(each.seen)}" for each in down)
+        what = f"zone {zone}: killed or cut off: {names}. Look at their hosts and logs"
+        yield Finding("workers", True, what, warning=True)
+    for each in lanes:
+        if each.oldest_s > _WAITS_S:
+            what = f"zone {zone}: a job of lane {each.lane} waits for {human_duration(each.oldest_s)}. See `ssvm scale`"
+            yield Finding("jobs", True, what, warning=True)
+
+
+def _moment(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _store(settings: Settings, name: str) -> str:

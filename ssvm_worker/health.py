@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from .assembly import open_registry
 from .errors import WorkerError
 from .ledger.registry import DRAINING, UP, Seen
@@ -11,7 +13,8 @@ from .settings import Settings
 def unready(settings: Settings, host: str | None = None) -> str:
     """Why no job would be taken in the zone, or on that host alone; empty if one would."""
     try:
-        workers = open_registry(settings).workers(settings.zone)
+        with contextlib.closing(open_registry(settings)) as registry:
+            workers = registry.workers(settings.zone)
     except WorkerError as error:
         return str(error)
     there = [each for each in workers if host in (None, each.info.host)]
@@ -31,9 +34,25 @@ def dead(settings: Settings, host: str) -> str:
     A broker that is away is no reason: it would be away for the next worker too.
     """
     try:
-        workers = open_registry(settings).workers(settings.zone)
+        with contextlib.closing(open_registry(settings)) as registry:
+            workers = registry.workers(settings.zone)
     except WorkerError:
         return ""
     if any(each.info.host == host and each.state in (UP, DRAINING) for each in workers):
         return ""
     return f"No worker on {host} says that it lives"
+
+
+def idle(settings: Settings, zone: str, lane: str) -> str:
+    """Why no worker takes a job of that lane now; empty if one would, or if nobody knows."""
+    try:
+        with contextlib.closing(open_registry(settings)) as registry:
+            workers = registry.workers(zone)
+    except WorkerError:
+        return ""
+    up = [each.info for each in workers if each.state == UP and each.info.connected]
+    if not up:
+        return f"no worker of zone {zone} is up"
+    if not any(lane in each.lanes for each in up):
+        return f"no worker of zone {zone} takes lane {lane}"
+    return ""

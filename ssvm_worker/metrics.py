@@ -6,6 +6,8 @@ ssvm metrics --listen 127.0.0.1:9808  /metrics, /livez and /readyz, until SIGTER
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from socketserver import ThreadingMixIn
@@ -13,10 +15,11 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from . import assembly
-from .demand import decisions
-from .errors import ConfigError, WorkerError
+from .demand import decide_all
+from .errors import ConfigError, StoreUnavailable, WorkerError
 from .health import unready
 from .ledger.registry import DOWN, DRAINING, UP
+from .listening import Listener
 from .settings import Settings
 from .storewatch import StoreWatch, look_at_stores
 
@@ -29,13 +32,20 @@ except ImportError as error:
     ) from error
 
 
+#: Connections at once to the exporter: Prometheus and probes need a few.
+_CONNECTIONS = 32
+
+
 class Collector:
     """Asks the broker anew at each scrape; while that is away, ``ssvm_up`` is 0 and there is nothing else."""
 
-    def __init__(self, settings: Settings, stores: Callable[[], list[dict[str, Any]]]) -> None:
-        """*stores*: the rows of ``ssvm stores --json``."""
+    def __init__(
+        self, settings: Settings, stores: Callable[[], list[dict[str, Any]]], looked: Callable[[], float] = time.time
+    ) -> None:
+        """*stores*: the rows of ``ssvm stores --json``; *looked*: when they were seen, 0 for never."""
         self._settings = settings
-        self._stores = stores
+        self._stores, self._looked = stores, looked
+        self._ledger = assembly.open_ledger(settings)
         self._figures = assembly.open_figures(settings)
         self._registry = assembly.open_registry(settings)
 
@@ -48,6 +58,8 @@ class Collector:
         yield _gauge("ssvm_up", "Whether the broker answers", [], [([], bool(found))])
         yield from found
         yield from _store_metrics(self._stores())
+        text = "When the image stores were examined last"
+        yield _gauge("ssvm_stores_examined_timestamp_seconds", text, [], [([], self._looked())])
 
     def _jobs(self) -> Iterator[Metric]:
         lanes = self._figures.lanes()
@@ -55,6 +67,7 @@ class Collector:
         yield _gauge("ssvm_jobs", "Jobs in the ledger", ["state", "lane", "zone"], counts)
         oldest = [([each.lane, each.zone], each.oldest_s) for each in lanes]
         yield _gauge("ssvm_queue_oldest_seconds", "Age of the oldest job that waits", ["lane", "zone"], oldest)
+        yield _gauge("ssvm_callbacks_pending", "Callbacks to deliver", [], [([], self._figures.callbacks())])
         names = ["job", "lane", "zone", "state", "error"]
         yield _counter("ssvm_jobs_ended", "Jobs that have ended", names, self._figures.endings().items())
         yield _counter("ssvm_bytes", "Bytes that ended jobs have moved", ["job", "zone"], self._figures.moved().items())
@@ -62,27 +75,31 @@ class Collector:
     def _running(self) -> Iterator[Metric]:
         claims: Counter[tuple[str, str]] = Counter()
         rates: Counter[tuple[str, str]] = Counter()
-        with assembly.open_ledger(self._settings) as ledger:
-            for record in ledger.page(state="running", limit=1000):
-                claims[record.job, record.zone] += 1
-                rates[record.job, record.zone] += int((record.progress or {}).get("rate") or 0)
+        running = sum(each.counts.get("running", 0) for each in self._figures.lanes())
+        for record in self._ledger.page(state="running", limit=max(running, 1)):
+            claims[record.job, record.zone] += 1
+            rates[record.job, record.zone] += int((record.progress or {}).get("rate") or 0)
         yield _gauge("ssvm_claims", "Jobs that a worker holds", ["job", "zone"], claims.items())
         text = "Bytes a second of all jobs that run"
         yield _gauge("ssvm_rate_bytes_per_second", text, ["job", "zone"], rates.items())
 
     def _workers(self) -> Iterator[Metric]:
         seen = self._registry.workers()
+        wanted = decide_all(self._settings, self._figures, self._registry)
         states: Counter[tuple[str, str]] = Counter((each.info.zone, each.state) for each in seen)
-        for zone in {each.info.zone for each in seen}:
+        capacity: Counter[tuple[str, ...]] = Counter()
+        # A worker that ends in good order leaves nothing behind, so that its zone must be told by its jobs: an alert
+        # sees a 0, and cannot see what is absent.
+        for zone in {each.zone for each in wanted} | {each.info.zone for each in seen}:
+            capacity[zone,] += 0
             for state in (UP, DRAINING, DOWN):
                 states[zone, state] += 0
         yield _gauge("ssvm_workers", "Workers by what they say of themselves", ["zone", "state"], states.items())
-        capacity: Counter[tuple[str, ...]] = Counter()
         for each in seen:
             capacity[each.info.zone,] += each.info.capacity if each.state == UP else 0
         yield _gauge("ssvm_worker_capacity", "Jobs at once of all workers that are up", ["zone"], capacity.items())
-        wanted = [([each.zone], each.desired) for each in decisions(self._settings)]
-        yield _gauge("ssvm_workers_desired", "Workers that there should be", ["zone"], wanted)
+        desired = [([each.zone], each.desired) for each in wanted]
+        yield _gauge("ssvm_workers_desired", "Workers that there should be", ["zone"], desired)
 
     def _slots(self) -> Iterator[Metric]:
         held = [([name], count) for name, count in self._figures.slots().items()]
@@ -124,16 +141,45 @@ def _counter(name: str, text: str, labels: list[str], values: Values) -> Metric:
 
 def text(settings: Settings, settings_file: str | None) -> str:
     """All of it once, in Prometheus' text format."""
+    try:
+        rows, looked = look_at_stores(settings_file), time.time()
+    except StoreUnavailable:
+        rows, looked = [], 0.0
     registry = CollectorRegistry()
-    registry.register(Collector(settings, lambda: look_at_stores(settings_file)))
+    registry.register(Collector(settings, lambda: rows, lambda: looked))
     return generate_latest(registry).decode()
 
 
-class _Server(ThreadingMixIn, WSGIServer):
+class Exporter(ThreadingMixIn, WSGIServer):
+    """A thread for each connection; the listener bounds their number."""
+
     daemon_threads = True
+    #: Of the kernel's queue.
+    request_queue_size = 64
+
+    def server_bind(self) -> None:
+        """Bind, and accept with a limit."""
+        super().server_bind()
+        self.socket: Listener = Listener(self.socket, _CONNECTIONS, _CONNECTIONS)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that leaves or stalls is not worth a line; what else goes wrong is."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
-class _Quiet(WSGIRequestHandler):
+class _Handler(WSGIRequestHandler):
+    #: Seconds for which a read or a write may wait.
+    timeout = 10
+
+    def parse_request(self) -> bool:
+        """Read the headers; from then on no newcomer ends this connection."""
+        found = super().parse_request()
+        server = self.server
+        assert isinstance(server, Exporter)
+        server.socket.place(self.connection.fileno()).kept = found
+        return found
+
     def log_message(self, format: str, *args: Any) -> None:
         """A scrape every few seconds is no news."""
 
@@ -141,7 +187,8 @@ class _Quiet(WSGIRequestHandler):
 def server(settings: Settings, settings_file: str | None, host: str, port: int) -> WSGIServer:
     """An HTTP server with /metrics, /livez (it answers) and /readyz (the broker answers, a worker is up)."""
     registry = CollectorRegistry()
-    registry.register(Collector(settings, StoreWatch(settings_file).rows))
+    watch = StoreWatch(settings_file)
+    registry.register(Collector(settings, watch.rows, lambda: watch.looked))
     metrics = make_wsgi_app(registry)
 
     def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
@@ -155,4 +202,4 @@ def server(settings: Settings, settings_file: str | None, host: str, port: int) 
         start("503 Service Unavailable" if wrong else "200 OK", [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{wrong or 'ok'}\n".encode()]
 
-    return make_server(host, port, app, _Server, _Quiet)
+    return make_server(host, port, app, Exporter, _Handler)

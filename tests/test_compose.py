@@ -139,6 +139,21 @@ def test_settings_of_every_service() -> None:
         assert {*hosts, *(each.host for each in settings.vcenters.values())} <= set(SERVICES)
 
 
+def test_flower_sees_the_stores_of_the_worker() -> None:
+    """Flower's table of stores is about those that the worker uses, and it has their directory."""
+    worker, flower = (
+        {key: value for key, value in SERVICES[name]["environment"].items() if key.startswith("SSVM_STORES")}
+        for name in ("worker", "flower")
+    )
+    assert flower == worker
+    assert [each.split(":")[:2] for each in SERVICES["flower"]["volumes"]] == [["secondary", "/srv/secondary"]]
+
+
+def test_health_check_asks_for_the_worker_alone() -> None:
+    """A vCenter or a store that is down makes no worker unhealthy, and no probe logs in to any."""
+    assert SERVICES["worker"]["healthcheck"]["test"] == ["CMD", "ssvm", "health"]
+
+
 def test_grace_is_longer_than_drain() -> None:
     """Compose waits longer for a worker than the worker for its jobs."""
     grace = int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
@@ -165,6 +180,21 @@ def test_worker_runs_the_documented_message(world: World) -> None:
     assert await_it("the job", ended, worker, world.log("worker")).state == "succeeded"
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.e2e
+def test_health_check(world: World) -> None:
+    """The worker's health check ends with 0 while the worker lives, and with another status after it was killed."""
+    worker = world.start("worker")
+    command = SERVICES["worker"]["healthcheck"]["test"][1:]
+
+    def healthy() -> bool:
+        return subprocess.run(command, env=world.environment("worker"), capture_output=True).returncode == 0
+
+    await_it("healthy", healthy, worker, world.log("worker"))
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(PATIENCE_S) == 0
+    assert not healthy()
 
 
 @pytest.mark.e2e

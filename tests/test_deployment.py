@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ssvm_worker.cli import make_parser
-from ssvm_worker.config import parse
+from ssvm_worker.config import load, parse
 from ssvm_worker.settings import Scaling
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
@@ -62,6 +62,39 @@ def test_settings_are_ours() -> None:
             table[key] = each["value"]
         values.pop("config")
         parse(values, "the manifest")
+
+
+def kubelet(pod: dict[str, Any]) -> dict[str, str]:
+    """The variables of Services that kubelet gives each container of the pod, as Docker links had them."""
+    named = {
+        each["metadata"]["name"]: each["spec"]["ports"][0]["port"] for each in manifests() if each["kind"] == "Service"
+    }
+    found = {"kubernetes": 443} | (named if pod.get("enableServiceLinks", True) else {})
+    given = {}
+    for name, port in found.items():
+        prefix, url = name.upper().replace("-", "_"), f"tcp://10.96.0.7:{port}"
+        given |= {f"{prefix}_SERVICE_HOST": "10.96.0.7", f"{prefix}_SERVICE_PORT": str(port), f"{prefix}_PORT": url}
+        given |= {f"{prefix}_PORT_{port}_TCP": url, f"{prefix}_PORT_{port}_TCP_PROTO": "tcp"}
+        given |= {f"{prefix}_PORT_{port}_TCP_ADDR": "10.96.0.7", f"{prefix}_PORT_{port}_TCP_PORT": str(port)}
+    return given
+
+
+def test_settings_beside_what_kubelet_sets() -> None:
+    """The settings load in each pod, whatever variables kubelet adds for the Services of its namespace."""
+    pods = [each["spec"]["template"]["spec"] for each in manifests() if each["kind"] == "Deployment"]
+    for pod in pods:
+        for container in pod["containers"]:
+            given = {each["name"]: each["value"] for each in container["env"] if each["name"] != "SSVM_CONFIG"}
+            assert load(None, kubelet(pod) | given).zone == "zone1"
+
+
+def test_image_has_what_a_worker_uses() -> None:
+    """The image has each extra but those of a machine without a broker, and the programs that stores call."""
+    text = (CONFIG.parent / "Dockerfile").read_text()
+    project = tomllib.loads((CONFIG.parent / "pyproject.toml").read_text())["project"]
+    for line in re.findall(r"RUN uv sync .*", text):
+        assert set(re.findall(r"--extra (\S+)", line)) == set(project["optional-dependencies"]) - {"embedded", "demo"}
+    assert {"nfs-common", "qemu-utils", "gpgv"} <= set(re.findall(r"[\w-]+", text))
 
 
 def test_a_worker_with_work_may_end_it() -> None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ssvm_worker import cli
+from ssvm_worker.config import parse
 from ssvm_worker.doctor import Finding, examine
+from ssvm_worker.ledger import INBOUND, Ledger, NewJob
+from ssvm_worker.ledger.registry import Registry, WorkerInfo
 from ssvm_worker.settings import Settings
 from tests.neighbours import free_port, missing
+from tests.servers.broker import Broker
 from tests.servers.rclone import RcloneS3
 from tests.servers.s3 import S3Server
 
@@ -82,3 +88,143 @@ def test_s3_that_may_not_be_written(rclone_s3: RcloneS3, tmp_path: Path) -> None
     store, uploads = archive(rclone_s3, tmp_path, "no-such-bucket")
     assert (store.ok, uploads.ok) == (False, True)
     assert "no-such-bucket" in store.detail
+
+
+JOB = NewJob("j1", "download", "z", "download", {"url": "http://x/y"})
+WORKER = WorkerInfo("w1", "host", "z", ("download",), 4, "1.0", started=1.0, every_s=1e6)
+
+
+class Site:
+    """A broker, and what doctor says of workers and jobs."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.settings = parse({"zone": "z", "broker": {"url": broker.url, "prefix": broker.prefix}}, "the test")
+        self.registry = Registry(broker.url, prefix=broker.prefix)
+        self.ledger = Ledger(broker.url, prefix=broker.prefix, claim_s=1000)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """State and detail."""
+        found = [each.as_dict() for each in examine(self.settings)]
+        return [(each["state"], each["detail"]) for each in found if each["check"] in ("workers", "jobs")]
+
+
+@pytest.fixture
+def site(broker: Broker) -> Site:
+    """One without jobs and workers."""
+    return Site(broker)
+
+
+def test_no_worker(site: Site) -> None:
+    """Jobs that wait where no worker is up are a failure that says how to start one."""
+    site.ledger.submit(JOB)
+    [(state, detail)] = site.rows()
+    assert state == "FAILED"
+    assert "zone z: 1 queued, 0 running, no worker is up (none was seen in the last 24 h)" in detail
+    assert "systemctl start ssvm-worker@z" in detail
+
+
+def test_running_without_a_worker(site: Site) -> None:
+    """A job that runs by the ledger, and whose worker is gone, is a failure too."""
+    site.ledger.submit(JOB)
+    assert site.ledger.claim("j1", "w1")
+    assert [state for state, _ in site.rows()] == ["FAILED"]
+
+
+def test_a_worker_is_up(site: Site) -> None:
+    """Where a worker is up that takes the jobs, all is well."""
+    site.ledger.submit(JOB)
+    site.registry.beat(replace(WORKER, active=1))
+    assert site.rows() == [("ok", "zone z: 1 up, 1 of 4 places in use")]
+
+
+@pytest.mark.parametrize("change", [{"draining": True}, {"connected": False}])
+def test_a_worker_that_takes_nothing(site: Site, change: dict[str, bool]) -> None:
+    """A worker that drains, or that no message reaches, is not up, and is told as the last that was seen."""
+    site.ledger.submit(JOB)
+    site.registry.beat(replace(WORKER, **change))  # type: ignore[arg-type]
+    [(state, detail)] = site.rows()
+    assert (state, "last seen 20" in detail) == ("FAILED", True)
+
+
+def test_a_lane_that_no_worker_takes(site: Site) -> None:
+    """Jobs of a lane that no worker takes are a failure."""
+    site.ledger.submit(replace(JOB, lane="backup"))
+    site.registry.beat(WORKER)
+    assert [state for state, _ in site.rows()] == ["ok", "FAILED"]
+    assert "lane backup, which no worker takes" in site.rows()[1][1]
+
+
+def test_another_zone_without_a_worker(site: Site) -> None:
+    """Jobs of another zone without workers are a warning: it may be a typing error, and it is not this zone's."""
+    site.ledger.submit(replace(JOB, zone="zoneX"))
+    site.registry.beat(WORKER)
+    assert [(state, "zone zoneX: 1 queued" in detail) for state, detail in site.rows()] == [
+        ("ok", False),
+        ("warning", True),
+    ]
+
+
+def test_nothing_to_do(site: Site) -> None:
+    """Without jobs a zone without workers is only a warning, as an upload that waits for its sender is none."""
+    site.ledger.submit(replace(JOB, lane=INBOUND))
+    assert [state for state, _ in site.rows()] == ["warning"]
+
+
+def test_down_old_and_failed(site: Site) -> None:
+    """Workers that were killed, jobs that wait for long, and jobs that failed lately are warnings."""
+    site.ledger.submit(JOB)
+    site.ledger.submit(replace(JOB, job_id="fails"))
+    claim = site.ledger.claim("fails", "w")
+    assert claim
+    site.ledger.finish(claim, "failed", error={"error": "StoreFull"})
+    site.registry.beat(WORKER)
+    site.registry.beat(replace(WORKER, name="w2", every_s=1.0))
+    client, prefix = site.registry._redis, site.registry._key.removesuffix("ssvm.workers")
+    client.zincrby(f"{prefix}ssvm.workers:seen", -3600, "w2")
+    client.zincrby(f"{prefix}ssvm.ledger:in:queued z download", -3600, "j1")
+    rows = site.rows()
+    assert [state for state, _ in rows] == ["ok", "warning", "warning", "warning"]
+    for (_, detail), part in zip(rows[1:], ["cut off: w2 since", "waits for", "1 StoreFull"], strict=True):
+        assert part in detail
+
+
+def test_exit_status_and_settings_file(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The row of the settings names their file, or warns that there is none; a failure is the exit status 1."""
+    file = tmp_path / "worker.toml"
+    broker = site.settings.broker
+    (tmp_path / "store").mkdir()
+    file.write_text(
+        f'zone = "z"\n[broker]\nurl = "{broker.url.get_secret_value()}"\nprefix = "{broker.prefix}"\n'
+        f'[stores.primary]\nurl = "file://{tmp_path}/store"\n'
+    )
+    assert cli.main(["doctor", "--config", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0] == {
+        "check": "settings",
+        "ok": True,
+        "state": "ok",
+        "detail": f"{file}; zone z",
+    }
+    site.ledger.submit(JOB)
+    assert cli.main(["doctor", "--config", str(file)]) == 1
+    assert "no worker is up" in capsys.readouterr().out
+    [first, *_] = examine(site.settings)
+    assert (first.warning, "SSVM_CONFIG" in first.detail) == (True, True)
+
+
+def test_submit_warns(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ssvm submit` says on standard error that no worker takes the job now."""
+    file, broker = tmp_path / "worker.toml", site.settings.broker
+    (tmp_path / "store").mkdir()
+    file.write_text(
+        f'zone = "z"\n[broker]\nurl = "{broker.url.get_secret_value()}"\nprefix = "{broker.prefix}"\n'
+        f'[stores.primary]\nurl = "file://{tmp_path}/store"\n'
+    )
+    words = ["submit", "delete", "--account", "2", "--id", "7", "--stores", "primary", "--config", str(file)]
+    assert cli.main([*words, "--zone", "zoneX"]) == 0
+    assert "no worker of zone zoneX is up" in capsys.readouterr().err
+    site.registry.beat(WORKER)
+    assert cli.main([*words, "--id", "8"]) == 0
+    assert "no worker of zone z takes lane maintenance" in capsys.readouterr().err
+    site.registry.beat(replace(WORKER, lanes=("maintenance",)))
+    assert cli.main([*words, "--id", "9"]) == 0
+    assert capsys.readouterr().err == ""

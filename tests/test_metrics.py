@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -16,18 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ssvm_worker import health, metrics
+from ssvm_worker import assembly, health, metrics, storewatch
 from ssvm_worker.config import parse
-from ssvm_worker.ledger import Ledger, NewJob
+from ssvm_worker.errors import StoreUnavailable
+from ssvm_worker.ledger import INBOUND, Ledger, NewJob
 from ssvm_worker.ledger.registry import Registry, WorkerInfo
 from ssvm_worker.ledger.slots import SharedSlots
 from ssvm_worker.settings import Settings
 from tests.neighbours import free_port, missing
 from tests.servers.broker import Broker
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 JOB = NewJob("j1", "download", "z", "download", {"url": "http://x/y"})
@@ -68,10 +71,10 @@ def busy(broker: Broker, registry: Registry) -> Iterator[Ledger]:
             yield ledger
 
 
-def samples(settings: Settings) -> Samples:
+def samples(settings: Settings, stores: list[dict[str, Any]] = STORES) -> Samples:
     """Every sample that is scraped."""
     found = CollectorRegistry()
-    found.register(metrics.Collector(settings, lambda: STORES))
+    found.register(metrics.Collector(settings, lambda: stores))
     families = text_string_to_metric_families(generate_latest(found).decode())
     return {(each.name, tuple(sorted(each.labels.items()))): each.value for one in families for each in one.samples}
 
@@ -140,6 +143,142 @@ def test_rules_are_valid() -> None:
     subprocess.run([promtool, "check", "config", str(CONFIG / "prometheus/prometheus.yml")], check=True)
 
 
+#: What fires for each situation, and nothing else, at the end of 40 minutes of it. A minute of promtool is a sample.
+SITUATIONS: dict[str, tuple[str, set[str]]] = {
+    "stopped": (
+        "jobs wait, and the last worker was stopped in good order",
+        {"SsvmNoWorker", "SsvmTooFewWorkers", "SsvmQueueWaits"},
+    ),
+    "killed": ("the only worker was killed", {"SsvmNoWorker", "SsvmTooFewWorkers", "SsvmWorkerDown"}),
+    "idle": ("a worker is up, and nothing waits", set()),
+    "upload": ("an upload waits for its sender", set()),
+    "over": ("all jobs of a zone have ended, and it has no worker", set()),
+}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_alerts(settings: Settings, broker: Broker, registry: Registry, tmp_path: Path, situation: str) -> None:
+    """From what `ssvm metrics` says in a situation, exactly the alerts of that situation fire."""
+    own = WORKER if situation == "killed" else replace(WORKER, every_s=1e9)
+    if situation != "stopped":
+        registry.beat(replace(own, capacity=8))
+    if situation == "stopped":
+        registry.beat(WORKER)
+        registry.leave(WORKER.name)
+    if situation == "killed":
+        shift(broker, registry, 3600)
+    settings = settings.model_copy(
+        update={"scaling": settings.scaling.model_copy(update={"standby": 0, "sessions": 8})}
+    )
+    with Ledger(broker.url, prefix=broker.prefix) as ledger:
+        if situation == "stopped":
+            ledger.submit(JOB)
+        if situation == "upload":
+            ledger.submit(replace(JOB, lane=INBOUND))
+        if situation == "over":
+            ledger.submit(replace(JOB, zone="typo"))
+            ledger.cancel(JOB.job_id, "the test")
+    _, expected = SITUATIONS[situation]
+    check_alerts(samples(settings, STORES[:1]), expected, tmp_path)
+
+
+def shift(broker: Broker, registry: Registry, seconds: float) -> None:
+    """All workers were last heard of so long ago."""
+    registry._redis.zincrby(f"{broker.prefix}ssvm.workers:seen", -seconds, WORKER.name)
+    assert [each.state for each in registry.workers()] == ["Down"]
+
+
+def check_alerts(found: Samples, expected: set[str], directory: Path, minutes: int = 41) -> None:
+    """promtool runs the rules over these samples for so long; exactly the expected alerts fire at the end."""
+    if not (promtool := shutil.which("promtool")):
+        missing("promtool", "install Debian's prometheus")
+    rules = CONFIG / "prometheus/ssvm-rules.yml"
+    series = [
+        {"series": f"{name}{{{','.join(f'{key}={json.dumps(text)}' for key, text in labels)}}}",
+         "values": moving(name, value)}
+        for (name, labels), value in found.items()
+    ]  # fmt: skip
+    names = [each["alert"] for each in yaml.safe_load(rules.read_text())["groups"][0]["rules"]]
+    checks = [
+        {"expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}})', "eval_time": f"{minutes}m",
+         "exp_samples": [{"labels": "{}", "value": 1}] if name in expected else []}
+        for name in names
+    ]  # fmt: skip
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": checks}
+    file = directory / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [test]}))
+    done = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def moving(name: str, value: float) -> str:
+    """The samples of a series over an hour: ages and moments grow, all else stands."""
+    if name == "ssvm_queue_oldest_seconds" and value:
+        return f"{value}+60x60"
+    return f"{0 if name.endswith('timestamp_seconds') else value}+{60 if name.endswith('timestamp_seconds') else 0}x60"
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "values", "alert"),
+    [
+        ("ssvm_up", {}, "0x60", "SsvmBrokerAway"),
+        ("ssvm_store_up", {"store": "a"}, "0x60", "SsvmStoreDown"),
+        ("ssvm_store_breaker", {"store": "a", "state": "open"}, "1x60", "SsvmStoreBreakerOpen"),
+        ("ssvm_stores_examined_timestamp_seconds", {}, "0x60", "SsvmStoresNotExamined"),
+        ("ssvm_callbacks_pending", {}, "3x120", "SsvmCallbacksFail"),
+    ],
+)
+def test_alerts_of_one_figure(tmp_path: Path, name: str, labels: dict[str, str], values: str, alert: str) -> None:
+    """A figure that stays wrong fires its alert."""
+    rules = CONFIG / "prometheus/ssvm-rules.yml"
+    text = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    end = "100m" if "120" in values else "41m"
+    check = {"expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})', "eval_time": end,
+             "exp_samples": [{"labels": "{}", "value": 1}]}  # fmt: skip
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": f"{name}{{{text}}}", "values": values}],
+        "promql_expr_test": [check],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [test]}))
+    if not (promtool := shutil.which("promtool")):
+        missing("promtool", "install Debian's prometheus")
+    done = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_all_that_run(settings: Settings, broker: Broker) -> None:
+    """Every running job counts, however many there are."""
+    with Ledger(broker.url, prefix=broker.prefix, claim_s=1000) as ledger:
+        for number in range(1010):
+            ledger.submit(replace(JOB, job_id=f"j{number}"))
+            assert ledger.claim(f"j{number}", "w")
+    assert samples(settings)["ssvm_claims", (("job", "download"), ("zone", "z"))] == 1010
+
+
+def test_a_scrape_opens_no_connection(settings: Settings) -> None:
+    """An exporter that is scraped again and again keeps the connections that it has."""
+    collector = metrics.Collector(settings, list)
+    list(collector.collect())
+    client = assembly.open_links(settings)._redis  # the one that counts
+    before = client.info("stats")["total_connections_received"]
+    for _ in range(5):
+        list(collector.collect())
+    assert client.info("stats")["total_connections_received"] == before
+
+
+def test_stores_that_cannot_be_examined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no process can start, the watch lives on and says nothing of the stores, and when it last saw them."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(StoreUnavailable, match="cannot be examined"):
+        storewatch.look_at_stores(None)
+    watch = storewatch.StoreWatch(None)
+    [thread] = [each for each in threading.enumerate() if each.name == "stores" and each.is_alive()][-1:]
+    thread.join(0.5)  # long enough for one look; on a slower machine the thread is alive all the more
+    assert (thread.is_alive(), watch.rows(), watch.looked) == (True, [], 0.0)
+
+
 def test_every_alert_has_its_line() -> None:
     """An alert without a line on what to do is only noise."""
     rules = (CONFIG / "prometheus/ssvm-rules.yml").read_text()
@@ -186,3 +325,13 @@ def test_probes(settings: Settings, registry: Registry) -> None:
     registry.beat(WORKER)
     assert health.unready(settings, host) == ""
     assert "there is none" in health.unready(settings, "another")
+
+
+def test_silent_connections(address: str) -> None:
+    """Silent connections, however many, neither hold a thread each nor keep Prometheus out."""
+    host, port = address.removeprefix("http://").split(":")
+    peers = [socket.create_connection((host, int(port))) for _ in range(200)]
+    assert get(f"{address}/livez") == (200, "ok\n")
+    until(lambda: len([each for each in threading.enumerate() if "process_request" in each.name]) <= 32, "they end")
+    for peer in peers:
+        peer.close()

@@ -6,8 +6,10 @@ import argparse
 import getpass
 import json
 import os
+import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import assembly, config
@@ -25,7 +27,6 @@ if TYPE_CHECKING:  # redis takes a third of the time in which `ssvm run` starts,
     from ssvm_worker.ledger import Ledger, Record
 
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
-_ENDED = ("succeeded", "failed", "cancelled")
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -68,14 +69,18 @@ def _ring(settings: Settings, record: Record) -> None:
 
 
 def _submit(args: argparse.Namespace, output: Output) -> int:
+    from ssvm_worker.health import idle  # redis comes with it
+
     settings = config.load(args.config)
     new = assembly.new_job(settings, args.job, read_request(args, args.job.Request), zone=args.zone or "")
     with assembly.open_ledger(settings) as ledger:
         record, is_new = ledger.submit(replace(new, traceparent=traceparent(os.environ.get("TRACEPARENT"))))
         if is_new:
             _ring(settings, record)
+        if record.state == "queued" and (why := idle(settings, record.zone, record.lane)):
+            print(f"ssvm: the job waits: {why}. See `ssvm workers` and `ssvm doctor`", file=sys.stderr)
         if args.wait:
-            return _follow(ledger, new.job_id, output)
+            return _follow(ledger, new.job_id, output, settings)
         output.result(
             assembly.shown(record), f"{record.state}  {new.job_id}\nfollow it with: ssvm job {new.job_id} --follow"
         )
@@ -109,9 +114,10 @@ def _done(progress: Any) -> str:
 
 
 def _job(args: argparse.Namespace, output: Output) -> int:
-    with assembly.open_ledger(config.load(args.config)) as ledger:
+    settings = config.load(args.config)
+    with assembly.open_ledger(settings) as ledger:
         if args.follow:
-            return _follow(ledger, args.job_id, output)
+            return _follow(ledger, args.job_id, output, settings)
         record = assembly.shown(ledger.get(args.job_id))
     output.result(record, json.dumps(record, indent=2, ensure_ascii=False))
     return 0
@@ -141,18 +147,32 @@ def _actor() -> str:
         return "ssvm"
 
 
-def _follow(ledger: Ledger, job_id: str, output: Output) -> int:
+def _follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> int:
     """Show a bar until the job has ended; print its record; the exit status is the job's."""
     bar = Bar(job_id[:16], disable=output.as_json)
     try:
-        while (record := assembly.shown(ledger.get(job_id)))["state"] not in _ENDED:
-            bar.show(record["progress"] or {"stage": record["state"], "bytes": 0})
+        while not (known := ledger.get(job_id)).ended:
+            progress = known.progress or {"bytes": 0}
+            is_queued = known.state == "queued"
+            bar.show({"stage": known.state} | progress | ({"stage": _waits(settings, known)} if is_queued else {}))
             time.sleep(0.5)
+        record = assembly.shown(known)
         bar.show((record["progress"] or {"bytes": 0}) | {"stage": record["state"]})
     finally:
         bar.close()
     output.result(record, _ending(record))
     return _exit_code(record)
+
+
+def _waits(settings: Settings, record: Record) -> str:
+    """Why a queued job does not run."""
+    from ssvm_worker.health import idle
+
+    if record.waits_for:
+        return f"queued: {record.waits_for} is in use"
+    if record.not_before > time.time():
+        return f"queued: next try at {datetime.fromtimestamp(record.not_before, UTC).strftime('%H:%M:%S UTC')}"
+    return f"queued: {idle(settings, record.zone, record.lane) or 'workers are busy'}"
 
 
 def _ending(record: dict[str, Any]) -> str:

@@ -100,7 +100,9 @@ def _doctor(args: argparse.Namespace, output: Output) -> int:
         raise misused(InvalidRequest("Which vCenter is the VM on?", "--vm", "Give --vcenter NAME too"))
     try:
         settings = config.load(args.config)
-        findings = doctor.examine_vcenter(settings, args.vcenter, args.vm) if args.vcenter else _examine_all(settings)
+        findings = (
+            doctor.examine_vcenter(settings, args.vcenter, args.vm) if args.vcenter else _examine_all(settings, args)
+        )
     except ConfigError as error:
         findings = [doctor.Finding("settings", False, str(error))]
     rows = [finding.as_dict() for finding in findings]
@@ -108,8 +110,8 @@ def _doctor(args: argparse.Namespace, output: Output) -> int:
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-def _examine_all(settings: Settings) -> list[doctor.Finding]:
-    found = doctor.examine(settings)
+def _examine_all(settings: Settings, args: argparse.Namespace) -> list[doctor.Finding]:
+    found = doctor.examine(settings, args.config or os.environ.get("SSVM_CONFIG", ""))
     if settings.broker.messages:
         from tasks.queues import examine  # Celery takes half a second to import
 

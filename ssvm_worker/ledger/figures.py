@@ -77,6 +77,11 @@ class Figures:
                 pipe.zcount(name, now, "+inf")
             return {name.removeprefix(prefix): count for name, count in zip(names, pipe.execute(), strict=True)}
 
+    def callbacks(self) -> int:
+        """How many jobs have ended whose callback is still to be delivered."""
+        with translated(self._url):
+            return int(self._redis.zcard(self._prefix + "callbacks"))
+
     def demand(self, zone: str, workers: int, window_s: float) -> int:
         """Note how many workers a zone needs now; returns the most that it needed within *window_s*."""
         with translated(self._url):
