@@ -20,7 +20,6 @@ _RESERVED: tuple[tuple[_Network, str], ...] = tuple(
         ("100.64.0.0/10", "a carrier-grade NAT address"),
         ("127.0.0.0/8", "a loopback address"),
         ("169.254.0.0/16", "a link-local (cloud metadata) address"),
-        ("168.63.129.16/32", "a cloud metadata address"),
         ("172.16.0.0/12", "a private address"),
         ("192.88.99.0/24", "a 6to4 relay address"),
         ("192.168.0.0/16", "a private address"),
@@ -37,14 +36,15 @@ _RESERVED: tuple[tuple[_Network, str], ...] = tuple(
         ("ff00::/8", "a multicast address"),
     )
 )
-#: Services that give credentials to whoever asks from a machine of theirs: AWS (with ECS), Azure, GCP, Oracle, Alibaba.
-_METADATA = {
-    ipaddress.ip_address(each)
-    for each in (
-        *("169.254.169.254", "169.254.170.2", "168.63.129.16", "192.0.0.192", "100.100.100.200"),
+#: Metadata services of clouds: EC2 and most others, ECS tasks, Azure, Alibaba, Oracle, EC2 and GCE over IPv6. They
+#: give credentials to whoever asks, so no setting allows them.
+_METADATA = frozenset(
+    ipaddress.ip_address(address)
+    for address in (
+        *("169.254.169.254", "169.254.170.2", "169.254.170.23", "168.63.129.16", "100.100.100.200", "192.0.0.192"),
         *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254"),
     )
-}
+)
 #: All that IANA has given out as global unicast so far (RFC 4291, 2.4).
 _UNICAST6 = ipaddress.IPv6Network("2000::/3")
 #: The well-known prefix of NAT64 (RFC 6052): the last 32 bits are the IPv4 address that is reached.
@@ -53,7 +53,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 @dataclass(frozen=True)
 class AddressRule:
-    """Only public addresses, and those of the networks listed (CIDR), but never a cloud's metadata service.
+    """Allow public addresses and those of the networks listed (CIDR), but never a cloud's metadata service.
 
     Raises ConfigError for what is no network.
     """

@@ -224,7 +224,8 @@ class Outside:
 
     def _upload_values(self) -> dict[str, Any]:
         upload = self.settings.upload
-        rule = AddressRule(upload.allow_networks) if upload.allow_networks else None
+        allowed = upload.allow_networks
+        rule = AddressRule(self.settings.download.allow_networks if allowed is None else allowed)
         return {"rule": rule, "http_ca_file": str(upload.ca_file) if upload.ca_file else None}
 
     def _s3_values(self, url: str, name: str | None, allow_stores: Collection[str] | None = None) -> dict[str, Any]:

@@ -172,9 +172,10 @@ class Download(SecretFields):
 
 
 class Upload(Section):
-    """Where uploads may go: anywhere, as destinations are the management server's, unless networks are listed."""
+    """Where uploads by HTTP may go."""
 
-    allow_networks: Networks = ()
+    #: Uploads go to public addresses only, and to these; those of downloads when absent.
+    allow_networks: Networks | None = None
     ca_file: Path | None = None
 
 

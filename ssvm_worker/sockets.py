@@ -7,10 +7,12 @@ they were talking to, and translate. Standard library only.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,27 +59,35 @@ class Watch:
         self.min_rate = min_rate
         #: Seconds in which a read found nothing and waited: a reader that is itself late finds its bytes there.
         self.starved = 0.0
-        self._unchecked = self._quiet = self._window = 0.0
+        #: By the monotonic clock: when a wait ends with Stalled though bytes move.
+        self.deadline = math.inf
+        self._check_at = self._quiet = self._window = 0.0
         self._moved = 0
 
     def wait(self, move: Callable[[], int]) -> int:
         """Repeat *move*, which times out after a TICK, until it has moved bytes; returns its result (0: the end).
 
-        Raises Stalled, and within two ticks what *check* raises.
+        Raises Stalled, and within two ticks what *check* raises, whether bytes move or not.
         """
         while True:
             started = time.monotonic()
             moved = _moved(move)
+            self.look()
             self.spent(time.monotonic() - started, moved or 0)
             if moved is not None:
                 return moved
 
+    def look(self) -> None:
+        """Call *check* once in a TICK; Stalled after the deadline."""
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + TICK
+            self.check()
+        if now > self.deadline:
+            raise Stalled(f"What was waited for did not come within {self.stall_s:g} s, though bytes moved")
+
     def spent(self, seconds: float, moved: int = 0) -> None:
         """Account for a wait that moved so many bytes."""
-        self._unchecked += seconds
-        if self._unchecked >= TICK:
-            self._unchecked = 0.0
-            self.check()
         self._quiet = 0.0 if moved else self._quiet + seconds
         self._window += seconds
         self._moved += moved
@@ -187,23 +197,15 @@ class WatchedTLSSocket(WatchedSocket):
 
     def handshake(self) -> None:
         """Agree with the peer, which is who it should be; ssl.SSLError, Stalled, what the watch's check raises."""
-        started = time.monotonic()
-
-        def step() -> None:
-            # Called for each piece that comes: a peer that sends byte after byte must not hold us either.
-            self.watch.check()
-            if time.monotonic() - started > self.watch.stall_s:
-                raise Stalled(f"The TLS handshake was not over after {self.watch.stall_s:g} s")
-            self._tls.do_handshake()
-
+        until = time.monotonic() + self.watch.stall_s
         while True:
             try:
-                self._do(step)
+                self._do(self._tls.do_handshake)
                 return self._flush()
             except TimeoutError:
-                self.watch.check()
-                if time.monotonic() - started > self.watch.stall_s:
-                    raise
+                self.watch.look()
+                if time.monotonic() > until:
+                    raise Stalled(f"The TLS handshake took more than {self.watch.stall_s:g} s") from None
 
     def peer(self) -> bytes:
         """The peer's certificate, in DER."""
@@ -232,12 +234,18 @@ class WatchedTLSSocket(WatchedSocket):
         return done
 
     def _do(self, step: Callable[[], _T]) -> _T:
-        """Repeat *step* of TLS until the bytes that it needs have come."""
+        """Repeat *step* of TLS until the bytes that it needs have come; TimeoutError after a TICK.
+
+        A peer that sends a record byte by byte must not keep the watch from looking.
+        """
+        until = time.monotonic() + TICK
         while True:
             try:
                 return step()
             except ssl.SSLWantReadError:
                 self._flush()
+            if time.monotonic() > until:
+                raise TimeoutError
             if got := super()._read(self._raw):
                 self._came.write(self._raw[:got])
             else:
@@ -283,6 +291,8 @@ class Dial:
     rule: AddressRule | None = None
     timeout_s: float = 10.0
     tls: ssl.SSLContext | None = None
+    #: The IP address to try first, if the host has it.
+    first: str = ""
 
 
 def connect(host: str, port: int, dial: Dial, watch: Watch) -> WatchedSocket | WatchedTLSSocket:
@@ -290,10 +300,10 @@ def connect(host: str, port: int, dial: Dial, watch: Watch) -> WatchedSocket | W
 
     The rule is applied to what the name resolves to, and again to the peer of the connected socket, so a name that
     changes its mind in between gains nothing. A host with both kinds of addresses is reached on the allowed ones.
-    Raises AddressRefused; socket.gaierror; other OSErrors when nobody answers; ssl.SSLError; what *check* raises. DNS
-    itself cannot be interrupted.
+    Raises AddressRefused; socket.gaierror; other OSErrors when nobody answers; ssl.SSLError; what *check* raises.
     """
-    plain = _connect_any(_allowed(host, port, dial.rule), dial, watch)
+    places = _allowed(host, _resolve(host, port, watch), dial.rule)
+    plain = _connect_any(sorted(places, key=lambda place: place[1][0] != dial.first), dial, watch)
     if dial.tls is None:
         return plain
     return secure(plain, host, dial.tls)
@@ -311,14 +321,40 @@ def secure(plain: WatchedSocket, host: str, context: ssl.SSLContext) -> WatchedT
     return wrapped
 
 
-def _allowed(host: str, port: int, rule: AddressRule | None) -> list[tuple[int, Any]]:
+def _resolve(host: str, port: int, watch: Watch) -> list[tuple[int, Any]]:
+    """Look the name up in a thread: getaddrinfo blocks for minutes when no name server answers.
+
+    Raises socket.gaierror, OSError for what is no host name, TimeoutError after the stall time, what *check* raises.
+    """
+    found: list[tuple[int, Any]] = []
+    errors: list[BaseException] = []
+
+    def look_up() -> None:
+        try:
+            found.extend((each[0], each[4]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, ValueError) as error:  # UnicodeError is a ValueError
+            errors.append(error)
+
+    thread = threading.Thread(target=look_up, name="name-lookup", daemon=True)
+    thread.start()
+    until = time.monotonic() + watch.stall_s
+    while thread.is_alive():
+        thread.join(TICK)
+        watch.look()
+        if time.monotonic() > until and thread.is_alive():
+            raise TimeoutError(f"No name server answered for {host} within {watch.stall_s:g} s")
+    if errors and not isinstance(errors[0], OSError):
+        raise OSError(f"{host!r} is no host name: {errors[0]}") from errors[0]
+    if errors:
+        raise errors[0]
+    return found
+
+
+def _allowed(host: str, found: list[tuple[int, Any]], rule: AddressRule | None) -> list[tuple[int, Any]]:
     """Family and address of each place where *host* may be reached; AddressRefused if there is none."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    allowed: list[tuple[int, Any]] = [
-        (family, address) for family, _, _, _, address in found if not _refusal(address, rule)
-    ]
+    allowed = [(family, address) for family, address in found if not _refusal(address, rule)]
     if not allowed:
-        first = found[0][4]
+        first = found[0][1]
         raise AddressRefused(f"{host} is at {first[0]}, which is {_refusal(first, rule)}")
     return allowed
 

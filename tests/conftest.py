@@ -25,6 +25,7 @@ pytest_plugins: list[str] = [
     "tests.servers.ftp",
     "tests.servers.http",
     "tests.servers.publisher",
+    "tests.servers.raw",
     "tests.servers.rclone",
     "tests.servers.s3",
     "tests.servers.s3_faults",

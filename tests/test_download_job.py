@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, SourceUnavailable, StoreFull
+from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, SourceChanged, SourceUnavailable, StoreFull
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
@@ -184,6 +185,31 @@ def test_source_changed_since_the_last_attempt(http_server: HttpServer, store: S
     download.run(asked, attempt(store, token=1))
 
     assert read_bytes(store, KEY) == newer
+
+
+@pytest.mark.parametrize("checksum", [None, f"sha256:{hashlib.sha256(IMAGE).hexdigest()}"], ids=["none", "checksum"])
+def test_another_copy_behind_a_redirector(http_server: HttpServer, store: Store, checksum: str | None) -> None:
+    """A mirror that breaks off and goes away costs a clean start at the next one, in the same attempt."""
+    http_server.serve("one", IMAGE, cut_after=3 << 20, etag='"one"', then=Behaviour(status=404))
+    http_server.serve("two", IMAGE, etag='"two"')
+    url = http_server.redirect("image", "/one")
+    http_server.paths["/image"].then = Behaviour(status=302, headers={"Location": "/two"})
+    result = download.run(request(url, checksum=checksum), attempt(store))
+    assert read_bytes(store, result["key"]) == IMAGE
+    assert stored(store) == sorted(["7.raw", "manifest.json", "template.properties"])
+
+
+def test_copies_that_change_each_time(http_server: HttpServer, store: Store) -> None:
+    """A source that is another object at each resume is given up after a few clean starts, and nothing is left."""
+    changing = [Behaviour(IMAGE, cut_after=3 << 20, etag=f'"{number}"') for number in range(40)]
+    for each, following in itertools.pairwise(changing):
+        each.then = following
+    http_server.paths["/image"] = changing[0]
+    asked = request(http_server.url("image"))
+    with pytest.raises(SourceChanged):
+        download.run(asked, attempt(store))
+    download.discard(asked, attempt(store))  # as a worker does when a job has failed
+    assert stored(store) == []
 
 
 def test_wrong_checksum_over_a_seam_is_tried_once_more(http_server: HttpServer, store: Store) -> None:

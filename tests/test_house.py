@@ -64,6 +64,7 @@ LAYERS = (
         "sockets",
         "addresses",
         "weburl",
+        "httpanswer",
         "pace",
         "quota",
         "slots",

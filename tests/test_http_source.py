@@ -278,9 +278,24 @@ OTHER = [
     pytest.param(Behaviour(DATA, etag=None), id="the ETag is gone"),
     pytest.param(Behaviour(DATA[:500]), id="shorter than the offset"),
     pytest.param(Behaviour(DATA + b"more"), id="longer, same ETag"),
-    pytest.param(Behaviour(DATA, content_range=f"bytes 0-{len(DATA) - 1}/{len(DATA)}"), id="range starts elsewhere"),
-    pytest.param(Behaviour(DATA, content_range=f"bytes 1000-{len(DATA) - 1}/*"), id="range without a total"),
+]
+LAST = len(DATA) - 1
+CODED = {"Content-Encoding": "gzip"}
+UNUSABLE = [
+    pytest.param(Behaviour(DATA, content_range=f"bytes 0-{LAST}/{len(DATA)}"), id="range starts elsewhere"),
+    pytest.param(Behaviour(DATA, content_range=f"bytes 1000-1999/{len(DATA)}"), id="a shorter range"),
+    pytest.param(Behaviour(DATA, content_range=f"bytes 1000-{LAST}/9999999"), id="another total"),
+    pytest.param(Behaviour(DATA, content_range=f"bytes */{len(DATA)}"), id="no range"),
     pytest.param(Behaviour(DATA, content_range="pages 1-2/3"), id="range of something else"),
+    pytest.param(Behaviour(DATA, content_range=f"bytes 1000-{'9' * 5000}/{len(DATA)}"), id="a number without end"),
+    pytest.param(Behaviour(DATA, content_range="nonsense"), id="nonsense"),
+]
+REFUSED = [400, 403, 405, 412, 416, 500, 501, 502, 503]
+CLEAR = [
+    pytest.param(f"bytes 1000-{LAST}/*", id="without a total"),
+    pytest.param(f"Bytes 1000-{LAST}/{len(DATA)}", id="another case"),
+    pytest.param(f"bytes  1000 - {LAST} / {len(DATA)} ", id="blanks"),
+    pytest.param(f"bytes=1000-{LAST}/{len(DATA)}", id="as in the request"),
 ]
 
 
@@ -291,6 +306,104 @@ def test_changed(http_server: HttpServer, then: Behaviour) -> None:
     gather(it)
     with pytest.raises(SourceChanged):
         gather(it, 1000)
+
+
+@pytest.mark.parametrize("then", UNUSABLE)
+def test_unusable_range(http_server: HttpServer, then: Behaviour) -> None:
+    """Where the range is not the one that was asked for, a plain GET gives the same object from its first byte."""
+    it = source(http_server.serve("image", DATA, then=dataclasses.replace(then)))
+    gather(it)
+    assert gather(it, 1000) == DATA[1000:]
+    assert [each.headers["Range"] for each in http_server.requests] == [None, "bytes=1000-", None]
+    assert gather(it, 2000) == DATA[2000:]
+    assert len(http_server.requests) == 4
+
+
+@pytest.mark.parametrize("status", REFUSED)
+def test_ranges_refused(http_server: HttpServer, status: int) -> None:
+    """A server that answers a range with an error, and a plain GET with the object, counts as one without ranges."""
+    refusing = Behaviour(DATA, status=status, then=Behaviour(DATA))
+    it = source(http_server.serve("image", DATA, then=refusing))
+    gather(it)
+    assert gather(it, 1000) == DATA[1000:]
+
+
+@pytest.mark.parametrize("content_range", CLEAR)
+def test_forms_of_content_range(http_server: HttpServer, content_range: str) -> None:
+    """Content-Range is understood in every form that is clear."""
+    it = source(http_server.serve("image", DATA, then=Behaviour(DATA, content_range=content_range)))
+    gather(it)
+    assert gather(it, 1000) == DATA[1000:]
+    assert len(http_server.requests) == 2
+
+
+def test_range_in_another_coding(http_server: HttpServer) -> None:
+    """A range that has a Content-Encoding which the first answer had not is never put behind its bytes."""
+    it = source(http_server.serve("image", DATA, then=Behaviour(DATA, headers=CODED)))
+    gather(it)
+    with pytest.raises(SourceChanged, match="Content-Encoding"):
+        gather(it, 1000)
+
+
+def test_range_in_the_same_coding(http_server: HttpServer) -> None:
+    """An object that has a Content-Encoding from the first answer on is resumed."""
+    it = source(http_server.serve("image", DATA, headers=CODED))
+    gather(it)
+    assert gather(it, 1000) == DATA[1000:]
+
+
+def test_range_without_the_etag(http_server: HttpServer) -> None:
+    """A range that does not name the ETag proves nothing, and a plain GET is made."""
+    silent = Behaviour(DATA, etag=None, last_modified='"v1"', then=Behaviour(DATA))
+    it = source(http_server.serve("image", DATA, then=silent))
+    gather(it)
+    assert gather(it, 1000) == DATA[1000:]
+
+
+def test_ranges_refused_for_a_while(http_server: HttpServer) -> None:
+    """A server that asks for fewer requests gets no second one at once."""
+    it = source(http_server.serve("image", DATA, then=Behaviour(DATA, status=429)))
+    gather(it)
+    with pytest.raises(SourceUnavailable, match="429"):
+        gather(it, 1000)
+    assert len(http_server.requests) == 2
+
+
+def test_whole_range_that_nobody_asked_for(http_server: HttpServer) -> None:
+    """A 206 to a plain GET is taken where it holds the whole object."""
+    headers = {"Content-Range": f"bytes 0-{LAST}/{len(DATA)}"}
+    assert gather(source(http_server.serve("image", DATA, status=206, headers=headers))) == DATA
+
+
+def test_range_that_nobody_asked_for(http_server: HttpServer) -> None:
+    """A part of the object is never taken for all of it."""
+    headers = {"Content-Range": f"bytes 0-{LAST}/{len(DATA) + 1}"}
+    with pytest.raises(SourceUnavailable, match="206"):
+        gather(source(http_server.serve("image", DATA, status=206, headers=headers)))
+
+
+def test_resume_at_the_mirror_of_the_first_bytes(http_server: HttpServer) -> None:
+    """The rest is asked of the place that gave the first bytes, not of the redirector."""
+    http_server.serve("one", DATA, cut_after=700_000, cut_times=1, etag='"one"')
+    http_server.serve("two", DATA, etag='"two"')
+    url = http_server.redirect("image", "/one")
+    http_server.paths["/image"].then = Behaviour(status=302, headers={"Location": "/two"})
+    assert b"".join(resuming(source(url))) == DATA
+    assert [each.path for each in http_server.requests] == ["/image", "/one", "/one"]
+
+
+def test_mirror_of_the_first_bytes_is_gone(http_server: HttpServer) -> None:
+    """Where the place of the first bytes has gone, the redirector is asked again, and its other copy is told."""
+    http_server.serve("one", DATA, cut_after=700_000, etag='"one"', then=Behaviour(status=404))
+    http_server.serve("two", DATA, etag='"two"')
+    url = http_server.redirect("image", "/one")
+    http_server.paths["/image"].then = Behaviour(status=302, headers={"Location": "/two"})
+    it = source(url)
+    with pytest.raises(SourceUnavailable):
+        gather(it)
+    with pytest.raises(SourceChanged, match='"two"'):
+        gather(it, 700_000)
+    assert gather(it) == DATA
 
 
 def test_range_answered_with_another_etag(http_server: HttpServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tests.waiting import PATIENCE_S
 CHUNKS = [DATA[start : start + 100_000] for start in range(0, len(DATA), 100_000)]
 #: More than any socket buffers, so that a server which stops reading is noticed while we send.
 ENDLESS = [bytes(1_000_000)] * 40
-DEFAULTS = PutSettings()
+DEFAULTS = PutSettings(AddressRule(("127.0.0.0/8",)))
 
 
 def put(url: str, chunks: list[bytes] = CHUNKS, settings: PutSettings = DEFAULTS, **more: object) -> None:
@@ -50,7 +51,7 @@ def test_whole(http_server: HttpServer) -> None:
 
 def test_whole_over_tls(https_server: HttpServer, tmp_path: Path) -> None:
     """The same over TLS, with an authority of one's own."""
-    put(https_server.take("disk"), settings=PutSettings(ca_file=https_server.ca_file(tmp_path)))
+    put(https_server.take("disk"), settings=dataclasses.replace(DEFAULTS, ca_file=https_server.ca_file(tmp_path)))
     assert https_server.stored["/disk"] == DATA
 
 
@@ -94,7 +95,7 @@ def test_early_answer_over_tls(https_server: HttpServer, tmp_path: Path) -> None
     """Over TLS too an early refusal is reported, not the broken pipe that follows it."""
     url = https_server.take("disk", status=403, early_after=150_000)
     with pytest.raises(StoreDenied):
-        put(url, ENDLESS, PutSettings(ca_file=https_server.ca_file(tmp_path)))
+        put(url, ENDLESS, dataclasses.replace(DEFAULTS, ca_file=https_server.ca_file(tmp_path)))
 
 
 def test_server_names_its_reason(http_server: HttpServer) -> None:
@@ -119,7 +120,7 @@ def test_no_answer(http_server: HttpServer) -> None:
 def test_stall(http_server: HttpServer) -> None:
     """A server that stops reading is given up."""
     with pytest.raises(StoreUnavailable, match="moved"):
-        put(http_server.take("disk", stall_after=1000), ENDLESS, PutSettings(stall_s=0.5))
+        put(http_server.take("disk", stall_after=1000), ENDLESS, dataclasses.replace(DEFAULTS, stall_s=0.5))
 
 
 def test_cancel(http_server: HttpServer) -> None:
@@ -161,7 +162,7 @@ def test_another_size(http_server: HttpServer, chunks: list[bytes]) -> None:
 def test_address_rule(http_server: HttpServer) -> None:
     """With a rule, a PUT goes only where a download may come from."""
     with pytest.raises(StoreDenied, match="loopback"):
-        put(http_server.take("disk"), settings=PutSettings(rule=AddressRule()))
+        put(http_server.take("disk"), settings=PutSettings())
 
 
 def test_nobody_listens() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import urllib3
 
+from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import StoreDenied, StoreUnavailable
 from ssvm_worker.stores import s3_features
 from ssvm_worker.stores.put import PutSettings, PutSink
@@ -196,7 +197,8 @@ def test_presigned_both_ways(server: S3Server | RcloneS3, store: S3Store) -> Non
     """A presigned PUT takes what an upload job sends, a presigned GET gives it, both by version 4 of the signature."""
     asked = {"Bucket": store._bucket.name, "Key": f"{store._root}a/object"}
     url = server.client().generate_presigned_url("put_object", Params=asked, ExpiresIn=60)
-    with PutSink(url, len(BIG), PutSettings(ca_file=getattr(server, "ca_file", None))) as sink:
+    settings = PutSettings(AddressRule(("127.0.0.0/8",)), ca_file=getattr(server, "ca_file", None))
+    with PutSink(url, len(BIG), settings) as sink:
         fill(sink, BIG).commit()
     link = store.presign("a/object", 60)
     http = urllib3.PoolManager(ca_certs=getattr(server, "ca_file", None))

@@ -11,7 +11,7 @@ import pytest
 
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import Cancelled, ConfigError
-from ssvm_worker.sockets import AddressRefused, Dial, Stalled, Watch, WatchedSocket, connect, tls_context
+from ssvm_worker.sockets import AddressRefused, Dial, Stalled, Watch, WatchedSocket, connect, secure, tls_context
 from tests.neighbours import free_port
 from tests.servers.http import HttpServer
 
@@ -43,6 +43,7 @@ REFUSED = [
     pytest.param("2001:0:5ef5:79fd::1", "Teredo", id="Teredo"),
     pytest.param("2001:db8::1", "not a public", id="v6 documentation"),
     pytest.param("fd00:ec2::254", "metadata", id="v6 metadata"),
+    pytest.param("fd00:20::1", "unique local", id="unique local"),
     pytest.param("fe80::1%lo", "link-local", id="link-local with a zone"),
     pytest.param("fec0::1", "site-local", id="site-local"),
     pytest.param("ff02::1", "multicast", id="v6 multicast"),
@@ -115,6 +116,36 @@ def test_second_address(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch
         assert sock.getpeername()[1] == http_server.port
 
 
+def test_first_address(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address that is asked for is tried before those that the name has first."""
+    both = [(socket.AF_INET, 1, 6, "", (each, http_server.port)) for each in ("127.0.0.3", "127.0.0.2", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
+    with connect("image.example", http_server.port, Dial(first="127.0.0.1"), Watch()) as sock:
+        assert sock.getpeername()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example", "h\ud800"])
+def test_no_host_name(host: str) -> None:
+    """What is no host name is an OSError, as all that goes wrong here."""
+    with pytest.raises(OSError, match=r"host name|known"):
+        connect(host, 80, Dial(), Watch())
+
+
+def test_name_servers_that_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up that does not end is a time-out, and a cancel is heard before that."""
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait())
+
+    def check() -> None:
+        raise Cancelled("user")
+
+    with pytest.raises(TimeoutError, match="No name server"):
+        connect("image.example", 80, Dial(), Watch(stall_s=0.2))
+    with pytest.raises(Cancelled):
+        connect("image.example", 80, Dial(), Watch(check))
+    over.set()
+
+
 def test_nobody_listens() -> None:
     """A refused connection names the address."""
     with pytest.raises(ConnectionRefusedError, match=r"127\.0\.0\.1"):
@@ -180,6 +211,65 @@ def test_cancel(blocked: str) -> None:
     near, far = pair(Watch(check))
     with near, far, pytest.raises(Cancelled):
         getattr(near, blocked)(bytearray(10_000_000))
+
+
+@pytest.mark.parametrize("watch", [Watch(stall_s=0.5), None], ids=["given up", "cancelled"])
+def test_handshake_byte_by_byte(watch: Watch | None) -> None:
+    """A TLS handshake that comes byte by byte is given up in time, and hears a cancel."""
+    begun, over = threading.Event(), threading.Event()
+
+    def check() -> None:
+        if begun.is_set():
+            raise Cancelled("user")
+
+    near, far = pair(watch or Watch(check, stall_s=3600.0))
+
+    def drip() -> None:
+        far.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB
+        begun.set()
+        while not over.wait(0.02):
+            far.sendall(b"\x00")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    with pytest.raises((TimeoutError, Cancelled)):
+        secure(near, "image.example", tls_context())
+    over.set()
+    dripping.join()
+    far.close()
+
+
+def test_deadline_though_bytes_move() -> None:
+    """After the deadline a read ends, though bytes come all the time."""
+    watch = Watch(stall_s=60.0)
+    near, far = pair(watch)
+    with near, far:
+        far.sendall(b"one")
+        near.recv_into(bytearray(3))
+        watch.deadline = 0.0
+        far.sendall(b"two")
+        with pytest.raises(Stalled, match="though bytes moved"):
+            near.recv_into(bytearray(3))
+
+
+def test_check_while_bytes_move() -> None:
+    """A cancel reaches a reader that never has to wait."""
+    cancelled = threading.Event()
+
+    def check() -> None:
+        if cancelled.is_set():
+            raise Cancelled("user")
+
+    near, far = pair(Watch(check))
+
+    def read_on() -> None:
+        while True:
+            far.sendall(b"x")
+            near.recv_into(bytearray(1))
+            cancelled.set()
+
+    with near, far, pytest.raises(Cancelled):
+        read_on()
 
 
 class _Scripted(WatchedSocket):

@@ -111,6 +111,41 @@ def test_requests_that_are_refused_when_read(fields: dict[str, str]) -> None:
         request(**fields)
 
 
+@pytest.mark.parametrize(
+    ("download", "allowed", "passes"),
+    [
+        pytest.param([], None, False, id="nothing is listed"),
+        pytest.param(["127.0.0.0/8"], None, True, id="listed for downloads"),
+        pytest.param([], ["127.0.0.0/8"], True, id="listed for uploads"),
+        pytest.param(["127.0.0.0/8"], [], False, id="none for uploads"),
+        pytest.param(["127.0.0.0/8"], ["10.0.0.0/8"], False, id="others for uploads"),
+    ],
+)
+def test_networks_of_uploads(
+    store: Store, http_server: HttpServer, download: list[str], allowed: list[str] | None, passes: bool
+) -> None:
+    """A PUT goes to public addresses and to listed networks: those of downloads, unless uploads have their own."""
+    given = {
+        "download": {"allow_networks": download},
+        "upload": {"allow_networks": allowed} if allowed is not None else {},
+    }
+    trying, asked = attempt(store, settings=given), request(key=KEY, url=http_server.take("up"))
+    if passes:
+        upload.run(asked, trying)
+    else:
+        with pytest.raises(StoreDenied, match=r"loopback.*upload\.allow_networks"):
+            upload.run(asked, trying)
+    assert [each.method for each in http_server.requests].count("PUT") == passes
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "[fd00:ec2::254]", "[::ffff:169.254.169.254]", "100.100.100.200"])
+def test_no_upload_to_metadata_services(store: Store, host: str) -> None:
+    """A metadata service is refused though its network is listed."""
+    given = {"upload": {"allow_networks": ["0.0.0.0/0", "::/0"]}}
+    with pytest.raises(StoreDenied, match="metadata"):
+        upload.run(request(key=KEY, url=f"http://{host}/latest/api/token"), attempt(store, settings=given))
+
+
 def test_refused_by_the_destination(store: Store, http_server: HttpServer) -> None:
     """A destination that refuses is named with its status; an expired presigned URL is the usual reason."""
     with pytest.raises(StoreDenied, match="403"):

@@ -30,6 +30,12 @@ LOOPBACK = Access(HttpSettings(AddressRule(("127.0.0.0/8",))))
         pytest.param("http://exa mple.org/", id="blank in the host"),
         pytest.param("http://example.org:99999/", id="port out of range"),
         pytest.param("http://[::1/", id="bracket open"),
+        pytest.param("http://a..b/", id="empty label"),
+        pytest.param("http://.a/", id="empty first label"),
+        pytest.param("http://./", id="no label"),
+        pytest.param("http://" + "a" * 64 + ".example/", id="label of 64 letters"),
+        pytest.param("http://h\ud800/x", id="surrogate in the host"),
+        pytest.param("http://example.org/\udfff?q=\ud800", id="surrogate in the path"),
         pytest.param("http://example.org/\r\nX: y", id="line break"),
         pytest.param("http://good.example\\.evil.example/", id="backslash in the host"),
         pytest.param("http://" + "ä" * 100 + ".example/", id="host too long for IDNA"),
@@ -51,6 +57,13 @@ def test_userinfo() -> None:
     """A password in the URL is refused and stands in no text."""
     with pytest.raises(InvalidRequest) as caught:
         open_source("https://joe:secret@example.org/x?token=secret", LOOPBACK)
+    assert "secret" not in repr(caught.value)
+
+
+def test_password_that_looks_like_a_port() -> None:
+    """What stands in the place of a port is never repeated."""
+    with pytest.raises(InvalidRequest) as caught:
+        open_source("http://user:secret/x", LOOPBACK)
     assert "secret" not in repr(caught.value)
 
 

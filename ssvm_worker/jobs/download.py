@@ -22,6 +22,9 @@ from .targets import Targets
 
 __all__ = ["Request", "discard", "resource", "run"]
 
+#: How often one attempt starts again from the first byte, where the pieces of a resumed stream do not fit.
+_CLEAN_STARTS = 2
+
 
 def resource(request: Request) -> str:
     """Only one job at a time writes an artifact."""
@@ -45,17 +48,20 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
 
 
 def _fetch(fetch: Fetch, stores: dict[str, Store]) -> dict[str, Any]:
-    """Go on where an earlier attempt was, or begin; once more from the first byte where the pieces do not fit."""
+    """Go on where an earlier attempt was, or begin; again from the first byte where the pieces do not fit."""
     draft = fetch.usable_draft(next(iter(stores.values())))
-    try:
-        return _transfer(fetch, stores, draft)
-    except (ChecksumMismatch, CorruptImage, SourceChanged) as error:
-        # The seam may be what is wrong, so a stream made of several pieces gets one clean start.
-        if not fetch.resumptions or (isinstance(error, SourceChanged) and draft is None):
-            raise
-        fetch.attempt.log.warning("starting again from the first byte: %s", error)
-    fetch.attempt.held.restart()
-    return _transfer(Fetch(fetch.request, fetch.attempt, fetch.expected), stores, None)
+    for left in range(_CLEAN_STARTS, -1, -1):
+        try:
+            return _transfer(fetch, stores, draft)
+        except (ChecksumMismatch, CorruptImage, SourceChanged) as error:
+            # The seam may be what is wrong; a stream of one piece has none. What was resumed at one mirror may have
+            # come to another one, so a clean start may be cut and changed as well: a few are made.
+            if not fetch.resumptions or not left:
+                raise
+            fetch.attempt.log.warning("starting again from the first byte: %s", error)
+        fetch.attempt.held.restart()
+        fetch, draft = Fetch(fetch.request, fetch.attempt, fetch.expected), None
+    raise AssertionError("unreachable: the last start returns or raises")
 
 
 def _transfer(fetch: Fetch, stores: dict[str, Store], draft: Manifest | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from urllib3.response import BaseHTTPResponse
 from ssvm_worker import __version__
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
+from ssvm_worker.httpanswer import HttpAnswer
 from ssvm_worker.sockets import (
     TICK,
     AddressRefused,
@@ -72,6 +73,8 @@ class Exchange:
         self.line = line
         self.status = response.status
         self.headers = response.headers
+        #: Bytes of the body; None where the server does not say.
+        self.length = response.length_remaining
         #: The caller's headers that went along.
         self.trusted: Mapping[str, str] = {}
         self._response = response
@@ -107,9 +110,16 @@ class Exchange:
 class Line:
     """A connection to one origin: made by our rules when it is needed, and again when the server has closed it."""
 
-    def __init__(self, url: WebUrl, settings: HttpSettings, check: Check, *, keep: bool = False) -> None:
-        """*keep*: ask the server to leave it open, for the next request when an answer has been read to its end."""
+    def __init__(
+        self, url: WebUrl, settings: HttpSettings, check: Check, *, keep: bool = False, node: str = ""
+    ) -> None:
+        """*keep*: ask the server to leave it open, for the next request when an answer has been read to its end.
+
+        *node*: the address to connect to first, where the name has several.
+        """
         self.url = url
+        #: The address that it was connected to; empty before, and behind a proxy.
+        self.node = node
         self.settings = settings
         #: What ends its waits; whoever takes the connection over sets its own.
         self.check = check
@@ -161,6 +171,7 @@ class Line:
         connection = HTTPConnection(self.url.host, self.url.port, timeout=TICK)
         # urllib3 finds itself connected: it opens no socket that we have not judged, and does no TLS of its own.
         connection.auto_open = 0
+        connection.response_class = HttpAnswer
         connection.sock = self.socket = self._dial()
         return connection
 
@@ -170,7 +181,10 @@ class Line:
         tls = tls_context(*files, certificate=settings.certificate) if url.scheme == "https" else None
         watch = Watch(lambda: self.check(), settings.stall_s, settings.min_rate)
         if proxy is None:
-            return connect(url.host, url.port, Dial(settings.rule, settings.connect_timeout_s, tls), watch)
+            dial = Dial(settings.rule, settings.connect_timeout_s, tls, self.node)
+            sock = connect(url.host, url.port, dial, watch)
+            self.node = sock.getpeername()[0]
+            return sock
         refuse_address(url, settings.rule)
         plain = connect(proxy.host, proxy.port, Dial(settings.rule, settings.connect_timeout_s), watch)
         assert isinstance(plain, WatchedSocket)
@@ -198,18 +212,26 @@ class Line:
 
 
 def get(
-    url: WebUrl, own: Mapping[str, str], headers: Mapping[str, str], settings: HttpSettings, check: Check
+    url: WebUrl,
+    own: Mapping[str, str],
+    headers: Mapping[str, str],
+    settings: HttpSettings,
+    check: Check,
+    *,
+    node: str = "",
 ) -> Exchange:
-    """GET with redirects followed; the answer has any other status.
+    """Send a GET and follow redirects; the answer has any other status.
 
     *own* headers go to every hop; the caller's *headers*, which may hold credentials, only to the origin that he gave.
+    *node* is the address to connect to first.
     Raises SourceDenied for a hop that is not allowed, a loop, or too many; SourceUnavailable.
     """
     seen = [url]
     while True:
         at_home = all(each.origin == url.origin for each in seen)
         trusted = headers if at_home else {}
-        answer = Line(seen[-1], settings if at_home else settings.elsewhere(), check).get({**trusted, **own})
+        line = Line(seen[-1], settings if at_home else settings.elsewhere(), check, node=node)
+        answer = line.get({**trusted, **own})
         answer.trusted = trusted
         location = answer.headers.get("Location")
         if answer.status not in _REDIRECTS or not location:
@@ -239,12 +261,15 @@ def _next_hop(seen: list[WebUrl], location: str, most: int) -> WebUrl:
 
 @contextmanager
 def translated(where: str) -> Iterator[None]:
-    """Turn what sockets, ssl and urllib3 raise into our words."""
+    """Turn what sockets, ssl, http.client and urllib3 raise into a WorkerError.
+
+    They raise ValueError and UnicodeError for some numbers and names of a hostile server.
+    """
     try:
         yield
-    except (HTTPError, HTTPException, OSError) as error:
+    except (HTTPError, HTTPException, OSError, ValueError) as error:
         # urllib3 wraps what it caught, and its text is the representation of that.
-        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        cause = error.__cause__ if isinstance(error.__cause__, OSError | HTTPException) else error
         raise translate(cause, where) from error
 
 
@@ -260,7 +285,8 @@ def translate(error: BaseException, where: str) -> WorkerError:
             where,
             "If it is from an authority of your own, name its certificate in ca_file",
         )
-    return SourceUnavailable(f"The connection failed: {error}", where, "Look at the server and the way to it")
+    what = "The connection failed" if isinstance(error, OSError) else "The answer is no good HTTP"
+    return SourceUnavailable(f"{what}: {error}", where, "Look at the server and the way to it")
 
 
 def refusal(status: int, where: str) -> WorkerError:

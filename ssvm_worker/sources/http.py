@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import replace
 
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable
 from ssvm_worker.stream import CHUNK, Check, limit
@@ -15,11 +16,12 @@ from .ending import empty, whole
 from .exchange import Exchange, HttpSettings, get, refusal, translated
 from .rangeline import RangeLine, Wanted
 from .several import Pace, Several
-from .validator import Validator, strong_date, strong_etag
+from .validator import Validator, content_coding, content_range, strong_date, strong_etag
 
 __all__ = ["HttpSource", "Validator", "fetch_text"]
 
-#: How often several connections are tried, when in the end none of them was left.
+#: How often several connections are tried, when in the end none of them was left; and how often the place that gave
+#: the first bytes is asked for the rest, before a redirector may choose another one.
 _CHANCES = 2
 
 
@@ -52,6 +54,12 @@ class HttpSource:
         self.size = validator.size if validator else None
         #: How often all of several connections have failed.
         self._failures = 0
+        #: How often in a row the place that gave the first bytes gave none of the rest.
+        self._misses = 0
+        #: The object at that place; None in a later attempt, and where nothing tells it from another one.
+        self._wanted: Wanted | None = None
+        #: Whether its ranges may be used: a server may promise what it does not keep.
+        self._has_ranges = True
 
     @property
     def resumable(self) -> bool:
@@ -65,11 +73,12 @@ class HttpSource:
         """
         if offset and offset == self.size:
             return
-        with closing(self._ask(offset)) as answer, translated(self.name):
-            skip = self._begin(answer, offset)
+        answer, skip = self._ask(offset)
+        with closing(answer), translated(self.name):
             position = offset - skip
             pace = Pace(self._settings.many)
             while chunk := answer.read(CHUNK):
+                self._misses = 0
                 position += len(chunk)
                 pace.judge(len(chunk), answer.starved)
                 if skip < len(chunk):
@@ -83,80 +92,108 @@ class HttpSource:
     def _is_worth_many(self, position: int) -> bool:
         many = self._settings.many
         rest = (self.size or 0) - position
-        allowed = many.connections > 1 and self._failures < _CHANCES
-        return allowed and self.resumable and rest >= many.connections * many.range_size
+        allowed = many.connections > 1 and self._failures < _CHANCES and self._has_ranges
+        return allowed and self._wanted is not None and rest >= many.connections * many.range_size
 
     def _many(self, answer: Exchange, position: int) -> Generator[bytes, None, None]:
-        """The rest by ranges on several connections; the first of them is that of *answer*."""
+        """Yield the rest by ranges on several connections; the first of them is that of *answer*."""
         assert self.size is not None
-        assert self.validator is not None
-        wanted = Wanted(answer.url, answer.trusted, self.validator, answer.line.settings)
-        answers = [answer]
+        assert self._wanted is not None
+        wanted, answers = self._wanted, [answer]
 
         def open_line(start: int, check: Check) -> RangeLine:
             return RangeLine(wanted, check, answers.pop() if start == position and answers else None, start)
 
         try:
             yield from Several(self._settings.many, self._check).fetch(open_line, position, self.size)
-        except (SourceDenied, SourceNotFound, SourceUnavailable) as error:
+        except (SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable) as error:
             self._failures += 1
-            # The first answer was good: a link to which we were redirected has expired, or there were too many of us.
+            # The first answer was good: a link to which we were redirected has expired, there were too many of us, or
+            # other nodes have other ETags. One connection may go on.
             raise SourceUnavailable(error.what, error.where, error.remedy) from error
 
-    def _ask(self, offset: int) -> Exchange:
-        own: dict[str, str] = {}
-        if offset:
-            if self.validator is None:
-                raise self._changed("The server gives nothing to tell whether the rest is of the same object")
-            own = self.validator.range(offset)
-        return get(self._url, own, self._headers, self._settings, self._check)
+    def _ask(self, offset: int) -> tuple[Exchange, int]:
+        """Return an answer, and how many of its bytes to skip.
 
-    def _begin(self, answer: Exchange, offset: int) -> int:
-        """Judge the head of an answer; returns how many of its bytes to skip."""
-        if offset and answer.status == 416:
-            raise self._changed(f"The object has no bytes from {offset} on any more")
-        if answer.status == 204:
-            raise empty(self.name)
-        if answer.status not in ((200, 203, 206) if offset else (200, 203)):
-            raise refusal(answer.status, answer.url.name)
+        The rest is asked of the place that gave the first bytes, and then of the caller's URL: a redirector may choose
+        another mirror, whose copy has another ETag.
+        """
         if not offset:
+            return self._ask_first(), 0
+        if self.validator is None:
+            raise self._changed("The server gives nothing to tell whether the rest is of the same object")
+        known = self._wanted or Wanted(self._url, {}, self.validator, self._settings)
+        if known.url != self._url:
+            try:
+                return self._ask_rest(known, offset)
+            except SourceUnavailable:
+                self._misses += 1
+                if self._misses < _CHANCES:
+                    raise
+            except (SourceChanged, SourceDenied, SourceNotFound):
+                pass
+        origin = replace(known, url=self._url, headers=self._headers, settings=self._settings)
+        return self._ask_rest(origin, offset)
+
+    def _ask_first(self) -> Exchange:
+        answer = get(self._url, {}, self._headers, self._settings, self._check)
+        try:
             self._remember(answer)
-            return 0
-        if answer.status == 206 and self.validator:
-            self.validator.match_range(answer, offset, None, self.name)
-            return 0
-        return self._match_whole(answer, offset)
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def _ask_rest(self, wanted: Wanted, offset: int) -> tuple[Exchange, int]:
+        """Ask by a range; where the server has none that can be used, for the whole, whose first bytes are skipped."""
+        validator = wanted.validator
+        for own in ([validator.range(offset)] if self._has_ranges else []) + [{}]:
+            answer = get(wanted.url, own, wanted.headers, wanted.settings, self._check, node=wanted.node)
+            is_whole = answer.status in (200, 203)
+            if is_whole:
+                reason = validator.refuse_whole(answer, wanted.encoding)
+            elif own and answer.status == 206:
+                reason = validator.refuse_range(answer, offset, None, wanted.encoding)
+            else:
+                reason = f"status {answer.status}"
+            if not reason:
+                self._has_ranges = bool(own)
+                line = answer.line
+                self._wanted = replace(
+                    wanted, url=answer.url, headers=answer.trusted, settings=line.settings, node=line.node
+                )
+                return answer, offset if is_whole else 0
+            answer.close()
+            if is_whole:
+                raise self._changed(reason)
+            if answer.status == 429:  # it wants fewer requests, not another one
+                break
+        raise refusal(answer.status, answer.url.name)
 
     def _remember(self, answer: Exchange) -> None:
-        """Take the size and the validator from the first answer."""
-        self.size = _length(answer)
-        self.validator = None
+        """Judge the head of the first answer; take the size and the validator from it."""
+        if answer.status in (204, 205):
+            raise empty(self.name)
+        span = content_range(answer) if answer.status == 206 else None
+        if answer.status == 206 and (span is None or span[:2] != (0, span[2])):
+            what = "The server gives a part of the file (status 206), though all of it was asked for"
+            raise SourceUnavailable(what, answer.url.name, "Look at the server, and at caches before it")
+        if answer.status not in (200, 203, 206):
+            raise refusal(answer.status, answer.url.name)
+        self.size = answer.length if span is None else span[2]
+        self.validator = self._wanted = None
         ranges = "bytes" in answer.headers.get("Accept-Ranges", "").lower()
-        if self.size and ranges:
-            etag = strong_etag(answer)
-            date = None if etag else strong_date(answer)
-            self.validator = Validator(etag, date, self.size) if etag or date else None
-
-    def _match_whole(self, answer: Exchange, offset: int) -> int:
-        """The server gave the whole object: another one, unless it names the same strong ETag and ignores ranges."""
-        etag = self.validator.etag if self.validator else None
-        if etag and etag == strong_etag(answer) and _length(answer) in (None, self.size):
-            return offset
-        raise self._changed("The object has changed since its first bytes came")
+        if not self.size or not ranges:
+            return
+        etag = strong_etag(answer)
+        date = None if etag else strong_date(answer)
+        if etag or date:
+            self.validator = validator = Validator(etag, date, self.size)
+            place = (answer.url, answer.trusted, validator, answer.line.settings)
+            self._wanted = Wanted(*place, encoding=content_coding(answer), node=answer.line.node)
 
     def _changed(self, what: str) -> SourceChanged:
         return SourceChanged(what, self.name, "Ask again, to start from the first byte")
-
-
-def _length(answer: Exchange) -> int | None:
-    """Content-Length; None where there is none, or the body is chunked and it does not count."""
-    text = answer.headers.get("Content-Length")
-    if text is None or "Transfer-Encoding" in answer.headers:
-        return None
-    values = {each.strip() for each in text.split(",")}
-    if len(values) != 1 or not (value := values.pop()).isdecimal():
-        raise SourceUnavailable(f"The server gives no clear Content-Length: {text[:80]!r}", answer.url.name)
-    return int(value)
 
 
 def fetch_text(

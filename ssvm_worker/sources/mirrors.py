@@ -115,6 +115,8 @@ class Mirrors:
                 if position > offset and self._source.resumable:
                     raise  # it worked until now: whoever resumes comes back to it first
                 errors.append(error)
+                if error.retryable and not self._may_move(position):
+                    raise  # another attempt may succeed, here or from the first byte on
                 if len(errors) >= len(self._offer.urls):
                     raise next((each for each in errors if each.retryable), error) from None
                 self._move((self._at + 1) % len(self._offer.urls), position)
@@ -162,7 +164,8 @@ class Mirrors:
 
     def _judge(self, rate: float, position: int) -> None:
         self._rates[self._at] = rate
-        if rate < self._offer.slow and self._faster() != self._at and self._may_move(position):
+        known = position == 0 or self.size is not None
+        if rate < self._offer.slow and self._faster() != self._at and known and self._may_move(position):
             raise _Slow
 
     def _faster(self) -> int:
@@ -172,7 +175,7 @@ class Mirrors:
         return untried[0] if untried else max(places, key=lambda at: self._rates[at])
 
     def _may_move(self, position: int) -> bool:
-        return position == 0 or (self._offer.verified and self.size is not None)
+        return position == 0 or self._offer.verified
 
     def _move(self, to: int, position: int) -> None:
         """Go on at another place: only an object of the same length, and only if a checksum will be compared."""

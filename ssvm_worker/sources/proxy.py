@@ -10,11 +10,11 @@ import base64
 import ipaddress
 import socket
 from dataclasses import dataclass, field
-from http.client import HTTPResponse
 from urllib.parse import unquote, urlsplit
 
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import ConfigError, SourceDenied, SourceUnavailable
+from ssvm_worker.httpanswer import HttpAnswer
 from ssvm_worker.sockets import AddressRefused, WatchedSocket
 from ssvm_worker.weburl import WebUrl
 
@@ -72,7 +72,7 @@ def tunnel(sock: WatchedSocket, url: WebUrl, proxy: Proxy) -> None:
     lines = [f"CONNECT {host}:{url.port} HTTP/1.1", f"Host: {host}:{url.port}"]
     lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
     sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("ascii"))
-    answer = HTTPResponse(sock, method="CONNECT")
+    answer = HttpAnswer(sock, method="CONNECT")
     answer.begin()
     answer.close()
     if answer.status in (403, 407):

@@ -10,7 +10,7 @@ from ssvm_worker.stream import CHUNK, Check
 from ssvm_worker.weburl import WebUrl
 
 from .exchange import Exchange, HttpSettings, Line, refusal, translated
-from .validator import Validator, strong_etag
+from .validator import Validator
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class Wanted:
     headers: Mapping[str, str]
     validator: Validator
     settings: HttpSettings
+    #: Content-Encoding of the first answer.
+    encoding: str = ""
+    #: The address that gave the first answer: other nodes behind the name may have other ETags.
+    node: str = ""
 
 
 class RangeLine:
@@ -33,8 +37,16 @@ class RangeLine:
         self._answer = answer
         self._position = position
         self._is_rest = answer is not None
-        self._line = answer.line if answer else Line(wanted.url, wanted.settings, check, keep=True)
+        self._line = answer.line if answer else self._new_line(check)
         self._line.check = check
+
+    def _new_line(self, check: Check) -> Line:
+        return Line(self._wanted.url, self._wanted.settings, check, keep=True, node=self._wanted.node)
+
+    @property
+    def rest(self) -> int | None:
+        """Where the answer goes on that reaches to the end of the object; None if it has been given up."""
+        return self._position if self._is_rest else None
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """Yield the bytes from *start* to *end*; SourceUnavailable, SourceDenied, SourceChanged."""
@@ -59,15 +71,16 @@ class RangeLine:
         wanted, where = self._wanted, self._wanted.url.name
         if self._is_rest:  # which may be gigabytes, and nobody wants it
             self._line.close()
-            self._line = Line(wanted.url, wanted.settings, self._line.check, keep=True)
+            self._line = self._new_line(self._line.check)
             self._is_rest = False
         answer = self._line.get({**wanted.headers, **wanted.validator.range(start, end)})
         if answer.status == 206:
-            wanted.validator.match_range(answer, start, end, where)
-            return answer
+            reason = wanted.validator.refuse_range(answer, start, end, wanted.encoding)
+            if not reason:
+                return answer
         answer.close()
-        if answer.status != 200:
+        if answer.status not in (200, 206):
             raise refusal(answer.status, where)
-        if strong_etag(answer) in (None, wanted.validator.etag):
+        if answer.status == 200 and not (reason := wanted.validator.refuse_whole(answer, wanted.encoding)):
             raise SourceDenied("The server gives no ranges on this connection", where, "Set download.connections = 1")
-        raise SourceChanged("The object has changed since its first bytes came", where, "Ask again")
+        raise SourceChanged(reason, where, "Ask again")

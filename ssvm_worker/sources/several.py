@@ -4,7 +4,9 @@
       | handed on    | being read | read | being read | not yet asked for             |
 
 What lies below sees one stream, so hashing, inspection and multipart uploads stay in the one pass. A range is tried
-again, never the file; a connection that holds up the others is replaced.
+again, never the file; a connection that holds up the others is replaced. The first connection has an answer that
+reaches to the end of the object. It reads on in order until another one has given bytes: a server whose ranges cannot
+be used is read by that answer alone.
 """
 
 from __future__ import annotations
@@ -35,7 +37,11 @@ class Line(Protocol):
     """One connection."""
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
-        """Yield just those bytes; SourceUnavailable where a second try may help, SourceChanged."""
+        """Yield just those bytes; SourceUnavailable or SourceChanged where a second try may help."""
+
+    @property
+    def rest(self) -> int | None:
+        """Where its answer goes on that reaches to the end of the object; None if it has no such answer."""
 
     def close(self) -> None:
         """Close it; safe to repeat."""
@@ -91,7 +97,7 @@ class _Replaced(Exception):
 class _Range:
     position: int
     end: int
-    owner: object = None
+    owner: _Worker | None = None
     #: When its owner began, by the monotonic clock, and with which byte.
     since: float = 0.0
     origin: int = 0
@@ -114,6 +120,8 @@ class Several:
         self._window: deque[_Range] = deque()
         self._next = self._end = 0
         self._alive = many.connections
+        #: Whether a connection other than the first has given bytes.
+        self._proven = False
         self._error: BaseException | None = None
         #: Bytes and seconds of the ranges that were read whole.
         self._read, self._spent = 0, 1e-9
@@ -121,7 +129,7 @@ class Several:
     def fetch(self, open_line: Open, start: int, end: int) -> Generator[bytes, None, None]:
         """Yield the bytes from *start* to *end* in their order.
 
-        Raises SourceChanged at once, any other error of a connection when none is left, what the check raises.
+        Raises the error of the last connection when none is left, and what the check raises.
         """
         self._next, self._end = start, end
         threads = [
@@ -182,19 +190,28 @@ class Several:
             worker.drop()
             self._give_back(worker, piece)
             worker.failures += 1
-            if not isinstance(error, SourceUnavailable) or worker.failures >= _TRIES:
+            # Another node behind the same name has another ETag; the next connection may lead to the right one.
+            if not isinstance(error, SourceUnavailable | SourceChanged) or worker.failures >= _TRIES:
                 raise
             self._stop.wait(_DELAY_S * 2 ** (worker.failures - 1))
 
     def _take_range(self, worker: _Worker) -> _Range | None:
         with self._state:
             while not self._stop.is_set():
-                if piece := self._free_range() or self._late_range():
+                if piece := self._range_for(worker):
                     piece.owner, piece.since, piece.origin = worker, time.monotonic(), piece.position
                     worker.piece = piece
                     return piece
                 self._state.wait(TICK)
         return None
+
+    def _range_for(self, worker: _Worker) -> _Range | None:
+        if self._proven or worker.rest is None:
+            return self._free_range() or self._late_range()
+        head = next((piece for piece in self._window if not piece.whole), None)
+        if head is None:
+            return self._free_range()
+        return head if head.owner is None else self._late_range()
 
     def _free_range(self) -> _Range | None:
         """One that was given back, or the next one if the window has room for it."""
@@ -213,6 +230,8 @@ class Several:
         head = self._window[0] if self._window else None
         if head is None or head.whole or not self._read:
             return None
+        if not self._proven and head.owner is not None and head.owner.rest is not None:
+            return None
         waited, usual = time.monotonic() - head.since, self._spent / self._read
         late = waited > TICK and waited > _PATIENCE * usual * max(head.position - head.origin, self._size // 8)
         return head if late else None
@@ -223,6 +242,7 @@ class Several:
         with self._state:
             if piece.owner is not worker:
                 raise _Replaced
+            self._proven = self._proven or worker.rest is None
             piece.chunks.append(chunk)
             piece.position += len(chunk)
             if piece.whole:
@@ -237,10 +257,10 @@ class Several:
                 self._state.notify_all()
 
     def _fail(self, error: BaseException) -> None:
-        """One connection less; when it was the last, or the object is another one, all has failed."""
+        """Count one connection less; when it was the last, all has failed."""
         with self._state:
             self._alive -= 1
-            if not self._alive or isinstance(error, SourceChanged) or not isinstance(error, WorkerError):
+            if not self._alive or not isinstance(error, WorkerError):
                 self._error = self._error or error
             self._state.notify_all()
 
@@ -254,6 +274,12 @@ class _Worker:
         self._open = open_line
         self._stop = stop
         self._line: Line | None = None
+
+    @property
+    def rest(self) -> int | None:
+        """Where the answer of its connection goes on that reaches to the end of the object."""
+        line = self._line
+        return line.rest if line is not None else None
 
     def check(self) -> None:
         """Called in every wait of the connection."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-
-from ssvm_worker.errors import SourceChanged
 
 from .exchange import Exchange
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_AGAIN = "Ask again, to start from the first byte"
+#: RFC 9110, 14.4; the unit in any case, and with the blanks and the "=" that some servers write.
+_CONTENT_RANGE = re.compile(r"bytes[ =:]+([0-9]{1,19}) *- *([0-9]{1,19}) */ *([0-9]{1,19}|\*)", re.IGNORECASE)
+_STRONG_ETAG = re.compile(r'"[^"\x00-\x1f\x7f]*"')
 
 
 @dataclass(frozen=True)
@@ -35,29 +35,73 @@ class Validator:
         last = "" if end is None else str(end - 1)
         return {"Range": f"bytes={start}-{last}", "If-Range": self.condition}
 
-    def match_range(self, answer: Exchange, start: int, end: int | None, where: str) -> None:
-        """Raise SourceChanged unless a 206 holds just that range of this object."""
-        given = answer.headers.get("Content-Range", "none")
-        match = _CONTENT_RANGE.fullmatch(given)
-        if not match or tuple(map(int, match.groups())) != (start, (end or self.size) - 1, self.size):
-            asked = f"Asked for the bytes from {start} on of {self.size}"
-            raise SourceChanged(f"{asked}, the server gave {given[:80]!r}", where, _AGAIN)
-        if (etag := answer.headers.get("ETag")) and self.etag not in (None, etag):
-            raise SourceChanged(f"The object's ETag was {self.etag}, now it is {etag}", where, _AGAIN)
+    def refuse_range(self, answer: Exchange, start: int, end: int | None, encoding: str) -> str:
+        """Return why a 206 is not just that range of this object, in that content coding; empty if it is."""
+        end = self.size if end is None else end
+        if content_range(answer) not in ((start, end, self.size), (start, end, None)):
+            given = answer.headers.get("Content-Range", "none")[:80]
+            return f"Asked for the bytes {start}-{end - 1} of {self.size}, the server gave {given!r}"
+        if answer.length not in (None, end - start):
+            return f"Asked for {end - start} bytes, the server gives {answer.length}"
+        # RFC 9110, 15.3.7: a 206 has the ETag that a 200 would have. A Last-Modified it may leave out.
+        if self.etag is not None and strong_etag(answer) != self.etag:
+            return self._other_etag(answer)
+        if self.etag is None and answer.headers.get("Last-Modified") not in (None, self.last_modified):
+            return "The object has changed since its first bytes came"
+        return _other_coding(answer, encoding)
+
+    def refuse_whole(self, answer: Exchange, encoding: str) -> str:
+        """Return why a 200 does not hold this object, in that content coding; empty if it does."""
+        if self.etag is not None and strong_etag(answer) != self.etag:
+            return self._other_etag(answer)
+        if self.etag is None and strong_date(answer) != self.last_modified:
+            return "The object has changed since its first bytes came"
+        if answer.length not in (None, self.size):
+            return f"The object had {self.size} bytes, now it has {answer.length}"
+        return _other_coding(answer, encoding)
+
+    def _other_etag(self, answer: Exchange) -> str:
+        return f"The object's ETag was {self.etag}, now it is {answer.headers.get('ETag')}"
+
+
+def content_range(answer: Exchange) -> tuple[int, int, int | None] | None:
+    """Return start, end (not included) and total (None: unknown) of the one range that a 206 holds; None if unclear."""
+    match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+    if match is None or answer.headers.get("Content-Type", "").lower().startswith("multipart/byteranges"):
+        return None
+    return int(match[1]), int(match[2]) + 1, None if match[3] == "*" else int(match[3])
+
+
+def content_coding(answer: Exchange) -> str:
+    """Return the Content-Encoding; empty for none, or identity."""
+    coding = answer.headers.get("Content-Encoding", "").strip().lower()
+    return "" if coding == "identity" else coding
+
+
+def _other_coding(answer: Exchange, encoding: str) -> str:
+    if (given := content_coding(answer)) == encoding:
+        return ""
+    return f"The object's Content-Encoding was {encoding or 'none'}, now it is {given or 'none'}"
 
 
 def strong_etag(answer: Exchange) -> str | None:
-    """The ETag, unless it is a weak one."""
+    """Return the ETag; None for a weak one, or for what is no ETag."""
     etag = answer.headers.get("ETag", "").strip()
-    return etag if etag.startswith('"') else None
+    return etag if _STRONG_ETAG.fullmatch(etag) else None
 
 
 def strong_date(answer: Exchange) -> str | None:
     """Last-Modified, if it lies a second or more before the answer was made."""
     modified, made = answer.headers.get("Last-Modified"), answer.headers.get("Date")
     try:
-        if modified and made and (parsedate_to_datetime(made) - parsedate_to_datetime(modified)).total_seconds() >= 1:
+        if modified and made and (_date(made) - _date(modified)).total_seconds() >= 1:
             return modified
-    except (ValueError, TypeError):  # no date; or one of them without a zone
+    except (ValueError, TypeError, OverflowError):  # no date
         pass
     return None
+
+
+def _date(text: str) -> datetime:
+    """Read any of the three forms of RFC 9110, 5.6.7; that of asctime has no zone, and means UTC."""
+    date = parsedate_to_datetime(text)
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import ConfigError, InvalidRequest
 from ssvm_worker.stream import Check, Owner, Sink, Source, Store
 
@@ -71,7 +72,8 @@ def open_destination(
     *values* are S3Settings' for the first; *rule* and *http_ca_file* for the second; *check* is called while it waits.
     Raises InvalidRequest for neither.
     """
-    rule, ca_file, check = (values.pop(name, None) for name in ("rule", "http_ca_file", "check"))
+    ca_file, check = values.pop("http_ca_file", None), values.pop("check", None) or _unchecked
+    rule = values.pop("rule", None) or AddressRule()
     if url.startswith("s3://"):
         from .s3 import s3_destination
 
@@ -79,7 +81,7 @@ def open_destination(
     if url.startswith(("http://", "https://")):
         from .put import PutSettings, PutSink
 
-        return PutSink(url, size, PutSettings(rule=rule, ca_file=ca_file), headers=headers, check=check or _unchecked)
+        return PutSink(url, size, PutSettings(rule=rule, ca_file=ca_file), headers=headers, check=check)
     raise InvalidRequest(
         "Nothing can be uploaded there", url.partition("://")[0][:40], "Give s3://BUCKET/KEY or an http(s) URL"
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import select
+import socket
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 
 from ssvm_worker import __version__
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import ObjectNotFound, StoreDenied, StoreFull, StoreUnavailable, WorkerError
+from ssvm_worker.httpanswer import MOST_INTERIM, HttpAnswer
 from ssvm_worker.sockets import TICK, AddressRefused, Dial, Watch, WatchedTLSSocket, connect, tls_context
 from ssvm_worker.stream import Check, StoredObject
 from ssvm_worker.units import KiB
@@ -22,13 +24,18 @@ from .sink import CannotResume
 
 #: The error code of an S3 server's XML answer.
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,60})</Code>")
+#: The head of an interim answer; 101 is none that we can go on after (RFC 9110, 15.2).
+_INTERIM = re.compile(rb"HTTP/1\.\d +1(?!01)\d\d[ \r\n].*?\n\r?\n", re.DOTALL)
+_INTERIM_BEGINS = re.compile(rb"HTTP/1\.\d +1(?!01)\d\d")
+#: Bytes of a status line up to its code.
+_SHORTEST = len("HTTP/1.1 100")
 
 
 @dataclass(frozen=True)
 class PutSettings:
-    """How to put; the fields are those of a download. No rule: any address may be put to."""
+    """How to put; the fields are those of a download."""
 
-    rule: AddressRule | None = None
+    rule: AddressRule = field(default_factory=AddressRule)
     connect_timeout_s: float = 10.0
     #: Seconds without a byte taken, or below min_rate bytes a second, that are a stall; also until the answer.
     stall_s: float = 60.0
@@ -61,6 +68,7 @@ class PutSink(CannotResume):
         self._watch = Watch(check, settings.stall_s, settings.min_rate)
         self._taken = self._sent = 0
         self._held = b""
+        self._interim = 0
         self._connection: HTTPConnection | None = None
         self.key = self._url.name
 
@@ -80,9 +88,9 @@ class PutSink(CannotResume):
         if not chunk:
             return
         self._sent += len(chunk)
-        if _has_answer(connection):
-            raise self._early_answer()
         try:
+            if self._has_answer(connection.sock):
+                raise self._early_answer()
             connection.send(chunk)
         except OSError as error:
             # A server that refuses answers first and closes then; its answer says more than our broken pipe.
@@ -114,6 +122,7 @@ class PutSink(CannotResume):
         url, settings = self._url, self._settings
         tls = tls_context(settings.ca_file) if url.scheme == "https" else None
         connection = HTTPConnection(url.host, url.port, timeout=TICK)
+        connection.response_class = HttpAnswer
         try:
             connection.sock = connect(
                 url.host, url.port, Dial(settings.rule, settings.connect_timeout_s, tls), self._watch
@@ -132,6 +141,27 @@ class PutSink(CannotResume):
             connection.putheader(name, value)
         connection.endheaders()
 
+    def _has_answer(self, sock: socket.socket) -> bool:
+        """Take interim answers away, which may come before the body; return whether another one has come.
+
+        Over TLS one cannot know: a session ticket makes the socket readable. What has come stays until ``commit``.
+        """
+        if isinstance(sock, WatchedTLSSocket):
+            return False
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        while poll.poll(0):
+            seen = sock.recv(64 * KiB, socket.MSG_PEEK)
+            interim = _INTERIM.match(seen)
+            if interim is None:
+                is_begun = _INTERIM_BEGINS.match(seen) or len(seen) < _SHORTEST
+                return not (seen and is_begun and len(seen) < 64 * KiB)
+            self._interim += 1
+            if self._interim > MOST_INTERIM:
+                return True
+            sock.recv(interim.end())
+        return False
+
     def _early_answer(self, broken: OSError | None = None) -> WorkerError:
         assert self._connection is not None
         try:
@@ -149,7 +179,9 @@ class PutSink(CannotResume):
 
     def _broken(self, error: BaseException) -> WorkerError:
         if isinstance(error, AddressRefused):
-            return StoreDenied(str(error), self.key, "The settings do not allow a PUT to that network")
+            return StoreDenied(
+                str(error), self.key, "Uploads go to public addresses only; list others in upload.allow_networks"
+            )
         if isinstance(error, ssl.SSLCertVerificationError):
             return StoreDenied(
                 f"The server's certificate is not trusted: {error.verify_message}",
@@ -177,15 +209,6 @@ def refusal(status: int, where: str, code: str = "") -> WorkerError:
     if status in (408, 425, 429) or (status >= 500 and status not in (501, 505)):
         return StoreUnavailable(f"The server takes no bytes now ({said})", where, "Look at the server")
     return StoreDenied(f"The server does not take the PUT ({said})", where, "Look at the URL, the headers and the size")
-
-
-def _has_answer(connection: HTTPConnection) -> bool:
-    """Whether the server has spoken already. Over TLS one cannot know: a session ticket makes the socket readable."""
-    if isinstance(connection.sock, WatchedTLSSocket):
-        return False
-    poll = select.poll()
-    poll.register(connection.sock, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _code(answer: HTTPResponse) -> str:

@@ -55,6 +55,8 @@ class Behaviour:
     good_bye: bool = False
     #: Bytes of the body, then nothing until the server closes.
     stall_after: int | None = None
+    #: Bytes of the whole body, then nothing until a range with an end has been asked for.
+    hold_after: int | None = None
     #: One byte at a time, twenty in a second.
     drip: bool = False
     #: Bytes a second.
@@ -107,6 +109,8 @@ class HttpServer:
         #: Set whenever a path has begun to stall, or a PUT has broken off.
         self.stalled = threading.Event()
         self.put_broken = threading.Event()
+        #: Set when a range with an end has been asked for.
+        self.ranged = threading.Event()
         self._authority = trustme.CA() if tls else None
         self.context = self._tls(certified_for, expires)
         self._server = _Listener(self)
@@ -186,6 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
         bounded = re.fullmatch(r"bytes=\d+-\d+", self.headers.get("Range", ""))
         if behaviour.then:
             self.owner.paths[path] = behaviour.then
+        if bounded:
+            self.owner.ranged.set()
         if bounded and behaviour.ranged:
             behaviour = behaviour.ranged.pop(0)
         self.close_connection = not bounded
@@ -286,6 +292,9 @@ class _Answer:
             body = body[: behaviour.stall_after]
         step = 1 if behaviour.drip else PIECE
         for start in range(0, len(body), step):
+            if behaviour.hold_after is not None and not self.range and start >= behaviour.hold_after:
+                while not (self.owner.ranged.is_set() or self.owner.closing.is_set()):
+                    self.owner.ranged.wait(0.05)
             self._write(body[start : start + step])
         if cut:
             self._cut()
