@@ -14,15 +14,12 @@ Only ``stream.resuming`` and ``tasks.bridge`` decide on a retry. Arguments are p
 
 from __future__ import annotations
 
+from .printable import printable
+
 EXIT_PERMANENT = 1
 EXIT_USAGE = 2
 EXIT_RETRYABLE = 75  # EX_TEMPFAIL of sysexits.h
 EXIT_CANCELLED = 130  # what a shell reports for SIGINT
-
-
-def one_line(text: str) -> str:
-    """Escape line breaks, control and format characters and lone surrogates; printable text stays as it is."""
-    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class WorkerError(Exception):
@@ -37,7 +34,7 @@ class WorkerError(Exception):
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
         """Keep each text as one line; a peer's words in it move no cursor and begin no line of a log."""
-        what, where, remedy = one_line(what), one_line(where), one_line(remedy)
+        what, where, remedy = printable(what), printable(where), printable(remedy)
         super().__init__(what, where, remedy)
         self.what = what
         self.where = where

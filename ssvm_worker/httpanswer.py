@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead, RemoteDisconnected
 from typing import Any
 
@@ -61,7 +63,7 @@ class HttpAnswer(HTTPResponse):
                     return
                 if self.status == 101:
                     raise HTTPException("The server switches to another protocol, which nobody asked for")
-                if self._asked_by == "PUT":
+                if self._asked_by in ("PUT", "POST"):
                     self._watch.deadline = time.monotonic() + self._watch.stall_s
         finally:
             self._watch.deadline = math.inf
@@ -162,6 +164,18 @@ def content_length(headers: HTTPMessage) -> int | None:
     if values or not re.fullmatch(r"[0-9]{1,19}", value):
         raise HTTPException(f"The Content-Length is not clear: {headers.get('Content-Length', '')[:80]!r}")
     return int(value)
+
+
+def wait_wanted(headers: Mapping[str, str] | HTTPMessage) -> float:
+    """Return the seconds of Retry-After, a number or a date (RFC 9110, 10.2.3); 0 for none, or one that is unclear."""
+    text = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    try:
+        when, now = parsedate_to_datetime(text), parsedate_to_datetime(headers["Date"])
+        return max(0.0, (when - now).total_seconds())
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return 0.0
 
 
 def _listed(headers: HTTPMessage, name: str) -> list[str]:

@@ -13,8 +13,6 @@ _PATIENT_TRIES = 230
 _PATIENT_FACTOR = 6
 
 
-#: Seconds that a peer may ask a job to wait, at the most.
-_MOST_S = 600.0
 #: Seconds between two looks of a job at a store that is away, at the most.
 _AWAY_S = 30.0
 
@@ -56,9 +54,9 @@ def decide(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecis
         return RetryDecision("failed" if error.reason == "deadline" else "cancelled")
     if isinstance(error, StoreAway):
         delay_s = random.uniform(_AWAY_S / 2, _AWAY_S)  # noqa: S311 - jitter
-        return RetryDecision("queued", max(delay_s, min(error.after_s, _MOST_S)), counted=False)
+        return RetryDecision("queued", max(delay_s, min(error.after_s, policy.max_delay_s)), counted=False)
     if isinstance(error, WorkerError) and error.retryable and number < policy.max_attempts:
-        return RetryDecision("queued", max(backoff(number, policy), min(error.after_s, _MOST_S)))
+        return RetryDecision("queued", max(backoff(number, policy), min(error.after_s, policy.max_delay_s)))
     return RetryDecision("failed")
 
 

@@ -230,6 +230,8 @@ RAISE_LIMIT = "Raise max_bytes in the request, or download.max_bytes in the sett
 
 #: Bytes between two breaks that make it worth while to go on with a source.
 WORTH_IT = MiB
+#: Seconds that a source may have us wait within an attempt; the next attempt waits for the rest.
+_LONGEST_WAIT_S = 60.0
 
 
 class Resuming:
@@ -260,13 +262,14 @@ class Resuming:
                         self._offset += len(chunk)
                         yield chunk
                 return
-            except SourceUnavailable:
+            except SourceUnavailable as error:
+                wanted = min(_LONGEST_WAIT_S, error.after_s)
                 failures = 1 if self._offset - since >= WORTH_IT else failures + 1
                 since = self._offset
                 if failures > self._tries or (self._offset and not self.source.resumable):
                     raise
             self.resumptions += bool(self._offset)
-            self._wait(min(30.0, self._delay_s * 2 ** (failures - 1)))
+            self._wait(max(wanted, min(30.0, self._delay_s * 2 ** (failures - 1))))
 
 
 def store_stream(  # noqa: PLR0913 - three by position; the others only by name

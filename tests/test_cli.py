@@ -275,7 +275,7 @@ DOWNLOAD = ["run", "download", "--url", "http://x/y", *HERE]
         ([*DOWNLOAD, "--max-rate", "10X"], "max_rate: must be a number of bytes"),
         ([*DOWNLOAD, "--stores", "nope"], "There is no image store named 'nope'"),
         ([*DOWNLOAD, "--credentials", "nope"], "There are no credentials named 'nope'"),
-        (["submit", "download", "--url", "http://[x", *HERE], "url: This is no URL"),
+        (["submit", "download", "--url", "http://[x", *HERE], "url: The URL's host or port is malformed"),
         (["submit", "download", "--url", "http://x/y", *HERE, "--zone", "a b"], "no name of a zone"),
         (["submit", "upload", "--url", "ftp://x/y", "--key", "template/tmpl/2/1/x"], "url: URLs of scheme 'ftp'"),
         (["submit", "upload", "--url", "s3://x/y", "--key", "elsewhere/x"], "key: No artifact can lie there"),

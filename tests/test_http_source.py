@@ -328,6 +328,38 @@ def test_ranges_refused(http_server: HttpServer, status: int) -> None:
     assert gather(it, 1000) == DATA[1000:]
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(Behaviour(DATA, content_length="", cut_after=0), id="closed without a byte"),
+        pytest.param(Behaviour(DATA, cut_after=0, reset=True), id="reset"),
+    ],
+)
+def test_ranges_that_give_nothing(http_server: HttpServer, broken: Behaviour) -> None:
+    """A server that breaks off at each range, and not at a plain GET, is read by plain GETs in the end."""
+    url = http_server.serve("image", DATA, cut_after=700_000, cut_times=1)
+    http_server.paths["/image"].then = Behaviour(DATA, only_ranges=broken)
+    assert b"".join(Resuming(source(url), lambda _: None, tries=3)) == DATA
+
+
+@pytest.mark.parametrize(
+    ("headers", "waits"),
+    [
+        pytest.param({"Retry-After": "7"}, [7.0], id="seconds"),
+        pytest.param({"Retry-After": "Fri, 06 Nov 2099 10:00:09 GMT"}, [60.0], id="a date, longer than a job may wait"),
+        pytest.param({"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}, [1.0], id="a date that has passed"),
+        pytest.param({"Retry-After": "soon"}, [1.0], id="neither"),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after(http_server: HttpServer, headers: dict[str, str], waits: list[float], status: int) -> None:
+    """A busy server is left alone for as long as it asks, up to a minute."""
+    url = http_server.serve("image", DATA, status=status, headers=headers, then=Behaviour(DATA))
+    waited: list[float] = []
+    assert b"".join(Resuming(source(url), waited.append)) == DATA
+    assert waited == waits
+
+
 @pytest.mark.parametrize("content_range", CLEAR)
 def test_forms_of_content_range(http_server: HttpServer, content_range: str) -> None:
     """Content-Range is understood in every form that is clear."""

@@ -60,6 +60,15 @@ def test_store_that_is_away() -> None:
     assert 0 < decision.delay_s <= 30
 
 
+@pytest.mark.parametrize(("wanted", "waits"), [(0.0, 10.0), (45.0, 45.0), (1e9, 60.0)])
+def test_wait_that_is_wanted(wanted: float, waits: float) -> None:
+    """A server that asks to be left alone for a while is, up to the longest delay of the settings."""
+    error = SourceUnavailable("x")
+    error.after_s = wanted
+    assert decide(error, 1, POLICY).delay_s <= waits
+    assert decide(error, 1, POLICY).delay_s >= min(wanted, 60.0)
+
+
 @pytest.mark.parametrize(("number", "ceiling"), [(1, 10), (2, 20), (3, 40), (4, 60), (50, 60), (100_000, 60)])
 def test_backoff(number: int, ceiling: float) -> None:
     """The delay doubles up to its limit, in the upper half of it, and is not the same for all workers."""

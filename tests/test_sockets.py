@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import threading
@@ -227,8 +228,9 @@ def test_handshake_byte_by_byte(watch: Watch | None) -> None:
     def drip() -> None:
         far.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB
         begun.set()
-        while not over.wait(0.02):
-            far.sendall(b"\x00")
+        with contextlib.suppress(OSError):  # the other end is closed by then
+            while not over.wait(0.02):
+                far.sendall(b"\x00")
 
     dripping = threading.Thread(target=drip)
     dripping.start()
@@ -252,26 +254,6 @@ def test_deadline_though_bytes_move() -> None:
             near.recv_into(bytearray(3))
 
 
-def test_check_while_bytes_move() -> None:
-    """A cancel reaches a reader that never has to wait."""
-    cancelled = threading.Event()
-
-    def check() -> None:
-        if cancelled.is_set():
-            raise Cancelled("user")
-
-    near, far = pair(Watch(check))
-
-    def read_on() -> None:
-        while True:
-            far.sendall(b"x")
-            near.recv_into(bytearray(1))
-            cancelled.set()
-
-    with near, far, pytest.raises(Cancelled):
-        read_on()
-
-
 class _Scripted(WatchedSocket):
     """Reads by a script: counts, and errors."""
 
@@ -281,6 +263,21 @@ class _Scripted(WatchedSocket):
         if isinstance(reply := self.replies.pop(0), OSError):
             raise reply
         return reply
+
+
+def test_cancel_without_a_wait() -> None:
+    """A cancel reaches a reader that never has to wait."""
+
+    def check() -> None:
+        raise Cancelled("user")
+
+    def read_on() -> None:
+        while near.replies:
+            near.recv_into(bytearray(1))
+
+    with _Scripted() as near, pytest.raises(Cancelled):
+        near.watch, near.replies = Watch(check), [1] * 1000
+        read_on()
 
 
 def test_bytes_before_a_reset_count() -> None:

@@ -15,7 +15,7 @@ from urllib3.response import BaseHTTPResponse
 from ssvm_worker import __version__
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
-from ssvm_worker.httpanswer import HttpAnswer
+from ssvm_worker.httpanswer import HttpAnswer, wait_wanted
 from ssvm_worker.sockets import (
     TICK,
     AddressRefused,
@@ -289,8 +289,9 @@ def translate(error: BaseException, where: str) -> WorkerError:
     return SourceUnavailable(f"{what}: {error}", where, "Look at the server and the way to it")
 
 
-def refusal(status: int, where: str) -> WorkerError:
-    """The error that a status without the bytes stands for."""
+def refusal(answer: Exchange, where: str = "") -> WorkerError:
+    """Return the error that an answer without the bytes stands for."""
+    status, where = answer.status, where or answer.url.name
     if status in (404, 410):
         return SourceNotFound(f"There is nothing (status {status})", where, "Look at the URL")
     if status in (401, 403, 407):
@@ -300,5 +301,7 @@ def refusal(status: int, where: str) -> WorkerError:
             "Give headers or credentials, or a link that is still valid",
         )
     if status in (408, 425, 429) or status >= 500 or status < 300:
-        return SourceUnavailable(f"The server gives no bytes now (status {status})", where, "Look at the server")
+        busy = SourceUnavailable(f"The server gives no bytes now (status {status})", where, "Look at the server")
+        busy.after_s = wait_wanted(answer.headers)
+        return busy
     return SourceDenied(f"The server does not take the request (status {status})", where, "Look at the URL and headers")

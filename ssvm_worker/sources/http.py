@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable
+from ssvm_worker.sockets import Stalled
 from ssvm_worker.stream import CHUNK, Check, limit
 from ssvm_worker.sums import decode_text
 from ssvm_worker.units import MiB
@@ -20,8 +21,8 @@ from .validator import Validator, content_coding, content_range, strong_date, st
 
 __all__ = ["HttpSource", "Validator", "fetch_text"]
 
-#: How often several connections are tried, when in the end none of them was left; and how often the place that gave
-#: the first bytes is asked for the rest, before a redirector may choose another one.
+#: How often each of these is tried in a row: several connections, of which none is left in the end; the place that gave
+#: the first bytes, before a redirector may choose another one; a range that gives nothing, before a plain GET.
 _CHANCES = 2
 
 
@@ -56,6 +57,8 @@ class HttpSource:
         self._failures = 0
         #: How often in a row the place that gave the first bytes gave none of the rest.
         self._misses = 0
+        #: How often in a row a request for a range gave not a byte.
+        self._idle = 0
         #: The object at that place; None in a later attempt, and where nothing tells it from another one.
         self._wanted: Wanted | None = None
         #: Whether its ranges may be used: a server may promise what it does not keep.
@@ -78,7 +81,7 @@ class HttpSource:
             position = offset - skip
             pace = Pace(self._settings.many)
             while chunk := answer.read(CHUNK):
-                self._misses = 0
+                self._misses = self._idle = 0
                 position += len(chunk)
                 pace.judge(len(chunk), answer.starved)
                 if skip < len(chunk):
@@ -147,8 +150,14 @@ class HttpSource:
     def _ask_rest(self, wanted: Wanted, offset: int) -> tuple[Exchange, int]:
         """Ask by a range; where the server has none that can be used, for the whole, whose first bytes are skipped."""
         validator = wanted.validator
-        for own in ([validator.range(offset)] if self._has_ranges else []) + [{}]:
-            answer = get(wanted.url, own, wanted.headers, wanted.settings, self._check, node=wanted.node)
+        ranges = self._has_ranges and self._idle < _CHANCES
+        for own in ([validator.range(offset)] if ranges else []) + [{}]:
+            try:
+                answer = get(wanted.url, own, wanted.headers, wanted.settings, self._check, node=wanted.node)
+            except SourceUnavailable as error:
+                # Whoever took the request and gave nothing may do so with each range.
+                self._idle += bool(own) and isinstance(error.__cause__, ConnectionResetError | Stalled)
+                raise
             is_whole = answer.status in (200, 203)
             if is_whole:
                 reason = validator.refuse_whole(answer, wanted.encoding)
@@ -158,6 +167,7 @@ class HttpSource:
                 reason = f"status {answer.status}"
             if not reason:
                 self._has_ranges = bool(own)
+                self._idle += answer.status == 206
                 line = answer.line
                 self._wanted = replace(
                     wanted, url=answer.url, headers=answer.trusted, settings=line.settings, node=line.node
@@ -168,7 +178,7 @@ class HttpSource:
                 raise self._changed(reason)
             if answer.status == 429:  # it wants fewer requests, not another one
                 break
-        raise refusal(answer.status, answer.url.name)
+        raise refusal(answer)
 
     def _remember(self, answer: Exchange) -> None:
         """Judge the head of the first answer; take the size and the validator from it."""
@@ -179,7 +189,7 @@ class HttpSource:
             what = "The server gives a part of the file (status 206), though all of it was asked for"
             raise SourceUnavailable(what, answer.url.name, "Look at the server, and at caches before it")
         if answer.status not in (200, 203, 206):
-            raise refusal(answer.status, answer.url.name)
+            raise refusal(answer)
         self.size = answer.length if span is None else span[2]
         self.validator = self._wanted = None
         ranges = "bytes" in answer.headers.get("Accept-Ranges", "").lower()

@@ -80,7 +80,7 @@ class RangeLine:
                 return answer
         answer.close()
         if answer.status not in (200, 206):
-            raise refusal(answer.status, where)
+            raise refusal(answer, where)
         if answer.status == 200 and not (reason := wanted.validator.refuse_whole(answer, wanted.encoding)):
             raise SourceDenied("The server gives no ranges on this connection", where, "Set download.connections = 1")
         raise SourceChanged(reason, where, "Ask again")

@@ -14,7 +14,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ssvm_worker import __version__
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import ObjectNotFound, StoreDenied, StoreFull, StoreUnavailable, WorkerError
-from ssvm_worker.httpanswer import MOST_INTERIM, HttpAnswer
+from ssvm_worker.httpanswer import MOST_INTERIM, HttpAnswer, wait_wanted
 from ssvm_worker.sockets import TICK, AddressRefused, Dial, Watch, WatchedTLSSocket, connect, tls_context
 from ssvm_worker.stream import Check, StoredObject
 from ssvm_worker.units import KiB
@@ -175,7 +175,10 @@ class PutSink(CannotResume):
         return self._refusal(answer)
 
     def _refusal(self, answer: HTTPResponse) -> WorkerError:
-        return refusal(answer.status, self.key, _code(answer))
+        error = refusal(answer.status, self.key, _code(answer))
+        if isinstance(error, StoreUnavailable):
+            error.after_s = wait_wanted(answer.headers)
+        return error
 
     def _broken(self, error: BaseException) -> WorkerError:
         if isinstance(error, AddressRefused):

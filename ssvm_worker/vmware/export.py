@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
+from ssvm_worker.httpanswer import HttpAnswer
 from ssvm_worker.sockets import TICK, Dial, Watch, WatchedTLSSocket, connect
 from ssvm_worker.stream import CHUNK, Check
 from ssvm_worker.units import KiB
@@ -55,7 +56,7 @@ class Link:
         return self.address.pin if self.parts.hostname == self.address.host else None
 
 
-class _Stream(HTTPResponse):
+class _Stream(HttpAnswer):
     """A body in chunks of HTTP that are small, as a host sends it: read ahead, they cost no look at the socket each.
 
     Of chunks of 32 KiB, http.client's own buffer of 8 KiB asks the socket twice for each.

@@ -9,6 +9,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Self
 
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
+from ssvm_worker.httpanswer import HttpAnswer
 from ssvm_worker.sockets import TICK
 from ssvm_worker.stream import Check, StoredObject
 
@@ -81,6 +82,7 @@ class HostSink:
     def _connected(self) -> HTTPConnection:
         if self._connection is None:
             connection = HTTPConnection(self._link.parts.netloc, timeout=TICK)
+            connection.response_class = HttpAnswer
             connection.sock = secure(self._link, self._check)
             self._connection = connection
             with self._translated():

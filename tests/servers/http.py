@@ -64,6 +64,8 @@ class Behaviour:
     headers: dict[str, str] = field(default_factory=dict)
     #: The behaviour of the second and later requests.
     then: Behaviour | None = None
+    #: That of every request for a range.
+    only_ranges: Behaviour | None = None
     #: Those of the first requests for a range with an end, as one of several connections asks for it.
     ranged: list[Behaviour] = field(default_factory=list)
 
@@ -192,6 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.owner.paths[path] = behaviour.then
         if bounded:
             self.owner.ranged.set()
+        if behaviour.only_ranges and "Range" in self.headers:
+            behaviour = behaviour.only_ranges
         if bounded and behaviour.ranged:
             behaviour = behaviour.ranged.pop(0)
         self.close_connection = not bounded
