@@ -121,7 +121,9 @@ REFUSED: list[Any] = [
     pytest.param({"mirrors": ["http://h:SECRET/"]}, "mirrors: The URL's host or port is malformed", id="mirror"),
     pytest.param({"checksum": "https://h:SECRET/SUMS"}, "checksum: The URL's host or port is malformed", id="checksum"),
     pytest.param({"checksum": "SECRET"}, "checksum: Checksum of an unknown form", id="no checksum"),
-    pytest.param({"callback_url": "http://h:SECRET/"}, "callback_url: The URL's host or port is malformed", id="callback"),
+    pytest.param(
+        {"callback_url": "http://h:SECRET/"}, "callback_url: The URL's host or port is malformed", id="callback"
+    ),
     pytest.param({"callback_url": "ftp://SECRET"}, "callback_url: URLs of scheme 'ftp'", id="callback by ftp"),
     pytest.param({"headers": {"A": "SECRET\r\nB: c"}}, "headers: That header cannot be sent", id="header"),
     pytest.param({"headers": ["SECRET"]}, "headers: must be an object", id="headers as a list"),
