@@ -32,7 +32,7 @@ app.conf.beat_schedule = {
         "task": "ssvm.cleanup",
         "schedule": crontab(hour="3", minute="17"),
         "args": [{"older_than": "24h"}],
-        "options": {"queue": _QUEUE, "expires": 12 * 3600},
+        "options": {"queue": _QUEUE},
     },
 }
 

@@ -27,7 +27,7 @@ from ssvm_worker.traces import UNTRACED, Trace, tracing
 
 from .drain import draining
 from .heart import Heart, insist
-from .intake import Message, accept, token_of
+from .intake import Message, accept
 from .outbox import tell
 from .owed import order_copies
 from .ring import ring
@@ -61,9 +61,11 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
 
 def _claimed(ledger: Ledger, settings: Settings, message: Message) -> tuple[str, Claim | None]:
     """Mostly the main process has taken the job; without its ledger it hands over what came."""
-    if token := token_of(message):
-        return message.task_id, ledger.begin(*token)
+    if message.claim:
+        return message.claim[0], ledger.begin(*message.claim)
     record = accept(ledger, settings, message)
+    if (record.zone, record.lane) != (settings.zone, find_job(message.job).lane):  # its own workers hear of it
+        return record.job_id, None
     return record.job_id, ledger.claim(record.job_id, message.worker or worker_name())
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from celery import Celery
 from celery.worker.state import reserved_requests
 from celery.worker.strategy import default
-from kombu.exceptions import KombuError
 
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.errors import WorkerError
@@ -28,6 +27,7 @@ from ssvm_worker.traces import traceparent
 from .app import settings as of_this_worker
 from .intake import Message, accept
 from .ring import task_id
+from .screening import CLAIM
 
 _LOG = logging.getLogger("ssvm.doorbell")
 #: A message, its decoded body if it is of an old protocol, what acknowledges and what rejects it, what to call then.
@@ -46,8 +46,8 @@ def strategy(task: Any, app: Celery, consumer: Any, settings: Settings = of_this
 
     def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **kwargs: Any) -> Any:
         name = task.name
-        heard = _read(message, body, name)
-        if heard and _has_room(consumer):
+        if _has_room(consumer):
+            heard = _read(message, name)
             try:
                 taken = _take(ledger, settings, heard, consumer.hostname)
             except WorkerError as error:  # a pool process tries again, or says it where it counts
@@ -56,7 +56,9 @@ def strategy(task: Any, app: Celery, consumer: Any, settings: Settings = of_this
             else:
                 if taken is None:
                     return ack(_LOG, consumer.connection_errors)
-                name = _exchange(message, taken)
+                exchanged = _exchange(message, taken)
+                # A job of another version is nobody's task; the pool process ends it as failed.
+                name = exchanged if exchanged in app.tasks else name
         return handler_of(name)(message, body, ack, reject, callbacks, **kwargs)
 
     return on_message
@@ -67,16 +69,11 @@ def _has_room(consumer: Any) -> bool:
     return bool(len(reserved_requests) < consumer.pool.num_processes)
 
 
-def _read(message: Any, body: Any, name: str) -> Message | None:
-    """The message, if it is of protocol 2 and for now; None leaves it to Celery."""
-    if body is not None or message.headers.get("eta"):
-        return None
-    try:
-        args, kwargs, _ = message.payload
-    except (KombuError, ValueError, TypeError):
-        return None
+def _read(message: Any, name: str) -> Message:
+    """The message, which tasks/screening.py has seen to."""
+    args, kwargs, _ = message.payload
     parent = traceparent(message.headers.get("traceparent"))
-    return Message(name.removeprefix("ssvm."), args, kwargs, message.headers.get("id", ""), parent)
+    return Message(name.removeprefix("ssvm."), args, kwargs, message.headers["id"], parent)
 
 
 def _take(ledger: Ledger, settings: Settings, message: Message, worker: str) -> Taken | None:
@@ -91,6 +88,8 @@ def _exchange(message: Any, taken: Taken) -> str:
     name, own_id = f"ssvm.{taken.job}", task_id(taken.job_id, taken.number)
     shown = f"[{{'job_id': '{taken.job_id}'}}]"
     message.headers = {"lang": "py", "task": name, "id": own_id, "root_id": taken.job_id, "argsrepr": shown}
+    message.headers[CLAIM] = [taken.job_id, taken.token]
     message.content_type, message.content_encoding = "application/json", "utf-8"
-    message.body = json.dumps([[{"job_id": taken.job_id, "token": taken.token}], {}, {}])
+    message.body = json.dumps([[{"job_id": taken.job_id}], {}, {}])
+    message._decoded_cache = None
     return name

@@ -8,6 +8,7 @@ from kombu.entity import Exchange, Queue
 from ssvm_worker.ledger import queue_name
 from ssvm_worker.settings import Settings
 
+from . import transport
 from .route import Route, beat_store
 
 #: The modules that register tasks.
@@ -19,6 +20,7 @@ _BEAT_LOCK_S = 60
 def make_app(settings: Settings) -> Celery:
     """The app of a worker."""
     route = Route.of(settings)
+    transport.register()
     app = sending_app(route)
     app.set_default()
     app.conf.update(
@@ -31,6 +33,7 @@ def make_app(settings: Settings) -> Celery:
         # The reaper takes care of lost workers; two that requeue would make duplicates.
         task_retry_on_worker_lost=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_consumer="tasks.consumer:Consumer",
         worker_pool="prefork",
         worker_concurrency=settings.worker.concurrency,
         # Draining is the running job's own affair (tasks.drain): Celery would sleep the full time even if the job ends.

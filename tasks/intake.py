@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ssvm_worker.assembly import new_job
-from ssvm_worker.errors import InvalidRequest
-from ssvm_worker.jobs import Job, find_job
+from ssvm_worker.errors import InvalidRequest, WorkerError
+from ssvm_worker.jobs import JOBS, Job, find_job
 from ssvm_worker.jobs.request import JobRequest, kept, parse_request
 from ssvm_worker.ledger import Ledger, NewJob, Record
-from ssvm_worker.settings import Settings
+from ssvm_worker.settings import LANES, Settings
 from ssvm_worker.traces import traceparent
+
+from .screening import CLAIM, first_argument
+
+#: What a job's name may look like, as it stands in keys and counters of the ledger.
+_NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,17 @@ class Message:
     traceparent: str = ""
     #: Which worker has it, as Celery and Flower show it.
     worker: str = ""
+    #: The job that this worker's main process has claimed, and the claim's token; see tasks/doorbell.py.
+    claim: tuple[str, int] | None = None
 
     @classmethod
     def of(cls, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Message:
         """The message for which Celery runs that task of ours."""
         request = task.request
         parent = traceparent(request.get("traceparent"))
-        return cls(task.name.removeprefix("ssvm."), args, kwargs, request.id, parent, request.hostname or "")
+        claim = request.get(CLAIM)
+        job = task.name.removeprefix("ssvm.")
+        return cls(job, args, kwargs, request.id, parent, request.hostname or "", tuple(claim) if claim else None)
 
     @property
     def job_id(self) -> str:
@@ -69,13 +79,6 @@ def accept(ledger: Ledger, settings: Settings, message: Message) -> Record:
     return ledger.submit(replace(new, traceparent=message.traceparent))[0]
 
 
-def token_of(message: Message) -> tuple[str, int] | None:
-    """The job that this worker's main process has claimed, and the claim's token; see tasks/doorbell.py."""
-    if len(message.args) == 1 and isinstance(message.args[0], dict) and list(message.args[0]) == ["job_id", "token"]:
-        return str(message.args[0]["job_id"]), int(message.args[0]["token"])
-    return None
-
-
 def job_id_of(message: Message) -> tuple[str, str]:
     """The job that an order to retry or to cancel is about, and who gave it."""
     data = (
@@ -98,15 +101,38 @@ def _argument(message: Message) -> dict[str, Any]:
     raise InvalidRequest(what, f"ssvm.{message.job}", "Send one argument, the request object")
 
 
+def refuse(ledger: Ledger, settings: Settings, message: Any, error: Exception) -> None:
+    """Write down as failed the job of kombu's *message*, if it has an id; changes no known job.
+
+    Nothing is written for tasks that are no jobs, such as ``ssvm.retry``.
+    """
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    data = first_argument(message)
+    job_id = _valid("job_id", data.get("job_id")) or _valid("job_id", headers.get("id"))
+    name = str(headers.get("task")).removeprefix("ssvm.")
+    if not job_id or name in ("retry", "cancel", "reap"):
+        return
+    if not isinstance(error, WorkerError):
+        error = InvalidRequest(f"The worker cannot read the message: {type(error).__name__}: {error!a:.200}")
+    if name in JOBS:
+        new = _refused(settings, JOBS[name], Message(name, [data], {}, job_id))
+    else:
+        lane = str(message.delivery_info.get("routing_key")).rpartition(".")[2]
+        known = name if _NAME.fullmatch(name) else "unknown"
+        new = NewJob(job_id, known, settings.zone, lane if lane in LANES else "maintenance", {"job_id": job_id})
+    ledger.refuse(new, error)
+
+
 def _refused(settings: Settings, job: Job, message: Message) -> NewJob:
     """What can be kept of a request that is wrong: whose it is, and whom to tell."""
     data = message.args[0] if message.args and isinstance(message.args[0], dict) else {}
+    job_id = _valid("job_id", data.get("job_id")) or _valid("job_id", message.task_id) or uuid.uuid4().hex
     return NewJob(
-        job_id=_valid("job_id", data.get("job_id")) or _valid("job_id", message.task_id) or uuid.uuid4().hex,
+        job_id=job_id,
         job=job.name,
         zone=settings.zone,
         lane=job.lane,
-        request=kept(job.Request, data),
+        request=kept(job.Request, data) | {"job_id": job_id},
         callback_url=_valid("callback_url", data.get("callback_url")),
     )
 

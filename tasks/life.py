@@ -13,6 +13,7 @@ from ssvm_worker.ledger.embedded import EmbeddedBroker
 from ssvm_worker.settings import Settings
 from ssvm_worker.traces import close
 
+from . import panel
 from .mounts import MountKeeper
 from .reaper import Reaper
 from .registrar import Registrar
@@ -47,6 +48,7 @@ def attach(app: Celery, settings: Settings) -> None:
         for job in JOBS.values():
             _ = job.module
 
+    panel.take_over(settings)
     app.steps["worker"].update((ReaperStep, RegistrarStep, _mount_step(settings)))
     worker_init.connect(load_jobs, weak=False)
     worker_process_shutdown.connect(_send_spans, weak=False)

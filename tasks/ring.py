@@ -6,12 +6,14 @@ The worker that hears it takes whichever job of the lane is next: tasks/doorbell
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import lru_cache
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from ssvm_worker.ledger import INBOUND, Record
+from ssvm_worker.errors import ObjectNotFound
+from ssvm_worker.ledger import INBOUND, Ledger, Record
 from ssvm_worker.settings import Settings
 
 from .factory import make_queue, sending_app
@@ -48,6 +50,15 @@ def ring(settings: Settings, record: Record) -> bool:
 def task_id(job_id: str, number: int) -> str:
     """The job's id for its first attempt; a task that was once revoked keeps later ones from running otherwise."""
     return job_id if number == 1 else f"{job_id}.{number}"
+
+
+def job_of_task(ledger: Ledger, task_id: str) -> Record | None:
+    """The job of a task: its id is the job's, or the job's with the attempt's number behind it."""
+    stem, dot, number = task_id.rpartition(".")
+    for job_id in (task_id, stem) if dot and number.isdecimal() else (task_id,):
+        with suppress(ObjectNotFound):
+            return ledger.get(job_id)
+    return None
 
 
 @lru_cache(maxsize=4)

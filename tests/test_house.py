@@ -78,6 +78,7 @@ LAYERS = (
 SIBLINGS = LAYERS[3]
 #: One library, one place: where each may be imported, as beginnings of paths.
 SDKS = {
+    "amqp": ("tasks/",),
     "backports": ("ssvm_worker/codecs/",),
     "billiard": ("tasks/",),
     "botocore": ("ssvm_worker/stores/s3", "ssvm_worker/demo/s3"),

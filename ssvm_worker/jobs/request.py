@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -47,6 +48,8 @@ class Privacy(enum.Enum):
     VALUES = "values"
     #: All of it: only its name suggests a secret.
     PUBLIC = "public"
+#: Bytes of a request as JSON, and levels of objects and lists in it. Real requests have some hundred bytes in 3 levels.
+MAX_BYTES, MAX_DEPTH = 256 * 1024, 32
 
 
 class JobRequest(BaseModel):
@@ -176,10 +179,36 @@ def _as_value_error(check: Any, *args: Any) -> Any:
         raise ValueError(str(error)) from error
 
 
+def check_form(data: Any, where: str) -> None:
+    """Raise InvalidRequest unless *data* is JSON of a limited size and depth, in strings that are valid Unicode.
+
+    Python's json reads lone surrogates and any depth; Redis, Lua and other readers of a record do not.
+    """
+    depth, level = 0, [data]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        lists = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [child for each in lists for child in each]
+    if level:
+        what = f"The request is nested deeper than {MAX_DEPTH} levels"
+        raise misused(InvalidRequest(what, where, "Send a flat object"))
+    try:
+        size = len(json.dumps(data, ensure_ascii=False, allow_nan=False).encode())
+    except UnicodeEncodeError as error:
+        what = f"The request has a lone surrogate, U+{ord(error.object[error.start]):04X}, which is no character"
+        raise misused(InvalidRequest(what, where, "Send valid Unicode")) from None
+    except (TypeError, ValueError) as error:
+        raise misused(InvalidRequest(f"The request is not JSON: {error}", where, "Send one JSON object")) from None
+    if size > MAX_BYTES:
+        what = f"The request has {size} bytes; {MAX_BYTES} are allowed"
+        raise misused(InvalidRequest(what, where, "Leave out what no job needs"))
+
+
 def parse_request(model: type[R], data: Any, job: str) -> R:
     """Read a request object; InvalidRequest lists every finding, with the nearest right field for an unknown one."""
     if not isinstance(data, dict):
         raise misused(InvalidRequest("The request is not an object", job, f"See `ssvm schema {job}`"))
+    check_form(data, f"{job} request")
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -197,11 +226,12 @@ def kept(model: type[JobRequest], data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
         return {}
     try:
+        check_form(data, "")
         model.model_validate(data)
         wrong: set[int | str] = set()
     except ValidationError as error:
         wrong = {each["loc"][0] for each in error.errors(include_url=False, include_input=False) if each["loc"]}
-    except (ValueError, RecursionError):
+    except (InvalidRequest, ValueError, RecursionError):
         return {}
     right = {name: value for name, value in data.items() if name in model.model_fields and name not in wrong}
     others = [printable(str(name)[:60]) for name in data if name not in right]

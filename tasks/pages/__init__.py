@@ -17,7 +17,7 @@ from flower.api import BaseApiHandler
 from tornado.template import Loader
 from tornado.web import HTTPError, StaticFileHandler, url
 
-from .handlers import Act, Apply, JobsList, JobsPage, States, user_of
+from .handlers import Act, Apply, JobsList, JobsPage, Refuse, Revoke, States, user_of
 
 _HERE = Path(__file__).parent
 
@@ -45,7 +45,13 @@ def install(readers: Collection[str] = ()) -> None:
     urls.settings["template_loader"] = _Overlay(str(_HERE / "templates"))
     given = {"readers": frozenset(readers)}
     _keep_from_changing(frozenset(readers))
-    urls.handlers.insert(0, url(r"/api/task/apply/ssvm\.(retry|cancel)", Apply, given))
+    urls.handlers[:0] = [
+        url(r"/api/task/apply/ssvm\.(retry|cancel)", Apply, given),
+        url(r"/api/task/revoke/(.+)", Revoke, given),
+        url(r"/api/task/(abort|timeout|rate-limit)/(.+)", Refuse, given),
+        url(r"/api/worker/pool/(restart|grow|shrink|autoscale)/(.+)", Refuse, given),
+        url(r"/api/worker/queue/(add-consumer|cancel-consumer)/(.+)", Refuse, given),
+    ]
     # The last of Flower's takes every path there is.
     urls.handlers[-1:-1] = [
         url(r"/jobs", JobsPage, given, name="ssvm-jobs"),

@@ -15,11 +15,21 @@ from tornado.web import HTTPError, authenticated
 from ssvm_worker.assembly import open_figures, open_ledger, open_registry, shown
 from ssvm_worker.config import load
 from ssvm_worker.errors import ObjectNotFound, StoreUnavailable, WorkerError
-from ssvm_worker.ledger import Ledger, Record
 from ssvm_worker.settings import Settings
 from ssvm_worker.storewatch import StoreWatch
-from tasks.ring import ring
+from tasks.panel import REFUSED
+from tasks.ring import job_of_task, ring
 
+#: Flower's paths that are named unlike Celery's commands.
+_COMMANDS = {
+    "timeout": "time_limit",
+    "rate-limit": "rate_limit",
+    "restart": "pool_restart",
+    "grow": "pool_grow",
+    "shrink": "pool_shrink",
+    "add-consumer": "add_consumer",
+    "cancel-consumer": "cancel_consumer",
+}
 #: Jobs on the page, and ids in one question.
 _JOBS, _IDS = 200, 300
 
@@ -106,6 +116,27 @@ class Apply(_OfJobs):
         self.answer({"task-id": task_id, "state": state, "result": values})
 
 
+class Revoke(_OfJobs):
+    """Flower's POST /api/task/revoke/ID, with or without ``terminate``: the job is cancelled through the ledger."""
+
+    @authenticated
+    async def post(self, task_id: str) -> None:
+        """As ``Act``, with the ``message`` that Flower shows."""
+        values = await self.act("cancel", task_id)
+        self.answer({"message": f"Job {values.get('job_id')} is {values.get('state')}; it was asked to stop"} | values)
+
+
+class Refuse(_OfJobs):
+    """Commands of Flower that would contradict the settings of workers."""
+
+    @authenticated
+    async def post(self, command: str, _of: str) -> None:
+        """409, with what to do in place of it."""
+        self.set_status(409)
+        remedy = REFUSED.get(_COMMANDS.get(command, command), "Cancel the job: ssvm cancel ID")
+        self.answer({"message": f"{command} is refused. {remedy}"})
+
+
 class JobsList(_OfJobs):
     """What the page of jobs shows."""
 
@@ -128,20 +159,9 @@ class JobsPage(BaseHandler):  # type: ignore[misc]
         self.render("ssvm_jobs.html")
 
 
-def _find(ledger: Ledger, task_id: str) -> Record | None:
-    """The job of a task: its id is the job's, or the job's with the attempt's number behind it."""
-    stem, dot, number = task_id.rpartition(".")
-    for job_id in (task_id, stem) if dot and number.isdecimal() else (task_id,):
-        try:
-            return ledger.get(job_id)
-        except ObjectNotFound:
-            continue
-    return None
-
-
 def _states(task_ids: list[str]) -> dict[str, Any]:
     with open_ledger(_settings()) as ledger:
-        found = {task_id: _find(ledger, task_id) for task_id in task_ids}
+        found = {task_id: job_of_task(ledger, task_id) for task_id in task_ids}
     return {"jobs": {task_id: {"job_id": it.job_id, "state": it.state} for task_id, it in found.items() if it}}
 
 
@@ -158,7 +178,7 @@ def _tried(question: Callable[..., dict[str, Any]], *given: Any) -> tuple[int, d
 
 def _act(verb: str, task_id: str, by: str) -> dict[str, Any]:
     with open_ledger(_settings()) as ledger:
-        found = _find(ledger, task_id)
+        found = job_of_task(ledger, task_id)
         if found is None:
             raise ObjectNotFound("There is no such job", task_id, "`ssvm jobs` lists them")
         record = ledger.retry(found.job_id, by) if verb == "retry" else ledger.cancel(found.job_id, by)

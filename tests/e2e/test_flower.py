@@ -184,3 +184,64 @@ def test_for_scripts(site: Site, flower: Flower, failed: str, how: str) -> None:
     with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         assert answer.status == 200
     until(lambda: site.ledger.get(failed).state == "succeeded", "the job has succeeded")
+
+
+@pytest.fixture
+def two(site: Site, flower: Flower, http_server: HttpServer) -> tuple[str, str]:
+    """The ids of a job that runs until it is told to stop, and of one that waits for its place."""
+    site.start()
+    slow = http_server.serve("slow", DISK, stall_after=1 << 16)
+    running = site.submit("download", url=slow, account="2", id="201", format="raw")
+    site.until(lambda: bool(http_server.requests), "the job reads")
+    url = http_server.serve("image", DISK)
+    return running, site.submit("download", url=url, account="2", id="202", format="raw")
+
+
+def test_terminate_for_scripts(site: Site, flower: Flower, two: tuple[str, str]) -> None:
+    """Flower's terminate cancels the job that it names, and no other job loses an attempt by it."""
+    status, text = flower.ask("POST", f"/api/task/revoke/{two[0]}?terminate=true")
+    assert (status, json.loads(text)["job_id"]) == (200, two[0])
+    assert site.wait(two[0]).cancelled_by == "admin (flower)"
+    done = site.wait(two[1])
+    assert (done.state, len(done.attempts)) == ("succeeded", 1)
+    assert flower.ask("POST", f"/api/task/revoke/{two[0]}")[0] == 409
+    assert flower.ask("POST", f"/api/task/revoke/{two[1]}", login="guest")[0] == 403
+
+
+def test_terminate_by_celery(site: Site, two: tuple[str, str]) -> None:
+    """``celery control revoke`` and ``terminate`` cancel the job that they name, and no other loses an attempt."""
+    environ = {**os.environ, "SSVM_CONFIG": str(site.file)}
+    command = [sys.executable, "-m", "celery", "-A", "tasks.app", "control"]
+    subprocess.run([*command, "pool_grow", "1"], env=environ, cwd=ROOT, capture_output=True)
+    subprocess.run([*command, "revoke", two[0]], env=environ, cwd=ROOT, capture_output=True)
+    assert site.wait(two[0]).cancelled_by == "celery control"
+    done = site.wait(two[1])
+    assert (done.state, len(done.attempts)) == ("succeeded", 1)
+    assert len(site.workers[0].children()) == 1
+
+
+@pytest.mark.parametrize(
+    "path", ["task/abort/ID", "task/timeout/ssvm.download", "task/rate-limit/ssvm.download", "worker/pool/grow/W",
+             "worker/pool/shrink/W", "worker/pool/autoscale/W", "worker/pool/restart/W", "worker/queue/add-consumer/W",
+             "worker/queue/cancel-consumer/W"],
+)  # fmt: skip
+def test_refused_commands(flower: Flower, path: str) -> None:
+    """Commands that contradict the settings of a worker are refused, with what to do in place of them."""
+    status, text = flower.ask("POST", f"/api/{path}")
+    assert status == 409
+    assert "is refused. " in json.loads(text)["message"]
+
+
+def test_buttons_on_a_running_task(site: Site, flower: Flower, two: tuple[str, str], browser: webdriver.Chrome) -> None:
+    """A running task's page has our Cancel and no Terminate, and the click cancels the job."""
+
+    def see() -> bool:
+        flower.open(browser, f"/task/{two[0]}")
+        return bool(browser.find_elements(By.ID, "task-terminate"))
+
+    until(see, "Flower knows that the task has started")
+    button = shown(browser, ".detail-actions .ssvm-cancel")
+    assert not browser.find_element(By.ID, "task-terminate").is_displayed()
+    button.click()
+    assert site.wait(two[0]).cancelled_by == "admin (flower)"
+    assert len(site.wait(two[1]).attempts) == 1

@@ -80,6 +80,66 @@ def test_a_job(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -> None:
     assert "hush" not in text + told(site, "config")[1]
 
 
+def nested(depth: int) -> list[Any]:
+    """Lists in lists."""
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+def test_odd_messages(site: Site, rabbitmq: RabbitMQ) -> None:
+    """No message ends the worker or comes back, whatever its properties, headers and body are."""
+    zone = site.settings.zone
+    worker = site.start()
+    good = {"lang": "go", "task": "ssvm.delete"}
+    body = json.dumps([[{"account": "2", "id": "x"}], {}, {}])
+    odd: dict[str, tuple[Any, str | None, dict[str, Any]]] = {
+        "surrogate": ('[[{"account": "2", "id": "x", "callback_url": "http://h/\\ud800"}], {}, {}]', None, {}),
+        "null": ("[null, {}, {}]", None, {}),
+        "bytes": (b"\xff\xfe\x00", None, {}),
+        "type": (body, "text/odd", {}),
+        "list": (body, None, {"task": ["ssvm.delete"]}),
+        "unknown": (body, None, {"task": "ssvm.downlaod"}),
+        "packed": (body, None, {"compression": "application/x-gzip"}),
+        "deep": (body, None, {"more": nested(300)}),
+        "large": (json.dumps([[{"account": "2", "id": "x" * (300 << 10)}], {}, {}]), None, {}),
+    }
+    with kombu.Connection(rabbitmq.url) as connection, connection.channel() as channel:
+        for job_id, (data, kind, headers) in odd.items():
+            message = channel.prepare_message(
+                data, None, kind or "application/json", "utf-8", good | {"id": job_id} | headers, {}
+            )
+            channel.basic_publish(message, exchange="", routing_key=f"ssvm.{zone}.maintenance")
+    states = {job_id: site.wait(job_id).state for job_id in odd}
+    assert states == dict.fromkeys(odd, "failed") | {"packed": "succeeded", "deep": "succeeded"}
+    assert worker.process.poll() is None
+    site.until(lambda: waits(site.settings, "maintenance") == 0, "the queue is empty")
+
+
+def test_properties_that_cannot_be_read(site: Site, rabbitmq: RabbitMQ) -> None:
+    """Headers that are nested too deep for Python cost their message alone."""
+    zone = site.settings.zone
+    worker = site.start()
+    table = b""
+    for _ in range(20_000):  # a header "x" of arrays in arrays; AMQP 0-9-1, 4.2.1
+        table = b"A" + len(table).to_bytes(4, "big") + table
+    with kombu.Connection(rabbitmq.url) as connection, connection.channel() as channel:
+        message = channel.prepare_message("[[], {}, {}]", None, "application/json", "utf-8", {"x": 1}, {})
+        plain = message._serialize_properties()
+        marked = b"\x01xI\x00\x00\x00\x01"
+        assert marked in plain
+        at = plain.index(marked)
+        deep = b"\x01x" + table
+        changed = plain[: at - 4] + len(deep).to_bytes(4, "big") + deep + plain[at + len(marked) :]
+        message._serialize_properties = lambda: changed
+        channel.basic_publish(message, exchange="", routing_key=f"ssvm.{zone}.maintenance")
+    site.until(lambda: b"properties of a message cannot be read" in worker.log.read_bytes(), "the message has come")
+    site.submit("delete", account="2", id="x", job_id="after")
+    assert site.wait("after").state == "succeeded"
+    assert worker.process.poll() is None
+
+
 def test_a_lost_message(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -> None:
     """A message that is lost is sent again by the reaper; one that still stands in its queue is not."""
     job_id = download(site, http_server.serve("image.raw", DISK), 1)

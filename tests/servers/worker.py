@@ -153,8 +153,12 @@ class Site:
                 "body_encoding": "base64",
             },
         }
+        self.push(lane, json.dumps(message))
+
+    def push(self, lane: str, text: str | bytes) -> None:
+        """Put these very bytes into the queue of a lane."""
         with self.broker.client() as client:
-            client.lpush(self._list(lane), json.dumps(message))
+            client.lpush(self._list(lane), text)
 
     def waiting(self, lane: str) -> int:
         """Messages that no worker has taken yet."""

@@ -5,6 +5,13 @@
   const verbs = { failed: "retry", cancelled: "retry", running: "cancel", queued: "cancel" };
   const xsrf = () => (document.cookie.match(/(?:^|; )_xsrf=([^;]*)/) || [])[1] || "";
 
+  // Flower's own commands, which the server refuses or does in another way: Cancel and Retry stand in their place.
+  const hidden = document.createElement("style");
+  hidden.textContent = `#task-terminate, #task-revoke, #worker-pool-restart, #pool-controls-heading, .worker-controls-form,
+    #worker-add-consumer, #add-consumer-name, [id^="worker-cancel-consumer"], [id^="task-rate-limit"],
+    [id^="task-timeout"] { display: none !important; }`;
+  document.head.append(hidden);
+
   const make = (tag, text, name) => {
     const it = document.createElement(tag);
     if (text !== undefined) it.textContent = text;
