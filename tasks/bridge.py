@@ -28,7 +28,6 @@ from ssvm_worker.traces import UNTRACED, Trace, tracing
 from .drain import draining
 from .heart import Heart, insist
 from .intake import Message, accept
-from .outbox import tell
 from .owed import order_copies
 from .ring import ring
 from .stuck import freeing
@@ -155,6 +154,8 @@ class Run:
             self._job.discard(self._request, replace(self._attempt, confirm=self._owned, stop_reason=lambda: None))
         except WorkerError as error:
             _LOG.warning("job %s: leftovers remain until the next clean-up: %s", self.claim.job_id, error)
+        except Exception:  # noqa: BLE001 - the job has ended all the same, and must not look as if it ran
+            _LOG.exception("job %s: leftovers remain until the next clean-up", self.claim.job_id)
 
     def _owned(self) -> None:
         """That a user wants the job to stop does not keep it from cleaning up; that it is another worker's does."""
@@ -173,8 +174,6 @@ class Run:
         self.trace.note(state=state)
         _LOG.info("job %s %s", self.claim.job_id, state)
         self._ring(freed + [each.job_id for each in copies])
-        if self.claim.record.callback.url:
-            tell(self.settings, self.ledger, self.claim.job_id)
         return {"job_id": self.claim.job_id, "state": state}
 
     def _release(self, shown: dict[str, Any], decision: RetryDecision) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
 from ssvm_worker.ledger import Claim, Ledger
 
+from .rounds import Rounds
+
 _LOG = logging.getLogger("ssvm.heart")
 #: Seconds between two beats, at the most: a cancel must reach a transfer within two.
 _EVERY_S = 1.0
@@ -34,8 +36,7 @@ class Heart:
         self._cancel = claim.record.cancel_requested
         self._shutdown = False
         self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"heart-{claim.job_id}", daemon=True)
+        self._rounds = Rounds("heart", self._beat, self._every_s)
 
     def note(self, progress: dict[str, Any]) -> None:
         """Keep what the next beat shall carry."""
@@ -95,10 +96,6 @@ class Heart:
     def _stale(self) -> bool:
         return time.monotonic() - self._last > self._ledger.claim_s
 
-    def _run(self) -> None:
-        while not self._over.wait(self._every_s):
-            self._beat()
-
     def _beat(self) -> None:
         with self._lock:
             try:
@@ -117,12 +114,11 @@ class Heart:
             self._fenced = True
 
     def __enter__(self) -> Heart:
-        self._thread.start()
+        self._rounds.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._over.set()
-        self._thread.join(10.0)
+        self._rounds.stop(10.0)
 
 
 def insist(act: Any, heart: Heart | None = None) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import threading
 import time
 
 from ssvm_worker.breaker import CLOSED
@@ -12,6 +11,8 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.mounts import nfs_mounts
 from ssvm_worker.settings import Settings
 from ssvm_worker.stores.nfs_mount import Mounted
+
+from .rounds import Rounds
 
 _LOG = logging.getLogger("ssvm.mounts")
 #: Seconds between two looks for processes that hang and want to be let die.
@@ -25,30 +26,28 @@ class MountKeeper:
         self._idle_s = settings.nfs.idle_s
         self._every_s = min(settings.nfs.probe_every_s, settings.nfs.idle_s)
         self._mounts = nfs_mounts(settings)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._repeat, name="mounts", daemon=True)
+        self._due = time.monotonic() + self._every_s
+        self._rounds = Rounds("mounts", self._round, min(_OFTEN_S, self._every_s))
 
     def start(self) -> None:
         """Begin. The last look is when the process ends: its jobs may run on for a while after the stop."""
         if self._mounts:
-            self._thread.start()
+            self._rounds.start()
             atexit.register(self._unmount, 0.0)
 
     def stop(self) -> None:
         """Tell the thread to end."""
-        self._over.set()
+        self._rounds.stop()
 
-    def _repeat(self) -> None:
-        due = time.monotonic() + self._every_s
-        while not self._over.wait(min(_OFTEN_S, self._every_s)):
-            for each in self._mounts:
-                _let_the_dying_die(each)
-            if time.monotonic() < due:
-                continue
-            for each in self._mounts:
-                _look(each)
-            self._unmount(self._idle_s)
-            due = time.monotonic() + self._every_s
+    def _round(self) -> None:
+        for each in self._mounts:
+            _let_the_dying_die(each)
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self._every_s
+        for each in self._mounts:
+            _look(each)
+        self._unmount(self._idle_s)
 
     def _unmount(self, idle_s: float) -> None:
         for each in self._mounts:

@@ -1,7 +1,7 @@
 """Celery's remote control, where it touches jobs: a revoke cancels through the ledger, the rest is refused.
 
-Celery frees the slot of a task that it has revoked, although the task's process goes on. The worker then claimed a job for
-that slot which nobody ran, and that job lost an attempt.
+Celery frees the slot of a task that it has revoked, although the task's process goes on. The worker would then claim a
+job for that slot. Nobody would run it, and it would lose an attempt.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import socket
-import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,8 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.registry import WorkerInfo
 from ssvm_worker.mounts import stores_away
 from ssvm_worker.settings import Settings
+
+from .rounds import Rounds
 
 _LOG = logging.getLogger("ssvm.registrar")
 #: Seconds between two signs of life.
@@ -43,34 +44,25 @@ class Registrar:
             started=time.time(),
             every_s=_EVERY_S,
         )
-        self._leaving = threading.Event()
-        self._thread = threading.Thread(target=self._repeat, name="registrar", daemon=True)
+        self._leaving = False
+        self._rounds = Rounds("registrar", self._beat, _EVERY_S)
 
     def start(self) -> None:
         """Begin. The worker is there until its process ends: running jobs may take a while to hand over."""
-        self._thread.start()
+        self._rounds.once()
+        self._rounds.start()
         atexit.register(self._leave)
 
     def stop(self) -> None:
         """Say that no new job is taken."""
-        self._leaving.set()
-        self._beat()
-
-    def _repeat(self) -> None:
-        while True:
-            self._beat()
-            # Once it leaves, the wait would be none.
-            if self._leaving.wait(_EVERY_S):
-                time.sleep(_EVERY_S)
+        self._leaving = True
+        self._rounds.once()
 
     def _beat(self) -> None:
-        leaving, active = self._leaving.is_set(), len(celery_state.active_requests)
-        try:
-            away = stores_away(self._settings) if self._mounts else {}
-            known = replace(self._info, active=active, draining=leaving, away=away, connected=self._connected())
-            self._registry.beat(known)
-        except WorkerError as error:
-            _LOG.warning("%s", error)
+        active = len(celery_state.active_requests)
+        away = stores_away(self._settings) if self._mounts else {}
+        known = replace(self._info, active=active, draining=self._leaving, away=away, connected=self._connected())
+        self._registry.beat(known)
 
     def _connected(self) -> bool:
         """Whether Celery has a connection; it takes this one away while it looks for another."""

@@ -10,9 +10,8 @@ import contextlib
 import logging
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from ssvm_worker.errors import StoreAway, WorkerError
 from ssvm_worker.ledger import Claim, Ledger
@@ -21,9 +20,12 @@ from ssvm_worker.settings import Settings
 from ssvm_worker.stores.nfs_mount import ask_to_die, used_and_away
 
 from .heart import Heart
+from .rounds import Rounds
 
 _LOG = logging.getLogger("ssvm.stuck")
 _EVERY_S = 1.0
+#: Seconds to wait for a look that is under way when the job ends.
+_JOIN_S = 10.0
 #: Seconds that a job which was told to stop gets to do so, though its store is away.
 _TOLD_S = 5.0
 
@@ -53,7 +55,6 @@ def freeing(settings: Settings, ledger: Ledger, claim: Claim, heart: Heart) -> I
     if not any(each.url.startswith("nfs://") for each in settings.stores.values()):
         yield
         return
-    over = threading.Event()
 
     def give_up(error: StoreAway) -> None:
         _LOG.critical("job %s hangs in its store; its process is killed, the job waits: %s", claim.job_id, error)
@@ -63,18 +64,16 @@ def freeing(settings: Settings, ledger: Ledger, claim: Claim, heart: Heart) -> I
         ask_to_die()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    watch = threading.Thread(target=_watch, args=(settings.nfs.give_up_s, heart, over, give_up), daemon=True)
-    watch.start()
+    watch = StuckWatch(settings.nfs.give_up_s)
+
+    def look() -> None:
+        away = used_and_away()
+        if watch.hangs(time.monotonic(), away, heart.progress, heart.told) and away and not rounds.stopping:
+            give_up(away)
+
+    rounds = Rounds("stuck", look, _EVERY_S)
+    rounds.start()
     try:
         yield
     finally:
-        over.set()
-        watch.join()
-
-
-def _watch(give_up_s: float, heart: Heart, over: threading.Event, give_up: Callable[[StoreAway], None]) -> None:
-    watch = StuckWatch(give_up_s)
-    while not over.wait(_EVERY_S):
-        away = used_and_away()
-        if watch.hangs(time.monotonic(), away, heart.progress, heart.told) and away and not over.is_set():
-            give_up(away)
+        rounds.stop(_JOIN_S)

@@ -131,6 +131,20 @@ def test_one_sender(ledger: Ledger) -> None:
     assert ledger.take_callback(60) is None
 
 
+def test_deleted_by_hand(broker: Broker, ledger: Ledger) -> None:
+    """A job whose record somebody has deleted is forgotten, and the next callback is sent."""
+    with Receiver() as receiver, broker.client() as client:
+        ended(ledger, "http://127.0.0.1:1/")
+        client.delete(f"{broker.prefix}ssvm.ledger:ended:j1")
+        ledger.submit(NewJob("j2", "download", "z", "download", {}, callback_url=receiver.url))
+        ledger.cancel("j2", "ann")
+        assert list(ledger.due_callbacks(10)) == ["j1", "j2"]
+        assert ledger.take_callback(60, "j1") is None
+        assert outbox(ledger).send_due() is True
+        assert list(ledger.due_callbacks(10)) == []
+    assert len(receiver.got) == 1
+
+
 def test_retried_job_waits_for_its_new_end(ledger: Ledger) -> None:
     """A callback that was still to be sent when its job was retried is not sent before the new end."""
     with Receiver() as receiver:

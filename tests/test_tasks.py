@@ -133,6 +133,24 @@ def test_outcomes(shop: Workshop, error: BaseException, state: str, shown: str, 
     assert record.attempts[0].error == record.error
 
 
+def test_clean_up_that_breaks(shop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
+    """A job has ended even if its leftovers could not be removed, for whatever reason."""
+
+    def clean(_: Attempt) -> None:
+        raise OSError(5, "the disk is broken")
+
+    shop.clean = clean
+    record = shop.outcome(raising(ChecksumMismatch("wrong")))
+    assert (record.state, shop.discarded) == ("failed", 0)
+    assert "leftovers remain" in caplog.text
+
+
+def test_callback_is_left_to_the_main_process(shop: Workshop) -> None:
+    """The process of a job sends no callback, so that no receiver can hold it."""
+    shop.send({"callback_url": "http://127.0.0.1:1/"})
+    assert (shop.ledger.get("t1").callback.state, shop.ledger.get("t1").callback.tries) == ("pending", 0)
+
+
 def test_bug_is_logged(shop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
     """A bug of ours leaves a traceback in the log and the place in the record."""
     record = shop.outcome(raising(ZeroDivisionError("oops")))

@@ -342,6 +342,18 @@ class Ledger:
         records = (each for state in states for each in self._all_records(self._newest([state])))
         return {what for each in records for what in (each.resource, _backup_of(each.request)) if what}
 
+    def due_callbacks(self, limit: int, offset: int = 0) -> dict[str, str]:
+        """The URLs of callbacks that are due, by job, those that wait for longest first; takes none of them.
+
+        A job whose record was deleted by hand has the URL "".
+        """
+        with translated(self._url):
+            seconds, micros = self._redis.time()
+            until = seconds + micros / 1e6
+            ids: Any = self._redis.zrangebyscore(self._key("callbacks"), "-inf", until, start=offset, num=limit)
+        urls = {record.job_id: record.callback.url for record in self._all_records(ids)}
+        return {job_id: urls.get(job_id, "") for job_id in ids}
+
     def take_callback(self, lease_s: float, job_id: str = "") -> Record | None:
         """A job whose callback is due, or that one's if it is; nobody else gets it for *lease_s*."""
         which = self._run("TAKE_CALLBACK", job_id, lease_s)

@@ -341,21 +341,18 @@ return state
 
 #: ARGV[2]: a job id, or '' for any; ARGV[3] seconds for which nobody else gets it -> an id, or ''.
 TAKE_CALLBACK = """
-local which = ARGV[2]
-if which == '' then
-  -- A record that somebody has deleted by hand has nothing to tell.
-  repeat
-    which = redis.call('ZRANGEBYSCORE', P .. 'callbacks', '-inf', text(now), 'LIMIT', 0, 1)[1]
-    local gone = which and get('state', which) == ''
-    if gone then redis.call('ZREM', P .. 'callbacks', which) end
-  until not gone
-else
-  local at = redis.call('ZSCORE', P .. 'callbacks', which)
-  if not at or tonumber(at) > now then return '' end
+local due = ARGV[2] ~= '' and { ARGV[2] }
+  or redis.call('ZRANGEBYSCORE', P .. 'callbacks', '-inf', text(now), 'LIMIT', 0, 100)
+for _, which in ipairs(due) do
+  local at = tonumber(redis.call('ZSCORE', P .. 'callbacks', which) or nil)
+  if get('state', which) == '' then
+    redis.call('ZREM', P .. 'callbacks', which)  -- somebody has deleted its record by hand
+  elseif at and at <= now then
+    redis.call('ZADD', P .. 'callbacks', text(now + ARGV[3]), which)
+    return which
+  end
 end
-if not which then return '' end
-redis.call('ZADD', P .. 'callbacks', text(now + ARGV[3]), which)
-return which
+return ''
 """
 
 #: ARGV: state (pending, delivered, failed), error, seconds until the next try.

@@ -1,0 +1,76 @@
+"""Callbacks as a worker sends them: a few at once to each receiver, so that a slow one delays nobody else."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from ssvm_worker.assembly import open_ledger
+from ssvm_worker.config import parse
+from ssvm_worker.ledger import Ledger, NewJob
+from ssvm_worker.settings import Settings
+from tasks.outbox import Outbox
+from tests.servers.broker import Broker
+from tests.servers.receiver import Receiver
+from tests.waiting import until
+
+
+@pytest.fixture
+def settings(broker: Broker) -> Settings:
+    """A receiver gets a quarter of an hour to answer: no test waits for its end."""
+    broker_values = {"url": broker.url, "prefix": broker.prefix}
+    return parse({"broker": broker_values, "callback": {"timeout_s": 900}}, "the test")
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[Ledger]:
+    """A ledger of the test's own."""
+    with open_ledger(settings) as found:
+        yield found
+
+
+@pytest.fixture
+def outbox(settings: Settings) -> Iterator[Outbox]:
+    """What a worker runs."""
+    found = Outbox(settings, 0.05)
+    found.start()
+    yield found
+    found.stop()
+
+
+def end(ledger: Ledger, job_id: str, url: str) -> None:
+    """A job that has ended, and whose end is to be told."""
+    ledger.submit(NewJob(job_id, "delete", "z", "maintenance", {}, callback_url=url))
+    ledger.cancel(job_id, "the test")
+
+
+def state(ledger: Ledger, job_id: str) -> str:
+    """Of the callback."""
+    return ledger.get(job_id).callback.state
+
+
+def test_slow_receivers(ledger: Ledger, outbox: Outbox) -> None:
+    """Three receivers that never answer, with ten callbacks each, leave threads to the others."""
+    silent = [socket.create_server(("127.0.0.1", 0), backlog=64) for _ in range(3)]
+    for number, each in enumerate(silent):
+        for count in range(10):
+            end(ledger, f"slow-{number}-{count}", f"http://127.0.0.1:{each.getsockname()[1]}/x")
+    with Receiver() as receiver:
+        for count in range(20):
+            end(ledger, f"quick-{count}", receiver.url)
+        until(lambda: all(state(ledger, f"quick-{each}") == "delivered" for each in range(20)), "all are told")
+    assert {state(ledger, f"slow-0-{each}") for each in range(10)} == {"pending"}
+    for each in silent:
+        each.close()
+
+
+def test_many(ledger: Ledger, outbox: Outbox) -> None:
+    """A receiver of more callbacks than one look finds gets all of them, each once."""
+    with Receiver() as receiver:
+        for count in range(600):
+            end(ledger, f"j{count}", receiver.url)
+        until(lambda: len(receiver.got) >= 600, "all are told")
+        until(lambda: state(ledger, "j599") == "delivered", "the last is noted")
+        assert len(receiver.got) == 600

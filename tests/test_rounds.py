@@ -1,0 +1,53 @@
+"""The threads that serve a worker: none ends because of an error."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.errors import StoreUnavailable
+from tasks.rounds import Rounds
+from tests.waiting import until
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("odd"), OSError(24, "too many"), StoreUnavailable("away")])
+def test_goes_on(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """A round that fails in any way is logged, and the next one is made."""
+    made: list[int] = []
+
+    def act() -> None:
+        made.append(1)
+        if len(made) == 1:
+            raise error
+
+    rounds = Rounds("odd", act, 0.0)
+    with caplog.at_level(logging.WARNING):
+        rounds.start()
+        until(lambda: len(made) > 1, "the next round is made")
+        rounds.stop(10)
+    assert caplog.records[0].name == "ssvm.odd"
+    assert ("Traceback" in caplog.text) == (not isinstance(error, StoreUnavailable))
+
+
+def test_every_thread_is_one() -> None:
+    """No other module of the Celery side starts a thread, so that none can end in silence."""
+    root = Path(__file__).resolve().parent.parent / "tasks"
+    starting = {path.name for path in root.rglob("*.py") if re.search(r"\bThread\(", path.read_text())}
+    assert starting == {"rounds.py"}
+
+
+def test_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """A thread that was told to end makes no further round."""
+    made = threading.Event()
+    rounds = Rounds("odd", made.set, 0.0)
+    rounds.start()
+    assert made.wait(60)
+    rounds.stop(60)
+    made.clear()
+    assert not rounds._thread.is_alive()
+    assert not made.is_set()
+    assert not caplog.records
