@@ -113,7 +113,7 @@ class Client:
 
     def _ring(self, record: Record) -> None:
         # Celery takes half a second to import; who only looks need not wait for it.
-        from tasks.ring import ring
+        from .ring import ring
 
         ring(self.settings, record)
 

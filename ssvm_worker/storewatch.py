@@ -23,7 +23,7 @@ def look_at_stores(settings_file: str | None) -> list[dict[str, Any]]:
 
     Raises StoreUnavailable if there is no result, as where the process cannot start.
     """
-    command = [sys.executable, "-m", "ssvm_worker", "stores", "--json"]
+    command = [sys.executable, "-P", "-m", "ssvm_worker", "stores", "--json"]
     command += ["--config", settings_file] if settings_file else []
     try:
         done = subprocess.run(command, capture_output=True, timeout=_STORES_LIMIT_S)

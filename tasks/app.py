@@ -1,4 +1,4 @@
-"""``celery -A tasks.app worker``: the app of this process, by the settings in its environment."""
+"""``python -P -m tasks worker``: the app of this process, by the settings in its environment."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What beat adds: the schedule of config/crontab, for those who prefer it.
 
-    celery -A tasks.app beat                                   one of them
-    celery -A tasks.app beat -S redbeat.RedBeatScheduler       any number, of which one acts (extra ``redbeat``)
+    python -P -m tasks beat                                    one of them
+    python -P -m tasks beat -S redbeat.RedBeatScheduler        any number, of which one acts (extra ``redbeat``)
 
 Not needed, and no harm beside cron, timers and the workers' own reapers: of all rounds one at a time acts, and two
 clean-ups at once find what there is to find once.
@@ -15,10 +15,10 @@ from celery.schedules import crontab
 
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.ledger import queue_name
+from ssvm_worker.ring import ring
 
 from .app import TASK, app, settings
 from .queues import standing
-from .ring import ring
 
 #: Seconds between two messages: as long as a claim lasts, since the workers' own rounds are quicker anyway. One that
 #: nobody has taken by the time of the next is dropped.

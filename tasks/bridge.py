@@ -22,6 +22,7 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest, parse_request
 from ssvm_worker.ledger import Claim, Ledger
 from ssvm_worker.retry import RetryDecision, RetryPolicy, decide, decide_patiently
+from ssvm_worker.ring import ring
 from ssvm_worker.settings import Settings
 from ssvm_worker.traces import UNTRACED, Trace, tracing
 
@@ -29,7 +30,6 @@ from .drain import draining
 from .heart import Heart, insist
 from .intake import Message, accept
 from .owed import order_copies
-from .ring import ring
 from .stuck import freeing
 
 _LOG = logging.getLogger("ssvm.bridge")

@@ -15,7 +15,7 @@ def worker_command(settings: Settings) -> tuple[list[str], dict[str, str]]:
     REMAP_SIGTERM makes SIGTERM the shutdown that does not wait for hours: running jobs are told, and hand over.
     """
     queues = ",".join(queue_name(settings.zone, lane) for lane in settings.worker.lanes)
-    argv = [sys.executable, "-m", "celery", "-A", "tasks.app", "worker"]
+    argv = [sys.executable, "-P", "-m", "tasks", "worker"]
     argv += ["-Q", queues, "-c", str(settings.worker.concurrency), "-n", f"{settings.zone}-{uuid.uuid4().hex[:6]}@%h"]
     argv += ["--loglevel", settings.log.level.upper(), "--without-gossip", "--without-mingle"]
     return argv, {"REMAP_SIGTERM": "SIGQUIT"}
@@ -26,5 +26,5 @@ def flower_command(port: int, login: str) -> tuple[list[str], dict[str, str]]:
 
     In operation Flower reads config/flower/flowerconfig.py. A login on the command line would show in ``ps``.
     """
-    argv = [sys.executable, "-m", "tasks.pages", "--address=127.0.0.1", f"--port={port}"]
+    argv = [sys.executable, "-P", "-m", "tasks.pages", "--address=127.0.0.1", f"--port={port}"]
     return argv, {"FLOWER_BASIC_AUTH": login}

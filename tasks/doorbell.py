@@ -21,12 +21,12 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger import Ledger, Taken
 from ssvm_worker.logs import about
+from ssvm_worker.ring import task_id
 from ssvm_worker.settings import Settings
 from ssvm_worker.traces import traceparent
 
 from .app import settings as of_this_worker
 from .intake import Message, accept
-from .ring import task_id
 from .screening import CLAIM
 
 _LOG = logging.getLogger("ssvm.doorbell")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from celery import Celery
-from kombu.entity import Exchange, Queue
 
 from ssvm_worker.ledger import queue_name
+from ssvm_worker.ring import make_queue, sending_app
+from ssvm_worker.route import Route, beat_store
 from ssvm_worker.settings import Settings
 
 from . import transport
-from .route import Route, beat_store
 
 #: The modules that register tasks.
 TASKS = ("tasks.download", "tasks.upload", "tasks.backup", "tasks.maintenance", "tasks.beat")
@@ -55,24 +55,3 @@ def make_app(settings: Settings) -> Celery:
         beat_max_loop_interval=_BEAT_LOCK_S // 5,
     )
     return app
-
-
-def sending_app(route: Route) -> Celery:
-    """An app that can send messages that way, and is nobody's default."""
-    app = Celery("ssvm", broker=route.celery_url, set_as_current=False)
-    app.conf.update(
-        # The ledger knows the results.
-        task_ignore_result=True,
-        task_default_exchange="",
-        accept_content=["json"],
-        task_serializer="json",
-        broker_use_ssl=route.tls,
-        broker_connection_timeout=5,
-        broker_transport_options=route.options(answer_s=5),
-    )
-    return app
-
-
-def make_queue(name: str) -> Queue:
-    """A queue behind the default exchange: it needs no binding, so that pushing to the list of that name is enough."""
-    return Queue(name, Exchange(""), routing_key=name)

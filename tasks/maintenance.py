@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ssvm_worker.assembly import open_ledger
+from ssvm_worker.ring import ring
 
 from .app import JOB, TASK, app, settings
 from .bridge import run_job
 from .intake import Message, job_id_of
-from .ring import ring
 
 
 @app.task(name="ssvm.copy", **JOB)

@@ -12,9 +12,8 @@ from celery.worker.control import control_command, nok, ok
 
 from ssvm_worker.assembly import kept_ledger
 from ssvm_worker.errors import WorkerError
+from ssvm_worker.ring import job_of_task
 from ssvm_worker.settings import Settings
-
-from .ring import job_of_task
 
 #: Jobs of one command: the worker does nothing else meanwhile.
 _MOST = 100

@@ -11,10 +11,9 @@ from kombu.exceptions import OperationalError
 
 from ssvm_worker.doctor import Finding
 from ssvm_worker.ledger import queue_name
+from ssvm_worker.ring import sender
+from ssvm_worker.route import Route
 from ssvm_worker.settings import Settings
-
-from .ring import sender
-from .route import Route
 
 _LOG = logging.getLogger("ssvm.queues")
 

@@ -6,11 +6,11 @@ import logging
 
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.logs import about
+from ssvm_worker.ring import ring
 from ssvm_worker.settings import Settings
 
 from .outbox import Outbox
 from .queues import standing
-from .ring import ring
 from .rounds import Rounds
 
 _LOG = logging.getLogger("ssvm.reaper")

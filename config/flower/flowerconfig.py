@@ -1,4 +1,4 @@
-"""Flower, with login on: celery -A tasks.app flower --conf=config/flower/flowerconfig.py
+"""Flower, with login on: python -P -m tasks flower --conf=config/flower/flowerconfig.py
 
 Who may log in comes from the environment and never from a file that is committed:
 

@@ -63,7 +63,7 @@ def _add_submit(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _ring(settings: Settings, record: Record) -> None:
     # Celery takes half a second to import; only the commands that send a message wait for it.
-    from tasks.ring import ring
+    from ssvm_worker.ring import ring
 
     ring(settings, record)
 

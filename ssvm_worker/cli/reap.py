@@ -25,17 +25,18 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _reap(args: argparse.Namespace, output: Output) -> int:
-    from tasks.ring import ring  # Celery takes half a second to import
+    from ssvm_worker.ring import ring  # Celery takes half a second to import
 
     settings = config.load(args.config)
     with assembly.open_ledger(settings) as ledger:
+        records = _expire(ledger)  # first, as it may make the room that all else needs
         found = _rounds(settings, ledger)
         silent = [each.job_id for each in found if not ring(settings, each)]
         result = {
             "rung": [each.job_id for each in found if each.job_id not in silent],
             "not_rung": silent,
             "callbacks": _callbacks(settings, ledger),
-            "records": _expire(ledger),
+            "records": records,
         }
     text = _text(result)
     if output.as_json or text:

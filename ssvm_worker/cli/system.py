@@ -78,6 +78,7 @@ def _close(bars: dict[str, Bar]) -> None:
 
 def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every command has both
     # The ledger comes with it, and with that redis, which every other command would wait for.
+    from ssvm_worker.ledger.embedded import require_server
     from tasks.command import worker_command
 
     if args.config:
@@ -89,6 +90,8 @@ def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - 
         if value is not None:
             os.environ[f"SSVM_{name.upper()}"] = str(value)
     settings = config.load()
+    if settings.broker.embedded:
+        require_server()
     nfs_mounts(settings)  # a wrong URL ends the command here, not the worker later
     argv, environ = worker_command(settings)
     sys.stdout.flush()

@@ -23,6 +23,7 @@ from ssvm_worker import assembly, config
 from ssvm_worker.errors import SourceUnavailable, WorkerError
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.keys import MANIFEST, Artifact
+from ssvm_worker.ledger.embedded import require_server
 from ssvm_worker.manifest import read_manifest
 from ssvm_worker.settings import Settings
 from ssvm_worker.units import GiB, MiB, human_size
@@ -70,7 +71,8 @@ def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: S
     *keep* leaves everything running until Ctrl-C, with Flower where it is installed.
     Raises the error of the first job that fails.
     """
-    with ExitStack() as stack:
+    require_server()
+    with _ended_by_sigterm(), ExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="ssvm-demo-"))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         demo = Demo(scratch, say, show, stack)
@@ -87,6 +89,21 @@ def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: S
         else:
             say(f"\nnext:  {_ssvm()} --help   {_ssvm()} schema download   `make demo ARGS=--keep` leaves it running")
         return {"results": demo.results, "left_out": demo.left_out}
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """While the demo runs SIGTERM raises SystemExit, so that its servers and its directory go too."""
+
+    def end(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the clean-up
+        raise SystemExit(128 + signal.SIGTERM)
+
+    kept = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, kept)
 
 
 def _base_settings(demo: Demo) -> None:
@@ -146,7 +163,7 @@ def _start_worker(demo: Demo, settings: Settings) -> None:
     demo.say("starting a worker with an embedded broker (Valkey) …")
     log = demo.stack.enter_context((demo.scratch / "worker.log").open("wb"))
     environ = {**os.environ, "SSVM_CONFIG": str(demo.config_file)}
-    command = [sys.executable, "-m", "ssvm_worker", "worker"]
+    command = [sys.executable, "-P", "-m", "ssvm_worker", "worker"]
     worker = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
     demo.stack.callback(_stop, worker)
     deadline = time.monotonic() + _READY_S
@@ -200,7 +217,7 @@ def _make_image(demo: Demo) -> dict[str, Any]:
 
 def _run(demo: Demo, settings: Settings, name: str, fields: dict[str, Any]) -> dict[str, Any]:
     """One job through the queue; its result, or its error raised."""
-    from tasks.ring import ring
+    from ssvm_worker.ring import ring
 
     started = time.monotonic()
     new = assembly.new_job(settings, JOBS[name], fields, default_id=f"demo-{name}-{secrets.token_hex(3)}")

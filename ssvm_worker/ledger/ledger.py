@@ -131,14 +131,12 @@ class Ledger:
         """The ids of such jobs, the newest first: so many at the most."""
         with translated(self._url):
             counted: Any = self._redis.hkeys(self._key("counts"))
-            places = {place_of(name)[1:] for name in counted}
-            pipe = self._redis.pipeline()  # in one step, as a job moves from one index to another
-            for its_zone, its_lane in places:
-                if zone in (None, its_zone) and lane in (None, its_lane):
-                    for state in states:
-                        index = self._key(f"in:{state} {its_zone} {its_lane}")
-                        pipe.zrevrange(index, 0, most - 1 if most else -1, withscores=True)
-            found: list[list[tuple[str, float]]] = pipe.execute()
+        places = {place_of(name)[1:] for name in counted}
+        wanted = [each for each in places if zone in (None, each[0]) and lane in (None, each[1])]
+        indexes = [f"in:{state} {its_zone} {its_lane}" for its_zone, its_lane in wanted for state in states]
+        # In one step, as a job moves from one index to another.
+        flat = self._run("NEWEST", most - 1 if most else -1, *indexes)
+        found = [[(each[at], float(each[at + 1])) for at in range(0, len(each), 2)] for each in flat]
         newest = heapq.merge(*found, key=lambda each: each[::-1], reverse=True)
         return [job_id for job_id, _ in islice(newest, most)]
 
@@ -147,15 +145,10 @@ class Ledger:
             yield from self._records(ids[start : start + _BATCH])
 
     def _records(self, ids: Sequence[str]) -> Iterator[Record]:
-        with translated(self._url):
-            pipe = self._redis.pipeline()  # in one step, as a job may end between two
-            for job_id in ids:
-                pipe.hgetall(self._key(f"job:{job_id}"))
-                pipe.get(self._key(f"ended:{job_id}"))
-            rows = pipe.execute()
-        for job_id, fields, text in zip(ids, rows[::2], rows[1::2], strict=True):
-            if fields or text:
-                yield from_hash(fields or unpacked(job_id, text))
+        rows = self._run("RECORDS", *ids)  # in one step, as a job may end between two
+        for job_id, flat, text in zip(ids, rows[::2], rows[1::2], strict=True):
+            if flat or text:
+                yield from_hash(dict(zip(flat[::2], flat[1::2], strict=True)) if flat else unpacked(job_id, text))
 
     def counts(self) -> dict[str, int]:
         """How many jobs are in each state."""

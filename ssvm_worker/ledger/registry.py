@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .connection import connect, translated
+from .connection import ALLOW_OOM, connect, translated
 from .record import iso
 
 UP, DRAINING, DOWN = "Up", "Draining", "Down"
@@ -87,7 +87,7 @@ class Registry:
         self._url = url
         self._key = f"{prefix}ssvm.workers"
         self._redis = connect(url)
-        self._beat = self._redis.register_script(_BEAT)
+        self._beat = self._redis.register_script(ALLOW_OOM + _BEAT)
 
     def beat(self, info: WorkerInfo) -> None:
         """A sign of life."""
@@ -105,7 +105,7 @@ class Registry:
     def workers(self, zone: str | None = None) -> list[Seen]:
         """All that were heard of within a day, by zone and name."""
         with translated(self._url):
-            pipe = self._redis.pipeline()
+            pipe = self._redis.pipeline(transaction=False)
             pipe.hgetall(self._key)
             pipe.zrange(f"{self._key}:seen", 0, -1, withscores=True)
             pipe.time()

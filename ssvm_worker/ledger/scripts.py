@@ -22,6 +22,7 @@ Celery asks for the same.
 
 from __future__ import annotations
 
+from .connection import ALLOW_OOM, READS
 from .queueing import QUEUES
 from .reaping import EXPIRE, REAP  # noqa: F401 - all_scripts finds them
 from .record import KEPT
@@ -365,8 +366,39 @@ return redis.call('ZREM', P .. 'callbacks', id)
 """
 
 
+#: Before a script that a full broker refuses before it has changed anything.
+_STRICT = "#!lua\n"
+
+#: ARGV[2..]: ids -> of each the fields of its hash, and its text.
+_RECORDS = """
+local rows = {}
+for at = 2, #ARGV do
+  rows[#rows + 1] = redis.call('HGETALL', ARGV[1] .. 'job:' .. ARGV[at])
+  rows[#rows + 1] = redis.call('GET', ARGV[1] .. 'ended:' .. ARGV[at])
+end
+return rows
+"""
+
+#: ARGV[2..]: the last place, or -1; indexes -> of each ids and times of creation, the newest first.
+_NEWEST = """
+local rows = {}
+for at = 3, #ARGV do
+  rows[#rows + 1] = redis.call('ZREVRANGE', ARGV[1] .. ARGV[at], 0, ARGV[2], 'WITHSCORES')
+end
+return rows
+"""
+
+
 def all_scripts() -> dict[str, str]:
-    """Every script by its name, with the functions that all of them share."""
-    shared = ("KEPT", "QUEUES", "_PRELUDE", "_ENDING")
-    bodies = {name: value for name, value in globals().items() if name.isupper() and name not in shared}
-    return {name: f"{_PRELUDE}local function act()\n{body}end\n{_ENDING}" for name, body in bodies.items()}
+    """Every script by its name, with the functions that all of them share.
+
+    A broker that is full refuses new jobs only: what it has can be listed, run, ended and removed.
+    """
+    others = ("KEPT", "QUEUES", "ALLOW_OOM", "READS")
+    bodies = {name: text for name, text in globals().items() if name.isupper() and name not in others}
+    changing = {
+        name: f"{_STRICT if name == 'SUBMIT' else ALLOW_OOM}{_PRELUDE}local function act()\n{body}end\n{_ENDING}"
+        for name, body in bodies.items()
+        if not name.startswith("_")
+    }
+    return changing | {"RECORDS": READS + _RECORDS, "NEWEST": READS + _NEWEST}

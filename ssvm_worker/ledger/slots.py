@@ -16,7 +16,7 @@ from typing import Any
 
 from ssvm_worker.errors import StoreUnavailable
 
-from .connection import connect, translated
+from .connection import ALLOW_OOM, connect, translated
 
 _log = logging.getLogger("ssvm.slots")
 
@@ -61,7 +61,7 @@ class SharedSlots:
     @cached_property
     def _scripts(self) -> list[Any]:
         redis = connect(self._url)
-        return [redis.register_script(each) for each in (_TAKE, _KEEP, _GIVE)]
+        return [redis.register_script(each) for each in (ALLOW_OOM + _TAKE, ALLOW_OOM + _KEEP, _GIVE)]
 
     @contextmanager
     def hold(self, name: str, limit: int, wait: Callable[[float], None]) -> Iterator[None]:

@@ -303,7 +303,7 @@ def _paramiko() -> Any:
     try:
         import paramiko
     except ImportError as error:
-        raise ConfigError("sftp:// needs paramiko", "sftp", "Install the extra: uv sync --extra sftp") from error
+        raise ConfigError("sftp:// needs paramiko", "sftp", "pip install 'ssvm-worker[sftp]'") from error
     # Its log repeats what it raises, with tracebacks and with the server's words as they came.
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
     return paramiko

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from celery.__main__ import main
+from tasks.__main__ import main
 
 from . import install
 
 install()
-sys.argv = ["celery", "-A", "tasks.app", "flower", *sys.argv[1:]]
-main()
+main(["flower", *sys.argv[1:]])

@@ -20,9 +20,9 @@ from kombu import Queue
 from ssvm_worker.assembly import new_job, open_ledger
 from ssvm_worker.config import load
 from ssvm_worker.ledger import Ledger, queue_name
+from ssvm_worker.ring import ring
 from ssvm_worker.settings import Settings
 from tasks.command import worker_command
-from tasks.ring import ring
 from tests.servers.broker import StoppableBroker
 
 from .contest import Broken, Row
@@ -47,7 +47,7 @@ class Yard:
     def worker(self, name: str = "worker") -> Iterator[subprocess.Popen[bytes]]:
         """A worker of the benches' app, which takes messages."""
         argv, environ = worker_command(self.settings)
-        argv[argv.index("tasks.app")] = "tests.bench.emptyjobs"
+        argv[1 : argv.index("worker")] = ["-m", "celery", "-A", "tests.bench.emptyjobs"]
         log = self.directory / f"{name}.log"
         environ = os.environ | environ | {"SSVM_CONFIG": str(self.directory / "worker.toml")}
         with log.open("wb") as said:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssvm_worker.assembly import new_job
 from ssvm_worker.ledger import Record
-from tasks.ring import ring
+from ssvm_worker.ring import ring
 
 from .contest import Row
 from .emptyjobs import WAITING

@@ -43,7 +43,7 @@ class Flower:
             "FLOWER_READERS": "guest",
         }
         options = (f"--conf={ROOT / 'config/flower/flowerconfig.py'}", f"--port={self.port}")
-        command = [sys.executable, "-m", "celery", "-A", "tasks.app", "flower", *options]
+        command = [sys.executable, "-P", "-m", "tasks", "flower", *options]
         self.log = site.directory / "flower.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=log, stderr=log)
@@ -211,7 +211,7 @@ def test_terminate_for_scripts(site: Site, flower: Flower, two: tuple[str, str])
 def test_terminate_by_celery(site: Site, two: tuple[str, str]) -> None:
     """``celery control revoke`` and ``terminate`` cancel the job that they name, and no other loses an attempt."""
     environ = {**os.environ, "SSVM_CONFIG": str(site.file)}
-    command = [sys.executable, "-m", "celery", "-A", "tasks.app", "control"]
+    command = [sys.executable, "-P", "-m", "tasks", "control"]
     subprocess.run([*command, "pool_grow", "1"], env=environ, cwd=ROOT, capture_output=True)
     subprocess.run([*command, "revoke", two[0]], env=environ, cwd=ROOT, capture_output=True)
     assert site.wait(two[0]).cancelled_by == "celery control"

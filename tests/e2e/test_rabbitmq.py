@@ -14,9 +14,9 @@ import pytest
 
 from ssvm_worker import health
 from ssvm_worker.client import Client
+from ssvm_worker.route import Route
 from ssvm_worker.settings import Settings
 from tasks.queues import standing, waiting
-from tasks.route import Route
 from tests import images
 from tests.servers.http import HttpServer
 from tests.servers.rabbitmq import RabbitMQ

@@ -63,7 +63,7 @@ def test_the_users_rights_suffice(locked_site: Site, locked_server: LockedServer
         flower.process.wait()
     for words in (["workers"], ["reap"], ["scale"], ["metrics"], ["cleanup", "--dry-run"], ["verify", "--all"]):
         told(site, "ssvm_worker", *words)
-    assert "pong" in told(site, "celery", "-A", "tasks.app", "inspect", "ping")
+    assert "pong" in told(site, "tasks", "inspect", "ping")
     assert "warning" not in told(site, "ssvm_worker", "doctor")
     with locked_server.client("admin") as admin:
         assert admin.acl_log() == []
@@ -100,7 +100,7 @@ def test_another_authority(locked_site: Site, locked_server: LockedServer) -> No
     with pytest.raises(StoreUnavailable, match="certificate verify failed"):
         locked_site.ledger.counts()
     with pytest.raises(AssertionError, match="certificate verify failed"):
-        told(locked_site, "celery", "-A", "tasks.app", "inspect", "ping")
+        told(locked_site, "tasks", "inspect", "ping")
 
 
 def test_records_survive(locked_site: Site, locked_server: LockedServer, http_server: HttpServer) -> None:

@@ -43,7 +43,7 @@ def start(site: Site, request: pytest.FixtureRequest) -> Start:
 
 
 def beat(start: Start, name: str, *options: str) -> Path:
-    return start(name, "celery", "-A", "tasks.app", "beat", "--loglevel=INFO", "--pidfile=", *options)
+    return start(name, "tasks", "beat", "--loglevel=INFO", "--pidfile=", *options)
 
 
 def test_one_redbeat_acts(site: Site, start: Start) -> None:

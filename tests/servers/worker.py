@@ -21,9 +21,9 @@ from ssvm_worker.config import parse
 from ssvm_worker.errors import ObjectNotFound
 from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger import Ledger, Record, queue_name
+from ssvm_worker.ring import ring
 from ssvm_worker.settings import Settings
 from tasks.command import worker_command
-from tasks.ring import ring
 from tests.servers.broker import Broker, StoppableBroker
 from tests.waiting import CLAIM_S, PATIENCE_S, until
 

@@ -1,6 +1,7 @@
 """The doorbell: a message that wakes a worker up for a job. Losing one costs seconds, never the job.
 
-The worker that hears it takes whichever job of the lane is next: tasks/doorbell.py.
+The worker that hears it takes whichever job of the lane is next: tasks/doorbell.py. Celery takes half a second to
+import, so that this module is imported when a message is to be sent.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ from contextlib import suppress
 from functools import lru_cache
 
 from celery import Celery
+from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from ssvm_worker.errors import ObjectNotFound
-from ssvm_worker.ledger import INBOUND, Ledger, Record
-from ssvm_worker.settings import Settings
-
-from .factory import make_queue, sending_app
+from .errors import ObjectNotFound
+from .ledger import INBOUND, Ledger, Record
 from .route import Route
+from .settings import Settings
 
 _LOG = logging.getLogger("ssvm.ring")
 #: A broker that is away gets one more chance; the reaper rings again anyway.
@@ -65,3 +65,24 @@ def job_of_task(ledger: Ledger, task_id: str) -> Record | None:
 def sender(route: Route) -> Celery:
     """The app by which this process sends that way; its connections are kept."""
     return sending_app(route)
+
+
+def sending_app(route: Route) -> Celery:
+    """An app that can send messages that way, and is nobody's default."""
+    app = Celery("ssvm", broker=route.celery_url, set_as_current=False)
+    app.conf.update(
+        # The ledger knows the results.
+        task_ignore_result=True,
+        task_default_exchange="",
+        accept_content=["json"],
+        task_serializer="json",
+        broker_use_ssl=route.tls,
+        broker_connection_timeout=5,
+        broker_transport_options=route.options(answer_s=5),
+    )
+    return app
+
+
+def make_queue(name: str) -> Queue:
+    """A queue behind the default exchange: it needs no binding, so that pushing to the list of that name is enough."""
+    return Queue(name, Exchange(""), routing_key=name)  # type: ignore[no-untyped-call]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ssvm_worker.assembly import broker_url
-from ssvm_worker.brokerurl import celery_url, redis_url, sentinels, shown, tls_options, without_login
-from ssvm_worker.settings import Settings
+from .broker import broker_url
+from .brokerurl import celery_url, redis_url, sentinels, shown, tls_options, without_login
+from .settings import Settings
 
 
 @dataclass(frozen=True)
