@@ -24,7 +24,7 @@ from .settings import Settings
 from .storewatch import StoreWatch, look_at_stores
 
 try:
-    from prometheus_client import CollectorRegistry, generate_latest, make_wsgi_app
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 except ImportError as error:
     raise ConfigError(
@@ -189,12 +189,12 @@ def server(settings: Settings, settings_file: str | None, host: str, port: int) 
     registry = CollectorRegistry()
     watch = StoreWatch(settings_file)
     registry.register(Collector(settings, watch.rows, lambda: watch.looked))
-    metrics = make_wsgi_app(registry)
 
     def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if path == "/metrics":
-            return metrics(environ, start)  # type: ignore[no-any-return]
+        if path == "/metrics":  # in the one form that each version of Prometheus reads, whatever Accept says
+            start("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
+            return [generate_latest(registry)]
         if path not in ("/livez", "/readyz"):
             start("404 Not Found", [("Content-Type", "text/plain")])
             return [b"there are /metrics, /livez and /readyz\n"]

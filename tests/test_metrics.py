@@ -327,6 +327,16 @@ def test_probes(settings: Settings, registry: Registry) -> None:
     assert "there is none" in health.unready(settings, "another")
 
 
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=odd", "*/*", "\x80;q=x"])
+def test_odd_accept(address: str, accept: str) -> None:
+    """A scrape is answered whatever forms the client names."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 60) as peer:
+        peer.sendall(f"GET /metrics?name[]=%ff&x HTTP/1.0\r\nAccept: {accept}\r\n\r\n".encode("latin-1"))
+        with peer.makefile("rb") as answer:
+            assert answer.readline().split()[1] == b"200"
+
+
 def test_silent_connections(address: str) -> None:
     """Silent connections, however many, neither hold a thread each nor keep Prometheus out."""
     host, port = address.removeprefix("http://").split(":")
