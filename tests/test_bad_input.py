@@ -53,6 +53,12 @@ def asked(**request: Any) -> Ask:
 QUICK = {"SSVM_DOWNLOAD__RESUMES": "1"}
 STALL = QUICK | {"SSVM_DOWNLOAD__STALL_S": "0.6", "SSVM_DOWNLOAD__RESUMES": "0"}
 
+
+def changing(times: int) -> Behaviour | None:
+    """A file that is another one at each request, and breaks off each time."""
+    return Behaviour(RAW, etag=f'"v{times}-"', cut_after=1 << 20, then=changing(times - 1)) if times else None
+
+
 CASES = {
     # checksums
     "wrong checksum": Case(asked(checksum="sha256:" + "0" * 64), "ChecksumMismatch", "expected sha256:0000"),
@@ -110,10 +116,8 @@ CASES = {
     "chunked without an end": Case(
         served(RAW, chunked=True, cut_after=100_000, ranges=False), "SourceUnavailable", "", 75, QUICK
     ),
-    "changes between two ranges": Case(
-        served(RAW, cut_after=1 << 20, cut_times=1, then=Behaviour(RAW[::-1], etag='"v2"')),
-        "SourceChanged",
-        "changed",
+    "changes between each two ranges": Case(
+        served(RAW, cut_after=1 << 20, then=changing(9)), "SourceChanged", "ETag was"
     ),
     "empty": Case(served(b""), "SourceNotFound", "empty"),
     "HTML error page with status 200": Case(
