@@ -66,9 +66,9 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     A store or vCenter that fails is told as ``failed`` and costs the others nothing. Raises StoreUnavailable, and has
     touched nothing, when the ledger cannot say which jobs live.
     """
-    live = attempt.jobs.live()
     failed: dict[str, Any] = {}
     links = attempt.end_links(request.dry_run)  # first: what waited for more by them is abandoned now
+    live = attempt.jobs.live()
     cleaning = _Cleaning(attempt, parse_duration(request.older_than), request.dry_run, request.volume, live=live)
     for name in attempt.stores:
         attempt.progress.start(f"clean up {name}")
