@@ -162,7 +162,8 @@ def _disk_content() -> bytes:
 def _start_worker(demo: Demo, settings: Settings) -> None:
     demo.say("starting a worker with an embedded broker (Valkey) …")
     log = demo.stack.enter_context((demo.scratch / "worker.log").open("wb"))
-    environ = {**os.environ, "SSVM_CONFIG": str(demo.config_file)}
+    # What the worker leaves when it is killed goes with the demo's directory.
+    environ = {**os.environ, "SSVM_CONFIG": str(demo.config_file), "TMPDIR": str(demo.scratch)}
     command = [sys.executable, "-P", "-m", "ssvm_worker", "worker"]
     worker = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
     demo.stack.callback(_stop, worker)

@@ -1,0 +1,56 @@
+"""The demo as a process: what it starts ends with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.servers.http import HttpServer
+from tests.waiting import PATIENCE_S, until
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory for temporary files; not below tmp_path, which is too long for a unix socket."""
+    directory = Path(tempfile.mkdtemp(prefix="ssvm-t-"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def users(directory: Path) -> list[int]:
+    """The processes that were started with this directory in their environment or command."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            text = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+            if str(directory).encode() in text:
+                found.append(int(process.name))
+    return found
+
+
+def test_sigterm(scratch: Path, http_server: HttpServer) -> None:
+    """A demo that is ended by SIGTERM leaves neither a process nor a file."""
+    url = http_server.serve("slow.raw", bytes(4 << 20), stall_after=1 << 16)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
+    command = [sys.executable, "-P", "-m", "ssvm_worker", "demo", "--url", url]
+    log = scratch.with_suffix(".log")
+    with log.open("wb") as said:
+        demo = subprocess.Popen(command, env=environ | {"TMPDIR": str(scratch)}, stdout=said, stderr=said)
+    until(lambda: bool(http_server.requests) or demo.poll() is not None, "the demo's worker reads")
+    assert demo.poll() is None, log.read_text()
+    demo.send_signal(signal.SIGTERM)
+    assert demo.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    until(lambda: users(scratch) == [], "no process is left")
+    assert list(scratch.iterdir()) == []
+    log.unlink()
