@@ -22,6 +22,13 @@ from .stream import Owner, Store, StoredObject, put_bytes, read_bytes
 VERSION = 1
 
 
+class _Facts(dict[str, Any]):
+    """Facts that were read from a manifest; CorruptImage for one that is missing."""
+
+    def __missing__(self, name: str) -> Any:
+        raise CorruptImage(f"The manifest lacks the fact {name!r}", "", "Verify the artifact; restore or delete it")
+
+
 @dataclass(frozen=True)
 class Entry:
     """One object of the artifact."""
@@ -116,7 +123,10 @@ def read_manifest(store: Store, artifact: Artifact) -> Manifest:
     """The manifest of an artifact; ObjectNotFound when the artifact does not exist (or is not complete)."""
     key = f"{artifact.prefix}/{MANIFEST}"
     try:
-        return Manifest.from_json(read_bytes(store, key), f"{store.name}:{key}", artifact)
+        found = Manifest.from_json(read_bytes(store, key), f"{store.name}:{key}", artifact)
+        if not found.entries:
+            raise CorruptImage("The manifest lists no object", f"{store.name}:{key}", "Restore or delete it")
+        return found
     except TooLarge as error:
         what = f"This is no manifest: {error.what}"
         raise CorruptImage(what, f"{store.name}:{key}", "Restore or delete it") from error
@@ -189,6 +199,8 @@ _FIELDS: dict[str, type] = {
     "source": dict,
     "facts": dict,
 }
+#: Facts that readers compute with.
+_KNOWN_FACTS: dict[str, type] = {"virtual_size": int, "populated": int, "format": str, "name": str}
 _OBJECT: dict[str, type] = {"key": str, "name": str, "size": int, "digest": str, "role": str, "facts": dict}
 
 
@@ -199,6 +211,10 @@ def _typed(values: Any, types: dict[str, type]) -> dict[str, Any]:
     for name, its in types.items():
         if type(values[name]) is not its:
             raise TypeError(f"{name} is of a wrong type")
+    facts = values.get("facts", {})
+    for name, its in _KNOWN_FACTS.items():
+        if name in facts and type(facts[name]) is not its:
+            raise TypeError(f"the fact {name} is of a wrong type")
     return values
 
 
@@ -213,7 +229,7 @@ def _entry(values: Any) -> Entry:
 
 def _own(fields: dict[str, Any], kind: Any) -> dict[str, Any]:
     known = {each.name for each in dataclasses.fields(kind)} - {"more"}
-    return {name: value for name, value in fields.items() if name in known}
+    return {name: _Facts(value) if type(value) is dict else value for name, value in fields.items() if name in known}
 
 
 def _others(fields: dict[str, Any], kind: Any) -> dict[str, Any]:

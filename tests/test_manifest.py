@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -228,3 +229,31 @@ def test_surrogates_are_kept() -> None:
     """Text without a UTF-8 form is written as JSON's escape."""
     manifest = Manifest.from_json(changed(source={"url": "http://h/\ud800"}), "here")
     assert Manifest.from_json(manifest.to_json(), "here") == manifest
+
+
+def test_missing_facts() -> None:
+    """A reader that needs a fact which a manifest lacks gets CorruptImage, and no KeyError."""
+    data = sample().to_json().replace(b'"format"', b'"formation"')
+    found = Manifest.from_json(data, "here")
+    assert found.entries[0].facts["virtual_size"] == 1 << 40
+    for lookup in (lambda: found.entries[0].facts["format"], lambda: found.source["digests"]):
+        with pytest.raises(CorruptImage, match="lacks the fact"):
+            lookup()
+
+
+@pytest.mark.parametrize(
+    ("given", "odd"),
+    [(b'"virtual_size": 1099511627776', b'"virtual_size": "12"'), (b'"format": "qcow2"', b'"format": [1]')],
+)
+def test_odd_facts(given: bytes, odd: bytes) -> None:
+    """A fact that readers compute with has the right type."""
+    assert given in sample().to_json()
+    with pytest.raises(CorruptImage, match="wrong type"):
+        Manifest.from_json(sample().to_json().replace(given, odd), "here")
+
+
+def test_no_objects(store: MemoryStore) -> None:
+    """A manifest without any object is damaged."""
+    write_manifest(store, dataclasses.replace(sample(), entries=()), ME)
+    with pytest.raises(CorruptImage, match="lists no object"):
+        read_manifest(store, TEMPLATE)

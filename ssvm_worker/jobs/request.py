@@ -48,6 +48,8 @@ class Privacy(enum.Enum):
     VALUES = "values"
     #: All of it: only its name suggests a secret.
     PUBLIC = "public"
+
+
 #: Bytes of a request as JSON, and levels of objects and lists in it. Real requests have some hundred bytes in 3 levels.
 MAX_BYTES, MAX_DEPTH = 256 * 1024, 32
 
