@@ -224,9 +224,10 @@ class Outside:
 
     def _upload_values(self) -> dict[str, Any]:
         upload = self.settings.upload
-        allowed = upload.allow_networks
-        rule = AddressRule(self.settings.download.allow_networks if allowed is None else allowed)
-        return {"rule": rule, "http_ca_file": str(upload.ca_file) if upload.ca_file else None}
+        return {
+            "rule": AddressRule(self.settings.networks_of(upload)),
+            "http_ca_file": str(upload.ca_file) if upload.ca_file else None,
+        }
 
     def _s3_values(self, url: str, name: str | None, allow_stores: Collection[str] | None = None) -> dict[str, Any]:
         """Endpoint and keys by that name; nothing for another URL than s3://.

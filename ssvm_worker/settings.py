@@ -402,8 +402,8 @@ class Callback(SecretFields):
     #: Seconds for the whole exchange.
     timeout_s: Seconds = 10.0
     max_tries: int = Field(8, ge=1)
-    #: Only public addresses are called back, and these; never a cloud's metadata service.
-    allow_networks: Networks = ()
+    #: Callbacks go to public addresses only, and to these; those of downloads when absent.
+    allow_networks: Networks | None = None
     ca_file: Path | None = None
 
 
@@ -431,3 +431,7 @@ class Settings(Section):
     log: Log = Log()
     scaling: Scaling = Scaling()
     serve: Serve = Serve()
+
+    def networks_of(self, section: Upload | Callback) -> Networks:
+        """Return the networks that *section* allows beside public addresses; those of downloads if it names none."""
+        return self.download.allow_networks if section.allow_networks is None else section.allow_networks

@@ -29,7 +29,7 @@ def open_outbox(settings: Settings, ledger: Ledger) -> Callbacks:
         CallbackSettings(
             secret=given.secret.get_secret_value() if given.secret else None,
             timeout_s=given.timeout_s,
-            rule=AddressRule(given.allow_networks),
+            rule=AddressRule(settings.networks_of(given)),
             max_tries=given.max_tries,
             ca_file=str(given.ca_file) if given.ca_file else None,
             policy=RetryPolicy(first_delay_s=retry.first_delay_s, max_delay_s=retry.max_delay_s),
