@@ -58,7 +58,7 @@ def assert_told(case: Case, status: int, shown: dict[str, Any]) -> None:
 ONCE = {"SSVM_BACKUP__LEASE_TRIES": "1"}
 CUT = {"file": "disk-0.vmdk", "times": 0, "at": 300_000}
 VCENTER = {
-    "unknown vCenter": Case("InvalidRequest", "vc1", asked={"vcenter": "elsewhere"}),
+    "unknown vCenter": Case("InvalidRequest", "vc1", 2, asked={"vcenter": "elsewhere"}),
     "unknown VM": Case("SourceNotFound", "/DC0/vm/nowhere", asked={"vm": "/DC0/vm/nowhere"}),
     "unknown disk": Case("InvalidRequest", "scsi0:1", asked={"disks": ["scsi0:9"]}),
     "unknown snapshot": Case("SourceNotFound", "no-such", asked={"snapshot": "no-such"}),

@@ -165,7 +165,7 @@ def test_command_refused(
     service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str
 ) -> None:
     """What is wrong with a request is said when the link is asked for, not to its sender."""
-    assert cli.main(["link", "--config", str(settings_file(service, tmp_path)), "--upload", *argv]) == 1
+    assert cli.main(["link", "--config", str(settings_file(service, tmp_path)), "--upload", *argv]) == 2
     assert says in capsys.readouterr().err
 
 
