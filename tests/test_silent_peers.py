@@ -7,12 +7,15 @@ come to a certain point, for each point of it, and then passes nothing more; all
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,16 +25,21 @@ from ssvm_worker.sources import find_source
 from ssvm_worker.sources.access import Access
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.stores.put import PutSettings, PutSink
-from ssvm_worker.stream import Check
+from ssvm_worker.stores.s3 import S3Store, s3_destination
+from ssvm_worker.stores.s3_bucket import S3Settings
+from ssvm_worker.stream import Check, Owner, Sink, put_bytes
 from tests.servers.ftp import FtpServer
 from tests.servers.http import HttpServer
 from tests.servers.hush import Hush
+from tests.servers.s3 import S3Server
 from tests.servers.sftp import SftpServer
 from tests.waiting import PATIENCE_S
 
 DATA = random.Random(13).randbytes(200_000)
 #: More than all buffers between a client and a server hold.
 BULK = random.Random(14).randbytes(1 << 20) * 24
+#: Two parts and a bit.
+PARTS = BULK[: 11 << 20]
 #: Bytes into a turn at which a peer falls silent: before it, within its first line or packet, and far within a body.
 SIZES = (0, 1, 30_000)
 LOOPBACK = AddressRule(("127.0.0.0/8",))
@@ -118,6 +126,82 @@ def put(hush: Hush, tmp_path: Path, tls: bool = False) -> Iterator[Act]:
     server.close()
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket that has the objects ``image`` and ``large``, and whose server's features this process knows."""
+
+    name: str
+    settings: S3Settings
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: S3Server, s3_bucket: str) -> Bucket:
+    """One bucket for all rows."""
+    settings = S3Settings(s3_server.endpoint, access_key=s3_server.access_key, secret_key=s3_server.secret_key, tries=1)
+    store = S3Store("s3", s3_bucket, "", settings)
+    put_bytes(store, "image", DATA, Owner())
+    put_bytes(store, "large", PARTS, Owner())
+    return Bucket(s3_bucket, settings)
+
+
+@contextmanager
+def s3(hush: Hush, tmp_path: Path, bucket: Bucket, act: Callable[[Bucket, str, Check], bool]) -> Iterator[Act]:
+    """One thing that a store in S3 does, with a key of its own; the network is the server's HTTP proxy."""
+    port = hush.before(urlsplit(bucket.settings.endpoint or "").port or 0)
+
+    def within(limits: Limits) -> bool:
+        waits = dict.fromkeys(("connect_timeout_s", "stall_s", "commit_s"), limits.stall_s)
+        # One part at a time, so that the conversation has the same turns each time.
+        settings = replace(bucket.settings, proxy=f"http://127.0.0.1:{port}", parallel=1, late_s=0.1, **waits)
+        return act(replace(bucket, settings=settings), f"{uuid.uuid4()}/object", limits.check)
+
+    yield within
+
+
+def _store(bucket: Bucket, check: Check) -> S3Store:
+    return S3Store("s3", bucket.name, "", bucket.settings, check)
+
+
+def _read(bucket: Bucket, key: str, check: Check) -> bool:
+    return b"".join(_store(bucket, check).reader("image").open()) == DATA
+
+
+def _list(bucket: Bucket, key: str, check: Check) -> bool:
+    store = _store(bucket, check)
+    return [each.key for each in store.list(key)] == [] and store.stat("image").size == len(DATA)
+
+
+def _probe(bucket: Bucket, key: str, check: Check) -> bool:
+    return _store(bucket, check).examine().sha256
+
+
+def _write(bucket: Bucket, key: str, check: Check) -> bool:
+    return put_bytes(_store(bucket, check), key, DATA, Owner()).size == len(DATA)
+
+
+def _send_parts(sink: Sink) -> bool:
+    with sink:
+        for start in range(0, len(PARTS), 1 << 20):
+            sink.write(PARTS[start : start + (1 << 20)])
+        return sink.commit().size == len(PARTS)
+
+
+def _write_parts(bucket: Bucket, key: str, check: Check) -> bool:
+    return _send_parts(_store(bucket, check).writer(key, owner=Owner()))
+
+
+def _upload(bucket: Bucket, key: str, check: Check) -> bool:
+    url = f"s3://{bucket.name}/{key}"
+    return _send_parts(s3_destination(url, bucket.settings, len(PARTS), Owner(), check))
+
+
+def _copy(bucket: Bucket, key: str, check: Check) -> bool:
+    """To ``KEY/large`` from ``large``."""
+    here = _store(bucket, check)
+    there = S3Store("copy", bucket.name, key, bucket.settings, check)
+    return _send_parts(there.writer("large", owner=Owner(), twin=here))
+
+
 ROWS = {
     "http source": http,
     "https source": partial(http, tls=True),
@@ -125,14 +209,21 @@ ROWS = {
     "sftp source": sftp,
     "http put": put,
     "https put": partial(put, tls=True),
+    "s3 read": partial(s3, act=_read),
+    "s3 list": partial(s3, act=_list),
+    "s3 probe": partial(s3, act=_probe),
+    "s3 write": partial(s3, act=_write),
+    "s3 write of parts": partial(s3, act=_write_parts),
+    "s3 upload": partial(s3, act=_upload),
+    "s3 copy": partial(s3, act=_copy),
 }
 
 
 class Stage:
     """One row, up to one point of its conversation."""
 
-    def __init__(self, row: str, folder: Path, turn: int | None = None, size: int = 0) -> None:
-        self._row, self._folder = ROWS[row], folder
+    def __init__(self, row: Callable[..., Any], folder: Path, turn: int | None = None, size: int = 0) -> None:
+        self._row, self._folder = row, folder
         self._hush = Hush(turn, size)
         folder.mkdir()
 
@@ -161,8 +252,11 @@ class Stage:
         self._hush.close()
 
 
-def outcomes(row: str, folder: Path, stall_s: float) -> list[bool | WorkerError]:
+def outcomes(name: str, folder: Path, stall_s: float, request: pytest.FixtureRequest) -> list[bool | WorkerError]:
     """What becomes of the row at each point of its conversation; fails if anything still waits after PATIENCE_S."""
+    row: Callable[..., Any] = ROWS[name]
+    if name.startswith("s3"):
+        row = partial(row, bucket=request.getfixturevalue("bucket"))
     whole = Stage(row, folder / "whole")
     assert whole.run(NEVER_S / 2) is True
     points = [(turn, size) for turn in range(whole.turns) for size in SIZES]
@@ -178,16 +272,16 @@ def outcomes(row: str, folder: Path, stall_s: float) -> list[bool | WorkerError]
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_stall(tmp_path: Path, row: str) -> None:
+def test_stall(tmp_path: Path, row: str, request: pytest.FixtureRequest) -> None:
     """Wherever a peer falls silent, the stall limit ends the wait with an error that may pass, unless all had come."""
-    found = outcomes(row, tmp_path, 1.0)
+    found = outcomes(row, tmp_path, 1.0, request)
     assert [each for each in found if each is not True and not isinstance(each, Retryable)] == []
     assert any(isinstance(each, Retryable) for each in found)
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_cancel(tmp_path: Path, row: str) -> None:
+def test_cancel(tmp_path: Path, row: str, request: pytest.FixtureRequest) -> None:
     """Wherever a peer falls silent, a cancel ends the wait, long before a stall limit would."""
-    found = outcomes(row, tmp_path, NEVER_S)
+    found = outcomes(row, tmp_path, NEVER_S, request)
     assert [each for each in found if each is not True and not isinstance(each, Cancelled)] == []
     assert any(isinstance(each, Cancelled) for each in found)
