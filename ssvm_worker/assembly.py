@@ -44,6 +44,7 @@ from .sections import Section
 from .settings import Keep as KeepSettings
 from .settings import Settings
 from .stores import open_destination, open_origin, open_store, sweep_destination
+from .stores.s3_wait import forget_silence
 from .stream import Check, Sink, Source, Store
 
 if TYPE_CHECKING:
@@ -285,6 +286,7 @@ def make_attempt(
     given.setdefault("end_links", partial(end_links, settings))
     given.setdefault("vcenters", tuple(settings.vcenters))
     stores = Stores(settings, partial(_stop, given.get("stop_reason", lambda: None)))
+    forget_silence()
     return Attempt(job_id, stores, Outside(settings), limits=limits, progress=progress, **given)
 
 

@@ -19,6 +19,7 @@ from ssvm_worker.errors import (
     StoreUnavailable,
 )
 from ssvm_worker.keys import check_key
+from ssvm_worker.sockets import TICK, Stalled
 from ssvm_worker.stream import CHUNK, Check, Owner, Sink, Store, StoredObject, Usage
 
 from .listing import below, check_prefix, in_order, is_key
@@ -31,7 +32,6 @@ from .s3_lifecycle import orphan_rule
 from .s3_parts import abort_upload, open_uploads, parts_of
 from .s3_target import Target
 from .s3_upload import S3Sink
-from .s3_wait import Aside
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import MultipartUploadTypeDef
@@ -220,32 +220,25 @@ class S3Reader:
             raise SourceUnavailable(what, self.name, "Look at the store")
 
     def _body(self, body: Any) -> Iterator[bytes]:
-        """Yield the bytes of an answer, read by a thread beside, which may wait for long."""
-        aside, watch, came = Aside(), self._bucket.watch(min_rate=self._bucket.settings.min_rate), 0
+        """Yield the bytes of an answer, under a watch.
 
-        def read() -> bytes:
-            nonlocal came
-            pieces: list[bytes] = []
-            left = CHUNK
-            while left and (piece := body._raw_stream.read1(left)):
-                pieces.append(piece)
-                left -= len(piece)
-                came += len(piece)
-            return b"".join(pieces)
-
-        whole = False
+        The SDK's stream is read, so that a connection serves the next call after the last byte. Its socket waits a
+        tick at a time; only a stall or a cancel is an error for the SDK.
+        """
+        stream, watch = body._raw_stream, self._bucket.watch(min_rate=self._bucket.settings.min_rate)
+        if file := stream._fp.fp:  # None: the answer is empty
+            sock = file.raw._sock
+            sock.settimeout(TICK)
+            file.raw.readinto = lambda view: watch.wait(lambda: sock.recv_into(view))
         try:
-            while chunk := aside.call(read, watch, lambda: came):
+            while chunk := stream.read(CHUNK):
                 yield chunk
-            whole = True
         except BODY_ERRORS as error:
-            what = f"The store's answer broke off: {type(error).__name__}: {error}"
+            found = error.__cause__ if isinstance(error.__cause__, Stalled) else error
+            what = f"The store's answer broke off: {type(found).__name__}: {found}"
             raise SourceUnavailable(what, self.name, "Look at the store and the network") from error
         finally:
-            if not whole:
-                with contextlib.suppress(OSError, ValueError, RuntimeError):  # ends a read that waits
-                    body._raw_stream.shutdown()
-            aside.end(body.close)
+            body.close()
 
     def _get(self, offset: int) -> Any:
         """The answer from *offset* on; None at the end, as one byte more than there is cannot be asked for."""

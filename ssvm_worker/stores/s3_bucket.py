@@ -151,7 +151,9 @@ class Bucket:
         stall_s = settings.commit_s if event_name.rpartition(".")[2] in _LONG else settings.stall_s
         # A try again reads the body again: what counts is that it moves.
         moved = getattr(request.body, "moved", lambda: 0)
-        return call_aside(self.place, lambda: session.send(request), self.watch(stall_s), moved)
+        # A server that is silent behind one proxy may answer behind another.
+        server = f"{self.place} by {settings.proxy}"
+        return call_aside(server, lambda: session.send(request), self.watch(stall_s), moved)
 
     @contextlib.contextmanager
     def translating(self, where: str) -> Iterator[None]:

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ssvm_worker.errors import Cancelled
 from ssvm_worker.sockets import TICK, Stalled, Watch
@@ -19,63 +19,53 @@ _T = TypeVar("_T")
 #: After a call was given up, calls to the same server get that many seconds for so long: those that clean up must not
 #: wait for a server that is known to be silent.
 _SHORT_S, _SILENT_S = 0.5, 3.0
-#: When calls to a server were given up last.
+#: When the job of this process last gave up a call to a server.
 _SILENT: dict[str, float] = {}
 
 
-class Aside:
-    """A daemon thread that makes the calls of one caller, one at a time; of no more use when one was given up."""
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="s3-call", daemon=True).start()
-
-    def call(self, call: Callable[[], _T], watch: Watch, moved: Callable[[], int] = lambda: 0) -> _T:
-        """Return what *call* returns, or raise what it raises; *moved* counts bytes, which only grow.
-
-        Raises Stalled if no byte moves, and within two ticks what the watch's check raises.
-        """
-        self._calls.put(call)
-        seen = moved()
-        while True:
-            try:
-                answer, error = self._answers.get(timeout=TICK)
-            except queue.Empty:
-                now = moved()
-                watch.spent(TICK, max(0, now - seen))
-                seen = now
-                continue
-            if error is not None:
-                raise error
-            return answer  # type: ignore[no-any-return]
-
-    def end(self, last: Callable[[], Any] = lambda: None) -> None:
-        """End the thread after the call that it makes, and after the call of *last*."""
-        self._calls.put(last)
-        self._calls.put(None)
-
-    def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            try:
-                self._answers.put((call(), None))
-            except BaseException as error:  # noqa: BLE001 - raised again by who waits
-                self._answers.put((None, error))
+def forget_silence() -> None:
+    """Let calls wait for as long as usual: the next job knows of no silent server."""
+    _SILENT.clear()
 
 
 def call_aside(server: str, call: Callable[[], _T], watch: Watch, moved: Callable[[], int] = lambda: 0) -> _T:
-    """Make one *call* to *server* in a thread of its own; raises what ``Aside.call`` raises."""
+    """Return what *call* to *server* returns, or raise what it raises; *moved* counts bytes, which only grow.
+
+    Raises Stalled if no byte moves, and within two ticks what the watch's check raises.
+    """
     silent = time.monotonic() - _SILENT.get(server, -_SILENT_S) < _SILENT_S
     if silent:
         watch = Watch(watch.check, min(_SHORT_S, watch.stall_s), watch.min_rate)
-    aside, before = Aside(), moved()
+    before = moved()
     try:
-        answer = aside.call(call, watch, moved)
-    except BaseException as error:
-        if not silent and isinstance(error, (Stalled, Cancelled)) and moved() == before:
+        answer = _answer(call, watch, moved)
+    except (Stalled, Cancelled):
+        if not silent and moved() == before:
             _SILENT[server] = time.monotonic()
         raise
-    finally:
-        aside.end()
     _SILENT.pop(server, None)
     return answer
+
+
+def _answer(call: Callable[[], _T], watch: Watch, moved: Callable[[], int]) -> _T:
+    answers: queue.SimpleQueue[tuple[_T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as error:  # noqa: BLE001 - the caller raises it again
+            answers.put((None, error))
+
+    threading.Thread(target=run, name="s3-call", daemon=True).start()
+    seen = moved()
+    while True:
+        try:
+            answer, error = answers.get(timeout=TICK)
+        except queue.Empty:
+            now = moved()
+            watch.spent(TICK, max(0, now - seen))
+            seen = now
+            continue
+        if error is not None:
+            raise error
+        return answer  # type: ignore[return-value]  # without an error it is what the call returned
