@@ -135,7 +135,8 @@ def test_store_that_always_fails(archive: MemoryStore) -> None:
     """A store that fails again and again is not asked for each of thousands of artifacts."""
     source = MemoryStore("primary")
     for number in range(100):
-        write_manifest(source, Manifest(Artifact("volume", "1", str(number)), "job-0"), Owner())
+        entry = Entry("x.raw", 1, f"sha256:{0:064}")
+        write_manifest(source, Manifest(Artifact("volume", "1", str(number)), "job-0", (entry,)), Owner())
     away = store_failing(archive, 0)
     with pytest.raises(StoreUnavailable) as caught:
         run(source, away, parallel=1)
