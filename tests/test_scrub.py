@@ -176,7 +176,8 @@ def test_oldest(store: MemoryStore) -> None:
 def test_prefix(store: MemoryStore) -> None:
     """Below a prefix nothing else is read."""
     other = Artifact("volume", "9", "1")
-    write_manifest(store, Manifest(other, "j"), OWNER)
+    put_bytes(store, other.key("x.raw"), BODY, OWNER)
+    write_manifest(store, Manifest(other, "j", (Entry("x.raw", len(BODY), str(digest_of(BODY))),)), OWNER)
     assert scrub(store, fields={"all": True, "prefix": "volumes/9/"})["artifacts"] == 1
 
 

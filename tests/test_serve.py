@@ -259,20 +259,20 @@ def test_command(service: Service, at: str, tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.usefixtures("at")
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "says", "status"),
     [
-        (["template/tmpl/2/9/9.raw"], "no complete template"),
-        (["template/tmpl/2/7/nothing"], "no such object"),
-        ([KEY, "--for", "8d"], "7 days"),
-        ([KEY, "--for", "soon"], "--for"),
-        (["--revoke", "ffff"], "no such link"),
+        (["template/tmpl/2/9/9.raw"], "no complete template", 1),
+        (["template/tmpl/2/7/nothing"], "no such object", 1),
+        ([KEY, "--for", "8d"], "7 days", 2),
+        ([KEY, "--for", "soon"], "--for", 2),
+        (["--revoke", "ffff"], "no such link", 1),
     ],
 )
 def test_command_refused(
-    service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str
+    service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str, status: int
 ) -> None:
     """What cannot be linked to is refused with the reason."""
-    assert cli.main(["link", "--config", str(settings_file(service, tmp_path)), *argv]) == 1
+    assert cli.main(["link", "--config", str(settings_file(service, tmp_path)), *argv]) == status
     assert says in capsys.readouterr().err
 
 
