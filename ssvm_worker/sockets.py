@@ -72,7 +72,6 @@ class Watch:
         while True:
             started = time.monotonic()
             moved = _moved(move)
-            self.look()
             self.spent(time.monotonic() - started, moved or 0)
             if moved is not None:
                 return moved
@@ -87,7 +86,8 @@ class Watch:
             raise Stalled(f"What was waited for did not come within {self.stall_s:g} s, though bytes moved")
 
     def spent(self, seconds: float, moved: int = 0) -> None:
-        """Account for a wait that moved so many bytes."""
+        """Account for a wait that moved so many bytes; raises Stalled, and what *check* raises."""
+        self.look()
         self._quiet = 0.0 if moved else self._quiet + seconds
         self._window += seconds
         self._moved += moved
