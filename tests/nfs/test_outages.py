@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -107,7 +108,8 @@ def test_hung_server(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["stores", "--json", "--config", str(config)]) == 75
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["primary"]["state"], rows["primary"]["breaker"]) == ("down", "open")
-    assert "no answer within 1 s" in rows["primary"]["reason"]
+    # On a slow machine the next try is due, and it has the 30 s of the settings.
+    assert re.search(r"no answer within (1|30) s", rows["primary"]["reason"])
     assert rows["other"]["state"] == "up"
 
     server.go_on()
