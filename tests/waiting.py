@@ -12,7 +12,7 @@ from collections.abc import Callable
 #: Seconds that the workload of ``_measure`` takes on an idle core of a server of 2023.
 _REFERENCE_S = 0.06
 #: A slower machine than this waits no longer, so that a hanging test still ends.
-_SLOWEST = 8.0
+_SLOWEST = 4.0
 
 
 def _measure() -> float:

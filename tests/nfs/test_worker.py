@@ -26,7 +26,7 @@ def test_hung_server(make_site: Callable[..., Site], server: Server, http_server
     site = make_site(
         stores={"primary": {"url": export.url}, "other": {"url": f"file://{other}"}},
         nfs={"probe_s": 3 * SLOWNESS, "probe_every_s": 1, "give_up_s": 3 * SLOWNESS, "mount_s": PATIENCE_S},
-        ledger={"claim_s": CLAIM_S, "reap_s": 1},
+        ledger={"claim_s": 3 * CLAIM_S, "reap_s": 1},
         worker={"concurrency": 1, "drain_s": 1},
         download={"allow_networks": ["127.0.0.0/8"]},
     )
