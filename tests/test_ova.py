@@ -23,6 +23,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.formats import ova
 from ssvm_worker.jobs import download, verify
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import find_manifest, read_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
@@ -77,7 +78,7 @@ def test_properties(http_server: HttpServer) -> None:
     run(http_server, package, store, name="VM")
     lines = read_bytes(store, f"{PREFIX}/template.properties").decode().splitlines()
     assert {"ova=true", "ova.filename=7.ova", f"ova.size={len(package)}", "filename=7.ova"} <= set(lines)
-    manifest = read_manifest(store, parse_request(download.Request, {"url": "", "account": 2, "id": 7}, "").artifact)
+    manifest = read_manifest(store, Artifact("template", "2", "7"))
     assert manifest.source["digests"] == [f"sha256:{hashlib.sha256(package).hexdigest()}"]
     assert [each.role for each in manifest.entries[:3]] == ["descriptor", "disk", "disk"]
 
@@ -86,7 +87,7 @@ def test_every_object_is_listed(http_server: HttpServer) -> None:
     """The manifest lists every object with its size and digest as stored."""
     store = MemoryStore("primary")
     run(http_server, ova_of(FILES), store)
-    manifest = read_manifest(store, parse_request(download.Request, {"url": "", "account": 2, "id": 7}, "").artifact)
+    manifest = read_manifest(store, Artifact("template", "2", "7"))
     for entry in manifest.entries:
         data = read_bytes(store, f"{PREFIX}/{entry.name}")
         assert (entry.size, entry.digest) == (len(data), f"sha256:{hashlib.sha256(data).hexdigest()}")
@@ -127,7 +128,7 @@ def test_signature_is_not_verified(http_server: HttpServer, signed: bool) -> Non
     """Of a package with a certificate the manifest says that nobody has verified it; the certificate is not stored."""
     store, cert = MemoryStore("primary"), {"vm.cert": b"SHA256(vm.mf)= 00\n"} if signed else {}
     result = run(http_server, ova_of(with_mf(FILES) | cert), store)
-    manifest = read_manifest(store, parse_request(download.Request, {"url": "", "account": 2, "id": 7}, "").artifact)
+    manifest = read_manifest(store, Artifact("template", "2", "7"))
     assert manifest.entries[0].facts.get("signature") == ("unverified" if signed else None)
     assert not [name for name in result["objects"] if name.endswith("cert")]
 
@@ -199,7 +200,7 @@ def test_refused(http_server: HttpServer, package: bytes, error: type[WorkerErro
     store = MemoryStore("primary")
     with pytest.raises(error, match=text):
         run(http_server, package, store, format="auto" if text != "no disk image|raw" else "vmdk")
-    asked = parse_request(download.Request, {"url": "", "account": 2, "id": 7}, "")
+    asked = parse_request(download.Request, {"url": "http://x/y", "account": 2, "id": 7}, "")
     assert find_manifest(store, asked.artifact) is None
     download.discard(asked, attempt(store))
     assert ([*store.list()], store.sweep(0)) == ([], 0)

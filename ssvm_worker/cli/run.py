@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssvm_worker import assembly, config, logs, traces
+from ssvm_worker.credentials import named_credentials
 from ssvm_worker.errors import NOT_THERE, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import Attempt, SubJob, Unrecorded
@@ -57,6 +58,7 @@ def run_here(
     The attempt holds the same lock as a worker's job: the ledger knows it, and `ssvm cancel` stops it. *force*: go on
     without that lock if the broker cannot be reached. SIGINT and SIGTERM cancel the attempt. Raises the job's error.
     """
+    _check_names(settings, request)
     stop: list[str] = []
     bar = Bar(job.name, disable=quiet)
     jobs = _JobsHere(settings, sorted(each.url for each in settings.stores.values()), force)
@@ -86,6 +88,15 @@ def run_here(
             stop.clear()
             _discard(job, request, attempt)
             raise
+
+
+def _check_names(settings: Settings, request: Any) -> None:
+    """Raise InvalidRequest for a store or credentials that the settings do not have, before there is a job."""
+    given = {*(getattr(request, "stores", ()) or ()), getattr(request, "store", ""), getattr(request, "source", "")}
+    for name in sorted(given - {"", None, *settings.stores}):
+        assembly.open_store_named(settings, name)
+    if name := getattr(request, "credentials", None):
+        named_credentials(settings, name, request.url)
 
 
 @dataclass(frozen=True)

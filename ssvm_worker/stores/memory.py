@@ -93,7 +93,7 @@ class MemoryStore:
         """See Store."""
         start, limit, swept = below(prefix), time.time() - older_than_s, 0
         with self._lock:
-            for parts in (parts for key, parts in self._parts.items() if key.startswith(start)):
+            for parts in (parts for key, parts in list(self._parts.items()) if key.startswith(start)):
                 old = [part for part in parts if part.owner.job_id != spare and part.touched <= limit]
                 swept += len(old)
                 parts[:] = [part for part in parts if part not in old]
@@ -102,18 +102,18 @@ class MemoryStore:
     def leftovers(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store."""
         start = below(prefix)
-        for key in [each for each in self._parts if each.startswith(start)]:
+        for key in [each for each in list(self._parts) if each.startswith(start)]:
             for part in list(self._parts[key]):
                 yield StoredObject(key, sum(map(len, part.chunks)), when=part.touched)
 
     def usage(self) -> Usage:
         """See Store."""
-        used = sum(len(each.data) for each in self._objects.values())
+        used = sum(len(each.data) for each in list(self._objects.values()))
         return Usage(self.capacity, used, None if self.capacity is None else self.capacity - used)
 
     def uncommitted(self) -> set[str]:
         """The keys that have parts: what a sweep would find."""
-        return {key for key, parts in self._parts.items() if parts}
+        return {key for key, parts in list(self._parts.items()) if parts}
 
     # For the sink and the reader.
 
