@@ -40,7 +40,7 @@ ip address add 10.9.9.9/32 dev lo # behind routers, as the others see it
 ip netns exec alpha unshare --uts --mount bash -c '
     hostname alpha
     exec "$PYTHON" -m pytest -p no:cacheprovider -p tests.nfs.reporter --confcutdir=tests/nfs --basetemp=/run/scratch/pytest \
-        --timeout=1000 --timeout-method=thread -v -ra --durations=15 "@$1/cases"
+        --timeout=2400 --timeout-method=thread -v -ra --durations=15 "@$1/cases"
 ' alpha "$dir"
 echo "pytest ended with $?"
 # At once, without the sync that would wait for a server which a test has left hanging.

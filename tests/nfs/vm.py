@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from ssvm_worker.demo import simulator
-from tests.waiting import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 _MADE = ROOT / ".cache/vm"
@@ -43,7 +42,7 @@ _COMMANDS = {
 #: Of the standard library; the interpreter alone is no test's.
 _UNREAD = ("site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "config-*", "ensurepip")
 #: Seconds without a report, and in all, after which a hanging VM is ended. A case has less (guest.sh).
-_SILENCE_S, _ALL_S = 10 * PATIENCE_S, 4000.0
+_SILENCE_S, _ALL_S = 2500.0, 4600.0
 #: Lines of each log that are shown of a VM that ended early.
 _LAST = 60
 
