@@ -37,7 +37,7 @@ _RESERVED: tuple[tuple[_Network, str], ...] = tuple(
     )
 )
 #: Metadata services of clouds: EC2 and most others, ECS tasks, Azure, Alibaba, Oracle, EC2 and GCE over IPv6. They
-#: give credentials to whoever asks, so no setting allows them.
+#: give credentials to every client, so no setting allows them.
 _METADATA = frozenset(
     ipaddress.ip_address(address)
     for address in (

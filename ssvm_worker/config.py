@@ -89,7 +89,7 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> tuple[_Origi
 
 
 def _is_foreign(name: str, words: list[str]) -> bool:
-    """Whether the variable is somebody else's: kubelet's, or one that names no section of ours; this is logged."""
+    """Return whether to ignore the variable: kubelet sets it, or it names no section. The latter is logged."""
     if words[0] in Settings.model_fields:
         return bool(len(words) == 1 and _OF_A_SERVICE.fullmatch(name))
     if _OF_A_SERVICE.fullmatch(name):

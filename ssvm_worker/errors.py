@@ -74,7 +74,7 @@ class StoreUnavailable(Retryable):
 
 
 class StoreAway(StoreUnavailable):
-    """The store serves nobody now; the job waits until it does, and no attempt is counted."""
+    """The store is unavailable. The job waits for it, and the attempt is not counted."""
 
 
 class LeaseLost(Retryable):

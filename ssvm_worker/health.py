@@ -44,7 +44,7 @@ def dead(settings: Settings, host: str) -> str:
 
 
 def idle(settings: Settings, zone: str, lane: str) -> str:
-    """Why no worker takes a job of that lane now; empty if one would, or if nobody knows."""
+    """Return why no worker takes a job of that lane now; empty if one does, or if this is unknown."""
     try:
         with contextlib.closing(open_registry(settings)) as registry:
             workers = registry.workers(zone)

@@ -62,7 +62,7 @@ class HttpAnswer(HTTPResponse):
                     self._frame()
                     return
                 if self.status == 101:
-                    raise HTTPException("The server switches to another protocol, which nobody asked for")
+                    raise HTTPException("The server switches to another protocol without a request to do so")
                 if self._asked_by in ("PUT", "POST"):
                     self._watch.deadline = time.monotonic() + self._watch.stall_s
         finally:

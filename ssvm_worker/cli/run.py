@@ -120,7 +120,7 @@ class _JobsHere(assembly.RecordedJobs):
 
     @contextlib.contextmanager
     def alone(self, job: Job, request: JobRequest, job_id: str, whole: str = "") -> Iterator[SubJob]:
-        """Within, nobody else writes what the job writes; ResourceBusy if another job does.
+        """Hold the lock of what the job writes; raise ResourceBusy if another job holds it.
 
         Raises StoreUnavailable where only the ledger's lock would keep workers from backups that share packs.
         """
@@ -141,7 +141,7 @@ class _JobsHere(assembly.RecordedJobs):
         if self._unreachable is None:
             return True
         broker, resource = self.settings.broker, job.resource(request)
-        # An embedded broker that does not answer has no worker; without [broker] in the settings nobody has workers.
+        # An embedded broker that does not answer has no worker; without [broker] in the settings there are no workers.
         has_workers = bool(broker.model_fields_set) and not broker.embedded
         if has_workers and not self.force and resource.startswith("snapshots/") and self._shares_packs(job, request):
             raise StoreUnavailable(

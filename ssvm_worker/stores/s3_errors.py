@@ -95,7 +95,7 @@ def is_outage(error: BaseException | None) -> bool:
 
 
 def asks_to_wait(error: BaseException | None) -> bool:
-    """Tell whether the server says itself that it serves nobody now, or not so many."""
+    """Return whether the server says that it is unavailable or overloaded."""
     if not isinstance(error, ClientError):
         return False
     code, status = code_of(error)
