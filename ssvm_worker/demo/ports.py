@@ -1,4 +1,4 @@
-"""Ports of loopback for neighbours that must be told one."""
+"""Free TCP ports on loopback, for servers that must be told their port."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import socket
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Reserve a TCP port for about a minute and return it.
+
+    A connection in TIME_WAIT holds the port. The kernel gives it to nobody else, but a server that sets
+    SO_REUSEADDR can still listen on it. Without this, another process could take the port first.
+    """
+    with socket.socket() as listener, socket.socket() as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        client.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        accepted.close()  # the side that closes first is the one in TIME_WAIT
+        client.recv(1)
+        return int(listener.getsockname()[1])

@@ -256,12 +256,19 @@ class _Channel:
         return data
 
     def send(self, data: bytes) -> int:
-        """Send some bytes. A server that takes none is noticed by who waits for its answer, and closes the line."""
+        """Send some bytes. The reader, which waits for the answer, notices a server that takes none.
+
+        Bytes for a closed channel are dropped. Paramiko's thread of requests may still send when the reader has ended.
+        """
         while True:
             try:
                 return int(self._channel.send(data))
             except TimeoutError:
                 pass
+            except OSError:
+                if not self._channel.closed:
+                    raise
+                return len(data)
 
 
 @contextmanager
