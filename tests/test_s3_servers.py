@@ -73,6 +73,16 @@ class TestRcloneStore(StoreContract):
 # What a server can do
 
 
+@pytest.mark.parametrize("earlier", [None, BIG[1:]], ids=["new", "replaced"])
+def test_commit_does_not_wait(store: S3Store, earlier: bytes | None) -> None:
+    """A store that shows another ETag than it returned, as rclone does, shows the new object at once all the same."""
+    if earlier:
+        put(store, "a/b", earlier)
+    calls = calls_of(store)
+    put(store, "a/b", BIG)
+    assert calls.count("HeadObject") <= 3
+
+
 def test_features(server: S3Server | RcloneS3, store: S3Store) -> None:
     """A feature counts only where the server refuses what it must refuse: rclone keeps a wrong checksum."""
     able = isinstance(server, S3Server)

@@ -70,6 +70,8 @@ class S3Sink(LeavingAborts):
         self._sent = 0
         #: What an earlier attempt has sent, by number.
         self._there: dict[int, Part] = {}
+        #: The version of the object before our commit, where it was read.
+        self._stood: str | None = None
         #: Whether any of that was something else: then it is of no use to anybody.
         self._differs = False
         self._parts: dict[int, Part] = {}
@@ -158,7 +160,7 @@ class S3Sink(LeavingAborts):
         body = self._take_body()
         asked = {**self._target.place, **self._target.signed, **_checksum(self._digest(body))}
         # With conditions, what is there is put again where its ETag is no MD5.
-        before = None if self._target.features.conditional else self._before()
+        before = self._stood = None if self._target.features.conditional else self._before()
 
         def put(condition: dict[str, Any]) -> str:
             body.seek(0)
@@ -230,7 +232,7 @@ class S3Sink(LeavingAborts):
         parts = self._listed_parts()
         self._refuse_other_size(sum(part.size for part in parts))
         # An object that comes to be there while we complete ours is ours: only one job at a time writes a key.
-        before = self._before()
+        before = self._stood = self._before()
         etag = etag_of([part.etag for part in parts])
         listed = [_listed(number, part) for number, part in enumerate(parts, 1)]
         size: dict[str, Any] = {"MpuObjectSize": self._size} if self._by_sha256 else {}
@@ -268,11 +270,15 @@ class S3Sink(LeavingAborts):
         return [self._parts[number] for number in sorted(self._parts)]
 
     def _read_back(self, etag: str) -> StoredObject:
-        """Return what the store has; it may show nothing, or the object before, for a while."""
+        """Return what the store has; it may show nothing, or the object before, for a while.
+
+        Some stores show another ETag than they returned. Then a version that was not there before is ours.
+        """
 
         def is_new(seen: Seen) -> bool:
             same = not etag or not etag_in(seen) or etag_in(seen) == etag
-            return same and seen.get("ContentLength", self._size) == self._size
+            replaced = self._stood is not None and version_of(seen) != self._stood
+            return (same or replaced) and seen.get("ContentLength", self._size) == self._size
 
         seen = self._target.seen_late(is_new, self._target.bucket.settings.late_s)
         if seen is None:
