@@ -13,9 +13,9 @@ from selenium.webdriver.chrome.service import Service
 from tests.neighbours import missing
 
 
-@pytest.fixture
-def browser() -> Iterator[webdriver.Chrome]:
-    """A browser with an empty profile."""
+@pytest.fixture(scope="session")
+def running_browser() -> Iterator[webdriver.Chrome]:
+    """One browser for all tests of the session: its start costs seconds."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
         missing("chromium", "install Debian's chromium and chromium-driver")
@@ -26,3 +26,12 @@ def browser() -> Iterator[webdriver.Chrome]:
     found = webdriver.Chrome(options, Service(driver))
     yield found
     found.quit()
+
+
+@pytest.fixture
+def browser(running_browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
+    """The browser, without what an earlier test has left in it."""
+    yield running_browser
+    running_browser.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": "*", "storageTypes": "all"})
+    running_browser.execute_cdp_cmd("Network.clearBrowserCookies", {})
+    running_browser.get("about:blank")
