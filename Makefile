@@ -47,18 +47,19 @@ types: install ## mypy, strict
 
 # Unit and e2e tests in one: while one waits for a server, another computes. The VM is slow, and so runs beside them.
 unit-e2e: install go
-	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not nfs' $(ARGS)
+	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not nfs and not soak' $(ARGS)
 
 unit: install go ## unit, contract and house tests: minutes; ARGS='-k name' picks some
-	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not e2e and not nfs' $(ARGS)
+	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not e2e and not nfs and not soak' $(ARGS)
 
 e2e: install go ## real processes, a real broker, kill -9: minutes
-	$(PYTEST) -n $(TESTERS) --dist worksteal -m e2e $(ARGS)
+	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'e2e and not soak' $(ARGS)
 
 test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## real NFS, server and clients, in a small VM: minutes; ARGS='-k name' picks some
 	$(PYTEST) -m nfs tests/nfs $(ARGS)
 
-chaos: install go ## N=200 random faults over real jobs, as docs/chaos.md tells; SEED=7 makes a run again
+chaos: install go ## the long tests, then N=200 random faults over real jobs (docs/chaos.md); SEED=7 repeats a run
+	$(PYTEST) -n $(TESTERS) --dist worksteal -m soak
 	$(BIN)/python -m tests.chaos --faults $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: install go ## compare with curl, aria2, s5cmd, rclone and govc, side by side

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 
-from celery.bin.celery import celery
+from celery import Celery
+from celery.bin.base import CLIContext
 
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.ledger.embedded import require_server
@@ -34,6 +36,19 @@ def main(argv: list[str]) -> None:
         sys.exit(_explained(error))
     for name in app.conf.include:  # Celery would put the current directory into sys.path for that
         importlib.import_module(name)
+    _run(app, argv)
+
+
+def _run(app: Celery, argv: list[str]) -> None:
+    """Run Celery's command. Import a worker's or beat's alone: Celery's whole command line doubles their start-up."""
+    if argv[:1] in (["worker"], ["beat"]):
+        [name, *rest] = argv
+        command = getattr(importlib.import_module(f"celery.bin.{name}"), name)
+        context = CLIContext(app=app, no_color="NO_COLOR" in os.environ, workdir=None)
+        prefix = f"CELERY_{name.upper()}"
+        command.main(rest, prog_name=f"python -P -m tasks {name}", obj=context, auto_envvar_prefix=prefix)
+    from celery.bin.celery import celery
+
     celery.params[0].default = app
     celery(argv, prog_name="python -P -m tasks", auto_envvar_prefix="CELERY")
 

@@ -24,7 +24,10 @@ def bench(*words: str) -> list[list[str]]:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", ["backup", "copy", "decompress", "download", "grains", "inspection", "memory"])
+@pytest.mark.parametrize(
+    "name", ["download", *(pytest.param(each, marks=pytest.mark.soak) for each in
+                           ("backup", "copy", "decompress", "grains", "inspection", "memory"))]
+)  # fmt: skip
 def test_runs_small(name: str) -> None:
     """Each line has a verdict, or says what is left out on this machine; but for the hash alone, which is a floor."""
     lines = [line for line in bench(name, "--size", "8MiB") if not line[0].startswith("SHA-256 alone")]
@@ -33,7 +36,7 @@ def test_runs_small(name: str) -> None:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", ["ledger", "queue"])
+@pytest.mark.parametrize("name", ["ledger", pytest.param("queue", marks=pytest.mark.soak)])
 def test_counts_jobs(name: str) -> None:
     """The benches of the ledger take a number of jobs for their size, and each line has a verdict."""
     assert {line[-1] for line in bench(name, "--size", "60")} <= {"yes", "**no**"}

@@ -1,4 +1,4 @@
-"""A short run of random faults over real jobs, and whether its looks see anything; ``make chaos`` is the long run."""
+"""A short run of random faults over real jobs, and a test of its checks; ``make chaos`` does both and a long run."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def run(town: Town) -> Run:
     return Run(town, seed=12, without=(_SLOW,))
 
 
+@pytest.mark.soak
 def test_a_dozen_faults(run: Run) -> None:
     """Whatever goes wrong, each job has one end, each artifact is whole or absent, and nothing is left over."""
     tally = run.run(12)

@@ -13,6 +13,7 @@ from tests.images import GRAIN
 pytestmark = pytest.mark.e2e
 
 
+@pytest.mark.soak
 def test_one_percent_of_a_gigabyte() -> None:
     """Of 1 GiB with 1 % of its grains changed, here and there, at most 1.5 % of the bytes are stored."""
     store, grains = MemoryStore(), {place: place for place in range(GiB // GRAIN)}
