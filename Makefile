@@ -102,7 +102,7 @@ $(STAMP): pyproject.toml uv.lock | $(UV)
 	@touch $@
 
 # Debian's own, unpacked there. Where it cannot be had, the tests say so.
-.cache/vm/kernel:
+.cache/vm/kernel: tests/nfs/kernel.sh
 	@tests/nfs/kernel.sh $@ || true
 
 # No part of .venv: atheris has wheels for Linux with glibc, and not at once for every new Python.

@@ -6,18 +6,24 @@ exec >"$dir/guest" 2>&1
 set -a
 . "$dir/environment"
 PATH=/usr/sbin:/usr/bin:$PATH
-NFS_VM=$dir/reports XDG_CACHE_HOME=/run/disk/cache TMPDIR=/run/scratch PYTHONDONTWRITEBYTECODE=1
+NFS_VM=$dir/reports TMPDIR=/run/scratch PYTHONDONTWRITEBYTECODE=1
 set +a
-modprobe -a virtio_blk ext4 nfsd nfsv3 nfsv4 nfs_layout_flexfiles veth sch_ingress cls_u32 act_gact
-
-# The host's programs, kept once they were read: each start of one would fetch it again. And the disk (vm.py).
-mkdir -m 1777 /run/scratch /run/disk /run/host
-mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /run/host
-mount --bind /run/host/usr /usr
-mount -o ro /dev/vda /run/disk
-while read -r place; do
-    mount --bind "/run/disk$place" "$place"
-done <"$dir/places"
+mkdir -m 1777 /run/scratch
+modules="nfsd nfsv3 nfsv4 nfs_layout_flexfiles veth sch_ingress cls_u32 act_gact"
+if [[ $KERNEL == uml ]]; then
+    /run/modprobe -a $modules
+else
+    modprobe -a virtio_blk ext4 $modules
+    # The host's programs, kept once they were read: each start of one would fetch it again. And the disk (vm.py).
+    mkdir -m 1777 /run/disk /run/host
+    mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /run/host
+    mount --bind /run/host/usr /usr
+    mount -o ro /dev/vda /run/disk
+    while read -r place; do
+        mount --bind "/run/disk$place" "$place"
+    done <"$dir/places"
+    export XDG_CACHE_HOME=/run/disk/cache
+fi
 
 # Each client has a cable to the server; gamma has another, the storage network.
 cable() { # cable HOST NAME NETWORK

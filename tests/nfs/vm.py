@@ -1,7 +1,8 @@
-"""A small VM with a real NFS server and real clients: this machine's own files under Debian's kernel, emulated.
+"""A small VM with a real NFS server and real clients: this machine's own files under a Debian kernel.
 
-It runs the tests of this directory by a pytest of its own, as root and with a network of its own, and tells of each as
-it ends. Nothing of this machine is mounted, exported or listened on.
+The kernel is user-mode Linux, a process that runs programs at full speed. Where that does not work, QEMU emulates
+a machine, ten times slower. The VM runs the tests of this directory by a pytest of its own, as root and with a network
+of its own, and reports each as it ends. Nothing of this machine is mounted, exported or listened on.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ from ssvm_worker.demo import simulator
 ROOT = Path(__file__).resolve().parents[2]
 _MADE = ROOT / ".cache/vm"
 _PYTHON = _MADE / "venv/bin/python"
+_UML = _MADE / "kernel/usr/bin/linux.uml"
 _SBIN = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 #: Commands, and the Debian packages that have them.
 _COMMANDS = {
-    "qemu-system-x86_64": "qemu-system-x86",
-    "busybox": "busybox-static",
     "modprobe": "kmod",
     "ip": "iproute2",
-    "mkfs.ext4": "e2fsprogs",
     "mount.nfs": "nfs-common",
     "rpc.nfsd": "nfs-kernel-server",
+}
+#: What QEMU needs besides.
+_FOR_QEMU = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "busybox": "busybox-static",
+    "mkfs.ext4": "e2fsprogs",
     "vng": "virtme-ng, of PyPI",
 }
 #: Of the standard library; the interpreter alone is no test's.
@@ -86,18 +91,11 @@ class VM:
         directory = self._directory
         (directory / "cases").write_text("".join(f"{case}\n" for case in self._cases))
         (directory / "reports").touch()
-        places = _places()
-        (directory / "places").write_text("".join(f"{place}\n" for place in places))
-        environment = {"PATH": _SBIN, "PYTHON": str(_PYTHON), "CI": os.environ.get("CI", "")}
+        kernel = "uml" if _UML.exists() else "qemu"
+        environment = {"PATH": _SBIN, "PYTHON": str(_PYTHON), "CI": os.environ.get("CI", ""), "KERNEL": kernel}
+        environment |= {"ROOT": str(ROOT), "HOME": str(Path.home())}
         (directory / "environment").write_text("".join(f"{k}={shlex.quote(v)}\n" for k, v in environment.items()))
-        image = _image(directory, places)
-        command = ["vng", "-r", str(next(_kernels())), "--disable-kvm", "--force-9p", "--memory", "2G", "--cpus", "2"]
-        command += ["--user", "root", "--rwdir", str(directory), "--verbose"]
-        # A disk with Python, and the files of this machine once more, to be mounted with a cache.
-        command += [f"--qemu-opts=-drive file={image},if=virtio,format=raw,readonly=on"]
-        command += ["--qemu-opts=-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]
-        command += ["--qemu-opts=-device virtio-9p-pci,fsdev=host,mount_tag=host"]
-        command += ["--exec", f"bash tests/nfs/guest.sh {directory}"]
+        command = _user_mode(directory) if kernel == "uml" else _emulated(directory)
         self._started = self._heard = time.monotonic()
         with open(directory / "console", "wb") as output:
             self._process = subprocess.Popen(
@@ -150,16 +148,36 @@ def lacking() -> tuple[str, str] | None:
     """What this machine lacks for the VM, and how to get it."""
     if platform.machine() != "x86_64":
         return "an x86-64 machine", "the VM is one, with this machine's own files"
-    for command, package in _COMMANDS.items():
+    for command, package in (_COMMANDS if _UML.exists() else _COMMANDS | _FOR_QEMU).items():
         if shutil.which(command, path=_SBIN) is None:
             return f"{command}, for the VM with an NFS server,", f"install {package}"
-    if not _PYTHON.exists() or not list(_kernels()):
+    if not _PYTHON.exists() or not (_UML.exists() or list(_kernels())):
         return "the VM's kernel or its Python", "`make test-nfs` makes them, where Debian's packages can be had"
     return None
 
 
 def _kernels() -> Iterator[Path]:
     return (_MADE / "kernel/boot").glob("vmlinuz-*")
+
+
+def _user_mode(directory: Path) -> list[str]:
+    """The command that starts a user-mode Linux: a kernel as a process, which runs programs at full speed."""
+    given = ["root=none", "rootfstype=hostfs", "hostfs=/", "ro", f"init={ROOT}/tests/nfs/init.sh"]
+    return [str(_UML), "mem=2G", *given, "con=null", "con0=null,fd:1", "quiet", f"guest={directory}"]
+
+
+def _emulated(directory: Path) -> list[str]:
+    """The command that boots Debian's kernel under QEMU, many times slower."""
+    places = _places()
+    (directory / "places").write_text("".join(f"{place}\n" for place in places))
+    image = _image(directory, places)
+    command = ["vng", "-r", str(next(_kernels())), "--disable-kvm", "--force-9p", "--memory", "2G", "--cpus", "2"]
+    command += ["--user", "root", "--rwdir", str(directory), "--verbose"]
+    # A disk with Python, and the files of this machine once more, to be mounted with a cache.
+    command += [f"--qemu-opts=-drive file={image},if=virtio,format=raw,readonly=on"]
+    command += ["--qemu-opts=-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]
+    command += ["--qemu-opts=-device virtio-9p-pci,fsdev=host,mount_tag=host"]
+    return [*command, "--exec", f"bash tests/nfs/guest.sh {directory}"]
 
 
 def _places() -> list[Path]:

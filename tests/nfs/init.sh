@@ -1,0 +1,24 @@
+#!/bin/bash
+# The first process of a user-mode Linux: a file system as guest.sh expects it, then guest.sh.
+# The root is this machine's, read-only. The directory of vm.py is the only one that can be written.
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+ln -s /proc/self/fd /dev/fd
+for directory in /dev/shm /run /tmp /srv /var/lib/nfs /var/log /var/tmp; do
+    mkdir -p "$directory"
+    mount -t tmpfs -o mode=1777 tmpfs "$directory"
+done
+read -r _ dir _ <<<"$(sed 's/.*guest=\([^ ]*\).*/. \1 ./' /proc/cmdline)"
+mkdir -p "$dir"
+mount -t hostfs -o "$dir" none "$dir"
+. "$dir/environment"
+cd "$ROOT" || exit
+
+# The kernel loads modules by this program, and the machine has none of this kernel.
+printf '#!/bin/sh\nexec modprobe -d %q "$@"\n' "$ROOT/.cache/vm/kernel" >/run/modprobe
+chmod +x /run/modprobe
+echo /run/modprobe >/proc/sys/kernel/modprobe
+ip link set lo up
+exec bash tests/nfs/guest.sh "$dir"
