@@ -33,13 +33,13 @@ from .credentials import authorization, named_credentials
 from .digest import Digest
 from .errors import Cancelled, ConfigError, InvalidRequest, misused
 from .jobs import JOBS
-from .jobs.attempt import Attempt, Boots, Limits, Progress, RemoteSource
+from .jobs.attempt import Attempt, BootOptions, JobLimits, Progress, RemoteSource
 from .jobs.request import JobRequest, redact
-from .jobs.retention import Rule, Rules
+from .jobs.retention import RetentionRule, RetentionRules
 from .links import Signer, local_key
 from .ownstores import refuse_stores
-from .pace import Pace
-from .quota import Limits as Quotas
+from .pace import SharedRateLimit
+from .quota import QuotaLimits as Quotas
 from .sections import Section
 from .settings import Keep as KeepSettings
 from .settings import Settings
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "Outside",
+    "ConfiguredConnections",
     "RecordedJobs",
     "Stores",
     "broker_url",
@@ -79,7 +79,7 @@ __all__ = [
 #: What S3 stores and credentials have in common.
 _S3_VALUES = ("endpoint", "region", "access_key", "secret_key", "addressing", "ca_file", "proxy", "stall_s", "commit_s")
 #: Made when the worker starts, so that its processes share it.
-_PACE = Pace()
+_PACE = SharedRateLimit()
 
 
 def _unchecked() -> None:
@@ -156,8 +156,8 @@ class _Later:
 
 
 @dataclass(frozen=True)
-class Outside:
-    """Opens what lies outside the stores, by the settings: the ``Doors`` of an attempt."""
+class ConfiguredConnections:
+    """Opens what lies outside the stores, by the settings: the ``Connections`` of an attempt."""
 
     settings: Settings
 
@@ -198,7 +198,7 @@ class Outside:
 
     def vcenter(self, name: str, *, check: Check) -> Any:
         """A session with that vCenter; a context manager."""
-        from .vmware.session import Address, Options, Session
+        from .vmware.session import Address, ExportOptions, VCenterSession
 
         if name not in self.settings.vcenters:
             known = ", ".join(self.settings.vcenters) or "none"
@@ -206,7 +206,7 @@ class Outside:
             raise misused(InvalidRequest(what, "vcenters", f"The settings have: {known}"))
         values = {key: _revealed(value) for key, value in self.settings.vcenters[name]}
         options = {"spill_dir": self.settings.state_dir / "spill", **_given(self.settings.backup)}
-        return Session(Address(**values), check, Options(**options))
+        return VCenterSession(Address(**values), check, ExportOptions(**options))
 
     def _origins(self) -> Origins:
         from .origins import Origins
@@ -268,12 +268,12 @@ def make_attempt(
     """An attempt at a job with everything that it may touch; *given* are further fields of ``Attempt``."""
     download = settings.download
     names = ("max_bytes", "max_virtual_size", "max_ratio", "max_rate", "resumes", "scratch_dir", "checksums")
-    limits = Limits(
+    limits = JobLimits(
         min_store_rate=settings.worker.min_store_rate or 0, **{name: getattr(download, name) for name in names}
     )
     boot = settings.boot
     folder = boot.dir or settings.state_dir / "boot"
-    given.setdefault("boots", Boots(folder, boot.memory, boot.seconds, boot.still_s, boot.accelerator))
+    given.setdefault("boots", BootOptions(folder, boot.memory, boot.seconds, boot.still_s, boot.accelerator))
     given.setdefault("pace", _PACE)
     given.setdefault("backup_modes", {name: store.backup_mode for name, store in settings.stores.items()})
     given.setdefault("log", logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}))
@@ -287,7 +287,7 @@ def make_attempt(
     given.setdefault("vcenters", tuple(settings.vcenters))
     stores = Stores(settings, partial(_stop, given.get("stop_reason", lambda: None)))
     forget_silence()
-    return Attempt(job_id, stores, Outside(settings), limits=limits, progress=progress, **given)
+    return Attempt(job_id, stores, ConfiguredConnections(settings), limits=limits, progress=progress, **given)
 
 
 def _stop(stop_reason: Callable[[], str | None]) -> None:
@@ -300,16 +300,16 @@ def quota_limits(settings: Settings) -> Quotas:
     return Quotas(settings.quota.default, settings.quota.accounts)
 
 
-def retention_rules(settings: Settings) -> Rules:
+def retention_rules(settings: Settings) -> RetentionRules:
     """Which backups are kept, by the settings."""
     names = ("keep_last", "keep_daily", "keep_weekly", "keep_monthly")
 
-    def rule(section: KeepSettings) -> Rule:
-        return Rule(**{name: getattr(section, name) for name in names})
+    def rule(section: KeepSettings) -> RetentionRule:
+        return RetentionRule(**{name: getattr(section, name) for name in names})
 
     given = settings.retention
     tables = [{name: rule(each) for name, each in table.items()} for table in (given.accounts, given.volumes)]
-    return Rules(rule(given), *tables)
+    return RetentionRules(rule(given), *tables)
 
 
 def link_signer(settings: Settings) -> Signer:

@@ -13,7 +13,7 @@ _MOST_S = 60.0
 
 
 @dataclass(frozen=True)
-class Breaker:
+class CircuitBreaker:
     """closed: used as it likes · open: refused until ``due`` · half-open: one try is under way, all others are refused.
 
     Times are seconds since the epoch, so that processes can share them.
@@ -32,18 +32,18 @@ class Breaker:
         """Whether the store may be tried now."""
         return self.state == CLOSED or now >= self.due
 
-    def tried(self, now: float, limit_s: float) -> Breaker:
+    def tried(self, now: float, limit_s: float) -> CircuitBreaker:
         """One try is let through; another follows after *limit_s* even if nothing is heard of it."""
         return self if self.state == CLOSED else replace(self, state=HALF_OPEN, due=now + limit_s)
 
-    def failed(self, now: float, reason: str) -> Breaker:
+    def failed(self, now: float, reason: str) -> CircuitBreaker:
         """Open, or still so: *since* is when it all began."""
         wait_s = min(_MOST_S, _FIRST_S * 2 ** min(self.failures, 10))
-        return Breaker(OPEN, reason, self.since or now, now + wait_s, self.failures + 1)
+        return CircuitBreaker(OPEN, reason, self.since or now, now + wait_s, self.failures + 1)
 
-    def worked(self) -> Breaker:
+    def worked(self) -> CircuitBreaker:
         """Closed."""
-        return Breaker()
+        return CircuitBreaker()
 
     def described(self) -> str:
         """In words; empty while it is closed."""

@@ -21,7 +21,7 @@ from .keys import check_zone
 from .quota import Quota
 from .settings import Settings
 from .slots import Slots
-from .verdicts import Verdicts
+from .verdicts import ScrubResults
 
 #: Seconds to see whether somebody listens; the client has its own.
 _LOOK_S = 3.0
@@ -29,9 +29,9 @@ _LOOK_S = 3.0
 if TYPE_CHECKING:
     from .ledger import Ledger, NewJob
     from .ledger.events import Events
-    from .ledger.figures import Figures
+    from .ledger.figures import JobMetrics
     from .ledger.links import LinkBook
-    from .ledger.registry import Registry
+    from .ledger.registry import WorkerRegistry
 
 
 def broker_url(settings: Settings) -> str:
@@ -156,12 +156,12 @@ def open_slots(settings: Settings) -> Slots:
     return SharedSlots(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
 
 
-def open_verdicts(settings: Settings) -> Verdicts:
+def open_verdicts(settings: Settings) -> ScrubResults:
     """What reading artifacts again has found, for all workers; StoreUnavailable where there is no broker."""
     _refuse_closed(broker_url(settings))
-    from .ledger.verdicts import SharedVerdicts
+    from .ledger.verdicts import SharedScrubResults
 
-    return SharedVerdicts(broker_url(settings), prefix=settings.broker.prefix)
+    return SharedScrubResults(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_quota(settings: Settings) -> Quota:
@@ -172,18 +172,18 @@ def open_quota(settings: Settings) -> Quota:
     return SharedQuota(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
 
 
-def open_registry(settings: Settings) -> Registry:
+def open_registry(settings: Settings) -> WorkerRegistry:
     """The workers that the broker has heard of; nothing is connected yet."""
-    from .ledger.registry import Registry
+    from .ledger.registry import WorkerRegistry
 
-    return Registry(broker_url(settings), prefix=settings.broker.prefix)
+    return WorkerRegistry(broker_url(settings), prefix=settings.broker.prefix)
 
 
-def open_figures(settings: Settings) -> Figures:
+def open_figures(settings: Settings) -> JobMetrics:
     """What the ledger counts; nothing is connected yet."""
-    from .ledger.figures import Figures
+    from .ledger.figures import JobMetrics
 
-    return Figures(broker_url(settings), prefix=settings.broker.prefix)
+    return JobMetrics(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_events(settings: Settings) -> Events:

@@ -19,11 +19,11 @@ from . import assembly
 from .jobs import find_job
 from .ledger import Record
 from .ledger.events import Event
-from .ledger.registry import Seen
-from .settings import Broker, Settings
+from .ledger.registry import WorkerStatus
+from .settings import BrokerSection, Settings
 from .traces import traceparent as checked
 
-__all__ = ["Client", "Event", "Record", "Seen"]
+__all__ = ["Client", "Event", "Record", "WorkerStatus"]
 
 
 class Client:
@@ -42,7 +42,7 @@ class Client:
 
         *broker*: prefix, messages and ca_file, as the workers' settings have them.
         """
-        return cls(Settings(zone=zone, broker=Broker.model_validate({"url": url, **broker})))
+        return cls(Settings(zone=zone, broker=BrokerSection.model_validate({"url": url, **broker})))
 
     def submit(self, job: str, *, zone: str = "", job_id: str = "", traceparent: str = "", **request: Any) -> Record:
         """Queue a job with these fields of its request; *traceparent*: the trace that it shall be part of.
@@ -103,7 +103,7 @@ class Client:
         """
         return assembly.open_events(self.settings).read(group, consumer)
 
-    def workers(self, zone: str | None = None) -> list[Seen]:
+    def workers(self, zone: str | None = None) -> list[WorkerStatus]:
         """The workers: zone, lanes, capacity, version, Up, Draining or Down."""
         return assembly.open_registry(self.settings).workers(zone)
 

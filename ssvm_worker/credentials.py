@@ -7,13 +7,13 @@ from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from .errors import ConfigError, InvalidRequest, misused
-from .settings import Credentials, Settings
+from .settings import CredentialsSection, Settings
 
 #: Schemes by which everyone on the way can read what is sent.
 _PLAINTEXT = ("http", "ftp")
 
 
-def named_credentials(settings: Settings, name: str | None, url: str) -> Credentials | None:
+def named_credentials(settings: Settings, name: str | None, url: str) -> CredentialsSection | None:
     """Return what a request's ``credentials`` names, None for none and for an image store, which has keys only.
 
     Raises InvalidRequest for a name that is unknown, or whose credentials *url* may not see; ConfigError if its section
@@ -33,7 +33,7 @@ def named_credentials(settings: Settings, name: str | None, url: str) -> Credent
     return named
 
 
-def _check_bucket(named: Credentials, name: str, url: str) -> None:
+def _check_bucket(named: CredentialsSection, name: str, url: str) -> None:
     bucket = url.partition("://")[2].partition("/")[0]
     if named.buckets and not any(fnmatchcase(bucket, each) for each in named.buckets):
         raise InvalidRequest(
@@ -43,7 +43,7 @@ def _check_bucket(named: Credentials, name: str, url: str) -> None:
         )
 
 
-def _check_host(named: Credentials, name: str, url: str) -> None:
+def _check_host(named: CredentialsSection, name: str, url: str) -> None:
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip(".").lower(), parts.port
@@ -78,7 +78,7 @@ def _matches(host: str, port: int, pattern: str) -> bool:
     return fnmatchcase(host, pattern.strip("[]"))
 
 
-def authorization(named: Credentials | None) -> dict[str, str]:
+def authorization(named: CredentialsSection | None) -> dict[str, str]:
     """Return the header that they stand for."""
     if named and named.token:
         return {"Authorization": f"Bearer {named.token.get_secret_value()}"}

@@ -12,8 +12,8 @@ from .scaling import Decision, Policy, Running, decide
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .ledger.figures import Figures
-    from .ledger.registry import Registry
+    from .ledger.figures import JobMetrics
+    from .ledger.registry import WorkerRegistry
 
 
 def decisions(settings: Settings, zone: str | None = None) -> list[Decision]:
@@ -25,7 +25,9 @@ def decisions(settings: Settings, zone: str | None = None) -> list[Decision]:
         return decide_all(settings, figures, registry, zone)
 
 
-def decide_all(settings: Settings, figures: Figures, registry: Registry, zone: str | None = None) -> list[Decision]:
+def decide_all(
+    settings: Settings, figures: JobMetrics, registry: WorkerRegistry, zone: str | None = None
+) -> list[Decision]:
     """As ``decisions``, for a caller that stays connected."""
     seen = registry.workers()
     load: dict[str, tuple[int, int]] = {}

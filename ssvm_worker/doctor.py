@@ -23,8 +23,8 @@ from .stream import Store
 from .units import human_duration, human_size
 
 if TYPE_CHECKING:
-    from .ledger.figures import Lane
-    from .ledger.registry import Seen
+    from .ledger.figures import LaneMetrics
+    from .ledger.registry import WorkerStatus
     from .stores.s3 import S3Store
 
 #: Seconds after which a job that waits is worth a warning; failed jobs that are looked at.
@@ -74,7 +74,7 @@ def examine_vcenter(settings: Settings, name: str, vm: str | None) -> list[Findi
 
     Raises what keeps us from looking at all: InvalidRequest, SourceDenied, SourceNotFound, SourceUnavailable.
     """
-    with assembly.Outside(settings).vcenter(name, check=lambda: None) as session:
+    with assembly.ConfiguredConnections(settings).vcenter(name, check=lambda: None) as session:
         if vm is None:
             found = session.examine()
         else:
@@ -185,7 +185,7 @@ def _workers(settings: Settings) -> Iterator[Finding]:
         yield Finding("jobs", True, f"failed in the last hour: {counts}. See `ssvm jobs --state failed`", warning=True)
 
 
-def _zone(zone: str, lanes: list[Lane], seen: list[Seen], *, is_ours: bool) -> Iterator[Finding]:
+def _zone(zone: str, lanes: list[LaneMetrics], seen: list[WorkerStatus], *, is_ours: bool) -> Iterator[Finding]:
     up = [each.info for each in seen if each.state == "Up" and each.info.connected]
     queued = {each.lane: each.counts["queued"] for each in lanes if each.counts.get("queued")}
     running = sum(each.counts.get("running", 0) for each in lanes)
@@ -251,5 +251,5 @@ def _missing_stores(settings: Settings) -> Iterator[Finding]:
 
 
 def _vcenter(settings: Settings, name: str) -> str:
-    with assembly.Outside(settings).vcenter(name, check=lambda: None) as session:
+    with assembly.ConfiguredConnections(settings).vcenter(name, check=lambda: None) as session:
         return str(session.about)

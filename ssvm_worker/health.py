@@ -6,7 +6,7 @@ import contextlib
 
 from .assembly import open_registry
 from .errors import WorkerError
-from .ledger.registry import DRAINING, UP, Seen
+from .ledger.registry import DRAINING, UP, WorkerStatus
 from .settings import Settings
 
 
@@ -24,7 +24,7 @@ def unready(settings: Settings, host: str | None = None) -> str:
     return f"No worker {f'on {host}' if host else f'of zone {settings.zone}'} is up: {found}"
 
 
-def _state(seen: Seen) -> str:
+def _state(seen: WorkerStatus) -> str:
     return seen.state if seen.info.connected else f"{seen.state}, but no message reaches it"
 
 

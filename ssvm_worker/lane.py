@@ -20,7 +20,7 @@ DEPTH = 5
 _POLL_S = 0.5
 
 
-class Slowness:
+class SlowSinkDetector:
     """Judges a consumer that works, but so slowly that it holds up all others.
 
     It is too slow if the stream has waited for it during more than half of a window, and it took less than *rate* bytes
@@ -49,7 +49,7 @@ class Slowness:
         return StoreUnavailable(what, where, "A copy job follows. Look at this store, or lower worker.min_store_rate")
 
 
-class Lane:
+class SinkThread:
     """Runs *consume* on every chunk in a thread of its own.
 
     Two SimpleQueues, one of chunks and one of places for them: both wait in C, and nothing has to be taken out of a
@@ -62,7 +62,7 @@ class Lane:
         consume: Callable[[bytes], None],
         stall_s: float = 300.0,
         *,
-        slowness: Slowness | None = None,
+        slowness: SlowSinkDetector | None = None,
         settle: Callable[[], object] = lambda: None,
     ) -> None:
         """*settle* is called in the lane's thread behind the last chunk, if all are consumed."""
@@ -74,7 +74,7 @@ class Lane:
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(DEPTH):
             self._room.put(None)
-        self._slowness = slowness or Slowness(0)
+        self._slowness = slowness or SlowSinkDetector(0)
         self._settle = settle
         self._waited_s = 0.0
         self._taken = self._bytes = 0

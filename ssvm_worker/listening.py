@@ -21,7 +21,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass
-class Place:
+class ClientConnection:
     """One open connection."""
 
     connection: socket.socket
@@ -38,7 +38,7 @@ class Listener(socket.socket):
 
     Above that ``accept`` closes the oldest connection that is not kept. If all are kept, it sends *busy* to the new one
     and closes it. *proxies* are networks whose connections have no share: a proxy connects for many clients.
-    Not thread-safe, except for ``Place.kept``.
+    Not thread-safe, except for ``ClientConnection.kept``.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Listener(socket.socket):
         super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
         self.most, self._share, self._proxies, self._busy = most, share, proxies, busy
         #: By the number of the handle, the oldest first.
-        self._places: dict[int, Place] = {}
+        self._places: dict[int, ClientConnection] = {}
 
     def accept(self) -> tuple[socket.socket, Any]:
         """As socket.accept; BlockingIOError if the new connection was refused, or another must close first."""
@@ -67,10 +67,10 @@ class Listener(socket.socket):
             connection.close()
             raise BlockingIOError(errno.EAGAIN, "All connections carry transfers")
         self._places.pop(connection.fileno(), None)  # the order is that of arrival
-        self._places[connection.fileno()] = Place(connection, peer)
+        self._places[connection.fileno()] = ClientConnection(connection, peer)
         return connection, address
 
-    def place(self, handle: int) -> Place:
+    def place(self, handle: int) -> ClientConnection:
         """The open connection with that handle."""
         return self._places[handle]
 
@@ -84,15 +84,15 @@ class Listener(socket.socket):
             return str(address)
         return str(ipaddress.ip_network((address, 64), strict=False))
 
-    def _open(self) -> list[Place]:
+    def _open(self) -> list[ClientConnection]:
         for handle in [handle for handle, each in self._places.items() if each.connection.fileno() != handle]:
             del self._places[handle]
         return [each for each in self._places.values() if not each.ended]
 
-    def _has_room(self, places: list[Place], most: int) -> bool:
+    def _has_room(self, places: list[ClientConnection], most: int) -> bool:
         return len(places) < most or self._close_oldest(places)
 
-    def _close_oldest(self, places: Iterable[Place]) -> bool:
+    def _close_oldest(self, places: Iterable[ClientConnection]) -> bool:
         """Close the oldest that is not kept; False if there is none."""
         for each in places:
             if not each.kept:

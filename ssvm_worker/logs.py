@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from .errors import ConfigError
 from .printable import printable
-from .settings import Log
+from .settings import LogSection
 
 #: Job and number of the attempt.
 _Subject = tuple[str, int]
@@ -65,7 +65,7 @@ def end() -> None:
     _of_process[0] = _NONE
 
 
-def start(settings: Log, level: str | None = None, stream: IO[str] | None = None) -> None:
+def start(settings: LogSection, level: str | None = None, stream: IO[str] | None = None) -> None:
     """Log as the settings say, from now on, in this process and those that it forks; *level* is standard error's own.
 
     Raises ConfigError for a syslog host that has no address. Libraries have nothing to say below INFO: what they tell

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .assembly import Stores
-from .breaker import CLOSED, Breaker
+from .breaker import CLOSED, CircuitBreaker
 from .errors import ConfigError, InvalidRequest
 from .settings import Settings
 from .stores.nfs import NfsStore
@@ -14,9 +14,9 @@ from .stores.nfs_mount import Mounted
 from .stream import Store
 
 
-def breaker_of(store: Store) -> Breaker:
+def breaker_of(store: Store) -> CircuitBreaker:
     """The store's circuit breaker, as this host knows it; closed for stores that need none, as they cannot hang."""
-    return store.health().breaker if isinstance(store, NfsStore) else Breaker()
+    return store.health().breaker if isinstance(store, NfsStore) else CircuitBreaker()
 
 
 def stores_away(settings: Settings) -> dict[str, str]:

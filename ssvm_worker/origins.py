@@ -11,14 +11,14 @@ from .credentials import authorization, named_credentials
 from .digest import Digest
 from .errors import InvalidRequest
 from .ownstores import refuse_stores
-from .settings import Credentials, Settings
+from .settings import CredentialsSection, Settings
 from .sources import find_source
-from .sources.access import Access
+from .sources.access import SourceOptions
 from .sources.exchange import HttpSettings
 from .sources.http import fetch_text
 from .sources.mirrors import Mirrors
 from .sources.proxy import parse_proxy
-from .sources.several import Many
+from .sources.several import ConnectionPolicy
 from .sources.signature import Keyring, fetch_signed
 from .stream import Check, Source, Store
 
@@ -47,7 +47,7 @@ class Origins:
         download, named = self.settings.download, named_credentials(self.settings, credentials, urls[0])
         for url in urls:
             self._refuse_stores(url)
-        access = Access(
+        access = SourceOptions(
             self._http(named),
             {**headers, **authorization(named)},
             check,
@@ -83,7 +83,7 @@ class Origins:
             raise InvalidRequest(what, "url", f"download.allow_stores has: {', '.join(allowed) or 'none'}")
         return self.store(name).reader(key)
 
-    def _http(self, named: Credentials | None) -> HttpSettings:
+    def _http(self, named: CredentialsSection | None) -> HttpSettings:
         download = self.settings.download
         proxy = download.proxy.get_secret_value() if download.proxy else ""
         return HttpSettings(
@@ -96,7 +96,7 @@ class Origins:
             origin_ca_file=_text(named.ca_file) if named else None,
             certificate=_text(named.certificate_file) if named else None,
             proxy=parse_proxy(proxy, download.no_proxy) if proxy else None,
-            many=Many(connections=download.connections),
+            many=ConnectionPolicy(connections=download.connections),
         )
 
 

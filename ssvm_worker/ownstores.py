@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from .errors import InvalidRequest
-from .settings import Settings, StoreSettings
+from .settings import Settings, StoreSection
 
 _PORTS = {"http": 80, "https": 443}
 _AMAZON = "amazonaws.com"
@@ -33,7 +33,7 @@ def refuse_stores(settings: Settings, url: str, endpoint: str | None = None, all
             )
 
 
-def _holds(store: StoreSettings, url: str, endpoint: str | None, settings: Settings) -> bool:
+def _holds(store: StoreSection, url: str, endpoint: str | None, settings: Settings) -> bool:
     scheme = url.partition(":")[0].lower()
     if scheme == "file":
         return _is_below(Path(unquote(urlsplit(url).path)), _directory(store, settings))
@@ -52,7 +52,7 @@ def _holds(store: StoreSettings, url: str, endpoint: str | None, settings: Setti
     return False
 
 
-def _directory(store: StoreSettings, settings: Settings) -> Path | None:
+def _directory(store: StoreSection, settings: Settings) -> Path | None:
     if store.url.startswith("nfs://"):
         return settings.nfs.mount_root or settings.state_dir / "nfs"
     return Path(unquote(urlsplit(store.url).path)) if store.url.startswith("file://") else None

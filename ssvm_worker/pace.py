@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 _BURST_S = 0.1
 
 
-class Pace:
+class SharedRateLimit:
     """So many bytes a second, for all who use it: also for processes that were forked after it was made.
 
     The one number in it is when the bytes that were let through will have been paid for. It lies in shared memory,
@@ -43,7 +43,7 @@ class Pace:
 
 
 def paced(
-    chunks: Iterable[bytes], limits: Sequence[tuple[Pace, float]], wait: Callable[[float], None]
+    chunks: Iterable[bytes], limits: Sequence[tuple[SharedRateLimit, float]], wait: Callable[[float], None]
 ) -> Iterator[bytes]:
     """Pass the chunks on, not faster than any of the rates (bytes a second) allows. *wait* sleeps, and may raise."""
     for chunk in chunks:

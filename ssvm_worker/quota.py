@@ -43,9 +43,9 @@ class Held:
             if self._grow and self._taken > self._reserved:
                 self._ahead()
 
-    def part(self) -> Part:
+    def part(self) -> StreamQuota:
         """One of several streams, which may have to begin again."""
-        return Part(self)
+        return StreamQuota(self)
 
     def restart(self) -> None:
         """Nothing of it was stored: all begins again."""
@@ -64,7 +64,7 @@ class Held:
         self._reserved = size
 
 
-class Part:
+class StreamQuota:
     """One stream of several."""
 
     def __init__(self, held: Held) -> None:
@@ -87,7 +87,7 @@ UNLIMITED = Held(None, 1)
 
 
 @dataclass(frozen=True)
-class Limits:
+class QuotaLimits:
     """Bytes that accounts may have on all stores together; None for no limit."""
 
     default: int | None = None
@@ -99,7 +99,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Usage:
+class AccountUsage:
     """One account, in bytes."""
 
     account: str
@@ -135,7 +135,7 @@ class Quota(Protocol):
     def forget(self, account: str, store: str, place: str) -> None:
         """It is no longer there. Safe to repeat."""
 
-    def usage(self) -> Iterator[Usage]:
+    def usage(self) -> Iterator[AccountUsage]:
         """Every account that has, or had, anything; by name."""
 
     def places(self, store: str) -> Iterator[tuple[str, str]]:
@@ -175,7 +175,7 @@ class LocalQuota:
         with self._lock:
             self._sizes.pop((account, store, place), None)
 
-    def usage(self) -> Iterator[Usage]:
+    def usage(self) -> Iterator[AccountUsage]:
         with self._lock:
             names = {account for account, *_ in (*self._sizes, *self._held)}
             return iter([self._usage(each) for each in sorted(names)])
@@ -183,7 +183,7 @@ class LocalQuota:
     def places(self, store: str) -> Iterator[tuple[str, str]]:
         return iter([(account, place) for account, where, place in sorted(self._sizes) if where == store])
 
-    def _usage(self, account: str, but: str = "") -> Usage:
+    def _usage(self, account: str, but: str = "") -> AccountUsage:
         used = sum(size for (whose, *_), size in self._sizes.items() if whose == account)
         held = sum(size for (whose, job_id), size in self._held.items() if whose == account and job_id != but)
-        return Usage(account, used, held)
+        return AccountUsage(account, used, held)

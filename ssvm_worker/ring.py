@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 
 from .errors import ObjectNotFound
 from .ledger import INBOUND, Ledger, Record
-from .route import Route
+from .route import MessageRoute
 from .settings import Settings
 
 _LOG = logging.getLogger("ssvm.ring")
@@ -33,7 +33,7 @@ def ring(settings: Settings, record: Record) -> bool:
     if record.lane == INBOUND:
         return True
     try:
-        sender(Route.of(settings)).send_task(
+        sender(MessageRoute.of(settings)).send_task(
             f"ssvm.{record.job}",
             args=[{"job_id": record.job_id}],
             task_id=task_id(record.job_id, record.attempted + 1),
@@ -62,12 +62,12 @@ def job_of_task(ledger: Ledger, task_id: str) -> Record | None:
 
 
 @lru_cache(maxsize=4)
-def sender(route: Route) -> Celery:
+def sender(route: MessageRoute) -> Celery:
     """The app by which this process sends that way; its connections are kept."""
     return sending_app(route)
 
 
-def sending_app(route: Route) -> Celery:
+def sending_app(route: MessageRoute) -> Celery:
     """An app that can send messages that way, and is nobody's default."""
     app = Celery("ssvm", broker=route.celery_url, set_as_current=False)
     app.conf.update(

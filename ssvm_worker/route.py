@@ -13,7 +13,7 @@ from .settings import Settings
 
 
 @dataclass(frozen=True)
-class Route:
+class MessageRoute:
     """One way for messages."""
 
     #: As in the settings, with a password.
@@ -22,7 +22,7 @@ class Route:
     ca_file: str | None = None
 
     @classmethod
-    def of(cls, settings: Settings) -> Route:
+    def of(cls, settings: Settings) -> MessageRoute:
         """That of the settings."""
         given = settings.broker
         url = given.messages.get_secret_value() if given.messages else broker_url(settings)
@@ -88,7 +88,7 @@ def beat_store(settings: Settings) -> dict[str, Any]:
     store: dict[str, Any] = {
         "redbeat_redis_url": "redis-sentinel://" if found else bare,
         "redbeat_redis_options": login,
-        "redbeat_redis_use_ssl": Route(url, ca_file=str(settings.broker.ca_file or "") or None).tls or False,
+        "redbeat_redis_use_ssl": MessageRoute(url, ca_file=str(settings.broker.ca_file or "") or None).tls or False,
         "redbeat_key_prefix": f"{settings.broker.prefix}ssvm.redbeat:",
     }
     if found:

@@ -50,7 +50,7 @@ Hosts = Annotated[tuple[str, ...], BeforeValidator(split), AfterValidator(_host)
 S3Proxy = Annotated[SecretStr | None, AfterValidator(_proxy)]
 
 
-class Broker(SecretFields):
+class BrokerSection(SecretFields):
     """Redis or Valkey, which has the ledger of jobs, and who carries the messages."""
 
     #: redis://[user:password@]host:port/db, rediss://…, redis+socket:///path, sentinel://…, or "embedded".
@@ -91,7 +91,7 @@ class Broker(SecretFields):
         return self.url.get_secret_value() == "embedded"
 
 
-class Worker(Section):
+class WorkerSection(Section):
     """One worker process tree."""
 
     #: Jobs at once. A transfer keeps about two cores busy.
@@ -104,7 +104,7 @@ class Worker(Section):
     min_store_rate: Size = 4 * MiB
 
 
-class Ledger(Section):
+class LedgerSection(Section):
     """Claims and clean-up of the ledger."""
 
     #: A worker that does not renew its claim for so long has lost it.
@@ -115,7 +115,7 @@ class Ledger(Section):
     keep_days: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
 
 
-class Retry(Section):
+class RetrySection(Section):
     """How a job that may succeed later is tried again."""
 
     max_attempts: int = Field(5, ge=1)
@@ -123,7 +123,7 @@ class Retry(Section):
     max_delay_s: Seconds = 600.0
 
 
-class Limits(Section):
+class LimitsSection(Section):
     """How many jobs that use the same thing may run at once, by all workers of the broker together; 0: any number."""
 
     #: One image store of a zone.
@@ -133,7 +133,7 @@ class Limits(Section):
     per_account: int = Field(0, ge=0)
 
 
-class Download(SecretFields):
+class DownloadSection(SecretFields):
     """Where downloads may come from, and how long they may be silent."""
 
     #: Only public addresses are fetched from, and these.
@@ -171,7 +171,7 @@ class Download(SecretFields):
     known_hosts: Path | None = None
 
 
-class Upload(Section):
+class UploadSection(Section):
     """Where uploads by HTTP may go."""
 
     #: Uploads go to public addresses only, and to these; those of downloads when absent.
@@ -179,7 +179,7 @@ class Upload(Section):
     ca_file: Path | None = None
 
 
-class StoreSettings(SecretFields):
+class StoreSection(SecretFields):
     """One image store. The keys from ``endpoint`` on are S3's."""
 
     url: Annotated[str, AfterValidator(no_login)]
@@ -200,7 +200,7 @@ class StoreSettings(SecretFields):
     commit_s: Seconds = 600.0
 
 
-class Nfs(Section):
+class NfsSection(Section):
     """How this host mounts the exports of stores with an nfs:// URL: docs/nfs.md."""
 
     #: Where mountpoints, their locks and marks lie; <state_dir>/nfs when absent.
@@ -223,7 +223,7 @@ class Nfs(Section):
     idle_s: Seconds = 900.0
 
 
-class Credentials(SecretFields):
+class CredentialsSection(SecretFields):
     """What a job's ``credentials`` names: S3 keys, a user and password, a bearer token, certificates, a key."""
 
     #: Hosts that may see user, password, token, certificate and private key: names with ``*``, and a port if one is
@@ -252,13 +252,13 @@ class Credentials(SecretFields):
     private_key_file: Path | None = None
 
     @model_validator(mode="after")
-    def _role_has_buckets(self) -> Credentials:
+    def _role_has_buckets(self) -> CredentialsSection:
         if self.machine_role and (not self.buckets or self.access_key):
             raise ValueError("machine_role needs buckets = [...], and no access_key")
         return self
 
 
-class VCenter(SecretFields):
+class VCenterSection(SecretFields):
     """One vCenter or standalone ESXi host; its certificate is checked by ca_file, thumbprint or the system's CAs."""
 
     host: str
@@ -272,7 +272,7 @@ class VCenter(SecretFields):
     timeout_s: Seconds = 120.0
 
 
-class Backup(Section):
+class BackupSection(Section):
     """How snapshots are exported."""
 
     #: Ask the guest to bring its file systems to rest; one that cannot is backed up crash-consistently.
@@ -295,7 +295,7 @@ class Backup(Section):
     spill_dir: Path | None = None
 
 
-class Boot(Section):
+class BootSection(Section):
     """How `ssvm verify --boot` boots a copy of a backup."""
 
     #: Scratch files and screenshots, on a local disk; <state_dir>/boot when absent.
@@ -309,7 +309,7 @@ class Boot(Section):
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
 
 
-class Scaling(Section):
+class ScalingSection(Section):
     """How many workers a zone should have: `ssvm scale`, and the metric ssvm_workers_desired."""
 
     #: Jobs that one worker runs at once; worker.concurrency when absent.
@@ -322,7 +322,7 @@ class Scaling(Section):
     cool_down_s: Seconds = 600.0
 
     @model_validator(mode="after")
-    def _ordered(self) -> Scaling:
+    def _ordered(self) -> ScalingSection:
         if self.min > self.max:
             raise ValueError(f"min = {self.min} is above max = {self.max}")
         return self
@@ -334,7 +334,7 @@ class LinkKey(SecretFields):
     secret: SecretStr = Field(min_length=32)
 
 
-class Serve(Section):
+class ServeSection(Section):
     """`ssvm serve`: objects out of directory stores, and uploads in, by signed links."""
 
     #: HOST:PORT; behind a proxy that speaks TLS, or with the certificate below.
@@ -359,7 +359,7 @@ class Serve(Section):
     private_key_file: Path | None = None
 
 
-class Quota(Section):
+class QuotaSection(Section):
     """Bytes that an account's artifacts may take on all stores together."""
 
     #: Of every account that is not listed; unlimited when absent.
@@ -377,7 +377,7 @@ class Keep(Section):
     keep_monthly: int = Field(0, ge=0)
 
 
-class Retention(Keep):
+class RetentionSection(Keep):
     """Which backups clean-up keeps: those that any of the numbers keeps."""
 
     #: In place of all numbers above, for the backups of an account, and for those of a volume ("ACCOUNT/VOLUME").
@@ -385,7 +385,7 @@ class Retention(Keep):
     volumes: dict[str, Keep] = Field(default_factory=dict)
 
 
-class Log(Section):
+class LogSection(Section):
     """What is logged, in which form and where. Nothing below info: libraries would tell signed URLs."""
 
     format: Literal["text", "json", "keyvalue"] = "text"
@@ -394,7 +394,7 @@ class Log(Section):
     syslog: str | None = Field(None, pattern=r"^(unix:///.+|udp://[^/?#@]+/?)$")
 
 
-class Callback(SecretFields):
+class CallbackSection(SecretFields):
     """The POST of the job record at the end."""
 
     #: Key of the HMAC-SHA256 signature.
@@ -412,26 +412,26 @@ class Settings(Section):
 
     zone: str = Field("zone1", pattern=f"^{ZONE}$")
     state_dir: Path = Path("/var/lib/ssvm")
-    broker: Broker = Broker()
-    worker: Worker = Worker()
-    ledger: Ledger = Ledger()
-    retry: Retry = Retry()
-    limits: Limits = Limits()
-    stores: dict[str, StoreSettings] = Field(default_factory=dict)
-    nfs: Nfs = Nfs()
-    credentials: dict[str, Credentials] = Field(default_factory=dict)
-    download: Download = Download()
-    upload: Upload = Upload()
-    vcenters: dict[str, VCenter] = Field(default_factory=dict)
-    backup: Backup = Backup()
-    boot: Boot = Boot()
-    quota: Quota = Quota()
-    retention: Retention = Retention()
-    callback: Callback = Callback()
-    log: Log = Log()
-    scaling: Scaling = Scaling()
-    serve: Serve = Serve()
+    broker: BrokerSection = BrokerSection()
+    worker: WorkerSection = WorkerSection()
+    ledger: LedgerSection = LedgerSection()
+    retry: RetrySection = RetrySection()
+    limits: LimitsSection = LimitsSection()
+    stores: dict[str, StoreSection] = Field(default_factory=dict)
+    nfs: NfsSection = NfsSection()
+    credentials: dict[str, CredentialsSection] = Field(default_factory=dict)
+    download: DownloadSection = DownloadSection()
+    upload: UploadSection = UploadSection()
+    vcenters: dict[str, VCenterSection] = Field(default_factory=dict)
+    backup: BackupSection = BackupSection()
+    boot: BootSection = BootSection()
+    quota: QuotaSection = QuotaSection()
+    retention: RetentionSection = RetentionSection()
+    callback: CallbackSection = CallbackSection()
+    log: LogSection = LogSection()
+    scaling: ScalingSection = ScalingSection()
+    serve: ServeSection = ServeSection()
 
-    def networks_of(self, section: Upload | Callback) -> Networks:
+    def networks_of(self, section: UploadSection | CallbackSection) -> Networks:
         """Return the networks that *section* allows beside public addresses; those of downloads if it names none."""
         return self.download.allow_networks if section.allow_networks is None else section.allow_networks

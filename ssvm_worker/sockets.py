@@ -46,7 +46,7 @@ class Stalled(TimeoutError):
     """The peer is connected, but nothing, or next to nothing, comes or is taken."""
 
 
-class Watch:
+class StallWatch:
     """Accounts for the time spent waiting on one connection, and ends the wait when it must end.
 
     Only waiting counts: a reader that is itself held up by a slow store sees no stall.
@@ -123,7 +123,7 @@ class WatchedSocket(socket.socket):
     ``watch`` is set before the first byte.
     """
 
-    watch: Watch
+    watch: StallWatch
     #: Whether the peer has ended the stream, over TLS by a close_notify; a reader's b"" alone may mean less.
     ended = False
     _late: OSError | None = None
@@ -256,7 +256,7 @@ class WatchedTLSSocket(WatchedSocket):
             send_all(super()._write, self._goes.read(), self.watch)
 
 
-def send_all(send: Callable[[memoryview], int], data: Any, watch: Watch) -> None:
+def send_all(send: Callable[[memoryview], int], data: Any, watch: StallWatch) -> None:
     """Send all of *data* by *send*, which times out after a TICK and tells how much it took."""
     view = memoryview(data).cast("B")
     while view:
@@ -285,7 +285,7 @@ def tls_context(*ca_files: str | None, certificate: str | None = None) -> ssl.SS
 
 
 @dataclass(frozen=True)
-class Dial:
+class ConnectOptions:
     """How to connect: which addresses, how long (seconds for all of them together), and TLS or not."""
 
     rule: AddressRule | None = None
@@ -295,7 +295,7 @@ class Dial:
     first: str = ""
 
 
-def connect(host: str, port: int, dial: Dial, watch: Watch) -> WatchedSocket | WatchedTLSSocket:
+def connect(host: str, port: int, dial: ConnectOptions, watch: StallWatch) -> WatchedSocket | WatchedTLSSocket:
     """A connected (and, with TLS, verified) socket to the first address of *host* that is allowed and answers.
 
     The rule is applied to what the name resolves to, and again to the peer of the connected socket, so a name that
@@ -321,7 +321,7 @@ def secure(plain: WatchedSocket, host: str, context: ssl.SSLContext) -> WatchedT
     return wrapped
 
 
-def _resolve(host: str, port: int, watch: Watch) -> list[tuple[int, Any]]:
+def _resolve(host: str, port: int, watch: StallWatch) -> list[tuple[int, Any]]:
     """Look the name up in a thread: getaddrinfo blocks for minutes when no name server answers.
 
     Raises socket.gaierror, OSError for what is no host name, TimeoutError after the stall time, what *check* raises.
@@ -363,7 +363,7 @@ def _refusal(address: Any, rule: AddressRule | None) -> str | None:
     return rule.refuse(address[0]) if rule else None
 
 
-def _connect_any(places: list[tuple[int, Any]], dial: Dial, watch: Watch) -> WatchedSocket:
+def _connect_any(places: list[tuple[int, Any]], dial: ConnectOptions, watch: StallWatch) -> WatchedSocket:
     until = time.monotonic() + dial.timeout_s
     for left, (family, address) in zip(range(len(places), 0, -1), places, strict=True):
         # Each address gets its share of what is left, so that a first one that is dead leaves time for the second.

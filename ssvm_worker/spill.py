@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import StoreUnavailable
-from .lane import Slowness
+from .lane import SlowSinkDetector
 from .stream import Check, LeavingAborts, Sink, StoredObject
 from .units import human_size
 
@@ -36,7 +36,7 @@ _PATIENCE_S = 10.0
 _log = logging.getLogger("ssvm.spill")
 
 
-class Ring:
+class RingFile:
     """A file of at most *size* bytes without a name, written and read in turn, around and around.
 
     One thread puts and another takes; the room is given back when nobody holds it any more, so that neither can meet
@@ -78,7 +78,7 @@ class Ring:
             data, at = data[done:], at + done
 
 
-class Spill(LeavingAborts):
+class DiskBuffer(LeavingAborts):
     """``stream.Sink`` around *inner*, which the caller has entered, and leaves after this.
 
     *limit*: bytes of the scratch file in *directory*. When that is full too, a *patient* sink makes the stream wait,
@@ -94,7 +94,7 @@ class Spill(LeavingAborts):
         *,
         patient: bool,
         check: Check = lambda: None,
-        slowness: Slowness | None = None,
+        slowness: SlowSinkDetector | None = None,
     ) -> None:
         self.key = inner.key
         self.offset = inner.offset
@@ -105,10 +105,10 @@ class Spill(LeavingAborts):
         self._limit = limit
         self._patient = patient
         self._check = check
-        self._slowness = slowness or Slowness(0)
+        self._slowness = slowness or SlowSinkDetector(0)
         self._waited_s = 0.0
         self._written = 0
-        self._ring: Ring | None = None
+        self._ring: RingFile | None = None
         #: What waits, in its order: chunks, and the lengths of those that are in the file.
         self._queue: deque[bytes | int] = deque()
         self._in_memory = self._in_file = self._taken = 0
@@ -160,7 +160,7 @@ class Spill(LeavingAborts):
 
     def _write_file(self, chunk: bytes) -> None:
         try:
-            ring = self._ring = self._ring or Ring(self._directory, self._limit)
+            ring = self._ring = self._ring or RingFile(self._directory, self._limit)
             ring.put(chunk)
         except OSError as error:
             _log.warning("%s cannot be used, so nothing more is spilled there: %s", self._directory, error)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from .errors import Cancelled, SourceUnavailable, TooLarge, WorkerError
-from .lane import Lane, Slowness
+from .lane import SinkThread, SlowSinkDetector
 from .units import MiB, human_size
 
 #: The largest chunk. On two cores one of 256 KiB costs a third more time for each byte, 512 KiB a sixth; 2 MiB no less.
@@ -57,7 +57,7 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class Usage:
+class StoreUsage:
     """Bytes of a store; None where the store cannot know."""
 
     total: int | None
@@ -196,11 +196,11 @@ class Store(Protocol):
         What a sweep of that age would remove; a small object may have none before its commit.
         """
 
-    def usage(self) -> Usage: ...
+    def usage(self) -> StoreUsage: ...
 
 
 @dataclass
-class Stored:
+class StreamResult:
     """What ``store_stream`` did: the objects by store name, and the stores that are still owed theirs."""
 
     objects: dict[str, StoredObject] = field(default_factory=dict)
@@ -281,7 +281,7 @@ def store_stream(  # noqa: PLR0913 - three by position; the others only by name
     check: Check = lambda: None,
     keep: Callable[[BaseException], bool] = lambda _: False,
     min_rate: int = 0,
-) -> Stored:
+) -> StreamResult:
     """Store the stream under every sink, or under none.
 
     Every chunk goes to the observers, which share a thread, and to each sink in a thread of its own. When the stream
@@ -327,16 +327,16 @@ class _Flow:
         self._sinks = dict(sinks)
         self._primary = next(iter(sinks))
         self._owed: dict[str, WorkerError] = {}
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[str, SinkThread] = {}
 
     def start(self, observers: Sequence[Observer], min_rate: int) -> None:
         """Start the threads; if one cannot be started, ``give_up`` ends the others."""
-        self._taps = Lane("observers", _each(observers))
+        self._taps = SinkThread("observers", _each(observers))
         for name, sink in self._sinks.items():
             # What is on the disk for good before the commit, while *check* is heard, need not be waited for in it.
-            slowness = Slowness(0 if name == self._primary else min_rate)
+            slowness = SlowSinkDetector(0 if name == self._primary else min_rate)
             write = _behind(sink.offset, sink.write)
-            self._lanes[name] = Lane(name, write, slowness=slowness, settle=sink.settle)
+            self._lanes[name] = SinkThread(name, write, slowness=slowness, settle=sink.settle)
 
     def put(self, chunk: bytes) -> None:
         self._check()
@@ -349,13 +349,13 @@ class _Flow:
         for name, lane in list(self._lanes.items()):
             self._secondary_may_fail(name, lambda lane=lane: lane.finish(self._check))  # type: ignore[misc]
 
-    def commit(self) -> Stored:
-        stored = Stored(owed=self._owed)
+    def commit(self) -> StreamResult:
+        stored = StreamResult(owed=self._owed)
         for name in list(self._lanes):
             self._secondary_may_fail(name, lambda name=name: self._commit(name, stored))  # type: ignore[misc]
         return stored
 
-    def _commit(self, name: str, stored: Stored) -> None:
+    def _commit(self, name: str, stored: StreamResult) -> None:
         stored.objects[name] = self._sinks[name].commit()
 
     def _secondary_may_fail(self, name: str, step: Callable[[], None]) -> None:

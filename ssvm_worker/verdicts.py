@@ -14,7 +14,7 @@ def iso(when: float) -> str:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ScrubResult:
     """What the last look at an artifact has found."""
 
     store: str
@@ -33,7 +33,7 @@ class Verdict:
         return shown | {"findings": list(self.findings)}
 
 
-class Verdicts(Protocol):
+class ScrubResults(Protocol):
     """Remembers. Each call raises StoreUnavailable while whoever remembers is away."""
 
     def note(self, store: str, place: str, findings: Sequence[str], job_id: str) -> None:
@@ -45,7 +45,7 @@ class Verdicts(Protocol):
     def times(self, store: str, places: Sequence[str]) -> list[float]:
         """When each was last verified, in seconds since the epoch; 0 for never."""
 
-    def findings(self) -> Iterator[Verdict]:
+    def findings(self) -> Iterator[ScrubResult]:
         """The verdicts that found something, by store and place."""
 
     def forget(self, store: str, place: str) -> None:
@@ -55,15 +55,15 @@ class Verdicts(Protocol):
         """Places there whose verdicts are older than that."""
 
 
-class LocalVerdicts:
+class LocalScrubResults:
     """Remembers as long as the process lives."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], Verdict] = {}
+        self._known: dict[tuple[str, str], ScrubResult] = {}
         self._reached: dict[tuple[str, str], str] = {}
 
     def note(self, store: str, place: str, findings: Sequence[str], job_id: str) -> None:
-        self._known[store, place] = Verdict(store, place, time.time(), tuple(findings), job_id)
+        self._known[store, place] = ScrubResult(store, place, time.time(), tuple(findings), job_id)
         self._reached[job_id, store] = place
 
     def reached(self, job_id: str, store: str) -> str:
@@ -73,12 +73,12 @@ class LocalVerdicts:
         known = (self._known.get((store, place)) for place in places)
         return [each.when if each else 0.0 for each in known]
 
-    def findings(self) -> Iterator[Verdict]:
+    def findings(self) -> Iterator[ScrubResult]:
         return (self._known[each] for each in sorted(self._known) if self._known[each].findings)
 
     def forget(self, store: str, place: str) -> None:
         self._known.pop((store, place), None)
 
     def noted(self, store: str, before: float) -> Iterator[str]:
-        known: Iterable[Verdict] = tuple(self._known.values())
+        known: Iterable[ScrubResult] = tuple(self._known.values())
         return (each.place for each in known if each.store == store and each.when < before)

@@ -6,7 +6,7 @@ from ssvm_worker.config import load
 from ssvm_worker.errors import WorkerError
 
 from . import logs
-from .discreet import DiscreetRequest
+from .discreet import SafeRequest
 from .factory import make_app
 from .life import attach
 
@@ -16,6 +16,6 @@ attach(app, settings)
 logs.attach(settings)
 
 #: How every task is registered: a WorkerError is an answer, not a crash, so Celery logs it without a traceback.
-TASK = {"bind": True, "throws": (WorkerError,), "Request": DiscreetRequest}
+TASK = {"bind": True, "throws": (WorkerError,), "Request": SafeRequest}
 #: How the tasks are that run jobs.
 JOB = {**TASK, "Strategy": "tasks.doorbell:strategy"}

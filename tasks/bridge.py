@@ -27,7 +27,7 @@ from ssvm_worker.settings import Settings
 from ssvm_worker.traces import UNTRACED, Trace, tracing
 
 from .drain import draining
-from .heart import Heart, insist
+from .heart import ClaimHeartbeat, insist
 from .intake import Message, accept
 from .owed import order_copies
 from .stuck import freeing
@@ -50,12 +50,12 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
     logs.begin(record.job_id, claim.number)
     figures = {"job_id": record.job_id, "zone": record.zone, "lane": record.lane, "attempt": claim.number}
     with (
-        Heart(ledger, claim) as heart,
+        ClaimHeartbeat(ledger, claim) as heart,
         draining(heart.shut_down, settings.worker.drain_s),
         freeing(settings, ledger, claim, heart),
         tracing(record.job, record.traceparent, **figures) as trace,
     ):
-        return Run(settings, ledger, claim, heart, trace=trace).run()
+        return JobRun(settings, ledger, claim, heart, trace=trace).run()
 
 
 def _claimed(ledger: Ledger, settings: Settings, message: Message) -> tuple[str, Claim | None]:
@@ -74,13 +74,13 @@ def worker_name() -> str:
 
 
 @dataclass
-class Run:
+class JobRun:
     """One claimed attempt."""
 
     settings: Settings
     ledger: Ledger
     claim: Claim
-    heart: Heart
+    heart: ClaimHeartbeat
     trace: Trace = field(default=UNTRACED, kw_only=True)
 
     def run(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def job_of(shown: str) -> str:
     return found[1] if found else ""
 
 
-class DiscreetRequest(Request):  # type: ignore[misc]
+class SafeRequest(Request):  # type: ignore[misc]
     """Celery's request, as the log, events, ``celery inspect`` and Flower may see it.
 
     A sender writes its arguments' text into a header (``argsrepr``), and Celery passes it on in events.

@@ -19,7 +19,7 @@ from celery.worker.strategy import default
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs import find_job
-from ssvm_worker.ledger import Ledger, Taken
+from ssvm_worker.ledger import ClaimedJob, Ledger
 from ssvm_worker.logs import about
 from ssvm_worker.ring import task_id
 from ssvm_worker.settings import Settings
@@ -76,14 +76,14 @@ def _read(message: Any, name: str) -> Message:
     return Message(name.removeprefix("ssvm."), args, kwargs, message.headers["id"], parent)
 
 
-def _take(ledger: Ledger, settings: Settings, message: Message, worker: str) -> Taken | None:
+def _take(ledger: Ledger, settings: Settings, message: Message, worker: str) -> ClaimedJob | None:
     """Write down what another server sent, before anything else; then take the next job."""
     if not message.is_doorbell:
         accept(ledger, settings, message)
     return ledger.claim_next(settings.zone, find_job(message.job).lane, worker)
 
 
-def _exchange(message: Any, taken: Taken) -> str:
+def _exchange(message: Any, taken: ClaimedJob) -> str:
     """Make it a message of the job that was taken; returns the task's name."""
     name, own_id = f"ssvm.{taken.job}", task_id(taken.job_id, taken.number)
     shown = f"[{{'job_id': '{taken.job_id}'}}]"

@@ -6,7 +6,7 @@ from celery import Celery
 
 from ssvm_worker.ledger import queue_name
 from ssvm_worker.ring import make_queue, sending_app
-from ssvm_worker.route import Route, beat_store
+from ssvm_worker.route import MessageRoute, beat_store
 from ssvm_worker.settings import Settings
 
 from . import transport
@@ -19,7 +19,7 @@ _BEAT_LOCK_S = 60
 
 def make_app(settings: Settings) -> Celery:
     """The app of a worker."""
-    route = Route.of(settings)
+    route = MessageRoute.of(settings)
     transport.register()
     app = sending_app(route)
     app.set_default()

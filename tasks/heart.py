@@ -10,7 +10,7 @@ from typing import Any
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
 from ssvm_worker.ledger import Claim, Ledger
 
-from .rounds import Rounds
+from .rounds import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.heart")
 #: Seconds between two beats, at the most: a cancel must reach a transfer within two.
@@ -22,7 +22,7 @@ _AWAY_S = 120.0
 _AGAIN_S = 0.5
 
 
-class Heart:
+class ClaimHeartbeat:
     """A thread that beats for as long as the context lasts. The owner of the claim asks it before it commits."""
 
     def __init__(self, ledger: Ledger, claim: Claim) -> None:
@@ -36,7 +36,7 @@ class Heart:
         self._cancel = claim.record.cancel_requested
         self._shutdown = False
         self._lock = threading.Lock()
-        self._rounds = Rounds("heart", self._beat, self._every_s)
+        self._rounds = PeriodicThread("heart", self._beat, self._every_s)
 
     def note(self, progress: dict[str, Any]) -> None:
         """Keep what the next beat shall carry."""
@@ -113,7 +113,7 @@ class Heart:
         if time.monotonic() - self._last > max(_AWAY_S, self._ledger.claim_s):
             self._fenced = True
 
-    def __enter__(self) -> Heart:
+    def __enter__(self) -> ClaimHeartbeat:
         self._rounds.start()
         return self
 
@@ -121,7 +121,7 @@ class Heart:
         self._rounds.stop(10.0)
 
 
-def insist(act: Any, heart: Heart | None = None) -> Any:
+def insist(act: Any, heart: ClaimHeartbeat | None = None) -> Any:
     """Do *act*, again and again while the broker is away, but not longer than the claim can be ours."""
     while True:
         try:

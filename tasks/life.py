@@ -16,7 +16,7 @@ from ssvm_worker.traces import close
 from . import panel
 from .mounts import MountKeeper
 from .reaper import Reaper
-from .registrar import Registrar
+from .registrar import WorkerRegistration
 
 
 def attach(app: Celery, settings: Settings) -> None:
@@ -40,8 +40,8 @@ def attach(app: Celery, settings: Settings) -> None:
 
         requires = ("celery.worker.components:Pool",)
 
-        def create(self, worker: Any) -> Registrar:
-            return Registrar(settings, worker)
+        def create(self, worker: Any) -> WorkerRegistration:
+            return WorkerRegistration(settings, worker)
 
     def load_jobs(**_: Any) -> None:
         """Once, before the pool forks: its processes share the memory, and the first job of each need not wait."""

@@ -12,7 +12,7 @@ from ssvm_worker.mounts import nfs_mounts
 from ssvm_worker.settings import Settings
 from ssvm_worker.stores.nfs_mount import Mounted
 
-from .rounds import Rounds
+from .rounds import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.mounts")
 #: Seconds between two looks for processes that hang and want to be let die.
@@ -27,7 +27,7 @@ class MountKeeper:
         self._every_s = min(settings.nfs.probe_every_s, settings.nfs.idle_s)
         self._mounts = nfs_mounts(settings)
         self._due = time.monotonic() + self._every_s
-        self._rounds = Rounds("mounts", self._round, min(_OFTEN_S, self._every_s))
+        self._rounds = PeriodicThread("mounts", self._round, min(_OFTEN_S, self._every_s))
 
     def start(self) -> None:
         """Begin. The last look is when the process ends: its jobs may run on for a while after the stop."""

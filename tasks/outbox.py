@@ -13,7 +13,7 @@ from ssvm_worker.ledger.callback import Callbacks, CallbackSettings
 from ssvm_worker.retry import RetryPolicy
 from ssvm_worker.settings import Settings
 
-from .rounds import Rounds
+from .rounds import PeriodicThread
 
 #: Callbacks on their way at once, and of those so many to one receiver: a slow one must leave threads to others.
 _AT_ONCE, _TO_ONE = 8, 2
@@ -38,7 +38,7 @@ def open_outbox(settings: Settings, ledger: Ledger) -> Callbacks:
     )
 
 
-class Outbox:
+class CallbackSender:
     """One thread looks for callbacks that are due, others send them, a few to each receiver."""
 
     def __init__(self, settings: Settings, every_s: float) -> None:
@@ -49,8 +49,8 @@ class Outbox:
         self._busy: Counter[str] = Counter()
         self._sending: set[str] = set()
         self._changed = threading.Condition()
-        self._look_out = Rounds("callbacks", self._look, every_s)
-        self._senders = [Rounds(f"callback-{number}", self._send, 0.0) for number in range(_AT_ONCE)]
+        self._look_out = PeriodicThread("callbacks", self._look, every_s)
+        self._senders = [PeriodicThread(f"callback-{number}", self._send, 0.0) for number in range(_AT_ONCE)]
 
     def start(self) -> None:
         """Begin."""

@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from ssvm_worker.doctor import Finding
 from ssvm_worker.ledger import queue_name
 from ssvm_worker.ring import sender
-from ssvm_worker.route import Route
+from ssvm_worker.route import MessageRoute
 from ssvm_worker.settings import Settings
 
 _LOG = logging.getLogger("ssvm.queues")
@@ -23,13 +23,13 @@ def standing(settings: Settings) -> Callable[[str], bool] | None:
 
     Each queue is asked once. One that cannot be asked counts as full: ringing would be in vain too.
     """
-    route = Route.of(settings)
+    route = MessageRoute.of(settings)
     return lru_cache(lambda queue: waiting(route, queue) != 0) if route.is_rabbitmq else None
 
 
 def examine(settings: Settings) -> list[Finding]:
     """For `ssvm doctor`: whether RabbitMQ answers, and what stands in our queues; nothing where Redis has them."""
-    route = Route.of(settings)
+    route = MessageRoute.of(settings)
     if not route.is_rabbitmq:
         return []
     queues = [queue_name(settings.zone, lane) for lane in settings.worker.lanes]
@@ -42,7 +42,7 @@ def examine(settings: Settings) -> list[Finding]:
     return [Finding("messages", True, f"{route.shown}; {', '.join(told) or 'no worker has made its queues yet'}")]
 
 
-def waiting(route: Route, queue: str) -> int | None:
+def waiting(route: MessageRoute, queue: str) -> int | None:
     """Messages in a queue of RabbitMQ that no worker has taken; None if it cannot be asked."""
     try:
         return _look(route, queue)[0]
@@ -51,7 +51,7 @@ def waiting(route: Route, queue: str) -> int | None:
         return None
 
 
-def _look(route: Route, queue: str) -> tuple[int, int]:
+def _look(route: MessageRoute, queue: str) -> tuple[int, int]:
     """Messages in that queue, and workers that listen; none of either if there is no such queue."""
     with sender(route).connection_or_acquire() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0)

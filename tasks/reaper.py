@@ -9,9 +9,9 @@ from ssvm_worker.logs import about
 from ssvm_worker.ring import ring
 from ssvm_worker.settings import Settings
 
-from .outbox import Outbox
+from .outbox import CallbackSender
 from .queues import standing
-from .rounds import Rounds
+from .rounds import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.reaper")
 
@@ -24,8 +24,8 @@ class Reaper:
         self._ledger = open_ledger(settings)
         # Rounds must be closer than claims are long, or the ledger takes the time between them for an outage.
         self._every_s = min(settings.ledger.reap_s, settings.ledger.claim_s / 4)
-        self._rounds = Rounds("reaper", self._reap, self._every_s)
-        self._outbox = Outbox(settings, self._every_s)
+        self._rounds = PeriodicThread("reaper", self._reap, self._every_s)
+        self._outbox = CallbackSender(settings, self._every_s)
 
     def start(self) -> None:
         """Begin."""

@@ -18,14 +18,14 @@ from ssvm_worker.ledger.registry import WorkerInfo
 from ssvm_worker.mounts import stores_away
 from ssvm_worker.settings import Settings
 
-from .rounds import Rounds
+from .rounds import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.registrar")
 #: Seconds between two signs of life.
 _EVERY_S = 2.0
 
 
-class Registrar:
+class WorkerRegistration:
     """A thread of the worker's main process."""
 
     def __init__(self, settings: Settings, worker: Any) -> None:
@@ -45,7 +45,7 @@ class Registrar:
             every_s=_EVERY_S,
         )
         self._leaving = False
-        self._rounds = Rounds("registrar", self._beat, _EVERY_S)
+        self._rounds = PeriodicThread("registrar", self._beat, _EVERY_S)
 
     def start(self) -> None:
         """Begin. The worker is there until its process ends: running jobs may take a while to hand over."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ssvm_worker.errors import WorkerError
 
 
-class Rounds:
+class PeriodicThread:
     """Calls *act* every *every_s* seconds until it is stopped; an error costs that round alone."""
 
     def __init__(self, name: str, act: Callable[[], object], every_s: float) -> None:

@@ -19,8 +19,8 @@ from ssvm_worker.retry import RetryPolicy, decide
 from ssvm_worker.settings import Settings
 from ssvm_worker.stores.nfs_mount import ask_to_die, used_and_away
 
-from .heart import Heart
-from .rounds import Rounds
+from .heart import ClaimHeartbeat
+from .rounds import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.stuck")
 _EVERY_S = 1.0
@@ -30,7 +30,7 @@ _JOIN_S = 10.0
 _TOLD_S = 5.0
 
 
-class StuckWatch:
+class HungStoreWatchdog:
     """Tells when a job has hung for so long; by looks at the clock that its caller has made."""
 
     def __init__(self, give_up_s: float) -> None:
@@ -50,7 +50,7 @@ class StuckWatch:
 
 
 @contextlib.contextmanager
-def freeing(settings: Settings, ledger: Ledger, claim: Claim, heart: Heart) -> Iterator[None]:
+def freeing(settings: Settings, ledger: Ledger, claim: Claim, heart: ClaimHeartbeat) -> Iterator[None]:
     """While the job runs, kill this process if it hangs in a store for ``nfs.give_up_s``."""
     if not any(each.url.startswith("nfs://") for each in settings.stores.values()):
         yield
@@ -64,14 +64,14 @@ def freeing(settings: Settings, ledger: Ledger, claim: Claim, heart: Heart) -> I
         ask_to_die()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    watch = StuckWatch(settings.nfs.give_up_s)
+    watch = HungStoreWatchdog(settings.nfs.give_up_s)
 
     def look() -> None:
         away = used_and_away()
         if watch.hangs(time.monotonic(), away, heart.progress, heart.told) and away and not rounds.stopping:
             give_up(away)
 
-    rounds = Rounds("stuck", look, _EVERY_S)
+    rounds = PeriodicThread("stuck", look, _EVERY_S)
     rounds.start()
     try:
         yield

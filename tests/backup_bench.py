@@ -16,11 +16,11 @@ from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import read_manifest
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import read_bytes
-from ssvm_worker.vmware.session import Options
+from ssvm_worker.vmware.session import ExportOptions
 from tests.servers.vcenter import TestVM, doors
 
 PREFIX = "snapshots/acme/vol1/b1"
-FAST = Options(lease_tries=2, lease_delay_s=0.01, lease_ready_s=60)
+FAST = ExportOptions(lease_tries=2, lease_delay_s=0.01, lease_ready_s=60)
 
 
 class Bench:

@@ -12,7 +12,7 @@ from ssvm_worker.grains.index import Index, list_packs
 from ssvm_worker.grains.map import ROLE
 from ssvm_worker.grains.reader import extents
 from ssvm_worker.grains.sink import GrainSink
-from ssvm_worker.grains.writer import Packing
+from ssvm_worker.grains.writer import DiskPacker
 from ssvm_worker.keys import PACKS, Artifact
 from ssvm_worker.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.stream import Owner, Store, read_bytes, store_stream
@@ -74,7 +74,7 @@ def _disk(
 ) -> Entry:
     stream, capacity = disk
     chunks = [stream[at : at + 100_000] for at in range(0, len(stream), 100_000)]
-    with Packing(index, capacity, name) as packing:
+    with DiskPacker(index, capacity, name) as packing:
         walker = StreamOptimized(name, capacity, take=packing.take)
         key = artifact.key(name)
         sinks = {each.name: GrainSink(each, artifact.family, key, packing, OWNER) for each in stores}

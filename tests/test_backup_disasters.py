@@ -9,7 +9,7 @@ import pytest
 from ssvm_worker.errors import SourceDenied, SourceNotFound, SourceUnavailable
 from ssvm_worker.jobs import backup
 from ssvm_worker.manifest import read_manifest
-from ssvm_worker.vmware.session import Session
+from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import FAST, Bench, assert_whole
 from tests.images import stream_optimized_pieces
 from tests.servers.vcenter import TestVM, address_of
@@ -64,7 +64,7 @@ def test_snapshot_removed(bench: Bench, vm: TestVM) -> None:
 
 def test_given_snapshot_removed(bench: Bench, vm: TestVM) -> None:
     """A snapshot of the user's that is removed during the backup is not replaced by another one."""
-    with Session(address_of(bench.vcenter)) as session:
+    with VCenterSession(address_of(bench.vcenter)) as session:
         theirs = session.find_vm(vm.machine.id).make_snapshot("theirs")
     strike(bench, "unsnap")
     assert isinstance(bench.fail(vm, snapshot=theirs.name), SourceNotFound)

@@ -29,7 +29,7 @@ from ssvm_worker.manifest import find_manifest, read_manifest
 from ssvm_worker.stores.memory import MemorySink, MemoryStore
 from ssvm_worker.stream import Owner, Store
 from ssvm_worker.units import KiB
-from ssvm_worker.vmware.session import Session
+from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import FAST, Bench, assert_whole
 from tests.servers.vcenter import TestVM, address_of, make_vm
 from tests.servers.wire import Wire
@@ -190,7 +190,7 @@ def test_snapshot_lost_between_attempts(bench: Bench, vm: TestVM) -> None:
     with pytest.raises(SourceUnavailable):
         backup.run(bench.request(vm), bench.attempt(will_resume=lambda _: True))
     bench.vcenter.fault()
-    with Session(address_of(bench.vcenter)) as session:
+    with VCenterSession(address_of(bench.vcenter)) as session:
         theirs = session.find_vm(vm.machine.id)
         snapshot = theirs.own_snapshot("job-1")
         assert snapshot is not None

@@ -28,7 +28,7 @@ from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Owner, read_bytes
 from ssvm_worker.units import KiB
-from ssvm_worker.vmware.session import Session
+from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import PREFIX, Bench, assert_whole
 from tests.images import stream_optimized
 from tests.neighbours import missing
@@ -140,7 +140,7 @@ def test_disks_outside_snapshots_left_out(bench: Bench) -> None:
 
 def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
     """A snapshot that the user names, by id or name, is used and never removed."""
-    with Session(address_of(bench.vcenter)) as session:
+    with VCenterSession(address_of(bench.vcenter)) as session:
         theirs = session.find_vm(vm.machine.id)
         snapshot = theirs.make_snapshot("theirs")
         for name in (snapshot.moref, snapshot.name):

@@ -15,9 +15,9 @@ from ssvm_worker.errors import Permanent, Retryable, SourceDenied, SourceUnavail
 from ssvm_worker.manifest import read_manifest
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.units import KiB
-from ssvm_worker.vmware.finding import Finding
+from ssvm_worker.vmware.finding import PreflightFinding
 from ssvm_worker.vmware.preflight import PRIVILEGES, SNAPSHOT_PRIVILEGES
-from ssvm_worker.vmware.session import Session
+from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import Bench, assert_whole
 from tests.faults import store_unreachable
 from tests.servers.vcenter import TestVM, address_of, make_vm
@@ -129,7 +129,7 @@ def test_privileges_are_documented() -> None:
 
 def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
     """A backup of a snapshot that is given needs no right to make or remove one."""
-    with Session(address_of(bench.vcenter)) as session:
+    with VCenterSession(address_of(bench.vcenter)) as session:
         theirs = session.find_vm(vm.machine.id)
         snapshot = theirs.make_snapshot("theirs")
         bench.vcenter.fault(lacks=["VirtualMachine.State.CreateSnapshot", "VirtualMachine.State.RemoveSnapshot"])
@@ -165,15 +165,15 @@ def test_doctor(doctor: Callable[..., Any], bench: Bench, vm: TestVM) -> None:
 
 def test_of_a_vcenter(bench: Bench, vm: TestVM) -> None:
     """Without a VM the user's privileges at the root are looked at, and the way to each host."""
-    with Session(address_of(bench.vcenter)) as session:
-        found: list[Finding] = session.examine()
+    with VCenterSession(address_of(bench.vcenter)) as session:
+        found: list[PreflightFinding] = session.examine()
     assert {each.check: each.state for each in found} == {"privileges": "ok", "ESXi host": "ok", "snapshots": "ok"}
     assert len(found) == 6  # the simulator has four hosts
 
 
 def test_leftovers(bench: Bench, vm: TestVM) -> None:
     """Snapshots that dead jobs have left are found wherever they are, and nobody else's is taken for one of ours."""
-    with Session(address_of(bench.vcenter)) as session:
+    with VCenterSession(address_of(bench.vcenter)) as session:
         it = session.find_vm(vm.machine.id)
         made = it.make_snapshot("dead-job")
         theirs = it._it.CreateSnapshotEx_Task(name="ssvm-backup-theirs", description="by hand", memory=False)
@@ -186,7 +186,7 @@ def test_leftovers(bench: Bench, vm: TestVM) -> None:
 
 def test_old_leftovers(bench: Bench, vm: TestVM, doctor: Callable[..., Any]) -> None:
     """``ssvm doctor`` warns of a snapshot of ours that is older than a day."""
-    with Session(address_of(bench.vcenter)) as session:
+    with VCenterSession(address_of(bench.vcenter)) as session:
         it = session.find_vm(vm.machine.id)
         made = it.make_snapshot("old-job")
         assert doctor()[1]["snapshots"] == "ok"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ssvm_worker.errors import QuotaExceeded
-from ssvm_worker.quota import Held, Limits, LocalQuota
+from ssvm_worker.quota import Held, LocalQuota, QuotaLimits
 from ssvm_worker.units import MiB
 from tests.backup_bench import Bench
 from tests.servers.vcenter import TestVM
@@ -15,7 +15,7 @@ MODES = ("full", "incremental")
 
 def limited(bench: Bench, most: int | None) -> LocalQuota:
     quota = LocalQuota()
-    bench.attempt_fields = {"quota": quota, "quotas": Limits(most)}
+    bench.attempt_fields = {"quota": quota, "quotas": QuotaLimits(most)}
     return quota
 
 

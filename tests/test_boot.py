@@ -17,12 +17,12 @@ import pytest
 from ssvm_worker.doctor import examine
 from ssvm_worker.errors import Cancelled, ConfigError, CorruptImage, InvalidRequest
 from ssvm_worker.jobs import verify
-from ssvm_worker.jobs.attempt import Attempt, Boots
+from ssvm_worker.jobs.attempt import Attempt, BootOptions
 from ssvm_worker.jobs.bootcheck import boot_check
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.scratch import scratch_folder
 from ssvm_worker.qemu.boot import try_accelerator
-from ssvm_worker.qemu.machine import Drive, Machine, command
+from ssvm_worker.qemu.machine import BootMachine, Drive, command
 from ssvm_worker.qemu.screen import Picture, read_ppm
 from ssvm_worker.settings import Settings
 from ssvm_worker.stores.file import FileStore
@@ -52,7 +52,7 @@ def grub() -> bytes:
 
 def trying(store: Store, folder: Path, **fields: Any) -> Attempt:
     """An attempt whose guests lie in that folder."""
-    return attempt(store, boots=Boots(folder / "boot", **FAST), **fields)
+    return attempt(store, boots=BootOptions(folder / "boot", **FAST), **fields)
 
 
 def run(it: Attempt) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def test_damaged(tmp_path: Path) -> None:
 def test_cut_off(grub: bytes, tmp_path: Path) -> None:
     """QEMU gets no network, no default devices, no way to start programs, limits, and disks whose format it is told."""
     assert grub
-    words = command(Machine([Drive(tmp_path / "a,b")], 64 * MiB), 7, tmp_path / "log", 100)
+    words = command(BootMachine([Drive(tmp_path / "a,b")], 64 * MiB), 7, tmp_path / "log", 100)
     line = " ".join(words)
     for part in ("-nic none", "-nodefaults", "-no-user-config", "-snapshot", "--cpu=100", "--pdeathsig KILL"):
         assert part in line

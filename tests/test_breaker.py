@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ssvm_worker.breaker import CLOSED, HALF_OPEN, OPEN, Breaker
+from ssvm_worker.breaker import CLOSED, HALF_OPEN, OPEN, CircuitBreaker
 
 
 def test_closed() -> None:
     """A breaker begins closed, lets everything through, and a try leaves it as it is."""
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     assert breaker.state == CLOSED
     assert breaker.allows(0)
     assert breaker.tried(0, 10) == breaker
@@ -15,7 +15,7 @@ def test_closed() -> None:
 
 def test_opens() -> None:
     """A failure opens it, with its reason and time; nothing passes until it is due."""
-    breaker = Breaker().failed(100, "no answer")
+    breaker = CircuitBreaker().failed(100, "no answer")
     assert (breaker.state, breaker.reason, breaker.since) == (OPEN, "no answer", 100)
     assert not breaker.allows(104.9)
     assert breaker.allows(105)
@@ -23,7 +23,7 @@ def test_opens() -> None:
 
 def test_half_open() -> None:
     """When it is due one try is let through and all others wait, but not for ever for one whose process died."""
-    breaker = Breaker().failed(100, "no answer").tried(105, 10)
+    breaker = CircuitBreaker().failed(100, "no answer").tried(105, 10)
     assert breaker.state == HALF_OPEN
     assert not breaker.allows(114)
     assert breaker.allows(115)
@@ -31,7 +31,7 @@ def test_half_open() -> None:
 
 def test_opens_again() -> None:
     """Each try that fails doubles the wait, up to a minute; the reason is the last one, since is the first."""
-    breaker, now, waits = Breaker(), 100.0, []
+    breaker, now, waits = CircuitBreaker(), 100.0, []
     for number in range(7):
         breaker = breaker.failed(now, f"no answer {number}")
         waits.append(breaker.due - now)
@@ -43,12 +43,12 @@ def test_opens_again() -> None:
 
 def test_closes() -> None:
     """What works closes it, and the next failure begins anew."""
-    breaker = Breaker().failed(100, "a").tried(105, 10).worked()
-    assert breaker == Breaker()
+    breaker = CircuitBreaker().failed(100, "a").tried(105, 10).worked()
+    assert breaker == CircuitBreaker()
     assert breaker.failed(200, "b").since == 200
 
 
 def test_described() -> None:
     """What people read says state, time and reason; nothing of one that is closed."""
-    assert Breaker().described() == ""
-    assert Breaker().failed(0.0, "no answer").described() == "open since 1970-01-01T00:00:00Z: no answer"
+    assert CircuitBreaker().described() == ""
+    assert CircuitBreaker().failed(0.0, "no answer").described() == "open since 1970-01-01T00:00:00Z: no answer"

@@ -8,7 +8,7 @@ import pytest
 
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.ledger import Ledger, NewJob
-from ssvm_worker.ledger.registry import Registry, WorkerInfo
+from ssvm_worker.ledger.registry import WorkerInfo, WorkerRegistry
 from tests.servers.broker import Broker, StoppableBroker
 
 
@@ -47,7 +47,7 @@ def test_what_is_there(full: tuple[Broker, Ledger]) -> None:
     ledger.finish(claim, "succeeded", result={})
     assert ledger.cancel("waits", "ann").state == "cancelled"
     assert ledger.reap(0.1, 5) == []
-    registry = Registry(broker.url)
+    registry = WorkerRegistry(broker.url)
     registry.beat(WorkerInfo("w", "h", "z", ("download",), 1, "1", 0.0))
     assert [each.info.name for each in registry.workers()] == ["w"]
     registry.close()

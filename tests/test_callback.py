@@ -21,7 +21,7 @@ from ssvm_worker.brokerurl import redis_url
 from ssvm_worker.ledger import Callback, Ledger, NewJob, Record
 from ssvm_worker.ledger.callback import Callbacks, CallbackSettings
 from ssvm_worker.retry import RetryPolicy
-from ssvm_worker.settings import Download, Settings
+from ssvm_worker.settings import DownloadSection, Settings
 from tests.servers.broker import Broker
 from tests.servers.receiver import Receiver
 
@@ -255,7 +255,7 @@ def test_address_rule(ledger: Ledger, url: str, networks: tuple[str, ...]) -> No
 def test_default_rule() -> None:
     """Without a setting of their own, callbacks and uploads may go where downloads may."""
     assert CallbackSettings().rule == AddressRule()
-    settings = Settings(download=Download(allow_networks=("10.0.0.0/8",)))
+    settings = Settings(download=DownloadSection(allow_networks=("10.0.0.0/8",)))
     assert settings.networks_of(settings.callback) == settings.networks_of(settings.upload) == ("10.0.0.0/8",)
     closed = settings.model_copy(update={"callback": settings.callback.model_copy(update={"allow_networks": ()})})
     assert closed.networks_of(closed.callback) == Settings().networks_of(Settings().callback) == ()

@@ -23,7 +23,7 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.jobs import download
-from ssvm_worker.jobs.attempt import Limits
+from ssvm_worker.jobs.attempt import JobLimits
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
 from tests.archives import (
@@ -199,7 +199,7 @@ def test_row(http_server: HttpServer, data: bytes, answer: Answer, asked: str) -
     store = MemoryStore("primary")
     fields = {"url": http_server.serve("image", data), "account": 2, "id": "7", "format": asked}
     request = parse_request(download.Request, fields, "download")
-    trying = attempt(store, limits=Limits(max_bytes=8 << 20))
+    trying = attempt(store, limits=JobLimits(max_bytes=8 << 20))
     if isinstance(answer, str):
         assert download.run(request, trying)["format"] == answer
         return

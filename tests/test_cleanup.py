@@ -18,7 +18,7 @@ from ssvm_worker.cli import main
 from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import InvalidRequest, StoreUnavailable
 from ssvm_worker.jobs import cleanup
-from ssvm_worker.jobs.attempt import NoJobs
+from ssvm_worker.jobs.attempt import NullJobs
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.keys import DRAFT, Artifact
 from ssvm_worker.ledger import Ledger, NewJob
@@ -277,7 +277,7 @@ def test_cron_with_a_store_away(
     assert "archive is not cleaned up: The store's directory does not exist" in capsys.readouterr().out
 
 
-class Counting(NoJobs):
+class Counting(NullJobs):
     """A ledger that counts how often it is read."""
 
     def __init__(self) -> None:

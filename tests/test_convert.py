@@ -26,7 +26,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.formats.qemuimg import QemuImg, tool
 from ssvm_worker.jobs import convert, download
-from ssvm_worker.jobs.attempt import Attempt, Limits
+from ssvm_worker.jobs.attempt import Attempt, JobLimits
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.manifest import read_manifest
 from ssvm_worker.stores.file import FileStore
@@ -53,7 +53,7 @@ def trying(tmp_path: Path) -> Attempt:
     """An attempt with a store and a scratch directory."""
     for name in ("store", "scratch"):
         (tmp_path / name).mkdir()
-    return attempt(FileStore("primary", tmp_path / "store"), limits=Limits(scratch_dir=tmp_path / "scratch"))
+    return attempt(FileStore("primary", tmp_path / "store"), limits=JobLimits(scratch_dir=tmp_path / "scratch"))
 
 
 def request(url: str, **fields: Any) -> download.Request:
@@ -207,7 +207,7 @@ def test_where_it_cannot(http_server: HttpServer, tmp_path: Path, monkeypatch: p
         download.run(request(url), attempt())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="qemu-img is not installed"):
-        download.run(request(url), attempt(limits=Limits(scratch_dir=tmp_path)))
+        download.run(request(url), attempt(limits=JobLimits(scratch_dir=tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_no_disk(http_server: HttpServer, tmp_path: Path, trying: Attempt, data:
 
 def test_dead_workers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders of workers that died are removed by the next conversion, folders in use are not."""
-    trying = attempt(MemoryStore("primary"), limits=Limits(scratch_dir=tmp_path))
+    trying = attempt(MemoryStore("primary"), limits=JobLimits(scratch_dir=tmp_path))
     with convert.converting("raw", trying, "") as alive:
         dead = tmp_path / "ssvm-convert-dead"
         dead.mkdir()

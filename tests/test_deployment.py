@@ -13,7 +13,7 @@ import yaml
 
 from ssvm_worker.cli import make_parser
 from ssvm_worker.config import load, parse
-from ssvm_worker.settings import Scaling
+from ssvm_worker.settings import ScalingSection
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 SCALED = yaml.safe_load((CONFIG / "k8s/scaledobject.yaml").read_text())
@@ -111,7 +111,10 @@ def test_scaled_by_our_figure() -> None:
     source = (CONFIG.parent / "ssvm_worker/metrics.py").read_text()
     [metric] = re.findall(r"ssvm_\w+", query)
     assert f'"{metric}"' in source
-    assert (SCALED["spec"]["minReplicaCount"], SCALED["spec"]["maxReplicaCount"]) == (Scaling().min, Scaling().max)
+    assert (SCALED["spec"]["minReplicaCount"], SCALED["spec"]["maxReplicaCount"]) == (
+        ScalingSection().min,
+        ScalingSection().max,
+    )
     assert SCALED["spec"]["scaleTargetRef"]["name"] in {each["metadata"]["name"] for each in manifests()}
 
 

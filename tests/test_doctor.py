@@ -15,7 +15,7 @@ from ssvm_worker import cli
 from ssvm_worker.config import parse
 from ssvm_worker.doctor import Finding, examine
 from ssvm_worker.ledger import INBOUND, Ledger, NewJob
-from ssvm_worker.ledger.registry import Registry, WorkerInfo
+from ssvm_worker.ledger.registry import WorkerInfo, WorkerRegistry
 from ssvm_worker.settings import Settings
 from tests.neighbours import free_port, missing
 from tests.servers.broker import Broker
@@ -99,7 +99,7 @@ class Site:
 
     def __init__(self, broker: Broker) -> None:
         self.settings = parse({"zone": "z", "broker": {"url": broker.url, "prefix": broker.prefix}}, "the test")
-        self.registry = Registry(broker.url, prefix=broker.prefix)
+        self.registry = WorkerRegistry(broker.url, prefix=broker.prefix)
         self.ledger = Ledger(broker.url, prefix=broker.prefix, claim_s=1000)
 
     def rows(self) -> list[tuple[str, str]]:

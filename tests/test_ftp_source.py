@@ -15,7 +15,7 @@ from ssvm_worker.errors import (
     SourceUnavailable,
     WorkerError,
 )
-from ssvm_worker.sources.access import Access
+from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.ftp import FtpSource, FtpVersion
 from ssvm_worker.stream import Resuming
@@ -24,7 +24,7 @@ from tests.neighbours import free_port
 from tests.servers.ftp import FtpServer
 from tests.waiting import PATIENCE_S
 
-ACCESS = Access(HttpSettings(AddressRule(("127.0.0.0/8",))))
+ACCESS = SourceOptions(HttpSettings(AddressRule(("127.0.0.0/8",))))
 
 
 def source(url: str, version: FtpVersion | None = None, stall_s: float = 60.0, **more: object) -> FtpSource:
@@ -97,7 +97,7 @@ def test_credentials(ftp_server: FtpServer) -> None:
 def test_address_rule(ftp_server: FtpServer) -> None:
     """The control connection obeys the address rule."""
     with pytest.raises(SourceDenied, match="loopback"):
-        gather(FtpSource(ftp_server.serve("image", DATA), Access()))
+        gather(FtpSource(ftp_server.serve("image", DATA), SourceOptions()))
 
 
 def test_data_connection_goes_to_the_same_host(ftp_server: FtpServer) -> None:

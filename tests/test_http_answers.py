@@ -15,7 +15,7 @@ from ssvm_worker.addresses import AddressRule
 from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import Cancelled, SourceDenied, SourceNotFound, SourceUnavailable, StoreUnavailable
 from ssvm_worker.sources import find_source
-from ssvm_worker.sources.access import Access
+from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.http import HttpSource
 from ssvm_worker.sources.proxy import parse_proxy
@@ -288,7 +288,7 @@ def test_hostile_answer(raw_server: Serve, http_server: HttpServer, answer: byte
     with pytest.raises(SourceUnavailable):
         gather(HttpSource(server.url, HASTY))
     urls, checksum = [server.url, http_server.serve("image", DATA)], digest_of(DATA)
-    source = find_source(urls, Access(HASTY), checksum)
+    source = find_source(urls, SourceOptions(HASTY), checksum)
     assert b"".join(Resuming(source, lambda _: None)) == DATA
 
 
@@ -299,7 +299,7 @@ def test_hostile_redirect(raw_server: Serve, http_server: HttpServer, location: 
     server = raw_server(lambda connection, _: connection.sendall(answer))
     with pytest.raises(SourceDenied):
         gather(HttpSource(server.url, LOOPBACK))
-    source = find_source([server.url, http_server.serve("image", DATA)], Access(LOOPBACK), None)
+    source = find_source([server.url, http_server.serve("image", DATA)], SourceOptions(LOOPBACK), None)
     assert gather(source) == DATA
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.jobs.journal import Journal
+from ssvm_worker.jobs.journal import ResumeNote
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Sink
@@ -18,7 +18,7 @@ from tests.waiting import until
 
 def failing(sink: Sink, noted: list[int], leave: Callable[[], None]) -> None:
     """A transfer that fails at its end."""
-    with Journal(sink, noted.append):
+    with ResumeNote(sink, noted.append):
         fill(sink, BIG)
         leave()
         raise KeyError
@@ -27,7 +27,7 @@ def failing(sink: Sink, noted: list[int], leave: Callable[[], None]) -> None:
 def test_notes_while_bytes_come(tmp_path: Path) -> None:
     """Without an end of the transfer, and before it, what is on the disk is noted."""
     noted: list[int] = []
-    with FileStore("primary", tmp_path).writer("object", owner=ME) as sink, Journal(sink, noted.append):
+    with FileStore("primary", tmp_path).writer("object", owner=ME) as sink, ResumeNote(sink, noted.append):
         fill(sink, BIG)
         until(lambda: noted[-1:] == [len(BIG)], "it is noted")
         sink.commit()
@@ -60,7 +60,7 @@ def test_a_note_that_cannot_be_written(tmp_path: Path) -> None:
         tries.append(size)
         raise StoreUnavailable("No", "here")
 
-    with FileStore("primary", tmp_path).writer("object", owner=ME) as sink, Journal(sink, refuse):
+    with FileStore("primary", tmp_path).writer("object", owner=ME) as sink, ResumeNote(sink, refuse):
         fill(sink, BIG)
         until(lambda: tries != [], "it was tried")
         sink.commit()

@@ -18,7 +18,7 @@ from ssvm_worker.grains.sink import GrainSink
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.spill import Spill
+from ssvm_worker.spill import DiskBuffer
 from ssvm_worker.stores.directory import translated
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
@@ -256,7 +256,7 @@ def test_first_error_is_raised() -> None:
         pass
 
 
-@pytest.mark.parametrize("sink", [FileSink, GrainSink, Spill], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("sink", [FileSink, GrainSink, DiskBuffer], ids=lambda each: each.__name__)
 def test_all_sinks_are_left_so(sink: type[object]) -> None:
     """Every sink has that way of being left."""
     assert sink.__exit__ is LeavingAborts.__exit__  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable
-from ssvm_worker.lane import DEPTH, Lane
+from ssvm_worker.lane import DEPTH, SinkThread
 from tests.waiting import PATIENCE_S
 
 
@@ -43,7 +43,7 @@ def stuck() -> Iterator[Stuck]:
     consumer.let_go.set()
 
 
-def fill(lane: Lane, consumer: Stuck) -> None:
+def fill(lane: SinkThread, consumer: Stuck) -> None:
     """Put until nothing more fits: one chunk is with the consumer, DEPTH wait."""
     lane.put(b"first", nothing)
     assert consumer.taken.wait(PATIENCE_S)
@@ -51,7 +51,7 @@ def fill(lane: Lane, consumer: Stuck) -> None:
         lane.put(b"waits", nothing)
 
 
-def broken(error: Exception) -> Lane:
+def broken(error: Exception) -> SinkThread:
     """A lane whose consumer has failed with its first chunk."""
 
     def consume(chunk: bytes) -> None:
@@ -59,7 +59,7 @@ def broken(error: Exception) -> Lane:
         raise error
 
     failed = threading.Event()
-    lane = Lane("broken", consume)
+    lane = SinkThread("broken", consume)
     lane.put(b"x", nothing)
     assert failed.wait(PATIENCE_S)
     return lane
@@ -68,7 +68,7 @@ def broken(error: Exception) -> Lane:
 def test_order() -> None:
     """Every chunk arrives once, in order, before finish returns."""
     seen: list[bytes] = []
-    lane = Lane("disk", seen.append)
+    lane = SinkThread("disk", seen.append)
     chunks = [b"%d" % number for number in range(50)]
     for chunk in chunks:
         lane.put(chunk, nothing)
@@ -98,7 +98,7 @@ def test_dead_consumer_blocks_nobody() -> None:
 
 def test_bounded(stuck: Stuck) -> None:
     """No more than DEPTH chunks wait; the next put looks at the stop flag."""
-    lane = Lane("disk", stuck)
+    lane = SinkThread("disk", stuck)
     fill(lane, stuck)
     with pytest.raises(Cancelled):
         lane.put(b"one too many", cancel)
@@ -106,7 +106,7 @@ def test_bounded(stuck: Stuck) -> None:
 
 def test_stalled_consumer(stuck: Stuck) -> None:
     """A consumer that takes nothing for the stall time is a store that is unavailable, by name."""
-    lane = Lane("archive", stuck, stall_s=0.0)
+    lane = SinkThread("archive", stuck, stall_s=0.0)
     fill(lane, stuck)
     with pytest.raises(StoreUnavailable, match="archive"):
         lane.put(b"one too many", nothing)
@@ -114,7 +114,7 @@ def test_stalled_consumer(stuck: Stuck) -> None:
 
 def test_stalled_at_the_end(stuck: Stuck) -> None:
     """The same while waiting for the last chunks."""
-    lane = Lane("archive", stuck, stall_s=0.0)
+    lane = SinkThread("archive", stuck, stall_s=0.0)
     lane.put(b"first", nothing)
     with pytest.raises(StoreUnavailable, match="archive"):
         lane.finish(nothing)
@@ -122,7 +122,7 @@ def test_stalled_at_the_end(stuck: Stuck) -> None:
 
 def test_cancel_at_the_end(stuck: Stuck) -> None:
     """A cancel reaches whoever waits for the last chunks."""
-    lane = Lane("archive", stuck)
+    lane = SinkThread("archive", stuck)
     lane.put(b"first", nothing)
     with pytest.raises(Cancelled):
         lane.finish(cancel)
@@ -130,7 +130,7 @@ def test_cancel_at_the_end(stuck: Stuck) -> None:
 
 def test_drop_throws_away(stuck: Stuck) -> None:
     """What waits when a lane is dropped is never consumed."""
-    lane = Lane("disk", stuck)
+    lane = SinkThread("disk", stuck)
     fill(lane, stuck)
     threading.Timer(0.05, stuck.let_go.set).start()
     assert lane.drop()
@@ -139,7 +139,7 @@ def test_drop_throws_away(stuck: Stuck) -> None:
 
 def test_drop_that_takes(stuck: Stuck) -> None:
     """Asked to take what waits, a lane that is dropped does, if its consumer is not too slow."""
-    lane = Lane("disk", stuck)
+    lane = SinkThread("disk", stuck)
     fill(lane, stuck)
     threading.Timer(0.05, stuck.let_go.set).start()
     assert lane.drop(PATIENCE_S, take=True)
@@ -148,14 +148,14 @@ def test_drop_that_takes(stuck: Stuck) -> None:
 
 def test_drop_does_not_wait_for_ever(stuck: Stuck) -> None:
     """A stuck consumer is left behind, and the caller is told."""
-    lane = Lane("disk", stuck)
+    lane = SinkThread("disk", stuck)
     fill(lane, stuck)
     assert not lane.drop(patience_s=0.01)
 
 
 def test_drop_twice() -> None:
     """Dropping is safe to repeat, and after the end."""
-    lane = Lane("disk", lambda chunk: None)
+    lane = SinkThread("disk", lambda chunk: None)
     lane.finish(nothing)
     assert lane.drop()
     assert lane.drop()

@@ -8,13 +8,13 @@ import pytest
 
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.jobs import cleanup
-from ssvm_worker.jobs.attempt import NoJobs
-from ssvm_worker.vmware.session import Session
+from ssvm_worker.jobs.attempt import NullJobs
+from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import Bench
 from tests.servers.vcenter import TestVM, address_of
 
 
-class Known(NoJobs):
+class Known(NullJobs):
     """The job named ended has ended; another one runs, and of all others nothing is known."""
 
     def ended(self, job_id: str) -> bool:
@@ -25,7 +25,7 @@ class Known(NoJobs):
 @pytest.fixture
 def snapshots(bench: Bench, vm: TestVM) -> Any:
     """Two-day-old snapshots of jobs that have ended, run, and are unknown, and one that somebody else made."""
-    with Session(address_of(bench.vcenter)) as session:
+    with VCenterSession(address_of(bench.vcenter)) as session:
         it = session.find_vm(vm.machine.id)
         made = [it.make_snapshot(job_id) for job_id in ("ended", "runs", "unknown")]
         theirs = it._it.CreateSnapshotEx_Task(name="before the upgrade", description="by hand", memory=False)

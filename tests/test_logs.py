@@ -15,7 +15,7 @@ import pytest
 
 from ssvm_worker import logs
 from ssvm_worker.errors import ConfigError
-from ssvm_worker.settings import Log
+from ssvm_worker.settings import LogSection
 from tests.servers.syslog import Syslog
 from tests.servers.worker import until
 
@@ -29,7 +29,7 @@ def logged(**given: object) -> Iterator[io.StringIO]:
     before, level = root.handlers[:], root.level
     root.handlers.clear()  # pytest's own, which must not be closed
     try:
-        logs.start(Log.model_validate(given), stream=text)
+        logs.start(LogSection.model_validate(given), stream=text)
         yield text
     finally:
         for each in root.handlers:

@@ -6,7 +6,7 @@ import pytest
 
 from ssvm_worker.errors import StoreFull
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Usage, put_bytes
+from ssvm_worker.stream import StoreUsage, put_bytes
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import BIG, ME, StoreContract, fill
 
@@ -42,4 +42,4 @@ def test_usage_counts_objects() -> None:
     """Usage sums the objects' sizes and leaves the rest of the capacity free."""
     store = MemoryStore(capacity=100)
     put_bytes(store, "a", b"x" * 30, ME)
-    assert store.usage() == Usage(100, 30, 70)
+    assert store.usage() == StoreUsage(100, 30, 70)

@@ -25,7 +25,7 @@ from ssvm_worker import assembly, health, metrics, storewatch
 from ssvm_worker.config import parse
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.ledger import INBOUND, Ledger, NewJob
-from ssvm_worker.ledger.registry import Registry, WorkerInfo
+from ssvm_worker.ledger.registry import WorkerInfo, WorkerRegistry
 from ssvm_worker.ledger.slots import SharedSlots
 from ssvm_worker.settings import Settings
 from tests.neighbours import free_port, missing
@@ -49,13 +49,13 @@ def settings(broker: Broker) -> Settings:
 
 
 @pytest.fixture
-def registry(broker: Broker) -> Registry:
+def registry(broker: Broker) -> WorkerRegistry:
     """The workers of that broker."""
-    return Registry(broker.url, prefix=broker.prefix)
+    return WorkerRegistry(broker.url, prefix=broker.prefix)
 
 
 @pytest.fixture
-def busy(broker: Broker, registry: Registry) -> Iterator[Ledger]:
+def busy(broker: Broker, registry: WorkerRegistry) -> Iterator[Ledger]:
     """A job that runs, one that waits, one that has failed, a worker, and a lease of an ESXi host."""
     with Ledger(broker.url, prefix=broker.prefix, claim_s=100) as ledger:
         for job_id in ("runs", "fails", "waits"):
@@ -157,7 +157,7 @@ SITUATIONS: dict[str, tuple[str, set[str]]] = {
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_alerts(settings: Settings, broker: Broker, registry: Registry, tmp_path: Path, situation: str) -> None:
+def test_alerts(settings: Settings, broker: Broker, registry: WorkerRegistry, tmp_path: Path, situation: str) -> None:
     """From what `ssvm metrics` says in a situation, exactly the alerts of that situation fire."""
     own = WORKER if situation == "killed" else replace(WORKER, every_s=1e9)
     if situation != "stopped":
@@ -182,7 +182,7 @@ def test_alerts(settings: Settings, broker: Broker, registry: Registry, tmp_path
     check_alerts(samples(settings, STORES[:1]), expected, tmp_path)
 
 
-def shift(broker: Broker, registry: Registry, seconds: float) -> None:
+def shift(broker: Broker, registry: WorkerRegistry, seconds: float) -> None:
     """All workers were last heard of so long ago."""
     registry._redis.zincrby(f"{broker.prefix}ssvm.workers:seen", -seconds, WORKER.name)
     assert [each.state for each in registry.workers()] == ["Down"]
@@ -304,7 +304,7 @@ def get(url: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_over_http(address: str, registry: Registry) -> None:
+def test_over_http(address: str, registry: WorkerRegistry) -> None:
     """/metrics has them all; /livez answers; /readyz says why no job would be taken."""
     assert get(f"{address}/livez") == (200, "ok\n")
     status, why = get(f"{address}/readyz")
@@ -315,7 +315,7 @@ def test_over_http(address: str, registry: Registry) -> None:
     assert get(f"{address}/else")[0] == 404
 
 
-def test_probes(settings: Settings, registry: Registry) -> None:
+def test_probes(settings: Settings, registry: WorkerRegistry) -> None:
     """A host's worker lives while it says so; one that drains lives, but is not ready."""
     host = WORKER.host
     assert "No worker" in health.dead(settings, host)

@@ -21,7 +21,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.request import parse_request, redact
 from ssvm_worker.sources import find_source, open_source
-from ssvm_worker.sources.access import Access
+from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.metalink import is_metalink, parse_metalink
 from ssvm_worker.sources.mirrors import Mirrors, Offer
@@ -32,7 +32,7 @@ from tests.attempts import attempt
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.servers.http import HttpServer
 
-ACCESS = Access(HttpSettings(AddressRule(("127.0.0.0/8",))))
+ACCESS = SourceOptions(HttpSettings(AddressRule(("127.0.0.0/8",))))
 CHECKSUM = Digest("sha256", hashlib.sha256(DATA).hexdigest())
 HALF = len(DATA) // 2
 
@@ -151,7 +151,7 @@ def test_a_later_attempt_asks_the_same_place(http_server: HttpServer, other: Htt
 
 def test_credentials_stay_with_the_first_url(http_server: HttpServer, other: HttpServer) -> None:
     """What is secret is sent to the URL that it was given for, and to no mirror."""
-    access = Access(ACCESS.http, {"Authorization": "Bearer s"})
+    access = SourceOptions(ACCESS.http, {"Authorization": "Bearer s"})
     gather(find_source([http_server.url("nothing"), other.serve("image", DATA)], access, CHECKSUM))
     assert http_server.requests[0].headers["Authorization"] == "Bearer s"
     assert other.requests[0].headers["Authorization"] is None

@@ -17,8 +17,8 @@ from ssvm_worker.errors import StoreAway
 from ssvm_worker.mounts import nfs_mounts, stores_away
 from ssvm_worker.stores.mountinfo import mounts
 from ssvm_worker.stores.nfs import NfsSettings, NfsStore
-from ssvm_worker.stores.nfs_health import SharedHealth
-from ssvm_worker.stores.nfs_probe import FAILED, HUNG, OK, STALE, Probed, probe
+from ssvm_worker.stores.nfs_health import SharedExportHealth
+from ssvm_worker.stores.nfs_probe import FAILED, HUNG, OK, STALE, ProbeResult, probe
 from tests.contracts.store import get, keys, put
 from tests.servers.exports import ADDRESS, MemoryExports, memory_exports
 from tests.waiting import PATIENCE_S
@@ -60,14 +60,14 @@ def test_probe(tmp_path: Path) -> None:
     assert found.state == OK
     assert found.usage
     assert found.usage[0] > 0
-    assert probe(str(tmp_path / "none"), 30.0) == Probed(FAILED, "No such file or directory")
+    assert probe(str(tmp_path / "none"), 30.0) == ProbeResult(FAILED, "No such file or directory")
 
 
 def test_probe_that_hangs(tmp_path: Path) -> None:
     """A child that does not come back by its deadline is killed, with what it has started."""
     pids = tmp_path / "pids"
     found = probe("/", 1.0, ["sh", "-c", f"sleep 1000 & echo $$ $! > {pids}; wait"])
-    assert found == Probed(HUNG, "no answer within 1 s")
+    assert found == ProbeResult(HUNG, "no answer within 1 s")
     first, second = map(int, pids.read_text().split())
     while not (ended(first) and ended(second)):
         time.sleep(0.05)  # a kill is an order; on a busy machine it takes a while to be carried out
@@ -118,7 +118,7 @@ def test_answers_again(exports: MemoryExports, stored: Path) -> None:
         keys(store)
     exports.forget()
     store = open_store(exports)
-    store.mounted.health = SharedHealth(store.mounted.places.file("health"), SOURCE, clock=lambda: 1e12)
+    store.mounted.health = SharedExportHealth(store.mounted.places.file("health"), SOURCE, clock=lambda: 1e12)
     assert list(keys(store)) == ["object"]
     assert store.mounted.health.read().breaker.state == CLOSED
 
@@ -148,9 +148,9 @@ def test_half_a_file(tmp_path: Path) -> None:
     """A health file that cannot be understood says that nothing is known."""
     place = tmp_path / "x.health"
     place.write_text('{"breaker": {"state"')
-    health = SharedHealth(place, SOURCE)
+    health = SharedExportHealth(place, SOURCE)
     health.begin(1.0)
-    health.note(Probed(HUNG, "no answer"))
+    health.note(ProbeResult(HUNG, "no answer"))
     with pytest.raises(StoreAway, match="no answer"):
         health.begin(1.0)
     assert os.listdir(tmp_path)
@@ -159,13 +159,13 @@ def test_half_a_file(tmp_path: Path) -> None:
 def test_one_try(tmp_path: Path) -> None:
     """When an open breaker is due one process may try, and the next is refused while it does."""
     now = [1000.0]
-    health = SharedHealth(tmp_path / "x.health", SOURCE, clock=lambda: now[0])
+    health = SharedExportHealth(tmp_path / "x.health", SOURCE, clock=lambda: now[0])
     health.fail("it cannot be mounted")
     now[0] = 1005.0
     health.begin(10.0)
     with pytest.raises(StoreAway):
         health.begin(10.0)
-    health.note(Probed(OK, usage=(3, 2, 1)))
+    health.note(ProbeResult(OK, usage=(3, 2, 1)))
     health.begin(10.0)
     assert health.read().usage == (3, 2, 1)
 

@@ -10,17 +10,17 @@ import sys
 from pathlib import Path
 
 from ssvm_worker.stores import nfs_helper
-from ssvm_worker.stores.nfs_helper import Helper, Ran
+from ssvm_worker.stores.nfs_helper import CommandHelper, CommandResult
 from tests.waiting import PATIENCE_S, until
 
 
-def shell(script: str, deadline_s: float = PATIENCE_S, held: int | None = None) -> Ran:
+def shell(script: str, deadline_s: float = PATIENCE_S, held: int | None = None) -> CommandResult:
     return nfs_helper.run(["sh", "-c", script], deadline_s, held)
 
 
 def test_how_it_ended() -> None:
     """Status, output and errors come back, in English whatever the administrator speaks."""
-    assert shell("echo out; echo wrong >&2; exit 3") == Ran(3, "out\n", "wrong\n")
+    assert shell("echo out; echo wrong >&2; exit 3") == CommandResult(3, "out\n", "wrong\n")
     assert shell("echo $LC_ALL").out == "C\n"
 
 
@@ -33,7 +33,7 @@ def test_no_such_command() -> None:
 def test_deadline(tmp_path: Path) -> None:
     """What has not ended by its deadline is killed, with all that it has started; others go on meanwhile."""
     pids = tmp_path / "pids"
-    assert shell(f"sleep 1000 & echo $$ $! > {pids}; wait", 1.0) == Ran(None)
+    assert shell(f"sleep 1000 & echo $$ $! > {pids}; wait", 1.0) == CommandResult(None)
     for pid in pids.read_text().split():
         until(lambda pid=pid: _has_ended(int(pid)), "it was killed")  # type: ignore[misc]
     assert shell("echo on").out == "on\n"
@@ -85,7 +85,7 @@ def test_helper_ends_with_its_process() -> None:
 def test_a_fork_has_its_own() -> None:
     """A process that was forked does not use, or end, its parent's helper."""
     first = nfs_helper.start()
-    assert isinstance(first, Helper)
+    assert isinstance(first, CommandHelper)
     child = os.fork()
     if not child:
         os._exit(nfs_helper.start() is first)

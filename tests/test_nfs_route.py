@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ssvm_worker.errors import ConfigError, StoreUnavailable
-from ssvm_worker.stores.nfs_route import Route, source_to
+from ssvm_worker.stores.nfs_route import NetworkPath, source_to
 
 
 def refuse(command: object) -> str:
@@ -18,27 +18,27 @@ def refuse(command: object) -> str:
 
 def test_our_address_already() -> None:
     """Where the kernel takes our address anyway, or none was given, nothing is changed."""
-    Route("127.0.0.1").see_to("127.0.0.1", 2049, refuse)
-    Route("127.0.0.1", "127.0.0.9").see_to("localhost", 2049, refuse)
-    Route().see_to("no.such.host.invalid", 2049, refuse)
+    NetworkPath("127.0.0.1").see_to("127.0.0.1", 2049, refuse)
+    NetworkPath("127.0.0.1", "127.0.0.9").see_to("localhost", 2049, refuse)
+    NetworkPath().see_to("no.such.host.invalid", 2049, refuse)
 
 
 def test_another_address() -> None:
     """Where it would take another, and no gateway is known, the error says which, and the route to make."""
     with pytest.raises(ConfigError, match=r"from 127\.0\.0\.1, not from .* 10\.1\.2\.3.*src 10\.1\.2\.3"):
-        Route("10.1.2.3").see_to("127.0.0.1", 2049, refuse)
+        NetworkPath("10.1.2.3").see_to("127.0.0.1", 2049, refuse)
 
 
 def test_route_that_is_refused() -> None:
     """What `ip` says when it may not is told."""
     with pytest.raises(ConfigError, match="not permitted"):
-        Route("10.1.2.3", "10.1.2.1").see_to("127.0.0.1", 2049, lambda _: "Operation not permitted")
+        NetworkPath("10.1.2.3", "10.1.2.1").see_to("127.0.0.1", 2049, lambda _: "Operation not permitted")
 
 
 def test_unknown_host() -> None:
     """A name without an address may have one later."""
     with pytest.raises(StoreUnavailable, match="No address"):
-        Route("10.1.2.3").see_to("no.such.host.invalid", 2049, refuse)
+        NetworkPath("10.1.2.3").see_to("no.such.host.invalid", 2049, refuse)
 
 
 def test_no_route() -> None:

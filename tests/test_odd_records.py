@@ -15,10 +15,10 @@ from ssvm_worker.brokerurl import redis_url
 from ssvm_worker.cli import main
 from ssvm_worker.ledger import Ledger, NewJob
 from ssvm_worker.ledger.callback import Callbacks, CallbackSettings
-from ssvm_worker.ledger.figures import Figures
+from ssvm_worker.ledger.figures import JobMetrics
 from ssvm_worker.ledger.links import LinkBook
-from ssvm_worker.ledger.registry import Registry
-from ssvm_worker.ledger.verdicts import SharedVerdicts
+from ssvm_worker.ledger.registry import WorkerRegistry
+from ssvm_worker.ledger.verdicts import SharedScrubResults
 from tests.servers.broker import Broker
 from tests.servers.receiver import Receiver
 
@@ -112,7 +112,7 @@ def test_counters_with_odd_names(ledger: Ledger, broker: Broker) -> None:
         client.hset(f"{broker.prefix}ssvm.ledger:counts", mapping={"x": 1, "queued a b c download": 2, "  ": 1})
     assert [each.job_id for each in ledger.page()] == ["good"]
     assert ledger.live() == set()
-    figures = Figures(broker.url, prefix=broker.prefix)
+    figures = JobMetrics(broker.url, prefix=broker.prefix)
     assert {("z", "download"), ("a b c", "download")} <= {(each.zone, each.lane) for each in figures.lanes()}
     figures.close()
 
@@ -123,7 +123,7 @@ def test_endings_of_odd_zones(ledger: Ledger, broker: Broker) -> None:
     claim = ledger.claim("odd", "w")
     assert claim
     ledger.finish(claim, "failed", error={"error": "TooLarge"})
-    figures = Figures(broker.url, prefix=broker.prefix)
+    figures = JobMetrics(broker.url, prefix=broker.prefix)
     assert figures.endings() == {("download", "upload", "a b", "failed", "TooLarge"): 1}
     assert figures.moved() == {("download", "a b"): 0}
     figures.close()
@@ -147,8 +147,8 @@ def test_odd_worker_link_and_finding(broker: Broker) -> None:
         client.zadd(f"{broker.prefix}ssvm.workers:seen", {"w1": 1, "w2": 2, "w3": 3})
         client.set(f"{broker.prefix}ssvm.links:l1", "{}")
         client.zadd(f"{broker.prefix}ssvm.links", {"GET l1": 9e9})
-    registry, book = Registry(broker.url, prefix=broker.prefix), LinkBook(broker.url, prefix=broker.prefix)
-    verdicts = SharedVerdicts(broker.url, prefix=broker.prefix)
+    registry, book = WorkerRegistry(broker.url, prefix=broker.prefix), LinkBook(broker.url, prefix=broker.prefix)
+    verdicts = SharedScrubResults(broker.url, prefix=broker.prefix)
     assert (registry.workers(), list(book.all()), book.find("l1")) == ([], [], None)
     verdicts.note("primary", "template/tmpl/2/7", ["is missing"], "j")
     with raw(broker) as client:

@@ -20,7 +20,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.sources.access import Access
+from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.file import FileSource, FileVersion
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
@@ -135,7 +135,7 @@ def incoming(tmp_path: Path) -> Path:
 
 
 def file_source(path: Path, *allowed: Path, version: FileVersion | None = None) -> FileSource:
-    return FileSource(f"file://{path}", Access(directories=allowed), version)
+    return FileSource(f"file://{path}", SourceOptions(directories=allowed), version)
 
 
 class TestFileSource(SourceContract):
@@ -174,7 +174,7 @@ def test_file_job(incoming: Path) -> None:
 def test_file_outside(incoming: Path, url: str) -> None:
     """A path outside the allowed directories, or one that is not plain, is an error of the request."""
     with pytest.raises(InvalidRequest):
-        FileSource(url.replace("{incoming}", str(incoming)), Access(directories=(incoming,)))
+        FileSource(url.replace("{incoming}", str(incoming)), SourceOptions(directories=(incoming,)))
 
 
 def test_no_directory_is_allowed_by_itself() -> None:

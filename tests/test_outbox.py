@@ -11,7 +11,7 @@ from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config import parse
 from ssvm_worker.ledger import Ledger, NewJob
 from ssvm_worker.settings import Settings
-from tasks.outbox import Outbox
+from tasks.outbox import CallbackSender
 from tests.servers.broker import Broker
 from tests.servers.receiver import Receiver
 from tests.waiting import until
@@ -33,9 +33,9 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def outbox(settings: Settings) -> Iterator[Outbox]:
+def outbox(settings: Settings) -> Iterator[CallbackSender]:
     """What a worker runs."""
-    found = Outbox(settings, 0.05)
+    found = CallbackSender(settings, 0.05)
     found.start()
     yield found
     found.stop()
@@ -52,7 +52,7 @@ def state(ledger: Ledger, job_id: str) -> str:
     return ledger.get(job_id).callback.state
 
 
-def test_slow_receivers(ledger: Ledger, outbox: Outbox) -> None:
+def test_slow_receivers(ledger: Ledger, outbox: CallbackSender) -> None:
     """Three receivers that never answer, with ten callbacks each, leave threads to the others."""
     silent = [socket.create_server(("127.0.0.1", 0), backlog=64) for _ in range(3)]
     for number, each in enumerate(silent):
@@ -67,7 +67,7 @@ def test_slow_receivers(ledger: Ledger, outbox: Outbox) -> None:
         each.close()
 
 
-def test_many(ledger: Ledger, outbox: Outbox) -> None:
+def test_many(ledger: Ledger, outbox: CallbackSender) -> None:
     """A receiver of more callbacks than one look finds gets all of them, each once."""
     with Receiver() as receiver:
         for count in range(600):

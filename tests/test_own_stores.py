@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ssvm_worker import config
-from ssvm_worker.assembly import Outside
+from ssvm_worker.assembly import ConfiguredConnections
 from ssvm_worker.errors import ConfigError, InvalidRequest
 from ssvm_worker.jobs import download, upload
 from ssvm_worker.ownstores import refuse_stores
@@ -106,7 +106,7 @@ def test_a_directory_that_is_a_store(tmp_path: Path) -> None:
     given = {"stores": {"local": {"url": f"file://{tmp_path}/store"}}, "download": allowed}
     for path in (f"store/{KEY}", f"link/{KEY}", f"x/../store/{KEY}"):
         with pytest.raises(InvalidRequest, match="local"):
-            Outside(config.parse(given, "test"))._origins().source(
+            ConfiguredConnections(config.parse(given, "test"))._origins().source(
                 [f"file://{tmp_path}/{path}"],
                 headers={},
                 credentials=None,
@@ -177,7 +177,7 @@ def test_download_out_of_an_allowed_store(town: Town, s3_server: S3Server, s3_bu
 
 
 def named(url: str, given: dict[str, Any]) -> None:
-    Outside(config.parse(SETTINGS | {"credentials": {"c": given}}, "test"))._origins().source(
+    ConfiguredConnections(config.parse(SETTINGS | {"credentials": {"c": given}}, "test"))._origins().source(
         [url], headers={}, credentials="c", checksum=None, check=lambda: None, validator=None
     )
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import Cancelled
-from ssvm_worker.pace import Pace, paced
+from ssvm_worker.pace import SharedRateLimit, paced
 
 
-def total(pace: Pace, sizes: list[int], rate: float) -> float:
+def total(pace: SharedRateLimit, sizes: list[int], rate: float) -> float:
     """Seconds that the last of these has to wait, as nobody waits here."""
     return [pace.delay(size, rate) for size in sizes][-1]
 
@@ -23,17 +23,17 @@ def total(pace: Pace, sizes: list[int], rate: float) -> float:
 def test_rate() -> None:
     """Bytes above the rate wait until the time has paid for them, but for a tenth of a second's worth."""
     started = time.monotonic()
-    assert total(Pace(), [1000] * 10, 1000.0) + time.monotonic() - started >= 9.8
+    assert total(SharedRateLimit(), [1000] * 10, 1000.0) + time.monotonic() - started >= 9.8
 
 
 def test_fast_enough() -> None:
     """Bytes below the rate do not wait."""
-    assert total(Pace(), [1], 1e9) == 0
+    assert total(SharedRateLimit(), [1], 1e9) == 0
 
 
 def test_shared_by_processes() -> None:
     """What another process let through is paid for by all."""
-    pace = Pace()
+    pace = SharedRateLimit()
     started = time.monotonic()
     if not (child := os.fork()):
         pace.delay(5000, 1000.0)
@@ -46,7 +46,7 @@ def test_paced() -> None:
     """The strictest limit decides, and the chunks are those that came."""
     waits: list[float] = []
     chunks = [b"a" * 100, b"b" * 100]
-    assert list(paced(chunks, [(Pace(), 1000.0), (Pace(), 10.0)], waits.append)) == chunks
+    assert list(paced(chunks, [(SharedRateLimit(), 1000.0), (SharedRateLimit(), 10.0)], waits.append)) == chunks
     assert waits == [pytest.approx(9.9, abs=0.5), pytest.approx(19.9, abs=0.5)]
 
 
@@ -57,12 +57,12 @@ def test_cancel() -> None:
         raise Cancelled("user")
 
     with pytest.raises(Cancelled):
-        list(paced([b"a" * 1000], [(Pace(), 1.0)], wait))
+        list(paced([b"a" * 1000], [(SharedRateLimit(), 1.0)], wait))
 
 
 def test_shared_by_threads() -> None:
     """What several threads let through at once is all counted."""
-    pace, start, count = Pace(), threading.Barrier(8), 200
+    pace, start, count = SharedRateLimit(), threading.Barrier(8), 200
 
     def run() -> None:
         start.wait()

@@ -18,7 +18,7 @@ from ssvm_worker.cli.output import Bar, Output
 from ssvm_worker.cli.queue import _ending
 from ssvm_worker.errors import SourceDenied
 from ssvm_worker.printable import printable
-from ssvm_worker.settings import Log
+from ssvm_worker.settings import LogSection
 
 UNSAFE = "\x00\x07\x08\x1b\x7f\x80\x9b\x9f\u061c\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\ud800\udfff\r"
 HOSTILE = f"550 no{UNSAFE}\n2026-11-28 00:00:00,000 INFO job victim succeeded"
@@ -86,7 +86,7 @@ def stream() -> Iterator[io.StringIO]:
 @pytest.mark.parametrize("form", ["text", "json", "keyvalue"])
 def test_log(stream: io.StringIO, form: Any) -> None:
     """A line of the log is one line in each form, and the lines of a traceback pass for none."""
-    logs.start(Log(format=form), stream=stream)
+    logs.start(LogSection(format=form), stream=stream)
     log = logging.getLogger("ssvm.test")
     log.warning("the server said: %s", HOSTILE)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.ledger import Ledger, NewJob, Taken
+from ssvm_worker.ledger import ClaimedJob, Ledger, NewJob
 from tests.servers.broker import Broker
 
 #: Of ten claims one goes by age alone.
@@ -48,7 +48,7 @@ def take(ledger: Ledger, count: int = 1000) -> list[str]:
     return found
 
 
-def end(ledger: Ledger, taken: Taken) -> list[str]:
+def end(ledger: Ledger, taken: ClaimedJob) -> list[str]:
     """The job succeeds; who may run now."""
     claim = ledger.begin(taken.job_id, taken.token)
     assert claim

@@ -20,7 +20,7 @@ from ssvm_worker.errors import ConfigError, CorruptImage, QuotaExceeded, StoreUn
 from ssvm_worker.jobs import copy, delete, download, verify
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger.quota import SharedQuota
-from ssvm_worker.quota import Limits, LocalQuota, Quota, Usage
+from ssvm_worker.quota import AccountUsage, LocalQuota, Quota, QuotaLimits
 from ssvm_worker.stores.memory import MemoryStore
 from tests import images
 from tests.attempts import attempt
@@ -74,7 +74,7 @@ def test_dead_worker(broker: Broker) -> None:
     quota = SharedQuota(broker.url, prefix=broker.prefix, claim_s=CLAIM_S)
     renewed = time.monotonic() + 2 * CLAIM_S
     until(lambda: time.monotonic() > renewed, "two claims' time has passed")
-    assert list(quota.usage()) == [Usage("acme", 0, 80)]
+    assert list(quota.usage()) == [AccountUsage("acme", 0, 80)]
     worker.kill()
     until(lambda: not any(each.reserved for each in quota.usage()), "it is free")
 
@@ -98,7 +98,7 @@ class World:
         self.server = server
 
     def attempt(self, limit: int | None = None, **given: Any) -> Any:
-        quotas = Limits(None, {"acme": limit})
+        quotas = QuotaLimits(None, {"acme": limit})
         return attempt(self.store, self.other, quota=self.quota, quotas=quotas, **given)
 
     def fetch(self, limit: int | None = None, id_: str = "1", url: str = "", **fields: Any) -> Any:
@@ -252,7 +252,7 @@ def test_broker_away(world: World) -> None:
 def test_settings(given: dict[str, Any], limits: dict[str, int | None]) -> None:
     """An account's own limit comes before the default; bytes or a size with its unit."""
     quota = config.parse({"quota": given}, "test").quota
-    assert {each: Limits(quota.default, quota.accounts).of(each) for each in limits} == limits
+    assert {each: QuotaLimits(quota.default, quota.accounts).of(each) for each in limits} == limits
 
 
 @pytest.mark.parametrize("wrong", ["much", "-5", -5])

@@ -6,19 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from ssvm_worker.ledger.registry import Registry, WorkerInfo
+from ssvm_worker.ledger.registry import WorkerInfo, WorkerRegistry
 from tests.servers.broker import Broker
 
 WORKER = WorkerInfo("z-1@host", "host", "z", ("download", "upload"), 2, "1.0", started=1.0)
 
 
 @pytest.fixture
-def registry(broker: Broker) -> Registry:
+def registry(broker: Broker) -> WorkerRegistry:
     """The workers of one broker."""
-    return Registry(broker.url, prefix=broker.prefix)
+    return WorkerRegistry(broker.url, prefix=broker.prefix)
 
 
-def test_a_worker_is_shown_as_it_describes_itself(registry: Registry) -> None:
+def test_a_worker_is_shown_as_it_describes_itself(registry: WorkerRegistry) -> None:
     """Zone, lanes, capacity, version and what it is doing."""
     registry.beat(replace(WORKER, active=1))
     (found,) = registry.workers()
@@ -42,13 +42,13 @@ def test_a_worker_is_shown_as_it_describes_itself(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("changes", "state"), [({}, "Up"), ({"draining": True}, "Draining"), ({"every_s": -100.0}, "Down")]
 )
-def test_state(registry: Registry, changes: dict[str, float], state: str) -> None:
+def test_state(registry: WorkerRegistry, changes: dict[str, float], state: str) -> None:
     """Up while it speaks, Draining once it says so, Down when it has been silent for three of its intervals."""
     registry.beat(replace(WORKER, **changes))  # type: ignore[arg-type]
     assert registry.workers()[0].state == state
 
 
-def test_by_zone(registry: Registry) -> None:
+def test_by_zone(registry: WorkerRegistry) -> None:
     """Workers of one zone, or all of them by zone and name."""
     for name, zone in (("b", "z2"), ("c", "z1"), ("a", "z2")):
         registry.beat(replace(WORKER, name=name, zone=zone))
@@ -56,14 +56,14 @@ def test_by_zone(registry: Registry) -> None:
     assert [each.info.name for each in registry.workers("z2")] == ["a", "b"]
 
 
-def test_one_that_leaves_is_gone(registry: Registry) -> None:
+def test_one_that_leaves_is_gone(registry: WorkerRegistry) -> None:
     """A worker that ends in good order is not shown as down."""
     registry.beat(WORKER)
     registry.leave(WORKER.name)
     assert registry.workers() == []
 
 
-def test_clock_was_set_back(registry: Registry, broker: Broker) -> None:
+def test_clock_was_set_back(registry: WorkerRegistry, broker: Broker) -> None:
     """A dead worker does not stay up for the hours that the broker's clock has lost."""
     registry.beat(WORKER)
     with broker.client() as client:

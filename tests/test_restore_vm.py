@@ -37,7 +37,7 @@ from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Owner, Store, put_bytes, read_bytes
 from ssvm_worker.units import KiB, MiB
-from ssvm_worker.vmware.session import Options, Session
+from ssvm_worker.vmware.session import ExportOptions, VCenterSession
 from tests.backup_bench import Bench
 from tests.backups import BACKUP, content, store_backup
 from tests.faults import store_corrupting
@@ -61,7 +61,7 @@ class Restores:
     def __init__(self, vcenter: VCenterSimulator) -> None:
         self.vcenter = vcenter
         self.store: Store = MemoryStore("primary")
-        self.options = Options(lease_ready_s=60)
+        self.options = ExportOptions(lease_ready_s=60)
         self.address: dict[str, Any] = {}
         #: Leases that an earlier test's killed worker holds until they time out.
         self._others = self._open_leases()
@@ -75,7 +75,7 @@ class Restores:
 
     def find(self, name: str = "") -> str:
         """The id of the VM of that name, else of the test's own; empty if there is none."""
-        with Session(address_of(self.vcenter)) as session:
+        with VCenterSession(address_of(self.vcenter)) as session:
             try:
                 return session.find_vm(f"/DC0/vm/{name or PLACE['name']}").moref
             except SourceNotFound:
@@ -129,9 +129,9 @@ def test_standalone_host(esx: VCenterSimulator) -> None:
     """A standalone ESXi host takes a VM as well; it is the only place there is, so none need be named."""
     store = MemoryStore("primary")
     store_backup(store, DISKS[0])
-    trying = Attempt("job-1", {"primary": store}, doors(esx, options=Options()))
+    trying = Attempt("job-1", {"primary": store}, doors(esx, options=ExportOptions()))
     made = restore.run(asked(pool=None), trying)
-    with Session(address_of(esx)) as session:
+    with VCenterSession(address_of(esx)) as session:
         assert session.find_vm(made["vm"]).hardware().disks[0].capacity == len(DISKS[0])
     restore.discard(asked(pool=None), trying)
 
@@ -213,7 +213,7 @@ def test_faults(restores: Restores, name: str) -> None:
 
 def test_never_ready(restores: Restores) -> None:
     """A lease that never gets ready is given up, and the VM with it."""
-    restores.options = Options(lease_ready_s=1)
+    restores.options = ExportOptions(lease_ready_s=1)
     restores.vcenter.fault(never_ready=True)
     assert isinstance(restores.fail(), LeaseLost)
 

@@ -20,7 +20,7 @@ from ssvm_worker.cli import main
 from ssvm_worker.errors import Cancelled, InvalidRequest
 from ssvm_worker.jobs import cleanup
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.jobs.retention import Backup, Rule, Rules, kept
+from ssvm_worker.jobs.retention import BackupAge, RetentionRule, RetentionRules, kept
 from ssvm_worker.keys import Artifact
 from ssvm_worker.ledger import Claim, NewJob
 from ssvm_worker.manifest import Entry, Manifest, artifacts_below, write_manifest
@@ -28,7 +28,7 @@ from ssvm_worker.quota import LocalQuota
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Owner, Store, put_bytes
-from ssvm_worker.verdicts import LocalVerdicts
+from ssvm_worker.verdicts import LocalScrubResults
 from tests.attempts import attempt
 from tests.grain_bench import packs, restored
 from tests.servers.broker import Broker
@@ -41,12 +41,12 @@ START = datetime(2025, 1, 1, 2, tzinfo=UTC)
 OWNER = Owner("j", 1)
 
 
-def day(number: float, **known: Any) -> Backup:
+def day(number: float, **known: Any) -> BackupAge:
     """A backup of 2 o'clock on that day, from 0."""
-    return Backup(f"d{number:g}", (START + timedelta(days=number)).timestamp(), **known)
+    return BackupAge(f"d{number:g}", (START + timedelta(days=number)).timestamp(), **known)
 
 
-def stays(rule: Rule, *backups: Backup) -> list[str]:
+def stays(rule: RetentionRule, *backups: BackupAge) -> list[str]:
     """In the order in which they were made."""
     found = kept(rule, backups)
     return [each.id for each in sorted(backups, key=lambda each: each.created) if each.id in found]
@@ -62,17 +62,19 @@ YEAR = [day(each) for each in range(365)]
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        pytest.param(Rule(keep_last=1), days(364), id="last"),
-        pytest.param(Rule(keep_last=3), days(362, 363, 364), id="last three"),
-        pytest.param(Rule(keep_daily=2), days(363, 364), id="daily"),
-        pytest.param(Rule(keep_weekly=3), days(354, 361, 364), id="weekly: Sundays, and this week's last"),
-        pytest.param(Rule(keep_monthly=3), days(303, 333, 364), id="monthly: the last of each month"),
-        pytest.param(Rule(keep_monthly=99), days(30, 58, 89, 119, 150, 180, 211, 242, 272, 303, 333, 364), id="a year"),
-        pytest.param(Rule(2, 3, 2, 2), days(333, 361, 362, 363, 364), id="together: what any of them keeps"),
-        pytest.param(Rule(), [each.id for each in YEAR], id="no rule keeps all"),
+        pytest.param(RetentionRule(keep_last=1), days(364), id="last"),
+        pytest.param(RetentionRule(keep_last=3), days(362, 363, 364), id="last three"),
+        pytest.param(RetentionRule(keep_daily=2), days(363, 364), id="daily"),
+        pytest.param(RetentionRule(keep_weekly=3), days(354, 361, 364), id="weekly: Sundays, and this week's last"),
+        pytest.param(RetentionRule(keep_monthly=3), days(303, 333, 364), id="monthly: the last of each month"),
+        pytest.param(
+            RetentionRule(keep_monthly=99), days(30, 58, 89, 119, 150, 180, 211, 242, 272, 303, 333, 364), id="a year"
+        ),
+        pytest.param(RetentionRule(2, 3, 2, 2), days(333, 361, 362, 363, 364), id="together: what any of them keeps"),
+        pytest.param(RetentionRule(), [each.id for each in YEAR], id="no rule keeps all"),
     ],
 )
-def test_a_year_of_days(rule: Rule, expected: list[str]) -> None:
+def test_a_year_of_days(rule: RetentionRule, expected: list[str]) -> None:
     """Of a backup every day for a year those stay that the rule names."""
     assert stays(rule, *YEAR) == expected
 
@@ -80,15 +82,23 @@ def test_a_year_of_days(rule: Rule, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("rule", "backups", "expected"),
     [
-        pytest.param(Rule(keep_daily=2), [day(0), day(0.1), day(0.2), day(5)], days(0.2, 5), id="days without any"),
-        pytest.param(Rule(keep_daily=1), [day(0.9), day(0.92)], days(0.92), id="one day, by UTC: before midnight"),
-        pytest.param(Rule(keep_daily=2), [day(0.91), day(0.92)], days(0.91, 0.92), id="two days: across midnight"),
-        pytest.param(Rule(keep_weekly=2), [day(-3), day(-2), day(4)], days(-3, 4), id="ISO week: one over New Year"),
-        pytest.param(Rule(keep_last=2), [day(1)], days(1), id="fewer than the rule keeps"),
-        pytest.param(Rule(keep_last=5), [], [], id="none"),
+        pytest.param(
+            RetentionRule(keep_daily=2), [day(0), day(0.1), day(0.2), day(5)], days(0.2, 5), id="days without any"
+        ),
+        pytest.param(
+            RetentionRule(keep_daily=1), [day(0.9), day(0.92)], days(0.92), id="one day, by UTC: before midnight"
+        ),
+        pytest.param(
+            RetentionRule(keep_daily=2), [day(0.91), day(0.92)], days(0.91, 0.92), id="two days: across midnight"
+        ),
+        pytest.param(
+            RetentionRule(keep_weekly=2), [day(-3), day(-2), day(4)], days(-3, 4), id="ISO week: one over New Year"
+        ),
+        pytest.param(RetentionRule(keep_last=2), [day(1)], days(1), id="fewer than the rule keeps"),
+        pytest.param(RetentionRule(keep_last=5), [], [], id="none"),
     ],
 )
-def test_calendar(rule: Rule, backups: list[Backup], expected: list[str]) -> None:
+def test_calendar(rule: RetentionRule, backups: list[BackupAge], expected: list[str]) -> None:
     """Periods are UTC's, weeks begin on Monday and may span a year's end, periods without a backup do not count."""
     assert stays(rule, *backups) == expected
 
@@ -99,27 +109,42 @@ BAD = {"good": False}
 @pytest.mark.parametrize(
     ("rule", "backups", "expected"),
     [
-        pytest.param(Rule(keep_last=1), [day(0), day(1, **BAD)], days(0, 1), id="the last good one, behind a bad one"),
-        pytest.param(Rule(keep_last=1), [day(0), day(1, **BAD), day(2)], days(2), id="a bad one goes with its time"),
-        pytest.param(Rule(keep_last=2), [day(0), day(1, **BAD), day(2)], days(0, 1, 2), id="a bad one takes no place"),
-        pytest.param(Rule(keep_last=1), [day(0, **BAD), day(1, **BAD)], days(0, 1), id="none is good: all stay"),
-        pytest.param(Rule(keep_last=1), [day(0, verified=9), day(1), day(2)], days(0, 2), id="the last that was read"),
-        pytest.param(Rule(keep_last=1), [day(0, verified=9), day(1, verified=9), day(2)], days(1, 2), id="only that"),
         pytest.param(
-            Rule(keep_last=1), [day(0), day(1, verified=9, **BAD), day(2)], days(2), id="read, and found to be bad"
+            RetentionRule(keep_last=1), [day(0), day(1, **BAD)], days(0, 1), id="the last good one, behind a bad one"
+        ),
+        pytest.param(
+            RetentionRule(keep_last=1), [day(0), day(1, **BAD), day(2)], days(2), id="a bad one goes with its time"
+        ),
+        pytest.param(
+            RetentionRule(keep_last=2), [day(0), day(1, **BAD), day(2)], days(0, 1, 2), id="a bad one takes no place"
+        ),
+        pytest.param(
+            RetentionRule(keep_last=1), [day(0, **BAD), day(1, **BAD)], days(0, 1), id="none is good: all stay"
+        ),
+        pytest.param(
+            RetentionRule(keep_last=1), [day(0, verified=9), day(1), day(2)], days(0, 2), id="the last that was read"
+        ),
+        pytest.param(
+            RetentionRule(keep_last=1), [day(0, verified=9), day(1, verified=9), day(2)], days(1, 2), id="only that"
+        ),
+        pytest.param(
+            RetentionRule(keep_last=1),
+            [day(0), day(1, verified=9, **BAD), day(2)],
+            days(2),
+            id="read, and found to be bad",
         ),
     ],
 )
-def test_good_and_bad(rule: Rule, backups: list[Backup], expected: list[str]) -> None:
+def test_good_and_bad(rule: RetentionRule, backups: list[BackupAge], expected: list[str]) -> None:
     """The last good backup stays, and the last that was found sound; one that is not good is in nobody's way."""
     assert stays(rule, *backups) == expected
 
 
 @given(
-    st.builds(Rule, *[st.integers(0, 3)] * 4),
+    st.builds(RetentionRule, *[st.integers(0, 3)] * 4),
     st.lists(st.tuples(st.integers(0, 200), st.booleans(), st.booleans()), min_size=1, unique_by=lambda each: each[0]),
 )
-def test_never_without_a_good_one(rule: Rule, made: list[tuple[int, bool, bool]]) -> None:
+def test_never_without_a_good_one(rule: RetentionRule, made: list[tuple[int, bool, bool]]) -> None:
     """Whatever the rule: a good backup is left if there was one, a read one too, and a second run finds nothing."""
     backups = [day(at, good=good, verified=float(read)) for at, good, read in made]
     left = [each for each in backups if each.id in kept(rule, backups)]
@@ -132,8 +157,8 @@ def test_whose_rule() -> None:
     """A volume's own rule comes before its account's, and that before the one of all."""
     table = {"keep_last": 3, "accounts": {"acme": {"keep_daily": 7}}, "volumes": {"acme/v": {}}}
     rules = retention_rules(config.parse({"retention": table}, "test"))
-    assert rules.of("2", "v") == Rule(keep_last=3)
-    assert rules.of("acme", "w") == Rule(keep_daily=7)
+    assert rules.of("2", "v") == RetentionRule(keep_last=3)
+    assert rules.of("acme", "w") == RetentionRule(keep_daily=7)
     assert not rules.of("acme", "v")
 
 
@@ -148,8 +173,8 @@ def back_up_at(store: Store, id_: str, number: int, volume: str = "vol1", **fact
     return artifact
 
 
-def clean(store: Store, rule: Rule | None = None, fields: Any = None, **it: Any) -> dict[str, Any]:
-    rules = Rules(rule or Rule())
+def clean(store: Store, rule: RetentionRule | None = None, fields: Any = None, **it: Any) -> dict[str, Any]:
+    rules = RetentionRules(rule or RetentionRule())
     request = parse_request(cleanup.Request, fields or {}, "cleanup")
     return cleanup.run(request, attempt(store, retention=rules, **it))
 
@@ -165,24 +190,24 @@ def test_cleanup_expires() -> None:
         it = back_up_at(store, f"b{number}", number)
         quota.note("acme", "primary", it.prefix, 4)
     back_up_at(store, "other", 0, "vol2")
-    told = clean(store, Rule(keep_last=2), {"dry_run": True})
+    told = clean(store, RetentionRule(keep_last=2), {"dry_run": True})
     assert ids(store) == ["b0", "b1", "b2", "b3", "other"]
-    did = clean(store, Rule(keep_last=2), quota=quota)
+    did = clean(store, RetentionRule(keep_last=2), quota=quota)
     assert ids(store) == ["b2", "b3", "other"]
     assert did["counts"] == told["counts"] == {"expired backup": 2}
     assert [each["where"] for each in told["found"]] == ["snapshots/acme/vol1/b0", "snapshots/acme/vol1/b1"]
     assert told["found"][0]["why"] == "no rule keeps it (keep_last 2); of 4 backups 2 stay, the newest is b3"
     assert next(quota.usage()).used == 8
-    assert clean(store, Rule(keep_last=2))["counts"] == {}
+    assert clean(store, RetentionRule(keep_last=2))["counts"] == {}
 
 
 def test_cleanup_knows_what_is_good() -> None:
     """A backup that is damaged or lacks a disk does not push the last good one out."""
-    store, verdicts = MemoryStore("primary"), LocalVerdicts()
+    store, verdicts = MemoryStore("primary"), LocalScrubResults()
     for number in range(4):
         back_up_at(store, f"b{number}", number, disks=[{"status": "missing" if number == 2 else "exported"}])
     verdicts.note("primary", "snapshots/acme/vol1/b3", ["cut"], "j")
-    clean(store, Rule(keep_last=1), verdicts=verdicts)
+    clean(store, RetentionRule(keep_last=1), verdicts=verdicts)
     assert ids(store) == ["b1", "b3"]
 
 
@@ -192,7 +217,7 @@ def test_disks_left_out(wanted: list[str] | None, stay: list[str]) -> None:
     store = MemoryStore("primary")
     for number in range(2):
         back_up_at(store, f"b{number}", number, wanted=wanted, disks=[{"status": "exported"}, {"status": "rdm"}])
-    clean(store, Rule(keep_last=1))
+    clean(store, RetentionRule(keep_last=1))
     assert ids(store) == stay
 
 
@@ -203,7 +228,7 @@ def test_unreadable_manifest_stays() -> None:
         it = back_up_at(store, f"b{number}", number)
         if not number:
             put_bytes(store, it.key("manifest.json"), b"{", OWNER)
-    clean(store, Rule(keep_last=1))
+    clean(store, RetentionRule(keep_last=1))
     assert [each.id for each in artifacts_below(store)] == ["b0", "b2"]
 
 
@@ -212,7 +237,7 @@ def test_incrementals_expire() -> None:
     store = MemoryStore("primary")
     manifests = {id_: back_up(store, id_, raw) for id_, raw in RAWS.items()}
     before = len(packs(store))
-    clean(store, Rule(keep_last=1), {"older_than": "0"})
+    clean(store, RetentionRule(keep_last=1), {"older_than": "0"})
     (left,) = ids(store)
     assert restored(store, manifests[left]) == RAWS[left]
     assert left == "b3"
@@ -270,9 +295,9 @@ def test_lock_of_the_volume(settings: config.Settings, tmp_path: Path, lock: str
                 assert confirm
                 with jobs.hold(volume) as second:
                     assert second is None
-                clean(store, Rule(keep_last=1), jobs=jobs)
+                clean(store, RetentionRule(keep_last=1), jobs=jobs)
         else:
-            clean(store, Rule(keep_last=1), jobs=jobs)
+            clean(store, RetentionRule(keep_last=1), jobs=jobs)
         assert ids(store) == (["b0", "b1", "b2"] if lock else ["b2"])
         assert {each.state for each in ledger.page() if each.job == "cleanup"} <= {"succeeded", "cancelled"}
 
@@ -314,7 +339,7 @@ def test_lock_of_the_dead(settings: config.Settings, tmp_path: Path) -> None:
         (record,) = ledger.page()
     request = parse_request(cleanup.Request, record.request, "cleanup")
     assert (record.resource, record.lane, cleanup.resource(request)) == (volume, "maintenance", volume)
-    cleanup.run(request, attempt(store, retention=Rules(Rule(keep_last=1)), jobs=jobs, token=2))
+    cleanup.run(request, attempt(store, retention=RetentionRules(RetentionRule(keep_last=1)), jobs=jobs, token=2))
     assert ids(store) == ["b2"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import StoreUnavailable
-from tasks.rounds import Rounds
+from tasks.rounds import PeriodicThread
 from tests.waiting import until
 
 
@@ -24,7 +24,7 @@ def test_goes_on(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
         if len(made) == 1:
             raise error
 
-    rounds = Rounds("odd", act, 0.0)
+    rounds = PeriodicThread("odd", act, 0.0)
     with caplog.at_level(logging.WARNING):
         rounds.start()
         until(lambda: len(made) > 1, "the next round is made")
@@ -43,7 +43,7 @@ def test_every_thread_is_one() -> None:
 def test_ends(caplog: pytest.LogCaptureFixture) -> None:
     """A thread that was told to end makes no further round."""
     made = threading.Event()
-    rounds = Rounds("odd", made.set, 0.0)
+    rounds = PeriodicThread("odd", made.set, 0.0)
     rounds.start()
     assert made.wait(60)
     rounds.stop(60)

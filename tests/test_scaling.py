@@ -11,8 +11,8 @@ from ssvm_worker.config import parse
 from ssvm_worker.demand import decisions
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.ledger import Ledger, NewJob
-from ssvm_worker.ledger.figures import Figures
-from ssvm_worker.ledger.registry import Registry, WorkerInfo
+from ssvm_worker.ledger.figures import JobMetrics
+from ssvm_worker.ledger.registry import WorkerInfo, WorkerRegistry
 from ssvm_worker.scaling import Policy, Running, decide
 from tests import simulation
 from tests.servers.broker import Broker
@@ -56,7 +56,7 @@ def ledger(broker: Broker) -> Iterator[Ledger]:
 
 def test_the_ledger_counts(ledger: Ledger, broker: Broker) -> None:
     """Jobs by state, zone and lane are counted as they change, and so are the endings and the bytes, for ever."""
-    figures = Figures(broker.url, prefix=broker.prefix)
+    figures = JobMetrics(broker.url, prefix=broker.prefix)
     for job_id, lane in (("a", "download"), ("b", "download"), ("c", "upload")):
         ledger.submit(replace(JOB, job_id=job_id, lane=lane))
     claims = [ledger.claim(each, "w") for each in ("a", "b")]
@@ -80,7 +80,7 @@ def test_the_ledger_counts(ledger: Ledger, broker: Broker) -> None:
 
 def test_decisions(ledger: Ledger, broker: Broker) -> None:
     """What waits and runs in a zone, and who is up there, become a decision; a draining worker counts no more."""
-    registry = Registry(broker.url, prefix=broker.prefix)
+    registry = WorkerRegistry(broker.url, prefix=broker.prefix)
     worker = WorkerInfo("w1", "host", "z", ("download",), 2, "1.0", started=1.0)
     registry.beat(worker)
     registry.beat(replace(worker, name="w2", draining=True))

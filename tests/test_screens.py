@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.jobs import cleanup, delete
-from ssvm_worker.jobs.attempt import Attempt, Boots
+from ssvm_worker.jobs.attempt import Attempt, BootOptions
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.screens import screen_of
 from ssvm_worker.stores.file import FileStore
@@ -22,7 +22,7 @@ class Machine:
     """Two stores that have a backup, and a machine that has booted it."""
 
     def __init__(self, folder: Path) -> None:
-        self.boots = Boots(folder / "boot")
+        self.boots = BootOptions(folder / "boot")
         (folder / "archive").mkdir()
         self.primary, self.archive = MemoryStore("primary"), FileStore("archive", folder / "archive")
         for store in (self.primary, self.archive):
@@ -67,9 +67,9 @@ def test_cleanup(machine: Machine, volume: str) -> None:
     others = [machine.screen.with_name("no backup's.png"), machine.screen.with_name("notes.txt")]
     for each in others:
         each.write_bytes(b"somebody's")
-    machine.boots = Boots()
+    machine.boots = BootOptions()
     machine.delete("primary", "archive")
-    machine.boots = Boots(machine.screen.parents[3])
+    machine.boots = BootOptions(machine.screen.parents[3])
     request = {"volume": volume, "dry_run": True}
     told = cleanup.run(parse_request(cleanup.Request, request, "cleanup"), machine.attempt())
     assert machine.screen.exists()

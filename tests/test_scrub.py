@@ -17,13 +17,13 @@ from ssvm_worker.errors import Cancelled, CorruptImage, InvalidRequest, StoreUna
 from ssvm_worker.jobs import delete, verify
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.keys import Artifact
-from ssvm_worker.ledger.verdicts import SharedVerdicts
+from ssvm_worker.ledger.verdicts import SharedScrubResults
 from ssvm_worker.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store
 from ssvm_worker.stream import Owner, Store, put_bytes
-from ssvm_worker.verdicts import LocalVerdicts, Verdicts
+from ssvm_worker.verdicts import LocalScrubResults, ScrubResults
 from tests.attempts import attempt
 from tests.contracts.verdicts import VerdictsContract
 from tests.servers.broker import Broker
@@ -39,21 +39,21 @@ class TestLocal(VerdictsContract):
     """In this process."""
 
     @pytest.fixture
-    def verdicts(self) -> Verdicts:
+    def verdicts(self) -> ScrubResults:
         """New ones."""
-        return LocalVerdicts()
+        return LocalScrubResults()
 
 
 class TestShared(VerdictsContract):
     """Behind a broker."""
 
     @pytest.fixture
-    def verdicts(self, broker: Broker) -> Verdicts:
+    def verdicts(self, broker: Broker) -> ScrubResults:
         """New ones."""
-        return SharedVerdicts(broker.url, prefix=broker.prefix)
+        return SharedScrubResults(broker.url, prefix=broker.prefix)
 
 
-class Watched(LocalVerdicts):
+class Watched(LocalScrubResults):
     """Tells the order in which artifacts were read."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Watched(LocalVerdicts):
         super().note(store, place, *rest)
 
 
-class Away(LocalVerdicts):
+class Away(LocalScrubResults):
     """A broker that is not there."""
 
     def note(self, *_: Any) -> None:
@@ -88,9 +88,9 @@ def damage(store: Store, id_: str) -> None:
     put_bytes(store, place(id_).key("x.raw"), b"?" + BODY[1:], OWNER)
 
 
-def scrub(store: Store, verdicts: Verdicts | None = None, fields: Any = None, **given: Any) -> dict[str, Any]:
+def scrub(store: Store, verdicts: ScrubResults | None = None, fields: Any = None, **given: Any) -> dict[str, Any]:
     request = parse_request(verify.Request, fields or {"all": True}, "verify")
-    return verify.run(request, attempt(store, verdicts=verdicts or LocalVerdicts(), **given))
+    return verify.run(request, attempt(store, verdicts=verdicts or LocalScrubResults(), **given))
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_prefix(store: MemoryStore) -> None:
 
 def test_findings_stay(store: MemoryStore) -> None:
     """What was found is remembered, also of one artifact alone, until it is found to be sound or deleted."""
-    verdicts = LocalVerdicts()
+    verdicts = LocalScrubResults()
     damage(store, "1")
     damage(store, "2")
     with pytest.raises(CorruptImage):
@@ -198,7 +198,7 @@ def test_findings_stay(store: MemoryStore) -> None:
 
 def test_forgets_what_is_gone(store: MemoryStore) -> None:
     """Of what somebody has removed by hand nothing is remembered after all was read."""
-    verdicts = LocalVerdicts()
+    verdicts = LocalScrubResults()
     scrub(store, verdicts)
     for each in list(store.list(place("1").prefix)):
         store.delete(each.key)
@@ -222,7 +222,7 @@ def test_deleted_meanwhile(store: MemoryStore) -> None:
 @pytest.mark.parametrize("shared", [False, True])
 def test_goes_on(store: MemoryStore, broker: Broker, shared: bool) -> None:
     """A further attempt goes on where the last one was stopped, and knows what that has found."""
-    verdicts: Verdicts = SharedVerdicts(broker.url, prefix=broker.prefix) if shared else LocalVerdicts()
+    verdicts: ScrubResults = SharedScrubResults(broker.url, prefix=broker.prefix) if shared else LocalScrubResults()
     damage(store, "1")
 
     def stop() -> str | None:

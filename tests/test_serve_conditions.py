@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ssvm_worker.serve.conditions import Answer, Version, answer
+from ssvm_worker.serve.conditions import Answer, ObjectVersion, answer
 
 #: Modified on Sun, 06 Nov 1994 08:49:37 GMT, the date of the RFC's own examples.
-IT = Version('"sha256:aa"', 1000, 784111777)
+IT = ObjectVersion('"sha256:aa"', 1000, 784111777)
 SAME, EARLIER, LATER = (f"Sun, 06 Nov 1994 08:49:{second} GMT" for second in (37, 36, 38))
 WHOLE = Answer(200, 0, 1000)
 

@@ -15,7 +15,7 @@ from ssvm_worker import assembly
 from ssvm_worker.keys import Artifact
 from ssvm_worker.links import Link
 from ssvm_worker.manifest import find_manifest
-from ssvm_worker.settings import StoreSettings
+from ssvm_worker.settings import StoreSection
 from ssvm_worker.stream import read_bytes
 from tests import images
 from tests.servers.broker import Broker
@@ -222,7 +222,7 @@ def test_below_a_prefix(broker: Broker, tmp_path: Path) -> None:
 
 def test_into_s3(broker: Broker, tmp_path: Path, s3_server: S3Server) -> None:
     """An upload goes to S3 as it goes to a directory, in pieces too."""
-    store = StoreSettings(
+    store = StoreSection(
         url=f"s3://{s3_server.make_bucket()}",
         endpoint=s3_server.endpoint,
         access_key=SecretStr(s3_server.access_key),

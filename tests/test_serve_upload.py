@@ -16,7 +16,7 @@ from ssvm_worker.demand import decisions
 from ssvm_worker.links import Link
 from ssvm_worker.ring import ring
 from ssvm_worker.serve.session import Inbox
-from ssvm_worker.settings import Quota
+from ssvm_worker.settings import QuotaSection
 from tests import images
 from tests.servers.broker import Broker
 from tests.servers.service import Service, serving, settings_file, settings_of
@@ -212,7 +212,7 @@ def test_cleanup_ends_links(start_service: Callable[..., Service], tmp_path: Pat
 def test_quota(broker: Broker, tmp_path: Path) -> None:
     """What does not fit into the account's quota is refused."""
     settings = settings_of(broker, tmp_path / "store")
-    with serving(settings.model_copy(update={"quota": Quota(default=1 << 20)})) as service:
+    with serving(settings.model_copy(update={"quota": QuotaSection(default=1 << 20)})) as service:
         answer = service.request("PUT", url_of(service, upload_link(service)), body=IMAGE)
         assert (answer.status, "quota" in answer.data.decode(), stored(service)) == (507, True, [])
 

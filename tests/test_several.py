@@ -14,14 +14,14 @@ from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import Cancelled, SourceUnavailable
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.http import HttpSource
-from ssvm_worker.sources.several import Many, Pace
+from ssvm_worker.sources.several import ConnectionPolicy, ConnectionSpeed
 from ssvm_worker.stream import Resuming
 from ssvm_worker.units import KiB, MiB
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.servers.http import Behaviour, HttpServer
 
 #: Every connection is too slow, and looked at after each read.
-MANY = Many(connections=3, range_size=96 * KiB, enough=float("inf"), judge_s=0.0)
+MANY = ConnectionPolicy(connections=3, range_size=96 * KiB, enough=float("inf"), judge_s=0.0)
 LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)), many=MANY)
 #: The first answer comes in small pieces, and waits until another connection has asked for a range.
 SLOW = {"rate": 20e6, "hold_after": 400_000}
@@ -40,7 +40,7 @@ def ranges(server: HttpServer) -> list[str]:
 
 def test_a_busy_reader_needs_no_more_connections() -> None:
     """What counts is how long the connection had nothing for us, not how long we took."""
-    pace = Pace(Many(connections=4))
+    pace = ConnectionSpeed(ConnectionPolicy(connections=4))
     for _ in range(100):
         pace.judge(MiB, starved=0.05)
     assert not pace.slow
@@ -98,7 +98,7 @@ def test_one_connection_where_the_object_is_not_certain(http_server: HttpServer,
         pytest.param(dataclasses.replace(MANY, range_size=len(DATA)), id="too small"),
     ],
 )
-def test_one_connection_where_it_is_enough(http_server: HttpServer, many: Many) -> None:
+def test_one_connection_where_it_is_enough(http_server: HttpServer, many: ConnectionPolicy) -> None:
     """A second connection is made only where it is allowed and may help."""
     url = http_server.serve("image", DATA, rate=20e6)
     assert gather(HttpSource(url, dataclasses.replace(LOOPBACK, many=many))) == DATA

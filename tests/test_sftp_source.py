@@ -22,7 +22,7 @@ from ssvm_worker.errors import (
     SourceDenied,
     SourceUnavailable,
 )
-from ssvm_worker.sources.access import Access
+from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.sftp import SftpSource, SftpVersion
 from ssvm_worker.stream import Resuming
@@ -35,7 +35,7 @@ LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)))
 
 
 def source(server: SftpServer, url: str, version: SftpVersion | None = None, **more: Any) -> SftpSource:
-    access = Access(LOOPBACK, username="joe", password="secret", known_hosts=str(server.known_hosts))
+    access = SourceOptions(LOOPBACK, username="joe", password="secret", known_hosts=str(server.known_hosts))
     return SftpSource(url, dataclasses.replace(access, **more), version)
 
 

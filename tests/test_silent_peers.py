@@ -22,7 +22,7 @@ import pytest
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import Cancelled, Retryable, WorkerError
 from ssvm_worker.sources import find_source
-from ssvm_worker.sources.access import Access
+from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.stores.put import PutSettings, PutSink
 from ssvm_worker.stores.s3 import S3Store, s3_destination
@@ -66,7 +66,7 @@ class Limits:
 Act = Callable[[Limits], bool]
 
 
-def _get(url: str, access: Access) -> bool:
+def _get(url: str, access: SourceOptions) -> bool:
     return b"".join(find_source([url], access, None).open()) == DATA
 
 
@@ -77,7 +77,7 @@ def http(hush: Hush, tmp_path: Path, tls: bool = False) -> Iterator[Act]:
     server.serve("image", DATA)
     url = f"{'https' if tls else 'http'}://127.0.0.1:{hush.before(server.port)}/image"
     ca_file = server.ca_file(tmp_path) if tls else None
-    yield lambda limits: _get(url, Access(limits.http(ca_file), check=limits.check))
+    yield lambda limits: _get(url, SourceOptions(limits.http(ca_file), check=limits.check))
     server.close()
 
 
@@ -88,7 +88,7 @@ def ftp(hush: Hush, tmp_path: Path) -> Iterator[Act]:
     server.reached_by = hush.before
     server.serve("image", DATA)
     url = f"ftp://127.0.0.1:{hush.before(server.port)}/image"
-    yield lambda limits: _get(url, Access(limits.http(), check=limits.check))
+    yield lambda limits: _get(url, SourceOptions(limits.http(), check=limits.check))
     server.close()
 
 
@@ -101,7 +101,9 @@ def sftp(hush: Hush, tmp_path: Path) -> Iterator[Act]:
     keys.write_text(keys.read_text().replace(f":{server.port} ", f":{port} "))
 
     def act(limits: Limits) -> bool:
-        access = Access(limits.http(), check=limits.check, username="joe", password="secret", known_hosts=str(keys))
+        access = SourceOptions(
+            limits.http(), check=limits.check, username="joe", password="secret", known_hosts=str(keys)
+        )
         return _get(f"sftp://127.0.0.1:{port}/image", access)
 
     yield act

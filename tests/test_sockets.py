@@ -12,7 +12,16 @@ import pytest
 
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import Cancelled, ConfigError
-from ssvm_worker.sockets import AddressRefused, Dial, Stalled, Watch, WatchedSocket, connect, secure, tls_context
+from ssvm_worker.sockets import (
+    AddressRefused,
+    ConnectOptions,
+    Stalled,
+    StallWatch,
+    WatchedSocket,
+    connect,
+    secure,
+    tls_context,
+)
 from tests.neighbours import free_port
 from tests.servers.http import HttpServer
 
@@ -90,21 +99,23 @@ def test_no_network(network: str) -> None:
 def test_spellings_of_loopback(http_server: HttpServer, host: str) -> None:
     """However loopback is spelt, the server there is not connected to."""
     with pytest.raises(AddressRefused, match=r"loopback|unspecified"):
-        connect(host, http_server.port, Dial(AddressRule()), Watch())
+        connect(host, http_server.port, ConnectOptions(AddressRule()), StallWatch())
 
 
 def test_connected_peer_is_judged(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that passed the check yet leads elsewhere is refused by the connected socket."""
     monkeypatch.setattr(WatchedSocket, "getpeername", lambda self: ("169.254.169.254", 80))
     with pytest.raises(AddressRefused, match=r"connected to 169\.254\.169\.254"):
-        connect("127.0.0.1", http_server.port, Dial(AddressRule(("127.0.0.0/8",))), Watch())
+        connect("127.0.0.1", http_server.port, ConnectOptions(AddressRule(("127.0.0.0/8",))), StallWatch())
 
 
 def test_only_the_allowed_of_several(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host at a forbidden and an allowed address is reached at the allowed one."""
     both = [(socket.AF_INET, 1, 6, "", (each, http_server.port)) for each in ("10.0.0.1", "127.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
-    with connect("image.example", http_server.port, Dial(AddressRule(("127.0.0.0/8",))), Watch()) as sock:
+    with connect(
+        "image.example", http_server.port, ConnectOptions(AddressRule(("127.0.0.0/8",))), StallWatch()
+    ) as sock:
         assert sock.getpeername()[0] == "127.0.0.1"
 
 
@@ -113,7 +124,7 @@ def test_second_address(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch
     ports = (free_port(), http_server.port)
     both = [(socket.AF_INET, 1, 6, "", ("127.0.0.1", port)) for port in ports]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
-    with connect("image.example", http_server.port, Dial(), Watch()) as sock:
+    with connect("image.example", http_server.port, ConnectOptions(), StallWatch()) as sock:
         assert sock.getpeername()[1] == http_server.port
 
 
@@ -121,7 +132,7 @@ def test_first_address(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch)
     """The address that is asked for is tried before those that the name has first."""
     both = [(socket.AF_INET, 1, 6, "", (each, http_server.port)) for each in ("127.0.0.3", "127.0.0.2", "127.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
-    with connect("image.example", http_server.port, Dial(first="127.0.0.1"), Watch()) as sock:
+    with connect("image.example", http_server.port, ConnectOptions(first="127.0.0.1"), StallWatch()) as sock:
         assert sock.getpeername()[0] == "127.0.0.1"
 
 
@@ -129,7 +140,7 @@ def test_first_address(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch)
 def test_no_host_name(host: str) -> None:
     """What is no host name is an OSError, as all that goes wrong here."""
     with pytest.raises(OSError, match=r"host name|known"):
-        connect(host, 80, Dial(), Watch())
+        connect(host, 80, ConnectOptions(), StallWatch())
 
 
 def test_name_servers_that_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,16 +152,16 @@ def test_name_servers_that_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Cancelled("user")
 
     with pytest.raises(TimeoutError, match="No name server"):
-        connect("image.example", 80, Dial(), Watch(stall_s=0.2))
+        connect("image.example", 80, ConnectOptions(), StallWatch(stall_s=0.2))
     with pytest.raises(Cancelled):
-        connect("image.example", 80, Dial(), Watch(check))
+        connect("image.example", 80, ConnectOptions(), StallWatch(check))
     over.set()
 
 
 def test_nobody_listens() -> None:
     """A refused connection names the address."""
     with pytest.raises(ConnectionRefusedError, match=r"127\.0\.0\.1"):
-        connect("127.0.0.1", free_port(), Dial(), Watch())
+        connect("127.0.0.1", free_port(), ConnectOptions(), StallWatch())
 
 
 def test_connect_times_out() -> None:
@@ -160,10 +171,10 @@ def test_connect_times_out() -> None:
         full.listen(0)
         taken.connect(full.getsockname())
         with pytest.raises(TimeoutError, match="did not answer"):
-            connect("127.0.0.1", full.getsockname()[1], Dial(timeout_s=0.2), Watch())
+            connect("127.0.0.1", full.getsockname()[1], ConnectOptions(timeout_s=0.2), StallWatch())
 
 
-def pair(watch: Watch) -> tuple[WatchedSocket, socket.socket]:
+def pair(watch: StallWatch) -> tuple[WatchedSocket, socket.socket]:
     """A watched socket and its peer."""
     near, far = socket.socketpair()
     watched = WatchedSocket(fileno=near.detach())
@@ -174,14 +185,14 @@ def pair(watch: Watch) -> tuple[WatchedSocket, socket.socket]:
 
 def test_quiet_is_a_stall() -> None:
     """A peer that sends nothing is a stall."""
-    near, far = pair(Watch(stall_s=0.2))
+    near, far = pair(StallWatch(stall_s=0.2))
     with near, far, pytest.raises(Stalled, match="Not a byte"):
         near.recv_into(bytearray(10))
 
 
 def test_drip_is_a_stall() -> None:
     """Bytes that come one by one are a stall, though no two are far apart."""
-    watch = Watch(stall_s=60, min_rate=10)
+    watch = StallWatch(stall_s=60, min_rate=10)
     for _ in range(59):
         watch.spent(1.0, 1)
     with pytest.raises(Stalled, match="Only 60 bytes"):
@@ -190,14 +201,14 @@ def test_drip_is_a_stall() -> None:
 
 def test_slow_but_steady_is_none() -> None:
     """A slow peer above the least rate is none."""
-    watch = Watch(stall_s=60, min_rate=10)
+    watch = StallWatch(stall_s=60, min_rate=10)
     for _ in range(600):
         watch.spent(1.0, 10)
 
 
 def test_full_peer_is_a_stall() -> None:
     """A peer that takes nothing is a stall."""
-    near, far = pair(Watch(stall_s=0.2))
+    near, far = pair(StallWatch(stall_s=0.2))
     with near, far, pytest.raises(Stalled):
         near.sendall(bytes(10_000_000))
 
@@ -209,13 +220,13 @@ def test_cancel(blocked: str) -> None:
     def check() -> None:
         raise Cancelled("user")
 
-    near, far = pair(Watch(check))
+    near, far = pair(StallWatch(check))
     with near, far, pytest.raises(Cancelled):
         getattr(near, blocked)(bytearray(10_000_000))
 
 
-@pytest.mark.parametrize("watch", [Watch(stall_s=0.5), None], ids=["given up", "cancelled"])
-def test_handshake_byte_by_byte(watch: Watch | None) -> None:
+@pytest.mark.parametrize("watch", [StallWatch(stall_s=0.5), None], ids=["given up", "cancelled"])
+def test_handshake_byte_by_byte(watch: StallWatch | None) -> None:
     """A TLS handshake that comes byte by byte is given up in time, and hears a cancel."""
     begun, over = threading.Event(), threading.Event()
 
@@ -223,7 +234,7 @@ def test_handshake_byte_by_byte(watch: Watch | None) -> None:
         if begun.is_set():
             raise Cancelled("user")
 
-    near, far = pair(watch or Watch(check, stall_s=3600.0))
+    near, far = pair(watch or StallWatch(check, stall_s=3600.0))
 
     def drip() -> None:
         far.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB
@@ -243,7 +254,7 @@ def test_handshake_byte_by_byte(watch: Watch | None) -> None:
 
 def test_deadline_though_bytes_move() -> None:
     """After the deadline a read ends, though bytes come all the time."""
-    watch = Watch(stall_s=60.0)
+    watch = StallWatch(stall_s=60.0)
     near, far = pair(watch)
     with near, far:
         far.sendall(b"one")
@@ -276,7 +287,7 @@ def test_cancel_without_a_wait() -> None:
             near.recv_into(bytearray(1))
 
     with _Scripted() as near:
-        near.watch, near.replies = Watch(check), [1] * 1000
+        near.watch, near.replies = StallWatch(check), [1] * 1000
         with pytest.raises(Cancelled):
             read_on()
 
@@ -284,7 +295,7 @@ def test_cancel_without_a_wait() -> None:
 def test_bytes_before_a_reset_count() -> None:
     """An error behind some bytes is raised at the next read, so the bytes are not lost."""
     with _Scripted() as near:
-        near.watch, near.replies = Watch(), [3, ConnectionResetError("gone")]
+        near.watch, near.replies = StallWatch(), [3, ConnectionResetError("gone")]
         assert near.recv_into(bytearray(100_000)) == 3
         with pytest.raises(ConnectionResetError):
             near.recv_into(bytearray(100_000))
@@ -294,7 +305,7 @@ def test_bytes_before_a_reset_count() -> None:
 def test_quiet_is_no_end(quiet: OSError) -> None:
     """A wait without bytes is never an end for the readers of the standard library, which take None for one."""
     with _Scripted() as near:
-        near.watch, near.replies = Watch(), [quiet, 3, quiet, 4, quiet, 0]
+        near.watch, near.replies = StallWatch(), [quiet, 3, quiet, 4, quiet, 0]
         reader = near.makefile("rb")
         assert [len(reader.read1(100_000)) for _ in range(3)] == [3, 4, 0]
         assert near.ended
@@ -304,7 +315,7 @@ def test_a_dead_connection_is_an_error() -> None:
     """The kernel's own time-out, after which it gives a clean end, is raised, at once and behind some bytes."""
     for before in ([], [3]):
         with _Scripted() as near:
-            near.watch, near.replies = Watch(), [*before, TimeoutError(errno.ETIMEDOUT, "dead"), 0]
+            near.watch, near.replies = StallWatch(), [*before, TimeoutError(errno.ETIMEDOUT, "dead"), 0]
             assert [near.recv_into(bytearray(100_000)) for _ in before] == before
             with pytest.raises(TimeoutError, match="dead"):
                 near.recv_into(bytearray(100_000))
@@ -313,7 +324,7 @@ def test_a_dead_connection_is_an_error() -> None:
 
 def test_a_late_reader_is_not_starved() -> None:
     """Time counts as waited for the peer only where nothing had come yet."""
-    watch = Watch()
+    watch = StallWatch()
     near, far = pair(watch)
     with near, far:
         far.sendall(b"early")
@@ -326,7 +337,7 @@ def test_a_late_reader_is_not_starved() -> None:
 
 def test_small_reads_do_not_wait() -> None:
     """A header parser's read returns what there is."""
-    near, far = pair(Watch())
+    near, far = pair(StallWatch())
     with near, far:
         far.sendall(b"HTTP")
         assert near.recv_into(bytearray(8192)) == 4
@@ -334,7 +345,7 @@ def test_small_reads_do_not_wait() -> None:
 
 def test_all_is_sent() -> None:
     """sendall sends all, however little fits at a time."""
-    near, far = pair(Watch())
+    near, far = pair(StallWatch())
     data, got = bytes(range(256)) * 20_000, bytearray()
 
     def drain() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable
-from ssvm_worker.spill import DEPTH, Spill
+from ssvm_worker.spill import DEPTH, DiskBuffer
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Owner, Sink, Store, read_bytes, store_stream
 from ssvm_worker.units import KiB
@@ -26,19 +26,19 @@ def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssvm_worker.spill.HOLD_S", 0.0)
 
 
-def spill(store: Store, directory: Path, *, patient: bool = True, limit: int = ROOM) -> Spill:
+def spill(store: Store, directory: Path, *, patient: bool = True, limit: int = ROOM) -> DiskBuffer:
     """A spilling sink of that store."""
-    return Spill(store.writer("x", owner=Owner()), directory, limit, patient=patient)
+    return DiskBuffer(store.writer("x", owner=Owner()), directory, limit, patient=patient)
 
 
-def write_all(sink: Spill, chunks: list[bytes]) -> Spill:
+def write_all(sink: DiskBuffer, chunks: list[bytes]) -> DiskBuffer:
     """The sink, with all of them written."""
     for chunk in chunks:
         sink.write(chunk)
     return sink
 
 
-def stalled(directory: Path, **how: bool) -> tuple[MemoryStore, Spill, Stall]:
+def stalled(directory: Path, **how: bool) -> tuple[MemoryStore, DiskBuffer, Stall]:
     """A store that hangs at its first chunk, and the sink before it."""
     store = MemoryStore()
     slow, stall = store_stalling(store, after=0)

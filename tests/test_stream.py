@@ -20,7 +20,7 @@ from ssvm_worker.errors import (
     TooLarge,
     WorkerError,
 )
-from ssvm_worker.lane import DEPTH, Slowness
+from ssvm_worker.lane import DEPTH, SlowSinkDetector
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import (
     Owner,
@@ -343,7 +343,7 @@ def test_slow_second_store(
             self._sink.write(chunk)
 
     slow = Slow(sinks["second"], "", ValueError())
-    monkeypatch.setattr("ssvm_worker.stream.Slowness", partial(Slowness, window_s=0.0))
+    monkeypatch.setattr("ssvm_worker.stream.Slowness", partial(SlowSinkDetector, window_s=0.0))
     stored = store_stream(CHUNKS, {**sinks, "second": slow}, min_rate=1 << 60)
     done.set()
     assert (read_bytes(primary, "image"), list(stored.owed)) == (DATA, ["second"])
@@ -361,12 +361,12 @@ def test_slow_second_store(
 )
 def test_slowness(waited: float, taken: int, shown: bool) -> None:
     """A store is too slow if it takes less than the rate in a window in which the stream mostly waited for it."""
-    slowness = Slowness(1, window_s=30.0)
+    slowness = SlowSinkDetector(1, window_s=30.0)
     now = slowness._since
     assert not slowness.is_shown(now + 29, 29.0, 0)
     assert slowness.is_shown(now + 30, waited, taken) is shown
     assert not slowness.is_shown(now + 59, 59.0, 0)
-    assert not Slowness(0).is_shown(now + 10**6, 10.0**6, 0)
+    assert not SlowSinkDetector(0).is_shown(now + 10**6, 10.0**6, 0)
 
 
 def test_no_sinks() -> None:

@@ -10,13 +10,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks.stuck import StuckWatch, freeing
+from tasks.stuck import HungStoreWatchdog, freeing
 from tests.servers.worker import Site
 
 
 def test_gives_up() -> None:
     """A job whose store is away, and which does not move, is given up after its time and not before."""
-    watch = StuckWatch(60)
+    watch = HungStoreWatchdog(60)
     assert not watch.hangs(100, "away", None, told=False)
     assert not watch.hangs(159, "away", None, told=False)
     assert watch.hangs(160, "away", None, told=False)
@@ -24,7 +24,7 @@ def test_gives_up() -> None:
 
 def test_store_that_answers_again() -> None:
     """The time begins anew with each outage."""
-    watch = StuckWatch(60)
+    watch = HungStoreWatchdog(60)
     assert not watch.hangs(100, "away", None, told=False)
     assert not watch.hangs(159, None, None, told=False)
     assert not watch.hangs(161, "away", None, told=False)
@@ -34,13 +34,13 @@ def test_store_that_answers_again() -> None:
 
 def test_job_that_moves() -> None:
     """A job that moves bytes does not hang, though another store of it is away."""
-    watch = StuckWatch(60)
+    watch = HungStoreWatchdog(60)
     assert not any(watch.hangs(100 + 30 * n, "away", {"bytes": n}, told=False) for n in range(10))
 
 
 def test_job_that_was_told() -> None:
     """One that was cancelled, or whose worker ends, is given up soon."""
-    watch = StuckWatch(60)
+    watch = HungStoreWatchdog(60)
     assert not watch.hangs(100, "away", None, told=True)
     assert watch.hangs(105, "away", None, told=True)
 

@@ -14,7 +14,7 @@ import pytest
 from ssvm_worker.config import parse
 from ssvm_worker.mounts import sudoers
 from ssvm_worker.stores.nfs_commands import SystemCommands, explained, full_command, reason
-from ssvm_worker.stores.nfs_mount import Mounted, Patience
+from ssvm_worker.stores.nfs_mount import Mounted, MountTimeouts
 from ssvm_worker.stores.nfs_url import parse_export
 from tests.neighbours import missing
 
@@ -84,7 +84,7 @@ def rule(root: Path) -> Iterator[None]:
 def mount(files: list[Path], root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What is said of the command that mounts, run as nobody under the flags of a unit."""
     flags = ["--no-new-privs"] if service(*files)["NoNewPrivileges"][-1] == "yes" else []
-    mounted = Mounted(parse_export("primary", URL), root, SystemCommands(), Patience())
+    mounted = Mounted(parse_export("primary", URL), root, SystemCommands(), MountTimeouts())
     mounted.places.point.mkdir(exist_ok=True)
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: NOBODY)

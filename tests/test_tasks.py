@@ -25,7 +25,7 @@ from ssvm_worker.settings import Settings
 from tasks.bridge import run_job
 from tasks.command import worker_command
 from tasks.drain import draining
-from tasks.heart import Heart
+from tasks.heart import ClaimHeartbeat
 from tasks.intake import Message, job_id_of
 from tests.servers.broker import Broker, StoppableBroker
 from tests.waiting import PATIENCE_S
@@ -354,7 +354,7 @@ def test_transfer_outlives_an_outage(stoppable_broker: StoppableBroker) -> None:
         ledger.submit(NewJob("j1", "odd", "z", "maintenance", {}))
         claim = ledger.claim("j1", "w")
         assert claim
-        with Heart(ledger, claim) as heart:
+        with ClaimHeartbeat(ledger, claim) as heart:
             stoppable_broker.stop()
             time.sleep(0.6)  # the claim must pass its end
             assert heart.stop_reason() is None
@@ -368,7 +368,7 @@ def test_frozen_process_finds_out(broker: Broker) -> None:
         ledger.submit(NewJob("j1", "odd", "z", "maintenance", {}))
         claim = ledger.claim("j1", "w")
         assert claim
-        heart = Heart(ledger, claim)  # its thread does not run: as frozen as the process
+        heart = ClaimHeartbeat(ledger, claim)  # its thread does not run: as frozen as the process
         time.sleep(0.1)
         while not ledger.reap(0.001, 5):
             pass

@@ -12,7 +12,7 @@ import pytest
 from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, ObjectNotFound
 from ssvm_worker.formats.ova import read_checksums, read_descriptor
 from ssvm_worker.jobs import download, upload
-from ssvm_worker.jobs.packing import Member, Package, package
+from ssvm_worker.jobs.packing import OvaExport, OvaMember, package
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Store, read_bytes
@@ -106,7 +106,7 @@ def test_damaged_member(http_server: HttpServer, member: str) -> None:
 
 def test_members_beyond_8_gib() -> None:
     """The header of a large disk holds its size, though ustar's own field ends at 8 GiB."""
-    made = Package(BACKUP, [Member("b1-disk0.vmdk", 100 * GiB, lambda: iter(()))])
+    made = OvaExport(BACKUP, [OvaMember("b1-disk0.vmdk", 100 * GiB, lambda: iter(()))])
     head = next(made.chunks())
 
     assert tarfile.TarInfo.frombuf(head, "utf-8", "strict").size == 100 * GiB

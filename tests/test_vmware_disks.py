@@ -6,7 +6,7 @@ import pytest
 
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.vmware.address import Address
-from ssvm_worker.vmware.export import DiskSource, Link
+from ssvm_worker.vmware.export import DiskSource, ExportLink
 from ssvm_worker.vmware.hardware import Controller, Disk, select_disks
 from ssvm_worker.vmware.lease import LeaseFile, match_files
 
@@ -82,18 +82,20 @@ def test_files_of_a_lease(keys: list[str], expected: dict[int, int]) -> None:
 )
 def test_any_host(url: str, host: str, expected: str) -> None:
     """``*`` is the host and the port that we are connected to; a host that is named is left alone."""
-    assert Link(url, "", Address(host, "u", "p", port=8443), "").parts.netloc == expected
+    assert ExportLink(url, "", Address(host, "u", "p", port=8443), "").parts.netloc == expected
 
 
 def test_pins() -> None:
     """The lease's thumbprint comes first; the vCenter's own counts for the vCenter alone."""
     address = Address("vc.example", "u", "p", thumbprint="ab" * 32)
-    assert Link("https://esx/x", "CD:" * 19 + "CD", address, "").pin == "cd" * 20
-    assert Link("https://vc.example/x", "", address, "").pin == "ab" * 32
-    assert Link("https://esx/x", "", address, "").pin is None
+    assert ExportLink("https://esx/x", "CD:" * 19 + "CD", address, "").pin == "cd" * 20
+    assert ExportLink("https://vc.example/x", "", address, "").pin == "ab" * 32
+    assert ExportLink("https://esx/x", "", address, "").pin is None
 
 
 def test_names_without_tickets() -> None:
     """The name of a source can be logged: the ticket in its path is left out."""
-    source = DiskSource(Link("https://esx/nfc/52ab-ticket/disk-0.vmdk", "", Address("h", "u", "p"), "c"), lambda: None)
+    source = DiskSource(
+        ExportLink("https://esx/nfc/52ab-ticket/disk-0.vmdk", "", Address("h", "u", "p"), "c"), lambda: None
+    )
     assert source.name == "esx/…/disk-0.vmdk"

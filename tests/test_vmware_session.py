@@ -14,7 +14,7 @@ import pytest
 
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import ConfigError, SourceDenied, SourceUnavailable
-from ssvm_worker.vmware.session import Address, Session
+from ssvm_worker.vmware.session import Address, VCenterSession
 from ssvm_worker.vmware.trust import parse_thumbprint
 from tests.servers.http import HttpServer
 from tests.servers.vcenter import address_of
@@ -35,14 +35,14 @@ def colons(text: str) -> str:
 def test_pinned(vcenter: VCenterSimulator, algorithm: str, form: Any) -> None:
     """A certificate with the pinned SHA-1 or SHA-256 thumbprint needs no authority."""
     pin = form(hashlib.new(algorithm, certificate(vcenter)).hexdigest())
-    with Session(address_of(vcenter, ca_file=None, thumbprint=pin)) as session:
+    with VCenterSession(address_of(vcenter, ca_file=None, thumbprint=pin)) as session:
         assert "vCenter" in session.about
 
 
 def test_authority(vcenter: VCenterSimulator) -> None:
     """A certificate that the named authority vouches for is believed, and the session ends with a logout."""
     before = vcenter.state()["calls"].get("Logout", 0)
-    with Session(address_of(vcenter)) as session:
+    with VCenterSession(address_of(vcenter)) as session:
         assert session.about
     assert vcenter.state()["calls"]["Logout"] == before + 1
 
@@ -51,7 +51,7 @@ def test_authority(vcenter: VCenterSimulator) -> None:
 def test_untrusted(vcenter: VCenterSimulator, address: dict[str, Any]) -> None:
     """A certificate that is not believed is refused before the password is sent; the error names its thumbprint."""
     before = vcenter.state()["calls"].get("Login", 0)
-    with pytest.raises(SourceDenied) as caught, Session(address_of(vcenter, **address)):
+    with pytest.raises(SourceDenied) as caught, VCenterSession(address_of(vcenter, **address)):
         pass
     shown = hashlib.sha256(certificate(vcenter)).hexdigest()
     assert shown in str(caught.value)
@@ -62,7 +62,7 @@ def test_untrusted(vcenter: VCenterSimulator, address: dict[str, Any]) -> None:
 def test_wrong_password(vcenter: VCenterSimulator) -> None:
     """A wrong password is refused, and not shown."""
     with pytest.raises(SourceDenied, match="user name or password") as caught:
-        Session(address_of(vcenter, password="hunter2")).__enter__()
+        VCenterSession(address_of(vcenter, password="hunter2")).__enter__()
     assert "hunter2" not in str(caught.value)
 
 
@@ -76,27 +76,27 @@ def test_nobody_there(vcenter: VCenterSimulator) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(SourceUnavailable):
-            Session(address_of(vcenter, port=closed.getsockname()[1])).__enter__()
+            VCenterSession(address_of(vcenter, port=closed.getsockname()[1])).__enter__()
 
 
 def test_silent(vcenter: VCenterSimulator) -> None:
     """A port behind which nothing ever answers is given up after the time-out."""
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(SourceUnavailable):
-        Session(address_of(vcenter, port=silent.getsockname()[1], timeout_s=0.5)).__enter__()
+        VCenterSession(address_of(vcenter, port=silent.getsockname()[1], timeout_s=0.5)).__enter__()
 
 
 def test_hanging(vcenter: VCenterSimulator) -> None:
     """A vCenter that takes a call and does not answer it is given up after the time-out."""
     vcenter.fault(hang="Login")
     with pytest.raises(SourceUnavailable):
-        Session(address_of(vcenter, timeout_s=0.5)).__enter__()
+        VCenterSession(address_of(vcenter, timeout_s=0.5)).__enter__()
 
 
 def test_no_vsphere(vcenter: VCenterSimulator, https_server: HttpServer, tmp_path: Path) -> None:
     """A web server that is no vSphere is told apart."""
     port, ca_file = urlsplit(https_server.url("x")).port, https_server.ca_file(tmp_path)
     with pytest.raises(SourceUnavailable, match="No vSphere answers"):
-        Session(address_of(vcenter, port=port, ca_file=ca_file)).__enter__()
+        VCenterSession(address_of(vcenter, port=port, ca_file=ca_file)).__enter__()
 
 
 @pytest.mark.parametrize("text", ["", "12:34", "zz" * 20, "ab" * 64])
@@ -110,4 +110,4 @@ def test_bad_ca_file(vcenter: VCenterSimulator, tmp_path: Path) -> None:
     """A CA file that holds no certificate is an error of the settings."""
     (tmp_path / "ca.pem").write_text("nothing")
     with pytest.raises(ConfigError):
-        Session(address_of(vcenter, ca_file=tmp_path / "ca.pem")).__enter__()
+        VCenterSession(address_of(vcenter, ca_file=tmp_path / "ca.pem")).__enter__()

@@ -9,12 +9,12 @@ import pytest
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import InvalidRequest, SourceNotFound
 from ssvm_worker.sources import open_source
-from ssvm_worker.sources.access import Access
+from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings
 from tests.contracts.source import gather
 from tests.servers.http import HttpServer
 
-LOOPBACK = Access(HttpSettings(AddressRule(("127.0.0.0/8",))))
+LOOPBACK = SourceOptions(HttpSettings(AddressRule(("127.0.0.0/8",))))
 
 
 @pytest.mark.parametrize(

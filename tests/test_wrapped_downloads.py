@@ -11,7 +11,7 @@ import pytest
 from ssvm_worker import codecs
 from ssvm_worker.errors import CorruptImage, ImageError, SourceUnavailable, TooLarge, UnknownFormat
 from ssvm_worker.jobs import download
-from ssvm_worker.jobs.attempt import Limits
+from ssvm_worker.jobs.attempt import JobLimits
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.manifest import read_draft, read_manifest
 from ssvm_worker.stores.file import FileStore
@@ -114,14 +114,14 @@ def test_bomb(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codecs, "UNSUSPICIOUS", 1 << 20)
     url = http_server.serve("x", COMPRESS["bzip2"](bytes(32 << 20)))
     with pytest.raises(TooLarge, match="more than 100 times"):
-        download.run(request(url), attempt(limits=Limits(max_ratio=100)))
+        download.run(request(url), attempt(limits=JobLimits(max_ratio=100)))
 
 
 def test_virtual_size(http_server: HttpServer) -> None:
     """A disk that is larger than the settings allow is refused, however small its file."""
     url = http_server.serve("x", images.qcow2())
     with pytest.raises(TooLarge, match="The disk has 1 MiB; 512 KiB are allowed"):
-        download.run(request(url), attempt(limits=Limits(max_virtual_size=1 << 19)))
+        download.run(request(url), attempt(limits=JobLimits(max_virtual_size=1 << 19)))
 
 
 def test_cut_short(http_server: HttpServer) -> None:

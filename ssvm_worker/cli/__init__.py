@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ssvm_worker import __version__, config, logs
 from ssvm_worker.errors import EXIT_CANCELLED, ConfigError, WorkerError
-from ssvm_worker.settings import Log
+from ssvm_worker.settings import LogSection
 
 from .output import Output
 
@@ -55,7 +55,7 @@ def _start_logging(args: argparse.Namespace) -> None:
     try:
         given = config.load(args.config).log
     except ConfigError:
-        given = Log()
+        given = LogSection()
     logs.start(given, "info" if args.verbose else "warning")
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ssvm_worker import assembly, config
-from ssvm_worker.quota import Usage
+from ssvm_worker.quota import AccountUsage
 
 from .output import Output
 
@@ -24,6 +24,6 @@ def _quota(args: argparse.Namespace, output: Output) -> int:
     limits = assembly.quota_limits(settings)
     known = {each.account: each for each in assembly.open_quota(settings).usage()}
     listed = [args.account] if args.account else sorted({*known, *limits.accounts})
-    rows = [known.get(each, Usage(each)).to_dict(limits.of(each)) for each in listed]
+    rows = [known.get(each, AccountUsage(each)).to_dict(limits.of(each)) for each in listed]
     output.table(rows, ("account", "used", "reserved", "limit", "free"), "no account has anything")
     return 0

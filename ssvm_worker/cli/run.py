@@ -19,7 +19,7 @@ from ssvm_worker import assembly, config, logs, traces
 from ssvm_worker.credentials import named_credentials
 from ssvm_worker.errors import NOT_THERE, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import Job, find_job
-from ssvm_worker.jobs.attempt import Attempt, SubJob, Unrecorded
+from ssvm_worker.jobs.attempt import Attempt, SubJob, UnrecordedJob
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
 from ssvm_worker.settings import Settings
 
@@ -127,7 +127,7 @@ class _JobsHere(assembly.RecordedJobs):
         resource = job.resource(request)
         with _alone(resource, self.stores):
             if not resource or not self._has_ledger(job, request):
-                yield Unrecorded(job_id)
+                yield UnrecordedJob(job_id)
                 return
             fields = request.model_dump(mode="json", exclude_defaults=True)
             with super().begin(whole, job_id, job.name, fields) as claim:

@@ -16,7 +16,7 @@ from ssvm_worker.units import GiB, human_size
 
 from . import tar, zip
 from .compression import COMPRESSIONS, decompress, decompress_blocks
-from .pull import Pull
+from .pull import ExactReader
 from .xzblocks import has_blocks
 
 #: What ``recognise`` looks at; a tar's magic ends at 263, its checksum covers one block of 512.
@@ -56,7 +56,7 @@ def unwrap(chunks: Iterable[bytes], where: str) -> tuple[str, Iterator[bytes]]:
     if name in ("", "tar"):
         return name, chunks
     if name == "zip":
-        inside = zip.member(Pull(chunks), where)
+        inside = zip.member(ExactReader(chunks), where)
     elif name == "xz" and has_blocks(head):
         inside = decompress_blocks(chunks, where)
     else:

@@ -22,7 +22,7 @@ from ssvm_worker.units import MiB
 
 from . import xzblocks
 from .liblzma import LZMADecompressor
-from .pull import Pull
+from .pull import ExactReader
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -120,7 +120,7 @@ def decompress_blocks(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
 
     Bytes: holds what ``xzblocks.stream`` holds.
     """
-    pull = Pull(chunks)
+    pull = ExactReader(chunks)
     try:
         yield from xzblocks.stream(pull, MEMORY)
     except EOFError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ssvm_worker.stream import CHUNK
 
 
-class Pull:
+class ExactReader:
     """Hands out the bytes of *chunks* in the pieces asked for; holds one chunk, and the piece."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:

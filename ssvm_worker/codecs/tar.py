@@ -21,7 +21,7 @@ from ssvm_worker.stream import CHUNK
 from ssvm_worker.units import KiB
 
 from .compression import AGAIN
-from .pull import Pull
+from .pull import ExactReader
 
 BLOCK = 512
 #: An OVA has an OVF, a manifest, a certificate and its disks; vSphere's VMs have 60 disks and more at the most.
@@ -35,7 +35,7 @@ _PLAIN = "Pack plain files, without directories: tar --format=ustar -cf NAME.ova
 
 
 @dataclass(frozen=True)
-class Member:
+class TarMember:
     """One regular file of the archive."""
 
     name: str
@@ -49,7 +49,7 @@ def matches(head: bytes) -> bool:
     return head.startswith(b"ustar", 257) or (len(head) >= BLOCK and _sound(head[:BLOCK]))
 
 
-def members(pull: Pull, where: str) -> Iterator[Member]:
+def members(pull: ExactReader, where: str) -> Iterator[TarMember]:
     """The members, in their order.
 
     Raises UnsafeImage for what is no regular file or has a path; CorruptImage for an archive that is cut short,
@@ -73,7 +73,7 @@ def members(pull: Pull, where: str) -> Iterator[Member]:
             if name.startswith("._"):
                 deque(content, maxlen=0)
             else:
-                yield Member(name, size, content)
+                yield TarMember(name, size, content)
             if pull.position != end:
                 raise RuntimeError(f"the member {name!a} was not read to its end")
             pull.exactly(-size % BLOCK)
@@ -84,7 +84,7 @@ def members(pull: Pull, where: str) -> Iterator[Member]:
         raise CorruptImage(f"The tar archive is cut short: {error}", where, AGAIN) from error
 
 
-def _content(pull: Pull, left: int, where: str) -> Iterator[bytes]:
+def _content(pull: ExactReader, left: int, where: str) -> Iterator[bytes]:
     while left:
         chunk = pull.some(min(left, CHUNK))
         if not chunk:
@@ -93,7 +93,7 @@ def _content(pull: Pull, left: int, where: str) -> Iterator[bytes]:
         yield chunk
 
 
-def _next_header(pull: Pull, where: str, may_end: Callable[[], bool]) -> tuple[str, int] | None:
+def _next_header(pull: ExactReader, where: str, may_end: Callable[[], bool]) -> tuple[str, int] | None:
     """Name and size of the next member, with what extended headers say; None at the end of the archive.
 
     *may_end* says whether the archive may end here without a block of zeros.

@@ -22,7 +22,7 @@ from ssvm_worker.stream import CHUNK
 from ssvm_worker.units import MiB
 
 from .liblzma import LZMADecompressor
-from .pull import Pull
+from .pull import ExactReader
 
 _HEADER = 12
 _MAGIC, _END = b"\xfd7zXZ\0", b"YZ"
@@ -51,7 +51,7 @@ def has_blocks(head: bytes) -> bool:
     return block is not None and max(block.size, block.unpacked) <= MAX_BLOCK
 
 
-def stream(pull: Pull, memory: int) -> Iterator[bytes]:
+def stream(pull: ExactReader, memory: int) -> Iterator[bytes]:
     """The bytes inside one stream, up to its end. Raises LZMAError for a damaged one, EOFError for one cut short.
 
     Bytes: holds three blocks, packed and unpacked, at the most. *memory* is what liblzma may allocate for each.
@@ -74,7 +74,7 @@ def stream(pull: Pull, memory: int) -> Iterator[bytes]:
     _check_index(pull, header, done)
 
 
-def _blocks(pull: Pull, header: bytes) -> Iterator[tuple[_Block, bytes]]:
+def _blocks(pull: ExactReader, header: bytes) -> Iterator[tuple[_Block, bytes]]:
     """Each block, with all of its bytes; the index's first byte is handed out again."""
     while (first := pull.exactly(1)) != b"\0":
         head = first + pull.exactly((first[0] + 1) * 4 - 1)
@@ -117,7 +117,7 @@ def _unpacked(data: bytes, size: int, memory: int) -> list[bytes]:
     return [each for each in chunks if each]
 
 
-def _check_index(pull: Pull, header: bytes, blocks: list[_Block]) -> None:
+def _check_index(pull: ExactReader, header: bytes, blocks: list[_Block]) -> None:
     """The index names just these blocks, and the footer this index."""
     records = b"".join(_as_number(number) for each in blocks for number in (each.size, each.unpacked))
     index = b"\0" + _as_number(len(blocks)) + records

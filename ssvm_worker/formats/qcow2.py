@@ -21,7 +21,7 @@ import struct
 
 from ssvm_worker.errors import CorruptImage, ImageError, UnknownFormat, UnsafeImage
 
-from .probe import Facts, Rules, corrupt, cut_short
+from .probe import ImageFacts, Rules, corrupt, cut_short
 from .qcow2units import Header, Units
 
 MAGIC = b"QFI\xfb"
@@ -53,9 +53,9 @@ def rules(head: bytes, where: str) -> Rules:
     details: dict[str, object] = {"version": header.version, "cluster_size": header.cluster}
     if header.snapshots:
         details["snapshots"] = header.snapshots
-    tail, size = yield Facts("qcow2", header.size, details)
+    tail, size = yield ImageFacts("qcow2", header.size, details)
     units.check(tail, size)
-    return Facts("qcow2", header.size, details | ({"warnings": units.warnings} if units.warnings else {}))
+    return ImageFacts("qcow2", header.size, details | ({"warnings": units.warnings} if units.warnings else {}))
 
 
 def _parse(head: bytes, where: str) -> Header:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import TooLarge
 from ssvm_worker.units import MiB
 
-from .probe import Facts, Range, Seen, corrupt, cut_short, entries
+from .probe import ImageBytes, ImageFacts, ImageRange, corrupt, cut_short, entries
 
 SECTOR = 512
 _OFFSET = 0x00FFFFFFFFFFFE00
@@ -117,7 +117,7 @@ class Units:
         self._filled: dict[int, int] = {}
         self._full = False
 
-    def read(self) -> Generator[Range | Facts, Seen, None]:
+    def read(self) -> Generator[ImageRange | ImageFacts, ImageBytes, None]:
         """Read every table that the stream still has to offer."""
         header = self._header
         l1_end = header.l1_offset + header.l1_size * 8
@@ -143,7 +143,7 @@ class Units:
             length = self._end - SECTOR - self._packed
             if length > 0:
                 why = f"its last compressed cluster goes to offset {self._end - SECTOR} at least"
-                self._packed_data = (yield Range(self._packed, length, why)).data
+                self._packed_data = (yield ImageRange(self._packed, length, why)).data
         elif self._packed:
             self._packed = 0
 
@@ -165,13 +165,13 @@ class Units:
 
     def _read_from_the_beginning(
         self, until: int, l1_end: int, blocks_end: int
-    ) -> Generator[Range | Facts, Seen, None]:
+    ) -> Generator[ImageRange | ImageFacts, ImageBytes, None]:
         """Read all to *until*: it has the L1 table and the refcount table, and maybe tables that they name."""
         header, l1, blocks = self._header, bytearray(), bytearray()
         step = max(header.cluster, MiB)
         why = f"its L1 table goes to offset {l1_end}, its refcount table to {blocks_end}"
         for at in range(0, until, step):
-            piece = (yield Range(at, min(step, until - at), why)).data
+            piece = (yield ImageRange(at, min(step, until - at), why)).data
             l1 += piece[max(0, header.l1_offset - at) : max(0, l1_end - at)]
             blocks += piece[max(0, header.refcount_offset - at) : max(0, blocks_end - at)]
             if not self._l2_known and len(l1) == header.l1_size * 8:
@@ -237,7 +237,7 @@ class Units:
             )
         return offset
 
-    def _read_behind(self, behind: int) -> Generator[Range | Facts, Seen, None]:
+    def _read_behind(self, behind: int) -> Generator[ImageRange | ImageFacts, ImageBytes, None]:
         """Read the tables that begin behind *behind*, in the order of the file."""
         cluster = self._header.cluster
         places = [offset for offset in {*self._l2, *self._blocks} if offset >= behind]
@@ -251,22 +251,22 @@ class Units:
                 snapshots = 0
                 continue
             offset = heapq.heappop(places)
-            table = (yield Range(offset, cluster, f"its table at offset {offset} has {cluster} bytes")).data
+            table = (yield ImageRange(offset, cluster, f"its table at offset {offset} has {cluster} bytes")).data
             if offset in self._l2:
                 self._note_sum(self._sum(table), self._l2[offset])
             if offset in self._blocks:
                 self._note_block(self._blocks[offset], _bits(table))
 
-    def _read_snapshots(self, at: int) -> Generator[Range | Facts, Seen, None]:
+    def _read_snapshots(self, at: int) -> Generator[ImageRange | ImageFacts, ImageBytes, None]:
         """Read the snapshot table: entries of any length, aligned to 8 bytes."""
         why = f"it has {self._header.snapshots} snapshots"
         for _ in range(self._header.snapshots):
-            entry = (yield Range(at, _SNAPSHOT_ENTRY, why)).data
+            entry = (yield ImageRange(at, _SNAPSHOT_ENTRY, why)).data
             l1_offset, l1_size, id_length, name_length = struct.unpack_from(">QIHH", entry)
             extra_length = struct.unpack_from(">I", entry, 36)[0]
             if extra_length > _MAX_EXTRA:
                 raise corrupt(f"The qcow2 has a snapshot with {extra_length} bytes of extra data", self._where)
-            extra = (yield Range(at + _SNAPSHOT_ENTRY, extra_length + id_length + name_length, why)).data
+            extra = (yield ImageRange(at + _SNAPSHOT_ENTRY, extra_length + id_length + name_length, why)).data
             size = struct.unpack_from(">Q", extra, 8)[0] if extra_length >= 16 else self._header.size
             self._snapshot_rest = min(self._snapshot_rest, size % self._header.cluster or self._header.cluster)
             self._note(l1_offset + l1_size * 8, "last snapshot's L1 table")

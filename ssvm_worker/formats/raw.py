@@ -15,7 +15,7 @@ import struct
 from ssvm_worker.errors import UnknownFormat
 
 from . import vhd
-from .probe import ASK_PUBLISHER, Facts, Rules, cut_short
+from .probe import ASK_PUBLISHER, ImageFacts, Rules, cut_short
 
 _SECTOR = 512
 _SIGNATURE = b"\x55\xaa"
@@ -24,7 +24,7 @@ _PROTECTIVE = 0xEE
 
 def rules(head: bytes, where: str) -> Rules:
     """Judge what has no magic: a raw disk, or a fixed VHD; see probe."""
-    tail, size = yield Facts("raw", 0)
+    tail, size = yield ImageFacts("raw", 0)
     if tail[-vhd.FOOTER :].startswith(vhd.COOKIE):
         return vhd.fixed(tail, size, where)
     if size < _SECTOR or size % _SECTOR:
@@ -38,7 +38,7 @@ def rules(head: bytes, where: str) -> Rules:
     furthest = max((start + length for start, length in mbr_partitions(head)), default=0) if table == "mbr" else 0
     if furthest > size:
         details["warnings"] = [f"A partition ends at offset {furthest}, the disk at {size}: it may be cut short"]
-    return Facts("raw", size, details)
+    return ImageFacts("raw", size, details)
 
 
 def mbr_partitions(head: bytes) -> list[tuple[int, int]]:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import UnsafeImage
 from ssvm_worker.units import GiB
 
-from .probe import Facts, Range, Rules, corrupt, cut_short, entries, in_pieces
+from .probe import ImageFacts, ImageRange, Rules, corrupt, cut_short, entries, in_pieces
 
 COOKIE = b"conectix"
 FOOTER = 512
@@ -53,10 +53,10 @@ def is_fixed(tail: bytes, size: int) -> bool:
     return footer.kind == FIXED and footer.size + FOOTER == size
 
 
-def fixed(tail: bytes, size: int, where: str) -> Facts:
+def fixed(tail: bytes, size: int, where: str) -> ImageFacts:
     """The facts of an image whose last sector is a VHD footer but whose first is not."""
     if is_fixed(tail, size):
-        return Facts("vhd", size - FOOTER, {"subformat": "fixed"})
+        return ImageFacts("vhd", size - FOOTER, {"subformat": "fixed"})
     footer = _footer(tail[-FOOTER:], where)
     if footer.kind == FIXED:
         raise cut_short(f"its VHD footer says {footer.size + FOOTER} bytes", size, where)
@@ -70,7 +70,7 @@ def rules(head: bytes, where: str) -> Rules:
     footer = _footer(head[:FOOTER], where)
     if footer.kind not in (DYNAMIC, DIFFERENCING):
         raise corrupt(f"The VHD begins with the footer of type {_TYPES.get(footer.kind, footer.kind)}", where)
-    dynamic = (yield Range(footer.dynamic_at, 1024)).data
+    dynamic = (yield ImageRange(footer.dynamic_at, 1024)).data
     table_at, blocks, block = _parse_dynamic(dynamic, footer, where)
     end = table_at + blocks * 4
     last_block = (footer.size - 1) // block
@@ -81,7 +81,7 @@ def rules(head: bytes, where: str) -> Rules:
             if sector != _UNUSED:
                 data = footer.size - last_block * block if first + number == last_block else block
                 end = max(end, sector * 512 + bitmap + data)
-    facts = Facts("vhd", footer.size, {"subformat": "dynamic", "block_size": block})
+    facts = ImageFacts("vhd", footer.size, {"subformat": "dynamic", "block_size": block})
     tail, size = yield facts
     last = tail[-FOOTER:]
     if not last.startswith(COOKIE) or not _sound(last):

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import UnknownFormat, UnsafeImage
 from ssvm_worker.units import KiB, MiB, TiB
 
-from .probe import Facts, Range, Rules, Seen, corrupt, cut_short, entries, in_pieces
+from .probe import ImageBytes, ImageFacts, ImageRange, Rules, corrupt, cut_short, entries, in_pieces
 
 MAGIC = b"vhdxfile"
 _REGIONS_AT, _TABLE = 192 * KiB, 64 * KiB
@@ -71,7 +71,7 @@ def rules(head: bytes, where: str) -> Rules:
             end = max(end, (yield from _logged_size(region, guid)))
     block, flags, virtual_size, sector = metadata
     details: dict[str, object] = {"subformat": "fixed" if flags & 1 else "dynamic", "block_size": block}
-    facts = Facts("vhdx", virtual_size, details)
+    facts = ImageFacts("vhdx", virtual_size, details)
     size = (yield facts).size
     if end > size:
         raise cut_short(f"a region goes to offset {end}, or its log says so", size, where)
@@ -94,7 +94,7 @@ def _log(head: bytes) -> tuple[_Entry, bytes]:
     return _Entry(offset, length), current[48:64]
 
 
-def _logged_size(log: _Entry, guid: bytes) -> Generator[Range | Facts, Seen, int]:
+def _logged_size(log: _Entry, guid: bytes) -> Generator[ImageRange | ImageFacts, ImageBytes, int]:
     """The size that the last entry of the log says the file has at the least: [MS-VHDX] 2.3.1.1, FlushedFileOffset."""
     newest = size = 0
     for piece in in_pieces(log.offset, log.length, f"its log goes to offset {log.offset + log.length}", 4 * KiB):
@@ -106,7 +106,7 @@ def _logged_size(log: _Entry, guid: bytes) -> Generator[Range | Facts, Seen, int
     return size
 
 
-def _furthest_blocks(bat: _Entry) -> Generator[Range | Facts, Seen, list[tuple[int, int]]]:
+def _furthest_blocks(bat: _Entry) -> Generator[ImageRange | ImageFacts, ImageBytes, list[tuple[int, int]]]:
     """Number and offset of the two furthest present entries: all blocks have one size, but for the disk's last."""
     found: list[tuple[int, int]] = []
     number = 0
@@ -119,13 +119,13 @@ def _furthest_blocks(bat: _Entry) -> Generator[Range | Facts, Seen, list[tuple[i
     return found
 
 
-def _metadata(at: int, where: str) -> Generator[Range | Facts, Seen, tuple[int, int, int, int]]:
+def _metadata(at: int, where: str) -> Generator[ImageRange | ImageFacts, ImageBytes, tuple[int, int, int, int]]:
     """Block size, flags, virtual size and sector size out of the metadata region."""
-    items = _metadata_table((yield Range(at, _TABLE)).data, where)
+    items = _metadata_table((yield ImageRange(at, _TABLE)).data, where)
     values: dict[uuid.UUID, bytes] = {}
     wanted = [each for each in (_FILE_PARAMETERS, _VIRTUAL_SIZE, _SECTOR_SIZE) if each in items]
     for guid in sorted(wanted, key=lambda each: items[each].offset):
-        values[guid] = (yield Range(at + items[guid].offset, 4 if guid == _SECTOR_SIZE else 8)).data
+        values[guid] = (yield ImageRange(at + items[guid].offset, 4 if guid == _SECTOR_SIZE else 8)).data
     block, flags = struct.unpack("<II", values[_FILE_PARAMETERS])
     virtual_size: int = struct.unpack("<Q", values[_VIRTUAL_SIZE])[0]
     if flags & _HAS_PARENT:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import TooLarge, UnsafeImage
 from ssvm_worker.units import TiB
 
-from .probe import Facts, Range, Rules, Seen, corrupt, cut_short, in_pieces
+from .probe import ImageBytes, ImageFacts, ImageRange, Rules, corrupt, cut_short, in_pieces
 
 MAGIC = b"KDMV"
 SECTOR = 512
@@ -118,12 +118,12 @@ def rules(head: bytes, where: str) -> Rules:
     header = parse_header(head[:SECTOR], where)
     if header.descriptor_offset != 1 or not 0 < header.descriptor_size <= 2048:
         raise UnsafeImage("The VMDK does not hold its own descriptor behind its header", where, FLATTEN)
-    text = (yield Range(SECTOR, header.descriptor_size * SECTOR)).data
+    text = (yield ImageRange(SECTOR, header.descriptor_size * SECTOR)).data
     create_type = check_descriptor(text, header, where)
     end = header.overhead * SECTOR
     if header.gd_offset != GD_AT_END:
         end = max(end, (yield from _last_unit(header, where)))
-    facts = Facts("vmdk", header.capacity * SECTOR, {"create_type": create_type, "version": header.version})
+    facts = ImageFacts("vmdk", header.capacity * SECTOR, {"create_type": create_type, "version": header.version})
     tail, size = yield facts
     if header.gd_offset == GD_AT_END:
         _check_end(header, tail, size, where)
@@ -132,7 +132,7 @@ def rules(head: bytes, where: str) -> Rules:
     return facts
 
 
-def _last_unit(header: SparseHeader, where: str) -> Generator[Range | Facts, Seen, int]:
+def _last_unit(header: SparseHeader, where: str) -> Generator[ImageRange | ImageFacts, ImageBytes, int]:
     """Where the last grain or grain table ends."""
     runs, last_table = yield from _grain_tables(header, where)
     length = header.gtes_per_gt * 4
@@ -145,7 +145,7 @@ def _last_unit(header: SparseHeader, where: str) -> Generator[Range | Facts, See
         for number in range(count):
             sector = first + number * _whole(length)
             why = f"its grain table at sector {sector} has {length} bytes"
-            table = (yield Range(sector * SECTOR, length, why)).data
+            table = (yield ImageRange(sector * SECTOR, length, why)).data
             if table.count(0) == length:
                 continue
             grains = list(entries.unpack(table))
@@ -163,11 +163,13 @@ def _last_unit(header: SparseHeader, where: str) -> Generator[Range | Facts, See
     if furthest < behind:  # a complete table follows the last grain
         return 0
     why = f"its last grain is at sector {furthest}"
-    size: int = struct.unpack("<QI", (yield Range(furthest * SECTOR, _GRAIN_HEAD, why)).data)[1]
+    size: int = struct.unpack("<QI", (yield ImageRange(furthest * SECTOR, _GRAIN_HEAD, why)).data)[1]
     return furthest * SECTOR + _GRAIN_HEAD + size
 
 
-def _grain_tables(header: SparseHeader, where: str) -> Generator[Range | Facts, Seen, tuple[list[list[int]], int]]:
+def _grain_tables(
+    header: SparseHeader, where: str
+) -> Generator[ImageRange | ImageFacts, ImageBytes, tuple[list[list[int]], int]]:
     """Where the grain tables are, as runs of (first sector, tables one behind the other); and the disk's last one.
 
     Writers put all tables one behind the other, so a run takes the memory of one table.

@@ -12,7 +12,7 @@ from ssvm_worker.stream import Observer, Store
 from ssvm_worker.units import MiB
 
 from .grain import REMEDY, digest, inflate
-from .map import GrainMap, Run
+from .map import GrainMap, GrainRun
 from .pack import MAGIC, Pack, PackIndex, index_in, read_index
 from .reader import Wait, packs_of, read_on
 from .sweep import maps_below
@@ -115,7 +115,7 @@ def _places(it: GrainMap, lost: Mapping[str, Damage]) -> Iterator[tuple[int, int
                 yield at * sectors, min(end, (at + grains) * sectors) - 1
 
 
-def _lost_of(run: Run, lost: frozenset[int] | None) -> Iterator[tuple[int, int]]:
+def _lost_of(run: GrainRun, lost: frozenset[int] | None) -> Iterator[tuple[int, int]]:
     """Place on the disk and length, in grains, of what is lost of a run."""
     if lost is None:
         yield run.at, run.grains

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from ssvm_worker.stream import Store
 
-from .map import GrainMap, Run
+from .map import GrainMap, GrainRun
 from .pack import PackIndex, read_index
 
 #: Place on the disk and length, both in bytes.
@@ -24,7 +24,7 @@ def differing(store: Store, family: str, one: GrainMap, other: GrainMap) -> Iter
     def index_of(it: GrainMap, number: int) -> PackIndex:
         return read_index(store, family, it.packs[number])
 
-    def digest(it: GrainMap, run: Run, at: int) -> bytes:
+    def digest(it: GrainMap, run: GrainRun, at: int) -> bytes:
         return index_of(it, run.pack).digest(run.first + at - run.at)
 
     for start, end, left, right in _side_by_side(one, other):
@@ -35,13 +35,13 @@ def differing(store: Store, family: str, one: GrainMap, other: GrainMap) -> Iter
                 yield at * one.grain_size, one.grain_size
 
 
-def _same_place(one: GrainMap, left: Run, other: GrainMap, right: Run) -> bool:
+def _same_place(one: GrainMap, left: GrainRun, other: GrainMap, right: GrainRun) -> bool:
     """Whether two runs that overlap are of the very same grains there."""
     aligned = left.first - left.at == right.first - right.at
     return aligned and one.packs[left.pack].id == other.packs[right.pack].id
 
 
-def _side_by_side(one: GrainMap, other: GrainMap) -> Iterator[tuple[int, int, Run | None, Run | None]]:
+def _side_by_side(one: GrainMap, other: GrainMap) -> Iterator[tuple[int, int, GrainRun | None, GrainRun | None]]:
     """Stretches of the disk (first grain, the one behind the last) that lie in one run, or none, of each map."""
     lefts, rights = _Runs(one), _Runs(other)
     at = 0
@@ -61,7 +61,7 @@ class _Runs:
         self._runs = it.runs()
         self.run = next(self._runs, None)
 
-    def over(self, at: int) -> Run | None:
+    def over(self, at: int) -> GrainRun | None:
         """The run that covers a place, if there is one."""
         return self.run if self.run and self.run.at <= at else None
 

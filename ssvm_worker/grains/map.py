@@ -45,7 +45,7 @@ _LONGEST_RUN = 40
 
 
 @dataclass(frozen=True)
-class Run:
+class GrainRun:
     """A stretch of a disk whose grains lie side by side in one pack."""
 
     #: Place on the disk, in grains.
@@ -69,7 +69,7 @@ class MapWriter:
         self._encoded = bytearray()
         self._count = 0
         self.grains = 0
-        self._last = self._open = Run(0, 0, 0, 0)
+        self._last = self._open = GrainRun(0, 0, 0, 0)
 
     def close(self) -> None:
         """Free the temporary file."""
@@ -81,10 +81,10 @@ class MapWriter:
         run = self._open
         self.grains += 1
         if run.pack == pack and run.at + run.grains == at and run.first + run.grains == number and run.grains:
-            self._open = Run(run.at, run.grains + 1, pack, run.first)
+            self._open = GrainRun(run.at, run.grains + 1, pack, run.first)
             return
         self._close_run()
-        self._open = Run(at, 1, pack, number)
+        self._open = GrainRun(at, 1, pack, number)
 
     def _close_run(self) -> None:
         run, last = self._open, self._last
@@ -149,13 +149,13 @@ class GrainMap:
             raise self._bad("its head is damaged")
         self.packs = [_pack(*each) for each in _PACK.iter_unpack(rest[:-SIZE])]
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[GrainRun]:
         """The runs in the order of the disk, each checked; holds some 100 KiB."""
-        last = Run(0, 0, 0, 0)
+        last = GrainRun(0, 0, 0, 0)
         seen = total = 0
         for gap, grains, pack, first in self._numbers():
             at, number = last.at + last.grains + gap, last.pack + _unzigzag(pack)
-            last = Run(at, grains, number, last.first + last.grains + _unzigzag(first))
+            last = GrainRun(at, grains, number, last.first + last.grains + _unzigzag(first))
             if not self._fits(last):
                 raise self._bad(f"run {seen} lies outside the disk or its pack")
             seen, total = seen + 1, total + grains
@@ -163,7 +163,7 @@ class GrainMap:
         if (seen, total) != (self._count, self.grains):
             raise self._bad(f"it has {seen} runs in place of {self._count}")
 
-    def _fits(self, run: Run) -> bool:
+    def _fits(self, run: GrainRun) -> bool:
         known = 0 <= run.pack < len(self.packs) and run.grains > 0 and run.first >= 0
         return (
             known

@@ -11,7 +11,7 @@ from ssvm_worker.stream import LeavingAborts, Owner, Sink, Store, StoredObject
 from ssvm_worker.units import MiB
 
 from .pack import FULL, pack_key
-from .writer import Packing
+from .writer import DiskPacker
 
 #: More than a pack can have: its last grain may go beyond FULL, and its index has 400 KiB at the most.
 _PACK_HINT = FULL + MiB
@@ -26,7 +26,7 @@ class GrainSink(LeavingAborts):
 
     offset = 0
 
-    def __init__(self, store: Store, family: str, key: str, packing: Packing, owner: Owner) -> None:
+    def __init__(self, store: Store, family: str, key: str, packing: DiskPacker, owner: Owner) -> None:
         self.key = key
         self._store = store
         self._family = family

@@ -15,7 +15,7 @@ from .reader import grain_maps
 
 
 @dataclass(frozen=True)
-class Swept:
+class GarbageResult:
     """What a sweep has deleted."""
 
     packs: int = 0
@@ -23,7 +23,7 @@ class Swept:
     size: int = 0
 
 
-def sweep(store: Store, family: str, confirm: Check) -> Swept:
+def sweep(store: Store, family: str, confirm: Check) -> GarbageResult:
     """Delete each pack below *family* that no grain map there refers to; maps of drafts and of the dead count too.
 
     Only under the lock of the volume. *confirm* is called before each deletion, and raises when the lock is lost. Safe
@@ -35,7 +35,7 @@ def sweep(store: Store, family: str, confirm: Check) -> Swept:
     for each in free:
         confirm()
         store.delete(each.key)
-    return Swept(len(free), sum(each.size for each in free))
+    return GarbageResult(len(free), sum(each.size for each in free))
 
 
 def free_packs(store: Store, family: str) -> list[StoredObject]:

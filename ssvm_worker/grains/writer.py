@@ -25,7 +25,7 @@ from .pack import MAGIC, Pack, PackWriter
 _ENOUGH = CHUNK // 2
 
 
-class Packing:
+class DiskPacker:
     """One disk on its way into packs. Holds a chunk, the index of one pack, and what Index and MapWriter hold."""
 
     def __init__(self, index: Index, capacity: int, where: str) -> None:
@@ -49,7 +49,7 @@ class Packing:
         self._out: list[bytes] = []
         self._held = 0
 
-    def __enter__(self) -> Packing:
+    def __enter__(self) -> DiskPacker:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -13,14 +13,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from ssvm_worker.digest import HEX_LENGTHS, Digest
 from ssvm_worker.errors import Cancelled, InvalidRequest, misused
-from ssvm_worker.pace import Pace, paced
+from ssvm_worker.pace import SharedRateLimit, paced
 from ssvm_worker.quota import UNLIMITED, Held, LocalQuota, Quota
-from ssvm_worker.quota import Limits as Quotas
+from ssvm_worker.quota import QuotaLimits as Quotas
 from ssvm_worker.slots import LocalSlots, Slots
 from ssvm_worker.stream import Check, Owner, Resuming, Sink, Source, Store
-from ssvm_worker.verdicts import LocalVerdicts, Verdicts
+from ssvm_worker.verdicts import LocalScrubResults, ScrubResults
 
-from .retention import Rules
+from .retention import RetentionRules
 
 
 class Progress:
@@ -86,7 +86,7 @@ class RemoteSource(Source, Protocol):
         """Checksums that came with the URL (a metalink's), of the file as it is offered."""
 
 
-class Doors(Protocol):
+class Connections(Protocol):
     """Opens what lies outside the stores; assembly knows the concrete classes."""
 
     def source(
@@ -175,7 +175,7 @@ class Jobs(Protocol):
 
 
 @dataclass
-class Unrecorded:
+class UnrecordedJob:
     """A ``SubJob`` of which no ledger knows."""
 
     job_id: str
@@ -190,7 +190,7 @@ class Unrecorded:
         return None
 
 
-class NoJobs:
+class NullJobs:
     """That there are none."""
 
     def live(self) -> Collection[str]:
@@ -206,7 +206,7 @@ class NoJobs:
         job: str,  # noqa: ARG002
         request: dict[str, Any],  # noqa: ARG002
     ) -> AbstractContextManager[SubJob | None]:
-        return nullcontext(Unrecorded(job_id))
+        return nullcontext(UnrecordedJob(job_id))
 
     def parts(self, whole: str) -> Iterable[Mapping[str, Any]]:  # noqa: ARG002
         return ()
@@ -222,7 +222,7 @@ class NoJobs:
 
 
 @dataclass(frozen=True)
-class Limits:
+class JobLimits:
     """Plain numbers from the settings."""
 
     #: Bytes of one download at the most, unless the request says less.
@@ -246,7 +246,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Boots:
+class BootOptions:
     """How copies of backups are booted, to see whether they do."""
 
     #: Scratch files and screenshots, on a local disk; None: nothing is booted.
@@ -270,17 +270,17 @@ class Attempt:
 
     job_id: str
     stores: Mapping[str, Store]
-    doors: Doors
+    doors: Connections
     #: From 1.
     number: int = 1
     #: The claim's fencing token.
     token: int = 0
-    limits: Limits = field(default_factory=Limits)
-    boots: Boots = field(default_factory=Boots)
+    limits: JobLimits = field(default_factory=JobLimits)
+    boots: BootOptions = field(default_factory=BootOptions)
     progress: Progress = field(default_factory=Progress)
     log: logging.LoggerAdapter[Any] | logging.Logger = field(default_factory=lambda: logging.getLogger("ssvm.job"))
     #: Shared by all processes of the worker.
-    pace: Pace = field(default_factory=Pace)
+    pace: SharedRateLimit = field(default_factory=SharedRateLimit)
     #: full | incremental by name of the primary store; full for those that are not in it.
     backup_modes: Mapping[str, str] = field(default_factory=dict)
     #: Why the attempt must stop (user | shutdown | deadline | fenced), or None. Cheap: called for every chunk.
@@ -292,16 +292,16 @@ class Attempt:
     #: Those of all workers, or of this process alone.
     slots: Slots = _LOCAL
     #: As the ledger has them; nothing is connected before the first call.
-    jobs: Jobs = field(default_factory=NoJobs)
+    jobs: Jobs = field(default_factory=NullJobs)
     #: What reading artifacts again has found; the ledger's, or of this attempt alone.
-    verdicts: Verdicts = field(default_factory=LocalVerdicts)
+    verdicts: ScrubResults = field(default_factory=LocalScrubResults)
     #: What accounts have stored, by the ledger or by this attempt alone; and what they may.
     quota: Quota = field(default_factory=LocalQuota)
     quotas: Quotas = field(default_factory=Quotas)
     #: What this job holds of its account's limit; is shown, on its way, all that is stored.
     held: Held = UNLIMITED
     #: Which backups clean-up keeps.
-    retention: Rules = field(default_factory=Rules)
+    retention: RetentionRules = field(default_factory=RetentionRules)
     #: Forgets links that have ended, and cancels uploads that wait for more by them, unless told only to count them.
     end_links: Callable[[bool], int] = lambda _: 0
     #: The names of those in the settings.
@@ -354,7 +354,7 @@ class Attempt:
     def paced(self, chunks: Iterable[bytes], max_rate: int | None) -> Iterator[bytes]:
         """Pass the chunks on, not faster than the worker may, nor than *max_rate* bytes a second."""
         rates = [(self.pace, float(self.limits.max_rate))] if self.limits.max_rate else []
-        rates += [(Pace(), float(max_rate))] if max_rate else []
+        rates += [(SharedRateLimit(), float(max_rate))] if max_rate else []
         return paced(chunks, rates, self.wait)
 
     def store(self, name: str) -> Store:

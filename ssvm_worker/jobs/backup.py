@@ -24,7 +24,7 @@ from .request import ArtifactRequest, QuotaField
 from .vmexport import VMExport
 
 if TYPE_CHECKING:
-    from ssvm_worker.vmware.session import VM, Session
+    from ssvm_worker.vmware.session import VM, VCenterSession
     from ssvm_worker.vmware.snapshot import Snapshot
 
 #: Seconds that a job which has failed or was cancelled waits for its snapshot to go; vSphere goes on after that.
@@ -181,7 +181,7 @@ def _noticing_removal(attempt: Attempt, vm: VM, snapshot: Snapshot) -> Iterator[
         raise
 
 
-def _give_up(request: Request, attempt: Attempt, session: Session, vm: VM, error: BaseException) -> None:
+def _give_up(request: Request, attempt: Attempt, session: VCenterSession, vm: VM, error: BaseException) -> None:
     """Remove the job's snapshot, unless the next attempt will go on from it, or another worker does already."""
     if request.snapshot is not None or attempt.will_resume(error):
         return

@@ -11,8 +11,8 @@ from ssvm_worker.digest import Hasher
 from ssvm_worker.errors import ConfigError, CorruptImage
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Manifest
-from ssvm_worker.qemu.boot import Patience, Seen, boot
-from ssvm_worker.qemu.machine import MOST_DISKS, Drive, Machine, tool
+from ssvm_worker.qemu.boot import BootOutcome, BootTimeouts, boot
+from ssvm_worker.qemu.machine import MOST_DISKS, BootMachine, Drive, tool
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stream import Store, read_bytes, store_stream
 from ssvm_worker.units import GiB, MiB
@@ -20,7 +20,7 @@ from ssvm_worker.units import GiB, MiB
 from .attempt import Attempt
 from .scratch import scratch_folder
 from .screens import screen_of
-from .stored import StoredDisk, read_backup
+from .stored import BackupDisk, read_backup
 
 _PREFIX = "ssvm-boot-"
 #: A guest's memory where the backup does not tell it, and its least: what the VM had is more as a rule.
@@ -45,8 +45,8 @@ def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, 
         drives = [Drive(_restored(disk, folder), _controller(config, disk)) for disk in disks[:MOST_DISKS]]
         attempt.progress.start("booting")
         firmware = str(config.get("firmware") or "bios")
-        machine = Machine(drives, _memory(config, attempt.boots.memory), firmware, attempt.boots.accelerator)
-        seen = boot(machine, folder, Patience(attempt.boots.seconds, attempt.boots.still_s), attempt.check)
+        machine = BootMachine(drives, _memory(config, attempt.boots.memory), firmware, attempt.boots.accelerator)
+        seen = boot(machine, folder, BootTimeouts(attempt.boots.seconds, attempt.boots.still_s), attempt.check)
     kept = _keep(screen_of(parent, artifact), seen)
     if not seen.bootable:
         raise CorruptImage(
@@ -57,7 +57,7 @@ def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, 
     return _told(seen, machine, kept)
 
 
-def _restored(disk: StoredDisk, folder: Path) -> Path:
+def _restored(disk: BackupDisk, folder: Path) -> Path:
     """A disk as a qcow2, as large as what it holds."""
     hasher, name = Hasher(), f"disk{disk.number}"
     hint = int(disk.entry.facts.get("populated", disk.capacity)) + disk.capacity // 1024 + MiB
@@ -67,7 +67,7 @@ def _restored(disk: StoredDisk, folder: Path) -> Path:
     return folder / name
 
 
-def _keep(path: Path, seen: Seen) -> Path:
+def _keep(path: Path, seen: BootOutcome) -> Path:
     """The screenshot, in place of that of an earlier time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
@@ -75,7 +75,7 @@ def _keep(path: Path, seen: Seen) -> Path:
     return new.replace(path)
 
 
-def _told(seen: Seen, machine: Machine, kept: Path) -> dict[str, Any]:
+def _told(seen: BootOutcome, machine: BootMachine, kept: Path) -> dict[str, Any]:
     return {
         "screenshot": str(kept),
         "screen": seen.screen,
@@ -111,7 +111,7 @@ def _memory(config: dict[str, Any], most: int) -> int:
     return max(_LEAST, min(had, most))
 
 
-def _controller(config: dict[str, Any], disk: StoredDisk) -> str:
+def _controller(config: dict[str, Any], disk: BackupDisk) -> str:
     """The class of the disk's controller in vSphere; empty where that is not known."""
     devices = {each.get("key"): each for each in (config.get("hardware") or {}).get("device") or []}
     own = devices.get(disk.entry.facts.get("disk")) or {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ssvm_worker.digest import Hasher, digest_of
 from ssvm_worker.errors import Cancelled, CorruptImage, LeaseLost, ResourceBusy, SourceUnavailable, WorkerError
 from ssvm_worker.formats.streamoptimized import StreamOptimized
-from ssvm_worker.grains.writer import Packing
+from ssvm_worker.grains.writer import DiskPacker
 from ssvm_worker.manifest import Entry
 from ssvm_worker.stream import Observer, limit, store_stream
 from ssvm_worker.units import MiB
@@ -17,7 +17,7 @@ from ssvm_worker.vmware.hardware import Disk, Hardware
 
 from .attempt import Attempt
 from .incremental import Grains
-from .targets import Targets
+from .targets import StoreSet
 
 if TYPE_CHECKING:
     from ssvm_worker.vmware.lease import Lease, LeaseFile
@@ -36,7 +36,7 @@ class DiskExport:
     def __init__(
         self,
         attempt: Attempt,
-        targets: Targets,
+        targets: StoreSet,
         vm: VM,
         snapshot: Snapshot,
         hardware: Hardware,
@@ -103,7 +103,7 @@ class DiskExport:
             self._attempt.held.add(packing.new_bytes)
             return entry
 
-    def _stream(self, name: str, disk: Disk, lease: Lease, file: LeaseFile, packing: Packing | None = None) -> Entry:
+    def _stream(self, name: str, disk: Disk, lease: Lease, file: LeaseFile, packing: DiskPacker | None = None) -> Entry:
         take = packing.take if packing else None
         verifier = StreamOptimized(disk.label, disk.capacity, self._vm.options.inflate_every, take=take)
         hasher = Hasher(lease.algorithm)

@@ -13,12 +13,12 @@ from ssvm_worker.stream import Store
 from .accounting import holding
 from .attempt import Attempt
 from .downloadrequest import Request
-from .fetch import Fetch, find_expected
-from .intake import Intake
+from .fetch import OriginFile, find_expected
+from .intake import StoredImage
 from .properties import properties
 from .publish import listing, placed, publish
 from .request import fingerprint
-from .targets import Targets
+from .targets import StoreSet
 
 __all__ = ["Request", "discard", "resource", "run"]
 
@@ -44,10 +44,10 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     if done := _already_there(request, attempt, expected, stores):
         return done
     with holding(attempt, request.account, request.quota, len(stores)):
-        return _fetch(Fetch(request, attempt, expected), stores)
+        return _fetch(OriginFile(request, attempt, expected), stores)
 
 
-def _fetch(fetch: Fetch, stores: dict[str, Store]) -> dict[str, Any]:
+def _fetch(fetch: OriginFile, stores: dict[str, Store]) -> dict[str, Any]:
     """Go on where an earlier attempt was, or begin; again from the first byte where the pieces do not fit."""
     draft = fetch.usable_draft(next(iter(stores.values())))
     for left in range(_CLEAN_STARTS, -1, -1):
@@ -60,17 +60,17 @@ def _fetch(fetch: Fetch, stores: dict[str, Store]) -> dict[str, Any]:
                 raise
             fetch.attempt.log.warning("starting again from the first byte: %s", error)
         fetch.attempt.held.restart()
-        fetch, draft = Fetch(fetch.request, fetch.attempt, fetch.expected), None
+        fetch, draft = OriginFile(fetch.request, fetch.attempt, fetch.expected), None
     raise AssertionError("unreachable: the last start returns or raises")
 
 
-def _transfer(fetch: Fetch, stores: dict[str, Store], draft: Manifest | None) -> dict[str, Any]:
+def _transfer(fetch: OriginFile, stores: dict[str, Store], draft: Manifest | None) -> dict[str, Any]:
     """One pass over the file, from its first byte or from where the *draft*'s attempt stopped."""
     request, attempt = fetch.request, fetch.attempt
     attempt.progress.start("connecting")
-    targets = Targets(attempt, request.artifact, stores)
+    targets = StoreSet(attempt, request.artifact, stores)
     targets.sweep(spare=attempt.job_id if draft else "")
-    manifest, stored, small = Intake(fetch, targets).store(draft)
+    manifest, stored, small = StoredImage(fetch, targets).store(draft)
     stored.owed.update(targets.owed)
     properly = properties(request, manifest)
     manifest = listing(manifest, properly, "properties")

@@ -18,7 +18,7 @@ from ssvm_worker.units import human_size
 from .attempt import Attempt, RemoteSource
 from .downloadrequest import Request
 from .request import fingerprint, safe_url
-from .unpack import Bounds, first_bytes
+from .unpack import DownloadBounds, first_bytes
 
 
 def find_expected(request: Request, attempt: Attempt) -> Digest | None:
@@ -36,7 +36,7 @@ def find_expected(request: Request, attempt: Attempt) -> Digest | None:
     return checksum
 
 
-class Fetch:
+class OriginFile:
     """One way through the file, taken up again where its server lets go."""
 
     def __init__(self, request: Request, attempt: Attempt, expected: Digest | None) -> None:
@@ -58,9 +58,9 @@ class Fetch:
         return self._stream.resumptions if self._stream else 0
 
     @property
-    def bounds(self) -> Bounds:
+    def bounds(self) -> DownloadBounds:
         """What may come out of the file."""
-        return Bounds(self.most, self.attempt.limits.max_ratio, self.where)
+        return DownloadBounds(self.most, self.attempt.limits.max_ratio, self.where)
 
     def usable_draft(self, primary: Store) -> Manifest | None:
         """The journal of an earlier attempt of the same download, if its *primary* store can go on."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ssvm_worker.digest import Hasher
 from ssvm_worker.formats import ImageInfo, Inspection
 from ssvm_worker.manifest import Entry
-from ssvm_worker.stream import Observer, Sink, Stored, store_stream
+from ssvm_worker.stream import Observer, Sink, StreamResult, store_stream
 
 from .attempt import Attempt
 
@@ -39,7 +39,7 @@ class ImagePass:
     #: Whether a part that this error leaves behind will be taken up again.
     keep: Callable[[BaseException], bool] = _nothing
 
-    def store(self, chunks: Iterator[bytes], sinks: Mapping[str, Sink]) -> tuple[ImageInfo, Stored]:
+    def store(self, chunks: Iterator[bytes], sinks: Mapping[str, Sink]) -> tuple[ImageInfo, StreamResult]:
         """Take all *chunks* to all *sinks*; what ``store_stream``, ``verify`` and the inspectors raise."""
         inspection = Inspection(self.wanted, self.attempt.limits.max_virtual_size, self.where)
         images: list[ImageInfo] = []

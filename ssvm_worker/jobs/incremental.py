@@ -15,7 +15,7 @@ from ssvm_worker.grains.map import ROLE, SUFFIX
 from ssvm_worker.grains.reader import grain_maps, open_map
 from ssvm_worker.grains.sink import GrainSink
 from ssvm_worker.grains.sweep import manifests_below, sweep
-from ssvm_worker.grains.writer import Packing
+from ssvm_worker.grains.writer import DiskPacker
 from ssvm_worker.keys import PACKS, Artifact
 from ssvm_worker.manifest import Entry, Manifest
 from ssvm_worker.slots import Wait
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ssvm_worker.vmware.session import VM
     from ssvm_worker.vmware.snapshot import Snapshot
 
-    from .targets import Targets
+    from .targets import StoreSet
 
 #: The modes of a backup.
 FULL, INCREMENTAL = "full", "incremental"
@@ -38,7 +38,7 @@ _SECTOR = 512
 class Grains:
     """The grain store as one backup uses it: disks go in as packs and maps. Threads may share it; a context manager."""
 
-    def __init__(self, attempt: Attempt, artifact: Artifact, targets: Targets) -> None:
+    def __init__(self, attempt: Attempt, artifact: Artifact, targets: StoreSet) -> None:
         self._attempt = attempt
         self._artifact = artifact
         self._targets = targets
@@ -53,7 +53,7 @@ class Grains:
     def __exit__(self, *exc: object) -> None:
         self._index.__exit__()
 
-    def start(self, disk: Disk) -> Packing:
+    def start(self, disk: Disk) -> DiskPacker:
         """The way of a disk into packs; what the volume has on all stores of the backup is not stored again."""
         listings: list[Listing] = []
 
@@ -64,14 +64,14 @@ class Grains:
             self._targets.only_primary_must(store, partial(look, store))
         for warning in self._index.sync(self._targets.primary, listings):
             self._attempt.log.warning("%s", warning)
-        return Packing(self._index, disk.capacity, disk.label)
+        return DiskPacker(self._index, disk.capacity, disk.label)
 
-    def sink(self, name: str, packing: Packing) -> Callable[[Store], Sink]:
+    def sink(self, name: str, packing: DiskPacker) -> Callable[[Store], Sink]:
         """Makes the sink of a disk on a store; *name* is what its stream would be called."""
         family, key = self._artifact.family, self._artifact.key(map_name(name))
         return lambda store: GrainSink(store, family, key, packing, self._attempt.owner)
 
-    def entry(self, packing: Packing, file: Entry) -> Entry:
+    def entry(self, packing: DiskPacker, file: Entry) -> Entry:
         """What the manifest says of a disk, when all is stored; *file* is what it would say of the stream itself."""
         packing.settle()
         hasher = Hasher()

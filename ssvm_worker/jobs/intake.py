@@ -10,19 +10,19 @@ from functools import partial
 from ssvm_worker.digest import Hasher
 from ssvm_worker.formats import ImageInfo, guess_format
 from ssvm_worker.manifest import Entry, Manifest, write_draft
-from ssvm_worker.stream import Sink, Store, Stored, limit, tap
+from ssvm_worker.stream import Sink, Store, StreamResult, limit, tap
 
 from .convert import Conversion, converting
-from .fetch import Fetch
+from .fetch import OriginFile
 from .imagepass import ImagePass
-from .journal import Journal
-from .package import Package
+from .journal import ResumeNote
+from .package import StoredOva
 from .publish import listing
-from .targets import Targets
+from .targets import StoreSet
 from .unpack import Unpacked, first_bytes, refuse_package, unpack
 
 #: What was stored: its manifest, on which stores, and the small objects that are still to be written.
-Kept = tuple[Manifest, Stored, dict[str, bytes]]
+Kept = tuple[Manifest, StreamResult, dict[str, bytes]]
 _SETTLED = "settled"
 
 
@@ -46,10 +46,10 @@ class _Opened:
     draft: Manifest | None = None
 
 
-class Intake:
+class StoredImage:
     """One file on its way to the stores."""
 
-    def __init__(self, fetch: Fetch, targets: Targets) -> None:
+    def __init__(self, fetch: OriginFile, targets: StoreSet) -> None:
         self._fetch = fetch
         self._targets = targets
         self._request, self._attempt, self._where = fetch.request, fetch.attempt, fetch.where
@@ -118,7 +118,7 @@ class Intake:
         if opened.draft is None:
             return nullcontext()
         sink = opened.sinks[self._targets.primary.name]
-        return Journal(sink, partial(self._note, opened.draft), self._attempt.check)
+        return ResumeNote(sink, partial(self._note, opened.draft), self._attempt.check)
 
     def _store_image(self, opened: _Opened) -> Kept:
         hasher = self._fetch.hasher()
@@ -140,7 +140,7 @@ class Intake:
             entry, stored = self._store_converted(opened.conversion, image, entry)
         return self._manifest(opened.image.wrapping, offered, (entry,)), stored, {}
 
-    def _store_converted(self, conversion: Conversion, info: ImageInfo, was: Entry) -> tuple[Entry, Stored]:
+    def _store_converted(self, conversion: Conversion, info: ImageInfo, was: Entry) -> tuple[Entry, StreamResult]:
         """Stream what the conversion makes to the stores, judged as if somebody had sent it."""
         converted = conversion.run(info)
         one = ImagePass(self._attempt, conversion.to, f"{self._where}, converted", Hasher())
@@ -156,12 +156,12 @@ class Intake:
     def _store_package(self, image: Unpacked, offered: Hasher) -> Kept:
         assert image.members is not None
         refuse_package(self._request.format, self._request.convert_to, self._where)
-        package = Package(self._attempt, self._request.artifact, self._targets, self._where)
+        package = StoredOva(self._attempt, self._request.artifact, self._targets, self._where)
         disks = package.store(image.members)
         self._fetch.verify(offered)
         small = package.small()
         manifest = self._manifest("ova", offered, (package.descriptor(), *disks))
-        return listing(manifest, dict(list(small.items())[1:]), "config"), Stored(), small
+        return listing(manifest, dict(list(small.items())[1:]), "config"), StreamResult(), small
 
     def _manifest(self, wrapping: str, offered: Hasher, entries: tuple[Entry, ...]) -> Manifest:
         facts = {"name": self._request.name}

@@ -22,7 +22,7 @@ _PATIENCE_S = 1.0
 _TICK_S = 0.25
 
 
-class Journal:
+class ResumeNote:
     """Around one transfer to *sink*; *note* keeps the bytes that it is told, in the draft.
 
     Leave it before anything is written that ends the draft. If the transfer has failed and the sink was suspended, the
@@ -38,7 +38,7 @@ class Journal:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> ResumeNote:
         self._thread.start()
         return self
 

@@ -10,7 +10,7 @@ from ssvm_worker.units import human_duration
 from .attempt import Attempt
 
 if TYPE_CHECKING:  # pyVmomi comes with it
-    from ssvm_worker.vmware.leftovers import Leftover
+    from ssvm_worker.vmware.leftovers import OldSnapshot
 
 #: Seconds that one removal is waited for; vSphere goes on with it all the same, and the next clean-up looks again.
 _LIMIT_S = 900.0
@@ -35,7 +35,7 @@ def remove_snapshots(attempt: Attempt, vcenter: str, older_than_s: float, dry_ru
     return found
 
 
-def _told(vcenter: str, it: Leftover) -> dict[str, Any]:
+def _told(vcenter: str, it: OldSnapshot) -> dict[str, Any]:
     age = human_duration(max(0.0, time.time() - it.when))
     why = f"made {age} ago by the job {it.job_id}, which has ended"
     where = f"{it.vm_name} ({it.vm}): {it.snapshot.name}"

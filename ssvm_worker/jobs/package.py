@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
-from ssvm_worker.codecs.tar import Member
+from ssvm_worker.codecs.tar import TarMember
 from ssvm_worker.digest import Digest, Hasher, digest_of
 from ssvm_worker.errors import CorruptImage, TooLarge, UnknownFormat, UnsafeImage, WorkerError
 from ssvm_worker.formats import ova
@@ -26,7 +26,7 @@ from ssvm_worker.units import MiB
 
 from .attempt import Attempt
 from .imagepass import ImagePass
-from .targets import Targets
+from .targets import StoreSet
 
 #: What is kept of files that are no disks, all together: an NVRAM has some 270 KiB. They are held in memory.
 _MAX_OTHERS = 16 * MiB
@@ -34,12 +34,12 @@ _AGAIN = "Ask its publisher for a whole one"
 
 
 @dataclass
-class Package:
+class StoredOva:
     """An OVA on its way to the stores."""
 
     attempt: Attempt
     artifact: Artifact
-    targets: Targets
+    targets: StoreSet
     where: str
     #: What each member is, by its name in the package: its digests, in every algorithm that was wanted.
     _digests: dict[str, dict[str, Digest]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Package:
     _others: dict[str, bytes] = field(default_factory=dict)
     _disks: dict[str, Entry] = field(default_factory=dict)
 
-    def store(self, members: Iterator[Member]) -> tuple[Entry, ...]:
+    def store(self, members: Iterator[TarMember]) -> tuple[Entry, ...]:
         """Take every member; returns the entries of the disks, in the descriptor's order."""
         self._text = self._read(next(members), ova.MAX_TEXT)
         self._descriptor = ova.read_descriptor(self._text, self.where)
@@ -87,7 +87,7 @@ class Package:
         disks = {name: f"{self.artifact.id}-disk{n}.vmdk" for n, name in enumerate(self._descriptor.disks)}
         return disks | {name: f"{self.artifact.id}-file{n}" for n, name in enumerate(self._descriptor.others)}
 
-    def _take(self, member: Member) -> None:
+    def _take(self, member: TarMember) -> None:
         kind = member.name.lower().rpartition(".")[2]
         if member.name in self._descriptor.disks:
             self._disks[member.name] = self._store_disk(member, self._names()[member.name])
@@ -106,7 +106,7 @@ class Package:
             what = "a second descriptor, checksum file or signature" if second else "a member that no OVF names"
             raise UnsafeImage(f"The package has {what}: {member.name!a}", self.where, _AGAIN)
 
-    def _read(self, member: Member, most: int) -> bytes:
+    def _read(self, member: TarMember, most: int) -> bytes:
         """A small member, hashed."""
         data = self._unhashed(member, most)
         hasher = Hasher(*ova.ALGORITHMS)
@@ -114,16 +114,16 @@ class Package:
         self._note(member, hasher)
         return data
 
-    def _unhashed(self, member: Member, most: int = ova.MAX_TEXT) -> bytes:
+    def _unhashed(self, member: TarMember, most: int = ova.MAX_TEXT) -> bytes:
         if member.size > most:
             what = f"The package has {member.size} bytes of {member.name!a}, which is no disk; {most} are allowed"
             raise TooLarge(what, self.where, "Leave it out of the package")
         return b"".join(limit(member.chunks, most, self.where))
 
-    def _note(self, member: Member, hasher: Hasher) -> None:
+    def _note(self, member: TarMember, hasher: Hasher) -> None:
         self._digests[member.name] = {each.algorithm: each for each in hasher.digests()}
 
-    def _store_disk(self, member: Member, name: str) -> Entry:
+    def _store_disk(self, member: TarMember, name: str) -> Entry:
         expected = (self._expected or {}).get(member.name)
         # Where the `.mf` is the last member, a disk is hashed before it is known by which algorithm.
         hasher = Hasher(*([expected.algorithm] if expected else () if self._expected else ova.ALGORITHMS))

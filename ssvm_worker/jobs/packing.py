@@ -20,7 +20,7 @@ from ssvm_worker.manifest import Entry, Manifest, read_manifest
 from ssvm_worker.stream import CHUNK, Store, tap
 
 from .attempt import Attempt
-from .stored import StoredDisk, checked, read_backup
+from .stored import BackupDisk, checked, read_backup
 
 #: A tar ends in two blocks of zeros and is padded to a record of 20 (pax(1), "ustar Interchange Format").
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
@@ -28,7 +28,7 @@ _ANY = digest_of(b"")
 
 
 @dataclass(frozen=True)
-class Member:
+class OvaMember:
     """A file of a package, by what its header says."""
 
     name: str
@@ -38,12 +38,12 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Package:
+class OvaExport:
     """An OVA that is about to be made."""
 
     artifact: Artifact
     #: In the order of the package.
-    members: list[Member]
+    members: list[OvaMember]
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class Package:
             yield bytes(min(CHUNK, end - start))
 
 
-def package(attempt: Attempt, store: Store, artifact: Artifact) -> Package:
+def package(attempt: Attempt, store: Store, artifact: Artifact) -> OvaExport:
     """Find the members of a backup's OVA; read are the descriptor and, of disks in grains, maps and indexes.
 
     Raises ObjectNotFound where there is no complete backup.
@@ -86,22 +86,22 @@ def package(attempt: Attempt, store: Store, artifact: Artifact) -> Package:
     entries = {name: _entry(manifest, name, where) for name in names if name not in in_grains}
     stored = {each.name: _stored(attempt, store, manifest, each) for each in (descriptor, sums, *entries.values())}
     if not in_grains:
-        return Package(artifact, list(stored.values()))
+        return OvaExport(artifact, list(stored.values()))
     digests = {each.name: parse_checksum(each.digest) for each in entries.values()}
     made = {name: _made(disk, digests) for name, disk in in_grains.items() if name in names}
     text = ova.resized(text, {each.name: each.size for each in made.values()}, where)
     digests[descriptor.name] = digest_of(text)
-    head = Member(descriptor.name, len(text), lambda: iter([text]))
+    head = OvaMember(descriptor.name, len(text), lambda: iter([text]))
     files = [head, *((stored | made)[name] for name in names)]
-    return Package(artifact, [*files, _checksums(sums.name, [each.name for each in files], digests)])
+    return OvaExport(artifact, [*files, _checksums(sums.name, [each.name for each in files], digests)])
 
 
-def _stored(attempt: Attempt, store: Store, manifest: Manifest, entry: Entry) -> Member:
+def _stored(attempt: Attempt, store: Store, manifest: Manifest, entry: Entry) -> OvaMember:
     key = manifest.artifact.key(entry.name)
-    return Member(entry.name, entry.size, partial(checked, attempt, store, key, entry))
+    return OvaMember(entry.name, entry.size, partial(checked, attempt, store, key, entry))
 
 
-def _made(disk: StoredDisk, digests: dict[str, Digest]) -> Member:
+def _made(disk: BackupDisk, digests: dict[str, Digest]) -> OvaMember:
     """A disk in grains as a stream; its digest is known when it has passed."""
 
     def chunks() -> Iterator[bytes]:
@@ -109,13 +109,13 @@ def _made(disk: StoredDisk, digests: dict[str, Digest]) -> Member:
         yield from tap(disk.image("vmdk", disk.file), hasher)
         digests[disk.file] = hasher.digest()
 
-    return Member(disk.file, disk.stream_size(), chunks)
+    return OvaMember(disk.file, disk.stream_size(), chunks)
 
 
-def _checksums(name: str, files: list[str], digests: Mapping[str, Digest]) -> Member:
+def _checksums(name: str, files: list[str], digests: Mapping[str, Digest]) -> OvaMember:
     """The .mf behind the files, by the digests that are known by then; its size is the same whatever they are."""
     size = len(ova.write_checksums(dict.fromkeys(files, _ANY)))
-    return Member(name, size, lambda: iter([ova.write_checksums({each: digests[each] for each in files})]))
+    return OvaMember(name, size, lambda: iter([ova.write_checksums({each: digests[each] for each in files})]))
 
 
 def _of_role(manifest: Manifest, role: str, where: str) -> Entry:
@@ -132,7 +132,7 @@ def _entry(manifest: Manifest, name: str, where: str) -> Entry:
     return found
 
 
-def _header(member: Member) -> bytes:
+def _header(member: OvaMember) -> bytes:
     """GNU's form, in which a size may exceed the 8 GiB of ustar."""
     head = tarfile.TarInfo(member.name)
     head.size, head.mode = member.size, 0o644

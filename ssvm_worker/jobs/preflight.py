@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ssvm_worker.errors import StoreFull, WorkerError
 from ssvm_worker.stream import Store
 from ssvm_worker.units import MiB, human_size
-from ssvm_worker.vmware.finding import ERROR, OK, WARNING, Finding
+from ssvm_worker.vmware.finding import ERROR, OK, WARNING, PreflightFinding
 from ssvm_worker.vmware.hardware import Disk
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 _LEAST = MiB
 
 
-def preflight(vm: VM, stores: Mapping[str, Store], disks: Sequence[Disk], own_snapshot: bool) -> list[Finding]:
+def preflight(vm: VM, stores: Mapping[str, Store], disks: Sequence[Disk], own_snapshot: bool) -> list[PreflightFinding]:
     """Everything that can be known beforehand of a backup of *disks*; the first store is the primary."""
     findings = vm.examine(vm.hardware(), own_snapshot)
     most = sum(disk.capacity for disk in disks)
     return findings + [_room(store, most, number == 0) for number, store in enumerate(stores.values())]
 
 
-def refuse(findings: Sequence[Finding], where: str) -> list[dict[str, Any]]:
+def refuse(findings: Sequence[PreflightFinding], where: str) -> list[dict[str, Any]]:
     """The warnings, for result and manifest; an error raises, with all that is wrong in its text.
 
     Raises a Permanent error if one of them is, because another attempt would meet it again; else a Retryable one.
@@ -40,19 +40,19 @@ def refuse(findings: Sequence[Finding], where: str) -> list[dict[str, Any]]:
     return [each.as_dict() for each in warnings]
 
 
-def _room(store: Store, most: int, is_primary: bool) -> Finding:
+def _room(store: Store, most: int, is_primary: bool) -> PreflightFinding:
     """A store's free space; how much the disks deflate to is not known, so a close thing is a warning."""
     check = f"room on {store.name}"
     try:
         free = store.usage().free
     except WorkerError as error:
-        return Finding(check, ERROR if is_primary else WARNING, str(error), "", type(error))
+        return PreflightFinding(check, ERROR if is_primary else WARNING, str(error), "", type(error))
     if free is None:
-        return Finding(check, OK, "The store does not say how much is free")
+        return PreflightFinding(check, OK, "The store does not say how much is free")
     if free < _LEAST:
         detail = f"Only {human_size(free)} free"
-        return Finding(check, ERROR if is_primary else WARNING, detail, "Make room on the store", StoreFull)
+        return PreflightFinding(check, ERROR if is_primary else WARNING, detail, "Make room on the store", StoreFull)
     if free < most:
         detail = f"{human_size(free)} free; the disks have {human_size(most)}, less what is empty or deflates"
-        return Finding(check, WARNING, detail, "Make room if it does not fit")
-    return Finding(check, OK, f"{human_size(free)} free, at the most {human_size(most)} needed")
+        return PreflightFinding(check, WARNING, detail, "Make room if it does not fit")
+    return PreflightFinding(check, OK, f"{human_size(free)} free, at the most {human_size(most)} needed")

@@ -10,7 +10,7 @@ from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import Cancelled, WorkerError
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Entry, Manifest, discard, read_manifest, write_manifest
-from ssvm_worker.stream import Store, Stored, put_bytes
+from ssvm_worker.stream import Store, StreamResult, put_bytes
 
 from .accounting import count
 from .attempt import Attempt
@@ -24,7 +24,7 @@ def listing(manifest: Manifest, small: Mapping[str, bytes], role: str) -> Manife
 
 
 def publish(
-    attempt: Attempt, stores: Mapping[str, Store], stored: Stored, manifest: Manifest, small: Mapping[str, bytes]
+    attempt: Attempt, stores: Mapping[str, Store], stored: StreamResult, manifest: Manifest, small: Mapping[str, bytes]
 ) -> dict[str, Any]:
     """Make the artifact exist on every store that holds its bytes; the primary, the first, must succeed.
 

@@ -8,7 +8,7 @@ from ssvm_worker.digest import Hasher
 from ssvm_worker.errors import NOT_THERE, ObjectNotFound
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Entry, Manifest
-from ssvm_worker.pace import Pace, paced
+from ssvm_worker.pace import SharedRateLimit, paced
 from ssvm_worker.stream import Store, tap
 
 from .attempt import Attempt
@@ -16,12 +16,12 @@ from .backupcheck import Structure, contradictions
 from .incremental import verify_packs
 
 
-class Reading:
+class ArtifactCheck:
     """What one attempt reads, at *rate* bytes a second at the most."""
 
     def __init__(self, attempt: Attempt, rate: int | None) -> None:
         self._attempt = attempt
-        self._pace = [(Pace(), float(rate))] if rate else []
+        self._pace = [(SharedRateLimit(), float(rate))] if rate else []
         #: Packs that were found to be sound, of one volume on one store: its other backups share them.
         self._sound: set[str] = set()
         self._volume = ("", "")

@@ -9,14 +9,14 @@ from pydantic import Field, field_validator, model_validator
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.keys import Artifact, check_name
 from ssvm_worker.manifest import discard as discard_artifact
-from ssvm_worker.vmware.place import Place
+from ssvm_worker.vmware.place import VmTarget
 
 from .accounting import holding
 from .attempt import Attempt
 from .request import ArtifactRequest, QuotaField
 from .restorefiles import FileTarget, restore_files
 from .restorevm import remove_leftover, restore_vm
-from .stored import StoredDisk, listed, read_backup, select_disk
+from .stored import BackupDisk, listed, read_backup, select_disk
 
 _TARGETS = ("vcenter", "template", "directory")
 #: Fields that only one of the targets has.
@@ -86,9 +86,9 @@ class Request(ArtifactRequest):
         return Artifact.of_prefix(self.directory or "")
 
     @property
-    def place(self) -> Place:
+    def place(self) -> VmTarget:
         """Where a new VM goes."""
-        return Place(self.name, self.folder, self.pool, self.datastore, self.networks)
+        return VmTarget(self.name, self.folder, self.pool, self.datastore, self.networks)
 
     @property
     def targets(self) -> list[str]:
@@ -121,7 +121,7 @@ def discard(request: Request, attempt: Attempt) -> None:
         discard_artifact(attempt.store(name), request.target, attempt.confirm)
 
 
-def _chosen(request: Request, disks: list[StoredDisk]) -> list[StoredDisk]:
+def _chosen(request: Request, disks: list[BackupDisk]) -> list[BackupDisk]:
     chosen = disks if request.disk is None else [select_disk(disks, request.disk)]
     if request.template and len(chosen) != 1:
         raise InvalidRequest(

@@ -11,13 +11,13 @@ from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Entry, Manifest, find_manifest
 from ssvm_worker.manifest import discard as discard_artifact
-from ssvm_worker.stream import Observer, Sink, Store, Stored, store_stream
+from ssvm_worker.stream import Observer, Sink, Store, StreamResult, store_stream
 from ssvm_worker.units import MiB
 
 from .attempt import Attempt
 from .properties import properties
 from .publish import listing, placed, publish
-from .stored import StoredDisk
+from .stored import BackupDisk
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class FileTarget:
     stores: list[str]
 
 
-def restore_files(target: FileTarget, attempt: Attempt, disks: list[StoredDisk]) -> dict[str, Any]:
+def restore_files(target: FileTarget, attempt: Attempt, disks: list[BackupDisk]) -> dict[str, Any]:
     """Store an image of each disk, then the properties and the manifest; see ``restore.run``."""
     stores = {name: attempt.store(name) for name in target.stores}
     origin = _origin(target, disks)
@@ -52,13 +52,13 @@ def restore_files(target: FileTarget, attempt: Attempt, disks: list[StoredDisk])
         owed |= stored.owed
     small = properties(target, manifest) if len(disks) == 1 else {}
     manifest = listing(manifest, small, "properties")
-    done = publish(attempt, stores, Stored(owed=owed), manifest, small)
+    done = publish(attempt, stores, StreamResult(owed=owed), manifest, small)
     for name in done["owed"]:
         _leave_nothing(stores[name], target.artifact, attempt)
     return _result(manifest) | done | {"reused": False}
 
 
-def _origin(target: FileTarget, disks: list[StoredDisk]) -> dict[str, Any]:
+def _origin(target: FileTarget, disks: list[BackupDisk]) -> dict[str, Any]:
     """What tells this restore from another one to the same place."""
     digests = {disk.entry.name: disk.entry.digest for disk in disks}
     return {"backup": disks[0].manifest.artifact.prefix, "format": target.format, "disks": digests}
@@ -81,12 +81,12 @@ def _already_there(
     return _result(manifest) | placed(attempt, stores, target) | {"reused": True}
 
 
-def _name(target: FileTarget, disk: StoredDisk, *, alone: bool) -> str:
+def _name(target: FileTarget, disk: BackupDisk, *, alone: bool) -> str:
     number = "" if alone else f"-disk{disk.number}"
     return f"{target.artifact.id}{number}.{target.format}"
 
 
-def _one_disk(target: FileTarget, disk: StoredDisk, name: str, stores: dict[str, Store]) -> tuple[Entry, Stored]:
+def _one_disk(target: FileTarget, disk: BackupDisk, name: str, stores: dict[str, Store]) -> tuple[Entry, StreamResult]:
     attempt, hasher = disk.attempt, Hasher()
 
     def verify() -> None:
@@ -106,7 +106,7 @@ def _one_disk(target: FileTarget, disk: StoredDisk, name: str, stores: dict[str,
     return Entry(name, hasher.size, str(hasher.digest()), "image", facts), stored
 
 
-def _hint(store: Store, disk: StoredDisk) -> int | None:
+def _hint(store: Store, disk: BackupDisk) -> int | None:
     """Bytes at the most, for a store that cannot tell its free space; another must not be asked for all of a thin disk.
 
     Deflated grains grow by 0.8 % at worst, and no format's tables come to more.

@@ -15,23 +15,23 @@ from ssvm_worker.stream import Check, store_stream
 
 from .attempt import Attempt
 from .parallel import in_parallel
-from .stored import StoredDisk, checked
+from .stored import BackupDisk, checked
 
 if TYPE_CHECKING:
-    from ssvm_worker.vmware.deploy import Import, Wanted
+    from ssvm_worker.vmware.deploy import Import, ImportFile
     from ssvm_worker.vmware.lease import Lease
-    from ssvm_worker.vmware.place import Place
-    from ssvm_worker.vmware.session import Session
+    from ssvm_worker.vmware.place import VmTarget
+    from ssvm_worker.vmware.session import VCenterSession
 
 
-def restore_vm(vcenter: str, place: Place, attempt: Attempt, disks: list[StoredDisk]) -> dict[str, Any]:
+def restore_vm(vcenter: str, place: VmTarget, attempt: Attempt, disks: list[BackupDisk]) -> dict[str, Any]:
     """Make the VM, send it its disks, and let it stay if all that was sent is what the manifest says.
 
     After an error the VM is gone: vSphere removes it with the lease.
     """
     descriptor = _descriptor(disks[0])
     attempt.progress.start("connecting")
-    session: Session
+    session: VCenterSession
     with attempt.doors.vcenter(vcenter, check=attempt.check) as session, session.deploy(place, attempt.job_id) as it:
         it.prepare(descriptor)
         parcels = [_parcel(wanted, disks) for wanted in it.wanted]
@@ -46,7 +46,7 @@ def restore_vm(vcenter: str, place: Place, attempt: Attempt, disks: list[StoredD
     return {"vm": lease.vm, "name": place.name, "files": sent, "warnings": it.warnings}
 
 
-def remove_leftover(vcenter: str, place: Place, attempt: Attempt) -> None:
+def remove_leftover(vcenter: str, place: VmTarget, attempt: Attempt) -> None:
     """Remove the VM that failed attempts have left, where vCenter lets us."""
     try:
         with attempt.doors.vcenter(vcenter, check=lambda: None) as session:
@@ -57,7 +57,7 @@ def remove_leftover(vcenter: str, place: Place, attempt: Attempt) -> None:
         attempt.log.warning("it is not known whether job %s has left a VM: %s", attempt.job_id, error)
 
 
-def _descriptor(disk: StoredDisk) -> str:
+def _descriptor(disk: BackupDisk) -> str:
     """The OVF of the backup, its digest checked."""
     entry: Entry | None = next((each for each in disk.manifest.entries if each.role == "descriptor"), None)
     if entry is None:
@@ -71,7 +71,7 @@ def _descriptor(disk: StoredDisk) -> str:
 class _Parcel:
     """One file on its way to the host."""
 
-    wanted: Wanted
+    wanted: ImportFile
     label: str
     #: Bytes.
     size: int
@@ -82,7 +82,7 @@ class _Parcel:
     verify: Callable[[Hasher], None]
 
 
-def _parcel(wanted: Wanted, disks: list[StoredDisk]) -> _Parcel:
+def _parcel(wanted: ImportFile, disks: list[BackupDisk]) -> _Parcel:
     """The stored object that the OVF calls so: a disk, or what lies beside them."""
     for disk in disks:
         if disk.file == wanted.name:

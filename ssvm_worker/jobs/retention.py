@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 
 @dataclass(frozen=True)
-class Rule:
+class RetentionRule:
     """How many are kept; a period counts only if there is a backup of it. All 0: every backup is kept."""
 
     keep_last: int = 0
@@ -24,21 +24,21 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Rules:
+class RetentionRules:
     """The rule of each volume: its own, else its account's, else the one of all."""
 
-    default: Rule = Rule()
-    accounts: Mapping[str, Rule] = field(default_factory=dict)
+    default: RetentionRule = RetentionRule()
+    accounts: Mapping[str, RetentionRule] = field(default_factory=dict)
     #: By ``ACCOUNT/VOLUME``.
-    volumes: Mapping[str, Rule] = field(default_factory=dict)
+    volumes: Mapping[str, RetentionRule] = field(default_factory=dict)
 
-    def of(self, account: str, volume: str) -> Rule:
+    def of(self, account: str, volume: str) -> RetentionRule:
         """The rule for backups of that volume."""
         return self.volumes.get(f"{account}/{volume}", self.accounts.get(account, self.default))
 
 
 @dataclass(frozen=True)
-class Backup:
+class BackupAge:
     """What the rules look at."""
 
     id: str
@@ -59,7 +59,7 @@ _PERIODS: dict[str, Callable[[datetime], object]] = {
 }
 
 
-def kept(rule: Rule, backups: Sequence[Backup]) -> dict[str, list[str]]:
+def kept(rule: RetentionRule, backups: Sequence[BackupAge]) -> dict[str, list[str]]:
     """Ids of the backups that stay, each with the reasons; what is not in it may go.
 
     A backup that is not good takes no place of a good one, but stays as long as it would if it was good. Where none is
@@ -83,11 +83,11 @@ def kept(rule: Rule, backups: Sequence[Backup]) -> dict[str, list[str]]:
     return found
 
 
-def _chosen(rule: Rule, backups: Sequence[Backup]) -> list[tuple[Backup, str]]:
+def _chosen(rule: RetentionRule, backups: Sequence[BackupAge]) -> list[tuple[BackupAge, str]]:
     """The newest of each of the last periods."""
     found = []
     for name, period in _PERIODS.items():
-        newest: dict[object, Backup] = {}
+        newest: dict[object, BackupAge] = {}
         for each in sorted(backups, key=_age, reverse=True):
             key = each.id if name == "keep_last" else period(datetime.fromtimestamp(each.created, UTC))
             newest.setdefault(key, each)
@@ -95,5 +95,5 @@ def _chosen(rule: Rule, backups: Sequence[Backup]) -> list[tuple[Backup, str]]:
     return found
 
 
-def _age(backup: Backup) -> tuple[float, str]:
+def _age(backup: BackupAge) -> tuple[float, str]:
     return backup.created, backup.id

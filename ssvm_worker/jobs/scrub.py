@@ -19,7 +19,7 @@ from ssvm_worker.stream import Store
 
 from .accounting import count
 from .attempt import Attempt
-from .reading import Reading
+from .reading import ArtifactCheck
 
 #: Artifacts whose times are asked for in one go.
 _BATCH = 1000
@@ -44,7 +44,7 @@ class Scrub:
     """One attempt at reading them."""
 
     attempt: Attempt
-    reading: Reading
+    reading: ArtifactCheck
     selection: Selection
     #: What is damaged, by artifact, as ``store:place``.
     damaged: dict[str, list[str]] = field(default_factory=dict)

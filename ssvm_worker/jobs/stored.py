@@ -26,7 +26,7 @@ FORMATS = ("raw", "qcow2", "vmdk")
 
 
 @dataclass(frozen=True)
-class StoredDisk:
+class BackupDisk:
     """One disk of a backup. Each method reads it anew; judge what came of it only when the stream has ended."""
 
     attempt: Attempt
@@ -161,16 +161,16 @@ def _refuse_other(hasher: Hasher, entry: Entry, where: str) -> None:
         )
 
 
-def read_backup(attempt: Attempt, store: Store, artifact: Artifact) -> list[StoredDisk]:
+def read_backup(attempt: Attempt, store: Store, artifact: Artifact) -> list[BackupDisk]:
     """The disks of a backup, in their order; ObjectNotFound where there is no complete one."""
     manifest = read_manifest(store, artifact)
     found = [each for each in manifest.entries if each.role in ("disk", GRAIN_MAP)]
     if not found:
         raise CorruptImage("The manifest lists no disk", f"{store.name}:{artifact.prefix}", "Take another backup")
-    return [StoredDisk(attempt, store, manifest, each, number) for number, each in enumerate(found)]
+    return [BackupDisk(attempt, store, manifest, each, number) for number, each in enumerate(found)]
 
 
-def select_disk(disks: list[StoredDisk], wanted: str) -> StoredDisk:
+def select_disk(disks: list[BackupDisk], wanted: str) -> BackupDisk:
     """The one disk of that number, name, key, label or place; InvalidRequest lists those there are."""
     for disk in disks:
         if wanted.strip().lower() in disk.names:
@@ -178,6 +178,6 @@ def select_disk(disks: list[StoredDisk], wanted: str) -> StoredDisk:
     raise InvalidRequest(f"The backup has no disk {wanted!r}", disks[0].manifest.artifact.prefix, listed(disks))
 
 
-def listed(disks: list[StoredDisk]) -> str:
+def listed(disks: list[BackupDisk]) -> str:
     """The disks and all their names, for a remedy."""
     return "There are: " + "; ".join(" = ".join(disk.names) for disk in disks)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from ssvm_worker.errors import Cancelled, ObjectNotFound, StoreUnavailable, WorkerError
 from ssvm_worker.keys import Artifact
-from ssvm_worker.lane import Slowness
+from ssvm_worker.lane import SlowSinkDetector
 from ssvm_worker.manifest import Entry, discard
-from ssvm_worker.spill import Spill
+from ssvm_worker.spill import DiskBuffer
 from ssvm_worker.stream import Sink, Store, put_bytes
 from ssvm_worker.units import MiB
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MakeSink = Callable[[Store], Sink]
 
 
-class Targets:
+class StoreSet:
     """Where the objects of one artifact go. Threads may share it.
 
     *spill*: the directory and size of each stream's scratch file for a slow store; None for no file.
@@ -101,9 +101,11 @@ class Targets:
             stack.push(partial(_keep, sink, self._attempt.will_resume))
         if self._spill:
             is_primary = store is self.primary
-            slowness = Slowness(0 if is_primary else self._attempt.limits.min_store_rate)
+            slowness = SlowSinkDetector(0 if is_primary else self._attempt.limits.min_store_rate)
             check = self._attempt.check
-            sink = stack.enter_context(Spill(sink, *self._spill, patient=is_primary, check=check, slowness=slowness))
+            sink = stack.enter_context(
+                DiskBuffer(sink, *self._spill, patient=is_primary, check=check, slowness=slowness)
+            )
         sinks[store.name] = sink
 
     def willing(self) -> list[Store]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ssvm_worker.codecs import peek, recognise, refuse_bomb, refuse_nested, tar, unwrap
-from ssvm_worker.codecs.pull import Pull
-from ssvm_worker.codecs.tar import Member
+from ssvm_worker.codecs.pull import ExactReader
+from ssvm_worker.codecs.tar import TarMember
 from ssvm_worker.digest import Hasher
 from ssvm_worker.errors import UnknownFormat
 from ssvm_worker.formats.ova import is_descriptor
@@ -17,7 +17,7 @@ _AS_WHAT = "Ask for ova or auto, if this is the file that you mean"
 
 
 @dataclass(frozen=True)
-class Bounds:
+class DownloadBounds:
     """What may come out of a download."""
 
     max_bytes: int
@@ -36,10 +36,10 @@ class Unpacked:
     #: Sees the file as offered, where that is not the image itself.
     offered: Hasher | None = None
     #: Of an OVA: its descriptor, then the rest, each to be read before the next.
-    members: Iterator[Member] | None = None
+    members: Iterator[TarMember] | None = None
 
 
-def unpack(chunks: Iterator[bytes], hasher: Hasher, bounds: Bounds) -> Unpacked:
+def unpack(chunks: Iterator[bytes], hasher: Hasher, bounds: DownloadBounds) -> Unpacked:
     """Look at the first bytes, and take off what is around the image. *hasher* will have seen the file as offered."""
     head, chunks = peek(chunks)
     wrapping = recognise(head)
@@ -53,8 +53,8 @@ def unpack(chunks: Iterator[bytes], hasher: Hasher, bounds: Bounds) -> Unpacked:
     return Unpacked(limit(inside, bounds.max_bytes, bounds.where), wrapping, hasher)
 
 
-def _from_tar(chunks: Iterator[bytes], hasher: Hasher, bounds: Bounds) -> Unpacked:
-    members = tar.members(Pull(chunks), bounds.where)
+def _from_tar(chunks: Iterator[bytes], hasher: Hasher, bounds: DownloadBounds) -> Unpacked:
+    members = tar.members(ExactReader(chunks), bounds.where)
     first = next(members, None)
     if first is None:
         raise UnknownFormat("The tar archive is empty", bounds.where, "Give the URL of an image")
@@ -65,12 +65,12 @@ def _from_tar(chunks: Iterator[bytes], hasher: Hasher, bounds: Bounds) -> Unpack
     return Unpacked(_alone(inside, members, bounds.where), "tar", hasher)
 
 
-def _again(first: Member, rest: Iterator[Member]) -> Iterator[Member]:
+def _again(first: TarMember, rest: Iterator[TarMember]) -> Iterator[TarMember]:
     yield first
     yield from rest
 
 
-def _alone(inside: Iterator[bytes], rest: Iterator[Member], where: str) -> Iterator[bytes]:
+def _alone(inside: Iterator[bytes], rest: Iterator[TarMember], where: str) -> Iterator[bytes]:
     """The only member's bytes; UnknownFormat in place of the end if it was not the only one."""
     yield from inside
     if other := next(rest, None):

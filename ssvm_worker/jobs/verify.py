@@ -14,7 +14,7 @@ from ssvm_worker.units import parse_rate
 from .accounting import count
 from .attempt import Attempt
 from .bootcheck import boot_check
-from .reading import Reading
+from .reading import ArtifactCheck
 from .request import ArtifactRequest, Prefix
 from .scrub import Scrub, Selection
 
@@ -75,14 +75,14 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     What was found is noted for each artifact, and what a further attempt finds noted already is not read again. What is
     sound is booted then, if that is asked for, from the first store.
     """
-    reading = Reading(attempt, parse_rate(request.rate) if request.rate else None)
+    reading = ArtifactCheck(attempt, parse_rate(request.rate) if request.rate else None)
     if not request.id:
         selection = Selection(request.all, request.sample, request.oldest, request.prefix.strip("/"))
         return Scrub(attempt, reading, selection).run(request.stores)
     return _one(request, attempt, reading)
 
 
-def _one(request: Request, attempt: Attempt, reading: Reading) -> dict[str, Any]:
+def _one(request: Request, attempt: Attempt, reading: ArtifactCheck) -> dict[str, Any]:
     found: list[str] = []
     checked = size = 0
     for name in request.stores:

@@ -12,7 +12,7 @@ from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import SourceNotFound, WorkerError
 from ssvm_worker.keys import Artifact
 from ssvm_worker.manifest import Entry, Manifest, discard, read_draft, write_draft
-from ssvm_worker.stream import Store, Stored
+from ssvm_worker.stream import Store, StreamResult
 from ssvm_worker.vmware.hardware import EXPORTED, LEFT_OUT, MISSING, Disk, Hardware, select_disks
 from ssvm_worker.vmware.ovf import OvfDisk, OvfFile, checksums
 
@@ -21,7 +21,7 @@ from .diskexport import DiskExport
 from .incremental import FULL, INCREMENTAL, ChangeCheck, Grains, disagreement, map_name
 from .parallel import in_parallel
 from .publish import listing, publish
-from .targets import Targets
+from .targets import StoreSet
 
 if TYPE_CHECKING:
     from ssvm_worker.vmware.session import VM
@@ -45,7 +45,7 @@ class VMExport:
         spill = (options.spill_dir, options.spill_bytes) if options.spill_dir and options.spill_bytes else None
         self._attempt = attempt
         self._artifact = artifact
-        self._targets = Targets(attempt, artifact, stores, spill)
+        self._targets = StoreSet(attempt, artifact, stores, spill)
         self._vm = vm
         self._snapshot = snapshot
         self._incremental = incremental
@@ -174,7 +174,7 @@ class VMExport:
         small = {f"{id_}.ovf": descriptor, f"{id_}.mf": checksums(digests), f"{id_}.config.json": config}
         for name, role in zip(small, ("descriptor", "checksums", "config"), strict=True):
             manifest = listing(manifest, {name: small[name]}, role)
-        stored = Stored(owed=self._targets.owed)
+        stored = StreamResult(owed=self._targets.owed)
         kept = publish(self._attempt, self._targets.stores, stored, manifest, small)
         for name in kept["owed"]:
             with suppress(WorkerError):  # a store that is down keeps them until the copy job comes

@@ -17,7 +17,7 @@ from .accounting import count_packs
 from .attempt import Attempt
 from .incremental import sweep_packs
 from .lost import lost_disks
-from .retention import Backup, kept
+from .retention import BackupAge, kept
 
 
 @dataclass
@@ -73,8 +73,8 @@ class Volume:
             self.attempt.log.warning("no rule is applied to it: %s", error)
             return None
 
-    def _judged(self, manifest: Manifest, damaged: Collection[str]) -> Backup:
+    def _judged(self, manifest: Manifest, damaged: Collection[str]) -> BackupAge:
         it = manifest.artifact
         (verified,) = self.attempt.verdicts.times(self.store.name, [it.prefix])
         good = it.prefix not in damaged and not lost_disks(manifest)
-        return Backup(it.id, datetime.fromisoformat(manifest.created).timestamp(), good, verified)
+        return BackupAge(it.id, datetime.fromisoformat(manifest.created).timestamp(), good, verified)

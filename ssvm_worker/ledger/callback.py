@@ -17,7 +17,7 @@ from ssvm_worker import __version__
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.retry import RetryPolicy, backoff
-from ssvm_worker.sockets import AddressRefused, Dial, Watch, WatchedSocket, connect, tls_context
+from ssvm_worker.sockets import AddressRefused, ConnectOptions, StallWatch, WatchedSocket, connect, tls_context
 from ssvm_worker.weburl import WebUrl, parse
 
 from .ledger import Ledger
@@ -107,8 +107,10 @@ class Callbacks:
             if time.monotonic() > until:
                 raise TimeoutError(f"The exchange is not over after {settings.timeout_s:g} s")
 
-        dial = Dial(settings.rule, settings.timeout_s, tls_context(settings.ca_file) if url.scheme == "https" else None)
-        line = connect(url.host, url.port, dial, Watch(check, settings.timeout_s, 0))
+        dial = ConnectOptions(
+            settings.rule, settings.timeout_s, tls_context(settings.ca_file) if url.scheme == "https" else None
+        )
+        line = connect(url.host, url.port, dial, StallWatch(check, settings.timeout_s, 0))
         try:
             line.sendall(request)
             return _status(line, check)

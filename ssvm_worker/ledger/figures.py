@@ -23,7 +23,7 @@ return most
 
 
 @dataclass(frozen=True)
-class Lane:
+class LaneMetrics:
     """The jobs of one lane in one zone."""
 
     zone: str
@@ -34,7 +34,7 @@ class Lane:
     oldest_s: float = 0.0
 
 
-class Figures:
+class JobMetrics:
     """The figures behind one broker. Every method raises StoreUnavailable while the broker is away."""
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
@@ -43,14 +43,14 @@ class Figures:
         self._redis = connect(url)
         self._note = self._redis.register_script(_NOTE)
 
-    def lanes(self) -> list[Lane]:
+    def lanes(self) -> list[LaneMetrics]:
         """Every lane that has, or had, jobs; by zone and lane."""
         found: dict[tuple[str, str], dict[str, int]] = {}
         for name, number in self._hash("counts").items():
             state, zone, lane = place_of(name)
             found.setdefault((zone, lane), {})[state] = number
         oldest = self._oldest(sorted(found))
-        return [Lane(*each, found[each], oldest_s) for each, oldest_s in oldest.items()]
+        return [LaneMetrics(*each, found[each], oldest_s) for each, oldest_s in oldest.items()]
 
     def endings(self) -> dict[tuple[str, ...], int]:
         """How many jobs ever ended, by job, lane, zone, state and class of the error (or -)."""

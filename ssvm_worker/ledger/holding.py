@@ -11,11 +11,11 @@ from functools import partial
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
 
 from .ledger import Ledger
-from .record import CANCELLED, FAILED, SUCCEEDED, Claim, Hold, NewJob
+from .record import CANCELLED, FAILED, SUCCEEDED, Claim, InlineClaim, NewJob
 
 
 @contextmanager
-def holding(ledger: Ledger, new: NewJob, worker: str, part_of: str = "") -> Iterator[Hold | None]:
+def holding(ledger: Ledger, new: NewJob, worker: str, part_of: str = "") -> Iterator[InlineClaim | None]:
     """Within, the job is ours without any message.
 
     One that has failed before is tried again. None where it is not there to be had: another job holds the
@@ -34,7 +34,7 @@ def holding(ledger: Ledger, new: NewJob, worker: str, part_of: str = "") -> Iter
             ledger.cancel(new.job_id, worker)
         yield None
         return
-    hold = Hold(new.job_id, claim.token, partial(ledger.confirm, claim))
+    hold = InlineClaim(new.job_id, claim.token, partial(ledger.confirm, claim))
     try:
         with _beating(ledger, claim, hold):
             yield hold
@@ -49,7 +49,7 @@ def holding(ledger: Ledger, new: NewJob, worker: str, part_of: str = "") -> Iter
 
 
 @contextmanager
-def _beating(ledger: Ledger, claim: Claim, hold: Hold) -> Iterator[None]:
+def _beating(ledger: Ledger, claim: Claim, hold: InlineClaim) -> Iterator[None]:
     """Renew the claim from a thread, until it is lost."""
     over = threading.Event()
 

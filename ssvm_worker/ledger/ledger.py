@@ -24,9 +24,9 @@ from .record import (
     RUNNING,
     STATES,
     Claim,
+    ClaimedJob,
     NewJob,
     Record,
-    Taken,
     WorkerLost,
     from_hash,
     place_of,
@@ -185,7 +185,7 @@ class Ledger:
         taken = self._run("CLAIM", job_id, worker, self._host, self.claim_s, *self._limits, "1" if held else "")
         return self.begin(job_id, taken[1]) if taken else None
 
-    def claim_next(self, zone: str, lane: str, worker: str) -> Taken | None:
+    def claim_next(self, zone: str, lane: str, worker: str) -> ClaimedJob | None:
         """Take the job of that lane that is next, for ``begin`` to go on with; None if there is none to be run now.
 
         The order: ledger/queueing.py.
@@ -193,7 +193,7 @@ class Ledger:
         claim_s = max(self.claim_s, _HANDED_S)
         while taken := self._run("NEXT", f"{zone} {lane}", worker, self._host, claim_s, *self._limits):
             if taken[0]:
-                return Taken(*taken)
+                return ClaimedJob(*taken)
         return None
 
     def begin(self, job_id: str, token: int) -> Claim | None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.quota import Grow, Usage
+from ssvm_worker.quota import AccountUsage, Grow
 
 from .connection import connect, translated
 
@@ -96,7 +96,7 @@ class SharedQuota:
         def grow(size: int) -> None:
             ok, used, others = self._run("hold", account, job_id, size, limit, self._claim_s)
             if not int(ok):
-                raise Usage(account, int(used), int(others)).refusal(size, limit)
+                raise AccountUsage(account, int(used), int(others)).refusal(size, limit)
             held[0] = size
 
         stop = threading.Event()
@@ -123,14 +123,14 @@ class SharedQuota:
     def forget(self, account: str, store: str, place: str) -> None:
         self._run("note", account, f"{store} {place}", "", "")
 
-    def usage(self) -> Iterator[Usage]:
+    def usage(self) -> Iterator[AccountUsage]:
         with translated(self._url):
             names: Any = self._redis.hkeys(f"{self._prefix}used")
             held = self._redis.scan_iter(match=f"{self._prefix}held:*", count=1000)
             names = {*names, *(each.removeprefix(f"{self._prefix}held:") for each in held)}
         for account in sorted(names):
             used, others = self._run("look", account)
-            yield Usage(account, int(used), int(others))
+            yield AccountUsage(account, int(used), int(others))
 
     def places(self, store: str) -> Iterator[tuple[str, str]]:
         with translated(self._url):

@@ -191,7 +191,7 @@ class Claim:
 
 
 @dataclass
-class Hold:
+class InlineClaim:
     """A job that whoever has submitted it runs on the spot."""
 
     job_id: str
@@ -212,7 +212,7 @@ class Hold:
 
 
 @dataclass(frozen=True)
-class Taken:
+class ClaimedJob:
     """A job that is claimed for whoever begins with it."""
 
     job_id: str

@@ -63,7 +63,7 @@ _FIELDS = {each.name for each in fields(WorkerInfo)}
 
 
 @dataclass(frozen=True)
-class Seen:
+class WorkerStatus:
     """A worker, and when it was last heard of."""
 
     info: WorkerInfo
@@ -80,7 +80,7 @@ class Seen:
         return {"worker": values.pop("name"), "state": self.state, **values, "seen": iso(self.seen)}
 
 
-class Registry:
+class WorkerRegistry:
     """The workers behind one broker. Every method raises StoreUnavailable while the broker is away."""
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
@@ -102,7 +102,7 @@ class Registry:
             pipe.zrem(f"{self._key}:seen", name)
             pipe.execute()
 
-    def workers(self, zone: str | None = None) -> list[Seen]:
+    def workers(self, zone: str | None = None) -> list[WorkerStatus]:
         """All that were heard of within a day, by zone and name."""
         with translated(self._url):
             pipe = self._redis.pipeline(transaction=False)
@@ -118,7 +118,7 @@ class Registry:
         self._redis.close()
 
 
-def _seen(text: str, when: float, now: float) -> Seen | None:
+def _seen(text: str, when: float, now: float) -> WorkerStatus | None:
     """None for what cannot be read, as it must not hide the others."""
     try:
         values = json.loads(text)
@@ -128,7 +128,7 @@ def _seen(text: str, when: float, now: float) -> Seen | None:
         return None
     state = DRAINING if info.draining else UP
     # A sign of life that is still to come is of a time before the clock was set back; the living have given another.
-    return Seen(info, DOWN if abs(now - when) > _MISSED * info.every_s else state, when)
+    return WorkerStatus(info, DOWN if abs(now - when) > _MISSED * info.every_s else state, when)
 
 
 def _order(info: WorkerInfo) -> tuple[str, str]:

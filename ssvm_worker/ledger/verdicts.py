@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ssvm_worker.verdicts import Verdict
+from ssvm_worker.verdicts import ScrubResult
 
 from .connection import connect, translated
 
@@ -32,7 +32,7 @@ return redis.call('HSET', KEYS[2], ARGV[2], value)
 """
 
 
-class SharedVerdicts:
+class SharedScrubResults:
     """Safe to share between threads; connects when it is first asked."""
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
@@ -58,16 +58,16 @@ class SharedVerdicts:
             found: Any = self._redis.zmscore(self._verified(store), list(places))
         return [float(each or 0) for each in found]
 
-    def findings(self) -> Iterator[Verdict]:
+    def findings(self) -> Iterator[ScrubResult]:
         with translated(self._url):
             kept: Any = self._redis.hgetall(self._findings)
         for field in sorted(kept):
             store, _, place = field.partition(" ")
             try:
                 values = json.loads(kept[field])
-                yield Verdict(store, place, float(values["when"]), tuple(values["findings"]), str(values["job_id"]))
+                yield ScrubResult(store, place, float(values["when"]), tuple(values["findings"]), str(values["job_id"]))
             except (ValueError, TypeError, KeyError, RecursionError):
-                yield Verdict(store, place, 0.0, ("the finding cannot be read: verify the artifact again",), "")
+                yield ScrubResult(store, place, 0.0, ("the finding cannot be read: verify the artifact again",), "")
 
     def forget(self, store: str, place: str) -> None:
         with translated(self._url):

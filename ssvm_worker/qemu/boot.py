@@ -17,7 +17,7 @@ from pathlib import Path
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.units import MiB
 
-from .machine import Machine, command
+from .machine import BootMachine, command
 from .monitor import Monitor, MonitorError
 from .screen import Picture, read_ppm
 
@@ -33,7 +33,7 @@ _CPU_BESIDE = 60
 
 
 @dataclass(frozen=True)
-class Patience:
+class BootTimeouts:
     """How long a guest is watched, in seconds."""
 
     #: At the most.
@@ -43,7 +43,7 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Seen:
+class BootOutcome:
     """What became of a boot."""
 
     #: still | changing | blank
@@ -61,7 +61,7 @@ class Seen:
     kvm_failure: str = ""
 
 
-def boot(machine: Machine, folder: Path, patience: Patience, check: Check) -> Seen:
+def boot(machine: BootMachine, folder: Path, patience: BootTimeouts, check: Check) -> BootOutcome:
     """Boot *machine* in *folder*, which takes the overlay and the screen; call *check* each second, which may raise.
 
     If QEMU fails under KVM and ``auto`` was asked for, boot again under TCG. /dev/kvm may exist and not work: QEMU then
@@ -83,13 +83,15 @@ def boot(machine: Machine, folder: Path, patience: Patience, check: Check) -> Se
         raise ConfigError(f"QEMU failed: {_failure(error, folder)}", "qemu-system-x86_64", remedy) from error
 
 
-def try_accelerator(accelerator: str) -> Seen:
+def try_accelerator(accelerator: str) -> BootOutcome:
     """Start QEMU without disks until its BIOS has run, to find out which accelerator works.
 
     Raises ConfigError as ``boot`` does.
     """
     with tempfile.TemporaryDirectory(prefix="ssvm-qemu-") as folder:
-        return boot(Machine([], 64 * MiB, accelerator=accelerator), Path(folder), Patience(60, 20), lambda: None)
+        return boot(
+            BootMachine([], 64 * MiB, accelerator=accelerator), Path(folder), BootTimeouts(60, 20), lambda: None
+        )
 
 
 def _failure(error: MonitorError, folder: Path) -> str:
@@ -99,7 +101,7 @@ def _failure(error: MonitorError, folder: Path) -> str:
     return f"{error}: {last}" if last else str(error)
 
 
-def _boot(machine: Machine, folder: Path, patience: Patience, check: Check) -> Seen:
+def _boot(machine: BootMachine, folder: Path, patience: BootTimeouts, check: Check) -> BootOutcome:
     log = folder / "firmware.log"
     with _running(machine, folder, log, patience) as sock:
         bios = log if machine.firmware == "bios" else None
@@ -107,7 +109,7 @@ def _boot(machine: Machine, folder: Path, patience: Patience, check: Check) -> S
 
 
 @contextlib.contextmanager
-def _running(machine: Machine, folder: Path, log: Path, patience: Patience) -> Iterator[socket.socket]:
+def _running(machine: BootMachine, folder: Path, log: Path, patience: BootTimeouts) -> Iterator[socket.socket]:
     """QEMU with our end of its monitor; it is killed at the end, whatever it does."""
     ours, theirs = socket.socketpair()
     with ours, theirs, (folder / "errors").open("wb") as stderr:
@@ -140,7 +142,7 @@ class _Watch:
         self._check = check
         self._started = 0.0
 
-    def until(self, patience: Patience) -> Seen:
+    def until(self, patience: BootTimeouts) -> BootOutcome:
         """What was seen when there is no more to come, or time is up."""
         off = self._look()  # QEMU shows a text of its own until the guest draws
         self._monitor.ask("cont")
@@ -160,7 +162,7 @@ class _Watch:
                 screen = "blank" if blank else "still" if still or over else "changing"
                 kvm = bool(self._monitor.ask("query-kvm")["enabled"])
                 events = tuple(dict.fromkeys(self._monitor.events))
-                return Seen(screen, picture, round(now - self._started, 1), not nothing, kvm, events)
+                return BootOutcome(screen, picture, round(now - self._started, 1), not nothing, kvm, events)
 
     def _has_stopped(self) -> bool:
         """Whether the guest has powered itself off, or panicked."""

@@ -52,7 +52,7 @@ class Drive:
 
 
 @dataclass(frozen=True)
-class Machine:
+class BootMachine:
     """A guest."""
 
     #: The first is booted from.
@@ -65,7 +65,7 @@ class Machine:
     accelerator: str = "auto"
 
 
-def command(machine: Machine, monitor: int, log: Path, cpu_s: int) -> list[str]:
+def command(machine: BootMachine, monitor: int, log: Path, cpu_s: int) -> list[str]:
     """What starts it, paused. *monitor*: the file descriptor for QMP; *log*: takes what the firmware says.
 
     Raises ConfigError for a program or a firmware that is not installed.

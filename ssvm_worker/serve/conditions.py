@@ -12,7 +12,7 @@ _TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
 @dataclass(frozen=True)
-class Version:
+class ObjectVersion:
     """The one state of the object that is offered."""
 
     #: Quoted, strong.
@@ -36,7 +36,7 @@ class Answer:
     count: int = 0
 
 
-def answer(method: str, headers: Mapping[str, str], version: Version) -> Answer:
+def answer(method: str, headers: Mapping[str, str], version: ObjectVersion) -> Answer:
     """What a GET or HEAD is answered. *headers* have lower-case names."""
     if status := _refused(headers, version):
         return Answer(status)
@@ -45,7 +45,7 @@ def answer(method: str, headers: Mapping[str, str], version: Version) -> Answer:
     return Answer(200, 0, version.size)
 
 
-def _refused(headers: Mapping[str, str], version: Version) -> int:
+def _refused(headers: Mapping[str, str], version: ObjectVersion) -> int:
     """412 or 304, else 0; in the order of section 13.2.2."""
     if "if-match" in headers:
         if not _matches(headers["if-match"], version.etag, weak=False):
@@ -64,7 +64,7 @@ def _matches(given: str, etag: str, *, weak: bool) -> bool:
     return any(etag == (each.removeprefix("W/") if weak else each) for each in _TAG.findall(given))
 
 
-def _same(if_range: str | None, version: Version) -> bool:
+def _same(if_range: str | None, version: ObjectVersion) -> bool:
     """Whether a part may be joined to the parts that the client has: the tag, or the very date, is the same."""
     if if_range is None:
         return True

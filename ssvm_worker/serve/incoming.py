@@ -30,7 +30,7 @@ from .answers import failure, refusal
 from .page import page
 from .sender import Sender
 from .session import Inbox, sender_of
-from .wire import Patience
+from .wire import ClientTimeouts
 
 _LOG = logging.getLogger("ssvm.serve")
 #: What the pipeline is given at once: less costs a thread's turn more often.
@@ -44,7 +44,7 @@ _METADATA = re.compile(r"[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?(?: ?, ?[!-+\--~]+(
 _METADATA_BYTES = 2 * KiB
 
 
-class Session:
+class UploadSession:
     """An upload that this process takes."""
 
     def __init__(self, inbox: Inbox, claim: Claim, sender: Sender) -> None:
@@ -79,10 +79,10 @@ class Session:
 class Uploads:
     """Those that this process takes, by link."""
 
-    def __init__(self, inbox: Inbox, patience: Patience) -> None:
+    def __init__(self, inbox: Inbox, patience: ClientTimeouts) -> None:
         self._inbox = inbox
         self._patience = patience
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, UploadSession] = {}
         #: Links about which somebody is being answered.
         self._busy: set[str] = set()
         self._idle: dict[str, asyncio.TimerHandle] = {}
@@ -155,7 +155,7 @@ class Uploads:
                 return failure(error)
             return await self._concluded(link, session)
 
-    async def _concluded(self, link: Link, session: Session) -> Response:
+    async def _concluded(self, link: Link, session: UploadSession) -> Response:
         """What became of an upload of which all has come."""
         await asyncio.to_thread(session.sender.give, None)
         try:
@@ -235,7 +235,7 @@ class Uploads:
                 self._await_rest(link)
             return Response(status_code=204, headers={"Upload-Offset": str(session.sender.received)})
 
-    async def _going_on(self, link: Link, length: int, offset: int) -> Session:
+    async def _going_on(self, link: Link, length: int, offset: int) -> UploadSession:
         if handle := self._idle.pop(link.id, None):
             handle.cancel()
         session = self._sessions.get(link.id)
@@ -264,9 +264,9 @@ class Uploads:
 
     # Both
 
-    async def _begin(self, link: Link, sender: Sender) -> Session:
+    async def _begin(self, link: Link, sender: Sender) -> UploadSession:
         claim = await asyncio.to_thread(self._inbox.claim, link)
-        session = self._sessions[link.id] = Session(self._inbox, claim, sender)
+        session = self._sessions[link.id] = UploadSession(self._inbox, claim, sender)
         return session
 
     async def _drop(self, link: Link) -> None:
@@ -298,7 +298,7 @@ class Uploads:
         if length is not None and length > most:
             raise HTTPException(413, f"{length} bytes are more than the {most} that are allowed\n")
 
-    async def _body(self, request: Request, session: Session, most: int | None = None) -> AsyncIterator[bytes]:
+    async def _body(self, request: Request, session: UploadSession, most: int | None = None) -> AsyncIterator[bytes]:
         """What is sent; SourceUnavailable when the sender goes, gives too little, or more than *most* bytes."""
         hearing, seen = _Hearing(request, session.task, self._patience), 0
         while message := await hearing.next():
@@ -315,7 +315,7 @@ class Uploads:
 class _Hearing:
     """What a sender says. Only the time counts in which we wait for it: that a store is slow is not its fault."""
 
-    def __init__(self, request: Request, job: asyncio.Task[None], patience: Patience) -> None:
+    def __init__(self, request: Request, job: asyncio.Task[None], patience: ClientTimeouts) -> None:
         self._request = request
         self._job = job
         self._patience = patience

@@ -17,7 +17,7 @@ from ssvm_worker.manifest import Entry
 from ssvm_worker.stream import Store
 from ssvm_worker.units import KiB
 
-from .conditions import Answer, Version, answer
+from .conditions import Answer, ObjectVersion, answer
 from .wire import EXTENSION
 
 #: Where something encrypts; each must be taken within stall_s.
@@ -38,7 +38,7 @@ class Offered:
 
     entry: Entry
     handle: int
-    version: Version
+    version: ObjectVersion
 
     @classmethod
     def open(cls, store: Store, key: str) -> Offered:
@@ -51,7 +51,7 @@ class Offered:
             os.close(handle)
             what = f"The file has {seen.st_size} bytes, and {entry.size} by its manifest"
             raise CorruptImage(what, f"{store.name}:{key}", "`ssvm verify` it")
-        return cls(entry, handle, Version(f'"{entry.digest}"', entry.size, int(seen.st_mtime)))
+        return cls(entry, handle, ObjectVersion(f'"{entry.digest}"', entry.size, int(seen.st_mtime)))
 
     def close(self) -> None:
         """Close the file."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from ssvm_worker.digest import Digest
 from ssvm_worker.errors import SourceChanged, SourceUnavailable
-from ssvm_worker.jobs.attempt import Attempt, Doors
+from ssvm_worker.jobs.attempt import Attempt, Connections
 from ssvm_worker.stream import Check, Sink
 
 #: Chunks of 1 MiB at the most that wait for the pipeline.
@@ -100,7 +100,7 @@ class Sender:
 class SenderDoors:
     """The doors of an attempt, of which the source is a sender."""
 
-    doors: Doors
+    doors: Connections
     sender: Sender
 
     def source(

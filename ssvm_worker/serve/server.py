@@ -19,13 +19,13 @@ import uvicorn
 from ssvm_worker.assembly import Stores, link_signer, open_ledger, open_links
 from ssvm_worker.errors import ConfigError, StoreUnavailable
 from ssvm_worker.listening import Listener, RateLimit
-from ssvm_worker.settings import Serve, Settings
+from ssvm_worker.settings import ServeSection, Settings
 from tasks.reaper import Reaper
 
 from .app import Gate, make_app
 from .incoming import Uploads
 from .session import Inbox
-from .wire import Patience, Protocol
+from .wire import ClientTimeouts, Protocol
 
 _LOG = logging.getLogger("ssvm.serve")
 #: Connections that wait in the kernel, and that asyncio accepts before it looks at the accepted ones. It bounds the
@@ -83,7 +83,7 @@ def make_server(settings: Settings, listener: Listener) -> uvicorn.Server:
     """The service by the settings; ConfigError without a key that signs links."""
     given = settings.serve
     gate = Gate(link_signer(settings), open_links(settings))
-    patience = Patience(given.stall_s, given.min_rate)
+    patience = ClientTimeouts(given.stall_s, given.min_rate)
     uploads = Uploads(Inbox(settings, open_ledger(settings)), patience)
     prefix = urlsplit(given.url or "").path.rstrip("/")
     config = uvicorn.Config(
@@ -113,7 +113,7 @@ async def answer(server: uvicorn.Server, listener: Listener) -> None:
     await server.serve(sockets=[listener])
 
 
-def bound(given: Serve, listen: str = "") -> Listener:
+def bound(given: ServeSection, listen: str = "") -> Listener:
     """A socket that listens there; ConfigError if none can."""
     listen = listen or given.listen
     host, _, port = listen.rpartition(":")

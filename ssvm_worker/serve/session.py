@@ -29,8 +29,8 @@ from ssvm_worker.manifest import read_draft
 from ssvm_worker.retry import RetryDecision
 from ssvm_worker.settings import Settings
 from ssvm_worker.traces import tracing
-from tasks.bridge import Run, worker_name
-from tasks.heart import Heart
+from tasks.bridge import JobRun, worker_name
+from tasks.heart import ClaimHeartbeat
 
 from .sender import Sender, SenderDoors, SentVersion
 
@@ -41,7 +41,7 @@ _LONGEST_PAUSE_S = 120
 
 
 @dataclass
-class _Upload(Run):
+class _Upload(JobRun):
     """An attempt, of which the sender alone can make another one."""
 
     sender: Sender
@@ -118,7 +118,7 @@ class Inbox:
         """Store what the sender gives; the job's error."""
         try:
             figures: dict[str, Any] = {"job_id": claim.job_id, "lane": INBOUND, "attempt": claim.number}
-            with Heart(self.ledger, claim) as heart, tracing("download", **figures) as trace:
+            with ClaimHeartbeat(self.ledger, claim) as heart, tracing("download", **figures) as trace:
                 outcome = _Upload(self.settings, self.ledger, claim, heart, sender, trace=trace).run()
         finally:
             sender.finish()
@@ -146,7 +146,7 @@ class Inbox:
         if self.state(link) not in ("queued", "failed", "running") or read_draft(store, artifact) is None:
             return  # nobody goes on from what there may be
         claim = self.claim(link)
-        with Heart(self.ledger, claim) as heart:
+        with ClaimHeartbeat(self.ledger, claim) as heart:
             _Upload(self.settings, self.ledger, claim, heart, Sender(link.path, None)).reset()
 
     def forget(self, link: Link) -> None:
@@ -157,7 +157,7 @@ class Inbox:
     def end(self, link_id: str) -> None:
         """End the job of a link that is no longer good, and remove what has come; who is sending is heard out."""
         if claim := cancelled(self.ledger, link_id):
-            with Heart(self.ledger, claim) as heart:
+            with ClaimHeartbeat(self.ledger, claim) as heart:
                 _Upload(self.settings, self.ledger, claim, heart, Sender(claim.job_id, None)).run()
 
     def end_links(self) -> None:

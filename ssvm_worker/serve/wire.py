@@ -49,17 +49,17 @@ _LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
-class Patience:
+class ClientTimeouts:
     """When a peer is too slow: less than min_rate bytes a second over stall_s seconds."""
 
     stall_s: float = 60.0
     min_rate: int = 1024
 
 
-class Watch:
+class ClientWatch:
     """Tells that a peer is too slow, from the bytes that it has taken or given so far."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: ClientTimeouts) -> None:
         self._patience = patience
         self._since, self._then = time.monotonic(), 0
 
@@ -84,7 +84,7 @@ class Protocol(HttpToolsProtocol):
         _loop: Any = None,
         *,
         listener: Listener,
-        patience: Patience,
+        patience: ClientTimeouts,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._listener, self.patience = listener, patience
@@ -196,7 +196,7 @@ class Protocol(HttpToolsProtocol):
 class _Cycle(RequestResponseCycle):
     """One request and its answer."""
 
-    patience: Patience
+    patience: ClientTimeouts
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start" and self.more_body:
@@ -257,11 +257,11 @@ class _Pump:
     socket: int
     file: int
     stop: threading.Event
-    patience: Patience
+    patience: ClientTimeouts
 
     def send(self, offset: int, count: int) -> None:
         """Send so many bytes; OSError when the peer has gone or is too slow, or the file has ended."""
-        poll, watch, sent = select.poll(), Watch(self.patience), 0
+        poll, watch, sent = select.poll(), ClientWatch(self.patience), 0
         poll.register(self.socket, select.POLLOUT)
         while sent < count:
             try:

@@ -12,7 +12,7 @@ from ssvm_worker.errors import InvalidRequest, SourceDenied
 from ssvm_worker.stream import limit
 from ssvm_worker.weburl import parse
 
-from .access import Access, VersionedSource
+from .access import SourceOptions, VersionedSource
 from .file import FileSource, FileVersion
 from .ftp import FtpSource, FtpVersion
 from .http import HttpSource, Validator, fetch_text
@@ -21,27 +21,27 @@ from .mirrors import Mirrors, Offer
 from .sftp import SftpSource, SftpVersion
 from .stored import StoredSource
 
-_Open = Callable[[str, Access, dict[str, Any] | None], VersionedSource]
+_Open = Callable[[str, SourceOptions, dict[str, Any] | None], VersionedSource]
 
 
-def _http(url: str, access: Access, validator: dict[str, Any] | None) -> VersionedSource:
+def _http(url: str, access: SourceOptions, validator: dict[str, Any] | None) -> VersionedSource:
     known = Validator(**validator) if validator else None
     return HttpSource(url, access.http, headers=access.headers, check=access.check, validator=known)
 
 
-def _file(url: str, access: Access, validator: dict[str, Any] | None) -> VersionedSource:
+def _file(url: str, access: SourceOptions, validator: dict[str, Any] | None) -> VersionedSource:
     return FileSource(url, access, FileVersion(**validator) if validator else None)
 
 
-def _ftp(url: str, access: Access, validator: dict[str, Any] | None) -> VersionedSource:
+def _ftp(url: str, access: SourceOptions, validator: dict[str, Any] | None) -> VersionedSource:
     return FtpSource(url, access, FtpVersion(**validator) if validator else None)
 
 
-def _sftp(url: str, access: Access, validator: dict[str, Any] | None) -> VersionedSource:
+def _sftp(url: str, access: SourceOptions, validator: dict[str, Any] | None) -> VersionedSource:
     return SftpSource(url, access, SftpVersion(**validator) if validator else None)
 
 
-def _stored(url: str, access: Access, _: dict[str, Any] | None) -> VersionedSource:
+def _stored(url: str, access: SourceOptions, _: dict[str, Any] | None) -> VersionedSource:
     return StoredSource(url, access)
 
 
@@ -60,7 +60,7 @@ SCHEMES: dict[str, _Open] = {
 _PUBLIC = ("http", "https", "ftp")
 
 
-def open_source(url: str, access: Access, validator: dict[str, Any] | None = None) -> VersionedSource:
+def open_source(url: str, access: SourceOptions, validator: dict[str, Any] | None = None) -> VersionedSource:
     """The source behind a URL, of the version that *validator* tells; InvalidRequest for a scheme that is not taken.
 
     Touches nothing.
@@ -74,7 +74,7 @@ def open_source(url: str, access: Access, validator: dict[str, Any] | None = Non
 
 
 def find_source(
-    urls: Sequence[str], access: Access, checksum: Digest | None, version: dict[str, Any] | None = None
+    urls: Sequence[str], access: SourceOptions, checksum: Digest | None, version: dict[str, Any] | None = None
 ) -> Mirrors:
     """The object that the first URL names, or any other; a metalink is fetched and stands for what it offers.
 
@@ -121,7 +121,7 @@ def _is_taken(url: str) -> bool:
     if url.partition(":")[0].lower() not in _PUBLIC:
         return False
     try:
-        open_source(url, Access())
+        open_source(url, SourceOptions())
     except InvalidRequest:
         return False
     return True

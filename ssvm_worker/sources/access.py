@@ -26,7 +26,7 @@ def _no_store(url: str) -> Source:
 
 
 @dataclass(frozen=True)
-class Access:
+class SourceOptions:
     """How a source may be reached. Plain values: no settings, no files to look for."""
 
     http: HttpSettings = field(default_factory=HttpSettings)

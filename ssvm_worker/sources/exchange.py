@@ -19,8 +19,8 @@ from ssvm_worker.httpanswer import HttpAnswer, wait_wanted
 from ssvm_worker.sockets import (
     TICK,
     AddressRefused,
-    Dial,
-    Watch,
+    ConnectOptions,
+    StallWatch,
     WatchedSocket,
     WatchedTLSSocket,
     connect,
@@ -31,7 +31,7 @@ from ssvm_worker.stream import Check
 from ssvm_worker.weburl import WebUrl
 
 from .proxy import Proxy, refuse_address, tunnel
-from .several import Many
+from .several import ConnectionPolicy
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -54,7 +54,7 @@ class HttpSettings:
     certificate: str | None = None
     proxy: Proxy | None = None
     #: When to fetch over several connections, and how many.
-    many: Many = field(default_factory=Many)
+    many: ConnectionPolicy = field(default_factory=ConnectionPolicy)
 
     def elsewhere(self) -> HttpSettings:
         """For any other origin."""
@@ -65,10 +65,10 @@ class HttpSettings:
         return self.proxy if self.proxy and self.proxy.serves(host) else None
 
 
-class Exchange:
+class HttpResponse:
     """An answer, its head read and its body still on the wire; ``close`` it."""
 
-    def __init__(self, line: Line, response: BaseHTTPResponse) -> None:
+    def __init__(self, line: HttpConnection, response: BaseHTTPResponse) -> None:
         self.url = line.url
         self.line = line
         self.status = response.status
@@ -107,7 +107,7 @@ class Exchange:
         return self.line.socket.watch.starved if self.line.socket else 0.0
 
 
-class Line:
+class HttpConnection:
     """A connection to one origin: made by our rules when it is needed, and again when the server has closed it."""
 
     def __init__(
@@ -128,7 +128,7 @@ class Line:
         #: That of the last request: http.client forgets it where it will be closed with the body.
         self.socket: WatchedSocket | None = None
 
-    def get(self, headers: Mapping[str, str]) -> Exchange:
+    def get(self, headers: Mapping[str, str]) -> HttpResponse:
         """Send a GET and read the head of its answer, a redirect or not; SourceDenied, SourceUnavailable."""
         used = self._is_open
         with translated(self.url.name):
@@ -151,14 +151,14 @@ class Line:
     def _is_open(self) -> bool:
         return self._connection is not None and self._connection.sock is not None
 
-    def _get(self, headers: Mapping[str, str]) -> Exchange:
+    def _get(self, headers: Mapping[str, str]) -> HttpResponse:
         try:
             if self._connection is None or not self._is_open:
                 self._connection = self._connect()
             self._connection.request(
                 "GET", self._target, headers=self._head(headers), preload_content=False, decode_content=False
             )
-            return Exchange(self, self._connection.getresponse())
+            return HttpResponse(self, self._connection.getresponse())
         except BaseException:
             self.close()
             raise
@@ -179,14 +179,14 @@ class Line:
         settings, url, proxy = self.settings, self.url, self._proxy
         files = (settings.ca_file, settings.origin_ca_file)
         tls = tls_context(*files, certificate=settings.certificate) if url.scheme == "https" else None
-        watch = Watch(lambda: self.check(), settings.stall_s, settings.min_rate)
+        watch = StallWatch(lambda: self.check(), settings.stall_s, settings.min_rate)
         if proxy is None:
-            dial = Dial(settings.rule, settings.connect_timeout_s, tls, self.node)
+            dial = ConnectOptions(settings.rule, settings.connect_timeout_s, tls, self.node)
             sock = connect(url.host, url.port, dial, watch)
             self.node = sock.getpeername()[0]
             return sock
         refuse_address(url, settings.rule)
-        plain = connect(proxy.host, proxy.port, Dial(settings.rule, settings.connect_timeout_s), watch)
+        plain = connect(proxy.host, proxy.port, ConnectOptions(settings.rule, settings.connect_timeout_s), watch)
         assert isinstance(plain, WatchedSocket)
         if tls is None:
             return plain
@@ -219,7 +219,7 @@ def get(
     check: Check,
     *,
     node: str = "",
-) -> Exchange:
+) -> HttpResponse:
     """Send a GET and follow redirects; the answer has any other status.
 
     *own* headers go to every hop; the caller's *headers*, which may hold credentials, only to the origin that he gave.
@@ -230,7 +230,7 @@ def get(
     while True:
         at_home = all(each.origin == url.origin for each in seen)
         trusted = headers if at_home else {}
-        line = Line(seen[-1], settings if at_home else settings.elsewhere(), check, node=node)
+        line = HttpConnection(seen[-1], settings if at_home else settings.elsewhere(), check, node=node)
         answer = line.get({**trusted, **own})
         answer.trusted = trusted
         location = answer.headers.get("Location")
@@ -289,7 +289,7 @@ def translate(error: BaseException, where: str) -> WorkerError:
     return SourceUnavailable(f"{what}: {error}", where, "Look at the server and the way to it")
 
 
-def refusal(answer: Exchange, where: str = "") -> WorkerError:
+def refusal(answer: HttpResponse, where: str = "") -> WorkerError:
     """Return the error that an answer without the bytes stands for."""
     status, where = answer.status, where or answer.url.name
     if status in (404, 410):

@@ -21,7 +21,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.stream import CHUNK
 
-from .access import Access
+from .access import SourceOptions
 from .ending import empty, whole
 
 _STEP = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -43,7 +43,7 @@ class FileSource:
 
     resumable = True
 
-    def __init__(self, url: str, access: Access, version: FileVersion | None = None) -> None:
+    def __init__(self, url: str, access: SourceOptions, version: FileVersion | None = None) -> None:
         """Raises InvalidRequest for a path that is not below an allowed directory; touches nothing."""
         self._root, self._path = _place(url, access.directories)
         self.name = f"file://{Path(self._root, *self._path)}"

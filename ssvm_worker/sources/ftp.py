@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
-from ssvm_worker.sockets import Dial, Stalled, Watch, WatchedSocket, WatchedTLSSocket, connect
+from ssvm_worker.sockets import ConnectOptions, Stalled, StallWatch, WatchedSocket, WatchedTLSSocket, connect
 from ssvm_worker.stream import CHUNK
 from ssvm_worker.units import KiB
 from ssvm_worker.weburl import WebUrl, parse
 
-from .access import Access
+from .access import SourceOptions
 from .ending import empty, whole
 from .exchange import translate
 
@@ -39,7 +39,7 @@ class FtpVersion:
 class FtpSource:
     """``stream.Source`` of ftp://HOST/PATH; the path is taken from the root, by TYPE I."""
 
-    def __init__(self, url: str, access: Access, version: FtpVersion | None = None) -> None:
+    def __init__(self, url: str, access: SourceOptions, version: FtpVersion | None = None) -> None:
         """Raises InvalidRequest for what is no such URL; touches nothing."""
         self._url: WebUrl = parse(url, ("ftp",))
         self._access = access
@@ -114,10 +114,10 @@ def _refusal(said: str, where: str) -> WorkerError:
 class _Control(ftplib.FTP):
     """ftplib's talk over our own sockets."""
 
-    def __init__(self, url: WebUrl, access: Access) -> None:
+    def __init__(self, url: WebUrl, access: SourceOptions) -> None:
         super().__init__()
         http = access.http
-        self._dial = Dial(http.rule, http.connect_timeout_s)
+        self._dial = ConnectOptions(http.rule, http.connect_timeout_s)
         self._access = access
         self.host, self.port = url.host, url.port
         self.sock = connect(url.host, url.port, self._dial, self._watch())
@@ -129,9 +129,9 @@ class _Control(ftplib.FTP):
             self.close()
             raise
 
-    def _watch(self) -> Watch:
+    def _watch(self) -> StallWatch:
         http = self._access.http
-        return Watch(self._access.check, http.stall_s, http.min_rate)
+        return StallWatch(self._access.check, http.stall_s, http.min_rate)
 
     def log_in(self, user: str | None, password: str | None) -> None:
         """As that user, or as nobody in particular."""

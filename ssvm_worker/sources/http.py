@@ -14,9 +14,9 @@ from ssvm_worker.units import MiB
 from ssvm_worker.weburl import check_headers, parse
 
 from .ending import empty, whole
-from .exchange import Exchange, HttpSettings, get, refusal, translated
-from .rangeline import RangeLine, Wanted
-from .several import Pace, Several
+from .exchange import HttpResponse, HttpSettings, get, refusal, translated
+from .rangeline import HttpRangeConnection, RangeTarget
+from .several import ConnectionSpeed, ParallelDownload
 from .validator import Validator, content_coding, content_range, strong_date, strong_etag
 
 __all__ = ["HttpSource", "Validator", "fetch_text"]
@@ -60,7 +60,7 @@ class HttpSource:
         #: How often in a row a request for a range gave not a byte.
         self._idle = 0
         #: The object at that place; None in a later attempt, and where nothing tells it from another one.
-        self._wanted: Wanted | None = None
+        self._wanted: RangeTarget | None = None
         #: Whether its ranges may be used: a server may promise what it does not keep.
         self._has_ranges = True
 
@@ -79,7 +79,7 @@ class HttpSource:
         answer, skip = self._ask(offset)
         with closing(answer), translated(self.name):
             position = offset - skip
-            pace = Pace(self._settings.many)
+            pace = ConnectionSpeed(self._settings.many)
             while chunk := answer.read(CHUNK):
                 self._misses = self._idle = 0
                 position += len(chunk)
@@ -98,24 +98,24 @@ class HttpSource:
         allowed = many.connections > 1 and self._failures < _CHANCES and self._has_ranges
         return allowed and self._wanted is not None and rest >= many.connections * many.range_size
 
-    def _many(self, answer: Exchange, position: int) -> Generator[bytes, None, None]:
+    def _many(self, answer: HttpResponse, position: int) -> Generator[bytes, None, None]:
         """Yield the rest by ranges on several connections; the first of them is that of *answer*."""
         assert self.size is not None
         assert self._wanted is not None
         wanted, answers = self._wanted, [answer]
 
-        def open_line(start: int, check: Check) -> RangeLine:
-            return RangeLine(wanted, check, answers.pop() if start == position and answers else None, start)
+        def open_line(start: int, check: Check) -> HttpRangeConnection:
+            return HttpRangeConnection(wanted, check, answers.pop() if start == position and answers else None, start)
 
         try:
-            yield from Several(self._settings.many, self._check).fetch(open_line, position, self.size)
+            yield from ParallelDownload(self._settings.many, self._check).fetch(open_line, position, self.size)
         except (SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable) as error:
             self._failures += 1
             # The first answer was good: a link to which we were redirected has expired, there were too many of us, or
             # other nodes have other ETags. One connection may go on.
             raise SourceUnavailable(error.what, error.where, error.remedy) from error
 
-    def _ask(self, offset: int) -> tuple[Exchange, int]:
+    def _ask(self, offset: int) -> tuple[HttpResponse, int]:
         """Return an answer, and how many of its bytes to skip.
 
         The rest is asked of the place that gave the first bytes, and then of the caller's URL: a redirector may choose
@@ -125,7 +125,7 @@ class HttpSource:
             return self._ask_first(), 0
         if self.validator is None:
             raise self._changed("The server gives nothing to tell whether the rest is of the same object")
-        known = self._wanted or Wanted(self._url, {}, self.validator, self._settings)
+        known = self._wanted or RangeTarget(self._url, {}, self.validator, self._settings)
         if known.url != self._url:
             try:
                 return self._ask_rest(known, offset)
@@ -138,7 +138,7 @@ class HttpSource:
         origin = replace(known, url=self._url, headers=self._headers, settings=self._settings)
         return self._ask_rest(origin, offset)
 
-    def _ask_first(self) -> Exchange:
+    def _ask_first(self) -> HttpResponse:
         answer = get(self._url, {}, self._headers, self._settings, self._check)
         try:
             self._remember(answer)
@@ -147,7 +147,7 @@ class HttpSource:
             raise
         return answer
 
-    def _ask_rest(self, wanted: Wanted, offset: int) -> tuple[Exchange, int]:
+    def _ask_rest(self, wanted: RangeTarget, offset: int) -> tuple[HttpResponse, int]:
         """Ask by a range; where the server has none that can be used, for the whole, whose first bytes are skipped."""
         validator = wanted.validator
         ranges = self._has_ranges and self._idle < _CHANCES
@@ -180,7 +180,7 @@ class HttpSource:
                 break
         raise refusal(answer)
 
-    def _remember(self, answer: Exchange) -> None:
+    def _remember(self, answer: HttpResponse) -> None:
         """Judge the head of the first answer; take the size and the validator from it."""
         if answer.status in (204, 205):
             raise empty(self.name)
@@ -200,7 +200,7 @@ class HttpSource:
         if etag or date:
             self.validator = validator = Validator(etag, date, self.size)
             place = (answer.url, answer.trusted, validator, answer.line.settings)
-            self._wanted = Wanted(*place, encoding=content_coding(answer), node=answer.line.node)
+            self._wanted = RangeTarget(*place, encoding=content_coding(answer), node=answer.line.node)
 
     def _changed(self, what: str) -> SourceChanged:
         return SourceChanged(what, self.name, "Ask again, to start from the first byte")

@@ -21,7 +21,7 @@ _FAILURES = (SourceUnavailable, SourceNotFound, SourceDenied, SourceChanged)
 
 
 @dataclass(frozen=True)
-class Version:
+class MirrorVersion:
     """Where the first bytes came from, and of which version they are. Goes through JSON in a draft manifest."""
 
     #: Fingerprint of the URL.
@@ -85,10 +85,10 @@ class Mirrors:
         return self._source.resumable or (self._offer.verified and len(self._offer.urls) > 1)
 
     @property
-    def validator(self) -> Version | None:
+    def validator(self) -> MirrorVersion | None:
         """The place at hand and its version."""
         inner = self._source.validator
-        return Version(_fingerprint(self._offer.urls[self._at]), dataclasses.asdict(inner)) if inner else None
+        return MirrorVersion(_fingerprint(self._offer.urls[self._at]), dataclasses.asdict(inner)) if inner else None
 
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
         """Yield the chunks from *offset* on. Each place gets one chance; the error is one that may pass, if any may.

@@ -9,12 +9,12 @@ from ssvm_worker.errors import SourceChanged, SourceDenied, SourceUnavailable
 from ssvm_worker.stream import CHUNK, Check
 from ssvm_worker.weburl import WebUrl
 
-from .exchange import Exchange, HttpSettings, Line, refusal, translated
+from .exchange import HttpConnection, HttpResponse, HttpSettings, refusal, translated
 from .validator import Validator
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RangeTarget:
     """The object: where the redirects of its first answer led, and what tells it from any other."""
 
     url: WebUrl
@@ -28,10 +28,12 @@ class Wanted:
     node: str = ""
 
 
-class RangeLine:
-    """``several.Line`` over http. A redirect is refused: the first answer came from where they end."""
+class HttpRangeConnection:
+    """``several.HttpConnection`` over http. A redirect is refused: the first answer came from where they end."""
 
-    def __init__(self, wanted: Wanted, check: Check, answer: Exchange | None = None, position: int = 0) -> None:
+    def __init__(
+        self, wanted: RangeTarget, check: Check, answer: HttpResponse | None = None, position: int = 0
+    ) -> None:
         """*answer*: one whose body goes on at *position*, to the end of the object."""
         self._wanted = wanted
         self._answer = answer
@@ -40,8 +42,8 @@ class RangeLine:
         self._line = answer.line if answer else self._new_line(check)
         self._line.check = check
 
-    def _new_line(self, check: Check) -> Line:
-        return Line(self._wanted.url, self._wanted.settings, check, keep=True, node=self._wanted.node)
+    def _new_line(self, check: Check) -> HttpConnection:
+        return HttpConnection(self._wanted.url, self._wanted.settings, check, keep=True, node=self._wanted.node)
 
     @property
     def rest(self) -> int | None:
@@ -67,7 +69,7 @@ class RangeLine:
         """Close the connection."""
         self._line.close()
 
-    def _ask(self, start: int, end: int) -> Exchange:
+    def _ask(self, start: int, end: int) -> HttpResponse:
         wanted, where = self._wanted, self._wanted.url.name
         if self._is_rest:  # which may be gigabytes, and nobody wants it
             self._line.close()

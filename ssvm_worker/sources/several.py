@@ -33,7 +33,7 @@ _PATIENCE = 4.0
 _JOIN_S = 2.0
 
 
-class Line(Protocol):
+class RangeConnection(Protocol):
     """One connection."""
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
@@ -48,11 +48,11 @@ class Line(Protocol):
 
 
 #: Opens a connection for the range that begins there; its waits end with what the check raises.
-Open = Callable[[int, Check], Line]
+Open = Callable[[int, Check], RangeConnection]
 
 
 @dataclass(frozen=True)
-class Many:
+class ConnectionPolicy:
     """When a second connection is worth it, and how many there may be."""
 
     #: One: never.
@@ -65,14 +65,14 @@ class Many:
     judge_s: float = 0.1
 
 
-class Pace:
+class ConnectionSpeed:
     """How fast one connection is, by the time in which it had nothing for us.
 
     Where the reader is what is slow, as on a machine that is busy, its bytes are there before it asks, and more
     connections would only cost more.
     """
 
-    def __init__(self, many: Many) -> None:
+    def __init__(self, many: ConnectionPolicy) -> None:
         self.slow = False
         self._many = many
         self._bytes, self._since = 0, 0.0
@@ -108,10 +108,10 @@ class _Range:
         return self.position == self.end
 
 
-class Several:
+class ParallelDownload:
     """Fetches once. Holds at most three ranges for two connections."""
 
-    def __init__(self, many: Many, check: Check) -> None:
+    def __init__(self, many: ConnectionPolicy, check: Check) -> None:
         self._connections = many.connections
         self._size = many.range_size
         self._check = check
@@ -273,7 +273,7 @@ class _Worker:
         self.piece: _Range | None = None
         self._open = open_line
         self._stop = stop
-        self._line: Line | None = None
+        self._line: RangeConnection | None = None
 
     @property
     def rest(self) -> int | None:

@@ -25,12 +25,12 @@ from ssvm_worker.errors import (
     SourceUnavailable,
     WorkerError,
 )
-from ssvm_worker.sockets import TICK, Dial, Stalled, Watch, WatchedSocket, connect
+from ssvm_worker.sockets import TICK, ConnectOptions, Stalled, StallWatch, WatchedSocket, connect
 from ssvm_worker.stream import CHUNK, Check
 from ssvm_worker.units import KiB, MiB
 from ssvm_worker.weburl import WebUrl, parse
 
-from .access import Access
+from .access import SourceOptions
 from .ending import empty, whole
 from .exchange import translate
 
@@ -60,7 +60,7 @@ class SftpSource:
 
     resumable = True
 
-    def __init__(self, url: str, access: Access, version: SftpVersion | None = None) -> None:
+    def __init__(self, url: str, access: SourceOptions, version: SftpVersion | None = None) -> None:
         """Raises InvalidRequest for what is no such URL, or without a user; touches nothing."""
         self._url: WebUrl = parse(url, ("sftp", "scp"))
         if not access.username:
@@ -108,8 +108,10 @@ class SftpSource:
         with self._translated(paramiko):
             try:
                 self._load_host_keys(client)
-                watch = Watch(self._access.check, http.stall_s, http.min_rate)
-                line = _Line(connect(self._url.host, self._url.port, Dial(http.rule, http.connect_timeout_s), watch))
+                watch = StallWatch(self._access.check, http.stall_s, http.min_rate)
+                line = _Line(
+                    connect(self._url.host, self._url.port, ConnectOptions(http.rule, http.connect_timeout_s), watch)
+                )
                 with _guarded(client, line, self._access.check, http.stall_s) as opened:
                     self._log_in(client, line)
                     channel = _Channel(line, client.get_transport(), watch)
@@ -224,7 +226,7 @@ class _Line(WatchedSocket):
 class _Channel:
     """The channel of an SFTP session under a watch: what paramiko's SFTPClient needs of a channel."""
 
-    def __init__(self, line: _Line, transport: Any, watch: Watch) -> None:
+    def __init__(self, line: _Line, transport: Any, watch: StallWatch) -> None:
         """Open it on a transport that is logged in."""
         self._channel = transport.open_session()
         line.opened(self._channel)

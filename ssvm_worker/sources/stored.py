@@ -14,7 +14,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.stream import Source
 
-from .access import Access
+from .access import SourceOptions
 
 _SAID_OTHERWISE = {ObjectNotFound: SourceNotFound, StoreDenied: SourceDenied, StoreUnavailable: SourceUnavailable}
 
@@ -25,7 +25,7 @@ class StoredSource:
     #: Readers know which version they read, but not how to tell another attempt.
     validator = None
 
-    def __init__(self, url: str, access: Access) -> None:
+    def __init__(self, url: str, access: SourceOptions) -> None:
         """Raises InvalidRequest for a store that is not allowed or a key that cannot be; touches nothing."""
         self._reader: Source = access.stored(url)
         self.name = self._reader.name

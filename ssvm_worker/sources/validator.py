@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from .exchange import Exchange
+from .exchange import HttpResponse
 
 #: RFC 9110, 14.4; the unit in any case, and with the blanks and the "=" that some servers write.
 _CONTENT_RANGE = re.compile(r"bytes[ =:]+([0-9]{1,19}) *- *([0-9]{1,19}) */ *([0-9]{1,19}|\*)", re.IGNORECASE)
@@ -35,7 +35,7 @@ class Validator:
         last = "" if end is None else str(end - 1)
         return {"Range": f"bytes={start}-{last}", "If-Range": self.condition}
 
-    def refuse_range(self, answer: Exchange, start: int, end: int | None, encoding: str) -> str:
+    def refuse_range(self, answer: HttpResponse, start: int, end: int | None, encoding: str) -> str:
         """Return why a 206 is not just that range of this object, in that content coding; empty if it is."""
         end = self.size if end is None else end
         if content_range(answer) not in ((start, end, self.size), (start, end, None)):
@@ -50,7 +50,7 @@ class Validator:
             return "The object has changed since its first bytes came"
         return _other_coding(answer, encoding)
 
-    def refuse_whole(self, answer: Exchange, encoding: str) -> str:
+    def refuse_whole(self, answer: HttpResponse, encoding: str) -> str:
         """Return why a 200 does not hold this object, in that content coding; empty if it does."""
         if self.etag is not None and strong_etag(answer) != self.etag:
             return self._other_etag(answer)
@@ -60,11 +60,11 @@ class Validator:
             return f"The object had {self.size} bytes, now it has {answer.length}"
         return _other_coding(answer, encoding)
 
-    def _other_etag(self, answer: Exchange) -> str:
+    def _other_etag(self, answer: HttpResponse) -> str:
         return f"The object's ETag was {self.etag}, now it is {answer.headers.get('ETag')}"
 
 
-def content_range(answer: Exchange) -> tuple[int, int, int | None] | None:
+def content_range(answer: HttpResponse) -> tuple[int, int, int | None] | None:
     """Return start, end (not included) and total (None: unknown) of the one range that a 206 holds; None if unclear."""
     match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
     if match is None or answer.headers.get("Content-Type", "").lower().startswith("multipart/byteranges"):
@@ -72,25 +72,25 @@ def content_range(answer: Exchange) -> tuple[int, int, int | None] | None:
     return int(match[1]), int(match[2]) + 1, None if match[3] == "*" else int(match[3])
 
 
-def content_coding(answer: Exchange) -> str:
+def content_coding(answer: HttpResponse) -> str:
     """Return the Content-Encoding; empty for none, or identity."""
     coding = answer.headers.get("Content-Encoding", "").strip().lower()
     return "" if coding == "identity" else coding
 
 
-def _other_coding(answer: Exchange, encoding: str) -> str:
+def _other_coding(answer: HttpResponse, encoding: str) -> str:
     if (given := content_coding(answer)) == encoding:
         return ""
     return f"The object's Content-Encoding was {encoding or 'none'}, now it is {given or 'none'}"
 
 
-def strong_etag(answer: Exchange) -> str | None:
+def strong_etag(answer: HttpResponse) -> str | None:
     """Return the ETag; None for a weak one, or for what is no ETag."""
     etag = answer.headers.get("ETag", "").strip()
     return etag if _STRONG_ETAG.fullmatch(etag) else None
 
 
-def strong_date(answer: Exchange) -> str | None:
+def strong_date(answer: HttpResponse) -> str | None:
     """Last-Modified, if it lies a second or more before the answer was made."""
     modified, made = answer.headers.get("Last-Modified"), answer.headers.get("Date")
     try:

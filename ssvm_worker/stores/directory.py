@@ -51,7 +51,7 @@ def translating(where: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Found:
+class TreeFile:
     """A regular file in the tree."""
 
     path: tuple[str, ...]
@@ -61,7 +61,7 @@ class Found:
     changed: float
 
 
-class Tree:
+class DirectoryTree:
     """What lies below *root*. Raises OSError; only a missing root is translated, for it has a remedy of its own."""
 
     def __init__(self, root: Path) -> None:
@@ -87,7 +87,7 @@ class Tree:
                 with self.open(path[: depth - 1]) as above:
                     os.rmdir(path[depth - 1], dir_fd=above)
 
-    def walk(self, path: tuple[str, ...] = ()) -> Iterator[Found]:
+    def walk(self, path: tuple[str, ...] = ()) -> Iterator[TreeFile]:
         """Yield every regular file below a directory, sorted as the paths joined by ``/`` sort; a missing one is empty.
 
         Holds the entries of one directory for each level. A directory that may not be read is an error, but only after
@@ -98,7 +98,7 @@ class Tree:
         if denied:
             raise denied[0]
 
-    def _below(self, path: tuple[str, ...], denied: list[OSError]) -> Iterator[Found]:
+    def _below(self, path: tuple[str, ...], denied: list[OSError]) -> Iterator[TreeFile]:
         try:
             with self.open(path) as handle, os.scandir(handle) as entries:
                 found = sorted(_look(path, entries))
@@ -136,7 +136,7 @@ def _step(above: int, name: str, make: bool) -> int:
     return os.open(name, _STEP, dir_fd=above)
 
 
-def _look(path: tuple[str, ...], entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, Found | None]]:
+def _look(path: tuple[str, ...], entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, TreeFile | None]]:
     """Each file, and each directory with a slash behind its name, which makes it sort as the keys below it do."""
     for entry in entries:
         if entry.is_dir(follow_symlinks=False) and not _foreign(path, entry.name):
@@ -144,7 +144,7 @@ def _look(path: tuple[str, ...], entries: Iterable[os.DirEntry[str]]) -> Iterato
         elif entry.is_file(follow_symlinks=False):
             with contextlib.suppress(FileNotFoundError):
                 seen = entry.stat(follow_symlinks=False)
-                yield entry.name, Found((*path, entry.name), seen.st_size, seen.st_mtime, seen.st_ctime)
+                yield entry.name, TreeFile((*path, entry.name), seen.st_size, seen.st_mtime, seen.st_ctime)
 
 
 def _foreign(path: tuple[str, ...], name: str) -> bool:

@@ -27,11 +27,11 @@ from ssvm_worker.errors import (
     StoreUnavailable,
 )
 from ssvm_worker.keys import check_key
-from ssvm_worker.stream import CHUNK, Owner, Store, StoredObject, Usage
+from ssvm_worker.stream import CHUNK, Owner, Store, StoredObject, StoreUsage
 
-from .directory import IN_THE_WAY, Found, Tree, translated, translating
+from .directory import IN_THE_WAY, DirectoryTree, TreeFile, translated, translating
 from .listing import check_prefix, is_key
-from .part import FileSink, PartName, Place, begin, job_in_name
+from .part import FileSink, ObjectPath, PartName, begin, job_in_name
 
 #: An emptied directory is pruned, so whoever makes one may lose it at once to somebody else's clean-up.
 _TRIES = 3
@@ -47,7 +47,7 @@ class FileStore:
     def __init__(self, name: str, root: Path) -> None:
         self.name = name
         self.url = f"file://{root}"
-        self._tree = Tree(root)
+        self._tree = DirectoryTree(root)
 
     def writer(
         self,
@@ -60,7 +60,7 @@ class FileStore:
         twin: Store | None = None,  # noqa: ARG002
     ) -> FileSink:
         """See Store. Takes the part over from an older writer of the same job, whose commit is then Cancelled."""
-        place = Place(self._tree, check_key(key), self._where(key))
+        place = ObjectPath(self._tree, check_key(key), self._where(key))
         sink = self._begin(place, owner, resume)
         try:
             if most is not None:
@@ -77,7 +77,7 @@ class FileStore:
 
     def reader(self, key: str) -> FileReader:
         """See Store. An object that is overwritten meanwhile is read to its old end."""
-        return FileReader(Place(self._tree, check_key(key), self._where(key)))
+        return FileReader(ObjectPath(self._tree, check_key(key), self._where(key)))
 
     def handle(self, key: str) -> int:
         """A handle of the object's file, which the caller closes; ObjectNotFound for anything else."""
@@ -87,7 +87,7 @@ class FileStore:
 
     def stat(self, key: str) -> StoredObject:
         """See Store."""
-        place = Place(self._tree, check_key(key), self._where(key))
+        place = ObjectPath(self._tree, check_key(key), self._where(key))
         with _translating_missing(place.where), self._tree.open(place.directory) as directory:
             seen = os.stat(place.name, dir_fd=directory, follow_symlinks=False)
         _check_regular(seen, place.where)
@@ -103,7 +103,7 @@ class FileStore:
 
     def delete(self, key: str) -> None:
         """See Store. Directories that become empty go too."""
-        place = Place(self._tree, check_key(key), self._where(key))
+        place = ObjectPath(self._tree, check_key(key), self._where(key))
         with translating(place.where):
             self._remove((*place.directory, place.name))
 
@@ -132,17 +132,17 @@ class FileStore:
                 elif _is_silly(found):
                     yield StoredObject("/".join(found.path), found.size, when=found.changed)
 
-    def usage(self) -> Usage:
+    def usage(self) -> StoreUsage:
         """See Store; *free* is what an unprivileged user can take."""
         with translating(self.name), self._tree.open() as root:
             seen = os.statvfs(root)
         unit = seen.f_frsize
-        return Usage(seen.f_blocks * unit, (seen.f_blocks - seen.f_bfree) * unit, seen.f_bavail * unit)
+        return StoreUsage(seen.f_blocks * unit, (seen.f_blocks - seen.f_bfree) * unit, seen.f_bavail * unit)
 
     def _where(self, key: str) -> str:
         return f"{self.name}:{key}"
 
-    def _begin(self, place: Place, owner: Owner, resume: bool) -> FileSink:
+    def _begin(self, place: ObjectPath, owner: Owner, resume: bool) -> FileSink:
         with translating(place.where):
             for _ in range(_TRIES - 1):
                 with contextlib.suppress(FileNotFoundError):
@@ -178,13 +178,13 @@ class FileStore:
             return False  # a process of this host has it open
 
 
-def _part(found: Found) -> PartName | None:
+def _part(found: TreeFile) -> PartName | None:
     """The part that the file is; None for a file of others, as for a part of what can be no key."""
     part = PartName.parse(found.path[-1])
     return part if part and is_key(part.name) else None
 
 
-def _is_silly(found: Found) -> bool:
+def _is_silly(found: TreeFile) -> bool:
     return _SILLY.fullmatch(found.path[-1]) is not None
 
 
@@ -193,7 +193,7 @@ class FileReader:
 
     resumable = True
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ObjectPath) -> None:
         self.name = place.where
         self.size: int | None = None
         self._place = place

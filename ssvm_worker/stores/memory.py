@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from ssvm_worker.errors import Cancelled, ObjectNotFound, SourceChanged, StoreFull
 from ssvm_worker.keys import check_key
-from ssvm_worker.stream import CHUNK, Owner, Store, StoredObject, Usage
+from ssvm_worker.stream import CHUNK, Owner, Store, StoredObject, StoreUsage
 from ssvm_worker.units import human_size
 
 from .listing import below
@@ -106,10 +106,10 @@ class MemoryStore:
             for part in list(self._parts[key]):
                 yield StoredObject(key, sum(map(len, part.chunks)), when=part.touched)
 
-    def usage(self) -> Usage:
+    def usage(self) -> StoreUsage:
         """See Store."""
         used = sum(len(each.data) for each in list(self._objects.values()))
-        return Usage(self.capacity, used, None if self.capacity is None else self.capacity - used)
+        return StoreUsage(self.capacity, used, None if self.capacity is None else self.capacity - used)
 
     def uncommitted(self) -> set[str]:
         """The keys that have parts: what a sweep would find."""

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .directory import Tree
+from .directory import DirectoryTree
 from .file import FileStore
-from .nfs_commands import Commands, SystemCommands
-from .nfs_health import Health
-from .nfs_mount import Mounted, Patience
-from .nfs_route import Route
+from .nfs_commands import MountCommands, SystemCommands
+from .nfs_health import ExportHealth
+from .nfs_mount import Mounted, MountTimeouts
+from .nfs_route import NetworkPath
 from .nfs_url import DEFAULTS, parse_export
 
 
@@ -37,23 +37,23 @@ class NfsSettings:
 class NfsStore(FileStore):
     """See FileStore. Each call begins at the root's handle, which ``Mounted`` vouches for."""
 
-    def __init__(self, name: str, url: str, settings: NfsSettings, commands: Commands | None = None) -> None:
+    def __init__(self, name: str, url: str, settings: NfsSettings, commands: MountCommands | None = None) -> None:
         export = parse_export(name, url, settings.options)
         self.name = name
         self.url = url
         given = commands or SystemCommands(
-            settings.mount_s, Route(settings.source_address, settings.gateway), check=settings.check
+            settings.mount_s, NetworkPath(settings.source_address, settings.gateway), check=settings.check
         )
-        patience = Patience(settings.mount_s, settings.probe_s)
+        patience = MountTimeouts(settings.mount_s, settings.probe_s)
         self.mounted = Mounted(export, settings.mount_root, given, patience, settings.check)
         self._tree = _MountedTree(self.mounted)
 
-    def health(self) -> Health:
+    def health(self) -> ExportHealth:
         """What this host knows of its export; touches no mount."""
         return self.mounted.health.read()
 
 
-class _MountedTree(Tree):
+class _MountedTree(DirectoryTree):
     def __init__(self, mounted: Mounted) -> None:
         super().__init__(mounted.places.point)
         self._mounted = mounted

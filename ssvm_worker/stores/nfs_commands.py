@@ -20,7 +20,7 @@ from ssvm_worker.errors import ConfigError, StoreDenied, StoreUnavailable, Worke
 
 from . import nfs_helper
 from .mountinfo import mounts
-from .nfs_route import Route
+from .nfs_route import NetworkPath
 
 _SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
 #: What means something in sudoers(5), and what in its patterns.
@@ -36,7 +36,7 @@ class NotSpoken(StoreUnavailable):
     """The server may yet speak an older version."""
 
 
-class Commands(Protocol):
+class MountCommands(Protocol):
     """Changes what is mounted. *held* is a locked file that stays locked for as long as the command lives."""
 
     @property
@@ -59,7 +59,7 @@ class SystemCommands:
 
     #: Seconds after which a command is killed, or left alone where it cannot be.
     deadline_s: float = 30.0
-    route: Route = field(default_factory=Route)
+    route: NetworkPath = field(default_factory=NetworkPath)
     fstypes: frozenset[str] = frozenset({"nfs", "nfs4"})
     #: Heard while a command runs.
     check: Callable[[], None] | None = None

@@ -12,29 +12,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker.breaker import CLOSED, Breaker
+from ssvm_worker.breaker import CLOSED, CircuitBreaker
 from ssvm_worker.errors import StoreAway
 
-from .nfs_probe import OK, Probed
+from .nfs_probe import OK, ProbeResult
 
 
 @dataclass(frozen=True)
-class Health:
+class ExportHealth:
     """What is known of an export; nothing yet when it was never looked at."""
 
-    breaker: Breaker = field(default_factory=Breaker)
+    breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     #: Seconds since the epoch of the last look that was answered, and what it found.
     looked: float = 0.0
     latency_s: float = 0.0
     usage: tuple[int, int, int] | None = None
 
     @classmethod
-    def read(cls, path: Path) -> Health:
+    def read(cls, path: Path) -> ExportHealth:
         """The file's; one that is not there, or half of it, says nothing."""
         try:
             values = json.loads(path.read_text())
             usage = tuple(values["usage"]) if values["usage"] else None
-            return cls(Breaker(**values["breaker"]), values["looked"], values["latency_s"], usage)
+            return cls(CircuitBreaker(**values["breaker"]), values["looked"], values["latency_s"], usage)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return cls()
 
@@ -44,7 +44,7 @@ class Health:
         return {"breaker": breaker, "looked": self.looked, "latency_s": self.latency_s, "usage": usage}
 
 
-class SharedHealth:
+class SharedExportHealth:
     """The file, and its rules."""
 
     def __init__(self, path: Path, source: str, clock: Callable[[], float] = time.time) -> None:
@@ -52,9 +52,9 @@ class SharedHealth:
         self._source = source
         self._clock = clock
 
-    def read(self) -> Health:
+    def read(self) -> ExportHealth:
         """As it is now."""
-        return Health.read(self._path)
+        return ExportHealth.read(self._path)
 
     def begin(self, limit_s: float) -> None:
         """This process tries it now; StoreAway if another does, or it is not due."""
@@ -65,12 +65,12 @@ class SharedHealth:
             if health.breaker.state != CLOSED:
                 self._write(replace(health, breaker=health.breaker.tried(now, limit_s)))
 
-    def note(self, probed: Probed) -> None:
+    def note(self, probed: ProbeResult) -> None:
         """Keep what a look has found."""
         with self._changing() as health:
             if probed.state == OK:
                 now = self._clock()
-                self._write(Health(health.breaker.worked(), now, probed.latency_s, probed.usage))
+                self._write(ExportHealth(health.breaker.worked(), now, probed.latency_s, probed.usage))
             else:
                 self._write(self._failed(health, probed.detail))
 
@@ -79,18 +79,18 @@ class SharedHealth:
         with self._changing() as health:
             self._write(self._failed(health, reason))
 
-    def away(self, health: Health | None = None) -> StoreAway:
+    def away(self, health: ExportHealth | None = None) -> StoreAway:
         """The error for who wants to use it."""
         breaker = (health or self.read()).breaker
         since = time.strftime("%H:%M:%S UTC", time.gmtime(breaker.since))
         what = f"The store is away since {since}: {breaker.reason}"
         return StoreAway(what, self._source, "Look at the server and the network; the job waits until it answers")
 
-    def _failed(self, health: Health, reason: str) -> Health:
+    def _failed(self, health: ExportHealth, reason: str) -> ExportHealth:
         return replace(health, breaker=health.breaker.failed(self._clock(), reason))
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[Health]:
+    def _changing(self) -> Iterator[ExportHealth]:
         handle = os.open(self._path.with_suffix(".health-lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -98,7 +98,7 @@ class SharedHealth:
         finally:
             os.close(handle)
 
-    def _write(self, health: Health) -> None:
+    def _write(self, health: ExportHealth) -> None:
         fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         fresh.write_text(json.dumps(health.to_dict()))
         fresh.replace(self._path)

@@ -32,7 +32,7 @@ GRACE_S = 1.5
 
 
 @dataclass(frozen=True)
-class Ran:
+class CommandResult:
     """How a command ended."""
 
     #: None: it has not, within its deadline, and was killed or, where it cannot be, left alone.
@@ -41,7 +41,7 @@ class Ran:
     err: str = ""
 
 
-class Helper:
+class CommandHelper:
     """The process, from the side of whoever wants something run. Safe in several threads."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Helper:
         deadline_s: float,
         held: int | None = None,
         check: Callable[[], None] | None = None,
-    ) -> Ran:
+    ) -> CommandResult:
         """Run it; *held* is an open file that stays open as long as it lives. OSError when the helper is gone.
 
         What *check* raises while the command runs is raised; the command goes on to its deadline.
@@ -75,7 +75,7 @@ class Helper:
                 socket.send_fds(self._control, [order], files)
             if not (answer := _answer(mine, deadline_s + _FAREWELL_S + _MARGIN_S, check)):
                 raise ConnectionResetError("The helper that runs commands has ended")
-            return Ran(**json.loads(answer))
+            return CommandResult(**json.loads(answer))
 
 
 def _answer(mine: socket.socket, limit_s: float, check: Callable[[], None] | None) -> bytes:
@@ -94,28 +94,28 @@ def _answer(mine: socket.socket, limit_s: float, check: Callable[[], None] | Non
 
 
 _lock = threading.Lock()
-_helper: tuple[int, Helper] | None = None
+_helper: tuple[int, CommandHelper] | None = None
 
 
-def start() -> Helper:
+def start() -> CommandHelper:
     """This process's helper; call it before the first file of an export is opened."""
     global _helper
     # A child that this process starts all the same, qemu-img say, then holds up its own thread only.
     subprocess._USE_VFORK = False  # type: ignore[misc]  # it is for users to set, by the docs
     with _lock:
         if _helper is None or _helper[0] != os.getpid():
-            _helper = (os.getpid(), Helper())
+            _helper = (os.getpid(), CommandHelper())
         return _helper[1]
 
 
 def run(
     command: Sequence[str], deadline_s: float, held: int | None = None, check: Callable[[], None] | None = None
-) -> Ran:
+) -> CommandResult:
     """See Helper.run. A helper that has ended, killed for want of memory perhaps, is started once more."""
     try:
         return start().run(command, deadline_s, held, check)
     except TimeoutError:
-        return Ran(None)
+        return CommandResult(None)
     except OSError:
         _forget()
         return start().run(command, deadline_s, held, check)

@@ -39,8 +39,8 @@ from ssvm_worker.errors import (
 from . import nfs_helper
 from .directory import translated, translating
 from .mountinfo import Mount, mounts
-from .nfs_commands import Commands, NotSpoken, abort_command, mount_command, unmount_command
-from .nfs_health import SharedHealth
+from .nfs_commands import MountCommands, NotSpoken, abort_command, mount_command, unmount_command
+from .nfs_health import SharedExportHealth
 from .nfs_marker import prove
 from .nfs_probe import OK, STALE, probe
 from .nfs_url import NFS_PORT, Export
@@ -54,7 +54,7 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
-class Places:
+class MountPaths:
     """Where an export's files on this host lie."""
 
     root: Path
@@ -71,7 +71,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Patience:
+class MountTimeouts:
     """Seconds."""
 
     #: For mounting, and for unmounting.
@@ -87,14 +87,14 @@ class Mounted:
         self,
         export: Export,
         root: Path,
-        commands: Commands,
-        patience: Patience,
+        commands: MountCommands,
+        patience: MountTimeouts,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """*check* is heard while anything here waits; what it raises ends the wait."""
         self.export = export
-        self.places = Places(root, export.slug)
-        self.health = SharedHealth(self.places.file("health"), export.source)
+        self.places = MountPaths(root, export.slug)
+        self.health = SharedExportHealth(self.places.file("health"), export.source)
         self._commands = commands
         self._patience = patience
         self._check = check

@@ -19,7 +19,7 @@ _LOOK = ("-f", "-c", "%S %b %f %a")
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """What a probe has found."""
 
     #: ok | hung | stale | failed
@@ -34,25 +34,25 @@ class Probed:
 
 def probe(
     point: str, deadline_s: float, command: Sequence[str] = (), check: Callable[[], None] | None = None
-) -> Probed:
+) -> ProbeResult:
     """Look at what is mounted there. Never longer than the deadline and a moment: a child that cannot die is left."""
     started = time.monotonic()
     ran = nfs_helper.run(command or [shutil.which("stat") or "/usr/bin/stat", *_LOOK, point], deadline_s, check=check)
     if ran.code is None:
-        return Probed(HUNG, f"no answer within {deadline_s:g} s")
+        return ProbeResult(HUNG, f"no answer within {deadline_s:g} s")
     if ran.code:
         return _failed(ran.err.strip().rpartition(": ")[2])
     return _read(ran.out, time.monotonic() - started)
 
 
-def _failed(wrong: str) -> Probed:
+def _failed(wrong: str) -> ProbeResult:
     state = STALE if wrong in _STALE else OK if wrong in _ANSWERED else FAILED
-    return Probed(state, wrong or "the probe failed")
+    return ProbeResult(state, wrong or "the probe failed")
 
 
-def _read(said: str, latency_s: float) -> Probed:
+def _read(said: str, latency_s: float) -> ProbeResult:
     try:
         unit, blocks, free, left = map(int, said.split())
     except ValueError:
-        return Probed(FAILED, "the probe said something else")
-    return Probed(OK, latency_s=latency_s, usage=(blocks * unit, (blocks - free) * unit, left * unit))
+        return ProbeResult(FAILED, "the probe said something else")
+    return ProbeResult(OK, latency_s=latency_s, usage=(blocks * unit, (blocks - free) * unit, left * unit))

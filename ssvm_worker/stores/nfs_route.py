@@ -16,7 +16,7 @@ Run = Callable[[Sequence[str]], str]
 
 
 @dataclass(frozen=True)
-class Route:
+class NetworkPath:
     """Ours, and the router on the way to servers in other networks; None where the routes are an administrator's."""
 
     source: str | None = None

@@ -20,7 +20,7 @@ from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
 from ssvm_worker.stream import CHUNK, Owner, StoredObject
 from ssvm_worker.units import KiB
 
-from .directory import Tree, translated, translating
+from .directory import DirectoryTree, translated, translating
 from .sink import LeavingAborts
 
 _FILE_MODE = 0o640
@@ -62,10 +62,10 @@ def job_in_name(job_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class ObjectPath:
     """Where an object will lie."""
 
-    tree: Tree
+    tree: DirectoryTree
     key: str
     #: For messages.
     where: str
@@ -81,7 +81,7 @@ class Place:
         return self.key.rsplit("/", 1)[-1]
 
 
-def begin(place: Place, owner: Owner, resume: bool) -> FileSink:
+def begin(place: ObjectPath, owner: Owner, resume: bool) -> FileSink:
     """A sink whose part exists; OSError, or Cancelled when a newer writer of the same job has one."""
     part = PartName(place.name, job_in_name(owner.job_id), owner.token)
     with place.tree.open(place.directory, make=True) as directory:
@@ -163,7 +163,7 @@ class FileSink(LeavingAborts):
     Any thread may call ``abort``, ``suspend`` and ``settle`` at any time; none of them waits for a call of another.
     """
 
-    def __init__(self, place: Place, part: str, directory: int, handle: int) -> None:
+    def __init__(self, place: ObjectPath, part: str, directory: int, handle: int) -> None:
         """Own *handle* from now on, and a copy of *directory*; the caller closes both after an OSError."""
         self.key = place.key
         self.offset = os.lseek(handle, 0, os.SEEK_END)

@@ -15,7 +15,7 @@ from ssvm_worker import __version__
 from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import ObjectNotFound, StoreDenied, StoreFull, StoreUnavailable, WorkerError
 from ssvm_worker.httpanswer import MOST_INTERIM, HttpAnswer, wait_wanted
-from ssvm_worker.sockets import TICK, AddressRefused, Dial, Watch, WatchedTLSSocket, connect, tls_context
+from ssvm_worker.sockets import TICK, AddressRefused, ConnectOptions, StallWatch, WatchedTLSSocket, connect, tls_context
 from ssvm_worker.stream import Check, StoredObject
 from ssvm_worker.units import KiB
 from ssvm_worker.weburl import check_headers, parse
@@ -65,7 +65,7 @@ class PutSink(CannotResume):
         self._headers = check_headers(headers or {})
         self._size = size
         self._settings = settings
-        self._watch = Watch(check, settings.stall_s, settings.min_rate)
+        self._watch = StallWatch(check, settings.stall_s, settings.min_rate)
         self._taken = self._sent = 0
         self._held = b""
         self._interim = 0
@@ -125,7 +125,7 @@ class PutSink(CannotResume):
         connection.response_class = HttpAnswer
         try:
             connection.sock = connect(
-                url.host, url.port, Dial(settings.rule, settings.connect_timeout_s, tls), self._watch
+                url.host, url.port, ConnectOptions(settings.rule, settings.connect_timeout_s, tls), self._watch
             )
             self._connection = connection
             self._send_head(connection)

@@ -20,7 +20,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.keys import check_key
 from ssvm_worker.sockets import TICK, Stalled
-from ssvm_worker.stream import CHUNK, Check, Owner, Sink, Store, StoredObject, Usage
+from ssvm_worker.stream import CHUNK, Check, Owner, Sink, Store, StoredObject, StoreUsage
 
 from .listing import below, check_prefix, in_order, is_key
 from .s3_answers import etag_in, size_in, time_in, version_of, whole_size
@@ -30,7 +30,7 @@ from .s3_errors import BODY_ERRORS, code_of
 from .s3_features import Features, known_features, probe
 from .s3_lifecycle import orphan_rule
 from .s3_parts import abort_upload, open_uploads, parts_of
-from .s3_target import Target
+from .s3_target import CommitTarget
 from .s3_upload import S3Sink
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class S3Store:
         """See Store. The bytes of a small object are sent at its commit."""
         path = self._root + check_key(key)
         self._bucket.check()
-        target = Target(self._bucket, path, key, self._where(key), owner, self.features)
+        target = CommitTarget(self._bucket, path, key, self._where(key), owner, self.features)
         copier = PartCopier(twin._bucket.name, twin._root + key) if self._shares_server(twin) else None
         return S3Sink(target, size_hint, self._uploads, resume=resume, copier=copier)
 
@@ -160,9 +160,9 @@ class S3Store:
                     size, when = _parts(self._bucket, each)
                     yield StoredObject(key, size, when=when)
 
-    def usage(self) -> Usage:
+    def usage(self) -> StoreUsage:
         """See Store: a bucket cannot tell without being walked."""
-        return Usage(None, None, None)
+        return StoreUsage(None, None, None)
 
     def _shares_server(self, twin: Store | None) -> TypeGuard[S3Store]:
         """Whether our server has the twin's bucket too, by the same keys, and can copy."""
@@ -288,7 +288,7 @@ def s3_destination(url: str, settings: S3Settings, size: int | None, owner: Owne
     """
     bucket, path = _destination(url, settings, check)
     bucket.check(again=True)
-    return S3Sink(Target(bucket, path, url, f"{url} ({bucket.place})", owner), size, {}, resume=True)
+    return S3Sink(CommitTarget(bucket, path, url, f"{url} ({bucket.place})", owner), size, {}, resume=True)
 
 
 def s3_origin(url: str, settings: S3Settings, check: Check = lambda: None) -> S3Reader:

@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError
 from botocore.loaders import Loader
 
 from ssvm_worker.errors import ConfigError, Permanent, StoreAway, StoreUnavailable, WorkerError
-from ssvm_worker.sockets import TICK, Check, Watch
+from ssvm_worker.sockets import TICK, Check, StallWatch
 from ssvm_worker.units import MiB
 
 from .s3_errors import asks_to_wait, code_of, is_outage, no_bucket, retry_after, translating
@@ -131,11 +131,11 @@ class Bucket:
         finally:
             self._cleaning.stall_s = 0.0
 
-    def watch(self, stall_s: float | None = None, min_rate: float = 0.0) -> Watch:
+    def watch(self, stall_s: float | None = None, min_rate: float = 0.0) -> StallWatch:
         """Return a watch for one call, or for one body that is read."""
         if short_s := getattr(self._cleaning, "stall_s", 0.0):
-            return Watch(_unchecked, short_s, min_rate=0.0)
-        return Watch(self._check, stall_s or self.settings.stall_s, min_rate)
+            return StallWatch(_unchecked, short_s, min_rate=0.0)
+        return StallWatch(self._check, stall_s or self.settings.stall_s, min_rate)
 
     def wait(self, seconds: float) -> None:
         """Sleep, unless the caller must stop."""

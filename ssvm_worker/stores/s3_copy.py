@@ -13,8 +13,8 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from .s3_answers import etag_in
-from .s3_parts import Body, Part
-from .s3_target import Target
+from .s3_parts import PartBody, UploadedPart
+from .s3_target import CommitTarget
 
 
 @dataclass
@@ -29,7 +29,7 @@ class PartCopier:
     #: Whether it said that it had, and had not.
     lied: bool = False
 
-    def copy(self, target: Target, upload: dict[str, Any], begin: int, body: Body) -> Part | None:
+    def copy(self, target: CommitTarget, upload: dict[str, Any], begin: int, body: PartBody) -> UploadedPart | None:
         """Have the range from *begin* on copied, which holds the bytes of *body*; None if they must be sent."""
         if not self.able or not body.size:
             return None
@@ -43,7 +43,7 @@ class PartCopier:
         except ClientError:
             self.able = False  # many servers cannot; the reason that matters will come when the part is sent
             return None
-        part = Part(body.size, etag_in(answer), answer.get("ChecksumSHA256", ""))
+        part = UploadedPart(body.size, etag_in(answer), answer.get("ChecksumSHA256", ""))
         if not part.has(body):
             self.able, self.lied = False, True
             return None

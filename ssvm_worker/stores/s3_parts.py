@@ -44,7 +44,7 @@ def part_size(number: int, least: int, size_hint: int | None, sent: int) -> int:
     return int(least * 2 ** max(0, -(-(number - _STEADY) // _STEP)))
 
 
-class Body:
+class PartBody:
     """What is sent at once: a file over pieces that are not copied, with their digests; a retry reads it again."""
 
     def __init__(self, pieces: list[memoryview], wanted: Callable[[], bool]) -> None:
@@ -101,7 +101,7 @@ class Body:
 
 
 @dataclass(frozen=True)
-class Part:
+class UploadedPart:
     """What a server has, or says that it has."""
 
     size: int
@@ -111,20 +111,20 @@ class Part:
     #: Seconds since the epoch.
     when: float = 0.0
 
-    def has(self, body: Body) -> bool:
+    def has(self, body: PartBody) -> bool:
         """Whether it has these very bytes. By MD5, which the ETag is, only where the server tells nothing better."""
         if self.size != body.size:
             return False
         return self.sha256 == base64_of(body.sha256) if self.sha256 else self.etag == body.md5.hex()
 
 
-def parts_of(bucket: Bucket, upload: MultipartUploadTypeDef) -> Iterator[tuple[int, Part]]:
+def parts_of(bucket: Bucket, upload: MultipartUploadTypeDef) -> Iterator[tuple[int, UploadedPart]]:
     """The parts of an upload by number; none of one that is gone."""
     pages = bucket.client.get_paginator("list_parts")
     with contextlib.suppress(bucket.client.exceptions.NoSuchUpload):
         for page in pages.paginate(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"]):
             for each in page.get("Parts", []):
-                part = Part(each.get("Size", -1), etag_in(each), each.get("ChecksumSHA256", ""), time_in(each))
+                part = UploadedPart(each.get("Size", -1), etag_in(each), each.get("ChecksumSHA256", ""), time_in(each))
                 yield each["PartNumber"], part
 
 
@@ -154,13 +154,13 @@ def abort_upload(bucket: Bucket, upload: MultipartUploadTypeDef) -> None:
             raise
 
 
-def take_over(bucket: Bucket, path: str) -> tuple[str, dict[int, Part]]:
+def take_over(bucket: Bucket, path: str) -> tuple[str, dict[int, UploadedPart]]:
     """The newest upload for exactly that key, whoever began it, with the parts that it has; the others are aborted.
 
     Nothing to take over: an empty id. Only one job at a time writes a key: what is open there is dead, or fenced.
     """
     left = _open_for(bucket, path)
-    found: tuple[str, dict[int, Part]] = ("", {})
+    found: tuple[str, dict[int, UploadedPart]] = ("", {})
     for each in sorted(left, key=lambda upload: time_in(upload, "Initiated"), reverse=True):
         parts = {} if found[0] else dict(parts_of(bucket, each))
         if parts:

@@ -34,7 +34,7 @@ _PAUSE_S = 0.25
 Seen = Mapping[str, Any]
 
 
-class Place(TypedDict):
+class ObjectName(TypedDict):
     """How the SDK names an object."""
 
     Bucket: str
@@ -42,7 +42,7 @@ class Place(TypedDict):
 
 
 @dataclass(frozen=True)
-class Target:
+class CommitTarget:
     """One object that is to be."""
 
     bucket: Bucket
@@ -57,7 +57,7 @@ class Target:
     features: Features = NOTHING_KNOWN
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ObjectName:
         """The object, for a call of the SDK."""
         return {"Bucket": self.bucket.name, "Key": self.path}
 

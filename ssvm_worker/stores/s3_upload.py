@@ -16,8 +16,8 @@ from ssvm_worker.units import MiB
 from .s3_answers import etag_in, size_in, time_in, version_of
 from .s3_errors import translating
 from .s3_features import base64_of
-from .s3_parts import MAX_PARTS, Body, Part, etag_of, part_size, parts_of, take_over
-from .s3_target import Seen, Target
+from .s3_parts import MAX_PARTS, PartBody, UploadedPart, etag_of, part_size, parts_of, take_over
+from .s3_target import CommitTarget, Seen
 from .sink import LeavingAborts
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class S3Sink(LeavingAborts):
 
     def __init__(
         self,
-        target: Target,
+        target: CommitTarget,
         size_hint: int | None,
         uploads: dict[str, str],
         *,
@@ -69,13 +69,13 @@ class S3Sink(LeavingAborts):
         #: Bytes that parts were made of.
         self._sent = 0
         #: What an earlier attempt has sent, by number.
-        self._there: dict[int, Part] = {}
+        self._there: dict[int, UploadedPart] = {}
         #: The version of the object before our commit, where it was read.
         self._stood: str | None = None
         #: Whether any of that was something else: then it is of no use to anybody.
         self._differs = False
-        self._parts: dict[int, Part] = {}
-        self._running: dict[Future[Part], int] = {}
+        self._parts: dict[int, UploadedPart] = {}
+        self._running: dict[Future[UploadedPart], int] = {}
         self._threads = ThreadPoolExecutor(settings.parallel, "s3-part")
         self._failed: WorkerError | None = None
         self._ended = False
@@ -147,12 +147,12 @@ class S3Sink(LeavingAborts):
     def _by_sha256(self) -> bool:
         return self._target.features.sha256
 
-    def _take_body(self) -> Body:
-        body = Body(self._pieces, lambda: not self._ended)
+    def _take_body(self) -> PartBody:
+        body = PartBody(self._pieces, lambda: not self._ended)
         self._pieces, self._held = [], 0
         return body
 
-    def _digest(self, body: Body) -> str:
+    def _digest(self, body: PartBody) -> str:
         """What the server shall compare; empty where it does not."""
         return base64_of(body.sha256) if self._by_sha256 else ""
 
@@ -201,7 +201,7 @@ class S3Sink(LeavingAborts):
                 raise Cancelled("shutdown")
         self._uploads[self._upload_id] = self._target.owner.job_id
 
-    def _upload(self, number: int, begin: int, body: Body) -> Part:
+    def _upload(self, number: int, begin: int, body: PartBody) -> UploadedPart:
         if there := self._there.pop(number, None):
             if there.has(body):
                 return replace(there, sha256=self._digest(body))  # SeaweedFS does not list it, but wants it at the end
@@ -214,10 +214,10 @@ class S3Sink(LeavingAborts):
                 self._differs |= self._copier.lied
             return self._send(upload, body)
 
-    def _send(self, upload: dict[str, Any], body: Body) -> Part:
+    def _send(self, upload: dict[str, Any], body: PartBody) -> UploadedPart:
         digest = self._digest(body)
         answer = self._client.upload_part(**self._target.place, **upload, **_checksum(digest), Body=cast("Any", body))
-        return Part(body.size, etag_in(answer), digest)
+        return UploadedPart(body.size, etag_in(answer), digest)
 
     def _collect(self, most: int) -> None:
         """Take the answers that are there, and wait until *most* parts are under way."""
@@ -256,7 +256,7 @@ class S3Sink(LeavingAborts):
             return None
         return version_of(seen) if seen else _ABSENT
 
-    def _listed_parts(self) -> list[Part]:
+    def _listed_parts(self) -> list[UploadedPart]:
         """Return the parts in their order; the ETags that some proxies leave out are in the server's list of parts."""
         if not all(part.etag for part in self._parts.values()):
             upload: Any = {"Key": self._target.path, "UploadId": self._upload_id}
@@ -305,7 +305,7 @@ class S3Sink(LeavingAborts):
         return True
 
 
-def _listed(number: int, part: Part) -> CompletedPartTypeDef:
+def _listed(number: int, part: UploadedPart) -> CompletedPartTypeDef:
     told: CompletedPartTypeDef = {"PartNumber": number, "ETag": f'"{part.etag}"'}
     told.update(_checksum(part.sha256))
     return told

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ssvm_worker.errors import Cancelled
-from ssvm_worker.sockets import TICK, Stalled, Watch
+from ssvm_worker.sockets import TICK, Stalled, StallWatch
 
 _T = TypeVar("_T")
 #: After a call was given up, calls to the same server get that many seconds for so long: those that clean up must not
@@ -28,14 +28,14 @@ def forget_silence() -> None:
     _SILENT.clear()
 
 
-def call_aside(server: str, call: Callable[[], _T], watch: Watch, moved: Callable[[], int] = lambda: 0) -> _T:
+def call_aside(server: str, call: Callable[[], _T], watch: StallWatch, moved: Callable[[], int] = lambda: 0) -> _T:
     """Return what *call* to *server* returns, or raise what it raises; *moved* counts bytes, which only grow.
 
     Raises Stalled if no byte moves, and within two ticks what the watch's check raises.
     """
     silent = time.monotonic() - _SILENT.get(server, -_SILENT_S) < _SILENT_S
     if silent:
-        watch = Watch(watch.check, min(_SHORT_S, watch.stall_s), watch.min_rate)
+        watch = StallWatch(watch.check, min(_SHORT_S, watch.stall_s), watch.min_rate)
     before = moved()
     try:
         answer = _answer(call, watch, moved)
@@ -47,7 +47,7 @@ def call_aside(server: str, call: Callable[[], _T], watch: Watch, moved: Callabl
     return answer
 
 
-def _answer(call: Callable[[], _T], watch: Watch, moved: Callable[[], int]) -> _T:
+def _answer(call: Callable[[], _T], watch: StallWatch, moved: Callable[[], int]) -> _T:
     answers: queue.SimpleQueue[tuple[_T | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:

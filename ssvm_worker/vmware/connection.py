@@ -13,7 +13,7 @@ from pyVim import connect as pyvim
 from pyVmomi import vim, vmodl
 
 from ssvm_worker.errors import Cancelled, SourceDenied, SourceUnavailable, WorkerError
-from ssvm_worker.sockets import Dial, Watch, WatchedTLSSocket, connect
+from ssvm_worker.sockets import ConnectOptions, StallWatch, WatchedTLSSocket, connect
 from ssvm_worker.stream import Check
 
 from .address import Address
@@ -210,8 +210,8 @@ def probe(address: Address, check: Check) -> None:
 
     Raises SourceDenied naming the thumbprint that the server shows; SourceUnavailable.
     """
-    dial = Dial(timeout_s=_CONNECT_S, tls=context_for(address.ca_file, address.pin))
-    watch = Watch(check, address.timeout_s)
+    dial = ConnectOptions(timeout_s=_CONNECT_S, tls=context_for(address.ca_file, address.pin))
+    watch = StallWatch(check, address.timeout_s)
     try:
         with contextlib.closing(connect(address.host, address.port, dial, watch)) as sock:
             if address.pin:
@@ -226,8 +226,8 @@ def probe(address: Address, check: Check) -> None:
 def _untrusted(error: ssl.SSLError, address: Address, check: Check) -> SourceDenied:
     """Connects once more, believing anything and sending nothing, to tell what the server shows."""
     shown = "unknown"
-    dial = Dial(timeout_s=_CONNECT_S, tls=context_for(None, "any"))
-    watch = Watch(check, address.timeout_s)
+    dial = ConnectOptions(timeout_s=_CONNECT_S, tls=context_for(None, "any"))
+    watch = StallWatch(check, address.timeout_s)
     with contextlib.suppress(OSError), contextlib.closing(connect(address.host, address.port, dial, watch)) as sock:
         assert isinstance(sock, WatchedTLSSocket)
         shown = thumbprint(sock.peer())

@@ -12,12 +12,12 @@ from pyVmomi import vim
 from ssvm_worker.errors import InvalidRequest, LeaseLost, WorkerError
 
 from .connection import Connection
-from .export import Link
+from .export import ExportLink
 from .faults import fault_name, translated
 from .lease import Lease, LeaseFile
-from .locate import Found, find_place, find_vm_in
+from .locate import FoundObjects, find_place, find_vm_in
 from .ovf import networks_of
-from .place import Place
+from .place import VmTarget
 from .upload import HostSink
 
 #: In the extra configuration of a VM that we make: the job, so that what a dead attempt has left can be told.
@@ -27,7 +27,7 @@ _DESTROY_S = 300.0
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ImportFile:
     """A file that the new VM needs."""
 
     #: As the backup calls it.
@@ -41,15 +41,15 @@ class Wanted:
 class Import:
     """A VM to be made. A context manager: leaving it removes the VM, unless it was completed."""
 
-    def __init__(self, connection: Connection, place: Place, job_id: str, ready_s: float) -> None:
+    def __init__(self, connection: Connection, place: VmTarget, job_id: str, ready_s: float) -> None:
         #: What vCenter finds remarkable; none of it is an error.
         self.warnings: list[str] = []
-        self.wanted: tuple[Wanted, ...] = ()
+        self.wanted: tuple[ImportFile, ...] = ()
         self._connection = connection
         self._place = place
         self._job_id = job_id
         self._ready_s = ready_s
-        self._found: Found | None = None
+        self._found: FoundObjects | None = None
         self._lease: Lease | None = None
         self._spec: Any = None
         self._begun = self._completed = False
@@ -83,7 +83,9 @@ class Import:
             raise InvalidRequest(f"vCenter does not take the VM: {said}", self._place.name, "Look at the backup's OVF")
         it.importSpec.configSpec.extraConfig.append(vim.option.OptionValue(key=_MARK, value=self._job_id))
         self._spec = it.importSpec
-        self.wanted = tuple(Wanted(unquote(each.path), each.deviceId, bool(each.create)) for each in it.fileItem or ())
+        self.wanted = tuple(
+            ImportFile(unquote(each.path), each.deviceId, bool(each.create)) for each in it.fileItem or ()
+        )
 
     def open(self) -> Lease:
         """Make the VM and wait until its disks can be sent; see Lease for what is raised."""
@@ -96,14 +98,14 @@ class Import:
         self._lease = lease.__enter__()
         return lease
 
-    def sink(self, wanted: Wanted, size: int) -> HostSink:
+    def sink(self, wanted: ImportFile, size: int) -> HostSink:
         """Where the *size* bytes of a file go."""
         assert self._lease is not None
         file = self.file_of(wanted)
-        link = Link(file.url, file.thumbprint, self._connection.address, self._connection.cookie)
+        link = ExportLink(file.url, file.thumbprint, self._connection.address, self._connection.cookie)
         return HostSink(link, size, self._lease.check, create=wanted.create)
 
-    def file_of(self, wanted: Wanted) -> LeaseFile:
+    def file_of(self, wanted: ImportFile) -> LeaseFile:
         """The lease's file of that place; LeaseLost where it has none."""
         files = self._lease.files if self._lease else ()
         found = next((each for each in files if each.import_key == wanted.key), None)

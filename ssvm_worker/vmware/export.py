@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
 from ssvm_worker.httpanswer import HttpAnswer
-from ssvm_worker.sockets import TICK, Dial, Watch, WatchedTLSSocket, connect
+from ssvm_worker.sockets import TICK, ConnectOptions, StallWatch, WatchedTLSSocket, connect
 from ssvm_worker.stream import CHUNK, Check
 from ssvm_worker.units import KiB
 
@@ -27,7 +27,7 @@ _AHEAD = 512 * KiB
 
 
 @dataclass(frozen=True)
-class Link:
+class ExportLink:
     """Where the bytes are."""
 
     #: As the lease gives it; its host may be ``*``.
@@ -77,7 +77,7 @@ class DiskSource:
     size: int | None = None
     resumable = False
 
-    def __init__(self, link: Link, check: Check) -> None:
+    def __init__(self, link: ExportLink, check: Check) -> None:
         self._link = link
         self._check = check
         parts = link.parts
@@ -127,18 +127,18 @@ class DiskSource:
         return SourceUnavailable(f"The host answers with status {status}", self.name, "It may be busy; try again")
 
 
-def secure(link: Link, check: Check) -> WatchedTLSSocket:
+def secure(link: ExportLink, check: Check) -> WatchedTLSSocket:
     """A connection to the host, whose certificate is the right one; SourceUnavailable, SourceDenied, Cancelled."""
     with _translated(link.parts.netloc, check, "The host cannot be reached"):
         return _dial(link, check)
 
 
-def _dial(link: Link, check: Check) -> WatchedTLSSocket:
+def _dial(link: ExportLink, check: Check) -> WatchedTLSSocket:
     """A connection whose certificate is known before anything is sent."""
     parts, pin = link.parts, link.pin
     tls = context_for(link.address.ca_file, pin)
-    watch = Watch(check, link.address.timeout_s)
-    sock = connect(parts.hostname or "", parts.port or 443, Dial(timeout_s=_CONNECT_S, tls=tls), watch)
+    watch = StallWatch(check, link.address.timeout_s)
+    sock = connect(parts.hostname or "", parts.port or 443, ConnectOptions(timeout_s=_CONNECT_S, tls=tls), watch)
     assert isinstance(sock, WatchedTLSSocket)
     try:
         if pin:

@@ -11,7 +11,7 @@ OK, WARNING, ERROR = "ok", "warning", "error"
 
 
 @dataclass(frozen=True)
-class Finding:
+class PreflightFinding:
     """What was looked at, how it is, and what to do."""
 
     check: str

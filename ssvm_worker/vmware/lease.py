@@ -16,7 +16,7 @@ from ssvm_worker.errors import LeaseLost
 from ssvm_worker.units import human_duration
 
 from .connection import Connection
-from .export import DiskSource, Link
+from .export import DiskSource, ExportLink
 from .faults import API_ERRORS, fault_name, meaning, translated
 from .hardware import EXPORTED, Disk, family
 from .trust import thumbprint_of
@@ -116,7 +116,7 @@ class Lease:
 
     def source(self, file: LeaseFile) -> DiskSource:
         """The bytes of one file of this lease; they end with the lease."""
-        link = Link(file.url, file.thumbprint, self._connection.address, self._connection.cookie)
+        link = ExportLink(file.url, file.thumbprint, self._connection.address, self._connection.cookie)
         return DiskSource(link, self.check)
 
     def sent(self, file: LeaseFile) -> Sent | None:

@@ -12,7 +12,7 @@ from .snapshot import Snapshot, job_of, trees_of
 
 
 @dataclass(frozen=True)
-class Leftover:
+class OldSnapshot:
     """A snapshot that a backup job has made."""
 
     #: The VM's managed object id, and its name.
@@ -24,7 +24,7 @@ class Leftover:
     when: float
 
 
-def find_leftovers(connection: Connection) -> list[Leftover]:
+def find_leftovers(connection: Connection) -> list[OldSnapshot]:
     """Every snapshot that bears our name and our description, in the order of the VMs."""
     found = []
     with translated("Looking for snapshots of ours", connection.address.name):
@@ -32,5 +32,5 @@ def find_leftovers(connection: Connection) -> list[Leftover]:
             for tree in trees_of(values["snapshot"]):
                 if job_id := job_of(tree):
                     snapshot = Snapshot(tree.snapshot._moId, tree.name, bool(tree.quiesced), ours=True)
-                    found.append(Leftover(vm._moId, values["name"], job_id, snapshot, tree.createTime.timestamp()))
+                    found.append(OldSnapshot(vm._moId, values["name"], job_id, snapshot, tree.createTime.timestamp()))
     return found

@@ -12,11 +12,11 @@ from ssvm_worker.errors import InvalidRequest
 
 from .connection import Connection
 from .faults import translated
-from .place import Place
+from .place import VmTarget
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundObjects:
     """The managed objects of a place."""
 
     pool: Any
@@ -34,7 +34,7 @@ class _Choice:
     names: tuple[str, ...]
 
 
-def find_place(connection: Connection, place: Place, networks: list[str]) -> Found:
+def find_place(connection: Connection, place: VmTarget, networks: list[str]) -> FoundObjects:
     """Find all that the place names; *networks* are those that the VM wants.
 
     Raises InvalidRequest, which lists what there is, for a name that nothing or several things have, and where nothing
@@ -48,7 +48,7 @@ def find_place(connection: Connection, place: Place, networks: list[str]) -> Fou
         here = _named(connection, reach["network"])
         found = {each: _choose("network", place.networks.get(each, each), here) for each in networks}
         _refuse_unknown(place.networks, networks)
-        return Found(pool, _folder(connection, place.folder, pool), datastore, found)
+        return FoundObjects(pool, _folder(connection, place.folder, pool), datastore, found)
 
 
 def find_vm_in(connection: Connection, folder: Any, name: str) -> Any:

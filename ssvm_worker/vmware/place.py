@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Place:
+class VmTarget:
     """What a request says. A name may be a managed object id as well."""
 
     #: Of the new VM.

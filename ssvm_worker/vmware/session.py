@@ -17,19 +17,19 @@ from .cbt import Area, changed_areas
 from .connection import Connection
 from .deploy import Import
 from .descriptor import config_json, server_descriptor
-from .finding import Finding
+from .finding import PreflightFinding
 from .hardware import Disk, Hardware
 from .lease import Lease
-from .leftovers import Leftover, find_leftovers
+from .leftovers import OldSnapshot, find_leftovers
 from .ovf import OvfDisk, OvfFile, build
-from .place import Place
+from .place import VmTarget
 from .snapshot import Snapshot
 
-__all__ = ["VM", "Address", "Options", "Session"]
+__all__ = ["VM", "Address", "ExportOptions", "VCenterSession"]
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """How snapshots are exported; the [backup] section of the settings."""
 
     #: Ask the guest to bring its file systems to rest.
@@ -52,17 +52,17 @@ class Options:
     spill_dir: Path | None = None
 
 
-class Session:
+class VCenterSession:
     """A context manager: entering logs in, leaving logs out. Open it in the process and thread that use it.
 
     Entering raises SourceDenied (password, certificate), SourceUnavailable; so does any method, besides what it says.
     """
 
-    def __init__(self, address: Address, check: Check = lambda: None, options: Options | None = None) -> None:
-        self.options = options or Options()
+    def __init__(self, address: Address, check: Check = lambda: None, options: ExportOptions | None = None) -> None:
+        self.options = options or ExportOptions()
         self._connection = Connection(address, check)
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> VCenterSession:
         self._connection.open()
         return self
 
@@ -80,15 +80,15 @@ class Session:
         with self._connection.shielded():
             yield
 
-    def examine(self) -> list[Finding]:
+    def examine(self) -> list[PreflightFinding]:
         """What a backup of any VM would meet: privileges, and the way to each host."""
         return preflight.of_server(self._connection)
 
-    def leftovers(self) -> list[Leftover]:
+    def leftovers(self) -> list[OldSnapshot]:
         """Every snapshot that jobs of ours have made and not removed yet, of those that run too."""
         return find_leftovers(self._connection)
 
-    def remove(self, leftover: Leftover, limit_s: float) -> None:
+    def remove(self, leftover: OldSnapshot, limit_s: float) -> None:
         """Remove a snapshot of ours; SourceUnavailable when it takes longer, though vSphere goes on with it."""
         snapshots.remove(self._connection, leftover.snapshot, limit_s)
 
@@ -96,7 +96,7 @@ class Session:
         """The VM by managed object id, instance UUID or inventory path; SourceNotFound says what was tried."""
         return VM(self._connection, self.options, inventory.find_vm(self._connection, name))
 
-    def deploy(self, place: Place, job_id: str) -> Import:
+    def deploy(self, place: VmTarget, job_id: str) -> Import:
         """A VM to be made at that place, to be entered."""
         return Import(self._connection, place, job_id, self.options.lease_ready_s)
 
@@ -104,7 +104,7 @@ class Session:
 class VM:
     """A VM of a session."""
 
-    def __init__(self, connection: Connection, options: Options, it: Any) -> None:
+    def __init__(self, connection: Connection, options: ExportOptions, it: Any) -> None:
         self.moref: str = it._moId
         self.options = options
         self._connection = connection
@@ -114,7 +114,7 @@ class VM:
         """What the VM is made of now."""
         return inventory.read_hardware(inventory.config_of(self._connection, self._it))
 
-    def examine(self, hardware: Hardware, own_snapshot: bool = True) -> list[Finding]:
+    def examine(self, hardware: Hardware, own_snapshot: bool = True) -> list[PreflightFinding]:
         """What a backup of this VM would meet; nothing is touched."""
         return preflight.of_vm(self._connection, self._it, hardware, own_snapshot)
 

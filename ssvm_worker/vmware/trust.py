@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssvm_worker.errors import ConfigError
-from ssvm_worker.sockets import TICK, Watch, send_all, tls_context
+from ssvm_worker.sockets import TICK, StallWatch, send_all, tls_context
 
 #: The algorithms of a thumbprint, by the length of its hex form: vSphere writes SHA-1, newer tools SHA-256.
 _ALGORITHMS = {40: "sha1", 64: "sha256"}
@@ -76,7 +76,7 @@ def context_for(ca_file: Path | str | None, pin: str | None) -> ssl.SSLContext:
 class _ApiSocket(ssl.SSLSocket):
     """A TLS socket under a watch, as http.client makes it by itself; ``watch`` is set before the first byte."""
 
-    watch: Watch
+    watch: StallWatch
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:  # noqa: ARG002 - TLS has none
         view = memoryview(buffer).cast("B")[: nbytes or None]
@@ -106,7 +106,7 @@ def api_context(ca_file: Path | None, pin: str | None, check: Callable[[], None]
         def do_handshake(self, block: bool = False) -> None:
             self.settimeout(TICK)
             # A long poll is silent for long, so only silence is a stall, not a low rate.
-            self.watch = Watch(check, stall_s, min_rate=0)
+            self.watch = StallWatch(check, stall_s, min_rate=0)
             super().do_handshake(block)
             if pin:
                 refuse_other(self.getpeercert(binary_form=True), pin)

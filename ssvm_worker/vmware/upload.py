@@ -13,7 +13,7 @@ from ssvm_worker.httpanswer import HttpAnswer
 from ssvm_worker.sockets import TICK
 from ssvm_worker.stream import Check, StoredObject
 
-from .export import Link, secure
+from .export import ExportLink, secure
 
 #: What is sent to a file that the lease has made, and to one that the host is to make.
 _STREAM, _PLAIN = "application/x-vnd.vmware-streamVmdk", "application/octet-stream"
@@ -28,7 +28,7 @@ class HostSink:
 
     offset = 0
 
-    def __init__(self, link: Link, size: int, check: Check, *, create: bool) -> None:
+    def __init__(self, link: ExportLink, size: int, check: Check, *, create: bool) -> None:
         parts = link.parts
         #: Without the ticket in the path.
         self.key = f"{parts.netloc}/…/{parts.path.rpartition('/')[2]}"

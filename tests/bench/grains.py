@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ssvm_worker.formats.streamoptimized import StreamOptimized
 from ssvm_worker.grains.index import Index
-from ssvm_worker.grains.writer import Packing
+from ssvm_worker.grains.writer import DiskPacker
 from ssvm_worker.units import MiB, human_size
 
 from .contest import Row
@@ -33,7 +33,7 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
 def _rate(disk: bytes, capacity: int, index: Index) -> float:
     """Bytes of the disk in a second of CPU time."""
     started = time.process_time()
-    with Packing(index, capacity, "the bench") as packing:
+    with DiskPacker(index, capacity, "the bench") as packing:
         walker = StreamOptimized("the bench", capacity, take=packing.take)
         chunks = (disk[at : at + MiB] for at in range(0, len(disk), MiB))
         for _ in packing.stream(chunks, lambda: None, walker):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssvm_worker.demo.simulator import Machine, VCenterSimulator, find_go
+from ssvm_worker.demo.simulator import SimulatedMachine, VCenterSimulator, find_go
 from ssvm_worker.demo.vmdk import (
     GRAIN,
     MARKER_EOS,
@@ -41,7 +41,7 @@ class Lab:
     """What a bench needs of a vCenter."""
 
     simulator: VCenterSimulator
-    vm: Machine
+    vm: SimulatedMachine
     #: Bytes in which its disk is sent; the disk has twice as many.
     sent: int
     govc: str

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ssvm_worker.errors import QuotaExceeded
-from ssvm_worker.quota import Quota, Usage
+from ssvm_worker.quota import AccountUsage, Quota
 
 A, B = "template/tmpl/acme/1", "template/tmpl/acme/2"
 
@@ -64,7 +64,7 @@ class QuotaContract:
         with quota.hold("acme", "j1", size) as grow:
             grow(size)
             quota.note("acme", "s", A, size, "j1")
-        assert list(quota.usage()) == [Usage("acme", size)]
+        assert list(quota.usage()) == [AccountUsage("acme", size)]
 
     def test_race(self, quota: Quota) -> None:
         """Of many that want the last room at once just as many get it as there is room for."""

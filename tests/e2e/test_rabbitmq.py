@@ -14,7 +14,7 @@ import pytest
 
 from ssvm_worker import health
 from ssvm_worker.client import Client
-from ssvm_worker.route import Route
+from ssvm_worker.route import MessageRoute
 from ssvm_worker.settings import Settings
 from tasks.queues import standing, waiting
 from tests import images
@@ -36,7 +36,7 @@ def site(make_site: Callable[..., Site], rabbitmq: RabbitMQ, request: pytest.Fix
 
 def waits(settings: Settings, lane: str = "download") -> int | None:
     """Messages that no worker has."""
-    return waiting(Route.of(settings), f"ssvm.{settings.zone}.{lane}")
+    return waiting(MessageRoute.of(settings), f"ssvm.{settings.zone}.{lane}")
 
 
 def download(site: Site, url: str, number: int) -> str:

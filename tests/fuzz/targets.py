@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ssvm_worker.codecs import tar
-from ssvm_worker.codecs.pull import Pull
+from ssvm_worker.codecs.pull import ExactReader
 from ssvm_worker.digest import Hasher, parse_checksum
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.formats import Inspection, ova
@@ -19,7 +19,7 @@ from ssvm_worker.grains.grain import SIZE, digest
 from ssvm_worker.grains.map import GrainMap
 from ssvm_worker.grains.pack import find_index
 from ssvm_worker.jobs.request import safe_url
-from ssvm_worker.jobs.unpack import Bounds, unpack
+from ssvm_worker.jobs.unpack import DownloadBounds, unpack
 from ssvm_worker.manifest import Manifest
 from ssvm_worker.sources.metalink import parse_metalink
 from ssvm_worker.stores.memory import MemoryStore
@@ -121,7 +121,7 @@ _WRAPPED = (
 
 
 def _unwrap(data: bytes) -> None:
-    for _ in unpack(_pieces(data), Hasher(), Bounds(_MOST, 10_000, "fuzz")).chunks:
+    for _ in unpack(_pieces(data), Hasher(), DownloadBounds(_MOST, 10_000, "fuzz")).chunks:
         pass
 
 
@@ -138,7 +138,7 @@ def _tar(script: bytes) -> None:
         if archive[at + 257 : at + 262] == b"ustar":  # with a sound checksum, behind which all is read
             archive[at + 148 : at + 156] = b" " * 8
             archive[at + 148 : at + 156] = b"%06o\0 " % sum(archive[at : at + 512])
-    for member in tar.members(Pull(_pieces(bytes(archive))), "fuzz"):
+    for member in tar.members(ExactReader(_pieces(bytes(archive))), "fuzz"):
         for _ in member.chunks:
             pass
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssvm_worker.stores.nfs import NfsSettings, NfsStore
-from ssvm_worker.stores.nfs_commands import Commands
+from ssvm_worker.stores.nfs_commands import MountCommands
 from ssvm_worker.stores.nfs_marker import MARKER
 from tests.nfs.hosts import Host, command, on_server
 from tests.waiting import PATIENCE_S
@@ -131,7 +131,7 @@ class Export:
         """Remove all but the marker, as another client might."""
         self.host.run(_empty, self.directory)
 
-    def store(self, options: str = "", *, commands: Commands | None = None, **settings: Any) -> NfsStore:
+    def store(self, options: str = "", *, commands: MountCommands | None = None, **settings: Any) -> NfsStore:
         """A store of its own on it, as another process of the host would have it."""
         given = {"mount_root": MOUNTS, "mount_s": PATIENCE_S, "probe_s": PATIENCE_S} | settings
         return NfsStore("primary", self.url + options, NfsSettings(**given), commands)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.demo.simulator import Machine, VCenterSimulator, find_go
+from ssvm_worker.demo.simulator import SimulatedMachine, VCenterSimulator, find_go
 from ssvm_worker.stream import Check
 from ssvm_worker.units import KiB
-from ssvm_worker.vmware.session import Address, Options, Session
+from ssvm_worker.vmware.session import Address, ExportOptions, VCenterSession
 from tests.images import stream_optimized
 from tests.neighbours import missing
 
@@ -27,7 +27,7 @@ class TestVM:
 
     __test__ = False
 
-    machine: Machine
+    machine: SimulatedMachine
     raws: list[bytes] = field(repr=False)
     streams: list[bytes] = field(repr=False)
 
@@ -91,11 +91,11 @@ def address_of(simulator: VCenterSimulator, **other: Any) -> Address:
     return Address(**values | other)
 
 
-def doors(simulator: VCenterSimulator, *, options: Options, **address: Any) -> Any:
+def doors(simulator: VCenterSimulator, *, options: ExportOptions, **address: Any) -> Any:
     """The ``vcenter`` door of an attempt; leads to the simulator by any name."""
 
-    def vcenter(_: str, *, check: Check) -> Session:
-        return Session(address_of(simulator, **address), check, options)
+    def vcenter(_: str, *, check: Check) -> VCenterSession:
+        return VCenterSession(address_of(simulator, **address), check, options)
 
-    opened: Callable[..., Session] = vcenter
+    opened: Callable[..., VCenterSession] = vcenter
     return SimpleNamespace(vcenter=opened)
