@@ -14,7 +14,7 @@ Only ``stream.resuming`` and ``tasks.bridge`` decide on a retry. Arguments are p
 
 from __future__ import annotations
 
-from .printable import printable
+from .units import printable
 
 EXIT_PERMANENT = 1
 EXIT_USAGE = 2

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .printable import printable
+from .units import printable
 
 #: By pydantic's error types; a type that is not here keeps pydantic's own message.
 _WORDS = {

@@ -20,8 +20,8 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
-from .printable import printable
 from .settings import LogSection
+from .units import printable
 
 #: Job and number of the attempt.
 _Subject = tuple[str, int]

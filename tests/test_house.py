@@ -74,7 +74,7 @@ LAYERS = (
         "spill",
         "verdicts",
     },
-    {"errors", "findings", "printable", "units"},
+    {"errors", "findings", "units"},
 )
 #: Of these, none imports another: what they share lies in the layer below.
 SIBLINGS = LAYERS[3]

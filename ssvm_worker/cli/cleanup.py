@@ -9,8 +9,7 @@ from ssvm_worker import config
 from ssvm_worker.errors import EXIT_RETRYABLE
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.printable import printable
-from ssvm_worker.units import human_size
+from ssvm_worker.units import human_size, printable
 
 from .output import Output
 from .run import run_here

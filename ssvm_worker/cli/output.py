@@ -14,8 +14,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.printable import printable
-from ssvm_worker.units import human_size
+from ssvm_worker.units import human_size, printable
 
 from .told import told
 

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import assembly, config
 from ssvm_worker.errors import EXIT_CANCELLED, EXIT_PERMANENT, EXIT_RETRYABLE
-from ssvm_worker.printable import printable
 from ssvm_worker.settings import LANES, Settings
 from ssvm_worker.traces import traceparent
-from ssvm_worker.units import human_size
+from ssvm_worker.units import human_size, printable
 
 from .fields import add_jobs, read_request
 from .output import Bar, Output

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ssvm_worker.printable import printable
-from ssvm_worker.units import human_size
+from ssvm_worker.units import human_size, printable
 
 
 def told(result: Mapping[str, Any] | None) -> str | None:
