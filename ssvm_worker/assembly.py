@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from .addresses import AddressRule
+from .artifacts.checksums import Digest
 from .broker import (
     RecordedJobs,
     broker_url,
@@ -30,7 +31,6 @@ from .broker import (
     open_verdicts,
 )
 from .credentials import authorization, named_credentials
-from .digest import Digest
 from .errors import Cancelled, ConfigError, InvalidRequest, misused
 from .jobs import JOBS
 from .jobs.attempt import Attempt, BootOptions, JobLimits, Progress, RemoteSource

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .addresses import AddressRule
+from .artifacts.checksums import Digest
 from .credentials import authorization, named_credentials
-from .digest import Digest
 from .errors import InvalidRequest
 from .ownstores import refuse_stores
 from .settings import CredentialsSection, Settings

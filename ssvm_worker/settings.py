@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from .artifacts.checksums import HEX_LENGTHS
+from .artifacts.layout import ZONE
 from .brokerurl import check_port, sentinels
-from .digest import HEX_LENGTHS
-from .keys import ZONE
 from .sections import (
     Address,
     Bytes,

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs import copy
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.keys import Artifact
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Store
 from tests.attempts import attempt

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
+from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.errors import SourceDenied, SourceNotFound, SourceUnavailable
 from ssvm_worker.jobs import backup
-from ssvm_worker.manifest import read_manifest
 from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import FAST, Bench, assert_whole
 from tests.images import stream_optimized_pieces

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.manifest import find_manifest, read_manifest
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import (
     Cancelled,
@@ -25,7 +26,6 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.jobs import backup
 from ssvm_worker.jobs.stored import read_backup
-from ssvm_worker.manifest import find_manifest, read_manifest
 from ssvm_worker.stores.memory import MemorySink, MemoryStore
 from ssvm_worker.stream import Owner, Store
 from ssvm_worker.units import KiB

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from ssvm_worker.artifacts.manifest import find_manifest, read_manifest
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import (
     Cancelled,
@@ -23,7 +24,6 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.jobs import backup
 from ssvm_worker.jobs.attempt import Progress
-from ssvm_worker.manifest import find_manifest, read_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Owner, read_bytes

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.cli import main
 from ssvm_worker.errors import Permanent, Retryable, SourceDenied, SourceUnavailable, StoreFull
-from ssvm_worker.manifest import read_manifest
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.units import KiB
 from ssvm_worker.vmware.finding import PreflightFinding

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from ssvm_worker import config
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import DRAFT, Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, write_draft, write_manifest
 from ssvm_worker.assembly import RecordedJobs
 from ssvm_worker.cli import main
-from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import InvalidRequest, StoreUnavailable
 from ssvm_worker.jobs import cleanup
 from ssvm_worker.jobs.attempt import NullJobs
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.keys import DRAFT, Artifact
 from ssvm_worker.ledger import Ledger, NewJob
-from ssvm_worker.manifest import Entry, Manifest, write_draft, write_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store

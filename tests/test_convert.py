@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.errors import (
     Cancelled,
     ConfigError,
@@ -28,7 +29,6 @@ from ssvm_worker.formats.qemuimg import QemuImg, tool
 from ssvm_worker.jobs import convert, download
 from ssvm_worker.jobs.attempt import Attempt, JobLimits
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.manifest import read_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from tests import images

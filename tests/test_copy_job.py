@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound, StoreFull, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import copy, verify
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import find_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store

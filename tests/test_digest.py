@@ -11,14 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssvm_worker.digest import (
-    HEX_LENGTHS,
-    Digest,
-    Hasher,
-    digest_of,
-    is_checksum_url,
-    parse_checksum,
-)
+from ssvm_worker.artifacts.checksums import HEX_LENGTHS, Digest, Hasher, digest_of, is_checksum_url, parse_checksum
 from ssvm_worker.errors import ChecksumMismatch, InvalidRequest
 
 ABC = hashlib.sha256(b"abc").hexdigest()

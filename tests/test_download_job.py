@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import find_manifest, read_draft, read_manifest, write_draft
 from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, SourceChanged, SourceUnavailable, StoreFull
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import find_manifest, read_draft, read_manifest, write_draft
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Store, read_bytes

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.addresses import AddressRule
-from ssvm_worker.digest import digest_of
+from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.errors import Cancelled, SourceDenied, SourceNotFound, SourceUnavailable, StoreUnavailable
 from ssvm_worker.sources import find_source
 from ssvm_worker.sources.access import SourceOptions

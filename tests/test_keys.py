@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssvm_worker.artifacts.layout import MAX_NAME, Artifact, check_key, check_name
 from ssvm_worker.errors import InvalidRequest
-from ssvm_worker.keys import MAX_NAME, Artifact, check_key, check_name
 from tests.contracts.store import BAD_KEYS
 
 PLACES = [

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.cli import main
 from ssvm_worker.cli.store import listed
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.listing import in_order
 from ssvm_worker.stores.memory import MemoryStore

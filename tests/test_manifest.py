@@ -7,9 +7,8 @@ import json
 
 import pytest
 
-from ssvm_worker.errors import CorruptImage, ObjectNotFound
-from ssvm_worker.keys import DRAFT, MANIFEST, Artifact
-from ssvm_worker.manifest import (
+from ssvm_worker.artifacts.layout import DRAFT, MANIFEST, Artifact
+from ssvm_worker.artifacts.manifest import (
     Entry,
     Manifest,
     discard,
@@ -19,6 +18,7 @@ from ssvm_worker.manifest import (
     write_draft,
     write_manifest,
 )
+from ssvm_worker.errors import CorruptImage, ObjectNotFound
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import put_bytes
 from tests.contracts.store import ME, OTHER, fill, keys

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.digest import digest_of
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, artifacts_below, find_manifest, write_manifest
 from ssvm_worker.errors import (
     Cancelled,
     CorruptImage,
@@ -17,8 +19,6 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.jobs import copy
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, artifacts_below, find_manifest, write_manifest
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Owner
 from tests.attempts import again, attempt

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ssvm_worker import config
+from ssvm_worker.artifacts.manifest import artifacts_below, find_manifest
 from ssvm_worker.assembly import RecordedJobs, open_figures, open_ledger
 from ssvm_worker.demand import decisions
 from ssvm_worker.errors import (
@@ -24,7 +25,6 @@ from ssvm_worker.errors import (
 from ssvm_worker.jobs import copy
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger import Ledger, NewJob
-from ssvm_worker.manifest import artifacts_below, find_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Store

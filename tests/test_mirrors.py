@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ssvm_worker.addresses import AddressRule
-from ssvm_worker.digest import Digest
+from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import (
     ChecksumMismatch,
     InvalidRequest,

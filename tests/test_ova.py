@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.digest import Digest
+from ssvm_worker.artifacts.checksums import Digest
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import find_manifest, read_manifest
 from ssvm_worker.errors import (
     ChecksumMismatch,
     CorruptImage,
@@ -23,8 +25,6 @@ from ssvm_worker.errors import (
 from ssvm_worker.formats import ova
 from ssvm_worker.jobs import download, verify
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import find_manifest, read_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Owner, put_bytes, read_bytes

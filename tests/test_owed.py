@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config import parse
 from ssvm_worker.jobs.publish import placed
-from ssvm_worker.keys import Artifact
 from ssvm_worker.ledger import Ledger, NewJob, Record
 from ssvm_worker.settings import Settings
 from ssvm_worker.stores.memory import MemoryStore

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Manifest, read_manifest
 from ssvm_worker.errors import ImageError, UnsafeImage
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Manifest, read_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stream import read_bytes
 from tests.archives import mf_of, ovf_of

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.manifest import Entry, write_manifest
 from ssvm_worker.demo.simulator import VCenterSimulator
-from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import (
     Cancelled,
     ChecksumMismatch,
@@ -31,7 +32,6 @@ from ssvm_worker.formats.to_raw import raw as to_raw
 from ssvm_worker.jobs import restore
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.manifest import Entry, write_manifest
 from ssvm_worker.stores import open_store
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssvm_worker.digest import Hasher, digest_of
+from ssvm_worker.artifacts.checksums import Hasher, digest_of
 from ssvm_worker.errors import SourceChanged, SourceUnavailable
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import WORTH_IT, Owner, Resuming, read_bytes, store_stream

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssvm_worker import config
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, artifacts_below, write_manifest
 from ssvm_worker.assembly import RecordedJobs, open_ledger, retention_rules
 from ssvm_worker.cli import main
 from ssvm_worker.errors import Cancelled, InvalidRequest
 from ssvm_worker.jobs import cleanup
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.retention import BackupAge, RetentionRule, RetentionRules, kept
-from ssvm_worker.keys import Artifact
 from ssvm_worker.ledger import Claim, NewJob
-from ssvm_worker.manifest import Entry, Manifest, artifacts_below, write_manifest
 from ssvm_worker.quota import LocalQuota
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.layout import MANIFEST
+from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.errors import CorruptImage, StoreUnavailable
 from ssvm_worker.jobs import copy, verify
-from ssvm_worker.keys import MANIFEST
-from ssvm_worker.manifest import find_manifest
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store
 from ssvm_worker.stores.s3_copy import PartCopier

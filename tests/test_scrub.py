@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.cli import main
-from ssvm_worker.digest import digest_of
 from ssvm_worker.errors import Cancelled, CorruptImage, InvalidRequest, StoreUnavailable
 from ssvm_worker.jobs import delete, verify
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.keys import Artifact
 from ssvm_worker.ledger.verdicts import SharedScrubResults
-from ssvm_worker.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store

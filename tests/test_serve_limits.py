@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from ssvm_worker import assembly
-from ssvm_worker.digest import digest_of
+from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.links import GET, Link, new_id
 from ssvm_worker.listening import Listener, RateLimit
 from tests.servers.service import Service

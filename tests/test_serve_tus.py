@@ -12,9 +12,9 @@ import pytest
 from pydantic import SecretStr
 
 from ssvm_worker import assembly
-from ssvm_worker.keys import Artifact
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.links import Link
-from ssvm_worker.manifest import find_manifest
 from ssvm_worker.settings import StoreSection
 from ssvm_worker.stream import read_bytes
 from tests import images

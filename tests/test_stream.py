@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from ssvm_worker.digest import Hasher, digest_of
+from ssvm_worker.artifacts.checksums import Hasher, digest_of
 from ssvm_worker.errors import (
     Cancelled,
     ChecksumMismatch,

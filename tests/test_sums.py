@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssvm_worker.digest import HEX_LENGTHS, Digest
+from ssvm_worker.artifacts.checksum_files import decode_text, find_in_sums
+from ssvm_worker.artifacts.checksums import HEX_LENGTHS, Digest
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import read_bytes
-from ssvm_worker.sums import decode_text, find_in_sums
 from tests import images
 from tests.attempts import attempt
 from tests.servers.http import HttpServer

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from ssvm_worker import codecs
+from ssvm_worker.artifacts.manifest import read_draft, read_manifest
 from ssvm_worker.errors import CorruptImage, ImageError, SourceUnavailable, TooLarge, UnknownFormat
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import JobLimits
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.manifest import read_draft, read_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import read_bytes

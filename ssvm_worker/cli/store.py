@@ -11,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ssvm_worker import assembly, config
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import artifacts_below, read_manifest
 from ssvm_worker.errors import (
     EXIT_PERMANENT,
     EXIT_RETRYABLE,
@@ -22,8 +24,6 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import artifacts_below, read_manifest
 from ssvm_worker.mounts import breaker_of, sudoers
 from ssvm_worker.settings import Settings
 from ssvm_worker.stream import Store

@@ -16,9 +16,9 @@ from html import escape, unescape
 from urllib.parse import unquote
 from xml.etree import ElementTree as Xml
 
-from ssvm_worker.digest import HEX_LENGTHS, Digest, algorithm_of, hex_of
+from ssvm_worker.artifacts.checksum_files import decode_text
+from ssvm_worker.artifacts.checksums import HEX_LENGTHS, Digest, algorithm_of, hex_of
 from ssvm_worker.errors import CorruptImage, UnknownFormat, UnsafeImage
-from ssvm_worker.sums import decode_text
 from ssvm_worker.units import MiB
 
 from .probe import ASK_PUBLISHER

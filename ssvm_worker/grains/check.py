@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
+from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.errors import CorruptImage, ObjectNotFound
-from ssvm_worker.manifest import Manifest
 from ssvm_worker.stream import Observer, Store
 from ssvm_worker.units import MiB
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from ssvm_worker.artifacts.layout import PACKS
 from ssvm_worker.errors import CorruptImage, ObjectNotFound
-from ssvm_worker.keys import PACKS
 from ssvm_worker.stream import Check, Store
 
 from .pack import MOST_GRAINS, Pack, PackIndex, find_index

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 
+from ssvm_worker.artifacts.layout import PACKS
 from ssvm_worker.errors import CorruptImage
-from ssvm_worker.keys import PACKS
 from ssvm_worker.stream import Store
 from ssvm_worker.units import KiB, MiB
 

@@ -9,8 +9,8 @@ from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
 
+from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.errors import CorruptImage
-from ssvm_worker.manifest import Entry, Manifest
 from ssvm_worker.stream import Resuming, Store
 from ssvm_worker.units import KiB
 

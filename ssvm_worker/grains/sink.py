@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from threading import Lock
 
+from ssvm_worker.artifacts.layout import PACKS
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.keys import PACKS
 from ssvm_worker.stream import LeavingAborts, Owner, Sink, Store, StoredObject
 from ssvm_worker.units import MiB
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ssvm_worker.artifacts.layout import MANIFEST, PACKS, Artifact
+from ssvm_worker.artifacts.manifest import Manifest, read_manifest
 from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound
-from ssvm_worker.keys import MANIFEST, PACKS, Artifact
-from ssvm_worker.manifest import Manifest, read_manifest
 from ssvm_worker.stream import Check, Store, StoredObject
 
 from .map import SUFFIX, GrainMap

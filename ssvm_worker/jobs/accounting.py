@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+from ssvm_worker.artifacts.layout import PACKS, Artifact
+from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.errors import NOT_THERE
-from ssvm_worker.keys import PACKS, Artifact
-from ssvm_worker.manifest import Manifest
 from ssvm_worker.quota import UNLIMITED, Held
 from ssvm_worker.stream import Store
 from ssvm_worker.units import parse_size

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ssvm_worker.digest import HEX_LENGTHS, Digest
+from ssvm_worker.artifacts.checksums import HEX_LENGTHS, Digest
 from ssvm_worker.errors import Cancelled, InvalidRequest, misused
 from ssvm_worker.pace import SharedRateLimit, paced
 from ssvm_worker.quota import UNLIMITED, Held, LocalQuota, Quota

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.formats import ova
 from ssvm_worker.formats.streamoptimized import StreamOptimized
 from ssvm_worker.grains.map import ROLE as GRAIN_MAP
-from ssvm_worker.manifest import Entry, Manifest
 from ssvm_worker.stream import Store, read_bytes
 
 

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.errors import ConfigError, CorruptImage
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Manifest
 from ssvm_worker.qemu.boot import BootOutcome, BootTimeouts, boot
 from ssvm_worker.qemu.machine import MOST_DISKS, BootMachine, Drive, tool
 from ssvm_worker.stores.file import FileStore

@@ -9,13 +9,21 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.artifacts.manifest import (
+    Entry,
+    Manifest,
+    find_manifest,
+    read_draft,
+    read_manifest,
+    write_draft,
+    write_manifest,
+)
+from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound, StoreFull
 from ssvm_worker.grains.check import read_pack
 from ssvm_worker.grains.pack import Pack, read_index
 from ssvm_worker.grains.reader import packs_of
-from ssvm_worker.manifest import Entry, Manifest, find_manifest, read_draft, read_manifest, write_draft, write_manifest
-from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import CHUNK, Sink, Store, store_stream, tap
 
 from . import delete, verify

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
+from ssvm_worker.artifacts.layout import MANIFEST, Artifact
 from ssvm_worker.errors import NOT_THERE
-from ssvm_worker.keys import MANIFEST, Artifact
 from ssvm_worker.stream import Store
 
 from .accounting import count_packs, uncount

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from ssvm_worker.digest import Hasher, digest_of
+from ssvm_worker.artifacts.checksums import Hasher, digest_of
+from ssvm_worker.artifacts.manifest import Entry
 from ssvm_worker.errors import Cancelled, CorruptImage, LeaseLost, ResourceBusy, SourceUnavailable, WorkerError
 from ssvm_worker.formats.streamoptimized import StreamOptimized
 from ssvm_worker.grains.writer import DiskPacker
-from ssvm_worker.manifest import Entry
 from ssvm_worker.stream import Observer, limit, store_stream
 from ssvm_worker.units import MiB
 from ssvm_worker.vmware.hardware import Disk, Hardware

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssvm_worker.digest import Digest
+from ssvm_worker.artifacts.checksums import Digest
+from ssvm_worker.artifacts.manifest import Manifest, find_manifest
+from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest, SourceChanged
-from ssvm_worker.manifest import Manifest, find_manifest
-from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import Store
 
 from .accounting import holding

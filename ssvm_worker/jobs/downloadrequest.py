@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from ssvm_worker.digest import is_checksum_url, parse_checksum
+from ssvm_worker.artifacts.checksums import is_checksum_url, parse_checksum
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.formats import parse_format
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.artifacts.manifest import Entry
 from ssvm_worker.formats import ImageInfo, Inspection
-from ssvm_worker.manifest import Entry
 from ssvm_worker.stream import Observer, Sink, StreamResult, store_stream
 
 from .attempt import Attempt

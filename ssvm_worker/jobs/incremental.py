@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.artifacts.layout import PACKS, Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.errors import CorruptImage, WorkerError
 from ssvm_worker.grains.check import Damage, damages, hit
 from ssvm_worker.grains.compare import differing, outside
@@ -16,8 +18,6 @@ from ssvm_worker.grains.reader import grain_maps, open_map
 from ssvm_worker.grains.sink import GrainSink
 from ssvm_worker.grains.sweep import manifests_below, sweep
 from ssvm_worker.grains.writer import DiskPacker
-from ssvm_worker.keys import PACKS, Artifact
-from ssvm_worker.manifest import Entry, Manifest
 from ssvm_worker.slots import Wait
 from ssvm_worker.stream import Observer, Sink, Store
 from ssvm_worker.vmware.hardware import Disk, comparable

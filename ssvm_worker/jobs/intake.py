@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.artifacts.manifest import Entry, Manifest, write_draft
 from ssvm_worker.formats import ImageInfo, guess_format
-from ssvm_worker.manifest import Entry, Manifest, write_draft
 from ssvm_worker.stream import Sink, Store, StreamResult, limit, tap
 
 from .convert import Conversion, converting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssvm_worker.manifest import Manifest
+from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.vmware.hardware import INDEPENDENT, MISSING, RDM
 
 

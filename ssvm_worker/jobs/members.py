@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, read_manifest
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound
 from ssvm_worker.grains.map import ROLE as GRAIN_MAP
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, read_manifest
 from ssvm_worker.stream import Store
 
 

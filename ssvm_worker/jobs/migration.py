@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
+from ssvm_worker.artifacts.layout import MANIFEST, PACKS, Artifact, place_of
+from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.errors import (
     Cancelled,
     ConfigError,
@@ -19,8 +21,6 @@ from ssvm_worker.errors import (
     StoreUnavailable,
     WorkerError,
 )
-from ssvm_worker.keys import MANIFEST, PACKS, Artifact, place_of
-from ssvm_worker.manifest import find_manifest
 from ssvm_worker.stream import StoredObject
 
 from . import find_job

@@ -15,12 +15,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
+from ssvm_worker.artifacts.checksums import Digest, Hasher, digest_of
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, discard
 from ssvm_worker.codecs.tar import TarMember
-from ssvm_worker.digest import Digest, Hasher, digest_of
 from ssvm_worker.errors import CorruptImage, TooLarge, UnknownFormat, UnsafeImage, WorkerError
 from ssvm_worker.formats import ova
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, discard
 from ssvm_worker.stream import limit
 from ssvm_worker.units import MiB
 

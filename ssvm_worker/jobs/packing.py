@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from ssvm_worker.digest import Digest, Hasher, digest_of, parse_checksum
+from ssvm_worker.artifacts.checksums import Digest, Hasher, digest_of, parse_checksum
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, read_manifest
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.formats import ova
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, read_manifest
 from ssvm_worker.stream import CHUNK, Store, tap
 
 from .attempt import Attempt

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ssvm_worker.manifest import Manifest
+from ssvm_worker.artifacts.manifest import Manifest
 
 
 def properties(request: Any, manifest: Manifest) -> dict[str, bytes]:

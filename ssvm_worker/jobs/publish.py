@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from ssvm_worker.digest import digest_of
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, discard, read_manifest, write_manifest
 from ssvm_worker.errors import Cancelled, WorkerError
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, discard, read_manifest, write_manifest
 from ssvm_worker.stream import Store, StreamResult, put_bytes
 
 from .accounting import count

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.errors import NOT_THERE, ObjectNotFound
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest
 from ssvm_worker.pace import SharedRateLimit, paced
 from ssvm_worker.stream import Store, tap
 

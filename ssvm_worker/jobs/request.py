@@ -21,9 +21,9 @@ from pydantic import (
     model_validator,
 )
 
+from ssvm_worker.artifacts.layout import Artifact, check_key, check_name
 from ssvm_worker.errors import InvalidRequest, WorkerError, misused
 from ssvm_worker.findings import describe, path_of
-from ssvm_worker.keys import Artifact, check_key, check_name
 from ssvm_worker.units import parse_rate, parse_size, printable
 from ssvm_worker.weburl import check_headers, parse
 

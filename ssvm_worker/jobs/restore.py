@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ssvm_worker.artifacts.layout import Artifact, check_name
+from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import InvalidRequest, WorkerError
-from ssvm_worker.keys import Artifact, check_name
-from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.vmware.place import VmTarget
 
 from .accounting import holding

@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, find_manifest
+from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import InvalidRequest, WorkerError
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, find_manifest
-from ssvm_worker.manifest import discard as discard_artifact
 from ssvm_worker.stream import Observer, Sink, Store, StreamResult, store_stream
 from ssvm_worker.units import MiB
 

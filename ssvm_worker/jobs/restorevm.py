@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.artifacts.manifest import Entry
 from ssvm_worker.errors import CorruptImage, InvalidRequest, SourceUnavailable, WorkerError
-from ssvm_worker.manifest import Entry
 from ssvm_worker.stream import Check, store_stream
 
 from .attempt import Attempt

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ssvm_worker.artifacts.layout import Artifact, place_of
+from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.errors import Cancelled, WorkerError
-from ssvm_worker.keys import Artifact, place_of
-from ssvm_worker.manifest import find_manifest
 
 from .attempt import Attempt
 

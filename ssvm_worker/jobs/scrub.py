@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Manifest, artifacts_below, find_manifest
 from ssvm_worker.errors import NOT_THERE, CorruptImage, Permanent
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Manifest, artifacts_below, find_manifest
 from ssvm_worker.stream import Store
 
 from .accounting import count

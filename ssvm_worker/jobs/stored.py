@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, read_manifest
 from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest
 from ssvm_worker.formats.extents import Extent, vmdk_extents
 from ssvm_worker.formats.to_qcow2 import most_clusters, qcow2
@@ -15,8 +17,6 @@ from ssvm_worker.formats.to_vmdk import stream_of_grains, stream_size
 from ssvm_worker.formats.vmdk import SECTOR, parse_header
 from ssvm_worker.grains import reader as grains
 from ssvm_worker.grains.map import ROLE as GRAIN_MAP
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, read_manifest
 from ssvm_worker.stream import Store, tap
 
 from .attempt import Attempt

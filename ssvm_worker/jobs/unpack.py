@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.codecs import peek, recognise, refuse_bomb, refuse_nested, tar, unwrap
 from ssvm_worker.codecs.pull import ExactReader
 from ssvm_worker.codecs.tar import TarMember
-from ssvm_worker.digest import Hasher
 from ssvm_worker.errors import UnknownFormat
 from ssvm_worker.formats.ova import is_descriptor
 from ssvm_worker.stream import CHUNK, limit, tap

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.artifacts.layout import Artifact, check_key, check_name
+from ssvm_worker.artifacts.manifest import Entry, read_manifest
 from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, WorkerError
-from ssvm_worker.keys import Artifact, check_key, check_name
-from ssvm_worker.manifest import Entry, read_manifest
 from ssvm_worker.stream import Store, store_stream, tap
 
 from .attempt import Attempt

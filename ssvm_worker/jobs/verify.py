@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.errors import CorruptImage
-from ssvm_worker.manifest import read_manifest
 from ssvm_worker.units import parse_rate
 
 from .accounting import count

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.grains.sweep import free_packs
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Manifest, find_manifest
 from ssvm_worker.stream import Store, StoredObject
 
 from . import delete

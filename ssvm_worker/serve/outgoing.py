@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from ssvm_worker.artifacts.manifest import Entry
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.jobs.members import member
-from ssvm_worker.manifest import Entry
 from ssvm_worker.stream import Store
 from ssvm_worker.units import KiB
 

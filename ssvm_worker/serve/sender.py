@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ssvm_worker.digest import Digest
+from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import SourceChanged, SourceUnavailable
 from ssvm_worker.jobs.attempt import Attempt, Connections
 from ssvm_worker.stream import Check, Sink

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ssvm_worker.digest import Digest
+from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import InvalidRequest, SourceDenied
 from ssvm_worker.stream import limit
 from ssvm_worker.weburl import parse

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 from xml.parsers import expat
 
-from ssvm_worker.digest import HEX_LENGTHS, Digest, algorithm_of, parse_checksum
+from ssvm_worker.artifacts.checksums import HEX_LENGTHS, Digest, algorithm_of, parse_checksum
 from ssvm_worker.errors import InvalidRequest, SourceDenied
 
 from .mirrors import Offer

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from ssvm_worker.digest import Digest, digest_of
+from ssvm_worker.artifacts.checksums import Digest, digest_of
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
 from ssvm_worker.units import MiB
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+from ssvm_worker.artifacts.layout import check_key
 from ssvm_worker.errors import (
     ObjectNotFound,
     Permanent,
@@ -26,7 +27,6 @@ from ssvm_worker.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from ssvm_worker.keys import check_key
 from ssvm_worker.stream import CHUNK, Owner, Store, StoredObject, StoreUsage
 
 from .directory import IN_THE_WAY, DirectoryTree, TreeFile, translated, translating

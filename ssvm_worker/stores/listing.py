@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from itertools import islice
 from typing import IO
 
+from ssvm_worker.artifacts.layout import check_key
 from ssvm_worker.errors import InvalidRequest
-from ssvm_worker.keys import check_key
 from ssvm_worker.stream import StoredObject
 
 #: Objects that are sorted in memory: some 10 MiB.

@@ -8,8 +8,8 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ssvm_worker.artifacts.layout import check_key
 from ssvm_worker.errors import Cancelled, ObjectNotFound, SourceChanged, StoreFull
-from ssvm_worker.keys import check_key
 from ssvm_worker.stream import CHUNK, Owner, Store, StoredObject, StoreUsage
 from ssvm_worker.units import human_size
 

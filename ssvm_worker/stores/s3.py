@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from botocore.exceptions import ClientError
 
+from ssvm_worker.artifacts.layout import check_key
 from ssvm_worker.errors import (
     InvalidRequest,
     ObjectNotFound,
@@ -18,7 +19,6 @@ from ssvm_worker.errors import (
     StoreAway,
     StoreUnavailable,
 )
-from ssvm_worker.keys import check_key
 from ssvm_worker.sockets import TICK, Stalled
 from ssvm_worker.stream import CHUNK, Check, Owner, Sink, Store, StoredObject, StoreUsage
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from ssvm_worker.digest import Digest
+from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import LeaseLost
 from ssvm_worker.units import human_duration
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from ssvm_worker.digest import digest_of
+from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.errors import InvalidRequest, SourceNotFound
 
 from .connection import Connection

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssvm_worker.units import GiB, KiB, MiB
-
-from . import (
+from tests.bench import (
     artifacts,
     backup,
     connections,
@@ -33,7 +32,7 @@ from . import (
     serve,
     upload,
 )
-from .contest import Broken, Row
+from tests.bench.contest import Broken, Row
 
 _UNITS = {"": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB}
 Bench = Callable[[Path, int, int], list[Row]]

@@ -14,14 +14,13 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.demo.s3 import S3Server
-from ssvm_worker.digest import digest_of
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest
 from ssvm_worker.units import MiB
+from tests.bench.contest import Broken, Cost, Row, run
 from tests.servers.broker import StoppableBroker
-
-from .contest import Broken, Cost, Row, run
 
 #: Accounts that share the artifacts.
 _ACCOUNTS = 20

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from tests.bench.contest import OURS, Contender, Row, contest, left_out
+from tests.bench.download import taker
+from tests.bench.stored import BUCKET, fresh
+from tests.bench.upload import s5cmd
+from tests.bench.vcenter import SNAPSHOT, Lab, has_go, lab
 from tests.servers.s3 import S3Server
-
-from .contest import OURS, Contender, Row, contest, left_out
-from .download import taker
-from .stored import BUCKET, fresh
-from .upload import s5cmd
-from .vcenter import SNAPSHOT, Lab, has_go, lab
 
 _KEY = "snapshots/a/v/b"
 _DISK = "b-disk0.vmdk"

@@ -12,9 +12,8 @@ from pathlib import Path
 import trustme
 
 from ssvm_worker.units import MiB, human_size
-
-from .contest import Broken, Contender, Row, contest, left_out
-from .download import Site, curl, found, ours, taker, write_random
+from tests.bench.contest import Broken, Contender, Row, contest, left_out
+from tests.bench.download import Site, curl, found, ours, taker, write_random
 
 _RATE = 20_000_000
 _CONNECTIONS = 8

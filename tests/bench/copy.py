@@ -7,11 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ssvm_worker.keys import Artifact
+from ssvm_worker.artifacts.layout import Artifact
+from tests.bench.contest import OURS, Contender, Row, contest, left_out
+from tests.bench.stored import BUCKET, fresh, store
 from tests.servers.s3 import S3Server
-
-from .contest import OURS, Contender, Row, contest, left_out
-from .stored import BUCKET, fresh, store
 
 _RCLONE = Path(sys.executable).with_name("rclone")
 #: Artifacts of a whole store.

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ssvm_worker.units import KiB, MiB
-
-from .contest import Contender, Row, contest, left_out
-from .download import Site, found, ours, serving, taker
+from tests.bench.contest import Contender, Row, contest, left_out
+from tests.bench.download import Site, found, ours, serving, taker
 
 _IMAGE = "image.raw"
 #: The name in the table, the tool and its options: the first levels of gzip and xz, as the higher take minutes a GiB.

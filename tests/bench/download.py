@@ -18,9 +18,8 @@ from pathlib import Path
 import trustme
 
 from ssvm_worker.units import MiB, human_size
+from tests.bench.contest import OURS, Contender, Row, contest, left_out
 from tests.neighbours import free_port
-
-from .contest import OURS, Contender, Row, contest, left_out
 
 _NGINX = """
 {user}

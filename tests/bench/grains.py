@@ -10,9 +10,8 @@ from ssvm_worker.formats.streamoptimized import StreamOptimized
 from ssvm_worker.grains.index import Index
 from ssvm_worker.grains.writer import DiskPacker
 from ssvm_worker.units import MiB, human_size
-
-from .contest import Row
-from .vcenter import GRAIN, capacity_of, stream
+from tests.bench.contest import Row
+from tests.bench.vcenter import GRAIN, capacity_of, stream
 
 #: Bytes of disk a second.
 _LEAST = 250 * 10**6

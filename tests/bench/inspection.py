@@ -7,12 +7,11 @@ import time
 from pathlib import Path
 from random import Random
 
-from ssvm_worker.digest import Hasher
+from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.formats import Inspection
 from ssvm_worker.units import KiB, human_size
-
-from .contest import Row
-from .vcenter import stream
+from tests.bench.contest import Row
+from tests.bench.vcenter import stream
 
 _MOST = 0.03
 #: Smaller than a socket's, which are 1 MiB while the bytes come fast: the cost is by the chunk.

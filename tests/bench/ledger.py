@@ -10,9 +10,8 @@ from typing import Any
 
 from ssvm_worker.assembly import new_job
 from ssvm_worker.jobs import find_job
-
-from .contest import Row
-from .queue import Yard, yard
+from tests.bench.contest import Row
+from tests.bench.queue import Yard, yard
 
 _MOST_BYTES = 2048
 _MOST_S = 0.050

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ssvm_worker.units import GiB, MiB, human_size
-
-from .contest import Broken, Row
+from tests.bench.contest import Broken, Row
 
 _MOST = 64 * MiB
 #: Larger transfers run once: they take long, and would show in one run what grows.

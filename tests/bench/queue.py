@@ -23,10 +23,9 @@ from ssvm_worker.ledger import Ledger, queue_name
 from ssvm_worker.ring import ring
 from ssvm_worker.settings import Settings
 from tasks.command import worker_command
+from tests.bench.contest import Broken, Row
+from tests.bench.emptyjobs import EMPTY
 from tests.servers.broker import StoppableBroker
-
-from .contest import Broken, Row
-from .emptyjobs import EMPTY
 
 #: Our rate must be at least so much of Celery's own.
 _TARGET = 0.6

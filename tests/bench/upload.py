@@ -8,11 +8,10 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from ssvm_worker.keys import Artifact
+from ssvm_worker.artifacts.layout import Artifact
+from tests.bench.contest import OURS, Contender, Row, contest, left_out
+from tests.bench.stored import BUCKET, OBJECT, fresh, store
 from tests.servers.s3 import S3Server
-
-from .contest import OURS, Contender, Row, contest, left_out
-from .stored import BUCKET, OBJECT, fresh, store
 
 _BESIDE = Path(sys.executable).parent
 _ARTIFACT = Artifact("template", "a", "image")

@@ -26,8 +26,7 @@ from ssvm_worker.demo.vmdk import (
     vmdk_header,
     vmdk_marker,
 )
-
-from .contest import Broken
+from tests.bench.contest import Broken
 
 _SOURCES = Path(__file__).with_name("govc")
 _ENTRIES = 512

@@ -6,9 +6,9 @@ import argparse
 import random
 import sys
 
-from .rounds import Broken, Run
-from .table import table
-from .town import Town
+from tests.chaos.rounds import Broken, Run
+from tests.chaos.table import table
+from tests.chaos.town import Town
 
 
 def main() -> int:

@@ -19,10 +19,9 @@ from random import Random
 
 import redis
 
+from tests.chaos.mix import Deed, Mix
+from tests.chaos.town import ATTEMPTS, CLAIM_S, MiB, Town, until
 from tests.servers.worker import ROOT, WorkerProcess
-
-from .mix import Deed, Mix
-from .town import ATTEMPTS, CLAIM_S, MiB, Town, until
 
 #: Hours by which a clock jumps.
 _HOURS = (-30, -3, 3, 30)

@@ -8,17 +8,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from ssvm_worker import errors
+from ssvm_worker.artifacts.layout import DRAFT, MANIFEST, PACKS, Artifact
+from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.assembly import open_quota
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.grains.map import ROLE
 from ssvm_worker.grains.reader import extents
-from ssvm_worker.keys import DRAFT, MANIFEST, PACKS, Artifact
 from ssvm_worker.ledger import Record
-from ssvm_worker.manifest import Manifest
 from ssvm_worker.stream import Store, read_bytes
-
-from .mix import Content, Mix
-from .town import Town
+from tests.chaos.mix import Content, Mix
+from tests.chaos.town import Town
 
 #: What a fault may do to a job for good, until somebody retries it.
 _EXCUSED = {

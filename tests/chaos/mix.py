@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from ssvm_worker.digest import digest_of
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.keys import Artifact
 from ssvm_worker.ledger import Record
+from tests.chaos.town import MiB, Town
 from tests.images import GRAIN, stream_optimized
 from tests.servers.http import Behaviour
 from tests.servers.vcenter import TestVM, make_vm
-
-from .town import MiB, Town
 
 BOTH = ["primary", "archive"]
 #: Bytes a second of the publisher, on each connection: a transfer takes a second or two, and faults find it.

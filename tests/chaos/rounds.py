@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from ssvm_worker.keys import MANIFEST
+from ssvm_worker.artifacts.layout import MANIFEST
 from ssvm_worker.ledger import Record
-
-from . import invariants
-from .faults import FAULTS, Scene, unavailable
-from .mix import Deed, Mix
-from .town import Town, until
+from tests.chaos import invariants
+from tests.chaos.faults import FAULTS, Scene, unavailable
+from tests.chaos.mix import Deed, Mix
+from tests.chaos.town import Town, until
 
 #: Faults of one round, one after the other, while its jobs run.
 _TOGETHER = 3

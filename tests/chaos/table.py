@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .faults import FAULTS
-from .rounds import Tally
+from tests.chaos.faults import FAULTS
+from tests.chaos.rounds import Tally
 
 _MB = 1e6
 

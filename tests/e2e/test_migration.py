@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.digest import digest_of
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import DRAFT, Entry, Manifest, write_manifest
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import DRAFT, Entry, Manifest, write_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stream import Owner, put_bytes
 from tests.servers.s3 import S3Server

@@ -21,8 +21,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 from tusclient.client import TusClient
 
 from ssvm_worker import assembly
-from ssvm_worker.digest import digest_of
-from ssvm_worker.keys import DRAFT
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import DRAFT
 from tests import images
 from tests.servers.broker import Broker
 from tests.servers.service import SECRET, Service, settings_of

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, read_draft, write_manifest
 from ssvm_worker.assembly import open_quota, open_verdicts
-from ssvm_worker.digest import digest_of
 from ssvm_worker.jobs.intake import settled_in
-from ssvm_worker.keys import Artifact
-from ssvm_worker.manifest import Entry, Manifest, read_draft, write_manifest
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stream import Owner, put_bytes
 from tests.servers.http import Behaviour, HttpServer

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .targets import TARGETS
+from tests.fuzz.targets import TARGETS
 
 SECONDS = 60
 

@@ -9,8 +9,7 @@ import atheris
 
 with atheris.instrument_imports(include=["ssvm_worker"]):
     from ssvm_worker.errors import WorkerError
-
-    from .targets import TARGETS
+    from tests.fuzz.targets import TARGETS
 
 #: Bytes of an input; seconds of one; MiB of the process, which begins with some 250.
 LIMITS = ("-max_len=4096", "-timeout=10", "-rss_limit_mb=1024")

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ssvm_worker.artifacts.checksum_files import find_in_sums
+from ssvm_worker.artifacts.checksums import Hasher, parse_checksum
+from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.codecs import tar
 from ssvm_worker.codecs.pull import ExactReader
-from ssvm_worker.digest import Hasher, parse_checksum
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.formats import Inspection, ova
 from ssvm_worker.formats.extents import vmdk_extents
@@ -20,18 +22,15 @@ from ssvm_worker.grains.map import GrainMap
 from ssvm_worker.grains.pack import find_index
 from ssvm_worker.jobs.request import safe_url
 from ssvm_worker.jobs.unpack import DownloadBounds, unpack
-from ssvm_worker.manifest import Manifest
 from ssvm_worker.sources.metalink import parse_metalink
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stream import Owner, put_bytes, read_bytes
-from ssvm_worker.sums import find_in_sums
 from ssvm_worker.units import MiB
 from ssvm_worker.vmware import ovf
 from ssvm_worker.weburl import parse
 from tests import archives, images
+from tests.fuzz.edits import edited
 from tests.grain_bench import back_up_grains, packs
-
-from .edits import edited
 
 #: Of what comes out of a wrapping: above it a download ends with TooLarge.
 _MOST = 8 * MiB

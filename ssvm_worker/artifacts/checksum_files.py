@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-from .digest import HEX_LENGTHS, Digest, algorithm_of, hex_of
-from .errors import InvalidRequest
+from ssvm_worker.errors import InvalidRequest
+
+from .checksums import HEX_LENGTHS, Digest, algorithm_of, hex_of
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import ChecksumMismatch, InvalidRequest
+from ssvm_worker.errors import ChecksumMismatch, InvalidRequest
 
 #: Algorithms that a user may ask for, with the length of their hex form. MD5 and SHA-1 are still published by vendors.
 HEX_LENGTHS = {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}

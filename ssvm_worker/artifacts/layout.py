@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .errors import InvalidRequest, misused
+from ssvm_worker.errors import InvalidRequest, misused
 
 MANIFEST = "manifest.json"
 DRAFT = "manifest.draft.json"

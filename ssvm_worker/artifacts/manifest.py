@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from .errors import CorruptImage, InvalidRequest, ObjectNotFound, TooLarge
-from .keys import DRAFT, MANIFEST, Artifact, check_name
-from .stream import Owner, Store, StoredObject, put_bytes, read_bytes
+from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound, TooLarge
+from ssvm_worker.stream import Owner, Store, StoredObject, put_bytes, read_bytes
+
+from .layout import DRAFT, MANIFEST, Artifact, check_name
 
 VERSION = 1
 
