@@ -38,14 +38,14 @@ from .jobs.request import JobRequest, redact
 from .jobs.retention import RetentionRule, RetentionRules
 from .links import Signer, local_key
 from .ownstores import refuse_stores
-from .pace import SharedRateLimit
 from .quota import QuotaLimits as Quotas
 from .sections import Section
 from .settings import Keep as KeepSettings
 from .settings import Settings
 from .stores import open_destination, open_origin, open_store, sweep_destination
 from .stores.s3_wait import forget_silence
-from .stream import Check, Sink, Source, Store
+from .streaming.rate_limit import SharedRateLimit
+from .streaming.stream import Check, Sink, Source, Store
 
 if TYPE_CHECKING:
     from .ledger import Record

@@ -19,7 +19,7 @@ from .formats.qemuimg import tool
 from .jobs.preflight import preflight
 from .qemu.boot import try_accelerator
 from .settings import LANES, Settings
-from .stream import Store
+from .streaming.stream import Store
 from .units import human_duration, human_size
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from .settings import Settings
 from .stores.nfs import NfsStore
 from .stores.nfs_commands import sudo_rule
 from .stores.nfs_mount import Mounted
-from .stream import Store
+from .streaming.stream import Store
 
 
 def breaker_of(store: Store) -> CircuitBreaker:

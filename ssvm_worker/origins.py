@@ -20,7 +20,7 @@ from .sources.mirrors import Mirrors
 from .sources.proxy import parse_proxy
 from .sources.several import ConnectionPolicy
 from .sources.signature import Keyring, fetch_signed
-from .stream import Check, Source, Store
+from .streaming.stream import Check, Source, Store
 
 
 @dataclass(frozen=True)

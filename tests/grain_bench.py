@@ -15,7 +15,7 @@ from ssvm_worker.grains.map import ROLE
 from ssvm_worker.grains.reader import extents
 from ssvm_worker.grains.sink import GrainSink
 from ssvm_worker.grains.writer import DiskPacker
-from ssvm_worker.stream import Owner, Store, read_bytes, store_stream
+from ssvm_worker.streaming.stream import Owner, Store, read_bytes, store_stream
 from tests.images import GRAIN, MARKER_EOS, SECTOR, padded, stream_optimized, vmdk_grain, vmdk_header, vmdk_marker
 
 OWNER = Owner("job-1", 1)

@@ -26,7 +26,7 @@ from ssvm_worker.jobs import backup
 from ssvm_worker.jobs.attempt import Progress
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Owner, read_bytes
+from ssvm_worker.streaming.stream import Owner, read_bytes
 from ssvm_worker.units import KiB
 from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import PREFIX, Bench, assert_whole

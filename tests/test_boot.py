@@ -27,7 +27,7 @@ from ssvm_worker.qemu.screen import Picture, read_ppm
 from ssvm_worker.settings import Settings
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Store, put_bytes
+from ssvm_worker.streaming.stream import Store, put_bytes
 from ssvm_worker.units import MiB
 from tests import grain_bench
 from tests.attempts import attempt

@@ -26,7 +26,7 @@ from ssvm_worker.ledger import Ledger, NewJob
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store
-from ssvm_worker.stream import Owner, Store, put_bytes
+from ssvm_worker.streaming.stream import Owner, Store, put_bytes
 from tests.attempts import attempt
 from tests.faults import store_unreachable
 from tests.grain_bench import back_up, disk

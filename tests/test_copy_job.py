@@ -15,7 +15,7 @@ from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store
-from ssvm_worker.stream import Owner, Store, put_bytes, read_bytes
+from ssvm_worker.streaming.stream import Owner, Store, put_bytes, read_bytes
 from tests.attempts import again, attempt
 from tests.contracts.store import put
 from tests.copies import OBJECTS, PLACE, content, store_artifact

@@ -17,7 +17,7 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Store, read_bytes
+from ssvm_worker.streaming.stream import Store, read_bytes
 from tests import images
 from tests.attempts import again, attempt
 from tests.faults import store_unreachable

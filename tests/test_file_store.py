@@ -25,7 +25,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.stores.directory import translated
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.part import PartName, job_in_name
-from ssvm_worker.stream import CHUNK, Owner, put_bytes, read_bytes
+from ssvm_worker.streaming.stream import CHUNK, Owner, put_bytes, read_bytes
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import BIG, ME, fill, get, keys, put
 

@@ -14,7 +14,7 @@ from ssvm_worker.jobs import copy, delete, download, verify
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Store
+from ssvm_worker.streaming.stream import Store
 from tests import images
 from tests.attempts import attempt
 from tests.servers.http import HttpServer

@@ -15,7 +15,7 @@ from ssvm_worker.grains.reader import packs_of
 from ssvm_worker.jobs import delete
 from ssvm_worker.jobs.incremental import verify_packs
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import put_bytes
+from ssvm_worker.streaming.stream import put_bytes
 from tests.attempts import attempt
 from tests.grain_bench import OWNER, back_up, changed, disk, packs, restored
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.part import HOLE
-from ssvm_worker.stream import CHUNK, Owner, read_bytes
+from ssvm_worker.streaming.stream import CHUNK, Owner, read_bytes
 from tests.contracts.store import ME
 
 NOISE = random.Random(3).randbytes(HOLE)

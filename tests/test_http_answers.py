@@ -20,7 +20,7 @@ from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.http import HttpSource
 from ssvm_worker.sources.proxy import parse_proxy
 from ssvm_worker.stores.put import PutSettings, PutSink
-from ssvm_worker.stream import Resuming
+from ssvm_worker.streaming.stream import Resuming
 from tests.contracts.source import DATA, gather
 from tests.servers.http import HttpServer
 from tests.servers.raw import Serve

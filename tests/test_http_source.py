@@ -20,7 +20,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.http import HttpSource, Validator, fetch_text
-from ssvm_worker.stream import CHUNK, Resuming, Source
+from ssvm_worker.streaming.stream import CHUNK, Resuming, Source
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.neighbours import free_port
 from tests.servers.http import Behaviour, HttpServer

@@ -16,7 +16,7 @@ from ssvm_worker.errors import CorruptImage
 from ssvm_worker.grains.reader import grain_maps
 from ssvm_worker.jobs import backup, delete, verify
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import put_bytes
+from ssvm_worker.streaming.stream import put_bytes
 from ssvm_worker.units import MiB
 from tests.attempts import attempt
 from tests.backup_bench import Bench

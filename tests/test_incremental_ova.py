@@ -16,7 +16,7 @@ from ssvm_worker.formats.ova import read_checksums, read_descriptor, read_sizes
 from ssvm_worker.jobs import download, upload
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import put_bytes, read_bytes
+from ssvm_worker.streaming.stream import put_bytes, read_bytes
 from tests.attempts import attempt
 from tests.backup_bench import Bench
 from tests.grain_bench import OWNER, changed, packs

@@ -27,7 +27,7 @@ from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger import Ledger, NewJob
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Store
+from ssvm_worker.streaming.stream import Store
 from tests.attempts import attempt
 from tests.contracts.store import put
 from tests.copies import content

@@ -13,7 +13,7 @@ import pytest
 from ssvm_worker.errors import CorruptImage, ObjectNotFound, StoreDenied
 from ssvm_worker.jobs import cleanup, verify
 from ssvm_worker.stores.file import FileStore
-from ssvm_worker.stream import put_bytes
+from ssvm_worker.streaming.stream import put_bytes
 from tests.attempts import attempt
 from tests.contracts.store import ME, get, keys
 from tests.test_file_store import public_root, unprivileged

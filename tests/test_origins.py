@@ -24,7 +24,7 @@ from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.file import FileSource, FileVersion
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Owner, put_bytes, read_bytes
+from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
 from tests import images
 from tests.attempts import SETTINGS, attempt
 from tests.contracts.source import DATA, SourceContract, gather

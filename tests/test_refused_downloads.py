@@ -24,7 +24,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import read_bytes
+from ssvm_worker.streaming.stream import read_bytes
 from tests import images
 from tests.attempts import attempt
 from tests.servers.http import HttpServer

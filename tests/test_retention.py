@@ -27,7 +27,7 @@ from ssvm_worker.ledger import Claim, NewJob
 from ssvm_worker.quota import LocalQuota
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Owner, Store, put_bytes
+from ssvm_worker.streaming.stream import Owner, Store, put_bytes
 from ssvm_worker.verdicts import LocalScrubResults
 from tests.attempts import attempt
 from tests.grain_bench import packs, restored

@@ -15,7 +15,7 @@ from ssvm_worker.errors import Cancelled, ChecksumMismatch, CorruptImage, StoreU
 from ssvm_worker.jobs import copy, upload
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store
-from ssvm_worker.stream import Owner, StoredObject
+from ssvm_worker.streaming.stream import Owner, StoredObject
 from tests.attempts import attempt
 from tests.contracts.store import BIG, ME, OTHER, fill, get, keys, put
 from tests.copies import PLACE, store_artifact

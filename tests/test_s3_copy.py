@@ -14,7 +14,7 @@ from ssvm_worker.jobs import copy, verify
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store
 from ssvm_worker.stores.s3_copy import PartCopier
-from ssvm_worker.stream import Store, read_bytes
+from ssvm_worker.streaming.stream import Store, read_bytes
 from ssvm_worker.units import MiB
 from tests.attempts import again, attempt
 from tests.contracts.store import BIG, ME, fill, get, put

@@ -18,7 +18,7 @@ from ssvm_worker.stores.put import PutSettings, PutSink
 from ssvm_worker.stores.s3 import S3Store
 from ssvm_worker.stores.s3_bucket import S3Settings
 from ssvm_worker.stores.s3_features import Features
-from ssvm_worker.stream import Owner, put_bytes, read_bytes
+from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
 from ssvm_worker.units import MiB
 from tests.contracts.store import BIG, ME, StoreContract, fill, get, keys, put
 from tests.servers.rclone import RcloneS3

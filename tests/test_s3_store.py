@@ -29,7 +29,7 @@ from ssvm_worker.stores.s3_bucket import S3Settings
 from ssvm_worker.stores.s3_features import Features
 from ssvm_worker.stores.s3_parts import MAX_PARTS, part_size
 from ssvm_worker.stores.s3_upload import BUDGET
-from ssvm_worker.stream import CHUNK, put_bytes, read_bytes, tap
+from ssvm_worker.streaming.stream import CHUNK, put_bytes, read_bytes, tap
 from ssvm_worker.units import GiB, MiB, TiB
 from tests.contracts.store import BIG, ME, OTHER, StoreContract, fill, get, keys, put
 from tests.neighbours import free_port, missing

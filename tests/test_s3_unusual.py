@@ -27,7 +27,7 @@ from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store, s3_destination, s3_origin, sweep_s3_destination
 from ssvm_worker.stores.s3_bucket import S3Settings
 from ssvm_worker.stores.s3_features import Features
-from ssvm_worker.stream import CHUNK, Sink
+from ssvm_worker.streaming.stream import CHUNK, Sink
 from tests import images
 from tests.attempts import attempt
 from tests.contracts.source import gather

@@ -22,7 +22,7 @@ from ssvm_worker.ledger.verdicts import SharedScrubResults
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import S3Store
-from ssvm_worker.stream import Owner, Store, put_bytes
+from ssvm_worker.streaming.stream import Owner, Store, put_bytes
 from ssvm_worker.verdicts import LocalScrubResults, ScrubResults
 from tests.attempts import attempt
 from tests.contracts.verdicts import VerdictsContract

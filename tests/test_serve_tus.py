@@ -16,7 +16,7 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.links import Link
 from ssvm_worker.settings import StoreSection
-from ssvm_worker.stream import read_bytes
+from ssvm_worker.streaming.stream import read_bytes
 from tests import images
 from tests.servers.broker import Broker
 from tests.servers.s3 import S3Server

@@ -15,7 +15,7 @@ from ssvm_worker.errors import Cancelled, SourceUnavailable
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.http import HttpSource
 from ssvm_worker.sources.several import ConnectionPolicy, ConnectionSpeed
-from ssvm_worker.stream import Resuming
+from ssvm_worker.streaming.stream import Resuming
 from ssvm_worker.units import KiB, MiB
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.servers.http import Behaviour, HttpServer

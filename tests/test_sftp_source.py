@@ -25,7 +25,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.sftp import SftpSource, SftpVersion
-from ssvm_worker.stream import Resuming
+from ssvm_worker.streaming.stream import Resuming
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.neighbours import free_port
 from tests.servers.sftp import SftpServer

@@ -27,7 +27,7 @@ from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.stores.put import PutSettings, PutSink
 from ssvm_worker.stores.s3 import S3Store, s3_destination
 from ssvm_worker.stores.s3_bucket import S3Settings
-from ssvm_worker.stream import Check, Owner, Sink, put_bytes
+from ssvm_worker.streaming.stream import Check, Owner, Sink, put_bytes
 from tests.servers.ftp import FtpServer
 from tests.servers.http import HttpServer
 from tests.servers.hush import Hush

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable
-from ssvm_worker.spill import DEPTH, DiskBuffer
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Owner, Sink, Store, read_bytes, store_stream
+from ssvm_worker.streaming.disk_buffer import DEPTH, DiskBuffer
+from ssvm_worker.streaming.stream import Owner, Sink, Store, read_bytes, store_stream
 from ssvm_worker.units import KiB
 from tests.faults import Stall, store_failing, store_stalling
 from tests.waiting import PATIENCE_S
@@ -23,7 +23,7 @@ ROOM = 20 * 64 * KiB
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has no room in memory goes to the file at once."""
-    monkeypatch.setattr("ssvm_worker.spill.HOLD_S", 0.0)
+    monkeypatch.setattr("ssvm_worker.streaming.disk_buffer.HOLD_S", 0.0)
 
 
 def spill(store: Store, directory: Path, *, patient: bool = True, limit: int = ROOM) -> DiskBuffer:
@@ -170,7 +170,7 @@ def test_after_a_commit(tmp_path: Path) -> None:
 
 def test_a_store_that_is_only_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that takes a chunk now and then holds the stream back, and nothing goes through the file."""
-    monkeypatch.setattr("ssvm_worker.spill.HOLD_S", 60.0)
+    monkeypatch.setattr("ssvm_worker.streaming.disk_buffer.HOLD_S", 60.0)
     store, sink, stall = stalled(tmp_path)
     writer = threading.Thread(target=write_all, args=(sink, CHUNKS))
     writer.start()

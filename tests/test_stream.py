@@ -20,18 +20,9 @@ from ssvm_worker.errors import (
     TooLarge,
     WorkerError,
 )
-from ssvm_worker.lane import DEPTH, SlowSinkDetector
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import (
-    Owner,
-    Sink,
-    StoredObject,
-    limit,
-    put_bytes,
-    read_bytes,
-    store_stream,
-    tap,
-)
+from ssvm_worker.streaming.sink_thread import DEPTH, SlowSinkDetector
+from ssvm_worker.streaming.stream import Owner, Sink, StoredObject, limit, put_bytes, read_bytes, store_stream, tap
 from tests.waiting import PATIENCE_S
 
 ME = Owner("job", 1)
@@ -343,7 +334,7 @@ def test_slow_second_store(
             self._sink.write(chunk)
 
     slow = Slow(sinks["second"], "", ValueError())
-    monkeypatch.setattr("ssvm_worker.stream.Slowness", partial(SlowSinkDetector, window_s=0.0))
+    monkeypatch.setattr("ssvm_worker.streaming.stream.Slowness", partial(SlowSinkDetector, window_s=0.0))
     stored = store_stream(CHUNKS, {**sinks, "second": slow}, min_rate=1 << 60)
     done.set()
     assert (read_bytes(primary, "image"), list(stored.owed)) == (DATA, ["second"])

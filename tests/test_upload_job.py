@@ -12,7 +12,7 @@ from ssvm_worker.jobs import download, upload
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Store
+from ssvm_worker.streaming.stream import Store
 from tests import images
 from tests.attempts import attempt
 from tests.servers.http import HttpServer

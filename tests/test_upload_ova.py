@@ -15,7 +15,7 @@ from ssvm_worker.jobs import download, upload
 from ssvm_worker.jobs.packing import OvaExport, OvaMember, package
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Store, read_bytes
+from ssvm_worker.streaming.stream import Store, read_bytes
 from ssvm_worker.units import GiB, KiB, MiB
 from tests.attempts import attempt
 from tests.backups import BACKUP, content, store_backup

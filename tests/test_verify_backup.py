@@ -14,7 +14,7 @@ from ssvm_worker.errors import CorruptImage
 from ssvm_worker.jobs import verify
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Owner, Store, put_bytes, read_bytes
+from ssvm_worker.streaming.stream import Owner, Store, put_bytes, read_bytes
 from ssvm_worker.units import KiB
 from tests.attempts import attempt
 from tests.backups import BACKUP, content, store_backup

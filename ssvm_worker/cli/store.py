@@ -26,7 +26,7 @@ from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.mounts import breaker_of, sudoers
 from ssvm_worker.settings import Settings
-from ssvm_worker.stream import Store
+from ssvm_worker.streaming.stream import Store
 
 from .output import Output
 from .run import add_force, run_here

@@ -11,8 +11,8 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 
-from ssvm_worker.deflate import deflate
 from ssvm_worker.errors import TooLarge
+from ssvm_worker.streaming.isal_zlib import deflate
 from ssvm_worker.units import KiB, TiB
 
 from .extents import Extent, gathered, in_order

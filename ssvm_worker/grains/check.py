@@ -8,7 +8,7 @@ from itertools import islice
 
 from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.errors import CorruptImage, ObjectNotFound
-from ssvm_worker.stream import Observer, Store
+from ssvm_worker.streaming.stream import Observer, Store
 from ssvm_worker.units import MiB
 
 from .grain import REMEDY, digest, inflate

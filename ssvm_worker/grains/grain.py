@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from ssvm_worker import deflate
+from ssvm_worker.streaming import isal_zlib
 
 #: Bytes of a digest: BLAKE2b-160. That two of the 1.7e8 grains of 10 TiB collide by chance is 1e-32 probable;
 #: on purpose it takes 2^80 tries, and would hurt only the volume of whoever does it, as volumes share nothing.
@@ -21,7 +21,7 @@ def inflate(data: bytes, most: int, where: str) -> bytes:
 
     zlib's own Adler-32 is checked on the way.
     """
-    return deflate.inflate(data, most, where, REMEDY)
+    return isal_zlib.inflate(data, most, where, REMEDY)
 
 
 REMEDY = "`ssvm verify` tells which backups are hit; take a full backup, or restore from another store"

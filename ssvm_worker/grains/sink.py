@@ -7,7 +7,7 @@ from threading import Lock
 
 from ssvm_worker.artifacts.layout import PACKS
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.stream import LeavingAborts, Owner, Sink, Store, StoredObject
+from ssvm_worker.streaming.stream import LeavingAborts, Owner, Sink, Store, StoredObject
 from ssvm_worker.units import MiB
 
 from .pack import FULL, pack_key

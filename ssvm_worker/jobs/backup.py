@@ -11,7 +11,7 @@ from pydantic import Field
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import IncompleteBackup, InvalidRequest, SourceNotFound, SourceUnavailable, WorkerError
-from ssvm_worker.stream import Store
+from ssvm_worker.streaming.stream import Store
 from ssvm_worker.vmware.hardware import select_disks
 
 from .accounting import holding

@@ -7,7 +7,7 @@ from ssvm_worker.errors import CorruptImage
 from ssvm_worker.formats import ova
 from ssvm_worker.formats.streamoptimized import StreamOptimized
 from ssvm_worker.grains.map import ROLE as GRAIN_MAP
-from ssvm_worker.stream import Store, read_bytes
+from ssvm_worker.streaming.stream import Store, read_bytes
 
 
 class Structure:

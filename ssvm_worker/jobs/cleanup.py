@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from ssvm_worker.artifacts.layout import DRAFT, MANIFEST, PACKS, Artifact, place_of
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.errors import Cancelled, WorkerError
-from ssvm_worker.stream import Store, StoredObject
+from ssvm_worker.streaming.stream import Store, StoredObject
 from ssvm_worker.units import human_duration, parse_duration
 
 from .attempt import Attempt

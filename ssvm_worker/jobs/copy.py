@@ -24,7 +24,7 @@ from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound, Sto
 from ssvm_worker.grains.check import read_pack
 from ssvm_worker.grains.pack import Pack, read_index
 from ssvm_worker.grains.reader import packs_of
-from ssvm_worker.stream import CHUNK, Sink, Store, store_stream, tap
+from ssvm_worker.streaming.stream import CHUNK, Sink, Store, store_stream, tap
 
 from . import delete, verify
 from .accounting import count

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ssvm_worker.artifacts.layout import MANIFEST, Artifact
 from ssvm_worker.errors import NOT_THERE
-from ssvm_worker.stream import Store
+from ssvm_worker.streaming.stream import Store
 
 from .accounting import count_packs, uncount
 from .attempt import Attempt

@@ -8,7 +8,7 @@ from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest, SourceChanged
-from ssvm_worker.stream import Store
+from ssvm_worker.streaming.stream import Store
 
 from .accounting import holding
 from .attempt import Attempt

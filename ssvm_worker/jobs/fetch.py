@@ -12,7 +12,7 @@ from ssvm_worker.artifacts.checksum_files import find_in_sums
 from ssvm_worker.artifacts.checksums import Digest, Hasher, agreed, is_checksum_url, parse_checksum
 from ssvm_worker.artifacts.manifest import Manifest, read_draft
 from ssvm_worker.errors import InvalidRequest, TooLarge
-from ssvm_worker.stream import RAISE_LIMIT, Resuming, Store, limit, tap
+from ssvm_worker.streaming.stream import RAISE_LIMIT, Resuming, Store, limit, tap
 from ssvm_worker.units import human_size
 
 from .attempt import Attempt, RemoteSource

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.artifacts.manifest import Entry
 from ssvm_worker.formats import ImageInfo, Inspection
-from ssvm_worker.stream import Observer, Sink, StreamResult, store_stream
+from ssvm_worker.streaming.stream import Observer, Sink, StreamResult, store_stream
 
 from .attempt import Attempt
 

@@ -19,7 +19,7 @@ from ssvm_worker.grains.sink import GrainSink
 from ssvm_worker.grains.sweep import manifests_below, sweep
 from ssvm_worker.grains.writer import DiskPacker
 from ssvm_worker.slots import Wait
-from ssvm_worker.stream import Observer, Sink, Store
+from ssvm_worker.streaming.stream import Observer, Sink, Store
 from ssvm_worker.vmware.hardware import Disk, comparable
 
 from .attempt import Attempt

@@ -10,7 +10,7 @@ from functools import partial
 from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_draft
 from ssvm_worker.formats import ImageInfo, guess_format
-from ssvm_worker.stream import Sink, Store, StreamResult, limit, tap
+from ssvm_worker.streaming.stream import Sink, Store, StreamResult, limit, tap
 
 from .convert import Conversion, converting
 from .fetch import OriginFile

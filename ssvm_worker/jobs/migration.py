@@ -21,7 +21,7 @@ from ssvm_worker.errors import (
     StoreUnavailable,
     WorkerError,
 )
-from ssvm_worker.stream import StoredObject
+from ssvm_worker.streaming.stream import StoredObject
 
 from . import find_job
 from .attempt import Attempt, Progress, SubJob

@@ -21,7 +21,7 @@ from ssvm_worker.artifacts.manifest import Entry, discard
 from ssvm_worker.codecs.tar import TarMember
 from ssvm_worker.errors import CorruptImage, TooLarge, UnknownFormat, UnsafeImage, WorkerError
 from ssvm_worker.formats import ova
-from ssvm_worker.stream import limit
+from ssvm_worker.streaming.stream import limit
 from ssvm_worker.units import MiB
 
 from .attempt import Attempt

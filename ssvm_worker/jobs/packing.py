@@ -17,7 +17,7 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, read_manifest
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.formats import ova
-from ssvm_worker.stream import CHUNK, Store, tap
+from ssvm_worker.streaming.stream import CHUNK, Store, tap
 
 from .attempt import Attempt
 from .stored import BackupDisk, checked, read_backup

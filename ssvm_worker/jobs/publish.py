@@ -10,7 +10,7 @@ from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, discard, read_manifest, write_manifest
 from ssvm_worker.errors import Cancelled, WorkerError
-from ssvm_worker.stream import Store, StreamResult, put_bytes
+from ssvm_worker.streaming.stream import Store, StreamResult, put_bytes
 
 from .accounting import count
 from .attempt import Attempt

@@ -8,8 +8,8 @@ from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.errors import NOT_THERE, ObjectNotFound
-from ssvm_worker.pace import SharedRateLimit, paced
-from ssvm_worker.stream import Store, tap
+from ssvm_worker.streaming.rate_limit import SharedRateLimit, paced
+from ssvm_worker.streaming.stream import Store, tap
 
 from .attempt import Attempt
 from .backupcheck import Structure, contradictions

@@ -11,7 +11,7 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, find_manifest
 from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import InvalidRequest, WorkerError
-from ssvm_worker.stream import Observer, Sink, Store, StreamResult, store_stream
+from ssvm_worker.streaming.stream import Observer, Sink, Store, StreamResult, store_stream
 from ssvm_worker.units import MiB
 
 from .attempt import Attempt

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.artifacts.manifest import Entry
 from ssvm_worker.errors import CorruptImage, InvalidRequest, SourceUnavailable, WorkerError
-from ssvm_worker.stream import Check, store_stream
+from ssvm_worker.streaming.stream import Check, store_stream
 
 from .attempt import Attempt
 from .parallel import in_parallel

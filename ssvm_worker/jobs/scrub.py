@@ -15,7 +15,7 @@ from typing import Any
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Manifest, artifacts_below, find_manifest
 from ssvm_worker.errors import NOT_THERE, CorruptImage, Permanent
-from ssvm_worker.stream import Store
+from ssvm_worker.streaming.stream import Store
 
 from .accounting import count
 from .attempt import Attempt

@@ -17,7 +17,7 @@ from ssvm_worker.formats.to_vmdk import stream_of_grains, stream_size
 from ssvm_worker.formats.vmdk import SECTOR, parse_header
 from ssvm_worker.grains import reader as grains
 from ssvm_worker.grains.map import ROLE as GRAIN_MAP
-from ssvm_worker.stream import Store, tap
+from ssvm_worker.streaming.stream import Store, tap
 
 from .attempt import Attempt
 

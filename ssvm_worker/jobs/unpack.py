@@ -11,7 +11,7 @@ from ssvm_worker.codecs.pull import ExactReader
 from ssvm_worker.codecs.tar import TarMember
 from ssvm_worker.errors import UnknownFormat
 from ssvm_worker.formats.ova import is_descriptor
-from ssvm_worker.stream import CHUNK, limit, tap
+from ssvm_worker.streaming.stream import CHUNK, limit, tap
 
 _AS_WHAT = "Ask for ova or auto, if this is the file that you mean"
 

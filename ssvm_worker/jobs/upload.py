@@ -12,7 +12,7 @@ from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.artifacts.layout import Artifact, check_key, check_name
 from ssvm_worker.artifacts.manifest import Entry, read_manifest
 from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, WorkerError
-from ssvm_worker.stream import Store, store_stream, tap
+from ssvm_worker.streaming.stream import Store, store_stream, tap
 
 from .attempt import Attempt
 from .members import member

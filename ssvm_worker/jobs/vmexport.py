@@ -12,7 +12,7 @@ from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, discard, read_draft, write_draft
 from ssvm_worker.errors import SourceNotFound, WorkerError
-from ssvm_worker.stream import Store, StreamResult
+from ssvm_worker.streaming.stream import Store, StreamResult
 from ssvm_worker.vmware.hardware import EXPORTED, LEFT_OUT, MISSING, Disk, Hardware, select_disks
 from ssvm_worker.vmware.ovf import OvfDisk, OvfFile, checksums
 

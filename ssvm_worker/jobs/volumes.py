@@ -10,7 +10,7 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.grains.sweep import free_packs
-from ssvm_worker.stream import Store, StoredObject
+from ssvm_worker.streaming.stream import Store, StoredObject
 
 from . import delete
 from .accounting import count_packs

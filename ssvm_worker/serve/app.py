@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.links import LinkBook
 from ssvm_worker.links import GET, Link, Signer, object_path, upload_path
-from ssvm_worker.stream import Store
+from ssvm_worker.streaming.stream import Store
 
 from .answers import failure, refusal, respond
 from .incoming import TUS, Uploads

@@ -9,7 +9,7 @@ from typing import Any
 
 from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import InvalidRequest, SourceDenied
-from ssvm_worker.stream import limit
+from ssvm_worker.streaming.stream import limit
 from ssvm_worker.weburl import parse
 
 from .access import SourceOptions, VersionedSource

@@ -27,7 +27,7 @@ from ssvm_worker.sockets import (
     secure,
     tls_context,
 )
-from ssvm_worker.stream import Check
+from ssvm_worker.streaming.stream import Check
 from ssvm_worker.weburl import WebUrl
 
 from .proxy import Proxy, refuse_address, tunnel

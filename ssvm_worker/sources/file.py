@@ -19,7 +19,7 @@ from ssvm_worker.errors import (
     SourceUnavailable,
     WorkerError,
 )
-from ssvm_worker.stream import CHUNK
+from ssvm_worker.streaming.stream import CHUNK
 
 from .access import SourceOptions
 from .ending import empty, whole

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
 from ssvm_worker.sockets import ConnectOptions, Stalled, StallWatch, WatchedSocket, WatchedTLSSocket, connect
-from ssvm_worker.stream import CHUNK
+from ssvm_worker.streaming.stream import CHUNK
 from ssvm_worker.units import KiB
 from ssvm_worker.weburl import WebUrl, parse
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ssvm_worker.artifacts.checksum_files import decode_text
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable
 from ssvm_worker.sockets import Stalled
-from ssvm_worker.stream import CHUNK, Check, limit
+from ssvm_worker.streaming.stream import CHUNK, Check, limit
 from ssvm_worker.units import MiB
 from ssvm_worker.weburl import check_headers, parse
 

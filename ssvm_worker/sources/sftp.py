@@ -26,7 +26,7 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.sockets import TICK, ConnectOptions, Stalled, StallWatch, WatchedSocket, connect
-from ssvm_worker.stream import CHUNK, Check
+from ssvm_worker.streaming.stream import CHUNK, Check
 from ssvm_worker.units import KiB, MiB
 from ssvm_worker.weburl import WebUrl, parse
 

@@ -12,7 +12,7 @@ from ssvm_worker.errors import (
     StoreDenied,
     StoreUnavailable,
 )
-from ssvm_worker.stream import Source
+from ssvm_worker.streaming.stream import Source
 
 from .access import SourceOptions
 

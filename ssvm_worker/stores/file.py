@@ -27,7 +27,7 @@ from ssvm_worker.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from ssvm_worker.stream import CHUNK, Owner, Store, StoredObject, StoreUsage
+from ssvm_worker.streaming.stream import CHUNK, Owner, Store, StoredObject, StoreUsage
 
 from .directory import IN_THE_WAY, DirectoryTree, TreeFile, translated, translating
 from .listing import check_prefix, is_key

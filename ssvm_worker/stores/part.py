@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from threading import Lock, Thread
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
-from ssvm_worker.stream import CHUNK, Owner, StoredObject
+from ssvm_worker.streaming.sink_base import LeavingAborts
+from ssvm_worker.streaming.stream import CHUNK, Owner, StoredObject
 from ssvm_worker.units import KiB
 
 from .directory import DirectoryTree, translated, translating
-from .sink import LeavingAborts
 
 _FILE_MODE = 0o640
 _PART = re.compile(r"\.(?P<name>.+)\.(?P<job>[A-Za-z0-9_-]+)\.(?P<token>\d+)\.part")

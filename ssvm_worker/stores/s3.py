@@ -20,7 +20,7 @@ from ssvm_worker.errors import (
     StoreUnavailable,
 )
 from ssvm_worker.sockets import TICK, Stalled
-from ssvm_worker.stream import CHUNK, Check, Owner, Sink, Store, StoredObject, StoreUsage
+from ssvm_worker.streaming.stream import CHUNK, Check, Owner, Sink, Store, StoredObject, StoreUsage
 
 from .listing import below, check_prefix, in_order, is_key
 from .s3_answers import etag_in, size_in, time_in, version_of, whole_size

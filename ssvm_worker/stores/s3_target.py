@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 from botocore.exceptions import ClientError
 
 from ssvm_worker.errors import Cancelled, ObjectNotFound, StoreDenied, StoreUnavailable
-from ssvm_worker.stream import Owner
+from ssvm_worker.streaming.stream import Owner
 
 from .s3_answers import etag_in
 from .s3_bucket import Bucket

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ssvm_worker.errors import Cancelled, StoreDenied, StoreFull, StoreUnavailable, WorkerError
-from ssvm_worker.stream import StoredObject
+from ssvm_worker.streaming.sink_base import LeavingAborts
+from ssvm_worker.streaming.stream import StoredObject
 from ssvm_worker.units import MiB
 
 from .s3_answers import etag_in, size_in, time_in, version_of
@@ -18,7 +19,6 @@ from .s3_errors import translating
 from .s3_features import base64_of
 from .s3_parts import MAX_PARTS, PartBody, UploadedPart, etag_of, part_size, parts_of, take_over
 from .s3_target import CommitTarget, Seen
-from .sink import LeavingAborts
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
 from ssvm_worker.httpanswer import HttpAnswer
 from ssvm_worker.sockets import TICK, ConnectOptions, StallWatch, WatchedTLSSocket, connect
-from ssvm_worker.stream import CHUNK, Check
+from ssvm_worker.streaming.stream import CHUNK, Check
 from ssvm_worker.units import KiB
 
 from .address import Address

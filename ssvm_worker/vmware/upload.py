@@ -11,7 +11,7 @@ from typing import Self
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
 from ssvm_worker.httpanswer import HttpAnswer
 from ssvm_worker.sockets import TICK
-from ssvm_worker.stream import Check, StoredObject
+from ssvm_worker.streaming.stream import Check, StoredObject
 
 from .export import ExportLink, secure
 

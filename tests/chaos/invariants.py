@@ -15,7 +15,7 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.grains.map import ROLE
 from ssvm_worker.grains.reader import extents
 from ssvm_worker.ledger import Record
-from ssvm_worker.stream import Store, read_bytes
+from ssvm_worker.streaming.stream import Store, read_bytes
 from tests.chaos.mix import Content, Mix
 from tests.chaos.town import Town
 

@@ -24,7 +24,7 @@ from ssvm_worker.jobs.request import safe_url
 from ssvm_worker.jobs.unpack import DownloadBounds, unpack
 from ssvm_worker.sources.metalink import parse_metalink
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stream import Owner, put_bytes, read_bytes
+from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
 from ssvm_worker.units import MiB
 from ssvm_worker.vmware import ovf
 from ssvm_worker.weburl import parse

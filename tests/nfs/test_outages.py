@@ -20,7 +20,7 @@ from ssvm_worker.errors import StoreAway, StoreFull, StoreUnavailable
 from ssvm_worker.stores.nfs import NfsStore
 from ssvm_worker.stores.nfs_commands import SystemCommands
 from ssvm_worker.stores.nfs_probe import OK, probe
-from ssvm_worker.stream import CHUNK, Owner
+from ssvm_worker.streaming.stream import CHUNK, Owner
 from tests.contracts.store import BIG, ME, SOME, fill, get, keys, put
 from tests.nfs.server import Export, Server
 from tests.waiting import PATIENCE_S, until

@@ -15,10 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .errors import StoreUnavailable
-from .lane import SlowSinkDetector
+from ssvm_worker.errors import StoreUnavailable
+from ssvm_worker.units import human_size
+
+from .sink_thread import SlowSinkDetector
 from .stream import Check, LeavingAborts, Sink, StoredObject
-from .units import human_size
 
 #: Chunks in memory before the file is used; a chunk is 1 MiB at the most.
 DEPTH = 8

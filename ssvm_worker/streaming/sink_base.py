@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssvm_worker.stream import LeavingAborts
+from .stream import LeavingAborts
 
 __all__ = ["CannotResume", "LeavingAborts"]
 

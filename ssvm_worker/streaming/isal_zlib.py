@@ -5,7 +5,7 @@ from __future__ import annotations
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
-from .errors import CorruptImage
+from ssvm_worker.errors import CorruptImage
 
 #: ISA-L's own scale: 0 to 3. 435 MB/s a core; 0 is no faster on data that deflates, 2 no smaller.
 _LEVEL = 1

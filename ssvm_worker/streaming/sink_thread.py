@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from .errors import ResourceBusy, StoreUnavailable
-from .units import human_size
+from ssvm_worker.errors import ResourceBusy, StoreUnavailable
+from ssvm_worker.units import human_size
 
 #: Chunks that wait in one lane. A chunk is 1 MiB at the most, so a lane holds 5 MiB at the most; 4 to 8 are as fast.
 DEPTH = 5

@@ -17,9 +17,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from .errors import Cancelled, SourceUnavailable, TooLarge, WorkerError
-from .lane import SinkThread, SlowSinkDetector
-from .units import MiB, human_size
+from ssvm_worker.errors import Cancelled, SourceUnavailable, TooLarge, WorkerError
+from ssvm_worker.units import MiB, human_size
+
+from .sink_thread import SinkThread, SlowSinkDetector
 
 #: The largest chunk. On two cores one of 256 KiB costs a third more time for each byte, 512 KiB a sixth; 2 MiB no less.
 CHUNK = MiB

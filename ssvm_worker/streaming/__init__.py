@@ -1,0 +1,1 @@
+"""Move bytes from a source to several sinks, each byte once."""
