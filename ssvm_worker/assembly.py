@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from .addresses import AddressRule
 from .artifacts.checksums import Digest
 from .broker import (
     RecordedJobs,
@@ -37,6 +36,7 @@ from .jobs.attempt import Attempt, BootOptions, JobLimits, Progress, RemoteSourc
 from .jobs.request import JobRequest, redact
 from .jobs.retention import RetentionRule, RetentionRules
 from .links import Signer, local_key
+from .net.address_policy import AddressRule
 from .ownstores import refuse_stores
 from .quota import QuotaLimits as Quotas
 from .sections import Section

@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from .brokerurl import shown
 from .errors import ConfigError
 from .findings import describe, path_of, suggestion
+from .net.broker_url import shown
 from .sections import SecretUrl
 from .settings import Settings
 

@@ -19,7 +19,7 @@ from .demand import decide_all
 from .errors import ConfigError, StoreUnavailable, WorkerError
 from .health import unready
 from .ledger.registry import DOWN, DRAINING, UP
-from .listening import Listener
+from .net.listener import Listener
 from .settings import Settings
 from .storewatch import StoreWatch, look_at_stores
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .addresses import AddressRule
 from .artifacts.checksums import Digest
 from .credentials import authorization, named_credentials
 from .errors import InvalidRequest
+from .net.address_policy import AddressRule
 from .ownstores import refuse_stores
 from .settings import CredentialsSection, Settings
 from .sources import find_source

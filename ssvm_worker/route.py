@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .broker import broker_url
-from .brokerurl import celery_url, redis_url, sentinels, shown, tls_options, without_login
+from .net.broker_url import celery_url, redis_url, sentinels, shown, tls_options, without_login
 from .settings import Settings
 
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_va
 
 from .artifacts.checksums import HEX_LENGTHS
 from .artifacts.layout import ZONE
-from .brokerurl import check_port, sentinels
+from .net.broker_url import check_port, sentinels
 from .sections import (
     Address,
     Bytes,

@@ -6,10 +6,10 @@ import threading
 from collections import Counter, deque
 from urllib.parse import urlsplit
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.assembly import open_ledger, shown
 from ssvm_worker.ledger import Ledger
 from ssvm_worker.ledger.callback import Callbacks, CallbackSettings
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.retry import RetryPolicy
 from ssvm_worker.settings import Settings
 

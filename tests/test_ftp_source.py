@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import (
     InvalidRequest,
     SourceChanged,
@@ -15,6 +14,7 @@ from ssvm_worker.errors import (
     SourceUnavailable,
     WorkerError,
 )
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.ftp import FtpSource, FtpVersion

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import SourceDenied
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.http import HttpSource
 from tests.contracts.source import DATA, gather

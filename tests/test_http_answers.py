@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.errors import Cancelled, SourceDenied, SourceNotFound, SourceUnavailable, StoreUnavailable
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources import find_source
 from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings

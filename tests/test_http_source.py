@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import (
     Cancelled,
     SourceChanged,
@@ -18,6 +17,7 @@ from ssvm_worker.errors import (
     TooLarge,
     WorkerError,
 )
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.http import HttpSource, Validator, fetch_text
 from ssvm_worker.streaming.stream import CHUNK, Resuming, Source

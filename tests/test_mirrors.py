@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import (
     ChecksumMismatch,
@@ -20,6 +19,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.request import parse_request, redact
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources import find_source, open_source
 from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings

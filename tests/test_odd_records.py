@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.assembly import shown
-from ssvm_worker.brokerurl import redis_url
 from ssvm_worker.cli import main
 from ssvm_worker.ledger import Ledger, NewJob
 from ssvm_worker.ledger.callback import Callbacks, CallbackSettings
@@ -19,6 +17,8 @@ from ssvm_worker.ledger.figures import JobMetrics
 from ssvm_worker.ledger.links import LinkBook
 from ssvm_worker.ledger.registry import WorkerRegistry
 from ssvm_worker.ledger.verdicts import SharedScrubResults
+from ssvm_worker.net.address_policy import AddressRule
+from ssvm_worker.net.broker_url import redis_url
 from tests.servers.broker import Broker
 from tests.servers.receiver import Receiver
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import ConfigError, SourceDenied, SourceUnavailable
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.http import HttpSource
 from ssvm_worker.sources.proxy import Proxy, parse_proxy

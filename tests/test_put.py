@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import (
     Cancelled,
     InvalidRequest,
@@ -18,6 +17,7 @@ from ssvm_worker.errors import (
     StoreUnavailable,
     WorkerError,
 )
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.stores.put import PutSettings, PutSink
 from ssvm_worker.streaming.stream import store_stream
 from tests.contracts.source import DATA

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import urllib3
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import StoreDenied, StoreUnavailable
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.stores import s3_features
 from ssvm_worker.stores.put import PutSettings, PutSink
 from ssvm_worker.stores.s3 import S3Store

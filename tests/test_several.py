@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import Cancelled, SourceUnavailable
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.http import HttpSource
 from ssvm_worker.sources.several import ConnectionPolicy, ConnectionSpeed

@@ -13,7 +13,6 @@ from typing import Any
 import paramiko
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import (
     Cancelled,
     ConfigError,
@@ -22,6 +21,7 @@ from ssvm_worker.errors import (
     SourceDenied,
     SourceUnavailable,
 )
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.sftp import SftpSource, SftpVersion

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import Cancelled, Retryable, WorkerError
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources import find_source
 from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import Cancelled, ConfigError
-from ssvm_worker.sockets import (
+from ssvm_worker.net.address_policy import AddressRule
+from ssvm_worker.net.sockets import (
     AddressRefused,
     ConnectOptions,
     Stalled,

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import InvalidRequest, SourceNotFound
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources import open_source
 from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.exchange import HttpSettings

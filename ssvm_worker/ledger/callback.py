@@ -14,11 +14,11 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ssvm_worker import __version__
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import InvalidRequest
+from ssvm_worker.net.address_policy import AddressRule
+from ssvm_worker.net.sockets import AddressRefused, ConnectOptions, StallWatch, WatchedSocket, connect, tls_context
+from ssvm_worker.net.urls import WebUrl, parse
 from ssvm_worker.retry import RetryPolicy, backoff
-from ssvm_worker.sockets import AddressRefused, ConnectOptions, StallWatch, WatchedSocket, connect, tls_context
-from ssvm_worker.weburl import WebUrl, parse
 
 from .ledger import Ledger
 from .record import Record

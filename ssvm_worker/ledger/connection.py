@@ -12,8 +12,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from ssvm_worker.brokerurl import Sentinels, redis_url, sentinels, shown
 from ssvm_worker.errors import StoreDenied, StoreUnavailable
+from ssvm_worker.net.broker_url import Sentinels, redis_url, sentinels, shown
 
 #: Seconds to connect; a submit with the broker down must fail at once.
 _CONNECT_S = 3.0

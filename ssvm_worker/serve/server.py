@@ -18,7 +18,7 @@ import uvicorn
 
 from ssvm_worker.assembly import Stores, link_signer, open_ledger, open_links
 from ssvm_worker.errors import ConfigError, StoreUnavailable
-from ssvm_worker.listening import Listener, RateLimit
+from ssvm_worker.net.listener import Listener, RateLimit
 from ssvm_worker.settings import ServeSection, Settings
 from tasks.reaper import Reaper
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import InvalidRequest, SourceDenied
+from ssvm_worker.net.urls import parse
 from ssvm_worker.streaming.stream import limit
-from ssvm_worker.weburl import parse
 
 from .access import SourceOptions, VersionedSource
 from .file import FileSource, FileVersion

@@ -13,10 +13,10 @@ from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
 from ssvm_worker import __version__
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
-from ssvm_worker.httpanswer import HttpAnswer, wait_wanted
-from ssvm_worker.sockets import (
+from ssvm_worker.net.address_policy import AddressRule
+from ssvm_worker.net.http_response import HttpAnswer, wait_wanted
+from ssvm_worker.net.sockets import (
     TICK,
     AddressRefused,
     ConnectOptions,
@@ -27,8 +27,8 @@ from ssvm_worker.sockets import (
     secure,
     tls_context,
 )
+from ssvm_worker.net.urls import WebUrl
 from ssvm_worker.streaming.stream import Check
-from ssvm_worker.weburl import WebUrl
 
 from .proxy import Proxy, refuse_address, tunnel
 from .several import ConnectionPolicy

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
-from ssvm_worker.sockets import ConnectOptions, Stalled, StallWatch, WatchedSocket, WatchedTLSSocket, connect
+from ssvm_worker.net.sockets import ConnectOptions, Stalled, StallWatch, WatchedSocket, WatchedTLSSocket, connect
+from ssvm_worker.net.urls import WebUrl, parse
 from ssvm_worker.streaming.stream import CHUNK
 from ssvm_worker.units import KiB
-from ssvm_worker.weburl import WebUrl, parse
 
 from .access import SourceOptions
 from .ending import empty, whole

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from ssvm_worker.artifacts.checksum_files import decode_text
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable
-from ssvm_worker.sockets import Stalled
+from ssvm_worker.net.sockets import Stalled
+from ssvm_worker.net.urls import check_headers, parse
 from ssvm_worker.streaming.stream import CHUNK, Check, limit
 from ssvm_worker.units import MiB
-from ssvm_worker.weburl import check_headers, parse
 
 from .ending import empty, whole
 from .exchange import HttpResponse, HttpSettings, get, refusal, translated

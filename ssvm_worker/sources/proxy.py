@@ -12,11 +12,11 @@ import socket
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import ConfigError, SourceDenied, SourceUnavailable
-from ssvm_worker.httpanswer import HttpAnswer
-from ssvm_worker.sockets import AddressRefused, WatchedSocket
-from ssvm_worker.weburl import WebUrl
+from ssvm_worker.net.address_policy import AddressRule
+from ssvm_worker.net.http_response import HttpAnswer
+from ssvm_worker.net.sockets import AddressRefused, WatchedSocket
+from ssvm_worker.net.urls import WebUrl
 
 
 @dataclass(frozen=True)

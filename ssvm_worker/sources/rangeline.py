@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceUnavailable
+from ssvm_worker.net.urls import WebUrl
 from ssvm_worker.streaming.stream import CHUNK, Check
-from ssvm_worker.weburl import WebUrl
 
 from .exchange import HttpConnection, HttpResponse, HttpSettings, refusal, translated
 from .validator import Validator

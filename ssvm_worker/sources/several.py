@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ssvm_worker.errors import SourceChanged, SourceUnavailable, WorkerError
-from ssvm_worker.sockets import TICK
+from ssvm_worker.net.sockets import TICK
 from ssvm_worker.streaming.stream import Check
 from ssvm_worker.units import MiB
 

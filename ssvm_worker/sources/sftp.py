@@ -25,10 +25,10 @@ from ssvm_worker.errors import (
     SourceUnavailable,
     WorkerError,
 )
-from ssvm_worker.sockets import TICK, ConnectOptions, Stalled, StallWatch, WatchedSocket, connect
+from ssvm_worker.net.sockets import TICK, ConnectOptions, Stalled, StallWatch, WatchedSocket, connect
+from ssvm_worker.net.urls import WebUrl, parse
 from ssvm_worker.streaming.stream import CHUNK, Check
 from ssvm_worker.units import KiB, MiB
-from ssvm_worker.weburl import WebUrl, parse
 
 from .access import SourceOptions
 from .ending import empty, whole

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import ConfigError, InvalidRequest
+from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.streaming.stream import Check, Owner, Sink, Source, Store
 
 if TYPE_CHECKING:

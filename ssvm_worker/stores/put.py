@@ -12,14 +12,22 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 
 from ssvm_worker import __version__
-from ssvm_worker.addresses import AddressRule
 from ssvm_worker.errors import ObjectNotFound, StoreDenied, StoreFull, StoreUnavailable, WorkerError
-from ssvm_worker.httpanswer import MOST_INTERIM, HttpAnswer, wait_wanted
-from ssvm_worker.sockets import TICK, AddressRefused, ConnectOptions, StallWatch, WatchedTLSSocket, connect, tls_context
+from ssvm_worker.net.address_policy import AddressRule
+from ssvm_worker.net.http_response import MOST_INTERIM, HttpAnswer, wait_wanted
+from ssvm_worker.net.sockets import (
+    TICK,
+    AddressRefused,
+    ConnectOptions,
+    StallWatch,
+    WatchedTLSSocket,
+    connect,
+    tls_context,
+)
+from ssvm_worker.net.urls import check_headers, parse
 from ssvm_worker.streaming.sink_base import CannotResume
 from ssvm_worker.streaming.stream import Check, StoredObject
 from ssvm_worker.units import KiB
-from ssvm_worker.weburl import check_headers, parse
 
 #: The error code of an S3 server's XML answer.
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,60})</Code>")

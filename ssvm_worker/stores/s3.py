@@ -19,7 +19,7 @@ from ssvm_worker.errors import (
     StoreAway,
     StoreUnavailable,
 )
-from ssvm_worker.sockets import TICK, Stalled
+from ssvm_worker.net.sockets import TICK, Stalled
 from ssvm_worker.streaming.stream import CHUNK, Check, Owner, Sink, Store, StoredObject, StoreUsage
 
 from .listing import below, check_prefix, in_order, is_key

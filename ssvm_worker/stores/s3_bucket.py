@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError
 from botocore.loaders import Loader
 
 from ssvm_worker.errors import ConfigError, Permanent, StoreAway, StoreUnavailable, WorkerError
-from ssvm_worker.sockets import TICK, Check, StallWatch
+from ssvm_worker.net.sockets import TICK, Check, StallWatch
 from ssvm_worker.units import MiB
 
 from .s3_errors import asks_to_wait, code_of, is_outage, no_bucket, retry_after, translating

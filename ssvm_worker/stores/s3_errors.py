@@ -32,7 +32,7 @@ from ssvm_worker.errors import (
     StoreUnavailable,
     WorkerError,
 )
-from ssvm_worker.sockets import Stalled
+from ssvm_worker.net.sockets import Stalled
 
 #: All that a call of the SDK may raise, but for what the caller's check does.
 SDK_ERRORS = (ClientError, BotoCoreError, ResponseParserError, Stalled)

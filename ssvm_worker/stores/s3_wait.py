@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ssvm_worker.errors import Cancelled
-from ssvm_worker.sockets import TICK, Stalled, StallWatch
+from ssvm_worker.net.sockets import TICK, Stalled, StallWatch
 
 _T = TypeVar("_T")
 #: After a call was given up, calls to the same server get that many seconds for so long: those that clean up must not

@@ -13,7 +13,7 @@ from pyVim import connect as pyvim
 from pyVmomi import vim, vmodl
 
 from ssvm_worker.errors import Cancelled, SourceDenied, SourceUnavailable, WorkerError
-from ssvm_worker.sockets import ConnectOptions, StallWatch, WatchedTLSSocket, connect
+from ssvm_worker.net.sockets import ConnectOptions, StallWatch, WatchedTLSSocket, connect
 from ssvm_worker.streaming.stream import Check
 
 from .address import Address

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
-from ssvm_worker.httpanswer import HttpAnswer
-from ssvm_worker.sockets import TICK, ConnectOptions, StallWatch, WatchedTLSSocket, connect
+from ssvm_worker.net.http_response import HttpAnswer
+from ssvm_worker.net.sockets import TICK, ConnectOptions, StallWatch, WatchedTLSSocket, connect
 from ssvm_worker.streaming.stream import CHUNK, Check
 from ssvm_worker.units import KiB
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssvm_worker.errors import ConfigError
-from ssvm_worker.sockets import TICK, StallWatch, send_all, tls_context
+from ssvm_worker.net.sockets import TICK, StallWatch, send_all, tls_context
 
 #: The algorithms of a thumbprint, by the length of its hex form: vSphere writes SHA-1, newer tools SHA-256.
 _ALGORITHMS = {40: "sha1", 64: "sha256"}

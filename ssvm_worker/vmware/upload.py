@@ -9,8 +9,8 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Self
 
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
-from ssvm_worker.httpanswer import HttpAnswer
-from ssvm_worker.sockets import TICK
+from ssvm_worker.net.http_response import HttpAnswer
+from ssvm_worker.net.sockets import TICK
 from ssvm_worker.streaming.stream import Check, StoredObject
 
 from .export import ExportLink, secure

@@ -22,12 +22,12 @@ from ssvm_worker.grains.map import GrainMap
 from ssvm_worker.grains.pack import find_index
 from ssvm_worker.jobs.request import safe_url
 from ssvm_worker.jobs.unpack import DownloadBounds, unpack
+from ssvm_worker.net.urls import parse
 from ssvm_worker.sources.metalink import parse_metalink
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
 from ssvm_worker.units import MiB
 from ssvm_worker.vmware import ovf
-from ssvm_worker.weburl import parse
 from tests import archives, images
 from tests.fuzz.edits import edited
 from tests.grain_bench import back_up_grains, packs

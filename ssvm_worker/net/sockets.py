@@ -18,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .addresses import AddressRule
-from .errors import ConfigError
-from .units import KiB
+from ssvm_worker.errors import ConfigError
+from ssvm_worker.units import KiB
+
+from .address_policy import AddressRule
 
 Check = Callable[[], None]
 _T = TypeVar("_T")

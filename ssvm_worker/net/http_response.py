@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead, RemoteDisconnected
 from typing import Any
 
-from .units import KiB
+from ssvm_worker.units import KiB
 
 #: Interim answers before the final one. RFC 9110, 15.2 allows any number; real servers send one or two.
 MOST_INTERIM = 16

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-from .errors import InvalidRequest
+from ssvm_worker.errors import InvalidRequest
 
 _PORTS = {"http": 80, "https": 443, "ftp": 21, "sftp": 22, "scp": 22}
 _WEB = ("http", "https")

@@ -1,0 +1,1 @@
+"""Open sockets that obey the address rule and notice stalls; parse URLs."""
