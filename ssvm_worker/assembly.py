@@ -29,7 +29,10 @@ from .broker import (
     open_slots,
     open_verdicts,
 )
-from .credentials import authorization, named_credentials
+from .config.credentials import authorization, named_credentials
+from .config.schema import Keep as KeepSettings
+from .config.schema import Settings
+from .config.types import Section
 from .errors import Cancelled, ConfigError, InvalidRequest, misused
 from .jobs import JOBS
 from .jobs.attempt import Attempt, BootOptions, JobLimits, Progress, RemoteSource
@@ -39,9 +42,6 @@ from .links import Signer, local_key
 from .net.address_policy import AddressRule
 from .ownstores import refuse_stores
 from .quota import QuotaLimits as Quotas
-from .sections import Section
-from .settings import Keep as KeepSettings
-from .settings import Settings
 from .stores import open_destination, open_origin, open_store, sweep_destination
 from .stores.s3_wait import forget_silence
 from .streaming.rate_limit import SharedRateLimit

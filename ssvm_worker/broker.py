@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .artifacts.layout import check_zone
+from .config.schema import Settings
 from .errors import ObjectNotFound, StoreUnavailable
 from .jobs import Job, find_job
 from .jobs.attempt import SubJob
 from .jobs.request import parse_request
 from .net.broker_url import completed
 from .quota import Quota
-from .settings import Settings
 from .slots import Slots
 from .verdicts import ScrubResults
 

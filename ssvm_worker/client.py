@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Any
 
 from . import assembly
+from .config.schema import BrokerSection, Settings
 from .jobs import find_job
 from .ledger import Record
 from .ledger.events import Event
 from .ledger.registry import WorkerStatus
-from .settings import BrokerSection, Settings
 from .traces import traceparent as checked
 
 __all__ = ["Client", "Event", "Record", "WorkerStatus"]

@@ -6,10 +6,10 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from .assembly import open_figures, open_registry
+from .config.schema import Settings
 from .ledger.record import HELD, INBOUND
 from .ledger.registry import UP
 from .scaling import Decision, Policy, Running, decide
-from .settings import Settings
 
 if TYPE_CHECKING:
     from .ledger.figures import JobMetrics

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from . import assembly
+from .config.schema import LANES, Settings
 from .errors import ConfigError, WorkerError
 from .formats.qemuimg import tool
 from .jobs.preflight import preflight
 from .qemu.boot import try_accelerator
-from .settings import LANES, Settings
 from .streaming.stream import Store
 from .units import human_duration, human_size
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 
 from .assembly import open_registry
+from .config.schema import Settings
 from .errors import WorkerError
 from .ledger.registry import DRAINING, UP, WorkerStatus
-from .settings import Settings
 
 
 def unready(settings: Settings, host: str | None = None) -> str:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from .config.schema import LogSection
 from .errors import ConfigError
-from .settings import LogSection
 from .units import printable
 
 #: Job and number of the attempt.

@@ -15,12 +15,12 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from . import assembly
+from .config.schema import Settings
 from .demand import decide_all
 from .errors import ConfigError, StoreUnavailable, WorkerError
 from .health import unready
 from .ledger.registry import DOWN, DRAINING, UP
 from .net.listener import Listener
-from .settings import Settings
 from .storewatch import StoreWatch, look_at_stores
 
 try:

@@ -6,8 +6,8 @@ import re
 
 from .assembly import Stores
 from .breaker import CLOSED, CircuitBreaker
+from .config.schema import Settings
 from .errors import ConfigError, InvalidRequest
-from .settings import Settings
 from .stores.nfs import NfsStore
 from .stores.nfs_commands import sudo_rule
 from .stores.nfs_mount import Mounted

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .artifacts.checksums import Digest
-from .credentials import authorization, named_credentials
+from .config.credentials import authorization, named_credentials
+from .config.schema import CredentialsSection, Settings
 from .errors import InvalidRequest
 from .net.address_policy import AddressRule
 from .ownstores import refuse_stores
-from .settings import CredentialsSection, Settings
 from .sources import find_source
 from .sources.access import SourceOptions
 from .sources.exchange import HttpSettings

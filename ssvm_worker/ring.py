@@ -14,10 +14,10 @@ from celery import Celery
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
+from .config.schema import Settings
 from .errors import ObjectNotFound
 from .ledger import INBOUND, Ledger, Record
 from .route import MessageRoute
-from .settings import Settings
 
 _LOG = logging.getLogger("ssvm.ring")
 #: A broker that is away gets one more chance; the reaper rings again anyway.

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .broker import broker_url
+from .config.schema import Settings
 from .net.broker_url import celery_url, redis_url, sentinels, shown, tls_options, without_login
-from .settings import Settings
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ssvm_worker import logs
 from ssvm_worker.assembly import kept_ledger, make_attempt, open_slots
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import Attempt
@@ -23,7 +24,6 @@ from ssvm_worker.jobs.request import JobRequest, parse_request
 from ssvm_worker.ledger import Claim, Ledger
 from ssvm_worker.retry import RetryDecision, RetryPolicy, decide, decide_patiently
 from ssvm_worker.ring import ring
-from ssvm_worker.settings import Settings
 from ssvm_worker.traces import UNTRACED, Trace, tracing
 
 from .drain import draining

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import uuid
 
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger import queue_name
-from ssvm_worker.settings import Settings
 
 
 def worker_command(settings: Settings) -> tuple[list[str], dict[str, str]]:

@@ -17,12 +17,12 @@ from celery.worker.state import reserved_requests
 from celery.worker.strategy import default
 
 from ssvm_worker.assembly import open_ledger
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger import ClaimedJob, Ledger
 from ssvm_worker.logs import about
 from ssvm_worker.ring import task_id
-from ssvm_worker.settings import Settings
 from ssvm_worker.traces import traceparent
 
 from .app import settings as of_this_worker

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ssvm_worker.assembly import new_job
+from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.jobs import JOBS, Job, find_job
 from ssvm_worker.jobs.request import JobRequest, kept, parse_request
 from ssvm_worker.ledger import Ledger, NewJob, Record
-from ssvm_worker.settings import LANES, Settings
 from ssvm_worker.traces import traceparent
 
 from .screening import CLAIM, first_argument

@@ -8,9 +8,9 @@ from typing import Any
 from celery import Celery, bootsteps
 from celery.signals import worker_init, worker_process_shutdown
 
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.ledger.embedded import EmbeddedBroker
-from ssvm_worker.settings import Settings
 from ssvm_worker.traces import close
 
 from . import panel

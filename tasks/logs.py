@@ -8,7 +8,7 @@ from typing import Any
 from celery.signals import setup_logging, task_postrun, task_prerun
 
 from ssvm_worker import logs
-from ssvm_worker.settings import Settings
+from ssvm_worker.config.schema import Settings
 
 from .discreet import job_of
 

@@ -7,9 +7,9 @@ import logging
 import time
 
 from ssvm_worker.breaker import CLOSED
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.mounts import nfs_mounts
-from ssvm_worker.settings import Settings
 from ssvm_worker.stores.nfs_mount import Mounted
 
 from .rounds import PeriodicThread

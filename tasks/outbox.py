@@ -7,11 +7,11 @@ from collections import Counter, deque
 from urllib.parse import urlsplit
 
 from ssvm_worker.assembly import open_ledger, shown
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger import Ledger
 from ssvm_worker.ledger.callback import Callbacks, CallbackSettings
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.retry import RetryPolicy
-from ssvm_worker.settings import Settings
 
 from .rounds import PeriodicThread
 

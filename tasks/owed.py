@@ -8,11 +8,11 @@ from typing import Any
 
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.assembly import new_job
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.jobs import find_job
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
 from ssvm_worker.ledger import Ledger, Record
-from ssvm_worker.settings import Settings
 
 _LOG = logging.getLogger("ssvm.owed")
 

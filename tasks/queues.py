@@ -9,11 +9,11 @@ from functools import lru_cache
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.doctor import Finding
 from ssvm_worker.ledger import queue_name
 from ssvm_worker.ring import sender
 from ssvm_worker.route import MessageRoute
-from ssvm_worker.settings import Settings
 
 _LOG = logging.getLogger("ssvm.queues")
 

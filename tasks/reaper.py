@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from ssvm_worker.assembly import open_ledger
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.logs import about
 from ssvm_worker.ring import ring
-from ssvm_worker.settings import Settings
 
 from .outbox import CallbackSender
 from .queues import standing

@@ -13,10 +13,10 @@ from celery.worker import state as celery_state
 
 from ssvm_worker import __version__
 from ssvm_worker.assembly import open_registry
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.registry import WorkerInfo
 from ssvm_worker.mounts import stores_away
-from ssvm_worker.settings import Settings
 
 from .rounds import PeriodicThread
 

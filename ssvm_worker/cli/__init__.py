@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from ssvm_worker import __version__, config, logs
+from ssvm_worker.config.schema import LogSection
 from ssvm_worker.errors import EXIT_CANCELLED, ConfigError, WorkerError
-from ssvm_worker.settings import LogSection
 
 from .output import Output
 

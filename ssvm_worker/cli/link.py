@@ -13,12 +13,12 @@ from typing import Any
 from ssvm_worker import assembly, config
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import find_manifest
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ConfigError, InvalidRequest, ObjectNotFound, misused
 from ssvm_worker.jobs import downloadrequest
 from ssvm_worker.jobs.members import member
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.links import GET, PUT, Link, new_id
-from ssvm_worker.settings import Settings
 from ssvm_worker.units import human_duration, parse_duration
 
 from .output import Output

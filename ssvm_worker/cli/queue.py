@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import assembly, config
+from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import EXIT_CANCELLED, EXIT_PERMANENT, EXIT_RETRYABLE
-from ssvm_worker.settings import LANES, Settings
 from ssvm_worker.traces import traceparent
 from ssvm_worker.units import human_size, printable
 

@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import assembly, config
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import EXIT_RETRYABLE
-from ssvm_worker.settings import Settings
 
 from .output import Output
 

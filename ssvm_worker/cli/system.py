@@ -8,11 +8,12 @@ import os
 import sys
 from typing import Any
 
-from ssvm_worker import cmdline, config, doctor
+from ssvm_worker import config, doctor
+from ssvm_worker.config import kernel_cmdline
+from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS, find_job
 from ssvm_worker.mounts import nfs_mounts
-from ssvm_worker.settings import LANES, Settings
 
 from .output import Bar, Output
 
@@ -32,9 +33,9 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     worker.add_argument(
         "--from-cmdline",
         nargs="?",
-        const=cmdline.KERNEL,
+        const=kernel_cmdline.KERNEL,
         metavar="FILE",
-        help=f"zone, broker and jobs at once as CloudStack tells a system VM ({cmdline.KERNEL}); SSVM_… goes before it",
+        help=f"zone, broker and jobs at once as CloudStack tells a system VM ({kernel_cmdline.KERNEL}); SSVM_… goes before it",
     )
     worker.set_defaults(command=_worker)
     check = commands.add_parser("doctor", help="every dependency: reachable or not, and why", parents=[common])
@@ -84,7 +85,7 @@ def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - 
     if args.config:
         os.environ["SSVM_CONFIG"] = os.path.abspath(args.config)
     if args.from_cmdline:
-        os.environ.update(cmdline.environment_of(args.from_cmdline) | os.environ)
+        os.environ.update(kernel_cmdline.environment_of(args.from_cmdline) | os.environ)
     overrides = {"zone": args.zone, "worker__lanes": args.lanes, "worker__concurrency": args.concurrency}
     for name, value in overrides.items():
         if value is not None:

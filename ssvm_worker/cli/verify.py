@@ -9,10 +9,10 @@ from typing import Any
 
 from ssvm_worker import assembly, config
 from ssvm_worker.artifacts.manifest import artifacts_below
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import EXIT_PERMANENT, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.settings import Settings
 from ssvm_worker.units import printable
 from ssvm_worker.verdicts import iso
 

@@ -22,10 +22,10 @@ from typing import Any
 from ssvm_worker import assembly, config
 from ssvm_worker.artifacts.layout import MANIFEST, Artifact
 from ssvm_worker.artifacts.manifest import read_manifest
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import SourceUnavailable, WorkerError
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.ledger.embedded import require_server
-from ssvm_worker.settings import Settings
 from ssvm_worker.units import GiB, MiB, human_size
 
 from .ports import free_port

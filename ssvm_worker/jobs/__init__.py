@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ssvm_worker.config.findings import suggestion
 from ssvm_worker.errors import InvalidRequest, misused
-from ssvm_worker.findings import suggestion
 
 from .attempt import Attempt
 from .request import JobRequest

@@ -22,8 +22,8 @@ from pydantic import (
 )
 
 from ssvm_worker.artifacts.layout import Artifact, check_key, check_name
+from ssvm_worker.config.findings import describe, path_of
 from ssvm_worker.errors import InvalidRequest, WorkerError, misused
-from ssvm_worker.findings import describe, path_of
 from ssvm_worker.net.urls import check_headers, parse
 from ssvm_worker.units import parse_rate, parse_size, printable
 

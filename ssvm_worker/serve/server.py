@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from ssvm_worker.assembly import Stores, link_signer, open_ledger, open_links
+from ssvm_worker.config.schema import ServeSection, Settings
 from ssvm_worker.errors import ConfigError, StoreUnavailable
 from ssvm_worker.net.listener import Listener, RateLimit
-from ssvm_worker.settings import ServeSection, Settings
 from tasks.reaper import Reaper
 
 from .app import Gate, make_app

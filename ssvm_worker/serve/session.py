@@ -18,6 +18,7 @@ from typing import Any
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import read_draft
 from ssvm_worker.assembly import Stores, new_job, open_links
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.attempt import Attempt
@@ -27,7 +28,6 @@ from ssvm_worker.ledger import INBOUND, Claim, Ledger
 from ssvm_worker.ledger.uploads import cancelled, end_links
 from ssvm_worker.links import Link
 from ssvm_worker.retry import RetryDecision
-from ssvm_worker.settings import Settings
 from ssvm_worker.traces import tracing
 from tasks.bridge import JobRun, worker_name
 from tasks.heart import ClaimHeartbeat

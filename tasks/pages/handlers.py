@@ -14,9 +14,9 @@ from tornado.web import HTTPError, authenticated
 
 from ssvm_worker.assembly import open_figures, open_ledger, open_registry, shown
 from ssvm_worker.config import load
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ObjectNotFound, StoreUnavailable, WorkerError
 from ssvm_worker.ring import job_of_task, ring
-from ssvm_worker.settings import Settings
 from ssvm_worker.storewatch import StoreWatch
 from tasks.panel import REFUSED
 

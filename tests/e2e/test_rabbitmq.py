@@ -14,8 +14,8 @@ import pytest
 
 from ssvm_worker import health
 from ssvm_worker.client import Client
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.route import MessageRoute
-from ssvm_worker.settings import Settings
 from tasks.queues import standing, waiting
 from tests import images
 from tests.servers.http import HttpServer

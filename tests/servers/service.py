@@ -15,8 +15,8 @@ import urllib3
 
 from ssvm_worker import assembly
 from ssvm_worker.config import parse
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.serve.server import answer, bound, make_server
-from ssvm_worker.settings import Settings
 from tests.servers.broker import Broker
 from tests.waiting import CLAIM_S, PATIENCE_S
 

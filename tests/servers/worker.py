@@ -18,11 +18,11 @@ import pytest
 
 from ssvm_worker.assembly import new_job, open_ledger
 from ssvm_worker.config import parse
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ObjectNotFound
 from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger import Ledger, Record, queue_name
 from ssvm_worker.ring import ring
-from ssvm_worker.settings import Settings
 from tasks.command import worker_command
 from tests.servers.broker import Broker, StoppableBroker
 from tests.waiting import CLAIM_S, PATIENCE_S, until

@@ -17,11 +17,12 @@ from typing import Any
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from .errors import ConfigError
+from ssvm_worker.errors import ConfigError
+from ssvm_worker.net.broker_url import shown
+
 from .findings import describe, path_of, suggestion
-from .net.broker_url import shown
-from .sections import SecretUrl
-from .settings import Settings
+from .schema import Settings
+from .types import SecretUrl
 
 _LOG = logging.getLogger("ssvm.config")
 _PREFIX = "SSVM_"

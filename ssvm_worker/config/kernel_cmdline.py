@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import ConfigError
+from ssvm_worker.errors import ConfigError
 
 #: Where Linux shows it.
 KERNEL = "/proc/cmdline"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .units import printable
+from ssvm_worker.units import printable
 
 #: By pydantic's error types; a type that is not here keeps pydantic's own message.
 _WORDS = {

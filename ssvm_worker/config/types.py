@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
-from .units import parse_duration, parse_rate, parse_size
+from ssvm_worker.units import parse_duration, parse_rate, parse_size
 
 
 class Section(BaseModel):

@@ -8,10 +8,14 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from .artifacts.checksums import HEX_LENGTHS
-from .artifacts.layout import ZONE
-from .net.broker_url import check_port, sentinels
-from .sections import (
+from ssvm_worker.artifacts.checksums import HEX_LENGTHS
+from ssvm_worker.artifacts.layout import ZONE
+from ssvm_worker.net.broker_url import check_port, sentinels
+from ssvm_worker.stores.nfs_url import DEFAULTS as NFS_DEFAULTS
+from ssvm_worker.stores.nfs_url import check_options
+from ssvm_worker.units import GiB, MiB, TiB
+
+from .types import (
     Address,
     Bytes,
     Networks,
@@ -25,9 +29,6 @@ from .sections import (
     no_login,
     split,
 )
-from .stores.nfs_url import DEFAULTS as NFS_DEFAULTS
-from .stores.nfs_url import check_options
-from .units import GiB, MiB, TiB
 
 LANES = ("download", "upload", "backup", "maintenance")
 Addressing = Literal["auto", "path", "virtual"]

@@ -6,8 +6,9 @@ import base64
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
-from .errors import ConfigError, InvalidRequest, misused
-from .settings import CredentialsSection, Settings
+from ssvm_worker.errors import ConfigError, InvalidRequest, misused
+
+from .schema import CredentialsSection, Settings
 
 #: Schemes by which everyone on the way can read what is sent.
 _PLAINTEXT = ("http", "ftp")
