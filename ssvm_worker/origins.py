@@ -13,13 +13,13 @@ from .errors import InvalidRequest
 from .net.address_policy import AddressRule
 from .ownstores import refuse_stores
 from .sources import find_source
-from .sources.access import SourceOptions
-from .sources.exchange import HttpSettings
-from .sources.http import fetch_text
+from .sources.checksum_signature import Keyring, fetch_signed
+from .sources.http.parallel import ConnectionPolicy
+from .sources.http.proxy import parse_proxy
+from .sources.http.request import HttpSettings
+from .sources.http.source import fetch_text
 from .sources.mirrors import Mirrors
-from .sources.proxy import parse_proxy
-from .sources.several import ConnectionPolicy
-from .sources.signature import Keyring, fetch_signed
+from .sources.options import SourceOptions
 from .streaming.stream import Check, Source, Store
 
 

@@ -15,9 +15,9 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.sources.access import SourceOptions
-from ssvm_worker.sources.exchange import HttpSettings
 from ssvm_worker.sources.ftp import FtpSource, FtpVersion
+from ssvm_worker.sources.http.request import HttpSettings
+from ssvm_worker.sources.options import SourceOptions
 from ssvm_worker.streaming.stream import Resuming
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.neighbours import free_port

@@ -15,10 +15,10 @@ from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.errors import Cancelled, SourceDenied, SourceNotFound, SourceUnavailable, StoreUnavailable
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources import find_source
-from ssvm_worker.sources.access import SourceOptions
-from ssvm_worker.sources.exchange import HttpSettings
-from ssvm_worker.sources.http import HttpSource
-from ssvm_worker.sources.proxy import parse_proxy
+from ssvm_worker.sources.http.proxy import parse_proxy
+from ssvm_worker.sources.http.request import HttpSettings
+from ssvm_worker.sources.http.source import HttpSource
+from ssvm_worker.sources.options import SourceOptions
 from ssvm_worker.stores.put import PutSettings, PutSink
 from ssvm_worker.streaming.stream import Resuming
 from tests.contracts.source import DATA, gather

@@ -21,10 +21,10 @@ from ssvm_worker.jobs import download
 from ssvm_worker.jobs.request import parse_request, redact
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources import find_source, open_source
-from ssvm_worker.sources.access import SourceOptions
-from ssvm_worker.sources.exchange import HttpSettings
+from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.metalink import is_metalink, parse_metalink
 from ssvm_worker.sources.mirrors import Mirrors, Offer
+from ssvm_worker.sources.options import SourceOptions
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Resuming, read_bytes
 from tests import images

@@ -20,8 +20,8 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.sources.access import SourceOptions
 from ssvm_worker.sources.file import FileSource, FileVersion
+from ssvm_worker.sources.options import SourceOptions
 from ssvm_worker.stores.file import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes

@@ -22,8 +22,8 @@ import pytest
 from ssvm_worker.errors import Cancelled, Retryable, WorkerError
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources import find_source
-from ssvm_worker.sources.access import SourceOptions
-from ssvm_worker.sources.exchange import HttpSettings
+from ssvm_worker.sources.http.request import HttpSettings
+from ssvm_worker.sources.options import SourceOptions
 from ssvm_worker.stores.put import PutSettings, PutSink
 from ssvm_worker.stores.s3 import S3Store, s3_destination
 from ssvm_worker.stores.s3_bucket import S3Settings

@@ -12,14 +12,14 @@ from ssvm_worker.errors import InvalidRequest, SourceDenied
 from ssvm_worker.net.urls import parse
 from ssvm_worker.streaming.stream import limit
 
-from .access import SourceOptions, VersionedSource
 from .file import FileSource, FileVersion
 from .ftp import FtpSource, FtpVersion
-from .http import HttpSource, Validator, fetch_text
+from .http.source import HttpSource, Validator, fetch_text
 from .metalink import MOST, begins_metalink, is_metalink, parse_metalink
 from .mirrors import Mirrors, Offer
+from .options import SourceOptions, VersionedSource
 from .sftp import SftpSource, SftpVersion
-from .stored import StoredSource
+from .store_object import StoredSource
 
 _Open = Callable[[str, SourceOptions, dict[str, Any] | None], VersionedSource]
 

@@ -21,8 +21,8 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.streaming.stream import CHUNK
 
-from .access import SourceOptions
 from .ending import empty, whole
+from .options import SourceOptions
 
 _STEP = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Not blocking: the open of a pipe would wait for its other end.

@@ -15,9 +15,9 @@ from ssvm_worker.net.urls import WebUrl, parse
 from ssvm_worker.streaming.stream import CHUNK
 from ssvm_worker.units import KiB
 
-from .access import SourceOptions
 from .ending import empty, whole
-from .exchange import translate
+from .http.request import translate
+from .options import SourceOptions
 
 Socket = WatchedSocket | WatchedTLSSocket
 

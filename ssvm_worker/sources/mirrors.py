@@ -13,7 +13,7 @@ from ssvm_worker.artifacts.checksums import Digest, digest_of
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
 from ssvm_worker.units import MiB
 
-from .access import VersionedSource
+from .options import VersionedSource
 
 #: Opens the source behind a URL, of the version that a validator tells if one is given.
 Make = Callable[[str, dict[str, Any] | None], VersionedSource]

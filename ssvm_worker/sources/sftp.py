@@ -30,9 +30,9 @@ from ssvm_worker.net.urls import WebUrl, parse
 from ssvm_worker.streaming.stream import CHUNK, Check
 from ssvm_worker.units import KiB, MiB
 
-from .access import SourceOptions
 from .ending import empty, whole
-from .exchange import translate
+from .http.request import translate
+from .options import SourceOptions
 
 #: Bytes that are asked for, and held, at once.
 _AHEAD = 4 * CHUNK

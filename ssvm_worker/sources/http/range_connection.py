@@ -9,8 +9,8 @@ from ssvm_worker.errors import SourceChanged, SourceDenied, SourceUnavailable
 from ssvm_worker.net.urls import WebUrl
 from ssvm_worker.streaming.stream import CHUNK, Check
 
-from .exchange import HttpConnection, HttpResponse, HttpSettings, refusal, translated
-from .validator import Validator
+from .request import HttpConnection, HttpResponse, HttpSettings, refusal, translated
+from .validators import Validator
 
 
 @dataclass(frozen=True)

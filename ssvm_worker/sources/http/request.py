@@ -30,8 +30,8 @@ from ssvm_worker.net.sockets import (
 from ssvm_worker.net.urls import WebUrl
 from ssvm_worker.streaming.stream import Check
 
+from .parallel import ConnectionPolicy
 from .proxy import Proxy, refuse_address, tunnel
-from .several import ConnectionPolicy
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 

@@ -13,8 +13,8 @@ from ssvm_worker.errors import ConfigError, SourceDenied, SourceNotFound, Source
 from ssvm_worker.streaming.stream import Check, limit
 from ssvm_worker.units import KiB, MiB
 
-from .exchange import HttpSettings
-from .http import HttpSource
+from .http.request import HttpSettings
+from .http.source import HttpSource
 
 #: What publishers append to the name of the file: Ubuntu .gpg, Debian .sign, most others .asc.
 _ENDINGS = (".gpg", ".asc", ".sign")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.streaming.stream import Check, Source
 
-from .exchange import HttpSettings
+from .http.request import HttpSettings
 
 
 class VersionedSource(Source, Protocol):

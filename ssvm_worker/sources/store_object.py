@@ -14,7 +14,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.streaming.stream import Source
 
-from .access import SourceOptions
+from .options import SourceOptions
 
 _SAID_OTHERWISE = {ObjectNotFound: SourceNotFound, StoreDenied: SourceDenied, StoreUnavailable: SourceUnavailable}
 

@@ -10,14 +10,14 @@ from ssvm_worker.artifacts.checksum_files import decode_text
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable
 from ssvm_worker.net.sockets import Stalled
 from ssvm_worker.net.urls import check_headers, parse
+from ssvm_worker.sources.ending import empty, whole
 from ssvm_worker.streaming.stream import CHUNK, Check, limit
 from ssvm_worker.units import MiB
 
-from .ending import empty, whole
-from .exchange import HttpResponse, HttpSettings, get, refusal, translated
-from .rangeline import HttpRangeConnection, RangeTarget
-from .several import ConnectionSpeed, ParallelDownload
-from .validator import Validator, content_coding, content_range, strong_date, strong_etag
+from .parallel import ConnectionSpeed, ParallelDownload
+from .range_connection import HttpRangeConnection, RangeTarget
+from .request import HttpResponse, HttpSettings, get, refusal, translated
+from .validators import Validator, content_coding, content_range, strong_date, strong_etag
 
 __all__ = ["HttpSource", "Validator", "fetch_text"]
 

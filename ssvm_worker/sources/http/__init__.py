@@ -1,0 +1,1 @@
+"""Download over HTTP and HTTPS."""
