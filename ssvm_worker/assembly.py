@@ -43,7 +43,7 @@ from .net.address_policy import AddressRule
 from .ownstores import refuse_stores
 from .quota import QuotaLimits as Quotas
 from .stores import open_destination, open_origin, open_store, sweep_destination
-from .stores.s3_wait import forget_silence
+from .stores.s3.stall_watch import forget_silence
 from .streaming.rate_limit import SharedRateLimit
 from .streaming.stream import Check, Sink, Source, Store
 

@@ -25,7 +25,7 @@ from .units import human_duration, human_size
 if TYPE_CHECKING:
     from .ledger.figures import LaneMetrics
     from .ledger.registry import WorkerStatus
-    from .stores.s3 import S3Store
+    from .stores.s3.store import S3Store
 
 #: Seconds after which a job that waits is worth a warning; failed jobs that are looked at.
 _WAITS_S, _FAILED = 900, 1000
@@ -225,7 +225,7 @@ def _store(settings: Settings, name: str) -> str:
 
 
 def _s3(store: Store) -> S3Store:
-    from .stores.s3 import S3Store  # the SDK is imported where there is an S3 store only
+    from .stores.s3.store import S3Store  # the SDK is imported where there is an S3 store only
 
     assert isinstance(store, S3Store)
     return store

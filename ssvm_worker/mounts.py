@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 from .assembly import Stores
-from .breaker import CLOSED, CircuitBreaker
 from .config.schema import Settings
 from .errors import ConfigError, InvalidRequest
-from .stores.nfs import NfsStore
-from .stores.nfs_commands import sudo_rule
-from .stores.nfs_mount import Mounted
+from .stores.nfs.circuit_breaker import CLOSED, CircuitBreaker
+from .stores.nfs.commands import sudo_rule
+from .stores.nfs.mount import Mounted
+from .stores.nfs.store import NfsStore
 from .streaming.stream import Store
 
 

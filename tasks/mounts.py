@@ -6,11 +6,11 @@ import atexit
 import logging
 import time
 
-from ssvm_worker.breaker import CLOSED
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.mounts import nfs_mounts
-from ssvm_worker.stores.nfs_mount import Mounted
+from ssvm_worker.stores.nfs.circuit_breaker import CLOSED
+from ssvm_worker.stores.nfs.mount import Mounted
 
 from .rounds import PeriodicThread
 

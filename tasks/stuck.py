@@ -17,7 +17,7 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import StoreAway, WorkerError
 from ssvm_worker.ledger import Claim, Ledger
 from ssvm_worker.retry import RetryPolicy, decide
-from ssvm_worker.stores.nfs_mount import ask_to_die, used_and_away
+from ssvm_worker.stores.nfs.mount import ask_to_die, used_and_away
 
 from .heart import ClaimHeartbeat
 from .rounds import PeriodicThread

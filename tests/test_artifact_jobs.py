@@ -11,7 +11,7 @@ import pytest
 from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound
 from ssvm_worker.jobs import delete, download, verify
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from tests import images
 from tests.attempts import attempt
 from tests.servers.http import HttpServer

@@ -24,7 +24,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.jobs import backup
 from ssvm_worker.jobs.attempt import Progress
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, read_bytes
 from ssvm_worker.units import KiB

@@ -25,7 +25,7 @@ from ssvm_worker.jobs.scratch import scratch_folder
 from ssvm_worker.qemu.boot import try_accelerator
 from ssvm_worker.qemu.machine import BootMachine, Drive, command
 from ssvm_worker.qemu.screen import Picture, read_ppm
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store, put_bytes
 from ssvm_worker.units import MiB

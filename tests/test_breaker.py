@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssvm_worker.breaker import CLOSED, HALF_OPEN, OPEN, CircuitBreaker
+from ssvm_worker.stores.nfs.circuit_breaker import CLOSED, HALF_OPEN, OPEN, CircuitBreaker
 
 
 def test_closed() -> None:

@@ -23,9 +23,9 @@ from ssvm_worker.jobs import cleanup
 from ssvm_worker.jobs.attempt import NullJobs
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger import Ledger, NewJob
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stores.s3 import S3Store
+from ssvm_worker.stores.s3.store import S3Store
 from ssvm_worker.streaming.stream import Owner, Store, put_bytes
 from tests.attempts import attempt
 from tests.faults import store_unreachable

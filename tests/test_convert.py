@@ -29,7 +29,7 @@ from ssvm_worker.formats.qemuimg import QemuImg, tool
 from ssvm_worker.jobs import convert, download
 from ssvm_worker.jobs.attempt import Attempt, JobLimits
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from tests import images
 from tests.archives import COMPRESS, ova_of, ovf_of

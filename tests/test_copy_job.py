@@ -12,9 +12,9 @@ from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound, StoreFull, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import copy, verify
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stores.s3 import S3Store
+from ssvm_worker.stores.s3.store import S3Store
 from ssvm_worker.streaming.stream import Owner, Store, put_bytes, read_bytes
 from tests.attempts import again, attempt
 from tests.contracts.store import put

@@ -15,7 +15,7 @@ from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, Sour
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store, read_bytes
 from tests import images

@@ -22,9 +22,9 @@ from ssvm_worker.errors import (
     StoreUnavailable,
     WorkerError,
 )
-from ssvm_worker.stores.directory import translated
-from ssvm_worker.stores.file import FileStore
-from ssvm_worker.stores.part import PartName, job_in_name
+from ssvm_worker.stores.file.part_file import PartName, job_in_name
+from ssvm_worker.stores.file.store import FileStore
+from ssvm_worker.stores.file.tree import translated
 from ssvm_worker.streaming.stream import CHUNK, Owner, put_bytes, read_bytes
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import BIG, ME, fill, get, keys, put

@@ -16,7 +16,7 @@ from ssvm_worker.cli import main
 from ssvm_worker.config import load
 from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger import Ledger
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from tests import images
 from tests.grain_bench import OWNER, back_up, changed, disk
 from tests.servers.broker import Broker

@@ -12,7 +12,7 @@ import pytest
 from ssvm_worker.errors import Cancelled
 from ssvm_worker.jobs import copy, delete, download, verify
 from ssvm_worker.jobs.attempt import Attempt
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store
 from tests import images

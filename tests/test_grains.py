@@ -15,7 +15,7 @@ from ssvm_worker.formats.to_vmdk import stream_optimized
 from ssvm_worker.grains.index import Index
 from ssvm_worker.grains.reader import extents
 from ssvm_worker.stores import open_store
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store, put_bytes
 from tests.faults import store_failing, store_failing_commit

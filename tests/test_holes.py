@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ssvm_worker.stores.file import FileStore
-from ssvm_worker.stores.part import HOLE
+from ssvm_worker.stores.file.part_file import HOLE
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.stream import CHUNK, Owner, read_bytes
 from tests.contracts.store import ME
 

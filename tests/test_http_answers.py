@@ -19,7 +19,7 @@ from ssvm_worker.sources.http.proxy import parse_proxy
 from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.http.source import HttpSource
 from ssvm_worker.sources.options import SourceOptions
-from ssvm_worker.stores.put import PutSettings, PutSink
+from ssvm_worker.stores.http_put import PutSettings, PutSink
 from ssvm_worker.streaming.stream import Resuming
 from tests.contracts.source import DATA, gather
 from tests.servers.http import HttpServer

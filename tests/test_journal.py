@@ -9,7 +9,7 @@ import pytest
 
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.jobs.journal import ResumeNote
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Sink
 from tests.contracts.store import BIG, ME, fill

@@ -18,10 +18,10 @@ from ssvm_worker.grains.sink import GrainSink
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.stores.directory import translated
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.part_file import FileSink
+from ssvm_worker.stores.file.store import FileStore
+from ssvm_worker.stores.file.tree import translated
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stores.part import FileSink
 from ssvm_worker.streaming.disk_buffer import DiskBuffer
 from ssvm_worker.streaming.stream import LeavingAborts, Owner, Sink, Store, put_bytes, read_bytes
 from tests import images

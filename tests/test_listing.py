@@ -15,9 +15,9 @@ from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.cli import main
 from ssvm_worker.cli.store import listed
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.stores.file import FileStore
-from ssvm_worker.stores.listing import in_order
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stores.sorted_listing import in_order
 from ssvm_worker.streaming.stream import Owner, Store, StoredObject, put_bytes
 from tests.faults import store_unreachable
 from tests.neighbours import free_port

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssvm_worker.stores.mountinfo import Mount, mounts
+from ssvm_worker.stores.nfs.mountinfo import Mount, mounts
 
 NFS = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 131 28 0:52 / /mnt/sec rw,relatime shared:69 - nfs4 10.0.0.5:/export/sec rw,vers=4.2,hard,port=20049,addr=10.0.0.5

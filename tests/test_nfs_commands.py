@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import Cancelled, ConfigError, ResourceBusy
-from ssvm_worker.stores import nfs_commands, nfs_mount
-from ssvm_worker.stores.nfs_commands import SystemCommands, let_die_script, start_time
+from ssvm_worker.stores.nfs import commands, mount
+from ssvm_worker.stores.nfs.commands import SystemCommands, let_die_script, start_time
 from tests.waiting import PATIENCE_S
 
 _SUDO = """#!/bin/sh
@@ -73,9 +73,9 @@ def test_a_cancel_ends_the_wait_for_a_mount(tmp_path: Path) -> None:
     fcntl.flock(holder, fcntl.LOCK_EX)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(Cancelled):
-        nfs_mount._lock(path, fcntl.LOCK_EX, PATIENCE_S, check)
+        mount._lock(path, fcntl.LOCK_EX, PATIENCE_S, check)
     with pytest.raises(ResourceBusy):
-        nfs_mount._lock(path, fcntl.LOCK_EX, 0, check)
+        mount._lock(path, fcntl.LOCK_EX, 0, check)
     assert os.listdir("/proc/self/fd") == before
     os.close(holder)
 
@@ -87,4 +87,4 @@ def test_a_cancel_ends_the_wait_for_a_command(tmp_path: Path) -> None:
         raise Cancelled("user")
 
     with pytest.raises(Cancelled):
-        nfs_commands.nfs_helper.run(["sleep", "30"], 30, check=check)
+        commands.nfs_helper.run(["sleep", "30"], 30, check=check)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.breaker import CLOSED, OPEN
 from ssvm_worker.cli import main
 from ssvm_worker.config import load
 from ssvm_worker.errors import StoreAway
 from ssvm_worker.mounts import nfs_mounts, stores_away
-from ssvm_worker.stores.mountinfo import mounts
-from ssvm_worker.stores.nfs import NfsSettings, NfsStore
-from ssvm_worker.stores.nfs_health import SharedExportHealth
-from ssvm_worker.stores.nfs_probe import FAILED, HUNG, OK, STALE, ProbeResult, probe
+from ssvm_worker.stores.nfs.circuit_breaker import CLOSED, OPEN
+from ssvm_worker.stores.nfs.health import SharedExportHealth
+from ssvm_worker.stores.nfs.mountinfo import mounts
+from ssvm_worker.stores.nfs.probe import FAILED, HUNG, OK, STALE, ProbeResult, probe
+from ssvm_worker.stores.nfs.store import NfsSettings, NfsStore
 from tests.contracts.store import get, keys, put
 from tests.servers.exports import ADDRESS, MemoryExports, memory_exports
 from tests.waiting import PATIENCE_S

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ssvm_worker.errors import ConfigError, StoreUnavailable
-from ssvm_worker.stores.nfs_route import NetworkPath, source_to
+from ssvm_worker.stores.nfs.network_path import NetworkPath, source_to
 
 
 def refuse(command: object) -> str:

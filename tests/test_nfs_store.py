@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import StoreAway, StoreUnavailable
-from ssvm_worker.stores.mountinfo import mounts
-from ssvm_worker.stores.nfs import NfsSettings, NfsStore
-from ssvm_worker.stores.nfs_commands import sudo_rule
+from ssvm_worker.stores.nfs.commands import sudo_rule
+from ssvm_worker.stores.nfs.mountinfo import mounts
+from ssvm_worker.stores.nfs.store import NfsSettings, NfsStore
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import get, keys, put
 from tests.servers.exports import ADDRESS, MemoryExports, memory_exports

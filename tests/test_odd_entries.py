@@ -12,7 +12,7 @@ import pytest
 
 from ssvm_worker.errors import CorruptImage, ObjectNotFound, StoreDenied
 from ssvm_worker.jobs import cleanup, verify
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.stream import put_bytes
 from tests.attempts import attempt
 from tests.contracts.store import ME, get, keys

@@ -22,7 +22,7 @@ from ssvm_worker.jobs import download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.sources.file import FileSource, FileVersion
 from ssvm_worker.sources.options import SourceOptions
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
 from tests import images

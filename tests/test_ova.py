@@ -25,7 +25,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.formats import ova
 from ssvm_worker.jobs import download, verify
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
 from tests.archives import COMPRESS, mf_of, ova_of, ovf_of, tar_member, tar_of

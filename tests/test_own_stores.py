@@ -13,7 +13,7 @@ from ssvm_worker.errors import ConfigError, InvalidRequest
 from ssvm_worker.jobs import download, upload
 from ssvm_worker.ownstores import refuse_stores
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stores.s3 import S3Store
+from ssvm_worker.stores.s3.store import S3Store
 from tests import images
 from tests.attempts import SETTINGS, attempt
 from tests.contracts.store import get, put

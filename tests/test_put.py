@@ -18,7 +18,7 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.stores.put import PutSettings, PutSink
+from ssvm_worker.stores.http_put import PutSettings, PutSink
 from ssvm_worker.streaming.stream import store_stream
 from tests.contracts.source import DATA
 from tests.neighbours import free_port

@@ -18,7 +18,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.jobs import restore, verify
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores import open_store
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store
 from ssvm_worker.units import KiB, MiB

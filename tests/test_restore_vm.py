@@ -33,7 +33,7 @@ from ssvm_worker.jobs import restore
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores import open_store
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, Store, put_bytes, read_bytes
 from ssvm_worker.units import KiB, MiB

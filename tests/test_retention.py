@@ -25,7 +25,7 @@ from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.retention import BackupAge, RetentionRule, RetentionRules, kept
 from ssvm_worker.ledger import Claim, NewJob
 from ssvm_worker.quota import LocalQuota
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, Store, put_bytes
 from ssvm_worker.verdicts import LocalScrubResults

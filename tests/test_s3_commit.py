@@ -14,7 +14,7 @@ import pytest
 from ssvm_worker.errors import Cancelled, ChecksumMismatch, CorruptImage, StoreUnavailable
 from ssvm_worker.jobs import copy, upload
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stores.s3 import S3Store
+from ssvm_worker.stores.s3.store import S3Store
 from ssvm_worker.streaming.stream import Owner, StoredObject
 from tests.attempts import attempt
 from tests.contracts.store import BIG, ME, OTHER, fill, get, keys, put

@@ -12,8 +12,8 @@ from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.errors import CorruptImage, StoreUnavailable
 from ssvm_worker.jobs import copy, verify
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stores.s3 import S3Store
-from ssvm_worker.stores.s3_copy import PartCopier
+from ssvm_worker.stores.s3.server_copy import PartCopier
+from ssvm_worker.stores.s3.store import S3Store
 from ssvm_worker.streaming.stream import Store, read_bytes
 from ssvm_worker.units import MiB
 from tests.attempts import again, attempt

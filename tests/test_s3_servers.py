@@ -13,11 +13,11 @@ import urllib3
 
 from ssvm_worker.errors import StoreDenied, StoreUnavailable
 from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.stores import s3_features
-from ssvm_worker.stores.put import PutSettings, PutSink
-from ssvm_worker.stores.s3 import S3Store
-from ssvm_worker.stores.s3_bucket import S3Settings
-from ssvm_worker.stores.s3_features import Features
+from ssvm_worker.stores.http_put import PutSettings, PutSink
+from ssvm_worker.stores.s3 import capabilities
+from ssvm_worker.stores.s3.capabilities import Features
+from ssvm_worker.stores.s3.client import S3Settings
+from ssvm_worker.stores.s3.store import S3Store
 from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
 from ssvm_worker.units import MiB
 from tests.contracts.store import BIG, ME, StoreContract, fill, get, keys, put
@@ -96,7 +96,7 @@ def test_features_are_probed_once(rclone_s3: RcloneS3, tmp_path: Path) -> None:
     first, later = (S3Store("archive", bucket, "", settings) for _ in range(2))
     assert first.features == Features()
     assert "Contents" not in rclone_s3.client().list_objects_v2(Bucket=bucket)
-    s3_features._KNOWN.clear()  # as in another process
+    capabilities._KNOWN.clear()  # as in another process
     calls = calls_of(later)
     put_bytes(later, "b", b"1", ME)
     assert (later.features, calls) == (Features(), ["HeadBucket", "HeadObject", "PutObject", "HeadObject"])
@@ -110,7 +110,7 @@ def test_notes_that_are_old_or_none(rclone_s3: RcloneS3, tmp_path: Path, note: s
     assert store.features == Features()
     (path,) = tmp_path.iterdir()
     path.write_text(note)
-    s3_features._KNOWN.clear()
+    capabilities._KNOWN.clear()
     assert store.features == Features()
     assert path.read_text() != note
 

@@ -24,11 +24,11 @@ from ssvm_worker.errors import (
     StoreUnavailable,
     WorkerError,
 )
-from ssvm_worker.stores.s3 import S3Store, s3_destination, sweep_s3_destination
-from ssvm_worker.stores.s3_bucket import S3Settings
-from ssvm_worker.stores.s3_features import Features
-from ssvm_worker.stores.s3_parts import MAX_PARTS, part_size
-from ssvm_worker.stores.s3_upload import BUDGET
+from ssvm_worker.stores.s3.capabilities import Features
+from ssvm_worker.stores.s3.client import S3Settings
+from ssvm_worker.stores.s3.multipart import MAX_PARTS, part_size
+from ssvm_worker.stores.s3.store import S3Store, s3_destination, sweep_s3_destination
+from ssvm_worker.stores.s3.upload import BUDGET
 from ssvm_worker.streaming.stream import CHUNK, put_bytes, read_bytes, tap
 from ssvm_worker.units import GiB, MiB, TiB
 from tests.contracts.store import BIG, ME, OTHER, StoreContract, fill, get, keys, put

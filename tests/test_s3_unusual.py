@@ -22,11 +22,11 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.jobs import upload
 from ssvm_worker.retry import RetryPolicy, decide
-from ssvm_worker.stores import s3_features
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.stores.s3 import S3Store, s3_destination, s3_origin, sweep_s3_destination
-from ssvm_worker.stores.s3_bucket import S3Settings
-from ssvm_worker.stores.s3_features import Features
+from ssvm_worker.stores.s3 import capabilities
+from ssvm_worker.stores.s3.capabilities import Features
+from ssvm_worker.stores.s3.client import S3Settings
+from ssvm_worker.stores.s3.store import S3Store, s3_destination, s3_origin, sweep_s3_destination
 from ssvm_worker.streaming.stream import CHUNK, Sink
 from tests import images
 from tests.attempts import attempt
@@ -45,7 +45,7 @@ COMPLETE = "CompleteMultipartUpload"
 def open_store_at(proxy: FaultyS3, bucket: str, **more: object) -> S3Store:
     """A store of the test's own behind the proxy; its server's features are known without a probe."""
     store = S3Store("archive", bucket, f"odd-{next(_NUMBERS)}", settings_of(proxy, **more))
-    s3_features._KNOWN[s3_features._name(store._bucket)] = Features(sha256=True, conditional=True, copies=True)
+    capabilities._KNOWN[capabilities._name(store._bucket)] = Features(sha256=True, conditional=True, copies=True)
     return store
 
 

@@ -10,7 +10,7 @@ from ssvm_worker.jobs import cleanup, delete
 from ssvm_worker.jobs.attempt import Attempt, BootOptions
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.screens import screen_of
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from tests.attempts import attempt
 from tests.backups import BACKUP, store_backup

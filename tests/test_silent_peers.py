@@ -24,9 +24,9 @@ from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources import find_source
 from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.options import SourceOptions
-from ssvm_worker.stores.put import PutSettings, PutSink
-from ssvm_worker.stores.s3 import S3Store, s3_destination
-from ssvm_worker.stores.s3_bucket import S3Settings
+from ssvm_worker.stores.http_put import PutSettings, PutSink
+from ssvm_worker.stores.s3.client import S3Settings
+from ssvm_worker.stores.s3.store import S3Store, s3_destination
 from ssvm_worker.streaming.stream import Check, Owner, Sink, put_bytes
 from tests.servers.ftp import FtpServer
 from tests.servers.http import HttpServer

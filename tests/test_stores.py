@@ -8,7 +8,7 @@ import pytest
 
 from ssvm_worker.errors import ConfigError, InvalidRequest
 from ssvm_worker.stores import open_destination, open_store, sweep_destination
-from ssvm_worker.stores.put import PutSink
+from ssvm_worker.stores.http_put import PutSink
 from tests.contracts.store import BIG, ME, fill, get, put
 from tests.servers.s3 import S3Server
 

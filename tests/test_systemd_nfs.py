@@ -13,9 +13,9 @@ import pytest
 
 from ssvm_worker.config import parse
 from ssvm_worker.mounts import sudoers
-from ssvm_worker.stores.nfs_commands import SystemCommands, explained, full_command, reason
-from ssvm_worker.stores.nfs_mount import Mounted, MountTimeouts
-from ssvm_worker.stores.nfs_url import parse_export
+from ssvm_worker.stores.nfs.commands import SystemCommands, explained, full_command, reason
+from ssvm_worker.stores.nfs.mount import Mounted, MountTimeouts
+from ssvm_worker.stores.nfs.url import parse_export
 from tests.neighbours import missing
 
 UNITS = Path(__file__).resolve().parent.parent / "config/systemd"

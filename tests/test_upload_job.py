@@ -10,7 +10,7 @@ import pytest
 from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, ObjectNotFound, StoreDenied
 from ssvm_worker.jobs import download, upload
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store
 from tests import images

@@ -14,7 +14,7 @@ from ssvm_worker.errors import CorruptImage, ImageError, SourceUnavailable, TooL
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import JobLimits
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import read_bytes
 from tests import images

@@ -13,7 +13,7 @@ from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.streaming.stream import Check, Owner, Sink, Source, Store
 
 if TYPE_CHECKING:
-    from .s3_bucket import S3Settings
+    from .s3.client import S3Settings
 
 
 def open_store(name: str, url: str, **values: Any) -> Store:
@@ -34,7 +34,7 @@ def open_store(name: str, url: str, **values: Any) -> Store:
 
 
 def _file(name: str, url: str, _: Mapping[str, Any]) -> Store:
-    from .file import FileStore
+    from .file.store import FileStore
 
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or parts.path in ("", "/") or parts.query or parts.fragment:
@@ -43,7 +43,7 @@ def _file(name: str, url: str, _: Mapping[str, Any]) -> Store:
 
 
 def _s3(name: str, url: str, values: Mapping[str, Any]) -> Store:
-    from .s3 import S3Store
+    from .s3.store import S3Store
 
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     try:
@@ -54,7 +54,7 @@ def _s3(name: str, url: str, values: Mapping[str, Any]) -> Store:
 
 
 def _nfs(name: str, url: str, values: Mapping[str, Any]) -> Store:
-    from .nfs import NfsSettings, NfsStore
+    from .nfs.store import NfsSettings, NfsStore
 
     known = [field.name for field in fields(NfsSettings)]
     return NfsStore(name, url, NfsSettings(**{key: values[key] for key in known if key in values}))
@@ -75,11 +75,11 @@ def open_destination(
     ca_file, check = values.pop("http_ca_file", None), values.pop("check", None) or _unchecked
     rule = values.pop("rule", None) or AddressRule()
     if url.startswith("s3://"):
-        from .s3 import s3_destination
+        from .s3.store import s3_destination
 
         return s3_destination(url, _s3_settings(values), size, owner, check or _unchecked)
     if url.startswith(("http://", "https://")):
-        from .put import PutSettings, PutSink
+        from .http_put import PutSettings, PutSink
 
         return PutSink(url, size, PutSettings(rule=rule, ca_file=ca_file), headers=headers, check=check)
     raise InvalidRequest(
@@ -93,7 +93,7 @@ def _unchecked() -> None:
 
 def open_origin(url: str, *, check: Check | None = None, **values: Any) -> Source:
     """The object behind ``s3://bucket/key``, which may be anybody's. Touches nothing."""
-    from .s3 import s3_origin
+    from .s3.store import s3_origin
 
     return s3_origin(url, _s3_settings(values), check or _unchecked)
 
@@ -102,13 +102,13 @@ def sweep_destination(url: str, *, check: Check | None = None, **values: Any) ->
     """Abort what dead attempts have left open at an upload's destination; returns how many there were."""
     if not url.startswith("s3://"):
         return 0
-    from .s3 import sweep_s3_destination
+    from .s3.store import sweep_s3_destination
 
     return sweep_s3_destination(url, _s3_settings(values), check or _unchecked)
 
 
 def _s3_settings(values: Mapping[str, Any]) -> S3Settings:
-    from .s3_bucket import S3Settings
+    from .s3.client import S3Settings
 
     known = [field.name for field in fields(S3Settings)]
     if unknown := sorted(set(values) - set(known)):

@@ -14,7 +14,7 @@ from ssvm_worker.streaming.sink_base import LeavingAborts
 from ssvm_worker.streaming.stream import CHUNK, Owner, Store, StoredObject, StoreUsage
 from ssvm_worker.units import human_size
 
-from .listing import below
+from .sorted_listing import below
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ from ssvm_worker.assembly import make_attempt
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.sources.http import source as http  # noqa: F401 - the same
-from ssvm_worker.stores import s3  # noqa: F401 - the same
+from ssvm_worker.stores.s3 import store as s3  # noqa: F401 - the same
 
 
 def _held(field: str) -> int:

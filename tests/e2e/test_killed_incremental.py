@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from tests.backup_bench import Bench
 from tests.grain_bench import packs, restored

@@ -13,7 +13,7 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, read_draft, write_manifest
 from ssvm_worker.assembly import open_quota, open_verdicts
 from ssvm_worker.jobs.intake import settled_in
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.stream import Owner, put_bytes
 from tests.servers.http import Behaviour, HttpServer
 from tests.servers.s3 import S3Server

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker.stores.nfs import NfsSettings, NfsStore
-from ssvm_worker.stores.nfs_commands import MountCommands
-from ssvm_worker.stores.nfs_marker import MARKER
+from ssvm_worker.stores.nfs.commands import MountCommands
+from ssvm_worker.stores.nfs.export_id import MARKER
+from ssvm_worker.stores.nfs.store import NfsSettings, NfsStore
 from tests.nfs.hosts import Host, command, on_server
 from tests.waiting import PATIENCE_S
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ssvm_worker.stores.nfs import NfsStore
+from ssvm_worker.stores.nfs.store import NfsStore
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.nfs.server import Export, Server
 

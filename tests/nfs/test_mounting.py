@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import StoreAway, StoreDenied
-from ssvm_worker.stores.mountinfo import Mount, mounts
-from ssvm_worker.stores.nfs import NfsSettings, NfsStore
+from ssvm_worker.stores.nfs.mountinfo import Mount, mounts
+from ssvm_worker.stores.nfs.store import NfsSettings, NfsStore
 from tests.contracts.store import get, keys, put
 from tests.nfs.hosts import command
 from tests.nfs.server import ADDRESS, MOUNTS, Export, Server

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.breaker import CLOSED, OPEN
 from ssvm_worker.errors import StoreAway, StoreFull, StoreUnavailable
-from ssvm_worker.stores.nfs import NfsStore
-from ssvm_worker.stores.nfs_commands import SystemCommands
-from ssvm_worker.stores.nfs_probe import OK, probe
+from ssvm_worker.stores.nfs.circuit_breaker import CLOSED, OPEN
+from ssvm_worker.stores.nfs.commands import SystemCommands
+from ssvm_worker.stores.nfs.probe import OK, probe
+from ssvm_worker.stores.nfs.store import NfsStore
 from ssvm_worker.streaming.stream import CHUNK, Owner
 from tests.contracts.store import BIG, ME, SOME, fill, get, keys, put
 from tests.nfs.server import Export, Server

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import ConfigError
-from ssvm_worker.stores.mountinfo import mounts
-from ssvm_worker.stores.nfs import NfsSettings, NfsStore
+from ssvm_worker.stores.nfs.mountinfo import mounts
+from ssvm_worker.stores.nfs.store import NfsSettings, NfsStore
 from tests.contracts.store import put
 from tests.nfs.hosts import Host, command, on_client
 from tests.nfs.server import BEHIND, FOR_GAMMA, Server

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.stores.mountinfo import mounts
-from ssvm_worker.stores.nfs_commands import NotSpoken
+from ssvm_worker.stores.nfs.commands import NotSpoken
+from ssvm_worker.stores.nfs.mountinfo import mounts
 
 #: Of this process alone: the mounts of another process of the tests are in the same table, and would be taken for ours.
 ADDRESS = f"10.{os.getpid() >> 16 & 255}.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker.breaker import CLOSED, CircuitBreaker
 from ssvm_worker.errors import StoreAway
 
-from .nfs_probe import OK, ProbeResult
+from .circuit_breaker import CLOSED, CircuitBreaker
+from .probe import OK, ProbeResult
 
 
 @dataclass(frozen=True)

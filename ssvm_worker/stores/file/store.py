@@ -27,11 +27,11 @@ from ssvm_worker.errors import (
     StoreFull,
     StoreUnavailable,
 )
+from ssvm_worker.stores.sorted_listing import check_prefix, is_key
 from ssvm_worker.streaming.stream import CHUNK, Owner, Store, StoredObject, StoreUsage
 
-from .directory import IN_THE_WAY, DirectoryTree, TreeFile, translated, translating
-from .listing import check_prefix, is_key
-from .part import FileSink, ObjectPath, PartName, begin, job_in_name
+from .part_file import FileSink, ObjectPath, PartName, begin, job_in_name
+from .tree import IN_THE_WAY, DirectoryTree, TreeFile, translated, translating
 
 #: An emptied directory is pruned, so whoever makes one may lose it at once to somebody else's clean-up.
 _TRIES = 3

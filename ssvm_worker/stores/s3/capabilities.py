@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from .s3_answers import etag_in
-from .s3_errors import SDK_ERRORS, code_of
+from .errors import SDK_ERRORS, code_of
+from .responses import etag_in
 
 if TYPE_CHECKING:
-    from .s3_bucket import Bucket
+    from .client import Bucket
 
 #: What the probe's object begins with: hidden, so that no listing ever shows it.
 _NAME = ".ssvm-probe"

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssvm_worker.errors import StoreDenied, StoreFull, StoreUnavailable, WorkerError
-
-from .listing import is_key
+from ssvm_worker.stores.sorted_listing import is_key
 
 DIR_MODE = 0o750
 #: Levels of directories; our layout has five. A walk calls itself for each, which the interpreter limits.

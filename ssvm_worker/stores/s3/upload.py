@@ -14,17 +14,17 @@ from ssvm_worker.streaming.sink_base import LeavingAborts
 from ssvm_worker.streaming.stream import StoredObject
 from ssvm_worker.units import MiB
 
-from .s3_answers import etag_in, size_in, time_in, version_of
-from .s3_errors import translating
-from .s3_features import base64_of
-from .s3_parts import MAX_PARTS, PartBody, UploadedPart, etag_of, part_size, parts_of, take_over
-from .s3_target import CommitTarget, Seen
+from .capabilities import base64_of
+from .commit import CommitTarget, Seen
+from .errors import translating
+from .multipart import MAX_PARTS, PartBody, UploadedPart, etag_of, part_size, parts_of, take_over
+from .responses import etag_in, size_in, time_in, version_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
-    from .s3_copy import PartCopier
+    from .server_copy import PartCopier
 
 #: Bytes of chunks that one upload holds, the part that is being filled included. 64 MiB in all are promised for a
 #: transfer; with the queues before the sink and the SDK, its client included, 60 to 62 were measured (tests/bench).

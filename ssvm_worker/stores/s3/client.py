@@ -24,9 +24,9 @@ from ssvm_worker.errors import ConfigError, Permanent, StoreAway, StoreUnavailab
 from ssvm_worker.net.sockets import TICK, Check, StallWatch
 from ssvm_worker.units import MiB
 
-from .s3_errors import asks_to_wait, code_of, is_outage, no_bucket, retry_after, translating
-from .s3_signer import sign_by_known_digest
-from .s3_wait import call_aside
+from .errors import asks_to_wait, code_of, is_outage, no_bucket, retry_after, translating
+from .signer import sign_by_known_digest
+from .stall_watch import call_aside
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from .s3_errors import code_of
+from .errors import code_of
 
 if TYPE_CHECKING:
-    from .s3_bucket import Bucket
+    from .client import Bucket
 
 #: Longer than any transfer, and than a job may wait for its next attempt.
 _DAYS = 7

@@ -17,10 +17,10 @@ from botocore.exceptions import ClientError
 from ssvm_worker.errors import Cancelled, ObjectNotFound, StoreDenied, StoreUnavailable
 from ssvm_worker.streaming.stream import Owner
 
-from .s3_answers import etag_in
-from .s3_bucket import Bucket
-from .s3_errors import SDK_ERRORS, code_of, is_unclear, translating
-from .s3_features import NOTHING_KNOWN, Features
+from .capabilities import NOTHING_KNOWN, Features
+from .client import Bucket
+from .errors import SDK_ERRORS, code_of, is_unclear, translating
+from .responses import etag_in
 
 #: The object's metadata that names its writer.
 _OWNER = "ssvm-owner"

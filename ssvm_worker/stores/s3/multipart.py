@@ -15,10 +15,10 @@ from botocore.exceptions import ClientError
 from ssvm_worker.errors import Cancelled
 from ssvm_worker.units import KiB
 
-from .s3_answers import etag_in, time_in
-from .s3_bucket import Bucket
-from .s3_errors import code_of
-from .s3_features import base64_of
+from .capabilities import base64_of
+from .client import Bucket
+from .errors import code_of
+from .responses import etag_in, time_in
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import MultipartUploadTypeDef

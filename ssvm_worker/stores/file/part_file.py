@@ -21,7 +21,7 @@ from ssvm_worker.streaming.sink_base import LeavingAborts
 from ssvm_worker.streaming.stream import CHUNK, Owner, StoredObject
 from ssvm_worker.units import KiB
 
-from .directory import DirectoryTree, translated, translating
+from .tree import DirectoryTree, translated, translating
 
 _FILE_MODE = 0o640
 _PART = re.compile(r"\.(?P<name>.+)\.(?P<job>[A-Za-z0-9_-]+)\.(?P<token>\d+)\.part")

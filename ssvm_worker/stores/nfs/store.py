@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .directory import DirectoryTree
-from .file import FileStore
-from .nfs_commands import MountCommands, SystemCommands
-from .nfs_health import ExportHealth
-from .nfs_mount import Mounted, MountTimeouts
-from .nfs_route import NetworkPath
-from .nfs_url import DEFAULTS, parse_export
+from ssvm_worker.stores.file.store import FileStore
+from ssvm_worker.stores.file.tree import DirectoryTree
+
+from .commands import MountCommands, SystemCommands
+from .health import ExportHealth
+from .mount import Mounted, MountTimeouts
+from .network_path import NetworkPath
+from .url import DEFAULTS, parse_export
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from .s3_answers import etag_in
-from .s3_parts import PartBody, UploadedPart
-from .s3_target import CommitTarget
+from .commit import CommitTarget
+from .multipart import PartBody, UploadedPart
+from .responses import etag_in
 
 
 @dataclass

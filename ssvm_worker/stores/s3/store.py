@@ -20,18 +20,18 @@ from ssvm_worker.errors import (
     StoreUnavailable,
 )
 from ssvm_worker.net.sockets import TICK, Stalled
+from ssvm_worker.stores.sorted_listing import below, check_prefix, in_order, is_key
 from ssvm_worker.streaming.stream import CHUNK, Check, Owner, Sink, Store, StoredObject, StoreUsage
 
-from .listing import below, check_prefix, in_order, is_key
-from .s3_answers import etag_in, size_in, time_in, version_of, whole_size
-from .s3_bucket import Bucket, S3Settings
-from .s3_copy import PartCopier
-from .s3_errors import BODY_ERRORS, code_of
-from .s3_features import Features, known_features, probe
-from .s3_lifecycle import orphan_rule
-from .s3_parts import abort_upload, open_uploads, parts_of
-from .s3_target import CommitTarget
-from .s3_upload import S3Sink
+from .capabilities import Features, known_features, probe
+from .client import Bucket, S3Settings
+from .commit import CommitTarget
+from .errors import BODY_ERRORS, code_of
+from .lifecycle import orphan_rule
+from .multipart import abort_upload, open_uploads, parts_of
+from .responses import etag_in, size_in, time_in, version_of, whole_size
+from .server_copy import PartCopier
+from .upload import S3Sink
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import MultipartUploadTypeDef

@@ -1,0 +1,1 @@
+"""Mount NFS exports and store objects on them."""

@@ -1,0 +1,1 @@
+"""Store objects in S3 buckets."""
