@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import assembly
 from .config.schema import LANES, Settings
 from .errors import ConfigError, WorkerError
-from .formats.qemuimg import tool
+from .formats.qemu_img import tool
 from .jobs.preflight import preflight
 from .qemu.boot import try_accelerator
 from .streaming.stream import Store

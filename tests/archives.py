@@ -12,7 +12,7 @@ import tarfile
 import zlib
 from collections.abc import Callable
 
-from ssvm_worker.codecs.compression import zstd
+from ssvm_worker.unpacking.compression import zstd
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: gzip.compress(data, 1),

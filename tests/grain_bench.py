@@ -9,12 +9,12 @@ from typing import Any
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import PACKS, Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
-from ssvm_worker.formats.streamoptimized import StreamOptimized
-from ssvm_worker.grains.index import Index, list_packs
-from ssvm_worker.grains.map import ROLE
-from ssvm_worker.grains.reader import extents
-from ssvm_worker.grains.sink import GrainSink
-from ssvm_worker.grains.writer import DiskPacker
+from ssvm_worker.formats.stream_optimized import StreamOptimized
+from ssvm_worker.grain_store.index import Index, list_packs
+from ssvm_worker.grain_store.map import ROLE
+from ssvm_worker.grain_store.reader import extents
+from ssvm_worker.grain_store.sink import GrainSink
+from ssvm_worker.grain_store.writer import DiskPacker
 from ssvm_worker.streaming.stream import Owner, Store, read_bytes, store_stream
 from tests.images import GRAIN, MARKER_EOS, SECTOR, padded, stream_optimized, vmdk_grain, vmdk_header, vmdk_marker
 

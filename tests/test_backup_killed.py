@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ssvm_worker.demo.simulator import VCenterSimulator
-from ssvm_worker.grains.reader import packs_of
+from ssvm_worker.grain_store.reader import packs_of
 from ssvm_worker.jobs.stored import read_backup
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssvm_worker import codecs
-from ssvm_worker.codecs import recognise, refuse_bomb, unwrap
+from ssvm_worker import unpacking
 from ssvm_worker.errors import CorruptImage, ImageError, TooLarge, UnknownFormat, UnsafeImage, WorkerError
 from ssvm_worker.streaming.stream import CHUNK
 from ssvm_worker.units import MiB
+from ssvm_worker.unpacking import recognise, refuse_bomb, unwrap
 from tests.archives import COMPRESS, tar_member, tar_of, xz_with_dictionary, zip_of, zstd_with_window
 
 NOISE = random.Random(2).randbytes(100_000)
@@ -127,7 +127,7 @@ def test_memory_of_a_bomb(kind: str) -> None:
 
 def test_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than so many times what went in is a bomb, once it is more than anybody could shrug at."""
-    monkeypatch.setattr(codecs, "UNSUSPICIOUS", 4 * MiB)
+    monkeypatch.setattr(unpacking, "UNSUSPICIOUS", 4 * MiB)
     bomb = COMPRESS["zstandard"](bytes(64 * MiB))
     with pytest.raises(TooLarge, match="more than 250 times as many"):
         list(refuse_bomb(unwrap([bomb], "")[1], lambda: len(bomb), 250, "a file"))

@@ -25,7 +25,7 @@ from ssvm_worker.errors import (
     UnknownFormat,
     UnsafeImage,
 )
-from ssvm_worker.formats.qemuimg import QemuImg, tool
+from ssvm_worker.formats.qemu_img import QemuImg, tool
 from ssvm_worker.jobs import convert, download
 from ssvm_worker.jobs.attempt import Attempt, JobLimits
 from ssvm_worker.jobs.request import parse_request

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ssvm_worker.grains.compare import differing, outside
-from ssvm_worker.grains.reader import open_map
+from ssvm_worker.grain_store.compare import differing, outside
+from ssvm_worker.grain_store.reader import open_map
 from ssvm_worker.stores.memory import MemoryStore
 from tests.grain_bench import back_up, changed, disk
 from tests.images import GRAIN

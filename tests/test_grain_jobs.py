@@ -10,8 +10,8 @@ import pytest
 
 from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.errors import Cancelled
-from ssvm_worker.grains.pack import find_index
-from ssvm_worker.grains.reader import packs_of
+from ssvm_worker.grain_store.pack import find_index
+from ssvm_worker.grain_store.reader import packs_of
 from ssvm_worker.jobs import delete
 from ssvm_worker.jobs.incremental import verify_packs
 from ssvm_worker.stores.memory import MemoryStore

@@ -11,9 +11,9 @@ import pytest
 
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.errors import CorruptImage, InvalidRequest, StoreUnavailable
-from ssvm_worker.formats.to_vmdk import stream_optimized
-from ssvm_worker.grains.index import Index
-from ssvm_worker.grains.reader import extents
+from ssvm_worker.formats.writers.vmdk import stream_optimized
+from ssvm_worker.grain_store.index import Index
+from ssvm_worker.grain_store.reader import extents
 from ssvm_worker.stores import open_store
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore

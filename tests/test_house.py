@@ -81,14 +81,14 @@ SIBLINGS = LAYERS[3]
 #: One library, one place: where each may be imported, as beginnings of paths.
 SDKS = {
     "amqp": ("tasks/",),
-    "backports": ("ssvm_worker/codecs/",),
+    "backports": ("ssvm_worker/unpacking/",),
     "billiard": ("tasks/",),
     "botocore": ("ssvm_worker/stores/s3", "ssvm_worker/demo/s3"),
     "mypy_boto3_s3": ("ssvm_worker/stores/s3",),
     "celery": ("tasks/", "ssvm_worker/ring"),
-    "compression": ("ssvm_worker/codecs/",),
-    "lzma_mt": ("ssvm_worker/codecs/",),
-    "isal": ("ssvm_worker/deflate", "ssvm_worker/codecs/"),
+    "compression": ("ssvm_worker/unpacking/",),
+    "lzma_mt": ("ssvm_worker/unpacking/",),
+    "isal": ("ssvm_worker/deflate", "ssvm_worker/unpacking/"),
     "flower": ("tasks/pages/",),
     "kombu": ("tasks/", "ssvm_worker/ring"),
     "opentelemetry": ("ssvm_worker/traces",),

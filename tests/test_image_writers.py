@@ -10,10 +10,10 @@ import pytest
 
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.formats.extents import Extent, vmdk_extents
-from ssvm_worker.formats.streamoptimized import StreamOptimized
-from ssvm_worker.formats.to_qcow2 import most_clusters, qcow2
-from ssvm_worker.formats.to_raw import raw
-from ssvm_worker.formats.to_vmdk import stream_optimized
+from ssvm_worker.formats.stream_optimized import StreamOptimized
+from ssvm_worker.formats.writers.qcow2 import most_clusters, qcow2
+from ssvm_worker.formats.writers.raw import raw
+from ssvm_worker.formats.writers.vmdk import stream_optimized
 from ssvm_worker.units import KiB, MiB
 from tests import images
 from tests.qemu import assert_same_disk

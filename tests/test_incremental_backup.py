@@ -13,7 +13,7 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import CorruptImage
-from ssvm_worker.grains.reader import grain_maps
+from ssvm_worker.grain_store.reader import grain_maps
 from ssvm_worker.jobs import backup, delete, verify
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import put_bytes

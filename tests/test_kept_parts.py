@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import Cancelled, SourceUnavailable, StoreFull, StoreUnavailable
-from ssvm_worker.grains.sink import GrainSink
+from ssvm_worker.grain_store.sink import GrainSink
 from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request

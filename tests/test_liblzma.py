@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ssvm_worker.codecs.compression import MEMORY, Decoder
-from ssvm_worker.codecs.liblzma import LZMADecompressor
+from ssvm_worker.unpacking.compression import MEMORY, Decoder
+from ssvm_worker.unpacking.liblzma import LZMADecompressor
 from tests.archives import xz_with_dictionary
 from tests.neighbours import missing
 

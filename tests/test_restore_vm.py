@@ -28,7 +28,7 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.formats.extents import vmdk_extents
-from ssvm_worker.formats.to_raw import raw as to_raw
+from ssvm_worker.formats.writers.raw import raw as to_raw
 from ssvm_worker.jobs import restore
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.formats import Inspection
 from ssvm_worker.formats.extents import vmdk_extents
-from ssvm_worker.formats.streamoptimized import StreamOptimized
+from ssvm_worker.formats.stream_optimized import StreamOptimized
 from ssvm_worker.units import GiB, KiB, MiB
 from tests.images import (
     GRAIN,

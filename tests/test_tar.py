@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssvm_worker.codecs import recognise
-from ssvm_worker.codecs.pull import ExactReader
-from ssvm_worker.codecs.tar import members
 from ssvm_worker.errors import CorruptImage, ImageError, UnsafeImage, WorkerError
+from ssvm_worker.unpacking import recognise
+from ssvm_worker.unpacking.exact_reader import ExactReader
+from ssvm_worker.unpacking.tar import members
 from tests.archives import tar_by_library, tar_member, tar_of
 
 NOISE = random.Random(4).randbytes(5000)

@@ -22,8 +22,8 @@ import pytest
 
 from ssvm_worker.errors import CorruptImage, ImageError
 from ssvm_worker.formats import ImageInfo, Inspection
-from ssvm_worker.formats.to_qcow2 import most_clusters, qcow2
-from ssvm_worker.formats.to_vmdk import stream_optimized
+from ssvm_worker.formats.writers.qcow2 import most_clusters, qcow2
+from ssvm_worker.formats.writers.vmdk import stream_optimized
 from ssvm_worker.units import KiB, MiB, TiB
 from tests.images import gpt, mbr, overlay, vhdx
 from tests.images import iso as isofs

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker import codecs
+from ssvm_worker import unpacking
 from ssvm_worker.artifacts.manifest import read_draft, read_manifest
 from ssvm_worker.errors import CorruptImage, ImageError, SourceUnavailable, TooLarge, UnknownFormat
 from ssvm_worker.jobs import download
@@ -111,7 +111,7 @@ def test_larger_inside(http_server: HttpServer, kind: str) -> None:
 
 def test_bomb(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bomb is refused while it goes off."""
-    monkeypatch.setattr(codecs, "UNSUSPICIOUS", 1 << 20)
+    monkeypatch.setattr(unpacking, "UNSUSPICIOUS", 1 << 20)
     url = http_server.serve("x", COMPRESS["bzip2"](bytes(32 << 20)))
     with pytest.raises(TooLarge, match="more than 100 times"):
         download.run(request(url), attempt(limits=JobLimits(max_ratio=100)))

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssvm_worker.codecs import unwrap
-from ssvm_worker.codecs.xzblocks import has_blocks
 from ssvm_worker.errors import CorruptImage, ImageError
 from ssvm_worker.units import MiB
+from ssvm_worker.unpacking import unwrap
+from ssvm_worker.unpacking.xz_blocks import has_blocks
 from tests.neighbours import missing
 
 NOISE = random.Random(10).randbytes(150_000)

@@ -17,11 +17,11 @@ from ssvm_worker.errors import AmbiguousFormat, InvalidRequest, TooLarge, Unknow
 from ssvm_worker.units import TiB, human_size
 
 from . import iso, qcow2, raw, vhd, vhdx, vmdk
-from .foreign import refuse_foreign, refuse_text
-from .probe import HEAD, TAIL, ImageFacts, RuleReader, Rules
+from .detect import HEAD, TAIL, ImageFacts, RuleReader, Rules
+from .refused import refuse_foreign, refuse_text
 
 if TYPE_CHECKING:
-    from .oslo import SecondOpinion
+    from .second_opinion import SecondOpinion
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Inspection:
         found = [each for each in FORMATS if each.matches(head)]
         names = {each.name for each in found}
         # oslo takes a tenth of a second to import, which no other command should wait for.
-        from .oslo import SecondOpinion
+        from .second_opinion import SecondOpinion
 
         self._second = SecondOpinion(head)
         if len(found) > 1 or (names - {"iso"} and raw.partition_table(head)[0] != "none"):

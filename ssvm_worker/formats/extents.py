@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from ssvm_worker.streaming.isal_zlib import inflate
 from ssvm_worker.streaming.stream import CHUNK
 
-from .probe import ASK_PUBLISHER, corrupt, cut_short
-from .streamoptimized import StreamOptimized
+from .detect import ASK_PUBLISHER, corrupt, cut_short
+from .stream_optimized import StreamOptimized
 from .vmdk import MARKER_EOS, SECTOR, parse_header
 
 #: Bytes of the disk from its beginning, and what is there.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator
 
-from .probe import HEAD, ImageBytes, ImageFacts, ImageRange, Rules, corrupt, cut_short
+from .detect import HEAD, ImageBytes, ImageFacts, ImageRange, Rules, corrupt, cut_short
 from .raw import mbr_partitions, partition_table
 
 _AT = 32 * 1024

@@ -21,7 +21,7 @@ from ssvm_worker.artifacts.checksums import HEX_LENGTHS, Digest, algorithm_of, h
 from ssvm_worker.errors import CorruptImage, UnknownFormat, UnsafeImage
 from ssvm_worker.units import MiB
 
-from .probe import ASK_PUBLISHER
+from .detect import ASK_PUBLISHER
 
 #: The largest descriptor and checksum file that are read; real ones have some 20 KiB.
 MAX_TEXT = MiB

@@ -21,8 +21,8 @@ import struct
 
 from ssvm_worker.errors import CorruptImage, ImageError, UnknownFormat, UnsafeImage
 
-from .probe import ImageFacts, Rules, corrupt, cut_short
-from .qcow2units import Header, Units
+from .detect import ImageFacts, Rules, corrupt, cut_short
+from .qcow2_clusters import Header, Units
 
 MAGIC = b"QFI\xfb"
 DIRTY, CORRUPT, DATA_FILE, COMPRESSION, EXTENDED_L2 = (1 << bit for bit in range(5))

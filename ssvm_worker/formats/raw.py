@@ -15,7 +15,7 @@ import struct
 from ssvm_worker.errors import UnknownFormat
 
 from . import vhd
-from .probe import ASK_PUBLISHER, ImageFacts, Rules, cut_short
+from .detect import ASK_PUBLISHER, ImageFacts, Rules, cut_short
 
 _SECTOR = 512
 _SIGNATURE = b"\x55\xaa"

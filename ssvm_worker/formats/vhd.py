@@ -22,7 +22,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import UnsafeImage
 from ssvm_worker.units import GiB
 
-from .probe import ImageFacts, ImageRange, Rules, corrupt, cut_short, entries, in_pieces
+from .detect import ImageFacts, ImageRange, Rules, corrupt, cut_short, entries, in_pieces
 
 COOKIE = b"conectix"
 FOOTER = 512

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import UnknownFormat, UnsafeImage
 from ssvm_worker.units import KiB, MiB, TiB
 
-from .probe import ImageBytes, ImageFacts, ImageRange, Rules, corrupt, cut_short, entries, in_pieces
+from .detect import ImageBytes, ImageFacts, ImageRange, Rules, corrupt, cut_short, entries, in_pieces
 
 MAGIC = b"vhdxfile"
 _REGIONS_AT, _TABLE = 192 * KiB, 64 * KiB

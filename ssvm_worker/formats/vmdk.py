@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import TooLarge, UnsafeImage
 from ssvm_worker.units import TiB
 
-from .probe import ImageBytes, ImageFacts, ImageRange, Rules, corrupt, cut_short, in_pieces
+from .detect import ImageBytes, ImageFacts, ImageRange, Rules, corrupt, cut_short, in_pieces
 
 MAGIC = b"KDMV"
 SECTOR = 512

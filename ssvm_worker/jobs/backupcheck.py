@@ -5,8 +5,8 @@ from __future__ import annotations
 from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.formats import ova
-from ssvm_worker.formats.streamoptimized import StreamOptimized
-from ssvm_worker.grains.map import ROLE as GRAIN_MAP
+from ssvm_worker.formats.stream_optimized import StreamOptimized
+from ssvm_worker.grain_store.map import ROLE as GRAIN_MAP
 from ssvm_worker.streaming.stream import Store, read_bytes
 
 

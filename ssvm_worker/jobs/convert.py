@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.formats import ImageInfo
-from ssvm_worker.formats.qemuimg import QemuImg, refuse_source, tool
+from ssvm_worker.formats.qemu_img import QemuImg, refuse_source, tool
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.stream import Sink, Source
 

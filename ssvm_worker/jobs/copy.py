@@ -21,9 +21,9 @@ from ssvm_worker.artifacts.manifest import (
 )
 from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound, StoreFull
-from ssvm_worker.grains.check import read_pack
-from ssvm_worker.grains.pack import Pack, read_index
-from ssvm_worker.grains.reader import packs_of
+from ssvm_worker.grain_store.check import read_pack
+from ssvm_worker.grain_store.pack import Pack, read_index
+from ssvm_worker.grain_store.reader import packs_of
 from ssvm_worker.streaming.stream import CHUNK, Sink, Store, store_stream, tap
 
 from . import delete, verify

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ssvm_worker.artifacts.checksums import Hasher, digest_of
 from ssvm_worker.artifacts.manifest import Entry
 from ssvm_worker.errors import Cancelled, CorruptImage, LeaseLost, ResourceBusy, SourceUnavailable, WorkerError
-from ssvm_worker.formats.streamoptimized import StreamOptimized
-from ssvm_worker.grains.writer import DiskPacker
+from ssvm_worker.formats.stream_optimized import StreamOptimized
+from ssvm_worker.grain_store.writer import DiskPacker
 from ssvm_worker.streaming.stream import Observer, limit, store_stream
 from ssvm_worker.units import MiB
 from ssvm_worker.vmware.hardware import Disk, Hardware

@@ -10,14 +10,14 @@ from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.artifacts.layout import PACKS, Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.errors import CorruptImage, WorkerError
-from ssvm_worker.grains.check import Damage, damages, hit
-from ssvm_worker.grains.compare import differing, outside
-from ssvm_worker.grains.index import Index, Listing, list_packs
-from ssvm_worker.grains.map import ROLE, SUFFIX
-from ssvm_worker.grains.reader import grain_maps, open_map
-from ssvm_worker.grains.sink import GrainSink
-from ssvm_worker.grains.sweep import manifests_below, sweep
-from ssvm_worker.grains.writer import DiskPacker
+from ssvm_worker.grain_store.check import Damage, damages, hit
+from ssvm_worker.grain_store.compare import differing, outside
+from ssvm_worker.grain_store.garbage import manifests_below, sweep
+from ssvm_worker.grain_store.index import Index, Listing, list_packs
+from ssvm_worker.grain_store.map import ROLE, SUFFIX
+from ssvm_worker.grain_store.reader import grain_maps, open_map
+from ssvm_worker.grain_store.sink import GrainSink
+from ssvm_worker.grain_store.writer import DiskPacker
 from ssvm_worker.slots import Wait
 from ssvm_worker.streaming.stream import Observer, Sink, Store
 from ssvm_worker.vmware.hardware import Disk, comparable

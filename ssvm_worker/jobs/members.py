@@ -5,7 +5,7 @@ from __future__ import annotations
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, read_manifest
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound
-from ssvm_worker.grains.map import ROLE as GRAIN_MAP
+from ssvm_worker.grain_store.map import ROLE as GRAIN_MAP
 from ssvm_worker.streaming.stream import Store
 
 

@@ -18,11 +18,11 @@ from functools import partial
 from ssvm_worker.artifacts.checksums import Digest, Hasher, digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, discard
-from ssvm_worker.codecs.tar import TarMember
 from ssvm_worker.errors import CorruptImage, TooLarge, UnknownFormat, UnsafeImage, WorkerError
 from ssvm_worker.formats import ova
 from ssvm_worker.streaming.stream import limit
 from ssvm_worker.units import MiB
+from ssvm_worker.unpacking.tar import TarMember
 
 from .attempt import Attempt
 from .imagepass import ImagePass

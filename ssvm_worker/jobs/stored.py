@@ -11,12 +11,12 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, read_manifest
 from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest
 from ssvm_worker.formats.extents import Extent, vmdk_extents
-from ssvm_worker.formats.to_qcow2 import most_clusters, qcow2
-from ssvm_worker.formats.to_raw import raw
-from ssvm_worker.formats.to_vmdk import stream_of_grains, stream_size
 from ssvm_worker.formats.vmdk import SECTOR, parse_header
-from ssvm_worker.grains import reader as grains
-from ssvm_worker.grains.map import ROLE as GRAIN_MAP
+from ssvm_worker.formats.writers.qcow2 import most_clusters, qcow2
+from ssvm_worker.formats.writers.raw import raw
+from ssvm_worker.formats.writers.vmdk import stream_of_grains, stream_size
+from ssvm_worker.grain_store import reader as grains
+from ssvm_worker.grain_store.map import ROLE as GRAIN_MAP
 from ssvm_worker.streaming.stream import Store, tap
 
 from .attempt import Attempt

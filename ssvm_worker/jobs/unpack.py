@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ssvm_worker.artifacts.checksums import Hasher
-from ssvm_worker.codecs import peek, recognise, refuse_bomb, refuse_nested, tar, unwrap
-from ssvm_worker.codecs.pull import ExactReader
-from ssvm_worker.codecs.tar import TarMember
 from ssvm_worker.errors import UnknownFormat
 from ssvm_worker.formats.ova import is_descriptor
 from ssvm_worker.streaming.stream import CHUNK, limit, tap
+from ssvm_worker.unpacking import peek, recognise, refuse_bomb, refuse_nested, tar, unwrap
+from ssvm_worker.unpacking.exact_reader import ExactReader
+from ssvm_worker.unpacking.tar import TarMember
 
 _AS_WHAT = "Ask for ova or auto, if this is the file that you mean"
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.errors import CorruptImage
-from ssvm_worker.grains.sweep import free_packs
+from ssvm_worker.grain_store.garbage import free_packs
 from ssvm_worker.streaming.stream import Store, StoredObject
 
 from . import delete

@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from ssvm_worker.formats.streamoptimized import StreamOptimized
-from ssvm_worker.grains.index import Index
-from ssvm_worker.grains.writer import DiskPacker
+from ssvm_worker.formats.stream_optimized import StreamOptimized
+from ssvm_worker.grain_store.index import Index
+from ssvm_worker.grain_store.writer import DiskPacker
 from ssvm_worker.units import MiB, human_size
 from tests.bench.contest import Row
 from tests.bench.vcenter import GRAIN, capacity_of, stream

@@ -12,8 +12,8 @@ from ssvm_worker.artifacts.layout import DRAFT, MANIFEST, PACKS, Artifact
 from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.assembly import open_quota
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.grains.map import ROLE
-from ssvm_worker.grains.reader import extents
+from ssvm_worker.grain_store.map import ROLE
+from ssvm_worker.grain_store.reader import extents
 from ssvm_worker.ledger import Record
 from ssvm_worker.streaming.stream import Store, read_bytes
 from tests.chaos.mix import Content, Mix

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ssvm_worker.grains.reader import open_map
+from ssvm_worker.grain_store.reader import open_map
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.units import GiB
 from tests.grain_bench import back_up_grains

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from ssvm_worker.artifacts.checksum_files import find_in_sums
 from ssvm_worker.artifacts.checksums import Hasher, parse_checksum
 from ssvm_worker.artifacts.manifest import Manifest
-from ssvm_worker.codecs import tar
-from ssvm_worker.codecs.pull import ExactReader
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.formats import Inspection, ova
 from ssvm_worker.formats.extents import vmdk_extents
-from ssvm_worker.grains.grain import SIZE, digest
-from ssvm_worker.grains.map import GrainMap
-from ssvm_worker.grains.pack import find_index
+from ssvm_worker.grain_store.grain import SIZE, digest
+from ssvm_worker.grain_store.map import GrainMap
+from ssvm_worker.grain_store.pack import find_index
 from ssvm_worker.jobs.request import safe_url
 from ssvm_worker.jobs.unpack import DownloadBounds, unpack
 from ssvm_worker.net.urls import parse
@@ -27,6 +25,8 @@ from ssvm_worker.sources.metalink import parse_metalink
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
 from ssvm_worker.units import MiB
+from ssvm_worker.unpacking import tar
+from ssvm_worker.unpacking.exact_reader import ExactReader
 from ssvm_worker.vmware import ovf
 from tests import archives, images
 from tests.fuzz.edits import edited

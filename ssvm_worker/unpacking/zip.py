@@ -21,7 +21,7 @@ from ssvm_worker.errors import CorruptImage, UnknownFormat, UnsafeImage
 from ssvm_worker.streaming.stream import CHUNK
 
 from .compression import AGAIN, IGZIP_ERROR
-from .pull import ExactReader
+from .exact_reader import ExactReader
 
 _LOCAL, _DESCRIPTOR, _ENTRY = b"PK\x03\x04", b"PK\x07\x08", b"PK\x01\x02"
 _END, _END64, _LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"

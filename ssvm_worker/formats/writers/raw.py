@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from .extents import Extent, gathered, holes, in_order
+from ssvm_worker.formats.extents import Extent, gathered, holes, in_order
 
 
 def raw(extents: Iterable[Extent], capacity: int, where: str) -> Iterator[bytes]:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
+from ssvm_worker.formats.detect import corrupt
+from ssvm_worker.formats.extents import Extent, gathered, holes, in_order
 from ssvm_worker.units import KiB
-
-from .extents import Extent, gathered, holes, in_order
-from .probe import corrupt
 
 CLUSTER = 64 * KiB
 #: Entries of 8 bytes in a cluster, and of 2 bytes: those of refcount blocks.

@@ -18,7 +18,7 @@ from pathlib import Path
 from ssvm_worker.errors import ConfigError, CorruptImage, StoreFull, TooLarge, UnknownFormat
 from ssvm_worker.units import GiB, MiB
 
-from .probe import ASK_PUBLISHER
+from .detect import ASK_PUBLISHER
 
 #: What an image may be converted to, and how.
 TARGETS = {

@@ -11,11 +11,11 @@ from ssvm_worker.errors import CorruptImage, ObjectNotFound
 from ssvm_worker.streaming.stream import Observer, Store
 from ssvm_worker.units import MiB
 
+from .garbage import maps_below
 from .grain import REMEDY, digest, inflate
 from .map import GrainMap, GrainRun
 from .pack import MAGIC, Pack, PackIndex, index_in, read_index
 from .reader import Wait, packs_of, read_on
-from .sweep import maps_below
 
 #: No grain inflates to more: VMDK's have 64 KiB.
 _LARGEST_GRAIN = 4 * MiB

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from ssvm_worker.errors import TooLarge
 from ssvm_worker.units import MiB
 
-from .probe import ImageBytes, ImageFacts, ImageRange, corrupt, cut_short, entries
+from .detect import ImageBytes, ImageFacts, ImageRange, corrupt, cut_short, entries
 
 SECTOR = 512
 _OFFSET = 0x00FFFFFFFFFFFE00

@@ -16,8 +16,8 @@ from ssvm_worker.units import GiB, human_size
 
 from . import tar, zip
 from .compression import COMPRESSIONS, decompress, decompress_blocks
-from .pull import ExactReader
-from .xzblocks import has_blocks
+from .exact_reader import ExactReader
+from .xz_blocks import has_blocks
 
 #: What ``recognise`` looks at; a tar's magic ends at 263, its checksum covers one block of 512.
 PEEK = 512

@@ -21,8 +21,8 @@ from typing import NamedTuple
 from ssvm_worker.streaming.stream import CHUNK
 from ssvm_worker.units import MiB
 
+from .exact_reader import ExactReader
 from .liblzma import LZMADecompressor
-from .pull import ExactReader
 
 _HEADER = 12
 _MAGIC, _END = b"\xfd7zXZ\0", b"YZ"

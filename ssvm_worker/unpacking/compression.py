@@ -20,9 +20,9 @@ from ssvm_worker.errors import CorruptImage, TooLarge, WorkerError
 from ssvm_worker.streaming.stream import CHUNK
 from ssvm_worker.units import MiB
 
-from . import xzblocks
+from . import xz_blocks
+from .exact_reader import ExactReader
 from .liblzma import LZMADecompressor
-from .pull import ExactReader
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -122,7 +122,7 @@ def decompress_blocks(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
     """
     pull = ExactReader(chunks)
     try:
-        yield from xzblocks.stream(pull, MEMORY)
+        yield from xz_blocks.stream(pull, MEMORY)
     except EOFError as error:
         raise CorruptImage(f"The xz stream is cut short: {error}", where, AGAIN) from error
     except lzma.LZMAError as error:

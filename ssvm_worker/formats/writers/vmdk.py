@@ -12,11 +12,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 
 from ssvm_worker.errors import TooLarge
-from ssvm_worker.streaming.isal_zlib import deflate
-from ssvm_worker.units import KiB, TiB
-
-from .extents import Extent, gathered, in_order
-from .vmdk import (
+from ssvm_worker.formats.extents import Extent, gathered, in_order
+from ssvm_worker.formats.vmdk import (
     COMPRESSED,
     GD_AT_END,
     MAGIC,
@@ -28,6 +25,8 @@ from .vmdk import (
     SECTOR,
     SparseHeader,
 )
+from ssvm_worker.streaming.isal_zlib import deflate
+from ssvm_worker.units import KiB, TiB
 
 GRAIN = 64 * KiB
 _TABLE = 512

@@ -18,7 +18,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 
-from .probe import corrupt, cut_short
+from .detect import corrupt, cut_short
 from .vmdk import (
     COMPRESSED,
     GD_AT_END,

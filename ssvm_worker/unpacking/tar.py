@@ -21,7 +21,7 @@ from ssvm_worker.streaming.stream import CHUNK
 from ssvm_worker.units import KiB
 
 from .compression import AGAIN
-from .pull import ExactReader
+from .exact_reader import ExactReader
 
 BLOCK = 512
 #: An OVA has an OVF, a manifest, a certificate and its disks; vSphere's VMs have 60 disks and more at the most.

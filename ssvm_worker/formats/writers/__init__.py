@@ -1,0 +1,1 @@
+"""Write disk images as streams."""
