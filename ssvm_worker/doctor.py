@@ -18,9 +18,9 @@ from .config.schema import LANES, Settings
 from .errors import ConfigError, WorkerError
 from .formats.qemu_img import tool
 from .jobs.preflight import preflight
-from .qemu.boot import try_accelerator
 from .streaming.stream import Store
 from .units import human_duration, human_size
+from .vm_boot.boot import try_accelerator
 
 if TYPE_CHECKING:
     from .ledger.figures import LaneMetrics

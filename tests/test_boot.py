@@ -22,13 +22,13 @@ from ssvm_worker.jobs.attempt import Attempt, BootOptions
 from ssvm_worker.jobs.bootcheck import boot_check
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.scratch import scratch_folder
-from ssvm_worker.qemu.boot import try_accelerator
-from ssvm_worker.qemu.machine import BootMachine, Drive, command
-from ssvm_worker.qemu.screen import Picture, read_ppm
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store, put_bytes
 from ssvm_worker.units import MiB
+from ssvm_worker.vm_boot.boot import try_accelerator
+from ssvm_worker.vm_boot.command_line import BootMachine, Drive, command
+from ssvm_worker.vm_boot.screenshot import Picture, read_ppm
 from tests import grain_bench
 from tests.attempts import attempt
 from tests.backups import BACKUP, content, store_backup

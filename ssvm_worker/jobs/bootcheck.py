@@ -11,11 +11,11 @@ from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.errors import ConfigError, CorruptImage
-from ssvm_worker.qemu.boot import BootOutcome, BootTimeouts, boot
-from ssvm_worker.qemu.machine import MOST_DISKS, BootMachine, Drive, tool
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.stream import Store, read_bytes, store_stream
 from ssvm_worker.units import GiB, MiB
+from ssvm_worker.vm_boot.boot import BootOutcome, BootTimeouts, boot
+from ssvm_worker.vm_boot.command_line import MOST_DISKS, BootMachine, Drive, tool
 
 from .attempt import Attempt
 from .scratch import scratch_folder

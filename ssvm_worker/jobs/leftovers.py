@@ -10,7 +10,7 @@ from ssvm_worker.units import human_duration
 from .attempt import Attempt
 
 if TYPE_CHECKING:  # pyVmomi comes with it
-    from ssvm_worker.vmware.leftovers import OldSnapshot
+    from ssvm_worker.vmware.old_snapshots import OldSnapshot
 
 #: Seconds that one removal is waited for; vSphere goes on with it all the same, and the next clean-up looks again.
 _LIMIT_S = 900.0

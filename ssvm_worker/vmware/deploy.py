@@ -15,9 +15,9 @@ from .connection import Connection
 from .export import ExportLink
 from .faults import fault_name, translated
 from .lease import Lease, LeaseFile
-from .locate import FoundObjects, find_place, find_vm_in
 from .ovf import networks_of
 from .place import VmTarget
+from .placement import FoundObjects, find_place, find_vm_in
 from .upload import HostSink
 
 #: In the extra configuration of a VM that we make: the job, so that what a dead attempt has left can be told.

@@ -17,7 +17,7 @@ from .export import ExportLink, secure
 from .faults import UNSUPPORTED, fault_name, translated
 from .finding import ERROR, OK, WARNING, PreflightFinding
 from .hardware import EXPORTED, Hardware
-from .leftovers import find_leftovers
+from .old_snapshots import find_leftovers
 
 #: What each step of a backup needs, by the ids in vSphere's own type information.
 PRIVILEGES = {

@@ -13,14 +13,14 @@ from ssvm_worker.streaming.stream import Check
 from . import inventory, preflight
 from . import snapshot as snapshots
 from .address import Address
-from .cbt import Area, changed_areas
+from .changed_blocks import Area, changed_areas
 from .connection import Connection
 from .deploy import Import
 from .descriptor import config_json, server_descriptor
 from .finding import PreflightFinding
 from .hardware import Disk, Hardware
 from .lease import Lease
-from .leftovers import OldSnapshot, find_leftovers
+from .old_snapshots import OldSnapshot, find_leftovers
 from .ovf import OvfDisk, OvfFile, build
 from .place import VmTarget
 from .snapshot import Snapshot

@@ -17,9 +17,9 @@ from pathlib import Path
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.units import MiB
 
-from .machine import BootMachine, command
-from .monitor import Monitor, MonitorError
-from .screen import Picture, read_ppm
+from .command_line import BootMachine, command
+from .qmp import Monitor, MonitorError
+from .screenshot import Picture, read_ppm
 
 Check = Callable[[], None]
 
