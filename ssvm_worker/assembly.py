@@ -38,17 +38,17 @@ from .jobs import JOBS
 from .jobs.attempt import Attempt, BootOptions, JobLimits, Progress, RemoteSource
 from .jobs.request import JobRequest, redact
 from .jobs.retention import RetentionRule, RetentionRules
-from .links import Signer, local_key
+from .ledger.links import Signer, local_key
+from .ledger.quota import QuotaLimits as Quotas
 from .net.address_policy import AddressRule
 from .ownstores import refuse_stores
-from .quota import QuotaLimits as Quotas
 from .stores import open_destination, open_origin, open_store, sweep_destination
 from .stores.s3.stall_watch import forget_silence
 from .streaming.rate_limit import SharedRateLimit
 from .streaming.stream import Check, Sink, Source, Store
 
 if TYPE_CHECKING:
-    from .ledger import Record
+    from .ledger.record import Record
     from .origins import Origins
 
 

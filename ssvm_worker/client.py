@@ -18,9 +18,9 @@ from typing import Any
 from . import assembly
 from .config.schema import BrokerSection, Settings
 from .jobs import find_job
-from .ledger import Record
 from .ledger.events import Event
-from .ledger.registry import WorkerStatus
+from .ledger.record import Record
+from .ledger.workers import WorkerStatus
 from .traces import traceparent as checked
 
 __all__ = ["Client", "Event", "Record", "WorkerStatus"]

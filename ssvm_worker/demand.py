@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from .assembly import open_figures, open_registry
 from .config.schema import Settings
 from .ledger.record import HELD, INBOUND
-from .ledger.registry import UP
+from .ledger.workers import UP
 from .scaling import Decision, Policy, Running, decide
 
 if TYPE_CHECKING:
-    from .ledger.figures import JobMetrics
-    from .ledger.registry import WorkerRegistry
+    from .ledger.job_metrics import JobMetrics
+    from .ledger.workers import WorkerRegistry
 
 
 def decisions(settings: Settings, zone: str | None = None) -> list[Decision]:

@@ -23,8 +23,8 @@ from .units import human_duration, human_size
 from .vm_boot.boot import try_accelerator
 
 if TYPE_CHECKING:
-    from .ledger.figures import LaneMetrics
-    from .ledger.registry import WorkerStatus
+    from .ledger.job_metrics import LaneMetrics
+    from .ledger.workers import WorkerStatus
     from .stores.s3.store import S3Store
 
 #: Seconds after which a job that waits is worth a warning; failed jobs that are looked at.

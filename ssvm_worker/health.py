@@ -7,7 +7,7 @@ import contextlib
 from .assembly import open_registry
 from .config.schema import Settings
 from .errors import WorkerError
-from .ledger.registry import DRAINING, UP, WorkerStatus
+from .ledger.workers import DRAINING, UP, WorkerStatus
 
 
 def unready(settings: Settings, host: str | None = None) -> str:

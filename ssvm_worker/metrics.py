@@ -19,7 +19,7 @@ from .config.schema import Settings
 from .demand import decide_all
 from .errors import ConfigError, StoreUnavailable, WorkerError
 from .health import unready
-from .ledger.registry import DOWN, DRAINING, UP
+from .ledger.workers import DOWN, DRAINING, UP
 from .net.listener import Listener
 from .storewatch import StoreWatch, look_at_stores
 

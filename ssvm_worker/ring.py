@@ -16,7 +16,8 @@ from kombu.exceptions import OperationalError
 
 from .config.schema import Settings
 from .errors import ObjectNotFound
-from .ledger import INBOUND, Ledger, Record
+from .ledger.ledger import Ledger
+from .ledger.record import INBOUND, Record
 from .route import MessageRoute
 
 _LOG = logging.getLogger("ssvm.ring")

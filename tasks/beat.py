@@ -14,7 +14,7 @@ from typing import Any
 from celery.schedules import crontab
 
 from ssvm_worker.assembly import open_ledger
-from ssvm_worker.ledger import queue_name
+from ssvm_worker.ledger.record import queue_name
 from ssvm_worker.ring import ring
 
 from .app import TASK, app, settings

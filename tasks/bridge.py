@@ -21,8 +21,9 @@ from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest, parse_request
-from ssvm_worker.ledger import Claim, Ledger
-from ssvm_worker.retry import RetryDecision, RetryPolicy, decide, decide_patiently
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import Claim
+from ssvm_worker.ledger.retry_policy import RetryDecision, RetryPolicy, decide, decide_patiently
 from ssvm_worker.ring import ring
 from ssvm_worker.traces import UNTRACED, Trace, tracing
 

@@ -6,7 +6,7 @@ import sys
 import uuid
 
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.ledger import queue_name
+from ssvm_worker.ledger.record import queue_name
 
 
 def worker_command(settings: Settings) -> tuple[list[str], dict[str, str]]:

@@ -20,7 +20,8 @@ from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs import find_job
-from ssvm_worker.ledger import ClaimedJob, Ledger
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import ClaimedJob
 from ssvm_worker.logs import about
 from ssvm_worker.ring import task_id
 from ssvm_worker.traces import traceparent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from celery import Celery
 
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.ledger import queue_name
+from ssvm_worker.ledger.record import queue_name
 from ssvm_worker.ring import make_queue, sending_app
 from ssvm_worker.route import MessageRoute, beat_store
 

@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
-from ssvm_worker.ledger import Claim, Ledger
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import Claim
 
 from .rounds import PeriodicThread
 

@@ -13,7 +13,8 @@ from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.jobs import JOBS, Job, find_job
 from ssvm_worker.jobs.request import JobRequest, kept, parse_request
-from ssvm_worker.ledger import Ledger, NewJob, Record
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob, Record
 from ssvm_worker.traces import traceparent
 
 from .screening import CLAIM, first_argument

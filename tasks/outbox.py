@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 from ssvm_worker.assembly import open_ledger, shown
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.ledger import Ledger
-from ssvm_worker.ledger.callback import Callbacks, CallbackSettings
+from ssvm_worker.ledger.callbacks import Callbacks, CallbackSettings
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.retry_policy import RetryPolicy
 from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.retry import RetryPolicy
 
 from .rounds import PeriodicThread
 

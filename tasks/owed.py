@@ -12,7 +12,8 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.jobs import find_job
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
-from ssvm_worker.ledger import Ledger, Record
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import Record
 
 _LOG = logging.getLogger("ssvm.owed")
 

@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.doctor import Finding
-from ssvm_worker.ledger import queue_name
+from ssvm_worker.ledger.record import queue_name
 from ssvm_worker.ring import sender
 from ssvm_worker.route import MessageRoute
 

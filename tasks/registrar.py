@@ -15,7 +15,7 @@ from ssvm_worker import __version__
 from ssvm_worker.assembly import open_registry
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.ledger.registry import WorkerInfo
+from ssvm_worker.ledger.workers import WorkerInfo
 from ssvm_worker.mounts import stores_away
 
 from .rounds import PeriodicThread

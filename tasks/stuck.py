@@ -15,8 +15,9 @@ from collections.abc import Iterator
 
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import StoreAway, WorkerError
-from ssvm_worker.ledger import Claim, Ledger
-from ssvm_worker.retry import RetryPolicy, decide
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import Claim
+from ssvm_worker.ledger.retry_policy import RetryPolicy, decide
 from ssvm_worker.stores.nfs.mount import ask_to_die, used_and_away
 
 from .heart import ClaimHeartbeat

@@ -16,7 +16,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ssvm_worker.ledger import Claim, Ledger, NewJob
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import Claim, NewJob
 from tests.servers.broker import Broker
 
 LIMITS = {"store": 2, "source": 1, "account": 3}

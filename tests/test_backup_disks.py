@@ -15,7 +15,7 @@ from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.errors import Permanent, Retryable, SourceUnavailable, StoreUnavailable
 from ssvm_worker.jobs import backup
 from ssvm_worker.jobs.parallel import in_parallel
-from ssvm_worker.slots import LocalSlots, Wait
+from ssvm_worker.ledger.slots import LocalSlots, Wait
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import read_bytes
 from ssvm_worker.units import KiB, MiB

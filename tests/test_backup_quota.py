@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ssvm_worker.errors import QuotaExceeded
-from ssvm_worker.quota import Held, LocalQuota, QuotaLimits
+from ssvm_worker.ledger.quota import Held, LocalQuota, QuotaLimits
 from ssvm_worker.units import MiB
 from tests.backup_bench import Bench
 from tests.servers.vcenter import TestVM

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.ledger import Ledger, NewJob
-from ssvm_worker.ledger.registry import WorkerInfo, WorkerRegistry
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob
+from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
 from tests.servers.broker import Broker, StoppableBroker
 
 

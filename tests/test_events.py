@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from ssvm_worker.ledger import Ledger, NewJob
 from ssvm_worker.ledger import events as module
 from ssvm_worker.ledger.events import Events
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob
 from tests.servers.broker import Broker
 
 JOB = NewJob("j1", "download", "z", "download", {"url": "http://x/y"})

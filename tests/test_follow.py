@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ssvm_worker.ledger import Ledger, NewJob
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob
 from tests.servers.broker import Broker
 from tests.waiting import PATIENCE_S
 

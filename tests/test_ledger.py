@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy
-from ssvm_worker.ledger import Ledger, NewJob
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob
 from tests.servers.broker import Broker
 
 BUG = {"error": "ValueError", "message": "ours"}

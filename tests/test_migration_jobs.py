@@ -24,7 +24,8 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.jobs import copy
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.ledger import Ledger, NewJob
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store

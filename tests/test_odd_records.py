@@ -11,12 +11,13 @@ import redis
 
 from ssvm_worker.assembly import shown
 from ssvm_worker.cli import main
-from ssvm_worker.ledger import Ledger, NewJob
-from ssvm_worker.ledger.callback import Callbacks, CallbackSettings
-from ssvm_worker.ledger.figures import JobMetrics
-from ssvm_worker.ledger.links import LinkBook
-from ssvm_worker.ledger.registry import WorkerRegistry
-from ssvm_worker.ledger.verdicts import SharedScrubResults
+from ssvm_worker.ledger.callbacks import Callbacks, CallbackSettings
+from ssvm_worker.ledger.job_metrics import JobMetrics
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.links.redis import LinkBook
+from ssvm_worker.ledger.record import NewJob
+from ssvm_worker.ledger.scrub_results.redis import SharedScrubResults
+from ssvm_worker.ledger.workers import WorkerRegistry
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.net.broker_url import redis_url
 from tests.servers.broker import Broker

@@ -10,7 +10,8 @@ import pytest
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.ledger import Ledger, NewJob
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob
 from tasks.outbox import CallbackSender
 from tests.servers.broker import Broker
 from tests.servers.receiver import Receiver

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.ledger import ClaimedJob, Ledger, NewJob
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import ClaimedJob, NewJob
 from tests.servers.broker import Broker
 
 #: Of ten claims one goes by age alone.

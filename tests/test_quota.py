@@ -19,8 +19,8 @@ from ssvm_worker.cli import main
 from ssvm_worker.errors import ConfigError, CorruptImage, QuotaExceeded, StoreUnavailable
 from ssvm_worker.jobs import copy, delete, download, verify
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.ledger.quota import SharedQuota
-from ssvm_worker.quota import AccountUsage, LocalQuota, Quota, QuotaLimits
+from ssvm_worker.ledger.quota import AccountUsage, LocalQuota, Quota, QuotaLimits
+from ssvm_worker.ledger.quota.redis import SharedQuota
 from ssvm_worker.stores.memory import MemoryStore
 from tests import images
 from tests.attempts import attempt

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import EXIT_RETRYABLE, InvalidRequest, StoreUnavailable
-from ssvm_worker.ledger import Ledger, NewJob, queue_name
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob, queue_name
 from tests.neighbours import missing
 from tests.servers.broker import Broker, StoppableBroker, running_broker
 from tests.servers.clock import Clock

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ssvm_worker.ledger.registry import WorkerInfo, WorkerRegistry
+from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
 from tests.servers.broker import Broker
 
 WORKER = WorkerInfo("z-1@host", "host", "z", ("download", "upload"), 2, "1.0", started=1.0)

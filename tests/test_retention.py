@@ -23,12 +23,12 @@ from ssvm_worker.errors import Cancelled, InvalidRequest
 from ssvm_worker.jobs import cleanup
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.retention import BackupAge, RetentionRule, RetentionRules, kept
-from ssvm_worker.ledger import Claim, NewJob
-from ssvm_worker.quota import LocalQuota
+from ssvm_worker.ledger.quota import LocalQuota
+from ssvm_worker.ledger.record import Claim, NewJob
+from ssvm_worker.ledger.scrub_results import LocalScrubResults
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, Store, put_bytes
-from ssvm_worker.verdicts import LocalScrubResults
 from tests.attempts import attempt
 from tests.grain_bench import packs, restored
 from tests.servers.broker import Broker

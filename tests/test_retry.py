@@ -18,7 +18,7 @@ from ssvm_worker.errors import (
     StoreUnavailable,
     UnsafeImage,
 )
-from ssvm_worker.retry import RetryDecision, RetryPolicy, backoff, decide, decide_patiently
+from ssvm_worker.ledger.retry_policy import RetryDecision, RetryPolicy, backoff, decide, decide_patiently
 
 POLICY = RetryPolicy(max_attempts=3, first_delay_s=10, max_delay_s=60)
 

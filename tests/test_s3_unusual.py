@@ -21,7 +21,7 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.jobs import upload
-from ssvm_worker.retry import RetryPolicy, decide
+from ssvm_worker.ledger.retry_policy import RetryPolicy, decide
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import capabilities
 from ssvm_worker.stores.s3.capabilities import Features

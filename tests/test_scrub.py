@@ -18,12 +18,12 @@ from ssvm_worker.cli import main
 from ssvm_worker.errors import Cancelled, CorruptImage, InvalidRequest, StoreUnavailable
 from ssvm_worker.jobs import delete, verify
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.ledger.verdicts import SharedScrubResults
+from ssvm_worker.ledger.scrub_results import LocalScrubResults, ScrubResults
+from ssvm_worker.ledger.scrub_results.redis import SharedScrubResults
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3.store import S3Store
 from ssvm_worker.streaming.stream import Owner, Store, put_bytes
-from ssvm_worker.verdicts import LocalScrubResults, ScrubResults
 from tests.attempts import attempt
 from tests.contracts.verdicts import VerdictsContract
 from tests.servers.broker import Broker

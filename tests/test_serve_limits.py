@@ -17,7 +17,7 @@ import trustme
 
 from ssvm_worker import assembly
 from ssvm_worker.artifacts.checksums import digest_of
-from ssvm_worker.links import GET, Link, new_id
+from ssvm_worker.ledger.links import GET, Link, new_id
 from ssvm_worker.net.listener import Listener, RateLimit
 from tests.servers.service import Service
 from tests.servers.worker import until

@@ -14,7 +14,7 @@ import pytest
 from ssvm_worker import assembly, cli
 from ssvm_worker.config.schema import QuotaSection
 from ssvm_worker.demand import decisions
-from ssvm_worker.links import Link
+from ssvm_worker.ledger.links import Link
 from ssvm_worker.ring import ring
 from ssvm_worker.serve.session import Inbox
 from tests import images

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from ssvm_worker.errors import Cancelled
-from ssvm_worker.ledger.slots import SharedSlots
-from ssvm_worker.slots import LocalSlots
+from ssvm_worker.ledger.slots import LocalSlots
+from ssvm_worker.ledger.slots.redis import SharedSlots
 from tests.contracts.slots import Make, SlotsContract, give_up
 from tests.servers.broker import Broker
 from tests.waiting import CLAIM_S, PATIENCE_S

@@ -20,7 +20,8 @@ from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, Obje
 from ssvm_worker.jobs import JOBS, Job
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest
-from ssvm_worker.ledger import Ledger, NewJob, Record, queue_name
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob, Record, queue_name
 from ssvm_worker.ring import ring
 from tasks.bridge import run_job
 from tasks.command import worker_command

@@ -15,7 +15,8 @@ import pytest
 
 from ssvm_worker.cli import main
 from ssvm_worker.errors import EXIT_RETRYABLE
-from ssvm_worker.ledger import Ledger, NewJob, queue_name
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob, queue_name
 from tests.neighbours import missing
 from tests.servers.broker import Broker
 from tests.servers.worker import until

@@ -11,8 +11,8 @@ import pytest
 
 from ssvm_worker import assembly
 from ssvm_worker.errors import ObjectNotFound
-from ssvm_worker.ledger import Record
-from ssvm_worker.links import PUT, Link, new_id
+from ssvm_worker.ledger.links import PUT, Link, new_id
+from ssvm_worker.ledger.record import Record
 from tests import images
 from tests.servers.service import Service
 

@@ -18,7 +18,7 @@ from ssvm_worker.errors import ConfigError, InvalidRequest, ObjectNotFound, misu
 from ssvm_worker.jobs import downloadrequest
 from ssvm_worker.jobs.members import member
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.links import GET, PUT, Link, new_id
+from ssvm_worker.ledger.links import GET, PUT, Link, new_id
 from ssvm_worker.units import human_duration, parse_duration
 
 from .output import Output

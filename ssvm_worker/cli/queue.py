@@ -23,7 +23,8 @@ from .output import Bar, Output
 from .told import told
 
 if TYPE_CHECKING:  # redis takes a third of the time in which `ssvm run` starts, and it has no use for it
-    from ssvm_worker.ledger import Ledger, Record
+    from ssvm_worker.ledger.ledger import Ledger
+    from ssvm_worker.ledger.record import Record
 
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 

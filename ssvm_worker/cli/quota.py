@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ssvm_worker import assembly, config
-from ssvm_worker.quota import AccountUsage
+from ssvm_worker.ledger.quota import AccountUsage
 
 from .output import Output
 

@@ -13,7 +13,7 @@ from ssvm_worker.errors import EXIT_RETRYABLE
 from .output import Output
 
 if TYPE_CHECKING:
-    from ssvm_worker.ledger import Ledger
+    from ssvm_worker.ledger.ledger import Ledger
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:

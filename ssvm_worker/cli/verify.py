@@ -13,8 +13,8 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import EXIT_PERMANENT, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.ledger.scrub_results import iso
 from ssvm_worker.units import printable
-from ssvm_worker.verdicts import iso
 
 from .output import Output
 from .run import run_here

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from ssvm_worker.artifacts.layout import PACKS, Artifact
 from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.errors import NOT_THERE
-from ssvm_worker.quota import UNLIMITED, Held
+from ssvm_worker.ledger.quota import UNLIMITED, Held
 from ssvm_worker.streaming.stream import Store
 from ssvm_worker.units import parse_size
 

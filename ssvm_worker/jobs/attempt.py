@@ -13,12 +13,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from ssvm_worker.artifacts.checksums import HEX_LENGTHS, Digest
 from ssvm_worker.errors import Cancelled, InvalidRequest, misused
-from ssvm_worker.quota import UNLIMITED, Held, LocalQuota, Quota
-from ssvm_worker.quota import QuotaLimits as Quotas
-from ssvm_worker.slots import LocalSlots, Slots
+from ssvm_worker.ledger.quota import UNLIMITED, Held, LocalQuota, Quota
+from ssvm_worker.ledger.quota import QuotaLimits as Quotas
+from ssvm_worker.ledger.scrub_results import LocalScrubResults, ScrubResults
+from ssvm_worker.ledger.slots import LocalSlots, Slots
 from ssvm_worker.streaming.rate_limit import SharedRateLimit, paced
 from ssvm_worker.streaming.stream import Check, Owner, Resuming, Sink, Source, Store
-from ssvm_worker.verdicts import LocalScrubResults, ScrubResults
 
 from .retention import RetentionRules
 

@@ -18,7 +18,7 @@ from ssvm_worker.grain_store.map import ROLE, SUFFIX
 from ssvm_worker.grain_store.reader import grain_maps, open_map
 from ssvm_worker.grain_store.sink import GrainSink
 from ssvm_worker.grain_store.writer import DiskPacker
-from ssvm_worker.slots import Wait
+from ssvm_worker.ledger.slots import Wait
 from ssvm_worker.streaming.stream import Observer, Sink, Store
 from ssvm_worker.vmware.hardware import Disk, comparable
 

@@ -17,8 +17,8 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.ledger.links import LinkBook
-from ssvm_worker.links import GET, Link, Signer, object_path, upload_path
+from ssvm_worker.ledger.links import GET, Link, Signer, object_path, upload_path
+from ssvm_worker.ledger.links.redis import LinkBook
 from ssvm_worker.streaming.stream import Store
 
 from .answers import failure, refusal, respond

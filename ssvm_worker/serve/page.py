@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from starlette.responses import HTMLResponse, Response
 
-from ssvm_worker.links import Link
+from ssvm_worker.ledger.links import Link
 
 #: The page knows a secret, its own address: it is told to nobody, kept nowhere, and nothing foreign runs beside it.
 _POLICY = (

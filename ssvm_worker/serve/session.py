@@ -24,10 +24,11 @@ from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.intake import settled_in
 from ssvm_worker.jobs.request import fingerprint
-from ssvm_worker.ledger import INBOUND, Claim, Ledger
-from ssvm_worker.ledger.uploads import cancelled, end_links
-from ssvm_worker.links import Link
-from ssvm_worker.retry import RetryDecision
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.link_expiry import cancelled, end_links
+from ssvm_worker.ledger.links import Link
+from ssvm_worker.ledger.record import INBOUND, Claim
+from ssvm_worker.ledger.retry_policy import RetryDecision
 from ssvm_worker.traces import tracing
 from tasks.bridge import JobRun, worker_name
 from tasks.heart import ClaimHeartbeat

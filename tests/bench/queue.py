@@ -20,7 +20,8 @@ from kombu import Queue
 from ssvm_worker.assembly import new_job, open_ledger
 from ssvm_worker.config import load
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.ledger import Ledger, queue_name
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import queue_name
 from ssvm_worker.ring import ring
 from tasks.command import worker_command
 from tests.bench.contest import Broken, Row

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ssvm_worker.assembly import new_job
-from ssvm_worker.ledger import Record
+from ssvm_worker.ledger.record import Record
 from ssvm_worker.ring import ring
 from tests.bench.contest import Row
 from tests.bench.emptyjobs import WAITING

@@ -14,7 +14,7 @@ from ssvm_worker.assembly import open_quota
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.grain_store.map import ROLE
 from ssvm_worker.grain_store.reader import extents
-from ssvm_worker.ledger import Record
+from ssvm_worker.ledger.record import Record
 from ssvm_worker.streaming.stream import Store, read_bytes
 from tests.chaos.mix import Content, Mix
 from tests.chaos.town import Town

@@ -10,7 +10,7 @@ from typing import Any
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.ledger import Record
+from ssvm_worker.ledger.record import Record
 from tests.chaos.town import MiB, Town
 from tests.images import GRAIN, stream_optimized
 from tests.servers.http import Behaviour

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from ssvm_worker.artifacts.layout import MANIFEST
-from ssvm_worker.ledger import Record
+from ssvm_worker.ledger.record import Record
 from tests.chaos import invariants
 from tests.chaos.faults import FAULTS, Scene, unavailable
 from tests.chaos.mix import Deed, Mix

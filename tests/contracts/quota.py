@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from ssvm_worker.errors import QuotaExceeded
-from ssvm_worker.quota import AccountUsage, Quota
+from ssvm_worker.ledger.quota import AccountUsage, Quota
 
 A, B = "template/tmpl/acme/1", "template/tmpl/acme/2"
 

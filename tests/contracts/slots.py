@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from ssvm_worker.errors import Cancelled
-from ssvm_worker.slots import Slots
+from ssvm_worker.ledger.slots import Slots
 from tests.waiting import PATIENCE_S
 
 Make = Callable[[], Slots]

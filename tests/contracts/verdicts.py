@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ssvm_worker.verdicts import ScrubResults
+from ssvm_worker.ledger.scrub_results import ScrubResults
 
 A, B = "template/tmpl/2/2", "template/tmpl/2/20"
 

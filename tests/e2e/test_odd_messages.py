@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.ledger import INBOUND, NewJob
+from ssvm_worker.ledger.record import INBOUND, NewJob
 from tests.servers.http import HttpServer
 from tests.servers.worker import Site
 

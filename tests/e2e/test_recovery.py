@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from ssvm_worker.errors import EXIT_RETRYABLE, StoreUnavailable
-from ssvm_worker.ledger import Record
+from ssvm_worker.ledger.record import Record
 from tests.servers.broker import Broker, StoppableBroker
 from tests.servers.http import Behaviour, HttpServer
 from tests.servers.receiver import Receiver

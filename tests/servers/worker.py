@@ -21,7 +21,8 @@ from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ObjectNotFound
 from ssvm_worker.jobs import find_job
-from ssvm_worker.ledger import Ledger, Record, queue_name
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import Record, queue_name
 from ssvm_worker.ring import ring
 from tasks.command import worker_command
 from tests.servers.broker import Broker, StoppableBroker

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound
-from ssvm_worker.links import PUT, job_of, link_of
 
 from .ledger import Ledger
-from .links import LinkBook
+from .links import PUT, job_of, link_of
+from .links.redis import LinkBook
 from .record import INBOUND, Claim
 
 _BY = "its link has ended"

@@ -15,8 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from ssvm_worker.errors import StoreUnavailable
-
-from .connection import ALLOW_OOM, connect, translated
+from ssvm_worker.ledger.connection import ALLOW_OOM, connect, translated
 
 _log = logging.getLogger("ssvm.slots")
 

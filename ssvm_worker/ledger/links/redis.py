@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
-from ssvm_worker.links import Link
+from ssvm_worker.ledger.connection import connect, translated
 
-from .connection import connect, translated
+from . import Link
 
 #: Ids read in one go.
 _BATCH = 200

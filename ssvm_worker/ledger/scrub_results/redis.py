@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ssvm_worker.verdicts import ScrubResult
+from ssvm_worker.ledger.connection import connect, translated
 
-from .connection import connect, translated
+from . import ScrubResult
 
 #: Seconds for which a job that stopped may go on where it was.
 _REACHED_S = 7 * 86400

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .errors import QuotaExceeded
-from .units import MiB, human_size
+from ssvm_worker.errors import QuotaExceeded
+from ssvm_worker.units import MiB, human_size
 
 #: Holds so many bytes in all, in place of what was held before; QuotaExceeded leaves that as it was.
 Grow = Callable[[int], None]

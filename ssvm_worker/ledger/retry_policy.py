@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from .errors import Cancelled, StoreAway, StoreDenied, StoreFull, WorkerError
+from ssvm_worker.errors import Cancelled, StoreAway, StoreDenied, StoreFull, WorkerError
 
 #: Of a patient job: attempts in all, and how much longer than others it waits between two at the most. With the
 #: default of 10 minutes that is up to an hour, 45 minutes on average, and so a week.

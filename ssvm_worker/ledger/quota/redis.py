@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.quota import AccountUsage, Grow
+from ssvm_worker.ledger.connection import connect, translated
 
-from .connection import connect, translated
+from . import AccountUsage, Grow
 
 #: ARGV[1] is the key prefix, ARGV[2] the account.
 _PRELUDE = """

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from .errors import ConfigError
+from ssvm_worker.errors import ConfigError
 
 GET, PUT = "get", "put"
 #: Nobody's: signs for a key id that is unknown, so that the answer takes as long as for a known one.

@@ -18,10 +18,10 @@ from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.net.sockets import AddressRefused, ConnectOptions, StallWatch, WatchedSocket, connect, tls_context
 from ssvm_worker.net.urls import WebUrl, parse
-from ssvm_worker.retry import RetryPolicy, backoff
 
 from .ledger import Ledger
 from .record import Record
+from .retry_policy import RetryPolicy, backoff
 
 _LOG = logging.getLogger("ssvm.callback")
 #: Seconds beyond the time-out after which a callback that a worker took is taken for left behind by its death.
