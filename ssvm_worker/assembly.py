@@ -36,8 +36,8 @@ from .config.types import Section
 from .errors import Cancelled, ConfigError, InvalidRequest, misused
 from .jobs import JOBS
 from .jobs.attempt import Attempt, BootOptions, JobLimits, Progress, RemoteSource
+from .jobs.cleanup.retention import RetentionRule, RetentionRules
 from .jobs.request import JobRequest, redact
-from .jobs.retention import RetentionRule, RetentionRules
 from .ledger.links import Signer, local_key
 from .ledger.quota import QuotaLimits as Quotas
 from .net.address_policy import AddressRule

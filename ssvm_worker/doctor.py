@@ -17,7 +17,7 @@ from . import assembly
 from .config.schema import LANES, Settings
 from .errors import ConfigError, WorkerError
 from .formats.qemu_img import tool
-from .jobs.preflight import preflight
+from .jobs.backup.preflight import preflight
 from .streaming.stream import Store
 from .units import human_duration, human_size
 from .vm_boot.boot import try_accelerator

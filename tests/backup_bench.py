@@ -12,8 +12,8 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.jobs import backup
 from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import read_bytes
 from ssvm_worker.vmware.session import ExportOptions

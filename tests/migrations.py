@@ -8,7 +8,7 @@ import pytest
 
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.jobs import copy
+from ssvm_worker.jobs.copy import job as copy
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store

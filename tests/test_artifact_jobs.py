@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound
-from ssvm_worker.jobs import delete, download, verify
+from ssvm_worker.jobs import delete
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.file.store import FileStore
 from tests import images
 from tests.attempts import attempt

@@ -8,7 +8,7 @@ import pytest
 
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.errors import SourceDenied, SourceNotFound, SourceUnavailable
-from ssvm_worker.jobs import backup
+from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import FAST, Bench, assert_whole
 from tests.images import stream_optimized_pieces

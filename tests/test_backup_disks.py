@@ -13,7 +13,7 @@ import pytest
 
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.errors import Permanent, Retryable, SourceUnavailable, StoreUnavailable
-from ssvm_worker.jobs import backup
+from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.jobs.parallel import in_parallel
 from ssvm_worker.ledger.slots import LocalSlots, Wait
 from ssvm_worker.stores.memory import MemoryStore

@@ -24,8 +24,8 @@ from ssvm_worker.errors import (
     SourceUnavailable,
     WorkerError,
 )
-from ssvm_worker.jobs import backup
-from ssvm_worker.jobs.stored import read_backup
+from ssvm_worker.jobs.backup import job as backup
+from ssvm_worker.jobs.restore.backup_reader import read_backup
 from ssvm_worker.stores.memory import MemorySink, MemoryStore
 from ssvm_worker.streaming.stream import Owner, Store
 from ssvm_worker.units import KiB

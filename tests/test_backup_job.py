@@ -22,8 +22,8 @@ from ssvm_worker.errors import (
     SourceNotFound,
     SourceUnavailable,
 )
-from ssvm_worker.jobs import backup
 from ssvm_worker.jobs.attempt import Progress
+from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, read_bytes

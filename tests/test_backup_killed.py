@@ -14,7 +14,7 @@ import pytest
 
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.grain_store.reader import packs_of
-from ssvm_worker.jobs.stored import read_backup
+from ssvm_worker.jobs.restore.backup_reader import read_backup
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.units import KiB

@@ -22,8 +22,8 @@ from ssvm_worker.errors import (
     UnsafeImage,
     WorkerError,
 )
-from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import JobLimits
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
 from tests.archives import (

@@ -26,8 +26,9 @@ from ssvm_worker.errors import (
     UnsafeImage,
 )
 from ssvm_worker.formats.qemu_img import QemuImg, tool
-from ssvm_worker.jobs import convert, download
 from ssvm_worker.jobs.attempt import Attempt, JobLimits
+from ssvm_worker.jobs.download import convert
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore

@@ -10,8 +10,9 @@ import pytest
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound, StoreFull, StoreUnavailable, WorkerError
-from ssvm_worker.jobs import copy, verify
+from ssvm_worker.jobs.copy import job as copy
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3.store import S3Store

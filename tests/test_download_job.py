@@ -12,8 +12,8 @@ import pytest
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import find_manifest, read_draft, read_manifest, write_draft
 from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, SourceChanged, SourceUnavailable, StoreFull
-from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from ssvm_worker.errors import Cancelled
-from ssvm_worker.jobs import copy, delete, download, verify
+from ssvm_worker.jobs import delete
 from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.copy import job as copy
+from ssvm_worker.jobs.download import job as download
+from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store

@@ -13,7 +13,7 @@ from ssvm_worker.errors import Cancelled
 from ssvm_worker.grain_store.pack import find_index
 from ssvm_worker.grain_store.reader import packs_of
 from ssvm_worker.jobs import delete
-from ssvm_worker.jobs.incremental import verify_packs
+from ssvm_worker.jobs.backup.incremental import verify_packs
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import put_bytes
 from tests.attempts import attempt

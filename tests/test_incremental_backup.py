@@ -14,7 +14,9 @@ from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.grain_store.reader import grain_maps
-from ssvm_worker.jobs import backup, delete, verify
+from ssvm_worker.jobs import delete
+from ssvm_worker.jobs.backup import job as backup
+from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import put_bytes
 from ssvm_worker.units import MiB

@@ -13,8 +13,9 @@ import pytest
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import CorruptImage, InvalidRequest
 from ssvm_worker.formats.ova import read_checksums, read_descriptor, read_sizes
-from ssvm_worker.jobs import download, upload
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.upload import job as upload
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import put_bytes, read_bytes
 from tests.attempts import attempt

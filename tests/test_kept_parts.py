@@ -15,8 +15,8 @@ import pytest
 
 from ssvm_worker.errors import Cancelled, SourceUnavailable, StoreFull, StoreUnavailable
 from ssvm_worker.grain_store.sink import GrainSink
-from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file.part_file import FileSink
 from ssvm_worker.stores.file.store import FileStore

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.jobs import cleanup
 from ssvm_worker.jobs.attempt import NullJobs
+from ssvm_worker.jobs.cleanup import job as cleanup
 from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import Bench
 from tests.servers.vcenter import TestVM, address_of

@@ -17,7 +17,7 @@ from ssvm_worker.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from ssvm_worker.jobs import copy
+from ssvm_worker.jobs.copy import job as copy
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner

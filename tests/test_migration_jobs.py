@@ -22,7 +22,7 @@ from ssvm_worker.errors import (
     ResourceBusy,
     StoreUnavailable,
 )
-from ssvm_worker.jobs import copy
+from ssvm_worker.jobs.copy import job as copy
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob

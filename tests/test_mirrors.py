@@ -17,7 +17,7 @@ from ssvm_worker.errors import (
     SourceNotFound,
     SourceUnavailable,
 )
-from ssvm_worker.jobs import download
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request, redact
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources import find_source, open_source

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import CorruptImage, ObjectNotFound, StoreDenied
-from ssvm_worker.jobs import cleanup, verify
+from ssvm_worker.jobs.cleanup import job as cleanup
+from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.stream import put_bytes
 from tests.attempts import attempt

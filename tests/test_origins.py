@@ -18,7 +18,7 @@ from ssvm_worker.errors import (
     SourceNotFound,
     SourceUnavailable,
 )
-from ssvm_worker.jobs import download
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.sources.file import FileSource, FileVersion
 from ssvm_worker.sources.options import SourceOptions

@@ -23,8 +23,9 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.formats import ova
-from ssvm_worker.jobs import download, verify
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes

@@ -10,7 +10,7 @@ import pytest
 from ssvm_worker.demo import simulator
 from ssvm_worker.errors import CorruptImage, ImageError
 from ssvm_worker.formats import Inspection, ova
-from ssvm_worker.jobs import download
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from tests.attempts import attempt
 from tests.neighbours import missing

@@ -17,8 +17,11 @@ import pytest
 from ssvm_worker import config
 from ssvm_worker.cli import main
 from ssvm_worker.errors import ConfigError, CorruptImage, QuotaExceeded, StoreUnavailable
-from ssvm_worker.jobs import copy, delete, download, verify
+from ssvm_worker.jobs import delete
+from ssvm_worker.jobs.copy import job as copy
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.ledger.quota import AccountUsage, LocalQuota, Quota, QuotaLimits
 from ssvm_worker.ledger.quota.redis import SharedQuota
 from ssvm_worker.stores.memory import MemoryStore

@@ -16,7 +16,7 @@ import pytest
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Manifest, read_manifest
 from ssvm_worker.errors import ImageError, UnsafeImage
-from ssvm_worker.jobs import download
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.stream import read_bytes

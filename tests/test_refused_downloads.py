@@ -21,7 +21,7 @@ from ssvm_worker.errors import (
     UnknownFormat,
     WorkerError,
 )
-from ssvm_worker.jobs import download
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import read_bytes

@@ -14,7 +14,8 @@ from ssvm_worker import sources
 from ssvm_worker.assembly import new_job, shown
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import EXIT_USAGE, InvalidRequest
-from ssvm_worker.jobs import JOBS, downloadrequest
+from ssvm_worker.jobs import JOBS
+from ssvm_worker.jobs.download import request as downloadrequest
 from ssvm_worker.jobs.request import MASK, Privacy, kept, parse_request, redact, safe_url
 from ssvm_worker.ledger.record import Record
 

@@ -15,8 +15,9 @@ from ssvm_worker.errors import (
     ObjectNotFound,
     StoreUnavailable,
 )
-from ssvm_worker.jobs import restore, verify
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.restore import job as restore
+from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores import open_store
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore

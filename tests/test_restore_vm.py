@@ -29,9 +29,9 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.formats.extents import vmdk_extents
 from ssvm_worker.formats.writers.raw import raw as to_raw
-from ssvm_worker.jobs import restore
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.restore import job as restore
 from ssvm_worker.stores import open_store
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore

@@ -20,9 +20,9 @@ from ssvm_worker.artifacts.manifest import Entry, Manifest, artifacts_below, wri
 from ssvm_worker.assembly import RecordedJobs, open_ledger, retention_rules
 from ssvm_worker.cli import main
 from ssvm_worker.errors import Cancelled, InvalidRequest
-from ssvm_worker.jobs import cleanup
+from ssvm_worker.jobs.cleanup import job as cleanup
+from ssvm_worker.jobs.cleanup.retention import BackupAge, RetentionRule, RetentionRules, kept
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.jobs.retention import BackupAge, RetentionRule, RetentionRules, kept
 from ssvm_worker.ledger.quota import LocalQuota
 from ssvm_worker.ledger.record import Claim, NewJob
 from ssvm_worker.ledger.scrub_results import LocalScrubResults

@@ -12,7 +12,8 @@ from dataclasses import replace
 import pytest
 
 from ssvm_worker.errors import Cancelled, ChecksumMismatch, CorruptImage, StoreUnavailable
-from ssvm_worker.jobs import copy, upload
+from ssvm_worker.jobs.copy import job as copy
+from ssvm_worker.jobs.upload import job as upload
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3.store import S3Store
 from ssvm_worker.streaming.stream import Owner, StoredObject

@@ -10,7 +10,8 @@ import pytest
 from ssvm_worker.artifacts.layout import MANIFEST
 from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.errors import CorruptImage, StoreUnavailable
-from ssvm_worker.jobs import copy, verify
+from ssvm_worker.jobs.copy import job as copy
+from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3.server_copy import PartCopier
 from ssvm_worker.stores.s3.store import S3Store

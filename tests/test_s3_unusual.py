@@ -20,7 +20,7 @@ from ssvm_worker.errors import (
     StoreUnavailable,
     WorkerError,
 )
-from ssvm_worker.jobs import upload
+from ssvm_worker.jobs.upload import job as upload
 from ssvm_worker.ledger.retry_policy import RetryPolicy, decide
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import capabilities

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.jobs import cleanup, delete
+from ssvm_worker.jobs import delete
 from ssvm_worker.jobs.attempt import Attempt, BootOptions
+from ssvm_worker.jobs.cleanup import job as cleanup
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.jobs.screens import screen_of
+from ssvm_worker.jobs.verify.screenshots import screen_of
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from tests.attempts import attempt

@@ -16,8 +16,9 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.cli import main
 from ssvm_worker.errors import Cancelled, CorruptImage, InvalidRequest, StoreUnavailable
-from ssvm_worker.jobs import delete, verify
+from ssvm_worker.jobs import delete
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.ledger.scrub_results import LocalScrubResults, ScrubResults
 from ssvm_worker.ledger.scrub_results.redis import SharedScrubResults
 from ssvm_worker.stores.file.store import FileStore

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ssvm_worker.errors import ConfigError, InvalidRequest, SourceDenied
-from ssvm_worker.jobs import download
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from tests import images
 from tests.attempts import SETTINGS, attempt

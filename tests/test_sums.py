@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ssvm_worker.artifacts.checksum_files import decode_text, find_in_sums
 from ssvm_worker.artifacts.checksums import HEX_LENGTHS, Digest
 from ssvm_worker.errors import InvalidRequest
-from ssvm_worker.jobs import download
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import read_bytes

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, ObjectNotFound, StoreDenied
-from ssvm_worker.jobs import download, upload
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.upload import job as upload
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store

@@ -11,9 +11,10 @@ import pytest
 
 from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, ObjectNotFound
 from ssvm_worker.formats.ova import read_checksums, read_descriptor
-from ssvm_worker.jobs import download, upload
-from ssvm_worker.jobs.packing import OvaExport, OvaMember, package
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.upload import job as upload
+from ssvm_worker.jobs.upload.ova_export import OvaExport, OvaMember, package
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store, read_bytes
 from ssvm_worker.units import GiB, KiB, MiB

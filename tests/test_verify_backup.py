@@ -11,8 +11,8 @@ import pytest
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.manifest import Manifest, read_manifest, write_manifest
 from ssvm_worker.errors import CorruptImage
-from ssvm_worker.jobs import verify
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, Store, put_bytes, read_bytes
 from ssvm_worker.units import KiB

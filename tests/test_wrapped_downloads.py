@@ -11,8 +11,8 @@ import pytest
 from ssvm_worker import unpacking
 from ssvm_worker.artifacts.manifest import read_draft, read_manifest
 from ssvm_worker.errors import CorruptImage, ImageError, SourceUnavailable, TooLarge, UnknownFormat
-from ssvm_worker.jobs import download
 from ssvm_worker.jobs.attempt import JobLimits
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore

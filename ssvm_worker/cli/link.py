@@ -15,9 +15,9 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ConfigError, InvalidRequest, ObjectNotFound, misused
-from ssvm_worker.jobs import downloadrequest
-from ssvm_worker.jobs.members import member
+from ssvm_worker.jobs.download import request as downloadrequest
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.served_objects import member
 from ssvm_worker.ledger.links import GET, PUT, Link, new_id
 from ssvm_worker.units import human_duration, parse_duration
 

@@ -20,7 +20,7 @@ from ssvm_worker.ledger.slots import LocalSlots, Slots
 from ssvm_worker.streaming.rate_limit import SharedRateLimit, paced
 from ssvm_worker.streaming.stream import Check, Owner, Resuming, Sink, Source, Store
 
-from .retention import RetentionRules
+from .cleanup.retention import RetentionRules
 
 
 class Progress:

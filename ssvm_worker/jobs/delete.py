@@ -10,11 +10,11 @@ from ssvm_worker.artifacts.layout import MANIFEST, Artifact
 from ssvm_worker.errors import NOT_THERE
 from ssvm_worker.streaming.stream import Store
 
-from .accounting import count_packs, uncount
 from .attempt import Attempt
-from .incremental import sweep_packs
+from .backup.incremental import sweep_packs
 from .request import ArtifactRequest
-from .screens import drop_screen
+from .usage import count_packs, uncount
+from .verify.screenshots import drop_screen
 
 
 class Request(ArtifactRequest):

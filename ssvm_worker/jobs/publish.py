@@ -12,8 +12,8 @@ from ssvm_worker.artifacts.manifest import Entry, Manifest, discard, read_manife
 from ssvm_worker.errors import Cancelled, WorkerError
 from ssvm_worker.streaming.stream import Store, StreamResult, put_bytes
 
-from .accounting import count
 from .attempt import Attempt
+from .usage import count
 
 
 def listing(manifest: Manifest, small: Mapping[str, bytes], role: str) -> Manifest:

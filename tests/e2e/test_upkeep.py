@@ -12,7 +12,7 @@ from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, read_draft, write_manifest
 from ssvm_worker.assembly import open_quota, open_verdicts
-from ssvm_worker.jobs.intake import settled_in
+from ssvm_worker.jobs.download.store_image import settled_in
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.stream import Owner, put_bytes
 from tests.servers.http import Behaviour, HttpServer

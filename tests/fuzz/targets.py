@@ -18,8 +18,8 @@ from ssvm_worker.formats.extents import vmdk_extents
 from ssvm_worker.grain_store.grain import SIZE, digest
 from ssvm_worker.grain_store.map import GrainMap
 from ssvm_worker.grain_store.pack import find_index
+from ssvm_worker.jobs.download.unwrap import DownloadBounds, unpack
 from ssvm_worker.jobs.request import safe_url
-from ssvm_worker.jobs.unpack import DownloadBounds, unpack
 from ssvm_worker.net.urls import parse
 from ssvm_worker.sources.metalink import parse_metalink
 from ssvm_worker.stores.memory import MemoryStore

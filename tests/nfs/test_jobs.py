@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from ssvm_worker.jobs import download
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from tests import images
 from tests.attempts import attempt

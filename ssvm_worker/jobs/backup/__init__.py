@@ -1,0 +1,1 @@
+"""Back up a VMware snapshot."""

@@ -1,0 +1,218 @@
+"""The disks of one snapshot, some at once, and what is stored beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, discard, read_draft, write_draft
+from ssvm_worker.errors import SourceNotFound, WorkerError
+from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.parallel import in_parallel
+from ssvm_worker.jobs.publish import listing, publish
+from ssvm_worker.jobs.store_set import StoreSet
+from ssvm_worker.streaming.stream import Store, StreamResult
+from ssvm_worker.vmware.hardware import EXPORTED, LEFT_OUT, MISSING, Disk, Hardware, select_disks
+from ssvm_worker.vmware.ovf import OvfDisk, OvfFile, checksums
+
+from .export_disk import DiskExport
+from .incremental import FULL, INCREMENTAL, ChangeCheck, Grains, disagreement, map_name
+
+if TYPE_CHECKING:
+    from ssvm_worker.vmware.session import VM
+    from ssvm_worker.vmware.snapshot import Snapshot
+
+
+class VMExport:
+    """One attempt at storing a snapshot; what an earlier attempt has committed is not fetched again."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        artifact: Artifact,
+        stores: dict[str, Store],
+        vm: VM,
+        snapshot: Snapshot,
+        *,
+        incremental: bool = False,
+    ) -> None:
+        options = vm.options
+        spill = (options.spill_dir, options.spill_bytes) if options.spill_dir and options.spill_bytes else None
+        self._attempt = attempt
+        self._artifact = artifact
+        self._targets = StoreSet(attempt, artifact, stores, spill)
+        self._vm = vm
+        self._snapshot = snapshot
+        self._incremental = incremental
+        #: What is committed; changed under the lock, as disks end in any order.
+        self._manifest = Manifest(artifact, attempt.job_id)
+        self._lock = threading.Lock()
+
+    def run(
+        self, origin: dict[str, Any], wanted: list[str] | None, warnings: list[dict[str, Any]]
+    ) -> tuple[Manifest, dict[str, Any]]:
+        """Store everything; returns the manifest, which has the *warnings*, and ``publish``'s word on the stores.
+
+        Raises InvalidRequest for a disk that is not there or in no snapshot, SourceNotFound where the host offers none
+        of them; else what the last lease or the primary store raised. One disk's failure does not stop the others: the
+        draft keeps what they have committed.
+        """
+        hardware, config = self._vm.read(self._snapshot)
+        disks = select_disks(hardware.disks, wanted)
+        self._targets.sweep()
+        self._begin(origin, hardware, disks, warnings)
+        wanting = [(number, disk) for number, disk in enumerate(disks) if not self._has(number, disk)]
+        total = sum(disk.capacity for disk in disks)
+        done = total - sum(disk.capacity for _, disk in wanting)
+        self._attempt.progress.start(f"exporting {len(wanting)} of {len(disks)} disks", total, done)
+        with self._grains() as grains:
+            export = DiskExport(self._attempt, self._targets, self._vm, self._snapshot, hardware, grains=grains)
+            steps = [partial(self._one_disk, export, number, disk) for number, disk in wanting]
+            in_parallel(self._vm.options.parallel_disks, steps)
+        self._vm.revive()
+        disks = self._note_missing(disks, export.missing)
+        self._note(remarks=export.remarks + self._check_changes(disks))
+        return self._publish(hardware, disks, config)
+
+    def _grains(self) -> AbstractContextManager[Grains | None]:
+        return Grains(self._attempt, self._artifact, self._targets) if self._incremental else nullcontext()
+
+    def _check_changes(self, disks: list[Disk]) -> list[str]:
+        """Note what changed block tracking says of each disk; a remark where it says something else than its grains."""
+        if not self._incremental:
+            return []
+        check = ChangeCheck(self._attempt, self._targets.primary, self._manifest, self._vm, self._snapshot)
+        verdicts = {disk.key: {"cbt": check.verdict(disk)} for disk in disks}
+        self._note(disks=[each | verdicts.get(each["key"], {}) for each in self._manifest.facts["disks"]])
+        remarks = [f"{disk.label}: {word}" for disk in disks if (word := disagreement(verdicts[disk.key]["cbt"]))]
+        for each in remarks:
+            self._attempt.log.warning("%s", each)
+        return remarks
+
+    # What is there, and what is wanted.
+
+    def _begin(
+        self, origin: dict[str, Any], hardware: Hardware, disks: list[Disk], warnings: list[dict[str, Any]]
+    ) -> None:
+        """The journal of an earlier attempt at the same snapshot, or a new one in place of anything else."""
+        mode = INCREMENTAL if self._incremental else FULL
+        source = {"request": origin, "vm": self._vm.moref, "mode": mode, "snapshot": dataclasses.asdict(self._snapshot)}
+        draft = read_draft(self._targets.primary, self._artifact)
+        if draft is None or not _same_origin(draft.source, source):
+            self._targets.discard()
+            draft = Manifest(self._artifact, self._attempt.job_id, source=source)
+        self._manifest = draft
+        self._note(
+            vm_name=hardware.name,
+            virtual_size=sum(disk.capacity for disk in disks),
+            complete=len(disks) == len(hardware.disks),
+            disks=[_described(disk, disks) for disk in hardware.disks],
+            warnings=warnings,
+        )
+
+    def _note_missing(self, disks: list[Disk], reasons: dict[int, str]) -> list[Disk]:
+        """The disks that were stored; the manifest tells of each other one that, and why, it is missing."""
+        stored = [disk for disk in disks if disk.key not in reasons]
+        if not stored:
+            told = "; ".join(f"{disk.label} ({disk.place}): {reasons[disk.key]}" for disk in disks)
+            raise SourceNotFound(f"None of the disks could be had. {told}", self._vm.moref, "Look at the host's events")
+        described = self._manifest.facts["disks"]
+        missing = {key: {"status": MISSING, "why": why} for key, why in reasons.items()}
+        complete = self._manifest.facts["complete"] and not reasons
+        self._note(
+            disks=[each | missing.get(each["key"], {}) for each in described],
+            complete=complete,
+            virtual_size=sum(disk.capacity for disk in stored),
+        )
+        return stored
+
+    def _note(self, **facts: Any) -> None:
+        self._manifest = dataclasses.replace(self._manifest, facts=self._manifest.facts | facts)
+
+    def _name(self, number: int) -> str:
+        return f"{self._artifact.id}-disk{number}.vmdk"
+
+    def _entry(self, number: int) -> Entry | None:
+        name = self._name(number)
+        return self._manifest.entry(map_name(name) if self._incremental else name)
+
+    def _has(self, number: int, disk: Disk) -> bool:
+        """Whether an earlier attempt has stored that disk."""
+        entry = self._entry(number)
+        return entry is not None and entry.facts["disk"] == disk.key and self._targets.has(entry)
+
+    def _one_disk(self, export: DiskExport, number: int, disk: Disk) -> None:
+        nvram = f"{self._artifact.id}.nvram" if number == 0 else ""
+        entries = export.fetch(self._name(number), disk, nvram)
+        with self._lock:
+            for entry in entries:
+                self._manifest = self._manifest.with_entry(entry)
+            write_draft(self._targets.primary, self._manifest, self._attempt.owner, self._attempt.confirm)
+
+    # What lies beside them.
+
+    def _publish(self, hardware: Hardware, disks: list[Disk], config: bytes) -> tuple[Manifest, dict[str, Any]]:
+        id_ = self._artifact.id
+        entries = self._in_order(disks)
+        parts = [_ovf_disk(entry, disk) for entry, disk in zip(entries, disks, strict=False)]
+        beside = [OvfFile(each.name, each.size, each.facts["lease_key"]) for each in entries[len(disks) :]]
+        descriptor, why = self._vm.descriptor(self._snapshot, hardware, parts, beside)
+        if why:
+            self._attempt.log.info("the OVF descriptor is our own: %s", why)
+        self._note(
+            descriptor=f"our own: {why}" if why else "the server's",
+            disks=[each | _grade(entries, each["key"]) for each in self._manifest.facts["disks"]],
+        )
+        digests = [(f"{id_}.ovf", digest_of(descriptor).hex)]
+        digests += [(each.name, each.digest.partition(":")[2]) for each in entries]
+        manifest = dataclasses.replace(self._manifest, entries=tuple(entries))
+        small = {f"{id_}.ovf": descriptor, f"{id_}.mf": checksums(digests), f"{id_}.config.json": config}
+        for name, role in zip(small, ("descriptor", "checksums", "config"), strict=True):
+            manifest = listing(manifest, {name: small[name]}, role)
+        stored = StreamResult(owed=self._targets.owed)
+        kept = publish(self._attempt, self._targets.stores, stored, manifest, small)
+        for name in kept["owed"]:
+            with suppress(WorkerError):  # a store that is down keeps them until the copy job comes
+                discard(self._targets.stores[name], self._artifact, self._attempt.confirm)
+        return manifest, kept
+
+    def _in_order(self, disks: list[Disk]) -> list[Entry]:
+        """The disks in their order, and then what is no disk."""
+        keys = [disk.key for disk in disks]
+        found = [each for each in self._manifest.entries if each.facts.get("disk") in keys]
+        beside = [each for each in self._manifest.entries if each not in found]
+        return [*sorted(found, key=lambda each: keys.index(each.facts["disk"])), *beside]
+
+
+def _same_origin(draft: dict[str, Any], source: dict[str, Any]) -> bool:
+    """Whether a journal is of the same request, mode and very snapshot: only then do its disks belong to ours."""
+    same = all(draft.get(key) == source[key] for key in ("request", "vm", "mode"))
+    return same and draft["snapshot"]["moref"] == source["snapshot"]["moref"]
+
+
+def _described(disk: Disk, chosen: list[Disk]) -> dict[str, Any]:
+    status = LEFT_OUT if disk.status == EXPORTED and disk not in chosen else disk.status
+    return {
+        "key": disk.key,
+        "label": disk.label,
+        "place": disk.place,
+        "capacity": disk.capacity,
+        "status": status,
+        "change_id": disk.change_id,
+    }
+
+
+def _grade(entries: list[Entry], key: int) -> dict[str, Any]:
+    """How well the disk of that key was verified."""
+    entry = next((each for each in entries if each.facts.get("disk") == key), None)
+    return {name: entry.facts[name] for name in ("verified", "lease_manifest")} if entry else {}
+
+
+def _ovf_disk(entry: Entry, disk: Disk) -> OvfDisk:
+    stream = entry.facts.get("stream", {"name": entry.name, "size": entry.size})
+    return OvfDisk(disk, stream["name"], stream["size"], entry.facts["populated"], entry.facts["lease_key"])

@@ -1,0 +1,1 @@
+"""Remove what no job and no rule needs."""

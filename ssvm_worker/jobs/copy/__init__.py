@@ -1,0 +1,1 @@
+"""Copy artifacts between image stores."""

@@ -1,0 +1,1 @@
+"""Download a template, ISO or volume."""

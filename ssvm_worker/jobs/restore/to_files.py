@@ -1,0 +1,135 @@
+"""Disks of a backup as image files on stores: a template, or a directory of volumes."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, find_manifest
+from ssvm_worker.artifacts.manifest import discard as discard_artifact
+from ssvm_worker.errors import InvalidRequest, WorkerError
+from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.cloudstack_properties import properties
+from ssvm_worker.jobs.publish import listing, placed, publish
+from ssvm_worker.streaming.stream import Observer, Sink, Store, StreamResult, store_stream
+from ssvm_worker.units import MiB
+
+from .backup_reader import BackupDisk
+
+
+@dataclass(frozen=True)
+class FileTarget:
+    """What is to be made of the disks."""
+
+    artifact: Artifact
+    #: raw | qcow2 | vmdk
+    format: str
+    #: What people call it.
+    name: str
+    #: Names of stores; the first is the primary.
+    stores: list[str]
+
+
+def restore_files(target: FileTarget, attempt: Attempt, disks: list[BackupDisk]) -> dict[str, Any]:
+    """Store an image of each disk, then the properties and the manifest; see ``restore.run``."""
+    stores = {name: attempt.store(name) for name in target.stores}
+    origin = _origin(target, disks)
+    if done := _already_there(target.artifact, origin, stores, attempt):
+        return done
+    for store in stores.values():
+        # Nobody else may write this artifact now, so what lies there unfinished is a dead attempt's.
+        discard_artifact(store, target.artifact, attempt.confirm)
+    attempt.progress.start("restoring", sum(disk.total(target.format) for disk in disks))
+    manifest = Manifest(target.artifact, attempt.job_id, source=origin, facts={"name": target.name})
+    owed: dict[str, WorkerError] = {}
+    for disk in disks:
+        name = _name(target, disk, alone=len(disks) == 1)
+        entry, stored = _one_disk(target, disk, name, {key: stores[key] for key in stores if key not in owed})
+        manifest = manifest.with_entry(entry)
+        owed |= stored.owed
+    small = properties(target, manifest) if len(disks) == 1 else {}
+    manifest = listing(manifest, small, "properties")
+    done = publish(attempt, stores, StreamResult(owed=owed), manifest, small)
+    for name in done["owed"]:
+        _leave_nothing(stores[name], target.artifact, attempt)
+    return _result(manifest) | done | {"reused": False}
+
+
+def _origin(target: FileTarget, disks: list[BackupDisk]) -> dict[str, Any]:
+    """What tells this restore from another one to the same place."""
+    digests = {disk.entry.name: disk.entry.digest for disk in disks}
+    return {"backup": disks[0].manifest.artifact.prefix, "format": target.format, "disks": digests}
+
+
+def _already_there(
+    target: Artifact, origin: dict[str, Any], stores: dict[str, Store], attempt: Attempt
+) -> dict[str, Any] | None:
+    """The result of an earlier job if it made just this; InvalidRequest if something else stands there."""
+    primary = next(iter(stores.values()))
+    manifest = find_manifest(primary, target)
+    if manifest is None:
+        return None
+    if manifest.source != origin:
+        raise InvalidRequest(
+            f"There is another {target.kind} already",
+            f"{primary.name}:{target.prefix}",
+            "Delete it first (`ssvm delete`), or restore to a new id",
+        )
+    return _result(manifest) | placed(attempt, stores, target) | {"reused": True}
+
+
+def _name(target: FileTarget, disk: BackupDisk, *, alone: bool) -> str:
+    number = "" if alone else f"-disk{disk.number}"
+    return f"{target.artifact.id}{number}.{target.format}"
+
+
+def _one_disk(target: FileTarget, disk: BackupDisk, name: str, stores: dict[str, Store]) -> tuple[Entry, StreamResult]:
+    attempt, hasher = disk.attempt, Hasher()
+
+    def verify() -> None:
+        disk.refuse_other(target.format, hasher)
+        attempt.confirm()
+
+    with ExitStack() as stack:
+        sinks: dict[str, Sink] = {
+            label: stack.enter_context(store.writer(target.artifact.key(name), _hint(store, disk), owner=attempt.owner))
+            for label, store in stores.items()
+        }
+        chunks = disk.image(target.format, name)
+        observers: list[Observer] = [hasher, attempt.held.took]
+        min_rate = attempt.limits.min_store_rate
+        stored = store_stream(chunks, sinks, observers, verify=verify, check=attempt.check, min_rate=min_rate)
+    facts = {"format": target.format, "virtual_size": disk.capacity, "disk": disk.entry.name}
+    return Entry(name, hasher.size, str(hasher.digest()), "image", facts), stored
+
+
+def _hint(store: Store, disk: BackupDisk) -> int | None:
+    """Bytes at the most, for a store that cannot tell its free space; another must not be asked for all of a thin disk.
+
+    Deflated grains grow by 0.8 % at worst, and no format's tables come to more.
+    """
+    return None if store.usage().free is not None else disk.capacity + disk.capacity // 64 + MiB
+
+
+def _leave_nothing(store: Store, target: Artifact, attempt: Attempt) -> None:
+    try:
+        discard_artifact(store, target, attempt.confirm)
+    except WorkerError as error:
+        attempt.log.info("store %s keeps what it has of %s until it is copied to: %s", store.name, target.prefix, error)
+
+
+def _result(manifest: Manifest) -> dict[str, Any]:
+    disks = [each for each in manifest.entries if each.role == "image"]
+    return {
+        "key": manifest.artifact.prefix,
+        "size": manifest.size,
+        "virtual_size": sum(each.facts["virtual_size"] for each in disks),
+        "format": disks[0].facts["format"],
+        "disks": [
+            {"key": manifest.artifact.key(each.name), "size": each.size, "digest": each.digest} for each in disks
+        ],
+        "objects": [each.name for each in manifest.entries],
+    }

@@ -1,0 +1,1 @@
+"""Read artifacts again and compare them with their manifests."""
