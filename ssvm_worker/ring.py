@@ -1,6 +1,6 @@
 """The doorbell: a message that wakes a worker up for a job. Losing one costs seconds, never the job.
 
-The worker that hears it takes whichever job of the lane is next: tasks/doorbell.py. Celery takes half a second to
+The worker that hears it takes whichever job of the lane is next: tasks/claim_strategy.py. Celery takes half a second to
 import, so that this module is imported when a message is to be sent.
 """
 

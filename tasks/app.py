@@ -6,9 +6,9 @@ from ssvm_worker.config import load
 from ssvm_worker.errors import WorkerError
 
 from . import logs
-from .discreet import SafeRequest
 from .factory import make_app
-from .life import attach
+from .lifecycle import attach
+from .safe_repr import SafeRequest
 
 settings = load()
 app = make_app(settings)
@@ -18,4 +18,4 @@ logs.attach(settings)
 #: How every task is registered: a WorkerError is an answer, not a crash, so Celery logs it without a traceback.
 TASK = {"bind": True, "throws": (WorkerError,), "Request": SafeRequest}
 #: How the tasks are that run jobs.
-JOB = {**TASK, "Strategy": "tasks.doorbell:strategy"}
+JOB = {**TASK, "Strategy": "tasks.claim_strategy:strategy"}

@@ -10,10 +10,10 @@ from celery.worker.consumer import Consumer as CelerysConsumer
 
 from ssvm_worker.assembly import kept_ledger
 from ssvm_worker.errors import InvalidRequest, WorkerError
+from ssvm_worker.runner.messages import refuse
+from ssvm_worker.runner.screening import screen
 
 from .app import settings
-from .intake import refuse
-from .screening import screen
 
 _LOG = logging.getLogger("ssvm.messages")
 

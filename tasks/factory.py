@@ -12,7 +12,7 @@ from ssvm_worker.route import MessageRoute, beat_store
 from . import transport
 
 #: The modules that register tasks.
-TASKS = ("tasks.download", "tasks.upload", "tasks.backup", "tasks.maintenance", "tasks.beat")
+TASKS = ("tasks.download", "tasks.upload", "tasks.backup", "tasks.maintenance", "tasks.schedule")
 #: Seconds without a renewal after which another beat of several takes over.
 _BEAT_LOCK_S = 60
 
@@ -36,7 +36,7 @@ def make_app(settings: Settings) -> Celery:
         worker_consumer="tasks.consumer:Consumer",
         worker_pool="prefork",
         worker_concurrency=settings.worker.concurrency,
-        # Draining is the running job's own affair (tasks.drain): Celery would sleep the full time even if the job ends.
+        # Draining is the running job's own affair (ssvm_worker.runner.shutdown): Celery would sleep the full time even if the job ends.
         worker_soft_shutdown_timeout=0,
         worker_send_task_events=True,
         broker_connection_retry_on_startup=True,

@@ -10,7 +10,7 @@ from celery.signals import setup_logging, task_postrun, task_prerun
 from ssvm_worker import logs
 from ssvm_worker.config.schema import Settings
 
-from .discreet import job_of
+from .safe_repr import job_of
 
 
 def attach(settings: Settings) -> None:

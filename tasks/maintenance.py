@@ -6,10 +6,10 @@ from typing import Any
 
 from ssvm_worker.assembly import open_ledger
 from ssvm_worker.ring import ring
+from ssvm_worker.runner.messages import Message, job_id_of
+from ssvm_worker.runner.run import run_job
 
 from .app import JOB, TASK, app, settings
-from .bridge import run_job
-from .intake import Message, job_id_of
 
 
 @app.task(name="ssvm.copy", **JOB)

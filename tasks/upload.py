@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ssvm_worker.runner.messages import Message
+from ssvm_worker.runner.run import run_job
+
 from .app import JOB, app, settings
-from .bridge import run_job
-from .intake import Message
 
 
 @app.task(name="ssvm.upload", **JOB)

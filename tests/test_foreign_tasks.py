@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.command import flower_command, worker_command
+from ssvm_worker.runner.worker_command import flower_command, worker_command
 from tests.servers.worker import Site
 
 #: What a foreign file leaves behind when it is imported.

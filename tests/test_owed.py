@@ -14,8 +14,8 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.jobs.publish import placed
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, Record
+from ssvm_worker.runner.replication import order_copies
 from ssvm_worker.stores.memory import MemoryStore
-from tasks.owed import order_copies
 from tests.attempts import attempt
 from tests.servers.broker import Broker
 

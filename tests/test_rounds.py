@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import StoreUnavailable
-from tasks.rounds import PeriodicThread
+from ssvm_worker.runner.periodic import PeriodicThread
 from tests.waiting import until
 
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks.stuck import HungStoreWatchdog, freeing
+from ssvm_worker.runner.hung_store import HungStoreWatchdog, freeing
 from tests.servers.worker import Site
 
 

@@ -23,11 +23,11 @@ from ssvm_worker.jobs.request import JobRequest
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, Record, queue_name
 from ssvm_worker.ring import ring
-from tasks.bridge import run_job
-from tasks.command import worker_command
-from tasks.drain import draining
-from tasks.heart import ClaimHeartbeat
-from tasks.intake import Message, job_id_of
+from ssvm_worker.runner.heartbeat import ClaimHeartbeat
+from ssvm_worker.runner.messages import Message, job_id_of
+from ssvm_worker.runner.run import run_job
+from ssvm_worker.runner.shutdown import draining
+from ssvm_worker.runner.worker_command import worker_command
 from tests.servers.broker import Broker, StoppableBroker
 from tests.waiting import PATIENCE_S
 

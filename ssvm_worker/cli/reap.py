@@ -59,7 +59,7 @@ def _rounds(settings: Settings, ledger: Ledger) -> list[Any]:
 
 
 def _callbacks(settings: Settings, ledger: Ledger) -> int:
-    from tasks.outbox import open_outbox
+    from ssvm_worker.runner.callbacks import open_outbox
 
     outbox, count = open_outbox(settings, ledger), 0
     while outbox.send_due():

@@ -80,7 +80,7 @@ def _close(bars: dict[str, Bar]) -> None:
 def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every command has both
     # The ledger comes with it, and with that redis, which every other command would wait for.
     from ssvm_worker.ledger.embedded import require_server
-    from tasks.command import worker_command
+    from ssvm_worker.runner.worker_command import worker_command
 
     if args.config:
         os.environ["SSVM_CONFIG"] = os.path.abspath(args.config)

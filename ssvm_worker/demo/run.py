@@ -282,7 +282,7 @@ def _start_flower(demo: Demo) -> None:
     if importlib.util.find_spec("flower") is None:
         demo.left_out.append("Flower is not installed (pip install 'ssvm-worker[flower]')")
         return
-    from tasks.command import flower_command
+    from ssvm_worker.runner.worker_command import flower_command
 
     password, port = secrets.token_urlsafe(9), free_port()
     argv, environ = flower_command(port, f"demo:{password}")

@@ -20,7 +20,7 @@ from ssvm_worker.assembly import Stores, link_signer, open_ledger, open_links
 from ssvm_worker.config.schema import ServeSection, Settings
 from ssvm_worker.errors import ConfigError, StoreUnavailable
 from ssvm_worker.net.listener import Listener, RateLimit
-from tasks.reaper import Reaper
+from ssvm_worker.runner.reaper import Reaper
 
 from .app import Gate, make_app
 from .incoming import Uploads

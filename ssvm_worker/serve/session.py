@@ -29,9 +29,9 @@ from ssvm_worker.ledger.link_expiry import cancelled, end_links
 from ssvm_worker.ledger.links import Link
 from ssvm_worker.ledger.record import INBOUND, Claim
 from ssvm_worker.ledger.retry_policy import RetryDecision
+from ssvm_worker.runner.heartbeat import ClaimHeartbeat
+from ssvm_worker.runner.run import JobRun, worker_name
 from ssvm_worker.traces import tracing
-from tasks.bridge import JobRun, worker_name
-from tasks.heart import ClaimHeartbeat
 
 from .sender import Sender, SenderDoors, SentVersion
 

@@ -32,9 +32,9 @@ EMPTY, WAITING = JOBS["empty"], JOBS["waiting"] = _job("empty", _run), _job("wai
 
 def tasks() -> Any:
     """The app; it looks for settings in the environment."""
+    from ssvm_worker.runner.messages import Message
+    from ssvm_worker.runner.run import run_job
     from tasks.app import JOB, app, settings
-    from tasks.bridge import run_job
-    from tasks.intake import Message
 
     @app.task(name="bench.bare")
     def bare() -> None:

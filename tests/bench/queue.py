@@ -23,7 +23,7 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import queue_name
 from ssvm_worker.ring import ring
-from tasks.command import worker_command
+from ssvm_worker.runner.worker_command import worker_command
 from tests.bench.contest import Broken, Row
 from tests.bench.emptyjobs import EMPTY
 from tests.servers.broker import StoppableBroker

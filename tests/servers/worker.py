@@ -24,7 +24,7 @@ from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Record, queue_name
 from ssvm_worker.ring import ring
-from tasks.command import worker_command
+from ssvm_worker.runner.worker_command import worker_command
 from tests.servers.broker import Broker, StoppableBroker
 from tests.waiting import CLAIM_S, PATIENCE_S, until
 

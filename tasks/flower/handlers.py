@@ -18,7 +18,7 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ObjectNotFound, StoreUnavailable, WorkerError
 from ssvm_worker.ring import job_of_task, ring
 from ssvm_worker.storewatch import StoreWatch
-from tasks.panel import REFUSED
+from tasks.remote_control import REFUSED
 
 #: Flower's paths that are named unlike Celery's commands.
 _COMMANDS = {

@@ -24,11 +24,11 @@ from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import ClaimedJob
 from ssvm_worker.logs import about
 from ssvm_worker.ring import task_id
+from ssvm_worker.runner.messages import Message, accept
+from ssvm_worker.runner.screening import CLAIM
 from ssvm_worker.traces import traceparent
 
 from .app import settings as of_this_worker
-from .intake import Message, accept
-from .screening import CLAIM
 
 _LOG = logging.getLogger("ssvm.doorbell")
 #: A message, its decoded body if it is of an old protocol, what acknowledges and what rejects it, what to call then.
@@ -71,7 +71,7 @@ def _has_room(consumer: Any) -> bool:
 
 
 def _read(message: Any, name: str) -> Message:
-    """The message, which tasks/screening.py has seen to."""
+    """The message, which ssvm_worker/runner/screening.py has seen to."""
     args, kwargs, _ = message.payload
     parent = traceparent(message.headers.get("traceparent"))
     return Message(name.removeprefix("ssvm."), args, kwargs, message.headers["id"], parent)

@@ -11,7 +11,7 @@ from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Claim
 
-from .rounds import PeriodicThread
+from .periodic import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.heart")
 #: Seconds between two beats, at the most: a cancel must reach a transfer within two.

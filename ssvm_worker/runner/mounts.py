@@ -12,7 +12,7 @@ from ssvm_worker.mounts import nfs_mounts
 from ssvm_worker.stores.nfs.circuit_breaker import CLOSED
 from ssvm_worker.stores.nfs.mount import Mounted
 
-from .rounds import PeriodicThread
+from .periodic import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.mounts")
 #: Seconds between two looks for processes that hang and want to be let die.

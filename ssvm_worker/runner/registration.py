@@ -18,7 +18,7 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.workers import WorkerInfo
 from ssvm_worker.mounts import stores_away
 
-from .rounds import PeriodicThread
+from .periodic import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.registrar")
 #: Seconds between two signs of life.

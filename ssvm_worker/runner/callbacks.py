@@ -13,7 +13,7 @@ from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.retry_policy import RetryPolicy
 from ssvm_worker.net.address_policy import AddressRule
 
-from .rounds import PeriodicThread
+from .periodic import PeriodicThread
 
 #: Callbacks on their way at once, and of those so many to one receiver: a slow one must leave threads to others.
 _AT_ONCE, _TO_ONE = 8, 2

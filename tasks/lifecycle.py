@@ -11,12 +11,12 @@ from celery.signals import worker_init, worker_process_shutdown
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.ledger.embedded import EmbeddedBroker
+from ssvm_worker.runner.mounts import MountKeeper
+from ssvm_worker.runner.reaper import Reaper
+from ssvm_worker.runner.registration import WorkerRegistration
 from ssvm_worker.traces import close
 
-from . import panel
-from .mounts import MountKeeper
-from .reaper import Reaper
-from .registrar import WorkerRegistration
+from . import remote_control
 
 
 def attach(app: Celery, settings: Settings) -> None:
@@ -48,7 +48,7 @@ def attach(app: Celery, settings: Settings) -> None:
         for job in JOBS.values():
             _ = job.module
 
-    panel.take_over(settings)
+    remote_control.take_over(settings)
     app.steps["worker"].update((ReaperStep, RegistrarStep, _mount_step(settings)))
     worker_init.connect(load_jobs, weak=False)
     worker_process_shutdown.connect(_send_spans, weak=False)

@@ -36,7 +36,7 @@ class Message:
     traceparent: str = ""
     #: Which worker has it, as Celery and Flower show it.
     worker: str = ""
-    #: The job that this worker's main process has claimed, and the claim's token; see tasks/doorbell.py.
+    #: The job that this worker's main process has claimed, and the claim's token; see tasks/claim_strategy.py.
     claim: tuple[str, int] | None = None
 
     @classmethod

@@ -27,11 +27,11 @@ from ssvm_worker.ledger.retry_policy import RetryDecision, RetryPolicy, decide, 
 from ssvm_worker.ring import ring
 from ssvm_worker.traces import UNTRACED, Trace, tracing
 
-from .drain import draining
-from .heart import ClaimHeartbeat, insist
-from .intake import Message, accept
-from .owed import order_copies
-from .stuck import freeing
+from .heartbeat import ClaimHeartbeat, insist
+from .hung_store import freeing
+from .messages import Message, accept
+from .replication import order_copies
+from .shutdown import draining
 
 _LOG = logging.getLogger("ssvm.bridge")
 

@@ -26,5 +26,5 @@ def flower_command(port: int, login: str) -> tuple[list[str], dict[str, str]]:
 
     In operation Flower reads config/flower/flowerconfig.py. A login on the command line would show in ``ps``.
     """
-    argv = [sys.executable, "-P", "-m", "tasks.pages", "--address=127.0.0.1", f"--port={port}"]
+    argv = [sys.executable, "-P", "-m", "tasks.flower", "--address=127.0.0.1", f"--port={port}"]
     return argv, {"FLOWER_BASIC_AUTH": login}

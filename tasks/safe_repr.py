@@ -7,7 +7,7 @@ from typing import Any
 
 from celery.worker.request import Request
 
-from .intake import Message
+from ssvm_worker.runner.messages import Message
 
 #: How Celery writes the arguments of our own doorbell, and what all others are shown as.
 _DOORBELL = re.compile(r"\[\{'job_id': '([A-Za-z0-9._-]{1,128})'\}\]")

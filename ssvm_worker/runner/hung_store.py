@@ -20,8 +20,8 @@ from ssvm_worker.ledger.record import Claim
 from ssvm_worker.ledger.retry_policy import RetryPolicy, decide
 from ssvm_worker.stores.nfs.mount import ask_to_die, used_and_away
 
-from .heart import ClaimHeartbeat
-from .rounds import PeriodicThread
+from .heartbeat import ClaimHeartbeat
+from .periodic import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.stuck")
 _EVERY_S = 1.0

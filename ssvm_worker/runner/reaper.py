@@ -8,10 +8,10 @@ from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.logs import about
 from ssvm_worker.ring import ring
+from tasks.queues import standing
 
-from .outbox import CallbackSender
-from .queues import standing
-from .rounds import PeriodicThread
+from .callbacks import CallbackSender
+from .periodic import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.reaper")
 

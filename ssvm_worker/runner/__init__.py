@@ -1,0 +1,1 @@
+"""Run a claimed job; this package does not import Celery."""
