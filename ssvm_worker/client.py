@@ -15,13 +15,13 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from . import assembly
 from .config.schema import BrokerSection, Settings
 from .jobs import find_job
 from .ledger.events import Event
 from .ledger.record import Record
 from .ledger.workers import WorkerStatus
-from .traces import traceparent as checked
+from .operations.traces import traceparent as checked
+from .wiring import assembly
 
 __all__ = ["Client", "Event", "Record", "WorkerStatus"]
 
@@ -113,7 +113,7 @@ class Client:
 
     def _ring(self, record: Record) -> None:
         # Celery takes half a second to import; who only looks need not wait for it.
-        from .ring import ring
+        from .wiring.celery_sender import ring
 
         ring(self.settings, record)
 

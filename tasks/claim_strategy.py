@@ -16,17 +16,17 @@ from celery import Celery
 from celery.worker.state import reserved_requests
 from celery.worker.strategy import default
 
-from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import ClaimedJob
-from ssvm_worker.logs import about
-from ssvm_worker.ring import task_id
+from ssvm_worker.operations.logs import about
+from ssvm_worker.operations.traces import traceparent
 from ssvm_worker.runner.messages import Message, accept
 from ssvm_worker.runner.screening import CLAIM
-from ssvm_worker.traces import traceparent
+from ssvm_worker.wiring.assembly import open_ledger
+from ssvm_worker.wiring.celery_sender import task_id
 
 from .app import settings as of_this_worker
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from celery.worker.consumer import Consumer as CelerysConsumer
 
-from ssvm_worker.assembly import kept_ledger
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.runner.messages import refuse
 from ssvm_worker.runner.screening import screen
+from ssvm_worker.wiring.assembly import kept_ledger
 
 from .app import settings
 

@@ -6,8 +6,8 @@ from celery import Celery
 
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger.record import queue_name
-from ssvm_worker.ring import make_queue, sending_app
-from ssvm_worker.route import MessageRoute, beat_store
+from ssvm_worker.wiring.celery_sender import make_queue, sending_app
+from ssvm_worker.wiring.message_transport import MessageRoute, beat_store
 
 from . import transport
 

@@ -11,10 +11,10 @@ from celery.signals import worker_init, worker_process_shutdown
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.ledger.embedded import EmbeddedBroker
+from ssvm_worker.operations.traces import close
 from ssvm_worker.runner.mounts import MountKeeper
 from ssvm_worker.runner.reaper import Reaper
 from ssvm_worker.runner.registration import WorkerRegistration
-from ssvm_worker.traces import close
 
 from . import remote_control
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from celery.signals import setup_logging, task_postrun, task_prerun
 
-from ssvm_worker import logs
 from ssvm_worker.config.schema import Settings
+from ssvm_worker.operations import logs
 
 from .safe_repr import job_of
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssvm_worker.assembly import open_ledger
-from ssvm_worker.ring import ring
 from ssvm_worker.runner.messages import Message, job_id_of
 from ssvm_worker.runner.run import run_job
+from ssvm_worker.wiring.assembly import open_ledger
+from ssvm_worker.wiring.celery_sender import ring
 
 from .app import JOB, TASK, app, settings
 

@@ -10,10 +10,10 @@ from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.doctor import Finding
 from ssvm_worker.ledger.record import queue_name
-from ssvm_worker.ring import sender
-from ssvm_worker.route import MessageRoute
+from ssvm_worker.operations.doctor import Finding
+from ssvm_worker.wiring.celery_sender import sender
+from ssvm_worker.wiring.message_transport import MessageRoute
 
 _LOG = logging.getLogger("ssvm.queues")
 

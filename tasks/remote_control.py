@@ -10,10 +10,10 @@ from typing import Any
 
 from celery.worker.control import control_command, nok, ok
 
-from ssvm_worker.assembly import kept_ledger
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.ring import job_of_task
+from ssvm_worker.wiring.assembly import kept_ledger
+from ssvm_worker.wiring.celery_sender import job_of_task
 
 #: Jobs of one command: the worker does nothing else meanwhile.
 _MOST = 100

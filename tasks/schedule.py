@@ -13,9 +13,9 @@ from typing import Any
 
 from celery.schedules import crontab
 
-from ssvm_worker.assembly import open_ledger
 from ssvm_worker.ledger.record import queue_name
-from ssvm_worker.ring import ring
+from ssvm_worker.wiring.assembly import open_ledger
+from ssvm_worker.wiring.celery_sender import ring
 
 from .app import TASK, app, settings
 from .queues import standing

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ssvm_worker import config
-from ssvm_worker.assembly import ConfiguredConnections
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs.attempt import Attempt, JobLimits
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store
+from ssvm_worker.wiring.assembly import ConfiguredConnections
 
 SETTINGS: dict[str, Any] = {"download": {"allow_networks": ["127.0.0.0/8"]}}
 

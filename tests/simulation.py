@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssvm_worker.scaling import Policy, Running, decide
+from ssvm_worker.operations.scaling import Policy, Running, decide
 
 DAY_S, JOBS, LOOK_S, START_S = 86_400, 10_000, 60, 90
 POLICY = Policy(sessions=2, standby=4, min=2, max=100)

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.doctor import examine
 from ssvm_worker.errors import Cancelled, ConfigError, CorruptImage, InvalidRequest
 from ssvm_worker.jobs.attempt import Attempt, BootOptions
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.scratch import scratch_folder
 from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.jobs.verify.boot import boot_check
+from ssvm_worker.operations.doctor import examine
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store, put_bytes

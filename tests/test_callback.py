@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from ssvm_worker.assembly import shown
 from ssvm_worker.config.schema import DownloadSection, Settings
 from ssvm_worker.ledger.callbacks import Callbacks, CallbackSettings
 from ssvm_worker.ledger.ledger import Ledger
@@ -23,6 +22,7 @@ from ssvm_worker.ledger.record import Callback, NewJob, Record
 from ssvm_worker.ledger.retry_policy import RetryPolicy
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.net.broker_url import redis_url
+from ssvm_worker.wiring.assembly import shown
 from tests.servers.broker import Broker
 from tests.servers.receiver import Receiver
 

@@ -16,7 +16,6 @@ from ssvm_worker import config
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import DRAFT, Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_draft, write_manifest
-from ssvm_worker.assembly import RecordedJobs
 from ssvm_worker.cli import main
 from ssvm_worker.errors import InvalidRequest, StoreUnavailable
 from ssvm_worker.jobs.attempt import NullJobs
@@ -28,6 +27,7 @@ from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3.store import S3Store
 from ssvm_worker.streaming.stream import Owner, Store, put_bytes
+from ssvm_worker.wiring.assembly import RecordedJobs
 from tests.attempts import attempt
 from tests.faults import store_unreachable
 from tests.grain_bench import back_up, disk

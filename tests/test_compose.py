@@ -22,9 +22,9 @@ import redis
 import yaml
 
 from ssvm_worker import config
-from ssvm_worker.assembly import open_ledger
 from ssvm_worker.errors import ObjectNotFound
 from ssvm_worker.ledger.record import Record
+from ssvm_worker.wiring.assembly import open_ledger
 from tests.neighbours import free_port, missing
 from tests.waiting import PATIENCE_S
 

@@ -108,7 +108,7 @@ def test_a_worker_with_work_may_end_it() -> None:
 def test_scaled_by_our_figure() -> None:
     """KEDA's query names a metric that `ssvm metrics` gives, and its limits are those of the settings' defaults."""
     query = SCALED["spec"]["triggers"][0]["metadata"]["query"]
-    source = (CONFIG.parent / "ssvm_worker/metrics.py").read_text()
+    source = (CONFIG.parent / "ssvm_worker/operations/metrics.py").read_text()
     [metric] = re.findall(r"ssvm_\w+", query)
     assert f'"{metric}"' in source
     assert (SCALED["spec"]["minReplicaCount"], SCALED["spec"]["maxReplicaCount"]) == (

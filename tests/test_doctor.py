@@ -14,10 +14,10 @@ import pytest
 from ssvm_worker import cli
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.doctor import Finding, examine
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import INBOUND, NewJob
 from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
+from ssvm_worker.operations.doctor import Finding, examine
 from tests.neighbours import free_port, missing
 from tests.servers.broker import Broker
 from tests.servers.rclone import RcloneS3

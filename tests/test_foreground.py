@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.assembly import new_job, open_ledger
 from ssvm_worker.cli import main
 from ssvm_worker.config import load
 from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.stores.file.store import FileStore
+from ssvm_worker.wiring.assembly import new_job, open_ledger
 from tests import images
 from tests.grain_bench import OWNER, back_up, changed, disk
 from tests.servers.broker import Broker

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker import logs
 from ssvm_worker.config.schema import LogSection
 from ssvm_worker.errors import ConfigError
+from ssvm_worker.operations import logs
 from tests.servers.syslog import Syslog
 from tests.servers.worker import until
 

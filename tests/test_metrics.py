@@ -21,7 +21,6 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ssvm_worker import assembly, health, metrics, storewatch
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import StoreUnavailable
@@ -29,6 +28,8 @@ from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import INBOUND, NewJob
 from ssvm_worker.ledger.slots.redis import SharedSlots
 from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
+from ssvm_worker.operations import health, metrics, store_health
+from ssvm_worker.wiring import assembly
 from tests.neighbours import free_port, missing
 from tests.servers.broker import Broker
 from tests.waiting import PATIENCE_S, until
@@ -273,8 +274,8 @@ def test_stores_that_cannot_be_examined(monkeypatch: pytest.MonkeyPatch) -> None
     """Where no process can start, the watch lives on and says nothing of the stores, and when it last saw them."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(StoreUnavailable, match="cannot be examined"):
-        storewatch.look_at_stores(None)
-    watch = storewatch.StoreWatch(None)
+        store_health.look_at_stores(None)
+    watch = store_health.StoreWatch(None)
     [thread] = [each for each in threading.enumerate() if each.name == "stores" and each.is_alive()][-1:]
     thread.join(0.5)  # long enough for one look; on a slower machine the thread is alive all the more
     assert (thread.is_alive(), watch.rows(), watch.looked) == (True, [], 0.0)

@@ -15,8 +15,6 @@ import pytest
 
 from ssvm_worker import config
 from ssvm_worker.artifacts.manifest import artifacts_below, find_manifest
-from ssvm_worker.assembly import RecordedJobs, open_figures, open_ledger
-from ssvm_worker.demand import decisions
 from ssvm_worker.errors import (
     CorruptImage,
     ResourceBusy,
@@ -26,9 +24,11 @@ from ssvm_worker.jobs.copy import job as copy
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob
+from ssvm_worker.operations.demand import decisions
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Store
+from ssvm_worker.wiring.assembly import RecordedJobs, open_figures, open_ledger
 from tests.attempts import attempt
 from tests.contracts.store import put
 from tests.copies import content

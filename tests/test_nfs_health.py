@@ -13,7 +13,7 @@ import pytest
 from ssvm_worker.cli import main
 from ssvm_worker.config import load
 from ssvm_worker.errors import StoreAway
-from ssvm_worker.mounts import nfs_mounts, stores_away
+from ssvm_worker.operations.mounts import nfs_mounts, stores_away
 from ssvm_worker.stores.nfs.circuit_breaker import CLOSED, OPEN
 from ssvm_worker.stores.nfs.health import SharedExportHealth
 from ssvm_worker.stores.nfs.mountinfo import mounts

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import redis
 
-from ssvm_worker.assembly import shown
 from ssvm_worker.cli import main
 from ssvm_worker.ledger.callbacks import Callbacks, CallbackSettings
 from ssvm_worker.ledger.job_metrics import JobMetrics
@@ -20,6 +19,7 @@ from ssvm_worker.ledger.scrub_results.redis import SharedScrubResults
 from ssvm_worker.ledger.workers import WorkerRegistry
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.net.broker_url import redis_url
+from ssvm_worker.wiring.assembly import shown
 from tests.servers.broker import Broker
 from tests.servers.receiver import Receiver
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob
 from ssvm_worker.runner.callbacks import CallbackSender
+from ssvm_worker.wiring.assembly import open_ledger
 from tests.servers.broker import Broker
 from tests.servers.receiver import Receiver
 from tests.waiting import until

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from ssvm_worker.artifacts.layout import Artifact
-from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.jobs.publish import placed
@@ -16,6 +15,7 @@ from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, Record
 from ssvm_worker.runner.replication import order_copies
 from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.wiring.assembly import open_ledger
 from tests.attempts import attempt
 from tests.servers.broker import Broker
 

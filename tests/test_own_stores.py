@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from ssvm_worker import config
-from ssvm_worker.assembly import ConfiguredConnections
 from ssvm_worker.errors import ConfigError, InvalidRequest
 from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.upload import job as upload
-from ssvm_worker.ownstores import refuse_stores
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3.store import S3Store
+from ssvm_worker.wiring.assembly import ConfiguredConnections
+from ssvm_worker.wiring.own_stores import refuse_stores
 from tests import images
 from tests.attempts import SETTINGS, attempt
 from tests.contracts.store import get, put

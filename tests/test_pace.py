@@ -80,5 +80,5 @@ def test_shared_by_threads() -> None:
 
 def test_needs_no_directory(tmp_path: Path) -> None:
     """It is made where no file can be, as on a host whose disk is read-only."""
-    code = "import os, tempfile; tempfile.tempdir = '/nowhere'; import ssvm_worker.assembly"
+    code = "import os, tempfile; tempfile.tempdir = '/nowhere'; import ssvm_worker.wiring.assembly"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssvm_worker import logs
 from ssvm_worker.cli.output import Bar, Output
 from ssvm_worker.cli.queue import _ending
 from ssvm_worker.config.schema import LogSection
 from ssvm_worker.errors import SourceDenied
+from ssvm_worker.operations import logs
 from ssvm_worker.units import printable
 
 UNSAFE = "\x00\x07\x08\x1b\x7f\x80\x9b\x9f\u061c\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\ud800\udfff\r"

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from ssvm_worker import config
-from ssvm_worker.assembly import make_attempt
 from ssvm_worker.errors import (
     ChecksumMismatch,
     InvalidRequest,
@@ -25,6 +24,7 @@ from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import read_bytes
+from ssvm_worker.wiring.assembly import make_attempt
 from tests import images
 from tests.attempts import attempt
 from tests.servers.http import HttpServer

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssvm_worker import sources
-from ssvm_worker.assembly import new_job, shown
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import EXIT_USAGE, InvalidRequest
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.download import request as downloadrequest
 from ssvm_worker.jobs.request import MASK, Privacy, kept, parse_request, redact, safe_url
 from ssvm_worker.ledger.record import Record
+from ssvm_worker.wiring.assembly import new_job, shown
 
 DOWNLOAD = JOBS["download"].Request
 GOOD = {"url": "http://x/y", "account": "2", "id": "7"}

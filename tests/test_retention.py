@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from ssvm_worker import config
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, artifacts_below, write_manifest
-from ssvm_worker.assembly import RecordedJobs, open_ledger, retention_rules
 from ssvm_worker.cli import main
 from ssvm_worker.errors import Cancelled, InvalidRequest
 from ssvm_worker.jobs.cleanup import job as cleanup
@@ -29,6 +28,7 @@ from ssvm_worker.ledger.scrub_results import LocalScrubResults
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.stream import Owner, Store, put_bytes
+from ssvm_worker.wiring.assembly import RecordedJobs, open_ledger, retention_rules
 from tests.attempts import attempt
 from tests.grain_bench import packs, restored
 from tests.servers.broker import Broker

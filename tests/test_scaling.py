@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from ssvm_worker.config import parse
-from ssvm_worker.demand import decisions
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.ledger.job_metrics import JobMetrics
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob
 from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
-from ssvm_worker.scaling import Policy, Running, decide
+from ssvm_worker.operations.demand import decisions
+from ssvm_worker.operations.scaling import Policy, Running, decide
 from tests import simulation
 from tests.servers.broker import Broker
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from ssvm_worker import assembly
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.ledger.links import GET, Link, new_id
 from ssvm_worker.net.listener import Listener, RateLimit
+from ssvm_worker.wiring import assembly
 from tests.servers.service import Service
 from tests.servers.worker import until
 from tests.test_serve import KEY, put_image

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from ssvm_worker import assembly
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.config.schema import StoreSection
 from ssvm_worker.ledger.links import Link
 from ssvm_worker.streaming.stream import read_bytes
+from ssvm_worker.wiring import assembly
 from tests import images
 from tests.servers.broker import Broker
 from tests.servers.s3 import S3Server

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker import assembly, cli
+from ssvm_worker import cli
 from ssvm_worker.config.schema import QuotaSection
-from ssvm_worker.demand import decisions
 from ssvm_worker.ledger.links import Link
-from ssvm_worker.ring import ring
+from ssvm_worker.operations.demand import decisions
 from ssvm_worker.serve.session import Inbox
+from ssvm_worker.wiring import assembly
+from ssvm_worker.wiring.celery_sender import ring
 from tests import images
 from tests.servers.broker import Broker
 from tests.servers.service import Service, serving, settings_file, settings_of

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import Cancelled, ChecksumMismatch, InvalidRequest, ObjectNotFound, SourceUnavailable
@@ -22,12 +21,13 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, Record, queue_name
-from ssvm_worker.ring import ring
 from ssvm_worker.runner.heartbeat import ClaimHeartbeat
 from ssvm_worker.runner.messages import Message, job_id_of
 from ssvm_worker.runner.run import run_job
 from ssvm_worker.runner.shutdown import draining
 from ssvm_worker.runner.worker_command import worker_command
+from ssvm_worker.wiring.assembly import open_ledger
+from ssvm_worker.wiring.celery_sender import ring
 from tests.servers.broker import Broker, StoppableBroker
 from tests.waiting import PATIENCE_S
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker import assembly
 from ssvm_worker.errors import ObjectNotFound
 from ssvm_worker.ledger.links import PUT, Link, new_id
 from ssvm_worker.ledger.record import Record
+from ssvm_worker.wiring import assembly
 from tests import images
 from tests.servers.service import Service
 

@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ssvm_worker import __version__, config, logs
+from ssvm_worker import __version__, config
 from ssvm_worker.config.schema import LogSection
 from ssvm_worker.errors import EXIT_CANCELLED, ConfigError, WorkerError
+from ssvm_worker.operations import logs
 
 from .output import Output
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from ssvm_worker import assembly, config
+from ssvm_worker import config
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.config.schema import Settings
@@ -20,6 +20,7 @@ from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.served_objects import member
 from ssvm_worker.ledger.links import GET, PUT, Link, new_id
 from ssvm_worker.units import human_duration, parse_duration
+from ssvm_worker.wiring import assembly
 
 from .output import Output
 

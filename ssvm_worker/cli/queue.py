@@ -12,11 +12,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ssvm_worker import assembly, config
+from ssvm_worker import config
 from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import EXIT_CANCELLED, EXIT_PERMANENT, EXIT_RETRYABLE
-from ssvm_worker.traces import traceparent
+from ssvm_worker.operations.traces import traceparent
 from ssvm_worker.units import human_size, printable
+from ssvm_worker.wiring import assembly
 
 from .fields import add_jobs, read_request
 from .output import Bar, Output
@@ -63,13 +64,13 @@ def _add_submit(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _ring(settings: Settings, record: Record) -> None:
     # Celery takes half a second to import; only the commands that send a message wait for it.
-    from ssvm_worker.ring import ring
+    from ssvm_worker.wiring.celery_sender import ring
 
     ring(settings, record)
 
 
 def _submit(args: argparse.Namespace, output: Output) -> int:
-    from ssvm_worker.health import idle  # redis comes with it
+    from ssvm_worker.operations.health import idle  # redis comes with it
 
     settings = config.load(args.config)
     new = assembly.new_job(settings, args.job, read_request(args, args.job.Request), zone=args.zone or "")
@@ -166,7 +167,7 @@ def _follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> 
 
 def _waits(settings: Settings, record: Record) -> str:
     """Why a queued job does not run."""
-    from ssvm_worker.health import idle
+    from ssvm_worker.operations.health import idle
 
     if record.waits_for:
         return f"queued: {record.waits_for} is in use"

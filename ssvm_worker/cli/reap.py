@@ -6,9 +6,10 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-from ssvm_worker import assembly, config
+from ssvm_worker import config
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import EXIT_RETRYABLE
+from ssvm_worker.wiring import assembly
 
 from .output import Output
 
@@ -25,7 +26,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _reap(args: argparse.Namespace, output: Output) -> int:
-    from ssvm_worker.ring import ring  # Celery takes half a second to import
+    from ssvm_worker.wiring.celery_sender import ring  # Celery takes half a second to import
 
     settings = config.load(args.config)
     with assembly.open_ledger(settings) as ledger:

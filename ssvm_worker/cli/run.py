@@ -15,13 +15,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker import assembly, config, logs, traces
+from ssvm_worker import config
 from ssvm_worker.config.credentials import named_credentials
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import NOT_THERE, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import Attempt, SubJob, UnrecordedJob
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
+from ssvm_worker.operations import logs, traces
+from ssvm_worker.wiring import assembly
 
 from .fields import add_jobs, read_request
 from .output import Bar, Output

@@ -20,7 +20,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _scale(args: argparse.Namespace, output: Output) -> int:
-    from ssvm_worker.demand import decisions  # redis comes with it
+    from ssvm_worker.operations.demand import decisions  # redis comes with it
 
     rows = [each.to_dict() for each in decisions(config.load(args.config), args.zone)]
     output.table(rows, ("zone", "workers", "desired", "active", "queued", "removable", "why"), "no zone has any worker")

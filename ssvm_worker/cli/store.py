@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from ssvm_worker import assembly, config
+from ssvm_worker import config
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import artifacts_below, read_manifest
 from ssvm_worker.config.schema import Settings
@@ -25,8 +25,9 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.mounts import breaker_of, sudoers
+from ssvm_worker.operations.mounts import breaker_of, sudoers
 from ssvm_worker.streaming.stream import Store
+from ssvm_worker.wiring import assembly
 
 from .output import Output
 from .run import add_force, run_here

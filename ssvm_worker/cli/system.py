@@ -8,12 +8,13 @@ import os
 import sys
 from typing import Any
 
-from ssvm_worker import config, doctor
+from ssvm_worker import config
 from ssvm_worker.config import kernel_cmdline
 from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS, find_job
-from ssvm_worker.mounts import nfs_mounts
+from ssvm_worker.operations import doctor
+from ssvm_worker.operations.mounts import nfs_mounts
 
 from .output import Bar, Output
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from ssvm_worker import assembly, config
+from ssvm_worker import config
 from ssvm_worker.artifacts.manifest import artifacts_below
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import EXIT_PERMANENT, InvalidRequest, misused
@@ -15,6 +15,7 @@ from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger.scrub_results import iso
 from ssvm_worker.units import printable
+from ssvm_worker.wiring import assembly
 
 from .output import Output
 from .run import run_here

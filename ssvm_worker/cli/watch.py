@@ -27,7 +27,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _metrics(args: argparse.Namespace, output: Output) -> int:
-    from ssvm_worker import metrics  # its client is an extra
+    from ssvm_worker.operations import metrics  # its client is an extra
 
     settings = config.load(args.config)
     if not args.listen:
@@ -53,7 +53,7 @@ def _metrics(args: argparse.Namespace, output: Output) -> int:
 
 
 def _health(args: argparse.Namespace, output: Output) -> int:
-    from ssvm_worker import health  # redis comes with it
+    from ssvm_worker.operations import health  # redis comes with it
 
     settings, host = config.load(args.config), socket.gethostname()
     wrong = health.unready(settings, host) if args.ready else health.dead(settings, host)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ssvm_worker import assembly, config
+from ssvm_worker import config
+from ssvm_worker.wiring import assembly
 
 from .output import Output
 

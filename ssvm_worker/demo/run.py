@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker import assembly, config
+from ssvm_worker import config
 from ssvm_worker.artifacts.layout import MANIFEST, Artifact
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.config.schema import Settings
@@ -27,6 +27,7 @@ from ssvm_worker.errors import SourceUnavailable, WorkerError
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.ledger.embedded import require_server
 from ssvm_worker.units import GiB, MiB, human_size
+from ssvm_worker.wiring import assembly
 
 from .ports import free_port
 from .qcow2 import qcow2
@@ -218,7 +219,7 @@ def _make_image(demo: Demo) -> dict[str, Any]:
 
 def _run(demo: Demo, settings: Settings, name: str, fields: dict[str, Any]) -> dict[str, Any]:
     """One job through the queue; its result, or its error raised."""
-    from ssvm_worker.ring import ring
+    from ssvm_worker.wiring.celery_sender import ring
 
     started = time.monotonic()
     new = assembly.new_job(settings, JOBS[name], fields, default_id=f"demo-{name}-{secrets.token_hex(3)}")

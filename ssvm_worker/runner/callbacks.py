@@ -6,12 +6,12 @@ import threading
 from collections import Counter, deque
 from urllib.parse import urlsplit
 
-from ssvm_worker.assembly import open_ledger, shown
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger.callbacks import Callbacks, CallbackSettings
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.retry_policy import RetryPolicy
 from ssvm_worker.net.address_policy import AddressRule
+from ssvm_worker.wiring.assembly import open_ledger, shown
 
 from .periodic import PeriodicThread
 

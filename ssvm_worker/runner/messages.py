@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ssvm_worker.assembly import new_job
 from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.jobs import JOBS, Job, find_job
 from ssvm_worker.jobs.request import JobRequest, kept, parse_request
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, Record
-from ssvm_worker.traces import traceparent
+from ssvm_worker.operations.traces import traceparent
+from ssvm_worker.wiring.assembly import new_job
 
 from .screening import CLAIM, first_argument
 

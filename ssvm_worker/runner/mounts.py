@@ -8,7 +8,7 @@ import time
 
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.mounts import nfs_mounts
+from ssvm_worker.operations.mounts import nfs_mounts
 from ssvm_worker.stores.nfs.circuit_breaker import CLOSED
 from ssvm_worker.stores.nfs.mount import Mounted
 

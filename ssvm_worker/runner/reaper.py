@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.logs import about
-from ssvm_worker.ring import ring
+from ssvm_worker.operations.logs import about
+from ssvm_worker.wiring.assembly import open_ledger
+from ssvm_worker.wiring.celery_sender import ring
 from tasks.queues import standing
 
 from .callbacks import CallbackSender

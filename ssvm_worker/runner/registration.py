@@ -12,11 +12,11 @@ from typing import Any
 from celery.worker import state as celery_state
 
 from ssvm_worker import __version__
-from ssvm_worker.assembly import open_registry
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.workers import WorkerInfo
-from ssvm_worker.mounts import stores_away
+from ssvm_worker.operations.mounts import stores_away
+from ssvm_worker.wiring.assembly import open_registry
 
 from .periodic import PeriodicThread
 

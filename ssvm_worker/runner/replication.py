@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from ssvm_worker.artifacts.layout import Artifact
-from ssvm_worker.assembly import new_job
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.jobs import find_job
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Record
+from ssvm_worker.wiring.assembly import new_job
 
 _LOG = logging.getLogger("ssvm.owed")
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
-from ssvm_worker import logs
-from ssvm_worker.assembly import kept_ledger, make_attempt, open_slots
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import Job, find_job
@@ -24,8 +22,10 @@ from ssvm_worker.jobs.request import JobRequest, parse_request
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Claim
 from ssvm_worker.ledger.retry_policy import RetryDecision, RetryPolicy, decide, decide_patiently
-from ssvm_worker.ring import ring
-from ssvm_worker.traces import UNTRACED, Trace, tracing
+from ssvm_worker.operations import logs
+from ssvm_worker.operations.traces import UNTRACED, Trace, tracing
+from ssvm_worker.wiring.assembly import kept_ledger, make_attempt, open_slots
+from ssvm_worker.wiring.celery_sender import ring
 
 from .heartbeat import ClaimHeartbeat, insist
 from .hung_store import freeing

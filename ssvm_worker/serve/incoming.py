@@ -23,7 +23,7 @@ from starlette.types import Message
 from ssvm_worker.errors import ResourceBusy, SourceUnavailable, WorkerError
 from ssvm_worker.ledger.links import Link, job_of
 from ssvm_worker.ledger.record import Claim
-from ssvm_worker.logs import about
+from ssvm_worker.operations.logs import about
 from ssvm_worker.units import KiB
 
 from .answers import failure, refusal

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
-from ssvm_worker.assembly import Stores, link_signer, open_ledger, open_links
 from ssvm_worker.config.schema import ServeSection, Settings
 from ssvm_worker.errors import ConfigError, StoreUnavailable
 from ssvm_worker.net.listener import Listener, RateLimit
 from ssvm_worker.runner.reaper import Reaper
+from ssvm_worker.wiring.assembly import Stores, link_signer, open_ledger, open_links
 
 from .app import Gate, make_app
 from .incoming import Uploads

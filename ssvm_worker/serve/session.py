@@ -17,7 +17,6 @@ from typing import Any
 
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import read_draft
-from ssvm_worker.assembly import Stores, new_job, open_links
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import JOBS
@@ -29,9 +28,10 @@ from ssvm_worker.ledger.link_expiry import cancelled, end_links
 from ssvm_worker.ledger.links import Link
 from ssvm_worker.ledger.record import INBOUND, Claim
 from ssvm_worker.ledger.retry_policy import RetryDecision
+from ssvm_worker.operations.traces import tracing
 from ssvm_worker.runner.heartbeat import ClaimHeartbeat
 from ssvm_worker.runner.run import JobRun, worker_name
-from ssvm_worker.traces import tracing
+from ssvm_worker.wiring.assembly import Stores, new_job, open_links
 
 from .sender import Sender, SenderDoors, SentVersion
 

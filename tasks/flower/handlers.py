@@ -12,12 +12,12 @@ from flower.api import BaseApiHandler
 from flower.views import BaseHandler
 from tornado.web import HTTPError, authenticated
 
-from ssvm_worker.assembly import open_figures, open_ledger, open_registry, shown
 from ssvm_worker.config import load
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ObjectNotFound, StoreUnavailable, WorkerError
-from ssvm_worker.ring import job_of_task, ring
-from ssvm_worker.storewatch import StoreWatch
+from ssvm_worker.operations.store_health import StoreWatch
+from ssvm_worker.wiring.assembly import open_figures, open_ledger, open_registry, shown
+from ssvm_worker.wiring.celery_sender import job_of_task, ring
 from tasks.remote_control import REFUSED
 
 #: Flower's paths that are named unlike Celery's commands.

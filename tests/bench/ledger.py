@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker.assembly import new_job
 from ssvm_worker.jobs import find_job
+from ssvm_worker.wiring.assembly import new_job
 from tests.bench.contest import Row
 from tests.bench.queue import Yard, yard
 

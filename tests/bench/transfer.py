@@ -15,11 +15,11 @@ import botocore.session  # noqa: F401 - part of the idle process, as a worker ha
 from oslo_utils.imageutils import format_inspector  # noqa: F401 - the same
 
 from ssvm_worker import config
-from ssvm_worker.assembly import make_attempt
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.sources.http import source as http  # noqa: F401 - the same
 from ssvm_worker.stores.s3 import store as s3  # noqa: F401 - the same
+from ssvm_worker.wiring.assembly import make_attempt
 
 
 def _held(field: str) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 from ssvm_worker import errors
 from ssvm_worker.artifacts.layout import DRAFT, MANIFEST, PACKS, Artifact
 from ssvm_worker.artifacts.manifest import Manifest
-from ssvm_worker.assembly import open_quota
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.grain_store.map import ROLE
 from ssvm_worker.grain_store.reader import extents
 from ssvm_worker.ledger.record import Record
 from ssvm_worker.streaming.stream import Store, read_bytes
+from ssvm_worker.wiring.assembly import open_quota
 from tests.chaos.mix import Content, Mix
 from tests.chaos.town import Town
 

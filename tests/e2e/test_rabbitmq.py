@@ -12,10 +12,10 @@ from typing import Any
 import kombu
 import pytest
 
-from ssvm_worker import health
 from ssvm_worker.client import Client
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.route import MessageRoute
+from ssvm_worker.operations import health
+from ssvm_worker.wiring.message_transport import MessageRoute
 from tasks.queues import standing, waiting
 from tests import images
 from tests.servers.http import HttpServer

@@ -11,9 +11,9 @@ import pytest
 import redis
 import trustme
 
-from ssvm_worker.assembly import open_figures, open_ledger
 from ssvm_worker.config import parse
 from ssvm_worker.errors import StoreDenied, StoreUnavailable
+from ssvm_worker.wiring.assembly import open_figures, open_ledger
 from tests import images
 from tests.e2e.test_flower import Flower
 from tests.servers.broker import Broker, StoppableBroker

@@ -20,9 +20,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 from tusclient.client import TusClient
 
-from ssvm_worker import assembly
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import DRAFT
+from ssvm_worker.wiring import assembly
 from tests import images
 from tests.servers.broker import Broker
 from tests.servers.service import SECRET, Service, settings_of

@@ -11,10 +11,10 @@ import pytest
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, read_draft, write_manifest
-from ssvm_worker.assembly import open_quota, open_verdicts
 from ssvm_worker.jobs.download.store_image import settled_in
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.stream import Owner, put_bytes
+from ssvm_worker.wiring.assembly import open_quota, open_verdicts
 from tests.servers.http import Behaviour, HttpServer
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3

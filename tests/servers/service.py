@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import urllib3
 
-from ssvm_worker import assembly
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.serve.server import answer, bound, make_server
+from ssvm_worker.wiring import assembly
 from tests.servers.broker import Broker
 from tests.waiting import CLAIM_S, PATIENCE_S
 

@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.assembly import new_job, open_ledger
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ObjectNotFound
 from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Record, queue_name
-from ssvm_worker.ring import ring
 from ssvm_worker.runner.worker_command import worker_command
+from ssvm_worker.wiring.assembly import new_job, open_ledger
+from ssvm_worker.wiring.celery_sender import ring
 from tests.servers.broker import Broker, StoppableBroker
 from tests.waiting import CLAIM_S, PATIENCE_S, until
 

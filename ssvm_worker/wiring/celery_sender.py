@@ -14,11 +14,12 @@ from celery import Celery
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from .config.schema import Settings
-from .errors import ObjectNotFound
-from .ledger.ledger import Ledger
-from .ledger.record import INBOUND, Record
-from .route import MessageRoute
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.errors import ObjectNotFound
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import INBOUND, Record
+
+from .message_transport import MessageRoute
 
 _LOG = logging.getLogger("ssvm.ring")
 #: A broker that is away gets one more chance; the reaper rings again anyway.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
-from .assembly import open_registry
-from .config.schema import Settings
-from .errors import WorkerError
-from .ledger.workers import DRAINING, UP, WorkerStatus
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.errors import WorkerError
+from ssvm_worker.ledger.workers import DRAINING, UP, WorkerStatus
+from ssvm_worker.wiring.assembly import open_registry
 
 
 def unready(settings: Settings, host: str | None = None) -> str:

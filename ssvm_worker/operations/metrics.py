@@ -14,14 +14,15 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from . import assembly
-from .config.schema import Settings
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.errors import ConfigError, StoreUnavailable, WorkerError
+from ssvm_worker.ledger.workers import DOWN, DRAINING, UP
+from ssvm_worker.net.listener import Listener
+from ssvm_worker.wiring import assembly
+
 from .demand import decide_all
-from .errors import ConfigError, StoreUnavailable, WorkerError
 from .health import unready
-from .ledger.workers import DOWN, DRAINING, UP
-from .net.listener import Listener
-from .storewatch import StoreWatch, look_at_stores
+from .store_health import StoreWatch, look_at_stores
 
 try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest

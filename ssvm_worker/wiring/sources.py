@@ -6,21 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .artifacts.checksums import Digest
-from .config.credentials import authorization, named_credentials
-from .config.schema import CredentialsSection, Settings
-from .errors import InvalidRequest
-from .net.address_policy import AddressRule
-from .ownstores import refuse_stores
-from .sources import find_source
-from .sources.checksum_signature import Keyring, fetch_signed
-from .sources.http.parallel import ConnectionPolicy
-from .sources.http.proxy import parse_proxy
-from .sources.http.request import HttpSettings
-from .sources.http.source import fetch_text
-from .sources.mirrors import Mirrors
-from .sources.options import SourceOptions
-from .streaming.stream import Check, Source, Store
+from ssvm_worker.artifacts.checksums import Digest
+from ssvm_worker.config.credentials import authorization, named_credentials
+from ssvm_worker.config.schema import CredentialsSection, Settings
+from ssvm_worker.errors import InvalidRequest
+from ssvm_worker.net.address_policy import AddressRule
+from ssvm_worker.sources import find_source
+from ssvm_worker.sources.checksum_signature import Keyring, fetch_signed
+from ssvm_worker.sources.http.parallel import ConnectionPolicy
+from ssvm_worker.sources.http.proxy import parse_proxy
+from ssvm_worker.sources.http.request import HttpSettings
+from ssvm_worker.sources.http.source import fetch_text
+from ssvm_worker.sources.mirrors import Mirrors
+from ssvm_worker.sources.options import SourceOptions
+from ssvm_worker.streaming.stream import Check, Source, Store
+
+from .own_stores import refuse_stores
 
 
 @dataclass(frozen=True)

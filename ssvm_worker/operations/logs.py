@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from .config.schema import LogSection
-from .errors import ConfigError
-from .units import printable
+from ssvm_worker.config.schema import LogSection
+from ssvm_worker.errors import ConfigError
+from ssvm_worker.units import printable
 
 #: Job and number of the attempt.
 _Subject = tuple[str, int]

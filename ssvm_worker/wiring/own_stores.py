@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from .config.schema import Settings, StoreSection
-from .errors import InvalidRequest
+from ssvm_worker.config.schema import Settings, StoreSection
+from ssvm_worker.errors import InvalidRequest
 
 _PORTS = {"http": 80, "https": 443}
 _AMAZON = "amazonaws.com"

@@ -134,7 +134,7 @@ def _provider() -> TracerProvider | None:
     except ImportError:
         _LOG.warning("OTEL_… is set, but OpenTelemetry is not installed: pip install 'ssvm-worker[otel]'")
         return None
-    from . import __version__
+    from ssvm_worker import __version__
 
     ours = {SERVICE_VERSION: __version__}
     if not os.environ.get("OTEL_SERVICE_NAME"):

@@ -13,19 +13,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from . import assembly
-from .config.schema import LANES, Settings
-from .errors import ConfigError, WorkerError
-from .formats.qemu_img import tool
-from .jobs.backup.preflight import preflight
-from .streaming.stream import Store
-from .units import human_duration, human_size
-from .vm_boot.boot import try_accelerator
+from ssvm_worker.config.schema import LANES, Settings
+from ssvm_worker.errors import ConfigError, WorkerError
+from ssvm_worker.formats.qemu_img import tool
+from ssvm_worker.jobs.backup.preflight import preflight
+from ssvm_worker.streaming.stream import Store
+from ssvm_worker.units import human_duration, human_size
+from ssvm_worker.vm_boot.boot import try_accelerator
+from ssvm_worker.wiring import assembly
 
 if TYPE_CHECKING:
-    from .ledger.job_metrics import LaneMetrics
-    from .ledger.workers import WorkerStatus
-    from .stores.s3.store import S3Store
+    from ssvm_worker.ledger.job_metrics import LaneMetrics
+    from ssvm_worker.ledger.workers import WorkerStatus
+    from ssvm_worker.stores.s3.store import S3Store
 
 #: Seconds after which a job that waits is worth a warning; failed jobs that are looked at.
 _WAITS_S, _FAILED = 900, 1000
@@ -225,7 +225,7 @@ def _store(settings: Settings, name: str) -> str:
 
 
 def _s3(store: Store) -> S3Store:
-    from .stores.s3.store import S3Store  # the SDK is imported where there is an S3 store only
+    from ssvm_worker.stores.s3.store import S3Store  # the SDK is imported where there is an S3 store only
 
     assert isinstance(store, S3Store)
     return store

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.net.broker_url import celery_url, redis_url, sentinels, shown, tls_options, without_login
+
 from .broker import broker_url
-from .config.schema import Settings
-from .net.broker_url import celery_url, redis_url, sentinels, shown, tls_options, without_login
 
 
 @dataclass(frozen=True)

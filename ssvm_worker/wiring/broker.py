@@ -12,33 +12,33 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from .artifacts.layout import check_zone
-from .config.schema import Settings
-from .errors import ObjectNotFound, StoreUnavailable
-from .jobs import Job, find_job
-from .jobs.attempt import SubJob
-from .jobs.request import parse_request
-from .ledger.quota import Quota
-from .ledger.scrub_results import ScrubResults
-from .ledger.slots import Slots
-from .net.broker_url import completed
+from ssvm_worker.artifacts.layout import check_zone
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.errors import ObjectNotFound, StoreUnavailable
+from ssvm_worker.jobs import Job, find_job
+from ssvm_worker.jobs.attempt import SubJob
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.ledger.quota import Quota
+from ssvm_worker.ledger.scrub_results import ScrubResults
+from ssvm_worker.ledger.slots import Slots
+from ssvm_worker.net.broker_url import completed
 
 #: Seconds to see whether somebody listens; the client has its own.
 _LOOK_S = 3.0
 
 if TYPE_CHECKING:
-    from .ledger.events import Events
-    from .ledger.job_metrics import JobMetrics
-    from .ledger.ledger import Ledger
-    from .ledger.links.redis import LinkBook
-    from .ledger.record import NewJob
-    from .ledger.workers import WorkerRegistry
+    from ssvm_worker.ledger.events import Events
+    from ssvm_worker.ledger.job_metrics import JobMetrics
+    from ssvm_worker.ledger.ledger import Ledger
+    from ssvm_worker.ledger.links.redis import LinkBook
+    from ssvm_worker.ledger.record import NewJob
+    from ssvm_worker.ledger.workers import WorkerRegistry
 
 
 def broker_url(settings: Settings) -> str:
     """Where the broker is; an embedded one is found by the file that its worker left in state_dir."""
     if settings.broker.embedded:
-        from .ledger.embedded import url_of
+        from ssvm_worker.ledger.embedded import url_of
 
         return url_of(settings.state_dir)
     given = settings.broker
@@ -50,7 +50,7 @@ def open_ledger(settings: Settings) -> Ledger:
     """The ledger of jobs; a context manager."""
     url, prefix = broker_url(settings), settings.broker.prefix
     _refuse_closed(url)
-    from .ledger.ledger import Ledger
+    from ssvm_worker.ledger.ledger import Ledger
 
     ledger, given = settings.ledger, settings.limits
     keep_s = ledger.keep_days * 24 * 3600
@@ -82,7 +82,7 @@ class RecordedJobs:
     @contextlib.contextmanager
     def hold(self, resource: str) -> Iterator[Callable[[], None] | None]:
         """A job of its own in the ledger, already claimed; should we die, a worker goes on with it."""
-        from .ledger.inline_job import holding
+        from ssvm_worker.ledger.inline_job import holding
 
         request = {"volume": resource}
         with open_ledger(self.settings) as ledger:
@@ -92,7 +92,7 @@ class RecordedJobs:
 
     @contextlib.contextmanager
     def begin(self, whole: str, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
-        from .ledger.inline_job import holding
+        from ssvm_worker.ledger.inline_job import holding
 
         with open_ledger(self.settings) as ledger:
             with contextlib.suppress(ObjectNotFound):
@@ -143,8 +143,8 @@ def _here() -> str:
 
 def end_links(settings: Settings, dry_run: bool) -> int:
     """Forget links that have ended, and cancel uploads that wait for more by them; returns how many there were."""
-    from .ledger.link_expiry import end_links as end
-    from .ledger.link_expiry import end_strays
+    from ssvm_worker.ledger.link_expiry import end_links as end
+    from ssvm_worker.ledger.link_expiry import end_strays
 
     with open_ledger(settings) as ledger, contextlib.closing(open_links(settings)) as book:
         return len(book.gone()) if dry_run else end(ledger, book) + end_strays(ledger, book)
@@ -152,7 +152,7 @@ def end_links(settings: Settings, dry_run: bool) -> int:
 
 def open_slots(settings: Settings) -> Slots:
     """The slots that all workers of the broker share; nothing is connected yet."""
-    from .ledger.slots.redis import SharedSlots
+    from ssvm_worker.ledger.slots.redis import SharedSlots
 
     return SharedSlots(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
 
@@ -160,7 +160,7 @@ def open_slots(settings: Settings) -> Slots:
 def open_verdicts(settings: Settings) -> ScrubResults:
     """What reading artifacts again has found, for all workers; StoreUnavailable where there is no broker."""
     _refuse_closed(broker_url(settings))
-    from .ledger.scrub_results.redis import SharedScrubResults
+    from ssvm_worker.ledger.scrub_results.redis import SharedScrubResults
 
     return SharedScrubResults(broker_url(settings), prefix=settings.broker.prefix)
 
@@ -168,35 +168,35 @@ def open_verdicts(settings: Settings) -> ScrubResults:
 def open_quota(settings: Settings) -> Quota:
     """What accounts have stored, for all workers; StoreUnavailable where there is no broker."""
     _refuse_closed(broker_url(settings))
-    from .ledger.quota.redis import SharedQuota
+    from ssvm_worker.ledger.quota.redis import SharedQuota
 
     return SharedQuota(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
 
 
 def open_registry(settings: Settings) -> WorkerRegistry:
     """The workers that the broker has heard of; nothing is connected yet."""
-    from .ledger.workers import WorkerRegistry
+    from ssvm_worker.ledger.workers import WorkerRegistry
 
     return WorkerRegistry(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_figures(settings: Settings) -> JobMetrics:
     """What the ledger counts; nothing is connected yet."""
-    from .ledger.job_metrics import JobMetrics
+    from ssvm_worker.ledger.job_metrics import JobMetrics
 
     return JobMetrics(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_events(settings: Settings) -> Events:
     """The stream of what happens to jobs; nothing is connected yet."""
-    from .ledger.events import Events
+    from ssvm_worker.ledger.events import Events
 
     return Events(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_links(settings: Settings) -> LinkBook:
     """The book of links; nothing is connected yet."""
-    from .ledger.links.redis import LinkBook
+    from ssvm_worker.ledger.links.redis import LinkBook
 
     return LinkBook(broker_url(settings), prefix=settings.broker.prefix)
 
@@ -207,7 +207,7 @@ def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zo
     Its id is the request's own, else *default_id*, else one that is made up. Defaults are left out, so that the same
     request is recognised whichever of them its sender spelt out.
     """
-    from .ledger.record import NewJob
+    from ssvm_worker.ledger.record import NewJob
 
     request = parse_request(job.Request, data, job.name)
     job_id = request.job_id or default_id or uuid.uuid4().hex

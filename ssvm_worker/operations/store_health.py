@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-from .errors import StoreUnavailable
+from ssvm_worker.errors import StoreUnavailable
 
 _LOG = logging.getLogger("ssvm.stores")
 #: Seconds between two looks at the stores, and for one of them: it may hang, and is killed then.

@@ -5,15 +5,16 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from .assembly import open_figures, open_registry
-from .config.schema import Settings
-from .ledger.record import HELD, INBOUND
-from .ledger.workers import UP
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.ledger.record import HELD, INBOUND
+from ssvm_worker.ledger.workers import UP
+from ssvm_worker.wiring.assembly import open_figures, open_registry
+
 from .scaling import Decision, Policy, Running, decide
 
 if TYPE_CHECKING:
-    from .ledger.job_metrics import JobMetrics
-    from .ledger.workers import WorkerRegistry
+    from ssvm_worker.ledger.job_metrics import JobMetrics
+    from ssvm_worker.ledger.workers import WorkerRegistry
 
 
 def decisions(settings: Settings, zone: str | None = None) -> list[Decision]:

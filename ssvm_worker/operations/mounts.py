@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-from .assembly import Stores
-from .config.schema import Settings
-from .errors import ConfigError, InvalidRequest
-from .stores.nfs.circuit_breaker import CLOSED, CircuitBreaker
-from .stores.nfs.commands import sudo_rule
-from .stores.nfs.mount import Mounted
-from .stores.nfs.store import NfsStore
-from .streaming.stream import Store
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.errors import ConfigError, InvalidRequest
+from ssvm_worker.stores.nfs.circuit_breaker import CLOSED, CircuitBreaker
+from ssvm_worker.stores.nfs.commands import sudo_rule
+from ssvm_worker.stores.nfs.mount import Mounted
+from ssvm_worker.stores.nfs.store import NfsStore
+from ssvm_worker.streaming.stream import Store
+from ssvm_worker.wiring.assembly import Stores
 
 
 def breaker_of(store: Store) -> CircuitBreaker:

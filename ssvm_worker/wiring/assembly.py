@@ -13,7 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from .artifacts.checksums import Digest
+from ssvm_worker.artifacts.checksums import Digest
+from ssvm_worker.config.credentials import authorization, named_credentials
+from ssvm_worker.config.schema import Keep as KeepSettings
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.config.types import Section
+from ssvm_worker.errors import Cancelled, ConfigError, InvalidRequest, misused
+from ssvm_worker.jobs import JOBS
+from ssvm_worker.jobs.attempt import Attempt, BootOptions, JobLimits, Progress, RemoteSource
+from ssvm_worker.jobs.cleanup.retention import RetentionRule, RetentionRules
+from ssvm_worker.jobs.request import JobRequest, redact
+from ssvm_worker.ledger.links import Signer, local_key
+from ssvm_worker.ledger.quota import QuotaLimits as Quotas
+from ssvm_worker.net.address_policy import AddressRule
+from ssvm_worker.stores import open_destination, open_origin, open_store, sweep_destination
+from ssvm_worker.stores.s3.stall_watch import forget_silence
+from ssvm_worker.streaming.rate_limit import SharedRateLimit
+from ssvm_worker.streaming.stream import Check, Sink, Source, Store
+
 from .broker import (
     RecordedJobs,
     broker_url,
@@ -29,27 +46,12 @@ from .broker import (
     open_slots,
     open_verdicts,
 )
-from .config.credentials import authorization, named_credentials
-from .config.schema import Keep as KeepSettings
-from .config.schema import Settings
-from .config.types import Section
-from .errors import Cancelled, ConfigError, InvalidRequest, misused
-from .jobs import JOBS
-from .jobs.attempt import Attempt, BootOptions, JobLimits, Progress, RemoteSource
-from .jobs.cleanup.retention import RetentionRule, RetentionRules
-from .jobs.request import JobRequest, redact
-from .ledger.links import Signer, local_key
-from .ledger.quota import QuotaLimits as Quotas
-from .net.address_policy import AddressRule
-from .ownstores import refuse_stores
-from .stores import open_destination, open_origin, open_store, sweep_destination
-from .stores.s3.stall_watch import forget_silence
-from .streaming.rate_limit import SharedRateLimit
-from .streaming.stream import Check, Sink, Source, Store
+from .own_stores import refuse_stores
 
 if TYPE_CHECKING:
-    from .ledger.record import Record
-    from .origins import Origins
+    from ssvm_worker.ledger.record import Record
+
+    from .sources import Origins
 
 
 __all__ = [
@@ -198,7 +200,7 @@ class ConfiguredConnections:
 
     def vcenter(self, name: str, *, check: Check) -> Any:
         """A session with that vCenter; a context manager."""
-        from .vmware.session import Address, ExportOptions, VCenterSession
+        from ssvm_worker.vmware.session import Address, ExportOptions, VCenterSession
 
         if name not in self.settings.vcenters:
             known = ", ".join(self.settings.vcenters) or "none"
@@ -209,7 +211,7 @@ class ConfiguredConnections:
         return VCenterSession(Address(**values), check, ExportOptions(**options))
 
     def _origins(self) -> Origins:
-        from .origins import Origins
+        from .sources import Origins
 
         return Origins(self.settings, lambda name: open_store_named(self.settings, name), self._s3_origin)
 

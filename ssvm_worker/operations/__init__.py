@@ -1,0 +1,1 @@
+"""Examine, measure and scale a running system."""

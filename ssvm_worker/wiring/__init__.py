@@ -1,0 +1,1 @@
+"""Create objects from settings; only this package names concrete classes."""
