@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ssvm_worker.serve.conditions import Answer, ObjectVersion, answer
+from ssvm_worker.serve.conditional import Answer, ObjectVersion, answer
 
 #: Modified on Sun, 06 Nov 1994 08:49:37 GMT, the date of the RFC's own examples.
 IT = ObjectVersion('"sha256:aa"', 1000, 784111777)

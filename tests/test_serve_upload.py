@@ -15,7 +15,7 @@ from ssvm_worker import cli
 from ssvm_worker.config.schema import QuotaSection
 from ssvm_worker.ledger.links import Link
 from ssvm_worker.operations.demand import decisions
-from ssvm_worker.serve.session import Inbox
+from ssvm_worker.serve.upload_job import Inbox
 from ssvm_worker.wiring import assembly
 from ssvm_worker.wiring.celery_sender import ring
 from tests import images

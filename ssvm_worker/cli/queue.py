@@ -19,8 +19,8 @@ from ssvm_worker.operations.traces import traceparent
 from ssvm_worker.units import human_size, printable
 from ssvm_worker.wiring import assembly
 
-from .fields import add_jobs, read_request
 from .output import Bar, Output
+from .request_options import add_jobs, read_request
 from .told import told
 
 if TYPE_CHECKING:  # redis takes a third of the time in which `ssvm run` starts, and it has no use for it

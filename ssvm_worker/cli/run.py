@@ -25,8 +25,8 @@ from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
 from ssvm_worker.operations import logs, traces
 from ssvm_worker.wiring import assembly
 
-from .fields import add_jobs, read_request
 from .output import Bar, Output
+from .request_options import add_jobs, read_request
 from .told import told
 
 

@@ -21,10 +21,10 @@ from ssvm_worker.ledger.links import GET, Link, Signer, object_path, upload_path
 from ssvm_worker.ledger.links.redis import LinkBook
 from ssvm_worker.streaming.stream import Store
 
-from .answers import failure, refusal, respond
 from .incoming import TUS, Uploads
 from .outgoing import Offered
-from .wire import KEEP
+from .responses import failure, refusal, respond
+from .uvicorn_protocol import KEEP
 
 _LOG = logging.getLogger("ssvm.serve")
 #: Of uploads.

@@ -26,11 +26,11 @@ from ssvm_worker.ledger.record import Claim
 from ssvm_worker.operations.logs import about
 from ssvm_worker.units import KiB
 
-from .answers import failure, refusal
-from .page import page
-from .sender import Sender
-from .session import Inbox, sender_of
-from .wire import ClientTimeouts
+from .push_source import Sender
+from .responses import failure, refusal
+from .upload_job import Inbox, sender_of
+from .upload_page import page
+from .uvicorn_protocol import ClientTimeouts
 
 _LOG = logging.getLogger("ssvm.serve")
 #: What the pipeline is given at once: less costs a thread's turn more often.

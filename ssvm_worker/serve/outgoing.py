@@ -17,8 +17,8 @@ from ssvm_worker.jobs.served_objects import member
 from ssvm_worker.streaming.stream import Store
 from ssvm_worker.units import KiB
 
-from .conditions import Answer, ObjectVersion, answer
-from .wire import EXTENSION
+from .conditional import Answer, ObjectVersion, answer
+from .uvicorn_protocol import EXTENSION
 
 #: Where something encrypts; each must be taken within stall_s.
 _CHUNK = 256 * KiB

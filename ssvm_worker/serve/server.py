@@ -24,8 +24,8 @@ from ssvm_worker.wiring.assembly import Stores, link_signer, open_ledger, open_l
 
 from .app import Gate, make_app
 from .incoming import Uploads
-from .session import Inbox
-from .wire import ClientTimeouts, Protocol
+from .upload_job import Inbox
+from .uvicorn_protocol import ClientTimeouts, Protocol
 
 _LOG = logging.getLogger("ssvm.serve")
 #: Connections that wait in the kernel, and that asyncio accepts before it looks at the accepted ones. It bounds the

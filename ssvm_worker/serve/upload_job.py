@@ -33,7 +33,7 @@ from ssvm_worker.runner.heartbeat import ClaimHeartbeat
 from ssvm_worker.runner.run import JobRun, worker_name
 from ssvm_worker.wiring.assembly import Stores, new_job, open_links
 
-from .sender import Sender, SenderDoors, SentVersion
+from .push_source import Sender, SenderDoors, SentVersion
 
 _LOG = logging.getLogger("ssvm.serve")
 #: Attempts of one link: so many without a pause, and so many in all.
