@@ -60,13 +60,13 @@ test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## real NFS, server a
 
 chaos: install go ## the long tests, then N=200 random faults over real jobs (docs/chaos.md); SEED=7 repeats a run
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m soak
-	$(BIN)/python -m tests.chaos --faults $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	$(BIN)/python -m chaos --faults $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: install go ## compare with curl, aria2, s5cmd, rclone and govc, side by side
-	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 fuzz: install .cache/fuzz ## every parser of strangers' bytes under atheris; SECONDS=60 all together, ARGS='tar ovf' picks
-	PYTHONPATH=.cache/fuzz $(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+	PYTHONPATH=.cache/fuzz $(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
 
 simulate: install ## a day of 10,000 jobs in virtual time: draws docs/pictures/scaling.svg, prints its table
 	$(BIN)/python -m tests.simulation

@@ -8,8 +8,8 @@
     └── Cancelled     reason: user | shutdown | deadline | fenced
 
 Adapters translate at the call that failed: ``raise StoreUnavailable(what, where, remedy) from error``.
-Only ``stream.resuming`` and ``ssvm_worker.runner.run`` decide on a retry. Arguments are positional, and all of them are in
-``args``, because Celery's JSON and pickle round trips rebuild an exception from ``args`` alone.
+Only ``streaming.stream.Resuming`` and ``runner.run`` decide on a retry. Arguments are positional, and all of them are
+in ``args``, because Celery's JSON and pickle round trips rebuild an exception from ``args`` alone.
 """
 
 from __future__ import annotations

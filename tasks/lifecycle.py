@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+from functools import partial
 from typing import Any
 
 from celery import Celery, bootsteps
 from celery.signals import worker_init, worker_process_shutdown
+from celery.worker import state as celery_state
 
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.jobs import JOBS
@@ -41,7 +43,10 @@ def attach(app: Celery, settings: Settings) -> None:
         requires = ("celery.worker.components:Pool",)
 
         def create(self, worker: Any) -> WorkerRegistration:
-            return WorkerRegistration(settings, worker)
+            active = partial(len, celery_state.active_requests)
+            return WorkerRegistration(
+                settings, worker.hostname, active=active, connected=partial(_is_connected, worker)
+            )
 
     def load_jobs(**_: Any) -> None:
         """Once, before the pool forks: its processes share the memory, and the first job of each need not wait."""
@@ -54,6 +59,12 @@ def attach(app: Celery, settings: Settings) -> None:
     worker_process_shutdown.connect(_send_spans, weak=False)
     if settings.broker.embedded:
         worker_init.connect(start_broker, weak=False)
+
+
+def _is_connected(worker: Any) -> bool:
+    """Tell whether Celery has a connection; it drops the connection while it looks for another."""
+    consumer = getattr(worker, "consumer", None)
+    return bool(consumer and consumer.connection)
 
 
 def _send_spans(**_: Any) -> None:

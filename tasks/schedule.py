@@ -15,10 +15,9 @@ from celery.schedules import crontab
 
 from ssvm_worker.ledger.record import queue_name
 from ssvm_worker.wiring.assembly import open_ledger
-from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.celery_sender import ring, standing
 
 from .app import TASK, app, settings
-from .queues import standing
 
 #: Seconds between two messages: as long as a claim lasts, since the workers' own rounds are quicker anyway. One that
 #: nobody has taken by the time of the next is dropped.

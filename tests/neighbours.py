@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from ssvm_worker.demo.ports import free_port
 
-__all__ = ["free_port", "missing"]
+__all__ = ["ROOT", "free_port", "missing"]
+
+#: The project's directory.
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def missing(what: str, how: str) -> NoReturn:

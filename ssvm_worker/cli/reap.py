@@ -47,7 +47,7 @@ def _reap(args: argparse.Namespace, output: Output) -> int:
 
 def _rounds(settings: Settings, ledger: Ledger) -> list[Any]:
     """One round; where nobody has made any for a while, as many as it takes until the living have renewed."""
-    from tasks.queues import standing
+    from ssvm_worker.wiring.celery_sender import standing
 
     # Rounds must be closer than claims are long, or the ledger takes the time between them for an outage.
     every_s = min(settings.ledger.reap_s, settings.ledger.claim_s / 4)

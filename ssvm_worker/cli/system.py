@@ -36,7 +36,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         nargs="?",
         const=kernel_cmdline.KERNEL,
         metavar="FILE",
-        help=f"zone, broker and jobs at once as CloudStack tells a system VM ({kernel_cmdline.KERNEL}); SSVM_… goes before it",
+        help=f"read zone, broker and concurrency as CloudStack gives them to a system VM ({kernel_cmdline.KERNEL}); "
+        "SSVM_… variables take precedence",
     )
     worker.set_defaults(command=_worker)
     check = commands.add_parser("doctor", help="every dependency: reachable or not, and why", parents=[common])
@@ -118,9 +119,7 @@ def _doctor(args: argparse.Namespace, output: Output) -> int:
 def _examine_all(settings: Settings, args: argparse.Namespace) -> list[doctor.Finding]:
     found = doctor.examine(settings, args.config or os.environ.get("SSVM_CONFIG", ""))
     if settings.broker.messages:
-        from tasks.queues import examine  # Celery takes half a second to import
-
-        found += examine(settings)
+        found += doctor.examine_messages(settings)
     return found
 
 

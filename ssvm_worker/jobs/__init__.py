@@ -26,8 +26,8 @@ class Job:
     #: download | upload | backup | maintenance
     lane: str
     summary: str
-    #: Gives what has the members of a job's module.
-    load: Callable[[str], Any] = lambda name: importlib.import_module(f".{name}", __name__)
+    #: Returns the module with the members of a job: Request, run, discard, resource.
+    load: Callable[[str], Any] = lambda name: importlib.import_module(f".{name}.job", __name__)
 
     @cached_property
     def module(self) -> Any:

@@ -14,13 +14,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker.config.schema import LANES, Settings
-from ssvm_worker.errors import ConfigError, WorkerError
+from ssvm_worker.errors import ConfigError, StoreUnavailable, WorkerError
 from ssvm_worker.formats.qemu_img import tool
 from ssvm_worker.jobs.backup.preflight import preflight
 from ssvm_worker.streaming.stream import Store
 from ssvm_worker.units import human_duration, human_size
 from ssvm_worker.vm_boot.boot import try_accelerator
 from ssvm_worker.wiring import assembly
+from ssvm_worker.wiring.message_transport import MessageRoute
 
 if TYPE_CHECKING:
     from ssvm_worker.ledger.job_metrics import LaneMetrics
@@ -88,6 +89,23 @@ def examine_vcenter(settings: Settings, name: str, vm: str | None) -> list[Findi
 
 def _with_remedy(detail: str, remedy: str) -> str:
     return f"{detail}. {remedy}" if remedy else detail
+
+
+def examine_messages(settings: Settings) -> list[Finding]:
+    """For `ssvm doctor`: whether RabbitMQ answers, and what stands in our queues; nothing where Redis has them."""
+    route = MessageRoute.of(settings)
+    if not route.is_rabbitmq:
+        return []
+    from ssvm_worker.ledger.record import queue_name
+    from ssvm_worker.wiring.celery_sender import look  # Celery takes half a second to import
+
+    queues = [queue_name(settings.zone, lane) for lane in settings.worker.lanes]
+    try:
+        found = [(queue, *look(route, queue)) for queue in queues]
+    except StoreUnavailable as error:
+        return [Finding("messages", False, f"StoreUnavailable: {error}; jobs are kept in the ledger, and wait")]
+    told = [f"{queue}: {count} waiting, {workers} workers" for queue, count, workers in found if workers or count]
+    return [Finding("messages", True, f"{route.shown}; {', '.join(told) or 'no worker has made its queues yet'}")]
 
 
 def _look(check: str, examine_it: Callable[[], str]) -> Finding:

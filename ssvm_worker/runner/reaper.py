@@ -7,8 +7,7 @@ import logging
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.operations.logs import about
 from ssvm_worker.wiring.assembly import open_ledger
-from ssvm_worker.wiring.celery_sender import ring
-from tasks.queues import standing
+from ssvm_worker.wiring.celery_sender import ring, standing
 
 from .callbacks import CallbackSender
 from .periodic import PeriodicThread

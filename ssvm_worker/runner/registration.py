@@ -6,10 +6,8 @@ import atexit
 import logging
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
-
-from celery.worker import state as celery_state
 
 from ssvm_worker import __version__
 from ssvm_worker.config.schema import Settings
@@ -28,14 +26,16 @@ _EVERY_S = 2.0
 class WorkerRegistration:
     """A thread of the worker's main process."""
 
-    def __init__(self, settings: Settings, worker: Any) -> None:
-        """*worker*: Celery's."""
+    def __init__(
+        self, settings: Settings, name: str, *, active: Callable[[], int], connected: Callable[[], bool]
+    ) -> None:
+        """*active* counts the jobs that run in this worker; *connected* says whether it can receive messages."""
         self._settings = settings
-        self._worker = worker
+        self._active, self._connected = active, connected
         self._mounts = any(each.url.startswith("nfs://") for each in settings.stores.values())
         self._registry = open_registry(settings)
         self._info = WorkerInfo(
-            name=worker.hostname,
+            name=name,
             host=socket.gethostname(),
             zone=settings.zone,
             lanes=tuple(settings.worker.lanes),
@@ -59,15 +59,10 @@ class WorkerRegistration:
         self._rounds.once()
 
     def _beat(self) -> None:
-        active = len(celery_state.active_requests)
+        active = self._active()
         away = stores_away(self._settings) if self._mounts else {}
         known = replace(self._info, active=active, draining=self._leaving, away=away, connected=self._connected())
         self._registry.beat(known)
-
-    def _connected(self) -> bool:
-        """Whether Celery has a connection; it takes this one away while it looks for another."""
-        consumer = getattr(self._worker, "consumer", None)
-        return bool(consumer and consumer.connection)
 
     def _leave(self) -> None:
         """One that is killed cannot say so, and is down when it has been silent for a while."""

@@ -1,21 +1,23 @@
-"""The doorbell: a message that wakes a worker up for a job. Losing one costs seconds, never the job.
+"""Send messages through Celery, and count those that wait in RabbitMQ.
 
-The worker that hears it takes whichever job of the lane is next: tasks/claim_strategy.py. Celery takes half a second to
-import, so that this module is imported when a message is to be sent.
+A message only wakes a worker: losing one costs seconds, never the job. The worker takes the next job of the lane
+(tasks/claim_strategy.py). Celery takes half a second to import, so import this module only to send a message.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 
 from celery import Celery
+from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.errors import ObjectNotFound
+from ssvm_worker.errors import ObjectNotFound, StoreUnavailable
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import INBOUND, Record
 
@@ -88,3 +90,45 @@ def sending_app(route: MessageRoute) -> Celery:
 def make_queue(name: str) -> Queue:
     """A queue behind the default exchange: it needs no binding, so that pushing to the list of that name is enough."""
     return Queue(name, Exchange(""), routing_key=name)  # type: ignore[no-untyped-call]
+
+
+def standing(settings: Settings) -> Callable[[str], bool] | None:
+    """What ``Ledger.reap`` must ask when messages go through RabbitMQ; None: the ledger can see them itself.
+
+    Each queue is asked once. One that cannot be asked counts as full: ringing would be in vain too.
+    """
+    route = MessageRoute.of(settings)
+    return lru_cache(lambda queue: waiting(route, queue) != 0) if route.is_rabbitmq else None
+
+
+def waiting(route: MessageRoute, queue: str) -> int | None:
+    """Count the messages in a queue of RabbitMQ that no worker has taken; None if RabbitMQ does not answer."""
+    try:
+        return look(route, queue)[0]
+    except StoreUnavailable as error:
+        _LOG.info("queue %s is not counted: %s", queue, error)
+        return None
+
+
+def look(route: MessageRoute, queue: str) -> tuple[int, int]:
+    """Count the messages and the workers of a queue; both are 0 if there is no such queue. Raises StoreUnavailable."""
+    try:
+        with sender(route).connection_or_acquire() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0)
+            return _declared(connection, queue)
+    except OperationalError as error:
+        remedy = "Check broker.messages and ca_file"
+        raise StoreUnavailable(f"RabbitMQ cannot be used: {error}", route.shown, remedy) from error
+
+
+def _declared(connection: Connection, queue: str) -> tuple[int, int]:
+    try:
+        with connection.channel() as channel:  # type: ignore[no-untyped-call]  # of its own: a refusal closes it
+            found = channel.queue_declare(queue, passive=True)
+    except connection.channel_errors as error:
+        if getattr(error, "code", 0) == 404:
+            return 0, 0
+        raise OperationalError(str(error)) from error
+    except connection.connection_errors as error:
+        raise OperationalError(str(error)) from error
+    return int(found.message_count), int(found.consumer_count)

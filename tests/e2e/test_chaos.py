@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from chaos import invariants
+from chaos.mix import Content
+from chaos.rounds import Run
+from chaos.table import table
+from chaos.town import MiB, Town
 from ssvm_worker.demo.s3 import find_weed
 from ssvm_worker.demo.simulator import find_go
-from tests.chaos import invariants
-from tests.chaos.mix import Content
-from tests.chaos.rounds import Run
-from tests.chaos.table import table
-from tests.chaos.town import MiB, Town
 from tests.neighbours import missing
 
 pytestmark = pytest.mark.e2e

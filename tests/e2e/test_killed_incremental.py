@@ -14,8 +14,8 @@ from tests.backup_bench import Bench
 from tests.grain_bench import packs, restored
 from tests.images import GRAIN
 from tests.servers.vcenter import make_vm
-from tests.test_backup_killed import start_worker
-from tests.test_incremental_backup import found, take, write
+from tests.unit.jobs.backup.test_backup_killed import start_worker
+from tests.unit.jobs.backup.test_incremental_backup import found, take, write
 from tests.waiting import CLAIM_S
 
 pytestmark = pytest.mark.e2e

@@ -15,8 +15,8 @@ import pytest
 from ssvm_worker.client import Client
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.operations import health
+from ssvm_worker.wiring.celery_sender import standing, waiting
 from ssvm_worker.wiring.message_transport import MessageRoute
-from tasks.queues import standing, waiting
 from tests import images
 from tests.servers.http import HttpServer
 from tests.servers.rabbitmq import RabbitMQ

@@ -27,7 +27,7 @@ from tests import images
 from tests.servers.broker import Broker
 from tests.servers.service import SECRET, Service, settings_of
 from tests.servers.worker import until
-from tests.test_serve import KEY, link, put_image
+from tests.unit.serve.test_serve import KEY, link, put_image
 from tests.uploads import PREFIX, create, offset_of, patch, record, stored, upload_link, url_of
 from tests.waiting import CLAIM_S, PATIENCE_S
 

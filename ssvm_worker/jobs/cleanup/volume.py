@@ -10,10 +10,10 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.grain_store.garbage import free_packs
-from ssvm_worker.jobs import delete
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup.incremental import sweep_packs
 from ssvm_worker.jobs.backup.missing_disks import lost_disks
+from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.jobs.usage import count_packs
 from ssvm_worker.streaming.stream import Store, StoredObject
 

@@ -24,9 +24,9 @@ from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound, Sto
 from ssvm_worker.grain_store.check import read_pack
 from ssvm_worker.grain_store.pack import Pack, read_index
 from ssvm_worker.grain_store.reader import packs_of
-from ssvm_worker.jobs import delete
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup.incremental import sweep_packs
+from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.jobs.request import ArtifactRequest, Prefix
 from ssvm_worker.jobs.usage import count
 from ssvm_worker.jobs.verify import job as verify

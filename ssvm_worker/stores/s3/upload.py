@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .server_copy import PartCopier
 
 #: Bytes of chunks that one upload holds, the part that is being filled included. 64 MiB in all are promised for a
-#: transfer; with the queues before the sink and the SDK, its client included, 60 to 62 were measured (tests/bench).
+#: transfer; with the queues before the sink and the SDK, its client included, 60 to 62 were measured (benchmarks).
 BUDGET = 32 * MiB
 #: The version of an object that is not there.
 _ABSENT = "absent"

@@ -1,0 +1,1 @@
+"""Compare our jobs with other programs, side by side: ``python -m benchmarks``."""

@@ -1,0 +1,132 @@
+"""`ssvm list` and `ssvm cleanup` of stores with many artifacts: is it linear, and does memory stay flat?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest
+from ssvm_worker.demo.s3 import S3Server
+from ssvm_worker.units import MiB
+from tests.servers.broker import StoppableBroker
+
+from .contest import Broken, Cost, Row, run
+
+#: Accounts that share the artifacts.
+_ACCOUNTS = 20
+#: Of so many artifacts one lacks its manifest.
+_HALF = 100
+_MOST = 128 * MiB
+_BODY = b"an image"
+Put = Callable[[str, bytes], Any]
+
+
+def bench(scratch: Path, size: int, runs: int) -> list[Row]:
+    """*size* is the number of artifacts here; each has an image, a properties file and a manifest."""
+    rows = []
+    with _broker() as broker:
+        for name, make in (("directory", _directory), ("S3", _s3)):
+            with make(scratch, size) as settings:
+                config = scratch / f"{name}.toml"
+                config.write_text(f'{settings}[broker]\nurl = "{broker}"\n')
+                for command in ("list", "cleanup"):
+                    # The second clean-up finds nothing, so it has one run.
+                    costs = [_run(command, config) for _ in range(runs if command == "list" else 1)]
+                    rows.append(_row(f"{command}, {name}, {size:,} artifacts", size, costs))
+                    print(f"  {rows[-1].bench}: {rows[-1].ours}", file=sys.stderr, flush=True)
+    return rows
+
+
+def _run(command: str, config: Path) -> Cost:
+    more = ["--older-than", "1s"] if command == "cleanup" else []
+    return run([sys.executable, "-m", "ssvm_worker", command, "--json", "--config", str(config), *more])
+
+
+def _row(name: str, size: int, costs: list[Cost]) -> Row:
+    wall, cpu = (statistics.median(getattr(each, what) for each in costs) for what in ("wall", "cpu"))
+    cost = Cost(wall, cpu, max(each.rss for each in costs))
+    return Row(
+        name, str(cost), "", f"{wall / size * 1e6:.0f} µs each", "≤ 128 MiB", "yes" if cost.rss <= _MOST else "**no**"
+    )
+
+
+def _fill(size: int, put: Put) -> None:
+    for number in range(size):
+        artifact = Artifact("template", f"account{number % _ACCOUNTS}", f"t{number:06}")
+        name = f"{artifact.id}.raw"
+        manifest = Manifest(artifact, f"job-{number}", (Entry(name, len(_BODY), str(digest_of(_BODY))),))
+        put(artifact.key(name), _BODY)
+        put(artifact.key("template.properties"), b"id=1\n")
+        if number % _HALF:
+            put(artifact.key("manifest.json"), manifest.to_json())
+
+
+@contextmanager
+def _directory(scratch: Path, size: int) -> Iterator[str]:
+    root = scratch / "store"
+
+    def put(key: str, data: bytes) -> None:
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        os.utime(path, (then, then))
+
+    then = time.time() - 86400
+    _fill(size, put)
+    try:
+        yield f'[stores.primary]\nurl = "file://{root}"\n'
+    finally:
+        shutil.rmtree(root)
+
+
+@contextmanager
+def _s3(scratch: Path, size: int) -> Iterator[str]:
+    (scratch / "weed").mkdir()
+    with S3Server(scratch / "weed") as server:
+        bucket = server.make_bucket()
+        filer = _Filer(server, bucket)
+        _fill(size, filer.put)
+        time.sleep(2)  # so that all is older than a second, by the server's clock
+        keys = f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n'
+        yield f'[stores.primary]\nurl = "s3://{bucket}"\nendpoint = "{server.endpoint}"\n{keys}'
+
+
+class _Filer:
+    """SeaweedFS's own door, where an object costs a third of what it costs through S3."""
+
+    def __init__(self, server: S3Server, bucket: str) -> None:
+        assert server._process
+        port = next(each for each in server._process.args if str(each).startswith("-filer.port="))  # type: ignore[union-attr]
+        self._connection = HTTPConnection("127.0.0.1", int(str(port).partition("=")[2]), timeout=60)
+        self._path = f"/buckets/{bucket}"
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store an object."""
+        self._connection.request("PUT", f"{self._path}/{key}", data)
+        answer = self._connection.getresponse()
+        answer.read()
+        if answer.status not in (200, 201):
+            raise Broken(f"SeaweedFS answers {answer.status}")
+
+
+@contextmanager
+def _broker() -> Iterator[str]:
+    directory = Path(tempfile.mkdtemp(prefix="ssvm-bench-"))  # a socket has a short path
+    broker = StoppableBroker(directory)
+    broker.start()
+    try:
+        yield broker.url
+    finally:
+        broker.stop()
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,51 @@
+"""What the inspection of an image costs beside its SHA-256, which every transfer computes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from random import Random
+
+from ssvm_worker.artifacts.checksums import Hasher
+from ssvm_worker.formats import Inspection
+from ssvm_worker.units import KiB, human_size
+
+from .contest import Row
+from .vcenter import stream
+
+_MOST = 0.03
+#: Smaller than a socket's, which are 1 MiB while the bytes come fast: the cost is by the chunk.
+_CHUNK = 256 * KiB
+
+
+def bench(scratch: Path, size: int, runs: int) -> list[Row]:
+    """CPU time of each by itself over the same chunks, the medians; of raw bytes, and of a host's VMDK."""
+    noise = Random(1)
+    raw = b"".join(noise.randbytes(_CHUNK) for _ in range(0, size, _CHUNK))
+    return [_row("raw", raw, runs), _row("vmdk", stream(size), runs)]
+
+
+def _row(kind: str, image: bytes, runs: int) -> Row:
+    chunks = [image[at : at + _CHUNK] for at in range(0, len(image), _CHUNK)]
+    hashing = statistics.median(_hashing(chunks) for _ in range(runs))
+    looking = statistics.median(_looking(chunks, kind) for _ in range(runs))
+    ok = "yes" if looking <= _MOST * hashing else "**no**"
+    what = f"inspection, {kind}, {human_size(len(image))}"
+    costs = f"{looking * 1000:.1f} ms of CPU time", f"SHA-256: {hashing * 1000:.0f} ms"
+    return Row(what, *costs, f"{looking / hashing:.2%}", f"≤ {_MOST:.0%}", ok)
+
+
+def _hashing(chunks: list[bytes]) -> float:
+    hasher, started = Hasher(), time.process_time()
+    for chunk in chunks:
+        hasher(chunk)
+    return time.process_time() - started
+
+
+def _looking(chunks: list[bytes], kind: str) -> float:
+    inspection, started = Inspection(kind), time.process_time()
+    for chunk in chunks:
+        inspection(chunk)
+    inspection.finish()
+    return time.process_time() - started

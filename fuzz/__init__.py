@@ -1,0 +1,1 @@
+"""Fuzz the parsers of bytes from outside: ``python -m fuzz``."""

@@ -1,0 +1,228 @@
+"""Every parser of bytes that strangers send: each a function of bytes that may raise WorkerErrors, and nothing else."""
+
+from __future__ import annotations
+
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ssvm_worker.artifacts.checksum_files import find_in_sums
+from ssvm_worker.artifacts.checksums import Hasher, parse_checksum
+from ssvm_worker.artifacts.manifest import Manifest
+from ssvm_worker.errors import WorkerError
+from ssvm_worker.formats import Inspection, ova
+from ssvm_worker.formats.extents import vmdk_extents
+from ssvm_worker.grain_store.grain import SIZE, digest
+from ssvm_worker.grain_store.map import GrainMap
+from ssvm_worker.grain_store.pack import find_index
+from ssvm_worker.jobs.download.unwrap import DownloadBounds, unpack
+from ssvm_worker.jobs.request import safe_url
+from ssvm_worker.net.urls import parse
+from ssvm_worker.sources.metalink import parse_metalink
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
+from ssvm_worker.units import MiB
+from ssvm_worker.unpacking import tar
+from ssvm_worker.unpacking.exact_reader import ExactReader
+from ssvm_worker.vmware import ovf
+from tests import archives, images
+from tests.grain_bench import back_up_grains, packs
+
+from .edits import edited
+
+#: Of what comes out of a wrapping: above it a download ends with TooLarge.
+_MOST = 8 * MiB
+_TEXT = b"some text, and some more\n" * 40
+_OWNER = Owner("job-1", 1)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One parser, and where a fuzzer begins."""
+
+    #: Raises WorkerErrors for bad bytes.
+    run: Callable[[bytes], object]
+    #: Inputs that it takes.
+    seeds: tuple[bytes, ...]
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """The bytes in chunks of sizes that cross every border."""
+    at, size = 0, 1
+    while at < len(data):
+        yield data[at : at + size]
+        at, size = at + size, min(size * 7, 65_536)
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+_IMAGES = (
+    images.qcow2(),
+    images.qcow2(l1_entry=4 * 4096 | 1 << 63),
+    images.qcow2(version=2),
+    images.qcow2_backed_by("/etc/passwd"),
+    images.qcow2_data_file("/etc/passwd"),
+    images.stream_optimized(_TEXT),
+    images.vmdk_descriptor(8, createType='"monolithicFlat"', extent='RW 8 FLAT "/etc/passwd" 0'),
+    images.vhd_dynamic(),
+    images.vhd_dynamic(parent="base.vhd"),
+    images.vhd_fixed(images.mbr(65_536)),
+    images.vhdx(),
+    images.vhdx(parent=True),
+    images.iso(),
+    images.iso(system_area=images.mbr(4096)),
+    images.mbr(65_536),
+    images.gpt(65_536),
+)
+
+
+def _inspect(script: bytes) -> None:
+    image = _sound_vhd(edited(script, _IMAGES))
+    inspection = Inspection("auto")
+    for piece in (image,) if len(image) > MiB else _pieces(image):
+        inspection(piece)
+    inspection.finish()
+
+
+def _sound_vhd(image: bytes) -> bytes:
+    """With the checksums of a VHD's footers made good: behind a wrong one nothing is read."""
+    whole = bytearray(image)
+    for at in (0, len(image) - 512):
+        if image[at : at + 8] == b"conectix" and at + 512 <= len(image):
+            rest = whole[at : at + 64] + whole[at + 68 : at + 512]
+            struct.pack_into(">I", whole, at + 64, ~sum(rest) & 0xFFFFFFFF)
+    return bytes(whole)
+
+
+_CAPACITY = images.GRAIN + 512
+_DISKS = (
+    images.stream_optimized((_TEXT * 70)[:_CAPACITY]),
+    images.stream_optimized(_TEXT[:512].rjust(_CAPACITY, b"\0")),
+)
+
+
+def _stream_optimized(script: bytes) -> None:
+    for _ in vmdk_extents(_pieces(edited(script, _DISKS)), "fuzz", _CAPACITY):
+        pass
+
+
+# --- wrappings ------------------------------------------------------------------------------------------------------
+
+_WRAPPED = (
+    *(compress(_TEXT) for compress in archives.COMPRESS.values()),
+    archives.xz_with_dictionary(1 << 20),
+    archives.zstd_with_window(20),
+    archives.zip_of(_TEXT),
+    archives.zip_of(_TEXT, streamed=True),
+)
+
+
+def _unwrap(data: bytes) -> None:
+    for _ in unpack(_pieces(data), Hasher(), DownloadBounds(_MOST, 10_000, "fuzz")).chunks:
+        pass
+
+
+_TARS = (
+    archives.tar_by_library({"vm.ovf": archives.ovf_of("d.vmdk"), "d.vmdk": _TEXT}, tarfile.USTAR_FORMAT),
+    archives.tar_by_library({"n" * 120: _TEXT, "b": b""}, tarfile.GNU_FORMAT),
+    archives.tar_by_library({"n" * 120: _TEXT}, tarfile.PAX_FORMAT),
+)
+
+
+def _tar(script: bytes) -> None:
+    archive = bytearray(edited(script, _TARS))
+    for at in range(0, len(archive) - 511, 512):
+        if archive[at + 257 : at + 262] == b"ustar":  # with a sound checksum, behind which all is read
+            archive[at + 148 : at + 156] = b" " * 8
+            archive[at + 148 : at + 156] = b"%06o\0 " % sum(archive[at : at + 512])
+    for member in tar.members(ExactReader(_pieces(bytes(archive))), "fuzz"):
+        for _ in member.chunks:
+            pass
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------
+
+_OVF = archives.ovf_of("a.vmdk", "b.vmdk", others=("nvram",))
+_METALINK = (
+    b'<metalink xmlns="urn:ietf:params:xml:ns:metalink"><file name="x"><size>7</size><hash type="sha-256">'
+    + b"0" * 64
+    + b'</hash><url priority="1">http://a.example/x</url></file></metalink>'
+)
+
+
+def _ovf(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    ovf.networks_of(text)
+    ovf.lists_files(text, [])
+    ova.read_sizes(data, "fuzz")
+    names = ova.read_descriptor(data, "fuzz")
+    ova.renamed(data, {name: f"new{n}" for n, name in enumerate((*names.disks, *names.others))}, "fuzz")
+
+
+def _sums(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    with suppress(WorkerError):
+        parse_checksum(text)
+    find_in_sums(text, "image", "fuzz")
+
+
+def _url(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    parse(text)
+    safe_url(text)
+
+
+# --- what lies on a store -------------------------------------------------------------------------------------------
+
+_STORE = MemoryStore("fuzz")
+_MANIFEST = back_up_grains(_STORE, "b1", {0: 1, 1: 2, 2: 1})
+_MAP_KEY = _MANIFEST.artifact.key(_MANIFEST.entries[0].name)
+_MAP = read_bytes(_STORE, _MAP_KEY)
+_PACK = read_bytes(_STORE, packs(_STORE)[0])
+#: A map is its head, the head's digest, and the deflated runs.
+_HEAD = next(_MAP[:at] for at in range(len(_MAP)) if digest(_MAP[:at]) == _MAP[at : at + SIZE])
+
+
+def _map(script: bytes) -> None:
+    """The runs are what the script says, behind a head that has edits of its own but a sound digest."""
+    store = MemoryStore("fuzz")
+    runs_at = 1 + script[0] % 32 if script else 0
+    head = edited(script[:runs_at], (_HEAD,))
+    put_bytes(store, "m", head + digest(head) + zlib.compress(script[runs_at:]), _OWNER)
+    for _ in GrainMap(store, "m").runs():
+        pass
+
+
+def _pack(script: bytes) -> None:
+    store = MemoryStore("fuzz")
+    data = edited(script, (_PACK,))
+    put_bytes(store, "p", data, _OWNER)
+    find_index(store, "p", len(data))
+
+
+def _manifest(data: bytes) -> None:
+    Manifest.from_json(data, "fuzz")
+
+
+def _scripts(images_: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Each image as it is, and with one edit."""
+    return tuple(bytes([n]) + more for n in range(len(images_)) for more in (b"", b"\0\0\x08\x03\0\0\0\x03"))
+
+
+TARGETS = {
+    "images": Target(_inspect, _scripts(_IMAGES)),
+    "streamoptimized": Target(_stream_optimized, _scripts(_DISKS)),
+    "wrappings": Target(_unwrap, _WRAPPED),
+    "tar": Target(_tar, _scripts(_TARS)),
+    "ovf": Target(_ovf, (_OVF,)),
+    "mf": Target(lambda data: ova.read_checksums(data, "fuzz"), (archives.mf_of({"a": b"1", "b": b"2"}),)),
+    "metalink": Target(lambda data: parse_metalink(data.decode("utf-8", "replace"), "fuzz"), (_METALINK,)),
+    "sums": Target(_sums, (b"0" * 64 + b"  image\n", b"SHA256 (image) = " + b"a" * 64, b"{SHA-256}" + b"1" * 64)),
+    "url": Target(_url, (b"https://user@host.example:8080/a/b.qcow2?x=1#y", b"http://[::1%25eth0]/", b"ftp://h/%zz")),
+    "manifest": Target(_manifest, (_MANIFEST.to_json(),)),
+    "map": Target(_map, (b"\0\0\2\0\0\0\1\0\1",)),
+    "pack": Target(_pack, _scripts((_PACK,))),
+}

