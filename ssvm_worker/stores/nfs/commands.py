@@ -18,7 +18,7 @@ from typing import Protocol
 
 from ssvm_worker.errors import ConfigError, StoreDenied, StoreUnavailable, WorkerError
 
-from . import helper
+from . import command_process
 from .mountinfo import mounts
 from .network_path import NetworkPath
 
@@ -107,7 +107,7 @@ class SystemCommands:
 
     def _run(self, command: Sequence[str], where: str, held: int) -> str:
         """What it says of its failure; empty if there is none."""
-        ran = helper.run(full_command(command), self.deadline_s, held, self.check)
+        ran = command_process.run(full_command(command), self.deadline_s, held, self.check)
         if ran.code is None:
             what = f"{command[0]} has not ended within {self.deadline_s:g} s"
             raise StoreUnavailable(what, where, "Is the server up, and 2049/tcp open to it?")

@@ -34,16 +34,16 @@ from ssvm_worker.errors import (
     StoreUnavailable,
     WorkerError,
 )
+from ssvm_worker.net.nfs_url import NFS_PORT, Export
 from ssvm_worker.stores.file.tree import translated, translating
 
-from . import helper
+from . import command_process
 from .circuit_breaker import CLOSED
 from .commands import MountCommands, NotSpoken, abort_command, mount_command, unmount_command
 from .export_id import prove
 from .health import SharedExportHealth
 from .mountinfo import Mount, mounts
 from .probe import OK, STALE, probe
-from .url import NFS_PORT, Export
 
 _AGAIN_S = 0.05
 #: Seconds for which a look is good enough. A server that dies within them is met by a call, not by a probe.
@@ -193,7 +193,7 @@ class Mounted:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep other threads out; one of them may be waiting for a mount."""
-        while not self._lock.acquire(timeout=helper.GRACE_S):
+        while not self._lock.acquire(timeout=command_process.GRACE_S):
             self._check()
         try:
             yield
@@ -201,7 +201,7 @@ class Mounted:
             self._lock.release()
 
     def _open_anew(self) -> int:
-        helper.start()  # while no file is open yet
+        command_process.start()  # while no file is open yet
         self._enter()
         self.health.begin(self._limit_s)
         mount = self._look(self._present())
@@ -422,7 +422,7 @@ def _wait_for(handle: int, how: int, patience_s: float, check: Callable[[], None
         except OSError as error:
             if time.monotonic() >= began + patience_s:
                 raise ResourceBusy("Another process mounts or unmounts it", where, "Try again") from error
-        if time.monotonic() >= began + helper.GRACE_S:
+        if time.monotonic() >= began + command_process.GRACE_S:
             check()
         time.sleep(_AGAIN_S)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import helper
+from . import command_process
 
 OK, HUNG, STALE, FAILED = "ok", "hung", "stale", "failed"
 _STALE = ("Stale file handle", "Transport endpoint is not connected")
@@ -37,7 +37,9 @@ def probe(
 ) -> ProbeResult:
     """Look at what is mounted there. Never longer than the deadline and a moment: a child that cannot die is left."""
     started = time.monotonic()
-    ran = helper.run(command or [shutil.which("stat") or "/usr/bin/stat", *_LOOK, point], deadline_s, check=check)
+    ran = command_process.run(
+        command or [shutil.which("stat") or "/usr/bin/stat", *_LOOK, point], deadline_s, check=check
+    )
     if ran.code is None:
         return ProbeResult(HUNG, f"no answer within {deadline_s:g} s")
     if ran.code:

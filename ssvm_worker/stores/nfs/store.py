@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssvm_worker.net.nfs_url import DEFAULTS, parse_export
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.file.tree import DirectoryTree
 
@@ -13,7 +14,6 @@ from .commands import MountCommands, SystemCommands
 from .health import ExportHealth
 from .mount import Mounted, MountTimeouts
 from .network_path import NetworkPath
-from .url import DEFAULTS, parse_export
 
 
 @dataclass(frozen=True)

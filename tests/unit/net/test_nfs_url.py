@@ -6,7 +6,7 @@ import pytest
 
 from ssvm_worker.config import parse
 from ssvm_worker.errors import ConfigError
-from ssvm_worker.stores.nfs.url import ALLOWED, parse_export
+from ssvm_worker.net.nfs_url import ALLOWED, parse_export
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ssvm_worker.stores.nfs import helper as nfs_helper
-from ssvm_worker.stores.nfs.helper import CommandHelper, CommandResult
+from ssvm_worker.stores.nfs import command_process as nfs_helper
+from ssvm_worker.stores.nfs.command_process import CommandHelper, CommandResult
 from tests.waiting import PATIENCE_S, until
 
 
