@@ -17,7 +17,7 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.ledger.links import GET, Link, new_id
 from ssvm_worker.stores.file.store import FileStore
-from ssvm_worker.streaming.stream import Owner
+from ssvm_worker.streaming.interfaces import Owner
 from ssvm_worker.wiring import assembly
 
 from .contest import OURS, Broken, Contender, Row, contest, left_out

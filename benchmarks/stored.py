@@ -9,7 +9,7 @@ from pathlib import Path
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.stores.file.store import FileStore
-from ssvm_worker.streaming.stream import Owner
+from ssvm_worker.streaming.interfaces import Owner
 from tests.servers.s3 import S3Server
 
 from .download import write_random

@@ -14,7 +14,8 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.grain_store.map import ROLE
 from ssvm_worker.grain_store.reader import extents
 from ssvm_worker.ledger.record import Record
-from ssvm_worker.streaming.stream import Store, read_bytes
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.wiring.assembly import open_quota
 
 from .mix import Content, Mix

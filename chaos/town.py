@@ -15,7 +15,7 @@ from ssvm_worker.demo.s3 import S3Server
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.stores import open_store
 from ssvm_worker.stores.file.store import FileStore
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from tests.servers.broker import StoppableBroker
 from tests.servers.clock import Clock
 from tests.servers.disk import SmallDisk, may_mount

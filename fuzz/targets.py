@@ -23,7 +23,8 @@ from ssvm_worker.jobs.request import safe_url
 from ssvm_worker.net.urls import parse
 from ssvm_worker.sources.metalink import parse_metalink
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import Owner
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from ssvm_worker.units import MiB
 from ssvm_worker.unpacking import tar
 from ssvm_worker.unpacking.exact_reader import ExactReader

@@ -8,7 +8,7 @@
     └── Cancelled     reason: user | shutdown | deadline | fenced
 
 Adapters translate at the call that failed: ``raise StoreUnavailable(what, where, remedy) from error``.
-Only ``streaming.stream.Resuming`` and ``runner.run`` decide on a retry. Arguments are positional, and all of them are
+Only ``streaming.pipeline.Resuming`` and ``runner.run`` decide on a retry. Arguments are positional, and all of them are
 in ``args``, because Celery's JSON and pickle round trips rebuild an exception from ``args`` alone.
 """
 

@@ -15,7 +15,7 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import read_bytes
+from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.vmware.session import ExportOptions
 from tests.servers.vcenter import TestVM, doors
 

@@ -7,7 +7,8 @@ import random
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
-from ssvm_worker.streaming.stream import Owner, Store, put_bytes
+from ssvm_worker.streaming.interfaces import Owner, Store
+from ssvm_worker.streaming.pipeline import put_bytes
 from ssvm_worker.vmware.hardware import Controller, Disk, Hardware, Nic
 from ssvm_worker.vmware.ovf import OvfDisk, build, checksums
 from tests.images import stream_optimized

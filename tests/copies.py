@@ -10,7 +10,8 @@ from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Owner, Store, read_bytes
+from ssvm_worker.streaming.interfaces import Owner, Store
+from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.units import MiB
 from tests.contracts.store import put
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssvm_worker.errors import SourceUnavailable, StoreFull, StoreUnavailable, WorkerError
-from ssvm_worker.streaming.stream import Owner, Sink, Source, Store, StoredObject
+from ssvm_worker.streaming.interfaces import Owner, Sink, Source, Store, StoredObject
 from tests.waiting import PATIENCE_S
 
 #: Whether a fault befalls that key.

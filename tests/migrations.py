@@ -11,7 +11,7 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs.copy import job as copy
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from tests.attempts import attempt
 from tests.contracts.store import put
 from tests.copies import content, store_artifact

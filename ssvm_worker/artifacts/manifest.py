@@ -16,7 +16,8 @@ from datetime import datetime
 from typing import Any
 
 from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound, TooLarge
-from ssvm_worker.streaming.stream import Owner, Store, StoredObject, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import Owner, Store, StoredObject
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 
 from .layout import DRAFT, MANIFEST, Artifact, check_name
 

@@ -26,7 +26,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.operations.mounts import breaker_of, sudoers
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.wiring import assembly
 
 from .output import Output

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
+from ssvm_worker.streaming.interfaces import CHUNK
 from ssvm_worker.streaming.isal_zlib import inflate
-from ssvm_worker.streaming.stream import CHUNK
 
 from .detect import ASK_PUBLISHER, corrupt, cut_short
 from .stream_optimized import StreamOptimized

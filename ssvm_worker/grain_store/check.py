@@ -8,7 +8,7 @@ from itertools import islice
 
 from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.errors import CorruptImage, ObjectNotFound
-from ssvm_worker.streaming.stream import Observer, Store
+from ssvm_worker.streaming.interfaces import Observer, Store
 from ssvm_worker.units import MiB
 
 from .garbage import maps_below

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 
 from .map import GrainMap, GrainRun
 from .pack import PackIndex, read_index

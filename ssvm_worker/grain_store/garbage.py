@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ssvm_worker.artifacts.layout import MANIFEST, PACKS, Artifact
 from ssvm_worker.artifacts.manifest import Manifest, read_manifest
 from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound
-from ssvm_worker.streaming.stream import Check, Store, StoredObject
+from ssvm_worker.streaming.interfaces import Check, Store, StoredObject
 
 from .map import SUFFIX, GrainMap
 from .reader import grain_maps

@@ -11,7 +11,7 @@ from functools import partial
 
 from ssvm_worker.artifacts.layout import PACKS
 from ssvm_worker.errors import CorruptImage, ObjectNotFound
-from ssvm_worker.streaming.stream import Check, Store
+from ssvm_worker.streaming.interfaces import Check, Store
 
 from .pack import MOST_GRAINS, Pack, PackIndex, find_index
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from ssvm_worker.errors import CorruptImage
-from ssvm_worker.streaming.stream import CHUNK, Store
+from ssvm_worker.streaming.interfaces import CHUNK, Store
 from ssvm_worker.units import MiB
 
 from .grain import REMEDY, SIZE, digest

@@ -19,7 +19,7 @@ from itertools import accumulate
 
 from ssvm_worker.artifacts.layout import PACKS
 from ssvm_worker.errors import CorruptImage
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import KiB, MiB
 
 from .grain import REMEDY, SIZE, digest

@@ -11,7 +11,8 @@ from operator import attrgetter
 
 from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.errors import CorruptImage
-from ssvm_worker.streaming.stream import Resuming, Store
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import Resuming
 from ssvm_worker.units import KiB
 
 from .grain import REMEDY, digest, inflate

@@ -7,7 +7,7 @@ from threading import Lock
 
 from ssvm_worker.artifacts.layout import PACKS
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.streaming.stream import LeavingAborts, Owner, Sink, Store, StoredObject
+from ssvm_worker.streaming.interfaces import LeavingAborts, Owner, Sink, Store, StoredObject
 from ssvm_worker.units import MiB
 
 from .pack import FULL, pack_key
@@ -18,7 +18,7 @@ _PACK_HINT = FULL + MiB
 
 
 class GrainSink(LeavingAborts):
-    """``stream.Sink`` of a grain map: takes the bytes of the new packs, and commits the map that refers to them.
+    """A ``Sink`` of a grain map: takes the bytes of the new packs, and commits the map that refers to them.
 
     Each pack is committed as it ends. Nobody refers to it before the map stands, so an abort leaves those that are
     whole to the next attempt, which finds them in the index, or to the sweep.

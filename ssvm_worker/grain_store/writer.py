@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 
 from ssvm_worker.errors import CorruptImage
-from ssvm_worker.streaming.stream import CHUNK, Check, Observer
+from ssvm_worker.streaming.interfaces import CHUNK, Check, Observer
 from ssvm_worker.units import KiB
 
 from .grain import digest, inflate

@@ -17,8 +17,9 @@ from ssvm_worker.ledger.quota import UNLIMITED, Held, LocalQuota, Quota
 from ssvm_worker.ledger.quota import QuotaLimits as Quotas
 from ssvm_worker.ledger.scrub_results import LocalScrubResults, ScrubResults
 from ssvm_worker.ledger.slots import LocalSlots, Slots
+from ssvm_worker.streaming.interfaces import Check, Owner, Sink, Source, Store
+from ssvm_worker.streaming.pipeline import Resuming
 from ssvm_worker.streaming.rate_limit import SharedRateLimit, paced
-from ssvm_worker.streaming.stream import Check, Owner, Resuming, Sink, Source, Store
 
 from .cleanup.retention import RetentionRules
 

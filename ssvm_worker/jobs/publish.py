@@ -10,7 +10,9 @@ from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, discard, read_manifest, write_manifest
 from ssvm_worker.errors import Cancelled, WorkerError
-from ssvm_worker.streaming.stream import Store, StreamResult, put_bytes
+from ssvm_worker.streaming.fan_out import StreamResult
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import put_bytes
 
 from .attempt import Attempt
 from .usage import count

@@ -6,7 +6,7 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, read_manifest
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound
 from ssvm_worker.grain_store.map import ROLE as GRAIN_MAP
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 
 
 def member(store: Store, key: str) -> Entry:

@@ -12,8 +12,9 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, discard
 from ssvm_worker.errors import Cancelled, ObjectNotFound, StoreUnavailable, WorkerError
 from ssvm_worker.streaming.disk_buffer import DiskBuffer
-from ssvm_worker.streaming.sink_thread import SlowSinkDetector
-from ssvm_worker.streaming.stream import Sink, Store, put_bytes
+from ssvm_worker.streaming.fan_out import SlowSinkDetector
+from ssvm_worker.streaming.interfaces import Sink, Store
+from ssvm_worker.streaming.pipeline import put_bytes
 from ssvm_worker.units import MiB
 
 from .attempt import Attempt

@@ -9,7 +9,7 @@ from ssvm_worker.artifacts.layout import PACKS, Artifact
 from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.errors import NOT_THERE
 from ssvm_worker.ledger.quota import UNLIMITED, Held
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import parse_size
 
 from .attempt import Attempt

@@ -17,7 +17,7 @@ from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import ConfigError, StoreUnavailable, WorkerError
 from ssvm_worker.formats.qemu_img import tool
 from ssvm_worker.jobs.backup.preflight import preflight
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import human_duration, human_size
 from ssvm_worker.vm_boot.boot import try_accelerator
 from ssvm_worker.wiring import assembly

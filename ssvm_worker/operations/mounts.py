@@ -10,7 +10,7 @@ from ssvm_worker.stores.nfs.circuit_breaker import CLOSED, CircuitBreaker
 from ssvm_worker.stores.nfs.commands import sudo_rule
 from ssvm_worker.stores.nfs.mount import Mounted
 from ssvm_worker.stores.nfs.store import NfsStore
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.wiring.assembly import Stores
 
 

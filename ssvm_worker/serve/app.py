@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.links import GET, Link, Signer, object_path, upload_path
 from ssvm_worker.ledger.links.redis import LinkBook
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 
 from .incoming import TUS, Uploads
 from .outgoing import Offered

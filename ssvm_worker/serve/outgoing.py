@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from ssvm_worker.artifacts.manifest import Entry
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.jobs.served_objects import member
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import KiB
 
 from .conditional import Answer, ObjectVersion, answer

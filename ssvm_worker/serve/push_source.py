@@ -11,7 +11,7 @@ from typing import Any
 from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import SourceChanged, SourceUnavailable
 from ssvm_worker.jobs.attempt import Attempt, Connections
-from ssvm_worker.streaming.stream import Check, Sink
+from ssvm_worker.streaming.interfaces import Check, Sink
 
 #: Chunks of 1 MiB at the most that wait for the pipeline.
 _DEPTH = 4

@@ -10,7 +10,7 @@ from typing import Any
 from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import InvalidRequest, SourceDenied
 from ssvm_worker.net.urls import parse
-from ssvm_worker.streaming.stream import limit
+from ssvm_worker.streaming.pipeline import limit
 
 from .file import FileSource, FileVersion
 from .ftp import FtpSource, FtpVersion

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ssvm_worker.artifacts.checksum_files import decode_text
 from ssvm_worker.errors import ConfigError, SourceDenied, SourceNotFound, SourceUnavailable
-from ssvm_worker.streaming.stream import Check, limit
+from ssvm_worker.streaming.interfaces import Check
+from ssvm_worker.streaming.pipeline import limit
 from ssvm_worker.units import KiB, MiB
 
 from .http.request import HttpSettings

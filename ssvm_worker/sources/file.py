@@ -19,7 +19,7 @@ from ssvm_worker.errors import (
     SourceUnavailable,
     WorkerError,
 )
-from ssvm_worker.streaming.stream import CHUNK
+from ssvm_worker.streaming.interfaces import CHUNK
 
 from .ending import empty, whole
 from .options import SourceOptions
@@ -39,7 +39,7 @@ class FileVersion:
 
 
 class FileSource:
-    """``stream.Source`` of a regular file."""
+    """A ``Source`` of a regular file."""
 
     resumable = True
 

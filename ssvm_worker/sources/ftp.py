@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
 from ssvm_worker.net.sockets import ConnectOptions, Stalled, StallWatch, WatchedSocket, WatchedTLSSocket, connect
 from ssvm_worker.net.urls import WebUrl, parse
-from ssvm_worker.streaming.stream import CHUNK
+from ssvm_worker.streaming.interfaces import CHUNK
 from ssvm_worker.units import KiB
 
 from .ending import empty, whole
@@ -37,7 +37,7 @@ class FtpVersion:
 
 
 class FtpSource:
-    """``stream.Source`` of ftp://HOST/PATH; the path is taken from the root, by TYPE I."""
+    """A ``Source`` of ftp://HOST/PATH; the path is taken from the root, by TYPE I."""
 
     def __init__(self, url: str, access: SourceOptions, version: FtpVersion | None = None) -> None:
         """Raises InvalidRequest for what is no such URL; touches nothing."""

@@ -50,7 +50,7 @@ Unfold = Callable[[bytes, Iterator[bytes]], Offer | None]
 
 
 class Mirrors:
-    """``stream.Source`` of the first place that works; the others are asked only when it does not."""
+    """A ``Source`` of the first place that works; the others are asked only when it does not."""
 
     def __init__(
         self, offer: Offer, make: Make, version: dict[str, Any] | None = None, unfold: Unfold = lambda *_: None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ssvm_worker.errors import InvalidRequest
-from ssvm_worker.streaming.stream import Check, Source
+from ssvm_worker.streaming.interfaces import Check, Source
 
 from .http.request import HttpSettings
 

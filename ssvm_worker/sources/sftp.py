@@ -27,7 +27,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.net.sockets import TICK, ConnectOptions, Stalled, StallWatch, WatchedSocket, connect
 from ssvm_worker.net.urls import WebUrl, parse
-from ssvm_worker.streaming.stream import CHUNK, Check
+from ssvm_worker.streaming.interfaces import CHUNK, Check
 from ssvm_worker.units import KiB, MiB
 
 from .ending import empty, whole
@@ -56,7 +56,7 @@ class SftpVersion:
 
 
 class SftpSource:
-    """``stream.Source`` of sftp://HOST/PATH; the path is taken from the root, the user from the credentials."""
+    """A ``Source`` of sftp://HOST/PATH; the path is taken from the root, the user from the credentials."""
 
     resumable = True
 

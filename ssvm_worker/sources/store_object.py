@@ -12,7 +12,7 @@ from ssvm_worker.errors import (
     StoreDenied,
     StoreUnavailable,
 )
-from ssvm_worker.streaming.stream import Source
+from ssvm_worker.streaming.interfaces import Source
 
 from .options import SourceOptions
 
@@ -20,7 +20,7 @@ _SAID_OTHERWISE = {ObjectNotFound: SourceNotFound, StoreDenied: SourceDenied, St
 
 
 class StoredSource:
-    """``stream.Source`` of ``s3://BUCKET/KEY`` or ``store:NAME/KEY``."""
+    """A ``Source`` of ``s3://BUCKET/KEY`` or ``store:NAME/KEY``."""
 
     #: Readers know which version they read, but not how to tell another attempt.
     validator = None

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from ssvm_worker.errors import ConfigError, InvalidRequest
 from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.streaming.stream import Check, Owner, Sink, Source, Store
+from ssvm_worker.streaming.interfaces import Check, Owner, Sink, Source, Store
 
 if TYPE_CHECKING:
     from .s3.client import S3Settings

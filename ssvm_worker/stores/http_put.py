@@ -25,8 +25,7 @@ from ssvm_worker.net.sockets import (
     tls_context,
 )
 from ssvm_worker.net.urls import check_headers, parse
-from ssvm_worker.streaming.sink_base import CannotResume
-from ssvm_worker.streaming.stream import Check, StoredObject
+from ssvm_worker.streaming.interfaces import CannotResume, Check, StoredObject
 from ssvm_worker.units import KiB
 
 #: The error code of an S3 server's XML answer.
@@ -51,7 +50,7 @@ class PutSettings:
 
 
 class PutSink(CannotResume):
-    """``stream.Sink`` over one PUT with a Content-Length.
+    """A ``Sink`` over one PUT with a Content-Length.
 
     Nothing is stored unless the server has all *size* bytes, so the last chunk is held back until ``commit``: what is
     verified after its last byte can still be aborted then. Redirects are not followed: the

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 from ssvm_worker.artifacts.layout import check_key
 from ssvm_worker.errors import Cancelled, ObjectNotFound, SourceChanged, StoreFull
-from ssvm_worker.streaming.sink_base import LeavingAborts
-from ssvm_worker.streaming.stream import CHUNK, Owner, Store, StoredObject, StoreUsage
+from ssvm_worker.streaming.interfaces import CHUNK, LeavingAborts, Owner, Store, StoredObject, StoreUsage
 from ssvm_worker.units import human_size
 
 from .sorted_listing import below

@@ -12,7 +12,7 @@ from typing import IO
 
 from ssvm_worker.artifacts.layout import check_key
 from ssvm_worker.errors import InvalidRequest
-from ssvm_worker.streaming.stream import StoredObject
+from ssvm_worker.streaming.interfaces import StoredObject
 
 #: Objects that are sorted in memory: some 10 MiB.
 _RUN = 25_000

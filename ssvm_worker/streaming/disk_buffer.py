@@ -18,8 +18,8 @@ from pathlib import Path
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.units import human_size
 
-from .sink_thread import SlowSinkDetector
-from .stream import Check, LeavingAborts, Sink, StoredObject
+from .fan_out import SlowSinkDetector
+from .interfaces import Check, LeavingAborts, Sink, StoredObject
 
 #: Chunks in memory before the file is used; a chunk is 1 MiB at the most.
 DEPTH = 8
@@ -80,7 +80,7 @@ class RingFile:
 
 
 class DiskBuffer(LeavingAborts):
-    """``stream.Sink`` around *inner*, which the caller has entered, and leaves after this.
+    """A ``Sink`` around *inner*, which the caller has entered, and leaves after this.
 
     *limit*: bytes of the scratch file in *directory*. When that is full too, a *patient* sink makes the stream wait,
     any other fails with StoreUnavailable. *check* is heard while anybody waits; a store that takes nothing for

@@ -17,7 +17,7 @@ from typing import Protocol
 from isal import igzip_lib
 
 from ssvm_worker.errors import CorruptImage, TooLarge, WorkerError
-from ssvm_worker.streaming.stream import CHUNK
+from ssvm_worker.streaming.interfaces import CHUNK
 from ssvm_worker.units import MiB
 
 from . import xz_blocks

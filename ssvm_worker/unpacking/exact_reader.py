@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ssvm_worker.streaming.stream import CHUNK
+from ssvm_worker.streaming.interfaces import CHUNK
 
 
 class ExactReader:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ssvm_worker.errors import CorruptImage, UnsafeImage
-from ssvm_worker.streaming.stream import CHUNK
+from ssvm_worker.streaming.interfaces import CHUNK
 from ssvm_worker.units import KiB
 
 from .compression import AGAIN

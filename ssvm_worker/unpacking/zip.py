@@ -18,7 +18,7 @@ from typing import NamedTuple
 from isal import igzip_lib, isal_zlib
 
 from ssvm_worker.errors import CorruptImage, UnknownFormat, UnsafeImage
-from ssvm_worker.streaming.stream import CHUNK
+from ssvm_worker.streaming.interfaces import CHUNK
 
 from .compression import AGAIN, IGZIP_ERROR
 from .exact_reader import ExactReader

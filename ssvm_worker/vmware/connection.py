@@ -14,7 +14,7 @@ from pyVmomi import vim, vmodl
 
 from ssvm_worker.errors import Cancelled, SourceDenied, SourceUnavailable, WorkerError
 from ssvm_worker.net.sockets import ConnectOptions, StallWatch, WatchedTLSSocket, connect
-from ssvm_worker.streaming.stream import Check
+from ssvm_worker.streaming.interfaces import Check
 
 from .address import Address
 from .faults import API_ERRORS, meaning, translated

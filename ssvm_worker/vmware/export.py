@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
 from ssvm_worker.net.http_response import HttpAnswer
 from ssvm_worker.net.sockets import TICK, ConnectOptions, StallWatch, WatchedTLSSocket, connect
-from ssvm_worker.streaming.stream import CHUNK, Check
+from ssvm_worker.streaming.interfaces import CHUNK, Check
 from ssvm_worker.units import KiB
 
 from .address import Address
@@ -69,7 +69,7 @@ class _Stream(HttpAnswer):
 
 
 class DiskSource:
-    """``stream.Source`` of one file of a lease. The bytes are made as they are read: no size, no ranges, no resume.
+    """A ``Source`` of one file of a lease. The bytes are made as they are read: no size, no ranges, no resume.
 
     A 200 proves nothing: the stream's own structure has to be verified. Holds one chunk.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker.streaming.stream import Check
+from ssvm_worker.streaming.interfaces import Check
 
 from . import inventory, preflight
 from . import snapshot as snapshots

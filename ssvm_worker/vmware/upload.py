@@ -11,7 +11,7 @@ from typing import Self
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
 from ssvm_worker.net.http_response import HttpAnswer
 from ssvm_worker.net.sockets import TICK
-from ssvm_worker.streaming.stream import Check, StoredObject
+from ssvm_worker.streaming.interfaces import Check, StoredObject
 
 from .export import ExportLink, secure
 
@@ -20,7 +20,7 @@ _STREAM, _PLAIN = "application/x-vnd.vmware-streamVmdk", "application/octet-stre
 
 
 class HostSink:
-    """``stream.Sink`` over one request. What it has taken stands when the lease is completed, and goes if it is not.
+    """A ``Sink`` over one request. What it has taken stands when the lease is completed, and goes if it is not.
 
     *size*: bytes that will come. *create*: the host makes the file (PUT), else the lease has
     made it already (POST). Raises LeaseLost, SourceDenied, SourceUnavailable, and what *check* does. Holds no bytes.

@@ -28,8 +28,8 @@ from ssvm_worker.ledger.quota import QuotaLimits as Quotas
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.stores import open_destination, open_origin, open_store, sweep_destination
 from ssvm_worker.stores.s3.stall_watch import forget_silence
+from ssvm_worker.streaming.interfaces import Check, Sink, Source, Store
 from ssvm_worker.streaming.rate_limit import SharedRateLimit
-from ssvm_worker.streaming.stream import Check, Sink, Source, Store
 
 from .broker import (
     RecordedJobs,

@@ -19,7 +19,7 @@ from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.http.source import fetch_text
 from ssvm_worker.sources.mirrors import Mirrors
 from ssvm_worker.sources.options import SourceOptions
-from ssvm_worker.streaming.stream import Check, Source, Store
+from ssvm_worker.streaming.interfaces import Check, Source, Store
 
 from .own_stores import refuse_stores
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
-from ssvm_worker.streaming.stream import CHUNK, Owner, Sink, Store
+from ssvm_worker.streaming.interfaces import CHUNK, Owner, Sink, Store
 from tests.contracts.store import BIG, ME, OTHER, SOME, StoreContract, fill, get, keys, put
 from tests.waiting import PATIENCE_S
 

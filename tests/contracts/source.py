@@ -18,7 +18,7 @@ from contextlib import closing
 import pytest
 
 from ssvm_worker.errors import SourceNotFound, WorkerError
-from ssvm_worker.streaming.stream import CHUNK, Source
+from ssvm_worker.streaming.interfaces import CHUNK, Source
 
 #: Random, so that bytes in the wrong place are seen; more than two chunks, and no multiple of anything.
 DATA = random.Random(4).randbytes(2 * CHUNK + 54_321)

@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, SourceChanged, StoreUnavailable
-from ssvm_worker.streaming.stream import CHUNK, Owner, Sink, Store, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import CHUNK, Owner, Sink, Store
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests.waiting import PATIENCE_S
 
 ME = Owner("job-me", 1)

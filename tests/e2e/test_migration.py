@@ -16,7 +16,8 @@ from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import DRAFT, Entry, Manifest, write_manifest
 from ssvm_worker.stores.file.store import FileStore
-from ssvm_worker.streaming.stream import Owner, put_bytes
+from ssvm_worker.streaming.interfaces import Owner
+from ssvm_worker.streaming.pipeline import put_bytes
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3
 from tests.servers.worker import ROOT, Site

@@ -13,7 +13,8 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, read_draft, write_manifest
 from ssvm_worker.jobs.download.store_image import settled_in
 from ssvm_worker.stores.file.store import FileStore
-from ssvm_worker.streaming.stream import Owner, put_bytes
+from ssvm_worker.streaming.interfaces import Owner
+from ssvm_worker.streaming.pipeline import put_bytes
 from ssvm_worker.wiring.assembly import open_quota, open_verdicts
 from tests.servers.http import Behaviour, HttpServer
 from tests.servers.s3 import S3Server

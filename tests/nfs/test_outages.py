@@ -20,7 +20,7 @@ from ssvm_worker.stores.nfs.circuit_breaker import CLOSED, OPEN
 from ssvm_worker.stores.nfs.commands import SystemCommands
 from ssvm_worker.stores.nfs.probe import OK, probe
 from ssvm_worker.stores.nfs.store import NfsStore
-from ssvm_worker.streaming.stream import CHUNK, Owner
+from ssvm_worker.streaming.interfaces import CHUNK, Owner
 from tests.contracts.store import BIG, ME, SOME, fill, get, keys, put
 from tests.nfs.server import Export, Server
 from tests.waiting import PATIENCE_S, until

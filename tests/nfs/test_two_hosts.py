@@ -9,7 +9,7 @@ import pytest
 
 from ssvm_worker.errors import Cancelled, ObjectNotFound, SourceUnavailable
 from ssvm_worker.stores.nfs.store import NfsSettings, NfsStore
-from ssvm_worker.streaming.stream import CHUNK, Owner, Sink, StoredObject
+from ssvm_worker.streaming.interfaces import CHUNK, Owner, Sink, StoredObject
 from tests.contracts.store import BIG, ME, SOME, fill, get, keys, put
 from tests.nfs.hosts import Host, on_client
 from tests.nfs.server import FOR_BETA, Export, Server

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ssvm_worker.demo.simulator import SimulatedMachine, VCenterSimulator, find_go
-from ssvm_worker.streaming.stream import Check
+from ssvm_worker.streaming.interfaces import Check
 from ssvm_worker.units import KiB
 from ssvm_worker.vmware.session import Address, ExportOptions, VCenterSession
 from tests.images import stream_optimized

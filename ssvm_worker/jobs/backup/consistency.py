@@ -7,7 +7,8 @@ from ssvm_worker.errors import CorruptImage
 from ssvm_worker.formats import ova
 from ssvm_worker.formats.stream_optimized import StreamOptimized
 from ssvm_worker.grain_store.map import ROLE as GRAIN_MAP
-from ssvm_worker.streaming.stream import Store, read_bytes
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import read_bytes
 
 
 class Structure:

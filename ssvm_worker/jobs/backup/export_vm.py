@@ -16,7 +16,8 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.parallel import in_parallel
 from ssvm_worker.jobs.publish import listing, publish
 from ssvm_worker.jobs.store_set import StoreSet
-from ssvm_worker.streaming.stream import Store, StreamResult
+from ssvm_worker.streaming.fan_out import StreamResult
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.vmware.hardware import EXPORTED, LEFT_OUT, MISSING, Disk, Hardware, select_disks
 from ssvm_worker.vmware.ovf import OvfDisk, OvfFile, checksums
 

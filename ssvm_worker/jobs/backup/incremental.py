@@ -20,7 +20,7 @@ from ssvm_worker.grain_store.sink import GrainSink
 from ssvm_worker.grain_store.writer import DiskPacker
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.ledger.slots import Wait
-from ssvm_worker.streaming.stream import Observer, Sink, Store
+from ssvm_worker.streaming.interfaces import Observer, Sink, Store
 from ssvm_worker.vmware.hardware import Disk, comparable
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.publish import placed
 from ssvm_worker.jobs.request import ArtifactRequest, QuotaField
 from ssvm_worker.jobs.usage import holding
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.vmware.hardware import select_disks
 
 from .export_vm import VMExport

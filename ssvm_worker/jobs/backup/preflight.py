@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker.errors import StoreFull, WorkerError
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import MiB, human_size
 from ssvm_worker.vmware.finding import ERROR, OK, WARNING, PreflightFinding
 from ssvm_worker.vmware.hardware import Disk

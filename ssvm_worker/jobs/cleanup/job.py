@@ -20,7 +20,7 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup.old_snapshots import remove_snapshots
 from ssvm_worker.jobs.request import JobRequest
 from ssvm_worker.jobs.verify.screenshots import drop_screens
-from ssvm_worker.streaming.stream import Store, StoredObject
+from ssvm_worker.streaming.interfaces import Store, StoredObject
 from ssvm_worker.units import human_duration, parse_duration
 
 from .volume import Volume

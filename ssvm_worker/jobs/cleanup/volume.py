@@ -15,7 +15,7 @@ from ssvm_worker.jobs.backup.incremental import sweep_packs
 from ssvm_worker.jobs.backup.missing_disks import lost_disks
 from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.jobs.usage import count_packs
-from ssvm_worker.streaming.stream import Store, StoredObject
+from ssvm_worker.streaming.interfaces import Store, StoredObject
 
 from .retention import BackupAge, kept
 

@@ -30,7 +30,9 @@ from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.jobs.request import ArtifactRequest, Prefix
 from ssvm_worker.jobs.usage import count
 from ssvm_worker.jobs.verify import job as verify
-from ssvm_worker.streaming.stream import CHUNK, Sink, Store, store_stream, tap
+from ssvm_worker.streaming.fan_out import store_stream
+from ssvm_worker.streaming.interfaces import CHUNK, Sink, Store
+from ssvm_worker.streaming.pipeline import tap
 
 from .whole_store import Migration
 

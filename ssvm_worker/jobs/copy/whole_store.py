@@ -25,7 +25,7 @@ from ssvm_worker.jobs import find_job
 from ssvm_worker.jobs.attempt import Attempt, Progress, SubJob
 from ssvm_worker.jobs.parallel import in_parallel
 from ssvm_worker.jobs.request import fingerprint, parse_request
-from ssvm_worker.streaming.stream import StoredObject
+from ssvm_worker.streaming.interfaces import StoredObject
 
 #: Artifacts that are told one by one, of those that failed and of the others; all have a job's record each.
 _TOLD = 1000

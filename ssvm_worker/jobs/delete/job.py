@@ -13,7 +13,7 @@ from ssvm_worker.jobs.backup.incremental import sweep_packs
 from ssvm_worker.jobs.request import ArtifactRequest
 from ssvm_worker.jobs.usage import count_packs, uncount
 from ssvm_worker.jobs.verify.screenshots import drop_screen
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 
 
 class Request(ArtifactRequest):

@@ -16,7 +16,7 @@ from ssvm_worker.formats.qemu_img import QemuImg, refuse_source, tool
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.scratch import scratch_folder
 from ssvm_worker.stores.file.store import FileStore
-from ssvm_worker.streaming.stream import Sink, Source
+from ssvm_worker.streaming.interfaces import Sink, Source
 
 _PREFIX = "ssvm-convert-"
 

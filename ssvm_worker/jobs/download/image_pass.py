@@ -9,7 +9,8 @@ from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.artifacts.manifest import Entry
 from ssvm_worker.formats import ImageInfo, Inspection
 from ssvm_worker.jobs.attempt import Attempt
-from ssvm_worker.streaming.stream import Observer, Sink, StreamResult, store_stream
+from ssvm_worker.streaming.fan_out import StreamResult, store_stream
+from ssvm_worker.streaming.interfaces import Observer, Sink
 
 
 def _no_more() -> None:

@@ -14,7 +14,7 @@ from ssvm_worker.jobs.publish import listing, placed, publish
 from ssvm_worker.jobs.request import fingerprint
 from ssvm_worker.jobs.store_set import StoreSet
 from ssvm_worker.jobs.usage import holding
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 
 from .origin_file import OriginFile, find_expected
 from .request import Request

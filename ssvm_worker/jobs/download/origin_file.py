@@ -14,7 +14,8 @@ from ssvm_worker.artifacts.manifest import Manifest, read_draft
 from ssvm_worker.errors import InvalidRequest, TooLarge
 from ssvm_worker.jobs.attempt import Attempt, RemoteSource
 from ssvm_worker.jobs.request import fingerprint, safe_url
-from ssvm_worker.streaming.stream import RAISE_LIMIT, Resuming, Store, limit, tap
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import RAISE_LIMIT, Resuming, limit, tap
 from ssvm_worker.units import human_size
 
 from .request import Request

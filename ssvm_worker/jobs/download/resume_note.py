@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.streaming.stream import Check, Sink
+from ssvm_worker.streaming.interfaces import Check, Sink
 
 _log = logging.getLogger("ssvm.journal")
 #: Seconds between two notes: the first ones come soon, as most transfers are short, and then one every ten seconds.

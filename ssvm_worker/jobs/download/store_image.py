@@ -12,7 +12,9 @@ from ssvm_worker.artifacts.manifest import Entry, Manifest, write_draft
 from ssvm_worker.formats import ImageInfo, guess_format
 from ssvm_worker.jobs.publish import listing
 from ssvm_worker.jobs.store_set import StoreSet
-from ssvm_worker.streaming.stream import Sink, Store, StreamResult, limit, tap
+from ssvm_worker.streaming.fan_out import StreamResult
+from ssvm_worker.streaming.interfaces import Sink, Store
+from ssvm_worker.streaming.pipeline import limit, tap
 
 from .convert import Conversion, converting
 from .image_pass import ImagePass

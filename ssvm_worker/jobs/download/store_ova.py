@@ -22,7 +22,7 @@ from ssvm_worker.errors import CorruptImage, TooLarge, UnknownFormat, UnsafeImag
 from ssvm_worker.formats import ova
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.store_set import StoreSet
-from ssvm_worker.streaming.stream import limit
+from ssvm_worker.streaming.pipeline import limit
 from ssvm_worker.units import MiB
 from ssvm_worker.unpacking.tar import TarMember
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.errors import UnknownFormat
 from ssvm_worker.formats.ova import is_descriptor
-from ssvm_worker.streaming.stream import CHUNK, limit, tap
+from ssvm_worker.streaming.interfaces import CHUNK
+from ssvm_worker.streaming.pipeline import limit, tap
 from ssvm_worker.unpacking import peek, recognise, refuse_bomb, refuse_nested, tar, unwrap
 from ssvm_worker.unpacking.exact_reader import ExactReader
 from ssvm_worker.unpacking.tar import TarMember

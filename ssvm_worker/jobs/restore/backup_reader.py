@@ -18,7 +18,8 @@ from ssvm_worker.formats.writers.vmdk import stream_of_grains, stream_size
 from ssvm_worker.grain_store import reader as grains
 from ssvm_worker.grain_store.map import ROLE as GRAIN_MAP
 from ssvm_worker.jobs.attempt import Attempt
-from ssvm_worker.streaming.stream import Store, tap
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import tap
 
 #: The images that a disk can be restored as.
 FORMATS = ("raw", "qcow2", "vmdk")

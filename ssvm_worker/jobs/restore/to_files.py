@@ -14,7 +14,8 @@ from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.cloudstack_properties import properties
 from ssvm_worker.jobs.publish import listing, placed, publish
-from ssvm_worker.streaming.stream import Observer, Sink, Store, StreamResult, store_stream
+from ssvm_worker.streaming.fan_out import StreamResult, store_stream
+from ssvm_worker.streaming.interfaces import Observer, Sink, Store
 from ssvm_worker.units import MiB
 
 from .backup_reader import BackupDisk

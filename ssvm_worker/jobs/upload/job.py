@@ -15,7 +15,9 @@ from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import Headers, JobRequest, Privacy, check_url, fingerprint, safe_url
 from ssvm_worker.jobs.served_objects import member
-from ssvm_worker.streaming.stream import Store, store_stream, tap
+from ssvm_worker.streaming.fan_out import store_stream
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import tap
 
 from .ova_export import package
 

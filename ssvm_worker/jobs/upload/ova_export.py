@@ -19,7 +19,8 @@ from ssvm_worker.errors import CorruptImage
 from ssvm_worker.formats import ova
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.restore.backup_reader import BackupDisk, checked, read_backup
-from ssvm_worker.streaming.stream import CHUNK, Store, tap
+from ssvm_worker.streaming.interfaces import CHUNK, Store
+from ssvm_worker.streaming.pipeline import tap
 
 #: A tar ends in two blocks of zeros and is padded to a record of 20 (pax(1), "ustar Interchange Format").
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE

@@ -11,8 +11,9 @@ from ssvm_worker.errors import NOT_THERE, ObjectNotFound
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup.consistency import Structure, contradictions
 from ssvm_worker.jobs.backup.incremental import verify_packs
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import tap
 from ssvm_worker.streaming.rate_limit import SharedRateLimit, paced
-from ssvm_worker.streaming.stream import Store, tap
 
 
 class ArtifactCheck:

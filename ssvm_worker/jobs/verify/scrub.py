@@ -17,7 +17,7 @@ from ssvm_worker.artifacts.manifest import Manifest, artifacts_below, find_manif
 from ssvm_worker.errors import NOT_THERE, CorruptImage, Permanent
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.usage import count
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 
 from .artifact import ArtifactCheck
 

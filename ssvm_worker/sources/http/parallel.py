@@ -20,7 +20,7 @@ from typing import Protocol
 
 from ssvm_worker.errors import SourceChanged, SourceUnavailable, WorkerError
 from ssvm_worker.net.sockets import TICK
-from ssvm_worker.streaming.stream import Check
+from ssvm_worker.streaming.interfaces import Check
 from ssvm_worker.units import MiB
 
 #: Failures of a connection in a row, without a byte in between, after which it is given up.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceUnavailable
 from ssvm_worker.net.urls import WebUrl
-from ssvm_worker.streaming.stream import CHUNK, Check
+from ssvm_worker.streaming.interfaces import CHUNK, Check
 
 from .request import HttpConnection, HttpResponse, HttpSettings, refusal, translated
 from .validators import Validator

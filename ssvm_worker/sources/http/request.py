@@ -28,7 +28,7 @@ from ssvm_worker.net.sockets import (
     tls_context,
 )
 from ssvm_worker.net.urls import WebUrl
-from ssvm_worker.streaming.stream import Check
+from ssvm_worker.streaming.interfaces import Check
 
 from .parallel import ConnectionPolicy
 from .proxy import Proxy, refuse_address, tunnel

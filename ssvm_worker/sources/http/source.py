@@ -11,7 +11,8 @@ from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, Sour
 from ssvm_worker.net.sockets import Stalled
 from ssvm_worker.net.urls import check_headers, parse
 from ssvm_worker.sources.ending import empty, whole
-from ssvm_worker.streaming.stream import CHUNK, Check, limit
+from ssvm_worker.streaming.interfaces import CHUNK, Check
+from ssvm_worker.streaming.pipeline import limit
 from ssvm_worker.units import MiB
 
 from .parallel import ConnectionSpeed, ParallelDownload
@@ -27,7 +28,7 @@ _CHANCES = 2
 
 
 class HttpSource:
-    """``stream.Source`` for http and https.
+    """A ``Source`` for http and https.
 
     Bytes are given as they are sent: where a server labels them with a Content-Encoding though we ask for none, it is
     the encoded bytes that are counted, hashed and stored. Holds one chunk at a time.

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from threading import Lock, Thread
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
-from ssvm_worker.streaming.sink_base import LeavingAborts
-from ssvm_worker.streaming.stream import CHUNK, Owner, StoredObject
+from ssvm_worker.streaming.interfaces import CHUNK, LeavingAborts, Owner, StoredObject
 from ssvm_worker.units import KiB
 
 from .tree import DirectoryTree, translated, translating

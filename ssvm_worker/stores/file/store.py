@@ -28,7 +28,7 @@ from ssvm_worker.errors import (
     StoreUnavailable,
 )
 from ssvm_worker.stores.sorted_listing import check_prefix, is_key
-from ssvm_worker.streaming.stream import CHUNK, Owner, Store, StoredObject, StoreUsage
+from ssvm_worker.streaming.interfaces import CHUNK, Owner, Store, StoredObject, StoreUsage
 
 from .part_file import FileSink, ObjectPath, PartName, begin, job_in_name
 from .tree import IN_THE_WAY, DirectoryTree, TreeFile, translated, translating

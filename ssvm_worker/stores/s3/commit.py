@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 from botocore.exceptions import ClientError
 
 from ssvm_worker.errors import Cancelled, ObjectNotFound, StoreDenied, StoreUnavailable
-from ssvm_worker.streaming.stream import Owner
+from ssvm_worker.streaming.interfaces import Owner
 
 from .capabilities import NOTHING_KNOWN, Features
 from .client import Bucket

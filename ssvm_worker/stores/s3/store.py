@@ -21,7 +21,7 @@ from ssvm_worker.errors import (
 )
 from ssvm_worker.net.sockets import TICK, Stalled
 from ssvm_worker.stores.sorted_listing import below, check_prefix, in_order, is_key
-from ssvm_worker.streaming.stream import CHUNK, Check, Owner, Sink, Store, StoredObject, StoreUsage
+from ssvm_worker.streaming.interfaces import CHUNK, Check, Owner, Sink, Store, StoredObject, StoreUsage
 
 from .capabilities import Features, known_features, probe
 from .client import Bucket, S3Settings

@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ssvm_worker.errors import Cancelled, StoreDenied, StoreFull, StoreUnavailable, WorkerError
-from ssvm_worker.streaming.sink_base import LeavingAborts
-from ssvm_worker.streaming.stream import StoredObject
+from ssvm_worker.streaming.interfaces import LeavingAborts, StoredObject
 from ssvm_worker.units import MiB
 
 from .capabilities import base64_of

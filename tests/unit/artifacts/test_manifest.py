@@ -20,7 +20,7 @@ from ssvm_worker.artifacts.manifest import (
 )
 from ssvm_worker.errors import CorruptImage, ObjectNotFound
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import put_bytes
+from ssvm_worker.streaming.pipeline import put_bytes
 from tests.contracts.store import ME, OTHER, fill, keys
 
 TEMPLATE = Artifact("template", "2", "201")

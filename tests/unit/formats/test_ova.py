@@ -28,7 +28,8 @@ from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import Owner
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests.archives import COMPRESS, mf_of, ova_of, ovf_of, tar_member, tar_of
 from tests.attempts import attempt
 from tests.images import mbr, qcow2, stream_optimized, vmdk_descriptor

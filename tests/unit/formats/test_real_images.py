@@ -19,7 +19,7 @@ from ssvm_worker.errors import ImageError, UnsafeImage
 from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file.store import FileStore
-from ssvm_worker.streaming.stream import read_bytes
+from ssvm_worker.streaming.pipeline import read_bytes
 from tests.archives import mf_of, ovf_of
 from tests.attempts import attempt
 from tests.neighbours import missing

@@ -17,7 +17,8 @@ from ssvm_worker.grain_store.reader import extents
 from ssvm_worker.stores import open_store
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Store, put_bytes
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import put_bytes
 from tests.faults import store_failing, store_failing_commit
 from tests.grain_bench import OWNER, back_up, back_up_grains, changed, disk, packs, restored
 from tests.images import GRAIN

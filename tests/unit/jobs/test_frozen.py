@@ -17,7 +17,7 @@ from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from tests import images
 from tests.attempts import attempt
 from tests.servers.http import HttpServer

@@ -20,7 +20,7 @@ from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.http.source import HttpSource
 from ssvm_worker.sources.options import SourceOptions
 from ssvm_worker.stores.http_put import PutSettings, PutSink
-from ssvm_worker.streaming.stream import Resuming
+from ssvm_worker.streaming.pipeline import Resuming
 from tests.contracts.source import DATA, gather
 from tests.servers.http import HttpServer
 from tests.servers.raw import Serve

@@ -18,7 +18,8 @@ from ssvm_worker import cli, config
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.ledger.links import GET, Link, Signer, new_id, object_path
-from ssvm_worker.streaming.stream import Owner, put_bytes
+from ssvm_worker.streaming.interfaces import Owner
+from ssvm_worker.streaming.pipeline import put_bytes
 from ssvm_worker.wiring import assembly
 from tests.servers.broker import StoppableBroker
 from tests.servers.s3 import S3Server

@@ -15,7 +15,7 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.config.schema import StoreSection
 from ssvm_worker.ledger.links import Link
-from ssvm_worker.streaming.stream import read_bytes
+from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.wiring import assembly
 from tests import images
 from tests.servers.broker import Broker

@@ -18,7 +18,7 @@ from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources.ftp import FtpSource, FtpVersion
 from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.options import SourceOptions
-from ssvm_worker.streaming.stream import Resuming
+from ssvm_worker.streaming.pipeline import Resuming
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.neighbours import free_port
 from tests.servers.ftp import FtpServer

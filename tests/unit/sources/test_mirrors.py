@@ -26,7 +26,7 @@ from ssvm_worker.sources.metalink import is_metalink, parse_metalink
 from ssvm_worker.sources.mirrors import Mirrors, Offer
 from ssvm_worker.sources.options import SourceOptions
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Resuming, read_bytes
+from ssvm_worker.streaming.pipeline import Resuming, read_bytes
 from tests import images
 from tests.attempts import attempt
 from tests.contracts.source import DATA, SourceContract, gather

@@ -27,7 +27,8 @@ from ssvm_worker.sources.options import SourceOptions
 from ssvm_worker.stores.http_put import PutSettings, PutSink
 from ssvm_worker.stores.s3.client import S3Settings
 from ssvm_worker.stores.s3.store import S3Store, s3_destination
-from ssvm_worker.streaming.stream import Check, Owner, Sink, put_bytes
+from ssvm_worker.streaming.interfaces import Check, Owner, Sink
+from ssvm_worker.streaming.pipeline import put_bytes
 from tests.servers.ftp import FtpServer
 from tests.servers.http import HttpServer
 from tests.servers.hush import Hush

@@ -8,7 +8,8 @@ import pytest
 
 from ssvm_worker.errors import SourceUnavailable, StoreFull, StoreUnavailable
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import CHUNK, Resuming, Store, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import CHUNK, Store
+from ssvm_worker.streaming.pipeline import Resuming, put_bytes, read_bytes
 from tests import faults
 from tests.contracts.store import BIG, ME, StoreContract, fill, get, keys, put
 from tests.waiting import PATIENCE_S

@@ -18,7 +18,8 @@ from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.sorted_listing import in_order
-from ssvm_worker.streaming.stream import Owner, Store, StoredObject, put_bytes
+from ssvm_worker.streaming.interfaces import Owner, Store, StoredObject
+from ssvm_worker.streaming.pipeline import put_bytes
 from tests.faults import store_unreachable
 from tests.neighbours import free_port
 from tests.servers.s3 import S3Server

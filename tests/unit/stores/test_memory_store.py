@@ -6,7 +6,8 @@ import pytest
 
 from ssvm_worker.errors import StoreFull
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import StoreUsage, put_bytes
+from ssvm_worker.streaming.interfaces import StoreUsage
+from ssvm_worker.streaming.pipeline import put_bytes
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import BIG, ME, StoreContract, fill
 

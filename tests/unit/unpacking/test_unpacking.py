@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ssvm_worker import unpacking
 from ssvm_worker.errors import CorruptImage, ImageError, TooLarge, UnknownFormat, UnsafeImage, WorkerError
-from ssvm_worker.streaming.stream import CHUNK
+from ssvm_worker.streaming.interfaces import CHUNK
 from ssvm_worker.units import MiB
 from ssvm_worker.unpacking import recognise, refuse_bomb, unwrap
 from tests.archives import COMPRESS, tar_member, tar_of, xz_with_dictionary, zip_of, zstd_with_window

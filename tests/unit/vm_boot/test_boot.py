@@ -24,7 +24,8 @@ from ssvm_worker.jobs.verify.boot import boot_check
 from ssvm_worker.operations.doctor import examine
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Store, put_bytes
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import put_bytes
 from ssvm_worker.units import MiB
 from ssvm_worker.vm_boot.boot import try_accelerator
 from ssvm_worker.vm_boot.command_line import BootMachine, Drive, command

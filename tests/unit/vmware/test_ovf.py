@@ -8,7 +8,7 @@ import pytest
 
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.demo.simulator import VCenterSimulator
-from ssvm_worker.streaming.stream import read_bytes
+from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.vmware.hardware import Controller, Disk, Hardware, Nic
 from ssvm_worker.vmware.ovf import OvfDisk, build, checksums, lists_files
 from tests.backup_bench import PREFIX, Bench

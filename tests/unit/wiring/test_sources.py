@@ -24,7 +24,8 @@ from ssvm_worker.sources.file import FileSource, FileVersion
 from ssvm_worker.sources.options import SourceOptions
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import Owner
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests import images
 from tests.attempts import SETTINGS, attempt
 from tests.contracts.source import DATA, SourceContract, gather

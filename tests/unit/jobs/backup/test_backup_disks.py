@@ -17,7 +17,7 @@ from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.jobs.parallel import in_parallel
 from ssvm_worker.ledger.slots import LocalSlots, Wait
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import read_bytes
+from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.units import KiB, MiB
 from tests.backup_bench import FAST, PREFIX, Bench, assert_whole
 from tests.faults import store_failing, store_stalling

@@ -27,7 +27,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.jobs.restore.backup_reader import read_backup
 from ssvm_worker.stores.memory import MemorySink, MemoryStore
-from ssvm_worker.streaming.stream import Owner, Store
+from ssvm_worker.streaming.interfaces import Owner, Store
 from ssvm_worker.units import KiB
 from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import FAST, Bench, assert_whole

@@ -26,7 +26,8 @@ from ssvm_worker.jobs.attempt import Progress
 from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Owner, read_bytes
+from ssvm_worker.streaming.interfaces import Owner
+from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.units import KiB
 from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import PREFIX, Bench, assert_whole

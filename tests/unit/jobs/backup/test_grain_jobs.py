@@ -15,7 +15,7 @@ from ssvm_worker.grain_store.reader import packs_of
 from ssvm_worker.jobs.backup.incremental import verify_packs
 from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import put_bytes
+from ssvm_worker.streaming.pipeline import put_bytes
 from tests.attempts import attempt
 from tests.grain_bench import OWNER, back_up, changed, disk, packs, restored
 

@@ -18,7 +18,7 @@ from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import put_bytes
+from ssvm_worker.streaming.pipeline import put_bytes
 from ssvm_worker.units import MiB
 from tests.attempts import attempt
 from tests.backup_bench import Bench

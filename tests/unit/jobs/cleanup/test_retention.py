@@ -27,7 +27,8 @@ from ssvm_worker.ledger.record import Claim, NewJob
 from ssvm_worker.ledger.scrub_results import LocalScrubResults
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Owner, Store, put_bytes
+from ssvm_worker.streaming.interfaces import Owner, Store
+from ssvm_worker.streaming.pipeline import put_bytes
 from ssvm_worker.wiring.assembly import RecordedJobs, open_ledger, retention_rules
 from tests.attempts import attempt
 from tests.grain_bench import packs, restored

@@ -16,7 +16,8 @@ from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3.store import S3Store
-from ssvm_worker.streaming.stream import Owner, Store, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import Owner, Store
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests.attempts import again, attempt
 from tests.contracts.store import put
 from tests.copies import OBJECTS, PLACE, content, store_artifact

@@ -20,7 +20,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.jobs.copy import job as copy
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Owner
+from ssvm_worker.streaming.interfaces import Owner
 from tests.attempts import again, attempt
 from tests.contracts.store import put
 from tests.copies import content

@@ -27,7 +27,7 @@ from ssvm_worker.ledger.record import NewJob
 from ssvm_worker.operations.demand import decisions
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.wiring.assembly import RecordedJobs, open_figures, open_ledger
 from tests.attempts import attempt
 from tests.contracts.store import put

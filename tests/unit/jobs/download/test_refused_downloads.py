@@ -23,7 +23,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import read_bytes
+from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.wiring.assembly import make_attempt
 from tests import images
 from tests.attempts import attempt

@@ -11,7 +11,7 @@ from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.jobs.download.resume_note import ResumeNote
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Sink
+from ssvm_worker.streaming.interfaces import Sink
 from tests.contracts.store import BIG, ME, fill
 from tests.waiting import until
 

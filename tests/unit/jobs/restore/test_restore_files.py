@@ -21,7 +21,7 @@ from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores import open_store
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import KiB, MiB
 from tests import grain_bench
 from tests.attempts import attempt

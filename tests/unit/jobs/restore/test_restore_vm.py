@@ -35,7 +35,8 @@ from ssvm_worker.jobs.restore import job as restore
 from ssvm_worker.stores import open_store
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Owner, Store, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import Owner, Store
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from ssvm_worker.units import KiB, MiB
 from ssvm_worker.vmware.session import ExportOptions, VCenterSession
 from tests.backup_bench import Bench

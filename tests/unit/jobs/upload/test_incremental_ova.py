@@ -17,7 +17,7 @@ from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.upload import job as upload
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import put_bytes, read_bytes
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests.attempts import attempt
 from tests.backup_bench import Bench
 from tests.grain_bench import OWNER, changed, packs

@@ -13,7 +13,7 @@ from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.upload import job as upload
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Store
+from ssvm_worker.streaming.interfaces import Store
 from tests import images
 from tests.attempts import attempt
 from tests.servers.http import HttpServer

@@ -16,7 +16,8 @@ from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.upload import job as upload
 from ssvm_worker.jobs.upload.ova_export import OvaExport, OvaMember, package
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Store, read_bytes
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.units import GiB, KiB, MiB
 from tests.attempts import attempt
 from tests.backups import BACKUP, content, store_backup

@@ -24,7 +24,8 @@ from ssvm_worker.ledger.scrub_results.redis import SharedScrubResults
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3.store import S3Store
-from ssvm_worker.streaming.stream import Owner, Store, put_bytes
+from ssvm_worker.streaming.interfaces import Owner, Store
+from ssvm_worker.streaming.pipeline import put_bytes
 from tests.attempts import attempt
 from tests.contracts.verdicts import VerdictsContract
 from tests.servers.broker import Broker

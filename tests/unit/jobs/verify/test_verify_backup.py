@@ -14,7 +14,8 @@ from ssvm_worker.errors import CorruptImage
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.stream import Owner, Store, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import Owner, Store
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from ssvm_worker.units import KiB
 from tests.attempts import attempt
 from tests.backups import BACKUP, content, store_backup

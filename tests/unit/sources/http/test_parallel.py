@@ -15,7 +15,7 @@ from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources.http.parallel import ConnectionPolicy, ConnectionSpeed
 from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.http.source import HttpSource
-from ssvm_worker.streaming.stream import Resuming
+from ssvm_worker.streaming.pipeline import Resuming
 from ssvm_worker.units import KiB, MiB
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.servers.http import Behaviour, HttpServer

@@ -25,7 +25,8 @@ from ssvm_worker.errors import (
 from ssvm_worker.stores.file.part_file import PartName, job_in_name
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.file.tree import translated
-from ssvm_worker.streaming.stream import CHUNK, Owner, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import CHUNK, Owner
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import BIG, ME, fill, get, keys, put
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ssvm_worker.stores.file.part_file import HOLE
 from ssvm_worker.stores.file.store import FileStore
-from ssvm_worker.streaming.stream import CHUNK, Owner, read_bytes
+from ssvm_worker.streaming.interfaces import CHUNK, Owner
+from ssvm_worker.streaming.pipeline import read_bytes
 from tests.contracts.store import ME
 
 NOISE = random.Random(3).randbytes(HOLE)

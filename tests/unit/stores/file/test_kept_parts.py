@@ -23,7 +23,8 @@ from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.file.tree import translated
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.disk_buffer import DiskBuffer
-from ssvm_worker.streaming.stream import LeavingAborts, Owner, Sink, Store, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import LeavingAborts, Owner, Sink, Store
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests import images
 from tests.attempts import attempt
 from tests.contracts.store import BIG, CHUNK, ME, fill

@@ -14,7 +14,7 @@ from ssvm_worker.errors import CorruptImage, ObjectNotFound, StoreDenied
 from ssvm_worker.jobs.cleanup import job as cleanup
 from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.file.store import FileStore
-from ssvm_worker.streaming.stream import put_bytes
+from ssvm_worker.streaming.pipeline import put_bytes
 from tests.attempts import attempt
 from tests.contracts.store import ME, get, keys
 from tests.unit.jobs.copy.test_migration_jobs import fill

@@ -16,7 +16,7 @@ from ssvm_worker.jobs.copy import job as copy
 from ssvm_worker.jobs.upload import job as upload
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3.store import S3Store
-from ssvm_worker.streaming.stream import Owner, StoredObject
+from ssvm_worker.streaming.interfaces import Owner, StoredObject
 from tests.attempts import attempt
 from tests.contracts.store import BIG, ME, OTHER, fill, get, keys, put
 from tests.copies import PLACE, store_artifact

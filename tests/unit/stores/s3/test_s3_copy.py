@@ -15,7 +15,8 @@ from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3.server_copy import PartCopier
 from ssvm_worker.stores.s3.store import S3Store
-from ssvm_worker.streaming.stream import Store, read_bytes
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.units import MiB
 from tests.attempts import again, attempt
 from tests.contracts.store import BIG, ME, fill, get, put

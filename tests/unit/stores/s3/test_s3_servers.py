@@ -18,7 +18,8 @@ from ssvm_worker.stores.s3 import capabilities
 from ssvm_worker.stores.s3.capabilities import Features
 from ssvm_worker.stores.s3.client import S3Settings
 from ssvm_worker.stores.s3.store import S3Store
-from ssvm_worker.streaming.stream import Owner, put_bytes, read_bytes
+from ssvm_worker.streaming.interfaces import Owner
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from ssvm_worker.units import MiB
 from tests.contracts.store import BIG, ME, StoreContract, fill, get, keys, put
 from tests.servers.rclone import RcloneS3

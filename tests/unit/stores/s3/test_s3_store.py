@@ -29,7 +29,8 @@ from ssvm_worker.stores.s3.client import S3Settings
 from ssvm_worker.stores.s3.multipart import MAX_PARTS, part_size
 from ssvm_worker.stores.s3.store import S3Store, s3_destination, sweep_s3_destination
 from ssvm_worker.stores.s3.upload import BUDGET
-from ssvm_worker.streaming.stream import CHUNK, put_bytes, read_bytes, tap
+from ssvm_worker.streaming.interfaces import CHUNK
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes, tap
 from ssvm_worker.units import GiB, MiB, TiB
 from tests.contracts.store import BIG, ME, OTHER, StoreContract, fill, get, keys, put
 from tests.neighbours import free_port, missing

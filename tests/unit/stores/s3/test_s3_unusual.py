@@ -26,7 +26,7 @@ from ssvm_worker.stores.s3 import capabilities
 from ssvm_worker.stores.s3.capabilities import Features
 from ssvm_worker.stores.s3.client import S3Settings
 from ssvm_worker.stores.s3.store import S3Store, s3_destination, s3_origin, sweep_s3_destination
-from ssvm_worker.streaming.stream import CHUNK, Sink
+from ssvm_worker.streaming.interfaces import CHUNK, Sink
 from ssvm_worker.wiring.assembly import make_attempt
 from tests import images
 from tests.attempts import attempt
