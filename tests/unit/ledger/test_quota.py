@@ -303,9 +303,9 @@ def test_command(ssvm: Callable[..., tuple[int, Any]], http_server: HttpServer) 
 
 LOOK = """
 import sys
-from ssvm_worker import assembly
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.settings import Settings
+from ssvm_worker.wiring import assembly
 settings = Settings.model_validate({"broker": {"url": sys.argv[1]}})
 try:
     list(assembly.open_quota(settings).usage())

@@ -48,11 +48,11 @@ def test_job_that_was_told() -> None:
 #: A pool process whose job hangs in a call that nothing interrupts: to a pipe, as to a mount.
 HANGING = """
 import sys
-from ssvm_worker.assembly import open_ledger
 from ssvm_worker.config import load
-from ssvm_worker.mounts import nfs_mounts
-from tasks.heart import Heart
-from tasks.stuck import freeing
+from ssvm_worker.operations.mounts import nfs_mounts
+from ssvm_worker.runner.heartbeat import ClaimHeartbeat
+from ssvm_worker.runner.hung_store import freeing
+from ssvm_worker.wiring.assembly import open_ledger
 
 settings = load()
 [mounted] = nfs_mounts(settings)
@@ -60,7 +60,7 @@ mounted._enter()
 mounted.health.fail("no answer")
 with open_ledger(settings) as ledger:
     claim = ledger.claim(sys.argv[1], "worker")
-    with Heart(ledger, claim) as heart, freeing(settings, ledger, claim, heart):
+    with ClaimHeartbeat(ledger, claim) as heart, freeing(settings, ledger, claim, heart):
         open(sys.argv[2]).read()
 """
 

@@ -157,7 +157,7 @@ def test_bug_is_logged(shop: Workshop, caplog: pytest.LogCaptureFixture) -> None
     record = shop.outcome(raising(ZeroDivisionError("oops")))
     assert "Traceback" in caplog.text
     assert record.error
-    assert record.error["where"].startswith("test_tasks.py:")
+    assert record.error["where"].startswith("test_messages.py:")
 
 
 def test_last_attempt(shop: Workshop) -> None:

@@ -177,14 +177,14 @@ def test_doctor_starts_qemu(broken_kvm: None) -> None:
 #: One boot in a process of its own; its store is a directory.
 WORKER = """
 import pathlib, sys
-from ssvm_worker.jobs.attempt import Attempt, Boots
-from ssvm_worker.jobs.bootcheck import boot_check
-from ssvm_worker.settings import Settings
-from ssvm_worker.stores.file import FileStore
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.jobs.attempt import Attempt, BootOptions
+from ssvm_worker.jobs.verify.boot import boot_check
+from ssvm_worker.stores.file.store import FileStore
 from tests.backups import BACKUP
 folder = pathlib.Path(sys.argv[1])
 store = FileStore("primary", folder / "store")
-it = Attempt("job-1", {"primary": store}, None, boots=Boots(folder / "boot", 256 << 20, 300, 300))
+it = Attempt("job-1", {"primary": store}, None, boots=BootOptions(folder / "boot", 256 << 20, 300, 300))
 boot_check(it, store, BACKUP)
 """
 

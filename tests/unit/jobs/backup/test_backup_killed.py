@@ -26,13 +26,13 @@ from tests.waiting import CLAIM_S
 WORKER = """
 import json, pathlib, sys
 from types import SimpleNamespace
-from ssvm_worker.jobs import backup
+from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.jobs.attempt import Attempt
-from ssvm_worker.stores.file import FileStore
-from ssvm_worker.vmware.session import Address, Options, Session
+from ssvm_worker.stores.file.store import FileStore
+from ssvm_worker.vmware.session import Address, ExportOptions, VCenterSession
 given = json.loads(sys.argv[1])
-options = Options(parallel_disks=1)
-door = SimpleNamespace(vcenter=lambda name, check: Session(Address(**given["address"]), check, options))
+options = ExportOptions(parallel_disks=1)
+door = SimpleNamespace(vcenter=lambda name, check: VCenterSession(Address(**given["address"]), check, options))
 store = FileStore("primary", pathlib.Path(given["directory"]))
 backup.run(backup.Request(**given["request"]), Attempt("job-1", {"primary": store}, door))
 """

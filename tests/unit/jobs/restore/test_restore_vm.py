@@ -254,13 +254,13 @@ WORKER = """
 import json, pathlib, sys
 from types import SimpleNamespace
 from ssvm_worker.formats.extents import vmdk_extents
-from ssvm_worker.formats.to_raw import raw as to_raw
-from ssvm_worker.jobs import restore
+from ssvm_worker.formats.writers.raw import raw as to_raw
+from ssvm_worker.jobs.restore import job as restore
 from ssvm_worker.jobs.attempt import Attempt
-from ssvm_worker.stores.file import FileStore
-from ssvm_worker.vmware.session import Address, Session
+from ssvm_worker.stores.file.store import FileStore
+from ssvm_worker.vmware.session import Address, VCenterSession
 given = json.loads(sys.argv[1])
-door = SimpleNamespace(vcenter=lambda name, check: Session(Address(**given["address"]), check))
+door = SimpleNamespace(vcenter=lambda name, check: VCenterSession(Address(**given["address"]), check))
 store = FileStore("primary", pathlib.Path(given["directory"]))
 restore.run(restore.Request(**given["request"]), Attempt("job-1", {"primary": store}, door))
 """

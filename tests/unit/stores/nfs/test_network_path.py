@@ -49,7 +49,7 @@ def test_no_route() -> None:
 
 IN_A_NETWORK = """
 import subprocess
-from ssvm_worker.stores.nfs_route import Route, source_to
+from ssvm_worker.stores.nfs.network_path import NetworkPath, source_to
 
 def run(command):
     return subprocess.run(command, capture_output=True, text=True).stderr
@@ -58,7 +58,7 @@ for line in ("link add v0 type veth peer name v1", "link set v0 up", "link set v
              "addr add 10.9.0.2/24 dev v0", "addr add 10.9.0.3/24 dev v0"):
     subprocess.run(["ip", *line.split()], check=True)
 assert source_to("10.50.0.5", 2049) is None
-Route("10.9.0.3", "10.9.0.1").see_to("10.50.0.5", 2049, run)
+NetworkPath("10.9.0.3", "10.9.0.1").see_to("10.50.0.5", 2049, run)
 assert source_to("10.50.0.5", 2049) == "10.9.0.3"
 """
 

@@ -87,4 +87,4 @@ def test_a_cancel_ends_the_wait_for_a_command(tmp_path: Path) -> None:
         raise Cancelled("user")
 
     with pytest.raises(Cancelled):
-        commands.nfs_helper.run(["sleep", "30"], 30, check=check)
+        commands.command_process.run(["sleep", "30"], 30, check=check)
