@@ -23,9 +23,11 @@ TESTERS := $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 SECONDS := 60
 # Faults of a run of chaos.
 N := 200
+# Against what `make coverage` compares a change.
+BRANCH := main
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs chaos bench fuzz simulate format image clean go
+.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs chaos bench fuzz coverage docs simulate format image clean go
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -70,6 +72,17 @@ bench: install go ## compare with curl, aria2, s5cmd, rclone and govc, side by s
 fuzz: install .cache/fuzz ## every parser of strangers' bytes under atheris; SECONDS=60 all together, ARGS='tar ovf' picks
 	PYTHONPATH=.cache/fuzz $(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
 
+coverage: install go ## unit tests with coverage, subprocesses included: a total, and the uncovered lines of your change
+	@mkdir -p .cache/coverage
+	$(BIN)/coverage run -m pytest -p no:cacheprovider -q -m 'not e2e and not nfs and not soak' $(ARGS)
+	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report && $(BIN)/coverage xml -q -o .cache/coverage/report.xml
+	$(BIN)/diff-cover .cache/coverage/report.xml --compare-branch $(BRANCH)
+
+docs: install ## a site of the documentation in .cache/site; broken links fail
+	@UV_PROJECT_ENVIRONMENT=.cache/docs $(UV) sync --quiet --locked --only-group docs --python "$(PYTHON)"
+	.cache/docs/bin/sphinx-build -q -W --keep-going docs .cache/site
+	@echo "make: open .cache/site/index.html"
+
 simulate: install ## a day of 10,000 jobs in virtual time: draws docs/pictures/scaling.svg, prints its table
 	$(BIN)/python -m tests.simulation
 
@@ -87,7 +100,7 @@ clean: ## remove all that the targets have made
 $(STAMP): pyproject.toml uv.lock | $(UV)
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; none of $(CANDIDATES) is" >&2; exit 1; }
 	@echo "make: .venv from uv.lock; the first time downloads some hundred megabytes"
-	@$(UV) sync --quiet --locked --compile-bytecode --all-extras --all-groups --python "$(PYTHON)"
+	@$(UV) sync --quiet --locked --compile-bytecode --all-extras --all-groups --no-group docs --python "$(PYTHON)"
 	@$(BIN)/python -m compileall -q ssvm_worker tasks
 	@touch $@
 
