@@ -17,7 +17,20 @@ from ssvm_worker.operations import logs
 from .output import Output
 
 #: The modules that have the commands, in the order of `ssvm --help`.
-_GROUPS = ("system", "run", "queue", "store", "link", "verify", "cleanup", "reap", "quota", "workers", "scale", "monitoring")
+_GROUPS = (
+    "system",
+    "run",
+    "queue",
+    "store",
+    "link",
+    "verify",
+    "cleanup",
+    "reap",
+    "quota",
+    "workers",
+    "scale",
+    "monitoring",
+)
 
 _EXITS = """exit status:
   0  ok

@@ -75,9 +75,9 @@ def test_helper_that_was_killed() -> None:
 def test_helper_ends_with_its_process() -> None:
     """However a process ends, its helper is not left behind."""
     code = (
-        "from ssvm_worker.stores.nfs import command_process as h\nprint(h.run(['sh', '-c', 'echo $PPID'], 60).out, flush=True)"
+        "import os\nfrom ssvm_worker.stores.nfs import command_process\n"
+        "print(command_process.run(['sh', '-c', 'echo $PPID'], 60).out, flush=True)\nos.kill(os.getpid(), 9)"
     )
-    code += "\nimport os\nos.kill(os.getpid(), 9)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
     until(lambda: _has_ended(int(said)), "the helper has ended")
 
