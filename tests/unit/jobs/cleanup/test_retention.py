@@ -18,6 +18,7 @@ from ssvm_worker import config
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, artifacts_below, write_manifest
 from ssvm_worker.cli import main
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import Cancelled, InvalidRequest
 from ssvm_worker.jobs.cleanup import job as cleanup
 from ssvm_worker.jobs.cleanup.retention import BackupAge, RetentionRule, RetentionRules, kept
@@ -267,7 +268,7 @@ def test_young_packs_stay() -> None:
 
 
 @pytest.fixture
-def settings(broker: Broker, tmp_path: Path) -> config.Settings:
+def settings(broker: Broker, tmp_path: Path) -> Settings:
     """Of a store in a directory, a broker, and a rule."""
     (tmp_path / "s").mkdir()
     values = {
@@ -279,7 +280,7 @@ def settings(broker: Broker, tmp_path: Path) -> config.Settings:
 
 
 @pytest.mark.parametrize("lock", ["a backup is queued", "a restore is queued", "another clean-up", ""])
-def test_lock_of_the_volume(settings: config.Settings, tmp_path: Path, lock: str) -> None:
+def test_lock_of_the_volume(settings: Settings, tmp_path: Path, lock: str) -> None:
     """Nothing of a volume goes while a job may write there, or while another clean-up is at it."""
     store = FileStore("primary", tmp_path / "s")
     for number in range(3):
@@ -303,7 +304,7 @@ def test_lock_of_the_volume(settings: config.Settings, tmp_path: Path, lock: str
         assert {each.state for each in ledger.page() if each.job == "cleanup"} <= {"succeeded", "cancelled"}
 
 
-def test_lock_is_kept(settings: config.Settings, broker: Broker) -> None:
+def test_lock_is_kept(settings: Settings, broker: Broker) -> None:
     """The lock outlives the time of a claim, for as long as it is wanted; who has lost it can delete nothing more."""
     short = settings.model_copy(update={"ledger": config.parse({"ledger": {"claim_s": CLAIM_S}}, "test").ledger})
     volume = "snapshots/acme/vol1"
@@ -328,7 +329,7 @@ def test_no_volume(volume: str) -> None:
         parse_request(cleanup.Request, {"volume": volume}, "cleanup")
 
 
-def test_lock_of_the_dead(settings: config.Settings, tmp_path: Path) -> None:
+def test_lock_of_the_dead(settings: Settings, tmp_path: Path) -> None:
     """A clean-up that dies within the lock leaves a job that a worker can run to its end."""
     store = FileStore("primary", tmp_path / "s")
     for number in range(3):
@@ -344,7 +345,7 @@ def test_lock_of_the_dead(settings: config.Settings, tmp_path: Path) -> None:
     assert ids(store) == ["b2"]
 
 
-def test_two_processes(settings: config.Settings, broker: Broker, tmp_path: Path) -> None:
+def test_two_processes(settings: Settings, broker: Broker, tmp_path: Path) -> None:
     """Two clean-ups at once, each a process, remove each thing once, and nothing that stays."""
     store = FileStore("primary", tmp_path / "s")
     for volume in range(5):
@@ -366,7 +367,7 @@ def test_two_processes(settings: config.Settings, broker: Broker, tmp_path: Path
 
 
 def test_command(
-    settings: config.Settings,
+    settings: Settings,
     broker: Broker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -15,6 +15,7 @@ import pytest
 
 from ssvm_worker import config
 from ssvm_worker.artifacts.manifest import artifacts_below, find_manifest
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import (
     CorruptImage,
     ResourceBusy,
@@ -38,7 +39,7 @@ from tests.servers.broker import Broker
 
 
 @pytest.fixture
-def settings(broker: Broker, tmp_path: Path) -> config.Settings:
+def settings(broker: Broker, tmp_path: Path) -> Settings:
     """Two directories behind one broker."""
     for name in ("s", "a"):
         (tmp_path / name).mkdir()
@@ -48,13 +49,13 @@ def settings(broker: Broker, tmp_path: Path) -> config.Settings:
 
 
 @pytest.fixture
-def ledger(settings: config.Settings) -> Iterator[Ledger]:
+def ledger(settings: Settings) -> Iterator[Ledger]:
     """Its ledger."""
     with open_ledger(settings) as found:
         yield found
 
 
-def test_records(source: MemoryStore, archive: MemoryStore, settings: config.Settings, ledger: Ledger) -> None:
+def test_records(source: MemoryStore, archive: MemoryStore, settings: Settings, ledger: Ledger) -> None:
     """Each artifact's copy is a job of its own, which tells what became of it and can be tried again alone."""
     put(source, PLACES[2].key("2.raw"), b"damaged")
     how = {"jobs": RecordedJobs(settings)}
@@ -77,7 +78,7 @@ def test_records(source: MemoryStore, archive: MemoryStore, settings: config.Set
     assert (again.state, len(again.attempts), len(ledger.page())) == ("succeeded", 2, 9)
 
 
-def test_sum_of_attempts(source: MemoryStore, archive: MemoryStore, settings: config.Settings, ledger: Ledger) -> None:
+def test_sum_of_attempts(source: MemoryStore, archive: MemoryStore, settings: Settings, ledger: Ledger) -> None:
     """The result of a job tells what all of its attempts have moved, each artifact once."""
     how = {"jobs": RecordedJobs(settings)}
     all_ = {"move": True, "prefix": "template"}
@@ -91,7 +92,7 @@ def test_sum_of_attempts(source: MemoryStore, archive: MemoryStore, settings: co
     assert run(source, archive, how=how | {"job_id": "job-2", "number": 2}, **all_)["counts"] == {}
 
 
-def test_made_again(source: MemoryStore, archive: MemoryStore, settings: config.Settings) -> None:
+def test_made_again(source: MemoryStore, archive: MemoryStore, settings: Settings) -> None:
     """What was copied by this very job and has gone since is copied again."""
     for _ in range(2):
         run(source, archive, how={"jobs": RecordedJobs(settings)}, prefix="volumes")
@@ -100,7 +101,7 @@ def test_made_again(source: MemoryStore, archive: MemoryStore, settings: config.
             archive.delete(key)
 
 
-def test_busy(source: MemoryStore, archive: MemoryStore, settings: config.Settings, ledger: Ledger) -> None:
+def test_busy(source: MemoryStore, archive: MemoryStore, settings: Settings, ledger: Ledger) -> None:
     """What another job is writing is left to it, and the job that copies all is tried again."""
     ledger.submit(NewJob("other", "download", "z", "download", {}, PLACES[0].prefix))
     assert ledger.claim("other", "w")
@@ -136,7 +137,7 @@ class Watched:
         return getattr(self._inner, name)
 
 
-def test_cancel_of_one(source: MemoryStore, archive: MemoryStore, settings: config.Settings, ledger: Ledger) -> None:
+def test_cancel_of_one(source: MemoryStore, archive: MemoryStore, settings: Settings, ledger: Ledger) -> None:
     """One artifact's copy can be cancelled alone, while it runs; the others go on, and nothing of it is left."""
     hasty = settings.model_copy(update={"ledger": config.parse({"ledger": {"claim_s": 0.4}}, "test").ledger})
     cancelled = threading.Event()
@@ -156,7 +157,7 @@ def test_cancel_of_one(source: MemoryStore, archive: MemoryStore, settings: conf
     assert [each.resource for each in ledger.page(state="cancelled")] == [PLACES[4].prefix]
 
 
-def test_no_worker_is_wanted(source: MemoryStore, archive: MemoryStore, settings: config.Settings) -> None:
+def test_no_worker_is_wanted(source: MemoryStore, archive: MemoryStore, settings: Settings) -> None:
     """What runs within the job asks for no more workers."""
     running: list[Any] = []
 
@@ -172,7 +173,7 @@ def test_no_worker_is_wanted(source: MemoryStore, archive: MemoryStore, settings
     assert {each.lane for each in open_figures(settings).lanes() if any(each.counts.values())} == {"maintenance"}
 
 
-def test_dies(source: MemoryStore, archive: MemoryStore, settings: config.Settings, ledger: Ledger) -> None:
+def test_dies(source: MemoryStore, archive: MemoryStore, settings: Settings, ledger: Ledger) -> None:
     """Of a worker that dies in the middle of an artifact a job is left that another can run to its end."""
 
     class Died(BaseException):
@@ -194,7 +195,7 @@ def test_dies(source: MemoryStore, archive: MemoryStore, settings: config.Settin
 
 
 @pytest.mark.parametrize("reachable", [True, False], ids=["with a ledger", "without"])
-def test_two_commands(settings: config.Settings, broker: Broker, tmp_path: Path, reachable: bool) -> None:
+def test_two_commands(settings: Settings, broker: Broker, tmp_path: Path, reachable: bool) -> None:
     """Two commands at once, each a process, copy every artifact once, whole, and in the end nothing is missing."""
     source, target = FileStore("primary", tmp_path / "s"), FileStore("archive", tmp_path / "a")
     fill(source)

@@ -27,7 +27,7 @@ from ssvm_worker.stores.s3.store import S3Store
 from ssvm_worker.streaming.interfaces import Owner, Store
 from ssvm_worker.streaming.pipeline import put_bytes
 from tests.attempts import attempt
-from tests.contracts.verdicts import VerdictsContract
+from tests.contracts.scrub_results import VerdictsContract
 from tests.servers.broker import Broker
 from tests.servers.s3 import S3Server
 from tests.unit.stores.s3.test_s3_store import settings_of
