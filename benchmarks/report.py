@@ -56,7 +56,7 @@ def machine(runs: int) -> str:
         f"{len(os.sched_getaffinity(0))} cores of {_processor()}, {human_size(memory)} of memory, all files in memory",
         f"Load average at the end {os.getloadavg()[0]:.1f}, both sides at nice {os.getpriority(os.PRIO_PROCESS, 0)}",
         f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, {_openssl()}",
-        ", ".join(filter(None, [*map(_version, _PEERS), _govc()])),
+        "Peers: " + ", ".join(filter(None, [*map(_version, _PEERS), _govc()])),
     ]
     return ". ".join(facts) + "."
 
