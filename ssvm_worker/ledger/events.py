@@ -1,9 +1,9 @@
-"""What happens to jobs, as a Redis stream: each change of a state is an entry, written in the very step that makes it.
+"""Changes of jobs' states, as a Redis stream. The script that changes a state adds the entry in the same step.
 
-    <prefix>ssvm.ledger:events      fields: job_id job zone lane state attempt at, and of an ended job outcome (JSON)
+    <prefix>ssvm.ledger:events      fields: job_id job zone lane state attempt at; outcome (JSON) for an ended job
 
-A consumer group has its own place in it; an entry that its consumer did not acknowledge is given again. The last
-50,000 or so are kept: a consumer that stays away for longer reads the records themselves.
+The broker remembers the position of each consumer group. It delivers an entry again if the consumer did not
+acknowledge it. The stream keeps about 50,000 entries. A consumer that is away for longer must read the records.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import redis
 from .connection import connect, translated
 from .record import ENDED
 
-#: Seconds that one read waits in the broker; below the time-out of a connection.
+#: Seconds that one read waits in the broker; less than the time-out of a connection.
 _BLOCK_S = 2.0
-#: Entries of one read.
+#: Number of entries in one read.
 _BATCH = 50
-#: Seconds after which an entry that its consumer has not acknowledged is given to another one of the group.
+#: Seconds after which an unacknowledged entry goes to another consumer of the group.
 _ABANDONED_S = 60.0
 
 
@@ -37,21 +37,21 @@ class Event:
     zone: str
     lane: str
     state: str
-    #: The number of the attempt that made it, 0 before the first.
+    #: The number of the attempt that made the change; 0 before the first attempt.
     attempt: int
     #: Seconds since the epoch, by the broker's clock.
     at: float
-    #: The result of a job that has succeeded, else its error; None while it has not ended.
+    #: The result of a job that succeeded, or the error of another ended job; None before the end.
     outcome: dict[str, Any] | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether the job is in a final state."""
+        """Return whether the job is in a final state."""
         return self.state in ENDED
 
 
 class Events:
-    """The stream behind one broker. Every method raises StoreUnavailable while the broker is away."""
+    """The stream of one broker. Every method raises StoreUnavailable while the broker is away."""
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
         self._url = url
@@ -59,38 +59,46 @@ class Events:
         self._redis = connect(url)
 
     def read(self, group: str, consumer: str) -> Iterator[Event]:
-        """Events for this consumer of the group, for ever, each at least once.
+        """Yield events for this consumer of the group without end, each at least once.
 
-        An event is acknowledged when the next one is asked for. A new group begins with the oldest entry there is.
-        What another consumer of the group took, and did not acknowledge for a minute, comes here.
+        A request for the next event acknowledges the previous one. A new group starts with the oldest entry.
+        Entries that another consumer of the group did not acknowledge for a minute are yielded too.
         """
-        self._ensure(group)
-        start = "0"  # first what this consumer took before it was started anew
-        while True:
-            taken = self._take(group, consumer, start) or self._inherit(group, consumer)
-            start = ">"
-            for key, fields in taken:
-                yield _event(key, fields)
-                with translated(self._url):
-                    self._redis.xack(self._key, group, key)
-
-    def _ensure(self, group: str) -> None:
         with translated(self._url):
             try:
                 self._redis.xgroup_create(self._key, group, id="0", mkstream=True)
             except redis.ResponseError as error:
                 if not str(error).startswith("BUSYGROUP"):
                     raise
+        start = "0"  # first the entries that this consumer read before a restart
+        while True:
+            entries = self._read_new(group, consumer, start) or self._read_abandoned(group, consumer)
+            start = ">"
+            for key, fields in entries:
+                outcome = fields.get("outcome", "")
+                yield Event(
+                    id=key,
+                    job_id=fields["job_id"],
+                    job=fields["job"],
+                    zone=fields["zone"],
+                    lane=fields["lane"],
+                    state=fields["state"],
+                    attempt=int(fields["attempt"] or 0),
+                    at=float(fields["at"]),
+                    outcome=json.loads(outcome) if outcome else None,
+                )
+                with translated(self._url):
+                    self._redis.xack(self._key, group, key)
 
-    def _take(self, group: str, consumer: str, start: str) -> list[tuple[str, dict[str, str]]]:
+    def _read_new(self, group: str, consumer: str, start: str) -> list[tuple[str, dict[str, str]]]:
         with translated(self._url):
             answer: Any = self._redis.xreadgroup(
                 group, consumer, {self._key: start}, count=_BATCH, block=int(_BLOCK_S * 1000)
             )
-        # One that was trimmed while it was pending has no fields any more.
+        # An entry that the broker trimmed while it was pending has no fields.
         return [(key, fields) for _, entries in answer or () for key, fields in entries if fields]
 
-    def _inherit(self, group: str, consumer: str) -> list[tuple[str, dict[str, str]]]:
+    def _read_abandoned(self, group: str, consumer: str) -> list[tuple[str, dict[str, str]]]:
         with translated(self._url):
             answer: Any = self._redis.xautoclaim(
                 self._key, group, consumer, min_idle_time=int(_ABANDONED_S * 1000), count=_BATCH
@@ -100,18 +108,3 @@ class Events:
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
-
-
-def _event(key: str, fields: dict[str, str]) -> Event:
-    outcome = fields.get("outcome", "")
-    return Event(
-        id=key,
-        job_id=fields["job_id"],
-        job=fields["job"],
-        zone=fields["zone"],
-        lane=fields["lane"],
-        state=fields["state"],
-        attempt=int(fields["attempt"] or 0),
-        at=float(fields["at"]),
-        outcome=json.loads(outcome) if outcome else None,
-    )

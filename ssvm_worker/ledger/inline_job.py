@@ -1,4 +1,4 @@
-"""Work that must hold its resource like a job, and is done on the spot."""
+"""Run a job in the caller's process, under the lock of its resource, without a message."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from .record import CANCELLED, FAILED, SUCCEEDED, Claim, InlineClaim, NewJob
 
 
 @contextmanager
-def holding(ledger: Ledger, new: NewJob, worker: str, part_of: str = "") -> Iterator[InlineClaim | None]:
-    """Within, the job is ours without any message.
+def claim_inline(ledger: Ledger, new: NewJob, worker: str, part_of: str = "") -> Iterator[InlineClaim | None]:
+    """Hold a job's claim while the block runs, and end the job after the block.
 
-    One that has failed before is tried again. None where it is not there to be had: another job holds the
-    resource, or somebody runs it; what is new is cancelled then. Any error ends the job as failed, a cancel as
-    cancelled; should we die, the reaper gives it to a worker. *part_of*: the job among whose ``parts`` it is.
-    Other limits than the resource do not count: the job that does it has its slots already.
+    - A job that failed before is tried again.
+    - Yields None if another job holds the resource, or another process runs this job. A new job is then cancelled.
+    - An error of the block ends the job as failed. Cancelled ends it as cancelled.
+    - If this process dies, the reaper gives the job to a worker.
+    - *part_of*: the id of the job that lists this one in its ``parts``.
+    - Only the resource limits the job. The job that calls this function already holds its other slots.
     """
     record, is_new = ledger.submit(replace(new, uses=()))
     if part_of:
@@ -34,34 +36,34 @@ def holding(ledger: Ledger, new: NewJob, worker: str, part_of: str = "") -> Iter
             ledger.cancel(new.job_id, worker)
         yield None
         return
-    hold = InlineClaim(new.job_id, claim.token, partial(ledger.confirm, claim))
+    inline = InlineClaim(new.job_id, claim.token, partial(ledger.confirm, claim))
     try:
-        with _beating(ledger, claim, hold):
-            yield hold
+        with _renewed(ledger, claim, inline):
+            yield inline
     except Exception as error:
         state = CANCELLED if isinstance(error, Cancelled) else FAILED
         known = error if isinstance(error, WorkerError) else WorkerError(f"A bug: {type(error).__name__}: {error}")
-        with suppress(Cancelled, StoreUnavailable):  # the reaper sees to what the ledger cannot be told now
+        with suppress(Cancelled, StoreUnavailable):  # the claim expires, and the reaper acts
             ledger.finish(claim, state, error=known.as_dict())
         raise
     with suppress(Cancelled):
-        ledger.finish(claim, SUCCEEDED, result=hold.result)
+        ledger.finish(claim, SUCCEEDED, result=inline.result)
 
 
 @contextmanager
-def _beating(ledger: Ledger, claim: Claim, hold: InlineClaim) -> Iterator[None]:
-    """Renew the claim from a thread, until it is lost."""
+def _renewed(ledger: Ledger, claim: Claim, inline: InlineClaim) -> Iterator[None]:
+    """Renew the claim in a thread while the block runs, until the claim is lost."""
     over = threading.Event()
 
     def beat() -> None:
         try:
             while not over.wait(ledger.claim_s / 4):
                 with suppress(StoreUnavailable):
-                    hold.cancelled = ledger.beat(claim)
+                    inline.cancelled = ledger.beat(claim)
         except Cancelled:
-            hold.fenced = True
+            inline.fenced = True
 
-    thread = threading.Thread(target=beat, name="holding", daemon=True)
+    thread = threading.Thread(target=beat, name="inline-job", daemon=True)
     thread.start()
     try:
         yield

@@ -1,25 +1,13 @@
-"""What the ledger counts while it works: how many jobs there are and were, what waits for how long, what was wanted."""
+"""Counters of the ledger: jobs by state, age of the oldest queued job, slots, and the demand for workers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from . import scripts
 from .connection import connect, translated
 from .record import place_of
-
-#: ARGV: key, demand, seconds that it counts -> the highest demand of that time.
-_NOTE = """
-local now = redis.call('TIME')[1] + 0
-redis.call('ZADD', ARGV[1], now, now .. ':' .. ARGV[2])
-redis.call('ZREMRANGEBYSCORE', ARGV[1], '-inf', now - ARGV[3])
-redis.call('EXPIRE', ARGV[1], math.ceil(ARGV[3]))
-local most = 0
-for _, each in ipairs(redis.call('ZRANGE', ARGV[1], 0, -1)) do
-  most = math.max(most, tonumber(string.match(each, ':(%d+)$')))
-end
-return most
-"""
 
 
 @dataclass(frozen=True)
@@ -28,46 +16,54 @@ class LaneMetrics:
 
     zone: str
     lane: str
-    #: How many are in each state.
+    #: Number of jobs by state.
     counts: dict[str, int]
-    #: Seconds since the oldest of those that wait was submitted; 0 if none waits.
+    #: Age of the oldest queued job, in seconds; 0 if no job is queued.
     oldest_s: float = 0.0
 
 
 class JobMetrics:
-    """The figures behind one broker. Every method raises StoreUnavailable while the broker is away."""
+    """The counters of one broker. Every method raises StoreUnavailable while the broker is away."""
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
         self._url = url
         self._prefix = f"{prefix}ssvm.ledger:"
         self._redis = connect(url)
-        self._note = self._redis.register_script(_NOTE)
+        self._scripts = scripts.register(self._redis, "note_demand")
 
     def lanes(self) -> list[LaneMetrics]:
-        """Every lane that has, or had, jobs; by zone and lane."""
-        found: dict[tuple[str, str], dict[str, int]] = {}
-        for name, number in self._hash("counts").items():
+        """Return every lane that has, or had, jobs, by zone and lane."""
+        counts: dict[tuple[str, str], dict[str, int]] = {}
+        for name, number in self._counters("counts").items():
             state, zone, lane = place_of(name)
-            found.setdefault((zone, lane), {})[state] = number
-        oldest = self._oldest(sorted(found))
-        return [LaneMetrics(*each, found[each], oldest_s) for each, oldest_s in oldest.items()]
+            counts.setdefault((zone, lane), {})[state] = number
+        lanes = sorted(counts)
+        with translated(self._url):
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.time()
+            for zone, lane in lanes:
+                pipe.zrange(f"{self._prefix}in:queued {zone} {lane}", 0, 0, withscores=True)
+            (seconds, micros), *oldest = pipe.execute()
+        now = seconds + micros / 1e6
+        ages = [max([0.0, *(now - created for _, created in first)]) for first in oldest]
+        return [LaneMetrics(*lane, counts[lane], age) for lane, age in zip(lanes, ages, strict=True)]
 
     def endings(self) -> dict[tuple[str, ...], int]:
-        """How many jobs ever ended, by job, lane, zone, state and class of the error (or -)."""
+        """Return the number of jobs that ever ended, by job, lane, zone, state and class of the error (or -)."""
         found: dict[tuple[str, ...], int] = {}
-        for name, number in self._hash("endings").items():
+        for name, number in self._counters("endings").items():
             job, lane, *rest = name.split(" ", 2)
-            # The zone is in the middle: an older version took blanks in its name.
+            # Older versions allowed zone names with blanks, so the zone is all that is left in the middle.
             zone, state, error = "".join(rest).rsplit(" ", 2)
             found[job, lane, zone, state, error] = number
         return found
 
     def moved(self) -> dict[tuple[str, ...], int]:
-        """Bytes that ended jobs have moved, by job and zone."""
-        return {tuple(name.split(" ", 1)): number for name, number in self._hash("moved").items()}
+        """Return the bytes that ended jobs have moved, by job and zone."""
+        return {tuple(name.split(" ", 1)): number for name, number in self._counters("moved").items()}
 
     def slots(self) -> dict[str, int]:
-        """How many slots of each shared limit are held now."""
+        """Return the number of held slots of each shared limit."""
         prefix = self._prefix.removesuffix("ledger:") + "slots:"
         with translated(self._url):
             now, _ = self._redis.time()
@@ -78,32 +74,22 @@ class JobMetrics:
             return {name.removeprefix(prefix): count for name, count in zip(names, pipe.execute(), strict=True)}
 
     def callbacks(self) -> int:
-        """How many jobs have ended whose callback is still to be delivered."""
+        """Return the number of callbacks to deliver."""
         with translated(self._url):
             return int(self._redis.zcard(self._prefix + "callbacks"))
 
     def demand(self, zone: str, workers: int, window_s: float) -> int:
-        """Note how many workers a zone needs now; returns the most that it needed within *window_s*."""
+        """Store how many workers a zone needs now. Return the highest number of the last *window_s* seconds."""
         with translated(self._url):
-            return int(self._note(args=[f"{self._prefix}demand:{zone}", workers, window_s]))
+            args = [f"{self._prefix}demand:{zone}", workers, window_s]
+            return int(self._scripts["note_demand"](args=args))
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
 
-    def _hash(self, name: str) -> dict[str, int]:
+    def _counters(self, name: str) -> dict[str, int]:
         with translated(self._url):
             values: Any = self._redis.hgetall(self._prefix + name)
-        # A counter's name has at least one blank; what somebody else has put there is none of ours.
+        # A counter's name contains a blank. Other fields do not come from the ledger.
         return {key: int(value) for key, value in values.items() if " " in key}
-
-    def _oldest(self, lanes: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
-        with translated(self._url):
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.time()
-            for zone, lane in lanes:
-                pipe.zrange(f"{self._prefix}in:queued {zone} {lane}", 0, 0, withscores=True)
-            (seconds, micros), *firsts = pipe.execute()
-        now = seconds + micros / 1e6
-        ages = [max([now - created for _, created in first], default=0.0) for first in firsts]
-        return {lane: max(0.0, age) for lane, age in zip(lanes, ages, strict=True)}

@@ -1,4 +1,4 @@
-"""The ledger: who must do what, who is doing it, and how it went. It is the truth; Celery's messages are doorbells."""
+"""The ledger: the record of all jobs in Redis, and the only source of truth. A Celery message only wakes a worker."""
 
 from __future__ import annotations
 
@@ -30,22 +30,26 @@ from .record import (
     WorkerLost,
     from_hash,
     place_of,
-    unpacked,
+    unpack_ended,
 )
 
-#: Seconds after which the reaper wonders why nobody takes a job that may run.
+#: Seconds after which the reaper sends another message for a job that could run, but that no worker takes.
 RING_AGAIN_S = 5.0
-#: Seconds that a process may take to begin with what was claimed for it, at least: a busy machine is slow to fork.
-_HANDED_S = 10.0
-#: Records read in one go.
+#: The shortest claim, in seconds, that ``claim_next`` gives. A busy machine needs time to start the process of a job.
+_START_S = 10.0
+#: Number of records that one call reads.
 _BATCH = 200
+_SCRIPTS = (
+    *("submit", "claim", "claim_next", "begin", "beat", "finish", "release", "retry", "cancel"),
+    *("take_callback", "note_callback", "reap", "expire", "records", "newest"),
+)
 
 
 class Ledger:
-    """The records of all jobs behind one broker.
+    """The records of all jobs of one broker.
 
-    Safe to share between threads. Every method raises StoreUnavailable while the broker is away, and nothing was
-    changed then, or the change may be repeated.
+    Safe to share between threads. Every method raises StoreUnavailable while the broker is away. The method has then
+    changed nothing, or the caller may repeat it.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Ledger:
         keep_s: float = 30 * 86400.0,
         limits: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """*limits*: how many jobs that use the same store, source or account may run at once; 0 for any number."""
+        """*limits*: how many jobs that use the same store, source or account may run at once. 0 means no limit."""
         self.claim_s = claim_s
         self._limits = [limits.get(kind, 0) for kind in ("store", "source", "account")]
         self._host = socket.gethostname()
@@ -66,23 +70,27 @@ class Ledger:
         self._prefix = f"{prefix}ssvm.ledger:"
         self._keep_s = keep_s
         self._redis = connect(url)
-        self._scripts = {name: self._redis.register_script(text) for name, text in scripts.all_scripts().items()}
+        self._scripts = scripts.register(self._redis, *_SCRIPTS)
 
-    # Submitting and looking
+    # Submit and read jobs
 
     def submit(self, new: NewJob) -> tuple[Record, bool]:
-        """Write a job down as queued; True if it is new.
+        """Store a job as queued. Return its record, and True if the job is new.
 
-        The same id with the same request gives the job there is; with another request InvalidRequest. Safe to repeat.
+        A known id with the same request returns the existing job. A known id with another request raises
+        InvalidRequest. Safe to repeat.
         """
         record, is_new = self._write(new, QUEUED)
-        if (record.job, _canonical(record.request)) != (new.job, _canonical(new.request)):
+        if (record.job, _dump(record.request, sort_keys=True)) != (new.job, _dump(new.request, sort_keys=True)):
             remedy = f"Use a new job_id; `ssvm job {new.job_id}` shows the other"
             raise InvalidRequest("This job id belongs to another request", new.job_id, remedy)
         return record, is_new
 
     def refuse(self, new: NewJob, error: WorkerError) -> Record:
-        """Write down a job that failed before it began, so that its sender finds the reason; changes no known job."""
+        """Store a job as failed before its first attempt, so that its sender finds the reason.
+
+        An existing job does not change.
+        """
         return self._write(new, FAILED, error)[0]
 
     def _write(self, new: NewJob, state: str, error: WorkerError | None = None) -> tuple[Record, bool]:
@@ -90,7 +98,7 @@ class Ledger:
             "job": new.job,
             "zone": new.zone,
             "lane": new.lane,
-            "request": _canonical(new.request),
+            "request": _dump(new.request, sort_keys=True),
             "resource": new.resource,
             "callback_url": new.callback_url,
             "priority": new.priority,
@@ -99,14 +107,15 @@ class Ledger:
             "traceparent": new.traceparent,
         }
         flat = [str(part) for pair in fields.items() if pair[1] for part in pair]
-        created = self._run("SUBMIT", new.job_id, state, _error(error), *flat)
+        created = self._run("submit", new.job_id, state, _json(error.as_dict() if error else None), *flat)
         if not created or error:
             return self.get(new.job_id), bool(created)
-        ours = dict(zip(flat[::2], flat[1::2], strict=True))
-        return from_hash(ours | {"job_id": new.job_id, "state": state, "created": created, "updated": created}), True
+        stored = dict(zip(flat[::2], flat[1::2], strict=True))
+        stored |= {"job_id": new.job_id, "state": state, "created": created, "updated": created}
+        return from_hash(stored), True
 
     def get(self, job_id: str) -> Record:
-        """The record of a job; ObjectNotFound."""
+        """Return the record of a job. Raise ObjectNotFound if the job is unknown."""
         for record in self._records([job_id]):
             return record
         raise ObjectNotFound("There is no such job", job_id, "`ssvm jobs` lists them")
@@ -119,103 +128,105 @@ class Ledger:
         limit: int = 50,
         offset: int = 0,
     ) -> list[Record]:
-        """Records, the newest first, that have this state, zone and lane."""
+        """Return the records with this state, zone and lane, newest first."""
         if state is not None and state not in STATES:
             raise InvalidRequest(f"There is no state {state!r}", "", f"There are: {', '.join(STATES)}")
         ids = self._newest((state,) if state else STATES, zone, lane, offset + limit)
-        return [each for each in self._all_records(ids[offset:]) if state in (None, each.state)]
+        return [record for record in self._records(ids[offset:]) if state in (None, record.state)]
 
     def _newest(
-        self, states: Sequence[str], zone: str | None = None, lane: str | None = None, most: int | None = None
+        self, states: Sequence[str], zone: str | None = None, lane: str | None = None, limit: int | None = None
     ) -> list[str]:
-        """The ids of such jobs, the newest first: so many at the most."""
+        """Return the ids of jobs in these states, newest first, at most *limit*."""
         with translated(self._url):
-            counted: Any = self._redis.hkeys(self._key("counts"))
-        places = {place_of(name)[1:] for name in counted}
+            counters: Any = self._redis.hkeys(f"{self._prefix}counts")
+        places = {place_of(name)[1:] for name in counters}
         wanted = [each for each in places if zone in (None, each[0]) and lane in (None, each[1])]
         indexes = [f"in:{state} {its_zone} {its_lane}" for its_zone, its_lane in wanted for state in states]
-        # In one step, as a job moves from one index to another.
-        flat = self._run("NEWEST", most - 1 if most else -1, *indexes)
-        found = [[(each[at], float(each[at + 1])) for at in range(0, len(each), 2)] for each in flat]
+        rows = self._run("newest", limit - 1 if limit else -1, *indexes)
+        found = [[(row[at], float(row[at + 1])) for at in range(0, len(row), 2)] for row in rows]
         newest = heapq.merge(*found, key=lambda each: each[::-1], reverse=True)
-        return [job_id for job_id, _ in islice(newest, most)]
-
-    def _all_records(self, ids: Sequence[str]) -> Iterator[Record]:
-        for start in range(0, len(ids), _BATCH):
-            yield from self._records(ids[start : start + _BATCH])
+        return [job_id for job_id, _ in islice(newest, limit)]
 
     def _records(self, ids: Sequence[str]) -> Iterator[Record]:
-        rows = self._run("RECORDS", *ids)  # in one step, as a job may end between two
-        for job_id, flat, text in zip(ids, rows[::2], rows[1::2], strict=True):
-            if flat or text:
-                yield from_hash(dict(zip(flat[::2], flat[1::2], strict=True)) if flat else unpacked(job_id, text))
+        """Yield the records of these jobs, in batches. Unknown jobs are skipped."""
+        for start in range(0, len(ids), _BATCH):
+            batch = ids[start : start + _BATCH]
+            rows = self._run("records", *batch)
+            for job_id, flat, packed in zip(batch, rows[::2], rows[1::2], strict=True):
+                if flat:
+                    yield from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))
+                elif packed:
+                    yield from_hash(unpack_ended(job_id, packed))
 
     def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
+        """Return the number of jobs by state."""
         with translated(self._url):
-            counted: Any = self._redis.hgetall(self._key("counts"))
+            counters: Any = self._redis.hgetall(f"{self._prefix}counts")
         found = dict.fromkeys(STATES, 0)
-        for name, number in counted.items():
+        for name, number in counters.items():
             state = place_of(name)[0]
             found[state] = found.get(state, 0) + int(number)
         return found
 
     def warnings(self) -> list[str]:
-        """What in the broker's own settings may lose jobs, or that it does not let us ask."""
+        """Return warnings about settings of the broker that may lose jobs, or about an INFO that it refuses."""
         with translated(self._url):
             try:
-                asked: Any = self._redis.info("persistence", "memory")
+                info: Any = self._redis.info("persistence", "memory")
             except redis.ResponseError as error:
-                return [f"it does not say whether it keeps jobs ({error}). Allow INFO, and set `appendonly yes`"]
+                return [f"the broker refuses INFO, so its settings are unknown ({error}). Allow INFO to the worker"]
         found = []
-        if not asked.get("aof_enabled"):
+        if not info.get("aof_enabled"):
             found.append("appendonly is off: a restart of the broker forgets jobs. Set `appendonly yes`")
-        if (policy := asked.get("maxmemory_policy", "noeviction")) != "noeviction":
+        if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
             found.append(f"maxmemory-policy is {policy}: jobs may be evicted. Set `noeviction`")
         return found
 
-    # What the worker of a job does
+    # For the worker of a job
 
     def claim(self, job_id: str, worker: str, held: bool = False) -> Claim | None:
-        """Take that job, if it is queued and due, and no limit stands against it; None: leave it alone.
+        """Claim a job if it is queued and due, and none of its limits is exhausted. Otherwise return None.
 
-        A job that waits for a limit, or for another that writes the same thing, is rung again when that lets it go;
-        it costs it no attempt.
+        A job waits if a limit is exhausted or another job holds its resource. Its wait costs no attempt. When the
+        limit has a free slot again, ``finish``, ``release`` or ``reap`` returns the id of the waiting job.
+        *held* marks a job that runs inside another job or a command.
         """
-        taken = self._run("CLAIM", job_id, worker, self._host, self.claim_s, *self._limits, "1" if held else "")
+        taken = self._run("claim", job_id, worker, self._host, self.claim_s, *self._limits, "1" if held else "")
         return self.begin(job_id, taken[1]) if taken else None
 
     def claim_next(self, zone: str, lane: str, worker: str) -> ClaimedJob | None:
-        """Take the job of that lane that is next, for ``begin`` to go on with; None if there is none to be run now.
+        """Claim the next job of a lane, in the order of lua/include/queues.lua. Return None if no job can run.
 
-        The order: ledger/queueing.py.
+        The process that runs the job must call ``begin``.
         """
-        claim_s = max(self.claim_s, _HANDED_S)
-        while taken := self._run("NEXT", f"{zone} {lane}", worker, self._host, claim_s, *self._limits):
+        claim_s = max(self.claim_s, _START_S)
+        while taken := self._run("claim_next", f"{zone} {lane}", worker, self._host, claim_s, *self._limits):
             if taken[0]:
                 return ClaimedJob(*taken)
         return None
 
     def begin(self, job_id: str, token: int) -> Claim | None:
-        """The claim of a job that ``claim_next`` has taken for us; None if it is lost.
+        """Return the claim of a job that ``claim_next`` gave to this worker, or None if the claim is lost.
 
-        A job with which nobody begins is queued again when its claim has run out, and that costs it no attempt.
+        If no process calls this method, the claim expires and the job is queued again. This does not count as an
+        attempt.
         """
-        flat = self._run("BEGIN", job_id, token, self.claim_s)
+        flat = self._run("begin", job_id, token, self.claim_s)
         return Claim(job_id, token, from_hash(dict(zip(flat[::2], flat[1::2], strict=True)))) if flat else None
 
     def beat(self, claim: Claim, progress: dict[str, Any] | None = None) -> bool:
-        """Renew the claim for claim_s; True if a user wants the job cancelled.
+        """Renew the claim for claim_s seconds. Return True if a user has cancelled the job.
 
-        Raises Cancelled("fenced") if the claim is lost.
+        Raise Cancelled("fenced") if the claim is lost.
         """
-        answer = self._run("BEAT", claim.job_id, claim.token, self.claim_s, _json(progress))
+        answer = self._run("beat", claim.job_id, claim.token, self.claim_s, _json(progress))
         if answer < 0:
             raise Cancelled("fenced")
         return bool(answer)
 
     def confirm(self, claim: Claim) -> None:
-        """Raise Cancelled("fenced") unless the claim is ours; then it stays so for claim_s."""
+        """Raise Cancelled("fenced") if the claim is lost. Otherwise renew it for claim_s seconds."""
         self.beat(claim)
 
     def finish(
@@ -227,14 +238,13 @@ class Ledger:
         error: dict[str, Any] | None = None,
         progress: dict[str, Any] | None = None,
     ) -> list[str]:
-        """End the job; of one that has failed, *result* is what was done nevertheless.
+        """End the job. The *result* of a failed job is the work that it did before the error.
 
-        Returns the ids of those that waited for it, whose doorbells are the caller's to ring, or the reaper's.
-
-        Raises Cancelled("fenced") if the claim is lost. Safe to repeat.
+        Return the ids of jobs that waited for this one. The caller should send their messages. Otherwise the reaper
+        does. Raise Cancelled("fenced") if the claim is lost. Safe to repeat.
         """
-        shown = _compact(result or {}) if result or not error else ""
-        return _freed(self._run("FINISH", claim.job_id, claim.token, state, shown, _json(error), _json(progress)))
+        shown = _dump(result or {}) if result or not error else ""
+        return self._end_attempt("finish", claim, state, shown, _json(error), _json(progress))
 
     def release(
         self,
@@ -244,33 +254,38 @@ class Ledger:
         counted: bool = True,
         progress: dict[str, Any] | None = None,
     ) -> list[str]:
-        """Queue the job again, due in *delay_s*; *counted* against max_attempts. Returns as finish; safe to repeat.
+        """Queue the job again, due in *delay_s* seconds. *counted*: the attempt counts against max_attempts.
 
-        A job that a user has cancelled meanwhile is due at once, for its leftovers to be removed.
-        Raises Cancelled("fenced") if the claim is lost.
+        If a user has cancelled the job, it is due at once, so that a worker removes its leftovers. The result and
+        the errors are those of ``finish``. Safe to repeat.
         """
-        given = (_json(error), delay_s, int(counted), _json(progress))
-        return _freed(self._run("RELEASE", claim.job_id, claim.token, *given))
+        return self._end_attempt("release", claim, _json(error), delay_s, int(counted), _json(progress))
 
-    def note_part(self, whole: str, job_id: str) -> None:
-        """Write down that the job is run as a part of another."""
+    def _end_attempt(self, script: str, claim: Claim, *args: object) -> list[str]:
+        to_wake: list[str] | None = self._run(script, claim.job_id, claim.token, *args)
+        if to_wake is None:
+            raise Cancelled("fenced")
+        return to_wake
+
+    def note_part(self, parent_job_id: str, job_id: str) -> None:
+        """Store that the job runs as a part of another job."""
         with translated(self._url):
             pipe = self._redis.pipeline()
-            pipe.sadd(self._key(f"parts:{whole}"), job_id)
-            pipe.expire(self._key(f"parts:{whole}"), int(self._keep_s))
+            pipe.sadd(f"{self._prefix}parts:{parent_job_id}", job_id)
+            pipe.expire(f"{self._prefix}parts:{parent_job_id}", int(self._keep_s))
             pipe.execute()
 
     def parts(self, job_id: str) -> Iterator[Record]:
-        """The jobs that were run as parts of that one, whatever became of them, by id."""
+        """Yield the jobs that ran as parts of that job, in any state, by id."""
         with translated(self._url):
-            found: Any = self._redis.smembers(self._key(f"parts:{job_id}"))
-        yield from self._all_records(sorted(found))
+            found: Any = self._redis.smembers(f"{self._prefix}parts:{job_id}")
+        yield from self._records(sorted(found))
 
-    # What a user does
+    # For users
 
     def retry(self, job_id: str, by: str) -> Record:
-        """Queue a failed or cancelled job again; its attempts are kept, and its doorbell is the caller's to ring."""
-        state = self._run("RETRY", job_id, by)
+        """Queue a failed or cancelled job again, and keep its attempts. The caller should send its message."""
+        state = self._run("retry", job_id, by)
         if state in (FAILED, CANCELLED):
             return self.get(job_id)
         self.get(job_id)
@@ -280,81 +295,83 @@ class Ledger:
         raise InvalidRequest(f"The job is {state}; only failed and cancelled ones are retried", job_id, remedy)
 
     def cancel(self, job_id: str, by: str) -> Record:
-        """Cancel a queued job, or ask the worker of a running one to stop and clean up.
+        """Cancel a queued job, or ask the worker of a running job to stop and clean up.
 
-        A queued job that ran before is first taken by a worker, which removes what its attempts have left.
+        If a queued job has earlier attempts, a worker first removes what they left.
         """
-        state = self._run("CANCEL", job_id, by)
+        state = self._run("cancel", job_id, by)
         record = self.get(job_id)
         if state in ENDED:
             raise InvalidRequest(f"The job has ended already: it is {state}", job_id, "There is nothing to cancel")
         return record
 
-    # What keeps it going
+    # For the reaper, clean-up and callbacks
 
-    def reap(self, every_s: float, max_attempts: int, stands: Callable[[str], bool] | None = None) -> list[Record]:
-        """One round: jobs of lost workers are queued again; returns those whose doorbell the caller must ring.
+    def reap(self, every_s: float, max_attempts: int, has_message: Callable[[str], bool] | None = None) -> list[Record]:
+        """Run one round of the reaper: queue the jobs of lost workers again. Return the jobs that need a message.
 
-        Any number may call it, as often as they like: one in *every_s* acts. After a time without any round, which
-        means that the broker was away, running jobs are spared for one claim's time, so that the living renew first.
-        A job that lost max_attempts workers gets one more only to remove its leftovers.
-
-        As long as messages stand in a queue nothing is rung there: whoever takes one takes the next job, so that no
-        job needs one of its own. *stands* says whether any do, where they go another way than through this broker.
+        - Any number of callers may call this method at any rate. One call in *every_s* seconds acts.
+        - If no round ran for a while, the broker was away. Then running jobs are spared for the time of one claim,
+          so that their workers renew first.
+        - A job that lost max_attempts workers gets one more, only to remove its leftovers.
+        - A queue with a message needs no other: the worker that receives the message takes the next job.
+          *has_message* checks a queue where messages use another broker.
         """
-        lost = _error(
-            WorkerLost("The worker died or was cut off", "", "The job goes on elsewhere; see that worker's log")
+        lost = WorkerLost(
+            "The worker died or was cut off", "", "Another worker runs the job. See the lost worker's log"
         )
-        given = (self.claim_s, every_s, max_attempts, RING_AGAIN_S, lost, self._celery_prefix, "1" if stands else "")
-        ids, unsure = self._run("REAP", *given, *self._limits)
-        asked = (self.get(job_id) for job_id in unsure)
-        unheard = [each for each in asked if stands and not stands(each.queue)]
-        return [self.get(job_id) for job_id in ids] + unheard
+        other_broker = "1" if has_message else ""
+        args = (self.claim_s, every_s, max_attempts, RING_AGAIN_S, _json(lost.as_dict()), self._celery_prefix)
+        to_wake, to_check = self._run("reap", *args, other_broker, *self._limits)
+        candidates = (self.get(job_id) for job_id in to_check)
+        without_message = [record for record in candidates if has_message and not has_message(record.queue)]
+        return [self.get(job_id) for job_id in to_wake] + without_message
 
     def sparing(self) -> bool:
-        """Whether running jobs are spared now, because nobody had looked for a while."""
+        """Return whether ``reap`` spares running jobs now, because no round ran for a while."""
         with translated(self._url):
-            seconds, micros = self._redis.time()
-            until = self._redis.hget(self._key("reaper"), "spare")
-        return bool(until and float(until) > seconds + micros / 1e6)
+            until = self._redis.hget(f"{self._prefix}reaper", "spare")
+        return bool(until and float(until) > self._now())
 
     def expire(self) -> int:
-        """Drop records that ended more than keep_s ago, a hundred at the most; returns how many."""
-        return int(self._run("EXPIRE", self._keep_s))
+        """Delete records that ended more than keep_s seconds ago, at most 100. Return their number."""
+        return int(self._run("expire", self._keep_s))
 
     def expired(self) -> int:
-        """How many records ``expire`` would drop, if it was called often enough."""
+        """Return the number of records that repeated calls of ``expire`` would delete."""
+        until = self._now() - self._keep_s
         with translated(self._url):
-            seconds, micros = self._redis.time()
-            return int(self._redis.zcount(self._key("ended"), "-inf", seconds + micros / 1e6 - self._keep_s))
+            return int(self._redis.zcount(f"{self._prefix}ended", "-inf", until))
 
     def live(self) -> set[str]:
-        """The resources of queued and running jobs, which somebody writes or will, and the backups that they read."""
-        # Queued ones twice, so that a job which goes back to the queue between two looks is not missed.
+        """Return the resources of queued and running jobs, and the backups that these jobs read.
+
+        Clean-up must not touch them.
+        """
+        # Queued jobs are read twice: a running job may return to the queue between two reads.
         states = (QUEUED, RUNNING, QUEUED)
-        records = (each for state in states for each in self._all_records(self._newest([state])))
-        return {what for each in records for what in (each.resource, _backup_of(each.request)) if what}
+        records = (record for state in states for record in self._records(self._newest([state])))
+        return {name for each in records for name in (each.resource, _backup_of(each.request)) if name}
 
     def due_callbacks(self, limit: int, offset: int = 0) -> dict[str, str]:
-        """The URLs of callbacks that are due, by job, those that wait for longest first; takes none of them.
+        """Return the URLs of due callbacks by job id, oldest first, without a lease.
 
         A job whose record was deleted by hand has the URL "".
         """
+        until = self._now()
         with translated(self._url):
-            seconds, micros = self._redis.time()
-            until = seconds + micros / 1e6
-            ids: Any = self._redis.zrangebyscore(self._key("callbacks"), "-inf", until, start=offset, num=limit)
-        urls = {record.job_id: record.callback.url for record in self._all_records(ids)}
+            ids: Any = self._redis.zrangebyscore(f"{self._prefix}callbacks", "-inf", until, start=offset, num=limit)
+        urls = {record.job_id: record.callback.url for record in self._records(ids)}
         return {job_id: urls.get(job_id, "") for job_id in ids}
 
     def take_callback(self, lease_s: float, job_id: str = "") -> Record | None:
-        """A job whose callback is due, or that one's if it is; nobody else gets it for *lease_s*."""
-        which = self._run("TAKE_CALLBACK", job_id, lease_s)
-        return self.get(which) if which else None
+        """Lease a due callback for *lease_s* seconds: that of *job_id*, or any. Return its job, or None."""
+        taken = self._run("take_callback", job_id, lease_s)
+        return self.get(taken) if taken else None
 
     def note_callback(self, job_id: str, state: str, error: str = "", delay_s: float = 0.0) -> None:
-        """Write down how a try went: delivered, failed for good, or pending until *delay_s* from now."""
-        self._run("CALLBACK", job_id, state, error, delay_s)
+        """Store the outcome of a try: delivered, failed for good, or pending for *delay_s* seconds."""
+        self._run("note_callback", job_id, state, error, delay_s)
 
     def close(self) -> None:
         """Close the connections."""
@@ -366,8 +383,11 @@ class Ledger:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _key(self, name: str) -> str:
-        return self._prefix + name
+    def _now(self) -> float:
+        """Return the broker's time, in seconds since the epoch."""
+        with translated(self._url):
+            seconds, micros = self._redis.time()
+        return float(seconds + micros / 1e6)
 
     def _run(self, name: str, *args: object) -> Any:
         with translated(self._url):
@@ -375,7 +395,7 @@ class Ledger:
 
 
 def _backup_of(request: dict[str, Any]) -> str:
-    """The place of the backup that a job is about, whatever it does with it; "" if it is about none."""
+    """Return the prefix of the backup that a request names, or "" if it names none."""
     given = [request.get(name) for name in ("account", "volume", "id")]
     if all(given):
         return f"snapshots/{'/'.join(map(str, given))}"
@@ -383,23 +403,9 @@ def _backup_of(request: dict[str, Any]) -> str:
     return "/".join(key.split("/")[:4]) if key.startswith("snapshots/") else ""
 
 
-def _canonical(request: dict[str, Any]) -> str:
-    return json.dumps(request, sort_keys=True, separators=(",", ":"))
-
-
-def _error(error: WorkerError | None) -> str:
-    return _json(error.as_dict() if error else None)
-
-
 def _json(value: dict[str, Any] | None) -> str:
-    return _compact(value) if value else ""
+    return _dump(value) if value else ""
 
 
-def _compact(value: dict[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _freed(answer: list[str] | None) -> list[str]:
-    if answer is None:
-        raise Cancelled("fenced")
-    return answer
+def _dump(value: dict[str, Any], *, sort_keys: bool = False) -> str:
+    return json.dumps(value, sort_keys=sort_keys, separators=(",", ":"))

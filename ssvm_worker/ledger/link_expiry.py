@@ -1,4 +1,4 @@
-"""The end of links, and of the uploads that wait by them for more: a link that is gone brings nothing any more."""
+"""Remove expired links, and end the uploads that wait for more data through them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from .links.redis import LinkBook
 from .record import INBOUND, Claim
 
 _BY = "its link has ended"
-#: Uploads that are looked at in one go.
-_MOST = 10_000
+#: The largest number of uploads that one call examines.
+_MAX_UPLOADS = 10_000
 
 
 def end_links(ledger: Ledger, book: LinkBook, end: Callable[[str], None] | None = None) -> int:
-    """Forget all links that have ended; returns how many. *end* ends the upload of a link, by its id.
+    """Remove all links that expired or were revoked. Return their number.
 
-    Without it the job is cancelled, and what has come stays for the sweep. While somebody sends, a link is kept.
+    A link stays while a client sends through it. *end* ends the upload of a link, by the link's id. Without *end*,
+    the job is cancelled, and the received data stays until the sweep.
     """
     count = 0
     for verb, link_id in book.gone():
@@ -33,11 +34,11 @@ def end_links(ledger: Ledger, book: LinkBook, end: Callable[[str], None] | None 
 
 
 def end_strays(ledger: Ledger, book: LinkBook) -> int:
-    """Cancel uploads that wait though their link is forgotten, as one that somebody has retried; returns how many.
+    """Cancel queued uploads whose link was removed, for example after a user's retry. Return their number.
 
-    Looks at every queued job.
+    Reads every queued upload.
     """
-    waiting = [link_of(each.job_id) for each in ledger.page("queued", lane=INBOUND, limit=_MOST)]
+    waiting = [link_of(each.job_id) for each in ledger.page("queued", lane=INBOUND, limit=_MAX_UPLOADS)]
     strays = [each for each in waiting if not book.find(each)]
     for link_id in strays:
         _cancel(ledger, link_id)
@@ -45,7 +46,7 @@ def end_strays(ledger: Ledger, book: LinkBook) -> int:
 
 
 def cancelled(ledger: Ledger, link_id: str) -> Claim | None:
-    """Cancel a link's upload; a claim, if what has come must be removed and nobody is at it."""
+    """Cancel a link's upload. Return a claim if the caller must remove received data, else None."""
     job_id = job_of(link_id)
     try:
         record = ledger.cancel(job_id, _BY)

@@ -1,4 +1,4 @@
-"""The record of a job as values: what is stored, what outsiders read, what a claim gives."""
+"""The record of a job as Python values: the stored fields, the public JSON, and claims."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 from ssvm_worker.errors import ObjectNotFound, Retryable
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = STATES = ("queued", "running", "succeeded", "failed", "cancelled")
-#: States that only a user's retry leaves.
+#: Final states. Only a user's retry changes them.
 ENDED = (SUCCEEDED, FAILED, CANCELLED)
 
-#: The lane of uploads, which `ssvm serve` runs while somebody sends. No worker takes it, and nothing rings for it.
+#: The lane of uploads. `ssvm serve` runs them while a client sends. No worker takes them, and no message is sent.
 INBOUND = "inbound"
-#: Where jobs are counted that run within another one, or within a command, and take no place of a worker.
+#: The lane of the counters for jobs that run inside another job or a command. They take no place of a worker.
 HELD = "held"
 
-#: What is kept of a job that has ended, behind its attempts, in this order; what is new goes to the end.
-KEPT = (
+#: The fields of an ended job, in the order in which lua/include/records.lua stores them behind the attempts.
+#: New fields are appended, because older records end earlier.
+ENDED_FIELDS = (
     *("job", "zone", "lane", "state", "request", "resource", "callback_url", "priority", "account", "uses"),
     *("traceparent", "created", "updated", "not_before", "tries", "progress", "result", "error", "cancel"),
     *("cancelled_by", "callback_state", "callback_tries", "callback_error"),
@@ -30,39 +31,39 @@ Request = dict[str, Any]
 
 
 class WorkerLost(Retryable):
-    """The attempt's worker died, froze, or was cut off for longer than its claim."""
+    """The error of an attempt whose worker died, froze, or was cut off for longer than its claim."""
 
 
 def queue_name(zone: str, lane: str) -> str:
-    """The Celery queue of a lane in a zone; outsiders rely on this name."""
+    """Return the Celery queue of a lane in a zone. Other programs rely on this name."""
     return f"ssvm.{zone}.{lane}"
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """What is written when a job is submitted."""
+    """The fields of a submitted job."""
 
     job_id: str
     job: str
     zone: str
     lane: str
     request: Request
-    #: What only one running job may write; "" for none.
+    #: The name that only one running job may hold; "" for none.
     resource: str = ""
     callback_url: str | None = None
-    #: The trace context of whoever submitted it, W3C's; "" for none.
+    #: The submitter's W3C trace context; "" for none.
     traceparent: str = ""
-    #: 0 to 9; the higher is run first.
+    #: 0 to 9. Jobs with a higher priority run first.
     priority: int = 0
-    #: Who shares the lane fairly with others; "" for the administrator's own.
+    #: The account that shares the lane fairly with other accounts; "" for the administrator.
     account: str = ""
-    #: Limits that it counts for, as ``store:zone1/primary``.
+    #: The limits that count this job, as ``store:zone1/primary``.
     uses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class AttemptRecord:
-    """One run of the job. Times are seconds since the epoch by the broker's clock; ended is 0 while it runs."""
+    """One run of the job. Times are seconds since the epoch by the broker's clock. *ended* is 0 while it runs."""
 
     number: int
     worker: str
@@ -70,14 +71,14 @@ class AttemptRecord:
     ended: float = 0.0
     #: The error object, or None.
     error: dict[str, Any] | None = None
-    #: Who asked for it by a retry; "" for an automatic one.
+    #: The user that asked for it by a retry; "" for an automatic attempt.
     by: str = ""
     host: str = ""
-    #: That it moved, as far as is known; what died may have moved some more.
+    #: Bytes that the attempt moved, as last reported. An attempt that died may have moved more.
     bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON shape."""
+        """Return the public JSON."""
         shown = {
             "number": self.number,
             "worker": self.worker,
@@ -92,7 +93,7 @@ class AttemptRecord:
 
 @dataclass(frozen=True)
 class Callback:
-    """How far the POST of the record has come; state is "" (not due) | pending | delivered | failed."""
+    """The state of the callback: "" (not due) | pending | delivered | failed."""
 
     url: str = ""
     state: str = ""
@@ -102,7 +103,7 @@ class Callback:
 
 @dataclass(frozen=True)
 class Record:
-    """One job. Times are seconds since the epoch by the broker's clock, 0 for none."""
+    """One job. Times are seconds since the epoch by the broker's clock; 0 means none."""
 
     job_id: str
     job: str
@@ -111,7 +112,7 @@ class Record:
     state: str
     request: Request
     resource: str = ""
-    #: The last twenty.
+    #: The last 20 attempts.
     attempts: tuple[AttemptRecord, ...] = ()
     progress: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
@@ -121,34 +122,36 @@ class Record:
     not_before: float = 0.0
     cancel_requested: bool = False
     cancelled_by: str = ""
-    #: The state that the next claim must end the job in, after its leftovers are removed; "" for a job that shall run.
+    #: The final state that the next attempt gives the job, after it has removed leftovers; "" for a job that runs.
     ending: str = ""
-    #: Attempts counted against max_attempts since the submit or the last retry by a user.
+    #: Attempts since the submit or the last retry by a user that count against max_attempts.
     tries: int = 0
     callback: Callback = field(default_factory=Callback)
-    #: The trace context of whoever submitted it.
+    #: The submitter's W3C trace context.
     traceparent: str = ""
     priority: int = 0
-    #: The limit at which it waits, as ``store:zone1/primary``; "" for none.
+    #: The limit at which the job waits, as ``store:zone1/primary``; "" for none.
     waits_for: str = ""
 
     @property
     def attempted(self) -> int:
-        """How many attempts there were."""
+        """Return the number of attempts."""
         return self.attempts[-1].number if self.attempts else 0
 
     @property
     def queue(self) -> str:
-        """Where its messages stand."""
+        """Return the name of its Celery queue."""
         return queue_name(self.zone, self.lane)
 
     @property
     def ended(self) -> bool:
-        """Whether it is in a final state."""
+        """Return whether the job is in a final state."""
         return self.state in ENDED
 
     def to_dict(self, redact: Callable[[Request], Request] = dict) -> dict[str, Any]:
-        """The JSON shape that outsiders read; *redact* masks the secrets of the request."""
+        """Return the public JSON. *redact* masks the secrets of the request."""
+        callback = {"state": self.callback.state or None, "tries": self.callback.tries}
+        callback["error"] = self.callback.error or None
         return {
             "job_id": self.job_id,
             "job": self.job,
@@ -167,45 +170,41 @@ class Record:
             "waits_for": self.waits_for or None,
             "cancel_requested": self.cancel_requested,
             "cancelled_by": self.cancelled_by or None,
-            "callback": self._callback_dict() if self.callback.url else None,
+            "callback": callback if self.callback.url else None,
         }
-
-    def _callback_dict(self) -> dict[str, Any]:
-        known = self.callback
-        return {"state": known.state or None, "tries": known.tries, "error": known.error or None}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to run one attempt, for as long as it is renewed."""
+    """The right to run one attempt. It lasts as long as the worker renews it."""
 
     job_id: str
-    #: Grows with every claim of the job; whoever shows an older one is refused.
+    #: The fencing token: it grows with every claim of the job, and the ledger refuses older ones.
     token: int
     record: Record
 
     @property
     def number(self) -> int:
-        """The attempt's number, from 1."""
+        """Return the number of the attempt, from 1."""
         return self.record.attempted
 
 
 @dataclass
 class InlineClaim:
-    """A job that whoever has submitted it runs on the spot."""
+    """The claim of a job that its submitter runs in the same process."""
 
     job_id: str
     #: The claim's fencing token.
     token: int
-    #: Raises Cancelled("fenced") unless the claim still stands.
+    #: Raises Cancelled("fenced") if the claim is lost.
     confirm: Callable[[], None]
-    #: What the ledger is told when all went well.
+    #: The result that the ledger stores if the block raises no error.
     result: dict[str, Any] = field(default_factory=dict)
     cancelled: bool = False
     fenced: bool = False
 
     def stop_reason(self) -> str | None:
-        """Why it must stop, or None."""
+        """Return the reason why the job must stop, or None."""
         if self.fenced:
             return "fenced"
         return "user" if self.cancelled else None
@@ -213,57 +212,58 @@ class InlineClaim:
 
 @dataclass(frozen=True)
 class ClaimedJob:
-    """A job that is claimed for whoever begins with it."""
+    """A claimed job whose process has not started yet."""
 
     job_id: str
     token: int
-    #: The attempt's number, from 1.
+    #: The number of the attempt, from 1.
     number: int
-    #: What kind of job it is.
+    #: The kind of job.
     job: str
 
 
-def iso(when: float) -> str | None:
-    """ISO 8601 in UTC with milliseconds; None for 0, and for what is no time."""
+def iso(seconds: float) -> str | None:
+    """Return a time as ISO 8601 in UTC with milliseconds. Return None for 0 and for an invalid time."""
     try:
-        shown = datetime.fromtimestamp(when, UTC) if when else None
+        shown = datetime.fromtimestamp(seconds, UTC) if seconds else None
     except (ValueError, OverflowError, OSError):
         return None
     return shown.isoformat(timespec="milliseconds").replace("+00:00", "Z") if shown else None
 
 
 def place_of(counter: str) -> tuple[str, str, str]:
-    """State, zone and lane of a counter's name; an older version took names of zones with blanks in them."""
+    """Return state, zone and lane of a counter's name. Older versions allowed zone names with blanks."""
     state, _, rest = counter.partition(" ")
     zone, _, lane = rest.rpartition(" ")
     return state, zone, lane
 
 
-def unpacked(job_id: str, text: str) -> dict[str, str]:
-    """What the scripts keep of a job that has ended, as ``from_hash`` reads it."""
+def unpack_ended(job_id: str, text: str) -> dict[str, str]:
+    """Return the fields of an ended job's stored text, as ``from_hash`` reads them."""
     count, *values = text.split("\0")
-    names = [*(f"a{number}" for number in range(1, int(count or 0) + 1)), *KEPT]
-    given = zip(names, values, strict=False)  # a record of before has less
+    names = [*(f"a{number}" for number in range(1, int(count or 0) + 1)), *ENDED_FIELDS]
+    given = zip(names, values, strict=False)  # a record of an older version has fewer
     return {"job_id": job_id, "attempts": count or "0"} | {name: value for name, value in given if value}
 
 
 def from_hash(fields: Mapping[str, str]) -> Record:
-    """Read what the scripts keep of a job that waits or runs.
+    """Return the record of a job's stored fields.
 
-    A record that cannot be read says so as its error: one of them must not end a list of all others.
+    An unreadable record becomes a record with an error, so that a list of jobs still shows the others.
     """
     try:
         return _read(fields)
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        what = f"The record cannot be read: {type(error).__name__}"
-        told = ObjectNotFound(what, fields.get("job_id", ""), "Submit the job again under a new job_id")
-        job_id, job, zone, lane, state = (
-            fields.get(name) or "?" for name in ("job_id", "job", "zone", "lane", "state")
-        )
-        return Record(job_id, job, zone, lane, state, {}, resource=fields.get("resource", ""), error=told.as_dict())
+        problem = f"The record cannot be read: {type(error).__name__}"
+        shown = ObjectNotFound(problem, fields.get("job_id", ""), "Submit the job again under a new job_id").as_dict()
+        names = ("job_id", "job", "zone", "lane", "state")
+        job_id, job, zone, lane, state = (fields.get(name) or "?" for name in names)
+        return Record(job_id, job, zone, lane, state, {}, resource=fields.get("resource", ""), error=shown)
 
 
 def _read(fields: Mapping[str, str]) -> Record:
+    numbers = range(1, int(fields.get("attempts", 0)) + 1)
+    queue = fields.get("queue", "")
     return Record(
         job_id=fields["job_id"],
         job=fields["job"],
@@ -272,7 +272,7 @@ def _read(fields: Mapping[str, str]) -> Record:
         state=fields["state"],
         request=_json(fields["request"]) or {},
         resource=fields.get("resource", ""),
-        attempts=tuple(_attempt(fields, number) for number in _attempts(fields)),
+        attempts=tuple(_attempt(number, text) for number in numbers if (text := fields.get(f"a{number}"))),
         progress=_json(fields.get("progress")),
         result=_json(fields.get("result")),
         error=_json(fields.get("error")),
@@ -283,20 +283,20 @@ def _read(fields: Mapping[str, str]) -> Record:
         cancelled_by=fields.get("cancelled_by", ""),
         ending=fields.get("ending", ""),
         tries=int(fields.get("tries", 0)),
-        callback=_callback(fields),
+        callback=Callback(
+            url=fields.get("callback_url", ""),
+            state=fields.get("callback_state", ""),
+            tries=int(fields.get("callback_tries") or 0),
+            error=fields.get("callback_error", ""),
+        ),
         traceparent=fields.get("traceparent", ""),
         priority=int(fields.get("priority") or 0),
-        waits_for="" if fields.get("queue", "").startswith("lane:") else fields.get("queue", ""),
+        waits_for="" if queue.startswith("lane:") else queue,
     )
 
 
-def _attempts(fields: Mapping[str, str]) -> list[int]:
-    """The numbers of the attempts that the record still has."""
-    return [each for each in range(1, int(fields.get("attempts", 0)) + 1) if fields.get(f"a{each}")]
-
-
-def _attempt(fields: Mapping[str, str], number: int) -> AttemptRecord:
-    values = _json(fields.get(f"a{number}")) or {}
+def _attempt(number: int, text: str) -> AttemptRecord:
+    values = _json(text) or {}
     return AttemptRecord(
         number,
         values.get("worker", ""),
@@ -306,13 +306,6 @@ def _attempt(fields: Mapping[str, str], number: int) -> AttemptRecord:
         values.get("by", ""),
         values.get("host", ""),
         int(values.get("bytes") or 0),
-    )
-
-
-def _callback(fields: Mapping[str, str]) -> Callback:
-    tries = int(fields.get("callback_tries") or 0)
-    return Callback(
-        fields.get("callback_url", ""), fields.get("callback_state", ""), tries, fields.get("callback_error", "")
     )
 
 

@@ -1,4 +1,4 @@
-"""When to try again: pure functions of the error and the attempt's number."""
+"""Decide whether and when a job runs again. Pure functions of the error and the number of the attempt."""
 
 from __future__ import annotations
 
@@ -7,46 +7,45 @@ from dataclasses import dataclass, replace
 
 from ssvm_worker.errors import Cancelled, StoreAway, StoreDenied, StoreFull, WorkerError
 
-#: Of a patient job: attempts in all, and how much longer than others it waits between two at the most. With the
-#: default of 10 minutes that is up to an hour, 45 minutes on average, and so a week.
+#: For a patient job: the number of attempts, and the factor on the longest delay. With the default of 10 minutes the
+#: delay is up to an hour and 45 minutes on average. So the job retries for a week.
 _PATIENT_TRIES = 230
 _PATIENT_FACTOR = 6
-
-
-#: Seconds between two looks of a job at a store that is away, at the most.
+#: The longest delay, in seconds, before a job tries again to reach a store that is away.
 _AWAY_S = 30.0
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how far apart; delays grow exponentially, with jitter."""
+    """The number of attempts and the delays between them. Delays grow exponentially, with jitter."""
 
-    #: Attempts in all, the first one included.
+    #: Number of attempts, the first one included.
     max_attempts: int = 5
-    #: Seconds before the second attempt, at the most.
+    #: The longest delay before the second attempt, in seconds.
     first_delay_s: float = 5.0
-    #: Seconds between two attempts, at the most.
+    #: The longest delay between two attempts, in seconds.
     max_delay_s: float = 600.0
 
 
 @dataclass(frozen=True)
 class RetryDecision:
-    """What becomes of a job whose attempt ended with an error."""
+    """The next state of a job whose attempt ended with an error."""
 
     #: queued | failed | cancelled
     state: str
     #: Seconds before the next attempt may start; 0 unless the state is queued.
     delay_s: float = 0.0
-    #: Whether the attempt is counted against max_attempts.
+    #: Whether the attempt counts against max_attempts.
     counted: bool = True
 
 
 def decide(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecision:
-    """What follows when attempt *number* (from 1) ended with *error*.
+    """Return the next state of a job whose attempt *number* (from 1) ended with *error*.
 
-    A user's cancel is final, a shutdown's is not and costs no attempt; what is not a WorkerError is our own bug and
-    is not tried again, because a blind retry of a bug costs hours of bandwidth. A store that is away costs no attempt:
-    how long its server takes to come back says nothing about the job.
+    - A cancel by a user is final.
+    - A shutdown is not final and costs no attempt.
+    - An error that is not a WorkerError is a bug and is not retried. A blind retry costs hours of bandwidth.
+    - A store that is away costs no attempt: the time until its server is back says nothing about the job.
     """
     if isinstance(error, Cancelled):
         if error.reason == "shutdown":
@@ -61,9 +60,9 @@ def decide(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecis
 
 
 def decide_patiently(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecision:
-    """The same for a job that waits until a store is well again: that it is full, or refuses, may pass too.
+    """Return the next state of a job that waits until a store recovers. A full or refusing store may recover too.
 
-    No attempt is counted, so that *number*, of all attempts ever made, sets the end.
+    No attempt counts. *number* is the number of all attempts ever made, and limits them.
     """
     may_pass = isinstance(error, StoreFull | StoreDenied) or (isinstance(error, WorkerError) and error.retryable)
     if may_pass and number < _PATIENT_TRIES:
@@ -73,6 +72,6 @@ def decide_patiently(error: BaseException, number: int, policy: RetryPolicy) -> 
 
 
 def backoff(number: int, policy: RetryPolicy) -> float:
-    """Seconds to wait after attempt *number*: anywhere in the upper half of an exponential ceiling."""
+    """Return the seconds to wait after attempt *number*: random, in the upper half of an exponential ceiling."""
     ceiling = min(policy.max_delay_s, policy.first_delay_s * 2 ** min(number - 1, 30))
     return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret

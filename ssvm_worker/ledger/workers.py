@@ -1,7 +1,7 @@
-"""Which workers there are: each says so every few seconds, and whoever has not for a while is down.
+"""The registry of workers. Each worker sends a heartbeat every few seconds. A silent worker counts as down.
 
-``<prefix>ssvm.workers`` is a hash of JSON by worker name, ``<prefix>ssvm.workers:seen`` their last signs of life, on
-the broker's clock.
+``<prefix>ssvm.workers`` is a hash of JSON by worker name. ``<prefix>ssvm.workers:seen`` is a sorted set of worker
+names by the time of their last heartbeat, on the broker's clock.
 """
 
 from __future__ import annotations
@@ -11,51 +11,39 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .connection import ALLOW_OOM, connect, translated
+from . import scripts
+from .connection import connect, translated
 from .record import iso
 
 UP, DRAINING, DOWN = "Up", "Draining", "Down"
-#: Signs of life that may be missed before a worker counts as down.
+#: Heartbeats that may be missed before a worker counts as down.
 _MISSED = 3
-#: Seconds after its last sign of life until a worker that is down is forgotten.
+#: Seconds after which the registry forgets a silent worker.
 _FORGET_S = 24 * 3600
-
-#: ARGV: key, name, JSON, seconds to forget.
-_BEAT = """
-local key, seen = ARGV[1], ARGV[1] .. ':seen'
-local now = redis.call('TIME')[1] + 0
-redis.call('HSET', key, ARGV[2], ARGV[3])
-redis.call('ZADD', seen, now, ARGV[2])
-for _, each in ipairs(redis.call('ZRANGEBYSCORE', seen, '-inf', now - ARGV[4])) do
-  redis.call('ZREM', seen, each)
-  redis.call('HDEL', key, each)
-end
-return 1
-"""
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """One worker, as it describes itself."""
+    """The description that a worker gives of itself."""
 
     #: Unique, as Celery and Flower show it.
     name: str
     host: str
     zone: str
     lanes: tuple[str, ...]
-    #: Jobs at once.
+    #: Number of jobs that it can run at once.
     capacity: int
     version: str
     #: Seconds since the epoch, by its own clock.
     started: float
-    #: Jobs that it runs now.
+    #: Number of running jobs.
     active: int = 0
     draining: bool = False
-    #: Whether messages reach it: it may see the ledger, and not RabbitMQ.
+    #: Whether it can receive messages. It may reach the ledger, but not RabbitMQ.
     connected: bool = True
-    #: Why and since when its host cannot use stores, by name.
+    #: Stores that its host cannot use, by name: why, and since when.
     away: Mapping[str, str] = field(default_factory=dict)
-    #: Seconds between two signs of life.
+    #: Seconds between two heartbeats.
     every_s: float = 5.0
 
 
@@ -64,7 +52,7 @@ _FIELDS = {each.name for each in fields(WorkerInfo)}
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """A worker, and when it was last heard of."""
+    """A worker and the time of its last heartbeat."""
 
     info: WorkerInfo
     #: Up | Draining | Down
@@ -73,7 +61,7 @@ class WorkerStatus:
     seen: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON shape."""
+        """Return the public JSON."""
         values = asdict(self.info)
         del values["draining"], values["every_s"]
         values |= {"lanes": list(self.info.lanes), "started": iso(self.info.started)}
@@ -81,21 +69,21 @@ class WorkerStatus:
 
 
 class WorkerRegistry:
-    """The workers behind one broker. Every method raises StoreUnavailable while the broker is away."""
+    """The workers of one broker. Every method raises StoreUnavailable while the broker is away."""
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
         self._url = url
         self._key = f"{prefix}ssvm.workers"
         self._redis = connect(url)
-        self._beat = self._redis.register_script(ALLOW_OOM + _BEAT)
+        self._scripts = scripts.register(self._redis, "worker_beat")
 
     def beat(self, info: WorkerInfo) -> None:
-        """A sign of life."""
+        """Store a heartbeat."""
         with translated(self._url):
-            self._beat(args=[self._key, info.name, json.dumps(asdict(info)), _FORGET_S])
+            self._scripts["worker_beat"](args=[self._key, info.name, json.dumps(asdict(info)), _FORGET_S])
 
     def leave(self, name: str) -> None:
-        """A worker has ended in good order; nobody needs to wonder where it is."""
+        """Remove a worker that has ended regularly."""
         with translated(self._url):
             pipe = self._redis.pipeline()
             pipe.hdel(self._key, name)
@@ -103,33 +91,30 @@ class WorkerRegistry:
             pipe.execute()
 
     def workers(self, zone: str | None = None) -> list[WorkerStatus]:
-        """All that were heard of within a day, by zone and name."""
+        """Return all workers that sent a heartbeat within a day, by zone and name."""
         with translated(self._url):
             pipe = self._redis.pipeline(transaction=False)
             pipe.hgetall(self._key)
             pipe.zrange(f"{self._key}:seen", 0, -1, withscores=True)
             pipe.time()
             described, seen, (now, _) = pipe.execute()
-        found = [each for name, when in seen if (each := _seen(described.get(name, ""), when, now))]
-        return sorted((each for each in found if zone in (None, each.info.zone)), key=lambda each: _order(each.info))
+        found = [each for name, at in seen if (each := _status(described.get(name, ""), at, now))]
+        in_zone = [each for each in found if zone in (None, each.info.zone)]
+        return sorted(in_zone, key=lambda each: (each.info.zone, each.info.name))
 
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
 
 
-def _seen(text: str, when: float, now: float) -> WorkerStatus | None:
-    """None for what cannot be read, as it must not hide the others."""
+def _status(text: str, seen: float, now: float) -> WorkerStatus | None:
+    """Return the status, or None for an unreadable description, which must not hide the other workers."""
     try:
         values = json.loads(text)
-        known = {name: value for name, value in values.items() if name in _FIELDS}  # a newer one may say more
+        known = {name: value for name, value in values.items() if name in _FIELDS}  # a newer version may have more
         info = WorkerInfo(**known | {"lanes": tuple(values["lanes"])})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     state = DRAINING if info.draining else UP
-    # A sign of life that is still to come is of a time before the clock was set back; the living have given another.
-    return WorkerStatus(info, DOWN if abs(now - when) > _MISSED * info.every_s else state, when)
-
-
-def _order(info: WorkerInfo) -> tuple[str, str]:
-    return info.zone, info.name
+    # A heartbeat in the future is from before the clock jumped back. A running worker has sent a new one since.
+    return WorkerStatus(info, DOWN if abs(now - seen) > _MISSED * info.every_s else state, seen)

@@ -82,24 +82,24 @@ class RecordedJobs:
     @contextlib.contextmanager
     def hold(self, resource: str) -> Iterator[Callable[[], None] | None]:
         """A job of its own in the ledger, already claimed; should we die, a worker goes on with it."""
-        from ssvm_worker.ledger.inline_job import holding
+        from ssvm_worker.ledger.inline_job import claim_inline
 
         request = {"volume": resource}
         with open_ledger(self.settings) as ledger:
             new = new_job(self.settings, find_job("cleanup"), request, default_id=f"cleanup-{uuid.uuid4().hex[:12]}")
-            with holding(ledger, new, _here()) as hold:
+            with claim_inline(ledger, new, _here()) as hold:
                 yield hold.confirm if hold else None
 
     @contextlib.contextmanager
     def begin(self, whole: str, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
-        from ssvm_worker.ledger.inline_job import holding
+        from ssvm_worker.ledger.inline_job import claim_inline
 
         with open_ledger(self.settings) as ledger:
             with contextlib.suppress(ObjectNotFound):
                 if ledger.get(job_id).state == "succeeded":  # and what it has made has gone since
                     job_id = f"{job_id}.{uuid.uuid4().hex[:8]}"
             new = new_job(self.settings, find_job(job), request | {"job_id": job_id})
-            with holding(ledger, new, _here(), whole) as hold:
+            with claim_inline(ledger, new, _here(), whole) as hold:
                 yield hold
 
     def parts(self, whole: str) -> Iterator[Mapping[str, Any]]:

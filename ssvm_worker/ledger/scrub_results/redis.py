@@ -1,8 +1,8 @@
-"""``verdicts.Verdicts`` behind one broker: what scrubbing has found, for all workers.
+"""``scrub_results.ScrubResults`` of one broker: the results of all workers.
 
-<prefix>ssvm.verified:<store>          sorted set: places of artifacts by when they were last read
-<prefix>ssvm.findings                  hash: JSON by "<store> <place>", of those that are not sound
-<prefix>ssvm.reached:<job>:<store>     the last place that the job has read; expires
+<prefix>ssvm.verified:<store>          sorted set: prefixes of artifacts by the time of their last verification
+<prefix>ssvm.findings                  hash: JSON by "<store> <place>", only for artifacts with findings
+<prefix>ssvm.reached:<job>:<store>     string: the last artifact that the job has verified; expires
 """
 
 from __future__ import annotations
@@ -11,41 +11,33 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ssvm_worker.ledger import scripts
 from ssvm_worker.ledger.connection import connect, translated
 
 from . import ScrubResult
 
-#: Seconds for which a job that stopped may go on where it was.
+#: Seconds for which a stopped job may continue at the artifact that it reached.
 _REACHED_S = 7 * 86400
-#: Findings of one artifact that are kept; a damaged pack may hit thousands of places.
-_KEPT = 50
-
-#: KEYS: verified, findings, reached. ARGV: place, field, findings as JSON, job, how many there are, seconds.
-_NOTE = """
-local clock = redis.call('TIME')
-local now = clock[1] + clock[2] / 1000000
-redis.call('ZADD', KEYS[1], string.format('%.6f', now), ARGV[1])
-redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[6])
-if ARGV[5] == '0' then return redis.call('HDEL', KEYS[2], ARGV[2]) end
-local value = '{"when":' .. string.format('%.6f', now) .. ',"job_id":' .. ARGV[4] .. ',"findings":' .. ARGV[3] .. '}'
-return redis.call('HSET', KEYS[2], ARGV[2], value)
-"""
+#: Number of findings that are kept for one artifact. A damaged pack may affect thousands of places.
+_MAX_FINDINGS = 50
 
 
 class SharedScrubResults:
-    """Safe to share between threads; connects when it is first asked."""
+    """The results that all workers share. Safe to share between threads. Connects at the first call."""
 
     def __init__(self, url: str, *, prefix: str = "") -> None:
         self._url = url
         self._prefix = f"{prefix}ssvm."
+        self._findings = f"{self._prefix}findings"
         self._redis = connect(url)
-        self._note = self._redis.register_script(_NOTE)
+        self._scripts = scripts.register(self._redis, "scrub_note")
 
     def note(self, store: str, place: str, findings: Sequence[str], job_id: str) -> None:
         keys = [self._verified(store), self._findings, self._reached(job_id, store)]
-        kept = json.dumps(list(findings[:_KEPT]))
+        kept = json.dumps(list(findings[:_MAX_FINDINGS]))
+        args = [place, f"{store} {place}", kept, json.dumps(job_id), len(findings), _REACHED_S]
         with translated(self._url):
-            self._note(keys, [place, f"{store} {place}", kept, json.dumps(job_id), len(findings), _REACHED_S])
+            self._scripts["scrub_note"](keys, args)
 
     def reached(self, job_id: str, store: str) -> str:
         with translated(self._url):
@@ -87,10 +79,6 @@ class SharedScrubResults:
 
     def _verified(self, store: str) -> str:
         return f"{self._prefix}verified:{store}"
-
-    @property
-    def _findings(self) -> str:
-        return f"{self._prefix}findings"
 
     def _reached(self, job_id: str, store: str) -> str:
         return f"{self._prefix}reached:{job_id}:{store}"

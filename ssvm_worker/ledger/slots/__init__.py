@@ -1,4 +1,4 @@
-"""How many may do a thing at once: slots by name, in this process; the ledger has the same for all workers."""
+"""Semaphores by name: how many jobs may do one thing at once. This module has the one for a single process."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from typing import Protocol
 
 #: Waits some seconds, or raises Cancelled.
 Wait = Callable[[float], None]
-#: Seconds between two tries at a slot.
+#: Seconds between two tries.
 _AGAIN_S = 0.25
 
 
 class Slots(Protocol):
-    """Gives slots."""
+    """Semaphores by name."""
 
     def hold(self, name: str, limit: int, wait: Wait) -> AbstractContextManager[None]:
-        """Within, one of *limit* slots of that name is ours; entering waits for it, and raises what *wait* raises."""
+        """Hold one of *limit* slots while the block runs.
+
+        While all slots are held, this method calls *wait*. It passes on the errors of *wait*.
+        """
 
 
 class LocalSlots:
-    """Slots shared by the threads of this process."""
+    """Semaphores that the threads of this process share."""
 
     def __init__(self) -> None:
         self._held: Counter[str] = Counter()
