@@ -60,8 +60,8 @@ class Spoiled:
     def suspend(self) -> None:
         self._inner.suspend()
 
-    def settle(self) -> int:
-        return self._inner.settle()
+    def sync(self) -> int:
+        return self._inner.sync()
 
     def __enter__(self) -> Spoiled:
         return self
@@ -92,10 +92,10 @@ class SpoiledStore:
         *,
         owner: Owner,
         resume: bool = False,
-        most: int | None = None,
-        twin: Store | None = None,
+        max_bytes: int | None = None,
+        copy_from: Store | None = None,
     ) -> Sink:
-        sink = self.inner.writer(key, size_hint, owner=owner, resume=resume, most=most)
+        sink = self.inner.writer(key, size_hint, owner=owner, resume=resume, max_bytes=max_bytes)
         if not self.chosen(key) or self.times <= 0:
             return sink
         self.times -= 1

@@ -115,7 +115,7 @@ class PutSink(CannotResume):
         if not 200 <= answer.status < 300:
             raise self._refusal(answer)
         self.abort()
-        return StoredObject(self.key, self._size, when=time.time())
+        return StoredObject(self.key, self._size, modified=time.time())
 
     def abort(self) -> None:
         """Close the connection."""

@@ -51,8 +51,8 @@ class MemoryStore:
         *,
         owner: Owner,
         resume: bool = False,
-        most: int | None = None,
-        twin: Store | None = None,  # noqa: ARG002
+        max_bytes: int | None = None,
+        copy_from: Store | None = None,  # noqa: ARG002
     ) -> MemorySink:
         """See Store."""
         check_key(key)
@@ -64,7 +64,7 @@ class MemoryStore:
             left = max(mine, key=lambda part: part.owner.token).chunks if mine and resume and self.resumable else []
             for part in mine:
                 self._parts[key].remove(part)
-            part = _Part(owner, list(left) if most is None else _first(left, most))
+            part = _Part(owner, list(left) if max_bytes is None else _first(left, max_bytes))
             self._parts.setdefault(key, []).append(part)
         return MemorySink(self, key, part)
 
@@ -75,14 +75,14 @@ class MemoryStore:
     def stat(self, key: str) -> StoredObject:
         """See Store."""
         found = self.find(key)
-        return StoredObject(key, len(found.data), when=found.when)
+        return StoredObject(key, len(found.data), modified=found.when)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store."""
         start = below(prefix)
         for key in sorted(self._objects):
             if key.startswith(start) and (found := self._objects.get(key)):
-                yield StoredObject(key, len(found.data), when=found.when)
+                yield StoredObject(key, len(found.data), modified=found.when)
 
     def delete(self, key: str) -> None:
         """See Store."""
@@ -103,7 +103,7 @@ class MemoryStore:
         start = below(prefix)
         for key in [each for each in list(self._parts) if each.startswith(start)]:
             for part in list(self._parts[key]):
-                yield StoredObject(key, sum(map(len, part.chunks)), when=part.touched)
+                yield StoredObject(key, sum(map(len, part.chunks)), modified=part.touched)
 
     def usage(self) -> StoreUsage:
         """See Store."""
@@ -173,7 +173,7 @@ class MemorySink(LeavingAborts):
         """See Sink."""
         return iter(self._left)
 
-    def settle(self) -> int:
+    def sync(self) -> int:
         """See Sink."""
         return self._size if self._store.resumable else 0
 

@@ -43,22 +43,22 @@ def in_order(objects: Iterable[StoredObject]) -> Iterator[StoredObject]:
     given = iter(objects)
     run = _sorted(given)
     if len(run) < _RUN:
-        yield from (StoredObject(key, size, when=when) for key, size, when in run)
+        yield from (StoredObject(key, size, modified=modified) for key, size, modified in run)
         return
     with ExitStack() as stack:
         runs = []
         while run:
             runs.append(_kept(run, stack.enter_context(tempfile.TemporaryFile())))
             run = _sorted(given)
-        for key, size, when in heapq.merge(*runs):
-            yield StoredObject(key, size, when=when)
+        for key, size, modified in heapq.merge(*runs):
+            yield StoredObject(key, size, modified=modified)
 
 
 _Seen = tuple[str, int, float]
 
 
 def _sorted(given: Iterator[StoredObject]) -> list[_Seen]:
-    return sorted((each.key, each.size, each.when) for each in islice(given, _RUN))
+    return sorted((each.key, each.size, each.modified) for each in islice(given, _RUN))
 
 
 def _kept(run: list[_Seen], file: IO[bytes]) -> Iterator[_Seen]:

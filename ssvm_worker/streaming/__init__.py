@@ -1,1 +1,1 @@
-"""Move bytes from a source to several sinks, each byte once."""
+"""Move bytes from a source to several sinks, each byte once. Standard library and ISA-L only."""

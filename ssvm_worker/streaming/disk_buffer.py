@@ -1,7 +1,7 @@
-"""A sink before another, which never waits for it long: what a store is far too slow for goes to a scratch file.
+"""Buffer a slow sink: chunks that the store cannot take in time wait in a scratch file.
 
-Chunks wait in memory, eight at the most, then in a file of a fixed size that has no name, so that no crash leaves it
-behind; they are written to the store in their order by a thread of the sink's own.
+Chunks wait in memory first, at most DEPTH of them, and then in a file of fixed size. The file has no name, so a crash
+leaves nothing behind. A separate thread writes the chunks to the store in their order.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from ssvm_worker.units import human_size
 from .fan_out import SlowSinkDetector
 from .interfaces import Check, LeavingAborts, Sink, StoredObject
 
-#: Chunks in memory before the file is used; a chunk is 1 MiB at the most.
+#: Chunks in memory before the file is used. A chunk has at most 1 MiB.
 DEPTH = 8
-#: Seconds that a chunk waits for room in memory before the file is used. A store that takes 5 MiB a second holds the
-#: stream back, which costs less than to write and read every byte once more; a slower one does not.
+#: Seconds that a chunk waits for room in memory before the file is used. A store that takes 5 MiB a second frees room
+#: in this time. Waiting for such a store costs less than writing every byte to the file and reading it back.
 HOLD_S = 0.2
-#: Seconds for which a store may take nothing.
+#: Seconds without progress after which the store counts as unavailable.
 STALL_S = 300.0
-#: Seconds between two looks at *check* while somebody waits.
+#: Seconds between two calls of *check* while the stream waits.
 _POLL_S = 0.25
-#: Seconds that the store gets to end a write when all is given up, and that its clean-up gets when it does not.
-_PROMPTLY_S = 1.0
-_PATIENCE_S = 10.0
+#: Seconds that the running write of the store gets to finish before an abort or suspend.
+_JOIN_S = 1.0
+#: Seconds that the abort or suspend itself may take if that write is stuck.
+_CLEAN_UP_S = 10.0
 
 _log = logging.getLogger("ssvm.spill")
 
 
 class RingFile:
-    """A file of at most *size* bytes without a name, written and read in turn, around and around.
+    """Ring buffer of *size* bytes in an unlinked temporary file.
 
-    One thread puts and another takes; the room is given back when nobody holds it any more, so that neither can meet
-    a descriptor that was closed under it and is another file's by now. OSError where the directory does not let us, or
-    the disk is full.
+    One thread puts chunks and another takes them. The file is closed when the last reference to this object ends.
+    So no thread can use a descriptor that was closed and reused for another file.
+    Raises OSError if the directory is not writable or the disk is full.
     """
 
     def __init__(self, directory: Path, size: int) -> None:
@@ -50,41 +51,39 @@ class RingFile:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as file:
             self._fd = os.dup(file.fileno())
-        self._in = self._out = 0
+        self._write_at = self._read_at = 0
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
             os.close(self._fd)
 
     def put(self, chunk: bytes) -> None:
-        """Append a chunk; there is room for it, as the caller knows."""
-        self._in = self._around(self._in, len(chunk), lambda at, a, b: self._write(chunk[a:b], at))
+        """Append a chunk. The caller must know that there is room for it."""
+        first = min(len(chunk), self.size - self._write_at)
+        for data, at in ((chunk[:first], self._write_at), (chunk[first:], 0)):
+            while data:
+                done = os.pwrite(self._fd, data, at)
+                data, at = data[done:], at + done
+        self._write_at = (self._write_at + len(chunk)) % self.size
 
     def take(self, size: int) -> bytes:
-        """The next bytes, which were put as one chunk."""
-        pieces: list[bytes] = []
-        self._out = self._around(self._out, size, lambda at, a, b: pieces.append(os.pread(self._fd, b - a, at)))
-        return b"".join(pieces)
-
-    def _around(self, at: int, size: int, step: Callable[[int, int, int], None]) -> int:
-        first = min(size, self.size - at)
-        step(at, 0, first)
+        """Return the next *size* bytes, which were put as one chunk."""
+        first = min(size, self.size - self._read_at)
+        data = os.pread(self._fd, first, self._read_at)
         if first < size:
-            step(0, first, size)
-        return (at + size) % self.size
-
-    def _write(self, data: bytes, at: int) -> None:
-        while data:
-            done = os.pwrite(self._fd, data, at)
-            data, at = data[done:], at + done
+            data += os.pread(self._fd, size - first, 0)
+        self._read_at = (self._read_at + size) % self.size
+        return data
 
 
 class DiskBuffer(LeavingAborts):
-    """A ``Sink`` around *inner*, which the caller has entered, and leaves after this.
+    """A ``Sink`` that buffers the sink *inner*.
 
-    *limit*: bytes of the scratch file in *directory*. When that is full too, a *patient* sink makes the stream wait,
-    any other fails with StoreUnavailable. *check* is heard while anybody waits; a store that takes nothing for
-    ``STALL_S`` fails, and one that shows *slowness*. Bytes: DEPTH chunks and the one that is being written.
+    The caller enters *inner* before this sink and leaves it afterwards. *limit* is the size in bytes of the scratch
+    file in *directory*. If the file is full, a *patient* buffer makes the stream wait. Any other raises
+    StoreUnavailable. *check* is called while the stream waits. A store that takes nothing for ``STALL_S`` seconds, or
+    that *slowness* detects, also raises StoreUnavailable.
+    Memory: DEPTH chunks and the chunk that is being written.
     """
 
     def __init__(
@@ -108,11 +107,11 @@ class DiskBuffer(LeavingAborts):
         self._check = check
         self._slowness = slowness or SlowSinkDetector(0)
         self._waited_s = 0.0
-        self._written = 0
         self._ring: RingFile | None = None
-        #: What waits, in its order: chunks, and the lengths of those that are in the file.
+        #: Chunks in memory, and the sizes of chunks that are in the file, in the order of the stream.
         self._queue: deque[bytes | int] = deque()
-        self._in_memory = self._in_file = self._taken = 0
+        self._chunks_in_memory = self._bytes_in_file = 0
+        self._chunks_written = self._bytes_written = 0
         self._busy = self._stopped = False
         self._error: BaseException | None = None
         self._changed = threading.Condition()
@@ -121,22 +120,34 @@ class DiskBuffer(LeavingAborts):
 
     def write(self, chunk: bytes) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._in_memory < DEPTH or self._error or self._stopped, HOLD_S)
-            self._wait(lambda: self._in_memory < DEPTH or self._has_room(chunk) or not self._patient)
-            if self._in_memory < DEPTH:
-                self._in_memory += 1
+            self._changed.wait_for(lambda: self._chunks_in_memory < DEPTH or self._error or self._stopped, HOLD_S)
+            self._wait(lambda: self._chunks_in_memory < DEPTH or self._has_room(chunk) or not self._patient)
+            if self._chunks_in_memory < DEPTH:
+                self._chunks_in_memory += 1
                 self._add(chunk)
                 return
             if not self._has_room(chunk):
                 raise self._too_slow()
-            self._in_file += len(chunk)
-        self._write_file(chunk)
+            self._bytes_in_file += len(chunk)
+        try:
+            ring = self._ring = self._ring or RingFile(self._directory, self._limit)
+            ring.put(chunk)
+        except OSError as error:
+            _log.warning("The scratch file in %s failed and is not used any more: %s", self._directory, error)
+            with self._changed:
+                self._bytes_in_file -= len(chunk)
+                self._limit = 0
+            self.write(chunk)
+            return
+        self.spilled += len(chunk)
+        with self._changed:
+            self._add(len(chunk))
 
     def resumed(self) -> Iterator[bytes]:
         return self._inner.resumed()
 
-    def settle(self) -> int:
-        return self._inner.settle()
+    def sync(self) -> int:
+        return self._inner.sync()
 
     def commit(self) -> StoredObject:
         with self._changed:
@@ -150,42 +161,27 @@ class DiskBuffer(LeavingAborts):
     def suspend(self) -> None:
         self._give_up(self._inner.suspend)
 
-    # The side of the stream.
+    # Called by the thread of the stream.
 
     def _has_room(self, chunk: bytes) -> bool:
-        return self._limit - self._in_file >= len(chunk)
+        return self._limit - self._bytes_in_file >= len(chunk)
 
     def _add(self, item: bytes | int) -> None:
         self._queue.append(item)
         self._changed.notify_all()
 
-    def _write_file(self, chunk: bytes) -> None:
-        try:
-            ring = self._ring = self._ring or RingFile(self._directory, self._limit)
-            ring.put(chunk)
-        except OSError as error:
-            _log.warning("%s cannot be used, so nothing more is spilled there: %s", self._directory, error)
-            with self._changed:
-                self._in_file -= len(chunk)
-                self._limit = 0
-            self.write(chunk)
-            return
-        self.spilled += len(chunk)
-        with self._changed:
-            self._add(len(chunk))
-
     def _wait(self, until: Callable[[], bool]) -> None:
-        """Until that is so; raises what ended it before. The condition is held."""
+        """Wait until *until* returns True, or raise the error that prevents it. The caller holds the condition."""
         began = time.monotonic()
-        seen, deadline = self._taken, began + STALL_S
+        written, deadline = self._chunks_written, began + STALL_S
         while self._error is None and not self._stopped and not until():
             self._changed.wait(_POLL_S)
             self._check()
             now = time.monotonic()
-            if self._slowness.is_shown(now, self._waited_s + now - began, self._written):
+            if self._slowness.is_too_slow(now, self._waited_s + now - began, self._bytes_written):
                 raise self._slowness.error(self.key)
-            if self._taken != seen:
-                seen, deadline = self._taken, time.monotonic() + STALL_S
+            if self._chunks_written != written:
+                written, deadline = self._chunks_written, time.monotonic() + STALL_S
             elif time.monotonic() > deadline:
                 raise self._too_slow()
         self._waited_s += time.monotonic() - began
@@ -193,21 +189,22 @@ class DiskBuffer(LeavingAborts):
             raise self._error
 
     def _too_slow(self) -> StoreUnavailable:
-        what = f"The store is too slow, and {human_size(self.spilled)} went through the scratch file"
-        return StoreUnavailable(what, self.key, "Look at this store first, or raise backup.spill_bytes")
+        what = f"The store is too slow: {human_size(self.spilled)} went through the scratch file"
+        return StoreUnavailable(what, self.key, "Check this store, or raise backup.spill_bytes")
 
-    # The side of the store.
+    # Called by the thread of the store.
 
     def _run(self) -> None:
         while (item := self._next()) is not None:
+            size = item if isinstance(item, int) else len(item)
             try:
-                self._inner.write(item if isinstance(item, bytes) else self._from_file(item))
+                self._inner.write(self._read_back(item) if isinstance(item, int) else item)
             except BaseException as error:  # noqa: BLE001 - handed over to the thread that writes
                 self._error = error
             with self._changed:
-                self._taken += 1
-                self._written += item if isinstance(item, int) else len(item)
-                self._in_file -= item if isinstance(item, int) else 0
+                self._chunks_written += 1
+                self._bytes_written += size
+                self._bytes_in_file -= size if isinstance(item, int) else 0
                 self._busy = False
                 self._changed.notify_all()
             if self._error is not None:
@@ -220,33 +217,36 @@ class DiskBuffer(LeavingAborts):
                 return None
             item = self._queue.popleft()
             self._busy = True
-            self._in_memory -= isinstance(item, bytes)
+            self._chunks_in_memory -= isinstance(item, bytes)
             self._changed.notify_all()
             return item
 
-    def _from_file(self, size: int) -> bytes:
+    def _read_back(self, size: int) -> bytes:
         if (ring := self._ring) is None:
-            raise StoreUnavailable("It was given up", self.key)
+            raise StoreUnavailable("The write was aborted", self.key)
         return ring.take(size)
 
     # The end.
 
-    def _stop(self, patience_s: float | None = None) -> bool:
-        """Whether the store's thread has ended."""
+    def _stop(self, timeout_s: float | None = None) -> bool:
+        """Stop the thread of the store. Return whether it has ended within *timeout_s*."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._thread.join(patience_s)
+        self._thread.join(timeout_s)
         self._ring = None
         return not self._thread.is_alive()
 
     def _give_up(self, step: Callable[[], None]) -> None:
-        """Abort or suspend, once; also if the store is stuck in a write, which that may free."""
+        """Abort or suspend the inner sink once.
+
+        If the store is stuck in a write, *step* runs in another thread and may end that write.
+        """
         again = self._stopped
-        if self._stop(0 if again else _PROMPTLY_S):
+        if self._stop(0 if again else _JOIN_S):
             step()
         elif not again:
-            beside = threading.Thread(target=step, name="clean-up", daemon=True)
-            beside.start()
-            beside.join(_PATIENCE_S)
+            cleaner = threading.Thread(target=step, name="clean-up", daemon=True)
+            cleaner.start()
+            cleaner.join(_CLEAN_UP_S)
             self._stop(0)

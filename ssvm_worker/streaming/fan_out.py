@@ -2,8 +2,8 @@
 
     stored = store_stream(chunks, sinks, observers=[hasher], verify=checks)
 
-The first error of a sink is kept. Its thread then empties its queue, so that a dead sink never blocks the stream.
-The next ``put`` or ``finish`` raises the error.
+The thread of a sink keeps the first error of the sink. It then discards its queue, so that a failed sink never blocks
+the stream. The next ``put`` or ``finish`` raises the error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ssvm_worker.errors import Cancelled, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.units import MiB, human_size
@@ -21,21 +22,26 @@ from ssvm_worker.units import MiB, human_size
 from .interfaces import Check, Observer, Sink, StoredObject
 
 _log = logging.getLogger("ssvm.stream")
-#: Chunks that wait in one lane. A chunk is 1 MiB at the most, so a lane holds 5 MiB at the most; 4 to 8 are as fast.
+#: Chunks in one queue. A chunk has at most 1 MiB, so a queue holds at most 5 MiB. Queues of 4 to 8 chunks are as fast.
 DEPTH = 5
-#: Seconds between two looks at the stop flag while a lane is full.
+#: Seconds between two calls of *check* while a queue is full.
 _POLL_S = 0.5
-#: Seconds that a sink gets to take its last chunk when all is given up: a cancel is promised within two.
-_PROMPTLY_S = 1.0
-#: Seconds that its clean-up gets when it does not.
-_PATIENCE_S = 10.0
+#: Seconds that a sink gets to consume its last chunk after a failure. A cancel must take effect within 2 s.
+_JOIN_S = 1.0
+#: Seconds that the clean-up of a sink may take if its thread is stuck.
+_CLEAN_UP_S = 10.0
 
 
 class SlowSinkDetector:
-    """Judges a consumer that works, but so slowly that it holds up all others.
+    """Detector of a sink that makes progress, but so slowly that it delays all other sinks.
 
-    It is too slow if the stream has waited for it during more than half of a window, and it took less than *rate* bytes
-    a second in it. A slow source is not its fault: then nobody waits for the consumer. A *rate* of 0 allows all.
+    It measures in windows. A sink is too slow in a window if both conditions hold:
+
+    - the stream waited for the sink during more than half of the window,
+    - the sink consumed less than *rate* bytes a second.
+
+    So a slow source is not blamed on the sink, since the stream does not wait for the sink then. A *rate* of 0 allows
+    every speed.
     """
 
     def __init__(self, rate: int, window_s: float = 30.0) -> None:
@@ -43,28 +49,31 @@ class SlowSinkDetector:
         self._window_s = window_s
         self._since = time.monotonic()
         self._waited_s = 0.0
-        self._taken = 0
+        self._consumed = 0
 
-    def is_shown(self, now: float, waited_s: float, taken: int) -> bool:
-        """Whether a window that ends *now* shows it; *waited_s* and *taken* (bytes) are totals since the beginning."""
+    def is_too_slow(self, now: float, waited_s: float, consumed: int) -> bool:
+        """Return whether the sink was too slow in a window that ends *now*.
+
+        *waited_s* and *consumed* (bytes) are totals since the start of the stream.
+        """
         elapsed = now - self._since
         if not self.rate or elapsed < self._window_s:
             return False
-        waited, took = waited_s - self._waited_s, taken - self._taken
-        self._since, self._waited_s, self._taken = now, waited_s, taken
-        return waited > elapsed / 2 and took < self.rate * elapsed
+        window_waited_s, window_consumed = waited_s - self._waited_s, consumed - self._consumed
+        self._since, self._waited_s, self._consumed = now, waited_s, consumed
+        return window_waited_s > elapsed / 2 and window_consumed < self.rate * elapsed
 
-    def error(self, where: str) -> StoreUnavailable:
-        """What is raised then."""
+    def error(self, name: str) -> StoreUnavailable:
+        """Return the error for the store of that name."""
         what = f"The store takes less than {human_size(self.rate)} a second, and all others wait for it"
-        return StoreUnavailable(what, where, "A copy job follows. Look at this store, or lower worker.min_store_rate")
+        return StoreUnavailable(what, name, "A copy job follows. Check this store, or lower worker.min_store_rate")
 
 
 class SinkThread:
-    """Runs *consume* on every chunk in a thread of its own.
+    """Thread that calls *consume* with every chunk of a bounded queue.
 
-    Two SimpleQueues, one of chunks and one of places for them: both wait in C, and nothing has to be taken out of a
-    full queue to stop it. What that gains by itself was not measured.
+    There are two SimpleQueues: one of chunks, one of free places. Both block in C code. Stopping never requires taking
+    an item out of a full queue. The speed gained by this choice was not measured.
     """
 
     def __init__(
@@ -74,23 +83,26 @@ class SinkThread:
         stall_s: float = 300.0,
         *,
         slowness: SlowSinkDetector | None = None,
-        settle: Callable[[], object] = lambda: None,
+        sync: Callable[[], object] = lambda: None,
     ) -> None:
-        """*settle* is called in the lane's thread behind the last chunk, if all are consumed."""
+        """Start the thread. It calls *sync* after the last chunk if all chunks were consumed.
+
+        Raises ResourceBusy if the system cannot start a thread.
+        """
         self.name = name
         self.error: BaseException | None = None
         self._consume = consume
         self._stall_s = stall_s
         self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._free_places: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(DEPTH):
-            self._room.put(None)
+            self._free_places.put(None)
         self._slowness = slowness or SlowSinkDetector(0)
-        self._settle = settle
+        self._sync = sync
         self._waited_s = 0.0
-        self._taken = self._bytes = 0
-        self._dropped = self._finishing = False
-        self._thread = threading.Thread(target=self._run, name=f"lane-{name}", daemon=True)
+        self._chunks_taken = self._bytes_consumed = 0
+        self._discarding = self._finishing = False
+        self._thread = threading.Thread(target=self._run, name=f"sink-{name}", daemon=True)
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -98,37 +110,39 @@ class SinkThread:
             raise ResourceBusy(what, name, "Lower worker.concurrency, or raise the limit of tasks") from error
 
     def put(self, chunk: bytes, check: Callable[[], None]) -> None:
-        """Queue a chunk; waits while the lane is full, calling *check* twice a second.
+        """Queue a chunk. While the queue is full, wait and call *check* twice a second.
 
-        Raises: the consumer's error; what *check* raises; StoreUnavailable when the consumer took nothing for stall_s.
+        Raises the error of the consumer and the error of *check*. Raises StoreUnavailable if the consumer takes
+        nothing for *stall_s* seconds.
         """
-        self._wait(self._has_room, check)
+        self._wait(self._take_free_place, check)
         self._chunks.put(chunk)
         if self.error is not None:
             raise self.error
 
     def finish(self, check: Callable[[], None]) -> None:
-        """Wait until every chunk is consumed; raises the consumer's error, and what ``put`` raises."""
+        """Wait until every chunk is consumed. Raises the same errors as ``put``."""
         self._finishing = True
         self._chunks.put(None)
         self._wait(self._has_ended, check)
         if self.error is not None:
             raise self.error
 
-    def drop(self, patience_s: float = 30.0, *, take: bool = False) -> bool:
-        """Stop, and throw away what is queued, unless the consumer shall *take* it and does so while patience lasts.
+    def stop(self, timeout_s: float = 30.0, *, drain: bool = False) -> bool:
+        """Stop the thread, and discard the queued chunks unless *drain* is set.
 
-        False if the consumer is stuck and its thread had to be left behind.
+        With *drain* the thread consumes the queued chunks for up to *timeout_s*. Returns False if the consumer is stuck
+        and its thread still runs.
         """
-        self._dropped = not take
+        self._discarding = not drain
         self._chunks.put(None)
-        self._thread.join(patience_s)
-        self._dropped = True
+        self._thread.join(timeout_s)
+        self._discarding = True
         return not self._thread.is_alive()
 
-    def _has_room(self) -> bool:
+    def _take_free_place(self) -> bool:
         try:
-            self._room.get(timeout=_POLL_S)
+            self._free_places.get(timeout=_POLL_S)
         except queue.Empty:
             return False
         return True
@@ -138,44 +152,44 @@ class SinkThread:
         return not self._thread.is_alive()
 
     def _wait(self, until: Callable[[], bool], check: Callable[[], None]) -> None:
-        """Repeat *until*, which waits itself, as long as chunks are taken."""
+        """Repeat *until*, which blocks for up to ``_POLL_S``, as long as the consumer makes progress."""
         began = time.monotonic()
-        taken, deadline = self._taken, began + self._stall_s
+        taken, deadline = self._chunks_taken, began + self._stall_s
         while not until():
             check()
-            self._refuse_slow(time.monotonic() - began)
-            if self._taken != taken:
-                taken, deadline = self._taken, time.monotonic() + self._stall_s
+            self._raise_if_too_slow(time.monotonic() - began)
+            if self._chunks_taken != taken:
+                taken, deadline = self._chunks_taken, time.monotonic() + self._stall_s
             elif time.monotonic() > deadline:
-                what = f"Nothing was taken for {self._stall_s:.0f} s"
-                raise StoreUnavailable(what, self.name, "Look at this store first")
+                what = f"The consumer took no data for {self._stall_s:.0f} s"
+                raise StoreUnavailable(what, self.name, "Check this store")
         self._waited_s += time.monotonic() - began
-        self._refuse_slow()
+        self._raise_if_too_slow()
 
-    def _refuse_slow(self, waiting_s: float = 0.0) -> None:
-        if self._slowness.is_shown(time.monotonic(), self._waited_s + waiting_s, self._bytes):
+    def _raise_if_too_slow(self, waiting_s: float = 0.0) -> None:
+        if self._slowness.is_too_slow(time.monotonic(), self._waited_s + waiting_s, self._bytes_consumed):
             raise self._slowness.error(self.name)
 
     def _run(self) -> None:
         while (chunk := self._chunks.get()) is not None:
-            self._taken += 1
-            self._room.put(None)
-            if self.error is None and not self._dropped:
+            self._chunks_taken += 1
+            self._free_places.put(None)
+            if self.error is None and not self._discarding:
                 try:
                     self._consume(chunk)
-                    self._bytes += len(chunk)
+                    self._bytes_consumed += len(chunk)
                 except BaseException as error:  # noqa: BLE001 - handed over to the thread that puts
                     self.error = error
-        if self._finishing and self.error is None and not self._dropped:
+        if self._finishing and self.error is None and not self._discarding:
             try:
-                self._settle()
+                self._sync()
             except BaseException as error:  # noqa: BLE001 - as above
                 self.error = error
 
 
 @dataclass
 class StreamResult:
-    """What ``store_stream`` did: the objects by store name, and the stores that are still owed theirs."""
+    """Result of ``store_stream``: the objects by store name, and the error of each store that lacks its object."""
 
     objects: dict[str, StoredObject] = field(default_factory=dict)
     owed: dict[str, WorkerError] = field(default_factory=dict)
@@ -191,18 +205,21 @@ def store_stream(  # noqa: PLR0913 - three by position; the others only by name
     keep: Callable[[BaseException], bool] = lambda _: False,
     min_rate: int = 0,
 ) -> StreamResult:
-    """Store the stream under every sink, or under none.
+    """Store the stream in every sink, or in none.
 
-    Every chunk goes to the observers, which share a thread, and to each sink in a thread of its own. When the stream
-    has ended and all of it is written, *verify* runs, then the sinks commit in their order. The first sink is the
-    primary and must succeed; another that fails, during the stream or at its commit, is reported as owed, as is one
-    that takes less than *min_rate* bytes a second while all others wait for it; 0 allows any rate.
-    The stream begins at byte 0 always; a sink that resumes is given only what it does not have.
-    Bytes: holds at most lane.DEPTH chunks for each sink and for the observers.
-    Raises: what the source, an observer, *verify*, *check* or the primary raises; every sink is aborted first, or
-    suspended where *keep* says so of the error. Repeat: not after an error; open new sinks.
+    1. Every chunk goes to the observers, which share one thread, and to the thread of each sink.
+    2. *verify* runs when the stream has ended and every sink has written all of it.
+    3. The sinks commit in their order.
+
+    The first sink is the primary and must succeed. Another sink may fail during the stream or at its commit. It may
+    also take less than *min_rate* bytes a second while all others wait for it; 0 allows any rate. Such a sink is
+    aborted and reported as owed.
+    The stream always starts at byte 0. A resumed sink gets only the bytes that it lacks.
+    Memory: at most DEPTH chunks for each sink and for the observers.
+    Raises the error of the source, an observer, *verify*, *check* or the primary. Before that, it aborts every sink,
+    or suspends it if *keep* returns True for the error. The same sinks cannot be used again after an error.
     """
-    _settle_allocator()
+    _keep_freed_memory()
     if not sinks:
         raise ValueError("a stream without a sink")
     flow = _Flow(sinks, check)
@@ -210,7 +227,7 @@ def store_stream(  # noqa: PLR0913 - three by position; the others only by name
         flow.start(observers, min_rate)
         for chunk in chunks:
             flow.put(chunk)
-        flow.drain()
+        flow.finish()
         verify()
         check()
         return flow.commit()
@@ -219,53 +236,63 @@ def store_stream(  # noqa: PLR0913 - three by position; the others only by name
         raise
 
 
-def _settle_allocator() -> None:
-    """Make glibc keep the memory of freed chunks for the next ones, rather than hand each back to the kernel.
+def _keep_freed_memory() -> None:
+    """Make glibc reuse the memory of freed chunks instead of returning each chunk to the kernel.
 
-    Freeing a large block raises both of its thresholds (mallopt(3), "dynamic mmap threshold"); the zeroed block is
-    never touched and costs nothing. Over a stream of 2 GiB, 140,000 page faults became 7,000, a tenth of the CPU time.
+    Freeing a large block raises two thresholds of glibc (mallopt(3), "dynamic mmap threshold"). The zeroed block is
+    never touched, so it costs nothing. Measured for a stream of 2 GiB: 7,000 page faults instead of 140,000, and a
+    tenth less CPU time.
     """
     bytes(16 * MiB)
 
 
 class _Flow:
-    """The lanes of one ``store_stream``."""
+    """The sinks of one ``store_stream`` with their threads."""
 
     def __init__(self, sinks: Mapping[str, Sink], check: Check) -> None:
         self._check = check
         self._sinks = dict(sinks)
         self._primary = next(iter(sinks))
         self._owed: dict[str, WorkerError] = {}
-        self._lanes: dict[str, SinkThread] = {}
+        self._threads: dict[str, SinkThread] = {}
+        self._observers: SinkThread | None = None
 
     def start(self, observers: Sequence[Observer], min_rate: int) -> None:
-        """Start the threads; if one cannot be started, ``give_up`` ends the others."""
-        self._taps = SinkThread("observers", _each(observers))
+        """Start the threads. If one cannot be started, ``give_up`` ends the others."""
+
+        def observe(chunk: bytes) -> None:
+            for each in observers:
+                each(chunk)
+
+        self._observers = SinkThread("observers", observe)
         for name, sink in self._sinks.items():
-            # What is on the disk for good before the commit, while *check* is heard, need not be waited for in it.
+            # Each thread syncs its sink while *check* is still called, so that the commit takes less time.
             slowness = SlowSinkDetector(0 if name == self._primary else min_rate)
-            write = _behind(sink.offset, sink.write)
-            self._lanes[name] = SinkThread(name, write, slowness=slowness, settle=sink.settle)
+            write = _skip_first(sink.offset, sink.write)
+            self._threads[name] = SinkThread(name, write, slowness=slowness, sync=sink.sync)
 
     def put(self, chunk: bytes) -> None:
         self._check()
-        self._taps.put(chunk, self._check)
-        for name, lane in list(self._lanes.items()):
-            self._secondary_may_fail(name, lambda lane=lane: lane.put(chunk, self._check))  # type: ignore[misc]
+        if self._observers:
+            self._observers.put(chunk, self._check)
+        for name, thread in list(self._threads.items()):
+            self._secondary_may_fail(name, partial(thread.put, chunk, self._check))
 
-    def drain(self) -> None:
-        self._taps.finish(self._check)
-        for name, lane in list(self._lanes.items()):
-            self._secondary_may_fail(name, lambda lane=lane: lane.finish(self._check))  # type: ignore[misc]
+    def finish(self) -> None:
+        if self._observers:
+            self._observers.finish(self._check)
+        for name, thread in list(self._threads.items()):
+            self._secondary_may_fail(name, partial(thread.finish, self._check))
 
     def commit(self) -> StreamResult:
         stored = StreamResult(owed=self._owed)
-        for name in list(self._lanes):
-            self._secondary_may_fail(name, lambda name=name: self._commit(name, stored))  # type: ignore[misc]
-        return stored
 
-    def _commit(self, name: str, stored: StreamResult) -> None:
-        stored.objects[name] = self._sinks[name].commit()
+        def commit_one(name: str) -> None:
+            stored.objects[name] = self._sinks[name].commit()
+
+        for name in list(self._threads):
+            self._secondary_may_fail(name, partial(commit_one, name))
+        return stored
 
     def _secondary_may_fail(self, name: str, step: Callable[[], None]) -> None:
         try:
@@ -275,44 +302,41 @@ class _Flow:
                 raise
             self._owed[name] = error
             sink = self._sinks.pop(name)
-            if self._lanes.pop(name).drop(_PROMPTLY_S):
-                _clean_up(sink.abort)
-            else:
-                _clean_up_beside(sink.abort)
+            _clean_up(sink.abort, is_stuck=not self._threads.pop(name).stop(_JOIN_S))
 
     def give_up(self, keep: bool) -> None:
-        if taps := getattr(self, "_taps", None):
-            taps.drop()
+        if self._observers:
+            self._observers.stop()
         for name, sink in self._sinks.items():
-            lane = self._lanes.get(name)
-            step = sink.suspend if keep else sink.abort
-            if lane is None or lane.drop(_PROMPTLY_S, take=keep):
-                _clean_up(step)
-            else:
-                _clean_up_beside(step)
+            thread = self._threads.get(name)
+            is_stuck = thread is not None and not thread.stop(_JOIN_S, drain=keep)
+            _clean_up(sink.suspend if keep else sink.abort, is_stuck=is_stuck)
 
 
-def _clean_up_beside(step: Callable[[], None]) -> None:
-    """Clean up though the sink's own thread is stuck in it, which may free that, but be not held up by it."""
-    beside = threading.Thread(target=_clean_up, args=(step,), name="clean-up", daemon=True)
-    beside.start()
-    beside.join(_PATIENCE_S)
+def _clean_up(step: Callable[[], None], *, is_stuck: bool) -> None:
+    """Abort or suspend a sink, and log an error of that. ``sweep`` removes what is left then.
 
-
-def _clean_up(step: Callable[[], None]) -> None:
-    """Abort or suspend a sink; a store that fails at that too leaves its part to ``sweep``.
-
-    Its error must not take the place of the one that is being raised (a cancel would turn into a retry), nor cost the
-    other sinks their clean-up.
+    Such an error must not replace the error that is being raised: a cancel would become a retry. It must also not
+    prevent the clean-up of other sinks. If the thread of the sink is stuck, *step* runs in another thread for a limited
+    time. It may end the call that is stuck.
     """
-    try:
-        step()
-    except Exception as error:  # noqa: BLE001 - see above
-        _log.warning("Cleaning up failed, the next sweep will see to it: %s", error)
+
+    def run() -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - see above
+            _log.warning("The clean-up of a sink failed, the next sweep removes the rest: %s", error)
+
+    if not is_stuck:
+        run()
+        return
+    cleaner = threading.Thread(target=run, name="clean-up", daemon=True)
+    cleaner.start()
+    cleaner.join(_CLEAN_UP_S)
 
 
-def _behind(offset: int, write: Observer) -> Observer:
-    """Write only what lies behind the first *offset* bytes, which the sink has already."""
+def _skip_first(offset: int, write: Observer) -> Observer:
+    """Return a function that drops the first *offset* bytes of the stream and writes the rest."""
     left = offset
 
     def write_rest(chunk: bytes) -> None:
@@ -324,11 +348,3 @@ def _behind(offset: int, write: Observer) -> Observer:
         left = 0
 
     return write_rest
-
-
-def _each(observers: Sequence[Observer]) -> Observer:
-    def see(chunk: bytes) -> None:
-        for observe in observers:
-            observe(chunk)
-
-    return see

@@ -1,7 +1,7 @@
 """Define what moves and where: sources, sinks, stores and their objects.
 
-A chunk is a non-empty, immutable ``bytes`` of 1 MiB at the most. Threads share it and never copy it.
-Sizes of chunks mean nothing; their order and concatenation mean everything.
+A chunk is a non-empty, immutable ``bytes`` of at most 1 MiB. Threads share chunks and never copy them.
+The sizes of chunks have no meaning. Only their order and their content count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from ssvm_worker.units import MiB
 
 _log = logging.getLogger("ssvm.stream")
 
-#: The largest chunk. On two cores one of 256 KiB costs a third more time for each byte, 512 KiB a sixth; 2 MiB no less.
+#: The largest chunk. Measured on two cores: chunks of 256 KiB cost a third more time for each byte, chunks of 512 KiB
+#: a sixth more. Chunks of 2 MiB cost as much as 1 MiB.
 CHUNK = MiB
 
 Observer = Callable[[bytes], None]
@@ -30,15 +31,15 @@ class StoredObject:
     key: str
     #: Bytes, as the store itself reports them.
     size: int
-    #: ``sha256:HEX`` where it is known; the manifest is the place to look for it.
+    #: ``sha256:HEX`` if it is known. The manifest always has it.
     digest: str | None = None
     #: Seconds since the epoch.
-    when: float = 0.0
+    modified: float = 0.0
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who writes: the job and its fencing token, so that a part left behind can be told from one that is in use."""
+    """The writer of a part: its job and its fencing token. They distinguish abandoned parts from parts in use."""
 
     job_id: str = "local"
     token: int = 0
@@ -46,7 +47,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class StoreUsage:
-    """Bytes of a store; None where the store cannot know."""
+    """Space of a store in bytes. None: the store cannot know it."""
 
     total: int | None
     used: int | None
@@ -54,52 +55,58 @@ class StoreUsage:
 
 
 class Source(Protocol):
-    """Gives the bytes of one object."""
+    """Producer of the bytes of one object."""
 
     @property
     def name(self) -> str:
-        """Safe to log: no credentials."""
+        """Return a name without credentials, for logs and errors."""
 
     @property
     def size(self) -> int | None:
-        """Bytes on the wire; known at the latest when the first chunk has come, if ever."""
+        """Return the bytes on the wire, or None. The size is known with the first chunk or never."""
 
     @property
     def resumable(self) -> bool:
-        """Whether ``open`` takes an offset; known after the first open."""
+        """Return whether ``open`` accepts an offset. The value is valid after the first open."""
 
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
-        """Yield the chunks from *offset* on, of the *same* object as the first open gave.
+        """Yield the chunks from *offset* on. They belong to the *same* object that the first open returned.
 
-        Raises SourceChanged when it no longer is, SourceUnavailable when the bytes end early or stop coming.
+        Raises SourceChanged if the object has changed. Raises SourceUnavailable if the bytes end early or stall.
         """
 
 
 class Sink(Protocol):
-    """Takes the bytes of one object. A context manager: leaving it aborts, unless it was committed or suspended."""
+    """Consumer of the bytes of one object.
+
+    A sink is a context manager. Leaving it aborts, unless it was committed or suspended.
+    """
 
     key: str
-    #: Bytes that an earlier attempt has left here, when the writer was asked to resume; ``write`` goes on behind them.
+    #: Bytes of an earlier attempt that the sink keeps, if the writer was asked to resume. ``write`` appends to them.
     offset: int
 
     def write(self, chunk: bytes) -> None: ...
 
     def resumed(self) -> Iterator[bytes]:
-        """The chunks of the first ``offset`` bytes, for the hashes; empty when there are none."""
+        """Yield the chunks of the first ``offset`` bytes, so that the caller can hash them. May yield nothing."""
 
     def commit(self) -> StoredObject:
-        """Make the object visible, whole and durable under its key, with its size read back from the store."""
+        """Make the object visible under its key, complete and durable. Read its size back from the store."""
 
     def abort(self) -> None:
-        """Leave nothing behind; safe to repeat, from several threads, and after a commit, which it does not undo."""
+        """Remove everything that was written.
+
+        May be repeated, and several threads may call it. After a commit it does nothing.
+        """
 
     def suspend(self) -> None:
-        """Keep what was written for a later attempt, where the store can; else abort."""
+        """Keep the written bytes for a later attempt if the store can do so, else abort."""
 
-    def settle(self) -> int:
-        """How many of the first bytes another attempt finds whatever becomes of this host, which this call sees to.
+    def sync(self) -> int:
+        """Make written bytes durable. Return how many of the first bytes a later attempt will find after a crash.
 
-        For another thread than the one that writes; 0 where the store keeps nothing of an object that is not whole.
+        Another thread than the writing one may call it. Returns 0 if the store keeps nothing of an incomplete object.
         """
 
     def __enter__(self) -> Sink: ...
@@ -108,53 +115,56 @@ class Sink(Protocol):
 
 
 class LeavingAborts:
-    """Leaving the ``with`` block aborts; ``abort`` itself does nothing once the sink is committed or suspended."""
+    """Base of sinks whose ``with`` block aborts at its end. After a commit or suspend, ``abort`` does nothing."""
 
     key: str
 
     @abstractmethod
     def abort(self) -> None:
-        """Leave nothing behind. Several threads may call it at once."""
+        """Remove everything that was written. Several threads may call it at once."""
 
-    def settle(self) -> int:
-        """Nothing can be relied upon before the commit."""
+    def sync(self) -> int:
+        """Return 0: no bytes are durable before the commit."""
         return 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Abort; an error of the abort never takes the place of the error in the block."""
+        """Abort. An error of the abort never replaces an error of the block."""
         try:
             self.abort()
         except Exception as failed:
             if exc[1] is None:
                 raise
-            _log.warning("%s: the abort failed too, the next sweep removes what is left: %s", self.key, failed)
+            _log.warning("%s: the abort failed too, the next sweep removes the rest: %s", self.key, failed)
 
 
 class CannotResume(LeavingAborts):
-    """A sink that starts at the first byte, and whose unfinished bytes are of no use to anybody."""
+    """Base of sinks that start at the first byte. They keep no unfinished bytes."""
 
     offset = 0
 
     def resumed(self) -> Iterator[bytes]:
-        """Nothing."""
+        """Yield nothing."""
         return iter(())
 
     def suspend(self) -> None:
-        """Abort: there is nowhere to keep the bytes."""
+        """Abort, because the sink cannot keep the bytes."""
         self.abort()
 
 
 class Store(Protocol):
-    """An image store. Keys are checked by ``keys.check_key``; the conformance suite says all that is promised."""
+    """Image store.
+
+    ``layout.check_key`` checks the keys. The conformance suite (tests/contracts/store.py) defines the behaviour.
+    """
 
     #: The name in the settings.
     name: str
-    #: Safe to log: no credentials.
+    #: Without credentials, for logs and errors.
     url: str
-    #: Whether a writer asked to resume may find bytes of an earlier attempt.
+    #: Whether a writer that is asked to resume can find bytes of an earlier attempt.
     resumable: bool
 
     def writer(
@@ -164,38 +174,44 @@ class Store(Protocol):
         *,
         owner: Owner,
         resume: bool = False,
-        most: int | None = None,
-        twin: Store | None = None,
+        max_bytes: int | None = None,
+        copy_from: Store | None = None,
     ) -> Sink:
-        """A sink for *key*; *size_hint* (bytes) sizes S3 parts and is checked against the free space (StoreFull).
+        """Return a sink for *key*.
 
-        Asked to *resume*, it goes on with what an earlier attempt of the job has left of this very object: all, or the
-        first *most* bytes, if no more can be relied upon (see Sink.settle). What is written is also the object of that
-        key in *twin*: a server that holds both may copy what it then need not get.
+        *size_hint* (bytes) determines the size of S3 parts. Raises StoreFull if it exceeds the free space.
+        With *resume* the sink keeps the bytes that an earlier attempt of the job left of this object. It keeps at most
+        *max_bytes* of them if it is given: only so many are known to be durable (see Sink.sync).
+        *copy_from* holds the same object under the same key. A server that has both stores may then copy the data
+        itself instead of receiving it.
         """
 
     def reader(self, key: str) -> Source:
-        """A resumable source; ObjectNotFound when it is opened and nothing is there."""
+        """Return a resumable source. Its ``open`` raises ObjectNotFound if there is no such object."""
 
     def stat(self, key: str) -> StoredObject:
-        """Size and time of an object; ObjectNotFound."""
+        """Return size and time of an object, or raise ObjectNotFound."""
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Committed objects below *prefix*, a whole path component: ``a/2`` does not list ``a/20/x``. Sorted by key."""
+        """Yield the committed objects below *prefix*, sorted by key.
+
+        The prefix is a complete path component: ``a/2`` does not list ``a/20/x``.
+        """
 
     def delete(self, key: str) -> None:
-        """Delete one object; missing is fine."""
+        """Delete one object. A missing object is no error."""
 
     def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
-        """Remove uncommitted writes below *prefix* untouched for older_than_s, but not those of job id *spare*.
+        """Remove uncommitted writes below *prefix* that were not touched for *older_than_s* seconds.
 
-        Returns how many there were.
+        Keeps writes of the job id *spare*. Returns the number of removed writes.
         """
 
     def leftovers(self, prefix: str = "") -> Iterator[StoredObject]:
-        """Uncommitted writes below *prefix*, those under way too: the key that each is for, bytes so far, last touched.
+        """Yield uncommitted writes below *prefix*, including writes in progress.
 
-        What a sweep of that age would remove; a small object may have none before its commit.
+        Each has the key of the final object, the bytes so far and the time of the last change. A sweep by age removes
+        these writes. A small object may have no uncommitted write before its commit.
         """
 
     def usage(self) -> StoreUsage: ...

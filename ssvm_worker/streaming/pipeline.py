@@ -1,8 +1,7 @@
-"""Move one object: resume its source where it breaks, limit its size, and let observers see each chunk."""
+"""Move one object: resume a broken source, limit the size, and pass each chunk to observers."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 
@@ -11,49 +10,51 @@ from ssvm_worker.units import MiB, human_size
 
 from .interfaces import Observer, Owner, Source, Store, StoredObject
 
-_log = logging.getLogger("ssvm.stream")
+RAISE_LIMIT = "Raise max_bytes in the request, or download.max_bytes in the settings"
+#: Bytes of progress that reset the counter of failures in a row.
+WORTH_IT = MiB
+#: The longest pause in seconds that a source can ask for within one attempt. The next attempt waits for the rest.
+_LONGEST_WAIT_S = 60.0
 
 
 def tap(chunks: Iterable[bytes], *observers: Observer) -> Iterator[bytes]:
-    """Pass every chunk on after each observer has seen it; for cheap observers, in the caller's thread."""
+    """Call each observer with each chunk, then yield the chunk.
+
+    The caller's thread runs the observers, so they must be fast.
+    """
     for chunk in chunks:
         for observe in observers:
             observe(chunk)
         yield chunk
 
 
-def limit(chunks: Iterable[bytes], most: int, where: str) -> Iterator[bytes]:
-    """Pass the chunks on, and raise TooLarge in place of the one that goes beyond *most* bytes."""
-    seen = 0
+def limit(chunks: Iterable[bytes], max_bytes: int, location: str) -> Iterator[bytes]:
+    """Yield the chunks. Raise TooLarge instead of yielding the chunk that exceeds *max_bytes*."""
+    total = 0
     for chunk in chunks:
-        seen += len(chunk)
-        if seen > most:
-            raise TooLarge(f"More than the {human_size(most)} ({most} bytes) that are allowed", where, RAISE_LIMIT)
+        total += len(chunk)
+        if total > max_bytes:
+            what = f"More than the {human_size(max_bytes)} ({max_bytes} bytes) that are allowed"
+            raise TooLarge(what, location, RAISE_LIMIT)
         yield chunk
 
 
-RAISE_LIMIT = "Raise max_bytes in the request, or download.max_bytes in the settings"
-
-
-#: Bytes between two breaks that make it worth while to go on with a source.
-WORTH_IT = MiB
-#: Seconds that a source may have us wait within an attempt; the next attempt waits for the rest.
-_LONGEST_WAIT_S = 60.0
-
-
 class Resuming:
-    """Yields the bytes of a source exactly once, reopening it at the byte where it broke.
+    """Yield the bytes of a source exactly once, and reopen the source at the offset where it broke.
 
-    The one byte-level retry in the house. State lives downstream, so nobody else knows that there was a failure.
-    A source that is not resumable is tried again only while nothing has come of it. The tries start anew when
-    WORTH_IT bytes have come since the last break: one that gives a little and stalls must not hold a job for ever.
+    This is the only retry at the level of bytes. Consumers keep all state, so they do not notice a failure.
+    A source that is not resumable is opened again only if it has yielded nothing.
+    The counter of failures restarts after WORTH_IT bytes of progress. So a source that trickles cannot hold a job
+    without limit. *tries* is the number of failures in a row that are retried. The pause after the first failure is
+    *delay_s* seconds. It doubles with each failure, up to 30 s. *wait* sleeps for some seconds.
+    Raises SourceUnavailable after the last try.
     """
 
     def __init__(
         self, source: Source, wait: Callable[[float], None], *, offset: int = 0, tries: int = 5, delay_s: float = 1.0
     ) -> None:
         self.source = source
-        #: How often the stream was taken up again, after a break or from an earlier attempt's bytes.
+        #: How often the stream was resumed, after a failure or from the bytes of an earlier attempt.
         self.resumptions = 1 if offset else 0
         self._wait = wait
         self._offset = offset
@@ -61,7 +62,7 @@ class Resuming:
         self._delay_s = delay_s
 
     def __iter__(self) -> Iterator[bytes]:
-        failures, since = 0, self._offset
+        failures, last_failure_at = 0, self._offset
         while True:
             try:
                 with closing(self.source.open(self._offset)) as chunks:
@@ -70,22 +71,22 @@ class Resuming:
                         yield chunk
                 return
             except SourceUnavailable as error:
-                wanted = min(_LONGEST_WAIT_S, error.after_s)
-                failures = 1 if self._offset - since >= WORTH_IT else failures + 1
-                since = self._offset
+                wanted_s = min(_LONGEST_WAIT_S, error.after_s)
+                failures = 1 if self._offset - last_failure_at >= WORTH_IT else failures + 1
+                last_failure_at = self._offset
                 if failures > self._tries or (self._offset and not self.source.resumable):
                     raise
             self.resumptions += bool(self._offset)
-            self._wait(max(wanted, min(30.0, self._delay_s * 2 ** (failures - 1))))
+            self._wait(max(wanted_s, min(30.0, self._delay_s * 2 ** (failures - 1))))
 
 
 def put_bytes(
     store: Store, key: str, data: bytes, owner: Owner, confirm: Callable[[], None] = lambda: None
 ) -> StoredObject:
-    """Store a small object, whole or not at all.
+    """Store a small object completely, or nothing of it.
 
-    *confirm* is called before the commit, when what is written can be seen: whoever takes the job over after that
-    finds it, and takes it away.
+    *confirm* is called before the commit, when the uncommitted bytes are visible in the store. A worker that takes
+    over the job after that call finds these bytes and removes them.
     """
     with store.writer(key, len(data), owner=owner) as sink:
         if data:
@@ -94,6 +95,6 @@ def put_bytes(
         return sink.commit()
 
 
-def read_bytes(store: Store, key: str, most: int = 16 * MiB) -> bytes:
-    """Read a small object; TooLarge above *most* bytes."""
-    return b"".join(limit(store.reader(key).open(), most, key))
+def read_bytes(store: Store, key: str, max_bytes: int = 16 * MiB) -> bytes:
+    """Return a small object. Raise TooLarge if it has more than *max_bytes*."""
+    return b"".join(limit(store.reader(key).open(), max_bytes, key))

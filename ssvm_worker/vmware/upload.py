@@ -50,7 +50,7 @@ class HostSink:
         """Nothing: a lease's upload cannot be resumed."""
         return iter(())
 
-    def settle(self) -> int:
+    def sync(self) -> int:
         """Nothing, as with ``resumed``."""
         return 0
 
@@ -62,7 +62,7 @@ class HostSink:
         if not 200 <= answer.status < 300:
             raise self._refusal(answer)
         self.abort()
-        return StoredObject(self.key, self._sent, when=time.time())
+        return StoredObject(self.key, self._sent, modified=time.time())
 
     def abort(self) -> None:
         """Close the connection; what was sent goes with the lease."""

@@ -45,10 +45,10 @@ class ResumableStoreContract(StoreContract):
         """Told how much can be relied upon, the next attempt goes on behind those, or behind all if they are less."""
         self.left_by(store, ME)
         for most, taken in ((2 * CHUNK + 5, 2 * CHUNK + 5), (1 << 40, 2 * CHUNK + 5)):
-            with store.writer("a/object", owner=ME, resume=True, most=most) as sink:
+            with store.writer("a/object", owner=ME, resume=True, max_bytes=most) as sink:
                 assert (sink.offset, b"".join(sink.resumed())) == (taken, BIG[:taken])
                 sink.suspend()
-        with store.writer("a/object", owner=ME, resume=True, most=0) as sink:
+        with store.writer("a/object", owner=ME, resume=True, max_bytes=0) as sink:
             assert (sink.offset, list(sink.resumed())) == (0, [])
             fill(sink, BIG).commit()
         assert (get(store, "a/object"), store.sweep(0)) == (BIG, 0)
@@ -57,13 +57,13 @@ class ResumableStoreContract(StoreContract):
         """What has settled is told at any time: what was written, all after a suspend, nothing after an abort."""
         with store.writer("a/object", owner=ME) as sink:
             fill(sink, BIG[: 2 * CHUNK])
-            assert sink.settle() == 2 * CHUNK
+            assert sink.sync() == 2 * CHUNK
             fill(sink, BIG[2 * CHUNK : 3 * CHUNK])
             sink.suspend()
-            assert sink.settle() == 3 * CHUNK
-        with store.writer("a/object", owner=ME, resume=True, most=3 * CHUNK) as sink:
+            assert sink.sync() == 3 * CHUNK
+        with store.writer("a/object", owner=ME, resume=True, max_bytes=3 * CHUNK) as sink:
             sink.abort()
-            assert sink.settle() == 0
+            assert sink.sync() == 0
 
     def test_same_attempt_goes_on(self, store: Store) -> None:
         """An equal token resumes too."""

@@ -124,7 +124,7 @@ class StoreContract:
         put(store, "a/object", b"four")
         seen = store.stat("a/object")
         assert (seen.key, seen.size) == ("a/object", 4)
-        assert before - 2 <= seen.when <= time.time() + 2
+        assert before - 2 <= seen.modified <= time.time() + 2
 
     def test_uncommitted_is_invisible(self, store: Store) -> None:
         """Until the commit nothing can be listed, looked at or read."""
@@ -361,7 +361,7 @@ class StoreContract:
         """What was touched within the time is left alone, and can be committed."""
         with store.writer("a/object", owner=OTHER) as sink:
             fill(sink, self.unfinished)
-            assert abs(next(store.leftovers()).when - time.time()) < 3600
+            assert abs(next(store.leftovers()).modified - time.time()) < 3600
             assert store.sweep(3600) == 0
             sink.commit()
         assert get(store, "a/object") == self.unfinished

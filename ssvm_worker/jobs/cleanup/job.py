@@ -120,7 +120,7 @@ class _Cleaning:
 
     def is_old(self, each: StoredObject) -> bool:
         """Whether nobody has touched it for long enough; a time of 0 takes all."""
-        return not self.older_than_s or each.when <= self.now - self.older_than_s
+        return not self.older_than_s or each.modified <= self.now - self.older_than_s
 
     def is_dead(self, place: str) -> bool:
         """Whether no job that is queued or runs may write there, now. Reads the ledger only for what may go."""
@@ -129,7 +129,7 @@ class _Cleaning:
 
     def note(self, store: Store, what: str, where: str, of: list[StoredObject], why: str = "") -> None:
         """One more thing that goes."""
-        size, age = sum(each.size for each in of), self.now - max((each.when for each in of), default=self.now)
+        size, age = sum(each.size for each in of), self.now - max((each.modified for each in of), default=self.now)
         why = why or f"untouched for {human_duration(max(0.0, age))}, and no job is at work there"
         self.counts[what] += 1
         self.size += size
@@ -191,7 +191,7 @@ class _Place:
             found = Volume(self.cleaning.attempt, self.store, family)
             for place, of in groupby(objects, lambda each: place_of(each.key)):
                 if place.endswith(f"/{PACKS}"):
-                    found.packed = max(each.when for each in of)
+                    found.packed = max(each.modified for each in of)
                 elif place and self._artifact(place, list(of)) and family:
                     found.backups.append(Artifact.of_prefix(place))
             if family:
@@ -232,7 +232,7 @@ class _Place:
 
     def _free(self, found: Volume) -> list[StoredObject]:
         """A pack that is young may be of a backup that is being made where no ledger knows of it; then none goes."""
-        old = self.cleaning.is_old(StoredObject("", 0, when=found.packed))
+        old = self.cleaning.is_old(StoredObject("", 0, modified=found.packed))
         return found.free() if old else []
 
     def _tell(self, found: Volume) -> list[Manifest]:

@@ -181,7 +181,7 @@ class _Copying:
 
     def _stream(self, entry: Entry, key: str, resume: bool = True) -> None:
         """Copy the bytes, behind those that an earlier attempt has left, and compare them before they are committed."""
-        sink = self.target.writer(key, entry.size, owner=self.attempt.owner, resume=resume, twin=self.source)
+        sink = self.target.writer(key, entry.size, owner=self.attempt.owner, resume=resume, copy_from=self.source)
         offset, before = sink.offset, self.attempt.progress.bytes
         with sink:
             chunks = itertools.chain(sink.resumed(), self.attempt.resuming(self.source.reader(key), offset))

@@ -61,7 +61,7 @@ class ResumeNote:
     def _write(self, *, last: bool = False) -> bool:
         """Whether to go on; the transfer itself meets whatever is wrong with the store."""
         try:
-            settled = self._sink.settle()
+            settled = self._sink.sync()
             if self._ended.is_set() and not last:
                 return False
             if settled > self._noted:

@@ -107,7 +107,7 @@ class StoredImage:
 
         def make(store: Store) -> Sink:
             resume = most is not None and store is primary
-            return store.writer(key, size, owner=owner, resume=resume, most=most)
+            return store.writer(key, size, owner=owner, resume=resume, max_bytes=most)
 
         return self._targets.open(stack, make)
 

@@ -159,7 +159,7 @@ class _Handle:
 class FileSink(LeavingAborts):
     """See Sink; holds two handles and no bytes. The first error is final: it is raised again by all that follows.
 
-    Any thread may call ``abort``, ``suspend`` and ``settle`` at any time; none of them waits for a call of another.
+    Any thread may call ``abort``, ``suspend`` and ``sync`` at any time; none of them waits for a call of another.
     """
 
     def __init__(self, place: ObjectPath, part: str, directory: int, handle: int) -> None:
@@ -175,7 +175,7 @@ class FileSink(LeavingAborts):
         #: Bytes at the front that are on the disk for good.
         self._settled = 0
         self._failed: WorkerError | None = None
-        #: Guards the two fields that ``abort``, ``suspend`` and ``settle`` change.
+        #: Guards the two fields that ``abort``, ``suspend`` and ``sync`` change.
         self._lock = Lock()
         self._ended = False
         self._directory = _Handle(os.dup(directory), place.where)
@@ -210,7 +210,7 @@ class FileSink(LeavingAborts):
             done += len(chunk)
             yield chunk
 
-    def settle(self) -> int:
+    def sync(self) -> int:
         """See Sink. An error here is final: the kernel reports it once, and the last fsync would not see it."""
         try:
             with self._file.use() as handle, self._once_failed_for_ever():
@@ -236,7 +236,7 @@ class FileSink(LeavingAborts):
             self._check_object(directory)
         self._end()
         self._close(self._directory)
-        return StoredObject(self.key, self._size, when=modified)
+        return StoredObject(self.key, self._size, modified=modified)
 
     def abort(self) -> None:
         """See Sink. What cannot be removed is left to the sweep: an abort must not hide the error before it."""

@@ -56,15 +56,15 @@ class FileStore:
         *,
         owner: Owner,
         resume: bool = False,
-        most: int | None = None,
-        twin: Store | None = None,  # noqa: ARG002
+        max_bytes: int | None = None,
+        copy_from: Store | None = None,  # noqa: ARG002
     ) -> FileSink:
         """See Store. Takes the part over from an older writer of the same job, whose commit is then Cancelled."""
         place = ObjectPath(self._tree, check_key(key), self._where(key))
         sink = self._begin(place, owner, resume)
         try:
-            if most is not None:
-                sink.cut(most)
+            if max_bytes is not None:
+                sink.cut(max_bytes)
             self._make_room(place.where, (size_hint or 0) - sink.offset)
         except BaseException as error:
             # Bytes of an earlier attempt stay, unless the job has failed for good: the next attempt needs them.
@@ -91,7 +91,7 @@ class FileStore:
         with _translating_missing(place.where), self._tree.open(place.directory) as directory:
             seen = os.stat(place.name, dir_fd=directory, follow_symlinks=False)
         _check_regular(seen, place.where)
-        return StoredObject(key, seen.st_size, when=seen.st_mtime)
+        return StoredObject(key, seen.st_size, modified=seen.st_mtime)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store. Holds the entries of one directory for each level."""
@@ -99,7 +99,7 @@ class FileStore:
             for found in self._tree.walk(_names(prefix)):
                 key = "/".join(found.path)
                 if is_key(key):
-                    yield StoredObject(key, found.size, when=found.modified)
+                    yield StoredObject(key, found.size, modified=found.modified)
 
     def delete(self, key: str) -> None:
         """See Store. Directories that become empty go too."""
@@ -128,9 +128,9 @@ class FileStore:
         with translating(self._where(prefix)):
             for found in self._tree.walk(_names(prefix)):
                 if part := _part(found):
-                    yield StoredObject("/".join((*found.path[:-1], part.name)), found.size, when=found.modified)
+                    yield StoredObject("/".join((*found.path[:-1], part.name)), found.size, modified=found.modified)
                 elif _is_silly(found):
-                    yield StoredObject("/".join(found.path), found.size, when=found.changed)
+                    yield StoredObject("/".join(found.path), found.size, modified=found.changed)
 
     def usage(self) -> StoreUsage:
         """See Store; *free* is what an unprivileged user can take."""

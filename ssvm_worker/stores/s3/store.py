@@ -65,14 +65,14 @@ class S3Store:
         *,
         owner: Owner,
         resume: bool = False,
-        most: int | None = None,  # noqa: ARG002
-        twin: Store | None = None,
+        max_bytes: int | None = None,  # noqa: ARG002
+        copy_from: Store | None = None,
     ) -> S3Sink:
         """See Store. The bytes of a small object are sent at its commit."""
         path = self._root + check_key(key)
         self._bucket.check()
         target = CommitTarget(self._bucket, path, key, self._where(key), owner, self.features)
-        copier = PartCopier(twin._bucket.name, twin._root + key) if self._shares_server(twin) else None
+        copier = PartCopier(copy_from._bucket.name, copy_from._root + key) if self._shares_server(copy_from) else None
         return S3Sink(target, size_hint, self._uploads, resume=resume, copier=copier)
 
     @property
@@ -113,7 +113,7 @@ class S3Store:
             # An answer to HEAD has no body that would tell a missing object from a missing bucket.
             self._bucket.check(again=True)
             raise
-        return StoredObject(key, size_in(seen, self._where(key)), when=time_in(seen))
+        return StoredObject(key, size_in(seen, self._where(key)), modified=time_in(seen))
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store. Sorted here, as servers do not agree on the order; memory as for ``in_order``."""
@@ -126,7 +126,7 @@ class S3Store:
                 for each in page.get("Contents", []):
                     key = each.get("Key", "")[len(self._root) :]
                     if is_key(key):
-                        yield StoredObject(key, size_in(each, self._where(key)), when=time_in(each))
+                        yield StoredObject(key, size_in(each, self._where(key)), modified=time_in(each))
 
     def delete(self, key: str) -> None:
         """See Store."""
@@ -158,15 +158,15 @@ class S3Store:
             for each in open_uploads(self._bucket, self._below(prefix)):
                 if is_key(key := each["Key"][len(self._root) :]):
                     size, when = _parts(self._bucket, each)
-                    yield StoredObject(key, size, when=when)
+                    yield StoredObject(key, size, modified=when)
 
     def usage(self) -> StoreUsage:
         """See Store: a bucket cannot tell without being walked."""
         return StoreUsage(None, None, None)
 
-    def _shares_server(self, twin: Store | None) -> TypeGuard[S3Store]:
-        """Whether our server has the twin's bucket too, by the same keys, and can copy."""
-        if not isinstance(twin, S3Store) or self._bucket.settings.account != twin._bucket.settings.account:
+    def _shares_server(self, copy_from: Store | None) -> TypeGuard[S3Store]:
+        """Whether our server has the bucket of *copy_from* too, by the same keys, and can copy."""
+        if not isinstance(copy_from, S3Store) or self._bucket.settings.account != copy_from._bucket.settings.account:
             return False
         return self.features.copies
 

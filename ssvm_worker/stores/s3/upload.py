@@ -284,7 +284,7 @@ class S3Sink(LeavingAborts):
             what = "The store has taken the object, and does not show it"
             raise StoreUnavailable(what, self._target.where, "Try again")
         self._refuse_other_size(size_in(seen, self._target.where))
-        return StoredObject(self.key, self._size, when=time_in(seen))
+        return StoredObject(self.key, self._size, modified=time_in(seen))
 
     def _refuse_other_size(self, found: int) -> None:
         if found != self._size:

@@ -202,7 +202,7 @@ def _copy(bucket: Bucket, key: str, check: Check) -> bool:
     """To ``KEY/large`` from ``large``."""
     here = _store(bucket, check)
     there = S3Store("copy", bucket.name, key, bucket.settings, check)
-    return _send_parts(there.writer("large", owner=Owner(), twin=here))
+    return _send_parts(there.writer("large", owner=Owner(), copy_from=here))
 
 
 ROWS = {

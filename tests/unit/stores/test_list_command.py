@@ -124,7 +124,7 @@ def test_deleted_meanwhile() -> None:
 @pytest.mark.parametrize("count", [0, 1, 24_999, 25_000, 25_001, 60_000])
 def test_in_order(count: int) -> None:
     """A listing in any order comes out sorted by key, whole, however long it is."""
-    objects = [StoredObject(f"a/{number:05}", number, when=number / 3) for number in range(count)]
+    objects = [StoredObject(f"a/{number:05}", number, modified=number / 3) for number in range(count)]
     mixed = random.Random(1).sample(objects, count)
     assert list(in_order(mixed)) == objects
 

@@ -93,7 +93,7 @@ def test_dead_consumer_blocks_nobody() -> None:
         except StoreUnavailable:
             raised += 1
     assert raised >= 3 * DEPTH - 1
-    assert lane.drop()
+    assert lane.stop()
 
 
 def test_bounded(stuck: Stuck) -> None:
@@ -128,34 +128,34 @@ def test_cancel_at_the_end(stuck: Stuck) -> None:
         lane.finish(cancel)
 
 
-def test_drop_throws_away(stuck: Stuck) -> None:
-    """What waits when a lane is dropped is never consumed."""
+def test_stop_discards(stuck: Stuck) -> None:
+    """What waits when a thread is stopped is never consumed."""
     lane = SinkThread("disk", stuck)
     fill(lane, stuck)
     threading.Timer(0.05, stuck.let_go.set).start()
-    assert lane.drop()
+    assert lane.stop()
     assert stuck.seen == [b"first"]
 
 
-def test_drop_that_takes(stuck: Stuck) -> None:
-    """Asked to take what waits, a lane that is dropped does, if its consumer is not too slow."""
+def test_stop_with_drain(stuck: Stuck) -> None:
+    """With *drain*, a stopped thread consumes what waits, if its consumer is not too slow."""
     lane = SinkThread("disk", stuck)
     fill(lane, stuck)
     threading.Timer(0.05, stuck.let_go.set).start()
-    assert lane.drop(PATIENCE_S, take=True)
+    assert lane.stop(PATIENCE_S, drain=True)
     assert len(stuck.seen) == DEPTH + 1
 
 
-def test_drop_does_not_wait_for_ever(stuck: Stuck) -> None:
+def test_stop_has_a_time_limit(stuck: Stuck) -> None:
     """A stuck consumer is left behind, and the caller is told."""
     lane = SinkThread("disk", stuck)
     fill(lane, stuck)
-    assert not lane.drop(patience_s=0.01)
+    assert not lane.stop(timeout_s=0.01)
 
 
-def test_drop_twice() -> None:
+def test_stop_twice() -> None:
     """Dropping is safe to repeat, and after the end."""
     lane = SinkThread("disk", lambda chunk: None)
     lane.finish(nothing)
-    assert lane.drop()
-    assert lane.drop()
+    assert lane.stop()
+    assert lane.stop()

@@ -60,8 +60,8 @@ class Faulty:
     def suspend(self) -> None:
         self._sink.suspend()
 
-    def settle(self) -> int:
-        return self._sink.settle()
+    def sync(self) -> int:
+        return self._sink.sync()
 
     def __enter__(self) -> Sink:
         return self
@@ -309,7 +309,7 @@ def test_small_object_too_large(primary: MemoryStore) -> None:
     """A read of a small object ends at its limit."""
     put_bytes(primary, "note", DATA, ME)
     with pytest.raises(TooLarge):
-        read_bytes(primary, "note", most=100)
+        read_bytes(primary, "note", max_bytes=100)
 
 
 def test_failed_small_object(primary: MemoryStore) -> None:
@@ -355,10 +355,10 @@ def test_slowness(waited: float, taken: int, shown: bool) -> None:
     """A store is too slow if it takes less than the rate in a window in which the stream mostly waited for it."""
     slowness = SlowSinkDetector(1, window_s=30.0)
     now = slowness._since
-    assert not slowness.is_shown(now + 29, 29.0, 0)
-    assert slowness.is_shown(now + 30, waited, taken) is shown
-    assert not slowness.is_shown(now + 59, 59.0, 0)
-    assert not SlowSinkDetector(0).is_shown(now + 10**6, 10.0**6, 0)
+    assert not slowness.is_too_slow(now + 29, 29.0, 0)
+    assert slowness.is_too_slow(now + 30, waited, taken) is shown
+    assert not slowness.is_too_slow(now + 59, 59.0, 0)
+    assert not SlowSinkDetector(0).is_too_slow(now + 10**6, 10.0**6, 0)
 
 
 def test_no_sinks() -> None:
@@ -374,7 +374,7 @@ def test_no_more_threads(sinks: dict[str, Sink], monkeypatch: pytest.MonkeyPatch
     before, start = threading.active_count(), threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
-        if thread.name == "lane-second":
+        if thread.name == "sink-second":
             raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -390,7 +390,7 @@ def test_settled_before_the_commit(sinks: dict[str, Sink]) -> None:
     asked = threading.Event()
 
     class Settling(Faulty):
-        def settle(self) -> int:
+        def sync(self) -> int:
             asked.set()
             stop.wait(PATIENCE_S)
             return 0

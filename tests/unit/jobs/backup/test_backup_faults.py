@@ -238,14 +238,14 @@ class SlowStore(MemoryStore):
         *,
         owner: Owner,
         resume: bool = False,
-        most: int | None = None,
-        twin: Store | None = None,
+        max_bytes: int | None = None,
+        copy_from: Store | None = None,
     ) -> MemorySink:
         """A sink that waits."""
         if key.endswith(".vmdk"):
             while max(lease["renewals"] for lease in self.vcenter.state()["leases"].values()) < 2:
                 pass
-        return super().writer(key, size_hint, owner=owner, resume=resume, most=most)
+        return super().writer(key, size_hint, owner=owner, resume=resume, max_bytes=max_bytes)
 
 
 def test_keep_alive(bench: Bench, vm: TestVM) -> None:

@@ -76,9 +76,9 @@ def test_between_kinds(tmp_path: Path, s3_server: S3Server, there: str) -> None:
 def test_again(source: MemoryStore, archive: MemoryStore) -> None:
     """An artifact that is there already is left alone."""
     run(source, archive)
-    when = archive.stat(PLACE.key("7.raw")).when
+    when = archive.stat(PLACE.key("7.raw")).modified
     assert run(source, archive)["copied"]["archive"]["reused"]
-    assert archive.stat(PLACE.key("7.raw")).when == when
+    assert archive.stat(PLACE.key("7.raw")).modified == when
 
 
 def test_another_in_its_place(source: MemoryStore, archive: MemoryStore) -> None:

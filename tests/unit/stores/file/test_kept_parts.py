@@ -228,7 +228,7 @@ def test_abort_beside_a_hanging_call(tmp_path: Path) -> None:
             os.fstat(handle)
         for each in others:
             os.close(each)
-    assert sink.settle() == 0
+    assert sink.sync() == 0
 
 
 def test_settle_holds_up_nobody(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_settle_holds_up_nobody(tmp_path: Path) -> None:
     fill(sink, BIG)
     with sink._file.use():
         sink.suspend()
-    assert sink.settle() == len(BIG)
+    assert sink.sync() == len(BIG)
 
 
 class Unclean(LeavingAborts):
