@@ -1,1 +1,1 @@
-"""Describe what is stored: keys, manifests and checksums."""
+"""Describe stored artifacts: their keys, manifests and checksums."""

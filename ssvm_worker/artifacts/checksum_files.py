@@ -1,11 +1,11 @@
-"""Checksum files as publishers, tools and operating systems write them, and the one digest in them of a certain file.
+"""Find the digest of one file in a checksum file, as publishers, tools and operating systems write it.
 
-HEX  name   HEX *name                 coreutils, shasum; under "# SHA512 HASH" in Gentoo's, "SHA256:" in Debian's
+HEX  name   HEX *name                 coreutils, shasum; below "# SHA512 HASH" (Gentoo) or "SHA256:" (Debian)
 SHA256 (name) = HEX                   BSD, coreutils --tag; OpenSSL 1 "SHA256(name)= ", OpenSSL 3 "SHA2-256(name)= "
 name: HEX   name HEX                  many web pages
 Algorithm : SHA256 / Hash / Path      PowerShell's Get-FileHash, as a list, a table, CSV or JSON
-SHA256 hash of name: / HEX            certutil; before Windows 10 with a blank between the bytes
-HEX                                   of the one file that the reader asks for
+SHA256 hash of name: / HEX            certutil; before Windows 10 with blanks between the bytes
+HEX                                   without a name: the digest of the requested file
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from .checksums import HEX_LENGTHS, Digest, algorithm_of, hex_of
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins as UTF-16's does, so it is looked for first
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # starts with the mark of UTF-16, so it is tested first
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-#: Characters of a line that are read; a path has 4096 at most.
-_MOST_LINE = 8192
+#: The longest line in characters that is read. A path has at most 4096.
+_MAX_LINE = 8192
 _SIGNED = "-----BEGIN PGP SIGNED MESSAGE-----"
 _SIGNATURE = "-----BEGIN PGP SIGNATURE-----"
-#: Names of algorithms in a text. Those that we cannot compute are known too: their digests are of no other algorithm.
+#: Names of algorithms in a text. It includes algorithms that the worker cannot compute: their digests must not count
+#: as digests of other algorithms.
 _WORD = re.compile(
     r"(?<![a-z0-9])(md[245]|sha-?3-?\d{3}|sha-?2?-?(?:224|256|384|512)(?:[-/_t]?(?:224|256)(?!\d))?|sha-?1|blake-?2[bs]p?"
     r"(?:-\d{3})?|blake-?3|b2|b3|rmd-?160|ripemd-?160|whirlpool|sm3|crc-?32c?|shake-?\d{3}|tiger|streebog-?\d{3})"
@@ -48,26 +49,29 @@ _TAG_VALUE = re.compile(r"\s*=\s*([0-9A-Za-z+/]{22,128}={0,2})\s*")
 _MANIFEST = re.compile(r"[A-Z]+ (\S+) \d+((?: \w+ [0-9a-f]{32,})+)\s*")
 _BYTES = re.compile(r"\s*(?:[0-9a-fA-F]{2} ){15,}[0-9a-fA-F]{2}\s*")
 _KEY = re.compile(r"""\s*["']?(algorithm|hash|path|file ?name|file|name)["']?\s{0,16}[:=]\s*["']?(.*)""", re.IGNORECASE)
-#: 64 hex digits may be of these too, 128 of any other algorithm that does not tell its bits.
+#: Algorithms without bits in their name whose digests have 64 hex digits. Digests of the others have 128.
 _HAVE_64 = ("blake2s", "blake3", "b3", "sm3", "tiger")
 
 
 @dataclass
 class _Entry:
-    """One digest, and what the checksum file says that it is of."""
+    """One digest, and the file that it belongs to according to the checksum file."""
 
     number: int
     line: str
     algorithm: str
     hex: str
-    #: Empty if no file is named.
+    #: Empty if the line names no file.
     name: str = ""
-    #: The line above, which may name the file at its end, in the words of any language.
+    #: The line above. It may name the file at its end, after words of any language.
     heading: str = ""
 
 
 def decode_text(data: bytes) -> str:
-    """Decode a small text: UTF-8, UTF-16 and UTF-32 by their byte order mark, UTF-16 without one, else Windows-1252."""
+    """Decode a small text.
+
+    It may be UTF-8, UTF-16 or UTF-32 with a byte order mark, UTF-8 or UTF-16 without one, or else Windows-1252.
+    """
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, "replace")
@@ -79,54 +83,54 @@ def decode_text(data: bytes) -> str:
         return data.decode("cp1252", "replace")
 
 
-def find_in_sums(sums: str, path: str, where: str, taken: Sequence[str] = tuple(HEX_LENGTHS)) -> Digest:
-    """Return the digest of the file at *path* (of its URL), by the strongest algorithm among those *taken*.
+def find_in_sums(sums: str, path: str, location: str, allowed: Sequence[str] = tuple(HEX_LENGTHS)) -> Digest:
+    """Return the digest of the file at *path* (of its URL), by the strongest of the *allowed* algorithms.
 
-    *where* is the URL of the checksum file: names in it are relative to that, and its own name may tell the algorithm.
-    A name with other directories counts where no better one is there. Raises InvalidRequest if nothing, nothing that
-    is taken, or two different digests are found.
+    *location* is the URL of the checksum file. Names in the file are relative to this URL. The last part of the URL
+    may name the algorithm. A name with other directories counts if there is no better match.
+    Raises InvalidRequest if there is no digest, no digest of an allowed algorithm, or two different digests.
     """
     file_name = path.rpartition("/")[2]
     if "<html" in sums[:4096].lower() or sums.lstrip()[:9].lower() == "<!doctype":
         what = f"The checksum file is a web page, so it names no {file_name!r}"
-        raise InvalidRequest(what, where, "Give the URL of the checksum file itself")
-    found = _best(_Reader(where).read(sums), path, where)
+        raise InvalidRequest(what, location, "Give the URL of the checksum file itself")
+    found = _best_matches(_Reader(location).read(sums), path, location)
     if not found:
         what = f"The checksum file names no {file_name!r}"
-        raise InvalidRequest(what, where, "Give the digest itself, or the sums file of this image")
+        raise InvalidRequest(what, location, "Give the digest itself, or the sums file of this image")
     known = [each for each in found if each.algorithm in HEX_LENGTHS]
     if not known:
         names = ", ".join(dict.fromkeys(each.algorithm[:40] for each in found))
         what = f"The checksum file has only {names} for {file_name!r}"
-        raise InvalidRequest(what, where, f"Give a digest by one of {', '.join(taken)}")
-    usable = [each for each in known if each.algorithm in taken]
+        raise InvalidRequest(what, location, f"Give a digest of one of these algorithms: {', '.join(allowed)}")
+    usable = [each for each in known if each.algorithm in allowed]
     if not usable:
         names = ", ".join(dict.fromkeys(each.algorithm for each in known))
-        raise InvalidRequest(f"The settings take no {names} checksums", "checksum", f"Give one of {', '.join(taken)}")
+        what = f"download.checksums does not allow {names} checksums"
+        raise InvalidRequest(what, "checksum", f"Give one of {', '.join(allowed)}")
     strongest = max(usable, key=lambda each: HEX_LENGTHS[each.algorithm])
     for other in usable:
         if other.algorithm == strongest.algorithm and other.hex != strongest.hex:
-            what = f"The checksum file has two digests for {file_name!r}: {_shown(strongest)} and {_shown(other)}"
-            raise InvalidRequest(what, where, "Give the digest itself")
+            lines = [f"line {each.number} ({each.line.strip()[:200]!a})" for each in (strongest, other)]
+            what = f"The checksum file has two digests for {file_name!r}: {' and '.join(lines)}"
+            raise InvalidRequest(what, location, "Give the digest itself")
     return Digest(strongest.algorithm, strongest.hex)
 
 
-def _shown(entry: _Entry) -> str:
-    return f"line {entry.number} ({entry.line.strip()[:200]!a})"
-
-
-def _best(entries: list[_Entry], path: str, where: str) -> list[_Entry]:
-    """The entries that name the file best; those without any name if no entry has one."""
+def _best_matches(entries: list[_Entry], path: str, location: str) -> list[_Entry]:
+    """Return the entries whose name matches best. If no entry has a name, return all of them."""
     wanted = _parts(path)
-    home = _parts(unquote(urlsplit(where).path).rpartition("/")[0])
+    home = _parts(unquote(urlsplit(location).path).rpartition("/")[0])
     ranks = [_rank(each, wanted, home) for each in entries]
     best = max(ranks, default=_NOT_NAMED)
     if best > _NOT_NAMED:
         return [each for each, rank in zip(entries, ranks, strict=True) if rank == best]
-    return entries if not any(each.name or _names_a_file(each.heading) for each in entries) else []
+    is_named = any(each.name or set(each.heading.rpartition(" ")[2]) & set("./\\") for each in entries)
+    return [] if is_named else entries
 
 
-#: How well a name fits: exactly, wholly, or in some of its last parts; then, in how many of them.
+#: How well a name matches. First 3: the same path, 2: all parts of the name, 1: some of its last parts. Then the number
+#: of equal parts.
 _Rank = tuple[int, int]
 _NOT_NAMED: _Rank = (0, 0)
 
@@ -134,7 +138,8 @@ _NOT_NAMED: _Rank = (0, 0)
 def _rank(entry: _Entry, wanted: list[str], home: list[str]) -> _Rank:
     if entry.heading and wanted and re.search(rf"(?:^|[\s/\\\"'(]){re.escape(wanted[-1])}$", entry.heading):
         return 1, 1
-    spellings = {entry.name, unquote(entry.name), re.sub(r"^\d+\s+", "", entry.name)}  # 7-Zip and Debian: size, name
+    # 7-Zip and Debian write the size before the name.
+    spellings = {entry.name, unquote(entry.name), re.sub(r"^\d+\s+", "", entry.name)}
     return max(_fit(_parts(each), wanted, home) for each in spellings)
 
 
@@ -148,7 +153,7 @@ def _fit(parts: list[str], wanted: list[str], home: list[str]) -> _Rank:
 
 
 def _parts(path: str) -> list[str]:
-    """The names on a path, with the separators of any system, and Unicode composed: macOS writes it decomposed."""
+    """Split a path at the separators of any system. Compose Unicode, because macOS writes it decomposed."""
     names: list[str] = []
     for each in re.split(r"[/\\]+", unicodedata.normalize("NFC", path)):
         if each == "..":
@@ -158,30 +163,26 @@ def _parts(path: str) -> list[str]:
     return names
 
 
-def _names_a_file(heading: str) -> bool:
-    return bool(set(heading.rpartition(" ")[2]) & set("./\\"))
-
-
 @dataclass
 class _Reader:
-    """Reads a checksum file line by line; what stands above a digest tells more about it."""
+    """Parser of a checksum file. Lines above a digest may name its algorithm or its file."""
 
-    #: The URL of the file.
-    where: str
+    #: The URL of the checksum file.
+    location: str
     found: list[_Entry] = field(default_factory=list)
-    #: The algorithm that the last heading names, and the heading if it may name a file as well.
+    #: The algorithm in the last heading, and the heading itself if it may also name a file.
     section: str = ""
     heading: str = ""
-    #: Of the present stanza, which a blank line ends: its first entry, and what its keys say.
+    #: The current stanza, which ends at a blank line: the index of its first entry, and the values of its keys.
     first: int = 0
     keys: dict[str, str] = field(default_factory=dict)
 
     def read(self, text: str) -> list[_Entry]:
-        """Return the digests in their order."""
-        for number, line in enumerate(_lines(text)):  # the first is empty
+        """Return the digests in the order of their lines."""
+        for number, line in enumerate(_lines(text)):  # the first line is empty, so numbers start at 1
             if not line.strip():
                 self._end_stanza()
-            elif len(line) <= _MOST_LINE:
+            elif len(line) <= _MAX_LINE:
                 self._read_line(number, line)
         self._end_stanza()
         return self.found
@@ -203,7 +204,7 @@ class _Reader:
             self.heading = line.rstrip(":)\"' \t") if is_title else ""
 
     def _read_key(self, number: int, line: str) -> bool:
-        """Take a line of PowerShell's list, or of a stanza that names its file in a line of its own."""
+        """Read a line ``key: value`` of PowerShell's list or of a similar stanza. Return False for any other line."""
         match = _KEY.fullmatch(line)
         if not match:
             return False
@@ -212,7 +213,7 @@ class _Reader:
             self._add(number, line, self.keys.get("algorithm", ""), value, "")
             return True
         if re.fullmatch(_DIGEST, value):
-            return False  # a file of that name
+            return False  # a file with the name of a key
         self.keys["algorithm" if key == "algorithm" else "name"] = value
         return True
 
@@ -224,9 +225,8 @@ class _Reader:
 
     def _add(self, number: int, line: str, word: str, value: str, name: str) -> None:
         name = name.strip().strip("\"'")
-        if name in ("-", "stdin", "(stdin)", "*stdin") or name.endswith(
-            ("...", "\u2026")
-        ):  # PowerShell cuts long paths
+        is_cut = name.endswith(("...", "\u2026"))  # PowerShell shortens long paths
+        if is_cut or name in ("-", "stdin", "(stdin)", "*stdin"):
             name = ""
         algorithm = self._algorithm(word, len(value))
         digits = hex_of(value, algorithm) if algorithm in HEX_LENGTHS else value.lower()
@@ -235,10 +235,13 @@ class _Reader:
             self.found.append(_Entry(number, line, algorithm, digits, name, heading))
 
     def _algorithm(self, word: str, length: int) -> str:
-        """What the line says, else what its section, the file's name or the length of the digest says."""
+        """Return the algorithm.
+
+        The word on the line determines it, else the heading, the name of the checksum file, or the length.
+        """
         if word:
             return algorithm_of(word) or word.lower()
-        in_name = [match[1] for match in _WORD.finditer(unquote(urlsplit(self.where).path).rpartition("/")[2])]
+        in_name = [match[1] for match in _WORD.finditer(unquote(urlsplit(self.location).path).rpartition("/")[2])]
         for each in (self.section, *reversed(in_name)):
             if each and _hex_length(each) == length:
                 return algorithm_of(each) or each.lower()
@@ -253,7 +256,10 @@ def _hex_length(word: str) -> int:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines of what is signed, if anything is, without the dashes of RFC 9580, 7.2; joined where PowerShell cut."""
+    """Yield the lines of the text, or of its signed part, without the dashes of RFC 9580, section 7.2.
+
+    Lines that PowerShell has wrapped are joined.
+    """
     if _SIGNED in text:
         text = text.partition(_SIGNED)[2].partition(_SIGNATURE)[0]
         text = re.sub(r"(?m)^- ", "", re.sub(r"\A\s*(?:[A-Za-z-]+: .*\s*?\n)*", "", text.replace("\r\n", "\n")))
@@ -269,7 +275,7 @@ def _lines(text: str) -> Iterator[str]:
     yield held
 
 
-#: The word for the algorithm (or nothing), the digest, and the name (or nothing).
+#: For each digest: the word for the algorithm or "", the digest, and the name or "".
 _Found = list[tuple[str, str, str]]
 
 
@@ -300,12 +306,12 @@ def _digest_first(line: str) -> _Found:
 
 
 def _unescaped(name: str) -> str:
-    """Undo what coreutils does to names with line breaks and backslashes, which it says by a backslash at the begin."""
+    """Decode a name that coreutils has escaped: a backslash at the start of the line marks such names."""
     return re.sub(r"\\([nr\\])", lambda match: {"n": "\n", "r": "\r"}.get(match[1], "\\"), name)
 
 
 def _fields(line: str) -> _Found:
-    """CSV, of Export-Csv and hashdeep."""
+    """Read a line of CSV, as Export-Csv and hashdeep write it."""
     fields = [each.strip().strip('"') for each in line.split(",")]
     digests = [each for each in fields if re.fullmatch(_DIGEST, each)]
     words = [each for each in fields if _WORD.fullmatch(each)]

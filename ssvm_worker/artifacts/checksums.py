@@ -1,6 +1,6 @@
-"""Checksums that users give, digests that we compute.
+"""Parse checksums, which users give, and compute digests.
 
-A digest is written ``sha256:HEX`` everywhere. ``Hasher`` is an observer for ``stream.store_stream``.
+A digest is written ``sha256:HEX`` everywhere. A ``Hasher`` is an observer for ``fan_out.store_stream``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from ssvm_worker.errors import ChecksumMismatch, InvalidRequest
 
-#: Algorithms that a user may ask for, with the length of their hex form. MD5 and SHA-1 are still published by vendors.
+#: Algorithms of checksums, with the number of their hex digits. Vendors still publish MD5 and SHA-1.
 HEX_LENGTHS = {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}
 _BY_LENGTH = {length: name for name, length in HEX_LENGTHS.items()}
-#: Other names, without dashes: OpenSSL 3 writes SHA2-256; RFC 3230 and Java write SHA.
+#: Other names without their dashes. OpenSSL 3 writes SHA2-256. RFC 3230 and Java write SHA for SHA-1.
 _OTHER_NAMES = {"sha": "sha1", **{f"sha2{name[3:]}": name for name in HEX_LENGTHS if len(name) == 6}}
 _HEX = re.compile(r"[0-9a-fA-F]+")
 #: ``{SHA-256}HEX``, ``sha256-BASE64`` (Subresource Integrity), ``sha256:HEX`` and ``sha256=HEX``.
@@ -41,19 +41,19 @@ class Digest:
 
 
 def is_checksum_url(text: str) -> bool:
-    """Whether the checksum is the address of a sums file rather than a digest."""
+    """Return whether the checksum is the URL of a checksum file, not a digest."""
     return text.startswith(("http://", "https://"))
 
 
 def algorithm_of(name: str) -> str | None:
-    """Return the algorithm that a name means, in any spelling: SHA-256, sha_256, SHA2-256; None for any other."""
+    """Return the algorithm of a name in any spelling (SHA-256, sha_256, SHA2-256), or None."""
     plain = re.sub(r"[-_ ]", "", name.lower())
     plain = _OTHER_NAMES.get(plain, plain)
     return plain if plain in HEX_LENGTHS else None
 
 
 def hex_of(value: str, algorithm: str) -> str | None:
-    """Return the lower-case hex of a digest in hex or base64; None for what is no digest of that algorithm."""
+    """Return the lower-case hex of a digest in hex or base64. Return None if it does not fit the algorithm."""
     if _HEX.fullmatch(value):
         return value.lower() if len(value) == HEX_LENGTHS[algorithm] else None
     try:
@@ -64,7 +64,7 @@ def hex_of(value: str, algorithm: str) -> str | None:
 
 
 def parse_checksum(text: str) -> Digest:
-    """Read a checksum in any of the accepted forms but the URL; InvalidRequest names what is wrong."""
+    """Parse a checksum in any accepted form except a URL. Raise InvalidRequest if the form is wrong."""
     text = text.strip()
     match = next(filter(None, (form.fullmatch(text) for form in _NAMED)), None)
     name, value = match.groups() if match else (_BY_LENGTH.get(len(text), ""), text)
@@ -79,22 +79,22 @@ def parse_checksum(text: str) -> Digest:
     return Digest(algorithm, digits)
 
 
-def agreed(asked: Digest | None, offered: Sequence[Digest], where: str) -> Digest | None:
-    """The checksum to compare with: the one that was asked for, else the first that the source itself came with.
+def agreed(requested: Digest | None, offered: Sequence[Digest], location: str) -> Digest | None:
+    """Return the checksum to verify: that of the request, else the first one that the source offers.
 
-    Raises ChecksumMismatch when the two name different values of one algorithm.
+    Raises ChecksumMismatch if both have different values of the same algorithm.
     """
     for each in offered:
-        if asked and each.algorithm == asked.algorithm and each != asked:
-            what = f"The source announces {each}, the request asks for {asked}"
-            raise ChecksumMismatch(what, where, "Nothing was fetched. Compare both with the publisher's")
-    return asked or next(iter(offered), None)
+        if requested and each.algorithm == requested.algorithm and each != requested:
+            what = f"The source announces {each}, but the request has {requested}"
+            raise ChecksumMismatch(what, location, "Nothing was fetched. Compare both with the publisher's checksum")
+    return requested or next(iter(offered), None)
 
 
 class Hasher:
-    """Computes several digests of the passing bytes at once; call it with each chunk.
+    """Observer that computes several digests of the bytes. It always computes SHA-256.
 
-    hashlib releases the GIL for chunks above 2 KiB, so a Hasher in its own thread uses a second core.
+    hashlib releases the GIL for chunks of more than 2 KiB. So a Hasher in a separate thread uses a second core.
     """
 
     def __init__(self, *algorithms: str) -> None:
@@ -109,26 +109,26 @@ class Hasher:
             each.update(chunk)
 
     def digest(self, algorithm: str = "sha256") -> Digest:
-        """The digest so far."""
+        """Return the digest of the bytes so far."""
         return Digest(algorithm, self._hashes[algorithm].hexdigest())
 
     def digests(self) -> list[Digest]:
-        """The digests so far in all the algorithms."""
+        """Return the digests of the bytes so far, one for each algorithm."""
         return [self.digest(name) for name in self._hashes]
 
-    def verify(self, expected: Digest | None, where: str) -> None:
-        """Raise ChecksumMismatch unless the bytes so far have the expected digest; None expects nothing."""
+    def verify(self, expected: Digest | None, location: str) -> None:
+        """Raise ChecksumMismatch if the digest of the bytes so far is not *expected*. None accepts any digest."""
         if expected is None:
             return
         actual = self.digest(expected.algorithm)
         if actual != expected:
             raise ChecksumMismatch(
                 f"The checksum is wrong: expected {expected}, got {actual} over {self.size} bytes",
-                where,
-                "Nothing was stored. Compare the checksum with the publisher's, then ask again",
+                location,
+                "Nothing was stored. Compare the checksum with the publisher's, then submit the job again",
             )
 
 
 def digest_of(data: bytes) -> Digest:
-    """The SHA-256 of bytes in memory."""
+    """Return the SHA-256 of bytes in memory."""
     return Digest("sha256", hashlib.sha256(data).hexdigest())

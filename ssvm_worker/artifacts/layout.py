@@ -1,4 +1,4 @@
-"""Where things lie on a store: CloudStack's layout, and the rules that every key obeys."""
+"""Define the keys of artifacts in CloudStack's layout, and check keys."""
 
 from __future__ import annotations
 
@@ -9,37 +9,42 @@ from ssvm_worker.errors import InvalidRequest, misused
 
 MANIFEST = "manifest.json"
 DRAFT = "manifest.draft.json"
-#: Beside the backups of a volume: the packs of grains that its incremental backups share. No backup may have this id.
+#: The directory of a volume with the packs of grains that its incremental backups share. It is next to the backups, so
+#: no backup may have this id.
 PACKS = "_packs"
-#: One component of a key. NAME_MAX is 255 bytes on every file system here; the rest is room for a `.part` suffix.
+#: The longest component of a key, in characters. NAME_MAX is 255 bytes on every supported file system. The rest is
+#: room for a `.part` suffix.
 MAX_NAME = 180
-#: How many names a place has that one artifact's objects lie in.
+#: The number of components in the prefix of an artifact, by the first of them.
 _DEPTHS = {"template": 4, "volumes": 3, "snapshots": 4}
-#: The name of a zone stands in names of queues and counters.
+#: Names of queues and counters contain the name of the zone.
 ZONE = r"[A-Za-z0-9_-]{1,64}"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]*")
 
 
 def check_name(name: str, what: str = "name") -> str:
-    """Return *name* if it is safe as one component of a key, else raise InvalidRequest saying which rule it breaks."""
+    """Return *name* if it is a valid component of a key, else raise InvalidRequest with the broken rule."""
     if not name or len(name) > MAX_NAME:
-        remedy = f"Give one of 1 to {MAX_NAME} characters"
+        remedy = f"Give 1 to {MAX_NAME} characters"
         raise misused(InvalidRequest(f"The {what} has {len(name)} characters", ascii(name[:40]), remedy))
     if not _NAME.fullmatch(name):
-        remedy = "Use letters, digits and . _ @ + = - and start with a letter, a digit or _"
-        raise misused(InvalidRequest(f"The {what} holds characters that a key may not have", ascii(name[:80]), remedy))
+        remedy = "Use letters, digits and . _ @ + = - only. Start with a letter, a digit or _"
+        raise misused(InvalidRequest(f"The {what} has characters that a key may not have", ascii(name[:80]), remedy))
     return name
 
 
 def check_zone(zone: str) -> str:
-    """Return the name of a zone if queues and counters can have it, else raise InvalidRequest."""
+    """Return *zone* if it is a valid name of a zone, else raise InvalidRequest."""
     if not re.fullmatch(ZONE, zone):
-        raise misused(InvalidRequest("That is no name of a zone", ascii(zone[:80]), "Use 1 to 64 of A-Z a-z 0-9 _ -"))
+        raise misused(InvalidRequest("Invalid name of a zone", ascii(zone[:80]), "Use 1 to 64 of A-Z a-z 0-9 _ -"))
     return zone
 
 
 def check_key(key: str) -> str:
-    """Return *key* if each of its components is safe; the one gate before any store opens anything."""
+    """Return *key* if each component is valid, else raise InvalidRequest.
+
+    Every store calls this function before it opens an object.
+    """
     for part in key.split("/"):
         check_name(part, "key")
     return key
@@ -47,18 +52,18 @@ def check_key(key: str) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One thing that is whole or absent: a template, an ISO, a volume or a backup."""
+    """A template, ISO, volume or backup. It exists completely or not at all."""
 
     #: template | iso | volume | backup
     kind: str
     account: str
     id: str
-    #: Backups only: the volume (or VM) that the snapshot is of.
+    #: For backups only: the volume or VM of the snapshot.
     volume: str = ""
 
     @property
     def prefix(self) -> str:
-        """The directory of the artifact, without a slash at its end."""
+        """Return the directory of the artifact, without a slash at the end."""
         account, id_ = check_name(self.account, "account"), check_name(self.id, "id")
         if self.kind in ("template", "iso"):
             return f"template/tmpl/{account}/{id_}"
@@ -66,7 +71,7 @@ class Artifact:
             return f"volumes/{account}/{id_}"
         if self.kind == "backup":
             if id_ == PACKS:
-                raise misused(InvalidRequest("The grain store uses that id", id_, "Give the backup another id"))
+                raise misused(InvalidRequest("The grain store reserves this id", id_, "Give the backup another id"))
             return f"snapshots/{account}/{check_name(self.volume, 'volume')}/{id_}"
         raise misused(
             InvalidRequest("Unknown kind of artifact", ascii(self.kind), "Give template, iso, volume or backup")
@@ -74,21 +79,24 @@ class Artifact:
 
     @property
     def family(self) -> str:
-        """The directory in which a backup lies with the others of its volume, and with the packs that they share."""
+        """Return the directory of all backups of the volume. It also contains the packs that they share."""
         return self.prefix.rpartition("/")[0]
 
     @property
     def resource(self) -> str:
-        """What only one job at a time may write: an artifact; of backups all of a volume, as they share packs."""
+        """Return the name of the lock that a job holds while it writes the artifact.
+
+        All backups of a volume have one lock, because they share packs.
+        """
         return self.family if self.kind == "backup" else self.prefix
 
     def key(self, name: str) -> str:
-        """The key of one object of the artifact."""
+        """Return the key of one object of the artifact."""
         return f"{self.prefix}/{check_name(name)}"
 
     @classmethod
     def of_prefix(cls, prefix: str) -> Artifact:
-        """The artifact that lies at *prefix*; InvalidRequest for a place outside the layout."""
+        """Return the artifact with this prefix, or raise InvalidRequest if the prefix is not in the layout."""
         match prefix.strip("/").split("/"):
             case ["template", "tmpl", account, id_]:
                 return cls("template", account, id_)
@@ -97,17 +105,17 @@ class Artifact:
             case ["snapshots", account, volume, id_]:
                 return cls("backup", account, id_, volume)
         remedy = "Give template/tmpl/ACCOUNT/ID, volumes/ACCOUNT/ID or snapshots/ACCOUNT/VOLUME/ID"
-        raise misused(InvalidRequest("No artifact can lie there", prefix, remedy))
+        raise misused(InvalidRequest("Invalid prefix of an artifact", prefix, remedy))
 
 
 def place_of(key: str) -> str:
-    """The prefix of the artifact that an object belongs to, or the place of a volume's packs; "" for another's."""
+    """Return the prefix of the artifact, or of the packs, that an object belongs to. Return "" for any other object."""
     names = key.split("/")
     depth = _DEPTHS.get(names[0], 0)
-    place = "/".join(names[:depth])
+    prefix = "/".join(names[:depth])
     if not depth or len(names) <= depth:
         return ""
     try:
-        return place if names[depth - 1] == PACKS else Artifact.of_prefix(place).prefix
+        return prefix if names[depth - 1] == PACKS else Artifact.of_prefix(prefix).prefix
     except InvalidRequest:
         return ""

@@ -1,7 +1,7 @@
-"""The list of every object of one artifact with size and digest: written last, and its presence means *complete*.
+"""Read and write manifests. A manifest lists every object of one artifact with size and digest.
 
-A *draft* manifest has the same shape and names what is committed so far; it is the journal from which a second attempt
-goes on, and it is deleted when the manifest stands.
+It is written last, so an artifact with a manifest is *complete*. A *draft* manifest has the same fields and lists the
+objects that are committed so far. A later attempt continues from the draft. Writing the manifest deletes the draft.
 """
 
 from __future__ import annotations
@@ -25,123 +25,128 @@ VERSION = 1
 
 
 class _Facts(dict[str, Any]):
-    """Facts that were read from a manifest; CorruptImage for one that is missing."""
+    """Facts of a manifest. Reading a missing one raises CorruptImage."""
 
     def __missing__(self, name: str) -> Any:
-        raise CorruptImage(f"The manifest lacks the fact {name!r}", "", "Verify the artifact; restore or delete it")
+        raise CorruptImage(
+            f"The manifest lacks the fact {name!r}", "", "Verify the artifact, then restore or delete it"
+        )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of the artifact."""
+    """One object of an artifact."""
 
     #: The last part of its key.
     name: str
-    #: Bytes as stored.
+    #: Stored bytes.
     size: int
-    #: ``sha256:HEX`` of the bytes as stored.
+    #: ``sha256:HEX`` of the stored bytes.
     digest: str
     #: image | disk | descriptor | checksums | properties | config
     role: str = "image"
-    #: What else is known: format, virtual_size (bytes), disk key, grade of verification, …
+    #: Further facts: format, virtual_size (bytes), disk key, grade of verification, …
     facts: dict[str, Any] = field(default_factory=dict)
-    #: Fields that a newer version of the same major version has written; they are kept.
+    #: Unknown fields, which a newer version with the same major version has written. They are kept.
     more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that one artifact consists of."""
+    """List of all objects of one artifact."""
 
     artifact: Artifact
     job_id: str
     entries: tuple[Entry, ...] = ()
-    #: Where it came from: url, etag, checksum; vCenter, VM, snapshot. Never a secret.
+    #: The origin: url, etag, checksum; or vCenter, VM, snapshot. Never a secret.
     source: dict[str, Any] = field(default_factory=dict)
-    #: What is known of the whole: format, virtual_size (bytes), quiesced, …
+    #: Facts about the artifact: format, virtual_size (bytes), quiesced, …
     facts: dict[str, Any] = field(default_factory=dict)
     #: ISO 8601, UTC.
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     version: int = VERSION
-    #: As an entry has it.
+    #: Unknown fields, as in an entry.
     more: dict[str, Any] = field(default_factory=dict)
 
     def entry(self, name: str) -> Entry | None:
-        """The entry of that name."""
+        """Return the entry of that name, or None."""
         return next((each for each in self.entries if each.name == name), None)
 
     def with_entry(self, entry: Entry) -> Manifest:
-        """A copy that also lists *entry*, in place of one of the same name."""
+        """Return a copy with *entry*, which replaces an entry of the same name."""
         kept = tuple(each for each in self.entries if each.name != entry.name)
         return dataclasses.replace(self, entries=(*kept, entry))
 
     @property
     def size(self) -> int:
-        """Bytes of all objects."""
+        """Return the bytes of all objects."""
         return sum(each.size for each in self.entries)
 
     def to_json(self) -> bytes:
-        """Readable JSON, ending in a newline: what the artifact is, then ``objects`` with key, size and digest each."""
+        """Return indented JSON with a newline at the end.
+
+        The fields of the artifact come first, then ``objects`` with key, size and digest of each.
+        """
         own = {name: getattr(self, name) for name in ("version", "job_id", "created", "source", "facts")}
         objects = []
         for each in self.entries:
             values = dataclasses.asdict(each)
             objects.append({"key": self.artifact.key(each.name)} | values.pop("more") | values)
         values = self.more | dataclasses.asdict(self.artifact) | own | {"objects": objects}
-        # A lone surrogate has no UTF-8; its escape is JSON.
+        # A lone surrogate has no UTF-8 form. Its backslash escape is valid JSON.
         return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
     @classmethod
-    def from_json(cls, data: bytes, where: str, artifact: Artifact | None = None) -> Manifest:
-        """Read what ``to_json`` wrote.
+    def from_json(cls, data: bytes, location: str, artifact: Artifact | None = None) -> Manifest:
+        """Parse the output of ``to_json``.
 
-        Raises CorruptImage for anything else, for a manifest of a newer major version, and for one that does not
-        belong to *artifact*, at whose place it was found.
+        Raises CorruptImage if the data is malformed, if the manifest has a newer major version, or if it does not
+        belong to *artifact*.
         """
         try:
-            fields = _typed(json.loads(data), {"version": int})
+            fields = _checked(json.loads(data), {"version": int})
             if fields["version"] > VERSION:
-                what = f"A newer ssvm-worker has written this (manifest version {fields['version']})"
-                raise CorruptImage(what, where, "Upgrade this worker; the artifact may be complete")
-            _typed(fields, _FIELDS)
-            whose = Artifact(*(fields.pop(name) for name in ("kind", "account", "id", "volume")))
+                what = f"A newer ssvm-worker has written this manifest (version {fields['version']})"
+                raise CorruptImage(what, location, "Upgrade this worker. The artifact may be complete")
+            _checked(fields, _FIELDS)
+            owner = Artifact(*(fields.pop(name) for name in ("kind", "account", "id", "volume")))
             entries = tuple(map(_entry, fields.pop("objects")))
-            found = cls(whose, entries=entries, more=_others(fields, cls), **_own(fields, cls))
-            place = whose.prefix
+            found = cls(owner, entries=entries, **_known_and_more(fields, cls))
+            prefix = owner.prefix
             datetime.fromisoformat(found.created)
             if len({each.name for each in entries}) < len(entries):
                 raise ValueError("two objects have one name")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidRequest) as error:
-            said = error.what if isinstance(error, InvalidRequest) else str(error)
-            what = f"The manifest cannot be read: {type(error).__name__}: {said[:200]}"
-            raise CorruptImage(what, where, "Restore or delete it") from error
-        if artifact is not None and place != artifact.prefix:
-            what = f"The manifest belongs to another artifact, {place}"
-            raise CorruptImage(what, where, "Restore it from another store")
+            reason = error.what if isinstance(error, InvalidRequest) else str(error)
+            what = f"The manifest cannot be read: {type(error).__name__}: {reason[:200]}"
+            raise CorruptImage(what, location, "Restore or delete it") from error
+        if artifact is not None and prefix != artifact.prefix:
+            what = f"The manifest belongs to another artifact, {prefix}"
+            raise CorruptImage(what, location, "Restore it from another store")
         return found
 
 
 def read_manifest(store: Store, artifact: Artifact) -> Manifest:
-    """The manifest of an artifact; ObjectNotFound when the artifact does not exist (or is not complete)."""
+    """Return the manifest of an artifact. Raise ObjectNotFound if the artifact does not exist or is incomplete.
+
+    Raises CorruptImage for an invalid manifest, and for one without objects.
+    """
     key = f"{artifact.prefix}/{MANIFEST}"
+    location = f"{store.name}:{key}"
     try:
-        found = Manifest.from_json(read_bytes(store, key), f"{store.name}:{key}", artifact)
+        found = Manifest.from_json(read_bytes(store, key), location, artifact)
         if not found.entries:
-            raise CorruptImage("The manifest lists no object", f"{store.name}:{key}", "Restore or delete it")
+            raise CorruptImage("The manifest lists no object", location, "Restore or delete it")
         return found
     except TooLarge as error:
-        what = f"This is no manifest: {error.what}"
-        raise CorruptImage(what, f"{store.name}:{key}", "Restore or delete it") from error
+        raise CorruptImage(f"This is no manifest: {error.what}", location, "Restore or delete it") from error
     except ObjectNotFound as error:
-        raise ObjectNotFound(
-            f"There is no complete {artifact.kind} there",
-            f"{store.name}:{artifact.prefix}",
-            "`ssvm list` tells what is",
-        ) from error
+        what = f"There is no complete {artifact.kind} there"
+        raise ObjectNotFound(what, f"{store.name}:{artifact.prefix}", "`ssvm list` shows all artifacts") from error
 
 
 def find_manifest(store: Store, artifact: Artifact) -> Manifest | None:
-    """The manifest, or None where the artifact does not exist."""
+    """Return the manifest, or None if the artifact does not exist."""
     try:
         return read_manifest(store, artifact)
     except ObjectNotFound:
@@ -149,25 +154,28 @@ def find_manifest(store: Store, artifact: Artifact) -> Manifest | None:
 
 
 def artifacts_below(store: Store, prefix: str = "") -> Iterator[Artifact]:
-    """All complete artifacts below a prefix, in the order of their places; manifests outside the layout are others'."""
+    """Yield all complete artifacts below a prefix, sorted by prefix. Ignore manifests outside the layout."""
     for each in store.list(prefix):
-        place, _, name = each.key.rpartition("/")
+        directory, _, name = each.key.rpartition("/")
         if name == MANIFEST:
             with contextlib.suppress(InvalidRequest):
-                yield Artifact.of_prefix(place)
+                yield Artifact.of_prefix(directory)
 
 
 def write_manifest(
     store: Store, manifest: Manifest, owner: Owner, confirm: Callable[[], None] = lambda: None
 ) -> StoredObject:
-    """Make the artifact exist; call it after every other object is committed. The draft goes. See ``put_bytes``."""
+    """Write the manifest, which makes the artifact exist, and delete the draft.
+
+    Call this function after all objects are committed. *confirm*: see ``put_bytes``.
+    """
     stored = put_bytes(store, f"{manifest.artifact.prefix}/{MANIFEST}", manifest.to_json(), owner, confirm)
     store.delete(f"{manifest.artifact.prefix}/{DRAFT}")
     return stored
 
 
 def read_draft(store: Store, artifact: Artifact) -> Manifest | None:
-    """What an earlier attempt has committed, or None. A draft that cannot be read counts as none."""
+    """Return the draft of an earlier attempt, or None. Ignore an invalid draft."""
     key = f"{artifact.prefix}/{DRAFT}"
     try:
         return Manifest.from_json(read_bytes(store, key), key, artifact)
@@ -176,14 +184,15 @@ def read_draft(store: Store, artifact: Artifact) -> Manifest | None:
 
 
 def write_draft(store: Store, draft: Manifest, owner: Owner, confirm: Callable[[], None] = lambda: None) -> None:
-    """Note what is committed so far. See ``put_bytes``."""
+    """Write the draft, which lists the objects committed so far. *confirm*: see ``put_bytes``."""
     put_bytes(store, f"{draft.artifact.prefix}/{DRAFT}", draft.to_json(), owner, confirm)
 
 
 def discard(store: Store, artifact: Artifact, confirm: Callable[[], None] = lambda: None) -> None:
-    """Remove all that an unfinished artifact has left: parts, committed objects, the draft. A complete one is kept.
+    """Remove all data of an incomplete artifact: parts, committed objects, the draft.
 
-    *confirm* is called before each removal, and raises when all of that may be another worker's.
+    A complete artifact is kept, except for its parts. *confirm* is called before each removal. It must raise if another
+    worker may own the data by now.
     """
     confirm()
     store.sweep(0, artifact.prefix)
@@ -193,7 +202,7 @@ def discard(store: Store, artifact: Artifact, confirm: Callable[[], None] = lamb
             store.delete(each.key)
 
 
-#: The fields that a manifest, and an object in it, must have, with their types.
+#: The required fields of a manifest, with their types.
 _FIELDS: dict[str, type] = {
     **dict.fromkeys(("kind", "account", "id", "volume", "job_id", "created"), str),
     "version": int,
@@ -201,38 +210,37 @@ _FIELDS: dict[str, type] = {
     "source": dict,
     "facts": dict,
 }
-#: Facts that readers compute with.
+#: Facts with a fixed type, because readers compute with them.
 _KNOWN_FACTS: dict[str, type] = {"virtual_size": int, "populated": int, "format": str, "name": str}
+#: The required fields of an object in a manifest, with their types.
 _OBJECT: dict[str, type] = {"key": str, "name": str, "size": int, "digest": str, "role": str, "facts": dict}
 
 
-def _typed(values: Any, types: dict[str, type]) -> dict[str, Any]:
-    """A JSON object whose fields have these types; TypeError, KeyError."""
+def _checked(values: Any, types: dict[str, type]) -> dict[str, Any]:
+    """Return a JSON object if its fields have these types. Raise TypeError or KeyError if they do not."""
     if not isinstance(values, dict):
         raise TypeError("it is not an object")
-    for name, its in types.items():
-        if type(values[name]) is not its:
-            raise TypeError(f"{name} is of a wrong type")
+    for name, expected in types.items():
+        if type(values[name]) is not expected:
+            raise TypeError(f"{name} has a wrong type")
     facts = values.get("facts", {})
-    for name, its in _KNOWN_FACTS.items():
-        if name in facts and type(facts[name]) is not its:
-            raise TypeError(f"the fact {name} is of a wrong type")
+    for name, expected in _KNOWN_FACTS.items():
+        if name in facts and type(facts[name]) is not expected:
+            raise TypeError(f"the fact {name} has a wrong type")
     return values
 
 
 def _entry(values: Any) -> Entry:
-    fields = _typed(values, _OBJECT)
+    fields = _checked(values, _OBJECT)
     fields.pop("key")
     if fields["size"] < 0:
         raise ValueError("a size is negative")
     check_name(fields["name"])
-    return Entry(more=_others(fields, Entry), **_own(fields, Entry))
+    return Entry(**_known_and_more(fields, Entry))
 
 
-def _own(fields: dict[str, Any], kind: Any) -> dict[str, Any]:
-    known = {each.name for each in dataclasses.fields(kind)} - {"more"}
-    return {name: _Facts(value) if type(value) is dict else value for name, value in fields.items() if name in known}
-
-
-def _others(fields: dict[str, Any], kind: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in _own(fields, kind)}
+def _known_and_more(fields: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """Return the fields of the dataclass *kind*, and all other fields as ``more``."""
+    names = {each.name for each in dataclasses.fields(kind)} - {"more"}
+    known = {name: _Facts(value) if type(value) is dict else value for name, value in fields.items() if name in names}
+    return known | {"more": {name: value for name, value in fields.items() if name not in names}}

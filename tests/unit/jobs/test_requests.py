@@ -169,5 +169,5 @@ def test_units(given: Any, bytes_: int) -> None:
 @pytest.mark.parametrize("zone", ["a b", "a\nb", "x" * 65, "é"])
 def test_zone(zone: str) -> None:
     """A job goes to a zone whose name the settings could have; others would break the names of counters."""
-    with pytest.raises(InvalidRequest, match="no name of a zone"):
+    with pytest.raises(InvalidRequest, match="Invalid name of a zone"):
         new_job(Settings(), JOBS["download"], GOOD, zone=zone)

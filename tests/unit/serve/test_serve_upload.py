@@ -154,7 +154,7 @@ def test_command(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture
     ("argv", "says"),
     [
         (["snapshots/2/v/7"], "kind"),
-        (["elsewhere/7"], "No artifact can lie there"),
+        (["elsewhere/7"], "Invalid prefix of an artifact"),
         ([PREFIX, "--checksum", "12"], "hecksum"),
         ([PREFIX, "--format", "exe"], "format"),
         ([PREFIX, "--max-bytes", "-1"], "max_bytes"),

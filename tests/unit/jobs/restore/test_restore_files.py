@@ -277,7 +277,7 @@ def test_cancelled(store: FileStore, format_: str) -> None:
         pytest.param({"directory": None}, "one target of vcenter, template, directory", id="no target"),
         pytest.param({"template": "t1", "directory": PLACE}, "template and directory", id="two targets"),
         pytest.param({"directory": "snapshots/acme/vol1/b2"}, "volumes/ACCOUNT/ID", id="among the backups"),
-        pytest.param({"directory": "../../etc"}, "No artifact can lie there", id="a path that climbs"),
+        pytest.param({"directory": "../../etc"}, "Invalid prefix of an artifact", id="a path that climbs"),
         pytest.param({"directory": "volumes/acme/r1/"}, "volumes/ACCOUNT/ID", id="a slash too many"),
         pytest.param({"template": "../x"}, "characters", id="a template id that climbs"),
         pytest.param({"datastore": "fast"}, "datastore: not with directory", id="a datastore for files"),
