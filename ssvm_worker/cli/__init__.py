@@ -1,4 +1,7 @@
-"""The shell's door: one small module per group of commands, one place for errors and exit codes."""
+"""The ``ssvm`` command: builds the parser, runs one command, and maps errors to exit statuses.
+
+Each module of this package adds the parsers of a group of commands.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from ssvm_worker.operations import logs
 
 from .output import Output
 
-#: The modules that have the commands, in the order of `ssvm --help`.
+#: The modules that add commands, in the order of `ssvm --help`.
 _GROUPS = (
     "system",
     "run",
@@ -26,16 +29,14 @@ _GROUPS = (
     "verify",
     "cleanup",
     "reap",
-    "quota",
-    "workers",
-    "scale",
+    "zone",
     "monitoring",
 )
 
 _EXITS = """exit status:
   0  ok
   1  permanent failure: the same request will not succeed
-  2  usage: a value that is wrong before a job exists, or wrong settings
+  2  usage error: an argument or a setting is invalid, and no job was created
  75  retryable failure: the same request may succeed later
 130  cancelled"""
 
@@ -43,10 +44,10 @@ _EXITS = """exit status:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = sys.argv[1:] if argv is None else argv
-    # `run` alone: to load what the other commands need takes as long as a small job.
+    # `ssvm run` imports only its own module. Importing the modules of all commands takes as long as a small job.
     args = make_parser(("run",) if list(words[:1]) == ["run"] else _GROUPS).parse_args(words)
     output = Output(as_json=args.json)
-    # A terminal that has no UTF-8 gets escapes in place of an error.
+    # On a terminal without UTF-8, print escapes instead of raising UnicodeEncodeError.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -59,33 +60,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_CANCELLED
     except BrokenPipeError:
-        # The reader of our output has gone (`ssvm list | head`): nothing to say, and nowhere to say it.
+        # The reader of standard output has ended, as in `ssvm list | head`. This is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _start_logging(args: argparse.Namespace) -> None:
-    """As the settings say, but for what a person sees; what is wrong with them the command tells itself."""
+    """Configure logging from the settings, except the level, which depends on ``--verbose``.
+
+    Invalid settings are ignored here: the command itself reports them.
+    """
     try:
-        given = config.load(args.config).log
+        section = config.load(args.config).log
     except ConfigError:
-        given = LogSection()
-    logs.start(given, "info" if args.verbose else "warning")
+        section = LogSection()
+    logs.start(section, "info" if args.verbose else "warning")
 
 
 def make_parser(groups: Sequence[str] = _GROUPS) -> argparse.ArgumentParser:
-    """The commands of these modules, with their options."""
+    """Return a parser with the commands of these modules."""
     parser = argparse.ArgumentParser(
         prog="ssvm",
-        description="The secondary storage worker: downloads, uploads and snapshot backups as jobs.",
+        description="The secondary storage worker. It runs downloads, uploads, snapshot backups and other jobs.",
         epilog=_EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ssvm {__version__}")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON value")
-    common.add_argument("--config", metavar="FILE", help="the settings file; else SSVM_CONFIG")
-    common.add_argument("-v", "--verbose", action="store_true", help="log what happens to standard error")
+    common.add_argument("--json", action="store_true", help="print the result or the error as one JSON value")
+    common.add_argument("--config", metavar="FILE", help="read the settings from FILE instead of SSVM_CONFIG")
+    common.add_argument("-v", "--verbose", action="store_true", help="also log informational events to standard error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for group in groups:
         importlib.import_module(f".{group}", __name__).add_commands(commands, common)

@@ -1,4 +1,4 @@
-"""``ssvm cleanup``: what cron calls. It says one line when there was something, and nothing when there was not."""
+"""``ssvm cleanup``, for cron: prints one line if there was something to remove, else nothing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from .run import run_here
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """``ssvm cleanup``."""
-    job = JOBS["cleanup"]
-    note = "remove what dead jobs have left on the stores, and old records; quiet when there is nothing"
-    parser = commands.add_parser("cleanup", help=note, description=job.summary, parents=[common])
+    """Add ``ssvm cleanup``."""
+    note = "remove leftovers of ended jobs and expired backups from the stores, and old job records"
+    parser = commands.add_parser("cleanup", help=note, description=JOBS["cleanup"].summary, parents=[common])
     parser.add_argument(
-        "--older-than", metavar="TIME", default="24h", help="how long nobody has touched it: 90m, 24h, 7d (24h)"
+        "--older-than",
+        metavar="TIME",
+        default="24h",
+        help="remove only leftovers that did not change for TIME, for example 90m, 24h or 7d (default: 24h)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would go, and why")
+    parser.add_argument("--dry-run", action="store_true", help="remove nothing; list what would be removed, and why")
     parser.set_defaults(command=_cleanup)
 
 
@@ -40,15 +42,13 @@ def _cleanup(args: argparse.Namespace, output: Output) -> int:
 def _text(result: dict[str, Any]) -> str:
     counts = result["counts"] | ({"old record": result["records"]} if result["records"] else {})
     counts |= {"ended link": result["links"]} if result["links"] else {}
-    lines = [_finding(each) for each in result["found"]] if result["dry_run"] else []
+    lines = []
+    if result["dry_run"]:
+        for each in result["found"]:
+            lines.append(f"{each['what']} {each['store']}:{each['where']} ({human_size(each['bytes'])}): {each['why']}")
     lines += [f"{name} is not cleaned up: {error['message']}" for name, error in result["failed"].items()]
     if counts:
-        what = ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items())
-        lines.append(
-            f"cleanup {'would remove' if result['dry_run'] else 'removed'} {what}: {human_size(result['bytes'])}"
-        )
+        removed = ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items())
+        verb = "would remove" if result["dry_run"] else "removed"
+        lines.append(f"cleanup {verb} {removed}: {human_size(result['bytes'])}")
     return "\n".join(map(printable, lines))
-
-
-def _finding(found: dict[str, Any]) -> str:
-    return f"{found['what']} {found['store']}:{found['where']} ({human_size(found['bytes'])}): {found['why']}"

@@ -1,4 +1,4 @@
-"""What monitoring asks: metrics for Prometheus, and probes."""
+"""``ssvm metrics | health``: metrics for Prometheus, and liveness and readiness probes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ from .output import Output
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """``ssvm metrics | health``."""
-    metrics = commands.add_parser("metrics", help="the figures for Prometheus, once or over HTTP", parents=[common])
+    """Add ``ssvm metrics | health``."""
+    metrics = commands.add_parser(
+        "metrics", help="print the metrics for Prometheus, or serve them over HTTP", parents=[common]
+    )
     metrics.add_argument(
-        "--listen", metavar="HOST:PORT", help="serve /metrics, /livez and /readyz until SIGTERM, as on 127.0.0.1:9808"
+        "--listen",
+        metavar="HOST:PORT",
+        help="serve /metrics, /livez and /readyz until SIGTERM, for example on 127.0.0.1:9808",
     )
     metrics.set_defaults(command=_metrics)
-    probe = commands.add_parser("health", help="does this host's worker live? for probes", parents=[common])
-    probe.add_argument("--ready", action="store_true", help="would it take a job?")
+    probe = commands.add_parser("health", help="check that the worker of this host is alive", parents=[common])
+    probe.add_argument("--ready", action="store_true", help="check that the worker would take a job")
     probe.set_defaults(command=_health)
 
 
 def _metrics(args: argparse.Namespace, output: Output) -> int:
-    from ssvm_worker.operations import metrics  # its client is an extra
+    from ssvm_worker.operations import metrics  # prometheus_client is an extra
 
     settings = config.load(args.config)
     if not args.listen:
@@ -36,14 +40,14 @@ def _metrics(args: argparse.Namespace, output: Output) -> int:
         return 0
     host, _, port = args.listen.rpartition(":")
     if not port.isdecimal():
-        raise ConfigError("This is no HOST:PORT", args.listen, "Give --listen 127.0.0.1:9808 or the like")
+        raise ConfigError("Invalid HOST:PORT", args.listen, "Give an address such as --listen 127.0.0.1:9808")
     try:
         server = metrics.server(settings, args.config, host.strip("[]"), int(port))
     except OSError as error:
         raise ConfigError(
-            f"Nothing can listen there: {error.strerror or error}", args.listen, "Choose another"
+            f"Cannot listen on this address: {error.strerror or error}", args.listen, "Choose another address"
         ) from error
-    # shutdown() waits for the loop to end, so it must not be called from within it.
+    # shutdown() waits for the end of the loop. A signal handler runs inside the loop, so shutdown() needs a thread.
     stop = threading.Thread(target=server.shutdown, daemon=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None if stop.is_alive() else stop.start())
@@ -53,9 +57,9 @@ def _metrics(args: argparse.Namespace, output: Output) -> int:
 
 
 def _health(args: argparse.Namespace, output: Output) -> int:
-    from ssvm_worker.operations import health  # redis comes with it
+    from ssvm_worker.operations import health  # imports redis
 
     settings, host = config.load(args.config), socket.gethostname()
-    wrong = health.unready(settings, host) if args.ready else health.dead(settings, host)
-    output.result({"ok": not wrong, "why": wrong or None}, wrong or "ok")
-    return EXIT_RETRYABLE if wrong else 0
+    reason = health.unready(settings, host) if args.ready else health.dead(settings, host)
+    output.result({"ok": not reason, "why": reason or None}, reason or "ok")
+    return EXIT_RETRYABLE if reason else 0

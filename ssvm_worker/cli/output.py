@@ -1,4 +1,4 @@
-"""What a person or a program gets to read: tables, JSON, errors, and a tqdm bar on a terminal."""
+"""What commands print: tables, JSON, errors, the report of a migration, and a tqdm bar on a terminal."""
 
 from __future__ import annotations
 
@@ -9,31 +9,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import human_size, printable
 
-from .told import told
-
 #: Columns that hold bytes.
 _SIZES = ("size", "bytes", "virtual_size", "total", "used", "free", "reserved", "limit")
-
-
-#: Bytes of a table in memory; the rest of it waits in a file.
-_HELD = 8 << 20
+#: Bytes of a table in memory; the rest of the table is in a temporary file.
+_MAX_MEMORY = 8 << 20
 
 
 class Output:
-    """Standard output in the form that was asked for."""
+    """Standard output, as text or as JSON."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
 
     def result(self, value: Any, text: str | None = None) -> None:
-        """Print a result: JSON when asked for, else *text*, else ``name: value`` lines."""
+        """Print a result: as JSON if the user gave ``--json``, else as *text*, else as ``name: value`` lines."""
         if self.as_json:
             print(_json(value))
         elif text is not None:
@@ -42,46 +38,51 @@ class Output:
             print("\n".join(f"{printable(name)}: {plain(name, each)}" for name, each in value.items()))
 
     def table(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], empty: str) -> None:
-        """Print rows: a JSON list of the whole rows, or a table of some columns.
+        """Print rows: a JSON list of the complete rows, or a table of some columns. Print *empty* if there are none.
 
-        Nothing is printed before the last row has come, so what ends in an error prints no half list. Holds 8 MiB.
+        Printing starts after the last row has arrived, so that an error leaves no half list. Holds 8 MiB in memory.
         """
-        with tempfile.SpooledTemporaryFile(_HELD, "w+", encoding="utf-8") as kept:
+        with tempfile.SpooledTemporaryFile(_MAX_MEMORY, "w+", encoding="utf-8") as spool:
             if self.as_json:
                 for number, row in enumerate(rows):
-                    kept.write(f"{', ' if number else ''}{_json(row)}")
-                _print(kept, before="[", behind="]\n")
+                    spool.write(f"{', ' if number else ''}{_json(row)}")
+                spool.seek(0)
+                sys.stdout.write("[")
+                shutil.copyfileobj(spool, sys.stdout)
+                sys.stdout.write("]\n")
                 return
             widths = [len(each) for each in columns]
             for row in rows:
                 cells = [plain(name, row.get(name)) for name in columns]
                 widths = [max(width, len(cell)) for width, cell in zip(widths, cells, strict=True)]
-                kept.write(json.dumps(cells) + "\n")
-            if not kept.tell():
+                spool.write(json.dumps(cells) + "\n")
+            if not spool.tell():
                 print(empty)
                 return
-            kept.seek(0)
-            for cells in itertools.chain([columns], map(json.loads, kept)):
+            spool.seek(0)
+            for cells in itertools.chain([columns], map(json.loads, spool)):
                 padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
                 print("  ".join(padded).rstrip())
 
     def error(self, error: WorkerError) -> None:
-        """Print an error: for people to standard error, and as JSON to standard output when asked for."""
-        done = {"result": error.result} if error.result else {}
+        """Print an error to standard error, and also as JSON to standard output if the user gave ``--json``.
+
+        The result of a partly done job is printed to standard output.
+        """
         if self.as_json:
-            print(_json(error.as_dict() | done))
-        elif text := told(error.result):
-            print(text)
+            print(_json(error.as_dict() | ({"result": error.result} if error.result else {})))
+        elif report := migration_report(error.result):
+            print(report)
         print(printable(f"ssvm: {type(error).__name__}: {error}"), file=sys.stderr)
 
 
 def _json(value: Any) -> str:
-    """JSON in one line; characters that steer a terminal, or have no UTF-8 form, are escaped in it."""
+    """Return one line of JSON. Control characters and characters without a UTF-8 form are escaped."""
     return printable(json.dumps(value, ensure_ascii=False))
 
 
 def plain(name: str, value: Any) -> str:
-    """A value for people, in one line; sizes with a unit behind the exact number."""
+    """Return a value as one line of text. A large size is the exact number with a rounded one in parentheses."""
     if value is None:
         return "-"
     if isinstance(value, int) and name in _SIZES:
@@ -89,20 +90,33 @@ def plain(name: str, value: Any) -> str:
     return _json(value) if isinstance(value, dict | list) else printable(str(value))
 
 
-def _print(kept: IO[str], before: str, behind: str) -> None:
-    kept.seek(0)
-    sys.stdout.write(before)
-    shutil.copyfileobj(kept, sys.stdout)
-    sys.stdout.write(behind)
+def migration_report(result: Mapping[str, Any] | None) -> str | None:
+    """Return the report of a copy of many artifacts: a line for each, then the sums. None for any other result."""
+    if not result or "artifacts" not in result or "counts" not in result:
+        return None
+    lines = []
+    for row in result["artifacts"]:
+        detail = row["error"]["message"] if "error" in row else human_size(row["bytes"]) if "bytes" in row else ""
+        lines.append(printable(f"{row['outcome']:9} {row['artifact']}  {detail}").rstrip())
+    unlisted = sum(result["counts"].values()) - len(lines)
+    if unlisted > 0:
+        lines.append(f"and {unlisted} more")
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in result["counts"].items()) or "none"
+    counts += f", {result['not_begun']} not started" if result["not_begun"] else ""
+    route = f"{result['source']} to {', '.join(result['stores'])}"
+    lines.append(f"{counts}; of {result['found']} artifacts, {human_size(result['bytes'])}, from {route}")
+    if result["others"]:
+        lines.append(f"{result['others']} objects belong to no complete artifact and were not copied")
+    return "\n".join(lines)
 
 
 class Bar:
-    """A tqdm bar fed with progress records; silent where standard error is no terminal."""
+    """A tqdm bar that shows progress records. It prints nothing if standard error is not a terminal."""
 
     def __init__(self, label: str, *, disable: bool = False) -> None:
         self._label = printable(label)
         self._shown = False
-        # A console of no size, as serial ones are, would show nothing.
+        # A serial console reports a size of 0. tqdm would print nothing there, so pass the fallback size.
         size = shutil.get_terminal_size()
         self._tqdm: tqdm[Any] = tqdm(
             desc=self._label,
@@ -121,12 +135,12 @@ class Bar:
         self._tqdm.set_description(f"{self._label} {printable(str(record.get('stage', '')))}", refresh=False)
         moved = record.get("bytes", 0)
         if not self._shown or moved < self._tqdm.n:
-            # The rate is that of what moves from now on: a job may be half done when somebody begins to look.
+            # Compute the rate from now on: a job may be half done when the user starts to follow the job.
             self._shown, self._tqdm.initial = True, moved
             self._tqdm.start_t = self._tqdm.last_print_t = time.time()
         self._tqdm.n = moved
         self._tqdm.refresh()
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """Close the bar and leave its last state on the screen."""
         self._tqdm.close()

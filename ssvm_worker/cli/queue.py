@@ -1,4 +1,4 @@
-"""Jobs through the queue: submit, follow, look, retry, cancel."""
+"""``ssvm submit | jobs | job | retry | cancel``: jobs that workers run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from ssvm_worker.operations.traces import traceparent
 from ssvm_worker.units import human_size, printable
 from ssvm_worker.wiring import assembly
 
-from .output import Bar, Output
+from .output import Bar, Output, migration_report
 from .request_options import add_jobs, read_request
-from .told import told
 
-if TYPE_CHECKING:  # redis takes a third of the time in which `ssvm run` starts, and it has no use for it
+if TYPE_CHECKING:  # `ssvm run` does not need redis, whose import takes a third of its start time
     from ssvm_worker.ledger.ledger import Ledger
     from ssvm_worker.ledger.record import Record
 
@@ -31,19 +30,23 @@ STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """``ssvm submit | jobs | job | retry | cancel``."""
-    _add_submit(commands, common)
+    """Add ``ssvm submit | jobs | job | retry | cancel``."""
+    submit = commands.add_parser("submit", help="queue a job for a worker")
+    for each in add_jobs(submit, common):
+        each.add_argument("--wait", action="store_true", help="wait for the end and exit with the status of the job")
+        each.add_argument("--zone", help="let the workers of this zone run the job (default: the zone of the settings)")
+        each.set_defaults(command=_submit)
     jobs = commands.add_parser("jobs", help="list jobs, the newest first", parents=[common])
-    jobs.add_argument("--state", choices=STATES)
-    jobs.add_argument("--zone")
-    jobs.add_argument("--lane", choices=LANES)
-    jobs.add_argument("--parts", metavar="ID", help="only those that were run as parts of this one, all of them")
-    jobs.add_argument("--limit", type=int, default=50, help="rows at most (50)")
-    jobs.add_argument("--offset", type=int, default=0, help="rows to skip")
+    jobs.add_argument("--state", choices=STATES, help="list only jobs in this state")
+    jobs.add_argument("--zone", help="list only jobs of this zone")
+    jobs.add_argument("--lane", choices=LANES, help="list only jobs of this lane")
+    jobs.add_argument("--parts", metavar="ID", help="list all jobs that ran as parts of job ID")
+    jobs.add_argument("--limit", metavar="N", type=int, default=50, help="print at most N rows (default: 50)")
+    jobs.add_argument("--offset", metavar="N", type=int, default=0, help="skip the first N rows")
     jobs.set_defaults(command=_jobs)
-    job = commands.add_parser("job", help="show one job's record", parents=[common])
+    job = commands.add_parser("job", help="show the record of a job", parents=[common])
     job.add_argument("job_id", metavar="ID")
-    job.add_argument("--follow", action="store_true", help="show a bar until the job has ended")
+    job.add_argument("--follow", action="store_true", help="show a progress bar until the job has ended")
     job.set_defaults(command=_job)
     for name, act, note in (
         ("retry", _retry, "queue a failed or cancelled job again"),
@@ -54,23 +57,15 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         each.set_defaults(command=act)
 
 
-def _add_submit(commands: Any, common: argparse.ArgumentParser) -> None:
-    submit = commands.add_parser("submit", help="queue a job")
-    for each in add_jobs(submit, common):
-        each.add_argument("--wait", action="store_true", help="wait for the end; the exit status is the job's")
-        each.add_argument("--zone", help="the zone whose workers run it; else the settings' own")
-        each.set_defaults(command=_submit)
-
-
 def _ring(settings: Settings, record: Record) -> None:
-    # Celery takes half a second to import; only the commands that send a message wait for it.
+    # Celery takes half a second to import. Only the commands that send a message import it.
     from ssvm_worker.wiring.celery_sender import ring
 
     ring(settings, record)
 
 
 def _submit(args: argparse.Namespace, output: Output) -> int:
-    from ssvm_worker.operations.health import idle  # redis comes with it
+    from ssvm_worker.operations.health import idle  # imports redis
 
     settings = config.load(args.config)
     new = assembly.new_job(settings, args.job, read_request(args, args.job.Request), zone=args.zone or "")
@@ -78,12 +73,12 @@ def _submit(args: argparse.Namespace, output: Output) -> int:
         record, is_new = ledger.submit(replace(new, traceparent=traceparent(os.environ.get("TRACEPARENT"))))
         if is_new:
             _ring(settings, record)
-        if record.state == "queued" and (why := idle(settings, record.zone, record.lane)):
-            print(f"ssvm: the job waits: {why}. See `ssvm workers` and `ssvm doctor`", file=sys.stderr)
+        if record.state == "queued" and (reason := idle(settings, record.zone, record.lane)):
+            print(f"ssvm: the job waits: {reason}. Check `ssvm workers` and `ssvm doctor`", file=sys.stderr)
         if args.wait:
             return _follow(ledger, new.job_id, output, settings)
         output.result(
-            assembly.shown(record), f"{record.state}  {new.job_id}\nfollow it with: ssvm job {new.job_id} --follow"
+            assembly.shown(record), f"{record.state}  {new.job_id}\nto follow the job: ssvm job {new.job_id} --follow"
         )
     return 0
 
@@ -91,11 +86,11 @@ def _submit(args: argparse.Namespace, output: Output) -> int:
 def _jobs(args: argparse.Namespace, output: Output) -> int:
     with assembly.open_ledger(config.load(args.config)) as ledger:
         if args.parts:
-            known = ledger.parts(args.parts)
-            records = [each for each in known if args.state in (None, each.state)]
+            records = [each for each in ledger.parts(args.parts) if args.state in (None, each.state)]
         else:
-            limits = {"limit": args.limit, "offset": args.offset}
-            records = ledger.page(state=args.state, zone=args.zone, lane=args.lane, **limits)
+            records = ledger.page(
+                state=args.state, zone=args.zone, lane=args.lane, limit=args.limit, offset=args.offset
+            )
         rows = [assembly.shown(record) for record in records]
     for row in rows:
         row["done"] = "100 %" if row["state"] == "succeeded" else _done(row["progress"])
@@ -110,7 +105,7 @@ def _done(progress: Any) -> str:
     total, moved = progress.get("total"), progress.get("bytes") or 0
     try:
         return f"{100 * moved // total} %" if total else human_size(moved)
-    except TypeError:  # an odd record must not end the list
+    except TypeError:  # one malformed record must not end the list
         return "-"
 
 
@@ -136,8 +131,8 @@ def _retry(args: argparse.Namespace, output: Output) -> int:
 def _cancel(args: argparse.Namespace, output: Output) -> int:
     with assembly.open_ledger(config.load(args.config)) as ledger:
         record = ledger.cancel(args.job_id, _actor())
-        state = "cancelled" if record.state == "cancelled" else "asked to stop"
-        output.result(assembly.shown(record), f"{state}: {args.job_id}")
+        outcome = "cancelled" if record.state == "cancelled" else "asked to stop"
+        output.result(assembly.shown(record), f"{outcome}: {args.job_id}")
     return 0
 
 
@@ -149,15 +144,16 @@ def _actor() -> str:
 
 
 def _follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> int:
-    """Show a bar until the job has ended; print its record; the exit status is the job's."""
+    """Show a progress bar until the job has ended, print its record, and return its exit status."""
     bar = Bar(job_id[:16], disable=output.as_json)
     try:
-        while not (known := ledger.get(job_id)).ended:
-            progress = known.progress or {"bytes": 0}
-            is_queued = known.state == "queued"
-            bar.show({"stage": known.state} | progress | ({"stage": _waits(settings, known)} if is_queued else {}))
+        while not (current := ledger.get(job_id)).ended:
+            shown = {"stage": current.state} | (current.progress or {"bytes": 0})
+            if current.state == "queued":
+                shown["stage"] = _why_queued(settings, current)
+            bar.show(shown)
             time.sleep(0.5)
-        record = assembly.shown(known)
+        record = assembly.shown(current)
         bar.show((record["progress"] or {"bytes": 0}) | {"stage": record["state"]})
     finally:
         bar.close()
@@ -165,8 +161,8 @@ def _follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> 
     return _exit_code(record)
 
 
-def _waits(settings: Settings, record: Record) -> str:
-    """Why a queued job does not run."""
+def _why_queued(settings: Settings, record: Record) -> str:
+    """Return why a queued job does not run yet."""
     from ssvm_worker.operations.health import idle
 
     if record.waits_for:
@@ -177,14 +173,13 @@ def _waits(settings: Settings, record: Record) -> str:
 
 
 def _ending(record: dict[str, Any]) -> str:
-    many = told(record["result"])
+    report = migration_report(record["result"])
     if record["state"] == "succeeded":
-        shown = many or json.dumps(record["result"], indent=2, ensure_ascii=False)
-        return f"succeeded  {record['job_id']}\n{shown}"
+        return f"succeeded  {record['job_id']}\n{report or json.dumps(record['result'], indent=2, ensure_ascii=False)}"
     error = record.get("error") or {}
-    lines = [f"{record['state']}  {record['job_id']}", *([many] if many else [])]
-    said = printable(f"{error.get('error', '')}: {error.get('message', '')}")
-    return "\n".join([*lines, said]).rstrip(": \n")
+    lines = [f"{record['state']}  {record['job_id']}", *([report] if report else [])]
+    lines.append(printable(f"{error.get('error', '')}: {error.get('message', '')}"))
+    return "\n".join(lines).rstrip(": \n")
 
 
 def _exit_code(record: dict[str, Any]) -> int:

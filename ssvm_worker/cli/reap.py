@@ -1,4 +1,4 @@
-"""``ssvm reap``: what each worker's reaper does every few seconds, done once, for cron and timers."""
+"""``ssvm reap``, for cron and timers: does once what the reaper of each worker does every few seconds."""
 
 from __future__ import annotations
 
@@ -18,70 +18,66 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """``ssvm reap``."""
-    note = "queue again what lost its worker or message, send callbacks that are due; quiet when there is nothing"
-    about = "Do what every worker's reaper does, once; it takes as long as a claim lasts if no worker was up to do it."
+    """Add ``ssvm reap``."""
+    note = "queue jobs again that lost their worker or message, send due callbacks, delete old records"
+    about = (
+        "Do once what the reaper of each worker does. Print nothing if there is nothing to do. "
+        "If no worker was up, the command runs for as long as a claim lasts."
+    )
     parser = commands.add_parser("reap", help=note, description=about, parents=[common])
     parser.set_defaults(command=_reap)
 
 
 def _reap(args: argparse.Namespace, output: Output) -> int:
+    from ssvm_worker.runner.callbacks import open_callbacks
     from ssvm_worker.wiring.celery_sender import ring  # Celery takes half a second to import
 
     settings = config.load(args.config)
     with assembly.open_ledger(settings) as ledger:
-        records = _expire(ledger)  # first, as it may make the room that all else needs
-        found = _rounds(settings, ledger)
-        silent = [each.job_id for each in found if not ring(settings, each)]
+        # Delete old records first: on a full broker this frees the memory that the other steps need.
+        expired = 0
+        while count := ledger.expire():
+            expired += count
+        found = _find_jobs(settings, ledger)
+        not_rung = [each.job_id for each in found if not ring(settings, each)]
+        outbox, callbacks = open_callbacks(settings, ledger), 0
+        while outbox.send_due():
+            callbacks += 1
         result = {
-            "rung": [each.job_id for each in found if each.job_id not in silent],
-            "not_rung": silent,
-            "callbacks": _callbacks(settings, ledger),
-            "records": records,
+            "rung": [each.job_id for each in found if each.job_id not in not_rung],
+            "not_rung": not_rung,
+            "callbacks": callbacks,
+            "records": expired,
         }
     text = _text(result)
     if output.as_json or text:
         output.result(result, text)
-    return EXIT_RETRYABLE if silent else 0
+    return EXIT_RETRYABLE if not_rung else 0
 
 
-def _rounds(settings: Settings, ledger: Ledger) -> list[Any]:
-    """One round; where nobody has made any for a while, as many as it takes until the living have renewed."""
+def _find_jobs(settings: Settings, ledger: Ledger) -> list[Any]:
+    """Run one round of the reaper and return the jobs that need a message.
+
+    If no round ran for a while, repeat the rounds until all live workers had time to renew their claims.
+    """
     from ssvm_worker.wiring.celery_sender import standing
 
-    # Rounds must be closer than claims are long, or the ledger takes the time between them for an outage.
+    # Rounds must be closer together than a claim is long. Otherwise the ledger takes each pause for an outage.
     every_s = min(settings.ledger.reap_s, settings.ledger.claim_s / 4)
-    given = (every_s, settings.retry.max_attempts)
-    found = ledger.reap(*given, standing(settings))
+    found = ledger.reap(every_s, settings.retry.max_attempts, standing(settings))
     while ledger.sparing():
         time.sleep(every_s)
-        found += ledger.reap(*given, standing(settings))
+        found += ledger.reap(every_s, settings.retry.max_attempts, standing(settings))
     return found
 
 
-def _callbacks(settings: Settings, ledger: Ledger) -> int:
-    from ssvm_worker.runner.callbacks import open_outbox
-
-    outbox, count = open_outbox(settings, ledger), 0
-    while outbox.send_due():
-        count += 1
-    return count
-
-
-def _expire(ledger: Ledger) -> int:
-    count = 0
-    while gone := ledger.expire():
-        count += gone
-    return count
-
-
 def _text(result: dict[str, Any]) -> str:
-    """One line, or nothing."""
+    """Return one line, or nothing if nothing was done."""
     parts = (
-        (len(result["rung"]), "rang for", "job"),
-        (len(result["not_rung"]), "could not ring for", "job"),
+        (len(result["rung"]), "woke workers for", "job"),
+        (len(result["not_rung"]), "could not wake workers for", "job"),
         (result["callbacks"], "tried", "callback"),
-        (result["records"], "dropped", "old record"),
+        (result["records"], "deleted", "old record"),
     )
-    said = [f"{did} {count} {what}{'s' if count > 1 else ''}" for count, did, what in parts if count]
-    return f"reap {', '.join(said)}" if said else ""
+    done = [f"{verb} {count} {noun}{'s' if count > 1 else ''}" for count, verb, noun in parts if count]
+    return f"reap {', '.join(done)}" if done else ""

@@ -1,4 +1,7 @@
-"""A request's fields as options of the command line, straight from its model: a new field needs no line here."""
+"""Options of the command line for the fields of a request.
+
+The options are derived from the request's model, so a new field needs no change here.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,12 @@ from ssvm_worker.jobs import JOBS, Job
 
 
 class JobParser(argparse.ArgumentParser):
-    """Of ``ssvm run JOB`` and the like; it has the fields of that job when the command line names it, not before."""
+    """The parser of one job, as in ``ssvm run JOB``. It adds the options of the job's fields when it parses."""
 
     job: Job | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, with all options there."""
+        """Add the options of the job's fields, then parse."""
         if self.job is not None:
             _add_fields(self, self.job.Request)
             self.job = None
@@ -31,17 +34,17 @@ class JobParser(argparse.ArgumentParser):
 
 
 def add_jobs(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> Iterator[JobParser]:
-    """A parser for each job: one option per field, and ``--request FILE|-`` for the whole object."""
+    """Yield a parser for each job, with one option per field and ``--request FILE|-`` for the complete object."""
     jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True, parser_class=JobParser)
     for job in JOBS.values():
-        each = jobs.add_parser(job.name, help=job.summary, description=job.summary, parents=[common])  # type: ignore[list-item]  # typeshed wants its own class there
+        each = jobs.add_parser(job.name, help=job.summary, description=job.summary, parents=[common])  # type: ignore[list-item]  # typeshed allows only ArgumentParser here
         each.job = job
         each.set_defaults(job=job)
         yield each
 
 
 def _add_fields(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
-    parser.add_argument("--request", metavar="FILE", help="the request as a JSON object; - reads standard input")
+    parser.add_argument("--request", metavar="FILE", help="read the request, a JSON object, from FILE (- for stdin)")
     group = parser.add_argument_group("request")
     for name, field in model.model_fields.items():
         option = f"--{name.replace('_', '-')}"
@@ -58,8 +61,11 @@ def _add_fields(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None
 
 
 def read_request(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
-    """The request object: the file's fields, overridden by the options given."""
-    values = _from_file(args.request) if args.request else {}
+    """Return the request object: the fields of the file, overridden by the options.
+
+    Raises InvalidRequest if the file cannot be read or is not a JSON object.
+    """
+    values = _read_file(args.request) if args.request else {}
     for name, field in model.model_fields.items():
         given = getattr(args, name, None)
         if given is None:
@@ -73,11 +79,13 @@ def read_request(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, 
     return values
 
 
-def _from_file(name: str) -> dict[str, Any]:
+def _read_file(name: str) -> dict[str, Any]:
     try:
         values = json.loads(sys.stdin.read() if name == "-" else Path(name).read_text())
     except OSError as error:
-        raise misused(InvalidRequest(f"The request file cannot be read: {error.strerror}", name)) from error
+        raise misused(
+            InvalidRequest(f"Cannot read the request file: {error.strerror}", name, "Check --request")
+        ) from error
     except ValueError as error:
         raise misused(InvalidRequest(f"The request is not JSON: {error}", name, "Give one JSON object")) from error
     if not isinstance(values, dict):
@@ -86,7 +94,7 @@ def _from_file(name: str) -> dict[str, Any]:
 
 
 def _shape(annotation: Any) -> Any:
-    """list, dict or None for a plain value; ``X | None`` counts as X."""
+    """Return list or dict, or None for a plain value. ``X | None`` counts as X."""
     if isinstance(annotation, types.UnionType):
         annotation = next(each for each in typing.get_args(annotation) if each is not types.NoneType)
     origin = typing.get_origin(annotation)
@@ -96,5 +104,5 @@ def _shape(annotation: Any) -> Any:
 def _pair(text: str) -> tuple[str, str]:
     name, found, value = text.partition("=")
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
     return name.strip(), value.strip()

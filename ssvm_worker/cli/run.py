@@ -1,4 +1,4 @@
-"""``ssvm run JOB``: the same job in the foreground, without a worker."""
+"""``ssvm run JOB``: runs a job in the foreground, without a worker."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
 from ssvm_worker.operations import logs, traces
 from ssvm_worker.wiring import assembly
 
-from .output import Bar, Output
+from .output import Bar, Output, migration_report
 from .request_options import add_jobs, read_request
-from .told import told
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """``ssvm run``."""
-    parser = commands.add_parser("run", help="run a job in the foreground, no worker needed", parents=[])
+    """Add ``ssvm run``."""
+    parser = commands.add_parser("run", help="run a job in the foreground, without a worker", parents=[])
     for each in add_jobs(parser, common):
         add_force(each)
         each.set_defaults(command=_run)
@@ -40,7 +39,9 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def add_force(parser: argparse.ArgumentParser) -> None:
     """Add ``--force``."""
-    note = "go on without the broker's lock if the broker cannot be reached; only if no worker is at work there"
+    note = (
+        "run without the lock of the broker if the broker is unreachable; safe only if no worker writes the same data"
+    )
     parser.add_argument("--force", action="store_true", help=note)
 
 
@@ -48,17 +49,19 @@ def _run(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     request = parse_request(args.job.Request, read_request(args, args.job.Request), args.job.name)
     result = run_here(settings, args.job, request, quiet=output.as_json, force=args.force)
-    output.result(result, told(result))
+    output.result(result, migration_report(result))
     return 0
 
 
 def run_here(
     settings: Settings, job: Job, request: JobRequest, *, quiet: bool = False, force: bool = False
 ) -> dict[str, Any]:
-    """Run one attempt in this process; however it ends, no half-done object is left on a store.
+    """Run one attempt of a job in this process and return its result. Raise the job's error.
 
-    The attempt holds the same lock as a worker's job: the ledger knows it, and `ssvm cancel` stops it. *force*: go on
-    without that lock if the broker cannot be reached. SIGINT and SIGTERM cancel the attempt. Raises the job's error.
+    - If the attempt fails, its incomplete objects are removed from the stores.
+    - The attempt holds the same lock as a worker's job. The ledger has a record of it, and `ssvm cancel` stops it.
+    - With *force*, the attempt runs without this lock if the broker is unreachable.
+    - SIGINT and SIGTERM cancel the attempt.
     """
     _check_names(settings, request)
     stop: list[str] = []
@@ -68,8 +71,8 @@ def run_here(
     with (
         logs.working(job_id),
         traces.tracing(job.name, traces.traceparent(os.environ.get("TRACEPARENT")), job_id=job_id) as trace,
-        _stopping(stop),
-        jobs.alone(job, request, job_id) as claim,
+        _cancel_on_signal(stop),
+        jobs.exclusive(job, request, job_id) as claim,
         contextlib.closing(bar),
     ):
         attempt = assembly.make_attempt(
@@ -93,7 +96,7 @@ def run_here(
 
 
 def _check_names(settings: Settings, request: Any) -> None:
-    """Raise InvalidRequest for a store or credentials that the settings do not have, before there is a job."""
+    """Raise InvalidRequest if the request names a store or credentials that the settings do not have."""
     given = {*(getattr(request, "stores", ()) or ()), getattr(request, "store", ""), getattr(request, "source", "")}
     for name in sorted(given - {"", None, *settings.stores}):
         assembly.open_store_named(settings, name)
@@ -103,65 +106,67 @@ def _check_names(settings: Settings, request: Any) -> None:
 
 @dataclass(frozen=True)
 class _JobsHere(assembly.RecordedJobs):
-    """The jobs of a foreground run: each holds a lock of this machine, and the ledger's lock if there is a ledger."""
+    """The jobs of a foreground run. Each holds a lock of this machine, and the ledger's lock if there is a ledger."""
 
     stores: Sequence[str]
-    #: Go on without the ledger's lock if the broker cannot be reached.
+    #: Run without the ledger's lock if the broker is unreachable.
     force: bool
 
     @contextlib.contextmanager
-    def begin(self, whole: str, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
-        it = find_job(job)
-        with contextlib.ExitStack() as held:
+    def begin(self, parent_job_id: str, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
+        found = find_job(job)
+        parsed = parse_request(found.Request, request, job)
+        with contextlib.ExitStack() as stack:
             try:
-                claim = held.enter_context(self.alone(it, parse_request(it.Request, request, job), job_id, whole))
+                claim = stack.enter_context(self.exclusive(found, parsed, job_id, parent_job_id))
             except ResourceBusy:
                 yield None
                 return
             yield claim
 
     @contextlib.contextmanager
-    def alone(self, job: Job, request: JobRequest, job_id: str, whole: str = "") -> Iterator[SubJob]:
-        """Hold the lock of what the job writes; raise ResourceBusy if another job holds it.
+    def exclusive(self, job: Job, request: JobRequest, job_id: str, parent_job_id: str = "") -> Iterator[SubJob]:
+        """Hold the lock of the job's resource while the block runs; raise ResourceBusy if another job holds it.
 
-        Raises StoreUnavailable where only the ledger's lock would keep workers from backups that share packs.
+        Raises StoreUnavailable if the ledger is unreachable and the job may change packs that other backups share.
+        Only the ledger's lock keeps workers from these backups.
         """
         resource = job.resource(request)
-        with _alone(resource, self.stores):
+        with _machine_lock(resource, self.stores):
             if not resource or not self._has_ledger(job, request):
                 yield UnrecordedJob(job_id)
                 return
             fields = request.model_dump(mode="json", exclude_defaults=True)
-            with super().begin(whole, job_id, job.name, fields) as claim:
+            with super().begin(parent_job_id, job_id, job.name, fields) as claim:
                 if claim is None:
-                    remedy = "Wait for its end, or `ssvm cancel` it; `ssvm reap` frees what a dead worker holds"
-                    raise ResourceBusy("Another job is writing this", resource, remedy)
+                    remedy = "Wait for its end or cancel it. `ssvm reap` releases the lock of a worker that died"
+                    raise ResourceBusy("Another job is writing this resource", resource, remedy)
                 yield claim
 
     def _has_ledger(self, job: Job, request: JobRequest) -> bool:
-        """Whether the ledger answers; StoreUnavailable if the job must not run without it."""
+        """Return whether the ledger answers; raise StoreUnavailable if the job must not run without the ledger."""
         if self._unreachable is None:
             return True
         broker, resource = self.settings.broker, job.resource(request)
-        # An embedded broker that does not answer has no worker; without [broker] in the settings there are no workers.
+        # There is no worker if an embedded broker does not answer, nor if the settings have no [broker] section.
         has_workers = bool(broker.model_fields_set) and not broker.embedded
         if has_workers and not self.force and resource.startswith("snapshots/") and self._shares_packs(job, request):
             raise StoreUnavailable(
-                f"The lock of the volume cannot be taken. {self._unreachable.what}",
+                f"Cannot lock the volume: {self._unreachable.what}",
                 resource,
-                "Check broker.url. If no worker is at work on the volume, use --force",
+                "Check broker.url. If no worker uses this volume, give --force",
             ) from self._unreachable
         return False
 
     def _shares_packs(self, job: Job, request: JobRequest) -> bool:
-        """Whether the job may write or remove packs: all that write backups do, but a full backup."""
+        """Return whether the job may write or remove packs. Every job on backups may, except a full backup."""
         modes = {name: each.backup_mode for name, each in self.settings.stores.items()}
         mode = getattr(request, "mode", None) or modes.get(next(iter(getattr(request, "stores", ())), ""))
         return job.name != "backup" or mode == "incremental"
 
     @cached_property
     def _unreachable(self) -> WorkerError | None:
-        """Why the ledger does not answer; None if it does."""
+        """The error of the ledger; None if the ledger answers."""
         try:
             with assembly.open_ledger(self.settings) as ledger:
                 ledger.counts()
@@ -171,36 +176,42 @@ class _JobsHere(assembly.RecordedJobs):
 
 
 def _discard(job: Job, request: JobRequest, attempt: Attempt) -> None:
-    """Remove what is left, unless the lock is lost; an error here must not hide the job's error."""
+    """Remove the leftovers of the attempt, unless its lock is lost.
+
+    An error is only logged, so that it does not hide the job's error.
+    """
     cleaning = attempt.cleaning()
     try:
         cleaning.confirm()
         job.discard(request, cleaning)
     except WorkerError as error:
-        attempt.log.warning("leftovers stay until the next `ssvm cleanup`: %s", error)
+        attempt.log.warning("cannot remove leftovers, the next `ssvm cleanup` will: %s", error)
 
 
 @contextlib.contextmanager
-def _stopping(stop: list[str]) -> Iterator[None]:
-    """SIGINT and SIGTERM ask the attempt to stop, which cleans up, in place of killing it on the spot."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
+def _cancel_on_signal(stop: list[str]) -> Iterator[None]:
+    """Append a stop reason on SIGINT and SIGTERM, so that the attempt cleans up instead of dying at once."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
         signal.signal(number, lambda *_: stop.append("user"))
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def _alone(resource: str, stores: Sequence[str]) -> Iterator[None]:
-    """Hold this machine's lock of what the job writes on these stores; ResourceBusy if another foreground job does."""
+def _machine_lock(resource: str, stores: Sequence[str]) -> Iterator[None]:
+    """Hold this machine's lock of a resource on these stores while the block runs. A job may have no resource.
+
+    Raises ResourceBusy if another foreground job holds the lock.
+    """
     if not resource:
         yield
         return
     path = Path(tempfile.gettempdir()) / f"ssvm-run-{os.getuid()}-{fingerprint(' '.join((resource, *stores)))}.lock"
-    while not _is_at(lock := _open_locked(path, resource), path):
+    while not _is_still_at(path, lock := _open_locked(path, resource)):
         os.close(lock)
     try:
         yield
@@ -210,23 +221,24 @@ def _alone(resource: str, stores: Sequence[str]) -> Iterator[None]:
 
 
 def _open_locked(path: Path, resource: str) -> int:
-    # Others may write into the temporary directory too: no link of theirs is followed, nothing of theirs cut short.
+    # Other users can write into the temporary directory. Never follow their links or truncate their files.
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         lock = os.open(path, flags, 0o600)
     except OSError as error:
-        what = f"The lock file {path.name} cannot be opened: {error.strerror}"
-        raise ResourceBusy(what, resource, "Remove it") from error
+        raise ResourceBusy(
+            f"Cannot open the lock file {path.name}: {error.strerror}", resource, f"Remove {path}"
+        ) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise ResourceBusy("Another `ssvm run` is writing this", resource, "Wait for its end") from error
+        raise ResourceBusy("Another `ssvm run` is writing this resource", resource, "Wait for its end") from error
     return lock
 
 
-def _is_at(lock: int, path: Path) -> bool:
-    """Whether the file that we have locked is still the one there: whoever had it before us has removed it."""
+def _is_still_at(path: Path, lock: int) -> bool:
+    """Return whether the locked file is still the file at *path*. The previous holder removes it at its end."""
     try:
         return os.path.samestat(os.fstat(lock), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:

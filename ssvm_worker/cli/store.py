@@ -1,4 +1,4 @@
-"""What lies on the image stores: list, stat, delete, stores."""
+"""``ssvm list | stat | delete | stores``: the artifacts on the image stores, and the state of the stores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -32,43 +32,46 @@ from ssvm_worker.wiring import assembly
 from .output import Output
 from .run import add_force, run_here
 
-#: Manifests that are read at once; one after the other, a store across a network would be waited for most of the time.
+#: Manifests that are read at the same time. Reading one after the other would mostly wait for the network.
 _READERS = 8
 _Row = dict[str, Any] | None
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """``ssvm list | stat | delete | stores``."""
+    """Add ``ssvm list | stat | delete | stores``."""
     listing = commands.add_parser("list", help="list the artifacts of a store", parents=[common])
-    listing.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="for example template/tmpl/2")
-    listing.add_argument("--store", metavar="NAME", help="the first of the settings when absent")
+    listing.add_argument(
+        "prefix", nargs="?", default="", metavar="PREFIX", help="list only this prefix, such as template/tmpl/2"
+    )
+    listing.add_argument("--store", metavar="NAME", help="list this store (default: the first of the settings)")
     listing.set_defaults(command=_list)
     for name, act, note in (
-        ("stat", _stat, "show an artifact's manifest"),
-        ("delete", _by_job, "delete an artifact; missing is fine"),
+        ("stat", _stat, "show the manifest of an artifact"),
+        ("delete", _delete, "delete an artifact; deleting a missing artifact is not an error"),
     ):
         each = commands.add_parser(name, help=note, description=note, parents=[common])
         add_place(each)
-        if act is _by_job:
+        if act is _delete:
             add_force(each)
-        each.set_defaults(command=act, job_name=name)
-    stores = commands.add_parser("stores", help="usage and health of every store", parents=[common])
-    stores.add_argument("--sudoers", metavar="USER", help="print the sudo rule that lets a worker of USER mount them")
+        each.set_defaults(command=act)
+    stores = commands.add_parser("stores", help="show the usage and the health of every store", parents=[common])
+    stores.add_argument("--sudoers", metavar="USER", help="print the sudo rule that allows USER to mount the stores")
     stores.set_defaults(command=_stores)
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """The options that name an artifact and stores."""
-    parser.add_argument(
-        "place", nargs="?", metavar="PLACE", help="template/tmpl/ACCOUNT/ID, volumes/…, snapshots/…, or a key"
-    )
+    """Add the options that name an artifact and stores."""
+    note = "name the artifact by its prefix (template/tmpl/ACCOUNT/ID, volumes/…, snapshots/…) or by a key"
+    parser.add_argument("place", nargs="?", metavar="PLACE", help=note)
     for name in ("kind", "account", "id", "volume"):
-        parser.add_argument(f"--{name}", help="in place of PLACE")
-    parser.add_argument("--store", "--stores", metavar="A,B", help="the first of the settings when absent")
+        parser.add_argument(f"--{name}", help=f"name the artifact by its {name} and other fields instead of PLACE")
+    parser.add_argument(
+        "--store", "--stores", metavar="A,B", help="name the stores (default: the first of the settings)"
+    )
 
 
 def store_names(args: argparse.Namespace, settings: Settings) -> list[str]:
-    """The stores that were asked for; the first of the settings where none was."""
+    """Return the stores of ``--store``, or the first store of the settings; raise InvalidRequest if there is none."""
     names = [each for each in (args.store or next(iter(settings.stores), "")).split(",") if each]
     if not names:
         raise misused(InvalidRequest("The settings name no image store", "stores", "Add [stores.primary] with a url"))
@@ -76,23 +79,23 @@ def store_names(args: argparse.Namespace, settings: Settings) -> list[str]:
 
 
 def artifact_of(args: argparse.Namespace) -> Artifact:
-    """The artifact that was asked for; InvalidRequest."""
-    if args.place:
-        return _artifact_at(args.place.strip("/"))
-    if not (args.account and args.id):
-        raise misused(InvalidRequest("Which artifact?", "", "Give PLACE, or --kind, --account and --id (and --volume)"))
-    return Artifact(args.kind or "template", args.account, args.id, args.volume or "")
+    """Return the artifact that the arguments name; raise InvalidRequest if they name none.
 
-
-def _artifact_at(place: str) -> Artifact:
-    """The artifact at a place, or the one that the object at that key belongs to."""
+    PLACE is the prefix of the artifact, or the key of one of its objects.
+    """
+    if not args.place:
+        if not (args.account and args.id):
+            remedy = "Give PLACE, or --kind, --account and --id (and --volume)"
+            raise misused(InvalidRequest("Missing argument: PLACE", "", remedy))
+        return Artifact(args.kind or "template", args.account, args.id, args.volume or "")
+    place = args.place.strip("/")
     try:
         return Artifact.of_prefix(place)
     except InvalidRequest:
-        above = place.rpartition("/")[0]
-        if not above:
+        prefix = place.rpartition("/")[0]
+        if not prefix:
             raise
-        return Artifact.of_prefix(above)
+        return Artifact.of_prefix(prefix)
 
 
 def _list(args: argparse.Namespace, output: Output) -> int:
@@ -100,40 +103,35 @@ def _list(args: argparse.Namespace, output: Output) -> int:
     store = assembly.open_store_named(settings, store_names(args, settings)[0])
     unreadable: list[str] = []
 
-    def noted() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[dict[str, Any]]:
         for row in listed(store, args.prefix.strip("/")):
             if "error" in row:
                 unreadable.append(row["artifact"])
             yield row
 
-    output.table(noted(), ("artifact", "kind", "size", "objects", "created"), "no artifacts")
+    output.table(rows(), ("artifact", "kind", "size", "objects", "created"), "no artifacts")
     return EXIT_PERMANENT if unreadable else 0
 
 
 def listed(store: Store, prefix: str) -> Iterator[dict[str, Any]]:
-    """A row for each artifact below a prefix, in their order; one whose manifest cannot be read has the error in it.
+    """Yield a row for each artifact below a prefix, in the order of the store.
 
-    Raises what the store raises: one that does not answer is an error, not rows.
+    A row has the field ``error`` if the manifest cannot be read. An artifact that is deleted meanwhile has no row.
+    Raises the error of a store that does not answer.
     """
-    for row in _ahead(lambda each: _row(store, each), artifacts_below(store, prefix)):
-        if row:
-            yield row
-
-
-def _ahead(look: Callable[[Artifact], _Row], artifacts: Iterator[Artifact]) -> Iterator[_Row]:
-    """Look at all of them, some at once, in their order."""
-    waiting: deque[Future[_Row]] = deque()
+    pending: deque[Future[_Row]] = deque()
     with ThreadPoolExecutor(_READERS) as pool:
-        for each in artifacts:
-            waiting.append(pool.submit(look, each))
-            if len(waiting) > 4 * _READERS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for artifact in artifacts_below(store, prefix):
+            pending.append(pool.submit(_row, store, artifact))
+            if len(pending) > 4 * _READERS and (row := pending.popleft().result()):
+                yield row
+        while pending:
+            if row := pending.popleft().result():
+                yield row
 
 
 def _row(store: Store, artifact: Artifact) -> _Row:
-    """None of one that was deleted meanwhile."""
+    """Return the row of an artifact; None if the artifact does not exist any more."""
     try:
         manifest = read_manifest(store, artifact)
     except ObjectNotFound:
@@ -159,11 +157,11 @@ def _stat(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _by_job(args: argparse.Namespace, output: Output) -> int:
+def _delete(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     artifact = artifact_of(args)
     fields = {"kind": artifact.kind, "account": artifact.account, "id": artifact.id, "volume": artifact.volume}
-    job = JOBS[args.job_name]
+    job = JOBS["delete"]
     request = parse_request(job.Request, fields | {"stores": store_names(args, settings)}, job.name)
     output.result(run_here(settings, job, request, quiet=output.as_json, force=args.force))
     return 0
@@ -179,7 +177,7 @@ def _stores(args: argparse.Namespace, output: Output) -> int:
     output.table(
         rows,
         ("name", "url", "state", "breaker", "total", "used", "free", "latency_ms", "error"),
-        "no stores in the settings",
+        "the settings name no image store",
     )
     return 0 if all(row["state"] == "up" for row in rows) else EXIT_RETRYABLE
 
@@ -191,16 +189,12 @@ def _health(settings: Settings, name: str) -> dict[str, Any]:
     except WorkerError as error:
         return row | {"state": "down", "error": str(error)}
     try:
-        row |= _looked_at(store)
+        started = time.monotonic()
+        next(iter(store.list("template/tmpl/0")), None)
+        usage = store.usage()
+        latency = round((time.monotonic() - started) * 1000, 1)
+        row |= {"total": usage.total, "used": usage.used, "free": usage.free, "latency_ms": latency}
     except WorkerError as error:
         row |= {"state": "down", "error": str(error)}
     breaker = breaker_of(store)
     return row | {"breaker": breaker.state} | ({"reason": breaker.described()} if breaker.reason else {})
-
-
-def _looked_at(store: Store) -> dict[str, Any]:
-    started = time.monotonic()
-    next(iter(store.list("template/tmpl/0")), None)
-    usage = store.usage()
-    latency = round((time.monotonic() - started) * 1000, 1)
-    return {"total": usage.total, "used": usage.used, "free": usage.free, "latency_ms": latency}

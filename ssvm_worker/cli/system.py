@@ -1,4 +1,4 @@
-"""The worker itself and what surrounds it: worker, demo, doctor, schema, config."""
+"""``ssvm demo | worker | doctor | schema | config``: the worker, its settings, and checks of its dependencies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ssvm_worker import config
 from ssvm_worker.config import kernel_cmdline
-from ssvm_worker.config.schema import LANES, Settings
+from ssvm_worker.config.schema import LANES
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS, find_job
 from ssvm_worker.operations import doctor
@@ -20,41 +20,44 @@ from .output import Bar, Output
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """``ssvm demo | worker | doctor | schema | config``."""
+    """Add ``ssvm demo | worker | doctor | schema | config``."""
     demo = commands.add_parser(
-        "demo", help="everything embedded on this machine; real jobs end to end", parents=[common]
+        "demo", help="run real jobs on this machine, with an embedded broker, store and vCenter", parents=[common]
     )
-    demo.add_argument("--url", help="download this in place of the image that the demo makes")
-    demo.add_argument("--keep", action="store_true", help="leave it running, with Flower, until Ctrl-C")
+    demo.add_argument("--url", help="download this URL instead of the image that the demo creates")
+    demo.add_argument("--keep", action="store_true", help="keep the demo and Flower running until Ctrl-C")
     demo.set_defaults(command=_demo)
     worker = commands.add_parser("worker", help="run a worker until SIGTERM", parents=[common])
-    worker.add_argument("--zone", help="in place of the settings' zone")
-    worker.add_argument("--lanes", metavar="A,B", help=f"of {', '.join(LANES)}; all when absent")
-    worker.add_argument("--concurrency", type=int, metavar="N", help="jobs at once")
+    worker.add_argument("--zone", help="run jobs of this zone (default: the zone of the settings)")
+    worker.add_argument("--lanes", metavar="A,B", help=f"run jobs of these lanes: {', '.join(LANES)} (default: all)")
+    worker.add_argument("--concurrency", type=int, metavar="N", help="run at most N jobs at the same time")
     worker.add_argument(
         "--from-cmdline",
         nargs="?",
         const=kernel_cmdline.KERNEL,
         metavar="FILE",
-        help=f"read zone, broker and concurrency as CloudStack gives them to a system VM ({kernel_cmdline.KERNEL}); "
-        "SSVM_… variables take precedence",
+        help="read zone, broker and concurrency from FILE, in the form that CloudStack passes to a system VM "
+        f"(default: {kernel_cmdline.KERNEL}); SSVM_… variables take precedence",
     )
     worker.set_defaults(command=_worker)
-    check = commands.add_parser("doctor", help="every dependency: reachable or not, and why", parents=[common])
-    check.add_argument(
-        "--vcenter", metavar="NAME", help="look at this vCenter alone, as a backup does before it begins"
-    )
-    check.add_argument("--vm", metavar="VM", help="and at this VM: id, instance UUID or inventory path")
+    check = commands.add_parser("doctor", help="check every dependency and explain each failure", parents=[common])
+    check.add_argument("--vcenter", metavar="NAME", help="check only this vCenter, as a backup does before it starts")
+    check.add_argument("--vm", metavar="VM", help="also check this VM (id, instance UUID or inventory path)")
     check.set_defaults(command=_doctor)
-    schema = commands.add_parser("schema", help="the JSON Schema of requests", parents=[common])
-    schema.add_argument("job", nargs="?", metavar="JOB", help="one job's; an object of all of them when absent")
+    schema = commands.add_parser("schema", help="print the JSON Schema of requests", parents=[common])
+    schema.add_argument(
+        "job",
+        nargs="?",
+        metavar="JOB",
+        help="print only the schema of JOB (default: an object with the schemas of all jobs)",
+    )
     schema.set_defaults(command=_schema)
-    settings = commands.add_parser("config", help="the settings in force, secrets as ***", parents=[common])
+    settings = commands.add_parser("config", help="print the settings in force, with secrets as ***", parents=[common])
     settings.set_defaults(command=_config)
 
 
 def _demo(args: argparse.Namespace, output: Output) -> int:
-    # Its servers are imported only when they are wanted: a worker has no use for them.
+    # The demo's servers are imported only here, because a worker does not need them.
     from ssvm_worker.demo.run import run_demo
 
     bars: dict[str, Bar] = {}
@@ -79,8 +82,8 @@ def _close(bars: dict[str, Bar]) -> None:
         bar.close()
 
 
-def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every command has both
-    # The ledger comes with it, and with that redis, which every other command would wait for.
+def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every command has both parameters
+    # These modules import redis. Imported here, they do not delay other commands.
     from ssvm_worker.ledger.embedded import require_server
     from ssvm_worker.runner.worker_command import worker_command
 
@@ -95,7 +98,7 @@ def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - 
     settings = config.load()
     if settings.broker.embedded:
         require_server()
-    nfs_mounts(settings)  # a wrong URL ends the command here, not the worker later
+    nfs_mounts(settings)  # an invalid URL fails here, not later in the worker
     argv, environ = worker_command(settings)
     sys.stdout.flush()
     os.execvpe(argv[0], argv, {**os.environ, **environ})
@@ -103,24 +106,20 @@ def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - 
 
 def _doctor(args: argparse.Namespace, output: Output) -> int:
     if args.vm and not args.vcenter:
-        raise misused(InvalidRequest("Which vCenter is the VM on?", "--vm", "Give --vcenter NAME too"))
+        raise misused(InvalidRequest("Missing argument: --vcenter", "--vm", "Give the VM's vCenter: --vcenter NAME"))
     try:
         settings = config.load(args.config)
-        findings = (
-            doctor.examine_vcenter(settings, args.vcenter, args.vm) if args.vcenter else _examine_all(settings, args)
-        )
+        if args.vcenter:
+            findings = doctor.examine_vcenter(settings, args.vcenter, args.vm)
+        else:
+            findings = doctor.examine(settings, args.config or os.environ.get("SSVM_CONFIG", ""))
+            if settings.broker.messages:
+                findings += doctor.examine_messages(settings)
     except ConfigError as error:
         findings = [doctor.Finding("settings", False, str(error))]
     rows = [finding.as_dict() for finding in findings]
     output.table(rows, ("check", "state", "detail"), "nothing to check")
     return 0 if all(finding.ok for finding in findings) else 1
-
-
-def _examine_all(settings: Settings, args: argparse.Namespace) -> list[doctor.Finding]:
-    found = doctor.examine(settings, args.config or os.environ.get("SSVM_CONFIG", ""))
-    if settings.broker.messages:
-        found += doctor.examine_messages(settings)
-    return found
 
 
 def _schema(args: argparse.Namespace, output: Output) -> int:

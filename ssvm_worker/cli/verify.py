@@ -1,4 +1,4 @@
-"""``ssvm verify``: one artifact read again, or many of a store; and what that has found so far."""
+"""``ssvm verify``: reads one or many artifacts again, or lists the results of earlier runs."""
 
 from __future__ import annotations
 
@@ -21,28 +21,26 @@ from .output import Output
 from .run import run_here
 from .store import add_place, artifact_of, store_names
 
-_EPILOG = """PLACE is one artifact. With --all, --sample or --oldest it is what they choose from, as snapshots/ACCOUNT,
-and --store all of the settings when absent. Findings end the command with status 1, and so does --findings."""
-#: Artifacts whose times are asked for in one go.
+_EPILOG = """PLACE names one artifact. With --all, --sample or --oldest, PLACE limits the choice, for example to
+snapshots/ACCOUNT. Then --store defaults to all stores. The exit status is 1 if the command reports findings."""
+#: Artifacts whose times are read from the ledger in one request.
 _BATCH = 1000
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """``ssvm verify``."""
+    """Add ``ssvm verify``."""
     note = "read artifacts again and compare them with their manifests"
     parser = commands.add_parser("verify", help=note, description=note, epilog=_EPILOG, parents=[common])
     add_place(parser)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--all", action="store_true", help="every artifact")
-    which.add_argument("--sample", metavar="N%|N", default="", help="so many, chosen at random")
-    which.add_argument("--oldest", metavar="N", type=int, default=0, help="the N that nobody has verified for longest")
-    which.add_argument("--findings", action="store_true", help="only list what is known to be damaged")
-    which.add_argument("--times", action="store_true", help="only list when each artifact was last read again")
-    boot = (
-        "boot a restored copy in QEMU, without network, and keep a screenshot: backups only, see [boot] in the settings"
-    )
+    which.add_argument("--all", action="store_true", help="verify every artifact")
+    which.add_argument("--sample", metavar="N%|N", default="", help="verify N artifacts, or N %%, chosen at random")
+    which.add_argument("--oldest", metavar="N", type=int, default=0, help="verify the N that were checked longest ago")
+    which.add_argument("--findings", action="store_true", help="only list the damage that earlier runs found")
+    which.add_argument("--times", action="store_true", help="only list when each artifact was last verified")
+    boot = "boot a restored copy of a backup in QEMU without network, and keep a screenshot (see [boot])"
     parser.add_argument("--boot", action="store_true", help=boot)
-    parser.add_argument("--rate", metavar="RATE", default="", help="read no faster than that: 50MiB/s")
+    parser.add_argument("--rate", metavar="RATE", default="", help="limit the speed of reading, for example 50MiB/s")
     parser.set_defaults(command=_verify)
 
 
@@ -52,26 +50,20 @@ def _verify(args: argparse.Namespace, output: Output) -> int:
         return _findings(settings, output)
     if args.times:
         return _times(args, settings, output)
-    many = args.all or args.sample or args.oldest
-    fields = _many(args, settings) if many else _one(args, settings)
+    if args.all or args.sample or args.oldest:
+        if args.id or args.account:
+            remedy = "Give PLACE instead of --account and --id"
+            raise misused(InvalidRequest("--all, --sample and --oldest choose from many artifacts", "verify", remedy))
+        stores = store_names(args, settings) if args.store else list(settings.stores)
+        fields = {"all": args.all, "sample": args.sample, "oldest": args.oldest, "prefix": args.place or ""}
+    else:
+        artifact = artifact_of(args)
+        fields = {"kind": artifact.kind, "account": artifact.account, "id": artifact.id, "volume": artifact.volume}
+        stores = store_names(args, settings)
     job = JOBS["verify"]
-    request = parse_request(job.Request, fields | {"rate": args.rate, "boot": args.boot}, job.name)
+    request = parse_request(job.Request, fields | {"stores": stores, "rate": args.rate, "boot": args.boot}, job.name)
     output.result(run_here(settings, job, request, quiet=output.as_json))
     return 0
-
-
-def _one(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
-    it = artifact_of(args)
-    names = {"kind": it.kind, "account": it.account, "id": it.id, "volume": it.volume}
-    return names | {"stores": store_names(args, settings)}
-
-
-def _many(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
-    if args.id or args.account:
-        what = "One artifact, or many?"
-        raise misused(InvalidRequest(what, "verify", "Give PLACE in place of --account and --id"))
-    chosen = {"all": args.all, "sample": args.sample, "oldest": args.oldest, "prefix": args.place or ""}
-    return chosen | {"stores": store_names(args, settings) if args.store else list(settings.stores)}
 
 
 def _findings(settings: Settings, output: Output) -> int:
@@ -86,16 +78,15 @@ def _findings(settings: Settings, output: Output) -> int:
 
 
 def _times(args: argparse.Namespace, settings: Settings, output: Output) -> int:
-    verdicts = assembly.open_verdicts(settings)
+    results = assembly.open_verdicts(settings)
 
     def rows() -> Iterator[dict[str, Any]]:
         for name in store_names(args, settings) if args.store else settings.stores:
-            places = (
-                each.prefix for each in artifacts_below(assembly.open_store_named(settings, name), args.place or "")
-            )
-            while batch := list(islice(places, _BATCH)):
-                for place, when in zip(batch, verdicts.times(name, batch), strict=True):
-                    yield {"store": name, "artifact": place, "verified": iso(when) if when else None}
+            artifacts = artifacts_below(assembly.open_store_named(settings, name), args.place or "")
+            prefixes = (each.prefix for each in artifacts)
+            while batch := list(islice(prefixes, _BATCH)):
+                for prefix, verified in zip(batch, results.times(name, batch), strict=True):
+                    yield {"store": name, "artifact": prefix, "verified": iso(verified) if verified else None}
 
     output.table(rows(), ("store", "artifact", "verified"), "no artifacts")
     return 0

@@ -70,7 +70,7 @@ def test_reap_rings(reap: Reap, ledger: Ledger, broker: Broker) -> None:
     """A job whose message is lost gets another one, and one line says so."""
     ledger.submit(a_job("j1"))
     overdue(broker, "j1")
-    assert reap() == (0, "reap rang for 1 job\n")
+    assert reap() == (0, "reap woke workers for 1 job\n")
     assert messages(broker) == 1
 
 
@@ -86,7 +86,7 @@ def test_reap_alone_finds_the_dead(reap: Reap, ledger: Ledger, broker: Broker) -
     ledger.beat(claim)
     long_claim = Ledger(broker.url, prefix=broker.prefix, claim_s=60)
     long_claim.beat(claim)
-    assert reap() == (0, "reap rang for 1 job\n")
+    assert reap() == (0, "reap woke workers for 1 job\n")
     assert [ledger.get(each).state for each in ("dead", "lives")] == ["queued", "running"]
 
 
@@ -95,7 +95,7 @@ def test_reap_drops_records(reap: Reap, ledger: Ledger) -> None:
     for number in range(3):
         ledger.submit(a_job(f"j{number}"))
         ledger.cancel(f"j{number}", "me")
-    assert reap() == (0, "reap dropped 3 old records\n")
+    assert reap() == (0, "reap deleted 3 old records\n")
     assert reap() == (0, "")
 
 

@@ -14,7 +14,7 @@ import pytest
 from ssvm_worker import cli
 from ssvm_worker.config.schema import QuotaSection
 from ssvm_worker.ledger.links import Link
-from ssvm_worker.operations.demand import decisions
+from ssvm_worker.operations.scaling import decisions
 from ssvm_worker.serve.upload_job import Inbox
 from ssvm_worker.wiring import assembly
 from ssvm_worker.wiring.celery_sender import ring
@@ -158,7 +158,7 @@ def test_command(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture
         ([PREFIX, "--checksum", "12"], "hecksum"),
         ([PREFIX, "--format", "exe"], "format"),
         ([PREFIX, "--max-bytes", "-1"], "max_bytes"),
-        ([PREFIX, "--kind", "volume"], "No volume lies there"),
+        ([PREFIX, "--kind", "volume"], "KEY does not match --kind volume"),
         ([PREFIX, "--store", "nowhere"], "no image store"),
     ],
 )
