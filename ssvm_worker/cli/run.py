@@ -39,9 +39,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def add_force(parser: argparse.ArgumentParser) -> None:
     """Add ``--force``."""
-    note = (
-        "run without the lock of the broker if the broker is unreachable; safe only if no worker writes the same data"
-    )
+    note = "run without the broker's lock if the broker is unreachable; unsafe while a worker writes the same data"
     parser.add_argument("--force", action="store_true", help=note)
 
 
