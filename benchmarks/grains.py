@@ -38,7 +38,7 @@ def _rate(disk: bytes, capacity: int, index: Index) -> float:
         chunks = (disk[at : at + MiB] for at in range(0, len(disk), MiB))
         for _ in packing.stream(chunks, lambda: None, walker):
             pass
-        packing.settle()
+        packing.mark_stored()
         walker.finish()
     return packing.grains * GRAIN / (time.process_time() - started)
 

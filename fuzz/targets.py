@@ -15,9 +15,8 @@ from ssvm_worker.artifacts.manifest import Manifest
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.formats import Inspection, ova
 from ssvm_worker.formats.extents import vmdk_extents
-from ssvm_worker.grain_store.grain import SIZE, digest
 from ssvm_worker.grain_store.map import GrainMap
-from ssvm_worker.grain_store.pack import find_index
+from ssvm_worker.grain_store.pack import DIGEST_SIZE, digest, find_index
 from ssvm_worker.jobs.download.unwrap import DownloadBounds, unpack
 from ssvm_worker.jobs.request import safe_url
 from ssvm_worker.net.urls import parse
@@ -184,7 +183,7 @@ _MAP_KEY = _MANIFEST.artifact.key(_MANIFEST.entries[0].name)
 _MAP = read_bytes(_STORE, _MAP_KEY)
 _PACK = read_bytes(_STORE, packs(_STORE)[0])
 #: A map is its head, the head's digest, and the deflated runs.
-_HEAD = next(_MAP[:at] for at in range(len(_MAP)) if digest(_MAP[:at]) == _MAP[at : at + SIZE])
+_HEAD = next(_MAP[:at] for at in range(len(_MAP)) if digest(_MAP[:at]) == _MAP[at : at + DIGEST_SIZE])
 
 
 def _map(script: bytes) -> None:

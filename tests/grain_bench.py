@@ -82,7 +82,7 @@ def _disk(
         sinks = {each.name: GrainSink(each, artifact.family, key, packing, OWNER) for each in stores}
         given.setdefault("verify", walker.finish)
         store_stream(packing.stream(chunks, lambda: None, walker), sinks, **given)
-        packing.settle()
+        packing.mark_stored()
         facts = {"new_grains": packing.new_grains, "new_bytes": packing.new_bytes, "grains": packing.grains}
     data = read_bytes(stores[0], key)
     return Entry(name, len(data), str(digest_of(data)), ROLE, facts | {"virtual_size": capacity})

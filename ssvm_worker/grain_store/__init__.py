@@ -1,1 +1,1 @@
-"""The grain store: incremental backups that each restore alone, and share what they have in common."""
+"""Store incremental backups as packs of grains. Each backup restores alone, and backups share equal grains."""

@@ -1,4 +1,4 @@
-"""Reads the packs of a backup again, and names what is damaged: by pack, by backup, and by place on the disk."""
+"""Read the packs of a backup again and report damage: by pack, by backup, and by range of the disk."""
 
 from __future__ import annotations
 
@@ -12,114 +12,116 @@ from ssvm_worker.streaming.interfaces import Observer, Store
 from ssvm_worker.units import MiB
 
 from .garbage import maps_below
-from .grain import REMEDY, digest, inflate
-from .map import GrainMap, GrainRun
-from .pack import MAGIC, Pack, PackIndex, index_in, read_index
-from .reader import Wait, packs_of, read_on
+from .map import GrainMap
+from .pack import MAGIC, REMEDY, Pack, PackIndex, digest, index_in, inflate, read_index
+from .reader import Wait, packs_of, read_with_retries
 
-#: No grain inflates to more: VMDK's have 64 KiB.
-_LARGEST_GRAIN = 4 * MiB
-#: Places of one disk that are named; the rest is counted.
-_NAMED = 4
+#: The largest inflated grain. Grains of a VMDK have 64 KiB.
+_MAX_GRAIN_SIZE = 4 * MiB
+#: A message names this many ranges of one disk. It only counts the others.
+_MAX_NAMED_RANGES = 4
 _SECTOR = 512
+_BAD_MAGIC = "the pack has a bad magic number"
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with one pack."""
+    """The damage of one pack."""
 
     key: str
     pack: Pack
-    why: str
-    #: The grains of it that are lost; None for all.
+    reason: str
+    #: The numbers of the lost grains; None if all grains are lost.
     grains: frozenset[int] | None
 
     def __str__(self) -> str:
         lost = "all its grains" if self.grains is None else f"{len(self.grains)} of its {self.pack.grains} grains"
-        return f"{self.key}: {lost} are lost: {self.why}"
+        return f"{self.key}: {lost} are lost: {self.reason}"
 
 
-def damages(store: Store, manifest: Manifest, see: Observer, wait: Wait, sound: set[str]) -> Iterator[Damage]:
-    """Read each pack that a backup needs, whole, and compare every grain in it with its digest.
+def damages(store: Store, manifest: Manifest, observe: Observer, wait: Wait, undamaged: set[str]) -> Iterator[Damage]:
+    """Read each pack of a backup completely, and compare each grain with its digest.
 
-    *see* gets the packs' bytes, for progress and to be cancelled. Packs whose keys are in *sound* were found to be so
-    just now and are not read again; more are added. Holds one pack.
-    Raises StoreUnavailable; CorruptImage for a grain map that cannot be read.
+    *observe* gets the bytes of the packs. It can count progress, and raise to cancel. The function skips packs whose
+    keys are in *undamaged*, and adds the packs that it finds undamaged. Holds one pack in memory.
+    Raises StoreUnavailable, and CorruptImage for an unreadable grain map.
     """
     for key, pack in packs_of(store, manifest).items():
-        if key in sound:
+        if key in undamaged:
             continue
         try:
             index = read_index(store, manifest.artifact.family, pack)
-            data = read_on(store, key, 0, pack.size, wait)
+            data = read_with_retries(store, key, 0, pack.size, wait)
         except (CorruptImage, ObjectNotFound) as error:
             yield Damage(key, pack, error.what, None)
             continue
-        see(data)
-        lost = {number: why for number in range(len(index)) if (why := _wrong(data, index, number))}
+        observe(data)
+        lost = dict(_damaged_grains(data, index))
         if data[: len(MAGIC)] != MAGIC:
-            yield Damage(key, pack, "its first bytes are others", frozenset(lost))
+            yield Damage(key, pack, _BAD_MAGIC, frozenset(lost))
         elif lost:
             yield Damage(key, pack, next(iter(lost.values())), frozenset(lost))
         else:
-            sound.add(key)
+            undamaged.add(key)
 
 
 def read_pack(store: Store, family: str, pack: Pack, wait: Wait) -> bytes:
-    """All bytes of a pack that a map names, after every grain was compared with its digest. Holds it: 33 MiB.
+    """Read a pack of a grain map, and compare each grain with its digest. Holds the pack in memory: 33 MiB.
 
     Raises CorruptImage, ObjectNotFound, StoreUnavailable and SourceUnavailable.
     """
     key = pack.key(family)
-    where = f"{store.name}:{key}"
-    data = read_on(store, key, 0, pack.size, wait)
-    index = index_in(pack, data[pack.index_at :], where)
-    wrong = "" if data[: len(MAGIC)] == MAGIC else "its first bytes are others"
-    wrong = wrong or next((why for number in range(len(index)) if (why := _wrong(data, index, number))), "")
-    if wrong:
-        raise CorruptImage(f"A pack of grains is damaged: {wrong}", where, REMEDY)
+    location = f"{store.name}:{key}"
+    data = read_with_retries(store, key, 0, pack.size, wait)
+    index = index_in(pack, data[pack.index_at :], location)
+    damage = "" if data[: len(MAGIC)] == MAGIC else _BAD_MAGIC
+    damage = damage or next((reason for _, reason in _damaged_grains(data, index)), "")
+    if damage:
+        raise CorruptImage(f"A pack of grains is damaged: {damage}", location, REMEDY)
     return data
 
 
-def _wrong(data: bytes, index: PackIndex, number: int) -> str:
-    start, end = index.span(number)
-    try:
-        grain = inflate(data[start:end], _LARGEST_GRAIN, "")
-    except CorruptImage as error:
-        return error.what
-    return "" if digest(grain) == index.digest(number) else "a grain has another digest"
+def _damaged_grains(data: bytes, index: PackIndex) -> Iterator[tuple[int, str]]:
+    """Yield the number of each damaged grain of a pack, and the reason."""
+    for number in range(len(index)):
+        start, end = index.span(number)
+        try:
+            grain = inflate(data[start:end], _MAX_GRAIN_SIZE, "")
+        except CorruptImage as error:
+            yield number, error.what
+            continue
+        if digest(grain) != index.digest(number):
+            yield number, "a grain does not match its digest"
 
 
-def hit(store: Store, family: str, found: list[Damage]) -> Iterator[str]:
-    """Which disks of which backups of the volume are hit by that, and where: LBAs, in sectors."""
+def affected_backups(store: Store, family: str, found: list[Damage]) -> Iterator[str]:
+    """Yield a message for each disk of the volume's backups that lost grains, with LBA ranges in sectors."""
     lost = {each.pack.id: each for each in found}
     for key in maps_below(store, family):
         try:
-            places = list(_places(GrainMap(store, key), lost))
+            ranges = list(_lost_ranges(GrainMap(store, key), lost))
         except (CorruptImage, ObjectNotFound) as error:
             yield f"{key}: {error.what}"
             continue
-        if places:
-            named = ", ".join(f"{first}-{last}" for first, last in islice(places, _NAMED))
-            more = f" and {len(places) - _NAMED} more places" if len(places) > _NAMED else ""
+        if ranges:
+            named = ", ".join(f"{first}-{last}" for first, last in islice(ranges, _MAX_NAMED_RANGES))
+            rest = len(ranges) - _MAX_NAMED_RANGES
+            more = f" and {rest} more ranges" if rest > 0 else ""
             yield f"{key} lacks LBA {named}{more}"
 
 
-def _places(it: GrainMap, lost: Mapping[str, Damage]) -> Iterator[tuple[int, int]]:
-    """First and last sector of each stretch of the disk that is lost."""
-    sectors = it.grain_size // _SECTOR
-    end = it.capacity // _SECTOR
-    for run in it.runs():
-        if damage := lost.get(it.packs[run.pack].id):
-            for at, grains in _lost_of(run, damage.grains):
-                yield at * sectors, min(end, (at + grains) * sectors) - 1
-
-
-def _lost_of(run: GrainRun, lost: frozenset[int] | None) -> Iterator[tuple[int, int]]:
-    """Place on the disk and length, in grains, of what is lost of a run."""
-    if lost is None:
-        yield run.at, run.grains
-        return
-    for number in sorted(lost):
-        if run.first <= number < run.first + run.grains:
-            yield run.at + number - run.first, 1
+def _lost_ranges(grain_map: GrainMap, lost: Mapping[str, Damage]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last sector of each lost range of the disk."""
+    sectors = grain_map.grain_size // _SECTOR
+    end = grain_map.capacity // _SECTOR
+    for run in grain_map.runs():
+        damage = lost.get(grain_map.packs[run.pack].id)
+        if damage is None:
+            continue
+        if damage.grains is None:
+            ranges = [(run.at, run.grains)]
+        else:
+            inside = (each for each in sorted(damage.grains) if run.first <= each < run.first + run.grains)
+            ranges = [(run.at + each - run.first, 1) for each in inside]
+        for at, grains in ranges:
+            yield at * sectors, min(end, (at + grains) * sectors) - 1

@@ -1,8 +1,7 @@
-"""Deletes the packs of a volume that none of its backups needs any more: mark and sweep."""
+"""Delete the packs of a volume that no backup needs. The algorithm is mark and sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ssvm_worker.artifacts.layout import MANIFEST, PACKS, Artifact
@@ -16,7 +15,7 @@ from .reader import grain_maps
 
 @dataclass(frozen=True)
 class GarbageResult:
-    """What a sweep has deleted."""
+    """The number and size of the deleted packs."""
 
     packs: int = 0
     #: Bytes.
@@ -24,11 +23,11 @@ class GarbageResult:
 
 
 def sweep(store: Store, family: str, confirm: Check) -> GarbageResult:
-    """Delete each pack below *family* that no grain map there refers to; maps of drafts and of the dead count too.
+    """Delete each pack below *family* that no grain map refers to. Maps of drafts and of failed attempts count, too.
 
-    Only under the lock of the volume. *confirm* is called before each deletion, and raises when the lock is lost. Safe
-    to kill and to repeat: it only ever deletes what nobody refers to. Raises CorruptImage, and has deleted nothing,
-    when a map cannot be read or is missing: what cannot be known to be free stays.
+    The caller must hold the lock of the volume. The function calls *confirm* before each deletion; *confirm* raises if
+    the lock is lost. The function can be killed and repeated, because it deletes only unreferenced packs.
+    Raises CorruptImage if a map is missing or unreadable. Then it deletes nothing, because any pack may be in use.
     """
     free = free_packs(store, family)
     store.sweep(0, f"{family}/{PACKS}")
@@ -39,44 +38,47 @@ def sweep(store: Store, family: str, confirm: Check) -> GarbageResult:
 
 
 def free_packs(store: Store, family: str) -> list[StoredObject]:
-    """The packs that ``sweep`` would delete; CorruptImage as there. Without the lock of the volume it is a guess."""
+    """Return the packs that ``sweep`` would delete. Raise CorruptImage as ``sweep`` does.
+
+    Without the lock of the volume the result is an estimate.
+    """
     packs = list(store.list(f"{family}/{PACKS}"))
-    used = _used(store, family) if packs else set()
+    used = _used_packs(store, family) if packs else set()
     return [each for each in packs if each.key.rpartition("/")[2] not in used]
 
 
 def maps_below(store: Store, family: str) -> list[str]:
-    """The keys of all grain maps of a volume."""
-    return [each.key for each in _beside(store, family) if each.key.endswith(SUFFIX)]
+    """Return the keys of all grain maps of a volume."""
+    return _keys_ending(store, family, SUFFIX)
 
 
 def manifests_below(store: Store, family: str) -> list[Manifest]:
-    """The manifests of all backups of a volume; CorruptImage for one that cannot be read."""
-    keys = [each.key for each in _beside(store, family) if each.key.endswith(f"/{MANIFEST}")]
-    return [_manifest_at(store, key) for key in keys]
+    """Return the manifests of all backups of a volume. Raise CorruptImage if one cannot be read."""
+    manifests = []
+    for key in _keys_ending(store, family, f"/{MANIFEST}"):
+        try:
+            manifests.append(read_manifest(store, Artifact.of_prefix(key.rpartition("/")[0])))
+        except (ObjectNotFound, InvalidRequest) as error:
+            what = f"The manifest cannot be read: {error.what}"
+            raise CorruptImage(what, f"{store.name}:{key}", error.remedy) from error
+    return manifests
 
 
-def _manifest_at(store: Store, key: str) -> Manifest:
-    """The manifest at a key, which a backup's place holds; CorruptImage."""
-    try:
-        return read_manifest(store, Artifact.of_prefix(key.rpartition("/")[0]))
-    except (ObjectNotFound, InvalidRequest) as error:
-        raise CorruptImage(f"The manifest cannot be read: {error.what}", f"{store.name}:{key}", error.remedy) from error
-
-
-def _used(store: Store, family: str) -> set[str]:
-    """Names of the packs that are referred to."""
+def _used_packs(store: Store, family: str) -> set[str]:
+    """Return the ids of the packs that grain maps refer to."""
     maps = set(maps_below(store, family))
     for manifest in manifests_below(store, family):
         for entry in grain_maps(manifest):
             if manifest.artifact.key(entry.name) not in maps:
                 raise CorruptImage(
-                    "A grain map is missing, so no pack of the volume can be known to be free",
+                    "A grain map is missing, so any pack of the volume may be in use",
                     f"{store.name}:{manifest.artifact.key(entry.name)}",
-                    "Bring it back from another store, or delete its backup",
+                    "Copy the map from another store, or delete its backup",
                 )
     return {pack.id for key in maps for pack in GrainMap(store, key).packs}
 
 
-def _beside(store: Store, family: str) -> Iterator[StoredObject]:
-    return (each for each in store.list(family) if not each.key.startswith(f"{family}/{PACKS}/"))
+def _keys_ending(store: Store, family: str, suffix: str) -> list[str]:
+    """Return the keys of a volume's objects with that suffix, without the packs."""
+    keys = (each.key for each in store.list(family) if not each.key.startswith(f"{family}/{PACKS}/"))
+    return [key for key in keys if key.endswith(suffix)]

@@ -1,4 +1,7 @@
-"""The index of a volume's grains: which pack holds the grain of a digest. Made anew from the packs for each backup."""
+"""The index of a volume's grains: it finds the pack of a digest.
+
+The worker builds the index from the packs for each backup.
+"""
 
 from __future__ import annotations
 
@@ -13,43 +16,43 @@ from ssvm_worker.artifacts.layout import PACKS
 from ssvm_worker.errors import CorruptImage, ObjectNotFound
 from ssvm_worker.streaming.interfaces import Check, Store
 
-from .pack import MOST_GRAINS, Pack, PackIndex, find_index
+from .pack import MAX_GRAINS, Pack, PackIndex, find_index
 
-#: KiB of pages that SQLite keeps in memory; the rest of the index is a temporary file of its own (SQLITE_TMPDIR).
+#: KiB of pages that SQLite holds in memory. SQLite holds the rest in a temporary file (SQLITE_TMPDIR).
 _CACHE_KIB = 48 * 1024
-#: Packs whose indexes are read at once: each is one small request, and S3 answers in some 10 ms.
+#: The number of pack indexes to read in parallel. Each is one small request, and S3 answers in about 10 ms.
 _READERS = 8
-#: Packs whose indexes are held at once: 2 MiB as a rule.
+#: The number of pack indexes in memory: usually 2 MiB.
 _BATCH = 64
 _PUT = "INSERT OR REPLACE INTO grains VALUES (?, ?)"
 _PACK_ID = re.compile(r"[0-9a-f]{32}")
 
 
-#: Key and size of each pack, by its name.
+#: The key and size of each pack, by its id.
 Listing = dict[str, tuple[str, int]]
 
 
 def list_packs(store: Store, family: str) -> Listing:
-    """The packs of a volume that a store has."""
+    """Return the packs of a volume on a store."""
     found = {each.key.rpartition("/")[2]: (each.key, each.size) for each in store.list(f"{family}/{PACKS}")}
-    return {pack_id: it for pack_id, it in found.items() if _PACK_ID.fullmatch(pack_id)}
+    return {pack_id: pack for pack_id, pack in found.items() if _PACK_ID.fullmatch(pack_id)}
 
 
 class Index:
-    """The grains that can be had on every one of some stores; several threads may use it at once. A context manager.
+    """The grains that are stored on all of some stores. Thread-safe. A context manager.
 
-    A pack counts if it lies whole on all of them: so a store that missed an earlier backup, or is new, gets what it
-    lacks with the next one. Packs that nobody refers to count too: what a dead attempt has stored is not stored again.
-    Bytes: 48 MiB in memory, 45 a grain on disk, 200 a pack in memory; see docs/incremental.md.
+    A pack counts only if it is complete on all these stores. A new store, or a store that missed a backup, gets the
+    missing grains with the next backup. Packs without a reference count, too, so a failed attempt's packs are reused.
+    Size: 48 MiB in memory, 45 bytes of disk for each grain, 200 bytes of memory for each pack; see docs/incremental.md.
     """
 
     def __init__(self, check: Check = lambda: None) -> None:
         self._check = check
         self._lock = threading.Lock()
-        #: By number, which is part of a place; None for those of streams that have not ended, or have failed.
+        #: Packs by their number. The value is None while the pack's stream runs, and after the stream failed.
         self._packs: list[Pack | None] = []
         self._known: dict[str, int] = {}
-        #: By number, packs of streams that have not ended, and the stream's mark: their grains are there for it alone.
+        #: The id and the stream of each unfinished pack, by number. Only that stream may refer to the pack's grains.
         self._growing: dict[int, tuple[str, object]] = {}
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -69,88 +72,87 @@ class Index:
 
     @property
     def size(self) -> int:
-        """Bytes of the database, on disk beyond the first 48 MiB."""
+        """Bytes of the database. Bytes beyond the first 48 MiB are on disk."""
         with self._lock:
             pages, size = (self._db.execute(f"PRAGMA {each}").fetchone()[0] for each in ("page_count", "page_size"))
         return int(pages * size)
 
     def sync(self, store: Store, listings: Sequence[Listing]) -> list[str]:
-        """Take in the packs that are in each of the *listings*; returns what is wrong with those that cannot be used.
+        """Add the packs that are in all *listings*. Return a message for each pack that cannot be used.
 
-        Their indexes are read from *store*, which is to be one of those that were listed.
+        The function reads the pack indexes from *store*, which must be one of the listed stores.
         """
-        listed = {id_: found for id_, found in listings[0].items() if all(each.get(id_) == found for each in listings)}
-        wanted = [(key, size) for pack_id, (key, size) in listed.items() if pack_id not in self._known]
-        wrong: list[str] = []
+        common = {id_: pack for id_, pack in listings[0].items() if all(each.get(id_) == pack for each in listings)}
+        wanted = [(key, size) for pack_id, (key, size) in common.items() if pack_id not in self._known]
+        unusable: list[str] = []
         with ThreadPoolExecutor(_READERS) as pool:
             for at in range(0, len(wanted), _BATCH):
                 self._check()
                 for found in pool.map(partial(_read, store), wanted[at : at + _BATCH]):
                     if isinstance(found, str):
-                        wrong.append(found)
+                        unusable.append(found)
                     else:
-                        self._take_in(*found)
-        return wrong
+                        self._add_pack(*found)
+        return unusable
 
-    def _take_in(self, pack: Pack, index: PackIndex) -> None:
+    def _add_pack(self, pack: Pack, index: PackIndex) -> None:
         with self._lock:
             if pack.id in self._known:
                 return
             number = self._known[pack.id] = len(self._packs)
             self._packs.append(pack)
-            rows = ((index.digest(each), _place(number, each)) for each in range(len(index)))
+            rows = ((index.digest(each), number * MAX_GRAINS + each) for each in range(len(index)))
             self._db.execute("BEGIN")
             self._db.executemany(_PUT, rows)
             self._db.execute("COMMIT")
 
-    def find(self, digest: bytes, mark: object) -> tuple[str, int] | None:
-        """Pack and number of a grain, if it is stored, or has gone by in the stream with that mark."""
+    def find(self, digest: bytes, stream: object) -> tuple[str, int] | None:
+        """Return the pack id and number of a grain that is stored, or that the same *stream* has added.
+
+        Returns None for a grain that is neither.
+        """
         with self._lock:
             row = self._db.execute("SELECT place FROM grains WHERE digest = ?", (digest,)).fetchone()
             if row is None:
                 return None
-            number, grain = divmod(row[0], MOST_GRAINS)
+            number, grain = divmod(row[0], MAX_GRAINS)
             if pack := self._packs[number]:
                 return pack.id, grain
             pack_id, owner = self._growing.get(number, ("", None))
-            return (pack_id, grain) if owner is mark and pack_id else None
+            return (pack_id, grain) if owner is stream and pack_id else None
 
-    def grow(self, pack_id: str, mark: object) -> int:
-        """The number of a new pack of a stream."""
+    def begin_pack(self, pack_id: str, stream: object) -> int:
+        """Register a new pack of a stream, and return the pack's number."""
         with self._lock:
             self._packs.append(None)
-            self._growing[len(self._packs) - 1] = (pack_id, mark)
+            self._growing[len(self._packs) - 1] = (pack_id, stream)
             return len(self._packs) - 1
 
     def add(self, number: int, grain: int, digest: bytes) -> None:
-        """A grain went into a pack that grows."""
+        """Add a grain of the unfinished pack *number*."""
         with self._lock:
-            self._db.execute(_PUT, (digest, _place(number, grain)))
+            self._db.execute(_PUT, (digest, number * MAX_GRAINS + grain))
 
-    def settle(self, mark: object, packs: Mapping[str, Pack]) -> None:
-        """The stream with that mark has ended: *packs* are stored, others of its packs are forgotten."""
+    def end_stream(self, stream: object, packs: Mapping[str, Pack]) -> None:
+        """End a stream: *packs* are stored, and the index forgets the stream's other packs."""
         with self._lock:
             for number, (pack_id, owner) in list(self._growing.items()):
-                if owner is mark:
+                if owner is stream:
                     del self._growing[number]
                     self._packs[number] = packs.get(pack_id)
                     if pack_id in packs:
                         self._known[pack_id] = number
 
     def pack(self, pack_id: str) -> Pack:
-        """A pack that ``find`` has named, and that is settled."""
+        """Return a stored pack whose id ``find`` has returned."""
         found = self._packs[self._known[pack_id]]
         assert found is not None
         return found
 
 
-def _read(store: Store, wanted: tuple[str, int]) -> tuple[Pack, PackIndex] | str:
-    key, size = wanted
+def _read(store: Store, pack: tuple[str, int]) -> tuple[Pack, PackIndex] | str:
+    key, size = pack
     try:
         return find_index(store, key, size)
     except (CorruptImage, ObjectNotFound) as error:
-        return f"A pack is left aside, its grains are stored anew: {error}"
-
-
-def _place(pack: int, grain: int) -> int:
-    return pack * MOST_GRAINS + grain
+        return f"The backup ignores a pack and stores its grains again: {error}"

@@ -1,15 +1,17 @@
-"""A grain map: which grain of which pack holds which part of a disk. One for each disk of a backup.
+"""A grain map: it maps ranges of a disk to grains of packs. A backup has one map for each disk.
 
-    magic "SSVMGMAP", version (u16), 0 (u16), bytes of a grain (u32), bytes of the disk (u64),
-    packs (u32), runs (u64), grains (u64)
-    for each pack: id (16), bytes (u64), grains (u32), digest of its index (20)
-    digest of all that (20)
-    the runs, deflated; each is four varints (LEB128, the last two zigzag):
-        grains of the disk left out since the run before · grains · pack, less that of the run before ·
-        first grain in the pack, less the one behind the run before
+    - head: magic "SSVMGMAP", version (u16), 0 (u16), bytes of a grain (u32), bytes of the disk (u64)
+    - head, continued: packs (u32), runs (u64), grains (u64)
+    - for each pack: id (16), bytes (u64), grains (u32), digest of its index (20)
+    - the digest of all bytes so far (20)
+    - the runs, deflated; each run is four varints (LEB128, the last two zigzag):
+      1. the number of grains of the disk between the previous run and this run
+      2. the number of grains in this run
+      3. the pack's number minus that of the previous run
+      4. the number of the first grain in the pack minus the number that would continue the previous run
 
-All little-endian. A run is a stretch of the disk whose grains lie in one pack in the same order; a disk that was stored
-at once has one run a pack. What no run covers is zeros.
+All numbers are little-endian. A run is a range of the disk whose grains are in one pack in the same order. A disk that
+was stored in one backup has one run for each pack. Ranges without a run are zeros.
 """
 
 from __future__ import annotations
@@ -25,44 +27,43 @@ from ssvm_worker.errors import CorruptImage
 from ssvm_worker.streaming.interfaces import CHUNK, Store
 from ssvm_worker.units import MiB
 
-from .grain import REMEDY, SIZE, digest
-from .pack import Pack, read_range
+from .pack import DIGEST_SIZE, REMEDY, Pack, digest, read_range
 
-#: What names end in: a sweep takes each such object below a volume for a map.
+#: The suffix of a map's name. The sweep treats each object of a volume with this suffix as a map.
 SUFFIX = ".grains"
 #: The role of a map in a manifest.
 ROLE = "grain map"
 _HEAD = struct.Struct("<8sHHIQIQQ")
-_PACK = struct.Struct(f"<16sQI{SIZE}s")
+_PACK = struct.Struct(f"<16sQI{DIGEST_SIZE}s")
 _MAGIC = b"SSVMGMAP"
 _VERSION = 1
-#: Deflated runs beyond this lie in a temporary file while they are written.
+#: The writer holds this many bytes of deflated runs in memory, and the others in a temporary file.
 _IN_MEMORY = 8 * MiB
-#: Encoded runs are deflated in pieces of so many bytes.
+#: Encoded runs are deflated in pieces of this many bytes.
 _PIECE = 64 * 1024
-#: Bytes of an encoded run at the most: four varints of 64 bits.
-_LONGEST_RUN = 40
+#: The largest encoded run in bytes: four varints of 64 bits.
+_MAX_RUN_SIZE = 40
 
 
 @dataclass(frozen=True)
 class GrainRun:
-    """A stretch of a disk whose grains lie side by side in one pack."""
+    """A range of a disk whose grains are adjacent in one pack."""
 
-    #: Place on the disk, in grains.
+    #: Offset on the disk, in grains.
     at: int
-    #: How many.
+    #: The number of grains.
     grains: int
-    #: Place of the pack in the map's list.
+    #: The number of the pack in the map's list.
     pack: int
-    #: Place of the first one in the pack.
+    #: The number of the first grain in the pack.
     first: int
 
 
 class MapWriter:
-    """Collects grains in the order of the disk. Holds the list of packs, and 8 MiB of runs at the most."""
+    """Collects grains in the order of the disk. Holds the list of packs, and at most 8 MiB of runs."""
 
     def __init__(self) -> None:
-        #: Packs in the order of their first use, to their number.
+        #: The number of each pack by its id, in the order of first use.
         self._numbers: dict[str, int] = {}
         self._deflater = zlib.compressobj(6)
         self._runs: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - see close
@@ -72,11 +73,11 @@ class MapWriter:
         self._last = self._open = GrainRun(0, 0, 0, 0)
 
     def close(self) -> None:
-        """Free the temporary file."""
+        """Delete the temporary file."""
         self._runs.close()
 
     def add(self, at: int, pack_id: str, number: int) -> None:
-        """The grain at place *at* (in grains) of the disk is grain *number* of that pack."""
+        """Map grain *at* of the disk to grain *number* of a pack."""
         pack = self._numbers.setdefault(pack_id, len(self._numbers))
         run = self._open
         self.grains += 1
@@ -87,6 +88,7 @@ class MapWriter:
         self._open = GrainRun(at, 1, pack, number)
 
     def _close_run(self) -> None:
+        """Encode the open run, and deflate the encoded runs when they fill a piece."""
         run, last = self._open, self._last
         if not run.grains:
             return
@@ -96,7 +98,11 @@ class MapWriter:
             _zigzag(run.pack - last.pack),
             _zigzag(run.first - last.first - last.grains),
         ):
-            _put_varint(self._encoded, value)
+            rest = value
+            while rest > 0x7F:
+                self._encoded.append(rest & 0x7F | 0x80)
+                rest >>= 7
+            self._encoded.append(rest)
         self._last = run
         self._count += 1
         if len(self._encoded) >= _PIECE:
@@ -105,16 +111,16 @@ class MapWriter:
 
     @property
     def pack_ids(self) -> list[str]:
-        """The packs that hold the disk, in the order of the map."""
+        """The ids of the packs in the order of the map."""
         return list(self._numbers)
 
     def finish(self) -> None:
-        """There is no more to add."""
+        """End the map. The caller adds no more grains."""
         self._close_run()
         self._runs.write(self._deflater.compress(self._encoded) + self._deflater.flush())
 
     def chunks(self, grain_size: int, capacity: int, packs: Mapping[str, Pack]) -> Iterator[bytes]:
-        """The bytes of the finished map, as often as they are wanted; *packs* knows each pack that was named."""
+        """Yield the bytes of the finished map. *packs* has each pack of ``pack_ids``. The call can be repeated."""
         used = [packs[each] for each in self._numbers]
         numbers = (grain_size, capacity, len(used), self._count, self.grains)
         table = [_PACK.pack(bytes.fromhex(each.id), each.size, each.grains, each.index_digest) for each in used]
@@ -126,14 +132,14 @@ class MapWriter:
 
 
 class GrainMap:
-    """A map as it is stored: its head at once, its runs as they are read. Holds the list of packs.
+    """A stored map. Reads the head at once and the runs on demand. Holds the list of packs.
 
-    *grain_size* and *capacity* are bytes; *grains* is how many of the disk are not zeros.
-    Raises CorruptImage wherever it is not as it should be, ObjectNotFound.
+    *grain_size* and *capacity* are in bytes. *grains* is the number of grains of the disk that are not zeros.
+    Each method raises CorruptImage for an invalid map, and ObjectNotFound.
     """
 
     def __init__(self, store: Store, key: str) -> None:
-        self.where = f"{store.name}:{key}"
+        self.location = f"{store.name}:{key}"
         self._store = store
         self._key = key
         self.grain_size: int
@@ -142,28 +148,30 @@ class GrainMap:
         head = read_range(store, key, 0, _HEAD.size)
         magic, version, _, self.grain_size, self.capacity, packs, self._count, self.grains = _HEAD.unpack(head)
         if magic != _MAGIC or version != _VERSION:
-            raise self._bad("it has another magic or version")
-        self._start = _HEAD.size + packs * _PACK.size + SIZE
+            raise self._corrupt("its magic number or version is unknown")
+        self._start = _HEAD.size + packs * _PACK.size + DIGEST_SIZE
         rest = read_range(store, key, _HEAD.size, self._start - _HEAD.size)
-        if digest(head + rest[:-SIZE]) != rest[-SIZE:]:
-            raise self._bad("its head is damaged")
-        self.packs = [_pack(*each) for each in _PACK.iter_unpack(rest[:-SIZE])]
+        if digest(head + rest[:-DIGEST_SIZE]) != rest[-DIGEST_SIZE:]:
+            raise self._corrupt("its head is damaged")
+        fields = _PACK.iter_unpack(rest[:-DIGEST_SIZE])
+        self.packs = [Pack(id_.hex(), size, grains, index) for id_, size, grains, index in fields]
 
     def runs(self) -> Iterator[GrainRun]:
-        """The runs in the order of the disk, each checked; holds some 100 KiB."""
+        """Yield the runs in the order of the disk, and check each run. Holds about 100 KiB."""
         last = GrainRun(0, 0, 0, 0)
         seen = total = 0
         for gap, grains, pack, first in self._numbers():
             at, number = last.at + last.grains + gap, last.pack + _unzigzag(pack)
             last = GrainRun(at, grains, number, last.first + last.grains + _unzigzag(first))
-            if not self._fits(last):
-                raise self._bad(f"run {seen} lies outside the disk or its pack")
+            if not self._is_valid(last):
+                raise self._corrupt(f"run {seen} is outside the disk or its pack")
             seen, total = seen + 1, total + grains
             yield last
         if (seen, total) != (self._count, self.grains):
-            raise self._bad(f"it has {seen} runs in place of {self._count}")
+            raise self._corrupt(f"it has {seen} runs instead of {self._count}")
 
-    def _fits(self, run: GrainRun) -> bool:
+    def _is_valid(self, run: GrainRun) -> bool:
+        """Return whether the run is inside the disk and inside its pack."""
         known = 0 <= run.pack < len(self.packs) and run.grains > 0 and run.first >= 0
         return (
             known
@@ -172,11 +180,12 @@ class GrainMap:
         )
 
     def _numbers(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the four numbers of each run."""
         held = bytearray()
         try:
             for piece in self._inflated():
                 held += piece
-                at, safe = 0, len(held) - _LONGEST_RUN
+                at, safe = 0, len(held) - _MAX_RUN_SIZE
                 while at < safe:
                     run, at = _run_at(held, at)
                     yield run
@@ -186,7 +195,7 @@ class GrainMap:
                 run, at = _run_at(held, at)
                 yield run
         except IndexError as error:
-            raise self._bad("its last run is cut") from error
+            raise self._corrupt("its last run is truncated") from error
 
     def _inflated(self) -> Iterator[bytes]:
         inflater = zlib.decompressobj()
@@ -197,38 +206,27 @@ class GrainMap:
                     yield inflater.decompress(pending, _PIECE)
                     pending = inflater.unconsumed_tail
         except zlib.error as error:
-            raise self._bad(str(error)) from error
+            raise self._corrupt(str(error)) from error
         if not inflater.eof or inflater.unused_data:
-            raise self._bad("its runs are cut short, or followed by something")
+            raise self._corrupt("its runs are truncated, or other bytes follow them")
 
-    def _bad(self, why: str) -> CorruptImage:
-        return CorruptImage(f"The grain map cannot be read: {why}", self.where, REMEDY)
-
-
-def _pack(id_: bytes, size: int, grains: int, index_digest: bytes) -> Pack:
-    return Pack(id_.hex(), size, grains, index_digest)
+    def _corrupt(self, reason: str) -> CorruptImage:
+        return CorruptImage(f"The grain map cannot be read: {reason}", self.location, REMEDY)
 
 
 def _run_at(data: bytearray, at: int) -> tuple[tuple[int, int, int, int], int]:
-    """The run that begins at an offset, and the offset behind it."""
+    """Return the numbers of the run at an offset, and the offset of the next run."""
     values = [0, 0, 0, 0]
-    for which in range(4):
+    for field in range(4):
         shift = 0
         while True:
             byte = data[at]
             at += 1
-            values[which] |= (byte & 0x7F) << shift
+            values[field] |= (byte & 0x7F) << shift
             if byte < 0x80:
                 break
             shift += 7
     return (values[0], values[1], values[2], values[3]), at
-
-
-def _put_varint(to: bytearray, value: int) -> None:
-    while value > 0x7F:
-        to.append(value & 0x7F | 0x80)
-        value >>= 7
-    to.append(value)
 
 
 def _zigzag(value: int) -> int:

@@ -1,4 +1,4 @@
-"""Where a disk's new packs go on one store, and its grain map behind them."""
+"""Write the new packs of a disk, and then its grain map, to one store."""
 
 from __future__ import annotations
 
@@ -13,41 +13,38 @@ from ssvm_worker.units import MiB
 from .pack import FULL, pack_key
 from .writer import DiskPacker
 
-#: More than a pack can have: its last grain may go beyond FULL, and its index has 400 KiB at the most.
+#: More bytes than a pack can have. Its last grain may exceed FULL, and its index has at most 400 KiB.
 _PACK_HINT = FULL + MiB
 
 
 class GrainSink(LeavingAborts):
-    """A ``Sink`` of a grain map: takes the bytes of the new packs, and commits the map that refers to them.
+    """A sink for a grain map. It writes the bytes of the new packs, and commits the map that refers to them.
 
-    Each pack is committed as it ends. Nobody refers to it before the map stands, so an abort leaves those that are
-    whole to the next attempt, which finds them in the index, or to the sweep.
+    It commits each pack at the pack's end. Only the committed map refers to the packs. An abort leaves complete packs:
+    the next attempt finds them in the index, or the sweep deletes them.
     """
 
     offset = 0
 
-    def __init__(self, store: Store, family: str, key: str, packing: DiskPacker, owner: Owner) -> None:
+    def __init__(self, store: Store, family: str, key: str, packer: DiskPacker, owner: Owner) -> None:
         self.key = key
         self._store = store
         self._family = family
-        self._packing = packing
+        self._packer = packer
         self._owner = owner
         self._pack: Sink | None = None
-        #: Guards *_pack* between the thread that writes and one that aborts.
+        #: Guards *_pack* between the writing thread and an aborting thread.
         self._lock = Lock()
         self._aborted = False
         self._number = 0
         self._at = 0
 
     def write(self, chunk: bytes) -> None:
-        """See Sink. Where a pack ends is known to the Packing before the chunk with its end comes."""
+        """See Sink. The packer knows the end of a pack before it yields the chunk with that end."""
         while chunk:
             pack = self._pack or self._open()
-            end = (
-                self._packing.ends[self._number]
-                if self._number < len(self._packing.ends)
-                else self._at + len(chunk) + 1
-            )
+            ends = self._packer.ends
+            end = ends[self._number] if self._number < len(ends) else self._at + len(chunk) + 1
             piece = chunk if end - self._at >= len(chunk) else chunk[: end - self._at]
             pack.write(piece)
             self._at += len(piece)
@@ -57,7 +54,7 @@ class GrainSink(LeavingAborts):
                 self._pack, self._number = None, self._number + 1
 
     def _open(self) -> Sink:
-        key = pack_key(self._family, self._packing.pack_ids[self._number])
+        key = pack_key(self._family, self._packer.pack_ids[self._number])
         pack = self._store.writer(key, _PACK_HINT, owner=self._owner)
         with self._lock:
             if not self._aborted:
@@ -67,23 +64,22 @@ class GrainSink(LeavingAborts):
         raise StoreUnavailable("The write was aborted", f"{self._store.name}:{key}", "Start the backup again")
 
     def resumed(self) -> Iterator[bytes]:
-        """Nothing."""
+        """Return an empty iterator."""
         return iter(())
 
     def commit(self) -> StoredObject:
-        """Store the grain map; StoreUnavailable unless every pack that it needs is there."""
-        self._refuse_missing()
+        """Store the grain map. Raise StoreUnavailable if a pack of the map is missing on the store."""
+        present = {each.key: each.size for each in self._store.list(f"{self._family}/{PACKS}")}
+        packs = self._packer.packs().values()
+        missing = [each.id for each in packs if present.get(each.key(self._family)) != each.size]
+        if missing:
+            what = f"{len(missing)} packs of the backup are missing. The first is {missing[0]}"
+            remedy = "Retry; the next attempt stores them again"
+            raise StoreUnavailable(what, f"{self._store.name}:{self._family}", remedy)
         with self._store.writer(self.key, owner=self._owner) as sink:
-            for chunk in self._packing.map_chunks():
+            for chunk in self._packer.map_chunks():
                 sink.write(chunk)
             return sink.commit()
-
-    def _refuse_missing(self) -> None:
-        there = {each.key: each.size for each in self._store.list(f"{self._family}/{PACKS}")}
-        gone = [each.id for each in self._packing.packs().values() if there.get(each.key(self._family)) != each.size]
-        if gone:
-            what = f"{len(gone)} packs that the backup needs are gone, first {gone[0]}"
-            raise StoreUnavailable(what, f"{self._store.name}:{self._family}", "Try again: they are stored anew")
 
     def abort(self) -> None:
         """See Sink."""
@@ -93,5 +89,5 @@ class GrainSink(LeavingAborts):
             pack.abort()
 
     def suspend(self) -> None:
-        """Abort: what is whole is kept anyway."""
+        """Abort. Complete packs stay on the store in any case."""
         self.abort()

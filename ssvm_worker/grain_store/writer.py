@@ -1,10 +1,10 @@
-"""Stores a disk as the grains that its volume does not have yet: one hash and one look for all stores together.
+"""Store a disk as the grains that its volume does not have yet. All stores share one hash and one lookup.
 
-with Packing(index, capacity, where) as packing:
-    walker = …(packing.take)                      # sees the stream of the disk, and hands over each grain
-    chunks = packing.stream(disk, check, walker)  # the bytes of new packs, one behind the other
-    store_stream(chunks, {name: GrainSink(store, key, packing, owner)}, …)
-    packing.settle()
+with DiskPacker(index, capacity, location) as packer:
+    walker = …(packer.take)                      # sees the stream of the disk, and calls ``take`` with each grain
+    chunks = packer.stream(disk, check, walker)  # the bytes of the new packs, one after the other
+    store_stream(chunks, {name: GrainSink(store, family, key, packer, owner)}, …)
+    packer.mark_stored()
 """
 
 from __future__ import annotations
@@ -16,32 +16,31 @@ from ssvm_worker.errors import CorruptImage
 from ssvm_worker.streaming.interfaces import CHUNK, Check, Observer
 from ssvm_worker.units import KiB
 
-from .grain import digest, inflate
 from .index import Index
 from .map import MapWriter
-from .pack import MAGIC, Pack, PackWriter
+from .pack import MAGIC, Pack, PackWriter, digest, inflate
 
-#: New bytes that are gathered into one chunk.
-_ENOUGH = CHUNK // 2
+#: The packer yields new bytes when it holds at least this many.
+_FLUSH_SIZE = CHUNK // 2
 
 
 class DiskPacker:
-    """One disk on its way into packs. Holds a chunk, the index of one pack, and what Index and MapWriter hold."""
+    """Packs the grains of one disk. Holds a chunk, the index of one pack, and the memory of Index and MapWriter."""
 
-    def __init__(self, index: Index, capacity: int, where: str) -> None:
+    def __init__(self, index: Index, capacity: int, location: str) -> None:
         #: Bytes of the disk.
         self.capacity = capacity
-        #: Bytes of a grain; the usual ones until the first has come.
+        #: Bytes of a grain: the usual size before the first grain.
         self.grain_size = 64 * KiB
-        #: Grains that the volume did not have.
+        #: The number of grains that the volume did not have.
         self.new_grains = 0
-        #: Bytes of the new packs so far, and deflated bytes of grains that need not be stored again.
+        #: Bytes of the new packs so far, and deflated bytes of the grains that the volume already had.
         self.new_bytes = self.reused_bytes = 0
-        #: The new packs in the order of the stream, and the offsets in it at which the finished ones end.
+        #: The ids of the new packs in the order of the stream. Then the ends of finished packs in the stream.
         self.pack_ids: list[str] = []
         self.ends: list[int] = []
         self._index = index
-        self._where = where
+        self._location = location
         self._map = MapWriter()
         self._finished: dict[str, Pack] = {}
         self._pack: PackWriter | None = None
@@ -54,56 +53,62 @@ class DiskPacker:
 
     def __exit__(self, *exc: object) -> None:
         self._map.close()
-        self._index.settle(self, {})
+        self._index.end_stream(self, {})
 
     @property
     def grains(self) -> int:
-        """Grains of the disk that have come: those that hold something."""
+        """The number of grains so far. Grains of zeros do not count."""
         return self._map.grains
 
     def stream(self, chunks: Iterable[bytes], check: Check, *observers: Observer) -> Iterator[bytes]:
-        """Yield the bytes of the new packs while the *observers* see the disk's stream; none if nothing is new.
+        """Pass the disk's stream to the *observers*, and yield the bytes of the new packs.
 
-        One of them is to call ``take``.
-
-        *check* is called for each chunk of the disk, as there may be nothing to yield for hours.
+        One observer must call ``take``. If the disk has no new grains, the function yields nothing. So it calls
+        *check* for each chunk of the disk, because it may yield nothing for hours.
         """
         for chunk in chunks:
             check()
             for observe in observers:
                 observe(chunk)
-            if self._held >= _ENOUGH:
+            if self._held >= _FLUSH_SIZE:
                 yield from self._flush()
         self._end_pack()
         self._map.finish()
         yield from self._flush()
 
     def take(self, place: int, data: bytes, grain_size: int) -> None:
-        """The next grain of the disk: its *place*, in grains, and its zlib stream. CorruptImage if that is broken."""
+        """Add the next grain: its offset on the disk in grains, and its zlib stream. Raise CorruptImage."""
         self.grain_size = grain_size
-        grain = inflate(data, grain_size, self._where)
+        grain = inflate(data, grain_size, self._location)
         if len(grain) < min(grain_size, self.capacity - place * grain_size):
-            raise CorruptImage(f"The grain at byte {place * grain_size} inflates to {len(grain)} bytes", self._where)
+            what = f"The grain at byte {place * grain_size} inflates to only {len(grain)} bytes"
+            raise CorruptImage(what, self._location)
         key = digest(grain)
         found = self._index.find(key, self)
         if found:
             self.reused_bytes += len(data)
         self._map.add(place, *(found or self._store(key, data)))
 
-    def settle(self) -> None:
-        """All is stored: what is new may be referred to by other disks."""
-        self._index.settle(self, self._finished)
+    def mark_stored(self) -> None:
+        """Let other disks refer to the new packs. Call it when all stores have them."""
+        self._index.end_stream(self, self._finished)
 
     def map_chunks(self) -> Iterator[bytes]:
-        """The bytes of the grain map, when the stream has ended."""
+        """Return the bytes of the grain map, after the stream has ended."""
         return self._map.chunks(self.grain_size, self.capacity, self.packs())
 
     def packs(self) -> dict[str, Pack]:
-        """Every pack that the disk needs, old and new, when the stream has ended."""
+        """Return all packs of the disk, old and new, after the stream has ended."""
         return {each: self._finished.get(each) or self._index.pack(each) for each in self._map.pack_ids}
 
     def _store(self, key: bytes, data: bytes) -> tuple[str, int]:
-        pack = self._pack or self._begin_pack()
+        """Add a new grain to the current pack, and return the pack's id and the grain's number."""
+        pack = self._pack
+        if pack is None:
+            pack = self._pack = PackWriter(uuid.uuid4().hex)
+            self._number = self._index.begin_pack(pack.id, self)
+            self.pack_ids.append(pack.id)
+            self._put(MAGIC)
         number = pack.add(data, key)
         self._put(data)
         self._index.add(self._number, number, key)
@@ -111,13 +116,6 @@ class DiskPacker:
         if pack.full:
             self._end_pack()
         return pack.id, number
-
-    def _begin_pack(self) -> PackWriter:
-        self._pack = PackWriter(uuid.uuid4().hex)
-        self._number = self._index.grow(self._pack.id, self)
-        self.pack_ids.append(self._pack.id)
-        self._put(MAGIC)
-        return self._pack
 
     def _end_pack(self) -> None:
         if self._pack:

@@ -10,7 +10,7 @@ from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.artifacts.layout import PACKS, Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.errors import CorruptImage, WorkerError
-from ssvm_worker.grain_store.check import Damage, damages, hit
+from ssvm_worker.grain_store.check import Damage, affected_backups, damages
 from ssvm_worker.grain_store.compare import differing, outside
 from ssvm_worker.grain_store.garbage import manifests_below, sweep
 from ssvm_worker.grain_store.index import Index, Listing, list_packs
@@ -71,7 +71,7 @@ class Grains:
 
     def entry(self, packing: DiskPacker, file: Entry) -> Entry:
         """What the manifest says of a disk, when all is stored; *file* is what it would say of the stream itself."""
-        packing.settle()
+        packing.mark_stored()
         hasher = Hasher()
         for chunk in packing.map_chunks():
             hasher(chunk)
@@ -127,7 +127,8 @@ def verify_packs(store: Store, manifest: Manifest, wait: Wait, see: Observer, so
         found: list[Damage] = list(damages(store, manifest, see, wait, sound))
     except CorruptImage as error:
         return [str(error)]
-    return [f"{store.name}:{each}" for each in (*found, *hit(store, manifest.artifact.family, found))] if found else []
+    affected = affected_backups(store, manifest.artifact.family, found) if found else ()
+    return [f"{store.name}:{each}" for each in (*found, *affected)]
 
 
 class ChangeCheck:

@@ -171,7 +171,7 @@ def test_pack_gone_meanwhile() -> None:
         for key in packs(store):
             store.delete(key)
 
-    with pytest.raises(StoreUnavailable, match="gone"):
+    with pytest.raises(StoreUnavailable, match="missing"):
         back_up(store, "b2", raw, verify=lose)
 
 
@@ -192,7 +192,7 @@ def test_index_size() -> None:
     """The index takes at most 64 bytes a grain on disk, and its memory does not grow with it."""
     with Index() as index:
         mark = object()
-        number = index.grow("0" * 32, mark)
+        number = index.begin_pack("0" * 32, mark)
         for each in range(20_000):
             index.add(number, each % 16384, zlib.crc32(each.to_bytes(4, "big")).to_bytes(4, "big") * 5)
         assert index.size / len(index) <= 64
