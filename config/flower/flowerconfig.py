@@ -34,6 +34,6 @@ if pairs := _logins():
 address = os.environ.get("FLOWER_ADDRESS", "127.0.0.1")
 
 # Retry and Cancel buttons, and the page of jobs. Logins named in FLOWER_READERS (name,name) may only look.
-from tasks.pages import install, readers_of_environment  # noqa: E402 - the login comes first
+from tasks.flower import install, readers_of_environment  # noqa: E402 - the login comes first
 
 install(readers_of_environment())

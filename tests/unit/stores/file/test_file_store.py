@@ -29,6 +29,7 @@ from ssvm_worker.streaming.interfaces import CHUNK, Owner
 from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import BIG, ME, fill, get, keys, put
+from tests.neighbours import open_handles
 
 NOBODY = 65534
 
@@ -370,9 +371,9 @@ def test_directory_in_place_of_an_object(store: FileStore, tmp_path: Path) -> No
     assert read_bytes(store, "a/object/below") == b"1"
 
 
-def test_no_handles_are_left_open(store: FileStore) -> None:
+def test_no_handles_are_left_open(store: FileStore, tmp_path: Path) -> None:
     """Whatever becomes of sinks and readers, their handles are closed."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_handles(tmp_path)
     put(store, "a/object", BIG[:100])
     store.writer("a/other", owner=ME).abort()
     store.writer("a/other", owner=ME).suspend()
@@ -380,4 +381,4 @@ def test_no_handles_are_left_open(store: FileStore) -> None:
     with pytest.raises(StoreFull):
         store.writer("a/full", 1 << 60, owner=ME)
     assert keys(store) == ["a/object"]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_handles(tmp_path) == before

@@ -28,6 +28,7 @@ from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests import images
 from tests.attempts import attempt
 from tests.contracts.store import BIG, CHUNK, ME, fill
+from tests.neighbours import open_handles
 from tests.servers.http import Behaviour, HttpServer
 from tests.waiting import PATIENCE_S
 
@@ -102,13 +103,13 @@ def test_out_of_handles(tmp_path: Path, resume: bool) -> None:
     store, failed = FileStore("primary", tmp_path), 0
     for spare in range(10):
         left_by(store, ME)
-        before = os.listdir("/proc/self/fd")
+        before = open_handles(tmp_path)
         with handles_left(spare):
             sink = opened(store, resume)
         failed += sink is None
         if sink:
             sink.suspend()
-        assert os.listdir("/proc/self/fd") == before
+        assert open_handles(tmp_path) == before
         sizes = [each.size for each in store.leftovers()]
         assert sizes == [3 * CHUNK] if resume else sum(sizes) in (0, 3 * CHUNK)
         store.sweep(0)

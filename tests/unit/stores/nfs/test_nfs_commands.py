@@ -14,6 +14,7 @@ import pytest
 from ssvm_worker.errors import Cancelled, ConfigError, ResourceBusy
 from ssvm_worker.stores.nfs import commands, mount
 from ssvm_worker.stores.nfs.commands import SystemCommands, let_die_script, start_time
+from tests.neighbours import open_handles
 from tests.waiting import PATIENCE_S
 
 _SUDO = """#!/bin/sh
@@ -71,12 +72,12 @@ def test_a_cancel_ends_the_wait_for_a_mount(tmp_path: Path) -> None:
 
     holder = os.open(path, os.O_RDWR | os.O_CREAT)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    before = os.listdir("/proc/self/fd")
+    before = open_handles(tmp_path)
     with pytest.raises(Cancelled):
         mount._lock(path, fcntl.LOCK_EX, PATIENCE_S, check)
     with pytest.raises(ResourceBusy):
         mount._lock(path, fcntl.LOCK_EX, 0, check)
-    assert os.listdir("/proc/self/fd") == before
+    assert open_handles(tmp_path) == before
     os.close(holder)
 
 
