@@ -1,1 +1,1 @@
-"""Open sockets that obey the address rule and notice stalls; parse URLs."""
+"""Open sockets that obey the address rule and detect stalls, and parse URLs."""

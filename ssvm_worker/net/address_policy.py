@@ -1,4 +1,4 @@
-"""Which IP addresses may be connected to. Standard library only."""
+"""Decide which IP addresses the worker may connect to. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ssvm_worker.errors import ConfigError
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: IANA's special-purpose registries (RFC 6890 and updates), and what they do not list; ``is_global`` alone is True for
-#: NAT64, 6to4, site-local and multicast addresses.
+#: Networks of IANA's special-purpose registries (RFC 6890 and updates), and some that they do not list. ``is_global``
+#: is not enough: it is True for NAT64, 6to4, site-local and multicast addresses.
 _RESERVED: tuple[tuple[_Network, str], ...] = tuple(
     (ipaddress.ip_network(network), reason)
     for network, reason in (
@@ -36,7 +36,7 @@ _RESERVED: tuple[tuple[_Network, str], ...] = tuple(
         ("ff00::/8", "a multicast address"),
     )
 )
-#: Metadata services of clouds: EC2 and most others, ECS tasks, Azure, Alibaba, Oracle, EC2 and GCE over IPv6. They
+#: Metadata services of clouds. IPv4: EC2 and most others, ECS tasks, Azure, Alibaba, Oracle. IPv6: EC2 and GCE. They
 #: give credentials to every client, so no setting allows them.
 _METADATA = frozenset(
     ipaddress.ip_address(address)
@@ -45,17 +45,17 @@ _METADATA = frozenset(
         *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254"),
     )
 )
-#: All that IANA has given out as global unicast so far (RFC 4291, 2.4).
+#: All addresses that IANA has assigned as global unicast so far (RFC 4291, section 2.4).
 _UNICAST6 = ipaddress.IPv6Network("2000::/3")
-#: The well-known prefix of NAT64 (RFC 6052): the last 32 bits are the IPv4 address that is reached.
+#: The well-known prefix of NAT64 (RFC 6052). The last 32 bits are the IPv4 address of the peer.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
 class AddressRule:
-    """Allow public addresses and those of the networks listed (CIDR), but never a cloud's metadata service.
+    """Rule that allows public addresses and the listed networks (CIDR), but never a metadata service of a cloud.
 
-    Raises ConfigError for what is no network.
+    Raises ConfigError if an item is not a network.
     """
 
     allow_networks: tuple[str, ...] = ()
@@ -65,7 +65,10 @@ class AddressRule:
         object.__setattr__(self, "_allowed", tuple(_network(each) for each in self.allow_networks))
 
     def refuse(self, address: str) -> str | None:
-        """Why a connection to that IP address is not allowed, in words that follow "is"; None if it is."""
+        """Return why a connection to this IP address is forbidden, or None if it is allowed.
+
+        The reason is a phrase that can follow the word "is".
+        """
         ip = _embedded(ipaddress.ip_address(address.partition("%")[0]))
         if ip in _METADATA:
             return "a cloud metadata address"
@@ -83,13 +86,12 @@ def _network(text: str) -> _Network:
     try:
         return ipaddress.ip_network(text)
     except ValueError as error:
-        raise ConfigError(
-            f"Not a network: {error}", "allow_networks", "Give networks such as 10.20.0.0/16 or fd00:20::/64"
-        ) from error
+        remedy = "Give networks such as 10.20.0.0/16 or fd00:20::/64"
+        raise ConfigError(f"Not a network: {error}", "allow_networks", remedy) from error
 
 
 def _embedded(ip: _Address) -> _Address:
-    """The IPv4 address that is reached by way of an IPv6 one (v4-mapped, NAT64), else the address itself."""
+    """Return the IPv4 address inside a v4-mapped or NAT64 address, else the address itself."""
     if isinstance(ip, ipaddress.IPv6Address) and (ip.ipv4_mapped or ip in _NAT64):
         return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip

@@ -1,8 +1,8 @@
-"""The URL of a broker, taken apart: ``redis://``, ``rediss://``, a unix socket, or Sentinels that know the master.
+"""Parse and convert the URL of a broker: ``redis://``, ``rediss://``, a unix socket, or Redis Sentinel.
 
-    sentinel://[user:password@]host[:26379],host,host[/DB]?master=NAME      sentinels:// is the same by TLS
+    sentinel://[user:password@]host[:26379],host,host[/DB]?master=NAME      sentinels:// is the same over TLS
 
-User and password are those of the servers; Sentinels of their own password get it by ``sentinel_password``.
+User and password are those of the Redis servers. ``sentinel_password`` is the password of the Sentinels themselves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TLS = ("rediss", "sentinels", "amqps")
 
 @dataclass(frozen=True)
 class Sentinels:
-    """Several servers behind one URL; *hosts* say which of them is the master now."""
+    """Parsed URL of Redis Sentinels. *hosts* are the Sentinels, which know the current master."""
 
     hosts: tuple[tuple[str, int], ...]
     master: str
@@ -30,35 +30,38 @@ class Sentinels:
 
     @property
     def ssl(self) -> dict[str, str]:
-        """What redis-py wants to know of TLS beside ``ssl=True``; empty without."""
+        """Return the TLS arguments of redis-py in addition to ``ssl=True``. Empty without TLS."""
         return tls_options(self.ca_file) if self.tls else {}
 
     @property
     def sentinel_options(self) -> dict[str, object]:
-        """What redis-py wants to know of the Sentinels themselves."""
+        """Return the arguments of redis-py for connections to the Sentinels."""
         secret = {"password": self.sentinel_password} if self.sentinel_password else {}
         return {**({"ssl": True} if self.tls else {}), **self.ssl, **secret}
 
 
 def tls_options(ca_file: str | None) -> dict[str, str]:
-    """The certificate is checked, by that authority or the system's."""
+    """Return arguments of redis-py that verify the certificate, with *ca_file* or with the CAs of the system."""
     return {"ssl_cert_reqs": "required", **({"ssl_ca_certs": ca_file} if ca_file else {})}
 
 
 def sentinels(url: str) -> Sentinels | None:
-    """What a Sentinel URL says, None for any other; ValueError says what is wrong with it."""
+    """Parse a Sentinel URL. Return None for any other URL. Raise ValueError if it is malformed."""
     parts = urlsplit(url)
     if parts.scheme not in ("sentinel", "sentinels"):
         return None
     query = _query(parts)
     if not query.get("master"):
         raise ValueError("the name of the master is missing: sentinel://host,host/0?master=NAME")
+    database = parts.path.strip("/")
+    if database and not re.fullmatch("[0-9]{1,9}", database):
+        raise ValueError("the database must be a number: sentinel://host,host/0?master=NAME")
     login, _, hosts = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
     return Sentinels(
-        hosts=tuple(_host(each) for each in hosts.split(",")),
+        hosts=tuple(_host_and_port(each) for each in hosts.split(",")),
         master=query["master"],
-        db=_number(parts.path.strip("/")),
+        db=int(database or 0),
         user=unquote(user) or None,
         password=unquote(password) or None,
         tls=parts.scheme == "sentinels",
@@ -67,21 +70,15 @@ def sentinels(url: str) -> Sentinels | None:
     )
 
 
-def _number(text: str) -> int:
-    if text and not re.fullmatch("[0-9]{1,9}", text):
-        raise ValueError("the database must be a number: sentinel://host,host/0?master=NAME")
-    return int(text or 0)
-
-
-def _host(text: str) -> tuple[str, int]:
+def _host_and_port(text: str) -> tuple[str, int]:
     parts = urlsplit(f"//{text}")
     if not parts.hostname:
         raise ValueError("a host is missing: sentinel://host,host/0?master=NAME")
     return parts.hostname, parts.port or _SENTINEL_PORT
 
 
-def completed(url: str, ca_file: object = None, sentinel_password: str | None = None) -> str:
-    """The URL with what the settings say beside it, where it is of use; what the URL itself says stays."""
+def with_options(url: str, ca_file: object = None, sentinel_password: str | None = None) -> str:
+    """Add the options of the settings to the query of the URL. Options that the URL has already take precedence."""
     parts = urlsplit(url)
     added: dict[str, str] = {}
     if parts.scheme in _TLS and ca_file:
@@ -95,7 +92,7 @@ def completed(url: str, ca_file: object = None, sentinel_password: str | None = 
 
 
 def redis_url(url: str) -> str:
-    """Celery's spelling of a unix socket in that of redis-py."""
+    """Convert Celery's URL of a unix socket to that of redis-py. Return any other URL unchanged."""
     parts = urlsplit(url)
     if parts.scheme != "redis+socket":
         return url
@@ -103,14 +100,15 @@ def redis_url(url: str) -> str:
 
 
 def celery_url(url: str) -> str:
-    """The same broker in the spelling that Celery takes; a certificate is checked unless the URL itself says otherwise.
+    """Convert the URL of a broker to the form that Celery requires.
 
-    kombu does not check any for a bare rediss:// URL, while redis-py does. Of Sentinels it wants a URL for each.
+    kombu does not verify certificates for a rediss:// URL without options, while redis-py does. So this function adds
+    the option, unless the URL has it. For Sentinels kombu requires one URL for each of them.
     """
     if found := sentinels(url):
         login = f"{quote(found.user or '', '')}:{quote(found.password, '')}@" if found.password else ""
-        shown_hosts = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found.hosts]
-        return ";".join(f"sentinel://{login}{each}/{found.db}" for each in shown_hosts)
+        hosts = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found.hosts]
+        return ";".join(f"sentinel://{login}{each}/{found.db}" for each in hosts)
     parts = urlsplit(url)
     if parts.scheme == "rediss" and "ssl_cert_reqs" not in _query(parts):
         return f"{url}{'&' if parts.query else '?'}ssl_cert_reqs=required"
@@ -120,29 +118,32 @@ def celery_url(url: str) -> str:
 
 
 def without_login(url: str) -> tuple[str, dict[str, str]]:
-    """The URL without user and password, and these as redis-py's own arguments."""
+    """Return the URL without user and password, and both as arguments of redis-py."""
     login, at, _ = urlsplit(url).netloc.rpartition("@")
     user, _, password = login.partition(":")
-    given = {"username": unquote(user), "password": unquote(password)}
-    return url.replace(f"//{login}{at}", "//", 1), {name: value for name, value in given.items() if value}
+    credentials = {"username": unquote(user), "password": unquote(password)}
+    return url.replace(f"//{login}{at}", "//", 1), {name: value for name, value in credentials.items() if value}
 
 
 def shown(url: str) -> str:
-    """The URL without user, password and options; a password may hold what should have been quoted in it."""
+    """Return the URL without user, password and options, for logs.
+
+    This also works for a password with special characters that should have been quoted.
+    """
     scheme, found, rest = url.partition("://")
-    place = re.split("[?#]", rest, maxsplit=1)[0]
-    if not found or "@" in rest[len(place) :]:
+    address = re.split("[?#]", rest, maxsplit=1)[0]
+    if not found or "@" in rest[len(address) :]:
         return f"{scheme}://***" if found else "***"
-    return f"{scheme}://{place.rpartition('@')[2]}"
+    return f"{scheme}://{address.rpartition('@')[2]}"
 
 
 def check_port(url: str) -> None:
-    """Raise ValueError, which does not repeat the URL, for one whose host or port cannot be read."""
+    """Raise ValueError if host or port of the URL cannot be parsed. The error does not repeat the URL."""
     try:
         hosts = urlsplit(url).netloc.rpartition("@")[2]
         _ = [urlsplit(f"//{each}").port for each in hosts.split(",")]
     except ValueError:
-        raise ValueError("host or port is wrong; write / ? # @ and : of a password as %2F %3F %23 %40 %3A") from None
+        raise ValueError("host or port is wrong. Write / ? # @ and : of a password as %2F %3F %23 %40 %3A") from None
 
 
 def _query(parts: SplitResult) -> dict[str, str]:

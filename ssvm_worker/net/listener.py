@@ -1,7 +1,7 @@
-"""A listening socket that bounds its open connections, so that silent clients cannot shut others out.
+"""Limit the open connections of a listening socket, so that silent clients cannot block others.
 
-Any stranger can open connections and send nothing. Closing the newest ones would serve the stranger; closing the oldest
-silent ones serves everybody who sends a request at once.
+An attacker can open connections and send nothing. If the server refused new connections, the attacker would win. So it
+closes the oldest silent connections: clients that send a request at once are served.
 """
 
 from __future__ import annotations
@@ -25,54 +25,64 @@ class ClientConnection:
     """One open connection."""
 
     connection: socket.socket
-    #: Who shares a limit with it: an IPv4 address, or an IPv6 network of 64 bits; "" for a trusted proxy.
+    #: The key of its limit: an IPv4 address, or an IPv6 network of 64 bits. "" for a trusted proxy, which has no limit.
     peer: str
-    #: Whether it carries a request that must not be interrupted for a newcomer.
+    #: Whether it carries a request that a new connection must not interrupt.
     kept: bool = False
-    #: Whether it was ended for a newcomer; its owner will close it.
+    #: Whether it was shut down in favour of a new connection. Its owner closes it.
     ended: bool = False
 
 
 class Listener(socket.socket):
-    """Accepts at most *most* connections, and *share* from one address.
+    """Listening socket with at most *max_connections* connections, and *max_per_address* of them from one address.
 
-    Above that ``accept`` closes the oldest connection that is not kept. If all are kept, it sends *busy* to the new one
-    and closes it. *proxies* are networks whose connections have no share: a proxy connects for many clients.
-    Not thread-safe, except for ``ClientConnection.kept``.
+    Above these limits ``accept`` closes the oldest connection that is not kept. If all are kept, it sends *busy* to the
+    new connection and closes it. *proxies* are networks without the limit per address: a proxy connects for many
+    clients. Not thread-safe, except for ``ClientConnection.kept``.
     """
 
     def __init__(
-        self, listening: socket.socket, most: int, share: int, proxies: Sequence[Network] = (), busy: bytes = b""
+        self,
+        listening: socket.socket,
+        max_connections: int,
+        max_per_address: int,
+        proxies: Sequence[Network] = (),
+        busy: bytes = b"",
     ) -> None:
         super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
-        self.most, self._share, self._proxies, self._busy = most, share, proxies, busy
-        #: By the number of the handle, the oldest first.
-        self._places: dict[int, ClientConnection] = {}
+        self._max_connections, self._max_per_address = max_connections, max_per_address
+        self._proxies, self._busy = proxies, busy
+        #: By file descriptor, the oldest first.
+        self._connections: dict[int, ClientConnection] = {}
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """As socket.accept; BlockingIOError if the new connection was refused, or another must close first."""
+        """Accept a connection like socket.accept.
+
+        Raises BlockingIOError if it refused the new connection, or if another connection must close first.
+        """
         try:
             connection, address = super().accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE) and self._close_oldest(self._open()):
-                raise BlockingIOError(errno.EAGAIN, "A connection closes to free its handle") from error
+                raise BlockingIOError(errno.EAGAIN, "Another connection closes to free its descriptor") from error
             raise
         peer = self._peer(str(address[0]))
-        everybody = self._open()
-        same = [each for each in everybody if each.peer == peer] if peer else []
-        if not (self._has_room(same, self._share) and self._has_room(everybody, self.most)):
+        every = self._open()
+        same = [each for each in every if each.peer == peer] if peer else []
+        limits = ((same, self._max_per_address), (every, self._max_connections))
+        if not all(len(each) < maximum or self._close_oldest(each) for each, maximum in limits):
             connection.setblocking(False)
             with contextlib.suppress(OSError):
                 connection.send(self._busy)
             connection.close()
             raise BlockingIOError(errno.EAGAIN, "All connections carry transfers")
-        self._places.pop(connection.fileno(), None)  # the order is that of arrival
-        self._places[connection.fileno()] = ClientConnection(connection, peer)
+        self._connections.pop(connection.fileno(), None)  # so that the dict keeps the order of arrival
+        self._connections[connection.fileno()] = ClientConnection(connection, peer)
         return connection, address
 
     def place(self, handle: int) -> ClientConnection:
-        """The open connection with that handle."""
-        return self._places[handle]
+        """Return the open connection with this file descriptor."""
+        return self._connections[handle]
 
     def _peer(self, host: str) -> str:
         address = ipaddress.ip_address(host.partition("%")[0])
@@ -85,16 +95,13 @@ class Listener(socket.socket):
         return str(ipaddress.ip_network((address, 64), strict=False))
 
     def _open(self) -> list[ClientConnection]:
-        for handle in [handle for handle, each in self._places.items() if each.connection.fileno() != handle]:
-            del self._places[handle]
-        return [each for each in self._places.values() if not each.ended]
+        for handle in [handle for handle, each in self._connections.items() if each.connection.fileno() != handle]:
+            del self._connections[handle]
+        return [each for each in self._connections.values() if not each.ended]
 
-    def _has_room(self, places: list[ClientConnection], most: int) -> bool:
-        return len(places) < most or self._close_oldest(places)
-
-    def _close_oldest(self, places: Iterable[ClientConnection]) -> bool:
-        """Close the oldest that is not kept; False if there is none."""
-        for each in places:
+    def _close_oldest(self, connections: Iterable[ClientConnection]) -> bool:
+        """Shut down the oldest connection that is not kept. Return False if there is none."""
+        for each in connections:
             if not each.kept:
                 each.ended = True
                 reset_at_close(each.connection)
@@ -105,27 +112,30 @@ class Listener(socket.socket):
 
 
 def reset_at_close(connection: Any) -> None:
-    """Let the kernel drop what the peer has not taken when the connection is closed, instead of keeping it."""
+    """Make the kernel discard unsent data when the connection is closed, instead of keeping it for the peer."""
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class RateLimit(logging.Filter):
-    """Lets *most* lines with the same text pass in *every_s* seconds, and then tells how many it left out."""
+    """Log filter that passes at most *max_lines* with the same text in *every_s* seconds.
 
-    def __init__(self, most: int = 5, every_s: float = 10.0) -> None:
+    The first line of the next period reports how many lines were suppressed.
+    """
+
+    def __init__(self, max_lines: int = 5, every_s: float = 10.0) -> None:
         super().__init__()
-        self._most, self._every_s = most, every_s
-        #: When the period of a text began, and how many lines it had. Texts are those of the code, so there are few.
+        self._max_lines, self._every_s = max_lines, every_s
+        #: By text: the start of the period, and the number of lines in it. Texts are constants of the code, so few.
         self._seen: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line passes."""
+        """Return whether the line passes."""
         text, now = str(record.msg).partition("\n")[0], time.monotonic()
         since, count = self._seen.get(text, (now, 0))
         if now - since >= self._every_s:
-            if count > self._most:
-                record.msg = f"{record.msg} ({count - self._most} more such lines were left out)"
+            if count > self._max_lines:
+                record.msg = f"{record.msg} ({count - self._max_lines} more such lines were left out)"
             since, count = now, 0
         self._seen[text] = since, count + 1
-        return count < self._most
+        return count < self._max_lines

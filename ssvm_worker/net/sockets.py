@@ -1,7 +1,7 @@
-"""TCP and TLS connections that go only where they may, notice a stall, and hear a cancel.
+"""Open TCP and TLS connections that obey the address rule, detect stalls, and end at a cancel.
 
-Raises OSErrors only (``AddressRefused`` and ``Stalled`` are two) and what *check* raises; the adapters above know what
-they were talking to, and translate. Standard library only.
+Functions here raise only OSErrors, such as ``AddressRefused`` and ``Stalled``, and the errors of *check*. The adapters
+above know their peer and translate the errors. Standard library only.
 """
 
 from __future__ import annotations
@@ -26,68 +26,73 @@ from .address_policy import AddressRule
 Check = Callable[[], None]
 _T = TypeVar("_T")
 
-#: Seconds between two looks at the stop flag while a socket is quiet: a cancel must arrive within 2 s.
+#: Seconds between two calls of *check* while a socket is idle. A cancel must take effect within 2 s.
 TICK = 0.5
-#: Reads of this size and above are filled as far as bytes come quickly; smaller ones are those of a header parser.
+#: Reads of at least this size continue while bytes arrive quickly. Smaller reads belong to a header parser.
 _FILL_FROM = 64 * KiB
-#: Seconds that one large read may go on filling.
+#: The longest time in seconds that one large read continues.
 _FILL_S = 0.1
-#: Seconds after which what has begun to come is read: a peer wakes its reader for every segment. Within one large read
-#: they double, up to the longest: a slow peer has little to give after the first.
-_NAP_S, _LONGEST_NAP_S = 0.0005, 0.008
-#: Bytes of TLS records that are asked of the kernel, or given to it, at once; from 512 KiB on more gains nothing.
+#: Seconds between the arrival of data and its read, because every segment wakes the reader. They double within one
+#: large read, up to the maximum: a slow peer sends little after the first data.
+_NAP_S, _MAX_NAP_S = 0.0005, 0.008
+#: Bytes of TLS records in one read or write of the kernel. More than 512 KiB is no faster.
 _RAW = 512 * KiB
 
 
 class AddressRefused(OSError):
-    """Our own rule forbids every address of that host."""
+    """The address rule forbids every address of the host."""
 
 
 class Stalled(TimeoutError):
-    """The peer is connected, but nothing, or next to nothing, comes or is taken."""
+    """The peer is connected, but it sends or takes no data, or almost none."""
 
 
 class StallWatch:
-    """Accounts for the time spent waiting on one connection, and ends the wait when it must end.
+    """Timer of the waits for one connection. It raises an error if a wait must end.
 
-    Only waiting counts: a reader that is itself held up by a slow store sees no stall.
+    Only waiting counts. So a reader that is delayed by a slow store sees no stall.
     """
 
     def __init__(self, check: Check = lambda: None, stall_s: float = 60.0, min_rate: float = 1024.0) -> None:
-        """*stall_s*: seconds without a byte, or below *min_rate* bytes a second, that are a stall."""
+        """Set the limits: a stall is *stall_s* seconds without a byte, or with less than *min_rate* bytes a second."""
         self.check = check
         self.stall_s = stall_s
         self.min_rate = min_rate
-        #: Seconds in which a read found nothing and waited: a reader that is itself late finds its bytes there.
+        #: Seconds that reads waited for data. A reader that is late does not wait, since its data is there already.
         self.starved = 0.0
-        #: By the monotonic clock: when a wait ends with Stalled though bytes move.
+        #: The monotonic time after which a wait raises Stalled even if bytes move.
         self.deadline = math.inf
         self._check_at = self._quiet = self._window = 0.0
         self._moved = 0
 
     def wait(self, move: Callable[[], int]) -> int:
-        """Repeat *move*, which times out after a TICK, until it has moved bytes; returns its result (0: the end).
+        """Repeat *move*, which times out after a TICK, until it has moved bytes. Return its result (0: the end).
 
-        Raises Stalled, and within two ticks what *check* raises, whether bytes move or not.
+        Raises Stalled. Raises the error of *check* within two ticks, whether bytes move or not.
         """
         while True:
             started = time.monotonic()
-            moved = _moved(move)
+            try:
+                moved: int | None = move()
+            except OSError as error:
+                if not _is_timeout(error):
+                    raise
+                moved = None
             self.spent(time.monotonic() - started, moved or 0)
             if moved is not None:
                 return moved
 
     def look(self) -> None:
-        """Call *check* once in a TICK; Stalled after the deadline."""
+        """Call *check* once in a TICK. Raise Stalled after the deadline."""
         now = time.monotonic()
         if now >= self._check_at:
             self._check_at = now + TICK
             self.check()
         if now > self.deadline:
-            raise Stalled(f"What was waited for did not come within {self.stall_s:g} s, though bytes moved")
+            raise Stalled(f"The expected data did not arrive within {self.stall_s:g} s, though bytes moved")
 
     def spent(self, seconds: float, moved: int = 0) -> None:
-        """Account for a wait that moved so many bytes; raises Stalled, and what *check* raises."""
+        """Record a wait of some seconds that moved so many bytes. Raises Stalled and the error of *check*."""
         self.look()
         self._quiet = 0.0 if moved else self._quiet + seconds
         self._window += seconds
@@ -100,37 +105,29 @@ class StallWatch:
             self._window, self._moved = 0.0, 0
 
 
-def _moved(move: Callable[[], int]) -> int | None:
-    try:
-        return move()
-    except OSError as error:
-        if _is_quiet(error):
-            return None
-        raise
+def _is_timeout(error: OSError) -> bool:
+    """Return whether the error only means that no data arrived, or could be sent, within a tick.
 
-
-def _is_quiet(error: OSError) -> bool:
-    """Whether nothing came, or had room, within a tick.
-
-    ETIMEDOUT is a TimeoutError as well, but of a connection that is dead: the read after it would find a clean end. A
-    BlockingIOError is never let through: socket.SocketIO makes None of it, and io.BufferedReader.read1 an end of that.
+    ETIMEDOUT is a TimeoutError as well, but it means a dead connection: the next read would return a clean end.
+    A BlockingIOError must never propagate. socket.SocketIO converts it to None, and io.BufferedReader.read1 converts
+    None to the end of the stream.
     """
     return isinstance(error, BlockingIOError) or (isinstance(error, TimeoutError) and error.errno is None)
 
 
 class WatchedSocket(socket.socket):
-    """A TCP socket under a watch; http.client reads by ``recv_into`` and writes by ``sendall``.
+    """TCP socket with a StallWatch. http.client reads with ``recv_into`` and writes with ``sendall``.
 
-    ``watch`` is set before the first byte.
+    The creator sets ``watch`` before the first read or write.
     """
 
     watch: StallWatch
-    #: Whether the peer has ended the stream, over TLS by a close_notify; a reader's b"" alone may mean less.
+    #: Whether the peer has ended the stream, over TLS with a close_notify. An empty read alone does not prove that.
     ended = False
-    _late: OSError | None = None
+    _pending_error: OSError | None = None
     _nap_s = _NAP_S
 
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:  # noqa: ARG002 - nobody gives any
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:  # noqa: ARG002 - callers pass none
         view = memoryview(buffer).cast("B")[: nbytes or None]
         got = self.watch.wait(lambda: self._fill(view))
         self.ended = not got
@@ -140,64 +137,64 @@ class WatchedSocket(socket.socket):
         send_all(self._write, data, self.watch)
 
     def _read(self, view: memoryview) -> int:
-        """Wait a tick for bytes and read what there is."""
+        """Wait up to a tick for data, and read the data that is there."""
         poll = select.poll()
         poll.register(self, select.POLLIN)
         if not poll.poll(0):
             started = time.monotonic()
-            has_come = poll.poll(1000 * (self.gettimeout() or 0))
-            if has_come and len(view) >= _FILL_FROM:
+            has_data = poll.poll(1000 * (self.gettimeout() or 0))
+            if has_data and len(view) >= _FILL_FROM:
                 time.sleep(self._nap_s)
-                self._nap_s = min(2 * self._nap_s, _LONGEST_NAP_S)
+                self._nap_s = min(2 * self._nap_s, _MAX_NAP_S)
             self.watch.starved += time.monotonic() - started
-            if not has_come:
+            if not has_data:
                 raise TimeoutError
         return super().recv_into(view)
 
     def _write(self, view: memoryview) -> int:
-        """Wait a tick for room and send what has room."""
+        """Wait up to a tick for room in the send buffer, and fill it."""
         return super().send(view)
 
     def _fill(self, view: memoryview) -> int:
-        """Read once, and on while the view is large and more comes at once.
+        """Read once. Read again while the view is large and more data arrives quickly.
 
-        A TLS record has 16 KiB and a segment far less; without this each of them is a chunk of its own for Python. An
-        error after some bytes is kept for the next call: a reset must not cost the bytes that came before it.
+        A TLS record has 16 KiB and a segment far less. Without this loop each of them would be one chunk for Python.
+        An error after some bytes is kept for the next call: a reset must not lose the bytes before it.
         """
-        if self._late is not None:
-            raise self._late
+        if self._pending_error is not None:
+            raise self._pending_error
         self._nap_s = _NAP_S
         got = self._read(view)
         until = time.monotonic() + _FILL_S
         try:
-            while 0 < got < len(view) >= _FILL_FROM and self._late is None and time.monotonic() < until:
+            while 0 < got < len(view) >= _FILL_FROM and self._pending_error is None and time.monotonic() < until:
                 more = self._read(view[got:])
                 if not more:
                     break
                 got += more
         except OSError as error:
-            self._late = None if _is_quiet(error) else error
+            self._pending_error = None if _is_timeout(error) else error
         return got
 
 
 class WatchedTLSSocket(WatchedSocket):
-    """The same over TLS, which is done in memory.
+    """TLS socket with a StallWatch. TLS works on buffers in memory.
 
-    An ssl.SSLSocket asks the kernel twice for each record of 16 KiB: 266,000 times for 2 GiB, a fifth of the wall time.
-    An end without a close_notify is an ssl.SSLEOFError: it may have been made by anybody.
+    An ssl.SSLSocket calls the kernel twice for each record of 16 KiB. For 2 GiB that is 266,000 calls and a fifth of
+    the wall time. An end without a close_notify raises ssl.SSLEOFError, because an attacker can cause it.
     """
 
     def __init__(self, plain: WatchedSocket, host: str, context: ssl.SSLContext) -> None:
-        """Take over a connected socket; the handshake is yet to come."""
+        """Take over a connected socket. The caller must call ``handshake`` next."""
         super().__init__(plain.family, plain.type, plain.proto, plain.detach())
         self.watch = plain.watch
         self.settimeout(TICK)
-        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._came, self._goes, server_hostname=host)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._raw = memoryview(bytearray(_RAW))
 
     def handshake(self) -> None:
-        """Agree with the peer, which is who it should be; ssl.SSLError, Stalled, what the watch's check raises."""
+        """Do the TLS handshake and verify the peer. Raises ssl.SSLError, Stalled, and the error of *check*."""
         until = time.monotonic() + self.watch.stall_s
         while True:
             try:
@@ -209,11 +206,11 @@ class WatchedTLSSocket(WatchedSocket):
                     raise Stalled(f"The TLS handshake took more than {self.watch.stall_s:g} s") from None
 
     def peer(self) -> bytes:
-        """The peer's certificate, in DER."""
+        """Return the certificate of the peer in DER."""
         return self._tls.getpeercert(binary_form=True) or b""
 
     def _read(self, view: memoryview) -> int:
-        """Wait a tick for a record, and take those that came with it; there may be 131,072 of them."""
+        """Wait up to a tick for a record, and read all records that arrived with it. There can be 131,072."""
         got = self._do(lambda: self._record(view))
         try:
             while 0 < got < len(view) and (more := self._record(view[got:])):
@@ -221,23 +218,23 @@ class WatchedTLSSocket(WatchedSocket):
         except ssl.SSLWantReadError:
             pass
         except OSError as error:
-            self._late = error
+            self._pending_error = error
         return got
 
     def _record(self, view: memoryview) -> int:
-        return self._tls.read(len(view), view)  # type: ignore[return-value]  # bytes, where there is no buffer
+        return self._tls.read(len(view), view)  # type: ignore[return-value]  # it returns bytes only without a buffer
 
     def _write(self, view: memoryview) -> int:
         done = 0
-        while done < len(view) and self._goes.pending < _RAW:
+        while done < len(view) and self._outgoing.pending < _RAW:
             done += self._do(lambda: self._tls.write(view[done:]))  # noqa: B023 - called at once
         self._flush()
         return done
 
     def _do(self, step: Callable[[], _T]) -> _T:
-        """Repeat *step* of TLS until the bytes that it needs have come; TimeoutError after a TICK.
+        """Repeat the TLS call *step* until its data has arrived. Raise TimeoutError after a TICK.
 
-        A peer that sends a record byte by byte must not keep the watch from looking.
+        So a peer that sends a record byte by byte cannot prevent the calls of *check*.
         """
         until = time.monotonic() + TICK
         while True:
@@ -248,26 +245,26 @@ class WatchedTLSSocket(WatchedSocket):
             if time.monotonic() > until:
                 raise TimeoutError
             if got := super()._read(self._raw):
-                self._came.write(self._raw[:got])
+                self._incoming.write(self._raw[:got])
             else:
-                self._came.write_eof()
+                self._incoming.write_eof()
 
     def _flush(self) -> None:
-        if self._goes.pending:
-            send_all(super()._write, self._goes.read(), self.watch)
+        if self._outgoing.pending:
+            send_all(super()._write, self._outgoing.read(), self.watch)
 
 
 def send_all(send: Callable[[memoryview], int], data: Any, watch: StallWatch) -> None:
-    """Send all of *data* by *send*, which times out after a TICK and tells how much it took."""
+    """Send all of *data* with *send*, which times out after a TICK and returns the number of sent bytes."""
     view = memoryview(data).cast("B")
     while view:
         view = view[watch.wait(lambda: send(view)) :]  # noqa: B023 - called at once
 
 
 def tls_context(*ca_files: str | None, certificate: str | None = None) -> ssl.SSLContext:
-    """A verifying client context: TLS 1.2 at least, the system's authorities and those of the files.
+    """Return a client context that verifies peers. It requires TLS 1.2 and trusts the CAs of the system and the files.
 
-    *certificate*: our own, with its key, in one PEM file. Raises ConfigError for a file that cannot be read as PEM.
+    *certificate* is a PEM file with a client certificate and its key. Raises ConfigError for an invalid file.
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -275,43 +272,45 @@ def tls_context(*ca_files: str | None, certificate: str | None = None) -> ssl.SS
         try:
             context.load_verify_locations(ca_file)
         except OSError as error:  # ssl.SSLError is one
-            raise ConfigError(f"No certificates can be read: {error}", ca_file, "Give a PEM file as ca_file") from error
+            raise ConfigError(
+                f"The certificates cannot be read: {error}", ca_file, "Give a PEM file as ca_file"
+            ) from error
     try:
         if certificate:
             context.load_cert_chain(certificate)
     except OSError as error:
-        what = f"No certificate and key can be read: {error}"
+        what = f"Certificate and key cannot be read: {error}"
         raise ConfigError(what, certificate or "", "Give both in one PEM file as certificate_file") from error
     return context
 
 
 @dataclass(frozen=True)
 class ConnectOptions:
-    """How to connect: which addresses, how long (seconds for all of them together), and TLS or not."""
+    """Options of ``connect``: allowed addresses, the timeout in seconds for all addresses together, and TLS."""
 
     rule: AddressRule | None = None
     timeout_s: float = 10.0
     tls: ssl.SSLContext | None = None
-    #: The IP address to try first, if the host has it.
-    first: str = ""
+    #: The IP address to try first if the host has it.
+    preferred: str = ""
 
 
-def connect(host: str, port: int, dial: ConnectOptions, watch: StallWatch) -> WatchedSocket | WatchedTLSSocket:
-    """A connected (and, with TLS, verified) socket to the first address of *host* that is allowed and answers.
+def connect(host: str, port: int, options: ConnectOptions, watch: StallWatch) -> WatchedSocket | WatchedTLSSocket:
+    """Connect to the first address of *host* that is allowed and answers. With TLS, verify the peer.
 
-    The rule is applied to what the name resolves to, and again to the peer of the connected socket, so a name that
-    changes its mind in between gains nothing. A host with both kinds of addresses is reached on the allowed ones.
-    Raises AddressRefused; socket.gaierror; other OSErrors when nobody answers; ssl.SSLError; what *check* raises.
+    The rule is checked twice: for the addresses of the name, and for the peer of the connected socket. So a name that
+    changes its address in between has no effect. If only some addresses of a host are allowed, those are used.
+    Raises AddressRefused, socket.gaierror, ssl.SSLError, the error of *check*, and OSError if no address answers.
     """
-    places = _allowed(host, _resolve(host, port, watch), dial.rule)
-    plain = _connect_any(sorted(places, key=lambda place: place[1][0] != dial.first), dial, watch)
-    if dial.tls is None:
+    addresses = _allowed(host, _resolve(host, port, watch), options.rule)
+    plain = _connect_any(sorted(addresses, key=lambda each: each[1][0] != options.preferred), options, watch)
+    if options.tls is None:
         return plain
-    return secure(plain, host, dial.tls)
+    return secure(plain, host, options.tls)
 
 
 def secure(plain: WatchedSocket, host: str, context: ssl.SSLContext) -> WatchedTLSSocket:
-    """TLS on a connected socket, which it owns from now on, with the peer verified to be *host*."""
+    """Start TLS on a connected socket and verify that the peer is *host*. The result owns the socket."""
     wrapped = None
     try:
         wrapped = WatchedTLSSocket(plain, host, context)
@@ -323,9 +322,9 @@ def secure(plain: WatchedSocket, host: str, context: ssl.SSLContext) -> WatchedT
 
 
 def _resolve(host: str, port: int, watch: StallWatch) -> list[tuple[int, Any]]:
-    """Look the name up in a thread: getaddrinfo blocks for minutes when no name server answers.
+    """Look the name up in a thread, because getaddrinfo blocks for minutes if no name server answers.
 
-    Raises socket.gaierror, OSError for what is no host name, TimeoutError after the stall time, what *check* raises.
+    Raises socket.gaierror, OSError for an invalid name, TimeoutError after the stall time, and the error of *check*.
     """
     found: list[tuple[int, Any]] = []
     errors: list[BaseException] = []
@@ -345,18 +344,18 @@ def _resolve(host: str, port: int, watch: StallWatch) -> list[tuple[int, Any]]:
         if time.monotonic() > until and thread.is_alive():
             raise TimeoutError(f"No name server answered for {host} within {watch.stall_s:g} s")
     if errors and not isinstance(errors[0], OSError):
-        raise OSError(f"{host!r} is no host name: {errors[0]}") from errors[0]
+        raise OSError(f"Invalid host name {host!r}: {errors[0]}") from errors[0]
     if errors:
         raise errors[0]
     return found
 
 
 def _allowed(host: str, found: list[tuple[int, Any]], rule: AddressRule | None) -> list[tuple[int, Any]]:
-    """Family and address of each place where *host* may be reached; AddressRefused if there is none."""
+    """Return family and address of each allowed address of *host*. Raise AddressRefused if there is none."""
     allowed = [(family, address) for family, address in found if not _refusal(address, rule)]
     if not allowed:
         first = found[0][1]
-        raise AddressRefused(f"{host} is at {first[0]}, which is {_refusal(first, rule)}")
+        raise AddressRefused(f"{host} has the address {first[0]}, which is {_refusal(first, rule)}")
     return allowed
 
 
@@ -364,16 +363,16 @@ def _refusal(address: Any, rule: AddressRule | None) -> str | None:
     return rule.refuse(address[0]) if rule else None
 
 
-def _connect_any(places: list[tuple[int, Any]], dial: ConnectOptions, watch: StallWatch) -> WatchedSocket:
-    until = time.monotonic() + dial.timeout_s
-    for left, (family, address) in zip(range(len(places), 0, -1), places, strict=True):
-        # Each address gets its share of what is left, so that a first one that is dead leaves time for the second.
+def _connect_any(addresses: list[tuple[int, Any]], options: ConnectOptions, watch: StallWatch) -> WatchedSocket:
+    until = time.monotonic() + options.timeout_s
+    for left, (family, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        # Each address gets an equal share of the remaining time, so a dead one leaves time for the next.
         share = max(0.0, until - time.monotonic()) / left
         sock = WatchedSocket(family, socket.SOCK_STREAM)
         sock.watch = watch
         try:
             _connect_one(sock, address, share)
-            if reason := _refusal(sock.getpeername(), dial.rule):
+            if reason := _refusal(sock.getpeername(), options.rule):
                 raise AddressRefused(f"The socket is connected to {sock.getpeername()[0]}, which is {reason}")
             sock.settimeout(TICK)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -385,11 +384,11 @@ def _connect_any(places: list[tuple[int, Any]], dial: ConnectOptions, watch: Sta
         except BaseException:
             sock.close()
             raise
-    raise AssertionError("unreachable: getaddrinfo gives one address at least")
+    raise AssertionError("unreachable: getaddrinfo returns at least one address")
 
 
 def _connect_one(sock: WatchedSocket, address: Any, timeout_s: float) -> None:
-    """Connect without blocking for longer than a tick at a time."""
+    """Connect, and call *check* after each tick."""
     until = time.monotonic() + timeout_s
     sock.setblocking(False)
     if (error := sock.connect_ex(address)) not in (0, errno.EINPROGRESS):

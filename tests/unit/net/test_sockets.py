@@ -132,7 +132,7 @@ def test_first_address(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch)
     """The address that is asked for is tried before those that the name has first."""
     both = [(socket.AF_INET, 1, 6, "", (each, http_server.port)) for each in ("127.0.0.3", "127.0.0.2", "127.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
-    with connect("image.example", http_server.port, ConnectOptions(first="127.0.0.1"), StallWatch()) as sock:
+    with connect("image.example", http_server.port, ConnectOptions(preferred="127.0.0.1"), StallWatch()) as sock:
         assert sock.getpeername()[0] == "127.0.0.1"
 
 

@@ -243,7 +243,7 @@ def test_accepted_in_one_go(broker_free_listener: Listener) -> None:
 @pytest.fixture
 def broker_free_listener() -> Iterator[Listener]:
     """A listener that allows three connections."""
-    with Listener(socket.create_server(("127.0.0.1", 0)), most=3, share=10) as listener:
+    with Listener(socket.create_server(("127.0.0.1", 0)), max_connections=3, max_per_address=10) as listener:
         yield listener
 
 
@@ -257,7 +257,7 @@ def _hung_up(connection: socket.socket) -> bool:
 
 def test_log_lines_have_a_rate() -> None:
     """A line that strangers can provoke is logged some times, and then counted."""
-    limit, now = RateLimit(most=3, every_s=3600), itertools.repeat("Invalid HTTP request received.")
+    limit, now = RateLimit(max_lines=3, every_s=3600), itertools.repeat("Invalid HTTP request received.")
     records = [logging.makeLogRecord({"msg": text}) for text in itertools.islice(now, 100)]
     assert sum(map(limit.filter, records)) == 3
     assert limit.filter(logging.makeLogRecord({"msg": "something else"}))
@@ -265,7 +265,7 @@ def test_log_lines_have_a_rate() -> None:
 
 def test_left_out_lines_are_counted() -> None:
     """The next line that passes says how many were left out."""
-    limit = RateLimit(most=1, every_s=0)
+    limit = RateLimit(max_lines=1, every_s=0)
     limit._seen["text"] = (0.0, 8)
     record = logging.makeLogRecord({"msg": "text"})
     assert limit.filter(record)
