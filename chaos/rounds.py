@@ -24,7 +24,7 @@ _TOGETHER = 3
 #: What a worker says of an attempt whose job is another's.
 _FENCED = "belongs to another worker now; this attempt has ended"
 #: And of our own mistakes.
-_BUGS = ("met a bug of ours", "a round failed")
+_BUGS = ("failed: internal error", "a round failed")
 
 
 class Broken(AssertionError):

@@ -1,1 +1,1 @@
-"""The Celery side: the messages that wake workers up, and the bridge from them to the jobs of the library."""
+"""The Celery side: tasks that receive messages and run the jobs of the library."""

@@ -1,7 +1,7 @@
-"""Celery's command line for our app: ``python -P -m tasks worker | beat | flower | inspect | control …``.
+"""Celery's command line for this app: ``python -P -m tasks worker | beat | flower | inspect | control …``.
 
-``celery -A tasks.app`` looks for ``tasks`` in the current directory first, and would run whatever file it finds there.
-With ``-P`` Python does not, and Celery is given the app, so that it imports nothing from that directory.
+``celery -A tasks.app`` searches the current directory for ``tasks`` first, and would run any such file there. With
+``-P`` Python does not. Celery gets the app object, so it imports nothing from that directory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from celery.bin.base import CLIContext
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.ledger.embedded import require_server
 
-#: What each word of a command line needs beside the package itself: the module, and the extra that brings it.
+#: The module that each word of a command line needs, and the extra that installs it.
 _EXTRAS = {"flower": ("flower", "flower"), "redbeat.RedBeatScheduler": ("redbeat", "redbeat")}
 
 
@@ -30,17 +30,17 @@ def main(argv: list[str]) -> None:
     try:
         from .app import app, settings
 
-        if "worker" in argv and settings.broker.embedded:  # Celery swallows what is raised when it starts
+        if "worker" in argv and settings.broker.embedded:  # Celery ignores errors that are raised when it starts
             require_server()
     except ConfigError as error:
         sys.exit(_explained(error))
-    for name in app.conf.include:  # Celery would put the current directory into sys.path for that
+    for name in app.conf.include:  # Celery itself would add the current directory to sys.path
         importlib.import_module(name)
     _run(app, argv)
 
 
 def _run(app: Celery, argv: list[str]) -> None:
-    """Run Celery's command. Import a worker's or beat's alone: Celery's whole command line doubles their start-up."""
+    """Run Celery's command. Import only that of worker or beat: the whole command line doubles their start-up time."""
     if argv[:1] in (["worker"], ["beat"]):
         [name, *rest] = argv
         command = getattr(importlib.import_module(f"celery.bin.{name}"), name)

@@ -1,4 +1,4 @@
-"""The Celery app, with the settings that were tried: docs/decisions/ says with what result."""
+"""Create the Celery app. docs/decisions/ has the experiments behind its settings."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from . import transport
 
 #: The modules that register tasks.
 TASKS = ("tasks.download", "tasks.upload", "tasks.backup", "tasks.maintenance", "tasks.schedule")
-#: Seconds without a renewal after which another beat of several takes over.
+#: Seconds without a renewal of the lock after which another beat becomes active.
 _BEAT_LOCK_S = 60
 
 
 def make_app(settings: Settings) -> Celery:
-    """The app of a worker."""
+    """Return the app of a worker."""
     route = MessageRoute.of(settings)
     transport.register()
     app = sending_app(route)
     app.set_default()
     app.conf.update(
         include=TASKS,
-        # Early ack, and no message in hand that is not run: what lies in a worker's hands when the broker goes away
-        # comes back an hour later with a late ack, or never. The reaper does what redelivery should do.
+        # Acknowledge early, and prefetch no message. With a late ack, a worker that loses its broker also loses its
+        # messages: they return an hour later, or never. The reaper replaces redelivery.
         task_acks_late=False,
-        worker_disable_prefetch=not route.is_rabbitmq,  # which Celery can do with Redis only
+        worker_disable_prefetch=not route.is_rabbitmq,  # Celery supports this only with Redis
         worker_prefetch_multiplier=1,
-        # The reaper takes care of lost workers; two that requeue would make duplicates.
+        # The reaper queues the jobs of lost workers again. If Celery did so too, there would be duplicates.
         task_retry_on_worker_lost=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_consumer="tasks.consumer:Consumer",
         worker_pool="prefork",
         worker_concurrency=settings.worker.concurrency,
-        # The running job drains itself (runner.shutdown). Celery would sleep the full time even if the job ends.
+        # runner.shutdown drains the running job. Celery would sleep the full time even if the job ends.
         worker_soft_shutdown_timeout=0,
         worker_send_task_events=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # A master that takes no writes (NOREPLICAS) is an "unrecoverable error" otherwise, and ends the worker.
+        # Otherwise a master that refuses writes (NOREPLICAS) is an "unrecoverable error" and ends the worker.
         broker_channel_error_retry=True,
         broker_transport_options=route.options(answer_s=30, waits=True),
-        # A line to RabbitMQ that has died in silence is noticed after two of these. Redis knows none.
+        # Seconds. A silent connection to RabbitMQ is closed after two missed heartbeats. Redis has no heartbeats.
         broker_heartbeat=30,
         task_queues=[make_queue(queue_name(settings.zone, lane)) for lane in settings.worker.lanes],
         task_default_queue=queue_name(settings.zone, "maintenance"),
-        # Beat with RedBeat (extra redbeat): the schedule and the lock lie in our broker, below our prefix. Another beat
-        # takes over when the lock has not been renewed for a minute, in place of RedBeat's 25.
+        # Beat with RedBeat (extra redbeat) keeps the schedule and its lock in the broker, below broker.prefix. Another
+        # beat becomes active a minute after the last renewal of the lock. RedBeat's default is 25 minutes.
         **beat_store(settings),
         redbeat_lock_timeout=_BEAT_LOCK_S,
         beat_max_loop_interval=_BEAT_LOCK_S // 5,

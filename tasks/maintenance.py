@@ -38,7 +38,7 @@ def cleanup(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
 
 @app.task(name="ssvm.retry", **TASK)
 def retry(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Queue a failed or cancelled job again: ``["ID"]`` or ``[{"job_id": "ID", "by": "who"}]``."""
+    """Queue a failed or cancelled job again: ``["ID"]`` or ``[{"job_id": "ID", "by": "USER"}]``."""
     job_id, by = job_id_of(Message.of(task, args, kwargs))
     with open_ledger(settings) as ledger:
         record = ledger.retry(job_id, by)
@@ -48,7 +48,7 @@ def retry(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
 
 @app.task(name="ssvm.cancel", **TASK)
 def cancel(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Cancel a queued or running job: ``["ID"]`` or ``[{"job_id": "ID", "by": "who"}]``."""
+    """Cancel a queued or running job: ``["ID"]`` or ``[{"job_id": "ID", "by": "USER"}]``."""
     job_id, by = job_id_of(Message.of(task, args, kwargs))
     with open_ledger(settings) as ledger:
         record = ledger.cancel(job_id, by)

@@ -1,10 +1,10 @@
-"""What beat adds: the schedule of config/crontab, for those who prefer it.
+"""The schedule of Celery beat, an alternative to config/crontab.
 
-    python -P -m tasks beat                                    one of them
-    python -P -m tasks beat -S redbeat.RedBeatScheduler        any number, of which one acts (extra ``redbeat``)
+    python -P -m tasks beat                                    a single beat
+    python -P -m tasks beat -S redbeat.RedBeatScheduler        many, of which one is active (extra ``redbeat``)
 
-Not needed, and no harm beside cron, timers and the workers' own reapers: of all rounds one at a time acts, and two
-clean-ups at once find what there is to find once.
+Beat is optional. It may run beside cron, timers and the reapers of the workers: only one round acts at a time, and two
+clean-ups do not disturb each other.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ssvm_worker.wiring.celery_sender import ring, standing
 
 from .app import TASK, app, settings
 
-#: Seconds between two messages: as long as a claim lasts, since the workers' own rounds are quicker anyway. One that
-#: nobody has taken by the time of the next is dropped.
+#: Seconds between two messages: the length of a claim, because the reapers of the workers are faster anyway. A message
+#: that no worker has received by then is dropped.
 _EVERY_S = settings.ledger.claim_s
 _QUEUE = queue_name(settings.zone, "maintenance")
 
 app.conf.beat_schedule = {
     "reap": {"task": "ssvm.reap", "schedule": _EVERY_S, "options": {"queue": _QUEUE, "expires": _EVERY_S}},
-    # At the time of config/crontab, by UTC.
+    # The same time as in config/crontab, in UTC.
     "cleanup": {
         "task": "ssvm.cleanup",
         "schedule": crontab(hour="3", minute="17"),
@@ -38,9 +38,9 @@ app.conf.beat_schedule = {
 
 @app.task(name="ssvm.reap", **TASK)
 def reap(_task: Any) -> dict[str, Any]:
-    """One round of the reaper: queue again what lost its worker or its message."""
+    """Run one round of the reaper: queue jobs again whose worker or message was lost."""
     with open_ledger(settings) as ledger:
-        # By its own interval: rounds that are further apart than the ledger is told look like an outage to it.
+        # The real interval: if rounds are further apart than stated, the ledger assumes an outage.
         found = ledger.reap(_EVERY_S, settings.retry.max_attempts, standing(settings))
         rung = [record.job_id for record in found if ring(settings, record)]
     return {"rung": rung}

@@ -1,7 +1,7 @@
-"""How a worker receives messages: kombu's transports, made to survive whatever a message consists of.
+"""Receive messages: kombu's transports, changed so that they survive any message.
 
-kombu raises in the event loop for a message that it cannot read, and Celery then ends the worker; the broker gives the
-message to the next worker. Here such a message reaches ``tasks.consumer``, which refuses it.
+kombu raises in the event loop for a message that it cannot read. Celery then ends the worker, and the broker delivers
+the message to the next worker. Here such a message reaches ``tasks.consumer``, which refuses it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from kombu.transport import TRANSPORT_ALIASES, pyamqp, redis, virtual
 from ssvm_worker.jobs.request import MAX_BYTES
 
 _LOG = logging.getLogger("ssvm.messages")
-#: Bytes of a message in Redis: a body in base64 has a third more, and headers and properties a little.
+#: The largest message in Redis, in bytes. Base64 adds a third to the body; headers and properties need a little.
 _MAX_ENVELOPE = MAX_BYTES * 3 // 2
-#: The body in an envelope: a JSON string without any escape, as base64 has none.
+#: The body in an envelope: a JSON string without escapes, because base64 contains none.
 _BODY = re.compile(rb'"body"\s*:\s*"[^"\\]*"')
 
 
 class RedisMessage(virtual.Message):
-    """A message of Redis, in whatever form it came; ``problem`` says what is wrong with it."""
+    """A message of Redis in any form. ``problem`` is its defect, or ""."""
 
     def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
         self.problem = _problem(payload)
         given = _repaired(payload) if self.problem else payload
-        given.get("headers", {}).pop("compression", None)  # 256 KiB may unpack to any number of bytes
+        given.get("headers", {}).pop("compression", None)  # 256 KiB may decompress to any number of bytes
         super().__init__(given, channel=channel, **kwargs)
 
 
 def _problem(payload: Any) -> str:
-    """What kombu, which takes the form for granted, would stumble over; "" for nothing."""
+    """Return the defect of a message that kombu cannot handle, or "". kombu itself does not check the form."""
     if not isinstance(payload, dict):
         return "The message is not an object"
     if size := payload.get(_TOO_LARGE):
@@ -66,7 +66,7 @@ def _is_decodable(body: str, encoding: Any) -> bool:
 
 
 def _repaired(payload: Any) -> dict[str, Any]:
-    """A message without a body that kombu can read, and that tells whose it was."""
+    """Return a message that kombu can read: without a body, but with task and id."""
     headers = payload.get("headers") if isinstance(payload, dict) else None
     given = headers if isinstance(headers, dict) else {}
     return {
@@ -79,7 +79,7 @@ _TOO_LARGE = "ssvm too large"
 
 
 def _within_limits(item: bytes) -> bytes:
-    """The message as it came, or, if it is too large, its envelope with a note in place of the body."""
+    """Return the message. If it is too large, return its envelope with a note instead of the body."""
     if len(item) <= _MAX_ENVELOPE:
         return item
     note = f'"{_TOO_LARGE}": {len(item)}'.encode()
@@ -88,7 +88,7 @@ def _within_limits(item: bytes) -> bytes:
 
 
 class _Surviving:
-    """A channel of Redis whose reads outlive any message."""
+    """A channel of Redis whose reads survive any message."""
 
     Message = RedisMessage
     connection: Any
@@ -105,18 +105,18 @@ class _Surviving:
             return read()
         except (Empty, *self.connection_errors, *self.connection.channel_errors):
             raise
-        except Exception as error:  # noqa: BLE001 - a message that is no JSON, or is nested too deep for Python
-            _LOG.error("a message is dropped, which is no message of Celery: %s: %.200s", type(error).__name__, error)
+        except Exception as error:  # noqa: BLE001 - the message is no JSON, or is nested too deep for Python
+            _LOG.error("a message that is not Celery's is dropped: %s: %.200s", type(error).__name__, error)
             return True
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous)  # type: ignore[misc]
-        client.set_response_callback("BRPOP", _bounded)
+
+        def bounded(answer: Any, **_: Any) -> Any:
+            return answer and (answer[0], _within_limits(answer[1]))
+
+        client.set_response_callback("BRPOP", bounded)
         return client
-
-
-def _bounded(answer: Any, **_: Any) -> Any:
-    return answer and (answer[0], _within_limits(answer[1]))
 
 
 class RedisChannel(_Surviving, redis.Channel):
@@ -128,19 +128,19 @@ class SentinelChannel(_Surviving, redis.SentinelChannel):
 
 
 class RedisTransport(redis.Transport):
-    """Messages by way of Redis or Valkey."""
+    """The transport for Redis or Valkey."""
 
     Channel = RedisChannel
 
 
 class SentinelTransport(redis.SentinelTransport):
-    """Messages by way of the master that Sentinels name."""
+    """The transport for the master that Sentinels name."""
 
     Channel = SentinelChannel
 
 
 class RabbitMessage(pyamqp.Message):
-    """A message of RabbitMQ, which is not unpacked either."""
+    """A message of RabbitMQ. Its body is not decompressed either."""
 
     problem = ""
 
@@ -156,16 +156,16 @@ class RabbitChannel(pyamqp.Channel):
 
 
 class RabbitConnection(pyamqp.Connection):
-    """A connection that outlives properties which cannot be read: they are left out."""
+    """A connection that survives unreadable properties of a message. They are dropped."""
 
     Channel = RabbitChannel
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, frame_handler=_frames, **kwargs)
+        super().__init__(*args, frame_handler=_frame_handler, **kwargs)
 
 
-def _frames(connection: Any, callback: Any) -> Callable[[Any], Any]:
-    """As amqp's own handler of frames, but a content header that it cannot read has no properties."""
+def _frame_handler(connection: Any, callback: Any) -> Callable[[Any], Any]:
+    """Return amqp's handler of frames, which drops unreadable properties of a content header."""
     on_frame = frame_handler(connection, callback)
 
     def on_any_frame(frame: Any) -> Any:
@@ -173,37 +173,37 @@ def _frames(connection: Any, callback: Any) -> Callable[[Any], Any]:
         if kind == _CONTENT_HEADER:
             try:
                 Frame().inbound_header(content)
-            except Exception as error:  # noqa: BLE001 - headers nested too deep, text that is not UTF-8
+            except Exception as error:  # noqa: BLE001 - headers are nested too deep, or text is not UTF-8
                 _LOG.error("the properties of a message cannot be read: %s: %.200s", type(error).__name__, error)
-                content = bytes(content[:_CLASS_AND_SIZE]) + bytes(2)  # no property flag is set
+                content = bytes(content[:_CLASS_AND_SIZE]) + bytes(2)  # flags that announce no property
         return on_frame((kind, channel, content))
 
     return on_any_frame
 
 
-#: The frame that holds a message's properties, and the bytes before them: AMQP 0-9-1, 4.2.6.1.
+#: The type of the frame with a message's properties, and the number of bytes before them: AMQP 0-9-1, 4.2.6.1.
 _CONTENT_HEADER, _CLASS_AND_SIZE = 2, 12
 
 
 class RabbitTransport(pyamqp.Transport):
-    """Messages by way of RabbitMQ."""
+    """The transport for RabbitMQ."""
 
     Connection = RabbitConnection
 
 
 class RabbitTlsTransport(pyamqp.SSLTransport):
-    """Messages by way of RabbitMQ and TLS."""
+    """The transport for RabbitMQ with TLS."""
 
     Connection = RabbitConnection
 
 
 def register() -> None:
-    """Make kombu use these transports in this process, by the scheme of a URL. Safe to repeat."""
-    ours = {
+    """Make kombu use these transports in this process, by the scheme of the URL. Safe to repeat."""
+    transports = {
         "redis": RedisTransport,
         "sentinel": SentinelTransport,
         "amqp": RabbitTransport,
         "amqps": RabbitTlsTransport,
     }
-    TRANSPORT_ALIASES.update({scheme: f"{__name__}:{each.__name__}" for scheme, each in ours.items()})
+    TRANSPORT_ALIASES.update({scheme: f"{__name__}:{each.__name__}" for scheme, each in transports.items()})
     TRANSPORT_ALIASES["rediss"] = TRANSPORT_ALIASES["redis"]

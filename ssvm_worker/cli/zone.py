@@ -54,7 +54,7 @@ def _workers(args: argparse.Namespace, output: Output) -> int:
 
 
 def _scale(args: argparse.Namespace, output: Output) -> int:
-    from ssvm_worker.operations.demand import decisions  # imports redis
+    from ssvm_worker.operations.scaling import decisions  # imports redis
 
     rows = [each.to_dict() for each in decisions(config.load(args.config), args.zone)]
     output.table(rows, ("zone", "workers", "desired", "active", "queued", "removable", "why"), "no zone has workers")

@@ -1,4 +1,4 @@
-"""Every dependency of a worker: reachable or not, and why."""
+"""Check every dependency of a worker: whether it works, and why not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import ConfigError, StoreUnavailable, WorkerError
 from ssvm_worker.formats.qemu_img import tool
-from ssvm_worker.jobs.backup.preflight import preflight
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import human_duration, human_size
 from ssvm_worker.vm_boot.boot import try_accelerator
@@ -28,71 +27,72 @@ if TYPE_CHECKING:
     from ssvm_worker.ledger.workers import WorkerStatus
     from ssvm_worker.stores.s3.store import S3Store
 
-#: Seconds after which a job that waits is worth a warning; failed jobs that are looked at.
-_WAITS_S, _FAILED = 900, 1000
+#: Seconds after which a queued job gives a warning, and the number of failed jobs that are read.
+_MAX_WAIT_S, _MAX_FAILED = 900, 1000
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     check: str
     ok: bool
-    #: What was found, or what is wrong and what to do.
+    #: The result, or the problem and its remedy.
     detail: str
-    #: Works, but not as it should.
+    #: The dependency works, but not as it should.
     warning: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """check, ok, state (ok | warning | FAILED), detail."""
+        """Return the JSON: check, ok, state (ok | warning | FAILED), detail."""
         state = "FAILED" if not self.ok else "warning" if self.warning else "ok"
         return {"check": self.check, "ok": self.ok, "state": state, "detail": self.detail}
 
 
 def examine(settings: Settings, file: str = "") -> list[Finding]:
-    """Look at everything that the settings name, and at the workers; takes as long as the slowest time-out.
+    """Check everything that the settings name, and the workers. This takes as long as the slowest time-out.
 
-    *file* is where the settings come from.
+    *file* is the settings file, or "" for none.
     """
     nowhere = "no settings file: give --config FILE or set SSVM_CONFIG. Defaults and SSVM_… variables are in force"
+    missing = "The settings name no image store. Add [stores.primary] with a url"
     return [
         Finding("settings", True, f"{file or nowhere}; zone {settings.zone}", warning=not file),
-        _look("state_dir", lambda: _state_dir(settings)),
+        _check("state_dir", lambda: _state_dir(settings)),
         *_broker(settings),
         *_workers(settings),
-        *(_look(f"store {name}", lambda name=name: _store(settings, name)) for name in settings.stores),  # type: ignore[misc]
+        *(_check(f"store {name}", lambda name=name: _store(settings, name)) for name in settings.stores),  # type: ignore[misc]
         *(_uploads(settings, name) for name, each in settings.stores.items() if each.url.startswith("s3://")),
-        *_missing_stores(settings),
+        *([] if settings.stores else [Finding("stores", False, missing)]),
         *([_spill_dir(settings)] if settings.vcenters else []),
-        *(_look(f"vcenter {name}", lambda name=name: _vcenter(settings, name)) for name in settings.vcenters),  # type: ignore[misc]
-        _look("conversion", lambda: _conversion(settings)),
+        *(_check(f"vcenter {name}", lambda name=name: _vcenter(settings, name)) for name in settings.vcenters),  # type: ignore[misc]
+        _check("conversion", lambda: _conversion(settings)),
         *([_boot(settings)] if settings.vcenters or shutil.which("qemu-system-x86_64") else []),
     ]
 
 
 def examine_vcenter(settings: Settings, name: str, vm: str | None) -> list[Finding]:
-    """What a backup would find before it began: of any VM of that vCenter, or of this one to all stores.
+    """Return the findings of a backup's preflight: for the vCenter, or for one VM and all stores.
 
-    Raises what keeps us from looking at all: InvalidRequest, SourceDenied, SourceNotFound, SourceUnavailable.
+    Raise InvalidRequest, SourceDenied, SourceNotFound or SourceUnavailable if the check itself is impossible.
     """
+    from ssvm_worker.jobs.backup.preflight import preflight  # imports pyVmomi
+
     with assembly.ConfiguredConnections(settings).vcenter(name, check=lambda: None) as session:
         if vm is None:
             found = session.examine()
         else:
-            it = session.find_vm(vm)
-            found = preflight(it, assembly.Stores(settings), it.hardware().disks, own_snapshot=True)
+            machine = session.find_vm(vm)
+            disks = machine.hardware().disks
+            found = preflight(machine, assembly.Stores(settings), disks, own_snapshot=True)
+    details = [f"{each.detail}. {each.remedy}" if each.remedy else each.detail for each in found]
     return [
-        Finding(each.check, each.state != "error", _with_remedy(each.detail, each.remedy), each.state == "warning")
-        for each in found
+        Finding(each.check, each.state != "error", detail, each.state == "warning")
+        for each, detail in zip(found, details, strict=True)
     ]
 
 
-def _with_remedy(detail: str, remedy: str) -> str:
-    return f"{detail}. {remedy}" if remedy else detail
-
-
 def examine_messages(settings: Settings) -> list[Finding]:
-    """For `ssvm doctor`: whether RabbitMQ answers, and what stands in our queues; nothing where Redis has them."""
+    """Check whether RabbitMQ answers, and count the messages of this worker's queues. Returns [] without RabbitMQ."""
     route = MessageRoute.of(settings)
     if not route.is_rabbitmq:
         return []
@@ -103,14 +103,14 @@ def examine_messages(settings: Settings) -> list[Finding]:
     try:
         found = [(queue, *look(route, queue)) for queue in queues]
     except StoreUnavailable as error:
-        return [Finding("messages", False, f"StoreUnavailable: {error}; jobs are kept in the ledger, and wait")]
-    told = [f"{queue}: {count} waiting, {workers} workers" for queue, count, workers in found if workers or count]
-    return [Finding("messages", True, f"{route.shown}; {', '.join(told) or 'no worker has made its queues yet'}")]
+        return [Finding("messages", False, f"StoreUnavailable: {error}; jobs wait in the ledger")]
+    used = [f"{queue}: {count} waiting, {workers} workers" for queue, count, workers in found if workers or count]
+    return [Finding("messages", True, f"{route.shown}; {', '.join(used) or 'no worker has created its queues yet'}")]
 
 
-def _look(check: str, examine_it: Callable[[], str]) -> Finding:
+def _check(check: str, examination: Callable[[], str]) -> Finding:
     try:
-        return Finding(check, True, examine_it())
+        return Finding(check, True, examination())
     except WorkerError as error:
         return Finding(check, False, f"{type(error).__name__}: {error}")
     except OSError as error:
@@ -126,7 +126,7 @@ def _state_dir(settings: Settings) -> str:
 
 
 def _conversion(settings: Settings) -> str:
-    """What ``convert_to`` in a download needs: its tools, and a directory."""
+    """Check the tools and the directory that ``convert_to`` of a download needs."""
     directory = settings.download.scratch_dir
     if directory is None:
         return "not wanted: download.scratch_dir is not set"
@@ -136,24 +136,24 @@ def _conversion(settings: Settings) -> str:
 
 
 def _boot(settings: Settings) -> Finding:
-    """Start QEMU, which ``ssvm verify --boot`` needs. A worker without it does everything else."""
+    """Start QEMU, which only ``ssvm verify --boot`` needs."""
     if (qemu := shutil.which("qemu-system-x86_64")) is None:
         return Finding("verify --boot", True, "not possible: qemu-system-x86_64 is not installed (qemu-system-x86)")
     try:
-        seen = try_accelerator(settings.boot.accelerator)
+        tried = try_accelerator(settings.boot.accelerator)
     except ConfigError as error:
         return Finding("verify --boot", True, f"not possible: {error}", warning=True)
-    if seen.kvm:
+    if tried.kvm:
         return Finding("verify --boot", True, f"{qemu} with KVM")
     if settings.boot.accelerator == "tcg":
         return Finding("verify --boot", True, f"{qemu} with TCG, as boot.accelerator says")
-    why = seen.kvm_failure or "/dev/kvm cannot be opened"
+    why = tried.kvm_failure or "/dev/kvm cannot be opened"
     detail = f"{qemu} with TCG, about ten times slower, because KVM does not work here: {why}"
     return Finding("verify --boot", True, f"{detail}. Set boot.accelerator to tcg to skip the attempt", warning=True)
 
 
 def _spill_dir(settings: Settings) -> Finding:
-    """A warning where it cannot be written: backups go on without it."""
+    """Check the spill directory. A failure is only a warning, because backups work without it."""
 
     def write() -> str:
         directory = settings.backup.spill_dir or settings.state_dir / "spill"
@@ -163,7 +163,7 @@ def _spill_dir(settings: Settings) -> Finding:
 
     if not settings.backup.spill_bytes:
         return Finding("backup.spill_dir", True, "not wanted: backup.spill_bytes is 0")
-    found = _look("backup.spill_dir", write)
+    found = _check("backup.spill_dir", write)
     return replace(found, ok=True, warning=not found.ok)
 
 
@@ -175,22 +175,22 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         return ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no jobs yet"
 
     warnings: list[str] = []
-    yield _look("broker", reach)
+    yield _check("broker", reach)
     for warning in warnings:
         yield Finding("broker durability", True, warning, warning=True)
 
 
 def _workers(settings: Settings) -> Iterator[Finding]:
-    """Whether jobs are run: of each zone with jobs or workers its workers, and what waits too long or has failed.
+    """Check the workers of each zone that has jobs or workers. Warn of jobs that wait too long or have failed.
 
-    Without a broker there is no finding; another row tells that.
+    Without a broker nothing is yielded, because another finding reports this.
     """
     try:
         with closing(assembly.open_figures(settings)) as figures, closing(assembly.open_registry(settings)) as registry:
             lanes = [each for each in figures.lanes() if each.lane in LANES]
             seen = registry.workers()
         with assembly.open_ledger(settings) as ledger:
-            failed = ledger.page(state="failed", limit=_FAILED)
+            failed = ledger.page(state="failed", limit=_MAX_FAILED)
     except WorkerError:
         return
     busy = {each.zone for each in lanes if each.counts.get("queued") or each.counts.get("running")}
@@ -221,16 +221,16 @@ def _zone(zone: str, lanes: list[LaneMetrics], seen: list[WorkerStatus], *, is_o
             yield Finding("workers", not is_ours, what, warning=True)
     if down := [each for each in seen if each.state == "Down"]:
         names = ", ".join(f"{each.info.name} since {_moment(each.seen)}" for each in down)
-        what = f"zone {zone}: killed or cut off: {names}. Look at their hosts and logs"
+        what = f"zone {zone}: killed or cut off: {names}. Check their hosts and logs"
         yield Finding("workers", True, what, warning=True)
     for each in lanes:
-        if each.oldest_s > _WAITS_S:
+        if each.oldest_s > _MAX_WAIT_S:
             what = f"zone {zone}: a job of lane {each.lane} waits for {human_duration(each.oldest_s)}. See `ssvm scale`"
             yield Finding("jobs", True, what, warning=True)
 
 
-def _moment(when: float) -> str:
-    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _store(settings: Settings, name: str) -> str:
@@ -243,29 +243,24 @@ def _store(settings: Settings, name: str) -> str:
 
 
 def _s3(store: Store) -> S3Store:
-    from ssvm_worker.stores.s3.store import S3Store  # the SDK is imported where there is an S3 store only
+    from ssvm_worker.stores.s3.store import S3Store  # imports the SDK, so only for an S3 store
 
     assert isinstance(store, S3Store)
     return store
 
 
 def _uploads(settings: Settings, name: str) -> Finding:
-    """Whether the bucket itself drops what nobody ends: a hint, as clean-up does it too."""
+    """Check whether the bucket itself aborts abandoned uploads. This is a hint, because clean-up does so too."""
 
-    def look() -> str:
+    def examination() -> str:
         rule = _s3(assembly.open_store_named(settings, name)).orphan_rule()
         if rule is None:
-            return "`ssvm cleanup` aborts them; the server tells no lifecycle rules of the bucket"
+            return "`ssvm cleanup` aborts them; the server does not show lifecycle rules of the bucket"
         if rule:
-            return f"`ssvm cleanup` aborts them; so that the bucket does too, should that not run: {rule}"
+            return f"`ssvm cleanup` aborts them; to make the bucket abort them too: {rule}"
         return "a lifecycle rule of the bucket aborts them, and so does `ssvm cleanup`"
 
-    return replace(_look(f"store {name}: abandoned uploads", look), ok=True)
-
-
-def _missing_stores(settings: Settings) -> Iterator[Finding]:
-    if not settings.stores:
-        yield Finding("stores", False, "The settings name no image store. Add [stores.primary] with a url")
+    return replace(_check(f"store {name}: abandoned uploads", examination), ok=True)
 
 
 def _vcenter(settings: Settings, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether jobs would be taken: what a probe asks, as ``ssvm health`` and as /readyz."""
+"""Answer health probes: ``ssvm health`` and /readyz."""
 
 from __future__ import annotations
 
@@ -11,43 +11,38 @@ from ssvm_worker.wiring.assembly import open_registry
 
 
 def unready(settings: Settings, host: str | None = None) -> str:
-    """Why no job would be taken in the zone, or on that host alone; empty if one would."""
+    """Return why no worker of the zone, or of that host, would take a job; empty if one would."""
     try:
-        with contextlib.closing(open_registry(settings)) as registry:
-            workers = registry.workers(settings.zone)
+        workers = _workers(settings, settings.zone)
     except WorkerError as error:
         return str(error)
-    there = [each for each in workers if host in (None, each.info.host)]
-    if any(each.state == UP and each.info.connected for each in there):
+    candidates = [each for each in workers if host in (None, each.info.host)]
+    if any(each.state == UP and each.info.connected for each in candidates):
         return ""
-    found = ", ".join(f"{each.info.name} is {_state(each)}" for each in there) or "there is none"
-    return f"No worker {f'on {host}' if host else f'of zone {settings.zone}'} is up: {found}"
-
-
-def _state(seen: WorkerStatus) -> str:
-    return seen.state if seen.info.connected else f"{seen.state}, but no message reaches it"
+    states = (each.state + ("" if each.info.connected else ", but it receives no messages") for each in candidates)
+    found = ", ".join(f"{each.info.name} is {state}" for each, state in zip(candidates, states, strict=True))
+    place = f"on {host}" if host else f"of zone {settings.zone}"
+    return f"No worker {place} is up: {found or 'there is none'}"
 
 
 def dead(settings: Settings, host: str) -> str:
-    """Why that host's worker should be started anew; empty while it says that it lives.
+    """Return why that host's worker should be restarted; empty if its heartbeat arrives.
 
-    A broker that is away is no reason: it would be away for the next worker too.
+    A broker that is away is no reason, because it would also be away for a new worker.
     """
     try:
-        with contextlib.closing(open_registry(settings)) as registry:
-            workers = registry.workers(settings.zone)
+        workers = _workers(settings, settings.zone)
     except WorkerError:
         return ""
     if any(each.info.host == host and each.state in (UP, DRAINING) for each in workers):
         return ""
-    return f"No worker on {host} says that it lives"
+    return f"No worker on {host} sends a heartbeat"
 
 
 def idle(settings: Settings, zone: str, lane: str) -> str:
     """Return why no worker takes a job of that lane now; empty if one does, or if this is unknown."""
     try:
-        with contextlib.closing(open_registry(settings)) as registry:
-            workers = registry.workers(zone)
+        workers = _workers(settings, zone)
     except WorkerError:
         return ""
     up = [each.info for each in workers if each.state == UP and each.info.connected]
@@ -56,3 +51,8 @@ def idle(settings: Settings, zone: str, lane: str) -> str:
     if not any(lane in each.lanes for each in up):
         return f"no worker of zone {zone} takes lane {lane}"
     return ""
+
+
+def _workers(settings: Settings, zone: str) -> list[WorkerStatus]:
+    with contextlib.closing(open_registry(settings)) as registry:
+        return registry.workers(zone)

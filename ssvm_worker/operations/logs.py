@@ -1,7 +1,7 @@
-"""Lines of the log: text, JSON or key=value, each with its job's id; to standard error, and to syslog if one is named.
+"""Log lines as text, JSON or key=value, with the id of the job, to standard error and optionally to syslog.
 
-A process of the worker's pool runs one job at a time, and so does ``ssvm run``: what any of its threads says meanwhile,
-those of libraries included, is about that job. A process that deals with many says which by ``about``.
+A pool process, and ``ssvm run``, work on one job at a time. So all lines of their threads and libraries belong to that
+job. A process with several jobs names the job of a line by ``about``.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from ssvm_worker.config.schema import LogSection
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.units import printable
 
-#: Job and number of the attempt.
+#: The id of a job, and the number of the attempt.
 _Subject = tuple[str, int]
 _NONE: _Subject = ("", 0)
-_here: ContextVar[_Subject] = ContextVar("subject")
+_of_context: ContextVar[_Subject] = ContextVar("subject")
 _of_process: list[_Subject] = [_NONE]
 _LOG = logging.getLogger("ssvm.logs")
-#: What syslog shows as the program's name.
+#: The program's name in syslog.
 _IDENT = "ssvm: "
-#: Seconds that a line may wait for a daemon that does not read; without, a job would wait for ever.
+#: Seconds that a line may wait for a syslog daemon that does not read. Without a limit a job would hang.
 _SYSLOG_S = 0.5
 
 
 @contextmanager
 def about(job_id: str) -> Iterator[None]:
-    """What this thread logs within is about that job."""
-    token = _here.set((job_id, 0))
+    """Add the job to the log lines of this thread while the block runs."""
+    token = _of_context.set((job_id, 0))
     try:
         yield
     finally:
-        _here.reset(token)
+        _of_context.reset(token)
 
 
 @contextmanager
 def working(job_id: str) -> Iterator[None]:
-    """What this process logs within is about that job."""
+    """Add the job to the log lines of this process while the block runs."""
     begin(job_id)
     try:
         yield
@@ -56,20 +56,20 @@ def working(job_id: str) -> Iterator[None]:
 
 
 def begin(job_id: str, attempt: int = 0) -> None:
-    """From now on this process is about that job, until ``end``."""
+    """Add the job to the log lines of this process until ``end``."""
     _of_process[0] = (job_id, attempt)
 
 
 def end() -> None:
-    """This process is about no job any more. Safe to repeat."""
+    """Stop adding a job to the log lines of this process. Safe to repeat."""
     _of_process[0] = _NONE
 
 
 def start(settings: LogSection, level: str | None = None, stream: IO[str] | None = None) -> None:
-    """Log as the settings say, from now on, in this process and those that it forks; *level* is standard error's own.
+    """Configure the log of this process and of those that it forks. *level* is only for standard error.
 
-    Raises ConfigError for a syslog host that has no address. Libraries have nothing to say below INFO: what they tell
-    of requests there has signed URLs in it.
+    Libraries log nothing below INFO, because their lines about requests contain signed URLs there. Raise ConfigError
+    for a syslog host without an address.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
     handlers[0].setLevel((level or settings.level).upper())
@@ -80,12 +80,16 @@ def start(settings: LogSection, level: str | None = None, stream: IO[str] | None
         each.setFormatter(FORMATS[settings.format]())
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.captureWarnings(True)
-    if settings.syslog and not _is_there(settings.syslog):
-        _LOG.warning("log.syslog %s is not there; until it is, lines come here alone", settings.syslog)
+    url = urlsplit(settings.syslog or "")
+    if url.scheme == "unix" and not Path(url.path).is_socket():  # a UDP host cannot be checked
+        _LOG.warning("log.syslog %s does not exist; until then, lines appear only here", settings.syslog)
 
 
 class Text(logging.Formatter):
-    """For people: time, level, process, who says it, [job/attempt], what."""
+    """The format for people: time, level, process, logger, [job/attempt], message."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(processName)s %(name)s%(about)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
         job_id, attempt = _subject(record)
@@ -93,26 +97,23 @@ class Text(logging.Formatter):
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """One line: a server's words may hold line breaks, and a forged line behind one."""
+        """Return one line. The text of a server may contain line breaks, followed by a forged line."""
         return printable(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
-        """Indented, so that no line of an error's text passes for a line of the log."""
+        """Indent the traceback, so that a line of an error's text does not look like a line of the log."""
         return textwrap.indent(printable(super().formatException(ei), keep="\n"), "  ")
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(processName)s %(name)s%(about)s %(message)s")
 
 
 class Json(logging.Formatter):
-    """For machines: one object a line."""
+    """The format for machines: a JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(json.dumps(_fields(record, self), ensure_ascii=False, default=str))
 
 
 class KeyValue(logging.Formatter):
-    """For both: ``key=value``, quoted as JSON is where a value has blanks, quotes or line ends."""
+    """The format for both: ``key=value``. A value with blanks, quotes or line breaks is quoted as in JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         return " ".join(f"{name}={_quoted(str(value))}" for name, value in _fields(record, self).items())
@@ -140,10 +141,10 @@ def _fields(record: logging.LogRecord, formatter: logging.Formatter) -> dict[str
 
 
 def _subject(record: logging.LogRecord) -> _Subject:
-    """What the line itself says, else its thread, else its process."""
+    """Return the job of the line itself, else of its thread, else of its process."""
     if job_id := getattr(record, "job_id", ""):
         return job_id, _of_process[0][1] if _of_process[0][0] == job_id else 0
-    return _here.get(_of_process[0])
+    return _of_context.get(_of_process[0])
 
 
 def _quoted(text: str) -> str:
@@ -152,29 +153,23 @@ def _quoted(text: str) -> str:
 
 
 class _Syslog(SysLogHandler):
-    """One that is away or hangs costs lines and a moment, and not a word on standard error for each of them."""
+    """A handler that drops lines if the daemon is away or hangs, without an error for each line."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """The line stands on standard error anyway."""
+        """Ignore the error, because standard error has the line."""
 
     def _connect_unixsocket(self, address: str) -> None:
-        super()._connect_unixsocket(address)  # type: ignore[misc]  # it connects anew when the daemon was restarted
+        super()._connect_unixsocket(address)  # type: ignore[misc]  # called again after a restart of the daemon
         vars(self)["socket"].settimeout(_SYSLOG_S)
-
-
-def _is_there(url: str) -> bool:
-    """What a UDP host does nobody knows."""
-    parts = urlsplit(url)
-    return parts.scheme != "unix" or Path(parts.path).is_socket()
 
 
 def _syslog(url: str) -> logging.Handler:
     parts = urlsplit(url)
-    where = parts.path if parts.scheme == "unix" else (parts.hostname or "localhost", parts.port or SYSLOG_UDP_PORT)
+    address = parts.path if parts.scheme == "unix" else (parts.hostname or "localhost", parts.port or SYSLOG_UDP_PORT)
     try:
-        handler = _Syslog(where, facility=SysLogHandler.LOG_DAEMON)
+        handler = _Syslog(address, facility=SysLogHandler.LOG_DAEMON)
     except OSError as error:
-        what = f"Nothing takes log lines there: {error.strerror or error}"
+        what = f"Cannot connect to syslog: {error.strerror or error}"
         raise ConfigError(what, f"log.syslog {url}", "Name the host of a syslog daemon, or its socket") from error
     handler.ident, handler.append_nul = _IDENT, False
     return handler

@@ -1,4 +1,4 @@
-"""What Prometheus reads: figures of the ledger, workers, stores, shared slots. The adapter of its client.
+"""Metrics for Prometheus: the ledger, workers, stores and shared slots. The adapter of its client library.
 
 ssvm metrics                          once, to standard output
 ssvm metrics --listen 127.0.0.1:9808  /metrics, /livez and /readyz, until SIGTERM
@@ -20,8 +20,8 @@ from ssvm_worker.ledger.workers import DOWN, DRAINING, UP
 from ssvm_worker.net.listener import Listener
 from ssvm_worker.wiring import assembly
 
-from .demand import decide_all
 from .health import unready
+from .scaling import decide_all
 from .store_health import StoreWatch, look_at_stores
 
 try:
@@ -33,17 +33,17 @@ except ImportError as error:
     ) from error
 
 
-#: Connections at once to the exporter: Prometheus and probes need a few.
+#: The largest number of connections to the exporter. Prometheus and probes need a few.
 _CONNECTIONS = 32
 
 
 class Collector:
-    """Asks the broker anew at each scrape; while that is away, ``ssvm_up`` is 0 and there is nothing else."""
+    """Reads the broker at each scrape. While the broker is away, only ``ssvm_up`` (0) and the stores are reported."""
 
     def __init__(
         self, settings: Settings, stores: Callable[[], list[dict[str, Any]]], looked: Callable[[], float] = time.time
     ) -> None:
-        """*stores*: the rows of ``ssvm stores --json``; *looked*: when they were seen, 0 for never."""
+        """*stores* returns the rows of ``ssvm stores --json``, and *looked* their time; 0 means never."""
         self._settings = settings
         self._stores, self._looked = stores, looked
         self._ledger = assembly.open_ledger(settings)
@@ -51,7 +51,7 @@ class Collector:
         self._registry = assembly.open_registry(settings)
 
     def collect(self) -> Iterator[Metric]:
-        """All families."""
+        """Yield all metrics."""
         try:
             found = [*self._jobs(), *self._running(), *self._workers(), *self._slots()]
         except WorkerError:
@@ -67,7 +67,7 @@ class Collector:
         counts = [([s, each.lane, each.zone], n) for each in lanes for s, n in each.counts.items()]
         yield _gauge("ssvm_jobs", "Jobs in the ledger", ["state", "lane", "zone"], counts)
         oldest = [([each.lane, each.zone], each.oldest_s) for each in lanes]
-        yield _gauge("ssvm_queue_oldest_seconds", "Age of the oldest job that waits", ["lane", "zone"], oldest)
+        yield _gauge("ssvm_queue_oldest_seconds", "Age of the oldest queued job", ["lane", "zone"], oldest)
         yield _gauge("ssvm_callbacks_pending", "Callbacks to deliver", [], [([], self._figures.callbacks())])
         names = ["job", "lane", "zone", "state", "error"]
         yield _counter("ssvm_jobs_ended", "Jobs that have ended", names, self._figures.endings().items())
@@ -80,8 +80,8 @@ class Collector:
         for record in self._ledger.page(state="running", limit=max(running, 1)):
             claims[record.job, record.zone] += 1
             rates[record.job, record.zone] += int((record.progress or {}).get("rate") or 0)
-        yield _gauge("ssvm_claims", "Jobs that a worker holds", ["job", "zone"], claims.items())
-        text = "Bytes a second of all jobs that run"
+        yield _gauge("ssvm_claims", "Jobs that workers hold", ["job", "zone"], claims.items())
+        text = "Bytes a second of all running jobs"
         yield _gauge("ssvm_rate_bytes_per_second", text, ["job", "zone"], rates.items())
 
     def _workers(self) -> Iterator[Metric]:
@@ -89,29 +89,29 @@ class Collector:
         wanted = decide_all(self._settings, self._figures, self._registry)
         states: Counter[tuple[str, str]] = Counter((each.info.zone, each.state) for each in seen)
         capacity: Counter[tuple[str, ...]] = Counter()
-        # A worker that ends in good order leaves nothing behind, so that its zone must be told by its jobs: an alert
-        # sees a 0, and cannot see what is absent.
+        # A worker that ends regularly leaves no entry, so the jobs name its zone. An alert needs the value 0, because
+        # it cannot see an absent metric.
         for zone in {each.zone for each in wanted} | {each.info.zone for each in seen}:
             capacity[zone,] += 0
             for state in (UP, DRAINING, DOWN):
                 states[zone, state] += 0
-        yield _gauge("ssvm_workers", "Workers by what they say of themselves", ["zone", "state"], states.items())
+        yield _gauge("ssvm_workers", "Workers by state", ["zone", "state"], states.items())
         for each in seen:
             capacity[each.info.zone,] += each.info.capacity if each.state == UP else 0
-        yield _gauge("ssvm_worker_capacity", "Jobs at once of all workers that are up", ["zone"], capacity.items())
+        yield _gauge("ssvm_worker_capacity", "Places for jobs of all workers that are up", ["zone"], capacity.items())
         desired = [([each.zone], each.desired) for each in wanted]
-        yield _gauge("ssvm_workers_desired", "Workers that there should be", ["zone"], desired)
+        yield _gauge("ssvm_workers_desired", "Number of workers that the zone needs", ["zone"], desired)
 
     def _slots(self) -> Iterator[Metric]:
         held = [([name], count) for name, count in self._figures.slots().items()]
-        yield _gauge("ssvm_slots_held", "Slots held of a shared limit, as leases of an ESXi host", ["limit"], held)
+        yield _gauge("ssvm_slots_held", "Held slots of a shared limit, such as leases of an ESXi host", ["limit"], held)
 
 
 def _store_metrics(rows: list[dict[str, Any]]) -> Iterator[Metric]:
     up = [([row["name"]], row["state"] == "up") for row in rows]
     yield _gauge("ssvm_store_up", "Whether the image store answers", ["store"], up)
     breakers = [([row["name"], row["breaker"]], 1.0) for row in rows if "breaker" in row]
-    yield _gauge("ssvm_store_breaker", "The circuit breaker's state", ["store", "state"], breakers)
+    yield _gauge("ssvm_store_breaker", "State of the circuit breaker", ["store", "state"], breakers)
     sizes = [
         ([row["name"], kind], row[kind])
         for row in rows
@@ -120,28 +120,28 @@ def _store_metrics(rows: list[dict[str, Any]]) -> Iterator[Metric]:
     ]
     yield _gauge("ssvm_store_bytes", "Bytes of the image store", ["store", "kind"], sizes)
     latency = [([row["name"]], row["latency_ms"] / 1000) for row in rows if "latency_ms" in row]
-    yield _gauge("ssvm_store_latency_seconds", "How long a look at the store took", ["store"], latency)
+    yield _gauge("ssvm_store_latency_seconds", "Duration of the last examination of the store", ["store"], latency)
 
 
 Values = Iterable[tuple[Iterable[str], float]]
 
 
 def _gauge(name: str, text: str, labels: list[str], values: Values) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for key, value in values:
-        family.add_metric(list(key), value)
-    return family
+    return _filled(GaugeMetricFamily(name, text, labels=labels), values)
 
 
 def _counter(name: str, text: str, labels: list[str], values: Values) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
+    return _filled(CounterMetricFamily(name, text, labels=labels), values)
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Values) -> Metric:
     for key, value in values:
         family.add_metric(list(key), value)
     return family
 
 
 def text(settings: Settings, settings_file: str | None) -> str:
-    """All of it once, in Prometheus' text format."""
+    """Return all metrics once, in Prometheus' text format."""
     try:
         rows, looked = look_at_stores(settings_file), time.time()
     except StoreUnavailable:
@@ -152,29 +152,29 @@ def text(settings: Settings, settings_file: str | None) -> str:
 
 
 class Exporter(ThreadingMixIn, WSGIServer):
-    """A thread for each connection; the listener bounds their number."""
+    """An HTTP server with a thread for each connection. The listener limits their number."""
 
     daemon_threads = True
-    #: Of the kernel's queue.
+    #: The length of the kernel's queue of connections.
     request_queue_size = 64
 
     def server_bind(self) -> None:
-        """Bind, and accept with a limit."""
+        """Bind the socket, and limit its connections."""
         super().server_bind()
         self.socket: Listener = Listener(self.socket, _CONNECTIONS, _CONNECTIONS)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that leaves or stalls is not worth a line; what else goes wrong is."""
+        """Log errors, except those of clients that leave or stall."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class _Handler(WSGIRequestHandler):
-    #: Seconds for which a read or a write may wait.
+    #: Seconds that a read or a write may wait.
     timeout = 10
 
     def parse_request(self) -> bool:
-        """Read the headers; from then on no newcomer ends this connection."""
+        """Read the headers. From then on a new connection does not close this one."""
         found = super().parse_request()
         server = self.server
         assert isinstance(server, Exporter)
@@ -182,23 +182,23 @@ class _Handler(WSGIRequestHandler):
         return found
 
     def log_message(self, format: str, *args: Any) -> None:
-        """A scrape every few seconds is no news."""
+        """Log nothing, because a scrape happens every few seconds."""
 
 
 def server(settings: Settings, settings_file: str | None, host: str, port: int) -> WSGIServer:
-    """An HTTP server with /metrics, /livez (it answers) and /readyz (the broker answers, a worker is up)."""
+    """Return an HTTP server with /metrics, /livez (it answers) and /readyz (the broker answers, a worker is up)."""
     registry = CollectorRegistry()
     watch = StoreWatch(settings_file)
     registry.register(Collector(settings, watch.rows, lambda: watch.looked))
 
     def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if path == "/metrics":  # in the one form that each version of Prometheus reads, whatever Accept says
+        if path == "/metrics":  # always in the format that every version of Prometheus reads
             start("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
             return [generate_latest(registry)]
         if path not in ("/livez", "/readyz"):
             start("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"there are /metrics, /livez and /readyz\n"]
+            return [b"the paths are /metrics, /livez and /readyz\n"]
         wrong = unready(settings) if path == "/readyz" else ""
         start("503 Service Unavailable" if wrong else "200 OK", [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{wrong or 'ok'}\n".encode()]

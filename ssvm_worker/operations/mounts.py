@@ -1,4 +1,4 @@
-"""What this host knows of its stores on NFS, whose mounts may hang; nothing here touches one."""
+"""Information of this host about its stores on NFS. No function here touches a mount, because a mount may hang."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ssvm_worker.wiring.assembly import Stores
 
 
 def breaker_of(store: Store) -> CircuitBreaker:
-    """The store's circuit breaker, as this host knows it; closed for stores that need none, as they cannot hang."""
+    """Return this host's circuit breaker for a store. A store that cannot hang has a closed one."""
     return store.health().breaker if isinstance(store, NfsStore) else CircuitBreaker()
 
 
 def stores_away(settings: Settings) -> dict[str, str]:
-    """Why and since when this host cannot use stores, by name; those that it can are not in it. Touches no store."""
+    """Return the stores that this host cannot use, by name: why, and since when. Touches no store."""
     opened = Stores(settings)
     names = [name for name, each in settings.stores.items() if each.url.startswith("nfs://")]
     breakers = {name: breaker_of(opened[name]) for name in names}
@@ -28,7 +28,7 @@ def stores_away(settings: Settings) -> dict[str, str]:
 
 
 def nfs_mounts(settings: Settings) -> list[Mounted]:
-    """The mounts of all stores on NFS, one each for those that share one; nothing is mounted yet."""
+    """Return the mounts of all stores on NFS. Stores of the same export share one. Mounts nothing."""
     opened = Stores(settings)
     stores = [opened[name] for name, each in settings.stores.items() if each.url.startswith("nfs://")]
     found = {each.mounted.places.slug: each.mounted for each in stores if isinstance(each, NfsStore)}
@@ -36,13 +36,13 @@ def nfs_mounts(settings: Settings) -> list[Mounted]:
 
 
 def sudoers(settings: Settings, user: str) -> str:
-    """The rule by which a worker of that user may mount these stores, and do nothing else.
+    """Return the sudo rule that lets a worker of that user mount these stores, and nothing else.
 
-    Raises ConfigError where there is none to make, InvalidRequest for what is no user's name.
+    Raise ConfigError if no store needs a rule, and InvalidRequest for an invalid user name.
     """
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):
-        raise InvalidRequest(f"No user is called {user!r}", "--sudoers", "Give the name that the worker runs as")
+        raise InvalidRequest(f"Invalid user name: {user!r}", "--sudoers", "Give the name of the worker's user")
     commands = [command for each in nfs_mounts(settings) for command in each.commands()]
     if not commands:
-        raise ConfigError("No store of the settings is on NFS", "stores", "A rule is not needed")
+        raise ConfigError("No store of the settings is on NFS", "stores", "No rule is needed")
     return sudo_rule(user, commands)

@@ -1,4 +1,4 @@
-"""The health of the image stores, looked at now and then by a process that may hang and be killed."""
+"""Examine the image stores periodically, in a child process that may hang and is then killed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 from ssvm_worker.errors import StoreUnavailable
 
 _LOG = logging.getLogger("ssvm.stores")
-#: Seconds between two looks at the stores, and for one of them: it may hang, and is killed then.
+#: Seconds between two examinations, and for one of them.
 _STORES_EVERY_S, _STORES_LIMIT_S = 60.0, 30.0
 _FIELDS = {"name", "state"}
 
 
 def look_at_stores(settings_file: str | None) -> list[dict[str, Any]]:
-    """The rows of ``ssvm stores --json``, by a process of its own, which is killed if a store makes it hang.
+    """Return the rows of ``ssvm stores --json`` from a child process, which is killed if a store hangs.
 
-    Raises StoreUnavailable if there is no result, as where the process cannot start.
+    Raise StoreUnavailable without a result, for example if the process cannot start.
     """
     command = [sys.executable, "-P", "-m", "ssvm_worker", "stores", "--json"]
     command += ["--config", settings_file] if settings_file else []
@@ -36,17 +36,17 @@ def look_at_stores(settings_file: str | None) -> list[dict[str, Any]]:
 
 
 class StoreWatch:
-    """Looks at the stores now and then, in a thread, so that no scrape waits for them."""
+    """A thread that examines the stores periodically, so that no scrape waits for them."""
 
     def __init__(self, settings_file: str | None) -> None:
         self._file = settings_file
         self._rows: list[dict[str, Any]] = []
-        #: Seconds since the epoch of the last look that had a result; 0 before.
+        #: Time of the last examination with a result, in seconds since the epoch; 0 for none.
         self.looked = 0.0
         threading.Thread(target=self._repeat, name="stores", daemon=True).start()
 
     def rows(self) -> list[dict[str, Any]]:
-        """What the last look found; empty before the first one, and if that had no result."""
+        """Return the rows of the last examination; empty before the first one, and if it had no result."""
         return self._rows
 
     def _repeat(self) -> None:
@@ -54,7 +54,7 @@ class StoreWatch:
             try:
                 self._rows = look_at_stores(self._file)
                 self.looked = time.time()
-            except Exception as error:  # noqa: BLE001 - the next look may succeed; a thread that ends never looks
+            except Exception as error:  # noqa: BLE001 - the next examination may succeed, and the thread must not end
                 self._rows = []
                 _LOG.warning("%s: %s", type(error).__name__, error)
             time.sleep(_STORES_EVERY_S)

@@ -1,8 +1,9 @@
-"""A trace of each attempt by OpenTelemetry (extra ``otel``): a span for it, and one below it for each of its stages.
+"""OpenTelemetry traces (extra ``otel``): a span for each attempt, and below it a span for each stage.
 
-Where to is for the standard's variables to say: OTEL_EXPORTER_OTLP_ENDPOINT, _HEADERS, _CERTIFICATE, OTEL_SERVICE_NAME,
-OTEL_TRACES_SAMPLER and so on; without an endpoint nothing is imported. By OTLP over HTTP. A collector that is away
-costs spans, never a job. A span has ids and figures, and an error as the job's record has it: no URL, no request.
+The standard variables configure them: OTEL_EXPORTER_OTLP_ENDPOINT, _HEADERS, _CERTIFICATE, OTEL_SERVICE_NAME,
+OTEL_TRACES_SAMPLER and so on. Without an endpoint nothing is imported. Spans are sent by OTLP over HTTP. A collector
+that is away costs spans, never a job. A span has ids, numbers, and the error of the job's record. It has no URL and
+no request.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ Publish = Callable[[dict[str, Any]], None]
 
 
 def traceparent(value: object) -> str:
-    """A sender's W3C trace context, if it is one; else ""."""
+    """Return a sender's W3C trace context, or "" if it is invalid."""
     return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else ""
 
 
 class Trace:
-    """One attempt. ``watch`` sees its stages pass; ``fail`` says that it went wrong."""
+    """The trace of one attempt."""
 
     def __init__(self, tracer: Tracer, span: Span) -> None:
         self._tracer = tracer
@@ -41,45 +42,43 @@ class Trace:
         self._name = ""
 
     def watch(self, publish: Publish) -> Publish:
-        """*publish*, seen: a change of the stage ends one span and begins the next."""
+        """Return *publish* with spans for the stages: a new stage ends one span and starts the next."""
+        from opentelemetry.trace import set_span_in_context
 
-        def seen(progress: dict[str, Any]) -> None:
-            self._see(progress)
+        def observed(progress: dict[str, Any]) -> None:
+            if progress["stage"] != self._name:
+                self.leave()
+                self._name = progress["stage"]
+                self._stage = self._tracer.start_span(self._name, context=set_span_in_context(self._span))
+            if self._stage:
+                self._stage.set_attribute("ssvm.bytes", progress["bytes"])
             publish(progress)
 
-        return seen
-
-    def _see(self, progress: Mapping[str, Any]) -> None:
-        if progress["stage"] != self._name:
-            self.leave()
-            self._name = progress["stage"]
-            self._stage = self._tracer.start_span(self._name, context=_within(self._span))
-        if self._stage:
-            self._stage.set_attribute("ssvm.bytes", progress["bytes"])
+        return observed
 
     def fail(self, error: Mapping[str, Any]) -> None:
-        """The attempt has ended with that error, as the record shows it."""
+        """Mark the attempt as failed, with the error object of the record."""
         from opentelemetry.trace import Status, StatusCode
 
         self._span.set_attributes({"error.type": error["error"], "ssvm.retryable": bool(error["retryable"])})
         self._span.set_status(Status(StatusCode.ERROR, error["message"]))
 
     def note(self, **figures: str | int) -> None:
-        """Figures of the attempt."""
+        """Set attributes of the attempt's span."""
         self._span.set_attributes({f"ssvm.{name}": value for name, value in figures.items()})
 
     def leave(self) -> None:
-        """The stage has ended. Safe to repeat."""
+        """End the span of the current stage. Safe to repeat."""
         if self._stage:
             self._stage.end()
         self._stage, self._name = None, ""
 
 
 class _Untraced(Trace):
-    """Where nobody collects."""
+    """The trace without a collector."""
 
     def __init__(self) -> None:
-        """Nothing is kept."""
+        """Store nothing."""
 
     def watch(self, publish: Publish) -> Publish:
         return publish
@@ -96,7 +95,7 @@ UNTRACED: Trace = _Untraced()
 
 @contextmanager
 def tracing(job: str, parent: str = "", **figures: str | int) -> Iterator[Trace]:
-    """The trace of an attempt at that job; *parent* is its sender's trace context."""
+    """Trace an attempt while the block runs. *parent* is the sender's trace context."""
     provider = _provider() if any(os.environ.get(each) for each in _ENDPOINTS) else None
     if provider is None:
         yield UNTRACED
@@ -117,7 +116,7 @@ def tracing(job: str, parent: str = "", **figures: str | int) -> Iterator[Trace]
 
 
 def close() -> None:
-    """Send what is left, where a process ends without atexit. Waits as long as OTEL_EXPORTER_OTLP_TIMEOUT says."""
+    """Send the remaining spans, for a process that ends without atexit. Wait up to OTEL_EXPORTER_OTLP_TIMEOUT."""
     if _provider.cache_info().currsize and (provider := _provider()):
         provider.shutdown()
         _provider.cache_clear()
@@ -125,7 +124,7 @@ def close() -> None:
 
 @cache
 def _provider() -> TracerProvider | None:
-    """Made in the process that uses it: its thread that sends would not survive a fork."""
+    """Return the provider of this process. Its thread that sends spans would not survive a fork."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
@@ -136,15 +135,9 @@ def _provider() -> TracerProvider | None:
         return None
     from ssvm_worker import __version__
 
-    ours = {SERVICE_VERSION: __version__}
+    attributes = {SERVICE_VERSION: __version__}
     if not os.environ.get("OTEL_SERVICE_NAME"):
-        ours[SERVICE_NAME] = "ssvm-worker"
-    provider = TracerProvider(resource=Resource.create(ours))
+        attributes[SERVICE_NAME] = "ssvm-worker"
+    provider = TracerProvider(resource=Resource.create(attributes))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
-
-
-def _within(span: Span) -> Any:
-    from opentelemetry.trace import set_span_in_context
-
-    return set_span_in_context(span)

@@ -1,4 +1,4 @@
-"""Who hears of a job's end: the callbacks, by the settings; each worker sends them in threads of its own."""
+"""Send callbacks in threads of each worker, as the settings say."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ssvm_worker.wiring.assembly import open_ledger, shown
 
 from .periodic import PeriodicThread
 
-#: Callbacks on their way at once, and of those so many to one receiver: a slow one must leave threads to others.
-_AT_ONCE, _TO_ONE = 8, 2
-#: Due callbacks of one look. A longer queue is looked at page by page, so that one receiver cannot fill them all.
+#: Callbacks sent at once, and at once to one receiver. A slow receiver must leave threads to the others.
+_MAX_SENDERS, _MAX_PER_RECEIVER = 8, 2
+#: Due callbacks of one read. A longer queue is read page by page, so that one receiver cannot fill all pages.
 _PAGE = 500
 
 
-def open_outbox(settings: Settings, ledger: Ledger) -> Callbacks:
-    """The callbacks of the ledger."""
+def open_callbacks(settings: Settings, ledger: Ledger) -> Callbacks:
+    """Return the sender of single callbacks."""
     given, retry = settings.callback, settings.retry
     return Callbacks(
         ledger,
@@ -39,32 +39,32 @@ def open_outbox(settings: Settings, ledger: Ledger) -> Callbacks:
 
 
 class CallbackSender:
-    """One thread looks for callbacks that are due, others send them, a few to each receiver."""
+    """A thread that finds due callbacks, and threads that send them, a few at once to each receiver."""
 
     def __init__(self, settings: Settings, every_s: float) -> None:
         self._ledger = open_ledger(settings)
-        self._callbacks = open_outbox(settings, self._ledger)
+        self._callbacks = open_callbacks(settings, self._ledger)
         self._offset = 0
         self._due: dict[str, deque[str]] = {}
         self._busy: Counter[str] = Counter()
         self._sending: set[str] = set()
         self._changed = threading.Condition()
-        self._look_out = PeriodicThread("callbacks", self._look, every_s)
-        self._senders = [PeriodicThread(f"callback-{number}", self._send, 0.0) for number in range(_AT_ONCE)]
+        self._finder = PeriodicThread("callbacks", self._find, every_s)
+        self._senders = [PeriodicThread(f"callback-{number}", self._send, 0.0) for number in range(_MAX_SENDERS)]
 
     def start(self) -> None:
-        """Begin."""
-        for each in (self._look_out, *self._senders):
+        """Start the threads."""
+        for each in (self._finder, *self._senders):
             each.start()
 
     def stop(self) -> None:
-        """Tell the threads to end; a callback that is not sent is sent by another worker."""
-        for each in (self._look_out, *self._senders):
+        """Ask the threads to end. Another worker sends the remaining callbacks."""
+        for each in (self._finder, *self._senders):
             each.stop()
         with self._changed:
             self._changed.notify_all()
 
-    def _look(self) -> None:
+    def _find(self) -> None:
         found = self._ledger.due_callbacks(_PAGE, self._offset)
         self._offset = self._offset + _PAGE if len(found) == _PAGE else 0
         due: dict[str, deque[str]] = {}
@@ -88,11 +88,11 @@ class CallbackSender:
                 self._changed.notify_all()
 
     def _next(self) -> tuple[str, str]:
-        """The next callback of a receiver that has room; "" twice when the threads are told to end."""
+        """Wait for a callback to a receiver below its limit. Return receiver and job id; "" and "" after ``stop``."""
         with self._changed:
-            while not self._look_out.stopping:
+            while not self._finder.stopping:
                 for receiver, waiting in self._due.items():
-                    if waiting and self._busy[receiver] < _TO_ONE:
+                    if waiting and self._busy[receiver] < _MAX_PER_RECEIVER:
                         job_id = waiting.popleft()
                         self._busy[receiver] += 1
                         self._sending.add(job_id)

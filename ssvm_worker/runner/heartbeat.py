@@ -1,4 +1,4 @@
-"""The beat of one running job: renews its claim, carries its progress, and hears that it must stop."""
+"""The heartbeat of a running job: renew its claim, store its progress, and receive requests to stop."""
 
 from __future__ import annotations
 
@@ -14,54 +14,56 @@ from ssvm_worker.ledger.record import Claim
 from .periodic import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.heart")
-#: Seconds between two beats, at the most: a cancel must reach a transfer within two.
+#: The longest time between two heartbeats, in seconds. A cancel must reach a transfer within two.
 _EVERY_S = 1.0
-#: Seconds for which a transfer goes on without the broker. Nobody can take it over meanwhile if the broker is down;
-#: if only we are cut off, somebody can, but we commit nothing unconfirmed.
+#: Seconds for which a job continues without the broker. If the broker is down, no other worker can take the job.
+#: If only this worker is cut off, another one can, but this one commits nothing without a confirmed claim.
 _AWAY_S = 120.0
-#: Seconds between two tries of something that must get through.
+#: Seconds between two tries of a call that must reach the broker.
 _AGAIN_S = 0.5
 
 
 class ClaimHeartbeat:
-    """A thread that beats for as long as the context lasts. The owner of the claim asks it before it commits."""
+    """A thread that renews a claim while the block runs. The job asks ``confirm`` before it commits."""
 
     def __init__(self, ledger: Ledger, claim: Claim) -> None:
         self._ledger = ledger
         self._claim = claim
-        self._every_s = min(_EVERY_S, ledger.claim_s / 4)
-        self._progress: dict[str, Any] | None = None
+        #: The progress that the next heartbeat stores.
+        self.progress: dict[str, Any] | None = None
+        #: Whether the claim is lost for good.
+        self.fenced = False
         self._last = time.monotonic()
         self._away = False
-        self._fenced = False
         self._cancel = claim.record.cancel_requested
         self._shutdown = False
         self._lock = threading.Lock()
-        self._rounds = PeriodicThread("heart", self._beat, self._every_s)
+        self._rounds = PeriodicThread("heart", self._beat, min(_EVERY_S, ledger.claim_s / 4))
 
-    def note(self, progress: dict[str, Any]) -> None:
-        """Keep what the next beat shall carry."""
-        self._progress = progress
+    def set_progress(self, progress: dict[str, Any]) -> None:
+        """Set the progress that the next heartbeat stores."""
+        self.progress = progress
 
     def shut_down(self) -> None:
-        """Make the job stop for a shutdown; safe to call in a signal handler."""
+        """Make the job stop for a shutdown. Safe in a signal handler."""
         self._shutdown = True
 
     def stop_reason(self) -> str | None:
-        """Why the job must stop, or None.
+        """Return the reason why the job must stop, or None.
 
-        A process that was frozen for longer than its claim finds out here, before it moves another byte.
+        If the process was frozen for longer than its claim, this method checks the claim first. So the job moves no
+        byte without a claim.
         """
-        if self._stale and not self._away:
+        if time.monotonic() - self._last > self._ledger.claim_s and not self._away:
             self._beat()
-        if self._fenced:
+        if self.fenced:
             return "fenced"
         if self._shutdown:
             return "shutdown"
         return "user" if self._cancel else None
 
     def confirm(self) -> None:
-        """Return if the claim stands now, waiting for a broker that is away; raises Cancelled if the job must stop."""
+        """Return if the claim is valid now. Raise Cancelled if the job must stop. Wait while the broker is away."""
         while True:
             self._beat()
             if reason := self.stop_reason():
@@ -71,48 +73,33 @@ class ClaimHeartbeat:
             time.sleep(_AGAIN_S)
 
     def owns(self) -> bool:
-        """Whether the claim stands now, even if the job must stop; waits for a broker that is away."""
+        """Return whether the claim is valid now, even if the job must stop. Wait while the broker is away."""
         self._beat()
-        while self._away and not self._fenced:
+        while self._away and not self.fenced:
             time.sleep(_AGAIN_S)
             self._beat()
-        return not self._fenced
+        return not self.fenced
 
     @property
-    def progress(self) -> dict[str, Any] | None:
-        """What was noted last."""
-        return self._progress
-
-    @property
-    def told(self) -> bool:
-        """Whether the job was told to stop, as far as is known; asks nobody."""
-        return self._fenced or self._shutdown or self._cancel
-
-    @property
-    def fenced(self) -> bool:
-        """Whether the claim is lost for good."""
-        return self._fenced
-
-    @property
-    def _stale(self) -> bool:
-        return time.monotonic() - self._last > self._ledger.claim_s
+    def stop_requested(self) -> bool:
+        """Return whether the job must stop, as far as this process knows. Does not ask the broker."""
+        return self.fenced or self._shutdown or self._cancel
 
     def _beat(self) -> None:
         with self._lock:
             try:
-                self._cancel = self._ledger.beat(self._claim, self._progress) or self._cancel
+                self._cancel = self._ledger.beat(self._claim, self.progress) or self._cancel
                 self._last, self._away = time.monotonic(), False
             except Cancelled:
-                self._fenced = True
+                self.fenced = True
             except WorkerError as error:
-                self._miss(error)
-
-    def _miss(self, error: WorkerError) -> None:
-        if not self._away:
-            _LOG.warning("job %s goes on without its ledger: %s", self._claim.job_id, error)
-        self._away = True
-        if time.monotonic() - self._last > max(_AWAY_S, self._ledger.claim_s):
-            self._fenced = True
+                limit_s = max(_AWAY_S, self._ledger.claim_s)
+                if not self._away:
+                    text = "job %s continues without its ledger for up to %.0f s: %s"
+                    _LOG.warning(text, self._claim.job_id, limit_s, error)
+                self._away = True
+                if time.monotonic() - self._last > limit_s:
+                    self.fenced = True
 
     def __enter__(self) -> ClaimHeartbeat:
         self._rounds.start()
@@ -122,8 +109,8 @@ class ClaimHeartbeat:
         self._rounds.stop(10.0)
 
 
-def insist(act: Any, heart: ClaimHeartbeat | None = None) -> Any:
-    """Do *act*, again and again while the broker is away, but not longer than the claim can be ours."""
+def wait_for_broker(act: Any, heart: ClaimHeartbeat | None = None) -> Any:
+    """Return the result of *act*. Repeat the call while the broker is away, but no longer than the claim can last."""
     while True:
         try:
             return act()

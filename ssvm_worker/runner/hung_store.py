@@ -1,7 +1,7 @@
-"""Frees a pool process whose job hangs in a store that does not answer: else such jobs would soon hold all of them.
+"""Kill a pool process whose job hangs in a store that does not answer. Such jobs would soon occupy all processes.
 
-A call to a hard mount cannot be interrupted, only killed with its process; and some not even then, until they are made
-to fail. The job goes back to the queue, without an attempt counted, and goes on where it was when the store is back.
+A call to a hard mount cannot be interrupted. It ends with its process, and sometimes only after the pending requests
+of the mount are aborted. The job is queued again, and the attempt does not count. It resumes when the store answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.errors import StoreAway, WorkerError
+from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Claim
 from ssvm_worker.ledger.retry_policy import RetryPolicy, decide
@@ -25,54 +25,56 @@ from .periodic import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.stuck")
 _EVERY_S = 1.0
-#: Seconds to wait for a look that is under way when the job ends.
+#: Seconds to wait at the end of a job for a check that still runs.
 _JOIN_S = 10.0
-#: Seconds that a job which was told to stop gets to do so, though its store is away.
-_TOLD_S = 5.0
+#: Seconds that a job has to stop after a request to stop, although its store is away.
+_STOP_S = 5.0
 
 
 class HungStoreWatchdog:
-    """Tells when a job has hung for so long; by looks at the clock that its caller has made."""
+    """Decides whether a job hangs. The caller passes the current time, so this class uses no clock."""
 
     def __init__(self, give_up_s: float) -> None:
         self._give_up_s = give_up_s
         self._since: float | None = None
-        self._seen: object = None
+        self._progress: object = None
 
     def hangs(self, now: float, away: object, progress: object, told: bool) -> bool:
-        """Whether it is to be given up: its store away all the while, nothing moved, and no end in sight."""
-        if not away or progress != self._seen:
-            self._since, self._seen = None, progress
+        """Return whether the job hangs: its store is away, and its progress has not changed for too long.
+
+        *told*: the job was asked to stop, so it has less time.
+        """
+        if not away or progress != self._progress:
+            self._since, self._progress = None, progress
         if not away:
             return False
         if self._since is None:
             self._since = now
-        return now - self._since >= (min(_TOLD_S, self._give_up_s) if told else self._give_up_s)
+        return now - self._since >= (min(_STOP_S, self._give_up_s) if told else self._give_up_s)
 
 
 @contextlib.contextmanager
-def freeing(settings: Settings, ledger: Ledger, claim: Claim, heart: ClaimHeartbeat) -> Iterator[None]:
-    """While the job runs, kill this process if it hangs in a store for ``nfs.give_up_s``."""
+def kill_if_hung(settings: Settings, ledger: Ledger, claim: Claim, heart: ClaimHeartbeat) -> Iterator[None]:
+    """Kill this process if the job of the block hangs in a store for ``nfs.give_up_s`` seconds."""
     if not any(each.url.startswith("nfs://") for each in settings.stores.values()):
         yield
         return
+    watchdog = HungStoreWatchdog(settings.nfs.give_up_s)
 
-    def give_up(error: StoreAway) -> None:
-        _LOG.critical("job %s hangs in its store; its process is killed, the job waits: %s", claim.job_id, error)
-        decision = decide(error, 1, RetryPolicy())
-        with contextlib.suppress(WorkerError):  # its claim runs out, at the latest
-            ledger.release(claim, error.as_dict(), decision.delay_s, decision.counted)
+    def check() -> None:
+        away = used_and_away()
+        if not watchdog.hangs(time.monotonic(), away, heart.progress, heart.stop_requested) or not away:
+            return
+        if rounds.stopping:
+            return
+        _LOG.critical("job %s hangs in its store; its process is killed, the job waits: %s", claim.job_id, away)
+        decision = decide(away, 1, RetryPolicy())
+        with contextlib.suppress(WorkerError):  # otherwise the claim expires
+            ledger.release(claim, away.as_dict(), decision.delay_s, decision.counted)
         ask_to_die()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    watch = HungStoreWatchdog(settings.nfs.give_up_s)
-
-    def look() -> None:
-        away = used_and_away()
-        if watch.hangs(time.monotonic(), away, heart.progress, heart.told) and away and not rounds.stopping:
-            give_up(away)
-
-    rounds = PeriodicThread("stuck", look, _EVERY_S)
+    rounds = PeriodicThread("stuck", check, _EVERY_S)
     rounds.start()
     try:
         yield

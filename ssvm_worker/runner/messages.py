@@ -1,7 +1,13 @@
-"""From a message to a record: what a server in any language sent becomes a job of the ledger, or a failed one."""
+"""Screen and parse messages: a message from a program in any language becomes a job of the ledger, or a failed one.
+
+``screen`` runs before Celery reads a message. It keeps the task, its id, its arguments, and a trace context.
+Everything else that a sender may write is dropped. The ledger handles times (``eta``, ``expires``). Jobs do not use
+Celery's limits, stamps, chains and retries. Only the main process adds the claim of a job.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -11,37 +17,74 @@ from typing import Any
 from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.jobs import JOBS, Job, find_job
-from ssvm_worker.jobs.request import JobRequest, kept, parse_request
+from ssvm_worker.jobs.request import MAX_BYTES, JobRequest, check_form, storable_fields, parse_request
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, Record
 from ssvm_worker.operations.traces import traceparent
 from ssvm_worker.wiring.assembly import new_job
 
-from .screening import CLAIM, first_argument
-
-#: What a job's name may look like, as it stands in keys and counters of the ledger.
+#: The header by which the main process passes a claim to a pool process: [job id, token].
+CLAIM = "ssvm_claim"
+#: The form of a job's name, as the ledger uses it in keys and counters.
 _NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
+_REMEDY = "Send protocol 2 of Celery, with a JSON body: docs/jobs.md"
+
+
+def screen(message: Any) -> None:
+    """Reduce kombu's *message* to protocol 2 with the parts that a job needs. Raise InvalidRequest if impossible."""
+    if message.problem:
+        raise InvalidRequest(message.problem, "", _REMEDY)
+    headers = message.headers
+    payload = _payload(message)
+    if isinstance(payload, dict):  # protocol 1, which has everything in the body
+        headers, payload = payload, [payload.get("args"), payload.get("kwargs", {}), {}]
+    if not isinstance(payload, list) or len(payload) != 3:
+        raise InvalidRequest("The body is not a list of arguments, keyword arguments and options", "", _REMEDY)
+    args, kwargs = payload[:2]
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise InvalidRequest("The arguments are not a list, or the keyword arguments not an object", "", _REMEDY)
+    task, task_id = headers.get("task"), headers.get("id")
+    if not isinstance(task, str) or not isinstance(task_id, str):
+        raise InvalidRequest("The message has no task and id that are strings", "", _REMEDY)
+    check_form([args, kwargs, task, task_id], "the message")
+    names = ("traceparent", "root_id", "expires") if task == "ssvm.reap" else ("traceparent", "root_id")  # of beat
+    copied = {name: text for name in names if isinstance(text := headers.get(name), str)}
+    message.headers = {"lang": "py", "task": task, "id": task_id, **copied}
+    message.content_type, message.content_encoding = "application/json", "utf-8"
+    message.body = json.dumps([args, kwargs, {}])
+
+
+def _payload(message: Any) -> Any:
+    if message.content_type != "application/json":
+        raise InvalidRequest(f"The content type is {message.content_type!r:.100}, not application/json", "", _REMEDY)
+    if len(message.body or "") > MAX_BYTES:
+        what = f"The message has {len(message.body)} bytes; {MAX_BYTES} are allowed"
+        raise InvalidRequest(what, "", "Leave out what no job needs")
+    try:
+        return json.loads(message.body or "")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidRequest(f"The body is not JSON: {error}", "", _REMEDY) from None
 
 
 @dataclass(frozen=True)
 class Message:
-    """What Celery hands over."""
+    """A message, as Celery passes it to a task."""
 
     job: str
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
-    #: The Celery task's id: the job's, if the request brings none.
+    #: The id of the Celery task. It becomes the job's id if the request has none.
     task_id: str
-    #: The trace context of its sender, if there is one.
+    #: The sender's W3C trace context; "" for none.
     traceparent: str = ""
-    #: Which worker has it, as Celery and Flower show it.
+    #: The worker that received it, as Celery and Flower show it.
     worker: str = ""
-    #: The job that this worker's main process has claimed, and the claim's token; see tasks/claim_strategy.py.
+    #: Id and fencing token of the job that the main process has claimed; see tasks/claim_strategy.py.
     claim: tuple[str, int] | None = None
 
     @classmethod
     def of(cls, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Message:
-        """The message for which Celery runs that task of ours."""
+        """Return the message for which Celery runs that task."""
         request = task.request
         parent = traceparent(request.get("traceparent"))
         claim = request.get(CLAIM)
@@ -50,27 +93,26 @@ class Message:
 
     @property
     def job_id(self) -> str:
-        """The job that it is about, as far as it tells: an order says so, a request may; "" for what no id can be."""
+        """Return the id in the message: that of an order or a request, else the task's; "" if none is valid."""
         first = self.args[0] if self.args else {}
         named = first.get("job_id") if isinstance(first, dict) else first
         return _valid("job_id", named) or _valid("job_id", self.task_id)
 
     @property
-    def is_doorbell(self) -> bool:
-        """Whether it names a job, and nothing else."""
+    def is_wakeup(self) -> bool:
+        """Return whether the message names a known job, and nothing else."""
         return len(self.args) == 1 and isinstance(self.args[0], dict) and list(self.args[0]) == ["job_id"]
 
 
 def accept(ledger: Ledger, settings: Settings, message: Message) -> Record:
-    """The record of the job that the message is about, written first if it is new. Safe to repeat.
+    """Return the record of a message's job. Store a new job first. Safe to repeat.
 
-    A request that cannot be run is written down as a failed job, and its InvalidRequest raised; so is, without a
-    record, a doorbell for a job that is unknown (ObjectNotFound) and an id that belongs to another request.
+    An invalid request is stored as a failed job, and raises InvalidRequest. Two errors store nothing: an id that
+    belongs to another request (InvalidRequest), and a wake-up for an unknown job (ObjectNotFound).
     """
     job = find_job(message.job)
-    data = _argument(message) if message.is_doorbell else None
-    if data is not None:
-        return ledger.get(data["job_id"])
+    if message.is_wakeup:
+        return ledger.get(_argument(message)["job_id"])
     try:
         task_id = _valid("job_id", message.task_id)
         new = new_job(settings, job, _argument(message), default_id=task_id)
@@ -81,7 +123,7 @@ def accept(ledger: Ledger, settings: Settings, message: Message) -> Record:
 
 
 def job_id_of(message: Message) -> tuple[str, str]:
-    """The job that an order to retry or to cancel is about, and who gave it."""
+    """Return the job id of an order to retry or to cancel, and the user who gave the order."""
     data = (
         _argument(message)
         if message.args and not isinstance(message.args[0], str)
@@ -103,12 +145,16 @@ def _argument(message: Message) -> dict[str, Any]:
 
 
 def refuse(ledger: Ledger, settings: Settings, message: Any, error: Exception) -> None:
-    """Write down as failed the job of kombu's *message*, if it has an id; changes no known job.
+    """Store the job of kombu's *message* as failed, if the message has an id. A known job does not change.
 
-    Nothing is written for tasks that are no jobs, such as ``ssvm.retry``.
+    Nothing is stored for tasks that are no jobs, such as ``ssvm.retry``.
     """
     headers = message.headers if isinstance(message.headers, dict) else {}
-    data = first_argument(message)
+    try:
+        first = _payload(message)[0][0]  # the message may be wrong in any way
+    except (InvalidRequest, LookupError, TypeError):
+        first = {}
+    data = first if isinstance(first, dict) else {}
     job_id = _valid("job_id", data.get("job_id")) or _valid("job_id", headers.get("id"))
     name = str(headers.get("task")).removeprefix("ssvm.")
     if not job_id or name in ("retry", "cancel", "reap"):
@@ -125,7 +171,7 @@ def refuse(ledger: Ledger, settings: Settings, message: Any, error: Exception) -
 
 
 def _refused(settings: Settings, job: Job, message: Message) -> NewJob:
-    """What can be kept of a request that is wrong: whose it is, and whom to tell."""
+    """Return the job of an invalid request, with its id and its callback if these are valid."""
     data = message.args[0] if message.args and isinstance(message.args[0], dict) else {}
     job_id = _valid("job_id", data.get("job_id")) or _valid("job_id", message.task_id) or uuid.uuid4().hex
     return NewJob(
@@ -133,13 +179,13 @@ def _refused(settings: Settings, job: Job, message: Message) -> NewJob:
         job=job.name,
         zone=settings.zone,
         lane=job.lane,
-        request=kept(job.Request, data) | {"job_id": job_id},
+        request=storable_fields(job.Request, data) | {"job_id": job_id},
         callback_url=_valid("callback_url", data.get("callback_url")),
     )
 
 
 def _valid(name: str, value: Any) -> str:
-    """The value of one field that every request has, or "" if it is not fit to be used."""
+    """Return the value of a field of JobRequest, or "" if the value is invalid."""
     try:
         return getattr(parse_request(JobRequest, {name: value}, ""), name) or ""
     except InvalidRequest:

@@ -1,4 +1,4 @@
-"""Looks at this host's mounts, and unmounts what its workers have mounted and no longer use."""
+"""Probe the NFS mounts of this host, and unmount those that its workers mounted and no longer use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ssvm_worker.stores.nfs.mount import Mounted
 from .periodic import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.mounts")
-#: Seconds between two looks for processes that hang and want to be let die.
+#: Seconds between two searches for hung processes that asked to be ended.
 _OFTEN_S = 1.0
 
 
 class MountKeeper:
-    """A thread of the worker's main process, which uses no mount itself; without stores on NFS it has nothing to do."""
+    """A thread of the worker's main process, which itself uses no mount. It does nothing without stores on NFS."""
 
     def __init__(self, settings: Settings) -> None:
         self._idle_s = settings.nfs.idle_s
@@ -30,54 +30,45 @@ class MountKeeper:
         self._rounds = PeriodicThread("mounts", self._round, min(_OFTEN_S, self._every_s))
 
     def start(self) -> None:
-        """Begin. The last look is when the process ends: its jobs may run on for a while after the stop."""
+        """Start the thread. The last unmount is at the end of the process, because jobs may run after ``stop``."""
         if self._mounts:
             self._rounds.start()
-            atexit.register(self._unmount, 0.0)
+            atexit.register(self._unmount_unused, 0.0)
 
     def stop(self) -> None:
-        """Tell the thread to end."""
+        """Ask the thread to end."""
         self._rounds.stop()
 
     def _round(self) -> None:
         for each in self._mounts:
-            _let_the_dying_die(each)
+            try:
+                each.let_the_dying_die()  # possible here, because this process has no file open on a mount
+            except (WorkerError, OSError) as error:
+                _LOG.error("a process that hangs cannot be ended: %s", error)
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + self._every_s
         for each in self._mounts:
-            _look(each)
-        self._unmount(self._idle_s)
+            _probe(each)
+        self._unmount_unused(self._idle_s)
 
-    def _unmount(self, idle_s: float) -> None:
+    def _unmount_unused(self, idle_s: float) -> None:
         for each in self._mounts:
-            _unmount_unused(each, idle_s)
+            try:
+                if each.unmount_unused(idle_s):
+                    _LOG.info("%s is unmounted: no process uses it", each.export.source)
+            except (WorkerError, OSError) as error:
+                _LOG.warning("%s stays mounted: %s", each.export.source, error)
 
 
-def _let_the_dying_die(mounted: Mounted) -> None:
-    """Here, as this process has no file open on a mount."""
-    try:
-        mounted.let_the_dying_die()
-    except (WorkerError, OSError) as error:
-        _LOG.error("a process that hangs cannot be ended: %s", error)
-
-
-def _look(mounted: Mounted) -> None:
-    """A store that hangs holds up this thread for the probe's deadline, and nothing else."""
-    was = mounted.health.read().breaker
+def _probe(mounted: Mounted) -> None:
+    """Probe a mount, and log changes of its state. A hung store blocks this thread until the probe's deadline."""
+    before = mounted.health.read().breaker
     try:
         mounted.look()
     except (WorkerError, OSError) as error:
-        if was.state == CLOSED:
+        if before.state == CLOSED:
             _LOG.error("%s", error)
         return
-    if was.state != CLOSED:
+    if before.state != CLOSED:
         _LOG.warning("%s answers again", mounted.export.source)
-
-
-def _unmount_unused(mounted: Mounted, idle_s: float) -> None:
-    try:
-        if mounted.unmount_unused(idle_s):
-            _LOG.info("%s is unmounted: nobody uses it", mounted.export.source)
-    except (WorkerError, OSError) as error:
-        _LOG.warning("%s stays mounted: %s", mounted.export.source, error)

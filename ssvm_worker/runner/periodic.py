@@ -1,4 +1,4 @@
-"""A thread of a worker that does one thing again and again, and goes on whatever comes of it."""
+"""A thread that repeats one action, and survives its errors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ssvm_worker.errors import WorkerError
 
 
 class PeriodicThread:
-    """Calls *act* every *every_s* seconds until it is stopped; an error costs that round alone."""
+    """A thread that calls *act* every *every_s* seconds until ``stop``. An error is logged and ends only that round."""
 
     def __init__(self, name: str, act: Callable[[], object], every_s: float) -> None:
-        """*name*: of the thread and, behind ``ssvm.``, of its log."""
+        """*name*: the name of the thread and, after ``ssvm.``, of its logger."""
         self._act = act
         self._every_s = every_s
         self._log = logging.getLogger(f"ssvm.{name}")
@@ -21,27 +21,27 @@ class PeriodicThread:
         self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin, with a pause first."""
+        """Start the thread. The first round is after *every_s* seconds."""
         self._thread.start()
 
     def stop(self, wait_s: float = 0.0) -> None:
-        """Tell the thread to end, and wait for it for so long."""
+        """Ask the thread to end, and wait for it up to *wait_s* seconds."""
         self._over.set()
         if wait_s and self._thread.is_alive():
             self._thread.join(wait_s)
 
     @property
     def stopping(self) -> bool:
-        """Whether it was told to end."""
+        """Return whether ``stop`` was called."""
         return self._over.is_set()
 
     def once(self) -> None:
-        """One round, in the thread of the caller."""
+        """Run one round in the caller's thread."""
         try:
             self._act()
         except WorkerError as error:
             self._log.warning("%s", error)
-        except Exception:  # noqa: BLE001 - a thread that ends is missed by nobody until jobs stand still
+        except Exception:  # noqa: BLE001 - a dead thread would be noticed only when jobs stop
             self._log.exception("a round failed")
 
     def _repeat(self) -> None:

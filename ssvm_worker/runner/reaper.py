@@ -1,4 +1,4 @@
-"""What every worker does beside its jobs, in threads of its main process; of all workers, one at a time acts."""
+"""Background work of every worker, in threads of its main process. The ledger lets one worker act at a time."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ _LOG = logging.getLogger("ssvm.reaper")
 
 
 class Reaper:
-    """One thread queues again what lost its worker or its message; others send callbacks, which may hang."""
+    """A thread that queues jobs again whose worker or message was lost, and threads that send callbacks."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ledger = open_ledger(settings)
-        # Rounds must be closer than claims are long, or the ledger takes the time between them for an outage.
+        # Rounds must be closer than claims are long. Otherwise the ledger takes the time between them for an outage.
         self._every_s = min(settings.ledger.reap_s, settings.ledger.claim_s / 4)
         self._rounds = PeriodicThread("reaper", self._reap, self._every_s)
-        self._outbox = CallbackSender(settings, self._every_s)
+        self._callbacks = CallbackSender(settings, self._every_s)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the threads."""
         self._rounds.start()
-        self._outbox.start()
+        self._callbacks.start()
 
     def stop(self) -> None:
-        """Tell the threads to end; they hold nothing that would have to be put back."""
-        self._outbox.stop()
+        """Ask the threads to end. They hold nothing that must be released."""
+        self._callbacks.stop()
         self._rounds.stop(1.0)
 
     def _reap(self) -> None:
-        attempts, stands = self._settings.retry.max_attempts, standing(self._settings)
-        for record in self._ledger.reap(self._every_s, attempts, stands):
+        max_attempts, has_message = self._settings.retry.max_attempts, standing(self._settings)
+        for record in self._ledger.reap(self._every_s, max_attempts, has_message):
             with about(record.job_id):
-                _LOG.info("job %s is rung: %s", record.job_id, record.error["message"] if record.error else "it waits")
+                reason = record.error["message"] if record.error else "it waits without a message"
+                _LOG.info("job %s gets a new message: %s", record.job_id, reason)
                 ring(self._settings, record)
         self._ledger.expire()

@@ -1,4 +1,4 @@
-"""Tells the registry that this worker lives: where it is, what it takes, how busy it is, whether it is leaving."""
+"""Send this worker's heartbeat to the registry: its place, its lanes, its load, and whether it is stopping."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ssvm_worker.wiring.assembly import open_registry
 from .periodic import PeriodicThread
 
 _LOG = logging.getLogger("ssvm.registrar")
-#: Seconds between two signs of life.
+#: Seconds between two heartbeats.
 _EVERY_S = 2.0
 
 
@@ -29,10 +29,10 @@ class WorkerRegistration:
     def __init__(
         self, settings: Settings, name: str, *, active: Callable[[], int], connected: Callable[[], bool]
     ) -> None:
-        """*active* counts the jobs that run in this worker; *connected* says whether it can receive messages."""
+        """*active* counts the running jobs of this worker. *connected* returns whether it can receive messages."""
         self._settings = settings
         self._active, self._connected = active, connected
-        self._mounts = any(each.url.startswith("nfs://") for each in settings.stores.values())
+        self._uses_nfs = any(each.url.startswith("nfs://") for each in settings.stores.values())
         self._registry = open_registry(settings)
         self._info = WorkerInfo(
             name=name,
@@ -44,28 +44,28 @@ class WorkerRegistration:
             started=time.time(),
             every_s=_EVERY_S,
         )
-        self._leaving = False
+        self._stopping = False
         self._rounds = PeriodicThread("registrar", self._beat, _EVERY_S)
 
     def start(self) -> None:
-        """Begin. The worker is there until its process ends: running jobs may take a while to hand over."""
+        """Start the thread. The worker stays registered until its process ends, because jobs may run after ``stop``."""
         self._rounds.once()
         self._rounds.start()
         atexit.register(self._leave)
 
     def stop(self) -> None:
-        """Say that no new job is taken."""
-        self._leaving = True
+        """Register that the worker takes no new job."""
+        self._stopping = True
         self._rounds.once()
 
     def _beat(self) -> None:
         active = self._active()
-        away = stores_away(self._settings) if self._mounts else {}
-        known = replace(self._info, active=active, draining=self._leaving, away=away, connected=self._connected())
-        self._registry.beat(known)
+        away = stores_away(self._settings) if self._uses_nfs else {}
+        info = replace(self._info, active=active, draining=self._stopping, away=away, connected=self._connected())
+        self._registry.beat(info)
 
     def _leave(self) -> None:
-        """One that is killed cannot say so, and is down when it has been silent for a while."""
+        """Remove the worker from the registry. A killed worker cannot do this: it counts as down after a while."""
         try:
             self._registry.leave(self._info.name)
         except WorkerError as error:

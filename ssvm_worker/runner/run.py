@@ -1,6 +1,11 @@
-"""From a doorbell to a job that has run: claim or leave, run, and write down what came of it.
+"""Run a job: claim it, run it, and store its outcome.
 
-The only place that decides what an error means for the job as a whole.
+Only this module decides what an error means for the job:
+
+- The claim is lost (fenced): another worker has the job, and this attempt ends without a result.
+- The error is retryable, or a shutdown: the job is queued again.
+- The user cancelled: leftovers are removed, and the job is cancelled.
+- Any other error: leftovers are removed, the job fails, and the error is raised.
 """
 
 from __future__ import annotations
@@ -27,8 +32,8 @@ from ssvm_worker.operations.traces import UNTRACED, Trace, tracing
 from ssvm_worker.wiring.assembly import kept_ledger, make_attempt, open_slots
 from ssvm_worker.wiring.celery_sender import ring
 
-from .heartbeat import ClaimHeartbeat, insist
-from .hung_store import freeing
+from .heartbeat import ClaimHeartbeat, wait_for_broker
+from .hung_store import kill_if_hung
 from .messages import Message, accept
 from .replication import order_copies
 from .shutdown import draining
@@ -37,15 +42,15 @@ _LOG = logging.getLogger("ssvm.bridge")
 
 
 def run_job(settings: Settings, message: Message) -> dict[str, Any]:
-    """Run the job that the message is about, if it is there to be run; returns what Celery's log shows.
+    """Run the job of a message, if it can run now. Return the outcome that Celery's log shows.
 
-    Raises the error of a job that has failed, so that Celery shows it as failed too.
+    Raise the error of a failed job, so that Celery shows the task as failed too.
     """
     logs.begin(message.job_id)
     ledger = kept_ledger(settings)
-    job_id, claim = insist(lambda: _claimed(ledger, settings, message))
+    job_id, claim = wait_for_broker(lambda: _claimed(ledger, settings, message))
     if claim is None:
-        _LOG.info("job %s is left alone: it is not there to be run", job_id)
+        _LOG.info("job %s skipped: it cannot run now", job_id)
         return {"job_id": job_id, "state": "left"}
     record = claim.record
     logs.begin(record.job_id, claim.number)
@@ -53,24 +58,27 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
     with (
         ClaimHeartbeat(ledger, claim) as heart,
         draining(heart.shut_down, settings.worker.drain_s),
-        freeing(settings, ledger, claim, heart),
+        kill_if_hung(settings, ledger, claim, heart),
         tracing(record.job, record.traceparent, **figures) as trace,
     ):
         return JobRun(settings, ledger, claim, heart, trace=trace).run()
 
 
 def _claimed(ledger: Ledger, settings: Settings, message: Message) -> tuple[str, Claim | None]:
-    """Mostly the main process has taken the job; without its ledger it hands over what came."""
+    """Return the message's job id, and its claim or None.
+
+    The main process usually has the claim. If it could not reach the ledger, it passes on the original message.
+    """
     if message.claim:
         return message.claim[0], ledger.begin(*message.claim)
     record = accept(ledger, settings, message)
-    if (record.zone, record.lane) != (settings.zone, find_job(message.job).lane):  # its own workers hear of it
+    if (record.zone, record.lane) != (settings.zone, find_job(message.job).lane):  # a job of other workers
         return record.job_id, None
     return record.job_id, ledger.claim(record.job_id, message.worker or worker_name())
 
 
 def worker_name() -> str:
-    """Who runs a job: host and process, as people find it."""
+    """Return host and process id, by which people find the process of a job."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -85,10 +93,11 @@ class JobRun:
     trace: Trace = field(default=UNTRACED, kw_only=True)
 
     def run(self) -> dict[str, Any]:
-        """Run the job and end or release it in the ledger."""
+        """Run the job, and end it or queue it again in the ledger."""
         try:
-            if self.claim.record.ending:
-                return self._clean_up()
+            if ending := self.claim.record.ending:  # the last attempt ended the job, and may have left something
+                self._discard()
+                return self._end(ending, error=self.claim.record.error or _describe(Cancelled("user")))
             result = self._job.run(self._request, self._attempt)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the one place where any error becomes an outcome
             return self._fail(error)
@@ -109,7 +118,7 @@ class JobRun:
             self.claim.job_id,
             number=self.claim.number,
             token=self.claim.token,
-            publish=self.trace.watch(self.heart.note),
+            publish=self.trace.watch(self.heart.set_progress),
             stop_reason=self.heart.stop_reason,
             confirm=self.heart.confirm,
             will_resume=self._will_resume,
@@ -128,11 +137,11 @@ class JobRun:
 
     def _fail(self, error: BaseException) -> dict[str, Any]:
         if _is_fenced(error):
-            return self._leave()
+            return self._stop_fenced()
         shown = _describe(error)
         self.trace.fail(shown)
         if not isinstance(error, WorkerError | SystemExit):
-            _LOG.error("job %s met a bug of ours", self.claim.job_id, exc_info=error)
+            _LOG.error("job %s failed: internal error", self.claim.job_id, exc_info=error)
         decision = self._decide(error)
         if decision.state == "queued":
             return self._release(shown, decision)
@@ -142,60 +151,55 @@ class JobRun:
             raise error
         return ended
 
-    def _clean_up(self) -> dict[str, Any]:
-        """The attempt that follows the last one: it removes what that has left."""
-        self._discard()
-        record = self.claim.record
-        return self._end(record.ending, error=record.error or _describe(Cancelled("user")))
-
     def _discard(self) -> None:
+        """Remove leftovers. A request to stop does not prevent this; a lost claim does."""
+
+        def confirm() -> None:
+            if not self.heart.owns():
+                raise Cancelled("fenced")
+
         if not self.heart.owns():
             return
         try:
-            self._job.discard(self._request, replace(self._attempt, confirm=self._owned, stop_reason=lambda: None))
+            self._job.discard(self._request, replace(self._attempt, confirm=confirm, stop_reason=lambda: None))
         except WorkerError as error:
             _LOG.warning("job %s: leftovers remain until the next clean-up: %s", self.claim.job_id, error)
-        except Exception:  # noqa: BLE001 - the job has ended all the same, and must not look as if it ran
+        except Exception:  # noqa: BLE001 - the job has ended anyway, and must not look as if it ran
             _LOG.exception("job %s: leftovers remain until the next clean-up", self.claim.job_id)
 
-    def _owned(self) -> None:
-        """That a user wants the job to stop does not keep it from cleaning up; that it is another worker's does."""
-        if not self.heart.owns():
-            raise Cancelled("fenced")
-
     def _end(self, state: str, result: dict[str, Any] | None = None, **outcome: Any) -> dict[str, Any]:
-        """Write down how it ended; what it stored, however it ended, goes to the stores that are owed it."""
+        """Store the outcome. Queue copies to stores that missed an artifact, also after a failure."""
         outcome |= {"result": result, "progress": self.heart.progress}
         try:
-            act = partial(order_copies, self.settings, self.ledger, self.claim.record, result or {})
-            copies = insist(act, self.heart)
-            freed = insist(lambda: self.ledger.finish(self.claim, state, **outcome), self.heart)
+            order = partial(order_copies, self.settings, self.ledger, self.claim.record, result or {})
+            copies = wait_for_broker(order, self.heart)
+            to_wake = wait_for_broker(lambda: self.ledger.finish(self.claim, state, **outcome), self.heart)
         except Cancelled:
-            return self._leave()
+            return self._stop_fenced()
         self.trace.note(state=state)
         _LOG.info("job %s %s", self.claim.job_id, state)
-        self._ring(freed + [each.job_id for each in copies])
+        self._send_messages(to_wake + [each.job_id for each in copies])
         return {"job_id": self.claim.job_id, "state": state}
 
     def _release(self, shown: dict[str, Any], decision: RetryDecision) -> dict[str, Any]:
         delay_s, progress = decision.delay_s, self.heart.progress
         try:
-            act = partial(self.ledger.release, self.claim, shown, delay_s, decision.counted, progress)
-            freed = insist(act, self.heart)
+            release = partial(self.ledger.release, self.claim, shown, delay_s, decision.counted, progress)
+            to_wake = wait_for_broker(release, self.heart)
         except Cancelled:
-            return self._leave()
+            return self._stop_fenced()
         self.trace.note(state="queued")
         _LOG.warning("job %s is queued again, due in %.1f s: %s", self.claim.job_id, delay_s, shown["message"])
-        self._ring(freed + ([] if delay_s else [self.claim.job_id]))
+        self._send_messages(to_wake + ([] if delay_s else [self.claim.job_id]))
         return {"job_id": self.claim.job_id, "state": "queued"}
 
-    def _ring(self, job_ids: list[str]) -> None:
-        """For jobs that may run now; if the broker has just gone away, the reaper does it."""
+    def _send_messages(self, job_ids: list[str]) -> None:
+        """Send messages for jobs that may run now. While the broker is away, this is left to the reaper."""
         with suppress(StoreUnavailable):
             for job_id in job_ids:
                 ring(self.settings, self.ledger.get(job_id))
 
-    def _leave(self) -> dict[str, Any]:
+    def _stop_fenced(self) -> dict[str, Any]:
         self.trace.note(state="fenced")
         _LOG.warning("job %s belongs to another worker now; this attempt has ended", self.claim.job_id)
         return {"job_id": self.claim.job_id, "state": "fenced"}
@@ -206,17 +210,17 @@ def _is_fenced(error: BaseException) -> bool:
 
 
 def _as_cancelled(error: BaseException) -> BaseException:
-    """A worker that is told to exit while its job is stuck: the job is handed over like any other."""
+    """Return SystemExit as a shutdown: a job that hangs while its worker ends is queued again."""
     return Cancelled("shutdown") if isinstance(error, SystemExit) else error
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
-    """The error object of the record."""
+    """Return the error object of the record."""
     error = _as_cancelled(error)
     if isinstance(error, WorkerError):
         return error.as_dict()
     place = traceback.extract_tb(error.__traceback__)[-1]
-    what = f"A bug of ours: {type(error).__name__}: {error}"
+    what = f"Internal error: {type(error).__name__}: {error}"
     return {
         "error": type(error).__name__,
         "what": what,

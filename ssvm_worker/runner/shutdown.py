@@ -1,4 +1,4 @@
-"""What a pool process does with its worker's SIGTERM: the running job gets time to end, then it hands over."""
+"""Handle a worker's SIGTERM in a pool process: the running job gets time to end, then it is queued again."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-#: Seconds in which a job that was told to stop should be gone; then whatever call it is stuck in is interrupted.
+#: Seconds that a job has to stop after a request to stop. Then the call in which it hangs is interrupted.
 _GENTLE_S = 5.0
 
 
 @contextmanager
 def draining(stop: Callable[[], None], drain_s: float) -> Iterator[None]:
-    """While a job runs, a termination signal lets it go on for *drain_s*, then calls *stop*, then raises SystemExit.
+    """Handle termination signals while a job runs in the block.
 
-    Each further signal brings the next step at once. Celery's own handler would raise SystemExit in the middle of
-    whatever line is running, and its soft shutdown sleeps the full time though the job may end at once.
+    The first signal lets the job run for *drain_s* seconds more. Then *stop* is called, and later SystemExit is
+    raised. Each further signal starts the next step at once.
+
+    Celery's own handler raises SystemExit at any line. Its soft shutdown always sleeps the full time.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,16 +38,13 @@ def draining(stop: Callable[[], None], drain_s: float) -> Iterator[None]:
         else:
             raise SystemExit("the job did not stop in time")
 
-    kept = {each: signal.signal(each, on_signal) for each in (_term_signal(), signal.SIGALRM)}
+    # The signal that a worker sends to its pool processes when it ends: see REMAP_SIGTERM in Celery's manual.
+    term_signal = signal.Signals[os.environ.get("REMAP_SIGTERM") or "SIGTERM"]
+    previous = {each: signal.signal(each, on_signal) for each in (term_signal, signal.SIGALRM)}
     try:
         yield
     finally:
         if steps:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        for each, handler in kept.items():
+        for each, handler in previous.items():
             signal.signal(each, handler)
-
-
-def _term_signal() -> signal.Signals:
-    """What a worker sends to its pool processes at its end: see REMAP_SIGTERM in Celery's manual."""
-    return signal.Signals[os.environ.get("REMAP_SIGTERM") or "SIGTERM"]

@@ -1,4 +1,4 @@
-"""How a worker is started: the one command line, for ``ssvm worker``, for tests and for unit files."""
+"""The command lines of a worker and of Flower, for ``ssvm worker``, for tests and for unit files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ssvm_worker.ledger.record import queue_name
 
 
 def worker_command(settings: Settings) -> tuple[list[str], dict[str, str]]:
-    """The command that runs a worker with these settings, and what its environment must have beside SSVM_CONFIG.
+    """Return the command of a worker with these settings, and its environment beside SSVM_CONFIG.
 
-    REMAP_SIGTERM makes SIGTERM the shutdown that does not wait for hours: running jobs are told, and hand over.
+    With REMAP_SIGTERM a SIGTERM does not wait for hours: running jobs are asked to stop, and are queued again.
     """
     queues = ",".join(queue_name(settings.zone, lane) for lane in settings.worker.lanes)
     argv = [sys.executable, "-P", "-m", "tasks", "worker"]
@@ -22,9 +22,9 @@ def worker_command(settings: Settings) -> tuple[list[str], dict[str, str]]:
 
 
 def flower_command(port: int, login: str) -> tuple[list[str], dict[str, str]]:
-    """The command that runs Flower on loopback for a look, and its environment; *login* is ``name:password``.
+    """Return the command of a Flower on loopback for a trial, and its environment. *login* is ``name:password``.
 
-    In operation Flower reads config/flower/flowerconfig.py. A login on the command line would show in ``ps``.
+    In production Flower reads config/flower/flowerconfig.py. A login on the command line would show in ``ps``.
     """
     argv = [sys.executable, "-P", "-m", "tasks.flower", "--address=127.0.0.1", f"--port={port}"]
     return argv, {"FLOWER_BASIC_AUTH": login}

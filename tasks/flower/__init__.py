@@ -1,8 +1,8 @@
-"""What we add to Flower: Retry and Cancel for jobs, and a page of all jobs. ``install`` is called by its config file.
+"""Extensions of Flower: Retry and Cancel for jobs, and a page of all jobs. Its configuration file calls ``install``.
 
-Flower executes its configuration before it builds its application, so its list of handlers and its template loader can
-be given more; no file of Flower's is copied. What is used of it is no declared API: the extra pins 2.2, and
-tests/e2e/test_flower.py looks at the real thing.
+Flower executes its configuration before it creates its application. So ``install`` can add handlers and replace the
+template loader, and no file of Flower is copied. This uses undocumented parts of Flower. Therefore the extra pins
+version 2.2, and tests/e2e/test_flower.py tests the real program.
 """
 
 from __future__ import annotations
@@ -23,28 +23,31 @@ _HERE = Path(__file__).parent
 
 
 class _Overlay(Loader):
-    """Our templates before Flower's; ``@flower/NAME`` is always Flower's own."""
+    """A loader that prefers the templates of this package. ``@flower/NAME`` is always Flower's template."""
 
     def _create_template(self, name: str) -> Any:
         if name.startswith("@flower/"):
             self.root = urls.settings["template_path"]
             return super()._create_template(name.removeprefix("@flower/"))
-        ours = _HERE / "templates"
-        self.root = str(ours) if (ours / name).exists() else urls.settings["template_path"]
+        own = _HERE / "templates"
+        self.root = str(own) if (own / name).exists() else urls.settings["template_path"]
         return super()._create_template(name)
 
-    def resolve_path(self, name: str, parent_path: str | None = None) -> str:  # noqa: ARG002 - all lie side by side
-        """Names are never relative."""
+    def resolve_path(self, name: str, parent_path: str | None = None) -> str:  # noqa: ARG002 - one folder has all
+        """Return the name, because names are never relative."""
         return name
 
 
 def install(readers: Collection[str] = ()) -> None:
-    """Add our pages; the logins named by *readers* see them without any button, and change nothing. Safe to repeat."""
+    """Add the pages and the handlers. Safe to repeat.
+
+    The logins in *readers* see the pages without buttons, and cannot change anything.
+    """
     if "template_loader" in urls.settings:
         return
     urls.settings["template_loader"] = _Overlay(str(_HERE / "templates"))
     given = {"readers": frozenset(readers)}
-    _keep_from_changing(frozenset(readers))
+    _forbid_changes(frozenset(readers))
     urls.handlers[:0] = [
         url(r"/api/task/apply/ssvm\.(retry|cancel)", Apply, given),
         url(r"/api/task/revoke/(.+)", Revoke, given),
@@ -52,7 +55,7 @@ def install(readers: Collection[str] = ()) -> None:
         url(r"/api/worker/pool/(restart|grow|shrink|autoscale)/(.+)", Refuse, given),
         url(r"/api/worker/queue/(add-consumer|cancel-consumer)/(.+)", Refuse, given),
     ]
-    # The last of Flower's takes every path there is.
+    # Flower's last handler accepts every path.
     urls.handlers[-1:-1] = [
         url(r"/jobs", JobsPage, given, name="ssvm-jobs"),
         url(r"/ssvm/jobs", JobsList, given),
@@ -62,18 +65,21 @@ def install(readers: Collection[str] = ()) -> None:
     ]
 
 
-def _keep_from_changing(readers: Collection[str]) -> None:
-    """Flower's own API can run any task and stop workers; its read_only is for everybody or for nobody."""
+def _forbid_changes(readers: Collection[str]) -> None:
+    """Refuse POST requests of *readers* to Flower's API, which can run any task and stop workers.
+
+    Flower's own option read_only applies to all logins.
+    """
     prepare = BaseApiHandler.prepare
 
-    def prepare_and_look(handler: BaseApiHandler) -> None:
+    def prepare_and_check(handler: BaseApiHandler) -> None:
         prepare(handler)
         if handler.request.method == "POST" and user_of(handler) in readers:
-            raise HTTPError(403, "%s may only look", user_of(handler))
+            raise HTTPError(403, "%s may only read", user_of(handler))
 
-    BaseApiHandler.prepare = prepare_and_look
+    BaseApiHandler.prepare = prepare_and_check
 
 
 def readers_of_environment() -> list[str]:
-    """The names in FLOWER_READERS, with commas between them."""
+    """Return the names in the variable FLOWER_READERS, which are separated by commas."""
     return [each.strip() for each in os.environ.get("FLOWER_READERS", "").split(",") if each.strip()]

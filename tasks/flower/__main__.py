@@ -1,4 +1,4 @@
-"""Flower with our pages, for a look; in operation it reads config/flower/flowerconfig.py."""
+"""Run Flower with the pages of this package, for a trial. In production it reads config/flower/flowerconfig.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flower's side of the ledger: what its pages ask, and what their buttons do."""
+"""Handlers of Flower's pages: they read the ledger, and their buttons retry and cancel jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ssvm_worker.wiring.assembly import open_figures, open_ledger, open_registry
 from ssvm_worker.wiring.celery_sender import job_of_task, ring
 from tasks.remote_control import REFUSED
 
-#: Flower's paths that are named unlike Celery's commands.
+#: Celery's command for Flower's paths that have another name.
 _COMMANDS = {
     "timeout": "time_limit",
     "rate-limit": "rate_limit",
@@ -30,8 +30,8 @@ _COMMANDS = {
     "add-consumer": "add_consumer",
     "cancel-consumer": "cancel_consumer",
 }
-#: Jobs on the page, and ids in one question.
-_JOBS, _IDS = 200, 300
+#: The largest numbers of jobs on the page, and of ids in one request.
+_MAX_JOBS, _MAX_IDS = 200, 300
 
 
 @cache
@@ -45,7 +45,7 @@ def _stores() -> StoreWatch:
 
 
 def user_of(handler: BaseApiHandler) -> str:
-    """The name of whoever is logged in; empty if nobody is."""
+    """Return the user's login name; "" without a login."""
     known = handler.current_user
     if isinstance(known, str) or not known:
         return known or ""
@@ -54,59 +54,59 @@ def user_of(handler: BaseApiHandler) -> str:
 
 
 class _OfJobs(BaseApiHandler):  # type: ignore[misc]
-    """Knows who asks, and whether he may change anything; Flower itself sees to the login and the origin."""
+    """A handler that knows the user and their rights. Flower itself checks the login and the origin."""
 
     def initialize(self, readers: Collection[str]) -> None:
         self._readers = readers
 
     @property
     def may_act(self) -> bool:
-        """Whether there are buttons."""
+        """Return whether the user may change jobs. Without this right the page has no buttons."""
         return not self.application.options.read_only and user_of(self) not in self._readers
 
     async def act(self, verb: str, task_id: str) -> dict[str, Any]:
-        """The job's new state, or why not; the status is set."""
+        """Retry or cancel a job. Return its new state, or an error, and set the HTTP status."""
         if not self.may_act:
-            raise HTTPError(403, "%s may only look", user_of(self))
+            raise HTTPError(403, "%s may only read", user_of(self))
         return await self.ask(_act, verb, task_id, f"{user_of(self)} (flower)")
 
-    async def ask(self, question: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
-        """What *question* finds in the ledger, in a thread; else its error as a message, with the status for it."""
-        status, values = await self.run_blocking(question.__name__, "the ledger", _tried, question, *given)
+    async def ask(self, query: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+        """Run *query* in a thread. Return its result, or its error as ``message``, and set the HTTP status."""
+        status, values = await self.run_blocking(query.__name__, "the ledger", _run_query, query, *args)
         self.set_status(status)
         return values  # type: ignore[no-any-return]
 
     def answer(self, values: Any) -> None:
-        """As JSON."""
+        """Send JSON."""
         self.set_header("Content-Type", "application/json")
         self.write(json.dumps(values))
 
 
 class States(_OfJobs):
-    """The state of the job behind each Celery task of ``ids``."""
+    """The states of the jobs of the Celery tasks in ``ids``."""
 
     @authenticated
     async def get(self) -> None:
-        """{task id: {job_id, state}}; a task that is no job's is left out."""
-        ids = [each for each in (self.get_argument("ids", "") or "").split(",") if each][:_IDS]
+        """Send {task id: {job_id, state}}. Tasks without a job are omitted."""
+        ids = [each for each in (self.get_argument("ids", "") or "").split(",") if each][:_MAX_IDS]
         self.answer({"may_act": self.may_act} | await self.ask(_states, ids))
 
 
 class Act(_OfJobs):
-    """Retry or cancel, through the ledger, by the name of whoever is logged in."""
+    """Retry or cancel a job in the ledger, in the user's name."""
 
     @authenticated
     async def post(self, verb: str, task_id: str) -> None:
-        """200 and the job's state; 404, or 409 with the reason, and nothing has changed."""
+        """Send 200 with the job's state. 404 and 409 have a reason, and the job has not changed."""
         self.answer(await self.act(verb, task_id))
 
 
 class Apply(_OfJobs):
-    """Flower's POST /api/task/apply/ssvm.retry, which waits for a result: answered here, since jobs have none there."""
+    """Flower's POST /api/task/apply/ssvm.retry. Flower waits for a result that these tasks do not have."""
 
     @authenticated
     async def post(self, verb: str) -> None:
-        """As ``Act``, in the form of Flower's own answer; the body is ``{"args": ["ID"]}``."""
+        """Do the same as ``Act``, with Flower's form of response. The body is ``{"args": ["ID"]}``."""
         try:
             [task_id] = json.loads(self.request.body)["args"]
         except (ValueError, KeyError, TypeError) as error:
@@ -117,57 +117,59 @@ class Apply(_OfJobs):
 
 
 class Revoke(_OfJobs):
-    """Flower's POST /api/task/revoke/ID, with or without ``terminate``: the job is cancelled through the ledger."""
+    """Flower's POST /api/task/revoke/ID, with or without ``terminate``: it cancels the job in the ledger."""
 
     @authenticated
     async def post(self, task_id: str) -> None:
-        """As ``Act``, with the ``message`` that Flower shows."""
+        """Do the same as ``Act``, with the ``message`` that Flower shows."""
         values = await self.act("cancel", task_id)
-        self.answer({"message": f"Job {values.get('job_id')} is {values.get('state')}; it was asked to stop"} | values)
+        text = f"Job {values.get('job_id')} is {values.get('state')}; its worker was asked to stop"
+        self.answer({"message": text} | values)
 
 
 class Refuse(_OfJobs):
-    """Commands of Flower that would contradict the settings of workers."""
+    """Flower's commands that would contradict the settings of workers."""
 
     @authenticated
     async def post(self, command: str, _of: str) -> None:
-        """409, with what to do in place of it."""
+        """Send 409 and the remedy."""
         self.set_status(409)
         remedy = REFUSED.get(_COMMANDS.get(command, command), "Cancel the job: ssvm cancel ID")
         self.answer({"message": f"{command} is refused. {remedy}"})
 
 
 class JobsList(_OfJobs):
-    """What the page of jobs shows."""
+    """The content of the page of jobs."""
 
     @authenticated
     async def get(self) -> None:
-        """Lanes, workers and the newest jobs, of one state if ``state`` names it."""
+        """Send lanes, workers, stores and the newest jobs, only those of ``state`` if it is given."""
         state = self.get_argument("state", "") or None
         self.answer({"may_act": self.may_act} | await self.ask(_overview, state))
 
 
 class JobsPage(BaseHandler):  # type: ignore[misc]
-    """The page of jobs; a script fills it."""
+    """The page of jobs. A script fills it."""
 
     def initialize(self, readers: Collection[str]) -> None:
-        """Who only looks has the same page, without buttons."""
+        """Accept *readers*. They get the same page, and the script shows no buttons."""
 
     @authenticated
     def get(self) -> None:
-        """The empty page."""
+        """Send the empty page."""
         self.render("ssvm_jobs.html")
 
 
 def _states(task_ids: list[str]) -> dict[str, Any]:
     with open_ledger(_settings()) as ledger:
         found = {task_id: job_of_task(ledger, task_id) for task_id in task_ids}
-    return {"jobs": {task_id: {"job_id": it.job_id, "state": it.state} for task_id, it in found.items() if it}}
+    jobs = {task_id: {"job_id": record.job_id, "state": record.state} for task_id, record in found.items() if record}
+    return {"jobs": jobs}
 
 
-def _tried(question: Callable[..., dict[str, Any]], *given: Any) -> tuple[int, dict[str, Any]]:
+def _run_query(query: Callable[..., dict[str, Any]], *args: Any) -> tuple[int, dict[str, Any]]:
     try:
-        return 200, question(*given)
+        return 200, query(*args)
     except ObjectNotFound as error:
         return 404, {"message": str(error)}
     except StoreUnavailable as error:
@@ -189,7 +191,7 @@ def _act(verb: str, task_id: str, by: str) -> dict[str, Any]:
 
 def _overview(state: str | None) -> dict[str, Any]:
     with open_ledger(_settings()) as ledger:
-        jobs = [_row(shown(record)) for record in ledger.page(state=state, limit=_JOBS)]
+        jobs = [_row(shown(record)) for record in ledger.page(state=state, limit=_MAX_JOBS)]
     lanes = [vars(each) for each in open_figures(_settings()).lanes()]
     workers = [each.to_dict() for each in open_registry(_settings()).workers()]
     return {"jobs": jobs, "lanes": lanes, "workers": workers, "stores": _stores().rows()}

@@ -164,7 +164,7 @@ def test_broker_restarts(
     queued = download(site, http_server.serve("other.raw", DATA), id="t2")
     site.until(lambda: site.stored_bytes() > 0, "the first bytes are stored")
     stoppable_broker.stop()
-    site.until(lambda: b"goes on without its ledger" in worker.log.read_bytes(), "the job feels it")
+    site.until(lambda: b"continues without its ledger" in worker.log.read_bytes(), "the job feels it")
     stoppable_broker.start()
     records = [site.wait(each) for each in (running, queued)]
     assert [(each.state, len(each.attempts)) for each in records] == [("succeeded", 1), ("succeeded", 1)]

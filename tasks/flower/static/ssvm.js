@@ -1,11 +1,11 @@
-// Retry and Cancel on Flower's task page, on its list, and on our page of jobs. All text goes in as text, never as HTML.
+// Adds Retry and Cancel to Flower's task page and list, and fills the page of jobs. Text is inserted as text, not as HTML.
 (() => {
   const prefix = document.getElementById("url_prefix").value.replace(/^\/*|\/*$/g, "");
   const root = prefix ? `/${prefix}` : "";
   const verbs = { failed: "retry", cancelled: "retry", running: "cancel", queued: "cancel" };
   const xsrf = () => (document.cookie.match(/(?:^|; )_xsrf=([^;]*)/) || [])[1] || "";
 
-  // Flower's own commands, which the server refuses or does in another way: Cancel and Retry stand in their place.
+  // Hide Flower's own commands. The server refuses them or handles them differently. Cancel and Retry replace them.
   const hidden = document.createElement("style");
   hidden.textContent = `#task-terminate, #task-revoke, #worker-pool-restart, #pool-controls-heading, .worker-controls-form,
     #worker-add-consumer, #add-consumer-name, [id^="worker-cancel-consumer"], [id^="task-rate-limit"],
@@ -24,7 +24,7 @@
     return answer.json();
   }
 
-  // A button that does one thing to one job, once.
+  // Return a button that retries or cancels one job once, or null if the state allows neither.
   function button(id, state, after) {
     const verb = verbs[state];
     if (!verb) return null;
@@ -121,8 +121,8 @@
     fill(document.getElementById("ssvm-table"), found.jobs.map((job) => {
       const link = make("a", job.job_id);
       link.href = `${root}/task/${encodeURIComponent(job.job_id)}`;
-      const told = job.retried_by.length ? `${job.state}, retried by ${job.retried_by[0]}` : job.state;
-      return [link, job.job, job.zone, told, progress(job), job.created.replace("T", " ").slice(0, 19),
+      const shown = job.retried_by.length ? `${job.state}, retried by ${job.retried_by[0]}` : job.state;
+      return [link, job.job, job.zone, shown, progress(job), job.created.replace("T", " ").slice(0, 19),
         found.may_act ? button(job.job_id, job.state, refresh) : null];
     }));
   }

@@ -13,8 +13,7 @@ from ssvm_worker.ledger.job_metrics import JobMetrics
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob
 from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
-from ssvm_worker.operations.demand import decisions
-from ssvm_worker.operations.scaling import Policy, Running, decide
+from ssvm_worker.operations.scaling import Policy, Running, decide, decisions
 from tests import simulation
 from tests.servers.broker import Broker
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ssvm_worker.runner.hung_store import HungStoreWatchdog, freeing
+from ssvm_worker.runner.hung_store import HungStoreWatchdog, kill_if_hung
 from tests.servers.worker import Site
 
 
@@ -51,7 +51,7 @@ import sys
 from ssvm_worker.config import load
 from ssvm_worker.operations.mounts import nfs_mounts
 from ssvm_worker.runner.heartbeat import ClaimHeartbeat
-from ssvm_worker.runner.hung_store import freeing
+from ssvm_worker.runner.hung_store import kill_if_hung
 from ssvm_worker.wiring.assembly import open_ledger
 
 settings = load()
@@ -60,7 +60,7 @@ mounted._enter()
 mounted.health.fail("no answer")
 with open_ledger(settings) as ledger:
     claim = ledger.claim(sys.argv[1], "worker")
-    with ClaimHeartbeat(ledger, claim) as heart, freeing(settings, ledger, claim, heart):
+    with ClaimHeartbeat(ledger, claim) as heart, kill_if_hung(settings, ledger, claim, heart):
         open(sys.argv[2]).read()
 """
 
@@ -85,5 +85,5 @@ def test_other_jobs_are_left_alone(make_site: Callable[..., Site]) -> None:
     """Where no store is on NFS nothing is watched."""
     site = make_site()
     names = {each.name for each in threading.enumerate()}
-    with freeing(site.settings, site.ledger, None, None):  # type: ignore[arg-type]
+    with kill_if_hung(site.settings, site.ledger, None, None):  # type: ignore[arg-type]
         assert {each.name for each in threading.enumerate()} == names

@@ -25,7 +25,7 @@ from ssvm_worker.jobs.copy import job as copy
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob
-from ssvm_worker.operations.demand import decisions
+from ssvm_worker.operations.scaling import decisions
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import Store
