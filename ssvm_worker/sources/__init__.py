@@ -1,4 +1,4 @@
-"""Where downloads come from: one way in for each URL scheme."""
+"""Open the source of a download: one source class for each URL scheme."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssvm_worker.streaming.pipeline import limit
 from .file import FileSource, FileVersion
 from .ftp import FtpSource, FtpVersion
 from .http.source import HttpSource, Validator, fetch_text
-from .metalink import MOST, begins_metalink, is_metalink, parse_metalink
+from .metalink import MAX_BYTES, begins_metalink, is_metalink, parse_metalink
 from .mirrors import Mirrors, Offer
 from .options import SourceOptions, VersionedSource
 from .sftp import SftpSource, SftpVersion
@@ -24,100 +24,98 @@ from .store_object import StoredSource
 _Open = Callable[[str, SourceOptions, dict[str, Any] | None], VersionedSource]
 
 
-def _http(url: str, access: SourceOptions, validator: dict[str, Any] | None) -> VersionedSource:
-    known = Validator(**validator) if validator else None
-    return HttpSource(url, access.http, headers=access.headers, check=access.check, validator=known)
+def _http(url: str, options: SourceOptions, version: dict[str, Any] | None) -> VersionedSource:
+    validator = Validator(**version) if version else None
+    return HttpSource(url, options.http, headers=options.headers, check=options.check, validator=validator)
 
 
-def _file(url: str, access: SourceOptions, validator: dict[str, Any] | None) -> VersionedSource:
-    return FileSource(url, access, FileVersion(**validator) if validator else None)
-
-
-def _ftp(url: str, access: SourceOptions, validator: dict[str, Any] | None) -> VersionedSource:
-    return FtpSource(url, access, FtpVersion(**validator) if validator else None)
-
-
-def _sftp(url: str, access: SourceOptions, validator: dict[str, Any] | None) -> VersionedSource:
-    return SftpSource(url, access, SftpVersion(**validator) if validator else None)
-
-
-def _stored(url: str, access: SourceOptions, _: dict[str, Any] | None) -> VersionedSource:
-    return StoredSource(url, access)
+def _sftp(url: str, options: SourceOptions, version: dict[str, Any] | None) -> VersionedSource:
+    return SftpSource(url, options, SftpVersion(**version) if version else None)
 
 
 #: A new source is one new file, and one line here.
 SCHEMES: dict[str, _Open] = {
     "http": _http,
     "https": _http,
-    "file": _file,
-    "ftp": _ftp,
+    "file": lambda url, options, version: FileSource(url, options, FileVersion(**version) if version else None),
+    "ftp": lambda url, options, version: FtpSource(url, options, FtpVersion(**version) if version else None),
     "sftp": _sftp,
     "scp": _sftp,
-    "s3": _stored,
-    "store": _stored,
+    "s3": lambda url, options, _: StoredSource(url, options),
+    "store": lambda url, options, _: StoredSource(url, options),
 }
-#: Those that a metalink may name.
+#: The schemes that a metalink may name.
 _PUBLIC = ("http", "https", "ftp")
 
 
-def open_source(url: str, access: SourceOptions, validator: dict[str, Any] | None = None) -> VersionedSource:
-    """The source behind a URL, of the version that *validator* tells; InvalidRequest for a scheme that is not taken.
+def open_source(url: str, options: SourceOptions, validator: dict[str, Any] | None = None) -> VersionedSource:
+    """Return the source behind a URL, without a connection.
 
-    Touches nothing.
+    *validator* names the version of the object, if an earlier attempt has stored one.
+    Raises InvalidRequest for a scheme that is not supported.
     """
     scheme = url.partition(":")[0].lower()
     if scheme not in SCHEMES:
         raise InvalidRequest(
-            f"URLs of scheme {scheme[:20]!r} are not taken", "url", f"Give one of: {', '.join(SCHEMES)}"
+            f"The URL scheme {scheme[:20]!r} is not supported", "url", f"Use one of {', '.join(SCHEMES)}"
         )
-    return SCHEMES[scheme](url, access, validator)
+    return SCHEMES[scheme](url, options, validator)
 
 
 def find_source(
-    urls: Sequence[str], access: SourceOptions, checksum: Digest | None, version: dict[str, Any] | None = None
+    urls: Sequence[str], options: SourceOptions, checksum: Digest | None, version: dict[str, Any] | None = None
 ) -> Mirrors:
-    """The object that the first URL names, or any other; a metalink is fetched and stands for what it offers.
+    """Return one source for all *urls*, which must offer the same object.
 
-    Headers and credentials go to the first URL's origin only. Raises InvalidRequest, and what ``fetch_text`` raises.
+    If the first URL is a metalink, the function fetches it and uses the URLs in it.
+    Headers and credentials are sent to the origin of the first URL only.
+    Raises InvalidRequest, and the errors of ``fetch_text``.
     """
-    bare = dataclasses.replace(access, http=access.http.elsewhere(), headers={}, username=None, password=None)
+    without_secrets = dataclasses.replace(
+        options, http=options.http.without_client_certificate(), headers={}, username=None, password=None
+    )
 
     def make(url: str, validator: dict[str, Any] | None) -> VersionedSource:
-        return open_source(url, access if url == urls[0] else bare, validator)
+        return open_source(url, options if url == urls[0] else without_secrets, validator)
 
     for url in urls:
         make(url, None)
 
-    def unfold(head: bytes, rest: Iterator[bytes]) -> Offer | None:
-        return known(_unfolded(head, rest, urls)) if begins_metalink(head) else None
-
-    def known(offer: Offer) -> Offer:
+    def with_checksum(offer: Offer) -> Offer:
         return dataclasses.replace(offer, verified=checksum is not None or bool(offer.digests))
 
+    def unfold(head: bytes, rest: Iterator[bytes]) -> Offer | None:
+        """Return the offer of a metalink whose URL does not look like one."""
+        if not begins_metalink(head):
+            return None
+        document = b"".join(limit(itertools.chain([head], rest), MAX_BYTES, parse(urls[0]).name))
+        return with_checksum(_offer_of(document.decode("utf-8", "replace"), urls))
+
     if not is_metalink(urls[0]):
-        return Mirrors(known(Offer(tuple(dict.fromkeys(urls)))), make, version, unfold)
-    text = fetch_text(urls[0], access.http, headers=access.headers, check=access.check, most=MOST)
-    return Mirrors(known(_offered(text, urls)), make, version)
+        return Mirrors(with_checksum(Offer(tuple(dict.fromkeys(urls)))), make, version, unfold)
+    text = fetch_text(urls[0], options.http, headers=options.headers, check=options.check, max_bytes=MAX_BYTES)
+    return Mirrors(with_checksum(_offer_of(text, urls)), make, version)
 
 
-def _unfolded(head: bytes, rest: Iterator[bytes], urls: Sequence[str]) -> Offer:
-    """What a metalink offers that was not known for one by its name."""
-    document = b"".join(limit(itertools.chain([head], rest), MOST, parse(urls[0]).name))
-    return _offered(document.decode("utf-8", "replace"), urls)
-
-
-def _offered(text: str, urls: Sequence[str]) -> Offer:
-    """What a metalink at the first URL offers; the other URLs come behind what it names."""
+def _offer_of(text: str, urls: Sequence[str]) -> Offer:
+    """Return the offer of the metalink at the first URL. The other URLs follow the URLs in the document."""
     first, *others = urls
     offer = parse_metalink(text, parse(first).name)
-    taken = [url for url in offer.urls if _is_taken(url)]
-    if not taken:
-        raise SourceDenied("The metalink has no URL that we take", parse(first).name, "Give the file's own URL")
-    return dataclasses.replace(offer, urls=tuple(dict.fromkeys((*taken, *others))))
+    allowed = [url for url in offer.urls if _is_allowed_in_metalink(url)]
+    if not allowed:
+        raise SourceDenied(
+            "The metalink has no URL that is allowed",
+            parse(first).name,
+            f"Give the URL of the file itself. A metalink may name {', '.join(_PUBLIC)}",
+        )
+    return dataclasses.replace(offer, urls=tuple(dict.fromkeys((*allowed, *others))))
 
 
-def _is_taken(url: str) -> bool:
-    """Whether a stranger's document may name that URL: nothing of this machine, and nothing by our own credentials."""
+def _is_allowed_in_metalink(url: str) -> bool:
+    """Return whether a metalink, which is untrusted, may name this URL.
+
+    It may not name files of this machine, nor objects that need the worker's own credentials.
+    """
     if url.partition(":")[0].lower() not in _PUBLIC:
         return False
     try:

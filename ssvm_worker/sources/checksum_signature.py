@@ -1,4 +1,4 @@
-"""OpenPGP signatures of checksum files, verified by gpgv against a keyring of the settings and nothing else."""
+"""Verify OpenPGP signatures of checksum files with gpgv. Only keys of the configured keyring count."""
 
 from __future__ import annotations
 
@@ -17,95 +17,96 @@ from ssvm_worker.units import KiB, MiB
 from .http.request import HttpSettings
 from .http.source import HttpSource
 
-#: What publishers append to the name of the file: Ubuntu .gpg, Debian .sign, most others .asc.
+#: File extensions of signatures: Ubuntu uses .gpg, Debian .sign, most others .asc.
 _ENDINGS = (".gpg", ".asc", ".sign")
-_CLEAR = b"-----BEGIN PGP SIGNED MESSAGE-----"
-#: Seconds; a verification takes a few hundredths.
+_CLEAR_SIGNED = b"-----BEGIN PGP SIGNED MESSAGE-----"
+#: Seconds. A verification takes a few hundredths of a second.
 _TIMEOUT_S = 30.0
+#: Where gpgv is searched.
+_PATH = "/usr/local/bin:/usr/bin:/bin"
+#: The status words of gpgv (doc/DETAILS of GnuPG), and the text for a user.
+_REASONS = {
+    "BADSIG": "the file has been changed",
+    "NO_PUBKEY": "the signing key is not in the keyring",
+    "EXPKEYSIG": "the signing key has expired",
+    "EXPSIG": "the signature has expired",
+    "REVKEYSIG": "the signing key was revoked",
+}
 
 
 @dataclass(frozen=True)
 class Keyring:
-    """Whose signatures count."""
+    """Public keys whose signatures are accepted."""
 
-    #: Of public keys, as ``gpg --export`` writes it (not armoured).
+    #: A file that ``gpg --export`` wrote, not armoured.
     path: Path
-    #: Refuse a file that is not signed at all.
+    #: Whether a file without any signature is refused.
     required: bool = True
 
 
 def fetch_signed(url: str, settings: HttpSettings, keyring: Keyring, check: Check) -> str:
-    """The text behind a URL, if its signature is good: one within it, or one beside it. SourceDenied if it is not.
+    """Return the text behind a URL after its signature was verified.
 
-    Of a file with a signature within it, only what is signed is given.
+    The signature is in the file or beside it. For a signature in the file, only the signed part is returned.
+    Raises SourceDenied for a bad signature.
     """
     data = _fetch(url, settings, check, MiB)
-    if data.lstrip().startswith(_CLEAR):
-        return decode_text(_verified(keyring, url, data))
+    if data.lstrip().startswith(_CLEAR_SIGNED):
+        return decode_text(_verify(keyring, url, data))
     for ending in _ENDINGS:
         path, mark, query = url.partition("?")
         try:
             signature = _fetch(path + ending + mark + query, settings, check, 64 * KiB)
         except SourceNotFound:
             continue
-        _verified(keyring, url, data, signature)
+        _verify(keyring, url, data, signature)
         return decode_text(data)
     if keyring.required:
         raise SourceDenied(
             "The checksum file is not signed",
             HttpSource(url, settings).name,
-            f"Looked for {', '.join(_ENDINGS)} beside it. Give the digest itself, or set download.require_signature",
+            f"No {', '.join(_ENDINGS)} file is beside it. Give the digest itself, or set download.require_signature",
         )
     return decode_text(data)
 
 
-def _fetch(url: str, settings: HttpSettings, check: Check, most: int) -> bytes:
+def _fetch(url: str, settings: HttpSettings, check: Check, max_bytes: int) -> bytes:
     source = HttpSource(url, settings, check=check)
-    return b"".join(limit(source.open(), most, source.name))
+    return b"".join(limit(source.open(), max_bytes, source.name))
 
 
-def _verified(keyring: Keyring, url: str, data: bytes, signature: bytes | None = None) -> bytes:
-    """What the signature is of; a *signature* of its own, or one within *data*."""
+def _verify(keyring: Keyring, url: str, data: bytes, signature: bytes | None = None) -> bytes:
+    """Return the signed bytes. *signature* None: the signature is in *data*."""
     if not keyring.path.is_file():
-        raise ConfigError("There is no such keyring", str(keyring.path), "Make it by gpg --export")
+        raise ConfigError("The keyring does not exist", str(keyring.path), "Create it with gpg --export")
     with tempfile.TemporaryDirectory(prefix="ssvm-signature-") as scratch:
-        paths = [Path(scratch, "text")] if signature is None else [Path(scratch, "signature"), Path(scratch, "text")]
-        for path, content in zip(paths, [data] if signature is None else [signature, data], strict=True):
-            path.write_bytes(content)
-        output = Path(scratch, "signed")
-        ends = ["--output", str(output)] if signature is None else []
-        status = _gpgv([*ends, "--keyring", str(keyring.path.resolve()), *map(str, paths)])
-        good = set(re.findall(r"(?m)^\[GNUPG:\] (\w+)", status))
-        # Of several signatures one of a key that we know is enough; a broken one is never overlooked.
-        if "GOODSIG" not in good or "VALIDSIG" not in good or "BADSIG" in good:
+        inputs = {"text": data} if signature is None else {"signature": signature, "text": data}
+        for name, content in inputs.items():
+            Path(scratch, name).write_bytes(content)
+        signed = Path(scratch, "signed")
+        output = ["--output", str(signed)] if signature is None else []
+        names = [str(Path(scratch, name)) for name in inputs]
+        status = _gpgv([*output, "--keyring", str(keyring.path.resolve()), *names])
+        words = set(re.findall(r"(?m)^\[GNUPG:\] (\w+)", status))
+        # One signature of a known key is enough. A broken signature always counts.
+        if "GOODSIG" not in words or "VALIDSIG" not in words or "BADSIG" in words:
+            reason = next((text for word, text in _REASONS.items() if word in words), "it cannot be read")
             raise SourceDenied(
-                f"The signature of the checksum file is not good: {_reason(good)}",
+                f"The signature of the checksum file is not valid: {reason}",
                 HttpSource(url, HttpSettings()).name,
-                "Compare it with the publisher's; the keys that count are in download.keyring",
+                "Compare the file with the publisher's. Trusted keys are in download.keyring",
             )
-        return output.read_bytes() if signature is None else data
+        return signed.read_bytes() if signature is None else data
 
 
 def _gpgv(arguments: list[str]) -> str:
+    """Run gpgv and return its status lines."""
     command = ["gpgv", "--status-fd", "1", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, env={"LC_ALL": "C", "PATH": _PATH})
     except FileNotFoundError as error:
         raise ConfigError("gpgv is not installed", "download.keyring", "Install gpgv, or remove the keyring") from error
     except subprocess.TimeoutExpired as error:
-        raise SourceUnavailable("gpgv did not end", "download.keyring", "Look at the load of this machine") from error
+        what = f"gpgv did not end within {_TIMEOUT_S:g} s"
+        raise SourceUnavailable(what, "download.keyring", "Check the load of this machine") from error
     return done.stdout.decode("utf-8", "replace")
-
-
-_PATH = "/usr/local/bin:/usr/bin:/bin"
-
-
-def _reason(words: set[str]) -> str:
-    said = {
-        "BADSIG": "the file has been changed",
-        "NO_PUBKEY": "by a key that is not in the keyring",
-        "EXPKEYSIG": "by a key that has expired",
-        "EXPSIG": "it has expired",
-        "REVKEYSIG": "by a key that was revoked",
-    }
-    return next((text for word, text in said.items() if word in words), "it cannot be read")

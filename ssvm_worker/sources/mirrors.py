@@ -1,4 +1,4 @@
-"""One object offered in several places: the next place when one fails, is slow or gives something else."""
+"""Read one object that several URLs offer. If one URL fails or is slow, continue with the next."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from ssvm_worker.units import MiB
 
 from .options import VersionedSource
 
-#: Opens the source behind a URL, of the version that a validator tells if one is given.
+#: Creates the source behind a URL. The dict is the validator of the version, if it is known.
 Make = Callable[[str, dict[str, Any] | None], VersionedSource]
 _FAILURES = (SourceUnavailable, SourceNotFound, SourceDenied, SourceChanged)
+_CHECK_MIRROR = "Check the mirror, and the announced size"
 
 
 @dataclass(frozen=True)
 class MirrorVersion:
-    """Where the first bytes came from, and of which version they are. Goes through JSON in a draft manifest."""
+    """Mirror that delivered the first bytes, and its version. A draft manifest stores it as JSON."""
 
     #: Fingerprint of the URL.
     place: str
@@ -31,71 +32,72 @@ class MirrorVersion:
 
 @dataclass(frozen=True)
 class Offer:
-    """What is known of the object before its first byte."""
+    """URLs of one object, and what is known before its first byte."""
 
-    #: The best first.
+    #: The best URL first.
     urls: tuple[str, ...]
     #: Checksums that came with the URLs.
     digests: tuple[Digest, ...] = ()
     size: int | None = None
-    #: Whether a checksum will be compared at the end. Without one, bytes of two places are never put together.
+    #: Whether a checksum is compared at the end. Without a checksum, bytes of two mirrors are never combined.
     verified: bool = False
-    #: Bytes a second below which another place is tried, and the seconds of waiting after which that is judged.
+    #: A mirror with fewer bytes per second is slow. The rate is judged after *judge_s* seconds of waiting.
     slow: float = 1.0 * MiB
     judge_s: float = 10.0
 
 
-#: Given the first chunk and the rest: what they offer, if they are a document that stands for other URLs.
+#: Gets the first chunk and the rest. If they are a metalink, it returns the offer in it.
 Unfold = Callable[[bytes, Iterator[bytes]], Offer | None]
 
 
 class Mirrors:
-    """A ``Source`` of the first place that works; the others are asked only when it does not."""
+    """``Source`` that reads the first mirror that works. It contacts another mirror only after a failure."""
 
     def __init__(
         self, offer: Offer, make: Make, version: dict[str, Any] | None = None, unfold: Unfold = lambda *_: None
     ) -> None:
-        """*version*: ``validator`` as a dict, of an earlier attempt that may be at another place by now."""
+        """*version* is the ``validator`` of an earlier attempt as a dict. It may name any of the mirrors."""
         self._make = make
         self._unfold = unfold
-        self._take(offer, version)
+        self._start(offer, version)
 
-    def _take(self, offer: Offer, version: dict[str, Any] | None) -> None:
-        #: Those that came with the URLs; of a document that stands for others, known when its first chunk has come.
+    def _start(self, offer: Offer, version: dict[str, Any] | None) -> None:
+        #: Checksums that came with the URLs. Those of a metalink are known after the first chunk.
         self.digests = offer.digests
         self._offer = offer
+        #: Bytes per second of each mirror that was judged, by its index.
         self._rates: dict[int, float] = {}
-        places = [_fingerprint(url) for url in offer.urls]
-        known = version if version and version.get("place") in places else None
-        self._at = places.index(known["place"]) if known else 0
-        self._source = self._make(offer.urls[self._at], known["validator"] if known else None)
+        fingerprints = [_fingerprint(url) for url in offer.urls]
+        known = version if version and version.get("place") in fingerprints else None
+        self._index = fingerprints.index(known["place"]) if known else 0
+        self._source = self._make(offer.urls[self._index], known["validator"] if known else None)
         self.name = self._source.name
         self._size: int | None = offer.size
-        #: Whether nothing is known yet of the place at hand, though bytes of another may be stored.
+        #: Whether nothing is known about the current mirror yet, though bytes of another one may be stored.
         self._is_new = False
 
     @property
     def size(self) -> int | None:
-        """Bytes, the same at every place."""
+        """Return the bytes of the object, which are the same on each mirror."""
         return self._size if self._size is not None else self._source.size
 
     @property
     def resumable(self) -> bool:
-        """Whether the place at hand is; or another may go on, because a checksum will tell."""
+        """Return whether the current mirror is resumable, or another one may continue because of a checksum."""
         return self._source.resumable or (self._offer.verified and len(self._offer.urls) > 1)
 
     @property
     def validator(self) -> MirrorVersion | None:
-        """The place at hand and its version."""
+        """Return the current mirror and its version."""
         inner = self._source.validator
-        return MirrorVersion(_fingerprint(self._offer.urls[self._at]), dataclasses.asdict(inner)) if inner else None
+        return MirrorVersion(_fingerprint(self._offer.urls[self._index]), dataclasses.asdict(inner)) if inner else None
 
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
-        """Yield the chunks from *offset* on. Each place gets one chance; the error is one that may pass, if any may.
+        """Yield the chunks from *offset* on, and try each mirror once.
 
-        A change of place after the first chunk is a SourceUnavailable: whoever resumes knows of the seam, and goes on
-        there. Raises what the places raise; SourceChanged when only another place could go on and no checksum would
-        tell.
+        After the first chunk, a change of the mirror raises SourceUnavailable. The caller resumes, and the next call
+        continues with the new mirror. If all mirrors fail, the method raises a retryable error if there is one.
+        Raises SourceChanged if only another mirror could continue, but there is no checksum.
         """
         position, errors = offset, list[WorkerError]()
         while True:
@@ -106,29 +108,29 @@ class Mirrors:
                 self._compare_end(position)
                 return
             except _Unfolded as document:
-                self._unfold = lambda *_: None  # one document is followed, not a chain of them
-                self._take(document.offer, None)
+                self._unfold = lambda *_: None  # follow one metalink, not a chain of them
+                self._start(document.offer, None)
             except _Slow:
-                self._move(self._faster(), position)
-                raise self._left("Another place may be faster") from None
+                self._switch(self._faster(), position)
+                raise self._switched("Another mirror may be faster") from None
             except _FAILURES as error:
                 if position > offset and self._source.resumable:
-                    raise  # it worked until now: whoever resumes comes back to it first
+                    raise  # the mirror worked until now: the caller resumes with it first
                 errors.append(error)
-                if error.retryable and not self._may_move(position):
+                if error.retryable and not self._may_switch(position):
                     raise  # another attempt may succeed, here or from the first byte on
                 if len(errors) >= len(self._offer.urls):
                     raise next((each for each in errors if each.retryable), error) from None
-                self._move((self._at + 1) % len(self._offer.urls), position)
+                self._switch((self._index + 1) % len(self._offer.urls), position)
                 if position > offset:
-                    raise self._left(error.what) from error
+                    raise self._switched(error.what) from error
 
-    def _left(self, why: str) -> SourceUnavailable:
-        return SourceUnavailable(why, self.name, "Look at the mirrors")
+    def _switched(self, why: str) -> SourceUnavailable:
+        return SourceUnavailable(why, self.name, "Check the mirrors")
 
     def _read(self, position: int) -> Generator[bytes, None, None]:
         if position and self._is_new:
-            self._look()
+            self._probe()
         started, waited, read = time.monotonic(), 0.0, 0
         with closing(self._source.open(position)) as chunks:
             for chunk in chunks:
@@ -138,57 +140,57 @@ class Mirrors:
                         raise _Unfolded(offer)
                     self._compare_size()
                 yield chunk
-                if waited >= self._offer.judge_s and self._at not in self._rates:
+                if waited >= self._offer.judge_s and self._index not in self._rates:
                     self._judge(read / waited, position + read)
                 started = time.monotonic()
 
-    def _look(self) -> None:
-        """Learn size and version at a new place from its first chunk."""
+    def _probe(self) -> None:
+        """Read size and version of a new mirror from its first chunk."""
         with closing(self._source.open()) as chunks:
             next(chunks, b"")
         self._compare_size()
         if not self._source.resumable or self._source.size is None:
-            raise SourceChanged("This place cannot go on in the middle", self._source.name, "Ask again")
+            raise SourceChanged("The mirror cannot resume the object", self._source.name, "Submit the job again")
         self._is_new = False
 
     def _compare_size(self) -> None:
         size = self._source.size
         if self._size is not None and size is not None and self._size != size:
             what = f"The file has {size} bytes there, {self._size} were expected"
-            raise SourceChanged(what, self._source.name, "Look at the mirror, and at the size that was announced")
+            raise SourceChanged(what, self._source.name, _CHECK_MIRROR)
 
     def _compare_end(self, position: int) -> None:
         if self._size is not None and position != self._size:
             what = f"The file ended at {position}, {self._size} bytes were announced"
-            raise SourceChanged(what, self._source.name, "Look at the mirror, and at the size that was announced")
+            raise SourceChanged(what, self._source.name, _CHECK_MIRROR)
 
     def _judge(self, rate: float, position: int) -> None:
-        self._rates[self._at] = rate
+        self._rates[self._index] = rate
         known = position == 0 or self.size is not None
-        if rate < self._offer.slow and self._faster() != self._at and known and self._may_move(position):
+        if rate < self._offer.slow and self._faster() != self._index and known and self._may_switch(position):
             raise _Slow
 
     def _faster(self) -> int:
-        """A place that was not tried yet, or else the fastest."""
-        places = range(len(self._offer.urls))
-        untried = [each for each in places if each not in self._rates]
-        return untried[0] if untried else max(places, key=lambda at: self._rates[at])
+        """Return the index of a mirror that was not tried yet, or of the fastest one."""
+        indexes = range(len(self._offer.urls))
+        untried = [each for each in indexes if each not in self._rates]
+        return untried[0] if untried else max(indexes, key=lambda index: self._rates[index])
 
-    def _may_move(self, position: int) -> bool:
+    def _may_switch(self, position: int) -> bool:
         return position == 0 or self._offer.verified
 
-    def _move(self, to: int, position: int) -> None:
-        """Go on at another place: only an object of the same length, and only if a checksum will be compared."""
-        if not self._may_move(position):
-            what = "The place that the first bytes came from is gone, and without a checksum no other can go on"
-            raise SourceChanged(what, self._source.name, "Give a checksum; or ask again, to start from the first byte")
-        self._size, self._at = self.size, to
-        self._source = self._make(self._offer.urls[to], None)
+    def _switch(self, index: int, position: int) -> None:
+        """Select another mirror. After the first byte this needs a checksum and the same size."""
+        if not self._may_switch(position):
+            what = "The mirror of the first bytes is unavailable. Without a checksum, no other mirror can continue"
+            raise SourceChanged(what, self._source.name, "Give a checksum, or submit the job again to start over")
+        self._size, self._index = self.size, index
+        self._source = self._make(self._offer.urls[index], None)
         self._is_new = True
 
 
 def _fingerprint(url: str) -> str:
-    """Tells places apart without giving away what is secret in a URL."""
+    """Return a hash that identifies a URL without its secrets."""
     return digest_of(url.encode()).hex[:32]
 
 
@@ -197,7 +199,7 @@ class _Slow(Exception):
 
 
 class _Unfolded(Exception):
-    """What came is no file, but says where it is."""
+    """The object is a metalink: it names the URLs of the file."""
 
     def __init__(self, offer: Offer) -> None:
         super().__init__()

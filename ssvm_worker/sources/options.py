@@ -1,4 +1,4 @@
-"""What the settings and the request say about a source, beside its URL; and what a download needs of it."""
+"""Define the options of a source, the protocol of a source with versions, and the check of a complete body."""
 
 from __future__ import annotations
 
@@ -7,39 +7,59 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ssvm_worker.errors import InvalidRequest
+from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable
 from ssvm_worker.streaming.interfaces import Check, Source
 
 from .http.request import HttpSettings
 
 
 class VersionedSource(Source, Protocol):
-    """A source that may be able to say which version of the object it gives."""
+    """Source that may know the version of its object."""
 
     @property
     def validator(self) -> Any:
-        """A dataclass that tells this version from any other, or None; known after the first open."""
+        """Return a dataclass that identifies the version, or None. The value is valid after the first open."""
 
 
 def _no_store(url: str) -> Source:
-    raise InvalidRequest("Objects of image stores cannot be had here", url)
+    raise InvalidRequest("This command cannot read objects of image stores", url)
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How a source may be reached. Plain values: no settings, no files to look for."""
+    """Options of a source: plain values from the settings and from the request."""
 
     http: HttpSettings = field(default_factory=HttpSettings)
-    #: Sent to the URL's own origin.
+    #: Sent to the origin of the URL only.
     headers: Mapping[str, str] = field(default_factory=dict)
+    #: Called in every wait. An exception that it raises ends the transfer.
     check: Check = lambda: None
     username: str | None = None
     password: str | None = field(default=None, repr=False)
-    #: file:// URLs may name what lies below these.
+    #: A file:// URL must name a file below one of these directories.
     directories: tuple[Path, ...] = ()
-    #: Host keys that sftp:// believes, in the form of OpenSSH's known_hosts.
+    #: Trusted host keys for sftp://, in the format of OpenSSH's known_hosts.
     known_hosts: str | None = None
-    #: A private key for sftp://, as a file.
+    #: Path of a private key for sftp://.
     private_key: str | None = None
-    #: The reader of an object in S3 or in one of our own stores; raises InvalidRequest.
+    #: Returns the reader of an object in S3 or in a configured store. Raises InvalidRequest.
     stored: Callable[[str], Source] = _no_store
+
+
+def require_complete_body(position: int, size: int | None, name: str) -> int:
+    """Return *position*, the number of bytes received, if it equals the announced *size* or no size was announced.
+
+    Raises SourceUnavailable if bytes are missing. Raises SourceNotFound if there are no bytes.
+    """
+    if size is not None and position != size:
+        raise SourceUnavailable(
+            f"The bytes ended at {position} of {size}", name, "Retry later. If this repeats, check the server"
+        )
+    if not position:
+        raise empty_file(name)
+    return position
+
+
+def empty_file(name: str) -> SourceNotFound:
+    """Return the error for a file without bytes: an empty file is never the wanted file."""
+    return SourceNotFound("The file is empty", name, "Check the URL and the file on the server")

@@ -1,4 +1,4 @@
-"""An object in an image store or in S3, as the source of a download: the reader of it, with a source's errors."""
+"""Read an object of an image store or of S3 as the source of a download."""
 
 from __future__ import annotations
 
@@ -16,33 +16,36 @@ from ssvm_worker.streaming.interfaces import Source
 
 from .options import SourceOptions
 
-_SAID_OTHERWISE = {ObjectNotFound: SourceNotFound, StoreDenied: SourceDenied, StoreUnavailable: SourceUnavailable}
+_SOURCE_ERRORS = {ObjectNotFound: SourceNotFound, StoreDenied: SourceDenied, StoreUnavailable: SourceUnavailable}
 
 
 class StoredSource:
-    """A ``Source`` of ``s3://BUCKET/KEY`` or ``store:NAME/KEY``."""
+    """``Source`` of ``s3://BUCKET/KEY`` or ``store:NAME/KEY``. It raises errors of a source, not of a store."""
 
-    #: Readers know which version they read, but not how to tell another attempt.
+    #: A reader cannot describe its version to a later attempt.
     validator = None
 
-    def __init__(self, url: str, access: SourceOptions) -> None:
-        """Raises InvalidRequest for a store that is not allowed or a key that cannot be; touches nothing."""
-        self._reader: Source = access.stored(url)
+    def __init__(self, url: str, options: SourceOptions) -> None:
+        """Create the reader without a request. Raises InvalidRequest for a forbidden store or an invalid key."""
+        self._reader: Source = options.stored(url)
         self.name = self._reader.name
 
     @property
     def size(self) -> int | None:
-        """Bytes."""
+        """Return the bytes of the object."""
         return self._reader.size
 
     @property
     def resumable(self) -> bool:
-        """Within this attempt."""
+        """Return whether this attempt can resume the object."""
         return self._reader.resumable
 
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
-        """Yield the chunks from *offset* on; SourceNotFound, SourceDenied, SourceUnavailable, SourceChanged."""
+        """Yield the chunks from *offset* on.
+
+        Raises SourceNotFound, SourceDenied, SourceUnavailable or SourceChanged.
+        """
         try:
             yield from self._reader.open(offset)
-        except tuple(_SAID_OTHERWISE) as error:
-            raise _SAID_OTHERWISE[type(error)](*error.args) from error
+        except tuple(_SOURCE_ERRORS) as error:
+            raise _SOURCE_ERRORS[type(error)](*error.args) from error

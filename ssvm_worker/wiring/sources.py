@@ -97,7 +97,7 @@ class Origins:
             origin_ca_file=_text(named.ca_file) if named else None,
             certificate=_text(named.certificate_file) if named else None,
             proxy=parse_proxy(proxy, download.no_proxy) if proxy else None,
-            many=ConnectionPolicy(connections=download.connections),
+            parallel=ConnectionPolicy(connections=download.connections),
         )
 
 

@@ -1,1 +1,1 @@
-"""Download over HTTP and HTTPS."""
+"""Read files over HTTP and HTTPS."""

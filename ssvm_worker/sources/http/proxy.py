@@ -1,7 +1,7 @@
-"""HTTP proxies: absolute requests for http, a CONNECT tunnel for https.
+"""Use HTTP proxies: absolute requests for http, a CONNECT tunnel for https.
 
-The proxy looks names up, so the address rule cannot judge where a name leads: it judges the proxy's own address, and
-targets that are given as addresses. What else may be reached is the proxy's to say.
+The proxy resolves names, so the address rule cannot check the address of a name. The rule checks the address of the
+proxy, and URLs whose host is an address. The proxy's own configuration decides about all other hosts.
 """
 
 from __future__ import annotations
@@ -21,53 +21,56 @@ from ssvm_worker.net.urls import WebUrl
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy, and the hosts that are reached without it."""
+    """Proxy, and the hosts that are reached without it."""
 
     host: str
     port: int
-    #: User and password as Proxy-Authorization has them.
+    #: The value of Proxy-Authorization.
     authorization: str = field(default="", repr=False)
-    #: Names (with all below them), addresses and networks.
+    #: Names (with all their subdomains), addresses and networks.
     bypassed: tuple[str, ...] = ()
 
     def serves(self, host: str) -> bool:
-        """Whether that host is to be reached through the proxy."""
+        """Return whether the host must be reached through the proxy."""
         return not any(_matches(host.lower(), each.lower().lstrip(".")) for each in self.bypassed)
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the proxy wants to know of us."""
+        """Return the headers of each request to the proxy."""
         return {"Proxy-Authorization": self.authorization} if self.authorization else {}
 
 
 def parse_proxy(url: str, bypassed: tuple[str, ...] = ()) -> Proxy:
-    """Read ``http://[user:password@]host:port``; ConfigError for anything else, which it does not repeat."""
+    """Parse ``http://[user:password@]host:port``. Raises ConfigError, whose text does not repeat the URL."""
     try:
         parts = urlsplit(url)
         port = parts.port or 3128
     except ValueError as error:
-        raise ConfigError("This is no proxy's URL", "download.proxy", "Give http://host:port") from error
+        raise ConfigError("The value is not a proxy URL", "download.proxy", "Give http://host:port") from error
     if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise ConfigError("This is no proxy's URL", "download.proxy", "Give http://host:port")
+        raise ConfigError("The value is not a proxy URL", "download.proxy", "Give http://host:port")
     pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
     authorization = f"Basic {base64.b64encode(pair.encode()).decode()}" if parts.username else ""
     return Proxy(parts.hostname, port, authorization, bypassed)
 
 
 def refuse_address(url: WebUrl, rule: AddressRule) -> None:
-    """Raise AddressRefused for a host that is an address of this or a forbidden network, in whatever notation."""
+    """Raise AddressRefused if the host is a forbidden address, in any notation."""
     if url.host.lower().rstrip(".").rpartition(".")[2] == "localhost":
         raise AddressRefused(f"{url.host} is a loopback address")
     try:
         found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
-        return  # a name
+        return  # the host is a name
     if reason := rule.refuse(str(found[0][4][0])):
         raise AddressRefused(f"{url.host} is {reason}")
 
 
 def tunnel(sock: WatchedSocket, url: WebUrl, proxy: Proxy) -> None:
-    """Ask the proxy on *sock* for a way to the host; TLS goes through it. SourceDenied, SourceUnavailable, OSErrors."""
+    """Ask the proxy on *sock* for a tunnel to the host of *url*.
+
+    Raises SourceDenied, SourceUnavailable, and the errors of the socket.
+    """
     host = f"[{url.host}]" if ":" in url.host else url.host
     lines = [f"CONNECT {host}:{url.port} HTTP/1.1", f"Host: {host}:{url.port}"]
     lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
@@ -76,11 +79,11 @@ def tunnel(sock: WatchedSocket, url: WebUrl, proxy: Proxy) -> None:
     answer.begin()
     answer.close()
     if answer.status in (403, 407):
-        what = f"The proxy {proxy.host} refuses the connection (status {answer.status})"
-        raise SourceDenied(what, url.name, "Look at download.proxy, and at the proxy's own rules")
+        what = f"The proxy {proxy.host} refused the connection (status {answer.status})"
+        raise SourceDenied(what, url.name, "Check download.proxy, and the rules of the proxy")
     if not 200 <= answer.status < 300:
-        what = f"The proxy {proxy.host} gives no connection (status {answer.status})"
-        raise SourceUnavailable(what, url.name, "Look at the proxy's log")
+        what = f"The proxy {proxy.host} did not connect (status {answer.status})"
+        raise SourceUnavailable(what, url.name, "Check the log of the proxy")
 
 
 def _matches(host: str, pattern: str) -> bool:

@@ -1,4 +1,4 @@
-"""One GET: connect where it is allowed, follow the redirects, translate what goes wrong. The adapter of urllib3."""
+"""Send one GET: connect to an allowed address, follow redirects, translate errors. The adapter of urllib3."""
 
 from __future__ import annotations
 
@@ -38,63 +38,59 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 @dataclass(frozen=True)
 class HttpSettings:
-    """How to fetch; proxy variables of the environment are never looked at."""
+    """Settings of HTTP downloads. The proxy variables of the environment are ignored."""
 
     rule: AddressRule = field(default_factory=AddressRule)
-    #: Seconds to connect, name resolution not counted.
+    #: Seconds to connect, without the time of name resolution.
     connect_timeout_s: float = 10.0
-    #: Seconds without a byte, or below min_rate bytes a second, that are a stall.
+    #: Seconds without a byte, or with fewer than *min_rate* bytes per second, after which the transfer has stalled.
     stall_s: float = 60.0
     min_rate: float = 1024.0
     max_redirects: int = 5
-    #: PEM file of authorities to trust besides the system's.
+    #: PEM file of certificate authorities to trust in addition to those of the system.
     ca_file: str | None = None
-    #: The same for the origin of the caller's URL alone, and our own certificate for it (with its key).
+    #: The same for the origin of the caller's URL only, and the client certificate for this origin (with its key).
     origin_ca_file: str | None = None
     certificate: str | None = None
     proxy: Proxy | None = None
-    #: When to fetch over several connections, and how many.
-    many: ConnectionPolicy = field(default_factory=ConnectionPolicy)
+    #: When to use several connections, and how many.
+    parallel: ConnectionPolicy = field(default_factory=ConnectionPolicy)
 
-    def elsewhere(self) -> HttpSettings:
-        """For any other origin."""
+    def without_client_certificate(self) -> HttpSettings:
+        """Return the settings for any origin other than the caller's."""
         return replace(self, origin_ca_file=None, certificate=None)
-
-    def proxy_for(self, host: str) -> Proxy | None:
-        """The proxy that leads to that host, if any."""
-        return self.proxy if self.proxy and self.proxy.serves(host) else None
 
 
 class HttpResponse:
-    """An answer, its head read and its body still on the wire; ``close`` it."""
+    """Answer whose head was read. Its body is still on the connection. The owner must call ``close``."""
 
-    def __init__(self, line: HttpConnection, response: BaseHTTPResponse) -> None:
-        self.url = line.url
-        self.line = line
+    def __init__(self, connection: HttpConnection, response: BaseHTTPResponse) -> None:
+        self.url = connection.url
+        self.connection = connection
         self.status = response.status
         self.headers = response.headers
-        #: Bytes of the body; None where the server does not say.
+        #: Bytes of the body, or None if the server does not announce them.
         self.length = response.length_remaining
-        #: The caller's headers that went along.
+        #: The caller's headers that were sent with the request.
         self.trusted: Mapping[str, str] = {}
         self._response = response
-        # read1 returns what has come, so that a reset does not cost the bytes before it; but it would return each
-        # chunk of a chunked body by itself, and those may be tiny.
+        # read1 returns the bytes that have arrived, so a reset does not lose them. But for a chunked body it returns
+        # each chunk separately, and these may be tiny.
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
         self._read = response.read if chunked else response.read1
-        #: The connection of a body that ends with it, having neither a length nor a last chunk.
-        self._ends_with = None if chunked or response.length_remaining is not None else line.socket
+        #: The socket, if only its end marks the end of the body: there is no length and no last chunk.
+        self._ends_with = None if chunked or response.length_remaining is not None else connection.socket
 
     def close(self) -> None:
-        """Close the connection; an unread rest of the body is thrown away."""
+        """Close the connection, and drop the unread rest of the body."""
         self._response.close()
-        self.line.close()
+        self.connection.close()
 
     def read(self, size: int) -> bytes:
-        """The next bytes of the body, *size* at the most, b"" at its end; a Content-Encoding is not undone.
+        """Return at most *size* bytes of the body, or b"" at its end. A Content-Encoding is not decoded.
 
-        Raises what urllib3 raises when it is shorter than its Content-Length, or its last chunk is missing; what the
-        socket raises when that is the end, and over TLS was not signed.
+        Raises the error of urllib3 if the body is shorter than its Content-Length, or has no last chunk.
+        Raises the error of the socket if the body ends with the connection, and TLS has not signed this end.
         """
         data = self._read(size, decode_content=False)
         if not data and self._ends_with and not self._ends_with.ended:
@@ -103,46 +99,49 @@ class HttpResponse:
 
     @property
     def starved(self) -> float:
-        """Seconds that reads have waited for bytes since the connection was made."""
-        return self.line.socket.watch.starved if self.line.socket else 0.0
+        """Return the seconds that reads have waited for bytes since the connection was made."""
+        return self.connection.socket.watch.starved if self.connection.socket else 0.0
 
 
 class HttpConnection:
-    """A connection to one origin: made by our rules when it is needed, and again when the server has closed it."""
+    """Connection to one origin. It connects at the first request, and again after the server has closed it."""
 
     def __init__(
         self, url: WebUrl, settings: HttpSettings, check: Check, *, keep: bool = False, node: str = ""
     ) -> None:
-        """*keep*: ask the server to leave it open, for the next request when an answer has been read to its end.
+        """*keep*: ask the server to keep the connection open for another request after each complete answer.
 
-        *node*: the address to connect to first, where the name has several.
+        *node*: the address to connect to first if the name has several.
         """
         self.url = url
-        #: The address that it was connected to; empty before, and behind a proxy.
+        #: The address of the connection. It is empty before the connection, and behind a proxy.
         self.node = node
         self.settings = settings
-        #: What ends its waits; whoever takes the connection over sets its own.
+        #: Called in every wait. A new owner of the connection sets its own check.
         self.check = check
         self._keep = keep
         self._connection: HTTPConnection | None = None
-        #: That of the last request: http.client forgets it where it will be closed with the body.
+        #: The socket of the last request. http.client drops it if the connection closes with the body.
         self.socket: WatchedSocket | None = None
 
     def get(self, headers: Mapping[str, str]) -> HttpResponse:
-        """Send a GET and read the head of its answer, a redirect or not; SourceDenied, SourceUnavailable."""
+        """Send a GET and read the head of its answer, without following a redirect.
+
+        Raises SourceDenied or SourceUnavailable.
+        """
         used = self._is_open
-        with translated(self.url.name):
+        with translating(self.url.name):
             try:
                 return self._get(headers)
             except (HTTPException, ConnectionError):
                 self.close()
                 if not used:
                     raise
-            # A server may close what has been idle for a while, at the very moment of the next request.
+            # A server may close an idle connection at the moment of the next request. So try once more.
             return self._get(headers)
 
     def close(self) -> None:
-        """Close the connection, if there is one; safe to repeat."""
+        """Close the connection if there is one. Further calls have no effect."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -154,9 +153,16 @@ class HttpConnection:
     def _get(self, headers: Mapping[str, str]) -> HttpResponse:
         try:
             if self._connection is None or not self._is_open:
-                self._connection = self._connect()
+                connection = HTTPConnection(self.url.host, self.url.port, timeout=TICK)
+                # With the socket given here, urllib3 never opens an unchecked socket, nor does it use its own TLS.
+                connection.auto_open = 0
+                connection.response_class = HttpAnswer
+                connection.sock = self.socket = self._open_socket()
+                self._connection = connection
+            is_absolute = self._proxy and self.url.scheme == "http"  # for a proxy without a tunnel
+            target = f"http://{self.url.authority}{self.url.target}" if is_absolute else self.url.target
             self._connection.request(
-                "GET", self._target, headers=self._head(headers), preload_content=False, decode_content=False
+                "GET", target, headers=self._all_headers(headers), preload_content=False, decode_content=False
             )
             return HttpResponse(self, self._connection.getresponse())
         except BaseException:
@@ -165,24 +171,17 @@ class HttpConnection:
 
     @property
     def _proxy(self) -> Proxy | None:
-        return self.settings.proxy_for(self.url.host)
+        proxy = self.settings.proxy
+        return proxy if proxy and proxy.serves(self.url.host) else None
 
-    def _connect(self) -> HTTPConnection:
-        connection = HTTPConnection(self.url.host, self.url.port, timeout=TICK)
-        # urllib3 finds itself connected: it opens no socket that we have not judged, and does no TLS of its own.
-        connection.auto_open = 0
-        connection.response_class = HttpAnswer
-        connection.sock = self.socket = self._dial()
-        return connection
-
-    def _dial(self) -> WatchedSocket | WatchedTLSSocket:
+    def _open_socket(self) -> WatchedSocket | WatchedTLSSocket:
         settings, url, proxy = self.settings, self.url, self._proxy
         files = (settings.ca_file, settings.origin_ca_file)
         tls = tls_context(*files, certificate=settings.certificate) if url.scheme == "https" else None
         watch = StallWatch(lambda: self.check(), settings.stall_s, settings.min_rate)
         if proxy is None:
-            dial = ConnectOptions(settings.rule, settings.connect_timeout_s, tls, self.node)
-            sock = connect(url.host, url.port, dial, watch)
+            options = ConnectOptions(settings.rule, settings.connect_timeout_s, tls, self.node)
+            sock = connect(url.host, url.port, options, watch)
             self.node = sock.getpeername()[0]
             return sock
         refuse_address(url, settings.rule)
@@ -197,111 +196,105 @@ class HttpConnection:
             raise
         return secure(plain, url.host, tls)
 
-    @property
-    def _target(self) -> str:
-        """As it stands in the request line: a proxy that is no tunnel wants all of the URL."""
-        whole = self._proxy and self.url.scheme == "http"
-        return f"http://{self.url.authority}{self.url.target}" if whole else self.url.target
-
-    def _head(self, headers: Mapping[str, str]) -> dict[str, str]:
-        ours = {"Host": self.url.authority, "Accept-Encoding": "identity"}
-        ours |= {} if self._keep else {"Connection": "close"}
-        ours |= self._proxy.headers if self._proxy and self.url.scheme == "http" else {}
+    def _all_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        fixed = {"Host": self.url.authority, "Accept-Encoding": "identity"}
+        fixed |= {} if self._keep else {"Connection": "close"}
+        fixed |= self._proxy.headers if self._proxy and self.url.scheme == "http" else {}
         agent = {} if "user-agent" in map(str.lower, headers) else {"User-Agent": f"ssvm-worker/{__version__}"}
-        return {**agent, **headers, **ours}
+        return {**agent, **headers, **fixed}
 
 
 def get(
     url: WebUrl,
-    own: Mapping[str, str],
+    range_headers: Mapping[str, str],
     headers: Mapping[str, str],
     settings: HttpSettings,
     check: Check,
     *,
     node: str = "",
 ) -> HttpResponse:
-    """Send a GET and follow redirects; the answer has any other status.
+    """Send a GET and follow redirects. Return the first answer that is not a redirect.
 
-    *own* headers go to every hop; the caller's *headers*, which may hold credentials, only to the origin that he gave.
+    *range_headers* are sent to every hop. *headers* may hold credentials, so only the origin of *url* gets them.
     *node* is the address to connect to first.
-    Raises SourceDenied for a hop that is not allowed, a loop, or too many; SourceUnavailable.
+    Raises SourceDenied for a forbidden hop, a loop, or too many redirects. Raises SourceUnavailable.
     """
-    seen = [url]
+    hops = [url]
     while True:
-        at_home = all(each.origin == url.origin for each in seen)
-        trusted = headers if at_home else {}
-        line = HttpConnection(seen[-1], settings if at_home else settings.elsewhere(), check, node=node)
-        answer = line.get({**trusted, **own})
+        is_same_origin = all(each.origin == url.origin for each in hops)
+        trusted = headers if is_same_origin else {}
+        hop_settings = settings if is_same_origin else settings.without_client_certificate()
+        answer = HttpConnection(hops[-1], hop_settings, check, node=node).get({**trusted, **range_headers})
         answer.trusted = trusted
         location = answer.headers.get("Location")
         if answer.status not in _REDIRECTS or not location:
             return answer
         answer.close()
-        seen.append(_next_hop(seen, location, settings.max_redirects))
+        hops.append(_next_hop(hops, location, settings.max_redirects))
 
 
-def _next_hop(seen: list[WebUrl], location: str, most: int) -> WebUrl:
-    here = seen[-1]
+def _next_hop(hops: list[WebUrl], location: str, max_redirects: int) -> WebUrl:
+    current = hops[-1]
     try:
-        there = here.join(location)
+        target = current.join(location)
     except WorkerError as error:
-        what = f"The server redirects to where we do not go: {error.what}"
-        raise SourceDenied(what, here.name, error.remedy) from error
-    if here.scheme == "https" and there.scheme == "http":
-        raise SourceDenied(
-            f"The server redirects from https to {there.name}", here.name, "Give an URL that stays with https"
-        )
-    if there in seen:
-        chain = " -> ".join(each.name for each in (*seen, there))
-        raise SourceDenied(f"The redirects run in a loop: {chain}", seen[0].name, "Tell the server's owner")
-    if len(seen) > most:
-        raise SourceDenied(f"More than {most} redirects", seen[0].name, f"Give the last URL itself: {there.name}")
-    return there
+        what = f"The server redirects to a URL that is not allowed: {error.what}"
+        raise SourceDenied(what, current.name, error.remedy) from error
+    if current.scheme == "https" and target.scheme == "http":
+        what = f"The server redirects from https to http: {target.name}"
+        raise SourceDenied(what, current.name, "Give a URL whose redirects stay on https")
+    if target in hops:
+        chain = " -> ".join(each.name for each in (*hops, target))
+        raise SourceDenied(f"The redirects form a loop: {chain}", hops[0].name, "Report this to the server's owner")
+    if len(hops) > max_redirects:
+        what = f"More than {max_redirects} redirects"
+        raise SourceDenied(what, hops[0].name, f"Give the last URL itself: {target.name}")
+    return target
 
 
 @contextmanager
-def translated(where: str) -> Iterator[None]:
-    """Turn what sockets, ssl, http.client and urllib3 raise into a WorkerError.
+def translating(where: str) -> Iterator[None]:
+    """Turn errors of sockets, ssl, http.client and urllib3 into a WorkerError while the block runs.
 
-    They raise ValueError and UnicodeError for some numbers and names of a hostile server.
+    These libraries raise ValueError and UnicodeError for some numbers and names of a hostile server.
     """
     try:
         yield
     except (HTTPError, HTTPException, OSError, ValueError) as error:
-        # urllib3 wraps what it caught, and its text is the representation of that.
+        # urllib3 wraps the error that it caught. The text of the wrapper is the representation of that error.
         cause = error.__cause__ if isinstance(error.__cause__, OSError | HTTPException) else error
-        raise translate(cause, where) from error
+        raise translate_error(cause, where) from error
 
 
-def translate(error: BaseException, where: str) -> WorkerError:
-    """Our error for what a connection raised."""
+def translate_error(error: BaseException, where: str) -> WorkerError:
+    """Return the WorkerError for an error of a connection."""
     if isinstance(error, AddressRefused):
-        return SourceDenied(
-            str(error), where, "Only public addresses are fetched from; list others in download.allow_networks"
-        )
+        remedy = "Only public addresses are allowed. Add other networks to download.allow_networks"
+        return SourceDenied(str(error), where, remedy)
     if isinstance(error, ssl.SSLCertVerificationError):
         return SourceDenied(
             f"The server's certificate is not trusted: {error.verify_message}",
             where,
-            "If it is from an authority of your own, name its certificate in ca_file",
+            "For a private certificate authority, set ca_file to its certificate",
         )
-    what = "The connection failed" if isinstance(error, OSError) else "The answer is no good HTTP"
-    return SourceUnavailable(f"{what}: {error}", where, "Look at the server and the way to it")
+    what = "The connection failed" if isinstance(error, OSError) else "The answer is not valid HTTP"
+    return SourceUnavailable(f"{what}: {error}", where, "Check the server, and the network between")
 
 
 def refusal(answer: HttpResponse, where: str = "") -> WorkerError:
-    """Return the error that an answer without the bytes stands for."""
+    """Return the error for an answer without the requested bytes."""
     status, where = answer.status, where or answer.url.name
     if status in (404, 410):
-        return SourceNotFound(f"There is nothing (status {status})", where, "Look at the URL")
+        return SourceNotFound(f"The server has no such object (status {status})", where, "Check the URL")
     if status in (401, 403, 407):
         return SourceDenied(
-            f"The server refuses us (status {status})",
+            f"The server refused the request (status {status})",
             where,
             "Give headers or credentials, or a link that is still valid",
         )
     if status in (408, 425, 429) or status >= 500 or status < 300:
-        busy = SourceUnavailable(f"The server gives no bytes now (status {status})", where, "Look at the server")
+        busy = SourceUnavailable(f"The server cannot send the file now (status {status})", where, "Check the server")
         busy.after_s = wait_wanted(answer.headers)
         return busy
-    return SourceDenied(f"The server does not take the request (status {status})", where, "Look at the URL and headers")
+    what = f"The server does not accept the request (status {status})"
+    return SourceDenied(what, where, "Check the URL and the headers")

@@ -1,4 +1,4 @@
-"""A source behind an http or https URL: checked, counted, and resumed only where it provably is the same object."""
+"""Read an http or https URL. Resume only if the server proves that the object has not changed."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from ssvm_worker.artifacts.checksum_files import decode_text
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable
 from ssvm_worker.net.sockets import Stalled
 from ssvm_worker.net.urls import check_headers, parse
-from ssvm_worker.sources.ending import empty, whole
+from ssvm_worker.sources.options import empty_file, require_complete_body
 from ssvm_worker.streaming.interfaces import CHUNK, Check
 from ssvm_worker.streaming.pipeline import limit
 from ssvm_worker.units import MiB
 
 from .parallel import ConnectionSpeed, ParallelDownload
 from .range_connection import HttpRangeConnection, RangeTarget
-from .request import HttpResponse, HttpSettings, get, refusal, translated
+from .request import HttpResponse, HttpSettings, get, refusal, translating
 from .validators import Validator, content_coding, content_range, strong_date, strong_etag
 
 __all__ = ["HttpSource", "Validator", "fetch_text"]
 
-#: How often each of these is tried in a row: several connections, of which none is left in the end; the place that gave
-#: the first bytes, before a redirector may choose another one; a range that gives nothing, before a plain GET.
-_CHANCES = 2
+#: How often in a row each of these may fail before the source does something else:
+#: - all of the parallel connections, before it uses one connection only,
+#: - the server of the first bytes, before a redirector may choose another server,
+#: - a range request that yields no bytes, before it sends a plain GET.
+_MAX_FAILURES = 2
 
 
 class HttpSource:
-    """A ``Source`` for http and https.
+    """``Source`` for http and https.
 
-    Bytes are given as they are sent: where a server labels them with a Content-Encoding though we ask for none, it is
-    the encoded bytes that are counted, hashed and stored. Holds one chunk at a time.
+    The source yields the bytes as the server sends them. Some servers set a Content-Encoding though the request asks
+    for none: then the encoded bytes are counted, hashed and stored. Memory: one chunk.
     """
 
     def __init__(
@@ -43,9 +45,9 @@ class HttpSource:
         check: Check = lambda: None,
         validator: Validator | None = None,
     ) -> None:
-        """*validator*: that of an earlier attempt, so that the first ``open`` may start behind its bytes.
+        """*validator* is the one of an earlier attempt. With it, the first ``open`` may have an offset.
 
-        Raises InvalidRequest for a URL or header that is never sent; touches nothing.
+        Raises InvalidRequest for an invalid URL or header. Opens no connection.
         """
         self._url = parse(url)
         self._headers = check_headers(headers or {})
@@ -54,145 +56,147 @@ class HttpSource:
         self.name = self._url.name
         self.validator = validator
         self.size = validator.size if validator else None
-        #: How often all of several connections have failed.
-        self._failures = 0
-        #: How often in a row the place that gave the first bytes gave none of the rest.
-        self._misses = 0
-        #: How often in a row a request for a range gave not a byte.
-        self._idle = 0
-        #: The object at that place; None in a later attempt, and where nothing tells it from another one.
-        self._wanted: RangeTarget | None = None
-        #: Whether its ranges may be used: a server may promise what it does not keep.
+        #: Failures of the parallel connections.
+        self._parallel_failures = 0
+        #: Failures in a row of the server that sent the first bytes.
+        self._server_failures = 0
+        #: Range requests in a row that yielded no bytes.
+        self._empty_ranges = 0
+        #: The object on the server of the first bytes. None in a later attempt, and without a validator.
+        self._target: RangeTarget | None = None
+        #: Whether range requests may be used: a server may announce ranges that do not work.
         self._has_ranges = True
 
     @property
     def resumable(self) -> bool:
-        """Whether the server takes ranges and gave what proves that they are of the same object."""
+        """Return whether the server supports ranges and identified the version of the object."""
         return self.validator is not None
 
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
-        """Yield the chunks from *offset* on; the request is made when the first is asked for.
+        """Yield the chunks from *offset* on. The request is sent when the first chunk is read.
 
         Raises SourceNotFound (also for an empty object), SourceDenied, SourceChanged, SourceUnavailable.
         """
         if offset and offset == self.size:
             return
         answer, skip = self._ask(offset)
-        with closing(answer), translated(self.name):
+        with closing(answer), translating(self.name):
             position = offset - skip
-            pace = ConnectionSpeed(self._settings.many)
+            speed = ConnectionSpeed(self._settings.parallel)
             while chunk := answer.read(CHUNK):
-                self._misses = self._idle = 0
+                self._server_failures = self._empty_ranges = 0
                 position += len(chunk)
-                pace.judge(len(chunk), answer.starved)
+                speed.add(len(chunk), answer.starved)
                 if skip < len(chunk):
                     yield chunk[skip:] if skip else chunk
                 skip = max(0, skip - len(chunk))
-                if not skip and pace.slow and self._is_worth_many(position):
-                    yield from self._many(answer, position)
+                if not skip and speed.slow and self._is_worth_more_connections(position):
+                    yield from self._read_parallel(answer, position)
                     return
-        self.size = whole(position, self.size, self.name)
+        self.size = require_complete_body(position, self.size, self.name)
 
-    def _is_worth_many(self, position: int) -> bool:
-        many = self._settings.many
+    def _is_worth_more_connections(self, position: int) -> bool:
+        policy = self._settings.parallel
         rest = (self.size or 0) - position
-        allowed = many.connections > 1 and self._failures < _CHANCES and self._has_ranges
-        return allowed and self._wanted is not None and rest >= many.connections * many.range_size
+        allowed = policy.connections > 1 and self._parallel_failures < _MAX_FAILURES and self._has_ranges
+        return allowed and self._target is not None and rest >= policy.connections * policy.range_size
 
-    def _many(self, answer: HttpResponse, position: int) -> Generator[bytes, None, None]:
-        """Yield the rest by ranges on several connections; the first of them is that of *answer*."""
+    def _read_parallel(self, answer: HttpResponse, position: int) -> Generator[bytes, None, None]:
+        """Yield the rest by ranges on several connections. The first connection is the one of *answer*."""
         assert self.size is not None
-        assert self._wanted is not None
-        wanted, answers = self._wanted, [answer]
+        assert self._target is not None
+        target, answers = self._target, [answer]
 
-        def open_line(start: int, check: Check) -> HttpRangeConnection:
-            return HttpRangeConnection(wanted, check, answers.pop() if start == position and answers else None, start)
+        def connect(start: int, check: Check) -> HttpRangeConnection:
+            return HttpRangeConnection(target, check, answers.pop() if start == position and answers else None, start)
 
         try:
-            yield from ParallelDownload(self._settings.many, self._check).fetch(open_line, position, self.size)
+            yield from ParallelDownload(self._settings.parallel, self._check).fetch(connect, position, self.size)
         except (SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable) as error:
-            self._failures += 1
-            # The first answer was good: a link to which we were redirected has expired, there were too many of us, or
-            # other nodes have other ETags. One connection may go on.
+            self._parallel_failures += 1
+            # The first answer was good. Later ones fail for these reasons: the link of a redirect has expired, the
+            # server limits the connections, or other nodes have other ETags. So the caller resumes with one connection.
             raise SourceUnavailable(error.what, error.where, error.remedy) from error
 
     def _ask(self, offset: int) -> tuple[HttpResponse, int]:
         """Return an answer, and how many of its bytes to skip.
 
-        The rest is asked of the place that gave the first bytes, and then of the caller's URL: a redirector may choose
-        another mirror, whose copy has another ETag.
+        The rest is requested from the server of the first bytes, and then from the caller's URL: a redirector may
+        choose another mirror, whose copy has another ETag.
         """
         if not offset:
             return self._ask_first(), 0
         if self.validator is None:
-            raise self._changed("The server gives nothing to tell whether the rest is of the same object")
-        known = self._wanted or RangeTarget(self._url, {}, self.validator, self._settings)
-        if known.url != self._url:
+            raise self._changed("The server sent nothing that identifies the version of the object")
+        target = self._target or RangeTarget(self._url, {}, self.validator, self._settings)
+        if target.url != self._url:
             try:
-                return self._ask_rest(known, offset)
+                return self._ask_rest(target, offset)
             except SourceUnavailable:
-                self._misses += 1
-                if self._misses < _CHANCES:
+                self._server_failures += 1
+                if self._server_failures < _MAX_FAILURES:
                     raise
             except (SourceChanged, SourceDenied, SourceNotFound):
                 pass
-        origin = replace(known, url=self._url, headers=self._headers, settings=self._settings)
+        origin = replace(target, url=self._url, headers=self._headers, settings=self._settings)
         return self._ask_rest(origin, offset)
 
     def _ask_first(self) -> HttpResponse:
         answer = get(self._url, {}, self._headers, self._settings, self._check)
         try:
-            self._remember(answer)
+            self._check_first(answer)
         except BaseException:
             answer.close()
             raise
         return answer
 
-    def _ask_rest(self, wanted: RangeTarget, offset: int) -> tuple[HttpResponse, int]:
-        """Ask by a range; where the server has none that can be used, for the whole, whose first bytes are skipped."""
-        validator = wanted.validator
-        ranges = self._has_ranges and self._idle < _CHANCES
-        for own in ([validator.range(offset)] if ranges else []) + [{}]:
+    def _ask_rest(self, target: RangeTarget, offset: int) -> tuple[HttpResponse, int]:
+        """Request a range. If ranges do not work, request the whole object, whose first bytes are skipped."""
+        validator = target.validator
+        use_ranges = self._has_ranges and self._empty_ranges < _MAX_FAILURES
+        for range_headers in ([validator.range(offset)] if use_ranges else []) + [{}]:
             try:
-                answer = get(wanted.url, own, wanted.headers, wanted.settings, self._check, node=wanted.node)
+                answer = get(target.url, range_headers, target.headers, target.settings, self._check, node=target.node)
             except SourceUnavailable as error:
-                # Whoever took the request and gave nothing may do so with each range.
-                self._idle += bool(own) and isinstance(error.__cause__, ConnectionResetError | Stalled)
+                # A server that accepts the request and sends nothing may do the same for each range.
+                self._empty_ranges += bool(range_headers) and isinstance(
+                    error.__cause__, ConnectionResetError | Stalled
+                )
                 raise
             is_whole = answer.status in (200, 203)
             if is_whole:
-                reason = validator.refuse_whole(answer, wanted.encoding)
-            elif own and answer.status == 206:
-                reason = validator.refuse_range(answer, offset, None, wanted.encoding)
+                reason = validator.refuse_whole(answer, target.encoding)
+            elif range_headers and answer.status == 206:
+                reason = validator.refuse_range(answer, offset, None, target.encoding)
             else:
                 reason = f"status {answer.status}"
             if not reason:
-                self._has_ranges = bool(own)
-                self._idle += answer.status == 206
-                line = answer.line
-                self._wanted = replace(
-                    wanted, url=answer.url, headers=answer.trusted, settings=line.settings, node=line.node
+                self._has_ranges = bool(range_headers)
+                self._empty_ranges += answer.status == 206
+                used = answer.connection
+                self._target = replace(
+                    target, url=answer.url, headers=answer.trusted, settings=used.settings, node=used.node
                 )
                 return answer, offset if is_whole else 0
             answer.close()
             if is_whole:
                 raise self._changed(reason)
-            if answer.status == 429:  # it wants fewer requests, not another one
+            if answer.status == 429:  # the server wants fewer requests, so do not send another one
                 break
         raise refusal(answer)
 
-    def _remember(self, answer: HttpResponse) -> None:
-        """Judge the head of the first answer; take the size and the validator from it."""
+    def _check_first(self, answer: HttpResponse) -> None:
+        """Check the head of the first answer. Take the size and the validator from it."""
         if answer.status in (204, 205):
-            raise empty(self.name)
+            raise empty_file(self.name)
         span = content_range(answer) if answer.status == 206 else None
         if answer.status == 206 and (span is None or span[:2] != (0, span[2])):
-            what = "The server gives a part of the file (status 206), though all of it was asked for"
-            raise SourceUnavailable(what, answer.url.name, "Look at the server, and at caches before it")
+            what = "The server sent only a part of the file (status 206), though the whole file was requested"
+            raise SourceUnavailable(what, answer.url.name, "Check the server, and the caches in front of it")
         if answer.status not in (200, 203, 206):
             raise refusal(answer)
         self.size = answer.length if span is None else span[2]
-        self.validator = self._wanted = None
+        self.validator = self._target = None
         ranges = "bytes" in answer.headers.get("Accept-Ranges", "").lower()
         if not self.size or not ranges:
             return
@@ -200,11 +204,18 @@ class HttpSource:
         date = None if etag else strong_date(answer)
         if etag or date:
             self.validator = validator = Validator(etag, date, self.size)
-            place = (answer.url, answer.trusted, validator, answer.line.settings)
-            self._wanted = RangeTarget(*place, encoding=content_coding(answer), node=answer.line.node)
+            used = answer.connection
+            self._target = RangeTarget(
+                answer.url,
+                answer.trusted,
+                validator,
+                used.settings,
+                encoding=content_coding(answer),
+                node=used.node,
+            )
 
     def _changed(self, what: str) -> SourceChanged:
-        return SourceChanged(what, self.name, "Ask again, to start from the first byte")
+        return SourceChanged(what, self.name, "Submit the job again, to start from the first byte")
 
 
 def fetch_text(
@@ -213,8 +224,8 @@ def fetch_text(
     *,
     headers: Mapping[str, str] | None = None,
     check: Check = lambda: None,
-    most: int = MiB,
+    max_bytes: int = MiB,
 ) -> str:
-    """A small text, such as a SHA256SUMS file, by the same rules; TooLarge above *most* bytes."""
+    """Return a small text, for example a SHA256SUMS file. Raises TooLarge above *max_bytes*."""
     source = HttpSource(url, settings, headers=headers, check=check)
-    return decode_text(b"".join(limit(source.open(), most, source.name)))
+    return decode_text(b"".join(limit(source.open(), max_bytes, source.name)))

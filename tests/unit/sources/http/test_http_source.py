@@ -269,7 +269,7 @@ def test_not_resumable(http_server: HttpServer, behaviour: dict[str, object]) ->
     it = source(http_server.serve("image", DATA, **behaviour))
     gather(it)
     assert (it.resumable, it.validator) == (False, None)
-    with pytest.raises(SourceChanged, match="nothing to tell"):
+    with pytest.raises(SourceChanged, match="nothing that identifies"):
         gather(it, 1000)
 
 

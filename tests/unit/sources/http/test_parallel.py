@@ -21,8 +21,8 @@ from tests.contracts.source import DATA, SourceContract, gather
 from tests.servers.http import Behaviour, HttpServer
 
 #: Every connection is too slow, and looked at after each read.
-MANY = ConnectionPolicy(connections=3, range_size=96 * KiB, enough=float("inf"), judge_s=0.0)
-LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)), many=MANY)
+MANY = ConnectionPolicy(connections=3, range_size=96 * KiB, enough_rate=float("inf"), judge_s=0.0)
+LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)), parallel=MANY)
 #: The first answer comes in small pieces, and waits until another connection has asked for a range.
 SLOW = {"rate": 20e6, "hold_after": 400_000}
 #: The first answer does not come to its end: only ranges give the rest.
@@ -42,9 +42,9 @@ def test_a_busy_reader_needs_no_more_connections() -> None:
     """What counts is how long the connection had nothing for us, not how long we took."""
     pace = ConnectionSpeed(ConnectionPolicy(connections=4))
     for _ in range(100):
-        pace.judge(MiB, starved=0.05)
+        pace.add(MiB, starved=0.05)
     assert not pace.slow
-    pace.judge(MiB, starved=100.0)
+    pace.add(MiB, starved=100.0)
     assert pace.slow
 
 
@@ -91,17 +91,17 @@ def test_one_connection_where_the_object_is_not_certain(http_server: HttpServer,
 
 
 @pytest.mark.parametrize(
-    "many",
+    "policy",
     [
-        pytest.param(dataclasses.replace(MANY, enough=0.0), id="fast enough"),
+        pytest.param(dataclasses.replace(MANY, enough_rate=0.0), id="fast enough"),
         pytest.param(dataclasses.replace(MANY, connections=1), id="one connection allowed"),
         pytest.param(dataclasses.replace(MANY, range_size=len(DATA)), id="too small"),
     ],
 )
-def test_one_connection_where_it_is_enough(http_server: HttpServer, many: ConnectionPolicy) -> None:
+def test_one_connection_where_it_is_enough(http_server: HttpServer, policy: ConnectionPolicy) -> None:
     """A second connection is made only where it is allowed and may help."""
     url = http_server.serve("image", DATA, rate=20e6)
-    assert gather(HttpSource(url, dataclasses.replace(LOOPBACK, many=many))) == DATA
+    assert gather(HttpSource(url, dataclasses.replace(LOOPBACK, parallel=policy))) == DATA
     assert len(http_server.requests) == 1
 
 
