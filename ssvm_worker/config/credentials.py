@@ -1,4 +1,4 @@
-"""The credentials that requests name, from the settings, and the hosts and buckets that may see them."""
+"""Find the credentials that a request names, and check that its URL may receive them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 
 from .schema import CredentialsSection, Settings
 
-#: Schemes by which everyone on the way can read what is sent.
+#: Schemes without encryption.
 _PLAINTEXT = ("http", "ftp")
 
 
 def named_credentials(settings: Settings, name: str | None, url: str) -> CredentialsSection | None:
-    """Return what a request's ``credentials`` names, None for none and for an image store, which has keys only.
+    """Return the section that the ``credentials`` of a request name.
 
-    Raises InvalidRequest for a name that is unknown, or whose credentials *url* may not see; ConfigError if its section
-    does not say who may.
+    Returns None without a name, and for the name of an image store, which has keys only. Raises InvalidRequest if the
+    name is unknown or the host or bucket of *url* is not allowed. Raises ConfigError if the section lists no hosts.
     """
     if name is None or name in settings.stores:
         return None
@@ -49,13 +49,13 @@ def _check_host(named: CredentialsSection, name: str, url: str) -> None:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip(".").lower(), parts.port
     except ValueError as error:
-        # The error's text repeats parts of the URL, which may be secret.
+        # The text of the error repeats parts of the URL, which may be secret.
         raise misused(InvalidRequest("The URL is malformed", "url", "Give https://host/path")) from error
     if not named.hosts:
         raise ConfigError(
-            f"The credentials {name!r} name no hosts that may see them",
+            f"The credentials {name!r} list no hosts that may receive them",
             f"credentials.{name}.hosts",
-            f'Add hosts = ["{host}"] if that host may',
+            f'Add hosts = ["{host}"] to allow that host',
         )
     port = port or {"http": 80, "https": 443, "ftp": 21}.get(parts.scheme, 22)
     if not any(_matches(host, port, each.lower()) for each in named.hosts):
@@ -66,21 +66,21 @@ def _check_host(named: CredentialsSection, name: str, url: str) -> None:
         )
     if parts.scheme in _PLAINTEXT and not named.allow_plaintext:
         raise InvalidRequest(
-            f"The credentials {name!r} may not be sent unencrypted by {parts.scheme}://",
+            f"The credentials {name!r} may not be sent without encryption over {parts.scheme}://",
             "url",
             f"Give an https:// or sftp:// URL, or set credentials.{name}.allow_plaintext",
         )
 
 
 def _matches(host: str, port: int, pattern: str) -> bool:
-    given, _, its_port = pattern.rpartition(":")
-    if its_port.isdecimal() and (given.endswith("]") or (given and ":" not in given)):
-        return fnmatchcase(host, given.strip("[]")) and port == int(its_port)
+    host_pattern, _, port_text = pattern.rpartition(":")
+    if port_text.isdecimal() and (host_pattern.endswith("]") or (host_pattern and ":" not in host_pattern)):
+        return fnmatchcase(host, host_pattern.strip("[]")) and port == int(port_text)
     return fnmatchcase(host, pattern.strip("[]"))
 
 
 def authorization(named: CredentialsSection | None) -> dict[str, str]:
-    """Return the header that they stand for."""
+    """Return the Authorization header for a token or a user name. Return no header for other credentials."""
     if named and named.token:
         return {"Authorization": f"Bearer {named.token.get_secret_value()}"}
     if named and named.username is not None:

@@ -1,4 +1,4 @@
-"""Says in plain English what pydantic has found, for requests and settings alike."""
+"""Describe errors of pydantic in plain English, for requests and settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ssvm_worker.units import printable
 
-#: By pydantic's error types; a type that is not here keeps pydantic's own message.
+#: Texts by error type of pydantic. Other types keep the message of pydantic.
 _WORDS = {
     "missing": "missing",
     "int_parsing": "must be a whole number",
@@ -39,14 +39,15 @@ _WORDS = {
     "string_too_long": "must have at most {max_length} characters",
     "string_pattern_mismatch": "must match {pattern}",
 }
-#: Characters of an unknown name, or of a wrong choice, that an error repeats.
+#: The maximum of characters of an unknown name or a wrong choice in an error.
 _SHOWN = 60
 
 
 def describe(error: Mapping[str, Any], known: Iterable[str], path: str) -> str:
-    """One error of pydantic as ``name: what is wrong``; *known*: the names that could stand where an unknown one does.
+    """Return one error of pydantic as ``name: problem``. *known* are valid names, to suggest one for an unknown name.
 
-    The value is not repeated, as it may be a secret; only where a field has a list of choices, to suggest one of them.
+    The text does not repeat the value, which may be a secret. Only a field with a fixed list of choices compares its
+    value with them, to suggest one.
     """
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
@@ -61,11 +62,11 @@ def describe(error: Mapping[str, Any], known: Iterable[str], path: str) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """``, did you mean X?`` for the known name that is nearest, or nothing."""
+    """Return ``, did you mean X?`` with the most similar known name, or an empty text."""
     near = difflib.get_close_matches(name[:_SHOWN], list(known), n=1, cutoff=0.5)
     return f", did you mean {near[0]}?" if near else ""
 
 
 def path_of(location: Iterable[Any]) -> str:
-    """The place of an error, dotted; what the sender has named is cut short and made printable."""
+    """Return the path of an error with dots. Names of the sender are shortened and made printable."""
     return ".".join(printable(str(each)[:_SHOWN]) for each in location)

@@ -1,4 +1,4 @@
-"""The settings as values: one model per section, defaults with their reasons. ``config`` reads them."""
+"""Define the settings: one model for each section, with defaults. ``config.load`` fills them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Addressing = Literal["auto", "path", "virtual"]
 def _host(value: tuple[str, ...]) -> tuple[str, ...]:
     for each in value:
         if not each or "/" in each or "@" in each:
-            raise ValueError(f"{each!r} is no host: give names such as *.example.com or 10.0.0.5:8443, and no URL")
+            raise ValueError(f"{each!r} is not a host. Give names such as *.example.com or 10.0.0.5:8443, not URLs")
     return value
 
 
@@ -52,18 +52,18 @@ S3Proxy = Annotated[SecretStr | None, AfterValidator(_proxy)]
 
 
 class BrokerSection(SecretFields):
-    """Redis or Valkey, which has the ledger of jobs, and who carries the messages."""
+    """Redis or Valkey, which stores the ledger of jobs, and the transport of messages."""
 
     #: redis://[user:password@]host:port/db, rediss://…, redis+socket:///path, sentinel://…, or "embedded".
     url: SecretUrl = SecretUrl("redis://127.0.0.1:6379/0")
-    #: amqp://[user:password@]host:port/vhost or amqps://…: RabbitMQ carries the messages; without, url's lists.
+    #: amqp://[user:password@]host:port/vhost or amqps://…: RabbitMQ transports the messages. Default: lists in Redis.
     messages: SecretUrl | None = None
-    #: Put before every key, channel and queue, where several applications share a broker and ACL rules tell them apart.
-    #: A sender must put it before the queue too, so it is empty unless it is needed. RabbitMQ's queues never have it.
+    #: Prefix of every key, channel and queue. Needed if several applications share a broker and ACL rules separate
+    #: them. Senders must add it to the name of the queue, so it is empty by default. Queues of RabbitMQ never have it.
     prefix: str = ""
-    #: The authority behind their certificates.
+    #: CA of the certificates of both servers.
     ca_file: Path | None = None
-    #: Where Sentinels themselves ask for one.
+    #: The password of the Sentinels themselves.
     sentinel_password: SecretStr | None = None
 
     @field_validator("url")
@@ -83,41 +83,41 @@ class BrokerSection(SecretFields):
         if value:
             check_port(value.get_secret_value())
         if value and urlsplit(value.get_secret_value()).scheme not in ("amqp", "amqps"):
-            raise ValueError("must be amqp://… or amqps://…; messages go through broker.url without it")
+            raise ValueError("must be amqp://… or amqps://…. Remove it to send messages through broker.url")
         return value
 
     @property
     def embedded(self) -> bool:
-        """Whether the worker starts a Valkey of its own."""
+        """Return whether the worker starts its own Valkey."""
         return self.url.get_secret_value() == "embedded"
 
 
 class WorkerSection(Section):
-    """One worker process tree."""
+    """One worker: a main process with its child processes."""
 
-    #: Jobs at once. A transfer keeps about two cores busy.
+    #: Concurrent jobs. A transfer uses about two cores.
     concurrency: int = Field(2, ge=1)
     lanes: Annotated[tuple[str, ...], BeforeValidator(split), among(LANES)] = LANES
-    #: Seconds that running jobs get at SIGTERM before they are handed over.
+    #: Seconds that running jobs get after SIGTERM before they return to the queue.
     drain_s: Seconds = 60.0
-    #: Bytes a second that a store other than the first of a request must take while all others wait for it. A slower
-    #: one is left out, and a copy job brings it the artifact later; "unlimited" never leaves one out.
+    #: The minimum rate in bytes a second of a secondary store while all other stores wait for it. The transfer drops a
+    #: slower store, and a copy job copies the artifact to it later. "unlimited": never drop a store.
     min_store_rate: Size = 4 * MiB
 
 
 class LedgerSection(Section):
     """Claims and clean-up of the ledger."""
 
-    #: A worker that does not renew its claim for so long has lost it.
+    #: Seconds after which a claim expires if its worker does not renew it.
     claim_s: Seconds = 10.0
-    #: Seconds between two rounds of the reaper; claim_s + reap_s bounds what a dead worker costs.
+    #: Seconds between two rounds of the reaper. Jobs of a dead worker wait at most claim_s + reap_s.
     reap_s: Seconds = 2.0
-    #: Records of ended jobs are kept for so long.
+    #: Days that records of ended jobs are kept.
     keep_days: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
 
 
 class RetrySection(Section):
-    """How a job that may succeed later is tried again."""
+    """Retries of jobs with a retryable error."""
 
     max_attempts: int = Field(5, ge=1)
     first_delay_s: Seconds = 5.0
@@ -125,47 +125,48 @@ class RetrySection(Section):
 
 
 class LimitsSection(Section):
-    """How many jobs that use the same thing may run at once, by all workers of the broker together; 0: any number."""
+    """Maximum number of concurrent jobs that share a resource, for all workers of the broker together. 0: no limit."""
 
-    #: One image store of a zone.
+    #: Jobs for one image store of a zone.
     per_store: int = Field(0, ge=0)
-    #: The host of a download's URL.
+    #: Downloads from one host.
     per_source_host: int = Field(0, ge=0)
     per_account: int = Field(0, ge=0)
 
 
 class DownloadSection(SecretFields):
-    """Where downloads may come from, and how long they may be silent."""
+    """Allowed sources and limits of downloads."""
 
-    #: Only public addresses are fetched from, and these.
+    #: Networks that are allowed in addition to public addresses.
     allow_networks: Networks = ()
     max_bytes: Bytes = Field(1 * TiB, gt=0)
     max_virtual_size: Bytes = Field(64 * TiB, gt=0)
-    #: Bytes that may come out of one that is compressed, once 4 GiB have.
+    #: The maximum ratio of decompressed to compressed bytes. It applies above 4 GiB of decompressed bytes.
     max_ratio: int = Field(250, ge=1)
-    #: Where images are converted, on a local disk.
+    #: A directory on a local disk for the conversion of images.
     scratch_dir: Path | None = None
     connect_timeout_s: Seconds = 10.0
-    #: A source that gives less than min_rate bytes a second over so many seconds has stalled.
+    #: A source has stalled if it sends less than min_rate bytes a second during so many seconds.
     stall_s: Seconds = 20.0
     min_rate: Rate = Field(1024, ge=1)
     max_redirects: int = Field(5, ge=0)
-    #: How often in a row a stream is taken up again that gives less than 1 MiB, before the attempt fails.
+    #: Resumptions in a row with less than 1 MiB of progress each. Then the attempt fails.
     resumes: int = Field(3, ge=0)
-    #: Connections to one server for one download, where it takes ranges and one connection is slow.
+    #: Parallel connections for one download, if the server supports ranges and one connection is slow.
     connections: int = Field(4, ge=1, le=16)
-    #: Bytes a second of all downloads of this worker together.
+    #: The maximum rate in bytes a second of all downloads of this worker together.
     max_rate: Rate | None = Field(None, gt=0)
-    #: The kinds of checksums that a request may come with; MD5 and SHA-1 tell damage, but no forgery.
+    #: Allowed algorithms of checksums. MD5 and SHA-1 detect damage, but no forgery.
     checksums: Annotated[tuple[str, ...], BeforeValidator(split), among(HEX_LENGTHS)] = tuple(HEX_LENGTHS)
     ca_file: Path | None = None
-    #: http://[user:password@]host:port for http and https; names, addresses and networks that are reached without it.
+    #: The proxy for http and https: http://[user:password@]host:port. no_proxy lists names, addresses and networks
+    #: without the proxy.
     proxy: SecretUrl | None = None
     no_proxy: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
-    #: Public keys for the signatures of checksum files, and whether one that is not signed is refused.
+    #: Public keys for signatures of checksum files, and whether the worker refuses an unsigned file.
     keyring: Path | None = None
     require_signature: bool = True
-    #: file:// URLs may name what lies below these, store: URLs what lies in these.
+    #: Directories that file:// URLs may name, and image stores that store: URLs may name.
     allow_directories: Annotated[tuple[Path, ...], BeforeValidator(split)] = ()
     allow_stores: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
     #: Host keys of sftp:// servers.
@@ -173,68 +174,68 @@ class DownloadSection(SecretFields):
 
 
 class UploadSection(Section):
-    """Where uploads by HTTP may go."""
+    """Allowed destinations of uploads over HTTP."""
 
-    #: Uploads go to public addresses only, and to these; those of downloads when absent.
+    #: Networks that are allowed in addition to public addresses. Default: download.allow_networks.
     allow_networks: Networks | None = None
     ca_file: Path | None = None
 
 
 class StoreSection(SecretFields):
-    """One image store. The keys from ``endpoint`` on are S3's."""
+    """One image store. The keys after ``backup_mode`` are for S3 only."""
 
     url: Annotated[str, AfterValidator(no_login)]
-    #: Of a backup whose primary store it is, unless the request says otherwise.
+    #: The mode of backups whose primary store this is. A request may override it.
     backup_mode: Literal["full", "incremental"] = "full"
     endpoint: Annotated[str | None, AfterValidator(no_login)] = None
     region: str = "us-east-1"
     access_key: SecretStr | None = None
     secret_key: SecretStr | None = None
-    #: Where the bucket's name stands in a URL: path, virtual (in the host's name), or auto: path at an endpoint.
+    #: The place of the bucket's name in a URL: in the path, or in the host name (virtual). auto: path if there is an
+    #: endpoint, else virtual.
     addressing: Addressing = "auto"
     ca_file: Path | None = None
-    #: http://[user:password@]host:port; the environment's proxies are not used.
+    #: http://[user:password@]host:port. The worker ignores proxies of the environment.
     proxy: S3Proxy = None
-    #: Seconds without a byte, after which a call is given up; of a call that makes an object of its parts, until the
-    #: answer.
+    #: The timeout in seconds of a call that moves no byte, and of the call that completes a multipart upload.
     stall_s: Seconds = 60.0
     commit_s: Seconds = 600.0
 
 
 class NfsSection(Section):
-    """How this host mounts the exports of stores with an nfs:// URL: docs/nfs.md."""
+    """Mounts of NFS exports on this host: docs/nfs.md."""
 
-    #: Where mountpoints, their locks and marks lie; <state_dir>/nfs when absent.
+    #: Directory of mount points and their lock files. Default: <state_dir>/nfs.
     mount_root: Path | None = None
-    #: Mount options of all exports, those of a URL before them.
+    #: Mount options of all exports. Options in a URL take precedence.
     options: Annotated[str, BeforeValidator(check_options)] = NFS_DEFAULTS
-    #: This host's in the storage network: servers must be reached from it.
+    #: The address of this host in the storage network. Connections to NFS servers must use it.
     source_address: Address | None = None
-    #: The router there, by which servers get a route each where they would be reached from another address.
+    #: The router of the storage network. The worker adds a route for a server if another address would be used.
     gateway: Address | None = None
-    #: Seconds that mounting, and unmounting, may take.
+    #: The timeout in seconds of mount and unmount.
     mount_s: Seconds = 30.0
-    #: Seconds that a look at an export may take; then its breaker opens, and jobs for it wait.
+    #: The timeout in seconds of a check of an export. After it the circuit breaker opens and jobs for the export wait.
     probe_s: Seconds = 10.0
-    #: Seconds between two looks at those that are mounted.
+    #: Seconds between two checks of mounted exports.
     probe_every_s: Seconds = 15.0
-    #: Seconds that a job may hang in a store that is away; then its process is killed, and the job waits in the queue.
+    #: Seconds that a job may hang in an unavailable store. Then its process is killed and the job returns to the queue.
     give_up_s: Seconds = 60.0
-    #: Seconds after which a mount that no job has used is unmounted.
+    #: Seconds without a job after which an export is unmounted.
     idle_s: Seconds = 900.0
 
 
 class CredentialsSection(SecretFields):
-    """What a job's ``credentials`` names: S3 keys, a user and password, a bearer token, certificates, a key."""
+    """Credentials that a request can name: S3 keys, user and password, bearer token, certificates, private key."""
 
-    #: Hosts that may see user, password, token, certificate and private key: names with ``*``, and a port if one is
-    #: given. None by default: who sends a request chooses its URL.
+    #: Hosts that may receive user, password, token, certificate and private key: patterns with ``*`` and an optional
+    #: port. Empty by default, because the sender of a request chooses its URL.
     hosts: Hosts = ()
-    #: Whether they may also be sent by http:// and ftp://.
+    #: Whether the worker may also send them over http:// and ftp://.
     allow_plaintext: bool = False
-    #: Buckets that the S3 keys are for, with ``*``; all by default, as the service knows what the keys may do.
+    #: Buckets that the S3 keys are valid for, as patterns with ``*``. All by default: the service enforces permissions.
     buckets: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
-    #: Without keys, use what the SDK finds: the environment's, the machine's role. Needs buckets.
+    #: Without keys: use keys of the environment or the role of the machine. Requires buckets.
     machine_role: bool = False
     endpoint: Annotated[str | None, AfterValidator(no_login)] = None
     region: str = "us-east-1"
@@ -248,78 +249,78 @@ class CredentialsSection(SecretFields):
     password: SecretStr | None = None
     token: SecretStr | None = None
     ca_file: Path | None = None
-    #: Our own certificate with its key, for TLS; a private key for sftp://.
+    #: A client certificate with its key for TLS, and a private key for sftp://.
     certificate_file: Path | None = None
     private_key_file: Path | None = None
 
     @model_validator(mode="after")
     def _role_has_buckets(self) -> CredentialsSection:
         if self.machine_role and (not self.buckets or self.access_key):
-            raise ValueError("machine_role needs buckets = [...], and no access_key")
+            raise ValueError("machine_role requires buckets = [...] and excludes access_key")
         return self
 
 
 class VCenterSection(SecretFields):
-    """One vCenter or standalone ESXi host; its certificate is checked by ca_file, thumbprint or the system's CAs."""
+    """One vCenter or standalone ESXi host. The worker verifies its certificate by thumbprint, ca_file or system CAs."""
 
     host: str
     port: int = 443
     username: str
     password: SecretStr
     ca_file: Path | None = None
-    #: SHA-1 or SHA-256 of the certificate, colons or not.
+    #: SHA-1 or SHA-256 of the certificate, with or without colons.
     thumbprint: str | None = None
-    #: Seconds for one API call, and for a silent data stream.
+    #: The timeout in seconds of an API call, and of a data stream without data.
     timeout_s: Seconds = 120.0
 
 
 class BackupSection(Section):
-    """How snapshots are exported."""
+    """Export of snapshots."""
 
-    #: Ask the guest to bring its file systems to rest; one that cannot is backed up crash-consistently.
+    #: Quiesce the file systems of the guest. If that fails, the backup is crash-consistent.
     quiesce: bool = True
-    #: Seconds that a host may take to get an NFC lease ready.
+    #: Seconds that a host may take to prepare an NFC lease.
     lease_ready_s: Seconds = 300.0
-    #: Leases for one disk before the attempt fails, and seconds between two of them.
+    #: The maximum of leases for one disk in an attempt, and seconds between two of them.
     lease_tries: int = Field(3, ge=1)
     lease_delay_s: Seconds = 15.0
-    #: Every Nth grain is inflated and its Adler-32 checked; 0 checks the structure only.
+    #: Inflate every Nth grain and check its Adler-32. 0: check the structure only.
     inflate_every: int = Field(0, ge=0)
-    #: Disks of one VM at once, and disks of one ESXi host at once by all workers together.
+    #: Parallel disks of one VM, and parallel disks of one ESXi host for all workers together.
     parallel_disks: int = Field(2, ge=1)
     per_host: int = Field(2, ge=1)
-    #: Hours that the removal of a snapshot, and consolidation, may take.
+    #: The timeout in hours of removing a snapshot, and of consolidation.
     remove_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 12.0
-    #: Bytes that each disk's stream may have in a scratch file for each store that is slow; 0 for none.
+    #: The size in bytes of the scratch file for each disk and each slow store. 0: no scratch files.
     spill_bytes: Bytes = Field(2 * GiB, ge=0)
-    #: Where; <state_dir>/spill when absent.
+    #: Directory of the scratch files. Default: <state_dir>/spill.
     spill_dir: Path | None = None
 
 
 class BootSection(Section):
-    """How `ssvm verify --boot` boots a copy of a backup."""
+    """Boot of a copied backup by `ssvm verify --boot`."""
 
-    #: Scratch files and screenshots, on a local disk; <state_dir>/boot when absent.
+    #: Directory on a local disk for scratch files and screenshots. Default: <state_dir>/boot.
     dir: Path | None = None
-    #: Seconds that a guest gets at the most, and for which its screen must stand still to be done earlier.
+    #: The maximum of seconds that a guest runs. It ends earlier if its screen is unchanged for still_s seconds.
     seconds: Seconds = 180.0
     still_s: Seconds = 20.0
-    #: Bytes of a guest's memory at the most.
+    #: The maximum of memory of a guest in bytes.
     memory: Bytes = Field(GiB, ge=64 << 20)
-    #: KVM runs the guest on the real processor; TCG translates it; auto tries KVM first.
+    #: KVM runs the guest on the processor. TCG emulates the processor. auto tries KVM first.
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
 
 
 class ScalingSection(Section):
-    """How many workers a zone should have: `ssvm scale`, and the metric ssvm_workers_desired."""
+    """Desired number of workers in a zone, for `ssvm scale` and the metric ssvm_workers_desired."""
 
-    #: Jobs that one worker runs at once; worker.concurrency when absent.
+    #: Concurrent jobs of one worker. Default: worker.concurrency.
     sessions: int | None = Field(None, ge=1)
-    #: Jobs that could begin at once, whatever is running already.
+    #: Free capacity for new jobs, in jobs, in addition to the running ones.
     standby: int = Field(2, ge=0)
     min: int = Field(1, ge=0)
     max: int = Field(10, ge=1)
-    #: Seconds of lower demand before there are fewer.
+    #: Seconds of lower demand before the number of workers decreases.
     cool_down_s: Seconds = 600.0
 
     @model_validator(mode="after")
@@ -336,80 +337,81 @@ class LinkKey(SecretFields):
 
 
 class ServeSection(Section):
-    """`ssvm serve`: objects out of directory stores, and uploads in, by signed links."""
+    """`ssvm serve`: downloads from directory stores and uploads, with signed links."""
 
-    #: HOST:PORT; behind a proxy that speaks TLS, or with the certificate below.
+    #: HOST:PORT. Use the certificate below, or a reverse proxy with TLS.
     listen: str = Field("127.0.0.1:8480", pattern=r"^.+:\d{1,5}$")
-    #: How others reach it: what links begin with; where it was last started when absent.
+    #: The public URL, which links start with. Default: the address of the last start.
     url: str | None = Field(None, pattern=r"^https?://[^?#]+$")
-    #: Those that links may be signed with, by name, and the one that signs new links; one of this machine without any.
+    #: Keys that sign links, by name, and the name of the key for new links. Default: one key of this machine.
     keys: dict[str, LinkKey] = Field(default_factory=dict)
     key: str | None = None
-    #: Connections at once, and from one address (IPv6: one /64). More close the oldest without a signed request; 503
-    #: if there is none.
+    #: The maximum of connections, and of connections from one address (IPv6: one /64). A further connection closes the
+    #: oldest one without a signed request. If there is none, it gets 503.
     max_connections: int = Field(256, ge=1)
     max_per_address: int = Field(32, ge=1)
-    #: Proxies before the service: max_per_address does not count their connections, since they are of many clients.
+    #: Networks of reverse proxies. max_per_address does not apply to them, because they connect for many clients.
     trusted_proxies: Networks = ()
-    #: Whoever takes or gives less than min_rate bytes a second over stall_s seconds is cut off.
+    #: The server disconnects a client that moves less than min_rate bytes a second during stall_s seconds.
     stall_s: Seconds = 60.0
     min_rate: Rate = Field(1024, ge=1)
-    #: Seconds that transfers get at SIGTERM.
+    #: Seconds that transfers get after SIGTERM.
     drain_s: Seconds = 60.0
     certificate_file: Path | None = None
     private_key_file: Path | None = None
 
 
 class QuotaSection(Section):
-    """Bytes that an account's artifacts may take on all stores together."""
+    """Maximum of bytes of the artifacts of an account on all stores together."""
 
-    #: Of every account that is not listed; unlimited when absent.
+    #: The limit of accounts that are not listed. Default: unlimited.
     default: Size = None
     accounts: dict[str, Size] = Field(default_factory=dict)
 
 
 class Keep(Section):
-    """How many backups of a volume are kept; all 0: every one."""
+    """Numbers of backups of a volume that clean-up keeps. If all are 0, it keeps every backup."""
 
     keep_last: int = Field(0, ge=0)
-    #: The last backup of each of so many days, ISO weeks and months that have one, by UTC.
+    #: The last backup of each of so many days, ISO weeks and months (UTC). Only periods with a backup count.
     keep_daily: int = Field(0, ge=0)
     keep_weekly: int = Field(0, ge=0)
     keep_monthly: int = Field(0, ge=0)
 
 
 class RetentionSection(Keep):
-    """Which backups clean-up keeps: those that any of the numbers keeps."""
+    """Rules of clean-up for backups. It keeps a backup if any of the numbers keeps it."""
 
-    #: In place of all numbers above, for the backups of an account, and for those of a volume ("ACCOUNT/VOLUME").
+    #: Numbers for the backups of an account, and for those of a volume ("ACCOUNT/VOLUME"). They replace all numbers
+    #: above.
     accounts: dict[str, Keep] = Field(default_factory=dict)
     volumes: dict[str, Keep] = Field(default_factory=dict)
 
 
 class LogSection(Section):
-    """What is logged, in which form and where. Nothing below info: libraries would tell signed URLs."""
+    """Level, format and target of logs. There is no debug level, because libraries would log signed URLs."""
 
     format: Literal["text", "json", "keyvalue"] = "text"
     level: Literal["info", "warning", "error"] = "info"
-    #: unix:///dev/log or udp://host:514, beside standard error.
+    #: unix:///dev/log or udp://host:514, in addition to standard error.
     syslog: str | None = Field(None, pattern=r"^(unix:///.+|udp://[^/?#@]+/?)$")
 
 
 class CallbackSection(SecretFields):
-    """The POST of the job record at the end."""
+    """Callback: the POST of the job record when the job has ended."""
 
-    #: Key of the HMAC-SHA256 signature.
+    #: The key of the HMAC-SHA256 signature.
     secret: SecretStr | None = None
-    #: Seconds for the whole exchange.
+    #: The timeout in seconds of the complete request and response.
     timeout_s: Seconds = 10.0
     max_tries: int = Field(8, ge=1)
-    #: Callbacks go to public addresses only, and to these; those of downloads when absent.
+    #: Networks that are allowed in addition to public addresses. Default: download.allow_networks.
     allow_networks: Networks | None = None
     ca_file: Path | None = None
 
 
 class Settings(Section):
-    """All of it."""
+    """All settings."""
 
     zone: str = Field("zone1", pattern=f"^{ZONE}$")
     state_dir: Path = Path("/var/lib/ssvm")
@@ -434,5 +436,5 @@ class Settings(Section):
     serve: ServeSection = ServeSection()
 
     def networks_of(self, section: UploadSection | CallbackSection) -> Networks:
-        """Return the networks that *section* allows beside public addresses; those of downloads if it names none."""
+        """Return the networks that *section* allows in addition to public addresses, or else those of downloads."""
         return self.download.allow_networks if section.allow_networks is None else section.allow_networks

@@ -1,4 +1,4 @@
-"""What the settings' sections are made of: strict tables, secrets that may stand in files, values with units."""
+"""Define the types of settings: strict tables, secrets that files may contain, values with units."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from ssvm_worker.units import parse_duration, parse_rate, parse_size
 
 
 class Section(BaseModel):
-    """A table of the settings file: unknown keys and wrong types are errors."""
+    """A table of the settings file. Unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 def among(known: Collection[str]) -> AfterValidator:
-    """A validator of a list whose items are some of these."""
+    """Return a validator for lists. It allows the *known* items only."""
 
     def check(value: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := set(value) - set(known):
-            raise ValueError(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}. Known are {', '.join(known)}")
         return value
 
     return AfterValidator(check)
 
 
 def split(value: Any) -> Any:
-    """A list may be given as one comma-separated string, which is all that an environment variable can hold."""
+    """Split a comma-separated string into a list, because an environment variable can only contain a string."""
     return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
 
 
 def no_login(value: str | None) -> str | None:
-    """A validator of URLs that people see: user and password have settings of their own."""
+    """Return the URL, or raise ValueError if it contains a login. Other settings contain user and password."""
     if value and "@" in urlsplit(value).netloc:
-        raise ValueError("may not hold a user or password; there are settings for keys")
+        raise ValueError("may not contain a user or password. Use the settings for keys")
     return value
 
 
@@ -57,7 +57,7 @@ Networks = Annotated[tuple[Network, ...], BeforeValidator(split)]
 
 
 def _seconds(value: Any) -> Any:
-    """Seconds may be given with a unit, as 90s or 24h."""
+    """Convert a time with a unit, such as 90s or 24h, to seconds."""
     return parse_duration(value) if isinstance(value, str) and value.strip()[-1:].isalpha() else value
 
 
@@ -65,11 +65,11 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_se
 
 
 class SecretUrl(SecretStr):
-    """A URL that may hold a password: people see its scheme, host and path."""
+    """A URL that may contain a password. Users see only its scheme, host and path."""
 
 
 class SecretFields(Section):
-    """A section with secrets: each may be given as itself, or as ``NAME_file``, the path of a file that holds it."""
+    """A section with secrets. ``NAME`` is a secret itself, ``NAME_file`` the path of a file that contains it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -89,13 +89,13 @@ class SecretFields(Section):
 
 
 def _size(value: Any) -> Any:
-    """Bytes may be given with a unit; "unlimited" is no limit."""
+    """Convert a size with a unit to bytes, and "unlimited" to None."""
     if value == "unlimited":
         return None
     return parse_size(value) if isinstance(value, str) else value
 
 
 Size = Annotated[int | None, Field(ge=0), BeforeValidator(_size)]
-#: Bytes, and bytes a second, that must be given.
+#: Bytes, and bytes a second. None is not allowed.
 Bytes = Annotated[int, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value)]
 Rate = Annotated[int, BeforeValidator(lambda value: parse_rate(value) if isinstance(value, str) else value)]

@@ -58,8 +58,8 @@ def test_understood(tmp_path: Path, text: str, expected: tuple[str, str, int]) -
     [
         ("root=/dev/vda1 ro", "no type"),
         ("type=consoleproxy zone=1 host=h", "type=consoleproxy"),
-        ("type=secstorage host=h", "nothing of zone"),
-        ("type=secstorage zone=1 host=", "nothing of host"),
+        ("type=secstorage host=h", "has no zone"),
+        ("type=secstorage zone=1 host=", "has no host"),
         ("type=secstorage zone=1 host=h workers=many", "workers=many"),
         ("type=secstorage zone=1 host=h port=0", "port=0"),
         ("type=secstorage zone=1 host=h port=99999", "port=99999"),
