@@ -1,3 +1,3 @@
 """The secondary storage worker: the library; everything but Celery."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
