@@ -1,1 +1,1 @@
-"""Talking to vCenter and ESXi: sessions, snapshots, NFC leases, OVF. What leaves this package is plain values."""
+"""Access to vCenter and ESXi: sessions, snapshots, NFC leases and OVF. Callers receive plain values, not pyVmomi's."""

@@ -1,6 +1,7 @@
-"""Changed block tracking: what vSphere says was written since a change id. To check by, never to be trusted alone.
+"""Changed block tracking (CBT): the areas that vSphere reports as written since a change id.
 
-Known to lose changes: KB 2090639 (a disk grown beyond 128 GB), KB 2136854 (6.0, during consolidation).
+The worker compares this report with the data and never relies on it. Known defects that lose changes:
+KB 2090639 (a disk that grew beyond 128 GB) and KB 2136854 (vSphere 6.0, during consolidation).
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ Area = tuple[int, int]
 
 
 def changed_areas(vm: Any, snapshot: Any, disk: Disk, change_id: str) -> list[Area]:
-    """The areas of a snapshot's disk that were written since *change_id*, in order; *vm* and *snapshot* are pyVmomi's.
+    """Return the areas of a snapshot's disk that were written since *change_id*, sorted by offset.
 
-    One answer may cover only a part of the disk, so it is asked for until the disk's end.
-    Raises SourceUnavailable and its like where the server cannot tell.
+    *vm* and *snapshot* are pyVmomi objects. One answer may cover only a part of the disk.
+    This function therefore repeats the query up to the end of the disk.
+    Raises SourceUnavailable, or another WorkerError, if the server has no answer.
     """
     areas: list[Area] = []
-    with translated("Asking for changed blocks", vm._moId):
-        at = 0
-        while at < disk.capacity:
-            answer = vm.QueryChangedDiskAreas(snapshot, disk.key, at, change_id)
+    with translated("Querying changed blocks", vm._moId):
+        offset = 0
+        while offset < disk.capacity:
+            answer = vm.QueryChangedDiskAreas(snapshot, disk.key, offset, change_id)
             areas += [(each.start, each.length) for each in answer.changedArea]
-            behind = answer.startOffset + answer.length
-            if behind <= at:
-                raise SourceUnavailable(f"vCenter tells nothing of the disk from byte {at} on", vm._moId)
-            at = behind
+            end = answer.startOffset + answer.length
+            if end <= offset:
+                raise SourceUnavailable(f"vCenter reports no changed blocks from byte {offset} on", vm._moId)
+            offset = end
     return sorted(areas)

@@ -1,4 +1,7 @@
-"""A new VM from an OVF descriptor: vCenter makes it, a lease takes its disks; where that is aborted, the VM goes."""
+"""A new VM from an OVF descriptor. vCenter creates the VM, and the worker sends its disks through a lease.
+
+If the import fails, the worker removes the VM.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from .export import ExportLink
 from .faults import fault_name, translated
 from .lease import Lease, LeaseFile
 from .ovf import networks_of
-from .place import VmTarget
-from .placement import FoundObjects, find_place, find_vm_in
+from .placement import FoundObjects, VmTarget, find_objects, find_vm_in
 from .upload import HostSink
 
-#: In the extra configuration of a VM that we make: the job, so that what a dead attempt has left can be told.
-_MARK = "ssvm.restore.job"
-#: Seconds in which a VM without much in it is destroyed.
+#: Key in the extra configuration of a restored VM. Its value is the job id.
+#: It identifies the VM that an earlier attempt of the job left behind.
+_JOB_ID_KEY = "ssvm.restore.job"
+#: Time-out in seconds for the removal of a VM with little data.
 _DESTROY_S = 300.0
 
 
@@ -30,92 +33,98 @@ _DESTROY_S = 300.0
 class ImportFile:
     """A file that the new VM needs."""
 
-    #: As the backup calls it.
+    #: The name in the backup.
     name: str
-    #: By which the lease will call its place.
+    #: The key of the file in the lease.
     key: str
-    #: Whether the upload makes the file.
+    #: Whether the upload creates the file.
     create: bool
 
 
 class Import:
-    """A VM to be made. A context manager: leaving it removes the VM, unless it was completed."""
+    """The import of a VM, as a context manager. On exit, it removes the VM unless the import was completed."""
 
-    def __init__(self, connection: Connection, place: VmTarget, job_id: str, ready_s: float) -> None:
-        #: What vCenter finds remarkable; none of it is an error.
+    def __init__(self, connection: Connection, target: VmTarget, job_id: str, ready_s: float) -> None:
+        #: Warnings from vCenter about the descriptor.
         self.warnings: list[str] = []
-        self.wanted: tuple[ImportFile, ...] = ()
+        #: The files that the new VM needs.
+        self.files: tuple[ImportFile, ...] = ()
         self._connection = connection
-        self._place = place
+        self._target = target
         self._job_id = job_id
         self._ready_s = ready_s
         self._found: FoundObjects | None = None
         self._lease: Lease | None = None
         self._spec: Any = None
-        self._begun = self._completed = False
+        self._started = self._completed = False
 
     @property
     def name(self) -> str:
-        """What the VM will be called."""
-        return self._place.name
+        """Return the name of the new VM."""
+        return self._target.name
 
     def prepare(self, descriptor: str) -> None:
-        """Find the place, and have vCenter judge the descriptor; nothing is made.
+        """Find the target and let vCenter check the descriptor. This method creates no VM.
 
-        Raises InvalidRequest for a place that is not there, a name that is taken, a descriptor that vCenter refuses.
+        It removes the VM that an earlier attempt of this job left behind.
+        Raises InvalidRequest for an unknown target, a name that is in use, or a descriptor that vCenter rejects.
         """
-        self._found = find_place(self._connection, self._place, networks_of(descriptor))
-        self._make_way()
-        mapping = [vim.OvfManager.NetworkMapping(name=name, network=it) for name, it in self._found.networks.items()]
+        self._found = find_objects(self._connection, self._target, networks_of(descriptor))
+        if not self._remove_own() and find_vm_in(self._connection, self._found.folder, self.name):
+            raise InvalidRequest(
+                f"A VM named {self.name!r} already exists", self._connection.address.name, "Give another name"
+            )
+        networks = self._found.networks.items()
         params = vim.OvfManager.CreateImportSpecParams(
             locale="",
             deploymentOption="",
-            entityName=self._place.name,
+            entityName=self.name,
             diskProvisioning="thin",
-            networkMapping=mapping,
+            networkMapping=[vim.OvfManager.NetworkMapping(name=name, network=network) for name, network in networks],
         )
-        with translated("Judging the OVF descriptor", self._place.name):
+        with translated("Checking the OVF descriptor", self.name):
             manager = self._connection.content.ovfManager
-            it = manager.CreateImportSpec(descriptor, self._found.pool, self._found.datastore, params)
-        self.warnings = [_said(each) for each in it.warning or ()]
-        if it.error or it.importSpec is None:
-            said = "; ".join(_said(each) for each in it.error or ()) or "it gives no reason"
-            raise InvalidRequest(f"vCenter does not take the VM: {said}", self._place.name, "Look at the backup's OVF")
-        it.importSpec.configSpec.extraConfig.append(vim.option.OptionValue(key=_MARK, value=self._job_id))
-        self._spec = it.importSpec
-        self.wanted = tuple(
-            ImportFile(unquote(each.path), each.deviceId, bool(each.create)) for each in it.fileItem or ()
+            result = manager.CreateImportSpec(descriptor, self._found.pool, self._found.datastore, params)
+        self.warnings = [_message(each) for each in result.warning or ()]
+        if result.error or result.importSpec is None:
+            reasons = "; ".join(_message(each) for each in result.error or ()) or "it gives no reason"
+            raise InvalidRequest(f"vCenter rejects the VM: {reasons}", self.name, "Check the OVF in the backup")
+        mark = vim.option.OptionValue(key=_JOB_ID_KEY, value=self._job_id)
+        result.importSpec.configSpec.extraConfig.append(mark)
+        self._spec = result.importSpec
+        self.files = tuple(
+            ImportFile(unquote(each.path), each.deviceId, bool(each.create)) for each in result.fileItem or ()
         )
 
     def open(self) -> Lease:
-        """Make the VM and wait until its disks can be sent; see Lease for what is raised."""
+        """Create the VM and wait until the host can receive its disks. Raises the same errors as Lease."""
         assert self._found is not None
         pool, folder = self._found.pool, self._found.folder
-        lease = Lease(
-            self._connection, lambda: pool.ImportVApp(self._spec, folder, None), self._place.name, self._ready_s
-        )
-        self._begun = True
+        lease = Lease(self._connection, lambda: pool.ImportVApp(self._spec, folder, None), self.name, self._ready_s)
+        self._started = True
         self._lease = lease.__enter__()
         return lease
 
-    def sink(self, wanted: ImportFile, size: int) -> HostSink:
-        """Where the *size* bytes of a file go."""
+    def sink(self, file: ImportFile, size: int) -> HostSink:
+        """Return the sink for the *size* bytes of a file."""
         assert self._lease is not None
-        file = self.file_of(wanted)
-        link = ExportLink(file.url, file.thumbprint, self._connection.address, self._connection.cookie)
-        return HostSink(link, size, self._lease.check, create=wanted.create)
+        offered = self.file_of(file)
+        link = ExportLink(offered.url, offered.thumbprint, self._connection.address, self._connection.cookie)
+        return HostSink(link, size, self._lease.check, create=file.create)
 
-    def file_of(self, wanted: ImportFile) -> LeaseFile:
-        """The lease's file of that place; LeaseLost where it has none."""
-        files = self._lease.files if self._lease else ()
-        found = next((each for each in files if each.import_key == wanted.key), None)
+    def file_of(self, file: ImportFile) -> LeaseFile:
+        """Return the lease's entry for a file. Raises LeaseLost if the lease has none."""
+        offered = self._lease.files if self._lease else ()
+        found = next((each for each in offered if each.import_key == file.key), None)
         if found is None:
-            what = f"The lease has no place for {wanted.name} ({wanted.key})"
-            raise LeaseLost(what, self._place.name, f"It has: {', '.join(each.import_key for each in files) or 'none'}")
+            keys = ", ".join(each.import_key for each in offered) or "none"
+            raise LeaseLost(
+                f"The lease has no URL for {file.name} ({file.key})", self.name, f"Keys of the lease: {keys}"
+            )
         return found
 
     def complete(self) -> None:
-        """Make the VM stay. Raises LeaseLost if vSphere has given it up."""
+        """Keep the VM. Raises LeaseLost if vSphere has ended the lease."""
         assert self._lease is not None
         self._lease.finish()
         self._completed = True
@@ -124,45 +133,36 @@ class Import:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._completed or not self._begun:
+        if self._completed or not self._started:
             return
         with self._connection.shielded():
             if self._lease is not None:
                 self._lease.__exit__(*exc)
-            # vSphere removes what an aborted lease has made; what cannot be made sure of now is the retry's affair.
+            # vSphere removes the VM of an aborted lease. If this cannot be verified now, the next attempt removes it.
             with contextlib.suppress(WorkerError):
                 self._remove_own()
 
     def remove_leftover(self) -> bool:
-        """Whether there was a VM of this job at its place, which is gone now."""
-        self._found = find_place(self._connection, self._place, list(self._place.networks))
+        """Remove the VM that an earlier attempt of this job left behind. Return whether there was one."""
+        self._found = find_objects(self._connection, self._target, list(self._target.networks))
         return self._remove_own()
 
-    def _make_way(self) -> None:
-        """Remove what a dead attempt of this job has left; anything else of that name is refused."""
-        assert self._found is not None
-        if not self._remove_own() and find_vm_in(self._connection, self._found.folder, self._place.name):
-            raise InvalidRequest(
-                f"There is a VM named {self._place.name!r} already", self._connection.address.name, "Give another name"
-            )
-
     def _remove_own(self) -> bool:
+        """Remove the VM that this job has created, unless the VM is powered on. Return whether it was removed."""
         assert self._found is not None
-        vm = find_vm_in(self._connection, self._found.folder, self._place.name)
-        if vm is None or not self._is_ours(vm):
+        vm = find_vm_in(self._connection, self._found.folder, self.name)
+        if vm is None:
             return False
-        with translated("Removing an unfinished VM", self._place.name):
+        with translated("Reading the VM", self.name):
+            values = self._connection.read(vm, "config.extraConfig", "runtime.powerState")
+        options = {each.key: each.value for each in values["config.extraConfig"] or ()}
+        if options.get(_JOB_ID_KEY) != self._job_id or str(values["runtime.powerState"]) != "poweredOff":
+            return False
+        with translated("Removing an unfinished VM", self.name):
             self._connection.finish(vm.Destroy_Task(), _DESTROY_S)
         return True
 
-    def _is_ours(self, vm: Any) -> bool:
-        """Whether this job has made it, and nobody has begun to use it."""
-        with translated("Looking at the VM", self._place.name):
-            seen = self._connection.read(vm, "config.extraConfig", "runtime.powerState")
-        marks = {each.key: each.value for each in seen["config.extraConfig"] or ()}
-        return marks.get(_MARK) == self._job_id and str(seen["runtime.powerState"]) == "poweredOff"
 
-
-def _said(fault: Any) -> str:
-    """A fault as vCenter words it."""
+def _message(fault: Any) -> str:
+    """Return vCenter's text for a fault, or the name of the fault."""
     return str(fault.localizedMessage or fault_name(fault.fault))

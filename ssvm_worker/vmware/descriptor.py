@@ -1,4 +1,4 @@
-"""The OVF descriptor as the server writes it, and the raw config beside it."""
+"""The OVF descriptor from the server, and the raw configuration of a VM as JSON."""
 
 from __future__ import annotations
 
@@ -16,45 +16,38 @@ from .snapshot import Snapshot
 
 
 def server_descriptor(
-    connection: Connection, vm: Any, snapshot: Snapshot, disks: Sequence[OvfDisk], beside: Sequence[OvfFile]
+    connection: Connection, vm: Any, snapshot: Snapshot, disks: Sequence[OvfDisk], other_files: Sequence[OvfFile]
 ) -> tuple[str | None, str]:
-    """The server's descriptor of the snapshot with our files and their counted sizes; or None, and why there is none.
+    """Return the server's descriptor of the snapshot and "", or None and the reason.
 
-    Never fails: a backup has a descriptor of our own where the server has none, or one that does not name our files.
+    The descriptor names the stored files with the sizes that the worker counted.
+    This function does not raise API errors: without a usable descriptor, the backup gets one that the worker builds.
     """
+    files: list[OvfDisk | OvfFile] = [*disks, *other_files]
     params = vim.OvfManager.CreateDescriptorParams(
         snapshot=connection.object(vim.vm.Snapshot, snapshot.moref),
-        ovfFiles=[*(_ovf_file(each) for each in disks), *(_beside(each) for each in beside)],
+        ovfFiles=[_ovf_file(each) for each in files],
         includeImageFiles=False,
     )
     try:
         result = connection.content.ovfManager.CreateDescriptor(vm, params)
     except vmodl.fault.MethodNotFound:
-        return None, "the server cannot write one"
+        return None, "the server does not support it"
     except API_ERRORS as error:
-        return None, f"the server failed to write one: {fault_name(error)}"
+        return None, f"the server failed: {fault_name(error)}"
     if result.error:
         return None, "the server reports: " + "; ".join(fault_name(each) for each in result.error)
-    if not lists_files(result.ovfDescriptor, disks, beside):
-        return None, "the server's does not name the stored files with their sizes"
+    if not lists_files(result.ovfDescriptor, disks, other_files):
+        return None, "the server's descriptor does not name the stored files with their sizes"
     return result.ovfDescriptor, ""
 
 
-def _ovf_file(each: OvfDisk) -> Any:
-    return vim.OvfManager.OvfFile(
-        deviceId=each.lease_key,
-        path=each.name,
-        size=each.size,
-        capacity=each.disk.capacity,
-        populatedSize=each.populated,
-    )
-
-
-def _beside(each: OvfFile) -> Any:
-    return vim.OvfManager.OvfFile(deviceId=each.lease_key, path=each.name, size=each.size)
+def _ovf_file(file: OvfDisk | OvfFile) -> Any:
+    sizes = {"capacity": file.disk.capacity, "populatedSize": file.populated} if isinstance(file, OvfDisk) else {}
+    return vim.OvfManager.OvfFile(deviceId=file.lease_key, path=file.name, size=file.size, **sizes)
 
 
 def config_json(config: Any) -> bytes:
-    """The whole configuration as the API gives it."""
+    """Return the whole configuration of the API as JSON."""
     text = json.dumps(config, cls=VmomiJSONEncoder, strip_dynamic=True, indent=1, ensure_ascii=False, sort_keys=True)
     return (text + "\n").encode()

@@ -1,4 +1,4 @@
-"""The data stream of one disk: an HTTPS GET from the host that the lease names."""
+"""The data stream of one file of a lease: an HTTPS GET from the host that the lease names."""
 
 from __future__ import annotations
 
@@ -17,31 +17,30 @@ from ssvm_worker.net.sockets import TICK, ConnectOptions, StallWatch, WatchedTLS
 from ssvm_worker.streaming.interfaces import CHUNK, Check
 from ssvm_worker.units import KiB
 
-from .address import Address
-from .trust import PinMismatch, context_for, parse_thumbprint, reason, refuse_other
+from .trust import Address, PinMismatch, context_for, failure_reason, parse_thumbprint, require_pin
 
 #: Seconds to connect to a host.
 _CONNECT_S = 10.0
-#: Bytes of a stream that are read ahead.
+#: Bytes to read ahead from a stream.
 _AHEAD = 512 * KiB
 
 
 @dataclass(frozen=True)
 class ExportLink:
-    """Where the bytes are."""
+    """The URL of a file of a lease, with the data that a connection to its host needs."""
 
-    #: As the lease gives it; its host may be ``*``.
+    #: The URL from the lease. Its host may be ``*``.
     url: str
-    #: SHA-1 or SHA-256 of the host's certificate, as vSphere gives it over the trusted connection; may be empty.
+    #: SHA-1 or SHA-256 thumbprint of the host's certificate, received over the trusted connection. May be empty.
     thumbprint: str
-    #: Of the vCenter, which stands in where the lease says nothing.
+    #: The vCenter's address. It replaces data that the lease does not give.
     address: Address
-    #: The session's; sent only to a host that refuses us without it.
+    #: The session's cookie. The worker sends it only to a host that rejects a request without it.
     cookie: str = field(repr=False)
 
     @property
     def parts(self) -> SplitResult:
-        """The URL with the host, and the port, that we are connected to in place of ``*``."""
+        """Return the URL; the vCenter's host and port replace ``*``."""
         parts = urlsplit(self.url)
         if parts.hostname != "*":
             return parts
@@ -50,28 +49,29 @@ class ExportLink:
 
     @property
     def pin(self) -> str | None:
-        """The certificate to insist on: the lease's, else the vCenter's own where it is the vCenter itself."""
+        """Return the thumbprint from the lease, or the vCenter's own if the host is the vCenter itself."""
         if self.thumbprint:
             return parse_thumbprint(self.thumbprint, self.parts.netloc)
         return self.address.pin if self.parts.hostname == self.address.host else None
 
 
 class _Stream(HttpAnswer):
-    """A body in chunks of HTTP that are small, as a host sends it: read ahead, they cost no look at the socket each.
+    """An answer with a large read-ahead buffer, because hosts send a body in small HTTP chunks.
 
-    Of chunks of 32 KiB, http.client's own buffer of 8 KiB asks the socket twice for each.
+    With http.client's own buffer of 8 KiB, each chunk of 32 KiB takes two reads from the socket.
     """
 
-    def __init__(self, sock: socket.socket, *args: Any, **given: Any) -> None:
-        super().__init__(sock, *args, **given)
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
         self.fp.close()
-        self.fp = sock.makefile("rb", _AHEAD)  # type: ignore[assignment]  # the stub means the like of it
+        self.fp = sock.makefile("rb", _AHEAD)  # type: ignore[assignment]  # the stub's type is too narrow
 
 
 class DiskSource:
-    """A ``Source`` of one file of a lease. The bytes are made as they are read: no size, no ranges, no resume.
+    """A ``Source`` of one file of a lease. It has no size and supports neither ranges nor resume.
 
-    A 200 proves nothing: the stream's own structure has to be verified. Holds one chunk.
+    The host generates the bytes during the transfer. Status 200 does not prove that the stream is complete.
+    The caller must verify the structure of the stream. Memory use: one chunk.
     """
 
     size: int | None = None
@@ -81,34 +81,38 @@ class DiskSource:
         self._link = link
         self._check = check
         parts = link.parts
-        #: Without the ticket in the path.
+        #: The URL without the secret ticket in its path.
         self.name = f"{parts.netloc}/…/{parts.path.rpartition('/')[2]}"
 
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
-        """Yield the chunks; *offset* is 0.
+        """Yield the chunks. *offset* must be 0.
 
-        Raises SourceUnavailable (busy, cut, stalled), LeaseLost (the URL is dead), SourceDenied, Cancelled.
+        Raises SourceUnavailable (busy, disconnected, stalled), LeaseLost (expired URL), SourceDenied and Cancelled.
         """
         if offset:
-            raise SourceUnavailable("A lease's stream cannot be resumed", self.name, "Take a new lease")
+            raise SourceUnavailable("The stream of a lease cannot be resumed", self.name, "Request a new lease")
         with _translated(self.name, self._check), closing(self._connect()) as connection:
             answer = self._get(connection)
-            yield from _chunks(answer)
+            # http.client raises IncompleteRead if the last chunk of a chunked body is missing.
+            view = memoryview(bytearray(CHUNK))
+            while size := answer.readinto(view):
+                yield bytes(view[:size])
             if answer.length:
-                raise SourceUnavailable(f"The stream was cut, {answer.length} bytes early", self.name)
+                raise SourceUnavailable(f"The stream ended {answer.length} bytes early", self.name)
 
     def _get(self, connection: HTTPConnection) -> HTTPResponse:
-        answer = self._ask(connection, "")
+        """Send the request without the cookie. If the host rejects it, send it again with the cookie."""
+        answer = self._request(connection, "")
         if answer.status in (401, 403):
             connection.close()
             connection.sock = _dial(self._link, self._check)
-            answer = self._ask(connection, self._link.cookie)
+            answer = self._request(connection, self._link.cookie)
         if answer.status != 200:
             raise self._refusal(answer.status)
         return answer
 
-    def _ask(self, connection: HTTPConnection, cookie: str) -> HTTPResponse:
-        # The end of the connection is the end of the stream at once; who keeps it open is waited for.
+    def _request(self, connection: HTTPConnection, cookie: str) -> HTTPResponse:
+        # The host closes the connection at the end of the stream, so the end is noticed without a delay.
         headers = {"Host": self._link.parts.netloc, "Accept-Encoding": "identity", "Connection": "close"}
         connection.request("GET", self._link.parts.path, headers=headers | ({"Cookie": cookie} if cookie else {}))
         return connection.getresponse()
@@ -121,20 +125,22 @@ class DiskSource:
 
     def _refusal(self, status: int) -> WorkerError:
         if status == 404:
-            return LeaseLost("The lease's URL is dead (status 404)", self.name, "Take a new lease")
+            return LeaseLost("The lease's URL has expired (status 404)", self.name, "Request a new lease")
         if status in (401, 403):
-            return SourceDenied(f"The host refuses us (status {status})", self.name, "Look at the user's privileges")
-        return SourceUnavailable(f"The host answers with status {status}", self.name, "It may be busy; try again")
+            return SourceDenied(f"The host denies access (status {status})", self.name, "Check the user's privileges")
+        return SourceUnavailable(
+            f"The host answered with status {status}", self.name, "The host may be busy; try again"
+        )
 
 
-def secure(link: ExportLink, check: Check) -> WatchedTLSSocket:
-    """A connection to the host, whose certificate is the right one; SourceUnavailable, SourceDenied, Cancelled."""
+def connect_to_host(link: ExportLink, check: Check) -> WatchedTLSSocket:
+    """Connect to the host and check its certificate. Raises SourceUnavailable, SourceDenied and Cancelled."""
     with _translated(link.parts.netloc, check, "The host cannot be reached"):
         return _dial(link, check)
 
 
 def _dial(link: ExportLink, check: Check) -> WatchedTLSSocket:
-    """A connection whose certificate is known before anything is sent."""
+    """Connect and check the certificate before any data is sent."""
     parts, pin = link.parts, link.pin
     tls = context_for(link.address.ca_file, pin)
     watch = StallWatch(check, link.address.timeout_s)
@@ -142,7 +148,7 @@ def _dial(link: ExportLink, check: Check) -> WatchedTLSSocket:
     assert isinstance(sock, WatchedTLSSocket)
     try:
         if pin:
-            refuse_other(sock.peer(), pin)
+            require_pin(sock.peer(), pin)
     except BaseException:
         sock.close()
         raise
@@ -150,25 +156,17 @@ def _dial(link: ExportLink, check: Check) -> WatchedTLSSocket:
 
 
 @contextmanager
-def _translated(name: str, check: Check, broke: str = "The stream broke") -> Iterator[None]:
+def _translated(name: str, check: Check, what: str = "The stream broke") -> Iterator[None]:
     try:
         yield
     except (ssl.SSLCertVerificationError, PinMismatch) as error:
         raise SourceDenied(
-            f"The host's certificate is not trusted: {reason(error)}",
+            f"The host's certificate is not trusted: {failure_reason(error)}",
             name,
-            "vCenter names no certificate for it, or another one: look at the host, or name its authority in ca_file",
+            "vCenter gives no or another thumbprint for this host: check the host, or set ca_file to its authority",
         ) from error
     except (OSError, HTTPException) as error:
-        check()  # a lease that is lost says more than the connection that was cut with it
+        check()  # prefer the error of a lost lease, which explains the broken connection
         raise SourceUnavailable(
-            f"{broke}: {error or type(error).__name__}", name, "Look at the host and the way to it"
+            f"{what}: {error or type(error).__name__}", name, "Check the host and the network path to it"
         ) from error
-
-
-def _chunks(answer: HTTPResponse) -> Iterator[bytes]:
-    """The body; http.client raises IncompleteRead where the last chunk of a chunked one is missing."""
-    buffer = bytearray(CHUNK)
-    view = memoryview(buffer)
-    while size := answer.readinto(view):
-        yield bytes(view[:size])

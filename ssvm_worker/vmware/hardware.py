@@ -1,4 +1,4 @@
-"""What a VM is made of, as plain values read from a snapshot's config."""
+"""The hardware of a VM as plain values from the configuration of a snapshot."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 from ssvm_worker.errors import InvalidRequest
 
-#: Statuses of a disk in a backup; missing: a snapshot holds it, and the lease does not list it.
+#: Statuses of a disk in a backup. Missing: the snapshot contains the disk, but the lease does not list it.
 EXPORTED, INDEPENDENT, RDM, LEFT_OUT, MISSING = "exported", "independent", "rdm", "left out", "missing"
 
 
 @dataclass(frozen=True)
 class Controller:
-    """What disks hang on."""
+    """A disk controller."""
 
     key: int
-    #: The class in the API: ParaVirtualSCSIController, VirtualNVMEController, …
+    #: The class name in the API: ParaVirtualSCSIController, VirtualNVMEController, …
     kind: str
     bus: int
 
 
 @dataclass(frozen=True)
 class Nic:
-    """A network card."""
+    """A network adapter."""
 
     #: VirtualVmxnet3, VirtualE1000e, …
     kind: str
@@ -35,30 +35,30 @@ class Disk:
     """A virtual disk."""
 
     key: int
-    #: What the vSphere Client calls it: Hard disk 1.
+    #: The name in the vSphere Client: Hard disk 1.
     label: str
     #: Bytes.
     capacity: int
     controller: Controller
     unit: int
-    #: Why a snapshot does not hold it: independent or rdm; exported otherwise.
+    #: ``independent`` or ``rdm`` for a disk that no snapshot contains, otherwise ``exported``.
     status: str = EXPORTED
-    #: Where changed block tracking stood when the snapshot was made; empty without tracking.
+    #: The change id of changed block tracking at the time of the snapshot; empty without tracking.
     change_id: str = ""
 
     @property
     def place(self) -> str:
-        """Its controller's family, bus and unit: scsi0:1."""
+        """Return the controller's family, the bus and the unit: scsi0:1."""
         return f"{family(self.controller.kind)}{self.controller.bus}:{self.unit}"
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The configuration of a VM as its snapshot holds it."""
+    """The configuration of a VM in its snapshot."""
 
     name: str
     guest_id: str
-    #: vmx-21
+    #: For example vmx-21.
     version: str
     firmware: str
     cpus: int
@@ -67,20 +67,21 @@ class Hardware:
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
     is_template: bool = False
-    #: What of it is encrypted, in words.
+    #: Descriptions of the encrypted parts.
     secrets: tuple[str, ...] = ()
 
 
 def family(kind: str) -> str:
-    """The short name of a controller's class: scsi, nvme, sata or ide."""
+    """Return the short name for a controller's class name: scsi, nvme, sata or ide."""
     names = {"NVME": "nvme", "AHCI": "sata", "SATA": "sata", "IDE": "ide"}
     return next((short for part, short in names.items() if part in kind), "scsi")
 
 
 def select_disks(disks: Sequence[Disk], wanted: Sequence[str] | None) -> list[Disk]:
-    """The disks named by key, label or place, all that a snapshot holds when None; in their own order.
+    """Return the disks with the *wanted* keys, labels or places, in the order of *disks*.
 
-    Raises InvalidRequest for a name that no disk has, for a disk that no snapshot holds, and when nothing is left.
+    Without *wanted*, return all disks that a snapshot contains.
+    Raises InvalidRequest for an unknown name, a disk that no snapshot contains, and an empty result.
     """
     if wanted is None:
         chosen = [disk for disk in disks if disk.status == EXPORTED]
@@ -88,7 +89,9 @@ def select_disks(disks: Sequence[Disk], wanted: Sequence[str] | None) -> list[Di
         keys = {_find(disks, name).key for name in wanted}
         chosen = [disk for disk in disks if disk.key in keys]
     if not chosen:
-        raise InvalidRequest("The VM has no disk that a snapshot holds", _listed(disks), "Back it up from inside")
+        raise InvalidRequest(
+            "The VM has no disk that a snapshot contains", _listed(disks), "Back it up from inside the guest"
+        )
     return chosen
 
 
@@ -96,8 +99,8 @@ def _find(disks: Sequence[Disk], name: str) -> Disk:
     for disk in disks:
         if name.strip().lower() in (str(disk.key), disk.label.lower(), disk.place):
             if disk.status != EXPORTED:
-                what = f"The disk {disk.label} is {disk.status}: no snapshot holds it"
-                raise InvalidRequest(what, disk.place, "Leave it out, or change its mode in vSphere")
+                what = f"The disk {disk.label} is {disk.status}: no snapshot contains it"
+                raise InvalidRequest(what, disk.place, "Omit it from the request, or change its mode in vSphere")
             return disk
     raise InvalidRequest(f"The VM has no disk {name!r}", "disks", f"There are: {_listed(disks)}")
 
@@ -106,9 +109,9 @@ def _listed(disks: Sequence[Disk]) -> str:
     return ", ".join(f"{each.key} = {each.label} = {each.place}" for each in disks) or "none"
 
 
-def comparable(before: str, now: str) -> bool:
-    """Whether changes between two change ids can be asked for: both are of the same tracking.
+def same_tracking(before: str, now: str) -> bool:
+    """Return whether two change ids are comparable: both are from the same period of tracking.
 
-    An id is ``UUID/number``; another UUID, or none, says that tracking began anew in between.
+    An id is ``UUID/number``. A different UUID, or no id, means that tracking restarted in between.
     """
     return bool(before and now) and before.partition("/")[0] == now.partition("/")[0]

@@ -1,4 +1,4 @@
-"""Finding a VM by any of its names, and reading what a config says of its hardware."""
+"""The search for a VM by any of its names, and its configuration as plain values."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .connection import Connection
 from .faults import translated
 from .hardware import EXPORTED, INDEPENDENT, RDM, Controller, Disk, Hardware, Nic
 
-#: vCenter's ids are vm-12, a standalone host's are plain numbers.
+#: Ids in vCenter have the form vm-12. Ids on a standalone host are numbers.
 _MOREF = re.compile(r"(vm-)?\d+")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def find_vm(connection: Connection, name: str) -> Any:
-    """The VM with that managed object id, instance UUID or inventory path (/DC0/vm/folder/name).
+    """Return the VM with that managed object id, instance UUID or inventory path (/DC0/vm/folder/name).
 
-    Raises SourceNotFound, saying how it was looked for.
+    Raises SourceNotFound with the kind of name that was assumed.
     """
-    with translated("Looking for the VM", name):
+    with translated("Searching for the VM", name):
         if _MOREF.fullmatch(name):
             found, how = _by_moref(connection, name), "a managed object id"
         elif _UUID.fullmatch(name):
@@ -35,9 +35,9 @@ def find_vm(connection: Connection, name: str) -> Any:
             how = "an inventory path"
     if not isinstance(found, vim.VirtualMachine):
         raise SourceNotFound(
-            f"There is no VM of that name, taken for {how}",
+            f"No VM has this name (searched for {how})",
             f"{connection.address.name}: {name}",
-            "Give its id (vm-12), its instance UUID or its path (/Datacenter/vm/Folder/Name)",
+            "Give the id (vm-12), the instance UUID or the path (/Datacenter/vm/Folder/Name)",
         )
     return found
 
@@ -51,18 +51,21 @@ def _by_moref(connection: Connection, moref: str) -> Any:
     return found
 
 
-def config_of(connection: Connection, thing: Any) -> Any:
-    """The VirtualMachineConfigInfo of a VM or a snapshot; SourceUnavailable where vCenter has none."""
-    with translated("Reading the configuration", thing._moId):
-        config = connection.read(thing, "config")["config"]
+def config_of(connection: Connection, entity: Any) -> Any:
+    """Return the VirtualMachineConfigInfo of a VM or a snapshot. Raises SourceUnavailable if vCenter has none."""
+    with translated("Reading the configuration", entity._moId):
+        config = connection.read(entity, "config")["config"]
     if config is None:
-        raise SourceUnavailable("vCenter gives no configuration", thing._moId, "Look whether the VM is accessible")
+        raise SourceUnavailable("vCenter has no configuration", entity._moId, "Check if the VM is accessible")
     return config
 
 
 def host_of(connection: Connection, vm: Any) -> str:
-    """The vCenter's name and the id of the VM's host: what tells an ESXi host from any other."""
-    with translated("Looking for the VM's host", vm._moId):
+    """Return the vCenter's name and the id of the VM's host. Together they identify an ESXi host.
+
+    The id is ``?`` if the user may not read it.
+    """
+    with translated("Searching for the VM's host", vm._moId):
         try:
             host = connection.read(vm, "runtime.host")["runtime.host"]
         except vmodl.fault.SecurityError:
@@ -71,7 +74,7 @@ def host_of(connection: Connection, vm: Any) -> str:
 
 
 def read_hardware(config: Any) -> Hardware:
-    """The plain values of a VirtualMachineConfigInfo."""
+    """Return the hardware of a VirtualMachineConfigInfo as plain values."""
     devices = config.hardware.device
     controllers = {
         each.key: Controller(each.key, _kind(each), each.busNumber)
@@ -94,6 +97,7 @@ def read_hardware(config: Any) -> Hardware:
 
 
 def _secrets(config: Any) -> Iterator[str]:
+    """Yield a description of each encrypted part."""
     devices = config.hardware.device
     if config.keyId or any(getattr(getattr(each, "backing", None), "keyId", None) for each in devices):
         yield "encrypted disks or files"
@@ -113,7 +117,7 @@ def _disk(device: Any, controllers: dict[int, Controller]) -> Disk:
 
 
 def _backing(backing: Any) -> tuple[str, str]:
-    """Status and change id. Independent disks and raw devices in physical mode are in no snapshot."""
+    """Return status and change id. No snapshot contains independent disks or raw devices in physical mode."""
     change_id = getattr(backing, "changeId", None) or ""
     if getattr(backing, "compatibilityMode", "") == "physicalMode":
         return RDM, change_id

@@ -1,4 +1,4 @@
-"""One NFC lease: opened on a snapshot, kept alive in a thread of its own, completed or aborted whatever happens."""
+"""An NFC lease: opened on a snapshot or an import, renewed by its own thread, and always completed or aborted."""
 
 from __future__ import annotations
 
@@ -17,79 +17,80 @@ from ssvm_worker.units import human_duration
 
 from .connection import Connection
 from .export import DiskSource, ExportLink
-from .faults import API_ERRORS, fault_name, meaning, translated
+from .faults import API_ERRORS, as_worker_error, fault_name, translated
 from .hardware import EXPORTED, Disk, family
 from .trust import thumbprint_of
 
-#: Seconds between two renewals at the most; the server's own limit is 300 s as a rule.
+#: Maximum seconds between two renewals. The server's own limit is usually 300 s.
 _RENEW_S = 30.0
-#: What a call answers when the lease, or its session, is no more.
+#: The faults of a call after the end of the lease or of its session.
 _GONE = (vim.fault.Timedout, vim.fault.NotAuthenticated, vmodl.fault.ManagedObjectNotFound)
-#: /vm-12/ParaVirtualSCSIController0:1 names a device by its place.
-_PLACE = re.compile(r"(\w*Controller)(\d+):(\d+)$")
+#: /vm-12/ParaVirtualSCSIController0:1 names a device by controller, bus and unit.
+_DEVICE_KEY = re.compile(r"(\w*Controller)(\d+):(\d+)$")
 
 
 @dataclass(frozen=True)
 class LeaseFile:
-    """One file that a lease offers."""
+    """One file in a lease."""
 
-    #: How OVF calls name the device.
+    #: The name of the device in OVF calls.
     key: str
     url: str
-    #: Of the certificate that the host shows; may be empty.
+    #: Thumbprint of the host's certificate; may be empty.
     thumbprint: str
     is_disk: bool
-    #: Bytes, where they are known beforehand: not of disks.
+    #: Bytes, if the lease gives them. It gives none for disks.
     size: int | None = None
-    #: Of an import: how the import specification calls the place of the file.
+    #: The key of the file in the specification of an import.
     import_key: str = ""
 
     @property
     def name(self) -> str:
-        """The last part of the URL."""
+        """Return the last part of the URL."""
         return self.url.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
-class Sent:
-    """What vSphere says that it sent of a file."""
+class LeaseManifestEntry:
+    """Size and digest of one file, as vSphere counted them."""
 
     digest: Digest
     size: int
 
 
 class Lease:
-    """A context manager: leaving it aborts the lease, unless it was completed.
+    """A lease as a context manager. On exit, it aborts the lease unless the lease was completed.
 
-    vSphere keeps the VM from being moved, changed or deleted as long as it is open. It belongs to its login session.
+    While a lease is open, vSphere does not move, change or delete the VM. A lease belongs to its login session.
     """
 
     def __init__(self, connection: Connection, start: Callable[[], Any], where: str, ready_s: float) -> None:
-        """*start* asks for it; *ready_s*: seconds that the host may take to get the lease ready."""
+        """Prepare the lease that *start* requests; the host has *ready_s* seconds to make it ready."""
         self.files: tuple[LeaseFile, ...] = ()
-        #: The VM's managed object id, when the lease is ready.
+        #: The VM's managed object id, once the lease is ready.
         self.vm = ""
-        #: The algorithm of the lease manifest.
+        #: The hash algorithm of the lease manifest.
         self.algorithm = "sha256"
         self._connection = connection
         self._start = start
         self._where = where
         self._ready_s = ready_s
-        self._it: Any = None
+        self._lease: Any = None
         self._percent = 0
         self._lost: LeaseLost | None = None
         self._stop = threading.Event()
         self._renewer: threading.Thread | None = None
 
     def __enter__(self) -> Lease:
-        """Open it and wait until it is ready.
+        """Open the lease and wait until it is ready.
 
-        Raises ResourceBusy (another task or lease holds the VM), LeaseLost (never ready, or at once in error), others.
+        Raises ResourceBusy if another task or lease uses the VM, and LeaseLost if the lease does not become ready.
+        May raise other WorkerErrors.
         """
-        with translated("Asking for a lease", self._where):
-            self._it = self._start()
+        with translated("Requesting a lease", self._where):
+            self._lease = self._start()
         try:
-            self._be_ready()
+            self._wait_until_ready()
         except BaseException:
             self._abort()
             raise
@@ -97,107 +98,105 @@ class Lease:
 
     def __exit__(self, *exc: object) -> None:
         self._end_renewals()
-        if self._it is not None:
+        if self._lease is not None:
             self._abort()
 
     def check(self) -> None:
-        """Raise Cancelled if the job must stop, LeaseLost if the lease is gone."""
+        """Raise Cancelled if the job must stop, and LeaseLost if the lease has ended."""
         self._connection.check()
         if self._lost is not None:
             raise self._lost
 
     def report(self, percent: int) -> None:
-        """Say how far the transfer is; sent with the next renewal."""
+        """Set the progress that the next renewal sends."""
         self._percent = max(0, min(100, percent))
 
     def file_of(self, disk: Disk, disks: Sequence[Disk]) -> LeaseFile | None:
-        """The file of one of the VM's *disks*; None when the lease does not list it."""
+        """Return the file of one of the VM's *disks*, or None if the lease does not list it."""
         return match_files(self.files, disks).get(disk.key)
 
     def source(self, file: LeaseFile) -> DiskSource:
-        """The bytes of one file of this lease; they end with the lease."""
+        """Return the source of a file. It is readable until the lease ends."""
         link = ExportLink(file.url, file.thumbprint, self._connection.address, self._connection.cookie)
         return DiskSource(link, self.check)
 
-    def sent(self, file: LeaseFile) -> Sent | None:
-        """The lease manifest's word on a file that was read to its end; None where the server has none.
+    def manifest_entry(self, file: LeaseFile) -> LeaseManifestEntry | None:
+        """Return the lease manifest's entry for a file that was transferred completely, or None if there is none.
 
-        Raises LeaseLost if the lease is gone, SourceUnavailable.
+        Raises LeaseLost if the lease has ended, and SourceUnavailable.
         """
-        with translated("Asking for the lease manifest", self._where):
+        with translated("Reading the lease manifest", self._where):
             try:
-                entries = self._it.HttpNfcLeaseGetManifest()
+                entries = self._lease.HttpNfcLeaseGetManifest()
             except _GONE as error:
                 what = f"The lease ended before its manifest was read: {fault_name(error)}"
-                raise LeaseLost(what, self._where, "It is tried again") from error
+                raise LeaseLost(what, self._where, "The worker tries again") from error
             except vmodl.MethodFault:
-                # No real host was at hand to see which of them give a manifest of an export: without one, the stream's
-                # own structure has to do, and the backup says so.
+                # It is not known which real hosts give a manifest of an export. Without a manifest, the worker checks
+                # only the structure of the stream, and the backup records this.
                 return None
         entry = next((each for each in entries if each.key == file.key), None)
-        return _sent(entry) if entry else None
+        if entry is None:
+            return None
+        if entry.checksum and entry.checksumType in ("sha1", "sha256"):
+            return LeaseManifestEntry(Digest(entry.checksumType, entry.checksum.lower()), entry.size)
+        return LeaseManifestEntry(Digest("sha1", entry.sha1.lower()), entry.size)
 
     def complete(self) -> None:
-        """Tell that all is well: the data was verified. A lease that is gone by now does no harm to it."""
+        """Complete the lease of an export. Errors are ignored: the worker has already verified the data."""
         self._end_renewals()
-        it, self._it = self._it, None
+        lease, self._lease = self._lease, None
         with contextlib.suppress(*API_ERRORS), self._connection.shielded():
-            it.HttpNfcLeaseComplete()
+            lease.HttpNfcLeaseComplete()
 
     def finish(self) -> None:
-        """``complete`` of an import, which comes to nothing if vSphere has given it up: LeaseLost, and others."""
+        """Complete the lease of an import. Raises LeaseLost or another WorkerError if vSphere has ended the lease."""
         self._end_renewals()
         with translated("Completing the import", self._where):
-            self._it.HttpNfcLeaseComplete()
-        self._it = None
+            self._lease.HttpNfcLeaseComplete()
+        self._lease = None
 
-    def _be_ready(self) -> None:
+    def _wait_until_ready(self) -> None:
+        ended = ("ready", "error", "done")
+        paths = ("state", "info", "error")
         with translated("Waiting for the lease", self._where):
-            ended = ("ready", "error", "done")
-            seen = self._connection.wait(
-                self._it, ("state", "info", "error"), lambda seen: seen["state"] in ended, self._ready_s
-            )
-        if seen is None:
-            what = f"The host had no lease ready within {human_duration(self._ready_s)}"
-            raise LeaseLost(what, self._where, "Look at the host's load, or raise backup.lease_ready_s")
-        if seen["state"] != "ready":
-            raise self._refused(seen["error"])
-        self.files = tuple(_file(each) for each in seen["info"].deviceUrl)
-        self.vm = seen["info"].entity._moId
-        self._want_sha256()
-        interval = min(seen["info"].leaseTimeout / 5, _RENEW_S)
+            values = self._connection.wait(self._lease, paths, lambda found: found["state"] in ended, self._ready_s)
+        if values is None:
+            what = f"The host did not make the lease ready within {human_duration(self._ready_s)}"
+            raise LeaseLost(what, self._where, "Check the host's load, or raise backup.lease_ready_s")
+        if values["state"] != "ready":
+            what, fault = "The host grants no lease", values["error"]
+            if isinstance(fault, vmodl.MethodFault):
+                raise as_worker_error(fault, what, self._where)
+            raise LeaseLost(what, self._where, "Check the host's events")
+        self.files = tuple(_lease_file(each) for each in values["info"].deviceUrl)
+        self.vm = values["info"].entity._moId
+        self._request_sha256()
+        interval = min(values["info"].leaseTimeout / 5, _RENEW_S)
         self._renewer = threading.Thread(target=self._renew, args=(interval,), name="nfc-lease", daemon=True)
         self._renewer.start()
 
-    def _want_sha256(self) -> None:
-        """Ask for SHA-256 in the lease manifest, which must be done before any transfer; before 6.7 it is SHA-1."""
+    def _request_sha256(self) -> None:
+        """Request SHA-256 for the lease manifest before any transfer. vSphere before 6.7 supports only SHA-1."""
         chosen = [vim.KeyValue(key=each.key, value="sha256") for each in self.files]
-        with translated("Asking for SHA-256", self._where):
+        with translated("Requesting SHA-256", self._where):
             try:
-                self._it.HttpNfcLeaseSetManifestChecksumType(chosen)
+                self._lease.HttpNfcLeaseSetManifestChecksumType(chosen)
             except vmodl.MethodFault:
                 self.algorithm = "sha1"
 
-    def _refused(self, fault: Any) -> Exception:
-        if isinstance(fault, vmodl.MethodFault):
-            return meaning(fault, "The host gives no lease", self._where)
-        return LeaseLost("The host gives no lease", self._where, "Look at its events")
-
     def _renew(self, interval_s: float) -> None:
+        """Renew the lease until it is stopped or vSphere reports its end. Retry after a failed connection."""
         with self._connection.shielded():
-            self._renew_until_stopped(interval_s)
-
-    def _renew_until_stopped(self, interval_s: float) -> None:
-        """A renewal that does not get through is tried again: only vSphere's word counts."""
-        while not self._stop.wait(interval_s):
-            try:
-                self._it.HttpNfcLeaseProgress(self._percent)
-            except vmodl.MethodFault as error:
-                what = f"vSphere has ended the lease: {fault_name(error)}"
-                self._lost = LeaseLost(what, self._where, "It is tried again; a slow store may be the reason")
-                return
-            except API_ERRORS:
-                continue
+            while not self._stop.wait(interval_s):
+                try:
+                    self._lease.HttpNfcLeaseProgress(self._percent)
+                except vmodl.MethodFault as error:
+                    what = f"vSphere has ended the lease: {fault_name(error)}"
+                    self._lost = LeaseLost(what, self._where, "The worker tries again; a slow store can be the reason")
+                    return
+                except API_ERRORS:
+                    continue
 
     def _end_renewals(self) -> None:
         self._stop.set()
@@ -205,35 +204,30 @@ class Lease:
             self._renewer.join(self._connection.address.timeout_s)
 
     def _abort(self) -> None:
-        """Give it back; a lease that is gone already is fine."""
-        it, self._it = self._it, None
+        """Abort the lease. Errors are ignored: the lease may have ended already."""
+        lease, self._lease = self._lease, None
         with contextlib.suppress(*API_ERRORS), self._connection.shielded():
-            it.HttpNfcLeaseAbort()
+            lease.HttpNfcLeaseAbort()
 
 
-def _file(device: Any) -> LeaseFile:
-    """The certificate itself (since 9.0) says more than its SHA-1."""
+def _lease_file(device: Any) -> LeaseFile:
+    # Since vSphere 9.0 the lease gives the host's certificate. Its SHA-256 is stronger than the SHA-1 thumbprint.
     pin = thumbprint_of(device.sslCertificate or "") or device.sslThumbprint or ""
     return LeaseFile(device.key, device.url, pin, bool(device.disk), device.fileSize or None, device.importKey or "")
 
 
-def _sent(entry: Any) -> Sent:
-    if entry.checksum and entry.checksumType in ("sha1", "sha256"):
-        return Sent(Digest(entry.checksumType, entry.checksum.lower()), entry.size)
-    return Sent(Digest("sha1", entry.sha1.lower()), entry.size)
-
-
 def match_files(files: Sequence[LeaseFile], disks: Sequence[Disk]) -> dict[int, LeaseFile]:
-    """Which file is which disk's, by the disk's key.
+    """Return the file of each disk, by the key of the disk.
 
-    By the place in the device key where it has that form; else by their order, where the numbers agree: a host may or
-    may not list disks that no snapshot holds. The stream's own header still has to agree with the disk's capacity.
+    If every device key names controller, bus and unit, these decide. Otherwise the order decides, if the numbers of
+    files and disks agree. A host may or may not list disks that no snapshot contains, so both numbers are tried.
+    The caller must still compare the disk's capacity with the header of the stream.
     """
     offered = [each for each in files if each.is_disk]
-    placed = {_place(each.key): each for each in offered}
-    if None not in placed:
-        found = {disk.key: placed.get((family(disk.controller.kind), disk.controller.bus, disk.unit)) for disk in disks}
-        return {key: file for key, file in found.items() if file is not None}
+    by_place = {_place(each.key): each for each in offered}
+    if None not in by_place:
+        places = {disk.key: (family(disk.controller.kind), disk.controller.bus, disk.unit) for disk in disks}
+        return {key: by_place[place] for key, place in places.items() if place in by_place}
     for candidates in (disks, [disk for disk in disks if disk.status == EXPORTED]):
         if len(candidates) == len(offered):
             return {disk.key: file for disk, file in zip(candidates, offered, strict=True)}
@@ -241,5 +235,5 @@ def match_files(files: Sequence[LeaseFile], disks: Sequence[Disk]) -> dict[int, 
 
 
 def _place(key: str) -> tuple[str, int, int] | None:
-    match = _PLACE.search(key)
+    match = _DEVICE_KEY.search(key)
     return (family(match[1]), int(match[2]), int(match[3])) if match else None

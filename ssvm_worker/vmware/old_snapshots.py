@@ -1,4 +1,4 @@
-"""Snapshots of ours, wherever in a vCenter they are: those of jobs that run, and those that dead jobs have left."""
+"""The search for snapshots that backup jobs have made, in the whole vCenter: of running jobs and of ended ones."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .snapshot import Snapshot, job_of, trees_of
 class OldSnapshot:
     """A snapshot that a backup job has made."""
 
-    #: The VM's managed object id, and its name.
+    #: The VM's managed object id.
     vm: str
     vm_name: str
     job_id: str
     snapshot: Snapshot
     #: Seconds since the epoch.
-    when: float
+    created: float
 
 
-def find_leftovers(connection: Connection) -> list[OldSnapshot]:
-    """Every snapshot that bears our name and our description, in the order of the VMs."""
+def find_old_snapshots(connection: Connection) -> list[OldSnapshot]:
+    """Return every snapshot with the name and the description of a backup job, in the order of the VMs."""
     found = []
-    with translated("Looking for snapshots of ours", connection.address.name):
+    with translated("Searching for snapshots of backup jobs", connection.address.name):
         for vm, values in connection.each(vim.VirtualMachine, "name", "snapshot"):
             for tree in trees_of(values["snapshot"]):
                 if job_id := job_of(tree):

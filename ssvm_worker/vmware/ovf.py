@@ -1,25 +1,28 @@
-"""OVF 1.0 descriptors (DMTF DSP0243): a minimal one of our own, a check of a server's, and the checksum file beside."""
+"""OVF 1.0 descriptors (DMTF DSP0243): build a minimal one, check a server's one, and write the checksum file."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree as Xml
 
-from .hardware import Controller, Disk, Hardware, Nic, family
+from .hardware import Controller, Disk, Hardware, family
 
 _OVF = "http://schemas.dmtf.org/ovf/envelope/1"
 _RASD = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData"
 _VSSD = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_VirtualSystemSettingData"
 _VMW = "http://www.vmware.com/schema/ovf"
-#: What VMware's tools write, and look for.
+#: The format URI that VMware's tools write and require.
 _FORMAT = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"
 for _prefix, _uri in (("ovf", _OVF), ("rasd", _RASD), ("vssd", _VSSD), ("vmw", _VMW)):
     Xml.register_namespace(_prefix, _uri)
 _HEAD = b'<?xml version="1.0" encoding="UTF-8"?>\n'
-#: ResourceType of CIM_ResourceAllocationSettingData; a controller's by its family, with the ResourceSubType.
+#: ResourceType of CIM_ResourceAllocationSettingData.
 _CPU, _MEMORY, _NETWORK, _DISK = 3, 4, 10, 17
+#: ResourceType of a controller, by its family.
 _CONTROLLERS = {"ide": 5, "scsi": 6, "sata": 20, "nvme": 20}
+#: ResourceSubType of a controller, by its class in the API.
 _SUBTYPES = {
     "ParaVirtualSCSIController": "VirtualSCSI",
     "VirtualLsiLogicController": "lsilogic",
@@ -32,40 +35,47 @@ _SUBTYPES = {
 
 @dataclass(frozen=True)
 class OvfDisk:
-    """A disk as it was stored."""
+    """A stored disk."""
 
     disk: Disk
-    #: The name beside the descriptor.
+    #: The file name in the descriptor.
     name: str
-    #: Bytes of the file, counted.
+    #: Bytes of the file, as the worker counted them.
     size: int
-    #: Bytes of the disk that hold data.
+    #: Bytes of the disk that contain data.
     populated: int
-    #: How the lease named the device.
+    #: The device key in the lease.
     lease_key: str
 
 
 @dataclass(frozen=True)
 class OvfFile:
-    """A file beside the disks: the firmware's variables."""
+    """A stored file that is no disk: the firmware's variables (nvram)."""
 
     name: str
     #: Bytes.
     size: int
-    #: How the lease named it.
+    #: The key of the file in the lease.
     lease_key: str
 
 
-def build(hardware: Hardware, disks: Sequence[OvfDisk], beside: Sequence[OvfFile] = ()) -> bytes:
-    """A descriptor of the VM with just these disks, and its nvram if that is there."""
+def build(hardware: Hardware, disks: Sequence[OvfDisk], other_files: Sequence[OvfFile] = ()) -> bytes:
+    """Return a descriptor of the VM with exactly these disks and, if present, its nvram."""
     envelope = Xml.Element(_q("Envelope"))
     references = _add(envelope, "References")
     section = _add(envelope, "DiskSection", Info="Virtual disks")
     networks = _add(envelope, "NetworkSection", Info="Networks")
     for number, each in enumerate(disks):
-        file = {"id": f"file{number}", "href": each.name, "size": str(each.size)}
-        _add(references, "File", attributes=file)
-        _add(section, "Disk", attributes=_disk_attributes(number, each))
+        _add(references, "File", attributes={"id": f"file{number}", "href": each.name, "size": str(each.size)})
+        disk = {
+            "diskId": f"vmdisk{number}",
+            "fileRef": f"file{number}",
+            "capacity": str(each.disk.capacity),
+            "capacityAllocationUnits": "byte",
+            "populatedSize": str(each.populated),
+            "format": _FORMAT,
+        }
+        _add(section, "Disk", attributes=disk)
     for network in sorted({nic.network for nic in hardware.nics}):
         _add(networks, "Network", attributes={"name": network}, Description=network)
     system = _add(envelope, "VirtualSystem", attributes={"id": hardware.name}, Info="A virtual machine")
@@ -74,17 +84,17 @@ def build(hardware: Hardware, disks: Sequence[OvfDisk], beside: Sequence[OvfFile
         f"{{{_VMW}}}osType", hardware.guest_id
     )
     machine = _hardware_section(system, hardware, disks)
-    for number, it in enumerate(beside, len(disks)):
-        _add(references, "File", attributes={"id": f"file{number}", "href": it.name, "size": str(it.size)})
+    for number, other in enumerate(other_files, len(disks)):
+        _add(references, "File", attributes={"id": f"file{number}", "href": other.name, "size": str(other.size)})
         _config(machine, "ExtraConfig", "nvram", f"ovf:/file/file{number}")
     Xml.indent(envelope)
     return _HEAD + Xml.tostring(envelope, encoding="unicode").encode() + b"\n"
 
 
-def lists_files(descriptor: str, disks: Sequence[OvfDisk], beside: Sequence[OvfFile] = ()) -> bool:
-    """Whether a server's descriptor is well-formed and names these disks with their true sizes, and nothing unknown.
+def lists_files(descriptor: str, disks: Sequence[OvfDisk], other_files: Sequence[OvfFile] = ()) -> bool:
+    """Return whether a server's descriptor is well-formed and names exactly these disks with their sizes.
 
-    It may do without what lies *beside* them.
+    The descriptor may name the *other_files* too, but no unknown file.
     """
     try:
         root = Xml.fromstring(descriptor)  # noqa: S314 - expat resolves no external entity
@@ -95,11 +105,14 @@ def lists_files(descriptor: str, disks: Sequence[OvfDisk], beside: Sequence[OvfF
         for file in root.iter(_q("File"))
     }
     needed = {(each.name, str(each.size)) for each in disks}
-    return needed <= found <= needed | {(each.name, str(each.size)) for each in beside}
+    return needed <= found <= needed | {(each.name, str(each.size)) for each in other_files}
 
 
 def networks_of(descriptor: str) -> list[str]:
-    """The networks that a descriptor's VM is connected to; none where it cannot be read, which vCenter will say."""
+    """Return the networks in a descriptor.
+
+    For an invalid descriptor, return none: vCenter reports the error.
+    """
     try:
         root = Xml.fromstring(descriptor)  # noqa: S314 - expat resolves no external entity
     except Xml.ParseError:
@@ -109,7 +122,7 @@ def networks_of(descriptor: str) -> list[str]:
 
 
 def checksums(digests: Iterable[tuple[str, str]]) -> bytes:
-    """The .mf of names and SHA-256 in hex."""
+    """Return the content of the .mf file for pairs of name and SHA-256 in hex."""
     return "".join(f"SHA256({name})= {value}\n" for name, value in digests).encode()
 
 
@@ -119,17 +132,19 @@ def _hardware_section(system: Xml.Element, hardware: Hardware, disks: Sequence[O
     identity = {"ElementName": "Virtual Hardware Family", "InstanceID": "0", "VirtualSystemType": hardware.version}
     for name, value in identity.items():
         Xml.SubElement(machine, f"{{{_VSSD}}}{name}").text = value
-    ids = _Ids()
+    ids = map(str, itertools.count(1))
     cpus = {"AllocationUnits": "hertz * 10^6", "VirtualQuantity": str(hardware.cpus)}
-    _item(section, ids.next(), _CPU, f"{hardware.cpus} virtual CPU(s)", **cpus)
+    _item(section, next(ids), _CPU, f"{hardware.cpus} virtual CPU(s)", **cpus)
     memory = {"AllocationUnits": "byte * 2^20", "VirtualQuantity": str(hardware.memory_mib)}
-    _item(section, ids.next(), _MEMORY, f"{hardware.memory_mib} MiB of memory", **memory)
-    parents = {each.key: _controller(section, ids.next(), each) for each in _used(hardware, disks)}
+    _item(section, next(ids), _MEMORY, f"{hardware.memory_mib} MiB of memory", **memory)
+    used = {each.disk.controller.key for each in disks}
+    parents = {each.key: _controller(section, next(ids), each) for each in hardware.controllers if each.key in used}
     for number, each in enumerate(disks):
         place = {"Parent": parents[each.disk.controller.key], "AddressOnParent": str(each.disk.unit)}
-        _item(section, ids.next(), _DISK, each.disk.label, HostResource=f"ovf:/disk/vmdisk{number}", **place)
+        _item(section, next(ids), _DISK, each.disk.label, HostResource=f"ovf:/disk/vmdisk{number}", **place)
     for nic in hardware.nics:
-        _item(section, ids.next(), _NETWORK, nic.network, Connection=nic.network, ResourceSubType=_nic_type(nic))
+        kind = nic.kind.removeprefix("Virtual").removesuffix("Card")
+        _item(section, next(ids), _NETWORK, nic.network, Connection=nic.network, ResourceSubType=kind)
     _config(section, "Config", "firmware", hardware.firmware)
     return section
 
@@ -140,49 +155,18 @@ def _config(section: Xml.Element, kind: str, key: str, value: str) -> None:
     config.set(f"{{{_VMW}}}value", value)
 
 
-class _Ids:
-    """Instance ids, from 1."""
-
-    def __init__(self) -> None:
-        self._last = 0
-
-    def next(self) -> str:
-        self._last += 1
-        return str(self._last)
-
-
-def _used(hardware: Hardware, disks: Sequence[OvfDisk]) -> list[Controller]:
-    """The controllers that the disks hang on, each once."""
-    keys = {each.disk.controller.key for each in disks}
-    return [each for each in hardware.controllers if each.key in keys]
-
-
-def _controller(section: Xml.Element, number: str, it: Controller) -> str:
-    kind = family(it.kind)
-    more = {"ResourceSubType": _SUBTYPES[it.kind]} if it.kind in _SUBTYPES else {}
-    _item(section, number, _CONTROLLERS[kind], f"{kind.upper()} controller {it.bus}", Address=str(it.bus), **more)
+def _controller(section: Xml.Element, number: str, controller: Controller) -> str:
+    """Add a controller and return its instance id."""
+    kind, bus = family(controller.kind), str(controller.bus)
+    subtype = {"ResourceSubType": _SUBTYPES[controller.kind]} if controller.kind in _SUBTYPES else {}
+    _item(section, number, _CONTROLLERS[kind], f"{kind.upper()} controller {bus}", Address=bus, **subtype)
     return number
 
 
-def _nic_type(nic: Nic) -> str:
-    return nic.kind.removeprefix("Virtual").removesuffix("Card")
-
-
-def _disk_attributes(number: int, each: OvfDisk) -> dict[str, str]:
-    return {
-        "diskId": f"vmdisk{number}",
-        "fileRef": f"file{number}",
-        "capacity": str(each.disk.capacity),
-        "capacityAllocationUnits": "byte",
-        "populatedSize": str(each.populated),
-        "format": _FORMAT,
-    }
-
-
-def _item(section: Xml.Element, number: str, kind: int, label: str, **more: str) -> None:
-    """One resource; the schema wants its children in the order of their names."""
+def _item(section: Xml.Element, number: str, kind: int, label: str, **properties: str) -> None:
+    """Add one resource. The schema requires the children in the order of their names."""
     item = Xml.SubElement(section, _q("Item"))
-    values = {"ElementName": label, "InstanceID": number, "ResourceType": str(kind), **more}
+    values = {"ElementName": label, "InstanceID": number, "ResourceType": str(kind), **properties}
     for name in sorted(values, key=str.lower):
         Xml.SubElement(item, f"{{{_RASD}}}{name}").text = values[name]
 
@@ -195,4 +179,5 @@ def _add(parent: Xml.Element, name: str, *, attributes: dict[str, str] | None = 
 
 
 def _q(name: str) -> str:
+    """Return the qualified name in the OVF namespace."""
     return f"{{{_OVF}}}{name}"

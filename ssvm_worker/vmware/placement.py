@@ -1,9 +1,9 @@
-"""Finding where a new VM goes: folder, pool, datastore and networks by name, before anything is made."""
+"""The target of a new VM: the request's names, and the managed objects that this module finds for them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyVmomi import vim, vmodl
@@ -12,128 +12,127 @@ from ssvm_worker.errors import InvalidRequest
 
 from .connection import Connection
 from .faults import translated
-from .place import VmTarget
+
+
+@dataclass(frozen=True)
+class VmTarget:
+    """The target in a request. Each name may also be a managed object id."""
+
+    #: The name of the new VM.
+    name: str
+    folder: str | None = None
+    pool: str | None = None
+    datastore: str | None = None
+    #: The names of target networks by the names of the networks in the backup.
+    networks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class FoundObjects:
-    """The managed objects of a place."""
+    """The managed objects of a target."""
 
     pool: Any
     folder: Any
     datastore: Any
-    #: By the network's name where the VM came from.
+    #: By the name of the network in the backup.
     networks: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """One object that could be meant, and what it may be called; the first name is shown."""
+class _Candidate:
+    """A managed object and the names that a request may use for it. Messages show the first name."""
 
-    it: Any
+    entity: Any
     names: tuple[str, ...]
 
 
-def find_place(connection: Connection, place: VmTarget, networks: list[str]) -> FoundObjects:
-    """Find all that the place names; *networks* are those that the VM wants.
+def find_objects(connection: Connection, target: VmTarget, networks: list[str]) -> FoundObjects:
+    """Find the managed objects of a target. *networks* are the networks in the OVF descriptor.
 
-    Raises InvalidRequest, which lists what there is, for a name that nothing or several things have, and where nothing
-    is named though there are several.
+    Raises InvalidRequest, with a list of the existing objects, in these cases:
+    a name matches no object, a name matches several objects, or a name is absent and several objects exist.
     """
-    with translated("Looking for the place", place.name):
-        pool = _choose("resource pool", place.pool, _pools(connection))
+    with translated("Searching for the target", target.name):
+        pool = _choose("resource pool", target.pool, _pools(connection))
         owner = connection.read(pool, "owner")["owner"]
-        reach = connection.read(owner, "datastore", "network")
-        datastore = _choose("datastore", place.datastore, _named(connection, reach["datastore"]))
-        here = _named(connection, reach["network"])
-        found = {each: _choose("network", place.networks.get(each, each), here) for each in networks}
-        _refuse_unknown(place.networks, networks)
-        return FoundObjects(pool, _folder(connection, place.folder, pool), datastore, found)
+        reachable = connection.read(owner, "datastore", "network")
+        datastore = _choose("datastore", target.datastore, _named(connection, reachable["datastore"]))
+        there = _named(connection, reachable["network"])
+        found = {each: _choose("network", target.networks.get(each, each), there) for each in networks}
+        if unknown := [each for each in target.networks if each not in networks]:
+            listed = ", ".join(networks) or "none"
+            raise InvalidRequest(f"The VM has no network {unknown[0]!r}", "networks", f"Its networks: {listed}")
+        return FoundObjects(pool, _folder(connection, target.folder, pool), datastore, found)
 
 
 def find_vm_in(connection: Connection, folder: Any, name: str) -> Any:
-    """The VM of that name in a folder, or None."""
-    with translated("Looking for the VM", name):
+    """Return the VM with that name in a folder, or None."""
+    with translated("Searching for the VM", name):
         found = connection.content.searchIndex.FindChild(folder, name)
     return found if isinstance(found, vim.VirtualMachine) else None
 
 
-def _pools(connection: Connection) -> list[_Choice]:
-    """Every resource pool: a cluster's or a host's own is called by its owner."""
-    found = _all(connection, vim.ResourcePool, "name", "owner")
+def _pools(connection: Connection) -> list[_Candidate]:
+    """Return every resource pool. The root pool of a cluster or host has the name of its owner."""
+    found = list(connection.each(vim.ResourcePool, "name", "owner"))
     owners = dict.fromkeys(values["owner"] for _, values in found)
-    names = {owner: connection.read(owner, "name", "resourcePool") for owner in owners}
-    choices = []
-    for it, values in found:
-        owner = names[values["owner"]]
+    owner_values = {owner: connection.read(owner, "name", "resourcePool") for owner in owners}
+    candidates = []
+    for pool, values in found:
+        owner = owner_values[values["owner"]]
         path = f"{owner['name']}/{values['name']}"
-        own = owner["resourcePool"] == it
-        choices.append(_Choice(it, (owner["name"], path) if own else (path, values["name"])))
-    return choices
+        is_root = owner["resourcePool"] == pool
+        candidates.append(_Candidate(pool, (owner["name"], path) if is_root else (path, values["name"])))
+    return candidates
 
 
 def _folder(connection: Connection, wanted: str | None, pool: Any) -> Any:
-    """The VM folder of that name, path or id; the one of the pool's datacenter where none is named."""
+    """Return the VM folder with that name, path or id; by default the root VM folder of the pool's datacenter."""
     if wanted is None:
-        above = pool
-        while above is not None and not isinstance(above, vim.Datacenter):
-            above = connection.read(above, "parent")["parent"]
-        return connection.read(above, "vmFolder")["vmFolder"]
+        entity = pool
+        while entity is not None and not isinstance(entity, vim.Datacenter):
+            entity = connection.read(entity, "parent")["parent"]
+        return connection.read(entity, "vmFolder")["vmFolder"]
     if "/" in wanted:
         found = connection.content.searchIndex.FindByInventoryPath(wanted.strip("/"))
         if isinstance(found, vim.Folder):
             return found
-    folders = _all(connection, vim.Folder, "name", "childType")
-    able = [_Choice(it, (values["name"],)) for it, values in folders if "VirtualMachine" in (values["childType"] or ())]
-    return _choose("VM folder", wanted, able)
+    folders = connection.each(vim.Folder, "name", "childType")
+    candidates = [
+        _Candidate(folder, (values["name"],))
+        for folder, values in folders
+        if "VirtualMachine" in (values["childType"] or ())
+    ]
+    return _choose("VM folder", wanted, candidates)
 
 
-def _named(connection: Connection, things: Any) -> list[_Choice]:
-    return [_Choice(it, (values["name"],)) for it, values in _read_all(connection, list(things or ()), "name")]
-
-
-def _choose(what: str, wanted: str | None, choices: list[_Choice]) -> Any:
-    """The one that is meant; without a name, the only one there is."""
-    listed = ", ".join(sorted({f"{each.names[0]} ({each.it._moId})" for each in choices})) or "none"
+def _choose(what: str, wanted: str | None, candidates: list[_Candidate]) -> Any:
+    """Return the candidate with the wanted name, or the only candidate if no name is given."""
+    listed = ", ".join(sorted({f"{each.names[0]} ({each.entity._moId})" for each in candidates})) or "none"
     if wanted is None:
-        if len(choices) == 1:
-            return choices[0].it
+        if len(candidates) == 1:
+            return candidates[0].entity
         raise InvalidRequest(f"Which {what}?", what, f"Name one. There are: {listed}")
-    found = [each for each in choices if wanted in (each.it._moId, *each.names)]
+    found = [each for each in candidates if wanted in (each.entity._moId, *each.names)]
     if len(found) != 1:
         how = "no" if not found else "more than one"
         raise InvalidRequest(f"There is {how} {what} {wanted!r}", what, f"There are: {listed}")
-    return found[0].it
+    return found[0].entity
 
 
-def _refuse_unknown(mapped: Mapping[str, str], wanted: list[str]) -> None:
-    if unknown := [each for each in mapped if each not in wanted]:
-        listed = ", ".join(wanted) or "none"
-        raise InvalidRequest(f"The VM has no network {unknown[0]!r}", "networks", f"It has: {listed}")
-
-
-def _all(connection: Connection, kind: type, *paths: str) -> list[tuple[Any, dict[str, Any]]]:
-    """Every object of a kind, with some of its properties."""
-    content = connection.content
-    view = content.viewManager.CreateContainerView(content.rootFolder, [kind], True)
-    try:
-        return _read_all(connection, connection.read(view, "view")["view"] or [], *paths)
-    finally:
-        view.DestroyView()
-
-
-def _read_all(connection: Connection, things: list[Any], *paths: str) -> list[tuple[Any, dict[str, Any]]]:
-    """Some properties of many objects in as few calls as the server allows."""
-    if not things:
+def _named(connection: Connection, entities: Any) -> list[_Candidate]:
+    """Return the objects with their names, read in as few calls as the server allows."""
+    if not entities:
         return []
-    property_ = vmodl.query.PropertyCollector
-    kinds = [property_.PropertySpec(type=kind, pathSet=list(paths)) for kind in {type(each) for each in things}]
-    spec = property_.FilterSpec(objectSet=[property_.ObjectSpec(obj=each) for each in things], propSet=kinds)
+    query = vmodl.query.PropertyCollector
+    kinds = [query.PropertySpec(type=kind, pathSet=["name"]) for kind in {type(each) for each in entities}]
+    spec = query.FilterSpec(objectSet=[query.ObjectSpec(obj=each) for each in entities], propSet=kinds)
     collector = connection.content.propertyCollector
-    answer = collector.RetrievePropertiesEx([spec], property_.RetrieveOptions())
-    found: list[tuple[Any, dict[str, Any]]] = []
+    candidates = []
+    answer = collector.RetrievePropertiesEx([spec], query.RetrieveOptions())
     while answer is not None:
         for each in answer.objects:
-            found.append((each.obj, dict.fromkeys(paths) | {pair.name: pair.val for pair in each.propSet}))
+            values = {pair.name: pair.val for pair in each.propSet}
+            candidates.append(_Candidate(each.obj, (values["name"],)))
         answer = collector.ContinueRetrievePropertiesEx(answer.token) if answer.token else None
-    return found
+    return candidates

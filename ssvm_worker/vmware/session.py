@@ -1,4 +1,4 @@
-"""One session with a vCenter or ESXi host: all that a backup asks of it, in plain values."""
+"""A session with a vCenter or ESXi host, with the operations that backup and restore need, in plain values."""
 
 from __future__ import annotations
 
@@ -12,50 +12,53 @@ from ssvm_worker.streaming.interfaces import Check
 
 from . import inventory, preflight
 from . import snapshot as snapshots
-from .address import Address
 from .changed_blocks import Area, changed_areas
 from .connection import Connection
 from .deploy import Import
 from .descriptor import config_json, server_descriptor
-from .finding import PreflightFinding
 from .hardware import Disk, Hardware
 from .lease import Lease
-from .old_snapshots import OldSnapshot, find_leftovers
+from .old_snapshots import OldSnapshot, find_old_snapshots
 from .ovf import OvfDisk, OvfFile, build
-from .place import VmTarget
+from .placement import VmTarget
+from .preflight import PreflightFinding
 from .snapshot import Snapshot
+from .trust import Address
 
 __all__ = ["VM", "Address", "ExportOptions", "VCenterSession"]
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How snapshots are exported; the [backup] section of the settings."""
+    """Options of exports, from the [backup] section of the settings."""
 
-    #: Ask the guest to bring its file systems to rest.
+    #: Whether the guest should quiesce its file systems.
     quiesce: bool = True
-    #: Seconds that a host may take to get a lease ready.
+    #: Time-out in seconds for a host to make a lease ready.
     lease_ready_s: float = 300.0
-    #: Leases for one disk before the attempt fails.
+    #: Number of leases for one disk before the attempt fails.
     lease_tries: int = 3
-    #: Seconds between two of them.
+    #: Seconds between two leases.
     lease_delay_s: float = 15.0
-    #: Every Nth grain is inflated and its Adler-32 checked; 0 checks the structure only.
+    #: N: inflate every Nth grain and check its Adler-32. 0: check only the structure.
     inflate_every: int = 0
-    #: Disks of one VM at once, and disks of one ESXi host at once by all workers.
+    #: Maximum number of disks of one VM at the same time.
     parallel_disks: int = 2
+    #: Maximum number of disks of one ESXi host at the same time, for all workers.
     per_host: int = 2
-    #: Hours that the removal of a snapshot, and consolidation, may take.
+    #: Time-out in hours for the removal of a snapshot, and for consolidation.
     remove_hours: float = 12.0
-    #: Bytes that a disk's stream may have in a scratch file for a slow store, and where; None for no file.
+    #: Maximum bytes of a disk's stream in a scratch file, which buffers a slow store.
     spill_bytes: int = 0
+    #: The directory of the scratch file; None disables it.
     spill_dir: Path | None = None
 
 
 class VCenterSession:
-    """A context manager: entering logs in, leaving logs out. Open it in the process and thread that use it.
+    """A login as a context manager. Enter it in the process and thread that use it.
 
-    Entering raises SourceDenied (password, certificate), SourceUnavailable; so does any method, besides what it says.
+    Entering, and every method, raises SourceDenied (password, certificate) and SourceUnavailable.
+    The docstrings of the methods list only further errors.
     """
 
     def __init__(self, address: Address, check: Check = lambda: None, options: ExportOptions | None = None) -> None:
@@ -71,101 +74,101 @@ class VCenterSession:
 
     @property
     def about(self) -> str:
-        """Product and version: VMware vCenter Server 8.0.3 build-…"""
+        """Return product and version: VMware vCenter Server 8.0.3 build-…"""
         return str(self._connection.content.about.fullName)
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Calls within are made although the job was cancelled."""
+        """Ignore cancellation in this thread while the block runs."""
         with self._connection.shielded():
             yield
 
     def examine(self) -> list[PreflightFinding]:
-        """What a backup of any VM would meet: privileges, and the way to each host."""
-        return preflight.of_server(self._connection)
+        """Check privileges, the connection to each host and old snapshots, for a backup of any VM."""
+        return preflight.examine_server(self._connection)
 
     def leftovers(self) -> list[OldSnapshot]:
-        """Every snapshot that jobs of ours have made and not removed yet, of those that run too."""
-        return find_leftovers(self._connection)
+        """Return every snapshot that a backup job has made, also of running jobs."""
+        return find_old_snapshots(self._connection)
 
     def remove(self, leftover: OldSnapshot, limit_s: float) -> None:
-        """Remove a snapshot of ours; SourceUnavailable when it takes longer, though vSphere goes on with it."""
+        """Remove a job's snapshot. Raises SourceUnavailable after *limit_s*; vSphere then continues the removal."""
         snapshots.remove(self._connection, leftover.snapshot, limit_s)
 
     def find_vm(self, name: str) -> VM:
-        """The VM by managed object id, instance UUID or inventory path; SourceNotFound says what was tried."""
+        """Return the VM with that managed object id, instance UUID or inventory path. Raises SourceNotFound."""
         return VM(self._connection, self.options, inventory.find_vm(self._connection, name))
 
-    def deploy(self, place: VmTarget, job_id: str) -> Import:
-        """A VM to be made at that place, to be entered."""
-        return Import(self._connection, place, job_id, self.options.lease_ready_s)
+    def deploy(self, target: VmTarget, job_id: str) -> Import:
+        """Return the import of a new VM, a context manager."""
+        return Import(self._connection, target, job_id, self.options.lease_ready_s)
 
 
 class VM:
     """A VM of a session."""
 
-    def __init__(self, connection: Connection, options: ExportOptions, it: Any) -> None:
-        self.moref: str = it._moId
+    def __init__(self, connection: Connection, options: ExportOptions, vm: Any) -> None:
+        self.moref: str = vm._moId
         self.options = options
         self._connection = connection
-        self._it = it
+        self._vm = vm
 
     def hardware(self) -> Hardware:
-        """What the VM is made of now."""
-        return inventory.read_hardware(inventory.config_of(self._connection, self._it))
+        """Return the VM's present hardware."""
+        return inventory.read_hardware(inventory.config_of(self._connection, self._vm))
 
     def examine(self, hardware: Hardware, own_snapshot: bool = True) -> list[PreflightFinding]:
-        """What a backup of this VM would meet; nothing is touched."""
-        return preflight.of_vm(self._connection, self._it, hardware, own_snapshot)
+        """Check this VM before a backup. This method changes nothing."""
+        return preflight.examine_vm(self._connection, self._vm, hardware, own_snapshot)
 
     def own_snapshot(self, job_id: str) -> Snapshot | None:
-        """The snapshot that the job has made already."""
-        return snapshots.find_own(self._connection, self._it, job_id)
+        """Return the snapshot that the job has already made, or None."""
+        return snapshots.find_own(self._connection, self._vm, job_id)
 
     def given_snapshot(self, name: str) -> Snapshot:
-        """The snapshot of that id or name; SourceNotFound, InvalidRequest."""
-        return snapshots.find_given(self._connection, self._it, name)
+        """Return the snapshot with that id or name. Raises SourceNotFound and InvalidRequest."""
+        return snapshots.find_given(self._connection, self._vm, name)
 
     def make_snapshot(self, job_id: str) -> Snapshot:
-        """Make the job's snapshot; see ``own_snapshot`` first. Quiesced if the guest can."""
-        return snapshots.create(self._connection, self._it, job_id, self.options.quiesce)
+        """Make the job's snapshot, quiesced if the guest supports it. Call ``own_snapshot`` first."""
+        return snapshots.create(self._connection, self._vm, job_id, self.options.quiesce)
 
     def remove_snapshot(self, snapshot: Snapshot, limit_s: float | None = None) -> None:
-        """Remove it, if the job made it.
+        """Remove a snapshot that a job has made; ignore other snapshots.
 
-        SourceUnavailable when that takes longer than *limit_s*, or than remove_hours; vSphere goes on all the same.
+        Raises SourceUnavailable after *limit_s*, by default remove_hours. vSphere then continues the removal.
         """
         snapshots.remove(self._connection, snapshot, limit_s or self.options.remove_hours * 3600)
 
     def consolidate(self, limit_s: float | None = None) -> None:
-        """Join delta disks that the removal of a snapshot has left, if there are any; raises as ``remove_snapshot``."""
-        snapshots.consolidate(self._connection, self._it, limit_s or self.options.remove_hours * 3600)
+        """Consolidate the delta disks of removed snapshots, if necessary. Raises as ``remove_snapshot``."""
+        snapshots.consolidate(self._connection, self._vm, limit_s or self.options.remove_hours * 3600)
 
     def revive(self) -> None:
         """Log in again if the session has ended."""
         self._connection.revive()
 
     def host(self) -> str:
-        """The id of the ESXi host that runs the VM now, unique in its vCenter; never fails for want of a privilege."""
-        return inventory.host_of(self._connection, self._it)
+        """Return an id of the VM's present ESXi host. A missing privilege is no error."""
+        return inventory.host_of(self._connection, self._vm)
 
     def read(self, snapshot: Snapshot) -> tuple[Hardware, bytes]:
-        """What the VM was made of when the snapshot was taken, and all of its configuration as JSON."""
+        """Return the VM's hardware in a snapshot, and its complete configuration as JSON."""
         config = inventory.config_of(self._connection, snapshots.object_of(self._connection, snapshot))
         return inventory.read_hardware(config), config_json(config)
 
     def changed_areas(self, snapshot: Snapshot, disk: Disk, change_id: str) -> list[Area]:
-        """Offset and length of what changed block tracking says was written to a disk between then and the snapshot."""
-        return changed_areas(self._it, snapshots.object_of(self._connection, snapshot), disk, change_id)
+        """Return the areas of a disk that vSphere reports as written between *change_id* and the snapshot."""
+        return changed_areas(self._vm, snapshots.object_of(self._connection, snapshot), disk, change_id)
 
     def export(self, snapshot: Snapshot) -> Lease:
-        """A lease, to be entered."""
+        """Return a lease on a snapshot, a context manager."""
         start = snapshots.object_of(self._connection, snapshot).ExportSnapshot
         return Lease(self._connection, start, snapshot.name, self.options.lease_ready_s)
 
     def descriptor(
-        self, snapshot: Snapshot, hardware: Hardware, disks: Sequence[OvfDisk], beside: Sequence[OvfFile]
+        self, snapshot: Snapshot, hardware: Hardware, disks: Sequence[OvfDisk], other_files: Sequence[OvfFile]
     ) -> tuple[bytes, str]:
-        """The OVF descriptor of the stored disks: the server's, else our own with the reason for that."""
-        text, why = server_descriptor(self._connection, self._it, snapshot, disks, beside)
-        return (text.encode(), "") if text is not None else (build(hardware, disks, beside), why)
+        """Return the server's OVF descriptor of the stored disks and "", or the worker's own and the reason."""
+        text, reason = server_descriptor(self._connection, self._vm, snapshot, disks, other_files)
+        return (text.encode(), "") if text is not None else (build(hardware, disks, other_files), reason)

@@ -1,4 +1,4 @@
-"""Snapshots: ours are named by the job, found again by that name, and the only ones that are ever removed."""
+"""Snapshots. The name of a job's snapshot contains the job id. The worker removes only snapshots of jobs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .connection import Connection
 from .faults import UNSUPPORTED, fault_name, translated
 
 _PREFIX = "ssvm-backup-"
-#: vSphere's limit for the names of VMs; taken to hold for snapshots too.
+#: vSphere's limit for names of VMs; assumed to apply to snapshots too.
 _MAX_NAME = 80
 _DESCRIPTION = "Made for the backup job {}, which removes it when it is done."
-#: Quiescing a busy guest takes minutes; vSphere itself gives up after 15.
+#: Time-out in seconds. Quiescing a busy guest takes minutes; vSphere itself stops after 15.
 _CREATE_S = 20 * 60.0
-#: What a guest that cannot be quiesced answers.
+#: The faults of a guest that cannot be quiesced.
 _NOT_QUIESCED = (vim.fault.SnapshotFault, vim.fault.ToolsUnavailable, vmodl.fault.NotSupported)
 
 
@@ -30,22 +30,22 @@ class Snapshot:
 
     moref: str
     name: str
-    #: Whether the guest's file systems were at rest, as vSphere says.
+    #: Whether vSphere reports that it quiesced the guest's file systems.
     quiesced: bool
-    #: Whether this job made it, and so may remove it.
+    #: Whether a job of this worker made the snapshot and may remove it.
     ours: bool
-    #: Why it was not quiesced though that was tried.
+    #: The reason for a snapshot without quiescing.
     remark: str = ""
 
 
 def own_name(job_id: str) -> str:
-    """What the snapshot of a job is called."""
+    """Return the name of a job's snapshot. A hash replaces a job id that is too long."""
     name = f"{_PREFIX}{job_id}"
     return name if len(name) <= _MAX_NAME else f"{_PREFIX}{digest_of(job_id.encode()).hex[:32]}"
 
 
 def job_of(tree: Any) -> str:
-    """The job that has made a snapshot, by its description; empty if it is none of ours, by name or description."""
+    """Return the id of the job that made a snapshot. It is empty unless name and description are those of a job."""
     before, _, after = _DESCRIPTION.partition("{}")
     text = tree.description or ""
     job_id = text.removeprefix(before).removesuffix(after)
@@ -53,20 +53,23 @@ def job_of(tree: Any) -> str:
 
 
 def find_own(connection: Connection, vm: Any, job_id: str) -> Snapshot | None:
-    """The snapshot that an earlier attempt of the job has left."""
+    """Return the snapshot that an earlier attempt of the job made, or None."""
     name = own_name(job_id)
-    with translated("Looking for snapshots", vm._moId):
-        tree = next((each for each in _trees(connection, vm) if each.name == name), None)
-    return _plain(tree, ours=True) if tree else None
+    with translated("Searching for snapshots", vm._moId):
+        tree = next((each for each in trees_of(connection.read(vm, "snapshot")["snapshot"]) if each.name == name), None)
+    return _snapshot(tree, ours=True) if tree else None
 
 
 def find_given(connection: Connection, vm: Any, wanted: str) -> Snapshot:
-    """The VM's snapshot of that id or name; SourceNotFound lists those there are, InvalidRequest if several match."""
-    with translated("Looking for the snapshot", wanted):
-        trees = list(_trees(connection, vm))
+    """Return the VM's snapshot with that id or name.
+
+    Raises SourceNotFound with a list of the snapshots, and InvalidRequest if several match.
+    """
+    with translated("Searching for the snapshot", wanted):
+        trees = list(trees_of(connection.read(vm, "snapshot")["snapshot"]))
     found = [each for each in trees if wanted in (each.snapshot._moId, each.name)]
     if len(found) == 1:
-        return _plain(found[0], ours=False)
+        return _snapshot(found[0], ours=False)
     listed = ", ".join(f"{each.snapshot._moId} = {each.name}" for each in trees) or "none"
     if found:
         raise InvalidRequest(f"Several snapshots are named {wanted!r}", vm._moId, f"Give the id: {listed}")
@@ -74,40 +77,43 @@ def find_given(connection: Connection, vm: Any, wanted: str) -> Snapshot:
 
 
 def create(connection: Connection, vm: Any, job_id: str, quiesce: bool) -> Snapshot:
-    """Make the job's snapshot, without memory; quiesced if that is wanted and the guest can, else crash-consistent."""
+    """Make the job's snapshot, without memory.
+
+    It is quiesced if *quiesce* is set and the guest supports it. Otherwise it is crash-consistent.
+    """
     with translated("Making the snapshot", vm._moId):
         if not quiesce:
-            return _plain(_make(connection, vm, job_id, None), ours=True, remark="not asked for")
+            return _snapshot(_make(connection, vm, job_id, None), ours=True, remark="not asked for")
         try:
-            return _plain(_make(connection, vm, job_id, vim.vm.GuestQuiesceSpec()), ours=True)
+            return _snapshot(_make(connection, vm, job_id, vim.vm.GuestQuiesceSpec()), ours=True)
         except (*_NOT_QUIESCED, *UNSUPPORTED) as error:
-            return _plain(_make(connection, vm, job_id, None), ours=True, remark=fault_name(error))
+            return _snapshot(_make(connection, vm, job_id, None), ours=True, remark=fault_name(error))
 
 
 def remove(connection: Connection, snapshot: Snapshot, limit_s: float) -> None:
-    """Remove a snapshot of ours, alone, and wait for it; one that is gone already is fine.
+    """Remove a job's snapshot, but not its children, and wait for the end. A missing snapshot is no error.
 
-    Raises SourceUnavailable when it takes longer than *limit_s*; vSphere goes on with it all the same.
+    Raises SourceUnavailable after *limit_s*. vSphere then continues the removal.
     """
     if not snapshot.ours:
         return
-    it = object_of(connection, snapshot)
+    entity = object_of(connection, snapshot)
     with translated("Removing the snapshot", snapshot.name):
         try:
-            connection.finish(it.RemoveSnapshot_Task(removeChildren=False), limit_s)
+            connection.finish(entity.RemoveSnapshot_Task(removeChildren=False), limit_s)
         except vmodl.fault.ManagedObjectNotFound:
             return
 
 
 def consolidate(connection: Connection, vm: Any, limit_s: float) -> None:
-    """Join delta disks that the removal of a snapshot has left, where vSphere says that there are any."""
+    """Consolidate the delta disks of removed snapshots, if vSphere reports that this is necessary."""
     with translated("Consolidating the disks", vm._moId):
         if connection.read(vm, "runtime.consolidationNeeded")["runtime.consolidationNeeded"]:
             connection.finish(vm.ConsolidateVMDisks_Task(), limit_s)
 
 
 def object_of(connection: Connection, snapshot: Snapshot) -> Any:
-    """The managed object."""
+    """Return the managed object of a snapshot."""
     return connection.object(vim.vm.Snapshot, snapshot.moref)
 
 
@@ -117,15 +123,11 @@ def _make(connection: Connection, vm: Any, job_id: str, quiesce: Any) -> Any:
         name=name, description=_DESCRIPTION.format(job_id), memory=False, quiesceSpec=quiesce
     )
     made = connection.finish(task, _CREATE_S)
-    return next(each for each in _trees(connection, vm) if each.snapshot == made)
-
-
-def _trees(connection: Connection, vm: Any) -> Iterator[Any]:
-    yield from trees_of(connection.read(vm, "snapshot")["snapshot"])
+    return next(each for each in trees_of(connection.read(vm, "snapshot")["snapshot"]) if each.snapshot == made)
 
 
 def trees_of(info: Any) -> Iterator[Any]:
-    """Every snapshot of a VM's ``snapshot`` property, which may be None."""
+    """Yield every snapshot in a VM's ``snapshot`` property, which may be None."""
     pending = list(info.rootSnapshotList) if info else []
     while pending:
         tree = pending.pop(0)
@@ -133,5 +135,5 @@ def trees_of(info: Any) -> Iterator[Any]:
         pending += tree.childSnapshotList
 
 
-def _plain(tree: Any, ours: bool, remark: str = "") -> Snapshot:
+def _snapshot(tree: Any, ours: bool, remark: str = "") -> Snapshot:
     return Snapshot(tree.snapshot._moId, tree.name, bool(tree.quiesced), ours, remark)

@@ -1,4 +1,4 @@
-"""Whom we believe to be a vCenter or an ESXi host: an authority vouches for it, or its certificate is pinned."""
+"""The address of a vCenter or ESXi host. Checks of its certificate: by an authority or by a pinned thumbprint."""
 
 from __future__ import annotations
 
@@ -8,56 +8,84 @@ import re
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.net.sockets import TICK, StallWatch, send_all, tls_context
 
-#: The algorithms of a thumbprint, by the length of its hex form: vSphere writes SHA-1, newer tools SHA-256.
+#: The hash algorithms of a thumbprint by its number of hex digits. vSphere writes SHA-1, newer tools write SHA-256.
 _ALGORITHMS = {40: "sha1", 64: "sha256"}
 
 
 class PinMismatch(ssl.SSLError):
-    """The peer showed another certificate than the one that is pinned."""
+    """Error for a peer whose certificate is not the pinned one."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Address and login of a vCenter or ESXi host."""
+
+    host: str
+    username: str
+    password: str = field(repr=False)
+    port: int = 443
+    #: A PEM file with the certificate of the authority, or with the server's own certificate.
+    ca_file: Path | None = None
+    #: SHA-1 or SHA-256 thumbprint of the server's certificate. With a thumbprint, no authority is necessary.
+    thumbprint: str | None = None
+    #: Seconds without an answer to an API call or without data in a stream.
+    timeout_s: float = 120.0
+
+    @property
+    def name(self) -> str:
+        """Return host and port, safe to log."""
+        return self.host if self.port == 443 else f"{self.host}:{self.port}"
+
+    @property
+    def pin(self) -> str | None:
+        """Return the normalised thumbprint, or None. Raises ConfigError for an invalid one."""
+        return parse_thumbprint(self.thumbprint, self.name) if self.thumbprint else None
 
 
 def parse_thumbprint(text: str, where: str) -> str:
-    """Lower-case hex of a SHA-1 or SHA-256 thumbprint, with or without colons; ConfigError for anything else."""
+    """Return a SHA-1 or SHA-256 thumbprint as lower-case hex; colons are optional. Raises ConfigError."""
     value = text.replace(":", "").strip().lower()
     if len(value) not in _ALGORITHMS or not re.fullmatch("[0-9a-f]+", value):
-        raise ConfigError("This is no SHA-1 or SHA-256 thumbprint", where, "Give 40 or 64 hex digits, colons or not")
+        raise ConfigError("Invalid SHA-1 or SHA-256 thumbprint", where, "Give 40 or 64 hex digits; colons are optional")
     return value
 
 
 def thumbprint(der: bytes, length: int = 64) -> str:
-    """The thumbprint of a certificate, of that many hex digits."""
+    """Return the thumbprint of a certificate with *length* hex digits."""
     return hashlib.new(_ALGORITHMS[length], der, usedforsecurity=False).hexdigest()
 
 
 def thumbprint_of(pem: str) -> str:
-    """The SHA-256 thumbprint of a certificate in PEM; empty if it is none."""
+    """Return the SHA-256 thumbprint of a PEM certificate, or an empty string for invalid PEM."""
     try:
         return thumbprint(ssl.PEM_cert_to_DER_cert(pem))
     except ValueError:
         return ""
 
 
-def refuse_other(der: bytes | None, pin: str) -> None:
-    """Raise PinMismatch unless the certificate has that thumbprint."""
+def require_pin(der: bytes | None, pin: str) -> None:
+    """Raise PinMismatch unless the thumbprint of the certificate is *pin*."""
     if der is None or not hmac.compare_digest(thumbprint(der, len(pin)), pin):
         shown = thumbprint(der, len(pin)) if der else "none"
         raise PinMismatch(f"the certificate's thumbprint is {shown}, not {pin}")
 
 
 def context_for(ca_file: Path | str | None, pin: str | None) -> ssl.SSLContext:
-    """A client context that believes *ca_file*, else the system's authorities.
+    """Return a client context that trusts *ca_file*, or the system's authorities without it.
 
-    With a pin it believes anybody, so that ``refuse_other`` must follow the handshake. ConfigError for a bad file.
+    With a pin, the context accepts every certificate: the caller must call ``require_pin`` after the handshake.
+    Raises ConfigError for an unreadable file.
     """
     if not pin and not ca_file:
         return tls_context()
-    # The system's authorities are left out: they are not asked, and take 50 ms to load.
+    # This context does not need the system's authorities, which take 50 ms to load.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if pin:
@@ -67,18 +95,16 @@ def context_for(ca_file: Path | str | None, pin: str | None) -> ssl.SSLContext:
     try:
         context.load_verify_locations(ca_file)
     except OSError as error:
-        raise ConfigError(
-            f"No certificates can be read: {error}", str(ca_file), "Give a PEM file as ca_file"
-        ) from error
+        raise ConfigError(f"Cannot read certificates: {error}", str(ca_file), "Set ca_file to a PEM file") from error
     return context
 
 
 class _ApiSocket(ssl.SSLSocket):
-    """A TLS socket under a watch, as http.client makes it by itself; ``watch`` is set before the first byte."""
+    """A TLS socket that http.client creates and a StallWatch supervises. ``watch`` must be set before the handshake."""
 
     watch: StallWatch
 
-    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:  # noqa: ARG002 - TLS has none
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:  # noqa: ARG002 - TLS has no flags
         view = memoryview(buffer).cast("B")[: nbytes or None]
         return self.watch.wait(lambda: self.read(len(view), view))  # type: ignore[arg-type, return-value]
 
@@ -97,26 +123,26 @@ class _ApiSocket(ssl.SSLSocket):
 
 
 def api_context(ca_file: Path | None, pin: str | None, check: Callable[[], None], stall_s: float) -> ssl.SSLContext:
-    """A context for pyVmomi: every socket made with it looks at the pin, gives up after stall_s and hears a cancel.
+    """Return a context for pyVmomi whose sockets check the pin, time out after *stall_s* and react to cancellation.
 
-    pyVmomi looks at a thumbprint when it makes a connection, but not when http.client opens it again.
+    pyVmomi itself checks a thumbprint for a new connection only. It does not when http.client reconnects.
     """
 
     class ApiSocket(_ApiSocket):
         def do_handshake(self, block: bool = False) -> None:
             self.settimeout(TICK)
-            # A long poll is silent for long, so only silence is a stall, not a low rate.
+            # A long poll transfers nothing for a long time: only a timeout is a stall, not a low rate.
             self.watch = StallWatch(check, stall_s, min_rate=0)
             super().do_handshake(block)
             if pin:
-                refuse_other(self.getpeercert(binary_form=True), pin)
+                require_pin(self.getpeercert(binary_form=True), pin)
 
     context = context_for(ca_file, pin)
     context.sslsocket_class = ApiSocket
     return context
 
 
-def reason(error: ssl.SSLError) -> str:
-    """Why a certificate was refused, in words."""
-    found: Any = getattr(error, "verify_message", None)
-    return str(found or (error.args[-1] if error.args else error))
+def failure_reason(error: ssl.SSLError) -> str:
+    """Return the reason why a certificate was rejected."""
+    message: Any = getattr(error, "verify_message", None)
+    return str(message or (error.args[-1] if error.args else error))

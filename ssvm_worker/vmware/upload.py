@@ -13,24 +13,25 @@ from ssvm_worker.net.http_response import HttpAnswer
 from ssvm_worker.net.sockets import TICK
 from ssvm_worker.streaming.interfaces import Check, StoredObject
 
-from .export import ExportLink, secure
+from .export import ExportLink, connect_to_host
 
-#: What is sent to a file that the lease has made, and to one that the host is to make.
+#: Content types: for a disk that the lease has created, and for a file that the upload creates.
 _STREAM, _PLAIN = "application/x-vnd.vmware-streamVmdk", "application/octet-stream"
 
 
 class HostSink:
-    """A ``Sink`` over one request. What it has taken stands when the lease is completed, and goes if it is not.
+    """A ``Sink`` over one request. vSphere keeps the data when the lease is completed, and removes it otherwise.
 
-    *size*: bytes that will come. *create*: the host makes the file (PUT), else the lease has
-    made it already (POST). Raises LeaseLost, SourceDenied, SourceUnavailable, and what *check* does. Holds no bytes.
+    *size* is the number of bytes to send. With *create*, the upload creates the file (PUT).
+    Otherwise, the lease has created it (POST). Methods raise LeaseLost, SourceDenied, SourceUnavailable and
+    the errors of *check*. The sink buffers no data.
     """
 
     offset = 0
 
     def __init__(self, link: ExportLink, size: int, check: Check, *, create: bool) -> None:
         parts = link.parts
-        #: Without the ticket in the path.
+        #: The URL without the secret ticket in its path.
         self.key = f"{parts.netloc}/…/{parts.path.rpartition('/')[2]}"
         self._link = link
         self._size = size
@@ -40,22 +41,22 @@ class HostSink:
         self._sent = 0
 
     def write(self, chunk: bytes) -> None:
-        """Send a chunk; connects at the first."""
+        """Send a chunk. The first chunk opens the connection."""
         connection = self._connected()
         with self._translated():
             connection.send(chunk)
         self._sent += len(chunk)
 
     def resumed(self) -> Iterator[bytes]:
-        """Nothing: a lease's upload cannot be resumed."""
+        """Return no data: an upload to a lease cannot be resumed."""
         return iter(())
 
     def sync(self) -> int:
-        """Nothing, as with ``resumed``."""
+        """Return 0: an upload to a lease cannot be resumed."""
         return 0
 
     def commit(self) -> StoredObject:
-        """Wait until the host says that it has all of it."""
+        """Wait until the host confirms that it has received the file."""
         connection = self._connected()
         with self._translated():
             answer = connection.getresponse()
@@ -65,12 +66,12 @@ class HostSink:
         return StoredObject(self.key, self._sent, modified=time.time())
 
     def abort(self) -> None:
-        """Close the connection; what was sent goes with the lease."""
+        """Close the connection. vSphere removes the data when the lease is aborted."""
         if self._connection is not None:
             self._connection.close()
 
     def suspend(self) -> None:
-        """Abort."""
+        """Abort: an upload to a lease cannot be resumed."""
         self.abort()
 
     def __enter__(self) -> Self:
@@ -83,34 +84,32 @@ class HostSink:
         if self._connection is None:
             connection = HTTPConnection(self._link.parts.netloc, timeout=TICK)
             connection.response_class = HttpAnswer
-            connection.sock = secure(self._link, self._check)
+            connection.sock = connect_to_host(self._link, self._check)
             self._connection = connection
+            headers = (
+                {"Content-Type": _STREAM} if self._method == "POST" else {"Content-Type": _PLAIN, "Overwrite": "t"}
+            )
             with self._translated():
-                self._send_head(connection)
+                connection.putrequest(self._method, self._link.parts.path, skip_accept_encoding=True)
+                for name, value in {**headers, "Content-Length": str(self._size)}.items():
+                    connection.putheader(name, value)
+                connection.endheaders()
         return self._connection
-
-    def _send_head(self, connection: HTTPConnection) -> None:
-        connection.putrequest(self._method, self._link.parts.path, skip_accept_encoding=True)
-        length = ("Content-Length", str(self._size))
-        kind = [("Content-Type", _PLAIN), ("Overwrite", "t")] if self._method == "PUT" else [("Content-Type", _STREAM)]
-        for name, value in (*kind, length):
-            connection.putheader(name, value)
-        connection.endheaders()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except (OSError, HTTPException) as error:
-            self._check()  # a lease that is lost says more than the connection that was cut with it
+            self._check()  # prefer the error of a lost lease, which explains the broken connection
             raise self._early_answer() or SourceUnavailable(
                 f"The upload broke after {self._sent} bytes: {error or type(error).__name__}",
                 self.key,
-                "Look at the host and its datastore",
+                "Check the host and its datastore",
             ) from error
 
     def _early_answer(self) -> WorkerError | None:
-        """What a host that refuses says before it closes."""
+        """Return the error from the answer that a host sends before it closes the connection, or None."""
         try:
             assert self._connection is not None
             answer = self._connection.getresponse()
@@ -121,8 +120,8 @@ class HostSink:
     def _refusal(self, answer: HTTPResponse) -> WorkerError:
         status = answer.status
         if status == 404:
-            return LeaseLost("The lease's URL is dead (status 404)", self.key, "It is tried again")
+            return LeaseLost("The lease's URL has expired (status 404)", self.key, "The worker tries again")
         if status in (401, 403):
-            return SourceDenied(f"The host refuses us (status {status})", self.key, "Look at the user's privileges")
-        what = f"The host answers with status {status} after {self._sent} bytes"
-        return SourceUnavailable(what, self.key, "It may be busy, or its datastore full")
+            return SourceDenied(f"The host denies access (status {status})", self.key, "Check the user's privileges")
+        what = f"The host answered with status {status} after {self._sent} bytes"
+        return SourceUnavailable(what, self.key, "The host may be busy, or its datastore may be full")

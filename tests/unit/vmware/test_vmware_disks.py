@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ssvm_worker.errors import InvalidRequest
-from ssvm_worker.vmware.address import Address
 from ssvm_worker.vmware.export import DiskSource, ExportLink
 from ssvm_worker.vmware.hardware import Controller, Disk, select_disks
 from ssvm_worker.vmware.lease import LeaseFile, match_files
+from ssvm_worker.vmware.trust import Address
 
 SCSI0 = Controller(1000, "ParaVirtualSCSIController", 0)
 SCSI1 = Controller(1001, "VirtualLsiLogicSASController", 1)

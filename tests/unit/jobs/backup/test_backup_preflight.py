@@ -14,8 +14,7 @@ from ssvm_worker.cli import main
 from ssvm_worker.errors import Permanent, Retryable, SourceDenied, SourceUnavailable, StoreFull
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.units import KiB
-from ssvm_worker.vmware.finding import PreflightFinding
-from ssvm_worker.vmware.preflight import PRIVILEGES, SNAPSHOT_PRIVILEGES
+from ssvm_worker.vmware.preflight import PRIVILEGES, SNAPSHOT_PRIVILEGES, PreflightFinding
 from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import Bench, assert_whole
 from tests.faults import store_unreachable
