@@ -1,6 +1,8 @@
-"""What must hold in a backup besides digests: each disk's structure, and that OVF, .mf and manifest agree."""
+"""Checks of a backup beyond its digests: lost disks, the structure of disks, and agreement of OVF, .mf and manifest."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.errors import CorruptImage
@@ -9,10 +11,21 @@ from ssvm_worker.formats.stream_optimized import StreamOptimized
 from ssvm_worker.grain_store.map import ROLE as GRAIN_MAP
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.streaming.pipeline import read_bytes
+from ssvm_worker.vmware.hardware import INDEPENDENT, MISSING, RDM
+
+
+def lost_disks(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return the manifest's description of each requested disk that the backup lacks.
+
+    If the request lists disks, the disks that it does not list are not lost.
+    """
+    requested = (manifest.source.get("request") or {}).get("disks")
+    lost = (MISSING,) if requested else (MISSING, INDEPENDENT, RDM)
+    return [each for each in manifest.facts.get("disks", []) if each["status"] in lost]
 
 
 class Structure:
-    """An observer of the chunks of one object: nothing for what is no disk of a backup."""
+    """An observer that checks the structure of one object. It checks only disks of backups."""
 
     def __init__(self, manifest: Manifest, entry: Entry) -> None:
         self._verifier: StreamOptimized | None = None
@@ -21,7 +34,7 @@ class Structure:
             self._verifier = StreamOptimized(entry.name, entry.facts.get("virtual_size"))
 
     def __call__(self, chunk: bytes) -> None:
-        """See the next bytes; an error is kept, so that the digest is computed all the same."""
+        """Check the next bytes. An error is kept for ``finding``, so that the caller can finish the digest."""
         if self._verifier is not None and self._error is None:
             try:
                 self._verifier(chunk)
@@ -29,7 +42,7 @@ class Structure:
                 self._error = error
 
     def finding(self) -> str:
-        """What is wrong with the structure; empty if nothing is."""
+        """Return the defect of the structure, or an empty string."""
         if self._verifier is not None and self._error is None:
             try:
                 self._verifier.finish()
@@ -39,16 +52,19 @@ class Structure:
 
 
 def contradictions(store: Store, manifest: Manifest) -> list[str]:
-    """What the OVF descriptor and the .mf of a backup say against its manifest; both are known to be as stored."""
+    """Return the contradictions between the manifest of a backup and its OVF descriptor and .mf.
+
+    The caller must have verified the digests of both files.
+    """
     if manifest.artifact.kind != "backup":
         return []
     try:
-        return [*_of_descriptor(store, manifest), *_of_checksums(store, manifest)]
+        return [*_in_descriptor(store, manifest), *_in_checksums(store, manifest)]
     except CorruptImage as error:
         return [str(error)]
 
 
-def _of_descriptor(store: Store, manifest: Manifest) -> list[str]:
+def _in_descriptor(store: Store, manifest: Manifest) -> list[str]:
     key, data = _text(store, manifest, "descriptor")
     named = ova.read_descriptor(data, key)
     sizes = ova.read_sizes(data, key)
@@ -63,7 +79,7 @@ def _of_descriptor(store: Store, manifest: Manifest) -> list[str]:
     return found + [f"{key} does not name {name}" for name in stored if name not in named.disks]
 
 
-def _of_checksums(store: Store, manifest: Manifest) -> list[str]:
+def _in_checksums(store: Store, manifest: Manifest) -> list[str]:
     key, data = _text(store, manifest, "checksums")
     found = []
     for name, digest in ova.read_checksums(data, key).items():
@@ -76,7 +92,7 @@ def _of_checksums(store: Store, manifest: Manifest) -> list[str]:
 
 
 def _text(store: Store, manifest: Manifest, role: str) -> tuple[str, bytes]:
-    """Where the backup's one object of that role is, and its bytes."""
+    """Return location and content of the backup's object with a role."""
     entry = next((each for each in manifest.entries if each.role == role), None)
     if entry is None:
         raise CorruptImage(f"The backup has no {role}", f"{store.name}:{manifest.artifact.prefix}")
@@ -85,6 +101,6 @@ def _text(store: Store, manifest: Manifest, role: str) -> tuple[str, bytes]:
 
 
 def _in_grains(manifest: Manifest, name: str) -> bool:
-    """Whether that is the file which a disk stored in grains would be."""
+    """Return whether *name* is the file name of a disk that is stored as grains."""
     stem = name.rpartition(".")[0]
     return any(each.role == GRAIN_MAP and each.name.rpartition(".")[0] == stem for each in manifest.entries)

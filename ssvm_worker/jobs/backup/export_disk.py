@@ -1,4 +1,4 @@
-"""One disk of a snapshot: fetched by a lease of its own, and by another one if that fails."""
+"""The export of one disk of a snapshot. Each disk has its own lease; after a failure, a new lease is tried."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from ssvm_worker.vmware.session import VM
     from ssvm_worker.vmware.snapshot import Snapshot
 
-#: What a new lease may put right.
-_TRY_AGAIN = (SourceUnavailable, LeaseLost, ResourceBusy)
-#: The firmware's variables are 264 KiB for EFI, 8 KiB for BIOS.
-_NVRAM_MOST = 16 * MiB
+#: The errors after which a new lease is tried.
+_RETRYABLE = (SourceUnavailable, LeaseLost, ResourceBusy)
+#: Maximum bytes of the firmware's variables, which have 264 KiB for EFI and 8 KiB for BIOS.
+_MAX_NVRAM = 16 * MiB
 
 
 class DiskExport:
-    """Fetches disks of one snapshot; threads may share it, each with a disk of its own."""
+    """The export of disks of one snapshot. Threads may share it if each exports another disk."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class DiskExport:
         *,
         grains: Grains | None = None,
     ) -> None:
-        #: What could not be stored and is no disk.
+        #: Remarks about files that could not be stored and are no disks.
         self.remarks: list[str] = []
-        #: Why a disk could not be stored that the snapshot holds, by its key.
+        #: The reason for each missing disk of the snapshot, by the key of the disk.
         self.missing: dict[int, str] = {}
         self._attempt = attempt
         self._targets = targets
@@ -57,10 +57,11 @@ class DiskExport:
         self._grains = grains
 
     def fetch(self, name: str, disk: Disk, nvram: str = "") -> list[Entry]:
-        """Store a disk, and the firmware's variables as *nvram* if they are wanted and there are any.
+        """Store a disk and, if *nvram* is a file name and the VM has them, the firmware's variables.
 
-        A disk that the lease does not list is noted in ``missing``: another lease would not list it either.
-        Raises what the last of ``lease_tries`` leases, or the primary store, raised. Holds a slot of the ESXi host.
+        A disk that the lease does not list is recorded in ``missing``, because another lease would not list it either.
+        Raises the error of the last of ``lease_tries`` leases, or of the primary store.
+        Occupies a slot of the ESXi host during each lease.
         """
         left = self._vm.options.lease_tries
         while True:
@@ -68,11 +69,11 @@ class DiskExport:
                 self._vm.revive()
                 with self._attempt.slot(f"esxi:{self._vm.host()}", self._vm.options.per_host):
                     return self._one_lease(name, disk, nvram)
-            except _TRY_AGAIN as error:
+            except _RETRYABLE as error:
                 left -= 1
                 if left <= 0:
                     raise
-                self._attempt.log.warning("%s: another lease is tried: %s", disk.label, error)
+                self._attempt.log.warning("%s: trying another lease: %s", disk.label, error)
             self._attempt.wait(self._vm.options.lease_delay_s)
 
     def _one_lease(self, name: str, disk: Disk, nvram: str) -> list[Entry]:
@@ -84,20 +85,20 @@ class DiskExport:
             try:
                 entries = [self._store(name, disk, lease, file)] if file else []
             except CorruptImage as error:
-                # A 200 proves nothing: hosts end a body properly though the disk is not whole.
+                # Status 200 proves nothing: hosts end a body properly although the disk is incomplete.
                 raise SourceUnavailable(
                     f"The host did not send the whole disk: {error.what}",
                     f"{disk.label} ({disk.place})",
-                    "It is fetched again; if that goes on, look at the host and its datastore",
+                    "The worker tries again. If the error persists, check the host and its datastore",
                 ) from error
             if nvram:
-                # Behind the disk: some hosts send nothing more of a lease once one of its files was read.
+                # After the disk: some hosts send no further file of a lease once one file was read.
                 entries += self._nvram(nvram, lease)
             lease.complete()
         return entries
 
     def _store(self, name: str, disk: Disk, lease: Lease, file: LeaseFile) -> Entry:
-        """As the file that it comes as, or as those of its grains that are new."""
+        """Store a disk as its stream or, in an incremental backup, as its new grains."""
         if self._grains is None:
             return self._stream(name, disk, lease, file)
         with self._grains.start(disk) as packing:
@@ -109,31 +110,31 @@ class DiskExport:
         take = packing.take if packing else None
         verifier = StreamOptimized(disk.label, disk.capacity, self._vm.options.inflate_every, take=take)
         hasher = Hasher(lease.algorithm)
-        advance = _Advance(self._attempt, verifier, lease, disk.capacity)
+        progress = _StreamProgress(self._attempt, verifier, lease, disk.capacity)
         room = self._attempt.held.part()
         agreed: list[str] = []
 
         def verify() -> None:
             verifier.finish()
-            agreed.append(_agree(lease, file, hasher))
+            agreed.append(_compare_with_manifest(lease, file, hasher))
             lease.check()
             self._attempt.confirm()
 
         try:
             with ExitStack() as stack:
                 chunks: Iterator[bytes] = lease.source(file).open()
-                observers: list[Observer] = [hasher, verifier, advance]
+                observers: list[Observer] = [hasher, verifier, progress]
                 if not packing:
                     observers.append(room.took)
-                make = self._targets.file(name, disk)
+                make = self._targets.disk_sink(name, disk)
                 if self._grains and packing:
                     chunks, observers = packing.stream(chunks, lease.check, *observers), []
                     make = self._grains.sink(name, packing)
-                sinks = self._targets.open(stack, make)
+                sinks = self._targets.open_sinks(stack, make)
                 min_rate = self._attempt.limits.min_store_rate
                 stored = store_stream(chunks, sinks, observers, verify=verify, check=lease.check, min_rate=min_rate)
         except BaseException:
-            advance.take_back()
+            progress.take_back()
             room.take_back()
             raise
         self._targets.owed |= stored.owed
@@ -156,40 +157,43 @@ class DiskExport:
         }
 
     def _nvram(self, name: str, lease: Lease) -> list[Entry]:
-        """The firmware's variables; a VM boots without them as a rule, so that a failure is a remark."""
+        """Store the firmware's variables. A failure is only a remark, because a VM usually boots without them."""
         file = next((each for each in lease.files if not each.is_disk and each.name.endswith(".nvram")), None)
         if file is None:
             return []
         try:
-            data = b"".join(limit(lease.source(file).open(), _NVRAM_MOST, name))
+            data = b"".join(limit(lease.source(file).open(), _MAX_NVRAM, name))
             if not data or file.size not in (None, len(data)):
-                raise SourceUnavailable(f"{len(data)} bytes came, not {file.size}", file.name)
+                raise SourceUnavailable(f"{len(data)} bytes received, {file.size} expected", file.name)
         except Cancelled:
             raise
         except WorkerError as error:
             self.remarks.append(f"The nvram was not stored: {error}")
-            self._attempt.log.warning("the nvram is left out: %s", error)
+            self._attempt.log.warning("the nvram was not stored: %s", error)
             return []
         self._targets.put(name, data)
         return [Entry(name, len(data), str(digest_of(data)), "nvram", {"lease_key": file.key})]
 
 
-def _agree(lease: Lease, file: LeaseFile, hasher: Hasher) -> str:
-    """What became of the comparison with the lease manifest: agreed or absent; SourceUnavailable if they differ."""
-    sent = lease.sent(file)
+def _compare_with_manifest(lease: Lease, file: LeaseFile, hasher: Hasher) -> str:
+    """Compare the received bytes with the lease manifest. Return ``agreed``, or ``absent`` without a usable entry.
+
+    Raises SourceUnavailable if they differ.
+    """
+    sent = lease.manifest_entry(file)
     if sent is None or (sent.digest.algorithm != lease.algorithm and sent.size == hasher.size):
         return "absent"
     if sent.size != hasher.size or sent.digest != hasher.digest(sent.digest.algorithm):
         raise SourceUnavailable(
-            f"vSphere says that it sent {sent.size} bytes with {sent.digest}; {hasher.size} came, with another digest",
+            f"vSphere sent {sent.size} bytes with {sent.digest}; the worker received {hasher.size} with another digest",
             file.name,
-            "It is fetched again; if that goes on, look at the way to the host",
+            "The worker tries again. If the error persists, check the network path to the host",
         )
     return "agreed"
 
 
-class _Advance:
-    """Observes chunks behind the verifier, and tells how far the stream has got by its own account."""
+class _StreamProgress:
+    """An observer that reports the progress of a stream. It must run after the verifier, which knows the position."""
 
     def __init__(self, attempt: Attempt, verifier: StreamOptimized, lease: Lease, capacity: int) -> None:
         self._attempt = attempt
@@ -205,5 +209,5 @@ class _Advance:
         self._lease.report(100 * self._seen // self._capacity)
 
     def take_back(self) -> None:
-        """What came is fetched again, if it is at all."""
+        """Subtract the bytes of a failed stream, which the next lease transfers again."""
         self._attempt.progress.advance(-self._seen)

@@ -1,4 +1,4 @@
-"""The disks of one snapshot, some at once, and what is stored beside them."""
+"""The export of one snapshot: its disks, some in parallel, and the files that describe them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssvm_worker.artifacts.manifest import Entry, Manifest, discard, read_draft,
 from ssvm_worker.errors import SourceNotFound, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.parallel import in_parallel
-from ssvm_worker.jobs.publish import listing, publish
+from ssvm_worker.jobs.publish import add_small_objects, publish
 from ssvm_worker.jobs.store_set import StoreSet
 from ssvm_worker.streaming.fan_out import StreamResult
 from ssvm_worker.streaming.interfaces import Store
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class VMExport:
-    """One attempt at storing a snapshot; what an earlier attempt has committed is not fetched again."""
+    """One attempt to store a snapshot. It skips disks that an earlier attempt has committed."""
 
     def __init__(
         self,
@@ -50,30 +50,31 @@ class VMExport:
         self._vm = vm
         self._snapshot = snapshot
         self._incremental = incremental
-        #: What is committed; changed under the lock, as disks end in any order.
+        #: The committed disks. The lock protects it, because threads commit disks in any order.
         self._manifest = Manifest(artifact, attempt.job_id)
         self._lock = threading.Lock()
 
     def run(
         self, origin: dict[str, Any], wanted: list[str] | None, warnings: list[dict[str, Any]]
     ) -> tuple[Manifest, dict[str, Any]]:
-        """Store everything; returns the manifest, which has the *warnings*, and ``publish``'s word on the stores.
+        """Store everything. Return the manifest, which contains the *warnings*, and the result of ``publish``.
 
-        Raises InvalidRequest for a disk that is not there or in no snapshot, SourceNotFound where the host offers none
-        of them; else what the last lease or the primary store raised. One disk's failure does not stop the others: the
-        draft keeps what they have committed.
+        Raises InvalidRequest for an unknown disk or a disk that the snapshot does not contain.
+        Raises SourceNotFound if the lease lists none of the disks.
+        Otherwise raises the error of the last lease or of the primary store.
+        The failure of one disk does not stop the others: the draft manifest keeps the disks that they commit.
         """
         hardware, config = self._vm.read(self._snapshot)
         disks = select_disks(hardware.disks, wanted)
         self._targets.sweep()
         self._begin(origin, hardware, disks, warnings)
-        wanting = [(number, disk) for number, disk in enumerate(disks) if not self._has(number, disk)]
+        pending = [(number, disk) for number, disk in enumerate(disks) if not self._has(number, disk)]
         total = sum(disk.capacity for disk in disks)
-        done = total - sum(disk.capacity for _, disk in wanting)
-        self._attempt.progress.start(f"exporting {len(wanting)} of {len(disks)} disks", total, done)
+        done = total - sum(disk.capacity for _, disk in pending)
+        self._attempt.progress.start(f"exporting {len(pending)} of {len(disks)} disks", total, done)
         with self._grains() as grains:
             export = DiskExport(self._attempt, self._targets, self._vm, self._snapshot, hardware, grains=grains)
-            steps = [partial(self._one_disk, export, number, disk) for number, disk in wanting]
+            steps = [partial(self._one_disk, export, number, disk) for number, disk in pending]
             in_parallel(self._vm.options.parallel_disks, steps)
         self._vm.revive()
         disks = self._note_missing(disks, export.missing)
@@ -84,23 +85,21 @@ class VMExport:
         return Grains(self._attempt, self._artifact, self._targets) if self._incremental else nullcontext()
 
     def _check_changes(self, disks: list[Disk]) -> list[str]:
-        """Note what changed block tracking says of each disk; a remark where it says something else than its grains."""
+        """Record the result of changed block tracking for each disk. Return a remark for each contradiction."""
         if not self._incremental:
             return []
         check = ChangeCheck(self._attempt, self._targets.primary, self._manifest, self._vm, self._snapshot)
         verdicts = {disk.key: {"cbt": check.verdict(disk)} for disk in disks}
         self._note(disks=[each | verdicts.get(each["key"], {}) for each in self._manifest.facts["disks"]])
-        remarks = [f"{disk.label}: {word}" for disk in disks if (word := disagreement(verdicts[disk.key]["cbt"]))]
+        remarks = [f"{disk.label}: {text}" for disk in disks if (text := disagreement(verdicts[disk.key]["cbt"]))]
         for each in remarks:
             self._attempt.log.warning("%s", each)
         return remarks
 
-    # What is there, and what is wanted.
-
     def _begin(
         self, origin: dict[str, Any], hardware: Hardware, disks: list[Disk], warnings: list[dict[str, Any]]
     ) -> None:
-        """The journal of an earlier attempt at the same snapshot, or a new one in place of anything else."""
+        """Load the draft manifest of an earlier attempt at the same snapshot, or start a new one."""
         mode = INCREMENTAL if self._incremental else FULL
         source = {"request": origin, "vm": self._vm.moref, "mode": mode, "snapshot": dataclasses.asdict(self._snapshot)}
         draft = read_draft(self._targets.primary, self._artifact)
@@ -117,11 +116,11 @@ class VMExport:
         )
 
     def _note_missing(self, disks: list[Disk], reasons: dict[int, str]) -> list[Disk]:
-        """The disks that were stored; the manifest tells of each other one that, and why, it is missing."""
+        """Return the stored disks, and record the reason for each missing disk in the manifest."""
         stored = [disk for disk in disks if disk.key not in reasons]
         if not stored:
-            told = "; ".join(f"{disk.label} ({disk.place}): {reasons[disk.key]}" for disk in disks)
-            raise SourceNotFound(f"None of the disks could be had. {told}", self._vm.moref, "Look at the host's events")
+            listed = "; ".join(f"{disk.label} ({disk.place}): {reasons[disk.key]}" for disk in disks)
+            raise SourceNotFound(f"No disk could be exported. {listed}", self._vm.moref, "Check the host's events")
         described = self._manifest.facts["disks"]
         missing = {key: {"status": MISSING, "why": why} for key, why in reasons.items()}
         complete = self._manifest.facts["complete"] and not reasons
@@ -143,7 +142,7 @@ class VMExport:
         return self._manifest.entry(map_name(name) if self._incremental else name)
 
     def _has(self, number: int, disk: Disk) -> bool:
-        """Whether an earlier attempt has stored that disk."""
+        """Return whether an earlier attempt has stored a disk."""
         entry = self._entry(number)
         return entry is not None and entry.facts["disk"] == disk.key and self._targets.has(entry)
 
@@ -155,18 +154,16 @@ class VMExport:
                 self._manifest = self._manifest.with_entry(entry)
             write_draft(self._targets.primary, self._manifest, self._attempt.owner, self._attempt.confirm)
 
-    # What lies beside them.
-
     def _publish(self, hardware: Hardware, disks: list[Disk], config: bytes) -> tuple[Manifest, dict[str, Any]]:
         id_ = self._artifact.id
         entries = self._in_order(disks)
         parts = [_ovf_disk(entry, disk) for entry, disk in zip(entries, disks, strict=False)]
-        beside = [OvfFile(each.name, each.size, each.facts["lease_key"]) for each in entries[len(disks) :]]
-        descriptor, why = self._vm.descriptor(self._snapshot, hardware, parts, beside)
-        if why:
-            self._attempt.log.info("the OVF descriptor is our own: %s", why)
+        others = [OvfFile(each.name, each.size, each.facts["lease_key"]) for each in entries[len(disks) :]]
+        descriptor, reason = self._vm.descriptor(self._snapshot, hardware, parts, others)
+        if reason:
+            self._attempt.log.info("the worker writes its own OVF descriptor: %s", reason)
         self._note(
-            descriptor=f"our own: {why}" if why else "the server's",
+            descriptor=f"our own: {reason}" if reason else "the server's",
             disks=[each | _grade(entries, each["key"]) for each in self._manifest.facts["disks"]],
         )
         digests = [(f"{id_}.ovf", digest_of(descriptor).hex)]
@@ -174,24 +171,24 @@ class VMExport:
         manifest = dataclasses.replace(self._manifest, entries=tuple(entries))
         small = {f"{id_}.ovf": descriptor, f"{id_}.mf": checksums(digests), f"{id_}.config.json": config}
         for name, role in zip(small, ("descriptor", "checksums", "config"), strict=True):
-            manifest = listing(manifest, {name: small[name]}, role)
+            manifest = add_small_objects(manifest, {name: small[name]}, role)
         stored = StreamResult(owed=self._targets.owed)
         kept = publish(self._attempt, self._targets.stores, stored, manifest, small)
         for name in kept["owed"]:
-            with suppress(WorkerError):  # a store that is down keeps them until the copy job comes
+            with suppress(WorkerError):  # an unreachable store keeps them until the copy job runs
                 discard(self._targets.stores[name], self._artifact, self._attempt.confirm)
         return manifest, kept
 
     def _in_order(self, disks: list[Disk]) -> list[Entry]:
-        """The disks in their order, and then what is no disk."""
+        """Return the entries of the disks in their order, then the other entries."""
         keys = [disk.key for disk in disks]
         found = [each for each in self._manifest.entries if each.facts.get("disk") in keys]
-        beside = [each for each in self._manifest.entries if each not in found]
-        return [*sorted(found, key=lambda each: keys.index(each.facts["disk"])), *beside]
+        others = [each for each in self._manifest.entries if each not in found]
+        return [*sorted(found, key=lambda each: keys.index(each.facts["disk"])), *others]
 
 
 def _same_origin(draft: dict[str, Any], source: dict[str, Any]) -> bool:
-    """Whether a journal is of the same request, mode and very snapshot: only then do its disks belong to ours."""
+    """Return whether a draft has the same request, mode and snapshot. Otherwise its disks are not reusable."""
     same = all(draft.get(key) == source[key] for key in ("request", "vm", "mode"))
     return same and draft["snapshot"]["moref"] == source["snapshot"]["moref"]
 
@@ -209,7 +206,7 @@ def _described(disk: Disk, chosen: list[Disk]) -> dict[str, Any]:
 
 
 def _grade(entries: list[Entry], key: int) -> dict[str, Any]:
-    """How well the disk of that key was verified."""
+    """Return how the disk with that key was verified."""
     entry = next((each for each in entries if each.facts.get("disk") == key), None)
     return {name: entry.facts[name] for name in ("verified", "lease_manifest")} if entry else {}
 

@@ -1,4 +1,4 @@
-"""Incremental backups: what jobs do with the grain store."""
+"""Incremental backups: the operations of jobs on the grain store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssvm_worker.grain_store.writer import DiskPacker
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.ledger.slots import Wait
 from ssvm_worker.streaming.interfaces import Observer, Sink, Store
-from ssvm_worker.vmware.hardware import Disk, comparable
+from ssvm_worker.vmware.hardware import Disk, same_tracking
 
 if TYPE_CHECKING:
     from ssvm_worker.jobs.store_set import StoreSet
@@ -34,7 +34,7 @@ _SECTOR = 512
 
 
 class Grains:
-    """The grain store as one backup uses it: disks go in as packs and maps. Threads may share it; a context manager."""
+    """The grain store of one backup, a context manager. It stores disks as packs and maps. Threads may share it."""
 
     def __init__(self, attempt: Attempt, artifact: Artifact, targets: StoreSet) -> None:
         self._attempt = attempt
@@ -43,34 +43,34 @@ class Grains:
         self._index = Index(attempt.check)
 
     def __enter__(self) -> Self:
-        """Parts of packs that dead attempts have left go; nobody else may write packs of the volume now."""
-        for store in self._targets.willing():
-            self._targets.only_primary_must(store, partial(store.sweep, 0, f"{self._artifact.family}/{PACKS}"))
+        """Remove incomplete packs of earlier attempts. Safe because this job holds the volume's lock."""
+        for store in self._targets.active():
+            self._targets.secondary_may_fail(store, partial(store.sweep, 0, f"{self._artifact.family}/{PACKS}"))
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._index.__exit__()
 
     def start(self, disk: Disk) -> DiskPacker:
-        """The way of a disk into packs; what the volume has on all stores of the backup is not stored again."""
+        """Return the packer of a disk. It skips grains that all stores of the backup already have for the volume."""
         listings: list[Listing] = []
 
-        def look(store: Store) -> None:
+        def read_listing(store: Store) -> None:
             listings.append(list_packs(store, self._artifact.family))
 
-        for store in self._targets.willing():
-            self._targets.only_primary_must(store, partial(look, store))
+        for store in self._targets.active():
+            self._targets.secondary_may_fail(store, partial(read_listing, store))
         for warning in self._index.sync(self._targets.primary, listings):
             self._attempt.log.warning("%s", warning)
         return DiskPacker(self._index, disk.capacity, disk.label)
 
     def sink(self, name: str, packing: DiskPacker) -> Callable[[Store], Sink]:
-        """Makes the sink of a disk on a store; *name* is what its stream would be called."""
+        """Return a factory for the sink of a disk on a store. *name* is the file name that its stream would have."""
         family, key = self._artifact.family, self._artifact.key(map_name(name))
         return lambda store: GrainSink(store, family, key, packing, self._attempt.owner)
 
     def entry(self, packing: DiskPacker, file: Entry) -> Entry:
-        """What the manifest says of a disk, when all is stored; *file* is what it would say of the stream itself."""
+        """Return the manifest entry of a completely stored disk. *file* is the entry that its stream would have."""
         packing.mark_stored()
         hasher = Hasher()
         for chunk in packing.map_chunks():
@@ -88,19 +88,19 @@ class Grains:
 
 
 def disagreement(verdict: str) -> str:
-    """What is to be said of a verdict of ChangeCheck; empty unless it disagrees."""
+    """Return the remark for a verdict of ChangeCheck. It is empty unless the verdict is a disagreement."""
     if not verdict.startswith("disagrees"):
         return ""
-    return f"changed block tracking {verdict}, which it does not name; reset it: its backups would lack that"
+    return f"changed block tracking {verdict}, where it reports no change; reset it: backups that rely on it lack data"
 
 
 def map_name(name: str) -> str:
-    """The name of a disk's map, by the name that its stream would have."""
+    """Return the file name of a disk's map for the file name that its stream would have."""
     return name.removesuffix(".vmdk") + SUFFIX
 
 
 def totals(manifest: Manifest) -> dict[str, Any]:
-    """What an incremental backup has stored and what it shares, in bytes; nothing of a full one."""
+    """Return the mode and, for an incremental backup, the bytes that are new and that are shared."""
     maps = grain_maps(manifest)
     if not maps:
         return {"mode": FULL}
@@ -109,19 +109,19 @@ def totals(manifest: Manifest) -> dict[str, Any]:
 
 
 def sweep_packs(store: Store, artifact: Artifact, attempt: Attempt) -> dict[str, Any]:
-    """Delete the packs of the volume that no backup needs any more; how many, or why none can be known to be free."""
+    """Delete the volume's packs that no backup needs. Return their number, or the reason why all are kept."""
     try:
         swept = sweep(store, artifact.family, attempt.confirm)
     except CorruptImage as error:
-        attempt.log.warning("packs that may be free are kept: %s", error)
+        attempt.log.warning("unneeded packs are kept: %s", error)
         return {"deleted": 0, "bytes": 0, "kept": error.as_dict()}
     return {"deleted": swept.packs, "bytes": swept.size}
 
 
 def verify_packs(store: Store, manifest: Manifest, wait: Wait, see: Observer, sound: set[str]) -> list[str]:
-    """Read every pack that a backup needs, and name what is damaged, and the backups and LBAs that it hits.
+    """Read every pack that a backup needs. Return the damages, with the affected backups and LBAs.
 
-    *see* gets the bytes; packs in *sound* are not read, and those found to be so are added.
+    *see* observes the bytes. Packs in *sound* are skipped, and this function adds the packs that it finds sound.
     """
     try:
         found: list[Damage] = list(damages(store, manifest, see, wait, sound))
@@ -132,7 +132,7 @@ def verify_packs(store: Store, manifest: Manifest, wait: Wait, see: Observer, so
 
 
 class ChangeCheck:
-    """Compares what changed since the backup before with what changed block tracking says."""
+    """The comparison of the changes since the previous backup with the report of changed block tracking."""
 
     def __init__(self, attempt: Attempt, store: Store, manifest: Manifest, vm: VM, snapshot: Snapshot) -> None:
         self._attempt = attempt
@@ -142,9 +142,9 @@ class ChangeCheck:
         self._snapshot = snapshot
 
     def verdict(self, disk: Disk) -> str:
-        """``agrees``; ``disagrees at LBA …`` where grains changed that it does not name; ``absent: why``.
+        """Return ``agrees``, ``disagrees at LBA …`` for a change that vSphere did not report, or ``absent: reason``.
 
-        A backup does not depend on it: whatever goes wrong here is a reason why it is absent.
+        A backup does not depend on this check, so an error is only a reason for ``absent``.
         """
         try:
             return self._compare(disk)
@@ -156,7 +156,7 @@ class ChangeCheck:
         entry = _map_of(self._manifest, disk)
         if entry is None or not disk.change_id:
             return "absent: changed block tracking is off"
-        before = self._before(disk)
+        before = self._previous(disk)
         if before is None:
             return "absent: no backup of this disk since tracking began"
         family, old = self._manifest.artifact.family, _map_of(before, disk)
@@ -172,8 +172,8 @@ class ChangeCheck:
         more = f" and {len(wrong) - 1} more places" if len(wrong) > 1 else ""
         return f"disagrees at LBA {first // _SECTOR}-{(first + length) // _SECTOR - 1}{more}"
 
-    def _before(self, disk: Disk) -> Manifest | None:
-        """The last backup of the same disk, of the same size and within the same tracking."""
+    def _previous(self, disk: Disk) -> Manifest | None:
+        """Return the last backup of the same disk with the same capacity and comparable change ids, or None."""
         found = [
             each
             for each in manifests_below(self._store, self._manifest.artifact.family)
@@ -181,7 +181,7 @@ class ChangeCheck:
             and each.source.get("vm") == self._vm.moref
             and (entry := _map_of(each, disk))
             and entry.facts["virtual_size"] == disk.capacity
-            and comparable(entry.facts["change_id"], disk.change_id)
+            and same_tracking(entry.facts["change_id"], disk.change_id)
         ]
         return max(found, key=lambda each: each.created, default=None)
 

@@ -11,10 +11,10 @@ from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.grain_store.garbage import free_packs
 from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.backup.consistency import lost_disks
 from ssvm_worker.jobs.backup.incremental import sweep_packs
-from ssvm_worker.jobs.backup.missing_disks import lost_disks
 from ssvm_worker.jobs.delete import job as delete
-from ssvm_worker.jobs.usage import count_packs
+from ssvm_worker.jobs.usage import record_pack_usage
 from ssvm_worker.streaming.interfaces import Store, StoredObject
 
 from .retention import BackupAge, kept
@@ -63,7 +63,7 @@ class Volume:
         if self.packed:
             some = Artifact.of_prefix(f"{self.family}/any")
             sweep_packs(self.store, some, held)
-            count_packs(held, self.store, some)
+            record_pack_usage(held, self.store, some)
 
     def _manifest(self, artifact: Artifact) -> Manifest | None:
         """None of one that cannot be read: what it was nobody knows, so it stays."""

@@ -1,4 +1,4 @@
-"""The disks of a stored backup: found by name, and read with every byte checked against the manifest on the way."""
+"""The disks of a stored backup: search by name, and readers that compare every byte with the manifest."""
 
 from __future__ import annotations
 
@@ -21,69 +21,70 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.streaming.pipeline import tap
 
-#: The images that a disk can be restored as.
+#: The image formats of a restored disk.
 FORMATS = ("raw", "qcow2", "vmdk")
 
 
 @dataclass(frozen=True)
 class BackupDisk:
-    """One disk of a backup. Each method reads it anew; judge what came of it only when the stream has ended."""
+    """One disk of a backup. Each method reads it from the start. The data is verified only at the end of a stream."""
 
     attempt: Attempt
     store: Store
     manifest: Manifest
     entry: Entry
-    #: Its place among the disks of the backup, from 0.
+    #: Number of the disk in the backup, from 0.
     number: int
 
     @property
     def capacity(self) -> int:
-        """Bytes of the disk."""
+        """Return the bytes of the disk."""
         return int(self.entry.facts["virtual_size"])
 
     @property
     def label(self) -> str:
-        """What the vSphere Client called it, or the object's name."""
+        """Return the disk's label in the vSphere Client, or the object's name."""
         return str(self._described.get("label", self.entry.name))
 
     @property
     def names(self) -> list[str]:
-        """All that a request may call it by, in lower case."""
+        """Return all names that a request may use, in lower case."""
         described = (str(self._described.get(each, "")).lower() for each in ("key", "label", "place"))
         return [str(self.number), self.entry.name.lower(), *filter(None, described)]
 
     @property
     def where(self) -> str:
-        """The object, for messages."""
+        """Return the object's location for messages."""
         return f"{self.store.name}:{self.key}"
 
     @property
     def key(self) -> str:
-        """The object's key on its store."""
+        """Return the object's key on its store."""
         return self.manifest.artifact.key(self.entry.name)
 
     @property
     def file(self) -> str:
-        """What the OVF descriptor calls its file."""
+        """Return the file name in the OVF descriptor."""
         return f"{self.entry.name.rpartition('.')[0]}.vmdk"
 
     def stream_size(self) -> int:
-        """Bytes of the image "vmdk"; of a disk in grains by its map and the indexes of its packs, which are read."""
+        """Return the bytes of the disk as "vmdk". For a disk in grains, read its map and the indexes of its packs."""
         if not self.in_grains:
             return self.entry.size
         found = grains.lengths(self.store, self.manifest, self.entry)
         return stream_size(found, self.capacity, self._grain_size)
 
     def extents(self) -> Iterator[Extent]:
-        """The disk's data; CorruptImage or ChecksumMismatch at its end at the latest."""
+        """Yield the disk's data. Raises CorruptImage or ChecksumMismatch at the end of the data at the latest."""
         if self.in_grains:
-            return self._told(grains.extents(self.store, self.manifest, self.entry, self.attempt.wait))
-        return self._told(vmdk_extents(self._stored(), self.where, self.capacity))
+            return self._count_progress(grains.extents(self.store, self.manifest, self.entry, self.attempt.wait))
+        stored = checked(self.attempt, self.store, self.key, self.entry)
+        return self._count_progress(vmdk_extents(stored, self.where, self.capacity))
 
     def image(self, format_: str, name: str) -> Iterator[bytes]:
-        """The chunks of an image of the disk in one of FORMATS; *name* is what its file will be called.
+        """Yield the chunks of an image of the disk in one of FORMATS. *name* is the name of the new file.
 
-        Whoever stores it hashes it, and must call ``refuse_other`` before it is committed: a copy is not hashed twice.
+        The caller must hash the chunks and call ``verify_copy`` before the commit, so that they are hashed only once.
         """
         if format_ == "raw":
             return raw(self.extents(), self.capacity, self.where)
@@ -91,20 +92,25 @@ class BackupDisk:
             return qcow2(self.extents(), self.capacity, self._clusters(), self.where)
         if self.in_grains:
             found = grains.deflated(self.store, self.manifest, self.entry, self.attempt.wait)
-            return stream_of_grains(self._told(found, self._grain_size), self.capacity, name, self._grain_size)
-        return tap(self.attempt.resuming(self.store.reader(self.key)), self.attempt.progress.saw)
+            return stream_of_grains(
+                self._count_progress(found, self._grain_size), self.capacity, name, self._grain_size
+            )
+        return tap(self.attempt.resuming(self.store.reader(self.key)), self.attempt.progress.observe)
 
-    def refuse_other(self, format_: str, hasher: Hasher) -> None:
-        """Raise ChecksumMismatch if an image that is a copy of the object is not what the manifest says."""
+    def verify_copy(self, format_: str, hasher: Hasher) -> None:
+        """Raise ChecksumMismatch if an image that is a copy of the object differs from the manifest."""
         if format_ == "vmdk" and not self.in_grains:
-            _refuse_other(hasher, self.entry, self.where)
+            _require_digest(hasher, self.entry, self.where)
 
     def total(self, format_: str) -> int:
-        """What the progress of such an image comes to: bytes of the disk, or of the object where that is copied."""
+        """Return the progress total of an image: the bytes of the disk, or of the object for a copy."""
         return self.capacity if self.in_grains or format_ != "vmdk" else self.entry.size
 
-    def _told(self, extents: Iterator[Extent], step: int | None = None) -> Iterator[Extent]:
-        """Progress is how far on the disk we are; *step*: bytes of it that each piece stands for, if not its own."""
+    def _count_progress(self, extents: Iterator[Extent], step: int | None = None) -> Iterator[Extent]:
+        """Pass extents and report the position on the disk as progress.
+
+        *step* is the number of the disk's bytes per extent, if it is not the length of the data.
+        """
         seen = 0
         for offset, data in extents:
             now = min(offset + (step or len(data)), self.capacity)
@@ -120,21 +126,18 @@ class BackupDisk:
 
     @property
     def in_grains(self) -> bool:
-        """Whether it is no file: its streamOptimized VMDK is made anew."""
+        """Return whether the disk is stored as grains. Its streamOptimized VMDK is then built again."""
         return self.entry.role == GRAIN_MAP
 
     @property
     def _grain_size(self) -> int:
         return grains.open_map(self.store, self.manifest, self.entry).grain_size
 
-    def _stored(self) -> Iterator[bytes]:
-        """The object as it lies there, its size and digest checked at the end."""
-        return checked(self.attempt, self.store, self.key, self.entry)
-
     def _clusters(self) -> int:
+        """Return the maximum number of clusters of a qcow2 image."""
         if self.in_grains:
-            it = grains.open_map(self.store, self.manifest, self.entry)
-            return most_clusters(it.capacity, it.grains * it.grain_size, it.grain_size)
+            map_ = grains.open_map(self.store, self.manifest, self.entry)
+            return most_clusters(map_.capacity, map_.grains * map_.grain_size, map_.grain_size)
         head = b""
         for chunk in self.attempt.resuming(self.store.reader(self.key)):
             head += chunk
@@ -145,33 +148,33 @@ class BackupDisk:
 
 
 def checked(attempt: Attempt, store: Store, key: str, entry: Entry) -> Iterator[bytes]:
-    """The bytes of an object; ChecksumMismatch behind the last one unless they are what the manifest says."""
+    """Yield the bytes of an object. Raises ChecksumMismatch after the last byte if they differ from the manifest."""
     hasher = Hasher()
     yield from tap(attempt.resuming(store.reader(key)), hasher)
-    _refuse_other(hasher, entry, f"{store.name}:{key}")
+    _require_digest(hasher, entry, f"{store.name}:{key}")
 
 
-def _refuse_other(hasher: Hasher, entry: Entry, where: str) -> None:
+def _require_digest(hasher: Hasher, entry: Entry, where: str) -> None:
     if (hasher.size, str(hasher.digest())) != (entry.size, entry.digest):
         raise ChecksumMismatch(
             f"The stored object is damaged: {hasher.size} bytes with {hasher.digest()} in place of {entry.size} "
             f"with {entry.digest}",
             where,
-            "`ssvm verify` looks at all of it; take another store, or another backup",
+            "Check the backup with `ssvm verify`; use another store or another backup",
         )
 
 
 def read_backup(attempt: Attempt, store: Store, artifact: Artifact) -> list[BackupDisk]:
-    """The disks of a backup, in their order; ObjectNotFound where there is no complete one."""
+    """Return the disks of a backup in their order. Raises ObjectNotFound if no complete backup exists."""
     manifest = read_manifest(store, artifact)
     found = [each for each in manifest.entries if each.role in ("disk", GRAIN_MAP)]
     if not found:
-        raise CorruptImage("The manifest lists no disk", f"{store.name}:{artifact.prefix}", "Take another backup")
+        raise CorruptImage("The manifest lists no disk", f"{store.name}:{artifact.prefix}", "Use another backup")
     return [BackupDisk(attempt, store, manifest, each, number) for number, each in enumerate(found)]
 
 
 def select_disk(disks: list[BackupDisk], wanted: str) -> BackupDisk:
-    """The one disk of that number, name, key, label or place; InvalidRequest lists those there are."""
+    """Return the disk with that number, name, key, label or place. Raises InvalidRequest with a list of the disks."""
     for disk in disks:
         if wanted.strip().lower() in disk.names:
             return disk
@@ -179,5 +182,5 @@ def select_disk(disks: list[BackupDisk], wanted: str) -> BackupDisk:
 
 
 def listed(disks: list[BackupDisk]) -> str:
-    """The disks and all their names, for a remedy."""
+    """Return the disks with all their names, for a remedy."""
     return "There are: " + "; ".join(" = ".join(disk.names) for disk in disks)

@@ -1,4 +1,4 @@
-"""Disks of a backup as image files on stores: a template, or a directory of volumes."""
+"""Restore disks of a backup as image files on stores: a template, or a directory of volumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.cloudstack_properties import properties
-from ssvm_worker.jobs.publish import listing, placed, publish
+from ssvm_worker.jobs.publish import add_small_objects, find_placement, publish
 from ssvm_worker.streaming.fan_out import StreamResult, store_stream
 from ssvm_worker.streaming.interfaces import Observer, Sink, Store
 from ssvm_worker.units import MiB
@@ -23,25 +23,25 @@ from .backup_reader import BackupDisk
 
 @dataclass(frozen=True)
 class FileTarget:
-    """What is to be made of the disks."""
+    """The target of a restore to files."""
 
     artifact: Artifact
     #: raw | qcow2 | vmdk
     format: str
-    #: What people call it.
+    #: The display name.
     name: str
     #: Names of stores; the first is the primary.
     stores: list[str]
 
 
 def restore_files(target: FileTarget, attempt: Attempt, disks: list[BackupDisk]) -> dict[str, Any]:
-    """Store an image of each disk, then the properties and the manifest; see ``restore.run``."""
+    """Store an image of each disk, then the properties and the manifest."""
     stores = {name: attempt.store(name) for name in target.stores}
     origin = _origin(target, disks)
     if done := _already_there(target.artifact, origin, stores, attempt):
         return done
     for store in stores.values():
-        # Nobody else may write this artifact now, so what lies there unfinished is a dead attempt's.
+        # This job holds the artifact's lock, so any uncommitted data is from an earlier attempt.
         discard_artifact(store, target.artifact, attempt.confirm)
     attempt.progress.start("restoring", sum(disk.total(target.format) for disk in disks))
     manifest = Manifest(target.artifact, attempt.job_id, source=origin, facts={"name": target.name})
@@ -52,7 +52,7 @@ def restore_files(target: FileTarget, attempt: Attempt, disks: list[BackupDisk])
         manifest = manifest.with_entry(entry)
         owed |= stored.owed
     small = properties(target, manifest) if len(disks) == 1 else {}
-    manifest = listing(manifest, small, "properties")
+    manifest = add_small_objects(manifest, small, "properties")
     done = publish(attempt, stores, StreamResult(owed=owed), manifest, small)
     for name in done["owed"]:
         _leave_nothing(stores[name], target.artifact, attempt)
@@ -60,7 +60,7 @@ def restore_files(target: FileTarget, attempt: Attempt, disks: list[BackupDisk])
 
 
 def _origin(target: FileTarget, disks: list[BackupDisk]) -> dict[str, Any]:
-    """What tells this restore from another one to the same place."""
+    """Return the data that distinguishes this restore from another one to the same target."""
     digests = {disk.entry.name: disk.entry.digest for disk in disks}
     return {"backup": disks[0].manifest.artifact.prefix, "format": target.format, "disks": digests}
 
@@ -68,18 +68,21 @@ def _origin(target: FileTarget, disks: list[BackupDisk]) -> dict[str, Any]:
 def _already_there(
     target: Artifact, origin: dict[str, Any], stores: dict[str, Store], attempt: Attempt
 ) -> dict[str, Any] | None:
-    """The result of an earlier job if it made just this; InvalidRequest if something else stands there."""
+    """Return the result of an earlier job that made this target, or None.
+
+    Raises InvalidRequest if the target contains something else.
+    """
     primary = next(iter(stores.values()))
     manifest = find_manifest(primary, target)
     if manifest is None:
         return None
     if manifest.source != origin:
         raise InvalidRequest(
-            f"There is another {target.kind} already",
+            f"Another {target.kind} exists already",
             f"{primary.name}:{target.prefix}",
             "Delete it first (`ssvm delete`), or restore to a new id",
         )
-    return _result(manifest) | placed(attempt, stores, target) | {"reused": True}
+    return _result(manifest) | find_placement(attempt, stores, target) | {"reused": True}
 
 
 def _name(target: FileTarget, disk: BackupDisk, *, alone: bool) -> str:
@@ -91,7 +94,7 @@ def _one_disk(target: FileTarget, disk: BackupDisk, name: str, stores: dict[str,
     attempt, hasher = disk.attempt, Hasher()
 
     def verify() -> None:
-        disk.refuse_other(target.format, hasher)
+        disk.verify_copy(target.format, hasher)
         attempt.confirm()
 
     with ExitStack() as stack:
@@ -108,9 +111,10 @@ def _one_disk(target: FileTarget, disk: BackupDisk, name: str, stores: dict[str,
 
 
 def _hint(store: Store, disk: BackupDisk) -> int | None:
-    """Bytes at the most, for a store that cannot tell its free space; another must not be asked for all of a thin disk.
+    """Return the maximum bytes of an image for a store that does not report its free space, otherwise None.
 
-    Deflated grains grow by 0.8 % at worst, and no format's tables come to more.
+    Other stores get no hint, because a thin disk would then reserve too much space.
+    The maximum allows for deflated grains, which grow by at most 0.8 %, and for the tables of a format.
     """
     return None if store.usage().free is not None else disk.capacity + disk.capacity // 64 + MiB
 
@@ -119,7 +123,7 @@ def _leave_nothing(store: Store, target: Artifact, attempt: Attempt) -> None:
     try:
         discard_artifact(store, target, attempt.confirm)
     except WorkerError as error:
-        attempt.log.info("store %s keeps what it has of %s until it is copied to: %s", store.name, target.prefix, error)
+        attempt.log.info("store %s keeps its data of %s until the copy job runs: %s", store.name, target.prefix, error)
 
 
 def _result(manifest: Manifest) -> dict[str, Any]:

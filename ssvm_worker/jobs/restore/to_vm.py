@@ -1,4 +1,4 @@
-"""A backup as a new VM: every disk goes straight from its store to the host, verified before the VM may stay."""
+"""Restore a backup as a new VM. Every disk is sent directly from its store to the host and is verified."""
 
 from __future__ import annotations
 
@@ -21,45 +21,48 @@ from .backup_reader import BackupDisk, checked
 if TYPE_CHECKING:
     from ssvm_worker.vmware.deploy import Import, ImportFile
     from ssvm_worker.vmware.lease import Lease
-    from ssvm_worker.vmware.place import VmTarget
+    from ssvm_worker.vmware.placement import VmTarget
     from ssvm_worker.vmware.session import VCenterSession
 
 
-def restore_vm(vcenter: str, place: VmTarget, attempt: Attempt, disks: list[BackupDisk]) -> dict[str, Any]:
-    """Make the VM, send it its disks, and let it stay if all that was sent is what the manifest says.
+def restore_vm(vcenter: str, target: VmTarget, attempt: Attempt, disks: list[BackupDisk]) -> dict[str, Any]:
+    """Create the VM, send its disks, and keep the VM if all data agrees with the manifest.
 
-    After an error the VM is gone: vSphere removes it with the lease.
+    After an error, vSphere removes the VM with the lease.
     """
     descriptor = _descriptor(disks[0])
     attempt.progress.start("connecting")
     session: VCenterSession
-    with attempt.doors.vcenter(vcenter, check=attempt.check) as session, session.deploy(place, attempt.job_id) as it:
-        it.prepare(descriptor)
-        parcels = [_parcel(wanted, disks) for wanted in it.wanted]
-        for warning in it.warnings:
-            attempt.log.warning("vCenter says of %s: %s", place.name, warning)
-        attempt.progress.start("making the VM")
-        lease = it.open()
-        attempt.progress.start("restoring", sum(each.total for each in parcels))
-        sent = _send_all(attempt, it, lease, parcels, session.options.parallel_disks)
+    with (
+        attempt.connections.vcenter(vcenter, check=attempt.check) as session,
+        session.deploy(target, attempt.job_id) as new_vm,
+    ):
+        new_vm.prepare(descriptor)
+        uploads = [_upload(file, disks) for file in new_vm.files]
+        for warning in new_vm.warnings:
+            attempt.log.warning("vCenter warns about %s: %s", target.name, warning)
+        attempt.progress.start("creating the VM")
+        lease = new_vm.open()
+        attempt.progress.start("restoring", sum(each.total for each in uploads))
+        sent = _send_all(attempt, new_vm, lease, uploads, session.options.parallel_disks)
         attempt.confirm()
-        it.complete()
-    return {"vm": lease.vm, "name": place.name, "files": sent, "warnings": it.warnings}
+        new_vm.complete()
+    return {"vm": lease.vm, "name": target.name, "files": sent, "warnings": new_vm.warnings}
 
 
-def remove_leftover(vcenter: str, place: VmTarget, attempt: Attempt) -> None:
-    """Remove the VM that failed attempts have left, where vCenter lets us."""
+def remove_leftover(vcenter: str, target: VmTarget, attempt: Attempt) -> None:
+    """Remove the VM that failed attempts have left behind, if vCenter allows it."""
     try:
-        with attempt.doors.vcenter(vcenter, check=lambda: None) as session:
-            session.deploy(place, attempt.job_id).remove_leftover()
+        with attempt.connections.vcenter(vcenter, check=lambda: None) as session:
+            session.deploy(target, attempt.job_id).remove_leftover()
     except InvalidRequest:
-        return  # where there is no such place, there never was a VM
+        return  # without the target, no attempt has created a VM
     except WorkerError as error:
-        attempt.log.warning("it is not known whether job %s has left a VM: %s", attempt.job_id, error)
+        attempt.log.warning("job %s may have left a VM behind: %s", attempt.job_id, error)
 
 
 def _descriptor(disk: BackupDisk) -> str:
-    """The OVF of the backup, its digest checked."""
+    """Return the backup's OVF descriptor after a check of its digest."""
     entry: Entry | None = next((each for each in disk.manifest.entries if each.role == "descriptor"), None)
     if entry is None:
         prefix = disk.manifest.artifact.prefix
@@ -69,77 +72,90 @@ def _descriptor(disk: BackupDisk) -> str:
 
 
 @dataclass(frozen=True)
-class _Parcel:
-    """One file on its way to the host."""
+class _Upload:
+    """One file that the worker sends to the host."""
 
-    wanted: ImportFile
+    file: ImportFile
     label: str
     #: Bytes.
     size: int
-    #: What its progress comes to.
+    #: The file's part of the progress total.
     total: int
     chunks: Callable[[], Iterator[bytes]]
-    #: Raises if what passed is not what was backed up.
+    #: Raises an error if the sent data differs from the backup.
     verify: Callable[[Hasher], None]
 
 
-def _parcel(wanted: ImportFile, disks: list[BackupDisk]) -> _Parcel:
-    """The stored object that the OVF calls so: a disk, or what lies beside them."""
+def _upload(file: ImportFile, disks: list[BackupDisk]) -> _Upload:
+    """Return the upload of the stored object that the OVF names: a disk or another file."""
     for disk in disks:
-        if disk.file == wanted.name:
+        if disk.file == file.name:
             image = partial(disk.image, "vmdk", disk.file)
-            verify = partial(disk.refuse_other, "vmdk")
-            return _Parcel(wanted, disk.label, disk.stream_size(), disk.total("vmdk"), image, verify)
-    first, entry = disks[0], disks[0].manifest.entry(wanted.name)
+            verify = partial(disk.verify_copy, "vmdk")
+            return _Upload(file, disk.label, disk.stream_size(), disk.total("vmdk"), image, verify)
+    first, entry = disks[0], disks[0].manifest.entry(file.name)
     if entry is None:
         listed = ", ".join(each.name for each in first.manifest.entries)
-        raise InvalidRequest(f"The OVF wants a file {wanted.name!r}", first.where, f"The backup has: {listed}")
+        raise InvalidRequest(f"The OVF names an unknown file {file.name!r}", first.where, f"The backup has: {listed}")
     read = partial(checked, first.attempt, first.store, first.manifest.artifact.key(entry.name), entry)
-    return _Parcel(wanted, entry.name, entry.size, 0, read, lambda _: None)
+    return _Upload(file, entry.name, entry.size, 0, read, lambda _: None)
 
 
-def _send_all(attempt: Attempt, it: Import, lease: Lease, parcels: list[_Parcel], most: int) -> list[dict[str, Any]]:
-    """Send the files, *most* at once: one stream does not fill a host's line. One that fails stops the others."""
+def _send_all(
+    attempt: Attempt, new_vm: Import, lease: Lease, uploads: list[_Upload], max_parallel: int
+) -> list[dict[str, Any]]:
+    """Send the files in parallel, because one stream does not use a host's full bandwidth.
+
+    The first failure stops the other files.
+    """
     sent: dict[int, dict[str, Any]] = {}
     failed = threading.Event()
 
     def check() -> None:
         lease.check()
         if failed.is_set():
-            raise SourceUnavailable("Another file of the VM could not be sent", it.name, "See its own error")
+            raise SourceUnavailable("Another file of the VM could not be sent", new_vm.name, "Check the file's error")
 
     def one(number: int) -> None:
         try:
-            sent[number] = _send(attempt, it, lease, parcels[number], check)
+            sent[number] = _send(attempt, new_vm, lease, uploads[number], check)
         except BaseException:
             failed.set()
             raise
 
-    in_parallel(most, [partial(one, number) for number in range(len(parcels))])
-    return [sent[number] for number in range(len(parcels))]
+    in_parallel(max_parallel, [partial(one, number) for number in range(len(uploads))])
+    return [sent[number] for number in range(len(uploads))]
 
 
-def _send(attempt: Attempt, it: Import, lease: Lease, parcel: _Parcel, check: Check) -> dict[str, Any]:
-    """Send one file; what the host says that it got must be what was sent."""
+def _send(attempt: Attempt, new_vm: Import, lease: Lease, upload: _Upload, check: Check) -> dict[str, Any]:
+    """Send one file, and compare the sent data with the lease manifest."""
     hasher = Hasher(lease.algorithm)
 
     def advance(_: bytes) -> None:
         lease.report(100 * attempt.progress.bytes // max(1, attempt.progress.total or 0))
 
-    with it.sink(parcel.wanted, parcel.size) as sink:
+    with new_vm.sink(upload.file, upload.size) as sink:
         store_stream(
-            parcel.chunks(),
+            upload.chunks(),
             {"the host": sink},
             [hasher, advance],
-            verify=partial(parcel.verify, hasher),
+            verify=partial(upload.verify, hasher),
             check=check,
         )
-    got = lease.sent(it.file_of(parcel.wanted))
-    if got is not None and (got.size, got.digest) != (hasher.size, hasher.digest(got.digest.algorithm)):
+    received = lease.manifest_entry(new_vm.file_of(upload.file))
+    if received is not None and (received.size, received.digest) != (
+        hasher.size,
+        hasher.digest(received.digest.algorithm),
+    ):
         raise SourceUnavailable(
-            f"The host says that it got {got.size} bytes with {got.digest}; "
-            f"{hasher.size} with {hasher.digest(got.digest.algorithm)} were sent",
-            parcel.label,
-            "It is tried again; if that goes on, look at the host and the way to it",
+            f"The host received {received.size} bytes with {received.digest}; "
+            f"the worker sent {hasher.size} with {hasher.digest(received.digest.algorithm)}",
+            upload.label,
+            "The worker tries again. If the error persists, check the host and the network path to it",
         )
-    return {"file": parcel.label, "size": hasher.size, "digest": str(hasher.digest()), "confirmed": got is not None}
+    return {
+        "file": upload.label,
+        "size": hasher.size,
+        "digest": str(hasher.digest()),
+        "confirmed": received is not None,
+    }

@@ -125,7 +125,7 @@ def test_disks_outside_snapshots(bench: Bench, mode: str, status: str) -> None:
     for _ in range(2):  # it is no success either when it is asked for again
         error = bench.fail(vm)
         assert isinstance(error, IncompleteBackup)
-        assert f"(scsi0:1) is {status}: no snapshot holds it" in error.what
+        assert f"(scsi0:1) is {status}: no snapshot contains it" in error.what
     facts = read_manifest(bench.primary, bench.request(vm).artifact).facts
     assert [each["status"] for each in facts["disks"]] == ["exported", status]
     assert facts["complete"] is False
