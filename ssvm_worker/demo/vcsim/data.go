@@ -8,7 +8,7 @@ import (
 	"github.com/vmware/govmomi/vim25/soap"
 )
 
-// serveData serves a file of a lease as a host does: chunked, to whoever knows the URL, until the lease ends.
+// serveData serves a file of a lease like a real host: chunked, without a login, until the lease ends.
 func (w *world) serveData(rw http.ResponseWriter, r *http.Request) {
 	parts := strings.Split(r.URL.Path, "/")
 	id, file := parts[len(parts)-2], parts[len(parts)-1]
@@ -38,11 +38,11 @@ func (w *world) serveData(rw http.ResponseWriter, r *http.Request) {
 		_, _ = wire.Write(w.nvramOf(vm))
 		return
 	}
-	rw.(http.Flusher).Flush() // the length is not known to a real host: chunked
+	rw.(http.Flusher).Flush() // a real host does not know the length, so it sends chunks
 	simulator.ServeNFC(wire, r)
 }
 
-// begin notes a fetch; the fault is a copy, spent by one.
+// begin records a GET and returns its lease and a copy of the active fault, whose remaining count it decrements.
 func (w *world) begin(id, file string, cookie bool) (*lease, getFault, <-chan struct{}, int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -57,14 +57,14 @@ func (w *world) begin(id, file string, cookie bool) (*lease, getFault, <-chan st
 	}
 	spoilt := *fault
 	if fault.Times--; spoilt.Times == 0 {
-		fault.Times = 0 // for ever
+		fault.Times = 0 // no limit
 	} else if fault.Times == 0 {
-		fault.Times = -1 // spent
+		fault.Times = -1 // used up
 	}
 	return mine, spoilt, w.healed, len(w.gets) - 1
 }
 
-// summing begins anew with a file's checksums.
+// summing resets the checksums of a file and returns them.
 func (w *world) summing(mine *lease, file string) *sums {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -72,7 +72,7 @@ func (w *world) summing(mine *lease, file string) *sums {
 	return mine.sent[file]
 }
 
-// wire is a connection that goes wrong after so many bytes.
+// wire is a connection that fails after a given number of bytes.
 type wire struct {
 	http.ResponseWriter
 	world  *world
@@ -84,7 +84,7 @@ type wire struct {
 	sent   int64
 }
 
-// WriteHeader is called once too often by the simulator.
+// WriteHeader does nothing, because the simulator calls it once too often.
 func (w *wire) WriteHeader(int) {}
 
 func (w *wire) Write(data []byte) (int, error) {
@@ -115,7 +115,7 @@ func (w *wire) pass(data []byte) (int, error) {
 	return n, err
 }
 
-// goWrong does what the fault says; it returns only where the body is to end as if it were whole.
+// goWrong executes the fault. It returns only for the fault "end", which ends the body properly but too early.
 func (w *wire) goWrong() error {
 	switch w.spoilt.Do {
 	case "end":

@@ -11,7 +11,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// ovfManager is the simulator's with CreateDescriptor.
+// ovfManager adds CreateDescriptor to the simulator's OvfManager.
 type ovfManager struct {
 	simulator.OvfManager
 	world *world
@@ -26,7 +26,7 @@ func (w *world) addDescriptor() {
 
 var serviceInstance = types.ManagedObjectReference{Type: "ServiceInstance", Value: "ServiceInstance"}
 
-// CreateDescriptor describes the snapshot that it is given, else the VM, with the files and sizes that it is given.
+// CreateDescriptor describes the given snapshot, or the VM without one, with the given files and sizes.
 func (m *ovfManager) CreateDescriptor(ctx *simulator.Context, req *types.CreateDescriptor) soapFault {
 	body := new(methods.CreateDescriptorBody)
 	vm, ok := ctx.Map.Get(req.Obj).(*simulator.VirtualMachine)
@@ -80,7 +80,7 @@ func descriptor(params types.OvfCreateDescriptorParams, name, of string, devices
 		fmt.Fprintf(&files, "\n    <File ovf:id=\"file%d\" ovf:href=\"%s\" ovf:size=\"%d\"/>",
 			number, html.EscapeString(file.Path), file.Size)
 		if strings.HasSuffix(file.Path, ".nvram") {
-			continue // a file of the VM, but no disk
+			continue // not a disk
 		}
 		fmt.Fprintf(&disks, "\n    <Disk ovf:diskId=\"vmdisk%d\" ovf:fileRef=\"file%d\" ovf:capacity=\"%d\" ovf:capacityAllocationUnits=\"byte\"/>",
 			number, number, capacity(file, devices))
@@ -92,7 +92,7 @@ func descriptor(params types.OvfCreateDescriptorParams, name, of string, devices
 		hardware(params.OvfFiles, devices))
 }
 
-// capacity is the file's own where it is given, else that of the disk whose place its device id ends in.
+// capacity returns the file's capacity, or by default that of the disk whose unit number ends its device id.
 func capacity(file types.OvfFile, devices object.VirtualDeviceList) int64 {
 	if file.Capacity != 0 {
 		return file.Capacity

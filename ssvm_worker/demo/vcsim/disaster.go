@@ -12,8 +12,8 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// strike does to the vCenter what happens in the middle of a transfer: "logout" ends every session, "restart" the data
-// streams too; "delete" removes the VM, "unsnap" its snapshots, "migrate" moves it to another host.
+// strike simulates an event during a transfer. "logout" ends every session. "restart" also ends the data streams.
+// "delete" removes the VM. "unsnap" removes its snapshots. "migrate" moves the VM to another host.
 func (w *world) strike(what string, vm types.ManagedObjectReference) {
 	own := &simulator.Context{Context: context.Background(), Session: &simulator.Session{}, Map: w.registry}
 	switch what {
@@ -34,7 +34,7 @@ func (w *world) strike(what string, vm types.ManagedObjectReference) {
 	}
 }
 
-// forget removes an object, also where a session has a receiver of ours for it.
+// forget removes an object from the registry and from every session's registry.
 func (w *world) forget(own *simulator.Context, ref types.ManagedObjectReference) {
 	w.registry.Remove(own, ref)
 	w.mu.Lock()
@@ -52,7 +52,7 @@ func (w *world) unsnap(own *simulator.Context, vm types.ManagedObjectReference) 
 	own.WithLock(it, func() { own.Update(it, []types.PropertyChange{{Name: "snapshot", Val: nil}}) })
 }
 
-// migrate moves a VM, and ends its leases.
+// migrate moves a VM to another host and ends its leases.
 func (w *world) migrate(vm types.ManagedObjectReference) {
 	it := w.registry.Get(vm).(*simulator.VirtualMachine)
 	for _, each := range w.registry.All("HostSystem") {
@@ -84,7 +84,7 @@ func (w *world) endSessions(own *simulator.Context) {
 	w.sessions = map[string]*simulator.Registry{}
 	for _, each := range w.leases {
 		if each.outcome == "open" {
-			each.outcome = "aborted" // it belongs to a session
+			each.outcome = "aborted" // a lease ends with its session
 		}
 	}
 	w.mu.Unlock()
@@ -95,7 +95,7 @@ func (w *world) endSessions(own *simulator.Context) {
 
 var methodName = regexp.MustCompile(`<(?:\w+:)?Body[^>]*>\s*<(?:\w+:)?(\w+)`)
 
-// hanging holds back the calls of a method while the fault lasts; one whose client has gone is never made.
+// hanging delays the calls of a method while the fault is active. It drops a call whose client has disconnected.
 func (w *world) hanging(next http.Handler) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
 		if now, healed := w.now(); now.Hang != "" && r.Method == http.MethodPost {
@@ -105,7 +105,7 @@ func (w *world) hanging(next http.Handler) http.HandlerFunc {
 			if found != nil && string(found[1]) == now.Hang && w.spend(now.Hang) {
 				select {
 				case <-healed:
-					w.count(now.Hang, -1) // it is counted again when it is made
+					w.count(now.Hang, -1) // the simulator counts the call again
 				case <-r.Context().Done():
 					return
 				}
@@ -115,7 +115,7 @@ func (w *world) hanging(next http.Handler) http.HandlerFunc {
 	}
 }
 
-// spend counts a call that is to hang; false for the first ones, which are let through.
+// spend returns whether a call must hang, and counts such a call. The first HangAfter calls do not hang.
 func (w *world) spend(method string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -132,7 +132,7 @@ func (w *world) count(method string, by int) {
 	w.calls[method] += by
 }
 
-// ConsolidateVMDisksTask does nothing but be done.
+// ConsolidateVMDisksTask only clears the flag consolidationNeeded.
 func (m *machine) ConsolidateVMDisksTask(ctx *simulator.Context, _ *types.ConsolidateVMDisks_Task) soapFault {
 	task := simulator.CreateTask(m.VirtualMachine, "consolidateDisks", func(*simulator.Task) (types.AnyType, types.BaseMethodFault) {
 		ctx.Update(m.VirtualMachine, consolidation(false))
@@ -147,7 +147,7 @@ func consolidation(needed bool) []types.PropertyChange {
 	return []types.PropertyChange{{Name: "runtime.consolidationNeeded", Val: needed}}
 }
 
-// RemoveSnapshotTask leaves disks that need consolidation, where a fault says so.
+// RemoveSnapshotTask removes a snapshot. With the fault Consolidate, the disks then need consolidation.
 func (s *snapshot) RemoveSnapshotTask(ctx *simulator.Context, req *types.RemoveSnapshot_Task) soapFault {
 	if now, _ := s.world.now(); now.Consolidate {
 		vm := ctx.Map.Get(s.Vm).(*simulator.VirtualMachine)

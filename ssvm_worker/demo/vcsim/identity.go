@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// identity loads the certificate, or makes one that vouches for itself: its file is its own CA.
+// identity loads the certificate, or creates a self-signed one whose file is also its CA file.
 func identity(certificate, key string, names []string) tls.Certificate {
 	if certificate != "" {
 		pair, err := tls.LoadX509KeyPair(certificate, key)
@@ -48,7 +48,7 @@ func identity(certificate, key string, names []string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}
 }
 
-// thumbprint is what vSphere calls a certificate by: SHA-1 in upper-case hex with colons.
+// thumbprint returns a certificate's thumbprint in vSphere's form: SHA-1 in upper-case hex with colons.
 func thumbprint(der []byte) string {
 	var pairs []string
 	for _, b := range sha1.Sum(der) {

@@ -16,7 +16,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// put is one upload to a file of a lease; Length is -1 where the client did not say it.
+// put is one upload to a file of a lease. Length is -1 if the client did not send it.
 type put struct {
 	File   string `json:"file"`
 	Method string `json:"method"`
@@ -24,14 +24,14 @@ type put struct {
 	Bytes  int64  `json:"bytes"`
 }
 
-// pool is a resource pool whose imports behave as the real product's: what is uploaded stays, and an import that is
-// aborted, or whose lease expires, leaves no VM.
+// pool is a resource pool whose imports behave like the real product's. It stores the uploads.
+// An import leaves no VM if it is aborted or its lease expires.
 type pool struct {
 	*simulator.ResourcePool
 	world *world
 }
 
-// ImportVApp opens a lease on a new VM.
+// ImportVApp creates a VM and opens a lease on it.
 func (p *pool) ImportVApp(ctx *simulator.Context, req *types.ImportVApp) soapFault {
 	res := p.ResourcePool.ImportVApp(ctx, req)
 	body, ok := res.(*methods.ImportVAppBody)
@@ -56,7 +56,7 @@ func (p *pool) ImportVApp(ctx *simulator.Context, req *types.ImportVApp) soapFau
 	return res
 }
 
-// settled waits until the simulator's own task has made the VM, or failed to.
+// settled waits for the simulator's task that creates the VM, and returns whether it succeeded.
 func settled(ctx *simulator.Context, it *simulator.HttpNfcLease) bool {
 	for range 10_000 {
 		state := types.HttpNfcLeaseStateInitializing
@@ -83,7 +83,7 @@ func (w *world) dressImport(it *simulator.HttpNfcLease, now faults) {
 	}
 }
 
-// undoWhenLost has the VM go with a lease that comes to nothing.
+// undoWhenLost registers the removal of the VM for the case that the lease does not complete.
 func (w *world) undoWhenLost(ctx *simulator.Context, it *simulator.HttpNfcLease) {
 	own := &simulator.Context{Context: context.Background(), Session: ctx.Session, Map: ctx.Map}
 	vm := it.Info.Entity
@@ -96,7 +96,7 @@ func (w *world) undoWhenLost(ctx *simulator.Context, it *simulator.HttpNfcLease)
 	}
 }
 
-// undo removes what a lease has made, if it was an import's.
+// undo removes the VM of an import's lease. It ignores the leases of exports.
 func (w *world) undo(id string) {
 	w.mu.Lock()
 	var undo func()
@@ -109,7 +109,7 @@ func (w *world) undo(id string) {
 	}
 }
 
-// takeData stores what is uploaded where an export of the new VM will find it.
+// takeData stores an upload at the path that an export of the new VM reads.
 func (w *world) takeData(rw http.ResponseWriter, r *http.Request) {
 	parts := strings.Split(r.URL.Path, "/")
 	id, file := parts[len(parts)-2], parts[len(parts)-1]
@@ -159,14 +159,14 @@ func (w *world) beginPut(id, file string, r *http.Request) (*lease, getFault, in
 	}
 	spoilt := *fault
 	if fault.Times--; spoilt.Times == 0 {
-		fault.Times = 0 // for ever
+		fault.Times = 0 // no limit
 	} else if fault.Times == 0 {
-		fault.Times = -1 // spent
+		fault.Times = -1 // used up
 	}
 	return mine, spoilt, len(w.puts) - 1
 }
 
-// taken writes to a file, and goes wrong as its wire does.
+// taken writes to a file and executes the fault of its wire.
 type taken struct {
 	io.Writer
 	wire *wire
@@ -190,7 +190,7 @@ func (t *taken) Write(data []byte) (int, error) {
 	return t.Writer.Write(data)
 }
 
-// placeOf is the local file of a VM's disk.
+// placeOf returns the local file of a VM's disk.
 func (w *world) placeOf(vm types.ManagedObjectReference, file string) (string, error) {
 	machine, ok := w.registry.Get(vm).(*simulator.VirtualMachine)
 	if !ok {
@@ -216,7 +216,7 @@ func (w *world) placeOf(vm types.ManagedObjectReference, file string) (string, e
 	return "", fmt.Errorf("the VM has no disk %s", file)
 }
 
-// hardware describes the devices as the real product does, as far as an import looks at it.
+// hardware describes the devices like the real product, limited to the data that an import reads.
 func hardware(files []types.OvfFile, devices object.VirtualDeviceList) string {
 	var items strings.Builder
 	item := func(id, kind int, name, more string) {

@@ -17,35 +17,35 @@ import (
 
 type soapFault = soap.HasFault
 
-// A real vCenter's leases live so many seconds without a Progress.
+// leaseTimeout is how many seconds a lease of a real vCenter lives without a Progress call.
 const leaseTimeout = 300
 
-// lease is what the simulator does not keep about one of its leases.
+// lease contains data about a lease that the simulator itself does not keep.
 type lease struct {
-	// open, completed, aborted or expired
+	// outcome is open, completed, aborted or expired.
 	outcome  string
 	renewals int
 	percent  int32
 	last     time.Time
-	// expired is closed when the lease is, so that its data streams end.
+	// expired is closed when the lease expires, so that its data streams end.
 	expired chan struct{}
 	expire  func()
-	// vm is the one that it is of; chosen are checksum types by key, sent what went out by file name.
+	// vm is the lease's VM. chosen contains checksum types by key. sent contains checksums of sent files by name.
 	vm     types.ManagedObjectReference
 	it     *simulator.HttpNfcLease
 	chosen map[string]string
 	sent   map[string]*sums
-	// undo removes the VM that an import has made.
+	// undo removes the VM that an import has created.
 	undo func()
 }
 
-// snapshot is a snapshot whose export behaves as a real host's: true thumbprint and keys, and a lease that can expire.
+// snapshot is a snapshot whose export behaves like a real host's: correct thumbprint and keys, and a lease that can expire.
 type snapshot struct {
 	*simulator.VirtualMachineSnapshot
 	world *world
 }
 
-// ExportSnapshot opens a lease.
+// ExportSnapshot opens a lease on the snapshot.
 func (s *snapshot) ExportSnapshot(ctx *simulator.Context, req *types.ExportSnapshot) soapFault {
 	res := s.VirtualMachineSnapshot.ExportSnapshot(ctx, req)
 	body, ok := res.(*methods.ExportSnapshotBody)
@@ -65,7 +65,7 @@ func (s *snapshot) ExportSnapshot(ctx *simulator.Context, req *types.ExportSnaps
 	return res
 }
 
-// dress makes the lease's information what a real host would give.
+// dress changes the lease's information to that of a real host, with the active faults.
 func (s *snapshot) dress(it *simulator.HttpNfcLease, now faults) {
 	it.Info.LeaseTimeout = leaseTimeout
 	if now.LeaseTimeout != 0 {
@@ -96,7 +96,7 @@ func (s *snapshot) dress(it *simulator.HttpNfcLease, now faults) {
 	it.Info.DeviceUrl = urls
 }
 
-// nvramFile is a file of a lease beside its disks; unlike theirs, its size is known.
+// nvramFile returns the lease's entry for the nvram. Unlike the entries of disks, it has a size.
 func nvramFile(beside types.HttpNfcLeaseDeviceUrl, vm string, size int64) types.HttpNfcLeaseDeviceUrl {
 	it := beside
 	it.Url = strings.TrimSuffix(it.Url, baseName(it.Url)) + vm + ".nvram"
@@ -105,7 +105,7 @@ func nvramFile(beside types.HttpNfcLeaseDeviceUrl, vm string, size int64) types.
 	return it
 }
 
-// checkLease puts the receiver with the manifest calls into the session.
+// checkLease registers the receiver of the manifest calls in the session.
 func (w *world) checkLease(ctx *simulator.Context, ref types.ManagedObjectReference) {
 	w.mu.Lock()
 	mine := w.leases[ref.Value]
@@ -122,7 +122,7 @@ func (w *world) nvramOf(vm string) []byte {
 	return w.nvram[vm]
 }
 
-// deviceKey names a disk by its place, as the real product does: /vm-12/ParaVirtualSCSIController0:1.
+// deviceKey names a disk by its controller and unit like the real product: /vm-12/ParaVirtualSCSIController0:1.
 func deviceKey(devices object.VirtualDeviceList, vm string, it types.HttpNfcLeaseDeviceUrl) string {
 	for _, disk := range devices.SelectByType((*types.VirtualDisk)(nil)) {
 		device := disk.GetVirtualDevice()
@@ -138,7 +138,7 @@ func deviceKey(devices object.VirtualDeviceList, vm string, it types.HttpNfcLeas
 	return it.Key
 }
 
-// watch lets the lease expire when it is not renewed in time.
+// watch records a lease, and expires it when it is not renewed in time.
 func (w *world) watch(ctx *simulator.Context, it *simulator.HttpNfcLease, now faults) {
 	mine := &lease{outcome: "open", last: time.Now(), expired: make(chan struct{}), vm: it.Info.Entity, it: it}
 	mine.chosen, mine.sent = map[string]string{}, map[string]*sums{}
@@ -175,7 +175,7 @@ func (w *world) watch(ctx *simulator.Context, it *simulator.HttpNfcLease, now fa
 	}()
 }
 
-// leaseCall keeps the books of a lease, and refuses calls to one that has expired.
+// leaseCall records a call on a lease. It returns a fault if the lease has expired.
 func (w *world) leaseCall(method *simulator.Method) types.BaseMethodFault {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -198,7 +198,7 @@ func (w *world) leaseCall(method *simulator.Method) types.BaseMethodFault {
 	return nil
 }
 
-// change moves a lease to another state and tells whoever waits for it.
+// change sets the state of a lease and notifies the clients that wait for it.
 func change(ctx *simulator.Context, it *simulator.HttpNfcLease, to types.HttpNfcLeaseState, fault types.BaseMethodFault) {
 	changes := []types.PropertyChange{{Name: "state", Val: to}}
 	if to == types.HttpNfcLeaseStateInitializing {
@@ -213,7 +213,7 @@ func change(ctx *simulator.Context, it *simulator.HttpNfcLease, to types.HttpNfc
 	ctx.WithLock(it, func() { ctx.Update(it, changes) })
 }
 
-// failedSnapshot is the task of a snapshot that cannot be made.
+// failedSnapshot returns a snapshot task that fails.
 func failedSnapshot(ctx *simulator.Context, vm *simulator.VirtualMachine, fault types.BaseMethodFault) soapFault {
 	task := simulator.CreateTask(vm, "createSnapshotEx", func(*simulator.Task) (types.AnyType, types.BaseMethodFault) {
 		return nil, fault

@@ -12,7 +12,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// wanted is a VM to be made for a test or the demo.
+// wanted is the request for a new VM of a test or the demo.
 type wanted struct {
 	Name  string `json:"name"`
 	Disks []struct {
@@ -20,17 +20,17 @@ type wanted struct {
 		Capacity int64 `json:"capacity"`
 		// Mode is persistent, independent_persistent, … or rdm for a raw device in physical mode.
 		Mode string `json:"mode"`
-		// ChangeID is what changed block tracking says.
+		// ChangeID is the change id of changed block tracking.
 		ChangeID string `json:"change_id"`
 	} `json:"disks"`
-	// Nvram is the content of its file; none where it is empty.
+	// Nvram is the content of the nvram file. If it is empty, the VM has no such file.
 	Nvram []byte `json:"nvram"`
-	// Encrypted VMs have a key; TPM is a virtual one.
+	// Encrypted gives the VM an encryption key. TPM gives it a virtual TPM.
 	Encrypted bool `json:"encrypted"`
 	TPM       bool `json:"tpm"`
 }
 
-// made is where the VM is, and where its disks' content is to be PUT.
+// made contains the names of the new VM, and the paths for the content of its disks.
 type made struct {
 	ID           string     `json:"id"`
 	InstanceUUID string     `json:"instance_uuid"`
@@ -131,7 +131,7 @@ func specification(want wanted) types.VirtualMachineConfigSpec {
 	return spec
 }
 
-// setModes gives each disk its mode, which the simulator keeps but does not act upon.
+// setModes sets the mode of each disk. The simulator stores the mode but ignores it.
 func setModes(vm *simulator.VirtualMachine, want wanted) []madeDisk {
 	var disks []madeDisk
 	for _, device := range vm.Config.Hardware.Device {

@@ -1,7 +1,8 @@
-// Command vcsim is the vCenter that the tests and the demo talk to: govmomi's simulator over TLS, with what it lacks for
-// an export (CreateDescriptor, thumbprints, leases that expire), and with faults that are switched while it runs.
+// Command vcsim is a simulated vCenter for tests and the demo: govmomi's simulator over TLS.
+// It adds features for exports: CreateDescriptor, thumbprints and leases that expire.
+// Clients can switch faults on and off at run time.
 //
-// It prints one JSON line: its URL, and the PEM of its certificate.
+// The program prints one line of JSON with its URL and its certificate as PEM.
 package main
 
 import (
@@ -19,19 +20,19 @@ import (
 	"github.com/vmware/govmomi/simulator"
 )
 
-// The newest API that pyVmomi 9.1 knows; with an older one pyVmomi itself refuses the newer members.
+// apiVersion is the newest API that pyVmomi 9.1 supports. With an older version, pyVmomi rejects the newer members.
 const apiVersion = "8.0.3.0"
 
 func main() {
 	listen := flag.String("listen", "127.0.0.1:0", "address to listen on")
-	names := flag.String("names", "localhost,127.0.0.1", "names and addresses for a certificate of its own making")
-	certificate := flag.String("cert", "", "PEM file of a certificate, in place of that one")
+	names := flag.String("names", "localhost,127.0.0.1", "names and addresses for a self-signed certificate")
+	certificate := flag.String("cert", "", "PEM file of a certificate, instead of a self-signed one")
 	key := flag.String("key", "", "PEM file of its private key")
-	username := flag.String("username", "administrator@vsphere.local", "the one user; $VCSIM_PASSWORD is the password")
-	esx := flag.Bool("esx", false, "be a standalone ESXi host")
-	descriptor := flag.Bool("descriptor", true, "have OvfManager.CreateDescriptor")
-	child := flag.Bool("child", false, "end when standard input does, that is, with the parent")
-	verbose := flag.Bool("verbose", false, "let the simulator log")
+	username := flag.String("username", "administrator@vsphere.local", "the only user; $VCSIM_PASSWORD is the password")
+	esx := flag.Bool("esx", false, "simulate a standalone ESXi host")
+	descriptor := flag.Bool("descriptor", true, "support OvfManager.CreateDescriptor")
+	child := flag.Bool("child", false, "exit at the end of standard input, for example when the parent exits")
+	verbose := flag.Bool("verbose", false, "write the simulator's log")
 	flag.Parse()
 	if !*verbose {
 		log.SetOutput(io.Discard)
@@ -55,7 +56,7 @@ func main() {
 	server := model.Service.NewServer()
 	world.address = server.URL.Host
 	world.nameHosts(faults{})
-	// Nobody knows the URL yet, so no request sees the change.
+	// No client knows the URL yet, so no request runs during this change.
 	server.Config.Handler = world.handler(server.Config.Handler)
 	must(json.NewEncoder(os.Stdout).Encode(map[string]string{
 		"url":         "https://" + server.URL.Host,

@@ -12,7 +12,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// sums are the checksums of one file as it was sent.
+// sums contains the checksums of one file as it was transferred.
 type sums struct {
 	sha1, sha256 hash.Hash
 	size         int64
@@ -26,14 +26,14 @@ func (s *sums) add(data []byte) {
 	s.size += int64(len(data))
 }
 
-// checkedLease is a lease with the manifest of what it has sent.
+// checkedLease is a lease with a manifest of the transferred files.
 type checkedLease struct {
 	*simulator.HttpNfcLease
 	world *world
 	mine  *lease
 }
 
-// HttpNfcLeaseSetManifestChecksumType chooses SHA-256 for some files, by their keys.
+// HttpNfcLeaseSetManifestChecksumType sets the checksum types of files, by their keys.
 func (l *checkedLease) HttpNfcLeaseSetManifestChecksumType(req *types.HttpNfcLeaseSetManifestChecksumType) soapFault {
 	for _, each := range req.DeviceUrlsToChecksumTypes {
 		l.mine.chosen[each.Key] = each.Value
@@ -43,7 +43,7 @@ func (l *checkedLease) HttpNfcLeaseSetManifestChecksumType(req *types.HttpNfcLea
 	}
 }
 
-// HttpNfcLeaseGetManifest tells the checksums of the files that were fetched.
+// HttpNfcLeaseGetManifest returns the checksums of the transferred files.
 func (l *checkedLease) HttpNfcLeaseGetManifest(*types.HttpNfcLeaseGetManifest) soapFault {
 	now, _ := l.world.now()
 	l.world.mu.Lock()

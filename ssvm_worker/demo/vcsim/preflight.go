@@ -13,21 +13,21 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// authorization answers as if the user lacked some privileges.
+// authorization simulates a user without some privileges.
 type authorization struct {
 	mo.AuthorizationManager
 	lacks []string
-	// lenient answers for the session as if nothing were lacking.
+	// lenient grants all privileges to the session.
 	lenient bool
 }
 
-// HasUserPrivilegeOnEntities grants all but what is lacking.
+// HasUserPrivilegeOnEntities grants all privileges of the user except the lacking ones.
 func (a *authorization) HasUserPrivilegeOnEntities(req *types.HasUserPrivilegeOnEntities) soapFault {
 	found := granted(req.Entities, req.PrivId, a.lacks)
 	return &methods.HasUserPrivilegeOnEntitiesBody{Res: &types.HasUserPrivilegeOnEntitiesResponse{Returnval: found}}
 }
 
-// HasPrivilegeOnEntities does the same for a session.
+// HasPrivilegeOnEntities grants the privileges of a session.
 func (a *authorization) HasPrivilegeOnEntities(req *types.HasPrivilegeOnEntities) soapFault {
 	lacks := a.lacks
 	if a.lenient {
@@ -50,7 +50,7 @@ func granted(entities []types.ManagedObjectReference, ids, lacks []string) []typ
 	return found
 }
 
-// nameHosts lets every ESXi host be reached where the simulator is, or where a fault says; its leases do too.
+// nameHosts sets the address and thumbprint of every ESXi host: those of the simulator, or those of a fault.
 func (w *world) nameHosts(now faults) {
 	address, print := w.address, w.thumbprint
 	if now.Host != "" {
@@ -68,7 +68,7 @@ func (w *world) nameHosts(now faults) {
 	}
 }
 
-// ageSnapshots makes the snapshots at the root of a VM so many days older.
+// ageSnapshots makes the root snapshots of a VM older by a number of days.
 func (w *world) ageSnapshots(rw http.ResponseWriter, r *http.Request) {
 	var want struct {
 		VM   string `json:"vm"`

@@ -14,89 +14,90 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// faults are what goes wrong from now on. The zero value is a healthy vCenter.
+// faults contains the active faults. The zero value is a vCenter without faults.
 type faults struct {
-	// Calls answers a method with a fault: {"ExportSnapshot": "TaskInProgress"}.
+	// Calls contains the fault that a method returns: {"ExportSnapshot": "TaskInProgress"}.
 	Calls map[string]string `json:"calls"`
-	// Hang is a method that is not answered while this fault lasts; its first HangAfter calls are.
+	// Hang is a method whose calls hang while this fault is active, except the first HangAfter calls.
 	Hang      string `json:"hang"`
 	HangAfter int    `json:"hang_after"`
-	// Lacks are ids of privileges that the user does not have; SessionHas: though the session has them.
+	// Lacks contains ids of privileges that the user lacks. With SessionHas, the session still has them.
 	Lacks      []string `json:"lacks"`
 	SessionHas bool     `json:"session_has"`
-	// Host is host:port at which the ESXi hosts are said to be; HostThumbprint is said to be theirs.
+	// Host replaces the host:port of the ESXi hosts, HostThumbprint their thumbprint.
 	Host           string `json:"host"`
 	HostThumbprint string `json:"host_thumbprint"`
 	// DescriptorError and DescriptorWarning are faults that CreateDescriptor reports.
 	DescriptorError   string `json:"descriptor_error"`
 	DescriptorWarning string `json:"descriptor_warning"`
-	// Manifest is "absent" or "wrong" where a lease's is.
+	// Manifest is "absent" or "wrong" for a faulty lease manifest.
 	Manifest string `json:"manifest"`
-	// Consolidate leaves disks to be consolidated when a snapshot is removed.
+	// Consolidate makes the disks need consolidation after the removal of a snapshot.
 	Consolidate bool `json:"consolidate"`
-	// SnapshotTask is the fault that the task of CreateSnapshotEx ends with.
+	// SnapshotTask is the fault of the CreateSnapshotEx task.
 	SnapshotTask string `json:"snapshot_task"`
-	// QuiesceTask is the same, but only where quiescing was asked for.
+	// QuiesceTask is the same, but only for requests with quiescing.
 	QuiesceTask string `json:"quiesce_task"`
-	// NeverReady leaves a lease in its first state; LeaseError is the fault that it ends with at once.
+	// NeverReady keeps a lease in its initial state. LeaseError is a fault that ends a lease at once.
 	NeverReady bool   `json:"never_ready"`
 	LeaseError string `json:"lease_error"`
-	// LeaseTimeout is how many seconds a lease lives without a Progress; 300 when it is 0.
+	// LeaseTimeout is how many seconds a lease lives without a Progress call; 0 means 300.
 	LeaseTimeout int32 `json:"lease_timeout"`
-	// Thumbprint replaces the one that the lease gives.
+	// Thumbprint replaces the thumbprint in the lease.
 	Thumbprint *string `json:"thumbprint"`
-	// Certificate is the host's in PEM, which leases give since 9.0.
+	// Certificate is the host's certificate as PEM, which leases contain since vSphere 9.0.
 	Certificate string `json:"certificate"`
-	// AnyHost puts "*" for the host of the URLs, as a standalone ESXi does.
+	// AnyHost replaces the host in the URLs by "*", like a standalone ESXi host.
 	AnyHost bool `json:"any_host"`
-	// PlainKeys names devices as govmomi does (disk:0), not as the real product (ParaVirtualSCSIController0:0).
+	// PlainKeys names devices like govmomi (disk:0), not like the real product (ParaVirtualSCSIController0:0).
 	PlainKeys bool `json:"plain_keys"`
-	// Omit is a file that the lease does not list.
+	// Omit is a file that the lease omits.
 	Omit string `json:"omit"`
-	// Get goes wrong when a disk is fetched, Put when one is uploaded.
+	// Get is a fault of downloads, Put is a fault of uploads.
 	Get *getFault `json:"get"`
 	Put *getFault `json:"put"`
 }
 
-// getFault spoils the data stream of one file, or of all of them.
+// getFault is a fault of the data stream of one file or of all files.
 type getFault struct {
-	// File is the base name; "" is any.
+	// File is the base name; "" means all files.
 	File string `json:"file"`
-	// Times is how many GETs are spoilt; 0 is all of them.
+	// Times is how many transfers have the fault; 0 means all.
 	Times int `json:"times"`
-	// Status is answered in place of the data.
+	// Status is an HTTP status that replaces the data.
 	Status int `json:"status"`
-	// NeedsCookie answers 403 to a GET without the session's cookie.
+	// NeedsCookie returns status 403 for a GET without the session's cookie.
 	NeedsCookie bool `json:"needs_cookie"`
-	// Do is done when At bytes have been sent: cut the connection, end the body properly, stall, expire the lease;
-	// or logout, restart, delete, unsnap, migrate (see strike), and then cut, but for logout, which lets the data go on.
+	// Do is an action after At bytes: "cut" the connection, "end" the body properly, "stall", or "expire" the lease.
+	// It may also be an event of strike: restart, delete, unsnap or migrate, which then cuts the connection.
+	// The event logout does not cut the connection.
 	Do string `json:"do"`
 	At int64  `json:"at"`
 }
 
-// world is the simulator with what was added to it, and the record of what clients did.
+// world is the simulator with the added features, and a record of the clients' requests.
 type world struct {
 	service    *simulator.Service
 	registry   *simulator.Registry
 	thumbprint string
-	// address is host:port of the simulator, as soon as it listens.
+	// address is the host:port of the simulator, once it listens.
 	address string
 
 	mu     sync.Mutex
 	faults faults
-	// healed is closed when the faults are replaced, so that whoever hangs goes on.
+	// healed is closed when the faults are replaced, so that hanging requests continue.
 	healed chan struct{}
 	leases map[string]*lease
 	calls  map[string]int
 	gets   []get
 	puts   []put
-	// sessions are those that made a call, by their keys, with what only they see.
+	// sessions contains the registries of the sessions that made a call, by session key.
 	sessions map[string]*simulator.Registry
-	// nvram is the content of each VM's, by the VM's id.
+	// nvram contains the nvram of each VM, by the VM's id.
 	nvram map[string][]byte
 }
 
-// get is one fetch of a file of a lease.
+// get is one GET of a file of a lease.
 type get struct {
 	File   string `json:"file"`
 	Bytes  int64  `json:"bytes"`
@@ -124,14 +125,14 @@ func (w *world) client() *vim25.Client {
 	return client
 }
 
-// now is the faults in force, and what tells that they no longer are.
+// now returns the active faults, and a channel that is closed when they are replaced.
 func (w *world) now() (faults, <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.faults, w.healed
 }
 
-// intercept sees every call before the simulator does: it answers with a fault, or puts another receiver there.
+// intercept runs before every call. It returns a fault or registers another receiver for the call.
 func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.Reference, types.BaseMethodFault) {
 	w.mu.Lock()
 	w.calls[method.Name]++
@@ -153,7 +154,7 @@ func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.
 	return nil, nil
 }
 
-// stepInto puts our receiver into the session, where calls look for one first; all else goes on seeing the simulator's.
+// stepInto registers a receiver in the session, where calls search first. Other code still finds the simulator's object.
 func (w *world) stepInto(ctx *simulator.Context, method *simulator.Method) {
 	if ctx.Session == nil {
 		return
@@ -190,7 +191,7 @@ func (w *world) stepInto(ctx *simulator.Context, method *simulator.Method) {
 	}
 }
 
-// newFault makes the fault of that name: "TaskInProgress". What it must name is some task.
+// newFault returns the fault with a name like "TaskInProgress". Its references point to an arbitrary task.
 func newFault(name string) types.BaseMethodFault {
 	kind, ok := types.TypeFunc()(name)
 	if !ok {
@@ -206,7 +207,7 @@ func newFault(name string) types.BaseMethodFault {
 	return value.Interface().(types.BaseMethodFault)
 }
 
-// handler adds the data streams and the control interface to the simulator's own paths.
+// handler adds the data streams and the control interface to the simulator's paths.
 func (w *world) handler(next http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", w.hanging(next))
@@ -221,7 +222,7 @@ func (w *world) handler(next http.Handler) http.Handler {
 	return mux
 }
 
-// setFaults replaces all faults, and forgets what was recorded.
+// setFaults replaces all faults.
 func (w *world) setFaults(rw http.ResponseWriter, r *http.Request) {
 	var next faults
 	decoder := json.NewDecoder(r.Body)
@@ -238,7 +239,7 @@ func (w *world) setFaults(rw http.ResponseWriter, r *http.Request) {
 	w.healed = make(chan struct{})
 }
 
-// state tells what clients did since the start, and which snapshots and leases there are.
+// state returns the clients' requests since the start, and the present snapshots and leases.
 func (w *world) state(rw http.ResponseWriter, _ *http.Request) {
 	var names []string
 	for _, each := range w.registry.All("VirtualMachine") {
@@ -284,7 +285,7 @@ func (m *machine) CreateSnapshotExTask(ctx *simulator.Context, req *types.Create
 	return failedSnapshot(ctx, m.VirtualMachine, newFault(name))
 }
 
-// baseName is the last part of a datastore path.
+// baseName returns the last part of a datastore path.
 func baseName(path string) string {
 	return path[strings.LastIndex(path, "/")+1:]
 }
