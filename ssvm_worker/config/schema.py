@@ -256,7 +256,7 @@ class CredentialsSection(SecretFields):
     @model_validator(mode="after")
     def _role_has_buckets(self) -> CredentialsSection:
         if self.machine_role and (not self.buckets or self.access_key):
-            raise ValueError("machine_role requires buckets = [...] and excludes access_key")
+            raise ValueError("machine_role needs buckets = [...] and excludes access_key")
         return self
 
 

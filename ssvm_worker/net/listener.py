@@ -50,7 +50,7 @@ class Listener(socket.socket):
         busy: bytes = b"",
     ) -> None:
         super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
-        self._max_connections, self._max_per_address = max_connections, max_per_address
+        self.max_connections, self._max_per_address = max_connections, max_per_address
         self._proxies, self._busy = proxies, busy
         #: By file descriptor, the oldest first.
         self._connections: dict[int, ClientConnection] = {}
@@ -69,7 +69,7 @@ class Listener(socket.socket):
         peer = self._peer(str(address[0]))
         every = self._open()
         same = [each for each in every if each.peer == peer] if peer else []
-        limits = ((same, self._max_per_address), (every, self._max_connections))
+        limits = ((same, self._max_per_address), (every, self.max_connections))
         if not all(len(each) < maximum or self._close_oldest(each) for each, maximum in limits):
             connection.setblocking(False)
             with contextlib.suppress(OSError):

@@ -92,7 +92,7 @@ def parse(url: str, schemes: Sequence[str] = _WEB) -> WebUrl:
         raise InvalidRequest("The URL's host or port is malformed", "url", "Give http(s)://host:port/path") from error
     if parts.scheme not in schemes:
         known = " or ".join(schemes)
-        raise InvalidRequest(f"The URL scheme {parts.scheme[:20]!r} is not supported", "url", f"Give an {known} URL")
+        raise InvalidRequest(f"URLs of scheme {parts.scheme[:20]!r} are not supported", "url", f"Give an {known} URL")
     if "@" in parts.netloc:
         what, shown = "The URL has a user name or password", f"{parts.scheme}://***@{host}"
         raise InvalidRequest(what, shown, "Give them as headers or credentials")
