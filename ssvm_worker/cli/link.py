@@ -17,7 +17,7 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ConfigError, InvalidRequest, ObjectNotFound, misused
 from ssvm_worker.jobs.download.request import Request as DownloadRequest
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.jobs.served_objects import member
+from ssvm_worker.jobs.upload.job import read_entry
 from ssvm_worker.ledger.links import GET, PUT, Link, new_id
 from ssvm_worker.units import human_duration, parse_duration
 from ssvm_worker.wiring import assembly
@@ -105,7 +105,7 @@ def _create_link(settings: Settings, args: argparse.Namespace, seconds: int) -> 
     """Create a presigned URL if the store supports this, else a link to our own service."""
     name, key = args.store or next(iter(settings.stores), ""), args.key.strip("/")
     store = assembly.open_store_named(settings, name)
-    member(store, key)
+    read_entry(store, key)
     until = int(time.time()) + seconds
     shown = {"store": name, "key": key, "until": _timestamp(until)}
     presign: Callable[..., str] | None = getattr(store, "presign", None)

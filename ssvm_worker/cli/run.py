@@ -178,7 +178,7 @@ def _discard(job: Job, request: JobRequest, attempt: Attempt) -> None:
 
     An error is only logged, so that it does not hide the job's error.
     """
-    cleaning = attempt.cleaning()
+    cleaning = attempt.for_cleanup()
     try:
         cleaning.confirm()
         job.discard(request, cleaning)

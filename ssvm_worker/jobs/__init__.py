@@ -1,4 +1,4 @@
-"""The jobs, in one explicit list: a new job is one new module and one line here."""
+"""The list of all jobs. A new job is one new module and one line here."""
 
 from __future__ import annotations
 
@@ -17,47 +17,50 @@ from .request import JobRequest
 
 @dataclass(frozen=True)
 class Job:
-    """One kind of work: how it is asked for, where it queues, and what runs it.
+    """One kind of job: the model of its requests, its lane, and the functions that run it.
 
-    Its module is imported when it is first wanted: a command, or a worker's child, pays for the job that it runs.
+    The first use imports the job's module. So a command or a pool process imports only the job that it runs.
     """
 
     name: str
     #: download | upload | backup | maintenance
     lane: str
     summary: str
-    #: Returns the module with the members of a job: Request, run, discard, resource.
+    #: Returns the module of the job, with the members Request, run, discard and resource.
     load: Callable[[str], Any] = lambda name: importlib.import_module(f".{name}.job", __name__)
 
     @cached_property
     def module(self) -> Any:
-        """What does it; imported now, if nobody has wanted it before."""
+        """Return the module of the job. The first call imports it."""
         return self.load(self.name)
 
     @property
     def Request(self) -> type[JobRequest]:
-        """How it is asked for."""
+        """Return the model of the job's requests."""
         return self.module.Request  # type: ignore[no-any-return]
 
     def run(self, request: Any, attempt: Attempt) -> dict[str, Any]:
-        """Do the work; what it returns is the result, JSON-shaped."""
+        """Run the job. Return its result as JSON."""
         return self.module.run(request, attempt)  # type: ignore[no-any-return]
 
     def discard(self, request: Any, attempt: Attempt) -> None:
-        """Remove all that failed attempts have left; called when no attempt will follow."""
+        """Remove everything that failed attempts left. Called if no further attempt follows."""
         self.module.discard(request, attempt)
 
     def resource(self, request: Any) -> str:
-        """What only one job at a time may write: an artifact or a destination; "" for a job that only reads."""
+        """Return the resource that only one job at a time may write.
+
+        The resource is an artifact or a destination. A job that only reads returns "".
+        """
         return self.module.resource(request)  # type: ignore[no-any-return]
 
 
-_DOWNLOAD = "Download a template, ISO or volume from a URL to image stores, verified and inspected in one pass."
-_UPLOAD = "Upload a stored object to S3 or to an HTTP(S) URL that takes a PUT, its digest checked on the way out."
-_COPY = "Copy an artifact from one image store to others, each object verified as it passes."
-_RESTORE = "Restore a backup: as a new VM, as a template, or as image files on stores; one disk of it, or all."
-_VERIFY = "Read an artifact again: all is compared with the manifest, and a backup's disks, OVF and .mf judged."
-_CLEANUP = "Remove what dead jobs have left, backups that no retention rule keeps, unneeded packs, and old records."
+_DOWNLOAD = "Download a template, ISO or volume from a URL to image stores. One pass verifies and inspects the bytes."
+_UPLOAD = "Upload a stored object to S3 or to an HTTP(S) URL that accepts a PUT. Verify its digest on the way."
+_COPY = "Copy an artifact from one image store to others. Verify each object on the way."
+_RESTORE = "Restore a backup, or one disk of it: as a new VM, as a template, or as image files on stores."
+_VERIFY = "Read artifacts again. Compare them with the manifest, and check the disks, OVF and .mf of backups."
+_CLEANUP = "Remove leftovers of ended jobs, backups past retention, unneeded packs, and old records."
 
 JOBS = {
     job.name: job
@@ -68,14 +71,14 @@ JOBS = {
         Job("restore", "backup", _RESTORE),
         Job("copy", "maintenance", _COPY),
         Job("verify", "maintenance", _VERIFY),
-        Job("delete", "maintenance", "Delete an artifact from image stores; that it is not there is fine."),
+        Job("delete", "maintenance", "Delete an artifact from image stores. A missing artifact is not an error."),
         Job("cleanup", "maintenance", _CLEANUP),
     )
 }
 
 
 def find_job(name: str) -> Job:
-    """The job of that name; InvalidRequest lists the names there are."""
+    """Return the job of that name. Raise InvalidRequest with a list of all names if there is none."""
     name = name.removeprefix("ssvm.")
     if name not in JOBS:
         what = f"There is no job named {name[:60]!a}{suggestion(name, JOBS).removesuffix('?')}"

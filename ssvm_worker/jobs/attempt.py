@@ -1,4 +1,4 @@
-"""What a running job may touch, and nothing else."""
+"""The attempt: everything that a running job may use."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from .cleanup.retention import RetentionRules
 
 
 class Progress:
-    """Bytes done of a total, for whoever watches; advances sum to the bytes moved.
+    """Progress of an attempt in bytes. Several threads may share it.
 
-    *publish* is called with the snapshot at most twice a second, and once at the end of each stage.
+    *publish* is called with the snapshot at most every *every_s* seconds, and once at the start of each stage.
+    The sum of all ``advance`` calls is the number of moved bytes.
     """
 
     def __init__(self, publish: Callable[[dict[str, Any]], None] = lambda _: None, every_s: float = 0.5) -> None:
         self.bytes = 0
-        #: By all stages together.
+        #: Moved bytes of all stages.
         self.moved = 0
         self.total: int | None = None
         self.stage = "starting"
@@ -44,14 +45,14 @@ class Progress:
         self._lock = threading.Lock()
 
     def start(self, stage: str, total: int | None = None, done: int = 0) -> None:
-        """A new stage of *total* bytes begins, of which *done* were there already."""
+        """Begin a stage of *total* bytes, of which *done* bytes exist already."""
         with self._lock:
             self.stage, self.total, self.bytes = stage, total, done
             self._stage_bytes, self._started = done, time.monotonic()
         self.publish()
 
     def advance(self, size: int) -> None:
-        """More bytes have passed; safe from several threads."""
+        """Add *size* bytes."""
         with self._lock:
             self.bytes += size
             self.moved += size
@@ -59,36 +60,40 @@ class Progress:
         if due:
             self.publish()
 
-    def saw(self, chunk: bytes) -> None:
-        """``advance`` as an observer of chunks."""
+    def observe(self, chunk: bytes) -> None:
+        """Add the size of a chunk, as an observer of the stream."""
         self.advance(len(chunk))
 
     def publish(self) -> None:
-        """Tell now."""
+        """Publish the snapshot now."""
         self._last = time.monotonic()
         self._publish(self.snapshot())
 
     def snapshot(self) -> dict[str, Any]:
-        """stage, bytes, total (or null), rate in bytes a second since the stage began; moved in the whole attempt."""
+        """Return the public JSON.
+
+        ``stage``, ``bytes`` and ``total`` (or null) describe the stage. ``rate`` is its average in bytes per second.
+        ``moved`` is the number of bytes that the whole attempt has moved.
+        """
         elapsed = max(time.monotonic() - self._started, 1e-3)
         rate = round((self.bytes - self._stage_bytes) / elapsed)
         return {"stage": self.stage, "bytes": self.bytes, "total": self.total, "rate": rate, "moved": self.moved}
 
 
 class RemoteSource(Source, Protocol):
-    """A source outside our stores."""
+    """A source outside the image stores."""
 
     @property
     def validator(self) -> Any:
-        """A dataclass that tells this version of the object from any other, or None; known after the first open."""
+        """Return a dataclass that identifies this version of the object, or None. Valid after the first open."""
 
     @property
     def digests(self) -> Sequence[Digest]:
-        """Checksums that came with the URL (a metalink's), of the file as it is offered."""
+        """Return the checksums of the offered file that came with the URL, for example in a metalink."""
 
 
 class Connections(Protocol):
-    """Opens what lies outside the stores; assembly knows the concrete classes."""
+    """Opens everything outside the image stores. The wiring package chooses the concrete classes."""
 
     def source(
         self,
@@ -100,99 +105,102 @@ class Connections(Protocol):
         check: Check,
         validator: dict[str, Any] | None,
     ) -> RemoteSource:
-        """The object that the first URL names or any other, of the version that *validator* tells.
+        """Return the object that all *urls* name, in the version that *validator* identifies.
 
-        Bytes of two places are put together only where a *checksum* will be compared. Raises InvalidRequest.
+        The source mixes bytes of two URLs only if a *checksum* will be compared. Raises InvalidRequest.
         """
 
     def text(self, url: str, *, check: Check) -> str:
-        """A small text file, such as SHA256SUMS."""
+        """Return a small text file, such as SHA256SUMS."""
 
     def destination(
         self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], attempt: Attempt
     ) -> Sink:
-        """Where an upload goes: s3://bucket/key, or an http(s) URL that takes a PUT."""
+        """Return the sink of an upload: s3://bucket/key, or an http(s) URL that accepts a PUT."""
 
     def sweep_destination(self, url: str, *, credentials: str | None, check: Check) -> None:
-        """Abort uploads to exactly this destination that dead attempts have left open."""
+        """Abort the uploads to exactly this destination that earlier attempts left open."""
 
     def vcenter(self, name: str, *, check: Check) -> Any:
-        """A session with the vCenter of that name in the settings; see vmware.session."""
+        """Return a session with the vCenter of that name in the settings; see vmware.session."""
 
 
 @runtime_checkable
 class Checked(Protocol):
-    """Stores that can be told what to call while they wait for a server."""
+    """Stores that call a function regularly while they wait for a server."""
 
     def checked(self, check: Check) -> Mapping[str, Store]:
-        """Return the same stores, opened again, with that *check*."""
+        """Return the same stores, opened again with that *check*."""
 
 
 class SubJob(Protocol):
-    """A job that an attempt at another one runs itself."""
+    """A claimed job that the attempt at another job runs itself."""
 
     job_id: str
     token: int
-    #: What its record will tell.
+    #: The result for its record.
     result: dict[str, Any]
 
     @property
     def confirm(self) -> Callable[[], None]:
-        """Raises Cancelled("fenced") unless its claim still stands."""
+        """Return a function that raises Cancelled("fenced") if the claim is lost."""
 
     def stop_reason(self) -> str | None:
-        """Why it must stop, or None."""
+        """Return why the job must stop, or None."""
 
 
 class Jobs(Protocol):
-    """What is known of all jobs, everywhere. Each call raises StoreUnavailable while the ledger is away."""
+    """All jobs that the ledger knows. Each method raises StoreUnavailable while the ledger is unreachable."""
 
     def live(self) -> Collection[str]:
-        """What queued and running jobs may write: see ``Job.resource``."""
+        """Return the resources that queued and running jobs may write; see ``Job.resource``."""
 
     def hold(self, resource: str) -> AbstractContextManager[Callable[[], None] | None]:
-        """Within, nobody else may write *resource*; gives what raises if that is no longer so. None: somebody does."""
+        """Lock *resource* while the block runs.
 
-    def begin(
-        self, whole: str, job_id: str, job: str, request: dict[str, Any]
-    ) -> AbstractContextManager[SubJob | None]:
-        """Within, a job with a record of its own is ours to run, as a part of job *whole*.
-
-        None where it cannot be had now: somebody else runs it, or writes the same thing. Should we die, a worker runs
-        it to its end. A job of that id that has failed is tried again.
+        Yields a function that raises Cancelled once the lock is lost. Yields None if another job holds the resource.
         """
 
-    def parts(self, whole: str) -> Iterable[Mapping[str, Any]]:
-        """The records of the parts of that job, of all its attempts."""
+    def begin(
+        self, parent_job_id: str, job_id: str, job: str, request: dict[str, Any]
+    ) -> AbstractContextManager[SubJob | None]:
+        """Claim a job with a record of its own while the block runs, as a part of the job *parent_job_id*.
+
+        Yields None if another worker runs that job, or if another job writes the same resource. If this process dies,
+        a worker runs the job to its end. A failed job of that id is run again.
+        """
+
+    def parts(self, parent_job_id: str) -> Iterable[Mapping[str, Any]]:
+        """Return the records of all parts of that job, of all its attempts."""
 
     def ended(self, job_id: str) -> bool:
-        """Whether that job is known and has ended."""
+        """Return whether the ledger knows that job and the job has ended."""
 
     def expired(self) -> int:
-        """How many records are past retention."""
+        """Return how many records are past retention."""
 
     def expire(self) -> int:
-        """Drop some of them; returns how many, 0 when there are none left."""
+        """Delete some records that are past retention. Return how many; 0 if there are none left."""
 
 
 @dataclass
 class UnrecordedJob:
-    """A ``SubJob`` of which no ledger knows."""
+    """A ``SubJob`` without a record in a ledger."""
 
     job_id: str
     token: int = 0
     result: dict[str, Any] = field(default_factory=dict)
 
     def confirm(self) -> None:
-        """See SubJob."""
+        """Return: this job has no claim that it could lose."""
 
     def stop_reason(self) -> str | None:
-        """See SubJob."""
+        """Return None: no ledger can cancel this job."""
         return None
 
 
 class NullJobs:
-    """That there are none."""
+    """The ``Jobs`` of an attempt without a ledger: there are no other jobs."""
 
     def live(self) -> Collection[str]:
         return ()
@@ -202,17 +210,17 @@ class NullJobs:
 
     def begin(
         self,
-        whole: str,  # noqa: ARG002
+        parent_job_id: str,  # noqa: ARG002
         job_id: str,
         job: str,  # noqa: ARG002
         request: dict[str, Any],  # noqa: ARG002
     ) -> AbstractContextManager[SubJob | None]:
         return nullcontext(UnrecordedJob(job_id))
 
-    def parts(self, whole: str) -> Iterable[Mapping[str, Any]]:  # noqa: ARG002
+    def parts(self, parent_job_id: str) -> Iterable[Mapping[str, Any]]:  # noqa: ARG002
         return ()
 
-    def ended(self, job_id: str) -> bool:  # noqa: ARG002 - none is known
+    def ended(self, job_id: str) -> bool:  # noqa: ARG002 - there are no records
         return False
 
     def expired(self) -> int:
@@ -224,44 +232,44 @@ class NullJobs:
 
 @dataclass(frozen=True)
 class JobLimits:
-    """Plain numbers from the settings."""
+    """The limits of a job, from the settings."""
 
-    #: Bytes of one download at the most, unless the request says less.
+    #: The largest download in bytes. A request may set a smaller limit.
     max_bytes: int = 1 << 40
-    #: Bytes of a disk as its guest will see it, at the most.
+    #: The largest virtual size of a disk in bytes.
     max_virtual_size: int = 64 << 40
-    #: How many bytes may come out of one that is compressed.
+    #: The largest ratio of decompressed bytes to compressed bytes.
     max_ratio: int = 250
-    #: Where images are converted; None: they are not.
+    #: The directory in which images are converted. None: the worker converts no images.
     scratch_dir: Path | None = None
-    #: How often in a row a stream is taken up again that gives less than 1 MiB, before the attempt fails.
+    #: A stream that yields less than 1 MiB is resumed this often in a row. Then the attempt fails.
     resumes: int = 3
-    #: Seconds before the first of them; it doubles each time.
+    #: Seconds before the first resumption. Each further resumption doubles them.
     resume_delay_s: float = 1.0
-    #: Bytes a second of all downloads of a worker together; None: as many as come.
+    #: Bytes per second of all downloads of a worker together. None: no limit.
     max_rate: int | None = None
-    #: Bytes a second that a store other than the first must take while the stream waits for it; 0: any number.
+    #: Bytes per second that a secondary store must accept while the stream waits for that store. 0: no minimum.
     min_store_rate: int = 0
-    #: The kinds of checksums that a request may come with.
+    #: The checksum algorithms that a request may use.
     checksums: tuple[str, ...] = tuple(HEX_LENGTHS)
 
 
 @dataclass(frozen=True)
 class BootOptions:
-    """How copies of backups are booted, to see whether they do."""
+    """How the worker boots copies of backups to check that they boot."""
 
-    #: Scratch files and screenshots, on a local disk; None: nothing is booted.
+    #: A local directory for scratch files and screenshots. None: the worker boots nothing.
     folder: Path | None = None
-    #: Bytes of a guest's memory at the most.
+    #: The largest memory of a guest in bytes.
     memory: int = 1 << 30
-    #: How long a guest is watched at the most, and for how long its screen must stand still to be done earlier.
+    #: How long the worker watches a guest. It stops earlier after *still_s* seconds without a change of the screen.
     seconds: float = 180.0
     still_s: float = 20.0
     #: auto | kvm | tcg
     accelerator: str = "auto"
 
 
-#: What foreground runs share: there is no broker to ask.
+#: The slots that foreground runs of this process share.
 _LOCAL = LocalSlots()
 
 
@@ -271,51 +279,51 @@ class Attempt:
 
     job_id: str
     stores: Mapping[str, Store]
-    doors: Connections
-    #: From 1.
+    connections: Connections
+    #: The number of the attempt, from 1.
     number: int = 1
-    #: The claim's fencing token.
+    #: The fencing token of the claim.
     token: int = 0
     limits: JobLimits = field(default_factory=JobLimits)
     boots: BootOptions = field(default_factory=BootOptions)
     progress: Progress = field(default_factory=Progress)
     log: logging.LoggerAdapter[Any] | logging.Logger = field(default_factory=lambda: logging.getLogger("ssvm.job"))
-    #: Shared by all processes of the worker.
+    #: The rate limit that all processes of the worker share.
     pace: SharedRateLimit = field(default_factory=SharedRateLimit)
-    #: full | incremental by name of the primary store; full for those that are not in it.
+    #: full | incremental by name of the primary store. The default is full.
     backup_modes: Mapping[str, str] = field(default_factory=dict)
-    #: Why the attempt must stop (user | shutdown | deadline | fenced), or None. Cheap: called for every chunk.
+    #: Returns why the attempt must stop (user | shutdown | deadline | fenced), or None. Cheap: called for every chunk.
     stop_reason: Callable[[], str | None] = lambda: None
-    #: Raises Cancelled("fenced") unless the claim still stands; called right before each commit.
+    #: Raises Cancelled("fenced") if the claim is lost. Called right before each commit.
     confirm: Callable[[], None] = lambda: None
-    #: Whether another attempt will follow after that error, so that partial bytes are worth keeping.
+    #: Returns whether another attempt follows after that error. If so, the job keeps partial bytes.
     will_resume: Callable[[BaseException], bool] = lambda _: False
-    #: Those of all workers, or of this process alone.
+    #: The slots that all workers share, or the slots of this process.
     slots: Slots = _LOCAL
-    #: As the ledger has them; nothing is connected before the first call.
+    #: The other jobs. The first call connects to the ledger.
     jobs: Jobs = field(default_factory=NullJobs)
-    #: What reading artifacts again has found; the ledger's, or of this attempt alone.
+    #: The results of verifications, in the ledger or in this attempt.
     verdicts: ScrubResults = field(default_factory=LocalScrubResults)
-    #: What accounts have stored, by the ledger or by this attempt alone; and what they may.
+    #: The usage of the accounts, in the ledger or in this attempt, and their limits.
     quota: Quota = field(default_factory=LocalQuota)
     quotas: Quotas = field(default_factory=Quotas)
-    #: What this job holds of its account's limit; is shown, on its way, all that is stored.
+    #: The bytes that this job reserves of its account's quota. It observes every stream to a store.
     held: Held = UNLIMITED
-    #: Which backups clean-up keeps.
+    #: The backups that clean-up keeps.
     retention: RetentionRules = field(default_factory=RetentionRules)
-    #: Forgets links that have ended, and cancels uploads that wait for more by them, unless told only to count them.
+    #: Removes expired links and cancels their unfinished uploads. With True (a dry run) it only counts them.
     end_links: Callable[[bool], int] = lambda _: 0
-    #: The names of those in the settings.
+    #: The names of the vCenters in the settings.
     vcenters: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.stores, Checked):
-            # An attempt that cleans up is a copy, which must not stop where the first one had to.
+            # The attempt of ``for_cleanup`` is a copy. It must not stop at the check of the first attempt.
             self.stores = self.stores.checked(self.check)
 
     @property
     def owner(self) -> Owner:
-        """Who writes, for the stores."""
+        """Return the writer of this attempt's uncommitted bytes on the stores."""
         return Owner(self.job_id, self.token)
 
     def check(self) -> None:
@@ -323,8 +331,11 @@ class Attempt:
         if reason := self.stop_reason():
             raise Cancelled(reason)
 
-    def cleaning(self) -> Attempt:
-        """This attempt for its clean-up: that it must stop does not keep it from that; that its claim is lost does."""
+    def for_cleanup(self) -> Attempt:
+        """Return a copy for the clean-up after this attempt.
+
+        The copy ignores a cancellation. It still stops if the claim is lost.
+        """
 
         def confirm() -> None:
             try:
@@ -336,7 +347,7 @@ class Attempt:
         return replace(self, confirm=confirm, stop_reason=lambda: None)
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but not past a cancel."""
+        """Sleep. Raise Cancelled within 0.25 s if the attempt must stop."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self.check()
@@ -344,22 +355,25 @@ class Attempt:
         self.check()
 
     def slot(self, name: str, limit: int) -> AbstractContextManager[None]:
-        """Within, one of *limit* slots of that name is ours; entering waits for it, unless the attempt must stop."""
+        """Hold one of *limit* slots of that name while the block runs.
+
+        Entering waits for a free slot, and raises Cancelled if the attempt must stop.
+        """
         return self.slots.hold(name, limit, self.wait)
 
     def resuming(self, source: Source, offset: int = 0) -> Resuming:
-        """The bytes of a source once, whatever breaks on the way, within this attempt's limits."""
+        """Return the bytes of a source, resumed after failures within this attempt's limits."""
         limits = self.limits
         return Resuming(source, self.wait, offset=offset, tries=limits.resumes, delay_s=limits.resume_delay_s)
 
     def paced(self, chunks: Iterable[bytes], max_rate: int | None) -> Iterator[bytes]:
-        """Pass the chunks on, not faster than the worker may, nor than *max_rate* bytes a second."""
+        """Yield the chunks within the worker's rate limit and within *max_rate* bytes per second."""
         rates = [(self.pace, float(self.limits.max_rate))] if self.limits.max_rate else []
         rates += [(SharedRateLimit(), float(max_rate))] if max_rate else []
         return paced(chunks, rates, self.wait)
 
     def store(self, name: str) -> Store:
-        """The image store of that name in the settings."""
+        """Return the image store of that name in the settings, or raise InvalidRequest."""
         if name not in self.stores:
             what = f"There is no image store named {name!r}"
             raise misused(InvalidRequest(what, "stores", f"The settings have: {', '.join(self.stores) or 'none'}"))

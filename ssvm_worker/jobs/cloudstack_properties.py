@@ -1,6 +1,6 @@
-"""CloudStack's template.properties and volume.properties, so that its tools can read our stores.
+"""CloudStack's template.properties and volume.properties, with which its tools can read these stores.
 
-The keys are those of its TemplateLocation: an entry is loadable with ``uniquename``, ``virtualsize`` and one format.
+The keys are those of its class TemplateLocation. It loads an entry with ``uniquename``, ``virtualsize`` and one format.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from ssvm_worker.artifacts.manifest import Manifest
 
 
 def properties(request: Any, manifest: Manifest) -> dict[str, bytes]:
-    """The properties file of a downloaded artifact, by its name."""
+    """Return the properties file of a downloaded artifact, by its name."""
     image = manifest.entries[0]
     file_name, size, digest = image.name, image.size, image.digest
-    if image.facts["format"] == "ova":  # CloudStack looks for the unpacked files beside the name of the package
+    if image.facts["format"] == "ova":  # CloudStack expects the unpacked files next to the name of the package
         file_name, size, digest = f"{manifest.artifact.id}.ova", manifest.source["size"], manifest.source["digests"][0]
     extension = file_name.rpartition(".")[2]
+    algorithm, _, hex_digest = digest.partition(":")
     name = request.name or manifest.artifact.id
     values = {
         "id": manifest.artifact.id,
@@ -28,28 +29,19 @@ def properties(request: Any, manifest: Manifest) -> dict[str, bytes]:
         "hvm": "true",
         "size": size,
         "virtualsize": image.facts["virtual_size"],
-        "checksum": _cloudstack_checksum(digest),
+        "checksum": f"{{{algorithm.upper().replace('SHA', 'SHA-')}}}{hex_digest}",  # as {SHA-256}HEX
         extension: "true",
         f"{extension}.filename": file_name,
         f"{extension}.size": size,
         f"{extension}.virtualsize": image.facts["virtual_size"],
     }
     listed_in = "volume.properties" if manifest.artifact.kind == "volume" else "template.properties"
-    return {listed_in: to_java_properties(values)}
-
-
-def _cloudstack_checksum(digest: str) -> str:
-    """``sha256:HEX`` as CloudStack writes it: ``{SHA-256}HEX``."""
-    algorithm, _, value = digest.partition(":")
-    return f"{{{algorithm.upper().replace('SHA', 'SHA-')}}}{value}"
-
-
-def to_java_properties(values: dict[str, Any]) -> bytes:
-    """``key=value`` lines as java.util.Properties reads them: Latin-1, the rest as \\uXXXX."""
-    return "".join(f"{_escape(key)}={_escape(str(value))}\n" for key, value in values.items()).encode("ascii")
+    lines = (f"{_escape(key)}={_escape(str(value))}\n" for key, value in values.items())
+    return {listed_in: "".join(lines).encode("ascii")}
 
 
 def _escape(text: str) -> str:
+    """Escape text for java.util.Properties. Characters outside ASCII become \\uXXXX."""
     text = re.sub(r"([\\=:#!])", r"\\\1", text).replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
     text = re.sub(r"^ ", r"\\ ", text)
     units = text.encode("utf-16-be")

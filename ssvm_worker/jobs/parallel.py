@@ -1,4 +1,4 @@
-"""Several things at once, each to its end."""
+"""Run callables in threads and wait for all of them, even if one fails."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 
 from ssvm_worker.errors import Cancelled, WorkerError
 
-#: Seconds between two looks whether a thread has ended; signals are heard in between.
+#: The longest wait for a thread, in seconds. Python handles signals between two waits.
 _POLL_S = 0.5
 
 
-def in_parallel(most: int, tasks: Sequence[Callable[[], None]]) -> None:
-    """Run every task, *most* at once, in threads; what one raises does not stop those that run.
+def in_parallel(max_threads: int, tasks: Sequence[Callable[[], None]]) -> None:
+    """Run every task in one of *max_threads* threads, and return when all threads have ended.
 
-    After an error that another attempt would meet again, and after a cancel, no further task is begun.
-    Raises the gravest error: a cancel, a bug of ours, a permanent one, any other; when all threads have ended.
+    An error of one task does not stop the running tasks. After a cancel, a permanent error or a bug no further task
+    starts. Raises the gravest error, in this order: a cancel, a bug, a permanent error, any other error.
     """
     pending, errors = deque(tasks), list[BaseException]()
 
@@ -28,14 +28,13 @@ def in_parallel(most: int, tasks: Sequence[Callable[[], None]]) -> None:
                 return
             try:
                 task()
-            except BaseException as error:  # noqa: BLE001 - handed over to the caller
+            except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
                 errors.append(error)
                 if _gravity(error):
                     pending.clear()
 
-    threads = [
-        threading.Thread(target=work, name=f"disk-{number}", daemon=True) for number in range(min(most, len(tasks)))
-    ]
+    count = min(max_threads, len(tasks))
+    threads = [threading.Thread(target=work, name=f"disk-{number}", daemon=True) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:

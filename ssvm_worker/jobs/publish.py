@@ -1,4 +1,4 @@
-"""The end of every job that makes an artifact: small objects, then the manifest, on each store that took the bytes."""
+"""The last step of every job that makes an artifact: write small objects, then the manifest, on each store."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.streaming.pipeline import put_bytes
 
 from .attempt import Attempt
-from .usage import count
+from .usage import record_usage
 
 
-def listing(manifest: Manifest, small: Mapping[str, bytes], role: str) -> Manifest:
-    """The manifest with small objects listed too."""
+def add_small_objects(manifest: Manifest, small: Mapping[str, bytes], role: str) -> Manifest:
+    """Return the manifest with entries for the small objects."""
     for name, data in small.items():
         manifest = manifest.with_entry(Entry(name, len(data), str(digest_of(data)), role))
     return manifest
@@ -28,10 +28,10 @@ def listing(manifest: Manifest, small: Mapping[str, bytes], role: str) -> Manife
 def publish(
     attempt: Attempt, stores: Mapping[str, Store], stored: StreamResult, manifest: Manifest, small: Mapping[str, bytes]
 ) -> dict[str, Any]:
-    """Make the artifact exist on every store that holds its bytes; the primary, the first, must succeed.
+    """Write the *small* objects and the manifest on every store that has the other objects.
 
-    *manifest* lists the *small* objects already; see ``listing``.
-    Returns ``{"stores": […], "owed": {store: error}}`` for the job's result; each error also names the ``artifact``.
+    *manifest* must list the small objects; see ``add_small_objects``. An error of the primary store is raised.
+    Returns ``{"stores": […], "owed": {store: error}}`` for the job's result. Each error also names the ``artifact``.
     """
     attempt.progress.start("committing", manifest.size, manifest.size)
     owed = dict(stored.owed)
@@ -39,38 +39,34 @@ def publish(
         if name in owed:
             continue
         try:
-            _publish_on(attempt, store, manifest, small)
+            for key, data in small.items():
+                put_bytes(store, manifest.artifact.key(key), data, attempt.owner, attempt.confirm)
+            write_manifest(store, manifest, attempt.owner, attempt.confirm)
+            record_usage(attempt, store, manifest)
         except WorkerError as error:
             if number == 0 or isinstance(error, Cancelled):
                 raise
             owed[name] = error
-            with contextlib.suppress(WorkerError):  # what cannot be removed now is found by clean-up
+            with contextlib.suppress(WorkerError):  # clean-up removes the rest
                 discard(store, manifest.artifact, attempt.confirm)
     for name, reason in owed.items():
         attempt.log.warning("store %s is owed %s: %s", name, manifest.artifact.prefix, reason)
-    return {
-        "stores": [name for name in stores if name not in owed],
-        "owed": {name: _owed(reason, manifest.artifact) for name, reason in owed.items()},
-    }
+    return _placement(stores, owed, manifest.artifact)
 
 
-def placed(attempt: Attempt, stores: Mapping[str, Store], artifact: Artifact) -> dict[str, Any]:
-    """What ``publish`` returned, or would have, for an artifact that an earlier job made."""
-    owed: dict[str, Any] = {}
+def find_placement(attempt: Attempt, stores: Mapping[str, Store], artifact: Artifact) -> dict[str, Any]:
+    """Return what ``publish`` returns, for an artifact that an earlier job made."""
+    owed: dict[str, WorkerError] = {}
     for name, store in stores.items():
         try:
-            count(attempt, store, read_manifest(store, artifact))
+            record_usage(attempt, store, read_manifest(store, artifact))
         except WorkerError as error:
-            owed[name] = _owed(error, artifact)
-    return {"stores": [name for name in stores if name not in owed], "owed": owed}
+            owed[name] = error
+    return _placement(stores, owed, artifact)
 
 
-def _owed(reason: WorkerError, artifact: Artifact) -> dict[str, Any]:
-    return reason.as_dict() | {"artifact": artifact.prefix}
-
-
-def _publish_on(attempt: Attempt, store: Store, manifest: Manifest, small: Mapping[str, bytes]) -> None:
-    for name, data in small.items():
-        put_bytes(store, manifest.artifact.key(name), data, attempt.owner, attempt.confirm)
-    write_manifest(store, manifest, attempt.owner, attempt.confirm)
-    count(attempt, store, manifest)
+def _placement(stores: Mapping[str, Store], owed: Mapping[str, WorkerError], artifact: Artifact) -> dict[str, Any]:
+    return {
+        "stores": [name for name in stores if name not in owed],
+        "owed": {name: error.as_dict() | {"artifact": artifact.prefix} for name, error in owed.items()},
+    }

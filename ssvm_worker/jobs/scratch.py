@@ -1,4 +1,4 @@
-"""Scratch folders of running jobs: one each, removed at its end; what dead workers have left goes with the next one."""
+"""Scratch folders of running jobs. Each new folder also removes the folders of dead workers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-#: Seconds for which a new folder may be without its lock.
+#: A folder of this age, in seconds, must be locked. A younger one may not be locked yet.
 _YOUNG_S = 60.0
 
 
 @contextlib.contextmanager
 def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A folder of its own below *parent*, absolute, and locked while this process lives."""
-    _remove_dead(parent, prefix)
+    """Yield the absolute path of a new folder below *parent*, and remove the folder after the block.
+
+    The folder is locked while this process lives.
+    """
+    for folder in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError), ExitStack() as stack:
+            if time.time() - folder.stat().st_mtime > _YOUNG_S:
+                _lock(folder, stack)
+                shutil.rmtree(folder, ignore_errors=True)
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -28,15 +35,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def _lock(folder: Path, stack: ExitStack) -> None:
-    """Hold the folder's lock, which the kernel lets go of when this process dies; OSError if another holds it."""
+    """Lock the folder until the stack closes or this process dies. Raise OSError if another process holds the lock."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     stack.callback(os.close, handle)
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _remove_dead(parent: Path, prefix: str) -> None:
-    for folder in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError), ExitStack() as stack:
-            if time.time() - folder.stat().st_mtime > _YOUNG_S:
-                _lock(folder, stack)
-                shutil.rmtree(folder, ignore_errors=True)

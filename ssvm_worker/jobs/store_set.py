@@ -1,4 +1,4 @@
-"""The stores of one artifact: the first must take it, any other may fail and is owed it."""
+"""The stores of one artifact. The primary store must accept it. A secondary store may fail, and is then owed it."""
 
 from __future__ import annotations
 
@@ -26,24 +26,32 @@ MakeSink = Callable[[Store], Sink]
 
 
 class StoreSet:
-    """Where the objects of one artifact go. Threads may share it.
+    """The stores to which a job writes the objects of one artifact. Several threads may share it.
 
-    *spill*: the directory and size of each stream's scratch file for a slow store; None for no file.
+    *disk_buffer* is the directory and the size in bytes of the scratch file in front of each sink. None: no file.
     """
 
     def __init__(
-        self, attempt: Attempt, artifact: Artifact, stores: Mapping[str, Store], spill: tuple[Path, int] | None = None
+        self,
+        attempt: Attempt,
+        artifact: Artifact,
+        stores: Mapping[str, Store],
+        disk_buffer: tuple[Path, int] | None = None,
     ) -> None:
         self.stores = stores
         self.primary = next(iter(stores.values()))
-        #: Stores that have failed, with their errors.
+        #: The failed stores, with their errors.
         self.owed: dict[str, WorkerError] = {}
         self._attempt = attempt
         self._artifact = artifact
-        self._spill = spill
+        self._disk_buffer = disk_buffer
 
-    def only_primary_must(self, store: Store, step: Callable[[], object]) -> None:
-        """Do a step on a store; another than the primary may fail at it, and is owed the artifact then."""
+    def active(self) -> list[Store]:
+        """Return the stores that have not failed, the primary first."""
+        return [store for store in self.stores.values() if store.name not in self.owed]
+
+    def secondary_may_fail(self, store: Store, step: Callable[[], object]) -> None:
+        """Run a step on a store. If a secondary store fails, record that it is owed the artifact."""
         try:
             step()
         except WorkerError as error:
@@ -52,10 +60,10 @@ class StoreSet:
             self.owed[store.name] = error
 
     def sweep(self, spare: str = "") -> None:
-        """Nobody else may write this artifact now, so what lies there uncommitted is a dead attempt's: it goes.
+        """Remove uncommitted writes of earlier attempts. This is safe because this job holds the artifact's lock.
 
-        What the job *spare* has begun stays on the primary, where it is taken up again. Another store that cannot be
-        swept is not owed the artifact for that: clean-up will.
+        On the primary the writes of the job *spare* stay, because this attempt resumes them. A secondary store that
+        fails here is not owed the artifact: clean-up removes the rest later.
         """
         for store in self.stores.values():
             spared = spare if store is self.primary else ""
@@ -66,74 +74,68 @@ class StoreSet:
                     raise
 
     def discard(self) -> None:
-        """Remove what an unfinished backup has left."""
+        """Remove everything that an unfinished backup left."""
         for store in self.stores.values():
-            self.only_primary_must(store, partial(discard, store, self._artifact, self._attempt.confirm))
+            self.secondary_may_fail(store, partial(discard, store, self._artifact, self._attempt.confirm))
 
     def has(self, entry: Entry) -> bool:
-        """Whether the primary holds that object; another store that does not is owed the backup."""
-        if not self._is_on(self.primary, entry):
+        """Return whether the primary has that object. A secondary store without the object is owed the backup."""
+        key = self._artifact.key(entry.name)
+
+        def is_on(store: Store) -> bool:
+            try:
+                return store.stat(key).size == entry.size
+            except ObjectNotFound:
+                return False
+
+        def require(store: Store) -> None:
+            if not is_on(store):
+                raise StoreUnavailable("The store lacks a disk of an earlier attempt", f"{store.name}:{entry.name}")
+
+        if not is_on(self.primary):
             return False
         for store in list(self.stores.values())[1:]:
-            self.only_primary_must(store, partial(self._insist, store, entry))
+            self.secondary_may_fail(store, partial(require, store))
         return True
 
     def put(self, name: str, data: bytes) -> None:
         """Store a small object."""
         key, owner = self._artifact.key(name), self._attempt.owner
-        for store in self.willing():
-            self.only_primary_must(store, partial(put_bytes, store, key, data, owner))
+        for store in self.active():
+            self.secondary_may_fail(store, partial(put_bytes, store, key, data, owner))
 
-    def file(self, name: str, disk: Disk) -> MakeSink:
-        """Makes the sink of a disk's stream as it is."""
+    def disk_sink(self, name: str, disk: Disk) -> MakeSink:
+        """Return a function that opens the sink of a disk's stream on a store.
+
+        A store that does not know its free space gets the largest size of the stream as a hint for its parts. Other
+        stores get no hint, because they would refuse a thin disk for which they have too little space.
+        Deflated grains of 64 KiB grow by at most 0.8 %, with marker and padding, plus 4 bytes of table each.
+        """
         key, owner = self._artifact.key(name), self._attempt.owner
-        return lambda store: store.writer(key, _hint(store, disk), owner=owner)
+        largest = disk.capacity + disk.capacity // 64 + MiB
+        return lambda store: store.writer(key, largest if store.usage().free is None else None, owner=owner)
 
-    def open(self, stack: ExitStack, make: MakeSink) -> dict[str, Sink]:
-        """A sink on every store that is not owed the artifact anyway; the primary's comes first."""
+    def open_sinks(self, stack: ExitStack, make: MakeSink) -> dict[str, Sink]:
+        """Open a sink on every active store, the primary's first."""
         sinks: dict[str, Sink] = {}
-        for store in self.willing():
-            self.only_primary_must(store, partial(self._add, sinks, stack, store, make))
+        for store in self.active():
+            self.secondary_may_fail(store, partial(self._add, sinks, stack, store, make))
         return sinks
 
     def _add(self, sinks: dict[str, Sink], stack: ExitStack, store: Store, make: MakeSink) -> None:
         sink = stack.enter_context(make(store))
         if sink.offset:
-            stack.push(partial(_keep, sink, self._attempt.will_resume))
-        if self._spill:
+            stack.push(partial(_suspend, sink, self._attempt.will_resume))
+        if self._disk_buffer:
             is_primary = store is self.primary
             slowness = SlowSinkDetector(0 if is_primary else self._attempt.limits.min_store_rate)
             check = self._attempt.check
-            sink = stack.enter_context(
-                DiskBuffer(sink, *self._spill, patient=is_primary, check=check, slowness=slowness)
-            )
+            sink = DiskBuffer(sink, *self._disk_buffer, patient=is_primary, check=check, slowness=slowness)
+            sink = stack.enter_context(sink)
         sinks[store.name] = sink
 
-    def willing(self) -> list[Store]:
-        """The stores that are not owed the artifact, the primary first."""
-        return [store for store in self.stores.values() if store.name not in self.owed]
 
-    def _is_on(self, store: Store, entry: Entry) -> bool:
-        try:
-            return store.stat(self._artifact.key(entry.name)).size == entry.size
-        except ObjectNotFound:
-            return False
-
-    def _insist(self, store: Store, entry: Entry) -> None:
-        if not self._is_on(store, entry):
-            raise StoreUnavailable("It missed a disk of an earlier attempt", f"{store.name}:{entry.name}")
-
-
-def _keep(sink: Sink, will_resume: Callable[[BaseException], bool], *exc: object) -> None:
-    """Keep the bytes of an earlier attempt if an error that another attempt follows comes before the first new byte."""
+def _suspend(sink: Sink, will_resume: Callable[[BaseException], bool], *exc: object) -> None:
+    """Keep the bytes of an earlier attempt if the block fails before its first new byte and another attempt follows."""
     if isinstance(exc[1], BaseException) and will_resume(exc[1]):
         sink.suspend()
-
-
-def _hint(store: Store, disk: Disk) -> int | None:
-    """Bytes that the stream may have at the most, to size the parts of a store that cannot tell its free space.
-
-    One that can must not be asked for room for all of a thin disk. Deflated grains of 64 KiB grow by 0.8 % at worst,
-    marker and padding included, and 4 bytes of table each.
-    """
-    return None if store.usage().free is not None else disk.capacity + disk.capacity // 64 + MiB

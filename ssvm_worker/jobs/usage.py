@@ -1,4 +1,4 @@
-"""What jobs tell of the room that accounts use, and what they hold of it while they write."""
+"""Count what accounts store, and reserve quota for jobs that write."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from ssvm_worker.units import parse_size
 
 from .attempt import Attempt
 
+_NOT_COUNTED = "usage of account %s is not counted until `ssvm verify`: %s"
+
 
 @contextmanager
-def holding(attempt: Attempt, account: str, limit: str | None, copies: int) -> Iterator[None]:
-    """Within, ``attempt.held`` holds what is stored for the account against *limit*, or against that of the settings.
+def reserve_quota(attempt: Attempt, account: str, limit: str | None, copies: int) -> Iterator[None]:
+    """Reserve quota for *copies* copies of what ``attempt.held`` observes while the block runs.
 
-    Without any limit nobody is asked. Raises QuotaExceeded at once where the account has no room at all.
+    *limit* replaces the limit of the settings. Without any limit this function does not ask the ledger.
+    Raises QuotaExceeded at once if the account has no bytes left.
     """
-    most = attempt.quotas.of(account) if limit is None else parse_size(limit)
-    with nullcontext() if most is None else attempt.quota.hold(account, attempt.job_id, most) as grow:
+    max_bytes = attempt.quotas.of(account) if limit is None else parse_size(limit)
+    with nullcontext() if max_bytes is None else attempt.quota.hold(account, attempt.job_id, max_bytes) as grow:
         if grow:
             grow(0)
         attempt.held = Held(grow, copies)
@@ -32,27 +35,27 @@ def holding(attempt: Attempt, account: str, limit: str | None, copies: int) -> I
             attempt.held = UNLIMITED
 
 
-def count(attempt: Attempt, store: Store, manifest: Manifest) -> None:
-    """Note what an artifact takes on a store, now that it stands there."""
-    it = manifest.artifact
+def record_usage(attempt: Attempt, store: Store, manifest: Manifest) -> None:
+    """Count a complete artifact of a store. Log an error of the ledger."""
+    artifact = manifest.artifact
     try:
-        attempt.quota.note(it.account, store.name, it.prefix, manifest.size, attempt.job_id)
+        attempt.quota.note(artifact.account, store.name, artifact.prefix, manifest.size, attempt.job_id)
     except NOT_THERE as error:
-        attempt.log.info("usage of account %s is not counted until `ssvm verify`: %s", it.account, error)
+        attempt.log.info(_NOT_COUNTED, artifact.account, error)
     else:
-        count_packs(attempt, store, it)
+        record_pack_usage(attempt, store, artifact)
 
 
-def uncount(attempt: Attempt, store: Store, artifact: Artifact) -> None:
-    """Note that it is gone."""
+def forget_usage(attempt: Attempt, store: Store, artifact: Artifact) -> None:
+    """Stop counting a deleted artifact. Log an error of the ledger."""
     try:
         attempt.quota.forget(artifact.account, store.name, artifact.prefix)
     except NOT_THERE as error:
-        attempt.log.info("usage of account %s is not counted until `ssvm verify`: %s", artifact.account, error)
+        attempt.log.info(_NOT_COUNTED, artifact.account, error)
 
 
-def count_packs(attempt: Attempt, store: Store, artifact: Artifact) -> None:
-    """Note what the packs of a backup's volume take; they belong to all its incremental backups together."""
+def record_pack_usage(attempt: Attempt, store: Store, artifact: Artifact) -> None:
+    """Count the packs of a backup's volume, which all its incremental backups share. Log an error of the ledger."""
     if artifact.kind != "backup":
         return
     place = f"{artifact.family}/{PACKS}"
@@ -63,4 +66,4 @@ def count_packs(attempt: Attempt, store: Store, artifact: Artifact) -> None:
         else:
             attempt.quota.forget(artifact.account, store.name, place)
     except NOT_THERE as error:
-        attempt.log.info("usage of account %s is not counted until `ssvm verify`: %s", artifact.account, error)
+        attempt.log.info(_NOT_COUNTED, artifact.account, error)

@@ -17,7 +17,7 @@ from typing import Any
 from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.jobs import JOBS, Job, find_job
-from ssvm_worker.jobs.request import MAX_BYTES, JobRequest, check_form, storable_fields, parse_request
+from ssvm_worker.jobs.request import MAX_BYTES, JobRequest, check_form, parse_request, storable_fields
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, Record
 from ssvm_worker.operations.traces import traceparent

@@ -11,7 +11,7 @@ import pytest
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, read_draft, write_manifest
-from ssvm_worker.jobs.download.store_image import settled_in
+from ssvm_worker.jobs.download.store_image import durable_bytes
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.interfaces import Owner
 from ssvm_worker.streaming.pipeline import put_bytes
@@ -54,7 +54,7 @@ def test_killed_copy(
 def settled(site: Site) -> int:
     """From which byte on another attempt at t1 would go on."""
     draft = read_draft(FileStore("primary", site.store), Artifact("template", "1", "t1"))
-    return settled_in(draft) if draft else 0
+    return durable_bytes(draft) if draft else 0
 
 
 def test_cleanup_beside_a_download(site: Site, http_server: HttpServer) -> None:

@@ -19,7 +19,7 @@ from ssvm_worker.errors import Cancelled, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup.old_snapshots import remove_snapshots
 from ssvm_worker.jobs.request import JobRequest
-from ssvm_worker.jobs.verify.screenshots import drop_screens
+from ssvm_worker.jobs.verify.screenshots import remove_screenshots
 from ssvm_worker.streaming.interfaces import Store, StoredObject
 from ssvm_worker.units import human_duration, parse_duration
 
@@ -88,7 +88,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
         except WorkerError as error:
             attempt.log.warning("vCenter %s is not cleaned up: %s", name, error)
             failed[name] = error.as_dict()
-    cleaning.add(drop_screens(attempt, request.volume, dry_run=request.dry_run))
+    cleaning.add(remove_screenshots(attempt, request.volume, dry_run=request.dry_run))
     return cleaning.result() | {"records": _records(request, attempt), "links": links, "failed": failed}
 
 

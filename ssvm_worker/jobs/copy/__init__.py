@@ -1,1 +1,1 @@
-"""Copy artifacts between image stores."""
+"""The job that copies artifacts between image stores."""

@@ -28,7 +28,7 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup.incremental import sweep_packs
 from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.jobs.request import ArtifactRequest, Prefix
-from ssvm_worker.jobs.usage import count
+from ssvm_worker.jobs.usage import record_usage
 from ssvm_worker.jobs.verify import job as verify
 from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import CHUNK, Sink, Store
@@ -132,7 +132,7 @@ class _Copying:
         there = find_manifest(self.target, self.manifest.artifact)
         if there is not None:
             self._refuse_other(there)
-            count(self.attempt, self.target, there)
+            record_usage(self.attempt, self.target, there)
             return self.done | {"reused": True}
         draft = self._usable_draft()
         self.attempt.progress.start(f"copy to {self.target.name}", self.manifest.size)
@@ -142,7 +142,7 @@ class _Copying:
         for pack in packs_of(self.source, self.manifest).values():
             self._pack(pack)
         write_manifest(self.target, self.manifest, self.attempt.owner, self.attempt.confirm)
-        count(self.attempt, self.target, self.manifest)
+        record_usage(self.attempt, self.target, self.manifest)
         return self.done
 
     def _refuse_other(self, there: Manifest) -> None:
@@ -186,7 +186,7 @@ class _Copying:
         with sink:
             chunks = itertools.chain(sink.resumed(), self.attempt.resuming(self.source.reader(key), offset))
             try:
-                self._pass(entry, sink, tap(chunks, self.attempt.progress.saw))
+                self._pass(entry, sink, tap(chunks, self.attempt.progress.observe))
                 return
             except CorruptImage:
                 # What was left may be what is damaged, so a copy made of two pieces gets one clean start.

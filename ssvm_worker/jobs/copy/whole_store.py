@@ -211,7 +211,7 @@ class Migration:
             return job.run(parsed, it)
         except BaseException as error:
             if not self.attempt.will_resume(error) and sub.stop_reason() != "fenced":
-                self._discard(parsed, it.cleaning())
+                self._discard(parsed, it.for_cleanup())
             raise
 
     def _discard(self, request: Any, attempt: Attempt) -> None:

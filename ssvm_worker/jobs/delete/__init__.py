@@ -1,1 +1,1 @@
-"""Delete an artifact."""
+"""The job that deletes an artifact."""

@@ -1,1 +1,1 @@
-"""Download a template, ISO or volume."""
+"""The job that downloads a template, ISO or volume."""

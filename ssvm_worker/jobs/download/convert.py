@@ -1,7 +1,7 @@
-"""Turns a downloaded image into another format on its way to the stores, in a scratch folder of this worker.
+"""Convert a downloaded image to another format before it is stored, in a scratch folder of this worker.
 
-The image is written there as it arrives and judged as ever; only then it is checked and converted. What comes out is
-streamed to the stores, and judged again.
+The image is downloaded to the folder and inspected as usual. Then qemu-img checks and converts it. The result is
+streamed to the stores and inspected again.
 """
 
 from __future__ import annotations
@@ -22,42 +22,44 @@ _PREFIX = "ssvm-convert-"
 
 
 class Conversion:
-    """One image on its way through the scratch folder."""
+    """The conversion of one image in a scratch folder."""
 
-    def __init__(self, folder: Path, to: str, attempt: Attempt, where: str) -> None:
+    def __init__(self, folder: Path, to: str, attempt: Attempt, location: str) -> None:
         self.to = to
         self._folder = folder
         self._store = FileStore("scratch", folder)
         self._attempt = attempt
-        self._where = where
+        self._location = location
 
     def sink(self, size: int | None) -> Sink:
-        """Takes the image as it arrives."""
+        """Return the sink of the downloaded image."""
         return self._store.writer("image", size, owner=self._attempt.owner)
 
-    def run(self, info: ImageInfo) -> Source:
-        """The converted image; of one that is in that format already, the image itself."""
-        if info.format == self.to and info.details.get("create_type") != "monolithicSparse":
+    def run(self, image: ImageInfo) -> Source:
+        """Return the converted image. An image that has the requested format already is returned as it is."""
+        if image.format == self.to and image.details.get("create_type") != "monolithicSparse":
             return self._store.reader("image")
-        refuse_source(info.format, self._where)
-        qemu_img = QemuImg(self._folder, info.virtual_size, self._attempt.check, self._where)
-        progress, image = self._attempt.progress, self._folder / "image"
+        refuse_source(image.format, self._location)
+        qemu_img = QemuImg(self._folder, image.virtual_size, self._attempt.check, self._location)
+        progress, path = self._attempt.progress, self._folder / "image"
         progress.start("checking")
-        qemu_img.inspect(image, info.format)
-        progress.start("converting", info.virtual_size)
-        qemu_img.convert(image, info.format, self.to, self._folder / "converted", progress.advance)
-        image.unlink()
+        qemu_img.inspect(path, image.format)
+        progress.start("converting", image.virtual_size)
+        qemu_img.convert(path, image.format, self.to, self._folder / "converted", progress.advance)
+        path.unlink()
         return self._store.reader("converted")
 
 
 @contextlib.contextmanager
-def converting(to: str, attempt: Attempt, where: str) -> Iterator[Conversion]:
-    """A conversion in a folder of its own, which is removed at the end; what dead workers have left goes first."""
+def converting(to: str, attempt: Attempt, location: str) -> Iterator[Conversion]:
+    """Yield a conversion in a new scratch folder, and remove the folder after the block.
+
+    Raises ConfigError if the settings have no scratch directory.
+    """
     parent = attempt.limits.scratch_dir
     if not parent:
-        raise ConfigError(
-            "This worker does not convert images", "download.scratch_dir", "Set it to a directory with room for two"
-        )
+        remedy = "Set it to a directory with space for the image before and after the conversion"
+        raise ConfigError("This worker does not convert images", "download.scratch_dir", remedy)
     tool("qemu-img")
     with scratch_folder(parent, _PREFIX) as folder:
-        yield Conversion(folder, to, attempt, where)
+        yield Conversion(folder, to, attempt, location)

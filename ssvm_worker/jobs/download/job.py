@@ -1,4 +1,29 @@
-"""Download a template, ISO or volume from a URL to image stores, verified and inspected in one pass."""
+"""Download a template, ISO or volume from a URL to image stores. One pass verifies and inspects the bytes.
+
+The pipeline of a download, from the socket to the manifest. Each line receives the chunks of the line above.
+
+    net/sockets.py                 WatchedTLSSocket          decrypts, and detects a stalled server
+    sources/http/source.py         HttpSource.open           yields the body (other schemes: sources/*.py)
+    sources/mirrors.py             Mirrors.open              changes to another URL of the same file
+    streaming/pipeline.py          Resuming                  reopens the source at the byte where it broke
+    streaming/rate_limit.py        paced                     waits for the rate limits
+    streaming/pipeline.py          limit                     refuses a file that is too large
+    streaming/pipeline.py          tap                       counts the progress (attempt.Progress.observe)
+    download/unwrap.py             unpack                    hashes the offered file, removes a compression or tar
+                 │
+                 ├─ an image:      download/store_image.py   StoredImage.store names it and opens the sinks
+                 │                 download/convert.py       Conversion.run, only if the request has convert_to
+                 └─ an OVA:        download/store_ova.py     StoredOva.store does the same for each disk
+                 │
+    download/store_image.py        ImagePass.store           adds the observers: hasher, inspection, quota
+    streaming/fan_out.py           store_stream              queues each chunk for every store, calls verify, commits
+    stores/file/part_file.py       FileSink                  writes a .part file; commit syncs and renames it
+    jobs/cloudstack_properties.py  properties                makes template.properties
+    jobs/publish.py                publish                   writes template.properties, then manifest.json
+
+Next to the pipeline, the thread of ``ResumeNote`` (download/resume_note.py) records how many bytes are durable.
+``OriginFile`` (download/origin_file.py) builds the lines from the source to ``tap``. ``_transfer`` calls the rest.
+"""
 
 from __future__ import annotations
 
@@ -10,95 +35,110 @@ from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest, SourceChanged
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.cloudstack_properties import properties
-from ssvm_worker.jobs.publish import listing, placed, publish
+from ssvm_worker.jobs.publish import add_small_objects, find_placement, publish
 from ssvm_worker.jobs.request import fingerprint
 from ssvm_worker.jobs.store_set import StoreSet
-from ssvm_worker.jobs.usage import holding
+from ssvm_worker.jobs.usage import reserve_quota
+from ssvm_worker.streaming.fan_out import StreamResult
 from ssvm_worker.streaming.interfaces import Store
 
 from .origin_file import OriginFile, find_expected
 from .request import Request
 from .store_image import StoredImage
+from .store_ova import StoredOva
+from .unwrap import DownloadBounds, unpack
 
 __all__ = ["Request", "discard", "resource", "run"]
 
-#: How often one attempt starts again from the first byte, where the pieces of a resumed stream do not fit.
+#: How often one attempt starts again from the first byte if the pieces of a resumed stream do not match.
 _CLEAN_STARTS = 2
 
 
 def resource(request: Request) -> str:
-    """Only one job at a time writes an artifact."""
+    """Return the artifact: only one job at a time may write it."""
     return request.artifact.prefix
 
 
 def discard(request: Request, attempt: Attempt) -> None:
-    """Remove what failed attempts have left on the stores."""
+    """Remove everything that failed attempts left on the stores."""
     for name in request.stores:
         discard_artifact(attempt.store(name), request.artifact, attempt.confirm)
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
-    """Store the image on every store, or on none; the manifest is written last."""
+    """Store the image on every store, or on none. Resume where an earlier attempt stopped.
+
+    If an earlier job made the same artifact, return its result. Raise InvalidRequest if it made another artifact.
+    """
     stores = {name: attempt.store(name) for name in dict.fromkeys(request.stores)}
     expected = find_expected(request, attempt)
-    if done := _already_there(request, attempt, expected, stores):
-        return done
-    with holding(attempt, request.account, request.quota, len(stores)):
-        return _fetch(OriginFile(request, attempt, expected), stores)
-
-
-def _fetch(fetch: OriginFile, stores: dict[str, Store]) -> dict[str, Any]:
-    """Go on where an earlier attempt was, or begin; again from the first byte where the pieces do not fit."""
-    draft = fetch.usable_draft(next(iter(stores.values())))
-    for left in range(_CLEAN_STARTS, -1, -1):
-        try:
-            return _transfer(fetch, stores, draft)
-        except (ChecksumMismatch, CorruptImage, SourceChanged) as error:
-            # The seam may be what is wrong; a stream of one piece has none. What was resumed at one mirror may have
-            # come to another one, so a clean start may be cut and changed as well: a few are made.
-            if not fetch.resumptions or not left:
-                raise
-            fetch.attempt.log.warning("starting again from the first byte: %s", error)
-        fetch.attempt.held.restart()
-        fetch, draft = OriginFile(fetch.request, fetch.attempt, fetch.expected), None
+    if result := _existing(request, attempt, expected, stores):
+        return result
+    with reserve_quota(attempt, request.account, request.quota, len(stores)):
+        origin = OriginFile(request, attempt, expected)
+        draft = origin.usable_draft(next(iter(stores.values())))
+        for clean_starts_left in range(_CLEAN_STARTS, -1, -1):
+            try:
+                return _transfer(origin, stores, draft)
+            except (ChecksumMismatch, CorruptImage, SourceChanged) as error:
+                # The pieces of a resumed stream may not match; a stream of one piece has no such excuse. A resumed
+                # stream may continue at another mirror. A clean start may fail like that too, so there are several.
+                if not origin.resumptions or not clean_starts_left:
+                    raise
+                attempt.log.warning("starting again from the first byte: %s", error)
+            attempt.held.restart()
+            origin, draft = OriginFile(request, attempt, origin.expected), None
     raise AssertionError("unreachable: the last start returns or raises")
 
 
-def _transfer(fetch: OriginFile, stores: dict[str, Store], draft: Manifest | None) -> dict[str, Any]:
-    """One pass over the file, from its first byte or from where the *draft*'s attempt stopped."""
-    request, attempt = fetch.request, fetch.attempt
+def _transfer(origin: OriginFile, stores: dict[str, Store], draft: Manifest | None) -> dict[str, Any]:
+    """Move the file once, from its first byte or from the byte where the attempt of the *draft* stopped."""
+    request, attempt = origin.request, origin.attempt
     attempt.progress.start("connecting")
-    targets = StoreSet(attempt, request.artifact, stores)
-    targets.sweep(spare=attempt.job_id if draft else "")
-    manifest, stored, small = StoredImage(fetch, targets).store(draft)
-    stored.owed.update(targets.owed)
-    properly = properties(request, manifest)
-    manifest = listing(manifest, properly, "properties")
-    done = publish(attempt, stores, stored, manifest, small | properly)
-    return _result(manifest) | done | {"resumptions": fetch.resumptions, "reused": False}
+    store_set = StoreSet(attempt, request.artifact, stores)
+    store_set.sweep(spare=attempt.job_id if draft else "")
+    stored, small = StreamResult(), dict[str, bytes]()
+    if draft:
+        attempt.held.expect(draft.facts["size"])
+        manifest, stored = StoredImage(origin, store_set).resume(draft)
+    else:
+        chunks = origin.open()
+        attempt.held.expect(origin.size)
+        offered = origin.hasher()
+        unpacked = unpack(chunks, offered, DownloadBounds(origin.max_bytes, attempt.limits.max_ratio, origin.location))
+        if unpacked.members:
+            manifest, small = StoredOva(origin, store_set).store(unpacked.members, offered)
+        else:
+            manifest, stored = StoredImage(origin, store_set).store(unpacked)
+    stored.owed.update(store_set.owed)
+    property_files = properties(request, manifest)
+    manifest = add_small_objects(manifest, property_files, "properties")
+    placement = publish(attempt, stores, stored, manifest, small | property_files)
+    return _result(manifest) | placement | {"resumptions": origin.resumptions, "reused": False}
 
 
-def _already_there(
+def _existing(
     request: Request, attempt: Attempt, expected: Digest | None, stores: dict[str, Store]
 ) -> dict[str, Any] | None:
-    """The result of an earlier job if it made just this artifact; InvalidRequest if it made another one."""
+    """Return the result of an earlier job that made the same artifact. Raise InvalidRequest for another artifact."""
     primary = next(iter(stores.values()))
     manifest = find_manifest(primary, request.artifact)
     if manifest is None:
         return None
-    as_asked = request.convert_to in (None, manifest.entries[0].facts["format"])
+    same_format = request.convert_to in (None, manifest.entries[0].facts["format"])
     same_url = manifest.source.get("fingerprint") == fingerprint(request.url)
-    if not as_asked or not (str(expected) in manifest.source["digests"] if expected else same_url):
+    if not same_format or not (str(expected) in manifest.source["digests"] if expected else same_url):
         raise InvalidRequest(
             f"There is another {request.kind} under this id",
             f"{primary.name}:{request.artifact.prefix}",
             "Delete it first (`ssvm delete`), or use a new id",
         )
-    return _result(manifest) | placed(attempt, stores, request.artifact) | {"resumptions": 0, "reused": True}
+    placement = find_placement(attempt, stores, request.artifact)
+    return _result(manifest) | placement | {"resumptions": 0, "reused": True}
 
 
 def _result(manifest: Manifest) -> dict[str, Any]:
-    image = manifest.entries[0]  # of a package its descriptor
+    image = manifest.entries[0]  # of an OVA, the entry of its descriptor
     return {
         "key": manifest.artifact.key(image.name),
         "size": sum(each.size for each in manifest.entries if each.role in ("image", "disk")),

@@ -1,4 +1,4 @@
-"""How a download is asked for."""
+"""The request of a download."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.formats import parse_format
 from ssvm_worker.jobs.request import ArtifactRequest, Bytes, Headers, Privacy, QuotaField, Rate, check_url
 
-#: What a download may name; ``upload`` stands for the sender of `ssvm serve`. The settings may allow fewer.
+#: The schemes of a download. ``upload`` means the client that sends a file to `ssvm serve`. The settings may allow
+#: fewer schemes.
 SCHEMES = ("http", "https", "ftp", "sftp", "scp", "s3", "file", "store", "upload")
 
 
 class Request(ArtifactRequest):
-    """An image to fetch."""
+    """The image to download and the stores that receive it."""
 
     url: Annotated[str, Privacy.URL] = Field(
-        description="http(s), ftp, sftp, s3, and file or store where allowed; no password in it"
+        description="http(s), ftp, sftp, s3, or if allowed file or store. Without a password"
     )
     kind: Literal["template", "iso", "volume"] = "template"
-    name: str = Field("", max_length=255, description="What people call it; goes into the properties file")
-    format: str = Field("auto", description="auto, or what the image must be: qcow2 vmdk ova vhd vhdx raw iso")
+    name: str = Field("", max_length=255, description="The display name, for the properties file")
+    format: str = Field("auto", description="auto, or the required format: qcow2 vmdk ova vhd vhdx raw iso")
     checksum: Annotated[str | None, Privacy.URL] = Field(
         None, description="sha256:HEX, {SHA-256}HEX, a bare digest, or a SHA256SUMS URL"
     )
     stores: list[str] = Field(["primary"], min_length=1, description="The first is the primary and must succeed")
     max_bytes: Bytes = Field(None, gt=0, description="Refuse a larger file: bytes, or 10GiB")
-    headers: Headers = Field(default_factory=dict, description="Sent to the URL's own origin only")
+    headers: Headers = Field(default_factory=dict, description="HTTP headers. Sent only to the URL's origin")
     credentials: Annotated[str | None, Privacy.PUBLIC] = Field(None, description="Name of credentials in the settings")
     convert_to: Literal["qcow2", "raw", "vmdk"] | None = Field(None, description="Store it in this format")
     mirrors: Annotated[list[str], Privacy.URL] = Field(
         default_factory=list, max_length=20, description="Other URLs of the same file"
     )
     quota: QuotaField = None
-    max_rate: Rate = Field(None, gt=0, description="Bytes a second at the most, or 10MiB/s")
+    max_rate: Rate = Field(None, gt=0, description="The most bytes per second: a number, or 10MiB/s")
 
     def uses(self, zone: str) -> tuple[str, ...]:
-        """Also the host that it is fetched from."""
+        """Return the shared resources, including the host of the URL."""
         host = urlsplit(self.url).hostname
         return super().uses(zone) + ((f"source:{host}",) if host else ())
 
@@ -66,7 +67,7 @@ class Request(ArtifactRequest):
     @classmethod
     def _no_path(cls, value: str) -> str:
         if not value.isprintable() or set(value) & set("/\\") or value.startswith("."):
-            raise ValueError("may not begin with a dot, nor hold slashes or control characters")
+            raise ValueError("may not begin with a dot, and may not hold slashes or control characters")
         return value
 
     @field_validator("checksum")

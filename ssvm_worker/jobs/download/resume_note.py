@@ -1,40 +1,40 @@
-"""Notes from time to time how much of an object would outlive this host: from there another attempt goes on.
+"""Record regularly how many bytes of an object are durable. A later attempt resumes from the recorded byte.
 
-What a dead process has written is there; what a dead host has written need not be, even where the file is long enough.
-So bytes are taken up again only as far as they were on the disk for good when the journal said so.
+The bytes that a dead process wrote are in the file. After a crash of the host they may be missing, even if the file is
+long enough. So a later attempt uses only the bytes that were durable when the draft manifest recorded them.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.streaming.interfaces import Check, Sink
 
 _log = logging.getLogger("ssvm.journal")
-#: Seconds between two notes: the first ones come soon, as most transfers are short, and then one every ten seconds.
+#: Seconds between two records. The first pauses are short, because most transfers are short. Each pause doubles.
 _FIRST_S, _LONGEST_S = 0.5, 10.0
-#: Seconds that a thread which hangs in a store gets to end, once the transfer has failed.
-_PATIENCE_S = 1.0
-#: Seconds between two looks at *check*.
-_TICK_S = 0.25
+#: Seconds that a thread which hangs in a store gets to end after the transfer has failed.
+_JOIN_S = 1.0
+#: Seconds between two calls of *check*.
+_POLL_S = 0.25
 
 
 class ResumeNote:
-    """Around one transfer to *sink*; *note* keeps the bytes that it is told, in the draft.
+    """Thread that records the durable bytes of one transfer to *sink* while the block runs.
 
-    Leave it before anything is written that ends the draft. If the transfer has failed and the sink was suspended, the
-    last note tells all that it has kept.
+    *record* writes the number of durable bytes to the draft manifest. Leave the block before the draft is deleted. If
+    the transfer fails and the sink is suspended, the last record counts all bytes that the sink keeps.
     """
 
-    def __init__(self, sink: Sink, note: Callable[[int], None], check: Check = lambda: None) -> None:
-        """*check* is heard while leaving waits for the thread."""
+    def __init__(self, sink: Sink, record: Callable[[int], None], check: Check = lambda: None) -> None:
+        """Prepare the thread. *check* is called while leaving the block waits for the thread."""
         self._sink = sink
-        self._note = note
+        self._record = record
         self._check = check
-        self._noted = sink.offset
+        self._recorded = sink.offset
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
@@ -45,36 +45,29 @@ class ResumeNote:
     def __exit__(self, failed: object, *_: object) -> None:
         self._ended.set()
         if failed:
-            self._thread.join(_PATIENCE_S)
+            self._thread.join(_JOIN_S)
             if not self._thread.is_alive():
-                self._write(last=True)
+                self._sync(last=True)
             return
-        while self._thread.is_alive():  # a note that it has begun must not come behind the end of the draft
-            self._thread.join(_TICK_S)
+        while self._thread.is_alive():  # a record that is being written must end before the draft is deleted
+            self._thread.join(_POLL_S)
             self._check()
 
     def _run(self) -> None:
-        for pause in _pauses():
-            if self._ended.wait(pause) or not self._write():
-                return
+        pause = _FIRST_S
+        while not self._ended.wait(pause) and self._sync():
+            pause = min(2 * pause, _LONGEST_S)
 
-    def _write(self, *, last: bool = False) -> bool:
-        """Whether to go on; the transfer itself meets whatever is wrong with the store."""
+    def _sync(self, *, last: bool = False) -> bool:
+        """Record the durable bytes. Return whether to continue. An error of the store stops the transfer itself."""
         try:
-            settled = self._sink.sync()
+            durable = self._sink.sync()
             if self._ended.is_set() and not last:
                 return False
-            if settled > self._noted:
-                self._note(settled)
-                self._noted = settled
+            if durable > self._recorded:
+                self._record(durable)
+                self._recorded = durable
         except WorkerError as error:
-            _log.info("%s: not noted how far it has come: %s", self._sink.key, error)
+            _log.info("%s: cannot record how many bytes are durable: %s", self._sink.key, error)
             return False
         return True
-
-
-def _pauses() -> Iterator[float]:
-    pause = _FIRST_S
-    while True:
-        yield pause
-        pause = min(2 * pause, _LONGEST_S)

@@ -1,95 +1,75 @@
-"""What a download is wrapped in, and how it comes off: an image out of its compression, or an OVA's members."""
+"""Remove what is around a downloaded image: a compression or a tar archive. Return the members of an OVA."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.errors import UnknownFormat
 from ssvm_worker.formats.ova import is_descriptor
-from ssvm_worker.streaming.interfaces import CHUNK
 from ssvm_worker.streaming.pipeline import limit, tap
 from ssvm_worker.unpacking import peek, recognise, refuse_bomb, refuse_nested, tar, unwrap
 from ssvm_worker.unpacking.exact_reader import ExactReader
 from ssvm_worker.unpacking.tar import TarMember
 
-_AS_WHAT = "Ask for ova or auto, if this is the file that you mean"
-
 
 @dataclass(frozen=True)
 class DownloadBounds:
-    """What may come out of a download."""
+    """The limits for the unpacked bytes of a download."""
 
     max_bytes: int
     max_ratio: int
-    where: str
+    #: The name of the file in errors.
+    location: str
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """The image, or the members of a package."""
+    """The image, or the members of an OVA."""
 
-    #: Of the image; nothing for a package.
+    #: The chunks of the image. Empty for an OVA.
     chunks: Iterator[bytes] = field(default_factory=lambda: iter(()))
     #: What was around the image: gzip, bzip2, xz, zstandard, zip or tar; "" for nothing.
     wrapping: str = ""
-    #: Sees the file as offered, where that is not the image itself.
+    #: The hasher of the file as the server offers it. None: that file is the image.
     offered: Hasher | None = None
-    #: Of an OVA: its descriptor, then the rest, each to be read before the next.
+    #: The members of an OVA, the descriptor first. Read each member before the next.
     members: Iterator[TarMember] | None = None
 
 
 def unpack(chunks: Iterator[bytes], hasher: Hasher, bounds: DownloadBounds) -> Unpacked:
-    """Look at the first bytes, and take off what is around the image. *hasher* will have seen the file as offered."""
+    """Detect by the first bytes what is around the image, and remove it.
+
+    *hasher* hashes the file as the server offers it. It is not used if there is nothing around the image.
+    """
     head, chunks = peek(chunks)
     wrapping = recognise(head)
     if not wrapping:
         return Unpacked(chunks)
     chunks = tap(chunks, hasher)
-    if wrapping == "tar":
-        return _from_tar(chunks, hasher, bounds)
-    _, inside = unwrap(chunks, bounds.where)
-    inside = refuse_bomb(inside, lambda: hasher.size, bounds.max_ratio, bounds.where)
-    return Unpacked(limit(inside, bounds.max_bytes, bounds.where), wrapping, hasher)
-
-
-def _from_tar(chunks: Iterator[bytes], hasher: Hasher, bounds: DownloadBounds) -> Unpacked:
-    members = tar.members(ExactReader(chunks), bounds.where)
+    if wrapping != "tar":
+        _, inside = unwrap(chunks, bounds.location)
+        inside = refuse_bomb(inside, lambda: hasher.size, bounds.max_ratio, bounds.location)
+        return Unpacked(limit(inside, bounds.max_bytes, bounds.location), wrapping, hasher)
+    members = tar.members(ExactReader(chunks), bounds.location)
     first = next(members, None)
     if first is None:
-        raise UnknownFormat("The tar archive is empty", bounds.where, "Give the URL of an image")
+        raise UnknownFormat("The tar archive is empty", bounds.location, "Give the URL of an image")
     if is_descriptor(first.name):
-        return Unpacked(wrapping="tar", offered=hasher, members=_again(first, members))
+        return Unpacked(wrapping="tar", offered=hasher, members=chain([first], members))
     head, inside = peek(first.chunks)
-    refuse_nested("tar", head, bounds.where)
-    return Unpacked(_alone(inside, members, bounds.where), "tar", hasher)
+    refuse_nested("tar", head, bounds.location)
+    return Unpacked(_only_member(inside, members, bounds.location), "tar", hasher)
 
 
-def _again(first: TarMember, rest: Iterator[TarMember]) -> Iterator[TarMember]:
-    yield first
-    yield from rest
-
-
-def _alone(inside: Iterator[bytes], rest: Iterator[TarMember], where: str) -> Iterator[bytes]:
-    """The only member's bytes; UnknownFormat in place of the end if it was not the only one."""
+def _only_member(inside: Iterator[bytes], rest: Iterator[TarMember], location: str) -> Iterator[bytes]:
+    """Yield the chunks of the first member. At the end raise UnknownFormat if the archive has another member."""
     yield from inside
     if other := next(rest, None):
         raise UnknownFormat(
-            f"The tar archive has several members ({other.name!a} is the second) and is no OVA",
-            where,
+            f"The tar archive has several members ({other.name!a} is the second) and is not an OVA",
+            location,
             "Pack one image alone, or an OVA with its .ovf as the first member",
         )
-
-
-def refuse_package(wanted: str, convert_to: str | None, where: str) -> None:
-    """Raise UnknownFormat for an OVA that came where one image was asked for, or an image in another format."""
-    if convert_to:
-        raise UnknownFormat("The file is an OVA, which is not converted", where, "Ask without convert_to")
-    if wanted not in ("auto", "ova"):
-        raise UnknownFormat(f"The file is an OVA, but {wanted} was asked for", where, _AS_WHAT)
-
-
-def first_bytes(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """What a format is guessed by, and all chunks again."""
-    return peek(chunks, CHUNK)

@@ -1,4 +1,4 @@
-"""Upload a stored object to S3 or to an HTTP(S) URL that takes a PUT, its digest checked on the way out."""
+"""Upload a stored object to S3 or to an HTTP(S) URL that accepts a PUT. Verify its digest on the way."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from pydantic import Field, field_validator, model_validator
 from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.artifacts.layout import Artifact, check_key, check_name
 from ssvm_worker.artifacts.manifest import Entry, read_manifest
-from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, WorkerError
+from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, ObjectNotFound, WorkerError
+from ssvm_worker.grain_store.map import ROLE as GRAIN_MAP
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import Headers, JobRequest, Privacy, check_url, fingerprint, safe_url
-from ssvm_worker.jobs.served_objects import member
 from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.streaming.pipeline import tap
 
-from .ova_export import package
+from .ova_export import plan_ova
 
 
 class Request(JobRequest):
-    """One object, named by its key or as the main object of an artifact."""
+    """The object to upload, named by its key or as the image of an artifact, and the destination."""
 
     key: Annotated[str | None, Privacy.PUBLIC] = Field(
-        None, description="The object's key; or give kind, account and id"
+        None, description="The object's key. Or give kind, account and id"
     )
     kind: Literal["template", "iso", "volume", "backup"] | None = None
     account: str | None = None
     id: str | None = None
     volume: str = Field("", description="Backups only")
-    format: Literal["", "ova"] = Field("", description="ova: all of a backup as one package; else one object as it is")
-    store: str = Field("primary", description="Where the object is")
+    format: Literal["", "ova"] = Field("", description="ova: a whole backup as one file. Empty: one object as it is")
+    store: str = Field("primary", description="The store that has the object")
     url: Annotated[str, Privacy.URL] = Field(
-        description="s3://bucket/key, or an http(s) URL that takes a PUT (presigned or plain)"
+        description="s3://bucket/key, or an http(s) URL that accepts a PUT (presigned or plain)"
     )
     credentials: Annotated[str | None, Privacy.PUBLIC] = Field(
-        None, description="Name of credentials in the settings; s3:// needs some"
+        None, description="Name of credentials in the settings. Required for s3://"
     )
-    headers: Headers = Field(default_factory=dict, description="Sent with an HTTP PUT")
+    headers: Headers = Field(default_factory=dict, description="HTTP headers of the PUT")
 
     @model_validator(mode="before")
     @classmethod
@@ -73,37 +73,41 @@ class Request(JobRequest):
         if not self.key and not (self.kind and self.account and self.id):
             raise ValueError("give key, or kind, account and id")
         if self.format and (self.key or self.kind != "backup"):
-            raise ValueError("an ova is made of a backup: give kind backup, account, volume and id")
+            raise ValueError("only a backup can become an ova: give kind backup, account, volume and id")
         return self
 
     @property
     def artifact(self) -> Artifact:
-        """The artifact that the object, or the package, is of; of no use with a key."""
+        """Return the artifact of the object or the OVA. Invalid for a request with a key."""
         return Artifact(self.kind or "", self.account or "", self.id or "", self.volume)
 
 
 def resource(request: Request) -> str:
-    """Only one job at a time writes a destination."""
+    """Return the destination: only one job at a time may write it."""
     return f"upload:{fingerprint(request.url)}"
 
 
 def discard(request: Request, attempt: Attempt) -> None:
-    """Abort what failed attempts have left open at the destination."""
-    attempt.doors.sweep_destination(request.url, credentials=request.credentials, check=attempt.check)
+    """Abort the uploads that failed attempts left open at the destination."""
+    attempt.connections.sweep_destination(request.url, credentials=request.credentials, check=attempt.check)
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
-    """Send the object, or the package, whole, or leave nothing at the destination."""
+    """Upload the complete object or OVA, or leave nothing at the destination."""
     store = attempt.store(request.store)
     if request.format:
-        made = package(attempt, store, request.artifact)
-        outgoing = _Outgoing(made.artifact.key(made.name), made.size, made.chunks())
+        export = plan_ova(attempt, store, request.artifact)
+        outgoing = _Outgoing(export.artifact.key(export.name), export.size, export.chunks())
     else:
-        key, entry = _object(request, store)
-        _refuse_other_size(store.stat(key).size, entry, f"{store.name}:{key}")
+        key, entry = _find_object(request, store)
+        if (size := store.stat(key).size) != entry.size:
+            raise _damaged(f"{size} bytes instead of {entry.size}", f"{store.name}:{key}")
         outgoing = _Outgoing(key, entry.size, attempt.resuming(store.reader(key)), entry.digest)
     hasher = _send(request, attempt, outgoing)
-    _tidy(request, attempt)
+    try:
+        discard(request, attempt)
+    except WorkerError as error:  # the upload is complete in spite of that
+        attempt.log.warning("uploads of earlier attempts may remain open at the destination: %s", error)
     return {
         "key": outgoing.key,
         "url": safe_url(request.url),
@@ -112,22 +116,14 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _tidy(request: Request, attempt: Attempt) -> None:
-    """What an earlier attempt has begun and this one had no use for goes; that it stays does not undo the upload."""
-    try:
-        discard(request, attempt)
-    except WorkerError as error:
-        attempt.log.warning("what an earlier attempt may have left open at the destination stays: %s", error)
-
-
 @dataclass(frozen=True)
 class _Outgoing:
-    """What is sent."""
+    """The bytes to upload."""
 
     key: str
     size: int
     chunks: Iterable[bytes]
-    #: What the whole must have; None where whoever makes the chunks sees to that.
+    #: The expected digest. None: the generator of the chunks verifies them.
     digest: str | None = None
 
 
@@ -137,25 +133,45 @@ def _send(request: Request, attempt: Attempt, outgoing: _Outgoing) -> Hasher:
     def verify() -> None:
         attempt.progress.start("committing", outgoing.size, hasher.size)
         if hasher.size != outgoing.size:
-            raise _damaged(f"{hasher.size} bytes in place of {outgoing.size}", f"{request.store}:{outgoing.key}")
+            raise _damaged(f"{hasher.size} bytes instead of {outgoing.size}", f"{request.store}:{outgoing.key}")
         if outgoing.digest not in (None, str(hasher.digest())):
-            raise _damaged(f"{hasher.digest()} in place of {outgoing.digest}", f"{request.store}:{outgoing.key}")
+            raise _damaged(f"{hasher.digest()} instead of {outgoing.digest}", f"{request.store}:{outgoing.key}")
         attempt.confirm()
 
     attempt.progress.start("upload", outgoing.size)
-    with attempt.doors.destination(
+    with attempt.connections.destination(
         request.url, size=outgoing.size, credentials=request.credentials, headers=request.headers, attempt=attempt
     ) as sink:
-        chunks = tap(outgoing.chunks, attempt.progress.saw)
+        chunks = tap(outgoing.chunks, attempt.progress.observe)
         sinks, keep = {"destination": sink}, attempt.will_resume
         store_stream(chunks, sinks, [hasher], verify=verify, check=attempt.check, keep=keep)
     return hasher
 
 
-def _object(request: Request, store: Store) -> tuple[str, Entry]:
-    """The key of the object and what its artifact's manifest says of it."""
+def read_entry(store: Store, key: str) -> Entry:
+    """Return the manifest entry of an object that a client may read.
+
+    Raises ObjectNotFound if no manifest lists the object. Raises InvalidRequest for a disk of an incremental backup:
+    its bytes are in packs.
+    """
+    prefix, _, name = key.rpartition("/")
+    try:
+        artifact = Artifact.of_prefix(prefix)
+    except InvalidRequest as error:
+        raise ObjectNotFound("No artifact has such a key", key, "`ssvm stat` lists an artifact's objects") from error
+    entry = read_manifest(store, artifact).entry(name)
+    if entry is None:
+        raise ObjectNotFound("The artifact has no such object", f"{store.name}:{key}", "`ssvm stat` lists its objects")
+    if entry.role == GRAIN_MAP:
+        what = "A disk of an incremental backup is stored in packs, not in one object"
+        raise InvalidRequest(what, f"{store.name}:{key}", "Restore it to a store first (`ssvm submit restore`)")
+    return entry
+
+
+def _find_object(request: Request, store: Store) -> tuple[str, Entry]:
+    """Return the key of the object and its manifest entry."""
     if request.key:
-        return request.key, member(store, request.key)
+        return request.key, read_entry(store, request.key)
     artifact = request.artifact
     manifest = read_manifest(store, artifact)
     images = [each for each in manifest.entries if each.role in ("image", "disk")]
@@ -167,10 +183,6 @@ def _object(request: Request, store: Store) -> tuple[str, Entry]:
     return artifact.key(images[0].name), images[0]
 
 
-def _refuse_other_size(size: int, entry: Entry, where: str) -> None:
-    if size != entry.size:
-        raise _damaged(f"{size} bytes in place of {entry.size}", where)
-
-
-def _damaged(what: str, where: str) -> ChecksumMismatch:
-    return ChecksumMismatch(f"The stored object is damaged: {what}", where, "Nothing was uploaded; see `ssvm verify`")
+def _damaged(what: str, location: str) -> ChecksumMismatch:
+    what = f"The stored object is damaged: {what}"
+    return ChecksumMismatch(what, location, "Nothing was uploaded; see `ssvm verify`")

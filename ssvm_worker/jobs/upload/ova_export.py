@@ -1,8 +1,8 @@
-"""A backup as one OVA: a tar of its descriptor, its checksums and its files, made as it is read; nothing is kept.
+"""Stream a backup as one OVA: a tar archive of its descriptor, its checksums and its files. Nothing is stored.
 
-DMTF DSP0243, 5.3: the descriptor comes first, then the .mf, then the files in the order in which the descriptor names
-them; or the .mf comes last. All sizes are known before the first byte: those of a full backup by its manifest, those of
-disks in grains by their maps. The digests of the latter are not, so the .mf of an incremental backup comes last.
+DMTF DSP0243, 5.3: the descriptor is first, then the .mf, then the files in the order of the descriptor. Or the .mf is
+last. All sizes are known before the first byte: from the manifest of a full backup, and from the grain maps of an
+incremental backup. The digests of its disks are not known, so the .mf of an incremental backup is last.
 """
 
 from __future__ import annotations
@@ -22,87 +22,100 @@ from ssvm_worker.jobs.restore.backup_reader import BackupDisk, checked, read_bac
 from ssvm_worker.streaming.interfaces import CHUNK, Store
 from ssvm_worker.streaming.pipeline import tap
 
-#: A tar ends in two blocks of zeros and is padded to a record of 20 (pax(1), "ustar Interchange Format").
+#: A tar archive ends with two zero blocks and fills a record of 20 blocks (pax(1), "ustar Interchange Format").
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
-_ANY = digest_of(b"")
+#: A digest of the right length.
+_PLACEHOLDER = digest_of(b"")
 
 
 @dataclass(frozen=True)
 class OvaMember:
-    """A file of a package, by what its header says."""
+    """A file in an OVA: the values of its tar header, and its bytes."""
 
     name: str
     size: int
-    #: Makes its bytes; called when those before it have gone.
+    #: Returns the bytes. Called when the reader has taken all earlier members.
     chunks: Callable[[], Iterator[bytes]]
+
+    def header(self) -> bytes:
+        """Return the tar header in GNU's format, in which a size may exceed the 8 GiB of ustar."""
+        header = tarfile.TarInfo(self.name)
+        header.size, header.mode = self.size, 0o644
+        return header.tobuf(tarfile.GNU_FORMAT)
 
 
 @dataclass(frozen=True)
 class OvaExport:
-    """An OVA that is about to be made."""
+    """The plan of an OVA."""
 
     artifact: Artifact
-    #: In the order of the package.
+    #: The members in the order of the archive.
     members: list[OvaMember]
 
     @property
     def name(self) -> str:
-        """What its file should be called."""
+        """Return a name for the file."""
         return f"{self.artifact.id}.ova"
 
     @property
     def size(self) -> int:
-        """Bytes, exactly."""
-        plain = sum(len(_header(each)) + each.size + -each.size % _BLOCK for each in self.members)
-        return -(-(plain + 2 * _BLOCK) // _RECORD) * _RECORD
+        """Return the exact size in bytes."""
+        unpadded = sum(len(each.header()) + each.size + -each.size % _BLOCK for each in self.members)
+        return -(-(unpadded + 2 * _BLOCK) // _RECORD) * _RECORD
 
     def chunks(self) -> Iterator[bytes]:
-        """The package; ChecksumMismatch or CorruptImage in a member that is not what the manifest says."""
+        """Yield the archive. Raise ChecksumMismatch or CorruptImage in a member that differs from the manifest."""
         written = 0
         for each in self.members:
-            head = _header(each)
-            yield head
+            header = each.header()
+            yield header
             yield from each.chunks()
             if padding := bytes(-each.size % _BLOCK):
                 yield padding
-            written += len(head) + each.size + len(padding)
+            written += len(header) + each.size + len(padding)
         end = self.size - written
         for start in range(0, end, CHUNK):
             yield bytes(min(CHUNK, end - start))
 
 
-def package(attempt: Attempt, store: Store, artifact: Artifact) -> OvaExport:
-    """Find the members of a backup's OVA; read are the descriptor and, of disks in grains, maps and indexes.
+def plan_ova(attempt: Attempt, store: Store, artifact: Artifact) -> OvaExport:
+    """Find the members of a backup's OVA.
 
-    Raises ObjectNotFound where there is no complete backup.
+    This reads the descriptor, and the maps and indexes of incremental disks.
+    Raises ObjectNotFound if there is no complete backup. Raises CorruptImage if a file of the OVF is missing.
     """
     manifest = read_manifest(store, artifact)
-    where = f"{store.name}:{artifact.prefix}"
-    descriptor, sums = (_of_role(manifest, role, where) for role in ("descriptor", "checksums"))
+    location = f"{store.name}:{artifact.prefix}"
+    descriptor, sums = (_find_role(manifest, role, location) for role in ("descriptor", "checksums"))
     text = b"".join(checked(attempt, store, artifact.key(descriptor.name), descriptor))
-    listed = ova.read_descriptor(text, where)
+    listed = ova.read_descriptor(text, location)
     in_grains = {disk.file: disk for disk in read_backup(attempt, store, artifact) if disk.in_grains}
     names = (*listed.disks, *listed.others)
-    entries = {name: _entry(manifest, name, where) for name in names if name not in in_grains}
-    stored = {each.name: _stored(attempt, store, manifest, each) for each in (descriptor, sums, *entries.values())}
+    entries: dict[str, Entry] = {}
+    for name in names:
+        if name not in in_grains:
+            entry = manifest.entry(name)
+            if entry is None:
+                what = f"The backup has no file {name!r}, which its OVF names"
+                raise CorruptImage(what, location, "Take another backup")
+            entries[name] = entry
+    stored = {
+        each.name: OvaMember(each.name, each.size, partial(checked, attempt, store, artifact.key(each.name), each))
+        for each in (descriptor, sums, *entries.values())
+    }
     if not in_grains:
         return OvaExport(artifact, list(stored.values()))
     digests = {each.name: parse_checksum(each.digest) for each in entries.values()}
-    made = {name: _made(disk, digests) for name, disk in in_grains.items() if name in names}
-    text = ova.resized(text, {each.name: each.size for each in made.values()}, where)
+    disks = {name: _disk_member(disk, digests) for name, disk in in_grains.items() if name in names}
+    text = ova.resized(text, {each.name: each.size for each in disks.values()}, location)
     digests[descriptor.name] = digest_of(text)
-    head = OvaMember(descriptor.name, len(text), lambda: iter([text]))
-    files = [head, *((stored | made)[name] for name in names)]
-    return OvaExport(artifact, [*files, _checksums(sums.name, [each.name for each in files], digests)])
+    first = OvaMember(descriptor.name, len(text), lambda: iter([text]))
+    files = [first, *((stored | disks)[name] for name in names)]
+    return OvaExport(artifact, [*files, _checksum_member(sums.name, [each.name for each in files], digests)])
 
 
-def _stored(attempt: Attempt, store: Store, manifest: Manifest, entry: Entry) -> OvaMember:
-    key = manifest.artifact.key(entry.name)
-    return OvaMember(entry.name, entry.size, partial(checked, attempt, store, key, entry))
-
-
-def _made(disk: BackupDisk, digests: dict[str, Digest]) -> OvaMember:
-    """A disk in grains as a stream; its digest is known when it has passed."""
+def _disk_member(disk: BackupDisk, digests: dict[str, Digest]) -> OvaMember:
+    """Return the stream of an incremental disk. It adds its digest to *digests* when all bytes have passed."""
 
     def chunks() -> Iterator[bytes]:
         hasher = Hasher()
@@ -112,28 +125,15 @@ def _made(disk: BackupDisk, digests: dict[str, Digest]) -> OvaMember:
     return OvaMember(disk.file, disk.stream_size(), chunks)
 
 
-def _checksums(name: str, files: list[str], digests: Mapping[str, Digest]) -> OvaMember:
-    """The .mf behind the files, by the digests that are known by then; its size is the same whatever they are."""
-    size = len(ova.write_checksums(dict.fromkeys(files, _ANY)))
+def _checksum_member(name: str, files: list[str], digests: Mapping[str, Digest]) -> OvaMember:
+    """Return the .mf after the files. It reads *digests* at the end. All digests have the same length."""
+    size = len(ova.write_checksums(dict.fromkeys(files, _PLACEHOLDER)))
     return OvaMember(name, size, lambda: iter([ova.write_checksums({each: digests[each] for each in files})]))
 
 
-def _of_role(manifest: Manifest, role: str, where: str) -> Entry:
+def _find_role(manifest: Manifest, role: str, location: str) -> Entry:
     found = next((each for each in manifest.entries if each.role == role), None)
     if found is None:
-        raise CorruptImage(f"The backup has no {role}", where, "Upload its disks one by one, or take another backup")
+        remedy = "Upload its disks one by one, or take another backup"
+        raise CorruptImage(f"The backup has no {role}", location, remedy)
     return found
-
-
-def _entry(manifest: Manifest, name: str, where: str) -> Entry:
-    found = manifest.entry(name)
-    if found is None:
-        raise CorruptImage(f"The backup has no file {name!r}, which its OVF names", where, "Take another backup")
-    return found
-
-
-def _header(member: OvaMember) -> bytes:
-    """GNU's form, in which a size may exceed the 8 GiB of ustar."""
-    head = tarfile.TarInfo(member.name)
-    head.size, head.mode = member.size, 0o644
-    return head.tobuf(tarfile.GNU_FORMAT)

@@ -1,1 +1,1 @@
-"""Read artifacts again and compare them with their manifests."""
+"""The job that reads artifacts again and compares them with their manifests."""

@@ -52,7 +52,7 @@ class ArtifactCheck:
 
     def _saw_pack(self, data: bytes) -> None:
         self._attempt.check()
-        self._attempt.progress.saw(data)
+        self._attempt.progress.observe(data)
         for _ in paced([data], self._pace, self._attempt.wait):
             pass
 
@@ -61,7 +61,7 @@ class ArtifactCheck:
         hasher, structure = Hasher(), Structure(manifest, entry)
         chunks = paced(self._attempt.resuming(store.reader(key)), self._pace, self._attempt.wait)
         try:
-            for _ in tap(chunks, self._attempt.progress.saw, hasher, structure):
+            for _ in tap(chunks, self._attempt.progress.observe, hasher, structure):
                 self._attempt.check()
         except ObjectNotFound:
             return [f"{store.name}:{key} is missing"]

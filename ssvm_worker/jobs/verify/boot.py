@@ -22,7 +22,7 @@ from ssvm_worker.units import GiB, MiB
 from ssvm_worker.vm_boot.boot import BootOutcome, BootTimeouts, boot
 from ssvm_worker.vm_boot.command_line import MOST_DISKS, BootMachine, Drive, tool
 
-from .screenshots import screen_of
+from .screenshots import screenshot_path
 
 _PREFIX = "ssvm-boot-"
 #: A guest's memory where the backup does not tell it, and its least: what the VM had is more as a rule.
@@ -49,7 +49,7 @@ def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, 
         firmware = str(config.get("firmware") or "bios")
         machine = BootMachine(drives, _memory(config, attempt.boots.memory), firmware, attempt.boots.accelerator)
         seen = boot(machine, folder, BootTimeouts(attempt.boots.seconds, attempt.boots.still_s), attempt.check)
-    kept = _keep(screen_of(parent, artifact), seen)
+    kept = _keep(screenshot_path(parent, artifact), seen)
     if not seen.bootable:
         raise CorruptImage(
             "The BIOS finds nothing to boot on the disks",
@@ -64,7 +64,7 @@ def _restored(disk: BackupDisk, folder: Path) -> Path:
     hasher, name = Hasher(), f"disk{disk.number}"
     hint = int(disk.entry.facts.get("populated", disk.capacity)) + disk.capacity // 1024 + MiB
     with FileStore("scratch", folder).writer(name, hint, owner=disk.attempt.owner) as sink:
-        verify = partial(disk.refuse_other, "qcow2", hasher)
+        verify = partial(disk.verify_copy, "qcow2", hasher)
         store_stream(disk.image("qcow2", name), {"scratch": sink}, verify=verify, check=disk.attempt.check)
     return folder / name
 

@@ -11,7 +11,7 @@ from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import ArtifactRequest, Prefix
-from ssvm_worker.jobs.usage import count
+from ssvm_worker.jobs.usage import record_usage
 from ssvm_worker.units import parse_rate
 
 from .artifact import ArtifactCheck
@@ -91,7 +91,7 @@ def _one(request: Request, attempt: Attempt, reading: ArtifactCheck) -> dict[str
         attempt.progress.start(f"verify {name}", manifest.size)
         here = reading.findings(store, manifest)
         reading.note(store, request.artifact, here)
-        count(attempt, store, manifest)
+        record_usage(attempt, store, manifest)
         found += here
         checked, size = checked + len(manifest.entries), size + manifest.size
     if found:

@@ -1,4 +1,4 @@
-"""Screenshots of booted backups, kept on the machine that booted them for as long as a store has the backup."""
+"""Screenshots of booted backups. The machine that booted a backup keeps its screenshot while a store has the backup."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from ssvm_worker.errors import Cancelled, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 
 
-def screen_of(folder: Path, artifact: Artifact) -> Path:
-    """Where the screenshot of a backup lies."""
+def screenshot_path(folder: Path, artifact: Artifact) -> Path:
+    """Return the path of a backup's screenshot."""
     return folder / f"{artifact.prefix}.png"
 
 
-def drop_screen(attempt: Attempt, artifact: Artifact, *, dry_run: bool = False) -> list[dict[str, Any]]:
-    """Remove this machine's screenshot of a backup that no store has; returns what went, or would, as clean-up tells.
+def remove_screenshot(attempt: Attempt, artifact: Artifact, *, dry_run: bool = False) -> list[dict[str, Any]]:
+    """Remove this machine's screenshot of a backup that no store has. Return clean-up's finding of it.
 
-    It stays where a store does not answer; nothing that keeps it here is an error.
+    The screenshot stays if a store does not answer. Errors are only logged.
     """
-    path = screen_of(attempt.boots.folder, artifact) if attempt.boots.folder else None
-    if path is None or not path.is_file() or _may_be_there(attempt, artifact):
+    path = screenshot_path(attempt.boots.folder, artifact) if attempt.boots.folder else None
+    if path is None or not path.is_file() or _may_exist(attempt, artifact):
         return []
     try:
         size = path.stat().st_size
         if not dry_run:
             path.unlink()
     except OSError as error:
-        attempt.log.warning("a screenshot stays: %s", error)
+        attempt.log.warning("a screenshot is not removed: %s", error)
         return []
-    told = {"store": "boot", "what": "screenshot", "where": str(path), "objects": 1, "bytes": size}
-    return [told | {"why": "no store has that backup"}]
+    finding = {"store": "boot", "what": "screenshot", "where": str(path), "objects": 1, "bytes": size}
+    return [finding | {"why": "no store has that backup"}]
 
 
-def drop_screens(attempt: Attempt, volume: str, *, dry_run: bool = False) -> list[dict[str, Any]]:
-    """The same for all that lie here, or for those of one volume, ``snapshots/ACCOUNT/VOLUME``."""
+def remove_screenshots(attempt: Attempt, volume: str, *, dry_run: bool = False) -> list[dict[str, Any]]:
+    """Do the same for all screenshots of this machine, or of one volume, ``snapshots/ACCOUNT/VOLUME``."""
     found = []
     if folder := attempt.boots.folder:
         for path in sorted(folder.glob(f"{volume or 'snapshots/*/*'}/*.png")):
             if place := place_of(f"{path.relative_to(folder).with_suffix('')}/x"):
-                found += drop_screen(attempt, Artifact.of_prefix(place), dry_run=dry_run)
+                found += remove_screenshot(attempt, Artifact.of_prefix(place), dry_run=dry_run)
     return found
 
 
-def _may_be_there(attempt: Attempt, artifact: Artifact) -> bool:
+def _may_exist(attempt: Attempt, artifact: Artifact) -> bool:
     try:
         return any(find_manifest(attempt.store(name), artifact) for name in attempt.stores)
     except Cancelled:

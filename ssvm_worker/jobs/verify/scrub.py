@@ -16,7 +16,7 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Manifest, artifacts_below, find_manifest
 from ssvm_worker.errors import NOT_THERE, CorruptImage, Permanent
 from ssvm_worker.jobs.attempt import Attempt
-from ssvm_worker.jobs.usage import count
+from ssvm_worker.jobs.usage import record_usage
 from ssvm_worker.streaming.interfaces import Store
 
 from .artifact import ArtifactCheck
@@ -99,7 +99,7 @@ class Scrub:
             findings = [f"{store.name}:{artifact.prefix}: its manifest contradicts itself: {type(error).__name__}"]
         if findings and not self._stands(store, manifest):
             return None
-        count(self.attempt, store, manifest)
+        record_usage(self.attempt, store, manifest)
         return findings
 
     def _stands(self, store: Store, manifest: Manifest) -> bool:

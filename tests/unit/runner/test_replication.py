@@ -10,7 +10,7 @@ import pytest
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.jobs.publish import placed
+from ssvm_worker.jobs.publish import find_placement
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, Record
 from ssvm_worker.runner.replication import order_copies
@@ -43,7 +43,7 @@ def ended(ledger: Ledger, job_id: str = "j1") -> Record:
 def owing(*names: str) -> dict[str, Any]:
     """The result of a job after which these stores have nothing."""
     stores = {name: MemoryStore(name) for name in names}
-    return placed(attempt(), stores, BACKUP) | {"stores": ["primary"]}
+    return find_placement(attempt(), stores, BACKUP) | {"stores": ["primary"]}
 
 
 def test_ordered(settings: Settings, ledger: Ledger) -> None:

@@ -10,7 +10,7 @@ from ssvm_worker.jobs.attempt import Attempt, BootOptions
 from ssvm_worker.jobs.cleanup import job as cleanup
 from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.jobs.verify.screenshots import screen_of
+from ssvm_worker.jobs.verify.screenshots import screenshot_path
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from tests.attempts import attempt
@@ -28,7 +28,7 @@ class Machine:
         self.primary, self.archive = MemoryStore("primary"), FileStore("archive", folder / "archive")
         for store in (self.primary, self.archive):
             store_backup(store, bytes(1 << 16))
-        self.screen = screen_of(folder / "boot", BACKUP)
+        self.screen = screenshot_path(folder / "boot", BACKUP)
         self.screen.parent.mkdir(parents=True)
         self.screen.write_bytes(b"a picture")
 

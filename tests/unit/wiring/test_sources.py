@@ -289,7 +289,7 @@ def test_s3_without_keys(s3_server: S3Server, s3_object: str) -> None:
 def test_s3_without_credentials() -> None:
     """Without credentials it is nobody who asks Amazon, even if a store of ours is in that very bucket."""
     store = {"url": "s3://bucket", "endpoint": "http://127.0.0.1:1", "access_key": "a", "secret_key": "b"}
-    doors = attempt(settings={"stores": {"primary": store}}).doors
+    doors = attempt(settings={"stores": {"primary": store}}).connections
     given: dict[str, Any] = {"headers": {}, "credentials": None, "checksum": None, "validator": None}
     source = doors.source(["s3://bucket/key"], check=lambda: None, **given)
     assert "Amazon S3" in source.name

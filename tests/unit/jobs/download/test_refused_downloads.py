@@ -160,7 +160,7 @@ def test_weak_checksum(tmp_path: Path, form: str) -> None:
     checksum = form.format("0" * 32)
     fields = {"url": "http://127.0.0.1:1/image", "account": "2", "id": "7", "checksum": checksum}
     request = parse_request(download.Request, fields, "download")
-    with pytest.raises(InvalidRequest, match=r"no md5 checksums.*Give one of sha256, sha512"):
+    with pytest.raises(InvalidRequest, match=r"md5 checksums are disabled.*Give one of sha256, sha512"):
         download.run(request, make_attempt(config.parse(given, "test"), "job"))
 
 

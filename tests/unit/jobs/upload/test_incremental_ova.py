@@ -115,5 +115,5 @@ def test_grain_map_alone(store: MemoryStore, http_server: HttpServer) -> None:
     """A grain map is no file of its own: its upload is refused, and nothing is sent."""
     key = next(each.key for each in store.list("snapshots/acme/vol1/b2") if each.key.endswith(".grains"))
     request = parse_request(upload.Request, {"key": key, "url": http_server.take("put")}, "upload")
-    with pytest.raises(InvalidRequest, match="lie in packs"):
+    with pytest.raises(InvalidRequest, match="stored in packs"):
         upload.run(request, attempt(store))

@@ -14,7 +14,7 @@ from ssvm_worker.formats.ova import read_checksums, read_descriptor
 from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.upload import job as upload
-from ssvm_worker.jobs.upload.ova_export import OvaExport, OvaMember, package
+from ssvm_worker.jobs.upload.ova_export import OvaExport, OvaMember, plan_ova
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.streaming.pipeline import read_bytes
@@ -85,7 +85,7 @@ def test_package_in_s3(store: Store, s3_server: S3Server) -> None:
 
 def test_package_can_be_downloaded(store: Store, http_server: HttpServer) -> None:
     """Our own download job takes our packages, digests and all."""
-    data = b"".join(package(attempt(store), store, BACKUP).chunks())
+    data = b"".join(plan_ova(attempt(store), store, BACKUP).chunks())
     fields = {"url": http_server.serve("b1.ova", data), "account": "acme", "id": "t1"}
     here = MemoryStore("primary")
 
@@ -118,8 +118,8 @@ def test_members_beyond_8_gib() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        pytest.param({"kind": "template"}, "made of a backup", id="of a template"),
-        pytest.param({"key": BACKUP.key("b1.ovf")}, "made of a backup", id="of a key"),
+        pytest.param({"kind": "template"}, "become an ova", id="of a template"),
+        pytest.param({"key": BACKUP.key("b1.ovf")}, "become an ova", id="of a key"),
         pytest.param({"format": "tar.gz"}, "ova", id="unknown format"),
     ],
 )

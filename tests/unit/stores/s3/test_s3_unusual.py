@@ -447,7 +447,7 @@ def test_stores_of_an_attempt_are_checked(faulty_s3: FaultyS3, s3_server: S3Serv
     with pytest.raises(Cancelled):
         list(stopped.store("archive").list())
     go.set()
-    assert list(stopped.cleaning().store("archive").list()) == []
+    assert list(stopped.for_cleanup().store("archive").list()) == []
 
 
 def test_a_cancel_shortens_no_call_of_the_next_job(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str) -> None:
