@@ -1,4 +1,4 @@
-"""Image stores by the scheme of their URL. The modules below are imported when a store of theirs is first wanted."""
+"""Open image stores by URL. A store's module is imported only when such a store is opened."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def open_store(name: str, url: str, **values: Any) -> Store:
-    """The image store behind a URL. Touches nothing yet.
+    """Return the image store of a URL, without any access to it.
 
-    *values* are S3Settings' for S3, with *check*, which is called while it waits; NfsSettings' for NFS; a directory
-    leaves them aside.
-    Raises ConfigError for a URL or a value that no store takes.
+    S3 takes the fields of S3Settings in *values*, and *check*, which the store calls while it waits. NFS takes the
+    fields of NfsSettings. A directory ignores *values*.
+    Raises ConfigError for an invalid URL or value.
     """
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES:
         raise ConfigError(
-            f"There is no store for {scheme!r}",
+            f"Unknown store scheme {scheme!r}",
             f"stores.{name}.url",
-            f"Give one of {', '.join(SCHEMES)}, as file:///srv/x",
+            f"Give one of {', '.join(SCHEMES)}, for example file:///srv/x",
         )
     return SCHEMES[scheme](name, url, values)
 
@@ -38,7 +38,8 @@ def _file(name: str, url: str, _: Mapping[str, Any]) -> Store:
 
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or parts.path in ("", "/") or parts.query or parts.fragment:
-        raise ConfigError(f"No directory of this machine: {url}", f"stores.{name}.url", "Give file:///absolute/path")
+        what = f"The URL does not name a directory of this machine: {url}"
+        raise ConfigError(what, f"stores.{name}.url", "Give file:///absolute/path")
     return FileStore(name, Path(unquote(parts.path)))
 
 
@@ -47,8 +48,8 @@ def _s3(name: str, url: str, values: Mapping[str, Any]) -> Store:
 
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     try:
-        plain = {key: value for key, value in values.items() if key != "check"}
-        return S3Store(name, bucket, prefix, _s3_settings(plain), values.get("check") or _unchecked)
+        settings = _s3_settings({key: value for key, value in values.items() if key != "check"})
+        return S3Store(name, bucket, prefix, settings, values.get("check") or _never_cancelled)
     except InvalidRequest as error:
         raise ConfigError(error.what, f"stores.{name}.url", error.remedy) from error
 
@@ -60,51 +61,50 @@ def _nfs(name: str, url: str, values: Mapping[str, Any]) -> Store:
     return NfsStore(name, url, NfsSettings(**{key: values[key] for key in known if key in values}))
 
 
-#: The one list of stores: a new one is a module and a line here.
+#: All kinds of stores. To add a kind, add a module and a line here.
 SCHEMES: dict[str, Callable[[str, str, Mapping[str, Any]], Store]] = {"file": _file, "nfs": _nfs, "s3": _s3}
 
 
 def open_destination(
     url: str, size: int, *, owner: Owner, headers: Mapping[str, str] | None = None, **values: Any
 ) -> Sink:
-    """Where an upload of *size* bytes goes: ``s3://bucket/key``, or an http(s) URL that takes a PUT.
+    """Return the sink for an upload of *size* bytes to ``s3://bucket/key`` or, by PUT, to an http(s) URL.
 
-    *values* are S3Settings' for the first; *rule* and *http_ca_file* for the second; *check* is called while it waits.
-    Raises InvalidRequest for neither.
+    S3 takes the fields of S3Settings in *values*. HTTP takes *rule* and *http_ca_file*. The sink calls *check* while
+    it waits. Raises InvalidRequest for any other URL.
     """
-    ca_file, check = values.pop("http_ca_file", None), values.pop("check", None) or _unchecked
+    ca_file, check = values.pop("http_ca_file", None), values.pop("check", None) or _never_cancelled
     rule = values.pop("rule", None) or AddressRule()
     if url.startswith("s3://"):
         from .s3.store import s3_destination
 
-        return s3_destination(url, _s3_settings(values), size, owner, check or _unchecked)
+        return s3_destination(url, _s3_settings(values), size, owner, check)
     if url.startswith(("http://", "https://")):
         from .http_put import PutSettings, PutSink
 
         return PutSink(url, size, PutSettings(rule=rule, ca_file=ca_file), headers=headers, check=check)
-    raise InvalidRequest(
-        "Nothing can be uploaded there", url.partition("://")[0][:40], "Give s3://BUCKET/KEY or an http(s) URL"
-    )
+    scheme = url.partition("://")[0][:40]
+    raise InvalidRequest("Uploads to this scheme are not supported", scheme, "Give s3://BUCKET/KEY or an http(s) URL")
 
 
-def _unchecked() -> None:
-    """For callers that cannot be cancelled."""
+def _never_cancelled() -> None:
+    """Do nothing. The default *check* of callers that cannot be cancelled."""
 
 
 def open_origin(url: str, *, check: Check | None = None, **values: Any) -> Source:
-    """The object behind ``s3://bucket/key``, which may be anybody's. Touches nothing."""
+    """Return the source of ``s3://bucket/key``, without any access to it. The bucket may have any owner."""
     from .s3.store import s3_origin
 
-    return s3_origin(url, _s3_settings(values), check or _unchecked)
+    return s3_origin(url, _s3_settings(values), check or _never_cancelled)
 
 
 def sweep_destination(url: str, *, check: Check | None = None, **values: Any) -> int:
-    """Abort what dead attempts have left open at an upload's destination; returns how many there were."""
+    """Abort the open uploads of earlier attempts at an upload's destination. Return their number."""
     if not url.startswith("s3://"):
         return 0
     from .s3.store import sweep_s3_destination
 
-    return sweep_s3_destination(url, _s3_settings(values), check or _unchecked)
+    return sweep_s3_destination(url, _s3_settings(values), check or _never_cancelled)
 
 
 def _s3_settings(values: Mapping[str, Any]) -> S3Settings:
@@ -112,6 +112,6 @@ def _s3_settings(values: Mapping[str, Any]) -> S3Settings:
 
     known = [field.name for field in fields(S3Settings)]
     if unknown := sorted(set(values) - set(known)):
-        raise ConfigError(f"S3 has no setting {unknown[0]!r}", "s3", f"It has: {', '.join(known)}")
+        raise ConfigError(f"Unknown S3 setting {unknown[0]!r}", "s3", f"Known settings: {', '.join(known)}")
     plain: dict[str, Any] = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
     return S3Settings(**plain)

@@ -1,4 +1,4 @@
-"""A destination that takes one HTTP PUT: a presigned S3 URL, or any server that keeps what is put."""
+"""Upload with one HTTP PUT: to a presigned S3 URL, or to any server that stores the body."""
 
 from __future__ import annotations
 
@@ -28,33 +28,34 @@ from ssvm_worker.net.urls import check_headers, parse
 from ssvm_worker.streaming.interfaces import CannotResume, Check, StoredObject
 from ssvm_worker.units import KiB
 
-#: The error code of an S3 server's XML answer.
+#: The error code in the XML answer of an S3 server.
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,60})</Code>")
-#: The head of an interim answer; 101 is none that we can go on after (RFC 9110, 15.2).
+#: The head of an interim answer. After 101 HTTP ends, so 101 does not count (RFC 9110, 15.2).
 _INTERIM = re.compile(rb"HTTP/1\.\d +1(?!01)\d\d[ \r\n].*?\n\r?\n", re.DOTALL)
 _INTERIM_BEGINS = re.compile(rb"HTTP/1\.\d +1(?!01)\d\d")
-#: Bytes of a status line up to its code.
-_SHORTEST = len("HTTP/1.1 100")
+#: Bytes of a status line up to the end of its code.
+_STATUS_LENGTH = len("HTTP/1.1 100")
 
 
 @dataclass(frozen=True)
 class PutSettings:
-    """How to put; the fields are those of a download."""
+    """Limits of a PUT. The fields are those of a download."""
 
     rule: AddressRule = field(default_factory=AddressRule)
     connect_timeout_s: float = 10.0
-    #: Seconds without a byte taken, or below min_rate bytes a second, that are a stall; also until the answer.
+    #: A transfer stalls after this many seconds without progress, or below min_rate bytes a second. The wait for the
+    #: answer has the same limit.
     stall_s: float = 60.0
     min_rate: float = 1024.0
     ca_file: str | None = None
 
 
 class PutSink(CannotResume):
-    """A ``Sink`` over one PUT with a Content-Length.
+    """A sink that sends one PUT with a Content-Length.
 
-    Nothing is stored unless the server has all *size* bytes, so the last chunk is held back until ``commit``: what is
-    verified after its last byte can still be aborted then. Redirects are not followed: the
-    bytes have gone. Closing early leaves the server with a body shorter than promised, which it throws away.
+    The server stores nothing unless it gets all *size* bytes. So the sink holds the last chunk until ``commit``: the
+    caller can verify all bytes first, and abort. An abort leaves the server with an incomplete body, which the server
+    discards. The sink does not follow redirects, because it has already sent the bytes.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class PutSink(CannotResume):
         headers: Mapping[str, str] | None = None,
         check: Check = lambda: None,
     ) -> None:
-        """Raises InvalidRequest for a URL or header that is never sent; connects at the first write."""
+        """Raise InvalidRequest for an invalid URL or header. The first write connects."""
         self._url = parse(url)
         self._headers = check_headers(headers or {})
         self._size = size
@@ -79,7 +80,7 @@ class PutSink(CannotResume):
         self.key = self._url.name
 
     def write(self, chunk: bytes) -> None:
-        """Send the chunk before this one; raises what the server says as soon as it answers, be it before the end.
+        """Send the previous chunk and hold this one. Raise the error of an early answer as soon as it arrives.
 
         Raises StoreDenied, ObjectNotFound, StoreFull, StoreUnavailable.
         """
@@ -99,11 +100,11 @@ class PutSink(CannotResume):
                 raise self._early_answer()
             connection.send(chunk)
         except OSError as error:
-            # A server that refuses answers first and closes then; its answer says more than our broken pipe.
+            # A server that refuses a PUT answers and closes. Its answer is more precise than the broken pipe.
             raise self._early_answer(error) from error
 
     def commit(self) -> StoredObject:
-        """Wait for the server's answer; the size is what was sent, PUT has no way of reading it back."""
+        """Send the last chunk and wait for the answer. The size is the number of sent bytes: PUT cannot read it."""
         if self._taken != self._size:
             raise ValueError(f"{self._taken} of the {self._size} bytes promised to {self.key}")
         self._send(self._held)
@@ -134,23 +135,21 @@ class PutSink(CannotResume):
                 url.host, url.port, ConnectOptions(settings.rule, settings.connect_timeout_s, tls), self._watch
             )
             self._connection = connection
-            self._send_head(connection)
+            connection.putrequest("PUT", url.target, skip_host=True, skip_accept_encoding=True)
+            has_agent = "user-agent" in map(str.lower, self._headers)
+            agent = {} if has_agent else {"User-Agent": f"ssvm-worker/{__version__}"}
+            own = {"Host": url.authority, "Content-Length": str(self._size), "Connection": "close"}
+            for name, value in {**agent, **self._headers, **own}.items():
+                connection.putheader(name, value)
+            connection.endheaders()
         except OSError as error:
             raise self._broken(error) from error
         return connection
 
-    def _send_head(self, connection: HTTPConnection) -> None:
-        connection.putrequest("PUT", self._url.target, skip_host=True, skip_accept_encoding=True)
-        agent = {} if "user-agent" in map(str.lower, self._headers) else {"User-Agent": f"ssvm-worker/{__version__}"}
-        ours = {"Host": self._url.authority, "Content-Length": str(self._size), "Connection": "close"}
-        for name, value in {**agent, **self._headers, **ours}.items():
-            connection.putheader(name, value)
-        connection.endheaders()
-
     def _has_answer(self, sock: socket.socket) -> bool:
-        """Take interim answers away, which may come before the body; return whether another one has come.
+        """Drop interim answers, which a server may send before the body. Return whether a final answer has arrived.
 
-        Over TLS one cannot know: a session ticket makes the socket readable. What has come stays until ``commit``.
+        TLS hides answers: a session ticket also makes the socket readable. So the answer waits until ``commit``.
         """
         if isinstance(sock, WatchedTLSSocket):
             return False
@@ -160,7 +159,7 @@ class PutSink(CannotResume):
             seen = sock.recv(64 * KiB, socket.MSG_PEEK)
             interim = _INTERIM.match(seen)
             if interim is None:
-                is_begun = _INTERIM_BEGINS.match(seen) or len(seen) < _SHORTEST
+                is_begun = _INTERIM_BEGINS.match(seen) or len(seen) < _STATUS_LENGTH
                 return not (seen and is_begun and len(seen) < 64 * KiB)
             self._interim += 1
             if self._interim > MOST_INTERIM:
@@ -169,60 +168,54 @@ class PutSink(CannotResume):
         return False
 
     def _early_answer(self, broken: OSError | None = None) -> WorkerError:
+        """Return the error for an answer before the last byte."""
         assert self._connection is not None
         try:
             answer = self._connection.getresponse()
         except (OSError, HTTPException) as error:
             return self._broken(broken or error)
         if answer.status < 300:
-            return StoreUnavailable(
-                f"The server answered {answer.status} after {self._sent} of {self._size} bytes", self.key, "Look at it"
-            )
+            what = f"The server answered {answer.status} after {self._sent} of {self._size} bytes"
+            return StoreUnavailable(what, self.key, "Check the server")
         return self._refusal(answer)
 
     def _refusal(self, answer: HTTPResponse) -> WorkerError:
-        error = refusal(answer.status, self.key, _code(answer))
+        """Return the error for a status other than 2xx. The message has the server's own error code."""
+        try:
+            match = _CODE.search(answer.read(4 * KiB))
+        except (OSError, HTTPException):  # the status is enough
+            match = None
+        error = _status_error(answer.status, self.key, match[1].decode() if match else "")
         if isinstance(error, StoreUnavailable):
             error.after_s = wait_wanted(answer.headers)
         return error
 
     def _broken(self, error: BaseException) -> WorkerError:
+        """Return the error for a connection that cannot be opened or breaks."""
         if isinstance(error, AddressRefused):
-            return StoreDenied(
-                str(error), self.key, "Uploads go to public addresses only; list others in upload.allow_networks"
-            )
+            remedy = "Uploads need a public address. Add other networks to upload.allow_networks"
+            return StoreDenied(str(error), self.key, remedy)
         if isinstance(error, ssl.SSLCertVerificationError):
             return StoreDenied(
                 f"The server's certificate is not trusted: {error.verify_message}",
                 self.key,
-                "If it is from an authority of your own, name its certificate in ca_file",
+                "For a private authority, set its certificate in ca_file",
             )
-        return StoreUnavailable(
-            f"The connection failed after {self._sent} of {self._size} bytes: {error}", self.key, "Look at the server"
-        )
+        what = f"The connection failed after {self._sent} of {self._size} bytes: {error}"
+        return StoreUnavailable(what, self.key, "Check the server")
 
 
-def refusal(status: int, where: str, code: str = "") -> WorkerError:
-    """The error that a status other than 2xx stands for; *code* is the server's own word."""
-    said = f"status {status} {code}".rstrip()
+def _status_error(status: int, location: str, code: str) -> WorkerError:
+    reason = f"status {status} {code}".rstrip()
     if status in (401, 403):
-        return StoreDenied(
-            f"The server refuses us ({said})", where, "A presigned URL may have expired; ask for a new one"
-        )
+        remedy = "A presigned URL may have expired. Request a new URL"
+        return StoreDenied(f"The server denies access ({reason})", location, remedy)
     if status in (404, 410):
-        return ObjectNotFound(f"There is no such place ({said})", where, "Look at the bucket and the path of the URL")
+        return ObjectNotFound(f"The URL does not exist ({reason})", location, "Check the URL's bucket and path")
     if status == 507:
-        return StoreFull(f"The server has no room ({said})", where, "Make room there")
+        return StoreFull(f"The server has no room ({reason})", location, "Free space on the server")
     if 300 <= status < 400:
-        return StoreDenied(f"The server redirects a PUT ({said})", where, "Give the URL that it redirects to")
+        return StoreDenied(f"The server redirects a PUT ({reason})", location, "Give the URL of the redirect's target")
     if status in (408, 425, 429) or (status >= 500 and status not in (501, 505)):
-        return StoreUnavailable(f"The server takes no bytes now ({said})", where, "Look at the server")
-    return StoreDenied(f"The server does not take the PUT ({said})", where, "Look at the URL, the headers and the size")
-
-
-def _code(answer: HTTPResponse) -> str:
-    try:
-        match = _CODE.search(answer.read(4 * KiB))
-    except (OSError, HTTPException):  # the status is known, and says enough
-        return ""
-    return match[1].decode() if match else ""
+        return StoreUnavailable(f"The server is unavailable ({reason})", location, "Check the server")
+    return StoreDenied(f"The server rejects the PUT ({reason})", location, "Check the URL, the headers and the size")

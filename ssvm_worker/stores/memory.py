@@ -1,11 +1,11 @@
-"""An image store in memory: small demonstrations, and the double of a store in every test."""
+"""An image store in memory, for demonstrations and tests."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from ssvm_worker.artifacts.layout import check_key
@@ -18,7 +18,7 @@ from .sorted_listing import below
 
 @dataclass(eq=False)
 class _Part:
-    """Uncommitted bytes, and whose they are."""
+    """Uncommitted bytes and their writer."""
 
     owner: Owner
     chunks: list[bytes] = field(default_factory=list)
@@ -28,17 +28,17 @@ class _Part:
 @dataclass(frozen=True)
 class _Object:
     data: bytes
-    when: float
+    modified: float
 
 
 class MemoryStore:
-    """Keeps objects and parts in dictionaries; several threads may use it at once."""
+    """A store that holds objects and parts in dictionaries. Thread-safe."""
 
     def __init__(self, name: str = "memory", *, resumable: bool = True, capacity: int | None = None) -> None:
         self.name = name
         self.url = f"memory:///{name}"
         self.resumable = resumable
-        #: Bytes that fit in; None for no limit.
+        #: The capacity in bytes; None for no limit.
         self.capacity = capacity
         self._objects: dict[str, _Object] = {}
         self._parts: dict[str, list[_Part]] = {}
@@ -56,15 +56,19 @@ class MemoryStore:
     ) -> MemorySink:
         """See Store."""
         check_key(key)
-        self.make_room(key, size_hint or 0)
+        self.check_room(key, size_hint or 0)
         with self._lock:
             mine = [part for part in self._parts.get(key, []) if part.owner.job_id == owner.job_id]
             if any(part.owner.token > owner.token for part in mine):
                 raise Cancelled("fenced")
-            left = max(mine, key=lambda part: part.owner.token).chunks if mine and resume and self.resumable else []
+            kept: list[bytes] = []
+            if mine and resume and self.resumable:
+                kept = list(max(mine, key=lambda part: part.owner.token).chunks)
+            if max_bytes is not None and kept:
+                kept = [b"".join(kept)[:max_bytes]] if max_bytes else []
             for part in mine:
                 self._parts[key].remove(part)
-            part = _Part(owner, list(left) if max_bytes is None else _first(left, max_bytes))
+            part = _Part(owner, kept)
             self._parts.setdefault(key, []).append(part)
         return MemorySink(self, key, part)
 
@@ -75,14 +79,14 @@ class MemoryStore:
     def stat(self, key: str) -> StoredObject:
         """See Store."""
         found = self.find(key)
-        return StoredObject(key, len(found.data), modified=found.when)
+        return StoredObject(key, len(found.data), modified=found.modified)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store."""
         start = below(prefix)
         for key in sorted(self._objects):
             if key.startswith(start) and (found := self._objects.get(key)):
-                yield StoredObject(key, len(found.data), modified=found.when)
+                yield StoredObject(key, len(found.data), modified=found.modified)
 
     def delete(self, key: str) -> None:
         """See Store."""
@@ -111,30 +115,28 @@ class MemoryStore:
         return StoreUsage(self.capacity, used, None if self.capacity is None else self.capacity - used)
 
     def uncommitted(self) -> set[str]:
-        """The keys that have parts: what a sweep would find."""
+        """Return the keys that have parts. A sweep removes these parts."""
         return {key for key, parts in list(self._parts.items()) if parts}
 
     # For the sink and the reader.
 
     def find(self, key: str) -> _Object:
-        """The object, or ObjectNotFound."""
+        """Return the object, or raise ObjectNotFound."""
         try:
             return self._objects[check_key(key)]
         except KeyError as error:
-            raise ObjectNotFound(
-                "There is no such object", f"{self.name}:{key}", "`ssvm list` tells what is"
-            ) from error
+            remedy = "`ssvm list` shows the objects of a store"
+            raise ObjectNotFound("The object does not exist", f"{self.name}:{key}", remedy) from error
 
-    def make_room(self, key: str, size: int) -> None:
+    def check_room(self, key: str, size: int) -> None:
         """Raise StoreFull unless *size* more bytes fit."""
         free = self.usage().free
         if free is not None and size > free:
-            raise StoreFull(
-                f"{human_size(size)} do not fit: {human_size(free)} are free", f"{self.name}:{key}", "Make room"
-            )
+            what = f"The store is full: {human_size(size)} do not fit into {human_size(free)} of free space"
+            raise StoreFull(what, f"{self.name}:{key}", "Delete objects, or raise the capacity")
 
-    def take(self, key: str, part: _Part) -> None:
-        """Forget a part; Cancelled if somebody else has taken it."""
+    def remove_part(self, key: str, part: _Part) -> None:
+        """Remove a part. Raise Cancelled if another writer has removed it."""
         with self._lock:
             try:
                 self._parts[key].remove(part)
@@ -144,20 +146,20 @@ class MemoryStore:
     def put(self, key: str, part: _Part) -> StoredObject:
         """Turn a part into the object."""
         with self._lock:
-            self.take(key, part)
+            self.remove_part(key, part)
             self._objects[key] = _Object(b"".join(part.chunks), time.time())
             return self.stat(key)
 
 
 class MemorySink(LeavingAborts):
-    """See Sink; holds the whole object."""
+    """See Sink. Holds all bytes of the object."""
 
     def __init__(self, store: MemoryStore, key: str, part: _Part) -> None:
         self.key = key
         self.offset = sum(map(len, part.chunks))
         self._store = store
         self._part = part
-        self._left = list(part.chunks)
+        self._resumed = list(part.chunks)
         self._size = self.offset
         self._lock = threading.Lock()
         self._open = True
@@ -165,13 +167,13 @@ class MemorySink(LeavingAborts):
     def write(self, chunk: bytes) -> None:
         """See Sink."""
         self._size += len(chunk)
-        self._store.make_room(self.key, self._size)
+        self._store.check_room(self.key, self._size)
         self._part.chunks.append(chunk)
         self._part.touched = time.time()
 
     def resumed(self) -> Iterator[bytes]:
         """See Sink."""
-        return iter(self._left)
+        return iter(self._resumed)
 
     def sync(self) -> int:
         """See Sink."""
@@ -189,8 +191,8 @@ class MemorySink(LeavingAborts):
             was_open, self._open = self._open, False
         if was_open:
             self._size = 0
-            with contextlib.suppress(Cancelled):  # fenced off: the part is another writer's now
-                self._store.take(self.key, self._part)
+            with contextlib.suppress(Cancelled):  # another writer has the part
+                self._store.remove_part(self.key, self._part)
 
     def suspend(self) -> None:
         """See Sink."""
@@ -198,12 +200,6 @@ class MemorySink(LeavingAborts):
             self._open = False
         else:
             self.abort()
-
-
-def _first(chunks: Sequence[bytes], size: int) -> list[bytes]:
-    """Chunks of their first *size* bytes."""
-    data = b"".join(chunks)[:size]
-    return [data] if data else []
 
 
 class MemoryReader:
@@ -222,7 +218,7 @@ class MemoryReader:
         """See Source."""
         data = self._store.find(self._key).data
         if self._first is not None and data is not self._first:
-            raise SourceChanged("The object was overwritten while it was read", self.name, "Ask again")
+            raise SourceChanged("The object was overwritten while it was read", self.name, "Read it again")
         self._first, self.size = data, len(data)
         for start in range(offset, len(data), CHUNK):
             yield data[start : start + CHUNK]

@@ -1,4 +1,4 @@
-"""The rules of a listing that every store shares."""
+"""Rules for listings that all stores share."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from ssvm_worker.artifacts.layout import check_key
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.streaming.interfaces import StoredObject
 
-#: Objects that are sorted in memory: some 10 MiB.
+#: The number of objects to sort in memory: about 10 MiB.
 _RUN = 25_000
 
 
 def check_prefix(prefix: str) -> str:
-    """The prefix without slashes around it; it obeys the rules of keys, or is empty for the whole store."""
+    """Return the prefix without slashes around it, after a check by the rules of keys.
+
+    An empty prefix means the whole store.
+    """
     prefix = prefix.strip("/")
     return check_key(prefix) if prefix else ""
 
 
 def below(prefix: str) -> str:
-    """What the keys below a prefix begin with: whole components only."""
+    """Return the start of all keys below a prefix. A prefix is a complete path component."""
     prefix = check_prefix(prefix)
     return f"{prefix}/" if prefix else ""
 
 
 def is_key(path: str) -> bool:
-    """Whether one of our objects may lie at that path; else it is somebody else's, and is not listed."""
+    """Return whether the path is a valid key. Listings omit other paths, because the worker did not write them."""
     try:
         return bool(check_key(path))
     except InvalidRequest:
@@ -39,7 +42,7 @@ def is_key(path: str) -> bool:
 
 
 def in_order(objects: Iterable[StoredObject]) -> Iterator[StoredObject]:
-    """The objects by key, whatever their order. Holds 25,000 of them; more are sorted in files without a name."""
+    """Sort objects by key. The function holds 25,000 objects, and sorts more in unnamed temporary files."""
     given = iter(objects)
     run = _sorted(given)
     if len(run) < _RUN:
@@ -48,21 +51,22 @@ def in_order(objects: Iterable[StoredObject]) -> Iterator[StoredObject]:
     with ExitStack() as stack:
         runs = []
         while run:
-            runs.append(_kept(run, stack.enter_context(tempfile.TemporaryFile())))
+            runs.append(_saved(run, stack.enter_context(tempfile.TemporaryFile())))
             run = _sorted(given)
         for key, size, modified in heapq.merge(*runs):
             yield StoredObject(key, size, modified=modified)
 
 
-_Seen = tuple[str, int, float]
+_Row = tuple[str, int, float]
 
 
-def _sorted(given: Iterator[StoredObject]) -> list[_Seen]:
+def _sorted(given: Iterator[StoredObject]) -> list[_Row]:
     return sorted((each.key, each.size, each.modified) for each in islice(given, _RUN))
 
 
-def _kept(run: list[_Seen], file: IO[bytes]) -> Iterator[_Seen]:
+def _saved(run: list[_Row], file: IO[bytes]) -> Iterator[_Row]:
+    """Write a run to a file, and return an iterator that reads the run again."""
     for each in run:
         marshal.dump(each, file)
     file.seek(0)
-    return (marshal.load(file) for _ in range(len(run)))  # noqa: S302 - our own, from a file that nobody else has
+    return (marshal.load(file) for _ in range(len(run)))  # noqa: S302 - only this process can write the file

@@ -1,9 +1,14 @@
-"""An image store in a directory; it works on any mounted file system.
+"""An image store in a directory of any mounted file system.
 
-Bytes go to a hidden part in the final directory (see ``part``). A commit is: fsync, a close that is checked, the size
-read back, rename, fsync of the directory, and the size read back once more, under the object's own name. Any failed
-write, fsync or close is final: on NFS, ENOSPC is told once, by the write, and a later fsync and close say that all is
-well.
+A writer writes to a hidden part in the final directory (see ``part_file``). A commit has these steps:
+
+1. fsync and close the part, and check both results
+2. read back the size
+3. rename the part
+4. fsync the directory
+5. read back the size under the object's name
+
+A failed write, fsync or close is final. On NFS only the write reports ENOSPC; a later fsync and close succeed.
 """
 
 from __future__ import annotations
@@ -31,16 +36,17 @@ from ssvm_worker.stores.sorted_listing import check_prefix, is_key
 from ssvm_worker.streaming.interfaces import CHUNK, Owner, Store, StoredObject, StoreUsage
 
 from .part_file import FileSink, ObjectPath, PartName, begin, job_in_name
-from .tree import IN_THE_WAY, DirectoryTree, TreeFile, translated, translating
+from .tree import WRONG_TYPE, DirectoryTree, TreeFile, translated, translating
 
-#: An emptied directory is pruned, so whoever makes one may lose it at once to somebody else's clean-up.
+#: The number of tries to begin a part. The store prunes empty directories, so another process may remove a new one.
 _TRIES = 3
-#: A silly-rename of the Linux client: the file's id and a counter (fs/nfs/unlink.c).
+#: A silly-rename of the Linux NFS client: the file's id and a counter (fs/nfs/unlink.c). The client renames a removed
+#: file to such a name while a process has the file open.
 _SILLY = re.compile(r"\.nfs[0-9a-f]{24}")
 
 
 class FileStore:
-    """The objects below *root*, which must exist; no symbolic link below it is ever followed."""
+    """The objects below *root*, which must exist. The store never follows a symbolic link below it."""
 
     resumable = True
 
@@ -59,15 +65,15 @@ class FileStore:
         max_bytes: int | None = None,
         copy_from: Store | None = None,  # noqa: ARG002
     ) -> FileSink:
-        """See Store. Takes the part over from an older writer of the same job, whose commit is then Cancelled."""
-        place = ObjectPath(self._tree, check_key(key), self._where(key))
-        sink = self._begin(place, owner, resume)
+        """See Store. The sink takes over the part of an older writer of the job. That writer's commit is Cancelled."""
+        path = self._path(key)
+        sink = self._begin(path, owner, resume)
         try:
             if max_bytes is not None:
-                sink.cut(max_bytes)
-            self._make_room(place.where, (size_hint or 0) - sink.offset)
+                sink.truncate(max_bytes)
+            self._check_room(path.location, (size_hint or 0) - sink.offset)
         except BaseException as error:
-            # Bytes of an earlier attempt stay, unless the job has failed for good: the next attempt needs them.
+            # The next attempt needs the bytes of an earlier attempt. After a permanent error there is none.
             if sink.offset and not isinstance(error, Permanent):
                 sink.suspend()
             else:
@@ -76,45 +82,45 @@ class FileStore:
         return sink
 
     def reader(self, key: str) -> FileReader:
-        """See Store. An object that is overwritten meanwhile is read to its old end."""
-        return FileReader(ObjectPath(self._tree, check_key(key), self._where(key)))
+        """See Store. If the object is overwritten during the read, the reader returns the old bytes."""
+        return FileReader(self._path(key))
 
     def handle(self, key: str) -> int:
-        """A handle of the object's file, which the caller closes; ObjectNotFound for anything else."""
+        """Open the object's file. The caller closes the handle. Raise ObjectNotFound for any other entry."""
         reader = self.reader(key)
         with _translating_missing(reader.name):
             return reader.handle()
 
     def stat(self, key: str) -> StoredObject:
         """See Store."""
-        place = ObjectPath(self._tree, check_key(key), self._where(key))
-        with _translating_missing(place.where), self._tree.open(place.directory) as directory:
-            seen = os.stat(place.name, dir_fd=directory, follow_symlinks=False)
-        _check_regular(seen, place.where)
+        path = self._path(key)
+        with _translating_missing(path.location), self._tree.open(path.directory) as directory:
+            seen = os.stat(path.name, dir_fd=directory, follow_symlinks=False)
+        _check_regular(seen, path.location)
         return StoredObject(key, seen.st_size, modified=seen.st_mtime)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store. Holds the entries of one directory for each level."""
-        with translating(self._where(prefix)):
+        with translating(self._location(prefix)):
             for found in self._tree.walk(_names(prefix)):
                 key = "/".join(found.path)
                 if is_key(key):
                     yield StoredObject(key, found.size, modified=found.modified)
 
     def delete(self, key: str) -> None:
-        """See Store. Directories that become empty go too."""
-        place = ObjectPath(self._tree, check_key(key), self._where(key))
-        with translating(place.where):
-            self._remove((*place.directory, place.name))
+        """See Store. The store also removes directories that become empty."""
+        path = self._path(key)
+        with translating(path.location):
+            self._remove((*path.directory, path.name))
 
     def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
-        """See Store. A part is as old as its last write, by the file server's clock; 0 takes parts of any age.
+        """See Store. The age of a part counts from its last write, by the file server's clock. 0 means any age.
 
-        So are the names under which an NFS client keeps what was removed while it was open, since they were given;
-        left behind by one that crashed, nobody else removes them.
+        The sweep also removes silly-renamed files by the age of their rename. A crashed NFS client leaves such files,
+        and no other process removes them.
         """
         limit, spared, swept = time.time() - older_than_s, job_in_name(spare) if spare else None, 0
-        with translating(self._where(prefix)):
+        with translating(self._location(prefix)):
             for found in self._tree.walk(_names(prefix)):
                 part = _part(found)
                 if _is_silly(found) and found.changed <= limit:
@@ -125,7 +131,7 @@ class FileStore:
 
     def leftovers(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store."""
-        with translating(self._where(prefix)):
+        with translating(self._location(prefix)):
             for found in self._tree.walk(_names(prefix)):
                 if part := _part(found):
                     yield StoredObject("/".join((*found.path[:-1], part.name)), found.size, modified=found.modified)
@@ -133,33 +139,33 @@ class FileStore:
                     yield StoredObject("/".join(found.path), found.size, modified=found.changed)
 
     def usage(self) -> StoreUsage:
-        """See Store; *free* is what an unprivileged user can take."""
+        """See Store. *free* is the space that an unprivileged user can use."""
         with translating(self.name), self._tree.open() as root:
             seen = os.statvfs(root)
         unit = seen.f_frsize
         return StoreUsage(seen.f_blocks * unit, (seen.f_blocks - seen.f_bfree) * unit, seen.f_bavail * unit)
 
-    def _where(self, key: str) -> str:
+    def _location(self, key: str) -> str:
         return f"{self.name}:{key}"
 
-    def _begin(self, place: ObjectPath, owner: Owner, resume: bool) -> FileSink:
-        with translating(place.where):
+    def _path(self, key: str) -> ObjectPath:
+        return ObjectPath(self._tree, check_key(key), self._location(key))
+
+    def _begin(self, path: ObjectPath, owner: Owner, resume: bool) -> FileSink:
+        with translating(path.location):
             for _ in range(_TRIES - 1):
                 with contextlib.suppress(FileNotFoundError):
-                    return begin(place, owner, resume)
-            return begin(place, owner, resume)
+                    return begin(path, owner, resume)
+            return begin(path, owner, resume)
 
-    def _make_room(self, where: str, size: int) -> None:
+    def _check_room(self, location: str, size: int) -> None:
         free = self.usage().free or 0
         if size > free:
-            raise StoreFull(
-                f"The store is full: {size} bytes do not fit into the {free} that are free",
-                where,
-                "Make room on it, or raise the quota, then retry",
-            )
+            what = f"The store is full: {size} bytes do not fit into {free} free bytes"
+            raise StoreFull(what, location, "Free space or raise the quota, then retry")
 
     def _remove(self, path: tuple[str, ...]) -> bool:
-        """Whether there was such a file."""
+        """Remove a file. Return whether the file existed."""
         try:
             with self._tree.open(path[:-1]) as directory:
                 os.unlink(path[-1], dir_fd=directory)
@@ -175,11 +181,11 @@ class FileStore:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            return False  # a process of this host has it open
+            return False  # a process of this host has the file open
 
 
 def _part(found: TreeFile) -> PartName | None:
-    """The part that the file is; None for a file of others, as for a part of what can be no key."""
+    """Return the part's name. Return None for any other file, and for a part whose object name is not a valid key."""
     part = PartName.parse(found.path[-1])
     return part if part and is_key(part.name) else None
 
@@ -189,15 +195,15 @@ def _is_silly(found: TreeFile) -> bool:
 
 
 class FileReader:
-    """See Source; holds a handle while it is open."""
+    """See Source. Holds a handle while it is open."""
 
     resumable = True
 
-    def __init__(self, place: ObjectPath) -> None:
-        self.name = place.where
+    def __init__(self, path: ObjectPath) -> None:
+        self.name = path.location
         self.size: int | None = None
-        self._place = place
-        self._first: tuple[int, ...] | None = None
+        self._path = path
+        self._identity: tuple[int, ...] | None = None
 
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
         """See Source."""
@@ -214,7 +220,7 @@ class FileReader:
             raise SourceUnavailable(*error.args) from error
 
     def handle(self) -> int:
-        """The open file, which the caller closes; OSError, and ObjectNotFound for what is no regular file."""
+        """Open the file; the caller closes the handle. Raise OSError, or ObjectNotFound if it is not a regular file."""
         handle = self._open()
         try:
             _check_regular(os.fstat(handle), self.name)
@@ -224,10 +230,10 @@ class FileReader:
         return handle
 
     def _open(self) -> int:
-        with self._place.tree.open(self._place.directory) as directory:
-            # Non-blocking, so that a pipe in the object's place cannot hold us.
+        with self._path.tree.open(self._path.directory) as directory:
+            # O_NONBLOCK: a pipe instead of the object must not block this process.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            return os.open(self._place.name, flags, dir_fd=directory)
+            return os.open(self._path.name, flags, dir_fd=directory)
 
     def _chunks(self, handle: int, offset: int) -> Iterator[bytes]:
         self._check_same(os.fstat(handle))
@@ -236,41 +242,45 @@ class FileReader:
         while left > 0:
             chunk = os.read(handle, min(CHUNK, left))
             if not chunk:
-                raise SourceUnavailable(f"The object ended {left} bytes early", self.name, "Verify the artifact")
+                what = f"The object is truncated: it ended {left} bytes early"
+                raise SourceUnavailable(what, self.name, "Verify the artifact")
             left -= len(chunk)
             yield chunk
 
     def _check_same(self, seen: os.stat_result) -> None:
+        """Raise SourceChanged if the file differs from the file of the first open."""
         _check_regular(seen, self.name)
         identity = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
-        if self._first not in (None, identity):
-            raise SourceChanged("The object was overwritten while it was read", self.name, "Ask again")
-        self._first, self.size = identity, seen.st_size
+        if self._identity not in (None, identity):
+            raise SourceChanged("The object was overwritten while it was read", self.name, "Read it again")
+        self._identity, self.size = identity, seen.st_size
 
 
 @contextlib.contextmanager
-def _translating_missing(where: str) -> Iterator[None]:
+def _translating_missing(location: str) -> Iterator[None]:
+    """Translate OSError while the block runs. Raise ObjectNotFound if the path has no regular file."""
     try:
         yield
     except FileNotFoundError as error:
-        raise ObjectNotFound("There is no such object", where, "`ssvm list` tells what is there") from error
+        remedy = "`ssvm list` shows the objects of a store"
+        raise ObjectNotFound("The object does not exist", location, remedy) from error
     except OSError as error:
-        if error.errno in (*IN_THE_WAY, errno.ENXIO):  # the last one for a socket
-            raise _no_object(where) from error
-        raise translated(error, where) from error
+        if error.errno in (*WRONG_TYPE, errno.ENXIO):  # ENXIO: the entry is a socket
+            raise _not_regular(location) from error
+        raise translated(error, location) from error
 
 
-def _no_object(where: str) -> ObjectNotFound:
+def _not_regular(location: str) -> ObjectNotFound:
     return ObjectNotFound(
-        "There is no object, but something else: a directory, a symbolic link, a pipe or a device",
-        where,
-        "Symbolic links are never followed. Remove it, and restore the object from another store",
+        "The entry is not an object: it is a directory, a symbolic link, a pipe or a device",
+        location,
+        "Remove the entry, and restore the object from another store. The worker never follows symbolic links",
     )
 
 
-def _check_regular(seen: os.stat_result, where: str) -> None:
+def _check_regular(seen: os.stat_result, location: str) -> None:
     if not stat.S_ISREG(seen.st_mode):
-        raise _no_object(where)
+        raise _not_regular(location)
 
 
 def _names(prefix: str) -> tuple[str, ...]:

@@ -42,10 +42,10 @@ class Hiccup(FileStore):
 
     error: Exception | None = None
 
-    def _make_room(self, where: str, size: int) -> None:
+    def _check_room(self, location: str, size: int) -> None:
         if self.error:
             raise self.error
-        super()._make_room(where, size)
+        super()._check_room(location, size)
 
 
 def left_by(store: Store, owner: Owner) -> None:
