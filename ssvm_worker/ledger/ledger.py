@@ -34,7 +34,7 @@ from .record import (
 )
 
 #: Seconds after which the reaper sends another message for a job that could run, but that no worker takes.
-RING_AGAIN_S = 5.0
+_RESEND_S = 5.0
 #: The shortest claim, in seconds, that ``claim_next`` gives. A busy machine needs time to start the process of a job.
 _START_S = 10.0
 #: Number of records that one call reads.
@@ -321,7 +321,7 @@ class Ledger:
             "The worker died or was cut off", "", "Another worker runs the job. See the lost worker's log"
         )
         other_broker = "1" if has_message else ""
-        args = (self.claim_s, every_s, max_attempts, RING_AGAIN_S, _json(lost.as_dict()), self._celery_prefix)
+        args = (self.claim_s, every_s, max_attempts, _RESEND_S, _json(lost.as_dict()), self._celery_prefix)
         to_wake, to_check = self._run("reap", *args, other_broker, *self._limits)
         candidates = (self.get(job_id) for job_id in to_check)
         without_message = [record for record in candidates if has_message and not has_message(record.queue)]

@@ -2,13 +2,13 @@
 -- include: clock records queues job_states
 -- One round of the reaper: queue jobs of lost workers, queue jobs that have become due, repair limits.
 -- A round sooner than every_s after the last one does nothing. So any number of reapers make one.
--- ARGV: prefix, claim_s, every_s, max_attempts, ring_again_s, error of a lost attempt, Celery's key prefix,
+-- ARGV: prefix, claim_s, every_s, max_attempts, resend_s, error of a lost attempt, Celery's key prefix,
 -- '1' if messages use another broker, limits (store, source, account)
 -- -> two lists: ids of jobs to wake; ids to wake if their queue has no message, which the caller checks.
 
 return transaction(function()
   local claim_s, every_s, max_attempts = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-  local ring_again_s, lost_error, celery_prefix, other_broker = tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8] ~= ''
+  local resend_s, lost_error, celery_prefix, other_broker = tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[8] ~= ''
   set_limits(ARGV[9], ARGV[10], ARGV[11])
   local last = tonumber(redis.call('HGET', P .. 'reaper', 'last') or '0')
 
@@ -57,7 +57,7 @@ return transaction(function()
     to_wake[#to_wake + 1] = job_id
   end
 
-  -- Find jobs that have been ready for ring_again_s in lanes without a message.
+  -- Find jobs that have been ready for resend_s in lanes without a message.
   local to_check = {}
   for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
     local lane = string.match(queue, '^lane:(.*)$')
@@ -66,7 +66,7 @@ return transaction(function()
     elseif other_broker or redis.call('LLEN', celery_prefix .. 'ssvm.' .. (string.gsub(lane, ' ', '.'))) == 0 then
       for _, job_id in ipairs(redis.call('ZRANGE', all_key(queue), 0, 99)) do
         local since = tonumber(get('ready', job_id)) or 0
-        if now - since > ring_again_s or since > now then  -- since > now: the clock jumped back
+        if now - since > resend_s or since > now then  -- since > now: the clock jumped back
           put(job_id, 'ready', text(now))
           table.insert(other_broker and to_check or to_wake, job_id)
         end

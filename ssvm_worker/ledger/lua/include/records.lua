@@ -2,8 +2,8 @@
 --
 -- Keys below "<prefix>ssvm.ledger:" (queues.lua lists the keys of the queues):
 --   job:<id>        hash: the record of a queued or running job. Attempt N is the field aN, as JSON.
---   ended:<id>      string: the record of an ended job. It is the number of attempts, the attempts, and the
---                   ENDED_FIELDS fields, separated by NUL.
+--   ended:<id>      string: the record of an ended job. Its parts are separated by NUL: the number of attempts,
+--                   each attempt, and the ENDED_FIELDS.
 --   in:<state> <zone> <lane>    sorted set: ids by time of creation
 --   due             sorted set: queued ids that wait for their not_before, by that time
 --   claims          sorted set: running ids by the time at which their claims expire
