@@ -1,9 +1,10 @@
-"""What is wrapped around an image, and taken off in the pass: compression, or an archive of one member.
+"""Unpack an image while it passes: a compressed stream, or an archive of one member.
 
     wrapping, chunks = unwrap(chunks, where)                     # recognised by content, never by a name
     for chunk in chunks: ...                                     # the bytes inside
 
-One wrapping is taken. A new one is one line in COMPRESSIONS, or a generator like ``zip.member``.
+Only one wrapping is removed. A new compression is one line in COMPRESSIONS. A new archive is a generator like
+``zip.member``.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from .compression import COMPRESSIONS, decompress, decompress_blocks
 from .exact_reader import ExactReader
 from .xz_blocks import has_blocks
 
-#: What ``recognise`` looks at; a tar's magic ends at 263, its checksum covers one block of 512.
+#: Bytes that ``recognise`` needs. A tar's magic ends at 263, and its checksum covers one block of 512.
 PEEK = 512
-#: Bytes that may come out of however little: below this, there is no telling a bomb from an empty disk.
+#: Up to this size the ratio is not checked: an empty disk compresses as well as a decompression bomb.
 UNSUSPICIOUS = 4 * GiB
 
 
 def recognise(head: bytes) -> str:
-    """The wrapping that begins with these PEEK bytes: gzip, bzip2, xz, zstandard, zip, tar; "" for none."""
+    """Return the wrapping of a file with these PEEK bytes: gzip, bzip2, xz, zstandard, zip, tar, or "" for none."""
     for each in COMPRESSIONS:
         if each.magic.match(head):
             return each.name
@@ -36,7 +37,7 @@ def recognise(head: bytes) -> str:
 
 
 def peek(chunks: Iterable[bytes], size: int = PEEK) -> tuple[bytes, Iterator[bytes]]:
-    """The first *size* bytes, or all there are; and all chunks again. Holds those chunks."""
+    """Return the first *size* bytes or fewer, and an iterator over all chunks. Holds the chunks that were read."""
     chunks, held, seen = iter(chunks), [], 0
     while seen < size and (chunk := next(chunks, b"")):
         held.append(chunk)
@@ -45,11 +46,14 @@ def peek(chunks: Iterable[bytes], size: int = PEEK) -> tuple[bytes, Iterator[byt
 
 
 def unwrap(chunks: Iterable[bytes], where: str) -> tuple[str, Iterator[bytes]]:
-    """The wrapping's name and the bytes inside; of a stream without one "" and its own bytes.
+    """Return the name of the wrapping and the bytes inside. Without a wrapping, return "" and the same bytes.
 
-    A tar is not opened: it may be an OVA, whose members the caller must choose (see tar).
-    Bytes: holds what ``decompress`` holds. Raises, from the call and from the iterator: CorruptImage for a stream that
-    is cut short or damaged, or with anything behind it; UnsafeImage, UnknownFormat, TooLarge (memory).
+    A tar is not opened: it may be an OVA, whose members the caller chooses (see ``tar``).
+    Memory: that of ``decompress``.
+    The call and the iterator raise:
+    - CorruptImage if the stream is cut short or damaged, or if bytes follow its end,
+    - UnsafeImage, UnknownFormat,
+    - TooLarge if the decoder needs too much memory.
     """
     head, chunks = peek(chunks)
     name = recognise(head)
@@ -67,31 +71,30 @@ def unwrap(chunks: Iterable[bytes], where: str) -> tuple[str, Iterator[bytes]]:
 
 
 def refuse_nested(name: str, head: bytes, where: str) -> None:
-    """Raise UnknownFormat if what was wrapped in *name* is wrapped once more."""
+    """Raise UnknownFormat if the content of the *name* file is wrapped again."""
     if inner := recognise(head):
+        article = "an" if inner == "xz" else "a"
         raise UnknownFormat(
-            f"There is {_article(inner)} inside the {name} file; one wrapping is taken off, not two",
+            f"There is {article} {inner} file inside the {name} file. Only one wrapping is removed",
             where,
-            f"Unpack the {name} file, and give the URL of what is in it",
+            f"Unpack the {name} file, and give the URL of the file inside",
         )
 
 
-def _article(name: str) -> str:
-    return f"{'an' if name == 'xz' else 'a'} {name} file"
+def refuse_bomb(inside: Iterable[bytes], packed_size: Callable[[], int], max_ratio: int, where: str) -> Iterator[bytes]:
+    """Yield the unpacked chunks. Raise TooLarge if they exceed *max_ratio* times the packed bytes.
 
-
-def refuse_bomb(inside: Iterable[bytes], taken: Callable[[], int], max_ratio: int, where: str) -> Iterator[bytes]:
-    """Pass on what comes out of a wrapping; TooLarge once it is more than max_ratio times what went in.
-
-    *taken* says how much went in so far.
+    *packed_size* returns the packed bytes that were read so far.
     """
-    given = 0
+    unpacked = 0
     for chunk in inside:
-        given += len(chunk)
-        if given > UNSUSPICIOUS and given > taken() * max_ratio:
+        unpacked += len(chunk)
+        packed = packed_size()
+        if unpacked > UNSUSPICIOUS and unpacked > packed * max_ratio:
             raise TooLarge(
-                f"{taken()} bytes have become {human_size(given)} ({given} bytes): more than {max_ratio} times as many",
+                f"{packed} bytes unpack to {human_size(unpacked)} ({unpacked} bytes): more than {max_ratio} times"
+                " as many",
                 where,
-                "Raise download.max_ratio in the settings, if such images are meant",
+                "If the file is trusted, raise download.max_ratio in the settings",
             )
         yield chunk

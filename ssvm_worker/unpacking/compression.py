@@ -1,7 +1,9 @@
-"""Compressed streams: gzip (RFC 1952), bzip2, xz, zstandard (RFC 8878), each of any number of members.
+"""Decompress gzip (RFC 1952), bzip2, xz and zstandard (RFC 8878) streams of any number of members.
 
-What is true of all: an end that is missing, a wrong checksum or anything but zeros behind the end is an error; zeros
-are padding (tapes, xz's own); one step unpacks a chunk at the most, whatever it unpacks to.
+These rules apply to all of them:
+- A missing end, a wrong checksum, or anything but zeros behind the end is an error.
+- Zeros behind a member are padding (of tapes, and of xz itself).
+- One step unpacks at most one chunk, for any compression ratio.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from ssvm_worker.units import MiB
 
 from . import xz_blocks
 from .exact_reader import ExactReader
-from .liblzma import LZMADecompressor
+from .xz_blocks import LZMADecompressor
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -30,50 +32,43 @@ else:
     from backports import zstd
 
 IGZIP_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]  # its stub says instance, not class
-#: What a decoder may allocate. `xz -9` wants 65 MiB and `zstd --ultra -22` 128; xz may ask for 4 GiB, zstd for 2.
+#: Bytes that a decoder may allocate. `xz -9` needs 65 MiB, and `zstd --ultra -22` 128 MiB.
+#: The formats allow more: xz up to 4 GiB, zstandard up to 2 GiB.
 MEMORY = 128 * MiB
 _WINDOW_LOG = 27
-#: Compressed bytes for one step. A member's rest is copied when it ends, so that a file of tiny members costs the more
-#: the larger this is; below it the calls begin to cost.
+#: Compressed bytes of one step. The rest of a step is copied when a member ends, so a larger step costs more for tiny
+#: members. With a smaller step the calls cost more.
 _STEP = 128 * 1024
-AGAIN = "Download it again, or ask its publisher for a whole one"
+AGAIN = "Download it again, or ask its publisher for a complete copy"
 
 
 class Decoder(Protocol):
-    """One member of a stream; the shape of the standard library's decompressors."""
+    """Decoder of one member, with the methods of the standard library's decompressors."""
 
     @property
     def eof(self) -> bool:
-        """Whether the end of the member was read, and its checksum found right."""
+        """Return whether the member has ended with a correct checksum."""
 
     @property
     def needs_input(self) -> bool:
-        """Whether all that was given is used up."""
+        """Return whether the decoder has used all of its input."""
 
     @property
     def unused_data(self) -> bytes:
-        """What follows the member in the data given."""
+        """Return the input behind the end of the member."""
 
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class Compression:
-    """One kind of compressed stream."""
+    """Kind of compressed stream."""
 
     name: str
-    #: How a member begins.
+    #: Matches the beginning of a member.
     magic: re.Pattern[bytes]
     decoder: Callable[[], Decoder]
     error: type[Exception]
-
-
-def _gzip() -> Decoder:
-    return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-
-
-def _xz() -> Decoder:
-    return LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY)
 
 
 def _zstandard() -> Decoder:
@@ -81,19 +76,30 @@ def _zstandard() -> Decoder:
 
 
 COMPRESSIONS = (
-    Compression("gzip", re.compile(rb"\x1f\x8b\x08"), _gzip, IGZIP_ERROR),
-    # A block, or the end of an empty stream: pi and its square root in decimals.
+    Compression(
+        "gzip",
+        re.compile(rb"\x1f\x8b\x08"),
+        lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP),
+        IGZIP_ERROR,
+    ),
+    # A block, or the end of an empty stream: the decimal digits of pi and of its square root.
     Compression("bzip2", re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", re.DOTALL), bz2.BZ2Decompressor, OSError),
-    Compression("xz", re.compile(rb"\xfd7zXZ\0"), _xz, lzma.LZMAError),
-    # A frame, or one to be skipped, with which pzstd begins.
+    Compression(
+        "xz",
+        re.compile(rb"\xfd7zXZ\0"),
+        lambda: LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY),
+        lzma.LZMAError,
+    ),
+    # A frame, or a skippable frame, with which pzstd begins.
     Compression("zstandard", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), _zstandard, zstd.ZstdError),
 )
 
 
 def decompress(chunks: Iterable[bytes], name: str, where: str, members: int = 0) -> Iterator[bytes]:
-    """The bytes inside a compressed stream, in chunks; *members* have been read before.
+    """Yield the bytes inside a compressed stream. *members* is the number of members before it.
 
-    Bytes: holds one chunk of input, one of output, and MEMORY in the decoder. Raises CorruptImage, TooLarge (memory).
+    Memory: one chunk of input, one of output, and MEMORY for the decoder.
+    Raises CorruptImage. Raises TooLarge if the decoder needs more memory.
     """
     kind = next(each for each in COMPRESSIONS if each.name == name)
     decoder, begun = kind.decoder(), False
@@ -116,18 +122,18 @@ def decompress(chunks: Iterable[bytes], name: str, where: str, members: int = 0)
 
 
 def decompress_blocks(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
-    """As ``decompress``, of an xz stream that ``xzblocks.has_blocks``; streams behind it are read in turn.
+    """Yield the bytes inside an xz stream for which ``xz_blocks.has_blocks`` is true, and inside streams behind it.
 
-    Bytes: holds what ``xzblocks.stream`` holds.
+    Memory: that of ``xz_blocks.stream``. Raises the errors of ``decompress``.
     """
-    pull = ExactReader(chunks)
+    reader = ExactReader(chunks)
     try:
-        yield from xz_blocks.stream(pull, MEMORY)
+        yield from xz_blocks.stream(reader, MEMORY)
     except EOFError as error:
         raise CorruptImage(f"The xz stream is cut short: {error}", where, AGAIN) from error
     except lzma.LZMAError as error:
         raise _damaged(next(each for each in COMPRESSIONS if each.name == "xz"), error, 0, where) from error
-    yield from decompress(iter(pull.some, b""), "xz", where, members=1)
+    yield from decompress(iter(reader.some, b""), "xz", where, members=1)
 
 
 def _steps(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -139,8 +145,8 @@ def _steps(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _damaged(kind: Compression, error: Exception, members: int, where: str) -> WorkerError:
-    if "memory" in str(error).lower():  # both libraries have one class for all errors, and this word for this one
+    if "memory" in str(error).lower():  # each library has one error class, and only this text for this case
         what = f"The {kind.name} stream needs more memory to unpack than the {MEMORY} bytes that are allowed"
         return TooLarge(what, where, "Compress it with a smaller window or dictionary")
-    behind = f", or something else lies behind its {members} members" if members else ""
-    return CorruptImage(f"The {kind.name} stream is damaged{behind}: {error}", where, AGAIN)
+    rest = f", or other data follows its {members} members" if members else ""
+    return CorruptImage(f"The {kind.name} stream is damaged{rest}: {error}", where, AGAIN)

@@ -1,4 +1,4 @@
-"""A zip archive of one member, read as it comes: PKWARE's APPNOTE.TXT 6.3.10 (little-endian).
+"""Read a zip archive of one member while it passes: PKWARE's APPNOTE.TXT 6.3.10 (little-endian).
 
     local header   0 "PK\\3\\4" · 6 flags · 8 method · 14 CRC · 18 packed · 22 unpacked · 26 name · 28 extra, lengths
     descriptor     behind the data where flag bit 3 is set: ["PK\\7\\8"] CRC packed unpacked, of 4 or of 8 bytes each
@@ -6,7 +6,7 @@
                    42 offset
     end            [zip64 "PK\\6\\6" and "PK\\6\\7"] "PK\\5\\6" · 8 entries · 10 entries · 20 comment
 
-The directory at the end must say the same as the header that was believed: no other reader finds another member.
+The directory at the end must match the local header. So no other reader can find another member.
 """
 
 from __future__ import annotations
@@ -48,45 +48,48 @@ class _Sizes(NamedTuple):
     unpacked: int
 
 
-def member(pull: ExactReader, where: str) -> Iterator[bytes]:
-    """The bytes of the only member. UnsafeImage, UnknownFormat or CorruptImage for any other archive."""
+def member(reader: ExactReader, where: str) -> Iterator[bytes]:
+    """Yield the bytes of the only member.
+
+    Raises UnsafeImage, UnknownFormat or CorruptImage for any other archive.
+    """
     try:
-        header = _local(pull, where)
-        found = yield from _data(pull, header, where)
-        said = _descriptor(pull) if header.flags & _SIZES_BEHIND else _Sizes(*header[2:5])
-        if found != said:
-            raise CorruptImage(f"The zip member is {found}, but was to be {said}", where, AGAIN)
-        _check_directory(pull, header, found, where)
+        header = _local_header(reader, where)
+        found = yield from _data(reader, header, where)
+        announced = _descriptor(reader) if header.flags & _SIZES_BEHIND else _Sizes(*header[2:5])
+        if found != announced:
+            raise CorruptImage(f"The zip member is {found}, but its header says {announced}", where, AGAIN)
+        _check_directory(reader, header, found, where)
     except EOFError as error:
         raise CorruptImage(f"The zip archive is cut short: {error}", where, AGAIN) from error
 
 
-def _local(pull: ExactReader, where: str) -> _Header:
-    if pull.exactly(4) == _END:
+def _local_header(reader: ExactReader, where: str) -> _Header:
+    if reader.exactly(4) == _END:
         raise UnknownFormat("The zip archive is empty", where, _ONE)
-    fields = pull.exactly(26)
+    fields = reader.exactly(26)
     flags, method, _when, crc, packed, unpacked, name_length, extra_length = struct.unpack_from("<HHIIIIHH", fields, 2)
-    name = pull.exactly(name_length)
-    packed, unpacked, _ = _in_zip64(pull.exactly(extra_length), unpacked, packed)
+    name = reader.exactly(name_length)
+    packed, unpacked, _ = _in_zip64(reader.exactly(extra_length), unpacked, packed)
     _check_name(name, where)
     if flags & _ENCRYPTED:
-        raise UnsafeImage("The zip member is encrypted", where, "Its content cannot be judged: " + _ONE)
+        raise UnsafeImage("The zip member is encrypted", where, "Its content cannot be checked. " + _ONE)
     if method not in (_STORED, _DEFLATED) or (method == _STORED and flags & _SIZES_BEHIND):
-        raise UnknownFormat(f"The zip member is packed in a way that is not taken ({method})", where, _ONE)
+        raise UnknownFormat(f"The zip member is packed with method {method}, which is not supported", where, _ONE)
     return _Header(flags, method, crc, packed, unpacked, name)
 
 
 def _check_name(name: bytes, where: str) -> None:
-    """The name is used for nothing; one that attacks other readers says enough about the archive."""
+    """Raise an error for a name that attacks other readers. The worker itself does not use the name."""
     parts = name.replace(b"\\", b"/").split(b"/")
     if not name or b"\0" in name or b".." in parts or parts[0] == b"" or parts[0].endswith(b":"):
-        raise UnsafeImage(f"The zip member has a name that points outside: {name[:80]!a}", where, _ONE)
+        raise UnsafeImage(f"The name of the zip member points outside the archive: {name[:80]!a}", where, _ONE)
     if not parts[-1]:
-        raise UnknownFormat(f"The zip archive holds a directory: {name[:80]!a}", where, _ONE)
+        raise UnknownFormat(f"The zip archive contains a directory: {name[:80]!a}", where, _ONE)
 
 
 def _in_zip64(extra: bytes, unpacked: int, packed: int, offset: int = 0) -> tuple[int, int, int]:
-    """Packed size, unpacked size and offset, each from the zip64 field (id 1, 4.5.3) where it is said to be there."""
+    """Return packed size, unpacked size and offset. A number of all ones is in the zip64 field (id 1, 4.5.3)."""
     at, values = 0, b""
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
@@ -100,86 +103,90 @@ def _in_zip64(extra: bytes, unpacked: int, packed: int, offset: int = 0) -> tupl
     return packed, unpacked, offset
 
 
-def _data(pull: ExactReader, header: _Header, where: str) -> Generator[bytes, None, _Sizes]:
-    """Yield the member's bytes; returns what they are: CRC, packed and unpacked size."""
-    begin, crc, unpacked = pull.position, 0, 0
-    for chunk in _inflated(pull, where) if header.method == _DEFLATED else _stored(pull, header.packed):
+def _data(reader: ExactReader, header: _Header, where: str) -> Generator[bytes, None, _Sizes]:
+    """Yield the member's bytes. Return their CRC, packed and unpacked size."""
+    begin, crc, unpacked = reader.position, 0, 0
+    for chunk in _inflated(reader, where) if header.method == _DEFLATED else _stored(reader, header.packed):
         crc = isal_zlib.crc32(chunk, crc)
         unpacked += len(chunk)
         yield chunk
-    return _Sizes(crc, pull.position - begin, unpacked)
+    return _Sizes(crc, reader.position - begin, unpacked)
 
 
-def _stored(pull: ExactReader, left: int) -> Iterator[bytes]:
-    while left:
-        chunk = pull.some(min(left, CHUNK))
+def _stored(reader: ExactReader, remaining: int) -> Iterator[bytes]:
+    while remaining:
+        chunk = reader.some(min(remaining, CHUNK))
         if not chunk:
-            raise EOFError(f"{left} bytes are missing at offset {pull.position}")
-        left -= len(chunk)
+            raise EOFError(f"{remaining} bytes are missing at offset {reader.position}")
+        remaining -= len(chunk)
         yield chunk
 
 
-def _inflated(pull: ExactReader, where: str) -> Iterator[bytes]:
+def _inflated(reader: ExactReader, where: str) -> Iterator[bytes]:
     decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE)
     while not decoder.eof:
-        data = pull.some() if decoder.needs_input else b""
+        data = reader.some() if decoder.needs_input else b""
         if decoder.needs_input and not data:
-            raise EOFError(f"the member goes on at offset {pull.position}")
+            raise EOFError(f"the member does not end before offset {reader.position}")
         try:
             chunk = decoder.decompress(data, CHUNK)
         except IGZIP_ERROR as error:
             raise CorruptImage(f"The zip member is damaged: {error}", where, AGAIN) from error
         if chunk:
             yield chunk
-    pull.push_back(decoder.unused_data)
+    reader.push_back(decoder.unused_data)
 
 
-def _descriptor(pull: ExactReader) -> _Sizes:
-    """What stands behind the data. Whether its sizes have 4 or 8 bytes is said nowhere: the directory follows it."""
-    data = pull.exactly(12)
+def _descriptor(reader: ExactReader) -> _Sizes:
+    """Read the data descriptor behind the data.
+
+    Its sizes have 4 or 8 bytes, and no field says which. The directory entry must follow, so its magic decides.
+    """
+    data = reader.exactly(12)
     if data.startswith(_DESCRIPTOR):
-        data = data[4:] + pull.exactly(4)
-    data += pull.exactly(4)
+        data = data[4:] + reader.exactly(4)
+    data += reader.exactly(4)
     if data[12:] == _ENTRY:
-        pull.push_back(_ENTRY)
+        reader.push_back(_ENTRY)
         return _Sizes(*struct.unpack("<III", data[:12]))
-    data += pull.exactly(4)
+    data += reader.exactly(4)
     return _Sizes(*struct.unpack("<IQQ", data))
 
 
-def _check_directory(pull: ExactReader, header: _Header, found: _Sizes, where: str) -> None:
-    """The directory lists this member alone, as it was found, and nothing follows."""
-    begin = pull.position
-    entry = pull.exactly(4)
+def _check_directory(reader: ExactReader, header: _Header, found: _Sizes, where: str) -> None:
+    """Raise an error unless the directory lists exactly this member and ends the file."""
+    begin = reader.position
+    entry = reader.exactly(4)
     if entry == _LOCAL:
         raise UnknownFormat("The zip archive has more than one member", where, _ONE)
-    entry += pull.exactly(42) if entry == _ENTRY else bytes(42)
+    entry += reader.exactly(42) if entry == _ENTRY else bytes(42)
     flags, method, _when, *sizes = struct.unpack_from("<HHIIII", entry, 8)
     name_length, extra_length, comment_length = struct.unpack_from("<HHH", entry, 28)
-    name = pull.exactly(name_length)
+    name = reader.exactly(name_length)
     packed, unpacked, offset = _in_zip64(
-        pull.exactly(extra_length), sizes[2], sizes[1], struct.unpack_from("<I", entry, 42)[0]
+        reader.exactly(extra_length), sizes[2], sizes[1], struct.unpack_from("<I", entry, 42)[0]
     )
-    pull.exactly(comment_length)
+    reader.exactly(comment_length)
     listed = (entry[:4], flags, method, _Sizes(sizes[0], packed, unpacked), name, offset)
     if listed != (_ENTRY, header.flags, header.method, found, header.name, 0):
-        raise UnsafeImage("The zip archive's directory contradicts its member", where, _ONE)
-    _check_end(pull, begin, where)
+        raise UnsafeImage("The directory of the zip archive contradicts its member", where, _ONE)
+    _check_end(reader, begin, where)
 
 
-def _check_end(pull: ExactReader, directory_at: int, where: str) -> None:
-    size = pull.position - directory_at
-    magic = pull.exactly(4)
+def _check_end(reader: ExactReader, directory_at: int, where: str) -> None:
+    size = reader.position - directory_at
+    magic = reader.exactly(4)
     if magic == _ENTRY:
         raise UnknownFormat("The zip archive has more than one member", where, _ONE)
     if magic == _END64:
-        pull.exactly(min(struct.unpack("<Q", pull.exactly(8))[0], CHUNK))
-        magic = pull.exactly(4)
+        reader.exactly(min(struct.unpack("<Q", reader.exactly(8))[0], CHUNK))
+        magic = reader.exactly(4)
     if magic == _LOCATOR64:
-        pull.exactly(16)
-        magic = pull.exactly(4)
-    _disk, _start, here, entries, length, at, comment = struct.unpack("<HHHHIIH", pull.exactly(18))
-    pull.exactly(comment)
-    sound = magic == _END and here == entries == 1 and length == size and at in (directory_at, _IN_ZIP64)
-    if not sound or pull.some():
-        raise UnsafeImage("The zip archive's end contradicts its directory, or is not its end", where, _ONE)
+        reader.exactly(16)
+        magic = reader.exactly(4)
+    _disk, _start, here, entries, length, at, comment = struct.unpack("<HHHHIIH", reader.exactly(18))
+    reader.exactly(comment)
+    is_valid = magic == _END and here == entries == 1 and length == size and at in (directory_at, _IN_ZIP64)
+    if not is_valid or reader.some():
+        what = "The end record of the zip archive contradicts its directory, or data follows it"
+        raise UnsafeImage(what, where, _ONE)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from ssvm_worker.unpacking.compression import MEMORY, Decoder
-from ssvm_worker.unpacking.liblzma import LZMADecompressor
+from ssvm_worker.unpacking.xz_blocks import LZMADecompressor
 from tests.archives import xz_with_dictionary
 from tests.neighbours import missing
 

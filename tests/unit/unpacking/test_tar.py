@@ -133,7 +133,7 @@ def test_behind_the_end() -> None:
     """Zeros may follow the end, nothing else may."""
     whole = tar_of(tar_member("x", NOISE))
     assert read(whole + bytes(9000)) == {"x": NOISE}
-    with pytest.raises(CorruptImage, match="behind the end"):
+    with pytest.raises(CorruptImage, match="follows the end"):
         read(whole + tar_member("y", NOISE))
 
 

@@ -76,7 +76,7 @@ def test_cut_short(kind: str) -> None:
 @each_kind
 def test_junk_behind(kind: str) -> None:
     """Anything but zeros behind the end is refused: another reader might start there."""
-    refuse(COMPRESS[kind](NOISE) + b"junk" * 100, CorruptImage, "something else lies behind its 1 members")
+    refuse(COMPRESS[kind](NOISE) + b"junk" * 100, CorruptImage, "other data follows its 1 members")
 
 
 @each_kind
@@ -166,7 +166,7 @@ def test_zip_by_python(piped: bool, zip64: bool, method: int) -> None:
         member.write(NOISE)
     data = out.taken if piped else out.getvalue()
     if piped and method == zipfile.ZIP_STORED:
-        refuse(data, UnknownFormat, "packed in a way that is not taken")
+        refuse(data, UnknownFormat, "which is not supported")
     else:
         assert opened(data) == ("zip", NOISE)
 
@@ -185,7 +185,7 @@ BAD_ZIPS = {
     "no member": (b"PK\x05\x06" + bytes(18), UnknownFormat, "is empty"),
     "two members": (zip_of(b"a", more=zip_of(b"b")), UnknownFormat, "more than one member"),
     "two in the directory": (zip_of(b"a", more=zip_of(b"a")[-76:-22]), UnknownFormat, "more than one member"),
-    "a directory": (zip_of(b"", b"images/"), UnknownFormat, "holds a directory"),
+    "a directory": (zip_of(b"", b"images/"), UnknownFormat, "contains a directory"),
     "a name with ..": (zip_of(NOISE, b"../../etc/passwd"), UnsafeImage, "points outside"),
     "a name with .. in Windows' way": (zip_of(NOISE, b"..\\x"), UnsafeImage, "points outside"),
     "an absolute name": (zip_of(NOISE, b"/etc/passwd"), UnsafeImage, "points outside"),
@@ -194,20 +194,20 @@ BAD_ZIPS = {
     "encryption": (zip_of(NOISE, local={"flags": 1}), UnsafeImage, "encrypted"),
     "an encrypted directory": (zip_of(NOISE, entry={"flags": 1 << 13}), UnsafeImage, "contradicts"),
     "a method of its own": (zip_of(NOISE, local={"method": 14}), UnknownFormat, r"not taken \(14\)"),
-    "a wrong CRC": (zip_of(NOISE, local={"crc": 1}), CorruptImage, "was to be"),
+    "a wrong CRC": (zip_of(NOISE, local={"crc": 1}), CorruptImage, "its header says"),
     "a wrong CRC in the directory": (zip_of(NOISE, entry={"crc": 1}), UnsafeImage, "contradicts"),
-    "a size that lies": (zip_of(NOISE, local={"size": 5}), CorruptImage, "was to be"),
+    "a size that lies": (zip_of(NOISE, local={"size": 5}), CorruptImage, "its header says"),
     "a descriptor that lies": (
         zip_of(NOISE, streamed=True).replace(b"PK\x07\x08", b"PK\x07\x08\1"),
         CorruptImage,
-        "was to be",
+        "its header says",
     ),
     "a directory entry elsewhere": (zip_of(NOISE, entry={"offset": 40}), UnsafeImage, "contradicts"),
-    "bytes behind its end": (zip_of(NOISE) + b"x", UnsafeImage, "is not its end"),
+    "bytes behind its end": (zip_of(NOISE) + b"x", UnsafeImage, "data follows it"),
     "bytes before its directory": (zip_of(NOISE, more=b"x" * 50), UnsafeImage, "contradicts"),
     "no directory": (zip_of(NOISE)[:-80], CorruptImage, "cut short"),
     "half a member": (zip_of(NOISE)[:1000], CorruptImage, "cut short"),
-    "a damaged member": (zip_of(NOISE)[:38] + b"\xff\xff" + zip_of(NOISE)[40:], CorruptImage, "damaged|was to be"),
+    "a damaged member": (zip_of(NOISE)[:38] + b"\xff\xff" + zip_of(NOISE)[40:], CorruptImage, "damaged|its header says"),
 }
 
 

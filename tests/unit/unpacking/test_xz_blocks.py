@@ -76,7 +76,7 @@ def test_cut_short() -> None:
 
 def test_junk_behind() -> None:
     """Anything but zeros behind the end is refused."""
-    with pytest.raises(CorruptImage, match="something else lies behind its 1 members"):
+    with pytest.raises(CorruptImage, match="other data follows its 1 members"):
         opened(packed(DISK) + b"junk" * 10)
 
 

@@ -53,10 +53,10 @@ def test_redirects(http_server: HttpServer) -> None:
         pytest.param("/image", "in a loop", id="to itself"),
         pytest.param("http://10.0.0.1/x", "private address", id="to a private address"),
         pytest.param("http://169.254.169.254/latest", "metadata", id="to cloud metadata"),
-        pytest.param("file:///etc/passwd", "where we do not go", id="to a file"),
-        pytest.param("ftp://127.0.0.1/x", "where we do not go", id="to ftp"),
-        pytest.param("http://user:secret@127.0.0.1/x", "where we do not go", id="with a password"),
-        pytest.param("http://:80/x", "where we do not go", id="to nowhere"),
+        pytest.param("file:///etc/passwd", "URL that is not allowed", id="to a file"),
+        pytest.param("ftp://127.0.0.1/x", "URL that is not allowed", id="to ftp"),
+        pytest.param("http://user:secret@127.0.0.1/x", "URL that is not allowed", id="with a password"),
+        pytest.param("http://:80/x", "URL that is not allowed", id="to nowhere"),
     ],
 )
 def test_redirect_refused(http_server: HttpServer, location: str, text: str) -> None:
