@@ -1,4 +1,4 @@
-"""Checksum files are read as publishers, tools and operating systems write them; what is not clear is refused."""
+"""Checksum files in the forms of publishers, tools and operating systems are read, and ambiguous files are refused."""
 
 from __future__ import annotations
 
@@ -97,20 +97,20 @@ SUMS = [
 
 @pytest.mark.parametrize("sums", SUMS)
 def test_forms(sums: str) -> None:
-    """The digest of exactly that file is found, in each form."""
+    """The digest of the requested file is found in each form."""
     assert find_in_sums(sums, "/dir/image.img", "https://example.org/dir/CHECKSUM") == Digest("sha256", ABC)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
 @pytest.mark.parametrize("name", ["image.img", "Prüfstand.img"])
 def test_encodings(encoding: str, name: str) -> None:
-    """A file in any encoding that systems write is read, and so is a name in it that is not ASCII."""
+    """A file in any common encoding is read, and so is a file name that is not ASCII."""
     sums = f"{OTHER}  other.img\r\n{ABC}  {name}\r\n".encode(encoding)
     assert find_in_sums(decode_text(sums), f"/{name}", "SHA256SUMS") == Digest("sha256", ABC)
 
 
 def test_decomposed() -> None:
-    """A name as macOS writes it, with its accents apart, is the same name."""
+    """A name with decomposed accents, as macOS writes it, equals the composed name."""
     assert find_in_sums(f"{ABC}  Pru\u0308fstand.img", "/Prüfstand.img", "SHA256SUMS").hex == ABC
 
 
@@ -127,7 +127,7 @@ def test_decomposed() -> None:
 )
 @pytest.mark.parametrize("name", ["image.img", "an image (1) = x.img"])
 def test_tools(tmp_path: Path, tool: str, arguments: list[str], name: str) -> None:
-    """What the tools of this machine write is read."""
+    """The checksum files that the installed tools write are read."""
     tmp_path.joinpath(name).write_bytes(b"abc")
     command = [shutil.which(tool) or tool, *filter(None, arguments), name]
     written = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True).stdout
@@ -135,12 +135,12 @@ def test_tools(tmp_path: Path, tool: str, arguments: list[str], name: str) -> No
 
 
 def test_escaped_name() -> None:
-    """A backslash before a line says that its name is escaped."""
+    """A backslash before a line marks its file name as escaped."""
     assert find_in_sums(f"\\{ABC}  a\\nb.img\n", "/a\nb.img", "SHA256SUMS").hex == ABC
     assert find_in_sums(f"\\SHA256 (a\\nb.img) = {ABC}\n", "/a\nb.img", "SHA256SUMS").hex == ABC
 
 
-# Which of several lines
+# Which of several lines counts
 
 
 DEBIAN = f"{OTHER}  ./netboot/gtk/mini.iso\n{ABC}  ./netboot/mini.iso\n{OTHER}  ./netboot/xen/mini.iso\n"
@@ -148,7 +148,7 @@ DEBIAN = f"{OTHER}  ./netboot/gtk/mini.iso\n{ABC}  ./netboot/mini.iso\n{OTHER}  
 
 @pytest.mark.parametrize("sums", [DEBIAN, "".join(reversed(DEBIAN.splitlines(keepends=True)))])
 def test_directories(sums: str) -> None:
-    """Of several files of one name, the one at that path below the checksum file is meant."""
+    """Of several entries with one file name, the entry with the path below the checksum file counts."""
     url = "https://example.org/images/SHA256SUMS"
     assert find_in_sums(sums, "/images/netboot/mini.iso", url).hex == ABC
     assert find_in_sums(sums.replace("./", "images/"), "/images/netboot/mini.iso", "https://other.example/S").hex == ABC
@@ -156,19 +156,19 @@ def test_directories(sums: str) -> None:
 
 
 def test_parent_directory() -> None:
-    """A name may lead out of the directory of the checksum file."""
+    """An entry's path may leave the directory of the checksum file."""
     sums = f"{OTHER}  mini.iso\n{ABC}  ../netboot/mini.iso\n"
     assert find_in_sums(sums, "/images/netboot/mini.iso", "https://example.org/images/sums/SHA256SUMS").hex == ABC
 
 
 def test_plain_name_before_other_directories() -> None:
-    """A name without directories fits better than one with others."""
+    """A name without directories is a better match than a name with other directories."""
     sums = f"{OTHER}  gtk/mini.iso\n{ABC}  mini.iso\n"
     assert find_in_sums(sums, "/mirror/netboot/mini.iso", "https://example.org/SHA256SUMS").hex == ABC
 
 
 def test_unclear() -> None:
-    """Two digests of which none is meant more than the other are refused with both lines."""
+    """Two equally good digests are refused, and the error shows both lines."""
     sums = f"{OTHER}  a/mini.iso\n{ABC}  b/mini.iso\n"
     with pytest.raises(InvalidRequest, match=r"two digests.*line 1 .*a/mini\.iso.*line 2 .*b/mini\.iso"):
         find_in_sums(sums, "/c/mini.iso", "https://example.org/SHA256SUMS")
@@ -189,12 +189,12 @@ SEVERAL = [
 
 @pytest.mark.parametrize(("sums", "where"), SEVERAL)
 def test_algorithms(sums: str, where: str) -> None:
-    """Of several algorithms the strongest is taken that we can compute, whatever stands first."""
+    """Of several algorithms the strongest supported one counts, in any order."""
     assert find_in_sums(sums, "image.img", where) == Digest("sha512", SHA512)
 
 
 def test_taken() -> None:
-    """A line of a kind that the settings do not take is passed over, and refused where it is the only one."""
+    """A line with a disallowed kind of checksum is skipped, and is refused if no other line exists."""
     sums = f"MD5 (image.img) = {MD5}\nSHA512 (image.img) = {SHA512}\nSHA256 (image.img) = {ABC}\n"
     assert find_in_sums(sums, "image.img", "CHECKSUM", ["sha256"]) == Digest("sha256", ABC)
     with pytest.raises(InvalidRequest, match="does not allow md5, sha512, sha256 checksums"):
@@ -212,7 +212,7 @@ def test_taken() -> None:
     ],
 )
 def test_unknown_algorithm(sums: str, where: str, named: str) -> None:
-    """A digest by an algorithm that we cannot compute is not taken for another of its length, and is named."""
+    """A digest by an unsupported algorithm is named, and is not used as another algorithm of its length."""
     with pytest.raises(InvalidRequest, match=f"only {named} for"):
         find_in_sums(sums, "image.img", where)
 
@@ -231,20 +231,20 @@ def test_unknown_algorithm(sums: str, where: str, named: str) -> None:
     ],
 )
 def test_not_in_sums_file(sums: str) -> None:
-    """A sums file that does not name the image is an error, not a pass."""
+    """A checksum file that does not name the image is an error."""
     with pytest.raises(InvalidRequest, match=r"image\.img"):
         find_in_sums(sums, "/image.img", "SHA256SUMS")
 
 
 def test_web_page() -> None:
-    """A web page in place of a checksum file is said to be one."""
+    """If the checksum file is a web page, the error says so."""
     with pytest.raises(InvalidRequest, match="a web page"):
         find_in_sums(f"<!doctype html><pre>{ABC}  image.img</pre>", "/image.img", "SHA256SUMS")
 
 
 @pytest.mark.parametrize("piece", [" ", "\\", "(", "a ", "0", "/", "\t:", '"', ",", "sha256 "])
 def test_long_line(piece: str) -> None:
-    """A long line, of whatever it is made, costs no more than a look."""
+    """A long line of any content is read in linear time."""
     with pytest.raises(InvalidRequest):
         find_in_sums((piece * 8000)[:8000] + "\n", "/image.img", "SHA256SUMS")
 
@@ -259,7 +259,7 @@ def test_any_text(text: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_job(http_server: HttpServer, encoding: str) -> None:
-    """A download finds its line in such a file: by the path below it, by algorithms that are taken, in any encoding."""
+    """A download finds its line in such a file by path and allowed algorithms, in any encoding."""
     data, store = images.mbr(1 << 20), MemoryStore("primary")
     good = hashlib.sha256(data).hexdigest()
     sums = f"{MD5}  ./netboot/mini.iso\r\n{OTHER}  ./netboot/gtk/mini.iso\r\n{good}  ./netboot/mini.iso\r\n"

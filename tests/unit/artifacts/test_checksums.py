@@ -1,4 +1,4 @@
-"""The checksums that users give are read in every form that publishers use, or refused with a reason."""
+"""Users' checksums are read in every form that publishers use, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_forms(text: str) -> None:
 
 @pytest.mark.parametrize("algorithm", HEX_LENGTHS)
 def test_algorithms(algorithm: str) -> None:
-    """Each algorithm is known by name and, bare, by its length."""
+    """Each algorithm is recognised by its name, or by the length of a bare digest."""
     value = hashlib.new(algorithm, b"abc").hexdigest()
     assert parse_checksum(f"{algorithm}:{value}") == parse_checksum(value) == Digest(algorithm, value)
 
@@ -65,7 +65,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("text", "why"), REFUSED)
 def test_refused(text: str, why: str) -> None:
-    """What is no checksum is refused, and the accepted forms are named."""
+    """An invalid checksum is refused, and the error names the accepted forms."""
     with pytest.raises(InvalidRequest, match=why) as caught:
         parse_checksum(text)
     assert "sha256:HEX" in caught.value.remedy
@@ -73,20 +73,20 @@ def test_refused(text: str, why: str) -> None:
 
 @given(st.text(max_size=200))
 def test_any_text(text: str) -> None:
-    """Any text is a digest or an error of the request, never a crash."""
+    """Any text gives a digest or an error of the request, never a crash."""
     with contextlib.suppress(InvalidRequest):
         assert len(parse_checksum(text).hex) in HEX_LENGTHS.values()
 
 
 def test_url() -> None:
-    """A checksum may be the address of a sums file."""
+    """A checksum may be the URL of a checksum file."""
     assert is_checksum_url("https://example.org/SHA256SUMS")
     assert not is_checksum_url(f"sha256:{ABC}")
 
 
 @given(st.binary(max_size=2000), st.lists(st.integers(0, 2000), max_size=5))
 def test_chunking_means_nothing(data: bytes, cuts: list[int]) -> None:
-    """However the bytes are cut, their digests and their count are the same."""
+    """The size of the chunks changes neither the digests nor the byte count."""
     hasher = Hasher("md5", "sha256")
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     for start, end in itertools.pairwise(edges):
@@ -96,7 +96,7 @@ def test_chunking_means_nothing(data: bytes, cuts: list[int]) -> None:
 
 
 def test_verify() -> None:
-    """The right checksum passes, and none passes all."""
+    """The right checksum passes, and an absent checksum always passes."""
     hasher = Hasher("md5")
     hasher(b"abc")
     hasher.verify(None, "image")
@@ -105,7 +105,7 @@ def test_verify() -> None:
 
 
 def test_mismatch() -> None:
-    """The wrong one names both digests, the count and the place."""
+    """The error of a mismatch names both digests, the byte count and the location."""
     hasher = Hasher()
     hasher(b"abd")
     with pytest.raises(ChecksumMismatch) as caught:

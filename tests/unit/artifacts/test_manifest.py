@@ -1,4 +1,4 @@
-"""The manifest: an artifact exists if its manifest does, and a draft is the journal until then."""
+"""An artifact exists if its manifest exists, and a draft of the manifest is the journal until then."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def store() -> MemoryStore:
 
 
 def sample() -> Manifest:
-    """A manifest with all its fields in use."""
+    """Return a manifest that uses all its fields."""
     entry = Entry("disk.qcow2", 7, "sha256:00", facts={"format": "qcow2", "virtual_size": 1 << 40})
     return Manifest(
         TEMPLATE, "job-1", (entry,), {"url": "http://x/Ü.qcow2"}, {"quiesced": False}, created="2026-11-23T07:00:00Z"
@@ -41,7 +41,7 @@ def sample() -> Manifest:
 
 
 def test_json_round_trip() -> None:
-    """What is written is read back the same, as readable JSON."""
+    """A manifest is written as readable JSON, and reading it returns an equal manifest."""
     data = sample().to_json()
     assert Manifest.from_json(data, "here") == sample()
     assert "Ü" in data.decode()
@@ -66,13 +66,13 @@ def test_json_round_trip() -> None:
     ],
 )
 def test_broken_manifest(data: bytes) -> None:
-    """Whatever is no manifest says so, and where it lies."""
+    """The error of an invalid manifest says so, and names its location."""
     with pytest.raises(CorruptImage, match="primary:x"):
         Manifest.from_json(data, "primary:x")
 
 
 def test_entries_are_replaced_by_name() -> None:
-    """An entry takes the place of one of the same name; the manifest it came from is not changed."""
+    """A new entry replaces the entry of the same name, and the original manifest is unchanged."""
     first = sample()
     second = first.with_entry(Entry("disk.qcow2", 9, "sha256:11")).with_entry(Entry("b", 1, "sha256:22"))
     assert [each.size for each in second.entries] == [9, 1]
@@ -81,7 +81,7 @@ def test_entries_are_replaced_by_name() -> None:
 
 
 def test_artifact_exists_with_its_manifest(store: MemoryStore) -> None:
-    """Objects alone are no artifact; with the manifest they are."""
+    """Objects without a manifest are no artifact; with the manifest they are one."""
     put_bytes(store, TEMPLATE.key("disk.qcow2"), b"content", ME)
     assert find_manifest(store, TEMPLATE) is None
     with pytest.raises(ObjectNotFound, match="template/tmpl/2/201"):
@@ -91,7 +91,7 @@ def test_artifact_exists_with_its_manifest(store: MemoryStore) -> None:
 
 
 def test_draft_goes_when_the_manifest_stands(store: MemoryStore) -> None:
-    """A draft can be read until the manifest is written, and is no manifest."""
+    """A draft can be read until the manifest is written, and does not count as a manifest."""
     write_draft(store, sample(), ME)
     assert read_draft(store, TEMPLATE) == sample()
     assert find_manifest(store, TEMPLATE) is None
@@ -100,27 +100,27 @@ def test_draft_goes_when_the_manifest_stands(store: MemoryStore) -> None:
 
 
 def test_broken_draft_counts_as_none(store: MemoryStore) -> None:
-    """A draft that cannot be read costs a fresh start, not the job."""
+    """An unreadable draft causes a fresh start, and does not fail the job."""
     put_bytes(store, TEMPLATE.key(DRAFT), b"{", ME)
     assert read_draft(store, TEMPLATE) is None
 
 
 def test_broken_manifest_is_not_a_missing_one(store: MemoryStore) -> None:
-    """A manifest that cannot be read is told, for the artifact may be worth saving."""
+    """An unreadable manifest is reported, not treated as missing, because the artifact may be recoverable."""
     put_bytes(store, TEMPLATE.key(MANIFEST), b"{", ME)
     with pytest.raises(CorruptImage):
         find_manifest(store, TEMPLATE)
 
 
 def test_objects_are_listed_with_their_keys() -> None:
-    """Whoever reads the JSON alone finds every object."""
+    """The JSON lists every object with its full key."""
     fields = json.loads(sample().to_json())
     assert [each["key"] for each in fields["objects"]] == ["template/tmpl/2/201/disk.qcow2"]
     assert (fields["kind"], fields["account"], fields["id"]) == ("template", "2", "201")
 
 
 def test_discard_removes_an_unfinished_artifact(store: MemoryStore) -> None:
-    """Objects, draft and parts of an unfinished artifact go; a neighbour whose id begins alike is untouched."""
+    """A discard deletes objects, draft and parts of an unfinished artifact, but no neighbour with a similar id."""
     put_bytes(store, TEMPLATE.key("disk.qcow2"), b"1", ME)
     write_draft(store, sample(), ME)
     fill(store.writer(TEMPLATE.key("disk2.qcow2"), owner=OTHER), b"2")
@@ -130,7 +130,7 @@ def test_discard_removes_an_unfinished_artifact(store: MemoryStore) -> None:
 
 
 def test_discard_keeps_a_complete_artifact(store: MemoryStore) -> None:
-    """What has its manifest is kept; only parts go."""
+    """A discard keeps an artifact with a manifest, and deletes only its parts."""
     put_bytes(store, TEMPLATE.key("disk.qcow2"), b"1", ME)
     write_manifest(store, sample(), ME)
     fill(store.writer(TEMPLATE.key("disk.qcow2"), owner=OTHER), b"2")
@@ -140,12 +140,12 @@ def test_discard_keeps_a_complete_artifact(store: MemoryStore) -> None:
 
 
 def changed(**fields: object) -> bytes:
-    """The sample with other fields."""
+    """Return the sample with other fields."""
     return json.dumps(json.loads(sample().to_json()) | fields).encode()
 
 
 def with_object(**fields: object) -> bytes:
-    """The sample with another object."""
+    """Return the sample with another object."""
     (one,) = json.loads(sample().to_json())["objects"]
     return changed(objects=[one | fields])
 
@@ -178,7 +178,7 @@ def with_object(**fields: object) -> bytes:
     ],
 )
 def test_odd_manifest(store: MemoryStore, data: bytes) -> None:
-    """Whatever has another shape is a damaged manifest of that artifact, and nothing worse; as a draft it is none."""
+    """A manifest of any other shape is CorruptImage for its artifact, and such a draft is ignored."""
     put_bytes(store, TEMPLATE.key(MANIFEST), data, ME)
     put_bytes(store, TEMPLATE.key(DRAFT), data, ME)
     with pytest.raises(CorruptImage):
@@ -187,7 +187,7 @@ def test_odd_manifest(store: MemoryStore, data: bytes) -> None:
 
 
 def test_huge_manifest(store: MemoryStore) -> None:
-    """A manifest that is too large to be one is a damaged one."""
+    """A manifest above the size limit is CorruptImage."""
     put_bytes(store, TEMPLATE.key(MANIFEST), b" " * (17 << 20), ME)
     with pytest.raises(CorruptImage, match="no manifest"):
         read_manifest(store, TEMPLATE)
@@ -195,7 +195,7 @@ def test_huge_manifest(store: MemoryStore) -> None:
 
 @pytest.mark.parametrize("fields", [{"id": "2010"}, {"account": "3"}, {"kind": "volume"}])
 def test_manifest_of_another(store: MemoryStore, fields: dict[str, str]) -> None:
-    """A manifest is not believed about whose it is: it must name the artifact at whose place it was found."""
+    """A manifest must name the artifact in whose directory it is."""
     put_bytes(store, TEMPLATE.key(MANIFEST), changed(**fields), ME)
     put_bytes(store, TEMPLATE.key(DRAFT), changed(**fields), ME)
     with pytest.raises(CorruptImage, match="belongs to another artifact"):
@@ -204,13 +204,13 @@ def test_manifest_of_another(store: MemoryStore, fields: dict[str, str]) -> None
 
 
 def test_an_iso_has_the_place_of_a_template(store: MemoryStore) -> None:
-    """Both kinds have one place, so that either is right there."""
+    """ISOs and templates share a directory, so a manifest of either kind is valid there."""
     put_bytes(store, TEMPLATE.key(MANIFEST), changed(kind="iso"), ME)
     assert read_manifest(store, TEMPLATE).artifact.kind == "iso"
 
 
 def test_newer_manifest(store: MemoryStore) -> None:
-    """A manifest of a newer major version asks for a newer worker, and never for the artifact's deletion."""
+    """The error of a newer major version asks for a newer worker, never for the artifact's deletion."""
     put_bytes(store, TEMPLATE.key(MANIFEST), changed(version=99, objects={}), ME)
     with pytest.raises(CorruptImage, match=r"newer ssvm-worker .*version 99.*Upgrade this worker") as caught:
         read_manifest(store, TEMPLATE)
@@ -218,7 +218,7 @@ def test_newer_manifest(store: MemoryStore) -> None:
 
 
 def test_new_fields_are_kept() -> None:
-    """Fields that a newer version has added are ignored, and written again as they were."""
+    """Unknown fields of a newer version are ignored and written back unchanged."""
     data = json.loads(with_object(compressed=True))
     data |= {"signed": {"by": "ann"}}
     manifest = Manifest.from_json(json.dumps(data).encode(), "here", TEMPLATE)
@@ -226,13 +226,13 @@ def test_new_fields_are_kept() -> None:
 
 
 def test_surrogates_are_kept() -> None:
-    """Text without a UTF-8 form is written as JSON's escape."""
+    """Text without a UTF-8 form is written as a JSON escape."""
     manifest = Manifest.from_json(changed(source={"url": "http://h/\ud800"}), "here")
     assert Manifest.from_json(manifest.to_json(), "here") == manifest
 
 
 def test_missing_facts() -> None:
-    """A reader that needs a fact which a manifest lacks gets CorruptImage, and no KeyError."""
+    """A missing required fact is CorruptImage, not a KeyError."""
     data = sample().to_json().replace(b'"format"', b'"formation"')
     found = Manifest.from_json(data, "here")
     assert found.entries[0].facts["virtual_size"] == 1 << 40
@@ -246,14 +246,14 @@ def test_missing_facts() -> None:
     [(b'"virtual_size": 1099511627776', b'"virtual_size": "12"'), (b'"format": "qcow2"', b'"format": [1]')],
 )
 def test_odd_facts(given: bytes, odd: bytes) -> None:
-    """A fact that readers compute with has the right type."""
+    """A fact that readers compute with must have the right type."""
     assert given in sample().to_json()
     with pytest.raises(CorruptImage, match="wrong type"):
         Manifest.from_json(sample().to_json().replace(given, odd), "here")
 
 
 def test_no_objects(store: MemoryStore) -> None:
-    """A manifest without any object is damaged."""
+    """A manifest without objects is CorruptImage."""
     write_manifest(store, dataclasses.replace(sample(), entries=()), ME)
     with pytest.raises(CorruptImage, match="lists no object"):
         read_manifest(store, TEMPLATE)

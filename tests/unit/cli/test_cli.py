@@ -1,4 +1,4 @@
-"""The command line: what each command prints for people and for programs, and with which exit status it ends."""
+"""The command line: the output of each command for people and for programs, and its exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HERE = ("--account", "2", "--id", "7")
 
 @pytest.fixture
 def ssvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command with ``--json``; returns its exit status and what it printed, read back."""
+    """Run a command with ``--json``, and return its exit status and its parsed output."""
     (tmp_path / "store").mkdir()
     monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/store")
     monkeypatch.setenv("SSVM_DOWNLOAD__ALLOW_NETWORKS", "127.0.0.0/8")
@@ -38,7 +38,7 @@ def ssvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 @pytest.fixture
 def template(ssvm: Run, http_server: HttpServer) -> str:
-    """The key of a stored template."""
+    """Return the key of a stored template."""
     status, result = ssvm("run", "download", "--url", http_server.serve("image", images.qcow2()), *HERE)
     assert status == 0
     return str(result["key"])
@@ -46,13 +46,13 @@ def template(ssvm: Run, http_server: HttpServer) -> str:
 
 @pytest.fixture
 def ledger(monkeypatch: pytest.MonkeyPatch, broker: Broker) -> None:
-    """The settings name a real broker, with a prefix of the test's own."""
+    """Return settings with a real broker and a key prefix of this test."""
     monkeypatch.setenv("SSVM_BROKER__URL", broker.url)
     monkeypatch.setenv("SSVM_BROKER__PREFIX", broker.prefix)
 
 
 def test_list_stat_verify_delete(ssvm: Run, template: str) -> None:
-    """What was stored is listed, described, verified and deleted, by its place or by its names."""
+    """A stored artifact is listed, described, verified and deleted, by its path or by its names."""
     place = template.rpartition("/")[0]
 
     assert [row["artifact"] for row in ssvm("list")[1]] == [place]
@@ -65,7 +65,7 @@ def test_list_stat_verify_delete(ssvm: Run, template: str) -> None:
 
 
 def test_what_is_not_there(ssvm: Run) -> None:
-    """stat and verify of nothing are failures; delete of nothing is not."""
+    """stat and verify of a missing artifact fail, but delete succeeds."""
     assert ssvm("stat", *HERE)[0] == 1
     assert ssvm("verify", *HERE)[1]["error"] == "ObjectNotFound"
     assert ssvm("delete", *HERE)[0] == 0
@@ -83,7 +83,7 @@ def test_verify_says_damage(ssvm: Run, template: str, tmp_path: Path) -> None:
 
 
 def test_stores(ssvm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """stores tells usage and health; a store that is away makes the status 75."""
+    """stores shows usage and health, and an absent store makes the exit status 75."""
     assert ssvm("stores")[1][0]["state"] == "up"
     monkeypatch.setenv("SSVM_STORES__OTHER__URL", f"file://{tmp_path}/nowhere")
 
@@ -94,7 +94,7 @@ def test_stores(ssvm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_unreadable_store_is_not_empty(ssvm: Run, tmp_path: Path) -> None:
-    """A store that is away is an error of list, never an empty list."""
+    """An absent store is an error of list, never an empty list."""
     (tmp_path / "store").rmdir()
 
     status, error = ssvm("list")
@@ -104,7 +104,7 @@ def test_unreadable_store_is_not_empty(ssvm: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_schema(ssvm: Run, job: str) -> None:
-    """Every job's request has a JSON Schema in which each field is described or plain."""
+    """Each job's request has a JSON Schema in which each field is described or self-explanatory."""
     schema = ssvm("schema", job)[1]
 
     assert schema["type"] == "object"
@@ -113,7 +113,7 @@ def test_schema(ssvm: Run, job: str) -> None:
 
 
 def test_config_is_redacted(ssvm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """config shows the settings in force, and no secret."""
+    """config shows the effective settings without secrets."""
     monkeypatch.setenv("SSVM_CALLBACK__SECRET", "s3cret")
 
     shown = ssvm("config")[1]
@@ -145,14 +145,14 @@ def test_submit_again(ssvm: Run, ledger: None) -> None:
 
 
 def test_unknown_job_id(ssvm: Run, ledger: None) -> None:
-    """An id that the ledger does not have is said so."""
+    """The error of an unknown job id says that the ledger does not have it."""
     status, error = ssvm("job", "nobody")
 
     assert (status, error["error"]) == (1, "ObjectNotFound")
 
 
 def test_broker_down(ssvm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its broker submit fails as something to try again, and names the broker without its password."""
+    """Without its broker, submit fails with a temporary error that names the broker without its password."""
     monkeypatch.setenv("SSVM_BROKER__URL", "redis://:s3cret@127.0.0.1:1/0")
 
     status, error = ssvm("submit", "delete", *HERE)
@@ -163,15 +163,15 @@ def test_broker_down(ssvm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_doctor(ssvm: Run, ledger: None) -> None:
-    """doctor names everything that it looked at, and what is wrong with it."""
+    """doctor names everything that it checked, and each problem."""
     rows = {row["check"]: row["state"] for row in ssvm("doctor")[1]}
 
     assert rows["broker"] == rows["store primary"] == "ok"
-    assert rows["settings"] == "warning"  # they come from the environment alone
+    assert rows["settings"] == "warning"  # the environment alone sets them
 
 
 def test_doctor_warns(ssvm: Run, ledger: None, broker: Broker) -> None:
-    """A broker that may evict jobs works, so that it is a warning and no failure."""
+    """A broker that may evict jobs is a warning, not a failure."""
     with broker.client() as client:
         before = client.config_get("maxmemory-policy")["maxmemory-policy"]
         client.config_set("maxmemory-policy", "allkeys-lru")
@@ -182,7 +182,7 @@ def test_doctor_warns(ssvm: Run, ledger: None, broker: Broker) -> None:
 
 
 def test_doctor_without_settings(ssvm: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """doctor examines what it can: a broker that is away is one finding among others."""
+    """doctor checks everything it can, and an absent broker is one finding among others."""
     monkeypatch.setenv("SSVM_BROKER__URL", "redis://127.0.0.1:1/0")
 
     status, rows = ssvm("doctor")
@@ -192,7 +192,7 @@ def test_doctor_without_settings(ssvm: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_tables_for_people(ssvm: Run, template: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without --json a table is printed, with sizes as people read them."""
+    """Without --json the output is a table with readable sizes."""
     main(["list"])
 
     shown = capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_errors_for_people(ssvm: Run, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("argv", [["frobnicate"], ["run"], ["run", "frobnicate"], ["job"], ["jobs", "--state", "x"]])
 def test_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Wrong usage is status 2 with the usage on standard error."""
+    """Wrong usage ends with status 2 and prints the usage to standard error."""
     with pytest.raises(SystemExit) as caught:
         main(argv)
 
@@ -221,7 +221,7 @@ def test_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_request_from_a_file_and_options(ssvm: Run, http_server: HttpServer, tmp_path: Path) -> None:
-    """--request gives the whole object, and options override its fields."""
+    """--request gives the whole request, and options override its fields."""
     file = tmp_path / "request.json"
     url = http_server.serve("image", images.qcow2())
     file.write_text(json.dumps({"url": url, "account": 2, "id": "8", "stores": ["nowhere"]}))
@@ -233,7 +233,7 @@ def test_request_from_a_file_and_options(ssvm: Run, http_server: HttpServer, tmp
 
 @pytest.mark.parametrize("content", ["[]", "{", "null"])
 def test_request_that_is_no_object(ssvm: Run, tmp_path: Path, content: str) -> None:
-    """A request file that holds no object is named."""
+    """The error of a request file without a JSON object names the file."""
     file = tmp_path / "request.json"
     file.write_text(content)
 
@@ -258,7 +258,7 @@ def test_request_that_is_no_object(ssvm: Run, tmp_path: Path, content: str) -> N
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_fields_missing(ssvm: Run, ledger: None, argv: list[str], said: str) -> None:
-    """A command that was not given what it needs is wrong usage, and tells what is missing."""
+    """Missing fields are wrong usage, and the error names them."""
     status, error = ssvm(*argv)
     assert (status, error["error"]) == (2, "InvalidRequest")
     assert said in error["what"]
@@ -281,7 +281,7 @@ DOWNLOAD = ["run", "download", "--url", "http://x/y", *HERE]
         (["submit", "upload", "--url", "ftp://x/y", "--key", "template/tmpl/2/1/x"], "url: URLs of scheme 'ftp'"),
         (["submit", "upload", "--url", "s3://x/y", "--key", "elsewhere/x"], "key: Invalid prefix of an artifact"),
         (["link", "template/tmpl/2/1/1.raw", "--for", "2y"], "--for must be a number with"),
-        (["link", "template/tmpl/2/1/1.raw", "--for", "2w"], "from 1 second to 7 days"),
+        (["link", "template/tmpl/2/1/1.raw", "--for", "2w"], "between 1 second and 7 days"),
         (["link", "template/tmpl/2/1/1.raw", "--store", "nope"], "There is no image store named 'nope'"),
         (["list", "--store", "nope"], "There is no image store named 'nope'"),
         (["list", "--store", "no\x1bpe"], "There is no image store named"),
@@ -297,7 +297,7 @@ DOWNLOAD = ["run", "download", "--url", "http://x/y", *HERE]
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_values(ssvm: Run, ledger: None, argv: list[str], said: str) -> None:
-    """Any value that is wrong before there is a job is wrong usage, and there is none then."""
+    """A wrong value is wrong usage, and no job is created."""
     status, error = ssvm(*argv)
     assert (status, error["error"]) == (2, "InvalidRequest")
     assert said in error["what"]
@@ -305,14 +305,14 @@ def test_wrong_values(ssvm: Run, ledger: None, argv: list[str], said: str) -> No
 
 
 def test_unknown_field(ssvm: Run, tmp_path: Path) -> None:
-    """A field that no request has, and a value that a field may not have, are wrong usage."""
+    """Unknown fields and invalid values are wrong usage."""
     for given, expected in (({"chekcsum": "md5:1"}, 2), ({"checksum": "crc32:1"}, 2)):
         (tmp_path / "r.json").write_text(json.dumps({"url": "http://x/y", "account": "2", "id": "8"} | given))
         assert ssvm("run", "download", "--request", str(tmp_path / "r.json"))[0] == expected
 
 
 def test_starts_without_the_sdks() -> None:
-    """No command waits for an SDK that it has no use for: each is imported when it is first wanted."""
+    """Each SDK is imported at first use, so no command waits for an unused SDK."""
     heavy = ("botocore", "celery", "oslo_utils", "paramiko", "pyVmomi", "redis", "urllib3")
     code = f"import sys, ssvm_worker.cli; print([each for each in {heavy} if each in sys.modules])"
 
@@ -322,7 +322,7 @@ def test_starts_without_the_sdks() -> None:
 
 
 def test_two_runs_at_once(ssvm: Run, http_server: HttpServer) -> None:
-    """A second foreground job that would write the same is told to wait, and the first is not disturbed."""
+    """A second foreground job with the same target must wait, and the first job continues."""
     url = http_server.serve("image", images.mbr(1 << 20), stall_after=1000)
     first = subprocess.Popen(
         [sys.executable, "-m", "ssvm_worker", "run", "download", "--url", url, *HERE], stderr=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""`ssvm job ID --follow` on a terminal: a bar while the job runs, its result at the end, its exit status."""
+"""`ssvm job ID --follow` on a terminal shows a bar, then the result, and ends with the job's exit status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAILURE = {"error": "SourceNotFound", "message": "There is nothing (status 404)"
 
 
 class Terminal:
-    """A command on a terminal of its own; *seen* is what has been shown so far."""
+    """A command on its own terminal; *seen* is the output so far."""
 
     def __init__(self, *command: str, environ: dict[str, str]) -> None:
         self.seen = ""
@@ -43,16 +43,16 @@ class Terminal:
     def _piece(read: Callable[[int], bytes]) -> bytes:
         try:
             return read(4096)
-        except OSError:  # how Linux says that nobody writes to it any more
+        except OSError:  # how Linux reports that all writers have closed
             return b""
 
     def wait_for(self, text: str) -> None:
-        """Wait until it is shown."""
+        """Wait until the terminal shows the text."""
         with self._shown:
             assert self._shown.wait_for(lambda: text in self.seen, 60), self.seen
 
     def ended(self) -> int:
-        """The exit status."""
+        """Return the exit status."""
         status = self.process.wait(PATIENCE_S)
         self._reader.join(PATIENCE_S)
         return status
@@ -60,7 +60,7 @@ class Terminal:
 
 @pytest.fixture
 def ledger(broker: Broker) -> Ledger:
-    """With one job, which runs."""
+    """Return a ledger with one running job."""
     ledger = Ledger(broker.url, prefix=broker.prefix, claim_s=600)
     ledger.submit(NewJob("tmpl-7", job="download", zone="zone1", lane="download", request={"url": "http://x/y"}))
     return ledger
@@ -77,7 +77,7 @@ def ledger(broker: Broker) -> Ledger:
 def test_follow(
     ledger: Ledger, broker: Broker, state: str, outcome: dict[str, dict[str, object]], status: int, told: str
 ) -> None:
-    """The bar shows stage, share and bytes of the running job; the end is told, and is the exit status."""
+    """The bar shows stage, share and bytes of the running job, and the exit status is the job's."""
     with ledger:
         claim = ledger.claim("tmpl-7", "worker-1")
         assert claim

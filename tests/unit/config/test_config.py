@@ -1,4 +1,4 @@
-"""Settings: what is read from where, and what is said of those that are wrong."""
+"""Settings: their sources, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WRONG: list[Any] = [
 
 @pytest.mark.parametrize(("values", "said"), WRONG)
 def test_wrong_settings_name_the_key(values: dict[str, Any], said: str) -> None:
-    """A wrong setting is an error that names its key, and the nearest right one."""
+    """The error of a wrong setting names its key and the nearest valid one."""
     with pytest.raises(ConfigError) as caught:
         config.parse(values, "worker.toml")
 
@@ -48,7 +48,7 @@ def test_wrong_settings_name_the_key(values: dict[str, Any], said: str) -> None:
 
 
 def test_all_findings_at_once() -> None:
-    """Everything that is wrong is said in one go."""
+    """One error reports all wrong settings together."""
     with pytest.raises(ConfigError) as caught:
         config.parse({"zoen": "z", "retry": {"max_attempts": 0}}, "worker.toml")
 
@@ -57,7 +57,7 @@ def test_all_findings_at_once() -> None:
 
 
 def test_environment_wins_over_the_file(tmp_path: Path) -> None:
-    """SSVM_<SECTION>__<KEY> overrides the file named by SSVM_CONFIG."""
+    """SSVM_<SECTION>__<KEY> overrides the file that SSVM_CONFIG names."""
     file = tmp_path / "worker.toml"
     file.write_text('zone = "a"\n[stores.primary]\nurl = "file:///one"\n')
     environ = {
@@ -76,7 +76,7 @@ def test_environment_wins_over_the_file(tmp_path: Path) -> None:
 
 
 def test_unknown_environment_variable() -> None:
-    """A variable that means no setting is an error too: else a typing error would be silence."""
+    """A variable that names no setting of a section is an error, because it may be a typing error."""
     with pytest.raises(ConfigError, match=r"SSVM_BROKER__ULR \(broker\.ulr\): unknown, did you mean url\?"):
         config.load(environ={"SSVM_BROKER__ULR": "redis://x"})
 
@@ -90,7 +90,7 @@ def test_unknown_environment_variable() -> None:
     ],
 )
 def test_settings_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, said: str) -> None:
-    """A settings file that is missing or no TOML is named."""
+    """The error names a settings file that is missing or not TOML."""
     file = tmp_path / "worker.toml"
     if content is not None:
         file.write_bytes(content)
@@ -102,7 +102,7 @@ def test_settings_file_that_cannot_be_read(tmp_path: Path, content: bytes | None
 
 
 def test_secrets_never_show(tmp_path: Path) -> None:
-    """The redacted settings hold no secret, wherever it came from."""
+    """The redacted settings show no secret from any source."""
     (tmp_path / "key").write_text("s3cret-key\n")
     values = {
         "broker": {"url": "redis://user:s3cret-broker@h:1/0"},
@@ -136,13 +136,13 @@ OF_A_SERVICE = {
 
 
 def test_variables_of_services(caplog: pytest.LogCaptureFixture) -> None:
-    """What kubelet says of services whose names begin as ours is nothing to us."""
+    """Kubelet's variables for services with similar names are ignored."""
     assert config.load(environ=OF_A_SERVICE) == config.load(environ={})
     assert caplog.text == ""
 
 
 def test_unknown_variable_at_the_top(caplog: pytest.LogCaptureFixture) -> None:
-    """A variable that names no setting is told once, with the nearest one, and stops nothing."""
+    """A variable that names no section is logged once with the nearest setting, and stops nothing."""
     for _ in range(2):
         assert config.load(environ={"SSVM_ZOEN": "z"}).zone == "zone1"
     assert caplog.text.count("SSVM_ZOEN: unknown setting, did you mean SSVM_ZONE?") == 1
@@ -164,14 +164,14 @@ def test_unknown_variable_at_the_top(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_errors_name_the_variable(environ: dict[str, str], said: str) -> None:
-    """What is wrong with a variable is said of the variable, and is an error as in the file."""
+    """The error of a wrong variable names the variable, and has the form of a file's error."""
     with pytest.raises(ConfigError) as caught:
         config.load(environ=environ)
     assert said in str(caught.value)
 
 
 def test_names_with_capitals(tmp_path: Path) -> None:
-    """A variable reaches a store whose name has capitals and dashes; one that could mean two is refused."""
+    """A variable can name a store with capitals and dashes, and an ambiguous variable is refused."""
     file = tmp_path / "worker.toml"
     file.write_text('[stores.Main-NFS]\nurl = "file:///one"\n')
     environ = {"SSVM_STORES__MAIN_NFS__URL": "file:///two"}
@@ -182,7 +182,7 @@ def test_names_with_capitals(tmp_path: Path) -> None:
 
 
 def test_units_of_settings() -> None:
-    """Sizes, rates and times of settings have units, as those of requests."""
+    """Sizes, rates and times in settings have the same units as in requests."""
     environ = {"SSVM_DOWNLOAD__MAX_BYTES": "10GiB", "SSVM_DOWNLOAD__MAX_RATE": "10MiB/s", "SSVM_NFS__IDLE_S": "15m"}
     settings = config.load(environ=environ)
     assert (settings.download.max_bytes, settings.download.max_rate) == (10 << 30, 10 << 20)
@@ -207,7 +207,7 @@ def test_units_of_settings() -> None:
     ],
 )
 def test_no_form_of_a_secret_shows(values: dict[str, Any]) -> None:
-    """A secret is masked by its field and not by its look, and of a URL host and path remain."""
+    """A secret is masked by its field, not its form, and a URL keeps its host and path."""
     shown = json.dumps(config.redacted(config.parse(values, "x")))
     assert "s3cret" not in shown
 
@@ -224,7 +224,7 @@ def test_no_form_of_a_secret_shows(values: dict[str, Any]) -> None:
     ],
 )
 def test_errors_repeat_no_secret(values: dict[str, Any]) -> None:
-    """A URL that is wrong because of the password in it is refused without repeating it."""
+    """The error of a URL with a wrong password does not repeat the password."""
     with pytest.raises(ConfigError) as caught:
         config.parse(values, "x")
     assert "s3cret" not in str(caught.value)

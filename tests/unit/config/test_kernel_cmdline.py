@@ -1,4 +1,4 @@
-"""The kernel command line of a system VM as settings."""
+"""A system VM's kernel command line as settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.neighbours import free_port
 from tests.servers.worker import until
 from tests.waiting import PATIENCE_S
 
-#: As CloudStack 4.20 writes it, with the kernel's own words before.
+#: As CloudStack 4.20 writes it, behind the kernel's own words.
 REAL = (
     "BOOT_IMAGE=/boot/vmlinuz root=/dev/vda2 ro quiet console=tty0  template=domP type=secstorage "
     "host=10.1.1.5 port=8250 name=s-1-VM zone=1 pod=1 guid=s-1-VM workers=5 "
@@ -31,7 +31,7 @@ REAL = (
 
 
 def written(tmp_path: Path, text: str) -> str:
-    """The path of a file with that text."""
+    """Return the path of a file with that text."""
     path = tmp_path / "cmdline"
     path.write_text(text + "\n")
     return str(path)
@@ -48,7 +48,7 @@ def written(tmp_path: Path, text: str) -> str:
     ],
 )
 def test_understood(tmp_path: Path, text: str, expected: tuple[str, str, int]) -> None:
-    """Zone, broker and jobs at once are taken, whatever else stands there."""
+    """Zone, broker and parallel jobs are read, and other words are ignored."""
     settings = load(environ=environment_of(written(tmp_path, text)))
     assert (settings.zone, settings.broker.url.get_secret_value(), settings.worker.concurrency) == expected
 
@@ -66,19 +66,19 @@ def test_understood(tmp_path: Path, text: str, expected: tuple[str, str, int]) -
     ],
 )
 def test_refused(tmp_path: Path, text: str, message: str) -> None:
-    """What is not for us, or cannot be, is an error that names it."""
+    """Unsuitable and invalid values are errors that name the value."""
     with pytest.raises(ConfigError, match=re.escape(message)):
         environment_of(written(tmp_path, text))
 
 
 def test_no_such_file() -> None:
-    """A file that is not there is named."""
+    """The error of a missing file names it."""
     with pytest.raises(ConfigError, match="/nowhere"):
         environment_of("/nowhere")
 
 
 def test_as_a_command(tmp_path: Path) -> None:
-    """The worker reads it, and says what is wrong; the exit status is that of wrong settings."""
+    """The worker reads the command line, and an error ends it with the status of wrong settings."""
     command = [sys.executable, "-m", "ssvm_worker", "worker", "--from-cmdline", written(tmp_path, "type=router")]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
@@ -87,7 +87,7 @@ def test_as_a_command(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_a_worker_of_a_system_vm(tmp_path: Path) -> None:
-    """A worker that is told no more than a system VM is joins its zone at that broker, and leaves it at SIGTERM."""
+    """A worker with only a system VM's parameters joins its zone at that broker, and leaves at SIGTERM."""
     text = "BOOT_IMAGE=/vmlinuz type=secstorage host=127.0.0.1 port={port} zone=7 workers=1 name=s-1-VM"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
     with ValkeyServer(port=free_port(), data_dir=tmp_path / "valkey") as server:

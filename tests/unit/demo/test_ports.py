@@ -1,4 +1,4 @@
-"""Ports for servers that must be told theirs: nobody else gets one before its server listens."""
+"""Ports for servers that need a fixed number: no other process gets one before its server listens."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def _bound(port: int, *, reuse: bool) -> bool:
 
 @pytest.mark.parametrize("reuse", [True, False])
 def test_reserved(reuse: bool) -> None:
-    """A server that sets SO_REUSEADDR can listen on a reserved port; no other socket can bind it."""
+    """A server with SO_REUSEADDR can listen on a reserved port, and no other socket can bind it."""
     assert _bound(free_port(), reuse=reuse) == reuse
 
 
 def test_distinct() -> None:
-    """Ports that are asked for one after the other differ, as each is reserved for a minute."""
+    """Consecutive ports differ, because each is reserved for a minute."""
     ports = [free_port() for _ in range(200)]
     assert len(set(ports)) == len(ports)

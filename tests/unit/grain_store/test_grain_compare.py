@@ -1,4 +1,4 @@
-"""Where two backups differ, as their grain maps tell it, and whether that was said to have changed."""
+"""Differences between two backups by their grain maps, and whether change tracking reported them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ RAW = disk(30)
 
 
 def differences(one: bytes, other: bytes) -> list[int]:
-    """The grains that differ, of two backups of one volume."""
+    """Return the grains that differ between two backups of one volume."""
     store = MemoryStore()
     maps = [open_map(store, each, each.entries[0]) for each in (back_up(store, "b1", one), back_up(store, "b2", other))]
     return [offset // GRAIN for offset, _ in differing(store, "snapshots/acme/vol1", *maps)]
 
 
 def swapped(raw: bytes, one: int, other: int) -> bytes:
-    """A disk with two grains in each other's place."""
+    """Return a disk with two grains exchanged."""
     grains = [raw[at : at + GRAIN] for at in range(0, len(raw), GRAIN)]
     grains[one], grains[other] = grains[other], grains[one]
     return b"".join(grains)
@@ -40,12 +40,12 @@ CASES: dict[str, tuple[bytes, list[int]]] = {
 
 @pytest.mark.parametrize(("other", "expected"), CASES.values(), ids=CASES.keys())
 def test_differing(other: bytes, expected: list[int]) -> None:
-    """Just those grains differ that have other bytes, whichever of the two is looked at first."""
+    """Exactly the grains with other bytes differ, in either order of comparison."""
     assert differences(RAW, other) == differences(other, RAW) == expected
 
 
 def test_same_content_stored_twice() -> None:
-    """Grains that are the same do not differ, though they lie in two packs."""
+    """Equal grains in two packs do not differ."""
     first, second = MemoryStore("first"), MemoryStore("second")
     manifests = back_up(first, "b1", RAW), back_up([first, second], "b2", RAW)
     maps = [open_map(first, each, each.entries[0]) for each in manifests]
@@ -65,6 +65,6 @@ OUTSIDE: dict[str, tuple[list[int], list[tuple[int, int]], list[int]]] = {
 
 @pytest.mark.parametrize(("grains", "areas", "expected"), OUTSIDE.values(), ids=OUTSIDE.keys())
 def test_outside(grains: list[int], areas: list[tuple[int, int]], expected: list[int]) -> None:
-    """A grain is outside when no area touches it."""
+    """A grain is outside if no area overlaps it."""
     found = outside(iter([(place * GRAIN, GRAIN) for place in grains]), areas)
     assert [offset // GRAIN for offset, _ in found] == expected

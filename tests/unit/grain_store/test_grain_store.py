@@ -1,4 +1,4 @@
-"""The grain store: every backup restores alone, and stores only what its volume did not have."""
+"""The grain store: every backup restores alone, and stores only grains that its volume lacks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.servers.s3 import S3Server
 
 
 def test_chain() -> None:
-    """Each of several backups of a disk that changes gives back the disk as it was then."""
+    """Each backup of a changing disk restores the disk as it was then."""
     store = MemoryStore()
     raws = [disk(90)]
     for step in range(4):
@@ -38,7 +38,7 @@ def test_chain() -> None:
 
 
 def test_qemu(tmp_path: Path) -> None:
-    """To qemu-img, the image that is made of a backup in a chain is identical with the disk."""
+    """qemu-img finds the restored image of an incremental backup identical to the disk."""
     if shutil.which("qemu-img") is None:
         missing("qemu-img", "apt-get install qemu-utils")
     store, raw = MemoryStore(), disk(40)
@@ -53,12 +53,12 @@ def test_qemu(tmp_path: Path) -> None:
 
 
 def test_file_store(tmp_path: Path) -> None:
-    """A chain in a directory gives back each of its disks."""
+    """A chain of backups in a directory restores each of its disks."""
     _in(FileStore("file", tmp_path))
 
 
 def test_s3_store(s3_server: S3Server, s3_bucket: str) -> None:
-    """A chain in S3 gives back each of its disks."""
+    """A chain of backups in S3 restores each of its disks."""
     keys = {"access_key": S3Server.access_key, "secret_key": S3Server.secret_key}
     _in(open_store("s3", f"s3://{s3_bucket}", endpoint=s3_server.endpoint, **keys))
 
@@ -71,7 +71,7 @@ def _in(store: Store) -> None:
 
 @pytest.mark.parametrize("end", [512, 1536, GRAIN - 512])
 def test_odd_end(end: int) -> None:
-    """A disk that does not end with a whole grain comes back with just its bytes."""
+    """A disk that ends inside a grain is restored with exactly its bytes."""
     store = MemoryStore()
     raw = disk(5, zeros=9)[: 4 * GRAIN + end]
     assert restored(store, back_up(store, "b1", raw)) == raw
@@ -86,7 +86,7 @@ def test_empty_disk() -> None:
 
 
 def test_one_percent() -> None:
-    """Of a disk with 1 % of its grains changed, at most 1.5 % of the bytes are stored, maps and all."""
+    """If 1 % of the grains change, a backup stores at most 1.5 % of the bytes, including maps."""
     store, grains = MemoryStore(), {place: place for place in range(2000)}
     back_up_grains(store, "b1", grains)
     first = store.usage().used or 0
@@ -96,7 +96,7 @@ def test_one_percent() -> None:
 
 
 def test_moved() -> None:
-    """Content that moves on the disk, or is there twice, is stored once."""
+    """Content that moves on the disk, or occurs twice, is stored once."""
     store, raw = MemoryStore(), disk(10, zeros=99)
     back_up(store, "b1", raw)
     moved = raw[5 * GRAIN :] + raw[: 5 * GRAIN] + raw
@@ -106,7 +106,7 @@ def test_moved() -> None:
 
 
 def test_two_disks() -> None:
-    """Disks of one backup share grains too."""
+    """The disks of one backup share grains too."""
     store, raw = MemoryStore(), disk(12)
     manifest = back_up(store, "b1", raw, changed(raw, 1))
     assert [each.facts["new_grains"] for each in manifest.entries] == [8, 1]
@@ -114,7 +114,7 @@ def test_two_disks() -> None:
 
 
 def test_two_volumes() -> None:
-    """Volumes share nothing, so that each may be deleted, or read, without the other."""
+    """Volumes share no grains, so each can be deleted or read without the others."""
     store, raw = MemoryStore(), disk(12)
     for volume in ("vol1", "vol2"):
         assert back_up(store, "b1", raw, volume=volume).entries[0].facts["new_grains"] == 8
@@ -124,7 +124,7 @@ def test_two_volumes() -> None:
 
 
 def test_second_store() -> None:
-    """A store that missed a backup, or is new, is whole again with the next one."""
+    """A new store, or one that missed a backup, becomes complete with the next backup."""
     first, second = MemoryStore("first"), MemoryStore("second")
     raw = disk(20)
     back_up(first, "b1", raw)
@@ -133,7 +133,7 @@ def test_second_store() -> None:
 
 
 def test_second_store_fails() -> None:
-    """A second store that fails costs the first nothing, and gets all that it lacks with the next backup."""
+    """A failing second store does not affect the first, and the next backup completes it."""
     first, second = MemoryStore("first"), MemoryStore("second")
     raw = disk(30)
     back_up([first, store_failing(second, 300_000)], "b1", raw)
@@ -143,7 +143,7 @@ def test_second_store_fails() -> None:
 
 @pytest.mark.parametrize("after", [0, 50_000, 700_000])
 def test_killed(after: int) -> None:
-    """What fails anywhere leaves no map, and the next attempt does not store again what is stored whole."""
+    """A failure at any point leaves no map, and the next attempt does not store complete packs again."""
     store, raw = MemoryStore(), disk(60)
     with pytest.raises(StoreUnavailable):
         back_up(store_failing(store, after), "b1", raw)
@@ -153,7 +153,7 @@ def test_killed(after: int) -> None:
 
 
 def test_map_fails() -> None:
-    """If the map cannot be stored, its packs are there for the next attempt, which stores nothing anew."""
+    """If the map cannot be stored, the next attempt reuses the packs and stores none again."""
     store, raw = MemoryStore(), disk(30)
     with pytest.raises(StoreUnavailable):
         back_up(store_failing_commit(store, chosen=lambda key: key.endswith(".grains")), "b1", raw)
@@ -163,7 +163,7 @@ def test_map_fails() -> None:
 
 
 def test_pack_gone_meanwhile() -> None:
-    """A backup does not come to stand on a pack that went away while it was made."""
+    """A backup does not rely on a pack that disappeared while the backup was made."""
     store, raw = MemoryStore(), disk(12)
     back_up(store, "b1", raw)
 
@@ -176,7 +176,7 @@ def test_pack_gone_meanwhile() -> None:
 
 
 def test_index_damaged() -> None:
-    """A pack whose index cannot be read is not used; what it held is stored anew."""
+    """A pack with an unreadable index is not used, and its grains are stored again."""
     store, raw = MemoryStore(), disk(12)
     back_up(store, "b1", raw)
     (key,) = packs(store)
@@ -189,7 +189,7 @@ def test_index_damaged() -> None:
 
 
 def test_index_size() -> None:
-    """The index takes at most 64 bytes a grain on disk, and its memory does not grow with it."""
+    """The index uses at most 64 bytes per grain on disk, and its memory use is constant."""
     with Index() as index:
         mark = object()
         number = index.begin_pack("0" * 32, mark)
@@ -219,7 +219,7 @@ MAPS = {
 
 @pytest.mark.parametrize("spoil", MAPS.values(), ids=MAPS.keys())
 def test_bad_map(spoil: object) -> None:
-    """A grain map that is damaged is told as such, and never read as another disk."""
+    """A damaged grain map is reported as damage, and is never read as another disk."""
     store, raw = MemoryStore(), disk(12)
     manifest = back_up(store, "b1", raw)
     key = manifest.artifact.key("b1-disk0.grains")
