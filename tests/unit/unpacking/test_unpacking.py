@@ -1,4 +1,4 @@
-"""What is wrapped around an image comes off in the pass, whole or not at all."""
+"""A compressed image is unpacked in the same pass, completely or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ each_kind = pytest.mark.parametrize("kind", COMPRESS)
 
 
 def opened(data: bytes, step: int = CHUNK) -> tuple[str, bytes]:
-    """The wrapping, and what is inside, of bytes that come in chunks of one size."""
+    """Return the compression and the content of bytes that arrive in chunks of one size."""
     name, inside = unwrap((data[at : at + step] for at in range(0, len(data), step)), "a file")
     return name, b"".join(inside)
 
@@ -41,33 +41,33 @@ def refuse(data: bytes, error: type[WorkerError], text: str) -> None:
 @pytest.mark.parametrize("step", [1, 511, 65536, CHUNK])
 @each_kind
 def test_unwraps(kind: str, step: int) -> None:
-    """Whatever the chunks are, the bytes inside are the same, in chunks of the usual size."""
+    """Any size of chunks gives the same content, in chunks of the usual size."""
     small = DISK if step > 1 else DISK[:4000]
     assert opened(COMPRESS[kind](small), step) == (kind, small)
     assert all(len(each) <= CHUNK for each in unwrap([COMPRESS[kind](small)], "")[1])
 
 
 def test_nothing_wrapped() -> None:
-    """Bytes without a wrapping pass through untouched."""
+    """Uncompressed bytes pass unchanged."""
     assert opened(DISK) == ("", DISK)
     assert opened(b"") == ("", b"")
 
 
 @each_kind
 def test_several_members(kind: str) -> None:
-    """Members one after the other are one stream, as each tool's own `cat` and parallel forms make them."""
+    """Several members form one stream, as `cat` and parallel compressors write them."""
     assert opened(COMPRESS[kind](NOISE) + COMPRESS[kind](b"") + COMPRESS[kind](b"end"))[1] == NOISE + b"end"
 
 
 @each_kind
 def test_zeros_behind(kind: str) -> None:
-    """Zeros behind the end are padding."""
+    """Zeros after the end are padding."""
     assert opened(COMPRESS[kind](NOISE) + bytes(100_000))[1] == NOISE
 
 
 @each_kind
 def test_cut_short(kind: str) -> None:
-    """A stream that ends too early is refused wherever it ends, in its last bytes too."""
+    """A truncated stream is refused, also if only its last bytes are missing."""
     whole = COMPRESS[kind](NOISE)
     for size in (len(whole) - 1, len(whole) - 4, len(whole) // 2, 20):
         refuse(whole[:size], CorruptImage, "cut short")
@@ -75,13 +75,13 @@ def test_cut_short(kind: str) -> None:
 
 @each_kind
 def test_junk_behind(kind: str) -> None:
-    """Anything but zeros behind the end is refused: another reader might start there."""
+    """Bytes other than zeros after the end are refused, because another reader might start there."""
     refuse(COMPRESS[kind](NOISE) + b"junk" * 100, CorruptImage, "other data follows its 1 members")
 
 
 @each_kind
 def test_damaged(kind: str) -> None:
-    """One flipped bit is noticed: in the data or in its checksum."""
+    """One flipped bit in the data or in its checksum is detected."""
     whole = COMPRESS[kind](NOISE)
     for at in (len(whole) // 2, len(whole) - (6 if kind == "gzip" else 2)):
         damaged = bytearray(whole)
@@ -92,7 +92,7 @@ def test_damaged(kind: str) -> None:
 @pytest.mark.parametrize("outer", [*COMPRESS, "zip"])
 @pytest.mark.parametrize("inner", [*COMPRESS, "zip", "tar"])
 def test_nested(outer: str, inner: str) -> None:
-    """One wrapping is taken off, and a second is refused by its name."""
+    """One compression is removed, and a second one is refused by its name."""
     wrap = COMPRESS | {"zip": zip_of, "tar": lambda data: tar_of(tar_member("disk.raw", data))}
     refuse(wrap[outer](wrap[inner](NOISE)), UnknownFormat, f"There is an? {inner} file inside the {outer} file")
 
@@ -103,19 +103,19 @@ def test_nested(outer: str, inner: str) -> None:
     ids=["xz of 4 GiB", "xz of 256 MiB", "zstandard of 2 GiB", "zstandard of 256 MiB"],
 )
 def test_memory(data: bytes) -> None:
-    """A stream that wants more memory than is allowed is refused before it gets any."""
+    """A stream that needs more memory than allowed is refused before any allocation."""
     refuse(data, TooLarge, "needs more memory")
 
 
 def test_what_the_tools_need() -> None:
-    """The largest windows that the tools' own presets make are taken."""
+    """The largest windows of the tools' own presets are accepted."""
     assert opened(xz_with_dictionary(64 * MiB))[1] == b"x" * 100
     assert opened(zstd_with_window(27))[1] == b""
 
 
 @each_kind
 def test_memory_of_a_bomb(kind: str) -> None:
-    """What is held does not grow with what comes out: a bomb is stopped after the bytes that were allowed."""
+    """Memory does not grow with the output, and a bomb stops after the allowed bytes."""
     bomb = COMPRESS[kind](bytes(24 * MiB))
     tracemalloc.start()
     taken = sum(len(each) for each in unwrap([bomb], "")[1])
@@ -126,7 +126,7 @@ def test_memory_of_a_bomb(kind: str) -> None:
 
 
 def test_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than so many times what went in is a bomb, once it is more than anybody could shrug at."""
+    """A ratio above the limit is a bomb, once the output is large enough to matter."""
     monkeypatch.setattr(unpacking, "UNSUSPICIOUS", 4 * MiB)
     bomb = COMPRESS["zstandard"](bytes(64 * MiB))
     with pytest.raises(TooLarge, match="more than 250 times as many"):
@@ -137,13 +137,13 @@ def test_bomb(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("streamed", [False, True], ids=["sizes before", "sizes behind"])
 @pytest.mark.parametrize("step", [1, 4000, CHUNK])
 def test_zip(step: int, streamed: bool) -> None:
-    """The one member of a zip archive is the image, wherever its sizes stand."""
+    """The only member of a zip archive is the image, wherever its sizes are stored."""
     small = DISK if step > 1 else DISK[:4000]
     assert opened(zip_of(small, streamed=streamed), step) == ("zip", small)
 
 
 class Pipe(io.RawIOBase):
-    """Takes bytes, and cannot go back."""
+    """A writer that cannot seek."""
 
     def __init__(self) -> None:
         self.taken = b""
@@ -160,7 +160,7 @@ class Pipe(io.RawIOBase):
 @pytest.mark.parametrize("zip64", [False, True], ids=["32 bits", "64 bits"])
 @pytest.mark.parametrize("piped", [False, True], ids=["to a file", "to a pipe"])
 def test_zip_by_python(piped: bool, zip64: bool, method: int) -> None:
-    """Every form that another writer makes is read, but one: stored to a pipe, where nothing says where it ends."""
+    """Every form of Python's zip files is read, except a stored member in a pipe, which has no known end."""
     out: Any = Pipe() if piped else io.BytesIO()
     with zipfile.ZipFile(out, "w", method) as archive, archive.open("disk.raw", "w", force_zip64=zip64) as member:
         member.write(NOISE)
@@ -172,7 +172,7 @@ def test_zip_by_python(piped: bool, zip64: bool, method: int) -> None:
 
 
 def test_zip64_end() -> None:
-    """The records of 64 bits before the end may be there."""
+    """The end records of zip64 are accepted."""
     plain = zip_of(NOISE)
     end64 = b"PK\x06\x06" + struct.pack("<Q", 44) + bytes(44)
     locator = b"PK\x06\x07" + bytes(16)
@@ -193,7 +193,7 @@ BAD_ZIPS = {
     "a NUL in its name": (zip_of(NOISE, b"a\0b"), UnsafeImage, "points outside"),
     "encryption": (zip_of(NOISE, local={"flags": 1}), UnsafeImage, "encrypted"),
     "an encrypted directory": (zip_of(NOISE, entry={"flags": 1 << 13}), UnsafeImage, "contradicts"),
-    "a method of its own": (zip_of(NOISE, local={"method": 14}), UnknownFormat, r"not taken \(14\)"),
+    "a method of its own": (zip_of(NOISE, local={"method": 14}), UnknownFormat, "method 14"),
     "a wrong CRC": (zip_of(NOISE, local={"crc": 1}), CorruptImage, "its header says"),
     "a wrong CRC in the directory": (zip_of(NOISE, entry={"crc": 1}), UnsafeImage, "contradicts"),
     "a size that lies": (zip_of(NOISE, local={"size": 5}), CorruptImage, "its header says"),
@@ -207,13 +207,17 @@ BAD_ZIPS = {
     "bytes before its directory": (zip_of(NOISE, more=b"x" * 50), UnsafeImage, "contradicts"),
     "no directory": (zip_of(NOISE)[:-80], CorruptImage, "cut short"),
     "half a member": (zip_of(NOISE)[:1000], CorruptImage, "cut short"),
-    "a damaged member": (zip_of(NOISE)[:38] + b"\xff\xff" + zip_of(NOISE)[40:], CorruptImage, "damaged|its header says"),
+    "a damaged member": (
+        zip_of(NOISE)[:38] + b"\xff\xff" + zip_of(NOISE)[40:],
+        CorruptImage,
+        "damaged|its header says",
+    ),
 }
 
 
 @pytest.mark.parametrize(("data", "error", "text"), BAD_ZIPS.values(), ids=BAD_ZIPS.keys())
 def test_bad_zip(data: bytes, error: type[WorkerError], text: str) -> None:
-    """A zip archive that is not exactly one plain member, by both its header and its directory, is refused."""
+    """A zip archive is refused unless its header and its directory both describe exactly one plain member."""
     refuse(data, error, text)
 
 
@@ -232,7 +236,7 @@ def _mutations(data: st.DataObject) -> Iterator[bytes]:
 @given(data=st.data())
 @settings(max_examples=100)
 def test_no_crash(data: st.DataObject) -> None:
-    """Whatever bytes come, they are unwrapped or refused with a reason, and never more comes out than was put in."""
+    """Any bytes are unpacked or refused with a reason, and output never exceeds the original content."""
     for damaged in _mutations(data):
         try:
             name, inside = opened(damaged)
@@ -243,5 +247,5 @@ def test_no_crash(data: st.DataObject) -> None:
 
 
 def test_recognised_by_content(tmp_path: Path) -> None:
-    """A raw disk that begins like a wrapping by chance is none: magics have three bytes and more."""
+    """A raw disk is not mistaken for a compressed one, because each magic has at least three bytes."""
     assert [recognise(each) for each in (b"\x1f\x8b\x07", b"BZh1xx", b"PK\1\2", b"\x50\x2a\x4d", b"")] == [""] * 5
