@@ -1,10 +1,10 @@
-"""A management server's side in Python: submit jobs, follow them, retry, cancel, hear of what happens.
+"""Client for a management server in Python: submit, follow, retry and cancel jobs, and read job events.
 
     with Client.connect("redis://broker:6379/0", zone="zone1") as client:
         job = client.submit("download", url="https://…/noble.qcow2", account="2", id="201", checksum="sha256:…")
         print(client.wait(job.job_id).result)
 
-It needs the broker alone: no store, no vCenter, no settings file. Other languages: docs/jobs.md.
+It needs only the broker: no store, no vCenter and no settings file. For other languages see docs/jobs.md.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ["Client", "Event", "Record", "WorkerStatus"]
 
 
 class Client:
-    """Talks to the workers behind one broker. Safe to share between threads.
+    """Client of the workers behind one broker. Thread-safe.
 
-    Every method raises StoreUnavailable while the broker is away, and may be repeated then.
+    Every method raises StoreUnavailable while the broker is unreachable. It may be repeated then.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -38,17 +38,17 @@ class Client:
 
     @classmethod
     def connect(cls, url: str, *, zone: str = "zone1", **broker: Any) -> Client:
-        """A client of the broker at *url*; nothing is connected yet.
+        """Return a client of the broker at *url*. This does not connect yet.
 
-        *broker*: prefix, messages and ca_file, as the workers' settings have them.
+        *broker* takes prefix, messages and ca_file, with the same values as in the settings of the workers.
         """
         return cls(Settings(zone=zone, broker=BrokerSection.model_validate({"url": url, **broker})))
 
     def submit(self, job: str, *, zone: str = "", job_id: str = "", traceparent: str = "", **request: Any) -> Record:
-        """Queue a job with these fields of its request; *traceparent*: the trace that it shall be part of.
+        """Queue a job with these fields of its request. *traceparent* adds the job to a trace.
 
-        With a *job_id* of your own it is safe to repeat: the same request again is the same job. Raises InvalidRequest
-        for a request that no worker would take, or an id that belongs to another one.
+        With a *job_id* the call may be repeated: the same request is the same job. Raises InvalidRequest if the request
+        is invalid, or if another request has the same id.
         """
         fields = request | ({"job_id": job_id} if job_id else {})
         new = assembly.new_job(self.settings, find_job(job), fields, zone=zone)
@@ -58,15 +58,15 @@ class Client:
         return record
 
     def job(self, job_id: str) -> Record:
-        """A job as it is now; ObjectNotFound."""
+        """Return the current record of a job, or raise ObjectNotFound."""
         return self._ledger.get(job_id)
 
     def jobs(self, *, state: str | None = None, zone: str | None = None, limit: int = 50) -> list[Record]:
-        """Jobs, the newest first."""
+        """Return jobs, the newest first."""
         return self._ledger.page(state=state, zone=zone, limit=limit)
 
     def follow(self, job_id: str, *, every_s: float = 0.5) -> Iterator[Record]:
-        """The record as it is, then whenever it has changed; the last one given has ended."""
+        """Yield the record now and after each change. The last record is that of the ended job."""
         seen = None
         while True:
             record = self._ledger.get(job_id)
@@ -78,7 +78,10 @@ class Client:
             time.sleep(every_s)
 
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> Record:
-        """The record of the job when it has ended; TimeoutError after *timeout_s*, and the job goes on."""
+        """Wait for the end of a job and return its record.
+
+        Raises TimeoutError after *timeout_s* seconds. The job continues then.
+        """
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while not (record := self._ledger.get(job_id)).ended:
             if until is not None and time.monotonic() > until:
@@ -87,7 +90,7 @@ class Client:
         return record
 
     def retry(self, job_id: str, *, by: str) -> Record:
-        """Queue a failed or cancelled job again; InvalidRequest or ResourceBusy for any other."""
+        """Queue a failed or cancelled job again. Raise InvalidRequest or ResourceBusy for any other job."""
         record = self._ledger.retry(job_id, by)
         self._ring(record)
         return record
@@ -97,14 +100,14 @@ class Client:
         return self._ledger.cancel(job_id, by)
 
     def events(self, group: str, consumer: str) -> Iterator[Event]:
-        """Changes of jobs' states for this consumer of the group, for ever, each at least once.
+        """Yield changes of job states for this consumer of the group, each at least once. This never ends.
 
-        An event counts as dealt with when the next one is asked for.
+        Requesting the next event acknowledges the previous one.
         """
         return assembly.open_events(self.settings).read(group, consumer)
 
     def workers(self, zone: str | None = None) -> list[WorkerStatus]:
-        """The workers: zone, lanes, capacity, version, Up, Draining or Down."""
+        """Return the workers with zone, lanes, capacity, version, and the state Up, Draining or Down."""
         return assembly.open_registry(self.settings).workers(zone)
 
     def close(self) -> None:
@@ -112,7 +115,7 @@ class Client:
         self._ledger.close()
 
     def _ring(self, record: Record) -> None:
-        # Celery takes half a second to import; who only looks need not wait for it.
+        # Importing Celery takes half a second. Callers that only read jobs do not need it.
         from .wiring.celery_sender import ring
 
         ring(self.settings, record)

@@ -1,15 +1,16 @@
-"""What can go wrong, said in three ways to the layer above: try again, never, or stopped.
+"""Define the errors: retryable, permanent, or cancelled.
 
-    WorkerError
-    ├── Retryable     SourceUnavailable, StoreUnavailable (StoreAway), LeaseLost, ResourceBusy
-    ├── Permanent     InvalidRequest, SourceNotFound, SourceDenied, SourceChanged, ChecksumMismatch,
-    │                 ImageError (UnknownFormat, AmbiguousFormat, UnsafeImage, TooLarge, CorruptImage),
-    │                 ObjectNotFound, StoreDenied, StoreFull, QuotaExceeded, IncompleteBackup, ConfigError
-    └── Cancelled     reason: user | shutdown | deadline | fenced
+``WorkerError`` has three subclasses:
 
-Adapters translate at the call that failed: ``raise StoreUnavailable(what, where, remedy) from error``.
-Only ``streaming.pipeline.Resuming`` and ``runner.run`` decide on a retry. Arguments are positional, and all of them are
-in ``args``, because Celery's JSON and pickle round trips rebuild an exception from ``args`` alone.
+- ``Retryable``: SourceUnavailable, StoreUnavailable (StoreAway), LeaseLost, ResourceBusy
+- ``Permanent``: InvalidRequest, SourceNotFound, SourceDenied, SourceChanged, ChecksumMismatch,
+  ImageError (UnknownFormat, AmbiguousFormat, UnsafeImage, TooLarge, CorruptImage),
+  ObjectNotFound, StoreDenied, StoreFull, QuotaExceeded, IncompleteBackup, ConfigError
+- ``Cancelled``, with the reason user, shutdown, deadline or fenced
+
+Adapters translate exceptions at the failing call: ``raise StoreUnavailable(what, where, remedy) from error``.
+Only ``streaming.pipeline.Resuming`` and ``runner.run`` decide about a retry. All arguments are positional and stored in
+``args``. Celery rebuilds an exception from ``args`` alone, with JSON and with pickle.
 """
 
 from __future__ import annotations
@@ -19,21 +20,24 @@ from .units import printable
 EXIT_PERMANENT = 1
 EXIT_USAGE = 2
 EXIT_RETRYABLE = 75  # EX_TEMPFAIL of sysexits.h
-EXIT_CANCELLED = 130  # what a shell reports for SIGINT
+EXIT_CANCELLED = 130  # the exit status of a shell after SIGINT
 
 
 class WorkerError(Exception):
-    """An error raised on purpose; its text is fit for a user and never holds a secret."""
+    """An expected error. Its text is for users and never contains a secret."""
 
     exit_code = EXIT_PERMANENT
     retryable = False
-    #: Seconds after which the peer wants to be asked again; 0: it does not say.
+    #: Seconds after which the peer allows a retry (Retry-After). 0: unknown.
     after_s = 0.0
-    #: What was done nevertheless: by a job of many parts, or with a backup short of a disk.
+    #: The partial result: of a job with several parts, or of a backup without one of its disks.
     result: dict[str, object] | None = None
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
-        """Keep each text as one line; a peer's words in it move no cursor and begin no line of a log."""
+        """Store the problem, its location and the remedy.
+
+        Each becomes one printable line. So text of a peer cannot control a terminal or fake a line of a log.
+        """
         what, where, remedy = printable(what), printable(where), printable(remedy)
         super().__init__(what, where, remedy)
         self.what = what
@@ -47,7 +51,7 @@ class WorkerError(Exception):
         return text
 
     def as_dict(self) -> dict[str, object]:
-        """The error object of the job record and of ``--json``."""
+        """Return the error object of the job record and of ``--json``."""
         return {
             "error": type(self).__name__,
             "what": self.what,
@@ -66,77 +70,77 @@ class Retryable(WorkerError):
 
 
 class SourceUnavailable(Retryable):
-    """The source cannot be reached now, broke off, stalled, or answered 429 or 5xx."""
+    """The source is unreachable, broke off, stalled, or returned 429 or 5xx."""
 
 
 class StoreUnavailable(Retryable):
-    """The store cannot be reached now, or asked to slow down."""
+    """The store is unreachable, or asked the worker to slow down."""
 
 
 class StoreAway(StoreUnavailable):
-    """The store is unavailable. The job waits for it, and the attempt is not counted."""
+    """The store is unavailable. The job waits for it, and the attempt does not count."""
 
 
 class LeaseLost(Retryable):
-    """A vSphere NFC lease expired or was taken away under us."""
+    """An NFC lease of vSphere has expired or was aborted."""
 
 
 class ResourceBusy(Retryable):
-    """Somebody else is using what this job needs."""
+    """Another job or process uses a resource that this job needs."""
 
 
 class Permanent(WorkerError):
-    """It never will succeed as it was asked."""
+    """The same request will never succeed."""
 
 
 class InvalidRequest(Permanent):
-    """The request itself is wrong; nothing was touched."""
+    """The request is invalid. The worker changed nothing."""
 
 
 def misused(error: InvalidRequest) -> InvalidRequest:
-    """The same error, for a command that lacks what it needs or has what it does not know: the shell gets 2, not 1."""
+    """Return the error with exit status 2 (usage) instead of 1, for wrong or missing arguments of a command."""
     error.exit_code = EXIT_USAGE
     return error
 
 
 class SourceNotFound(Permanent):
-    """There is nothing at that URL, inventory path or id."""
+    """There is no object with that URL, inventory path or id."""
 
 
 class SourceDenied(Permanent):
-    """The source refuses us, or our own rules refuse the source."""
+    """The source denies access, or the rules of the worker forbid the source."""
 
 
 class SourceChanged(Permanent):
-    """The object is no longer the one that the first bytes came from."""
+    """The object at the source has changed since the first bytes were read."""
 
 
 class ChecksumMismatch(Permanent):
-    """The digest of what arrived is not the checksum that was asked for."""
+    """The digest of the received bytes differs from the checksum."""
 
 
 class ImageError(Permanent):
-    """The bytes are whole, but they are no image that we take."""
+    """The bytes are complete, but the worker does not accept this image."""
 
 
 class UnknownFormat(ImageError):
-    """No known format, or not the one that was asked for."""
+    """The format is unknown, or differs from the requested one."""
 
 
 class AmbiguousFormat(ImageError):
-    """Two formats at once: the smell of an attack."""
+    """The image matches two formats at once. This can be an attack."""
 
 
 class UnsafeImage(ImageError):
-    """The image names files outside itself, or hides something."""
+    """The image refers to other files, or contains hidden data."""
 
 
 class TooLarge(ImageError):
-    """Larger than the request or the settings allow."""
+    """The object is larger than the request or the settings allow."""
 
 
 class CorruptImage(ImageError):
-    """The structure of the image is broken or cut short."""
+    """The structure of the image is broken or truncated."""
 
 
 class ObjectNotFound(Permanent):
@@ -144,7 +148,7 @@ class ObjectNotFound(Permanent):
 
 
 class StoreDenied(Permanent):
-    """The store refuses our credentials or the operation."""
+    """The store refuses the credentials or the operation."""
 
 
 class StoreFull(Permanent):
@@ -152,11 +156,11 @@ class StoreFull(Permanent):
 
 
 class QuotaExceeded(Permanent):
-    """The account may not store that much; nothing of it was stored."""
+    """The quota of the account does not allow so many bytes. Nothing was stored."""
 
 
 class IncompleteBackup(Permanent):
-    """The backup is stored, but short of a disk that was wanted."""
+    """The backup is stored, but a requested disk is missing."""
 
 
 class ConfigError(Permanent):
@@ -166,7 +170,7 @@ class ConfigError(Permanent):
 
 
 class Cancelled(WorkerError):
-    """The job was stopped: by its user, by a shutdown, by a deadline, or fenced off by a newer claim."""
+    """The job was stopped: by its user, by a shutdown, by a deadline, or because a newer claim fenced it."""
 
     exit_code = EXIT_CANCELLED
 
@@ -176,7 +180,7 @@ class Cancelled(WorkerError):
         self.reason = reason
 
 
-#: What a ledger that a foreground run can do without may raise.
+#: Errors of opening the ledger that a foreground run ignores, because it works without a ledger.
 NOT_THERE = (StoreUnavailable, StoreDenied, ConfigError)
 
 _REASONS = {

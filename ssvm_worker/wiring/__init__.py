@@ -1,1 +1,1 @@
-"""Create objects from settings; only this package names concrete classes."""
+"""Create objects from settings. Only this package names concrete classes."""

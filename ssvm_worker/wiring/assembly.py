@@ -1,6 +1,6 @@
-"""Turns settings into working parts: the one place that names concrete classes.
+"""Create stores, connections and attempts from the settings.
 
-SDKs are imported when a part is first wanted, so that ``ssvm list`` of a directory does not wait for vSphere's.
+SDKs are imported at first use, so that ``ssvm list`` of a directory does not import the SDK of vSphere.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from pydantic import SecretStr
 
@@ -20,11 +20,12 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.config.types import Section
 from ssvm_worker.errors import Cancelled, ConfigError, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS
-from ssvm_worker.jobs.attempt import Attempt, BootOptions, JobLimits, Progress, RemoteSource
+from ssvm_worker.jobs.attempt import Attempt, BootOptions, JobLimits, Jobs, Progress, RemoteSource
 from ssvm_worker.jobs.cleanup.retention import RetentionRule, RetentionRules
 from ssvm_worker.jobs.request import JobRequest, redact
 from ssvm_worker.ledger.links import Signer, local_key
 from ssvm_worker.ledger.quota import QuotaLimits as Quotas
+from ssvm_worker.ledger.slots import Slots
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.stores import open_destination, open_origin, open_store, sweep_destination
 from ssvm_worker.stores.s3.stall_watch import forget_silence
@@ -32,6 +33,8 @@ from ssvm_worker.streaming.interfaces import Check, Sink, Source, Store
 from ssvm_worker.streaming.rate_limit import SharedRateLimit
 
 from .broker import (
+    LazyQuota,
+    LazyScrubResults,
     RecordedJobs,
     broker_url,
     end_links,
@@ -78,27 +81,27 @@ __all__ = [
     "shown",
 ]
 
-#: What S3 stores and credentials have in common.
+#: The keys that S3 stores and credentials have in common.
 _S3_VALUES = ("endpoint", "region", "access_key", "secret_key", "addressing", "ca_file", "proxy", "stall_s", "commit_s")
-#: Made when the worker starts, so that its processes share it.
-_PACE = SharedRateLimit()
+#: Created when the worker starts, so that all its processes share it.
+_RATE_LIMIT = SharedRateLimit()
 
 
 def _unchecked() -> None:
-    """For callers that cannot be cancelled."""
+    """Do nothing: the caller cannot be cancelled."""
 
 
 class Stores(Mapping[str, Store]):
-    """The image stores of the settings by name, each opened when it is first asked for."""
+    """Image stores of the settings by name. Each is opened at its first use."""
 
     def __init__(self, settings: Settings, check: Check = _unchecked) -> None:
-        """*check* is called while a store waits for its server, and raises if the caller must stop."""
+        """Stores call *check* while they wait for their server. It must raise if the caller must stop."""
         self._settings = settings
         self._check = check
         self._opened: dict[str, Store] = {}
 
     def checked(self, check: Check) -> Stores:
-        """Return the same stores, opened again, with another *check*."""
+        """Return the same stores with another *check*. They are opened again."""
         return Stores(self._settings, check)
 
     def __getitem__(self, name: str) -> Store:
@@ -117,7 +120,7 @@ class Stores(Mapping[str, Store]):
 
 
 def open_store_named(settings: Settings, name: str) -> Store:
-    """The image store of that name; InvalidRequest lists those there are."""
+    """Return the image store of that name. Raise InvalidRequest with all known names if there is none."""
     stores = Stores(settings)
     if name not in stores:
         what = f"There is no image store named {name!r}"
@@ -128,14 +131,10 @@ def open_store_named(settings: Settings, name: str) -> Store:
 def _open(name: str, settings: Settings, check: Check) -> Store:
     store = settings.stores[name]
     if store.url.startswith("nfs://"):
-        return open_store(name, store.url, **_nfs_values(settings), check=check)
+        mount_root = settings.nfs.mount_root or settings.state_dir / "nfs"
+        return open_store(name, store.url, **{**_given(settings.nfs), "mount_root": mount_root}, check=check)
     values = {key: _revealed(value) for key, value in store if key not in ("url", "backup_mode")}
     return open_store(name, store.url, notes_dir=settings.state_dir / "s3", check=check, **values)
-
-
-def _nfs_values(settings: Settings) -> dict[str, Any]:
-    nfs = settings.nfs
-    return {**_given(nfs), "mount_root": nfs.mount_root or settings.state_dir / "nfs"}
 
 
 def _given(section: Section) -> dict[str, Any]:
@@ -146,20 +145,9 @@ def _revealed(value: Any) -> Any:
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
-class _Later:
-    """A part that is made when it is first used: redis takes a third of the time in which `ssvm run` starts."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-
-    def __getattr__(self, name: str) -> Any:
-        self.__dict__["_made"] = made = self.__dict__.get("_made") or self._make()
-        return getattr(made, name)
-
-
 @dataclass(frozen=True)
 class ConfiguredConnections:
-    """Opens what lies outside the stores, by the settings: the ``Connections`` of an attempt."""
+    """Connections of an attempt to sources, destinations and vCenters, from the settings."""
 
     settings: Settings
 
@@ -173,33 +161,37 @@ class ConfiguredConnections:
         check: Check,
         validator: dict[str, Any] | None,
     ) -> RemoteSource:
-        """The object that the first URL names, or any other."""
+        """Return the source of an object with several URLs. It tries them in order."""
         return self._origins().source(
             urls, headers=headers, credentials=credentials, checksum=checksum, check=check, validator=validator
         )
 
     def text(self, url: str, *, check: Check) -> str:
-        """A small text file."""
+        """Return the content of a small text file."""
         return self._origins().text(url, check=check)
 
     def destination(
         self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], attempt: Attempt
     ) -> Sink:
-        """Where an upload goes."""
-        values = self._s3_values(url, credentials) | self._upload_values()
+        """Return the sink of an upload."""
+        upload = self.settings.upload
+        values = self._s3_values(url, credentials) | {
+            "rule": AddressRule(self.settings.networks_of(upload)),
+            "http_ca_file": str(upload.ca_file) if upload.ca_file else None,
+        }
         named = named_credentials(self.settings, credentials, url)
         refuse_stores(self.settings, url, values.get("endpoint"))
         headers = {**headers, **authorization(named)}
         return open_destination(url, size, owner=attempt.owner, headers=headers, check=attempt.check, **values)
 
     def sweep_destination(self, url: str, *, credentials: str | None, check: Check) -> None:
-        """Abort uploads that dead attempts have left open there."""
+        """Abort unfinished uploads of earlier attempts to this URL."""
         values = self._s3_values(url, credentials)
         refuse_stores(self.settings, url, values.get("endpoint"))
         sweep_destination(url, check=check, **values)
 
     def vcenter(self, name: str, *, check: Check) -> Any:
-        """A session with that vCenter; a context manager."""
+        """Return a session with that vCenter. It is a context manager."""
         from ssvm_worker.vmware.session import Address, ExportOptions, VCenterSession
 
         if name not in self.settings.vcenters:
@@ -216,27 +208,24 @@ class ConfiguredConnections:
         return Origins(self.settings, lambda name: open_store_named(self.settings, name), self._s3_origin)
 
     def _s3_origin(self, url: str, credentials: str | None, check: Check) -> Source:
-        """Without keys nothing is signed: a stranger's URL must not be read by the keys of our stores or machine."""
+        """Open an s3:// URL. Without credentials the requests are not signed.
+
+        So a sender of requests cannot use the keys of an image store or the role of the machine.
+        """
         download = self.settings.download
         values = self._s3_values(url, credentials, download.allow_stores) if credentials else {}
         refuse_stores(self.settings, url, values.get("endpoint"), download.allow_stores)
         values |= {"stall_s": download.stall_s, "min_rate": download.min_rate, "check": check}
         values |= {"connect_timeout_s": download.connect_timeout_s}
-        anonymous = not values.get("access_key") and not self._by_role(credentials)
+        section = self.settings.credentials.get(credentials or "")
+        anonymous = not values.get("access_key") and not (section and section.machine_role)
         return open_origin(url, **values, anonymous=anonymous)
 
-    def _upload_values(self) -> dict[str, Any]:
-        upload = self.settings.upload
-        return {
-            "rule": AddressRule(self.settings.networks_of(upload)),
-            "http_ca_file": str(upload.ca_file) if upload.ca_file else None,
-        }
-
     def _s3_values(self, url: str, name: str | None, allow_stores: Collection[str] | None = None) -> dict[str, Any]:
-        """Endpoint and keys by that name; nothing for another URL than s3://.
+        """Return endpoint and keys of the credentials *name* for an s3:// URL. Return nothing for any other URL.
 
-        The keys of a store are lent to downloads only, from the stores of *allow_stores*. Neither they nor the role of
-        the machine are ever used unasked: who sends a request chooses its bucket.
+        Only downloads may use the keys of an image store, and only of a store in *allow_stores*. A request must name
+        the credentials explicitly, because its sender chooses the bucket. This also applies to the role of the machine.
         """
         if url.partition(":")[0].lower() != "s3":
             return {}
@@ -244,11 +233,10 @@ class ConfiguredConnections:
         if name in self.settings.stores and name in (allow_stores or ()):
             found = self.settings.stores[name]
         elif name is None or name in self.settings.stores:
-            raise InvalidRequest(
-                f"The keys of the image store {name!r} are for its own jobs" if name else "s3:// needs credentials",
-                "credentials",
-                f"Name one of [credentials.NAME]: {', '.join(self.settings.credentials) or 'there is none'}",
-            )
+            shown = f"The keys of the image store {name!r} are for its own jobs only"
+            known = ", ".join(self.settings.credentials) or "there is none"
+            what = shown if name else "s3:// needs credentials"
+            raise InvalidRequest(what, "credentials", f"Name one of [credentials.NAME]: {known}")
         else:
             found = named_credentials(self.settings, name, url)
             if allow_stores is None and not found.access_key and not found.machine_role:
@@ -256,8 +244,17 @@ class ConfiguredConnections:
                 raise ConfigError(what, f"credentials.{name}", "Set access_key and secret_key, or machine_role")
         return {key: _revealed(value) for key, value in found if key in _S3_VALUES}
 
-    def _by_role(self, name: str | None) -> bool:
-        return name in self.settings.credentials and self.settings.credentials[name].machine_role
+
+class AttemptOptions(TypedDict, total=False):
+    """Fields of ``Attempt`` that depend on the caller of ``make_attempt``, not on the settings."""
+
+    number: int
+    token: int
+    stop_reason: Callable[[], str | None]
+    confirm: Callable[[], None]
+    will_resume: Callable[[BaseException], bool]
+    slots: Slots
+    jobs: Jobs
 
 
 def make_attempt(
@@ -265,9 +262,9 @@ def make_attempt(
     job_id: str,
     *,
     publish: Callable[[dict[str, Any]], None] | None = None,
-    **given: Any,
+    **options: Unpack[AttemptOptions],
 ) -> Attempt:
-    """An attempt at a job with everything that it may touch; *given* are further fields of ``Attempt``."""
+    """Return an attempt at a job with all its stores and connections. *publish* gets its progress."""
     download = settings.download
     names = ("max_bytes", "max_virtual_size", "max_ratio", "max_rate", "resumes", "scratch_dir", "checksums")
     limits = JobLimits(
@@ -275,35 +272,41 @@ def make_attempt(
     )
     boot = settings.boot
     folder = boot.dir or settings.state_dir / "boot"
-    given.setdefault("boots", BootOptions(folder, boot.memory, boot.seconds, boot.still_s, boot.accelerator))
-    given.setdefault("pace", _PACE)
-    given.setdefault("backup_modes", {name: store.backup_mode for name, store in settings.stores.items()})
-    given.setdefault("log", logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}))
-    progress = Progress(publish) if publish else Progress()
-    given.setdefault("jobs", RecordedJobs(settings))
-    given.setdefault("verdicts", _Later(lambda: open_verdicts(settings)))
-    given.setdefault("quota", _Later(lambda: open_quota(settings)))
-    given.setdefault("quotas", quota_limits(settings))
-    given.setdefault("retention", retention_rules(settings))
-    given.setdefault("end_links", partial(end_links, settings))
-    given.setdefault("vcenters", tuple(settings.vcenters))
-    stores = Stores(settings, partial(_stop, given.get("stop_reason", lambda: None)))
+    options.setdefault("jobs", RecordedJobs(settings))
+    stop_reason = options.get("stop_reason", lambda: None)
+
+    def check() -> None:
+        if reason := stop_reason():
+            raise Cancelled(reason)
+
     forget_silence()
-    return Attempt(job_id, stores, ConfiguredConnections(settings), limits=limits, progress=progress, **given)
-
-
-def _stop(stop_reason: Callable[[], str | None]) -> None:
-    if reason := stop_reason():
-        raise Cancelled(reason)
+    return Attempt(
+        job_id,
+        Stores(settings, check),
+        ConfiguredConnections(settings),
+        limits=limits,
+        boots=BootOptions(folder, boot.memory, boot.seconds, boot.still_s, boot.accelerator),
+        progress=Progress(publish) if publish else Progress(),
+        log=logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}),
+        pace=_RATE_LIMIT,
+        backup_modes={name: store.backup_mode for name, store in settings.stores.items()},
+        verdicts=LazyScrubResults(settings),
+        quota=LazyQuota(settings),
+        quotas=quota_limits(settings),
+        retention=retention_rules(settings),
+        end_links=partial(end_links, settings),
+        vcenters=tuple(settings.vcenters),
+        **options,
+    )
 
 
 def quota_limits(settings: Settings) -> Quotas:
-    """What accounts may store, by the settings."""
+    """Return the quotas of the accounts."""
     return Quotas(settings.quota.default, settings.quota.accounts)
 
 
 def retention_rules(settings: Settings) -> RetentionRules:
-    """Which backups are kept, by the settings."""
+    """Return the retention rules for backups."""
     names = ("keep_last", "keep_daily", "keep_weekly", "keep_monthly")
 
     def rule(section: KeepSettings) -> RetentionRule:
@@ -315,9 +318,10 @@ def retention_rules(settings: Settings) -> RetentionRules:
 
 
 def link_signer(settings: Settings) -> Signer:
-    """Signs and checks links by the keys of the settings; without any by one of this machine, made when first wanted.
+    """Return the signer of links with the keys of the settings.
 
-    Raises ConfigError for a key that there is not, or that cannot be made.
+    Without keys it uses a key of this machine, which it creates at first use. Raises ConfigError for an unknown key,
+    and if that key cannot be created.
     """
     given = settings.serve
     if given.keys or given.key:
@@ -326,7 +330,7 @@ def link_signer(settings: Settings) -> Signer:
 
 
 def shown(record: Record) -> dict[str, Any]:
-    """A job's record as people and programs may see it: no secrets."""
-    # Of a job that only another version has, the fields that every job has are known.
+    """Return the public JSON of a job's record, without secrets."""
+    # Another version may have jobs that this version does not know. It knows only their common fields.
     model = JOBS[record.job].Request if record.job in JOBS else JobRequest
     return record.to_dict(lambda request: redact(request, model))

@@ -1,4 +1,4 @@
-"""What lies behind the broker, opened by the settings: the ledger, and all that workers share through it."""
+"""Open the ledger and all other data that workers share through the broker."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -18,13 +19,13 @@ from ssvm_worker.errors import ObjectNotFound, StoreUnavailable
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import SubJob
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.ledger.quota import Quota
-from ssvm_worker.ledger.scrub_results import ScrubResults
+from ssvm_worker.ledger.quota import AccountUsage, Grow, Quota
+from ssvm_worker.ledger.scrub_results import ScrubResult, ScrubResults
 from ssvm_worker.ledger.slots import Slots
 from ssvm_worker.net.broker_url import with_options
 
-#: Seconds to see whether somebody listens; the client has its own.
-_LOOK_S = 3.0
+#: The timeout in seconds of the connection test. The Redis client has its own timeout.
+_PROBE_S = 3.0
 
 if TYPE_CHECKING:
     from ssvm_worker.ledger.events import Events
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def broker_url(settings: Settings) -> str:
-    """Where the broker is; an embedded one is found by the file that its worker left in state_dir."""
+    """Return the URL of the broker. For an embedded broker, read it from the file of its worker in state_dir."""
     if settings.broker.embedded:
         from ssvm_worker.ledger.embedded import url_of
 
@@ -47,9 +48,9 @@ def broker_url(settings: Settings) -> str:
 
 
 def open_ledger(settings: Settings) -> Ledger:
-    """The ledger of jobs; a context manager."""
+    """Return the ledger of jobs. It is a context manager."""
     url, prefix = broker_url(settings), settings.broker.prefix
-    _refuse_closed(url)
+    _raise_if_closed(url)
     from ssvm_worker.ledger.ledger import Ledger
 
     ledger, given = settings.ledger, settings.limits
@@ -59,7 +60,7 @@ def open_ledger(settings: Settings) -> Ledger:
 
 
 def kept_ledger(settings: Settings) -> Ledger:
-    """The ledger of jobs, connected once in this process and left open: connecting costs more than a claim does."""
+    """Return the ledger of this process, which stays open. Connecting takes longer than a claim."""
     key = (os.getpid(), broker_url(settings), settings.broker.prefix)
     if key not in _KEPT:
         _KEPT.clear()
@@ -72,7 +73,10 @@ _KEPT: dict[tuple[int, str, str], Ledger] = {}
 
 @dataclass(frozen=True)
 class RecordedJobs:
-    """What the ledger knows of all jobs, by one connection of this process; a job that is held has its own."""
+    """``Jobs`` of the ledger, over one connection of this process.
+
+    Each ``hold`` and ``begin`` uses another connection.
+    """
 
     settings: Settings
 
@@ -81,7 +85,7 @@ class RecordedJobs:
 
     @contextlib.contextmanager
     def hold(self, resource: str) -> Iterator[Callable[[], None] | None]:
-        """A job of its own in the ledger, already claimed; should we die, a worker goes on with it."""
+        """Hold the resource with a new clean-up job. If this process dies, a worker continues that job."""
         from ssvm_worker.ledger.inline_job import claim_inline
 
         request = {"volume": resource}
@@ -96,7 +100,7 @@ class RecordedJobs:
 
         with open_ledger(self.settings) as ledger:
             with contextlib.suppress(ObjectNotFound):
-                if ledger.get(job_id).state == "succeeded":  # and what it has made has gone since
+                if ledger.get(job_id).state == "succeeded":  # its result has been deleted since then
                     job_id = f"{job_id}.{uuid.uuid4().hex[:8]}"
             new = new_job(self.settings, find_job(job), request | {"job_id": job_id})
             with claim_inline(ledger, new, _here(), parent_job_id) as hold:
@@ -118,31 +122,35 @@ class RecordedJobs:
         return kept_ledger(self.settings).expire()
 
 
-def _refuse_closed(url: str) -> None:
-    """Raise StoreUnavailable where nobody listens, before the client is loaded: that takes as long as a small job.
+def _raise_if_closed(url: str) -> None:
+    """Raise StoreUnavailable if the port of the broker is closed, before the Redis client is imported.
 
-    A foreground run asks without any broker as a rule. What cannot be told by a port is left to the client.
+    The import takes as long as a small job, and a foreground run usually has no broker. This function ignores all
+    other problems: the client reports them.
     """
     parts = urlsplit(url)
     if "redis" in sys.modules or parts.scheme not in ("redis", "rediss"):
         return
     try:
         host, port = parts.hostname or "localhost", parts.port or 6379
-        socket.create_connection((host, port), _LOOK_S).close()
+        socket.create_connection((host, port), _PROBE_S).close()
     except ConnectionRefusedError as error:
         what = f"The broker cannot be reached: {error}"
-        raise StoreUnavailable(what, f"{host}:{port}", "Check broker.url, and that it runs there") from error
+        raise StoreUnavailable(what, f"{host}:{port}", "Check broker.url and that the broker runs") from error
     except (OSError, ValueError):
         return
 
 
 def _here() -> str:
-    """Who runs a job: host and process, as people find it."""
+    """Return the name of this worker: host and process id."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def end_links(settings: Settings, dry_run: bool) -> int:
-    """Forget links that have ended, and cancel uploads that wait for more by them; returns how many there were."""
+    """Delete expired links, and cancel their unfinished uploads. Return how many there were.
+
+    A dry run only counts the links.
+    """
     from ssvm_worker.ledger.link_expiry import end_links as end
     from ssvm_worker.ledger.link_expiry import end_strays
 
@@ -151,61 +159,116 @@ def end_links(settings: Settings, dry_run: bool) -> int:
 
 
 def open_slots(settings: Settings) -> Slots:
-    """The slots that all workers of the broker share; nothing is connected yet."""
+    """Return the slots that all workers of the broker share. This does not connect yet."""
     from ssvm_worker.ledger.slots.redis import SharedSlots
 
     return SharedSlots(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
 
 
 def open_verdicts(settings: Settings) -> ScrubResults:
-    """What reading artifacts again has found, for all workers; StoreUnavailable where there is no broker."""
-    _refuse_closed(broker_url(settings))
+    """Return the scrub results of all workers. Raise StoreUnavailable if the broker is unreachable."""
+    _raise_if_closed(broker_url(settings))
     from ssvm_worker.ledger.scrub_results.redis import SharedScrubResults
 
     return SharedScrubResults(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_quota(settings: Settings) -> Quota:
-    """What accounts have stored, for all workers; StoreUnavailable where there is no broker."""
-    _refuse_closed(broker_url(settings))
+    """Return the usage of accounts, for all workers. Raise StoreUnavailable if the broker is unreachable."""
+    _raise_if_closed(broker_url(settings))
     from ssvm_worker.ledger.quota.redis import SharedQuota
 
     return SharedQuota(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
 
 
+class LazyQuota:
+    """``Quota`` that connects at first use. Importing redis takes a third of the start of `ssvm run`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def _quota(self) -> Quota:
+        return open_quota(self._settings)
+
+    def hold(self, account: str, job_id: str, limit: int) -> contextlib.AbstractContextManager[Grow]:
+        return self._quota.hold(account, job_id, limit)
+
+    def note(self, account: str, store: str, place: str, size: int, job_id: str = "") -> None:
+        self._quota.note(account, store, place, size, job_id)
+
+    def forget(self, account: str, store: str, place: str) -> None:
+        self._quota.forget(account, store, place)
+
+    def usage(self) -> Iterator[AccountUsage]:
+        return self._quota.usage()
+
+    def places(self, store: str) -> Iterator[tuple[str, str]]:
+        return self._quota.places(store)
+
+
+class LazyScrubResults:
+    """``ScrubResults`` that connect at first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def _results(self) -> ScrubResults:
+        return open_verdicts(self._settings)
+
+    def note(self, store: str, place: str, findings: Sequence[str], job_id: str) -> None:
+        self._results.note(store, place, findings, job_id)
+
+    def reached(self, job_id: str, store: str) -> str:
+        return self._results.reached(job_id, store)
+
+    def times(self, store: str, places: Sequence[str]) -> list[float]:
+        return self._results.times(store, places)
+
+    def findings(self) -> Iterator[ScrubResult]:
+        return self._results.findings()
+
+    def forget(self, store: str, place: str) -> None:
+        self._results.forget(store, place)
+
+    def noted(self, store: str, before: float) -> Iterator[str]:
+        return self._results.noted(store, before)
+
+
 def open_registry(settings: Settings) -> WorkerRegistry:
-    """The workers that the broker has heard of; nothing is connected yet."""
+    """Return the registry of workers. This does not connect yet."""
     from ssvm_worker.ledger.workers import WorkerRegistry
 
     return WorkerRegistry(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_figures(settings: Settings) -> JobMetrics:
-    """What the ledger counts; nothing is connected yet."""
+    """Return the counters of the ledger. This does not connect yet."""
     from ssvm_worker.ledger.job_metrics import JobMetrics
 
     return JobMetrics(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_events(settings: Settings) -> Events:
-    """The stream of what happens to jobs; nothing is connected yet."""
+    """Return the stream of job events. This does not connect yet."""
     from ssvm_worker.ledger.events import Events
 
     return Events(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_links(settings: Settings) -> LinkBook:
-    """The book of links; nothing is connected yet."""
+    """Return the store of links. This does not connect yet."""
     from ssvm_worker.ledger.links.redis import LinkBook
 
     return LinkBook(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zone: str = "") -> NewJob:
-    """A request object as the ledger takes it; InvalidRequest lists all that is wrong with it.
+    """Return a new ledger record for a request. Raise InvalidRequest with all problems of the request.
 
-    Its id is the request's own, else *default_id*, else one that is made up. Defaults are left out, so that the same
-    request is recognised whichever of them its sender spelt out.
+    The id is that of the request, else *default_id*, else a random one. The record omits default values, so that the
+    same request is recognised with and without them.
     """
     from ssvm_worker.ledger.record import NewJob
 

@@ -1,7 +1,7 @@
 """Send messages through Celery, and count those that wait in RabbitMQ.
 
-A message only wakes a worker: losing one costs seconds, never the job. The worker takes the next job of the lane
-(tasks/claim_strategy.py). Celery takes half a second to import, so import this module only to send a message.
+A message only wakes a worker. A lost message delays a job by seconds, but never loses it. The worker claims the next
+job of the lane (tasks/claim_strategy.py). Importing Celery takes half a second, so import this module only to send.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ssvm_worker.ledger.record import INBOUND, Record
 from .message_transport import MessageRoute
 
 _LOG = logging.getLogger("ssvm.ring")
-#: A broker that is away gets one more chance; the reaper rings again anyway.
+#: One retry if the broker is unreachable. The reaper sends the message again anyway.
 _RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}
 
 
 def ring(settings: Settings, record: Record) -> bool:
-    """Send the doorbell of a queued job; False if the broker is away, and then the reaper will ring.
+    """Send the wake-up message of a queued job. Return False if the broker is unreachable.
 
-    The message holds the job's id and nothing else, because Celery shows messages to whoever looks.
-    An upload waits for its sender, whom no message reaches.
+    The reaper sends the message later in that case. The message contains only the id of the job, because Celery shows
+    messages to every user. An upload through `ssvm serve` needs no message: it waits for its client.
     """
     if record.lane == INBOUND:
         return True
@@ -46,18 +46,21 @@ def ring(settings: Settings, record: Record) -> bool:
             retry_policy=_RETRY,
         )
     except OperationalError as error:
-        _LOG.warning("job %s is not rung yet: %s", record.job_id, error)
+        _LOG.warning("job %s: the wake-up message was not sent, the reaper will send it: %s", record.job_id, error)
         return False
     return True
 
 
 def task_id(job_id: str, number: int) -> str:
-    """The job's id for its first attempt; a task that was once revoked keeps later ones from running otherwise."""
+    """Return the id of the task for an attempt. It is the id of the job for the first one.
+
+    Later attempts need another id: Celery would not run them if the task was once revoked.
+    """
     return job_id if number == 1 else f"{job_id}.{number}"
 
 
 def job_of_task(ledger: Ledger, task_id: str) -> Record | None:
-    """The job of a task: its id is the job's, or the job's with the attempt's number behind it."""
+    """Return the job of a task, or None. Its id is that of the job, or with a suffix for the attempt."""
     stem, dot, number = task_id.rpartition(".")
     for job_id in (task_id, stem) if dot and number.isdecimal() else (task_id,):
         with suppress(ObjectNotFound):
@@ -67,15 +70,15 @@ def job_of_task(ledger: Ledger, task_id: str) -> Record | None:
 
 @lru_cache(maxsize=4)
 def sender(route: MessageRoute) -> Celery:
-    """The app by which this process sends that way; its connections are kept."""
+    """Return the app of this process for that route. It keeps its connections."""
     return sending_app(route)
 
 
 def sending_app(route: MessageRoute) -> Celery:
-    """An app that can send messages that way, and is nobody's default."""
+    """Return a new app that can send messages on that route. It does not become the default app."""
     app = Celery("ssvm", broker=route.celery_url, set_as_current=False)
     app.conf.update(
-        # The ledger knows the results.
+        # The ledger stores the results.
         task_ignore_result=True,
         task_default_exchange="",
         accept_content=["json"],
@@ -88,30 +91,31 @@ def sending_app(route: MessageRoute) -> Celery:
 
 
 def make_queue(name: str) -> Queue:
-    """A queue behind the default exchange: it needs no binding, so that pushing to the list of that name is enough."""
+    """Return a queue on the default exchange. It needs no binding: senders can push to the Redis list of that name."""
     return Queue(name, Exchange(""), routing_key=name)  # type: ignore[no-untyped-call]
 
 
 def standing(settings: Settings) -> Callable[[str], bool] | None:
-    """What ``Ledger.reap`` must ask when messages go through RabbitMQ; None: the ledger can see them itself.
+    """Return a function for ``Ledger.reap`` that checks a queue of RabbitMQ for messages.
 
-    Each queue is asked once. One that cannot be asked counts as full: ringing would be in vain too.
+    Returns None if the messages are in Redis, where the ledger sees them itself. Each queue is checked once. A queue
+    that cannot be checked counts as not empty, because sending would fail too.
     """
     route = MessageRoute.of(settings)
     return lru_cache(lambda queue: waiting(route, queue) != 0) if route.is_rabbitmq else None
 
 
 def waiting(route: MessageRoute, queue: str) -> int | None:
-    """Count the messages in a queue of RabbitMQ that no worker has taken; None if RabbitMQ does not answer."""
+    """Return the number of messages in a queue of RabbitMQ that no worker has taken. None: RabbitMQ does not answer."""
     try:
         return look(route, queue)[0]
     except StoreUnavailable as error:
-        _LOG.info("queue %s is not counted: %s", queue, error)
+        _LOG.info("queue %s: the messages cannot be counted: %s", queue, error)
         return None
 
 
 def look(route: MessageRoute, queue: str) -> tuple[int, int]:
-    """Count the messages and the workers of a queue; both are 0 if there is no such queue. Raises StoreUnavailable."""
+    """Return the numbers of messages and workers of a queue, 0 for a missing queue. Raise StoreUnavailable."""
     try:
         with sender(route).connection_or_acquire() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0)
@@ -123,7 +127,7 @@ def look(route: MessageRoute, queue: str) -> tuple[int, int]:
 
 def _declared(connection: Connection, queue: str) -> tuple[int, int]:
     try:
-        with connection.channel() as channel:  # type: ignore[no-untyped-call]  # of its own: a refusal closes it
+        with connection.channel() as channel:  # type: ignore[no-untyped-call]  # a new channel, because a refusal closes it
             found = channel.queue_declare(queue, passive=True)
     except connection.channel_errors as error:
         if getattr(error, "code", 0) == 404:

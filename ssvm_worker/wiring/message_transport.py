@@ -1,4 +1,4 @@
-"""Who carries messages: lists in the ledger's own Redis, or RabbitMQ; and how Celery is told."""
+"""Choose the transport of messages, Redis or RabbitMQ, and configure Celery for it."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from .broker import broker_url
 
 @dataclass(frozen=True)
 class MessageRoute:
-    """One way for messages."""
+    """Transport of messages: the Redis of the ledger, or RabbitMQ."""
 
-    #: As in the settings, with a password.
+    #: The URL of the settings, with the password.
     url: str
     prefix: str = ""
     ca_file: str | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> MessageRoute:
-        """That of the settings."""
+        """Return the transport of the settings."""
         given = settings.broker
         url = given.messages.get_secret_value() if given.messages else broker_url(settings)
         return cls(url, given.prefix, str(given.ca_file) if given.ca_file else None)
 
     @property
     def is_rabbitmq(self) -> bool:
-        """Whether it leads elsewhere than to the ledger's own Redis."""
+        """Return whether RabbitMQ transports the messages."""
         return urlsplit(self.url).scheme in ("amqp", "amqps")
 
     @property
     def shown(self) -> str:
-        """Where it leads, without user and password."""
+        """Return the URL without user and password, for logs."""
         return shown(self.url)
 
     @property
     def celery_url(self) -> str:
-        """In Celery's spelling."""
+        """Return the URL in the form that Celery requires."""
         return self.url if self.is_rabbitmq else celery_url(self.url)
 
     @property
     def tls(self) -> dict[str, Any] | None:
-        """``broker_use_ssl``: certificate and name are checked; None where there is no TLS."""
+        """Return ``broker_use_ssl``, which verifies certificate and host name. None without TLS."""
         parts = urlsplit(self.url)
         if parts.scheme == "amqps":
             authority = {"ca_certs": self.ca_file} if self.ca_file else {}
@@ -54,34 +54,33 @@ class MessageRoute:
         return tls_options(self.ca_file) if parts.scheme in ("rediss", "sentinels") else None
 
     def options(self, answer_s: float, waits: bool = False) -> dict[str, Any]:
-        """``broker_transport_options``. A sender must not hang for longer than *answer_s*; one that *waits* may."""
+        """Return ``broker_transport_options``.
+
+        A sender must not block for longer than *answer_s* seconds. A worker *waits* for messages without this limit.
+        """
         if self.is_rabbitmq:
             bounds = {} if waits else {"read_timeout": answer_s, "write_timeout": answer_s}
             return {"confirm_publish": True, **bounds}
-        return {
+        options: dict[str, Any] = {
             "global_keyprefix": self.prefix,
-            # Guards the moment between pop and ack only.
+            # It only applies between pop and ack.
             "visibility_timeout": 3600,
             "socket_keepalive": True,
-            # Seconds for one answer: a sender must not hang; a worker waits for messages in this way.
+            # Seconds for one response. It limits senders. A worker waits for messages in such steps.
             "socket_timeout": answer_s,
             "socket_connect_timeout": 5,
             "health_check_interval": 25,
-            **self._by_sentinels(),
         }
-
-    def _by_sentinels(self) -> dict[str, Any]:
-        found = sentinels(self.url)
-        if not found:
-            return {}
-        bounds = {"socket_timeout": 3, "socket_connect_timeout": 3}
-        return {"master_name": found.master, "sentinel_kwargs": found.sentinel_options | bounds}
+        if found := sentinels(self.url):
+            bounds = {"socket_timeout": 3, "socket_connect_timeout": 3}
+            options |= {"master_name": found.master, "sentinel_kwargs": found.sentinel_options | bounds}
+        return options
 
 
 def beat_store(settings: Settings) -> dict[str, Any]:
-    """Where RedBeat (extra ``redbeat``) keeps its schedule and its lock: beside the ledger, below our prefix.
+    """Return the options of RedBeat (extra ``redbeat``) for its schedule and lock: in the Redis of the ledger.
 
-    The login stands beside the URL, where Celery knows a password when it shows its configuration.
+    User and password are separate options, because Celery masks passwords there when it shows its configuration.
     """
     url = broker_url(settings)
     found = sentinels(url)

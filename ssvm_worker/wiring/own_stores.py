@@ -1,4 +1,4 @@
-"""Refuses URLs that name an object of an image store: only jobs on artifacts may read or write there."""
+"""Refuse URLs of objects in image stores. Only jobs on artifacts may read or write there."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ssvm_worker.errors import InvalidRequest
 
 _PORTS = {"http": 80, "https": 443}
 _AMAZON = "amazonaws.com"
-#: How often a proxy in front of a store may decode a path.
+#: The maximum number of times that proxies in front of a store decode a path.
 _DECODED = 3
 
 
 def refuse_stores(settings: Settings, url: str, endpoint: str | None = None, allowed: Collection[str] = ()) -> None:
-    """Raise InvalidRequest if *url* names what is in an image store, but for the stores of *allowed*.
+    """Raise InvalidRequest if *url* names an object of an image store that is not in *allowed*.
 
-    *endpoint* is the service of an ``s3://`` URL, None for Amazon S3. Another spelling of the key or of the host makes
-    no difference. Looks up host names, only where bucket and key are those of a store.
+    *endpoint* is the service of an ``s3://`` URL, None for Amazon S3. Other spellings of the key or the host are
+    recognised. The function resolves host names only if bucket and key match those of a store.
     """
     for name, store in settings.stores.items():
         if name not in allowed and _holds(store, url, endpoint, settings):
@@ -46,7 +46,7 @@ def _holds(store: StoreSection, url: str, endpoint: str | None, settings: Settin
         return same_bucket and _is_same_service(endpoint or "", store.endpoint or "")
     if scheme not in _PORTS:
         return False
-    with contextlib.suppress(ValueError):  # what is no URL is refused by who opens it
+    with contextlib.suppress(ValueError):  # the function that opens the URL refuses an invalid one
         keys = [key for key in _keys(url, bucket) if _is_inside(key, prefix)]
         return bool(keys) and _serves(url, bucket, store.endpoint or "")
     return False
@@ -59,7 +59,7 @@ def _directory(store: StoreSection, settings: Settings) -> Path | None:
 
 
 def _is_below(path: Path, directory: Path | None) -> bool:
-    with contextlib.suppress(OSError, ValueError):  # a NUL, a loop of links: refused by who opens it
+    with contextlib.suppress(OSError, ValueError):  # a NUL or a loop of links: opening the path fails
         return directory is not None and path.resolve().is_relative_to(directory.resolve())
     return False
 
@@ -74,7 +74,7 @@ def _is_inside(key: str, prefix: str) -> bool:
 
 
 def _parts(key: str) -> list[str]:
-    """The components of a key as a server with files sees them: no empty ones, no ``.`` and no ``..``."""
+    """Return the components of a key as a file server resolves them: without empty ones, ``.`` and ``..``."""
     parts: list[str] = []
     for each in key.replace("\\", "/").split("/"):
         if each == "..":
@@ -85,7 +85,7 @@ def _parts(key: str) -> list[str]:
 
 
 def _keys(url: str, bucket: str) -> Iterator[str]:
-    """The keys in *bucket* that an http(s) URL can mean: the bucket is in its path, or in its host's name."""
+    """Yield the keys in *bucket* that an http(s) URL can mean. The bucket is in the path or in the host name."""
     parts = urlsplit(url)
     if (parts.hostname or "").casefold().startswith(bucket.casefold()):
         yield parts.path
@@ -97,11 +97,16 @@ def _keys(url: str, bucket: str) -> Iterator[str]:
 
 
 def _serves(url: str, bucket: str, endpoint: str) -> bool:
-    """Whether the URL's host is the service, or a host of the bucket there. Any port: a presigned URL has its own."""
+    """Return whether the host of the URL is the service or its host for the bucket.
+
+    Ignores the port, because a presigned URL may have another one.
+    """
     host = (urlsplit(url).hostname or "").rstrip(".").casefold()
     bare = host.removeprefix(f"{bucket.casefold()}.")
-    ours = (urlsplit(endpoint).hostname or _AMAZON).rstrip(".").casefold()
-    return _is_amazon(host) if not endpoint or _is_amazon(ours) else bool({ours} & {host, bare}) or _meet(host, ours)
+    service = (urlsplit(endpoint).hostname or _AMAZON).rstrip(".").casefold()
+    if _is_amazon(service):
+        return _is_amazon(host)
+    return service in (host, bare) or _share_address(host, service)
 
 
 def _is_same_service(one: str, other: str) -> bool:
@@ -109,38 +114,38 @@ def _is_same_service(one: str, other: str) -> bool:
     if any(map(_is_amazon, hosts)):
         return all(map(_is_amazon, hosts))
     ports = [urlsplit(each).port or _PORTS.get(urlsplit(each).scheme, 0) for each in (one, other)]
-    # A proxy serves 80 and 443 for a service that has another port itself.
-    return (ports[0] == ports[1] or bool({80, 443} & set(ports))) and (hosts[0] == hosts[1] or _meet(*hosts))
+    # A proxy may serve 80 and 443 for a service on another port.
+    return (ports[0] == ports[1] or bool({80, 443} & set(ports))) and (hosts[0] == hosts[1] or _share_address(*hosts))
 
 
 def _is_amazon(host: str) -> bool:
     return f".{host}".endswith((f".{_AMAZON}", f".{_AMAZON}.cn"))
 
 
-def _meet(one: str, other: str) -> bool:
+def _share_address(one: str, other: str) -> bool:
     return bool(_addresses(one) & _addresses(other))
 
 
 def _addresses(host: str) -> set[str]:
-    """Where connections to *host* arrive; every address of this machine counts as one. None for a host without."""
+    """Return the addresses of *host*, empty for an unknown host. All addresses of this machine count as one."""
     try:
         found = {str(each[4][0]).partition("%")[0] for each in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):
         return set()
-    return {"localhost" if _is_here(each) else each for each in map(_plain, found)}
+    return {_canonical(each) for each in found}
 
 
-def _plain(address: str) -> str:
+def _canonical(address: str) -> str:
     ip = ipaddress.ip_address(address)
-    return str(getattr(ip, "ipv4_mapped", None) or ip)
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return "localhost" if _is_local(ip) else str(ip)
 
 
-def _is_here(address: str) -> bool:
-    ip = ipaddress.ip_address(address)
+def _is_local(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     if ip.is_loopback or ip.is_unspecified:
         return True
-    # Only an address of this machine can be bound.
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET) as trying:
-        trying.bind((address, 0))
+    # Only addresses of this machine can be bound.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET) as probe:
+        probe.bind((str(ip), 0))
         return True
     return False

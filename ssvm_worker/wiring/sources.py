@@ -1,4 +1,4 @@
-"""Turns settings into the sources of downloads: who may be asked, by which way, and with which credentials."""
+"""Create the sources of downloads from the settings, with address rule, proxy and credentials."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .own_stores import refuse_stores
 
 @dataclass(frozen=True)
 class Origins:
-    """Where downloads come from, by the settings."""
+    """Factory of sources for downloads."""
 
     settings: Settings
-    #: The image store of a name.
+    #: Returns the image store of a name.
     store: Callable[[str], Store]
-    #: The reader of an s3:// URL, given the name of credentials or None for anonymous access.
+    #: Returns the source of an s3:// URL. Without the name of credentials, access is anonymous.
     s3: Callable[[str, str | None, Check], Source]
 
     def source(
@@ -44,7 +44,7 @@ class Origins:
         check: Check,
         validator: dict[str, Any] | None,
     ) -> Mirrors:
-        """The object that the first URL names, or any other."""
+        """Return the source of an object with several URLs. It tries them in order."""
         download, named = self.settings.download, named_credentials(self.settings, credentials, urls[0])
         for url in urls:
             self._refuse_stores(url)
@@ -62,7 +62,7 @@ class Origins:
         return find_source(urls, access, checksum, validator)
 
     def text(self, url: str, *, check: Check) -> str:
-        """A small text; with a keyring in the settings, one that is signed."""
+        """Return the content of a small text file. If the settings have a keyring, check its signature."""
         download = self.settings.download
         self._refuse_stores(url)
         if download.keyring is None:
@@ -70,7 +70,7 @@ class Origins:
         return fetch_signed(url, self._http(None), Keyring(download.keyring, download.require_signature), check)
 
     def _refuse_stores(self, url: str) -> None:
-        if url.partition(":")[0].lower() != "s3":  # there the endpoint of the credentials counts
+        if url.partition(":")[0].lower() != "s3":  # for s3:// the endpoint of the credentials is checked later
             refuse_stores(self.settings, url, allowed=self.settings.download.allow_stores)
 
     def _stored(self, url: str, credentials: str | None, check: Check) -> Source:
