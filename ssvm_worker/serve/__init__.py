@@ -1,1 +1,1 @@
-"""``ssvm serve``: objects out of directory stores, and uploads in, over HTTP and by signed links."""
+"""``ssvm serve``: sends objects of directory stores and receives uploads, over HTTP and with signed links."""

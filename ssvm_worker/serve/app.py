@@ -1,4 +1,4 @@
-"""What is answered at which path, and to whom: the signature comes first, then the ledger, then the store."""
+"""The routes of the service. Each request is checked by its signature, then in the ledger, then in the store."""
 
 from __future__ import annotations
 
@@ -22,97 +22,100 @@ from ssvm_worker.ledger.links.redis import LinkBook
 from ssvm_worker.streaming.interfaces import Store
 
 from .incoming import TUS, Uploads
-from .outgoing import Offered
+from .outgoing import ServedObject
 from .responses import failure, refusal, respond
 from .uvicorn_protocol import KEEP
 
 _LOG = logging.getLogger("ssvm.serve")
-#: Of uploads.
+#: The methods of uploads.
 METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
-#: The same words for every link that is not good, whatever is wrong with it: who guesses learns nothing.
+#: The same text for every invalid link, so that an attacker learns nothing from it.
 _NO_LINK = "This link is not valid. Ask for a new one.\n"
-_OVER = "This link has expired or was revoked. Ask for a new one.\n"
+_ENDED = "This link has expired or was revoked. Ask for a new one.\n"
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Who may come in: the bearer of a link that is signed, has not expired, and stands in the book."""
+class LinkCheck:
+    """The check of a request's link: signed, not expired, and known to the ledger."""
 
     signer: Signer
-    book: LinkBook
+    links: LinkBook
 
     async def admit(self, request: Request, path: str) -> Link:
-        """The link behind the request; HTTPException 403, 410, or 503 while the ledger is away."""
+        """Return the link of a request.
+
+        Raises HTTPException 403 or 410, or StoreUnavailable (503) if the ledger is unreachable.
+        """
         if not self.signer.is_signed(path, request.query_params):
             raise HTTPException(403, _NO_LINK)
         request.scope[KEEP]()
         if int(request.query_params["until"]) <= time.time():
-            raise HTTPException(410, _OVER)
-        link = await asyncio.to_thread(self.book.find, request.path_params["id"])
+            raise HTTPException(410, _ENDED)
+        link = await asyncio.to_thread(self.links.find, request.path_params["id"])
         if link is None or link.path != path:
-            raise HTTPException(410, _OVER)
+            raise HTTPException(410, _ENDED)
         return link
 
 
 @dataclass(frozen=True)
-class Objects:
+class ObjectEndpoint:
     """GET and HEAD of objects."""
 
-    gate: Gate
+    check: LinkCheck
     stores: Mapping[str, Store]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope, receive)
-        given = request.path_params
-        path = object_path(given["id"], given["store"], given["key"])
-        link = await self.gate.admit(request, path)
+        params = request.path_params
+        path = object_path(params["id"], params["store"], params["key"])
+        link = await self.check.admit(request, path)
         if link.verb != GET or link.store not in self.stores:
-            raise HTTPException(410, _OVER)
-        offered = await asyncio.to_thread(Offered.open, self.stores[link.store], link.key)
+            raise HTTPException(410, _ENDED)
+        served = await asyncio.to_thread(ServedObject.open, self.stores[link.store], link.key)
         try:
-            await offered(scope, receive, send)
+            await served(scope, receive, send)
         except ConnectionError as error:
             _LOG.info("link %s: %s", link.id, error)
         finally:
-            await asyncio.to_thread(offered.close)
+            await asyncio.to_thread(served.close)
 
 
-def make_app(gate: Gate, stores: Mapping[str, Store], uploads: Uploads, prefix: str = "") -> Starlette:
-    """The whole service; it answers below *prefix* too, for a proxy that does not take that off."""
+def make_app(check: LinkCheck, stores: Mapping[str, Store], uploads: Uploads, prefix: str = "") -> Starlette:
+    """Return the service. It also answers below *prefix*, for a proxy that does not remove the prefix."""
     routes: list[BaseRoute] = [
         Route("/health", _health, methods=["GET"]),
-        Route("/get/{id}/{store}/{key:path}", Objects(gate, stores), methods=["GET", "HEAD"]),
-        Route("/put/{id}", Incoming(gate, uploads, prefix), methods=METHODS),
+        Route("/get/{id}/{store}/{key:path}", ObjectEndpoint(check, stores), methods=["GET", "HEAD"]),
+        Route("/put/{id}", UploadEndpoint(check, uploads, prefix), methods=METHODS),
     ]
     if prefix:
         routes.append(Mount(prefix, routes=list(routes)))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        tidying = asyncio.create_task(uploads.tidy())
+        cleaner = asyncio.create_task(uploads.end_links_forever())
         yield
-        tidying.cancel()
+        cleaner.cancel()
         await uploads.close()
 
     handlers = {HTTPException: _refused, WorkerError: _failed}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    app.router.redirect_slashes = False  # it would redirect to whatever host the request names
+    app.router.redirect_slashes = False  # it would redirect to the host that the request names
     return app
 
 
 @dataclass(frozen=True)
-class Incoming:
-    """Uploads."""
+class UploadEndpoint:
+    """The page, PUT and tus requests of uploads."""
 
-    gate: Gate
+    check: LinkCheck
     uploads: Uploads
     prefix: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope, receive)
-        # tus 1.0: the header is the method, for clients that cannot send PATCH.
+        # tus 1.0: this header replaces the method, for clients that cannot send PATCH.
         method = request.headers.get("x-http-method-override", request.method).upper()
         try:
             response = await self._answer(request, method)
@@ -128,14 +131,14 @@ class Incoming:
         if method == "OPTIONS":
             return self.uploads.options()
         path = upload_path(request.path_params["id"])
-        link = await self.gate.admit(request, path)
+        link = await self.check.admit(request, path)
         if method not in METHODS:
-            raise HTTPException(405, "There is no such method here\n", {"Allow": ", ".join(METHODS)})
+            raise HTTPException(405, "This method is not allowed\n", {"Allow": ", ".join(METHODS)})
         return await self.uploads.answer(request, method, link, self.prefix + path)
 
 
 async def _health(_: Request) -> Response:
-    """That it answers; what lies behind it is what ``ssvm doctor`` looks at."""
+    """Answer 200 while the process serves requests. ``ssvm doctor`` checks its dependencies."""
     return PlainTextResponse("ok\n")
 
 
@@ -145,7 +148,7 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """What went wrong, as the shell says it with --json; whoever holds a link may read it."""
+    """Answer with the error object, as the command line prints it with ``--json``. A link's holder may read it."""
     assert isinstance(error, WorkerError)
     _LOG.warning("%s %s: %s", request.method, request.scope["path"], error)
     return failure(error)

@@ -1,4 +1,4 @@
-"""Conditional and range requests as RFC 9110 has them (sections 13 and 14), decided from headers alone."""
+"""Conditional and range requests by RFC 9110, sections 13 and 14. The decision needs only the headers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TAG = re.compile(r'(?:W/)?"[^"]*"')
 
 @dataclass(frozen=True)
 class ObjectVersion:
-    """The one state of the object that is offered."""
+    """The version of the object that is served."""
 
     #: Quoted, strong.
     etag: str
@@ -23,13 +23,13 @@ class ObjectVersion:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What tells it from any other."""
+        """Return the headers that identify this version."""
         return {"ETag": self.etag, "Last-Modified": formatdate(self.modified, usegmt=True)}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """200 and 206 with the bytes to send; 304, 412 and 416 with none."""
+    """The status of the answer. 200 and 206 have the range of bytes to send; 304, 412 and 416 have none."""
 
     status: int
     offset: int = 0
@@ -37,16 +37,16 @@ class Answer:
 
 
 def answer(method: str, headers: Mapping[str, str], version: ObjectVersion) -> Answer:
-    """What a GET or HEAD is answered. *headers* have lower-case names."""
-    if status := _refused(headers, version):
+    """Return the answer to a GET or HEAD. *headers* have lower-case names."""
+    if status := _precondition(headers, version):
         return Answer(status)
-    if method == "GET" and "range" in headers and _same(headers.get("if-range"), version):
-        return _ranged(headers["range"], version.size)
+    if method == "GET" and "range" in headers and _is_current(headers.get("if-range"), version):
+        return _answer_range(headers["range"], version.size)
     return Answer(200, 0, version.size)
 
 
-def _refused(headers: Mapping[str, str], version: ObjectVersion) -> int:
-    """412 or 304, else 0; in the order of section 13.2.2."""
+def _precondition(headers: Mapping[str, str], version: ObjectVersion) -> int:
+    """Return 412 or 304, or 0 if all preconditions hold. The order is that of section 13.2.2."""
     if "if-match" in headers:
         if not _matches(headers["if-match"], version.etag, weak=False):
             return 412
@@ -58,25 +58,28 @@ def _refused(headers: Mapping[str, str], version: ObjectVersion) -> int:
     return 304 if limit is not None and version.modified <= limit else 0
 
 
-def _matches(given: str, etag: str, *, weak: bool) -> bool:
-    if given.strip() == "*":
+def _matches(etags: str, etag: str, *, weak: bool) -> bool:
+    if etags.strip() == "*":
         return True
-    return any(etag == (each.removeprefix("W/") if weak else each) for each in _TAG.findall(given))
+    return any(etag == (each.removeprefix("W/") if weak else each) for each in _TAG.findall(etags))
 
 
-def _same(if_range: str | None, version: ObjectVersion) -> bool:
-    """Whether a part may be joined to the parts that the client has: the tag, or the very date, is the same."""
+def _is_current(if_range: str | None, version: ObjectVersion) -> bool:
+    """Return whether the client's parts are of this version: its If-Range has the same tag or the same date."""
     if if_range is None:
         return True
     return if_range.strip() == version.etag or _date(if_range) == version.modified
 
 
-def _ranged(given: str, size: int) -> Answer:
-    """One range; several at once, another unit and nonsense are answered with the whole, as section 14.2 allows."""
-    match = _RANGE.fullmatch(given)
+def _answer_range(text: str, size: int) -> Answer:
+    """Return the answer to one range.
+
+    Several ranges, another unit and malformed ranges get the complete object, as section 14.2 allows.
+    """
+    match = _RANGE.fullmatch(text)
     if not match or match.groups() == ("", ""):
         return Answer(200, 0, size)
-    first, last = (int(each[:19]) if each else None for each in match.groups())  # no file has more digits
+    first, last = (int(each[:19]) if each else None for each in match.groups())  # no size has more digits
     if first is None:
         first, last = max(size - (last or 0), 0), None
     elif last is not None and last < first:
@@ -86,7 +89,7 @@ def _ranged(given: str, size: int) -> Answer:
 
 
 def _date(text: str | None) -> int | None:
-    """Seconds since the epoch, or None for what is no date."""
+    """Return seconds since the epoch, or None if *text* is not a date."""
     try:
         return int(parsedate_to_datetime(text).timestamp()) if text else None
     except (ValueError, TypeError, OverflowError):

@@ -1,7 +1,8 @@
-"""Uploads over HTTP: a page for people, PUT for curl, and tus 1.0 for what may break on the way.
+"""Uploads over HTTP: a page for people, PUT for curl, and tus 1.0 for resumable uploads.
 
-An upload that breaks stays open for a while: its pipeline waits for the rest. After that, or when this process ends,
-what has come lies in a part on the primary store, if that can go on with one, and any process goes on from there.
+After a broken connection the pipeline stays open for stall_s seconds and waits for the rest. After this time, or when
+this process ends, the received bytes stay in a part on the primary store. Any process can resume from this part, if
+the store can resume parts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from urllib.parse import quote, urlencode
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Message
 
 from ssvm_worker.errors import ResourceBusy, SourceUnavailable, WorkerError
 from ssvm_worker.ledger.links import Link, job_of
@@ -33,62 +33,63 @@ from .upload_page import page
 from .uvicorn_protocol import ClientTimeouts
 
 _LOG = logging.getLogger("ssvm.serve")
-#: What the pipeline is given at once: less costs a thread's turn more often.
+#: Bytes that are passed to the pipeline at once. Smaller chunks switch threads more often.
 _CHUNK = 512 * KiB
-#: Seconds between two looks for links that have ended.
-_TIDY_S = 60.0
-#: In every answer to a tus client.
+#: Seconds between two searches for links that have ended.
+_END_LINKS_S = 60.0
+#: Headers of every response to a tus client.
 TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
-#: Upload-Metadata: keys, each with an optional value in Base64. It is kept in the upload's URL, hence the limit.
+#: Upload-Metadata: keys, each with an optional value in Base64. It becomes part of the upload's URL, hence the limit.
 _METADATA = re.compile(r"[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?(?: ?, ?[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?)*")
 _METADATA_BYTES = 2 * KiB
 
 
 class UploadSession:
-    """An upload that this process takes."""
+    """An upload that this process receives."""
 
     def __init__(self, inbox: Inbox, claim: Claim, sender: Sender) -> None:
         self.sender = sender
         self.task = asyncio.create_task(asyncio.to_thread(inbox.run, claim, sender))
-        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # somebody has looked
+        # Retrieve the exception, so that asyncio does not log it as lost.
+        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def feed(self, chunks: AsyncIterator[bytes]) -> None:
-        """Hand on what comes; returns early when the job has ended."""
-        held = bytearray()
+        """Pass the chunks to the job. Return early if the job has ended."""
+        buffer = bytearray()
         try:
             async for chunk in chunks:
-                held += chunk
-                if len(held) >= _CHUNK and not await self._give(held):
+                buffer += chunk
+                if len(buffer) >= _CHUNK and not await self._pass_on(buffer):
                     return
-        finally:  # what has come has come, even if the rest does not
-            await self._give(held)
+        finally:  # pass on the received bytes even if the rest does not arrive
+            await self._pass_on(buffer)
 
-    async def _give(self, held: bytearray) -> bool:
-        if not held:
+    async def _pass_on(self, buffer: bytearray) -> bool:
+        if not buffer:
             return True
-        chunk = bytes(held)
-        held.clear()
-        return await asyncio.to_thread(self.sender.give, chunk)
+        chunk = bytes(buffer)
+        buffer.clear()
+        return await asyncio.to_thread(self.sender.put, chunk)
 
     async def leave(self) -> None:
-        """The sender has gone: end, keeping what can be kept."""
-        self.sender.leave()
+        """End the job after the client disconnected. The job keeps received bytes if it can resume."""
+        self.sender.disconnect()
         await asyncio.wait([self.task])
 
 
 class Uploads:
-    """Those that this process takes, by link."""
+    """The uploads that this process receives, by link."""
 
-    def __init__(self, inbox: Inbox, patience: ClientTimeouts) -> None:
+    def __init__(self, inbox: Inbox, timeouts: ClientTimeouts) -> None:
         self._inbox = inbox
-        self._patience = patience
+        self._timeouts = timeouts
         self._sessions: dict[str, UploadSession] = {}
-        #: Links about which somebody is being answered.
+        #: Links with a request in progress.
         self._busy: set[str] = set()
         self._idle: dict[str, asyncio.TimerHandle] = {}
 
     async def answer(self, request: Request, method: str, link: Link, path: str) -> Response:
-        """Answer a request about a link that is good; *path* is where clients find it."""
+        """Answer a request with a valid link. *path* is the path at which clients reach the link."""
         with about(job_of(link.id)):
             if method == "GET":
                 return page(link, await asyncio.to_thread(self._inbox.state, link))
@@ -103,7 +104,7 @@ class Uploads:
             if method == "POST":
                 response = await self._create(request, link, path)
             else:
-                acts = {"HEAD": self._tell, "PATCH": self._patch, "DELETE": self._terminate}
+                acts = {"HEAD": self._report_offset, "PATCH": self._patch, "DELETE": self._terminate}
                 response = await acts[method](request, link)
         except HTTPException as error:
             response = refusal(error)
@@ -113,39 +114,39 @@ class Uploads:
         return response
 
     def options(self) -> Response:
-        """What of tus there is."""
-        most = self._inbox.settings.download.max_bytes
+        """Return the supported extensions of tus."""
+        max_bytes = self._inbox.settings.download.max_bytes
         extensions = {"Tus-Version": "1.0.0", "Tus-Extension": "creation,termination,expiration"}
-        return Response(status_code=204, headers=extensions | {"Tus-Max-Size": str(most)})
+        return Response(status_code=204, headers=extensions | {"Tus-Max-Size": str(max_bytes)})
 
-    async def tidy(self) -> None:
-        """Again and again, forget links that have ended and what came by them."""
+    async def end_links_forever(self) -> None:
+        """Every minute, remove ended links and the data that arrived through them. Run until cancelled."""
         while True:
-            await asyncio.sleep(_TIDY_S)
+            await asyncio.sleep(_END_LINKS_S)
             try:
                 await asyncio.to_thread(self._inbox.end_links)
             except WorkerError as error:
-                _LOG.warning("ended links stay for now: %s", error)
+                _LOG.warning("cannot remove ended links now: %s", error)
 
     async def close(self) -> None:
-        """End all, keeping what can be kept."""
+        """End all uploads. The jobs keep received bytes if they can resume."""
         for handle in self._idle.values():
             handle.cancel()
         for session in list(self._sessions.values()):
             await session.leave()
 
-    # curl -T
+    # PUT, as by `curl -T`
 
     async def _put(self, request: Request, link: Link) -> Response:
         if "content-encoding" in request.headers or "content-range" in request.headers:
-            raise HTTPException(400, "Send the file as it is, from its first byte\n")
+            raise HTTPException(400, "Send the complete file without Content-Encoding and Content-Range\n")
         length = _number(request, "content-length")
-        self._refuse_large(link, length)
-        with self._alone(link):
-            await self._drop(link)
-            await self._refuse_hasty(link)
+        self._check_size(link, length)
+        with self._exclusive(link):
+            await self._end_session(link)
+            await self._check_rate(link)
             await asyncio.to_thread(self._inbox.reset, link)
-            session = await self._begin(link, sender_of(link, length))
+            session = await self._start_session(link, sender_of(link, length))
             try:
                 await session.feed(self._body(request, session))
             except SourceUnavailable as error:
@@ -153,11 +154,11 @@ class Uploads:
                 await session.leave()
                 self._sessions.pop(link.id)
                 return failure(error)
-            return await self._concluded(link, session)
+            return await self._finish(link, session)
 
-    async def _concluded(self, link: Link, session: UploadSession) -> Response:
-        """What became of an upload of which all has come."""
-        await asyncio.to_thread(session.sender.give, None)
+    async def _finish(self, link: Link, session: UploadSession) -> Response:
+        """Wait for the end of the job after the last byte, and return its result or its error."""
+        await asyncio.to_thread(session.sender.put, None)
         try:
             await session.task
         except WorkerError as error:
@@ -170,26 +171,26 @@ class Uploads:
     # tus
 
     async def _create(self, request: Request, link: Link, path: str) -> Response:
-        """Create the one upload of a link; it begins at its first byte, and what had come goes."""
+        """Create the one upload of a link, and remove the bytes of an earlier one. The job starts at the first byte."""
         length, metadata = _number(request, "upload-length"), request.headers.get("upload-metadata", "")
         if length is None:
-            raise HTTPException(400, "Upload-Length is missing or no number; it cannot be deferred\n")
+            raise HTTPException(400, "Upload-Length must be a number; deferring it is not supported\n")
         if not length:
-            raise HTTPException(400, "Upload-Length is 0: an empty file is no image\n")
+            raise HTTPException(400, "Upload-Length must not be 0\n")
         if len(metadata) > _METADATA_BYTES or (metadata and not _METADATA.fullmatch(metadata)):
             raise HTTPException(400, "Upload-Metadata is malformed or too long\n")
-        self._refuse_large(link, length)
-        with self._alone(link):
-            await self._drop(link)
-            await self._refuse_hasty(link)
+        self._check_size(link, length)
+        with self._exclusive(link):
+            await self._end_session(link)
+            await self._check_rate(link)
             await asyncio.to_thread(self._inbox.reset, link)
-        # Only what the signature covers, and what was checked here: other parameters of the query are not repeated.
+        # Repeat only the parameters that the signature covers or that were checked here.
         signed = {name: request.query_params[name] for name in ("until", "key", "signature")}
         query = signed | {"length": str(length)} | ({"metadata": metadata} if metadata else {})
         return Response(status_code=201, headers={"Location": f"{path}?{urlencode(query, quote_via=quote)}"})
 
-    async def _tell(self, request: Request, link: Link) -> Response:
-        """Where the client must resume."""
+    async def _report_offset(self, request: Request, link: Link) -> Response:
+        """Return the offset at which the client must resume."""
         length, metadata = _length(request), request.query_params.get("metadata", "")
         offset = await self._offset(link, length)
         headers = {"Upload-Offset": str(offset), "Upload-Length": str(length)}
@@ -200,7 +201,7 @@ class Uploads:
     async def _offset(self, link: Link, length: int) -> int:
         session = self._sessions.get(link.id)
         if session and session.sender.received == length:
-            await asyncio.wait([session.task])  # all has come: whether it is stored is what its sender must hear
+            await asyncio.wait([session.task])  # the client needs the outcome of a complete upload
         if session and not session.task.done():
             return session.sender.received
         if await asyncio.to_thread(self._inbox.state, link) == "succeeded":
@@ -213,145 +214,135 @@ class Uploads:
             raise HTTPException(415, "Content-Type must be application/offset+octet-stream\n")
         length, offset = _length(request), _number(request, "upload-offset")
         if offset is None:
-            raise HTTPException(400, "Upload-Offset is missing or no number\n")
-        with self._alone(link):
+            raise HTTPException(400, "Upload-Offset must be a number\n")
+        with self._exclusive(link):
             if offset != await self._offset(link, length):
-                raise HTTPException(409, "That is not where to go on\n")
+                raise HTTPException(409, "Upload-Offset is not the current offset. Query it with HEAD\n")
             if offset == length and await asyncio.to_thread(self._inbox.state, link) == "succeeded":
-                return Response(status_code=204, headers={"Upload-Offset": str(length)})  # its sender did not hear it
-            session = await self._going_on(link, length, offset)
+                return Response(status_code=204, headers={"Upload-Offset": str(length)})  # the first response got lost
+            session = await self._resume_session(link, length, offset)
             try:
                 await session.feed(self._body(request, session, length - offset))
             except SourceUnavailable as error:
                 _LOG.info("link %s: %s", link.id, error)
             except HTTPException:
-                self._await_rest(link)
+                self._keep_open(link)
                 raise
             if session.task.done() or session.sender.received == length:
-                done = await self._concluded(link, session)
-                if done.status_code != 201:
-                    return done
+                response = await self._finish(link, session)
+                if response.status_code != 201:
+                    return response
             else:
-                self._await_rest(link)
+                self._keep_open(link)
             return Response(status_code=204, headers={"Upload-Offset": str(session.sender.received)})
 
-    async def _going_on(self, link: Link, length: int, offset: int) -> UploadSession:
+    async def _resume_session(self, link: Link, length: int, offset: int) -> UploadSession:
         if handle := self._idle.pop(link.id, None):
             handle.cancel()
         session = self._sessions.get(link.id)
         if session and not session.task.done():
             return session
         if not offset:
-            await self._refuse_hasty(link)
-        return await self._begin(link, sender_of(link, length, offset, resumable=True))
+            await self._check_rate(link)
+        return await self._start_session(link, sender_of(link, length, offset, resumable=True))
 
-    def _await_rest(self, link: Link) -> None:
-        """Keep the pipeline open for a while."""
+    def _keep_open(self, link: Link) -> None:
+        """Keep the pipeline open for stall_s seconds."""
 
-        def leave() -> None:
+        def disconnect() -> None:
             self._idle.pop(link.id, None)
             if session := self._sessions.pop(link.id, None):
-                session.sender.leave()
+                session.sender.disconnect()
 
-        self._idle[link.id] = asyncio.get_running_loop().call_later(self._patience.stall_s, leave)
+        self._idle[link.id] = asyncio.get_running_loop().call_later(self._timeouts.stall_s, disconnect)
 
-    async def _terminate(self, request: Request, link: Link) -> Response:  # noqa: ARG002 - as the others
-        """Termination: the link ends with the upload."""
-        with self._alone(link):
-            await self._drop(link)
+    async def _terminate(self, request: Request, link: Link) -> Response:  # noqa: ARG002 - same signature as the other methods
+        """End the upload and revoke its link."""
+        with self._exclusive(link):
+            await self._end_session(link)
             await asyncio.to_thread(self._inbox.forget, link)
         return Response(status_code=204)
 
-    # Both
+    # PUT and tus
 
-    async def _begin(self, link: Link, sender: Sender) -> UploadSession:
+    async def _start_session(self, link: Link, sender: Sender) -> UploadSession:
         claim = await asyncio.to_thread(self._inbox.claim, link)
         session = self._sessions[link.id] = UploadSession(self._inbox, claim, sender)
         return session
 
-    async def _drop(self, link: Link) -> None:
-        """End what waits for its rest: it will not come."""
+    async def _end_session(self, link: Link) -> None:
+        """End a session that waits for the rest of its upload."""
         if handle := self._idle.pop(link.id, None):
             handle.cancel()
         if session := self._sessions.pop(link.id, None):
             await session.leave()
 
     @contextlib.contextmanager
-    def _alone(self, link: Link) -> Iterator[None]:
-        """Nobody else is answered about that link meanwhile."""
+    def _exclusive(self, link: Link) -> Iterator[None]:
+        """Refuse other requests with this link while the block runs. Raise ResourceBusy if one is in progress."""
         if link.id in self._busy:
-            raise ResourceBusy("Somebody else sends this now", link.key, "Wait until that has ended")
+            raise ResourceBusy("Another upload of this file is in progress", link.key, "Retry when it has finished")
         self._busy.add(link.id)
         try:
             yield
         finally:
             self._busy.discard(link.id)
 
-    async def _refuse_hasty(self, link: Link) -> None:
-        """429 for a client that begins again and again: each time costs an attempt in the record."""
+    async def _check_rate(self, link: Link) -> None:
+        """Answer 429 to a client that restarts too often. Each start uses one attempt of the job."""
         if wait_s := await asyncio.to_thread(self._inbox.wait_s, link):
-            text = f"The last tries failed. Try again in {wait_s} s\n"
+            text = f"The last attempts failed. Retry in {wait_s} s\n"
             raise HTTPException(429, text, {"Retry-After": str(wait_s)})
 
-    def _refuse_large(self, link: Link, length: int | None) -> None:
-        most = min(link.request.get("max_bytes") or 1 << 62, self._inbox.settings.download.max_bytes)
-        if length is not None and length > most:
-            raise HTTPException(413, f"{length} bytes are more than the {most} that are allowed\n")
+    def _check_size(self, link: Link, length: int | None) -> None:
+        max_bytes = min(link.request.get("max_bytes") or 1 << 62, self._inbox.settings.download.max_bytes)
+        if length is not None and length > max_bytes:
+            raise HTTPException(413, f"The file has {length} bytes; the limit is {max_bytes}\n")
 
-    async def _body(self, request: Request, session: UploadSession, most: int | None = None) -> AsyncIterator[bytes]:
-        """What is sent; SourceUnavailable when the sender goes, gives too little, or more than *most* bytes."""
-        hearing, seen = _Hearing(request, session.task, self._patience), 0
-        while message := await hearing.next():
-            chunk = message.get("body", b"")
-            seen += len(chunk)
-            if most is not None and seen > most:
-                raise HTTPException(413, "More than Upload-Length says\n")
+    async def _body(
+        self, request: Request, session: UploadSession, max_bytes: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield the chunks of the request's body, until it ends or the job ends.
+
+        Raises SourceUnavailable if the client disconnects or is too slow, and HTTPException 413 after *max_bytes*.
+        Only the time counts during which we wait for the client, not the time of a slow store.
+        """
+        timeouts, path = self._timeouts, request.scope["path"]
+        size, waited_s, arrived, more = 0, 0.0, 0, True
+        while more:
+            started = time.monotonic()
+            receiving = asyncio.ensure_future(request.receive())
+            await asyncio.wait([receiving, session.task], timeout=timeouts.stall_s, return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                receiving.cancel()
+                if session.task.done():
+                    return
+                raise SourceUnavailable("The client stopped sending", path)
+            message = receiving.result()
+            if message["type"] != "http.request":
+                raise SourceUnavailable("The client disconnected", path)
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            waited_s, arrived = waited_s + time.monotonic() - started, arrived + len(chunk)
+            if waited_s >= timeouts.stall_s:
+                if arrived < waited_s * timeouts.min_rate:
+                    raise SourceUnavailable("The client sends too slowly", path)
+                waited_s, arrived = 0.0, 0
+            size += len(chunk)
+            if max_bytes is not None and size > max_bytes:
+                raise HTTPException(413, "The body is longer than Upload-Length\n")
             if chunk:
                 yield chunk
-            if not message.get("more_body"):
-                return
-
-
-class _Hearing:
-    """What a sender says. Only the time counts in which we wait for it: that a store is slow is not its fault."""
-
-    def __init__(self, request: Request, job: asyncio.Task[None], patience: ClientTimeouts) -> None:
-        self._request = request
-        self._job = job
-        self._patience = patience
-        self._waited, self._heard = 0.0, 0
-
-    async def next(self) -> Message | None:
-        """The next piece of the body; None when the job has ended, SourceUnavailable when the sender goes or drips."""
-        patience, since = self._patience, time.monotonic()
-        heard = asyncio.ensure_future(self._request.receive())
-        await asyncio.wait([heard, self._job], timeout=patience.stall_s, return_when=asyncio.FIRST_COMPLETED)
-        if not heard.done():
-            heard.cancel()
-            if self._job.done():
-                return None
-            raise SourceUnavailable("The sender gives nothing any more", self._request.scope["path"])
-        message = heard.result()
-        if message["type"] != "http.request":
-            raise SourceUnavailable("The sender went away", self._request.scope["path"])
-        self._waited += time.monotonic() - since
-        self._heard += len(message.get("body", b""))
-        if self._waited >= patience.stall_s:
-            if self._heard < self._waited * patience.min_rate:
-                raise SourceUnavailable("The sender gives too little", self._request.scope["path"])
-            self._waited, self._heard = 0.0, 0
-        return message
 
 
 def _number(request: Request, header: str) -> int | None:
-    """A header's number; None if it is not there, or none."""
+    """Return the number in a header; None if the header is missing or not a number."""
     text = request.headers.get(header, "")
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
 
 
 def _length(request: Request) -> int:
-    """The upload's, as its creation has put it into its URL."""
+    """Return the length of an upload. The creation of the upload puts it into the URL."""
     text = request.query_params.get("length", "")
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
-        raise HTTPException(404, "There is no upload yet: create it by POST\n")
+        raise HTTPException(404, "This upload does not exist. Create it with POST\n")
     return int(text)

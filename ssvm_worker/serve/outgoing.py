@@ -1,4 +1,4 @@
-"""One object of an artifact, from the file in which a directory store keeps it to whoever has its link."""
+"""Sends one object of an artifact from the file of a directory store to the holder of a link."""
 
 from __future__ import annotations
 
@@ -13,45 +13,48 @@ from starlette.types import Receive, Scope, Send
 
 from ssvm_worker.artifacts.manifest import Entry
 from ssvm_worker.errors import CorruptImage
-from ssvm_worker.jobs.served_objects import member
+from ssvm_worker.jobs.upload.job import read_entry
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import KiB
 
 from .conditional import Answer, ObjectVersion, answer
 from .uvicorn_protocol import EXTENSION
 
-#: Where something encrypts; each must be taken within stall_s.
+#: Bytes in one write of a TLS connection. The client must read each chunk within stall_s.
 _CHUNK = 256 * KiB
 
 
 @runtime_checkable
 class Directory(Protocol):
-    """A store whose objects are files."""
+    """Stores whose objects are files."""
 
     def handle(self, key: str) -> int:
-        """A handle of the object's file, which the caller closes."""
+        """Return a file descriptor of the object's file. The caller closes it."""
 
 
 @dataclass
-class Offered:
-    """An object that is open; ``close`` it."""
+class ServedObject:
+    """An open object. The caller must ``close`` it."""
 
     entry: Entry
     handle: int
     version: ObjectVersion
 
     @classmethod
-    def open(cls, store: Store, key: str) -> Offered:
-        """Find it by its manifest and open its file, which no symbolic link leads to; CorruptImage if they differ."""
-        entry = member(store, key)
+    def open(cls, store: Store, key: str) -> ServedObject:
+        """Find an object by its manifest and open its file without following symbolic links.
+
+        Raises CorruptImage if the file's size differs from the manifest's.
+        """
+        entry = read_entry(store, key)
         assert isinstance(store, Directory)
         handle = store.handle(key)
-        seen = os.fstat(handle)
-        if seen.st_size != entry.size:
+        stat = os.fstat(handle)
+        if stat.st_size != entry.size:
             os.close(handle)
-            what = f"The file has {seen.st_size} bytes, and {entry.size} by its manifest"
-            raise CorruptImage(what, f"{store.name}:{key}", "`ssvm verify` it")
-        return cls(entry, handle, ObjectVersion(f'"{entry.digest}"', entry.size, int(seen.st_mtime)))
+            what = f"The file has {stat.st_size} bytes, but its manifest says {entry.size}"
+            raise CorruptImage(what, f"{store.name}:{key}", "Run `ssvm verify` on the artifact")
+        return cls(entry, handle, ObjectVersion(f'"{entry.digest}"', entry.size, int(stat.st_mtime)))
 
     def close(self) -> None:
         """Close the file."""
@@ -65,8 +68,7 @@ class Offered:
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": found.status, "headers": raw})
         if EXTENSION in scope.get("extensions", {}) and found.count and request.method == "GET":
-            part = {"file": self.handle, "offset": found.offset, "count": found.count}
-            await send({"type": EXTENSION, **part})
+            await send({"type": EXTENSION, "file": self.handle, "offset": found.offset, "count": found.count})
         else:
             await self._send_chunks(found.offset, found.count if request.method == "GET" else 0, send)
 
@@ -76,7 +78,7 @@ class Offered:
             headers |= {
                 "Content-Type": "application/octet-stream",
                 "Content-Length": str(found.count),
-                "Content-Disposition": f'attachment; filename="{self.entry.name}"',  # keys hold no quotes
+                "Content-Disposition": f'attachment; filename="{self.entry.name}"',  # keys contain no quotes
                 "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(self.entry.digest[7:])).decode()}:",
             }
         elif found.status != 304:
@@ -88,12 +90,12 @@ class Offered:
         return headers
 
     async def _send_chunks(self, offset: int, count: int, send: Send) -> None:
-        """By hand, where something encrypts."""
-        left = count
-        while left:
-            chunk = await asyncio.to_thread(os.pread, self.handle, min(_CHUNK, left), offset + count - left)
+        """Send without sendfile, which cannot encrypt."""
+        end = offset + count
+        while offset < end:
+            chunk = await asyncio.to_thread(os.pread, self.handle, min(_CHUNK, end - offset), offset)
             if not chunk:
-                raise ConnectionError("the file is shorter than it was")
-            left -= len(chunk)
+                raise ConnectionError("the file was truncated while it was sent")
+            offset += len(chunk)
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

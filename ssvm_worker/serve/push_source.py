@@ -1,4 +1,4 @@
-"""The source of an upload: bytes that somebody sends us, in place of bytes that we fetch."""
+"""The source of an upload: bytes that a client sends, instead of bytes that the worker fetches."""
 
 from __future__ import annotations
 
@@ -13,94 +13,103 @@ from ssvm_worker.errors import SourceChanged, SourceUnavailable
 from ssvm_worker.jobs.attempt import Attempt, Connections
 from ssvm_worker.streaming.interfaces import Check, Sink
 
-#: Chunks of 1 MiB at the most that wait for the pipeline.
-_DEPTH = 4
-#: Seconds between two looks whether all was given up.
-_LOOK_S = 0.25
+#: Chunks, each at most 1 MiB, that wait for the pipeline.
+_MAX_CHUNKS = 4
+#: Seconds between two checks for a cancelled job or an ended client.
+_CHECK_S = 0.25
 
 
 @dataclass(frozen=True)
 class SentVersion:
-    """Tells one upload from another: a sender that goes on must be sending the same file."""
+    """Identifies an upload: a client that resumes must send the same file."""
 
     link: str
     length: int
 
 
 class Sender:
-    """``RemoteSource`` of the bytes that ``give`` is given, from *offset* on. One thread gives, one takes."""
+    """``RemoteSource`` of the bytes that are passed to ``put``, from *offset* on.
 
-    #: What is sent bears no checksum of its own.
+    One thread calls ``put``, another reads.
+    """
+
+    #: The client sends no checksum.
     digests: Sequence[Digest] = ()
 
     def __init__(self, name: str, size: int | None, offset: int = 0, version: SentVersion | None = None) -> None:
         self.name = name
         self.size = size
-        #: Known if the sender can come back for the rest.
+        #: None if the client cannot resume.
         self.validator = version
-        #: Bytes that were taken from the sender.
+        #: Bytes that the client has sent.
         self.received = offset
-        self._from = offset
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(_DEPTH)
-        self._gone = threading.Event()
-        self._over = threading.Event()
-        #: Whether it sends what lies behind the bytes of an earlier attempt; else all, and it may be another file.
-        self.goes_on = False
-        #: Stops the taker; set by whoever runs the job.
+        self._offset = offset
+        self._chunks: queue.Queue[bytes | None] = queue.Queue(_MAX_CHUNKS)
+        self._disconnected = threading.Event()
+        self._closed = threading.Event()
+        #: Whether the client continues after the bytes of an earlier attempt. Else it sends a complete file, which may
+        #: be another file.
+        self.continues = False
+        #: Called regularly while the source waits; raises to stop the reader. The job's runner sets it.
         self.check: Check = lambda: None
 
     @property
     def resumable(self) -> bool:
-        """Whether the sender can come back for the rest."""
+        """Return whether the client can resume."""
         return self.validator is not None
 
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
-        """Yield what is given, until all has come; SourceUnavailable when the sender goes, or would have to go back."""
-        if offset != self._from:
-            if not self.goes_on:
-                raise SourceChanged("The sender begins again", self.name)
-            raise SourceUnavailable(f"The sender must go on at byte {offset}", self.name, "Ask where to go on")
-        while self._from != self.size and (chunk := self._take()) is not None:
-            self._from += len(chunk)
-            yield chunk
-        if self.size not in (None, self._from):
-            raise SourceUnavailable(f"The upload ended at {self._from} of {self.size}", self.name, "Send it again")
+        """Yield the chunks until the upload is complete.
 
-    def give(self, chunk: bytes | None) -> bool:
-        """Hand on one chunk, or None for the end, when there is room; False if nobody takes it any more."""
-        while not self._over.is_set():
+        Raises SourceUnavailable if the client disconnects or would have to go back, and SourceChanged if the client
+        starts again at its first byte.
+        """
+        if offset != self._offset:
+            if not self.continues:
+                raise SourceChanged("The client restarted the upload", self.name)
+            raise SourceUnavailable(f"The upload must continue at byte {offset}", self.name, "Query the offset (HEAD)")
+        while self._offset != self.size and (chunk := self._next_chunk()) is not None:
+            self._offset += len(chunk)
+            yield chunk
+        if self.size not in (None, self._offset):
+            what = f"The upload ended after {self._offset} of {self.size} bytes"
+            raise SourceUnavailable(what, self.name, "Send the file again")
+
+    def put(self, chunk: bytes | None) -> bool:
+        """Pass on one chunk, or None for the end. Wait while the queue is full. Return False if the job has ended."""
+        while not self._closed.is_set():
             try:
-                self._chunks.put(chunk, timeout=_LOOK_S)
+                self._chunks.put(chunk, timeout=_CHECK_S)
             except queue.Full:
                 continue
             self.received += len(chunk or b"")
             return True
         return False
 
-    def leave(self) -> None:
-        """The sender has gone; what it gave is still taken."""
-        self._gone.set()
+    def disconnect(self) -> None:
+        """Record that the client disconnected. The reader still gets the queued chunks."""
+        self._disconnected.set()
 
-    def finish(self) -> None:
-        """Nobody takes any more."""
-        self._over.set()
+    def close(self) -> None:
+        """Record that the job has ended and reads no more chunks."""
+        self._closed.set()
 
-    def _take(self) -> bytes | None:
+    def _next_chunk(self) -> bytes | None:
         while True:
             self.check()
             try:
-                return self._chunks.get(timeout=_LOOK_S)
+                return self._chunks.get(timeout=_CHECK_S)
             except queue.Empty:
-                if self._gone.is_set():
-                    where = f"{self._from} of {self.size or 'unknown'} bytes"
-                    raise SourceUnavailable(f"The sender went away at {where}", self.name, "Go on, or retry") from None
+                if self._disconnected.is_set():
+                    what = f"The client disconnected after {self._offset} of {self.size or 'unknown'} bytes"
+                    raise SourceUnavailable(what, self.name, "Resume the upload, or send it again") from None
 
 
 @dataclass(frozen=True)
-class SenderDoors:
-    """The doors of an attempt, of which the source is a sender."""
+class SenderConnections:
+    """The connections of an attempt, with a sender as the source."""
 
-    doors: Connections
+    connections: Connections
     sender: Sender
 
     def source(
@@ -113,26 +122,26 @@ class SenderDoors:
         check: Check,
         validator: dict[str, Any] | None,
     ) -> Sender:
-        """The sender, which goes on only where it left what lies there itself."""
+        """Return the sender. It continues an earlier attempt only if *validator* identifies the same upload."""
         own = asdict(self.sender.validator) if self.sender.validator else None
-        self.sender.goes_on = validator == own
+        self.sender.continues = validator == own
         self.sender.check = check
         return self.sender
 
     def text(self, url: str, *, check: Check) -> str:
-        """A checksum file, from wherever it is."""
-        return self.doors.text(url, check=check)
+        """Return a small text file, as for any job."""
+        return self.connections.text(url, check=check)
 
     def destination(
         self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], attempt: Attempt
     ) -> Sink:
-        """As for any job."""
-        return self.doors.destination(url, size=size, credentials=credentials, headers=headers, attempt=attempt)
+        """Return the sink of an upload, as for any job."""
+        return self.connections.destination(url, size=size, credentials=credentials, headers=headers, attempt=attempt)
 
     def sweep_destination(self, url: str, *, credentials: str | None, check: Check) -> None:
-        """As for any job."""
-        self.doors.sweep_destination(url, credentials=credentials, check=check)
+        """Abort open uploads to a destination, as for any job."""
+        self.connections.sweep_destination(url, credentials=credentials, check=check)
 
     def vcenter(self, name: str, *, check: Check) -> Any:
-        """As for any job."""
-        return self.doors.vcenter(name, check=check)
+        """Return a session with a vCenter, as for any job."""
+        return self.connections.vcenter(name, check=check)

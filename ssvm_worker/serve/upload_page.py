@@ -1,4 +1,4 @@
-"""The page on which a person sends an image: one file, no framework, usable by keyboard and screen reader."""
+"""The web page for sending an image. It is one file without a framework, for keyboards and screen readers too."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from starlette.responses import HTMLResponse, Response
 
 from ssvm_worker.ledger.links import Link
 
-#: The page knows a secret, its own address: it is told to nobody, kept nowhere, and nothing foreign runs beside it.
+#: The page's address is a secret. So the page sends no referrer, is not cached, and runs no foreign script.
 _POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_OVER = {"succeeded": "This link has been used: the image is stored.", "cancelled": "This upload was cancelled."}
+_ENDED = {"succeeded": "This link has been used. The image is stored.", "cancelled": "This upload was cancelled."}
 
 
 def page(link: Link, state: str) -> Response:
-    """The form, or that the link has been used."""
+    """Return the form, or a page that says that the link has been used."""
     nonce = secrets.token_urlsafe(16)
     text = files(__package__).joinpath("upload.html").read_text()
-    values = {"nonce": nonce, "what": link.key, "over": _OVER.get(state, "")}
+    values = {"nonce": nonce, "what": link.key, "over": _ENDED.get(state, "")}
     for name, value in values.items():
         text = text.replace(f"{{{{{name}}}}}", html.escape(value))
     headers = {

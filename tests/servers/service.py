@@ -15,7 +15,7 @@ import urllib3
 
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.serve.server import answer, bound, make_server
+from ssvm_worker.serve.server import make_server, open_listener, run_server
 from ssvm_worker.wiring import assembly
 from tests.servers.broker import Broker
 from tests.waiting import CLAIM_S, PATIENCE_S
@@ -66,12 +66,12 @@ def settings_file(service: Service, directory: Path) -> Path:
 @contextmanager
 def serving(settings: Settings, path: str = "") -> Iterator[Service]:
     """Within, it answers; leaving tells it to stop, as SIGTERM does. *path* is that of ``serve.url``."""
-    listener = bound(settings.serve)
+    listener = open_listener(settings.serve)
     scheme = "https" if settings.serve.certificate_file else "http"
     url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
     settings = settings.model_copy(update={"serve": settings.serve.model_copy(update={"url": url + path})})
     server = make_server(settings, listener)
-    threading.Thread(target=lambda: asyncio.run(answer(server, listener)), daemon=True).start()
+    threading.Thread(target=lambda: asyncio.run(run_server(server, listener)), daemon=True).start()
     try:
         path = assembly.Stores(settings)["primary"].url.removeprefix("file://")
         yield Service(settings, url, Path(path))

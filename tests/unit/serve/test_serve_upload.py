@@ -147,7 +147,7 @@ def test_command(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture
     assert service.request("PUT", made["url"], body=IMAGE).status == 201
     assert b"Debian" in (service.store / PREFIX / "template.properties").read_bytes()
     assert cli.main(argv) == 1
-    assert "one already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
