@@ -1,1 +1,1 @@
-"""What `ssvm demo` shows, and the neighbours that it brings along."""
+"""``ssvm demo`` and the servers that it starts: an S3 server, a vCenter simulator and a web server."""

@@ -1,4 +1,4 @@
-"""Free TCP ports on loopback, for servers that must be told their port."""
+"""Free TCP ports on loopback, for servers that cannot choose a port themselves."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import socket
 def free_port() -> int:
     """Reserve a TCP port for about a minute and return it.
 
-    A connection in TIME_WAIT holds the port. The kernel gives it to nobody else, but a server that sets
-    SO_REUSEADDR can still listen on it. Without this, another process could take the port first.
+    A connection in TIME_WAIT holds the port. The kernel assigns such a port to no other process, but a server that
+    sets SO_REUSEADDR can listen on it. Without this, another process could take the port first.
     """
     with socket.socket() as listener, socket.socket() as client:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,7 @@
-"""Makes a real qcow2 image for the demo: version 3, every cluster allocated, `qemu-img check` finds nothing.
+"""Writes a qcow2 image for the demo: version 3, every cluster allocated, accepted by `qemu-img check`.
 
-Layout (qemu docs/interop/qcow2.rst): header, refcount table, refcount blocks, L1 table, L2 tables, data; all in
-64 KiB clusters, so one L2 table maps 512 MiB and one refcount block counts 32768 clusters (2 GiB).
+Layout (qemu docs/interop/qcow2.rst): header, refcount table, refcount blocks, L1 table, L2 tables, data. A cluster has
+64 KiB. So one L2 table maps 512 MiB, and one refcount block counts 32768 clusters (2 GiB).
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ import struct
 from collections.abc import Iterator
 
 CLUSTER = 64 * 1024
-_COPIED = 1 << 63  # bit 63 of an L1 or L2 entry: its refcount is exactly one
+#: Bit 63 of an L1 or L2 entry: the refcount is exactly one.
+_COPIED = 1 << 63
 
 
 def qcow2(data_bytes: int, virtual_size: int) -> Iterator[bytes]:
-    """Yield an image that holds *data_bytes* of random data, the rest of *virtual_size* unallocated.
+    """Yield an image with *data_bytes* of random data. The rest of *virtual_size* is unallocated.
 
-    *data_bytes* is rounded up to clusters; 1 GiB at the most, so that one refcount block is enough.
+    *data_bytes* is rounded up to clusters. Raises ValueError above about 2 GiB, the limit of one refcount block.
     """
     clusters = -(-data_bytes // CLUSTER)
     tables = -(-clusters // (CLUSTER // 8))
     used = 4 + tables + clusters
     if used > CLUSTER // 2:
-        raise ValueError("more clusters than one refcount block counts")
+        raise ValueError(f"data_bytes={data_bytes} needs more than one refcount block")
     yield _padded(_header(virtual_size, l1_entries=-(-virtual_size // (CLUSTER * CLUSTER // 8))))
     yield _padded(struct.pack(">Q", 2 * CLUSTER))
     yield _padded(struct.pack(f">{used}H", *[1] * used))

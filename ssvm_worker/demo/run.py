@@ -1,4 +1,4 @@
-"""``ssvm demo``: a broker, a worker and image stores on this machine alone, and real jobs through the queue."""
+"""``ssvm demo``: starts a broker, a worker and image stores on this machine, and runs real jobs through the queue."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from .ports import free_port
 from .qcow2 import qcow2
 from .web import Web
 
-#: Large enough for a rate to mean something, small enough for a laptop's disk.
+#: Large enough for a meaningful rate, small enough for the disk of a laptop.
 _IMAGE_BYTES = 256 * MiB
 _DISK_BYTES = 32 * MiB
 _READY_S = 180.0
 
-#: Shows a progress record of the job of that label while it runs.
+#: Shows a progress record of a running job, by its label.
 Show = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass
 class Demo:
-    """What the parts of the demo share."""
+    """The state of a running demo."""
 
     scratch: Path
     say: Callable[[str], None]
@@ -57,69 +57,68 @@ class Demo:
 
     @property
     def config_file(self) -> Path:
-        """The worker's settings."""
+        """Return the path of the worker's settings."""
         return self.scratch / "worker.toml"
 
     def write_settings(self) -> Settings:
-        """Write worker.toml; what it says from now on."""
+        """Write worker.toml and return the settings in it."""
         self.config_file.write_text("\n".join(self.settings) + "\n")
         return config.load(self.config_file, environ={})
 
 
 def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: Show) -> dict[str, Any]:
-    """Run the demo and return each job's result; all that it made is removed at the end, unless it is kept.
+    """Run the demo, return the result of each job, and remove all files.
 
-    *keep* leaves everything running until Ctrl-C, with Flower where it is installed.
+    With *keep*, everything runs until Ctrl-C, including Flower if it is installed.
     Raises the error of the first job that fails.
     """
     require_server()
-    with _ended_by_sigterm(), ExitStack() as stack:
+    with _exit_on_sigterm(), ExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="ssvm-demo-"))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         demo = Demo(scratch, say, show, stack)
-        _base_settings(demo)
-        bucket, machine = _s3(demo), _vcenter(demo)
+        (scratch / "store").mkdir()
+        demo.settings += [
+            'zone = "demo"',
+            f'state_dir = "{scratch / "state"}"',
+            '[broker]\nurl = "embedded"',
+            f'[stores.primary]\nurl = "file://{scratch / "store"}"',
+            '[download]\nallow_networks = ["127.0.0.0/8"]',
+        ]
+        bucket, machine = _start_s3(demo), _start_vcenter(demo)
         settings = demo.write_settings()
         _start_worker(demo, settings)
         if keep:
             _start_flower(demo)
-        _jobs(demo, settings, url, bucket, machine)
-        _summary(demo, settings)
+        _run_jobs(demo, settings, url, bucket, machine)
+        _print_summary(demo, settings)
+        # `ssvm` is on PATH only in an activated environment.
+        command = "ssvm" if shutil.which("ssvm") else os.path.relpath(sys.argv[0])
         if keep:
-            _keep(demo)
+            _wait_for_signal(demo, command)
         else:
-            say(f"\nnext:  {_ssvm()} --help   {_ssvm()} schema download   `make demo ARGS=--keep` leaves it running")
+            say(f"\nnext:  {command} --help   {command} schema download")
+            say("`make demo ARGS=--keep` keeps the demo running")
         return {"results": demo.results, "left_out": demo.left_out}
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """While the demo runs SIGTERM raises SystemExit, so that its servers and its directory go too."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit while the block runs, so that the servers and the directory are removed."""
 
     def end(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the clean-up
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not stop the clean-up
         raise SystemExit(128 + signal.SIGTERM)
 
-    kept = signal.signal(signal.SIGTERM, end)
+    previous = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, kept)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def _base_settings(demo: Demo) -> None:
-    (demo.scratch / "store").mkdir()
-    demo.settings += [
-        'zone = "demo"',
-        f'state_dir = "{demo.scratch / "state"}"',
-        '[broker]\nurl = "embedded"',
-        f'[stores.primary]\nurl = "file://{demo.scratch / "store"}"',
-        '[download]\nallow_networks = ["127.0.0.0/8"]',
-    ]
-
-
-def _s3(demo: Demo) -> str | None:
-    """Start an S3 server; the bucket's name, or None where there is no server to start."""
+def _start_s3(demo: Demo) -> str | None:
+    """Start an S3 server and return the name of a bucket; None if SeaweedFS is not installed."""
     from .s3 import S3Server, find_weed
 
     if find_weed() is None:
@@ -135,19 +134,21 @@ def _s3(demo: Demo) -> str | None:
     return "demo"
 
 
-def _vcenter(demo: Demo) -> Any:
-    """Start a vCenter simulator with one VM; the VM, or None where Go cannot build one."""
+def _start_vcenter(demo: Demo) -> Any:
+    """Start a vCenter simulator with one VM and return the VM; None if Go cannot build the simulator."""
     from .simulator import VCenterSimulator, build
     from .vmdk import stream_optimized
 
     try:
-        demo.say("starting a vCenter (govmomi's simulator; the first time it is built, which takes a minute) …")
+        demo.say("starting a vCenter (govmomi's simulator; its first build takes a minute) …")
         build()
     except WorkerError as error:
         demo.left_out.append(f"backup of a VM's snapshot: {error.what}")
         return None
     vcenter = demo.stack.enter_context(VCenterSimulator())
-    machine = vcenter.add_vm("demo-vm", [stream_optimized(_disk_content(), _DISK_BYTES)], [_DISK_BYTES])
+    # Every second grain of 64 KiB is random. The others are holes.
+    content = b"".join(os.urandom(64 * 1024) + bytes(64 * 1024) for _ in range(_DISK_BYTES // (128 * 1024)))
+    machine = vcenter.add_vm("demo-vm", [stream_optimized(content, _DISK_BYTES)], [_DISK_BYTES])
     demo.settings.append(
         f'[vcenters.demo]\nhost = "{vcenter.host}"\nport = {vcenter.port}\nusername = "{vcenter.username}"\n'
         f'password = "{vcenter.password}"\nca_file = "{vcenter.ca_file}"'
@@ -155,58 +156,49 @@ def _vcenter(demo: Demo) -> Any:
     return machine
 
 
-def _disk_content() -> bytes:
-    """Every second grain of 64 KiB is random, the others are holes."""
-    return b"".join(os.urandom(64 * 1024) + bytes(64 * 1024) for _ in range(_DISK_BYTES // (128 * 1024)))
-
-
 def _start_worker(demo: Demo, settings: Settings) -> None:
     demo.say("starting a worker with an embedded broker (Valkey) …")
     log = demo.stack.enter_context((demo.scratch / "worker.log").open("wb"))
-    # What the worker leaves when it is killed goes with the demo's directory.
+    # Temporary files of a killed worker are in the demo's directory, which is removed.
     environ = {**os.environ, "SSVM_CONFIG": str(demo.config_file), "TMPDIR": str(demo.scratch)}
     command = [sys.executable, "-P", "-m", "ssvm_worker", "worker"]
     worker = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
     demo.stack.callback(_stop, worker)
     deadline = time.monotonic() + _READY_S
-    while not _answers(settings):
+    while True:
+        with contextlib.suppress(WorkerError), assembly.open_ledger(settings) as ledger:
+            ledger.counts()
+            return
         if worker.poll() is not None or time.monotonic() > deadline:
             tail = (demo.scratch / "worker.log").read_text(errors="replace").strip().splitlines()[-5:]
-            raise SourceUnavailable("The worker did not start: " + " / ".join(tail), "ssvm worker", "See `ssvm doctor`")
+            raise SourceUnavailable("The worker did not start: " + " / ".join(tail), "ssvm worker", "Run `ssvm doctor`")
         time.sleep(0.2)
 
 
-def _answers(settings: Settings) -> bool:
-    with contextlib.suppress(WorkerError), assembly.open_ledger(settings) as ledger:
-        ledger.counts()
-        return True
-    return False
-
-
-def _stop(worker: subprocess.Popen[bytes]) -> None:
-    """Ask the worker to stop, then make sure of everything that it has started."""
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to stop, wait up to 20 seconds, then kill its process group."""
     with contextlib.suppress(ProcessLookupError):
-        worker.terminate()
+        process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.wait(20)
-        os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
+            process.wait(20)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def _jobs(demo: Demo, settings: Settings, url: str | None, bucket: str | None, machine: Any) -> None:
+def _run_jobs(demo: Demo, settings: Settings, url: str | None, bucket: str | None, machine: Any) -> None:
     fields: dict[str, Any] = {"url": url} if url else _make_image(demo)
-    download = _run(demo, settings, "download", fields | {"account": "2", "id": "201", "name": "demo template"})
+    download = _run_job(demo, settings, "download", fields | {"account": "2", "id": "201", "name": "demo template"})
     if bucket:
         destination = f"s3://{bucket}/{download['key'].rpartition('/')[2]}"
-        _run(demo, settings, "upload", {"key": download["key"], "url": destination, "credentials": "demo"})
+        _run_job(demo, settings, "upload", {"key": download["key"], "url": destination, "credentials": "demo"})
     if machine:
         fields = {"vcenter": "demo", "vm": machine.path, "account": "2", "volume": "demo-vm", "id": "backup-1"}
-        _run(demo, settings, "backup", fields)
+        _run_job(demo, settings, "backup", fields)
 
 
 def _make_image(demo: Demo) -> dict[str, Any]:
-    """Make a qcow2 and serve it on loopback; the request's url and checksum."""
-    demo.say(f"making a qcow2 image of {human_size(_IMAGE_BYTES)} and serving it on loopback …")
+    """Create a qcow2 image, serve it on loopback, and return fields of its download request."""
+    demo.say(f"creating a qcow2 image of {human_size(_IMAGE_BYTES)} and serving it on loopback …")
     (demo.scratch / "web").mkdir()
     digest = hashlib.sha256()
     with (demo.scratch / "web" / "demo.qcow2").open("wb") as file:
@@ -217,8 +209,8 @@ def _make_image(demo: Demo) -> dict[str, Any]:
     return {"url": f"{web.url}/demo.qcow2", "checksum": f"sha256:{digest.hexdigest()}", "format": "qcow2"}
 
 
-def _run(demo: Demo, settings: Settings, name: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """One job through the queue; its result, or its error raised."""
+def _run_job(demo: Demo, settings: Settings, name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Run one job through the queue and return its result; raise SourceUnavailable if it fails."""
     from ssvm_worker.wiring.celery_sender import ring
 
     started = time.monotonic()
@@ -237,39 +229,28 @@ def _run(demo: Demo, settings: Settings, name: str, fields: dict[str, Any]) -> d
     return demo.results[name]
 
 
-def _summary(demo: Demo, settings: Settings) -> None:
+def _print_summary(demo: Demo, settings: Settings) -> None:
     say = demo.say
-    say("\ndone, the wait in the queue counted in:")
+    say("\ndone; the times include the wait in the queue:")
     for name, result in demo.results.items():
-        place = result.get("url") or result.get("key") or result.get("prefix", "")
-        say(f"  {name:9} {human_size(result.get('size', 0)):>9} at {human_size(result['rate'])}/s  {place}")
-    say("\nstored, each artifact complete by its manifest.json:")
-    for line in _stored(settings):
-        say(f"  {line}")
-    for part in demo.left_out:
-        say(f"  left out: {part}")
-
-
-def _ssvm() -> str:
-    """The command as this shell can call it: it is on PATH in an activated environment alone."""
-    return "ssvm" if shutil.which("ssvm") else os.path.relpath(sys.argv[0])
-
-
-def _stored(settings: Settings) -> Iterator[str]:
+        location = result.get("url") or result.get("key") or result.get("prefix", "")
+        say(f"  {name:9} {human_size(result.get('size', 0)):>9} at {human_size(result['rate'])}/s  {location}")
+    say("\nstored objects of complete artifacts, from each manifest.json:")
     store = assembly.open_store_named(settings, "primary")
     for each in store.list():
         prefix, _, name = each.key.rpartition("/")
         if name == MANIFEST:
-            manifest = read_manifest(store, Artifact.of_prefix(prefix))
-            for entry in manifest.entries:
-                yield f"{entry.size:>10}  {entry.digest[:23]}…  {prefix}/{entry.name}"
+            for entry in read_manifest(store, Artifact.of_prefix(prefix)).entries:
+                say(f"  {entry.size:>10}  {entry.digest[:23]}…  {prefix}/{entry.name}")
+    for part in demo.left_out:
+        say(f"  skipped: {part}")
 
 
-def _keep(demo: Demo) -> None:
-    """Leave everything running until Ctrl-C or SIGTERM."""
+def _wait_for_signal(demo: Demo, command: str) -> None:
+    """Keep everything running until Ctrl-C or SIGTERM."""
     say = demo.say
     say(f"\nrunning until Ctrl-C. In another shell: export SSVM_CONFIG={demo.config_file}")
-    say(f"then:  {_ssvm()} jobs   {_ssvm()} list   {_ssvm()} doctor   {_ssvm()} --help")
+    say(f"then:  {command} jobs   {command} list   {command} doctor   {command} --help")
     for line in demo.also_running:
         say(line)
     stopped: list[int] = []

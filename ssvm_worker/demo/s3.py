@@ -1,4 +1,4 @@
-"""A real S3 server to try things on: SeaweedFS on loopback, from the wheel that the extra ``demo`` brings."""
+"""An S3 server for the demo and for tests: SeaweedFS on loopback, from a wheel of the extra ``demo``."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _NUMBERS = itertools.count(1)
 
 
 def find_weed() -> Path | None:
-    """SeaweedFS's program: beside this Python, or on PATH."""
-    beside = Path(sys.executable).parent / "weed"
-    found = str(beside) if beside.exists() else shutil.which("weed")
+    """Return the path of SeaweedFS's program, next to this Python or on PATH; None if it is not installed."""
+    local = Path(sys.executable).parent / "weed"
+    found = str(local) if local.exists() else shutil.which("weed")
     return Path(found) if found else None
 
 
 def sdk_client(endpoint: str, access_key: str, secret_key: str, ca_file: str | None = None) -> Any:
-    """A client of the SDK as it comes: it asks once, and for nothing that a small server may not have."""
+    """Return an SDK client that does not retry and that uses no checksum features, which small servers lack."""
     return botocore.session.Session().create_client(
         "s3",
         region_name="us-east-1",
@@ -52,7 +52,7 @@ def sdk_client(endpoint: str, access_key: str, secret_key: str, ca_file: str | N
         endpoint_url=endpoint,
         verify=ca_file,
         config=Config(
-            signature_version="s3v4",  # also of presigned URLs, which else are of v2
+            signature_version="s3v4",  # also for presigned URLs, whose default is version 2
             s3={"addressing_style": "path"},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
@@ -62,16 +62,19 @@ def sdk_client(endpoint: str, access_key: str, secret_key: str, ca_file: str | N
 
 
 class S3Server:
-    """SeaweedFS on loopback: a context manager that starts it, waits until it takes objects, and kills it."""
+    """SeaweedFS on loopback. The context manager starts it, waits until it accepts objects, and kills it."""
 
     access_key = "demo-access"
-    secret_key = "demo-secret"  # noqa: S105 - of a server on loopback that lives for minutes
+    secret_key = "demo-secret"  # noqa: S105 - a server on loopback that runs for minutes
 
     def __init__(self, directory: Path | None = None, domain: str = "") -> None:
-        """Below *domain* a bucket is also a host's name. Raises ConfigError where SeaweedFS is not installed."""
+        """Find the program; raise ConfigError if SeaweedFS is not installed.
+
+        *domain*: clients can use ``BUCKET.domain`` as the host name of a bucket.
+        """
         program = find_weed()
         if program is None:
-            raise ConfigError("SeaweedFS is not installed", "weed", "pip install 'ssvm-worker[demo]' brings it")
+            raise ConfigError("SeaweedFS is not installed", "weed", "Install it: pip install 'ssvm-worker[demo]'")
         self._program = program
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
@@ -109,11 +112,11 @@ class S3Server:
         return sdk_client(self.endpoint, self.access_key, self.secret_key)
 
     def client(self) -> Any:
-        """A client of the SDK, for what a test wants to see with other eyes than ours."""
+        """Return an SDK client, for checks that do not use the worker's own code."""
         return self._client
 
     def make_bucket(self, name: str = "") -> str:
-        """Make a bucket, with a name of its own unless one is given."""
+        """Create a bucket and return its name. Without *name*, choose a unique one."""
         name = name or f"bucket-{next(_NUMBERS)}"
         self.client().create_bucket(Bucket=name)
         return name
@@ -143,7 +146,7 @@ class S3Server:
             f"-s3.config={config}",
             f"-filer.localSocket={self._directory}/filer.sock",
             f"-s3.localSocket={self._directory}/s3.sock",
-            # Each bucket takes seven volumes at its first object, and an answer of 500 when none is left.
+            # Each bucket uses seven volumes from its first object on. Without a free volume the server answers 500.
             "-volume.max=2000",
             "-master.volumeSizeLimitMB=1024",
         ]
@@ -151,13 +154,13 @@ class S3Server:
     def _wait_until_ready(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + _READY_S
-        while not self._takes_objects():
+        while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 tail = (self._directory / "log").read_text(errors="replace")[-2000:]
-                raise StoreUnavailable(f"SeaweedFS does not start: {tail}", self.endpoint, "Read its last words")
+                raise StoreUnavailable(f"SeaweedFS does not start: {tail}", self.endpoint, "Read its log")
             time.sleep(0.1)
 
-    def _takes_objects(self) -> bool:
+    def _is_ready(self) -> bool:
         client = self.client()
         try:
             if "ready" not in [each["Name"] for each in client.list_buckets()["Buckets"]]:

@@ -1,6 +1,6 @@
-"""Writes streamOptimized VMDK files as an ESX host sends them, for disks of simulated VMs.
+"""Writes streamOptimized VMDK files in the form that an ESX host sends, for disks of simulated VMs.
 
-Every builder takes each header field by name, so that a bad image is a good one with one field changed.
+Every function accepts header fields by name, so that a test can create a bad image by changing one field.
 Layout: VMware's "Virtual Disk Format 5.0" technical note.
 """
 
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 SECTOR = 512
 GRAIN = 64 * 1024
-#: In the header of a stream: the grain directory is named by the footer.
+#: Value of gd_offset in the header of a stream: the footer has the offset of the grain directory.
 GD_AT_END = 0xFFFFFFFFFFFFFFFF
 MARKER_EOS, MARKER_GT, MARKER_GD, MARKER_FOOTER = range(4)
 
 
 def padded(data: bytes, to: int) -> bytes:
-    """The bytes with zeros up to the next multiple of *to*."""
+    """Return the bytes, padded with zeros to the next multiple of *to*."""
     return data + bytes(-len(data) % to)
 
 
@@ -41,13 +41,16 @@ _VMDK_FIELDS = {
 
 
 def vmdk_header(**fields: int | bytes) -> bytes:
-    """The first sector of a sparse VMDK; sizes and offsets in sectors."""
+    """Return the first sector of a sparse VMDK. Sizes and offsets are in sectors."""
     values = _VMDK_FIELDS | fields
     return padded(struct.pack("<4sIIQQQQIQQQB4sH", *values.values()), SECTOR)
 
 
 def vmdk_descriptor(sectors: int, **fields: str) -> bytes:
-    """The text descriptor; *extent* replaces the extent line, *extra* adds lines, an empty value leaves a key out."""
+    """Return the text descriptor.
+
+    *extent* replaces the extent line, *extra* adds lines, and an empty value omits a key.
+    """
     keys = {"version": "1", "CID": "5e1e5e1e", "parentCID": "ffffffff", "createType": '"streamOptimized"'}
     keys |= {key: value for key, value in fields.items() if key in keys}
     lines = [
@@ -65,20 +68,21 @@ def vmdk_descriptor(sectors: int, **fields: str) -> bytes:
 
 
 def vmdk_marker(sectors: int, kind: int) -> bytes:
-    """A metadata marker of a stream: how many sectors of which kind follow it."""
+    """Return a metadata marker of a stream: the number and the kind of the sectors that follow."""
     return padded(struct.pack("<QII", sectors, 0, kind), SECTOR)
 
 
 def vmdk_grain(lba: int, grain: bytes) -> bytes:
-    """One compressed grain with its marker; *lba* in sectors."""
+    """Return one compressed grain with its marker. *lba* is in sectors."""
     data = zlib.compress(grain, 1)
     return padded(struct.pack("<QI", lba, len(data)) + data, SECTOR)
 
 
 def stream_optimized(raw: bytes, capacity: int | None = None, descriptor: bytes | None = None, **header: int) -> bytes:
-    """A streamOptimized VMDK of *raw* as an ESX host sends one: written forwards only, all-zero grains left out.
+    """Return a streamOptimized VMDK of *raw*: written in one direction, without grains of zeros.
 
-    *capacity* (bytes) may be larger than *raw*; both are rounded up to sectors. ``qemu-img`` checks and reads it.
+    *capacity* (bytes) may be larger than *raw*. Both are rounded up to sectors. ``qemu-img`` can check and read the
+    result.
     """
     return b"".join(stream_optimized_pieces(raw, capacity, descriptor, **header))
 
@@ -86,29 +90,32 @@ def stream_optimized(raw: bytes, capacity: int | None = None, descriptor: bytes 
 def stream_optimized_pieces(
     raw: bytes, capacity: int | None = None, descriptor: bytes | None = None, **header: int
 ) -> Iterator[bytes]:
-    """The pieces of ``stream_optimized``: head, one for each grain, GT…, GD, footer, EOS; all end on a sector."""
+    """Yield the pieces of ``stream_optimized``: head, each grain, grain tables, grain directory, footer, EOS.
+
+    Each piece is a multiple of a sector.
+    """
     sectors = -(-max(capacity or 0, len(raw)) // SECTOR)
     fields = {"capacity": sectors} | header
     text = vmdk_descriptor(sectors) if descriptor is None else descriptor
     head = vmdk_header(**fields) + padded(text, 20 * SECTOR)
     yield padded(head, GRAIN)
-    at = GRAIN // SECTOR
+    sector = GRAIN // SECTOR
     tables: dict[int, list[int]] = {}
     for start in range(0, len(raw), GRAIN):
         grain = raw[start : start + GRAIN].ljust(GRAIN, b"\0")
         if grain.count(0) == GRAIN:
             continue
         index = start // GRAIN
-        tables.setdefault(index // 512, [0] * 512)[index % 512] = at
+        tables.setdefault(index // 512, [0] * 512)[index % 512] = sector
         piece = vmdk_grain(start // SECTOR, grain)
         yield piece
-        at += len(piece) // SECTOR
+        sector += len(piece) // SECTOR
     directory = [0] * -(-sectors // (512 * 128))
     for number, table in tables.items():
         yield vmdk_marker(4, MARKER_GT) + struct.pack("<512I", *table)
-        directory[number] = at + 1
-        at += 5
+        directory[number] = sector + 1
+        sector += 5
     packed = padded(struct.pack(f"<{len(directory)}I", *directory), SECTOR)
     yield vmdk_marker(len(packed) // SECTOR, MARKER_GD) + packed
-    yield vmdk_marker(1, MARKER_FOOTER) + vmdk_header(**fields | {"gd_offset": at + 1})
+    yield vmdk_marker(1, MARKER_FOOTER) + vmdk_header(**fields | {"gd_offset": sector + 1})
     yield vmdk_marker(0, MARKER_EOS)
