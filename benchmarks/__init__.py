@@ -1,1 +1,1 @@
-"""Compare our jobs with other programs, side by side: ``python -m benchmarks``."""
+"""Benchmarks of our jobs and of other programs, side by side: ``python -m benchmarks``."""

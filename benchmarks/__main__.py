@@ -1,6 +1,6 @@
-"""``make bench``: how fast, and in how much memory, next to what people would use instead.
+"""``make bench``: measures speed and memory of our jobs and of the programs that people would use instead.
 
-The numbers are kept in docs/benchmarks.md, which also says how they are made.
+docs/benchmarks.md has the numbers and the method.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .contest import Broken, Row
 
 _UNITS = {"": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB}
 Bench = Callable[[Path, int, int], list[Row]]
-#: Each with the sizes at which it runs unless ``--size`` says otherwise.
+#: Each benchmark with its default sizes.
 BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
     "download": (download.bench, (2 * GiB,)),
     "connections": (connections.bench, (GiB,)),
@@ -60,54 +60,56 @@ BENCHES: dict[str, tuple[Bench, tuple[int, ...]]] = {
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+) ?(|KiB|MiB|GiB)", text)
     if not match or not int(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give 64MiB or the like")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give a number such as 64MiB")
     return int(match[1]) * _UNITS[match[2]]
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare with the peers, side by side.")
-    parser.add_argument("names", nargs="*", metavar="BENCH", help=f"of {', '.join(BENCHES)}; all of them if none")
-    parser.add_argument("--size", type=_size, action="append", help="bytes, as 64MiB; may be repeated")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each side; the medians are compared")
-    parser.add_argument("--write", action="store_true", help="keep the tables in docs/benchmarks.md")
-    given = parser.parse_args()
-    if unknown := set(given.names) - set(BENCHES):
-        parser.error(f"no such bench: {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")
-    return given
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure our jobs and other programs side by side."
+    )
+    parser.add_argument("names", nargs="*", metavar="BENCH", help=f"run only {', '.join(BENCHES)} (default: all)")
+    parser.add_argument("--size", type=_size, action="append", help="run with this size, such as 64MiB (repeatable)")
+    parser.add_argument("--runs", metavar="N", type=int, default=3, help="run each side N times, compare the medians")
+    parser.add_argument("--write", action="store_true", help="write the tables to docs/benchmarks.md")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(BENCHES):
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; choose from {', '.join(BENCHES)}")
+    return args
 
 
 def _scratch() -> str | None:
-    """Memory, where there is some: a disk would be all that is measured."""
+    """Return a directory in memory if there is one. On a disk, the benchmarks would measure only the disk."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def main() -> int:
-    """Run, print the table; 1 when a target was missed, 2 when there is nothing to compare."""
-    given = _arguments()
-    # An installation has its bytecode; a checkout that was edited may have none, or may be forbidden to keep it.
+    """Run the benchmarks and print the table. Return 1 if a target was missed, 2 if a contender failed."""
+    args = _arguments()
+    # Compile as an installation does. An edited checkout may have no bytecode, or may not write it.
     for package in ("ssvm_worker", "tasks"):
         compileall.compile_dir(package, quiet=1)
     try:
-        results = _run(given)
+        results = _run(args)
     except Broken as error:
         print(error, file=sys.stderr)
         return 2
     rows = [each for found in results.values() for each in found]
     print(report.table(rows))
-    if given.write:
-        report.keep(results, given.runs)
+    if args.write:
+        report.keep(results, args.runs)
     return int(any("no" in each.ok for each in rows))
 
 
-def _run(given: argparse.Namespace) -> dict[str, list[Row]]:
+def _run(args: argparse.Namespace) -> dict[str, list[Row]]:
     results: dict[str, list[Row]] = {}
-    for name in given.names or BENCHES:
+    for name in args.names or BENCHES:
         bench, sizes = BENCHES[name]
         rows = results[name] = []
-        for size in given.size or sizes:
+        for size in args.size or sizes:
             print(f"{name}:", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="ssvm-bench-", dir=_scratch()) as scratch:
-                rows += bench(Path(scratch), size, given.runs)
+                rows += bench(Path(scratch), size, args.runs)
     return results
 
 

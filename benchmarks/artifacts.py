@@ -1,4 +1,4 @@
-"""`ssvm list` and `ssvm cleanup` of stores with many artifacts: is it linear, and does memory stay flat?"""
+"""`ssvm list` and `ssvm cleanup` of stores with many artifacts: time per artifact and peak memory."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from tests.servers.broker import StoppableBroker
 
 from .contest import Broken, Cost, Row, run
 
-#: Accounts that share the artifacts.
+#: Accounts that own the artifacts.
 _ACCOUNTS = 20
-#: Of so many artifacts one lacks its manifest.
-_HALF = 100
-_MOST = 128 * MiB
+#: One in this many artifacts has no manifest.
+_INCOMPLETE = 100
+_MAX_RSS = 128 * MiB
 _BODY = b"an image"
 Put = Callable[[str, bytes], Any]
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """*size* is the number of artifacts here; each has an image, a properties file and a manifest."""
+    """Measure stores of *size* artifacts. Each artifact has an image, a properties file and a manifest."""
     rows = []
     with _broker() as broker:
         for name, make in (("directory", _directory), ("S3", _s3)):
@@ -41,7 +41,7 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
                 config = scratch / f"{name}.toml"
                 config.write_text(f'{settings}[broker]\nurl = "{broker}"\n')
                 for command in ("list", "cleanup"):
-                    # The second clean-up finds nothing, so it has one run.
+                    # A second clean-up would find nothing, so clean-up runs once.
                     costs = [_run(command, config) for _ in range(runs if command == "list" else 1)]
                     rows.append(_row(f"{command}, {name}, {size:,} artifacts", size, costs))
                     print(f"  {rows[-1].bench}: {rows[-1].ours}", file=sys.stderr, flush=True)
@@ -57,7 +57,12 @@ def _row(name: str, size: int, costs: list[Cost]) -> Row:
     wall, cpu = (statistics.median(getattr(each, what) for each in costs) for what in ("wall", "cpu"))
     cost = Cost(wall, cpu, max(each.rss for each in costs))
     return Row(
-        name, str(cost), "", f"{wall / size * 1e6:.0f} µs each", "≤ 128 MiB", "yes" if cost.rss <= _MOST else "**no**"
+        name,
+        str(cost),
+        "",
+        f"{wall / size * 1e6:.0f} µs each",
+        "≤ 128 MiB",
+        "yes" if cost.rss <= _MAX_RSS else "**no**",
     )
 
 
@@ -68,7 +73,7 @@ def _fill(size: int, put: Put) -> None:
         manifest = Manifest(artifact, f"job-{number}", (Entry(name, len(_BODY), str(digest_of(_BODY))),))
         put(artifact.key(name), _BODY)
         put(artifact.key("template.properties"), b"id=1\n")
-        if number % _HALF:
+        if number % _INCOMPLETE:
             put(artifact.key("manifest.json"), manifest.to_json())
 
 
@@ -80,9 +85,9 @@ def _directory(scratch: Path, size: int) -> Iterator[str]:
         path = root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-        os.utime(path, (then, then))
+        os.utime(path, (modified, modified))
 
-    then = time.time() - 86400
+    modified = time.time() - 86400
     _fill(size, put)
     try:
         yield f'[stores.primary]\nurl = "file://{root}"\n'
@@ -97,13 +102,13 @@ def _s3(scratch: Path, size: int) -> Iterator[str]:
         bucket = server.make_bucket()
         filer = _Filer(server, bucket)
         _fill(size, filer.put)
-        time.sleep(2)  # so that all is older than a second, by the server's clock
+        time.sleep(2)  # so that all objects are older than a second by the server's clock
         keys = f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n'
         yield f'[stores.primary]\nurl = "s3://{bucket}"\nendpoint = "{server.endpoint}"\n{keys}'
 
 
 class _Filer:
-    """SeaweedFS's own door, where an object costs a third of what it costs through S3."""
+    """Client of SeaweedFS's own HTTP interface, in which storing an object takes a third of the time of S3."""
 
     def __init__(self, server: S3Server, bucket: str) -> None:
         assert server._process

@@ -1,4 +1,4 @@
-"""Many connections to a server that gives each of them 20 MB/s over TLS: against aria2 with its checksum, and curl."""
+"""Eight connections to a TLS server that limits each to 20 MB/s, compared with aria2 (with checksum) and curl."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .download import Site, curl, found, ours, taker, write_random
 
 _RATE = 20_000_000
 _CONNECTIONS = 8
-_MOST = 128 * MiB
+_MAX_MEMORY = 128 * MiB
 _ROOT = Path(__file__).parents[1]
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """Wall time, then the memory of the same transfer."""
+    """Measure the wall time, then the memory of the same transfer."""
     with _serving(scratch, size) as site:
         contenders = [ours(site, site.secure), *_aria2(site), *curl(site, site.secure, 6.0)]
         rows = contest(f"{_CONNECTIONS} connections, TLS, 20 MB/s each", contenders, size, runs)
@@ -76,6 +76,6 @@ def _memory(site: Site, size: int) -> Row:
         raise Broken(done.stderr[-3000:])
     cost = json.loads(done.stdout)
     above = cost["peak"] - cost["idle"]
-    ok = "yes" if above <= _MOST else "**no**"
+    ok = "yes" if above <= _MAX_MEMORY else "**no**"
     what = f"memory, {_CONNECTIONS} connections, {human_size(size)}"
     return Row(what, f"{human_size(above)} above {human_size(cost['idle'])} idle", "", "", "≤ 128 MiB", ok)

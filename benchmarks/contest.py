@@ -1,4 +1,4 @@
-"""Two sides in one run: whole processes, turn by turn, and a verdict on their medians."""
+"""Runs our program and its peers in turn, as separate processes, and compares the medians of their costs."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ OURS = "ssvm run"
 
 
 class Broken(Exception):
-    """A contender failed, or did not do what it was asked to: there is nothing to compare."""
+    """A contender failed or produced the wrong number of bytes, so the comparison is invalid."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One side of a contest."""
+    """One program of a comparison."""
 
     name: str
     command: Sequence[str]
-    #: Bytes that the command has made; a file is removed, so that every run begins alike.
+    #: Returns the bytes that the command produced, and removes its files, so that all runs start equal.
     made: Callable[[], int]
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: Our wall time must be at the most the peer's divided by this; of ours itself it means nothing.
+    #: For a peer: our wall time must be at most the peer's divided by this number.
     target: float = 1.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run cost, or the medians of several."""
+    """The cost of a run, or the medians of several runs."""
 
     #: Seconds.
     wall: float
     #: Seconds, user and system.
     cpu: float
-    #: Peak, in bytes.
+    #: Peak memory in bytes.
     rss: float
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Row:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Cost:
-    """Run a command to its end; Broken when it fails."""
+    """Run a command and return its cost; raise Broken if it fails."""
     done = subprocess.run(
         [sys.executable, "-ISs", str(_STOPWATCH), *command],
         env=os.environ | dict(environment or {}),
@@ -83,9 +83,10 @@ def contest(
     runs: int,
     fresh: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> list[Row]:
-    """Let ours, the first of the contenders, and its peers run by turns; each round begins with another of them.
+    """Run all contenders in turn and compare our program, the first one, with each peer.
 
-    *fresh* is entered for each single run. Broken unless each makes just *size* bytes.
+    Each round starts with another contender. The context manager *fresh* encloses each run. Raises Broken if a
+    contender does not produce exactly *size* bytes.
     """
     costs: dict[str, list[Cost]] = {each.name: [] for each in contenders}
     for number in range(runs):
@@ -100,7 +101,7 @@ def _run_one(contender: Contender, size: int) -> Cost:
     cost = run(contender.command, contender.environment)
     made = contender.made()
     if made != size:
-        raise Broken(f"{contender.name} made {made} bytes of {size}")
+        raise Broken(f"{contender.name} produced {made} bytes instead of {size}")
     print(f"  {contender.name}: {cost}", file=sys.stderr, flush=True)
     return cost
 
@@ -119,5 +120,5 @@ def _median(costs: list[Cost]) -> Cost:
 
 
 def left_out(bench: str, what: str) -> Row:
-    """The line of a comparison that cannot be made here."""
+    """Return the row of a comparison that this machine cannot run."""
     return Row(bench, "", f"left out: {what}", "", "", "")

@@ -1,4 +1,4 @@
-"""From a directory to S3, each object compared with its manifest on the way, against `rclone copy --checksum`."""
+"""Copy from a directory to S3, with each object verified, compared with `rclone copy --checksum`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .contest import OURS, Contender, Row, contest, left_out
 from .stored import BUCKET, fresh, store
 
 _RCLONE = Path(sys.executable).with_name("rclone")
-#: Artifacts of a whole store.
+#: Artifacts of the large store.
 _MANY = 8
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """One artifact, and a store of eight that have the same size together. Every run has a new server."""
+    """Copy one artifact, then a store of eight artifacts with the same total size. Every run has a new server."""
     missing = [name for name in ("weed", "rclone") if not _RCLONE.with_name(name).exists()]
     if missing:
         return [left_out("copy", f"{missing[0]} is not installed")]
@@ -37,7 +37,7 @@ def _contest(name: str, scratch: Path, artifacts: int, size: int, runs: int) -> 
     contenders = [_ours(server, scratch, artifacts), _rclone(server, root)]
     rows = contest(name, contenders, size, runs, partial(fresh, server, scratch / "weed"))
     for each in root.rglob("*.raw"):
-        each.unlink()  # it is memory
+        each.unlink()  # the files are in memory
     return rows
 
 
@@ -54,7 +54,7 @@ def _ours(server: S3Server, scratch: Path, artifacts: int) -> Contender:
 
 
 def _rclone(server: S3Server, root: Path) -> Contender:
-    """By its defaults: four files at once, four parts of 5 MiB of each, the MD5 of each file first."""
+    """Return rclone with its defaults: four files at once, four parts of 5 MiB each, the MD5 of each file first."""
     keys = {"RCLONE_S3_ACCESS_KEY_ID": server.access_key, "RCLONE_S3_SECRET_ACCESS_KEY": server.secret_key}
     where = {"RCLONE_S3_PROVIDER": "SeaweedFS", "RCLONE_S3_ENDPOINT": server.endpoint}
     command = [str(_RCLONE), "--config", "", "--s3-no-check-bucket", "copy", "--checksum", str(root), f":s3:{BUCKET}"]
@@ -62,7 +62,7 @@ def _rclone(server: S3Server, root: Path) -> Contender:
 
 
 def _copied(server: S3Server) -> Callable[[], int]:
-    """Bytes of the images that have arrived."""
+    """Return a function that counts the bytes of the copied images."""
 
     def size() -> int:
         listed = server.client().list_objects_v2(Bucket=BUCKET).get("Contents", [])

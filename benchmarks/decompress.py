@@ -1,4 +1,4 @@
-"""Download of a compressed image, both digests kept, against curl, the format's own tool, tee and sha256sum."""
+"""Download of a compressed image with two digests, compared with a pipe of curl, the tool, tee and sha256sum."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .contest import Contender, Row, contest, left_out
 from .download import Site, found, ours, serving, taker
 
 _IMAGE = "image.raw"
-#: The name in the table, the tool and its options: the first levels of gzip and xz, as the higher take minutes a GiB.
-#: `xz -T` writes blocks, as every xz does by default since 5.6; without, all is one block.
+#: The name in the table, the tool and its options. Higher levels of gzip and xz take minutes for each GiB.
+#: `xz -T2` writes several blocks, as xz does by default since 5.6. `-T1` writes one block.
 _PACKED = (
     (".zst", "zstd", ("-3",)),
     (".gz", "gzip", ("-1",)),
@@ -28,7 +28,7 @@ _BLOCK = 64 * KiB
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """One row for each format, plain HTTP."""
+    """Measure each format over plain HTTP."""
     nginx, curl = found("nginx"), found("curl")
     if not nginx or not curl:
         return [left_out("decompress", "nginx and curl are not installed")]
@@ -55,7 +55,7 @@ def _digest(file: BinaryIO) -> str:
 
 
 def _pipe(site: Site, curl: str, tool: str) -> Contender:
-    """What an administrator would type; the digest that it prints is that of the image."""
+    """Return the pipe that an administrator would type. It prints the digest of the image."""
     image = site.root / "out" / _IMAGE
     fetch = shlex.join([curl, "-sS", "--fail", site.plain])
     command = f"{fetch} | {shlex.join([tool, '-d', '-c'])} | tee {shlex.quote(str(image))} | sha256sum"
@@ -70,12 +70,12 @@ def _pack(command: list[str], image: Path, packed: Path) -> None:
 
 
 def _write_image(path: Path, size: int) -> None:
-    """A quarter noise and the rest words, in blocks; nothing repeats within a window."""
-    made = random.Random(1)
-    words = [made.randbytes(made.randint(1, 5)).hex().encode() for _ in range(4000)]
-    text = b" ".join(made.choices(words, k=2 * MiB))
+    """Write blocks of which a quarter is noise and the rest words, without repetition within a window."""
+    generator = random.Random(1)
+    words = [generator.randbytes(generator.randint(1, 5)).hex().encode() for _ in range(4000)]
+    text = b" ".join(generator.choices(words, k=2 * MiB))
     with path.open("wb") as file:
         for start in range(0, size, _BLOCK):
-            at = made.randrange(len(text) - _BLOCK)
-            block = made.randbytes(_BLOCK) if start // _BLOCK % 4 == 0 else text[at : at + _BLOCK]
+            at = generator.randrange(len(text) - _BLOCK)
+            block = generator.randbytes(_BLOCK) if start // _BLOCK % 4 == 0 else text[at : at + _BLOCK]
             file.write(block[: size - start])

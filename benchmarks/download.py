@@ -1,4 +1,4 @@
-"""Download with SHA-256 and inspection, against clients that check nothing (curl) or the checksum only (aria2)."""
+"""Download with SHA-256 and inspection, compared with curl (no checks) and aria2 (checksum only)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 @dataclass(frozen=True)
 class Site:
-    """A file behind nginx, and where the downloads go."""
+    """A file behind nginx, and the directory of the downloads."""
 
     root: Path
     plain: str
@@ -56,12 +56,12 @@ class Site:
 
     @property
     def ca(self) -> Path:
-        """The certificate to trust."""
+        """Return the path of the trusted certificate."""
         return self.root / "ca.pem"
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """Plain HTTP against curl and aria2, then TLS against curl."""
+    """Compare plain HTTP with curl and aria2, then TLS with curl."""
     if not (nginx := found("nginx")):
         return [left_out("download", "nginx is not installed")]
     (scratch / "www").mkdir()
@@ -76,33 +76,33 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
 
 
 def _floor(size: int) -> Row:
-    """What no download that verifies can beat on one stream: the hash alone, of bytes that are in the cache."""
-    piece, seen, started = os.urandom(MiB), hashlib.sha256(), time.perf_counter()
+    """Measure SHA-256 alone, of bytes in the cache. No verified download of one stream can be faster."""
+    piece, hasher, started = os.urandom(MiB), hashlib.sha256(), time.perf_counter()
     for _ in range(size // MiB):
-        seen.update(piece)
-    spent = time.perf_counter() - started
-    return Row(f"SHA-256 alone, {human_size(size)}", f"{spent:.2f} s", "", "", "", "")
+        hasher.update(piece)
+    elapsed = time.perf_counter() - started
+    return Row(f"SHA-256 alone, {human_size(size)}", f"{elapsed:.2f} s", "", "", "", "")
 
 
 def found(program: str) -> str | None:
-    """Where a program is; Debian keeps servers where not every PATH looks."""
+    """Return the path of a program. Debian installs servers in /usr/sbin, which is not on every PATH."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
 def write_random(path: Path, size: int) -> str:
-    """A file of bytes that nothing can compress; returns their SHA-256 in hex."""
-    generator, seen = random.Random(1), hashlib.sha256()
+    """Write a file of random bytes and return their SHA-256 in hex."""
+    generator, hasher = random.Random(1), hashlib.sha256()
     with path.open("wb") as file:
         for start in range(0, size, MiB):
             piece = generator.randbytes(min(MiB, size - start))
-            seen.update(piece)
+            hasher.update(piece)
             file.write(piece)
-    return seen.hexdigest()
+    return hasher.hexdigest()
 
 
 @contextlib.contextmanager
 def serving(nginx: str, root: Path, file: str, digest: str) -> Iterator[Site]:
-    """nginx with what is below *root*/www, of which *file* is to be fetched, and room for what is."""
+    """Run nginx for the files below *root*/www, and yield a Site for *file*. Create directories for the downloads."""
     for name in ("out", "store"):
         (root / name).mkdir()
     authority = trustme.CA()
@@ -130,12 +130,12 @@ def serving(nginx: str, root: Path, file: str, digest: str) -> Iterator[Site]:
 
 
 def _await_port(port: int) -> None:
-    until = time.monotonic() + 10
+    deadline = time.monotonic() + 10
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
         else:
@@ -143,7 +143,7 @@ def _await_port(port: int) -> None:
 
 
 def ours(site: Site, url: str) -> Contender:
-    """A job in the foreground, into a directory."""
+    """Return a job in the foreground that stores into a directory."""
     fields = {"url": url, "checksum": site.digest, "account": "a", "id": "image", "format": "auto"}
     options = [word for name, value in fields.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "ssvm_worker", "run", "download", "--json", *options]
@@ -152,7 +152,7 @@ def ours(site: Site, url: str) -> Contender:
 
 
 def taker(directory: Path, name: str) -> Callable[[], int]:
-    """Tells how long the file is and removes all that lies beside it."""
+    """Return a function that returns the size of a file and empties its directory."""
 
     def take() -> int:
         size = (directory / name).stat().st_size
@@ -164,7 +164,7 @@ def taker(directory: Path, name: str) -> Callable[[], int]:
 
 
 def curl(site: Site, url: str, target: float) -> Sequence[Contender]:
-    """One connection, nothing verified."""
+    """Return curl with one connection and no verification, if it is installed."""
     if not (program := found("curl")):
         return []
     command = [program, "-sS", "--fail", "--cacert", str(site.ca), "-o", str(site.root / "out/image.raw"), url]
@@ -174,11 +174,8 @@ def curl(site: Site, url: str, target: float) -> Sequence[Contender]:
 def _aria2(site: Site) -> Sequence[Contender]:
     if not (aria2 := found("aria2c")):
         return []
-    # To write zeros first, its default, would only cost it time here.
-    options = ["-q", "-x4", "-s4", "--file-allocation=none", "--no-conf", f"--checksum={_aria2_digest(site)}"]
+    digest = site.digest.replace("sha256:", "sha-256=")
+    # By default aria2 first writes zeros, which would only slow it down here.
+    options = ["-q", "-x4", "-s4", "--file-allocation=none", "--no-conf", f"--checksum={digest}"]
     command = [aria2, *options, f"--dir={site.root}/out", "--out=image.raw", site.plain]
     return [Contender("aria2c -x4 --checksum", command, taker(site.root / "out", "image.raw"), target=2.5)]
-
-
-def _aria2_digest(site: Site) -> str:
-    return site.digest.replace("sha256:", "sha-256=")

@@ -1,6 +1,8 @@
-"""A worker's app with three tasks more, for the benches of the queue: ``celery -A benchmarks.emptyjobs worker``.
+"""A worker's app with three more tasks for the benchmarks of the queue: ``celery -A benchmarks.emptyjobs worker``.
 
-One is Celery's alone and does nothing; one is a job that does nothing; one is a job that waits until told to stop.
+- ``bench.bare``: a plain Celery task that does nothing
+- ``ssvm.empty``: a job that does nothing
+- ``ssvm.waiting``: a job that waits until it is cancelled
 """
 
 from __future__ import annotations
@@ -24,21 +26,21 @@ def _wait(_: JobRequest, attempt: Attempt) -> dict[str, Any]:
 
 def _job(name: str, run: Any) -> Job:
     module = SimpleNamespace(Request=JobRequest, run=run, discard=lambda *_: None, resource=lambda _: "")
-    return Job(name, "maintenance", "For the benches", lambda _: module)
+    return Job(name, "maintenance", "For the benchmarks", lambda _: module)
 
 
 EMPTY, WAITING = JOBS["empty"], JOBS["waiting"] = _job("empty", _run), _job("waiting", _wait)
 
 
 def tasks() -> Any:
-    """The app; it looks for settings in the environment."""
+    """Return the app. It reads the settings that the environment names."""
     from ssvm_worker.runner.messages import Message
     from ssvm_worker.runner.run import run_job
     from tasks.app import JOB, app, settings
 
     @app.task(name="bench.bare")
     def bare() -> None:
-        """Nothing."""
+        """Do nothing."""
 
     for name in ("empty", "waiting"):
 

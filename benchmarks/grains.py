@@ -1,4 +1,4 @@
-"""How fast one core takes a disk's grains apart: inflated, hashed, looked up, mapped and packed, without any store."""
+"""Speed of one core for the grains of a disk: inflate, hash, look up, map and pack, without a store."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .contest import Row
 from .vcenter import GRAIN, capacity_of, stream
 
 #: Bytes of disk a second.
-_LEAST = 250 * 10**6
+_MIN_RATE = 250 * 10**6
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """A disk of which nothing is known, and the same one again; the slowest run counts."""
+    """Pack a disk with unknown grains, then the same disk again. The slowest run counts."""
     disk = stream(size // 2, size // GRAIN)
     rates: dict[str, list[float]] = {"all new": [], "nothing new": []}
     for _ in range(runs):
@@ -31,7 +31,7 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
 
 
 def _rate(disk: bytes, capacity: int, index: Index) -> float:
-    """Bytes of the disk in a second of CPU time."""
+    """Return the bytes of the disk that one second of CPU time packs."""
     started = time.process_time()
     with DiskPacker(index, capacity, "the bench") as packing:
         walker = StreamOptimized("the bench", capacity, take=packing.take)
@@ -44,4 +44,6 @@ def _rate(disk: bytes, capacity: int, index: Index) -> float:
 
 
 def _row(what: str, rate: float) -> Row:
-    return Row(what, f"{rate / 1e6:.0f} MB/s of CPU time", "", "", "≥ 250 MB/s", "yes" if rate >= _LEAST else "**no**")
+    return Row(
+        what, f"{rate / 1e6:.0f} MB/s of CPU time", "", "", "≥ 250 MB/s", "yes" if rate >= _MIN_RATE else "**no**"
+    )

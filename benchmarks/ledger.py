@@ -1,4 +1,4 @@
-"""A ledger of many jobs: the broker's memory for a record, and its time for a page."""
+"""A ledger of many jobs: memory of the broker for each record, and its time for a page."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ssvm_worker.jobs import find_job
 from ssvm_worker.wiring.assembly import new_job
 
 from .contest import Row
-from .queue import Yard, yard
+from .queue import QueueSetup, queue_setup
 
-_MOST_BYTES = 2048
-_MOST_S = 0.050
-#: One in so many is still queued, one has failed.
+_MAX_BYTES = 2048
+_MAX_S = 0.050
+#: One in this many jobs is queued, and one in this many has failed.
 _QUEUED, _FAILED = 10, 20
-#: One in so many stands in another zone and lane.
-_ELSEWHERE = 1000
+#: One in this many jobs is in another zone and lane.
+_OTHER_ZONE = 1000
 _PAGES: dict[str, dict[str, Any]] = {
     "the newest": {},
     "failed ones": {"state": "failed"},
@@ -31,24 +31,24 @@ _PAGES: dict[str, dict[str, Any]] = {
 
 
 def bench(_: Path, size: int, runs: int) -> list[Row]:
-    """*size* is the number of jobs here, with requests, results and errors as long as real ones."""
-    with yard() as it, it.broker.with_prefix("").client() as client:
+    """Measure a ledger of *size* jobs. Requests, results and errors are as long as real ones."""
+    with queue_setup() as setup, setup.broker.with_prefix("").client() as client:
         before = client.info("memory")["used_memory"]
         for number in range(size):
-            _fill(it, number)
+            _fill(setup, number)
             if number % 10_000 == 9_999:
                 print(f"  {number + 1:,} jobs", file=sys.stderr, flush=True)
         each = (client.info("memory")["used_memory"] - before) / size
-        rows = [_row(f"ledger, memory for one of {size:,} jobs", f"{each:.0f} bytes", "≤ 2 KiB", each <= _MOST_BYTES)]
+        rows = [_row(f"ledger, memory for one of {size:,} jobs", f"{each:.0f} bytes", "≤ 2 KiB", each <= _MAX_BYTES)]
         for name, asked in _PAGES.items():
             client.config_resetstat()
             for _ in range(runs):
-                it.ledger.page(**asked)
+                setup.ledger.page(**asked)
             stats = client.info("commandstats")
-            stats.pop("cmdstat_exec")  # its time is that of the others
+            stats.pop("cmdstat_exec")  # its time includes that of the other commands
             spent = sum(each["usec"] for each in stats.values()) / 1e6 / runs
             label = f"ledger, a page of {size:,} jobs: {name}"
-            rows.append(_row(label, f"{spent * 1000:.1f} ms of the server", "≤ 50 ms", spent <= _MOST_S))
+            rows.append(_row(label, f"{spent * 1000:.1f} ms of the server", "≤ 50 ms", spent <= _MAX_S))
     return rows
 
 
@@ -56,8 +56,8 @@ def _row(name: str, ours: str, target: str, good: bool) -> Row:
     return Row(name, ours, "", "", target, "yes" if good else "**no**")
 
 
-def _fill(it: Yard, number: int) -> None:
-    """One job, through all that happens to one."""
+def _fill(setup: QueueSetup, number: int) -> None:
+    """Create one job and take it through its states."""
     account, digest = f"account{number % 97}", f"sha256:{hashlib.sha256(str(number).encode()).hexdigest()}"
     request = {
         "url": f"https://images.example.com/cloud/bookworm/20261120-{number}/debian-12-genericcloud-amd64.qcow2",
@@ -68,16 +68,16 @@ def _fill(it: Yard, number: int) -> None:
         "stores": ["primary", "archive"],
         "callback_url": "https://management.example.com/ssvm/callback",
     }
-    new = new_job(it.settings, find_job("download"), request)
-    if number % _ELSEWHERE == _ELSEWHERE - 1:
+    new = new_job(setup.settings, find_job("download"), request)
+    if number % _OTHER_ZONE == _OTHER_ZONE - 1:
         new = replace(new, zone="far", lane="upload")
-    record, _ = it.ledger.submit(new)
+    record, _ = setup.ledger.submit(new)
     if number % _QUEUED == 0:
         return
-    claim = it.ledger.claim(record.job_id, "z-0a1b2c@worker17.storage.example.com")
+    claim = setup.ledger.claim(record.job_id, "z-0a1b2c@worker17.storage.example.com")
     assert claim
     progress = {"stage": "download", "bytes": 350 << 20, "total": 350 << 20, "rate": 90 << 20, "moved": 350 << 20}
-    it.ledger.beat(claim, progress)
+    setup.ledger.beat(claim, progress)
     if number % _FAILED == 1:
         error = {
             "error": "ChecksumMismatch",
@@ -87,7 +87,7 @@ def _fill(it: Yard, number: int) -> None:
             "retryable": False,
             "message": f"The checksum is {digest}, and should be another [{request['url']}]",
         }
-        it.ledger.finish(claim, "failed", error=error, progress=progress)
+        setup.ledger.finish(claim, "failed", error=error, progress=progress)
         return
     name = "debian-12-genericcloud-amd64.qcow2"
     result = {
@@ -102,5 +102,5 @@ def _fill(it: Yard, number: int) -> None:
         "resumptions": 0,
         "reused": False,
     }
-    it.ledger.finish(claim, "succeeded", result=result, progress=progress)
-    it.ledger.note_callback(record.job_id, "delivered")
+    setup.ledger.finish(claim, "succeeded", result=result, progress=progress)
+    setup.ledger.note_callback(record.job_id, "delivered")

@@ -1,7 +1,7 @@
-"""A TLS server that gives each connection so many bytes a second and no more, with ranges. Run as a program of its own.
+"""A TLS server with ranges that limits the rate of each connection. Run it as a separate program.
 
-nginx's limit_rate would not do: it counts each request by itself, and lets the first second of it pass.
-Prints its port, and ends with standard input.
+nginx's limit_rate is not suitable: it limits each request, and lets the first second of a request pass.
+The program prints its port. It ends when its standard input ends.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     rate: float
 
     def setup(self) -> None:
-        """A connection begins: its clock, too."""
+        """Start the clock of a connection."""
         super().setup()
         self._due = time.monotonic()
 
     def do_HEAD(self) -> None:
-        """The head of an answer."""
+        """Answer with the headers only."""
         self._head()
 
     def do_GET(self) -> None:
-        """The file, or one range of it."""
+        """Send the file or one range of it."""
         body = self._head()
         for start in range(0, len(body), _PIECE):
             piece = body[start : start + _PIECE]
@@ -46,10 +46,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _head(self) -> memoryview:
         total = len(self.data)
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        first, last = (int(asked[1]), int(asked[2] or total - 1)) if asked else (0, total - 1)
-        self.send_response(206 if asked else 200)
-        if asked:
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        first, last = (int(match[1]), int(match[2] or total - 1)) if match else (0, total - 1)
+        self.send_response(206 if match else 200)
+        if match:
             self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
         self.send_header("Content-Length", str(last + 1 - first))
         self.send_header("ETag", '"limited"')
@@ -58,22 +58,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self.data[first : last + 1]
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 class _Server(http.server.ThreadingHTTPServer):
     context: ssl.SSLContext
 
     def finish_request(self, request: object, client_address: object) -> None:
-        """The handshake is the connection's own thread's."""
+        """Do the TLS handshake in the connection's own thread."""
         super().finish_request(self.context.wrap_socket(request, server_side=True), client_address)  # type: ignore[arg-type]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that leaves early is none of our business."""
+        """Ignore clients that disconnect early."""
 
 
 def main(file: str, certificate: str, key: str, rate: str) -> None:
-    """Serve until standard input ends; the file is held in memory."""
+    """Serve the file from memory until standard input ends."""
     _Handler.data = memoryview(Path(file).read_bytes())
     _Handler.rate = float(rate)
     server = _Server(("127.0.0.1", 0), _Handler)

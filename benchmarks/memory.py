@@ -1,4 +1,4 @@
-"""Peak memory of a transfer above the idle process, from HTTP to S3, of a stream that no disk holds."""
+"""Peak memory of a transfer from HTTP to S3, above the memory of the idle process. No disk is involved."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ssvm_worker.units import GiB, MiB, human_size
 
 from .contest import Broken, Row
 
-_MOST = 64 * MiB
-#: Larger transfers run once: they take long, and would show in one run what grows.
+_MAX_MEMORY = 64 * MiB
+#: Larger transfers run once: they take long, and one run shows growing memory.
 _REPEATED = 2 * GiB
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """The worst of all runs counts; there is no peer."""
+    """Measure the worst of all runs. There is no peer."""
     worst, idle, started = 0, 0, time.perf_counter()
     runs = runs if size <= _REPEATED else 1
     for _ in range(runs):
@@ -29,12 +29,12 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
         print(f"  {human_size(cost['idle'])} idle, {human_size(cost['peak'])} at the peak", file=sys.stderr, flush=True)
     rate = runs * size / (time.perf_counter() - started)
     ours = f"{human_size(worst)} above {human_size(idle)} idle"
-    ok = "yes" if worst <= _MOST else "**no**"
+    ok = "yes" if worst <= _MAX_MEMORY else "**no**"
     return [Row(f"memory, HTTP to S3, {human_size(size)}", ours, "", f"{human_size(rate)}/s", "≤ 64 MiB", ok)]
 
 
 def _transfer(scratch: Path, size: int) -> dict[str, int]:
-    with _swallowing() as port:
+    with _endpoints() as port:
         config = scratch / "worker.toml"
         config.write_text(
             f'[stores.primary]\nurl = "s3://bench"\nendpoint = "http://127.0.0.1:{port}"\n'
@@ -47,12 +47,12 @@ def _transfer(scratch: Path, size: int) -> dict[str, int]:
         raise Broken(done.stderr[-3000:])
     cost: dict[str, int] = json.loads(done.stdout)
     if cost["size"] != size:
-        raise Broken(f"{cost['size']} bytes were stored of {size}")
+        raise Broken(f"the transfer stored {cost['size']} bytes instead of {size}")
     return cost
 
 
 @contextlib.contextmanager
-def _swallowing() -> Iterator[int]:
+def _endpoints() -> Iterator[int]:
     command = [sys.executable, "-m", "benchmarks.swallow"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""What the ledger costs: an empty job from submit to its end, beside a bare Celery task on the same worker."""
+"""Cost of the ledger: an empty job from submit to its end, compared with a bare Celery task on the same worker."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from tests.servers.broker import StoppableBroker
 from .contest import Broken, Row
 from .emptyjobs import EMPTY
 
-#: Our rate must be at least so much of Celery's own.
+#: Our rate must be at least this share of Celery's own.
 _TARGET = 0.6
-_PATIENCE_S = 300.0
-_SOON_S = 0.005
+_TIMEOUT_S = 300.0
+_POLL_S = 0.005
 
 
 @dataclass
-class Yard:
-    """A broker with settings."""
+class QueueSetup:
+    """A broker with settings and a ledger."""
 
     broker: StoppableBroker
     directory: Path
@@ -46,13 +46,13 @@ class Yard:
 
     @contextmanager
     def worker(self, name: str = "worker") -> Iterator[subprocess.Popen[bytes]]:
-        """A worker of the benches' app, which takes messages."""
+        """Run a worker of the benchmarks' app while the block runs."""
         argv, environ = worker_command(self.settings)
         argv[1 : argv.index("worker")] = ["-m", "celery", "-A", "benchmarks.emptyjobs"]
         log = self.directory / f"{name}.log"
         environ = os.environ | environ | {"SSVM_CONFIG": str(self.directory / "worker.toml")}
-        with log.open("wb") as said:
-            process = subprocess.Popen(argv, env=environ, stdout=said, stderr=said, start_new_session=True)
+        with log.open("wb") as file:
+            process = subprocess.Popen(argv, env=environ, stdout=file, stderr=file, start_new_session=True)
         try:
             wait(lambda: b" ready." in log.read_bytes() or process.poll() is not None, "the worker is ready")
             if process.poll() is not None:
@@ -64,8 +64,8 @@ class Yard:
 
 
 @contextmanager
-def yard(more: str = "") -> Iterator[Yard]:
-    """A broker that keeps what it is told, as in operation; *more* are lines of the settings file."""
+def queue_setup(more: str = "") -> Iterator[QueueSetup]:
+    """Run a broker that persists its data, as in production. *more*: additional lines of the settings file."""
     directory = Path(tempfile.mkdtemp(prefix="ssvm-bench-"))  # a socket has a short path
     broker = StoppableBroker(directory)
     broker.start()
@@ -74,33 +74,33 @@ def yard(more: str = "") -> Iterator[Yard]:
     settings = load(file, {})
     try:
         with open_ledger(settings) as ledger:
-            yield Yard(broker, directory, settings, ledger)
+            yield QueueSetup(broker, directory, settings, ledger)
     finally:
         broker.stop()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def wait(true: Callable[[], bool], what: str) -> None:
-    """Until something is true; Broken if it never is."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while not true():
+def wait(condition: Callable[[], bool], what: str) -> None:
+    """Wait until a condition is true; raise Broken after 300 seconds."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not condition():
         if time.monotonic() > deadline:
-            raise Broken(f"never came true: {what}")
-        time.sleep(_SOON_S)
+            raise Broken(f"timed out waiting until {what}")
+        time.sleep(_POLL_S)
 
 
 def bench(_: Path, size: int, runs: int) -> list[Row]:
-    """*size* is the number of jobs here, and of tasks."""
+    """Run *size* jobs and *size* tasks in each round."""
     costs: dict[str, list[_Cost]] = {"ours": [], "celery": []}
-    with yard() as it, it.worker() as worker:
-        sides = {"celery": _Bare(it), "ours": _Jobs(it)}
-        for side in sides.values():  # imports, connections
+    with queue_setup() as setup, setup.worker() as worker:
+        sides = {"celery": _Bare(setup), "ours": _Jobs(setup)}
+        for side in sides.values():  # warm up: imports and connections
             side.round(size // 10 + 2)
         for number in range(runs):
             for name in sorted(sides, reverse=bool(number % 2)):
-                before = _cpu_of(worker.pid, it.broker.pid)
+                before = _cpu_of(worker.pid, setup.broker.pid)
                 wall = sides[name].round(size)
-                costs[name].append(_Cost(wall / size, (_cpu_of(worker.pid, it.broker.pid) - before) / size))
+                costs[name].append(_Cost(wall / size, (_cpu_of(worker.pid, setup.broker.pid) - before) / size))
                 print(f"  {name}: {costs[name][-1]}", file=sys.stderr, flush=True)
     ours, celery = (_median(costs[name]) for name in ("ours", "celery"))
     ratios = sorted(theirs.wall / mine.wall for mine, theirs in zip(costs["ours"], costs["celery"], strict=True))
@@ -118,7 +118,7 @@ def bench(_: Path, size: int, runs: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class _Cost:
-    """Seconds of one job, or of one task; the CPU's are those of sender, worker and broker together."""
+    """Seconds of one job or task. The CPU time is the sum of sender, worker and broker."""
 
     wall: float
     cpu: float
@@ -132,7 +132,7 @@ def _median(costs: list[_Cost]) -> _Cost:
 
 
 def _cpu_of(worker: int, broker: int) -> float:
-    """CPU seconds so far of this process, the worker with its pool, and the broker."""
+    """Return the CPU seconds so far of this process, the worker with its pool, and the broker."""
     children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
     ticks = 0
     for pid in (worker, broker, *children):
@@ -142,17 +142,20 @@ def _cpu_of(worker: int, broker: int) -> float:
 
 
 class _Bare:
-    """Celery's side: as much as can be left out."""
+    """Celery's side: bare tasks without results."""
 
-    def __init__(self, it: Yard) -> None:
-        self._app = Celery("bare", broker=it.broker.url, set_as_current=False)
+    def __init__(self, setup: QueueSetup) -> None:
+        self._app = Celery("bare", broker=setup.broker.url, set_as_current=False)
         self._app.conf.task_ignore_result = True
         name = queue_name("z", "maintenance")
         self._queue = Queue(name, routing_key=name)
-        self._broker = it.broker.with_prefix("")
+        self._broker = setup.broker.with_prefix("")
 
     def round(self, size: int) -> float:
-        """Seconds from the first message until none waits; the last ones may still run, which is to its advantage."""
+        """Return the seconds from the first message until no message waits.
+
+        The last tasks may still run, which favours Celery.
+        """
         with self._broker.client() as client:
             started = time.perf_counter()
             for _ in range(size):
@@ -162,14 +165,14 @@ class _Bare:
 
 
 class _Jobs:
-    """Ours: by the functions of ``ssvm submit``."""
+    """Our side: the functions of ``ssvm submit``."""
 
-    def __init__(self, it: Yard) -> None:
-        self._it = it
+    def __init__(self, setup: QueueSetup) -> None:
+        self._setup = setup
 
     def round(self, size: int) -> float:
-        """Seconds from the first submit until the last job's end is written down."""
-        settings, ledger = self._it.settings, self._it.ledger
+        """Return the seconds from the first submit until the ledger has the end of the last job."""
+        settings, ledger = self._setup.settings, self._setup.ledger
         goal = ledger.counts()["succeeded"] + size
         started = time.perf_counter()
         for _ in range(size):

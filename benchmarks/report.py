@@ -1,4 +1,4 @@
-"""The tables of what was measured, and their place in the documentation."""
+"""The tables of the measurements, and their section in the documentation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HEADS = ("bench", "ours", "peer", "ratio", "target", "ok")
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown that is also fit for a terminal."""
+    """Return a Markdown table that is aligned for a terminal."""
     lines = [_HEADS, *(dataclasses.astuple(each) for each in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
@@ -36,7 +36,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def keep(results: Mapping[str, Sequence[Row]], runs: int, kept: Path = KEPT) -> None:
-    """Put each bench's table, and the conditions, between the marks of docs/benchmarks.md; others' stay as they are."""
+    """Write the table of each benchmark and the conditions to docs/benchmarks.md. Keep the tables of others."""
     before, _, rest = kept.read_text().partition(_BEGIN)
     inside, _, after = rest.partition(_END)
     _, *parts = _SECTION.split(inside)
@@ -48,7 +48,7 @@ def keep(results: Mapping[str, Sequence[Row]], runs: int, kept: Path = KEPT) -> 
 
 
 def machine(runs: int) -> str:
-    """Where and when, without a name or a path."""
+    """Describe the machine and the date, without host names and paths."""
     now = datetime.now(UTC)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     facts = [
@@ -70,7 +70,7 @@ def _openssl() -> str:
     return " ".join(ssl.OPENSSL_VERSION.split()[:2])
 
 
-_BESIDE = Path(sys.executable).parent
+_BIN = Path(sys.executable).parent
 _PEERS: tuple[tuple[str, list[str]], ...] = (
     ("nginx", [found("nginx") or "nginx", "-v"]),
     ("curl", ["curl", "--version"]),
@@ -78,14 +78,14 @@ _PEERS: tuple[tuple[str, list[str]], ...] = (
     ("zstd", ["zstd", "--version"]),
     ("gzip", ["gzip", "--version"]),
     ("xz", ["xz", "--version"]),
-    ("SeaweedFS", [str(_BESIDE / "weed"), "version"]),
+    ("SeaweedFS", [str(_BIN / "weed"), "version"]),
     ("s5cmd", [str(s5cmd() or "s5cmd"), "version"]),
-    ("rclone", [str(_BESIDE / "rclone"), "version"]),
+    ("rclone", [str(_BIN / "rclone"), "version"]),
 )
 
 
 def _govc() -> str:
-    """It is built from what the module file names."""
+    """Return govc's version from the module file, from which it is built."""
     match = re.search(r"govmomi v([\d.]+)", (Path(__file__).parent / "govc/go.mod").read_text())
     return f"govc {match[1]}" if match else ""
 
@@ -93,8 +93,8 @@ def _govc() -> str:
 def _version(peer: tuple[str, list[str]]) -> str:
     name, command = peer
     try:
-        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
         return ""
-    match = re.search(r"\d+\.\d+(\.\d+)?", said.stdout + said.stderr)
+    match = re.search(r"\d+\.\d+(\.\d+)?", done.stdout + done.stderr)
     return f"{name} {match[0]}" if match else ""

@@ -1,4 +1,4 @@
-"""Restore of a backup as a new VM, every digest checked, against govc, which checks none."""
+"""Restore of a backup as a new VM, with every digest checked, compared with govc, which checks none."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ _OVF = "store/snapshots/a/v/b/b.ovf"
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """Each side imports the same backup from the same directory into the same vCenter."""
+    """Let each side import the same backup from the same directory into the same vCenter."""
     if not has_go():
-        return [left_out("restore", "Go is not installed, which builds the simulator and govc")]
-    with lab(scratch, size) as it:
-        _back_up(it)
-        return contest("restore as a VM", [_ours(it), _govc(it)], it.sent, runs)
+        return [left_out("restore", "Go, which builds the simulator and govc, is not installed")]
+    with lab(scratch, size) as vcenter:
+        _back_up(vcenter)
+        return contest("restore as a VM", [_ours(vcenter), _govc(vcenter)], vcenter.sent, runs)
 
 
-def _back_up(it: Lab) -> None:
-    one = backing_up(it)
+def _back_up(vcenter: Lab) -> None:
+    one = backing_up(vcenter)
     done = subprocess.run(one.command, env=os.environ | dict(one.environment), capture_output=True, text=True)
     if done.returncode:
-        raise Broken(f"there is nothing to restore: {done.stderr[-2000:]}")
+        raise Broken(f"the backup for the restore failed: {done.stderr[-2000:]}")
 
 
-def _ours(it: Lab) -> Contender:
+def _ours(vcenter: Lab) -> Contender:
     fields = {"account": "a", "volume": "v", "id": "b", "vcenter": "vc1", "name": "ours"}
     fields |= {"pool": _POOL, "datastore": _DATASTORE}
     options = [word for name, value in fields.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "ssvm_worker", "run", "restore", "--json", *options]
-    return Contender(OURS, command, _taken(it, "ours"), {"SSVM_CONFIG": str(it.root / "worker.toml")})
+    return Contender(OURS, command, _taken(vcenter, "ours"), {"SSVM_CONFIG": str(vcenter.root / "worker.toml")})
 
 
-def _govc(it: Lab) -> Contender:
+def _govc(vcenter: Lab) -> Contender:
     place = ["-name", "theirs", "-pool", f"{_POOL}/Resources", "-ds", _DATASTORE]
-    command = [it.govc, "import.ovf", *place, str(it.root / _OVF)]
-    return Contender("govc import.ovf", command, _taken(it, "theirs"), it.environment)
+    command = [vcenter.govc, "import.ovf", *place, str(vcenter.root / _OVF)]
+    return Contender("govc import.ovf", command, _taken(vcenter, "theirs"), vcenter.environment)
 
 
-def _taken(it: Lab, name: str) -> Callable[[], int]:
-    """Bytes that the host has taken for that VM, which is removed."""
+def _taken(vcenter: Lab, name: str) -> Callable[[], int]:
+    """Return a function that returns the bytes that the host received for a VM, and removes the VM."""
 
     def take() -> int:
-        last: dict[str, int] = it.simulator.state()["puts"][-1]
-        it.tell("vm.destroy", name)
+        last: dict[str, int] = vcenter.simulator.state()["puts"][-1]
+        vcenter.govc_run("vm.destroy", name)
         return last["bytes"]
 
     return take

@@ -1,4 +1,4 @@
-"""One GET of one object, against nginx with sendfile; the same curl fetches both, and throws away what comes."""
+"""One GET of one object, compared with nginx and sendfile. The same curl fetches both and discards the bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KEY = _ARTIFACT.key("image.raw")
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """The same file behind both."""
+    """Serve the same file with both."""
     nginx, curl = found("nginx"), found("curl")
     if not nginx or not curl:
         return [left_out("serve", "nginx or curl is not installed")]
@@ -39,7 +39,7 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     write_manifest(FileStore("primary", scratch / "www"), manifest, Owner())
 
     def get(name: str, url: str, target: float = 1.0) -> Contender:
-        command = [curl, "-sS", "--fail", "-o", "/dev/null", url]  # which fails unless all bytes come
+        command = [curl, "-sS", "--fail", "-o", "/dev/null", url]  # curl fails unless all bytes arrive
         return Contender(name, command, lambda: size, target=target)
 
     with serving(nginx, scratch, _KEY, digest) as site, _our_service(scratch) as url:
@@ -48,7 +48,7 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
 
 @contextlib.contextmanager
 def _our_service(scratch: Path) -> Iterator[str]:
-    """``ssvm serve`` over nginx's directory, and a link to the file."""
+    """Run ``ssvm serve`` on nginx's directory and yield a link to the file."""
     (data := scratch / "valkey").mkdir()
     socket = data / "v.sock"
     broker = ValkeyServer(port=0, data_dir=data, unix_socket_path=socket)
@@ -62,13 +62,13 @@ def _our_service(scratch: Path) -> Iterator[str]:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
-        at = next((found[1] for line in process.stderr if (found := re.search(r"listening on (\S+)", line))), "")
-        if not at:
+        base = next((found[1] for line in process.stderr if (found := re.search(r"listening on (\S+)", line))), "")
+        if not base:
             raise Broken("ssvm serve does not start")
         settings = config.load(file, {})
         link = Link(new_id(), GET, int(time.time()) + 3600, "primary", _KEY)
         assembly.open_links(settings).add(link)
-        yield at + assembly.link_signer(settings).sign(link.path, link.until)
+        yield base + assembly.link_signer(settings).sign(link.path, link.until)
     finally:
         process.terminate()
         process.wait()

@@ -1,7 +1,7 @@
-"""Runs one command and tells, as JSON on its last line, what it cost. Run as a program of its own: it is small.
+"""Runs one command and prints its cost as JSON on the last line. This is a separate, small program.
 
-The kernel counts into a child's peak memory what its parent held when it was forked, so a bench with an SDK in it
-cannot ask for the peak of curl. This program holds some 10 MiB, and no contender can be seen to stay below that.
+The kernel adds the memory of the parent at the fork to the peak memory of a child. So a benchmark process that has
+loaded an SDK cannot measure the peak of curl. This program uses about 10 MiB, which is the lowest peak it can report.
 """
 
 import json
@@ -11,7 +11,7 @@ import time
 
 
 def main(command: list[str]) -> None:
-    """Print wall and CPU seconds, peak RSS in bytes and the exit status of *command*; its output goes to stderr."""
+    """Print wall and CPU seconds, peak RSS in bytes and the exit status of *command*. Send its output to stderr."""
     started = time.perf_counter()
     child = os.fork()
     if not child:

@@ -1,4 +1,4 @@
-"""What is sent to S3: artifacts of one object in a directory, and a server that is new for each run."""
+"""The data of the S3 benchmarks: artifacts of one object in a directory, and a new server for each run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUCKET = "bench"
 
 
 def store(root: Path, artifact: Artifact, size: int) -> Path:
-    """Store an artifact whose one object nothing can compress; returns where that lies."""
+    """Store an artifact with one random object, and return the object's path."""
     path = root / artifact.key(OBJECT)
     path.parent.mkdir(parents=True)
     entry = Entry(OBJECT, size, f"sha256:{write_random(path, size)}")
@@ -29,7 +29,7 @@ def store(root: Path, artifact: Artifact, size: int) -> Path:
 
 @contextlib.contextmanager
 def fresh(server: S3Server, folder: Path) -> Iterator[None]:
-    """Run it with an empty bucket; *folder* is its own."""
+    """Run a server with an empty bucket while the block runs. *folder* is the server's directory."""
     folder.mkdir()
     with server:
         server.make_bucket(BUCKET)

@@ -1,6 +1,7 @@
-"""Both ends of a transfer of any size, without a disk: an HTTP server that makes bytes up, and S3 that swallows them.
+"""Both ends of a transfer without a disk: an HTTP server that generates bytes, and an S3 server that discards them.
 
-It speaks as much of S3 as one multipart upload needs. Run as a program: prints its port, and ends with standard input.
+The S3 server supports only what one multipart upload needs. Run it as a separate program. The program prints its
+port. It ends when its standard input ends.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ _BLOCK = random.Random(1).randbytes(1 << 20)
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    #: Bytes of each object that was swallowed, by path.
+    #: Bytes of each discarded object, by path.
     sizes: ClassVar[dict[str, int]] = {}
     lock = threading.Lock()
     buffer_size = 1 << 20
 
     def do_GET(self) -> None:
-        """``/made/SIZE`` is an object of so many bytes; of the bucket there are no listings, as nothing is open."""
+        """Send ``/made/SIZE``, an object of SIZE bytes, or an empty list of open uploads."""
         path = urlsplit(self.path).path
         if path.startswith("/made/"):
-            self._make(int(path.rpartition("/")[2]))
+            self._generate(int(path.rpartition("/")[2]))
         elif path.count("/") == 1 or path.endswith("/"):
             self._answer(
                 200, b"<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>"
@@ -35,7 +36,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
 
     def do_HEAD(self) -> None:
-        """Of the bucket, or of an object."""
+        """Answer for the bucket or for an object."""
         path = urlsplit(self.path).path
         size = 0 if path.count("/") == 1 else self.sizes.get(path)
         if size is None:
@@ -48,7 +49,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Begin or complete an upload."""
-        self._swallow()
+        self._discard()
         path = urlsplit(self.path).path
         if "uploads" in parse_qs(urlsplit(self.path).query, keep_blank_values=True):
             self.sizes[path] = 0
@@ -57,26 +58,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(200, b'<CompleteMultipartUploadResult><ETag>"0"</ETag></CompleteMultipartUploadResult>')
 
     def do_PUT(self) -> None:
-        """A part, or a whole small object."""
+        """Receive a part, or a small object."""
         if self.headers.get("Expect", "").lower() == "100-continue":
             self.close_connection = False
-        size, path = self._swallow(), urlsplit(self.path).path
+        size, path = self._discard(), urlsplit(self.path).path
         with self.lock:
             self.sizes[path] = size + (self.sizes.get(path, 0) if "partNumber" in self.path else 0)
         self._answer(200, b"")
 
     def do_DELETE(self) -> None:
-        """Forget it."""
+        """Accept the deletion."""
         self._answer(204, b"")
 
-    def _make(self, size: int) -> None:
+    def _generate(self, size: int) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(size))
         self.end_headers()
         for start in range(0, size, len(_BLOCK)):
             self.wfile.write(_BLOCK[: size - start])
 
-    def _swallow(self) -> int:
+    def _discard(self) -> int:
         left = size = int(self.headers.get("Content-Length", 0))
         view = memoryview(bytearray(self.buffer_size))
         while left:
@@ -91,7 +92,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Upload from a directory to S3, the digest checked on the way out, against s5cmd and rclone by their defaults."""
+"""Upload from a directory to S3, with the digest checked, compared with s5cmd and rclone with their defaults."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.servers.s3 import S3Server
 from .contest import OURS, Contender, Row, contest, left_out
 from .stored import BUCKET, OBJECT, fresh, store
 
-_BESIDE = Path(sys.executable).parent
+_BIN = Path(sys.executable).parent
 _ARTIFACT = Artifact("template", "a", "image")
 
 
 def s5cmd() -> Path | None:
-    """The program itself: what the package puts beside Python is a Python script that starts it."""
+    """Return the path of the program itself. The package also installs a Python script that starts it."""
     try:
         files = distribution("s5cmd").files or []
     except PackageNotFoundError:
@@ -28,11 +28,11 @@ def s5cmd() -> Path | None:
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
-    """Every run has a new server, so that nobody meets what another has left to clear away."""
-    if not (_BESIDE / "weed").exists():
+    """Upload to a new server in every run, so that no run cleans up after another."""
+    if not (_BIN / "weed").exists():
         return [left_out("upload", "SeaweedFS is not installed")]
     source = store(scratch / "store", _ARTIFACT, size)
-    peers = {"s5cmd": s5cmd(), "rclone": rclone if (rclone := _BESIDE / "rclone").exists() else None}
+    peers = {"s5cmd": s5cmd(), "rclone": rclone if (rclone := _BIN / "rclone").exists() else None}
 
     server = S3Server(scratch / "weed")
     contenders = [_ours(server, scratch), *_peers(server, source, peers)]

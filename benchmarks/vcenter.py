@@ -1,4 +1,4 @@
-"""A vCenter over TLS with one VM in it, and govc to compare with."""
+"""A simulated vCenter over TLS with one VM, and govc for the comparison."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from .contest import Broken
 
 _SOURCES = Path(__file__).with_name("govc")
 _ENTRIES = 512
-#: Grains that differ; their streams are repeated, as deflating all would take longer than all the runs.
+#: Different grains. Their streams are repeated, because deflating all grains would take longer than all runs.
 _DISTINCT = 64
 SNAPSHOT = "before"
 
 
 @dataclass(frozen=True)
 class Lab:
-    """What a bench needs of a vCenter."""
+    """A vCenter with one VM, and the settings for both sides of a benchmark."""
 
     simulator: VCenterSimulator
     vm: SimulatedMachine
-    #: Bytes in which its disk is sent; the disk has twice as many.
+    #: Bytes of the stream in which the host sends the disk. The disk is twice as large.
     sent: int
     govc: str
     root: Path
 
     @property
     def environment(self) -> dict[str, str]:
-        """What govc is told by its environment."""
+        """Return the environment variables for govc."""
         return {
             "GOVC_URL": f"https://{self.simulator.host}:{self.simulator.port}/sdk",
             "GOVC_USERNAME": self.simulator.username,
@@ -61,15 +61,15 @@ class Lab:
 
     @property
     def settings(self) -> str:
-        """The part of the worker's settings that leads here."""
+        """Return the worker's settings for this vCenter."""
         return (
             f'state_dir = "{self.root}/state"\n[vcenters.vc1]\nhost = "{self.simulator.host}"\n'
             f'port = {self.simulator.port}\nusername = "{self.simulator.username}"\n'
             f'password = "{self.simulator.password}"\nca_file = "{self.simulator.ca_file}"\n'
         )
 
-    def tell(self, *words: str) -> None:
-        """Let govc do something that is not measured."""
+    def govc_run(self, *words: str) -> None:
+        """Run a govc command that is not measured."""
         done = subprocess.run([self.govc, *words], env=os.environ | self.environment, capture_output=True, text=True)
         if done.returncode:
             raise Broken(f"govc {words[0]}: {done.stderr[-2000:]}")
@@ -77,7 +77,10 @@ class Lab:
 
 @contextlib.contextmanager
 def lab(root: Path, size: int) -> Iterator[Lab]:
-    """A VM whose disk is sent in about *size* bytes and has a snapshot; its files are in memory if *root* is."""
+    """Run a vCenter with one VM that has a snapshot and whose disk stream has about *size* bytes.
+
+    Its files are below *root*.
+    """
     (root / "store").mkdir()
     govc = _build(root)
     before, tempfile.tempdir = tempfile.tempdir, str(root)
@@ -87,54 +90,54 @@ def lab(root: Path, size: int) -> Iterator[Lab]:
             vm = simulator.add_vm("bench", [content], [capacity_of(size)])
             made = Lab(simulator, vm, len(content), govc, root)
             del content
-            made.tell("snapshot.create", "-vm", vm.path, "-m=false", SNAPSHOT)
+            made.govc_run("snapshot.create", "-vm", vm.path, "-m=false", SNAPSHOT)
             yield made
     finally:
         tempfile.tempdir = before
 
 
 def has_go() -> bool:
-    """Whether the simulator and govc can be built."""
+    """Return whether the simulator and govc can be built."""
     return find_go() is not None
 
 
 def _build(root: Path) -> str:
-    """Build govc; Go's own cache makes it quick but for the first time."""
+    """Build govc. Go's cache makes later builds quick."""
     built = root / "govc"
     command = [find_go() or "go", "build", "-mod=readonly", "-buildvcs=false", "-o", str(built), "."]
     done = subprocess.run(command, cwd=_SOURCES, capture_output=True, text=True)
     if done.returncode:
-        raise Broken(f"govc cannot be built: {done.stderr[-2000:]}")
+        raise Broken(f"cannot build govc: {done.stderr[-2000:]}")
     return str(built)
 
 
 def capacity_of(size: int) -> int:
-    """Bytes of the disk that ``stream`` sends in *size* bytes."""
+    """Return the bytes of the disk whose stream has *size* bytes."""
     return -(-2 * size // GRAIN) * GRAIN
 
 
 def stream(size: int, distinct: int = _DISTINCT) -> bytes:
-    """A streamOptimized VMDK of about *size* bytes: every grain of a disk twice as large, of which half is noise.
+    """Return a streamOptimized VMDK of about *size* bytes with all grains of a disk twice as large.
 
-    So many grains differ.
+    Half of each grain is noise. *distinct* grains differ.
     """
     noise = random.Random(1)
     grains = [vmdk_grain(0, noise.randbytes(GRAIN // 2) + b"text" * (GRAIN // 8)) for _ in range(distinct)]
     sectors = capacity_of(size) // SECTOR
     pieces = [padded(vmdk_header(capacity=sectors) + padded(vmdk_descriptor(sectors), 20 * SECTOR), GRAIN)]
-    at, places = GRAIN // SECTOR, []
+    sector, grain_sectors = GRAIN // SECTOR, []
     for number in range(sectors * SECTOR // GRAIN):
         grain = grains[number % distinct]
         pieces.append(struct.pack("<Q", number * GRAIN // SECTOR) + grain[8:])
-        places.append(at)
-        at += len(grain) // SECTOR
+        grain_sectors.append(sector)
+        sector += len(grain) // SECTOR
     directory = []
-    for start in range(0, len(places), _ENTRIES):
-        table = places[start : start + _ENTRIES]
+    for start in range(0, len(grain_sectors), _ENTRIES):
+        table = grain_sectors[start : start + _ENTRIES]
         pieces.append(vmdk_marker(4, MARKER_GT) + padded(struct.pack(f"<{len(table)}I", *table), 4 * SECTOR))
-        directory.append(at + 1)
-        at += 5
+        directory.append(sector + 1)
+        sector += 5
     packed = padded(struct.pack(f"<{len(directory)}I", *directory), SECTOR)
     pieces.append(vmdk_marker(len(packed) // SECTOR, MARKER_GD) + packed)
-    pieces.append(vmdk_marker(1, MARKER_FOOTER) + vmdk_header(capacity=sectors, gd_offset=at + 1))
+    pieces.append(vmdk_marker(1, MARKER_FOOTER) + vmdk_header(capacity=sectors, gd_offset=sector + 1))
     return b"".join([*pieces, vmdk_marker(0, MARKER_EOS)])

@@ -1,4 +1,4 @@
-// govc with the commands that the benches compare with. It is built here as its own module cannot be installed.
+// govc with the commands that the benchmarks compare with. It is built here as its own module cannot be installed.
 package main
 
 import (

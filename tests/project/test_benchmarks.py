@@ -44,7 +44,7 @@ def test_counts_jobs(name: str) -> None:
 def test_contender_makes_too_little() -> None:
     """Who does not make all the bytes has won nothing."""
     sides = [Contender(OURS, ["/bin/true"], lambda: 5), Contender("peer", ["/bin/true"], lambda: 4)]
-    with pytest.raises(Broken, match="peer made 4 bytes of 5"):
+    with pytest.raises(Broken, match="peer produced 4 bytes instead of 5"):
         contest("x", sides, 5, 1)
 
 
