@@ -183,7 +183,10 @@ class VCenterSimulator:
         self._call("POST", "/control/faults", faults)
 
     def state(self) -> dict[str, Any]:
-        """Return ``snapshots`` (names), ``leases`` (id: state, renewals, percent), ``calls`` (method: count), gets, puts."""
+        """Return ``snapshots`` (names), ``leases`` by id, ``calls`` (number by method), ``gets`` and ``puts``.
+
+        A lease has state, renewals and percent.
+        """
         state: dict[str, Any] = json.loads(self._call("GET", "/control/state"))
         return {key: state[key] or ([] if key in ("snapshots", "gets", "puts") else {}) for key in state}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -72,17 +72,15 @@ class VMExport:
         total = sum(disk.capacity for disk in disks)
         done = total - sum(disk.capacity for _, disk in pending)
         self._attempt.progress.start(f"exporting {len(pending)} of {len(disks)} disks", total, done)
-        with self._grains() as grains:
+        grain_store = Grains(self._attempt, self._artifact, self._targets) if self._incremental else nullcontext()
+        with grain_store as grains:
             export = DiskExport(self._attempt, self._targets, self._vm, self._snapshot, hardware, grains=grains)
             steps = [partial(self._one_disk, export, number, disk) for number, disk in pending]
             in_parallel(self._vm.options.parallel_disks, steps)
         self._vm.revive()
-        disks = self._note_missing(disks, export.missing)
-        self._note(remarks=export.remarks + self._check_changes(disks))
+        disks = self._record_missing(disks, export.missing)
+        self._add_facts(remarks=export.remarks + self._check_changes(disks))
         return self._publish(hardware, disks, config)
-
-    def _grains(self) -> AbstractContextManager[Grains | None]:
-        return Grains(self._attempt, self._artifact, self._targets) if self._incremental else nullcontext()
 
     def _check_changes(self, disks: list[Disk]) -> list[str]:
         """Record the result of changed block tracking for each disk. Return a remark for each contradiction."""
@@ -90,7 +88,7 @@ class VMExport:
             return []
         check = ChangeCheck(self._attempt, self._targets.primary, self._manifest, self._vm, self._snapshot)
         verdicts = {disk.key: {"cbt": check.verdict(disk)} for disk in disks}
-        self._note(disks=[each | verdicts.get(each["key"], {}) for each in self._manifest.facts["disks"]])
+        self._add_facts(disks=[each | verdicts.get(each["key"], {}) for each in self._manifest.facts["disks"]])
         remarks = [f"{disk.label}: {text}" for disk in disks if (text := disagreement(verdicts[disk.key]["cbt"]))]
         for each in remarks:
             self._attempt.log.warning("%s", each)
@@ -107,7 +105,7 @@ class VMExport:
             self._targets.discard()
             draft = Manifest(self._artifact, self._attempt.job_id, source=source)
         self._manifest = draft
-        self._note(
+        self._add_facts(
             vm_name=hardware.name,
             virtual_size=sum(disk.capacity for disk in disks),
             complete=len(disks) == len(hardware.disks),
@@ -115,7 +113,7 @@ class VMExport:
             warnings=warnings,
         )
 
-    def _note_missing(self, disks: list[Disk], reasons: dict[int, str]) -> list[Disk]:
+    def _record_missing(self, disks: list[Disk], reasons: dict[int, str]) -> list[Disk]:
         """Return the stored disks, and record the reason for each missing disk in the manifest."""
         stored = [disk for disk in disks if disk.key not in reasons]
         if not stored:
@@ -124,26 +122,23 @@ class VMExport:
         described = self._manifest.facts["disks"]
         missing = {key: {"status": MISSING, "why": why} for key, why in reasons.items()}
         complete = self._manifest.facts["complete"] and not reasons
-        self._note(
+        self._add_facts(
             disks=[each | missing.get(each["key"], {}) for each in described],
             complete=complete,
             virtual_size=sum(disk.capacity for disk in stored),
         )
         return stored
 
-    def _note(self, **facts: Any) -> None:
+    def _add_facts(self, **facts: Any) -> None:
         self._manifest = dataclasses.replace(self._manifest, facts=self._manifest.facts | facts)
 
     def _name(self, number: int) -> str:
         return f"{self._artifact.id}-disk{number}.vmdk"
 
-    def _entry(self, number: int) -> Entry | None:
-        name = self._name(number)
-        return self._manifest.entry(map_name(name) if self._incremental else name)
-
     def _has(self, number: int, disk: Disk) -> bool:
         """Return whether an earlier attempt has stored a disk."""
-        entry = self._entry(number)
+        name = self._name(number)
+        entry = self._manifest.entry(map_name(name) if self._incremental else name)
         return entry is not None and entry.facts["disk"] == disk.key and self._targets.has(entry)
 
     def _one_disk(self, export: DiskExport, number: int, disk: Disk) -> None:
@@ -162,7 +157,7 @@ class VMExport:
         descriptor, reason = self._vm.descriptor(self._snapshot, hardware, parts, others)
         if reason:
             self._attempt.log.info("the worker writes its own OVF descriptor: %s", reason)
-        self._note(
+        self._add_facts(
             descriptor=f"our own: {reason}" if reason else "the server's",
             disks=[each | _grade(entries, each["key"]) for each in self._manifest.facts["disks"]],
         )

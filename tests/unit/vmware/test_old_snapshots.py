@@ -1,4 +1,4 @@
-"""Clean-up of snapshots on a vCenter: ours, old, and of a job that has ended; no other."""
+"""Clean-up of snapshots on a vCenter: only the worker's old snapshots of ended jobs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tests.servers.vcenter import TestVM, address_of
 
 
 class Known(NullJobs):
-    """The job named ended has ended; another one runs, and of all others nothing is known."""
+    """A ledger in which job ended has ended, another job runs, and all others are unknown."""
 
     def ended(self, job_id: str) -> bool:
-        """Whether that job is known and has ended."""
+        """Return whether that job is known and has ended."""
         return job_id == "ended"
 
 
 @pytest.fixture
 def snapshots(bench: Bench, vm: TestVM) -> Any:
-    """Two-day-old snapshots of jobs that have ended, run, and are unknown, and one that somebody else made."""
+    """Make two-day-old snapshots of an ended, a running and an unknown job, and one of another program."""
     with VCenterSession(address_of(bench.vcenter)) as session:
         it = session.find_vm(vm.machine.id)
         made = [it.make_snapshot(job_id) for job_id in ("ended", "runs", "unknown")]
-        theirs = it._it.CreateSnapshotEx_Task(name="before the upgrade", description="by hand", memory=False)
+        theirs = it._vm.CreateSnapshotEx_Task(name="before the upgrade", description="by hand", memory=False)
         it._connection.finish(theirs, 60)
         bench.vcenter.age_snapshots(vm.machine.id, days=2)
         yield lambda: sorted(each.job_id for each in session.leftovers() if each.vm == vm.machine.id)
@@ -37,13 +37,13 @@ def snapshots(bench: Bench, vm: TestVM) -> Any:
 
 
 def clean(bench: Bench, **fields: Any) -> dict[str, Any]:
-    """A clean-up by a worker whose settings name that vCenter."""
+    """Clean up as a worker whose settings name that vCenter."""
     request = cleanup.Request(**fields)
     return cleanup.run(request, bench.attempt(jobs=Known(), vcenters=("vc1",)))
 
 
 def test_of_an_ended_job(bench: Bench, vm: TestVM, snapshots: Any) -> None:
-    """The snapshot of a job that has ended goes; one of a job that runs, or is unknown here, stays; so do others'."""
+    """Only the snapshot of the ended job is deleted; those of running, unknown and foreign jobs stay."""
     told = clean(bench, dry_run=True)
     assert snapshots() == ["ended", "runs", "unknown"]
     assert told["counts"] == {"snapshot": 1}
@@ -56,20 +56,20 @@ def test_of_an_ended_job(bench: Bench, vm: TestVM, snapshots: Any) -> None:
 
 
 def test_a_young_one_stays(bench: Bench, vm: TestVM, snapshots: Any) -> None:
-    """What is younger than older_than is left alone: its removal may be under way."""
+    """A snapshot younger than older_than stays, because its removal may be in progress."""
     assert clean(bench, older_than="7d")["counts"] == {}
     assert snapshots() == ["ended", "runs", "unknown"]
 
 
 def test_a_vcenter_that_is_away(bench: Bench) -> None:
-    """A vCenter that cannot be reached is told as failed, and the stores are cleaned all the same."""
+    """A vCenter that cannot be reached is reported as failed, and the stores are still cleaned."""
     bench.address = {"password": "wrong"}
     result = clean(bench)
     assert set(result["failed"]) == {"vc1"}
 
 
 def test_a_ledger_that_is_away(bench: Bench, vm: TestVM, snapshots: Any) -> None:
-    """While the ledger cannot say which jobs have ended, no snapshot is touched."""
+    """If the ledger cannot say which jobs have ended, no snapshot is deleted."""
 
     class Away(Known):
         def ended(self, job_id: str) -> bool:

@@ -175,7 +175,7 @@ def test_leftovers(bench: Bench, vm: TestVM) -> None:
     with VCenterSession(address_of(bench.vcenter)) as session:
         it = session.find_vm(vm.machine.id)
         made = it.make_snapshot("dead-job")
-        theirs = it._it.CreateSnapshotEx_Task(name="ssvm-backup-theirs", description="by hand", memory=False)
+        theirs = it._vm.CreateSnapshotEx_Task(name="ssvm-backup-theirs", description="by hand", memory=False)
         it._connection.finish(theirs, 60)
         found = [each for each in session.leftovers() if each.vm == vm.machine.id]
         assert [(each.job_id, each.snapshot.moref) for each in found] == [("dead-job", made.moref)]
