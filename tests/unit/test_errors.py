@@ -1,4 +1,4 @@
-"""Errors keep what they say on every road that they travel."""
+"""Errors keep their content on every way between processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssvm_worker.errors import Cancelled, ConfigError, ImageError, Permanent, Re
 
 
 def leaves(kind: type[WorkerError] = WorkerError) -> Iterator[type[WorkerError]]:
-    """All classes of the taxonomy."""
+    """Return all leaf classes of the taxonomy."""
     yield kind
     for each in kind.__subclasses__():
         if each.__module__ == errors.__name__:
@@ -29,7 +29,7 @@ MADE = [
 
 @pytest.mark.parametrize("error", MADE, ids=lambda error: type(error).__name__)
 def test_round_trips(error: WorkerError) -> None:
-    """An error rebuilt from its args, as Celery does it from JSON and from pickle, says the same."""
+    """An error that Celery rebuilds from its args, by JSON or pickle, has the same content."""
     rebuilt = type(error)(*json.loads(json.dumps(error.args)))
     for other in (rebuilt, pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(other) is type(error)
@@ -38,7 +38,7 @@ def test_round_trips(error: WorkerError) -> None:
 
 @pytest.mark.parametrize("error", MADE, ids=lambda error: type(error).__name__)
 def test_one_answer(error: WorkerError) -> None:
-    """Every error is one of three: try again (75), never (1, or 2 for settings), or stopped (130)."""
+    """Every error is one of three: try again (75), permanent (1, or 2 for settings), or stopped (130)."""
     codes = {Retryable: 75, ConfigError: 2, Permanent: 1, Cancelled: 130}
     expected = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
     assert error.exit_code == expected
@@ -47,7 +47,7 @@ def test_one_answer(error: WorkerError) -> None:
 
 @pytest.mark.parametrize("words", ["\x1b[2J", "\r\nINFO job stored", "\x9b2J", "\x7f\0\a", "\u2028\u202e", "\ud800"])
 def test_one_line(words: str) -> None:
-    """Whatever a peer says, an error is one printable line, the same on every road; other text stays as it is."""
+    """An error is one printable line for any text of a peer, and its other text is unchanged."""
     error = UnsafeImage(f"Größe {words}", f"http://x/{words}", f"Mend {words}")
     assert all(each.isprintable() for each in (str(error), *error.args, error.what, error.where, error.remedy))
     assert type(error)(*error.args).args == error.args
@@ -66,13 +66,13 @@ def test_one_line(words: str) -> None:
     ids=["what", "what and where", "what and remedy", "all three", "a question"],
 )
 def test_text(args: tuple[str, ...], text: str) -> None:
-    """The text says what happened, to which object, and what to do."""
+    """The text names the problem, the object and the remedy."""
     assert str(WorkerError(*args)) == WorkerError(*args).as_dict()["message"] == text
 
 
 @pytest.mark.parametrize("reason", ["user", "shutdown", "deadline", "fenced", "something else"])
 def test_cancelled(reason: str) -> None:
-    """A cancel keeps its reason, and says it."""
+    """A cancel keeps its reason and shows it."""
     error = pickle.loads(pickle.dumps(Cancelled(reason)))
     assert error.reason == reason
     assert "Cancelled" not in error.what, "the class is told before it already"
@@ -92,6 +92,6 @@ def test_error_object() -> None:
 
 
 def test_cancel_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever reads the class of the error and its text reads once that the job was cancelled."""
+    """The class and the text of a cancel together say once that the job was cancelled."""
     Output(as_json=False).error(Cancelled("user"))
     assert capsys.readouterr().err == "ssvm: Cancelled: Stopped by a user\n"

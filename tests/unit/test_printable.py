@@ -1,4 +1,4 @@
-"""Text from outside reaches terminals and logs as text: no escape sequence, and no forged line."""
+"""Outside text reaches terminals and logs without escape sequences and forged lines."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ HOSTILE = f"550 no{UNSAFE}\n2026-11-28 00:00:00,000 INFO job victim succeeded"
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_json_keeps_its_meaning(text: str) -> None:
-    """JSON that was made printable says what it said, and has a UTF-8 form."""
+    """Printable JSON has the same value, and has a UTF-8 form."""
     shown = printable(json.dumps([text], ensure_ascii=False))
     assert json.loads(shown) == [text]
     assert not set(shown.encode().decode()) & set(UNSAFE)
 
 
 def test_what_is_kept() -> None:
-    """Letters of all scripts stay, line breaks where they are ours."""
+    """Letters of all scripts are kept, and line breaks where the program wrote them."""
     assert printable("Ü 漢 é\n\t", keep="\n") == "Ü 漢 é\n\\u0009"
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was printed; it holds no line of somebody else's."""
+    """Return the output, which has no line of foreign text."""
     text = "".join(capsys.readouterr())
     assert not set(text) & set(UNSAFE)
     assert "\n2026" not in text
@@ -47,7 +47,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_output(capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
-    """Results, tables and errors are printed in lines of our own, whatever stands in them."""
+    """Results, tables and errors are printed in the program's own lines, for any content."""
     output = Output(as_json=as_json)
     output.result({"a": HOSTILE, "b": [HOSTILE], "c": {"d": HOSTILE}})
     output.table([{"a": HOSTILE, "b": {"c": HOSTILE}}], ("a", "b"), "none")
@@ -57,7 +57,7 @@ def test_output(capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
 
 @pytest.mark.parametrize("state", ["failed", "succeeded"])
 def test_ending(capsys: pytest.CaptureFixture[str], state: str) -> None:
-    """The end of a job is told in lines of our own."""
+    """The end of a job is printed in the program's own lines."""
     error = {"error": "SourceDenied", "message": HOSTILE}
     record: dict[str, Any] = {"state": state, "job_id": "j", "result": {"url": HOSTILE}, "error": error}
     Output(as_json=False).result(record, _ending(record))
@@ -65,7 +65,7 @@ def test_ending(capsys: pytest.CaptureFixture[str], state: str) -> None:
 
 
 def test_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bar's label and stage cannot steer the terminal."""
+    """A bar's label and stage cannot control the terminal."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     bar = Bar(HOSTILE)
     bar.show({"stage": HOSTILE, "bytes": 5, "total": 10})
@@ -77,7 +77,7 @@ def test_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
-    """Where the log goes."""
+    """Return the log's stream."""
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     yield io.StringIO()
     logging.basicConfig(handlers=handlers, level=level, force=True)
@@ -85,7 +85,7 @@ def stream() -> Iterator[io.StringIO]:
 
 @pytest.mark.parametrize("form", ["text", "json", "keyvalue"])
 def test_log(stream: io.StringIO, form: Any) -> None:
-    """A line of the log is one line in each form, and the lines of a traceback pass for none."""
+    """A log entry is one line in each form, and a traceback's lines cannot imitate one."""
     logs.start(LogSection(format=form), stream=stream)
     log = logging.getLogger("ssvm.test")
     log.warning("the server said: %s", HOSTILE)

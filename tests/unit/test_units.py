@@ -1,4 +1,4 @@
-"""Sizes and durations as people read them."""
+"""Sizes and durations in the form that people read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_human_size(size: float, text: str) -> None:
 
 @given(st.integers(0, 999 * TiB))
 def test_human_size_is_close(size: int) -> None:
-    """The text is never off by more than half a percent, and has no exponent."""
+    """The text differs by at most half a percent, and has no exponent."""
     number, unit = human_size(size).split()
     assert re.fullmatch(r"\d{1,3}|\d+\.\d{1,3}", number)
     assert float(number) * {"B": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB, "TiB": TiB}[unit] == pytest.approx(
@@ -61,7 +61,7 @@ def test_human_size_is_close(size: int) -> None:
     ],
 )
 def test_human_duration(seconds: float, text: str) -> None:
-    """A duration has the two largest units that matter."""
+    """A duration shows its two largest units."""
     assert human_duration(seconds) == text
 
 
@@ -70,12 +70,12 @@ def test_human_duration(seconds: float, text: str) -> None:
     [("0", 0), ("0s", 0), ("90s", 90), ("1.5m", 90), ("24 h", 86400), ("24h", 86400), ("7d", 604800), ("2w", 1209600)],
 )
 def test_parse_duration(text: str, seconds: float) -> None:
-    """A duration is a number with a unit, so that nobody takes 5 seconds for 5 hours."""
+    """A duration is a number with a unit, so 5 seconds cannot be mistaken for 5 hours."""
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "h", "-1h", "5", "90", "1y", "1h30m", "inf", "1e3", "٣h", "9" * 400 + "h"])
 def test_parse_duration_refuses(text: str) -> None:
-    """What is no duration is refused with one that is."""
+    """The error of an invalid duration shows a valid one."""
     with pytest.raises(ValueError, match="24h"):
         parse_duration(text)

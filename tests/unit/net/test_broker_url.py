@@ -1,4 +1,4 @@
-"""A broker's URL means the same to the ledger and to Celery, and is shown without its password."""
+"""The ledger and Celery use a broker's URL in the same way, and it is shown without its password."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ GROUP = "sentinel://ann:a%2Fb@h1,h2:2,[::1]:3/4?master=m"
     ],
 )
 def test_celery_url(ours: str, celerys: str) -> None:
-    """Celery reaches the same broker as the ledger does, and checks its certificate like it."""
+    """Celery connects to the same broker as the ledger, and checks its certificate in the same way."""
     assert celery_url(ours) == celerys
 
 
 def test_sentinels() -> None:
-    """A Sentinel URL names hosts, master, database and login."""
+    """A Sentinel URL contains hosts, master, database and login."""
     hosts = (("h1", 26379), ("h2", 2), ("::1", 3))
     assert sentinels(GROUP) == Sentinels(hosts, "m", 4, "ann", "a/b")
     assert sentinels("redis://h:1/2") is None
@@ -73,7 +73,7 @@ def test_sentinels() -> None:
     ids=["an authority", "the URL's own goes before", "of no use", "a Sentinel's password"],
 )
 def test_completed(url: str, given: dict[str, str], full: str) -> None:
-    """What the settings say beside a URL goes into it where it is of use."""
+    """The broker's other settings are added to the URL where they apply."""
     assert with_options(url, **given) == full
 
 
@@ -87,13 +87,13 @@ def test_completed(url: str, given: dict[str, str], full: str) -> None:
     ],
 )
 def test_wrong(key: str, url: str, complaint: str) -> None:
-    """A URL that cannot be meant is refused when the settings are read."""
+    """An invalid URL is refused when the settings are read."""
     with pytest.raises(ConfigError, match=f"broker.{key}: .*{complaint}"):
         config.parse({"broker": {key: url}}, "the test")
 
 
 def test_nothing_secret_shows() -> None:
-    """User, password and options stand in no message and not in `ssvm config`."""
+    """No message and no output of `ssvm config` shows user, password or options."""
     assert shown(GROUP) == "sentinel://h1,h2:2,[::1]:3/4"
     given = {"url": GROUP, "messages": "amqp://ann:hush@h/v", "sentinel_password": "hush"}
     text = str(config.redacted(config.parse({"broker": given}, "the test")))
@@ -113,13 +113,13 @@ def test_nothing_secret_shows() -> None:
     ids=["plain", "TLS", "Sentinels", "a socket", "RabbitMQ"],
 )
 def test_celery_shows_no_password(given: dict[str, str]) -> None:
-    """What `celery inspect conf` and Flower show of a worker's configuration has no password in it."""
+    """`celery inspect conf` and Flower show no password of the broker."""
     shown_by_celery = make_app(config.parse({"broker": given}, "the test")).conf.table(censored=True)
     assert "hush" not in str(shown_by_celery)
 
 
 def test_beat_logs_in(tmp_path: Path) -> None:
-    """RedBeat has the password all the same."""
+    """RedBeat still has the password."""
     port = free_port()
     with ValkeyServer(port=port, data_dir=tmp_path) as server, redis.Redis(port=port) as client:
         client.config_set("requirepass", "a/b:c")
@@ -129,14 +129,14 @@ def test_beat_logs_in(tmp_path: Path) -> None:
 
 
 def test_a_url_from_a_file(tmp_path: Path) -> None:
-    """Broker URLs hold passwords, so they may stand in files."""
+    """A broker URL contains a password, so it may be in a file."""
     (tmp_path / "url").write_text("redis://:hush@h:1/2\n")
     settings = config.parse({"broker": {"url_file": str(tmp_path / "url")}}, "the test")
     assert MessageRoute.of(settings).url == "redis://:hush@h:1/2"
 
 
 def test_the_environment_goes_before_a_file(tmp_path: Path) -> None:
-    """A secret in the environment takes the place of the file that the settings name for it."""
+    """A secret in the environment takes precedence over the file in the settings."""
     (tmp_path / "worker.toml").write_text('[broker]\nurl_file = "/nowhere"\n')
     settings = config.load(tmp_path / "worker.toml", {"SSVM_BROKER__URL": "redis://h:1/2"})
     assert MessageRoute.of(settings).url == "redis://h:1/2"

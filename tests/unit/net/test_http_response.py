@@ -1,4 +1,4 @@
-"""Answers as RFC 9110 and 9112 allow them, and as a hostile server sends them: the bytes, or a clear error."""
+"""Unusual answers that RFC 9110 and 9112 allow give the bytes; answers of hostile servers give a clear error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.servers.raw import Serve
 
 RULE = AddressRule(("127.0.0.0/8",))
 LOOPBACK = HttpSettings(RULE)
-#: Short, for servers that never come to an end.
+#: Short, for servers that send without end.
 HASTY = HttpSettings(RULE, stall_s=1.0)
 GOING, PROCESSING, HINTS = (
     b"HTTP/1.1 100 Continue\r\n\r\n",
@@ -56,7 +56,7 @@ def chunked(body: bytes, trailers: bytes = b"", extension: bytes = b"") -> bytes
 
 
 def said(raw_server: Serve, answer: bytes, settings: HttpSettings = LOOPBACK) -> bytes:
-    """What a source gives, whose server sends just those bytes."""
+    """Return what a source reads from a server that sends exactly those bytes."""
     return gather(HttpSource(raw_server(lambda connection, _: connection.sendall(answer)).url, settings))
 
 
@@ -65,19 +65,19 @@ def said(raw_server: Serve, answer: bytes, settings: HttpSettings = LOOPBACK) ->
 
 @pytest.mark.parametrize("interim", INTERIM)
 def test_interim_answers(raw_server: Serve, interim: bytes) -> None:
-    """Answers 1xx are passed over (RFC 9110, 15.2)."""
+    """The client skips 1xx answers (RFC 9110, 15.2)."""
     assert said(raw_server, interim + plain()) == DATA
 
 
 def test_interim_answers_over_tls(raw_server: Serve, tmp_path: Path) -> None:
-    """The same over TLS."""
+    """The client skips 1xx answers over TLS."""
     server = raw_server(lambda connection, _: connection.sendall(HINTS + GOING + plain()), tls=True)
     trusting = dataclasses.replace(LOOPBACK, ca_file=server.ca_file(tmp_path))
     assert gather(HttpSource(server.url, trusting)) == DATA
 
 
 def test_interim_answers_to_a_range(raw_server: Serve) -> None:
-    """The same before a 206."""
+    """The client skips 1xx answers before a 206."""
 
     def answer(connection: socket.socket, came: bytes) -> None:
         fields = b'ETag: "v1"\r\nAccept-Ranges: bytes\r\n'
@@ -94,7 +94,7 @@ def test_interim_answers_to_a_range(raw_server: Serve) -> None:
 
 
 def test_interim_answers_of_a_proxy(raw_server: Serve, https_server: HttpServer, tmp_path: Path) -> None:
-    """The same of a proxy that is asked for a tunnel."""
+    """The client skips 1xx answers of a proxy before a tunnel."""
 
     def answer(connection: socket.socket, came: bytes) -> None:
         connection.sendall(PROCESSING + GOING + b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -118,13 +118,13 @@ def pump(source: socket.socket, target: socket.socket) -> None:
 
 @pytest.mark.parametrize("interim", [pytest.param(GOING * 1000, id="100"), pytest.param(HINTS * 1000, id="103")])
 def test_too_many_interim_answers(raw_server: Serve, interim: bytes) -> None:
-    """A server that gives interim answers only is given up."""
+    """A server that sends only interim answers is an error of the source."""
     with pytest.raises(SourceUnavailable, match="interim"):
         said(raw_server, interim + plain())
 
 
 def test_switching_protocols(raw_server: Serve) -> None:
-    """101 is no interim answer that we can go on after."""
+    """Status 101 is an error, because the client cannot continue after it."""
     with pytest.raises(SourceUnavailable, match="protocol"):
         said(raw_server, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n" + plain())
 
@@ -157,12 +157,12 @@ FORMS = [
 
 @pytest.mark.parametrize("answer", FORMS)
 def test_forms(raw_server: Serve, answer: bytes) -> None:
-    """However an answer is written, the body is what was sent."""
+    """Every allowed form of an answer gives the same body."""
     assert said(raw_server, answer) == DATA
 
 
 def test_equal_lengths_in_a_list(raw_server: Serve) -> None:
-    """A Content-Length that is a list of equal numbers is one, also where the connection stays open."""
+    """A list of equal numbers is a valid Content-Length, also if the connection stays open."""
 
     def answer(connection: socket.socket, came: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d, %d\r\n\r\n" % (len(DATA), len(DATA)) + DATA)
@@ -174,7 +174,7 @@ def test_equal_lengths_in_a_list(raw_server: Serve) -> None:
 
 @pytest.mark.parametrize("status", [b"204 No Content", b"205 Reset Content"])
 def test_no_content(raw_server: Serve, status: bytes) -> None:
-    """An answer that has no body is an empty file."""
+    """An answer without a body is an empty file."""
     with pytest.raises(SourceNotFound, match="empty"):
         said(raw_server, b"HTTP/1.1 " + status + b"\r\n\r\n")
 
@@ -183,7 +183,7 @@ def test_no_content(raw_server: Serve, status: bytes) -> None:
     "modified", [b"Monday, 02-Nov-20 10:00:00 GMT", b"Mon Nov  2 10:00:00 2020", b"Mon, 02 Nov 2020 10:00:00 GMT"]
 )
 def test_forms_of_dates(raw_server: Serve, modified: bytes) -> None:
-    """Last-Modified tells versions apart in each of its three forms (RFC 9110, 5.6.7)."""
+    """Each of the three forms of Last-Modified identifies a version (RFC 9110, 5.6.7)."""
     fields = b"Accept-Ranges: bytes\r\nDate: Tue, 03 Nov 2020 10:00:00 GMT\r\nLast-Modified: " + modified + b"\r\n"
     it = HttpSource(raw_server(lambda connection, _: connection.sendall(plain(fields=fields))).url, LOOPBACK)
     gather(it)
@@ -192,7 +192,7 @@ def test_forms_of_dates(raw_server: Serve, modified: bytes) -> None:
 
 @pytest.mark.parametrize("etag", [b'"v1', b"v1", b'"a"b"', b'W/"v1"', b'"a\x01b\x00"x'])
 def test_no_etag(raw_server: Serve, etag: bytes) -> None:
-    """What is no strong ETag proves nothing."""
+    """A weak or malformed ETag identifies no version."""
     fields = b"Accept-Ranges: bytes\r\nETag: " + etag + b"\r\n"
     it = HttpSource(raw_server(lambda connection, _: connection.sendall(plain(fields=fields))).url, LOOPBACK)
     assert gather(it) == DATA
@@ -213,7 +213,7 @@ def test_no_etag(raw_server: Serve, etag: bytes) -> None:
     ],
 )
 def test_location(raw_server: Serve, location: bytes, path: bytes) -> None:
-    """The bytes of a Location come back to the server, quoted once."""
+    """The client sends the bytes of a Location back to the server, quoted once."""
 
     def answer(connection: socket.socket, came: bytes) -> None:
         if came.startswith(b"GET /image "):
@@ -283,7 +283,7 @@ ANSWERS = [
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_hostile_answer(raw_server: Serve, http_server: HttpServer, answer: bytes) -> None:
-    """What cannot be read is an error of that server, and the next mirror is asked."""
+    """An unreadable answer is an error of that server, and the next mirror is tried."""
     server = raw_server(lambda connection, _: connection.sendall(answer))
     with pytest.raises(SourceUnavailable):
         gather(HttpSource(server.url, HASTY))
@@ -294,7 +294,7 @@ def test_hostile_answer(raw_server: Serve, http_server: HttpServer, answer: byte
 
 @pytest.mark.parametrize("location", REDIRECTS)
 def test_hostile_redirect(raw_server: Serve, http_server: HttpServer, location: bytes) -> None:
-    """A redirect to what is no place is refused, and the next mirror is asked."""
+    """A redirect to an invalid URL is refused, and the next mirror is tried."""
     answer = plain(b"", b"Location: " + location + b"\r\n", b"HTTP/1.1 302 Found")
     server = raw_server(lambda connection, _: connection.sendall(answer))
     with pytest.raises(SourceDenied):
@@ -304,7 +304,7 @@ def test_hostile_redirect(raw_server: Serve, http_server: HttpServer, location: 
 
 
 def forever(connection: socket.socket, head: bytes, piece: bytes, closing: threading.Event, pause: float) -> None:
-    """Send the head, and then the piece again and again."""
+    """Send the head, and then repeat the piece."""
     connection.sendall(head)
     while not closing.wait(pause):
         connection.sendall(piece)
@@ -323,7 +323,7 @@ ENDLESS = {
 @pytest.mark.parametrize("pause", [0.0, 0.05], ids=["fast", "slowly"])
 @pytest.mark.parametrize("name", ENDLESS)
 def test_endless_answer(raw_server: Serve, name: str, pause: float) -> None:
-    """A head, or an end of a body, that never comes to its end is given up, also while bytes move."""
+    """A head or a trailer without end is aborted, also while bytes arrive."""
     head, piece = ENDLESS[name]
     server = raw_server(lambda connection, _: forever(connection, head, piece, server.closing, pause))
     with pytest.raises(SourceUnavailable):
@@ -332,7 +332,7 @@ def test_endless_answer(raw_server: Serve, name: str, pause: float) -> None:
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_cancel_while_bytes_move(raw_server: Serve, name: str) -> None:
-    """A cancel is heard while bytes move without an end."""
+    """A cancel takes effect while bytes arrive without end."""
     head, piece = ENDLESS[name]
     begun = threading.Event()
 
@@ -353,7 +353,7 @@ def test_cancel_while_bytes_move(raw_server: Serve, name: str) -> None:
 
 
 def taking(first: bytes, last: bytes, status: bytes = b"201 Created") -> object:
-    """Answer a PUT: *first* when its head is there, *last* when its body is."""
+    """Answer a PUT: send *first* after its head, and *last* after its body."""
 
     def answer(connection: socket.socket, came: bytes) -> None:
         head, _, body = came.partition(b"\r\n\r\n")
@@ -379,27 +379,27 @@ def put(url: str, ca_file: str | None = None, stall_s: float = 60.0) -> None:
 @pytest.mark.parametrize("where", ["before the body", "after the body", "both"])
 @pytest.mark.parametrize("interim", INTERIM)
 def test_interim_answers_to_a_put(raw_server: Serve, tmp_path: Path, interim: bytes, where: str, tls: bool) -> None:
-    """Interim answers before and after the body of a PUT are passed over."""
+    """Interim answers before and after the body of a PUT are skipped."""
     first, last = interim * (where != "after the body"), interim * (where != "before the body")
     server = raw_server(taking(first, last), tls=tls)
     put(server.url, server.ca_file(tmp_path) if tls else None)
 
 
 def test_interim_answer_in_pieces(raw_server: Serve) -> None:
-    """An interim answer whose end comes after the body is one as well."""
+    """An interim answer whose end arrives after the body is skipped too."""
     put(raw_server(taking(b"HTTP/1.1 10", b"2 Processing\r\n\r\n")).url)
     put(raw_server(taking(b"HTTP/1.1 100 Continue\r\nX:", b" y\r\n\r\n")).url)
 
 
 @pytest.mark.parametrize("first", [GOING * 1000, b"HTTP/1.1 101 Switching Protocols\r\n\r\n"], ids=["endless", "101"])
 def test_interim_answers_that_end_a_put(raw_server: Serve, first: bytes) -> None:
-    """Too many interim answers, or 101, end a PUT."""
+    """Too many interim answers, or a 101, abort a PUT."""
     with pytest.raises(StoreUnavailable):
         put(raw_server(taking(first, b"")).url)
 
 
 def test_endless_answer_to_a_put(raw_server: Serve) -> None:
-    """An answer to a PUT that never comes to its end is given up."""
+    """A PUT is aborted if its answer has no end."""
 
     def answer(connection: socket.socket, came: bytes) -> None:
         forever(connection, b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 100, server.closing, 0.05)

@@ -1,4 +1,4 @@
-"""nfs:// URLs: an export, and options of a list."""
+"""nfs:// URLs: an export, and options from a fixed list."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ssvm_worker.net.nfs_url import ALLOWED, parse_export
     ],
 )
 def test_export(url: str, source: str, port: int) -> None:
-    """A URL is a host, a port and a path, as mount.nfs takes them."""
+    """A URL contains host, port and path, in the form that mount.nfs takes."""
     export = parse_export("primary", url)
     assert (export.source, export.port) == (source, port)
 
@@ -44,7 +44,7 @@ def test_export(url: str, source: str, port: int) -> None:
     ],
 )
 def test_refused_url(url: str) -> None:
-    """What is no plain host and path is refused, and the store is named."""
+    """Any other URL is refused, and the error names the store."""
     if url.endswith("\n"):
         url = "nfs://host/x%0A"
     with pytest.raises(ConfigError, match=r"stores\.primary\.url"):
@@ -71,7 +71,7 @@ def test_refused_url(url: str) -> None:
     ],
 )
 def test_refused_option(query: str, text: str) -> None:
-    """An option that is not on the list, or a value that it does not take, is named; so are those that are allowed."""
+    """An unknown option or value is named, with the allowed ones."""
     with pytest.raises(ConfigError) as caught:
         parse_export("primary", f"nfs://host/x?{query}")
     assert text in str(caught.value)
@@ -80,33 +80,33 @@ def test_refused_option(query: str, text: str) -> None:
 
 
 def test_options_of_the_url_win() -> None:
-    """A URL's options take the place of the defaults', and of those that they exclude."""
+    """A URL's options override the default options, and the options that they exclude."""
     export = parse_export("primary", "nfs://host/x?soft&nconnect=8", "hard,timeo=600,nconnect=4")
     assert dict(export.options) == {"timeo": "600", "nconnect": "8", "soft": ""}
 
 
 def test_versions() -> None:
-    """Where the URL names no version the newest is tried first; one that it names is the only one."""
+    """Without a version in the URL the newest is tried first; a given version is the only one."""
     assert parse_export("primary", "nfs://host/x").versions == ("4.2", "4.1", "3")
     assert parse_export("primary", "nfs://host/x?vers=4.1").versions == ("4.1",)
 
 
 def test_option_text() -> None:
-    """The command gets version, port and one try; version 3 no locks, as that would want a daemon."""
+    """The options contain version, port and one try, and version 3 uses no locks, which need a daemon."""
     export = parse_export("primary", "nfs://host:20049/x", "hard,timeo=600")
     assert export.option_text("4.2") == "hard,timeo=600,vers=4.2,port=20049,retry=0"
     assert export.option_text("3") == "hard,timeo=600,vers=3,port=20049,retry=0,nolock"
 
 
 def test_another_way_of_mounting_has_another_place() -> None:
-    """The same export with other options is another mount; the same with the same is one."""
+    """Different options of one export give different mounts, and equal options share one."""
     urls = ("nfs://host/x", "nfs://host/x?soft", "nfs://host/y", "nfs://host:1/x")
     assert len({parse_export("primary", url).slug for url in urls}) == 4
     assert parse_export("a", "nfs://host/x").slug == parse_export("b", "nfs://host/x/").slug
 
 
 def test_settings() -> None:
-    """Default options are held against the same list, and the finding names the setting."""
+    """Default options are checked by the same list, and the error names the setting."""
     assert parse({"nfs": {"options": "soft,timeo=50"}}, "here").nfs.options == "soft,timeo=50"
     with pytest.raises(ConfigError, match=r"nfs\.options.*'exec'.*Allowed are: vers"):
         parse({"nfs": {"options": "soft,exec"}}, "here")

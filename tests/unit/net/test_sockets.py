@@ -1,4 +1,4 @@
-"""Where connections may go, how stalls end, and how a cancel gets through."""
+"""Sockets: allowed addresses, stalls and cancels."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("address", "reason"), REFUSED)
 def test_refused(address: str, reason: str) -> None:
-    """What is not the public internet is refused, with the reason."""
+    """Any address outside the public internet is refused, with the reason."""
     assert reason in (AddressRule().refuse(address) or "")
 
 
@@ -73,7 +73,7 @@ def test_refused(address: str, reason: str) -> None:
     ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "172.32.0.1", "100.128.0.1"],
 )
 def test_public(address: str) -> None:
-    """Public addresses are allowed, also by way of a mapping or a translator."""
+    """Public addresses are allowed, also through a mapping or a translator."""
     assert AddressRule().refuse(address) is None
 
 
@@ -82,14 +82,14 @@ def test_public(address: str) -> None:
     [("10.20.0.7", True), ("::ffff:10.20.0.7", True), ("10.21.0.7", False), ("fd00:20::9", True), ("127.0.0.1", False)],
 )
 def test_allowed_networks(address: str, allowed: bool) -> None:
-    """A listed network is allowed, and nothing beside it."""
+    """A listed network is allowed, but no address outside it."""
     rule = AddressRule(("10.20.0.0/16", "fd00:20::/64"))
     assert (rule.refuse(address) is None) == allowed
 
 
 @pytest.mark.parametrize("network", ["10.20.0.0/33", "10.20.0.1/16", "intranet", ""])
 def test_no_network(network: str) -> None:
-    """A network that is none is an error of the settings, and named."""
+    """An invalid network is an error of the settings that names it."""
     with pytest.raises(ConfigError, match="allow_networks") as caught:
         AddressRule((network,))
     assert network in str(caught.value)
@@ -97,20 +97,20 @@ def test_no_network(network: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0"])
 def test_spellings_of_loopback(http_server: HttpServer, host: str) -> None:
-    """However loopback is spelt, the server there is not connected to."""
+    """No spelling of the loopback address reaches a local server."""
     with pytest.raises(AddressRefused, match=r"loopback|unspecified"):
         connect(host, http_server.port, ConnectOptions(AddressRule()), StallWatch())
 
 
 def test_connected_peer_is_judged(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that passed the check yet leads elsewhere is refused by the connected socket."""
+    """The connected socket is refused if the peer's address differs from the checked one."""
     monkeypatch.setattr(WatchedSocket, "getpeername", lambda self: ("169.254.169.254", 80))
     with pytest.raises(AddressRefused, match=r"connected to 169\.254\.169\.254"):
         connect("127.0.0.1", http_server.port, ConnectOptions(AddressRule(("127.0.0.0/8",))), StallWatch())
 
 
 def test_only_the_allowed_of_several(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host at a forbidden and an allowed address is reached at the allowed one."""
+    """A host with a forbidden and an allowed address is reached at the allowed one."""
     both = [(socket.AF_INET, 1, 6, "", (each, http_server.port)) for each in ("10.0.0.1", "127.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
     with connect(
@@ -120,7 +120,7 @@ def test_only_the_allowed_of_several(http_server: HttpServer, monkeypatch: pytes
 
 
 def test_second_address(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the first address refuses the connection, the second is tried."""
+    """If the first address refuses the connection, the second is tried."""
     ports = (free_port(), http_server.port)
     both = [(socket.AF_INET, 1, 6, "", ("127.0.0.1", port)) for port in ports]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
@@ -129,7 +129,7 @@ def test_second_address(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch
 
 
 def test_first_address(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address that is asked for is tried before those that the name has first."""
+    """The preferred address is tried before the first addresses of the name."""
     both = [(socket.AF_INET, 1, 6, "", (each, http_server.port)) for each in ("127.0.0.3", "127.0.0.2", "127.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
     with connect("image.example", http_server.port, ConnectOptions(preferred="127.0.0.1"), StallWatch()) as sock:
@@ -138,13 +138,13 @@ def test_first_address(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example", "h\ud800"])
 def test_no_host_name(host: str) -> None:
-    """What is no host name is an OSError, as all that goes wrong here."""
+    """An invalid host name is an OSError, like all other failures of this module."""
     with pytest.raises(OSError, match=r"host name|known"):
         connect(host, 80, ConnectOptions(), StallWatch())
 
 
 def test_name_servers_that_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look-up that does not end is a time-out, and a cancel is heard before that."""
+    """A look-up without answer times out, and a cancel ends it earlier."""
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait())
 
@@ -159,13 +159,13 @@ def test_name_servers_that_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nobody_listens() -> None:
-    """A refused connection names the address."""
+    """The error of a refused connection names the address."""
     with pytest.raises(ConnectionRefusedError, match=r"127\.0\.0\.1"):
         connect("127.0.0.1", free_port(), ConnectOptions(), StallWatch())
 
 
 def test_connect_times_out() -> None:
-    """A listener that never takes the connection is left after the time-out."""
+    """A connection to a listener that does not accept it times out."""
     with socket.socket() as full, socket.socket() as taken:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -175,7 +175,7 @@ def test_connect_times_out() -> None:
 
 
 def pair(watch: StallWatch) -> tuple[WatchedSocket, socket.socket]:
-    """A watched socket and its peer."""
+    """Return a watched socket and its peer."""
     near, far = socket.socketpair()
     watched = WatchedSocket(fileno=near.detach())
     watched.settimeout(0.05)
@@ -191,7 +191,7 @@ def test_quiet_is_a_stall() -> None:
 
 
 def test_drip_is_a_stall() -> None:
-    """Bytes that come one by one are a stall, though no two are far apart."""
+    """Single bytes with short pauses between them are a stall."""
     watch = StallWatch(stall_s=60, min_rate=10)
     for _ in range(59):
         watch.spent(1.0, 1)
@@ -200,14 +200,14 @@ def test_drip_is_a_stall() -> None:
 
 
 def test_slow_but_steady_is_none() -> None:
-    """A slow peer above the least rate is none."""
+    """A slow peer above the minimum rate is no stall."""
     watch = StallWatch(stall_s=60, min_rate=10)
     for _ in range(600):
         watch.spent(1.0, 10)
 
 
 def test_full_peer_is_a_stall() -> None:
-    """A peer that takes nothing is a stall."""
+    """A peer that reads nothing is a stall."""
     near, far = pair(StallWatch(stall_s=0.2))
     with near, far, pytest.raises(Stalled):
         near.sendall(bytes(10_000_000))
@@ -215,7 +215,7 @@ def test_full_peer_is_a_stall() -> None:
 
 @pytest.mark.parametrize("blocked", ["recv_into", "sendall"])
 def test_cancel(blocked: str) -> None:
-    """A cancel reaches a blocked read and a blocked write."""
+    """A cancel ends a blocked read and a blocked write."""
 
     def check() -> None:
         raise Cancelled("user")
@@ -227,7 +227,7 @@ def test_cancel(blocked: str) -> None:
 
 @pytest.mark.parametrize("watch", [StallWatch(stall_s=0.5), None], ids=["given up", "cancelled"])
 def test_handshake_byte_by_byte(watch: StallWatch | None) -> None:
-    """A TLS handshake that comes byte by byte is given up in time, and hears a cancel."""
+    """A slow TLS handshake times out, and a cancel ends it earlier."""
     begun, over = threading.Event(), threading.Event()
 
     def check() -> None:
@@ -239,7 +239,7 @@ def test_handshake_byte_by_byte(watch: StallWatch | None) -> None:
     def drip() -> None:
         far.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB
         begun.set()
-        with contextlib.suppress(OSError):  # the other end is closed by then
+        with contextlib.suppress(OSError):  # the other end is closed by now
             while not over.wait(0.02):
                 far.sendall(b"\x00")
 
@@ -253,7 +253,7 @@ def test_handshake_byte_by_byte(watch: StallWatch | None) -> None:
 
 
 def test_deadline_though_bytes_move() -> None:
-    """After the deadline a read ends, though bytes come all the time."""
+    """A read ends at the deadline, even while bytes keep arriving."""
     watch = StallWatch(stall_s=60.0)
     near, far = pair(watch)
     with near, far:
@@ -266,7 +266,7 @@ def test_deadline_though_bytes_move() -> None:
 
 
 class _Scripted(WatchedSocket):
-    """Reads by a script: counts, and errors."""
+    """Reads by a script of counts and errors."""
 
     replies: list[int | OSError]
 
@@ -277,7 +277,7 @@ class _Scripted(WatchedSocket):
 
 
 def test_cancel_without_a_wait() -> None:
-    """A cancel reaches a reader that never has to wait."""
+    """A cancel ends a reader that never has to wait."""
 
     def check() -> None:
         raise Cancelled("user")
@@ -293,7 +293,7 @@ def test_cancel_without_a_wait() -> None:
 
 
 def test_bytes_before_a_reset_count() -> None:
-    """An error behind some bytes is raised at the next read, so the bytes are not lost."""
+    """An error after some bytes is raised at the next read, so the bytes are kept."""
     with _Scripted() as near:
         near.watch, near.replies = StallWatch(), [3, ConnectionResetError("gone")]
         assert near.recv_into(bytearray(100_000)) == 3
@@ -303,7 +303,7 @@ def test_bytes_before_a_reset_count() -> None:
 
 @pytest.mark.parametrize("quiet", [BlockingIOError(errno.EAGAIN, "again"), TimeoutError("timed out")])
 def test_quiet_is_no_end(quiet: OSError) -> None:
-    """A wait without bytes is never an end for the readers of the standard library, which take None for one."""
+    """A wait without bytes is not an end of file, because the standard library treats None as one."""
     with _Scripted() as near:
         near.watch, near.replies = StallWatch(), [quiet, 3, quiet, 4, quiet, 0]
         reader = near.makefile("rb")
@@ -312,7 +312,7 @@ def test_quiet_is_no_end(quiet: OSError) -> None:
 
 
 def test_a_dead_connection_is_an_error() -> None:
-    """The kernel's own time-out, after which it gives a clean end, is raised, at once and behind some bytes."""
+    """The kernel's own time-out, which looks like a clean end, is raised as an error."""
     for before in ([], [3]):
         with _Scripted() as near:
             near.watch, near.replies = StallWatch(), [*before, TimeoutError(errno.ETIMEDOUT, "dead"), 0]
@@ -323,7 +323,7 @@ def test_a_dead_connection_is_an_error() -> None:
 
 
 def test_a_late_reader_is_not_starved() -> None:
-    """Time counts as waited for the peer only where nothing had come yet."""
+    """Time counts as a wait for the peer only if no bytes had arrived."""
     watch = StallWatch()
     near, far = pair(watch)
     with near, far:
@@ -336,7 +336,7 @@ def test_a_late_reader_is_not_starved() -> None:
 
 
 def test_small_reads_do_not_wait() -> None:
-    """A header parser's read returns what there is."""
+    """A header parser's read returns the bytes that have arrived."""
     near, far = pair(StallWatch())
     with near, far:
         far.sendall(b"HTTP")
@@ -344,7 +344,7 @@ def test_small_reads_do_not_wait() -> None:
 
 
 def test_all_is_sent() -> None:
-    """sendall sends all, however little fits at a time."""
+    """sendall sends all bytes, even if few fit at a time."""
     near, far = pair(StallWatch())
     data, got = bytes(range(256)) * 20_000, bytearray()
 
@@ -362,7 +362,7 @@ def test_all_is_sent() -> None:
 
 
 def test_no_certificates(tmp_path: Path) -> None:
-    """A CA file that holds no certificates is an error of the settings."""
+    """A CA file without certificates is an error of the settings."""
     file = tmp_path / "ca.pem"
     file.write_text("not PEM")
     with pytest.raises(ConfigError, match=r"ca\.pem"):

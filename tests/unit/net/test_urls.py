@@ -1,4 +1,4 @@
-"""The URLs and headers that users give: sent as they were meant, or refused; and never logged with a secret."""
+"""Users' URLs and headers are sent unchanged or refused, and a log never contains their secrets."""
 
 from __future__ import annotations
 
@@ -42,46 +42,46 @@ LOOPBACK = SourceOptions(HttpSettings(AddressRule(("127.0.0.0/8",))))
     ],
 )
 def test_bad_url(url: str) -> None:
-    """A URL that cannot be fetched is an error of the request."""
+    """A malformed URL is an error of the request."""
     with pytest.raises(InvalidRequest):
         open_source(url, LOOPBACK)
 
 
 def test_unknown_scheme() -> None:
-    """The error of an unknown scheme lists those that are taken."""
+    """The error of an unknown scheme lists the supported schemes."""
     with pytest.raises(InvalidRequest, match="http, https"):
         open_source("gopher://example.org/", LOOPBACK)
 
 
 def test_userinfo() -> None:
-    """A password in the URL is refused and stands in no text."""
+    """A password in the URL is refused, and no text shows it."""
     with pytest.raises(InvalidRequest) as caught:
         open_source("https://joe:secret@example.org/x?token=secret", LOOPBACK)
     assert "secret" not in repr(caught.value)
 
 
 def test_password_that_looks_like_a_port() -> None:
-    """What stands in the place of a port is never repeated."""
+    """No error repeats the text in the place of a port."""
     with pytest.raises(InvalidRequest) as caught:
         open_source("http://user:secret/x", LOOPBACK)
     assert "secret" not in repr(caught.value)
 
 
 def test_name_is_redacted() -> None:
-    """The name of a source holds no value of its query."""
+    """The name of a source shows no value of its query."""
     it = open_source("https://s3.example:8443/b/k?X-Amz-Signature=secret&versionId=secret&secret", LOOPBACK)
     assert it.name == "https://s3.example:8443/b/k?X-Amz-Signature=***&versionId=***&***"
 
 
 @pytest.mark.parametrize("headers", [{"X": "a\r\nY: b"}, {"X Y": "a"}, {"": "a"}, {"Range": "bytes=0-"}, {"host": "x"}])
 def test_bad_headers(headers: dict[str, str]) -> None:
-    """A header that would smuggle in another, or is ours to set, is refused."""
+    """A header that injects another one, or that the worker sets, is refused."""
     with pytest.raises(InvalidRequest):
         open_source("http://example.org/", dataclasses.replace(LOOPBACK, headers=headers))
 
 
 def test_awkward_path(http_server: HttpServer) -> None:
-    """Blanks and letters beyond ASCII are quoted; what is quoted already stays."""
+    """Blanks and non-ASCII letters are quoted once, and quoted text stays."""
     with pytest.raises(SourceNotFound):
         gather(open_source(http_server.url("a b/ü%20%2F?q=ö r"), LOOPBACK))
     assert http_server.requests[0].path == "/a%20b/%C3%BC%20%2F?q=%C3%B6%20r"

@@ -1,4 +1,4 @@
-"""`ssvm doctor` says of every dependency whether it is there, and what to do where it is not."""
+"""`ssvm doctor` shows the state of every dependency, and a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.servers.s3 import S3Server
 
 
 def conversion(scratch: Path | None) -> Finding:
-    """What is found of conversions; nobody listens for the rest."""
+    """Return the findings about conversions; all other servers are absent."""
     broker = {"url": f"redis://127.0.0.1:{free_port()}/0"}
     settings = Settings.model_validate({"broker": broker, "download": {"scratch_dir": scratch}})
     return next(each for each in examine(settings) if each.check == "conversion")
 
 
 def test_conversion(tmp_path: Path) -> None:
-    """Where images are converted, qemu-img and the directory are named."""
+    """If images are converted, doctor names qemu-img and the directory."""
     if not shutil.which("qemu-img"):
         missing("qemu-img", "apt-get install qemu-utils")
     found = conversion(tmp_path)
@@ -42,12 +42,12 @@ def test_conversion(tmp_path: Path) -> None:
 
 
 def test_no_conversion() -> None:
-    """Where no images are converted, nothing is needed for it."""
+    """If no images are converted, doctor requires nothing for it."""
     assert conversion(None) == Finding("conversion", True, "not wanted: download.scratch_dir is not set")
 
 
 def test_conversion_impossible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory or a tool that is not there is a failure that says which."""
+    """A missing directory or tool is a failure that names it."""
     assert "No such file" in conversion(tmp_path / "away").detail
     monkeypatch.setenv("PATH", str(tmp_path))
     found = conversion(tmp_path)
@@ -56,7 +56,7 @@ def test_conversion_impossible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def archive(server: Any, tmp_path: Path, bucket: str) -> list[Finding]:
-    """What is found of an S3 store; nobody listens for the rest."""
+    """Return the findings about an S3 store; all other servers are absent."""
     keys = {"endpoint": server.endpoint, "access_key": server.access_key, "secret_key": server.secret_key}
     values = {
         "state_dir": tmp_path,
@@ -67,7 +67,7 @@ def archive(server: Any, tmp_path: Path, bucket: str) -> list[Finding]:
 
 
 def test_s3(s3_server: S3Server, tmp_path: Path) -> None:
-    """An S3 store is told with what its server can do; the rule for abandoned uploads is ready to be applied, once."""
+    """doctor shows an S3 server's features, and prints the lifecycle rule once, ready to apply."""
     bucket, client = s3_server.make_bucket(), s3_server.client()
     theirs = {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 30}}
     client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [theirs]})
@@ -85,7 +85,7 @@ def test_s3(s3_server: S3Server, tmp_path: Path) -> None:
 
 
 def test_s3_that_may_not_be_written(rclone_s3: RcloneS3, tmp_path: Path) -> None:
-    """Keys that a server does not know, or a bucket that is not there, are failures; the hint never is."""
+    """Unknown keys and a missing bucket are failures, but the hint is not."""
     store, uploads = archive(rclone_s3, tmp_path, "no-such-bucket")
     assert (store.ok, uploads.ok) == (False, True)
     assert "no-such-bucket" in store.detail
@@ -96,7 +96,7 @@ WORKER = WorkerInfo("w1", "host", "z", ("download",), 4, "1.0", started=1.0, eve
 
 
 class Site:
-    """A broker, and what doctor says of workers and jobs."""
+    """A broker, and doctor's findings about workers and jobs."""
 
     def __init__(self, broker: Broker) -> None:
         self.settings = parse({"zone": "z", "broker": {"url": broker.url, "prefix": broker.prefix}}, "the test")
@@ -104,19 +104,19 @@ class Site:
         self.ledger = Ledger(broker.url, prefix=broker.prefix, claim_s=1000)
 
     def rows(self) -> list[tuple[str, str]]:
-        """State and detail."""
+        """Return state and detail."""
         found = [each.as_dict() for each in examine(self.settings)]
         return [(each["state"], each["detail"]) for each in found if each["check"] in ("workers", "jobs")]
 
 
 @pytest.fixture
 def site(broker: Broker) -> Site:
-    """One without jobs and workers."""
+    """Return a site without jobs and workers."""
     return Site(broker)
 
 
 def test_no_worker(site: Site) -> None:
-    """Jobs that wait where no worker is up are a failure that says how to start one."""
+    """Waiting jobs without a worker are a failure that says how to start one."""
     site.ledger.submit(JOB)
     [(state, detail)] = site.rows()
     assert state == "FAILED"
@@ -125,14 +125,14 @@ def test_no_worker(site: Site) -> None:
 
 
 def test_running_without_a_worker(site: Site) -> None:
-    """A job that runs by the ledger, and whose worker is gone, is a failure too."""
+    """A running job whose worker is gone is a failure too."""
     site.ledger.submit(JOB)
     assert site.ledger.claim("j1", "w1")
     assert [state for state, _ in site.rows()] == ["FAILED"]
 
 
 def test_a_worker_is_up(site: Site) -> None:
-    """Where a worker is up that takes the jobs, all is well."""
+    """A worker that is up and takes the jobs is no finding."""
     site.ledger.submit(JOB)
     site.registry.beat(replace(WORKER, active=1))
     assert site.rows() == [("ok", "zone z: 1 up, 1 of 4 places in use")]
@@ -140,7 +140,7 @@ def test_a_worker_is_up(site: Site) -> None:
 
 @pytest.mark.parametrize("change", [{"draining": True}, {"connected": False}])
 def test_a_worker_that_takes_nothing(site: Site, change: dict[str, bool]) -> None:
-    """A worker that drains, or that no message reaches, is not up, and is told as the last that was seen."""
+    """A draining or unreachable worker is not up, and is shown as the last seen worker."""
     site.ledger.submit(JOB)
     site.registry.beat(replace(WORKER, **change))  # type: ignore[arg-type]
     [(state, detail)] = site.rows()
@@ -156,7 +156,7 @@ def test_a_lane_that_no_worker_takes(site: Site) -> None:
 
 
 def test_another_zone_without_a_worker(site: Site) -> None:
-    """Jobs of another zone without workers are a warning: it may be a typing error, and it is not this zone's."""
+    """Jobs of another zone without workers are a warning, because the zone may be a typing error."""
     site.ledger.submit(replace(JOB, zone="zoneX"))
     site.registry.beat(WORKER)
     assert [(state, "zone zoneX: 1 queued" in detail) for state, detail in site.rows()] == [
@@ -166,13 +166,13 @@ def test_another_zone_without_a_worker(site: Site) -> None:
 
 
 def test_nothing_to_do(site: Site) -> None:
-    """Without jobs a zone without workers is only a warning, as an upload that waits for its sender is none."""
+    """A zone without workers and jobs is a warning, and an upload that waits for its sender does not count."""
     site.ledger.submit(replace(JOB, lane=INBOUND))
     assert [state for state, _ in site.rows()] == ["warning"]
 
 
 def test_down_old_and_failed(site: Site) -> None:
-    """Workers that were killed, jobs that wait for long, and jobs that failed lately are warnings."""
+    """Killed workers, jobs that wait long, and recently failed jobs are warnings."""
     site.ledger.submit(JOB)
     site.ledger.submit(replace(JOB, job_id="fails"))
     claim = site.ledger.claim("fails", "w")
@@ -190,7 +190,7 @@ def test_down_old_and_failed(site: Site) -> None:
 
 
 def test_exit_status_and_settings_file(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The row of the settings names their file, or warns that there is none; a failure is the exit status 1."""
+    """The settings row names the file or warns that none exists, and a failure makes the exit status 1."""
     file = tmp_path / "worker.toml"
     broker = site.settings.broker
     (tmp_path / "store").mkdir()
@@ -213,7 +213,7 @@ def test_exit_status_and_settings_file(site: Site, tmp_path: Path, capsys: pytes
 
 
 def test_submit_warns(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`ssvm submit` says on standard error that no worker takes the job now."""
+    """`ssvm submit` warns on standard error if no worker takes the job now."""
     file, broker = tmp_path / "worker.toml", site.settings.broker
     (tmp_path / "store").mkdir()
     file.write_text(

@@ -1,4 +1,4 @@
-"""Each line of the log says which job it is about, in every form, from any thread, also to syslog."""
+"""Each log line names its job, in every form, from any thread, and in syslog."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOGGER = logging.getLogger("ssvm.test")
 
 @contextmanager
 def logged(**given: object) -> Iterator[io.StringIO]:
-    """What standard error gets by these settings."""
+    """Return the output of these settings to standard error."""
     root, text = logging.getLogger(), io.StringIO()
     before, level = root.handlers[:], root.level
     root.handlers.clear()  # pytest's own, which must not be closed
@@ -41,12 +41,12 @@ def logged(**given: object) -> Iterator[io.StringIO]:
 
 
 def say() -> None:
-    """One line."""
+    """Log one line."""
     LOGGER.info('said "%s"', "it")
 
 
 def test_json() -> None:
-    """A line is one JSON object, whatever is in the message."""
+    """A line is one JSON object for any message."""
     with logged(format="json") as text, logs.about("j1"):
         LOGGER.warning("two\nlines, \x1b and ä")
     found = json.loads(text.getvalue())
@@ -56,7 +56,7 @@ def test_json() -> None:
 
 
 def test_keyvalue() -> None:
-    """A line is key=value, and what has blanks, quotes or line ends is quoted."""
+    """A line is key=value, and values with blanks, quotes or line breaks are quoted."""
     with logged(format="keyvalue") as text, logs.about("j1"):
         LOGGER.info('said "%s"\n', "it")
     [line] = text.getvalue().splitlines()
@@ -66,7 +66,7 @@ def test_keyvalue() -> None:
 
 @pytest.mark.parametrize("form", ["json", "keyvalue"])
 def test_a_traceback_stays_in_its_line(form: str) -> None:
-    """A traceback makes no lines of its own, which would have no job."""
+    """A traceback starts no new line, because that line would name no job."""
     with logged(format=form) as text, logs.about("j1"):
         try:
             raise ValueError("two\nlines")
@@ -78,7 +78,7 @@ def test_a_traceback_stays_in_its_line(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["text", "json", "keyvalue"])
 def test_every_thread_of_a_process(form: str) -> None:
-    """While a process works at a job, what its threads say is about that, with the number of the attempt."""
+    """While a process runs a job, the lines of its threads name the job and the attempt."""
     with logged(format=form) as text:
         logs.begin("j1", attempt=2)
         thread = threading.Thread(target=say)
@@ -93,7 +93,7 @@ def test_every_thread_of_a_process(form: str) -> None:
 
 
 def test_threads_of_many_jobs() -> None:
-    """A thread that deals with another job says so, and nobody else's lines change."""
+    """A thread that works for another job names that job, and other threads' lines are unchanged."""
     with logged(format="json") as text:
 
         def other() -> None:
@@ -111,7 +111,7 @@ def test_threads_of_many_jobs() -> None:
 
 
 def test_libraries_do_not_tell_requests() -> None:
-    """Below INFO libraries tell URLs with their signatures, so nothing below INFO is logged."""
+    """Below INFO, libraries log URLs with signatures, so nothing below INFO is logged."""
     with logged() as text:
         logging.getLogger("urllib3.connectionpool").debug("GET /x?X-Amz-Signature=secret")
     assert text.getvalue() == ""
@@ -119,7 +119,7 @@ def test_libraries_do_not_tell_requests() -> None:
 
 @pytest.mark.parametrize("kind", ["udp", "unix"])
 def test_syslog(kind: str) -> None:
-    """Syslog gets the same lines, with their severity, from the settings' level on."""
+    """Syslog receives the same lines with their severity, from the configured level."""
     with tempfile.TemporaryDirectory(prefix="ssvm-") as directory:
         syslog = Syslog(Path(directory) / "log" if kind == "unix" else None)
         with logged(format="json", syslog=syslog.url) as text, logs.about("j1"):
@@ -132,7 +132,7 @@ def test_syslog(kind: str) -> None:
 
 
 def test_syslog_that_goes_away(capfd: pytest.CaptureFixture[str]) -> None:
-    """A syslog daemon that ends, or does not read, costs its lines only; when it is back it gets the next ones."""
+    """If a syslog daemon ends or blocks, only its lines are lost, and later lines reach it again."""
     with tempfile.TemporaryDirectory(prefix="ssvm-") as directory:
         path = Path(directory) / "log"
         first = Syslog(path)
@@ -150,7 +150,7 @@ def test_syslog_that_goes_away(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_syslog() -> None:
-    """A socket that is not there is told once, and a host that has no address is an error of the settings."""
+    """A missing socket is logged once, and a host without an address is an error of the settings."""
     with logged(syslog="unix:///nowhere") as text:
         say()
         say()

@@ -1,4 +1,4 @@
-"""What Prometheus gets: the figures are right, and the dashboard and the rules ask for nothing that is not there."""
+"""Prometheus metrics are correct, and the dashboard and alert rules use only existing metrics."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 @pytest.fixture
 def settings(broker: Broker) -> Settings:
-    """Settings of a worker in zone z."""
+    """Return settings of a worker in zone z."""
     return parse({"zone": "z", "broker": {"url": broker.url, "prefix": broker.prefix}}, "the test")
 
 
 @pytest.fixture
 def registry(broker: Broker) -> WorkerRegistry:
-    """The workers of that broker."""
+    """Return the registry of that broker's workers."""
     return WorkerRegistry(broker.url, prefix=broker.prefix)
 
 
 @pytest.fixture
 def busy(broker: Broker, registry: WorkerRegistry) -> Iterator[Ledger]:
-    """A job that runs, one that waits, one that has failed, a worker, and a lease of an ESXi host."""
+    """Return a ledger with three jobs (running, waiting, failed), a worker, and a lease of an ESXi host."""
     with Ledger(broker.url, prefix=broker.prefix, claim_s=100) as ledger:
         for job_id in ("runs", "fails", "waits"):
             ledger.submit(replace(JOB, job_id=job_id))
@@ -74,7 +74,7 @@ def busy(broker: Broker, registry: WorkerRegistry) -> Iterator[Ledger]:
 
 
 def samples(settings: Settings, stores: list[dict[str, Any]] = STORES) -> Samples:
-    """Every sample that is scraped."""
+    """Return every sample of a scrape."""
     found = CollectorRegistry()
     found.register(metrics.Collector(settings, lambda: stores))
     families = text_string_to_metric_families(generate_latest(found).decode())
@@ -109,20 +109,20 @@ def samples(settings: Settings, stores: list[dict[str, Any]] = STORES) -> Sample
     ],
 )
 def test_sample(settings: Settings, name: str, labels: dict[str, str], value: float) -> None:
-    """Each figure is there with its labels."""
+    """Each metric exists with its labels."""
     assert samples(settings)[name, tuple(sorted(labels.items()))] == value
 
 
 @pytest.mark.usefixtures("busy")
 def test_the_oldest_that_waits(settings: Settings) -> None:
-    """How long the oldest job has waited grows."""
+    """The age of the oldest waiting job grows."""
     labels = (("lane", "download"), ("zone", "z"))
     first = samples(settings)["ssvm_queue_oldest_seconds", labels]
     assert 0 < first < samples(settings)["ssvm_queue_oldest_seconds", labels]
 
 
 def test_without_a_broker() -> None:
-    """While the broker is away there is one figure that says so, and the stores' own."""
+    """Without the broker, a metric reports its absence, and the stores' metrics remain."""
     found = samples(parse({"broker": {"url": f"redis://127.0.0.1:{free_port()}/0"}}, "the test"))
     assert found["ssvm_up", ()] == 0
     assert {name for name, _ in found if not name.startswith("ssvm_store")} == {"ssvm_up"}
@@ -130,7 +130,7 @@ def test_without_a_broker() -> None:
 
 @pytest.mark.usefixtures("busy")
 def test_dashboard_and_rules(settings: Settings) -> None:
-    """Every metric that the dashboard and the alerts ask for is one that we have."""
+    """Every metric in the dashboard and the alerts exists."""
     known = {name for name, _ in samples(settings)}
     panels = json.loads((CONFIG / "grafana/ssvm.json").read_text())["panels"]
     asked = " ".join(target["expr"] for panel in panels for target in panel["targets"])
@@ -139,13 +139,13 @@ def test_dashboard_and_rules(settings: Settings) -> None:
 
 
 def test_rules_are_valid() -> None:
-    """promtool takes the rules and the scrape configuration."""
+    """promtool accepts the rules and the scrape configuration."""
     if not (promtool := shutil.which("promtool")):
         missing("promtool", "install Debian's prometheus")
     subprocess.run([promtool, "check", "config", str(CONFIG / "prometheus/prometheus.yml")], check=True)
 
 
-#: What fires for each situation, and nothing else, at the end of 40 minutes of it. A minute of promtool is a sample.
+#: The alerts that fire in each situation, and no others, after 40 minutes. One minute of promtool is one sample.
 SITUATIONS: dict[str, tuple[str, set[str]]] = {
     "stopped": (
         "jobs wait, and the last worker was stopped in good order",
@@ -160,7 +160,7 @@ SITUATIONS: dict[str, tuple[str, set[str]]] = {
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_alerts(settings: Settings, broker: Broker, registry: WorkerRegistry, tmp_path: Path, situation: str) -> None:
-    """From what `ssvm metrics` says in a situation, exactly the alerts of that situation fire."""
+    """The metrics of each situation fire exactly the alerts of that situation."""
     own = WORKER if situation == "killed" else replace(WORKER, every_s=1e9)
     if situation != "stopped":
         registry.beat(replace(own, capacity=8))
@@ -185,13 +185,13 @@ def test_alerts(settings: Settings, broker: Broker, registry: WorkerRegistry, tm
 
 
 def shift(broker: Broker, registry: WorkerRegistry, seconds: float) -> None:
-    """All workers were last heard of so long ago."""
+    """Set the last heartbeat of all workers to so long ago."""
     registry._redis.zincrby(f"{broker.prefix}ssvm.workers:seen", -seconds, WORKER.name)
     assert [each.state for each in registry.workers()] == ["Down"]
 
 
 def check_alerts(found: Samples, expected: set[str], directory: Path, minutes: int = 41) -> None:
-    """promtool runs the rules over these samples for so long; exactly the expected alerts fire at the end."""
+    """Run promtool with these samples for so long, and check that exactly the expected alerts fire at the end."""
     if not (promtool := shutil.which("promtool")):
         missing("promtool", "install Debian's prometheus")
     rules = CONFIG / "prometheus/ssvm-rules.yml"
@@ -214,7 +214,7 @@ def check_alerts(found: Samples, expected: set[str], directory: Path, minutes: i
 
 
 def moving(name: str, value: float) -> str:
-    """The samples of a series over an hour: ages and moments grow, all else stands."""
+    """Return the samples of a series over an hour: ages and timestamps grow, all others are constant."""
     if name == "ssvm_queue_oldest_seconds" and value:
         return f"{value}+60x60"
     return f"{0 if name.endswith('timestamp_seconds') else value}+{60 if name.endswith('timestamp_seconds') else 0}x60"
@@ -231,7 +231,7 @@ def moving(name: str, value: float) -> str:
     ],
 )
 def test_alerts_of_one_figure(tmp_path: Path, name: str, labels: dict[str, str], values: str, alert: str) -> None:
-    """A figure that stays wrong fires its alert."""
+    """A metric that stays wrong fires its alert."""
     rules = CONFIG / "prometheus/ssvm-rules.yml"
     text = ",".join(f'{key}="{value}"' for key, value in labels.items())
     end = "100m" if "120" in values else "41m"
@@ -251,7 +251,7 @@ def test_alerts_of_one_figure(tmp_path: Path, name: str, labels: dict[str, str],
 
 
 def test_all_that_run(settings: Settings, broker: Broker) -> None:
-    """Every running job counts, however many there are."""
+    """Every running job counts, at any number of jobs."""
     with Ledger(broker.url, prefix=broker.prefix, claim_s=1000) as ledger:
         for number in range(1010):
             ledger.submit(replace(JOB, job_id=f"j{number}"))
@@ -260,10 +260,10 @@ def test_all_that_run(settings: Settings, broker: Broker) -> None:
 
 
 def test_a_scrape_opens_no_connection(settings: Settings) -> None:
-    """An exporter that is scraped again and again keeps the connections that it has."""
+    """Repeated scrapes reuse the exporter's connections."""
     collector = metrics.Collector(settings, list)
     list(collector.collect())
-    client = assembly.open_links(settings)._redis  # the one that counts
+    client = assembly.open_links(settings)._redis  # the connection that counts
     before = client.info("stats")["total_connections_received"]
     for _ in range(5):
         list(collector.collect())
@@ -271,25 +271,25 @@ def test_a_scrape_opens_no_connection(settings: Settings) -> None:
 
 
 def test_stores_that_cannot_be_examined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no process can start, the watch lives on and says nothing of the stores, and when it last saw them."""
+    """If no process can start, the watch continues, and shows only when it last examined the stores."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(StoreUnavailable, match="cannot be examined"):
         store_health.look_at_stores(None)
     watch = store_health.StoreWatch(None)
     [thread] = [each for each in threading.enumerate() if each.name == "stores" and each.is_alive()][-1:]
-    thread.join(0.5)  # long enough for one look; on a slower machine the thread is alive all the more
+    thread.join(0.5)  # long enough for one round; on a slower machine the thread is alive anyway
     assert (thread.is_alive(), watch.rows(), watch.looked) == (True, [], 0.0)
 
 
 def test_every_alert_has_its_line() -> None:
-    """An alert without a line on what to do is only noise."""
+    """Every alert has a line in the documentation that says what to do."""
     rules = (CONFIG / "prometheus/ssvm-rules.yml").read_text()
     assert rules.count("- alert:") == rules.count("runbook:") > 5
 
 
 @pytest.fixture
 def address(settings: Settings) -> Iterator[str]:
-    """The exporter over HTTP."""
+    """Return the exporter's address over HTTP."""
     server = metrics.server(settings, None, "127.0.0.1", 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -298,7 +298,7 @@ def address(settings: Settings) -> Iterator[str]:
 
 
 def get(url: str) -> tuple[int, str]:
-    """Status and text."""
+    """Return status and text."""
     try:
         with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
             return answer.status, answer.read().decode()
@@ -307,7 +307,7 @@ def get(url: str) -> tuple[int, str]:
 
 
 def test_over_http(address: str, registry: WorkerRegistry) -> None:
-    """/metrics has them all; /livez answers; /readyz says why no job would be taken."""
+    """/metrics has all metrics, /livez answers, and /readyz says why no job would be accepted."""
     assert get(f"{address}/livez") == (200, "ok\n")
     status, why = get(f"{address}/readyz")
     assert (status, "there is none" in why) == (503, True)
@@ -318,7 +318,7 @@ def test_over_http(address: str, registry: WorkerRegistry) -> None:
 
 
 def test_probes(settings: Settings, registry: WorkerRegistry) -> None:
-    """A host's worker lives while it says so; one that drains lives, but is not ready."""
+    """A host's worker is live while it sends heartbeats; a draining worker is live but not ready."""
     host = WORKER.host
     assert "No worker" in health.dead(settings, host)
     registry.beat(replace(WORKER, draining=True))
@@ -331,7 +331,7 @@ def test_probes(settings: Settings, registry: WorkerRegistry) -> None:
 
 @pytest.mark.parametrize("accept", ["application/openmetrics-text; version=odd", "*/*", "\x80;q=x"])
 def test_odd_accept(address: str, accept: str) -> None:
-    """A scrape is answered whatever forms the client names."""
+    """A scrape succeeds with any Accept header."""
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), 60) as peer:
         peer.sendall(f"GET /metrics?name[]=%ff&x HTTP/1.0\r\nAccept: {accept}\r\n\r\n".encode("latin-1"))
@@ -340,7 +340,7 @@ def test_odd_accept(address: str, accept: str) -> None:
 
 
 def test_silent_connections(address: str) -> None:
-    """Silent connections, however many, neither hold a thread each nor keep Prometheus out."""
+    """Many silent connections hold no thread each, and do not block Prometheus."""
     host, port = address.removeprefix("http://").split(":")
     peers = [socket.create_connection((host, int(port))) for _ in range(200)]
     assert get(f"{address}/livez") == (200, "ok\n")

@@ -1,4 +1,4 @@
-"""How many workers there should be: the rule, the figures that it looks at, and a day in virtual time."""
+"""The number of workers: the rule, its inputs, and a simulated day."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ JOB = NewJob("j1", "download", "z", "download", {"url": "http://x/y"})
 
 @pytest.mark.parametrize(("active", "queued", "workers"), [(0, 0, 1), (1, 0, 2), (2, 0, 2), (2, 3, 4), (100, 0, 10)])
 def test_needed(active: int, queued: int, workers: int) -> None:
-    """Running, waiting and standby jobs, by the sessions of a worker, within the bounds."""
+    """The need is running, waiting and standby jobs, divided by a worker's sessions, within the bounds."""
     assert POLICY.needed(active, queued) == workers
 
 
 def running(*active: int) -> list[Running]:
-    """Workers w0, w1, … with so many jobs, each younger than the one before."""
+    """Return workers w0, w1, … with so many jobs, each younger than the previous one."""
     return [Running(f"w{number}", each, number) for number, each in enumerate(active)]
 
 
 def test_only_idle_ones_go_the_youngest_first() -> None:
-    """A worker with work is never named, and no more go than are too many."""
+    """Only superfluous idle workers stop, the youngest first."""
     made = decide("z", (1, 0), running(0, 1, 0, 0, 0), POLICY, recent=2)
     assert (made.desired, made.removable) == (2, ("w4", "w3", "w2"))
     assert decide("z", (4, 0), running(1, 1, 1, 1), replace(POLICY, standby=0), recent=2).removable == ()
 
 
 def test_the_cool_down_keeps_what_there_is() -> None:
-    """What was needed a while ago stays, but nothing is started for it."""
+    """The cool-down keeps recently needed workers, but starts none."""
     kept = decide("z", (0, 0), running(0, 0, 0), POLICY, recent=8)
     assert (kept.desired, kept.removable) == (3, ())
     assert "cool-down" in kept.why
@@ -49,13 +49,13 @@ def test_the_cool_down_keeps_what_there_is() -> None:
 
 @pytest.fixture
 def ledger(broker: Broker) -> Iterator[Ledger]:
-    """A ledger whose claims last until the test ends."""
+    """Return a ledger whose claims last until the test ends."""
     with Ledger(broker.url, prefix=broker.prefix, claim_s=100, keep_s=0) as found:
         yield found
 
 
 def test_the_ledger_counts(ledger: Ledger, broker: Broker) -> None:
-    """Jobs by state, zone and lane are counted as they change, and so are the endings and the bytes, for ever."""
+    """The ledger counts jobs by state, zone and lane, and keeps counters of endings and bytes."""
     figures = JobMetrics(broker.url, prefix=broker.prefix)
     for job_id, lane in (("a", "download"), ("b", "download"), ("c", "upload")):
         ledger.submit(replace(JOB, job_id=job_id, lane=lane))
@@ -79,7 +79,7 @@ def test_the_ledger_counts(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_decisions(ledger: Ledger, broker: Broker) -> None:
-    """What waits and runs in a zone, and who is up there, become a decision; a draining worker counts no more."""
+    """A zone's jobs and its workers that are up determine the decision; a draining worker does not count."""
     registry = WorkerRegistry(broker.url, prefix=broker.prefix)
     worker = WorkerInfo("w1", "host", "z", ("download",), 2, "1.0", started=1.0)
     registry.beat(worker)
@@ -100,7 +100,7 @@ def test_wrong_bounds() -> None:
 
 
 def test_a_day() -> None:
-    """In a day of 10,000 jobs no busy worker is stopped, the bounds hold, and nobody waits long for little money."""
+    """In a day of 10,000 jobs no busy worker stops, the bounds hold, and waits and costs are low."""
     days = simulation.compare()
     own, same_cost = days["ssvm scale"], next(day for name, day in days.items() if name.startswith("always 1"))
     assert own.broken_off == []

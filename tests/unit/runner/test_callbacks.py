@@ -1,4 +1,4 @@
-"""Callbacks as a worker sends them: a few at once to each receiver, so that a slow one delays nobody else."""
+"""A worker sends a few callbacks in parallel to each receiver, so a slow receiver delays no other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def settings(broker: Broker) -> Settings:
-    """A receiver gets a quarter of an hour to answer: no test waits for its end."""
+    """Return settings that give a receiver 15 minutes, which no test waits for."""
     broker_values = {"url": broker.url, "prefix": broker.prefix}
     callback = {"timeout_s": 900, "allow_networks": ["127.0.0.0/8"]}
     return parse({"broker": broker_values, "callback": callback}, "the test")
@@ -28,14 +28,14 @@ def settings(broker: Broker) -> Settings:
 
 @pytest.fixture
 def ledger(settings: Settings) -> Iterator[Ledger]:
-    """A ledger of the test's own."""
+    """Return a ledger for this test."""
     with open_ledger(settings) as found:
         yield found
 
 
 @pytest.fixture
 def outbox(settings: Settings) -> Iterator[CallbackSender]:
-    """What a worker runs."""
+    """Return the worker's outbox."""
     found = CallbackSender(settings, 0.05)
     found.start()
     yield found
@@ -43,18 +43,18 @@ def outbox(settings: Settings) -> Iterator[CallbackSender]:
 
 
 def end(ledger: Ledger, job_id: str, url: str) -> None:
-    """A job that has ended, and whose end is to be told."""
+    """End a job that has a callback."""
     ledger.submit(NewJob(job_id, "delete", "z", "maintenance", {}, callback_url=url))
     ledger.cancel(job_id, "the test")
 
 
 def state(ledger: Ledger, job_id: str) -> str:
-    """Of the callback."""
+    """Return the state of the callback."""
     return ledger.get(job_id).callback.state
 
 
 def test_slow_receivers(ledger: Ledger, outbox: CallbackSender) -> None:
-    """Three receivers that never answer, with ten callbacks each, leave threads to the others."""
+    """Three receivers that never answer, with ten callbacks each, leave threads for the others."""
     silent = [socket.create_server(("127.0.0.1", 0), backlog=64) for _ in range(3)]
     for number, each in enumerate(silent):
         for count in range(10):
@@ -69,7 +69,7 @@ def test_slow_receivers(ledger: Ledger, outbox: CallbackSender) -> None:
 
 
 def test_many(ledger: Ledger, outbox: CallbackSender) -> None:
-    """A receiver of more callbacks than one look finds gets all of them, each once."""
+    """A receiver with more callbacks than one round reads gets all of them, each once."""
     with Receiver() as receiver:
         for count in range(600):
             end(ledger, f"j{count}", receiver.url)

@@ -1,4 +1,4 @@
-"""`ssvm run` and `ssvm delete` beside workers: a foreground job holds the ledger's lock, or does not begin."""
+"""`ssvm run` and `ssvm delete` beside workers: a foreground job holds the ledger's lock, or does not start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLACE = "snapshots/acme/vol1/b1"
 NOWHERE = "redis://127.0.0.1:1/0"
 OPTIONS = [word for name, value in NAMES.items() for word in (f"--{name}", value)]
 BACKUP = [*OPTIONS[2:], "--vcenter", "vc1", "--vm", "vm-1"]
-#: All commands that remove or write what backups of a volume share.
+#: All commands that delete or write objects that the backups of a volume share.
 COMMANDS = {
     "delete": ["delete", PLACE, "--store", "primary"],
     "run delete": ["run", "delete", *OPTIONS],
@@ -42,7 +42,7 @@ COMMANDS = {
 
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
-    """Two incremental backups of one volume."""
+    """Return a store with two incremental backups of one volume."""
     (tmp_path / "store").mkdir()
     store = FileStore("primary", tmp_path / "store")
     for id_, raw in {"b1": disk(24), "b2": changed(disk(24), 3, 7)}.items():
@@ -52,7 +52,7 @@ def store(tmp_path: Path) -> FileStore:
 
 @pytest.fixture
 def ssvm(tmp_path: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command with ``--json``; returns its exit status and what it printed, read back."""
+    """Run a command with ``--json``, and return its exit status and its parsed output."""
     (tmp_path / "archive").mkdir()
     monkeypatch.setenv("SSVM_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/store")
@@ -68,20 +68,20 @@ def ssvm(tmp_path: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.fixture
 def ledger(monkeypatch: pytest.MonkeyPatch, broker: Broker) -> Ledger:
-    """The ledger of a real broker, which the settings name."""
+    """Return the ledger of a real broker, which the settings name."""
     monkeypatch.setenv("SSVM_BROKER__URL", broker.url)
     monkeypatch.setenv("SSVM_BROKER__PREFIX", broker.prefix)
     return open_ledger(load())
 
 
 def there(store: FileStore) -> dict[str, bytes]:
-    """Every file of the store, hidden ones too."""
+    """Return every file of the store, including hidden ones."""
     return {str(each): each.read_bytes() for each in store._tree.root.rglob("*") if each.is_file()}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_waits_for_a_worker(ssvm: Run, ledger: Ledger, store: FileStore, command: str) -> None:
-    """No foreground command touches a volume while a worker's job holds its lock."""
+    """No foreground command changes a volume while a worker's job holds its lock."""
     new = new_job(load(), find_job("backup"), {**NAMES, "id": "b3", "vcenter": "vc1", "vm": "vm-1"}, default_id="w")
     ledger.submit(new)
     assert ledger.claim("w", "a worker")
@@ -95,7 +95,9 @@ def test_waits_for_a_worker(ssvm: Run, ledger: Ledger, store: FileStore, command
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each != "run cleanup"])
 def test_refuses_without_the_lock(ssvm: Run, store: FileStore, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
-    """A broker that the settings name and that cannot be reached stops what could harm backups, and names --force."""
+    """If the configured broker cannot be reached, jobs that could damage backups are refused, and the error names
+    --force.
+    """
     monkeypatch.setenv("SSVM_BROKER__URL", NOWHERE)
     before = there(store)
     status, error = ssvm(*COMMANDS[command])
@@ -108,7 +110,7 @@ def test_refuses_without_the_lock(ssvm: Run, store: FileStore, monkeypatch: pyte
 def test_goes_on_without_a_broker(
     ssvm: Run, store: FileStore, monkeypatch: pytest.MonkeyPatch, how: str, tmp_path: Path
 ) -> None:
-    """The lock of this host is enough if the user says so, and where no broker is that a worker could use."""
+    """The host's own lock is enough with --force, and where the settings name no shared broker."""
     if how != "no broker in the settings":
         monkeypatch.setenv("SSVM_BROKER__URL", NOWHERE if how == "forced" else "embedded")
     options = ["--force"] if how == "forced" else []
@@ -117,7 +119,7 @@ def test_goes_on_without_a_broker(
 
 
 def test_other_jobs_need_no_broker(ssvm: Run, monkeypatch: pytest.MonkeyPatch, http_server: HttpServer) -> None:
-    """What shares nothing with other artifacts runs though the broker cannot be reached."""
+    """Jobs that share nothing with other artifacts run without the broker."""
     monkeypatch.setenv("SSVM_BROKER__URL", NOWHERE)
     url = http_server.serve("image", images.qcow2())
     assert ssvm("run", "download", "--url", url, "--account", "2", "--id", "7")[0] == 0
@@ -125,7 +127,7 @@ def test_other_jobs_need_no_broker(ssvm: Run, monkeypatch: pytest.MonkeyPatch, h
 
 
 def test_the_ledger_knows_it(ssvm: Run, ledger: Ledger, http_server: HttpServer, tmp_path: Path) -> None:
-    """A foreground job has a record and holds its lock while it runs; a cancel stops it, and nothing is left."""
+    """A running foreground job has a record and a lock; a cancel stops it and releases both."""
     url = http_server.serve("image", images.mbr(1 << 20), stall_after=1000)
     request = {"url": url, "account": "2", "id": "7"}
     argv = [word for name, value in request.items() for word in (f"--{name}", value)]
@@ -143,7 +145,7 @@ def test_the_ledger_knows_it(ssvm: Run, ledger: Ledger, http_server: HttpServer,
 
 
 def test_a_bug_frees_the_lock(ssvm: Run, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A foreground job that ends by a bug has failed in the ledger, and its lock is free."""
+    """A foreground job that ends by a bug is failed in the ledger, and its lock is released."""
     monkeypatch.setattr("ssvm_worker.jobs.delete.job.run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ssvm("run", "delete", *OPTIONS, "--job-id", "here")

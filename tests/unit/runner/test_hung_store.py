@@ -1,4 +1,4 @@
-"""When a job that hangs in a store is given up, by a clock that the tests turn."""
+"""When the worker gives up a job that hangs in a store, by a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.servers.worker import Site
 
 
 def test_gives_up() -> None:
-    """A job whose store is away, and which does not move, is given up after its time and not before."""
+    """A job that does not progress on an absent store is given up after exactly its time."""
     watch = HungStoreWatchdog(60)
     assert not watch.hangs(100, "away", None, told=False)
     assert not watch.hangs(159, "away", None, told=False)
@@ -23,7 +23,7 @@ def test_gives_up() -> None:
 
 
 def test_store_that_answers_again() -> None:
-    """The time begins anew with each outage."""
+    """The time starts again with each outage."""
     watch = HungStoreWatchdog(60)
     assert not watch.hangs(100, "away", None, told=False)
     assert not watch.hangs(159, None, None, told=False)
@@ -33,19 +33,19 @@ def test_store_that_answers_again() -> None:
 
 
 def test_job_that_moves() -> None:
-    """A job that moves bytes does not hang, though another store of it is away."""
+    """A job that moves bytes does not hang, even if another of its stores is absent."""
     watch = HungStoreWatchdog(60)
     assert not any(watch.hangs(100 + 30 * n, "away", {"bytes": n}, told=False) for n in range(10))
 
 
 def test_job_that_was_told() -> None:
-    """One that was cancelled, or whose worker ends, is given up soon."""
+    """A cancelled job, or one whose worker ends, is given up soon."""
     watch = HungStoreWatchdog(60)
     assert not watch.hangs(100, "away", None, told=True)
     assert watch.hangs(105, "away", None, told=True)
 
 
-#: A pool process whose job hangs in a call that nothing interrupts: to a pipe, as to a mount.
+#: A pool process whose job hangs in an uninterruptible call. A pipe replaces a mount.
 HANGING = """
 import sys
 from ssvm_worker.config import load
@@ -66,7 +66,7 @@ with open_ledger(settings) as ledger:
 
 
 def test_process_is_freed(make_site: Callable[..., Site], tmp_path: Path) -> None:
-    """A process whose job hangs in its store is killed; the job is queued again with the reason, uncounted."""
+    """The worker kills a process that hangs in its store, and queues the job again without a counted attempt."""
     site = make_site(stores={"primary": {"url": "nfs://10.0.0.5/export"}}, nfs={"give_up_s": 0.1})
     job_id = site.submit("download", url="http://127.0.0.1:9/x", account="1", id="t1")
     os.mkfifo(tmp_path / "pipe")
@@ -82,7 +82,7 @@ def test_process_is_freed(make_site: Callable[..., Site], tmp_path: Path) -> Non
 
 
 def test_other_jobs_are_left_alone(make_site: Callable[..., Site]) -> None:
-    """Where no store is on NFS nothing is watched."""
+    """Without NFS stores the worker watches no process."""
     site = make_site()
     names = {each.name for each in threading.enumerate()}
     with kill_if_hung(site.settings, site.ledger, None, None):  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What hurts real processes does what it says: a fault that does not happen proves nothing."""
+"""The fault injectors really cause their faults, because a fault that does not occur proves nothing."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ DATA = bytes(100_000)
 
 @pytest.fixture
 def wire(http_server: HttpServer) -> Iterator[Wire]:
-    """Before a server that has DATA at /data."""
+    """Return a wire to a server that has DATA at /data."""
     http_server.serve("data", DATA)
     with contextlib.closing(Wire(http_server.port)) as wire:
         yield wire
 
 
 def get(wire: Wire, patience_s: float = PATIENCE_S) -> int:
-    """Bytes that come, headers included."""
+    """Return the received bytes, including headers."""
     with socket.create_connection(("127.0.0.1", wire.port), timeout=patience_s) as client:
         client.sendall(b"GET /data HTTP/1.1\r\nHost: x\r\n\r\n")
         return sum(map(len, iter(lambda: client.recv(65536), b"")))
 
 
 def test_wire_passes_on(wire: Wire) -> None:
-    """A healthy wire passes all on, and counts it."""
+    """A healthy wire forwards all bytes and counts them."""
     came = get(wire)
     assert came > len(DATA)
     assert (wire.up, wire.down) == (31, came)
 
 
 def test_wire_is_cut(wire: Wire) -> None:
-    """A wire that is cut resets whoever comes, and is whole when it is healed."""
+    """A cut wire resets every connection, and works again after it is healed."""
     wire.cut()
     with pytest.raises(ConnectionError):
         get(wire)
@@ -50,7 +50,7 @@ def test_wire_is_cut(wire: Wire) -> None:
 
 
 def test_wire_holds(wire: Wire) -> None:
-    """A wire that holds lets nothing pass and says nothing, until it is healed or reset."""
+    """A holding wire forwards nothing until it is healed or reset."""
     wire.hold()
     with pytest.raises(TimeoutError):
         get(wire, patience_s=0.2)
@@ -59,7 +59,7 @@ def test_wire_holds(wire: Wire) -> None:
 
 
 def test_wire_resets(wire: Wire) -> None:
-    """A reset ends the connections that there are, and no later one."""
+    """A reset ends the existing connections, but no later ones."""
     wire.hold()
     with socket.create_connection(("127.0.0.1", wire.port), timeout=PATIENCE_S) as client:
         client.sendall(b"GET /data HTTP/1.1\r\n\r\n")
@@ -77,7 +77,7 @@ def _send_until_reset(client: socket.socket, wire: Wire) -> None:
 
 @pytest.mark.skipif(not may_mount(), reason="needs root, to mount a small file system")
 def test_disk_is_full(tmp_path: Path) -> None:
-    """A disk that is filled says so itself, and takes files again when it is emptied."""
+    """A filled disk reports that it is full, and accepts files again when it is emptied."""
     with contextlib.closing(SmallDisk(tmp_path, 1 << 20)) as disk:
         disk.fill(leave=4096)
         (tmp_path / "small").write_bytes(b"fits")

@@ -1,4 +1,4 @@
-"""The bridge from messages to jobs, in one process with a real ledger: what each outcome of a job makes of it."""
+"""The bridge from messages to jobs, in one process with a real ledger: the effect of each outcome of a job."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Run = Callable[[Attempt], dict[str, Any]]
 
 
 class Request(JobRequest):
-    """A request that asks for nothing."""
+    """A request without fields."""
 
     what: str = "nothing"
 
 
 class Workshop:
-    """Runs messages against a job whose behaviour the test gives."""
+    """A workshop that runs messages against a job with the test's behaviour."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self.settings, self.ledger = settings, ledger
@@ -63,11 +63,11 @@ class Workshop:
         return Job("odd", "maintenance", "An odd job", lambda _: module)
 
     def send(self, *args: Any, task_id: str = "t1", **kwargs: Any) -> dict[str, Any]:
-        """Hand over a message; returns what Celery's log would show."""
+        """Deliver a message, and return what Celery's log would show."""
         return run_job(self.settings, Message("odd", args, kwargs, task_id))
 
     def outcome(self, act: Run) -> Record:
-        """The record of job t1 after one attempt that does this."""
+        """Return the record of job t1 after one attempt with this behaviour."""
         self.act = act
         try:
             self.send({})
@@ -78,7 +78,7 @@ class Workshop:
 
 @pytest.fixture
 def settings(broker: Broker) -> Settings:
-    """Settings with short times."""
+    """Return settings with short times."""
     values = {
         "zone": "z",
         "broker": {"url": broker.url, "prefix": broker.prefix},
@@ -90,7 +90,7 @@ def settings(broker: Broker) -> Settings:
 
 @pytest.fixture
 def shop(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
-    """A job named odd, and the ledger that it is in."""
+    """Return a job named odd, and its ledger."""
     with open_ledger(settings) as ledger:
         shop = Workshop(settings, ledger)
         monkeypatch.setitem(JOBS, "odd", shop.job())
@@ -98,7 +98,7 @@ def shop(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worksh
 
 
 def raising(error: BaseException) -> Run:
-    """A job that ends with this error."""
+    """Return a job that ends with this error."""
 
     def run(_: Attempt) -> dict[str, Any]:
         raise error
@@ -107,7 +107,7 @@ def raising(error: BaseException) -> Run:
 
 
 def test_success(shop: Workshop) -> None:
-    """A job that returns has succeeded with what it returned, and its leftovers are nobody's business."""
+    """A job that returns has succeeded with that result, and nothing is cleaned up."""
     record = shop.outcome(lambda _: {"size": 5})
     assert (record.state, record.result, shop.discarded) == ("succeeded", {"size": 5}, 0)
 
@@ -126,7 +126,7 @@ def test_success(shop: Workshop) -> None:
     ids=["retryable", "permanent", "a bug", "cancelled", "deadline", "shutdown", "the process is told to exit"],
 )
 def test_outcomes(shop: Workshop, error: BaseException, state: str, shown: str, discarded: int) -> None:
-    """The error alone decides whether a job waits for its next attempt or has ended, and then nothing is left of it."""
+    """Only the error decides whether a job waits for a retry or has ended without leftovers."""
     record = shop.outcome(raising(error))
     assert (record.state, shop.discarded) == (state, discarded)
     assert record.error
@@ -135,7 +135,7 @@ def test_outcomes(shop: Workshop, error: BaseException, state: str, shown: str, 
 
 
 def test_clean_up_that_breaks(shop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
-    """A job has ended even if its leftovers could not be removed, for whatever reason."""
+    """A job ends even if its leftovers cannot be deleted."""
 
     def clean(_: Attempt) -> None:
         raise OSError(5, "the disk is broken")
@@ -147,13 +147,13 @@ def test_clean_up_that_breaks(shop: Workshop, caplog: pytest.LogCaptureFixture) 
 
 
 def test_callback_is_left_to_the_main_process(shop: Workshop) -> None:
-    """The process of a job sends no callback, so that no receiver can hold it."""
+    """The process of a job sends no callback, so no receiver can block it."""
     shop.send({"callback_url": "http://127.0.0.1:1/"})
     assert (shop.ledger.get("t1").callback.state, shop.ledger.get("t1").callback.tries) == ("pending", 0)
 
 
 def test_bug_is_logged(shop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
-    """A bug of ours leaves a traceback in the log and the place in the record."""
+    """A bug leaves a traceback in the log, and its location in the record."""
     record = shop.outcome(raising(ZeroDivisionError("oops")))
     assert "Traceback" in caplog.text
     assert record.error
@@ -161,7 +161,7 @@ def test_bug_is_logged(shop: Workshop, caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_last_attempt(shop: Workshop) -> None:
-    """A retryable error ends the job when max_attempts are used up; a shutdown uses none."""
+    """A temporary error ends the job after max_attempts, and a shutdown counts no attempt."""
     shop.outcome(raising(Cancelled("shutdown")))
     for _ in range(2):
         make_due(shop)
@@ -171,13 +171,13 @@ def test_last_attempt(shop: Workshop) -> None:
 
 
 def make_due(shop: Workshop) -> None:
-    """As if the back-off were over."""
+    """Act as if the back-off were over."""
     with Broker(shop.settings.broker.url.get_secret_value(), "").client() as client:
         client.hset(f"{shop.settings.broker.prefix}ssvm.ledger:job:t1", "not_before", "0")
 
 
 def test_shutdown_rings(shop: Workshop, broker: Broker) -> None:
-    """A job that is handed over has its doorbell in the queue at once."""
+    """A job that is returned to the queue has its message there at once."""
     shop.outcome(raising(Cancelled("shutdown")))
     with broker.client() as client:
         assert client.llen(broker.prefix + queue_name("z", "maintenance")) == 1
@@ -190,20 +190,20 @@ def test_shutdown_rings(shop: Workshop, broker: Broker) -> None:
     ids=["retryable", "shutdown", "exit", "fenced", "cancelled", "permanent"],
 )  # fmt: skip
 def test_will_resume(shop: Workshop, error: BaseException, kept: bool) -> None:
-    """A job is told to keep its partial bytes exactly when somebody will go on from them."""
+    """A job keeps its partial bytes exactly if a later attempt will use them."""
     answers = []
     shop.outcome(lambda attempt: {"kept": answers.append(attempt.will_resume(error))})
     assert answers == [kept]
 
 
 def test_fenced(shop: Workshop) -> None:
-    """An attempt that lost its claim discards nothing and writes nothing down."""
+    """An attempt that lost its claim deletes nothing and records nothing."""
 
     def lose(attempt: Attempt) -> dict[str, Any]:
         with Ledger(
             shop.settings.broker.url.get_secret_value(), prefix=shop.settings.broker.prefix, claim_s=100
         ) as other:
-            claim = other.claim("t1", "nobody")  # not ours to take while it runs
+            claim = other.claim("t1", "nobody")  # another attempt owns it now
             assert claim is None
             take_away(shop)
             assert other.claim("t1", "heir")
@@ -215,7 +215,7 @@ def test_fenced(shop: Workshop) -> None:
 
 
 def take_away(shop: Workshop) -> None:
-    """As if the reaper had found the claim expired."""
+    """Act as if the reaper had found the claim expired."""
     key = f"{shop.settings.broker.prefix}ssvm.ledger:"
     with Broker(shop.settings.broker.url.get_secret_value(), "").client() as client:
         client.zadd(f"{key}claims", {"t1": 0})
@@ -224,7 +224,7 @@ def take_away(shop: Workshop) -> None:
 
 
 def test_failure_of_a_fenced_attempt(shop: Workshop) -> None:
-    """An attempt that fails after it lost its claim removes nothing, for that is the next one's by now."""
+    """An attempt that fails after it lost its claim deletes nothing, because the next attempt owns the data."""
 
     def run(attempt: Attempt) -> dict[str, Any]:
         take_away(shop)
@@ -234,13 +234,13 @@ def test_failure_of_a_fenced_attempt(shop: Workshop) -> None:
 
 
 def test_success_of_a_fenced_attempt(shop: Workshop) -> None:
-    """A result that comes after the claim was lost is not written down."""
+    """A result after the loss of the claim is not recorded."""
     record = shop.outcome(lambda _: take_away(shop) or {"late": True})
     assert (record.state, record.result) == ("queued", None)
 
 
 def test_cancel_is_heard(shop: Workshop) -> None:
-    """A running job hears of its cancel."""
+    """A running job notices its cancel."""
 
     def run(attempt: Attempt) -> dict[str, Any]:
         shop.ledger.cancel("t1", "ann")
@@ -251,7 +251,7 @@ def test_cancel_is_heard(shop: Workshop) -> None:
 
 
 def test_clean_up_of_a_cancelled_job(shop: Workshop) -> None:
-    """That a user wants the job to stop does not keep it from removing what it has left."""
+    """A cancelled job may still delete its leftovers."""
 
     def act(attempt: Attempt) -> dict[str, Any]:
         shop.ledger.cancel("t1", "ann")
@@ -268,7 +268,7 @@ def test_clean_up_of_a_cancelled_job(shop: Workshop) -> None:
 
 
 def test_progress(shop: Workshop) -> None:
-    """What a job says of its progress stands in its record while it runs."""
+    """The record of a running job shows its progress."""
     seen: list[Any] = []
 
     def run(attempt: Attempt) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def test_progress(shop: Workshop) -> None:
 
 
 def test_last_progress(shop: Workshop) -> None:
-    """The record of an ended job shows how far it came, not how far it was at some beat."""
+    """The record of an ended job shows its final progress, not that of the last heartbeat."""
 
     def run(attempt: Attempt) -> dict[str, Any]:
         attempt.progress.start("copying", 10, 10)
@@ -294,21 +294,21 @@ def test_last_progress(shop: Workshop) -> None:
 
 
 def test_doorbell(shop: Workshop) -> None:
-    """A message that holds only the id of a known job runs it; the second one leaves it alone."""
+    """A message with only the id of a known job runs it, and a second one does nothing."""
     shop.send({"what": "this"})
     assert shop.send({"job_id": "t1"}, task_id="t2")["state"] == "left"
     assert shop.runs == 1
 
 
 def test_doorbell_of_an_unknown_job(shop: Workshop) -> None:
-    """A doorbell for a job that the ledger has forgotten makes no record."""
+    """A message with the id of a forgotten job creates no record."""
     with pytest.raises(ObjectNotFound):
         shop.send({"job_id": "forgotten"})
     assert shop.ledger.page() == []
 
 
 def test_another_request_under_the_same_id(shop: Workshop) -> None:
-    """A message that reuses an id for another request fails, and the job of that id is as it was."""
+    """A message that reuses an id for another request fails, and the existing job is unchanged."""
     shop.send({"what": "this", "job_id": "j1"})
     before = shop.ledger.get("j1")
     with pytest.raises(InvalidRequest, match="another request"):
@@ -319,7 +319,7 @@ def test_another_request_under_the_same_id(shop: Workshop) -> None:
 
 
 def test_refused_request_tells(shop: Workshop) -> None:
-    """A request that is wrong still has its callback told, if that much of it is right."""
+    """A refused request still sends its callback, if those fields are valid."""
     with pytest.raises(InvalidRequest, match="did you mean what"):
         shop.send({"wat": "typo", "callback_url": "http://127.0.0.1:1/"})
     assert shop.ledger.get("t1").callback.state == "pending"
@@ -331,45 +331,45 @@ def test_refused_request_tells(shop: Workshop) -> None:
     ids=["an id", "an object"],
 )
 def test_orders(args: tuple[Any, ...], expected: tuple[str, str]) -> None:
-    """An order to retry or cancel names the job, and may name who gives it."""
+    """A retry or cancel message names the job, and may name its sender."""
     assert job_id_of(Message("retry", args, {}, "t")) == expected
 
 
 @pytest.mark.parametrize("args", [(), ({},), (5,), ("../x",)], ids=["nothing", "no id", "a number", "no safe id"])
 def test_orders_refused(args: tuple[Any, ...]) -> None:
-    """An order that names no job is refused."""
+    """A retry or cancel message without a job is refused."""
     with pytest.raises(InvalidRequest):
         job_id_of(Message("retry", args, {}, "t"))
 
 
 def test_ring_without_a_broker(settings: Settings, shop: Workshop) -> None:
-    """A doorbell that cannot be sent is no error: the job is written down, and the reaper will ring."""
+    """A queue message that cannot be sent is no error, because the reaper sends it later."""
     shop.outcome(raising(SourceUnavailable("gone")))
     nowhere = parse({"broker": {"url": "redis://127.0.0.1:1/0"}}, "the test")
     assert ring(nowhere, shop.ledger.get("t1")) is False
 
 
 def test_transfer_outlives_an_outage(stoppable_broker: StoppableBroker) -> None:
-    """While the broker is away a job goes on; when it is back the claim is still the job's own."""
+    """A job continues while the broker is away, and still owns its claim afterwards."""
     with Ledger(stoppable_broker.url, claim_s=0.4) as ledger:
         ledger.submit(NewJob("j1", "odd", "z", "maintenance", {}))
         claim = ledger.claim("j1", "w")
         assert claim
         with ClaimHeartbeat(ledger, claim) as heart:
             stoppable_broker.stop()
-            time.sleep(0.6)  # the claim must pass its end
+            time.sleep(0.6)  # the claim must pass its expiry
             assert heart.stop_reason() is None
             stoppable_broker.start()
             heart.confirm()
 
 
 def test_frozen_process_finds_out(broker: Broker) -> None:
-    """A process that was frozen past its claim learns that it is fenced before it moves another byte."""
+    """A process that was frozen past its claim's expiry stops before it writes another byte."""
     with Ledger(broker.url, prefix=broker.prefix, claim_s=0.05) as ledger:
         ledger.submit(NewJob("j1", "odd", "z", "maintenance", {}))
         claim = ledger.claim("j1", "w")
         assert claim
-        heart = ClaimHeartbeat(ledger, claim)  # its thread does not run: as frozen as the process
+        heart = ClaimHeartbeat(ledger, claim)  # its thread does not run, like that of a frozen process
         time.sleep(0.1)
         while not ledger.reap(0.001, 5):
             pass
@@ -378,7 +378,7 @@ def test_frozen_process_finds_out(broker: Broker) -> None:
 
 
 def test_drain_steps() -> None:
-    """A termination signal lets the job go on, the next one tells it to stop, the third one makes it."""
+    """The first termination signal lets the job continue, the second stops it, and the third kills it."""
     told: list[str] = []
     with draining(lambda: told.append("stop"), 3600):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -390,7 +390,7 @@ def test_drain_steps() -> None:
 
 
 def test_drain_by_itself() -> None:
-    """One termination signal is enough: the job is told when its time is over."""
+    """After one termination signal, the job is stopped when its time is over."""
     told: list[str] = []
     with draining(lambda: told.append("stop"), 0.01):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -400,7 +400,7 @@ def test_drain_by_itself() -> None:
 
 
 def test_drain_puts_back() -> None:
-    """Behind the job, the signals are what they were."""
+    """After the job, the previous signal handlers are restored."""
     before = signal.getsignal(signal.SIGTERM)
     with draining(lambda: None, 1):
         assert signal.getsignal(signal.SIGTERM) is not before
@@ -408,7 +408,7 @@ def test_drain_puts_back() -> None:
 
 
 def test_worker_command(settings: Settings, tmp_path: Path) -> None:
-    """A worker listens to the queues of its lanes in its zone, and to no other."""
+    """A worker reads only the queues of its lanes in its zone."""
     few = settings.model_copy(update={"worker": settings.worker.model_copy(update={"lanes": ("download", "backup")})})
     argv, environ = worker_command(few)
     assert argv[argv.index("-Q") + 1] == "ssvm.z.download,ssvm.z.backup"

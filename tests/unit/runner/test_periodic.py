@@ -1,4 +1,4 @@
-"""The threads that serve a worker: none ends because of an error."""
+"""The threads of a worker: no error ends one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.waiting import until
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("odd"), OSError(24, "too many"), StoreUnavailable("away")])
 def test_goes_on(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """A round that fails in any way is logged, and the next one is made."""
+    """A round that fails is logged, and the next one runs."""
     made: list[int] = []
 
     def act() -> None:
@@ -34,13 +34,13 @@ def test_goes_on(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_every_thread_is_one() -> None:
-    """No other module of a worker's process starts a thread, so that none can end in silence."""
+    """Only this module starts threads in a worker's process, so none can end unnoticed."""
     modules = [*(ROOT / "tasks").rglob("*.py"), *(ROOT / "ssvm_worker/runner").rglob("*.py")]
     assert {path.name for path in modules if re.search(r"\bThread\(", path.read_text())} == {"periodic.py"}
 
 
 def test_ends(caplog: pytest.LogCaptureFixture) -> None:
-    """A thread that was told to end makes no further round."""
+    """A stopped thread runs no further round."""
     made = threading.Event()
     rounds = PeriodicThread("odd", made.set, 0.0)
     rounds.start()

@@ -1,4 +1,6 @@
-"""What a store is owed is ordered as a copy: under an id that follows from the job's, once, and with patience."""
+"""A copy job for each store that lacks an artifact: its id follows from the job's id, it exists once, and it is
+patient.
+"""
 
 from __future__ import annotations
 
@@ -24,30 +26,30 @@ BACKUP = Artifact("backup", "acme", "b1", "vol1")
 
 @pytest.fixture
 def settings(broker: Broker) -> Settings:
-    """Settings of a zone that is not the job's."""
+    """Return settings of another zone than the job's."""
     return parse({"zone": "here", "broker": {"url": broker.url, "prefix": broker.prefix}}, "the test")
 
 
 @pytest.fixture
 def ledger(settings: Settings) -> Iterator[Ledger]:
-    """A ledger of the test's own."""
+    """Return a ledger for this test."""
     with open_ledger(settings) as found:
         yield found
 
 
 def ended(ledger: Ledger, job_id: str = "j1") -> Record:
-    """A job that is about to end."""
+    """Return a job that is about to end."""
     return ledger.submit(NewJob(job_id, "download", "there", "download", {}))[0]
 
 
 def owing(*names: str) -> dict[str, Any]:
-    """The result of a job after which these stores have nothing."""
+    """Return the result of a job that left these stores without the artifact."""
     stores = {name: MemoryStore(name) for name in names}
     return find_placement(attempt(), stores, BACKUP) | {"stores": ["primary"]}
 
 
 def test_ordered(settings: Settings, ledger: Ledger) -> None:
-    """Each store that is owed gets a patient copy job in the job's own zone, and the result names it."""
+    """Each store that lacks the artifact gets a patient copy job in the job's zone, and the result names it."""
     result = owing("archive", "other")
     copies = order_copies(settings, ledger, ended(ledger), result)
 
@@ -59,7 +61,7 @@ def test_ordered(settings: Settings, ledger: Ledger) -> None:
 
 
 def test_ordered_once(settings: Settings, ledger: Ledger) -> None:
-    """A job that ends again, as after a lost answer of the broker, orders nothing twice."""
+    """A job that ends again, as after a lost answer of the broker, creates no second copy job."""
     record = ended(ledger)
     for _ in range(2):
         order_copies(settings, ledger, record, owing("archive"))
@@ -67,21 +69,21 @@ def test_ordered_once(settings: Settings, ledger: Ledger) -> None:
 
 
 def test_nothing_owed(settings: Settings, ledger: Ledger) -> None:
-    """A result that owes nothing, or of a job that stores nothing, orders nothing."""
+    """A result without missing stores, or of a job that stores nothing, creates no copy job."""
     record = ended(ledger)
     assert order_copies(settings, ledger, record, {"stores": ["primary"], "owed": {}}) == []
     assert order_copies(settings, ledger, record, {"objects": 2}) == []
 
 
 def test_long_names(settings: Settings, ledger: Ledger) -> None:
-    """An id that would be too long, or hold what an id may not hold, is made up, and always the same."""
+    """An id that would be too long or invalid is replaced by a derived id, always the same."""
     record = ended(ledger, "j" * 128)
     ids = {order_copies(settings, ledger, record, owing("Zürich 2"))[0].job_id for _ in range(2)}
     assert len(ids) == 1
 
 
 def test_id_is_taken(settings: Settings, ledger: Ledger) -> None:
-    """Where somebody's job has that id the store stays owed, and the job is not hurt."""
+    """If another job has that id, the store stays owed, and the job is unchanged."""
     ended(ledger, "j1.owed.archive")
     result = owing("archive")
     assert order_copies(settings, ledger, ended(ledger), result) == []

@@ -24,24 +24,24 @@ ROOM = 20 * 64 * KiB
 
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has no room in memory goes to the file at once."""
+    """Spill to the file as soon as memory is full."""
     monkeypatch.setattr("ssvm_worker.streaming.disk_buffer.HOLD_S", 0.0)
 
 
 def spill(store: Store, directory: Path, *, patient: bool = True, limit: int = ROOM) -> DiskBuffer:
-    """A spilling sink of that store."""
+    """Return a spilling sink of that store."""
     return DiskBuffer(store.writer("x", owner=Owner()), directory, limit, patient=patient)
 
 
 def write_all(sink: DiskBuffer, chunks: list[bytes]) -> DiskBuffer:
-    """The sink, with all of them written."""
+    """Write all chunks, and return the sink."""
     for chunk in chunks:
         sink.write(chunk)
     return sink
 
 
 def stalled(directory: Path, **how: bool) -> tuple[MemoryStore, DiskBuffer, Stall]:
-    """A store that hangs at its first chunk, and the sink before it."""
+    """Return a store that hangs at its first chunk, and its sink."""
     store = MemoryStore()
     slow, stall = store_stalling(store, after=0)
     return store, spill(slow, directory, **how), stall
@@ -49,7 +49,7 @@ def stalled(directory: Path, **how: bool) -> tuple[MemoryStore, DiskBuffer, Stal
 
 @pytest.mark.parametrize("count", [0, 1, DEPTH, 25, 40])
 def test_in_order(tmp_path: Path, count: int) -> None:
-    """What a store was too slow for comes to it later, whole and in order, however often the file is gone around."""
+    """Spilled chunks reach the store completely and in order, however often the file wraps around."""
     store, sink, stall = stalled(tmp_path)
     with sink:
         for number, chunk in enumerate(CHUNKS[:count]):
@@ -62,7 +62,7 @@ def test_in_order(tmp_path: Path, count: int) -> None:
 
 
 def test_does_not_wait(tmp_path: Path) -> None:
-    """A stream goes on while the store hangs, until memory and file are full."""
+    """A stream continues while the store hangs, until memory and file are full."""
     _, sink, stall = stalled(tmp_path)
     with sink:
         sink.write(CHUNKS[0])
@@ -74,7 +74,7 @@ def test_does_not_wait(tmp_path: Path) -> None:
 
 
 def test_nothing_on_disk(tmp_path: Path) -> None:
-    """The file has no name, so that a worker that is killed leaves nothing."""
+    """The file has no name, so a killed worker leaves nothing."""
     _, sink, stall = stalled(tmp_path)
     with sink:
         for chunk in CHUNKS[:20]:
@@ -85,7 +85,7 @@ def test_nothing_on_disk(tmp_path: Path) -> None:
 
 
 def test_full(tmp_path: Path) -> None:
-    """When the file is full too, a sink that is not patient fails, naming the store as the one that is slow."""
+    """If the file is full, an impatient sink fails with an error that names the slow store."""
     _, sink, stall = stalled(tmp_path, patient=False)
     with sink:
         with pytest.raises(StoreUnavailable, match="too slow"):
@@ -94,7 +94,7 @@ def test_full(tmp_path: Path) -> None:
 
 
 def test_patient(tmp_path: Path) -> None:
-    """When the file is full too, a patient sink makes the stream wait, and nothing is lost."""
+    """If the file is full, a patient sink makes the stream wait, and no byte is lost."""
     store, sink, stall = stalled(tmp_path)
     with sink:
         writer = threading.Thread(target=write_all, args=(sink, CHUNKS))
@@ -109,7 +109,7 @@ def test_patient(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("directory", ["a file", "/proc/nowhere"])
 def test_no_room_on_the_worker(tmp_path: Path, directory: str) -> None:
-    """Where nothing can be spilled the sink works as if that were off."""
+    """If the file cannot be written, the sink works without it."""
     (tmp_path / "a file").write_bytes(b"")
     store = MemoryStore()
     slow, stall = store_stalling(store, after=0)
@@ -125,7 +125,7 @@ def test_no_room_on_the_worker(tmp_path: Path, directory: str) -> None:
 
 
 def test_store_fails(tmp_path: Path) -> None:
-    """The store's own error comes out, from a write or at the latest from the commit; nothing is stored."""
+    """The store's error is raised by a write or by the commit, and no object is stored."""
     store = MemoryStore()
     with spill(store_failing(store, after=200 * KiB), tmp_path) as sink:  # noqa: SIM117 - the sink must be left too
         with pytest.raises(StoreUnavailable, match="by request"):
@@ -134,7 +134,7 @@ def test_store_fails(tmp_path: Path) -> None:
 
 
 def test_given_up_while_stuck(tmp_path: Path) -> None:
-    """A stream that is cancelled while the store hangs ends, and leaves nothing once the store is back."""
+    """A cancelled stream ends while its store hangs, and leaves nothing when the store returns."""
     store, sink, stall = stalled(tmp_path)
 
     def check() -> None:
@@ -150,7 +150,7 @@ def test_given_up_while_stuck(tmp_path: Path) -> None:
 
 
 def test_owed(tmp_path: Path) -> None:
-    """A secondary that stays too slow is owed the object, and costs the primary nothing."""
+    """A secondary store that stays too slow is reported as owed, and the primary is complete."""
     primary = MemoryStore("primary")
     _, slow, stall = stalled(tmp_path, patient=False)
     with slow, primary.writer("x", owner=Owner()) as sink:
@@ -161,7 +161,7 @@ def test_owed(tmp_path: Path) -> None:
 
 
 def test_after_a_commit(tmp_path: Path) -> None:
-    """Leaving or aborting a committed sink undoes nothing."""
+    """Closing or aborting a committed sink has no effect."""
     store = MemoryStore()
     with spill(store, tmp_path) as sink:
         sink.write(CHUNKS[0])
@@ -171,7 +171,7 @@ def test_after_a_commit(tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_only_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that takes a chunk now and then holds the stream back, and nothing goes through the file."""
+    """A store that is slow but takes chunks delays the stream, and the file is not used."""
     monkeypatch.setattr("ssvm_worker.streaming.disk_buffer.HOLD_S", 60.0)
     store, sink, stall = stalled(tmp_path)
     writer = threading.Thread(target=write_all, args=(sink, CHUNKS))

@@ -1,4 +1,4 @@
-"""A limit on bytes a second: for one, and for all who share it."""
+"""A limit on bytes per second, for one stream and for all that share it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ssvm_worker.streaming.rate_limit import SharedRateLimit, paced
 
 
 def total(pace: SharedRateLimit, sizes: list[int], rate: float) -> float:
-    """Seconds that the last of these has to wait, as nobody waits here."""
+    """Return the last wait in seconds; the tests do not really wait."""
     return [pace.delay(size, rate) for size in sizes][-1]
 
 
 def test_rate() -> None:
-    """Bytes above the rate wait until the time has paid for them, but for a tenth of a second's worth."""
+    """Bytes above the rate wait, except for a burst of a tenth of a second."""
     started = time.monotonic()
     assert total(SharedRateLimit(), [1000] * 10, 1000.0) + time.monotonic() - started >= 9.8
 
@@ -32,7 +32,7 @@ def test_fast_enough() -> None:
 
 
 def test_shared_by_processes() -> None:
-    """What another process let through is paid for by all."""
+    """The bytes of other processes count too."""
     pace = SharedRateLimit()
     started = time.monotonic()
     if not (child := os.fork()):
@@ -43,7 +43,7 @@ def test_shared_by_processes() -> None:
 
 
 def test_paced() -> None:
-    """The strictest limit decides, and the chunks are those that came."""
+    """The strictest limit decides, and the chunks are unchanged."""
     waits: list[float] = []
     chunks = [b"a" * 100, b"b" * 100]
     assert list(paced(chunks, [(SharedRateLimit(), 1000.0), (SharedRateLimit(), 10.0)], waits.append)) == chunks
@@ -51,7 +51,7 @@ def test_paced() -> None:
 
 
 def test_cancel() -> None:
-    """A wait may be ended by a cancel."""
+    """A cancel ends a wait."""
 
     def wait(_: float) -> None:
         raise Cancelled("user")
@@ -61,7 +61,7 @@ def test_cancel() -> None:
 
 
 def test_shared_by_threads() -> None:
-    """What several threads let through at once is all counted."""
+    """The bytes of several parallel threads all count."""
     pace, start, count = SharedRateLimit(), threading.Barrier(8), 200
 
     def run() -> None:
@@ -79,6 +79,6 @@ def test_shared_by_threads() -> None:
 
 
 def test_needs_no_directory(tmp_path: Path) -> None:
-    """It is made where no file can be, as on a host whose disk is read-only."""
+    """A limit needs no writable directory, as on a read-only host."""
     code = "import os, tempfile; tempfile.tempdir = '/nowhere'; import ssvm_worker.wiring.assembly"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""A source that breaks off is taken up where it broke, and nobody downstream knows."""
+"""A broken source resumes where it broke, unnoticed by its consumer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA = bytes(range(256)) * 40
 
 
 class Cutting:
-    """A source that breaks off at each of the offsets given, once."""
+    """A source that breaks once at each of the given offsets."""
 
     name = "cutting"
 
@@ -41,7 +41,7 @@ class Cutting:
 
 
 def resuming(source: Cutting, **more: int) -> Resuming:
-    """The chunks of a source, resumed without waiting."""
+    """Return the chunks of a source that resumes without waits."""
     return Resuming(source, lambda _: None, **more)
 
 
@@ -52,20 +52,20 @@ def resuming(source: Cutting, **more: int) -> Resuming:
     st.integers(0, 300),
 )
 def test_resuming_is_no_failure(data: bytes, cuts: list[int], step: int, offset: int) -> None:
-    """Wherever the source breaks off, and from wherever one starts, each byte comes once and in order."""
+    """Each byte arrives once and in order, for any break and any start."""
     offset = min(offset, len(data))
     it = resuming(Cutting(data, [min(cut, len(data)) for cut in cuts], step), offset=offset, tries=5)
     assert b"".join(it) == data[offset:]
 
 
 def test_resumptions_are_counted() -> None:
-    """Every time that the stream is taken up in its middle counts, a restart at the first byte does not."""
+    """A resumption inside the stream counts, and a restart at the first byte does not."""
     it = resuming(Cutting(DATA, [0, 100, 200]))
     assert (b"".join(it), it.resumptions) == (DATA, 2)
 
 
 def test_tries_start_anew_when_enough_has_come() -> None:
-    """A source that breaks often, but gives a good piece in between, is not given up."""
+    """A source that breaks often but sends enough between the breaks is not given up."""
     data = bytes(WORTH_IT) * 5
     source = Cutting(data, range(WORTH_IT, len(data), WORTH_IT), step=WORTH_IT)
     assert b"".join(resuming(source, tries=1)) == data
@@ -73,7 +73,7 @@ def test_tries_start_anew_when_enough_has_come() -> None:
 
 
 def test_tries_end_though_a_little_comes() -> None:
-    """A source that gives a little at each try is given up after the last: it would hold the job for ever."""
+    """A source that sends only a little per try is given up, so it cannot hold the job forever."""
     source = Cutting(DATA, range(100, 5000, 100))
     with pytest.raises(SourceUnavailable):
         list(resuming(source, tries=3))
@@ -81,7 +81,7 @@ def test_tries_end_though_a_little_comes() -> None:
 
 
 def test_tries_end() -> None:
-    """A source that gives nothing at all is given up after the last try."""
+    """A source that sends nothing is given up after the last try."""
     source = Cutting(DATA, [100] * 20)
     with pytest.raises(SourceUnavailable):
         list(resuming(source, tries=3))
@@ -89,14 +89,14 @@ def test_tries_end() -> None:
 
 
 def test_not_resumable_source() -> None:
-    """A source that cannot go on in the middle is tried again only while nothing has come."""
+    """A source that cannot resume is tried again only before its first byte."""
     assert b"".join(resuming(Cutting(DATA, [0, 0], resumable=False))) == DATA
     with pytest.raises(SourceUnavailable):
         list(resuming(Cutting(DATA, [0, 100], resumable=False)))
 
 
 def test_changed_source_is_no_break() -> None:
-    """Another object is not what a retry could help."""
+    """A changed source is not tried again."""
 
     class Changing(Cutting):
         def open(self, offset: int = 0) -> Generator[bytes, None, None]:
@@ -109,7 +109,7 @@ def test_changed_source_is_no_break() -> None:
 
 
 def test_waits_grow_and_can_be_cancelled() -> None:
-    """The waits between tries double, up to half a minute, and are the caller's, so that a cancel ends them."""
+    """Waits double up to half a minute, and the caller's cancel ends them."""
     waits: list[float] = []
     with pytest.raises(SourceUnavailable):
         list(Resuming(Cutting(DATA, [0] * 20), waits.append, tries=7))
@@ -118,7 +118,7 @@ def test_waits_grow_and_can_be_cancelled() -> None:
 
 @given(st.lists(st.integers(1, len(DATA) - 1), max_size=5), st.integers(500, 3000))
 def test_digest_is_independent_of_breaks(cuts: list[int], step: int) -> None:
-    """A stream that broke often is stored, hashed and sized as one that did not."""
+    """A stream with breaks has the same content, digest and size as one without."""
     store, hasher = MemoryStore(), Hasher()
     store_stream(resuming(Cutting(DATA, cuts, step)), {"memory": store.writer("image", owner=ME)}, [hasher])
     assert (digest_of(read_bytes(store, "image")), hasher.size) == (hasher.digest(), len(DATA))

@@ -1,4 +1,4 @@
-"""A lane keeps the order, bounds what waits, and never blocks whoever puts for longer than it must."""
+"""A sink's thread keeps the order, bounds its queue, and limits how long a put blocks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tests.waiting import PATIENCE_S
 
 
 def nothing() -> None:
-    """No reason to stop."""
+    """Return no reason to stop."""
 
 
 def cancel() -> None:
-    """A reason to stop."""
+    """Return a reason to stop."""
     raise Cancelled("user")
 
 
 class Stuck:
-    """A consumer that takes its first chunk and never comes back, until the test ends."""
+    """A consumer that hangs in its first chunk until the test ends."""
 
     def __init__(self) -> None:
         self.taken = threading.Event()
@@ -37,14 +37,14 @@ class Stuck:
 
 @pytest.fixture
 def stuck() -> Iterator[Stuck]:
-    """A consumer that is let go at the end."""
+    """Return a hanging consumer that is released at the end."""
     consumer = Stuck()
     yield consumer
     consumer.let_go.set()
 
 
 def fill(lane: SinkThread, consumer: Stuck) -> None:
-    """Put until nothing more fits: one chunk is with the consumer, DEPTH wait."""
+    """Put until the queue is full: the consumer has one chunk, and DEPTH wait."""
     lane.put(b"first", nothing)
     assert consumer.taken.wait(PATIENCE_S)
     for _ in range(DEPTH):
@@ -52,7 +52,7 @@ def fill(lane: SinkThread, consumer: Stuck) -> None:
 
 
 def broken(error: Exception) -> SinkThread:
-    """A lane whose consumer has failed with its first chunk."""
+    """Return a lane whose consumer failed with its first chunk."""
 
     def consume(chunk: bytes) -> None:
         failed.set()
@@ -77,14 +77,14 @@ def test_order() -> None:
 
 
 def test_error_is_raised_at_finish() -> None:
-    """The consumer's error is not lost when it comes with the last chunk."""
+    """The consumer's error at the last chunk is raised by finish."""
     lane = broken(StoreUnavailable("gone"))
     with pytest.raises(StoreUnavailable, match="gone"):
         lane.finish(nothing)
 
 
 def test_dead_consumer_blocks_nobody() -> None:
-    """Behind an error, puts go on being taken, and raise it."""
+    """After an error, each put returns at once and raises it."""
     lane = broken(StoreUnavailable("gone"))
     raised = 0
     for _ in range(3 * DEPTH):
@@ -97,7 +97,7 @@ def test_dead_consumer_blocks_nobody() -> None:
 
 
 def test_bounded(stuck: Stuck) -> None:
-    """No more than DEPTH chunks wait; the next put looks at the stop flag."""
+    """At most DEPTH chunks wait, and the next put checks the stop flag."""
     lane = SinkThread("disk", stuck)
     fill(lane, stuck)
     with pytest.raises(Cancelled):
@@ -105,7 +105,7 @@ def test_bounded(stuck: Stuck) -> None:
 
 
 def test_stalled_consumer(stuck: Stuck) -> None:
-    """A consumer that takes nothing for the stall time is a store that is unavailable, by name."""
+    """A consumer that takes nothing for the stall time is StoreUnavailable with the store's name."""
     lane = SinkThread("archive", stuck, stall_s=0.0)
     fill(lane, stuck)
     with pytest.raises(StoreUnavailable, match="archive"):
@@ -113,7 +113,7 @@ def test_stalled_consumer(stuck: Stuck) -> None:
 
 
 def test_stalled_at_the_end(stuck: Stuck) -> None:
-    """The same while waiting for the last chunks."""
+    """A stall is also detected during the wait for the last chunks."""
     lane = SinkThread("archive", stuck, stall_s=0.0)
     lane.put(b"first", nothing)
     with pytest.raises(StoreUnavailable, match="archive"):
@@ -121,7 +121,7 @@ def test_stalled_at_the_end(stuck: Stuck) -> None:
 
 
 def test_cancel_at_the_end(stuck: Stuck) -> None:
-    """A cancel reaches whoever waits for the last chunks."""
+    """A cancel ends the wait for the last chunks."""
     lane = SinkThread("archive", stuck)
     lane.put(b"first", nothing)
     with pytest.raises(Cancelled):
@@ -129,7 +129,7 @@ def test_cancel_at_the_end(stuck: Stuck) -> None:
 
 
 def test_stop_discards(stuck: Stuck) -> None:
-    """What waits when a thread is stopped is never consumed."""
+    """Waiting chunks of a stopped thread are never consumed."""
     lane = SinkThread("disk", stuck)
     fill(lane, stuck)
     threading.Timer(0.05, stuck.let_go.set).start()
@@ -138,7 +138,7 @@ def test_stop_discards(stuck: Stuck) -> None:
 
 
 def test_stop_with_drain(stuck: Stuck) -> None:
-    """With *drain*, a stopped thread consumes what waits, if its consumer is not too slow."""
+    """With *drain*, a stopped thread consumes the waiting chunks, if its consumer is fast enough."""
     lane = SinkThread("disk", stuck)
     fill(lane, stuck)
     threading.Timer(0.05, stuck.let_go.set).start()
@@ -147,14 +147,14 @@ def test_stop_with_drain(stuck: Stuck) -> None:
 
 
 def test_stop_has_a_time_limit(stuck: Stuck) -> None:
-    """A stuck consumer is left behind, and the caller is told."""
+    """stop returns without a hanging consumer, and reports that."""
     lane = SinkThread("disk", stuck)
     fill(lane, stuck)
     assert not lane.stop(timeout_s=0.01)
 
 
 def test_stop_twice() -> None:
-    """Dropping is safe to repeat, and after the end."""
+    """stop may be called twice, and after the end."""
     lane = SinkThread("disk", lambda chunk: None)
     lane.finish(nothing)
     assert lane.stop()

@@ -1,4 +1,4 @@
-"""The one loop: all stores or none, every byte once, and whatever breaks on the way is seen by nobody downstream."""
+"""The central loop: all stores or none, every byte once, and a break on the way is invisible downstream."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CHUNKS = [DATA[start : start + 1000] for start in range(0, len(DATA), 1000)]
 
 
 class Faulty:
-    """A sink that passes everything on, but fails at one step; ``abort`` may fail too."""
+    """A sink that fails at one step; ``abort`` may fail too."""
 
     def __init__(self, sink: Sink, step: str, error: Exception) -> None:
         self.key, self.offset = sink.key, sink.offset
@@ -82,12 +82,12 @@ def second() -> MemoryStore:
 
 @pytest.fixture
 def sinks(primary: MemoryStore, second: MemoryStore) -> dict[str, Sink]:
-    """A sink of each store."""
+    """Return a sink of each store."""
     return {store.name: store.writer("image", owner=ME) for store in (primary, second)}
 
 
 def is_empty(store: MemoryStore) -> bool:
-    """Whether nothing is on the store, committed or not."""
+    """Return whether the store has no bytes, committed or not."""
     return not list(store.list()) and not store.uncommitted()
 
 
@@ -95,7 +95,7 @@ def is_empty(store: MemoryStore) -> bool:
 
 
 def test_all(primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink]) -> None:
-    """Every store has every byte, every observer saw it, and the answer says so."""
+    """Every store has every byte, every observer received it, and the result says so."""
     hasher, seen = Hasher(), bytearray()
     stored = store_stream(CHUNKS, sinks, [hasher, seen.extend])
     assert [read_bytes(store, "image") for store in (primary, second)] == [DATA, DATA]
@@ -107,19 +107,19 @@ def test_all(primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink]) 
 
 
 def test_empty_stream(primary: MemoryStore, sinks: dict[str, Sink]) -> None:
-    """No chunks are an object of no bytes; whether that is allowed is the source's to say."""
+    """An empty stream makes an empty object; the source decides whether that is allowed."""
     store_stream([], sinks)
     assert read_bytes(primary, "image") == b""
 
 
 def breaking(error: Exception) -> Iterator[bytes]:
-    """A stream that breaks in its middle."""
+    """Return a stream that breaks in the middle."""
     yield from CHUNKS[:5]
     raise error
 
 
 def failing(error: Exception) -> Callable[..., None]:
-    """A step that fails."""
+    """Fail a step."""
 
     def fail(*_: object) -> None:
         raise error
@@ -127,7 +127,7 @@ def failing(error: Exception) -> Callable[..., None]:
     return fail
 
 
-#: What fails, in the words of store_stream's arguments, and the error that it fails with.
+#: The failing argument of store_stream, and its error.
 FAULTS = [
     pytest.param("chunks", SourceUnavailable("cut"), id="the source breaks off"),
     pytest.param("chunks", RuntimeError("bug"), id="the source has a bug"),
@@ -140,7 +140,7 @@ FAULTS = [
 
 
 def store_with(fault: str, error: Exception, sinks: dict[str, Sink], **more: object) -> None:
-    """Run the loop with one fault in it."""
+    """Run the loop with one fault."""
     arguments: dict[str, object] = {"chunks": CHUNKS, "sinks": dict(sinks), **more}
     if fault == "chunks":
         arguments["chunks"] = breaking(error)
@@ -155,7 +155,7 @@ def store_with(fault: str, error: Exception, sinks: dict[str, Sink], **more: obj
 
 @pytest.mark.parametrize(("fault", "error"), FAULTS)
 def test_none(primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink], fault: str, error: Exception) -> None:
-    """Whatever fails, its error is raised and nothing is left on any store."""
+    """Any failure raises its error, and leaves no bytes on any store."""
     with pytest.raises(type(error)) as caught:
         store_with(fault, error, sinks)
     assert caught.value is error
@@ -167,7 +167,7 @@ def test_none(primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink],
 def test_suspended(
     primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink], fault: str, error: Exception
 ) -> None:
-    """Where the error is worth it, the bytes are kept for a later attempt; still nothing is visible."""
+    """After a temporary error the bytes are kept for the next attempt, but stay invisible."""
     with pytest.raises(type(error)):
         store_with(fault, error, sinks, keep=lambda each: each is error)
     assert [store.uncommitted() for store in (primary, second)] == [{"image"}, {"image"}]
@@ -175,7 +175,7 @@ def test_suspended(
 
 
 def test_suspended_with_all_that_came(primary: MemoryStore) -> None:
-    """What has come before the source broke is kept, though the store had not taken it yet."""
+    """All bytes before a break are kept, even if the store had not taken them yet."""
     sink, broken = primary.writer("image", owner=ME), threading.Event()
 
     def breaking() -> Iterator[bytes]:
@@ -196,7 +196,7 @@ def test_suspended_with_all_that_came(primary: MemoryStore) -> None:
 
 
 def test_verify_runs_when_all_is_written(primary: MemoryStore, sinks: dict[str, Sink]) -> None:
-    """The check before the commit sees every byte hashed, and no object yet."""
+    """The check before the commit runs after all bytes are hashed, and before any object exists."""
     hasher = Hasher()
 
     def verify() -> None:
@@ -211,7 +211,7 @@ def test_verify_runs_when_all_is_written(primary: MemoryStore, sinks: dict[str, 
 def test_failing_abort_hides_nothing(
     primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink], fault: str, error: Exception
 ) -> None:
-    """A store that cannot even abort neither replaces the error nor keeps the other from being cleaned."""
+    """A store whose abort fails does not replace the error, and does not prevent the other's clean-up."""
     sinks["primary"] = Faulty(sinks["primary"], "abort", StoreUnavailable("gone for good"))
     with pytest.raises(type(error)) as caught:
         store_with(fault, error, sinks)
@@ -219,12 +219,12 @@ def test_failing_abort_hides_nothing(
     assert is_empty(second)
 
 
-# The primary, and the others
+# The primary and the other stores
 
 
 @pytest.mark.parametrize("step", ["write", "commit"])
 def test_owed(primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink], step: str) -> None:
-    """A store other than the primary that fails costs nobody else the bytes, and is reported."""
+    """A failing secondary store does not affect the others, and is reported."""
     error = StoreUnavailable("gone", "second")
     stored = store_stream(CHUNKS, {**sinks, "second": Faulty(sinks["second"], step, error)})
     assert (read_bytes(primary, "image"), stored.owed) == (DATA, {"second": error})
@@ -233,7 +233,7 @@ def test_owed(primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink],
 
 
 def test_owed_that_cannot_abort(primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink]) -> None:
-    """The failed store's failing clean-up is no reason to lose the primary's bytes either."""
+    """A failing clean-up of the failed store does not affect the primary either."""
 
     class Gone(Faulty):
         def _do(self, step: str) -> None:
@@ -245,14 +245,14 @@ def test_owed_that_cannot_abort(primary: MemoryStore, second: MemoryStore, sinks
 
 @pytest.mark.parametrize("error", [Cancelled("fenced"), RuntimeError("bug")], ids=["a cancel", "a bug"])
 def test_not_owed(primary: MemoryStore, sinks: dict[str, Sink], error: Exception) -> None:
-    """A cancel or a bug that shows in any store ends the whole."""
+    """A cancel or a bug in any store ends the whole stream."""
     with pytest.raises(type(error)):
         store_stream(CHUNKS, {**sinks, "second": Faulty(sinks["second"], "write", error)})
     assert is_empty(primary)
 
 
 def test_stuck_store_holds_back_the_source(sinks: dict[str, Sink]) -> None:
-    """The source is never read further ahead of a store than its lane holds, whatever the size of the stream."""
+    """The source is never read further ahead of a store than its lane holds."""
     let_go, read = threading.Event(), 0
     calls: list[int] = []
 
@@ -268,32 +268,32 @@ def test_stuck_store_holds_back_the_source(sinks: dict[str, Sink]) -> None:
 
     def check() -> None:
         calls.append(read)
-        if calls.count(read) > 1:  # asked again for the same chunk: the lane is full
+        if calls.count(read) > 1:  # asked again for the same chunk, because the lane is full
             let_go.set()
             raise Cancelled("user")
 
     with pytest.raises(Cancelled):
         store_stream(endless(), {"primary": Stuck(sinks["primary"], "", ValueError())}, check=check)
-    assert read <= DEPTH + 2  # those that wait, the one being written, the one being put
+    assert read <= DEPTH + 2  # the waiting chunks, the chunk in a write, and the chunk in a put
 
 
 # Small things
 
 
 def test_tap() -> None:
-    """A tap shows every chunk before it passes it on."""
+    """A tap sees every chunk before it forwards it."""
     seen: list[bytes] = []
     assert list(tap(CHUNKS, seen.append)) == CHUNKS == seen
 
 
 @pytest.mark.parametrize("most", [len(DATA), len(DATA) + 1])
 def test_limit_reached(most: int) -> None:
-    """A limit lets through all that it allows."""
+    """A limit forwards all bytes up to its maximum."""
     assert b"".join(limit(CHUNKS, most, "image")) == DATA
 
 
 def test_limit_passed() -> None:
-    """The chunk that goes beyond is replaced by an error that names the limit and the setting."""
+    """The chunk above the limit raises an error that names the limit and the setting."""
     with pytest.raises(TooLarge, match=rf"{len(DATA) - 1} bytes.*max_bytes"):
         list(limit(CHUNKS, len(DATA) - 1, "image"))
 
@@ -313,20 +313,20 @@ def test_small_object_too_large(primary: MemoryStore) -> None:
 
 
 def test_failed_small_object(primary: MemoryStore) -> None:
-    """A small object that does not fit leaves nothing."""
+    """A small object above the limit leaves nothing."""
     full = MemoryStore(capacity=3)
     with pytest.raises(WorkerError):
         put_bytes(full, "note", b"four", ME)
     assert is_empty(full)
 
 
-# A second store that works, but slowly
+# A slow second store
 
 
 def test_slow_second_store(
     primary: MemoryStore, second: MemoryStore, sinks: dict[str, Sink], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second store that takes less than the smallest rate, while the stream waits for it, is owed the object."""
+    """A second store below the minimum rate, for which the stream waits, is reported as owed."""
     done = threading.Event()
 
     class Slow(Faulty):
@@ -352,7 +352,7 @@ def test_slow_second_store(
     ],
 )
 def test_slowness(waited: float, taken: int, shown: bool) -> None:
-    """A store is too slow if it takes less than the rate in a window in which the stream mostly waited for it."""
+    """A store is too slow if it stays below the rate in a window with mostly waits for it."""
     slowness = SlowSinkDetector(1, window_s=30.0)
     now = slowness._since
     assert not slowness.is_too_slow(now + 29, 29.0, 0)
@@ -362,7 +362,7 @@ def test_slowness(waited: float, taken: int, shown: bool) -> None:
 
 
 def test_no_sinks() -> None:
-    """A stream without a sink is a mistake of the caller, and starts no thread."""
+    """A stream without a sink is a programming error, and starts no thread."""
     before = threading.active_count()
     with pytest.raises(ValueError, match="without a sink"):
         store_stream(CHUNKS, {})
@@ -370,7 +370,7 @@ def test_no_sinks() -> None:
 
 
 def test_no_more_threads(sinks: dict[str, Sink], monkeypatch: pytest.MonkeyPatch, primary: MemoryStore) -> None:
-    """If a thread cannot be started, those that were started end, nothing is left, and the job is tried again."""
+    """If a thread cannot start, the others end, nothing is left, and the job is tried again."""
     before, start = threading.active_count(), threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -386,7 +386,7 @@ def test_no_more_threads(sinks: dict[str, Sink], monkeypatch: pytest.MonkeyPatch
 
 
 def test_settled_before_the_commit(sinks: dict[str, Sink]) -> None:
-    """While the bytes get to the disk for good, a cancel is heard."""
+    """A cancel takes effect while bytes are flushed to disk."""
     asked = threading.Event()
 
     class Settling(Faulty):

@@ -1,4 +1,4 @@
-"""The decoder of the extra ``xz`` and the standard library's give the same of the same bytes."""
+"""The decoder of the extra ``xz`` and the standard library's decoder give equal results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WIDE = xz_with_dictionary(512 << 20)
 
 
 def outcome(decoder: Callable[..., Decoder], data: bytes) -> object:
-    """What comes out, what is left, whether it has ended and wants more; or that it is damaged, or wants memory."""
+    """Return the output, the rest, and whether the stream has ended or wants input, or its error."""
     reading, inside = decoder(lzma.FORMAT_XZ, memlimit=MEMORY), b""
     try:
         for at in range(0, len(data), 4096):
@@ -47,7 +47,7 @@ def outcome(decoder: Callable[..., Decoder], data: bytes) -> object:
     ],
 )
 def test_same_of_the_same(data: bytes, end: tuple[object, ...]) -> None:
-    """Whole, cut, damaged, or greedy: bytes, ends and errors do not depend on which decoder is there."""
+    """Both decoders give the same bytes, ends and errors for complete, cut, damaged and memory-hungry streams."""
     if LZMADecompressor is lzma.LZMADecompressor:
         missing("lzma-mt", "uv sync --extra xz")
     found = outcome(LZMADecompressor, data)

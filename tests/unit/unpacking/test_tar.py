@@ -1,4 +1,4 @@
-"""Tar archives: plain files are read as they come, anything else is refused."""
+"""Tar archives: plain files are read from the stream, all other members are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfil
 
 
 def read(data: bytes, step: int = 1 << 20) -> dict[str, bytes]:
-    """Every member's bytes, of an archive that comes in chunks of one size."""
+    """Return every member's bytes, of an archive that arrives in chunks of one size."""
     chunks = (data[at : at + step] for at in range(0, len(data), step))
     return {each.name: b"".join(each.chunks) for each in members(ExactReader(chunks), "an archive")}
 
@@ -33,7 +33,7 @@ def read(data: bytes, step: int = 1 << 20) -> dict[str, bytes]:
 @pytest.mark.parametrize("step", [1, 700, 1 << 20])
 @pytest.mark.parametrize("form", ["gnu", "pax"])
 def test_reads(form: str, step: int) -> None:
-    """The names and bytes of all members, long names too, whatever the chunks are."""
+    """The names and bytes of all members are read, with long names and any chunk size."""
     data = tar_by_library(FILES, FORMS[form])
     assert recognise(data[:512]) == "tar"
     assert read(data, step) == FILES
@@ -41,7 +41,7 @@ def test_reads(form: str, step: int) -> None:
 
 @pytest.mark.parametrize("form", ["v7", "oldgnu", "gnu", "ustar", "posix"])
 def test_reads_what_tar_makes(tmp_path: Path, form: str) -> None:
-    """Every form that GNU tar writes is recognised and read, also one without a magic."""
+    """Every format of GNU tar is recognised and read, also the one without a magic."""
     files = {"b.ovf": NOISE, "b.vmdk": NOISE * 100}
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -55,7 +55,7 @@ def numbered(count: int) -> bytes:
 
 
 def resized(field: bytes) -> bytes:
-    """A member whose size field is this one."""
+    """Return a member with this size field."""
     block = bytearray(tar_member("x"))
     block[124:136] = field
     block[148:156] = b" " * 8
@@ -101,13 +101,13 @@ BAD = {
 
 @pytest.mark.parametrize(("data", "error", "text"), BAD.values(), ids=BAD.keys())
 def test_refused(data: bytes, error: type[WorkerError], text: str) -> None:
-    """What is no plain file, has a path, or would cost its reader more than it gives, is refused."""
+    """A member that is not a plain file, has a path, or is too expensive to read is refused."""
     with pytest.raises(error, match=text):
         read(data + bytes(1024))
 
 
 def test_cut_short() -> None:
-    """An archive that ends before its end is refused, wherever that is."""
+    """An archive that is cut at any point is refused."""
     whole = tar_of(tar_member("x", NOISE), tar_member("y", NOISE))
     for size in (100, 700, len(whole) - 1024, len(whole) - 1025):
         with pytest.raises(CorruptImage, match="cut short"):
@@ -116,7 +116,7 @@ def test_cut_short() -> None:
 
 @pytest.mark.parametrize("names", [["x"], ["._x", "x"], ["vm.ovf", "disk", "vm.mf"], ["vm.ovf", "VM.MF", "disk"]])
 def test_no_blocks_at_the_end(names: list[str]) -> None:
-    """An archive of one member or with a checksum file needs no zeros at its end, but all of its last member."""
+    """An archive with one member or a checksum file may lack zero blocks, but not bytes of its last member."""
     data = b"".join(tar_member(name, NOISE) for name in names)
     assert read(data) == {name: NOISE for name in names if not name.startswith("._")}
     for missing in (1, 512, 700):
@@ -125,12 +125,12 @@ def test_no_blocks_at_the_end(names: list[str]) -> None:
 
 
 def test_apple_double() -> None:
-    """The files that the tar of macOS adds are left out."""
+    """The extra files of macOS's tar are left out."""
     assert read(tar_of(tar_member("._x", b"\0\5\x16\7"), tar_member("x", NOISE))) == {"x": NOISE}
 
 
 def test_behind_the_end() -> None:
-    """Zeros may follow the end, nothing else may."""
+    """Zeros may follow the end, but no other bytes."""
     whole = tar_of(tar_member("x", NOISE))
     assert read(whole + bytes(9000)) == {"x": NOISE}
     with pytest.raises(CorruptImage, match="follows the end"):
@@ -140,7 +140,7 @@ def test_behind_the_end() -> None:
 @given(data=st.data())
 @settings(max_examples=200)
 def test_no_crash(data: st.DataObject) -> None:
-    """Whatever stands in an archive, it is read or refused with a reason."""
+    """Any archive is read, or refused with a reason."""
     whole = bytearray(tar_by_library(FILES, FORMS[data.draw(st.sampled_from(["gnu", "pax"]))]))
     for _ in range(data.draw(st.integers(1, 5))):
         whole[data.draw(st.integers(0, 4000))] = data.draw(st.integers(0, 255))

@@ -1,4 +1,4 @@
-"""xz streams of many blocks: unpacked several at once, with the same answers as one after the other."""
+"""xz streams of many blocks: parallel unpacking gives the same results as serial unpacking."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DISK = NOISE + bytes(MiB) + NOISE
 
 
 def packed(data: bytes, options: str = "--block-size=100KiB") -> bytes:
-    """What xz makes of it with several threads."""
+    """Return the xz output of several threads."""
     if not shutil.which("xz"):
         missing("xz", "install xz-utils")
     command = ["xz", "-0", "-T2", *options.split(), "-c"]
@@ -41,33 +41,33 @@ def opened(data: bytes, step: int = MiB) -> bytes:
 @pytest.mark.parametrize("check", ["none", "crc32", "crc64", "sha256"])
 @pytest.mark.parametrize("step", [1000, MiB])
 def test_unpacks(check: str, step: int) -> None:
-    """Blocks come out in their order, whatever the check and the chunks."""
+    """Blocks are written in their order, for any check and any chunk size."""
     data = packed(DISK, f"--block-size=100KiB --check={check}")
     assert has_blocks(data[:512])
     assert opened(data, step) == DISK
 
 
 def test_one_after_the_other() -> None:
-    """A stream whose blocks do not say their sizes, or are too large to be held, is read in turn."""
+    """A stream whose blocks lack sizes, or are too large for memory, is unpacked serially."""
     assert not has_blocks(lzma.compress(DISK)[:512])
     assert not has_blocks(packed(bytes(40 * MiB), "--block-size=40MiB")[:512])
     assert opened(packed(bytes(40 * MiB), "--block-size=40MiB")) == bytes(40 * MiB)
 
 
 def test_a_size_that_does_not_end() -> None:
-    """A block header with a number of more than nine bytes is damage, wherever it is looked at."""
+    """A number of more than nine bytes in a block header is damage in every code path."""
     head = packed(DISK)[:12] + b"\x08\xc0" + b"\xff" * 40
     with pytest.raises(CorruptImage):
         opened(head)
 
 
 def test_several_streams() -> None:
-    """Streams may follow each other, of either kind, with zeros between them."""
+    """Streams of both kinds may follow each other, with zeros between them."""
     assert opened(packed(DISK) + bytes(8) + lzma.compress(NOISE) + packed(DISK) + bytes(4)) == DISK + NOISE + DISK
 
 
 def test_cut_short() -> None:
-    """A stream that ends early is refused, also in its index and footer."""
+    """A truncated stream is refused, also in its index and footer."""
     whole = packed(DISK)
     for size in (len(whole) - 1, len(whole) - 13, len(whole) - 40, len(whole) // 2, 40):
         with pytest.raises(CorruptImage, match="cut short"):
@@ -75,7 +75,7 @@ def test_cut_short() -> None:
 
 
 def test_junk_behind() -> None:
-    """Anything but zeros behind the end is refused."""
+    """Bytes other than zeros after the end are refused."""
     with pytest.raises(CorruptImage, match="other data follows its 1 members"):
         opened(packed(DISK) + b"junk" * 10)
 
@@ -83,9 +83,9 @@ def test_junk_behind() -> None:
 @given(data=st.data())
 @settings(max_examples=60)
 def test_damaged(data: st.DataObject) -> None:
-    """One wrong bit anywhere is noticed: in a block, its check, the index or the footer."""
+    """One wrong bit in a block, its check, the index or the footer is detected."""
     whole = bytearray(small())
-    at = data.draw(st.integers(6, len(whole) - 1) | st.integers(len(whole) - 60, len(whole) - 1))  # behind the magic
+    at = data.draw(st.integers(6, len(whole) - 1) | st.integers(len(whole) - 60, len(whole) - 1))  # after the magic
     whole[at] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(ImageError):
         opened(bytes(whole))
@@ -93,12 +93,12 @@ def test_damaged(data: st.DataObject) -> None:
 
 @functools.cache
 def small() -> bytes:
-    """A stream of five blocks."""
+    """Return a stream of five blocks."""
     return packed(NOISE[:20_000] * 2, "--block-size=8KiB")
 
 
 def test_blocks_left_out() -> None:
-    """A block that is missing is noticed by the index."""
+    """The index reveals a missing block."""
     one, two = packed(NOISE[:1000], "--block-size=1000"), packed(NOISE[:2000], "--block-size=1000")
     cut = two[:12] + two[12 + (len(two) - len(one)) :]
     with pytest.raises(CorruptImage):
@@ -106,7 +106,7 @@ def test_blocks_left_out() -> None:
 
 
 def test_memory_and_threads() -> None:
-    """What is held does not grow with the stream, and no thread is left."""
+    """Memory does not grow with the stream, and no thread is left."""
     data, before = packed(bytes(60 * MiB), "--block-size=2MiB"), threading.active_count()
     tracemalloc.start()
     size = sum(len(each) for each in unwrap([data], "")[1])

@@ -1,4 +1,4 @@
-"""verify with boot: a restored copy of a backup runs in QEMU, cut off from everything, and its screen is kept."""
+"""verify with boot: a restored copy of a backup runs isolated in QEMU, and its screen is kept."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FAST = {"memory": 256 * MiB, "seconds": 100.0, "still_s": 3.0}
 
 @pytest.fixture
 def grub() -> bytes:
-    """A disk from which GRUB starts and asks what to do."""
+    """Return a disk from which GRUB starts and shows its prompt."""
     if shutil.which("qemu-system-x86_64") is None:
         missing("qemu-system-x86_64", "apt-get install qemu-system-x86")
     if not BOOTABLE.exists():
@@ -52,7 +52,7 @@ def grub() -> bytes:
 
 
 def trying(store: Store, folder: Path, **fields: Any) -> Attempt:
-    """An attempt whose guests lie in that folder."""
+    """Return an attempt whose guests are in that folder."""
     return attempt(store, boots=BootOptions(folder / "boot", **FAST), **fields)
 
 
@@ -62,7 +62,7 @@ def run(it: Attempt) -> dict[str, Any]:
 
 
 def pixels_of(png: bytes) -> tuple[int, int, bytes]:
-    """Width, height and pixels of a PNG without filters; each of its chunks is whole."""
+    """Return width, height and pixels of a PNG without filters, and check that each chunk is complete."""
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     chunks, at = {}, 8
     while at < len(png):
@@ -77,7 +77,7 @@ def pixels_of(png: bytes) -> tuple[int, int, bytes]:
 
 @pytest.mark.e2e
 def test_boots(grub: bytes, tmp_path: Path) -> None:
-    """A VM of two disks boots from its first; the screenshot is of what it shows, and nothing else is left."""
+    """A VM with two disks boots from the first; only the screenshot of its screen is left."""
     store = MemoryStore("primary")
     store_backup(store, grub, content(1 * MiB))
 
@@ -92,7 +92,7 @@ def test_boots(grub: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_boots_from_grains(grub: bytes, tmp_path: Path) -> None:
-    """An incremental backup boots as well."""
+    """An incremental backup boots too."""
     store = MemoryStore("primary")
     manifest = grain_bench.back_up(store, "b1", grub)
     it = trying(store, tmp_path)
@@ -103,7 +103,7 @@ def test_boots_from_grains(grub: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_nothing_to_boot(grub: bytes, tmp_path: Path) -> None:
-    """A disk without a boot sector is told apart, and the error names the screenshot."""
+    """A disk without a boot sector is recognised, and the error names the screenshot."""
     store = MemoryStore("primary")
     store_backup(store, content(len(grub) // 2))
     with pytest.raises(CorruptImage, match="nothing to boot") as raised:
@@ -113,7 +113,7 @@ def test_nothing_to_boot(grub: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_cancel(grub: bytes, tmp_path: Path) -> None:
-    """A cancel ends the guest, and leaves nothing of it."""
+    """A cancel ends the guest and leaves nothing."""
     store = MemoryStore("primary")
     store_backup(store, grub)
     it = trying(store, tmp_path)
@@ -124,7 +124,7 @@ def test_cancel(grub: bytes, tmp_path: Path) -> None:
     assert not is_running(tmp_path)
 
 
-#: A QEMU on a machine whose /dev/kvm exists and does not work: it aborts before the guest runs.
+#: A QEMU on a machine with a broken /dev/kvm: it aborts before the guest runs.
 BROKEN_KVM = """#!/bin/sh
 for word; do
     [ "$word" = kvm ] && { echo "Assertion 'ret == cpu->kvm_msr_buf->nmsrs' failed." >&2; kill -ABRT $$; }
@@ -135,7 +135,7 @@ exec QEMU "$@"
 
 @pytest.fixture
 def broken_kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """QEMU aborts as soon as it is to use KVM."""
+    """Make QEMU abort as soon as it uses KVM."""
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         missing("qemu-system-x86_64", "apt-get install qemu-system-x86")
@@ -168,13 +168,13 @@ def test_accelerators(broken_kvm: None, wanted: str) -> None:
 
 
 def test_doctor_starts_qemu(broken_kvm: None) -> None:
-    """The doctor starts QEMU to find out whether KVM works, and warns if it does not."""
+    """The doctor starts QEMU to test KVM, and warns if KVM does not work."""
     [finding] = [each for each in examine(Settings()) if each.check == "verify --boot"]
     assert (finding.ok, finding.warning) == (True, True)
     assert "kvm_msr_buf" in finding.detail
 
 
-#: One boot in a process of its own; its store is a directory.
+#: One boot in its own process, with a directory as its store.
 WORKER = """
 import pathlib, sys
 from ssvm_worker.config.schema import Settings
@@ -191,7 +191,7 @@ boot_check(it, store, BACKUP)
 
 @pytest.mark.e2e
 def test_worker_killed(grub: bytes, tmp_path: Path) -> None:
-    """With a worker that is killed its guest dies, and what it has left goes with the next boot."""
+    """If the worker is killed, its guest ends too, and the next boot deletes its files."""
     (tmp_path / "store").mkdir()
     store_backup(FileStore("primary", tmp_path / "store"), grub)
     with subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)]) as worker:
@@ -210,13 +210,13 @@ def test_worker_killed(grub: bytes, tmp_path: Path) -> None:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether there is a guest in that folder."""
+    """Return whether a guest runs in that folder."""
     shown = subprocess.run(["ps", "-wweo", "args"], capture_output=True, text=True, check=True).stdout
     return any(line.startswith("/") and "qemu-system" in line and str(folder) in line for line in shown.splitlines())
 
 
 def test_without_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker without QEMU says so, and what to install, before it restores anything."""
+    """Without QEMU the error says what to install, before any restore."""
     monkeypatch.setenv("PATH", str(tmp_path))
     store = MemoryStore("primary")
     store_backup(store, content(1 * MiB))
@@ -226,7 +226,7 @@ def test_without_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_damaged(tmp_path: Path) -> None:
-    """What is damaged is not booted."""
+    """A damaged backup is not booted."""
     store = MemoryStore("primary")
     store_backup(store, content(1 * MiB))
     put_bytes(store, BACKUP.key("b1-disk0.vmdk"), bytes(1000), OWNER)
@@ -236,7 +236,7 @@ def test_damaged(tmp_path: Path) -> None:
 
 
 def test_cut_off(grub: bytes, tmp_path: Path) -> None:
-    """QEMU gets no network, no default devices, no way to start programs, limits, and disks whose format it is told."""
+    """QEMU has no network, no default devices, no way to start programs, limits, and explicit disk formats."""
     assert grub
     words = command(BootMachine([Drive(tmp_path / "a,b")], 64 * MiB), 7, tmp_path / "log", 100)
     line = " ".join(words)
@@ -255,7 +255,7 @@ def test_only_backups(fields: dict[str, Any]) -> None:
 
 
 def screen(*places: int, width: int = 720, height: int = 400) -> Picture:
-    """A black picture with white pixels at those places."""
+    """Return a black picture with white pixels at those positions."""
     pixels = bytearray(3 * width * height)
     for place in places:
         pixels[3 * place : 3 * place + 3] = b"\xff" * 3
@@ -263,7 +263,7 @@ def screen(*places: int, width: int = 720, height: int = 400) -> Picture:
 
 
 def test_pictures() -> None:
-    """A blinking cursor is no change and no picture; a word is both; another size is another picture."""
+    """A blinking cursor is neither a change nor a picture; a word or another size is both."""
     cursor, word = screen(*range(18)), screen(*range(400))
     assert screen().is_blank
     assert cursor.is_blank
@@ -276,7 +276,7 @@ def test_pictures() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"P5 1 1 255 a", b"P6\n2 2\n255\nabc"])
 def test_no_picture(data: bytes) -> None:
-    """What is no picture is told, and not shown."""
+    """An invalid picture is reported, and not shown."""
     with pytest.raises(ValueError, match="PPM"):
         read_ppm(data)
     assert read_ppm(b"P6\n1 1\n255\nabc") == Picture(1, 1, b"abc")

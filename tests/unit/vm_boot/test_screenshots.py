@@ -1,4 +1,4 @@
-"""Screenshots of booted backups: each lies there as long as any store has its backup, and no longer."""
+"""Screenshots of booted backups: each exists exactly as long as a store has its backup."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ASKED = {"kind": "backup", "account": "acme", "volume": "vol1", "id": "b1"}
 
 
 class Machine:
-    """Two stores that have a backup, and a machine that has booted it."""
+    """Two stores with a backup, and a machine that has booted it."""
 
     def __init__(self, folder: Path) -> None:
         self.boots = BootOptions(folder / "boot")
@@ -33,7 +33,7 @@ class Machine:
         self.screen.write_bytes(b"a picture")
 
     def attempt(self) -> Attempt:
-        """An attempt on that machine."""
+        """Return an attempt on that machine."""
         return attempt(self.primary, self.archive, boots=self.boots)
 
     def delete(self, *stores: str) -> None:
@@ -43,12 +43,12 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """Two stores that have a backup, and its screenshot."""
+    """Return two stores with a backup, and its screenshot."""
     return Machine(tmp_path)
 
 
 def test_goes_with_the_backup(machine: Machine) -> None:
-    """The screenshot goes when the last store has lost the backup."""
+    """The screenshot is deleted when the last store has lost the backup."""
     machine.delete("primary")
     assert machine.screen.exists()
     machine.delete("archive")
@@ -56,7 +56,7 @@ def test_goes_with_the_backup(machine: Machine) -> None:
 
 
 def test_store_away(machine: Machine, tmp_path: Path) -> None:
-    """Where a store does not say whether it has the backup its screenshot stays, and the deletion does not fail."""
+    """If a store cannot say whether it has the backup, the screenshot stays, and the deletion succeeds."""
     (tmp_path / "archive").rename(tmp_path / "elsewhere")
     machine.delete("primary")
     assert machine.screen.exists()
@@ -64,7 +64,7 @@ def test_store_away(machine: Machine, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("volume", ["", "snapshots/acme/vol1", "snapshots/acme/vol2"])
 def test_cleanup(machine: Machine, volume: str) -> None:
-    """Clean-up removes, and tells, what a deletion elsewhere has left, of the volume it is for, and leaves the rest."""
+    """Clean-up deletes and reports screenshots of backups that another machine deleted, for its volume only."""
     others = [machine.screen.with_name("no backup's.png"), machine.screen.with_name("notes.txt")]
     for each in others:
         each.write_bytes(b"somebody's")

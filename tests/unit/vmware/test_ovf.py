@@ -1,4 +1,4 @@
-"""The OVF descriptor that we write where the server has none, and the check of the server's own."""
+"""The OVF descriptor that the worker writes if the server has none, and the check of the server's own."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def parsed() -> ElementTree.Element:
 
 
 def items(root: ElementTree.Element) -> list[dict[str, str]]:
-    """Each resource as a dictionary."""
+    """Return each resource as a dictionary."""
     return [{each.tag.removeprefix(RASD): each.text or "" for each in item} for item in root.iter(f"{OVF}Item")]
 
 
 def test_files_and_disks() -> None:
-    """Each disk has a file with its counted size, and the capacity of the snapshot's config."""
+    """Each disk has a file with its counted size, and the capacity from the snapshot's config."""
     files = {file.get(f"{OVF}id"): file for file in parsed().iter(f"{OVF}File")}
     for disk, stored in zip(parsed().iter(f"{OVF}Disk"), STORED, strict=True):
         file = files[disk.get(f"{OVF}fileRef")]
@@ -57,7 +57,7 @@ def test_files_and_disks() -> None:
 
 
 def test_places() -> None:
-    """Each disk hangs on its own controller at its own unit; a controller without a disk is left out."""
+    """Each disk is on its own controller and unit, and a controller without a disk is omitted."""
     found = items(parsed())
     controllers = {item["InstanceID"]: item["ResourceSubType"] for item in found if item["ResourceType"] in "5 6 20"}
     disks = [item for item in found if item["ResourceType"] == "17"]
@@ -70,7 +70,7 @@ def test_places() -> None:
 
 
 def test_machine() -> None:
-    """CPUs, memory, network cards and firmware are those of the config, and names need no care."""
+    """CPUs, memory, network cards and firmware come from the config, and any name is escaped."""
     root = parsed()
     quantities = {item["ResourceType"]: item.get("VirtualQuantity") for item in items(root)}
     assert (quantities["3"], quantities["4"]) == ("4", "2048")
@@ -97,7 +97,7 @@ def test_instance_ids() -> None:
     ids=["as stored", "the capacity for a size", "another name", "not well-formed"],
 )
 def test_check_of_the_servers(change: tuple[str, str], expected: bool) -> None:
-    """A server's descriptor is taken only if it names the stored files with their true sizes."""
+    """A server's descriptor is accepted only if it names the stored files with their real sizes."""
     assert lists_files(build(HARDWARE, STORED).decode().replace(*change), STORED) is expected
 
 
@@ -108,7 +108,7 @@ def test_checksum_lines() -> None:
 
 @pytest.mark.parametrize("fault", ["MethodNotFound", "VmConfigFault", "NoPermission"])
 def test_fallback(bench: Bench, vm: TestVM, vcenter: VCenterSimulator, fault: str) -> None:
-    """Where the server cannot write a descriptor, ours stands in, and the manifest says why."""
+    """If the server cannot write a descriptor, the worker writes one, and the manifest gives the reason."""
     vcenter.fault(calls={"CreateDescriptor": fault})
     bench.run(vm)
     root = ElementTree.fromstring(read_bytes(bench.primary, f"{PREFIX}/b1.ovf"))

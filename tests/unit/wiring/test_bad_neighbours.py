@@ -1,6 +1,6 @@
-"""What a vCenter, an S3 server or the broker does wrong, as a user meets it: the second half of test_bad_input.
+"""Faults of a vCenter, an S3 server or the broker from a user's view: the second half of test_bad_input.
 
-Each row runs the real command against a real neighbour. The tests of each adapter go into depth.
+Each row runs the real command against a real server. The tests of each adapter cover more cases.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ Environ = dict[str, str]
 
 @dataclass
 class Case:
-    """What is amiss, and what has to come of it."""
+    """A fault and its expected outcome."""
 
     error: str
     said: str
     exit: int = 1
-    #: Over the settings' environment names.
+    #: Set by the settings' environment names.
     environ: Environ = field(default_factory=dict)
-    #: Of the request.
+    #: Fields of the request.
     asked: dict[str, Any] = field(default_factory=dict)
-    #: Told to the neighbour.
+    #: Parameters of the server.
     faults: dict[str, Any] = field(default_factory=dict)
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
-    """The exit status of a command, and what it prints as JSON."""
+    """Return the exit status of a command, and its JSON output."""
     status = main([*words, "--json"])
     return status, json.loads(capsys.readouterr().out)
 
 
 def assert_told(case: Case, status: int, shown: dict[str, Any]) -> None:
-    """Class, what, where and remedy are told, and the exit status is right."""
+    """Check the error's class, problem, location and remedy, and the exit status."""
     assert (shown["error"], status) == (case.error, case.exit), shown
     assert case.said in f"{shown['message']} {shown['remedy']}"
     assert shown["what"]
@@ -77,7 +77,7 @@ VCENTER = {
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Environ], None]:
-    """Sets settings, over those of a store in a directory; no broker is there."""
+    """Set settings over those of a store in a directory, without a broker."""
     (tmp_path / "store").mkdir()
     given = {
         "SSVM_STATE_DIR": str(tmp_path / "state"),
@@ -101,7 +101,7 @@ def test_vcenter(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A backup that cannot be had is a clear error, and leaves nothing on the store."""
+    """A backup that fails gives a clear error, and leaves nothing on the store."""
     case = VCENTER[name]
     access = {"HOST": vcenter.host, "PORT": str(vcenter.port), "CA_FILE": str(vcenter.ca_file)}
     access |= {"USERNAME": vcenter.username, "PASSWORD": vcenter.password}
@@ -136,7 +136,7 @@ def test_s3(
     settings: Callable[[Environ], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A download into an S3 that does not take it is a clear error, and leaves nothing there."""
+    """A download that S3 does not accept gives a clear error, and leaves nothing there."""
     case, place = S3[name], f"bad-{name.replace(' ', '-').lower()}"
     keys = {"ACCESS_KEY": faulty_s3.server.access_key, "SECRET_KEY": faulty_s3.server.secret_key}
     where = {"URL": f"s3://{s3_bucket}/{place}", "ENDPOINT": faulty_s3.endpoint}
@@ -153,7 +153,7 @@ def test_s3(
 
 @pytest.mark.parametrize("command", ["submit download --url http://127.0.0.1/x --account 2 --id 7", "jobs", "job x"])
 def test_broker_away(command: str, settings: Callable[[Environ], None], capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the broker nothing is queued or told, and it says so; while it runs: e2e/test_recovery."""
+    """Without the broker nothing is queued, and the error says so (e2e/test_recovery covers running jobs)."""
     settings({"SSVM_BROKER__URL": "redis://127.0.0.1:{free}/0"})
     status, shown = said(capsys, *command.split())
     assert_told(Case("StoreUnavailable", "broker", 75), status, shown)

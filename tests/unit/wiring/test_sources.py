@@ -1,4 +1,4 @@
-"""What the settings and a request say about a source: credentials, certificates, directories and stores."""
+"""Parts of a source from settings and requests: credentials, certificates, directories and stores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OWNER = Owner()
 
 
 def run(url: str, settings: dict[str, Any], **fields: Any) -> bytes:
-    """What a download of that URL stores."""
+    """Return what a download of that URL stores."""
     request = {"url": url, "account": 2, "id": "7"} | fields
     store = MemoryStore("primary")
     download.run(parse_request(download.Request, request, "download"), attempt(store, settings=settings))
@@ -45,7 +45,7 @@ def run(url: str, settings: dict[str, Any], **fields: Any) -> bytes:
 
 
 def test_proxy_of_the_settings(http_server: HttpServer) -> None:
-    """A job goes by the proxy of the settings, and past it where no_proxy says so."""
+    """A job uses the configured proxy, except for hosts in no_proxy."""
     proxy = ProxyServer()
     http_server.serve("image", IMAGE)
     settings = SETTINGS["download"] | {"proxy": f"http://127.0.0.1:{proxy.port}", "no_proxy": ["127.0.0.1"]}
@@ -70,7 +70,7 @@ def test_proxy_of_the_settings(http_server: HttpServer) -> None:
     ],
 )
 def test_credentials(http_server: HttpServer, credentials: dict[str, str], header: str) -> None:
-    """Credentials that the request names are sent as the header that they stand for."""
+    """The credentials of the request are sent as the corresponding header."""
     url = http_server.serve("image", IMAGE)
     named = credentials | {"hosts": ["127.0.0.1"], "allow_plaintext": True}
     assert run(url, {"credentials": {"customer": named}}, credentials="customer") == IMAGE
@@ -78,7 +78,7 @@ def test_credentials(http_server: HttpServer, credentials: dict[str, str], heade
 
 
 def test_unknown_credentials(http_server: HttpServer) -> None:
-    """A name that the settings have not is an error of the request, which lists those there are."""
+    """An unknown name of credentials is an error of the request that lists the known names."""
     with pytest.raises(InvalidRequest, match="customer"):
         run(http_server.url("image"), {"credentials": {"customer": {"token": "t"}}}, credentials="other")
 
@@ -90,7 +90,7 @@ def client_certificate(authority: trustme.CA, directory: Path) -> str:
 
 
 def test_client_certificate(https_server: HttpServer, tmp_path: Path) -> None:
-    """Credentials may hold an authority and a certificate, which a server that asks for one gets."""
+    """Credentials may contain an authority and a client certificate for the server."""
     authority = trustme.CA()
     certificate = client_certificate(authority, tmp_path)
     ca_file = https_server.ca_file(tmp_path)
@@ -105,7 +105,7 @@ def test_client_certificate(https_server: HttpServer, tmp_path: Path) -> None:
 
 
 def test_authority_of_credentials_is_for_their_origin(https_server: HttpServer, tmp_path: Path) -> None:
-    """An authority that credentials bring is believed at the URL's own origin, and nowhere else."""
+    """The authority of credentials is trusted only for the URL's own origin."""
     named = {"credentials": {"customer": {"ca_file": https_server.ca_file(tmp_path)}}}
     elsewhere = HttpServer(tls=True)
     elsewhere.context = https_server.context
@@ -129,7 +129,7 @@ def test_bad_client_certificate(https_server: HttpServer, tmp_path: Path) -> Non
 
 @pytest.fixture
 def incoming(tmp_path: Path) -> Path:
-    """A directory that is allowed."""
+    """Return an allowed directory."""
     path = tmp_path / "incoming"
     path.mkdir()
     return path
@@ -151,7 +151,7 @@ class TestFileSource(SourceContract):
 
 
 def test_file_job(incoming: Path) -> None:
-    """A download from an allowed directory."""
+    """A download from an allowed directory succeeds."""
     (incoming / "an image").write_bytes(IMAGE)
     allowed = {"download": SETTINGS["download"] | {"allow_directories": [str(incoming)]}}
     assert run(f"file://{incoming}/an%20image", allowed) == IMAGE
@@ -173,13 +173,13 @@ def test_file_job(incoming: Path) -> None:
     ],
 )
 def test_file_outside(incoming: Path, url: str) -> None:
-    """A path outside the allowed directories, or one that is not plain, is an error of the request."""
+    """A path that is not plain, or outside the allowed directories, is an error of the request."""
     with pytest.raises(InvalidRequest):
         FileSource(url.replace("{incoming}", str(incoming)), SourceOptions(directories=(incoming,)))
 
 
 def test_no_directory_is_allowed_by_itself() -> None:
-    """Without a setting there is no file:// at all."""
+    """Without the setting, file:// is refused."""
     with pytest.raises(InvalidRequest, match="allow_directories"):
         run("file:///etc/hostname", {})
 
@@ -206,7 +206,7 @@ def directory(incoming: Path, _: Path) -> str:
 
 @pytest.mark.parametrize("trap", [link, link_above, pipe, directory])
 def test_file_traps(incoming: Path, tmp_path: Path, trap: Any) -> None:
-    """Links are not followed, at the end or on the way, and what is no regular file is not read."""
+    """Links are not followed in any component, and only regular files are read."""
     secret = tmp_path / "secret"
     secret.write_bytes(DATA)
     with pytest.raises((SourceDenied, SourceNotFound)):
@@ -214,7 +214,7 @@ def test_file_traps(incoming: Path, tmp_path: Path, trap: Any) -> None:
 
 
 def test_file_changed(incoming: Path) -> None:
-    """A file that is another one by now is not gone on with."""
+    """A file that has changed is not resumed."""
     path = incoming / "image"
     path.write_bytes(DATA)
     first = file_source(path, incoming)
@@ -234,7 +234,7 @@ def settings_with(tmp_path: Path, *allowed: str) -> dict[str, Any]:
 
 
 def test_store(tmp_path: Path) -> None:
-    """An object of a store that the settings list."""
+    """An object of a listed store can be downloaded."""
     put_bytes(FileStore("other", tmp_path), "a/image", IMAGE, OWNER)
     assert run("store:other/a/image", settings_with(tmp_path, "other")) == IMAGE
 
@@ -249,7 +249,7 @@ def test_store(tmp_path: Path) -> None:
     ],
 )
 def test_store_refused(tmp_path: Path, url: str, error: type[Exception]) -> None:
-    """A store that is not listed, a key that cannot be, or an object that is not there."""
+    """An unlisted store, an invalid key and a missing object are refused."""
     with pytest.raises(error):
         run(url, settings_with(tmp_path, "other"))
 
@@ -261,7 +261,7 @@ def s3_settings(server: S3Server) -> dict[str, Any]:
 
 @pytest.fixture
 def s3_object(s3_server: S3Server, s3_bucket: str) -> str:
-    """An image in S3."""
+    """Return an image in S3."""
     from ssvm_worker.stores import open_store
 
     keys = s3_settings(s3_server)["credentials"]["customer"]
@@ -270,24 +270,24 @@ def s3_object(s3_server: S3Server, s3_bucket: str) -> str:
 
 
 def test_s3(s3_server: S3Server, s3_object: str) -> None:
-    """An object in S3, by the endpoint and the keys of named credentials."""
+    """An S3 object is downloaded with the endpoint and the keys of named credentials."""
     assert run(s3_object, s3_settings(s3_server), credentials="customer") == IMAGE
 
 
 def test_s3_missing(s3_server: S3Server, s3_object: str) -> None:
-    """An object that is not there is said in a source's words."""
+    """A missing S3 object gives a source's error."""
     with pytest.raises(SourceNotFound):
         run(s3_object + "2", s3_settings(s3_server), credentials="customer")
 
 
 def test_s3_without_keys(s3_server: S3Server, s3_object: str) -> None:
-    """Credentials may be an endpoint alone: then nothing is signed, and only what is public is read."""
+    """Credentials with only an endpoint send unsigned requests, which read public objects."""
     with pytest.raises(SourceDenied):
         run(s3_object, {"credentials": {"customer": {"endpoint": s3_server.endpoint}}}, credentials="customer")
 
 
 def test_s3_without_credentials() -> None:
-    """Without credentials it is nobody who asks Amazon, even if a store of ours is in that very bucket."""
+    """Without credentials, requests to Amazon are anonymous, even if a configured store uses that bucket."""
     store = {"url": "s3://bucket", "endpoint": "http://127.0.0.1:1", "access_key": "a", "secret_key": "b"}
     doors = attempt(settings={"stores": {"primary": store}}).connections
     given: dict[str, Any] = {"headers": {}, "credentials": None, "checksum": None, "validator": None}
