@@ -1,4 +1,4 @@
-"""verify and delete: damage is found and named, deletion is whole and safe to repeat, neighbours are untouched."""
+"""verify and delete: damage is found and named, deletion is complete and repeatable, and neighbours are unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGE = images.mbr(2 << 20)
 
 @pytest.fixture
 def store(http_server: HttpServer, tmp_path: Path) -> FileStore:
-    """A directory with two templates, the id of one of them the beginning of the other's."""
+    """Return a directory store with two templates, of which one id is a prefix of the other."""
     store = FileStore("primary", tmp_path)
     for id_ in ("2", "20"):
         fields = {"url": http_server.serve("image", IMAGE), "account": "2", "id": id_}
@@ -36,7 +36,7 @@ def asked(job: Any, **fields: Any) -> Any:
 
 
 def test_verify_finds_nothing(store: FileStore) -> None:
-    """An artifact that is as it was stored passes, and the result says how much was read."""
+    """An unchanged artifact passes, and the result has the number of bytes read."""
     result = verify.run(asked(verify), attempt(store))
 
     assert result["objects"] == 2
@@ -52,7 +52,7 @@ def test_verify_finds_nothing(store: FileStore) -> None:
     ],
 )
 def test_verify_names_the_damage(store: FileStore, tmp_path: Path, harm: Callable[[Path], None], said: str) -> None:
-    """Damage is an error that names the object and what differs."""
+    """Damage is an error that names the object and the difference."""
     harm(tmp_path / "template/tmpl/2/2/2.raw")
 
     with pytest.raises(CorruptImage, match=rf"1 of 2 objects.*template/tmpl/2/2/2\.raw.*{said}"):
@@ -61,7 +61,7 @@ def test_verify_names_the_damage(store: FileStore, tmp_path: Path, harm: Callabl
 
 @pytest.mark.parametrize("job", [verify, delete, download])
 def test_one_store(job: Any) -> None:
-    """``store`` is understood as a list of one; both at once are not."""
+    """``store`` counts as a list of one, and may not be combined with ``stores``."""
     url = {"url": "https://images.example/a"} if job is download else {}
     assert asked(job, store="archive", **url).stores == ["archive"]
     with pytest.raises(InvalidRequest, match="store: unknown"):
@@ -69,13 +69,13 @@ def test_one_store(job: Any) -> None:
 
 
 def test_verify_of_nothing(store: FileStore) -> None:
-    """An artifact that is not there cannot pass."""
+    """A missing artifact cannot pass."""
     with pytest.raises(ObjectNotFound):
         verify.run(asked(verify, id="3"), attempt(store))
 
 
 def test_delete_is_whole_and_touches_no_neighbour(store: FileStore, tmp_path: Path) -> None:
-    """Deleting takes every object of the artifact, its directory too, and nothing of 20 when 2 is meant."""
+    """A deletion deletes every object and the directory of template 2, and nothing of template 20."""
     delete.run(asked(delete), attempt(store))
 
     assert not (tmp_path / "template/tmpl/2/2").exists()
@@ -87,7 +87,7 @@ def test_delete_is_whole_and_touches_no_neighbour(store: FileStore, tmp_path: Pa
 
 
 def test_delete_twice(store: FileStore) -> None:
-    """What is not there is deleted with success."""
+    """The deletion of a missing artifact succeeds."""
     delete.run(asked(delete), attempt(store))
 
     assert delete.run(asked(delete), attempt(store))["deleted"] == {"primary": 0}

@@ -1,4 +1,4 @@
-"""An attempt that is frozen anywhere, while another finishes its job, and thaws: it changes nothing any more."""
+"""An attempt that is frozen at any point, while another finishes its job, changes nothing after it resumes."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from tests.servers.http import HttpServer
 
 IMAGE = images.mbr(3 << 20)
 NAMES: dict[str, Any] = {"account": "2", "id": "7"}
-#: Runs the job under test, by an attempt with that claim and token.
+#: Runs the tested job in an attempt with that claim and token.
 Run = Callable[[Callable[[], None], int], object]
 
 
 class Freezer:
-    """The claim of an attempt that is frozen when it confirms it for the *at*-th time; *others* act meanwhile."""
+    """The claim of an attempt that freezes at its *at*-th confirmation; *others* act meanwhile."""
 
     def __init__(self, at: int, others: Callable[[], object], after: bool) -> None:
         self.thawed = False
         self._at, self._others, self._after = at, others, after
 
     def confirm(self) -> None:
-        """As the heart's."""
+        """Confirm the claim, as the heartbeat does."""
         self._at -= 1
         frozen = not self._at
         if frozen and not self._after:
@@ -59,10 +59,10 @@ def freeze(
     *,
     after: bool = True,
 ) -> None:
-    """Freeze *run* wherever it confirms its claim, let *others* act then, and *check* what there is in the end.
+    """Freeze *run* at each confirmation of its claim, let *others* act, and *check* the final state.
 
-    *after* the confirmation, or right before it: a file that is removed in the instant behind it is removed, and no
-    file system can be told not to.
+    *after* freezes after the confirmation, otherwise right before it. A file that is deleted directly after a
+    confirmation stays deleted, because no file system can prevent this.
     """
     for at in itertools.count(1):
         prepare()
@@ -78,7 +78,7 @@ def freeze(
 
 
 class Place:
-    """A directory store with at most one template in it."""
+    """A directory store with at most one template."""
 
     def __init__(self, server: HttpServer, directory: Path) -> None:
         self.directory, self.store = directory, FileStore("primary", directory)
@@ -94,32 +94,32 @@ class Place:
         return attempt(*stores, **given)
 
     def assert_whole(self) -> None:
-        """The template is there, and nothing else."""
+        """Check that exactly the template exists."""
         verify.run(verify.Request(**NAMES), attempt(self.store))
         assert sorted(self._files()) == ["7.raw", "manifest.json", "template.properties"]
 
     def assert_absent(self) -> None:
-        """Nothing of it is there."""
+        """Check that no part of the template exists."""
         assert self._files() == []
 
     def _files(self) -> list[str]:
-        """Hidden ones too."""
+        """Return all files, including hidden ones."""
         return [each.name for each in self.directory.rglob("*") if each.is_file()]
 
 
 @pytest.fixture
 def place(http_server: HttpServer, tmp_path: Path) -> Place:
-    """An empty one."""
+    """Return an empty store."""
     return Place(http_server, tmp_path)
 
 
 def test_download(place: Place) -> None:
-    """What another attempt has stored meanwhile stays as it is."""
+    """An artifact that another attempt has stored meanwhile stays unchanged."""
     freeze(place.download, lambda: place.download(token=2), place.assert_whole, place.delete)
 
 
 def test_download_of_what_was_deleted(place: Place) -> None:
-    """What another attempt has stored, and somebody has deleted then, does not come back."""
+    """An artifact that another attempt stored, and that was then deleted, does not return."""
 
     def others() -> None:
         place.download(token=2)
@@ -129,7 +129,7 @@ def test_download_of_what_was_deleted(place: Place) -> None:
 
 
 def test_delete(place: Place) -> None:
-    """What was stored in its place, once another attempt had deleted it, is not deleted."""
+    """An artifact that was stored after another attempt's deletion is not deleted."""
 
     def others() -> None:
         place.delete(token=2)
@@ -139,7 +139,7 @@ def test_delete(place: Place) -> None:
 
 
 def test_discard(place: Place) -> None:
-    """What a failed attempt would remove is not removed where a later one has stored it."""
+    """The clean-up of a failed attempt does not delete a later attempt's artifact."""
 
     def prepare() -> None:
         place.delete()
@@ -153,7 +153,7 @@ def test_discard(place: Place) -> None:
 
 
 def test_copy(place: Place) -> None:
-    """A copy likewise brings nothing back."""
+    """A copy does not bring a deleted artifact back either."""
     source = MemoryStore("source")
     asked = download.Request(url=place.request.url, stores=["source"], **NAMES)
     download.run(asked, attempt(source))

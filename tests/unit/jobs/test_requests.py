@@ -1,4 +1,4 @@
-"""Requests: whatever somebody sends is either a good request or an InvalidRequest, and no secret of it is shown."""
+"""Requests: any input is a valid request or an InvalidRequest, and its secrets are never shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssvm_worker.wiring.assembly import new_job, shown
 
 DOWNLOAD = JOBS["download"].Request
 GOOD = {"url": "http://x/y", "account": "2", "id": "7"}
-#: A field of text with one of these words in its name may hold a secret.
+#: A text field with one of these words in its name may contain a secret.
 SUSPICIOUS = re.compile("url|password|token|key|header|secret|checksum|credential|mirror|destination|cookie|auth")
 
 TEXTS = st.text(st.characters(exclude_categories=())) | st.sampled_from(
@@ -47,7 +47,7 @@ VALUES = st.recursive(
 @pytest.mark.parametrize("job", JOBS)
 @given(data=st.data())
 def test_whatever_is_sent(job: str, data: st.DataObject) -> None:
-    """Any JSON value is a good request or an InvalidRequest with usage's exit status, and its record can be shown."""
+    """Any JSON value is a valid request, or an InvalidRequest with usage's status and a printable record."""
     model = JOBS[job].Request
     odd = data.draw(st.dictionaries(st.sampled_from(sorted(model.model_fields)) | TEXTS, VALUES, max_size=4) | VALUES)
     request = GOOD | odd if isinstance(odd, dict) else odd
@@ -65,7 +65,7 @@ def test_whatever_is_sent(job: str, data: st.DataObject) -> None:
 
 
 def test_secret_fields_are_marked() -> None:
-    """Each field whose name suggests a secret says what people may see of it, so that none is forgotten."""
+    """Each field with a name that suggests a secret declares what may be shown."""
     forgotten = [
         f"{job.name}.{name}"
         for job in JOBS.values()
@@ -76,7 +76,7 @@ def test_secret_fields_are_marked() -> None:
 
 
 def test_schemes_of_downloads() -> None:
-    """A request may name what there is a source for, and the sender of an upload."""
+    """A request may use the schemes that have a source, and the upload sender."""
     assert set(downloadrequest.SCHEMES) == {*sources.SCHEMES, "upload"}
 
 
@@ -98,18 +98,18 @@ def test_schemes_of_downloads() -> None:
     ],
 )
 def test_redacted(job: str, field: str, value: Any, seen: Any) -> None:
-    """People see no user, password, query or header of a request, and of unknown fields only the name."""
+    """The shown request has no user, password, query or header, and only the names of unknown fields."""
     assert redact({field: value}, JOBS[job].Request) == {field: seen}
 
 
 def test_odd_requests_are_redacted() -> None:
-    """A record whose request is no object is shown without it."""
+    """A record whose request is not an object is shown without it."""
     assert redact(["SECRET"], DOWNLOAD) == {}
 
 
 @given(TEXTS)
 def test_safe_url_is_total(text: str) -> None:
-    """No text ends the masking of a URL in an error."""
+    """The masking of a URL in an error succeeds for any text."""
     safe_url(text)
     safe_url(f"http://{text}")
 
@@ -118,7 +118,7 @@ REFUSED: list[Any] = [
     pytest.param({"url": "http://[SECRET"}, "url: The URL's host or port is malformed", id="no URL"),
     pytest.param({"url": "http://me:SECRET/x"}, "url: The URL's host or port is malformed", id="password for a port"),
     pytest.param({"url": "http://me:SECRET@h/x"}, "url: The URL has a user name", id="password"),
-    pytest.param({"url": "s3://me:SECRET@b/x"}, "url: the URL holds a user name", id="password of s3"),
+    pytest.param({"url": "s3://me:SECRET@b/x"}, "url: the URL has a user name", id="password of s3"),
     pytest.param({"mirrors": ["http://h:SECRET/"]}, "mirrors: The URL's host or port is malformed", id="mirror"),
     pytest.param({"checksum": "https://h:SECRET/SUMS"}, "checksum: The URL's host or port is malformed", id="checksum"),
     pytest.param({"checksum": "SECRET"}, "checksum: Checksum of an unknown form", id="no checksum"),
@@ -141,7 +141,7 @@ REFUSED: list[Any] = [
 
 @pytest.mark.parametrize(("fields", "said"), REFUSED)
 def test_refused(fields: dict[str, Any], said: str) -> None:
-    """A wrong value is refused before there is a job, by an error that repeats no secret; nor does what is kept."""
+    """A wrong value is refused before a job exists, and neither error nor record repeats a secret."""
     with pytest.raises(InvalidRequest) as caught:
         parse_request(DOWNLOAD, GOOD | fields, "download")
     assert said in str(caught.value)
@@ -150,7 +150,7 @@ def test_refused(fields: dict[str, Any], said: str) -> None:
 
 
 def test_kept_of_a_refused_request() -> None:
-    """Of a refused request right values of known fields are kept, and the names of all others."""
+    """Of a refused request, valid values of known fields and the names of all others are kept."""
     request = GOOD | {"account": "a b", "nope\x1b": {"deep": 1}, "headers": {"A": "b"}}
     assert storable_fields(DOWNLOAD, request) == {
         "url": "http://x/y", "id": "7", "headers": {"A": "b"}, "account": MASK, "nope\\u001b": MASK
@@ -161,13 +161,13 @@ def test_kept_of_a_refused_request() -> None:
     ("given", "bytes_"), [("10MiB/s", 10 << 20), ("10M", 10 << 20), (5, 5), ("5", 5), ("1kB", 1000)]
 )
 def test_units(given: Any, bytes_: int) -> None:
-    """Sizes and rates of a request have units, as on the command line."""
+    """Sizes and rates in a request have units, as on the command line."""
     request = parse_request(DOWNLOAD, GOOD | {"max_rate": given, "max_bytes": str(given).removesuffix("/s")}, "x")
     assert (request.max_rate, request.max_bytes) == (bytes_, bytes_)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("zone", ["a b", "a\nb", "x" * 65, "é"])
 def test_zone(zone: str) -> None:
-    """A job goes to a zone whose name the settings could have; others would break the names of counters."""
+    """A job's zone must be a valid name in the settings, because others break the names of counters."""
     with pytest.raises(InvalidRequest, match="Invalid name of a zone"):
         new_job(Settings(), JOBS["download"], GOOD, zone=zone)

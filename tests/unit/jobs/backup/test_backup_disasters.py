@@ -1,4 +1,4 @@
-"""What happens to a vCenter in the middle of an export: the retry finishes, or the error is final and says why."""
+"""Faults of a vCenter during an export: the retry succeeds, or the error is permanent and gives the reason."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.servers.vcenter import TestVM, address_of
 
 
 def strike(bench: Bench, what: str) -> None:
-    """Let it happen once, in the middle of the second disk."""
+    """Cause the fault once, in the middle of the second disk."""
     bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": what, "at": 300_000, "times": 1})
 
 
 @pytest.mark.parametrize("what", ["logout", "restart", "migrate", "expire", "cut"])
 def test_survived(bench: Bench, vm: TestVM, what: str) -> None:
-    """A session that ends, a vCenter that restarts, a VM that moves: the same attempt goes on with another lease."""
+    """After a session end, a vCenter restart or a VM migration, the same attempt continues with another lease."""
     strike(bench, what)
     before = bench.fetches("disk-1.vmdk")
     result = bench.run(vm, stores=["primary", "archive"])
@@ -34,7 +34,7 @@ def test_survived(bench: Bench, vm: TestVM, what: str) -> None:
 
 
 def test_session_ends_behind_the_last_disk(bench: Bench, vm: TestVM) -> None:
-    """A session that ended during the last disk is opened again for the server's own descriptor."""
+    """A session that ended during the last disk is opened again to get the server's descriptor."""
     bench.options = dataclasses.replace(FAST, parallel_disks=1)
     bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": "logout", "at": 0, "times": 1}, manifest="absent")
     bench.run(vm)
@@ -43,7 +43,7 @@ def test_session_ends_behind_the_last_disk(bench: Bench, vm: TestVM) -> None:
 
 
 def test_vm_deleted(bench: Bench, vm: TestVM) -> None:
-    """A VM that is deleted during its backup is an error that says so, and is not tried again."""
+    """The deletion of a VM during its backup is a permanent error that says so."""
     strike(bench, "delete")
     error = bench.fail(vm)
     assert isinstance(error, SourceNotFound)
@@ -52,7 +52,7 @@ def test_vm_deleted(bench: Bench, vm: TestVM) -> None:
 
 
 def test_snapshot_removed(bench: Bench, vm: TestVM) -> None:
-    """A job whose snapshot somebody removes makes another one in its next attempt, and fetches all of it."""
+    """If the job's snapshot is removed, the next attempt makes another one and fetches all disks."""
     strike(bench, "unsnap")
     before = bench.fetches("disk-1.vmdk")
     with pytest.raises(SourceUnavailable, match="removed the snapshot"):
@@ -63,7 +63,7 @@ def test_snapshot_removed(bench: Bench, vm: TestVM) -> None:
 
 
 def test_given_snapshot_removed(bench: Bench, vm: TestVM) -> None:
-    """A snapshot of the user's that is removed during the backup is not replaced by another one."""
+    """A user's snapshot that is removed during the backup is not replaced."""
     with VCenterSession(address_of(bench.vcenter)) as session:
         theirs = session.find_vm(vm.machine.id).make_snapshot("theirs")
     strike(bench, "unsnap")
@@ -73,7 +73,7 @@ def test_given_snapshot_removed(bench: Bench, vm: TestVM) -> None:
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_host_refuses(bench: Bench, vm: TestVM, status: int) -> None:
-    """A host that refuses us with the cookie too is not asked a third time."""
+    """A host that refuses the request with the cookie too is not asked again."""
     bench.vcenter.fault(get={"status": status})
     before = bench.fetches("disk-0.vmdk")
     assert isinstance(bench.fail(vm, disks=["scsi0:0"]), SourceDenied)
@@ -82,7 +82,7 @@ def test_host_refuses(bench: Bench, vm: TestVM, status: int) -> None:
 
 
 def test_lba_goes_back(bench: Bench, vm: TestVM) -> None:
-    """A stream whose grains are out of order is no disk, whatever its checksum says."""
+    """A stream with grains out of order is not a disk, even if its checksum is right."""
     head, first, second, *rest = stream_optimized_pieces(vm.raws[0])
     bench.vcenter.upload(vm.machine.disks[0].file, b"".join((head, second, first, *rest)))
     error = bench.fail(vm)

@@ -1,4 +1,4 @@
-"""How disks are fetched: several at once within a host's limit, checked with the lease manifest, past slow stores."""
+"""The export of disks: parallel within a host's limit, checked with the lease manifest, and past slow stores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.waiting import PATIENCE_S
 
 
 class Watched(LocalSlots):
-    """Slots that remember how many were held at once."""
+    """Slots that record how many were held at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Watched(LocalSlots):
 
 
 def test_at_once(bench: Bench) -> None:
-    """Disks are fetched at once: the second one's bytes come while the first one's are held up."""
+    """Disks are fetched in parallel: the second one's bytes arrive while the first one is blocked."""
     vm = make_vm(bench.vcenter, 128 * KiB, 128 * KiB, 128 * KiB)
     bench.vcenter.fault(get={"file": "disk-0.vmdk", "do": "stall", "at": 1000})
     before = bench.fetches("disk-2.vmdk")
@@ -59,7 +59,7 @@ def test_at_once(bench: Bench) -> None:
 
 @pytest.mark.parametrize(("disks", "per_host", "expected"), [(3, 1, 1), (1, 3, 1)], ids=["host", "job"])
 def test_limits(bench: Bench, disks: int, per_host: int, expected: int) -> None:
-    """No more disks than the job, and no more than the ESXi host may have, are fetched at once."""
+    """The number of parallel disks respects the limits of the job and of the ESXi host."""
     vm, slots = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB), Watched()
     bench.options = dataclasses.replace(FAST, parallel_disks=disks, per_host=per_host)
     bench.attempt_fields["slots"] = slots
@@ -70,7 +70,7 @@ def test_limits(bench: Bench, disks: int, per_host: int, expected: int) -> None:
 
 
 def test_one_fails(bench: Bench) -> None:
-    """A disk that fails does not stop the others; the next attempt fetches that one alone."""
+    """A failing disk does not stop the others, and the next attempt fetches only that disk."""
     vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB, 64 * KiB)
     bench.vcenter.fault(get={"file": "disk-0.vmdk", "status": 503})
     with pytest.raises(SourceUnavailable):
@@ -83,7 +83,7 @@ def test_one_fails(bench: Bench) -> None:
 
 
 def failing(error: Exception) -> Callable[[], None]:
-    """A task that raises it."""
+    """Return a task that raises the error."""
 
     def fail() -> None:
         raise error
@@ -93,7 +93,7 @@ def failing(error: Exception) -> Callable[[], None]:
 
 @pytest.mark.parametrize(("error", "done"), [(Retryable("x"), [1]), (Permanent("x"), []), (KeyError("x"), [])])
 def test_rest_of_the_tasks(error: Exception, done: list[int]) -> None:
-    """What is not begun is begun after an error that may pass, and not after any other."""
+    """After a temporary error the remaining tasks start, but not after any other error."""
     seen: list[int] = []
     with pytest.raises(type(error)):
         in_parallel(1, [failing(error), lambda: seen.append(1)])
@@ -101,7 +101,7 @@ def test_rest_of_the_tasks(error: Exception, done: list[int]) -> None:
 
 
 def test_gravest_error() -> None:
-    """Of several errors the one that decides on a retry is raised."""
+    """Of several errors, the one that decides on a retry is raised."""
     with pytest.raises(Permanent):
         in_parallel(3, [failing(Retryable("x")), failing(Permanent("y"))])
 
@@ -120,7 +120,7 @@ MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_lease_manifest(bench: Bench, vm: TestVM, name: str) -> None:
-    """The server's own checksum is compared where it has one, and where it has none the backup says so."""
+    """The server's checksum is compared if it exists; without one the backup says so."""
     fault, expected = MANIFESTS[name]
     bench.vcenter.fault(**fault)
     result = bench.run(vm)
@@ -130,7 +130,7 @@ def test_lease_manifest(bench: Bench, vm: TestVM, name: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha1"])
 def test_lease_manifest_differs(bench: Bench, vm: TestVM, algorithm: str) -> None:
-    """Bytes that are not those which the server says it sent are no backup."""
+    """Bytes that differ from the lease manifest fail the backup."""
     calls = {"HttpNfcLeaseSetManifestChecksumType": "MethodNotFound"} if algorithm == "sha1" else {}
     bench.vcenter.fault(manifest="wrong", calls=calls)
     error = bench.fail(vm)
@@ -140,14 +140,14 @@ def test_lease_manifest_differs(bench: Bench, vm: TestVM, algorithm: str) -> Non
 
 
 def test_certificate(bench: Bench, vm: TestVM) -> None:
-    """A lease that gives the host's certificate itself is believed over its thumbprint."""
+    """If a lease contains the host's certificate, the certificate takes precedence over its thumbprint."""
     bench.vcenter.fault(thumbprint="AB:" * 19 + "AB", certificate=bench.vcenter.ca_file.read_text())
     bench.run(vm)
     assert_whole(bench.primary, *vm.streams)
 
 
 def test_nvram(bench: Bench) -> None:
-    """The firmware's variables are stored where the lease has them, and the OVF and the .mf name them."""
+    """Firmware variables are stored if the lease has them, and the OVF and the .mf name them."""
     vm = make_vm(bench.vcenter, 64 * KiB, nvram=b"variables" * 1000)
     bench.run(vm)
     assert read_bytes(bench.primary, f"{PREFIX}/b1.nvram") == b"variables" * 1000
@@ -157,7 +157,7 @@ def test_nvram(bench: Bench) -> None:
 
 
 def test_nvram_fails(bench: Bench) -> None:
-    """Firmware variables that cannot be had do not cost the backup, which says that it is without them."""
+    """Missing firmware variables do not fail the backup, and its result says so."""
     vm = make_vm(bench.vcenter, 64 * KiB, nvram=b"variables")
     bench.vcenter.fault(get={"file": f"{vm.machine.id}.nvram", "status": 503})
     result = bench.run(vm)
@@ -166,7 +166,7 @@ def test_nvram_fails(bench: Bench) -> None:
 
 
 def test_change_ids(bench: Bench) -> None:
-    """Where changed block tracking stood is kept with each disk."""
+    """The change id of each disk is stored with the disk."""
     vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, change_id="52 de ad be/7")
     assert [each["change_id"] for each in bench.run(vm)["disks"]] == ["52 de ad be/7"] * 2
     manifest = read_manifest(bench.primary, bench.request(vm).artifact)
@@ -174,7 +174,9 @@ def test_change_ids(bench: Bench) -> None:
 
 
 def test_consolidation(bench: Bench, vm: TestVM) -> None:
-    """Deltas that the removal of the snapshot leaves are joined; where that fails it does not count as removed."""
+    """Leftover deltas are consolidated after the removal of the snapshot; if that fails, the snapshot counts as not
+    removed.
+    """
     before = bench.vcenter.state()["calls"].get("ConsolidateVMDisks_Task", 0)
     bench.run(vm, id="b0")
     assert bench.vcenter.state()["calls"].get("ConsolidateVMDisks_Task", 0) == before
@@ -186,7 +188,7 @@ def test_consolidation(bench: Bench, vm: TestVM) -> None:
 
 
 def test_slow_secondary(bench: Bench, tmp_path: Path) -> None:
-    """A secondary that stays too slow is owed the backup; the lease, and the primary, do not wait for it."""
+    """A secondary store that stays too slow is reported as owed, and delays neither the lease nor the primary."""
     vm = make_vm(bench.vcenter, 24 * MiB)
     inner = bench.archive
     bench.archive, stall = store_stalling(inner, after=0)
@@ -199,7 +201,7 @@ def test_slow_secondary(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_slow_for_a_while(bench: Bench, tmp_path: Path) -> None:
-    """A store that is slow for a while gets what was spilled, and the lease has ended long before."""
+    """A store that is slow for a while gets the spilled bytes, after the lease has already ended."""
     vm = make_vm(bench.vcenter, 24 * MiB)
     inner = bench.primary
     bench.primary, stall = store_stalling(inner, after=0)
@@ -217,7 +219,7 @@ def test_slow_for_a_while(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_primary_fails_behind_the_spill(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
-    """An error of the primary comes out though it was met behind the scratch file."""
+    """The primary's error is raised even if it occurs behind the scratch file."""
     bench.primary = store_failing(MemoryStore("primary"), after=100 * KiB)
     bench.options = dataclasses.replace(FAST, spill_dir=tmp_path, spill_bytes=2 * MiB)
     with pytest.raises(StoreUnavailable, match="by request"):

@@ -1,4 +1,4 @@
-"""The backup job under every fault: the backup is whole, or nothing of it is there; nothing of ours is left."""
+"""The backup job under every fault: the backup is complete or absent, and the job leaves nothing."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ STREAM_FAULTS = {
 
 
 def get_fault(vm: TestVM, file: str, fault: dict[str, Any], times: int) -> dict[str, Any]:
-    """A fault of the second disk's stream; an offset below 0 counts from its end."""
+    """Return a fault of the second disk's stream; an offset below 0 counts from its end."""
     at = fault.get("at", 0)
     return fault | {"file": file, "times": times, "at": at if at >= 0 else len(vm.streams[1]) + at}
 
 
 @pytest.mark.parametrize("name", STREAM_FAULTS)
 def test_stream_fails(bench: Bench, vm: TestVM, name: str) -> None:
-    """A stream that goes wrong each time fails the job, retryably, and nothing is stored."""
+    """A stream that fails each time fails the job with a temporary error, and nothing is stored."""
     fault, expected = STREAM_FAULTS[name]
     bench.vcenter.fault(get=get_fault(vm, "disk-1.vmdk", fault, times=0))
     assert isinstance(bench.fail(vm, stores=["primary", "archive"]), expected)
@@ -65,7 +65,7 @@ def test_stream_fails(bench: Bench, vm: TestVM, name: str) -> None:
 
 @pytest.mark.parametrize("name", STREAM_FAULTS)
 def test_stream_fails_once(bench: Bench, vm: TestVM, name: str) -> None:
-    """A stream that goes wrong once is fetched again by a new lease, and the backup is whole."""
+    """A stream that fails once is fetched again with a new lease, and the backup is complete."""
     bench.vcenter.fault(get=get_fault(vm, "disk-1.vmdk", STREAM_FAULTS[name][0], times=1))
     before = bench.fetches("disk-0.vmdk"), bench.fetches("disk-1.vmdk")
     bench.run(vm, stores=["primary", "archive"])
@@ -88,7 +88,7 @@ FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_vcenter_fails(bench: Bench, vm: TestVM, name: str) -> None:
-    """What vCenter refuses is a clear error, and nothing is left on the stores or on the VM."""
+    """A refusal by vCenter is a clear error, and nothing is left on the stores or on the VM."""
     fault, expected = FAULTS[name]
     bench.vcenter.fault(**fault)
     error = bench.fail(vm)
@@ -100,7 +100,7 @@ def test_vcenter_fails(bench: Bench, vm: TestVM, name: str) -> None:
 
 @pytest.mark.parametrize("mode", ["full", "incremental"])
 def test_lease_lists_too_few_files(bench: Bench, mode: str) -> None:
-    """A backup short of a disk that the lease does not list stands, says which and why, and is no success."""
+    """A backup without an unlisted disk is stored, names the disk and the reason, and does not succeed."""
     vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB)
     bench.vcenter.fault(omit="disk-1.vmdk")
     error = bench.fail(vm, mode=mode, stores=["primary", "archive"])
@@ -117,7 +117,7 @@ def test_lease_lists_too_few_files(bench: Bench, mode: str) -> None:
 
 
 def test_lease_lists_no_wanted_file(bench: Bench, vm: TestVM) -> None:
-    """Nothing is stored where the host offers none of the disks that are wanted."""
+    """Nothing is stored if the host offers none of the requested disks."""
     bench.vcenter.fault(omit="disk-1.vmdk")
     error = bench.fail(vm, disks=["scsi0:1"])
     assert isinstance(error, SourceNotFound)
@@ -126,7 +126,7 @@ def test_lease_lists_no_wanted_file(bench: Bench, vm: TestVM) -> None:
 
 
 def test_lease_never_ready(bench: Bench, vm: TestVM) -> None:
-    """A lease that does not get ready in time is given up, and given back."""
+    """A lease that is not ready in time is given up and released."""
     bench.options = dataclasses.replace(FAST, lease_ready_s=1, lease_tries=1)
     bench.vcenter.fault(never_ready=True)
     assert isinstance(bench.fail(vm), LeaseLost)
@@ -135,7 +135,7 @@ def test_lease_never_ready(bench: Bench, vm: TestVM) -> None:
 
 @pytest.mark.parametrize("fault", [{"get": {"do": "stall", "at": 300_000}}, {"hang": "ExportSnapshot"}])
 def test_stall(bench: Bench, vm: TestVM, fault: dict[str, Any]) -> None:
-    """A stream or a call that stops moving is given up."""
+    """A stalled stream or call is given up."""
     bench.options = dataclasses.replace(FAST, lease_tries=1)
     bench.address = {"timeout_s": 2.0}
     bench.vcenter.fault(**fault)
@@ -145,7 +145,7 @@ def test_stall(bench: Bench, vm: TestVM, fault: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", ["Login", "CreateSnapshotEx_Task", "ExportSnapshot"])
 def test_cancel_while_vcenter_hangs(bench: Bench, vm: TestVM, method: str) -> None:
-    """A cancel is heard while vCenter does not answer."""
+    """A cancel takes effect while vCenter does not answer."""
     before = bench.vcenter.state()["calls"].get(method, 0)
     asked = lambda: bench.vcenter.state()["calls"].get(method, 0) > before  # noqa: E731
     bench.vcenter.fault(hang=method)
@@ -155,7 +155,7 @@ def test_cancel_while_vcenter_hangs(bench: Bench, vm: TestVM, method: str) -> No
 
 
 def test_needs_cookie(bench: Bench, vm: TestVM) -> None:
-    """The session's cookie goes to a host only after it has refused us without."""
+    """The session's cookie is sent to a host only after it refused a request without it."""
     bench.vcenter.fault(get={"needs_cookie": True})
     bench.run(vm, disks=["scsi0:0"])
     assert_whole(bench.primary, vm.streams[0])
@@ -164,14 +164,14 @@ def test_needs_cookie(bench: Bench, vm: TestVM) -> None:
 
 @pytest.mark.parametrize("fault", [{"any_host": True}, {"plain_keys": True}, {"thumbprint": ""}])
 def test_other_leases(bench: Bench, vm: TestVM, fault: dict[str, Any]) -> None:
-    """A lease may name any host, number its disks, and give no thumbprint."""
+    """A lease may name any host, number its disks, and omit the thumbprint."""
     bench.vcenter.fault(**fault)
     bench.run(vm)
     assert_whole(bench.primary, *vm.streams)
 
 
 def test_second_attempt(bench: Bench, vm: TestVM) -> None:
-    """A second attempt goes on with the first one's snapshot, and fetches only what is not stored."""
+    """A second attempt reuses the first one's snapshot, and fetches only missing disks."""
     stores = ["primary", "archive"]
     bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": "cut", "at": 1000})
     with pytest.raises(SourceUnavailable):
@@ -185,7 +185,7 @@ def test_second_attempt(bench: Bench, vm: TestVM) -> None:
 
 
 def test_snapshot_lost_between_attempts(bench: Bench, vm: TestVM) -> None:
-    """Disks of two snapshots are never mixed: without the first attempt's snapshot, all is fetched again."""
+    """Disks of two snapshots are never mixed, so without the first snapshot all disks are fetched again."""
     bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": "cut", "at": 1000})
     with pytest.raises(SourceUnavailable):
         backup.run(bench.request(vm), bench.attempt(will_resume=lambda _: True))
@@ -202,7 +202,7 @@ def test_snapshot_lost_between_attempts(bench: Bench, vm: TestVM) -> None:
 
 
 def test_snapshot_not_removed(bench: Bench, vm: TestVM) -> None:
-    """A snapshot that cannot be removed does not cost the backup; the same job removes it later."""
+    """A snapshot that cannot be removed does not fail the backup, and the same job removes it later."""
     bench.vcenter.fault(calls={"RemoveSnapshot_Task": "TaskInProgress"})
     assert bench.run(vm)["snapshot_removed"] is False
     assert_whole(bench.primary, *vm.streams)
@@ -211,7 +211,7 @@ def test_snapshot_not_removed(bench: Bench, vm: TestVM) -> None:
 
 
 def test_fenced(bench: Bench, vm: TestVM) -> None:
-    """A worker that has lost its claim commits nothing more, and leaves the snapshot to the one that has it now."""
+    """A worker without its claim commits nothing, and leaves the snapshot to the new owner."""
 
     def fenced() -> None:
         raise Cancelled("fenced")
@@ -225,7 +225,7 @@ def test_fenced(bench: Bench, vm: TestVM) -> None:
 
 
 class SlowStore(MemoryStore):
-    """Takes nothing until the lease was renewed twice."""
+    """A store that takes nothing until the lease was renewed twice."""
 
     def __init__(self, vcenter: VCenterSimulator) -> None:
         super().__init__("primary")
@@ -241,7 +241,7 @@ class SlowStore(MemoryStore):
         max_bytes: int | None = None,
         copy_from: Store | None = None,
     ) -> MemorySink:
-        """A sink that waits."""
+        """Return a sink that waits."""
         if key.endswith(".vmdk"):
             while max(lease["renewals"] for lease in self.vcenter.state()["leases"].values()) < 2:
                 pass
@@ -257,7 +257,7 @@ def test_keep_alive(bench: Bench, vm: TestVM) -> None:
 
 
 def test_lease_expires_unnoticed(bench: Bench, vm: TestVM) -> None:
-    """A renewal that is refused ends the transfer, and another lease is taken."""
+    """A refused renewal ends the transfer, and the job takes another lease."""
     bench.options = dataclasses.replace(FAST, lease_tries=1)
     bench.vcenter.fault(lease_timeout=1, get={"do": "stall", "at": 300_000}, calls={"HttpNfcLeaseProgress": "Timedout"})
     error = bench.fail(vm)
@@ -277,14 +277,14 @@ def test_lease_expires_unnoticed(bench: Bench, vm: TestVM) -> None:
     ids=["wrong password", "untrusted certificate", "another certificate than the pinned one", "unreachable"],
 )
 def test_no_session(bench: Bench, vm: TestVM, address: dict[str, Any], expected: type[WorkerError]) -> None:
-    """Without a session the job fails before it touches anything."""
+    """Without a session the job fails before it changes anything."""
     bench.address = address
     assert isinstance(bench.fail(vm), expected)
     assert not bench.left()
 
 
 def test_permanent_is_not_tried_again(bench: Bench, vm: TestVM) -> None:
-    """A refusal is not tried again with another lease."""
+    """A permanent refusal is not tried again with another lease."""
     bench.vcenter.fault(calls={"ExportSnapshot": "NoPermission"})
     before = bench.vcenter.state()["calls"].get("ExportSnapshot", 0)
     assert isinstance(bench.fail(vm, disks=["scsi0:0"]), Permanent)
@@ -294,7 +294,7 @@ def test_permanent_is_not_tried_again(bench: Bench, vm: TestVM) -> None:
 
 @pytest.mark.parametrize("method", ["CreateSnapshotEx_Task", "ExportSnapshot", "WaitForUpdatesEx"])
 def test_connection_breaks(bench: Bench, vm: TestVM, method: str) -> None:
-    """A connection that breaks in the middle of a call is an error that may pass, whichever call it is."""
+    """A broken connection during any call is a temporary error."""
     before = bench.vcenter.state()["calls"].get(method, 0)
 
     def break_it() -> None:
@@ -308,12 +308,12 @@ def test_connection_breaks(bench: Bench, vm: TestVM, method: str) -> None:
         bench.attempt_fields = {"stop_reason": break_it}
         assert isinstance(bench.fail(vm), Retryable)
         while bench.open_leases():
-            time.sleep(0.1)  # one whose answer was lost: nobody knows it, and it lives until its time-out
+            time.sleep(0.1)  # its answer was lost, so it exists until its time-out
         assert not bench.left()
 
 
 def test_cancel_removes_the_snapshot(bench: Bench, vm: TestVM) -> None:
-    """A backup that a user cancels removes its snapshot, though it hears at each look that it must stop."""
+    """A cancelled backup removes its snapshot, although each check says that it must stop."""
     made = lambda: "ssvm-backup-job-1" in bench.vcenter.state()["snapshots"]  # noqa: E731
 
     def confirm() -> None:

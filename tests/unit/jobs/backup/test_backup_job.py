@@ -1,4 +1,4 @@
-"""The backup job on a real vCenter API: the backup is whole, or nothing of it is there, and nothing of ours is left."""
+"""The backup job on a real vCenter API: the backup is complete or absent, and the job leaves nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.servers.vcenter import TestVM, address_of, make_vm
 
 
 def test_two_disks(bench: Bench, vm: TestVM) -> None:
-    """A VM's disks are stored as the host sends them, and the job's own snapshot is gone afterwards."""
+    """A VM's disks are stored as the host sends them, and the job removes its own snapshot."""
     result = bench.run(vm)
     assert_whole(bench.primary, *vm.streams)
     assert result["snapshot_removed"] is True
@@ -47,7 +47,7 @@ def test_two_disks(bench: Bench, vm: TestVM) -> None:
 
 
 def test_content(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
-    """What was stored is, to qemu-img, identical with what the disk was made from."""
+    """qemu-img finds the stored disk identical to its source."""
     if shutil.which("qemu-img") is None:
         missing("qemu-img", "apt-get install qemu-utils")
     bench.run(vm)
@@ -60,7 +60,7 @@ def test_content(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
 
 
 def test_descriptor_and_checksums(bench: Bench, vm: TestVM) -> None:
-    """The server's OVF is of the snapshot and names the counted sizes; the .mf has the digest of each file."""
+    """The server's OVF describes the snapshot with the counted sizes, and the .mf has each file's digest."""
     result = bench.run(vm)
     ovf = read_bytes(bench.primary, f"{PREFIX}/b1.ovf").decode()
     sizes = {key.rpartition("}")[2]: value for key, value in next(ElementTree.fromstring(ovf).iter(FILE)).items()}
@@ -75,7 +75,7 @@ FILE = "{http://schemas.dmtf.org/ovf/envelope/1}File"
 
 
 def test_config(bench: Bench, vm: TestVM) -> None:
-    """The whole configuration of the snapshot is kept as JSON."""
+    """The snapshot's whole configuration is stored as JSON."""
     bench.run(vm)
     config = json.loads(read_bytes(bench.primary, f"{PREFIX}/b1.config.json"))
     assert config["instanceUuid"] == vm.machine.instance_uuid
@@ -90,7 +90,7 @@ def test_names_of_a_vm(bench: Bench, vm: TestVM, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vm-99999", "00000000-1111-2222-3333-444444444444", "/DC0/vm/nobody"])
 def test_unknown_vm(bench: Bench, vm: TestVM, name: str) -> None:
-    """A VM that is not there is an error that says how it was looked for."""
+    """The error of a missing VM says how it was searched."""
     error = bench.fail(vm, vm=name)
     assert isinstance(error, SourceNotFound)
     assert name in str(error)
@@ -98,7 +98,7 @@ def test_unknown_vm(bench: Bench, vm: TestVM, name: str) -> None:
 
 
 def test_chosen_disks(bench: Bench, vm: TestVM) -> None:
-    """A disk is chosen by key, label or place; the others are in the result as left out."""
+    """A disk is selected by key, label or position, and the result lists the others as left out."""
     for wanted in (str(vm.machine.disks[1].key), vm.machine.disks[1].label, "scsi0:1"):
         bench.primary = MemoryStore("primary")
         result = bench.run(vm, disks=[wanted])
@@ -108,7 +108,7 @@ def test_chosen_disks(bench: Bench, vm: TestVM) -> None:
 
 
 def test_unknown_disk(bench: Bench, vm: TestVM) -> None:
-    """A disk that is not there is an error that lists those there are; no snapshot is made for it."""
+    """The error of a missing disk lists the existing ones, and no snapshot is made."""
     before = bench.vcenter.state()["calls"].get("CreateSnapshotEx_Task", 0)
     error = bench.fail(vm, disks=["Hard disk 7"])
     assert isinstance(error, InvalidRequest)
@@ -119,10 +119,10 @@ def test_unknown_disk(bench: Bench, vm: TestVM) -> None:
 
 @pytest.mark.parametrize(("mode", "status"), [("independent_persistent", "independent"), ("rdm", "rdm")])
 def test_disks_outside_snapshots(bench: Bench, mode: str, status: str) -> None:
-    """A disk that no snapshot holds is never passed over in silence."""
+    """A disk outside the snapshot is always reported."""
     vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, modes=("persistent", mode))
     assert isinstance(bench.fail(vm, disks=["scsi0:1"]), InvalidRequest)
-    for _ in range(2):  # it is no success either when it is asked for again
+    for _ in range(2):  # the same request does not succeed the second time either
         error = bench.fail(vm)
         assert isinstance(error, IncompleteBackup)
         assert f"(scsi0:1) is {status}: no snapshot contains it" in error.what
@@ -133,14 +133,14 @@ def test_disks_outside_snapshots(bench: Bench, mode: str, status: str) -> None:
 
 
 def test_disks_outside_snapshots_left_out(bench: Bench) -> None:
-    """A backup of just the disks that were named is a success, whatever other disks there are."""
+    """A backup of only the requested disks succeeds, even if other disks exist."""
     vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, modes=("persistent", "independent_persistent"))
     assert [each["status"] for each in bench.run(vm, disks=["scsi0:0"])["disks"]] == ["exported", "independent"]
     assert_whole(bench.primary, vm.streams[0])
 
 
 def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
-    """A snapshot that the user names, by id or name, is used and never removed."""
+    """A user's snapshot, by id or name, is used and never removed."""
     with VCenterSession(address_of(bench.vcenter)) as session:
         theirs = session.find_vm(vm.machine.id)
         snapshot = theirs.make_snapshot("theirs")
@@ -155,12 +155,12 @@ def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
 
 
 def test_unknown_snapshot(bench: Bench, vm: TestVM) -> None:
-    """A snapshot that is not there is an error that lists those there are."""
+    """The error of a missing snapshot lists the existing ones."""
     assert "There are: none" in str(bench.fail(vm, snapshot="before-upgrade"))
 
 
 def test_not_quiesced(bench: Bench, vm: TestVM) -> None:
-    """A guest that cannot be quiesced is backed up crash-consistently, and the result says so."""
+    """If a guest cannot be quiesced, the backup is crash-consistent, and the result says so."""
     assert bench.run(vm)["quiesced"] is True
     bench.primary = MemoryStore("primary")
     bench.vcenter.fault(quiesce_task="ApplicationQuiesceFault")
@@ -181,7 +181,7 @@ def test_two_stores(bench: Bench, vm: TestVM) -> None:
 
 
 def test_owed(bench: Bench, vm: TestVM) -> None:
-    """A secondary store that fails is owed the backup, has nothing of it, and costs the primary nothing."""
+    """A failing secondary store is reported as owed, has no part of the backup, and does not affect the primary."""
     bench.archive = MemoryStore("archive", capacity=len(vm.streams[0]) + 100 * KiB)
     result = bench.run(vm, stores=["primary", "archive"])
     assert list(result["owed"]) == ["archive"]
@@ -190,14 +190,14 @@ def test_owed(bench: Bench, vm: TestVM) -> None:
 
 
 def test_primary_fails(bench: Bench, vm: TestVM) -> None:
-    """A primary store that fails is the job's failure."""
+    """A failure of the primary store fails the job."""
     bench.primary = MemoryStore("primary", capacity=1000)
     bench.fail(vm, stores=["primary", "archive"])
     assert not bench.left()
 
 
 def test_again(bench: Bench, vm: TestVM) -> None:
-    """The same request made twice gives the first one's result; another one under the same id is refused."""
+    """A repeated request gives the first result, and another request under the same id is refused."""
     first = bench.run(vm)
     before = bench.vcenter.state()["gets"]
     second = bench.run(vm)
@@ -208,7 +208,7 @@ def test_again(bench: Bench, vm: TestVM) -> None:
 
 
 def test_cancel(bench: Bench, vm: TestVM) -> None:
-    """A cancel in the middle of a stream leaves nothing behind."""
+    """A cancel in the middle of a stream leaves nothing."""
     bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": "stall", "at": 100_000})
     before = bench.fetches("disk-1.vmdk")
     bench.attempt_fields["stop_reason"] = lambda: "user" if bench.fetches("disk-1.vmdk") > before else None
@@ -220,7 +220,7 @@ def test_cancel(bench: Bench, vm: TestVM) -> None:
 
 
 def test_esx(esx: VCenterSimulator) -> None:
-    """A standalone host, whose lease names ``*`` for its address, works like a vCenter; the OVF is our own there."""
+    """A standalone host, whose lease has ``*`` as address, works like a vCenter with the worker's OVF."""
     bench, vm = Bench(esx), make_vm(esx, 128 * KiB)
     bench.run(vm)
     assert_whole(bench.primary, *vm.streams)
@@ -230,13 +230,13 @@ def test_esx(esx: VCenterSimulator) -> None:
 
 
 def test_retryable(bench: Bench, vm: TestVM) -> None:
-    """What may be better later is an error that says so."""
+    """A temporary error says that a retry may help."""
     bench.vcenter.fault(calls={"ExportSnapshot": "TaskInProgress"})
     assert isinstance(bench.fail(vm), Retryable)
 
 
 def test_file_store(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
-    """On a file system the backup lies in CloudStack's layout, and a dead attempt's parts are swept."""
+    """A directory store has the backup in CloudStack's layout, and parts of a killed attempt are deleted."""
     store = FileStore("primary", tmp_path)
     store.writer(f"{PREFIX}/b1-disk0.vmdk", owner=Owner("dead-job")).write(b"left behind")
     bench.primary = store
@@ -260,7 +260,7 @@ def test_progress(bench: Bench, vm: TestVM) -> None:
 
 @pytest.mark.parametrize(("every", "expected"), [(0, None), (1, SourceUnavailable)])
 def test_corrupt_grain(bench: Bench, vm: TestVM, every: int, expected: type[Exception] | None) -> None:
-    """With inflate_every a grain whose bytes are damaged is found; the structure alone does not tell."""
+    """With inflate_every a damaged grain is found, which the structure alone does not reveal."""
     damaged = bytearray(vm.streams[0])
     damaged[64 * KiB + 4000] ^= 0xFF
     bench.vcenter.upload(vm.machine.disks[0].file, bytes(damaged))
@@ -271,7 +271,7 @@ def test_corrupt_grain(bench: Bench, vm: TestVM, every: int, expected: type[Exce
 
 
 def test_another_disk_than_the_snapshots(bench: Bench, vm: TestVM) -> None:
-    """A stream of another capacity than the snapshot's disk is never taken."""
+    """A stream whose capacity differs from the snapshot's disk is refused."""
     bench.vcenter.upload(vm.machine.disks[0].file, stream_optimized(bytes(64 * KiB)))
     error = bench.fail(vm)
     assert isinstance(error, SourceUnavailable)

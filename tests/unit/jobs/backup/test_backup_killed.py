@@ -1,4 +1,4 @@
-"""A worker that is killed in the middle of a backup: the next one goes on from what it left."""
+"""A worker that is killed during a backup: the next one continues from its leftovers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.backup_bench import PREFIX, Bench, assert_whole
 from tests.servers.vcenter import TestVM, make_vm
 from tests.waiting import CLAIM_S
 
-#: One attempt in a process of its own, with the fields that it is given.
+#: One attempt in its own process, with the given fields.
 WORKER = """
 import json, pathlib, sys
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ backup.run(backup.Request(**given["request"]), Attempt("job-1", {"primary": stor
 
 
 def start_worker(bench: Bench, vm: TestVM, directory: Path, **fields: Any) -> subprocess.Popen[bytes]:
-    """A worker that has begun with that backup."""
+    """Start a worker, and wait until it has begun that backup."""
     vcenter = bench.vcenter
     address = {"host": vcenter.host, "port": vcenter.port, "ca_file": str(vcenter.ca_file)}
     login = {"username": vcenter.username, "password": vcenter.password}
@@ -48,7 +48,7 @@ def start_worker(bench: Bench, vm: TestVM, directory: Path, **fields: Any) -> su
     return subprocess.Popen([sys.executable, "-c", WORKER, json.dumps(given)])
 
 
-#: What holds the worker up, so that it is killed just there.
+#: Where the worker is held, so that it is killed exactly there.
 STAGES: dict[str, dict[str, Any]] = {
     "its snapshot was made": {"hang": "ExportSnapshot"},
     "its lease was open": {"get": {"file": "disk-0.vmdk", "do": "stall"}},
@@ -56,30 +56,30 @@ STAGES: dict[str, dict[str, Any]] = {
     "all disks were done, but no manifest written": {"hang": "CreateDescriptor", "hang_after": 1},
     "the manifest was written, but its snapshot not removed": {"hang": "RemoveSnapshot_Task"},
 }
-#: How often the three disks are fetched after that.
+#: How often the three disks are fetched afterwards.
 FETCHES = [(1, 1, 1), (1, 1, 1), (0, 1, 1), (0, 0, 0), (0, 0, 0)]
 
 
 @pytest.fixture
 def vm(vcenter: VCenterSimulator) -> TestVM:
-    """A VM with three disks."""
+    """Return a VM with three disks."""
     return make_vm(vcenter, 512 * KiB, 768 * KiB, 256 * KiB)
 
 
 def reached(bench: Bench, stage: dict[str, Any]) -> int:
-    """How often a worker has come to where it is held up."""
+    """Return how often a worker has reached the point where it is held."""
     if "get" in stage:
         return bench.fetches(stage["get"]["file"])
     return int(bench.vcenter.state()["calls"].get(stage["hang"], 0)) - int(stage.get("hang_after", 0))
 
 
 def fetches(bench: Bench) -> list[int]:
-    """How often each of the three disks was fetched so far."""
+    """Return how often each of the three disks was fetched so far."""
     return [bench.fetches(f"disk-{number}.vmdk") for number in range(3)]
 
 
 def assert_nothing_stray(bench: Bench, vm: TestVM) -> None:
-    """The disks are what the VM held, and there is no pack that they do not need."""
+    """Check that the disks have the VM's content, and that no unneeded pack exists."""
     disks = read_backup(bench.attempt(), bench.primary, bench.request(vm).artifact)
     assert [b"".join(each.image("raw", "x")) for each in disks] == vm.raws
     needed = packs_of(bench.primary, disks[0].manifest)
@@ -89,7 +89,7 @@ def assert_nothing_stray(bench: Bench, vm: TestVM) -> None:
 @pytest.mark.parametrize("mode", ["full", "incremental"])
 @pytest.mark.parametrize(("name", "expected"), list(zip(STAGES, FETCHES, strict=True)))
 def test_killed(bench: Bench, vm: TestVM, tmp_path: Path, name: str, expected: tuple[int, int, int], mode: str) -> None:
-    """The next worker goes on from what is stored, with the same snapshot; all that is left of the dead one goes."""
+    """The next worker reuses the stored disks and the snapshot, and deletes all other leftovers."""
     before = reached(bench, STAGES[name] | {"hang_after": 0})
     bench.vcenter.fault(lease_timeout=math.ceil(CLAIM_S), **STAGES[name])
     with start_worker(bench, vm, tmp_path, mode=mode) as worker:
@@ -109,4 +109,4 @@ def test_killed(bench: Bench, vm: TestVM, tmp_path: Path, name: str, expected: t
         assert_nothing_stray(bench, vm)
     bench.primary = MemoryStore("primary")
     while bench.open_leases():
-        time.sleep(0.1)  # the dead worker's lease: it lives until its time-out
+        time.sleep(0.1)  # the killed worker's lease exists until its time-out

@@ -1,4 +1,4 @@
-"""What is found before a backup: what must fail is stopped before anything is touched, the rest is warned of."""
+"""Checks before a backup: fatal problems stop it before any change, and others are warnings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refused(bench: Bench, vm: TestVM, name: str) -> None:
-    """What would end the backup in the middle ends it at once, names what is wrong, and makes no snapshot."""
+    """A problem that would end the backup later ends it at once, is named, and no snapshot is made."""
     fault, expected, told = REFUSALS[name]
     before = bench.vcenter.state()["calls"].get("CreateSnapshotEx_Task", 0)
     bench.vcenter.fault(**fault)
@@ -48,13 +48,13 @@ def test_refused(bench: Bench, vm: TestVM, name: str) -> None:
 
 
 def test_user_spelt_otherwise(bench: Bench, vm: TestVM) -> None:
-    """A user whom the server does not know by that spelling has what the session has."""
+    """A user whose spelling the server does not know has the session's privileges."""
     bench.vcenter.fault(lacks=["VApp.Export"], session_has=True)
     assert bench.run(vm)["warnings"] == []
 
 
 def test_all_at_once(bench: Bench, vm: TestVM) -> None:
-    """All that is wrong is told at once; it is permanent if a part of it is."""
+    """All problems are reported together, and the error is permanent if one of them is."""
     bench.vcenter.fault(lacks=["VApp.Export"], host="esx7.invalid:443")
     bench.primary = MemoryStore("primary", capacity=1000)
     error = bench.fail(vm)
@@ -63,7 +63,7 @@ def test_all_at_once(bench: Bench, vm: TestVM) -> None:
 
 
 def test_host_down(bench: Bench, vm: TestVM) -> None:
-    """A host that does not answer may do so later."""
+    """A host that does not answer is a temporary error."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         bench.vcenter.fault(host=f"127.0.0.1:{closed.getsockname()[1]}")
@@ -71,7 +71,7 @@ def test_host_down(bench: Bench, vm: TestVM) -> None:
 
 
 def test_no_room(bench: Bench, vm: TestVM) -> None:
-    """A full primary ends the backup before it begins; a full secondary is a warning, and is owed the backup."""
+    """A full primary store stops the backup at its start; a full secondary is a warning, and owed."""
     bench.archive = MemoryStore("archive", capacity=1000)
     result = bench.run(vm, stores=["primary", "archive"])
     assert "room on archive" in [each["check"] for each in result["warnings"]]
@@ -80,7 +80,7 @@ def test_no_room(bench: Bench, vm: TestVM) -> None:
 
 
 def test_store_away(bench: Bench, vm: TestVM) -> None:
-    """A primary that cannot be asked for its room ends the backup before it begins, and may be there later."""
+    """A primary store whose room is unknown stops the backup at its start, with a temporary error."""
     bench.primary = store_unreachable(MemoryStore("primary"), "usage")
     with pytest.raises(Retryable, match="room on primary"):
         bench.run(vm)
@@ -101,11 +101,11 @@ WARNINGS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", WARNINGS)
 def test_warned(bench: Bench, name: str) -> None:
-    """What does not end the backup stands in its result and in its manifest, with a remedy."""
+    """A warning is in the result and in the manifest, with a remedy."""
     about, fault, check = WARNINGS[name]
     vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, **about)
     bench.vcenter.fault(**fault)
-    wanted = ["scsi0:0"] if check == "disks" else None  # without the disk that no snapshot holds, by request
+    wanted = ["scsi0:0"] if check == "disks" else None  # without the disk outside the snapshot, as requested
     warnings = bench.run(vm, disks=wanted)["warnings"]
     assert [each["check"] for each in warnings] == [check]
     assert warnings[0]["remedy"]
@@ -120,14 +120,14 @@ def test_refused_encrypted(bench: Bench) -> None:
 
 
 def test_privileges_are_documented() -> None:
-    """The role that operators are told to make has every privilege that is asked for."""
+    """The documented role has every privilege that the checks require."""
     told = (ROOT / "docs/operating.md").read_text()
     needed = [each for ids in (PRIVILEGES | SNAPSHOT_PRIVILEGES).values() for each in ids]
     assert [each for each in needed if f"`{each}`" not in told] == []
 
 
 def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
-    """A backup of a snapshot that is given needs no right to make or remove one."""
+    """A backup of a given snapshot needs no privilege to make or remove one."""
     with VCenterSession(address_of(bench.vcenter)) as session:
         theirs = session.find_vm(vm.machine.id)
         snapshot = theirs.make_snapshot("theirs")
@@ -139,7 +139,7 @@ def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
 
 @pytest.fixture
 def doctor(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """``ssvm doctor --vcenter vc1``; returns its exit status and the state of each check."""
+    """Run ``ssvm doctor --vcenter vc1``, and return its exit status and the state of each check."""
     address = address_of(bench.vcenter)
     for name in ("host", "port", "username", "password", "ca_file"):
         monkeypatch.setenv(f"SSVM_VCENTERS__VC1__{name.upper()}", str(getattr(address, name)))
@@ -153,7 +153,7 @@ def doctor(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def test_doctor(doctor: Callable[..., Any], bench: Bench, vm: TestVM) -> None:
-    """``ssvm doctor`` shows what a backup of any VM, or of one, would find; an error is its failure."""
+    """``ssvm doctor`` shows the findings of a backup of any VM, or of one, and an error fails it."""
     assert doctor() == (0, {"privileges": "ok", "ESXi host": "ok", "snapshots": "ok"})
     status, found = doctor("--vm", vm.machine.path)
     assert (status, found["OVF descriptor"], found["disks"]) == (0, "ok", "ok")
@@ -163,7 +163,7 @@ def test_doctor(doctor: Callable[..., Any], bench: Bench, vm: TestVM) -> None:
 
 
 def test_of_a_vcenter(bench: Bench, vm: TestVM) -> None:
-    """Without a VM the user's privileges at the root are looked at, and the way to each host."""
+    """Without a VM, the checks cover the user's privileges at the root, and the connection to each host."""
     with VCenterSession(address_of(bench.vcenter)) as session:
         found: list[PreflightFinding] = session.examine()
     assert {each.check: each.state for each in found} == {"privileges": "ok", "ESXi host": "ok", "snapshots": "ok"}
@@ -171,7 +171,7 @@ def test_of_a_vcenter(bench: Bench, vm: TestVM) -> None:
 
 
 def test_leftovers(bench: Bench, vm: TestVM) -> None:
-    """Snapshots that dead jobs have left are found wherever they are, and nobody else's is taken for one of ours."""
+    """Snapshots that ended jobs left are found anywhere, and foreign snapshots are ignored."""
     with VCenterSession(address_of(bench.vcenter)) as session:
         it = session.find_vm(vm.machine.id)
         made = it.make_snapshot("dead-job")
@@ -184,7 +184,7 @@ def test_leftovers(bench: Bench, vm: TestVM) -> None:
 
 
 def test_old_leftovers(bench: Bench, vm: TestVM, doctor: Callable[..., Any]) -> None:
-    """``ssvm doctor`` warns of a snapshot of ours that is older than a day."""
+    """``ssvm doctor`` warns of the worker's snapshots that are older than a day."""
     with VCenterSession(address_of(bench.vcenter)) as session:
         it = session.find_vm(vm.machine.id)
         made = it.make_snapshot("old-job")

@@ -1,4 +1,4 @@
-"""Quota and backups: what is too much ends the backup with nothing left, what is stored is counted."""
+"""Quota and backups: a backup above the quota leaves nothing, and stored bytes count."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def limited(bench: Bench, most: int | None) -> LocalQuota:
 
 
 def stored(bench: Bench) -> int:
-    """What is there, without the manifests."""
+    """Return the stored objects without the manifests."""
     there = (each for store in (bench.primary, bench.archive) for each in store.list())
     return sum(each.size for each in there if not each.key.endswith("manifest.json"))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_counted(bench: Bench, vm: TestVM, mode: str) -> None:
-    """All objects of a backup count, on each store, packs too; what was held is not any more."""
+    """All objects of a backup count on each store, including packs, and the reservation is released."""
     quota = limited(bench, 1 << 40)
     bench.run(vm, stores=["primary", "archive"], mode=mode)
     (usage,) = quota.usage()
@@ -36,7 +36,7 @@ def test_counted(bench: Bench, vm: TestVM, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_refused(bench: Bench, vm: TestVM, mode: str) -> None:
-    """A backup that becomes too much fails while it runs; nothing of it is left, on the stores or on the vCenter."""
+    """A backup that exceeds the quota fails while it runs, and leaves nothing on stores and vCenter."""
     quota = limited(bench, 1000)
     assert isinstance(bench.fail(vm, mode=mode), QuotaExceeded)
     assert bench.left() == []
@@ -44,7 +44,7 @@ def test_refused(bench: Bench, vm: TestVM, mode: str) -> None:
 
 
 def test_fetched_again() -> None:
-    """A stream that begins anew is held once, and so is what is stored on each of two stores."""
+    """A restarted stream is reserved once, and so are the bytes on each of two stores."""
     asked: list[int] = []
     held = Held(asked.append, copies=2)
     first, second = held.part(), held.part()

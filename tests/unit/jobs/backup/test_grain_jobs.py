@@ -1,4 +1,4 @@
-"""Deleting and verifying incremental backups: none is ever hurt by what becomes of another."""
+"""The deletion and verification of incremental backups never damage another backup."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = {"kind": "backup", "account": "acme", "volume": "vol1"}
 
 @pytest.fixture
 def store() -> MemoryStore:
-    """Three backups of one volume."""
+    """Return a store with three backups of one volume."""
     store = MemoryStore("primary")
     for id_, raw in RAWS.items():
         back_up(store, id_, raw)
@@ -37,14 +37,14 @@ def drop(store: MemoryStore, id_: str, **how: Any) -> dict[str, Any]:
 
 
 def look(store: MemoryStore, id_: str) -> str:
-    """What verifying that backup says of its packs."""
+    """Return the findings about the packs of that backup."""
     manifest = find_manifest(store, delete.Request(id=id_, **NAMES).artifact)  # type: ignore[arg-type]
     assert manifest
     return "; ".join(verify_packs(store, manifest, lambda _: None, lambda _: None, set()))
 
 
 def there(store: MemoryStore) -> dict[str, bytes]:
-    """Each backup that exists, as it restores."""
+    """Return the restored content of each existing backup."""
     request = {id_: delete.Request(id=id_, **NAMES).artifact for id_ in RAWS}  # type: ignore[arg-type]
     found = {id_: find_manifest(store, artifact) for id_, artifact in request.items()}
     return {id_: restored(store, manifest) for id_, manifest in found.items() if manifest}
@@ -52,7 +52,7 @@ def there(store: MemoryStore) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("order", list(permutations(RAWS)), ids=" ".join)
 def test_any_order(store: MemoryStore, order: tuple[str, ...]) -> None:
-    """Backups are deleted in any order; those that are left restore, and in the end nothing is left."""
+    """Backups are deleted in any order, the rest stay restorable, and finally nothing is left."""
     left = dict(RAWS)
     for id_ in order:
         drop(store, id_)
@@ -62,18 +62,18 @@ def test_any_order(store: MemoryStore, order: tuple[str, ...]) -> None:
 
 
 def test_freed(store: MemoryStore) -> None:
-    """Only the packs that no other backup needs go, and the result says how many."""
+    """Only packs that no other backup needs are deleted, and the result has their number."""
     before = set(packs(store))
     result = drop(store, "b2")
     assert result["packs"]["primary"]["deleted"] == len(before - set(packs(store))) == 1
 
 
 class _Killed(BaseException):
-    """What no clean-up sees."""
+    """An error that no clean-up catches."""
 
 
 class _Deadly:
-    """A store that dies at its nth deletion."""
+    """A store that raises at its nth deletion."""
 
     def __init__(self, inner: MemoryStore, deletions: int) -> None:
         self._inner = inner
@@ -92,7 +92,7 @@ class _Deadly:
 
 @pytest.mark.parametrize("deletions", range(4))
 def test_killed(store: MemoryStore, deletions: int) -> None:
-    """A deletion that is killed anywhere hurts no other backup, and the next one finishes it."""
+    """A deletion that is killed at any point damages no other backup, and the next one finishes it."""
     deadly: Any = _Deadly(store, deletions)
     drop(store, "b1")
     with pytest.raises(_Killed):
@@ -106,7 +106,7 @@ def test_killed(store: MemoryStore, deletions: int) -> None:
 
 
 def test_fenced(store: MemoryStore) -> None:
-    """A sweep that has lost its lock deletes no pack."""
+    """A sweep without its lock deletes no pack."""
     before = packs(store)
     calls = iter([None])
 
@@ -121,7 +121,7 @@ def test_fenced(store: MemoryStore) -> None:
 
 @pytest.mark.parametrize("spoil", ["damaged", "missing"])
 def test_map_lost(store: MemoryStore, spoil: str) -> None:
-    """While a map cannot be read, no pack is taken to be free, and the result says why."""
+    """While a map cannot be read, no pack counts as unused, and the result gives the reason."""
     key, before = "snapshots/acme/vol1/b3/b3-disk0.grains", packs(store)
     if spoil == "missing":
         store.delete(key)
@@ -133,7 +133,7 @@ def test_map_lost(store: MemoryStore, spoil: str) -> None:
 
 
 def test_unfinished_backup(store: MemoryStore) -> None:
-    """The packs of a backup whose manifest does not stand yet are kept: its job goes on from its maps."""
+    """The packs of an unfinished backup are kept, because its job continues from its maps."""
     store.delete("snapshots/acme/vol1/b2/manifest.json")
     drop(store, "b1")
     drop(store, "b3")
@@ -141,7 +141,7 @@ def test_unfinished_backup(store: MemoryStore) -> None:
 
 
 def test_whole(store: MemoryStore) -> None:
-    """Backups that are whole are found to be."""
+    """Verification finds complete backups complete."""
     for id_ in RAWS:
         assert not look(store, id_)
 
@@ -157,7 +157,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("spoilt", DAMAGE.values(), ids=DAMAGE.keys())
 def test_damage(store: MemoryStore, spoilt: Any) -> None:
-    """Damage to a pack is found by verifying any backup that needs it, and named by the pack."""
+    """Each backup that needs a damaged pack reports the damage and names the pack."""
     key = _pack_of(store, "b1")
     put_bytes(store, key, spoilt(store.find(key).data), OWNER)
     for id_ in RAWS:
@@ -165,18 +165,18 @@ def test_damage(store: MemoryStore, spoilt: Any) -> None:
 
 
 def test_missing_pack(store: MemoryStore) -> None:
-    """A pack that is missing is found, with all the backups that need it."""
+    """A missing pack is reported with all backups that need it."""
     key = _pack_of(store, "b1")
     store.delete(key)
     assert re.search(f"{key}.*b1-disk0.*b2-disk0.*b3-disk0", look(store, "b2"))
 
 
 def test_named_places(store: MemoryStore) -> None:
-    """The backups that a damaged grain hits are named with its LBA, and those that have another there are not."""
+    """The backups with a damaged grain are named with its LBA, and no backups with another grain there."""
     key = _pack_of(store, "b1")
     data = bytearray(store.find(key).data)
     _, index = find_index(store, key, len(data))
-    data[index.span(5)[0] + 30] ^= 1  # grain 5 of the pack is grain 7 of the disk, as every third is empty
+    data[index.span(5)[0] + 30] ^= 1  # grain 5 of the pack is grain 7 of the disk, because every third is empty
     put_bytes(store, key, bytes(data), OWNER)
     said = look(store, "b1")
     assert "b1-disk0.grains lacks LBA 896-1023" in said
@@ -184,7 +184,7 @@ def test_named_places(store: MemoryStore) -> None:
 
 
 def _pack_of(store: MemoryStore, id_: str) -> str:
-    """The first pack of a backup."""
+    """Return the first pack of a backup."""
     manifest = find_manifest(store, delete.Request(id=id_, **NAMES).artifact)  # type: ignore[arg-type]
     assert manifest
     return next(iter(packs_of(store, manifest)))

@@ -1,4 +1,4 @@
-"""The backup job in incremental mode, on a real vCenter API: each backup restores alone, and stores what is new."""
+"""The backup job in incremental mode, on a real vCenter API: each backup restores alone, and stores only new grains."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ NAMES: dict[str, Any] = {"kind": "backup", "account": "acme", "volume": "vol1"}
 
 @pytest.fixture
 def vm(vcenter: VCenterSimulator) -> TestVM:
-    """A VM with one disk of 32 grains of noise."""
+    """Return a VM with one disk of 32 grains of noise."""
     vm = make_vm(vcenter, 32 * GRAIN)
     write(vcenter, vm, os.urandom(32 * GRAIN))
     return vm
 
 
 def write(vcenter: VCenterSimulator, vm: TestVM, raw: bytes) -> None:
-    """The guest writes to its disk."""
+    """Write to the guest's disk."""
     vm.raws[0] = bytes(raw)
     vcenter.upload(vm.machine.disks[0].file, stream_optimized(bytes(raw)), vm.machine.datacenter)
 
 
 def track(vcenter: VCenterSimulator, vm: TestVM, change_id: str, *grains: int) -> None:
-    """Changed block tracking has seen writes to those grains, up to that change id."""
+    """Let changed block tracking report writes to those grains, up to that change id."""
     areas = [[place * GRAIN, GRAIN] for place in grains]
     vcenter.change(vm.machine, vm.machine.disks[0], change_id, areas)
 
 
 def take(bench: Bench, vm: TestVM, id_: str, **fields: Any) -> dict[str, Any]:
-    """An incremental backup."""
+    """Make an incremental backup."""
     return bench.run(vm, **{"mode": "incremental", "stores": ["primary", "archive"], "id": id_} | fields)
 
 
@@ -62,7 +62,7 @@ def found(store: MemoryStore, id_: str) -> Manifest:
 
 
 def test_chain(bench: Bench, vm: TestVM) -> None:
-    """Each backup of a chain gives back the disk as it was, from every store, and stores only what is new."""
+    """Each backup of a chain restores its disk from every store, and stores only new grains."""
     raws, results = [], []
     for number in range(3):
         results.append(take(bench, vm, f"b{number}"))
@@ -76,7 +76,7 @@ def test_chain(bench: Bench, vm: TestVM) -> None:
 
 
 def test_verified(bench: Bench, vm: TestVM) -> None:
-    """An incremental backup is found whole by verify, OVF and checksums included; then a damaged pack is named."""
+    """verify passes an incremental backup with its OVF and checksums, and then names a damaged pack."""
     take(bench, vm, "b1")
     request = verify.Request(id="b1", **NAMES)
     assert verify.run(request, attempt(bench.primary))["objects"] == 4
@@ -89,7 +89,7 @@ def test_verified(bench: Bench, vm: TestVM) -> None:
 
 
 def test_deleted(bench: Bench, vm: TestVM) -> None:
-    """When all backups of a volume are deleted, full ones and incremental ones, nothing of it is left."""
+    """When all full and incremental backups of a volume are deleted, nothing of it is left."""
     take(bench, vm, "b1")
     take(bench, vm, "b2", mode="full")
     for id_ in ("b1", "b2"):
@@ -98,7 +98,7 @@ def test_deleted(bench: Bench, vm: TestVM) -> None:
 
 
 def test_store_setting(bench: Bench, vm: TestVM) -> None:
-    """The first store's setting decides where the request says nothing."""
+    """The first store's setting applies if the request has none."""
     bench.attempt_fields = {"backup_modes": {"primary": "incremental"}}
     assert take(bench, vm, "b1", mode=None)["mode"] == "incremental"
     assert take(bench, vm, "b2", mode="full")["mode"] == "full"
@@ -107,7 +107,7 @@ def test_store_setting(bench: Bench, vm: TestVM) -> None:
 
 
 def test_resource() -> None:
-    """Jobs that write backups of one volume never run together; those of two volumes may."""
+    """Jobs that write backups of one volume never run together, but those of two volumes may."""
     fields = {"vcenter": "vc1", "vm": "vm-1", "account": "acme"}
     one, two, other = (
         backup.resource(backup.Request(**fields, volume=volume, id=id_))
@@ -117,7 +117,7 @@ def test_resource() -> None:
 
 
 def test_bad_disk(bench: Bench, vm: TestVM) -> None:
-    """A grain that is corrupt fails the backup, and nothing is left of it."""
+    """A corrupt grain fails the backup, and nothing of it is left."""
     stream = bytearray(stream_optimized(vm.raws[0]))
     stream[GRAIN + 5000] ^= 1
     bench.vcenter.upload(vm.machine.disks[0].file, bytes(stream), vm.machine.datacenter)
@@ -128,7 +128,7 @@ def test_bad_disk(bench: Bench, vm: TestVM) -> None:
 
 
 def test_second_lease(bench: Bench, vm: TestVM) -> None:
-    """A stream that is cut is fetched again, and the backup is whole."""
+    """A truncated stream is fetched again, and the backup is complete."""
     bench.vcenter.fault(get={"times": 1, "do": "cut", "at": 20 * GRAIN})
     take(bench, vm, "b1")
     assert restored(bench.primary, found(bench.primary, "b1")) == vm.raws[0]
@@ -144,7 +144,7 @@ def test_primary_fails(bench: Bench, vm: TestVM) -> None:
 
 
 def test_archive_fails(bench: Bench, vm: TestVM) -> None:
-    """If another store fails it is owed the backup, and the next one is whole there all the same."""
+    """If another store fails it is reported as owed, and its next backup is complete anyway."""
     whole = bench.archive
     bench.archive = store_failing(whole, 3 * GRAIN)
     assert "archive" in take(bench, vm, "b1")["owed"]
@@ -154,7 +154,7 @@ def test_archive_fails(bench: Bench, vm: TestVM) -> None:
 
 
 def test_spilled(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
-    """New packs pass through a scratch file as whole streams do, where the settings have one."""
+    """New packs use the scratch file, as whole streams do, if the settings have one."""
     bench.options = dataclasses.replace(bench.options, spill_dir=tmp_path, spill_bytes=MiB)
     take(bench, vm, "b1")
     for store in (bench.primary, bench.archive):
@@ -162,7 +162,7 @@ def test_spilled(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
 
 
 def test_two_disks_at_once(bench: Bench) -> None:
-    """Disks that are stored at the same time, and share much, each come back as they were."""
+    """Disks that are stored in parallel and share many grains are each restored correctly."""
     vm = make_vm(bench.vcenter, 20 * GRAIN, 20 * GRAIN)
     for disk, raw in zip(vm.machine.disks, (vm.raws[0], changed(vm.raws[0], 1, 5)), strict=True):
         bench.vcenter.upload(disk.file, stream_optimized(bytes(raw)), vm.machine.datacenter)
@@ -177,7 +177,7 @@ def verdict(result: dict[str, Any]) -> str:
 
 
 def test_cbt_agrees(bench: Bench, vm: TestVM) -> None:
-    """Changed grains that lie in the changed areas agree with them, to the end of the disk."""
+    """Changed grains inside the changed areas agree with the tracking, up to the end of the disk."""
     track(bench.vcenter, vm, "52 a/1")
     assert verdict(take(bench, vm, "b1")).startswith("absent")
     write(bench.vcenter, vm, changed(vm.raws[0], 1, 31))
@@ -188,7 +188,7 @@ def test_cbt_agrees(bench: Bench, vm: TestVM) -> None:
 
 
 def test_cbt_disagrees(bench: Bench, vm: TestVM) -> None:
-    """A grain that changed where tracking says nothing is a remark in result and manifest; the backup has it."""
+    """A changed grain outside the changed areas is a remark in result and manifest, and is stored."""
     track(bench.vcenter, vm, "52 a/1")
     take(bench, vm, "b1")
     write(bench.vcenter, vm, changed(vm.raws[0], 4, 9))
@@ -201,7 +201,7 @@ def test_cbt_disagrees(bench: Bench, vm: TestVM) -> None:
 
 @pytest.mark.parametrize("now", ["", "52 b/1"], ids=["tracking is off", "tracking began anew"])
 def test_cbt_absent(bench: Bench, vm: TestVM, now: str) -> None:
-    """Where change ids cannot be compared, nothing is concluded from them."""
+    """If change ids cannot be compared, the tracking is not judged."""
     track(bench.vcenter, vm, "52 a/1")
     take(bench, vm, "b1")
     track(bench.vcenter, vm, now)
@@ -209,7 +209,7 @@ def test_cbt_absent(bench: Bench, vm: TestVM, now: str) -> None:
 
 
 def test_cbt_fails(bench: Bench, vm: TestVM) -> None:
-    """A server that cannot tell what changed costs the comparison, not the backup."""
+    """If the server cannot report changed areas, only the comparison is skipped."""
     track(bench.vcenter, vm, "52 a/1")
     take(bench, vm, "b1")
     track(bench.vcenter, vm, "52 a/2")

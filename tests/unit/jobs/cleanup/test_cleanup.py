@@ -1,4 +1,4 @@
-"""cleanup: what dead jobs have left goes; what is whole, young, or belongs to a job that lives is never touched."""
+"""cleanup deletes leftovers of ended jobs, and never changes complete, young or live data."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PACK = f"{BACKUP.family}/_packs/ab/{'ab' * 16}"
 
 
 def fill(store: Store) -> Any:
-    """A whole artifact with a draft too many, one without its manifest, open writes of a third and of a pack."""
+    """Store one complete artifact with a draft, one without a manifest, and open writes of an artifact and a pack."""
     put_bytes(store, WHOLE.key("20.raw"), b"whole", OWNER)
     put_bytes(store, PACK, b"a pack", OWNER)
     manifest = Manifest(WHOLE, "job-0", (Entry("20.raw", 5, str(digest_of(b"whole"))),))
@@ -61,7 +61,7 @@ def fill(store: Store) -> Any:
 
 
 def age(root: Path, seconds: float = 2 * DAY) -> None:
-    """As if all had been written so long ago."""
+    """Set all modification times to so long ago."""
     then = time.time() - seconds
     for each in root.rglob("*"):
         if each.is_file():
@@ -70,7 +70,7 @@ def age(root: Path, seconds: float = 2 * DAY) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
-    """A store with things that were left two days ago."""
+    """Return a store with leftovers of two days ago."""
     (tmp_path / "store").mkdir()
     store: FileStore = fill(FileStore("primary", tmp_path / "store"))
     age(tmp_path / "store")
@@ -79,7 +79,7 @@ def store(tmp_path: Path) -> FileStore:
 
 @pytest.fixture
 def ledger(broker: Broker) -> Iterator[Ledger]:
-    """A ledger that forgets jobs when they have ended."""
+    """Return a ledger that forgets jobs when they have ended."""
     with Ledger(broker.url, prefix=broker.prefix, keep_s=0) as found:
         yield found
 
@@ -90,7 +90,7 @@ def run(*stores: Store, jobs: Any = None, **fields: Any) -> dict[str, Any]:
 
 
 def left(store: Store) -> set[str]:
-    """All that stands there, committed or not."""
+    """Return all objects of the store, committed or not."""
     return {each.key for each in (*store.list(), *store.leftovers())}
 
 
@@ -98,7 +98,7 @@ GOOD = {WHOLE.key("20.raw"), WHOLE.key("manifest.json")}
 
 
 def test_removes(store: FileStore) -> None:
-    """What was abandoned goes, what is whole stays, and the result says how much it was."""
+    """Abandoned data is deleted, complete data stays, and the result has the amount."""
     result = run(store)
     assert left(store) == GOOD
     assert result["counts"] == {"abandoned write": 2, "incomplete artifact": 1, "draft": 1, "unneeded pack": 1}
@@ -106,7 +106,7 @@ def test_removes(store: FileStore) -> None:
 
 
 def test_dry_run(store: FileStore) -> None:
-    """A dry run touches nothing, and tells just what the real one does then, with the reason."""
+    """A dry run changes nothing, and reports exactly what the real run then deletes, with reasons."""
     before = left(store)
     told = run(store, dry_run=True)
     assert left(store) == before
@@ -126,7 +126,7 @@ def test_nothing(store: FileStore) -> None:
 
 @pytest.mark.parametrize("older_than", ["3d", "49h", "3w"])
 def test_young(store: FileStore, older_than: str) -> None:
-    """What was touched within the time stays."""
+    """Recently changed data stays."""
     before = left(store)
     run(store, older_than=older_than)
     assert left(store) == before
@@ -134,7 +134,7 @@ def test_young(store: FileStore, older_than: str) -> None:
 
 @pytest.mark.parametrize("young", ["an object", "an open write"])
 def test_partly_young(store: FileStore, young: str) -> None:
-    """An artifact of which anything is young stays as it is: somebody without a ledger may be at work."""
+    """An artifact with any young part stays, because a program without a ledger may be writing it."""
     with store.writer(DEAD.key("2-more.raw"), owner=Owner("job-run", 1)) as sink:
         sink.write(b"more")
         if young == "an object":
@@ -147,7 +147,7 @@ def test_partly_young(store: FileStore, young: str) -> None:
 
 @pytest.mark.parametrize("state", ["queued", "running"])
 def test_live(store: FileStore, ledger: Ledger, state: str) -> None:
-    """What a job that is queued or runs may write is never touched, however old it is; nor are packs of its volume."""
+    """Nothing that a queued or running job may write is deleted at any age, including its volume's packs."""
     before = left(store)
     for number, artifact in enumerate((WHOLE, DEAD, OPEN, BACKUP)):
         ledger.submit(NewJob(f"j{number}", "download", "z", "download", {}, artifact.resource))
@@ -157,19 +157,19 @@ def test_live(store: FileStore, ledger: Ledger, state: str) -> None:
 
 
 def test_ended(store: FileStore, ledger: Ledger, broker: Broker) -> None:
-    """A job that has ended protects nothing, and its record goes when its time is over; a dry run only counts it."""
+    """An ended job protects nothing, and its record expires in time; a dry run only counts it."""
     known = {"broker": {"url": broker.url, "prefix": broker.prefix}, "ledger": {"keep_days": 0}}
     jobs = RecordedJobs(config.parse(known, "test"))
     ledger.submit(NewJob("j1", "download", "z", "download", {}, DEAD.resource))
     ledger.cancel("j1", "ann")
     assert run(store, jobs=jobs, dry_run=True)["records"] == len(ledger.page()) == 1
-    assert run(store, jobs=jobs)["records"] == 2  # and that of the lock under which the pack went
+    assert run(store, jobs=jobs)["records"] == 2  # and the record of the lock under which the pack was deleted
     assert ledger.page() == []
     assert left(store) == GOOD
 
 
 def test_twice_at_once(store: FileStore) -> None:
-    """Clean-ups that run side by side do no harm."""
+    """Parallel clean-ups do no harm."""
     with ThreadPoolExecutor(4) as pool:
         results = [each.result() for each in [pool.submit(run, store) for _ in range(4)]]
     assert left(store) == GOOD
@@ -177,7 +177,7 @@ def test_twice_at_once(store: FileStore) -> None:
 
 
 def test_foreign(store: FileStore, tmp_path: Path) -> None:
-    """What is not in the layout is somebody else's."""
+    """Files outside the layout are foreign and stay."""
     foreign = tmp_path / "store/systemvm/iso.img"
     foreign.parent.mkdir()
     foreign.write_bytes(b"not ours")
@@ -187,7 +187,7 @@ def test_foreign(store: FileStore, tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_away(store: FileStore, tmp_path: Path) -> None:
-    """A store that cannot be reached is told, and the others are cleaned up."""
+    """A store that cannot be reached is reported, and the others are cleaned."""
     away = store_unreachable(FileStore("archive", tmp_path), "leftovers")
     result = run(away, store)
     assert result["failed"]["archive"]["error"] == "StoreUnavailable"
@@ -195,7 +195,7 @@ def test_a_store_that_is_away(store: FileStore, tmp_path: Path) -> None:
 
 
 def test_ledger_away(store: FileStore) -> None:
-    """As long as nobody can tell which jobs live nothing is touched."""
+    """While the live jobs are unknown, nothing is deleted."""
     before = left(store)
     with Ledger("redis://127.0.0.1:1/0") as nowhere, pytest.raises(StoreUnavailable):
         run(store, jobs=nowhere)
@@ -203,7 +203,7 @@ def test_ledger_away(store: FileStore) -> None:
 
 
 def test_s3(s3_server: S3Server) -> None:
-    """An upload that nobody goes on with is aborted, one of a living job is not."""
+    """An abandoned upload is aborted, but not one of a live job."""
     store = S3Store("archive", s3_server.make_bucket(), "zone/1", settings_of(s3_server))
     sinks = [store.writer(each.key("x.raw"), owner=OWNER) for each in (DEAD, OPEN)]
     for sink in sinks:
@@ -218,7 +218,7 @@ def test_s3(s3_server: S3Server) -> None:
 
 
 class _Living:
-    """One job, as the ledger would tell."""
+    """A ledger with one live job."""
 
     def __init__(self, resource: str) -> None:
         self._resource = resource
@@ -232,21 +232,21 @@ class _Living:
 
 @pytest.mark.parametrize("older_than", ["soon", "-1h", "1y", "5", ""])
 def test_bad_times(older_than: str) -> None:
-    """A time that is none is refused."""
+    """An invalid time is refused."""
     with pytest.raises(InvalidRequest, match="older_than: must be a number"):
         parse_request(cleanup.Request, {"older_than": older_than}, "cleanup")
 
 
 @pytest.fixture
 def cron(store: FileStore, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings with the store and a broker."""
+    """Return settings with the store and a broker."""
     monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/store")
     monkeypatch.setenv("SSVM_BROKER__URL", broker.url)
     monkeypatch.setenv("SSVM_BROKER__PREFIX", broker.prefix)
 
 
 def test_cron(cron: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """What cron calls says one line when there was something, and nothing when there was not."""
+    """For cron, clean-up prints one line if it deleted data, and otherwise nothing."""
     assert main(["cleanup"]) == 0
     said = capsys.readouterr().out
     assert said.count("\n") == 1
@@ -256,7 +256,7 @@ def test_cron(cron: None, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_cron_dry_run(cron: None, store: FileStore, capsys: pytest.CaptureFixture[str]) -> None:
-    """A dry run names each thing and why, and then the sum."""
+    """A dry run prints each deletion with its reason, and then the sum."""
     main(["cleanup", "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     assert f"incomplete artifact primary:{DEAD.prefix} (8 B): untouched for 48 h" in "\n".join(lines)
@@ -265,7 +265,7 @@ def test_cron_dry_run(cron: None, store: FileStore, capsys: pytest.CaptureFixtur
 
 
 def test_cron_as_json(cron: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """With --json the whole result is printed, also where there was nothing."""
+    """With --json the whole result is printed, even if it is empty."""
     main(["cleanup", "--json", "--older-than", "30d"])
     assert json.loads(capsys.readouterr().out)["counts"] == {}
 
@@ -273,7 +273,7 @@ def test_cron_as_json(cron: None, capsys: pytest.CaptureFixture[str]) -> None:
 def test_cron_with_a_store_away(
     cron: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A store that is away is named, and the exit status says that it may be tried again."""
+    """An absent store is named, and the exit status means a temporary error."""
     monkeypatch.setenv("SSVM_STORES__ARCHIVE__URL", f"file://{tmp_path}/nowhere")
     assert main(["cleanup"]) == 75
     assert "archive is not cleaned up: The store's directory does not exist" in capsys.readouterr().out
@@ -291,7 +291,7 @@ class Counting(NullJobs):
 
 
 def test_the_ledger_is_read_once() -> None:
-    """However many volumes there are, the ledger is read once, and again only for what goes."""
+    """For any number of volumes the ledger is read once, and again only before deletions."""
     store, jobs = MemoryStore("primary"), Counting()
     for number in range(50):
         back_up(store, "b1", disk(2), volume=f"v{number}")

@@ -1,4 +1,4 @@
-"""Retention: which backups stay, on a calendar of its own; and that clean-up removes the others, and nothing else."""
+"""Retention: which backups stay, on a UTC calendar, and that clean-up deletes exactly the others."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ OWNER = Owner("j", 1)
 
 
 def day(number: float, **known: Any) -> BackupAge:
-    """A backup of 2 o'clock on that day, from 0."""
+    """Return a backup of 2 o'clock on that day, counted from 0."""
     return BackupAge(f"d{number:g}", (START + timedelta(days=number)).timestamp(), **known)
 
 
 def stays(rule: RetentionRule, *backups: BackupAge) -> list[str]:
-    """In the order in which they were made."""
+    """Return the kept backups in the order in which they were made."""
     found = kept(rule, backups)
     return [each.id for each in sorted(backups, key=lambda each: each.created) if each.id in found]
 
@@ -77,7 +77,7 @@ YEAR = [day(each) for each in range(365)]
     ],
 )
 def test_a_year_of_days(rule: RetentionRule, expected: list[str]) -> None:
-    """Of a backup every day for a year those stay that the rule names."""
+    """Of daily backups for a year, exactly those that the rule names stay."""
     assert stays(rule, *YEAR) == expected
 
 
@@ -101,7 +101,7 @@ def test_a_year_of_days(rule: RetentionRule, expected: list[str]) -> None:
     ],
 )
 def test_calendar(rule: RetentionRule, backups: list[BackupAge], expected: list[str]) -> None:
-    """Periods are UTC's, weeks begin on Monday and may span a year's end, periods without a backup do not count."""
+    """Periods are in UTC, weeks start on Monday and may span a year's end, and empty periods do not count."""
     assert stays(rule, *backups) == expected
 
 
@@ -138,7 +138,7 @@ BAD = {"good": False}
     ],
 )
 def test_good_and_bad(rule: RetentionRule, backups: list[BackupAge], expected: list[str]) -> None:
-    """The last good backup stays, and the last that was found sound; one that is not good is in nobody's way."""
+    """The last good backup and the last verified one stay, and a bad one displaces neither."""
     assert stays(rule, *backups) == expected
 
 
@@ -147,7 +147,7 @@ def test_good_and_bad(rule: RetentionRule, backups: list[BackupAge], expected: l
     st.lists(st.tuples(st.integers(0, 200), st.booleans(), st.booleans()), min_size=1, unique_by=lambda each: each[0]),
 )
 def test_never_without_a_good_one(rule: RetentionRule, made: list[tuple[int, bool, bool]]) -> None:
-    """Whatever the rule: a good backup is left if there was one, a read one too, and a second run finds nothing."""
+    """Any rule keeps a good and a verified backup if they exist, and a second run deletes nothing."""
     backups = [day(at, good=good, verified=float(read)) for at, good, read in made]
     left = [each for each in backups if each.id in kept(rule, backups)]
     assert any(each.good for each in left) == any(each.good for each in backups)
@@ -156,7 +156,7 @@ def test_never_without_a_good_one(rule: RetentionRule, made: list[tuple[int, boo
 
 
 def test_whose_rule() -> None:
-    """A volume's own rule comes before its account's, and that before the one of all."""
+    """A volume's rule precedes its account's rule, which precedes the general one."""
     table = {"keep_last": 3, "accounts": {"acme": {"keep_daily": 7}}, "volumes": {"acme/v": {}}}
     rules = retention_rules(config.parse({"retention": table}, "test"))
     assert rules.of("2", "v") == RetentionRule(keep_last=3)
@@ -165,7 +165,7 @@ def test_whose_rule() -> None:
 
 
 def back_up_at(store: Store, id_: str, number: int, volume: str = "vol1", **facts: Any) -> Artifact:
-    """A full backup of that day; *wanted*: the disks that its request named."""
+    """Make a full backup of that day; *wanted* are the disks that its request named."""
     source = {"request": {"disks": facts.pop("wanted", None)}}
     artifact = Artifact("backup", "acme", id_, volume)
     put_bytes(store, artifact.key("x.vmdk"), b"disk", OWNER)
@@ -186,7 +186,7 @@ def ids(store: Store) -> list[str]:
 
 
 def test_cleanup_expires() -> None:
-    """Clean-up deletes what no rule keeps, of each volume by itself, and tells which and why; a dry run only tells."""
+    """Clean-up deletes and reports each volume's unkept backups with reasons, and a dry run only reports."""
     store, quota = MemoryStore("primary"), LocalQuota()
     for number in range(4):
         it = back_up_at(store, f"b{number}", number)
@@ -204,7 +204,7 @@ def test_cleanup_expires() -> None:
 
 
 def test_cleanup_knows_what_is_good() -> None:
-    """A backup that is damaged or lacks a disk does not push the last good one out."""
+    """A damaged or incomplete backup does not displace the last good one."""
     store, verdicts = MemoryStore("primary"), LocalScrubResults()
     for number in range(4):
         back_up_at(store, f"b{number}", number, disks=[{"status": "missing" if number == 2 else "exported"}])
@@ -215,7 +215,7 @@ def test_cleanup_knows_what_is_good() -> None:
 
 @pytest.mark.parametrize(("wanted", "stay"), [(["scsi0:0"], ["b1"]), (None, ["b0", "b1"])])
 def test_disks_left_out(wanted: list[str] | None, stay: list[str]) -> None:
-    """A backup of just the disks that its request named is good; one that is short by itself is not."""
+    """A backup of only the requested disks is good, and one that lacks a requested disk is not."""
     store = MemoryStore("primary")
     for number in range(2):
         back_up_at(store, f"b{number}", number, wanted=wanted, disks=[{"status": "exported"}, {"status": "rdm"}])
@@ -224,7 +224,7 @@ def test_disks_left_out(wanted: list[str] | None, stay: list[str]) -> None:
 
 
 def test_unreadable_manifest_stays() -> None:
-    """What nobody can read nobody can judge."""
+    """A backup whose manifest cannot be read stays."""
     store = MemoryStore("primary")
     for number in range(3):
         it = back_up_at(store, f"b{number}", number)
@@ -235,7 +235,7 @@ def test_unreadable_manifest_stays() -> None:
 
 
 def test_incrementals_expire() -> None:
-    """Of expired incremental backups the packs go that no other needs; those that stay restore as before."""
+    """Expired incremental backups lose packs that no other needs, and the rest restore as before."""
     store = MemoryStore("primary")
     manifests = {id_: back_up(store, id_, raw) for id_, raw in RAWS.items()}
     before = len(packs(store))
@@ -247,7 +247,7 @@ def test_incrementals_expire() -> None:
 
 
 def test_unneeded_packs() -> None:
-    """Packs that no backup needs go, and no pack that any needs; without a rule no backup goes."""
+    """Only packs that no backup needs are deleted, and without a rule no backup is."""
     store = MemoryStore("primary")
     manifests = {id_: back_up(store, id_, raw) for id_, raw in RAWS.items()}
     needed = set(packs(store))
@@ -261,7 +261,7 @@ def test_unneeded_packs() -> None:
 
 
 def test_young_packs_stay() -> None:
-    """A volume in which a pack is young is left alone: a backup may be under way of which no ledger knows."""
+    """A volume with a young pack is left alone, because an unknown backup may be running."""
     store = MemoryStore("primary")
     put_bytes(store, "snapshots/acme/vol1/_packs/ab/" + "ab" * 16, b"a pack", OWNER)
     assert clean(store)["counts"] == {}
@@ -269,7 +269,7 @@ def test_young_packs_stay() -> None:
 
 @pytest.fixture
 def settings(broker: Broker, tmp_path: Path) -> Settings:
-    """Of a store in a directory, a broker, and a rule."""
+    """Return settings with a store in a directory, a broker, and a rule."""
     (tmp_path / "s").mkdir()
     values = {
         "broker": {"url": broker.url, "prefix": broker.prefix},
@@ -281,7 +281,7 @@ def settings(broker: Broker, tmp_path: Path) -> Settings:
 
 @pytest.mark.parametrize("lock", ["a backup is queued", "a restore is queued", "another clean-up", ""])
 def test_lock_of_the_volume(settings: Settings, tmp_path: Path, lock: str) -> None:
-    """Nothing of a volume goes while a job may write there, or while another clean-up is at it."""
+    """No data of a volume is deleted while a job may write there, or during another clean-up."""
     store = FileStore("primary", tmp_path / "s")
     for number in range(3):
         back_up_at(store, f"b{number}", number)
@@ -305,7 +305,7 @@ def test_lock_of_the_volume(settings: Settings, tmp_path: Path, lock: str) -> No
 
 
 def test_lock_is_kept(settings: Settings, broker: Broker) -> None:
-    """The lock outlives the time of a claim, for as long as it is wanted; who has lost it can delete nothing more."""
+    """The lock is renewed beyond the time of a claim, and without it no more is deleted."""
     short = settings.model_copy(update={"ledger": config.parse({"ledger": {"claim_s": CLAIM_S}}, "test").ledger})
     volume = "snapshots/acme/vol1"
     with open_ledger(short) as ledger, RecordedJobs(short).hold(volume) as confirm:
@@ -324,13 +324,13 @@ def test_lock_is_kept(settings: Settings, broker: Broker) -> None:
 
 @pytest.mark.parametrize("volume", ["../x", "snapshots/a", "snapshots/a/b/c", "volumes/a/b", "snapshots/a/.."])
 def test_no_volume(volume: str) -> None:
-    """What is no place of a volume is refused."""
+    """A path that is not a volume's is refused."""
     with pytest.raises(InvalidRequest, match="volume: must be snapshots/ACCOUNT/VOLUME"):
         parse_request(cleanup.Request, {"volume": volume}, "cleanup")
 
 
 def test_lock_of_the_dead(settings: Settings, tmp_path: Path) -> None:
-    """A clean-up that dies within the lock leaves a job that a worker can run to its end."""
+    """A clean-up that is killed with the lock leaves a job that a worker can complete."""
     store = FileStore("primary", tmp_path / "s")
     for number in range(3):
         back_up_at(store, f"b{number}", number)
@@ -346,7 +346,7 @@ def test_lock_of_the_dead(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_two_processes(settings: Settings, broker: Broker, tmp_path: Path) -> None:
-    """Two clean-ups at once, each a process, remove each thing once, and nothing that stays."""
+    """Two parallel clean-up processes delete each item once, and no kept one."""
     store = FileStore("primary", tmp_path / "s")
     for volume in range(5):
         for number in range(6):
@@ -373,7 +373,7 @@ def test_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """`ssvm cleanup --dry-run` prints each backup that would go, and why."""
+    """`ssvm cleanup --dry-run` prints each backup that would be deleted, and the reason."""
     monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/s")
     monkeypatch.setenv("SSVM_BROKER__URL", broker.url)
     monkeypatch.setenv("SSVM_BROKER__PREFIX", broker.prefix)

@@ -1,4 +1,4 @@
-"""copy: an artifact stands on the other store whole, as the manifest says, or nothing of it does."""
+"""copy: the other store has the artifact completely, as in its manifest, or not at all."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BACKUP = {"kind": "backup", "account": "acme", "volume": "vol1"}
 
 @pytest.fixture
 def source() -> MemoryStore:
-    """A store that has the artifact."""
+    """Return a store with the artifact."""
     store: MemoryStore = store_artifact(MemoryStore("primary"))
     return store
 
@@ -45,7 +45,7 @@ def run(*stores: Store, how: dict[str, Any] | None = None, **fields: Any) -> dic
 
 
 def test_copy(source: MemoryStore, archive: MemoryStore) -> None:
-    """The other store has the very same objects, the manifest too, and the result says how much was copied."""
+    """The other store has equal objects and an equal manifest, and the result has the copied amount."""
     result = run(source, archive)
 
     assert content(archive) == content(source)
@@ -55,7 +55,7 @@ def test_copy(source: MemoryStore, archive: MemoryStore) -> None:
 
 
 def test_several(source: MemoryStore, archive: MemoryStore) -> None:
-    """Each store that is named gets it."""
+    """Each named store gets the artifact."""
     other = MemoryStore("other")
     run(source, archive, other, stores=["archive", "other"])
     assert content(other) == content(archive) == content(source)
@@ -63,7 +63,7 @@ def test_several(source: MemoryStore, archive: MemoryStore) -> None:
 
 @pytest.mark.parametrize("there", ["s3", "file"])
 def test_between_kinds(tmp_path: Path, s3_server: S3Server, there: str) -> None:
-    """From a directory to S3 and back the artifact is the same, and passes verify."""
+    """A copy from a directory to S3 and back equals the artifact, and passes verify."""
     names = ("archive", "primary") if there == "s3" else ("primary", "archive")
     s3 = S3Store(names[0], s3_server.make_bucket(), "", settings_of(s3_server))
     file = FileStore(names[1], tmp_path)
@@ -74,7 +74,7 @@ def test_between_kinds(tmp_path: Path, s3_server: S3Server, there: str) -> None:
 
 
 def test_again(source: MemoryStore, archive: MemoryStore) -> None:
-    """An artifact that is there already is left alone."""
+    """An artifact that exists already is not copied."""
     run(source, archive)
     when = archive.stat(PLACE.key("7.raw")).modified
     assert run(source, archive)["copied"]["archive"]["reused"]
@@ -82,7 +82,7 @@ def test_again(source: MemoryStore, archive: MemoryStore) -> None:
 
 
 def test_another_in_its_place(source: MemoryStore, archive: MemoryStore) -> None:
-    """Another artifact of that name is refused, and stays as it is."""
+    """Another artifact of that name is refused and stays unchanged."""
     before = content(store_artifact(archive, {"7.raw": b"another"}))
     with pytest.raises(InvalidRequest, match="another artifact"):
         run(source, archive)
@@ -90,13 +90,13 @@ def test_another_in_its_place(source: MemoryStore, archive: MemoryStore) -> None
 
 
 def test_nothing_to_copy(archive: MemoryStore) -> None:
-    """What the source does not have cannot be copied."""
+    """An artifact that the source lacks cannot be copied."""
     with pytest.raises(ObjectNotFound):
         run(MemoryStore("primary"), archive)
 
 
 def test_to_itself(source: MemoryStore) -> None:
-    """A store is not copied to itself."""
+    """A store cannot be copied to itself."""
     with pytest.raises(InvalidRequest, match="also one of the stores"):
         run(source, stores=["primary"])
 
@@ -108,7 +108,7 @@ def test_to_itself(source: MemoryStore) -> None:
     ids=["other", "-1", "+1"],
 )
 def test_damaged_source(source: MemoryStore, archive: MemoryStore, name: str, spoil: Any) -> None:
-    """Damage at the source is found before the object is committed; it is named, and nothing is left at the target."""
+    """Damage at the source is found before the commit, is named, and leaves nothing at the target."""
     put(source, PLACE.key(name), spoil(OBJECTS[name]))
     request = parse_request(copy.Request, HERE | {"stores": ["archive"]}, "copy")
     it = attempt(source, archive)
@@ -120,7 +120,7 @@ def test_damaged_source(source: MemoryStore, archive: MemoryStore, name: str, sp
 
 @pytest.mark.parametrize("error", [StoreUnavailable("gone"), StoreFull("full")], ids=["away", "full"])
 def test_goes_on(source: MemoryStore, archive: MemoryStore, error: WorkerError) -> None:
-    """After a failure the next attempt copies only the objects that are not there."""
+    """After a failure the next attempt copies only missing objects."""
     failing = store_failing(archive, 0, error, chosen=lambda key: key.endswith("7-more.raw"))
     with pytest.raises(type(error)):
         run(source, failing)
@@ -130,7 +130,7 @@ def test_goes_on(source: MemoryStore, archive: MemoryStore, error: WorkerError) 
 
 
 def test_goes_on_within_an_object(source: MemoryStore, archive: MemoryStore) -> None:
-    """Where the store can, the bytes of an unfinished object are used too."""
+    """If the store can, the bytes of an unfinished object are reused."""
     with pytest.raises(StoreUnavailable):
         run(source, store_failing(archive, 2 * MiB, chosen=images), how={"will_resume": again})
     assert archive.uncommitted() == {PLACE.key("7.raw")}
@@ -139,7 +139,7 @@ def test_goes_on_within_an_object(source: MemoryStore, archive: MemoryStore) -> 
 
 
 def test_damaged_remains(source: MemoryStore, archive: MemoryStore) -> None:
-    """Bytes of an earlier attempt that are damaged are thrown away, and the object is copied from its first byte."""
+    """Damaged bytes of an earlier attempt are deleted, and the object is copied from its first byte."""
     with pytest.raises(StoreUnavailable):
         run(source, store_failing(archive, 2 * MiB, chosen=images), how={"will_resume": again})
     with archive.writer(PLACE.key("7.raw"), owner=Owner("job-1", 0)) as sink:
@@ -150,34 +150,34 @@ def test_damaged_remains(source: MemoryStore, archive: MemoryStore) -> None:
 
 
 def test_full_store_keeps_no_part(source: MemoryStore, archive: MemoryStore) -> None:
-    """A part does not stand on a full store until there is room, however often the job will be tried."""
+    """A part does not stay on a full store until it has room."""
     with pytest.raises(StoreFull):
         run(source, store_full(archive, 2 * MiB, chosen=images), how={"will_resume": lambda _: True})
     assert archive.uncommitted() == set()
 
 
 def test_remains_of_another(source: MemoryStore, archive: MemoryStore) -> None:
-    """What a dead attempt of something else has left in the same place goes."""
+    """Leftovers of another killed attempt in the same place are deleted."""
     put_bytes(archive, PLACE.key("7.qcow2"), b"unfinished", Owner("job-dead", 1))
     run(source, archive)
     assert content(archive) == content(source)
 
 
 def test_move(source: MemoryStore, archive: MemoryStore) -> None:
-    """A move leaves the artifact at the target alone."""
+    """After a move only the target has the artifact."""
     before = content(source)
     assert run(source, archive, move=True)["moved"]
     assert (content(archive), content(source)) == (before, {})
 
 
 def test_move_again(source: MemoryStore, archive: MemoryStore) -> None:
-    """A move that was killed when the source had gone has succeeded when it is tried again."""
+    """A move that was killed after the deletion at the source succeeds in the next attempt."""
     run(source, archive, move=True)
     assert run(source, archive, move=True)["moved"]
 
 
 def test_move_of_what_was_damaged(source: MemoryStore, archive: MemoryStore) -> None:
-    """A move whose target is not whole leaves the source as it is."""
+    """A move with an incomplete target leaves the source unchanged."""
     run(source, archive)
     put(archive, PLACE.key("7.raw"), b"damaged")
     with pytest.raises(CorruptImage, match="archive:"):
@@ -186,7 +186,7 @@ def test_move_of_what_was_damaged(source: MemoryStore, archive: MemoryStore) -> 
 
 
 def test_manifest_is_last(source: MemoryStore, archive: MemoryStore) -> None:
-    """As long as one object is missing the artifact does not exist at the target."""
+    """While one object is missing, the artifact does not exist at the target."""
     with pytest.raises(StoreUnavailable):
         run(source, store_failing_commit(archive, chosen=lambda key: key.endswith(".properties")))
     assert find_manifest(archive, PLACE) is None
@@ -194,7 +194,7 @@ def test_manifest_is_last(source: MemoryStore, archive: MemoryStore) -> None:
 
 @pytest.fixture
 def volume() -> MemoryStore:
-    """Two incremental backups of a volume, which share packs."""
+    """Return two incremental backups of a volume, which share packs."""
     store = MemoryStore("primary")
     back_up(store, "b1", disk(24))
     back_up(store, "b2", changed(disk(24), 3, 7))
@@ -202,7 +202,7 @@ def volume() -> MemoryStore:
 
 
 def test_incremental(volume: MemoryStore, archive: MemoryStore) -> None:
-    """A copy of an incremental backup brings the packs that it needs, those that are there excepted, and restores."""
+    """A copied incremental backup has its packs, copies only missing ones, and restores."""
     first, second = (run(volume, archive, **BACKUP, id=each)["copied"]["archive"] for each in ("b1", "b2"))
     found = find_manifest(archive, Artifact("backup", "acme", "b2", "vol1"))
     assert found

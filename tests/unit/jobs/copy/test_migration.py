@@ -1,4 +1,4 @@
-"""copy all: every artifact of a store stands on the other one whole, or it is told why not; again is a continuation."""
+"""copy all: the other store gets every artifact completely or a reason, and a repetition continues."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_all(source: MemoryStore, archive: MemoryStore) -> None:
 
 
 def test_again(source: MemoryStore, archive: MemoryStore) -> None:
-    """What is there is not copied again, and what has come or gone since is."""
+    """A repetition skips existing artifacts, and covers new and deleted ones."""
     run(source, archive)
     for key in [each.key for each in archive.list("volumes")]:
         archive.delete(key)
@@ -56,7 +56,7 @@ def test_again(source: MemoryStore, archive: MemoryStore) -> None:
 
 
 def test_progress(source: MemoryStore, archive: MemoryStore) -> None:
-    """One bar tells of all of them: it ends full, at the bytes that have passed, and says how many are done."""
+    """One bar covers all artifacts: it ends full, counts the bytes, and shows how many are complete."""
     it = attempt(source, archive)
     request = parse_request(copy.Request, {"all": True, "stores": ["archive"], "prefix": "template"}, "copy")
     copy.run(request, it)
@@ -67,14 +67,14 @@ def test_progress(source: MemoryStore, archive: MemoryStore) -> None:
 
 
 def test_several_stores(source: MemoryStore, archive: MemoryStore) -> None:
-    """Each store that is named gets all."""
+    """Each named store gets all artifacts."""
     other = MemoryStore("other")
     run(source, archive, other, stores=["archive", "other"])
     assert content(other) == content(archive) == theirs(source)
 
 
 def test_prefix(source: MemoryStore, archive: MemoryStore) -> None:
-    """Below a place only what lies there is copied."""
+    """With a prefix, only artifacts below it are copied."""
     result = run(source, archive, prefix="volumes/3/")
     assert list(outcomes(result)) == ["volumes/3/v1"]
     assert {each.prefix for each in artifacts_below(archive)} == {"volumes/3/v1"}
@@ -82,7 +82,7 @@ def test_prefix(source: MemoryStore, archive: MemoryStore) -> None:
 
 @pytest.mark.parametrize("parallel", [1, 3, 64])
 def test_move(source: MemoryStore, archive: MemoryStore, parallel: int) -> None:
-    """A move of all leaves what is complete at the target alone, and what is not ours where it is."""
+    """A move of all deletes only what is complete at the target, and keeps foreign files."""
     before = theirs(source)
     result = run(source, archive, move=True, parallel=parallel, prefix="template")
     assert set(outcomes(result).values()) == {"moved"}
@@ -91,7 +91,7 @@ def test_move(source: MemoryStore, archive: MemoryStore, parallel: int) -> None:
 
 
 def test_one_is_damaged(source: MemoryStore, archive: MemoryStore) -> None:
-    """Damage costs one artifact alone; the error tells what became of all, and a move leaves the damaged one."""
+    """Damage fails only its artifact; the error has all outcomes, and a move keeps the damaged one."""
     put(source, PLACES[2].key("2.raw"), b"damaged")
     with pytest.raises(CorruptImage, match="1 of 6 artifacts are not copied; The object has 7 bytes") as caught:
         run(source, archive, move=True, prefix="template")
@@ -104,7 +104,7 @@ def test_one_is_damaged(source: MemoryStore, archive: MemoryStore) -> None:
 
 
 def test_another_in_its_place(source: MemoryStore, archive: MemoryStore) -> None:
-    """Another artifact of that name is refused, and stays as it is."""
+    """Another artifact of that name is refused and stays unchanged."""
     put(archive, PLACES[0].key("0.raw"), b"another")
     write_manifest(archive, Manifest(PLACES[0], "x", (Entry("0.raw", 7, str(digest_of(b"another"))),)), Owner())
     with pytest.raises(InvalidRequest, match="1 of 9") as caught:
@@ -114,7 +114,7 @@ def test_another_in_its_place(source: MemoryStore, archive: MemoryStore) -> None
 
 
 def test_full(source: MemoryStore, archive: MemoryStore) -> None:
-    """On a store that is full nothing more is begun, and the result says how many that were."""
+    """On a full store no further copy starts, and the result has the number of skipped artifacts."""
     full = store_full(archive, SIZE - 1, chosen=lambda key: key.endswith("/1.raw"))
     with pytest.raises(StoreFull, match="is full") as caught:
         run(source, full, parallel=1, prefix="template")
@@ -124,7 +124,7 @@ def test_full(source: MemoryStore, archive: MemoryStore) -> None:
 
 
 def test_what_may_pass_decides(source: MemoryStore, archive: MemoryStore) -> None:
-    """Where one artifact may succeed later the job is tried again, though another never will."""
+    """If one artifact may succeed later, the job is tried again, even if another never will."""
     put(source, PLACES[2].key("2.raw"), b"damaged")
     away = store_failing_commit(archive, chosen=lambda key: key.endswith("/4.raw"))
     with pytest.raises(StoreUnavailable, match="2 of 9"):
@@ -132,7 +132,7 @@ def test_what_may_pass_decides(source: MemoryStore, archive: MemoryStore) -> Non
 
 
 def test_store_that_always_fails(archive: MemoryStore) -> None:
-    """A store that fails again and again is not asked for each of thousands of artifacts."""
+    """A store that fails repeatedly is not tried for each of thousands of artifacts."""
     source = MemoryStore("primary")
     for number in range(100):
         entry = Entry("x.raw", 1, f"sha256:{0:064}")
@@ -145,7 +145,7 @@ def test_store_that_always_fails(archive: MemoryStore) -> None:
 
 
 def test_goes_on_within_an_object(source: MemoryStore, archive: MemoryStore) -> None:
-    """The next attempt uses the bytes of an object in which this one stopped."""
+    """The next attempt reuses the bytes of the object in which this one stopped."""
     big = Artifact("volume", "3", "big")
     data = os.urandom(3 << 20)
     put(source, big.key("big.raw"), data)
@@ -173,7 +173,7 @@ def test_goes_on_within_an_object(source: MemoryStore, archive: MemoryStore) -> 
 
 
 def test_cancel(source: MemoryStore, archive: MemoryStore) -> None:
-    """A cancel ends all of it, and of what was under way nothing is left."""
+    """A cancel ends all copies, and nothing of unfinished artifacts is left."""
     reasons = iter([None] * 12)
     with pytest.raises(Cancelled):
         run(source, archive, how={"stop_reason": lambda: next(reasons, "user")})
@@ -188,12 +188,12 @@ def test_cancel(source: MemoryStore, archive: MemoryStore) -> None:
     ids=["nothing", "all and an account", "all and an id", "no account", "no id"],
 )
 def test_one_or_all(fields: dict[str, Any]) -> None:
-    """One artifact is asked for, or all."""
+    """A request names either one artifact or all."""
     with pytest.raises(InvalidRequest, match="give account and id, or all"):
         parse_request(copy.Request, {"stores": ["archive"]} | fields, "copy")
 
 
 def test_prefix_of_one() -> None:
-    """A prefix goes with all."""
+    """A prefix requires all."""
     with pytest.raises(InvalidRequest, match="prefix goes with all"):
         parse_request(copy.Request, {"stores": ["a"], "account": "2", "id": "1", "prefix": "template"}, "copy")

@@ -1,4 +1,4 @@
-"""copy all and the ledger: each artifact is a job of its own, which others exclude, take over, cancel and retry."""
+"""copy all and the ledger: each artifact is a separate job, which other jobs exclude, take over, cancel and retry."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.servers.broker import Broker
 
 @pytest.fixture
 def settings(broker: Broker, tmp_path: Path) -> Settings:
-    """Two directories behind one broker."""
+    """Return settings with two directories and one broker."""
     for name in ("s", "a"):
         (tmp_path / name).mkdir()
     stores = {"primary": {"url": f"file://{tmp_path}/s"}, "archive": {"url": f"file://{tmp_path}/a"}}
@@ -50,13 +50,13 @@ def settings(broker: Broker, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def ledger(settings: Settings) -> Iterator[Ledger]:
-    """Its ledger."""
+    """Return the ledger of the settings."""
     with open_ledger(settings) as found:
         yield found
 
 
 def test_records(source: MemoryStore, archive: MemoryStore, settings: Settings, ledger: Ledger) -> None:
-    """Each artifact's copy is a job of its own, which tells what became of it and can be tried again alone."""
+    """Each artifact's copy is a separate job, with its own outcome and its own retry."""
     put(source, PLACES[2].key("2.raw"), b"damaged")
     how = {"jobs": RecordedJobs(settings)}
     with pytest.raises(CorruptImage) as caught:
@@ -79,7 +79,7 @@ def test_records(source: MemoryStore, archive: MemoryStore, settings: Settings, 
 
 
 def test_sum_of_attempts(source: MemoryStore, archive: MemoryStore, settings: Settings, ledger: Ledger) -> None:
-    """The result of a job tells what all of its attempts have moved, each artifact once."""
+    """The result of a job sums all of its attempts, each artifact once."""
     how = {"jobs": RecordedJobs(settings)}
     all_ = {"move": True, "prefix": "template"}
     failing = store_failing_commit(archive, chosen=lambda key: key.endswith("/4.raw"))
@@ -93,7 +93,7 @@ def test_sum_of_attempts(source: MemoryStore, archive: MemoryStore, settings: Se
 
 
 def test_made_again(source: MemoryStore, archive: MemoryStore, settings: Settings) -> None:
-    """What was copied by this very job and has gone since is copied again."""
+    """An artifact that this job copied and that was deleted since is copied again."""
     for _ in range(2):
         run(source, archive, how={"jobs": RecordedJobs(settings)}, prefix="volumes")
         assert find_manifest(archive, PLACES[-1])
@@ -102,7 +102,7 @@ def test_made_again(source: MemoryStore, archive: MemoryStore, settings: Setting
 
 
 def test_busy(source: MemoryStore, archive: MemoryStore, settings: Settings, ledger: Ledger) -> None:
-    """What another job is writing is left to it, and the job that copies all is tried again."""
+    """An artifact that another job writes is skipped, and the job that copies all is tried again."""
     ledger.submit(NewJob("other", "download", "z", "download", {}, PLACES[0].prefix))
     assert ledger.claim("other", "w")
     with pytest.raises(ResourceBusy, match="1 of 9") as caught:
@@ -113,7 +113,7 @@ def test_busy(source: MemoryStore, archive: MemoryStore, settings: Settings, led
 
 
 class Watched:
-    """A store around another; *seen* is called with the key before each chunk that is read."""
+    """A wrapper of a store that calls *seen* with the key before each chunk is read."""
 
     def __init__(self, inner: Store, seen: Callable[[str], None]) -> None:
         self._inner, self._seen = inner, seen
@@ -138,7 +138,7 @@ class Watched:
 
 
 def test_cancel_of_one(source: MemoryStore, archive: MemoryStore, settings: Settings, ledger: Ledger) -> None:
-    """One artifact's copy can be cancelled alone, while it runs; the others go on, and nothing of it is left."""
+    """One running artifact's copy can be cancelled alone; the others continue, and it leaves nothing."""
     hasty = settings.model_copy(update={"ledger": config.parse({"ledger": {"claim_s": 0.4}}, "test").ledger})
     cancelled = threading.Event()
 
@@ -158,7 +158,7 @@ def test_cancel_of_one(source: MemoryStore, archive: MemoryStore, settings: Sett
 
 
 def test_no_worker_is_wanted(source: MemoryStore, archive: MemoryStore, settings: Settings) -> None:
-    """What runs within the job asks for no more workers."""
+    """Copies inside the job request no more workers."""
     running: list[Any] = []
 
     def seen(key: str) -> None:
@@ -174,10 +174,10 @@ def test_no_worker_is_wanted(source: MemoryStore, archive: MemoryStore, settings
 
 
 def test_dies(source: MemoryStore, archive: MemoryStore, settings: Settings, ledger: Ledger) -> None:
-    """Of a worker that dies in the middle of an artifact a job is left that another can run to its end."""
+    """A worker that is killed during an artifact leaves a job that another worker can complete."""
 
     class Died(BaseException):
-        """Nothing catches it as an error of the job."""
+        """An error that no job catches."""
 
     def die(_: BaseException) -> bool:
         raise Died
@@ -196,7 +196,7 @@ def test_dies(source: MemoryStore, archive: MemoryStore, settings: Settings, led
 
 @pytest.mark.parametrize("reachable", [True, False], ids=["with a ledger", "without"])
 def test_two_commands(settings: Settings, broker: Broker, tmp_path: Path, reachable: bool) -> None:
-    """Two commands at once, each a process, copy every artifact once, whole, and in the end nothing is missing."""
+    """Two parallel command processes copy every artifact once and completely."""
     source, target = FileStore("primary", tmp_path / "s"), FileStore("archive", tmp_path / "a")
     fill(source)
     (locks := tmp_path / "locks").mkdir()

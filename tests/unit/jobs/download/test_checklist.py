@@ -1,7 +1,7 @@
-"""The acceptance list of bad images and archives, row by row, through the whole job: each input and its answer.
+"""The acceptance list of bad images and archives, row by row, through the whole job: each input and its result.
 
-The other tests of formats, codecs and packages go into depth; here every row stands once. What OpenStack's
-inspectors say of the same bytes is in test_second_opinion.
+Other tests of formats, codecs and packages cover more cases. The module test_second_opinion has the results of OpenStack's
+inspectors for the same bytes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ NOISE = random.Random(9).randbytes(200_000)
 DISK = stream_optimized(NOISE)
 Answer = type[WorkerError] | str
 
-#: A descriptor alone, of a file of the host.
+#: A lone descriptor that refers to a file of the host.
 FLAT = vmdk_descriptor(8, createType='"monolithicFlat"', extent='RW 8 FLAT "/etc/passwd" 0')
 
 XINCLUDE = b'<xi:include xmlns:xi="http://www.w3.org/2001/XInclude" href="file:///etc/passwd"/>'
@@ -76,13 +76,13 @@ def refooted() -> bytes:
 
 
 def packaged(**files: bytes) -> bytes:
-    """An OVA of one disk; a dot in a name is written as two underscores."""
+    """Return an OVA with one disk; a dot in a name is written as two underscores."""
     members = {"vm.ovf": ovf_of("vm.vmdk"), "vm.vmdk": DISK}
     return ova_of(members | {name.replace("__", "."): data for name, data in files.items()})
 
 
 def tarred(**member: object) -> bytes:
-    """An OVA whose disk is no plain file."""
+    """Return an OVA whose disk is not a plain file."""
     return tar_of(tar_member("vm.ovf", ovf_of("vm.vmdk")), tar_member("vm.vmdk", **member))  # type: ignore[arg-type]
 
 
@@ -90,7 +90,7 @@ def doctype(text: str) -> bytes:
     return packaged(vm__ovf=f"<!DOCTYPE x [{text}]>".encode() + ovf_of("vm.vmdk")[39:])
 
 
-#: row, input: (bytes, the error or the format that is taken, what was asked for)
+#: row, input: (bytes, the error or the accepted format, the request)
 ROWS: dict[str, tuple[bytes, Answer, str]] = {
     **{f"1 backing file {name!r}": (qcow2_backed_by(name), UnsafeImage, "auto")
        for name in ("/etc/passwd", "base.qcow2", "/dev/sda", "nbd://10.0.0.1/x", 'json:{"driver":"file"}')},
@@ -196,7 +196,7 @@ ROWS: dict[str, tuple[bytes, Answer, str]] = {
 
 @pytest.mark.parametrize(("data", "answer", "asked"), ROWS.values(), ids=ROWS.keys())
 def test_row(http_server: HttpServer, data: bytes, answer: Answer, asked: str) -> None:
-    """Every row of the list gets its answer, and what is refused leaves nothing."""
+    """Every row of the list gives its result, and a refused input leaves nothing."""
     store = MemoryStore("primary")
     fields = {"url": http_server.serve("image", data), "account": 2, "id": "7", "format": asked}
     request = parse_request(download.Request, fields, "download")
@@ -211,7 +211,7 @@ def test_row(http_server: HttpServer, data: bytes, answer: Answer, asked: str) -
     assert ([*store.list()], store.sweep(0)) == ([], 0)
 
 
-#: The rows that are no bytes of an image, and the tests of them. 37: nothing is ever shared between accounts.
+#: The rows that are not bytes of an image, and their tests. 37: accounts share nothing.
 ELSEWHERE: dict[int, tuple[str, ...]] = {
     7: ("test_convert.py::test_expansion_bomb", "test_convert.py::test_limits"),
     15: ("test_convert.py::test_output_is_judged",),
@@ -255,7 +255,7 @@ ELSEWHERE: dict[int, tuple[str, ...]] = {
 
 
 def test_no_row_is_missing() -> None:
-    """Each of the 40 rows is here, or in a test that is named."""
+    """Each of the 40 rows is in this file or in a named test."""
     assert {int(row.split()[0]) for row in ROWS} | set(ELSEWHERE) == set(range(1, 41))
     for name in (each for names in ELSEWHERE.values() for each in names):
         file, _, test = name.partition("::")

@@ -1,4 +1,6 @@
-"""Conversion: of judged images only, within limits, judged again, and nothing left in the scratch directory."""
+"""Conversion: only of checked images, within limits, with a checked result, and without leftovers in the scratch
+directory.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +46,14 @@ DISK = random.Random(7).randbytes(MIB) + bytes(6 * MIB) + random.Random(8).randb
 
 @pytest.fixture(autouse=True)
 def qemu() -> None:
-    """qemu-img is what is tested."""
+    """Skip the test without qemu-img."""
     if not shutil.which("qemu-img"):
         missing("qemu-img", "install qemu-utils")
 
 
 @pytest.fixture
 def trying(tmp_path: Path) -> Attempt:
-    """An attempt with a store and a scratch directory."""
+    """Return an attempt with a store and a scratch directory."""
     for name in ("store", "scratch"):
         (tmp_path / name).mkdir()
     return attempt(FileStore("primary", tmp_path / "store"), limits=JobLimits(scratch_dir=tmp_path / "scratch"))
@@ -63,14 +65,14 @@ def request(url: str, **fields: Any) -> download.Request:
 
 
 def made(folder: Path, options: str, disk: bytes = DISK) -> bytes:
-    """What qemu-img makes of a raw disk."""
+    """Return qemu-img's conversion of a raw disk."""
     (folder / "disk").write_bytes(disk)
     subprocess.run(["qemu-img", "convert", "-f", "raw", *options.split(), "disk", "made"], cwd=folder, check=True)
     return (folder / "made").read_bytes()
 
 
 def left(folder: Path) -> list[str]:
-    """What stands in the scratch directory and in the store, but for complete artifacts."""
+    """Return the files of the scratch directory and of the store, except complete artifacts."""
     return [each.name for each in (folder / "scratch").rglob("*")] + [
         each.name for each in (folder / "store").rglob("*") if each.is_file()
     ]
@@ -90,7 +92,7 @@ def left(folder: Path) -> list[str]:
     ],
 )
 def test_converts(http_server: HttpServer, tmp_path: Path, trying: Attempt, options: str, to: str) -> None:
-    """Every disk format becomes every target, with the same content and with what it was in the manifest."""
+    """Every disk format converts to every target with equal content, and the manifest has the original format."""
     original = made(tmp_path, options)
 
     result = download.run(request(http_server.serve("x", original), convert_to=to), trying)
@@ -106,7 +108,7 @@ def test_converts(http_server: HttpServer, tmp_path: Path, trying: Attempt, opti
 
 
 def test_compressed_and_checked(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
-    """A compressed image is converted too, and the checksum is that of the file as offered."""
+    """A compressed image is converted too, and the checksum is that of the original file."""
     offered = COMPRESS["gzip"](made(tmp_path, "-O vmdk -o subformat=streamOptimized"))
     checksum = hashlib.sha256(offered).hexdigest()
     result = download.run(request(http_server.serve("x", offered), checksum=checksum), trying)
@@ -118,7 +120,7 @@ def test_compressed_and_checked(http_server: HttpServer, tmp_path: Path, trying:
 
 
 def test_progress(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
-    """People see what is going on, and how far it is."""
+    """Progress shows the stage and its share."""
     seen: list[dict[str, Any]] = []
     trying.progress._publish = seen.append
     download.run(request(http_server.serve("x", made(tmp_path, "-O vmdk"))), trying)
@@ -127,7 +129,7 @@ def test_progress(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> N
 
 
 def test_asked_again(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
-    """A converted image that is there is the answer to the same request, and to no other."""
+    """An existing converted image answers only the same request."""
     url = http_server.serve("x", made(tmp_path, "-O vmdk"))
     first = download.run(request(url), trying)
     assert download.run(request(url), trying) == first | {"reused": True}
@@ -138,7 +140,7 @@ def test_asked_again(http_server: HttpServer, tmp_path: Path, trying: Attempt) -
 def test_unsafe_is_not_converted(
     http_server: HttpServer, tmp_path: Path, trying: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """qemu-img never sees an image that was not found safe."""
+    """qemu-img never reads an image that was not found safe."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin").mkdir()
     for name in ("qemu-img", "prlimit"):
@@ -151,7 +153,7 @@ def test_unsafe_is_not_converted(
 
 
 def test_damaged_is_not_converted(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
-    """An image whose tables are wrong is found by a check before, as a convert of it would end well."""
+    """An image with wrong tables is found by a check, because its conversion would succeed."""
     image = bytearray(made(tmp_path, "-O qcow2"))
     image[0x20000:0x20008] = bytes(8)  # a refcount block of clusters in use
     with pytest.raises(CorruptImage, match="qemu-img check finds errors"):
@@ -160,7 +162,7 @@ def test_damaged_is_not_converted(http_server: HttpServer, tmp_path: Path, tryin
 
 
 def test_output_is_judged(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
-    """An image whose guest has written another image's header becomes no raw disk that a reader would probe."""
+    """A result is refused if its guest has written another image's header into it."""
     nested = images.qcow2_backed_by("/etc/passwd").ljust(2 * MIB, b"\0")
     url = http_server.serve("x", made(tmp_path, "-O qcow2", nested))
     with pytest.raises(UnknownFormat, match=r"The image is qcow2, but raw was asked for.*converted"):
@@ -169,7 +171,7 @@ def test_output_is_judged(http_server: HttpServer, tmp_path: Path, trying: Attem
 
 
 def test_expansion_bomb(http_server: HttpServer, tmp_path: Path, trying: Attempt) -> None:
-    """A qcow2 of 512 clusters that are all the same compressed one may not become more than allowed."""
+    """A qcow2 with 512 references to one compressed cluster may not grow beyond the limit."""
     cluster, packer = 4096, zlib.compressobj(9, wbits=-12)
     packed = (packer.compress(b"x" * cluster) + packer.flush()).ljust(512, b"\0")
     counts, table = struct.pack(">6H", 1, 1, 1, 1, 1, 512), struct.pack(">Q", 1 << 62 | 5 * cluster) * 512
@@ -181,7 +183,7 @@ def test_expansion_bomb(http_server: HttpServer, tmp_path: Path, trying: Attempt
 
 
 def test_limits(tmp_path: Path) -> None:
-    """The size of its file is the kernel's to refuse, and the error says which image it was."""
+    """The kernel enforces the file size limit, and the error names the image."""
     (tmp_path / "disk").write_bytes(b"x" * 70 * MIB)
     lying = QemuImg(tmp_path, MIB, lambda: None, "an image")
     with pytest.raises(TooLarge, match="becomes more than a disk"):
@@ -202,7 +204,7 @@ def test_cancelled(tmp_path: Path) -> None:
 
 
 def test_where_it_cannot(http_server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker without a scratch directory, or without qemu-img, says so before it writes anything."""
+    """A worker without a scratch directory or qemu-img says so before it writes."""
     url = http_server.serve("x", images.qcow2())
     with pytest.raises(ConfigError, match="does not convert images"):
         download.run(request(url), attempt())
@@ -220,14 +222,14 @@ def test_where_it_cannot(http_server: HttpServer, tmp_path: Path, monkeypatch: p
     ids=["an ISO", "an OVA"],
 )
 def test_no_disk(http_server: HttpServer, tmp_path: Path, trying: Attempt, data: bytes, text: str) -> None:
-    """What is no single disk is not converted."""
+    """An input that is not a single disk is not converted."""
     with pytest.raises(UnknownFormat, match=text):
         download.run(request(http_server.serve("x", data)), trying)
     assert left(tmp_path) == []
 
 
 def test_dead_workers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders of workers that died are removed by the next conversion, folders in use are not."""
+    """The next conversion deletes folders of killed workers, but not folders in use."""
     trying = attempt(MemoryStore("primary"), limits=JobLimits(scratch_dir=tmp_path))
     with convert.converting("raw", trying, "") as alive:
         dead = tmp_path / "ssvm-convert-dead"

@@ -1,4 +1,4 @@
-"""The download job on real HTTP and on stores of both kinds: in one pass, resumed, owed, and never half."""
+"""The download job with real HTTP and both kinds of stores: one pass, resumable, owed stores, and never incomplete."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def request(url: str, **fields: Any) -> download.Request:
 
 @pytest.fixture(params=["memory", "file"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """A store that can resume."""
+    """Return a store that can resume."""
     return MemoryStore("primary") if request.param == "memory" else FileStore("primary", tmp_path)
 
 
 def broken_off(server: HttpServer, asked: download.Request, *stores: Store) -> None:
-    """A first attempt that stored 2 MiB of the image before its server went away; now the server is well again."""
+    """Make a first attempt that stored 2 MiB of the image before its server failed; now the server works again."""
     server.serve("image", IMAGE, cut_after=2 << 20, then=Behaviour(status=503))
     with pytest.raises(SourceUnavailable):
         download.run(asked, attempt(*stores, will_resume=again))
@@ -62,7 +62,7 @@ def stored(store: Store) -> list[str]:
     ],
 )
 def test_stores_a_verified_image(http_server: HttpServer, store: Store, checksum: str | None) -> None:
-    """An image with the right checksum, in any form, is stored with its properties and a manifest that lists both."""
+    """An image with the right checksum in any form is stored with its properties, and its manifest lists both."""
     result = download.run(request(http_server.serve("image", IMAGE), checksum=checksum), attempt(store))
 
     assert read_bytes(store, KEY) == IMAGE
@@ -75,7 +75,7 @@ def test_stores_a_verified_image(http_server: HttpServer, store: Store, checksum
     "form", ["{digest}  image\n", "{digest} *./image\n", "SHA256 (image) = {digest}\n", "{digest}"]
 )
 def test_checksum_from_a_sums_file(http_server: HttpServer, form: str) -> None:
-    """A checksum may be the URL of a SHA256SUMS-style file, in GNU's form, in BSD's, or a bare digest."""
+    """A checksum may be the URL of a SHA256SUMS-style file in GNU's form, BSD's, or a bare digest."""
     sums = http_server.serve("SUMS", form.format(digest=SHA256).encode())
 
     result = download.run(request(http_server.serve("image", IMAGE), checksum=sums), attempt())
@@ -84,7 +84,7 @@ def test_checksum_from_a_sums_file(http_server: HttpServer, form: str) -> None:
 
 
 def test_resumes_in_place(http_server: HttpServer, store: Store) -> None:
-    """After a cut the stream goes on at the byte where it broke, asked for with the first answer's ETag."""
+    """After a break the stream resumes at that byte, with the first answer's ETag."""
     url = http_server.serve("image", IMAGE, cut_after=3 << 20, cut_times=1)
 
     result = download.run(request(url, checksum=SHA256), attempt(store))
@@ -95,7 +95,7 @@ def test_resumes_in_place(http_server: HttpServer, store: Store) -> None:
 
 
 def test_a_second_attempt_goes_on(http_server: HttpServer, store: Store) -> None:
-    """An attempt that will be repeated leaves its bytes and a draft; the next one fetches only the rest."""
+    """An attempt before a retry keeps its bytes and a draft, and the next one fetches only the rest."""
     asked = request(http_server.url("image"), checksum=SHA256)
     broken_off(http_server, asked, store)
     assert stored(store) == ["manifest.draft.json"]
@@ -110,7 +110,7 @@ def test_a_second_attempt_goes_on(http_server: HttpServer, store: Store) -> None
 
 
 def test_what_a_dead_host_wrote_last_is_not_trusted(http_server: HttpServer, tmp_path: Path) -> None:
-    """Bytes of the part that were not on the disk for good, and came back as zeros, are fetched again."""
+    """Bytes of the part that were not flushed to disk, and are zeros now, are fetched again."""
     primary, asked = FileStore("primary", tmp_path), request(http_server.url("image"))
     broken_off(http_server, asked, primary)
     (part,) = tmp_path.rglob("*.part")
@@ -124,7 +124,7 @@ def test_what_a_dead_host_wrote_last_is_not_trusted(http_server: HttpServer, tmp
 
 
 def test_a_part_that_was_swept(http_server: HttpServer, store: Store) -> None:
-    """Where the part is gone, the draft promises its bytes no longer, before any other byte is written."""
+    """If the part is missing, the draft forgets its bytes before another byte is written."""
     asked = request(http_server.url("image"))
     broken_off(http_server, asked, store)
     assert store.sweep(0) == 1
@@ -137,7 +137,7 @@ def test_a_part_that_was_swept(http_server: HttpServer, store: Store) -> None:
 
 
 def test_a_draft_that_tells_nothing_of_the_disk(http_server: HttpServer, store: Store) -> None:
-    """Where nobody has noted what is on the disk for good, nothing of the part is."""
+    """If no draft records what was flushed to disk, the part is not reused."""
     asked = request(http_server.url("image"))
     broken_off(http_server, asked, store)
     draft = read_draft(store, asked.artifact)
@@ -152,7 +152,7 @@ def test_a_draft_that_tells_nothing_of_the_disk(http_server: HttpServer, store: 
 
 
 def test_a_second_attempt_feeds_the_other_store_from_the_first(http_server: HttpServer, tmp_path: Path) -> None:
-    """A store that cannot go on gets the first bytes from the primary's part, not from the source again."""
+    """A store that cannot resume gets the first bytes from the primary's part, not from the source."""
     primary, other = FileStore("primary", tmp_path), MemoryStore("other", resumable=False)
     asked = request(http_server.url("image"), stores=["primary", "other"])
     broken_off(http_server, asked, primary, other)
@@ -164,7 +164,7 @@ def test_a_second_attempt_feeds_the_other_store_from_the_first(http_server: Http
 
 
 def test_a_second_attempt_begins_again_where_no_part_is_kept(http_server: HttpServer) -> None:
-    """Into a store that keeps no bytes of a dead writer, as S3, the next attempt fetches all; one artifact is there."""
+    """With a store that keeps no parts, such as S3, the next attempt fetches all into one artifact."""
     store = MemoryStore("primary", resumable=False)
     asked = request(http_server.url("image"), checksum=SHA256)
     broken_off(http_server, asked, store)
@@ -177,7 +177,7 @@ def test_a_second_attempt_begins_again_where_no_part_is_kept(http_server: HttpSe
 
 
 def test_source_changed_since_the_last_attempt(http_server: HttpServer, store: Store) -> None:
-    """When the object is another one than the last attempt's, the download begins again from its first byte."""
+    """If the object has changed since the last attempt, the download restarts from its first byte."""
     asked = request(http_server.url("image"))
     broken_off(http_server, asked, store)
     newer = images.mbr(5 << 20)
@@ -190,7 +190,7 @@ def test_source_changed_since_the_last_attempt(http_server: HttpServer, store: S
 
 @pytest.mark.parametrize("checksum", [None, f"sha256:{hashlib.sha256(IMAGE).hexdigest()}"], ids=["none", "checksum"])
 def test_another_copy_behind_a_redirector(http_server: HttpServer, store: Store, checksum: str | None) -> None:
-    """A mirror that breaks off and goes away costs a clean start at the next one, in the same attempt."""
+    """A mirror that breaks off and disappears causes a clean start at the next one, in the same attempt."""
     http_server.serve("one", IMAGE, cut_after=3 << 20, etag='"one"', then=Behaviour(status=404))
     http_server.serve("two", IMAGE, etag='"two"')
     url = http_server.redirect("image", "/one")
@@ -201,7 +201,7 @@ def test_another_copy_behind_a_redirector(http_server: HttpServer, store: Store,
 
 
 def test_copies_that_change_each_time(http_server: HttpServer, store: Store) -> None:
-    """A source that is another object at each resume is given up after a few clean starts, and nothing is left."""
+    """A source that changes at each resumption is given up after a few clean starts, without leftovers."""
     changing = [Behaviour(IMAGE, cut_after=3 << 20, etag=f'"{number}"') for number in range(40)]
     for each, following in itertools.pairwise(changing):
         each.then = following
@@ -209,12 +209,12 @@ def test_copies_that_change_each_time(http_server: HttpServer, store: Store) -> 
     asked = request(http_server.url("image"))
     with pytest.raises(SourceChanged):
         download.run(asked, attempt(store))
-    download.discard(asked, attempt(store))  # as a worker does when a job has failed
+    download.discard(asked, attempt(store))  # as a worker does after a failed job
     assert stored(store) == []
 
 
 def test_wrong_checksum_over_a_seam_is_tried_once_more(http_server: HttpServer, store: Store) -> None:
-    """A checksum that is wrong over a seam gets one clean start: the server may have lied about the rest."""
+    """A wrong checksum after a resumption causes one clean start, because the rest may be wrong."""
     lying = Behaviour(images.mbr(1 << 20) * 6, then=Behaviour(IMAGE))
     url = http_server.serve("image", IMAGE, cut_after=3 << 20, then=lying)
 
@@ -225,7 +225,7 @@ def test_wrong_checksum_over_a_seam_is_tried_once_more(http_server: HttpServer, 
 
 
 def test_wrong_checksum_leaves_nothing(http_server: HttpServer, store: Store) -> None:
-    """A wrong checksum stores nothing, not even a draft once the job is discarded."""
+    """A wrong checksum stores nothing, and a discarded job leaves no draft."""
     asked, trying = request(http_server.serve("image", IMAGE), checksum="0" * 64), attempt(store)
 
     with pytest.raises(ChecksumMismatch):
@@ -237,7 +237,7 @@ def test_wrong_checksum_leaves_nothing(http_server: HttpServer, store: Store) ->
 
 
 def test_a_failing_second_store_is_owed(http_server: HttpServer) -> None:
-    """A store that fails on the way does not cost the primary its bytes; it is reported as owed, with the reason."""
+    """A store that fails during the download does not affect the primary, and is owed with the reason."""
     primary, full = MemoryStore("primary"), MemoryStore("archive", capacity=1 << 20)
     url = http_server.serve("image", IMAGE, content_length="")
 
@@ -251,7 +251,7 @@ def test_a_failing_second_store_is_owed(http_server: HttpServer) -> None:
 
 @pytest.mark.parametrize("method", ["sweep", "writer"])
 def test_a_second_store_that_is_away_is_owed(http_server: HttpServer, method: str) -> None:
-    """A store that is away from the beginning does not cost the primary its bytes either."""
+    """A store that is absent from the start does not affect the primary either."""
     primary, away = MemoryStore("primary"), store_unreachable(MemoryStore("archive"), method)
     it = attempt(primary, away)
     result = download.run(request(http_server.serve("image", IMAGE), stores=["primary", "archive"]), it)
@@ -260,7 +260,7 @@ def test_a_second_store_that_is_away_is_owed(http_server: HttpServer, method: st
 
 
 def test_a_failing_primary_fails_the_job(http_server: HttpServer) -> None:
-    """The primary must succeed: when it fails nothing is left on the other store either."""
+    """A failing primary fails the job, and nothing is left on the other store."""
     primary, other = MemoryStore("primary", capacity=1 << 20), MemoryStore("other")
     url = http_server.serve("image", IMAGE, content_length="")
 
@@ -272,7 +272,7 @@ def test_a_failing_primary_fails_the_job(http_server: HttpServer) -> None:
 
 
 def test_the_same_download_again_is_a_no_op(http_server: HttpServer, store: Store) -> None:
-    """A download that is there already answers with the same result, and fetches nothing."""
+    """A repeated download returns the same result and fetches nothing."""
     asked = request(http_server.serve("image", IMAGE), checksum=SHA256)
     first = download.run(asked, attempt(store))
     fetched = len(http_server.requests)
@@ -284,7 +284,7 @@ def test_the_same_download_again_is_a_no_op(http_server: HttpServer, store: Stor
 
 
 def test_another_download_under_the_same_id(http_server: HttpServer, store: Store) -> None:
-    """An id that another image has already is refused, and the image stays."""
+    """An id that another image has is refused, and that image stays."""
     download.run(request(http_server.serve("image", IMAGE)), attempt(store))
 
     with pytest.raises(InvalidRequest, match="another template under this id"):
@@ -294,7 +294,7 @@ def test_another_download_under_the_same_id(http_server: HttpServer, store: Stor
 
 
 def test_cancel_leaves_nothing(http_server: HttpServer, store: Store) -> None:
-    """A cancelled download stops between two chunks and leaves nothing behind."""
+    """A cancelled download stops between two chunks and leaves nothing."""
     trying = attempt(store)
     trying.stop_reason = lambda: "user" if trying.progress.bytes > 1 << 20 else None
     asked = request(http_server.serve("image", IMAGE, rate=4e6))
@@ -309,7 +309,7 @@ def test_cancel_leaves_nothing(http_server: HttpServer, store: Store) -> None:
 
 
 def test_a_fenced_attempt_commits_nothing(http_server: HttpServer, store: Store) -> None:
-    """An attempt whose claim is gone when all bytes are there commits nothing."""
+    """An attempt that has lost its claim when all bytes have arrived commits nothing."""
 
     def fenced() -> None:
         raise Cancelled("fenced")
@@ -321,7 +321,7 @@ def test_a_fenced_attempt_commits_nothing(http_server: HttpServer, store: Store)
 
 
 def test_progress_sums_to_the_bytes(http_server: HttpServer) -> None:
-    """Progress says the total as soon as it is known, and ends at the size of the image."""
+    """Progress shows the total as soon as it is known, and ends at the size of the image."""
     seen: list[dict[str, Any]] = []
     trying: Attempt = attempt()
     trying.progress._publish = seen.append
@@ -341,7 +341,7 @@ def test_progress_sums_to_the_bytes(http_server: HttpServer) -> None:
     ],
 )
 def test_cloudstack_layout(http_server: HttpServer, kind: str, prefix: str, file: str) -> None:
-    """Each kind lies where CloudStack looks for it, with a properties file that CloudStack can load."""
+    """Each kind has its CloudStack directory, with a properties file that CloudStack can load."""
     store = MemoryStore("primary")
 
     download.run(request(http_server.serve("image", images.qcow2()), kind=kind, name="Größe"), attempt(store))
@@ -353,7 +353,7 @@ def test_cloudstack_layout(http_server: HttpServer, kind: str, prefix: str, file
 
 
 def test_no_draft_where_the_source_cannot_resume(http_server: HttpServer, store: Store) -> None:
-    """Bytes that cannot be taken up again are not kept."""
+    """Bytes of a source that cannot resume are not kept."""
     url = http_server.serve("image", IMAGE, ranges=False, etag=None, cut_after=1 << 20)
     asked = request(url)
 

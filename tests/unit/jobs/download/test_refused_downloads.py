@@ -1,4 +1,4 @@
-"""The network's bad input, as a job meets it: each row has an answer, and nothing is stored."""
+"""Bad network input to a job: each row gives its error, and nothing is stored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IMAGE = images.mbr(1 << 20)
 
 
 def run(url: str, settings: dict[str, Any] | None = None, **fields: Any) -> MemoryStore:
-    """The store after a download, which must be empty if that has failed."""
+    """Return the store after a download, which must be empty after a failure."""
     store = MemoryStore("primary")
     given = {"url": url, "account": 2, "id": "7"} | fields
     request, trying = parse_request(download.Request, given, "download"), attempt(store, settings=settings)
@@ -76,7 +76,7 @@ STRICT: dict[str, Any] = {"download": {"allow_networks": []}}
 )
 @pytest.mark.parametrize("scheme", ["http", "https", "ftp", "sftp"])
 def test_address(scheme: str, host: str) -> None:
-    """An address that is not public, in any notation and by any scheme, is refused for good, and no packet is sent."""
+    """A non-public address in any notation and scheme is refused permanently, and no packet is sent."""
     given = {
         "credentials": {"me": {"username": "joe", "hosts": ["*"], "allow_plaintext": True}},
         "download": STRICT["download"] | {"known_hosts": "/dev/null"},
@@ -103,7 +103,7 @@ def test_address(scheme: str, host: str) -> None:
     ],
 )
 def test_scheme(url: str) -> None:
-    """A scheme that is not taken or not allowed, or a URL with a user in it, is an error of the request."""
+    """An unsupported scheme, or a URL with a user name, is an error of the request."""
     with pytest.raises(InvalidRequest) as caught:
         run(url)
     assert "secret" not in str(caught.value)
@@ -136,7 +136,7 @@ PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>" + b" " * 4096
     ],
 )
 def test_body(http_server: HttpServer, data: bytes, behaviour: dict[str, Any], error: type[WorkerError]) -> None:
-    """A body that is not the whole and the right one is never stored, and the error says if a retry makes sense."""
+    """An incomplete or wrong body is never stored, and the error says if a retry may help."""
     given = {"download": {"allow_networks": ["127.0.0.0/8"], "stall_s": 0.5}}
     checksum = hashlib.sha256(IMAGE).hexdigest() if data is not PAGE else None
     with pytest.raises(error):
@@ -148,14 +148,14 @@ def test_body(http_server: HttpServer, data: bytes, behaviour: dict[str, Any], e
     ["sha256:xyz", "0" * 63, "crc32:00000000", "sha256:" + "g" * 64, "file:///etc/passwd", "{SHA-256}", ""],
 )
 def test_checksum(checksum: str) -> None:
-    """A checksum that is none is an error of the request, before anything is fetched."""
+    """An invalid checksum is an error of the request, before any fetch."""
     with pytest.raises(InvalidRequest, match="checksum"):
         run("http://127.0.0.1:1/image", checksum=checksum)
 
 
 @pytest.mark.parametrize("form", ["{}", "md5:{}", "{{MD5}}{}"])
 def test_weak_checksum(tmp_path: Path, form: str) -> None:
-    """Where the settings take no MD5, one is refused before anything is fetched, however it is written."""
+    """If the settings exclude MD5, an MD5 in any form is refused before any fetch."""
     given = {"download": {"checksums": "sha256,sha512"}, "stores": {"primary": {"url": f"file://{tmp_path}"}}}
     checksum = form.format("0" * 32)
     fields = {"url": "http://127.0.0.1:1/image", "account": "2", "id": "7", "checksum": checksum}
@@ -165,14 +165,14 @@ def test_weak_checksum(tmp_path: Path, form: str) -> None:
 
 
 def test_content_encoding(http_server: HttpServer) -> None:
-    """An image that is labelled as encoded is kept as it was sent, as its checksum says."""
+    """An image with a Content-Encoding is stored as it was sent, as its checksum requires."""
     url = http_server.serve("image", IMAGE, headers={"Content-Encoding": "gzip"})
     store = run(url, checksum=hashlib.sha256(IMAGE).hexdigest())
     assert read_bytes(store, "template/tmpl/2/7/7.raw") == IMAGE
 
 
 def test_encoded_on_the_way(http_server: HttpServer) -> None:
-    """What is encoded though we asked for nothing such is counted as sent, unpacked once, and not what was promised."""
+    """An unrequested encoding is counted as sent, decoded once, and refused if the content differs."""
     encoded = gzip.compress(IMAGE)
     url = http_server.serve("image", encoded, headers={"Content-Encoding": "gzip"})
     assert read_bytes(run(url), "template/tmpl/2/7/7.raw") == IMAGE
@@ -182,7 +182,7 @@ def test_encoded_on_the_way(http_server: HttpServer) -> None:
 
 
 def test_nobody_gets_what_another_has_fetched(http_server: HttpServer) -> None:
-    """The same URL for another account is fetched again: what one may have says nothing of the other."""
+    """The same URL for another account is fetched again, because rights are not shared."""
     url = http_server.serve("image", IMAGE)
     store = MemoryStore("primary")
     for account in ("2", "3"):
@@ -193,7 +193,7 @@ def test_nobody_gets_what_another_has_fetched(http_server: HttpServer) -> None:
 
 @pytest.mark.parametrize("path", ["..%2f..%2fetc%2fpasswd", "x" * 2000, "a%00b", "%2e%2e", "-rf", "%0a%0d"])
 def test_names(http_server: HttpServer, path: str) -> None:
-    """What a URL or a server calls the file never becomes a name of ours."""
+    """A URL's or a server's file name never becomes a name in the store."""
     sent = {"Content-Disposition": 'attachment; filename="../../x"'}
     store = run(http_server.serve(path, IMAGE, headers=sent))
     assert sorted(each.key for each in store.list()) == [

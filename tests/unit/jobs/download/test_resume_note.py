@@ -1,4 +1,4 @@
-"""The journal of a transfer: noted in time, never more than is on the disk, and nothing after the end."""
+"""The journal of a transfer: written in time, never more than is on disk, and nothing after the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def failing(sink: Sink, noted: list[int], leave: Callable[[], None]) -> None:
 
 
 def test_notes_while_bytes_come(tmp_path: Path) -> None:
-    """Without an end of the transfer, and before it, what is on the disk is noted."""
+    """Flushed bytes are noted while the transfer runs."""
     noted: list[int] = []
     with FileStore("primary", tmp_path).writer("object", owner=ME) as sink, ResumeNote(sink, noted.append):
         fill(sink, BIG)
@@ -35,7 +35,7 @@ def test_notes_while_bytes_come(tmp_path: Path) -> None:
 
 
 def test_last_note_of_what_was_suspended() -> None:
-    """A transfer that fails and is kept is noted whole, though it took no time."""
+    """A transfer that fails and is kept is noted completely, even if it was short."""
     noted: list[int] = []
     sink = MemoryStore().writer("object", owner=ME)
     with pytest.raises(KeyError):
@@ -44,7 +44,7 @@ def test_last_note_of_what_was_suspended() -> None:
 
 
 def test_no_note_of_what_is_gone(tmp_path: Path) -> None:
-    """A transfer that fails for good is not noted."""
+    """A transfer that fails permanently is not noted."""
     noted: list[int] = []
     sink = FileStore("primary", tmp_path).writer("object", owner=ME)
     with pytest.raises(KeyError):
@@ -53,7 +53,7 @@ def test_no_note_of_what_is_gone(tmp_path: Path) -> None:
 
 
 def test_a_note_that_cannot_be_written(tmp_path: Path) -> None:
-    """It costs the transfer nothing, and the draft keeps what it said."""
+    """A failed note does not fail the transfer, and the draft keeps its content."""
     tries: list[int] = []
 
     def refuse(size: int) -> None:

@@ -1,4 +1,4 @@
-"""Images that come compressed: unwrapped, verified and inspected in the one pass."""
+"""Compressed images are unpacked, verified and inspected in one pass."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def request(url: str, **fields: Any) -> download.Request:
 
 @each_kind
 def test_both_digests(http_server: HttpServer, kind: str) -> None:
-    """The checksum is that of the file as offered; the manifest has its digest, and the image's own."""
+    """The checksum is that of the original file, and the manifest has its digest and the image's."""
     store, offered = MemoryStore("primary"), WRAP[kind](IMAGE)
     sum_of_file = hashlib.sha512(offered).hexdigest()
 
@@ -50,7 +50,7 @@ def test_both_digests(http_server: HttpServer, kind: str) -> None:
 
 
 def test_the_same_again(http_server: HttpServer) -> None:
-    """A compressed image that is there already is known by the checksum of its file."""
+    """A compressed image that exists already is recognised by the checksum of its file."""
     store, offered = MemoryStore("primary"), COMPRESS["gzip"](IMAGE)
     asked = request(http_server.serve("x", offered), checksum=hashlib.sha256(offered).hexdigest())
     first = download.run(asked, attempt(store))
@@ -59,7 +59,7 @@ def test_the_same_again(http_server: HttpServer) -> None:
 
 @each_kind
 def test_inspected_inside(http_server: HttpServer, kind: str) -> None:
-    """It is the image inside that is inspected, and that must be what was asked for."""
+    """The image inside is inspected, and must have the requested format."""
     url, store = http_server.serve("x", WRAP[kind](images.qcow2_backed_by("/etc/passwd"))), MemoryStore("primary")
     with pytest.raises(ImageError, match="names a backing file"):
         download.run(request(url), attempt(store))
@@ -69,7 +69,7 @@ def test_inspected_inside(http_server: HttpServer, kind: str) -> None:
 
 
 def test_resumes_below_the_decoder(http_server: HttpServer) -> None:
-    """A connection that breaks is taken up again at its byte, and the decoder does not notice."""
+    """A broken connection resumes at its byte, unnoticed by the decoder."""
     store, offered = MemoryStore("primary"), COMPRESS["zstandard"](NOISY)
     url = http_server.serve("x", offered, cut_after=2 << 20, cut_times=1)
     assert download.run(request(url), attempt(store))["resumptions"] == 1
@@ -77,7 +77,7 @@ def test_resumes_below_the_decoder(http_server: HttpServer) -> None:
 
 
 def test_the_next_attempt_starts_again(http_server: HttpServer, tmp_path: Path) -> None:
-    """What an attempt has unwrapped is not kept: the next one could not find its place in the file as offered."""
+    """Unpacked bytes of an attempt are not kept, because their position in the file is unknown."""
     store, offered = FileStore("primary", tmp_path), COMPRESS["zstandard"](NOISY)
     asked = request(http_server.serve("x", offered, cut_after=2 << 20, then=Behaviour(status=503)))
     with pytest.raises(SourceUnavailable):
@@ -91,7 +91,7 @@ def test_the_next_attempt_starts_again(http_server: HttpServer, tmp_path: Path) 
 
 
 def test_a_damaged_stream_over_a_seam_is_tried_once_more(http_server: HttpServer) -> None:
-    """A server that gave other bytes after the seam is asked for all of it once more."""
+    """A decoding error after a resumption causes one clean start."""
     store, offered = MemoryStore("primary"), COMPRESS["gzip"](NOISY)
     lying = Behaviour(bytes(len(offered)), then=Behaviour(offered))
     url = http_server.serve("x", offered, cut_after=2 << 20, then=lying)
@@ -101,7 +101,7 @@ def test_a_damaged_stream_over_a_seam_is_tried_once_more(http_server: HttpServer
 
 @each_kind
 def test_larger_inside(http_server: HttpServer, kind: str) -> None:
-    """The limit is on what is written too, and nothing is left."""
+    """The limit applies to the unpacked size too, and nothing is left."""
     store = MemoryStore("primary")
     with pytest.raises(TooLarge, match="that are allowed"):
         download.run(request(http_server.serve("x", WRAP[kind](IMAGE)), max_bytes=5 << 20), attempt(store))
@@ -110,7 +110,7 @@ def test_larger_inside(http_server: HttpServer, kind: str) -> None:
 
 
 def test_bomb(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bomb is refused while it goes off."""
+    """A bomb is refused while it is unpacked."""
     monkeypatch.setattr(unpacking, "UNSUSPICIOUS", 1 << 20)
     url = http_server.serve("x", COMPRESS["bzip2"](bytes(32 << 20)))
     with pytest.raises(TooLarge, match="more than 100 times"):
@@ -118,14 +118,14 @@ def test_bomb(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_virtual_size(http_server: HttpServer) -> None:
-    """A disk that is larger than the settings allow is refused, however small its file."""
+    """A disk above the configured size is refused, however small its file is."""
     url = http_server.serve("x", images.qcow2())
     with pytest.raises(TooLarge, match="The disk has 1 MiB; 512 KiB are allowed"):
         download.run(request(url), attempt(limits=JobLimits(max_virtual_size=1 << 19)))
 
 
 def test_cut_short(http_server: HttpServer) -> None:
-    """A file that ends too early is corrupt, and nothing of it is kept."""
+    """A truncated file is corrupt, and nothing of it is kept."""
     store = MemoryStore("primary")
     with pytest.raises(CorruptImage, match="cut short"):
         download.run(request(http_server.serve("x", COMPRESS["xz"](IMAGE)[:-9])), attempt(store))

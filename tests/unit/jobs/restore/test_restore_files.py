@@ -1,4 +1,4 @@
-"""A backup restored as image files: identical to qemu-img, or nothing of it is there."""
+"""A backup restored as image files: identical by qemu-img, or absent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLACE = "volumes/acme/r1"
 
 
 def asked(**fields: Any) -> restore.Request:
-    """A request for all of the backup as files."""
+    """Return a request for the whole backup as files."""
     backup = {"account": "acme", "volume": "vol1", "id": "b1"}
     target = {} if {"template", "vcenter"} & set(fields) else {"directory": PLACE}
     return parse_request(restore.Request, backup | target | fields, "restore")
@@ -43,7 +43,7 @@ def asked(**fields: Any) -> restore.Request:
 
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
-    """A directory with a backup of two disks."""
+    """Return a directory store with a backup of two disks."""
     (tmp_path / "store").mkdir()
     store = FileStore("primary", tmp_path / "store")
     store_backup(store, *DISKS)
@@ -51,7 +51,7 @@ def store(tmp_path: Path) -> FileStore:
 
 
 def source(tmp_path: Path, number: int) -> Path:
-    """The disk that was backed up, as a raw file."""
+    """Return the original disk as a raw file."""
     path = tmp_path / f"source{number}"
     path.write_bytes(DISKS[number])
     return path
@@ -59,7 +59,7 @@ def source(tmp_path: Path, number: int) -> Path:
 
 @pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
 def test_whole_vm(store: FileStore, tmp_path: Path, format_: str) -> None:
-    """Every disk becomes a file that qemu-img finds sound and identical; the artifact that they are verifies."""
+    """Every disk becomes a file that qemu-img finds sound and identical, and their artifact passes verify."""
     restore.run(asked(format=format_), attempt(store))
 
     for number in range(2):
@@ -71,7 +71,7 @@ def test_whole_vm(store: FileStore, tmp_path: Path, format_: str) -> None:
 
 @pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
 def test_s3_to_s3(s3_server: S3Server, tmp_path: Path, format_: str) -> None:
-    """A disk goes from one bucket to another, in any format."""
+    """A disk is restored from one bucket to another, in any format."""
     keys = {"endpoint": s3_server.endpoint, "access_key": s3_server.access_key, "secret_key": s3_server.secret_key}
     here, there = (open_store(name, f"s3://{s3_server.make_bucket()}", **keys) for name in ("here", "there"))
     store_backup(here, *DISKS)
@@ -84,7 +84,7 @@ def test_s3_to_s3(s3_server: S3Server, tmp_path: Path, format_: str) -> None:
 
 @pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
 def test_incremental_backup(tmp_path: Path, format_: str) -> None:
-    """A backup that shares its grains with an earlier one restores alone, in any format."""
+    """A backup that shares grains with an earlier one restores alone, in any format."""
     store = FileStore("primary", tmp_path)
     first = grain_bench.disk(20)
     second = grain_bench.changed(first, 3, 8) + bytes(512)
@@ -98,7 +98,7 @@ def test_incremental_backup(tmp_path: Path, format_: str) -> None:
 
 
 def test_damaged_incremental_backup(tmp_path: Path) -> None:
-    """Damage to a pack of grains leaves nothing at the target."""
+    """A damaged pack of grains leaves nothing at the target."""
     store = FileStore("primary", tmp_path)
     grain_bench.back_up(store, "b1", grain_bench.disk(20))
     _flip(tmp_path / grain_bench.packs(store)[0], 200_000)
@@ -109,7 +109,7 @@ def test_damaged_incremental_backup(tmp_path: Path) -> None:
 
 
 def test_template(store: FileStore, tmp_path: Path) -> None:
-    """A disk becomes a template in CloudStack's layout, with the properties that its tools read."""
+    """A disk becomes a template in CloudStack's layout, with the properties that CloudStack reads."""
     result = restore.run(asked(template="t1", disk="Hard disk 2", name="web server"), attempt(store))
 
     place = tmp_path / "store/template/tmpl/acme/t1"
@@ -121,7 +121,7 @@ def test_template(store: FileStore, tmp_path: Path) -> None:
 
 
 def test_raw_is_sparse_where_the_disk_is(tmp_path: Path) -> None:
-    """A raw file takes no room for what the disk has nothing in."""
+    """A raw file is sparse where the disk is empty."""
     store = FileStore("primary", tmp_path)
     store_backup(store, b"\1" * 64 * KiB + bytes(16 * MiB))
 
@@ -134,14 +134,14 @@ def test_raw_is_sparse_where_the_disk_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["1", "b1-disk1.vmdk", "Hard disk 2", "scsi0:1", "2001"])
 def test_one_disk(store: FileStore, tmp_path: Path, name: str) -> None:
-    """One disk is chosen by number, object, label, place or key."""
+    """One disk is selected by number, object, label, position or key."""
     restore.run(asked(disk=name, format="raw"), attempt(store))
 
     assert (tmp_path / "store" / PLACE / "r1.raw").read_bytes() == DISKS[1]
 
 
 def test_two_stores(store: FileStore) -> None:
-    """The files go to every store that is named, in one pass."""
+    """The files are written to every named store in one pass."""
     archive = MemoryStore("archive")
 
     result = restore.run(asked(stores=["archive", "primary"], format="raw"), attempt(store, archive))
@@ -152,7 +152,7 @@ def test_two_stores(store: FileStore) -> None:
 
 
 def test_second_store_fails(store: FileStore) -> None:
-    """A second store that fails in the middle costs the first nothing, is owed the files, and keeps none of them."""
+    """A second store that fails midway does not affect the first, is owed, and keeps no files."""
     archive = MemoryStore("archive")
     failing = store_failing(archive, after=len(DISKS[1]))
 
@@ -164,7 +164,7 @@ def test_second_store_fails(store: FileStore) -> None:
 
 
 def test_twice(store: FileStore) -> None:
-    """The same restore asked for again is answered from its manifest."""
+    """A repeated restore is answered from its manifest."""
     first = restore.run(asked(), attempt(store))
 
     assert restore.run(asked(), attempt(store, job_id="job-2")) == first | {"reused": True}
@@ -172,7 +172,7 @@ def test_twice(store: FileStore) -> None:
 
 @pytest.mark.parametrize("other", [{"format": "raw"}, {"disk": "0"}], ids=["another format", "one disk only"])
 def test_something_else_is_there(store: FileStore, other: dict[str, str]) -> None:
-    """A target that exists is never written over."""
+    """An existing target is never overwritten."""
     restore.run(asked(), attempt(store))
 
     with pytest.raises(InvalidRequest, match="already"):
@@ -180,12 +180,12 @@ def test_something_else_is_there(store: FileStore, other: dict[str, str]) -> Non
 
 
 def left(store: Store) -> list[str]:
-    """What lies where the files were to be."""
+    """Return the objects where the files would be."""
     return [each.key for each in store.list(PLACE)]
 
 
 def fail(request: restore.Request, trying: Any, error: Any) -> None:
-    """The job fails so, and as no attempt will follow what it left is removed."""
+    """Fail the job so, and check that its leftovers are deleted because no attempt follows."""
     with pytest.raises(error):
         restore.run(request, trying)
     trying.stop_reason = lambda: None
@@ -208,7 +208,7 @@ def _flip(file: Path, at: int) -> None:
 )
 @pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
 def test_damaged_backup(store: FileStore, tmp_path: Path, format_: str, at: int) -> None:
-    """Damage to the second disk leaves nothing at the target, of the first neither."""
+    """Damage in the second disk leaves nothing of both disks at the target."""
     _flip(tmp_path / "store" / BACKUP.key("b1-disk1.vmdk"), at)
 
     fail(asked(format=format_), attempt(store), (CorruptImage, ChecksumMismatch))
@@ -219,7 +219,7 @@ def test_damaged_backup(store: FileStore, tmp_path: Path, format_: str, at: int)
 
 @pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
 def test_shortened_backup(store: FileStore, tmp_path: Path, format_: str) -> None:
-    """A disk that is cut short leaves nothing at the target."""
+    """A truncated disk leaves nothing at the target."""
     file = tmp_path / "store" / BACKUP.key("b1-disk1.vmdk")
     file.write_bytes(file.read_bytes()[:300_000])
 
@@ -237,7 +237,7 @@ def test_shortened_backup(store: FileStore, tmp_path: Path, format_: str) -> Non
     ],
 )
 def test_target_fails(store: FileStore, after: int, where: str) -> None:
-    """A target that fails is a retryable error, and nothing of ours is left on it."""
+    """A failing target is a temporary error, and nothing is left on it."""
     archive = MemoryStore("archive")
     failing = store_failing(archive, after, chosen=lambda key: where in key)
 
@@ -248,7 +248,7 @@ def test_target_fails(store: FileStore, after: int, where: str) -> None:
 
 
 def test_retry_after_a_failure(store: FileStore, tmp_path: Path) -> None:
-    """An attempt that died behind the first disk is followed by one that makes all of it."""
+    """After an attempt that was killed behind the first disk, the next attempt writes all disks."""
     failing = store_failing_commit(store, times=1, chosen=lambda key: key.endswith("disk1.raw"))
     with pytest.raises(StoreUnavailable):
         restore.run(asked(format="raw"), attempt(failing, number=1))
@@ -287,7 +287,7 @@ def test_cancelled(store: FileStore, format_: str) -> None:
     ],
 )
 def test_requests_that_are_refused_when_read(fields: dict[str, Any], said: str) -> None:
-    """A request that cannot be right is refused before anything is touched, and says what is wrong."""
+    """An invalid request is refused before any change, with the problem."""
     with pytest.raises(InvalidRequest, match=said):
         asked(**fields)
 
@@ -302,6 +302,6 @@ def test_requests_that_are_refused_when_read(fields: dict[str, Any], said: str) 
     ],
 )
 def test_wrong_restores(store: FileStore, fields: dict[str, Any], error: type[Exception], said: str) -> None:
-    """A wrong request says what there is instead."""
+    """The error of a wrong request lists what exists instead."""
     with pytest.raises(error, match=said):
         restore.run(asked(**fields), attempt(store))

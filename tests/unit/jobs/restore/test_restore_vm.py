@@ -1,4 +1,4 @@
-"""A backup restored as a new VM on a real vCenter API: the VM holds what was backed up, or there is no VM."""
+"""A backup restored as a new VM on a real vCenter API: the VM has the backup's content, or no VM exists."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ from tests.servers.s3 import S3Server
 from tests.servers.vcenter import TestVM, address_of, doors
 
 DISKS = [content(1 * MiB, seed=1), content(768 * KiB, seed=2)]
-#: Each test has a name of its own: the files of a VM go a moment after it, and may still be there for the next test.
+#: Each test has its own VM name, because a VM's files disappear shortly after the VM.
 PLACE = {"vcenter": "vc1", "name": "restored", "pool": "DC0_C0"}
 _numbers = itertools.count(1)
 
 
 def asked(**fields: Any) -> restore.Request:
-    """A request for a new VM."""
+    """Return a request for a new VM."""
     return parse_request(restore.Request, {"account": "acme", "volume": "vol1", "id": "b1"} | PLACE | fields, "restore")
 
 
@@ -75,7 +75,7 @@ class Restores:
         return Attempt(given.pop("job_id", "job-1"), {self.store.name: self.store}, door, **given)
 
     def find(self, name: str = "") -> str:
-        """The id of the VM of that name, else of the test's own; empty if there is none."""
+        """Return the id of the VM of that name, or of the test's VM; empty if none exists."""
         with VCenterSession(address_of(self.vcenter)) as session:
             try:
                 return session.find_vm(f"/DC0/vm/{name or PLACE['name']}").moref
@@ -83,7 +83,7 @@ class Restores:
                 return ""
 
     def fail(self, **fields: Any) -> WorkerError:
-        """The error of one attempt, of which no VM and no lease may be left."""
+        """Return the error of one attempt, and check that it left no VM and no lease."""
         with pytest.raises(WorkerError) as caught:
             restore.run(asked(**fields), self.attempt())
         assert not self.find()
@@ -93,7 +93,7 @@ class Restores:
 
 @pytest.fixture
 def restores(vcenter: VCenterSimulator) -> Iterator[Restores]:
-    """A healthy vCenter without our VM before and after each test, and a backup of two disks."""
+    """Return a healthy vCenter without the test's VM before and after, and a backup of two disks."""
     PLACE["name"] = f"restored{next(_numbers)}"
     it = Restores(vcenter)
     store_backup(it.store, *DISKS)
@@ -104,7 +104,7 @@ def restores(vcenter: VCenterSimulator) -> Iterator[Restores]:
 
 
 def test_backed_up_again(restores: Restores, bench: Bench, vm: TestVM) -> None:
-    """What is restored from a backup, and backed up again, is the same to the last byte."""
+    """A backup of a restored backup is equal to the last byte."""
     bench.run(vm)
     restores.store = bench.primary
     made = restore.run(asked(), restores.attempt())
@@ -116,7 +116,7 @@ def test_backed_up_again(restores: Restores, bench: Bench, vm: TestVM) -> None:
 
 
 def test_from_s3(restores: Restores, s3_server: S3Server) -> None:
-    """A backup in a bucket goes straight to the host, with its length said beforehand."""
+    """A backup in a bucket goes directly to the host, with its length sent first."""
     keys = {"endpoint": s3_server.endpoint, "access_key": s3_server.access_key, "secret_key": s3_server.secret_key}
     restores.store = open_store("primary", f"s3://{s3_server.make_bucket()}", **keys)
     manifest = store_backup(restores.store, *DISKS)
@@ -127,7 +127,7 @@ def test_from_s3(restores: Restores, s3_server: S3Server) -> None:
 
 
 def test_standalone_host(esx: VCenterSimulator) -> None:
-    """A standalone ESXi host takes a VM as well; it is the only place there is, so none need be named."""
+    """A standalone ESXi host accepts a VM too, and needs no placement."""
     store = MemoryStore("primary")
     store_backup(store, DISKS[0])
     trying = Attempt("job-1", {"primary": store}, doors(esx, options=ExportOptions()))
@@ -149,7 +149,7 @@ def test_standalone_host(esx: VCenterSimulator) -> None:
     ],
 )
 def test_unknown_places(restores: Restores, fields: dict[str, Any], said: str) -> None:
-    """A place that is not there is refused before anything is made, with a list of those there are."""
+    """The error of an unknown placement lists the existing ones, before any change."""
     before = restores.vcenter.state()["calls"].get("ImportVApp", 0)
     with pytest.raises(InvalidRequest, match=said):
         restore.run(asked(**fields), restores.attempt())
@@ -170,7 +170,7 @@ def test_known_places(restores: Restores, fields: dict[str, Any]) -> None:
 
 
 def test_name_is_taken(restores: Restores, vm: TestVM) -> None:
-    """A VM that is there already, and not ours, is never touched."""
+    """An existing foreign VM is never changed."""
     name = vm.machine.path.rpartition("/")[2]
     with pytest.raises(InvalidRequest, match="already"):
         restore.run(asked(name=name), restores.attempt())
@@ -179,7 +179,7 @@ def test_name_is_taken(restores: Restores, vm: TestVM) -> None:
 
 
 def test_one_that_another_job_made(restores: Restores) -> None:
-    """A VM that another restore has made is somebody's by now."""
+    """A VM that another restore has made is never changed."""
     made = restore.run(asked(), restores.attempt())
     with pytest.raises(InvalidRequest, match="already"):
         restore.run(asked(), restores.attempt(job_id="job-2"))
@@ -206,40 +206,40 @@ FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults(restores: Restores, name: str) -> None:
-    """An import that goes wrong leaves no VM and no lease."""
+    """A failed import leaves no VM and no lease."""
     fault, expected = FAULTS[name]
     restores.vcenter.fault(**fault)
     assert isinstance(restores.fail(), expected)
 
 
 def test_never_ready(restores: Restores) -> None:
-    """A lease that never gets ready is given up, and the VM with it."""
+    """A lease that is never ready is given up with its VM."""
     restores.options = ExportOptions(lease_ready_s=1)
     restores.vcenter.fault(never_ready=True)
     assert isinstance(restores.fail(), LeaseLost)
 
 
 def test_again_after_a_fault(restores: Restores) -> None:
-    """An attempt after a failed one makes the VM, once vSphere has removed what the failed one left."""
+    """An attempt after a failed one makes the VM, once vSphere has deleted the failed one's files."""
     restores.vcenter.fault(put={"file": "disk-1.vmdk", "do": "cut", "at": 100, "times": 1})
     with pytest.raises(SourceUnavailable):
         restore.run(asked(), restores.attempt())
     made = None
     while made is None:
-        with contextlib.suppress(SourceUnavailable):  # its files go a moment after the VM
+        with contextlib.suppress(SourceUnavailable):  # its files disappear shortly after the VM
             made = restore.run(asked(), restores.attempt(number=2))["vm"]
     assert made == restores.find()
 
 
 def test_damaged_backup(restores: Restores) -> None:
-    """Damage to the second disk is noticed on the way, and there is no VM with a wrong disk."""
+    """Damage in the second disk is detected during the transfer, and no VM with a wrong disk is left."""
     restores.store = MemoryStore("primary")
     store_backup(store_corrupting(restores.store, at=100_000, chosen=lambda key: "disk1" in key), *DISKS)
     assert isinstance(restores.fail(), ChecksumMismatch)
 
 
 def test_cancelled(restores: Restores) -> None:
-    """A cancel while the host takes nothing ends the job, and the VM goes."""
+    """A cancel while the host reads nothing ends the job, and the VM is deleted."""
     restores.vcenter.fault(put={"do": "stall", "at": 300_000})
     puts = len(restores.vcenter.state()["puts"])
     trying = restores.attempt()
@@ -249,7 +249,7 @@ def test_cancelled(restores: Restores) -> None:
     assert not restores.find()
 
 
-#: One attempt in a process of its own, with the fields that it is given.
+#: One attempt in its own process, with the given fields.
 WORKER = """
 import json, pathlib, sys
 from types import SimpleNamespace
@@ -267,7 +267,7 @@ restore.run(restore.Request(**given["request"]), Attempt("job-1", {"primary": st
 
 
 def test_killed(restores: Restores, tmp_path: Path) -> None:
-    """What a killed worker has left, a VM with half a disk, is removed by the next attempt, which makes it anew."""
+    """The next attempt deletes a killed worker's half-restored VM, and makes it again."""
     vcenter = restores.vcenter
     restores.store = FileStore("primary", tmp_path)
     store_backup(restores.store, *DISKS)
@@ -288,7 +288,7 @@ def test_killed(restores: Restores, tmp_path: Path) -> None:
 
 
 def test_missing_descriptor(restores: Restores) -> None:
-    """A backup whose OVF does not name its disks cannot become a VM, and says what the backup has."""
+    """A backup whose OVF does not name its disks cannot become a VM, and the error lists its content."""
     other = restores.store
     restores.store = MemoryStore("primary")
     manifest = store_backup(restores.store, DISKS[0], artifact=BACKUP)
@@ -300,7 +300,7 @@ def test_missing_descriptor(restores: Restores) -> None:
 
 
 def test_encoded_names(restores: Restores) -> None:
-    """A descriptor whose hrefs are percent-encoded, as those of URIs may be, names the same disks."""
+    """A descriptor with percent-encoded hrefs names the same disks."""
     manifest = store_backup(restores.store, *DISKS)
     key, owner = BACKUP.key("b1.ovf"), Owner("backup-job")
     text = read_bytes(restores.store, key).replace(b'href="b1-disk', b'href="b1%2Ddisk')
@@ -311,7 +311,7 @@ def test_encoded_names(restores: Restores) -> None:
 
 
 def test_from_an_incremental_backup(restores: Restores, bench: Bench, vm: TestVM) -> None:
-    """Disks in grains become streams of a length that is said beforehand, and hold what the VM held."""
+    """Disks in grains become streams with a length sent first, and have the VM's content."""
     bench.run(vm, mode="incremental")
     restores.store = bench.primary
     made = restore.run(asked(), restores.attempt())

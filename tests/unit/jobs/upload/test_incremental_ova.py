@@ -1,4 +1,4 @@
-"""An incremental backup uploaded as one OVA: its disks become streams again in the one pass that sends them."""
+"""An incremental backup uploaded as one OVA: its disks become streams again in the same pass."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ FILES = ["b2-disk0.vmdk", "b2-disk1.vmdk", "b2.nvram"]
 
 @pytest.fixture
 def vm(vcenter: VCenterSimulator) -> TestVM:
-    """A VM of two disks, one of which does not end with a whole grain, with firmware variables."""
+    """Return a VM with firmware variables and two disks, of which one ends inside a grain."""
     return make_vm(vcenter, 40 * GRAIN, 7 * GRAIN + 512, nvram=b"variables" * 100)
 
 
 @pytest.fixture
 def store(bench: Bench, vcenter: VCenterSimulator, vm: TestVM) -> MemoryStore:
-    """A store with two incremental backups, the second of which has grains of both."""
+    """Return a store with two incremental backups, the second of which has grains of both."""
     bench.run(vm, id="b1", mode="incremental")
     vm.raws[0] = bytes(changed(vm.raws[0], 3, 4, 30))
     vcenter.upload(vm.machine.disks[0].file, stream_optimized(vm.raws[0]), vm.machine.datacenter)
@@ -53,13 +53,13 @@ def send(store: MemoryStore, url: str) -> dict[str, object]:
 
 
 def members(data: bytes) -> dict[str, bytes]:
-    """What tar finds in a package, in its order."""
+    """Return tar's list of the package's members, in order."""
     with tarfile.open(fileobj=io.BytesIO(data)) as opened:
         return {each.name: opened.extractfile(each).read() for each in opened}  # type: ignore[union-attr]
 
 
 def test_package(store: MemoryStore, vm: TestVM, http_server: HttpServer, tmp_path: Path) -> None:
-    """The disks are what the VM had, to qemu-img; the descriptor has all sizes, the .mf, which is last, all digests."""
+    """qemu-img finds the VM's disks, the descriptor has all sizes, and the last .mf has all digests."""
     result = send(store, http_server.take("up"))
 
     data = http_server.stored["/up"]
@@ -78,7 +78,7 @@ def test_package(store: MemoryStore, vm: TestVM, http_server: HttpServer, tmp_pa
 
 
 def test_package_can_be_downloaded(store: MemoryStore, http_server: HttpServer) -> None:
-    """Our own download job takes it, digests and all, though the .mf comes last."""
+    """The download job accepts the package with its digests, although the .mf is last."""
     send(store, http_server.take("up"))
     fields = {"url": http_server.serve("b2.ova", http_server.stored["/up"]), "account": "acme", "id": "t1"}
     here = MemoryStore("primary")
@@ -90,7 +90,7 @@ def test_package_can_be_downloaded(store: MemoryStore, http_server: HttpServer) 
 
 
 def test_damaged_pack(store: MemoryStore, http_server: HttpServer) -> None:
-    """A pack that is damaged is noticed on the way out, and the destination gets nothing."""
+    """A damaged pack is detected during the upload, and nothing arrives."""
     for key in packs(store):
         data = bytearray(read_bytes(store, key))
         data[200] ^= 1
@@ -103,7 +103,7 @@ def test_damaged_pack(store: MemoryStore, http_server: HttpServer) -> None:
 
 
 def test_other_zlib(bench: Bench, http_server: HttpServer, vm: TestVM, vcenter: VCenterSimulator) -> None:
-    """Grains of any length are sent as they are stored, and their sizes are known before."""
+    """Grains of any length are sent as they are stored, and their sizes are known in advance."""
     noise = os.urandom(33 * GRAIN)
     vcenter.upload(vm.machine.disks[0].file, stream_optimized(noise.ljust(40 * GRAIN, b"\0")), vm.machine.datacenter)
     bench.run(vm, id="b2", mode="incremental")
@@ -112,7 +112,7 @@ def test_other_zlib(bench: Bench, http_server: HttpServer, vm: TestVM, vcenter: 
 
 
 def test_grain_map_alone(store: MemoryStore, http_server: HttpServer) -> None:
-    """A grain map is no file of its own: its upload is refused, and nothing is sent."""
+    """A grain map is no independent file, so its upload is refused and nothing is sent."""
     key = next(each.key for each in store.list("snapshots/acme/vol1/b2") if each.key.endswith(".grains"))
     request = parse_request(upload.Request, {"key": key, "url": http_server.take("put")}, "upload")
     with pytest.raises(InvalidRequest, match="stored in packs"):

@@ -1,4 +1,4 @@
-"""The upload job: to S3 and to a PUT URL, checked on the way out, and nothing at the destination unless it is whole."""
+"""The upload job to S3 and to a PUT URL: checked during the upload, and complete at the destination or absent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = "template/tmpl/2/7/7.raw"
 
 @pytest.fixture
 def store(http_server: HttpServer) -> Store:
-    """A store that holds one template."""
+    """Return a store with one template."""
     store = MemoryStore("primary")
     fields = {"url": http_server.serve("image", IMAGE), "account": "2", "id": "7"}
     download.run(parse_request(download.Request, fields, "download"), attempt(store))
@@ -43,7 +43,7 @@ def s3_settings(server: S3Server) -> dict[str, Any]:
 
 @pytest.mark.parametrize("named", [{"key": KEY}, {"kind": "template", "account": "2", "id": "7"}])
 def test_upload_to_a_put_url(store: Store, http_server: HttpServer, named: dict[str, str]) -> None:
-    """An object, named by its key or by its artifact, arrives whole at a URL that takes a PUT."""
+    """An object, named by its key or its artifact, arrives completely at a PUT URL."""
     result = upload.run(request(url=http_server.take("up"), **named), attempt(store))
 
     assert http_server.stored["/up"] == IMAGE
@@ -51,7 +51,7 @@ def test_upload_to_a_put_url(store: Store, http_server: HttpServer, named: dict[
 
 
 def test_upload_to_s3(store: Store, s3_server: S3Server) -> None:
-    """An object arrives whole at s3://bucket/key, also beside an image store in the same bucket."""
+    """An object arrives completely at s3://bucket/key, also beside an image store in that bucket."""
     bucket = s3_server.make_bucket()
     settings = s3_settings(s3_server)
     settings["stores"] = {"archive": settings["credentials"]["lab"] | {"url": f"s3://{bucket}/prefix"}}
@@ -67,7 +67,7 @@ def test_upload_to_s3(store: Store, s3_server: S3Server) -> None:
     "now", [pytest.param(IMAGE[:-1] + b"!", id="one byte other"), pytest.param(IMAGE[:-1], id="one byte short")]
 )
 def test_damage_is_not_uploaded(tmp_path: Path, http_server: HttpServer, now: bytes) -> None:
-    """An object that no longer has its digest is refused, and the destination gets nothing."""
+    """An object without its digest is refused, and nothing arrives."""
     damaged = FileStore("primary", tmp_path)
     fields = {"url": http_server.serve("image", IMAGE), "account": "2", "id": "7"}
     download.run(parse_request(download.Request, fields, "download"), attempt(damaged))
@@ -84,7 +84,7 @@ def test_damage_is_not_uploaded(tmp_path: Path, http_server: HttpServer, now: by
     [
         pytest.param({"key": "template/tmpl/2/8/8.raw"}, ObjectNotFound, "no complete template", id="no artifact"),
         pytest.param({"key": "template/tmpl/2/7/8.raw"}, ObjectNotFound, "no such object", id="no such object"),
-        pytest.param({"key": "elsewhere/x"}, InvalidRequest, "layout|No artifact", id="outside the layout"),
+        pytest.param({"key": "elsewhere/x"}, InvalidRequest, "Invalid prefix|No artifact", id="outside the layout"),
         pytest.param({"key": KEY, "store": "nowhere"}, InvalidRequest, "primary", id="unknown store"),
         pytest.param({"key": KEY, "credentials": "nobody"}, InvalidRequest, "nobody", id="unknown credentials"),
         pytest.param({"key": KEY, "url": "ftp://x/y"}, InvalidRequest, "one of: s3, http", id="unknown scheme"),
@@ -93,7 +93,7 @@ def test_damage_is_not_uploaded(tmp_path: Path, http_server: HttpServer, now: by
     ],
 )
 def test_wrong_uploads(store: Store, fields: dict[str, str], error: type[Exception], said: str) -> None:
-    """A wrong request says what there is instead."""
+    """The error of a wrong request lists what exists instead."""
     with pytest.raises(error, match=said):
         upload.run(request(**{"url": "http://127.0.0.1:1/up"} | fields), attempt(store))
 
@@ -107,7 +107,7 @@ def test_wrong_uploads(store: Store, fields: dict[str, str], error: type[Excepti
     ],
 )
 def test_requests_that_are_refused_when_read(fields: dict[str, str]) -> None:
-    """A request that cannot be right is refused before anything is touched."""
+    """An invalid request is refused before any change."""
     with pytest.raises(InvalidRequest):
         request(**fields)
 
@@ -125,7 +125,7 @@ def test_requests_that_are_refused_when_read(fields: dict[str, str]) -> None:
 def test_networks_of_uploads(
     store: Store, http_server: HttpServer, download: list[str], allowed: list[str] | None, passes: bool
 ) -> None:
-    """A PUT goes to public addresses and to listed networks: those of downloads, unless uploads have their own."""
+    """A PUT may use public addresses and listed networks: the uploads' list, or else the downloads'."""
     given = {
         "download": {"allow_networks": download},
         "upload": {"allow_networks": allowed} if allowed is not None else {},
@@ -141,14 +141,14 @@ def test_networks_of_uploads(
 
 @pytest.mark.parametrize("host", ["169.254.169.254", "[fd00:ec2::254]", "[::ffff:169.254.169.254]", "100.100.100.200"])
 def test_no_upload_to_metadata_services(store: Store, host: str) -> None:
-    """A metadata service is refused though its network is listed."""
+    """A metadata service is refused even in a listed network."""
     given = {"upload": {"allow_networks": ["0.0.0.0/0", "::/0"]}}
     with pytest.raises(StoreDenied, match="metadata"):
         upload.run(request(key=KEY, url=f"http://{host}/latest/api/token"), attempt(store, settings=given))
 
 
 def test_refused_by_the_destination(store: Store, http_server: HttpServer) -> None:
-    """A destination that refuses is named with its status; an expired presigned URL is the usual reason."""
+    """The error of a refusal has its status, and mentions an expired presigned URL."""
     with pytest.raises(StoreDenied, match="403"):
         upload.run(request(key=KEY, url=http_server.take("up", status=403)), attempt(store))
 

@@ -1,4 +1,4 @@
-"""A backup uploaded as one OVA: what tar and the .mf in it say is what was backed up, or nothing is uploaded."""
+"""A backup uploaded as one OVA: tar and its .mf agree with the backup, or nothing is uploaded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = ["b1.ovf", "b1.mf", "b1-disk0.vmdk", "b1-disk1.vmdk"]
 
 @pytest.fixture
 def store() -> Store:
-    """A store that holds a backup of two disks."""
+    """Return a store with a backup of two disks."""
     store = MemoryStore("primary")
     store_backup(store, *DISKS)
     return store
@@ -43,13 +43,13 @@ def asked(**fields: Any) -> upload.Request:
 
 
 def members(data: bytes) -> dict[str, bytes]:
-    """What tar finds in a package, in its order."""
+    """Return tar's list of the package's members, in order."""
     with tarfile.open(fileobj=io.BytesIO(data)) as opened:
         return {each.name: opened.extractfile(each).read() for each in opened}  # type: ignore[union-attr]
 
 
 def test_package_at_a_put_url(store: Store, http_server: HttpServer) -> None:
-    """The package has the descriptor first, the .mf next, then each file as it is stored, of a size told before."""
+    """The package has the descriptor, the .mf, and each file as stored, with a size known in advance."""
     result = upload.run(asked(url=http_server.take("up")), attempt(store))
 
     data = http_server.stored["/up"]
@@ -72,7 +72,7 @@ def test_checksums_in_the_package(store: Store, http_server: HttpServer) -> None
 
 
 def test_package_in_s3(store: Store, s3_server: S3Server) -> None:
-    """A package arrives whole in a bucket."""
+    """A package arrives completely in a bucket."""
     bucket = s3_server.make_bucket()
     keys = {"endpoint": s3_server.endpoint, "access_key": s3_server.access_key, "secret_key": s3_server.secret_key}
     upload.run(
@@ -84,7 +84,7 @@ def test_package_in_s3(store: Store, s3_server: S3Server) -> None:
 
 
 def test_package_can_be_downloaded(store: Store, http_server: HttpServer) -> None:
-    """Our own download job takes our packages, digests and all."""
+    """The download job accepts the worker's packages with their digests."""
     data = b"".join(plan_ova(attempt(store), store, BACKUP).chunks())
     fields = {"url": http_server.serve("b1.ova", data), "account": "acme", "id": "t1"}
     here = MemoryStore("primary")
@@ -96,7 +96,7 @@ def test_package_can_be_downloaded(store: Store, http_server: HttpServer) -> Non
 
 @pytest.mark.parametrize("member", NAMES)
 def test_damaged_member(http_server: HttpServer, member: str) -> None:
-    """A member that is damaged is noticed on the way out, and the destination gets nothing."""
+    """A damaged member is detected during the upload, and nothing arrives."""
     store = MemoryStore("primary")
     store_backup(store_corrupting(store, at=100, chosen=lambda key: key.endswith(member)), *DISKS)
 
@@ -107,7 +107,7 @@ def test_damaged_member(http_server: HttpServer, member: str) -> None:
 
 
 def test_members_beyond_8_gib() -> None:
-    """The header of a large disk holds its size, though ustar's own field ends at 8 GiB."""
+    """The header of a large disk has its size, although ustar's own field ends at 8 GiB."""
     made = OvaExport(BACKUP, [OvaMember("b1-disk0.vmdk", 100 * GiB, lambda: iter(()))])
     head = next(made.chunks())
 
@@ -124,18 +124,18 @@ def test_members_beyond_8_gib() -> None:
     ],
 )
 def test_requests_that_are_refused_when_read(fields: dict[str, str], said: str) -> None:
-    """Only backups become packages."""
+    """Only backups can be packaged."""
     with pytest.raises(InvalidRequest, match=said):
         asked(url="s3://b/k", **fields)
 
 
 def test_no_such_backup(store: Store) -> None:
-    """A package of what is not there is refused."""
+    """A package of a missing backup is refused."""
     with pytest.raises(ObjectNotFound, match="no complete backup"):
         upload.run(asked(url="http://127.0.0.1:1/up", id="b2"), attempt(store))
 
 
 def test_the_other_name_of_the_field() -> None:
-    """The field is taken as fmt too."""
+    """The field may also be named fmt."""
     values = {"kind": "backup", "account": "acme", "volume": "v", "id": "b", "url": "s3://b/k", "fmt": "ova"}
     assert parse_request(upload.Request, values, "upload").format == "ova"

@@ -1,4 +1,4 @@
-"""verify of many artifacts: which are read, in which order, how fast, what is found, and what is remembered of it."""
+"""verify of many artifacts: the selection, the order, the rate, the findings, and what is remembered."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ BODY = bytes(range(256)) * 16
 
 
 class TestLocal(VerdictsContract):
-    """In this process."""
+    """Verdicts in this process."""
 
     @pytest.fixture
     def verdicts(self) -> ScrubResults:
-        """New ones."""
+        """Return new verdicts."""
         return LocalScrubResults()
 
 
 class TestShared(VerdictsContract):
-    """Behind a broker."""
+    """Verdicts in a broker."""
 
     @pytest.fixture
     def verdicts(self, broker: Broker) -> ScrubResults:
-        """New ones."""
+        """Return new verdicts."""
         return SharedScrubResults(broker.url, prefix=broker.prefix)
 
 
 class Watched(LocalScrubResults):
-    """Tells the order in which artifacts were read."""
+    """A store that records the order in which artifacts were read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Watched(LocalScrubResults):
 
 
 class Away(LocalScrubResults):
-    """A broker that is not there."""
+    """A broker that is absent."""
 
     def note(self, *_: Any) -> None:
         raise StoreUnavailable("The broker cannot be reached")
@@ -79,7 +79,7 @@ def place(id_: str) -> Artifact:
 
 
 def fill(store: Store) -> Any:
-    """Five templates, some ids the beginnings of others."""
+    """Store five templates, of which some ids are prefixes of others."""
     for id_ in IDS:
         put_bytes(store, place(id_).key("x.raw"), BODY, OWNER)
         write_manifest(store, Manifest(place(id_), "j", (Entry("x.raw", len(BODY), str(digest_of(BODY))),)), OWNER)
@@ -97,13 +97,13 @@ def scrub(store: Store, verdicts: ScrubResults | None = None, fields: Any = None
 
 @pytest.fixture
 def store() -> MemoryStore:
-    """A store with five templates."""
+    """Return a store with five templates."""
     return fill(MemoryStore("primary"))  # type: ignore[no-any-return]
 
 
 @pytest.fixture(params=["file", "s3"])
 def real(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """The same, in a directory and in S3."""
+    """Return the same in a directory and in S3."""
     if request.param == "file":
         return fill(FileStore("primary", tmp_path))  # type: ignore[no-any-return]
     server: S3Server = request.getfixturevalue("s3_server")
@@ -111,7 +111,7 @@ def real(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def test_all(real: Store) -> None:
-    """All are read; those that are damaged are named, the sound are not, and it does not end at the first."""
+    """All artifacts are read, exactly the damaged ones are named, and the first does not end the run."""
     assert scrub(real)["artifacts"] == 5
     damage(real, "1")
     real.delete(place("3").key("x.raw"))
@@ -120,7 +120,7 @@ def test_all(real: Store) -> None:
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
-    """An object that cannot be opened is a finding of its artifact, and what is behind it is read."""
+    """An object that cannot be opened is a finding of its artifact, and the following ones are read."""
     store = fill(FileStore("primary", tmp_path))
     path = tmp_path / place("1").key("x.raw")
     path.unlink()
@@ -132,7 +132,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("facts", [{"disks": 5}, {"disks": [1]}, {"format": []}, {"virtual_size": "x"}])
 def test_facts_that_make_no_sense(facts: dict[str, Any]) -> None:
-    """Facts of a wrong type cost at most a finding of their artifact; the others are read."""
+    """Facts of a wrong type are at most a finding of their artifact, and the others are read."""
     store = fill(MemoryStore("primary"))
     odd = Artifact("backup", "acme", "b", "v")
     put_bytes(store, odd.key("x.raw"), BODY, OWNER)
@@ -152,7 +152,7 @@ def test_unreadable_manifest(store: MemoryStore) -> None:
 
 @pytest.mark.parametrize(("sample", "count"), [("2", 2), ("99", 5), ("20%", 1), ("21%", 2), ("100%", 5), ("0.1%", 1)])
 def test_sample(store: MemoryStore, sample: str, count: int) -> None:
-    """A sample has just so many, in the order of their places; of a percentage at least one."""
+    """A sample has the requested number, in the order of the paths, and a percentage gives at least one."""
     verdicts = Watched()
     assert scrub(store, verdicts, {"sample": sample})["artifacts"] == count
     assert verdicts.read == [each for each in IDS if each in verdicts.read]
@@ -167,7 +167,7 @@ def test_sample_reaches_all(store: MemoryStore) -> None:
 
 
 def test_oldest(store: MemoryStore) -> None:
-    """Those never verified come first, then those that nobody has read for longest; after some runs all were read."""
+    """Unverified artifacts come first, then the least recently read; after some runs all were read."""
     verdicts = Watched()
     for _ in range(5):
         scrub(store, verdicts, {"oldest": 2})
@@ -176,7 +176,7 @@ def test_oldest(store: MemoryStore) -> None:
 
 
 def test_prefix(store: MemoryStore) -> None:
-    """Below a prefix nothing else is read."""
+    """With a prefix, only artifacts below it are read."""
     other = Artifact("volume", "9", "1")
     put_bytes(store, other.key("x.raw"), BODY, OWNER)
     write_manifest(store, Manifest(other, "j", (Entry("x.raw", len(BODY), str(digest_of(BODY))),)), OWNER)
@@ -184,7 +184,7 @@ def test_prefix(store: MemoryStore) -> None:
 
 
 def test_findings_stay(store: MemoryStore) -> None:
-    """What was found is remembered, also of one artifact alone, until it is found to be sound or deleted."""
+    """A finding, also of a single verification, is kept until the artifact is sound or deleted."""
     verdicts = LocalScrubResults()
     damage(store, "1")
     damage(store, "2")
@@ -199,7 +199,7 @@ def test_findings_stay(store: MemoryStore) -> None:
 
 
 def test_forgets_what_is_gone(store: MemoryStore) -> None:
-    """Of what somebody has removed by hand nothing is remembered after all was read."""
+    """After a complete run, manually deleted artifacts are forgotten."""
     verdicts = LocalScrubResults()
     scrub(store, verdicts)
     for each in list(store.list(place("1").prefix)):
@@ -223,7 +223,7 @@ def test_deleted_meanwhile(store: MemoryStore) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_goes_on(store: MemoryStore, broker: Broker, shared: bool) -> None:
-    """A further attempt goes on where the last one was stopped, and knows what that has found."""
+    """The next attempt continues where the last one stopped, and keeps its findings."""
     verdicts: ScrubResults = SharedScrubResults(broker.url, prefix=broker.prefix) if shared else LocalScrubResults()
     damage(store, "1")
 
@@ -242,7 +242,7 @@ def test_goes_on(store: MemoryStore, broker: Broker, shared: bool) -> None:
 
 
 def test_rate(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bytes of all artifacts together pass no faster than asked."""
+    """The bytes of all artifacts together stay below the requested rate."""
     waited: list[float] = []
     monkeypatch.setattr("ssvm_worker.jobs.attempt.Attempt.wait", lambda _, seconds: waited.append(seconds))
     scrub(store, fields={"all": True, "rate": "1KiB/s"})
@@ -250,7 +250,7 @@ def test_rate(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_broker(store: MemoryStore) -> None:
-    """Where nothing can be remembered, artifacts are read all the same, and the result says so."""
+    """Without a memory, artifacts are read anyway, and the result says so."""
     assert scrub(store, Away())["recorded"] is False
 
 
@@ -270,7 +270,7 @@ def test_without_broker(store: MemoryStore) -> None:
     ],
 )
 def test_refused(fields: dict[str, Any], said: str) -> None:
-    """A request that is not clear is refused, with the reason."""
+    """An ambiguous request is refused with the reason."""
     with pytest.raises(InvalidRequest, match=said):
         parse_request(verify.Request, fields, "verify")
 
@@ -279,7 +279,7 @@ def test_refused(fields: dict[str, Any], said: str) -> None:
 def ssvm(
     tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, Any]]:
-    """The command line over a store in a directory, and a broker."""
+    """Return the command line with a store in a directory, and a broker."""
     (tmp_path / "s").mkdir()
     fill(FileStore("primary", tmp_path / "s"))
     monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/s")
@@ -295,7 +295,7 @@ def ssvm(
 
 
 def test_command(ssvm: Callable[..., tuple[int, Any]], tmp_path: Path) -> None:
-    """The command reads all, ends with 1 when something is damaged, and lists what is known to be."""
+    """The command reads all artifacts, ends with 1 on damage, and lists the known findings."""
     assert ssvm("verify", "--all", "--rate", "1GiB/s")[1]["artifacts"] == 5
     assert ssvm("verify", "--findings") == (0, [])
     times = ssvm("verify", "--times", "template/tmpl/acme")[1]

@@ -1,4 +1,4 @@
-"""verify of a backup: digests, the structure of each disk, and that OVF, .mf and manifest agree."""
+"""verify of a backup: digests, the structure of each disk, and agreement of OVF, .mf and manifest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REQUEST = {"kind": "backup", "account": "acme", "volume": "vol1", "id": "b1"}
 
 @pytest.fixture
 def store() -> Store:
-    """A store that holds a backup of two disks."""
+    """Return a store with a backup of two disks."""
     store = MemoryStore("primary")
     store_backup(store, content(512 * KiB, seed=1), content(256 * KiB, seed=2))
     return store
@@ -36,7 +36,7 @@ def run(store: Store) -> dict[str, Any]:
 
 
 def rewrite(store: Store, name: str, change: Callable[[bytes], bytes]) -> None:
-    """Another content for an object, which the manifest believes in."""
+    """Replace the content of an object, and its digest in the manifest."""
     data = change(read_bytes(store, BACKUP.key(name)))
     put_bytes(store, BACKUP.key(name), data, Owner())
     manifest: Manifest = read_manifest(store, BACKUP)
@@ -50,7 +50,7 @@ def rewrite(store: Store, name: str, change: Callable[[bytes], bytes]) -> None:
 
 
 def test_nothing_found(store: Store) -> None:
-    """A backup that is as it was stored passes."""
+    """An unchanged backup passes."""
     assert run(store)["objects"] == 4
 
 
@@ -69,7 +69,7 @@ def test_nothing_found(store: Store) -> None:
     ],
 )
 def test_contradictions(store: Store, name: str, change: Callable[[bytes], bytes], said: str) -> None:
-    """What its parts say against each other is found though every digest is right."""
+    """Contradictions between its parts are found even if every digest is right."""
     rewrite(store, name, change)
 
     with pytest.raises(CorruptImage, match=said):
@@ -77,7 +77,7 @@ def test_contradictions(store: Store, name: str, change: Callable[[bytes], bytes
 
 
 def test_damage_and_structure(store: Store) -> None:
-    """Damage to a disk is told by its digest, and once."""
+    """Damage in a disk is reported once, by its digest."""
     data = read_bytes(store, BACKUP.key("b1-disk1.vmdk"))
     put_bytes(store, BACKUP.key("b1-disk1.vmdk"), bytes(len(data)), Owner())
 
