@@ -31,7 +31,7 @@ def nfs_mounts(settings: Settings) -> list[Mounted]:
     """Return the mounts of all stores on NFS. Stores of the same export share one. Mounts nothing."""
     opened = Stores(settings)
     stores = [opened[name] for name, each in settings.stores.items() if each.url.startswith("nfs://")]
-    found = {each.mounted.places.slug: each.mounted for each in stores if isinstance(each, NfsStore)}
+    found = {each.mounted.paths.slug: each.mounted for each in stores if isinstance(each, NfsStore)}
     return list(found.values())
 
 

@@ -18,7 +18,7 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Claim
 from ssvm_worker.ledger.retry_policy import RetryPolicy, decide
-from ssvm_worker.stores.nfs.mount import ask_to_die, used_and_away
+from ssvm_worker.stores.nfs.mount import mark_for_abort, unavailable_export
 
 from .heartbeat import ClaimHeartbeat
 from .periodic import PeriodicThread
@@ -62,7 +62,7 @@ def kill_if_hung(settings: Settings, ledger: Ledger, claim: Claim, heart: ClaimH
     watchdog = HungStoreWatchdog(settings.nfs.give_up_s)
 
     def check() -> None:
-        away = used_and_away()
+        away = unavailable_export()
         if not watchdog.hangs(time.monotonic(), away, heart.progress, heart.stop_requested) or not away:
             return
         if rounds.stopping:
@@ -71,7 +71,7 @@ def kill_if_hung(settings: Settings, ledger: Ledger, claim: Claim, heart: ClaimH
         decision = decide(away, 1, RetryPolicy())
         with contextlib.suppress(WorkerError):  # otherwise the claim expires
             ledger.release(claim, away.as_dict(), decision.delay_s, decision.counted)
-        ask_to_die()
+        mark_for_abort()
         os.kill(os.getpid(), signal.SIGKILL)
 
     rounds = PeriodicThread("stuck", check, _EVERY_S)

@@ -42,7 +42,7 @@ class MountKeeper:
     def _round(self) -> None:
         for each in self._mounts:
             try:
-                each.let_the_dying_die()  # possible here, because this process has no file open on a mount
+                each.abort_marked_processes()  # possible here, because this process has no file open on a mount
             except (WorkerError, OSError) as error:
                 _LOG.error("a process that hangs cannot be ended: %s", error)
         if time.monotonic() < self._due:
@@ -65,7 +65,7 @@ def _probe(mounted: Mounted) -> None:
     """Probe a mount, and log changes of its state. A hung store blocks this thread until the probe's deadline."""
     before = mounted.health.read().breaker
     try:
-        mounted.look()
+        mounted.refresh_health()
     except (WorkerError, OSError) as error:
         if before.state == CLOSED:
             _LOG.error("%s", error)

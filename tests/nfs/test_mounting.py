@@ -35,7 +35,7 @@ def test_as_wanted(server: Server) -> None:
     assert (mount.fstype, mount.source, mount.point) == (
         "nfs4",
         f"{ADDRESS}:/wanted",
-        str(store.mounted.places.point),
+        str(store.mounted.paths.point),
     )
     given = {"vers": "4.2", "hard": "", "timeo": "600", "retrans": "2", "nconnect": "4", "lookupcache": "pos"}
     assert given.items() <= mount.options.items()
@@ -96,7 +96,7 @@ def test_worker_killed_while_it_mounts(server: Server) -> None:
     assert len(mounted(export)) == 1
     store.mounted.release()
     assert store.mounted.unmount_unused()
-    assert (mounted(export), os.listdir(store.mounted.places.point)) == ([], [])
+    assert (mounted(export), os.listdir(store.mounted.paths.point)) == ([], [])
 
 
 def _mounting(export: Export) -> bool:
@@ -135,7 +135,7 @@ def test_export_that_is_not_there(server: Server) -> None:
 def reached(export: Export) -> NfsStore:
     """A store on it whose breaker is due: as after the seconds that it would wait."""
     store = export.store()
-    store.mounted.places.file("health").unlink(missing_ok=True)
+    store.mounted.paths.file("health").unlink(missing_ok=True)
     return store
 
 

@@ -61,7 +61,7 @@ def test_worker_and_server_killed_in_a_write(server: Server) -> None:
     go.set()
     until(lambda: _hangs(worker.pid), "the worker hangs in its commit")
     os.kill(worker.pid or 0, signal.SIGKILL)
-    store.mounted.let_die(worker.pid or 0)
+    store.mounted.abort_requests(worker.pid or 0)
     worker.join(PATIENCE_S)
     assert worker.exitcode == -signal.SIGKILL
     server.start()
@@ -146,7 +146,7 @@ def looking_at(store: NfsStore) -> list[str]:
             found.append(each.read_text().replace("\0", " "))
         except OSError:
             continue
-    return [each for each in found if "stat " in each and str(store.mounted.places.point) in each]
+    return [each for each in found if "stat " in each and str(store.mounted.paths.point) in each]
 
 
 def answers(store: NfsStore) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from ssvm_worker.config import parse
 from ssvm_worker.net.nfs_url import parse_export
 from ssvm_worker.operations.mounts import sudoers
-from ssvm_worker.stores.nfs.commands import SystemCommands, explained, full_command, reason
+from ssvm_worker.stores.nfs.commands import SystemCommands, full_command, mount_error, reason
 from ssvm_worker.stores.nfs.mount import Mounted, MountTimeouts
 from tests.neighbours import ROOT, missing
 
@@ -85,13 +85,13 @@ def mount(files: list[Path], root: Path, monkeypatch: pytest.MonkeyPatch) -> str
     """What is said of the command that mounts, run as nobody under the flags of a unit."""
     flags = ["--no-new-privs"] if service(*files)["NoNewPrivileges"][-1] == "yes" else []
     mounted = Mounted(parse_export("primary", URL), root, SystemCommands(), MountTimeouts())
-    mounted.places.point.mkdir(exist_ok=True)
+    mounted.paths.point.mkdir(exist_ok=True)
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: NOBODY)
         command = full_command(mounted.commands()[0])
     user = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     done = subprocess.run(["setpriv", *flags, *user, *command], capture_output=True, text=True)
-    return str(explained(reason(done.returncode, done.stderr), URL))
+    return str(mount_error(reason(done.returncode, done.stderr), URL))
 
 
 def test_mounting_under_the_flags_of_each_unit(root: Path, rule: None, monkeypatch: pytest.MonkeyPatch) -> None:

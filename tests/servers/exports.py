@@ -70,7 +70,7 @@ class MemoryExports:
         except subprocess.CalledProcessError as error:
             raise StoreUnavailable(error.stderr.decode(), point) from error
 
-    def let_die(self, point: str, pid: int) -> None:
+    def abort_requests(self, point: str, pid: int) -> None:
         raise AssertionError("nothing in memory hangs")
 
 

@@ -1,9 +1,9 @@
-"""Commands that are run by a process of their own, which has no file of an export open.
+"""Run commands in a helper process that has no file of an export open.
 
-A child has its parent's files until its exec is done, and closes them then. To close a file of NFS that was written to
-is to wait for its server. So a child of a process that writes to a dead server hangs before it has begun, whatever it
-was to do; and with vfork, which lasts until the exec, its parent stands still with all its threads. The helper is
-started before the first export is opened, and answers on a socket for each command.
+A forked child has its parent's files, and closes them at its exec. Closing a written NFS file waits for the server.
+So a child of a process that writes to a dead server hangs before its command starts. With vfork, which lasts until the
+exec, the parent and all its threads hang, too. The worker starts the helper before it opens the first export. The
+helper answers each command on a socket.
 """
 
 from __future__ import annotations
@@ -22,37 +22,39 @@ from dataclasses import dataclass
 from typing import Any
 
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
-#: Seconds that a killed process gets to be gone, and that the helper gets beyond the deadline.
-_FAREWELL_S = 1.0
+#: Seconds that a killed process has to end.
+_KILL_WAIT_S = 1.0
+#: Additional seconds after the deadline for the helper's answer.
 _MARGIN_S = 10.0
-_LARGEST = 64 * 1024
-#: Seconds between two looks at *check*, and before the first: a clean-up after a cancel uses the same store.
+_MAX_MESSAGE = 64 * 1024
+#: Seconds between two calls of *check*.
 _TICK_S = 0.25
+#: Seconds before the first call of *check*. The clean-up after a cancel uses the same store.
 GRACE_S = 1.5
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How a command ended."""
+    """The result of a command."""
 
-    #: None: it has not, within its deadline, and was killed or, where it cannot be, left alone.
+    #: The exit status. None: the command missed its deadline. The helper killed it, or left it if it cannot be killed.
     code: int | None
     out: str = ""
     err: str = ""
 
 
 class CommandHelper:
-    """The process, from the side of whoever wants something run. Safe in several threads."""
+    """The caller's side of the helper process. Thread-safe."""
 
     def __init__(self) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            # Not of the worker's group: what ends that by a signal from a terminal must not end an unmount half-way.
+        self._control, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with remote:
+            # A new session: a signal from the terminal that ends the worker must not interrupt an unmount.
             subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, str(theirs.fileno())],
+                [sys.executable, "-I", "-S", __file__, str(remote.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(remote.fileno(),),
                 start_new_session=True,
             )
 
@@ -63,28 +65,29 @@ class CommandHelper:
         held: int | None = None,
         check: Callable[[], None] | None = None,
     ) -> CommandResult:
-        """Run it; *held* is an open file that stays open as long as it lives. OSError when the helper is gone.
+        """Run a command. The file *held* stays open until the command ends.
 
-        What *check* raises while the command runs is raised; the command goes on to its deadline.
+        Raises OSError if the helper has ended, and all errors of *check*. After an error of *check* the command
+        continues until its deadline.
         """
-        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with mine:
-            with theirs:
-                files = [theirs.fileno(), *([held] if held is not None else [])]
+        local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with local:
+            with remote:
+                files = [remote.fileno(), *([held] if held is not None else [])]
                 order = json.dumps({"command": list(command), "deadline_s": deadline_s}).encode()
                 socket.send_fds(self._control, [order], files)
-            if not (answer := _answer(mine, deadline_s + _FAREWELL_S + _MARGIN_S, check)):
+            if not (answer := _answer(local, deadline_s + _KILL_WAIT_S + _MARGIN_S, check)):
                 raise ConnectionResetError("The helper that runs commands has ended")
             return CommandResult(**json.loads(answer))
 
 
-def _answer(mine: socket.socket, limit_s: float, check: Callable[[], None] | None) -> bytes:
-    """What the helper says; empty if it has ended; TimeoutError."""
+def _answer(local: socket.socket, limit_s: float, check: Callable[[], None] | None) -> bytes:
+    """Return the helper's answer. It is empty if the helper has ended. Raises TimeoutError."""
     began = time.monotonic()
     while True:
-        mine.settimeout(min(_TICK_S, limit_s) if check else limit_s)
+        local.settimeout(min(_TICK_S, limit_s) if check else limit_s)
         try:
-            return mine.recv(_LARGEST)
+            return local.recv(_MAX_MESSAGE)
         except TimeoutError:
             waited = time.monotonic() - began
             if check is None or waited > limit_s:
@@ -98,10 +101,13 @@ _helper: tuple[int, CommandHelper] | None = None
 
 
 def start() -> CommandHelper:
-    """This process's helper; call it before the first file of an export is opened."""
+    """Return the helper of this process, and start it if necessary.
+
+    Call this function before the process opens the first file of an export.
+    """
     global _helper
-    # A child that this process starts all the same, qemu-img say, then holds up its own thread only.
-    subprocess._USE_VFORK = False  # type: ignore[misc]  # it is for users to set, by the docs
+    # Without vfork, another child of this process, for example qemu-img, blocks only its own thread.
+    subprocess._USE_VFORK = False  # type: ignore[misc]  # the documentation allows users to set it
     with _lock:
         if _helper is None or _helper[0] != os.getpid():
             _helper = (os.getpid(), CommandHelper())
@@ -111,48 +117,44 @@ def start() -> CommandHelper:
 def run(
     command: Sequence[str], deadline_s: float, held: int | None = None, check: Callable[[], None] | None = None
 ) -> CommandResult:
-    """See Helper.run. A helper that has ended, killed for want of memory perhaps, is started once more."""
+    """Run a command, see CommandHelper.run. If the helper was killed, for example out of memory, restart it once."""
+    global _helper
     try:
         return start().run(command, deadline_s, held, check)
     except TimeoutError:
         return CommandResult(None)
     except OSError:
-        _forget()
+        with _lock:
+            _helper = None
         return start().run(command, deadline_s, held, check)
 
 
-def _forget() -> None:
-    global _helper
-    with _lock:
-        _helper = None
-
-
-# The side of the process itself; it has nothing but the standard library.
+# The code of the helper process. It uses only the standard library.
 
 
 def _serve(control: socket.socket) -> None:
     while True:
-        order, files, *_ = socket.recv_fds(control, _LARGEST, 2)
+        order, files, *_ = socket.recv_fds(control, _MAX_MESSAGE, 2)
         if not order:
-            return  # nobody wants anything more; what runs is waited for by its threads
-        threading.Thread(target=_obey, args=(json.loads(order), files)).start()
+            return  # the worker has ended; threads still wait for running commands
+        threading.Thread(target=_handle, args=(json.loads(order), files)).start()
 
 
-def _obey(order: dict[str, Any], files: list[int]) -> None:
+def _handle(order: dict[str, Any], files: list[int]) -> None:
     with socket.socket(fileno=files[0]) as answers:
         try:
-            ran = _run(order["command"], order["deadline_s"], files[1:])
+            result = _run(order["command"], order["deadline_s"], files[1:])
         except OSError as error:
-            ran = {"code": 127, "err": str(error)}
+            result = {"code": 127, "err": str(error)}
         for each in files[1:]:
             os.close(each)
         with contextlib.suppress(OSError):
-            answers.send(json.dumps(ran).encode())
+            answers.send(json.dumps(result).encode())
 
 
 def _run(command: list[str], deadline_s: float, held: list[int]) -> dict[str, Any]:
-    # What they say is matched, so it must not come in the administrator's language. In a session of its own, killed
-    # whole: a mount.nfs that is merely left alone goes on, and mounts in the end.
+    # The worker matches the output, so it must not be in the administrator's language. The command has a session, which
+    # is killed as a whole: a mount.nfs that is not killed continues, and mounts later.
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -168,10 +170,10 @@ def _run(command: list[str], deadline_s: float, held: list[int]) -> dict[str, An
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(_FAREWELL_S)  # not for ever: one in the kernel's hands may never end
+            child.wait(_KILL_WAIT_S)  # with a limit: a process in an uninterruptible call may never end
         return {"code": None}
-    shown = (each.decode(errors="replace")[-4096:] for each in (out, err))
-    return {"code": child.returncode, **dict(zip(("out", "err"), shown, strict=True))}
+    tails = (each.decode(errors="replace")[-4096:] for each in (out, err))
+    return {"code": child.returncode, **dict(zip(("out", "err"), tails, strict=True))}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The file in an export that tells it from every other, and from the bare directory under its mount.
+"""A marker file with a random id in each export. It identifies the export, and detects an unmounted directory.
 
-The first worker that ever uses an export gives it a random id; each host remembers the id that it saw first.
+The first worker that uses an export creates the marker. Each host remembers the id that it saw first.
 """
 
 from __future__ import annotations
@@ -14,36 +14,41 @@ from pathlib import Path
 from ssvm_worker.errors import StoreAway
 
 MARKER = ".ssvm-store"
-_MOST = 4096
+_MAX_SIZE = 4096
 
 
 def prove(root: int, remembered: Path, source: str) -> None:
-    """Return if the export behind that handle is the one that this host knows, or the first that it sees there.
+    """Check that the handle *root* belongs to the export that this host knows. On first use, remember its id.
 
-    Raises StoreAway if it is another one: a server that exports a directory before its disk is there; OSError.
+    Raises OSError. Raises StoreAway for another export: for example, a server exports a directory without its disk.
     """
-    known, found = _text(remembered), _read(root)
+    known: str | None = None
+    with contextlib.suppress(FileNotFoundError):
+        known = remembered.read_text().strip()
+    found = _read(root)
     if found is None and known is None:
-        found = _place(root)
+        found = _create(root)
     if not found or (known is not None and found != known):
         what = "has no marker" if found is None else "has another marker"
         raise StoreAway(
             f"Not the export that this host knows: it {what}",
             f"{source}/{MARKER}",
-            f"See what the server exports; if the export was replaced on purpose, remove {remembered}",
+            f"Check the exports of the server. If the export was replaced on purpose, remove {remembered}",
         )
     if known is None:
-        _remember(remembered, found)
+        fresh = remembered.with_name(f"{remembered.name}.{os.getpid()}")
+        fresh.write_text(found + "\n")
+        fresh.replace(remembered)
 
 
 def _read(root: int) -> str | None:
-    """The id in the export, empty for a marker that cannot be understood; None if there is none."""
+    """Return the id in the export's marker. The id of an invalid marker is empty. Without a marker return None."""
     try:
         handle = os.open(MARKER, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=root)
     except FileNotFoundError:
         return None
     try:
-        values = json.loads(os.read(handle, _MOST))
+        values = json.loads(os.read(handle, _MAX_SIZE))
         return str(values["id"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return ""
@@ -51,10 +56,10 @@ def _read(root: int) -> str | None:
         os.close(handle)
 
 
-def _place(root: int) -> str | None:
-    """Make the marker, whole or not at all; whoever comes second takes the first one's."""
+def _create(root: int) -> str | None:
+    """Create the marker atomically, and return the export's id. If two workers create it, the first id counts."""
     id_ = uuid.uuid4().hex
-    part = f".{MARKER}.{id_}.0.part"  # as parts are named, so that a sweep finds what a killed worker leaves
+    part = f".{MARKER}.{id_}.0.part"  # the name of a part, so that a sweep removes it if the worker is killed
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640, dir_fd=root)
     try:
         os.write(handle, json.dumps({"format": 1, "id": id_}).encode() + b"\n")
@@ -68,16 +73,3 @@ def _place(root: int) -> str | None:
         os.unlink(part, dir_fd=root)
     os.fsync(root)
     return _read(root)
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        return None
-
-
-def _remember(path: Path, id_: str) -> None:
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    fresh.write_text(id_ + "\n")
-    fresh.replace(path)

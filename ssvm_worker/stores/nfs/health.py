@@ -1,4 +1,4 @@
-"""Whether an export answers, as the processes of this host share it in one file: its breaker and the last look."""
+"""The health of an export: its circuit breaker and the last probe. All processes of a host share it in one file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from ssvm_worker.errors import StoreAway
 
@@ -20,32 +19,17 @@ from .probe import OK, ProbeResult
 
 @dataclass(frozen=True)
 class ExportHealth:
-    """What is known of an export; nothing yet when it was never looked at."""
+    """The known state of an export. The defaults mean: never probed."""
 
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
-    #: Seconds since the epoch of the last look that was answered, and what it found.
+    #: The time of the last successful probe in seconds since the epoch, and the probe's results.
     looked: float = 0.0
     latency_s: float = 0.0
     usage: tuple[int, int, int] | None = None
 
-    @classmethod
-    def read(cls, path: Path) -> ExportHealth:
-        """The file's; one that is not there, or half of it, says nothing."""
-        try:
-            values = json.loads(path.read_text())
-            usage = tuple(values["usage"]) if values["usage"] else None
-            return cls(CircuitBreaker(**values["breaker"]), values["looked"], values["latency_s"], usage)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return cls()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        breaker, usage = self.breaker.to_dict(), list(self.usage or ())
-        return {"breaker": breaker, "looked": self.looked, "latency_s": self.latency_s, "usage": usage}
-
 
 class SharedExportHealth:
-    """The file, and its rules."""
+    """The file with the health of an export, and the rules to change it."""
 
     def __init__(self, path: Path, source: str, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -53,12 +37,17 @@ class SharedExportHealth:
         self._clock = clock
 
     def read(self) -> ExportHealth:
-        """As it is now."""
-        return ExportHealth.read(self._path)
+        """Return the current health. A missing or damaged file has the default health."""
+        try:
+            values = json.loads(self._path.read_text())
+            usage = tuple(values["usage"]) if values["usage"] else None
+            return ExportHealth(CircuitBreaker(**values["breaker"]), values["looked"], values["latency_s"], usage)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return ExportHealth()
 
     def begin(self, limit_s: float) -> None:
-        """This process tries it now; StoreAway if another does, or it is not due."""
-        with self._changing() as health:
+        """Begin a try by this process. Raise StoreAway if another process tries, or the next try is not due."""
+        with self._locked() as health:
             now = self._clock()
             if not health.breaker.allows(now):
                 raise self.away(health)
@@ -66,31 +55,28 @@ class SharedExportHealth:
                 self._write(replace(health, breaker=health.breaker.tried(now, limit_s)))
 
     def note(self, probed: ProbeResult) -> None:
-        """Keep what a look has found."""
-        with self._changing() as health:
-            if probed.state == OK:
-                now = self._clock()
-                self._write(ExportHealth(health.breaker.worked(), now, probed.latency_s, probed.usage))
-            else:
-                self._write(self._failed(health, probed.detail))
+        """Save the result of a probe."""
+        if probed.state != OK:
+            self.fail(probed.detail)
+            return
+        with self._locked() as health:
+            self._write(ExportHealth(health.breaker.worked(), self._clock(), probed.latency_s, probed.usage))
 
     def fail(self, reason: str) -> None:
-        """It could not even be mounted."""
-        with self._changing() as health:
-            self._write(self._failed(health, reason))
+        """Open the breaker after a failed mount or probe."""
+        with self._locked() as health:
+            self._write(replace(health, breaker=health.breaker.failed(self._clock(), reason)))
 
     def away(self, health: ExportHealth | None = None) -> StoreAway:
-        """The error for who wants to use it."""
+        """Return the error for callers that want to use the export."""
         breaker = (health or self.read()).breaker
         since = time.strftime("%H:%M:%S UTC", time.gmtime(breaker.since))
         what = f"The store is away since {since}: {breaker.reason}"
-        return StoreAway(what, self._source, "Look at the server and the network; the job waits until it answers")
-
-    def _failed(self, health: ExportHealth, reason: str) -> ExportHealth:
-        return replace(health, breaker=health.breaker.failed(self._clock(), reason))
+        return StoreAway(what, self._source, "Check the server and the network; the job waits until the store answers")
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[ExportHealth]:
+    def _locked(self) -> Iterator[ExportHealth]:
+        """Lock the file while the block runs. Yield the current health."""
         handle = os.open(self._path.with_suffix(".health-lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -99,6 +85,7 @@ class SharedExportHealth:
             os.close(handle)
 
     def _write(self, health: ExportHealth) -> None:
+        values = {**asdict(health), "usage": list(health.usage or ())}
         fresh = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(health.to_dict()))
+        fresh.write_text(json.dumps(values))
         fresh.replace(self._path)

@@ -1,67 +1,57 @@
-"""What is mounted, from /proc/self/mountinfo, by its fields: proc(5) says what each is."""
+"""Read the mounts of this host from /proc/self/mountinfo. proc(5) describes the fields."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_PLACE = Path("/proc/self/mountinfo")
-#: Blank, tab, line break and backslash in a path or a source.
+_MOUNTINFO = Path("/proc/self/mountinfo")
+#: Escapes of space, tab, newline and backslash in a path or a source.
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True)
 class Mount:
-    """One line."""
+    """One line of mountinfo."""
 
     id: int
-    #: Major and minor, as st_dev of what lies in it has them.
+    #: Major and minor number: st_dev of the files in the mount.
     device: tuple[int, int]
-    #: Which directory of the file system is mounted; NFS says ``/`` always, and tells its path in the source.
+    #: The mounted directory of the file system. NFS always has ``/`` here, and the path in the source.
     root: str
     point: str
     fstype: str
     source: str
-    #: Of the file system, as ``vers=4.2``; an option without a value has an empty one.
+    #: Options of the file system, for example ``vers=4.2``. An option without a value has an empty value.
     options: dict[str, str] = field(compare=False)
 
 
-def mounts(place: Path = _PLACE) -> list[Mount]:
-    """All mounts that this process sees, what lies on top of another behind it."""
-    return list(_parsed(place.read_text(errors="surrogateescape")))
-
-
-def _parsed(text: str) -> Iterator[Mount]:
-    for line in text.splitlines():
+def mounts(path: Path = _MOUNTINFO) -> list[Mount]:
+    """Return all mounts that this process sees. A mount that covers another comes after it."""
+    found = []
+    for line in path.read_text(errors="surrogateescape").splitlines():
         fields = line.split(" ")
         try:
-            # The optional fields between the sixth and the dash are none, one or many.
+            # Between the sixth field and the dash there may be any number of optional fields.
             dash = fields.index("-", 6)
             fstype, source, options = fields[dash + 1 : dash + 4]
-            yield Mount(
+            major, _, minor = fields[2].partition(":")
+            pairs = (each.partition("=") for each in options.split(",") if each)
+            mount = Mount(
                 id=int(fields[0]),
-                device=_device(fields[2]),
-                root=_plain(fields[3]),
-                point=_plain(fields[4]),
+                device=(int(major), int(minor)),
+                root=_unescaped(fields[3]),
+                point=_unescaped(fields[4]),
                 fstype=fstype,
-                source=_plain(source),
-                options=_options(options),
+                source=_unescaped(source),
+                options={name: value for name, _, value in pairs},
             )
         except ValueError:
-            continue  # a line of a later kernel, or none of ours
+            continue  # an unknown line of a later kernel
+        found.append(mount)
+    return found
 
 
-def _plain(field: str) -> str:
+def _unescaped(field: str) -> str:
     return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), field)
-
-
-def _device(field: str) -> tuple[int, int]:
-    major, _, minor = field.partition(":")
-    return int(major), int(minor)
-
-
-def _options(text: str) -> dict[str, str]:
-    pairs = (each.partition("=") for each in text.split(",") if each)
-    return {name: value for name, _, value in pairs}

@@ -1,6 +1,6 @@
-"""The storage network: that an NFS server is reached from the address which the settings give us there.
+"""The storage network: check that the host reaches an NFS server from the source address of the settings.
 
-The kernel's client takes the source that the route says; no mount option changes that.
+The kernel's NFS client takes its source address from the route. No mount option can change the address.
 """
 
 from __future__ import annotations
@@ -11,51 +11,53 @@ from dataclasses import dataclass
 
 from ssvm_worker.errors import ConfigError, StoreUnavailable
 
-#: Runs a command as root; what it says of its failure, empty if there is none.
+#: Runs a command as root. Returns the reason of a failure, or an empty text.
 Run = Callable[[Sequence[str]], str]
 
 
 @dataclass(frozen=True)
 class NetworkPath:
-    """Ours, and the router on the way to servers in other networks; None where the routes are an administrator's."""
+    """The source address of this host, and the gateway to other networks. None: an administrator sets the routes."""
 
     source: str | None = None
     gateway: str | None = None
 
-    def see_to(self, host: str, port: int, run: Run) -> None:
-        """Return when that server is reached from our address, with a route that is made if we have a gateway.
+    def ensure(self, host: str, port: int, run: Run) -> None:
+        """Check that the host reaches the server from the source address. With a gateway, set a route if necessary.
 
         Raises ConfigError, StoreUnavailable.
         """
         if self.source is None:
             return
+        # mount.nfs may use each of these addresses.
         for address in _addresses(host, port, self.source):
-            if not self.astray(address, port):
+            if not self.wrong_source(address, port):
                 continue
             if self.gateway is None:
                 raise self._refusal(address, port)
             command = ["ip", "route", "replace", address, "via", self.gateway, "src", self.source]
-            if wrong := run(command):
-                raise ConfigError(f"The route to {address} cannot be made: {wrong}", "nfs.gateway", " ".join(command))
-            if self.astray(address, port):
+            if failure := run(command):
+                what = f"The route to {address} cannot be set: {failure}"
+                raise ConfigError(what, "nfs.gateway", f"Run this command by hand: {' '.join(command)}")
+            if self.wrong_source(address, port):
                 raise self._refusal(address, port)
 
-    def astray(self, address: str, port: int) -> str:
-        """From where it is reached in place of our address; empty if that is as it should be."""
-        found = source_to(address, port)
+    def wrong_source(self, address: str, port: int) -> str:
+        """Return a text about the wrong source address of the route. If the route is right, the text is empty."""
+        found = source_address_for(address, port)
         is_right = self.source in (None, found)
         return "" if is_right else f"is reached from {found or 'nowhere'}, not from nfs.source_address {self.source}"
 
     def _refusal(self, address: str, port: int) -> ConfigError:
         return ConfigError(
-            f"{address} {self.astray(address, port)}",
+            f"{address} {self.wrong_source(address, port)}",
             "nfs.source_address",
             f"Set nfs.gateway, or a route: ip route add {address} via ROUTER src {self.source}",
         )
 
 
-def source_to(address: str, port: int) -> str | None:
-    """The address of ours from which the kernel would reach that one; None without a route. Sends nothing."""
+def source_address_for(address: str, port: int) -> str | None:
+    """Return the source address that the kernel would use for an address. None: no route. Sends no packet."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
@@ -66,12 +68,11 @@ def source_to(address: str, port: int) -> str | None:
 
 
 def _addresses(host: str, port: int, source: str) -> list[str]:
-    """Those of our address' family, by which mount.nfs may reach it."""
+    """Return the server's addresses of the same family as the source address."""
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, family, socket.SOCK_STREAM)
     except socket.gaierror as error:
-        raise StoreUnavailable(
-            f"No address of the server: {error.strerror}", host, "Look at the name service"
-        ) from error
+        what = f"No address found for the server: {error.strerror}"
+        raise StoreUnavailable(what, host, "Check the name service") from error
     return sorted({str(each[4][0]) for each in found})

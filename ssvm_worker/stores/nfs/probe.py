@@ -1,4 +1,4 @@
-"""A look at a mount by a process that may hang in this one's place, and is killed when it does."""
+"""Probe a mount in a child process. The child may hang instead of this process, and is then killed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from . import command_process
 
 OK, HUNG, STALE, FAILED = "ok", "hung", "stale", "failed"
 _STALE = ("Stale file handle", "Transport endpoint is not connected")
-#: The server answers; what it refuses is told where it is wanted.
+#: The server answers. Callers that lack a right get their own error.
 _ANSWERED = ("Permission denied", "Operation not permitted")
-#: Block size, blocks, free, free for others than root. statfs is never answered from a cache, and this program starts
-#: in a moment on a busy machine too, where an interpreter takes seconds of the deadline.
-_LOOK = ("-f", "-c", "%S %b %f %a")
+#: Arguments of stat(1): block size, blocks, free blocks, and free blocks for users other than root. No cache answers
+#: statfs. stat(1) starts fast also on a busy machine. A Python interpreter would need seconds of the deadline.
+_STAT_ARGUMENTS = ("-f", "-c", "%S %b %f %a")
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe has found."""
+    """The result of a probe."""
 
     #: ok | hung | stale | failed
     state: str
-    #: What is wrong.
+    #: The reason of a failure.
     detail: str = ""
-    #: Until the answer.
+    #: Seconds until the answer.
     latency_s: float = 0.0
     #: Bytes: total, used, and free for an unprivileged user.
     usage: tuple[int, int, int] | None = None
@@ -35,26 +35,23 @@ class ProbeResult:
 def probe(
     point: str, deadline_s: float, command: Sequence[str] = (), check: Callable[[], None] | None = None
 ) -> ProbeResult:
-    """Look at what is mounted there. Never longer than the deadline and a moment: a child that cannot die is left."""
+    """Probe the mount at a mountpoint.
+
+    The function returns shortly after the deadline at the latest. It leaves a child that cannot be killed.
+    """
     started = time.monotonic()
-    ran = command_process.run(
-        command or [shutil.which("stat") or "/usr/bin/stat", *_LOOK, point], deadline_s, check=check
+    result = command_process.run(
+        command or [shutil.which("stat") or "/usr/bin/stat", *_STAT_ARGUMENTS, point], deadline_s, check=check
     )
-    if ran.code is None:
+    latency_s = time.monotonic() - started
+    if result.code is None:
         return ProbeResult(HUNG, f"no answer within {deadline_s:g} s")
-    if ran.code:
-        return _failed(ran.err.strip().rpartition(": ")[2])
-    return _read(ran.out, time.monotonic() - started)
-
-
-def _failed(wrong: str) -> ProbeResult:
-    state = STALE if wrong in _STALE else OK if wrong in _ANSWERED else FAILED
-    return ProbeResult(state, wrong or "the probe failed")
-
-
-def _read(said: str, latency_s: float) -> ProbeResult:
+    if result.code:
+        reason = result.err.strip().rpartition(": ")[2]
+        state = STALE if reason in _STALE else OK if reason in _ANSWERED else FAILED
+        return ProbeResult(state, reason or "the probe failed")
     try:
-        unit, blocks, free, left = map(int, said.split())
+        unit, blocks, free, available = map(int, result.out.split())
     except ValueError:
-        return ProbeResult(FAILED, "the probe said something else")
-    return ProbeResult(OK, latency_s=latency_s, usage=(blocks * unit, (blocks - free) * unit, left * unit))
+        return ProbeResult(FAILED, "the output of the probe is invalid")
+    return ProbeResult(OK, latency_s=latency_s, usage=(blocks * unit, (blocks - free) * unit, available * unit))

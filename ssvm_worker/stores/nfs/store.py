@@ -1,4 +1,4 @@
-"""An image store on an NFS export that the worker mounts: the store in a directory, below a root that is proved."""
+"""An image store on an NFS export that the worker mounts. It is a file store whose root is checked before each use."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from .network_path import NetworkPath
 
 @dataclass(frozen=True)
 class NfsSettings:
-    """How this host mounts."""
+    """How this host mounts exports."""
 
-    #: Mountpoints and their locks, one host's.
+    #: The directory of this host for mountpoints and their lock files.
     mount_root: Path
-    #: For all exports; a URL may say otherwise.
+    #: Default mount options. A URL can override them.
     options: str = DEFAULTS
-    #: Seconds for mounting, and for unmounting.
+    #: Time limit in seconds of a mount, and of an unmount.
     mount_s: float = 30.0
-    #: Seconds for a look at an export, after which its breaker opens.
+    #: Time limit in seconds of a probe. After it the breaker opens.
     probe_s: float = 10.0
-    #: Ours in the storage network, and the router there.
+    #: The address of this host in the storage network, and the router there.
     source_address: str | None = None
     gateway: str | None = None
-    #: Heard while the store waits for a mount, a probe or another process.
+    #: Called while the store waits for a mount, a probe or another process. Raises to cancel.
     check: Callable[[], None] = lambda: None
 
 
 class NfsStore(FileStore):
-    """See FileStore. Each call begins at the root's handle, which ``Mounted`` vouches for."""
+    """See FileStore. Each call opens the export's root first, which ``Mounted`` checks."""
 
     def __init__(self, name: str, url: str, settings: NfsSettings, commands: MountCommands | None = None) -> None:
         export = parse_export(name, url, settings.options)
         self.name = name
         self.url = url
-        given = commands or SystemCommands(
+        commands = commands or SystemCommands(
             settings.mount_s, NetworkPath(settings.source_address, settings.gateway), check=settings.check
         )
-        patience = MountTimeouts(settings.mount_s, settings.probe_s)
-        self.mounted = Mounted(export, settings.mount_root, given, patience, settings.check)
+        timeouts = MountTimeouts(settings.mount_s, settings.probe_s)
+        self.mounted = Mounted(export, settings.mount_root, commands, timeouts, settings.check)
         self._tree = _MountedTree(self.mounted)
 
     def health(self) -> ExportHealth:
-        """What this host knows of its export; touches no mount."""
+        """Return what this host knows about the export. The function does not touch the mount."""
         return self.mounted.health.read()
 
 
 class _MountedTree(DirectoryTree):
     def __init__(self, mounted: Mounted) -> None:
-        super().__init__(mounted.places.point)
+        super().__init__(mounted.paths.point)
         self._mounted = mounted
 
     def _open_root(self) -> int:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ssvm_worker.errors import ConfigError, StoreUnavailable
-from ssvm_worker.stores.nfs.network_path import NetworkPath, source_to
+from ssvm_worker.stores.nfs.network_path import NetworkPath, source_address_for
 
 
 def refuse(command: object) -> str:
@@ -18,38 +18,38 @@ def refuse(command: object) -> str:
 
 def test_our_address_already() -> None:
     """Where the kernel takes our address anyway, or none was given, nothing is changed."""
-    NetworkPath("127.0.0.1").see_to("127.0.0.1", 2049, refuse)
-    NetworkPath("127.0.0.1", "127.0.0.9").see_to("localhost", 2049, refuse)
-    NetworkPath().see_to("no.such.host.invalid", 2049, refuse)
+    NetworkPath("127.0.0.1").ensure("127.0.0.1", 2049, refuse)
+    NetworkPath("127.0.0.1", "127.0.0.9").ensure("localhost", 2049, refuse)
+    NetworkPath().ensure("no.such.host.invalid", 2049, refuse)
 
 
 def test_another_address() -> None:
     """Where it would take another, and no gateway is known, the error says which, and the route to make."""
     with pytest.raises(ConfigError, match=r"from 127\.0\.0\.1, not from .* 10\.1\.2\.3.*src 10\.1\.2\.3"):
-        NetworkPath("10.1.2.3").see_to("127.0.0.1", 2049, refuse)
+        NetworkPath("10.1.2.3").ensure("127.0.0.1", 2049, refuse)
 
 
 def test_route_that_is_refused() -> None:
     """What `ip` says when it may not is told."""
     with pytest.raises(ConfigError, match="not permitted"):
-        NetworkPath("10.1.2.3", "10.1.2.1").see_to("127.0.0.1", 2049, lambda _: "Operation not permitted")
+        NetworkPath("10.1.2.3", "10.1.2.1").ensure("127.0.0.1", 2049, lambda _: "Operation not permitted")
 
 
 def test_unknown_host() -> None:
     """A name without an address may have one later."""
     with pytest.raises(StoreUnavailable, match="No address"):
-        NetworkPath("10.1.2.3").see_to("no.such.host.invalid", 2049, refuse)
+        NetworkPath("10.1.2.3").ensure("no.such.host.invalid", 2049, refuse)
 
 
 def test_no_route() -> None:
     """What cannot be reached at all has no source."""
-    assert source_to("127.0.0.1", 2049) == "127.0.0.1"
-    assert source_to("255.255.255.255", 2049) is None
+    assert source_address_for("127.0.0.1", 2049) == "127.0.0.1"
+    assert source_address_for("255.255.255.255", 2049) is None
 
 
 IN_A_NETWORK = """
 import subprocess
-from ssvm_worker.stores.nfs.network_path import NetworkPath, source_to
+from ssvm_worker.stores.nfs.network_path import NetworkPath, source_address_for
 
 def run(command):
     return subprocess.run(command, capture_output=True, text=True).stderr
@@ -57,9 +57,9 @@ def run(command):
 for line in ("link add v0 type veth peer name v1", "link set v0 up", "link set v1 up",
              "addr add 10.9.0.2/24 dev v0", "addr add 10.9.0.3/24 dev v0"):
     subprocess.run(["ip", *line.split()], check=True)
-assert source_to("10.50.0.5", 2049) is None
-NetworkPath("10.9.0.3", "10.9.0.1").see_to("10.50.0.5", 2049, run)
-assert source_to("10.50.0.5", 2049) == "10.9.0.3"
+assert source_address_for("10.50.0.5", 2049) is None
+NetworkPath("10.9.0.3", "10.9.0.1").ensure("10.50.0.5", 2049, run)
+assert source_address_for("10.50.0.5", 2049) == "10.9.0.3"
 """
 
 

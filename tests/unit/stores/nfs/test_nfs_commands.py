@@ -13,7 +13,7 @@ import pytest
 
 from ssvm_worker.errors import Cancelled, ConfigError, ResourceBusy
 from ssvm_worker.stores.nfs import commands, mount
-from ssvm_worker.stores.nfs.commands import SystemCommands, let_die_script, start_time
+from ssvm_worker.stores.nfs.commands import SystemCommands, abort_script, start_time
 from tests.neighbours import open_handles
 from tests.waiting import PATIENCE_S
 
@@ -40,7 +40,7 @@ def test_let_die(tmp_path: Path, reused: bool) -> None:
     mark = tmp_path / "failed"
     with subprocess.Popen(["sleep", "600"]) as process:
         started = start_time(process.pid)
-        script = let_die_script(process.pid, f"{int(started) - 1}" if reused else started, f"touch {mark}", tries=1)
+        script = abort_script(process.pid, f"{int(started) - 1}" if reused else started, f"touch {mark}", tries=1)
         subprocess.run(["sh", "-c", script], check=False)
         process.kill()
     assert mark.exists() is not reused

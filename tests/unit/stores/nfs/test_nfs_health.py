@@ -43,7 +43,7 @@ def stored(exports: MemoryExports) -> Path:
     """The mountpoint of a store that holds an object."""
     store = open_store(exports)
     put(store, "object", b"1")
-    return store.mounted.places.point
+    return store.mounted.paths.point
 
 
 def ended(pid: int) -> bool:
@@ -118,7 +118,7 @@ def test_answers_again(exports: MemoryExports, stored: Path) -> None:
         keys(store)
     exports.forget()
     store = open_store(exports)
-    store.mounted.health = SharedExportHealth(store.mounted.places.file("health"), SOURCE, clock=lambda: 1e12)
+    store.mounted.health = SharedExportHealth(store.mounted.paths.file("health"), SOURCE, clock=lambda: 1e12)
     assert list(keys(store)) == ["object"]
     assert store.mounted.health.read().breaker.state == CLOSED
 
@@ -137,7 +137,7 @@ def test_unmounted_while_away(exports: MemoryExports, stored: Path) -> None:
 def test_look(exports: MemoryExports, stored: Path) -> None:
     """The worker's own looks keep latency and usage for all who ask."""
     store = open_store(exports)
-    store.mounted.look()
+    store.mounted.refresh_health()
     health = store.mounted.health.read()
     assert health.usage
     assert health.latency_s > 0

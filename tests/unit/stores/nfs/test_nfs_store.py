@@ -45,13 +45,13 @@ def store(exports: MemoryExports) -> NfsStore:
 
 def is_mounted(store: NfsStore) -> bool:
     """Whether anything is mounted at its mountpoint."""
-    return str(store.mounted.places.point) in {each.point for each in mounts()}
+    return str(store.mounted.paths.point) in {each.point for each in mounts()}
 
 
 def bare(store: NfsStore) -> list[str]:
     """What lies in the directory under the mount."""
     assert not is_mounted(store)
-    return os.listdir(store.mounted.places.point)
+    return os.listdir(store.mounted.paths.point)
 
 
 class TestNfsStore(ResumableStoreContract):
@@ -110,7 +110,7 @@ def test_mount_of_a_longer_name(store: NfsStore, exports: MemoryExports, tmp_pat
 def test_never_the_bare_directory(store: NfsStore) -> None:
     """An export that somebody unmounts under us is found or mounted again; not a byte goes below the mountpoint."""
     put(store, "a/one", b"1")
-    subprocess.run(["umount", "-l", str(store.mounted.places.point)], check=True)
+    subprocess.run(["umount", "-l", str(store.mounted.paths.point)], check=True)
     put(store, "a/two", b"2")
     assert list(keys(store)) == ["a/one", "a/two"]
     assert bare(store) == []
@@ -119,19 +119,19 @@ def test_never_the_bare_directory(store: NfsStore) -> None:
 def test_something_over_it(store: NfsStore) -> None:
     """What somebody mounts over the export is not written to, though it looks like an empty one."""
     put(store, "a/one", b"1")
-    subprocess.run(["mount", "-t", "tmpfs", "foreign", str(store.mounted.places.point)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "foreign", str(store.mounted.paths.point)], check=True)
     put(store, "a/two", b"2")
     assert list(keys(store)) == ["a/one", "a/two"]
-    subprocess.run(["umount", "-l", str(store.mounted.places.point)], check=True)
-    assert os.listdir(store.mounted.places.point) == []
+    subprocess.run(["umount", "-l", str(store.mounted.paths.point)], check=True)
+    assert os.listdir(store.mounted.paths.point) == []
 
 
 def test_mount_that_did_not_take(store: NfsStore, exports: MemoryExports) -> None:
     """A mount command that says all is well when something else lies there is not believed."""
     exports.covers = True
-    with pytest.raises(StoreUnavailable, match="is not there"):
+    with pytest.raises(StoreUnavailable, match="is not mounted"):
         put(store, "a/one", b"1")
-    assert os.listdir(store.mounted.places.point) == []
+    assert os.listdir(store.mounted.paths.point) == []
 
 
 def test_the_wrong_export(store: NfsStore, exports: MemoryExports) -> None:
@@ -153,7 +153,7 @@ def test_the_wrong_export(store: NfsStore, exports: MemoryExports) -> None:
 def test_marker_is_no_object(store: NfsStore) -> None:
     """The marker is there from the first use on, and no listing, sweep or search for leftovers shows it."""
     assert list(keys(store)) == []
-    assert (store.mounted.places.point / ".ssvm-store").exists()
+    assert (store.mounted.paths.point / ".ssvm-store").exists()
     assert store.sweep(0) == 0
     assert list(store.leftovers()) == []
 
@@ -169,7 +169,7 @@ def test_users_are_counted(store: NfsStore, exports: MemoryExports) -> None:
     )
     put(store, "object", b"1")
     assert not store.mounted.unmount_unused()
-    users = str(store.mounted.places.file("users"))
+    users = str(store.mounted.paths.file("users"))
     with subprocess.Popen(
         [sys.executable, "-c", code, users], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as another:
@@ -197,8 +197,8 @@ def test_a_store_that_is_gone_is_no_user(store: NfsStore, exports: MemoryExports
 def test_mounted_twice(store: NfsStore, exports: MemoryExports) -> None:
     """A mount that a dying worker's mount.nfs has put over the first does no harm, and goes with it."""
     put(store, "object", b"1")
-    with open(store.mounted.places.file("lock"), "rb") as held:
-        exports.mount(f"{ADDRESS}:/export", str(store.mounted.places.point), "vers=4.2", held.fileno())
+    with open(store.mounted.paths.file("lock"), "rb") as held:
+        exports.mount(f"{ADDRESS}:/export", str(store.mounted.paths.point), "vers=4.2", held.fileno())
     assert get(store, "object") == b"1"
     store.mounted.release()
     assert store.mounted.unmount_unused()
@@ -207,7 +207,7 @@ def test_mounted_twice(store: NfsStore, exports: MemoryExports) -> None:
 
 def test_a_mount_under_way(store: NfsStore) -> None:
     """While another process mounts, ours waits for a while and says then what it waited for."""
-    places = store.mounted.places
+    places = store.mounted.paths
     places.root.mkdir()
     command = ["flock", str(places.file("lock")), "sh", "-c", "echo; cat"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
