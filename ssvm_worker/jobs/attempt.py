@@ -164,7 +164,7 @@ class Jobs(Protocol):
     def begin(
         self, parent_job_id: str, job_id: str, job: str, request: dict[str, Any]
     ) -> AbstractContextManager[SubJob | None]:
-        """Claim a job with a record of its own while the block runs, as a part of the job *parent_job_id*.
+        """Claim a job with a separate record while the block runs, as a part of the job *parent_job_id*.
 
         Yields None if another worker runs that job, or if another job writes the same resource. If this process dies,
         a worker runs the job to its end. A failed job of that id is run again.

@@ -1,1 +1,1 @@
-"""Remove what no job and no rule needs."""
+"""The job that removes leftovers, backups past retention, unneeded packs and old records."""

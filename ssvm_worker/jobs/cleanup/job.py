@@ -1,4 +1,4 @@
-"""Remove what dead jobs have left, backups that no rule keeps, what no backup needs, and old records."""
+"""Remove leftovers of ended jobs, backups past retention, unneeded packs, and old records."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from ssvm_worker.units import human_duration, parse_duration
 
 from .volume import Volume
 
-#: Findings that are told one by one; more are only counted.
-_TOLD = 1000
+#: The most findings in the result. Further findings are only counted.
+_MAX_LISTED = 1000
 
 
 class Request(JobRequest):
-    """How long a thing must have been left alone, on all stores."""
+    """The age of the things to remove, on all stores."""
 
-    older_than: str = Field("24h", description="How long nobody has touched it: a number with s, m, h, d or w")
-    dry_run: bool = Field(False, description="Only tell what would go, and why")
-    volume: str = Field("", description="Only the backups and packs of this one, snapshots/ACCOUNT/VOLUME")
+    older_than: str = Field("24h", description="The time since the last change: a number with s, m, h, d or w")
+    dry_run: bool = Field(False, description="Only report what would be removed, and why")
+    volume: str = Field("", description="Only the backups and packs of this volume: snapshots/ACCOUNT/VOLUME")
 
     @field_validator("volume")
     @classmethod
@@ -52,28 +52,32 @@ class Request(JobRequest):
 
 
 def resource(request: Request) -> str:
-    """Two clean-ups at once do no harm: what one has removed, the other does not find. A volume's holds it."""
+    """Return the volume of the request, which the job locks. Clean-ups of everything may run at the same time.
+
+    Two such clean-ups do no harm: each of them ignores what the other has removed.
+    """
     return request.volume
 
 
 def discard(request: Request, attempt: Attempt) -> None:
-    """Nothing was written."""
+    """Do nothing: this job writes no artifact."""
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
-    """Look through all stores and vCenters; what is young, or of a job that is queued or runs, is never touched.
+    """Check all stores and vCenters. Never remove young objects, or objects of a queued or running job.
 
-    A store or vCenter that fails is told as ``failed`` and costs the others nothing. Raises StoreUnavailable, and has
-    touched nothing, when the ledger cannot say which jobs live.
+    The result lists failed stores and vCenters as ``failed``. They do not stop the clean-up of the others.
+    If the ledger cannot list the live jobs, this raises StoreUnavailable and removes nothing.
     """
     failed: dict[str, Any] = {}
-    links = attempt.end_links(request.dry_run)  # first: what waited for more by them is abandoned now
+    links = attempt.end_links(request.dry_run)  # first, because this abandons the uploads of expired links
     live = attempt.jobs.live()
     cleaning = _Cleaning(attempt, parse_duration(request.older_than), request.dry_run, request.volume, live=live)
+
     for name in attempt.stores:
         attempt.progress.start(f"clean up {name}")
         try:
-            _Place(cleaning, attempt.store(name)).clean(request.volume)
+            _StoreCleaning(cleaning, attempt.store(name)).clean(request.volume)
         except Cancelled:
             raise
         except WorkerError as error:
@@ -89,29 +93,29 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
             attempt.log.warning("vCenter %s is not cleaned up: %s", name, error)
             failed[name] = error.as_dict()
     cleaning.add(remove_screenshots(attempt, request.volume, dry_run=request.dry_run))
-    return cleaning.result() | {"records": _records(request, attempt), "links": links, "failed": failed}
+    return cleaning.result() | {"records": _expire_records(request, attempt), "links": links, "failed": failed}
 
 
-def _records(request: Request, attempt: Attempt) -> int:
-    """How many records of the ledger are past retention; they go."""
+def _expire_records(request: Request, attempt: Attempt) -> int:
+    """Delete the ledger's records past retention. Return their number."""
     if request.dry_run:
         return attempt.jobs.expired()
     count = 0
-    while gone := attempt.jobs.expire():
-        count += gone
+    while expired := attempt.jobs.expire():
+        count += expired
     return count
 
 
 @dataclass
 class _Cleaning:
-    """What is found on all stores."""
+    """The options and findings of the clean-up of all stores."""
 
     attempt: Attempt
     older_than_s: float
     dry_run: bool
-    #: The only one whose lock this attempt has, and may need.
+    #: The volume that this job has locked, and the only one that the clean-up may change. "" for all volumes.
     volume: str = ""
-    #: What jobs may write, as it was when the clean-up began.
+    #: The resources that jobs might write when the clean-up began.
     live: Collection[str] = ()
     now: float = field(default_factory=time.time)
     counts: Counter[str] = field(default_factory=Counter)
@@ -119,176 +123,175 @@ class _Cleaning:
     found: list[dict[str, Any]] = field(default_factory=list)
 
     def is_old(self, each: StoredObject) -> bool:
-        """Whether nobody has touched it for long enough; a time of 0 takes all."""
+        """Return whether the object has not changed for long enough. An age of 0 accepts every object."""
         return not self.older_than_s or each.modified <= self.now - self.older_than_s
 
-    def is_dead(self, place: str) -> bool:
-        """Whether no job that is queued or runs may write there, now. Reads the ledger only for what may go."""
-        self.attempt.check()
-        return _is_dead(place, self.live) and _is_dead(place, self.attempt.jobs.live())
+    def is_dead(self, prefix: str) -> bool:
+        """Return whether no queued or running job may write below *prefix* now.
 
-    def note(self, store: Store, what: str, where: str, of: list[StoredObject], why: str = "") -> None:
-        """One more thing that goes."""
-        size, age = sum(each.size for each in of), self.now - max((each.modified for each in of), default=self.now)
-        why = why or f"untouched for {human_duration(max(0.0, age))}, and no job is at work there"
+        This reads the ledger again, but only if no job could write there when the clean-up began.
+        """
+        self.attempt.check()
+        return _is_dead(prefix, self.live) and _is_dead(prefix, self.attempt.jobs.live())
+
+    def record(self, store: Store, what: str, where: str, objects: list[StoredObject], why: str = "") -> None:
+        """Record one finding, and log it."""
+        size = sum(each.size for each in objects)
+        age = self.now - max((each.modified for each in objects), default=self.now)
+        why = why or f"untouched for {human_duration(max(0.0, age))}, and no job uses it"
         self.counts[what] += 1
         self.size += size
-        if len(self.found) < _TOLD:
-            told = {"store": store.name, "what": what, "where": where, "objects": len(of), "bytes": size, "why": why}
-            self.found.append(told)
+        if len(self.found) < _MAX_LISTED:
+            finding = {"store": store.name, "what": what, "where": where, "objects": len(objects), "bytes": size}
+            self.found.append(finding | {"why": why})
         self.attempt.log.info("%s %s:%s: %s", "would remove" if self.dry_run else "removing", store.name, where, why)
 
     def add(self, found: list[dict[str, Any]]) -> None:
-        """Things that went elsewhere."""
+        """Add findings outside the stores."""
         self.counts.update(each["what"] for each in found)
         self.size += sum(each["bytes"] for each in found)
-        self.found += found[: max(0, _TOLD - len(self.found))]
+        self.found += found[: max(0, _MAX_LISTED - len(self.found))]
 
     @cached_property
     def damaged(self) -> dict[str, set[str]]:
-        """Places of artifacts that are known to be damaged, by store."""
+        """Return the prefixes of the damaged artifacts, by store."""
         found: dict[str, set[str]] = {}
         for each in self.attempt.verdicts.findings():
             found.setdefault(each.store, set()).add(each.place)
         return found
 
     def hold(self, family: str) -> AbstractContextManager[Callable[[], None] | None]:
-        """The lock of a volume, unless the claim of this very job is that."""
-        return nullcontext(self.attempt.confirm) if self._own(family) else self.attempt.jobs.hold(family)
+        """Lock a volume, unless this job holds its lock already. See ``Jobs.hold``."""
+        return nullcontext(self.attempt.confirm) if self._is_own(family) else self.attempt.jobs.hold(family)
 
-    def may_touch(self, family: str) -> bool:
-        """Whether no other job could write there, or read a backup of it, when the clean-up began."""
+    def may_change(self, family: str) -> bool:
+        """Return whether no other job could write the volume, or read a backup of it, when the clean-up began."""
         self.attempt.check()
-        return not _is_read(family, self.live) and (self._own(family) or _is_dead(family, self.live))
+        return not _is_read(family, self.live) and (self._is_own(family) or _is_dead(family, self.live))
 
-    def may_still_touch(self, family: str) -> bool:
-        """Whether no job reads a backup of the volume, now; its lock, which is held, keeps those away that write."""
+    def may_still_change(self, family: str) -> bool:
+        """Return whether no job reads a backup of the volume now. The volume's lock excludes jobs that write."""
         return not _is_read(family, self.attempt.jobs.live())
 
-    def _own(self, family: str) -> bool:
+    def _is_own(self, family: str) -> bool:
         return family == self.volume and self.attempt.token > 0
 
     def result(self) -> dict[str, Any]:
-        """What was removed, or would be."""
+        """Return the findings as the job's result."""
         return {"dry_run": self.dry_run, "counts": dict(self.counts), "bytes": self.size, "found": self.found}
 
 
 @dataclass
-class _Place:
-    """One store. Holds what is listed of one artifact, and of all uncommitted writes."""
+class _StoreCleaning:
+    """The clean-up of one store. Memory: the objects of one artifact, and all uncommitted writes."""
 
     cleaning: _Cleaning
     store: Store
-    #: Writes that are too young to go, by place.
+    #: The uncommitted writes that are too young to remove, by prefix.
     young: dict[str, list[StoredObject]] = field(default_factory=dict)
 
     def clean(self, volume: str) -> None:
-        """Look through all of it, or through the backups and packs of one volume."""
+        """Clean up the whole store, or the backups and packs of one volume."""
         if not volume:
-            self._writes()
-        listed = self.store.list(volume)
-        for family, objects in groupby(listed, lambda each: _family_of(each.key)):
+            self._sweep_writes()
+        for family, objects in groupby(self.store.list(volume), lambda each: _family_of(each.key)):
             found = Volume(self.cleaning.attempt, self.store, family)
-            for place, of in groupby(objects, lambda each: place_of(each.key)):
-                if place.endswith(f"/{PACKS}"):
-                    found.packed = max(each.modified for each in of)
-                elif place and self._artifact(place, list(of)) and family:
-                    found.backups.append(Artifact.of_prefix(place))
+            for prefix, members in groupby(objects, lambda each: place_of(each.key)):
+                if prefix.endswith(f"/{PACKS}"):
+                    found.packed = max(each.modified for each in members)
+                elif prefix and self._is_complete(prefix, list(members)) and family:
+                    found.backups.append(Artifact.of_prefix(prefix))
             if family:
-                self._volume(found)
+                self._clean_volume(found)
 
-    def _writes(self) -> None:
+    def _sweep_writes(self) -> None:
+        """Remove abandoned uncommitted writes."""
         writes: dict[str, list[StoredObject]] = {}
         for each in self.store.leftovers():
-            if place := place_of(each.key):
-                writes.setdefault(place, []).append(each)
-        for place, found in writes.items():
-            self._abandoned(place, found)
+            if prefix := place_of(each.key):
+                writes.setdefault(prefix, []).append(each)
+        for prefix, found in writes.items():
+            old = [each for each in found if self.cleaning.is_old(each)]
+            if young := [each for each in found if each not in old]:
+                self.young[prefix] = young
+            if old and self.cleaning.is_dead(prefix):
+                for each in old:
+                    self.cleaning.record(self.store, "abandoned write", each.key, [each])
+                if not self.cleaning.dry_run:
+                    self.store.sweep(self.cleaning.older_than_s, prefix)
 
-    def _volume(self, found: Volume) -> None:
-        """Backups past retention and packs past use: looked for, and once more under the lock before they go."""
-        at_work = any(place.startswith(f"{found.family}/") for place in self.young)
-        if at_work or not self.cleaning.may_touch(found.family) or not self._goes(found):
+    def _clean_volume(self, volume: Volume) -> None:
+        """Remove backups past retention and unneeded packs. Check both again under the volume's lock."""
+        cleaning = self.cleaning
+        has_writer = any(prefix.startswith(f"{volume.family}/") for prefix in self.young)
+        if has_writer or not cleaning.may_change(volume.family):
             return
-        if self.cleaning.dry_run:
-            self._tell(found)
+        if not volume.expired(self._damaged) and not self._free_packs(volume):
             return
-        with self.cleaning.hold(found.family) as confirm:
-            if confirm is None or not self.cleaning.may_still_touch(found.family):
-                self.cleaning.attempt.log.info("%s waits for the next clean-up: a job is at work there", found.family)
+        if cleaning.dry_run:
+            self._record_volume(volume)
+            return
+        with cleaning.hold(volume.family) as confirm:
+            if confirm is None or not cleaning.may_still_change(volume.family):
+                cleaning.attempt.log.info("%s waits for the next clean-up: a job uses the volume", volume.family)
                 return
-            expired = self._tell(found)
-            held = replace(self.cleaning.attempt, confirm=confirm)
+            expired = self._record_volume(volume)
             try:
-                found.remove(expired, held)
+                volume.remove(expired, replace(cleaning.attempt, confirm=confirm))
             except Cancelled as error:
                 if error.reason != "fenced":
                     raise
-                # The lock was lost, and with it the job that held it goes to a worker; if we are lost, check() says so.
-                self.cleaning.attempt.log.warning("%s is left to a worker: its lock was lost", found.family)
+                # The volume's lock was lost. A worker continues the job that held it. If this attempt has lost its own
+                # claim too, the next check() raises.
+                cleaning.attempt.log.warning("%s is left to another worker: its lock was lost", volume.family)
 
-    def _goes(self, found: Volume) -> bool:
-        return bool(found.expired(self._damaged) or self._free(found))
+    def _free_packs(self, volume: Volume) -> list[StoredObject]:
+        """Return the packs that no backup needs.
 
-    def _free(self, found: Volume) -> list[StoredObject]:
-        """A pack that is young may be of a backup that is being made where no ledger knows of it; then none goes."""
-        old = self.cleaning.is_old(StoredObject("", 0, modified=found.packed))
-        return found.free() if old else []
+        Return none if a pack is young: a backup that no ledger knows may have written it.
+        """
+        old = self.cleaning.is_old(StoredObject("", 0, modified=volume.packed))
+        return volume.free() if old else []
 
-    def _tell(self, found: Volume) -> list[Manifest]:
-        """Note what goes of a volume; returns the backups."""
-        expired = found.expired(self._damaged)
+    def _record_volume(self, volume: Volume) -> list[Manifest]:
+        """Record the backups past retention and the unneeded packs. Return these backups."""
+        expired = volume.expired(self._damaged)
         for manifest, why in expired:
-            of = [StoredObject(manifest.artifact.key(each.name), each.size) for each in manifest.entries]
-            self.cleaning.note(self.store, "expired backup", manifest.artifact.prefix, of, why)
-        for each in self._free(found):
-            self.cleaning.note(self.store, "unneeded pack", each.key, [each], "no backup of the volume needs it")
+            objects = [StoredObject(manifest.artifact.key(each.name), each.size) for each in manifest.entries]
+            self.cleaning.record(self.store, "expired backup", manifest.artifact.prefix, objects, why)
+        for each in self._free_packs(volume):
+            self.cleaning.record(self.store, "unneeded pack", each.key, [each], "no backup of the volume needs it")
         return [manifest for manifest, _ in expired]
 
     @property
     def _damaged(self) -> set[str]:
         return self.cleaning.damaged.get(self.store.name, set())
 
-    def _abandoned(self, place: str, found: list[StoredObject]) -> None:
-        old = [each for each in found if self.cleaning.is_old(each)]
-        if young := [each for each in found if each not in old]:
-            self.young[place] = young
-        if old and self.cleaning.is_dead(place):
-            for each in old:
-                self.cleaning.note(self.store, "abandoned write", each.key, [each])
-            if not self.cleaning.dry_run:
-                self.store.sweep(self.cleaning.older_than_s, place)
+    def _is_complete(self, prefix: str, objects: list[StoredObject]) -> bool:
+        """Return whether the artifact is complete. Remove an incomplete artifact, and the draft of a complete one.
 
-    def _artifact(self, place: str, objects: list[StoredObject]) -> bool:
-        """Whether it is complete."""
-        names = {each.key.removeprefix(f"{place}/") for each in objects}
-        if MANIFEST not in names:
-            self._incomplete(place, objects)
-        elif DRAFT in names:
-            self._draft(place, [each for each in objects if each.key == f"{place}/{DRAFT}"])
-        return MANIFEST in names
-
-    def _incomplete(self, place: str, objects: list[StoredObject]) -> None:
-        if place in self.young or not all(map(self.cleaning.is_old, objects)) or not self.cleaning.is_dead(place):
-            return
-        if find_manifest(self.store, Artifact.of_prefix(place)) is None:
-            self.cleaning.note(self.store, "incomplete artifact", place, objects)
-            self._delete(objects)
-
-    def _draft(self, place: str, draft: list[StoredObject]) -> None:
-        """A job that was killed between its manifest and its draft leaves that one."""
-        if self.cleaning.is_old(draft[0]) and self.cleaning.is_dead(place):
-            self.cleaning.note(self.store, "draft", draft[0].key, draft)
-            self._delete(draft)
-
-    def _delete(self, objects: list[StoredObject]) -> None:
-        if not self.cleaning.dry_run:
-            for each in objects:
-                self.store.delete(each.key)
+        A job that was killed between its manifest and its draft leaves the draft.
+        """
+        draft = [each for each in objects if each.key == f"{prefix}/{DRAFT}"]
+        complete = any(each.key == f"{prefix}/{MANIFEST}" for each in objects)
+        leftovers = draft if complete else objects
+        if not leftovers or not all(map(self.cleaning.is_old, leftovers)):
+            return complete
+        if (not complete and prefix in self.young) or not self.cleaning.is_dead(prefix):
+            return complete
+        if complete:
+            self.cleaning.record(self.store, "draft", draft[0].key, draft)
+        elif find_manifest(self.store, Artifact.of_prefix(prefix)) is None:
+            self.cleaning.record(self.store, "incomplete artifact", prefix, objects)
+        else:
+            return complete  # a job has completed the artifact since the listing
+        for each in () if self.cleaning.dry_run else leftovers:
+            self.store.delete(each.key)
+        return complete
 
 
-def _is_dead(place: str, live: Collection[str]) -> bool:
-    names = place.split("/")
+def _is_dead(prefix: str, live: Collection[str]) -> bool:
+    names = prefix.split("/")
     return not any("/".join(names[:depth]) in live for depth in range(1, len(names) + 1))
 
 
@@ -297,6 +300,6 @@ def _is_read(family: str, live: Collection[str]) -> bool:
 
 
 def _family_of(key: str) -> str:
-    """The place of the volume whose backup or pack an object belongs to; "" for any other."""
-    place = place_of(key)
-    return place.rpartition("/")[0] if place.startswith("snapshots/") else ""
+    """Return the directory of the volume to which a backup's object or a pack belongs; "" for any other object."""
+    prefix = place_of(key)
+    return prefix.rpartition("/")[0] if prefix.startswith("snapshots/") else ""

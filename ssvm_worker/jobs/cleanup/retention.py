@@ -1,4 +1,4 @@
-"""Which backups of a volume are kept: the last ones, and the last of so many days, weeks and months."""
+"""The retention rules: keep the last backups of a volume, and the last backup of several days, weeks and months."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 @dataclass(frozen=True)
 class RetentionRule:
-    """How many are kept; a period counts only if there is a backup of it. All 0: every backup is kept."""
+    """The number of backups to keep. A period without a backup does not count. All 0: keep every backup."""
 
     keep_last: int = 0
     keep_daily: int = 0
@@ -25,7 +25,7 @@ class RetentionRule:
 
 @dataclass(frozen=True)
 class RetentionRules:
-    """The rule of each volume: its own, else its account's, else the one of all."""
+    """The rules of all volumes. The rule of a volume precedes the rule of its account and the default rule."""
 
     default: RetentionRule = RetentionRule()
     accounts: Mapping[str, RetentionRule] = field(default_factory=dict)
@@ -33,66 +33,67 @@ class RetentionRules:
     volumes: Mapping[str, RetentionRule] = field(default_factory=dict)
 
     def of(self, account: str, volume: str) -> RetentionRule:
-        """The rule for backups of that volume."""
+        """Return the rule for the backups of that volume."""
         return self.volumes.get(f"{account}/{volume}", self.accounts.get(account, self.default))
 
 
 @dataclass(frozen=True)
 class BackupAge:
-    """What the rules look at."""
+    """The facts of a backup that the rules use."""
 
     id: str
     #: Seconds since the epoch.
     created: float
-    #: Whether it has all disks that were asked for, and nothing is known to be wrong with it.
+    #: Whether the backup has all requested disks and no known damage.
     good: bool = True
-    #: When it was last read again, in seconds since the epoch; 0 for never.
+    #: When the backup was last verified, in seconds since the epoch; 0 for never.
     verified: float = 0.0
 
 
-#: Two backups of one period have the same name of it. Days, ISO weeks and months are UTC's.
+#: The functions that return the period of a backup's time. Days, ISO weeks and months are those of UTC.
 _PERIODS: dict[str, Callable[[datetime], object]] = {
-    "keep_last": lambda when: when,
-    "keep_daily": lambda when: when.date(),
-    "keep_weekly": lambda when: when.isocalendar()[:2],
-    "keep_monthly": lambda when: (when.year, when.month),
+    "keep_last": lambda created: created,
+    "keep_daily": lambda created: created.date(),
+    "keep_weekly": lambda created: created.isocalendar()[:2],
+    "keep_monthly": lambda created: (created.year, created.month),
 }
 
 
-def kept(rule: RetentionRule, backups: Sequence[BackupAge]) -> dict[str, list[str]]:
-    """Ids of the backups that stay, each with the reasons; what is not in it may go.
+def backups_to_keep(rule: RetentionRule, backups: Sequence[BackupAge]) -> dict[str, list[str]]:
+    """Return the ids of the backups to keep, with the reasons. All other backups may be deleted.
 
-    A backup that is not good takes no place of a good one, but stays as long as it would if it was good. Where none is
-    good all stay. So does, whatever the rule, the newest good one; and the newest that was read again and found sound,
-    for a later one in which nobody has found anything may be one at which nobody has looked.
+    - A bad backup does not count in place of a good one. It is kept as long as a good one of its age.
+    - If no backup is good, all are kept.
+    - The newest good backup is always kept.
+    - The newest good backup that was verified is always kept. A later one may have damage that no verification found.
     """
     good = [each for each in backups if each.good]
     if not rule:
         return {each.id: ["no rule"] for each in backups}
     if not good:
         return {each.id: ["none is known to be good"] for each in backups}
-    found: dict[str, list[str]] = {}
-    for each, why in _chosen(rule, good):
-        found.setdefault(each.id, []).append(why)
-    for each, why in _chosen(rule, backups):
-        if each.id not in found:
-            found[each.id] = [f"{why}, though not good"]
-    found.setdefault(max(good, key=_age).id, []).append("the last good one")
-    if read := [each for each in good if each.verified]:
-        found.setdefault(max(read, key=_age).id, []).append("the last that was verified")
-    return found
+    reasons: dict[str, list[str]] = {}
+    for each, name in _select(rule, good):
+        reasons.setdefault(each.id, []).append(name)
+    for each, name in _select(rule, backups):
+        if each.id not in reasons:
+            reasons[each.id] = [f"{name}, though not good"]
+    reasons.setdefault(max(good, key=_age).id, []).append("the last good one")
+    if verified := [each for each in good if each.verified]:
+        reasons.setdefault(max(verified, key=_age).id, []).append("the last that was verified")
+    return reasons
 
 
-def _chosen(rule: RetentionRule, backups: Sequence[BackupAge]) -> list[tuple[BackupAge, str]]:
-    """The newest of each of the last periods."""
-    found = []
+def _select(rule: RetentionRule, backups: Sequence[BackupAge]) -> list[tuple[BackupAge, str]]:
+    """Return the newest backup of each of the last periods, with the name of the rule's field."""
+    selected = []
     for name, period in _PERIODS.items():
         newest: dict[object, BackupAge] = {}
         for each in sorted(backups, key=_age, reverse=True):
             key = each.id if name == "keep_last" else period(datetime.fromtimestamp(each.created, UTC))
             newest.setdefault(key, each)
-        found += [(each, name) for each in list(newest.values())[: getattr(rule, name)]]
-    return found
+        selected += [(each, name) for each in list(newest.values())[: getattr(rule, name)]]
+    return selected
 
 
 def _age(backup: BackupAge) -> tuple[float, str]:

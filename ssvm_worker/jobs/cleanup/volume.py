@@ -1,4 +1,4 @@
-"""Clean-up of one volume's backups on one store: those that no rule keeps, and packs of grains that none needs."""
+"""Clean-up of one volume on one store: remove backups past retention, and packs that no backup needs."""
 
 from __future__ import annotations
 
@@ -17,64 +17,65 @@ from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.jobs.usage import record_pack_usage
 from ssvm_worker.streaming.interfaces import Store, StoredObject
 
-from .retention import BackupAge, kept
+from .retention import BackupAge, backups_to_keep
 
 
 @dataclass
 class Volume:
-    """What is listed of it."""
+    """The listed backups and packs of a volume."""
 
     attempt: Attempt
     store: Store
     #: ``snapshots/ACCOUNT/VOLUME``
     family: str
-    #: Of complete ones.
+    #: The complete backups.
     backups: list[Artifact] = field(default_factory=list)
-    #: When its youngest pack was written, in seconds since the epoch; 0 if it has none.
+    #: When the youngest pack was written, in seconds since the epoch; 0 if there is no pack.
     packed: float = 0.0
 
     def expired(self, damaged: Collection[str]) -> list[tuple[Manifest, str]]:
-        """The backups that no rule keeps, each with the reason. *damaged*: places of what is known to be."""
+        """Return the backups that no rule keeps, with the reason. *damaged* are the prefixes of damaged backups."""
         _, account, volume = self.family.split("/")
         rule = self.attempt.retention.of(account, volume)
         if not rule or len(self.backups) < 2:
             return []
         manifests = [each for each in map(self._manifest, self.backups) if each]
-        known = {each.artifact.id: self._judged(each, damaged) for each in manifests}
-        stays = kept(rule, list(known.values()))
-        newest = max(stays, key=lambda id_: known[id_].created, default="")
-        why = f"no rule keeps it ({rule}); of {len(known)} backups {len(stays)} stay, the newest is {newest}"
-        return [(each, why) for each in manifests if each.artifact.id not in stays]
+        ages = {each.artifact.id: self._age(each, damaged) for each in manifests}
+        kept = backups_to_keep(rule, list(ages.values()))
+        newest = max(kept, key=lambda id_: ages[id_].created, default="")
+        why = f"no rule keeps it ({rule}); of {len(ages)} backups {len(kept)} stay, the newest is {newest}"
+        return [(each, why) for each in manifests if each.artifact.id not in kept]
 
     def free(self) -> list[StoredObject]:
-        """Packs that no backup of the volume needs; none where that cannot be known."""
+        """Return the packs that no backup of the volume needs. Return none if a grain map is unreadable."""
         try:
             return free_packs(self.store, self.family) if self.packed else []
         except CorruptImage as error:
             self.attempt.log.warning("packs that may be free are kept: %s", error)
             return []
 
-    def remove(self, expired: list[Manifest], held: Attempt) -> None:
-        """Delete backups, and packs that nobody needs then. *held* is an attempt that holds the volume's lock."""
+    def remove(self, expired: list[Manifest], locked: Attempt) -> None:
+        """Delete backups, and the packs that no other backup needs. *locked* is an attempt with the volume's lock."""
         for each in expired:
-            it = each.artifact
-            names = {"kind": it.kind, "account": it.account, "id": it.id, "volume": it.volume}
-            delete.run(delete.Request(**names, stores=[self.store.name]), held)
+            artifact = each.artifact
+            names = {"kind": artifact.kind, "account": artifact.account, "id": artifact.id, "volume": artifact.volume}
+            delete.run(delete.Request(**names, stores=[self.store.name]), locked)
         if self.packed:
-            some = Artifact.of_prefix(f"{self.family}/any")
-            sweep_packs(self.store, some, held)
-            record_pack_usage(held, self.store, some)
+            any_backup = Artifact.of_prefix(f"{self.family}/any")
+            sweep_packs(self.store, any_backup, locked)
+            record_pack_usage(locked, self.store, any_backup)
 
     def _manifest(self, artifact: Artifact) -> Manifest | None:
-        """None of one that cannot be read: what it was nobody knows, so it stays."""
+        """Return the manifest, or None if it is unreadable. Such a backup is kept, because its facts are unknown."""
         try:
             return find_manifest(self.store, artifact)
         except CorruptImage as error:
-            self.attempt.log.warning("no rule is applied to it: %s", error)
+            self.attempt.log.warning("a backup with an unreadable manifest is kept: %s", error)
             return None
 
-    def _judged(self, manifest: Manifest, damaged: Collection[str]) -> BackupAge:
-        it = manifest.artifact
-        (verified,) = self.attempt.verdicts.times(self.store.name, [it.prefix])
-        good = it.prefix not in damaged and not lost_disks(manifest)
-        return BackupAge(it.id, datetime.fromisoformat(manifest.created).timestamp(), good, verified)
+    def _age(self, manifest: Manifest, damaged: Collection[str]) -> BackupAge:
+        prefix = manifest.artifact.prefix
+        (verified,) = self.attempt.verdicts.times(self.store.name, [prefix])
+        good = prefix not in damaged and not lost_disks(manifest)
+        created = datetime.fromisoformat(manifest.created).timestamp()
+        return BackupAge(manifest.artifact.id, created, good, verified)

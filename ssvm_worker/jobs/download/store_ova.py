@@ -59,8 +59,8 @@ class StoredOva:
         if request.convert_to:
             raise UnknownFormat("The file is an OVA, which is not converted", self._location, "Omit convert_to")
         if request.format not in ("auto", "ova"):
-            what = f"The file is an OVA, but {request.format} was requested"
-            raise UnknownFormat(what, self._location, "Request ova or auto if this is the right file")
+            what = f"The file is an OVA, but {request.format} was asked for"
+            raise UnknownFormat(what, self._location, "Give the format ova or auto if this is the right file")
         self._text = self._read(next(members), ova.MAX_TEXT)
         self._descriptor = ova.read_descriptor(self._text, self._location)
         # The objects have new names. The names in the OVA never become names of files or keys.

@@ -1,4 +1,4 @@
-"""Reads one artifact again, whole, and tells what is wrong with it."""
+"""Read one artifact again, and report what is wrong with it."""
 
 from __future__ import annotations
 
@@ -17,46 +17,44 @@ from ssvm_worker.streaming.rate_limit import SharedRateLimit, paced
 
 
 class ArtifactCheck:
-    """What one attempt reads, at *rate* bytes a second at the most."""
+    """The verification of artifacts in one attempt, with at most *rate* bytes per second."""
 
     def __init__(self, attempt: Attempt, rate: int | None) -> None:
         self._attempt = attempt
         self._pace = [(SharedRateLimit(), float(rate))] if rate else []
-        #: Packs that were found to be sound, of one volume on one store: its other backups share them.
+        #: The sound packs of one volume on one store. The volume's backups share packs, so each is read once.
         self._sound: set[str] = set()
         self._volume = ("", "")
-        #: Whether all findings could be noted.
+        #: Whether all results were recorded.
         self.recorded = True
 
     def findings(self, store: Store, manifest: Manifest) -> list[str]:
-        """Read all objects, and all packs that they need; what differs from the manifest, or contradicts it."""
-        damaged = [finding for entry in manifest.entries for finding in self._differs(store, manifest, entry)]
+        """Read all objects, and all packs that they need. Return the differences to the manifest and contradictions."""
+        damaged = [finding for entry in manifest.entries for finding in self._verify_object(store, manifest, entry)]
         found = damaged or contradictions(store, manifest)
-        return found + self._packs(store, manifest)
+        if manifest.artifact.kind != "backup":
+            return found
+        if self._volume != (volume := (store.name, manifest.artifact.family)):
+            self._volume, self._sound = volume, set()
+        return found + verify_packs(store, manifest, self._attempt.wait, self._observe_pack, self._sound)
 
-    def note(self, store: Store, artifact: Artifact, findings: Sequence[str]) -> None:
-        """Remember what was found; that this cannot be done now does not undo the reading."""
+    def record(self, store: Store, artifact: Artifact, findings: Sequence[str]) -> None:
+        """Record the result. If that fails, log the error; the verification still counts."""
         try:
             self._attempt.verdicts.note(store.name, artifact.prefix, findings, self._attempt.job_id)
         except NOT_THERE as error:
             if self.recorded:
-                self._attempt.log.info("what is found is not recorded: %s", error)
+                self._attempt.log.info("the results are not recorded: %s", error)
             self.recorded = False
 
-    def _packs(self, store: Store, manifest: Manifest) -> list[str]:
-        if manifest.artifact.kind != "backup":
-            return []
-        if self._volume != (volume := (store.name, manifest.artifact.family)):
-            self._volume, self._sound = volume, set()
-        return verify_packs(store, manifest, self._attempt.wait, self._saw_pack, self._sound)
-
-    def _saw_pack(self, data: bytes) -> None:
+    def _observe_pack(self, data: bytes) -> None:
+        """Count a pack that was read, and wait for the rate limit."""
         self._attempt.check()
         self._attempt.progress.observe(data)
         for _ in paced([data], self._pace, self._attempt.wait):
             pass
 
-    def _differs(self, store: Store, manifest: Manifest, entry: Entry) -> list[str]:
+    def _verify_object(self, store: Store, manifest: Manifest, entry: Entry) -> list[str]:
         key = manifest.artifact.key(entry.name)
         hasher, structure = Hasher(), Structure(manifest, entry)
         chunks = paced(self._attempt.resuming(store.reader(key)), self._pace, self._attempt.wait)

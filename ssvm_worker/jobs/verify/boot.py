@@ -1,4 +1,4 @@
-"""Boots a restored copy of a backup in QEMU, without network, and keeps a screenshot."""
+"""Boot a restored copy of a backup in QEMU without network, and keep a screenshot."""
 
 from __future__ import annotations
 
@@ -25,42 +25,46 @@ from ssvm_worker.vm_boot.command_line import MOST_DISKS, BootMachine, Drive, too
 from .screenshots import screenshot_path
 
 _PREFIX = "ssvm-boot-"
-#: A guest's memory where the backup does not tell it, and its least: what the VM had is more as a rule.
-_MEMORY, _LEAST = GiB, 64 * MiB
+#: The memory of a guest if the backup does not say it, and the smallest memory. VMs usually had more.
+_DEFAULT_MEMORY, _MIN_MEMORY = GiB, 64 * MiB
 
 
 def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, Any]:
-    """Restore the disks to scratch files, every byte verified, boot them, and tell what was seen.
+    """Restore the disks to scratch files, verify every byte, boot the disks, and return what the screen showed.
 
-    Raises CorruptImage where the BIOS finds nothing to boot, ConfigError where QEMU is missing or fails, StoreFull
-    where the scratch directory is too small, and as a restore does.
+    Raises CorruptImage if the BIOS finds nothing to boot. Raises ConfigError if QEMU is missing or fails. Raises
+    StoreFull if the scratch directory is too small. Also raises the errors of a restore.
     """
     tool("qemu-system-x86_64", "qemu-system-x86")
     parent = attempt.boots.folder
     if parent is None:
-        raise ConfigError("This worker has no directory to boot copies in", "boot.dir", "Set it")
+        raise ConfigError("This worker has no directory for booting copies", "boot.dir", "Set it to a local directory")
     disks = read_backup(attempt, store, artifact)
     config = _config(store, disks[0].manifest)
     parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(parent, _PREFIX) as folder:
         attempt.progress.start("restoring to boot", sum(disk.total("qcow2") for disk in disks))
-        drives = [Drive(_restored(disk, folder), _controller(config, disk)) for disk in disks[:MOST_DISKS]]
+        drives = [Drive(_restore(disk, folder), _controller(config, disk)) for disk in disks[:MOST_DISKS]]
         attempt.progress.start("booting")
         firmware = str(config.get("firmware") or "bios")
         machine = BootMachine(drives, _memory(config, attempt.boots.memory), firmware, attempt.boots.accelerator)
-        seen = boot(machine, folder, BootTimeouts(attempt.boots.seconds, attempt.boots.still_s), attempt.check)
-    kept = _keep(screenshot_path(parent, artifact), seen)
-    if not seen.bootable:
+        outcome = boot(machine, folder, BootTimeouts(attempt.boots.seconds, attempt.boots.still_s), attempt.check)
+    screenshot = screenshot_path(parent, artifact)
+    screenshot.parent.mkdir(parents=True, exist_ok=True)
+    new = screenshot.with_suffix(".new")
+    new.write_bytes(outcome.picture.png())
+    new.replace(screenshot)
+    if not outcome.bootable:
         raise CorruptImage(
             "The BIOS finds nothing to boot on the disks",
             f"{store.name}:{artifact.prefix}",
-            f"Look at the screen, {kept}. A VM that boots from elsewhere is no loss: verify it without boot",
+            f"See the screenshot {screenshot}. If the VM boots from another device, verify it without boot",
         )
-    return _told(seen, machine, kept)
+    return _result(outcome, machine, screenshot)
 
 
-def _restored(disk: BackupDisk, folder: Path) -> Path:
-    """A disk as a qcow2, as large as what it holds."""
+def _restore(disk: BackupDisk, folder: Path) -> Path:
+    """Write a disk as a sparse qcow2. Return its path."""
     hasher, name = Hasher(), f"disk{disk.number}"
     hint = int(disk.entry.facts.get("populated", disk.capacity)) + disk.capacity // 1024 + MiB
     with FileStore("scratch", folder).writer(name, hint, owner=disk.attempt.owner) as sink:
@@ -69,35 +73,27 @@ def _restored(disk: BackupDisk, folder: Path) -> Path:
     return folder / name
 
 
-def _keep(path: Path, seen: BootOutcome) -> Path:
-    """The screenshot, in place of that of an earlier time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_bytes(seen.picture.png())
-    return new.replace(path)
-
-
-def _told(seen: BootOutcome, machine: BootMachine, kept: Path) -> dict[str, Any]:
+def _result(outcome: BootOutcome, machine: BootMachine, screenshot: Path) -> dict[str, Any]:
     return {
-        "screenshot": str(kept),
-        "screen": seen.screen,
-        "width": seen.picture.width,
-        "height": seen.picture.height,
-        "seconds": seen.seconds,
-        "events": list(seen.events),
+        "screenshot": str(screenshot),
+        "screen": outcome.screen,
+        "width": outcome.picture.width,
+        "height": outcome.picture.height,
+        "seconds": outcome.seconds,
+        "events": list(outcome.events),
         "disks": len(machine.drives),
         "firmware": machine.firmware,
         "memory": machine.memory,
-        "accelerator": "kvm" if seen.kvm else "tcg",
-        **({"kvm_failure": seen.kvm_failure} if seen.kvm_failure else {}),
+        "accelerator": "kvm" if outcome.kvm else "tcg",
+        **({"kvm_failure": outcome.kvm_failure} if outcome.kvm_failure else {}),
     }
 
 
-# What the VM was.
+# The hardware of the VM.
 
 
 def _config(store: Store, manifest: Manifest) -> dict[str, Any]:
-    """The configuration that is stored beside the disks; empty where there is none that can be read."""
+    """Return the VM's configuration, which is stored with the disks. Return {} if it is missing or unreadable."""
     entry = next((each for each in manifest.entries if each.role == "config"), None)
     try:
         found = json.loads(read_bytes(store, manifest.artifact.key(entry.name))) if entry else {}
@@ -106,15 +102,15 @@ def _config(store: Store, manifest: Manifest) -> dict[str, Any]:
     return found if isinstance(found, dict) and isinstance(found.get("hardware", {}), dict) else {}
 
 
-def _memory(config: dict[str, Any], most: int) -> int:
+def _memory(config: dict[str, Any], max_bytes: int) -> int:
     hardware = config.get("hardware") or {}
-    given = hardware.get("memoryMB")
-    had = given * MiB if isinstance(given, int) and given > 0 else _MEMORY
-    return max(_LEAST, min(had, most))
+    stored = hardware.get("memoryMB")
+    memory = stored * MiB if isinstance(stored, int) and stored > 0 else _DEFAULT_MEMORY
+    return max(_MIN_MEMORY, min(memory, max_bytes))
 
 
 def _controller(config: dict[str, Any], disk: BackupDisk) -> str:
-    """The class of the disk's controller in vSphere; empty where that is not known."""
+    """Return the class of the disk's controller in vSphere, or "" if it is not known."""
     devices = {each.get("key"): each for each in (config.get("hardware") or {}).get("device") or []}
     own = devices.get(disk.entry.facts.get("disk")) or {}
     return str((devices.get(own.get("controllerKey")) or {}).get("_vimtype", "")).rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Read artifacts again: every object is compared with the manifest, and a backup's disks, OVF and .mf judged."""
+"""Read artifacts again. Compare every object with the manifest, and check the disks, OVF and .mf of backups."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ _REMEDY = "Restore it from another store, or delete it and store it again"
 
 
 class Request(ArtifactRequest):
-    """The artifact to read, or which of all, and where."""
+    """The artifact to read, or a selection of artifacts, and the stores."""
 
-    account: str = Field("", description="The account that owns the artifact; absent for many artifacts")
-    id: str = Field("", description="The artifact's id within its account (and volume); absent for many artifacts")
+    account: str = Field("", description="The account that owns the artifact. Absent for several artifacts")
+    id: str = Field("", description="The artifact's id within its account (and volume). Absent for several artifacts")
     stores: list[str] = Field(["primary"], min_length=1)
-    all: bool = Field(False, description="Every artifact of the stores")
-    sample: str = Field("", description="So many artifacts of each store, chosen at random: a number, or N%")
-    oldest: int = Field(0, ge=0, description="So many of each store, those first that were not verified for longest")
-    prefix: Prefix = Field("", description="With all, sample or oldest: below this place only, as snapshots/ACCOUNT")
+    all: bool = Field(False, description="Verify every artifact of the stores")
+    sample: str = Field("", description="Verify this many random artifacts of each store: a number, or N%")
+    oldest: int = Field(0, ge=0, description="Verify this many artifacts of each store, the longest unverified first")
+    prefix: Prefix = Field(
+        "", description="With all, sample or oldest: only artifacts below this prefix, such as snapshots/ACCOUNT"
+    )
     boot: bool = Field(False, description="Boot a restored copy of a backup in QEMU, and keep a screenshot")
-    rate: str = Field("", description="Bytes a second at the most: 50MiB/s")
+    rate: str = Field("", description="The most bytes per second, such as 50MiB/s")
 
     @field_validator("sample")
     @classmethod
     def _sample(cls, value: str) -> str:
         if value and not re.fullmatch(r"(100|[0-9]{1,2}(\.[0-9]{1,9})?)%|[1-9][0-9]{0,17}", value):
-            raise ValueError("must be a number, or a percentage as 5%")
+            raise ValueError("must be a number, or a percentage such as 5%")
         return value
 
     @field_validator("rate")
@@ -49,7 +51,7 @@ class Request(ArtifactRequest):
         return value
 
     @model_validator(mode="after")
-    def _one_way(self) -> Request:
+    def _one_selection(self) -> Request:
         ways = [bool(self.account and self.id), self.all, bool(self.sample), bool(self.oldest)]
         if sum(ways) != 1:
             raise ValueError("give account and id, or one of all, sample and oldest")
@@ -60,44 +62,40 @@ class Request(ArtifactRequest):
         return self
 
 
-def resource(request: Request) -> str:  # noqa: ARG001 - every job answers
-    """Nothing is written."""
+def resource(request: Request) -> str:  # noqa: ARG001 - every job has this function
+    """Return "": this job writes no artifact."""
     return ""
 
 
 def discard(request: Request, attempt: Attempt) -> None:
-    """Nothing was written."""
+    """Do nothing: this job writes no artifact."""
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
-    """Read all that is asked for on every store named; CorruptImage lists what differs or contradicts.
+    """Read the selected artifacts on every store of the request. Raise CorruptImage with all findings.
 
-    What was found is noted for each artifact, and what a further attempt finds noted already is not read again. What is
-    sound is booted then, if that is asked for, from the first store.
+    The result of each artifact is recorded. A later attempt at the same job skips the recorded artifacts of ``all``.
+    With ``boot``, a sound backup is then booted from the first store.
     """
-    reading = ArtifactCheck(attempt, parse_rate(request.rate) if request.rate else None)
+    check = ArtifactCheck(attempt, parse_rate(request.rate) if request.rate else None)
     if not request.id:
         selection = Selection(request.all, request.sample, request.oldest, request.prefix.strip("/"))
-        return Scrub(attempt, reading, selection).run(request.stores)
-    return _one(request, attempt, reading)
-
-
-def _one(request: Request, attempt: Attempt, reading: ArtifactCheck) -> dict[str, Any]:
-    found: list[str] = []
-    checked = size = 0
+        return Scrub(attempt, check, selection).run(request.stores)
+    findings: list[str] = []
+    objects = size = 0
     for name in request.stores:
         store = attempt.store(name)
         manifest = read_manifest(store, request.artifact)
         attempt.progress.start(f"verify {name}", manifest.size)
-        here = reading.findings(store, manifest)
-        reading.note(store, request.artifact, here)
+        found = check.findings(store, manifest)
+        check.record(store, request.artifact, found)
         record_usage(attempt, store, manifest)
-        found += here
-        checked, size = checked + len(manifest.entries), size + manifest.size
-    if found:
-        what = f"{len(found)} of {checked} objects are damaged: {'; '.join(found)}"
+        findings += found
+        objects, size = objects + len(manifest.entries), size + manifest.size
+    if findings:
+        what = f"{len(findings)} of {objects} objects are damaged: {'; '.join(findings)}"
         raise CorruptImage(what, request.artifact.prefix, _REMEDY)
-    told = {"objects": checked, "bytes": size, "stores": request.stores, "recorded": reading.recorded}
+    result = {"objects": objects, "bytes": size, "stores": request.stores, "recorded": check.recorded}
     if request.boot:
-        return told | {"boot": boot_check(attempt, attempt.store(request.stores[0]), request.artifact)}
-    return told
+        return result | {"boot": boot_check(attempt, attempt.store(request.stores[0]), request.artifact)}
+    return result

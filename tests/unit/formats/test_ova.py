@@ -168,13 +168,13 @@ BAD = {
     "a checksum that is wrong, at the end": (
         ova_of({name: data for name, data in LIAR.items() if name != "vm.mf"} | {"vm.mf": mf_of(FILES)}),
         CorruptImage,
-        "'vm-disk2.vmdk' is sha256:",
+        "'vm-disk2.vmdk' has sha256:",
     ),
-    "a checksum of nothing": (ova_of(with_mf(FILES) | {"vm.mf": mf_of(FILES | {"x": b""})}), CorruptImage, "not there"),
+    "a checksum of nothing": (ova_of(with_mf(FILES) | {"vm.mf": mf_of(FILES | {"x": b""})}), CorruptImage, "missing"),
     "a descriptor that was changed": (
         ova_of(with_mf(FILES) | {"vm.ovf": OVF + b"\n"}),
         CorruptImage,
-        "'vm.ovf' is sha256:",
+        "'vm.ovf' has sha256:",
     ),
     "checksums that leave one out": (ova_of(FILES | {"vm.mf": mf_of({"vm.ovf": OVF})}), UnknownFormat, "does not list"),
     "checksums of no form": (ova_of(FILES | {"vm.mf": b"MD5(x)= 00"}), CorruptImage, "no known form or algorithm"),

@@ -21,7 +21,7 @@ from ssvm_worker.cli import main
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import Cancelled, InvalidRequest
 from ssvm_worker.jobs.cleanup import job as cleanup
-from ssvm_worker.jobs.cleanup.retention import BackupAge, RetentionRule, RetentionRules, kept
+from ssvm_worker.jobs.cleanup.retention import BackupAge, RetentionRule, RetentionRules, backups_to_keep
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger.quota import LocalQuota
 from ssvm_worker.ledger.record import Claim, NewJob
@@ -50,7 +50,7 @@ def day(number: float, **known: Any) -> BackupAge:
 
 def stays(rule: RetentionRule, *backups: BackupAge) -> list[str]:
     """Return the kept backups in the order in which they were made."""
-    found = kept(rule, backups)
+    found = backups_to_keep(rule, backups)
     return [each.id for each in sorted(backups, key=lambda each: each.created) if each.id in found]
 
 
@@ -149,10 +149,10 @@ def test_good_and_bad(rule: RetentionRule, backups: list[BackupAge], expected: l
 def test_never_without_a_good_one(rule: RetentionRule, made: list[tuple[int, bool, bool]]) -> None:
     """Any rule keeps a good and a verified backup if they exist, and a second run deletes nothing."""
     backups = [day(at, good=good, verified=float(read)) for at, good, read in made]
-    left = [each for each in backups if each.id in kept(rule, backups)]
+    left = [each for each in backups if each.id in backups_to_keep(rule, backups)]
     assert any(each.good for each in left) == any(each.good for each in backups)
     assert any(each.good and each.verified for each in left) == any(each.good and each.verified for each in backups)
-    assert set(kept(rule, left)) == {each.id for each in left}
+    assert set(backups_to_keep(rule, left)) == {each.id for each in left}
 
 
 def test_whose_rule() -> None:
