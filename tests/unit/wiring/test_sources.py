@@ -120,7 +120,7 @@ def test_bad_client_certificate(https_server: HttpServer, tmp_path: Path) -> Non
     """A file without certificate and key is an error of the settings."""
     ca_file = https_server.ca_file(tmp_path)
     named: dict[str, Any] = {"ca_file": ca_file, "certificate_file": ca_file, "hosts": ["*"]}
-    with pytest.raises(ConfigError, match="certificate and key"):
+    with pytest.raises(ConfigError, match="Certificate and key"):
         run(https_server.url("image"), {"credentials": {"customer": named}}, credentials="customer")
 
 
