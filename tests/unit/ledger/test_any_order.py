@@ -1,4 +1,4 @@
-"""The queues under any order of events, beside a model that only knows the rules."""
+"""The queues under any order of events, compared with a model of the rules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMITS = {"store": 2, "source": 1, "account": 3}
 
 
 class Machine(RuleBasedStateMachine):
-    """Any order of submits, claims, ends, delays, losses and cancels, beside a model that only knows the rules."""
+    """Any order of submits, claims, ends, delays, losses and cancels, compared with a model of the rules."""
 
     broker: Broker
     number = 0
@@ -60,7 +60,7 @@ class Machine(RuleBasedStateMachine):
     def claim(self) -> Any:
         could = [each for each in self.waiting() if self.fits(each)]
         taken = self.ledger.claim_next("z", "download", "w")
-        if taken is None and could:  # it was woken in another's place; a round of the reaper mends it
+        if taken is None and could:  # it was woken instead of another job; the reaper's next round corrects that
             self.ledger.reap(0.0, 1000)
             taken = self.ledger.claim_next("z", "download", "w")
         assert bool(taken) == bool(could)
@@ -102,7 +102,7 @@ class Machine(RuleBasedStateMachine):
         return [each for job_id, each in self.jobs.items() if job_id not in self.running]
 
     def fits(self, job: NewJob) -> bool:
-        """Whether no limit stands against it."""
+        """Return whether no limit prevents the job."""
         used = Counter(limit for each in self.running.values() for limit in each.uses)
         if job.resource and job.resource in {each.resource for each in self.running.values()}:
             return False
@@ -114,7 +114,7 @@ class Machine(RuleBasedStateMachine):
         assert counts["running"] == len(self.running)
 
     def teardown(self) -> None:
-        """Whatever waits is run to its end."""
+        """Run all waiting jobs to their end."""
         for job_id in list(self.running):
             record = self.ledger.get(job_id)
             self.ledger.finish(Claim(job_id, len(record.attempts), record), "succeeded", result={})
@@ -135,7 +135,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_any_order(broker: Broker) -> None:
-    """No limit is ever exceeded, no job that may run is forgotten, and all get their turn at the end."""
+    """No limit is ever exceeded, no runnable job is forgotten, and all jobs run in the end."""
     Machine.broker = broker
     check = settings(
         max_examples=12,

@@ -1,4 +1,4 @@
-"""A broker that is full, under maxmemory and noeviction: what it has can be looked at, ended and removed."""
+"""A full broker, under maxmemory and noeviction: its jobs can be shown, ended and removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.servers.broker import Broker, StoppableBroker
 
 @pytest.fixture
 def full(stoppable_broker: StoppableBroker) -> Iterator[tuple[Broker, Ledger]]:
-    """A full broker, with jobs that wait, run and have ended."""
+    """Return a full broker with waiting, running and ended jobs."""
     broker = stoppable_broker.with_prefix("")
     with Ledger(broker.url, keep_s=0.0) as ledger:
         for number in range(30):
@@ -38,7 +38,7 @@ def test_new_jobs_are_refused(full: tuple[Broker, Ledger]) -> None:
 
 
 def test_what_is_there(full: tuple[Broker, Ledger]) -> None:
-    """Jobs are listed, run, ended and cancelled; workers are seen; old records go, and with them their counts."""
+    """Jobs are listed, run, ended and cancelled, workers are shown, and old records expire with their counts."""
     broker, ledger = full
     assert len(ledger.page(limit=100)) == 32
     assert ledger.get("runs").state == "queued"

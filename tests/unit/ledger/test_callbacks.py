@@ -1,4 +1,4 @@
-"""Whoever asked to be told of a job's end is told, by a real POST to a real server, until he takes it."""
+"""Callbacks at a job's end: a real POST to a real server, repeated until it is accepted."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ QUICK = RetryPolicy(first_delay_s=0.001, max_delay_s=0.001)
 
 @pytest.fixture
 def ledger(broker: Broker) -> Iterator[Ledger]:
-    """A ledger."""
+    """Return a ledger."""
     with Ledger(broker.url, prefix=broker.prefix) as found:
         yield found
 
 
 def ended(ledger: Ledger, url: str | None, state: str = "succeeded") -> None:
-    """A job j1 that has ended and wants this URL to know."""
+    """Return an ended job j1 with this callback URL."""
     ledger.submit(NewJob("j1", "download", "z", "download", {"url": "http://x/y?key=open"}, callback_url=url))
     claim = ledger.claim("j1", "w")
     assert claim
@@ -45,13 +45,13 @@ def ended(ledger: Ledger, url: str | None, state: str = "succeeded") -> None:
 
 
 def outbox(ledger: Ledger, **settings: Any) -> Callbacks:
-    """Callbacks that are tried again at once."""
+    """Return an outbox that retries at once."""
     here = {"policy": QUICK, "rule": AddressRule(("127.0.0.0/8",))}
     return Callbacks(ledger, CallbackSettings(**(here | settings)), shown)
 
 
 def send_all(callbacks: Callbacks, ledger: Ledger) -> Callback:
-    """Send until nothing is pending; how it ended."""
+    """Send until no callback is pending, and return the outcomes."""
     while ledger.get("j1").callback.state == "pending":
         callbacks.send_due()
     return ledger.get("j1").callback
@@ -59,7 +59,7 @@ def send_all(callbacks: Callbacks, ledger: Ledger) -> Callback:
 
 @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
 def test_delivered(ledger: Ledger, state: str) -> None:
-    """Every end is told, with the record as the body and its secrets masked."""
+    """Every end is sent, with the record as the body and its secrets masked."""
     with Receiver() as receiver:
         ended(ledger, receiver.url, state)
         assert send_all(outbox(ledger), ledger).state == "delivered"
@@ -71,7 +71,7 @@ def test_delivered(ledger: Ledger, state: str) -> None:
 
 
 def test_signed_and_tried_again(ledger: Ledger) -> None:
-    """A receiver that fails twice gets it a third time, and every try is numbered and signed over its own bytes."""
+    """A receiver that fails twice gets a third try, and every try is numbered and signed separately."""
     with Receiver(500, 503) as receiver:
         ended(ledger, receiver.url)
         assert send_all(outbox(ledger, secret="sesame"), ledger) == Callback(receiver.url, "delivered", 3, "")
@@ -82,7 +82,7 @@ def test_signed_and_tried_again(ledger: Ledger) -> None:
 
 
 def test_given_up(ledger: Ledger) -> None:
-    """After max_tries it is given up, and the record keeps the last answer."""
+    """After max_tries the callback is given up, and the record keeps the last answer."""
     with Receiver(*[500] * 9) as receiver:
         ended(ledger, receiver.url)
         callback = send_all(outbox(ledger, max_tries=3), ledger)
@@ -92,14 +92,14 @@ def test_given_up(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 307])
 def test_redirect(ledger: Ledger, status: int) -> None:
-    """A redirect is no delivery: the record goes where it was asked for, or nowhere."""
+    """A redirect is no delivery, and the record goes only to the requested URL."""
     with Receiver(status) as receiver:
         ended(ledger, receiver.url)
         assert send_all(outbox(ledger, max_tries=1), ledger).error == f"the answer was {status}"
 
 
 def test_nobody_there(ledger: Ledger) -> None:
-    """A receiver that cannot be reached is tried again, and no error repeats the URL's secrets."""
+    """An unreachable receiver is tried again, and no error repeats the URL's secrets."""
     ended(ledger, "http://127.0.0.1:1/done?token=sesame")
     callback = send_all(outbox(ledger, max_tries=2), ledger)
     assert (callback.state, callback.tries) == ("failed", 2)
@@ -115,7 +115,7 @@ def test_nobody_asked(ledger: Ledger) -> None:
 
 
 def test_survives_the_worker(ledger: Ledger) -> None:
-    """A callback that its worker did not live to send is sent by whoever comes next, and by one of them."""
+    """If a worker is killed before it sends a callback, exactly one other worker sends it."""
     with Receiver() as receiver:
         ended(ledger, receiver.url)
         assert outbox(ledger).send_due() is True
@@ -124,7 +124,7 @@ def test_survives_the_worker(ledger: Ledger) -> None:
 
 
 def test_one_sender(ledger: Ledger) -> None:
-    """While one worker is busy with a callback, no other one sends it."""
+    """While one worker sends a callback, no other worker sends it."""
     ended(ledger, "http://127.0.0.1:1/")
     taken: Record | None = ledger.take_callback(60, "j1")
     assert taken
@@ -133,7 +133,7 @@ def test_one_sender(ledger: Ledger) -> None:
 
 
 def test_deleted_by_hand(broker: Broker, ledger: Ledger) -> None:
-    """A job whose record somebody has deleted is forgotten, and the next callback is sent."""
+    """A job whose record was deleted by hand is forgotten, and the next callback is sent."""
     with Receiver() as receiver, broker.client() as client:
         ended(ledger, "http://127.0.0.1:1/")
         client.delete(f"{broker.prefix}ssvm.ledger:ended:j1")
@@ -147,7 +147,7 @@ def test_deleted_by_hand(broker: Broker, ledger: Ledger) -> None:
 
 
 def test_retried_job_waits_for_its_new_end(ledger: Ledger) -> None:
-    """A callback that was still to be sent when its job was retried is not sent before the new end."""
+    """A pending callback of a job that is retried is not sent before the new end."""
     with Receiver() as receiver:
         ended(ledger, receiver.url, "failed")
         ledger.retry("j1", "ann")
@@ -156,7 +156,7 @@ def test_retried_job_waits_for_its_new_end(ledger: Ledger) -> None:
 
 
 def test_retried_job_tells_again(ledger: Ledger) -> None:
-    """A job that is retried is told of at its new end."""
+    """A retried job sends a callback at its new end."""
     with Receiver() as receiver:
         ended(ledger, receiver.url, "failed")
         send_all(outbox(ledger), ledger)
@@ -212,7 +212,7 @@ class Peer:
     ],
 )
 def test_no_answer(ledger: Ledger, pieces: list[bytes], ends: bool) -> None:
-    """An exchange ends by its deadline whatever the receiver sends, and counts as a try without an answer."""
+    """An exchange ends at its deadline for any answer, and counts as a try without an answer."""
     with Peer(pieces, ends) as peer:
         ended(ledger, peer.url)
         callback = send_all(outbox(ledger, max_tries=1, timeout_s=1.0), ledger)
@@ -220,7 +220,7 @@ def test_no_answer(ledger: Ledger, pieces: list[bytes], ends: bool) -> None:
 
 
 def test_interim_answers(ledger: Ledger) -> None:
-    """The answer that counts is the one behind interim answers."""
+    """The final answer after interim answers counts."""
     pieces = [
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early",
         b" Hints\r\nLink: x\r\n\r\n",
@@ -245,7 +245,7 @@ def test_interim_answers(ledger: Ledger) -> None:
     ],
 )
 def test_address_rule(ledger: Ledger, url: str, networks: tuple[str, ...]) -> None:
-    """Callbacks go to public and listed addresses, never to a metadata service, and never tell which ports are open."""
+    """Callbacks reach only public and listed addresses, never metadata services, and reveal no open ports."""
     with Receiver() as receiver:
         ended(ledger, url.format(open=urlsplit(receiver.url).port))
         callback = send_all(outbox(ledger, max_tries=1, rule=AddressRule(networks)), ledger)
@@ -254,7 +254,7 @@ def test_address_rule(ledger: Ledger, url: str, networks: tuple[str, ...]) -> No
 
 
 def test_default_rule() -> None:
-    """Without a setting of their own, callbacks and uploads may go where downloads may."""
+    """Without their own setting, callbacks and uploads may use the networks of downloads."""
     assert CallbackSettings().rule == AddressRule()
     settings = Settings(download=DownloadSection(allow_networks=("10.0.0.0/8",)))
     assert settings.networks_of(settings.callback) == settings.networks_of(settings.upload) == ("10.0.0.0/8",)
@@ -264,14 +264,14 @@ def test_default_rule() -> None:
 
 @pytest.mark.parametrize("url", ["http://[x", "http://h:port/", "ftp://h/", "", "http://a..b/"])
 def test_odd_url_counts_as_a_try(ledger: Ledger, url: str) -> None:
-    """A callback URL that an older version took, and that cannot be called, is given up as any other."""
+    """A callback URL of an older version that cannot be used is given up like any other."""
     ended(ledger, url or "x")
     callback = send_all(outbox(ledger, max_tries=2), ledger)
     assert (callback.state, callback.tries) == ("failed", 2)
 
 
 def test_any_error_counts_as_a_try(ledger: Ledger) -> None:
-    """A record that cannot be shown costs its tries, and is not taken up for ever."""
+    """A record that cannot be shown uses up its tries, and is not tried forever."""
 
     def show(record: Record) -> dict[str, Any]:
         raise RuntimeError(record.job_id)
@@ -282,7 +282,7 @@ def test_any_error_counts_as_a_try(ledger: Ledger) -> None:
 
 
 def test_deleted_record(ledger: Ledger, broker: Broker) -> None:
-    """A record that somebody has deleted by hand keeps no callback back."""
+    """A record that was deleted by hand delays no callback."""
     with Receiver() as receiver:
         ended(ledger, receiver.url)
         with redis.Redis.from_url(redis_url(broker.url), decode_responses=True) as client:

@@ -1,4 +1,4 @@
-"""The broker of our own: it starts, is found, keeps what it was told, and stops."""
+"""The embedded broker: it starts, is found, keeps its data, and stops."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ssvm_worker.ledger.record import NewJob
 
 @pytest.fixture
 def state_dir() -> Iterator[Path]:
-    """A directory whose path is short enough for a socket."""
+    """Return a directory whose path is short enough for a socket."""
     with tempfile.TemporaryDirectory(prefix="ssvm-") as directory:
         yield Path(directory)
 
 
 def test_keeps_jobs(state_dir: Path) -> None:
-    """What was submitted is still there when it is started again."""
+    """Submitted jobs still exist after a restart."""
     for is_new in (True, False):
         with EmbeddedBroker(state_dir), Ledger(url_of(state_dir)) as ledger:
             assert ledger.submit(NewJob("j1", "download", "z", "download", {}))[1] is is_new
@@ -31,7 +31,7 @@ def test_keeps_jobs(state_dir: Path) -> None:
 
 
 def test_second_one_joins(state_dir: Path) -> None:
-    """A second worker of the same directory uses the broker that runs, and does not stop it."""
+    """A second worker of the same directory uses the running broker, and does not stop it."""
     with EmbeddedBroker(state_dir), Ledger(url_of(state_dir)) as ledger:
         with EmbeddedBroker(state_dir):
             pass
@@ -39,7 +39,7 @@ def test_second_one_joins(state_dir: Path) -> None:
 
 
 def test_stopped(state_dir: Path) -> None:
-    """After the stop nobody answers, and stopping twice is fine."""
+    """After a stop the broker does not answer, and a second stop has no effect."""
     broker = EmbeddedBroker(state_dir)
     broker.start()
     broker.stop()
@@ -49,12 +49,12 @@ def test_stopped(state_dir: Path) -> None:
 
 
 def test_private(state_dir: Path) -> None:
-    """Nobody but its user can reach it."""
+    """Only its user can connect to the broker."""
     with EmbeddedBroker(state_dir):
         assert stat.S_IMODE((state_dir / "broker").stat().st_mode) == 0o700
 
 
 def test_too_long() -> None:
-    """A path that no socket can have is refused with what to do."""
+    """A path that is too long for a socket is refused with a remedy."""
     with pytest.raises(ConfigError, match="shorter state_dir"):
         url_of(Path("/" + "x" * 120))

@@ -1,4 +1,4 @@
-"""The stream of events on a real Valkey: every change once, in order, and nothing lost with its consumer."""
+"""The stream of events on a real Valkey: every change once, in order, and none lost with its consumer."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ JOB = NewJob("j1", "download", "z", "download", {"url": "http://x/y"})
 
 @pytest.fixture
 def ledger(broker: Broker) -> Iterator[Ledger]:
-    """A ledger whose claims last until the test ends."""
+    """Return a ledger whose claims last until the test ends."""
     with Ledger(broker.url, prefix=broker.prefix, claim_s=100) as found:
         yield found
 
 
 @pytest.fixture
 def events(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Events:
-    """The stream of that ledger; what a consumer has dropped is free again at once."""
+    """Return the stream of that ledger; a lost consumer's events are free again at once."""
     monkeypatch.setattr(module, "_ABANDONED_S", 0.0)
     return Events(broker.url, prefix=broker.prefix)
 
 
 def run(ledger: Ledger, job_id: str = "j1") -> None:
-    """Submit a job and run it: one attempt that fails for a while, one that succeeds."""
+    """Submit a job and run it: one attempt fails temporarily, one succeeds."""
     ledger.submit(replace(JOB, job_id=job_id))
     for error in ({"error": "StoreUnavailable"}, None):
         claim = ledger.claim(job_id, "w")
@@ -60,7 +60,7 @@ def test_every_change(ledger: Ledger, events: Events) -> None:
 
 
 def test_the_error_of_a_failed_job(ledger: Ledger, events: Events) -> None:
-    """A job that has failed shows its error."""
+    """A failed job's event shows its error."""
     ledger.submit(JOB)
     claim = ledger.claim("j1", "w")
     assert claim
@@ -70,10 +70,10 @@ def test_the_error_of_a_failed_job(ledger: Ledger, events: Events) -> None:
 
 
 def test_a_group_shares(ledger: Ledger, events: Events) -> None:
-    """Of one group each event goes to one consumer; another group has them all again."""
+    """In one group each event goes to one consumer, and another group receives all of them again."""
     run(ledger)
     first = events.read("billing", "a")
-    # The one that was given last is a's until it asks for more; it has taken the rest of its batch too.
+    # Consumer a has the last given event until it asks for more. It has taken the rest of its batch too.
     taken = [next(first).state for _ in range(2)]
     assert taken == ["queued", "running"]
     again = list(itertools.islice(events.read("audit", "a"), 5))
@@ -81,18 +81,18 @@ def test_a_group_shares(ledger: Ledger, events: Events) -> None:
 
 
 def test_a_consumer_that_dies(ledger: Ledger, events: Events) -> None:
-    """What a consumer took and did not acknowledge comes to it when it is back, or to another one of the group."""
+    """A lost consumer's unacknowledged events go to it after its return, or to another consumer of the group."""
     run(ledger)
     reading = events.read("billing", "a")
     assert [next(reading).attempt for _ in range(3)] == [0, 1, 1]
     reading.close()  # type: ignore[attr-defined]
-    # Two were acknowledged.
+    # Two events were acknowledged.
     assert next(events.read("billing", "a")).state == "queued"
     assert [each.attempt for each in itertools.islice(events.read("billing", "b"), 3)] == [1, 2, 2]
 
 
 def test_waiting_makes_no_events(ledger: Ledger, events: Events) -> None:
-    """A job that waits for a resource is queued again and again without a word."""
+    """A job that waits for a resource is queued repeatedly without an event."""
     for job_id in ("j1", "j2"):
         ledger.submit(replace(JOB, job_id=job_id, resource="template/tmpl/2/201"))
     assert ledger.claim("j1", "w")

@@ -26,20 +26,20 @@ def a_job(job_id: str = "j1", **changes: Any) -> NewJob:
 
 @pytest.fixture
 def ledger(broker: Broker) -> Iterator[Ledger]:
-    """A ledger whose claims last until the test ends."""
+    """Return a ledger whose claims last until the test ends."""
     with Ledger(broker.url, prefix=broker.prefix, claim_s=100) as found:
         yield found
 
 
 @pytest.fixture
 def hasty(broker: Broker) -> Iterator[Ledger]:
-    """The same ledger as seen by one whose claims have expired as soon as they are made."""
+    """Return the same ledger with claims that expire at once."""
     with Ledger(broker.url, prefix=broker.prefix, claim_s=0.001) as found:
         yield found
 
 
 def reap(ledger: Ledger, max_attempts: int = 5) -> list[str]:
-    """Rounds of the reaper until the living have had their time to renew, and one more."""
+    """Run the reaper until live workers have had time to renew, and once more."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if rung := ledger.reap(0.001, max_attempts):
@@ -50,7 +50,7 @@ def reap(ledger: Ledger, max_attempts: int = 5) -> list[str]:
 
 
 def test_submit_and_get(ledger: Ledger) -> None:
-    """A submitted job is queued and shows what was asked for."""
+    """A submitted job is queued and shows its request."""
     record, new = ledger.submit(a_job())
     assert new
     shown = ledger.get("j1").to_dict()
@@ -60,13 +60,13 @@ def test_submit_and_get(ledger: Ledger) -> None:
 
 
 def test_unknown_job(ledger: Ledger) -> None:
-    """An id that nobody submitted is not found."""
+    """An unknown id is not found."""
     with pytest.raises(ObjectNotFound, match="ssvm jobs"):
         ledger.get("nobody")
 
 
 def test_submit_again(ledger: Ledger) -> None:
-    """The same id with the same request is the same job, whatever became of it."""
+    """The same id with the same request is the same job in any state."""
     ledger.submit(a_job())
     assert ledger.claim("j1", "w")
     record, new = ledger.submit(a_job())
@@ -77,7 +77,7 @@ def test_submit_again(ledger: Ledger) -> None:
     "change", [{"request": {"url": "http://other"}}, {"job": "upload"}], ids=["another request", "another job"]
 )
 def test_submit_another_under_the_same_id(ledger: Ledger, change: dict[str, Any]) -> None:
-    """An id belongs to one request for ever, and the one that has it is left as it is."""
+    """An id belongs to one request permanently, and its job is unchanged."""
     before, _ = ledger.submit(a_job())
     with pytest.raises(InvalidRequest, match="another request"):
         ledger.submit(a_job(**change))
@@ -85,13 +85,13 @@ def test_submit_another_under_the_same_id(ledger: Ledger, change: dict[str, Any]
 
 
 def test_redaction(ledger: Ledger) -> None:
-    """Whoever shows a record says how secrets are masked."""
+    """The caller of a record decides how its secrets are masked."""
     record, _ = ledger.submit(a_job(request={"url": "http://x/y?token=1"}))
     assert record.to_dict(lambda request: {"url": "***"})["request"] == {"url": "***"}
 
 
 def test_claim_is_exclusive(ledger: Ledger) -> None:
-    """Of twenty workers that want a job at once, one gets it."""
+    """Of twenty workers that claim a job at once, one gets it."""
     ledger.submit(a_job())
     got: list[Any] = []
     workers = [threading.Thread(target=lambda: got.append(ledger.claim("j1", "w"))) for _ in range(20)]
@@ -104,7 +104,7 @@ def test_claim_is_exclusive(ledger: Ledger) -> None:
 
 
 def test_claim_of_nothing(ledger: Ledger) -> None:
-    """A doorbell for an unknown job is left alone."""
+    """A message for an unknown job has no effect."""
     assert ledger.claim("nobody", "w") is None
 
 
@@ -123,7 +123,7 @@ def test_finish(ledger: Ledger) -> None:
 
 
 def test_finish_is_repeatable(ledger: Ledger) -> None:
-    """A finish or release whose answer was lost on the way can be sent again."""
+    """A finish or release whose answer was lost can be repeated."""
     ledger.submit(a_job())
     first = ledger.claim("j1", "w")
     assert first
@@ -147,7 +147,7 @@ def test_finish_is_repeatable(ledger: Ledger) -> None:
     ids=["beat", "confirm", "finish", "release"],
 )
 def test_fencing(ledger: Ledger, hasty: Ledger, act: Act) -> None:
-    """A worker whose claim went to another one can change nothing any more."""
+    """A worker whose claim went to another one can change nothing."""
     ledger.submit(a_job())
     old = hasty.claim("j1", "zombie")
     assert reap(hasty) == ["j1"]
@@ -162,7 +162,7 @@ def test_fencing(ledger: Ledger, hasty: Ledger, act: Act) -> None:
 
 
 def test_expired_claim(ledger: Ledger, hasty: Ledger) -> None:
-    """A job whose worker was lost is queued again, and its history says why."""
+    """A job whose worker was lost is queued again, and its history gives the reason."""
     ledger.submit(a_job())
     assert hasty.claim("j1", "dead:1")
     assert reap(hasty) == ["j1"]
@@ -174,7 +174,7 @@ def test_expired_claim(ledger: Ledger, hasty: Ledger) -> None:
 
 
 def test_living_claim(ledger: Ledger) -> None:
-    """The reaper leaves a job alone whose claim is renewed."""
+    """The reaper ignores a job whose claim is renewed."""
     ledger.submit(a_job())
     assert ledger.claim("j1", "w")
     for _ in range(20):
@@ -183,7 +183,7 @@ def test_living_claim(ledger: Ledger) -> None:
 
 
 def test_worker_killer(ledger: Ledger, hasty: Ledger) -> None:
-    """A job that lost max_attempts workers gets one more for its leftovers only, and failed even if that one dies."""
+    """A job that lost max_attempts workers gets one attempt for clean-up only, and then always fails."""
     ledger.submit(a_job())
     for _ in range(2):
         assert hasty.claim("j1", "w")
@@ -199,7 +199,7 @@ def test_worker_killer(ledger: Ledger, hasty: Ledger) -> None:
 
 
 def test_release(ledger: Ledger) -> None:
-    """A released job waits for its delay, keeps the error, and is not claimed before."""
+    """A released job waits for its delay, keeps the error, and cannot be claimed earlier."""
     ledger.submit(a_job())
     claim = ledger.claim("j1", "w")
     assert claim
@@ -211,7 +211,7 @@ def test_release(ledger: Ledger) -> None:
 
 
 def test_uncounted_release(ledger: Ledger) -> None:
-    """A hand-over at shutdown costs the job no attempt, though its history shows it."""
+    """A release at shutdown does not count as an attempt, but is in the history."""
     ledger.submit(a_job())
     for number in (1, 2, 3):
         claim = ledger.claim("j1", "w")
@@ -221,7 +221,7 @@ def test_uncounted_release(ledger: Ledger) -> None:
 
 
 def test_success_forgets_the_error(ledger: Ledger) -> None:
-    """A job that succeeded at the second attempt shows no error but in its history."""
+    """A job that succeeded at the second attempt shows its error only in the history."""
     ledger.submit(a_job())
     first = ledger.claim("j1", "w")
     assert first
@@ -234,7 +234,7 @@ def test_success_forgets_the_error(ledger: Ledger) -> None:
 
 
 def test_resource(ledger: Ledger) -> None:
-    """Two jobs that write one artifact run one after the other, and waiting is no attempt."""
+    """Two jobs that write one artifact run one after the other, and a wait is no attempt."""
     ledger.submit(a_job("first", resource="template/1"))
     ledger.submit(a_job("second", resource="template/1"))
     claim = ledger.claim("first", "w")
@@ -249,7 +249,7 @@ def test_resource(ledger: Ledger) -> None:
 
 
 def test_resource_is_freed(ledger: Ledger, hasty: Ledger) -> None:
-    """A resource is free as soon as the job that held it runs no more, however that came."""
+    """A resource is free as soon as its job no longer runs, for any reason."""
     for number, end in enumerate(("finish", "release", "lost")):
         ledger.submit(a_job(f"j{number}", resource="template/1"))
         claim = (hasty if end == "lost" else ledger).claim(f"j{number}", "w")
@@ -265,7 +265,7 @@ def test_resource_is_freed(ledger: Ledger, hasty: Ledger) -> None:
 
 
 def test_resource_leaves_no_key(ledger: Ledger, broker: Broker) -> None:
-    """What a job held is forgotten at its end, so that the broker does not fill up with names."""
+    """The key of a job's resource is deleted at its end, so the broker does not fill up."""
     ledger.submit(a_job(resource="template/1"))
     claim = ledger.claim("j1", "w")
     assert claim
@@ -286,7 +286,7 @@ def into(ledger: Ledger, state: str) -> None:
 
 
 def test_an_ended_record_is_one_text(ledger: Ledger, broker: Broker) -> None:
-    """What has ended is kept in little memory, shows the same, and is spread out again for another attempt."""
+    """An ended record uses little memory, shows the same, and can be expanded for another attempt."""
     into(ledger, "failed")
     keys = f"{broker.prefix}ssvm.ledger:*:j1"
     with broker.client() as client:
@@ -298,7 +298,7 @@ def test_an_ended_record_is_one_text(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_an_ended_record_says_all(ledger: Ledger) -> None:
-    """What a record says before the end it says behind it, but for what the end changes, whatever was asked for."""
+    """For any request, a record has the same fields before and after its end, except the changed ones."""
     asked = {"resource": "r", "callback_url": "http://x", "traceparent": "00-1", "priority": 7, "account": "a"}
     ledger.submit(a_job(**asked, uses=("store:z/primary", "account:a")))
     first = ledger.claim("j1", "w")
@@ -320,7 +320,7 @@ def test_an_ended_record_says_all(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
 def test_retry(ledger: Ledger, state: str) -> None:
-    """A failed or cancelled job is queued again with its history, a fresh count, and the name of who asked."""
+    """A failed or cancelled job is queued again with its history, a new count, and the user's name."""
     into(ledger, state)
     record = ledger.retry("j1", "ann")
     assert (record.state, record.tries, len(record.attempts)) == ("queued", 0, 1)
@@ -333,7 +333,7 @@ def test_retry(ledger: Ledger, state: str) -> None:
     ("state", "error"), [("queued", InvalidRequest), ("running", ResourceBusy), ("succeeded", InvalidRequest)]
 )
 def test_retry_refused(ledger: Ledger, state: str, error: type[Exception]) -> None:
-    """A job that waits, runs or succeeded is not retried, and the answer says its state."""
+    """A job that waits, runs or succeeded cannot be retried, and the answer has its state."""
     into(ledger, state)
     with pytest.raises(error, match=state):
         ledger.retry("j1", "ann")
@@ -349,7 +349,7 @@ def test_cancel_queued(ledger: Ledger) -> None:
 
 
 def test_cancel_running(ledger: Ledger) -> None:
-    """The worker of a running job hears of the cancel at its next beat."""
+    """A running job's worker receives the cancel at its next heartbeat."""
     ledger.submit(a_job())
     claim = ledger.claim("j1", "w")
     assert claim
@@ -358,7 +358,7 @@ def test_cancel_running(ledger: Ledger) -> None:
 
 
 def test_cancel_between_attempts(ledger: Ledger) -> None:
-    """A job that waits for its next attempt gets it at once, only to remove what the last one has left."""
+    """A job between two attempts is cancelled by an immediate attempt for clean-up only."""
     ledger.submit(a_job())
     claim = ledger.claim("j1", "w")
     assert claim
@@ -371,7 +371,7 @@ def test_cancel_between_attempts(ledger: Ledger) -> None:
 
 
 def test_cancel_of_a_failing_attempt(ledger: Ledger) -> None:
-    """A cancel that comes while an attempt is failing is not forgotten: the next claim is for the leftovers only."""
+    """A cancel during a failing attempt is kept, and the next claim is for clean-up only."""
     ledger.submit(a_job())
     claim = ledger.claim("j1", "w")
     assert claim
@@ -383,7 +383,7 @@ def test_cancel_of_a_failing_attempt(ledger: Ledger) -> None:
 
 
 def test_cancel_of_a_lost_job(ledger: Ledger, hasty: Ledger) -> None:
-    """A cancel outlives the worker that should have heard it."""
+    """A cancel remains if its worker is lost."""
     ledger.submit(a_job())
     assert hasty.claim("j1", "w")
     ledger.cancel("j1", "ann")
@@ -393,7 +393,7 @@ def test_cancel_of_a_lost_job(ledger: Ledger, hasty: Ledger) -> None:
 
 @pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
 def test_cancel_refused(ledger: Ledger, state: str) -> None:
-    """What has ended is not cancelled, and the answer says how it ended."""
+    """An ended job cannot be cancelled, and the answer says how it ended."""
     into(ledger, state)
     with pytest.raises(InvalidRequest, match=state):
         ledger.cancel("j1", "ann")

@@ -1,4 +1,4 @@
-"""Records that this version would refuse, as an older one or a stranger has left them: none hides the others."""
+"""Records that this version would refuse, from an older version or another program, hide no other record."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ODD: dict[str, Any] = {
 
 @pytest.fixture
 def ledger(broker: Broker) -> Iterator[Ledger]:
-    """A ledger with one good job."""
+    """Return a ledger with one good job."""
     with Ledger(broker.url, prefix=broker.prefix) as found:
         found.submit(NewJob("good", "download", "z", "download", {"url": "http://x/y"}))
         yield found
@@ -43,7 +43,7 @@ def ledger(broker: Broker) -> Iterator[Ledger]:
 
 @pytest.fixture
 def ssvm(broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must succeed; its output."""
+    """Run a command that must succeed, and return its output."""
     monkeypatch.setenv("SSVM_BROKER__URL", broker.url)
     monkeypatch.setenv("SSVM_BROKER__PREFIX", broker.prefix)
 
@@ -55,12 +55,12 @@ def ssvm(broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def raw(broker: Broker) -> Any:
-    """The broker's own client."""
+    """Return the broker's own client."""
     return redis.Redis.from_url(redis_url(broker.url), decode_responses=True)
 
 
 def look(ssvm: Callable[..., str], job_id: str) -> None:
-    """Every command that lists or counts shows the good job and the odd one, and no secret."""
+    """Check that every command that lists or counts shows the good job and the odd one, without secrets."""
     table, rows = ssvm("jobs"), json.loads(ssvm("jobs", "--json"))
     assert {"good", job_id} <= {each["job_id"] for each in rows}
     assert "good" in table
@@ -73,7 +73,7 @@ def look(ssvm: Callable[..., str], job_id: str) -> None:
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_odd_job(ledger: Ledger, ssvm: Callable[..., str], odd: dict[str, Any]) -> None:
-    """A job that no version would take today is one line among the others."""
+    """A job that no version would accept today is one line of the list."""
     values: dict[str, Any] = {"job": "download", "zone": "z", "lane": "download", "request": {}} | odd
     ledger.submit(NewJob("odd", **values))
     look(ssvm, "odd")
@@ -99,7 +99,7 @@ def test_odd_job(ledger: Ledger, ssvm: Callable[..., str], odd: dict[str, Any]) 
     ],
 )
 def test_damaged_record(ledger: Ledger, broker: Broker, ssvm: Callable[..., str], fields: dict[str, str]) -> None:
-    """A record that cannot be read is one line that says so, and what it protects from clean-up stays protected."""
+    """An unreadable record is one line that says so, and what it protects stays protected."""
     ledger.submit(NewJob("odd", "download", "z", "download", {"url": "http://x/y"}, resource="template/tmpl/2/7"))
     with raw(broker) as client:
         client.hset(f"{broker.prefix}ssvm.ledger:job:odd", mapping=fields)
@@ -108,7 +108,7 @@ def test_damaged_record(ledger: Ledger, broker: Broker, ssvm: Callable[..., str]
 
 
 def test_counters_with_odd_names(ledger: Ledger, broker: Broker) -> None:
-    """Counters that somebody else has made do not hide ours."""
+    """Foreign counters do not hide the ledger's own."""
     with raw(broker) as client:
         client.hset(f"{broker.prefix}ssvm.ledger:counts", mapping={"x": 1, "queued a b c download": 2, "  ": 1})
     assert [each.job_id for each in ledger.page()] == ["good"]
@@ -119,7 +119,7 @@ def test_counters_with_odd_names(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_endings_of_odd_zones(ledger: Ledger, broker: Broker) -> None:
-    """What has ended in a zone with blanks in its name is counted under that name."""
+    """Jobs that ended in a zone with blanks in its name are counted under that name."""
     ledger.submit(NewJob("odd", "download", "a b", "upload", {}))
     claim = ledger.claim("odd", "w")
     assert claim
@@ -131,7 +131,7 @@ def test_endings_of_odd_zones(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_callback_of_an_odd_job(ledger: Ledger) -> None:
-    """The callback of a job whose URL is none is sent, with the URL masked."""
+    """The callback of a job with an invalid URL is sent, with the URL masked."""
     with Receiver() as receiver:
         ledger.submit(NewJob("odd", "download", "z", "download", {"url": "http://[x"}, callback_url=receiver.url))
         claim = ledger.claim("odd", "w")

@@ -1,4 +1,4 @@
-"""Who is next, on a real Valkey: priorities, a fair share between accounts, limits, and nobody who waits for ever."""
+"""The order of jobs on a real Valkey: priorities, a fair share between accounts, limits, and no starvation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import ClaimedJob, NewJob
 from tests.servers.broker import Broker
 
-#: Of ten claims one goes by age alone.
+#: One of ten claims goes to the oldest job.
 BY_AGE = 10
 
 
@@ -25,14 +25,14 @@ def a_job(job_id: str, account: str = "a", priority: int = 0, uses: tuple[str, .
 
 @pytest.fixture
 def make_ledger(broker: Broker) -> Iterator[Callable[..., Ledger]]:
-    """Makes ledgers of the same broker with these limits."""
+    """Return a factory of ledgers of one broker with these limits."""
     with ExitStack() as stack:
         yield lambda **limits: stack.enter_context(Ledger(broker.url, prefix=broker.prefix, claim_s=100, limits=limits))
 
 
 @pytest.fixture
 def ledger(make_ledger: Callable[..., Ledger]) -> Ledger:
-    """One without limits."""
+    """Return a ledger without limits."""
     return make_ledger()
 
 
@@ -42,7 +42,7 @@ def submit(ledger: Ledger, *jobs: NewJob) -> None:
 
 
 def take(ledger: Ledger, count: int = 1000) -> list[str]:
-    """The ids of the next jobs; they go on running."""
+    """Claim the next jobs, and return their ids."""
     found = []
     while len(found) < count and (taken := ledger.claim_next("z", "download", "w")):
         found.append(taken.job_id)
@@ -50,14 +50,14 @@ def take(ledger: Ledger, count: int = 1000) -> list[str]:
 
 
 def end(ledger: Ledger, taken: ClaimedJob) -> list[str]:
-    """The job succeeds; who may run now."""
+    """End the job with success, and return the jobs that may run now."""
     claim = ledger.begin(taken.job_id, taken.token)
     assert claim
     return ledger.finish(claim, "succeeded", result={})
 
 
 def run_all(ledger: Ledger, count: int = 1000) -> list[str]:
-    """The ids of the next jobs, one after the other."""
+    """Run the next jobs one after the other, and return their ids."""
     found = []
     while len(found) < count and (taken := ledger.claim_next("z", "download", "w")):
         found.append(taken.job_id)
@@ -66,21 +66,21 @@ def run_all(ledger: Ledger, count: int = 1000) -> list[str]:
 
 
 def test_age(ledger: Ledger) -> None:
-    """Of one account's jobs of one priority the oldest is next."""
+    """Of one account's jobs with one priority, the oldest is next."""
     submit(ledger, *(a_job(f"j{number}") for number in range(5)))
     assert take(ledger) == [f"j{number}" for number in range(5)]
     assert take(ledger) == []
 
 
 def test_priority(ledger: Ledger) -> None:
-    """The higher priority is next, whosever job it is and however old the others are."""
+    """The higher priority is next, for any account and any age of the others."""
     submit(ledger, *(a_job(f"j{priority}", priority=priority) for priority in (0, 5, 9)))
     submit(ledger, a_job("other", "b", priority=7))
     assert take(ledger) == ["j9", "other", "j5", "j0"]
 
 
 def test_small_account_beside_a_large_one(ledger: Ledger) -> None:
-    """An account with one job does not wait for another's thousand."""
+    """An account with one job does not wait for another account's thousand."""
     submit(ledger, *(a_job(f"a{number:04}") for number in range(1000)))
     assert take(ledger, 3) == ["a0000", "a0001", "a0002"]
     submit(ledger, a_job("b", "b"))
@@ -88,14 +88,14 @@ def test_small_account_beside_a_large_one(ledger: Ledger) -> None:
 
 
 def test_accounts_take_turns(ledger: Ledger) -> None:
-    """Accounts that wait get the same number of jobs, whichever queued more and first."""
+    """Waiting accounts get the same number of jobs, in any order of submission."""
     submit(ledger, *(a_job(f"a{number:02}") for number in range(30)))
     submit(ledger, *(a_job(f"{account}{number}", account) for account in "bc" for number in range(9)))
     assert Counter(each[0] for each in run_all(ledger, 18)) == {"a": 6, "b": 6, "c": 6}
 
 
 def test_fewest_running(ledger: Ledger) -> None:
-    """Whoever has fewer jobs running is next, even if he was served later."""
+    """The account with fewer running jobs is next, even if it was served later."""
     submit(ledger, a_job("a1"), a_job("a2"), a_job("b1", "b"), a_job("b2", "b"))
     first, second = (ledger.claim_next("z", "download", "w") for _ in range(2))
     assert first
@@ -106,7 +106,7 @@ def test_fewest_running(ledger: Ledger) -> None:
 
 
 def test_lanes_and_zones_do_not_mix(ledger: Ledger) -> None:
-    """A worker takes jobs of its zone and lane, and what an account runs elsewhere costs it no turn there."""
+    """A worker takes only jobs of its zone and lane, and jobs elsewhere do not affect an account's turn."""
     submit(ledger, a_job("there", zone="y"), a_job("up", lane="upload"), a_job("a"), a_job("b", "b"))
     others = [ledger.claim_next(*each, "w") for each in (("y", "download"), ("z", "upload"))]
     assert [each.job_id for each in others if each] == ["there", "up"]
@@ -114,7 +114,7 @@ def test_lanes_and_zones_do_not_mix(ledger: Ledger) -> None:
 
 
 def test_every_tenth_by_age(ledger: Ledger) -> None:
-    """However many jobs of a higher priority come, the oldest gets one claim in ten."""
+    """The oldest job gets one claim in ten, for any number of jobs with a higher priority."""
     submit(ledger, a_job("patient"))
     for number in range(3 * BY_AGE):
         submit(ledger, a_job(f"urgent{number:03}", "b", priority=9))
@@ -122,7 +122,7 @@ def test_every_tenth_by_age(ledger: Ledger) -> None:
 
 
 def test_limit(make_ledger: Callable[..., Ledger]) -> None:
-    """A job above a limit waits, costs no attempt, says for what, and keeps no other from running."""
+    """A job above a limit waits, costs no attempt, gives the reason, and blocks no other job."""
     ledger = make_ledger(store=1)
     submit(ledger, *(a_job(f"s{number}", uses=("store:z/s",)) for number in range(3)), a_job("t", uses=("store:z/t",)))
     first = ledger.claim_next("z", "download", "w")
@@ -138,7 +138,7 @@ def test_limit(make_ledger: Callable[..., Ledger]) -> None:
 
 @pytest.mark.parametrize("how", ["finish", "release", "lost"])
 def test_slot_is_freed(make_ledger: Callable[..., Ledger], broker: Broker, how: str) -> None:
-    """A slot is free as soon as the job that has it runs no more, however that came."""
+    """A slot is free as soon as its job no longer runs, for any reason."""
     ledger = make_ledger(account=1)
     submit(ledger, a_job("a1", uses=("account:a",)), a_job("a2", uses=("account:a",)))
     taken = ledger.claim_next("z", "download", "w")
@@ -159,7 +159,7 @@ def test_slot_is_freed(make_ledger: Callable[..., Ledger], broker: Broker, how: 
 
 
 def test_limit_is_fair(make_ledger: Callable[..., Ledger]) -> None:
-    """Who waits at a limit is let go in the order of the lanes: priority, turn, age."""
+    """Jobs that wait at a limit start in the order of the lanes: priority, turn, age."""
     ledger = make_ledger(store=1)
     uses = ("store:z/s",)
     submit(ledger, a_job("first", uses=uses))
@@ -175,7 +175,7 @@ def test_limit_is_fair(make_ledger: Callable[..., Ledger]) -> None:
 
 
 def test_two_limits(make_ledger: Callable[..., Ledger]) -> None:
-    """A job that a second limit stops does not keep the slot of the first from others."""
+    """A job that a second limit stops does not occupy a slot of the first."""
     ledger = make_ledger(store=1, source=1)
     submit(ledger, a_job("s", uses=("store:z/s",)), a_job("h", uses=("source:h",)))
     one, _ = (ledger.claim_next("z", "download", "w") for _ in range(2))
@@ -188,7 +188,7 @@ def test_two_limits(make_ledger: Callable[..., Ledger]) -> None:
 
 
 def test_raised_limit(make_ledger: Callable[..., Ledger]) -> None:
-    """A limit that is raised lets those go that waited, at the next round of the reaper."""
+    """A raised limit releases waiting jobs at the reaper's next round."""
     ledger = make_ledger(account=1)
     submit(ledger, *(a_job(f"a{number}", uses=("account:a",)) for number in range(4)))
     assert take(ledger) == ["a0"]
@@ -198,7 +198,7 @@ def test_raised_limit(make_ledger: Callable[..., Ledger]) -> None:
 
 
 def test_limit_by_id(make_ledger: Callable[..., Ledger]) -> None:
-    """A job that is asked for by its id is bound by limits too."""
+    """A claim by job id obeys limits too."""
     ledger = make_ledger(account=1)
     submit(ledger, a_job("a0", uses=("account:a",)), a_job("a1", uses=("account:a",)))
     assert ledger.claim("a0", "w")
@@ -208,7 +208,7 @@ def test_limit_by_id(make_ledger: Callable[..., Ledger]) -> None:
 
 
 def test_cancel_of_one_that_waits(make_ledger: Callable[..., Ledger]) -> None:
-    """A job that is cancelled at a limit waits no more, and never runs."""
+    """A job that is cancelled while it waits at a limit never runs."""
     ledger = make_ledger(account=1)
     submit(ledger, *(a_job(f"a{number}", uses=("account:a",)) for number in range(3)))
     taken = ledger.claim_next("z", "download", "w")
@@ -220,7 +220,7 @@ def test_cancel_of_one_that_waits(make_ledger: Callable[..., Ledger]) -> None:
 
 
 def test_record_deleted_by_hand(ledger: Ledger, broker: Broker) -> None:
-    """A queue goes on behind a job whose record somebody has deleted."""
+    """A job whose record was deleted by hand does not block its queue."""
     submit(ledger, a_job("gone"), a_job("there"))
     with broker.client() as client:
         client.delete(f"{broker.prefix}ssvm.ledger:job:gone")
@@ -228,7 +228,7 @@ def test_record_deleted_by_hand(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_ten_workers_race(make_ledger: Callable[..., Ledger]) -> None:
-    """Ten workers that claim at once get each job once, and never more than a limit allows at a time."""
+    """Ten parallel workers get each job once, and never exceed a limit."""
     submitter = make_ledger()
     submit(submitter, *(a_job(f"j{n:03}", "abc"[n % 3], uses=("store:z/s",)) for n in range(60)))
     running, most, done = Counter[str](), [0], Counter[str]()
@@ -266,7 +266,7 @@ def keys(broker: Broker, *patterns: str) -> list[str]:
 
 
 def test_leaves_no_key(make_ledger: Callable[..., Ledger], broker: Broker) -> None:
-    """When nothing waits or runs, the queues leave nothing behind but whose turn it was."""
+    """When no job waits or runs, the queues leave only the turns of the accounts."""
     ledger = make_ledger(store=2, source=1, account=3)
     submit(ledger, *(a_job(f"j{n}", "ab"[n % 2], n % 3, ("store:z/s", "source:h")) for n in range(20)))
     assert len(run_all(ledger)) == 20

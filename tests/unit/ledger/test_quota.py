@@ -1,4 +1,4 @@
-"""Quota: what accounts store is counted, what is too much is refused, before the transfer or while it runs."""
+"""Quota: stored bytes are counted per account, and excess is refused before or during the transfer."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ from tests.waiting import CLAIM_S, PATIENCE_S
 
 MiB = 1 << 20
 IMAGE = images.mbr(2 * MiB)
-#: The image, and the properties beside it.
+#: The image, and the properties file beside it.
 MOST = len(IMAGE) + 2000
 
 
 class TestLocal(QuotaContract):
-    """In this process."""
+    """A quota in this process."""
 
     @pytest.fixture
     def quota(self) -> Quota:
-        """A new one."""
+        """Return a new quota."""
         return LocalQuota()
 
 
 class TestShared(QuotaContract):
-    """Behind a broker."""
+    """A quota in a broker."""
 
     @pytest.fixture
     def quota(self, broker: Broker) -> Quota:
-        """A new one."""
+        """Return a new quota."""
         return SharedQuota(broker.url, prefix=broker.prefix, claim_s=60)
 
 
 def hold_for_ever(url: str, prefix: str, held: Any) -> None:
-    """A worker that holds room until it is killed."""
+    """Reserve room until the process is killed."""
     with SharedQuota(url, prefix=prefix, claim_s=CLAIM_S).hold("acme", "j1", 100) as grow:
         grow(80)
         held.set()
@@ -68,7 +68,7 @@ def hold_for_ever(url: str, prefix: str, held: Any) -> None:
 
 
 def test_dead_worker(broker: Broker) -> None:
-    """What a killed worker held is free again after the time of a claim, and not before while it lives."""
+    """A killed worker's reservation is released after the time of a claim, and not earlier."""
     spawn = multiprocessing.get_context("spawn")
     held = spawn.Event()
     worker = spawn.Process(target=hold_for_ever, args=(broker.url, broker.prefix, held))
@@ -83,7 +83,7 @@ def test_dead_worker(broker: Broker) -> None:
 
 
 def test_clock_was_set_back(broker: Broker) -> None:
-    """What a dead worker would hold for hours, as the broker's clock was set back, is free."""
+    """A dead worker's reservation is released even if the broker's clock was set back."""
     quota = SharedQuota(broker.url, prefix=broker.prefix)
     with broker.client() as client:
         client.hset(f"{broker.prefix}ssvm.quota:held:acme", "j1", 80)
@@ -92,7 +92,7 @@ def test_clock_was_set_back(broker: Broker) -> None:
 
 
 class World:
-    """A store, a server, and what counts."""
+    """A store, a server, and a quota."""
 
     def __init__(self, server: HttpServer) -> None:
         self.store = MemoryStore("primary")
@@ -120,19 +120,19 @@ class World:
 
     @property
     def stored(self) -> int:
-        """What is really there, without the manifests."""
+        """Return the stored bytes without the manifests."""
         there = (each for store in (self.store, self.other) for each in store.list())
         return sum(each.size for each in there if not each.key.endswith("manifest.json"))
 
 
 @pytest.fixture
 def world(http_server: HttpServer) -> World:
-    """Nothing is stored yet."""
+    """Return a world with nothing stored."""
     return World(http_server)
 
 
 def test_commit_and_delete(world: World) -> None:
-    """What is stored is counted, on each store; what is deleted is not any more."""
+    """Stored bytes count on each store, and deleted bytes no longer count."""
     world.fetch(stores=["primary", "archive"])
     assert world.used == world.stored > 2 * len(IMAGE)
     world.fetch(stores=["primary", "archive"])
@@ -143,7 +143,7 @@ def test_commit_and_delete(world: World) -> None:
 
 
 def test_copies_count(world: World) -> None:
-    """A copy counts, and is never refused: it is the administrator's own act."""
+    """A copy counts, but is never refused, because the administrator requests it."""
     world.fetch(MOST)
     fields = {"account": "acme", "id": "1", "stores": ["archive"]}
     copy.run(parse_request(copy.Request, fields, "copy"), world.attempt(MOST))
@@ -151,7 +151,7 @@ def test_copies_count(world: World) -> None:
 
 
 def test_refused_before_the_transfer(world: World) -> None:
-    """A file whose size is known is refused before any of it is stored; the error says whose, how much, of what."""
+    """A file of known size is refused before it is stored, with account, limit and size."""
     world.fetch(MOST)
     before = world.stored
     said = rf"account acme is .*\({MOST} bytes\): it has used .*\({world.used} bytes\), and this needs .*\({len(IMAGE)}"
@@ -163,7 +163,7 @@ def test_refused_before_the_transfer(world: World) -> None:
 
 @pytest.mark.parametrize("over", [0, 1])
 def test_chunked(world: World, over: int) -> None:
-    """A file whose size nobody knows is refused as soon as it is too much, and nothing of it stays."""
+    """A file of unknown size is refused as soon as it exceeds the quota, and nothing stays."""
     data = random.Random(5).randbytes(3 * MiB)
     url = world.server.serve("chunked", data, chunked=True)
     if not over:
@@ -177,7 +177,7 @@ def test_chunked(world: World, over: int) -> None:
 
 
 def test_several_stores(world: World) -> None:
-    """Each store of a download needs room, and none is owed what the account may not have."""
+    """Each store of a download needs room, and no store is owed bytes above the quota."""
     with pytest.raises(QuotaExceeded):
         world.fetch(MOST, stores=["primary", "archive"])
     assert world.stored == 0
@@ -185,7 +185,7 @@ def test_several_stores(world: World) -> None:
 
 @pytest.mark.parametrize(("asked", "fits"), [("1MiB", False), ("10MiB", True)])
 def test_request_decides(world: World, asked: str, fits: bool) -> None:
-    """The limit of a request takes the place of that in the settings, be it more or less."""
+    """The limit of a request replaces the limit of the settings, higher or lower."""
     if fits:
         assert world.fetch(1, quota=asked)
         return
@@ -194,14 +194,14 @@ def test_request_decides(world: World, asked: str, fits: bool) -> None:
 
 
 def test_no_room_at_all(world: World) -> None:
-    """An account over its limit gets nothing, whatever is asked for."""
+    """An account over its limit can store nothing more."""
     world.fetch()
     with pytest.raises(QuotaExceeded, match="needs 0 B"):
         world.fetch(1, "2")
 
 
 def test_verify_counts_anew(world: World) -> None:
-    """A scrub of all puts right what was counted wrong: what is there, and what is no longer."""
+    """A scrub of all artifacts corrects wrong counts: existing and missing artifacts."""
     world.fetch()
     right = world.used
     world.quota.note("acme", "primary", "template/tmpl/acme/1", 5)
@@ -211,12 +211,12 @@ def test_verify_counts_anew(world: World) -> None:
 
 
 def test_incremental_backups(world: World) -> None:
-    """The packs that backups of a volume share count once, and as long as anything needs them."""
+    """The shared packs of a volume count once, as long as any backup needs them."""
     quota = LocalQuota()
     for id_, raw in RAWS.items():
         back_up(world.store, id_, raw)
     request = parse_request(verify.Request, {"all": True}, "verify")
-    with pytest.raises(CorruptImage, match="no descriptor"):  # these have their grains and nothing else
+    with pytest.raises(CorruptImage, match="no descriptor"):  # these have only their own grains
         verify.run(request, attempt(world.store, quota=quota))
     assert sum(each.used for each in quota.usage()) == world.stored
     for id_ in RAWS:
@@ -227,7 +227,7 @@ def test_incremental_backups(world: World) -> None:
 
 
 def test_broker_away(world: World) -> None:
-    """Without whoever counts, what has a limit waits; what has none is stored, and counted later."""
+    """Without the broker, jobs with a limit wait, and others are stored and counted later."""
 
     class Away(LocalQuota):
         def hold(self, *_: Any) -> Any:
@@ -253,14 +253,14 @@ def test_broker_away(world: World) -> None:
     ],
 )
 def test_settings(given: dict[str, Any], limits: dict[str, int | None]) -> None:
-    """An account's own limit comes before the default; bytes or a size with its unit."""
+    """An account's limit precedes the default, and may be bytes or a size with a unit."""
     quota = config.parse({"quota": given}, "test").quota
     assert {each: QuotaLimits(quota.default, quota.accounts).of(each) for each in limits} == limits
 
 
 @pytest.mark.parametrize("wrong", ["much", "-5", -5])
 def test_wrong_settings(wrong: Any) -> None:
-    """What is no size is refused by its name."""
+    """An invalid size is refused with the setting's name."""
     with pytest.raises(ConfigError, match=r"quota\.default"):
         config.parse({"quota": {"default": wrong}}, "test")
 
@@ -269,7 +269,7 @@ def test_wrong_settings(wrong: Any) -> None:
 def ssvm(
     tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, Any]]:
-    """The command line over a store in a directory, and a broker."""
+    """Return the command line with a store in a directory, and a broker."""
     (tmp_path / "s").mkdir()
     for name, value in (
         ("STORES__PRIMARY__URL", f"file://{tmp_path}/s"),
@@ -288,7 +288,7 @@ def ssvm(
 
 
 def test_command(ssvm: Callable[..., tuple[int, Any]], http_server: HttpServer) -> None:
-    """What is downloaded shows in `ssvm quota`, the next one is refused with status 1, and a delete makes room."""
+    """`ssvm quota` shows a download, the next one is refused with status 1, and a deletion makes room."""
     url = http_server.serve("image", IMAGE)
     assert ssvm("run", "download", "--url", url, "--account", "acme", "--id", "1")[0] == 0
     ((status, (row,)),) = [ssvm("quota")]
@@ -316,7 +316,7 @@ print("redis" in sys.modules)
 
 
 def test_no_broker() -> None:
-    """Where nobody listens this is told without loading the client, which takes as long as a small job."""
+    """An absent broker is reported without the client's import, which takes as long as a small job."""
     command = [sys.executable, "-c", LOOK, f"redis://127.0.0.1:{free_port()}/0"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert said[0].startswith("The broker cannot be reached: ")

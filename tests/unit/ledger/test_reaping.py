@@ -1,4 +1,4 @@
-"""The reaper's rules on a real Valkey: who is rung, who is spared, what is dropped; and what a page of jobs shows."""
+"""The reaper's rules on a real Valkey: jobs that get a message, jobs that are left alone, and pages of jobs."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def a_job(job_id: str, zone: str = "z", lane: str = "download") -> NewJob:
 
 @pytest.fixture
 def ledger(broker: Broker) -> Iterator[Ledger]:
-    """A ledger whose claims last until the test ends."""
+    """Return a ledger whose claims last until the test ends."""
     with Ledger(broker.url, prefix=broker.prefix, claim_s=100) as found:
         yield found
 
 
 def overdue(broker: Broker, *job_ids: str) -> None:
-    """As if the jobs could have run for long, and nobody had taken them."""
+    """Act as if the jobs had been runnable for long without a claim."""
     with broker.client() as client:
         for job_id in job_ids:
             client.hset(f"{broker.prefix}ssvm.ledger:job:{job_id}", "ready", "0")
 
 
 def test_lost_message(ledger: Ledger, broker: Broker) -> None:
-    """A job that nobody takes is rung again: its message is lost, or its submitter died before it rang."""
+    """A job without a claim gets another message, because its message was lost or never sent."""
     ledger.submit(a_job("j1"))
     assert ledger.reap(0.001, 5) == []
     overdue(broker, "j1")
@@ -50,7 +50,7 @@ def test_lost_message(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_waiting_message(ledger: Ledger, broker: Broker) -> None:
-    """Nothing is rung in a lane in which a message stands, for who takes that takes the next job."""
+    """A lane with a waiting message gets no other, because its receiver takes the next job."""
     for job_id, lane in (("j1", "download"), ("j2", "upload"), ("j3", "upload")):
         ledger.submit(a_job(job_id, lane=lane))
     overdue(broker, "j1", "j2", "j3")
@@ -60,7 +60,7 @@ def test_waiting_message(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_messages_elsewhere(ledger: Ledger, broker: Broker) -> None:
-    """Where messages do not go through the ledger's broker, the caller says which queues have any."""
+    """If messages use another broker, the caller says which queues have any."""
     for job_id, lane in (("j1", "download"), ("j2", "upload")):
         ledger.submit(a_job(job_id, lane=lane))
     overdue(broker, "j1", "j2")
@@ -69,7 +69,7 @@ def test_messages_elsewhere(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_delay_is_over(ledger: Ledger, broker: Broker) -> None:
-    """A job that waited for its next attempt is rung when its time has come, whatever stands in the queue."""
+    """A job whose delay is over gets a message, for any content of the queue."""
     ledger.submit(a_job("j1"))
     claim = ledger.claim("j1", "w")
     assert claim
@@ -82,7 +82,7 @@ def test_delay_is_over(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_two_reapers(ledger: Ledger, broker: Broker) -> None:
-    """However many reapers there are, one of them acts."""
+    """Of several reapers, one acts."""
     ledger.submit(a_job("j1"))
     rounds = []
     for _ in range(5):
@@ -92,21 +92,21 @@ def test_two_reapers(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_broker_was_frozen(stoppable_broker: StoppableBroker) -> None:
-    """Claims that expired while the broker was away are not taken from the living, who get the time to renew."""
+    """Live workers get time to renew claims that expired while the broker was away."""
     with Ledger(stoppable_broker.url, claim_s=0.5) as ledger:
         ledger.submit(a_job("j1"))
         until(lambda: _rounds_without_a_gap(ledger), "the reaper is under way")
         claim = ledger.claim("j1", "w")
         assert claim
         os.kill(stoppable_broker.pid, signal.SIGSTOP)
-        time.sleep(1.0)  # the broker's clock must pass the end of the claim
+        time.sleep(1.0)  # the broker's clock must pass the expiry of the claim
         os.kill(stoppable_broker.pid, signal.SIGCONT)
         assert ledger.reap(0.001, 5) == []
         assert ledger.beat(claim) is False
 
 
 def _rounds_without_a_gap(ledger: Ledger) -> bool:
-    """Rounds in quick succession for longer than a claim lasts, so that the first one's gap is forgotten."""
+    """Run quick rounds for longer than a claim lasts, so that the first one's gap is forgotten."""
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline:
         ledger.reap(0.001, 5)
@@ -115,14 +115,14 @@ def _rounds_without_a_gap(ledger: Ledger) -> bool:
 
 @pytest.mark.parametrize("begun", [False, True], ids=["nobody began", "somebody did"])
 def test_lost_claims(ledger: Ledger, broker: Broker, begun: bool) -> None:
-    """A claim that ran out costs the job an attempt, unless nobody began: its answer was lost, or its process."""
+    """An expired claim costs an attempt, unless no process began it."""
     ledger.submit(a_job("j1"))
     for _ in range(3):
         taken = ledger.claim_next("z", "download", "w")
         assert taken
         if begun:
             assert all(ledger.begin(taken.job_id, taken.token) for _ in range(2))
-        with broker.client() as client:  # as if it had run out
+        with broker.client() as client:  # as if it had expired
             client.zadd(f"{broker.prefix}ssvm.ledger:claims", {"j1": 0})
             client.hset(f"{broker.prefix}ssvm.ledger:reaper", mapping={"last": client.time()[0] - 1, "spare": 0})
         assert [each.job_id for each in ledger.reap(0.001, 3)] == ["j1"]
@@ -134,7 +134,7 @@ def test_lost_claims(ledger: Ledger, broker: Broker, begun: bool) -> None:
 
 
 def test_restart_forgets_nothing(stoppable_broker: StoppableBroker) -> None:
-    """A broker with an append-only file knows every job after a restart, and the same connection goes on."""
+    """A broker with an append-only file keeps every job after a restart, and the connection continues."""
     with Ledger(stoppable_broker.url) as ledger:
         ledger.submit(a_job("j1"))
         claim = ledger.claim("j1", "w")
@@ -157,7 +157,7 @@ def test_restart_forgets_nothing(stoppable_broker: StoppableBroker) -> None:
     ids=["a port", "a socket", "a socket in the spelling of redis-py"],
 )
 def test_broker_down(url: str) -> None:
-    """Submitting without a broker is a retryable error that says where it should be, and shows no password."""
+    """Without a broker, a submission is a temporary error that names the broker without its password."""
     with Ledger(url) as ledger, pytest.raises(StoreUnavailable, match="broker cannot be reached") as caught:
         ledger.submit(a_job("j1"))
     assert caught.value.exit_code == EXIT_RETRYABLE
@@ -166,7 +166,7 @@ def test_broker_down(url: str) -> None:
 
 
 def test_expire(broker: Broker) -> None:
-    """Records that ended longer ago than keep_s are gone, from every list; others stay."""
+    """Records that ended longer ago than keep_s are deleted from every list, and others stay."""
     with Ledger(broker.url, prefix=broker.prefix, keep_s=0) as ledger:
         for job_id in ("ended", "waiting"):
             ledger.submit(a_job(job_id))
@@ -180,7 +180,7 @@ def test_expire(broker: Broker) -> None:
 
 
 def test_live(ledger: Ledger) -> None:
-    """What queued and running jobs write is told, and nothing of jobs that have ended or only read."""
+    """live reports what queued and running jobs write, but not ended or read-only jobs."""
     for job_id in ("queued", "running", "ended", "reader"):
         ledger.submit(replace(a_job(job_id), resource="" if job_id == "reader" else f"template/{job_id}"))
     assert ledger.claim("running", "w")
@@ -189,7 +189,7 @@ def test_live(ledger: Ledger) -> None:
 
 
 def test_kept(ledger: Ledger) -> None:
-    """A record that ended lately is kept."""
+    """A record that ended recently is kept."""
     ledger.submit(a_job("j1"))
     ledger.cancel("j1", "ann")
     assert ledger.expire() == 0
@@ -197,7 +197,7 @@ def test_kept(ledger: Ledger) -> None:
 
 @pytest.fixture
 def thirty(ledger: Ledger) -> Ledger:
-    """Thirty jobs in two zones and two lanes; every third is cancelled."""
+    """Return thirty jobs in two zones and two lanes, of which every third is cancelled."""
     for number in range(30):
         lane = "upload" if number % 5 == 0 else "download"
         ledger.submit(a_job(f"j{number:02}", zone=f"z{number % 2}", lane=lane))
@@ -220,12 +220,12 @@ def thirty(ledger: Ledger) -> Ledger:
     ids=["the newest", "the rest", "by state", "by zone", "by lane", "by all", "none"],
 )
 def test_page(thirty: Ledger, asked: dict[str, object], numbers: list[int]) -> None:
-    """A page holds the newest jobs that match, from the offset on."""
+    """A page has the newest matching jobs from the offset."""
     assert [each.job_id for each in thirty.page(**asked)] == [f"j{number:02}" for number in numbers]  # type: ignore[arg-type]
 
 
 def test_page_reads_what_it_shows(ledger: Ledger, broker: Broker) -> None:
-    """A page costs the broker the records that it shows, however few of the jobs it is of."""
+    """A page reads only the records that it shows, even if few of the jobs match."""
     for number in range(300):
         ledger.submit(a_job(f"j{number:03}", zone="far" if number == 0 else "near"))
     with broker.client() as client:
@@ -236,25 +236,25 @@ def test_page_reads_what_it_shows(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_nul_in_an_ended_record(ledger: Ledger) -> None:
-    """A NUL byte, which parts the fields of a record that has ended, is left out of what somebody says."""
+    """A NUL byte, which separates the fields of an ended record, is removed from all text."""
     ledger.submit(a_job("j1"))
     ledger.cancel("j1", "an\0n")
     assert (ledger.get("j1").cancelled_by, ledger.get("j1").zone) == ("ann", "z")
 
 
 def test_page_of_an_unknown_state(ledger: Ledger) -> None:
-    """A state that does not exist is refused with those that do."""
+    """The error of an unknown state lists the known ones."""
     with pytest.raises(InvalidRequest, match="succeeded"):
         ledger.page(state="done")
 
 
 def test_counts(thirty: Ledger) -> None:
-    """Every job is counted in the one state that it is in."""
+    """Every job is counted in exactly one state."""
     assert thirty.counts() == {"queued": 20, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 10}
 
 
 def test_warnings(ledger: Ledger, stoppable_broker: StoppableBroker, tmp_path: Path) -> None:
-    """A broker that would forget or evict jobs is pointed out; one that keeps them is not."""
+    """A broker that may lose or evict jobs is reported, and one that keeps them is not."""
     assert ledger.warnings() == []
     with Ledger(stoppable_broker.url) as other, stoppable_broker.with_prefix("").client() as client:
         client.config_set("appendonly", "no")
@@ -263,7 +263,7 @@ def test_warnings(ledger: Ledger, stoppable_broker: StoppableBroker, tmp_path: P
 
 
 def test_clock_set_back(ledger: Ledger, broker: Broker) -> None:
-    """A broker whose clock was set back has a reaper all the same."""
+    """A broker with its clock set back still has a reaper."""
     ledger.submit(a_job("j1"))
     overdue(broker, "j1")
     with broker.client() as client:
@@ -273,7 +273,7 @@ def test_clock_set_back(ledger: Ledger, broker: Broker) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(0, -3), (3, 0)], ids=["set back", "set forward, then right"])
 def test_clock_is_set(tmp_path: Path, before: int, after: int) -> None:
-    """Whatever hours the broker's clock loses, jobs of the dead are taken over, and lost messages sent, in a moment."""
+    """After any clock change, lost jobs are taken over and lost messages are sent again quickly."""
     clock = Clock(tmp_path, "broker")
     if not clock.environ:
         missing("a C compiler", "apt install gcc")

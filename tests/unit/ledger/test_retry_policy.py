@@ -1,4 +1,4 @@
-"""When a job is tried again."""
+"""The rules for retries of a job."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ POLICY = RetryPolicy(max_attempts=3, first_delay_s=10, max_delay_s=60)
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
 def test_decide(error: BaseException, number: int, state: str) -> None:
-    """What may pass is tried again until the attempts are used up; a permanent error and our own bugs never are."""
+    """A temporary error is tried again up to the attempts; permanent errors and bugs are not."""
     decision = decide(error, number, POLICY)
     assert decision.state == state
     assert (decision.delay_s > 0) == (state == "queued")
@@ -49,12 +49,12 @@ def test_decide(error: BaseException, number: int, state: str) -> None:
 
 
 def test_shutdown_costs_nothing() -> None:
-    """A worker that shuts down gives the job back at once, and however often that happens it is not counted."""
+    """A worker that shuts down returns the job at once, and this never counts as an attempt."""
     assert decide(Cancelled("shutdown"), 99, POLICY) == RetryDecision("queued", 0.0, counted=False)
 
 
 def test_store_that_is_away() -> None:
-    """A job waits uncounted for a store that does not answer, half a minute at most between two looks."""
+    """A job waits uncounted for an absent store, with at most half a minute between two tries."""
     decision = decide(StoreAway("x"), 100_000, POLICY)
     assert (decision.state, decision.counted) == ("queued", False)
     assert 0 < decision.delay_s <= 30
@@ -62,7 +62,7 @@ def test_store_that_is_away() -> None:
 
 @pytest.mark.parametrize(("wanted", "waits"), [(0.0, 10.0), (45.0, 45.0), (1e9, 60.0)])
 def test_wait_that_is_wanted(wanted: float, waits: float) -> None:
-    """A server that asks to be left alone for a while is, up to the longest delay of the settings."""
+    """The delay that a server requests is respected, up to the longest delay of the settings."""
     error = SourceUnavailable("x")
     error.after_s = wanted
     assert decide(error, 1, POLICY).delay_s <= waits
@@ -71,14 +71,14 @@ def test_wait_that_is_wanted(wanted: float, waits: float) -> None:
 
 @pytest.mark.parametrize(("number", "ceiling"), [(1, 10), (2, 20), (3, 40), (4, 60), (50, 60), (100_000, 60)])
 def test_backoff(number: int, ceiling: float) -> None:
-    """The delay doubles up to its limit, in the upper half of it, and is not the same for all workers."""
+    """The delay doubles up to its limit, in its upper half, and differs between workers."""
     delays = [backoff(number, POLICY) for _ in range(50)]
     assert ceiling / 2 <= min(delays) < max(delays) <= ceiling
 
 
 @pytest.mark.parametrize("error", [StoreFull("x"), StoreDenied("x"), StoreUnavailable("x"), SourceUnavailable("x")])
 def test_patience(error: Exception) -> None:
-    """A patient job waits for a store that is full, refuses or is away, uncounted, six times as long as others."""
+    """A patient job waits for a full, refusing or absent store uncounted, six times as long as others."""
     decision = decide_patiently(error, 100, POLICY)
     assert (decision.state, decision.counted) == ("queued", False)
     assert 180 <= decision.delay_s <= 360
@@ -86,16 +86,16 @@ def test_patience(error: Exception) -> None:
 
 @pytest.mark.parametrize("error", [ObjectNotFound("x"), CorruptImage("x"), Cancelled("deadline"), ValueError("x")])
 def test_patience_has_its_reasons(error: Exception) -> None:
-    """A patient job gives up like any other where waiting cannot help."""
+    """A patient job fails like any other if a wait cannot help."""
     assert decide_patiently(error, 1, POLICY).state == "failed"
 
 
 def test_patience_ends() -> None:
-    """After some 200 attempts, about a week, a patient job has failed too."""
+    """After some 200 attempts, about a week, a patient job fails too."""
     assert decide_patiently(StoreFull("x"), 1000, POLICY).state == "failed"
     assert decide_patiently(StoreUnavailable("x"), 1000, POLICY).state == "failed"
 
 
 def test_patience_at_shutdown() -> None:
-    """A worker that shuts down gives a patient job back at once, like any other."""
+    """A worker that shuts down returns a patient job at once, like any other."""
     assert decide_patiently(Cancelled("shutdown"), 1, POLICY) == RetryDecision("queued", 0.0, counted=False)

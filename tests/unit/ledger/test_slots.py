@@ -1,4 +1,4 @@
-"""Slots of one process, and those that all workers share."""
+"""Slots of one process, and slots that all workers share."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from tests.waiting import CLAIM_S, PATIENCE_S
 
 
 class TestLocal(SlotsContract):
-    """In this process."""
+    """Slots in this process."""
 
     @pytest.fixture
     def make(self) -> Make:
-        """The same slots each time."""
+        """Return the same slots each time."""
         slots = LocalSlots()
         return lambda: slots
 
 
 class TestShared(SlotsContract):
-    """Behind one broker."""
+    """Slots in one broker."""
 
     @pytest.fixture
     def make(self, broker: Broker) -> Make:
-        """Another worker's each time."""
+        """Return another worker's slots each time."""
         return lambda: SharedSlots(broker.url, prefix=broker.prefix, claim_s=60)
 
 
 def hold_for_ever(url: str, prefix: str, held: object) -> None:
-    """A worker that holds a slot until it is killed."""
+    """Hold a slot until the process is killed."""
     with SharedSlots(url, prefix=prefix, claim_s=CLAIM_S).hold("esx1", 1, give_up):
         held.set()  # type: ignore[attr-defined]
         time.sleep(PATIENCE_S)
 
 
 def test_killed(broker: Broker) -> None:
-    """The slot of a worker that is killed is free again in a moment; until then it is kept."""
+    """A killed worker's slot is free again soon, and is kept until then."""
     context = multiprocessing.get_context("spawn")
     held = context.Event()
     worker = context.Process(target=hold_for_ever, args=(broker.url, broker.prefix, held))
@@ -62,7 +62,7 @@ def test_killed(broker: Broker) -> None:
 
 
 def test_renewed(broker: Broker) -> None:
-    """A slot is kept for longer than a claim lasts, as long as its holder lives."""
+    """A slot is kept beyond the time of a claim while its holder lives."""
     with (
         broker.client() as client,
         SharedSlots(broker.url, prefix=broker.prefix, claim_s=CLAIM_S).hold("e", 1, give_up),
@@ -75,7 +75,7 @@ def test_renewed(broker: Broker) -> None:
 
 
 def test_clock_was_set_back(broker: Broker) -> None:
-    """A slot that a dead worker would have for hours, as the broker's clock was set back, is free."""
+    """A dead worker's slot is released even if the broker's clock was set back."""
     with broker.client() as client:
         client.zadd(f"{broker.prefix}ssvm.slots:e", {"dead": time.time() + 3 * 3600})
     with SharedSlots(broker.url, prefix=broker.prefix).hold("e", 1, give_up):
@@ -83,6 +83,6 @@ def test_clock_was_set_back(broker: Broker) -> None:
 
 
 def test_broker_away() -> None:
-    """While the broker is away nobody gets a slot, and a cancel is heard."""
+    """Without the broker no slot is granted, and a cancel takes effect."""
     with pytest.raises(Cancelled), SharedSlots("redis://127.0.0.1:1/0").hold("e", 1, give_up):
         pass

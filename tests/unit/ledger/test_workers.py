@@ -1,4 +1,4 @@
-"""Who the workers are, on a real Valkey."""
+"""The registry of workers on a real Valkey."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WORKER = WorkerInfo("z-1@host", "host", "z", ("download", "upload"), 2, "1.0", s
 
 @pytest.fixture
 def registry(broker: Broker) -> WorkerRegistry:
-    """The workers of one broker."""
+    """Return the workers of one broker."""
     return WorkerRegistry(broker.url, prefix=broker.prefix)
 
 
 def test_a_worker_is_shown_as_it_describes_itself(registry: WorkerRegistry) -> None:
-    """Zone, lanes, capacity, version and what it is doing."""
+    """A worker is shown with its zone, lanes, capacity, version and current jobs."""
     registry.beat(replace(WORKER, active=1))
     (found,) = registry.workers()
     shown = found.to_dict()
@@ -43,13 +43,13 @@ def test_a_worker_is_shown_as_it_describes_itself(registry: WorkerRegistry) -> N
     ("changes", "state"), [({}, "Up"), ({"draining": True}, "Draining"), ({"every_s": -100.0}, "Down")]
 )
 def test_state(registry: WorkerRegistry, changes: dict[str, float], state: str) -> None:
-    """Up while it speaks, Draining once it says so, Down when it has been silent for three of its intervals."""
+    """A worker is Up, then Draining when it says so, and Down after three silent intervals."""
     registry.beat(replace(WORKER, **changes))  # type: ignore[arg-type]
     assert registry.workers()[0].state == state
 
 
 def test_by_zone(registry: WorkerRegistry) -> None:
-    """Workers of one zone, or all of them by zone and name."""
+    """The list has the workers of one zone, or all by zone and name."""
     for name, zone in (("b", "z2"), ("c", "z1"), ("a", "z2")):
         registry.beat(replace(WORKER, name=name, zone=zone))
     assert [each.info.name for each in registry.workers()] == ["c", "a", "b"]
@@ -57,14 +57,14 @@ def test_by_zone(registry: WorkerRegistry) -> None:
 
 
 def test_one_that_leaves_is_gone(registry: WorkerRegistry) -> None:
-    """A worker that ends in good order is not shown as down."""
+    """A worker that ends normally is not shown as down."""
     registry.beat(WORKER)
     registry.leave(WORKER.name)
     assert registry.workers() == []
 
 
 def test_clock_was_set_back(registry: WorkerRegistry, broker: Broker) -> None:
-    """A dead worker does not stay up for the hours that the broker's clock has lost."""
+    """A dead worker does not stay up if the broker's clock was set back."""
     registry.beat(WORKER)
     with broker.client() as client:
         client.zincrby(f"{broker.prefix}ssvm.workers:seen", 3 * 3600, WORKER.name)

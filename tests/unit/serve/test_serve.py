@@ -1,4 +1,6 @@
-"""Links to objects: who has one gets the bytes, with ranges and conditions; nobody else learns or changes anything."""
+"""Links to objects: the owner of a link gets the bytes, with ranges and conditions, and others learn and change
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,14 @@ KEY = "template/tmpl/2/7/7.qcow2"
 
 
 def put_image(service: Service, data: bytes = IMAGE, digest: str = DIGEST) -> None:
-    """An artifact with one object."""
+    """Store an artifact with one object."""
     store, artifact = assembly.open_store_named(service.settings, "primary"), Artifact("template", "2", "7")
     put_bytes(store, KEY, data, Owner())
     write_manifest(store, Manifest(artifact, "j", (Entry("7.qcow2", len(data), digest),)), Owner())
 
 
 def link(service: Service, key: str = KEY, seconds: int = 3600, store: str = "primary") -> str:
-    """A link that is in the book, whatever it leads to."""
+    """Return a registered link to any target."""
     made = Link(new_id(), GET, int(time.time()) + seconds, store, key)
     assembly.open_links(service.settings).add(made)
     return assembly.link_signer(service.settings).sign(made.path, made.until)
@@ -47,13 +49,13 @@ def link(service: Service, key: str = KEY, seconds: int = 3600, store: str = "pr
 
 @pytest.fixture
 def at(service: Service) -> str:
-    """A link to an image."""
+    """Return a link to an image."""
     put_image(service)
     return link(service)
 
 
 def test_get(service: Service, at: str) -> None:
-    """Who has the link gets the very bytes, and is told their name, their digest and that parts may be asked for."""
+    """A link gives the exact bytes, with their name, their digest and the support of ranges."""
     answer = service.request("GET", at)
     assert (answer.status, answer.data) == (200, IMAGE)
     assert answer.headers["ETag"] == f'"{DIGEST}"'
@@ -64,32 +66,32 @@ def test_get(service: Service, at: str) -> None:
 
 
 def test_head(service: Service, at: str) -> None:
-    """HEAD says what GET would, and sends nothing."""
+    """HEAD returns GET's headers without a body."""
     answer = service.request("HEAD", at)
     assert (answer.status, answer.data, answer.headers["Content-Length"]) == (200, b"", str(len(IMAGE)))
 
 
 def test_range(service: Service, at: str) -> None:
-    """A range is answered with just its bytes, so that a broken download goes on where it stopped."""
+    """A range gives exactly its bytes, so a broken download can resume."""
     answer = service.request("GET", at, headers={"Range": "bytes=1048577-", "If-Range": f'"{DIGEST}"'})
     assert (answer.status, answer.data) == (206, IMAGE[1048577:])
     assert answer.headers["Content-Range"] == f"bytes 1048577-{len(IMAGE) - 1}/{len(IMAGE)}"
 
 
 def test_range_not_satisfiable(service: Service, at: str) -> None:
-    """A range behind the end is refused with the size."""
+    """A range after the end is refused with the size."""
     answer = service.request("GET", at, headers={"Range": f"bytes={len(IMAGE)}-"})
     assert (answer.status, answer.headers["Content-Range"]) == (416, f"bytes */{len(IMAGE)}")
 
 
 def test_not_modified(service: Service, at: str) -> None:
-    """Who has this version gets no byte of it again."""
+    """A client with this version gets no body again."""
     answer = service.request("GET", at, headers={"If-None-Match": f'"{DIGEST}"'})
     assert (answer.status, answer.data) == (304, b"")
 
 
 def test_several_on_one_connection(service: Service, at: str) -> None:
-    """The connection is good for another request after sendfile."""
+    """After sendfile, the connection accepts another request."""
     pool = urllib3.HTTPConnectionPool("127.0.0.1", int(service.url.rpartition(":")[2]), maxsize=1)
     for first in (0, 100, len(IMAGE) - 1):
         assert pool.request("GET", at, headers={"Range": f"bytes={first}-"}).data == IMAGE[first:]
@@ -108,7 +110,7 @@ def test_several_on_one_connection(service: Service, at: str) -> None:
     ],
 )
 def test_badly_signed(service: Service, at: str, old: str, new: str) -> None:
-    """What was changed by one character is refused, and neither the store nor the ledger is asked."""
+    """A link with one changed character is refused without a request to store or ledger."""
     client = assembly.open_links(service.settings)._redis
     before = client.dbsize(), sorted(service.store.rglob("*")), client.info("commandstats")
     answer = service.request("GET", at.replace(old, new, 1))
@@ -119,7 +121,7 @@ def test_badly_signed(service: Service, at: str, old: str, new: str) -> None:
 
 
 def test_old_key(service: Service, at: str) -> None:
-    """A link that an older key signed is good for as long as the settings have that key, and no longer."""
+    """An older key's signature is valid exactly while the settings have that key."""
     signer = Signer({"k0": SECRET, "k1": "another that is as long as the first"}, "k1")
     path, _, query = at.partition("?")
     values = dict(each.split("=") for each in query.split("&"))
@@ -130,7 +132,7 @@ def test_old_key(service: Service, at: str) -> None:
 
 
 def test_expired(service: Service, at: str) -> None:
-    """A link is refused from the second on at which it expires, whatever the ledger still has."""
+    """A link is refused from the second of its expiry, even if the ledger still has it."""
     link_id, now = at.split("/")[2], int(time.time())
     signer = assembly.link_signer(service.settings)
     assert service.request("GET", signer.sign(object_path(link_id, "primary", KEY), now + 60)).status == 200
@@ -138,7 +140,7 @@ def test_expired(service: Service, at: str) -> None:
 
 
 def test_another_object(service: Service, at: str) -> None:
-    """A link is for one object: its id does not open another, not even well signed."""
+    """A link's id opens no other object, even with a valid signature."""
     path = object_path(at.split("/")[2], "primary", KEY + ".old")
     assert (
         service.request("GET", assembly.link_signer(service.settings).sign(path, int(time.time()) + 60)).status == 410
@@ -146,14 +148,14 @@ def test_another_object(service: Service, at: str) -> None:
 
 
 def test_signed_but_not_written_down(service: Service, at: str) -> None:
-    """A signature is not enough: the link must stand in the ledger."""
+    """A signature is not enough, because the link must be in the ledger."""
     path = object_path(new_id(), "primary", KEY)
     signed = assembly.link_signer(service.settings).sign(path, int(time.time()) + 60)
     assert service.request("GET", signed).status == 410
 
 
 def test_ledger_away(stoppable_broker: StoppableBroker, tmp_path: Path) -> None:
-    """Without the ledger nobody knows what was revoked, so nothing is given out until it is back."""
+    """Without the ledger nothing is sent, because revocations are unknown."""
     with serving(settings_of(stoppable_broker.with_prefix("t:"), tmp_path / "store")) as service:
         put_image(service)
         at = link(service)
@@ -168,13 +170,13 @@ def test_ledger_away(stoppable_broker: StoppableBroker, tmp_path: Path) -> None:
     ["template/tmpl/2/7/manifest.json", "template/tmpl/2/7/other", "template/tmpl/2/8/8.qcow2", "etc/passwd", "x"],
 )
 def test_not_listed(service: Service, at: str, key: str) -> None:
-    """What no manifest lists is not there, even if a file is."""
+    """A file that no manifest lists does not exist for a link."""
     (service.store / "template/tmpl/2/7/other").write_bytes(b"secret")
     assert service.request("GET", link(service, key)).status == 404
 
 
 def test_symbolic_link(service: Service, at: str) -> None:
-    """No symbolic link is followed, neither in place of the object nor on the way to it."""
+    """No symbolic link is followed in any component."""
     directory = service.store / "template/tmpl/2/7"
     (tmp := service.store.parent / "elsewhere").write_bytes(IMAGE)
     (directory / "7.qcow2").unlink()
@@ -188,7 +190,7 @@ def test_symbolic_link(service: Service, at: str) -> None:
 
 
 def test_other_size(service: Service, at: str) -> None:
-    """An object that is not as long as its manifest says is not given out."""
+    """An object whose size differs from its manifest is not sent."""
     with (service.store / KEY).open("ab") as file:
         file.write(b"x")
     answer = service.request("GET", at)
@@ -201,7 +203,7 @@ def test_health(service: Service) -> None:
 
 
 def test_slow_reader(start_service: Callable[..., Service]) -> None:
-    """Who asks and then takes nothing is cut off, and its thread is free again."""
+    """A client that stops reading is disconnected, and its thread is free again."""
     service = start_service(stall_s=0.5, min_rate=1 << 20)
     data = bytes(64 << 20)
     put_image(service, data, f"sha256:{hashlib.sha256(data).hexdigest()}")
@@ -213,7 +215,7 @@ def test_slow_reader(start_service: Callable[..., Service]) -> None:
 
 
 def test_steady_reader(start_service: Callable[..., Service]) -> None:
-    """Who takes steadily is served for as long as it lasts, far beyond the time that a request may take to be said."""
+    """A steady reader is served far beyond the time limit of a request's head."""
     service = start_service(stall_s=1.5, min_rate=1 << 10)
     data = bytes(64 << 20)
     put_image(service, data, f"sha256:{hashlib.sha256(data).hexdigest()}")
@@ -223,17 +225,17 @@ def test_steady_reader(start_service: Callable[..., Service]) -> None:
         while got := len(peer.recv(1 << 17)):
             received += got
             if time.monotonic() < beyond:
-                time.sleep(0.01)  # so that it lasts; nothing waits for anything to have passed
+                time.sleep(0.01)  # so that it lasts; no code waits for this time
     assert received > len(data)
 
 
 def _is_open(peer: socket.socket) -> bool:
-    """Whether the kernel still has the connection: TCP_INFO's first byte is its state, 1 established, 8 half closed."""
+    """Return whether the connection is open. TCP_INFO's first byte is its state: 1 established, 8 half closed."""
     return peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 1
 
 
 def test_slow_request(start_service: Callable[..., Service]) -> None:
-    """Who never ends its headers is cut off."""
+    """A client that never ends its headers is disconnected."""
     service = start_service(stall_s=0.3)
     with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as peer:
         peer.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
@@ -243,7 +245,7 @@ def test_slow_request(start_service: Callable[..., Service]) -> None:
 
 
 def test_command(service: Service, at: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`ssvm link` gives a URL that works, lists it, and ends it by its key."""
+    """`ssvm link` prints a working URL, lists it, and revokes it by its key."""
     file = settings_file(service, tmp_path)
 
     def run(*argv: str) -> str:
@@ -273,13 +275,13 @@ def test_command(service: Service, at: str, tmp_path: Path, capsys: pytest.Captu
 def test_command_refused(
     service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str, status: int
 ) -> None:
-    """What cannot be linked to is refused with the reason."""
+    """A link to an impossible target is refused with the reason."""
     assert cli.main(["link", "--config", str(settings_file(service, tmp_path)), *argv]) == status
     assert says in capsys.readouterr().err
 
 
 def test_tls(start_service: Callable[..., Service], tmp_path: Path) -> None:
-    """Behind its own certificate the same bytes come, though not by sendfile."""
+    """With its own certificate the service sends the same bytes, without sendfile."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
@@ -293,7 +295,7 @@ def test_tls(start_service: Callable[..., Service], tmp_path: Path) -> None:
 
 
 def test_command_on_s3(s3_server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On S3 the link is the server's own: it needs neither our service nor the ledger, and nobody revokes it."""
+    """An S3 link is the server's own: it needs no service and no ledger, and cannot be revoked."""
     (file := tmp_path / "worker.toml").write_text(
         f'[stores.archive]\nurl = "s3://{s3_server.make_bucket()}/zone"\nendpoint = "{s3_server.endpoint}"\n'
         f'access_key = "{s3_server.access_key}"\nsecret_key = "{s3_server.secret_key}"\n'

@@ -1,4 +1,4 @@
-"""Conditional and range requests, as the tables of RFC 9110 have them."""
+"""Conditional and range requests, by the tables of RFC 9110."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WHOLE = Answer(200, 0, 1000)
     ],
 )
 def test_range(given: str, expected: Answer) -> None:
-    """One range is answered with its bytes, one behind the end with 416, and what need not be understood with all."""
+    """One range gives its bytes, one after the end gives 416, and an unsupported one gives all bytes."""
     assert answer("GET", {"range": given}, IT) == expected
 
 
@@ -63,7 +63,7 @@ def test_range(given: str, expected: Answer) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_precondition(method: str, headers: dict[str, str], status: int) -> None:
-    """Tags win over dates, a weak tag never matches If-Match, and a date that is none is not there."""
+    """Tags precede dates, a weak tag never matches If-Match, and an invalid date is ignored."""
     assert answer(method, headers, IT).status == status
 
 
@@ -72,7 +72,7 @@ def test_precondition(method: str, headers: dict[str, str], status: int) -> None
     [('"sha256:aa"', 206), ('"x"', 200), ('W/"sha256:aa"', 200), (SAME, 206), (LATER, 200), (EARLIER, 200)],
 )
 def test_if_range(condition: str, status: int) -> None:
-    """A part is given only of the very version that the client has the other parts of."""
+    """A range is sent only from the version that the client has."""
     assert answer("GET", {"range": "bytes=5-9", "if-range": condition}, IT).status == status
 
 
@@ -82,5 +82,5 @@ def test_head_has_no_range() -> None:
 
 
 def test_precondition_before_range() -> None:
-    """A version that was not asked for is refused before its range is looked at."""
+    """A precondition is checked before the range."""
     assert answer("GET", {"range": "bytes=5000-", "if-match": '"x"'}, IT).status == 412

@@ -1,4 +1,4 @@
-"""What a client of `ssvm serve` may send has a limit in size, number and time, and no request ends in a 500."""
+"""A client's input to `ssvm serve` is limited in size, number and time, and no request ends in a 500."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CHUNKED = b"POST /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r
 
 
 def connect(service: Service) -> socket.socket:
-    """A connection on which a read waits for a minute at the most."""
+    """Return a connection whose reads wait for at most a minute."""
     return socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), 60)
 
 
 def rest(peer: socket.socket) -> bytes:
-    """What the service sends until it closes the connection."""
+    """Return the service's output until it closes the connection."""
     found = b""
     try:
         while piece := peer.recv(1 << 16):
@@ -45,7 +45,7 @@ def rest(peer: socket.socket) -> bytes:
 
 
 def status(answer: bytes) -> int:
-    """The status of an answer; 0 for none."""
+    """Return the status of an answer, or 0 for none."""
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
 
 
@@ -62,7 +62,7 @@ def status(answer: bytes) -> int:
     ids=["large headers", "many headers", "a header's value", "a header's name", "a path", "a query"],
 )
 def test_endless_head(service: Service, begin: bytes, piece: bytes, refusal: int) -> None:
-    """A head that does not end is refused and the connection closed, before much of it was taken."""
+    """A head without end is refused and the connection is closed after little input."""
     with connect(service) as peer:
         peer.sendall(begin)
         sent = 0
@@ -78,7 +78,7 @@ def test_endless_head(service: Service, begin: bytes, piece: bytes, refusal: int
                 break
         peer.settimeout(60)
         assert status(answer or rest(peer)) == refusal
-        assert sent < 32 << 20  # the buffers of both kernels, and what is discarded after the answer
+        assert sent < 32 << 20  # both kernels' buffers, and the bytes that are discarded after the answer
         rest(peer)
 
 
@@ -93,7 +93,7 @@ def test_endless_head(service: Service, begin: bytes, piece: bytes, refusal: int
     ids=["chunk extension", "trailers", "a trailer", "a short one"],
 )
 def test_aside_of_a_body(service: Service, link: Link, data: bytes, is_refused: bool) -> None:
-    """What stands beside a body in chunks has the limit of a head."""
+    """The metadata of a chunked body has the limit of a head."""
     request = data.replace(b"POST /health", f"PUT {url_of(service, link)}".encode())
     with connect(service) as peer:
         peer.sendall(request)
@@ -104,19 +104,19 @@ def test_aside_of_a_body(service: Service, link: Link, data: bytes, is_refused: 
 
 @pytest.fixture
 def link(service: Service) -> Link:
-    """An upload link."""
+    """Return an upload link."""
     return upload_link(service)
 
 
 def test_large_head_within_the_limit(service: Service) -> None:
-    """Cookies of a proxy and the like may be large: 48 KiB of headers pass."""
+    """Large headers, such as a proxy's cookies, pass up to 48 KiB."""
     with connect(service) as peer:
         peer.sendall(HEALTH + b"Cookie: " + b"a" * (48 << 10) + b"\r\nConnection: close\r\n\r\n")
         assert status(rest(peer)) == 200
 
 
 def test_head_in_bytes(service: Service) -> None:
-    """A head that comes byte by byte is a head."""
+    """A head that arrives byte by byte is accepted."""
     with connect(service) as peer:
         for byte in HEALTH + b"Connection: close\r\n\r\n":
             peer.sendall(bytes([byte]))
@@ -124,14 +124,14 @@ def test_head_in_bytes(service: Service) -> None:
 
 
 def test_pipeline(service: Service) -> None:
-    """A client cannot queue requests without end before it reads an answer."""
+    """A client cannot queue unlimited requests before it reads an answer."""
     with connect(service) as peer:
         peer.sendall((HEALTH + b"\r\n") * 1000)
         assert rest(peer).count(b"HTTP/1.1 200") < 100
 
 
 def closed(peer: socket.socket) -> bool:
-    """Whether the service has closed the connection."""
+    """Return whether the service has closed the connection."""
     peer.setblocking(False)
     try:
         return not peer.recv(1 << 16)
@@ -144,14 +144,14 @@ def closed(peer: socket.socket) -> bool:
 @pytest.mark.parametrize("limits", [{"max_connections": 4}, {"max_per_address": 4}])
 @pytest.mark.parametrize("said", [b"", b"GET /hea", HEALTH + b"\r\n"], ids=["silent", "in a head", "answered"])
 def test_idle_connections_make_room(start_service: Callable[..., Service], limits: dict[str, int], said: bytes) -> None:
-    """Connections without a signed request, however many, do not keep a new client from being served."""
+    """Many connections without a signed request do not block a new client."""
     service = start_service(**limits)
     peers = [connect(service) for _ in range(12)]
     for peer in peers:
         if said:
             try:
                 peer.sendall(said)
-            except OSError:  # it had to go already
+            except OSError:  # it was already due to close
                 assert closed(peer)
     for _ in range(3):
         assert service.request("GET", "/health", headers={"Connection": "close"}).status == 200
@@ -161,7 +161,7 @@ def test_idle_connections_make_room(start_service: Callable[..., Service], limit
 
 
 def test_transfers_are_kept(start_service: Callable[..., Service]) -> None:
-    """A newcomer never ends a transfer of a link: if there are only those, it gets 503."""
+    """A new connection never ends a transfer of a link, and gets 503 if there are only those."""
     service = start_service(max_connections=2)
     data = bytes(64 << 20)
     put_image(service, data, str(digest_of(data)))
@@ -178,7 +178,7 @@ def test_transfers_are_kept(start_service: Callable[..., Service]) -> None:
 
 
 def link_to_object(service: Service) -> str:
-    """A link to the object that ``put_image`` made."""
+    """Return a link to the object that ``put_image`` made."""
     made = Link(new_id(), GET, int(time.time()) + 3600, "primary", KEY)
     assembly.open_links(service.settings).add(made)
     return assembly.link_signer(service.settings).sign(made.path, made.until)
@@ -192,7 +192,7 @@ def _answer(service: Service) -> int:
 
 
 def test_trusted_proxy(start_service: Callable[..., Service]) -> None:
-    """The connections of a trusted proxy are of many clients, so that no share of one address limits them."""
+    """No limit per address applies to a trusted proxy, because its connections belong to many clients."""
     service = start_service(max_per_address=2, trusted_proxies=["127.0.0.0/8"])
     peers = [connect(service) for _ in range(8)]
     for peer in peers:
@@ -202,7 +202,7 @@ def test_trusted_proxy(start_service: Callable[..., Service]) -> None:
 
 
 def test_silent_before_tls(start_service: Callable[..., Service], tmp_path: Path) -> None:
-    """A connection that never begins its TLS handshake counts as any other."""
+    """A connection that never starts its TLS handshake counts like any other."""
     authority = trustme.CA()
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
     service = start_service(
@@ -221,7 +221,7 @@ def test_silent_before_tls(start_service: Callable[..., Service], tmp_path: Path
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "OPTIONS"])
 @pytest.mark.parametrize("path", ["/health", "/nowhere", "/put/x", "/get/x/primary/y"])
 def test_body_after_the_answer(service: Service, method: str, path: str) -> None:
-    """A client that is answered before it has sent its body is not listened to for ever."""
+    """A client that is answered before the end of its body is disconnected in time."""
     with connect(service) as peer:
         peer.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n".encode())
         answer = rest(peer)
@@ -230,7 +230,7 @@ def test_body_after_the_answer(service: Service, method: str, path: str) -> None
 
 
 def test_accepted_in_one_go(broker_free_listener: Listener) -> None:
-    """Without a handle left the listener closes an old connection instead of failing."""
+    """Without a free handle the listener closes an old connection and does not fail."""
     address = broker_free_listener.getsockname()
     peers = [socket.create_connection(address) for _ in range(6)]
     accepted = [broker_free_listener.accept()[0] for _ in peers]
@@ -242,7 +242,7 @@ def test_accepted_in_one_go(broker_free_listener: Listener) -> None:
 
 @pytest.fixture
 def broker_free_listener() -> Iterator[Listener]:
-    """A listener that allows three connections."""
+    """Return a listener that allows three connections."""
     with Listener(socket.create_server(("127.0.0.1", 0)), max_connections=3, max_per_address=10) as listener:
         yield listener
 
@@ -256,7 +256,7 @@ def _hung_up(connection: socket.socket) -> bool:
 
 
 def test_log_lines_have_a_rate() -> None:
-    """A line that strangers can provoke is logged some times, and then counted."""
+    """A log line that clients can cause is logged a few times, and then counted."""
     limit, now = RateLimit(max_lines=3, every_s=3600), itertools.repeat("Invalid HTTP request received.")
     records = [logging.makeLogRecord({"msg": text}) for text in itertools.islice(now, 100)]
     assert sum(map(limit.filter, records)) == 3
@@ -264,7 +264,7 @@ def test_log_lines_have_a_rate() -> None:
 
 
 def test_left_out_lines_are_counted() -> None:
-    """The next line that passes says how many were left out."""
+    """The next logged line has the number of omitted lines."""
     limit = RateLimit(max_lines=1, every_s=0)
     limit._seen["text"] = (0.0, 8)
     record = logging.makeLogRecord({"msg": "text"})
@@ -272,7 +272,7 @@ def test_left_out_lines_are_counted() -> None:
     assert record.msg == "text (7 more such lines were left out)"
 
 
-# No request may end in a 500: odd pieces, put together at random, to every path, by strangers and bearers of links.
+# No request may end in a 500: random combinations of odd parts to every path, with and without a link.
 
 ODD = ["", "[", "[::1", "\u20ac", "%E2%82%AC", "%00", "%0d%0aSet-Cookie: a=b", "9" * 5000, "-1", "1e3", "\u0661"]
 ODD += ["a\x80b", "%ff", "%ud800", "//", "..", "*", "x" * 300, "bytes=0-1,5-", "bytes=-", "bytes=" + "9" * 400 + "-"]
@@ -285,7 +285,7 @@ NAMES += ["Connection", "Accept"]
 
 
 def requests(seed: int, links: list[str]) -> Iterator[bytes]:
-    """Raw requests without end."""
+    """Yield raw requests without end."""
     dice = random.Random(seed)
     while True:
         target = dice.choice([*links, "/health", "/", "*", "/put/x", "/get/a/b/c", "http://[x/health"])
@@ -303,7 +303,7 @@ def requests(seed: int, links: list[str]) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_request_ends_in_a_500(service: Service, caplog: pytest.LogCaptureFixture, seed: int) -> None:
-    """No request makes the service fail: it answers, or refuses, and nothing is logged as an exception."""
+    """Every request is answered or refused, and no exception is logged."""
     put_image(service)
     links = [link_to_object(service), *(url_of(service, upload_link(service, id=each)) for each in ("8", "9"))]
     for request in itertools.islice(requests(seed, links), 150):
@@ -318,7 +318,7 @@ def test_no_request_ends_in_a_500(service: Service, caplog: pytest.LogCaptureFix
 
 @pytest.mark.parametrize("host", ["[", "[::1", "a b", "\x80", "x" * 300, "evil.example"])
 def test_odd_host(service: Service, host: str) -> None:
-    """The Host header leads nowhere: neither into an answer nor into an error."""
+    """The Host header affects neither an answer nor an error."""
     at = url_of(service, upload_link(service))
     for method, path in (("GET", "/health/"), ("GET", at), ("POST", at), ("PUT", at)):
         lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Upload-Length: 10", "Tus-Resumable: 1.0.0"]
@@ -330,7 +330,7 @@ def test_odd_host(service: Service, host: str) -> None:
 
 
 def test_sender_that_leaves_a_patch(service: Service) -> None:
-    """Pieces of an upload with odd offsets and types are refused with a 4xx."""
+    """Parts of an upload with wrong offsets and types are refused with a 4xx."""
     at = url_of(service, upload_link(service))
     for headers in ({"Upload-Offset": "x"}, {}, {"Upload-Offset": "9" * 400}):
         answer = service.request("PATCH", f"{at}&length={len(IMAGE)}", headers=PATCH | headers, body=b"abc")

@@ -12,7 +12,7 @@ from tests.servers.service import Service
 from tests.servers.worker import until
 from tests.uploads import IMAGE, PREFIX, record, state, upload_link, url_of
 
-#: Keeps every value that the bar has had.
+#: Keeps every value of the progress bar.
 _WATCH_THE_BAR = """
 window.seen = []
 const bar = document.getElementById("bar")
@@ -21,7 +21,7 @@ new MutationObserver(() => seen.push(bar.value)).observe(bar, { attributes: true
 
 
 def send(browser: Chrome, service: Service, file: Path) -> str:
-    """Choose the file, click, and read what the page says in the end."""
+    """Choose the file, click, and return the page's final message."""
     browser.get(service.url + url_of(service, upload_link(service)))
     browser.find_element(By.ID, "file").send_keys(str(file))
     browser.find_element(By.ID, "send").click()
@@ -29,14 +29,14 @@ def send(browser: Chrome, service: Service, file: Path) -> str:
 
 
 def said(browser: Chrome) -> str:
-    """The outcome."""
+    """Return the outcome."""
     outcome = browser.find_element(By.ID, "outcome")
     WebDriverWait(browser, 60).until(lambda _: outcome.text and "Uploading" not in outcome.text)
     return outcome.text
 
 
 def test_page_uploads(service: Service, browser: Chrome, tmp_path: Path) -> None:
-    """A person picks a file, presses the button, sees the bar reach its end, and the image is stored."""
+    """A user selects a file, clicks the button, sees the bar end, and the image is stored."""
     (file := tmp_path / "image.raw").write_bytes(IMAGE)
     assert "stored" in send(browser, service, file)
     assert browser.find_element(By.ID, "bar").get_attribute("value") == "1"
@@ -47,7 +47,7 @@ def test_page_uploads(service: Service, browser: Chrome, tmp_path: Path) -> None
 
 
 def test_page_says_why(service: Service, browser: Chrome, tmp_path: Path) -> None:
-    """A person whose file is refused reads why, and can choose another on the same page."""
+    """A user whose file is refused reads the reason, and can choose another on the same page."""
     (file := tmp_path / "page.html").write_bytes(b"<html>" + bytes(1 << 20))
     assert "HTML" in send(browser, service, file) or "html" in said(browser)
     (file := tmp_path / "image.raw").write_bytes(IMAGE)
@@ -58,7 +58,7 @@ def test_page_says_why(service: Service, browser: Chrome, tmp_path: Path) -> Non
 
 
 def test_page_is_accessible(service: Service, browser: Chrome) -> None:
-    """Each control has a name, the outcome is announced, and the page says its language and its title."""
+    """Each control has a name, the outcome is announced, and the page has its language and title."""
     browser.get(service.url + url_of(service, upload_link(service)))
     names = [each.accessible_name for each in browser.find_elements(By.CSS_SELECTOR, "input, button, progress")]
     assert all(name or not shown for name, shown in zip(names, [True, True, False, False], strict=True))
@@ -68,7 +68,7 @@ def test_page_is_accessible(service: Service, browser: Chrome) -> None:
 
 
 def test_page_goes_on_after_a_reload(service: Service, browser: Chrome, tmp_path: Path) -> None:
-    """Whoever closed the page in the middle picks the same file again, sees the bar move, and only the rest is sent."""
+    """After a reload, a user selects the same file again, and only the rest is sent."""
     (file := tmp_path / "image.raw").write_bytes(IMAGE)
     link = upload_link(service, max_rate=2 << 20)
     for begun in (False, True):

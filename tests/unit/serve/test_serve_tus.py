@@ -1,4 +1,4 @@
-"""tus 1.0: an upload in pieces, which goes on where it broke."""
+"""tus 1.0: an upload in pieces that resumes after a break."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.uploads import (
 
 
 def test_tus_in_pieces(service: Service, at: str) -> None:
-    """An upload in pieces is the same artifact as one in one piece."""
+    """An upload in pieces gives the same artifact as one in one piece."""
     url = create(service, at)
     for start in range(0, len(IMAGE), 2 << 20):
         answer = patch(service, url, start, IMAGE[start : start + (2 << 20)])
@@ -48,14 +48,14 @@ def test_tus_in_pieces(service: Service, at: str) -> None:
 
 
 def test_tus_options(service: Service, at: str) -> None:
-    """What is spoken is told to whoever asks."""
+    """OPTIONS returns the supported versions and extensions."""
     answer = service.request("OPTIONS", at)
     assert (answer.status, answer.headers["Tus-Version"]) == (204, "1.0.0")
     assert answer.headers["Tus-Extension"] == "creation,termination,expiration"
 
 
 def test_tus_goes_on_within(service: Service, at: str) -> None:
-    """A broken PATCH costs what was under way: HEAD says where to go on, and the rest is all that is sent."""
+    """After a broken PATCH, HEAD returns the offset, and only the rest is sent."""
     url = create(service, at)
     peer = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])))
     lines = [f"PATCH {url} HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in PATCH.items())]
@@ -73,7 +73,7 @@ def test_tus_goes_on_within(service: Service, at: str) -> None:
 
 
 def test_tus_goes_on_after_the_part(start_service: Callable[..., Service]) -> None:
-    """When the pipeline was ended for want of a sender, the part it left is where to go on."""
+    """If the pipeline ended because its sender was absent, the upload resumes at the kept part."""
     service = start_service(stall_s=1.5)
     link = upload_link(service)
     url = create(service, url_of(service, link))
@@ -86,14 +86,14 @@ def test_tus_goes_on_after_the_part(start_service: Callable[..., Service]) -> No
 
 
 def test_tus_wrong_offset(service: Service, at: str) -> None:
-    """Bytes that belong elsewhere are refused."""
+    """Bytes at a wrong offset are refused."""
     url = create(service, at)
     assert patch(service, url, 10, IMAGE[10:]).status == 409
     assert stored(service) == []
 
 
 def test_tus_creation_begins_again(service: Service, link: Link, at: str) -> None:
-    """Who creates the upload anew begins at its first byte, and what had come goes."""
+    """A new creation starts at the first byte, and earlier bytes are deleted."""
     url = create(service, at)
     assert patch(service, url, 0, IMAGE[: 2 << 20]).status == 204
     again = create(service, at)
@@ -102,14 +102,14 @@ def test_tus_creation_begins_again(service: Service, link: Link, at: str) -> Non
 
 
 def test_tus_refused(service: Service, at: str) -> None:
-    """An unsafe image is refused when its last byte has come at the latest, with the reason."""
+    """An unsafe image is refused with the reason, at the latest after its last byte."""
     data = images.qcow2_backed_by("/etc/passwd")
     answer = patch(service, create(service, at, len(data)), 0, data)
     assert (answer.status, json.loads(answer.data)["error"], stored(service)) == (422, "UnsafeImage", [])
 
 
 def test_tus_terminated(service: Service, link: Link, at: str) -> None:
-    """An upload that its sender gives up leaves nothing, and its link ends."""
+    """A terminated upload leaves nothing, and its link ends."""
     url = create(service, at)
     assert patch(service, url, 0, IMAGE[: 2 << 20]).status == 204
     assert service.request("DELETE", url, headers=TUS).status == 204
@@ -132,12 +132,12 @@ def test_tus_terminated(service: Service, link: Link, at: str) -> None:
     ],
 )
 def test_tus_creation_refused(service: Service, at: str, headers: dict[str, str], status: int) -> None:
-    """A creation that is none, or too large, is refused."""
+    """An invalid or too large creation is refused."""
     assert service.request("POST", at, headers=headers).status == status
 
 
 def test_whole_or_not_there(service: Service, at: str) -> None:
-    """The artifact is whole, or nothing of it is there."""
+    """Assert that the artifact is complete or absent."""
     store = assembly.open_store_named(service.settings, "primary")
     url = create(service, at)
     patch(service, url, 0, IMAGE[:-1])
@@ -147,14 +147,14 @@ def test_whole_or_not_there(service: Service, at: str) -> None:
 
 
 def test_put_in_place_of_tus(service: Service, at: str) -> None:
-    """What tus has begun is not joined to what a PUT sends, which may be another file."""
+    """Bytes of a tus upload are not combined with a PUT, which may send another file."""
     patch(service, create(service, at), 0, bytes(1 << 20) + IMAGE[1 << 20 : 3 << 20])
     assert service.request("PUT", at, body=IMAGE).status == 201
     assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
 
 
 def test_tus_is_said_in_every_answer(service: Service, at: str) -> None:
-    """The protocol asks for its version in refusals too."""
+    """The protocol's version is in refusals too."""
     for headers in (PATCH, {"Tus-Resumable": "0.2.2"}, {}):
         for path in (at, at.replace("signature=", "signature=0")):
             answer = service.request("PATCH", path, headers=headers, body=b"")
@@ -163,7 +163,7 @@ def test_tus_is_said_in_every_answer(service: Service, at: str) -> None:
 
 
 def test_tus_by_post_alone(service: Service, at: str) -> None:
-    """A client that can send nothing but POST names the method in a header, which counts in its place."""
+    """A client that can only send POST names the method in a header, which applies instead."""
 
     def post(url: str, method: str, body: bytes = b"", **headers: str) -> Any:
         given = PATCH | {"X-HTTP-Method-Override": method} | {name.replace("_", "-"): headers[name] for name in headers}
@@ -180,7 +180,7 @@ def test_tus_by_post_alone(service: Service, at: str) -> None:
 
 
 def test_tus_content_type_with_parameters(service: Service, at: str) -> None:
-    """Some HTTP libraries add a charset to each Content-Type; the media type is what counts."""
+    """A charset in the Content-Type is ignored, because some HTTP libraries add one."""
     headers = TUS | {"Content-Type": "Application/Offset+Octet-Stream; charset=utf-8", "Upload-Offset": "0"}
     assert service.request("PATCH", create(service, at), headers=headers, body=IMAGE).status == 204
     for other in ({"Content-Type": "application/octet-stream"}, {}):
@@ -190,7 +190,7 @@ def test_tus_content_type_with_parameters(service: Service, at: str) -> None:
 
 @pytest.mark.parametrize("metadata", ["filename ZGlzay5xY293Mg==,is_confidential", "a,b", "name ZA=="])
 def test_tus_metadata(service: Service, at: str, metadata: str) -> None:
-    """HEAD returns the metadata that the upload was created with."""
+    """HEAD returns the metadata of the upload's creation."""
     url = service.request("POST", at, headers=TUS | {"Upload-Length": "10", "Upload-Metadata": metadata}).headers[
         "Location"
     ]
@@ -199,14 +199,14 @@ def test_tus_metadata(service: Service, at: str, metadata: str) -> None:
 
 @pytest.mark.parametrize("odd", ["x=%E2%82%AC", "x=%0d%0aSet-Cookie:%20a=b", "metadata=%0d%0aa:%20b", "length=%0a1"])
 def test_tus_location_has_what_is_signed(service: Service, at: str, odd: str) -> None:
-    """The upload's URL holds what was signed, and nothing else of the request's query."""
+    """The upload's URL has only signed parts of the request's query."""
     answer = service.request("POST", f"{at}&{odd}", headers=TUS | {"Upload-Length": "10"})
     assert (answer.status, answer.headers["Location"]) == (201, f"{at}&length=10")
     assert service.request("HEAD", f"{at}&{odd}&length=10", headers=TUS).status in (200, 404)
 
 
 def test_below_a_prefix(broker: Broker, tmp_path: Path) -> None:
-    """Behind a proxy with a path of its own the upload's URL has that path; the proxy may take it off, or not."""
+    """Behind a proxy with a path, the upload's URL has that path, whether the proxy strips it or not."""
     settings = settings_of(broker, tmp_path / "store")
     with serving(settings, path="/images/in") as service:
         at = url_of(service, upload_link(service))
@@ -221,7 +221,7 @@ def test_below_a_prefix(broker: Broker, tmp_path: Path) -> None:
 
 
 def test_into_s3(broker: Broker, tmp_path: Path, s3_server: S3Server) -> None:
-    """An upload goes to S3 as it goes to a directory, in pieces too."""
+    """An upload to S3 works like one to a directory, also in pieces."""
     store = StoreSection(
         url=f"s3://{s3_server.make_bucket()}",
         endpoint=s3_server.endpoint,
@@ -237,7 +237,7 @@ def test_into_s3(broker: Broker, tmp_path: Path, s3_server: S3Server) -> None:
 
 
 def test_another_file(start_service: Callable[..., Service]) -> None:
-    """What one file has left is not joined to another one, which begins at its own first byte."""
+    """A part of one file is not combined with another file, which starts at its first byte."""
     service = start_service(stall_s=1.5)
     link = upload_link(service)
     patch(service, create(service, url_of(service, link)), 0, b"x" * 512 + IMAGE[512 : 2 << 20])
@@ -249,7 +249,7 @@ def test_another_file(start_service: Callable[..., Service]) -> None:
 
 
 def test_the_end_is_told_again(service: Service, at: str) -> None:
-    """Who did not hear that all was stored, and goes on behind the last byte, hears it now."""
+    """A client that missed the final answer and continues after the last byte receives it again."""
     url = create(service, at)
     assert patch(service, url, 0, IMAGE).status == 204
     assert (offset_of(service, url), patch(service, url, len(IMAGE), b"").status) == (len(IMAGE), 204)

@@ -1,4 +1,4 @@
-"""Upload links: an image comes in through the download job's pipeline, once, or not at all."""
+"""Upload links: an image passes the download job's pipeline once, or is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.waiting import PATIENCE_S
 
 
 def test_put(service: Service, link: Link, at: str) -> None:
-    """What is sent by PUT is an artifact like any download, and a job of the ledger like any other."""
+    """A PUT creates an artifact like any download, and a job of the ledger."""
     answer = service.request("PUT", at, body=IMAGE)
     assert (answer.status, json.loads(answer.data)["digest"]) == (201, f"sha256:{SHA256}")
     assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
@@ -50,13 +50,13 @@ def test_put(service: Service, link: Link, at: str) -> None:
 
 
 def test_put_of_unknown_length(service: Service, at: str) -> None:
-    """A length need not be known: `… | curl -T -`."""
+    """The length may be unknown, as in `… | curl -T -`."""
     answer = service.request("PUT", at, body=iter([IMAGE[: 1 << 20], IMAGE[1 << 20 :]]), chunked=True)
     assert (answer.status, (service.store / PREFIX / "7.raw").read_bytes() == IMAGE) == (201, True)
 
 
 def test_once(service: Service, at: str) -> None:
-    """A link that has been used is refused, and what it brought stays as it is."""
+    """A used link is refused, and its artifact stays unchanged."""
     assert service.request("PUT", at, body=IMAGE).status == 201
     assert service.request("PUT", at, body=images.mbr(1 << 20)).status == 409
     assert (service.store / PREFIX / "7.raw").read_bytes() == IMAGE
@@ -74,7 +74,7 @@ def test_once(service: Service, at: str) -> None:
     ],
 )
 def test_refused(service: Service, request_: dict[str, Any], data: bytes, status: int, error: str) -> None:
-    """What a download would refuse is refused, with the reason; nothing of it is there, and a better one may follow."""
+    """An image that a download would refuse is refused with the reason, and the link stays usable."""
     link = upload_link(service, **request_)
     answer = service.request("PUT", url_of(service, link), body=data)
     assert (answer.status, error in answer.data.decode()) == (status, True)
@@ -82,7 +82,7 @@ def test_refused(service: Service, request_: dict[str, Any], data: bytes, status
 
 
 def test_failed_upload_is_retried(service: Service, link: Link, at: str) -> None:
-    """After a failure the same link takes the right file, and the ledger tells of both attempts."""
+    """After a failure the same link accepts the right file, and the ledger has both attempts."""
     assert service.request("PUT", at, body=b"<html>" + bytes(1 << 20)).status == 422
     assert record(service, link).state == "failed"
     assert service.request("PUT", at, body=IMAGE).status == 201
@@ -90,16 +90,16 @@ def test_failed_upload_is_retried(service: Service, link: Link, at: str) -> None
 
 
 def test_broken_put(service: Service, link: Link, at: str) -> None:
-    """A PUT that breaks leaves nothing, and the link takes it again from its first byte."""
+    """A broken PUT leaves nothing, and the link accepts it again from its first byte."""
     begin_put(service, at, IMAGE[: 3 << 20]).close()
     until(lambda: state(service, link) == "queued" and record(service, link).attempts, "the job waits for its sender")
     assert stored(service) == []
-    # 423 until the first request, whose job has ended, has ended too.
+    # 423 until the first request has ended; its job has ended already.
     until(lambda: service.request("PUT", at, body=IMAGE).status == 201, "the link takes it again")
 
 
 def test_two_at_once(service: Service, link: Link, at: str) -> None:
-    """While one sends, another is refused, by the same link or by another for the same artifact."""
+    """During an upload, another to the same artifact is refused, by this or another link."""
     with begin_put(service, at, IMAGE[: 1 << 20]) as peer:
         until(lambda: state(service, link) == "running", "the first sends")
         assert service.request("PUT", at, body=IMAGE).status == 423
@@ -111,7 +111,7 @@ def test_two_at_once(service: Service, link: Link, at: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"])
 def test_badly_signed(service: Service, at: str, method: str) -> None:
-    """Who is not let in changes nothing: no file, and no key in the ledger."""
+    """An unauthorised client changes nothing: no file, and no key in the ledger."""
     client = assembly.open_links(service.settings)._redis
     before = client.dbsize()
     headers = PATCH | {"Upload-Length": "10", "Upload-Offset": "0"}
@@ -120,17 +120,17 @@ def test_badly_signed(service: Service, at: str, method: str) -> None:
 
 
 def test_link_to_fetch_is_none_to_send(service: Service, at: str) -> None:
-    """The signature holds what the link is for: it cannot be used in another place."""
+    """The signature contains the link's purpose, so a link cannot be used for another one."""
     assert service.request("GET", at.replace("/put/", "/get/").replace("?", "/primary/x?", 1)).status == 403
 
 
 def test_expired(service: Service) -> None:
-    """An upload cannot begin when the link has expired."""
+    """An upload cannot start after the link's expiry."""
     assert service.request("PUT", url_of(service, upload_link(service, seconds=-1)), body=IMAGE).status == 410
 
 
 def test_page(service: Service, at: str) -> None:
-    """The page says what will be stored where, runs no script but its own, and tells nobody its address."""
+    """The page shows the target, runs only its own scripts, and sends no referrer."""
     answer = service.request("GET", at)
     assert PREFIX in answer.data.decode()
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
@@ -138,7 +138,7 @@ def test_page(service: Service, at: str) -> None:
 
 
 def test_command(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`ssvm link --upload` gives a URL that takes an image with the conditions that were given, and no second one."""
+    """`ssvm link --upload` prints a URL with the given conditions, and no second one for its artifact."""
     file = settings_file(service, tmp_path)
     argv = ["link", "--config", str(file), "--json", "--upload", PREFIX]
     assert cli.main([*argv, "--checksum", f"sha256:{SHA256}", "--name", "Debian", "--max-bytes", str(len(IMAGE))]) == 0
@@ -165,13 +165,13 @@ def test_command(service: Service, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_command_refused(
     service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], says: str
 ) -> None:
-    """What is wrong with a request is said when the link is asked for, not to its sender."""
+    """An invalid request is refused when the link is created, not during the upload."""
     assert cli.main(["link", "--config", str(settings_file(service, tmp_path)), "--upload", *argv]) == 2
     assert says in capsys.readouterr().err
 
 
 def test_revoked_while_it_is_sent(service: Service, tmp_path: Path, link: Link, at: str) -> None:
-    """Revoking the link of an upload stops who sends by it, and leaves nothing."""
+    """The revocation of a link stops its upload and leaves nothing."""
     file = settings_file(service, tmp_path)
     with begin_put(service, at, IMAGE[: 1 << 20]) as peer:
         until(lambda: state(service, link) == "running", "somebody sends")
@@ -181,7 +181,7 @@ def test_revoked_while_it_is_sent(service: Service, tmp_path: Path, link: Link, 
 
 
 def test_service_tidies(service: Service, link: Link, at: str) -> None:
-    """When a link has ended, what came by it and is not whole goes, and nobody keeps its name."""
+    """After a link has ended, its incomplete upload is deleted, and its name is forgotten."""
     patch(service, create(service, at), 0, IMAGE[: 2 << 20])
     book = assembly.open_links(service.settings)
     inbox = Inbox(service.settings, assembly.open_ledger(service.settings))
@@ -195,14 +195,14 @@ def test_service_tidies(service: Service, link: Link, at: str) -> None:
 
 
 def test_cleanup_ends_links(start_service: Callable[..., Service], tmp_path: Path) -> None:
-    """Clean-up forgets links that have ended, cancels uploads that wait by them, and then removes what had come."""
+    """Clean-up deletes ended links, cancels uploads that wait for them, and then deletes their bytes."""
     service = start_service(stall_s=1.5)
     link = upload_link(service)
     patch(service, create(service, url_of(service, link)), 0, IMAGE[: 2 << 20])
     until(lambda: record(service, link).state == "queued", "nobody waits for the rest")
     file, argv = settings_file(service, tmp_path), ["--older-than", "0s"]
     assert cli.main(["cleanup", "--config", str(file), *argv]) == 0
-    assert len(stored(service)) == 2  # the draft and the part of an upload that may go on
+    assert len(stored(service)) == 2  # the draft and the part of an upload that may resume
     assembly.open_links(service.settings).revoke(link)
     assert cli.main(["cleanup", "--config", str(file), "--dry-run"]) == 0
     assert record(service, link).state == "queued"
@@ -211,7 +211,7 @@ def test_cleanup_ends_links(start_service: Callable[..., Service], tmp_path: Pat
 
 
 def test_quota(broker: Broker, tmp_path: Path) -> None:
-    """What does not fit into the account's quota is refused."""
+    """An upload above the account's quota is refused."""
     settings = settings_of(broker, tmp_path / "store")
     with serving(settings.model_copy(update={"quota": QuotaSection(default=1 << 20)})) as service:
         answer = service.request("PUT", url_of(service, upload_link(service)), body=IMAGE)
@@ -219,7 +219,7 @@ def test_quota(broker: Broker, tmp_path: Path) -> None:
 
 
 def test_refused_early(service: Service, at: str) -> None:
-    """Who sends what cannot be stored hears it before the end, and so need not send the rest."""
+    """A sender whose upload cannot be stored is refused before the end of the body."""
     image = images.qcow2_backed_by("/etc/passwd")
     with begin_put(service, at, image, length=1 << 30) as peer:
         peer.settimeout(PATIENCE_S)
@@ -232,7 +232,7 @@ def test_refused_early(service: Service, at: str) -> None:
 
 
 def test_curl(service: Service, at: str, tmp_path: Path) -> None:
-    """`curl -T` sends a file, and is not asked for a byte of it by a link that is not valid."""
+    """`curl -T` sends a file, and with an invalid link it sends no byte."""
     (file := tmp_path / "image.raw").write_bytes(IMAGE)
     curl = ["curl", "-sS", "-w", "%{http_code} %{size_upload}", "-o", "/dev/null", "-T", str(file)]
     refused = subprocess.run([*curl, service.url + at.replace("signature=", "signature=0")], capture_output=True)
@@ -242,7 +242,7 @@ def test_curl(service: Service, at: str, tmp_path: Path) -> None:
 
 
 def test_no_worker_is_called(service: Service, link: Link, at: str) -> None:
-    """An upload that waits for its sender rings no worker, and asks for none to be started."""
+    """An upload that waits for its sender sends no message, and requests no worker."""
     begin_put(service, at, IMAGE[: 1 << 20]).close()
     until(lambda: state(service, link) == "queued" and record(service, link).attempts, "the job waits for its sender")
     assert ring(service.settings, record(service, link))
@@ -252,7 +252,7 @@ def test_no_worker_is_called(service: Service, link: Link, at: str) -> None:
 
 
 def test_cleanup_ends_strays(service: Service, link: Link, at: str, tmp_path: Path) -> None:
-    """A failed upload that somebody retries when its link is long forgotten does not wait for ever."""
+    """A failed upload that is retried after its link was forgotten does not wait forever."""
     assert service.request("PUT", at, body=b"<html>" + bytes(1 << 20)).status == 422
     book, ledger = assembly.open_links(service.settings), assembly.open_ledger(service.settings)
     book.revoke(link)
@@ -263,7 +263,7 @@ def test_cleanup_ends_strays(service: Service, link: Link, at: str, tmp_path: Pa
 
 
 def test_a_link_does_not_fill_its_record(service: Service, link: Link, at: str) -> None:
-    """A bearer who fails again and again must pause, and finds the link used up in the end; the record stays small."""
+    """Repeated failures require pauses and finally end the link, and the record stays small."""
     for _ in range(6):
         assert service.request("PUT", at, body=b"abcd").status == 422
     answer = service.request("PUT", at, body=b"abcd")
@@ -285,11 +285,11 @@ def test_a_link_does_not_fill_its_record(service: Service, link: Link, at: str) 
 
 
 def test_a_broken_sender_must_pause(service: Service, link: Link, at: str) -> None:
-    """A PUT that breaks off costs an attempt as one that fails, so that it must pause too."""
+    """A broken PUT counts like a failed attempt, so it requires a pause too."""
     begin_put(service, at, IMAGE[: 3 << 20]).close()
     until(lambda: state(service, link) == "queued" and record(service, link).attempts, "the break was noticed")
     with assembly.open_ledger(service.settings) as ledger:
-        for _ in range(15):  # the pause is then longer than any test
+        for _ in range(15):  # the pause is longer than any test
             claim = ledger.claim(link.job_id, "w")
             assert claim
             ledger.release(claim, None, counted=False)

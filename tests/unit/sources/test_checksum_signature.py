@@ -1,4 +1,4 @@
-"""Signed checksum files: with a keyring in the settings, a checksum is believed only if a known key signed it."""
+"""Signed checksum files: with a keyring in the settings, a checksum needs the signature of a known key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUMS = f"{hashlib.sha256(IMAGE).hexdigest()}  image\n".encode()
 
 
 def run(server: HttpServer, publisher: Publisher, **settings: Any) -> dict[str, Any]:
-    """A download whose checksum is in the server's SUMS."""
+    """Run a download whose checksum is in the server's SUMS."""
     fields = {"url": server.serve("image", IMAGE), "account": 2, "id": "7", "checksum": server.url("SUMS")}
     given = {"download": SETTINGS["download"] | {"keyring": str(publisher.keyring)} | settings}
     return download.run(parse_request(download.Request, fields, "download"), attempt(settings=given))
@@ -28,20 +28,20 @@ def run(server: HttpServer, publisher: Publisher, **settings: Any) -> dict[str, 
 
 @pytest.mark.parametrize("ending", [".gpg", ".asc", ".sign"])
 def test_signature_beside_it(http_server: HttpServer, publisher: Publisher, ending: str) -> None:
-    """A signature in a file of its own is found by each of the usual endings."""
+    """A signature in its own file is found by each of the usual endings."""
     http_server.serve("SUMS", SUMS)
     http_server.serve(f"SUMS{ending}", publisher.sign(SUMS))
     assert run(http_server, publisher)["format"] == "raw"
 
 
 def test_signature_within(http_server: HttpServer, publisher: Publisher) -> None:
-    """A signature may be within the file."""
+    """A signature may be inside the file."""
     http_server.serve("SUMS", publisher.clear_sign(SUMS))
     assert run(http_server, publisher)["format"] == "raw"
 
 
 def test_only_what_is_signed_counts(http_server: HttpServer, publisher: Publisher) -> None:
-    """A line that was put behind the signed text is not part of it."""
+    """A line after the signed text is ignored."""
     other = publisher.clear_sign(b"0" * 64 + b"  other\n")
     http_server.serve("SUMS", other + SUMS)
     with pytest.raises((InvalidRequest, SourceDenied)):
@@ -67,7 +67,7 @@ def garbage(_: Publisher, __: Publisher) -> bytes:
 def test_bad(
     http_server: HttpServer, publisher: Publisher, stranger: Publisher, bad: Any, text: str, required: bool
 ) -> None:
-    """A signature that is not good is refused with the reason, required or not."""
+    """A bad signature is refused with the reason, required or not."""
     http_server.serve("SUMS", SUMS)
     http_server.serve("SUMS.asc", bad(publisher, stranger))
     with pytest.raises(SourceDenied, match=text):
@@ -82,13 +82,13 @@ def test_missing(http_server: HttpServer, publisher: Publisher) -> None:
 
 
 def test_missing_where_none_is_required(http_server: HttpServer, publisher: Publisher) -> None:
-    """Unless the settings say that it need not be signed."""
+    """A file without a signature is accepted if the settings do not require one."""
     http_server.serve("SUMS", SUMS)
     assert run(http_server, publisher, require_signature=False)["format"] == "raw"
 
 
 def test_no_such_keyring(http_server: HttpServer, publisher: Publisher) -> None:
-    """A keyring that is not there is an error of the settings."""
+    """A missing keyring is an error of the settings."""
     http_server.serve("SUMS", SUMS)
     http_server.serve("SUMS.asc", publisher.sign(SUMS))
     with pytest.raises(ConfigError):

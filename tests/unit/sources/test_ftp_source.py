@@ -1,4 +1,4 @@
-"""Downloads over FTP: by the same rules as over HTTP."""
+"""Downloads over FTP follow the rules of HTTP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TestFtpSource(SourceContract):
 
 
 def test_resumes(ftp_server: FtpServer) -> None:
-    """A transfer that breaks off goes on where it broke."""
+    """A transfer that breaks off resumes at that byte."""
     ftp_server.cut_after, ftp_server.cut_times = 700_000, 2
     it = Resuming(source(ftp_server.serve("image", DATA)), lambda _: None)
     assert b"".join(it) == DATA
@@ -52,7 +52,7 @@ def test_resumes(ftp_server: FtpServer) -> None:
 
 
 def test_a_later_attempt(ftp_server: FtpServer) -> None:
-    """A later attempt goes on with the version alone, if the file still has that size and time."""
+    """A later attempt resumes with the version alone, if the file has the same size and time."""
     url = ftp_server.serve("image", DATA)
     version = FtpVersion(len(DATA), ftp_server.modified)
     assert gather(source(url, version), 1000) == DATA[1000:]
@@ -63,7 +63,7 @@ def test_a_later_attempt(ftp_server: FtpServer) -> None:
 
 @pytest.mark.parametrize("command", ["SIZE", "MDTM"])
 def test_not_resumable(ftp_server: FtpServer, command: str) -> None:
-    """A server that does not tell size or time is read in one go."""
+    """A file without a size or time is read in one pass."""
     ftp_server.unknown.add(command)
     it = source(ftp_server.serve("image", DATA))
     assert gather(it) == DATA
@@ -72,20 +72,20 @@ def test_not_resumable(ftp_server: FtpServer, command: str) -> None:
 
 @pytest.mark.parametrize("after", [700_000, 0])
 def test_short(ftp_server: FtpServer, after: int) -> None:
-    """A transfer that ends early is not whole, whatever the server says, and may be whole the next time."""
+    """A transfer that ends early is incomplete for any final reply, and is a temporary error."""
     ftp_server.cut_after, ftp_server.lies = after, True
     with pytest.raises(SourceUnavailable, match=f"ended at {after} of"):
         gather(source(ftp_server.serve("image", DATA)))
 
 
 def test_empty(ftp_server: FtpServer) -> None:
-    """An empty file is none."""
+    """An empty file is an error."""
     with pytest.raises(SourceNotFound, match="empty"):
         gather(source(ftp_server.serve("image", b"")))
 
 
 def test_credentials(ftp_server: FtpServer) -> None:
-    """A user and password are those of the credentials; without, or with wrong ones, the server refuses us."""
+    """User and password come from the credentials; without or with wrong ones, the server refuses."""
     ftp_server.users = {"joe": "secret"}
     url = ftp_server.serve("image", DATA)
     assert gather(source(url, username="joe", password="secret")) == DATA
@@ -101,7 +101,7 @@ def test_address_rule(ftp_server: FtpServer) -> None:
 
 
 def test_data_connection_goes_to_the_same_host(ftp_server: FtpServer) -> None:
-    """A server cannot send us elsewhere for the data: its answer's address is not looked at."""
+    """The address in the server's answer is ignored, so data comes from the same host."""
     ftp_server.passive_host = "169,254,169,254"
     assert gather(source(ftp_server.serve("image", DATA))) == DATA
 
@@ -111,7 +111,7 @@ COMMANDS = ["", "USER", "PASS", "TYPE", "MDTM", "SIZE", "PASV", "REST", "RETR"]
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_answer_without_an_end(ftp_server: FtpServer, command: str) -> None:
-    """No answer is read beyond a limit: the server is left while it still talks."""
+    """An answer is read up to a limit, and then the server is left."""
     ftp_server.endless = command
     it = source(ftp_server.serve("image", DATA), FtpVersion(len(DATA), ftp_server.modified))
     with pytest.raises(SourceUnavailable, match="without an end"):
@@ -121,7 +121,7 @@ def test_answer_without_an_end(ftp_server: FtpServer, command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_line_without_an_end(ftp_server: FtpServer, command: str) -> None:
-    """Nor is a line."""
+    """A line is read up to a limit too."""
     ftp_server.answers[command] = b"220 " + b"x" * 100_000 + b"\r\n"
     it = source(ftp_server.serve("image", DATA), FtpVersion(len(DATA), ftp_server.modified))
     with pytest.raises(SourceUnavailable, match="bytes"):
@@ -131,7 +131,7 @@ def test_line_without_an_end(ftp_server: FtpServer, command: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("code", [b"421", b"550", b"530", b"999", b"\xff\xfe\x9b"])
 def test_words_of_the_server(ftp_server: FtpServer, command: str, code: bytes) -> None:
-    """What a server says stands in an error as one line that no terminal obeys."""
+    """A server's text in an error is one line without terminal controls."""
     ftp_server.answers[command] = (
         code + b"-\x1b]0;x\x07\xc2\x9b2J\r\nINFO job stored\x1b[2J\r\n" + code + b" \x1b[2J\r\n"
     )
@@ -152,7 +152,7 @@ def test_words_of_the_server(ftp_server: FtpServer, command: str, code: bytes) -
     ],
 )
 def test_odd_answer(ftp_server: FtpServer, command: str, answer: str) -> None:
-    """An answer of no known form costs the resumption, or is an error of ours, and never a crash."""
+    """An unknown form of answer prevents resumption or is a clear error, never a crash."""
     ftp_server.answers[command] = answer.encode() + b"\r\n"
     it = source(ftp_server.serve("image", DATA), stall_s=1.0)
     try:
@@ -163,7 +163,7 @@ def test_odd_answer(ftp_server: FtpServer, command: str, answer: str) -> None:
 
 
 def test_nobody_listens() -> None:
-    """A refused connection may be tried again."""
+    """A refused connection is a temporary error."""
     with pytest.raises(SourceUnavailable):
         gather(source(f"ftp://127.0.0.1:{free_port()}/image"))
 
@@ -180,6 +180,6 @@ def test_nobody_listens() -> None:
     ],
 )
 def test_bad_url(url: str) -> None:
-    """What names no file, holds a password or would smuggle in a command is an error of the request."""
+    """A URL without a file, with a password, or with a hidden command is an error of the request."""
     with pytest.raises(InvalidRequest):
         source(url)

@@ -1,4 +1,4 @@
-"""One file in several places: what one place cannot give another does, and never a mixture that nobody has checked."""
+"""One file on several mirrors: another mirror replaces a failing one, and bytes are never mixed without a check."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ HALF = len(DATA) // 2
 
 @pytest.fixture
 def other() -> Iterator[HttpServer]:
-    """A second place."""
+    """Return a second mirror."""
     server = HttpServer()
     yield server
     server.close()
@@ -77,25 +77,25 @@ class TestMirrors(SourceContract):
 def test_next_place(
     http_server: HttpServer, other: HttpServer, behaviour: dict[str, Any], checksum: Digest | None
 ) -> None:
-    """A place that gives no first byte is passed over, whether there is a checksum or not."""
+    """A mirror without a first byte is skipped, with or without a checksum."""
     source = mirrors(http_server.serve("image", DATA, **behaviour), other.serve("image", DATA), checksum=checksum)
     assert gather(source) == DATA
 
 
 def test_forbidden_place(http_server: HttpServer) -> None:
-    """A place that may not be connected to is refused by the same rule, and the next one is asked."""
+    """A mirror with a forbidden address is refused by the same rule, and the next one is tried."""
     assert gather(mirrors("http://169.254.169.254/image", http_server.serve("image", DATA))) == DATA
 
 
 def test_the_error_that_may_pass_is_told(http_server: HttpServer, other: HttpServer) -> None:
-    """When no place works, the error is one that may pass if there is one."""
+    """When no mirror works, a temporary error is raised if there is one."""
     source = mirrors(http_server.serve("image", DATA, status=503), other.url("nothing"))
     with pytest.raises(SourceUnavailable):
         gather(source)
 
 
 def test_goes_on_in_the_middle(http_server: HttpServer, other: HttpServer) -> None:
-    """With a checksum, a place that breaks for good is left for another one in the middle."""
+    """With a checksum, a mirror that fails permanently is replaced in the middle."""
     first = http_server.serve("image", DATA, cut_after=HALF, cut_times=1, then=None)
     http_server.paths["/image"].then = type(http_server.paths["/image"])(status=503)
     assert resumed(mirrors(first, other.serve("image", DATA, etag='"elsewhere"'))) == DATA
@@ -103,7 +103,7 @@ def test_goes_on_in_the_middle(http_server: HttpServer, other: HttpServer) -> No
 
 
 def test_comes_back_after_a_break(http_server: HttpServer, other: HttpServer) -> None:
-    """A connection that merely broke is taken up at the same place."""
+    """A connection that breaks resumes at the same mirror."""
     source = mirrors(http_server.serve("image", DATA, cut_after=HALF, cut_times=1), other.serve("image", DATA))
     assert resumed(source) == DATA
     assert not other.requests
@@ -117,7 +117,7 @@ def test_comes_back_after_a_break(http_server: HttpServer, other: HttpServer) ->
     ],
 )
 def test_no_mixture(http_server: HttpServer, other: HttpServer, checksum: Digest | None, there: bytes) -> None:
-    """Bytes of two places are put together only if the lengths agree and a checksum will be compared."""
+    """Bytes of two mirrors are combined only if lengths agree and a checksum will be compared."""
     first = http_server.serve("image", DATA)
     source = mirrors(first, other.serve("image", there), checksum=checksum)
     next(source.open())
@@ -127,7 +127,7 @@ def test_no_mixture(http_server: HttpServer, other: HttpServer, checksum: Digest
 
 
 def test_slow_place(http_server: HttpServer, other: HttpServer) -> None:
-    """A place that is too slow is left, and the faster one goes on where it was."""
+    """A mirror that is too slow is left, and the faster one continues at that byte."""
     urls = (http_server.serve("image", DATA, rate=5e6), other.serve("image", DATA))
     offer = Offer(urls, verified=True, slow=float("inf"), judge_s=0.05)
     source = Mirrors(offer, lambda url, version: open_source(url, ACCESS, version))
@@ -138,7 +138,7 @@ def test_slow_place(http_server: HttpServer, other: HttpServer) -> None:
 
 
 def test_a_later_attempt_asks_the_same_place(http_server: HttpServer, other: HttpServer) -> None:
-    """The validator says which place the first bytes came from."""
+    """The validator records which mirror sent the first bytes."""
     urls = (http_server.url("nothing"), other.serve("image", DATA))
     first = mirrors(*urls)
     gather(first)
@@ -150,7 +150,7 @@ def test_a_later_attempt_asks_the_same_place(http_server: HttpServer, other: Htt
 
 
 def test_credentials_stay_with_the_first_url(http_server: HttpServer, other: HttpServer) -> None:
-    """What is secret is sent to the URL that it was given for, and to no mirror."""
+    """Secrets are sent only to the URL that they belong to, and to no mirror."""
     access = SourceOptions(ACCESS.http, {"Authorization": "Bearer s"})
     gather(find_source([http_server.url("nothing"), other.serve("image", DATA)], access, CHECKSUM))
     assert http_server.requests[0].headers["Authorization"] == "Bearer s"
@@ -168,7 +168,7 @@ def request(url: str, **fields: Any) -> download.Request:
 
 
 def metalink(*urls: str, digest: str = hashlib.sha256(IMAGE).hexdigest(), size: int = len(IMAGE)) -> bytes:
-    """A document with the URLs in the order of their priority."""
+    """Return a document with the URLs in the order of their priority."""
     lines = "".join(f'<url priority="{number}">{url}</url>' for number, url in enumerate(urls, 1))
     return (
         '<?xml version="1.0"?><metalink xmlns="urn:ietf:params:xml:ns:metalink"><file name="image">'
@@ -177,7 +177,7 @@ def metalink(*urls: str, digest: str = hashlib.sha256(IMAGE).hexdigest(), size: 
 
 
 def test_job_with_mirrors(http_server: HttpServer, other: HttpServer) -> None:
-    """A download names its mirrors in the request."""
+    """A download request may name mirrors."""
     store = MemoryStore("primary")
     asked = request(http_server.url("nothing"), mirrors=[other.serve("image", IMAGE)], max_rate=1 << 30)
     download.run(asked, attempt(store))
@@ -185,7 +185,7 @@ def test_job_with_mirrors(http_server: HttpServer, other: HttpServer) -> None:
 
 
 def test_job_with_metalink(http_server: HttpServer, other: HttpServer) -> None:
-    """A metalink stands for the places it names, and its hash is what the file must have."""
+    """A metalink gives the mirrors, and the file must have its hash."""
     store = MemoryStore("primary")
     document = metalink(http_server.url("nothing"), other.serve("image", IMAGE))
     download.run(request(http_server.serve("image.meta4", document)), attempt(store))
@@ -193,7 +193,7 @@ def test_job_with_metalink(http_server: HttpServer, other: HttpServer) -> None:
 
 
 def test_metalink_by_content(http_server: HttpServer, other: HttpServer) -> None:
-    """A metalink behind a URL that does not tell, as mirror services answer by media type, is followed as well."""
+    """A metalink is recognised by its content too, because mirror services choose it by media type."""
     store = MemoryStore("primary")
     document = metalink(http_server.url("nothing"), other.serve("image", IMAGE))
     media_type = {"Content-Type": "application/metalink4+xml"}
@@ -202,7 +202,7 @@ def test_metalink_by_content(http_server: HttpServer, other: HttpServer) -> None
 
 
 def metalink_3(*urls: str, digest: str = hashlib.sha256(IMAGE).hexdigest(), kind: str = "sha256") -> bytes:
-    """A document of version 3, with the best URL last, and a torrent that is better than all."""
+    """Return a document of version 3, with the best URL last, and a torrent with the highest preference."""
     lines = "".join(
         f'<url type="{url.partition(":")[0]}" location="de" preference="{number}">{url}</url>'
         for number, url in zip(range(90, 90 + len(urls)), reversed(urls), strict=True)
@@ -219,7 +219,7 @@ def metalink_3(*urls: str, digest: str = hashlib.sha256(IMAGE).hexdigest(), kind
 @pytest.mark.parametrize("name", ["image.metalink", "image.iso"])
 @pytest.mark.parametrize("kind", ["sha256", "SHA-256", "sha2-256"])
 def test_metalink_of_version_3(http_server: HttpServer, other: HttpServer, name: str, kind: str) -> None:
-    """A metalink of version 3 is read as well, by its ending or by what it is, with the best place first."""
+    """A metalink of version 3 is read by its ending or its content, with the best mirror first."""
     store = MemoryStore("primary")
     document = metalink_3(other.serve("image", IMAGE), http_server.url("image"), kind=kind)
     download.run(request(http_server.serve(name, document)), attempt(store))
@@ -228,7 +228,7 @@ def test_metalink_of_version_3(http_server: HttpServer, other: HttpServer, name:
 
 
 def test_metalink_of_version_3_is_compared(http_server: HttpServer) -> None:
-    """Its hash is what the file must have."""
+    """The file must have the hash of the version 3 metalink."""
     document = metalink_3(http_server.serve("image", IMAGE), digest="0" * 64)
     with pytest.raises(ChecksumMismatch, match="checksum is wrong"):
         download.run(request(http_server.serve("image.metalink", document)), attempt())
@@ -236,28 +236,28 @@ def test_metalink_of_version_3_is_compared(http_server: HttpServer) -> None:
 
 @pytest.mark.parametrize("checksum", [None, "sha256:" + "1" * 64])
 def test_metalink_by_content_is_compared(http_server: HttpServer, checksum: str | None) -> None:
-    """Its hash is what the file must have, and what the request must agree with."""
+    """The file must have the hash of a recognised metalink, and the request must agree with it."""
     document = metalink(http_server.serve("image", IMAGE), digest="0" * 64)
     with pytest.raises(ChecksumMismatch, match="announces" if checksum else "checksum is wrong"):
         download.run(request(http_server.serve("image.iso", document), checksum=checksum), attempt())
 
 
 def test_metalink_of_a_metalink(http_server: HttpServer) -> None:
-    """One metalink is followed, not a chain of them."""
+    """One metalink is followed, but no chain of them."""
     url = http_server.serve("a", metalink(http_server.serve("b", metalink(http_server.url("c")))))
     with pytest.raises(SourceChanged, match="bytes there"):
         download.run(request(url), attempt())
 
 
 def test_metalink_hash_is_compared(http_server: HttpServer) -> None:
-    """A file that has not the metalink's hash is not stored."""
+    """A file without the metalink's hash is not stored."""
     url = http_server.serve("image.meta4", metalink(http_server.serve("image", IMAGE), digest="0" * 64))
     with pytest.raises(ChecksumMismatch, match="checksum is wrong"):
         download.run(request(url), attempt())
 
 
 def test_metalink_disagrees(http_server: HttpServer) -> None:
-    """A metalink whose hash is not the request's checksum is an error before anything is fetched."""
+    """A metalink whose hash differs from the request's checksum is an error before any fetch."""
     url = http_server.serve("image.meta4", metalink(http_server.serve("image", IMAGE)))
     with pytest.raises(ChecksumMismatch, match="announces"):
         download.run(request(url, checksum="0" * 64), attempt())
@@ -268,7 +268,7 @@ def test_metalink_disagrees(http_server: HttpServer) -> None:
     "url", ["http://127.0.0.1:1/image", "http://169.254.169.254/image", "file:///etc/passwd", "http://u:p@127.0.0.1/x"]
 )
 def test_metalink_urls_obey_the_rules(http_server: HttpServer, url: str) -> None:
-    """What a metalink names is judged like what a user names, and passed over where it is refused."""
+    """A metalink's URLs obey the rules of users' URLs, and refused ones are skipped."""
     document = metalink(url, http_server.serve("image", IMAGE))
     store = MemoryStore("primary")
     download.run(request(http_server.serve("image.meta4", document)), attempt(store))
@@ -276,27 +276,27 @@ def test_metalink_urls_obey_the_rules(http_server: HttpServer, url: str) -> None
 
 
 def test_metalink_size(http_server: HttpServer) -> None:
-    """A file that is not as long as the metalink says is another one."""
+    """A file whose length differs from the metalink's is refused."""
     url = http_server.serve("image.meta4", metalink(http_server.serve("image", IMAGE), size=7))
     with pytest.raises(SourceChanged, match="7 were expected"):
         download.run(request(url), attempt())
 
 
 def test_metalink_size_without_a_length(http_server: HttpServer) -> None:
-    """Also when the server does not say how long it is."""
+    """A wrong size is detected even if the server sends no length."""
     document = metalink(http_server.serve("image", IMAGE, content_length="", ranges=False), size=7)
     with pytest.raises(SourceChanged, match="7 bytes were announced"):
         download.run(request(http_server.serve("image.meta4", document)), attempt())
 
 
 def test_metalink_without_a_url_that_we_take(http_server: HttpServer) -> None:
-    """A metalink that names only what we do not take is refused."""
+    """A metalink with only unsupported URLs is refused."""
     with pytest.raises(SourceDenied, match="no URL that is allowed"):
         mirrors(http_server.serve("x.meta4", metalink("file:///etc/passwd", "s3://bucket/key")))
 
 
 def test_bad_mirror() -> None:
-    """A mirror that cannot be fetched is an error of the request, even if it would never be needed."""
+    """An invalid mirror is an error of the request, even if it is not needed."""
     with pytest.raises(InvalidRequest):
         mirrors("http://127.0.0.1/image", "gopher://127.0.0.1/image")
 
@@ -329,13 +329,13 @@ ENTITY = '<!DOCTYPE x [<!ENTITY a "aaaa">]><metalink xmlns="urn:ietf:params:xml:
     ],
 )
 def test_bad_metalink(text: str) -> None:
-    """A document that is not RFC 5854's, or tries something, is refused."""
+    """A document that does not follow RFC 5854, or is malicious, is refused."""
     with pytest.raises(SourceDenied):
         parse_metalink(text, "here")
 
 
 def test_metalink_priorities() -> None:
-    """The lowest number comes first, none comes last, and unknown hashes are left out."""
+    """The lowest priority is first, no priority is last, and unknown hashes are ignored."""
     text = (
         '<m:metalink xmlns:m="urn:ietf:params:xml:ns:metalink"><m:file name="x"><m:hash type="tiger">0</m:hash>'
         f'<m:hash type="md5">{"0" * 32}</m:hash><m:hash type="sha-512">{"1" * 128}</m:hash><m:url>http://c</m:url>'
@@ -346,12 +346,12 @@ def test_metalink_priorities() -> None:
 
 
 def test_metalink_by_name() -> None:
-    """A metalink is known by the ending of its path."""
+    """A metalink is recognised by the ending of its path."""
     assert is_metalink("https://a.example/x.iso.META4?y=1")
     assert not is_metalink("https://a.example/x.iso?f=y.meta4")
 
 
 def test_missing_metalink(http_server: HttpServer) -> None:
-    """A metalink that is not there is an error of its own."""
+    """A missing metalink has its own error."""
     with pytest.raises(SourceNotFound):
         mirrors(http_server.url("x.meta4"))

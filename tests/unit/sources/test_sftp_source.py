@@ -1,4 +1,4 @@
-"""Downloads over SSH: from servers whose key is known, as the user that the credentials name."""
+"""Downloads over SSH: from servers with a known key, as the user of the credentials."""
 
 from __future__ import annotations
 
@@ -50,33 +50,33 @@ class TestSftpSource(SourceContract):
 
 
 def test_scp(sftp_server: SftpServer) -> None:
-    """scp:// is the same by another name."""
+    """scp:// is another name of sftp://."""
     sftp_server.serve("image", DATA)
     assert gather(source(sftp_server, sftp_server.url("image", "scp"))) == DATA
 
 
 def test_private_key(sftp_server: SftpServer) -> None:
-    """A private key does instead of a password."""
+    """A private key replaces a password."""
     url = sftp_server.serve("image", DATA)
     assert gather(source(sftp_server, url, password=None, private_key=str(sftp_server.user_key))) == DATA
 
 
 def test_wrong_password(sftp_server: SftpServer) -> None:
-    """A server that does not let us in refuses us for good, and the password stands in no text."""
+    """A server's refusal of the login is permanent, and no text has the password."""
     with pytest.raises(SourceDenied) as caught:
         gather(source(sftp_server, sftp_server.serve("image", DATA), password="wrong"))
     assert "wrong" not in str(caught.value)
 
 
 def test_another_host_key(sftp_server: SftpServer) -> None:
-    """A server with another key than the one we know gets no password."""
+    """A server whose key differs from the known one gets no password."""
     sftp_server.know(paramiko.ECDSAKey.generate())
     with pytest.raises(SourceDenied, match="another one"):
         gather(source(sftp_server, sftp_server.serve("image", DATA)))
 
 
 def test_unknown_host_key(sftp_server: SftpServer, tmp_path: Path) -> None:
-    """A server whose key we do not know gets none either."""
+    """A server with an unknown key gets no password either."""
     (tmp_path / "empty").write_text("")
     url = sftp_server.serve("image", DATA)
     with pytest.raises(SourceDenied, match=r"not known.*download\.known_hosts"):
@@ -86,20 +86,20 @@ def test_unknown_host_key(sftp_server: SftpServer, tmp_path: Path) -> None:
 
 
 def test_no_known_hosts(sftp_server: SftpServer) -> None:
-    """A file that cannot be read is an error of the settings."""
+    """An unreadable file of known hosts is an error of the settings."""
     with pytest.raises(ConfigError):
         gather(source(sftp_server, sftp_server.url("image"), known_hosts="/nonexistent/known_hosts"))
 
 
 def test_resumes(sftp_server: SftpServer) -> None:
-    """A connection that breaks is taken up where it broke."""
+    """A connection that breaks resumes at that byte."""
     url = sftp_server.serve("image", DATA)
     sftp_server.cut_after = 1_500_000
     assert b"".join(Resuming(source(sftp_server, url), lambda _: None)) == DATA
 
 
 def test_a_later_attempt(sftp_server: SftpServer) -> None:
-    """A later attempt goes on if the file still has that size and time."""
+    """A later attempt resumes if the file has the same size and time."""
     url = sftp_server.serve("image", DATA)
     version = SftpVersion(len(DATA), sftp_server.modified)
     assert gather(source(sftp_server, url, version), 1000) == DATA[1000:]
@@ -109,7 +109,7 @@ def test_a_later_attempt(sftp_server: SftpServer) -> None:
 
 
 def test_cancel(sftp_server: SftpServer) -> None:
-    """A cancel is heard while the server gives nothing."""
+    """A cancel takes effect while the server sends nothing."""
 
     def check() -> None:
         if sftp_server.stalled.is_set():
@@ -121,14 +121,14 @@ def test_cancel(sftp_server: SftpServer) -> None:
 
 
 def test_connection_that_breaks_at_the_log_in(sftp_server: SftpServer) -> None:
-    """A connection that breaks while we log in is no refusal, and may be there the next time."""
+    """A connection that breaks during the login is a temporary error, not a refusal."""
     sftp_server.breaks_at_login = True
     with pytest.raises(SourceUnavailable):
         gather(source(sftp_server, sftp_server.serve("image", DATA)))
 
 
 def test_more_than_was_asked_for(sftp_server: SftpServer) -> None:
-    """A server that answers each small read with a large one is left: its answers would fill the memory."""
+    """A server that sends more than each read asked for is left, because the excess would fill the memory."""
     sftp_server.excess = 1 << 20
     with pytest.raises(SourceUnavailable, match="more than it was asked for"):
         gather(source(sftp_server, sftp_server.serve("image", DATA)))
@@ -136,7 +136,7 @@ def test_more_than_was_asked_for(sftp_server: SftpServer) -> None:
 
 @contextlib.contextmanager
 def saying(words: bytes) -> Iterator[tuple[int, threading.Event]]:
-    """A port of loopback where that is said again and again, and an event that is set when a client has left."""
+    """Return a port of loopback that repeats the bytes, and an event that is set when a client has left."""
     left = threading.Event()
 
     def say() -> None:
@@ -163,7 +163,7 @@ def saying(words: bytes) -> Iterator[tuple[int, threading.Event]]:
     ],
 )
 def test_words_of_the_server(sftp_server: SftpServer, caplog: pytest.LogCaptureFixture, words: bytes) -> None:
-    """What is no SSH is left, and its words come as one line that no terminal obeys, in the error and nowhere else."""
+    """A server without SSH is left, and its text is one safe line in the error only."""
     with saying(words) as (port, left):
         with pytest.raises(SourceUnavailable) as caught:
             gather(source(sftp_server, f"sftp://127.0.0.1:{port}/image"))
@@ -179,12 +179,12 @@ def test_address_rule(sftp_server: SftpServer) -> None:
 
 
 def test_nobody_listens(sftp_server: SftpServer) -> None:
-    """A refused connection may be tried again."""
+    """A refused connection is a temporary error."""
     with pytest.raises(SourceUnavailable):
         gather(source(sftp_server, f"sftp://127.0.0.1:{free_port()}/image"))
 
 
 def test_without_a_user(sftp_server: SftpServer) -> None:
-    """Nobody in particular is not let in: it is an error of the request."""
+    """A URL without a user is an error of the request."""
     with pytest.raises(InvalidRequest, match="credentials"):
         source(sftp_server, sftp_server.url("image"), username=None)

@@ -1,7 +1,7 @@
-"""A peer that falls silent holds nobody: at each point of each conversation, the stall limit or a cancel ends the wait.
+"""A silent peer blocks no job: at each point of each conversation, the stall limit or a cancel ends the wait.
 
-A row is one thing that a job does over the network, with a real server. A proxy before the server lets a conversation
-come to a certain point, for each point of it, and then passes nothing more; all connections stay open.
+A row is one network operation of a job, with a real server. A proxy before the server forwards a conversation up to a
+point, for each point, and then nothing more. All connections stay open.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from tests.servers.sftp import SftpServer
 from tests.waiting import PATIENCE_S
 
 DATA = random.Random(13).randbytes(200_000)
-#: More than all buffers between a client and a server hold.
+#: More than all buffers between a client and a server can hold.
 BULK = random.Random(14).randbytes(1 << 20) * 24
-#: Two parts and a bit.
+#: A little more than two parts.
 PARTS = BULK[: 11 << 20]
-#: Bytes into a turn at which a peer falls silent: before it, within its first line or packet, and far within a body.
+#: Bytes into a turn at which a peer becomes silent: before it, within its first line or packet, and far within a body.
 SIZES = (0, 1, 30_000)
 LOOPBACK = AddressRule(("127.0.0.0/8",))
 NEVER_S = 1e6
@@ -49,21 +49,21 @@ NEVER_S = 1e6
 
 @dataclass(frozen=True)
 class Limits:
-    """What ends a wait."""
+    """The limits that end a wait."""
 
     check: Check
     stall_s: float
 
     def http(self, ca_file: str | None = None) -> HttpSettings:
-        """For sources."""
+        """Return the limits for sources."""
         return HttpSettings(LOOPBACK, connect_timeout_s=self.stall_s, stall_s=self.stall_s, ca_file=ca_file)
 
     def put(self, ca_file: str | None = None) -> PutSettings:
-        """For destinations."""
+        """Return the limits for destinations."""
         return PutSettings(LOOPBACK, connect_timeout_s=self.stall_s, stall_s=self.stall_s, ca_file=ca_file)
 
 
-#: Does one thing through a network, within limits; returns whether it was done whole.
+#: Runs one operation through a network, within limits; returns whether it was complete.
 Act = Callable[[Limits], bool]
 
 
@@ -73,7 +73,7 @@ def _get(url: str, access: SourceOptions) -> bool:
 
 @contextmanager
 def http(hush: Hush, tmp_path: Path, tls: bool = False) -> Iterator[Act]:
-    """A download over HTTP."""
+    """Download over HTTP."""
     server = HttpServer(tls=tls)
     server.serve("image", DATA)
     url = f"{'https' if tls else 'http'}://127.0.0.1:{hush.before(server.port)}/image"
@@ -84,7 +84,7 @@ def http(hush: Hush, tmp_path: Path, tls: bool = False) -> Iterator[Act]:
 
 @contextmanager
 def ftp(hush: Hush, tmp_path: Path) -> Iterator[Act]:
-    """A download over FTP, with its data connection."""
+    """Download over FTP, with its data connection."""
     server = FtpServer()
     server.reached_by = hush.before
     server.serve("image", DATA)
@@ -95,7 +95,7 @@ def ftp(hush: Hush, tmp_path: Path) -> Iterator[Act]:
 
 @contextmanager
 def sftp(hush: Hush, tmp_path: Path) -> Iterator[Act]:
-    """A download over SSH."""
+    """Download over SSH."""
     server = SftpServer(tmp_path)
     server.serve("image", DATA)
     port, keys = hush.before(server.port), server.known_hosts
@@ -113,7 +113,7 @@ def sftp(hush: Hush, tmp_path: Path) -> Iterator[Act]:
 
 @contextmanager
 def put(hush: Hush, tmp_path: Path, tls: bool = False) -> Iterator[Act]:
-    """An upload by one PUT."""
+    """Upload by one PUT."""
     server = HttpServer(tls=tls)
     server.take("image")
     url = f"{'https' if tls else 'http'}://127.0.0.1:{hush.before(server.port)}/image"
@@ -131,7 +131,7 @@ def put(hush: Hush, tmp_path: Path, tls: bool = False) -> Iterator[Act]:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket that has the objects ``image`` and ``large``, and whose server's features this process knows."""
+    """A bucket with the objects ``image`` and ``large``, and a server whose features this process knows."""
 
     name: str
     settings: S3Settings
@@ -139,7 +139,7 @@ class Bucket:
 
 @pytest.fixture(scope="module")
 def bucket(s3_server: S3Server, s3_bucket: str) -> Bucket:
-    """One bucket for all rows."""
+    """Return one bucket for all rows."""
     settings = S3Settings(s3_server.endpoint, access_key=s3_server.access_key, secret_key=s3_server.secret_key, tries=1)
     store = S3Store("s3", s3_bucket, "", settings)
     put_bytes(store, "image", DATA, Owner())
@@ -149,12 +149,12 @@ def bucket(s3_server: S3Server, s3_bucket: str) -> Bucket:
 
 @contextmanager
 def s3(hush: Hush, tmp_path: Path, bucket: Bucket, act: Callable[[Bucket, str, Check], bool]) -> Iterator[Act]:
-    """One thing that a store in S3 does, with a key of its own; the network is the server's HTTP proxy."""
+    """Return one operation of an S3 store, with its own key; the network is the server's HTTP proxy."""
     port = hush.before(urlsplit(bucket.settings.endpoint or "").port or 0)
 
     def within(limits: Limits) -> bool:
         waits = dict.fromkeys(("connect_timeout_s", "stall_s", "commit_s"), limits.stall_s)
-        # One part at a time, so that the conversation has the same turns each time.
+        # One part at a time, so the conversation has the same turns each time.
         settings = replace(bucket.settings, proxy=f"http://127.0.0.1:{port}", parallel=1, late_s=0.1, **waits)
         return act(replace(bucket, settings=settings), f"{uuid.uuid4()}/object", limits.check)
 
@@ -199,7 +199,7 @@ def _upload(bucket: Bucket, key: str, check: Check) -> bool:
 
 
 def _copy(bucket: Bucket, key: str, check: Check) -> bool:
-    """To ``KEY/large`` from ``large``."""
+    """Copy ``large`` to ``KEY/large``."""
     here = _store(bucket, check)
     there = S3Store("copy", bucket.name, key, bucket.settings, check)
     return _send_parts(there.writer("large", owner=Owner(), copy_from=here))
@@ -231,7 +231,7 @@ class Stage:
         folder.mkdir()
 
     def run(self, stall_s: float) -> bool | WorkerError:
-        """What becomes of it; a cancel comes when the peer has fallen silent, if the stall limit never does."""
+        """Return the row's outcome; cancel when the peer is silent, if the stall limit is infinite."""
 
         def check() -> None:
             if stall_s == NEVER_S and self._hush.silent.is_set():
@@ -247,16 +247,16 @@ class Stage:
 
     @property
     def turns(self) -> int:
-        """How many turns the conversation had."""
+        """Return the number of turns of the conversation."""
         return self._hush.turns
 
     def end(self) -> None:
-        """End its connections, and whoever waits at them."""
+        """End its connections and their waits."""
         self._hush.close()
 
 
 def outcomes(name: str, folder: Path, stall_s: float, request: pytest.FixtureRequest) -> list[bool | WorkerError]:
-    """What becomes of the row at each point of its conversation; fails if anything still waits after PATIENCE_S."""
+    """Return the row's outcome at each point of its conversation, and fail if any still waits after PATIENCE_S."""
     row: Callable[..., Any] = ROWS[name]
     if name.startswith("s3"):
         row = partial(row, bucket=request.getfixturevalue("bucket"))
@@ -278,7 +278,9 @@ def outcomes(name: str, folder: Path, stall_s: float, request: pytest.FixtureReq
 
 @pytest.mark.parametrize("row", ROWS)
 def test_stall(tmp_path: Path, row: str, request: pytest.FixtureRequest) -> None:
-    """Wherever a peer falls silent, the stall limit ends the wait with an error that may pass, unless all had come."""
+    """Wherever a peer becomes silent, the stall limit ends the wait with a temporary error, unless all bytes had
+    arrived.
+    """
     found = outcomes(row, tmp_path, 1.0, request)
     assert [each for each in found if each is not True and not isinstance(each, Retryable)] == []
     assert any(isinstance(each, Retryable) for each in found)
@@ -286,7 +288,7 @@ def test_stall(tmp_path: Path, row: str, request: pytest.FixtureRequest) -> None
 
 @pytest.mark.parametrize("row", ROWS)
 def test_cancel(tmp_path: Path, row: str, request: pytest.FixtureRequest) -> None:
-    """Wherever a peer falls silent, a cancel ends the wait, long before a stall limit would."""
+    """Wherever a peer becomes silent, a cancel ends the wait long before a stall limit."""
     found = outcomes(row, tmp_path, NEVER_S, request)
     assert [each for each in found if each is not True and not isinstance(each, Cancelled)] == []
     assert any(isinstance(each, Cancelled) for each in found)

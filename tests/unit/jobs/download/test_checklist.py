@@ -1,7 +1,7 @@
 """The acceptance list of bad images and archives, row by row, through the whole job: each input and its result.
 
-Other tests of formats, codecs and packages cover more cases. The module test_second_opinion has the results of OpenStack's
-inspectors for the same bytes.
+Other tests of formats, codecs and packages cover more cases. The module test_second_opinion has the results of
+OpenStack's inspectors for the same bytes.
 """
 
 from __future__ import annotations

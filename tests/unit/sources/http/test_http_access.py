@@ -1,4 +1,4 @@
-"""Where a download goes: public or listed addresses only, at every hop, and to servers that prove who they are."""
+"""HTTP access: only public or listed addresses at every hop, and only authenticated servers."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)))
 
 
 def source(url: str, **more: object) -> HttpSource:
-    """A source that may go to loopback."""
+    """Return a source that may use loopback."""
     return HttpSource(url, LOOPBACK, **more)  # type: ignore[arg-type]
 
 
 def trusting(server: HttpServer, directory: Path) -> HttpSettings:
-    """Settings that trust the server's authority."""
+    """Return settings that trust the server's authority."""
     return dataclasses.replace(LOOPBACK, ca_file=server.ca_file(directory))
 
 
-# Where we go
+# Addresses
 
 
 def test_address_refused(http_server: HttpServer) -> None:
-    """Loopback is refused unless listed; the error names the address, the rule and the setting."""
+    """Loopback is refused unless listed, and the error names the address, the rule and the setting."""
     with pytest.raises(SourceDenied, match=r"127\.0\.0\.1.*loopback.*download\.allow_networks"):
         gather(HttpSource(http_server.serve("image", DATA), HttpSettings()))
     assert not http_server.requests
@@ -60,7 +60,7 @@ def test_redirects(http_server: HttpServer) -> None:
     ],
 )
 def test_redirect_refused(http_server: HttpServer, location: str, text: str) -> None:
-    """A redirect to where we would not go ourselves is refused."""
+    """A redirect to a forbidden address is refused."""
     with pytest.raises(SourceDenied, match=text) as caught:
         gather(source(http_server.redirect("image", location)))
     assert "secret" not in str(caught.value)
@@ -76,7 +76,7 @@ def test_too_many_redirects(http_server: HttpServer) -> None:
 
 
 def test_redirect_from_https_to_http(https_server: HttpServer, http_server: HttpServer, tmp_path: Path) -> None:
-    """A redirect never gives up TLS."""
+    """A redirect from https to http is refused."""
     url = https_server.redirect("image", http_server.serve("image", DATA))
     with pytest.raises(SourceDenied, match="from https to http"):
         gather(HttpSource(url, trusting(https_server, tmp_path)))
@@ -85,14 +85,14 @@ def test_redirect_from_https_to_http(https_server: HttpServer, http_server: Http
 
 @pytest.fixture
 def elsewhere() -> Iterator[HttpServer]:
-    """A second origin."""
+    """Return a second origin."""
     server = HttpServer()
     yield server
     server.close()
 
 
 def test_credentials_stay_with_their_origin(http_server: HttpServer, elsewhere: HttpServer) -> None:
-    """The caller's headers go along on a redirect within the origin, and nowhere else; not even back."""
+    """The caller's headers are sent only within the origin, and not after a redirect away and back."""
     http_server.serve("last", DATA)
     elsewhere.redirect("away", http_server.url("last"))
     http_server.redirect("here", elsewhere.url("away"))
@@ -106,7 +106,7 @@ def test_credentials_stay_with_their_origin(http_server: HttpServer, elsewhere: 
 
 
 def test_untrusted_certificate(https_server: HttpServer) -> None:
-    """A certificate of an unknown authority is refused, with the way out."""
+    """A certificate of an unknown authority is refused, with the remedy."""
     with pytest.raises(SourceDenied, match=r"not trusted.*ca_file"):
         gather(source(https_server.serve("image", DATA)))
 
@@ -119,7 +119,7 @@ def test_untrusted_certificate(https_server: HttpServer) -> None:
     ],
 )
 def test_bad_certificate(certificate: dict[str, object], text: str, tmp_path: Path) -> None:
-    """A trusted authority does not excuse a wrong certificate."""
+    """A wrong certificate of a trusted authority is refused."""
     server = HttpServer(tls=True, **certificate)  # type: ignore[arg-type]
     with pytest.raises(SourceDenied, match=text):
         gather(HttpSource(server.serve("image", DATA), trusting(server, tmp_path)))

@@ -1,4 +1,4 @@
-"""Downloads over HTTP: whole, or a clear error; and resumed only where it is the same object."""
+"""Downloads over HTTP: complete or a clear error, and resumed only if the object is the same."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from tests.neighbours import free_port
 from tests.servers.http import Behaviour, HttpServer
 
 LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)))
-#: The origin's own words for a file that has not changed for a while.
+#: The origin's headers for a file that has not changed for a while.
 OLD = "Mon, 02 Nov 2020 10:00:00 GMT"
 
 
 def source(url: str, **more: object) -> HttpSource:
-    """A source that may go to loopback."""
+    """Return a source that may use loopback."""
     return HttpSource(url, LOOPBACK, **more)  # type: ignore[arg-type]
 
 
 def resuming(source: Source, offset: int = 0) -> Resuming:
-    """The chunks of a source, resumed without waiting."""
+    """Return the chunks of a source that resumes without waits."""
     return Resuming(source, lambda _: None, offset=offset)
 
 
@@ -65,7 +65,7 @@ class TestHttpsSource(TestHttpSource):
         )
 
 
-# Whole bodies
+# Complete bodies
 
 
 @pytest.mark.parametrize(
@@ -81,19 +81,19 @@ class TestHttpsSource(TestHttpSource):
     ],
 )
 def test_whole(http_server: HttpServer, behaviour: dict[str, object]) -> None:
-    """However the body is framed, the bytes are those that were sent, and counted."""
+    """For any framing of the body, the bytes are those that were sent, and their count is right."""
     it = source(http_server.serve("image", DATA, **behaviour))
     assert (gather(it), it.size) == (DATA, len(DATA))
 
 
 def test_tiny_chunks_are_joined(http_server: HttpServer) -> None:
-    """Chunks of a chunked body do not become chunks of ours."""
+    """Tiny chunks of a chunked body are joined."""
     it = source(http_server.serve("image", DATA, chunked=True))
     assert len(list(it.open())) == len(DATA) // CHUNK + 1
 
 
 def test_request_headers(http_server: HttpServer) -> None:
-    """We ask for the bytes as they are, say who we are, and send what the caller gave."""
+    """The request asks for unencoded bytes, names the worker, and has the caller's headers."""
     gather(source(http_server.serve("image", DATA), headers={"X-Token": "t"}))
     sent = http_server.requests[0].headers
     assert sent["Accept-Encoding"] == "identity"
@@ -102,17 +102,17 @@ def test_request_headers(http_server: HttpServer) -> None:
 
 
 def test_proxy_variables(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proxies of the environment are ignored: behind one, no address could be judged."""
+    """Proxies of the environment are ignored, because they prevent the check of addresses."""
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     assert gather(source(http_server.serve("image", DATA))) == DATA
 
 
-# Bodies that are not whole, and answers without one
+# Incomplete bodies, and answers without one
 
 
 def test_empty(http_server: HttpServer) -> None:
-    """An empty 200 is no object."""
+    """An empty 200 is an error."""
     with pytest.raises(SourceNotFound, match="empty"):
         gather(source(http_server.serve("image", b"")))
 
@@ -132,13 +132,13 @@ SHORT = [
 
 @pytest.mark.parametrize("behaviour", SHORT)
 def test_short(http_server: HttpServer, behaviour: dict[str, object]) -> None:
-    """A body that breaks off, or whose length is unclear, is never taken for whole."""
+    """A body that breaks off, or has an unclear length, is never accepted as complete."""
     with pytest.raises(SourceUnavailable):
         gather(source(http_server.serve("image", DATA, **behaviour)))
 
 
 def test_tls_without_a_good_bye(https_server: HttpServer, tmp_path: Path) -> None:
-    """Over TLS, a body that ends with the connection is whole only if the end was signed."""
+    """Over TLS, a body that ends with the connection is complete only with a close_notify."""
     url = https_server.serve("image", DATA, content_length="", cut_after=1000)
     settings = dataclasses.replace(LOOPBACK, ca_file=https_server.ca_file(tmp_path))
 
@@ -147,7 +147,7 @@ def test_tls_without_a_good_bye(https_server: HttpServer, tmp_path: Path) -> Non
 
 
 def test_tls_with_a_good_bye(https_server: HttpServer, tmp_path: Path) -> None:
-    """Over TLS, a body without a length is whole when the end of the connection is signed."""
+    """Over TLS, a body without a length is complete after a close_notify."""
     url = https_server.serve("image", DATA, content_length="", good_bye=True)
     settings = dataclasses.replace(LOOPBACK, ca_file=https_server.ca_file(tmp_path))
 
@@ -155,7 +155,7 @@ def test_tls_with_a_good_bye(https_server: HttpServer, tmp_path: Path) -> None:
 
 
 def test_an_end_that_nobody_made(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that finds no more bytes, while the connection is open, has not found the end of the body."""
+    """A read without bytes on an open connection is not the end of the body."""
     monkeypatch.setattr(HTTPResponse, "read1", lambda *_: b"")
     url = http_server.serve("image", DATA, content_length="")
 
@@ -182,7 +182,7 @@ def test_an_end_that_nobody_made(http_server: HttpServer, monkeypatch: pytest.Mo
     ],
 )
 def test_status(http_server: HttpServer, status: int, error: type[WorkerError]) -> None:
-    """A status says whether another try makes sense, and stands in the text with the URL."""
+    """A status determines whether a retry may help, and is in the error with the URL."""
     with pytest.raises(error) as caught:
         gather(source(http_server.serve("image", DATA, status=status)))
     assert "127.0.0.1" in caught.value.where
@@ -193,14 +193,14 @@ def test_status(http_server: HttpServer, status: int, error: type[WorkerError]) 
     "behaviour", [pytest.param({"stall_after": 1000}, id="stall"), pytest.param({"drip": True}, id="drip")]
 )
 def test_stall(http_server: HttpServer, behaviour: dict[str, object]) -> None:
-    """A server that goes quiet, or sends byte by byte, is given up."""
+    """A server that stalls, or sends byte by byte, is given up."""
     settings = dataclasses.replace(LOOPBACK, stall_s=1.0)
     with pytest.raises(SourceUnavailable, match=r"bytes? moved"):
         gather(HttpSource(http_server.serve("image", DATA, **behaviour), settings))
 
 
 def test_cancel_while_waiting(http_server: HttpServer) -> None:
-    """A cancel reaches a read that waits for a silent server."""
+    """A cancel ends a read that waits for a silent server."""
 
     def check() -> None:
         if http_server.stalled.is_set():
@@ -211,13 +211,13 @@ def test_cancel_while_waiting(http_server: HttpServer) -> None:
 
 
 def test_nobody_listens() -> None:
-    """A refused connection may be tried again, and names the place."""
+    """A refused connection is a temporary error that names the address."""
     with pytest.raises(SourceUnavailable, match="refused"):
         gather(source(f"http://127.0.0.1:{free_port()}/image"))
 
 
 def test_unknown_host() -> None:
-    """A name that does not resolve may do so later."""
+    """A name that does not resolve is a temporary error."""
     with pytest.raises(SourceUnavailable, match=r"image\.invalid"):
         gather(source("http://image.invalid/image"))
 
@@ -228,7 +228,7 @@ def test_not_http(https_server: HttpServer) -> None:
         gather(source(https_server.url("image").replace("https", "http")))
 
 
-# Resume
+# Resumption
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_not_http(https_server: HttpServer) -> None:
     ],
 )
 def test_resume(http_server: HttpServer, behaviour: dict[str, object]) -> None:
-    """A body that breaks off twice comes whole, by ranges that are conditional on the same object."""
+    """A body that breaks off twice is completed by ranges on the condition of the same object."""
     it = resuming(source(http_server.serve("image", DATA, cut_after=700_000, cut_times=2, **behaviour)))
     assert b"".join(it) == DATA
     assert [each.headers["Range"] for each in http_server.requests] == [None, "bytes=700000-", "bytes=1400000-"]
@@ -248,7 +248,7 @@ def test_resume(http_server: HttpServer, behaviour: dict[str, object]) -> None:
 
 
 def test_resume_after_resets(http_server: HttpServer) -> None:
-    """A connection that is reset, with whatever came before lost or not, comes whole as well."""
+    """After a reset the body is completed, whether earlier bytes were lost or not."""
     it = resuming(source(http_server.serve("image", DATA, cut_after=700_000, cut_times=2, reset=True)))
     assert b"".join(it) == DATA
 
@@ -265,7 +265,7 @@ def test_resume_after_resets(http_server: HttpServer) -> None:
     ],
 )
 def test_not_resumable(http_server: HttpServer, behaviour: dict[str, object]) -> None:
-    """Without ranges, a length and a strong validator, no second open continues the first."""
+    """Without ranges, a length and a strong validator, a second open starts at the first byte."""
     it = source(http_server.serve("image", DATA, **behaviour))
     gather(it)
     assert (it.resumable, it.validator) == (False, None)
@@ -302,7 +302,7 @@ CLEAR = [
 
 @pytest.mark.parametrize("then", OTHER)
 def test_changed(http_server: HttpServer, then: Behaviour) -> None:
-    """The rest of another object is never put behind the first bytes of this one."""
+    """The rest of another object is never appended to this one's first bytes."""
     it = source(http_server.serve("image", DATA, then=dataclasses.replace(then)))
     gather(it)
     with pytest.raises(SourceChanged):
@@ -311,7 +311,7 @@ def test_changed(http_server: HttpServer, then: Behaviour) -> None:
 
 @pytest.mark.parametrize("then", UNUSABLE)
 def test_unusable_range(http_server: HttpServer, then: Behaviour) -> None:
-    """Where the range is not the one that was asked for, a plain GET gives the same object from its first byte."""
+    """If the range is wrong, a plain GET reads the same object from its first byte."""
     it = source(http_server.serve("image", DATA, then=dataclasses.replace(then)))
     gather(it)
     assert gather(it, 1000) == DATA[1000:]
@@ -322,7 +322,7 @@ def test_unusable_range(http_server: HttpServer, then: Behaviour) -> None:
 
 @pytest.mark.parametrize("status", REFUSED)
 def test_ranges_refused(http_server: HttpServer, status: int) -> None:
-    """A server that answers a range with an error, and a plain GET with the object, counts as one without ranges."""
+    """A server that refuses a range, and answers a plain GET, counts as one without ranges."""
     refusing = Behaviour(DATA, status=status, then=Behaviour(DATA))
     it = source(http_server.serve("image", DATA, then=refusing))
     gather(it)
@@ -337,7 +337,7 @@ def test_ranges_refused(http_server: HttpServer, status: int) -> None:
     ],
 )
 def test_ranges_that_give_nothing(http_server: HttpServer, broken: Behaviour) -> None:
-    """A server that breaks off at each range, and not at a plain GET, is read by plain GETs in the end."""
+    """A server that breaks off only at ranges is finally read by plain GETs."""
     url = http_server.serve("image", DATA, cut_after=700_000, cut_times=1)
     http_server.paths["/image"].then = Behaviour(DATA, only_ranges=broken)
     assert b"".join(Resuming(source(url), lambda _: None, tries=3)) == DATA
@@ -354,7 +354,7 @@ def test_ranges_that_give_nothing(http_server: HttpServer, broken: Behaviour) ->
 )
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after(http_server: HttpServer, headers: dict[str, str], waits: list[float], status: int) -> None:
-    """A busy server is left alone for as long as it asks, up to a minute."""
+    """A busy server is left alone for its Retry-After, up to a minute."""
     url = http_server.serve("image", DATA, status=status, headers=headers, then=Behaviour(DATA))
     waited: list[float] = []
     assert b"".join(Resuming(source(url), waited.append)) == DATA
@@ -363,7 +363,7 @@ def test_retry_after(http_server: HttpServer, headers: dict[str, str], waits: li
 
 @pytest.mark.parametrize("content_range", CLEAR)
 def test_forms_of_content_range(http_server: HttpServer, content_range: str) -> None:
-    """Content-Range is understood in every form that is clear."""
+    """Every clear form of Content-Range is accepted."""
     it = source(http_server.serve("image", DATA, then=Behaviour(DATA, content_range=content_range)))
     gather(it)
     assert gather(it, 1000) == DATA[1000:]
@@ -371,7 +371,7 @@ def test_forms_of_content_range(http_server: HttpServer, content_range: str) -> 
 
 
 def test_range_in_another_coding(http_server: HttpServer) -> None:
-    """A range that has a Content-Encoding which the first answer had not is never put behind its bytes."""
+    """A range with a new Content-Encoding is never appended."""
     it = source(http_server.serve("image", DATA, then=Behaviour(DATA, headers=CODED)))
     gather(it)
     with pytest.raises(SourceChanged, match="Content-Encoding"):
@@ -379,14 +379,14 @@ def test_range_in_another_coding(http_server: HttpServer) -> None:
 
 
 def test_range_in_the_same_coding(http_server: HttpServer) -> None:
-    """An object that has a Content-Encoding from the first answer on is resumed."""
+    """An object with a Content-Encoding in the first answer is resumed."""
     it = source(http_server.serve("image", DATA, headers=CODED))
     gather(it)
     assert gather(it, 1000) == DATA[1000:]
 
 
 def test_range_without_the_etag(http_server: HttpServer) -> None:
-    """A range that does not name the ETag proves nothing, and a plain GET is made."""
+    """A range without the ETag is not used, and a plain GET follows."""
     silent = Behaviour(DATA, etag=None, last_modified='"v1"', then=Behaviour(DATA))
     it = source(http_server.serve("image", DATA, then=silent))
     gather(it)
@@ -403,20 +403,20 @@ def test_ranges_refused_for_a_while(http_server: HttpServer) -> None:
 
 
 def test_whole_range_that_nobody_asked_for(http_server: HttpServer) -> None:
-    """A 206 to a plain GET is taken where it holds the whole object."""
+    """A 206 to a plain GET is accepted if it has the whole object."""
     headers = {"Content-Range": f"bytes 0-{LAST}/{len(DATA)}"}
     assert gather(source(http_server.serve("image", DATA, status=206, headers=headers))) == DATA
 
 
 def test_range_that_nobody_asked_for(http_server: HttpServer) -> None:
-    """A part of the object is never taken for all of it."""
+    """A part of the object is never accepted as the whole."""
     headers = {"Content-Range": f"bytes 0-{LAST}/{len(DATA) + 1}"}
     with pytest.raises(SourceUnavailable, match="206"):
         gather(source(http_server.serve("image", DATA, status=206, headers=headers)))
 
 
 def test_resume_at_the_mirror_of_the_first_bytes(http_server: HttpServer) -> None:
-    """The rest is asked of the place that gave the first bytes, not of the redirector."""
+    """The rest is requested from the mirror of the first bytes, not from the redirector."""
     http_server.serve("one", DATA, cut_after=700_000, cut_times=1, etag='"one"')
     http_server.serve("two", DATA, etag='"two"')
     url = http_server.redirect("image", "/one")
@@ -426,7 +426,7 @@ def test_resume_at_the_mirror_of_the_first_bytes(http_server: HttpServer) -> Non
 
 
 def test_mirror_of_the_first_bytes_is_gone(http_server: HttpServer) -> None:
-    """Where the place of the first bytes has gone, the redirector is asked again, and its other copy is told."""
+    """If the first mirror is gone, the redirector is asked again, and the other copy is recognised."""
     http_server.serve("one", DATA, cut_after=700_000, etag='"one"', then=Behaviour(status=404))
     http_server.serve("two", DATA, etag='"two"')
     url = http_server.redirect("image", "/one")
@@ -440,7 +440,7 @@ def test_mirror_of_the_first_bytes_is_gone(http_server: HttpServer) -> None:
 
 
 def test_range_answered_with_another_etag(http_server: HttpServer) -> None:
-    """A server that honours the range but not the condition is found out by its ETag."""
+    """A server that ignores the range's condition is recognised by its ETag."""
     sly = Behaviour(DATA, last_modified='"v1"', etag='"v2"')
     it = source(http_server.serve("image", DATA, then=sly))
     gather(it)
@@ -449,14 +449,14 @@ def test_range_answered_with_another_etag(http_server: HttpServer) -> None:
 
 
 def test_range_ignored(http_server: HttpServer) -> None:
-    """A server that gives the whole of the same object is read from the start, and the first bytes are skipped."""
+    """If a server ignores the range, the object is read from its start, and known bytes are skipped."""
     it = source(http_server.serve("image", DATA, ignore_range=True))
     gather(it)
     assert gather(it, CHUNK + 1000) == DATA[CHUNK + 1000 :]
 
 
 def test_second_attempt(http_server: HttpServer) -> None:
-    """A later attempt goes on from the validator alone, also after its way through JSON."""
+    """A later attempt resumes with the validator alone, also after its conversion to JSON."""
     url = http_server.serve("image", DATA)
     first = source(url)
     gather(first)
@@ -468,18 +468,18 @@ def test_second_attempt(http_server: HttpServer) -> None:
 
 
 def test_cut_for_good(http_server: HttpServer) -> None:
-    """A server that never gives more than a few bytes is given up after the last try."""
+    """A server that sends only a few bytes per try is given up after the last one."""
     it = resuming(source(http_server.serve("image", DATA, cut_after=0)))
     with pytest.raises(SourceUnavailable):
         list(it)
 
 
 def test_text(http_server: HttpServer) -> None:
-    """A sums file is read as text."""
+    """A checksum file is read as text."""
     assert fetch_text(http_server.serve("SHA256SUMS", b"ab  image\n"), LOOPBACK) == "ab  image\n"
 
 
 def test_text_too_long(http_server: HttpServer) -> None:
-    """A text is read to its limit and no further."""
+    """A text is read up to its limit."""
     with pytest.raises(TooLarge):
         fetch_text(http_server.serve("SHA256SUMS", DATA), LOOPBACK)

@@ -1,4 +1,4 @@
-"""Downloads over several connections: the same bytes in the same order, whatever becomes of single connections."""
+"""Downloads over several connections: the same bytes in the same order, even if connections fail."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ssvm_worker.units import KiB, MiB
 from tests.contracts.source import DATA, SourceContract, gather
 from tests.servers.http import Behaviour, HttpServer
 
-#: Every connection is too slow, and looked at after each read.
+#: Every connection is too slow, and is checked after each read.
 MANY = ConnectionPolicy(connections=3, range_size=96 * KiB, enough_rate=float("inf"), judge_s=0.0)
 LOOPBACK = HttpSettings(AddressRule(("127.0.0.0/8",)), parallel=MANY)
-#: The first answer comes in small pieces, and waits until another connection has asked for a range.
+#: The first answer arrives in small pieces, and waits until another connection has requested a range.
 SLOW = {"rate": 20e6, "hold_after": 400_000}
-#: The first answer does not come to its end: only ranges give the rest.
+#: The first answer never ends, so only ranges give the rest.
 STUCK = {"stall_after": 400_000}
 
 
@@ -34,12 +34,12 @@ def source(url: str, **more: object) -> HttpSource:
 
 
 def ranges(server: HttpServer) -> list[str]:
-    """What was asked for by ranges with an end."""
+    """Return the requested ranges that have an end."""
     return [each for request in server.requests if (each := request.headers.get("Range", "")) and each[-1] != "-"]
 
 
 def test_a_busy_reader_needs_no_more_connections() -> None:
-    """What counts is how long the connection had nothing for us, not how long we took."""
+    """Only the time without bytes on the connection counts, not the reader's own time."""
     pace = ConnectionSpeed(ConnectionPolicy(connections=4))
     for _ in range(100):
         pace.add(MiB, starved=0.05)
@@ -59,7 +59,7 @@ class TestSeveralConnections(SourceContract):
 
 
 def test_over_tls(https_server: HttpServer, tmp_path: Path) -> None:
-    """Each connection proves who its server is."""
+    """Each connection authenticates its server."""
     trusting = dataclasses.replace(LOOPBACK, ca_file=https_server.ca_file(tmp_path))
     whole_by_ranges = [Behaviour(DATA)] * 1000
     assert gather(HttpSource(https_server.serve("image", DATA, **STUCK, ranged=whole_by_ranges), trusting)) == DATA
@@ -67,7 +67,7 @@ def test_over_tls(https_server: HttpServer, tmp_path: Path) -> None:
 
 
 def test_asks_for_ranges_of_the_same_object(http_server: HttpServer) -> None:
-    """The rest is asked for by ranges, on the condition that it is the same object, over connections that are kept."""
+    """The rest is requested by ranges of the same object, over connections that are reused."""
     assert gather(source(http_server.serve("image", DATA, **STUCK, ranged=[Behaviour(DATA)] * 1000))) == DATA
     asked = [each for each in http_server.requests if "Range" in each.headers]
     assert len(asked) > 6
@@ -85,7 +85,7 @@ def test_asks_for_ranges_of_the_same_object(http_server: HttpServer) -> None:
     ],
 )
 def test_one_connection_where_the_object_is_not_certain(http_server: HttpServer, behaviour: dict[str, object]) -> None:
-    """Without ranges, a strong validator and a length there is one connection."""
+    """Without ranges, a strong validator and a length, one connection is used."""
     assert gather(source(http_server.serve("image", DATA, rate=20e6, **behaviour))) == DATA
     assert len(http_server.requests) == 1
 
@@ -99,7 +99,7 @@ def test_one_connection_where_the_object_is_not_certain(http_server: HttpServer,
     ],
 )
 def test_one_connection_where_it_is_enough(http_server: HttpServer, policy: ConnectionPolicy) -> None:
-    """A second connection is made only where it is allowed and may help."""
+    """A second connection is made only if it is allowed and may help."""
     url = http_server.serve("image", DATA, rate=20e6)
     assert gather(HttpSource(url, dataclasses.replace(LOOPBACK, parallel=policy))) == DATA
     assert len(http_server.requests) == 1
@@ -117,7 +117,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_range_is_tried_again(http_server: HttpServer, broken: Behaviour) -> None:
-    """A range that fails is fetched again by the same or another connection, and the first bytes are not."""
+    """A failed range is fetched again by any connection, but the first bytes are not."""
     url = http_server.serve("image", DATA, **STUCK, ranged=[broken, *[Behaviour(DATA)] * 1000])
     assert gather(source(url)) == DATA
     assert sum("Range" not in each.headers for each in http_server.requests) == 1
@@ -125,7 +125,7 @@ def test_a_range_is_tried_again(http_server: HttpServer, broken: Behaviour) -> N
 
 @pytest.mark.parametrize("broken", [each for each in BROKEN if each.id in ("busy", "refused", "range ignored")])
 def test_a_server_that_takes_one_connection_only(http_server: HttpServer, broken: Behaviour) -> None:
-    """Where no second connection gives anything, one connection goes on to the end."""
+    """If no second connection works, one connection reads to the end."""
     url = http_server.serve("image", DATA, **SLOW, ranged=[broken] * 1000)
     assert b"".join(Resuming(source(url), lambda _: None)) == DATA
 
@@ -147,7 +147,7 @@ OTHERS = [
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_ranges_that_cannot_be_used(http_server: HttpServer, other: Behaviour) -> None:
-    """Where ranges are refused, wrong or of another node's copy, the first answer is read to its end."""
+    """If ranges are refused, wrong or of another copy, the first answer is read to its end."""
     it = source(http_server.serve("image", DATA, **SLOW, ranged=[other] * 1000))
     assert gather(it) == DATA
     assert sum("Range" not in each.headers for each in http_server.requests) == 1
@@ -155,7 +155,7 @@ def test_ranges_that_cannot_be_used(http_server: HttpServer, other: Behaviour) -
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_range_of_another_object(http_server: HttpServer, other: Behaviour) -> None:
-    """Where the first answer breaks, no byte of a range of another object is taken."""
+    """If the first answer breaks, no byte of another object's range is used."""
     url = http_server.serve("image", DATA, **SLOW, cut_after=600_000, ranged=[other] * 1000)
     taken = bytearray()
     with pytest.raises(SourceUnavailable):
@@ -164,28 +164,28 @@ def test_a_range_of_another_object(http_server: HttpServer, other: Behaviour) ->
 
 
 def test_the_copy_of_another_node(http_server: HttpServer) -> None:
-    """A connection that reaches another node gives way to one that reaches the first node."""
+    """A connection to another node is replaced by one to the first node."""
     other = Behaviour(DATA[::-1], etag='"other"')
     url = http_server.serve("image", DATA, **STUCK, ranged=[other, Behaviour(DATA)] * 500)
     assert gather(source(url)) == DATA
 
 
 def test_all_connections_fail(http_server: HttpServer) -> None:
-    """When no connection is left the last error is told."""
+    """When no connection is left, the last error is raised."""
     url = http_server.serve("image", DATA, cut_after=400_000, ranged=[Behaviour(status=403)] * 1000, rate=20e6)
     with pytest.raises(SourceUnavailable, match="status 403"):
         gather(source(url))
 
 
 def test_resumed(http_server: HttpServer) -> None:
-    """A stream whose connections have all failed goes on at the byte that was handed on last."""
+    """A stream whose connections have all failed resumes after the last delivered byte."""
     broken = [Behaviour(DATA, cut_after=0)] * 12
     url = http_server.serve("image", DATA, cut_after=400_000, cut_times=1, ranged=broken, rate=20e6)
     assert b"".join(Resuming(source(url), lambda _: None)) == DATA
 
 
 def test_a_link_that_expires(http_server: HttpServer) -> None:
-    """Where a redirect led to a link that is no longer good, the redirect is asked again."""
+    """If a redirect led to an expired link, the redirect is requested again."""
     http_server.serve("first", DATA, rate=20e6, cut_after=400_000, ranged=[Behaviour(status=403)] * 1000)
     http_server.serve("second", DATA)
     url = http_server.redirect("image", "/first")
@@ -194,7 +194,7 @@ def test_a_link_that_expires(http_server: HttpServer) -> None:
 
 
 def test_a_stuck_connection_is_replaced(http_server: HttpServer) -> None:
-    """A connection that holds up all others loses its range to another one."""
+    """A connection that blocks all others loses its range to another one."""
     stuck = [Behaviour(DATA, stall_after=1000), *[Behaviour(DATA)] * 1000]
     url = http_server.serve("image", DATA, **STUCK, ranged=stuck)
     assert gather(source(url)) == DATA
@@ -203,7 +203,7 @@ def test_a_stuck_connection_is_replaced(http_server: HttpServer) -> None:
 
 
 def test_cancel(http_server: HttpServer) -> None:
-    """A cancel is heard while every connection waits."""
+    """A cancel takes effect while every connection waits."""
 
     def check() -> None:
         if http_server.stalled.is_set():
@@ -215,7 +215,7 @@ def test_cancel(http_server: HttpServer) -> None:
 
 
 def test_window(http_server: HttpServer) -> None:
-    """Of what nobody has taken yet there are three ranges for two connections at the most."""
+    """Two connections buffer at most three unread ranges."""
     most = MANY.connections * 3 // 2
     taken = 0
     for chunk in source(http_server.serve("image", DATA, **SLOW)).open():
@@ -224,7 +224,7 @@ def test_window(http_server: HttpServer) -> None:
 
 
 def test_no_thread_is_left(http_server: HttpServer) -> None:
-    """A reader that goes away takes the connections with him."""
+    """A reader that closes also closes the connections."""
     with closing(source(http_server.serve("image", DATA, **SLOW)).open()) as chunks:
         while not ranges(http_server):
             next(chunks)
