@@ -1,9 +1,11 @@
-"""Random faults over real jobs, seeded: no job is lost, none is done twice. ``make chaos N=200 SEED=7``; docs/chaos.md.
+"""Seeded random faults during real jobs: no job is lost, and none runs twice. ``make chaos N=200 SEED=7``.
 
-town        a zone that can be hurt: workers, broker, stores, vCenter, publisher
-mix         the jobs that are asked for, and what must be true once they have ended
-faults      what goes wrong
-invariants  what must be true after every round, seen with other eyes than the product's
-rounds      one run
-table       what it prints
+docs/chaos.md describes the program. The modules:
+
+- ``zone``: the zone under test: workers, broker, stores, vCenter, publisher
+- ``workload``: the submitted jobs, and the data that must exist when they have ended
+- ``faults``: the faults
+- ``invariants``: the checks after every round, which avoid the product's own code where possible
+- ``rounds``: one run
+- ``table``: the printed results
 """

@@ -1,6 +1,6 @@
-"""What goes wrong: each fault hurts the town within a context, and has healed what does not heal by itself at its end.
+"""The faults. Each is a context manager that injects a fault and repairs, at its end, what the zone cannot repair.
 
-A new one is one function and its line in FAULTS.
+A new fault is one function and one line in FAULTS.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-import redis
-
 from tests.servers.worker import ROOT, WorkerProcess
 
-from .mix import Deed, Mix
-from .town import ATTEMPTS, CLAIM_S, MiB, Town, until
+from .workload import SubmittedJob, Workload
+from .zone import ATTEMPTS, CLAIM_S, ChaosZone, MiB, until
 
 #: Hours by which a clock jumps.
 _HOURS = (-30, -3, 3, 30)
@@ -30,83 +28,80 @@ _LANES = ("download", "upload", "backup", "maintenance")
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What a fault may touch."""
+class FaultContext:
+    """The objects that a fault may change."""
 
-    town: Town
-    mix: Mix
+    zone: ChaosZone
+    workload: Workload
     rng: Random
 
     def worker(self) -> WorkerProcess:
-        """One that takes messages."""
-        self.town.muster()
-        self.town.ready()
-        return self.rng.choice(self.town.workers)
+        """Choose a worker that receives messages."""
+        self.zone.start_missing_workers()
+        self.zone.wait_ready()
+        return self.rng.choice(self.zone.workers)
 
 
-Strike = Callable[[Scene], AbstractContextManager[None]]
+Fault = Callable[[FaultContext], AbstractContextManager[None]]
 
 
 # Workers
 
 
-def _kill(worker: WorkerProcess, number: int = signal.SIGKILL) -> None:
+@contextmanager
+def child_killed(context: FaultContext) -> Iterator[None]:
+    """Kill a pool process, as the out-of-memory killer does."""
+    _signal(context.rng.sample(_children(context.worker()) or [0], 1), signal.SIGKILL)
+    yield
+
+
+@contextmanager
+def main_killed(context: FaultContext) -> Iterator[None]:
+    """Kill a worker's main process. Its pool must not continue alone."""
+    worker = context.worker()
     with suppress(ProcessLookupError):
-        os.kill(worker.pid, number)
+        os.kill(worker.pid, signal.SIGKILL)
     worker.process.wait()
-
-
-@contextmanager
-def child_killed(scene: Scene) -> Iterator[None]:
-    """As by the out-of-memory killer."""
-    _signal(scene.rng.sample(_children(scene.worker()) or [0], 1), signal.SIGKILL)
     yield
 
 
 @contextmanager
-def main_killed(scene: Scene) -> Iterator[None]:
-    """Its pool must not go on by itself."""
-    _kill(scene.worker())
+def worker_killed(context: FaultContext) -> Iterator[None]:
+    """Kill all processes of a worker, as if its machine lost power."""
+    context.worker().kill()
     yield
 
 
 @contextmanager
-def worker_killed(scene: Scene) -> Iterator[None]:
-    """As by a machine that loses power."""
-    scene.worker().kill()
-    yield
-
-
-@contextmanager
-def all_killed(scene: Scene) -> Iterator[None]:
-    """And for a moment nobody is there to notice."""
-    for worker in scene.town.workers:
+def all_killed(context: FaultContext) -> Iterator[None]:
+    """Kill all workers. For a moment no worker can notice."""
+    for worker in context.zone.workers:
         worker.kill()
     yield
 
 
 @contextmanager
-def frozen(scene: Scene) -> Iterator[None]:
-    """Beyond its claim, and back: others have taken its jobs over."""
-    worker = scene.worker()
+def frozen(context: FaultContext) -> Iterator[None]:
+    """Freeze a worker until its claims expire. Other workers then run its jobs."""
+    worker = context.worker()
     worker.signal_all(signal.SIGSTOP)
     try:
-        time.sleep(CLAIM_S + scene.rng.uniform(0.5, 2.5))
+        time.sleep(CLAIM_S + context.rng.uniform(0.5, 2.5))
         yield
     finally:
         worker.signal_all(signal.SIGCONT)
 
 
 @contextmanager
-def child_frozen(scene: Scene) -> Iterator[None]:
-    """The same of one pool process, whose main process goes on."""
-    found = scene.rng.sample(_children(scene.worker()) or [0], 1)
-    _signal(found, signal.SIGSTOP)
+def child_frozen(context: FaultContext) -> Iterator[None]:
+    """Freeze one pool process until its claim expires. Its main process continues."""
+    chosen = context.rng.sample(_children(context.worker()) or [0], 1)
+    _signal(chosen, signal.SIGSTOP)
     try:
-        time.sleep(CLAIM_S + scene.rng.uniform(0.5, 2.5))
+        time.sleep(CLAIM_S + context.rng.uniform(0.5, 2.5))
         yield
     finally:
-        _signal(found, signal.SIGCONT)
+        _signal(chosen, signal.SIGCONT)
 
 
 def _signal(processes: list[int], number: int) -> None:
@@ -116,206 +111,202 @@ def _signal(processes: list[int], number: int) -> None:
 
 
 @contextmanager
-def drained(scene: Scene) -> Iterator[None]:
-    """SIGTERM: it hands over within its soft time-out, and ends in good order."""
-    worker = scene.worker()
+def drained(context: FaultContext) -> Iterator[None]:
+    """Send SIGTERM. The worker hands its jobs over within drain_s and exits with status 0."""
+    worker = context.worker()
     worker.process.terminate()
     yield
-    _ended(worker.process, "the drained worker", 0)
+    _wait_end(worker.process, "the drained worker", 0)
 
 
-def _ended(process: subprocess.Popen[bytes], what: str, *fine: int) -> None:
+def _wait_end(process: subprocess.Popen[bytes], what: str, *allowed: int) -> None:
     try:
         status = process.wait(120)
     except subprocess.TimeoutExpired:
         process.kill()
         raise AssertionError(f"{what} did not end in two minutes") from None
-    assert status in fine, f"{what} ended with status {status}"
+    assert status in allowed, f"{what} ended with status {status}"
 
 
 # The broker
 
 
 @contextmanager
-def broker_restarted(scene: Scene) -> Iterator[None]:
-    """It keeps its append-only file."""
-    scene.town.broker.stop()
+def broker_restarted(context: FaultContext) -> Iterator[None]:
+    """Stop and start the broker, which keeps its append-only file."""
+    context.zone.broker.stop()
     try:
         yield
     finally:
-        scene.town.broker.start()
+        context.zone.broker.start()
 
 
 @contextmanager
-def broker_killed(scene: Scene) -> Iterator[None]:
-    """kill -9."""
-    scene.town.broker.kill()
+def broker_killed(context: FaultContext) -> Iterator[None]:
+    """Kill the broker with SIGKILL and start it again."""
+    context.zone.broker.kill()
     try:
         yield
     finally:
-        scene.town.broker.start()
+        context.zone.broker.start()
 
 
 @contextmanager
-def broker_frozen(scene: Scene) -> Iterator[None]:
-    """SIGSTOP, now and then for longer than claims last: nobody could renew one."""
-    pid = scene.town.broker.pid
+def broker_frozen(context: FaultContext) -> Iterator[None]:
+    """Freeze the broker, sometimes until claims expire, because no worker can renew them."""
+    pid = context.zone.broker.pid
     os.kill(pid, signal.SIGSTOP)
     try:
-        time.sleep(scene.rng.choice([0.5, CLAIM_S + 1.0]))
+        time.sleep(context.rng.choice([0.5, CLAIM_S + 1.0]))
     finally:
         os.kill(pid, signal.SIGCONT)
     yield
 
 
 @contextmanager
-def broker_paused(scene: Scene) -> Iterator[None]:
-    """CLIENT PAUSE, by its administrator."""
-    with _client(scene) as client:
-        client.client_pause(round(scene.rng.uniform(0.5, CLAIM_S + 1.0) * 1000))
+def broker_paused(context: FaultContext) -> Iterator[None]:
+    """Pause the broker with CLIENT PAUSE."""
+    with context.zone.site.broker.client() as client:
+        client.client_pause(round(context.rng.uniform(0.5, CLAIM_S + 1.0) * 1000))
     yield
 
 
 @contextmanager
-def connections_dropped(scene: Scene) -> Iterator[None]:
-    """All connections of all clients, by the broker."""
-    with _client(scene) as client:
+def connections_dropped(context: FaultContext) -> Iterator[None]:
+    """Let the broker drop all connections of all clients."""
+    with context.zone.site.broker.client() as client:
         client.client_kill_filter(_type="normal", skipme=True)
     yield
 
 
 @contextmanager
-def messages_lost(scene: Scene) -> Iterator[None]:
-    """Celery's lists are emptied again and again; the ledger stays."""
-    lanes = [f"{scene.town.site.broker.prefix}ssvm.z.{lane}" for lane in _LANES]
-    scene.mix.ask(2)
-    with _client(scene) as client:
+def messages_lost(context: FaultContext) -> Iterator[None]:
+    """Delete Celery's lists repeatedly. The ledger stays."""
+    lanes = [f"{context.zone.site.broker.prefix}ssvm.z.{lane}" for lane in _LANES]
+    context.workload.ask(2)
+    with context.zone.site.broker.client() as client:
         for _ in range(10):
             client.delete(*lanes)
             time.sleep(0.02)
     yield
 
 
-def _client(scene: Scene) -> redis.Redis:
-    return scene.town.site.broker.client()
-
-
 @contextmanager
-def messages_doubled(scene: Scene) -> Iterator[None]:
-    """Every doorbell of the round comes ten times more, and as a whole request too."""
-    deeds = list(scene.mix.deeds)
-    for deed in deeds:
+def messages_doubled(context: FaultContext) -> Iterator[None]:
+    """Send each message of the round ten more times, with the job id alone and with the complete request."""
+    jobs = list(context.workload.jobs)
+    for job in jobs:
         for number in range(10):
-            request = deed.request | {"job_id": deed.job_id} if number % 2 else {"job_id": deed.job_id}
-            scene.town.site.send(deed.job, request)
+            request = job.request | {"job_id": job.job_id} if number % 2 else {"job_id": job.job_id}
+            context.zone.site.send(job.kind, request)
     yield
 
 
 @contextmanager
-def many_reapers(scene: Scene) -> Iterator[None]:
-    """``ssvm reap`` three times at once, beside the workers' own."""
+def many_reapers(context: FaultContext) -> Iterator[None]:
+    """Run ``ssvm reap`` three times at once, in addition to the workers' reapers."""
     command = [sys.executable, "-m", "ssvm_worker", "reap"]
-    environ = {**os.environ, "SSVM_CONFIG": str(scene.town.site.file)}
+    environ = {**os.environ, "SSVM_CONFIG": str(context.zone.site.file)}
     reapers = [subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL) for _ in range(3)]
     yield
     for each in reapers:
-        _ended(each, "ssvm reap", 0, 75)
+        _wait_end(each, "ssvm reap", 0, 75)
 
 
 # The network
 
 
-def _wired(hurt: Callable[[Scene, str], None], *names: str) -> Strike:
+def _network_fault(inject: Callable[[FaultContext, str], None], *names: str) -> Fault:
     @contextmanager
-    def strike(scene: Scene) -> Iterator[None]:
-        name = scene.rng.choice(names)
-        hurt(scene, name)
+    def fault(context: FaultContext) -> Iterator[None]:
+        name = context.rng.choice(names)
+        inject(context, name)
         try:
             yield
         finally:
-            scene.town.wires[name].heal()
+            context.zone.proxies[name].heal()
 
-    return strike
-
-
-def _hold(scene: Scene, name: str) -> None:
-    scene.town.wires[name].hold()
-    time.sleep(scene.rng.uniform(0.5, 2.5))
+    return fault
 
 
-def _slow(scene: Scene, name: str) -> None:
-    scene.town.wires[name].rate = 200_000
+def _hold(context: FaultContext, name: str) -> None:
+    context.zone.proxies[name].hold()
+    time.sleep(context.rng.uniform(0.5, 2.5))
+
+
+def _slow(context: FaultContext, name: str) -> None:
+    context.zone.proxies[name].rate = 200_000
     time.sleep(1.0)
 
 
-_OTHERS = ("the vCenter", "the publisher")
+_SOURCES = ("the vCenter", "the publisher")
 
 
 @contextmanager
-def stream_cut(scene: Scene) -> Iterator[None]:
-    """The next disk that a host sends is cut off, or its lease ends."""
-    what = scene.rng.choice(["cut", "end", "expire"])
-    scene.town.vcenter_well(get={"do": what, "at": scene.rng.randrange(200_000), "times": 1})
+def stream_cut(context: FaultContext) -> Iterator[None]:
+    """Cut off the next disk that a host sends, or end its lease."""
+    what = context.rng.choice(["cut", "end", "expire"])
+    context.zone.set_vcenter_faults(get={"do": what, "at": context.rng.randrange(200_000), "times": 1})
     yield
-    scene.town.vcenter_well()
+    context.zone.set_vcenter_faults()
 
 
 # Disks and clocks
 
 
 @contextmanager
-def disk_full(scene: Scene) -> Iterator[None]:
-    """The primary store has no room, or nearly none."""
-    assert scene.town.disk
-    scene.town.disk.fill(scene.rng.choice([0, 4096, 300_000]))
+def disk_full(context: FaultContext) -> Iterator[None]:
+    """Fill the primary store completely or nearly."""
+    assert context.zone.disk
+    context.zone.disk.fill(context.rng.choice([0, 4096, 300_000]))
     try:
-        time.sleep(scene.rng.uniform(0.3, 1.5))
+        time.sleep(context.rng.uniform(0.3, 1.5))
         yield
     finally:
-        scene.town.disk.empty()
+        context.zone.disk.empty()
 
 
 @contextmanager
-def workers_clock(scene: Scene) -> Iterator[None]:
-    """The wall clock of all workers is set, and later put right."""
-    scene.town.worker_clock.jump(3600 * scene.rng.choice(_HOURS))
+def workers_clock(context: FaultContext) -> Iterator[None]:
+    """Set the wall clock of all workers, and correct it later."""
+    context.zone.worker_clock.jump(3600 * context.rng.choice(_HOURS))
     try:
         time.sleep(1.0)
         yield
     finally:
-        scene.town.worker_clock.jump(0)
+        context.zone.worker_clock.jump(0)
 
 
 @contextmanager
-def brokers_clock(scene: Scene) -> Iterator[None]:
-    """The broker's wall clock is set, by which the ledger counts, and later put right."""
-    scene.town.broker_clock.jump(3600 * scene.rng.choice(_HOURS))
+def brokers_clock(context: FaultContext) -> Iterator[None]:
+    """Set the wall clock of the broker, which the ledger uses, and correct it later."""
+    context.zone.broker_clock.jump(3600 * context.rng.choice(_HOURS))
     try:
-        time.sleep(scene.rng.uniform(0.5, CLAIM_S + 1.0))
+        time.sleep(context.rng.uniform(0.5, CLAIM_S + 1.0))
         yield
     finally:
-        scene.town.broker_clock.jump(0)
+        context.zone.broker_clock.jump(0)
 
 
 # Jobs
 
 
 @contextmanager
-def poison(scene: Scene) -> Iterator[None]:
-    """A job kills each worker process that runs it: it is given up, with the history of every attempt."""
-    deed = scene.mix.download(6 * MiB)
-    deed.request["stores"] = ["primary"]
-    scene.mix.submit(deed)
+def poison(context: FaultContext) -> Iterator[None]:
+    """Kill each pool process that runs a certain job, until the job fails. Check the history of its attempts."""
+    job = context.workload.download(6 * MiB)
+    job.request["stores"] = ["primary"]
+    context.workload.submit(job)
     over = threading.Event()
-    killer = threading.Thread(target=_kill_whoever_runs, args=(scene.town, deed, over), daemon=True)
+    killer = threading.Thread(target=_kill_runners, args=(context.zone, job, over), daemon=True)
     killer.start()
-    ledger = scene.town.site.ledger
+    ledger = context.zone.site.ledger
     try:
-        until(lambda: ledger.get(deed.job_id).ended, f"the poison job {deed.job_id} is given up")
+        until(lambda: ledger.get(job.job_id).ended, f"the poison job {job.job_id} fails")
     finally:
         over.set()
         killer.join()
-    record = ledger.get(deed.job_id)
+    record = ledger.get(job.job_id)
     errors = [(each.error or {}).get("error") for each in record.attempts]
     assert record.state == "failed", record.state
     assert errors.count("WorkerLost") >= ATTEMPTS, errors
@@ -323,30 +314,30 @@ def poison(scene: Scene) -> Iterator[None]:
     yield
 
 
-def _kill_whoever_runs(town: Town, deed: Deed, over: threading.Event) -> None:
+def _kill_runners(zone: ChaosZone, job: SubmittedJob, over: threading.Event) -> None:
     while not over.wait(0.05):
-        record = town.site.ledger.get(deed.job_id)
+        record = zone.site.ledger.get(job.job_id)
         if record.state == "running" and not record.ending:
-            children = [child for worker in town.workers for child in _children(worker)]
-            _signal([each for each in children if _has_open(each, deed.artifact.prefix)], signal.SIGKILL)
+            children = [child for worker in zone.workers for child in _children(worker)]
+            _signal([each for each in children if _has_open(each, job.artifact.prefix)], signal.SIGKILL)
 
 
 def _children(worker: WorkerProcess) -> list[int]:
-    """Its pool; none if it has just died."""
+    """Return the pool processes of a worker; none if the worker has just died."""
     with suppress(OSError):
         return worker.children()
     return []
 
 
-def _has_open(process: int, place: str) -> bool:
-    """Whether it has a file of that place of the directory store open."""
+def _has_open(process: int, prefix: str) -> bool:
+    """Return whether a process has a file below this prefix of the directory store open."""
     with suppress(OSError):
-        return any(place in os.readlink(each) for each in Path(f"/proc/{process}/fd").iterdir())
+        return any(prefix in os.readlink(each) for each in Path(f"/proc/{process}/fd").iterdir())
     return False
 
 
-#: All of them, by what the table calls them.
-FAULTS: dict[str, Strike] = {
+#: All faults, by their names in the table.
+FAULTS: dict[str, Fault] = {
     "kill -9 of a pool process": child_killed,
     "kill -9 of a main process": main_killed,
     "kill -9 of a worker": worker_killed,
@@ -362,13 +353,13 @@ FAULTS: dict[str, Strike] = {
     "all messages lost": messages_lost,
     "the same message many times": messages_doubled,
     "many reapers": many_reapers,
-    "network to S3 cut": _wired(lambda scene, name: scene.town.wires[name].cut(), "S3"),
-    "network to S3 reset": _wired(lambda scene, name: scene.town.wires[name].reset(), "S3"),
-    "network to S3 slow": _wired(_slow, "S3"),
-    "network to S3 silent": _wired(_hold, "S3"),
-    "network to a source cut": _wired(lambda scene, name: scene.town.wires[name].cut(), *_OTHERS),
-    "network to a source reset": _wired(lambda scene, name: scene.town.wires[name].reset(), *_OTHERS),
-    "network to a source silent": _wired(_hold, *_OTHERS),
+    "network to S3 cut": _network_fault(lambda context, name: context.zone.proxies[name].cut(), "S3"),
+    "network to S3 reset": _network_fault(lambda context, name: context.zone.proxies[name].reset(), "S3"),
+    "network to S3 slow": _network_fault(_slow, "S3"),
+    "network to S3 silent": _network_fault(_hold, "S3"),
+    "network to a source cut": _network_fault(lambda context, name: context.zone.proxies[name].cut(), *_SOURCES),
+    "network to a source reset": _network_fault(lambda context, name: context.zone.proxies[name].reset(), *_SOURCES),
+    "network to a source silent": _network_fault(_hold, *_SOURCES),
     "a host's stream or lease ends early": stream_cut,
     "disk full": disk_full,
     "the workers' clock is set": workers_clock,
@@ -377,11 +368,11 @@ FAULTS: dict[str, Strike] = {
 }
 
 
-def unavailable(town: Town) -> dict[str, str]:
-    """Faults that cannot be made here, and why."""
+def unavailable(zone: ChaosZone) -> dict[str, str]:
+    """Return the faults that this machine cannot inject, with the reason."""
     found = {}
-    if town.disk is None:
+    if zone.disk is None:
         found["disk full"] = "needs root, to mount a small file system"
-    if not town.worker_clock.environ:
+    if not zone.worker_clock.environ:
         found |= dict.fromkeys(["the workers' clock is set", "the broker's clock is set"], "needs a C compiler")
     return found

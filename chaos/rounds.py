@@ -1,4 +1,4 @@
-"""One run: rounds of jobs and faults, and after each round a look at everything."""
+"""One run: rounds of jobs and faults, with all checks after each round."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ssvm_worker.artifacts.layout import MANIFEST
 from ssvm_worker.ledger.record import Record
 
 from . import invariants
-from .faults import FAULTS, Scene, unavailable
-from .mix import Deed, Mix
-from .town import Town, until
+from .faults import FAULTS, FaultContext, unavailable
+from .workload import SubmittedJob, Workload
+from .zone import ChaosZone, until
 
 #: Faults of one round, one after the other, while its jobs run.
-_TOGETHER = 3
-#: What a worker says of an attempt whose job is another's.
+_FAULTS_PER_ROUND = 3
+#: The worker's log line for a fenced attempt.
 _FENCED = "belongs to another worker now; this attempt has ended"
-#: And of our own mistakes.
+#: The log lines for internal errors.
 _BUGS = ("failed: internal error", "a round failed")
 
 
@@ -33,11 +33,11 @@ class Broken(AssertionError):
 
 @dataclass
 class Tally:
-    """What came of a run."""
+    """The counters of a run."""
 
     seed: int
     faults: Counter[str] = field(default_factory=Counter)
-    #: Jobs that ran when it struck, by fault.
+    #: Jobs that ran when the fault started, by fault.
     struck: Counter[str] = field(default_factory=Counter)
     absent: dict[str, str] = field(default_factory=dict)
     rounds: int = 0
@@ -45,139 +45,138 @@ class Tally:
     #: How attempts ended, by the error's class.
     attempts: Counter[str] = field(default_factory=Counter)
     retried: int = 0
-    #: Attempts that found their job to be another's.
+    #: Attempts that noticed that they had lost their claim.
     fenced: int = 0
     whole: int = 0
     commits: int = 0
-    #: Bytes that the publisher sent, and those of downloads that stand.
+    #: Bytes that the publisher sent, and bytes of stored downloads.
     fetched: int = 0
     needed: int = 0
-    #: Bytes to S3 by the wire, and those of all objects that it has or had.
+    #: Bytes sent to S3, and bytes of all object versions.
     sent: int = 0
     kept: int = 0
     seconds: float = 0.0
 
 
 class Run:
-    """A seeded run over a town."""
+    """A seeded run in a zone."""
 
     def __init__(
-        self, town: Town, seed: int, say: Callable[[str], None] = lambda _: None, without: Sequence[str] = ()
+        self, zone: ChaosZone, seed: int, say: Callable[[str], None] = lambda _: None, without: Sequence[str] = ()
     ) -> None:
-        """*say* hears of each round; *without* names faults that are left out."""
-        self._town, self._say, self._rng = town, say, Random(seed)
-        self.mix = Mix(town, self._rng)
-        self._scene = Scene(town, self.mix, self._rng)
-        self.tally = Tally(seed, absent=dict.fromkeys(without, "left out") | unavailable(town))
-        self._deck = self._shuffled()
+        """Prepare a run. Call *say* after each round. *without*: names of skipped faults."""
+        self._zone, self._say, self._rng = zone, say, Random(seed)
+        self.workload = Workload(zone, self._rng)
+        self._context = FaultContext(zone, self.workload, self._rng)
+        self.tally = Tally(seed, absent=dict.fromkeys(without, "left out") | unavailable(zone))
+        self._fault_names = self._shuffled()
 
     def run(self, count: int) -> Tally:
-        """So many faults; Broken, with all that is wrong, at the end of the first round that does not end well."""
+        """Inject *count* faults; raise Broken with all violations at the end of the first bad round."""
         started = time.monotonic()
-        names = list(itertools.islice(self._deck, count))
-        for at in range(0, count, _TOGETHER):
-            self._round(names[at : at + _TOGETHER])
+        names = list(itertools.islice(self._fault_names, count))
+        for start in range(0, count, _FAULTS_PER_ROUND):
+            self._round(names[start : start + _FAULTS_PER_ROUND])
             self._count_all()
             self.tally.seconds = time.monotonic() - started
         return self.tally
 
     def _shuffled(self) -> Iterator[str]:
-        """Each fault once, in any order, and all of them again."""
+        """Yield all faults in random order, again and again."""
         names = [name for name in FAULTS if name not in self.tally.absent]
         while True:
             yield from self._rng.sample(names, len(names))
 
     def _round(self, names: list[str]) -> None:
         self.tally.rounds += 1
-        self.mix.begin()
-        with Commits(self._town, self.mix) as commits:
+        self.workload.begin()
+        with Commits(self._zone, self.workload) as commits:
             try:
                 for name in names:
-                    self._strike(name)
-                flaws = self._settle(names, commits)
+                    self._inject(name)
+                flaws = self._check_round(names, commits)
             except AssertionError as error:
                 flaws = [str(error)]
         if flaws:
             raise Broken(self._report(names, flaws))
         self.tally.faults.update(names)
-        self._say(f"round {self.tally.rounds}: {', '.join(names)}: {len(self.mix.deeds)} jobs, all is well")
+        self._say(f"round {self.tally.rounds}: {', '.join(names)}: {len(self.workload.jobs)} jobs, all checks passed")
 
-    def _strike(self, name: str) -> None:
-        town, rng = self._town, self._rng
-        self.mix.ask(rng.randint(2, 4))
+    def _inject(self, name: str) -> None:
+        zone, rng = self._zone, self._rng
+        self.workload.ask(rng.randint(2, 4))
         until(lambda: self._is_busy(), "a job runs, or all have ended")
         time.sleep(rng.uniform(0.0, 0.8))
-        self.tally.struck[name] += town.running()
-        with FAULTS[name](self._scene):
+        self.tally.struck[name] += zone.running()
+        with FAULTS[name](self._context):
             time.sleep(rng.uniform(0.1, 1.0))
-            # What a supervisor does at once.
-            town.muster()
+            zone.start_missing_workers()  # as a supervisor does
         if rng.random() < 0.4:
-            self.mix.cancel()
+            self.workload.cancel()
 
     def _is_busy(self) -> bool:
-        self._town.muster()
-        return self._town.running() > 0 or self._all_ended()
+        self._zone.start_missing_workers()
+        return self._zone.running() > 0 or self._all_ended()
 
     # The end of a round
 
-    def _settle(self, names: list[str], commits: Commits) -> list[str]:
-        town, mix = self._town, self.mix
-        town.muster()
-        town.ready()
+    def _check_round(self, names: list[str], commits: Commits) -> list[str]:
+        zone, workload = self._zone, self.workload
+        zone.start_missing_workers()
+        zone.wait_ready()
         until(self._all_ended, "all jobs have ended")
-        flaws = [each for deed in mix.deeds for each in invariants.unexplained(self._record(deed), names)]
-        again = [deed for deed in mix.deeds if self._is_retried(self._record(deed))]
-        for deed in again:
-            mix.retry(deed)
-        self.tally.retried += len(again)
-        until(self._all_ended, "all jobs have ended that were retried")
-        flaws += [f"{deed.job_id} failed again: {self._record(deed).error}" for deed in again if self._failed(deed)]
-        for deed in mix.deeds:
-            for copy_id in mix.settle(deed, self._record(deed)):
-                until(lambda copy_id=copy_id: town.site.ledger.get(copy_id).ended, f"{copy_id} brings what is owed")
-                mix.arrived(deed)
-        until(lambda: not list(invariants.leftovers(town)), "nothing is left", 30.0) if not flaws else None
-        return flaws + self._look(commits)
+        flaws = [each for job in workload.jobs for each in invariants.unexplained(self._record(job), names)]
+        retried = [job for job in workload.jobs if self._is_retried(self._record(job))]
+        for job in retried:
+            workload.retry(job)
+        self.tally.retried += len(retried)
+        until(self._all_ended, "all retried jobs have ended")
+        flaws += [f"{job.job_id} failed again: {self._record(job).error}" for job in retried if self._failed(job)]
+        for job in workload.jobs:
+            for copy_id in workload.record_outcome(job, self._record(job)):
+                until(lambda copy_id=copy_id: zone.site.ledger.get(copy_id).ended, f"copy job {copy_id} has ended")
+                workload.record_copy(job)
+        until(lambda: not list(invariants.find_leftovers(zone)), "nothing is left", 30.0) if not flaws else None
+        return flaws + self._check_invariants(commits)
 
-    def _look(self, commits: Commits) -> list[str]:
-        town, mix = self._town, self.mix
-        records = [self._record(deed) for deed in mix.deeds]
+    def _check_invariants(self, commits: Commits) -> list[str]:
+        zone, workload = self._zone, self.workload
+        records = [self._record(job) for job in workload.jobs]
         self._count(records)
         self.tally.commits += sum(commits.written.values())
         return [
-            *invariants.of_ledger(town, records),
-            *invariants.of_stores(town, mix),
-            *invariants.of_commits(town, commits.written),
-            *self._of_logs(),
+            *invariants.check_ledger(zone, records),
+            *invariants.check_stores(zone, workload),
+            *invariants.check_commits(zone, commits.written),
+            *self._check_logs(),
         ]
 
-    def _of_logs(self) -> Iterator[str]:
-        for log, line in self._logged():
+    def _check_logs(self) -> Iterator[str]:
+        for log, line in self._log_lines():
             if any(each in line for each in _BUGS):
                 yield f"{log}: {line}"
 
-    def _logged(self) -> Iterator[tuple[Path, str]]:
-        """What the workers have said."""
-        for worker in self._town.site.workers:
+    def _log_lines(self) -> Iterator[tuple[Path, str]]:
+        """Yield the log lines of all workers."""
+        for worker in self._zone.site.workers:
             for line in worker.log.read_text(errors="replace").splitlines():
                 yield worker.log, line
 
     def _all_ended(self) -> bool:
-        counts = self._town.site.ledger.counts()
+        counts = self._zone.site.ledger.counts()
         return not counts["queued"] and not counts["running"]
 
     def _is_retried(self, record: Record) -> bool:
-        """What failed, an administrator retries, as the fault has gone; and somebody changes his mind."""
+        """Return whether to retry a job: each failed one, as an administrator does, and some cancelled ones."""
         return record.state == "failed" or (record.state == "cancelled" and self._rng.random() < 0.5)
 
-    def _failed(self, deed: Deed) -> bool:
-        return self._record(deed).state != "succeeded"
+    def _failed(self, job: SubmittedJob) -> bool:
+        return self._record(job).state != "succeeded"
 
-    def _record(self, deed: Deed) -> Record:
-        return self._town.site.ledger.get(deed.job_id)
+    def _record(self, job: SubmittedJob) -> Record:
+        return self._zone.site.ledger.get(job.job_id)
 
-    # Figures
+    # Counters
 
     def _count(self, records: list[Record]) -> None:
         for record in records:
@@ -185,20 +184,20 @@ class Run:
             self.tally.attempts.update((each.error or {}).get("error", "succeeded") for each in record.attempts)
 
     def _count_all(self) -> None:
-        town, tally = self._town, self.tally
-        tally.whole = self.mix.made
-        tally.fenced = sum(_FENCED in line for _, line in self._logged())
-        tally.fetched, tally.needed = town.publisher.sent.total(), self.mix.needed
-        tally.sent = town.wires["S3"].up
+        zone, tally = self._zone, self.tally
+        tally.whole = self.workload.made
+        tally.fenced = sum(_FENCED in line for _, line in self._log_lines())
+        tally.fetched, tally.needed = zone.publisher.sent.total(), self.workload.needed
+        tally.sent = zone.proxies["S3"].up
         tally.kept = 0
-        for bucket in (town.bucket, town.out):
-            pages = town.s3.client().get_paginator("list_object_versions").paginate(Bucket=bucket)
+        for bucket in (zone.bucket, zone.out):
+            pages = zone.s3.client().get_paginator("list_object_versions").paginate(Bucket=bucket)
             tally.kept += sum(each["Size"] for page in pages for each in page.get("Versions", []))
 
     def _report(self, names: list[str], flaws: list[str]) -> str:
-        jobs = [f"  {deed.job_id} {deed.job} {deed.artifact.prefix}: {_story(self._record(deed))}"
-                for deed in self.mix.deeds]  # fmt: skip
-        head = f"seed {self.tally.seed}, round {self.tally.rounds} ({', '.join(names)}); logs in {self._town.scratch}"
+        jobs = [f"  {job.job_id} {job.kind} {job.artifact.prefix}: {_story(self._record(job))}"
+                for job in self.workload.jobs]  # fmt: skip
+        head = f"seed {self.tally.seed}, round {self.tally.rounds} ({', '.join(names)}); logs in {self._zone.scratch}"
         return "\n".join([head, *(f"- {each}" for each in flaws), "jobs:", *jobs])
 
 
@@ -208,36 +207,36 @@ def _story(record: Record) -> str:
 
 
 class Commits:
-    """Sees how often each manifest of this round is written to the directory; a context manager."""
+    """Counts the writes of each manifest to the directory store. Use it as a context manager."""
 
-    def __init__(self, town: Town, mix: Mix) -> None:
-        self._root, self._mix = town.site.store, mix
+    def __init__(self, zone: ChaosZone, workload: Workload) -> None:
+        self._root, self._workload = zone.site.store, workload
         self._seen: dict[str, set[tuple[int, int]]] = {}
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="commits", daemon=True)
 
     @property
     def written(self) -> dict[str, int]:
-        """How often, by the artifact's place."""
-        return {place: len(each) for place, each in self._seen.items()}
+        """Return the number of writes, by the artifact's prefix."""
+        return {prefix: len(each) for prefix, each in self._seen.items()}
 
     def _watch(self) -> None:
-        while not self._over.wait(0.01):
-            for deed in list(self._mix.deeds):
-                if deed.job in ("download", "backup"):
-                    self._look(deed.artifact.prefix)
+        while not self._ended.wait(0.01):
+            for job in list(self._workload.jobs):
+                if job.kind in ("download", "backup"):
+                    self._look(job.artifact.prefix)
 
-    def _look(self, place: str) -> None:
+    def _look(self, prefix: str) -> None:
         try:
-            seen = (self._root / place / MANIFEST).stat()
+            stat = (self._root / prefix / MANIFEST).stat()
         except OSError:
             return
-        self._seen.setdefault(place, set()).add((seen.st_ino, seen.st_mtime_ns))
+        self._seen.setdefault(prefix, set()).add((stat.st_ino, stat.st_mtime_ns))
 
     def __enter__(self) -> Commits:
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._over.set()
+        self._ended.set()
         self._thread.join()

@@ -1,4 +1,4 @@
-"""What a run prints at its end."""
+"""The table of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MB = 1e6
 
 
 def table(tally: Tally) -> str:
-    """Faults survived, artifacts, bytes sent again."""
+    """Return the table: survived faults, jobs, artifacts, and bytes that were sent more than once."""
     return "\n".join(_lines(tally))
 
 
@@ -29,12 +29,12 @@ def _lines(tally: Tally) -> Iterator[str]:
     yield f"seed {tally.seed}, {tally.rounds} rounds, {tally.seconds:.0f} s"
     yield f"jobs       {sum(tally.states.values())}: {_counted(tally.states)}; {tally.retried} after a retry by hand"
     yield f"attempts   {sum(tally.attempts.values())}: {_counted(tally.attempts)}"
-    yield f"fenced     {tally.fenced} attempts came back, found their job to be another's, and committed nothing"
-    yield f"artifacts  {tally.whole} whole, on each store and at each destination; of every other job nothing"
-    yield f"commits    {tally.commits} manifests written to the directory, each once; of the bucket's likewise"
+    yield f"fenced     {tally.fenced} attempts lost their claim, noticed this, and committed nothing"
+    yield f"artifacts  {tally.whole} complete, on all stores and destinations; nothing remains of other jobs"
+    yield f"commits    {tally.commits} manifests written to the directory, each once; in the bucket also each once"
     yield f"fetched    {_again(tally.fetched, tally.needed)}"
     yield f"to S3      {_again(tally.sent, tally.kept)}"
-    yield "left over  no part, draft, multipart upload, snapshot, lease, slot, mount or claim"
+    yield "leftovers  no part, draft, multipart upload, snapshot, lease, slot, mount or claim"
 
 
 def _counted(counts: dict[str, int]) -> str:
@@ -42,6 +42,6 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def _again(moved: int, needed: int) -> str:
-    """Of what a cancelled job has moved nothing was needed."""
+    """Return the moved, the needed and the repeated bytes. Bytes of cancelled jobs count as not needed."""
     again = max(0, moved - needed)
-    return f"{moved / _MB:.0f} MB for {needed / _MB:.0f} MB kept: {again / _MB:.0f} MB sent again or in vain"
+    return f"{moved / _MB:.0f} MB for {needed / _MB:.0f} MB kept: {again / _MB:.0f} MB sent again or not needed"

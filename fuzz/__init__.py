@@ -1,1 +1,1 @@
-"""Fuzz the parsers of bytes from outside: ``python -m fuzz``."""
+"""Fuzz tests of the parsers of untrusted bytes: ``python -m fuzz``."""

@@ -1,8 +1,8 @@
-"""`make fuzz`: atheris against every parser of bytes that strangers send.
+"""`make fuzz`: runs atheris against every parser of untrusted bytes.
 
-`ARGS='tar ovf' SECONDS=600` picks and lengthens. Each target has a process and its share of the seconds. A crash is any
-exception but a WorkerError, 10 seconds for one input, or more than 1 GiB of memory. The input of a crash is printed;
-make it a case of the tests' tables.
+`make fuzz ARGS='tar ovf' SECONDS=600` chooses the targets and the time. Each target has its own process and an equal
+share of the time. A crash is any exception except WorkerError, 10 seconds for one input, or more than 1 GiB of memory.
+The program prints the input of a crash. Add this input to the tables of the tests.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ SECONDS = 60
 
 
 def main() -> int:
-    """Exit status 1 if any target was brought down."""
+    """Return 1 if any target crashed."""
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of: {' '.join(TARGETS)}; all")
-    parser.add_argument("--seconds", type=int, default=SECONDS, help="all together")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"fuzz only {' '.join(TARGETS)} (default: all)")
+    parser.add_argument("--seconds", type=int, default=SECONDS, help=f"total run time (default: {SECONDS})")
     args = parser.parse_args()
     if unknown := set(args.targets) - set(TARGETS):
-        parser.error(f"no target: {' '.join(sorted(unknown))}")
+        parser.error(f"unknown target {' '.join(sorted(unknown))}; choose from {' '.join(TARGETS)}")
     names = args.targets or list(TARGETS)
     bad = [name for name in names if not _survives(name, max(1, args.seconds // len(names)))]
     return 1 if bad else 0
 
 
 def _survives(name: str, seconds: int) -> bool:
-    """Fuzz in a process of its own, and print one line; the input and the end of the report where it fell."""
+    """Fuzz one target in its own process and print one line. After a crash, also print the report and the input."""
     with tempfile.TemporaryDirectory(prefix="ssvm-fuzz-") as folder:
         command = [sys.executable, "-m", "fuzz.child", name, str(seconds), folder]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")

@@ -1,4 +1,4 @@
-"""One target under atheris, in a process of its own, which libFuzzer ends: TARGET SECONDS FOLDER."""
+"""Runs one target under atheris. libFuzzer ends the process. Arguments: TARGET SECONDS FOLDER."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ with atheris.instrument_imports(include=["ssvm_worker"]):
 
     from .targets import TARGETS
 
-#: Bytes of an input; seconds of one; MiB of the process, which begins with some 250.
+#: Bytes of an input, seconds for an input, and MiB of the process. The process starts with about 250 MiB.
 LIMITS = ("-max_len=4096", "-timeout=10", "-rss_limit_mb=1024")
 
 name, seconds, folder = sys.argv[1:]
@@ -24,7 +24,7 @@ for number, seed in enumerate(target.seeds):
 
 
 def once(data: bytes) -> None:
-    """A WorkerError is an answer."""
+    """Run the target. A WorkerError is a valid result."""
     try:
         target.run(data)
     except WorkerError:

@@ -1,4 +1,4 @@
-"""Every parser of bytes that strangers send: each a function of bytes that may raise WorkerErrors, and nothing else."""
+"""The parsers of untrusted bytes. Each target is a function of bytes that may raise only WorkerErrors."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ from tests.grain_bench import back_up_grains, packs
 
 from .edits import edited
 
-#: Of what comes out of a wrapping: above it a download ends with TooLarge.
-_MOST = 8 * MiB
+#: Limit of the unpacked bytes. Above it a download ends with TooLarge.
+_MAX_BYTES = 8 * MiB
 _TEXT = b"some text, and some more\n" * 40
 _OWNER = Owner("job-1", 1)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One parser, and where a fuzzer begins."""
+    """One parser and the first inputs of the fuzzer."""
 
     #: Raises WorkerErrors for bad bytes.
     run: Callable[[bytes], object]
-    #: Inputs that it takes.
+    #: Valid inputs.
     seeds: tuple[bytes, ...]
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
-    """The bytes in chunks of sizes that cross every border."""
-    at, size = 0, 1
-    while at < len(data):
-        yield data[at : at + size]
-        at, size = at + size, min(size * 7, 65_536)
+    """Yield the bytes in chunks of growing sizes, so that chunks cross every boundary of the format."""
+    start, size = 0, 1
+    while start < len(data):
+        yield data[start : start + size]
+        start, size = start + size, min(size * 7, 65_536)
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
@@ -80,21 +80,21 @@ _IMAGES = (
 
 
 def _inspect(script: bytes) -> None:
-    image = _sound_vhd(edited(script, _IMAGES))
+    image = _fix_vhd_checksums(edited(script, _IMAGES))
     inspection = Inspection("auto")
     for piece in (image,) if len(image) > MiB else _pieces(image):
         inspection(piece)
     inspection.finish()
 
 
-def _sound_vhd(image: bytes) -> bytes:
-    """With the checksums of a VHD's footers made good: behind a wrong one nothing is read."""
-    whole = bytearray(image)
-    for at in (0, len(image) - 512):
-        if image[at : at + 8] == b"conectix" and at + 512 <= len(image):
-            rest = whole[at : at + 64] + whole[at + 68 : at + 512]
-            struct.pack_into(">I", whole, at + 64, ~sum(rest) & 0xFFFFFFFF)
-    return bytes(whole)
+def _fix_vhd_checksums(image: bytes) -> bytes:
+    """Correct the checksums of a VHD's footers. A parser reads nothing after a wrong checksum."""
+    fixed = bytearray(image)
+    for start in (0, len(image) - 512):
+        if image[start : start + 8] == b"conectix" and start + 512 <= len(image):
+            rest = fixed[start : start + 64] + fixed[start + 68 : start + 512]
+            struct.pack_into(">I", fixed, start + 64, ~sum(rest) & 0xFFFFFFFF)
+    return bytes(fixed)
 
 
 _CAPACITY = images.GRAIN + 512
@@ -121,7 +121,7 @@ _WRAPPED = (
 
 
 def _unwrap(data: bytes) -> None:
-    for _ in unpack(_pieces(data), Hasher(), DownloadBounds(_MOST, 10_000, "fuzz")).chunks:
+    for _ in unpack(_pieces(data), Hasher(), DownloadBounds(_MAX_BYTES, 10_000, "fuzz")).chunks:
         pass
 
 
@@ -134,10 +134,10 @@ _TARS = (
 
 def _tar(script: bytes) -> None:
     archive = bytearray(edited(script, _TARS))
-    for at in range(0, len(archive) - 511, 512):
-        if archive[at + 257 : at + 262] == b"ustar":  # with a sound checksum, behind which all is read
-            archive[at + 148 : at + 156] = b" " * 8
-            archive[at + 148 : at + 156] = b"%06o\0 " % sum(archive[at : at + 512])
+    for start in range(0, len(archive) - 511, 512):
+        if archive[start + 257 : start + 262] == b"ustar":  # correct the checksum, so that the parser reads on
+            archive[start + 148 : start + 156] = b" " * 8
+            archive[start + 148 : start + 156] = b"%06o\0 " % sum(archive[start : start + 512])
     for member in tar.members(ExactReader(_pieces(bytes(archive))), "fuzz"):
         for _ in member.chunks:
             pass
@@ -175,19 +175,19 @@ def _url(data: bytes) -> None:
     safe_url(text)
 
 
-# --- what lies on a store -------------------------------------------------------------------------------------------
+# --- objects of a store ---------------------------------------------------------------------------------------------
 
 _STORE = MemoryStore("fuzz")
 _MANIFEST = back_up_grains(_STORE, "b1", {0: 1, 1: 2, 2: 1})
 _MAP_KEY = _MANIFEST.artifact.key(_MANIFEST.entries[0].name)
 _MAP = read_bytes(_STORE, _MAP_KEY)
 _PACK = read_bytes(_STORE, packs(_STORE)[0])
-#: A map is its head, the head's digest, and the deflated runs.
+#: A map has a head, the digest of the head, and the deflated runs.
 _HEAD = next(_MAP[:at] for at in range(len(_MAP)) if digest(_MAP[:at]) == _MAP[at : at + DIGEST_SIZE])
 
 
 def _map(script: bytes) -> None:
-    """The runs are what the script says, behind a head that has edits of its own but a sound digest."""
+    """Take the runs from the script, after an edited head with a correct digest."""
     store = MemoryStore("fuzz")
     runs_at = 1 + script[0] % 32 if script else 0
     head = edited(script[:runs_at], (_HEAD,))
@@ -207,9 +207,9 @@ def _manifest(data: bytes) -> None:
     Manifest.from_json(data, "fuzz")
 
 
-def _scripts(images_: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Each image as it is, and with one edit."""
-    return tuple(bytes([n]) + more for n in range(len(images_)) for more in (b"", b"\0\0\x08\x03\0\0\0\x03"))
+def _scripts(originals: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Return scripts for each image, without edits and with one edit."""
+    return tuple(bytes([n]) + more for n in range(len(originals)) for more in (b"", b"\0\0\x08\x03\0\0\0\x03"))
 
 
 TARGETS = {

@@ -1,4 +1,4 @@
-"""A zone that can be hurt: workers, a broker, two stores, a vCenter and a publisher, all real, all on loopback."""
+"""The zone under test: workers, a broker, two stores, a vCenter and a publisher, all real and on loopback."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from tests.servers.wire import Wire
 from tests.servers.worker import Site, WorkerProcess
 
 MiB = 1 << 20
-#: Seconds of the settings that make all of it fast; a frozen worker is frozen for longer than its claim.
+#: Short times in the settings make the run fast. A frozen worker stays frozen for longer than its claim.
 CLAIM_S = 2.5
 ATTEMPTS = 5
 _DISK_BYTES = 256 * MiB
-#: Seconds until something must have come true, on a machine however busy.
-_PATIENCE_S = 180.0
+#: Seconds until a condition must be true, even on a busy machine.
+_TIMEOUT_S = 180.0
 
 
-class Town:
-    """A context manager. Whoever hurts a part heals it; nothing here heals itself but by a worker that is started."""
+class ChaosZone:
+    """The zone, as a context manager. A fault must repair the parts that it damages, except ended workers."""
 
     def __init__(self, workers: int = 2) -> None:
         self._wanted = workers
         self._stack = ExitStack()
-        # A short path: below it lies a unix socket.
+        # A short path, because it contains a unix socket.
         self.scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
         self.worker_clock = Clock(self.scratch, "workers")
         self.broker_clock = Clock(self.scratch, "broker")
         self.disk: SmallDisk | None = None
 
-    def __enter__(self) -> Town:
+    def __enter__(self) -> ChaosZone:
         with self._stack as stack:
             self.broker = StoppableBroker(self.scratch, self.broker_clock.environ)
             self.broker.start()
@@ -53,18 +53,18 @@ class Town:
             self.vcenter = stack.enter_context(VCenterSimulator())
             self.publisher = HttpServer()
             stack.callback(self.publisher.close)
-            self.wires = {
-                # Slow enough that faults find transfers.
+            self.proxies = {
+                # Slow enough that faults hit transfers.
                 "S3": Wire(self.s3.port, rate=4 * MiB),
                 "the vCenter": Wire(self.vcenter.port),
                 "the publisher": Wire(self.publisher.port),
             }
-            for wire in self.wires.values():
-                stack.callback(wire.close)
+            for proxy in self.proxies.values():
+                stack.callback(proxy.close)
             self._make_site(stack)
-            self.vcenter_well()
-            self.muster()
-            self.ready()
+            self.set_vcenter_faults()
+            self.start_missing_workers()
+            self.wait_ready()
             self._stack = stack.pop_all()
         return self
 
@@ -73,7 +73,7 @@ class Town:
 
     def _make_site(self, stack: ExitStack) -> None:
         self.bucket, self.out = self.s3.make_bucket("archive"), self.s3.make_bucket("out")
-        # It keeps every version, and so tells afterwards who has written what.
+        # The bucket keeps every version, so that the checks can count the writes.
         versions = {"Status": "Enabled"}
         self.s3.client().put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration=versions)
         directory = self.scratch / "site"
@@ -89,16 +89,16 @@ class Town:
         }
 
     def _settings(self) -> dict[str, Any]:
-        keys = self._keys(f"http://127.0.0.1:{self.wires['S3'].port}")
+        keys = self._keys(f"http://127.0.0.1:{self.proxies['S3'].port}")
         login = {"username": self.vcenter.username, "password": self.vcenter.password}
-        place = {"host": "127.0.0.1", "port": self.wires["the vCenter"].port, "ca_file": str(self.vcenter.ca_file)}
+        address = {"host": "127.0.0.1", "port": self.proxies["the vCenter"].port, "ca_file": str(self.vcenter.ca_file)}
         return {
             "worker": {"concurrency": 2, "drain_s": 0.5},
             "ledger": {"claim_s": CLAIM_S, "reap_s": 0.5},
             "retry": {"first_delay_s": 0.3, "max_delay_s": 1.0, "max_attempts": ATTEMPTS},
             "stores": {"archive": {"url": f"s3://{self.bucket}"} | keys},
             "credentials": {"lab": keys},
-            "vcenters": {"vc": login | place},
+            "vcenters": {"vc": login | address},
             "backup": {"lease_delay_s": 0.2},
             "quota": {"default": "10GiB"},
         }
@@ -110,20 +110,20 @@ class Town:
 
     @property
     def workers(self) -> list[WorkerProcess]:
-        """Those that run, or are frozen."""
+        """Return the workers that run or are frozen."""
         return [each for each in self.site.workers if each.process.poll() is None]
 
-    def muster(self) -> None:
-        """Start as many workers as are missing, as their supervisor does; they are ready in a moment."""
+    def start_missing_workers(self) -> None:
+        """Start the missing workers, as a supervisor does. Do not wait until they are ready."""
         for _ in range(self._wanted - len(self.workers)):
             log = self.site.directory / f"worker{len(self.site.workers)}.log"
             environ = self.worker_clock.environ
             self.site.workers.append(WorkerProcess(self.site.settings, self.site.file, log, environ))
 
-    def ready(self) -> None:
-        """Wait until all that run take messages."""
+    def wait_ready(self) -> None:
+        """Wait until all running workers receive messages."""
         for each in self.workers:
-            with suppress(AssertionError):  # it has ended instead
+            with suppress(AssertionError):  # the worker ended instead
                 each.wait_ready()
 
     def _end_workers(self) -> None:
@@ -135,15 +135,15 @@ class Town:
     # Neighbours
 
     def url(self, path: str) -> str:
-        """The URL of a path of the publisher, by its wire."""
-        return f"http://127.0.0.1:{self.wires['the publisher'].port}/{path}"
+        """Return the URL of a path of the publisher, through its proxy."""
+        return f"http://127.0.0.1:{self.proxies['the publisher'].port}/{path}"
 
-    def vcenter_well(self, **faults: Any) -> None:
-        """Nothing is wrong with the vCenter but these faults; what a dead worker leases, it has for a moment only."""
-        self.vcenter.fault(lease_timeout=4, host=f"127.0.0.1:{self.wires['the vCenter'].port}", **faults)
+    def set_vcenter_faults(self, **faults: Any) -> None:
+        """Give the vCenter exactly these faults. Leases of dead workers expire after 4 seconds."""
+        self.vcenter.fault(lease_timeout=4, host=f"127.0.0.1:{self.proxies['the vCenter'].port}", **faults)
 
     def running(self) -> int:
-        """How many jobs run, by the ledger."""
+        """Return the number of running jobs, by the ledger."""
         return self.site.ledger.counts()["running"]
 
     def _stop_broker(self) -> None:
@@ -151,13 +151,13 @@ class Town:
             self.broker.stop()
 
     def remove(self) -> None:
-        """Remove what the run has left on this machine, its logs too."""
+        """Remove all files of the run, including the logs."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-def until(true: Callable[[], bool], what: str, patience_s: float = _PATIENCE_S) -> None:
-    """Wait until something is true; AssertionError when it does not become so."""
-    deadline = time.monotonic() + patience_s
-    while not true():
-        assert time.monotonic() < deadline, f"never came true: {what}"
+def until(condition: Callable[[], bool], what: str, timeout_s: float = _TIMEOUT_S) -> None:
+    """Wait until a condition is true; raise AssertionError after *timeout_s* seconds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out waiting until {what}"
         time.sleep(0.05)
