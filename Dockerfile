@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# The worker, beat and Flower: one image, told apart by the command. `docker build .`
-# The vCenter simulator of the tests and of docker-compose.yml: `docker build --target vcsim .`
+# One image for the worker, beat and Flower; the command decides. `docker build .`
+# The vCenter simulator for the tests and for docker-compose.yml: `docker build --target vcsim .`
 
 FROM golang:1.26-bookworm AS vcsim-build
 WORKDIR /src
@@ -20,7 +20,7 @@ FROM python:3.13-slim-bookworm AS build
 RUN pip install --no-cache-dir 'uv>=0.9,<1'
 WORKDIR /src
 ENV UV_PROJECT_ENVIRONMENT=/opt/ssvm UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
-# The dependencies change seldom, and so have a layer of their own.
+# The dependencies change rarely, so they have their own layer.
 COPY pyproject.toml uv.lock ./
 RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra redbeat --extra serve --extra sftp --extra xz --no-install-project
 COPY README.md LICENSE ./
@@ -29,10 +29,10 @@ COPY tasks/ tasks/
 RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra redbeat --extra serve --extra sftp --extra xz --no-editable
 
 FROM python:3.13-slim-bookworm AS worker
-# qemu-img converts where download.scratch_dir is set; gpgv verifies checksum files where download.keyring is. nfs-common
-# mounts nfs:// stores, if the container runs as root with CAP_SYS_ADMIN (docs/nfs.md).
+# qemu-img converts images if download.scratch_dir is set. gpgv verifies checksum files if download.keyring is set.
+# nfs-common mounts nfs:// stores if the container runs as root with CAP_SYS_ADMIN (docs/nfs.md).
 RUN apt-get update && apt-get install -y --no-install-recommends qemu-utils gpgv nfs-common && rm -rf /var/lib/apt/lists/*
-# The user that owns what file stores get; give an export the same number.
+# This user owns the files of directory stores. The export must use the same uid.
 RUN useradd --system --uid 10001 --home-dir /var/lib/ssvm --create-home ssvm \
     && mkdir -p /srv/secondary && chown ssvm:ssvm /srv/secondary
 COPY --from=build /opt/ssvm /opt/ssvm
@@ -40,5 +40,5 @@ COPY config/ /etc/ssvm/
 ENV PATH=/opt/ssvm/bin:$PATH PYTHONUNBUFFERED=1 SSVM_CONFIG=/etc/ssvm/worker.toml
 USER ssvm
 WORKDIR /var/lib/ssvm
-# The exec form: SIGTERM reaches the worker itself, which drains; `--init` reaps what its children leave.
+# The exec form sends SIGTERM to the worker itself, which then drains. Use `--init` to reap orphaned processes.
 CMD ["ssvm", "worker"]

