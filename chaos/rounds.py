@@ -126,12 +126,18 @@ class Run:
         zone.wait_ready()
         until(self._all_ended, "all jobs have ended")
         flaws = [each for job in workload.jobs for each in invariants.unexplained(self._record(job), names)]
-        retried = [job for job in workload.jobs if self._is_retried(self._record(job))]
-        for job in retried:
-            workload.retry(job)
+        # Retry each failed job, as an administrator does, and some cancelled jobs.
+        retried = []
+        for job in workload.jobs:
+            state = self._record(job).state
+            if state == "failed" or (state == "cancelled" and self._rng.random() < 0.5):
+                workload.retry(job)
+                retried.append(job)
         self.tally.retried += len(retried)
         until(self._all_ended, "all retried jobs have ended")
-        flaws += [f"{job.job_id} failed again: {self._record(job).error}" for job in retried if self._failed(job)]
+        for record in map(self._record, retried):
+            if record.state != "succeeded":
+                flaws.append(f"{record.job_id} failed again: {record.error}")
         for job in workload.jobs:
             for copy_id in workload.record_outcome(job, self._record(job)):
                 until(lambda copy_id=copy_id: zone.site.ledger.get(copy_id).ended, f"copy job {copy_id} has ended")
@@ -142,19 +148,16 @@ class Run:
     def _check_invariants(self, commits: Commits) -> list[str]:
         zone, workload = self._zone, self.workload
         records = [self._record(job) for job in workload.jobs]
-        self._count(records)
+        for record in records:
+            self.tally.states[record.state] += 1
+            self.tally.attempts.update((each.error or {}).get("error", "succeeded") for each in record.attempts)
         self.tally.commits += sum(commits.written.values())
         return [
             *invariants.check_ledger(zone, records),
             *invariants.check_stores(zone, workload),
             *invariants.check_commits(zone, commits.written),
-            *self._check_logs(),
+            *(f"{log}: {line}" for log, line in self._log_lines() if any(each in line for each in _BUGS)),
         ]
-
-    def _check_logs(self) -> Iterator[str]:
-        for log, line in self._log_lines():
-            if any(each in line for each in _BUGS):
-                yield f"{log}: {line}"
 
     def _log_lines(self) -> Iterator[tuple[Path, str]]:
         """Yield the log lines of all workers."""
@@ -166,22 +169,10 @@ class Run:
         counts = self._zone.site.ledger.counts()
         return not counts["queued"] and not counts["running"]
 
-    def _is_retried(self, record: Record) -> bool:
-        """Return whether to retry a job: each failed one, as an administrator does, and some cancelled ones."""
-        return record.state == "failed" or (record.state == "cancelled" and self._rng.random() < 0.5)
-
-    def _failed(self, job: SubmittedJob) -> bool:
-        return self._record(job).state != "succeeded"
-
     def _record(self, job: SubmittedJob) -> Record:
         return self._zone.site.ledger.get(job.job_id)
 
     # Counters
-
-    def _count(self, records: list[Record]) -> None:
-        for record in records:
-            self.tally.states[record.state] += 1
-            self.tally.attempts.update((each.error or {}).get("error", "succeeded") for each in record.attempts)
 
     def _count_all(self) -> None:
         zone, tally = self._zone, self.tally

@@ -45,7 +45,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     jobs.add_argument("--offset", metavar="N", type=int, default=0, help="skip the first N rows")
     jobs.set_defaults(command=_jobs)
     job = commands.add_parser("job", help="show the record of a job", parents=[common])
-    job.add_argument("job_id", metavar="ID")
+    job.add_argument("job_id", metavar="ID", help="the id of the job")
     job.add_argument("--follow", action="store_true", help="show a progress bar until the job has ended")
     job.set_defaults(command=_job)
     for name, act, note in (
@@ -53,7 +53,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         ("cancel", _cancel, "cancel a queued or running job"),
     ):
         each = commands.add_parser(name, help=note, parents=[common])
-        each.add_argument("job_id", metavar="ID")
+        each.add_argument("job_id", metavar="ID", help="the id of the job")
         each.set_defaults(command=act)
 
 
