@@ -1,8 +1,9 @@
-"""The terms that ``formats`` and its modules share, and the reader that gives a format's rules the passing bytes.
+"""Define the terms of all formats, and run the rules of one format over the bytes of an image.
 
-The rules of a format are a generator. They get the head of the image. They yield each ``ImageRange`` that they need
-and get its bytes. Then they yield the ``ImageFacts`` and get the tail and the size at the end of the stream. They raise
-our errors as soon as they know them. So the rules read like the specification, and chunk sizes cannot change a verdict.
+The rules of a format are a generator. It gets the head of the image. It yields each ``ImageRange`` that it needs, and
+gets the bytes of this range. Then it yields the ``ImageFacts``, and gets the tail and the size at the end of the
+stream. It raises an error as soon as the image breaks a rule. So the rules read like the specification, and the sizes
+of the chunks cannot change a verdict.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from typing import NamedTuple
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.units import KiB, MiB
 
-#: What every format gets at once. A VMDK's descriptor may end 1 MiB + 511 bytes into the file (qemu block/vmdk.c).
+#: Bytes that every format gets at once. A VMDK's descriptor may end at 1 MiB + 511 bytes (qemu block/vmdk.c).
 HEAD = MiB + 64 * KiB
-#: What is kept of the end: a VMDK's footer marker, footer and end-of-stream marker; a VHD's footer is the last 512.
+#: Bytes of the end that are kept. A VMDK has its footer marker, footer and end-of-stream marker there.
+#: A VHD has its footer in the last 512 bytes.
 TAIL = 1536
-#: The longest range that rules ask for. They read a longer table in pieces: see ``in_pieces``.
+#: The longest range that rules request. They read a longer table in pieces: see ``in_pieces``.
 MAX_RANGE = MiB
 
-ASK_PUBLISHER = "Download it again, or ask its publisher for a whole one"
+ASK_PUBLISHER = "Download it again, or ask its publisher for a complete copy"
 
 
 class ImageBytes(NamedTuple):
-    """What rules get for a yield: the bytes asked for; at the end the tail, and the size of the whole image."""
+    """Answer to a yield of the rules: the requested bytes, or at the end the tail and the size of the image."""
 
     data: bytes
     size: int
@@ -34,20 +36,20 @@ class ImageBytes(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageRange:
-    """Bytes of the image that rules want to see: in the head, or behind every range asked for before."""
+    """Range that the rules request: in the head, or behind every earlier range."""
 
     offset: int
     length: int
-    #: What the image promises there, for the error if it ends before; it follows "cut short: ".
+    #: The reason for the error if the image ends before. It follows "cut short: ".
     why: str = ""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the rules have found."""
+    """Result of the rules."""
 
     format: str
-    #: Bytes that a guest will see; 0 while only the end of the stream can tell.
+    #: Bytes that a guest will see. 0 while it is unknown before the end of the stream.
     virtual_size: int
     details: dict[str, object] = field(default_factory=dict)
 
@@ -56,14 +58,14 @@ Rules = Generator[ImageRange | ImageFacts, ImageBytes, ImageFacts]
 
 
 def in_pieces(offset: int, length: int, why: str = "", entry: int = 8) -> Iterator[ImageRange]:
-    """Split a table of any length into ranges, each of whole entries of *entry* bytes; MAX_RANGE bytes are held."""
+    """Split a table into ranges of at most MAX_RANGE bytes. Each has complete entries of *entry* bytes."""
     step = MAX_RANGE // entry * entry
     for at in range(offset, offset + length, step):
         yield ImageRange(at, min(step, offset + length - at), why)
 
 
 def entries(table: bytes, layout: str, empty: bytes = b"\0") -> Iterator[tuple[int, int]]:
-    """Yield number and value of a table's entries, without those of *empty* bytes at either end."""
+    """Yield number and value of a table's entries. Skip entries of *empty* bytes at both ends."""
     size = struct.calcsize(layout)
     first = (len(table) - len(table.lstrip(empty))) // size
     last = -(-len(table.rstrip(empty)) // size)
@@ -72,10 +74,10 @@ def entries(table: bytes, layout: str, empty: bytes = b"\0") -> Iterator[tuple[i
 
 
 class RuleReader:
-    """Runs one format's rules over the bytes behind the head.
+    """Runner of one format's rules over the bytes behind the head.
 
-    Bytes: holds one range, MAX_RANGE at the most. Raises: what the rules raise; CorruptImage for a range that the
-    image does not have, or that lies before one already passed.
+    Memory: one range of at most MAX_RANGE bytes. Raises the errors of the rules. Raises CorruptImage for a range behind
+    the end of the image. Raises it also for a range whose bytes have passed already.
     """
 
     def __init__(self, rules: Rules, head: bytes, where: str) -> None:
@@ -83,13 +85,14 @@ class RuleReader:
         self._head = head
         self._where = where
         self._position = len(head)
-        self._floor = len(head)
+        #: The first offset that the rules may still request: the bytes before it are gone.
+        self._min_offset = len(head)
         self._held = bytearray()
         self.wants: ImageRange | ImageFacts = ImageRange(0, 0)
-        self._ask(next(rules))
+        self._advance(next(rules))
 
     def feed(self, chunk: bytes) -> None:
-        """Show the next bytes of the image; costs nothing once the rules only wait for the end."""
+        """Pass the next bytes of the image. This costs nothing after the last range of the rules."""
         start = self._position
         self._position += len(chunk)
         while isinstance(want := self.wants, ImageRange):
@@ -98,11 +101,11 @@ class RuleReader:
             self._held += chunk[max(0, begin - start) : max(0, end - start)]
             if len(self._held) < want.length:
                 return
-            self._floor = max(self._floor, end)
-            self._ask(self._rules.send(ImageBytes(bytes(self._held), 0)))
+            self._min_offset = max(self._min_offset, end)
+            self._advance(self._rules.send(ImageBytes(bytes(self._held), 0)))
 
     def finish(self, size: int, tail: bytes) -> ImageFacts:
-        """The facts, now that the stream has ended."""
+        """Return the facts after the end of the stream."""
         if isinstance(want := self.wants, ImageRange):
             why = want.why or f"it names {want.length} bytes at offset {want.offset}"
             raise cut_short(why, size, self._where)
@@ -111,25 +114,25 @@ class RuleReader:
         except StopIteration as end:
             facts: ImageFacts = end.value
             return facts
-        raise RuntimeError("rules went on after the end of the image")
+        raise RuntimeError("the rules did not end after the end of the image")
 
-    def _ask(self, want: ImageRange | ImageFacts) -> None:
-        """Take the next wish of the rules, and serve it at once as long as the head holds what they want."""
+    def _advance(self, want: ImageRange | ImageFacts) -> None:
+        """Store the next request of the rules. Answer requests at once while the head has the bytes."""
         while isinstance(want, ImageRange):
             self._held = bytearray(self._head[want.offset : want.offset + want.length])
             if len(self._held) < want.length:
                 break
             want = self._rules.send(ImageBytes(bytes(self._held), 0))
         self.wants = want
-        if isinstance(want, ImageRange) and want.offset + len(self._held) < self._floor:
-            raise CorruptImage("Its tables lie in an order that no writer uses", self._where, ASK_PUBLISHER)
+        if isinstance(want, ImageRange) and want.offset + len(self._held) < self._min_offset:
+            raise CorruptImage("The tables of the image have an order that no writer uses", self._where, ASK_PUBLISHER)
 
 
 def cut_short(why: str, size: int, where: str) -> CorruptImage:
-    """The error for an image that is shorter than it says itself; *why* goes on after a colon."""
+    """Return the error for an image that is shorter than its header says. *why* follows a colon."""
     return CorruptImage(f"The image is cut short after {size} bytes: {why}", where, ASK_PUBLISHER)
 
 
 def corrupt(what: str, where: str) -> CorruptImage:
-    """The error for a structure that no sane writer produces."""
+    """Return the error for a structure that no correct writer produces."""
     return CorruptImage(what, where, ASK_PUBLISHER)

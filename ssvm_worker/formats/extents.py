@@ -1,4 +1,4 @@
-"""The data of a disk as extents: pieces of (offset, bytes) in the order of the disk, none where it has nothing."""
+"""Read the data of a disk as extents: (offset, bytes) in the order of the disk, without the holes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .detect import ASK_PUBLISHER, corrupt, cut_short
 from .stream_optimized import StreamOptimized
 from .vmdk import MARKER_EOS, SECTOR, parse_header
 
-#: Bytes of the disk from its beginning, and what is there.
+#: Offset on the disk, and the bytes there.
 Extent = tuple[int, bytes]
 
 _MARKER = struct.Struct("<QII")
-#: Bytes of a grain's marker; its data begins here.
+#: Bytes of a grain's marker. The data of the grain follows.
 _GRAIN_HEAD = 12
 _HOLE = bytes(CHUNK)
 
 
 def vmdk_extents(chunks: Iterable[bytes], where: str, capacity: int) -> Iterator[Extent]:
-    """The grains of a streamOptimized VMDK that holds a disk of *capacity* bytes.
+    """Yield the grains of a streamOptimized VMDK that holds a disk of *capacity* bytes.
 
-    Raises CorruptImage, from the first grain to the end of the stream: judge what was made of the extents only when
-    all have come. Bytes: holds one chunk and one grain.
+    Raises CorruptImage at any grain up to the end of the stream. So do not trust the extents before the last one.
+    Memory: one chunk and one grain.
     """
     verifier = StreamOptimized(where, capacity)
-    stream = _Pieces(_seen_by(verifier, chunks), where)
+    stream = _Pieces(_verified(verifier, chunks), where)
     header = parse_header(stream.take(SECTOR), where)
     stream.skip((header.overhead - 1) * SECTOR)
     grain = header.grain_size * SECTOR
@@ -47,35 +47,35 @@ def vmdk_extents(chunks: Iterable[bytes], where: str, capacity: int) -> Iterator
     verifier.finish()
 
 
-def _seen_by(verifier: StreamOptimized, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The structure is judged before anybody follows it."""
+def _verified(verifier: StreamOptimized, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the chunks after the verifier has checked their structure."""
     for chunk in chunks:
         verifier(chunk)
         yield chunk
 
 
 class _Pieces:
-    """A stream of chunks, taken in pieces of any size."""
+    """Reader of pieces of any size from a stream of chunks."""
 
     def __init__(self, chunks: Iterator[bytes], where: str) -> None:
         self._chunks = chunks
         self._where = where
         self._held = b""
         self._at = 0
-        self._taken = 0
+        self._read = 0
 
     def take(self, size: int) -> bytes:
-        """Just so many bytes; CorruptImage if the stream ends before."""
+        """Return exactly *size* bytes. Raises CorruptImage if the stream ends before."""
         while len(self._held) - self._at < size:
             self._held = self._held[self._at :] + self._next()
             self._at = 0
         self._at += size
-        self._taken += size
+        self._read += size
         return self._held[self._at - size : self._at]
 
     def skip(self, size: int) -> None:
-        """Step over so many bytes."""
-        self._taken += size
+        """Skip *size* bytes."""
+        self._read += size
         self._at += size
         while self._at > len(self._held):
             self._at -= len(self._held)
@@ -89,29 +89,29 @@ class _Pieces:
     def _next(self) -> bytes:
         chunk = next(self._chunks, None)
         if chunk is None:
-            raise cut_short("there is no end-of-stream marker", self._taken, self._where)
+            raise cut_short("there is no end-of-stream marker", self._read, self._where)
         return chunk
 
 
-def in_order(extents: Iterable[Extent], capacity: int, where: str) -> Iterator[Extent]:
-    """The extents without what lies beyond the disk's end; CorruptImage where one comes too late, or outside."""
+def check_order(extents: Iterable[Extent], capacity: int, where: str) -> Iterator[Extent]:
+    """Yield the extents, cut at the end of the disk. Raises CorruptImage for one out of order or behind the end."""
     at = 0
     for offset, data in extents:
         if offset < at or offset >= capacity:
-            raise corrupt(f"Data comes for offset {offset} behind {at}, of a disk of {capacity} bytes", where)
+            raise corrupt(f"Data for offset {offset} follows data up to {at}, on a disk of {capacity} bytes", where)
         at = offset + len(data)
         yield offset, data[: capacity - offset] if at > capacity else data
 
 
-def holes(size: int) -> Iterator[bytes]:
-    """Chunks of zeros, *size* bytes in all; a store that can keeps no blocks for them."""
+def zeros(size: int) -> Iterator[bytes]:
+    """Yield chunks of zeros, *size* bytes in total. Some stores keep no blocks for them."""
     while size > 0:
         yield _HOLE[:size]
         size -= CHUNK
 
 
-def gathered(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in larger chunks: what is handed from thread to thread must be worth it."""
+def merge_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in larger chunks, because each chunk has a cost when it changes the thread."""
     held: list[bytes] = []
     size = 0
     for chunk in chunks:

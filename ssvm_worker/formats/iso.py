@@ -1,15 +1,15 @@
-"""ISO 9660 (ECMA-119) and UDF (ECMA-167) optical images.
+"""Check ISO 9660 (ECMA-119) and UDF (ECMA-167) optical images.
 
     32 KiB   volume descriptor: 0 type (1 = primary) · 1 "CD001" · 80 volume size in blocks · 128 block size
              (both first little-endian, then big-endian); UDF alone has "BEA01" or "NSR0x" in place of "CD001"
 
-    256 blocks   UDF's anchor: 0 tag (u16), 2 · 12 its own place · 16 length (u32), 20 block of the volume's descriptors
+    256 blocks   UDF's anchor: 0 tag (u16), 2 · 12 its own block · 16 length (u32), 20 block of the volume's descriptors
                  descriptor of a partition: 0 tag, 5 · 188 first block (u32) · 192 blocks (u32); of the volume: tag 6
                  · 264 length, 268 number of the partition maps · 440 the maps: type (u8), length (u8), …
 
-The first 32 KiB are free for boot code: an isohybrid image has an MBR there, and is still an ISO.
-Truncation: the file holds the whole ISO 9660 volume, UDF's partitions, a GPT's second copy, and the partitions of an
-MBR that begin behind the volume.
+The first 32 KiB are free for boot code. An isohybrid image has an MBR there, and is still an ISO.
+Truncation: the file must hold the whole ISO 9660 volume, UDF's partitions and a GPT's second copy. It must also hold
+each partition of an MBR that begins behind the volume.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from .raw import mbr_partitions, partition_table
 
 _AT = 32 * 1024
 _ANCHOR, _PARTITION, _VOLUME, _TERMINATOR = 2, 5, 6, 8
-#: UDF's anchor is this block; a block has one of these sizes. ECMA-167 3/8.4.2.1, UDF 2.60 2.2.3.
+#: The block of UDF's anchor, and the possible sizes of a block. ECMA-167 3/8.4.2.1, UDF 2.60 2.2.3.
 _ANCHOR_BLOCK, _BLOCKS = 256, (2048, 512, 1024, 4096)
-#: The volume's descriptors are 16 blocks, as all writers make them; 64 KiB are read.
+#: The bytes of the volume's descriptors that are read. All writers use 16 blocks.
 _MAX_DESCRIPTORS = 64 * 1024
 _IDENTIFIERS = (b"CD001", b"BEA01", b"NSR02", b"NSR03")
 
 
 def matches(head: bytes) -> bool:
-    """Whether a volume descriptor stands at 32 KiB."""
+    """Return whether there is a volume descriptor at 32 KiB."""
     return head[_AT + 1 : _AT + 6] in _IDENTIFIERS
 
 
 def rules(head: bytes, where: str) -> Rules:
-    """Judge an ISO; see probe."""
+    """Check an ISO. See ``detect``."""
     descriptor = head[_AT : _AT + 2048]
     if len(descriptor) < 2048:
         raise cut_short("a volume descriptor has 2048 bytes", len(head), where)
@@ -50,7 +50,7 @@ def rules(head: bytes, where: str) -> Rules:
     if not volume and not udf:
         if len(head) < HEAD:
             raise cut_short("UDF has an anchor in its block 256", len(head), where)
-        details["warnings"] = ["The end of the UDF volume is unknown: it was not checked that nothing is missing"]
+        details["warnings"] = ["The end of the UDF volume is unknown. It was not checked that nothing is missing"]
     size = (yield ImageFacts("iso", 0, details)).size
     if not volume and size % block:
         raise cut_short(f"UDF has whole blocks of {block} bytes", size, where)
@@ -67,9 +67,9 @@ def rules(head: bytes, where: str) -> Rules:
 
 
 def _udf_end(head: bytes) -> Generator[ImageRange | ImageFacts, ImageBytes, tuple[int, int]]:
-    """Where UDF's partitions and descriptors end, and its block size; 0, 1 if unknown.
+    """Return the end of UDF's partitions and descriptors, and the block size, or (0, 1) if they are unknown.
 
-    A disc that grows has a virtual partition: that partition has the length of the disc, not of the data.
+    A disc that grows has a virtual partition. Its length is the length of the disc, not of the data.
     """
     for block in _BLOCKS:
         anchor = head[_ANCHOR_BLOCK * block :][:512]

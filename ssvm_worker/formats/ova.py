@@ -1,10 +1,12 @@
-"""OVA packages: the OVF descriptor (DMTF DSP0243) that says which files are disks, and the ``.mf`` with their digests.
+"""Read OVA packages: the OVF descriptor (DMTF DSP0243), which lists the disks, and the ``.mf`` with their digests.
 
     <Envelope> <References> <File id="file1" href="disk-1.vmdk" size="…"/>     attributes may have a namespace
                <DiskSection> <Disk diskId="vmdisk1" fileRef="file1" capacity="…"/>
 
-The descriptor is hostile until proven: no document type (and so no entity, inner or outer), no inclusion, no depth, no
-reference to anything but a file beside it.
+The descriptor is untrusted. It must have:
+- no document type (and so no inner or outer entities),
+- no inclusions, and no deep nesting,
+- no references except to files beside it.
 """
 
 from __future__ import annotations
@@ -23,44 +25,44 @@ from ssvm_worker.units import MiB
 
 from .detect import ASK_PUBLISHER
 
-#: The largest descriptor and checksum file that are read; real ones have some 20 KiB.
+#: The largest descriptor or checksum file that is read. Real ones have about 20 KiB.
 MAX_TEXT = MiB
 _MAX_DEPTH = 64
 _MAX_FILES = 256
-#: A document type, or any other declaration but a comment and CDATA.
+#: A document type, or any other declaration except a comment and CDATA.
 _DECLARATION = re.compile(r"<!(?!--|\[CDATA\[)")
-#: Nothing is read for it here; but the descriptor is stored as it came, and the next reader may be another.
+#: The worker reads no inclusions. But it stores the descriptor unchanged, and another reader may follow them.
 _INCLUDE = "{http://www.w3.org/2001/XInclude}"
 _HREF = re.compile(r"""(\bhref\s*=\s*)(["'])(.*?)\2""", re.DOTALL)
 _FILE = re.compile(r"<(?:[\w.-]+:)?File\b[^>]*>")
 _SIZE = re.compile(r"""(\bsize\s*=\s*)(["'])\d+\2""")
 _CHECKSUM = re.compile(r"([A-Za-z][\w/-]*)\s*\((?:\./)?(.+)\)\s*=\s*([0-9a-fA-F]+)")
-#: Those of a ``.mf`` (DSP0243).
+#: Algorithms of a ``.mf`` (DSP0243).
 ALGORITHMS = ("sha1", "sha256", "sha512")
 _EXPORT = "Export the VM again as an OVA, e.g. with ovftool"
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """What an OVF says of the files beside it."""
+    """Files that an OVF lists."""
 
-    #: The disks' files, in the order of the disks: names as they are in the package, and not as the OVF encodes them.
+    #: Files of the disks, in the order of the disks. Names as in the package, not as the OVF encodes them.
     disks: tuple[str, ...]
-    #: The other files: NVRAM, ISO images.
+    #: Other files: NVRAM, ISO images.
     others: tuple[str, ...]
 
 
 def is_descriptor(name: str) -> bool:
-    """Whether a member of that name is an OVF."""
+    """Return whether a member with this name is an OVF."""
     return name.lower().endswith(".ovf")
 
 
 def read_descriptor(data: bytes, where: str) -> Descriptor:
-    """Judge an OVF. UnsafeImage for what attacks its reader or points outside, CorruptImage for what is no OVF."""
+    """Check an OVF. Raises UnsafeImage for an attack or a reference outside, CorruptImage if it is not an OVF."""
     root = _parse(data, where)
     if _local(root.tag) != "Envelope":
         raise CorruptImage("The OVF has no Envelope", where, ASK_PUBLISHER)
-    files = _files(root, where)
+    files = _names_by_id(root, where)
     disks: dict[str, str] = {}
     for disk in (each for each in root.iter() if _local(each.tag) == "Disk"):
         values = _attributes(disk)
@@ -68,7 +70,8 @@ def read_descriptor(data: bytes, where: str) -> Descriptor:
             raise UnsafeImage("The OVF has a disk that is a delta of another", where, _EXPORT)
         if reference := values.get("fileRef"):
             if reference not in files or reference in disks:
-                raise CorruptImage(f"The OVF has no file {reference[:80]!a} for a disk, or two", where, ASK_PUBLISHER)
+                what = f"The OVF has no file {reference[:80]!a} for a disk, or two disks use it"
+                raise CorruptImage(what, where, ASK_PUBLISHER)
             disks[reference] = files[reference]
     if not disks:
         raise UnknownFormat("The OVF has no disks", where, _EXPORT)
@@ -77,20 +80,21 @@ def read_descriptor(data: bytes, where: str) -> Descriptor:
 
 
 def read_sizes(data: bytes, where: str) -> dict[str, int]:
-    """The bytes of each file by its name, where the OVF says them."""
+    """Return the bytes of each file by name, if the OVF states them."""
     files = [_attributes(each) for each in _parse(data, where).iter() if _local(each.tag) == "File"]
     return {
-        _named(each["href"]): int(each["size"]) for each in files if "href" in each and each.get("size", "").isdecimal()
+        _file_name(each["href"]): int(each["size"])
+        for each in files
+        if "href" in each and each.get("size", "").isdecimal()
     }
 
 
-def _files(root: Xml.Element, where: str) -> dict[str, str]:
-    """Names by id."""
+def _names_by_id(root: Xml.Element, where: str) -> dict[str, str]:
     files: dict[str, str] = {}
     for each in (each for section in root if _local(section.tag) == "References" for each in section):
         values = _attributes(each)
         id_, href = values.get("id", ""), values.get("href", "")
-        name = _named(href)
+        name = _file_name(href)
         if not name or not name.isprintable() or set(name) & set("/\\:%") or name in (".", ".."):
             raise UnsafeImage(f"The OVF points outside its package: {href[:80]!a}", where, _EXPORT)
         if values.get("compression", "identity") not in ("", "identity") or values.get("chunkSize", "0") != "0":
@@ -101,16 +105,16 @@ def _files(root: Xml.Element, where: str) -> dict[str, str]:
     return files
 
 
-def _named(href: str) -> str:
-    """The file that an href names: a relative-path reference of RFC 3986 (DSP0243, ovf:href), decoded once.
+def _file_name(href: str) -> str:
+    """Return the file that an href names: a relative-path reference of RFC 3986 (DSP0243, ovf:href), decoded once.
 
-    Judge what it gives; bytes that are no UTF-8 are surrogates there, which are not printable.
+    The caller must check the name. Bytes that are not UTF-8 become surrogates, which are not printable.
     """
     return unquote(href, errors="surrogateescape")
 
 
 def _parse(data: bytes, where: str) -> Xml.Element:
-    """The tree; what the encoding declaration says is not believed, as it can hide a declaration from whoever looks."""
+    """Return the tree. The declared encoding is ignored, because it can hide a declaration from a check."""
     try:
         text = data.decode("utf-8-sig")
         if _DECLARATION.search(text):
@@ -127,12 +131,12 @@ def _parse(data: bytes, where: str) -> Xml.Element:
         parser.close()
     except (UnicodeDecodeError, Xml.ParseError, ValueError) as error:
         raise CorruptImage(f"The OVF cannot be read: {error}", where, ASK_PUBLISHER) from error
-    assert isinstance(root, Xml.Element)  # else close() had raised
+    assert isinstance(root, Xml.Element)  # otherwise close() had raised an error
     return root
 
 
 def _events(parser: Xml.XMLPullParser[Xml.Element], text: str) -> Iterator[tuple[str, Xml.Element]]:
-    """Starts and ends of elements as they are read, so that depth is refused before it is built."""
+    """Yield starts and ends of elements during parsing, so that deep nesting is refused before it is built."""
     for at in range(0, len(text), 4096):
         parser.feed(text[at : at + 4096])
         yield from parser.read_events()  # type: ignore[misc]  # only these two kinds were asked for
@@ -147,42 +151,42 @@ def _attributes(element: Xml.Element) -> dict[str, str]:
 
 
 def renamed(data: bytes, names: Mapping[str, str], where: str) -> bytes:
-    """The OVF with other files, else byte for byte the same; *names* gives the new name for each old one.
+    """Return the OVF with other file names, and no other change. *names* has the new name for each old name.
 
-    A new name is its own URI: it has none of the characters that would be encoded.
+    A new name must need no URI encoding.
     """
 
     def rename(match: re.Match[str]) -> str:
         before, quote, href = match.groups()
-        return f"{before}{quote}{escape(names.get(_named(unescape(href)), unescape(href)))}{quote}"
+        return f"{before}{quote}{escape(names.get(_file_name(unescape(href)), unescape(href)))}{quote}"
 
     result = _HREF.sub(rename, data.decode("utf-8-sig")).encode()
-    was, now = read_descriptor(data, where), read_descriptor(result, where)
-    if now != Descriptor(tuple(names[each] for each in was.disks), tuple(names[each] for each in was.others)):
+    old, new = read_descriptor(data, where), read_descriptor(result, where)
+    if new != Descriptor(tuple(names[each] for each in old.disks), tuple(names[each] for each in old.others)):
         raise CorruptImage("The files of the OVF cannot be renamed", where, _EXPORT)
     return result
 
 
 def resized(data: bytes, sizes: Mapping[str, int], where: str) -> bytes:
-    """The OVF with other sizes where it says them, else byte for byte the same; *sizes* are bytes by name."""
+    """Return the OVF with other sizes where it states them, and no other change. *sizes* are bytes by name."""
 
     def resize(match: re.Match[str]) -> str:
         href = _HREF.search(match[0])
-        size = sizes.get(_named(unescape(href[3]))) if href else None
+        size = sizes.get(_file_name(unescape(href[3]))) if href else None
         return match[0] if size is None else _SIZE.sub(rf"\g<1>\g<2>{size}\g<2>", match[0])
 
     result = _FILE.sub(resize, data.decode("utf-8-sig")).encode()
-    was = read_sizes(data, where)
-    if read_sizes(result, where) != was | {name: size for name, size in sizes.items() if name in was}:
-        raise CorruptImage("The files of the OVF cannot be given their sizes", where, _EXPORT)
+    old = read_sizes(data, where)
+    if read_sizes(result, where) != old | {name: size for name, size in sizes.items() if name in old}:
+        raise CorruptImage("The sizes in the OVF cannot be changed", where, _EXPORT)
     return result
 
 
 def read_checksums(data: bytes, where: str) -> dict[str, Digest]:
     """Read the digests of a ``.mf`` by file: lines of ``SHA256(disk-1.vmdk)= HEX``.
 
-    Tools name an algorithm in several ways, and may write several for a file: the strongest counts. CorruptImage for a
-    line of another form, a file with other algorithms only, and one with two digests by the same algorithm.
+    Tools name an algorithm in several ways, and may write several digests for a file. The strongest counts.
+    Raises CorruptImage for an unknown line, a file with unknown algorithms only, and two digests by one algorithm.
     """
     found: dict[str, Digest] = {}
     others: dict[str, str] = {}
@@ -190,27 +194,27 @@ def read_checksums(data: bytes, where: str) -> dict[str, Digest]:
     for line in filter(None, (each.strip() for each in decode_text(data).splitlines())):
         match = _CHECKSUM.fullmatch(line)
         if not match:
-            raise _unknown(line, where)
+            raise _line_error(line, where)
         algorithm, name = algorithm_of(match[1]), match[2]
         if algorithm not in ALGORITHMS:
             others[name] = line
             continue
         digits = hex_of(match[3], algorithm)
         if digits is None or (name, algorithm) in seen:
-            raise _unknown(line, where)
+            raise _line_error(line, where)
         seen.add((name, algorithm))
         if name not in found or HEX_LENGTHS[algorithm] > HEX_LENGTHS[found[name].algorithm]:
             found[name] = Digest(algorithm, digits)
     for name in others.keys() - found.keys():
-        raise _unknown(others[name], where)
+        raise _line_error(others[name], where)
     return found
 
 
-def _unknown(line: str, where: str) -> CorruptImage:
+def _line_error(line: str, where: str) -> CorruptImage:
     what = f"The .mf has a line of no known form or algorithm, or one twice: {line[:80]!a}"
     return CorruptImage(what, where, ASK_PUBLISHER)
 
 
 def write_checksums(digests: Mapping[str, Digest]) -> bytes:
-    """A ``.mf`` of SHA-256 digests by name."""
+    """Return a ``.mf`` of SHA-256 digests by name."""
     return "".join(f"SHA256({name})= {digest.hex}\n" for name, digest in digests.items()).encode()

@@ -1,15 +1,17 @@
-"""Finds where the allocated units of a qcow2 end: its tables, its clusters, its compressed clusters.
+"""Find where the allocated units of a qcow2 end: its tables, its clusters and its compressed clusters.
 
-L1 entry: the offset of an L2 table, in bits 9 to 55. L2 entry: bit 62 compressed, bit 0 zero, else as L1; a compressed
-one has its offset in the low 70 - cluster bits, above them the number of further sectors of 512 that it reaches into.
-Refcount table entry: the offset of a refcount block. Snapshot table entry: 0 L1, offset (u64) · 8 L1, entries (u32) ·
-12 length of id (u16) · 14 length of name (u16) · 36 length of extra data (u32) · extra data: 8 virtual size (u64).
+L1 entry: the offset of an L2 table, in bits 9 to 55.
+L2 entry: bit 62 compressed, bit 0 zero, else as L1. A compressed one has its offset in the low 70 - cluster bits. The
+bits above are the number of further sectors of 512 bytes that it uses.
+Refcount table entry: the offset of a refcount block.
+Snapshot table entry: 0 L1, offset (u64) · 8 L1, entries (u32) · 12 length of id (u16) · 14 length of name (u16) · 36
+length of extra data (u32) · extra data: 8 virtual size (u64).
 
 qcow2 may place a table before or behind the table that names it. So the file is read from its beginning to the end of
-the L1 table and of the refcount table, and each cluster on the way that may be a table is summed up. Tables behind
-that place are read as they pass.
+the L1 table and of the refcount table. Each cluster before this offset that may be a table is summarised. Tables behind
+this offset are read as they pass.
 
-The active L1 table leads to all data of the disk. Clusters that only snapshots or bitmaps use are found by refcount.
+The active L1 table leads to all data of the disk. Clusters of only snapshots or bitmaps are found by refcount.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ _OFFSET = 0x00FFFFFFFFFFFE00
 _COMPRESSED = 1 << 62
 _BITMAPS = 1
 _DIRTY = 1
-#: The first byte of an L2 entry: bit 63 says that its refcount is one, bit 62 that it is compressed. Bits 56 to 61 are
-#: zero unless it is compressed.
+#: First bytes of an L2 entry. Bit 63: the refcount is one. Bit 62: the entry is compressed. Bits 56 to 61 are zero in
+#: an entry that is not compressed.
 _FIRST_BYTES = bytes([0x00, 0x80, *range(0x40, 0x80)])
-#: Clusters that are summed up before it is known which are tables. An honest image has one for each 512 MiB.
-_MAX_SUMS = 1 << 17
-#: L2 tables and refcount blocks of one image: 512 TiB of clusters of 64 KiB, 32 GiB of clusters of 512 bytes.
+#: Summaries of clusters that may be tables. A normal image has one for each 512 MiB.
+_MAX_SUMMARIES = 1 << 17
+#: L2 tables and refcount blocks of one image: 512 TiB in clusters of 64 KiB, 32 GiB in clusters of 512 bytes.
 _MAX_TABLES = 1 << 20
 _SNAPSHOT_ENTRY = 40
 #: qemu block/qcow2.h: QCOW_MAX_SNAPSHOT_EXTRA_DATA.
@@ -43,7 +45,7 @@ _MAX_EXTRA = 1024
 
 
 class Header(NamedTuple):
-    """The fields of the header, in their order."""
+    """Fields of the header, in their order."""
 
     magic: bytes
     version: int
@@ -66,80 +68,84 @@ class Header(NamedTuple):
 
     @property
     def cluster(self) -> int:
-        """Bytes of a cluster."""
+        """Return the bytes of a cluster."""
         return 1 << self.cluster_bits
 
 
-class _Sum(NamedTuple):
-    """What one L2 table allocates."""
+class _L2Summary(NamedTuple):
+    """Units that one L2 table allocates. One entry is kept apart in *last*."""
 
-    #: Where the last of its units ends, and where that unit begins if it is compressed, else 0. One entry is left out:
+    #: The end of the last unit. The start of this unit if it is compressed, else 0.
     end: int
     packed: int
-    #: the entry that, in the disk's last table, is the disk's last cluster.
+    #: Offset in the entry that is the disk's last cluster, if this table is the disk's last table.
     last: int
     #: Whether any unit is compressed.
     compressed: bool
 
 
 class Units:
-    """The running maximum of the ends of all allocated units, and the reader of the tables that name them.
+    """Reader of the tables. It keeps the maximum of the ends of all allocated units.
 
-    Bytes: holds the offsets of the L2 tables and refcount blocks, some 200 bytes for each; 2 MiB of the image.
+    Memory: 2 MiB of the image, and about 200 bytes for each L2 table and refcount block.
     """
 
     def __init__(self, header: Header, bitmaps: bytes, zstd: bool, where: str) -> None:
         self._header = header
-        #: The header extension of bitmaps, if there are any: 8 length (u64), 16 offset (u64) of their directory.
+        #: The header extension of bitmaps, or b"": 8 length (u64), 16 offset (u64) of their directory.
         self._bitmaps = bitmaps if header.autoclear & _BITMAPS and len(bitmaps) >= 24 else b""
         self._zstd = zstd
         self._where = where
-        #: What the checks could not see; for the manifest.
+        #: What the checks could not see. The manifest keeps the warnings.
         self.warnings: list[str] = []
         self._end, self._what = 0, ""
         self._packed, self._packed_data = 0, b""
         self._entries = header.cluster // 8
         last = (header.size - 1) // header.cluster
         self._last_table, self._last_entry = divmod(last, self._entries)
-        #: Bytes that the disk has in its last cluster.
+        #: Bytes of the disk in its last cluster.
         self._rest = header.size - last * header.cluster
-        #: Bytes in the last cluster of a snapshot's disk, at the least.
+        #: The smallest number of bytes in the last cluster of a snapshot's disk.
         self._snapshot_rest = header.cluster
-        self._counted = bool(header.snapshots or self._bitmaps) and not header.incompatible & _DIRTY
+        #: Whether refcounts are read. A dirty image has wrong ones.
+        self._use_refcounts = bool(header.snapshots or self._bitmaps) and not header.incompatible & _DIRTY
         self._highest = -1
         self._compressed = False
-        #: L2 tables by offset: whether it is the table of the disk's end. Refcount blocks by offset: their numbers.
+        #: L2 tables: whether it is the last table of the disk, by offset.
         self._l2: dict[int, bool] = {}
+        #: Numbers of the refcount blocks, by offset.
         self._blocks: dict[int, int] = {}
         self._l2_known = self._blocks_known = False
-        #: Sums of clusters that may be L2 tables, and the bits before the trailing zeros of maybe refcount blocks.
-        self._sums: dict[int, _Sum] = {}
-        self._filled: dict[int, int] = {}
+        #: Summaries of clusters that may be L2 tables, by offset.
+        self._summaries: dict[int, _L2Summary] = {}
+        #: Used bits of clusters that may be refcount blocks, by offset.
+        self._used_bits: dict[int, int] = {}
+        #: Whether the number of summaries has reached its limit.
         self._full = False
 
     def read(self) -> Generator[ImageRange | ImageFacts, ImageBytes, None]:
-        """Read every table that the stream still has to offer."""
+        """Read all tables."""
         header = self._header
         l1_end = header.l1_offset + header.l1_size * 8
         blocks_end = header.refcount_offset + header.refcount_clusters * header.cluster
-        self._note(l1_end, "L1 table")
-        self._note(blocks_end, "refcount table")
+        self._record_end(l1_end, "L1 table")
+        self._record_end(blocks_end, "refcount table")
         if self._bitmaps:
-            self._note(sum(struct.unpack_from(">QQ", self._bitmaps, 8)), "bitmap directory")
+            self._record_end(sum(struct.unpack_from(">QQ", self._bitmaps, 8)), "bitmap directory")
         behind = max(l1_end, blocks_end)
-        yield from self._read_from_the_beginning(behind, l1_end, blocks_end)
+        yield from self._read_start(behind, l1_end, blocks_end)
         for offset, is_last in self._l2.items():
-            self._note(offset + header.cluster, "last L2 table")
-            if found := self._sums.get(offset):
-                self._note_sum(found, is_last)
+            self._record_end(offset + header.cluster, "last L2 table")
+            if summary := self._summaries.get(offset):
+                self._record_summary(summary, is_last)
         for offset, number in self._blocks.items():
-            self._note(offset + header.cluster, "last refcount block")
-            self._note_block(number, self._filled.get(offset, 0))
-        self._sums.clear()
-        self._filled.clear()
+            self._record_end(offset + header.cluster, "last refcount block")
+            self._record_block(number, self._used_bits.get(offset, 0))
+        self._summaries.clear()
+        self._used_bits.clear()
         yield from self._read_behind(behind)
         if self._packed >= behind:
-            # All but the last sector, which a writer need not fill.
+            # The last sector is left out: a writer may leave it partly unwritten.
             length = self._end - SECTOR - self._packed
             if length > 0:
                 why = f"its last compressed cluster goes to offset {self._end - SECTOR} at least"
@@ -149,24 +155,24 @@ class Units:
 
     def check(self, tail: bytes, size: int) -> None:
         """Raise CorruptImage unless all units are in a file of *size* bytes that ends in *tail*."""
-        self._note_highest()
+        self._record_highest()
         if self._end <= size:
             return
         sector = self._end - SECTOR
         if self._packed and size > max(sector, self._packed):
             data = self._packed_data + tail[-(size - max(sector, self._packed)) :]
-            if _is_whole(data, self._header.cluster, self._zstd):
+            if _is_complete(data, self._header.cluster, self._zstd):
                 return
         raise cut_short(f"its {self._what} goes to offset {self._end}", size, self._where)
 
-    def _note(self, end: int, what: str, packed: int = 0) -> None:
+    def _record_end(self, end: int, what: str, packed: int = 0) -> None:
         if (end, packed) > (self._end, self._packed):
             self._end, self._what, self._packed = end, what, packed
 
-    def _read_from_the_beginning(
+    def _read_start(
         self, until: int, l1_end: int, blocks_end: int
     ) -> Generator[ImageRange | ImageFacts, ImageBytes, None]:
-        """Read all to *until*: it has the L1 table and the refcount table, and maybe tables that they name."""
+        """Read all bytes before *until*: the L1 table, the refcount table, and maybe tables that they name."""
         header, l1, blocks = self._header, bytearray(), bytearray()
         step = max(header.cluster, MiB)
         why = f"its L1 table goes to offset {l1_end}, its refcount table to {blocks_end}"
@@ -179,53 +185,50 @@ class Units:
             if not self._blocks_known and len(blocks) == blocks_end - header.refcount_offset:
                 self._blocks, self._blocks_known = self._refcount_blocks(bytes(blocks)), True
             for start in range(0, len(piece), header.cluster):
-                self._sum_up(at + start, piece[start : start + header.cluster])
+                self._summarise(at + start, piece[start : start + header.cluster])
         if self._full:
             self.warnings.append(
                 "Too many clusters look like tables: not all L2 tables and refcount blocks of the qcow2 were checked"
             )
 
-    def _sum_up(self, offset: int, cluster: bytes) -> None:
-        """Keep what a cluster says if it is a table, or may be one."""
-        if self._could_be_l2(offset, cluster):
-            found = self._sum(cluster)
-            if any(found):
-                self._full = self._full or len(self._sums) >= _MAX_SUMS
+    def _summarise(self, offset: int, cluster: bytes) -> None:
+        """Keep a summary of a cluster that is a table or may be one."""
+        if offset in self._l2 if self._l2_known else not cluster[0::8].translate(None, _FIRST_BYTES):
+            summary = self._summary(cluster)
+            if any(summary):
+                self._full = self._full or len(self._summaries) >= _MAX_SUMMARIES
                 if not self._full or self._l2_known:
-                    self._sums[offset] = found
-        if self._counted and self._could_be_counts(offset, cluster):
-            filled = _bits(cluster)
-            if filled:
-                self._full = self._full or len(self._filled) >= _MAX_SUMS
+                    self._summaries[offset] = summary
+        if self._use_refcounts and self._could_be_refcounts(offset, cluster):
+            bits = _used_bits(cluster)
+            if bits:
+                self._full = self._full or len(self._used_bits) >= _MAX_SUMMARIES
                 if not self._full or self._blocks_known:
-                    self._filled[offset] = filled
+                    self._used_bits[offset] = bits
 
-    def _could_be_l2(self, offset: int, cluster: bytes) -> bool:
-        return offset in self._l2 if self._l2_known else not cluster[0::8].translate(None, _FIRST_BYTES)
-
-    def _could_be_counts(self, offset: int, cluster: bytes) -> bool:
+    def _could_be_refcounts(self, offset: int, cluster: bytes) -> bool:
         if self._blocks_known:
             return offset in self._blocks
-        # A refcount of two bytes or more is small, as it counts snapshots: its first byte is zero.
+        # A refcount of two bytes or more is small because it counts snapshots. So its first byte is zero.
         return self._header.refcount_order < 4 or not any(cluster[0 :: 1 << self._header.refcount_order - 3])
 
     def _l2_tables(self, l1: bytes) -> dict[int, bool]:
-        """Whether each L2 table is that of the disk's end, by its offset."""
+        """Return the offset of each L2 table, and whether it is the last table of the disk."""
         tables: dict[int, bool] = {}
         for number, entry in entries(l1, ">Q"):
-            if entry & _OFFSET and (offset := self._table_at(entry, len(tables), "L2 table")):
+            if entry & _OFFSET and (offset := self._table_offset(entry, len(tables), "L2 table")):
                 tables[offset] = number == self._last_table or tables.get(offset, False)
         return tables
 
     def _refcount_blocks(self, table: bytes) -> dict[int, int]:
-        """The number of each refcount block, by its offset."""
+        """Return the offset and the number of each refcount block."""
         blocks: dict[int, int] = {}
         for number, entry in entries(table, ">Q"):
-            if entry & _OFFSET and (offset := self._table_at(entry, len(blocks), "refcount block")):
+            if entry & _OFFSET and (offset := self._table_offset(entry, len(blocks), "refcount block")):
                 blocks[offset] = number
         return blocks
 
-    def _table_at(self, entry: int, known: int, what: str) -> int:
+    def _table_offset(self, entry: int, known: int, what: str) -> int:
         offset = entry & _OFFSET
         if offset % self._header.cluster:
             raise corrupt(f"The qcow2 has its {what} at offset {offset}", self._where)
@@ -238,24 +241,24 @@ class Units:
         return offset
 
     def _read_behind(self, behind: int) -> Generator[ImageRange | ImageFacts, ImageBytes, None]:
-        """Read the tables that begin behind *behind*, in the order of the file."""
+        """Read the tables that begin at *behind* or later, in the order of the file."""
         cluster = self._header.cluster
-        places = [offset for offset in {*self._l2, *self._blocks} if offset >= behind]
-        heapq.heapify(places)
+        offsets = [offset for offset in {*self._l2, *self._blocks} if offset >= behind]
+        heapq.heapify(offsets)
         snapshots = self._header.snapshots_offset if self._header.snapshots else 0
-        while places or snapshots:
-            if snapshots and (snapshots < behind or not places or snapshots < places[0]):
-                # A snapshot table before the L1 table is complete if the L1 table is.
+        while offsets or snapshots:
+            if snapshots and (snapshots < behind or not offsets or snapshots < offsets[0]):
+                # A snapshot table before the L1 table is complete if the L1 table is complete.
                 if snapshots >= behind:
                     yield from self._read_snapshots(snapshots)
                 snapshots = 0
                 continue
-            offset = heapq.heappop(places)
+            offset = heapq.heappop(offsets)
             table = (yield ImageRange(offset, cluster, f"its table at offset {offset} has {cluster} bytes")).data
             if offset in self._l2:
-                self._note_sum(self._sum(table), self._l2[offset])
+                self._record_summary(self._summary(table), self._l2[offset])
             if offset in self._blocks:
-                self._note_block(self._blocks[offset], _bits(table))
+                self._record_block(self._blocks[offset], _used_bits(table))
 
     def _read_snapshots(self, at: int) -> Generator[ImageRange | ImageFacts, ImageBytes, None]:
         """Read the snapshot table: entries of any length, aligned to 8 bytes."""
@@ -269,12 +272,12 @@ class Units:
             extra = (yield ImageRange(at + _SNAPSHOT_ENTRY, extra_length + id_length + name_length, why)).data
             size = struct.unpack_from(">Q", extra, 8)[0] if extra_length >= 16 else self._header.size
             self._snapshot_rest = min(self._snapshot_rest, size % self._header.cluster or self._header.cluster)
-            self._note(l1_offset + l1_size * 8, "last snapshot's L1 table")
+            self._record_end(l1_offset + l1_size * 8, "last snapshot's L1 table")
             end = at + _SNAPSHOT_ENTRY + len(extra)
-            self._note(end, "snapshot table")
+            self._record_end(end, "snapshot table")
             at = end + -end % 8
 
-    def _sum(self, table: bytes) -> _Sum:
+    def _summary(self, table: bytes) -> _L2Summary:
         end = packed = last = 0
         compressed = False
         cluster, bits = self._header.cluster, 70 - self._header.cluster_bits
@@ -288,53 +291,53 @@ class Units:
                     last = offset
                 else:
                     end, packed = max((end, packed), (offset + cluster, 0))
-        return _Sum(end, packed, last, compressed)
+        return _L2Summary(end, packed, last, compressed)
 
-    def _note_sum(self, found: _Sum, is_last: bool) -> None:
-        self._compressed = self._compressed or found.compressed
-        self._note(found.end, "last cluster", found.packed)
-        if found.last:
-            self._note(found.last + (self._rest if is_last else self._header.cluster), "last cluster")
+    def _record_summary(self, summary: _L2Summary, is_last: bool) -> None:
+        self._compressed = self._compressed or summary.compressed
+        self._record_end(summary.end, "last cluster", summary.packed)
+        if summary.last:
+            self._record_end(summary.last + (self._rest if is_last else self._header.cluster), "last cluster")
 
-    def _note_block(self, number: int, filled: int) -> None:
-        """Note the last cluster that a refcount block counts; it has *filled* bits before its trailing zeros."""
-        if filled:
+    def _record_block(self, number: int, used_bits: int) -> None:
+        """Record the last cluster that a refcount block counts."""
+        if used_bits:
             width = 1 << self._header.refcount_order
-            self._highest = max(self._highest, (number * self._header.cluster * 8 + filled - 1) // width)
+            self._highest = max(self._highest, (number * self._header.cluster * 8 + used_bits - 1) // width)
 
-    def _note_highest(self) -> None:
-        """Note the last cluster that is counted, if it is behind all that is known."""
+    def _record_highest(self) -> None:
+        """Record the end of the last counted cluster if it is behind all other units."""
         start = self._highest * self._header.cluster
-        if not self._counted or start < self._end:
+        if not self._use_refcounts or start < self._end:
             return
         if self._compressed or self._bitmaps:  # neither compressed data nor a bitmap's table fills its cluster
-            self._note(start + 1, "last cluster of a snapshot or bitmap")
+            self._record_end(start + 1, "last cluster of a snapshot or bitmap")
             self.warnings.append(
                 f"A snapshot or bitmap uses the last cluster, at offset {start}: its end was not checked,"
                 " as such a cluster may be short"
             )
         else:
-            self._note(start + min(self._rest, self._snapshot_rest), "last cluster of a snapshot or bitmap")
+            self._record_end(start + min(self._rest, self._snapshot_rest), "last cluster of a snapshot or bitmap")
 
 
-def _bits(block: bytes) -> int:
-    """The bits of a refcount block before its trailing zeros."""
+def _used_bits(block: bytes) -> int:
+    """Return the bits of a refcount block before its trailing zeros."""
     filled = block.rstrip(b"\0")
     return 8 * (len(filled) - 1) + filled[-1].bit_length() if filled else 0
 
 
-def _is_whole(data: bytes, cluster: int, zstd: bool) -> bool:
-    """Whether compressed data, of which a part of the last sector may be missing, gives a whole cluster."""
+def _is_complete(data: bytes, cluster: int, zstd: bool) -> bool:
+    """Return whether *data* decompresses to a complete cluster. A part of its last sector may be missing."""
     if zstd:
-        return _zstd_is_whole(data)
+        return _is_complete_zstd(data)
     try:
         return len(zlib.decompressobj(-12).decompress(data, cluster)) == cluster
     except zlib.error:
         return False
 
 
-def _zstd_is_whole(data: bytes) -> bool:
-    """Whether a zstandard frame ends in *data*: RFC 8878, 3.1.1. The blocks are stepped over, not decompressed."""
+def _is_complete_zstd(data: bytes) -> bool:
+    """Return whether a zstandard frame ends in *data* (RFC 8878, 3.1.1). Skip the blocks without decompression."""
     if len(data) < 6 or not data.startswith(b"\x28\xb5\x2f\xfd"):
         return False
     flags = data[4]

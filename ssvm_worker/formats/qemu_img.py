@@ -1,7 +1,7 @@
-"""qemu-img, for what only it can do: checking an image through, and converting it. Never let loose on an unjudged one.
+"""Run qemu-img to check the tables of an image, and to convert it. Only for images that were inspected before.
 
-It is told the format always (a probe would follow what a hostile image names), gets absolute paths, an empty folder to
-stand in, nothing to read from, no environment, and limits of its own by prlimit(1): memory, CPU time, size of a file.
+qemu-img always gets the format, because its probe would follow a hostile image. It gets absolute paths, an empty
+working directory, no input and no environment. Limits of memory, CPU time and file size are set with prlimit(1).
 """
 
 from __future__ import annotations
@@ -20,58 +20,59 @@ from ssvm_worker.units import GiB, MiB
 
 from .detect import ASK_PUBLISHER
 
-#: What an image may be converted to, and how.
+#: Formats to convert to, with the options of qemu-img.
 TARGETS = {
     "qcow2": ("qcow2", ()),
     "raw": ("raw", ()),
     "vmdk": ("vmdk", ("-o", "subformat=streamOptimized")),
 }
-#: Our names and its, of what may be converted.
+#: Formats to convert from, with their names in qemu-img.
 _SOURCES = {"qcow2": "qcow2", "raw": "raw", "vmdk": "vmdk", "vhd": "vpc", "vhdx": "vhdx"}
-#: Address space. Cinder gives `qemu-img info` 1 GiB; a convert has threads and buffers besides, and used 0.4 here.
+#: Address space. Cinder gives `qemu-img info` 1 GiB. A conversion also has threads and buffers, and used 0.4 GiB.
 _MEMORY = 2 * GiB
-#: Bytes of a disk for one second of CPU: a quarter of what deflating a streamOptimized VMDK needs.
+#: Bytes of a disk per second of CPU: a quarter of the rate at which a streamOptimized VMDK is deflated.
 _BYTES_PER_CPU_S = 8 * MiB
-_LEAST_CPU_S = 60
-#: Exit status of `check`: clusters that nobody uses do no harm; raw and VHD have nothing to check.
+_MIN_CPU_S = 60
+#: Exit status of `check`: unused clusters, which are harmless, and a format without a check, as raw and VHD.
 _LEAKS, _NOT_SUPPORTED = 3, 63
 _PERCENT = re.compile(rb"\((\d+\.\d+)/100%\)")
 
 
 @dataclass(frozen=True)
 class QemuImg:
-    """qemu-img on one judged image."""
+    """Runner of qemu-img for one inspected image."""
 
-    #: Absolute; the only folder that it needs.
+    #: An absolute path. qemu-img needs no other directory.
     folder: Path
-    #: Of the image, as our inspection found it.
+    #: The virtual size that the inspection found.
     virtual_size: int
-    #: Called several times a second while it runs; what it raises ends qemu-img.
+    #: Called several times per second. An exception that it raises ends qemu-img.
     check: Callable[[], None]
     where: str
 
     def inspect(self, image: Path, format_: str) -> None:
-        """Raise CorruptImage if the image's tables are wrong; a convert of such a one may end well and lack data."""
-        status, said = self._run("check", "-q", "-f", _SOURCES[format_], str(image))
+        """Raise CorruptImage if the image's tables are wrong. A conversion of such an image can lose data silently."""
+        status, output = self._run("check", "-q", "-f", _SOURCES[format_], str(image))
         if status not in (0, _LEAKS, _NOT_SUPPORTED):
-            raise CorruptImage(f"qemu-img check finds errors in it: {said}", self.where, ASK_PUBLISHER)
+            raise CorruptImage(f"qemu-img check finds errors in it: {output}", self.where, ASK_PUBLISHER)
 
-    def convert(self, image: Path, format_: str, to: str, out: Path, saw: Callable[[int], None]) -> None:
-        """Write the image in another format to *out*; *saw* gets the bytes of the disk that each step has done."""
+    def convert(self, image: Path, format_: str, to: str, out: Path, add_bytes: Callable[[int], None]) -> None:
+        """Write the image in another format to *out*. *add_bytes* gets the converted bytes of the disk at each step."""
         name, options = TARGETS[to]
         words = ("convert", "-p", "-f", _SOURCES[format_], "-O", name, *options, str(image), str(out))
-        status, said = self._run(*words, saw=saw)
-        if "No space left" in said:
-            raise StoreFull(f"The scratch directory is full: {said}", self.where, "Make room in download.scratch_dir")
-        # qemu-img ignores SIGXFSZ, and is told EFBIG in its place.
-        if "File too large" in said or -status in (signal.SIGXFSZ, signal.SIGXCPU):
-            what = f"The image becomes more than a disk of {self.virtual_size} bytes can, or takes too long"
+        status, output = self._run(*words, add_bytes=add_bytes)
+        if "No space left" in output:
+            what = f"The scratch directory is full: {output}"
+            raise StoreFull(what, self.where, "Free space in download.scratch_dir")
+        # qemu-img ignores SIGXFSZ, so it gets EFBIG instead.
+        if "File too large" in output or -status in (signal.SIGXFSZ, signal.SIGXCPU):
+            what = f"The converted image exceeds the size of a disk of {self.virtual_size} bytes, or takes too long"
             raise TooLarge(what, self.where, ASK_PUBLISHER)
         if status:
-            raise CorruptImage(f"qemu-img cannot convert it (status {status}): {said}", self.where, ASK_PUBLISHER)
+            raise CorruptImage(f"qemu-img cannot convert it (status {status}): {output}", self.where, ASK_PUBLISHER)
 
-    def _run(self, *words: str, saw: Callable[[int], None] = lambda _: None) -> tuple[int, str]:
-        """Exit status, and the end of what it said on standard error."""
+    def _run(self, *words: str, add_bytes: Callable[[int], None] = lambda _: None) -> tuple[int, str]:
+        """Return the exit status, and the end of standard error."""
         errors = self.folder / "errors"
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
@@ -84,7 +85,7 @@ class QemuImg:
                 start_new_session=True,
             )
         try:
-            self._watch(process, saw)
+            self._wait(process, add_bytes)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -94,12 +95,12 @@ class QemuImg:
         return process.returncode, errors.read_bytes()[-1000:].decode("utf-8", "replace").strip()
 
     def _limits(self) -> list[str]:
-        largest = self.virtual_size + self.virtual_size // 64 + 64 * MiB  # tables, and headers
-        cpu = _LEAST_CPU_S + self.virtual_size // _BYTES_PER_CPU_S
-        return [tool("prlimit"), f"--as={_MEMORY}", f"--cpu={cpu}", f"--fsize={largest}", "--core=0", "--"]
+        file_size = self.virtual_size + self.virtual_size // 64 + 64 * MiB  # with tables and headers
+        cpu = _MIN_CPU_S + self.virtual_size // _BYTES_PER_CPU_S
+        return [tool("prlimit"), f"--as={_MEMORY}", f"--cpu={cpu}", f"--fsize={file_size}", "--core=0", "--"]
 
-    def _watch(self, process: subprocess.Popen[bytes], saw: Callable[[int], None]) -> None:
-        """Read its progress, ``    (12.34/100%)`` and a carriage return, until it has ended."""
+    def _wait(self, process: subprocess.Popen[bytes], add_bytes: Callable[[int], None]) -> None:
+        """Wait for the end. Read the progress, which is ``    (12.34/100%)`` and a carriage return."""
         assert process.stdout is not None
         pipe, done = process.stdout.fileno(), 0
         os.set_blocking(pipe, False)
@@ -108,13 +109,13 @@ class QemuImg:
             try:
                 process.wait(0.1)
             except subprocess.TimeoutExpired:
-                percents = _PERCENT.findall(_available(pipe))
+                percents = _PERCENT.findall(_read_available(pipe))
                 now = int(float(percents[-1]) * self.virtual_size / 100) if percents else done
-                saw(now - done)
+                add_bytes(now - done)
                 done = now
 
 
-def _available(pipe: int) -> bytes:
+def _read_available(pipe: int) -> bytes:
     try:
         return os.read(pipe, 64 * 1024)
     except BlockingIOError:
@@ -122,7 +123,7 @@ def _available(pipe: int) -> bytes:
 
 
 def tool(name: str) -> str:
-    """The absolute path of a program; ConfigError where it is missing."""
+    """Return the absolute path of a program. Raises ConfigError if it is missing."""
     path = shutil.which(name)
     if path is None:
         raise ConfigError(f"{name} is not installed on this worker", name, "Install qemu-utils and util-linux")
@@ -130,6 +131,6 @@ def tool(name: str) -> str:
 
 
 def refuse_source(format_: str, where: str) -> None:
-    """Raise UnknownFormat for an image that is no disk to convert."""
+    """Raise UnknownFormat for an image that is not a disk."""
     if format_ not in _SOURCES:
-        raise UnknownFormat(f"The image is {format_}, which is not converted", where, "Ask without convert_to")
+        raise UnknownFormat(f"The image is {format_}, which is not converted", where, "Omit convert_to")

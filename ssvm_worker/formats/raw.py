@@ -1,11 +1,12 @@
-"""A raw disk: sector after sector, no header. What has any known magic is not raw, whatever it was declared as.
+"""Check a raw disk: sectors without a header. An image with a known magic is not raw, even if a request says so.
 
     0     446  partition entries, 16 bytes each: 4 type (0xEE: a GPT follows) · 510  55 AA      MBR
     512   (or 4096) "EFI PART" · 32 the sector of its other copy, the last of the disk           UEFI 2.10, 5.3.2
 
-Nothing in a partition table can name a file, so an odd one is no reason to refuse the disk.
-Truncation: a GPT's second copy is inside the file. A partition of an MBR that ends behind the file is a warning, as
-some writers give a partition more than the disk has. A fixed VHD is a raw disk with a footer behind it: see vhd.
+A partition table cannot name a file, so an odd one is no reason to refuse the disk.
+Truncation: a GPT's second copy must be inside the file. A partition of an MBR that ends behind the file is only a
+warning: some writers give a partition more than the disk has.
+A fixed VHD is a raw disk with a footer behind it: see vhd.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ _PROTECTIVE = 0xEE
 
 
 def rules(head: bytes, where: str) -> Rules:
-    """Judge what has no magic: a raw disk, or a fixed VHD; see probe."""
+    """Check an image without a magic: a raw disk, or a fixed VHD. See ``detect``."""
     tail, size = yield ImageFacts("raw", 0)
     if tail[-vhd.FOOTER :].startswith(vhd.COOKIE):
         return vhd.fixed(tail, size, where)
     if size < _SECTOR or size % _SECTOR:
         raise UnknownFormat(
-            f"{size} bytes are no disk image: a raw disk has whole sectors of 512 bytes", where, ASK_PUBLISHER
+            f"{size} bytes are no disk image. A raw disk has whole sectors of 512 bytes", where, ASK_PUBLISHER
         )
     table, last = partition_table(head)
     if last > size:
         raise cut_short(f"its GPT describes a disk of {last} bytes", size, where)
     details: dict[str, object] = {"partition_table": table}
-    furthest = max((start + length for start, length in mbr_partitions(head)), default=0) if table == "mbr" else 0
-    if furthest > size:
-        details["warnings"] = [f"A partition ends at offset {furthest}, the disk at {size}: it may be cut short"]
+    end = max((start + length for start, length in mbr_partitions(head)), default=0) if table == "mbr" else 0
+    if end > size:
+        details["warnings"] = [f"A partition ends at offset {end}, the disk at {size}: it may be cut short"]
     return ImageFacts("raw", size, details)
 
 
 def mbr_partitions(head: bytes) -> list[tuple[int, int]]:
-    """First byte and length of each partition of an MBR."""
+    """Return first byte and length of each partition of an MBR."""
     if head[510:512] != _SIGNATURE:
         return []
     entries = [struct.unpack_from("<4xB3xII", head, at) for at in range(446, 510, 16)]
@@ -50,7 +51,7 @@ def mbr_partitions(head: bytes) -> list[tuple[int, int]]:
 
 
 def partition_table(head: bytes) -> tuple[str, int]:
-    """mbr, gpt or none; and the bytes that a disk with this GPT has, else 0."""
+    """Return mbr, gpt or none, and the bytes of a disk with this GPT, else 0."""
     if head[510:512] != _SIGNATURE:
         return "none", 0
     entries = [head[at : at + 16] for at in range(446, 510, 16)]

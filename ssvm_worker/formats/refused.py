@@ -1,7 +1,6 @@
-"""What we know by its magic and do not take: wrappers, other disk formats, and what a server sends instead of an image.
+"""Refuse known files that are not supported: wrappers, other disk formats, and error pages of servers.
 
-Each row: where the magic stands, the magic, the name that a user knows, and what to do. A magic of fewer than three
-bytes is not listed: a raw disk may begin with anything.
+A magic of fewer than three bytes is not listed, because a raw disk may begin with any bytes.
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ from ssvm_worker.errors import UnknownFormat
 
 _UNPACK = "Unpack it, and give the URL of the image inside"
 _CONVERT = "Convert it: qemu-img convert -O qcow2 IN OUT"
-_DECRYPT = "Decrypt it: its content cannot be judged, nor booted without its key"
+_DECRYPT = "Decrypt it: without its key, its content can be neither checked nor booted"
 
 
 class _Magic(NamedTuple):
+    #: Offset of the magic in the file.
     offset: int
     magic: bytes
+    #: Name for a user.
     name: str
     remedy: str
 
@@ -49,22 +50,22 @@ _MAGICS = (
     _Magic(0, b"-FVE-FS-", "an encrypted disk (BitLocker)", _DECRYPT),
 )
 _HTML = re.compile(rb"\s*(?:<!doctype\s+html|<html|<head|<body|<\?xml|<!--|<error>)", re.IGNORECASE)
-_NOT_AN_IMAGE = "Open the URL in a browser: it may want a login, or the file has moved"
+_NOT_AN_IMAGE = "Open the URL in a browser: the server may require a login, or the file has moved"
 
 
 def refuse_foreign(head: bytes, where: str) -> None:
-    """Raise UnknownFormat, with its name, for what is known but not taken."""
+    """Raise UnknownFormat for a known file that is not supported. The error names its format."""
     if not head:
         raise UnknownFormat("The image is empty", where, _NOT_AN_IMAGE)
     for offset, magic, name, remedy in _MAGICS:
         if head.startswith(magic, offset):
-            raise UnknownFormat(f"This is {name}, which is not taken", where, remedy)
+            raise UnknownFormat(f"This is {name}, which is not supported", where, remedy)
     if _HTML.match(head[:512].removeprefix(b"\xef\xbb\xbf")):
         raise UnknownFormat("The server sent HTML or XML, not an image", where, _NOT_AN_IMAGE)
 
 
 def refuse_text(head: bytes, where: str) -> None:
-    """Raise UnknownFormat for plain text; for what nobody has declared to be a raw disk."""
+    """Raise UnknownFormat for plain text. Call this only if the request does not declare a raw disk."""
     start = head[:512]
     if start.isascii() and start.decode("ascii").translate({9: " ", 10: " ", 13: " "}).isprintable():
         raise UnknownFormat(f"The server sent text, not an image: {start[:60].decode()!a}", where, _NOT_AN_IMAGE)

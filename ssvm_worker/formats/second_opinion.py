@@ -1,8 +1,10 @@
-"""The second judge: OpenStack's format inspectors (oslo.utils), fed with the head and the tail of the same image.
+"""Check the image a second time with OpenStack's format inspectors (oslo.utils).
 
-They know formats and attacks that we may not, and we know some that they do not (they take a NUL-padded VMDK descriptor
-for raw). What either finds counts. They are fed two pieces, whatever the chunks were: some of them answer differently
-for different chunkings, and every inspector but the VMDK's footer check has its bytes within the head.
+They know formats and attacks that the worker's own rules may not know. The own rules know some that oslo.utils does not
+know: it takes a NUL-padded VMDK descriptor for raw. A finding of either counts.
+
+The inspectors get two pieces, the head and the tail, because some of them answer differently for other chunk sizes. All
+their bytes are in the head, except those for the check of a VMDK's footer.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ from oslo_utils.imageutils import format_inspector
 
 from ssvm_worker.errors import UnsafeImage
 
-#: Every inspector but raw, which matches anything, and GPT, whose table can name nothing outside the disk (see raw).
+#: All inspectors except raw, which matches any bytes, and GPT, whose table cannot name anything outside the disk.
 _INSPECTORS = tuple(each for name, each in format_inspector.ALL_FORMATS.items() if name not in ("raw", "gpt"))
-# What they find is in our errors; a hostile image must not write into the log as well.
+# Their findings become errors of the worker. A hostile image must not write to the log too.
 format_inspector.LOG.setLevel(logging.CRITICAL)
 
 
 class SecondOpinion:
-    """What oslo.utils thinks of one image."""
+    """Findings of oslo.utils about one image."""
 
     def __init__(self, head: bytes) -> None:
         self._inspectors = [each() for each in _INSPECTORS]
@@ -31,15 +33,15 @@ class SecondOpinion:
         for inspector in list(self._inspectors):
             try:
                 inspector.eat_chunk(piece)
-            except Exception:  # noqa: BLE001 - as their own wrapper does: whatever it raises, it is not this format
+            except Exception:  # noqa: BLE001 - as their own wrapper does: an exception means another format
                 self._inspectors.remove(inspector)
 
     def formats(self) -> set[str]:
-        """The names of the formats found in the head."""
+        """Return the names of the formats found in the head."""
         return {str(each) for each in self._inspectors}
 
     def check(self, tail: bytes, where: str) -> None:
-        """Raise UnsafeImage if one of their safety checks fails; *tail* is what follows the head, or its last bytes."""
+        """Raise UnsafeImage if a safety check fails. *tail*: the bytes behind the head, or the last of them."""
         self._feed(tail)
         for inspector in self._inspectors:
             inspector.finish()
@@ -50,7 +52,7 @@ class SecondOpinion:
 def _matches(inspector: format_inspector.FileInspector) -> bool:
     try:
         return bool(inspector.format_match)
-    except AttributeError:  # theirs, for text that is no VMDK descriptor: it has no `vmdktype`
+    except AttributeError:  # their bug for text that is not a VMDK descriptor: there is no `vmdktype`
         return False
 
 
@@ -60,5 +62,5 @@ def _check(inspector: format_inspector.FileInspector, where: str) -> None:
     except format_inspector.SafetyCheckFailed as error:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in error.failures.items())
         raise UnsafeImage(
-            f"The {inspector} is not safe: {reasons}", where, "Convert it into a new file with qemu-img convert"
+            f"The {inspector} is not safe: {reasons}", where, "Convert it to a new file: qemu-img convert"
         ) from error

@@ -1,4 +1,4 @@
-"""Follows a streamOptimized VMDK as it passes, marker by marker, and tells whether all of it came.
+"""Verify a streamOptimized VMDK marker by marker while it passes, and that nothing is missing.
 
 After the header and descriptor (see vmdk) the stream is a row of 512-byte-aligned items, little-endian:
 
@@ -6,9 +6,11 @@ After the header and descriptor (see vmdk) the stream is a row of 512-byte-align
     metadata   0 length, sectors (u64) · 8 zero (u32) · 12 kind (u32), padded to 512, then its payload:
                0 end of stream · 1 grain table · 2 grain directory · 3 footer · 4 progress
 
-VMware's technical note "Virtual Disk Format 5.0", "Stream-Optimized Compressed Sparse Extents". All of it is required
-but the tables and the footer: they repeat what has been seen, no ESX host was at hand to see how strictly it writes
-them, and a reader can rebuild them; so a contradiction there is a warning.
+VMware's technical note "Virtual Disk Format 5.0", "Stream-Optimized Compressed Sparse Extents".
+
+The format requires all of this. But a contradiction in the tables or in the footer is only a warning here. Tables and
+footer repeat facts of the stream, and a reader can rebuild them. No ESX host was available to see how strictly it
+writes them.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ from .vmdk import (
 )
 
 _MARKER = struct.Struct("<QII")
-#: Bytes of a grain's marker; its data begins here.
+#: Bytes of a grain's marker. The data of the grain follows.
 _GRAIN_HEAD = 12
-#: A table entry below this names no sector: 0 is unallocated, 1 a grain of zeros.
+#: Smaller table entries name no sector: 0 is unallocated, 1 is a grain of zeros.
 _FIRST_SECTOR = 2
-#: Tables that a stream can have: its 32-bit sectors reach 2 TiB, and a table spans 32 MiB.
+#: The limit of tables in one stream. Its 32-bit sectors reach 2 TiB, and a table spans 32 MiB.
 _MAX_TABLES = 65536
 
 
@@ -47,28 +49,30 @@ Take = Callable[[int, bytes, int], None]
 
 
 class StreamOptimized:
-    """An observer of chunks that verifies one streamOptimized VMDK.
+    """Observer of chunks that verifies one streamOptimized VMDK.
 
-    *capacity* (bytes) is what the disk must have, if the caller knows; every *inflate_every*-th grain is inflated and
-    its Adler-32 checked, 0 for none. Where *take* is given, it gets each grain in place of that: its place on the disk
-    (in grains), its zlib stream, and the bytes of a whole grain. It is to raise CorruptImage if that is no grain.
-    Bytes: holds one sector, one table or one inflated grain; payloads that nobody wants are stepped over, not copied.
-    Raises, from the call or from ``finish``: CorruptImage. The verdict does not depend on the chunks.
+    *capacity* is the expected size of the disk in bytes, if the caller knows it.
+    *inflate_every* N: inflate each N-th grain and check its Adler-32. 0: inflate no grain.
+    *take* gets each grain instead: its number on the disk, its zlib stream, and the bytes of a complete grain. It must
+    raise CorruptImage if this is not a valid grain.
+
+    Memory: one sector, one table or one inflated grain. Unneeded payloads are skipped without a copy.
+    The call and ``finish`` raise CorruptImage. The verdict does not depend on the sizes of the chunks.
     """
 
     def __init__(
         self, where: str = "", capacity: int | None = None, inflate_every: int = 0, *, take: Take | None = None
     ) -> None:
-        #: Bytes of the disk; 0 until the header has come.
+        #: Bytes of the disk. 0 until the header has passed.
         self.capacity = 0
         #: Bytes of the stream so far.
         self.size = 0
-        #: Grains so far, and the bytes of the disk that they hold.
+        #: Grains so far, and their bytes on the disk.
         self.grains = 0
         self.data_bytes = 0
-        #: How far the stream has got, in bytes of the disk; equal to the capacity at the end.
+        #: Offset on the disk up to which the stream has passed. At the end it is the capacity.
         self.lba_bytes = 0
-        #: Contradictions that cost no data.
+        #: Contradictions that lose no data.
         self.warnings: list[str] = []
         self._where = where
         self._expected = capacity
@@ -77,7 +81,7 @@ class StreamOptimized:
         self._tables = _Tables()
         self._header: SparseHeader | None = None
         self._ended = False
-        # The walk: step over _skip bytes, collect _want bytes, hand them to _then, which sets these three anew.
+        # The parser skips _skip bytes, collects _want bytes, and passes them to _then. _then sets all three again.
         self._at = 0
         self._skip = 0
         self._want = SECTOR
@@ -87,7 +91,7 @@ class StreamOptimized:
         self._grain_size = 0
 
     def __call__(self, chunk: bytes) -> None:
-        """See the next bytes of the stream."""
+        """Check the next bytes of the stream."""
         at, end = 0, len(chunk)
         self.size += end
         while at < end:
@@ -108,7 +112,7 @@ class StreamOptimized:
             self._then(piece)
 
     def finish(self) -> None:
-        """Raise CorruptImage unless the stream has come to its end marker, and nothing more."""
+        """Raise CorruptImage unless the stream has ended exactly with its end marker."""
         if not self.size:
             raise cut_short("the stream is empty", 0, self._where)
         if not self._ended or self._want:
@@ -135,7 +139,7 @@ class StreamOptimized:
             raise corrupt(f"The disk has {self._expected} bytes, the stream says {self.capacity}", self._where)
         self._header = header
         self._grain_size = header.grain_size
-        self._tables.size(header.gtes_per_gt)
+        self._tables.set_size(header.gtes_per_gt)
         self._expect((header.overhead - 1) * SECTOR, _MARKER.size, self._on_marker)
 
     def _on_marker(self, piece: bytes) -> None:
@@ -148,10 +152,10 @@ class StreamOptimized:
     def _on_grain(self, lba: int, size: int, piece: bytes) -> None:
         """*piece* is the marker and the first 4 bytes of the grain's data."""
         if lba < self._next_lba or lba % self._grain_size or lba * SECTOR >= self.capacity:
-            raise self._bad_grain(lba)
+            raise self._grain_error(lba)
         if size > 2 * self._grain_size * SECTOR:  # qemu's bound on deflated data that has grown (block/vmdk.c)
             raise corrupt(f"The grain at sector {lba} has {size} bytes of data", self._where)
-        self._tables.saw_grain(lba // self._grain_size, (self._at - _MARKER.size) // SECTOR)
+        self._tables.add_grain(lba // self._grain_size, (self._at - _MARKER.size) // SECTOR)
         self._next_lba = lba + self._grain_size
         self.lba_bytes = min(self._next_lba * SECTOR, self.capacity)
         self.data_bytes += self.lba_bytes - lba * SECTOR
@@ -164,20 +168,21 @@ class StreamOptimized:
             self._expect(rest, _MARKER.size, self._on_marker)
 
     def _on_grain_data(self, lba: int, data: bytes) -> None:
-        """Hand one grain over, or inflate it; a broken or overlong one is an error."""
+        """Pass a grain to the caller, or inflate it. Raises CorruptImage for a broken or too long one."""
         self._expect(0, _MARKER.size, self._on_marker)
-        most = self._grain_size * SECTOR
+        grain_bytes = self._grain_size * SECTOR
         if self._take:
-            self._take(lba // self._grain_size, data, most)
+            self._take(lba // self._grain_size, data, grain_bytes)
             return
         inflater = zlib.decompressobj()
         try:
-            grain = inflater.decompress(data, most + 1)
+            grain = inflater.decompress(data, grain_bytes + 1)
         except zlib.error as error:
             raise corrupt(f"The grain at sector {lba} cannot be inflated: {error}", self._where) from error
-        whole = min(most, self.capacity - lba * SECTOR)
-        if not inflater.eof or not whole <= len(grain) <= most:
-            raise corrupt(f"The grain at sector {lba} inflates to {len(grain)} bytes, not {most}", self._where)
+        min_bytes = min(grain_bytes, self.capacity - lba * SECTOR)
+        if not inflater.eof or not min_bytes <= len(grain) <= grain_bytes:
+            what = f"The grain at sector {lba} inflates to {len(grain)} bytes, not {grain_bytes}"
+            raise corrupt(what, self._where)
 
     def _on_metadata(self, sectors: int, kind: int) -> None:
         pad, payload = SECTOR - _MARKER.size, sectors * SECTOR
@@ -192,14 +197,14 @@ class StreamOptimized:
         elif kind <= MARKER_PROGRESS:
             self._expect(pad + payload, _MARKER.size, self._on_marker)
         else:
-            raise corrupt(f"There is no marker but bytes of another kind before offset {self._at}", self._where)
+            raise corrupt(f"The bytes before offset {self._at} are not a marker", self._where)
 
     def _on_table(self, payload: bytes) -> None:
-        self._tables.saw_table((self._at - len(payload)) // SECTOR, payload)
+        self._tables.add_table((self._at - len(payload)) // SECTOR, payload)
         self._expect(0, _MARKER.size, self._on_marker)
 
     def _on_directory(self, payload: bytes) -> None:
-        self._tables.saw_directory((self._at - len(payload)) // SECTOR, payload)
+        self._tables.add_directory((self._at - len(payload)) // SECTOR, payload)
         self._expect(0, _MARKER.size, self._on_marker)
 
     def _on_footer(self, sector: bytes) -> None:
@@ -214,22 +219,22 @@ class StreamOptimized:
         """End the stream. The padding has no meaning: VMware's own writer leaves bytes of older markers there."""
         self._ended = True
         self.lba_bytes = self.capacity
-        self._expect(0, 0, self._on_more)
+        self._expect(0, 0, self._on_trailing_byte)
 
-    def _on_more(self, _: bytes) -> None:
+    def _on_trailing_byte(self, _: bytes) -> None:
         raise corrupt(f"Bytes follow the end-of-stream marker, from offset {self._at} on", self._where)
 
-    def _bad_grain(self, lba: int) -> Exception:
+    def _grain_error(self, lba: int) -> Exception:
         if lba % self._grain_size or lba * SECTOR >= self.capacity:
             return corrupt(f"A grain claims sector {lba} of a disk of {self.capacity // SECTOR} sectors", self._where)
-        return corrupt(f"The grain at sector {lba} comes again, or too late", self._where)
+        return corrupt(f"The grain at sector {lba} is repeated, or out of order", self._where)
 
 
 class _Tables:
-    """Compares the tables of a stream with the grains that passed.
+    """Comparison of the tables of a stream with its grains.
 
-    Of every 32 MiB of disk one number is kept: the sum of the hashes of (place in the table, sector) of its grains,
-    and the same of its table. Equal sums are equal tables, but for a chance of about 2^-60.
+    For each 32 MiB of disk it keeps two sums: of the hashes of (index in the table, sector) of the grains, and of the
+    entries of the table. Equal sums mean equal tables, with a chance of an error of about 2^-60.
     """
 
     def __init__(self) -> None:
@@ -237,27 +242,27 @@ class _Tables:
         self._per_table = 0
         self._seen: dict[int, int] = {}
         self._tables: dict[int, int] = {}
-        #: Where it lies and its bytes; a writer may give the redundant directory as well.
+        #: Sector and bytes. A writer may write the redundant directory too.
         self._directories: deque[tuple[int, bytes]] = deque(maxlen=2)
 
-    def size(self, gtes_per_gt: int) -> None:
-        """Say how many grains one table has."""
+    def set_size(self, gtes_per_gt: int) -> None:
+        """Set the number of grains of one table."""
         self._per_table = gtes_per_gt
 
-    def saw_grain(self, index: int, sector: int) -> None:
+    def add_grain(self, index: int, sector: int) -> None:
         table, place = divmod(index, self._per_table)
         self._seen[table] = self._seen.get(table, 0) + hash((place, sector))
 
-    def saw_table(self, sector: int, payload: bytes) -> None:
+    def add_table(self, sector: int, payload: bytes) -> None:
         if len(self._tables) < 2 * _MAX_TABLES:
             entries = struct.unpack_from(f"<{self._per_table}I", payload)
             self._tables[sector] = sum(hash(pair) for pair in enumerate(entries) if pair[1] >= _FIRST_SECTOR)
 
-    def saw_directory(self, sector: int, payload: bytes) -> None:
+    def add_directory(self, sector: int, payload: bytes) -> None:
         self._directories.append((sector, payload))
 
     def contradictions(self, header: SparseHeader) -> list[str]:
-        """What the tables say against the grains; empty if they agree."""
+        """Return the contradictions between tables and grains."""
         gd_offset = header.gd_offset
         if gd_offset == GD_AT_END:
             if self.footer is None:

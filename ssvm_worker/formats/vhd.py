@@ -1,6 +1,6 @@
-"""VHD: Microsoft's "Virtual Hard Disk Image Format Specification", October 2006 (big-endian).
+"""Check VHD: Microsoft's "Virtual Hard Disk Image Format Specification", October 2006 (big-endian).
 
-Footer, the last 512 bytes of every VHD; dynamic and differencing ones have a copy at offset 0:
+The footer is the last 512 bytes of every VHD. Dynamic and differencing VHDs have a copy at offset 0:
 
      0  cookie "conectix"     40  original size, bytes      60  type: 2 fixed, 3 dynamic, 4 differencing
     16  dynamic header, at    48  current size, bytes       64  checksum: ~ sum of all bytes but its own
@@ -8,10 +8,11 @@ Footer, the last 512 bytes of every VHD; dynamic and differencing ones have a co
 Dynamic header, 1024 bytes:  0 "cxsparse" · 16 BAT, offset · 28 BAT, entries · 32 block size · 64 parent's name (UTF-16)
 BAT entry: the sector of a block's bitmap, or 0xFFFFFFFF.
 
-A block is its bitmap, one bit for each sector of the block, in whole sectors; then its data.
+A block begins with its bitmap: one bit for each sector of the block, in whole sectors. The data of the block follows.
 
-Safety: no parent. Truncation: the footer is at the end, and every block in the BAT is completely before it. The block
-at the end of the disk may have fewer bytes, as the disk has.
+Safety: no parent.
+Truncation: the footer is at the end, and each block in the BAT is completely before it. The block at the end of the
+disk may be as short as the end of the disk.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ COOKIE = b"conectix"
 FOOTER = 512
 FIXED, DYNAMIC, DIFFERENCING = 2, 3, 4
 _TYPES = {FIXED: "fixed", DYNAMIC: "dynamic", DIFFERENCING: "differencing"}
-#: The specification's own limit.
+#: The limit of the specification.
 _MAX_SIZE = 2040 * GiB
 _UNUSED = 0xFFFFFFFF
 
@@ -40,21 +41,21 @@ class _Footer(NamedTuple):
 
 
 def matches(head: bytes) -> bool:
-    """Whether the image begins with the copy of a footer; a fixed VHD does not."""
+    """Return whether the image begins with the copy of a footer. A fixed VHD has no copy."""
     return head.startswith(COOKIE)
 
 
 def is_fixed(tail: bytes, size: int) -> bool:
-    """Whether the bytes end in the whole footer of a fixed VHD of exactly that size."""
+    """Return whether the bytes end with a valid footer of a fixed VHD of exactly this size."""
     last = tail[-FOOTER:]
-    if len(last) < FOOTER or not last.startswith(COOKIE) or not _sound(last):
+    if len(last) < FOOTER or not last.startswith(COOKIE) or not _has_valid_checksum(last):
         return False
     footer = _unpack(last)
     return footer.kind == FIXED and footer.size + FOOTER == size
 
 
 def fixed(tail: bytes, size: int, where: str) -> ImageFacts:
-    """The facts of an image whose last sector is a VHD footer but whose first is not."""
+    """Return the facts of an image that ends with a VHD footer but does not begin with one."""
     if is_fixed(tail, size):
         return ImageFacts("vhd", size - FOOTER, {"subformat": "fixed"})
     footer = _footer(tail[-FOOTER:], where)
@@ -64,7 +65,7 @@ def fixed(tail: bytes, size: int, where: str) -> ImageFacts:
 
 
 def rules(head: bytes, where: str) -> Rules:
-    """Judge a dynamic VHD; see probe."""
+    """Check a dynamic VHD. See ``detect``."""
     if len(head) < FOOTER:
         raise cut_short("a VHD footer has 512 bytes", len(head), where)
     footer = _footer(head[:FOOTER], where)
@@ -84,7 +85,7 @@ def rules(head: bytes, where: str) -> Rules:
     facts = ImageFacts("vhd", footer.size, {"subformat": "dynamic", "block_size": block})
     tail, size = yield facts
     last = tail[-FOOTER:]
-    if not last.startswith(COOKIE) or not _sound(last):
+    if not last.startswith(COOKIE) or not _has_valid_checksum(last):
         raise cut_short("no VHD footer at its end", size, where)
     if _unpack(last) != footer:
         raise corrupt("The two footers of the VHD differ", where)
@@ -94,7 +95,7 @@ def rules(head: bytes, where: str) -> Rules:
 
 
 def _parse_dynamic(dynamic: bytes, footer: _Footer, where: str) -> tuple[int, int, int]:
-    """BAT offset, BAT entries, block size."""
+    """Return BAT offset, BAT entries and block size."""
     if not dynamic.startswith(b"cxsparse"):
         raise corrupt("The VHD has no dynamic header where its footer says", where)
     table_at, _version, blocks, block = struct.unpack_from(">QIII", dynamic, 16)
@@ -109,7 +110,7 @@ def _parse_dynamic(dynamic: bytes, footer: _Footer, where: str) -> tuple[int, in
 
 
 def _footer(data: bytes, where: str) -> _Footer:
-    if not _sound(data):
+    if not _has_valid_checksum(data):
         raise corrupt("The VHD footer has a wrong checksum", where)
     footer = _unpack(data)
     if not 0 < footer.size <= _MAX_SIZE:
@@ -123,7 +124,7 @@ def _unpack(data: bytes) -> _Footer:
     return _Footer(dynamic_at, size, kind)
 
 
-def _sound(data: bytes) -> bool:
-    """Whether the checksum of a footer is right."""
-    said: int = struct.unpack_from(">I", data, 64)[0]
-    return said == ~(sum(data) - sum(data[64:68])) & 0xFFFFFFFF
+def _has_valid_checksum(data: bytes) -> bool:
+    """Return whether the checksum of a footer is correct."""
+    checksum: int = struct.unpack_from(">I", data, 64)[0]
+    return checksum == ~(sum(data) - sum(data[64:68])) & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""VHDX: [MS-VHDX], https://learn.microsoft.com/openspecs/windows_protocols/ms-vhdx/ (little-endian).
+"""Check VHDX: [MS-VHDX], https://learn.microsoft.com/openspecs/windows_protocols/ms-vhdx/ (little-endian).
 
     0          "vhdxfile"
     192 KiB    region table: "regi" · 8 number of entries · 16 entries of 32: GUID, offset, length (u32), required (u32)
@@ -7,11 +7,12 @@
                       · logical sector size (u32)
     64, 128 KiB  headers: "head" · 8 sequence number (u64) · 48 GUID of the log · 68 length (u32), 72 offset of the log
     log        entries at multiples of 4 KiB: "loge" · 8 length (u32) · 16 sequence number (u64) · 32 GUID of the log
-               · 48 size that the file has at the least (u64)
+               · 48 smallest size of the file (u64)
     BAT        entries of 8: bits 0 to 2 state, 20 to 63 offset in MiB. A bitmap's entry follows each 2^23 sectors.
 
-Safety: no parent. Truncation: every region, the log, and every block in state 6 is completely inside the file. In a
-fixed image, the block at the end of the disk may have fewer bytes, as the disk has.
+Safety: no parent.
+Truncation: each region, the log, and each block in state 6 is completely inside the file. A fixed image may have a
+short block at the end of the disk.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _VIRTUAL_SIZE = uuid.UUID("2fa54224-cd1b-4876-b211-5dbed83bf4b8")
 _SECTOR_SIZE = uuid.UUID("8141bf1d-a96f-4709-ba47-f233a8faab5f")
 _PARENT_LOCATOR = uuid.UUID("a8d35f2d-b30b-454d-abf7-d3d84834ab0c")
 _HAS_PARENT = 2
-#: States of a block from here on (6 fully, 7 partially present) name its place; others may name a stale one. 2.5.1.1.
+#: States from here on have a valid offset: 6 fully present, 7 partially present. Others may have a stale one. 2.5.1.1.
 _PRESENT = 6
 _OFFSET_MASK = 0xFFFFFFFFFFF00000
 
@@ -49,12 +50,12 @@ class _Entry(NamedTuple):
 
 
 def matches(head: bytes) -> bool:
-    """Whether the image begins as a VHDX does."""
+    """Return whether the image begins as a VHDX."""
     return head.startswith(MAGIC)
 
 
 def rules(head: bytes, where: str) -> Rules:
-    """Judge a VHDX; see probe."""
+    """Check a VHDX. See ``detect``."""
     if len(head) < _REGIONS_AT + _TABLE:
         raise cut_short("the headers of a VHDX take 256 KiB", len(head), where)
     regions = _region_table(head[_REGIONS_AT : _REGIONS_AT + _TABLE], where)
@@ -76,7 +77,7 @@ def rules(head: bytes, where: str) -> Rules:
     if end > size:
         raise cut_short(f"a region goes to offset {end}, or its log says so", size, where)
     last = (virtual_size - 1) // block
-    last_number = last + last // ((sector << 23) // block)  # a bitmap's entry stands behind each group of blocks
+    last_number = last + last // ((sector << 23) // block)  # each group of blocks has one more entry for its bitmap
     for number, offset in present:
         is_short = flags & 1 and number == last_number
         if offset + (virtual_size - last * block if is_short else block) > size:
@@ -85,7 +86,7 @@ def rules(head: bytes, where: str) -> Rules:
 
 
 def _log(head: bytes) -> tuple[_Entry, bytes]:
-    """The log's region, and its GUID: zero if it has nothing to replay. The header with the higher number counts."""
+    """Return region and GUID of the log, by the header with the higher number. GUID 0: there is nothing to replay."""
     headers = [head[at : at + 80] for at in (64 * KiB, 128 * KiB) if head.startswith(b"head", at)]
     if not headers:
         return _Entry(0, 0), bytes(16)
@@ -95,19 +96,19 @@ def _log(head: bytes) -> tuple[_Entry, bytes]:
 
 
 def _logged_size(log: _Entry, guid: bytes) -> Generator[ImageRange | ImageFacts, ImageBytes, int]:
-    """The size that the last entry of the log says the file has at the least: [MS-VHDX] 2.3.1.1, FlushedFileOffset."""
+    """Return the smallest size of the file by the last entry of the log: [MS-VHDX] 2.3.1.1, FlushedFileOffset."""
     newest = size = 0
     for piece in in_pieces(log.offset, log.length, f"its log goes to offset {log.offset + log.length}", 4 * KiB):
         data = (yield piece).data
         for at in range(0, len(data) - 63, 4 * KiB):
-            number, said = struct.unpack_from("<Q", data, at + 16)[0], struct.unpack_from("<Q", data, at + 48)[0]
+            number, file_size = struct.unpack_from("<Q", data, at + 16)[0], struct.unpack_from("<Q", data, at + 48)[0]
             if data.startswith(b"loge", at) and data[at + 32 : at + 48] == guid and number >= newest:
-                newest, size = number, said
+                newest, size = number, file_size
     return size
 
 
 def _furthest_blocks(bat: _Entry) -> Generator[ImageRange | ImageFacts, ImageBytes, list[tuple[int, int]]]:
-    """Number and offset of the two furthest present entries: all blocks have one size, but for the disk's last."""
+    """Return (number, offset) of the two last present blocks. All blocks except the disk's last have the same size."""
     found: list[tuple[int, int]] = []
     number = 0
     for piece in in_pieces(bat.offset, bat.length // 8 * 8, f"its block table goes to {bat.offset + bat.length}"):
@@ -120,7 +121,7 @@ def _furthest_blocks(bat: _Entry) -> Generator[ImageRange | ImageFacts, ImageByt
 
 
 def _metadata(at: int, where: str) -> Generator[ImageRange | ImageFacts, ImageBytes, tuple[int, int, int, int]]:
-    """Block size, flags, virtual size and sector size out of the metadata region."""
+    """Return block size, flags, virtual size and sector size from the metadata region."""
     items = _metadata_table((yield ImageRange(at, _TABLE)).data, where)
     values: dict[uuid.UUID, bytes] = {}
     wanted = [each for each in (_FILE_PARAMETERS, _VIRTUAL_SIZE, _SECTOR_SIZE) if each in items]
@@ -141,7 +142,7 @@ def _metadata(at: int, where: str) -> Generator[ImageRange | ImageFacts, ImageBy
 def _region_table(table: bytes, where: str) -> dict[uuid.UUID, _Entry]:
     count = struct.unpack_from("<I", table, 8)[0]
     if not table.startswith(b"regi") or count > _MAX_ENTRIES:
-        raise corrupt("The VHDX has no sound region table", where)
+        raise corrupt("The VHDX has no valid region table", where)
     regions: dict[uuid.UUID, _Entry] = {}
     for at in range(16, 16 + 32 * count, 32):
         guid = uuid.UUID(bytes_le=table[at : at + 16])
@@ -151,7 +152,7 @@ def _region_table(table: bytes, where: str) -> dict[uuid.UUID, _Entry]:
                 f"The VHDX needs an unknown region, {guid}", where, "Convert it with the tool that made it"
             )
         if offset < MiB or offset % MiB or offset >> 60 or guid in regions:
-            raise corrupt(f"The VHDX has a region at offset {offset}, or one of a kind twice", where)
+            raise corrupt(f"The VHDX has a region at offset {offset}, or two regions of a kind", where)
         regions[guid] = _Entry(offset, length)
     if not {_BAT, _METADATA} <= regions.keys():
         raise corrupt("The VHDX lacks a block table or its metadata", where)
@@ -161,7 +162,7 @@ def _region_table(table: bytes, where: str) -> dict[uuid.UUID, _Entry]:
 def _metadata_table(table: bytes, where: str) -> dict[uuid.UUID, _Entry]:
     count = struct.unpack_from("<H", table, 10)[0]
     if not table.startswith(b"metadata") or count > _MAX_ENTRIES:
-        raise corrupt("The VHDX has no sound metadata table", where)
+        raise corrupt("The VHDX has no valid metadata table", where)
     items: dict[uuid.UUID, _Entry] = {}
     for at in range(32, 32 + 32 * count, 32):
         guid = uuid.UUID(bytes_le=table[at : at + 16])

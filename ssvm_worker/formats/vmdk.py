@@ -1,4 +1,4 @@
-"""VMDK, hosted sparse extents: VMware's technical note "Virtual Disk Format 5.0" (little-endian, 512-byte sectors).
+"""Check VMDK, hosted sparse extents: VMware's "Virtual Disk Format 5.0" (little-endian, 512-byte sectors).
 
      0  magic "KDMV"             28  descriptor, sector         72  unclean shutdown
      4  version                  36  descriptor, sectors        73  "\\n", " ", "\\r", "\\n"
@@ -8,10 +8,11 @@
 
 The descriptor is text: ``key=value`` lines, and one line for each extent: ``RW 4192256 SPARSE "disk.vmdk"``.
 
-Safety: monolithicSparse and streamOptimized alone, no parent, one extent without a path, a footer that agrees.
-Truncation: footer and end marker where the header promises them. Otherwise the grain directory, every grain table and
-every grain are completely inside the file. The grain at the end of the disk may have fewer bytes, as the disk has.
-A marker counts by its first 16 bytes; VMware's own writer leaves other bytes in the padding of its markers.
+Safety: only monolithicSparse and streamOptimized, no parent, one extent without a path, a footer that agrees.
+Truncation: if the header announces a footer, footer and end marker must exist. Otherwise the grain directory, each
+grain table and each grain must be completely inside the file. The grain at the end of the disk may be as short as the
+end of the disk.
+Only the first 16 bytes of a marker count, because VMware's own writer leaves other bytes in the padding.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ from .detect import ImageBytes, ImageFacts, ImageRange, Rules, corrupt, cut_shor
 
 MAGIC = b"KDMV"
 SECTOR = 512
-#: The grain directory's place is in the footer.
+#: Value of the header's field if only the footer has the offset of the grain directory.
 GD_AT_END = 0xFFFFFFFFFFFFFFFF
 MARKER_EOS, MARKER_GT, MARKER_GD, MARKER_FOOTER, MARKER_PROGRESS = range(5)
 COMPRESSED, MARKERS = 1 << 16, 1 << 17
-#: vSphere's largest disk is 62 TiB.
+#: The largest disk of vSphere has 62 TiB.
 _MAX_CAPACITY = 64 * TiB // SECTOR
-#: A table entry up to this one names no sector: 0 is unallocated, 1 a grain of zeros.
+#: Table entries up to this one name no sector: 0 is unallocated, 1 is a grain of zeros.
 ZERO_GRAIN = 1
-#: Bytes of a grain's marker: its sector (u64) and the length of its data (u32); the data follows.
+#: Bytes of a grain's marker: its sector (u64) and the length of its data (u32). The data follows.
 _GRAIN_HEAD = 12
-#: Grain tables that are not one behind the other: each spans 32 MiB of the disk, and the sectors of a file reach 2 TiB.
+#: The limit of runs of adjacent grain tables. A table spans 32 MiB of the disk, and the sectors of a file reach 2 TiB.
 _MAX_RUNS = 1 << 17
-#: Bytes of a marker that count: value (u64), size (u32), kind (u32). The rest of its sector is padding.
+#: The bytes of a marker that count: value (u64), size (u32), kind (u32). The rest of its sector is padding.
 _MARKER = struct.Struct("<QII")
 _CREATE_TYPES = {"monolithicsparse": "monolithicSparse", "streamoptimized": "streamOptimized"}
 _EXTENT = re.compile(r'(?:rw|rdonly|noaccess)\s+(\d+)\s+(\w+)(?:\s+"([^"]*)")?(?:\s+\d+)?')
 _KEY = re.compile(r"([^\s=]+)\s*=\s*(.*)")
-FLATTEN = "Convert it into one file: qemu-img convert -O vmdk -o subformat=streamOptimized IN OUT"
+FLATTEN = "Convert it to one file: qemu-img convert -O vmdk -o subformat=streamOptimized IN OUT"
 _LAYOUT = struct.Struct("<4sIIQQQQIQQQB4sH")
 
 
 class SparseHeader(NamedTuple):
-    """The first sector, and the footer."""
+    """Fields of the first sector, and of the footer."""
 
     magic: bytes
     version: int
@@ -69,12 +70,12 @@ class SparseHeader(NamedTuple):
 
     @property
     def tables(self) -> int:
-        """Grain tables that the capacity needs: entries of the grain directory."""
+        """Return the number of grain tables that the capacity needs. The grain directory has one entry for each."""
         return -(-self.capacity // (self.grain_size * self.gtes_per_gt))
 
 
 def parse_header(sector: bytes, where: str) -> SparseHeader:
-    """Read a header, with bounds on every number that a reader would allocate by; CorruptImage."""
+    """Parse a header, and check each number by which a reader would allocate memory. Raises CorruptImage."""
     if len(sector) < _LAYOUT.size:
         raise cut_short("a VMDK header has 512 bytes", len(sector), where)
     header = SparseHeader(*_LAYOUT.unpack_from(sector))
@@ -86,20 +87,20 @@ def parse_header(sector: bytes, where: str) -> SparseHeader:
     if not 8 <= grain <= 4096 or grain & (grain - 1) or not 0 < header.gtes_per_gt <= 4096:
         raise corrupt(f"The VMDK has grains of {grain} sectors, {header.gtes_per_gt} in a table", where)
     if header.flags & 1 and header.newlines != b"\n \r\n":
-        raise corrupt("The VMDK was mangled by a transfer in text mode", where)
+        raise corrupt("The VMDK was damaged by a transfer in text mode", where)
     return header
 
 
 def matches(head: bytes) -> bool:
-    """Whether the image begins with a sparse header, or is a descriptor of whatever form."""
+    """Return whether the image begins with a sparse header, or is a descriptor in any form."""
     return head.startswith(MAGIC) or _is_descriptor(head[:4096])
 
 
 def _is_descriptor(text: bytes) -> bool:
-    """Whether a reader would take this for a descriptor, whatever NULs, BOMs or other bytes stand in it.
+    """Return whether any reader would accept these bytes as a descriptor, even with NULs, BOMs or other bytes in it.
 
-    qemu's probe wants comments and blank lines, then ``version=`` (block/vmdk.c, vmdk_probe); VMware's reader wants
-    the first comment.
+    qemu's probe accepts comments and blank lines before ``version=`` (block/vmdk.c, vmdk_probe). VMware's reader
+    requires the first comment.
     """
     plain = text.replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n").lower()
     if not plain[:1].isascii() or (plain[:1] and not plain[:1].decode().isprintable()):
@@ -112,12 +113,12 @@ def _is_descriptor(text: bytes) -> bool:
 
 
 def rules(head: bytes, where: str) -> Rules:
-    """Judge a VMDK; see probe."""
+    """Check a VMDK. See ``detect``."""
     if not head.startswith(MAGIC):
-        raise _points_outside(head[:4096], where)
+        raise _only_a_descriptor(head[:4096], where)
     header = parse_header(head[:SECTOR], where)
     if header.descriptor_offset != 1 or not 0 < header.descriptor_size <= 2048:
-        raise UnsafeImage("The VMDK does not hold its own descriptor behind its header", where, FLATTEN)
+        raise UnsafeImage("The VMDK does not hold its own descriptor after its header", where, FLATTEN)
     text = (yield ImageRange(SECTOR, header.descriptor_size * SECTOR)).data
     create_type = check_descriptor(text, header, where)
     end = header.overhead * SECTOR
@@ -133,49 +134,49 @@ def rules(head: bytes, where: str) -> Rules:
 
 
 def _last_unit(header: SparseHeader, where: str) -> Generator[ImageRange | ImageFacts, ImageBytes, int]:
-    """Where the last grain or grain table ends."""
+    """Return the end of the last grain or grain table."""
     runs, last_table = yield from _grain_tables(header, where)
     length = header.gtes_per_gt * 4
     entries = struct.Struct(f"<{header.gtes_per_gt}I")
     last_grain = (header.capacity - 1) // header.grain_size
     rest = header.capacity - last_grain * header.grain_size
-    # In sectors: the furthest grain, and the furthest end of a grain.
-    furthest = end = 0
+    # In sectors: the start of the last grain, and the largest end of a grain.
+    last_start = end = 0
     for first, count in sorted(runs):
         for number in range(count):
-            sector = first + number * _whole(length)
+            sector = first + number * _sectors(length)
             why = f"its grain table at sector {sector} has {length} bytes"
             table = (yield ImageRange(sector * SECTOR, length, why)).data
             if table.count(0) == length:
                 continue
             grains = list(entries.unpack(table))
-            furthest = max(furthest, *grains)
+            last_start = max(last_start, *grains)
             if sector == last_table and (last := grains[last_grain % header.gtes_per_gt]) > ZERO_GRAIN:
                 end = max(end, last + rest)
                 grains[last_grain % header.gtes_per_gt] = 0
             if (last := max(grains)) > ZERO_GRAIN:
                 end = max(end, last + header.grain_size)
-    if not header.flags & COMPRESSED or furthest <= ZERO_GRAIN:
+    if not header.flags & COMPRESSED or last_start <= ZERO_GRAIN:
         return end * SECTOR
     if not header.flags & MARKERS:
-        raise corrupt("The VMDK has compressed grains without markers, so that their lengths are unknown", where)
-    behind = max((first + (count - 1) * _whole(length) for first, count in runs), default=0)
-    if furthest < behind:  # a complete table follows the last grain
+        raise corrupt("The VMDK has compressed grains without markers, so their lengths are unknown", where)
+    last_run_table = max((first + (count - 1) * _sectors(length) for first, count in runs), default=0)
+    if last_start < last_run_table:  # a complete table follows the last grain
         return 0
-    why = f"its last grain is at sector {furthest}"
-    size: int = struct.unpack("<QI", (yield ImageRange(furthest * SECTOR, _GRAIN_HEAD, why)).data)[1]
-    return furthest * SECTOR + _GRAIN_HEAD + size
+    why = f"its last grain is at sector {last_start}"
+    size: int = struct.unpack("<QI", (yield ImageRange(last_start * SECTOR, _GRAIN_HEAD, why)).data)[1]
+    return last_start * SECTOR + _GRAIN_HEAD + size
 
 
 def _grain_tables(
     header: SparseHeader, where: str
 ) -> Generator[ImageRange | ImageFacts, ImageBytes, tuple[list[list[int]], int]]:
-    """Where the grain tables are, as runs of (first sector, tables one behind the other); and the disk's last one.
+    """Return the grain tables as runs of (first sector, number of adjacent tables), and the sector of the last table.
 
-    Writers put all tables one behind the other, so a run takes the memory of one table.
+    Writers place all tables next to each other, so a run needs no more memory than one table.
     """
     runs: list[list[int]] = []
-    length, last = _whole(header.gtes_per_gt * 4), 0
+    length, last = _sectors(header.gtes_per_gt * 4), 0
     why = f"its grain directory has {header.tables} entries at sector {header.gd_offset}"
     for piece in in_pieces(header.gd_offset * SECTOR, header.tables * 4, why, 4):
         for (sector,) in struct.iter_unpack("<I", (yield piece).data):
@@ -190,13 +191,13 @@ def _grain_tables(
     return runs, last
 
 
-def _whole(size: int) -> int:
-    """In whole sectors."""
+def _sectors(size: int) -> int:
+    """Return the whole sectors for *size* bytes."""
     return -(-size // SECTOR)
 
 
 def check_descriptor(data: bytes, header: SparseHeader, where: str) -> str:
-    """The create type of an embedded descriptor; UnsafeImage unless it describes this one file."""
+    """Return the create type of an embedded descriptor. Raises UnsafeImage unless it describes only this file."""
     try:
         lines = [line.strip() for line in data.split(b"\0")[0].decode("ascii").lower().splitlines()]
     except UnicodeDecodeError as error:
@@ -220,7 +221,8 @@ def _create_type(values: dict[str, list[str]], where: str) -> str:
     if len(types) == 1 and types[0] in _CREATE_TYPES:
         return _CREATE_TYPES[types[0]]
     said = " and ".join(types)[:80] or "missing"
-    raise UnsafeImage(f"The VMDK's createType is {said}; its data lies in other files, or is not taken", where, FLATTEN)
+    what = f"The VMDK's createType is {said}. Its data is in other files, or the type is not supported"
+    raise UnsafeImage(what, where, FLATTEN)
 
 
 def _check_parent(values: dict[str, list[str]], where: str) -> None:
@@ -233,7 +235,7 @@ def _check_parent(values: dict[str, list[str]], where: str) -> None:
 def _check_extents(extents: list[str], header: SparseHeader, where: str) -> None:
     match = _EXTENT.fullmatch(extents[0]) if len(extents) == 1 else None
     if not match:
-        raise UnsafeImage(f"The VMDK describes {len(extents)} extents; one, itself, is taken", where, FLATTEN)
+        raise UnsafeImage(f"The VMDK describes {len(extents)} extents. Only one, itself, is allowed", where, FLATTEN)
     name = match[3] or ""
     if match[2] != "sparse" or "/" in name or "\\" in name or name in ("", ".", ".."):
         raise UnsafeImage(f"The VMDK points outside itself: {extents[0][:120]!r}", where, FLATTEN)
@@ -241,15 +243,15 @@ def _check_extents(extents: list[str], header: SparseHeader, where: str) -> None
         raise corrupt(f"The VMDK has {header.capacity} sectors, its descriptor says {match[1][:20]}", where)
 
 
-def _points_outside(head: bytes, where: str) -> UnsafeImage:
+def _only_a_descriptor(head: bytes, where: str) -> UnsafeImage:
     text = head.replace(b"\0", b"").decode("ascii", "replace").lower()
     extent = _EXTENT.search(text)
     named = f", here {extent[0][:120]!a}" if extent else ""
-    return UnsafeImage(f"The VMDK is only a descriptor; its data lies in other files{named}", where, FLATTEN)
+    return UnsafeImage(f"The VMDK is only a descriptor. Its data is in other files{named}", where, FLATTEN)
 
 
 def _check_end(header: SparseHeader, tail: bytes, size: int, where: str) -> None:
-    """Footer marker, footer, end marker: a reader takes the footer in place of the header, so both must agree."""
+    """Check footer marker, footer and end marker. Readers use the footer instead of the header, so both must agree."""
     markers = _MARKER.pack(1, 0, MARKER_FOOTER), _MARKER.pack(0, 0, MARKER_EOS)
     if len(tail) < 3 * SECTOR or (tail[: _MARKER.size], tail[-SECTOR:][: _MARKER.size]) != markers:
         raise cut_short("no footer and end-of-stream marker at its end", size, where)
@@ -261,13 +263,13 @@ def _check_end(header: SparseHeader, tail: bytes, size: int, where: str) -> None
 
 
 def without_padding(tail: bytes) -> bytes:
-    """Zero the padding of the footer's marker and of the end marker in the last three sectors of a stream."""
+    """Return the last three sectors of a stream, with zeros in the padding of the footer marker and end marker."""
     pad = bytes(SECTOR - _MARKER.size)
     return tail[: _MARKER.size] + pad + tail[SECTOR : 2 * SECTOR] + tail[2 * SECTOR :][: _MARKER.size] + pad
 
 
 def differences(header: SparseHeader, footer: SparseHeader) -> list[str]:
-    """The fields in which the two differ, but for the directories' places and the state of the writer."""
+    """Return the names of the fields that differ. Offsets of directories and the writer's state do not count."""
     free = {"gd_offset", "rgd_offset", "unclean", "overhead"}
     pairs = zip(SparseHeader._fields, header, footer, strict=True)
     return [name for name, ours, theirs in pairs if ours != theirs and name not in free]

@@ -1,1 +1,1 @@
-"""A virtual machine on this worker that shows whether a copy of somebody's disks boots."""
+"""Boot a copy of disks in a virtual machine on this worker, to show that they boot."""

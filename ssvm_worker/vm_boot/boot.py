@@ -1,4 +1,4 @@
-"""Boots a guest, watches its screen until that stands still or time is up, and ends it."""
+"""Boot a guest, watch its screen until it no longer changes or the time is up, and end it."""
 
 from __future__ import annotations
 
@@ -23,61 +23,62 @@ from .screenshot import Picture, read_ppm
 
 Check = Callable[[], None]
 
-#: What SeaBIOS says to its debug port (src/boot.c): no disk has a boot sector; it jumps into one, "0000:7c00".
-_NOTHING_TO_BOOT, _HANDED_OVER = b"No bootable device", b"Booting from 0"
+#: Messages of SeaBIOS on its debug port (src/boot.c): no disk has a boot sector; the jump into one, "0000:7c00".
+_NOTHING_TO_BOOT, _BOOT_SECTOR_STARTED = b"No bootable device", b"Booting from 0"
 _POLL_S = 1.0
-#: CPU seconds for one second that the guest may run: its processor, and QEMU's own threads.
-_CPU = 2
-#: CPU seconds that QEMU may have beside that, to start and to end.
-_CPU_BESIDE = 60
+#: CPU seconds per second of the guest: for its processor, and for QEMU's own threads.
+_CPU_PER_S = 2
+#: CPU seconds of QEMU for start and end.
+_CPU_EXTRA = 60
 
 
 @dataclass(frozen=True)
 class BootTimeouts:
-    """How long a guest is watched, in seconds."""
+    """Time limits of a boot, in seconds."""
 
-    #: At the most.
-    most: float = 180.0
-    #: Its screen has not changed for so long: what was to come has come.
+    #: The total time.
+    total: float = 180.0
+    #: A screen without a change for this time is final.
     still: float = 20.0
 
 
 @dataclass(frozen=True)
 class BootOutcome:
-    """What became of a boot."""
+    """Result of a boot."""
 
     #: still | changing | blank
     screen: str
     picture: Picture
     #: Seconds since power on.
     seconds: float
-    #: False where the BIOS says that there is nothing to boot.
+    #: False if the BIOS reports that there is nothing to boot.
     bootable: bool
-    #: Whether the processor was the real one; a translated one is some ten times slower.
+    #: Whether the guest ran on the real processor. A translated one is about ten times slower.
     kvm: bool
-    #: The guest powered itself off, or panicked and told.
+    #: Events such as SHUTDOWN and GUEST_PANICKED.
     events: tuple[str, ...]
-    #: Why KVM could not run the guest, so that TCG did; empty if KVM was not tried or worked.
+    #: Why KVM could not run the guest, if TCG ran it instead. Empty if KVM worked or was not tried.
     kvm_failure: str = ""
 
 
-def boot(machine: BootMachine, folder: Path, patience: BootTimeouts, check: Check) -> BootOutcome:
-    """Boot *machine* in *folder*, which takes the overlay and the screen; call *check* each second, which may raise.
+def boot(machine: BootMachine, folder: Path, timeouts: BootTimeouts, check: Check) -> BootOutcome:
+    """Boot *machine*. *folder* takes the overlay and the screen. *check* is called every second, and may raise.
 
-    If QEMU fails under KVM and ``auto`` was asked for, boot again under TCG. /dev/kvm may exist and not work: QEMU then
-    aborts before the guest runs (seen on AMD, nested: "failed to set MSR"), or the guest stops with an internal error.
+    If QEMU fails under KVM and the accelerator is ``auto``, boot again under TCG. /dev/kvm may exist but not work. Then
+    QEMU aborts before the guest runs (seen on nested AMD: "failed to set MSR"), or the guest stops with an internal
+    error.
 
     Raises ConfigError if QEMU is missing, cannot start, or fails.
     """
     failure = ""
     if machine.accelerator == "auto":
         try:
-            return _boot(machine, folder, patience, check)
+            return _boot(machine, folder, timeouts, check)
         except MonitorError as error:
             failure = _failure(error, folder)
             machine = dataclasses.replace(machine, accelerator="tcg")
     try:
-        return dataclasses.replace(_boot(machine, folder, patience, check), kvm_failure=failure)
+        return dataclasses.replace(_boot(machine, folder, timeouts, check), kvm_failure=failure)
     except MonitorError as error:
         remedy = "Check that `qemu-system-x86_64 --version` works. Set boot.accelerator to tcg if KVM is the cause"
         raise ConfigError(f"QEMU failed: {_failure(error, folder)}", "qemu-system-x86_64", remedy) from error
@@ -95,25 +96,25 @@ def try_accelerator(accelerator: str) -> BootOutcome:
 
 
 def _failure(error: MonitorError, folder: Path) -> str:
-    """Return *error* with the last line that QEMU wrote to its standard error."""
+    """Return the text of *error*, with the last line that QEMU wrote to standard error."""
     lines = (folder / "errors").read_bytes()[-1000:].decode("utf-8", "replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f"{error}: {last}" if last else str(error)
 
 
-def _boot(machine: BootMachine, folder: Path, patience: BootTimeouts, check: Check) -> BootOutcome:
+def _boot(machine: BootMachine, folder: Path, timeouts: BootTimeouts, check: Check) -> BootOutcome:
     log = folder / "firmware.log"
-    with _running(machine, folder, log, patience) as sock:
-        bios = log if machine.firmware == "bios" else None
-        return _Watch(Monitor(sock, check), folder / "screen.ppm", bios, check).until(patience)
+    with _running(machine, folder, log, timeouts) as sock:
+        bios_log = log if machine.firmware == "bios" else None
+        return _Watch(Monitor(sock, check), folder / "screen.ppm", bios_log, check).run(timeouts)
 
 
 @contextlib.contextmanager
-def _running(machine: BootMachine, folder: Path, log: Path, patience: BootTimeouts) -> Iterator[socket.socket]:
-    """QEMU with our end of its monitor; it is killed at the end, whatever it does."""
+def _running(machine: BootMachine, folder: Path, log: Path, timeouts: BootTimeouts) -> Iterator[socket.socket]:
+    """Run QEMU and yield the socket of its monitor. Kill QEMU at the end in any case."""
     ours, theirs = socket.socketpair()
     with ours, theirs, (folder / "errors").open("wb") as stderr:
-        words = command(machine, theirs.fileno(), log, _CPU_BESIDE + int(_CPU * patience.most))
+        words = command(machine, theirs.fileno(), log, _CPU_EXTRA + int(_CPU_PER_S * timeouts.total))
         process = subprocess.Popen(
             words,
             cwd=folder,
@@ -133,54 +134,55 @@ def _running(machine: BootMachine, folder: Path, log: Path, patience: BootTimeou
 
 
 class _Watch:
-    """Looks at a guest each second. *log*: what its BIOS says; None for a firmware that says nothing."""
+    """Observer of a guest. *log* is the log of its BIOS, or None for firmware without a log."""
 
-    def __init__(self, monitor: Monitor, file: Path, log: Path | None, check: Check) -> None:
+    def __init__(self, monitor: Monitor, screen_file: Path, log: Path | None, check: Check) -> None:
         self._monitor = monitor
-        self._file = file
+        self._screen_file = screen_file
         self._log = log
         self._check = check
         self._started = 0.0
 
-    def until(self, patience: BootTimeouts) -> BootOutcome:
-        """What was seen when there is no more to come, or time is up."""
-        off = self._look()  # QEMU shows a text of its own until the guest draws
+    def run(self, timeouts: BootTimeouts) -> BootOutcome:
+        """Start the guest, look at it every second, and return the outcome."""
+        initial = self._screen()  # QEMU shows its own text until the guest draws
         self._monitor.ask("cont")
         self._started = since = time.monotonic()
-        shown = off
+        shown = initial
         while True:
             self._check()
             time.sleep(_POLL_S)
-            now, picture, said = time.monotonic(), self._look(), self._said()
-            if not picture.is_like(shown) or _HANDED_OVER not in said:
-                shown, since = picture, now  # a firmware that takes its time stands still too
-            blank = picture.is_blank or picture.is_like(off)
-            still, nothing = now - since >= patience.still, _NOTHING_TO_BOOT in said
-            over = nothing or self._has_stopped()
-            late = now - self._started >= patience.most
-            if over or late or (still and not blank):
-                screen = "blank" if blank else "still" if still or over else "changing"
+            now, picture, messages = time.monotonic(), self._screen(), self._messages()
+            if not picture.is_like(shown) or _BOOT_SECTOR_STARTED not in messages:
+                shown, since = picture, now  # slow firmware has a still screen too, so it does not count
+            blank = picture.is_blank or picture.is_like(initial)
+            still, nothing = now - since >= timeouts.still, _NOTHING_TO_BOOT in messages
+            ended = nothing or self._has_stopped()
+            timed_out = now - self._started >= timeouts.total
+            if ended or timed_out or (still and not blank):
+                screen = "blank" if blank else "still" if still or ended else "changing"
                 kvm = bool(self._monitor.ask("query-kvm")["enabled"])
                 events = tuple(dict.fromkeys(self._monitor.events))
                 return BootOutcome(screen, picture, round(now - self._started, 1), not nothing, kvm, events)
 
     def _has_stopped(self) -> bool:
-        """Whether the guest has powered itself off, or panicked."""
+        """Return whether the guest has powered itself off, or panicked."""
         if "STOP" not in self._monitor.events:
             return False
         status = self._monitor.ask("query-status")["status"]
         if status == "internal-error":
-            raise MonitorError("the processor met an instruction that the accelerator cannot run")
+            raise MonitorError("the guest used an instruction that the accelerator cannot run")
         return True
 
-    def _look(self) -> Picture:
-        self._monitor.ask("screendump", filename=str(self._file))
+    def _screen(self) -> Picture:
+        self._monitor.ask("screendump", filename=str(self._screen_file))
         try:
-            return read_ppm(self._file.read_bytes())
+            return read_ppm(self._screen_file.read_bytes())
         except ValueError as error:
-            raise MonitorError(f"its picture cannot be read: {error}") from error
+            raise MonitorError(f"the screendump cannot be read: {error}") from error
 
-    def _said(self) -> bytes:
+    def _messages(self) -> bytes:
+        """Return the messages of the BIOS. Firmware without a log counts as having started the boot sector."""
         if self._log is None:
-            return _HANDED_OVER
+            return _BOOT_SECTOR_STARTED
         return self._log.read_bytes() if self._log.exists() else b""

@@ -1,7 +1,9 @@
-"""The command line of a QEMU that boots a stranger's disks: no network, no default devices, only what is named here.
+"""Build the command line of a QEMU that boots untrusted disks: no network, no default devices.
 
-The guest is hostile until proven. QEMU runs in its own seccomp filter (``-sandbox``), with limits by prlimit(1), writes
-to an overlay that nobody keeps (``-snapshot``), and dies with the worker (setpriv(1), ``--pdeathsig``).
+The guest is untrusted:
+- QEMU runs in its own seccomp filter (``-sandbox``), and prlimit(1) limits its resources.
+- QEMU writes to a temporary overlay (``-snapshot``).
+- QEMU ends with the worker (setpriv(1), ``--pdeathsig``).
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from pathlib import Path
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.units import GiB, MiB
 
-#: QEMU's name for each of vSphere's controllers, and of a disk on it. What it has no like of becomes AHCI, which every
-#: guest of the last fifteen years has a driver for.
+#: QEMU's names for each controller of vSphere, and for a disk on it. A controller without an equivalent becomes AHCI.
+#: Every guest of the last fifteen years has a driver for AHCI.
 _CONTROLLERS = {
     "ParaVirtualSCSIController": ("pvscsi", "scsi-hd,bus={id}.0"),
     "VirtualLsiLogicSASController": ("mptsas1068", "scsi-hd,bus={id}.0"),
@@ -23,41 +25,41 @@ _CONTROLLERS = {
 }
 _ANY_CONTROLLER = ("ich9-ahci", "ide-hd,bus={id}.0")
 _IDE = "VirtualIDEController"
-#: Each disk has a controller of its own, and a PC has 32 PCI slots; the disks beyond are left out.
-MOST_DISKS = 16
-#: Where distributions put OVMF.
+#: Each disk has its own controller, and a PC has 32 PCI slots. Further disks are left out.
+MAX_DISKS = 16
+#: Where distributions install OVMF.
 _EFI = (
     "/usr/share/ovmf/OVMF.fd",
     "/usr/share/OVMF/OVMF.fd",
     "/usr/share/edk2/x64/OVMF.4m.fd",
     "/usr/share/qemu/ovmf.fd",
 )
-#: Address space beside the guest's memory: QEMU, its libraries and translated code took 0.9 GiB here.
-_BESIDE = 3 * GiB
-#: Of the overlay, and so what a guest can write.
-_LARGEST_FILE = 8 * GiB
-#: QEMU uses the first that it can open.
+#: Address space in addition to the guest's memory. QEMU, its libraries and translated code used 0.9 GiB in a test.
+_EXTRA_MEMORY = 3 * GiB
+#: Limit of the overlay, and so of what a guest can write.
+_MAX_FILE = 8 * GiB
+#: QEMU uses the first accelerator that it can open.
 _ACCELERATORS = {"auto": ("kvm", "tcg"), "kvm": ("kvm",), "tcg": ("tcg",)}
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 @dataclass(frozen=True)
 class Drive:
-    """A disk of the guest."""
+    """Disk of the guest."""
 
-    #: Absolute; a qcow2 without a backing file.
+    #: An absolute path of a qcow2 without a backing file.
     path: Path
-    #: As vSphere names the class of its controller.
+    #: Class of its controller in vSphere.
     controller: str = ""
 
 
 @dataclass(frozen=True)
 class BootMachine:
-    """A guest."""
+    """Guest to boot."""
 
-    #: The first is booted from.
+    #: The guest boots from the first drive.
     drives: Sequence[Drive]
-    #: Bytes.
+    #: Bytes of memory.
     memory: int
     #: bios | efi
     firmware: str = "bios"
@@ -66,11 +68,11 @@ class BootMachine:
 
 
 def command(machine: BootMachine, monitor: int, log: Path, cpu_s: int) -> list[str]:
-    """What starts it, paused. *monitor*: the file descriptor for QMP; *log*: takes what the firmware says.
+    """Return the command that starts a paused guest. *monitor*: file descriptor for QMP. *log*: log of the firmware.
 
-    Raises ConfigError for a program or a firmware that is not installed.
+    Raises ConfigError if a program or the firmware is not installed.
     """
-    limits = [f"--as={machine.memory + _BESIDE}", f"--cpu={cpu_s}", f"--fsize={_LARGEST_FILE}", "--core=0"]
+    limits = [f"--as={machine.memory + _EXTRA_MEMORY}", f"--cpu={cpu_s}", f"--fsize={_MAX_FILE}", "--core=0"]
     return [
         *(tool("prlimit", "util-linux"), *limits, "--", tool("setpriv", "util-linux"), "--pdeathsig", "KILL"),
         *(tool("qemu-system-x86_64", "qemu-system-x86"), "-no-user-config", "-nodefaults", "-nic", "none"),
@@ -80,12 +82,12 @@ def command(machine: BootMachine, monitor: int, log: Path, cpu_s: int) -> list[s
         *_firmware(machine.firmware),
         *("-chardev", f"socket,id=qmp,fd={monitor}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"file,id=log,path={_quoted(log)}", "-device", "isa-debugcon,iobase=0x402,chardev=log"),
-        *(word for number, each in enumerate(machine.drives[:MOST_DISKS]) for word in _drive(number, each)),
+        *(word for number, each in enumerate(machine.drives[:MAX_DISKS]) for word in _drive(number, each)),
     ]
 
 
 def tool(name: str, package: str) -> str:
-    """The absolute path of a program; ConfigError where it is missing."""
+    """Return the absolute path of a program. Raises ConfigError if it is missing."""
     path = shutil.which(name)
     if path is None:
         raise ConfigError(f"{name} is not installed on this worker", name, f"Install {package}, or verify without boot")
@@ -97,7 +99,7 @@ def _firmware(kind: str) -> list[str]:
         return []
     found = next((each for each in _EFI if Path(each).exists()), None)
     if found is None:
-        raise ConfigError("The VM boots by EFI, and OVMF is not installed on this worker", "ovmf", "Install ovmf")
+        raise ConfigError("The VM boots with EFI, but OVMF is not installed on this worker", "ovmf", "Install ovmf")
     return ["-bios", found]
 
 
@@ -113,5 +115,5 @@ def _drive(number: int, drive: Drive) -> Iterator[str]:
 
 
 def _quoted(path: Path) -> str:
-    """A comma in a value of QEMU's is doubled."""
+    """Double each comma, which otherwise separates values of an option of QEMU."""
     return str(path).replace(",", ",,")

@@ -1,4 +1,4 @@
-"""QMP, QEMU's machine protocol: a JSON object a line, over a socket that it has inherited."""
+"""Talk QMP, QEMU's machine protocol: one JSON object per line, over an inherited socket."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-#: Seconds between two looks at the stop flag while QEMU is silent.
+#: Seconds between two calls of the check while QEMU is silent.
 _TICK_S = 0.5
-#: Seconds for one answer: a screendump takes a fraction of one, on a busy machine some.
-_PATIENCE_S = 60.0
+#: Seconds for one answer. A screendump takes less than a second, or some seconds on a busy machine.
+_TIMEOUT_S = 60.0
 
 
 class MonitorError(Exception):
@@ -19,10 +19,10 @@ class MonitorError(Exception):
 
 
 class Monitor:
-    """Asks one running QEMU; *check* is called while it is waited for, and may raise."""
+    """Connection to one running QEMU. *check* is called in every wait, and may raise."""
 
     def __init__(self, sock: socket.socket, check: Callable[[], None]) -> None:
-        #: The names of what has happened, in order: SHUTDOWN, RESET, GUEST_PANICKED, …
+        #: Names of all events, in order: SHUTDOWN, RESET, GUEST_PANICKED, …
         self.events: list[str] = []
         self._sock = sock
         self._check = check
@@ -32,35 +32,35 @@ class Monitor:
         self.ask("qmp_capabilities")
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """What a command returns; MonitorError."""
+        """Run a command and return its result. Raises MonitorError."""
         try:
             self._sock.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         except OSError as error:
             raise MonitorError("QEMU has ended") from error
         while True:
-            said = self._line()
-            if "event" in said:
-                self.events.append(said["event"])
-            elif "error" in said:
-                raise MonitorError(f"{command}: {said['error']['desc']}")
+            message = self._line()
+            if "event" in message:
+                self.events.append(message["event"])
+            elif "error" in message:
+                raise MonitorError(f"{command}: {message['error']['desc']}")
             else:
-                return said.get("return")
+                return message.get("return")
 
     def _line(self) -> dict[str, Any]:
-        until = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _TIMEOUT_S
         while b"\n" not in self._held:
             self._check()
             try:
-                came = self._sock.recv(65536)
+                received = self._sock.recv(65536)
             except TimeoutError:
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     raise MonitorError("QEMU does not answer") from None
                 continue
             except OSError as error:
                 raise MonitorError("QEMU has ended") from error
-            if not came:
+            if not received:
                 raise MonitorError("QEMU has ended")
-            self._held += came
+            self._held += received
         line, _, self._held = self._held.partition(b"\n")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        message: dict[str, Any] = json.loads(line)
+        return message

@@ -1,4 +1,4 @@
-"""What a guest shows: a picture is compared with others, judged, and kept as PNG."""
+"""Compare pictures of a guest's screen, recognise a blank one, and write PNG."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 
-#: Netpbm's binary form, as QEMU writes it: ppm(5).
+#: Netpbm's binary form, which QEMU writes: ppm(5).
 _PPM = re.compile(rb"P6\s+(\d+)\s+(\d+)\s+255\s")
-#: Of the bits of two pictures, this part may differ and they are still the same: a cursor blinks. One on a text screen
-#: is a 40,000th of it; a line of text is a 700th.
+#: Two pictures are the same if at most this part of their bits differs, because a cursor blinks. A cursor on a text
+#: screen has a 40,000th of the bits, a line of text a 700th.
 _SAME = 1 / 4000
-#: Of so many pixels one is looked at to find the background: a prime, so that no pattern is met.
+#: One of this many pixels is read to find the background. A prime does not follow a pattern of the screen.
 _SAMPLE = 997
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A screen, 24 bits a pixel."""
+    """Screen with 24 bits per pixel."""
 
     width: int
     height: int
     pixels: bytes = field(repr=False)
 
     def is_like(self, other: Picture) -> bool:
-        """Whether it shows the same, but for a cursor."""
+        """Return whether both pictures are the same, apart from a cursor."""
         return (self.width, self.height) == (other.width, other.height) and self._close(other.pixels)
 
     @property
     def is_blank(self) -> bool:
-        """Whether it is all of one colour, but for a cursor."""
+        """Return whether the picture has one colour, apart from a cursor."""
         some = Counter(self.pixels[at : at + 3] for at in range(0, len(self.pixels), 3 * _SAMPLE))
         return self._close(some.most_common(1)[0][0] * (self.width * self.height))
 
@@ -41,7 +41,7 @@ class Picture:
         return differing.bit_count() <= 8 * len(pixels) * _SAME
 
     def png(self) -> bytes:
-        """The picture as PNG (ISO/IEC 15948): truecolour, no filter."""
+        """Return the picture as PNG (ISO/IEC 15948): truecolour, no filter."""
         row = 3 * self.width
         lines = b"".join(b"\0" + self.pixels[at : at + row] for at in range(0, len(self.pixels), row))
         head = struct.pack(">IIBBBBB", self.width, self.height, 8, 2, 0, 0, 0)
@@ -53,10 +53,11 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def read_ppm(data: bytes) -> Picture:
-    """A picture as QEMU dumps it; ValueError for anything else."""
+    """Parse a picture that QEMU dumped. Raises ValueError."""
     match = _PPM.match(data)
     if match is None:
-        raise ValueError("no PPM")
+        raise ValueError("not a PPM")
+
     width, height, pixels = int(match[1]), int(match[2]), data[match.end() :]
     if len(pixels) != 3 * width * height:
         raise ValueError(f"{len(pixels)} bytes in a PPM of {width}x{height}")

@@ -1,8 +1,8 @@
-"""Writes a streamOptimized VMDK forwards only, as an ESX host sends one and takes one back.
+"""Write a streamOptimized VMDK as a stream, without seeking back, in the form that ESX hosts send and accept.
 
     header · descriptor · grains of 32 MiB of disk · their grain table · … · grain directory · footer · end of stream
 
-A table follows its grains at once, so that one is held and no more. Layout: see ``vmdk`` and ``streamoptimized``.
+Each table follows its grains, so only one table is in memory. Layout: see ``vmdk`` and ``stream_optimized``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 
 from ssvm_worker.errors import TooLarge
-from ssvm_worker.formats.extents import Extent, gathered, in_order
+from ssvm_worker.formats.extents import Extent, check_order, merge_chunks
 from ssvm_worker.formats.vmdk import (
     COMPRESSED,
     GD_AT_END,
@@ -31,7 +31,7 @@ from ssvm_worker.units import KiB, TiB
 GRAIN = 64 * KiB
 _TABLE = 512
 _OVERHEAD = GRAIN // SECTOR
-#: Of a grain: its sector, and the bytes of its data.
+#: Head of a grain: its sector, and the bytes of its data.
 _GRAIN_HEAD = struct.Struct("<QI")
 _HEADER = struct.Struct("<4sIIQQQQIQQQB4sH")
 _DESCRIPTOR = """# Disk DescriptorFile
@@ -51,34 +51,35 @@ ddb.virtualHWVersion = "13"
 
 
 def stream_optimized(extents: Iterable[Extent], capacity: int, name: str) -> Iterator[bytes]:
-    """The chunks of a streamOptimized VMDK of *capacity* bytes from extents that are whole grains of 64 KiB.
+    """Return the chunks of a streamOptimized VMDK of *capacity* bytes. Each extent is a whole grain of 64 KiB.
 
-    The same extents give the same bytes. Raises CorruptImage for extents out of order, TooLarge for a stream beyond
-    2 TiB, which its 32-bit sectors cannot address. Holds one grain table, and 4 bytes for each 32 MiB of disk.
+    The same extents give the same bytes. Raises CorruptImage for extents out of order. Raises TooLarge for a stream
+    beyond 2 TiB, which its 32-bit sectors cannot address. Memory: one grain table, and 4 bytes for each 32 MiB of disk.
     """
-    whole = ((offset, deflate(data.ljust(GRAIN, b"\0"))) for offset, data in in_order(extents, capacity, name))
-    return stream_of_grains(whole, capacity, name)
+    grains = ((offset, deflate(data.ljust(GRAIN, b"\0"))) for offset, data in check_order(extents, capacity, name))
+    return stream_of_grains(grains, capacity, name)
 
 
 def stream_of_grains(
     grains: Iterable[tuple[int, bytes]], capacity: int, name: str, grain_size: int = GRAIN
 ) -> Iterator[bytes]:
-    """The same of grains of *grain_size* that are zlib streams already, by their offsets, which rise."""
-    return gathered(_Writer(capacity, name, grain_size).image(grains))
+    """Do the same for grains of *grain_size* that are zlib streams already. Their offsets must rise."""
+    return merge_chunks(_Writer(capacity, name, grain_size).image(grains))
 
 
 def stream_size(lengths: Iterable[tuple[int, int]], capacity: int, grain_size: int = GRAIN) -> int:
-    """Bytes of the stream that ``stream_of_grains`` makes of grains of these lengths, by their offsets, which rise."""
+    """Return the bytes of the stream that ``stream_of_grains`` makes from grains of these (offset, length)."""
     size, tables, last = _OVERHEAD * SECTOR, 0, -1
     for offset, length in lengths:
-        size += _whole(_GRAIN_HEAD.size + length)
+        size += _round_up(_GRAIN_HEAD.size + length)
         table = offset // (_TABLE * grain_size)
         tables, last = tables + (table != last), table
-    directory = _whole(4 * _tables_of(-(-capacity // SECTOR), grain_size))
+    directory = _round_up(4 * _tables_of(-(-capacity // SECTOR), grain_size))
     return size + tables * (SECTOR + 4 * _TABLE) + SECTOR + directory + 2 * SECTOR + SECTOR
 
 
 def _tables_of(sectors: int, grain_size: int) -> int:
+    """Return the number of grain tables of a disk."""
     return -(-sectors // (_TABLE * grain_size // SECTOR))
 
 
@@ -94,36 +95,34 @@ class _Writer:
         self._number = -1
 
     def image(self, grains: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
-        yield self._count(self._header(GD_AT_END) + self._descriptor())
+        yield self._advance(self._header(GD_AT_END) + self._descriptor())
         for offset, data in grains:
             number, place = divmod(offset // self._grain_size, _TABLE)
             if number != self._number:
                 yield from self._end_table()
                 self._number = number
             self._table[place] = self._at
-            yield self._count(_padded(_GRAIN_HEAD.pack(offset // SECTOR, len(data)) + data))
+            yield self._advance(_padded(_GRAIN_HEAD.pack(offset // SECTOR, len(data)) + data))
         yield from self._end_table()
-        yield from self._end()
+        directory = _padded(struct.pack(f"<{len(self._directory)}I", *self._directory))
+        directory_at = self._at + 1
+        yield self._advance(_marker(len(directory) // SECTOR, MARKER_GD) + directory)
+        yield self._advance(_marker(1, MARKER_FOOTER) + self._header(directory_at))
+        yield self._advance(_marker(0, MARKER_EOS))
 
-    def _count(self, piece: bytes) -> bytes:
+    def _advance(self, piece: bytes) -> bytes:
+        """Count the sectors of *piece* and return it."""
         self._at += len(piece) // SECTOR
         if self._at >> 32:
-            remedy = "Restore it as raw or qcow2"
-            raise TooLarge(f"The stream goes beyond {2 * TiB} bytes, which no VMDK can", self._name, remedy)
+            what = f"The stream would exceed {2 * TiB} bytes, the limit of a VMDK"
+            raise TooLarge(what, self._name, "Restore it as raw or qcow2")
         return piece
 
     def _end_table(self) -> Iterator[bytes]:
         if self._number >= 0:
             self._directory[self._number] = self._at + 1
-            yield self._count(_marker(4, MARKER_GT) + struct.pack(f"<{_TABLE}I", *self._table))
+            yield self._advance(_marker(4, MARKER_GT) + struct.pack(f"<{_TABLE}I", *self._table))
             self._table = [0] * _TABLE
-
-    def _end(self) -> Iterator[bytes]:
-        packed = _padded(struct.pack(f"<{len(self._directory)}I", *self._directory))
-        place = self._at + 1
-        yield self._count(_marker(len(packed) // SECTOR, MARKER_GD) + packed)
-        yield self._count(_marker(1, MARKER_FOOTER) + self._header(place))
-        yield self._count(_marker(0, MARKER_EOS))
 
     def _header(self, directory_at: int) -> bytes:
         fields = SparseHeader(
@@ -158,6 +157,7 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % SECTOR)
 
 
-def _whole(size: int) -> int:
-    """In whole sectors."""
+def _round_up(size: int) -> int:
+    """Round up to whole sectors."""
+
     return size + -size % SECTOR

@@ -19,8 +19,8 @@ from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.units import GiB, MiB
-from ssvm_worker.vm_boot.boot import BootOutcome, BootTimeouts, boot
-from ssvm_worker.vm_boot.command_line import MOST_DISKS, BootMachine, Drive, tool
+from ssvm_worker.vm_boot.boot import BootTimeouts, boot
+from ssvm_worker.vm_boot.command_line import MAX_DISKS, BootMachine, Drive, tool
 
 from .screenshots import screenshot_path
 
@@ -44,7 +44,7 @@ def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, 
     parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(parent, _PREFIX) as folder:
         attempt.progress.start("restoring to boot", sum(disk.total("qcow2") for disk in disks))
-        drives = [Drive(_restore(disk, folder), _controller(config, disk)) for disk in disks[:MOST_DISKS]]
+        drives = [Drive(_restore(disk, folder), _controller(config, disk)) for disk in disks[:MAX_DISKS]]
         attempt.progress.start("booting")
         firmware = str(config.get("firmware") or "bios")
         machine = BootMachine(drives, _memory(config, attempt.boots.memory), firmware, attempt.boots.accelerator)
@@ -60,20 +60,6 @@ def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, 
             f"{store.name}:{artifact.prefix}",
             f"See the screenshot {screenshot}. If the VM boots from another device, verify it without boot",
         )
-    return _result(outcome, machine, screenshot)
-
-
-def _restore(disk: BackupDisk, folder: Path) -> Path:
-    """Write a disk as a sparse qcow2. Return its path."""
-    hasher, name = Hasher(), f"disk{disk.number}"
-    hint = int(disk.entry.facts.get("populated", disk.capacity)) + disk.capacity // 1024 + MiB
-    with FileStore("scratch", folder).writer(name, hint, owner=disk.attempt.owner) as sink:
-        verify = partial(disk.verify_copy, "qcow2", hasher)
-        store_stream(disk.image("qcow2", name), {"scratch": sink}, verify=verify, check=disk.attempt.check)
-    return folder / name
-
-
-def _result(outcome: BootOutcome, machine: BootMachine, screenshot: Path) -> dict[str, Any]:
     return {
         "screenshot": str(screenshot),
         "screen": outcome.screen,
@@ -87,6 +73,16 @@ def _result(outcome: BootOutcome, machine: BootMachine, screenshot: Path) -> dic
         "accelerator": "kvm" if outcome.kvm else "tcg",
         **({"kvm_failure": outcome.kvm_failure} if outcome.kvm_failure else {}),
     }
+
+
+def _restore(disk: BackupDisk, folder: Path) -> Path:
+    """Write a disk as a sparse qcow2. Return its path."""
+    hasher, name = Hasher(), f"disk{disk.number}"
+    hint = int(disk.entry.facts.get("populated", disk.capacity)) + disk.capacity // 1024 + MiB
+    with FileStore("scratch", folder).writer(name, hint, owner=disk.attempt.owner) as sink:
+        verify = partial(disk.verify_copy, "qcow2", hasher)
+        store_stream(disk.image("qcow2", name), {"scratch": sink}, verify=verify, check=disk.attempt.check)
+    return folder / name
 
 
 # The hardware of the VM.

@@ -1,4 +1,4 @@
-"""What is refused: images that reach outside themselves, hide something, or are no images at all."""
+"""Refused images: those that refer to other files, hide content, or are no images at all."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Row = tuple[bytes, type[ImageError], str]
 
 
 def inspect(image: bytes, expected: str = "auto") -> ImageInfo:
-    """The verdict on bytes that come in small chunks."""
+    """Return the inspection of bytes that arrive in small chunks."""
     inspection = Inspection(expected, where="http://example.test/disk.img")
     for at in range(0, len(image), 100_000):
         inspection(image[at : at + 100_000])
@@ -42,7 +42,7 @@ def inspect(image: bytes, expected: str = "auto") -> ImageInfo:
 
 
 def refuse(image: bytes, error: type[ImageError], text: str, expected: str = "auto") -> None:
-    """Demand that error from the bytes, with a text that names the place and says what to do."""
+    """Check that the bytes give that error, with a position and a remedy in its text."""
     with pytest.raises(error, match=text) as caught:
         inspect(image, expected)
     assert caught.value.where == "http://example.test/disk.img"
@@ -50,7 +50,7 @@ def refuse(image: bytes, error: type[ImageError], text: str, expected: str = "au
 
 
 def table(rows: dict[str, Row]) -> pytest.MarkDecorator:
-    """One test case a row, named by its key."""
+    """Return the rows as test cases, named by their keys."""
     return pytest.mark.parametrize(("image", "error", "text"), rows.values(), ids=rows.keys())
 
 
@@ -60,7 +60,7 @@ BACKING = ("/etc/passwd", "../../secret", "base.qcow2", "/dev/sda", "nbd://10.0.
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("name", BACKING)
 def test_backing_file(name: str, version: int) -> None:
-    """A qcow2 with a backing file is refused, and the error names it."""
+    """The error of a qcow2 with a backing file names that file."""
     refuse(qcow2_backed_by(name, version=version), UnsafeImage, "names a backing file: .*Flatten it: qemu-img convert")
     with pytest.raises(UnsafeImage) as caught:
         Inspection()(qcow2_backed_by(name, version=version) + bytes(2 << 20))
@@ -115,7 +115,7 @@ def test_backing_file(name: str, version: int) -> None:
     }
 )
 def test_qcow2(image: bytes, error: type[ImageError], text: str) -> None:
-    """A qcow2 that reaches outside, hides, or lies about its sizes is refused before any tool opens it."""
+    """A qcow2 with external references, hidden content or wrong sizes is refused before any tool opens it."""
     refuse(image, error, text)
 
 
@@ -147,20 +147,20 @@ ALONE = {
 @pytest.mark.parametrize("expected", ["auto", "raw", "iso", "vmdk"])
 @pytest.mark.parametrize("text", ALONE.values(), ids=ALONE.keys())
 def test_vmdk_descriptor_alone(text: bytes, expected: str) -> None:
-    """A text that a reader could take for a VMDK descriptor is refused, whatever it was declared as."""
+    """A text that a reader could take for a VMDK descriptor is refused for any requested format."""
     if expected in ("auto", "vmdk"):
-        refuse(text, UnsafeImage, "only a descriptor; its data lies in other files", expected)
+        refuse(text, UnsafeImage, "only a descriptor. Its data is in other files", expected)
     else:
         refuse(text, UnknownFormat, f"The image is vmdk, but {expected} was asked for", expected)
 
 
 def described(**fields: str) -> bytes:
-    """A streamOptimized VMDK whose descriptor is another one."""
+    """Return a streamOptimized VMDK with another descriptor."""
     return stream_optimized(NOISE, descriptor=vmdk_descriptor(137, **fields))
 
 
 def refooted(**fields: int | bytes) -> bytes:
-    """A streamOptimized VMDK whose footer differs from its header."""
+    """Return a streamOptimized VMDK whose footer differs from its header."""
     image = stream_optimized(NOISE)
     return overlay(image, {len(image) - 1024: vmdk_header(**{"capacity": 137, "gd_offset": 200} | fields)})
 
@@ -206,7 +206,7 @@ def refooted(**fields: int | bytes) -> bytes:
     }
 )
 def test_vmdk(image: bytes, error: type[ImageError], text: str) -> None:
-    """A VMDK whose descriptor, parent or footer names anything but itself is refused."""
+    """A VMDK whose descriptor, parent or footer refers to another file is refused."""
     refuse(image, error, text)
 
 
@@ -225,8 +225,8 @@ def test_vmdk(image: bytes, error: type[ImageError], text: str) -> None:
         "VHDX of 100 TiB": (vhdx(100 << 40), CorruptImage, "says that it has"),
         "VHDX with an unknown region": (vhdx(required=2), UnknownFormat, "needs an unknown region"),
         "VHDX with a region in its header": (vhdx(bat_at=4096), CorruptImage, "region at offset 4096"),
-        "VHDX without regions": (overlay(vhdx(), {192 << 10: bytes(16)}), CorruptImage, "no sound region table"),
-        "VHDX without metadata": (overlay(vhdx(), {1 << 20: bytes(16)}), CorruptImage, "no sound metadata table"),
+        "VHDX without regions": (overlay(vhdx(), {192 << 10: bytes(16)}), CorruptImage, "no valid region table"),
+        "VHDX without metadata": (overlay(vhdx(), {1 << 20: bytes(16)}), CorruptImage, "no valid metadata table"),
     }
 )
 def test_vhd_and_vhdx(image: bytes, error: type[ImageError], text: str) -> None:
@@ -235,7 +235,7 @@ def test_vhd_and_vhdx(image: bytes, error: type[ImageError], text: str) -> None:
 
 
 def test_vhdx_of_qemu_with_a_parent(tmp_path: Path) -> None:
-    """The parent flag is found in a VHDX that a real tool has laid out."""
+    """The parent flag is found in a VHDX of a real tool."""
     if not shutil.which("qemu-img"):
         missing("qemu-img", "install qemu-utils")
     subprocess.run(["qemu-img", "create", "-q", "-f", "vhdx", "x", "8M"], cwd=tmp_path, check=True)
@@ -275,12 +275,12 @@ HTML = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head></html>
     }
 )
 def test_no_image(image: bytes, error: type[ImageError], text: str, expected: str) -> None:
-    """What a server sends in place of an image is refused by its name, also when it was declared raw."""
+    """The error of an answer that is no image names its kind, even for a request of raw."""
     refuse(image, error, text, expected)
 
 
 def test_text() -> None:
-    """Text is refused with its first words, unless somebody says that it is a raw disk."""
+    """Text is refused with its first words, unless the request says raw."""
     page = b"Service temporarily unavailable.\n" * 512
     refuse(page, UnknownFormat, "text, not an image: 'Service temporarily unavailable")
     assert inspect(page, "raw").format == "raw"
@@ -292,17 +292,17 @@ def test_text() -> None:
     ids=["qcow2", "vmdk", "vhd", "fixed vhd", "vhdx", "iso"],
 )
 def test_hidden_in_raw(image: bytes) -> None:
-    """An image of another format that was declared raw is refused: some reader would probe it."""
+    """An image of another format is refused for a request of raw, because some readers probe it."""
     refuse(image, UnknownFormat, "but raw was asked for", "raw")
 
 
 def test_second_opinion() -> None:
-    """What only the second judge recognises is refused as well."""
+    """An image that only the second inspector recognises is refused too."""
     refuse(b"x=1\n" * 2000 + b'createType="monolithicFlat"\n', AmbiguousFormat, "raw and vmdk at once", "raw")
 
 
 def test_raised_early() -> None:
-    """The verdict comes with the first MiB and a bit, not at the end of the download."""
+    """The result is known after little more than the first MiB, not at the end of the download."""
     inspection = Inspection("qcow2")
     inspection(gpt(4 << 20)[: 1 << 20])
     with pytest.raises(UnknownFormat, match="The image is raw"):
@@ -310,6 +310,6 @@ def test_raised_early() -> None:
 
 
 def test_formats_are_told_apart() -> None:
-    """No two formats of the list have the same name, and none matches an empty head."""
+    """All formats of the list have different names, and none matches an empty head."""
     assert len({each.name for each in FORMATS}) == len(FORMATS)
     assert not [each.name for each in FORMATS if each.matches(b"")]

@@ -1,4 +1,4 @@
-"""OpenStack's inspectors (oslo.utils), asked as Glance asks, and ours: where they differ, docs/formats.md says why."""
+"""OpenStack's inspectors (oslo.utils), used as in Glance, and the worker's; docs/formats.md explains differences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.formats.test_formats import SEEDS
 from tests.unit.jobs.download.test_checklist import ROWS
 
 DOCS = (ROOT / "docs/formats.md").read_text()
-#: The acceptance list's images, without archives; what is taken or refused for the format asked for is no verdict.
+#: The acceptance list's images, without archives. Rows about the requested format are left out.
 IMAGES = {row: data for row, (data, _, asked) in ROWS.items() if int(row.split()[0]) < 15 and asked == "auto"}
 #: Whose differences no row has.
 MORE = {
@@ -29,7 +29,7 @@ MORE = {
 }
 GOOD: dict[str | int, bytes] = dict(enumerate(SEEDS))
 
-#: What one says when the other would take the image, and the words of docs/formats.md that explain it.
+#: The error of one inspector when the other accepts the image, and the explanation in docs/formats.md.
 BROKEN = "headers and tables that contradict themselves"
 SHORT = "images shorter than they say themselves"
 IMPOSSIBLE = "encrypted qcow2, the corrupt bit, impossible sizes"
@@ -41,7 +41,7 @@ OURS = {
     r"VMDK's createType": "a VMDK with two createTypes",
     r"delta disk|differencing disk": "VMDK delta disks; differencing VHD and VHDX",
     r"whole sectors|HTML|sent text|image is empty": "files without whole sectors, HTML, text",
-    r"which is not taken": "COWD, SE sparse, Parallels, VMA, LUKS 2, BitLocker, archives",
+    r"which is not supported": "COWD, SE sparse, Parallels, VMA, LUKS 2, BitLocker, archives",
     r"at once": "a fixed VHD's footer behind another format",
     r"^CorruptImage|unknown region|in an unknown way|names a backing file|VMDK (describes|has)": BROKEN,
 }
@@ -52,7 +52,7 @@ THEIRS = {
 
 
 def ours(image: bytes) -> str:
-    """Why we refuse an image, or nothing."""
+    """Return why the worker refuses an image, or nothing."""
     inspection = Inspection("auto")
     try:
         inspection(image)
@@ -63,7 +63,9 @@ def ours(image: bytes) -> str:
 
 
 def theirs(image: bytes) -> str:
-    """Why Glance would refuse it, or nothing: one format is found, or an ISO with a partition table, and it is safe."""
+    """Return why Glance would refuse it, or nothing: one format is found, or an ISO with a partition table, and it is
+    safe.
+    """
     wrapper = format_inspector.InspectWrapper(_File(image))
     while wrapper.read(1 << 20):
         pass
@@ -93,7 +95,7 @@ class _File:
 
 
 def reason(image: bytes) -> str | None:
-    """The words of docs/formats.md for a difference about this image; None where there is none."""
+    """Return the explanation in docs/formats.md of a difference about this image, or None."""
     us, them = ours(image), theirs(image)
     if bool(us) == bool(them):
         return None
@@ -107,7 +109,7 @@ def reason(image: bytes) -> str | None:
 
 @pytest.mark.parametrize("row", IMAGES | MORE)
 def test_the_list(row: str) -> None:
-    """Of each image of the acceptance list both say the same, or a line says why not."""
+    """For each image of the acceptance list both agree, or a line explains the difference."""
     assert (reason((IMAGES | MORE)[row]) or "") in DOCS
 
 
@@ -117,7 +119,7 @@ EDITS = st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, 63), st.binary
 @given(name=st.sampled_from([*GOOD, *IMAGES]), edits=EDITS, cut=st.one_of(st.none(), st.integers(0, 0xFFFF)))
 @settings(max_examples=200)
 def test_mutants(name: str | int, edits: list[tuple[int, int, bytes]], cut: int | None) -> None:
-    """So it is of any of these images with other bytes in its structures, and of its beginning alone."""
+    """The same is true of these images with changed structures or only their start."""
     image = (GOOD | IMAGES)[name]
     script = b"".join(block.to_bytes(2, "little") + bytes([place, len(new) - 1]) + new for block, place, new in edits)
     end = b"" if cut is None else cut.to_bytes(2, "little") + b"\0\xff"
@@ -125,6 +127,6 @@ def test_mutants(name: str | int, edits: list[tuple[int, int, bytes]], cut: int 
 
 
 def test_every_reason_is_needed() -> None:
-    """No difference is explained that is none."""
+    """Every explanation belongs to a real difference."""
     found = {reason(image) for image in (IMAGES | MORE).values()}
     assert found - {None} == {*OURS.values(), "GPT and MBR oddities are *taken*"}

@@ -1,4 +1,4 @@
-"""A streamOptimized VMDK is followed to its end marker, and anything short of it is a failure."""
+"""A streamOptimized VMDK is read to its end marker, and a stream without it is an error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HEAD, GRAINS, TABLE, DIRECTORY, FOOTER, EOS = PIECES[0], PIECES[1:5], PIECES[5],
 
 
 def follow(stream: bytes, cuts: Iterable[int] = (), **options: int) -> StreamOptimized:
-    """Follow a stream cut at these places to its end."""
+    """Read a stream, cut at these positions, to its end."""
     seen = StreamOptimized("disk-0", **options)
     for start, end in itertools.pairwise([0, *sorted(cuts), len(stream)]):
         seen(stream[start:end])
@@ -47,12 +47,12 @@ def follow(stream: bytes, cuts: Iterable[int] = (), **options: int) -> StreamOpt
 
 
 def built(*pieces: bytes | list[bytes]) -> bytes:
-    """Pieces of a stream in another order."""
+    """Return the parts of a stream in another order."""
     return b"".join(piece if isinstance(piece, bytes) else b"".join(piece) for piece in pieces)
 
 
 def test_whole() -> None:
-    """Of a whole stream it tells capacity, grains, the bytes they hold, and no warning."""
+    """A complete stream gives capacity, grains, their bytes, and no warning."""
     seen = follow(built(PIECES), capacity=4 * GRAIN + SECTOR)
     assert (seen.capacity, seen.lba_bytes, seen.grains) == (4 * GRAIN + SECTOR, 4 * GRAIN + SECTOR, 4)
     assert (seen.data_bytes, seen.size, seen.warnings) == (3 * GRAIN + SECTOR, len(built(PIECES)), [])
@@ -70,24 +70,24 @@ def test_whole() -> None:
     ids=["empty disk", "one grain", "grains in the second table", "version 1", "a progress marker"],
 )
 def test_taken(stream: bytes) -> None:
-    """A disk of any fill is taken, and so are markers that say nothing of data."""
+    """A disk with any fill is accepted, and so are markers without data."""
     assert follow(stream, inflate_every=1).capacity > 0
 
 
 @given(st.lists(st.integers(0, len(built(PIECES))), max_size=30), st.integers(0, 3))
 @settings(max_examples=60)
 def test_cuts_mean_nothing(cuts: list[int], every: int) -> None:
-    """Wherever the stream is cut into chunks, the same is seen."""
+    """The cuts between chunks do not matter."""
     seen, whole = follow(built(PIECES), cuts, inflate_every=every), follow(built(PIECES))
     assert (seen.grains, seen.data_bytes, seen.warnings) == (whole.grains, whole.data_bytes, [])
 
 
-#: As VMware's own writer leaves it, which uses one buffer for all markers: a sector in the padding, and more.
+#: As VMware's own writer leaves it, which reuses one buffer for all markers: a sector in the padding, and more.
 DIRTY = bytes(16) + b"\x80\x37" + bytes(6) + b"left over".ljust(488, b"\xff")
 
 
 def dirty(stream_pieces: list[bytes]) -> bytes:
-    """The stream with other bytes in the padding of every marker."""
+    """Return the stream with other bytes in the padding of every marker."""
     head, grains, tables, end = stream_pieces[0], stream_pieces[1:5], stream_pieces[5:-1], stream_pieces[-1]
     progress = vmdk_marker(0, 4)[:16] + DIRTY[16:]
     tables = [each[:16] + DIRTY[16:] + each[SECTOR:] for each in tables]
@@ -95,13 +95,13 @@ def dirty(stream_pieces: list[bytes]) -> bytes:
 
 
 def test_padding_of_markers() -> None:
-    """Only 16 bytes of a marker count, for everything that reads a stream; nothing may follow the end marker."""
+    """Only 16 bytes of a marker count for all readers, and nothing may follow the end marker."""
     stream = dirty(PIECES)
     assert follow(stream, inflate_every=1).grains == 4
     assert [each for _, each in vmdk_extents([stream], "disk", 4 * GRAIN + SECTOR)] == [
         each.ljust(GRAIN, b"\0") for each in (NOISE, NOISE[::-1], NOISE, NOISE[:100])
     ]
-    for image in (stream, long_stream()):  # shorter and longer than the head that an inspection holds
+    for image in (stream, long_stream()):  # shorter and longer than the head that an inspection keeps
         inspection = Inspection("vmdk")
         inspection(image)
         assert inspection.finish().details["create_type"] == "streamOptimized"
@@ -110,13 +110,13 @@ def test_padding_of_markers() -> None:
 
 
 def long_stream() -> bytes:
-    """A stream of 2 MiB whose end marker has other bytes in its padding."""
+    """Return a stream of 2 MiB whose end marker has other bytes in its padding."""
     pieces = list(stream_optimized_pieces(random.Random(4).randbytes(2 * MiB)))
     return b"".join(pieces[:-1]) + DIRTY
 
 
 def test_byte_by_byte() -> None:
-    """Chunks of one byte are no different."""
+    """Chunks of one byte give the same result."""
     stream = stream_optimized(b"x" * 1000)
     assert follow(stream, range(1, len(stream)), inflate_every=1).grains == 1
 
@@ -124,13 +124,13 @@ def test_byte_by_byte() -> None:
 @given(st.integers(0, len(built(PIECES)) - 1))
 @settings(max_examples=60)
 def test_cut_short(length: int) -> None:
-    """A stream that ends anywhere before its last byte is cut short, or not even begun."""
+    """A stream that ends before its last byte is truncated or has no beginning."""
     with pytest.raises(CorruptImage, match="cut short"):
         follow(built(PIECES)[:length])
 
 
 def test_progress() -> None:
-    """The place in the disk rises with the grains, whatever their number."""
+    """The position in the disk grows with the grains, for any number of them."""
     seen = StreamOptimized()
     places = []
     for piece in PIECES:
@@ -140,7 +140,7 @@ def test_progress() -> None:
 
 
 def bad_grain(lba: int, data: bytes, size: int | None = None) -> bytes:
-    """A grain with these data, whatever they are."""
+    """Return a grain with any data."""
     return padded(struct.pack("<QI", lba, len(data) if size is None else size) + data, SECTOR)
 
 
@@ -154,8 +154,8 @@ BROKEN = {
     "another compression": (vmdk_header(capacity=8, compression=2) + bytes(1 << 17), "compression 2"),
     "data inside the header": (vmdk_header(capacity=8, overhead=3) + bytes(1 << 17), "inside its header"),
     "another capacity": (stream_optimized(DISK, 9 * MiB), "has 262656 bytes, the stream says 9437184"),
-    "a grain twice": (built(HEAD, GRAINS[0], GRAINS[0], EOS), "sector 0 comes again"),
-    "grains out of order": (built(HEAD, GRAINS[1], GRAINS[0], EOS), "sector 0 comes again, or too late"),
+    "a grain twice": (built(HEAD, GRAINS[0], GRAINS[0], EOS), "sector 0 is repeated"),
+    "grains out of order": (built(HEAD, GRAINS[1], GRAINS[0], EOS), "sector 0 is repeated, or out of order"),
     "a grain off its boundary": (built(HEAD, vmdk_grain(5, NOISE), EOS), "claims sector 5 of a disk"),
     "a grain behind the disk": (built(HEAD, vmdk_grain(1 << 20, NOISE), EOS), "claims sector 1048576"),
     "a grain of a GiB": (built(HEAD, bad_grain(0, b"", 1 << 30), EOS), "1073741824 bytes of data"),
@@ -164,7 +164,7 @@ BROKEN = {
     "a grain that is a bomb": (built(HEAD, bad_grain(0, zlib.compress(bytes(MiB)))), "inflates to 65537 bytes"),
     "a grain cut in its data": (built(HEAD, bad_grain(0, zlib.compress(NOISE)[:-4]), EOS), "inflates to 65536 bytes"),
     "a flipped byte": (overlay(built(PIECES), {GRAIN + 1000: b"\x00\xff\x00"}), "cannot be inflated"),
-    "an unknown marker": (built(HEAD, vmdk_marker(0, 9), EOS), "bytes of another kind before offset 65552"),
+    "an unknown marker": (built(HEAD, vmdk_marker(0, 9), EOS), "The bytes before offset 65552"),
     "a marker that jumps to nowhere": (built(HEAD, vmdk_marker(1 << 50, 4), EOS), "no end-of-stream marker"),
     "no end marker": (built(PIECES[:-1]), "no end-of-stream marker"),
     "zeros where grains should be": (
@@ -179,7 +179,7 @@ BROKEN = {
 
 @pytest.mark.parametrize(("stream", "why"), BROKEN.values(), ids=BROKEN.keys())
 def test_broken(stream: bytes, why: str) -> None:
-    """A stream that breaks a rule of the format is refused, and the error names the place and a remedy."""
+    """The error of a stream that violates the format has a position and a remedy."""
     for cuts in ((), range(1000, len(stream), 1000)):
         with pytest.raises(CorruptImage, match=why) as caught:
             follow(stream, cuts, capacity=4 * GRAIN + SECTOR, inflate_every=1)
@@ -212,7 +212,7 @@ ODD = {
 
 @pytest.mark.parametrize(("stream", "warnings"), ODD.values(), ids=ODD.keys())
 def test_warned(stream: bytes, warnings: list[str]) -> None:
-    """What repeats the data may contradict it at the price of a warning."""
+    """A contradiction in redundant data is only a warning."""
     seen = follow(stream)
     assert len(seen.warnings) == len(warnings)
     for said, expected in zip(seen.warnings, warnings, strict=True):
@@ -220,7 +220,7 @@ def test_warned(stream: bytes, warnings: list[str]) -> None:
 
 
 def test_inflate_every_other() -> None:
-    """Of N grains every Nth is inflated; the others are stepped over."""
+    """Of N grains every Nth is inflated, and the others are skipped."""
     stream = built(HEAD, bad_grain(0, b"broken"), GRAINS[1:], PIECES[5:])
     assert follow(stream, inflate_every=2).grains == 4
     assert follow(stream).grains == 4
@@ -231,7 +231,7 @@ def test_inflate_every_other() -> None:
 @given(st.dictionaries(st.integers(0, 700 * KiB), st.binary(min_size=1, max_size=8), max_size=3), st.data())
 @settings(max_examples=100)
 def test_mutants(patches: dict[int, bytes], data: st.DataObject) -> None:
-    """Whatever is written over a stream, the answer is a verdict or CorruptImage."""
+    """A stream with any changed bytes gives a result or CorruptImage."""
     stream = built(PIECES)
     places = [0, 4, 8, 12, 20, 64, GRAIN, GRAIN + 8, len(stream) - 1024, len(stream) - 1536, len(stream) - 500]
     patches[data.draw(st.sampled_from(places))] = data.draw(st.binary(min_size=1, max_size=8))

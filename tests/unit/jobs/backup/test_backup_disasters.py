@@ -87,5 +87,5 @@ def test_lba_goes_back(bench: Bench, vm: TestVM) -> None:
     bench.vcenter.upload(vm.machine.disks[0].file, b"".join((head, second, first, *rest)))
     error = bench.fail(vm)
     assert isinstance(error, SourceUnavailable)
-    assert "comes again, or too late" in str(error)
+    assert "is repeated, or out of order" in str(error)
     assert not bench.left()

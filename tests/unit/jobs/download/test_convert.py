@@ -186,7 +186,7 @@ def test_limits(tmp_path: Path) -> None:
     """The kernel enforces the file size limit, and the error names the image."""
     (tmp_path / "disk").write_bytes(b"x" * 70 * MIB)
     lying = QemuImg(tmp_path, MIB, lambda: None, "an image")
-    with pytest.raises(TooLarge, match="becomes more than a disk"):
+    with pytest.raises(TooLarge, match="exceeds the size of a disk"):
         lying.convert(tmp_path / "disk", "raw", "qcow2", tmp_path / "out", lambda _: None)
 
 

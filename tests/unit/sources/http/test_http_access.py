@@ -50,7 +50,7 @@ def test_redirects(http_server: HttpServer) -> None:
 @pytest.mark.parametrize(
     ("location", "text"),
     [
-        pytest.param("/image", "in a loop", id="to itself"),
+        pytest.param("/image", "form a loop", id="to itself"),
         pytest.param("http://10.0.0.1/x", "private address", id="to a private address"),
         pytest.param("http://169.254.169.254/latest", "metadata", id="to cloud metadata"),
         pytest.param("file:///etc/passwd", "URL that is not allowed", id="to a file"),
