@@ -1,4 +1,4 @@
-"""The faults do what they say, on the store in memory: a fault that does not happen proves nothing."""
+"""The fault injectors really cause their faults on the memory store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.waiting import PATIENCE_S
 
 
 class TestStoreWhoseFaultIsElsewhere(StoreContract):
-    """A fault that befalls no key leaves a store as good as any."""
+    """A fault that concerns no key leaves the store contract intact."""
 
     @pytest.fixture
     def store(self) -> Store:
@@ -24,7 +24,7 @@ class TestStoreWhoseFaultIsElsewhere(StoreContract):
 
 
 def test_failing_store() -> None:
-    """It takes what fits, then fails, and keeps nothing."""
+    """The store accepts what fits, then fails, and keeps nothing."""
     store = faults.store_failing(MemoryStore(), after=3 * CHUNK)
     put(store, "small", BIG[: 2 * CHUNK])
     with pytest.raises(StoreUnavailable):
@@ -33,7 +33,7 @@ def test_failing_store() -> None:
 
 
 def test_failing_so_many_times() -> None:
-    """After the given number of failures, it works."""
+    """After the given number of failures, the store works."""
     store = faults.store_failing(MemoryStore(), after=0, times=1)
     with pytest.raises(StoreUnavailable):
         put(store, "a", BIG)
@@ -42,13 +42,13 @@ def test_failing_so_many_times() -> None:
 
 
 def test_full_store() -> None:
-    """It is full for good."""
+    """The store stays full."""
     with pytest.raises(StoreFull):
         put(faults.store_full(MemoryStore(), after=CHUNK), "a", BIG)
 
 
 def test_failing_commit() -> None:
-    """All bytes are taken, and there is no object."""
+    """All bytes are accepted, but no object appears."""
     store = faults.store_failing_commit(MemoryStore())
     with pytest.raises(StoreUnavailable, match="commit"):
         put(store, "a", BIG)
@@ -56,7 +56,7 @@ def test_failing_commit() -> None:
 
 
 def test_corrupting_store() -> None:
-    """One bit of an image is flipped; small files beside it are spared."""
+    """One bit of an image is flipped, and small files beside it are unchanged."""
     at = CHUNK + 1
     store = faults.store_corrupting(MemoryStore(), at=at)
     put(store, "a.qcow2", BIG)
@@ -68,14 +68,14 @@ def test_corrupting_store() -> None:
 
 
 def test_short_store() -> None:
-    """The end is lost without a word."""
+    """The end of an object is lost without an error."""
     store = faults.store_short(MemoryStore(), after=CHUNK + 1)
     put(store, "a.qcow2", BIG)
     assert get(store, "a.qcow2") == BIG[: CHUNK + 1]
 
 
 def test_stalling_store() -> None:
-    """A write hangs until it is released, and then goes on as if nothing had been."""
+    """A write hangs until it is released, and then continues normally."""
     store, stall = faults.store_stalling(MemoryStore(), after=CHUNK)
     writer = threading.Thread(target=put, args=(store, "a.qcow2", BIG))
     writer.start()
@@ -87,7 +87,7 @@ def test_stalling_store() -> None:
 
 
 def test_failing_source() -> None:
-    """It breaks in mid-stream so many times; who resumes gets the bytes once."""
+    """The source breaks in the stream so many times, and a resuming reader gets the bytes once."""
     store = MemoryStore()
     put(store, "a", BIG)
     source = faults.source_failing(store.reader("a"), after=CHUNK + 5, times=2)
@@ -98,7 +98,7 @@ def test_failing_source() -> None:
 
 
 def test_spoiled_sink_is_left_like_any_other() -> None:
-    """Leaving a spoiled sink aborts the one inside."""
+    """The end of a wrapped sink aborts the sink inside."""
     store = MemoryStore()
     with faults.store_short(store, after=0).writer("a", owner=ME) as sink:
         fill(sink, BIG)

@@ -1,4 +1,4 @@
-"""Uploads by PUT: all of it is there, or the server's own reason why not."""
+"""Uploads by PUT: all bytes arrive, or the error has the server's reason."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.servers.http import HttpServer
 from tests.waiting import PATIENCE_S
 
 CHUNKS = [DATA[start : start + 100_000] for start in range(0, len(DATA), 100_000)]
-#: More than any socket buffers, so that a server which stops reading is noticed while we send.
+#: More than any socket buffers, so that a server which stops reading is noticed during the upload.
 ENDLESS = [bytes(1_000_000)] * 40
 DEFAULTS = PutSettings(AddressRule(("127.0.0.0/8",)))
 
 
 def put(url: str, chunks: list[bytes] = CHUNKS, settings: PutSettings = DEFAULTS, **more: object) -> None:
-    """Send the chunks and commit; *size* in place of theirs is a lie."""
+    """Send the chunks and commit; *size* overrides their real size."""
     size = more.pop("size", sum(map(len, chunks)))
     with PutSink(url, size, settings, **more) as sink:  # type: ignore[arg-type]
         for chunk in chunks:
@@ -42,7 +42,7 @@ def put(url: str, chunks: list[bytes] = CHUNKS, settings: PutSettings = DEFAULTS
 
 
 def test_whole(http_server: HttpServer) -> None:
-    """The server has the bytes, their length was announced, and the caller's headers came along."""
+    """The server has the bytes, with their length and the caller's headers."""
     put(http_server.take("disk"), headers={"Content-Type": "application/x-disk"})
     assert http_server.stored["/disk"] == DATA
     sent = http_server.requests[0].headers
@@ -50,19 +50,19 @@ def test_whole(http_server: HttpServer) -> None:
 
 
 def test_whole_over_tls(https_server: HttpServer, tmp_path: Path) -> None:
-    """The same over TLS, with an authority of one's own."""
+    """The upload works over TLS with a private authority."""
     put(https_server.take("disk"), settings=dataclasses.replace(DEFAULTS, ca_file=https_server.ca_file(tmp_path)))
     assert https_server.stored["/disk"] == DATA
 
 
 def test_empty(http_server: HttpServer) -> None:
-    """An object of no bytes is put as well."""
+    """An empty object can be uploaded."""
     put(http_server.take("disk"), [])
     assert http_server.stored["/disk"] == b""
 
 
 def test_as_a_sink(http_server: HttpServer) -> None:
-    """It works in the one loop, on a thread of its own."""
+    """The sink works in the central loop, on its own thread."""
     url = http_server.take("disk")
     stored = store_stream(CHUNKS, {"there": PutSink(url, len(DATA), DEFAULTS)})
     assert (stored.objects["there"].size, http_server.stored["/disk"]) == (len(DATA), DATA)
@@ -86,33 +86,33 @@ STATUS = [
 @pytest.mark.parametrize(("status", "error", "text"), STATUS)
 @pytest.mark.parametrize("early", [None, 150_000, 0], ids=["at the end", "in the middle", "at once"])
 def test_status(http_server: HttpServer, status: int, error: type[WorkerError], text: str, early: int | None) -> None:
-    """The answer's status is the error, whether it comes at the end or while we send."""
+    """The answer's status determines the error, at the end or during the upload."""
     with pytest.raises(error, match=text):
         put(http_server.take("disk", status=status, early_after=early))
 
 
 def test_early_answer_over_tls(https_server: HttpServer, tmp_path: Path) -> None:
-    """Over TLS too an early refusal is reported, not the broken pipe that follows it."""
+    """Over TLS an early refusal is reported, and not the broken pipe after it."""
     url = https_server.take("disk", status=403, early_after=150_000)
     with pytest.raises(StoreDenied):
         put(url, ENDLESS, dataclasses.replace(DEFAULTS, ca_file=https_server.ca_file(tmp_path)))
 
 
 def test_server_names_its_reason(http_server: HttpServer) -> None:
-    """The code in an S3 server's answer is in the text."""
+    """The error has the code of an S3 server's answer."""
     url = http_server.take("disk", status=403, body=b"<Error><Code>SignatureDoesNotMatch</Code></Error>")
     with pytest.raises(StoreDenied, match="403 SignatureDoesNotMatch"):
         put(url)
 
 
 def test_yes_before_the_end(http_server: HttpServer) -> None:
-    """A server that is content before it has all bytes has not stored the object."""
+    """A success before the last byte is an error, because the object is not stored."""
     with pytest.raises(StoreUnavailable, match="answered 200 after"):
         put(http_server.take("disk", early_after=150_000), ENDLESS)
 
 
 def test_no_answer(http_server: HttpServer) -> None:
-    """A server that closes without an answer has not stored the object as far as we know."""
+    """A server that closes without an answer is an error."""
     with pytest.raises(StoreUnavailable):
         put(http_server.take("disk", silent=True))
 
@@ -124,7 +124,7 @@ def test_stall(http_server: HttpServer) -> None:
 
 
 def test_cancel(http_server: HttpServer) -> None:
-    """A cancel reaches a write that waits for the server."""
+    """A cancel ends a write that waits for the server."""
 
     def check() -> None:
         if http_server.stalled.is_set():
@@ -135,7 +135,7 @@ def test_cancel(http_server: HttpServer) -> None:
 
 
 def test_abort(http_server: HttpServer) -> None:
-    """Leaving early shows the server a body shorter than promised."""
+    """After an abort the server has a body shorter than declared."""
     with PutSink(http_server.take("disk"), len(DATA), DEFAULTS) as sink:
         sink.write(CHUNKS[0])
         sink.write(CHUNKS[1])
@@ -144,7 +144,7 @@ def test_abort(http_server: HttpServer) -> None:
 
 
 def test_abort_before_the_first_byte(http_server: HttpServer) -> None:
-    """A sink that was never written to never connects, and may be aborted twice."""
+    """A sink without a write never connects, and may be aborted twice."""
     sink = PutSink(http_server.take("disk"), len(DATA), DEFAULTS)
     sink.abort()
     sink.suspend()
@@ -153,40 +153,40 @@ def test_abort_before_the_first_byte(http_server: HttpServer) -> None:
 
 @pytest.mark.parametrize("chunks", [[b"abc"], [b"abcde"]], ids=["fewer bytes", "more bytes"])
 def test_another_size(http_server: HttpServer, chunks: list[bytes]) -> None:
-    """A writer that breaks its promise of a size is our own bug, and commits nothing."""
+    """A writer with another size than declared is a programming error, and commits nothing."""
     with pytest.raises(ValueError, match="promised"):
         put(http_server.take("disk"), chunks, size=4)
     assert http_server.stored == {}
 
 
 def test_address_rule(http_server: HttpServer) -> None:
-    """With a rule, a PUT goes only where a download may come from."""
+    """With a rule, a PUT uses only addresses that downloads may use."""
     with pytest.raises(StoreDenied, match="loopback"):
         put(http_server.take("disk"), settings=PutSettings())
 
 
 def test_nobody_listens() -> None:
-    """A refused connection may be tried again."""
+    """A refused connection is a temporary error."""
     with pytest.raises(StoreUnavailable, match="refused"):
         put(f"http://127.0.0.1:{free_port()}/disk")
 
 
 def test_untrusted_certificate(https_server: HttpServer) -> None:
-    """A certificate of an unknown authority is refused, with the way out."""
+    """A certificate of an unknown authority is refused, with the remedy."""
     with pytest.raises(StoreDenied, match="ca_file"):
         put(https_server.take("disk"))
 
 
 @pytest.mark.parametrize("url", ["ftp://example.org/x", "http://joe:secret@example.org/x", "disk"])
 def test_bad_url(url: str) -> None:
-    """A URL that cannot be put to is an error of the request, and its password stands in no text."""
+    """An invalid URL is an error of the request, and no text shows its password."""
     with pytest.raises(InvalidRequest) as caught:
         PutSink(url, 1, DEFAULTS)
     assert "secret" not in repr(caught.value)
 
 
 def test_signature_is_never_named(http_server: HttpServer) -> None:
-    """The key and every error leave out the values of a presigned URL."""
+    """The key and every error omit the values of a presigned URL."""
     sink = PutSink(http_server.url("disk?X-Amz-Signature=secret"), 0, DEFAULTS)
     assert sink.key.endswith("/disk?X-Amz-Signature=***")
     with suppress(WorkerError):

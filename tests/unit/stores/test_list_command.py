@@ -1,4 +1,4 @@
-"""`ssvm list` and `stat`: what they say of many artifacts, of damaged ones, and of a store that cannot be read."""
+"""`ssvm list` and `stat`: their output for many artifacts, damaged artifacts, and unreadable stores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fill(store: Store, count: int) -> Any:
 
 @pytest.fixture
 def ssvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ssvm:
-    """The command line over a store in a directory; its status, and what it prints."""
+    """Return the command line with a store in a directory; it returns status and output."""
     (tmp_path / "s").mkdir()
     monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/s")
 
@@ -48,7 +48,7 @@ def ssvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def test_many(ssvm: Ssvm, tmp_path: Path) -> None:
-    """All artifacts are listed in the order of their places, as a table and as JSON."""
+    """All artifacts are listed in the order of their paths, as a table and as JSON."""
     fill(FileStore("primary", tmp_path / "s"), 100)
     status, text = ssvm("list")
     lines = text.splitlines()
@@ -60,13 +60,13 @@ def test_many(ssvm: Ssvm, tmp_path: Path) -> None:
 
 
 def test_none(ssvm: Ssvm) -> None:
-    """A store that is empty says so, and that is no error."""
+    """An empty store is reported as empty, without an error."""
     assert ssvm("list") == (0, "no artifacts\n")
     assert ssvm("list", "--json") == (0, "[]\n")
 
 
 def test_damaged_manifest(ssvm: Ssvm, tmp_path: Path) -> None:
-    """An artifact whose manifest cannot be read is listed as such, and the status is 1."""
+    """An artifact with an unreadable manifest is listed so, and the status is 1."""
     store = fill(FileStore("primary", tmp_path / "s"), 2)
     put_bytes(store, "template/tmpl/acme/t0/manifest.json", b"{", OWNER)
     status, text = ssvm("list", "--json")
@@ -76,7 +76,7 @@ def test_damaged_manifest(ssvm: Ssvm, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [("list",), ("stat", "template/tmpl/acme/t0"), ("verify", "--all"), ("stores",)])
 def test_store_is_away(ssvm: Ssvm, tmp_path: Path, command: tuple[str, ...]) -> None:
-    """A directory that is not there, as without its mount, is an error that may be tried again, and never empty."""
+    """A missing directory, as without its mount, is a temporary error, never an empty list."""
     (tmp_path / "s").rmdir()
     status, text = ssvm(*command)
     assert status == 75
@@ -87,7 +87,7 @@ def test_store_is_away(ssvm: Ssvm, tmp_path: Path, command: tuple[str, ...]) -> 
 def test_s3_is_away(
     ssvm: Ssvm, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, wrong: str, expected: int
 ) -> None:
-    """So is an S3 server that refuses or does not answer, and a bucket that is not there."""
+    """An unavailable S3 server or a missing bucket is an error too."""
     bucket = "no-such-bucket" if wrong == "bucket" else s3_server.make_bucket()
     endpoint = f"http://127.0.0.1:{free_port()}" if wrong == "port" else s3_server.endpoint
     secret = "wrong" if wrong == "keys" else s3_server.secret_key
@@ -104,7 +104,7 @@ def test_s3_is_away(
 
 
 def test_store_that_goes_away() -> None:
-    """A store that answers the listing and no more is an error, not a list of unreadable artifacts."""
+    """A store that fails after the listing is an error, not a list of unreadable artifacts."""
     with pytest.raises(StoreUnavailable):
         list(listed(store_unreachable(fill(MemoryStore("primary"), 3), "reader"), ""))
 
@@ -123,7 +123,7 @@ def test_deleted_meanwhile() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 24_999, 25_000, 25_001, 60_000])
 def test_in_order(count: int) -> None:
-    """A listing in any order comes out sorted by key, whole, however long it is."""
+    """A listing in any order is sorted by key and complete, for any length."""
     objects = [StoredObject(f"a/{number:05}", number, modified=number / 3) for number in range(count)]
     mixed = random.Random(1).sample(objects, count)
     assert list(in_order(mixed)) == objects
@@ -140,7 +140,7 @@ def test_in_order(count: int) -> None:
     ],
 )
 def test_one_odd_manifest(ssvm: Ssvm, tmp_path: Path, text: str | None) -> None:
-    """One manifest that cannot be read is a row of its own; the others are listed and verified, and the status is 1."""
+    """One unreadable manifest is one row, the others are listed and verified, and the status is 1."""
     fill(FileStore("primary", tmp_path / "s"), 3)
     path = tmp_path / "s/template/tmpl/acme/t1/manifest.json"
     path.unlink()

@@ -1,4 +1,4 @@
-"""The store in memory keeps the promises of every store; what is its own is here."""
+"""The memory store follows the store contract; this module tests its own features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TestMemoryStoreThatCannotResume(StoreContract):
 
 
 def test_capacity_is_checked_before_the_first_byte() -> None:
-    """A size hint beyond the free space is refused at once."""
+    """A size hint above the free space is refused at once."""
     store = MemoryStore(capacity=100)
     with pytest.raises(StoreFull):
         store.writer("a", 101, owner=ME)
@@ -40,7 +40,7 @@ def test_capacity_is_checked_on_the_way() -> None:
 
 
 def test_usage_counts_objects() -> None:
-    """Usage sums the objects' sizes and leaves the rest of the capacity free."""
+    """Usage is the sum of the objects' sizes, and the rest of the capacity is free."""
     store = MemoryStore(capacity=100)
     put_bytes(store, "a", b"x" * 30, ME)
     assert store.usage() == StoreUsage(100, 30, 70)

@@ -1,4 +1,4 @@
-"""Uploads and downloads by URL never reach the objects of an image store, and credentials reach their hosts only."""
+"""Uploads and downloads by URL never reach the objects of an image store, and credentials reach only their hosts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENDPOINT = "http://127.0.0.1:8333"
 
 
 def stores(**more: Any) -> dict[str, Any]:
-    """Settings with a store below a prefix."""
+    """Return settings with a store below a prefix."""
     keys = {"access_key": "a", "secret_key": "b"}
     return {"stores": {"archive": {"url": "s3://bkt/prefix", "endpoint": ENDPOINT} | keys | more}}
 
@@ -59,7 +59,7 @@ def stores(**more: Any) -> dict[str, Any]:
     ],
 )
 def test_spellings_of_a_stores_object(url: str, endpoint: str | None) -> None:
-    """However a URL spells an object of an image store, it is refused."""
+    """A URL of an image store's object is refused in any spelling."""
     with pytest.raises(InvalidRequest, match="archive"):
         refuse_stores(config.parse(stores(), "test"), url, endpoint)
 
@@ -76,7 +76,7 @@ def test_spellings_of_a_stores_object(url: str, endpoint: str | None) -> None:
 )
 @pytest.mark.parametrize("endpoint", [None, "https://s3.eu-west-1.amazonaws.com"])
 def test_amazon_has_many_hosts(url: str, endpoint: str | None) -> None:
-    """Every host of Amazon's serves the one bucket of that name."""
+    """Every host of Amazon gives access to the one bucket of that name."""
     with pytest.raises(InvalidRequest, match="archive"):
         refuse_stores(config.parse(stores(endpoint=endpoint), "test"), url)
 
@@ -95,12 +95,12 @@ def test_amazon_has_many_hosts(url: str, endpoint: str | None) -> None:
     ],
 )
 def test_what_is_outside(url: str, endpoint: str | None) -> None:
-    """A URL outside all image stores is none of this check's business."""
+    """A URL outside all image stores is allowed by this check."""
     refuse_stores(config.parse(stores(), "test"), url, endpoint)
 
 
 def test_a_directory_that_is_a_store(tmp_path: Path) -> None:
-    """A file:// URL, by a symbolic link or not, does not reach into a store's directory, even if that is allowed."""
+    """A file:// URL never reaches a store's directory, even through a link in an allowed directory."""
     (tmp_path / "store").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "store")
     allowed = {"allow_directories": [str(tmp_path)]}
@@ -137,13 +137,13 @@ class Town:
 
 @pytest.fixture
 def town(s3_server: S3Server, s3_bucket: str) -> Town:
-    """One of the test's own."""
+    """Return a new town for each test."""
     return Town(s3_server, s3_bucket)
 
 
 @pytest.mark.parametrize("credentials", [None, "lab", "archive"])
 def test_upload_into_a_store(town: Town, credentials: str | None) -> None:
-    """An upload replaces nothing in an image store, with whichever keys."""
+    """An upload with any keys replaces no object of an image store."""
     source: MemoryStore = store_artifact(MemoryStore("primary"), {"7.raw": images.mbr(1 << 20)})
     for url in (town.url, town.web):
         request = upload.Request(key=PLACE.key("7.raw"), url=url, credentials=credentials)
@@ -156,7 +156,7 @@ def test_upload_into_a_store(town: Town, credentials: str | None) -> None:
 
 @pytest.mark.parametrize("credentials", ["lab", "archive"])
 def test_download_out_of_a_store(town: Town, credentials: str | None) -> None:
-    """A download, or its mirror, reads nothing out of an image store that download.allow_stores does not name."""
+    """A download or its mirror reads only from image stores that download.allow_stores names."""
     for urls in ({"url": town.url}, {"url": town.web}, {"url": "http://127.0.0.1:1/x", "mirrors": [town.web]}):
         request = download.Request(account="2", id="7", credentials=credentials, **urls)  # type: ignore[arg-type]
         with pytest.raises(InvalidRequest):
@@ -164,7 +164,7 @@ def test_download_out_of_a_store(town: Town, credentials: str | None) -> None:
 
 
 def test_download_out_of_an_allowed_store(town: Town, s3_server: S3Server, s3_bucket: str) -> None:
-    """A store that download.allow_stores names lends its keys to downloads."""
+    """A store in download.allow_stores provides its keys for downloads."""
     image = images.mbr(1 << 20)
     s3_server.client().put_object(Bucket=s3_bucket, Key="shared/image", Body=image)
     settings = town.settings | {"download": SETTINGS["download"] | {"allow_stores": ["archive"]}}
@@ -194,7 +194,7 @@ SECRETS = [
 @pytest.mark.parametrize("secret", SECRETS)
 @pytest.mark.parametrize("scheme", ["http", "https", "ftp", "sftp"])
 def test_credentials_without_hosts(http_server: HttpServer, secret: dict[str, Any], scheme: str) -> None:
-    """Credentials that name no hosts are sent nowhere, by no protocol; the error names the setting."""
+    """Credentials without hosts are sent to no host by any protocol, and the error names the setting."""
     with pytest.raises(ConfigError, match=r"credentials\.c\.hosts"):
         named(f"{scheme}://127.0.0.1:{http_server.port}/image", secret)
     assert http_server.requests == []
@@ -219,7 +219,7 @@ def test_credentials_without_hosts(http_server: HttpServer, secret: dict[str, An
     ],
 )
 def test_hosts_of_credentials(hosts: list[str], url: str, fits: bool) -> None:
-    """Credentials are for the hosts of their section, encrypted, and a request that names another is refused."""
+    """Credentials are sent encrypted to their own hosts only, and a request for another host is refused."""
     if fits:
         named(url, {"token": "t", "hosts": hosts})
         return
@@ -228,7 +228,7 @@ def test_hosts_of_credentials(hosts: list[str], url: str, fits: bool) -> None:
 
 
 def test_credentials_of_an_upload(http_server: HttpServer) -> None:
-    """A PUT carries no credentials to a host that they are not for."""
+    """A PUT sends no credentials to a host that is not theirs."""
     source: MemoryStore = store_artifact(MemoryStore("primary"), {"7.raw": images.mbr(1 << 20)})
     settings = {"credentials": {"c": {"token": "t", "hosts": ["*.example.com"]}}}
     request = upload.Request(key=PLACE.key("7.raw"), url=http_server.take("up"), credentials="c")
@@ -245,7 +245,7 @@ def test_hosts_that_are_none(hosts: list[str]) -> None:
 
 
 def test_buckets_of_credentials() -> None:
-    """Credentials with buckets are for these only."""
+    """Credentials with buckets are used only for these."""
     keys = {"access_key": "a", "secret_key": "b", "buckets": ["exports-*"]}
     named("s3://exports-1/x", keys)
     with pytest.raises(InvalidRequest, match="not for the bucket"):
@@ -253,7 +253,7 @@ def test_buckets_of_credentials() -> None:
 
 
 def test_the_role_of_the_machine(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys of the machine are used for no upload but where a setting says so, and for which buckets."""
+    """The machine's keys are used only for uploads to buckets that a setting names."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_key)
     source: MemoryStore = store_artifact(MemoryStore("primary"), {"7.raw": images.mbr(1 << 20)})

@@ -14,12 +14,12 @@ from tests.servers.s3 import S3Server
 
 
 def values_of(server: S3Server) -> dict[str, object]:
-    """Plain values, as the settings give them."""
+    """Return plain values, as the settings have them."""
     return {"endpoint": server.endpoint, "access_key": server.access_key, "secret_key": server.secret_key}
 
 
 def test_file(tmp_path: Path) -> None:
-    """A file URL is a directory; S3's values do not matter to it."""
+    """A file URL is a directory, and the values for S3 are ignored."""
     (tmp_path / "with blank").mkdir()
     store = open_store("local", f"file://{tmp_path}/with%20blank", endpoint=None, region="us-east-1")
     put(store, "object", b"1")
@@ -28,7 +28,7 @@ def test_file(tmp_path: Path) -> None:
 
 
 def test_s3(s3_server: S3Server, s3_bucket: str) -> None:
-    """An s3 URL is a bucket and a prefix, reached by the values."""
+    """An s3 URL is a bucket and a prefix, with the given values."""
     store = open_store("archive", f"s3://{s3_bucket}/pre/fix", **values_of(s3_server))
     put(store, "object", b"1")
     assert s3_server.client().get_object(Bucket=s3_bucket, Key="pre/fix/object")["Body"].read() == b"1"
@@ -47,19 +47,19 @@ def test_s3(s3_server: S3Server, s3_bucket: str) -> None:
     ],
 )
 def test_refused_store(url: str, text: str) -> None:
-    """A URL that no store takes is a wrong setting; the text says what is taken, and which store is meant."""
+    """The error of an unsupported URL names the store and the supported schemes."""
     with pytest.raises(ConfigError, match=text):
         open_store("primary", url)
 
 
 def test_unknown_value() -> None:
-    """A value that S3 does not know is named."""
+    """The error of an unknown value for S3 names it."""
     with pytest.raises(ConfigError, match="endpiont"):
         open_store("archive", "s3://bucket", endpiont="http://x")
 
 
 def test_destination_in_a_bucket(s3_server: S3Server, s3_bucket: str) -> None:
-    """An upload to s3 stores under the very key; nothing is open afterwards."""
+    """An upload to s3 uses exactly the given key, and leaves nothing open."""
     url = f"s3://{s3_bucket}/exports/disk.qcow2"
     with open_destination(url, len(BIG), owner=ME, rule=None, http_ca_file=None, **values_of(s3_server)) as sink:
         fill(sink, BIG).commit()
@@ -68,12 +68,12 @@ def test_destination_in_a_bucket(s3_server: S3Server, s3_bucket: str) -> None:
 
 
 def test_destination_by_put() -> None:
-    """An http URL is put to; there is nothing to sweep there."""
+    """An http URL is a PUT destination, and has nothing to sweep."""
     assert isinstance(open_destination("http://127.0.0.1:9/x", 1, owner=ME), PutSink)
     assert sweep_destination("http://127.0.0.1:9/x") == 0
 
 
 def test_refused_destination() -> None:
-    """Other schemes are refused with those that are taken."""
+    """The error of another scheme lists the supported ones."""
     with pytest.raises(InvalidRequest, match="s3://BUCKET/KEY"):
         open_destination("ftp://host/x", 1, owner=ME)

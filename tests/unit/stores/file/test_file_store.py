@@ -1,4 +1,4 @@
-"""The store in a directory keeps the promises of every store; what is a file system's own is here."""
+"""The file store follows the store contract; this module tests features of a file system."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def store(tmp_path: Path) -> FileStore:
 
 
 def names(root: Path) -> list[str]:
-    """Every path below the root, hidden ones too."""
+    """Return every path below the root, including hidden ones."""
     return sorted(str(each.relative_to(root)) for each in root.rglob("*"))
 
 
 @contextlib.contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
-    """A real limit of the kernel: a write beyond it fails with EFBIG."""
+    """Set a real limit of the kernel: a write beyond it fails with EFBIG."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -63,7 +63,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
-    """Let go of root's power over permissions."""
+    """Give up root's right to ignore permissions."""
     was = os.geteuid()
     if was == 0:
         os.seteuid(NOBODY)
@@ -75,7 +75,7 @@ def unprivileged() -> Iterator[None]:
 
 @pytest.fixture
 def public_root() -> Iterator[Path]:
-    """A directory that everybody may enter, which pytest's own are not."""
+    """Return a directory that every user may enter, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as path:
         Path(path).chmod(0o755)
         yield Path(path)
@@ -85,7 +85,7 @@ def public_root() -> Iterator[Path]:
 
 
 def test_part_is_hidden_beside_the_object(store: FileStore, tmp_path: Path) -> None:
-    """Uncommitted bytes stand in the final directory under a hidden name that tells job and token."""
+    """Uncommitted bytes are in the final directory under a hidden name with job and token."""
     with store.writer("a/b/object", owner=Owner("job-1", 7)) as sink:
         fill(sink, b"bytes")
         assert names(tmp_path) == ["a", "a/b", "a/b/.object.job-1.7.part"]
@@ -97,7 +97,7 @@ SILLY = ".nfs0123456789abcdef00000001"
 
 
 def test_silly_renames(store: FileStore, tmp_path: Path) -> None:
-    """What an NFS client keeps of a removed file is no object, and is swept when it was renamed long enough ago."""
+    """An NFS client's copy of a removed file is no object, and is swept when it is old enough."""
     put_bytes(store, "a/object", b"1", ME)
     for name in (SILLY, f"{SILLY}x", ".nfsroot"):
         (tmp_path / "a" / name).write_bytes(b"12")
@@ -110,7 +110,7 @@ def test_silly_renames(store: FileStore, tmp_path: Path) -> None:
 
 
 def test_size_is_read_again(store: FileStore, tmp_path: Path) -> None:
-    """An object that the store shows with another size than was written is no success."""
+    """An object whose stored size differs from the written size is an error."""
     with store.writer("a/object", owner=ME) as sink:
         fill(sink, b"bytes")
         sink._rename = lambda _: _rename_and_cut(tmp_path)  # type: ignore[method-assign]
@@ -125,28 +125,28 @@ def _rename_and_cut(root: Path) -> None:
 
 
 def test_abort_removes_empty_directories(store: FileStore, tmp_path: Path) -> None:
-    """An abort leaves no trace, up to the root; a directory with somebody else's object stays."""
+    """An abort deletes all empty directories up to the root, but none with another object."""
     put_bytes(store, "a/kept", b"1", ME)
     store.writer("a/b/c/object", owner=ME).abort()
     assert names(tmp_path) == ["a", "a/kept"]
 
 
 def test_delete_removes_empty_directories(store: FileStore, tmp_path: Path) -> None:
-    """When the last object goes, so do the directories above it."""
+    """The deletion of the last object deletes the empty directories above it."""
     put_bytes(store, "a/b/object", b"1", ME)
     store.delete("a/b/object")
     assert names(tmp_path) == []
 
 
 def test_sweep_removes_empty_directories(store: FileStore, tmp_path: Path) -> None:
-    """A swept part leaves no empty directories."""
+    """The sweep of a part leaves no empty directories."""
     with store.writer("a/b/object", owner=ME) as sink:
         fill(sink, b"1").suspend()
     assert (store.sweep(0), names(tmp_path)) == (1, [])
 
 
 def test_modes(store: FileStore, tmp_path: Path) -> None:
-    """The group may read, others nothing."""
+    """The group may read, and all others may not."""
     put_bytes(store, "a/object", b"1", ME)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o750
     assert stat.S_IMODE((tmp_path / "a/object").stat().st_mode) == 0o640
@@ -163,7 +163,7 @@ def test_modes(store: FileStore, tmp_path: Path) -> None:
     ],
 )
 def test_job_id_in_a_part_name(job_id: str, plain: bool) -> None:
-    """A job id that is not plain is made so, stays unique, and is found again in the name."""
+    """A job id with special characters gets a plain unique part name that is found again."""
     job = job_in_name(job_id)
     assert (job == job_id) is plain
     assert len(job) <= 40
@@ -171,16 +171,16 @@ def test_job_id_in_a_part_name(job_id: str, plain: bool) -> None:
 
 
 def test_similar_job_ids_stay_apart() -> None:
-    """Two job ids that differ only in letters that a name cannot hold do not share a part."""
+    """Two job ids that differ only in unsafe characters do not share a part."""
     assert job_in_name("job/1") != job_in_name("job.1")
 
 
-# What is not ours
+# Foreign files
 
 
 @pytest.mark.parametrize("name", [".nfs000123", ".object.part", ".snapshot", "with blank", "object~"])
 def test_foreign_files_are_neither_listed_nor_swept(store: FileStore, tmp_path: Path, name: str) -> None:
-    """A file that cannot be a key, nor a part, is somebody else's."""
+    """A file that can be neither a key nor a part is foreign, and is neither listed nor swept."""
     (tmp_path / name).write_bytes(b"not ours")
     assert (keys(store), store.sweep(0)) == ([], 0)
     assert names(tmp_path) == [name]
@@ -188,14 +188,14 @@ def test_foreign_files_are_neither_listed_nor_swept(store: FileStore, tmp_path: 
 
 @pytest.mark.parametrize("name", [".snapshot", "lost+found"])
 def test_foreign_directories_are_not_entered(store: FileStore, tmp_path: Path, name: str) -> None:
-    """A file server's snapshots and mkfs's lost+found are not ours."""
+    """The listing skips a file server's snapshots and mkfs's lost+found."""
     (tmp_path / name / "a").mkdir(parents=True)
     (tmp_path / name / "a" / "object").write_bytes(b"not ours")
     assert keys(store) == []
 
 
 def test_link_to_a_directory_is_refused(store: FileStore, tmp_path: Path) -> None:
-    """A symbolic link in place of a directory is followed by no door, even where it points into the root."""
+    """A symbolic link in place of a directory is never followed, even if it points into the root."""
     (tmp_path / "real").mkdir()
     (tmp_path / "real/object").write_bytes(b"secret")
     (tmp_path / "link").symlink_to("real")
@@ -210,7 +210,7 @@ def test_link_to_a_directory_is_refused(store: FileStore, tmp_path: Path) -> Non
 
 
 def test_link_to_a_file_is_refused(store: FileStore, tmp_path: Path) -> None:
-    """A symbolic link in place of an object is neither listed, nor looked at, nor read."""
+    """A symbolic link in place of an object is not listed, examined or read."""
     (tmp_path / "link").symlink_to("/etc/passwd")
     assert keys(store) == []
     with pytest.raises(ObjectNotFound):
@@ -220,7 +220,7 @@ def test_link_to_a_file_is_refused(store: FileStore, tmp_path: Path) -> None:
 
 
 def test_link_in_place_of_the_part_is_refused(store: FileStore, tmp_path: Path) -> None:
-    """A planted link with the part's name does not turn the write elsewhere."""
+    """A malicious link with the part's name does not redirect the write."""
     victim = tmp_path / "victim"
     victim.write_bytes(b"kept")
     (tmp_path / f".object.{ME.job_id}.{ME.token}.part").symlink_to(victim)
@@ -230,7 +230,7 @@ def test_link_in_place_of_the_part_is_refused(store: FileStore, tmp_path: Path) 
 
 
 def test_pipe_in_place_of_an_object_does_not_hang(store: FileStore, tmp_path: Path) -> None:
-    """Reading what is no regular file is refused at once."""
+    """A read of anything but a regular file is refused at once."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ObjectNotFound):
         get(store, "pipe")
@@ -240,7 +240,7 @@ def test_pipe_in_place_of_an_object_does_not_hang(store: FileStore, tmp_path: Pa
 
 
 def test_missing_root_is_not_made(tmp_path: Path) -> None:
-    """Where the root is missing, each door says so and asks about the mount; nothing is made."""
+    """Without its root each method fails with a hint about the mount, and creates nothing."""
     store = FileStore("local", tmp_path / "not mounted")
     for door in (lambda: put_bytes(store, "a", b"1", ME), lambda: keys(store), store.usage, lambda: store.stat("a")):
         with pytest.raises(StoreUnavailable, match="mounted"):
@@ -249,7 +249,7 @@ def test_missing_root_is_not_made(tmp_path: Path) -> None:
 
 
 def test_size_hint_beyond_the_free_space(store: FileStore, tmp_path: Path) -> None:
-    """An object that cannot fit is refused before its first byte, with both numbers."""
+    """An object that cannot fit is refused before its first byte, with both sizes."""
     usage = store.usage()
     assert usage.free is not None
     with pytest.raises(StoreFull, match=str(usage.free * 2)) as refused:
@@ -259,7 +259,7 @@ def test_size_hint_beyond_the_free_space(store: FileStore, tmp_path: Path) -> No
 
 
 def test_full_on_the_way(store: FileStore, tmp_path: Path) -> None:
-    """A write that fails is final: it is raised again by the next write and the commit, and nothing is left."""
+    """A failed write is permanent: later writes and the commit raise it too, and nothing is left."""
     with store.writer("a/object", owner=ME) as sink:
         with files_no_larger_than(2 * CHUNK + 5), pytest.raises(StoreFull):
             fill(sink, BIG)
@@ -271,7 +271,7 @@ def test_full_on_the_way(store: FileStore, tmp_path: Path) -> None:
 
 
 def test_bytes_behind_a_failed_write_are_not_kept(store: FileStore, tmp_path: Path) -> None:
-    """After an error of the file system there is nothing to suspend."""
+    """After an error of the file system, no bytes are kept for a later attempt."""
     with store.writer("a/object", owner=ME) as sink:
         with files_no_larger_than(CHUNK), pytest.raises(StoreFull):
             fill(sink, BIG)
@@ -280,7 +280,7 @@ def test_bytes_behind_a_failed_write_are_not_kept(store: FileStore, tmp_path: Pa
 
 
 def test_part_cut_by_somebody_else(store: FileStore, tmp_path: Path) -> None:
-    """What the file system has is compared with what was written, before anything gets its final name."""
+    """The part's size is compared with the written bytes before it gets its final name."""
     with store.writer("object", owner=ME) as sink:
         fill(sink, BIG)
         os.truncate(tmp_path / f".object.{ME.job_id}.{ME.token}.part", 1000)
@@ -290,7 +290,7 @@ def test_part_cut_by_somebody_else(store: FileStore, tmp_path: Path) -> None:
 
 
 def test_object_cut_while_it_is_read(store: FileStore, tmp_path: Path) -> None:
-    """A reader whose object becomes shorter says so; it does not end early and silently."""
+    """A reader of an object that becomes shorter raises an error and does not end early."""
     put(store, "object", BIG)
     chunks = store.reader("object").open()
     next(chunks)
@@ -300,7 +300,7 @@ def test_object_cut_while_it_is_read(store: FileStore, tmp_path: Path) -> None:
 
 
 def test_open_reader_keeps_the_old_object(store: FileStore) -> None:
-    """An overwrite is atomic for whoever is reading: the old bytes to their end."""
+    """An overwrite is atomic for an open reader, which gets the old bytes to their end."""
     put(store, "object", BIG)
     chunks = store.reader("object").open()
     head = next(chunks)
@@ -309,7 +309,7 @@ def test_open_reader_keeps_the_old_object(store: FileStore) -> None:
 
 
 def test_unreadable_directory_is_not_empty(public_root: Path) -> None:
-    """A directory that cannot be read is an error for the listing and the sweep."""
+    """An unreadable directory is an error of the listing and the sweep."""
     store = FileStore("local", public_root)
     put_bytes(store, "a/b/object", b"1", ME)
     (public_root / "a").chmod(0)
@@ -321,7 +321,7 @@ def test_unreadable_directory_is_not_empty(public_root: Path) -> None:
 
 
 def test_no_right_to_write(public_root: Path) -> None:
-    """A directory that the worker may not write to says so, with a remedy."""
+    """The error of an unwritable directory has a remedy."""
     with unprivileged(), pytest.raises(StoreDenied, match="right to write"):
         put_bytes(FileStore("local", public_root), "a/object", b"1", ME)
 
@@ -345,14 +345,14 @@ def test_no_right_to_write(public_root: Path) -> None:
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
 )
 def test_error_map(number: int, kind: type[WorkerError]) -> None:
-    """Full and denied are final, all else may pass; the text names the object."""
+    """Full and denied are permanent, all others are temporary, and the text names the object."""
     error = translated(OSError(number, os.strerror(number)), "local:a/object")
     assert type(error) is kind
     assert "local:a/object" in str(error)
 
 
 def test_commit_with_the_directory_removed(store: FileStore, tmp_path: Path) -> None:
-    """A writer whose part was removed with its directory is fenced off."""
+    """The commit of a writer whose part and directory were removed is refused."""
     with store.writer("a/object", owner=ME) as sink:
         fill(sink, BIG)
         (tmp_path / f"a/.object.{ME.job_id}.{ME.token}.part").unlink()
@@ -363,7 +363,7 @@ def test_commit_with_the_directory_removed(store: FileStore, tmp_path: Path) -> 
 
 
 def test_directory_in_place_of_an_object(store: FileStore, tmp_path: Path) -> None:
-    """An object cannot take a directory's name, and the part goes."""
+    """An object cannot replace a directory, and its part is deleted."""
     put_bytes(store, "a/object/below", b"1", ME)
     with pytest.raises(StoreDenied):
         put_bytes(store, "a/object", b"2", ME)
@@ -372,7 +372,7 @@ def test_directory_in_place_of_an_object(store: FileStore, tmp_path: Path) -> No
 
 
 def test_no_handles_are_left_open(store: FileStore, tmp_path: Path) -> None:
-    """Whatever becomes of sinks and readers, their handles are closed."""
+    """Sinks and readers close their handles in every case."""
     before = open_handles(tmp_path)
     put(store, "a/object", BIG[:100])
     store.writer("a/other", owner=ME).abort()

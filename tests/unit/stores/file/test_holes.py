@@ -20,7 +20,7 @@ NOISE = random.Random(3).randbytes(HOLE)
 
 
 def store(root: Path, *chunks: bytes) -> tuple[bytes, int]:
-    """What is read back of these chunks, and the bytes that the file takes of the disk."""
+    """Store these chunks, and return what is read back, and the bytes of disk that the file uses."""
     where = FileStore("local", root)
     with where.writer("image", owner=ME) as sink:
         for chunk in chunks:
@@ -41,7 +41,7 @@ def store(root: Path, *chunks: bytes) -> tuple[bytes, int]:
     ],
 )
 def test_zeros_take_no_room(tmp_path: Path, chunks: list[bytes], taken: int) -> None:
-    """64 KiB of zeros and more take no room, and the object reads as it was written."""
+    """At least 64 KiB of zeros use no disk space, and the object reads as it was written."""
     data, blocks = store(tmp_path, *chunks)
     assert data == b"".join(chunks)
     assert blocks == taken
@@ -50,7 +50,7 @@ def test_zeros_take_no_room(tmp_path: Path, chunks: list[bytes], taken: int) -> 
 @given(pieces=st.lists(st.tuples(st.booleans(), st.integers(1, 3 * HOLE)), max_size=8), cuts=st.data())
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nothing_is_lost(tmp_path: Path, pieces: list[tuple[bool, int]], cuts: st.DataObject) -> None:
-    """Wherever zeros lie, and however the stream is cut, the object reads as it was written."""
+    """For any position of zeros and any size of chunks, the object reads as it was written."""
     whole = b"".join(bytes(size) if zero else (NOISE * 3)[:size] for zero, size in pieces)
     places = sorted({0, len(whole), *cuts.draw(st.lists(st.integers(0, len(whole)), max_size=8))})
     chunks = [whole[start:end] for start, end in itertools.pairwise(places)]
@@ -58,7 +58,7 @@ def test_nothing_is_lost(tmp_path: Path, pieces: list[tuple[bool, int]], cuts: s
 
 
 def test_suspended_in_zeros(tmp_path: Path) -> None:
-    """A part that was left within zeros has its full length for the next attempt."""
+    """A part that ends with zeros has its full length for the next attempt."""
     where = FileStore("local", tmp_path)
     with where.writer("image", owner=ME) as sink:
         sink.write(NOISE + bytes(CHUNK - HOLE))

@@ -1,4 +1,4 @@
-"""A part of an earlier attempt outlives what goes wrong before its bytes are used, and an abort waits for nobody."""
+"""A part of an earlier attempt survives errors before its bytes are used, and an abort waits for no thread."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ IMAGE = images.mbr(6 << 20)
 
 
 class Hiccup(FileStore):
-    """A directory whose file system fails for a moment, when it is asked for its free space."""
+    """A directory whose free space cannot be read for a moment."""
 
     error: Exception | None = None
 
@@ -49,13 +49,13 @@ class Hiccup(FileStore):
 
 
 def left_by(store: Store, owner: Owner) -> None:
-    """An attempt that broke off in its middle."""
+    """Make an attempt that breaks off in the middle."""
     with store.writer("a/object", owner=owner) as sink:
         fill(sink, BIG[: 3 * CHUNK]).suspend()
 
 
 def kept(store: Store) -> int:
-    """Bytes of the part that the next attempt would find."""
+    """Return the bytes of the part that the next attempt would find."""
     with store.writer("a/object", owner=LAST, resume=True) as sink:
         offset = sink.offset
         sink.suspend()
@@ -67,7 +67,7 @@ PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT,
 
 @pytest.mark.parametrize("number", PASSING, ids=lambda value: errno.errorcode[value])
 def test_passing_error(tmp_path: Path, number: int) -> None:
-    """An error that may pass, met while a part is taken up again, costs none of its bytes."""
+    """A temporary error during a resumption deletes none of the part's bytes."""
     store = Hiccup("primary", tmp_path)
     left_by(store, ME)
     store.error = translated(OSError(number, os.strerror(number)), "primary:a/object")
@@ -78,7 +78,7 @@ def test_passing_error(tmp_path: Path, number: int) -> None:
 
 
 def test_cancelled_before_it_begins(tmp_path: Path) -> None:
-    """So does a worker that shuts down in that moment."""
+    """A shutdown at that moment deletes none either."""
     store = Hiccup("primary", tmp_path)
     left_by(store, ME)
     store.error = Cancelled("shutdown")
@@ -89,7 +89,7 @@ def test_cancelled_before_it_begins(tmp_path: Path) -> None:
 
 
 def test_full(tmp_path: Path) -> None:
-    """A part that cannot become an object, as the store is full, does not stay in everybody's way."""
+    """A part that cannot become an object on a full store is deleted."""
     store = FileStore("primary", tmp_path)
     left_by(store, ME)
     with pytest.raises(StoreFull):
@@ -99,7 +99,7 @@ def test_full(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resume", [True, False], ids=["resumed", "fresh"])
 def test_out_of_handles(tmp_path: Path, resume: bool) -> None:
-    """Whichever open fails for want of handles: none leaks, a resumed part stays, and of a fresh one nothing does."""
+    """If an open fails without handles, none leaks, a resumed part stays, and a new part is deleted."""
     store, failed = FileStore("primary", tmp_path), 0
     for spare in range(10):
         left_by(store, ME)
@@ -117,7 +117,7 @@ def test_out_of_handles(tmp_path: Path, resume: bool) -> None:
 
 
 def opened(store: FileStore, resume: bool) -> Sink | None:
-    """The sink of the next attempt; None if the error is one that may pass."""
+    """Return the sink of the next attempt, or None after a temporary error."""
     try:
         return store.writer("a/object", owner=NEXT, resume=resume)
     except StoreUnavailable:
@@ -126,7 +126,7 @@ def opened(store: FileStore, resume: bool) -> Sink | None:
 
 @contextlib.contextmanager
 def handles_left(count: int) -> Iterator[None]:
-    """Within, the process can open so many files more: a real limit of the kernel."""
+    """Let the process open only so many more files: a real limit of the kernel."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     first = os.open("/dev/null", os.O_RDONLY)
     held = [first]
@@ -153,7 +153,7 @@ class Refusing(MemoryStore):
 
 
 def no_draft(store: FileStore) -> None:
-    """From now on nobody can write the journal of the download."""
+    """Make the journal of the download unwritable from now on."""
 
     def writer(key: str, *args: object, **given: object) -> object:
         if key.endswith("draft.json"):
@@ -164,13 +164,13 @@ def no_draft(store: FileStore) -> None:
 
 
 def hiccup(store: Hiccup) -> None:
-    """From now on its free space cannot be asked for."""
+    """Make its free space unreadable from now on."""
     store.error = StoreUnavailable("EIO", "primary")
 
 
 @pytest.mark.parametrize("fault", ["statvfs", "the other store", "the draft"])
 def test_download(http_server: HttpServer, tmp_path: Path, fault: str) -> None:
-    """A second attempt that fails before its first new byte leaves the first one's bytes to the third."""
+    """A second attempt that fails before its first new byte keeps the first one's bytes for the third."""
     store: FileStore = Hiccup("primary", tmp_path)
     asked = parse_request(
         download.Request,
@@ -191,7 +191,7 @@ def test_download(http_server: HttpServer, tmp_path: Path, fault: str) -> None:
         hiccup(store)  # type: ignore[arg-type]
     elif fault == "the draft":
         (part,) = tmp_path.rglob("*.part")
-        os.truncate(part, 1 << 20)  # so that the draft must be written before anything else
+        os.truncate(part, 1 << 20)  # so that the draft must be written first
         no_draft(store)
     with pytest.raises((StoreUnavailable, Cancelled)):
         run(Refusing("second") if fault == "the other store" else MemoryStore("second"), 2)
@@ -205,7 +205,7 @@ def test_download(http_server: HttpServer, tmp_path: Path, fault: str) -> None:
 
 
 def test_abort_beside_a_hanging_call(tmp_path: Path) -> None:
-    """An abort removes the part though a thread hangs in a call with it; no other file gets that handle meanwhile."""
+    """An abort deletes the part of a hanging call, and no other file gets its handle meanwhile."""
     store, inside, go_on = FileStore("primary", tmp_path), threading.Event(), threading.Event()
     sink = store.writer("a/object", owner=ME)
     sink.write(BIG[:CHUNK])
@@ -233,7 +233,7 @@ def test_abort_beside_a_hanging_call(tmp_path: Path) -> None:
 
 
 def test_settle_holds_up_nobody(tmp_path: Path) -> None:
-    """A suspend while another thread settles keeps the bytes, and what is told after an abort is that none are left."""
+    """A suspend during a flush keeps the bytes, and after an abort the flush reports that none are left."""
     sink = FileStore("primary", tmp_path).writer("a/object", owner=ME)
     fill(sink, BIG)
     with sink._file.use():
@@ -251,7 +251,7 @@ class Unclean(LeavingAborts):
 
 
 def test_first_error_is_raised() -> None:
-    """A failing abort never takes the place of the error in the block, and is not silent where there is none."""
+    """A failing abort never replaces the error of the block, and is raised if there is none."""
     with pytest.raises(ZeroDivisionError), Unclean():
         _ = 1 / 0
     with pytest.raises(StoreUnavailable), Unclean():
@@ -260,12 +260,12 @@ def test_first_error_is_raised() -> None:
 
 @pytest.mark.parametrize("sink", [FileSink, GrainSink, DiskBuffer], ids=lambda each: each.__name__)
 def test_all_sinks_are_left_so(sink: type[object]) -> None:
-    """Every sink has that way of being left."""
+    """Every sink ends in that way."""
     assert sink.__exit__ is LeavingAborts.__exit__  # type: ignore[attr-defined]
 
 
 def test_root_gone_at_the_abort(tmp_path: Path) -> None:
-    """A root that went away in the middle does not hide why a write failed."""
+    """A root that disappears during a write does not hide the write's error."""
     store = FileStore("primary", tmp_path / "root")
     (tmp_path / "root").mkdir()
     put_bytes(store, "b", b"1", ME)

@@ -1,4 +1,4 @@
-"""One odd entry in a directory, of whatever kind, ends neither a listing nor a clean-up nor a scrub of all others."""
+"""One odd entry of any kind in a directory ends no listing, clean-up or scrub of the others."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["public_root"]
 
 
 def bind(path: str) -> None:
-    """A socket of the file system."""
+    """Make a socket of the file system."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
 
 
 def deep(path: str) -> None:
-    """More directories in each other than Python's calls may be."""
+    """Make more nested directories than Python's recursion allows."""
     here = os.open(os.path.dirname(path), os.O_RDONLY)
     for _ in range(1500):
         os.mkdir("d", dir_fd=here)
@@ -40,7 +40,7 @@ def deep(path: str) -> None:
     os.close(here)
 
 
-#: What may lie beside objects, by what makes it, at a path of its own.
+#: Entries that may be beside objects, by the function that makes each at a given path.
 BESIDE: dict[str, tuple[str, Callable[[str], object]]] = {
     "a link": ("link", lambda path: os.symlink("/etc/passwd", path)),
     "a link to its own directory": ("loop", lambda path: os.symlink(".", path)),
@@ -59,17 +59,17 @@ BESIDE: dict[str, tuple[str, Callable[[str], object]]] = {
 
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
-    """Artifacts of all kinds."""
+    """Return a store with artifacts of all kinds."""
     (tmp_path / "store").mkdir()
     store = FileStore("primary", tmp_path / "store")
     fill(store)
-    cleanup.run(cleanup.Request(older_than="0"), attempt(store))  # half of one, which is no matter here
+    cleanup.run(cleanup.Request(older_than="0"), attempt(store))  # half an artifact, which does not matter here
     return store
 
 
 @pytest.mark.parametrize("odd", BESIDE)
 def test_beside(store: FileStore, tmp_path: Path, odd: str) -> None:
-    """What lies beside objects and is none is passed over by every listing, and stays."""
+    """Every listing skips an entry beside objects that is no object, and it stays."""
     before, name = keys(store), BESIDE[odd]
     place = str(tmp_path / "store/template" / name[0])
     name[1](place)
@@ -77,11 +77,11 @@ def test_beside(store: FileStore, tmp_path: Path, odd: str) -> None:
         judge_beside(store, before)
         assert os.path.lexists(place) or "token" in odd
     finally:
-        subprocess.run(["rm", "-rf", place], check=True)  # pytest itself cannot remove so deep a tree
+        subprocess.run(["rm", "-rf", place], check=True)  # pytest itself cannot delete such a deep tree
 
 
 def judge_beside(store: FileStore, before: list[str]) -> None:
-    """Nothing that goes through the store minds what lies there."""
+    """Check that every function of the store ignores the entry."""
     assert keys(store) == before
     assert [each.key for each in store.leftovers()] in ([], ["template/x"])
     verify.run(verify.Request(all=True, prefix="template", stores=["primary"]), attempt(store))
@@ -94,7 +94,7 @@ INSTEAD = ("a link", "a broken link", "a link to its own directory", "a pipe", "
 
 @pytest.mark.parametrize("odd", [*INSTEAD, "a directory", "nothing"])
 def test_instead(store: FileStore, tmp_path: Path, odd: str) -> None:
-    """What lies in an object's place is a finding of its artifact, and all others are still read."""
+    """An entry in an object's place is a finding of its artifact, and all others are still read."""
     victim = next(key for key in keys(store) if key.startswith("template/") and not key.endswith(".json"))
     path = str(tmp_path / "store" / victim)
     os.unlink(path)
@@ -113,7 +113,7 @@ def test_instead(store: FileStore, tmp_path: Path, odd: str) -> None:
 
 
 def test_directory_that_may_not_be_read(public_root: Path) -> None:
-    """It is an error of the listing, which gives all others before."""
+    """An unreadable directory is an error of the listing after all other directories."""
     store = FileStore("local", public_root)
     for key in ("a/object", "b/object", "c/object"):
         put_bytes(store, key, b"1", ME)

@@ -1,4 +1,4 @@
-"""The circuit breaker of a store, by a clock that the tests turn."""
+"""The circuit breaker of a store, by a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ssvm_worker.stores.nfs.circuit_breaker import CLOSED, HALF_OPEN, OPEN, Circ
 
 
 def test_closed() -> None:
-    """A breaker begins closed, lets everything through, and a try leaves it as it is."""
+    """A breaker starts closed and allows all calls, and a trial leaves it closed."""
     breaker = CircuitBreaker()
     assert breaker.state == CLOSED
     assert breaker.allows(0)
@@ -14,7 +14,7 @@ def test_closed() -> None:
 
 
 def test_opens() -> None:
-    """A failure opens it, with its reason and time; nothing passes until it is due."""
+    """A failure opens it with reason and time, and no call passes until it is due."""
     breaker = CircuitBreaker().failed(100, "no answer")
     assert (breaker.state, breaker.reason, breaker.since) == (OPEN, "no answer", 100)
     assert not breaker.allows(104.9)
@@ -22,7 +22,7 @@ def test_opens() -> None:
 
 
 def test_half_open() -> None:
-    """When it is due one try is let through and all others wait, but not for ever for one whose process died."""
+    """When it is due, one trial passes and the others wait, but not forever if its process ended."""
     breaker = CircuitBreaker().failed(100, "no answer").tried(105, 10)
     assert breaker.state == HALF_OPEN
     assert not breaker.allows(114)
@@ -30,7 +30,7 @@ def test_half_open() -> None:
 
 
 def test_opens_again() -> None:
-    """Each try that fails doubles the wait, up to a minute; the reason is the last one, since is the first."""
+    """Each failed trial doubles the wait up to a minute, with the last reason and the first time."""
     breaker, now, waits = CircuitBreaker(), 100.0, []
     for number in range(7):
         breaker = breaker.failed(now, f"no answer {number}")
@@ -42,13 +42,13 @@ def test_opens_again() -> None:
 
 
 def test_closes() -> None:
-    """What works closes it, and the next failure begins anew."""
+    """A success closes it, and the next failure starts with the first wait."""
     breaker = CircuitBreaker().failed(100, "a").tried(105, 10).worked()
     assert breaker == CircuitBreaker()
     assert breaker.failed(200, "b").since == 200
 
 
 def test_described() -> None:
-    """What people read says state, time and reason; nothing of one that is closed."""
+    """The description has state, time and reason, and is empty for a closed breaker."""
     assert CircuitBreaker().described() == ""
     assert CircuitBreaker().failed(0.0, "no answer").described() == "open since 1970-01-01T00:00:00Z: no answer"

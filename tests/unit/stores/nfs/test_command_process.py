@@ -1,4 +1,6 @@
-"""The helper that runs commands for a process with files on an export: by a deadline, and none of its files open."""
+"""The helper process that runs commands for a process with open files on an export: with a deadline, and without its
+files.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,19 @@ def shell(script: str, deadline_s: float = PATIENCE_S, held: int | None = None) 
 
 
 def test_how_it_ended() -> None:
-    """Status, output and errors come back, in English whatever the administrator speaks."""
+    """Status, output and errors are returned, in English for any locale."""
     assert shell("echo out; echo wrong >&2; exit 3") == CommandResult(3, "out\n", "wrong\n")
     assert shell("echo $LC_ALL").out == "C\n"
 
 
 def test_no_such_command() -> None:
-    """A program that is not there is a failure like any other."""
+    """A missing program is a failure like any other."""
     found = nfs_helper.run(["/no/such/program"], PATIENCE_S)
     assert (found.code, "No such file" in found.err) == (127, True)
 
 
 def test_deadline(tmp_path: Path) -> None:
-    """What has not ended by its deadline is killed, with all that it has started; others go on meanwhile."""
+    """A command that exceeds its deadline is killed with its children, while others continue."""
     pids = tmp_path / "pids"
     assert shell(f"sleep 1000 & echo $$ $! > {pids}; wait", 1.0) == CommandResult(None)
     for pid in pids.read_text().split():
@@ -47,7 +49,7 @@ def _has_ended(pid: int) -> bool:
 
 
 def test_lock_is_held(tmp_path: Path) -> None:
-    """A lock that is handed over is held as long as the command lives, whoever else lets go of it."""
+    """A lock that is passed to a command is held while the command runs."""
     with open(tmp_path / "lock", "w") as file, open(tmp_path / "lock", "w") as another:
         fcntl.flock(file, fcntl.LOCK_EX)
         held = shell(f"flock -n {tmp_path}/lock true || echo held; ls /proc/self/fd | wc -l", held=file.fileno())
@@ -57,7 +59,7 @@ def test_lock_is_held(tmp_path: Path) -> None:
 
 
 def test_none_of_our_files(tmp_path: Path) -> None:
-    """A file that was opened after the helper began is not open in a command, nor is it closed there."""
+    """A file that was opened after the helper's start is not open in a command, and is not closed."""
     nfs_helper.start()
     with open(tmp_path / "object", "w") as file:
         os.set_inheritable(file.fileno(), True)
@@ -65,7 +67,7 @@ def test_none_of_our_files(tmp_path: Path) -> None:
 
 
 def test_helper_that_was_killed() -> None:
-    """It is started again; the command that it was given last is given to the new one."""
+    """A killed helper is started again, and the new one gets the last command."""
     helper = int(shell("echo $PPID").out)
     os.kill(helper, signal.SIGKILL)
     until(lambda: _has_ended(helper), "it was killed")
@@ -73,7 +75,7 @@ def test_helper_that_was_killed() -> None:
 
 
 def test_helper_ends_with_its_process() -> None:
-    """However a process ends, its helper is not left behind."""
+    """When a process ends in any way, its helper ends too."""
     code = (
         "import os\nfrom ssvm_worker.stores.nfs import command_process\n"
         "print(command_process.run(['sh', '-c', 'echo $PPID'], 60).out, flush=True)\nos.kill(os.getpid(), 9)"
@@ -83,7 +85,7 @@ def test_helper_ends_with_its_process() -> None:
 
 
 def test_a_fork_has_its_own() -> None:
-    """A process that was forked does not use, or end, its parent's helper."""
+    """A forked process does not use or end its parent's helper."""
     first = nfs_helper.start()
     assert isinstance(first, CommandHelper)
     child = os.fork()

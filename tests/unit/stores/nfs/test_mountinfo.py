@@ -1,4 +1,4 @@
-"""What is mounted, read from mountinfo by its fields."""
+"""The list of mounts, read from the fields of mountinfo."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ a line of a later kernel
 
 
 def parsed(tmp_path: Path, text: str) -> list[Mount]:
-    """The mounts of such a file."""
+    """Return the mounts of such a file."""
     place = tmp_path / "mountinfo"
     place.write_text(text)
     return mounts(place)
 
 
 def test_fields(tmp_path: Path) -> None:
-    """Each field is what proc(5) says, whatever number of optional ones stands before the dash."""
+    """Each field has proc(5)'s meaning, for any number of optional fields before the dash."""
     nfs4 = parsed(tmp_path, NFS)[1]
     assert (nfs4.id, nfs4.device, nfs4.root, nfs4.point) == (131, (0, 52), "/", "/mnt/sec")
     assert (nfs4.fstype, nfs4.source) == ("nfs4", "10.0.0.5:/export/sec")
@@ -33,13 +33,13 @@ def test_fields(tmp_path: Path) -> None:
 
 
 def test_escapes(tmp_path: Path) -> None:
-    """Blanks, tabs and backslashes come back as they are."""
+    """Blanks, tabs and backslashes are unescaped."""
     nfs3 = parsed(tmp_path, NFS)[2]
     assert (nfs3.point, nfs3.source) == ("/mnt/with blank\\\ttab", "fe80::1:/a b")
 
 
 def test_odd_lines(tmp_path: Path) -> None:
-    """A line that cannot be understood is passed over; the others count."""
+    """A malformed line is skipped, and the others count."""
     assert [each.id for each in parsed(tmp_path, NFS)] == [22, 131, 132, 133, 134]
 
 

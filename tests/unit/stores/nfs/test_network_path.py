@@ -1,4 +1,4 @@
-"""The way to a storage network, in a network of the test's own."""
+"""The route to a storage network, in the test's own network namespace."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from ssvm_worker.stores.nfs.network_path import NetworkPath, source_address_for
 
 
 def refuse(command: object) -> str:
-    """No command is wanted."""
+    """Fail if a command runs."""
     raise AssertionError(command)
 
 
 def test_our_address_already() -> None:
-    """Where the kernel takes our address anyway, or none was given, nothing is changed."""
+    """If the kernel uses the configured address already, or none is configured, nothing is changed."""
     NetworkPath("127.0.0.1").ensure("127.0.0.1", 2049, refuse)
     NetworkPath("127.0.0.1", "127.0.0.9").ensure("localhost", 2049, refuse)
     NetworkPath().ensure("no.such.host.invalid", 2049, refuse)
 
 
 def test_another_address() -> None:
-    """Where it would take another, and no gateway is known, the error says which, and the route to make."""
+    """Without a gateway, the error of another source address names it and the missing route."""
     with pytest.raises(ConfigError, match=r"from 127\.0\.0\.1, not from .* 10\.1\.2\.3.*src 10\.1\.2\.3"):
         NetworkPath("10.1.2.3").ensure("127.0.0.1", 2049, refuse)
 
 
 def test_route_that_is_refused() -> None:
-    """What `ip` says when it may not is told."""
+    """The error of a refused route has the text of `ip`."""
     with pytest.raises(ConfigError, match="not permitted"):
         NetworkPath("10.1.2.3", "10.1.2.1").ensure("127.0.0.1", 2049, lambda _: "Operation not permitted")
 
 
 def test_unknown_host() -> None:
-    """A name without an address may have one later."""
+    """The error of an unknown name is temporary."""
     with pytest.raises(StoreUnavailable, match="No address"):
         NetworkPath("10.1.2.3").ensure("no.such.host.invalid", 2049, refuse)
 
 
 def test_no_route() -> None:
-    """What cannot be reached at all has no source."""
+    """An unreachable address has no source address."""
     assert source_address_for("127.0.0.1", 2049) == "127.0.0.1"
     assert source_address_for("255.255.255.255", 2049) is None
 
@@ -64,7 +64,7 @@ assert source_address_for("10.50.0.5", 2049) == "10.9.0.3"
 
 
 def test_route_is_made() -> None:
-    """With a gateway the server gets a route of its own, from our address."""
+    """With a gateway the server gets its own route from the configured address."""
     if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
         pytest.skip("only root may have a network of its own")
     subprocess.run(["unshare", "-n", sys.executable, "-c", IN_A_NETWORK], check=True)

@@ -1,4 +1,4 @@
-"""What is run as root for a mount: only for the process that is meant, and its errors keep the reason."""
+"""Commands that run as root for a mount: only for the intended process, and with the reason of each error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ exit 1
 
 
 def test_start_time() -> None:
-    """A process is known by its start time, whatever its name is; one that is gone has none."""
+    """A process is identified by its start time, for any name, and an ended one has none."""
     with subprocess.Popen(["/bin/bash", "-c", "exec -a 'a) 1 (b' sleep 600"]) as process:
         started = start_time(process.pid)
         assert started.isdigit()
@@ -36,7 +36,7 @@ def test_start_time() -> None:
 
 @pytest.mark.parametrize("reused", [False, True], ids=["the same process", "another one of that number"])
 def test_let_die(tmp_path: Path, reused: bool) -> None:
-    """Calls are failed while the very process lives, and never those of another that got its number."""
+    """Calls fail while exactly that process lives, and never those of another with its number."""
     mark = tmp_path / "failed"
     with subprocess.Popen(["sleep", "600"]) as process:
         started = start_time(process.pid)
@@ -47,7 +47,7 @@ def test_let_die(tmp_path: Path, reused: bool) -> None:
 
 
 def test_the_reason_of_sudo_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What sudo says first is the reason, and the remedy names the flag of the unit and where to read about it."""
+    """sudo's first line is the reason, and the remedy names the unit's flag and the documentation."""
     (tmp_path / "sudo").write_text(_SUDO)
     (tmp_path / "sudo").chmod(0o755)
     (tmp_path / "point").mkdir()
@@ -63,7 +63,7 @@ def test_the_reason_of_sudo_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_cancel_ends_the_wait_for_a_mount(tmp_path: Path) -> None:
-    """Who waits while another process mounts hears a cancel, and leaves no handle open."""
+    """A cancel ends the wait for another process's mount, and leaves no handle open."""
     path, cancelled = tmp_path / "lock", threading.Event()
 
     def check() -> None:
@@ -82,7 +82,7 @@ def test_a_cancel_ends_the_wait_for_a_mount(tmp_path: Path) -> None:
 
 
 def test_a_cancel_ends_the_wait_for_a_command(tmp_path: Path) -> None:
-    """Who waits for a mount or a probe hears a cancel; the command goes on to its own deadline."""
+    """A cancel ends the wait for a mount or a probe, and the command continues to its own deadline."""
 
     def check() -> None:
         raise Cancelled("user")

@@ -1,4 +1,4 @@
-"""A store on NFS whose server hangs, or has forgotten us: nobody waits for it, and it is used again when it answers."""
+"""An NFS store whose server hangs, or has lost the client's state: no job waits, and the store is used again later."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def exports(tmp_path: Path) -> Iterator[MemoryExports]:
 
 
 def open_store(exports: MemoryExports, probe_s: float = PATIENCE_S) -> NfsStore:
-    """A store of its own, as another process would have it."""
+    """Return a separate store, as another process would have it."""
     settings = NfsSettings(exports.root.parent / "mounts", mount_s=20.0, probe_s=probe_s)
     return NfsStore("primary", f"nfs://{ADDRESS}/export", settings, exports)
 
 
 @pytest.fixture
 def stored(exports: MemoryExports) -> Path:
-    """The mountpoint of a store that holds an object."""
+    """Return the mountpoint of a store with an object."""
     store = open_store(exports)
     put(store, "object", b"1")
     return store.mounted.paths.point
 
 
 def ended(pid: int) -> bool:
-    """Whether there is no such process any more, or nobody has asked for its status yet."""
+    """Return whether the process has ended, or is a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
     except OSError:
@@ -55,7 +55,7 @@ def ended(pid: int) -> bool:
 
 
 def test_probe(tmp_path: Path) -> None:
-    """A probe tells latency and usage of what answers, and why another does not."""
+    """A probe reports latency and usage, or the reason of a failure."""
     found = probe(str(tmp_path), PATIENCE_S)
     assert found.state == OK
     assert found.usage
@@ -64,23 +64,23 @@ def test_probe(tmp_path: Path) -> None:
 
 
 def test_probe_that_hangs(tmp_path: Path) -> None:
-    """A child that does not come back by its deadline is killed, with what it has started."""
+    """A child that exceeds its deadline is killed with its children."""
     pids = tmp_path / "pids"
     found = probe("/", 1.0, ["sh", "-c", f"sleep 1000 & echo $$ $! > {pids}; wait"])
     assert found == ProbeResult(HUNG, "no answer within 1 s")
     first, second = map(int, pids.read_text().split())
     while not (ended(first) and ended(second)):
-        time.sleep(0.05)  # a kill is an order; on a busy machine it takes a while to be carried out
+        time.sleep(0.05)  # a kill is asynchronous, and takes a while on a busy machine
 
 
 def test_probe_of_another_mind(tmp_path: Path) -> None:
-    """A child that says something else has failed."""
+    """A child with other output has failed."""
     assert probe(str(tmp_path), PATIENCE_S, ["echo", "[]"]).state == FAILED
     assert probe(str(tmp_path), PATIENCE_S, ["false"]).state == FAILED
 
 
 def test_hung_server(exports: MemoryExports, stored: Path) -> None:
-    """A server that does not answer makes the store away, with reason and time, and nobody hangs with it."""
+    """A server that does not answer makes the store absent, with reason and time, and no call hangs."""
     exports.die(SOURCE, str(stored))
     store = open_store(exports, probe_s=1.0)
     for call in (lambda: keys(store), lambda: get(store, "object"), lambda: put(store, "other", b"2"), store.usage):
@@ -90,17 +90,17 @@ def test_hung_server(exports: MemoryExports, stored: Path) -> None:
 
 
 def test_others_do_not_try(exports: MemoryExports, stored: Path) -> None:
-    """What one process has found no other looks for again before it is due."""
+    """While a breaker is open, no other process tries the store."""
     exports.die(SOURCE, str(stored))
     with pytest.raises(StoreAway):
         keys(open_store(exports, probe_s=1.0))
-    # This one's probe would take longer than a test may.
+    # This process's probe would take longer than a test may.
     with pytest.raises(StoreAway):
         keys(open_store(exports, probe_s=100_000.0))
 
 
 def test_stale_handles(exports: MemoryExports, stored: Path) -> None:
-    """A mount whose handles the server no longer knows is taken away, once, and made anew; the call goes on."""
+    """A mount with stale handles is replaced once, and the call continues."""
     exports.die(SOURCE, str(stored))
     exports.forget()
     assert probe(str(stored), PATIENCE_S).state == STALE
@@ -111,7 +111,7 @@ def test_stale_handles(exports: MemoryExports, stored: Path) -> None:
 
 
 def test_answers_again(exports: MemoryExports, stored: Path) -> None:
-    """When the server is back and the next try is due, the store works again."""
+    """When the server is back and the next trial is due, the store works again."""
     exports.die(SOURCE, str(stored))
     store = open_store(exports, probe_s=1.0)
     with pytest.raises(StoreAway):
@@ -124,7 +124,7 @@ def test_answers_again(exports: MemoryExports, stored: Path) -> None:
 
 
 def test_unmounted_while_away(exports: MemoryExports, stored: Path) -> None:
-    """At a worker's end a mount whose server is away goes too, and nobody waits for the server."""
+    """At a worker's end a mount of an absent server is removed without a wait for the server."""
     exports.die(SOURCE, str(stored))
     store = open_store(exports, probe_s=1.0)
     with pytest.raises(StoreAway):
@@ -135,7 +135,7 @@ def test_unmounted_while_away(exports: MemoryExports, stored: Path) -> None:
 
 
 def test_look(exports: MemoryExports, stored: Path) -> None:
-    """The worker's own looks keep latency and usage for all who ask."""
+    """The worker's own probes store latency and usage for all processes."""
     store = open_store(exports)
     store.mounted.refresh_health()
     health = store.mounted.health.read()
@@ -145,7 +145,7 @@ def test_look(exports: MemoryExports, stored: Path) -> None:
 
 
 def test_half_a_file(tmp_path: Path) -> None:
-    """A health file that cannot be understood says that nothing is known."""
+    """A malformed health file means that nothing is known."""
     place = tmp_path / "x.health"
     place.write_text('{"breaker": {"state"')
     health = SharedExportHealth(place, SOURCE)
@@ -157,7 +157,7 @@ def test_half_a_file(tmp_path: Path) -> None:
 
 
 def test_one_try(tmp_path: Path) -> None:
-    """When an open breaker is due one process may try, and the next is refused while it does."""
+    """When an open breaker is due, one process may try, and another is refused meanwhile."""
     now = [1000.0]
     health = SharedExportHealth(tmp_path / "x.health", SOURCE, clock=lambda: now[0])
     health.fail("it cannot be mounted")
@@ -171,7 +171,7 @@ def test_one_try(tmp_path: Path) -> None:
 
 
 def test_stores_and_workers_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`ssvm stores` and what a worker says of itself have the breaker's state, reason and time, and wait for nobody."""
+    """`ssvm stores` and workers show the breaker's state, reason and time without waits."""
     config = tmp_path / "worker.toml"
     config.write_text(f'state_dir = "{tmp_path}"\n[stores.primary]\nurl = "nfs://{ADDRESS}/export"\n')
     settings = load(config, {})
@@ -187,7 +187,7 @@ def test_stores_and_workers_tell(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_wrong_url_ends_the_worker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A worker whose settings have a wrong URL does not start, and says which options there are."""
+    """A worker with a wrong URL in its settings does not start, and the error lists the options."""
     config = tmp_path / "worker.toml"
     config.write_text(f'[stores.primary]\nurl = "nfs://{ADDRESS}/export?exec"\n')
     assert main(["worker", "--config", str(config)]) == 2

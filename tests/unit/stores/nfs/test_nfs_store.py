@@ -1,6 +1,6 @@
-"""A store on an export that is mounted when it is first used, here on memory that is mounted under its name.
+"""A store on an export that is mounted at first use; here a tmpfs is mounted under its name.
 
-A real server and a real kernel's client have tests of their own in a small VM: ``make test-nfs``.
+Tests with a real server and the kernel's own client run in a small VM: ``make test-nfs``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def exports(tmp_path: Path) -> Iterator[MemoryExports]:
 
 
 def open_store(exports: MemoryExports, url: str = URL) -> NfsStore:
-    """A store of its own, as another process would have it."""
+    """Return a separate store, as another process would have it."""
     root = exports.root.parent / "mounts"
     return NfsStore("primary", url, NfsSettings(root, mount_s=1.0, probe_s=PATIENCE_S), exports)
 
@@ -44,12 +44,12 @@ def store(exports: MemoryExports) -> NfsStore:
 
 
 def is_mounted(store: NfsStore) -> bool:
-    """Whether anything is mounted at its mountpoint."""
+    """Return whether a file system is mounted at its mountpoint."""
     return str(store.mounted.paths.point) in {each.point for each in mounts()}
 
 
 def bare(store: NfsStore) -> list[str]:
-    """What lies in the directory under the mount."""
+    """Return the content of the directory under the mount."""
     assert not is_mounted(store)
     return os.listdir(store.mounted.paths.point)
 
@@ -61,7 +61,7 @@ class TestNfsStore(ResumableStoreContract):
 
 
 def test_mounted_on_first_use(store: NfsStore, exports: MemoryExports) -> None:
-    """Nothing is mounted until the store is used; then once, for all that follows and for all stores of the host."""
+    """The export is mounted once at first use, for all later calls and all stores of the host."""
     assert not exports.mounted
     put(store, "a/object", b"1")
     assert get(store, "a/object") == b"1"
@@ -70,14 +70,14 @@ def test_mounted_on_first_use(store: NfsStore, exports: MemoryExports) -> None:
 
 
 def test_older_version(store: NfsStore, exports: MemoryExports) -> None:
-    """A server that speaks only an older version is mounted by that."""
+    """A server with only an older version is mounted by that version."""
     exports.speaks = ("3",)
     put(store, "a/object", b"1")
     assert "vers=3" in exports.mounted[0][1]
 
 
 def test_version_that_was_asked_for(exports: MemoryExports) -> None:
-    """A version that the URL names is not given up for another, and nothing is left of the try."""
+    """A version in the URL is not replaced by another, and the failed try leaves nothing."""
     exports.speaks = ("3",)
     store = open_store(exports, f"{URL}?vers=4.2")
     with pytest.raises(StoreUnavailable, match="not supported"):
@@ -87,7 +87,7 @@ def test_version_that_was_asked_for(exports: MemoryExports) -> None:
 
 
 def test_mount_of_somebody_else(store: NfsStore, exports: MemoryExports, tmp_path: Path) -> None:
-    """A mount of the same export that is there already is used, and left where it is."""
+    """An existing mount of the export is used, and is not unmounted."""
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     exports.mount(f"{ADDRESS}:/export", str(theirs), "vers=4.2", os.open(tmp_path, os.O_RDONLY))
@@ -99,7 +99,7 @@ def test_mount_of_somebody_else(store: NfsStore, exports: MemoryExports, tmp_pat
 
 
 def test_mount_of_a_longer_name(store: NfsStore, exports: MemoryExports, tmp_path: Path) -> None:
-    """A mount whose source only begins like ours is another export."""
+    """A mount whose source only starts with the same text is another export."""
     other = tmp_path / "other"
     other.mkdir()
     exports.mount(f"{ADDRESS}:/export2", str(other), "vers=4.2", os.open(tmp_path, os.O_RDONLY))
@@ -108,7 +108,7 @@ def test_mount_of_a_longer_name(store: NfsStore, exports: MemoryExports, tmp_pat
 
 
 def test_never_the_bare_directory(store: NfsStore) -> None:
-    """An export that somebody unmounts under us is found or mounted again; not a byte goes below the mountpoint."""
+    """If the export is unmounted by another program, it is mounted again, and no byte goes below the mountpoint."""
     put(store, "a/one", b"1")
     subprocess.run(["umount", "-l", str(store.mounted.paths.point)], check=True)
     put(store, "a/two", b"2")
@@ -117,7 +117,7 @@ def test_never_the_bare_directory(store: NfsStore) -> None:
 
 
 def test_something_over_it(store: NfsStore) -> None:
-    """What somebody mounts over the export is not written to, though it looks like an empty one."""
+    """A file system that another program mounts over the export gets no data, even if it is empty."""
     put(store, "a/one", b"1")
     subprocess.run(["mount", "-t", "tmpfs", "foreign", str(store.mounted.paths.point)], check=True)
     put(store, "a/two", b"2")
@@ -127,7 +127,7 @@ def test_something_over_it(store: NfsStore) -> None:
 
 
 def test_mount_that_did_not_take(store: NfsStore, exports: MemoryExports) -> None:
-    """A mount command that says all is well when something else lies there is not believed."""
+    """A successful mount command is not trusted if another file system is at the mountpoint."""
     exports.covers = True
     with pytest.raises(StoreUnavailable, match="is not mounted"):
         put(store, "a/one", b"1")
@@ -135,7 +135,7 @@ def test_mount_that_did_not_take(store: NfsStore, exports: MemoryExports) -> Non
 
 
 def test_the_wrong_export(store: NfsStore, exports: MemoryExports) -> None:
-    """An export without the marker that this host has seen, or with another, is refused; so it never looks empty."""
+    """An export without the known marker, or with another one, is refused, so it never looks empty."""
     put(store, "a/one", b"1")
     marker = exports.root / f"{ADDRESS}:_export" / ".ssvm-store"
     kept = marker.read_bytes()
@@ -151,7 +151,7 @@ def test_the_wrong_export(store: NfsStore, exports: MemoryExports) -> None:
 
 
 def test_marker_is_no_object(store: NfsStore) -> None:
-    """The marker is there from the first use on, and no listing, sweep or search for leftovers shows it."""
+    """The marker exists from the first use, and no listing, sweep or search for leftovers shows it."""
     assert list(keys(store)) == []
     assert (store.mounted.paths.point / ".ssvm-store").exists()
     assert store.sweep(0) == 0
@@ -159,7 +159,7 @@ def test_marker_is_no_object(store: NfsStore) -> None:
 
 
 def test_users_are_counted(store: NfsStore, exports: MemoryExports) -> None:
-    """It stays mounted while any process uses it, is unmounted when none has for long, and mounted when one does."""
+    """The export stays mounted while any process uses it, and is unmounted when it is idle."""
     code = (
         "import fcntl, os, sys\n"
         "handle = os.open(sys.argv[1], os.O_RDWR)\n"
@@ -187,7 +187,7 @@ def test_users_are_counted(store: NfsStore, exports: MemoryExports) -> None:
 
 
 def test_a_store_that_is_gone_is_no_user(store: NfsStore, exports: MemoryExports) -> None:
-    """Who forgets its store no longer uses it."""
+    """A store object that was deleted no longer counts as a user."""
     another = open_store(exports)
     put(another, "object", b"1")
     del another
@@ -195,7 +195,7 @@ def test_a_store_that_is_gone_is_no_user(store: NfsStore, exports: MemoryExports
 
 
 def test_mounted_twice(store: NfsStore, exports: MemoryExports) -> None:
-    """A mount that a dying worker's mount.nfs has put over the first does no harm, and goes with it."""
+    """A second mount over the first, by a killed worker's mount.nfs, does no harm and is removed too."""
     put(store, "object", b"1")
     with open(store.mounted.paths.file("lock"), "rb") as held:
         exports.mount(f"{ADDRESS}:/export", str(store.mounted.paths.point), "vers=4.2", held.fileno())
@@ -206,7 +206,7 @@ def test_mounted_twice(store: NfsStore, exports: MemoryExports) -> None:
 
 
 def test_a_mount_under_way(store: NfsStore) -> None:
-    """While another process mounts, ours waits for a while and says then what it waited for."""
+    """While another process mounts, this one waits for a while, and its error then gives the reason."""
     places = store.mounted.paths
     places.root.mkdir()
     command = ["flock", str(places.file("lock")), "sh", "-c", "echo; cat"]
@@ -219,7 +219,7 @@ def test_a_mount_under_way(store: NfsStore) -> None:
 
 
 def test_sudo_rule(store: NfsStore, tmp_path: Path) -> None:
-    """The rule for a worker that is not root names each command to the letter, and sudo understands it."""
+    """The rule for a worker without root names each command exactly, and sudo accepts it."""
     rule = sudo_rule("ssvm", store.mounted.commands())
     assert rule.count(f"mount.nfs {ADDRESS}\\:/export ") == 3
     assert "vers\\=4.2\\,port\\=2049\\,retry\\=0" in rule

@@ -1,4 +1,4 @@
-"""Conditional commits: of two attempts that commit at once the later one's object stands, on a server that can tell."""
+"""Conditional commits: of two parallel attempts the later one's object remains, if the server supports conditions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZES = [pytest.param(1000, id="one PUT"), pytest.param(len(BIG), id="parts")]
 
 @pytest.fixture
 def store(faulty_s3: FaultyS3, s3_bucket: str) -> S3Store:
-    """A store of the test's own, behind the proxy; its server's features are known."""
+    """Return a store behind the proxy, with known server features."""
     store = S3Store("archive", s3_bucket, f"commit-{next(_NUMBERS)}", settings_of(faulty_s3))
     assert store.features.conditional
     faulty_s3.calls.clear()
@@ -40,7 +40,7 @@ def store(faulty_s3: FaultyS3, s3_bucket: str) -> S3Store:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_who_lost_the_claim_replaces_nothing(store: S3Store, size: int) -> None:
-    """An attempt that was frozen before its commit, and wakes up after its heir's, is told that it is fenced."""
+    """An attempt that was frozen before its commit fails, if its successor has committed."""
     with store.writer("a/object", owner=ME) as frozen, store.writer("a/object", owner=HEIR) as heir:
         fill(frozen, BIG[:size])
         fill(heir, BIG[::-1][:size]).commit()
@@ -51,7 +51,7 @@ def test_who_lost_the_claim_replaces_nothing(store: S3Store, size: int) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_heir_replaces_what_came_before_it(store: S3Store, size: int) -> None:
-    """An attempt replaces what an earlier one of its job, or any other job, has stored."""
+    """An attempt replaces the object of an earlier attempt of its job, or of any other job."""
     for owner in (OTHER, ME, HEIR):
         put(store, "a/object", BIG[:size], owner=owner)
     put(store, "a/object", BIG[::-1][:size], owner=HEIR)
@@ -59,7 +59,7 @@ def test_the_heir_replaces_what_came_before_it(store: S3Store, size: int) -> Non
 
 
 def test_both_at_once(store: S3Store) -> None:
-    """However the two commits fall together, the heir's object stands."""
+    """For any order of two commits, the successor's object remains."""
     for number in range(10):
         key, both = f"a/{number}", threading.Barrier(2)
 
@@ -78,7 +78,7 @@ def test_both_at_once(store: S3Store) -> None:
 
 
 def test_replaced_between_look_and_commit(store: S3Store, faulty_s3: FaultyS3) -> None:
-    """An object that is replaced after it was looked at is looked at again, and not replaced unseen."""
+    """An object that was replaced after its examination is examined again before it is replaced."""
     put(store, "a/object", b"old")
     go = threading.Event()
     faulty_s3.faults = [Fault("PutObject", 412, "PreconditionFailed", times=2), Fault("PutObject", until=go, times=1)]
@@ -99,7 +99,7 @@ def _late(store: S3Store) -> None:
 
 @pytest.mark.parametrize(("call", "size"), [("PutObject", 1000), ("CompleteMultipartUpload", len(BIG))])
 def test_lost_answer(faulty_s3: FaultyS3, s3_bucket: str, call: str, size: int) -> None:
-    """A commit whose answer was lost is known for our own when it is tried again."""
+    """A commit whose answer was lost is recognised as the worker's own when it is repeated."""
     store = S3Store("archive", s3_bucket, f"lost-{next(_NUMBERS)}", settings_of(faulty_s3, tries=2))
     assert store.features.conditional
     faulty_s3.faults = [Fault(call, times=1, after=True)]
@@ -108,7 +108,7 @@ def test_lost_answer(faulty_s3: FaultyS3, s3_bucket: str, call: str, size: int) 
 
 
 def test_each_part_carries_its_digest(store: S3Store, faulty_s3: FaultyS3) -> None:
-    """Objects and parts go with their SHA-256, which the signature is made of too; all is signed by version 4."""
+    """Objects and parts are sent with their SHA-256, which the signature of version 4 includes."""
     put(store, "a/object", BIG)
     put(store, "a/small", BIG[:1000])
     sent = [each for each in faulty_s3.calls if each.name.startswith(("UploadPart", "PutObject"))]
@@ -120,7 +120,7 @@ def test_each_part_carries_its_digest(store: S3Store, faulty_s3: FaultyS3) -> No
 
 
 def test_where_nothing_may_be_tried(faulty_s3: FaultyS3, s3_bucket: str) -> None:
-    """A server that refuses the probe is asked for nothing beyond the least, and an upload goes on."""
+    """With a server that refuses the probe, no extra features are used, and an upload succeeds."""
     store = S3Store("archive", s3_bucket, f"denied-{next(_NUMBERS)}", settings_of(faulty_s3))
     faulty_s3.faults = [Fault("PutObject", 403, "AccessDenied", times=1)]
     put(store, "a/object", BIG)
@@ -133,7 +133,7 @@ def test_where_nothing_may_be_tried(faulty_s3: FaultyS3, s3_bucket: str) -> None
 
 
 def short() -> MemoryStore:
-    """A store whose object has lost its end, unlike its manifest."""
+    """Return a store whose object is shorter than its manifest says."""
     source: MemoryStore = store_artifact(MemoryStore("primary"), {"7.raw": BIG})
     put(source, PLACE.key("7.raw"), BIG[: 8 << 20])
     return source
@@ -150,7 +150,7 @@ def test_a_copy_that_ends_early_is_not_completed(store: S3Store, faulty_s3: Faul
 
 
 class _Cut(MemoryStore):
-    """Tells the whole size, and gives less."""
+    """A reader that declares the full size and gives less."""
 
     def stat(self, key: str) -> StoredObject:
         seen = super().stat(key)
@@ -158,7 +158,7 @@ class _Cut(MemoryStore):
 
 
 def test_an_upload_that_ends_early_is_not_completed(s3_server: S3Server, faulty_s3: FaultyS3, s3_bucket: str) -> None:
-    """What is sent to a user's bucket is whole, or is not there."""
+    """An upload to a user's bucket is complete or absent."""
     source = _Cut("primary")
     store_artifact(source, {"7.raw": BIG})
     put(source, PLACE.key("7.raw"), BIG[: 8 << 20])

@@ -1,4 +1,4 @@
-"""copy to S3: inside one service the server copies and nothing is sent; an attempt goes on with a dead one's parts."""
+"""copy to S3: inside one service the server copies the bytes, and an attempt reuses a killed one's parts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEY = PLACE.key("7.raw")
 
 
 def pair(server: S3Server | RcloneS3) -> tuple[S3Store, S3Store]:
-    """Two stores in two buckets of one service, of which the first has the artifact."""
+    """Return two stores in two buckets of one service, with the artifact in the first."""
     settings = settings_of(server)
     source = S3Store("primary", server.make_bucket(), f"from-{next(_NUMBERS)}", settings)
     target = S3Store("archive", server.make_bucket(), "", settings)
@@ -48,14 +48,14 @@ def run(source: Store, target: Store, **how: Any) -> None:
 
 
 def same(source: Store, target: Store) -> bool:
-    """Whether the copy is there, whole, and nothing beside it."""
+    """Return whether the copy is complete, with no other object beside it."""
     found = verify.run(verify.Request(kind="template", account="2", id="7", stores=["archive"]), attempt(target))
     equal = [read_bytes(each, KEY) == BIG for each in (source, target)]
     return bool(found) and equal == [True, True] and target.sweep(0) == 0
 
 
 def test_the_server_copies(s3_server: S3Server) -> None:
-    """Where one service has both buckets, all parts are copied there, and none is sent."""
+    """If one service has both buckets, all parts are copied there, and none is sent."""
     source, target = pair(s3_server)
     calls = calls_of(target)
     run(source, target)
@@ -64,7 +64,7 @@ def test_the_server_copies(s3_server: S3Server) -> None:
 
 
 def test_what_a_server_does_not_copy_is_sent(rclone_s3: RcloneS3) -> None:
-    """A server that answers well and copies nothing is found out by the probe, and is not asked to."""
+    """A server that answers but copies nothing is detected by the probe, and is not used for copies."""
     source, target = pair(rclone_s3)
     calls = calls_of(target)
     run(source, target)
@@ -73,7 +73,7 @@ def test_what_a_server_does_not_copy_is_sent(rclone_s3: RcloneS3) -> None:
 
 
 def test_a_server_that_copies_something_else(s3_server: S3Server) -> None:
-    """A part whose digest is not that of the bytes that were read is sent."""
+    """A part whose digest differs from the bytes that were read is sent."""
     source, target = pair(s3_server)
     other = S3Store("primary", source._bucket.name, "other", source._bucket.settings)
     put(other, KEY, BIG[: 6 * MiB] + b"!" + BIG[6 * MiB + 1 :])
@@ -88,7 +88,7 @@ def test_a_server_that_copies_something_else(s3_server: S3Server) -> None:
 
 @pytest.mark.parametrize("status", [400, 501, 503])
 def test_a_server_that_refuses_to_copy(faulty_s3: FaultyS3, s3_server: S3Server, status: int) -> None:
-    """A refusal costs nothing but the sending."""
+    """After a refused copy, the part is sent."""
     settings = settings_of(s3_server, endpoint=faulty_s3.endpoint)
     source, target = (S3Store(name, s3_server.make_bucket(), "", settings) for name in ("primary", "archive"))
     store_artifact(source, OBJECTS)
@@ -100,7 +100,7 @@ def test_a_server_that_refuses_to_copy(faulty_s3: FaultyS3, s3_server: S3Server,
 
 @pytest.mark.parametrize("now", [BIG[:-1] + b"!", BIG[:-1], b"!" + BIG[1:]], ids=["last byte", "short", "first byte"])
 def test_damage_is_not_copied(s3_server: S3Server, now: bytes) -> None:
-    """A server that has copied a damaged object faithfully has its parts thrown away."""
+    """The server's parts of a damaged object are deleted."""
     source, target = pair(s3_server)
     s3_server.client().put_object(Bucket=source._bucket.name, Key=source._root + KEY, Body=now)
     calls = calls_of(target)
@@ -113,7 +113,7 @@ def test_damage_is_not_copied(s3_server: S3Server, now: bytes) -> None:
 
 
 def test_other_keys_are_no_one_service(s3_server: S3Server, rclone_s3: RcloneS3) -> None:
-    """Between two services, the bytes are sent, though both know the same keys."""
+    """Between two services the bytes are sent, even if both accept the same keys."""
     source = store_artifact(S3Store("primary", rclone_s3.make_bucket(), "", settings_of(rclone_s3)), OBJECTS)
     target = S3Store("archive", s3_server.make_bucket(), "", settings_of(s3_server))
     assert target.features.copies
@@ -125,7 +125,7 @@ def test_other_keys_are_no_one_service(s3_server: S3Server, rclone_s3: RcloneS3)
 
 @pytest.mark.parametrize("how", ["sent", "copied"])
 def test_the_next_attempt_goes_on(faulty_s3: FaultyS3, s3_server: S3Server, how: str) -> None:
-    """Parts that an attempt has brought there are neither sent nor copied again by the next one, in another process."""
+    """The next attempt, in another process, neither sends nor copies existing parts again."""
     settings = settings_of(s3_server, endpoint=faulty_s3.endpoint)
     bucket = s3_server.make_bucket()
     source: Any = MemoryStore("primary")

@@ -1,4 +1,4 @@
-"""Two S3 servers that know nothing of each other: every store's promises on the second, and S3's own on both."""
+"""Two independent S3 servers: the store contract on the second, and S3's own features on both."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.servers.s3 import DOMAIN, S3Server
 from tests.servers.s3_faults import FaultyS3
 
 _NUMBERS = itertools.count(1)
-#: One more than a page of a listing has.
+#: One key more than a page of a listing.
 MANY = 1001
 
 
 def settings_of(server: S3Server | RcloneS3, **more: object) -> S3Settings:
-    """How to reach that server; the parts are the smallest that S3 takes."""
+    """Return the settings of that server, with the smallest parts that S3 accepts."""
     values = {"endpoint": server.endpoint, "access_key": server.access_key, "secret_key": server.secret_key}
     ca_file = getattr(server, "ca_file", None)
     return S3Settings(**{"part_size": 5 * MiB, "tries": 1, "ca_file": ca_file, **values, **more})  # type: ignore[arg-type]
@@ -40,25 +40,25 @@ def settings_of(server: S3Server | RcloneS3, **more: object) -> S3Settings:
 
 @pytest.fixture(scope="module")
 def rclone_bucket(rclone_s3: RcloneS3) -> str:
-    """A bucket of the module's own."""
+    """Return a bucket for this module."""
     return rclone_s3.make_bucket()
 
 
 @pytest.fixture(params=["s3_server", "rclone_s3"])
 def server(request: pytest.FixtureRequest) -> Any:
-    """The one, and the other."""
+    """Return each of the two servers."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
 def store(server: Any, request: pytest.FixtureRequest) -> S3Store:
-    """A store of the test's own on either."""
+    """Return a store on either server."""
     bucket = request.getfixturevalue("s3_bucket" if isinstance(server, S3Server) else "rclone_bucket")
     return S3Store("archive", bucket, f"own-{next(_NUMBERS)}", settings_of(server))
 
 
 def calls_of(store: S3Store) -> list[str]:
-    """Grows by the name of each call that the store makes from now on."""
+    """Return a list that grows by the name of each call of the store."""
     calls: list[str] = []
     store._bucket.client.meta.events.register("before-call.s3", lambda model, **_: calls.append(model.name))
     return calls
@@ -67,16 +67,16 @@ def calls_of(store: S3Store) -> list[str]:
 class TestRcloneStore(StoreContract):
     @pytest.fixture
     def store(self, rclone_s3: RcloneS3, rclone_bucket: str) -> S3Store:
-        # It closes the connection with a refusal, which is lost when the part was on its way already.
+        # It closes the connection with a refusal, which is lost if the part was sent already.
         return S3Store("archive", rclone_bucket, f"test-{next(_NUMBERS)}", settings_of(rclone_s3, tries=4))
 
 
-# What a server can do
+# Features of a server
 
 
 @pytest.mark.parametrize("earlier", [None, BIG[1:]], ids=["new", "replaced"])
 def test_commit_does_not_wait(store: S3Store, earlier: bytes | None) -> None:
-    """A store that shows another ETag than it returned, as rclone does, shows the new object at once all the same."""
+    """A store that shows another ETag than it returned, like rclone, shows the new object without a delay."""
     if earlier:
         put(store, "a/b", earlier)
     calls = calls_of(store)
@@ -85,14 +85,14 @@ def test_commit_does_not_wait(store: S3Store, earlier: bytes | None) -> None:
 
 
 def test_features(server: S3Server | RcloneS3, store: S3Store) -> None:
-    """A feature counts only where the server refuses what it must refuse: rclone keeps a wrong checksum."""
+    """A feature counts only if the server refuses what it must refuse; rclone accepts a wrong checksum."""
     able = isinstance(server, S3Server)
     assert store.features == Features(sha256=able, conditional=able, copies=able)
     assert (keys(store), store.sweep(0)) == ([], 0)
 
 
 def test_features_are_probed_once(rclone_s3: RcloneS3, tmp_path: Path) -> None:
-    """What one process of a host has found out, the others read; the bucket is left as it was."""
+    """The processes of a host share the probed features, and the bucket is left unchanged."""
     bucket, settings = rclone_s3.make_bucket(), settings_of(rclone_s3, notes_dir=str(tmp_path / "s3"))
     first, later = (S3Store("archive", bucket, "", settings) for _ in range(2))
     assert first.features == Features()
@@ -106,7 +106,7 @@ def test_features_are_probed_once(rclone_s3: RcloneS3, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("note", ['{"when": 1, "features": {"sha256": true, "conditional": true}}', "[]", "ä", ""])
 def test_notes_that_are_old_or_none(rclone_s3: RcloneS3, tmp_path: Path, note: str) -> None:
-    """What was noted more than a week ago, or by somebody else, is not believed."""
+    """Notes that are older than a week, or foreign, are ignored."""
     store = S3Store("archive", rclone_s3.make_bucket(), "", settings_of(rclone_s3, notes_dir=str(tmp_path)))
     assert store.features == Features()
     (path,) = tmp_path.iterdir()
@@ -120,7 +120,7 @@ def test_notes_that_are_old_or_none(rclone_s3: RcloneS3, tmp_path: Path, note: s
 
 
 def test_list_beyond_a_page(store: S3Store) -> None:
-    """A listing goes on behind the thousand keys that a server gives at once."""
+    """A listing continues after the thousand keys of a page."""
     client, name, root = store._bucket.client, store._bucket.name, store._root
     names = [f"a/{number}" for number in range(MANY)]
     with ThreadPoolExecutor(8) as threads:
@@ -131,7 +131,7 @@ def test_list_beyond_a_page(store: S3Store) -> None:
 
 
 def test_keys_that_begin_alike(store: S3Store) -> None:
-    """What is done to template 20 of an account leaves its templates 201 and 2 alone."""
+    """An operation on template 20 of an account does not affect its templates 201 and 2."""
     names = ["template/tmpl/2/20/20.raw", "template/tmpl/2/201/201.raw", "template/tmpl/2/2/2.raw"]
     for key in names:
         put_bytes(store, key, b"1", ME)
@@ -144,18 +144,18 @@ def test_keys_that_begin_alike(store: S3Store) -> None:
     assert keys(store) == ["template/tmpl/2/2/2.raw", "template/tmpl/2/201/201.raw", "template/tmpl/2/201/open"]
 
 
-# Going on after a worker's death
+# Resumption after a worker's death
 
 
 def left_by(store: S3Store, data: bytes, owner: Owner = ME) -> None:
-    """Let an attempt end with its parts sent, as a kill does: nothing is aborted, nobody remembers anything."""
+    """Let an attempt end after it has sent its parts, as a kill does: no abort, and no state in memory."""
     sink = fill(store.writer("a/object", len(BIG), owner=owner), data)
     sink._collect(0)
     store._uploads.clear()
 
 
 def test_only_what_is_missing_is_sent(store: S3Store) -> None:
-    """The parts that a dead attempt has sent are not sent again, and the object is whole."""
+    """The parts of a killed attempt are not sent again, and the object is complete."""
     left_by(store, BIG[:-1])
     calls = calls_of(store)
     with store.writer("a/object", len(BIG), owner=Owner(ME.job_id, 2), resume=True) as sink:
@@ -166,7 +166,7 @@ def test_only_what_is_missing_is_sent(store: S3Store) -> None:
 
 
 def test_parts_of_something_else_are_not_taken(s3_server: S3Server, s3_bucket: str) -> None:
-    """Parts are known by their bytes: what differs by one is sent, whatever the number, size and key."""
+    """Parts are identified by their bytes: a part with one other byte is sent, for equal number, size and key."""
     store = S3Store("archive", s3_bucket, f"other-{next(_NUMBERS)}", settings_of(s3_server))
     left_by(store, BIG[: 7 * MiB] + b"!" + BIG[7 * MiB + 1 : -1])
     calls = calls_of(store)
@@ -176,10 +176,10 @@ def test_parts_of_something_else_are_not_taken(s3_server: S3Server, s3_bucket: s
 
 
 def test_an_upload_of_something_else_is_not_kept(store: S3Store) -> None:
-    """An attempt that found other bytes leaves nothing to the next one, which else would find them too."""
+    """An attempt that found other bytes deletes the upload, so the next one does not find them."""
     left_by(store, BIG[::-1][:-1])
     with store.writer("a/object", len(BIG), owner=ME, resume=True) as sink:
-        with contextlib.suppress(StoreUnavailable):  # rclone takes no other bytes for a part that it has
+        with contextlib.suppress(StoreUnavailable):  # rclone refuses other bytes for an existing part
             fill(sink, BIG[: 6 * MiB])
             sink._collect(0)
         sink.suspend()
@@ -187,7 +187,7 @@ def test_an_upload_of_something_else_is_not_kept(store: S3Store) -> None:
 
 
 def test_of_several_uploads_one_is_taken(store: S3Store) -> None:
-    """What several dead attempts have left is one upload afterwards, or none."""
+    """Several killed attempts' uploads become one upload or none."""
     for token in (1, 2):
         left_by(store, BIG[:-1], Owner(ME.job_id, token))
     with store.writer("a/object", len(BIG), owner=Owner(ME.job_id, 3), resume=True) as sink:
@@ -196,16 +196,16 @@ def test_of_several_uploads_one_is_taken(store: S3Store) -> None:
 
 
 def test_sweep_spares_what_may_be_the_jobs(store: S3Store) -> None:
-    """A sweep that spares a job leaves an upload of an unknown process alone; one that spares nobody does not."""
+    """A sweep that spares a job keeps an unknown upload, and one that spares no job aborts it."""
     left_by(store, BIG[: 6 * MiB])
     assert [store.sweep(0, "a", spare=ME.job_id), store.sweep(0, "a")] == [0, 1]
 
 
-# Getting in
+# Authentication
 
 
 def test_presigned_both_ways(server: S3Server | RcloneS3, store: S3Store) -> None:
-    """A presigned PUT takes what an upload job sends, a presigned GET gives it, both by version 4 of the signature."""
+    """A presigned PUT accepts an upload job's object, and a presigned GET returns it, with signature version 4."""
     asked = {"Bucket": store._bucket.name, "Key": f"{store._root}a/object"}
     url = server.client().generate_presigned_url("put_object", Params=asked, ExpiresIn=60)
     settings = PutSettings(AddressRule(("127.0.0.0/8",)), ca_file=getattr(server, "ca_file", None))
@@ -218,14 +218,14 @@ def test_presigned_both_ways(server: S3Server | RcloneS3, store: S3Store) -> Non
 
 
 def test_own_authority(rclone_s3: RcloneS3, rclone_bucket: str) -> None:
-    """Without its authority's certificate a server is not trusted, and the remedy names the setting."""
+    """A server without its authority's certificate is not trusted, and the remedy names the setting."""
     store = S3Store("archive", rclone_bucket, "", settings_of(rclone_s3, ca_file=None))
     with pytest.raises(StoreDenied, match="ca_file"):
         put(store, "a", b"1")
 
 
 def test_one_key_at_two_services(s3_server: S3Server, rclone_s3: RcloneS3) -> None:
-    """Two stores with the same keys, bucket and prefix at two services are two stores."""
+    """Two stores with equal keys, bucket and prefix at two services are different stores."""
     stores = []
     for server in (s3_server, rclone_s3):
         server.client().create_bucket(Bucket="same-bucket")
@@ -236,7 +236,7 @@ def test_one_key_at_two_services(s3_server: S3Server, rclone_s3: RcloneS3) -> No
 
 
 def test_virtual_host_style(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str) -> None:
-    """Told so, the bucket's name stands in the host's name, and is signed there."""
+    """In virtual-host style the bucket's name is in the host's name, and is signed."""
     settings = settings_of(s3_server, endpoint=f"http://{DOMAIN}", addressing="virtual", proxy=faulty_s3.endpoint)
     store = S3Store("archive", s3_bucket, f"virtual-{next(_NUMBERS)}", settings)
     put(store, "a/object", BIG)

@@ -1,4 +1,4 @@
-"""The store in a bucket keeps the promises of every store, on a real server; what is S3's own is here."""
+"""The S3 store follows the store contract on a real server; this module tests S3's own features."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ _NUMBERS = itertools.count(1)
 
 
 def settings_of(server: S3Server | FaultyS3, **more: object) -> S3Settings:
-    """How to reach that server; the parts are the smallest that S3 takes."""
+    """Return the settings of that server, with the smallest parts that S3 accepts."""
     values = {"endpoint": server.endpoint, "access_key": S3Server.access_key, "secret_key": S3Server.secret_key}
     return S3Settings(**{"part_size": 5 * MiB, "tries": 1, **values, **more})  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def store(s3_server: S3Server, s3_bucket: str) -> S3Store:
-    """A store of the test's own: a prefix in the module's bucket."""
+    """Return a store with a prefix in the module's bucket."""
     return S3Store("archive", s3_bucket, f"test-{next(_NUMBERS)}", settings_of(s3_server))
 
 
 @pytest.fixture
 def shaky(faulty_s3: FaultyS3, s3_bucket: str) -> S3Store:
-    """A store of the test's own behind the proxy that misbehaves; its server's features are known."""
+    """Return a store behind the faulty proxy, with known server features."""
     store = S3Store("archive", s3_bucket, f"shaky-{next(_NUMBERS)}", settings_of(faulty_s3))
     assert store.features == Features(sha256=True, conditional=True, copies=True)
     faulty_s3.calls.clear()
@@ -72,7 +72,7 @@ class TestS3Store(StoreContract):
 
 
 def test_two_stores_in_one_bucket_are_apart(s3_server: S3Server, s3_bucket: str) -> None:
-    """A store sees, sweeps and lists only what is below its prefix, taken as a whole component."""
+    """A store reads, sweeps and lists only objects below its prefix, as a whole path component."""
     one = S3Store("one", s3_bucket, "zone/1", settings_of(s3_server))
     ten = S3Store("ten", s3_bucket, "zone/10", settings_of(s3_server))
     put_bytes(ten, "object", b"ten", ME)
@@ -85,31 +85,31 @@ def test_two_stores_in_one_bucket_are_apart(s3_server: S3Server, s3_bucket: str)
 
 @pytest.mark.parametrize("bucket", ["", "a", "../b", "b/c", "bücket", "b" * 300])
 def test_bad_bucket_names(bucket: str) -> None:
-    """A bucket that cannot be one is a wrong setting."""
+    """An invalid bucket name is an error of the settings."""
     with pytest.raises(ConfigError, match="bucket"):
         S3Store("archive", bucket, "", S3Settings())
 
 
 def test_bad_endpoint(s3_bucket: str) -> None:
-    """An endpoint that is no URL is a wrong setting."""
+    """An invalid endpoint is an error of the settings."""
     settings = S3Settings(endpoint="localhost:8333", access_key="a", secret_key="b")
     with pytest.raises(ConfigError, match="endpoint"):
         S3Store("archive", s3_bucket, "", settings).stat("a")
 
 
 def test_half_a_pair_of_keys(s3_bucket: str) -> None:
-    """One key without the other is a wrong setting, and not a reason to try the machine's own."""
+    """One key without the other is an error of the settings, and the machine's keys are not used."""
     with pytest.raises(ConfigError, match="secret_key"):
         S3Store("archive", s3_bucket, "", S3Settings(access_key="a"))
 
 
 def test_secrets_are_not_shown() -> None:
-    """The settings print without keys."""
+    """The printed settings show no keys."""
     assert "hush" not in repr(S3Settings(access_key="hush", secret_key="hush"))
 
 
 def test_a_fork_gets_a_client_of_its_own(store: S3Store) -> None:
-    """A child process does not use its parent's client, for it shares sockets and locks with it."""
+    """A child process does not use its parent's client, because it would share its sockets and locks."""
     put_bytes(store, "object", b"1", ME)
     mine = id(store._bucket.client)
     child = os.fork()
@@ -118,11 +118,11 @@ def test_a_fork_gets_a_client_of_its_own(store: S3Store) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-# What a server says
+# A server's answers
 
 
 def test_missing_bucket_is_said_and_not_made(s3_server: S3Server) -> None:
-    """Each door names the missing bucket and its endpoint; a server that makes buckets at a write gets none."""
+    """Each method names the missing bucket and its endpoint, and creates no bucket."""
     store = S3Store("archive", "no-such-bucket", "", settings_of(s3_server))
     doors = (
         lambda: put_bytes(store, "a", b"1", ME),
@@ -142,7 +142,7 @@ def test_missing_bucket_is_said_and_not_made(s3_server: S3Server) -> None:
     [pytest.param({"access_key": "wrong"}, id="access key"), pytest.param({"secret_key": "wrong"}, id="secret key")],
 )
 def test_wrong_keys(s3_server: S3Server, s3_bucket: str, wrong: dict[str, str]) -> None:
-    """Keys that the server does not know are refused for good, with a remedy; writing and reading alike."""
+    """Unknown keys are refused permanently with a remedy, for writes and reads."""
     store = S3Store("archive", s3_bucket, "", settings_of(s3_server, **wrong))
     for door in (lambda: put_bytes(store, "a", b"1", ME), lambda: get(store, "a"), lambda: keys(store)):
         with pytest.raises(StoreDenied, match="secret_key") as refused:
@@ -151,7 +151,7 @@ def test_wrong_keys(s3_server: S3Server, s3_bucket: str, wrong: dict[str, str]) 
 
 
 def test_nobody_listens(s3_bucket: str) -> None:
-    """An endpoint that refuses connections may come back: the job waits for it, and no attempt is counted."""
+    """A job waits for an endpoint that refuses connections, and no attempt is counted."""
     settings = S3Settings(f"http://127.0.0.1:{free_port()}", access_key="a", secret_key="b", tries=1)
     store = S3Store("archive", s3_bucket, "", settings)
     with pytest.raises(StoreAway, match="endpoint"):
@@ -180,7 +180,7 @@ def test_nobody_listens(s3_bucket: str) -> None:
     ],
 )
 def test_error_map(shaky: S3Store, faulty_s3: FaultyS3, status: int, code: str, kind: type[WorkerError]) -> None:
-    """What a server answers has a class; the text names store, key and the server's own word."""
+    """A server's answer has an error class, and the text names store, key and the server's code."""
     faulty_s3.faults = [Fault("PutObject", status, code)]
     with pytest.raises(WorkerError, match="archive:a/object") as refused:
         put(shaky, "a/object", b"small")
@@ -188,7 +188,7 @@ def test_error_map(shaky: S3Store, faulty_s3: FaultyS3, status: int, code: str, 
 
 
 def test_clock_is_wrong(faulty_s3: FaultyS3, s3_bucket: str, tmp_path: Path) -> None:
-    """A store that refuses a worker whose clock is wrong may serve another, also where its answer cannot say why."""
+    """A worker with a wrong clock gets a temporary error, also from an answer without a reason."""
     clock = Clock(tmp_path, "wrong")
     if not clock.environ:
         missing("a C compiler", "apt install gcc")
@@ -205,7 +205,7 @@ def test_clock_is_wrong(faulty_s3: FaultyS3, s3_bucket: str, tmp_path: Path) -> 
     "call", ["CreateMultipartUpload", "UploadPart 1", "UploadPart 2", "UploadPart 3", "CompleteMultipartUpload"]
 )
 def test_nothing_is_left_when_a_call_fails(shaky: S3Store, faulty_s3: FaultyS3, call: str) -> None:
-    """Whichever call of an upload fails, the error names the object, and neither object nor upload is left."""
+    """If any call of an upload fails, the error names the object, and no object or upload is left."""
     faulty_s3.faults = [Fault(call, 503, "SlowDown")]
     with pytest.raises(StoreUnavailable, match="archive:a/object"):
         put(shaky, "a/object", BIG)
@@ -213,7 +213,7 @@ def test_nothing_is_left_when_a_call_fails(shaky: S3Store, faulty_s3: FaultyS3, 
 
 
 def test_passing_errors_are_tried_again(faulty_s3: FaultyS3, s3_bucket: str) -> None:
-    """A part that fails once is sent once more, and the object is whole."""
+    """A failed part is sent again, and the object is complete."""
     store = S3Store("archive", s3_bucket, f"again-{next(_NUMBERS)}", settings_of(faulty_s3, tries=2))
     faulty_s3.faults = [Fault("UploadPart 2", 503, "SlowDown", times=1)]
     put(store, "object", BIG)
@@ -222,7 +222,7 @@ def test_passing_errors_are_tried_again(faulty_s3: FaultyS3, s3_bucket: str) -> 
 
 
 def test_failed_part_surfaces_while_writing(shaky: S3Store, faulty_s3: FaultyS3) -> None:
-    """A stream without an end is not read on when a part has failed; the error stays."""
+    """A stream without end is not read further after a failed part, and the error is kept."""
     faulty_s3.faults = [Fault("UploadPart 1")]
     with shaky.writer("object", owner=ME) as sink:
         with pytest.raises(StoreUnavailable):
@@ -233,7 +233,7 @@ def test_failed_part_surfaces_while_writing(shaky: S3Store, faulty_s3: FaultyS3)
 
 
 def test_lost_answer_to_complete(faulty_s3: FaultyS3, s3_bucket: str) -> None:
-    """Where the object was completed and only the answer was lost, the next try finds it and is content."""
+    """If the answer to a successful Complete was lost, the next try finds the object."""
     store = S3Store("archive", s3_bucket, f"lost-{next(_NUMBERS)}", settings_of(faulty_s3, tries=2))
     faulty_s3.faults = [Fault("CompleteMultipartUpload", times=1, after=True)]
     put(store, "object", BIG)
@@ -241,7 +241,7 @@ def test_lost_answer_to_complete(faulty_s3: FaultyS3, s3_bucket: str) -> None:
 
 
 def test_swept_upload_is_not_taken_for_an_older_object(store: S3Store) -> None:
-    """A swept upload makes no object, even where one of the same size stands under its key."""
+    """A swept upload makes no object, even if another object of its size has its key."""
     put(store, "object", BIG)
     with store.writer("object", owner=OTHER) as sink:
         fill(sink, BIG[::-1])
@@ -252,21 +252,21 @@ def test_swept_upload_is_not_taken_for_an_older_object(store: S3Store) -> None:
 
 
 def test_abort_that_fails_is_left_to_the_sweep(shaky: S3Store, faulty_s3: FaultyS3) -> None:
-    """An abort never raises; what it could not remove, a sweep does."""
+    """An abort never raises, and a sweep deletes what it could not delete."""
     faulty_s3.faults = [Fault("AbortMultipartUpload", times=1)]
     fill(shaky.writer("object", owner=ME), BIG).abort()
     assert (shaky.sweep(0), shaky.sweep(0)) == (1, 0)
 
 
 def test_sweep_by_age_counts_from_the_last_part(store: S3Store, s3_server: S3Server) -> None:
-    """An upload is as old as its last part, so a long one that is alive is spared."""
+    """An upload is as old as its last part, so a long live one is kept."""
     with store.writer("object", owner=OTHER) as sink:
         fill(sink, BIG)
         assert (store.sweep(60), store.sweep(0)) == (0, 1)
 
 
 def test_cut_body_is_told(shaky: S3Store, faulty_s3: FaultyS3) -> None:
-    """A body that ends before its length is a broken source; reopened where it broke, it gives the rest."""
+    """A body that ends before its length is a broken source that can be resumed."""
     put(shaky, "object", BIG)
     faulty_s3.faults = [Fault("GetObject", cut_at=3 * CHUNK, times=1)]
     source, got = shaky.reader("object"), list[bytes]()
@@ -276,14 +276,14 @@ def test_cut_body_is_told(shaky: S3Store, faulty_s3: FaultyS3) -> None:
 
 
 def test_reader_beyond_the_end(store: S3Store) -> None:
-    """An offset behind the end is not the same object."""
+    """An offset after the end means that the object has changed."""
     put(store, "object", b"four")
     with pytest.raises(WorkerError, match="overwritten"):
         get(store, "object", 5)
 
 
 def test_small_object_is_one_put(shaky: S3Store, faulty_s3: FaultyS3) -> None:
-    """Below the size of a part there is no multipart upload."""
+    """An object smaller than a part uses no multipart upload."""
     put(shaky, "object", BIG[: 5 * MiB - 1])
     assert faulty_s3.names() == ["HeadObject", "PutObject", "HeadObject"]
 
@@ -301,12 +301,12 @@ def test_small_object_is_one_put(shaky: S3Store, faulty_s3: FaultyS3) -> None:
     ],
 )
 def test_parts_by_the_hint(hint: int, size: int) -> None:
-    """Parts are equal, and 9000 at the most, so that a hint that is a little short still fits."""
+    """Parts are equal and at most 9000, so an object slightly larger than the hint fits."""
     assert part_size(1, 8 * MiB, hint, 0) == size
 
 
 def total(hint: int | None, parts: int) -> int:
-    """Bytes of that many parts."""
+    """Return the bytes of that many parts."""
     sent = 0
     for number in range(1, parts + 1):
         sent += part_size(number, 8 * MiB, hint, sent)
@@ -314,7 +314,7 @@ def total(hint: int | None, parts: int) -> int:
 
 
 def test_parts_of_an_unknown_length() -> None:
-    """Without a hint all parts together hold more than 1 TiB, and 20 GiB are reached in parts of the least size."""
+    """Without a hint all parts together hold more than 1 TiB, with the smallest size up to 20 GiB."""
     assert total(None, MAX_PARTS) > TiB
     assert part_size(20 * GiB // (8 * MiB), 8 * MiB, None, 20 * GiB) == 8 * MiB
     assert max(part_size(each, 8 * MiB, None, 1) for each in range(1, MAX_PARTS + 1)) <= 5 * GiB
@@ -326,7 +326,7 @@ def test_parts_beyond_a_wrong_hint() -> None:
 
 
 def test_memory_of_an_upload_is_bounded(store: S3Store) -> None:
-    """Parts under way and the one being filled never hold more than the budget."""
+    """The parts in transfer and the current one never exceed the memory limit."""
     with store.writer("object", owner=ME) as sink:
         for _ in range(40):
             sink.write(BIG[:CHUNK])
@@ -338,7 +338,7 @@ def test_memory_of_an_upload_is_bounded(store: S3Store) -> None:
 
 
 def test_destination_takes_the_users_own_key(s3_server: S3Server, s3_bucket: str) -> None:
-    """An upload's key may hold what S3 allows, as blanks, dots and umlauts."""
+    """An upload's key may have any characters that S3 allows, such as blanks, dots and umlauts."""
     url = f"s3://{s3_bucket}/exports/.hidden/Größe 10 GB (copy)?.qcow2"
     with s3_destination(url, settings_of(s3_server), len(BIG), ME) as sink:
         fill(sink, BIG).commit()
@@ -358,13 +358,13 @@ def test_destination_takes_the_users_own_key(s3_server: S3Server, s3_bucket: str
     ],
 )
 def test_destination_refuses(key: str) -> None:
-    """A key that is unsafe or none is refused before anything is asked."""
+    """An unsafe or missing key is refused before any request."""
     with pytest.raises(InvalidRequest, match="BUCKET/KEY"):
         s3_destination(f"s3://bucket/{key}", S3Settings(), 1, ME)
 
 
 def test_dead_uploads_of_a_destination_are_swept(s3_server: S3Server, s3_bucket: str) -> None:
-    """What a dead attempt left open for that very key goes; a key that begins alike keeps its own."""
+    """Abandoned uploads of exactly that key are aborted, but not those of a similar key."""
     settings = settings_of(s3_server)
     url = f"s3://{s3_bucket}/swept-{next(_NUMBERS)}"
     with s3_destination(url, settings, None, ME) as dead, s3_destination(f"{url}0", settings, None, ME) as alive:
@@ -376,13 +376,13 @@ def test_dead_uploads_of_a_destination_are_swept(s3_server: S3Server, s3_bucket:
 
 
 def test_an_answer_without_a_code(store: S3Store) -> None:
-    """A missing object is told from a missing bucket, though HEAD says 404 for both."""
+    """A missing object is distinguished from a missing bucket, although HEAD returns 404 for both."""
     with pytest.raises(ObjectNotFound, match=re.escape(f"{store.name}:a/object")):
         store.stat("a/object")
 
 
 def test_presigned(store: S3Store) -> None:
-    """Whoever has the presigned URL gets the object, under its own name, and nobody without the signature does."""
+    """A presigned URL returns the object under its name, and nothing without its signature."""
     put_bytes(store, "a/disk.raw", b"image", ME)
     url, http = store.presign("a/disk.raw", 60), urllib3.PoolManager()
     found = http.request("GET", url)

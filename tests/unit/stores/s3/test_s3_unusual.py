@@ -1,4 +1,4 @@
-"""S3 services that leave out headers, lose answers, show objects late, fall silent, or stand behind a proxy."""
+"""S3 services that omit headers, lose answers, show objects late, stall, or are behind a proxy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COMPLETE = "CompleteMultipartUpload"
 
 
 def open_store_at(proxy: FaultyS3, bucket: str, **more: object) -> S3Store:
-    """A store of the test's own behind the proxy; its server's features are known without a probe."""
+    """Return a store behind the proxy, with known server features."""
     store = S3Store("archive", bucket, f"odd-{next(_NUMBERS)}", settings_of(proxy, **more))
     capabilities._KNOWN[capabilities._name(store._bucket)] = Features(sha256=True, conditional=True, copies=True)
     return store
@@ -51,11 +51,11 @@ def open_store_at(proxy: FaultyS3, bucket: str, **more: object) -> S3Store:
 
 @pytest.fixture
 def store(faulty_s3: FaultyS3, s3_bucket: str) -> S3Store:
-    """A store whose calls are tried once."""
+    """Return a store whose calls have one try."""
     return open_store_at(faulty_s3, s3_bucket, late_s=1.0)
 
 
-# Headers that are not there
+# Missing headers
 
 
 def read_origin(proxy: FaultyS3, bucket: str) -> bytes:
@@ -72,7 +72,7 @@ def read_origin(proxy: FaultyS3, bucket: str) -> bytes:
     ],
 )
 def test_objects_by_poor_answers(s3_server: S3Server, faulty_s3: FaultyS3, s3_bucket: str, fault: Fault) -> None:
-    """An object comes whole, and from its middle on, however little the answer tells of it."""
+    """An object is read completely, and from its middle, with any subset of the answer's headers."""
     s3_server.client().put_object(Bucket=s3_bucket, Key="origin", Body=BIG)
     faulty_s3.faults = [fault]
     reader = s3_origin(f"s3://{s3_bucket}/origin", settings_of(faulty_s3))
@@ -84,7 +84,7 @@ def test_objects_by_poor_answers(s3_server: S3Server, faulty_s3: FaultyS3, s3_bu
 @pytest.mark.parametrize("lost", [frozenset({"etag"}), frozenset({"last-modified"}), EVERY])
 @pytest.mark.parametrize("call", ["UploadPart 1", "PutObject", "HeadObject", COMPLETE])
 def test_stores_by_poor_answers(store: S3Store, faulty_s3: FaultyS3, call: str, lost: frozenset[str]) -> None:
-    """An object is stored, and is read and listed, without the headers that some services leave out."""
+    """An object is stored, read and listed without the headers that some services omit."""
     faulty_s3.faults = [Fault(call, without=lost)]
     for size in (1000, len(BIG)):
         put(store, "a/object", BIG[:size])
@@ -94,7 +94,7 @@ def test_stores_by_poor_answers(store: S3Store, faulty_s3: FaultyS3, call: str, 
 
 
 def test_size_that_nobody_tells(store: S3Store, faulty_s3: FaultyS3) -> None:
-    """What cannot be done without is named, and nothing is left open."""
+    """An indispensable header is named in the error, and no connection stays open."""
     faulty_s3.faults = [Fault("HeadObject", chunked=True)]
     with pytest.raises(StoreUnavailable, match="Content-Length"):
         put(store, "a/object", BIG)
@@ -102,14 +102,14 @@ def test_size_that_nobody_tells(store: S3Store, faulty_s3: FaultyS3) -> None:
 
 
 def test_ranges_that_are_cut(s3_server: S3Server, faulty_s3: FaultyS3, s3_bucket: str) -> None:
-    """A body in chunks that ends early, or breaks, is a source that broke, however it breaks."""
+    """A chunked body that ends early or breaks in any way is a broken source."""
     s3_server.client().put_object(Bucket=s3_bucket, Key="origin", Body=BIG)
     faulty_s3.faults = [Fault("GetObject", cut_at=CHUNK, chunked=True)]
     with pytest.raises(SourceUnavailable):
         read_origin(faulty_s3, s3_bucket)
 
 
-# Answers that are lost
+# Lost answers
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
@@ -118,7 +118,7 @@ def test_ranges_that_are_cut(s3_server: S3Server, faulty_s3: FaultyS3, s3_bucket
 def test_complete_that_took_effect(
     s3_server: S3Server, faulty_s3: FaultyS3, s3_bucket: str, status: int, tries: int, by_md5: bool
 ) -> None:
-    """An upload whose Complete took effect, and whose answer was lost, has succeeded; nothing is sent again."""
+    """An upload whose Complete succeeded, but whose answer was lost, succeeds without another transfer."""
     url = f"s3://{s3_bucket}/lost-{next(_NUMBERS)}"
     faulty_s3.faults = [Fault(COMPLETE, status, after=True, times=1)]
     if not by_md5:
@@ -130,7 +130,7 @@ def test_complete_that_took_effect(
 
 @pytest.mark.parametrize("status", [500, 504])
 def test_put_that_took_effect(faulty_s3: FaultyS3, s3_bucket: str, store: S3Store, status: int) -> None:
-    """The same of a small object, into a store and into a bucket of somebody else."""
+    """The same is true of a small object, in a store and in a foreign bucket."""
     faulty_s3.faults = [Fault("PutObject", status, after=True)]
     put(store, "a/object", b"small")
     url = f"s3://{s3_bucket}/lost-{next(_NUMBERS)}"
@@ -140,7 +140,7 @@ def test_put_that_took_effect(faulty_s3: FaultyS3, s3_bucket: str, store: S3Stor
 
 
 def test_complete_that_took_no_effect(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str) -> None:
-    """An object of the same size that stood there before is not taken for the one that was lost."""
+    """An earlier object of the same size is not mistaken for the lost one."""
     key = f"old-{next(_NUMBERS)}"
     s3_server.client().put_object(Bucket=s3_bucket, Key=key, Body=BIG[::-1])
     faulty_s3.faults = [Fault(COMPLETE, 500)]
@@ -151,7 +151,7 @@ def test_complete_that_took_no_effect(faulty_s3: FaultyS3, s3_server: S3Server, 
 
 
 def test_complete_takes_its_time(faulty_s3: FaultyS3, s3_bucket: str) -> None:
-    """A Complete that takes longer than any other call may is waited for, as the server moves the bytes then."""
+    """Complete may take longer than any other call, because the server assembles the object then."""
     store = open_store_at(faulty_s3, s3_bucket, stall_s=1.5, commit_s=600.0)
     faulty_s3.faults = [Fault(COMPLETE, until=(go := threading.Event()), times=1)]
     timer = threading.Timer(2.5, go.set)
@@ -163,7 +163,7 @@ def test_complete_takes_its_time(faulty_s3: FaultyS3, s3_bucket: str) -> None:
 
 @pytest.mark.parametrize("call", ["UploadPart 1", "CreateMultipartUpload", "ListMultipartUploads"])
 def test_other_answers_that_are_lost(faulty_s3: FaultyS3, s3_bucket: str, call: str) -> None:
-    """A call that is made again because its answer was lost does what it should."""
+    """A call that is repeated after a lost answer has its normal effect."""
     url = f"s3://{s3_bucket}/again-{next(_NUMBERS)}"
     settings = settings_of(faulty_s3, tries=2)
     faulty_s3.faults = [Fault(call, 500, after=True, times=1)]
@@ -175,7 +175,7 @@ def test_other_answers_that_are_lost(faulty_s3: FaultyS3, s3_bucket: str, call: 
 
 @pytest.mark.parametrize("call", ["AbortMultipartUpload", "DeleteObject"])
 def test_removals_whose_answer_is_lost(faulty_s3: FaultyS3, s3_bucket: str, call: str) -> None:
-    """To remove what the first try has removed already is a success."""
+    """The deletion of an object that the first try has deleted succeeds."""
     store = open_store_at(faulty_s3, s3_bucket, tries=2)
     put(store, "a/object", b"1")
     fill(store.writer("a/other", owner=ME), BIG).suspend()
@@ -191,7 +191,7 @@ def test_removals_whose_answer_is_lost(faulty_s3: FaultyS3, s3_bucket: str, call
 @pytest.mark.parametrize("size", [1000, len(BIG)])
 @pytest.mark.parametrize("old", [None, 500], ids=["nothing before", "another before"])
 def test_object_that_shows_late(faulty_s3: FaultyS3, s3_bucket: str, size: int, old: int | None) -> None:
-    """A store that shows nothing, or the object before, right after a commit is asked again."""
+    """If a store shows no object or an old one after a commit, it is asked again."""
     store = open_store_at(faulty_s3, s3_bucket, late_s=600.0)
     if old:
         put(store, "a/object", BIG[:old])
@@ -204,7 +204,7 @@ def test_object_that_shows_late(faulty_s3: FaultyS3, s3_bucket: str, size: int, 
 
 
 def test_object_that_never_shows(store: S3Store, faulty_s3: FaultyS3) -> None:
-    """One that is not there after a while is an error that may pass, and says so."""
+    """An object that does not appear in time is a temporary error that says so."""
     with store.writer("a/object", owner=ME) as sink:
         faulty_s3.faults = [Fault("HeadObject", 404, "NoSuchKey")]
         with pytest.raises(StoreUnavailable, match="does not show it"):
@@ -218,7 +218,7 @@ PAGE = b"<html><body><h1>Bad Gateway</h1></body></html>"
 
 @pytest.mark.parametrize("status", [502, 504])
 def test_page_of_a_proxy(store: S3Store, faulty_s3: FaultyS3, status: int) -> None:
-    """An error in HTML is an error of the store, which may pass."""
+    """An HTML error page is a temporary error of the store."""
     put(store, "a/b", b"1")
     faulty_s3.faults = [Fault(name, status, body=PAGE) for name in ("PutObject", "GetObject", "ListMultipartUploads")]
     for act in (lambda: put(store, "a/b", b"2"), lambda: get(store, "a/b"), lambda: store.sweep(0)):
@@ -227,7 +227,7 @@ def test_page_of_a_proxy(store: S3Store, faulty_s3: FaultyS3, status: int) -> No
 
 
 def test_page_in_place_of_an_answer(store: S3Store, faulty_s3: FaultyS3) -> None:
-    """A login page with status 200 is no answer of an S3 server, and may pass."""
+    """A login page with status 200 is a temporary error, because it is no S3 answer."""
     faulty_s3.faults = [Fault("GetObject", 200, body=b"<html><p>Log in</html>")]
     with pytest.raises(StoreUnavailable, match="cannot serve us now"):
         keys(store)
@@ -236,7 +236,7 @@ def test_page_in_place_of_an_answer(store: S3Store, faulty_s3: FaultyS3) -> None
 def test_environment_names_a_proxy(
     store: S3Store, faulty_s3: FaultyS3, monkeypatch: pytest.MonkeyPatch, s3_bucket: str
 ) -> None:
-    """The proxies of the environment get no request, not even one for the role of this machine."""
+    """The environment's proxies get no request, not even one for the machine's role."""
     names = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY")
     for name in names:
         monkeypatch.setenv(name, "http://127.0.0.1:1")
@@ -247,12 +247,12 @@ def test_environment_names_a_proxy(
     assert InstanceMetadataFetcher()._session._proxy_config.proxy_url_for("http://169.254.169.254/") is None
 
 
-# A store that is away
+# An absent store
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_store_that_asks_to_wait(store: S3Store, faulty_s3: FaultyS3, status: int) -> None:
-    """A store that is overloaded costs no attempt, and the job waits for as long as it asks."""
+    """An overloaded store costs no attempt, and the job waits for its Retry-After."""
     faulty_s3.faults = [Fault("PutObject", status, "SlowDown", retry_after="321")]
     with pytest.raises(StoreAway) as away:
         put(store, "a/object", b"1")
@@ -261,7 +261,7 @@ def test_store_that_asks_to_wait(store: S3Store, faulty_s3: FaultyS3, status: in
 
 
 def test_retry_after_is_obeyed_at_once(faulty_s3: FaultyS3, s3_bucket: str) -> None:
-    """A long Retry-After ends the SDK's own tries: nothing is asked before its time."""
+    """A long Retry-After ends the SDK's own tries, and no request is sent before its time."""
     store = open_store_at(faulty_s3, s3_bucket, tries=3)
     faulty_s3.faults = [Fault("PutObject", 503, "SlowDown", retry_after="60")]
     with pytest.raises(StoreAway):
@@ -271,7 +271,7 @@ def test_retry_after_is_obeyed_at_once(faulty_s3: FaultyS3, s3_bucket: str) -> N
 
 @pytest.mark.parametrize("status", [500, 502, 504])
 def test_one_call_that_fails_counts(store: S3Store, faulty_s3: FaultyS3, status: int) -> None:
-    """A call that fails counts as an attempt while the store serves others, and does not where it serves none."""
+    """A failed call counts as an attempt exactly if the store serves other calls."""
     faulty_s3.faults = [Fault("PutObject", status)]
     with pytest.raises(StoreUnavailable) as failed:
         put(store, "a/object", b"1")
@@ -282,7 +282,7 @@ def test_one_call_that_fails_counts(store: S3Store, faulty_s3: FaultyS3, status:
 
 
 def test_a_strangers_bucket_may_not_hold_a_job(faulty_s3: FaultyS3, s3_bucket: str) -> None:
-    """Attempts at an upload's destination, and at a download's source, count whatever the server answers."""
+    """Attempts at an upload's destination and at a download's source count for any answer."""
     faulty_s3.faults = [Fault("PutObject", 503, "SlowDown"), Fault("GetObject", 503, "SlowDown")]
     sink = s3_destination(f"s3://{s3_bucket}/x", settings_of(faulty_s3), 1, ME)
     with sink, pytest.raises(StoreUnavailable) as failed:
@@ -292,11 +292,11 @@ def test_a_strangers_bucket_may_not_hold_a_job(faulty_s3: FaultyS3, s3_bucket: s
     assert not isinstance(failed.value, StoreAway)
 
 
-# A server that is silent
+# A silent server
 
 
 class Stop:
-    """Raises once it is told."""
+    """A check that raises after it was set."""
 
     def __init__(self) -> None:
         self.told = threading.Event()
@@ -342,7 +342,7 @@ STAGES = [
 
 @pytest.fixture
 def silence(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str) -> Any:
-    """Makes the server silent at a stage, until the test has ended."""
+    """Make the server silent at a stage, until the test has ended."""
     s3_server.client().put_object(Bucket=s3_bucket, Key="origin", Body=BIG)
     woken = threading.Event()
 
@@ -360,7 +360,7 @@ def silence(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str) -> Any:
 def test_cancel_while_silent(
     faulty_s3: FaultyS3, s3_bucket: str, silence: Callable[[str], None], stage: str, act: Act
 ) -> None:
-    """A job that waits for a silent server, at whichever call, hears a cancel, long before the call would end."""
+    """A cancel ends the wait for a silent server in any call, long before the call's own end."""
     stop, raised = Stop(), list[BaseException]()
     silence(stage)
 
@@ -376,7 +376,7 @@ def test_cancel_while_silent(
     while not any(call.name == fault.name for call in faulty_s3.calls):
         time.sleep(0.01)
     stop.told.set()
-    job.join(50)  # stall_s is 60, commit_s is 600: only a cancel ends it before
+    job.join(50)  # stall_s is 60, commit_s is 600: only a cancel ends it earlier
     assert [error.reason for error in raised if isinstance(error, Cancelled)] == ["user"]
 
 
@@ -384,14 +384,14 @@ def test_cancel_while_silent(
 def test_silence_is_a_stall(
     faulty_s3: FaultyS3, s3_bucket: str, silence: Callable[[str], None], stage: str, act: Act
 ) -> None:
-    """A server that is silent for stall_s is an error that may pass, at whichever call."""
+    """A server that is silent for stall_s is a temporary error in any call."""
     silence(stage)
     with pytest.raises((StoreUnavailable, SourceUnavailable)):
         act(s3_bucket, settings_of(faulty_s3, stall_s=1.0, commit_s=1.0, late_s=0.1), lambda: None)
 
 
 def test_an_object_that_drips(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str) -> None:
-    """An object of which next to nothing comes has stalled, though it is never silent."""
+    """An object that arrives too slowly has stalled, although its server is never silent."""
     s3_server.client().put_object(Bucket=s3_bucket, Key="origin", Body=BIG)
     fault = Fault("GetObject", silent_after=CHUNK, drips=True)
     faulty_s3.faults = [fault]
@@ -401,7 +401,7 @@ def test_an_object_that_drips(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucke
 
 
 def test_aborted_from_two_threads(faulty_s3: FaultyS3, s3_bucket: str, s3_server: S3Server) -> None:
-    """Two aborts at once, beside a thread that writes, end one upload once, and raise nothing."""
+    """Two parallel aborts beside a writing thread end one upload once, and raise nothing."""
     for _ in range(5):
         url = f"s3://{s3_bucket}/twice-{next(_NUMBERS)}"
         faulty_s3.faults = [Fault("CreateMultipartUpload", until=(go := threading.Event()), times=1)]
@@ -425,7 +425,7 @@ def _fill_quietly(sink: Sink) -> None:
 def test_a_cancelled_job_hears_it_at_a_silent_destination(
     faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str, silence: Callable[[str], None]
 ) -> None:
-    """The check of a job reaches the calls of its destination; its clean-up is made all the same."""
+    """The job's check ends calls of its destination, but its clean-up still runs."""
     source: MemoryStore = store_artifact(MemoryStore("primary"), {"7.raw": images.mbr(1 << 20)})
     silence("PutObject")
     given = {"endpoint": faulty_s3.endpoint, "access_key": s3_server.access_key, "secret_key": s3_server.secret_key}
@@ -439,7 +439,7 @@ def test_a_cancelled_job_hears_it_at_a_silent_destination(
 
 
 def test_stores_of_an_attempt_are_checked(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str) -> None:
-    """The stores of the settings hear an attempt's cancel, but not while it cleans up."""
+    """The stores of an attempt obey its cancel, except during clean-up."""
     given = {"endpoint": faulty_s3.endpoint, "access_key": s3_server.access_key, "secret_key": s3_server.secret_key}
     settings = config.parse({"stores": {"archive": given | {"url": f"s3://{s3_bucket}/checked"}}}, "test")
     faulty_s3.faults = [Fault("GetObject", until=(go := threading.Event()))]
@@ -451,7 +451,7 @@ def test_stores_of_an_attempt_are_checked(faulty_s3: FaultyS3, s3_server: S3Serv
 
 
 def test_a_cancel_shortens_no_call_of_the_next_job(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket: str) -> None:
-    """A cancelled job's clean-up gives up early at a silent server; the next job of the process waits as usual."""
+    """A cancelled job's clean-up is short at a silent server, and the next job waits as usual."""
     given = {"endpoint": faulty_s3.endpoint, "access_key": s3_server.access_key, "secret_key": s3_server.secret_key}
     settings = config.parse({"stores": {"archive": given | {"url": f"s3://{s3_bucket}/next"}}}, "test")
     faulty_s3.faults = [Fault("GetObject", until=(go := threading.Event()))]
