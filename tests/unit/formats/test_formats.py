@@ -1,4 +1,4 @@
-"""What images are taken as, and that the verdict is the same however the bytes come."""
+"""The recognition of image formats, with the same result for any size of chunks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.images import (
 from tests.neighbours import missing
 
 NOISE = random.Random(1).randbytes(2 * MiB)
-#: A UDF anchor that names block 257, where a partition of 42 blocks from block 258 on is described.
+#: A UDF anchor that names block 257, which describes a partition of 42 blocks from block 258.
 UDF = overlay(
     iso(300),
     {
@@ -48,7 +48,7 @@ UDF = overlay(
 
 
 def inspect(image: bytes, expected: str = "auto", chunk: int = MiB, limit: int = 64 * GiB) -> ImageInfo:
-    """The verdict on bytes that come in chunks of one size."""
+    """Return the inspection of bytes that arrive in chunks of one size."""
     inspection = Inspection(expected, limit, "disk.img")
     for at in range(0, len(image), chunk):
         inspection(image[at : at + chunk])
@@ -56,7 +56,7 @@ def inspect(image: bytes, expected: str = "auto", chunk: int = MiB, limit: int =
 
 
 def verdict(image: bytes, cuts: Iterable[int] = (), expected: str = "auto") -> str:
-    """The verdict in one word or two: the format and size, or the error's class and text."""
+    """Return the inspection as a short text: format and size, or the error's class and text."""
     inspection = Inspection(expected, 64 * GiB, "disk.img")
     places = [0, *sorted(cuts), len(image)]
     try:
@@ -96,20 +96,20 @@ good = pytest.mark.parametrize(("image", "name", "size"), GOOD.values(), ids=GOO
 
 @good
 def test_recognised(image: bytes, name: str, size: int) -> None:
-    """The format, the virtual and the physical size come from the bytes alone."""
+    """The format, the virtual and the physical size are derived from the bytes alone."""
     info = inspect(image)
     assert (info.format, info.virtual_size, info.physical_size) == (name, size, len(image))
 
 
 @good
 def test_declared(image: bytes, name: str, size: int) -> None:
-    """Asking for the right format, in our or CloudStack's spelling, changes nothing."""
+    """A request for the right format, in either spelling, changes nothing."""
     assert inspect(image, name) == inspect(image, name.upper()) == inspect(image)
 
 
 @good
 def test_wrongly_declared(image: bytes, name: str, size: int) -> None:
-    """Whoever asks for another format is told both; a fixed VHD is a raw disk until its end."""
+    """The error of a wrong format names both, and a fixed VHD is a raw disk until its end."""
     seen = "vhd|raw" if name == "vhd" else name
     for other in {"qcow2", "vmdk", "vhd", "vhdx", "iso", "raw"} - {name}:
         with pytest.raises(UnknownFormat, match=f"The image is ({seen}), but {other} was asked for"):
@@ -120,7 +120,7 @@ def test_wrongly_declared(image: bytes, name: str, size: int) -> None:
 @given(data=st.data())
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_chunks_mean_nothing(data: st.DataObject, image: bytes, name: str, size: int) -> None:
-    """The verdict does not depend on where the stream is cut."""
+    """The result does not depend on the cuts of the stream."""
     cuts = data.draw(st.lists(st.integers(1, len(image)), max_size=12))
     assert verdict(image, cuts) == verdict(image)
 
@@ -131,7 +131,7 @@ def test_chunks_mean_nothing(data: st.DataObject, image: bytes, name: str, size:
     ids=["an MBR", "a GPT", "a GPT of 4 KiB sectors", "no table", "a boot sector without partitions"],
 )
 def test_partition_table(image: bytes, table: str) -> None:
-    """Of a raw disk it is told which partition table it has."""
+    """The facts of a raw disk have its partition table."""
     assert inspect(image, "raw").details["partition_table"] == table
 
 
@@ -159,7 +159,7 @@ CUT = {
 
 @pytest.mark.parametrize(("image", "why"), CUT.values(), ids=CUT.keys())
 def test_cut_short(image: bytes, why: str) -> None:
-    """An image that is shorter than it says itself is corrupt, and the error names the place."""
+    """An image that is shorter than its header says is corrupt, and the error has the position."""
     with pytest.raises(CorruptImage, match=why):
         inspect(image)
 
@@ -170,14 +170,14 @@ def test_cut_short(image: bytes, why: str) -> None:
     ids=["vmdk", "vhd", "vhdx", "qcow2"],
 )
 def test_too_large(image: bytes) -> None:
-    """A virtual size above the limit is refused before the image has passed."""
+    """A virtual size above the limit is refused before the whole image has passed."""
     inspection = Inspection("auto", min(64 * GiB, (1 << 20) - 1) if image.startswith(b"QFI") else 64 * GiB)
     with pytest.raises(TooLarge, match="are allowed"):
         inspection(image + bytes(4 * MiB))
 
 
 def test_too_large_raw() -> None:
-    """A raw disk is refused as soon as more than the limit has come, and a fixed VHD's footer does not count."""
+    """A raw disk above the limit is refused at once, without the footer of a fixed VHD."""
     with pytest.raises(TooLarge):
         inspect(NOISE, limit=2 * MiB - 512)
     assert inspect(vhd_fixed(NOISE), limit=2 * MiB).virtual_size == 2 * MiB
@@ -196,7 +196,7 @@ def test_too_large_raw() -> None:
     ids=["qcow2 and ISO", "qcow2 and MBR", "VMDK and ISO", "VHDX and ISO", "ISO and VHD", "qcow2 and VHD"],
 )
 def test_two_at_once(image: bytes) -> None:
-    """A file of two formats is refused, whichever of them was asked for."""
+    """A file of two formats is refused for either requested format."""
     for expected in ("auto", "iso", "qcow2", "raw", "vhd"):
         with pytest.raises((AmbiguousFormat, UnknownFormat), match=r" at once|was asked for"):
             inspect(image, expected)
@@ -206,7 +206,7 @@ def test_two_at_once(image: bytes) -> None:
 
 @pytest.mark.parametrize("head", [NOISE, qcow2(size=GiB, l1_size=512), vhdx()], ids=["raw", "qcow2", "vhdx"])
 def test_memory(head: bytes) -> None:
-    """However long the image is, a few MiB of it are held."""
+    """An inspection uses a few MiB for an image of any size."""
     inspection, chunk = Inspection(), bytes(MiB)
     tracemalloc.start()
     try:
@@ -219,13 +219,13 @@ def test_memory(head: bytes) -> None:
 
 
 def test_unknown_name() -> None:
-    """A format that is not taken is refused before any byte has come."""
+    """An unsupported format is refused before the first byte."""
     with pytest.raises(InvalidRequest, match="auto, qcow2, vmdk, vhd, vhdx, iso, raw"):
         Inspection("qcow3")
 
 
 def test_guess() -> None:
-    """The name for a file is guessed from its first bytes, without a verdict."""
+    """The file's name is guessed from its first bytes, without an inspection."""
     heads = [qcow2_backed_by("/etc/passwd"), stream_optimized(b""), vhd_dynamic(), vhdx()[:100], iso(), b"?"]
     assert [guess_format(head) for head in heads] == ["qcow2", "vmdk", "vhd", "vhdx", "iso", "raw"]
 
@@ -250,7 +250,7 @@ MADE = {
 
 
 def qemu_img(command: str, folder: Path) -> bytes:
-    """Run qemu-img in a folder; its standard output."""
+    """Run qemu-img in a folder, and return its standard output."""
     if not shutil.which("qemu-img"):
         missing("qemu-img", "install qemu-utils")
     return subprocess.run(["qemu-img", *command.split()], cwd=folder, check=True, capture_output=True).stdout
@@ -258,7 +258,7 @@ def qemu_img(command: str, folder: Path) -> bytes:
 
 @pytest.mark.parametrize(("options", "name"), MADE.values(), ids=MADE.keys())
 def test_made_by_qemu(options: str, name: str, tmp_path: Path) -> None:
-    """What qemu-img makes is taken, with the virtual size that qemu-img tells of it."""
+    """qemu-img's images are accepted with the virtual size that qemu-img reports."""
     (tmp_path / "in").write_bytes(NOISE[:MiB] + bytes(3 * MiB) + NOISE[: MiB + 512])
     qemu_img(f"convert -f raw -O {options} in out", tmp_path)
     told = json.loads(qemu_img(f"info --output=json -f {options.split()[0]} out", tmp_path))
@@ -270,7 +270,7 @@ def test_made_by_qemu(options: str, name: str, tmp_path: Path) -> None:
     "options", ["vmdk", "vmdk -o subformat=streamOptimized", "vpc", "vhdx", "vpc -o subformat=fixed"]
 )
 def test_made_by_qemu_and_cut(options: str, tmp_path: Path) -> None:
-    """Half of what qemu-img makes is refused as cut short, because its tables name what is missing."""
+    """Half of a qemu-img image is refused as truncated, because its tables refer to missing parts."""
     (tmp_path / "in").write_bytes(NOISE + bytes(20 * MiB) + NOISE)
     qemu_img(f"convert -f raw -O {options} in out", tmp_path)
     image = (tmp_path / "out").read_bytes()
@@ -282,7 +282,7 @@ def test_made_by_qemu_and_cut(options: str, tmp_path: Path) -> None:
     "options", ["", "-c", "-c -o compression_type=zstd", "-o cluster_size=4k", "-o compat=0.10", "-o cluster_size=2M"]
 )
 def test_qcow2_cut_anywhere(options: str, tmp_path: Path) -> None:
-    """A qcow2 that lacks its end, if only a cluster of it, is refused by what its own tables name."""
+    """A qcow2 without its last cluster or more is refused because its tables refer to missing parts."""
     (tmp_path / "in").write_bytes(NOISE + bytes(20 * MiB) + NOISE[: MiB + 512])
     qemu_img(f"convert -f raw -O qcow2 {options} in out", tmp_path)
     image, where = (tmp_path / "out").read_bytes(), random.Random(options)
@@ -293,7 +293,7 @@ def test_qcow2_cut_anywhere(options: str, tmp_path: Path) -> None:
 
 
 def test_qcow2_with_a_past(tmp_path: Path) -> None:
-    """A qcow2 whose tables have moved, by snapshots and by growing, is taken."""
+    """A qcow2 whose tables have moved, by snapshots and by growth, is accepted."""
     (tmp_path / "in").write_bytes(NOISE)
     qemu_img("convert -f raw -O qcow2 -o cluster_size=4k in out", tmp_path)
     for command in ("snapshot -c first out", "resize -q -f qcow2 out 40G", "snapshot -c second out"):
@@ -303,7 +303,7 @@ def test_qcow2_with_a_past(tmp_path: Path) -> None:
 
 
 def test_made_here(tmp_path: Path) -> None:
-    """The hand-made good images of this suite are good for qemu-img too."""
+    """qemu-img accepts this suite's hand-made good images too."""
     images = {"qcow2": [qcow2(), qcow2(version=2)], "vmdk": [stream_optimized(NOISE, 4 * MiB)]}
     for name, each in ((name, each) for name, all_ in images.items() for each in all_):
         (tmp_path / "image").write_bytes(each)
@@ -314,7 +314,7 @@ def test_made_here(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hybrid", [False, True], ids=["plain", "isohybrid"])
 def test_made_by_xorriso(hybrid: bool, tmp_path: Path) -> None:
-    """A real ISO is taken, and so is one with a partition table in front, as distributions publish them."""
+    """A real ISO is accepted, also with a partition table in front, as distributions publish it."""
     if not shutil.which("xorriso"):
         missing("xorriso", "install xorriso")
     (tmp_path / "tree").mkdir()
@@ -341,7 +341,7 @@ SEEDS = [
 @given(seed=st.sampled_from(SEEDS), data=st.data())
 @settings(max_examples=150)
 def test_mutants(seed: bytes, data: st.DataObject) -> None:
-    """Whatever is written over an image's structures, the answer is a verdict or one of our errors."""
+    """An image with any changed structures gives a result or a WorkerError."""
     places = [0, 60, 512, 1024, 1536, 3 * 4096, 192 << 10, MiB, MiB + 65536, len(seed) - 1536, len(seed) - 512]
     near = st.builds(int.__add__, st.sampled_from(places), st.integers(0, 120)).filter(lambda at: at < len(seed))
     patches = data.draw(st.dictionaries(near, st.binary(min_size=1, max_size=8), min_size=1, max_size=4))

@@ -1,4 +1,4 @@
-"""Disks become images, forwards only, and qemu-img finds in them what was on the disk."""
+"""Disks become images in one forward pass, and qemu-img finds the disk's content in them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRAIN = 64 * KiB
 
 
 def disk(size: int, seed: int = 1) -> bytes:
-    """A disk with data here and there."""
+    """Return a disk with scattered data."""
     chance, content = random.Random(seed), bytearray(size)
     for _ in range(12):
         at = chance.randrange(size)
@@ -32,7 +32,7 @@ def disk(size: int, seed: int = 1) -> bytes:
 
 
 def grains(content: bytes, size: int = GRAIN) -> list[Extent]:
-    """The disk as extents of that many bytes, those of zeros left out, the last one in full length."""
+    """Return the disk as extents of that many bytes, without zero extents, the last one in full length."""
     pieces = ((at, content[at : at + size].ljust(size, b"\0")) for at in range(0, len(content), size))
     return [piece for piece in pieces if any(piece[1])]
 
@@ -59,7 +59,7 @@ WRITERS: dict[str, Callable[[Iterator[Extent], int], Iterator[bytes]]] = {
 @pytest.mark.parametrize("size", [512, GRAIN, 3 * GRAIN + 512, 33 * MiB + 1024], ids=lambda size: f"{size} bytes")
 @pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
 def test_images_hold_the_disk(tmp_path: Path, format_: str, size: int) -> None:
-    """An image of a disk of any size is sound, and identical with it."""
+    """An image of a disk of any size is sound and identical with it."""
     content = disk(size)
     writer = WRITERS[format_] if format_ != "qcow2" else lambda each, size: qcow2(each, size, -(-size // GRAIN), "x")
 
@@ -71,7 +71,7 @@ def test_images_hold_the_disk(tmp_path: Path, format_: str, size: int) -> None:
 
 @pytest.mark.parametrize("grain", [4 * KiB, 64 * KiB, 1 * MiB], ids=lambda size: f"grains of {size} bytes")
 def test_qcow2_of_other_grains(tmp_path: Path, grain: int) -> None:
-    """Data in grains smaller or larger than a cluster fits into what its size promises, over several L2 tables too."""
+    """Data in grains of another size than a cluster fits into the declared size, over several L2 tables too."""
     size = 1100 * MiB + 512
     content = {at: bytes([at % 251 + 1]) * grain for at in (0, 3 * grain, 600 * MiB, 600 * MiB + grain, 1099 * MiB)}
     clusters = most_clusters(size, len(content) * grain, grain)
@@ -88,7 +88,7 @@ def test_qcow2_of_other_grains(tmp_path: Path, grain: int) -> None:
 
 
 def test_stream_of_our_own_has_no_contradiction() -> None:
-    """Tables, directory and footer of a stream that we write agree with its grains, each of which can be inflated."""
+    """Tables, directory and footer of a written stream agree with its grains, which can all be inflated."""
     content = disk(70 * MiB)
     verifier = StreamOptimized("disk", len(content), inflate_every=1)
 
@@ -102,7 +102,7 @@ def test_stream_of_our_own_has_no_contradiction() -> None:
 
 @pytest.mark.parametrize("cut", [1, 511, 70_000, 1 << 20], ids=lambda cut: f"chunks of {cut}")
 def test_extents_of_a_stream(cut: int) -> None:
-    """The grains of a stream come in order and whole, however it is cut into chunks."""
+    """The grains of a stream are returned in order and completely, for any size of chunks."""
     content = disk(5 * GRAIN + 1024)
     stream = images.stream_optimized(content)
     chunks = (stream[at : at + cut] for at in range(0, len(stream), cut))
@@ -125,7 +125,7 @@ STREAM = images.stream_optimized(disk(5 * GRAIN))
     ],
 )
 def test_damaged_streams_have_no_extents(stream: bytes) -> None:
-    """A stream that is not whole is an error, at its end at the latest."""
+    """A damaged stream is an error, at the latest at its end."""
     with pytest.raises(CorruptImage):
         list(vmdk_extents(iter([stream] if stream else []), "disk", 5 * GRAIN))
 
@@ -140,12 +140,12 @@ def test_damaged_streams_have_no_extents(stream: bytes) -> None:
 )
 @pytest.mark.parametrize("format_", list(WRITERS))
 def test_impossible_extents(format_: str, extents: list[Extent]) -> None:
-    """Extents that are no disk are refused by every writer."""
+    """Every writer refuses extents that cannot be a disk."""
     with pytest.raises(CorruptImage):
         list(WRITERS[format_](iter(extents), 8 * GRAIN))
 
 
 def test_more_data_than_promised() -> None:
-    """A qcow2 whose header has promised room for less data than comes is refused, not written wrongly."""
+    """More data than a qcow2's header declared is refused."""
     with pytest.raises(CorruptImage, match="2 clusters"):
         list(qcow2(iter(grains(b"x" * 3 * GRAIN)), 3 * GRAIN, 2, "disk"))

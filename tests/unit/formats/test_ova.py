@@ -1,4 +1,4 @@
-"""OVAs: the descriptor read safely, the members streamed to the stores, and all of it there or nothing."""
+"""OVAs: the descriptor is read safely, the members are streamed to the stores, and all are stored or none."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PREFIX = "template/tmpl/2/7"
 
 
 def with_mf(files: dict[str, bytes], algorithm: str = "sha256", last: bool = False) -> dict[str, bytes]:
-    """The package's files with their checksums, behind the descriptor or at the end."""
+    """Return the package's files with their checksums, behind the descriptor or at the end."""
     mf = {"vm.mf": mf_of(files, algorithm)}
     return files | mf if last else dict(list(files.items())[:1]) | mf | files
 
@@ -57,7 +57,7 @@ def run(server: HttpServer, package: bytes, *stores: Any, **fields: Any) -> dict
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256", "sha512"])
 @pytest.mark.parametrize("last", [False, True], ids=["mf second", "mf last"])
 def test_unpacked(http_server: HttpServer, tmp_path: Path, algorithm: str, last: bool) -> None:
-    """The disks lie beside the descriptor, under our names, with a descriptor and checksums that say so."""
+    """The disks are beside the descriptor under new names, and the descriptor and checksums have these names."""
     store, package = FileStore("primary", tmp_path), ova_of(with_mf(FILES, algorithm, last))
 
     result = run(http_server, package, store, checksum=hashlib.sha256(package).hexdigest(), format="ova")
@@ -75,7 +75,7 @@ def test_unpacked(http_server: HttpServer, tmp_path: Path, algorithm: str, last:
 
 
 def test_properties(http_server: HttpServer) -> None:
-    """CloudStack finds an OVA by its name and the size of the package, and the manifest has its digest."""
+    """CloudStack finds an OVA by the package's name and size, and the manifest has its digest."""
     store, package = MemoryStore("primary"), ova_of(FILES)
     run(http_server, package, store, name="VM")
     lines = read_bytes(store, f"{PREFIX}/template.properties").decode().splitlines()
@@ -86,7 +86,7 @@ def test_properties(http_server: HttpServer) -> None:
 
 
 def test_every_object_is_listed(http_server: HttpServer) -> None:
-    """The manifest lists every object with its size and digest as stored."""
+    """The manifest lists every object with its stored size and digest."""
     store = MemoryStore("primary")
     run(http_server, ova_of(FILES), store)
     manifest = read_manifest(store, Artifact("template", "2", "7"))
@@ -99,13 +99,13 @@ def test_every_object_is_listed(http_server: HttpServer) -> None:
 
 
 def test_macos(http_server: HttpServer) -> None:
-    """A package that the tar of macOS made is stored without the files that it added."""
+    """The extra files of macOS's tar are not stored."""
     doubles = {name: data for each, whole in FILES.items() for name, data in ((f"._{each}", b"?"), (each, whole))}
     assert run(http_server, ova_of(doubles), MemoryStore("primary"))["format"] == "ova"
 
 
 def test_mf_in_itself(http_server: HttpServer) -> None:
-    """A checksum file that lists itself is taken: a file cannot hold its own digest."""
+    """A checksum file that lists itself is accepted, because a file cannot have its own digest."""
     files = with_mf(FILES)
     name = next(each for each in files if each.endswith(".mf"))
     itself = f"SHA256({name})= {hashlib.sha256().hexdigest()}\n".encode()
@@ -113,7 +113,7 @@ def test_mf_in_itself(http_server: HttpServer) -> None:
 
 
 def test_no_blocks_at_the_end(http_server: HttpServer) -> None:
-    """A package with a checksum file needs no blocks of zeros at its end; without one it does."""
+    """A package with a checksum file may lack zero blocks at its end, and one without it may not."""
 
     def unended(files: dict[str, bytes]) -> bytes:
         return ova_of(files)[: sum(512 + len(data) + -len(data) % 512 for data in files.values())]
@@ -127,7 +127,7 @@ def test_no_blocks_at_the_end(http_server: HttpServer) -> None:
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_signature_is_not_verified(http_server: HttpServer, signed: bool) -> None:
-    """Of a package with a certificate the manifest says that nobody has verified it; the certificate is not stored."""
+    """The manifest says that a certificate was not verified, and the certificate is not stored."""
     store, cert = MemoryStore("primary"), {"vm.cert": b"SHA256(vm.mf)= 00\n"} if signed else {}
     result = run(http_server, ova_of(with_mf(FILES) | cert), store)
     manifest = read_manifest(store, Artifact("template", "2", "7"))
@@ -136,7 +136,7 @@ def test_signature_is_not_verified(http_server: HttpServer, signed: bool) -> Non
 
 
 def test_verified(http_server: HttpServer) -> None:
-    """The verify job reads every object of a package again, and finds one that is damaged."""
+    """The verify job reads every object of a package, and finds a damaged one."""
     store = MemoryStore("primary")
     run(http_server, ova_of(FILES), store)
     asked = parse_request(verify.Request, {"account": 2, "id": "7"}, "verify")
@@ -147,14 +147,14 @@ def test_verified(http_server: HttpServer) -> None:
 
 
 def test_the_same_again(http_server: HttpServer) -> None:
-    """An OVA that is there already is answered from its manifest."""
+    """A repeated download of an OVA is answered from its manifest."""
     store = MemoryStore("primary")
     first = run(http_server, ova_of(FILES), store)
     assert run(http_server, ova_of(FILES), store) == first | {"reused": True}
 
 
 def changed(**files: bytes) -> bytes:
-    """The package with other content of some files; a dot in a name is written as two underscores."""
+    """Return the package with other content of some files; a dot in a name is written as two underscores."""
     return ova_of(FILES | {name.replace("__", ".").replace("_", "-"): data for name, data in files.items()})
 
 
@@ -198,7 +198,7 @@ BAD = {
 
 @pytest.mark.parametrize(("package", "error", "text"), BAD.values(), ids=BAD.keys())
 def test_refused(http_server: HttpServer, package: bytes, error: type[WorkerError], text: str) -> None:
-    """A package of which one member is bad leaves nothing, and the error names the member."""
+    """A package with a bad member leaves nothing, and the error names the member."""
     store = MemoryStore("primary")
     with pytest.raises(error, match=text):
         run(http_server, package, store, format="auto" if text != "no disk image|raw" else "vmdk")
@@ -211,7 +211,7 @@ def test_refused(http_server: HttpServer, package: bytes, error: type[WorkerErro
 @pytest.mark.parametrize("name", ["SHA256", "SHA2-256", "SHA-256", "sha256", "SHA2-512", "SHA1"])
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_names_of_algorithms(http_server: HttpServer, name: str, encoding: str) -> None:
-    """A .mf is taken in every spelling of its algorithm, as OpenSSL 3 has another than OpenSSL 1, and compared."""
+    """A .mf is compared in every spelling of its algorithm, such as those of OpenSSL 3 and 1."""
     algorithm = "sha1" if name == "SHA1" else f"sha{name[-3:]}"
     text = "".join(f"{name}(./{each})= {hashlib.new(algorithm, FILES[each]).hexdigest()}\r\n" for each in FILES)
     text += "".join(f"SHA3-256({each})= {'0' * 64}\r\n" for each in FILES)
@@ -221,7 +221,7 @@ def test_names_of_algorithms(http_server: HttpServer, name: str, encoding: str) 
 
 
 def test_several_algorithms() -> None:
-    """Of several digests of a file the strongest counts; two by one algorithm, or one by another, are refused."""
+    """A file's strongest digest counts, and contradictory or missing ones are refused."""
     sha1, sha256 = hashlib.sha1(b"").hexdigest(), hashlib.sha256(b"").hexdigest()
     both = f"SHA2-256(a)= {sha256}\nSHA1(a)= {sha1}\n"
     assert ova.read_checksums(both.encode(), "") == {"a": Digest("sha256", sha256)}
@@ -231,13 +231,13 @@ def test_several_algorithms() -> None:
 
 
 def test_wrong_checksum_of_the_package(http_server: HttpServer) -> None:
-    """The checksum that was asked for is that of the package."""
+    """The requested checksum is that of the package."""
     with pytest.raises(ChecksumMismatch):
         run(http_server, ova_of(FILES), MemoryStore("primary"), checksum="0" * 64)
 
 
 def test_asked_for_something_else(http_server: HttpServer) -> None:
-    """An OVA is not taken for a VMDK, nor a disk for an OVA."""
+    """An OVA is not accepted as a VMDK, nor a disk as an OVA."""
     with pytest.raises(UnknownFormat, match="The file is an OVA, but vmdk was asked for"):
         run(http_server, ova_of(FILES), format="vmdk")
     with pytest.raises(UnknownFormat, match="The image is raw, but ova was asked for"):
@@ -245,7 +245,7 @@ def test_asked_for_something_else(http_server: HttpServer) -> None:
 
 
 def test_compressed_package(http_server: HttpServer) -> None:
-    """One wrapping is taken off, not two."""
+    """One compression is removed, but not two."""
     with pytest.raises(UnknownFormat, match="a tar file inside the gzip file"):
         run(http_server, COMPRESS["gzip"](ova_of(FILES)))
 
@@ -260,20 +260,20 @@ def test_owed(http_server: HttpServer) -> None:
 
 
 def test_full_primary(http_server: HttpServer) -> None:
-    """The primary must succeed."""
+    """A full primary store fails the download."""
     with pytest.raises(StoreFull):
         run(http_server, ova_of(FILES), MemoryStore("primary", capacity=len(DISK) + 1000))
 
 
 def test_raw_in_tar(http_server: HttpServer) -> None:
-    """A tar of one member that is no descriptor is a wrapping like others."""
+    """A tar with one member that is no descriptor is unpacked as an image."""
     store = MemoryStore("primary")
     result = run(http_server, tar_of(tar_member("disk.raw", mbr())), store)
     assert (result["format"], read_bytes(store, f"{PREFIX}/7.raw")) == ("raw", mbr())
 
 
 def test_unknown_format_is_still_refused() -> None:
-    """What a request may ask for is listed."""
+    """The error of an unknown format lists the supported ones."""
     with pytest.raises(InvalidRequest, match="raw, ova"):
         parse_request(download.Request, {"url": "http://x", "account": 2, "id": "7", "format": "ovf"}, "download")
 
@@ -323,26 +323,26 @@ BAD_OVFS = {
 
 @pytest.mark.parametrize(("data", "error", "text"), BAD_OVFS.values(), ids=BAD_OVFS.keys())
 def test_bad_descriptor(data: bytes, error: type[WorkerError], text: str) -> None:
-    """A descriptor that attacks its reader or points outside its package is refused."""
+    """A descriptor that attacks its reader or refers to other files is refused."""
     with pytest.raises(error, match=text):
         ova.read_descriptor(data, "vm.ovf")
 
 
 def test_renamed() -> None:
-    """Only the hrefs change; names that need escaping are found."""
+    """Only the hrefs change, and names that need escapes are found."""
     data = ovf_of("a&amp;b.vmdk", others=("a%20%C3%A9",))
     assert ova.renamed(data, {"a&b.vmdk": "7.vmdk", "a é": "d"}, "") == ovf_of("7.vmdk", others=("d",))
 
 
 def test_resized() -> None:
-    """Only the sizes of files that are named change, however the OVF writes their names."""
+    """Only the sizes of the named files change, for any spelling of their names in the OVF."""
     data = ovf_of("a%20b.vmdk", "c.vmdk")
     assert ova.read_sizes(data, "") == {"a b.vmdk": 1, "c.vmdk": 1}
     assert ova.read_sizes(ova.resized(data, {"a b.vmdk": 7}, ""), "") == {"a b.vmdk": 7, "c.vmdk": 1}
 
 
 def test_encoded_names(http_server: HttpServer) -> None:
-    """A file whose name the OVF gives percent-encoded, as a URI has to be, is found under its own name."""
+    """A percent-encoded file name in the OVF, as in a URI, is found under its plain name."""
     store = MemoryStore("primary")
     files = {"vm.ovf": ovf_of("my%20disk%20%C3%A9.vmdk"), "my disk é.vmdk": DISK}
     run(http_server, ova_of(with_mf(files)), store)

@@ -1,4 +1,4 @@
-"""Images that real tools made and packed, through the whole job: what is stored is what they mean."""
+"""Images that real tools made and packed, through the whole job: the stored image has the right content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.servers.http import HttpServer
 
 MIB = 1 << 20
 NOISE = random.Random(6).randbytes(MIB)
-#: How qemu-img calls a format, how it is made, how it is packed.
+#: qemu-img's name of a format, its options, and the packing.
 VARIANTS = {
     "qcow2": ("qcow2", "-O qcow2", "gzip -k image"),
     "qcow2, old": ("qcow2", "-O qcow2 -o compat=0.10", "bzip2 -k image"),
@@ -46,7 +46,7 @@ VARIANTS = {
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """A folder with a raw disk of 9 MiB, 7 of them empty."""
+    """Return a folder with a raw disk of 9 MiB, of which 7 are empty."""
     for tool in ("qemu-img", "zstd", "xz", "zip"):
         if not shutil.which(tool):
             missing(tool, "install qemu-utils, zstd, xz-utils and zip")
@@ -56,18 +56,18 @@ def made(tmp_path: Path) -> Path:
 
 
 def run(command: str, folder: Path) -> bytes:
-    """A command in a folder; its standard output."""
+    """Run a command in a folder, and return its standard output."""
     words = ["sh", "-c", command[7:-1]] if command.startswith("sh -c ") else command.split()
     while True:
         done = subprocess.run(words, cwd=folder, check=False, capture_output=True)
-        # qemu-img measures its key derivation for LUKS. One measurement in ten fails, whatever the options are.
+        # qemu-img measures its key derivation for LUKS. One measurement in ten fails with any options.
         if b"Unable to get accurate CPU usage" not in done.stderr:
             done.check_returncode()
             return done.stdout
 
 
 def fetched(server: HttpServer, folder: Path, data: bytes, format_: str = "auto") -> tuple[Path, dict[str, Any]]:
-    """Where the image of a download lies, and its result."""
+    """Return the path of a download's image, and its result."""
     root = folder / "store"
     root.mkdir()
     asked = {"url": server.serve("image", data), "account": 2, "id": "7", "format": format_}
@@ -76,13 +76,13 @@ def fetched(server: HttpServer, folder: Path, data: bytes, format_: str = "auto"
 
 
 def manifest_in(folder: Path) -> Manifest:
-    """That of the one download."""
+    """Return the manifest of the only download."""
     return read_manifest(FileStore("primary", folder / "store"), Artifact("template", "2", "7"))
 
 
 @pytest.mark.parametrize(("name", "options", "pack"), VARIANTS.values(), ids=VARIANTS.keys())
 def test_as_qemu_sees_it(http_server: HttpServer, made: Path, name: str, options: str, pack: str) -> None:
-    """What is stored is for qemu-img what our manifest says, and holds the disk."""
+    """qemu-img finds the disk in the stored image, with the manifest's facts."""
     run(f"qemu-img convert -f raw {options} disk image", made)
     run(pack, made)
     packed = next(each for each in made.iterdir() if each.name.startswith("image."))
@@ -95,7 +95,8 @@ def test_as_qemu_sees_it(http_server: HttpServer, made: Path, name: str, options
     assert b"identical" in run(f"qemu-img compare -f raw -F {name} disk {image}", made)
 
 
-#: How qemu-img makes an image, and what it is for us; a fixed VHD is named, as only its end tells it from a raw disk.
+#: qemu-img's options for an image, and its format here. A fixed VHD is requested, because only its end differs from a
+#: raw disk.
 SUBFORMATS = {
     "qcow2 of version 2": ("qcow2 -o compat=0.10", "qcow2"),
     "qcow2 with clusters of 512 bytes": ("qcow2 -o cluster_size=512", "qcow2"),
@@ -128,7 +129,7 @@ SUBFORMATS = {
 
 @pytest.mark.parametrize(("options", "name"), SUBFORMATS.values(), ids=SUBFORMATS.keys())
 def test_manifest_agrees_with_qemu(http_server: HttpServer, made: Path, options: str, name: str) -> None:
-    """Of every kind of image that qemu-img makes, the manifest says what qemu-img says of what is stored."""
+    """The manifest agrees with qemu-img about every kind of image that qemu-img makes."""
     run(f"qemu-img convert -f raw -O {options} disk image", made)
     image, _ = fetched(http_server, made, (made / "image").read_bytes(), "vhd" if name == "vhd" else "auto")
     entry = manifest_in(made).entries[0]
@@ -145,7 +146,7 @@ def test_manifest_agrees_with_qemu(http_server: HttpServer, made: Path, options:
     assert b"identical" in run(f"qemu-img compare -f raw -F {qemu} disk {image}", made)
 
 
-#: What qemu-img makes and we do not take, with the word that says why.
+#: Images of qemu-img that are refused, with the word that gives the reason.
 REFUSED = {
     "qcow2 -o extended_l2=on": "extended L2",
     "qcow2 -o data_file=data,data_file_raw=on": "another file",
@@ -163,13 +164,13 @@ REFUSED = {
 
 @pytest.mark.parametrize(("options", "why"), REFUSED.items())
 def test_refused_of_qemu(http_server: HttpServer, made: Path, options: str, why: str) -> None:
-    """What qemu-img makes and we do not take is refused by a name that its maker knows."""
+    """The error of an unsupported image of qemu-img has the name that qemu-img uses."""
     run(f"qemu-img create -q -f {options} image 4M", made)
     with pytest.raises(ImageError, match=why):
         fetched(http_server, made, (made / "image").read_bytes())
 
 
-#: Tools and options; the last makes what distributions publish: an ISO that is a partitioned disk as well.
+#: Tools and options; the last makes the kind that distributions publish, an ISO with a partition table.
 ISOS = {
     "genisoimage": "genisoimage -quiet -o image.iso tree",
     "genisoimage, UDF": "genisoimage -quiet -udf -o image.iso tree",
@@ -192,7 +193,7 @@ ISOS = {
 
 @pytest.mark.parametrize("command", ISOS.values(), ids=ISOS.keys())
 def test_iso(http_server: HttpServer, made: Path, command: str) -> None:
-    """An ISO of either tool is taken, compressed too; to qemu-img it has our size, and to xorriso its files."""
+    """An ISO of either tool is accepted, also compressed, with the size and files that other tools find."""
     for tool in ("genisoimage", "xorriso"):
         if not shutil.which(tool):
             missing(tool, f"install {tool}")
@@ -214,7 +215,7 @@ def test_iso(http_server: HttpServer, made: Path, command: str) -> None:
 @pytest.mark.parametrize("name", ["v7", "oldgnu", "gnu", "ustar", "posix"])
 @pytest.mark.parametrize("path", ["image", "./image"])
 def test_tar(http_server: HttpServer, made: Path, name: str, path: str) -> None:
-    """A disk in a tar of any kind that GNU tar writes is stored as the disk."""
+    """A disk in any kind of GNU tar is stored as the disk."""
     run(f"tar --format={name} -cf image.tar --transform=s,disk,{path},S disk", made)
     image, result = fetched(http_server, made, (made / "image.tar").read_bytes())
     assert (result["format"], manifest_in(made).source["wrapping"]) == ("raw", "tar")
@@ -222,7 +223,7 @@ def test_tar(http_server: HttpServer, made: Path, name: str, path: str) -> None:
 
 
 def test_holes_stay_holes(http_server: HttpServer, made: Path) -> None:
-    """The empty part of a compressed raw disk takes no room in a file store, and qemu-img sees its holes."""
+    """The empty part of a compressed raw disk uses no space in a file store, and qemu-img sees its holes."""
     run("xz -k -0 disk", made)
     image, _ = fetched(http_server, made, (made / "disk.xz").read_bytes())
     assert image.stat().st_size == 9 * MIB
@@ -233,7 +234,7 @@ def test_holes_stay_holes(http_server: HttpServer, made: Path) -> None:
 
 @pytest.mark.parametrize("subformat", ["streamOptimized", "monolithicSparse"])
 def test_an_ova_by_tar(http_server: HttpServer, made: Path, subformat: str) -> None:
-    """An OVA of two real disks becomes two real disks."""
+    """An OVA of two real disks is stored as two real disks."""
     for disk in ("a.vmdk", "b.vmdk"):
         run(f"qemu-img convert -f raw -O vmdk -o subformat={subformat} disk {disk}", made)
     (made / "vm.ovf").write_bytes(ovf_of("a.vmdk", "b.vmdk"))
@@ -252,7 +253,7 @@ def test_an_ova_by_tar(http_server: HttpServer, made: Path, subformat: str) -> N
 
 
 def test_a_sparse_tar_is_refused(http_server: HttpServer, made: Path) -> None:
-    """A tar of holes would have to be read as GNU tar reads it; it says how to pack it instead."""
+    """A sparse tar is refused, because only GNU tar reads it, and the error says how to pack it."""
     run("truncate -s 100M hole", made)
     run("tar -S --format=oldgnu -cf hole.tar hole", made)
     with pytest.raises(UnsafeImage, match=r"holds a sparse file.*Pack plain files"):
@@ -260,7 +261,7 @@ def test_a_sparse_tar_is_refused(http_server: HttpServer, made: Path) -> None:
 
 
 def test_manifest_of_a_real_one(http_server: HttpServer, made: Path) -> None:
-    """The manifest says which wrapping there was, and both sizes."""
+    """The manifest has the compression and both sizes."""
     run("gzip -k disk", made)
     packed = (made / "disk.gz").read_bytes()
     image, result = fetched(http_server, made, packed)
@@ -271,7 +272,7 @@ def test_manifest_of_a_real_one(http_server: HttpServer, made: Path) -> None:
     assert not tarfile.is_tarfile(image)
 
 
-#: Bootable images that Debian packages carry; those for a floppy and a stick are ISOs too.
+#: Bootable images in Debian packages; those for a floppy and a USB stick are ISOs too.
 PACKAGED = {
     "/usr/lib/grub-rescue/grub-rescue-cdrom.iso": "grub-rescue-pc",
     "/usr/lib/grub-rescue/grub-rescue-floppy.img": "grub-rescue-pc",
@@ -284,7 +285,7 @@ PACKAGED = {
 
 @pytest.mark.parametrize(("path", "package"), PACKAGED.items())
 def test_packaged(http_server: HttpServer, tmp_path: Path, path: str, package: str) -> None:
-    """What people boot is taken, partition table and all, as it is and compressed; to qemu-img it has our size."""
+    """A bootable image is accepted plain and compressed, with its partition table and qemu-img's size."""
     if not Path(path).exists() or not shutil.which("qemu-img"):
         missing(path, f"apt-get install {package} qemu-utils")
     data = Path(path).read_bytes()

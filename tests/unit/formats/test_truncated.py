@@ -1,9 +1,10 @@
-"""One rule for all formats: a complete image is accepted, and a cut one is refused.
+"""One rule for all formats: a complete image is accepted, and a truncated one is refused.
 
-What is used is not told by our own parsers. The last used byte is the last one that is not zero, if qemu-img finds the
-image without it damaged: it no longer opens it, reads other bytes, or finds other errors. Otherwise it is the end of
-the shortest image that is not damaged. Of an ISO, a raw disk and a sparse disk of many GiB, which qemu-img compares
-for minutes, it is the last byte that is not zero.
+The worker's own parsers do not determine the used bytes. The last used byte is the last one that is not zero, if
+qemu-img finds the image without it damaged. Damaged means that qemu-img does not open it, reads other bytes, or finds
+other errors. Otherwise the end of the shortest undamaged image counts. Of an ISO, a raw disk and a sparse disk of many
+GiB, the last non-zero byte counts.
+The comparison of such a sparse disk with qemu-img takes minutes.
 """
 
 from __future__ import annotations
@@ -31,46 +32,46 @@ from tests.neighbours import missing
 
 RANDOM = random.Random(15)
 NOISE = RANDOM.randbytes(2 * MiB)
-#: 8 MiB and five sectors: no multiple of any cluster but that of 512 bytes.
+#: 8 MiB and five sectors: a multiple of no cluster but that of 512 bytes.
 DISK = NOISE[:MiB] + bytes(5 * MiB) + NOISE + NOISE[: 5 * 512]
-#: Bytes before the last used one where an image is cut; besides, some places are chosen at random.
+#: Bytes before the last used one where an image is cut. Some positions are chosen at random too.
 CUTS = (1, 300, 4096, 65536, 1_500_000)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an image is made, in the words of qemu-img and qemu-io."""
+    """The parameters of an image for qemu-img and qemu-io."""
 
-    #: As qemu calls it.
+    #: qemu's name of the format.
     format: str
     commands: str
-    #: What else than the disk the image has.
+    #: Content of the image besides the disk.
     snapshots: tuple[str, ...] = ()
     #: Whether the disk is too large to compare.
     large: bool = False
 
     @property
     def ours(self) -> str:
-        """The format as we call it."""
+        """Return the worker's name of the format."""
         return "vhd" if self.format == "vpc" else self.format
 
 
 def convert(format_: str, options: str = "") -> Recipe:
-    """Our disk, in another format."""
+    """Convert the disk to another format."""
     return Recipe(format_, f"qemu-img convert -f raw -O {format_} {options} disk image")
 
 
 def grown(
     format_: str, options: str, size: str, *steps: str, snapshots: tuple[str, ...] = (), large: bool = False
 ) -> Recipe:
-    """An empty disk that is used: steps are those of qemu-io, or commands of qemu-img that begin so."""
+    """Make an empty disk and use it: steps are commands of qemu-io, or of qemu-img with its prefix."""
     commands = [f"qemu-img create -q -f {format_} {options} image {size}"]
     for step in steps:
         commands.append(step if step.startswith("qemu-img") else f'qemu-io -f {format_} -d unmap -c "{step}" image')
     return Recipe(format_, "\n".join(commands), snapshots, large)
 
 
-#: qemu-io dies as a host does that fails; what it had not flushed is lost.
+#: qemu-io ends like a failing host: unflushed data is lost.
 KILLED = 'write -q -P 4 0 1M" -c flush -c "write -q -P 5 9M 1M" -c "sigraise 9'
 RECIPES = {
     "qcow2": convert("qcow2"),
@@ -156,12 +157,12 @@ RECIPES = {
 
 
 def run(command: list[str], folder: Path) -> int:
-    """The exit status of a command."""
+    """Return the exit status of a command."""
     return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode
 
 
 def inspect(image: bytes, expected: str) -> ImageInfo:
-    """The verdict on an image."""
+    """Return the inspection of an image."""
     inspection = Inspection(expected, 64 * TiB, "disk.img")
     for at in range(0, len(image), MiB):
         inspection(image[at : at + MiB])
@@ -169,7 +170,7 @@ def inspect(image: bytes, expected: str) -> ImageInfo:
 
 
 def make(recipe: Recipe, folder: Path) -> bytes:
-    """The image of a recipe."""
+    """Return the image of a recipe."""
     for tool in ("qemu-img", "qemu-io"):
         if not shutil.which(tool):
             missing(tool, "install qemu-utils")
@@ -190,7 +191,7 @@ def make(recipe: Recipe, folder: Path) -> bytes:
 
 
 def last_used(recipe: Recipe, image: bytes, folder: Path) -> int:
-    """Where the last used byte ends: see the module."""
+    """Return the end of the last used byte, as the module defines it."""
     cut = folder / "cut"
     used = len(image.rstrip(b"\0"))
     if recipe.large:
@@ -223,7 +224,7 @@ def last_used(recipe: Recipe, image: bytes, folder: Path) -> int:
 
 
 def refuse_all_cuts(image: bytes, used: int, expected: str) -> None:
-    """Demand that each cut before the last used byte is refused, and nothing else."""
+    """Check that exactly the cuts before the last used byte are refused."""
     assert inspect(image, expected).physical_size == len(image)
     places = [used - cut for cut in CUTS] + [RANDOM.randrange(used) for _ in range(5)]
     taken = []
@@ -259,7 +260,7 @@ ISOS = {
 
 
 def iso(command: str, folder: Path) -> bytes:
-    """An ISO of a folder with one file."""
+    """Return an ISO of a folder with one file."""
     for tool in ("genisoimage", "xorriso"):
         if not shutil.which(tool):
             missing(tool, f"install {tool}")
@@ -272,13 +273,13 @@ def iso(command: str, folder: Path) -> bytes:
 
 @pytest.mark.parametrize("command", ISOS.values(), ids=ISOS.keys())
 def test_iso(command: str, tmp_path: Path) -> None:
-    """An ISO that lacks a byte of its volume or of a partition behind it is refused; the complete one is accepted."""
+    """An ISO that lacks a byte of its volume or of a partition after it is refused."""
     image = iso(command, tmp_path)
     refuse_all_cuts(image, len(image.rstrip(b"\0")), "iso")
 
 
 def test_udf_alone(tmp_path: Path) -> None:
-    """A UDF image without an ISO 9660 volume that lacks a byte is refused, and the complete one is accepted."""
+    """A UDF image without an ISO 9660 volume that lacks a byte is refused."""
     image = iso(ISOS["genisoimage, UDF"], tmp_path)
     descriptors = {at: b"\0" * 2048 for at in range(32768, 32768 + 8 * 2048, 2048) if image[at + 1 :][:5] == b"CD001"}
     alone = overlay(image, descriptors | {32768: b"\0BEA01\x01"})
@@ -288,12 +289,12 @@ def test_udf_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sector", [512, 4096])
 def test_gpt(sector: int) -> None:
-    """A raw disk that lacks a byte of its second GPT is refused, and the complete one is accepted."""
+    """A raw disk that lacks a byte of its second GPT is refused."""
     image = gpt(4 * MiB, sector)
     refuse_all_cuts(image, len(image.rstrip(b"\0")), "raw")
 
 
-#: Images with units that hold nothing yet: the file must have them, though qemu-img reads zeros behind its end.
+#: Images with empty allocated units: the file must have them, although qemu-img reads zeros after its end.
 RESERVED = {
     "qcow2": grown("qcow2", "-o preallocation=metadata", "10M"),
     "qcow2, allocated": grown("qcow2", "-o preallocation=falloc", "10M"),
@@ -307,12 +308,12 @@ RESERVED = {
 
 @pytest.mark.parametrize("recipe", RESERVED.values(), ids=RESERVED.keys())
 def test_reserved(recipe: Recipe, tmp_path: Path) -> None:
-    """A unit that is allocated but empty is completely in the file, or the image is refused."""
+    """An empty allocated unit is completely in the file, or the image is refused."""
     image = make(recipe, tmp_path)
     refuse_all_cuts(image, len(image), recipe.ours)
 
 
-#: The bytes that the disk has in its last unit of 64 KiB; more need not be in the file.
+#: The bytes of the disk in its last unit of 64 KiB. The file needs no more.
 REST = 2 * KiB + 512
 
 
@@ -320,7 +321,7 @@ REST = 2 * KiB + 512
                                     grown("vmdk", "", str(4 * MiB + REST), f"write -q -P 1 0 {4 * MiB + REST}")],
                          ids=["qcow2", "vmdk"])  # fmt: skip
 def test_short_last_unit(recipe: Recipe, tmp_path: Path) -> None:
-    """The unit at the end of the disk may end where the disk ends, and not a byte before."""
+    """The last unit may end exactly where the disk ends, and not a byte earlier."""
     image = make(recipe, tmp_path)
     short = image[: len(image.rstrip(b"\0"))]
     assert len(image) - len(short) == 64 * KiB - REST
@@ -329,7 +330,7 @@ def test_short_last_unit(recipe: Recipe, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("said", "complete"), [(4 * MiB, True), (6 * MiB, False)])
 def test_log(said: int, complete: bool) -> None:
-    """A VHDX with a log to replay has the size that the newest entry of the log says, and its whole log."""
+    """A VHDX with a log must have its whole log and the size that its newest entry declares."""
     guid = bytes(range(16))
     entries = {
         at: struct.pack("<4sIIIQQ16sQQ", b"loge", 0, 4096, 0, number, 0, guid, size, size)
@@ -345,12 +346,12 @@ def test_log(said: int, complete: bool) -> None:
 
 
 def warned(image: bytes, expected: str) -> object:
-    """The warnings about an image that is accepted."""
+    """Return the warnings about an accepted image."""
     return inspect(image, expected).details.get("warnings")
 
 
 def test_warnings() -> None:
-    """Where it cannot be told whether bytes are missing, the facts say so."""
+    """If missing bytes cannot be excluded, the facts have a warning."""
     assert warned(mbr(4 * MiB), "raw") is None
     assert "A partition ends at offset 4194304, the disk at 2097152" in str(warned(mbr(4 * MiB)[: 2 * MiB], "raw"))
     no_anchor = overlay(isofs(1000), {32768: b"\0BEA01\x01"})
@@ -361,7 +362,7 @@ def test_warnings() -> None:
 
 @pytest.mark.parametrize("name", ["qcow2, compressed behind", "qcow2, zstd behind"])
 def test_unfilled_sector(name: str, tmp_path: Path) -> None:
-    """The last compressed cluster may end anywhere in its last sector, as qemu writes it, if its data is complete."""
+    """The last compressed cluster may end anywhere in its last sector, if its data is complete."""
     image = make(RECIPES[name], tmp_path)
     assert len(image) % 512
     assert inspect(image, "qcow2").format == "qcow2"

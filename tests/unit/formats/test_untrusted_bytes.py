@@ -1,4 +1,4 @@
-"""Whatever bytes a stranger sends, a parser gives an answer or a WorkerError. `make fuzz` looks longer and deeper."""
+"""Any bytes from a stranger give a parser's result or a WorkerError; `make fuzz` searches longer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssvm_worker.errors import WorkerError
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_any_bytes(name: str) -> None:
-    """Nothing but a WorkerError, of what a parser takes with a few bytes changed, and of any other bytes."""
+    """Changed valid input and random bytes raise only WorkerError."""
     target = TARGETS[name]
 
     @settings(max_examples=60, database=None)
