@@ -1,4 +1,4 @@
-"""What whoever counts the room of accounts promises."""
+"""The contract of every quota implementation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ A, B = "template/tmpl/acme/1", "template/tmpl/acme/2"
 
 
 def used(quota: Quota) -> dict[str, tuple[int, int]]:
-    """Used and reserved by account."""
+    """Return the used and reserved bytes of an account."""
     return {each.account: (each.used, each.reserved) for each in quota.usage()}
 
 
 class QuotaContract:
-    """The suite; a subclass has the fixture ``quota``."""
+    """The tests; a subclass has the fixture ``quota``."""
 
     def test_counts(self, quota: Quota) -> None:
-        """Each artifact counts once on each store, however often it is noted, and no more when it is gone."""
+        """Each artifact counts once on each store, however often it is noted, until it is deleted."""
         for _ in range(2):
             quota.note("acme", "s", A, 5)
             quota.note("acme", "s", B, 7)
@@ -34,7 +34,7 @@ class QuotaContract:
         assert used(quota)["acme"] == (12, 0)
 
     def test_holds(self, quota: Quota) -> None:
-        """What jobs hold counts against the limit, each job's own only once; and no more when they have ended."""
+        """Reservations of running jobs count against the limit, once per job."""
         quota.note("acme", "s", A, 50)
         with quota.hold("acme", "j1", 100) as one, quota.hold("acme", "j2", 100) as two:
             one(20)
@@ -46,13 +46,13 @@ class QuotaContract:
         assert used(quota)["acme"] == (50, 0)
 
     def test_other_accounts(self, quota: Quota) -> None:
-        """Accounts are in nobody else's way."""
+        """Accounts do not affect each other."""
         quota.note("acme", "s", A, 100)
         with quota.hold("2", "j1", 10) as grow:
             grow(10)
 
     def test_becomes_used(self, quota: Quota) -> None:
-        """What a job has stored it no longer holds: nothing counts twice."""
+        """Stored bytes leave the job's reservation, so no byte counts twice."""
         with quota.hold("acme", "j1", 100) as grow:
             grow(60)
             quota.note("acme", "s", A, 60, "j1")
@@ -67,7 +67,7 @@ class QuotaContract:
         assert list(quota.usage()) == [AccountUsage("acme", size)]
 
     def test_race(self, quota: Quota) -> None:
-        """Of many that want the last room at once just as many get it as there is room for."""
+        """Of many parallel jobs, exactly those that fit get the last room."""
         got: list[int] = []
         together = threading.Barrier(10)
 

@@ -1,4 +1,4 @@
-"""What a store promises that keeps suspended writes for the next attempt, over and above every store's promises."""
+"""The contract of a store that keeps suspended writes for the next attempt, in addition to every store's contract."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.waiting import PATIENCE_S
 
 
 class ResumableStoreContract(StoreContract):
-    """The promises of a store that keeps suspended writes, and of its fence."""
+    """The contract of a store that keeps suspended writes, and of its fence."""
 
     def left_by(self, store: Store, owner: Owner, size: int = 3 * CHUNK + 17) -> None:
         """Let an attempt break off after *size* bytes."""
@@ -22,7 +22,7 @@ class ResumableStoreContract(StoreContract):
             fill(sink, BIG[:size]).suspend()
 
     def test_next_attempt_goes_on(self, store: Store) -> None:
-        """The next attempt of the job finds the bytes, gives them to the hashes, and adds the rest."""
+        """The next attempt of the job finds the bytes, passes them to the hashes, and adds the rest."""
         self.left_by(store, ME)
         with store.writer("a/object", len(BIG), owner=Owner(ME.job_id, 2), resume=True) as sink:
             head = list(sink.resumed())
@@ -33,7 +33,7 @@ class ResumableStoreContract(StoreContract):
         assert (get(store, "a/object"), store.sweep(0)) == (BIG, 0)
 
     def test_the_newest_bytes_are_taken(self, store: Store) -> None:
-        """Of several attempts' parts the newest is resumed; none is left behind."""
+        """Of several attempts' parts the newest is resumed, and none is left."""
         self.left_by(store, ME)
         with store.writer("a/object", owner=Owner(ME.job_id, 2), resume=True) as sink:
             fill(sink, BIG[sink.offset : 5 * CHUNK]).suspend()
@@ -42,7 +42,7 @@ class ResumableStoreContract(StoreContract):
         assert store.sweep(0) == 0
 
     def test_only_what_is_settled_is_taken(self, store: Store) -> None:
-        """Told how much can be relied upon, the next attempt goes on behind those, or behind all if they are less."""
+        """With a number of reliable bytes, the next attempt continues after those, or after all if fewer exist."""
         self.left_by(store, ME)
         for most, taken in ((2 * CHUNK + 5, 2 * CHUNK + 5), (1 << 40, 2 * CHUNK + 5)):
             with store.writer("a/object", owner=ME, resume=True, max_bytes=most) as sink:
@@ -54,7 +54,7 @@ class ResumableStoreContract(StoreContract):
         assert (get(store, "a/object"), store.sweep(0)) == (BIG, 0)
 
     def test_settles_while_it_is_written(self, store: Store) -> None:
-        """What has settled is told at any time: what was written, all after a suspend, nothing after an abort."""
+        """The settled bytes are known at any time: all after a suspend, none after an abort."""
         with store.writer("a/object", owner=ME) as sink:
             fill(sink, BIG[: 2 * CHUNK])
             assert sink.sync() == 2 * CHUNK
@@ -72,26 +72,26 @@ class ResumableStoreContract(StoreContract):
             assert sink.offset == 3 * CHUNK + 17
 
     def test_another_job_starts_anew(self, store: Store) -> None:
-        """Bytes of one job are never given to another, nor taken from it."""
+        """Bytes of one job are never used for another, and stay."""
         self.left_by(store, ME)
         with store.writer("a/object", owner=OTHER, resume=True) as sink:
             assert sink.offset == 0
         assert store.sweep(0) == 1
 
     def test_not_asked_to_resume_starts_anew(self, store: Store) -> None:
-        """Without resume, the job's old bytes are dropped."""
+        """Without resume, the job's old bytes are deleted."""
         self.left_by(store, ME)
         put(store, "a/object", b"new", owner=Owner(ME.job_id, 2))
         assert (get(store, "a/object"), store.sweep(0)) == (b"new", 0)
 
     def test_abort_drops_resumed_bytes(self, store: Store) -> None:
-        """An abort also drops what an earlier attempt had left."""
+        """An abort also deletes an earlier attempt's bytes."""
         self.left_by(store, ME)
         store.writer("a/object", owner=Owner(ME.job_id, 2), resume=True).abort()
         assert (keys(store), store.sweep(0)) == ([], 0)
 
     def test_sweep_spares_a_suspended_job(self, store: Store) -> None:
-        """What a job left for its next attempt is spared with it."""
+        """A sweep that spares a job keeps its part for the next attempt."""
         self.left_by(store, ME)
         assert store.sweep(0, spare=ME.job_id) == 0
         assert store.sweep(0, spare=OTHER.job_id) == 1
@@ -105,7 +105,7 @@ class ResumableStoreContract(StoreContract):
         ],
     )
     def test_taken_over_writer_cannot_commit(self, store: Store, resume: bool, token: int) -> None:
-        """When a later writer of the job has taken over, the earlier one's commit is fenced off, its abort harmless."""
+        """After a later writer's takeover, the earlier one's commit is refused, and its abort has no effect."""
         zombie = fill(store.writer("a/object", owner=ME), BIG[:CHUNK])
         with store.writer("a/object", owner=Owner(ME.job_id, token), resume=resume) as heir:
             with pytest.raises(Cancelled, match="Another worker"):
@@ -115,7 +115,7 @@ class ResumableStoreContract(StoreContract):
         assert get(store, "a/object") == BIG
 
     def test_older_token_cannot_open(self, store: Store) -> None:
-        """A writer that is older than the one at work is fenced off at once, and takes nothing away."""
+        """A writer with an older token is refused at once, and deletes nothing."""
         with store.writer("a/object", owner=Owner(ME.job_id, 2)) as sink:
             fill(sink, BIG)
             with pytest.raises(Cancelled):
@@ -124,7 +124,7 @@ class ResumableStoreContract(StoreContract):
         assert get(store, "a/object") == BIG
 
     def test_zombie_cannot_spoil_a_fresh_start(self, store: Store) -> None:
-        """Bytes that a fenced-off writer still writes do not reach the object of its heir."""
+        """Bytes that a refused writer still writes do not reach its successor's object."""
         zombie = store.writer("a/object", owner=ME)
         with store.writer("a/object", owner=Owner(ME.job_id, 2)) as heir:
             fill(zombie, b"x" * CHUNK)
@@ -132,7 +132,7 @@ class ResumableStoreContract(StoreContract):
         assert get(store, "a/object") == BIG
 
     def test_abort_beside_a_write(self, store: Store) -> None:
-        """An abort ends the writes of another thread by one of our errors, and nothing of them stays."""
+        """An abort ends the writes of another thread with a WorkerError, and nothing of them stays."""
         for _ in range(5):
             sink, written = store.writer("a/object", owner=ME), threading.Event()
             with ThreadPoolExecutor(1) as threads:

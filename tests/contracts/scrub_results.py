@@ -1,4 +1,4 @@
-"""What whoever remembers verdicts promises."""
+"""The contract of every memory of verdicts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ A, B = "template/tmpl/2/2", "template/tmpl/2/20"
 
 
 class VerdictsContract:
-    """The suite; a subclass has the fixture ``verdicts``."""
+    """The tests; a subclass has the fixture ``verdicts``."""
 
     def test_times(self, verdicts: ScrubResults) -> None:
-        """What was read has a time, what was not has 0, each store its own."""
+        """A read artifact has a time on each store, and an unread one has 0."""
         before = time.time() - 60
         verdicts.note("s", A, (), "j")
         assert verdicts.times("s", [B, A])[0] == 0
@@ -22,7 +22,7 @@ class VerdictsContract:
         assert verdicts.times("s", []) == []
 
     def test_findings(self, verdicts: ScrubResults) -> None:
-        """Findings stand until a later look finds none."""
+        """A finding is kept until a later verification finds none."""
         verdicts.note("s", B, ["cut", 'bytes "differ"'], "j1")
         verdicts.note("s", A, [], "j1")
         (found,) = verdicts.findings()
@@ -31,14 +31,14 @@ class VerdictsContract:
         assert list(verdicts.findings()) == []
 
     def test_reached(self, verdicts: ScrubResults) -> None:
-        """A job knows how far it has come on each store."""
+        """A job knows its progress on each store."""
         verdicts.note("s", A, (), "j")
         verdicts.note("s", B, (), "j")
         assert verdicts.reached("j", "s") == B
         assert verdicts.reached("j", "t") == verdicts.reached("k", "s") == ""
 
     def test_forget(self, verdicts: ScrubResults) -> None:
-        """Of what is gone nothing is known."""
+        """A deleted artifact has no verdict."""
         verdicts.note("s", A, ["cut"], "j")
         assert list(verdicts.noted("s", time.time() + 60)) == [A]
         assert list(verdicts.noted("s", time.time() - 60)) == []

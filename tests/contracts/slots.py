@@ -1,4 +1,4 @@
-"""What all slots promise."""
+"""The contract of all slots."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Make = Callable[[], Slots]
 
 
 def give_up(_: float) -> None:
-    """Whoever would have to wait is cancelled."""
+    """Cancel every wait."""
     raise Cancelled("user")
 
 
 class SlotsContract:
-    """The suite; a subclass has the fixture ``make``, which gives slots that share what they hand out."""
+    """The tests; a subclass has the fixture ``make``, which returns slots with a shared pool."""
 
     def test_limit(self, make: Make) -> None:
-        """No more than the limit are inside at once, and a cancel ends the wait for a slot."""
+        """At most the limit of slots is in use, and a cancel ends the wait for a slot."""
         with ExitStack() as stack:
             for _ in range(2):
                 stack.enter_context(make().hold("esx1", 2, give_up))
@@ -33,14 +33,14 @@ class SlotsContract:
             stack.enter_context(make().hold("esx2", 1, give_up))
 
     def test_free_again(self, make: Make) -> None:
-        """A slot is free again as soon as its holder has left, also by an error."""
+        """A slot is free as soon as its holder has left, also after an error."""
         with pytest.raises(Cancelled), make().hold("esx1", 1, give_up):
             raise Cancelled("user")
         with make().hold("esx1", 1, give_up):
             pass
 
     def test_waits(self, make: Make) -> None:
-        """Who waits gets the slot when it is free."""
+        """A waiting thread gets the slot when it is free."""
         waiting, left = threading.Event(), threading.Event()
 
         def wait(_: float) -> None:

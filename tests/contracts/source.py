@@ -20,12 +20,12 @@ import pytest
 from ssvm_worker.errors import SourceNotFound, WorkerError
 from ssvm_worker.streaming.interfaces import CHUNK, Source
 
-#: Random, so that bytes in the wrong place are seen; more than two chunks, and no multiple of anything.
+#: Random, so that misplaced bytes are detected; more than two chunks, and no multiple of a size.
 DATA = random.Random(4).randbytes(2 * CHUNK + 54_321)
 
 
 def gather(source: Source, offset: int = 0) -> bytes:
-    """All bytes from *offset* on."""
+    """Return all bytes from *offset*."""
     return b"".join(source.open(offset))
 
 
@@ -33,7 +33,7 @@ class SourceContract:
     not_found: type[WorkerError] = SourceNotFound
 
     def test_whole(self, source: Source) -> None:
-        """The chunks together are the object, and its size is known by then."""
+        """The chunks together are the object, and its size is known at the end."""
         assert gather(source) == DATA
         assert source.size == len(DATA)
 
@@ -44,7 +44,7 @@ class SourceContract:
         assert all(0 < len(each) <= CHUNK for each in chunks)
 
     def test_size_with_the_first_chunk(self, source: Source) -> None:
-        """Size and resumability are known when the first chunk has come."""
+        """Size and resumability are known after the first chunk."""
         with closing(source.open()) as chunks:
             next(chunks)
             assert (source.size, source.resumable) == (len(DATA), True)
@@ -67,12 +67,12 @@ class SourceContract:
         assert gather(source, offset) == DATA[offset:]
 
     def test_opened_twice(self, source: Source) -> None:
-        """A source that was left in the middle gives the whole again from the start."""
+        """A source that was closed in the middle gives all bytes again from the start."""
         with closing(source.open()) as chunks:
             next(chunks)
         assert gather(source) == DATA
 
     def test_missing(self, missing: Source) -> None:
-        """Nothing there is an error when the first chunk is asked for, not an empty object."""
+        """A missing object is an error at the first chunk, not an empty object."""
         with pytest.raises(self.not_found):
             gather(missing)

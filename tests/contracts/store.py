@@ -22,9 +22,9 @@ from tests.waiting import PATIENCE_S
 
 ME = Owner("job-me", 1)
 OTHER = Owner("job-other", 1)
-#: Random, so that a chunk or a part in the wrong place is seen; three parts on S3 with the smallest parts there are.
+#: Random, so that a misplaced chunk or part is detected; three parts on S3 with the smallest part size.
 BIG = random.Random(2).randbytes(10 * CHUNK + 12345)
-#: Where the size does not matter: several chunks.
+#: Several chunks, for tests in which the size does not matter.
 SOME = BIG[: 2 * CHUNK + 99]
 
 BAD_KEYS = [
@@ -46,7 +46,7 @@ BAD_KEYS = [
 
 
 def chunks_of(data: bytes) -> Iterator[bytes]:
-    """The data in chunks that are never larger than allowed, and not all of one size."""
+    """Return the data in chunks of different allowed sizes."""
     start, sizes = 0, (CHUNK, CHUNK - 1, 70_001)
     for number in range(len(data)):
         if start >= len(data):
@@ -64,32 +64,32 @@ def fill(sink: Sink, data: bytes) -> Sink:
 
 
 def put(store: Store, key: str, data: bytes, size_hint: int | None = None, owner: Owner = ME) -> None:
-    """Store an object the way a stream does."""
+    """Store an object as a stream does."""
     with store.writer(key, size_hint, owner=owner) as sink:
         fill(sink, data).commit()
 
 
 def get(store: Store, key: str, offset: int = 0) -> bytes:
-    """All bytes from *offset* on."""
+    """Return all bytes from *offset*."""
     return b"".join(store.reader(key).open(offset))
 
 
 def keys(store: Store, prefix: str = "") -> list[str]:
-    """What is listed, in its order."""
+    """Return the listed keys in their order."""
     return [each.key for each in store.list(prefix)]
 
 
 class StoreContract:
-    """The promises of Store, Sink and its Source."""
+    """The contract of Store, Sink and its Source."""
 
-    #: Bytes of which a store surely has something to sweep, when they were written and not committed.
+    #: So many uncommitted bytes always leave an entry for the sweep.
     unfinished = BIG[: 6 * CHUNK]
 
     # Writing and committing
 
     @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, len(BIG)])
     def test_committed_bytes_are_read_back(self, store: Store, size: int) -> None:
-        """What was committed is read back byte by byte, whatever its size."""
+        """Committed bytes of any size are read back unchanged."""
         put(store, "a/b/object", BIG[:size], size)
         assert get(store, "a/b/object") == BIG[:size]
 
@@ -103,23 +103,23 @@ class StoreContract:
         ],
     )
     def test_size_hint_is_only_a_hint(self, store: Store, hint: int | None) -> None:
-        """A wrong size hint costs nothing but comfort: the object is whole."""
+        """A wrong size hint does not affect the object."""
         put(store, "hinted", BIG, hint)
         assert get(store, "hinted") == BIG
 
     def test_commit_tells_key_and_size(self, store: Store) -> None:
-        """Commit gives the object as the store itself reports it."""
+        """Commit returns the object as the store reports it."""
         with store.writer("a/object", owner=ME) as sink:
             stored = fill(sink, BIG[:1000]).commit()
         assert (stored.key, stored.size) == ("a/object", 1000)
 
     def test_sink_knows_its_key_and_starts_at_zero(self, store: Store) -> None:
-        """A new sink has its key, no offset, and no bytes of anybody before."""
+        """A new sink has its key, no offset, and no earlier bytes."""
         with store.writer("a/object", owner=ME) as sink:
             assert (sink.key, sink.offset, list(sink.resumed())) == ("a/object", 0, [])
 
     def test_stat_tells_size_and_time(self, store: Store) -> None:
-        """Stat gives the size, and a time between the start of the test and now, give or take a clock's grain."""
+        """Stat returns the size, and a time during the test, within the clock's resolution."""
         before = time.time()
         put(store, "a/object", b"four")
         seen = store.stat("a/object")
@@ -127,7 +127,7 @@ class StoreContract:
         assert before - 2 <= seen.modified <= time.time() + 2
 
     def test_uncommitted_is_invisible(self, store: Store) -> None:
-        """Until the commit nothing can be listed, looked at or read."""
+        """Until the commit the object cannot be listed, examined or read."""
         with store.writer("a/object", owner=ME) as sink:
             fill(sink, SOME)
             assert keys(store) == []
@@ -137,27 +137,27 @@ class StoreContract:
                 get(store, "a/object")
 
     def test_leaving_without_commit_stores_nothing(self, store: Store) -> None:
-        """A sink that is left uncommitted leaves neither an object nor anything to sweep."""
+        """A sink that is closed uncommitted leaves no object and nothing to sweep."""
         with store.writer("a/object", owner=ME) as sink:
             fill(sink, self.unfinished)
         assert keys(store) == []
         assert store.sweep(0) == 0
 
     def test_an_error_in_the_block_stores_nothing(self, store: Store) -> None:
-        """An error on the way passes through, and nothing is stored."""
+        """An error in the block is raised unchanged, and no object is stored."""
         with pytest.raises(ZeroDivisionError), store.writer("a/object", owner=ME) as sink:
             sink.write(fill(sink, self.unfinished) and bytes(1 // 0))
         assert (keys(store), store.sweep(0)) == ([], 0)
 
     def test_abort_may_be_repeated(self, store: Store) -> None:
-        """Aborting twice is aborting once."""
+        """A second abort has no effect."""
         sink = fill(store.writer("a/object", owner=ME), self.unfinished)
         sink.abort()
         sink.abort()
         assert (keys(store), store.sweep(0)) == ([], 0)
 
     def test_abort_from_two_threads(self, store: Store) -> None:
-        """Several threads may abort one sink at once: none meets an error, no handle is closed twice, nothing stays."""
+        """Several threads may abort one sink: none gets an error, no handle is closed twice, nothing stays."""
         for _ in range(5):
             sink, start = fill(store.writer("a/object", owner=ME), SOME[:CHUNK]), threading.Barrier(4)
             with ThreadPoolExecutor(4) as threads:
@@ -178,7 +178,7 @@ class StoreContract:
         assert get(store, "a/object") == SOME
 
     def test_overwriting_shows_at_the_commit(self, store: Store) -> None:
-        """The old object stands until the new one is committed."""
+        """The old object exists until the new one is committed."""
         put(store, "a/object", b"old")
         with store.writer("a/object", owner=ME) as sink:
             fill(sink, SOME)
@@ -187,7 +187,7 @@ class StoreContract:
         assert get(store, "a/object") == SOME
 
     def test_aborted_overwrite_keeps_the_old(self, store: Store) -> None:
-        """A failed overwrite costs nothing."""
+        """A failed overwrite keeps the old object."""
         put(store, "a/object", b"old")
         fill(store.writer("a/object", owner=ME), self.unfinished).abort()
         assert get(store, "a/object") == b"old"
@@ -204,7 +204,7 @@ class StoreContract:
         assert get(store, "a/object") == SOME[::-1]
 
     def test_writers_in_several_threads(self, store: Store) -> None:
-        """Threads may write different objects of one store at once."""
+        """Threads may write different objects of one store in parallel."""
         names = [f"a/{number}" for number in range(4)]
         threads = [threading.Thread(target=put, args=(store, name, BIG[: 2 * CHUNK])) for name in names]
         for each in threads:
@@ -217,7 +217,7 @@ class StoreContract:
 
     @pytest.mark.parametrize("offset", [0, 1, CHUNK, len(SOME) - 1, len(SOME)])
     def test_reading_from_an_offset(self, store: Store, offset: int) -> None:
-        """A fresh reader opened at an offset gives just the rest, down to nothing."""
+        """A new reader at an offset gives exactly the rest, also none."""
         put(store, "a/object", SOME)
         assert get(store, "a/object", offset) == SOME[offset:]
 
@@ -229,7 +229,7 @@ class StoreContract:
             assert 0 < len(chunk) <= CHUNK
 
     def test_reader_tells_its_size(self, store: Store) -> None:
-        """The size is known when the first chunk has come, and the source says that it can be resumed."""
+        """The size is known after the first chunk, and the source is resumable."""
         put(store, "a/object", SOME)
         source = store.reader("a/object")
         next(source.open())
@@ -237,7 +237,7 @@ class StoreContract:
         assert "a/object" in source.name
 
     def test_reader_goes_on_where_it_was_left(self, store: Store) -> None:
-        """A reader that is reopened at a byte goes on with the same object."""
+        """A reader that is opened again at a byte continues the same object."""
         put(store, "a/object", SOME)
         source = store.reader("a/object")
         chunks = source.open()
@@ -246,7 +246,7 @@ class StoreContract:
         assert head + b"".join(source.open(len(head))) == SOME
 
     def test_reader_refuses_another_object(self, store: Store) -> None:
-        """A reader that is reopened after an overwrite says so, and does not mix old and new."""
+        """A reader that is opened again after an overwrite fails and does not mix old and new bytes."""
         put(store, "a/object", SOME)
         source = store.reader("a/object")
         source_chunks = source.open()
@@ -263,7 +263,7 @@ class StoreContract:
         assert b"".join(one for one, two in pairs if one == two) == SOME
 
     def test_missing_object(self, store: Store) -> None:
-        """Looking at, or reading, what is not there says so and names it."""
+        """stat and read of a missing object raise an error that names it."""
         with pytest.raises(ObjectNotFound, match="a/object"):
             store.stat("a/object")
         with pytest.raises(ObjectNotFound, match="a/object"):
@@ -272,39 +272,39 @@ class StoreContract:
     # Listing and deleting
 
     def test_list_takes_whole_components(self, store: Store) -> None:
-        """The prefix is a path: what begins with the same letters is not below it."""
+        """The prefix is a path: a key with only the same first letters is not below it."""
         for key in ("a/2/x", "a/20/x", "a/201/x", "b/2/x"):
             put_bytes(store, key, b"1", ME)
         assert keys(store, "a/2") == ["a/2/x"]
         assert keys(store, "a/20/") == ["a/20/x"]
 
     def test_list_is_sorted_by_key(self, store: Store) -> None:
-        """Keys come in the order of their characters, across directories."""
+        """Keys are sorted by their characters across directories."""
         names = ["a-b/x", "a.b", "a/x", "a/y/z", "a0/x", "b"]
         for key in reversed(names):
             put_bytes(store, key, b"1", ME)
         assert keys(store) == sorted(names)
 
     def test_list_tells_sizes(self, store: Store) -> None:
-        """A listing is as good as a stat of each."""
+        """A listing gives the same data as a stat of each object."""
         put_bytes(store, "a/object", b"seven b", ME)
         assert [(each.key, each.size) for each in store.list("a")] == [("a/object", 7)]
 
     @pytest.mark.parametrize("prefix", ["nowhere", "a/nowhere", "a/object"])
     def test_list_of_nothing_is_empty(self, store: Store, prefix: str) -> None:
-        """Nothing lies below a directory that is not there, nor below an object."""
+        """A missing directory and an object have no keys below them."""
         put_bytes(store, "a/other", b"1", ME)
         assert keys(store, prefix) == []
 
     def test_delete(self, store: Store) -> None:
-        """A deleted object is gone, and its neighbours are not."""
+        """A deleted object is gone, and its neighbours stay."""
         put_bytes(store, "a/object", b"1", ME)
         put_bytes(store, "a/object2", b"2", ME)
         store.delete("a/object")
         assert keys(store) == ["a/object2"]
 
     def test_delete_of_nothing_is_fine(self, store: Store) -> None:
-        """Deleting twice, or what never was, is no error."""
+        """The deletion of a missing object is no error."""
         store.delete("a/never")
         put_bytes(store, "a/object", b"1", ME)
         store.delete("a/object")
@@ -312,7 +312,7 @@ class StoreContract:
         assert keys(store) == []
 
     def test_a_key_can_be_used_again(self, store: Store) -> None:
-        """After a delete, the same key takes a new object."""
+        """After a deletion the same key accepts a new object."""
         put_bytes(store, "a/b/object", b"1", ME)
         store.delete("a/b/object")
         put_bytes(store, "a/b/object", b"2", ME)
@@ -322,7 +322,7 @@ class StoreContract:
 
     @pytest.mark.parametrize("key", BAD_KEYS)
     def test_bad_keys_are_refused(self, store: Store, key: str) -> None:
-        """A key that is no plain path is refused by every door."""
+        """Every method refuses a key that is not a plain path."""
         with pytest.raises(InvalidRequest):
             store.writer(key, owner=ME)
         with pytest.raises(InvalidRequest):
@@ -341,14 +341,14 @@ class StoreContract:
             store.sweep(0, prefix)
 
     def test_longest_key_takes_any_job(self, store: Store) -> None:
-        """A component of 180 characters leaves room for whatever a store adds while it writes."""
+        """A component of 180 characters leaves room for the store's own additions."""
         put(store, "a/" + "n" * 180, b"1", owner=Owner("../job with/any\0letters" * 20, 10**15))
         assert keys(store) == ["a/" + "n" * 180]
 
     # Sweeping
 
     def test_sweep_removes_what_was_abandoned(self, store: Store) -> None:
-        """A sweep counts and removes uncommitted writes; a swept one can no longer commit; objects stay."""
+        """A sweep counts and deletes uncommitted writes, which cannot commit later, and keeps objects."""
         put(store, "a/done", b"1")
         sink = fill(store.writer("a/object", owner=OTHER), self.unfinished)
         assert (store.sweep(0), store.sweep(0)) == (1, 0)
@@ -358,7 +358,7 @@ class StoreContract:
         assert keys(store) == ["a/done"]
 
     def test_sweep_spares_the_young(self, store: Store) -> None:
-        """What was touched within the time is left alone, and can be committed."""
+        """A recent write is spared, and can be committed."""
         with store.writer("a/object", owner=OTHER) as sink:
             fill(sink, self.unfinished)
             assert abs(next(store.leftovers()).modified - time.time()) < 3600
@@ -367,7 +367,7 @@ class StoreContract:
         assert get(store, "a/object") == self.unfinished
 
     def test_sweep_spares_a_job(self, store: Store) -> None:
-        """The writes of the job that sweeps are left alone, those of others are not."""
+        """The sweep spares its own job's writes, and no others."""
         with store.writer("a/mine", owner=ME) as mine, store.writer("a/theirs", owner=OTHER) as theirs:
             fill(mine, self.unfinished)
             fill(theirs, self.unfinished)
@@ -376,13 +376,13 @@ class StoreContract:
         assert keys(store) == ["a/mine"]
 
     def test_sweep_takes_whole_components(self, store: Store) -> None:
-        """A sweep below a/2 leaves a/20 alone, and so does the list of what it would find."""
+        """A sweep below a/2, and its dry list, do not affect a/20."""
         with store.writer("a/2/object", owner=ME) as below, store.writer("a/20/object", owner=ME) as beside:
             fill(below, self.unfinished)
             fill(beside, self.unfinished)
             assert [each.key for each in store.leftovers("a/2")] == ["a/2/object"]
             assert store.sweep(0, "a/2") == 1
-            below.abort()  # on NFS what is open stays a while, under another name
+            below.abort()  # on NFS an open file stays for a while under another name
             assert [each.key for each in store.leftovers()] == ["a/20/object"]
             beside.commit()
         assert keys(store) == ["a/20/object"]
@@ -390,7 +390,7 @@ class StoreContract:
     # The store itself
 
     def test_usage_is_never_negative(self, store: Store) -> None:
-        """Usage gives bytes, or None where the store cannot know."""
+        """Usage is not negative, or None if the store cannot know it."""
         usage = store.usage()
         assert all(each is None or each >= 0 for each in (usage.total, usage.used, usage.free))
 
@@ -401,7 +401,7 @@ class StoreContract:
         assert "@" not in store.url
 
     def test_suspended_is_invisible(self, store: Store) -> None:
-        """A suspended write is no object, leaving the block then does not hurt, and a sweep removes what is kept."""
+        """A suspended write is invisible, may be closed, and is deleted by a sweep."""
         with store.writer("a/object", owner=ME) as sink:
             fill(sink, self.unfinished)
             sink.suspend()
@@ -410,7 +410,7 @@ class StoreContract:
         assert store.sweep(0) == 0
 
     def test_resume_where_nothing_was_left(self, store: Store) -> None:
-        """Asked to resume with nothing there, a writer starts at the first byte."""
+        """If no part exists, a resuming writer starts at the first byte."""
         with store.writer("a/object", owner=ME, resume=True) as sink:
             assert (sink.offset, list(sink.resumed())) == (0, [])
             fill(sink, SOME).commit()
