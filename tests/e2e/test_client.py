@@ -1,4 +1,4 @@
-"""A management server's side: our Python client, and another language over plain Redis, with a real worker."""
+"""A management server's view: the Python client, and another language over plain Redis, with a real worker."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ NODE = Path(__file__).resolve().parents[2] / "docs/examples/node"
 
 @pytest.fixture
 def client(site: Site) -> Iterator[Client]:
-    """A client of that broker, which knows nothing else."""
+    """Return a client that knows only that broker."""
     with Client.connect(site.broker.url, zone="z", prefix=site.broker.prefix) as found:
         yield found
 
 
 def test_submit_and_wait(site: Site, client: Client, http_server: HttpServer) -> None:
-    """A job is submitted, followed to its end, and heard of as events."""
+    """A job is submitted, followed to its end, and reported as events."""
     url = http_server.serve("image", images.mbr(1 << 20))
     worker = site.start()
     fields = {"url": url, "account": "2", "id": "201", "format": "raw"}
@@ -56,7 +56,7 @@ def test_submit_and_wait(site: Site, client: Client, http_server: HttpServer) ->
 
 
 def test_retry_and_cancel(site: Site, client: Client, http_server: HttpServer) -> None:
-    """A failed job is retried by somebody, a running one is cancelled, and neither is done to a job that cannot be."""
+    """A failed job is retried, a running one is cancelled, and other states refuse both."""
     site.start()
     url = http_server.serve("image", images.mbr(1 << 20), status=404)
     job = client.submit("download", url=url, account="2", id="201")
@@ -75,7 +75,7 @@ def test_retry_and_cancel(site: Site, client: Client, http_server: HttpServer) -
 
 
 def test_a_killed_worker_is_down(site: Site, client: Client) -> None:
-    """A worker that was killed is shown as down, and not forgotten."""
+    """A killed worker is shown as down, and is not forgotten."""
     worker = site.start()
     until(lambda: [each.state for each in client.workers()] == ["Up"], "the worker is there")
     worker.kill()
@@ -84,7 +84,7 @@ def test_a_killed_worker_is_down(site: Site, client: Client) -> None:
 
 @pytest.fixture
 def broker_by_tcp(tmp_path: Path) -> Iterator[Broker]:
-    """A Valkey behind a port, as others reach it, with no prefix."""
+    """Return a Valkey with a TCP port and no prefix, as other programs use it."""
     server = ValkeyServer(port=free_port(), data_dir=tmp_path / "valkey")
     server.start()
     yield Broker(f"redis://127.0.0.1:{server.port}/0", "")
@@ -94,7 +94,7 @@ def broker_by_tcp(tmp_path: Path) -> Iterator[Broker]:
 def test_another_language(
     make_site: Callable[..., Site], broker_by_tcp: Broker, http_server: HttpServer, tmp_path: Path
 ) -> None:
-    """The example in Node queues a job with plain Redis commands, and hears how it ends."""
+    """The example in Node queues a job with plain Redis commands, and receives its end."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if not node or not npm:
         missing("node", "install nodejs and npm")

@@ -1,4 +1,4 @@
-"""The demo as a process: what it starts ends with it."""
+"""The demo as a process: everything that it starts ends with it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A directory for temporary files; not below tmp_path, which is too long for a unix socket."""
+    """Return a directory for temporary files; tmp_path is too long for a unix socket."""
     directory = Path(tempfile.mkdtemp(prefix="ssvm-t-"))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def users(directory: Path) -> list[int]:
-    """The processes that were started with this directory in their environment or command."""
+    """Return the processes that have this directory in their environment or command."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -40,7 +40,7 @@ def users(directory: Path) -> list[int]:
 
 
 def test_sigterm(scratch: Path, http_server: HttpServer) -> None:
-    """A demo that is ended by SIGTERM leaves neither a process nor a file."""
+    """A demo that is ended by SIGTERM leaves no process and no file."""
     url = http_server.serve("slow.raw", bytes(4 << 20), stall_after=1 << 16)
     environ = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
     command = [sys.executable, "-P", "-m", "ssvm_worker", "demo", "--url", url]

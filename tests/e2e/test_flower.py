@@ -1,4 +1,4 @@
-"""The real Flower with our pages, a real worker, and a real browser: an administrator retries and cancels."""
+"""The real Flower with the project's pages, a real worker and a real browser: an administrator retries and cancels."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Flower:
         assert self.process.poll() is None, self.log.read_text()
 
     def ask(self, method: str, path: str, login: str = "admin", **headers: str) -> tuple[int, str]:
-        """Status and text."""
+        """Return status and text."""
         word = base64.b64encode(f"{login}:{LOGINS.get(login, '')}".encode()).decode()
         request = urllib.request.Request(self.url + path, method=method, headers=headers)
         if login:
@@ -68,18 +68,18 @@ class Flower:
             return 0, ""
 
     def act(self, verb: str, job_id: str, **how: str) -> int:
-        """The status of a click."""
+        """Return the status of a click."""
         return self.ask("POST", f"/ssvm/{verb}/{job_id}", **how)[0]
 
     def open(self, browser: webdriver.Chrome, path: str, login: str = "admin") -> None:
-        """Show a page to somebody who has logged in."""
+        """Open a page as a logged-in user."""
         browser.get(f"http://{login}:{LOGINS[login]}@127.0.0.1:{self.port}/workers")
         browser.get(self.url + path)
 
 
 @pytest.fixture(scope="module")
 def site(session_broker: StoppableBroker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A site with one worker, which these tests share: each submits jobs of its own and leaves none running."""
+    """Return a shared site with one worker: each test submits its own jobs and leaves none running."""
     site = Site(session_broker.with_prefix("flower:"), tmp_path_factory.mktemp("flower"))
     site.start()
     yield site
@@ -88,7 +88,7 @@ def site(session_broker: StoppableBroker, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def flower(site: Site) -> Iterator[Flower]:
-    """A running Flower."""
+    """Return a running Flower."""
     found = Flower(site)
     yield found
     found.process.terminate()
@@ -96,24 +96,24 @@ def flower(site: Site) -> Iterator[Flower]:
 
 
 def download(site: Site, url: str) -> str:
-    """Submit a download of an image of its own; return the job's id."""
+    """Submit a download of a new image, and return the job's id."""
     return site.submit("download", url=url, account="2", id=str(next(IMAGES)), format="raw")
 
 
 @pytest.fixture
 def failed(site: Site, flower: Flower, http_server: HttpServer) -> Iterator[str]:
-    """The id of a job that has failed because its server did not have the image; the server has it now."""
+    """Return the id of a job that failed because its server lacked the image; the server has it now."""
     job_id = download(site, http_server.serve("image", DISK, status=404))
     until(lambda: site.ledger.get(job_id).state == "failed", "the job has failed")
     http_server.serve("image", DISK)
     yield job_id
-    if site.ledger.get(job_id).state == "failed":  # its button would be the first that the next test sees
+    if site.ledger.get(job_id).state == "failed":  # its button would be the first that the next test finds
         assert flower.act("retry", job_id) == 200
         assert site.wait(job_id).state == "succeeded"
 
 
 def shown(browser: webdriver.Chrome, selector: str) -> WebElement:
-    """The first such element, as soon as it is there."""
+    """Return the first such element, as soon as it exists."""
     found: list[WebElement] = []
 
     def look() -> bool:
@@ -128,13 +128,13 @@ def shown(browser: webdriver.Chrome, selector: str) -> WebElement:
 
 
 def picture(browser: webdriver.Chrome, name: str) -> None:
-    """Keep a picture for docs/, if it is asked for: PICTURES=docs/pictures make e2e ARGS='-k flower'."""
+    """Save a picture for docs/, if requested: PICTURES=docs/pictures make e2e ARGS='-k flower'."""
     if directory := os.environ.get("PICTURES"):
         browser.save_screenshot(str(Path(directory) / name))
 
 
 def test_retry_on_the_task_page(site: Site, flower: Flower, failed: str, browser: webdriver.Chrome) -> None:
-    """A failed job has a Retry button; after one click it succeeds, and its record says who clicked."""
+    """A failed job succeeds after a click on Retry, and its record names the user."""
     until(lambda: flower.ask("GET", f"/task/{failed}")[0] == 200, "Flower knows the task")
     flower.open(browser, f"/task/{failed}")
     button = shown(browser, "#task-page .ssvm-retry")
@@ -146,7 +146,7 @@ def test_retry_on_the_task_page(site: Site, flower: Flower, failed: str, browser
 
 @pytest.mark.parametrize("page", ["/tasks", "/jobs"])
 def test_retry_on_a_list(site: Site, flower: Flower, failed: str, browser: webdriver.Chrome, page: str) -> None:
-    """So it has on Flower's list of tasks and on our page of jobs."""
+    """Flower's list of tasks and the page Jobs have the Retry button too."""
     until(lambda: flower.ask("GET", f"/task/{failed}")[0] == 200, "Flower knows the task")
     flower.open(browser, page)
     button = shown(browser, ".ssvm-retry")
@@ -158,7 +158,7 @@ def test_retry_on_a_list(site: Site, flower: Flower, failed: str, browser: webdr
 def test_cancel_on_the_page_of_jobs(
     site: Site, flower: Flower, http_server: HttpServer, browser: webdriver.Chrome
 ) -> None:
-    """A running job has a Cancel button, which reaches its transfer, and nothing of it is left."""
+    """A click on Cancel ends a running job's transfer, and nothing of it is left."""
     before = site.files()
     job_id = download(site, http_server.serve("image", DISK, stall_after=100_000))
     assert http_server.stalled.wait(PATIENCE_S)
@@ -170,7 +170,7 @@ def test_cancel_on_the_page_of_jobs(
 
 
 def test_who_only_looks(flower: Flower, failed: str, browser: webdriver.Chrome) -> None:
-    """A reader sees the jobs and no button, and his POST is refused."""
+    """A reader sees the jobs and no buttons, and a POST is refused."""
     flower.open(browser, "/jobs", login="guest")
     shown(browser, "#ssvm-table tbody tr")
     assert not browser.find_elements(By.CSS_SELECTOR, ".ssvm-retry, .ssvm-cancel")
@@ -180,7 +180,7 @@ def test_who_only_looks(flower: Flower, failed: str, browser: webdriver.Chrome) 
 
 
 def test_refused(site: Site, flower: Flower, failed: str) -> None:
-    """A second click, a job that has succeeded, an unknown one, another site's page, a stranger: nothing changes."""
+    """A repeated click, a succeeded or unknown job, another site's page and a stranger change nothing."""
     assert flower.act("retry", failed, login="") == 401
     assert flower.act("retry", failed, **{"Sec-Fetch-Site": "cross-site"}) == 403
     assert flower.act("retry", failed, Origin="http://evil.example") == 403
@@ -206,14 +206,14 @@ def test_for_scripts(site: Site, flower: Flower, failed: str, how: str) -> None:
 
 @pytest.fixture
 def two(site: Site, flower: Flower, http_server: HttpServer) -> tuple[str, str]:
-    """The ids of a job that runs until it is told to stop, and of one that waits for its place."""
+    """Return the ids of a job that runs until it is cancelled, and of one that waits for its slot."""
     running = download(site, http_server.serve("slow", DISK, stall_after=1 << 16))
     site.until(lambda: bool(http_server.requests), "the job reads")
     return running, download(site, http_server.serve("image", DISK))
 
 
 def test_terminate_for_scripts(site: Site, flower: Flower, two: tuple[str, str]) -> None:
-    """Flower's terminate cancels the job that it names, and no other job loses an attempt by it."""
+    """Flower's terminate cancels the named job, and no other job loses an attempt."""
     status, text = flower.ask("POST", f"/api/task/revoke/{two[0]}?terminate=true")
     assert (status, json.loads(text)["job_id"]) == (200, two[0])
     assert site.wait(two[0]).cancelled_by == "admin (flower)"
@@ -224,7 +224,7 @@ def test_terminate_for_scripts(site: Site, flower: Flower, two: tuple[str, str])
 
 
 def test_terminate_by_celery(site: Site, two: tuple[str, str]) -> None:
-    """``celery control revoke`` and ``terminate`` cancel the job that they name, and no other loses an attempt."""
+    """``celery control revoke`` and ``terminate`` cancel the named job, and no other loses an attempt."""
     environ = {**os.environ, "SSVM_CONFIG": str(site.file)}
     command = [sys.executable, "-P", "-m", "tasks", "control"]
     subprocess.run([*command, "pool_grow", "1"], env=environ, cwd=ROOT, capture_output=True)
@@ -241,14 +241,14 @@ def test_terminate_by_celery(site: Site, two: tuple[str, str]) -> None:
              "worker/queue/cancel-consumer/W"],
 )  # fmt: skip
 def test_refused_commands(flower: Flower, path: str) -> None:
-    """Commands that contradict the settings of a worker are refused, with what to do in place of them."""
+    """Commands that contradict a worker's settings are refused, with the alternative."""
     status, text = flower.ask("POST", f"/api/{path}")
     assert status == 409
     assert "is refused. " in json.loads(text)["message"]
 
 
 def test_buttons_on_a_running_task(site: Site, flower: Flower, two: tuple[str, str], browser: webdriver.Chrome) -> None:
-    """A running task's page has our Cancel and no Terminate, and the click cancels the job."""
+    """A running task's page has Cancel and no Terminate, and the click cancels the job."""
 
     def see() -> bool:
         flower.open(browser, f"/task/{two[0]}")

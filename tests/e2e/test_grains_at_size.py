@@ -1,4 +1,4 @@
-"""The grain store with a disk of some size."""
+"""The grain store with a large disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.mark.soak
 def test_one_percent_of_a_gigabyte() -> None:
-    """Of 1 GiB with 1 % of its grains changed, here and there, at most 1.5 % of the bytes are stored."""
+    """If 1 % of the grains of 1 GiB change, scattered, at most 1.5 % of the bytes are stored."""
     store, grains = MemoryStore(), {place: place for place in range(GiB // GRAIN)}
     back_up_grains(store, "b1", grains)
     first = store.usage().used or 0

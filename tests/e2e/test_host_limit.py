@@ -1,4 +1,4 @@
-"""Workers that share an ESXi host: together they fetch no more disks at once than it may have."""
+"""Workers that share an ESXi host together respect its limit of parallel disks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MiB = 1 << 20
 
 
 def test_shared_limit(make_site: Callable[..., Site], esx: VCenterSimulator) -> None:
-    """With a limit of one, another worker's backup waits until the first one's disk has come, or its worker is dead."""
+    """With a limit of one, a second backup waits until the first one's disk ends or its worker dies."""
     keys = {"host": esx.host, "port": esx.port, "username": esx.username, "password": esx.password}
     vcenters = {"esx": keys | {"ca_file": str(esx.ca_file)}}
     site = make_site(vcenters=vcenters, backup={"per_host": 1, "lease_delay_s": 0.1})

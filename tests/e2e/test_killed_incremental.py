@@ -1,4 +1,4 @@
-"""A worker that is killed in the middle of an incremental backup."""
+"""A worker that is killed during an incremental backup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_killed(bench: Bench, tmp_path: Path) -> None:
-    """What a worker that was killed has stored whole is used by the next, and what it had begun is gone."""
+    """The next worker uses a killed worker's complete packs, and its incomplete ones are deleted."""
     vm = make_vm(bench.vcenter, 540 * GRAIN)
     write(bench.vcenter, vm, os.urandom(540 * GRAIN))
     bench.vcenter.fault(
@@ -39,4 +39,4 @@ def test_killed(bench: Bench, tmp_path: Path) -> None:
     assert len(packs(bench.primary)) == len([each for each in tmp_path.rglob("_packs/*/*") if each.is_file()]) == 2
     bench.primary = MemoryStore("primary")
     while any(lease["state"] == "open" for lease in bench.vcenter.state()["leases"].values()):
-        pass  # the dead worker's lease: it lives until its time-out
+        pass  # the killed worker's lease exists until its time-out

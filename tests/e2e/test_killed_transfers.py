@@ -1,4 +1,4 @@
-"""kill -9 of a worker in the middle of an upload and of a backup: another finishes it, and nothing is left over."""
+"""kill -9 of a worker during an upload and a backup: another worker finishes it, and nothing is left."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DATA = os.urandom(20 * MiB)
 
 @pytest.fixture
 def held() -> Iterator[threading.Event]:
-    """Set at the end, so that no held call outlives the test."""
+    """Return an event that is set at the end, so that no blocked call outlives the test."""
     event = threading.Event()
     yield event
     event.set()
 
 
 def site_with(make_site: Callable[..., Site], faulty_s3: FaultyS3) -> Site:
-    """A site whose jobs may use the S3 server by the name ``lab``."""
+    """Return a site whose jobs may use the S3 server by the name ``lab``."""
     server = faulty_s3.server
     keys = {"endpoint": faulty_s3.endpoint, "access_key": server.access_key, "secret_key": server.secret_key}
     return make_site(credentials={"lab": keys})
@@ -45,7 +45,7 @@ def test_upload(
     s3_server: S3Server,
     held: threading.Event,
 ) -> None:
-    """An upload whose worker is killed between two parts goes on with what was sent; no multipart upload stays open."""
+    """An upload whose worker is killed between two parts resumes, and no multipart upload stays open."""
     site, bucket = site_with(make_site, faulty_s3), s3_server.make_bucket()
     first = site.start()
     fields: dict[str, Any] = {"account": "1", "id": "t1", "format": "raw"}
@@ -67,7 +67,7 @@ def test_upload(
 
 
 def test_backup(make_site: Callable[..., Site], vcenter: VCenterSimulator) -> None:
-    """A backup whose worker is killed in its second disk is finished by another, which leaves the first disk alone."""
+    """A backup whose worker is killed in its second disk is finished without another read of the first."""
     vm = make_vm(vcenter, MiB, 2 * MiB)
     keys = {"host": vcenter.host, "port": vcenter.port, "username": vcenter.username, "password": vcenter.password}
     site = make_site(vcenters={"vc": keys | {"ca_file": str(vcenter.ca_file)}}, backup={"parallel_disks": 1})

@@ -1,4 +1,4 @@
-"""What a worker and `ssvm run` log is for machines, if wanted, and says the job in every line that is about one."""
+"""A worker and `ssvm run` can log for machines, and every line about a job names the job."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ DISK = images.mbr(1 << 20)
 
 @pytest.fixture
 def site(make_site: Callable[..., Site], tmp_path: Path, syslog: Syslog) -> Site:
-    """A site that logs JSON, with a second store that is not there."""
+    """Return a site that logs JSON, with a second store that is absent."""
     away = {"url": f"file://{tmp_path}/away"}
     return make_site(log={"format": "json", "syslog": syslog.url}, stores={"archive": away})
 
 
 def objects(text: str) -> list[dict[str, Any]]:
-    """All lines but those of Celery's banner."""
+    """Return all lines except Celery's banner."""
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
 def test_a_worker(site: Site, http_server: HttpServer, syslog: Syslog) -> None:
-    """What main process and pool say of a job has its id, ours and Celery's lines alike; syslog gets the same."""
+    """Lines of the main process and the pool, also Celery's, have the job's id; syslog gets the same."""
     worker = site.start()
     url = http_server.serve("image", DISK)
     fields = {"url": url, "account": "2", "format": "raw", "stores": ["primary", "archive"]}
@@ -62,7 +62,7 @@ def test_a_worker(site: Site, http_server: HttpServer, syslog: Syslog) -> None:
 
 
 def test_in_the_foreground(site: Site, http_server: HttpServer, syslog: Syslog) -> None:
-    """`ssvm run` says the job too; on the terminal what warns, to syslog all."""
+    """`ssvm run` names the job too, with warnings on the terminal and all lines in syslog."""
     words = ["run", "download", "--url", http_server.serve("image", DISK), "--account", "2", "--id", "1"]
     words += ["--job-id", "by-hand", "--stores", "primary,archive", "--config", str(site.file)]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}

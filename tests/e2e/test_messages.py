@@ -1,4 +1,4 @@
-"""What a server in any language may push into a queue, byte by byte as Celery's protocol 2 has it."""
+"""Messages that a server in any language may send, byte by byte in Celery's protocol 2."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DATA = bytes(512) * 4096
 
 
 def request(url: str, **fields: object) -> dict[str, object]:
-    """A request object for a download."""
+    """Return a request for a download."""
     return {"url": url, "account": "1", "id": "t1", "format": "raw", **fields}
 
 
 def test_same_message_five_times(site: Site, http_server: HttpServer) -> None:
-    """Five copies of one message are one job that ran once."""
+    """Five copies of one message are one job that runs once."""
     url = http_server.serve("image.raw", DATA)
     for _ in range(5):
         site.send("download", request(url, job_id="mgmt-1"), task_id="any")
@@ -33,7 +33,7 @@ def test_same_message_five_times(site: Site, http_server: HttpServer) -> None:
 
 
 def test_without_job_id(site: Site, http_server: HttpServer) -> None:
-    """A request without a job id gets the message's own."""
+    """A request without a job id gets the message's id."""
     site.start()
     site.send("download", request(http_server.serve("image.raw", DATA)), task_id="task-7")
     site.until(lambda: bool(site.ledger.page()), "the job is written down")
@@ -52,7 +52,7 @@ def test_without_job_id(site: Site, http_server: HttpServer) -> None:
     ids=["unknown and missing fields", "a path trick", "an unsafe job id", "no object", "nothing"],
 )
 def test_invalid_request(worker_site: Site, args: list[object], says: str) -> None:
-    """A request that cannot be run is a failed job that says why, under its id or the message's."""
+    """An invalid request is a failed job with the reason, under its own or the message's id."""
     site = worker_site
     task_id = f"m{abs(hash(json.dumps(args)))}"
     before = {each.job_id for each in site.ledger.page()}

@@ -1,4 +1,4 @@
-"""A whole store moves through the queue, whatever becomes of the workers."""
+"""A whole store moves through the queue, even if workers are killed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BIG = os.urandom(12 * MiB)
 
 
 def fill(site: Site) -> dict[str, bytes]:
-    """Seven volumes, one of them large; what lies in the store."""
+    """Store seven volumes, one of them large, and return the store's content."""
     store, owner = FileStore("primary", site.store), Owner("made", 1)
     for number in range(7):
         place, data = Artifact("volume", "1", f"v{number}"), BIG if number == 3 else os.urandom(1000)
@@ -39,7 +39,7 @@ def fill(site: Site) -> dict[str, bytes]:
 
 
 def test_killed(make_site: Callable[..., Site], faulty_s3: FaultyS3, s3_server: S3Server) -> None:
-    """A move of all whose worker is killed within an artifact goes on elsewhere; in the end all has moved, whole."""
+    """If the worker of a move is killed, another continues, and finally all artifacts have moved."""
     keys = {"endpoint": faulty_s3.endpoint, "access_key": s3_server.access_key, "secret_key": s3_server.secret_key}
     bucket, held = s3_server.make_bucket(), threading.Event()
     site = make_site(stores={"archive": {"url": f"s3://{bucket}"} | keys}, retry={"max_attempts": 50})
@@ -58,7 +58,7 @@ def test_killed(make_site: Callable[..., Site], faulty_s3: FaultyS3, s3_server: 
     assert site.files() == []
     client = s3_server.client()
     keys_there = [each["Key"] for each in client.list_objects_v2(Bucket=bucket)["Contents"]]
-    # A worker that dies between its manifest and its draft leaves the draft, until the clean-up takes it.
+    # A worker that is killed between its manifest and its draft leaves the draft until the clean-up.
     there = [key for key in keys_there if not key.endswith(DRAFT)]
     assert {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in there} == before
     assert client.list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
@@ -66,7 +66,7 @@ def test_killed(make_site: Callable[..., Site], faulty_s3: FaultyS3, s3_server: 
 
 
 def test_command(make_site: Callable[..., Site], tmp_path: Path) -> None:
-    """`ssvm submit copy --all --wait` prints a line for each artifact and the sum, and fails when one is missing."""
+    """`ssvm submit copy --all --wait` prints a line per artifact and the sum, and fails if one is missing."""
     (archive := tmp_path / "archive").mkdir()
     site = make_site(stores={"archive": {"url": f"file://{archive}"}})
     before = fill(site)

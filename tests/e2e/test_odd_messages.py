@@ -1,4 +1,4 @@
-"""Messages that are wrong in any way: each is refused, and no worker ends or gets it a second time."""
+"""Invalid messages of all kinds: each is refused, and no worker ends or receives it again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUEST = {"account": "2", "id": "odd", "kind": "template"}
 
 
 def envelope(job_id: str, body: Any = None, /, **changes: Any) -> str:
-    """A good message that deletes nothing, with *changes* in it; ``headers`` and ``properties`` are added to."""
+    """Return a valid message with *changes*; ``headers`` and ``properties`` are merged."""
     given = body if body is not None else json.dumps([[REQUEST | {"job_id": job_id}], {}, {}])
     message: dict[str, Any] = {
         "headers": {"lang": "go", "task": "ssvm.delete", "id": job_id, "root_id": job_id},
@@ -41,23 +41,23 @@ def envelope(job_id: str, body: Any = None, /, **changes: Any) -> str:
 
 
 def with_field(text: str) -> Odd:
-    """A request with one more field, whose JSON is *text*."""
+    """Return a message with one more field, whose JSON is *text*."""
     return lambda job_id: envelope(
         job_id, f'[[{{"job_id": "{job_id}", "account": "2", "id": "odd", "more": {text}}}], {{}}, {{}}]'
     )
 
 
 def with_body(text: str) -> Odd:
-    """Another body."""
+    """Return a message with another body."""
     return lambda job_id: envelope(job_id, text)
 
 
 def nested(depth: int) -> str:
-    """Lists in lists."""
+    """Return nested lists."""
     return "[" * depth + "]" * depth
 
 
-#: Messages whose sender finds a failed job under the id that they bring.
+#: Messages whose sender finds a failed job under the given id.
 REFUSED: dict[str, Odd] = {
     "a lone surrogate": with_field('"\\ud800"'),
     "a lone surrogate in a key": with_field('{"\\udfff": 1}'),
@@ -93,7 +93,7 @@ REFUSED: dict[str, Odd] = {
     "no place": lambda job_id: envelope(job_id, properties={"delivery_info": []}),
     "no properties": lambda job_id: envelope(job_id, properties=None),
 }
-#: Messages that Celery would stumble over in what a job has no use for: their jobs run.
+#: Messages with properties that Celery would obey and a job does not need: their jobs run.
 HARMLESS: dict[str, Odd] = {
     name: (lambda job_id, headers=headers: envelope(job_id, headers=headers))
     for name, headers in {
@@ -108,7 +108,7 @@ HARMLESS: dict[str, Odd] = {
         "deep headers": {"more": json.loads(nested(400))},
     }.items()
 }
-#: Messages of nobody.
+#: Messages without an id.
 NAMELESS: dict[str, Odd] = {
     name: (lambda _, text=text: text)
     for name, text in {
@@ -125,14 +125,14 @@ NAMELESS: dict[str, Odd] = {
 
 
 def is_taken(site: Site) -> bool:
-    """Whether no message waits, and none is in a worker's hands, from where it would come back."""
+    """Return whether no message waits or is unacknowledged."""
     with site.broker.client() as client:
         return not site.waiting("maintenance") and not client.hlen(f"{site.broker.prefix}unacked")
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(worker_site: Site, name: str) -> None:
-    """A message that no job can be made of is a failed job under its id, and the worker goes on."""
+    """An invalid message is a failed job under its id, and the worker continues."""
     job_id = f"odd-{uuid.uuid4().hex[:8]}"
     worker_site.push("maintenance", REFUSED[name](job_id))
     record = worker_site.wait(job_id)
@@ -146,7 +146,7 @@ def test_refused(worker_site: Site, name: str) -> None:
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_harmless(worker_site: Site, name: str) -> None:
-    """What Celery knows beside the job, such as times and limits, is neither read nor obeyed."""
+    """Celery's other properties, such as times and limits, are ignored."""
     job_id = f"odd-{uuid.uuid4().hex[:8]}"
     worker_site.push("maintenance", HARMLESS[name](job_id))
     assert worker_site.wait(job_id).state == "succeeded"
@@ -154,7 +154,7 @@ def test_harmless(worker_site: Site, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMELESS)
 def test_nameless(worker_site: Site, name: str) -> None:
-    """What is no message at all is dropped, and the next one is served."""
+    """An unreadable message is dropped, and the next one is processed."""
     worker_site.push("maintenance", NAMELESS[name](""))
     job_id = f"odd-{uuid.uuid4().hex[:8]}"
     worker_site.push("maintenance", envelope(job_id))
@@ -163,7 +163,7 @@ def test_nameless(worker_site: Site, name: str) -> None:
 
 
 def test_little_is_kept(worker_site: Site) -> None:
-    """Of a refused request the fields that are right are kept, and only the names of the others."""
+    """Of a refused request, valid fields and the names of the others are kept."""
     given = {"job_id": "odd-kept", "account": "2", "id": "x", "passwrod": "SECRET", "stores": 5}
     worker_site.send("delete", given, "odd-kept")
     masked = {"passwrod": "***", "stores": "***"}
@@ -171,7 +171,7 @@ def test_little_is_kept(worker_site: Site) -> None:
 
 
 def test_a_control_message(worker_site: Site) -> None:
-    """A broadcast that is no message of Celery is dropped too."""
+    """A broadcast that is not Celery's is dropped too."""
     with worker_site.broker.client() as client:
         for text in ("[]", "5", "hello", '{"body": 5}', '{"properties": {}}'):
             client.publish(f"{worker_site.broker.prefix}/0.celery.pidbox", text)
@@ -181,7 +181,7 @@ def test_a_control_message(worker_site: Site) -> None:
 
 @pytest.mark.parametrize("form", ["arguments", "header"])
 def test_forged_claim(make_site: Callable[..., Site], http_server: HttpServer, form: str) -> None:
-    """A message from outside with the token of a running attempt does not run it a second time."""
+    """A foreign message with a running attempt's token does not run it again."""
     site = make_site(worker={"concurrency": 2})
     url = http_server.serve("slow.raw", bytes(4 << 20), stall_after=1 << 20)
     site.start()
@@ -200,7 +200,7 @@ def test_forged_claim(make_site: Callable[..., Site], http_server: HttpServer, f
 
 
 def test_by_another_way(site: Site) -> None:
-    """A message cannot run a job of another zone, nor an upload that waits for its sender."""
+    """A message cannot run a job of another zone, or an upload that waits for its sender."""
     for job_id, zone, lane in (("elsewhere", "z2", "maintenance"), ("waits", "z", INBOUND)):
         site.ledger.submit(NewJob(job_id, "delete", zone, lane, REQUEST | {"job_id": job_id}))
     site.start()

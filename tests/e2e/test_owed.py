@@ -1,4 +1,4 @@
-"""A store that was away, full or closed when a job stored its artifact gets it by itself, later."""
+"""A store that was absent, full or closed when a job stored its artifact gets a copy automatically later."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ DATA = os.urandom(1 << 20)
 
 
 def archive(faulty: FaultyS3, real: S3Server, bucket: str) -> dict[str, str]:
-    """The settings of a store in that bucket, on a server that misbehaves on request."""
+    """Return the settings of a store in that bucket, on a server with faults on request."""
     keys = {"access_key": real.access_key, "secret_key": real.secret_key}
     return {"url": f"s3://{bucket}", "endpoint": faulty.endpoint} | keys
 
 
 def keys(server: S3Server, bucket: str) -> list[str]:
-    """What stands in the bucket."""
+    """Return the keys of the bucket."""
     return sorted(each["Key"] for each in server.client().list_objects_v2(Bucket=bucket)["Contents"])
 
 
@@ -42,7 +42,7 @@ def keys(server: S3Server, bucket: str) -> list[str]:
 def test_drains(
     make_site: Callable[..., Site], http_server: HttpServer, faulty_s3: FaultyS3, s3_server: S3Server, fault: Fault
 ) -> None:
-    """Once the second store is well again the artifact arrives there, and the first job's record tells by which job."""
+    """When the second store works again it gets the artifact, and the first job's record names the copy job."""
     bucket = s3_server.make_bucket()
     site = make_site(stores={"archive": archive(faulty_s3, s3_server, bucket)}, retry={"max_attempts": 1})
     site.start()
@@ -65,7 +65,7 @@ def test_drains(
 def test_incomplete_backup(
     make_site: Callable[..., Site], vcenter: VCenterSimulator, faulty_s3: FaultyS3, s3_server: S3Server
 ) -> None:
-    """A backup that is short of a disk, and so has failed, goes to the store that is owed it like any other."""
+    """An incomplete backup, whose job has failed, is also copied to the store that lacks it."""
     vm = make_vm(vcenter, 1 << 16, 1 << 16, modes=("persistent", "independent_persistent"))
     login = {"host": vcenter.host, "port": vcenter.port, "username": vcenter.username, "password": vcenter.password}
     bucket = s3_server.make_bucket()

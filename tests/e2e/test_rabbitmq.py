@@ -1,4 +1,4 @@
-"""RabbitMQ carries the messages, the ledger stays in Redis: nothing else is different."""
+"""RabbitMQ carries the messages, and the ledger stays in Redis, without other differences."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DISK = images.mbr(1 << 20)
 
 @pytest.fixture
 def site(make_site: Callable[..., Site], rabbitmq: RabbitMQ, request: pytest.FixtureRequest) -> Site:
-    """A site of a zone of its own, whose messages go by TLS."""
+    """Return a site with its own zone, whose messages use TLS."""
     given: dict[str, Any] = {"messages": rabbitmq.tls_url, "ca_file": str(rabbitmq.ca_file)}
     return make_site(broker=given, zone=request.node.name.replace("test_", "").replace("[", "-").replace("]", ""))
 
 
 def waits(settings: Settings, lane: str = "download") -> int | None:
-    """Messages that no worker has."""
+    """Return the messages that no worker has."""
     return waiting(MessageRoute.of(settings), f"ssvm.{settings.zone}.{lane}")
 
 
@@ -45,7 +45,7 @@ def download(site: Site, url: str, number: int) -> str:
 
 
 def told(site: Site, *words: str) -> tuple[int, str]:
-    """What the command line answers."""
+    """Return the output of the command line."""
     done = subprocess.run(
         [sys.executable, "-m", "ssvm_worker", *words],
         env={**os.environ, "SSVM_CONFIG": str(site.file)},
@@ -56,7 +56,7 @@ def told(site: Site, *words: str) -> tuple[int, str]:
 
 
 def test_a_job(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -> None:
-    """A job is submitted, sent again by a server that knows plain AMQP only, and run once; no list in Redis grows."""
+    """A job that is submitted, and sent again by plain AMQP, runs once, and no list in Redis grows."""
     zone = site.settings.zone
     site.start()
     url = http_server.serve("image.raw", DISK)
@@ -81,7 +81,7 @@ def test_a_job(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -> None:
 
 
 def nested(depth: int) -> list[Any]:
-    """Lists in lists."""
+    """Return nested lists."""
     found: list[Any] = []
     for _ in range(depth):
         found = [found]
@@ -89,7 +89,7 @@ def nested(depth: int) -> list[Any]:
 
 
 def test_odd_messages(site: Site, rabbitmq: RabbitMQ) -> None:
-    """No message ends the worker or comes back, whatever its properties, headers and body are."""
+    """No message ends the worker or returns, for any properties, headers and body."""
     zone = site.settings.zone
     worker = site.start()
     good = {"lang": "go", "task": "ssvm.delete"}
@@ -118,11 +118,11 @@ def test_odd_messages(site: Site, rabbitmq: RabbitMQ) -> None:
 
 
 def test_properties_that_cannot_be_read(site: Site, rabbitmq: RabbitMQ) -> None:
-    """Headers that are nested too deep for Python cost their message alone."""
+    """A message with too deeply nested headers is lost, and no other."""
     zone = site.settings.zone
     worker = site.start()
     table = b""
-    for _ in range(20_000):  # a header "x" of arrays in arrays; AMQP 0-9-1, 4.2.1
+    for _ in range(20_000):  # a header "x" of nested arrays; AMQP 0-9-1, 4.2.1
         table = b"A" + len(table).to_bytes(4, "big") + table
     with kombu.Connection(rabbitmq.url) as connection, connection.channel() as channel:
         message = channel.prepare_message("[[], {}, {}]", None, "application/json", "utf-8", {"x": 1}, {})
@@ -141,7 +141,7 @@ def test_properties_that_cannot_be_read(site: Site, rabbitmq: RabbitMQ) -> None:
 
 
 def test_a_lost_message(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -> None:
-    """A message that is lost is sent again by the reaper; one that still stands in its queue is not."""
+    """The reaper sends a lost message again, but not one that is still in its queue."""
     job_id = download(site, http_server.serve("image.raw", DISK), 1)
     assert waits(site.settings) == 1
 
@@ -159,7 +159,7 @@ def test_a_lost_message(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer)
 
 
 def test_no_worker_sits_on_a_message(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -> None:
-    """A job whose message a busy worker holds is run by another; what RabbitMQ does about that hurts neither."""
+    """A job whose message a busy worker holds is run by another worker, without later harm."""
     slow = http_server.serve("slow.raw", DISK, rate=10_000.0)
     first = site.start()
     running = download(site, slow, 1)
@@ -177,7 +177,7 @@ def test_no_worker_sits_on_a_message(site: Site, rabbitmq: RabbitMQ, http_server
 
 
 def test_it_goes_away(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -> None:
-    """While it is away running jobs go on and new ones are kept; what was submitted meanwhile runs when it is back."""
+    """Without RabbitMQ, running jobs continue, and new jobs are kept until it is back."""
     worker = site.start()
     running = download(site, http_server.serve("slow.raw", DISK, rate=300_000.0), 1)
     site.wait(running, "running")

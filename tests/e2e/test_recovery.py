@@ -1,4 +1,4 @@
-"""No job is lost and none is done twice, whatever happens to workers and broker: real processes, a real broker."""
+"""No job is lost and none runs twice after faults of workers and broker: real processes, a real broker."""
 
 from __future__ import annotations
 
@@ -25,49 +25,49 @@ pytestmark = pytest.mark.e2e
 MiB = 1 << 20
 DATA = os.urandom(6 * MiB)
 CHECKSUM = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
-#: Where the source falls silent, at first.
+#: The byte at which the source first becomes silent.
 HALF = 3 * MiB
 ARTIFACT = [f"template/tmpl/1/t1/{name}" for name in ("manifest.json", "t1.raw", "template.properties")]
 
 
 def download(site: Site, url: str, **fields: object) -> str:
-    """Submit a download that knows its checksum."""
+    """Submit a download with its checksum."""
     given = {"account": "1", "id": "t1", "format": "raw", "checksum": CHECKSUM}
     return site.submit("download", url=url, **(given | fields))
 
 
 def stalling(http_server: HttpServer) -> str:
-    """A source that falls silent half way when it is first asked, and gives all when it is asked again."""
+    """Return a source that becomes silent half way at the first request, and sends all bytes later."""
     return http_server.serve("image.raw", DATA, stall_after=HALF, then=Behaviour(DATA))
 
 
 def slow(http_server: HttpServer) -> str:
-    """A source that would take a minute."""
+    """Return a source that would take a minute."""
     return http_server.serve("image.raw", DATA, rate=100_000.0)
 
 
 def half_way(site: Site, url: str) -> str:
-    """A job whose first half is on the store, and whose source is silent."""
+    """Return a job whose first half is on the store, and whose source is silent."""
     job_id = download(site, url)
-    # Whole chunks: what is still in flight when the worker dies is not on the store.
+    # Whole chunks: bytes in transit when the worker is killed are not on the store.
     site.until(lambda: site.stored_bytes() >= MiB, "the first bytes are stored")
     return job_id
 
 
 def assert_whole(site: Site, record: Record) -> None:
-    """The job succeeded, and the store holds the artifact once and nothing else."""
+    """Check that the job succeeded, and that the store has exactly the artifact."""
     assert record.state == "succeeded", record.error
     assert (site.store / "template/tmpl/1/t1/t1.raw").read_bytes() == DATA
     assert site.files() == ARTIFACT
 
 
 def assert_resumed(http_server: HttpServer) -> None:
-    """The last request asked for the rest only."""
+    """Check that the last request asked only for the rest."""
     assert int(http_server.requests[-1].headers.get("Range", "bytes=0-")[6:-1]) > 0
 
 
 def test_plain(site: Site, http_server: HttpServer) -> None:
-    """A submitted download is run by a worker, once."""
+    """A worker runs a submitted download once."""
     site.start()
     record = site.wait(download(site, http_server.serve("image.raw", DATA)))
     assert_whole(site, record)
@@ -75,12 +75,12 @@ def test_plain(site: Site, http_server: HttpServer) -> None:
 
 
 def kill_main(worker: WorkerProcess) -> None:
-    """kill -9 of the main process only; its pool must not go on by itself."""
+    """Kill -9 only the main process; its pool must not continue."""
     worker.process.kill()
 
 
 def kill_child(worker: WorkerProcess) -> None:
-    """kill -9 of the pool's processes, as by the out-of-memory killer."""
+    """Kill -9 the pool's processes, as the out-of-memory killer does."""
     for child in worker.children():
         os.kill(child, signal.SIGKILL)
 
@@ -91,7 +91,7 @@ def kill_child(worker: WorkerProcess) -> None:
     ids=["all of the worker is killed", "its main process is killed", "its pool process is killed"],
 )
 def test_killed(site: Site, http_server: HttpServer, hurt: Callable[[WorkerProcess], None]) -> None:
-    """A job whose worker is killed half way is finished by another, from the bytes that are there."""
+    """A job whose worker is killed half way is finished by another, from the stored bytes."""
     first = site.start()
     job_id = half_way(site, stalling(http_server))
     site.start()
@@ -103,7 +103,7 @@ def test_killed(site: Site, http_server: HttpServer, hurt: Callable[[WorkerProce
 
 
 def test_frozen(site: Site, http_server: HttpServer) -> None:
-    """A worker that was frozen for longer than its claim commits nothing when it thaws."""
+    """A worker that was frozen for longer than its claim commits nothing when it resumes."""
     first = site.start()
     job_id = half_way(site, stalling(http_server))
     first.signal_all(signal.SIGSTOP)
@@ -118,7 +118,7 @@ def test_frozen(site: Site, http_server: HttpServer) -> None:
 
 
 def test_terminated(site: Site, http_server: HttpServer) -> None:
-    """SIGTERM makes a worker hand its job over at once, which costs the job no attempt."""
+    """After SIGTERM a worker returns its job at once, without a counted attempt."""
     first = site.start()
     job_id = download(site, slow(http_server))
     site.until(lambda: site.stored_bytes() > 0, "the first bytes are stored")
@@ -132,7 +132,7 @@ def test_terminated(site: Site, http_server: HttpServer) -> None:
 
 
 def test_cancel_running(site: Site, http_server: HttpServer) -> None:
-    """A cancel stops a transfer on its way and leaves nothing on the store."""
+    """A cancel stops a running transfer and leaves nothing on the store."""
     site.start()
     job_id = download(site, slow(http_server))
     site.until(lambda: site.stored_bytes() > 0, "the first bytes are stored")
@@ -142,7 +142,7 @@ def test_cancel_running(site: Site, http_server: HttpServer) -> None:
 
 
 def test_cancel_between_attempts(make_site: Callable[..., Site], http_server: HttpServer) -> None:
-    """A cancel of a job that waits for its next attempt removes what the last one has left."""
+    """A cancel of a job between two attempts deletes the last attempt's leftovers."""
     site = make_site(retry={"first_delay_s": 600, "max_delay_s": 600, "max_attempts": 4})
     site.start()
     job_id = download(site, http_server.serve("image.raw", DATA, cut_after=HALF))
@@ -157,7 +157,7 @@ def test_cancel_between_attempts(make_site: Callable[..., Site], http_server: Ht
 def test_broker_restarts(
     make_site: Callable[..., Site], stoppable_broker: StoppableBroker, http_server: HttpServer
 ) -> None:
-    """A broker that goes away and comes back costs a running job nothing, and a queued one no more than time."""
+    """A broker restart does not affect a running job, and only delays a queued one."""
     site = make_site(on=stoppable_broker.with_prefix("ssvm:"))
     worker = site.start()
     running = download(site, http_server.serve("image.raw", DATA, rate=2.0 * MiB))
@@ -172,7 +172,7 @@ def test_broker_restarts(
 
 
 def test_retryable(site: Site, http_server: HttpServer) -> None:
-    """A source that is unavailable twice gets a third attempt, and the history shows why."""
+    """A source that fails twice gets a third attempt, and the history has the reasons."""
     gone = Behaviour(b"try later", status=503, then=Behaviour(DATA))
     site.start()
     record = site.wait(download(site, http_server.serve("image.raw", b"try later", status=503, then=gone)))
@@ -182,7 +182,7 @@ def test_retryable(site: Site, http_server: HttpServer) -> None:
 
 
 def test_permanent_then_retry(site: Site, http_server: HttpServer) -> None:
-    """A permanent error is not tried again until a user says so; then the job succeeds under its old id."""
+    """A permanent error is retried only by a user, and the job then succeeds under its id."""
     site.start()
     job_id = download(site, http_server.url("image.raw"))
     failed = site.wait(job_id)
@@ -196,7 +196,7 @@ def test_permanent_then_retry(site: Site, http_server: HttpServer) -> None:
 
 
 def test_worker_killer(make_site: Callable[..., Site], http_server: HttpServer) -> None:
-    """A job that loses every worker is given up, and its leftovers are removed."""
+    """A job that loses every worker fails, and its leftovers are deleted."""
     site = make_site(retry={"max_attempts": 1})
     worker = site.start()
     job_id = half_way(site, stalling(http_server))
@@ -208,7 +208,7 @@ def test_worker_killer(make_site: Callable[..., Site], http_server: HttpServer) 
 
 
 def test_callback(make_site: Callable[..., Site], http_server: HttpServer) -> None:
-    """At the end of a job its record is posted, signed with the secret of the settings, until the receiver takes it."""
+    """At the end of a job its record is sent and signed until the receiver accepts it."""
     site = make_site(callback={"secret": "sesame"})
     site.start()
     with Receiver(503) as receiver:
@@ -220,7 +220,7 @@ def test_callback(make_site: Callable[..., Site], http_server: HttpServer) -> No
 
 
 def test_embedded(make_site: Callable[..., Site], http_server: HttpServer) -> None:
-    """A worker with an embedded broker starts it, others find it, and it ends with its worker."""
+    """A worker with an embedded broker starts it, other processes find it, and it ends with the worker."""
     site = make_site(on=Broker("embedded", "ssvm:"))
     worker = site.start()
     assert_whole(site, site.wait(download(site, http_server.serve("image.raw", DATA))))
@@ -230,7 +230,7 @@ def test_embedded(make_site: Callable[..., Site], http_server: HttpServer) -> No
 
 
 def test_broker_down_at_submit(make_site: Callable[..., Site], http_server: HttpServer) -> None:
-    """Submitting without a broker says so, and its exit status says that it may be tried again."""
+    """Without a broker a submission fails with a temporary exit status."""
     site = make_site(on=Broker("redis://127.0.0.1:1/0", "ssvm:"))
     command = [sys.executable, "-m", "ssvm_worker", "submit", "download", "--url", http_server.url("image.raw")]
     command += ["--account", "1", "--id", "t1"]

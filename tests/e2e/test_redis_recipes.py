@@ -1,4 +1,4 @@
-"""The files in config/redis do what they say: TLS, users, a ledger that survives, a master that may die."""
+"""The recipes in config/redis work: TLS, users, a durable ledger, and a master that may fail."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ DISK = images.mbr(1 << 20)
 
 @pytest.fixture
 def locked_site(make_site: Callable[..., Site], locked_server: LockedServer) -> Site:
-    """A site whose broker wants TLS and a user."""
+    """Return a site whose broker needs TLS and a user."""
     return make_site(Broker(locked_server.url(), "ssvm:"), broker={"ca_file": str(locked_server.ca_file)})
 
 
 def told(site: Site, program: str, *words: str) -> str:
-    """What a command says; it must succeed."""
+    """Return the output of a command that must succeed."""
     done = subprocess.run(
         [sys.executable, "-m", program, *words],
         env={**os.environ, "SSVM_CONFIG": str(site.file)},
@@ -45,7 +45,7 @@ def told(site: Site, program: str, *words: str) -> str:
 
 
 def test_the_users_rights_suffice(locked_site: Site, locked_server: LockedServer, http_server: HttpServer) -> None:
-    """Worker, commands and Flower do all their work as the user of users.acl, and nothing of it is refused."""
+    """Worker, commands and Flower do all their work as the user of users.acl, without a refusal."""
     site = locked_site
     site.start()
     url = http_server.serve("image.raw", DISK)
@@ -72,7 +72,7 @@ def test_the_users_rights_suffice(locked_site: Site, locked_server: LockedServer
 
 
 def test_others_are_refused(locked_site: Site, locked_server: LockedServer) -> None:
-    """Who has no password, another's user or another authority is refused, and our own user has nothing else."""
+    """Without the right password, user and authority the broker refuses, and the user has no other rights."""
     locked_site.ledger.counts()
     ca_file = str(locked_server.ca_file)
 
@@ -97,7 +97,7 @@ def test_others_are_refused(locked_site: Site, locked_server: LockedServer) -> N
 
 
 def test_another_authority(locked_site: Site, locked_server: LockedServer) -> None:
-    """A worker does not talk to a broker whose certificate another authority has signed."""
+    """A worker does not use a broker whose certificate another authority has signed."""
     trustme.CA().cert_pem.write_to_path(str(locked_server.ca_file))
     with pytest.raises(StoreUnavailable, match="certificate verify failed"):
         locked_site.ledger.counts()
@@ -106,10 +106,10 @@ def test_another_authority(locked_site: Site, locked_server: LockedServer) -> No
 
 
 def test_records_survive(locked_site: Site, locked_server: LockedServer, http_server: HttpServer) -> None:
-    """What was submitted a moment ago is still there after kill -9 of the broker."""
+    """A job that was just submitted still exists after kill -9 of the broker."""
     ids = [locked_site.submit("delete", account="1", id=f"t{number}") for number in range(3)]
     with locked_server.client("admin") as admin:
-        # appendfsync everysec: what is a second or two old.
+        # appendfsync everysec: data that is a second or two old.
         until(lambda: admin.info("persistence")["aof_buffer_length"] == 0, "it is handed to the kernel")
     locked_server.kill()
     locked_server.start()
@@ -121,7 +121,7 @@ def test_records_survive(locked_site: Site, locked_server: LockedServer, http_se
 def test_sentinels_by_tls(
     make_site: Callable[..., Site], locked_server: LockedServer, locked_sentinel: Server, http_server: HttpServer
 ) -> None:
-    """Sentinels and the master that they name are asked by TLS and password; who has neither is refused."""
+    """Sentinels and their master need TLS and a password, and refuse clients without them."""
     url = f"sentinels://ssvm:{PASSWORD}@localhost:{locked_sentinel.port}/0?master=ssvm"
     given = {"ca_file": str(locked_server.ca_file), "sentinel_password": PASSWORD}
     site = make_site(Broker(url, "ssvm:"), broker=given)
@@ -136,7 +136,7 @@ def test_sentinels_by_tls(
 
 
 def away(site: Site) -> str:
-    """Why the ledger cannot be written; a new master waits for a replica, as replication.conf says."""
+    """Return why the ledger cannot be written; a new master waits for a replica (replication.conf)."""
     try:
         open_figures(site.settings).demand("nowhere", 1, 60)
     except StoreUnavailable as error:
@@ -145,7 +145,7 @@ def away(site: Site) -> str:
 
 
 def test_the_master_dies(make_site: Callable[..., Site], sentinel_group: Group, http_server: HttpServer) -> None:
-    """A job goes on when the master of its ledger is killed, and what is submitted afterwards runs too."""
+    """A job continues when its ledger's master is killed, and later submissions run too."""
     site = make_site(Broker(sentinel_group.url, "ssvm:"))
     worker = site.start()
     job_id = site.submit("download", url=http_server.serve("slow", DISK, rate=100_000.0), account="1", id="t1")
@@ -164,7 +164,7 @@ def test_the_master_dies(make_site: Callable[..., Site], sentinel_group: Group, 
 def test_a_master_without_replicas(
     make_site: Callable[..., Site], stoppable_broker: StoppableBroker, http_server: HttpServer
 ) -> None:
-    """A broker that takes no writes for a while, as min-replicas-to-write has it, costs a worker nothing but that."""
+    """A broker that refuses writes for a while (min-replicas-to-write) only delays a worker."""
     site = make_site(on=stoppable_broker.with_prefix("ssvm:"))
     worker = site.start()
     with site.broker.client() as client:

@@ -1,4 +1,4 @@
-"""Beat, RedBeat, cron and the workers' reapers at once: nothing is done twice, nothing is left undone."""
+"""Beat, RedBeat, cron and the workers' reapers together: no job runs twice, and none is forgotten."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Start = Callable[..., Path]
 
 @pytest.fixture
 def start(site: Site, request: pytest.FixtureRequest) -> Start:
-    """Starts a process with the site's settings; returns its log."""
+    """Start a process with the site's settings, and return its log."""
 
     def run(name: str, *argv: str) -> Path:
         log = site.directory / f"{name}.log"
@@ -47,7 +47,7 @@ def beat(start: Start, name: str, *options: str) -> Path:
 
 
 def test_one_redbeat_acts(site: Site, start: Start) -> None:
-    """Of two beats with RedBeat one sends, the other waits for its lock; both keep to our keys."""
+    """Of two beats with RedBeat one sends, the other waits for its lock, and both use only their keys."""
     first = beat(start, "first", *REDBEAT)
     site.until(lambda: b"Sending due task reap" in first.read_bytes(), "the first beat sends")
     second = beat(start, "second", *REDBEAT)
@@ -61,7 +61,7 @@ def test_one_redbeat_acts(site: Site, start: Start) -> None:
 
 
 def test_all_at_once(site: Site, start: Start, http_server: HttpServer) -> None:
-    """A job whose worker dies is run once more, not twice, though two beats, cron and a reaper all look for it."""
+    """A killed worker's job runs once more, although two beats, cron and a reaper look for it."""
     first = site.start()
     url = http_server.serve("image.raw", DATA, stall_after=4 * MiB, then=Behaviour(DATA))
     job_id = site.submit("download", url=url, account="1", id="t1", format="raw")

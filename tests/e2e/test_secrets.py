@@ -1,4 +1,4 @@
-"""Nothing secret shows where people look: Flower, events, logs, syslog, traces, the ledger, callbacks."""
+"""No secret appears in public places: Flower, events, logs, syslog, traces, the ledger, callbacks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DISK = images.mbr(1 << 20)
 
 @pytest.fixture
 def locked_broker(tmp_path: Path) -> Iterator[Broker]:
-    """A Valkey with a password."""
+    """Return a Valkey with a password."""
     port = free_port()
     with ValkeyServer(port=port, data_dir=tmp_path), redis.Redis(port=port) as client:
         client.config_set("requirepass", "hush-broker")
@@ -42,7 +42,7 @@ def locked_broker(tmp_path: Path) -> Iterator[Broker]:
 
 @pytest.fixture
 def site(make_site: Callable[..., Site], locked_broker: Broker, syslog: Syslog) -> Site:
-    """A site whose every password is known to the test."""
+    """Return a site whose passwords are all known to the test."""
     closed = {"host": "127.0.0.1", "port": free_port(), "username": "admin", "password": "hush-vcenter"}
     return make_site(
         locked_broker,
@@ -55,7 +55,7 @@ def site(make_site: Callable[..., Site], locked_broker: Broker, syslog: Syslog) 
 
 
 def run(site: Site, http_server: HttpServer, receiver: Receiver) -> list[str]:
-    """A job of each kind with secrets in its request, sent by Celery as other people call it; some fail."""
+    """Run jobs of each kind with secrets in their requests, sent by Celery like other programs; some fail."""
     signed = "?X-Amz-Credential=hush-key&X-Amz-Signature=hush-signature"
     good = http_server.serve("image", DISK) + signed
     shut = f"http://admin:hush-login@127.0.0.1:{free_port()}/x{signed}"
@@ -65,13 +65,13 @@ def run(site: Site, http_server: HttpServer, receiver: Receiver) -> list[str]:
         ("download", {"url": "http://admin:hush-userinfo@127.0.0.1/image", "account": "2", "id": "3"}),
         ("upload", {"key": "template/tmpl/2/1/1.raw", "url": http_server.take("put", status=403) + signed}),
         ("backup", {"vcenter": "vc1", "vm": "web", "account": "2", "volume": "17", "id": "4"}),
-        # Valid, with secrets in other places than the URL.
+        # Valid, with secrets outside the URL.
         ("download", {"url": good, "account": "2", "id": "5", "checksum": http_server.url("gone") + signed}),
         (
             "download",
             {"url": good, "account": "2", "id": "6", "mirrors": [http_server.url("gone") + signed], "format": "iso"},
         ),
-        # Refused: each error, and what is kept, must do without the value.
+        # Refused: each error and record must omit the value.
         ("download", {"url": shut, "account": "2", "id": "7", "mirrors": [shut], "checksum": shut}),
         ("download", {"url": "http://me:hush-port/x", "account": "2", "id": "7", "header": {"A": "Bearer hush-typo"}}),
         ("download", {"url": "http://[hush-bracket", "account": "2", "id": "7", "headers": ["A: hush-list"]}),
@@ -91,7 +91,7 @@ def run(site: Site, http_server: HttpServer, receiver: Receiver) -> list[str]:
 
 
 def commands(site: Site, ids: list[str]) -> str:
-    """What the command line shows."""
+    """Return the output of the commands."""
     listing = ("jobs", "config", "workers", "stores", "doctor", "metrics", "list", "quota", "scale")
     lines = [line for each in listing for line in ([each], [each, "--json"])]
     lines += [line for each in ids for line in (["job", each], ["job", each, "--json"], ["job", each, "--follow"])]
@@ -103,7 +103,7 @@ def commands(site: Site, ids: list[str]) -> str:
 
 
 def ended(client: Any) -> dict[str, dict[str, str]]:
-    """The records of jobs that have ended, by their keys."""
+    """Return the records of ended jobs by their keys."""
     found = {}
     for key in client.scan_iter("ssvm.ledger:ended:*"):
         found[key] = unpack_ended("", client.get(key))
@@ -112,7 +112,7 @@ def ended(client: Any) -> dict[str, dict[str, str]]:
 
 
 def test_nothing_secret_shows(site: Site, http_server: HttpServer, syslog: Syslog, collector: Collector) -> None:
-    """Passwords, signatures and tokens are where a retry and the callback need them, in two fields of the ledger."""
+    """Secrets are only in the two fields of the ledger that retries and callbacks need."""
     flower = Flower(site)
     try:
         site.start()

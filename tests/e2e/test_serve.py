@@ -36,14 +36,14 @@ pytestmark = pytest.mark.e2e
 
 @dataclass
 class ServeProcess:
-    """One that listens, and what it was told."""
+    """A running service, and its parameters."""
 
     service: Service
     file: Path
     process: subprocess.Popen[str] = field(init=False)
 
     def start(self) -> None:
-        """Start it, where it was if it was, and wait until it says where it listens."""
+        """Start it, at its earlier address if it had one, and wait until it prints the address."""
         listen = self.service.url.removeprefix("http://") or "127.0.0.1:0"
         command = [sys.executable, "-m", "ssvm_worker", "serve", "--config", str(self.file), "--listen", listen]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -52,7 +52,7 @@ class ServeProcess:
         self.service.url = found[1]
 
     def kill(self) -> None:
-        """kill -9."""
+        """Send kill -9."""
         self.process.kill()
         self.process.wait()
 
@@ -63,7 +63,7 @@ class ServeProcess:
 
 @pytest.fixture
 def serve_process(broker: Broker, tmp_path: Path) -> Iterator[ServeProcess]:
-    """One over a directory store."""
+    """Return a service with a directory store."""
     settings = settings_of(broker, tmp_path / "store")
     file = tmp_path / "worker.toml"
     file.write_text(
@@ -78,7 +78,7 @@ def serve_process(broker: Broker, tmp_path: Path) -> Iterator[ServeProcess]:
 
 
 def test_sigterm(serve_process: ServeProcess) -> None:
-    """At SIGTERM nobody new is let in, and who is being served gets all bytes before it ends."""
+    """After SIGTERM the service accepts no client, and finishes the current transfers."""
     service, data = serve_process.service, bytes(64 << 20)
     put_image(service, data, str(digest_of(data)))
     with socket.create_connection(serve_process.address) as peer:
@@ -102,7 +102,7 @@ def _lets_in(address: tuple[str, int]) -> bool:
 
 
 def test_upload_over_a_kill(serve_process: ServeProcess, tmp_path: Path) -> None:
-    """A tus client whose server is killed in the middle goes on with the next one, from what has been stored."""
+    """A tus client whose server is killed resumes at the next one, from the stored bytes."""
     service, file = serve_process.service, tmp_path / "image.raw"
     image = images.mbr(32 << 20)[: 1 << 20] + os.urandom(31 << 20)  # zeros would be a hole, which a kill cuts off
     file.write_bytes(image)
@@ -126,7 +126,7 @@ def test_upload_over_a_kill(serve_process: ServeProcess, tmp_path: Path) -> None
 
 
 def test_upload_over_a_sigterm(serve_process: ServeProcess) -> None:
-    """A service that ends in good order keeps what has come: the next one goes on from there, without a wait."""
+    """A service that ends normally keeps received bytes, and the next one resumes at once."""
     service, image = serve_process.service, images.mbr(32 << 20)[: 1 << 20] + os.urandom(31 << 20)
     link = upload_link(service)
     url = create(service, url_of(service, link), len(image))
@@ -141,7 +141,7 @@ def test_upload_over_a_sigterm(serve_process: ServeProcess) -> None:
 
 
 def test_page_over_a_kill(serve_process: ServeProcess, browser: Chrome, tmp_path: Path) -> None:
-    """A person whose upload meets a crash of the service sees it go on by itself, and end well."""
+    """A user whose upload meets a crash of the service sees it resume and succeed."""
     service, file = serve_process.service, tmp_path / "image.raw"
     file.write_bytes(images.mbr(32 << 20)[: 1 << 20] + os.urandom(31 << 20))
     link = upload_link(service, max_rate=8 << 20)
@@ -159,7 +159,7 @@ def test_page_over_a_kill(serve_process: ServeProcess, browser: Chrome, tmp_path
 
 
 def test_without_settings(broker: Broker, tmp_path: Path) -> None:
-    """On one machine neither a key nor an address need be set: links lead to where the service was started."""
+    """On one machine no key or address is needed, and links use the service's own address."""
     (tmp_path / "store").mkdir()
     started = ServeProcess(
         Service(settings_of(broker, tmp_path / "store"), "", tmp_path / "store"), tmp_path / "w.toml"

@@ -1,4 +1,4 @@
-"""Attempts are traced to a real OTLP receiver: a span each, the stages below it, as part of the sender's trace."""
+"""Attempts are traced to a real OTLP receiver: a span each, with its stages below, in the sender's trace."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
 
 
 def ended(collector: Collector, job_id: str, attempts: int) -> list[Span]:
-    """The attempts' spans, as soon as so many have come."""
+    """Return the attempts' spans, as soon as so many have arrived."""
 
     def found() -> list[Span]:
         return [each for each in collector.of(job_id) if "ssvm.job_id" in each.attributes]
@@ -33,7 +33,7 @@ def ended(collector: Collector, job_id: str, attempts: int) -> list[Span]:
 
 
 def test_an_attempt(site: Site, http_server: HttpServer, collector: Collector) -> None:
-    """A job's attempt is a span with its ids and its end, and each stage one below it."""
+    """A job's attempt is a span with its ids and its end, and each stage is a span below it."""
     worker = site.start()
     url = http_server.serve("image", DISK) + "?X-Amz-Signature=hush"
     job_id = site.submit("download", url=url, account="2", id="1", format="raw", headers={"Authorization": "hush"})
@@ -51,7 +51,7 @@ def test_an_attempt(site: Site, http_server: HttpServer, collector: Collector) -
 
 
 def test_the_senders_trace(site: Site, http_server: HttpServer, collector: Collector) -> None:
-    """A message's traceparent makes all attempts part of its trace, also those for which the reaper rings."""
+    """A message's traceparent puts all attempts into its trace, also those that the reaper starts."""
     site.start()
     url = http_server.serve("image", DISK, status=503, then=Behaviour(DISK))
     message = {"job_id": "theirs", "url": url, "account": "2", "id": "1", "format": "raw"}
@@ -70,7 +70,7 @@ def test_the_senders_trace(site: Site, http_server: HttpServer, collector: Colle
 
 
 def test_in_the_foreground(site: Site, http_server: HttpServer, collector: Collector) -> None:
-    """`ssvm run` is traced too, below the TRACEPARENT of its environment, and sends what it has before it ends."""
+    """`ssvm run` uses the TRACEPARENT of its environment, and sends its spans before it ends."""
     url = http_server.serve("image", DISK, status=404)
     words = ["run", "download", "--url", url, "--account", "2", "--id", "1", "--job-id", "by-hand"]
     environ = {**os.environ, "SSVM_CONFIG": str(site.file), "TRACEPARENT": TRACEPARENT}
@@ -81,7 +81,7 @@ def test_in_the_foreground(site: Site, http_server: HttpServer, collector: Colle
 
 
 def test_no_collector(make_site: Callable[..., Site], http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collector that is away costs no job anything."""
+    """An absent collector does not affect a job."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     site = make_site()
     worker = site.start()

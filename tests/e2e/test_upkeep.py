@@ -1,4 +1,4 @@
-"""Copies and clean-up through the queue, beside jobs that live and workers that die."""
+"""Copies and clean-up through the queue, beside live jobs and killed workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DATA = os.urandom(20 * MiB)
 def test_killed_copy(
     make_site: Callable[..., Site], http_server: HttpServer, faulty_s3: FaultyS3, s3_server: S3Server
 ) -> None:
-    """A copy whose worker is killed between two parts is finished by another, and no multipart upload stays open."""
+    """A copy whose worker is killed between two parts is finished, and no multipart upload stays open."""
     keys = {"endpoint": faulty_s3.endpoint, "access_key": s3_server.access_key, "secret_key": s3_server.secret_key}
     bucket, held = s3_server.make_bucket(), threading.Event()
     site = make_site(stores={"archive": {"url": f"s3://{bucket}"} | keys})
@@ -52,13 +52,13 @@ def test_killed_copy(
 
 
 def settled(site: Site) -> int:
-    """From which byte on another attempt at t1 would go on."""
+    """Return the byte from which another attempt at t1 would continue."""
     draft = read_draft(FileStore("primary", site.store), Artifact("template", "1", "t1"))
     return durable_bytes(draft) if draft else 0
 
 
 def test_cleanup_beside_a_download(site: Site, http_server: HttpServer) -> None:
-    """A clean-up that spares nothing for its age takes what a dead job has left, and nothing of a job that lives."""
+    """A clean-up without a minimum age deletes an ended job's leftovers, and nothing of a live job."""
     for _ in range(2):
         site.start()
     dead = site.store / "volumes/1/dead/dead.raw"
@@ -83,7 +83,7 @@ def test_cleanup_beside_a_download(site: Site, http_server: HttpServer) -> None:
 
 
 def test_scrub(site: Site) -> None:
-    """A scrub through the queue fails with what it found, which the ledger keeps until a later one finds none."""
+    """A scrub through the queue fails with its findings, which the ledger keeps until a clean scrub."""
     store = FileStore("primary", site.store)
     for id_ in ("a", "b", "c"):
         artifact = Artifact("template", "1", id_)
@@ -105,7 +105,7 @@ def test_scrub(site: Site) -> None:
 
 
 def test_quota_of_the_dead(make_site: Callable[..., Site], http_server: HttpServer) -> None:
-    """What a killed worker held of its account's quota is free for the attempt that goes on, and counted once."""
+    """A killed worker's reservation is free for the next attempt, and its bytes count once."""
     site = make_site(quota={"default": len(DATA) + MiB})
     first = site.start()
     url = http_server.serve("image.raw", DATA, stall_after=10 * MiB, then=Behaviour(DATA))
@@ -127,7 +127,7 @@ def test_quota_of_the_dead(make_site: Callable[..., Site], http_server: HttpServ
 
 
 def test_retention(make_site: Callable[..., Site]) -> None:
-    """A clean-up that a worker runs takes expired backups under the volume's lock, which is a job of the ledger."""
+    """A worker's clean-up deletes expired backups under the volume's lock, which is a job of the ledger."""
     site = make_site(retention={"keep_last": 1})
     store = FileStore("primary", site.store)
     for day in (1, 2, 3):
