@@ -1,4 +1,4 @@
-"""The tests of this directory run inside a small VM; outside, each gets the reports that pytest made of it there."""
+"""The tests of this directory run inside a small VM; outside, each gets pytest's report from the VM."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ THE_VM = pytest.StashKey[VM]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark them, before anything is chosen by marks."""
+    """Mark the tests before marks select any."""
     for item in _ours(items):
         item.add_marker(pytest.mark.nfs)
         if not IN_VM:
-            item.add_marker(pytest.mark.timeout(0))  # the VM has limits of its own
+            item.add_marker(pytest.mark.timeout(0))  # the VM has its own limits
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    """Outside the VM, tell what it tells of the test, in place of a run."""
+    """Outside the VM, report the VM's result of the test, and do not run it."""
     if IN_VM or not _ours([item]):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
@@ -53,7 +53,7 @@ def _reports(item: pytest.Item) -> list[pytest.TestReport]:
 
 
 def _vm(session: pytest.Session) -> VM:
-    """The one of this run, which was told all the cases; they share what a boot costs."""
+    """Return the VM of this run with all its cases, which share one boot."""
     if THE_VM not in session.stash:
         session.stash[THE_VM] = VM([each.nodeid for each in _ours(session.items)])
         session.config.add_cleanup(session.stash[THE_VM].close)
@@ -68,7 +68,7 @@ def _ended_by(item: pytest.Item, outcome: Callable[[], None]) -> pytest.TestRepo
 
 @pytest.fixture(scope="session")
 def running_server() -> Iterator[Server]:
-    """The VM's NFS server."""
+    """Return the VM's NFS server."""
     server = Server()
     yield server
     server.close()
@@ -76,6 +76,6 @@ def running_server() -> Iterator[Server]:
 
 @pytest.fixture
 def server(running_server: Server) -> Iterator[Server]:
-    """The VM's NFS server, well again after each test."""
+    """Return the VM's NFS server, and restore it after each test."""
     yield running_server
     running_server.heal()

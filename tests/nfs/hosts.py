@@ -1,4 +1,4 @@
-"""The hosts of the VM, each a process in its namespaces that runs what it is given. The tests run on alpha."""
+"""The hosts of the VM: each is a process in its own namespaces that runs given functions. The tests run on alpha."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _NEWNS, _NEWUTS = 0x00020000, 0x04000000
 
 
 class Host:
-    """One of them; what it mounts is gone when it closes."""
+    """One host; its mounts end when it closes."""
 
     def __init__(self, enter: Callable[[], None]) -> None:
-        # Forked, not spawned: an interpreter takes seconds to start here.
+        # Forked, not spawned, because an interpreter's start takes seconds here.
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=enter)
 
     def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call it there; its result, or its exception. What it keeps in modules is there at its next call."""
+        """Call a function there, and return its result or raise its exception. Module state is kept between calls."""
         return self._pool.submit(function, *args, **kwargs).result()
 
     def close(self) -> None:
@@ -36,17 +36,17 @@ class Host:
 
 
 def on_server() -> Host:
-    """The machine that the VM is."""
+    """Return the VM itself as a host."""
     return Host(_enter_server)
 
 
 def on_client(name: str) -> Host:
-    """A client beside alpha, ``beta`` or ``gamma``, with addresses, connections and caches of its own."""
+    """Return ``beta`` or ``gamma``, a client beside alpha with its own addresses, connections and caches."""
     return Host(partial(_enter_client, name))
 
 
 def command(*words: str) -> str:
-    """Run a command; what it says."""
+    """Run a command, and return its output."""
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     if done.returncode:
         raise AssertionError(f"{' '.join(words)}: {done.stdout}{done.stderr}")
@@ -59,7 +59,7 @@ def _enter_server() -> None:
 
 
 def _enter_client(name: str) -> None:
-    # By its name the server tells one client from another.
+    # The server distinguishes clients by this name.
     _must(_LIBC.unshare(_NEWNS | _NEWUTS))
     socket.sethostname(name)
     _enter(f"/run/netns/{name}")

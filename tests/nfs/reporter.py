@@ -1,4 +1,4 @@
-"""The VM's side of the reports: each a line of a file as soon as there is one, with the kernel's word on failures."""
+"""The VM's side of the reports: each is one line of a file, written at once, with the kernel's log for failures."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _LINES = 40
 
 
 class Reporter:
-    """Writes to the file that the host follows."""
+    """A plug-in that writes to the file that the host reads."""
 
     def __init__(self, config: pytest.Config, path: str) -> None:
         self._config = config
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 - it is open until the VM ends
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """One line."""
+        """Write one line."""
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         self._file.write(json.dumps(data) + "\n")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """What the kernel and the mounts say belongs to a failure."""
+        """Add the kernel's log and the mounts to a failure."""
         report = yield
         if report.failed:
             report.sections.append(("the VM's kernel", _tail("dmesg")))
@@ -37,7 +37,7 @@ class Reporter:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin."""
+    """Start the reporter."""
     config.pluginmanager.register(Reporter(config, os.environ["NFS_VM"]))
 
 

@@ -1,4 +1,4 @@
-"""The VM's NFS server, which is the kernel's: to export from, to fill, to stop, to hang."""
+"""The VM's NFS server, which is the kernel's: tests export from it, fill it, stop it and block it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.nfs.hosts import Host, command, on_server
 from tests.waiting import PATIENCE_S
 
 ROOT = Path("/srv/nfs")
-#: Where alpha, beta and gamma find it; and an address of it that lies behind routers.
+#: The server's address for alpha, beta and gamma, and another one behind routers.
 ADDRESS, FOR_BETA, FOR_GAMMA, BEHIND = "10.9.1.1", "10.9.2.1", "10.9.3.1", "10.9.9.9"
 CLIENTS = "10.9.0.0/16"
 MOUNTS = Path("/run/scratch/mounts")
@@ -27,7 +27,7 @@ _numbers = itertools.count(1)
 
 
 class Server:
-    """See the module. What it exports is in memory, and outlives a stop."""
+    """The kernel's NFS server. Its exports are in memory, and survive a stop."""
 
     def __init__(self) -> None:
         self.host = on_server()
@@ -35,44 +35,44 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """As after a boot; clients have ten seconds to take up what they had."""
+        """Start as after a boot; clients have ten seconds to reclaim their state."""
         self.host.run(command, "rpc.nfsd", "--grace-time", "10", "--lease-time", "10", "4")
 
     def stop(self) -> None:
-        """As by a kill: connections are reset, what clients had open is forgotten."""
+        """Stop as after a kill: connections are reset, and clients' open files are forgotten."""
         self.host.run(command, "rpc.nfsd", "0")
 
     def heal(self) -> None:
-        """Start and hear again, whatever a test has left."""
+        """Start and unblock the server after any test."""
         self.go_on()
         if self.host.run(_threads) == 0:
             self.start()
 
     def hang(self) -> None:
-        """From now on nothing that is sent to it by TCP is heard."""
+        """Block all incoming TCP data from now on."""
         match = ["u32", "match", "ip", "protocol", "6", "0xff", "action", "drop"]
         for cable in _CABLES:
             self.host.run(command, "tc", "qdisc", "add", "dev", cable, "clsact")
             self.host.run(command, "tc", "filter", "add", "dev", cable, "ingress", "protocol", "ip", *match)
 
     def go_on(self) -> None:
-        """All is heard again."""
+        """Unblock all data."""
         for cable in _CABLES:
             self.host.run(subprocess.run, ["tc", "qdisc", "del", "dev", cable, "clsact"], stderr=subprocess.DEVNULL)
 
     def export(self, name: str, size: str = "64m") -> Export:
-        """A new file system of that size, exported under that name."""
+        """Export a new file system of that size under that name."""
         export = Export(self.host, name, next(_numbers))
         export.mount(size)
         export.offer()
         return export
 
     def clients(self) -> list[str]:
-        """What it knows of its NFS 4 clients, as the kernel words it."""
+        """Return the server's NFS 4 clients in the kernel's notation."""
         return self.host.run(_clients)
 
     def close(self) -> None:
-        """Stop, and forget."""
+        """Stop the server and delete its exports."""
         self.stop()
         self.host.close()
 
@@ -87,52 +87,52 @@ class Export:
 
     @property
     def directory(self) -> Path:
-        """It on the server."""
+        """Return its directory on the server."""
         return ROOT / self.name
 
     @property
     def url(self) -> str:
-        """For alpha."""
+        """Return its URL for alpha."""
         return f"nfs://{ADDRESS}/{self.name}"
 
     def mount(self, size: str = "64m") -> None:
-        """An empty file system, over what is there."""
+        """Mount an empty file system over the existing content."""
         self.host.run(os.makedirs, self.directory, exist_ok=True)
         self.host.run(command, "mount", "-t", "tmpfs", "-o", f"size={size}", self.name, str(self.directory))
         self.host.run(command, "exportfs", "-f")
 
     def unmount(self) -> None:
-        """Take its file system away, and show what was under it."""
+        """Unmount its file system, so that the content below is visible."""
         self.host.run(command, "umount", "-l", str(self.directory))
         self.host.run(command, "exportfs", "-f")
 
     def offer(self, number: int = 0) -> None:
-        """Let clients mount it, as the file system of that number: by another one the server knows no old handle."""
+        """Export the file system with that number; with another number the server knows no old handle."""
         options = f"{_OPTIONS},fsid={number or self.number}"
         self.host.run(command, "exportfs", "-o", options, f"{CLIENTS}:{self.directory}")
 
     def withdraw(self) -> None:
-        """Export it no longer."""
+        """End the export."""
         self.host.run(command, "exportfs", "-u", f"{CLIENTS}:{self.directory}")
 
     def files(self) -> list[str]:
-        """All files in it but the marker, as the server has them; paths from it on."""
+        """Return the relative paths of all its files on the server, except the marker."""
         return self.host.run(_files, self.directory)
 
     def read(self, name: str) -> bytes:
-        """A file of it, as the server has it."""
+        """Return a file's content on the server."""
         return self.host.run(Path.read_bytes, self.directory / name)
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file of it there."""
+        """Write a file on the server."""
         self.host.run(_put, self.directory / name, data)
 
     def empty(self) -> None:
-        """Remove all but the marker, as another client might."""
+        """Delete all files but the marker, as another client might."""
         self.host.run(_empty, self.directory)
 
     def store(self, options: str = "", *, commands: MountCommands | None = None, **settings: Any) -> NfsStore:
-        """A store of its own on it, as another process of the host would have it."""
+        """Return a separate store on it, as another process of the host would have it."""
         given = {"mount_root": MOUNTS, "mount_s": PATIENCE_S, "probe_s": PATIENCE_S} | settings
         return NfsStore("primary", self.url + options, NfsSettings(**given), commands)
 

@@ -1,4 +1,4 @@
-"""The promises of every image store, kept on a real export by a real client."""
+"""The store contract on a real export with a real client."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ class TestNfsStore(ResumableStoreContract):
 
     @pytest.fixture
     def store(self, export: Export) -> NfsStore:
-        """Of each test its own, on one mount; the server empties the export, as another client would."""
+        """Return each test's own store on one mount; the server empties the export, as another client would."""
         export.empty()
         return export.store()

@@ -1,4 +1,4 @@
-"""Jobs onto a real export: what is stored there is what came, to the byte, as its server sees it."""
+"""Jobs with a real export as store: the server has exactly the received bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHA256 = hashlib.sha256(IMAGE).hexdigest()
 
 
 def test_download(server: Server, http_server: HttpServer) -> None:
-    """A template comes over HTTP, is verified, and lies on the export whole, with its manifest."""
+    """A template from HTTP is verified and completely on the export, with its manifest."""
     export = server.export("download")
     store = export.store()
     asked = {"url": http_server.serve("image", IMAGE), "account": 2, "id": "7", "checksum": f"sha256:{SHA256}"}
@@ -32,10 +32,10 @@ def test_download(server: Server, http_server: HttpServer) -> None:
 
 
 def test_backup(server: Server, bench: Bench, vm: TestVM) -> None:
-    """A VM's disks come from a vCenter to the export as the host sends them, and nothing is left anywhere."""
+    """A VM's disks are stored on the export as the host sends them, and nothing is left."""
     store, in_memory = server.export("backup").store(), bench.primary
     bench.primary = store
     bench.run(vm)
-    bench.primary = in_memory  # whose leftovers the bench looks at
+    bench.primary = in_memory  # the bench checks its leftovers
     assert_whole(store, *vm.streams)
     assert store.sweep(0) == 0

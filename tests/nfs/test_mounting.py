@@ -1,4 +1,4 @@
-"""An export is mounted as the settings say, shared, unmounted by whom it was mounted, and never taken for another."""
+"""An export is mounted by the settings, shared, unmounted by its owner, and never mistaken for another."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.waiting import until
 
 
 def mounted(export: Export) -> list[Mount]:
-    """What alpha has mounted of that export, by whatever path and version."""
+    """Return alpha's mounts of that export, by any path and version."""
     return [each for each in mounts() if each.fstype in ("nfs", "nfs4") and each.source.endswith(f"/{export.name}")]
 
 
 def test_as_wanted(server: Server) -> None:
-    """The first use mounts, by 4.2 and with the options that docs/nfs.md argues; all who come later share the mount."""
+    """The first use mounts by 4.2 with the options of docs/nfs.md, and later uses share the mount."""
     export = server.export("wanted")
     store = export.store()
     assert mounted(export) == []
@@ -44,7 +44,7 @@ def test_as_wanted(server: Server) -> None:
 
 
 def test_options_of_the_url(server: Server) -> None:
-    """What a URL says goes before the defaults."""
+    """A URL's options override the defaults."""
     export = server.export("options")
     put(export.store("?vers=4.1&nconnect=2&timeo=100&rsize=65536"), "object", b"1")
     [mount] = mounted(export)
@@ -52,7 +52,7 @@ def test_options_of_the_url(server: Server) -> None:
 
 
 def test_path_of_version_3(server: Server) -> None:
-    """A path that the server shows by version 3 alone is mounted by that, without locks."""
+    """A path that the server has only in version 3 is mounted by that, without locks."""
     export = server.export("three")
     store = NfsStore("primary", f"nfs://{ADDRESS}{export.directory}", NfsSettings(MOUNTS))
     put(store, "object", b"1")
@@ -62,7 +62,7 @@ def test_path_of_version_3(server: Server) -> None:
 
 
 def test_unmounted_by_whom_it_was_mounted(server: Server, tmp_path: Path) -> None:
-    """Ours goes when nobody has used it for long enough; an administrator's is used where it is, and left."""
+    """The worker's own mount is removed when it is idle, and an administrator's mount stays."""
     ours, theirs = server.export("ours"), server.export("theirs")
     command("mount.nfs", f"{ADDRESS}:/theirs", str(tmp_path), "-o", "vers=4.2")
     stores = [ours.store(), theirs.store()]
@@ -79,7 +79,7 @@ def test_unmounted_by_whom_it_was_mounted(server: Server, tmp_path: Path) -> Non
 
 
 def test_worker_killed_while_it_mounts(server: Server) -> None:
-    """A mount whose worker is killed is finished or given up before another begins, and then used like any other."""
+    """A killed worker's mount is finished or given up before another starts, and is then usable."""
     export = server.export("killed")
     server.hang()
     worker = multiprocessing.get_context("fork").Process(target=put, args=(export.store(), "a/one", b"1"))
@@ -108,10 +108,10 @@ def _mounting(export: Export) -> bool:
 
 
 def test_wrong_export(server: Server) -> None:
-    """A file system that has taken an export's place is not written to, though its name and its server are right."""
+    """A file system that replaced an export's content is not written to, even with the right name and server."""
     export = server.export("wrong")
     put(export.store(), "a/one", b"1")
-    export.mount()  # as when a disk is not there after a boot
+    export.mount()  # as when a disk is missing after a boot
     with pytest.raises(StoreAway, match="Not the export that this host knows: it has no marker"):
         put(export.store(), "a/two", b"2")
     assert export.files() == []
@@ -121,7 +121,7 @@ def test_wrong_export(server: Server) -> None:
 
 
 def test_export_that_is_not_there(server: Server) -> None:
-    """An export taken away is a store that is away, and never the directory which its server shows in its place."""
+    """A withdrawn export is an absent store, never the directory that its server shows instead."""
     export = server.export("gone")
     put(export.store(), "a/one", b"1")
     export.withdraw()
@@ -133,14 +133,14 @@ def test_export_that_is_not_there(server: Server) -> None:
 
 
 def reached(export: Export) -> NfsStore:
-    """A store on it whose breaker is due: as after the seconds that it would wait."""
+    """Return a store on it whose breaker is due, as after its wait."""
     store = export.store()
     store.mounted.paths.file("health").unlink(missing_ok=True)
     return store
 
 
 def test_refused(server: Server) -> None:
-    """An export that is not for this host is a mistake that a person mends: the job fails, and says what was said."""
+    """An export that is not for this host is a permanent error with the server's reason."""
     export = server.export("refused")
     export.withdraw()
     server.host.run(command, "exportfs", "-o", "rw,fsid=777", f"192.0.2.1:{export.directory}")

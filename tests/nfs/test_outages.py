@@ -1,4 +1,4 @@
-"""Whatever becomes of the server, nobody hangs who need not, and the object is whole or nothing of it is there."""
+"""During any outage of the server no job hangs unnecessarily, and the object is complete or absent."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ HALF = 5 * CHUNK
 
 
 def is_whole(export: Export) -> None:
-    """The object, on the server's own disk, and nothing beside it."""
+    """Return whether the object is on the server's own disk, with no other file beside it."""
     assert export.files() == [KEY]
     assert export.read(KEY) == BIG
 
 
 def test_server_killed_in_a_write(server: Server) -> None:
-    """A write whose server dies waits for it, goes on when it is back, and commits all its bytes."""
+    """A write whose server is killed waits, continues when the server is back, and commits all bytes."""
     export = server.export("back")
     with export.store().writer(KEY, owner=ME) as sink:
         fill(sink, BIG[:HALF])
@@ -49,7 +49,7 @@ def test_server_killed_in_a_write(server: Server) -> None:
 
 
 def test_worker_and_server_killed_in_a_write(server: Server) -> None:
-    """A worker that hangs in a commit can be killed though its server is dead, and the next attempt goes on."""
+    """A worker that hangs in a commit can be killed while its server is down, and the next attempt continues."""
     export = server.export("both")
     store = export.store()
     fork = multiprocessing.get_context("fork")
@@ -81,12 +81,12 @@ def _write(export: Export, written: Event, go: Event) -> None:
 
 
 def _hangs(pid: int | None) -> bool:
-    """In a call that only SIGKILL ends."""
+    """Return whether the process hangs in a call that only SIGKILL ends."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D"
 
 
 def test_hung_server(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The look at a hung server is killed at its deadline, the breaker opens and tells so, other stores work."""
+    """The probe of a hung server is killed at its deadline, the breaker opens, and other stores work."""
     export = server.export("hung")
     put(export.store(mount_root=tmp_path / "nfs"), KEY, BIG)
     server.hang()
@@ -108,7 +108,7 @@ def test_hung_server(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["stores", "--json", "--config", str(config)]) == 75
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["primary"]["state"], rows["primary"]["breaker"]) == ("down", "open")
-    # On a slow machine the next try is due, and it has the 30 s of the settings.
+    # On a slow machine the next trial is due, and it has the 30 s of the settings.
     assert re.search(r"no answer within (1|30) s", rows["primary"]["reason"])
     assert rows["other"]["state"] == "up"
 
@@ -121,7 +121,7 @@ def test_hung_server(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_others_beside_a_hung_write(server: Server) -> None:
-    """A process whose writes wait for a hung server still looks at that one, and at others, by its deadline."""
+    """A process with writes to a hung server still probes that and other servers within the deadline."""
     export = server.export("dirty")
     with export.store().writer(KEY, owner=ME) as sink:
         fill(sink, BIG[:HALF])
@@ -130,7 +130,7 @@ def test_others_beside_a_hung_write(server: Server) -> None:
             keys(export.store(probe_s=1.0))
         assert probe("/", PATIENCE_S).state == OK
         child = threading.Thread(target=subprocess.run, args=(["true"],))
-        child.start()  # it may have to wait, but nobody with it
+        child.start()  # it may have to wait, but no other store waits with it
         assert probe("/", PATIENCE_S).state == OK
         server.go_on()
         child.join()
@@ -139,7 +139,7 @@ def test_others_beside_a_hung_write(server: Server) -> None:
 
 
 def looking_at(store: NfsStore) -> list[str]:
-    """The probes of that store that are still there."""
+    """Return the running probes of that store."""
     found = []
     for each in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -150,7 +150,7 @@ def looking_at(store: NfsStore) -> list[str]:
 
 
 def answers(store: NfsStore) -> bool:
-    """Whether it can be used, as far as it lets us."""
+    """Return whether the store can be used, as far as its breaker allows."""
     try:
         return get(store, KEY) == BIG
     except StoreAway:
@@ -159,7 +159,7 @@ def answers(store: NfsStore) -> bool:
 
 @dataclass(frozen=True)
 class Counting(SystemCommands):
-    """The machine's commands, and what was done by them."""
+    """The machine's commands, with a count of their effects."""
 
     done: list[str] = field(default_factory=list)
 
@@ -173,7 +173,7 @@ class Counting(SystemCommands):
 
 
 def test_stale_handles(server: Server) -> None:
-    """A server that no longer knows our handles is unmounted once, lazily, and mounted once; then work goes on."""
+    """A server that lost its handles is unmounted once, lazily, and mounted once, and then works."""
     export, counting = server.export("stale"), Counting()
     first = export.store(commands=counting)
     put(first, KEY, BIG)
@@ -181,7 +181,7 @@ def test_stale_handles(server: Server) -> None:
     marker = export.read(".ssvm-store")
     export.withdraw()
     export.unmount()
-    export.mount()  # as restored from somewhere else: the same files, other handles
+    export.mount()  # as restored from a backup: the same files, other handles
     export.put(".ssvm-store", marker)
     export.put(KEY, BIG)
     export.offer(1000 + export.number)
@@ -197,7 +197,7 @@ def test_stale_handles(server: Server) -> None:
 
 
 def test_full_disk(server: Server) -> None:
-    """A disk that fills up, told of late as NFS does, fails the job for good, and costs nobody else a byte."""
+    """A disk that fills up, which NFS reports late, fails the job permanently and loses no other byte."""
     export = server.export("full", size="8m")
     store = export.store()
     put(store, "a/neighbour", SOME)

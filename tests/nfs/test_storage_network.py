@@ -1,4 +1,4 @@
-"""A server is reached from the address that the settings name, or it is not mounted: on a host with two networks."""
+"""A server is reached from the configured address, or is not mounted: a host with two networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OURS, ROUTER, OTHER = "10.9.8.2", "10.9.8.1", "10.9.3.2"
 
 @pytest.fixture
 def gamma() -> Iterator[Host]:
-    """The host with two networks, by which it has mounted nothing yet."""
+    """Return the host with two networks, without a mount so far."""
     host = on_client("gamma")
     yield host
     host.run(unmount_there)
@@ -28,7 +28,7 @@ def gamma() -> Iterator[Host]:
 
 
 def store_there(address: str, name: str, **settings: str) -> list[dict[str, str]]:
-    """Put an object; what is mounted then, by their options."""
+    """Store an object, and return the mounts by their options."""
     put(NfsStore("primary", f"nfs://{address}/{name}", NfsSettings(PLACE, **settings)), "object", b"1")
     return mounted_there(name)
 
@@ -43,7 +43,7 @@ def mounted_there(name: str) -> list[dict[str, str]]:
 
 
 def test_storage_network(server: Server, gamma: Host) -> None:
-    """Where the route is another's nothing is mounted; with a gateway the server gets a route of its own."""
+    """With another route no mount happens, and with a gateway the server gets its own route."""
     export = server.export("storage")
     with pytest.raises(ConfigError, match=rf"is reached from {OTHER}, not from nfs\.source_address {OURS}"):
         gamma.run(store_there, BEHIND, export.name, source_address=OURS)
@@ -55,7 +55,7 @@ def test_storage_network(server: Server, gamma: Host) -> None:
 
 
 def test_server_that_the_kernel_knows(server: Server, gamma: Host) -> None:
-    """A server that the kernel reaches by an earlier mount's way is refused, though its address has the right route."""
+    """A server that the kernel reaches by an earlier mount's connection is refused, even with the right route."""
     known, export = server.export("known"), server.export("trunked")
     gamma.run(store_there, FOR_GAMMA, known.name)
     with pytest.raises(ConfigError, match=rf"has mounted by {FOR_GAMMA} already, which is reached from {OTHER}"):

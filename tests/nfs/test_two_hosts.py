@@ -1,4 +1,4 @@
-"""Two hosts on one export: what one commits the other sees at its next look, and neither spoils the other's work."""
+"""Two hosts on one export: each sees the other's commits at its next access, and neither damages the other's work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = "a/b/object"
 
 @pytest.fixture(scope="module")
 def beta() -> Iterator[Host]:
-    """The other host."""
+    """Return the other host."""
     host = on_client("beta")
     yield host
     host.close()
@@ -31,7 +31,7 @@ def export(server: Server, request: pytest.FixtureRequest) -> Export:
     return server.export(request.node.name.removeprefix("test_"))
 
 
-#: What beta keeps from one call to the next.
+#: Beta's state between two calls.
 _stores: dict[str, NfsStore] = {}
 _sinks: dict[str, Sink] = {}
 _readers: dict[str, Iterator[bytes]] = {}
@@ -79,7 +79,7 @@ def read_on_of(name: str) -> bytes:
 
 
 def test_close_to_open(export: Export, beta: Host) -> None:
-    """Commits, overwrites and deletes of one host are seen by the other at once, whatever it has looked at before."""
+    """A host's commits, overwrites and deletions are visible to the other at once."""
     store, name = export.store(), export.name
     for round_ in range(3):
         data = bytes([round_]) * (round_ * 1000 + 1)
@@ -99,7 +99,7 @@ def test_close_to_open(export: Export, beta: Host) -> None:
 
 
 def test_mounted_by_both(export: Export, server: Server, beta: Host) -> None:
-    """To the server they are two clients, so that what these tests see is no cache of one kernel."""
+    """The server sees two clients, so the tests do not only see one kernel's cache."""
     put(export.store(), KEY, b"1")
     beta.run(get_of, export.name, KEY)
     names = " ".join(server.clients())
@@ -108,7 +108,7 @@ def test_mounted_by_both(export: Export, server: Server, beta: Host) -> None:
 
 
 def test_taken_over_by_the_other(export: Export, beta: Host) -> None:
-    """The next attempt, on another host, goes on behind the bytes of the first, whose commit is then fenced off."""
+    """The next attempt on another host resumes the first one's bytes, and the first's commit is refused."""
     zombie = fill(export.store().writer(KEY, owner=ME), BIG[: 3 * CHUNK])
     assert beta.run(begin_of, export.name, Owner(ME.job_id, 2), BIG) <= 3 * CHUNK
     with pytest.raises(Cancelled, match="Another worker"):
@@ -121,7 +121,7 @@ def test_taken_over_by_the_other(export: Export, beta: Host) -> None:
 
 @pytest.mark.parametrize("how", ["deleted", "overwritten"])
 def test_reader_on_the_other(server: Server, beta: Host, how: str) -> None:
-    """What one host deletes or overwrites while the other reads it is read to its end, or the reader says so."""
+    """An object that the other host replaces is read to its end, or its reader raises an error."""
     export = server.export(f"read-{how}")
     store = export.store()
     put(store, KEY, BIG)
@@ -138,7 +138,7 @@ def test_reader_on_the_other(server: Server, beta: Host, how: str) -> None:
 
 
 def test_silly_renames(export: Export) -> None:
-    """What is deleted while this host reads it is kept by its client under a name that nobody lists, and then gone."""
+    """A file that is deleted during a read is kept under an unlisted name, and then deleted."""
     store = export.store()
     put(store, KEY, BIG)
     chunks = store.reader(KEY).open()
@@ -154,7 +154,7 @@ def test_silly_renames(export: Export) -> None:
 
 
 def test_silly_renames_of_a_client_that_crashed(export: Export) -> None:
-    """What a client left under such a name is swept as old parts are: by its age, and no object with it."""
+    """Such a file of a crashed client is swept by its age, and no object with it."""
     store = export.store()
     put(store, KEY, SOME)
     chunks = store.reader(KEY).open()

@@ -1,4 +1,4 @@
-"""A worker whose store is a real export: while its server hangs, all that does not need it goes on."""
+"""A worker whose store is a real export: while its server hangs, all other work continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECKSUM = f"sha256:{hashlib.sha256(IMAGE).hexdigest()}"
 
 
 def test_hung_server(make_site: Callable[..., Site], server: Server, http_server: HttpServer, tmp_path: Path) -> None:
-    """A job that hangs in its store is freed and waits uncounted, another store's goes on, and all end whole."""
+    """A job that hangs in its store is freed and waits uncounted, others continue, and all complete."""
     export, other = server.export("worker"), tmp_path / "other"
     other.mkdir()
     site = make_site(

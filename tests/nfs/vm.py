@@ -1,8 +1,8 @@
 """A small VM with a real NFS server and real clients: this machine's own files under a Debian kernel.
 
-The kernel is user-mode Linux, a process that runs programs at full speed. Where that does not work, QEMU emulates
-a machine, ten times slower. The VM runs the tests of this directory by a pytest of its own, as root and with a network
-of its own, and reports each as it ends. Nothing of this machine is mounted, exported or listened on.
+The kernel is user-mode Linux, a process that runs programs at full speed. Where that does not work, QEMU emulates a
+machine, ten times slower. The VM has its own network and runs this directory's tests in its own pytest, as root. It
+reports each test as it ends. Nothing of this machine is mounted, exported or listened on.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ _MADE = ROOT / ".cache/vm"
 _PYTHON = _MADE / "venv/bin/python"
 _UML = _MADE / "kernel/usr/bin/linux.uml"
 _SBIN = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-#: Commands, and the Debian packages that have them.
+#: Commands, and the Debian packages that contain them.
 _COMMANDS = {
     "modprobe": "kmod",
     "ip": "iproute2",
     "mount.nfs": "nfs-common",
     "rpc.nfsd": "nfs-kernel-server",
 }
-#: What QEMU needs besides.
+#: Additional programs for QEMU.
 _FOR_QEMU = {
     "qemu-system-x86_64": "qemu-system-x86",
     "busybox": "busybox-static",
     "mkfs.ext4": "e2fsprogs",
     "vng": "virtme-ng, of PyPI",
 }
-#: Of the standard library; the interpreter alone is no test's.
+#: Parts of the standard library that no test needs.
 _UNREAD = ("site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "config-*", "ensurepip")
-#: Seconds without a report, and in all, after which a hanging VM is ended. A case has less (guest.sh).
+#: Seconds without a report, and in total, after which a hanging VM is killed. A case has less time (guest.sh).
 _SILENCE_S, _ALL_S = 2500.0, 4600.0
-#: Lines of each log that are shown of a VM that ended early.
+#: Lines that are shown of each log if the VM ended early.
 _LAST = 60
 
 
 class VM:
-    """Boots when it is first asked for a report; ends by itself, and with ``close``."""
+    """The VM boots at the first request for a report, and ends after its tests or by ``close``."""
 
     def __init__(self, cases: list[str]) -> None:
         self._cases = cases
@@ -65,7 +65,7 @@ class VM:
         self._started = self._heard = time.monotonic()
 
     def reports(self, case: str) -> list[dict[str, Any]] | None:
-        """What pytest in the VM reported of that case, when it has ended; None when the VM ended before."""
+        """Return pytest's reports about that case when it has ended, or None if the VM ended earlier."""
         if self._process is None:
             self._boot()
         while not self._has_ended(case):
@@ -77,12 +77,12 @@ class VM:
         return self._reports[case]
 
     def last_words(self) -> str:
-        """The end of all that the VM has said, when it is first asked for them."""
+        """Return the end of the VM's output at the first call."""
         said, self._told = "" if self._told else "\n".join(_ends(self._directory)), True
         return said
 
     def close(self) -> None:
-        """End it, and leave nothing."""
+        """End the VM, and leave nothing."""
         if self._process is not None:
             self._kill()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -107,7 +107,7 @@ class VM:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        # However this process ends, the VM ends too.
+        # The VM ends when this process ends for any reason.
         self._leash = subprocess.Popen(
             ["sh", "-c", f"read _; kill -s KILL -- -{self._process.pid}"], stdin=subprocess.PIPE, start_new_session=True
         )
@@ -129,7 +129,7 @@ class VM:
         self._process.wait()
 
     def _follow(self) -> None:
-        """Take the whole lines that have come."""
+        """Read the complete new lines."""
         with open(self._directory / "reports", "rb") as file:
             file.seek(self._read)
             for line in file:
@@ -145,7 +145,7 @@ class VM:
 
 
 def lacking() -> tuple[str, str] | None:
-    """What this machine lacks for the VM, and how to get it."""
+    """Return what this machine lacks for the VM, and how to install it."""
     if platform.machine() != "x86_64":
         return "an x86-64 machine", "the VM is one, with this machine's own files"
     for command, package in (_COMMANDS if _UML.exists() else _COMMANDS | _FOR_QEMU).items():
@@ -161,19 +161,19 @@ def _kernels() -> Iterator[Path]:
 
 
 def _user_mode(directory: Path) -> list[str]:
-    """The command that starts a user-mode Linux: a kernel as a process, which runs programs at full speed."""
+    """Return the command that starts a user-mode Linux: a kernel as a process, which runs programs at full speed."""
     given = ["root=none", "rootfstype=hostfs", "hostfs=/", "ro", f"init={ROOT}/tests/nfs/init.sh"]
     return [str(_UML), "mem=2G", *given, "con=null", "con0=null,fd:1", "quiet", f"guest={directory}"]
 
 
 def _emulated(directory: Path) -> list[str]:
-    """The command that boots Debian's kernel under QEMU, many times slower."""
+    """Return the command that boots Debian's kernel under QEMU, many times slower."""
     places = _places()
     (directory / "places").write_text("".join(f"{place}\n" for place in places))
     image = _image(directory, places)
     command = ["vng", "-r", str(next(_kernels())), "--disable-kvm", "--force-9p", "--memory", "2G", "--cpus", "2"]
     command += ["--user", "root", "--rwdir", str(directory), "--verbose"]
-    # A disk with Python, and the files of this machine once more, to be mounted with a cache.
+    # A disk with Python, and a second, cached mount of this machine's files.
     command += [f"--qemu-opts=-drive file={image},if=virtio,format=raw,readonly=on"]
     command += ["--qemu-opts=-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"]
     command += ["--qemu-opts=-device virtio-9p-pci,fsdev=host,mount_tag=host"]
@@ -181,7 +181,7 @@ def _emulated(directory: Path) -> list[str]:
 
 
 def _places() -> list[Path]:
-    """What the VM gets on a disk: thousands of small files, which are slow to read over 9p."""
+    """Return the VM's disk content: thousands of small files, which are slow to read over 9p."""
     ours = (ROOT / each for each in ("ssvm_worker", "tasks", "tests"))
     return [Path(sysconfig.get_path("stdlib")), _MADE / "venv", *ours]
 
