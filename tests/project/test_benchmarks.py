@@ -1,4 +1,4 @@
-"""The benches run, at a small size, and their table says what was compared; what they measure is not judged here."""
+"""The benches run with a small size, and their table shows the comparison; no test judges the measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.waiting import PATIENCE_S
 
 
 def bench(*words: str) -> list[list[str]]:
-    """Run the program; the cells of each line of its table."""
+    """Run the program, and return the cells of each line of its table."""
     command = [sys.executable, "-m", "benchmarks", *words, "--runs", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode in (0, 1), done.stderr
@@ -28,7 +28,7 @@ def bench(*words: str) -> list[list[str]]:
                            ("backup", "copy", "decompress", "grains", "inspection", "memory"))]
 )  # fmt: skip
 def test_runs_small(name: str) -> None:
-    """Each line has a verdict, or says what is left out on this machine; but for the hash alone, which is a floor."""
+    """Each line has a verdict or the reason of an omission, except the hash alone, which is a lower bound."""
     lines = [line for line in bench(name, "--size", "8MiB") if not line[0].startswith("SHA-256 alone")]
     assert lines
     assert all(line[-1] in ("yes", "**no**") or line[2].startswith("left out: ") for line in lines)
@@ -37,26 +37,26 @@ def test_runs_small(name: str) -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", ["ledger", pytest.param("queue", marks=pytest.mark.soak)])
 def test_counts_jobs(name: str) -> None:
-    """The benches of the ledger take a number of jobs for their size, and each line has a verdict."""
+    """The size of the ledger's benches is a number of jobs, and each line has a verdict."""
     assert {line[-1] for line in bench(name, "--size", "60")} <= {"yes", "**no**"}
 
 
 def test_contender_makes_too_little() -> None:
-    """Who does not make all the bytes has won nothing."""
+    """A contender that does not produce all bytes has not won."""
     sides = [Contender(OURS, ["/bin/true"], lambda: 5), Contender("peer", ["/bin/true"], lambda: 4)]
     with pytest.raises(Broken, match="peer produced 4 bytes instead of 5"):
         contest("x", sides, 5, 1)
 
 
 def test_contender_fails() -> None:
-    """A failure is no result, and its words are told."""
+    """A failure is no result, and its output is shown."""
     sides = [Contender(OURS, ["/bin/sh", "-c", "echo no disk >&2; exit 3"], lambda: 5)]
     with pytest.raises(Broken, match="no disk"):
         contest("x", sides, 5, 1)
 
 
 def test_kept_between_marks(tmp_path: Path) -> None:
-    """A bench's new table takes the place of its old one; other benches', and what people wrote around them, stay."""
+    """A bench's new table replaces its old one, and other tables and texts stay."""
     kept = tmp_path / "benchmarks.md"
     sections = "### upload\n\nearlier\n\n### download\n\nold"
     kept.write_text(f"Before.\n<!-- measured: begin -->\n{sections}\n<!-- measured: end -->\nAfter.\n")

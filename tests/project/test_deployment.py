@@ -1,4 +1,4 @@
-"""config/k8s and config/cloud-init: what they say of us is so, and Kubernetes knows every field."""
+"""config/k8s and config/cloud-init agree with the product, and Kubernetes accepts every field."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CLOUD = yaml.safe_load((CONFIG / "cloud-init/user-data.yaml").read_text())
 
 
 def manifests() -> list[dict[str, Any]]:
-    """Every object of a kind that Kubernetes itself knows."""
+    """Return every object of a kind that Kubernetes itself defines."""
     files = sorted((CONFIG / "k8s").glob("*.yaml"))
     found = [each for file in files for each in yaml.safe_load_all(file.read_text())]
     return [each for each in found if "keda" not in each["apiVersion"]]
 
 
 def containers() -> dict[str, dict[str, Any]]:
-    """Every container by its name."""
+    """Return every container by its name."""
     pods = [each["spec"]["template"]["spec"] for each in manifests() if each["kind"] == "Deployment"]
     return {each["name"]: each for pod in pods for each in pod["containers"]}
 
@@ -40,7 +40,7 @@ def test_kubernetes_knows_it(manifest: dict[str, Any]) -> None:
 
 
 def test_commands_are_ours() -> None:
-    """Each command, also of a probe, is one that the command line takes."""
+    """The command line accepts each command, also of a probe."""
     given = [each["command"] for each in containers().values()]
     probes = [each.get(name, {}) for each in containers().values() for name in ("startupProbe", "livenessProbe")]
     given += [each["exec"]["command"] for each in probes if "exec" in each]
@@ -65,7 +65,7 @@ def test_settings_are_ours() -> None:
 
 
 def kubelet(pod: dict[str, Any]) -> dict[str, str]:
-    """The variables of Services that kubelet gives each container of the pod, as Docker links had them."""
+    """Return kubelet's variables of Services for each container of the pod, in the form of Docker links."""
     named = {
         each["metadata"]["name"]: each["spec"]["ports"][0]["port"] for each in manifests() if each["kind"] == "Service"
     }
@@ -80,7 +80,7 @@ def kubelet(pod: dict[str, Any]) -> dict[str, str]:
 
 
 def test_settings_beside_what_kubelet_sets() -> None:
-    """The settings load in each pod, whatever variables kubelet adds for the Services of its namespace."""
+    """The settings load in each pod with any variables that kubelet adds for the namespace's Services."""
     pods = [each["spec"]["template"]["spec"] for each in manifests() if each["kind"] == "Deployment"]
     for pod in pods:
         for container in pod["containers"]:
@@ -89,7 +89,7 @@ def test_settings_beside_what_kubelet_sets() -> None:
 
 
 def test_image_has_what_a_worker_uses() -> None:
-    """The image has each extra but those of a machine without a broker, and the programs that stores call."""
+    """The image has each extra except those for machines without a broker, and the stores' programs."""
     text = (CONFIG.parent / "Dockerfile").read_text()
     project = tomllib.loads((CONFIG.parent / "pyproject.toml").read_text())["project"]
     for line in re.findall(r"RUN uv sync .*", text):
@@ -98,7 +98,7 @@ def test_image_has_what_a_worker_uses() -> None:
 
 
 def test_a_worker_with_work_may_end_it() -> None:
-    """Kubernetes waits longer for a worker than that waits for its jobs, which is hours."""
+    """Kubernetes waits for a worker longer than the worker waits for its jobs, which is hours."""
     deployments = {each["metadata"]["name"]: each for each in manifests() if each["kind"] == "Deployment"}
     pod = deployments["ssvm-worker"]["spec"]["template"]["spec"]
     drain = {each["name"]: each["value"] for each in pod["containers"][0]["env"]}["SSVM_WORKER__DRAIN_S"]
@@ -106,7 +106,7 @@ def test_a_worker_with_work_may_end_it() -> None:
 
 
 def test_scaled_by_our_figure() -> None:
-    """KEDA's query names a metric that `ssvm metrics` gives, and its limits are those of the settings' defaults."""
+    """KEDA's query uses a metric of `ssvm metrics`, and its limits are the settings' defaults."""
     query = SCALED["spec"]["triggers"][0]["metadata"]["query"]
     source = (CONFIG.parent / "ssvm_worker/operations/metrics.py").read_text()
     [metric] = re.findall(r"ssvm_\w+", query)
@@ -119,7 +119,7 @@ def test_scaled_by_our_figure() -> None:
 
 
 def test_cloud_init() -> None:
-    """The settings that it writes are settings, and the units that it enables are there."""
+    """The settings that cloud-init writes are valid, and the units that it enables exist."""
     [written] = CLOUD["write_files"]
     parse(tomllib.loads(written["content"]), written["path"])
     enabled = [word for line in CLOUD["runcmd"] if "enable" in line for word in line if word.startswith("ssvm-")]

@@ -1,4 +1,4 @@
-"""A directory with a ``tasks.py`` of somebody else's: our commands run in it, and never run that file."""
+"""A directory with a foreign ``tasks.py``: the product's commands run in it, and never run that file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from ssvm_worker.runner.worker_command import flower_command, worker_command
 from tests.servers.worker import Site
 
-#: What a foreign file leaves behind when it is imported.
+#: The trace that a foreign file leaves when it is imported.
 TRAP = "open({path!r}, 'w').close()\nraise SystemExit('a foreign file was run')\n"
 CLIENT = """
 import sys
@@ -26,7 +26,7 @@ with Client.connect(sys.argv[1], zone="z", prefix=sys.argv[2]) as client:
 
 @pytest.fixture
 def trap(tmp_path: Path) -> Path:
-    """A directory with such files."""
+    """Return a directory with such files."""
     directory = tmp_path / "foreign"
     directory.mkdir()
     for name in ("tasks", "billiard", "flower", "kombu"):
@@ -35,7 +35,7 @@ def trap(tmp_path: Path) -> Path:
 
 
 def run(site: Site, directory: Path, *command: str, **environ: str) -> tuple[int, str]:
-    """Status and text of a command in that directory."""
+    """Run a command in that directory, and return status and text."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SSVM_", "FLOWER_"))}
     given = {"env": clean | {"SSVM_CONFIG": str(site.file)} | environ, "cwd": directory, "capture_output": True}
     done = subprocess.run(command, text=True, **given)
@@ -63,7 +63,7 @@ OURS = [sys.executable, "-P", "-m"]
 
 @pytest.mark.parametrize("what", ["worker", "flower", "beat", "report"])
 def test_celery(site: Site, trap: Path, what: str) -> None:
-    """What starts workers, beat and Flower imports nothing from there, as the documents and our commands have it."""
+    """The documented commands for workers, beat and Flower import nothing from the current directory."""
     worker, environ = worker_command(site.settings)
     flower, login = flower_command(0, "me:secret")
     own = {"worker": [*worker, "--help"], "flower": [*flower, "--help"]}
@@ -85,7 +85,7 @@ def test_worker(site: Site, trap: Path) -> None:
 
 
 def test_client(site: Site, trap: Path) -> None:
-    """A management server that has a package ``tasks`` of its own submits, cancels and retries."""
+    """A management server with its own package ``tasks`` submits, cancels and retries."""
     for name in ("billiard", "flower", "kombu"):
         (trap / f"{name}.py").unlink()  # a server would not run with these either
     status, text = run(site, trap, sys.executable, "-c", CLIENT, site.broker.url, site.broker.prefix)
@@ -93,7 +93,7 @@ def test_client(site: Site, trap: Path) -> None:
     assert site.waiting("maintenance") == 2
 
 
-#: Hides installed packages from Python's search for them, as if they were not installed.
+#: Hides installed packages from Python's search, as if they were missing.
 HIDING = """
 import importlib.machinery
 find = importlib.machinery.PathFinder.find_spec
@@ -130,7 +130,7 @@ def test_missing_extra(site: Site, tmp_path: Path, command: list[str], extra: st
 
 
 def test_embedded_broker_away(site: Site, tmp_path: Path) -> None:
-    """An embedded broker that does not run is started by its worker, and the error says so."""
+    """The error of an absent embedded broker says that its worker starts it."""
     environ = {"SSVM_BROKER__URL": "embedded", "SSVM_STATE_DIR": str(tmp_path / "s")}
     status, text = run(site, tmp_path, sys.executable, "-P", "-m", "ssvm_worker", "jobs", **environ)
     assert status == 75

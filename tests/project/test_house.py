@@ -1,4 +1,4 @@
-"""The house rules as tests: how long things may be, what must be documented; `lint-imports` checks the layers.
+"""The house rules as tests: lengths, documentation and structure; `lint-imports` checks the layers.
 
 Each test reports every breach at once, as ``file:line: rule``.
 """
@@ -24,7 +24,7 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.jobs import JOBS
 from tests.neighbours import ROOT
 
-#: One library, one place: where each may be imported, as beginnings of paths.
+#: One library, one place: the prefixes of paths that may import each library.
 SDKS = {
     "amqp": ("tasks/",),
     "backports": ("ssvm_worker/unpacking/",),
@@ -55,7 +55,7 @@ DRAWERS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "m
 BRANCHES = (ast.If, ast.For, ast.While, ast.Try, ast.Match)  # `with` holds a resource, it does not branch
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 MOCKS = re.compile(r"\b(Mock|MagicMock|AsyncMock|mocker|create_autospec|patch)\b|monkeypatch\.setattr")
-#: Somebody's home or checkout, which means nothing to the next reader.
+#: A user's home or checkout, which exists on one machine only.
 PRIVATE_PATH = re.compile(r"(?<![\w.<>*}-])/(?:work|root|home/\w+|Users/\w+)/\w")
 
 
@@ -72,11 +72,11 @@ class Module:
         self.functions = [node for node in ast.walk(self.tree) if isinstance(node, Function)]
 
     def source_of(self, node: Function) -> str:
-        """Its lines; ``ast.get_source_segment`` would split the file anew for each."""
+        """Return the lines of *node*; ``ast.get_source_segment`` would split the file again for each."""
         return "\n".join(self.text.splitlines()[node.lineno - 1 : node.end_lineno])
 
     def imports(self) -> Iterator[tuple[int, str]]:
-        """Line and full name of all that is imported, wherever in the file."""
+        """Yield line and full name of each import, anywhere in the file."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
                 yield from ((node.lineno, alias.name) for alias in node.names)
@@ -86,7 +86,7 @@ class Module:
                 yield from ((node.lineno, f"{source}.{alias.name}") for alias in node.names)
 
     def ours(self) -> Iterator[tuple[int, str]]:
-        """Line and module name of what is imported from the product."""
+        """Yield line and module name of each import from the product."""
         for line, name in self.imports():
             target = name if name in _product() else name.rpartition(".")[0]
             if target in _product() and target != self.name:
@@ -97,7 +97,7 @@ def _read(*folders: str) -> list[Module]:
     return [Module(path) for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-# Parsed when a test asks, and not by each process that merely collects these.
+# Parsed at a test's first request, and not by each process that only collects these tests.
 @functools.cache
 def _product() -> dict[str, Module]:
     return {module.name: module for module in _read("ssvm_worker", "tasks")}
@@ -118,7 +118,7 @@ def _refuse(breaches: list[str]) -> None:
 
 
 def test_no_cycles() -> None:
-    """No module imports itself by way of others."""
+    """No module imports itself through others."""
     graph = {name: {target for _, target in module.ours()} for name, module in _product().items()}
     try:
         TopologicalSorter(graph).prepare()
@@ -127,7 +127,7 @@ def test_no_cycles() -> None:
 
 
 def test_one_library_one_place() -> None:
-    """Each library is imported only in the files that adapt it; the bottom layers live on the standard library."""
+    """Each library is imported only by its adapters, and the bottom layers need only the standard library."""
     breaches = []
     for module in _product().values():
         for line, name in module.imports():
@@ -143,13 +143,13 @@ def test_one_library_one_place() -> None:
 
 
 def test_root() -> None:
-    """The package's root contains only what programs outside import."""
+    """The package's root contains only modules that other programs import."""
     modules = {path.name for path in (ROOT / "ssvm_worker").glob("*.py")}
     assert modules == {"__init__.py", "__main__.py", "client.py", "errors.py", "units.py"}
 
 
 def test_class_names() -> None:
-    """No two public classes have the same name; each job's ``Request`` is found through its job."""
+    """No two public classes have the same name, except each job's ``Request``."""
     found: dict[str, list[str]] = {}
     for module in _product().values():
         for node in module.tree.body:
@@ -159,7 +159,7 @@ def test_class_names() -> None:
 
 
 def test_no_drawers() -> None:
-    """No module has a name under which anything could be put."""
+    """No module has a name that fits any content."""
     modules = [*_product().values(), *_suite()]
     _refuse([f"{each.path}:1: say what is in it" for each in modules if each.name.rpartition(".")[2] in DRAWERS])
 
@@ -171,7 +171,7 @@ def test_file_length() -> None:
 
 
 def test_function_length() -> None:
-    """A function has at most 50 lines; nine of ten have at most 25."""
+    """A function has at most 50 lines, and nine of ten have at most 25."""
     functions = [(module, each) for module in _product().values() for each in module.functions]
     _refuse([f"{module.path}:{each.lineno}: {each.name} has {_length(each)} lines, 50 are allowed"
              for module, each in functions if _length(each) > 50])  # fmt: skip
@@ -184,14 +184,14 @@ def _length(function: Function) -> int:
 
 
 def test_nesting() -> None:
-    """No function branches deeper than three levels."""
+    """No function has more than three levels of branches."""
     functions = [(module, each) for module in _product().values() for each in module.functions]
     _refuse([f"{module.path}:{each.lineno}: {each.name} is {_depth(each)} levels deep, 3 are allowed"
              for module, each in functions if _depth(each) > 3])  # fmt: skip
 
 
 def _depth(node: ast.AST) -> int:
-    """Levels of branches below *node*; an elif is level with its if."""
+    """Return the levels of branches below *node*; an elif has the level of its if."""
     depths = [0]
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, Function | ast.Lambda | ast.ClassDef):
@@ -201,7 +201,7 @@ def _depth(node: ast.AST) -> int:
 
 
 def test_arguments() -> None:
-    """Five arguments at the most by position; a sixth only by name (ruff refuses a seventh, self included)."""
+    """A function has at most five positional arguments."""
     breaches = []
     for module in _product().values():
         for each in module.functions:
@@ -212,7 +212,7 @@ def test_arguments() -> None:
 
 
 def test_documented() -> None:
-    """Every module, public class and function says what it promises; who keeps another's promise need not repeat it."""
+    """Every module, public class and public function has a docstring, except implementations of documented methods."""
     breaches = []
     protocols = {method.name for module in _product().values() for method in _protocol_methods(module)}
     for module in _product().values():
@@ -239,12 +239,12 @@ def _public(tree: ast.Module | ast.ClassDef) -> Iterator[Function | ast.ClassDef
 
 
 def _extends_a_library(node: ast.ClassDef) -> bool:
-    """Whether a base is named as ``library.Class``: its methods override documented ones."""
+    """Return whether a base is named as ``library.Class``, because its methods override documented ones."""
     return any(isinstance(base, ast.Attribute) for base in node.bases)
 
 
 def test_every_test_states_its_rule() -> None:
-    """The docstring of a test is one sentence: the rule that it keeps."""
+    """The docstring of a test is one sentence with its rule."""
     _refuse([f"{module.path}:{case.lineno}: {case.name} does not state its rule in one sentence"
              for module, case in _cases() if not _is_sentence(ast.get_docstring(case) or "")])  # fmt: skip
 
@@ -254,19 +254,19 @@ def _is_sentence(text: str) -> bool:
 
 
 def test_few_mocks() -> None:
-    """At most one test in twenty replaces a part of ours; the rest meet the real thing."""
+    """At most one test in twenty replaces a part of the product."""
     mocking = [f"{module.path}:{case.lineno}: {case.name}" for module, case in _cases()
                if MOCKS.search(module.source_of(case))]  # fmt: skip
     _refuse(mocking if len(mocking) > len(_cases()) * 0.05 else [])
 
 
 def test_no_private_paths() -> None:
-    """No file names a directory that exists on one machine only."""
+    """No file names a directory that exists only on one machine."""
     folders = ("ssvm_worker", "tasks", "tests", "benchmarks", "chaos", "fuzz", "config", "docs", ".ci")
     files = [
         path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"
     ]
-    # .git is a file in a worktree, and says where the repository is.
+    # .git is a file in a worktree, and contains the repository's path.
     files += [path for path in ROOT.iterdir() if path.is_file() and path.name not in ("uv.lock", ".git")]
     breaches = []
     for path in files:
@@ -284,7 +284,7 @@ def test_settings_are_documented() -> None:
 
 
 def test_settings_file_loads() -> None:
-    """config/worker.toml is good as it stands."""
+    """config/worker.toml is valid without changes."""
     assert config.load(ROOT / "config/worker.toml", {}).zone == "zone1"
 
 
@@ -297,7 +297,7 @@ def _undocumented(model: type[BaseModel], documented: dict[str, Any], path: str)
         if name not in known:
             yield f"{path}{name} is missing"
         elif default == {} and not hasattr(section, "model_fields"):
-            pass  # of plain values, there is nothing more to say
+            pass  # of plain values, which need no description
         elif default == {}:
             together = {key: value for table in documented[name].values() for key, value in table.items()}
             yield from _undocumented(section, together, f"{path}{name}.*.")

@@ -1,4 +1,4 @@
-"""The systemd units and sudo: what the shipped flags forbid is said, and what the drop-in allows works."""
+"""The systemd units and sudo: errors name the flags that forbid a mount, and the drop-in allows it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ssvm_worker.stores.nfs.mount import Mounted, MountTimeouts
 from tests.neighbours import ROOT, missing
 
 UNITS = ROOT / "config/systemd"
-#: Those that use stores; the reaper asks the ledger alone.
+#: Units that use stores; the reaper uses only the ledger.
 USERS = ("ssvm-worker@.service", "ssvm-systemvm.service", "ssvm-serve.service", "ssvm-cleanup.service")
 NOBODY = 65534
-#: Nobody listens there, so that the mount itself ends at once.
+#: A port without a listener, so that the mount itself fails at once.
 URL = "nfs://127.0.0.1:1/export/x?vers=4.2"
 
 
 def service(*files: Path) -> dict[str, list[str]]:
-    """The [Service] section of a unit and its drop-ins, each key with its values in their order."""
+    """Return the [Service] section of a unit and its drop-ins: each key with its values in order."""
     found: dict[str, list[str]] = {}
     for file in files:
         lines = file.read_text().partition("[Service]")[2].partition("\n[")[0].splitlines()
@@ -38,7 +38,7 @@ def service(*files: Path) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", USERS)
 def test_units(name: str) -> None:
-    """A unit that uses stores can keep mountpoints, starts without a directory store, and has a drop-in for sudo."""
+    """A unit with stores can keep mountpoints, starts without a directory store, and has a sudo drop-in."""
     unit = service(UNITS / name)
     assert unit["StateDirectory"] == ["ssvm"]
     assert "-/srv/secondary" in " ".join(unit["ReadWritePaths"]).split()
@@ -47,7 +47,7 @@ def test_units(name: str) -> None:
 
 
 def test_names_of_workers() -> None:
-    """An instance is its zone, unless a file of the instance's own says otherwise."""
+    """An instance is its zone, unless the instance's own file overrides that."""
     unit = service(UNITS / "ssvm-worker@.service")
     assert "SSVM_ZONE=%i" in unit["Environment"]
     assert unit["EnvironmentFile"] == ["-/etc/ssvm/%i.env"]
@@ -55,7 +55,7 @@ def test_names_of_workers() -> None:
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A state directory of nobody's, as nobody may not enter pytest's own."""
+    """Return a state directory of the user nobody, which may not enter pytest's own."""
     with tempfile.TemporaryDirectory() as path:
         os.chmod(path, 0o755)
         (Path(path) / "state").mkdir()
@@ -65,7 +65,7 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture
 def rule(root: Path) -> Iterator[None]:
-    """Real sudo, with the rule that `ssvm stores --sudoers` prints."""
+    """Return a real sudo, with the rule that `ssvm stores --sudoers` prints."""
     for command, package in (("sudo", "sudo"), ("setpriv", "util-linux"), ("mount.nfs", "nfs-common")):
         if not shutil.which(command, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
             missing(command, f"install {package}")
@@ -82,7 +82,7 @@ def rule(root: Path) -> Iterator[None]:
 
 
 def mount(files: list[Path], root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What is said of the command that mounts, run as nobody under the flags of a unit."""
+    """Return the output of the mount command, run as nobody under the flags of a unit."""
     flags = ["--no-new-privs"] if service(*files)["NoNewPrivileges"][-1] == "yes" else []
     mounted = Mounted(parse_export("primary", URL), root, SystemCommands(), MountTimeouts())
     mounted.paths.point.mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def mount(files: list[Path], root: Path, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def test_mounting_under_the_flags_of_each_unit(root: Path, rule: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the drop-in the mount command itself runs; without it the error tells the flag, the drop-in and the page."""
+    """With the drop-in the mount command runs, and otherwise the error names flag, drop-in and page."""
     for name in USERS:
         said = mount([UNITS / name], root, monkeypatch)
         assert '"no new privileges" flag is set' in said

@@ -1,4 +1,4 @@
-"""What cron, systemd's timers and beat do: the same things, at the same times, and no harm to each other."""
+"""Cron, systemd's timers and beat do the same work at the same times, and do not harm each other."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Reap = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def ledger(broker: Broker) -> Ledger:
-    """The ledger of the commands, whose claims are short."""
+    """Return the ledger of the commands, with short claims."""
     return Ledger(broker.url, prefix=broker.prefix, claim_s=0.4)
 
 
 @pytest.fixture
 def reap(broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Reap:
-    """``ssvm reap``: its status and what it says."""
+    """Run ``ssvm reap``, and return its status and output."""
     for name, value in (("BROKER__URL", broker.url), ("BROKER__PREFIX", broker.prefix), ("ZONE", "z")):
         monkeypatch.setenv(f"SSVM_{name}", value)
     for name, value in (("LEDGER__CLAIM_S", "0.4"), ("LEDGER__REAP_S", "0.1"), ("LEDGER__KEEP_DAYS", "0")):
@@ -61,7 +61,7 @@ def a_job(job_id: str) -> NewJob:
 
 
 def test_reap_is_quiet(reap: Reap) -> None:
-    """When there is nothing to do it says nothing, and ends with 0."""
+    """Without work it prints nothing, and ends with 0."""
     assert reap() == (0, "")
     assert json.loads(reap("--json")[1]) == {"rung": [], "not_rung": [], "callbacks": 0, "records": 0}
 
@@ -75,13 +75,13 @@ def test_reap_rings(reap: Reap, ledger: Ledger, broker: Broker) -> None:
 
 
 def test_reap_alone_finds_the_dead(reap: Reap, ledger: Ledger, broker: Broker) -> None:
-    """A job whose worker died is queued again though nobody else reaps; one whose worker lives is left to it."""
+    """A killed worker's job is queued again without another reaper, and a live worker's job is not."""
     for name in ("dead", "lives"):
         ledger.submit(a_job(name))
     assert ledger.claim("dead", "w1")
     claim = ledger.claim("lives", "w2")
     assert claim
-    with broker.client() as client:  # the broker has just come back, and the living have yet to renew
+    with broker.client() as client:  # the broker has just returned, and live workers have not renewed yet
         client.zadd(f"{broker.prefix}ssvm.ledger:claims", {"dead": 1, "lives": 1})
     ledger.beat(claim)
     long_claim = Ledger(broker.url, prefix=broker.prefix, claim_s=60)
@@ -91,7 +91,7 @@ def test_reap_alone_finds_the_dead(reap: Reap, ledger: Ledger, broker: Broker) -
 
 
 def test_reap_drops_records(reap: Reap, ledger: Ledger) -> None:
-    """Records past retention go."""
+    """Expired records are deleted."""
     for number in range(3):
         ledger.submit(a_job(f"j{number}"))
         ledger.cancel(f"j{number}", "me")
@@ -100,13 +100,13 @@ def test_reap_drops_records(reap: Reap, ledger: Ledger) -> None:
 
 
 def test_reap_without_broker(reap: Reap, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a broker it ends with 75, so that a timer's unit is seen to fail."""
+    """Without a broker it ends with 75, so that a timer's unit fails visibly."""
     monkeypatch.setenv("SSVM_BROKER__URL", "redis://127.0.0.1:1/0")
     assert reap()[0] == EXIT_RETRYABLE
 
 
 def test_rounds_of_beat_alone(ledger: Ledger, broker: Broker) -> None:
-    """Rounds as far apart as a claim is long find lost jobs too, if the ledger is told how far they are."""
+    """Rounds with the interval of a claim find lost jobs too, if the ledger knows the interval."""
     ledger.submit(a_job("j1"))
     assert ledger.claim("j1", "w1")
     ledger.reap(0.4, 5)
@@ -125,7 +125,7 @@ def test_rounds_of_beat_alone(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_timers_are_valid(tmp_path: Path) -> None:
-    """systemd takes every unit as it is, once the worker is installed where they say."""
+    """systemd accepts every unit unchanged, once the worker is installed at the units' paths."""
     if not shutil.which("systemd-analyze"):
         missing("systemd-analyze", "install systemd")
     for unit in filter(Path.is_file, (CONFIG / "systemd").iterdir()):
@@ -140,7 +140,7 @@ def test_timers_are_valid(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cleanup", "reap"])
 def test_cron_and_timers_agree(name: str) -> None:
-    """Cron and systemd run the same command under the same lock, so that a machine with both runs it once."""
+    """Cron and systemd use the same command and lock, so a machine with both runs it once."""
     cron = next(line for line in (CONFIG / "crontab").read_text().splitlines() if f"ssvm {name}" in line)
     service = (CONFIG / f"systemd/ssvm-{name}.service").read_text()
     command = re.search(r"ExecStart=/usr/bin/(.+)", service)
@@ -149,7 +149,7 @@ def test_cron_and_timers_agree(name: str) -> None:
 
 
 def test_lock_of_cron(tmp_path: Path) -> None:
-    """A second start while the first still runs ends at once with 0, and does nothing."""
+    """A second start during the first one ends at once with 0 and does nothing."""
     lock = str(tmp_path / "lock")
     with subprocess.Popen(["flock", "-n", "-E", "0", lock, "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as it:
         assert it.stdin
