@@ -24,7 +24,7 @@ class SlotsContract:
     """The tests; a subclass has the fixture ``make``, which returns slots with a shared pool."""
 
     def test_limit(self, make: Make) -> None:
-        """At most the limit of slots is in use, and a cancel ends the wait for a slot."""
+        """No more slots than the limit are in use, and a cancel ends the wait for a slot."""
         with ExitStack() as stack:
             for _ in range(2):
                 stack.enter_context(make().hold("esx1", 2, give_up))

@@ -367,7 +367,7 @@ class StoreContract:
         assert get(store, "a/object") == self.unfinished
 
     def test_sweep_spares_a_job(self, store: Store) -> None:
-        """The sweep spares its own job's writes, and no others."""
+        """A sweep spares the writes of the given job, and no others."""
         with store.writer("a/mine", owner=ME) as mine, store.writer("a/theirs", owner=OTHER) as theirs:
             fill(mine, self.unfinished)
             fill(theirs, self.unfinished)

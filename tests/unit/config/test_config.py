@@ -142,7 +142,7 @@ def test_variables_of_services(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_unknown_variable_at_the_top(caplog: pytest.LogCaptureFixture) -> None:
-    """A variable that names no section is logged once with the nearest setting, and stops nothing."""
+    """An unknown top-level variable is logged once with the nearest setting, and stops nothing."""
     for _ in range(2):
         assert config.load(environ={"SSVM_ZOEN": "z"}).zone == "zone1"
     assert caplog.text.count("SSVM_ZOEN: unknown setting, did you mean SSVM_ZONE?") == 1

@@ -138,7 +138,7 @@ def test_partition_table(image: bytes, table: str) -> None:
 CUT = {
     "a qcow2 without its L1 table": (qcow2()[: 3 * 4096], "L1 table|L1|offset 12288"),
     "a qcow2 whose L2 table is missing": (qcow2(l1_entry=64 * 4096), "its table at offset 262144 has 4096 bytes"),
-    "a qcow2 of its first sector": (qcow2()[:512], "its L1 table goes to offset 12296"),
+    "a qcow2 of its first sector": (qcow2()[:512], "its L1 table ends at offset 12296"),
     "a qcow2 cut in its header": (qcow2()[:80], "header of version 3"),
     "a streamOptimized VMDK without its end marker": (
         stream_optimized(NOISE)[:-512],

@@ -211,7 +211,7 @@ def test_refused(http_server: HttpServer, package: bytes, error: type[WorkerErro
 @pytest.mark.parametrize("name", ["SHA256", "SHA2-256", "SHA-256", "sha256", "SHA2-512", "SHA1"])
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_names_of_algorithms(http_server: HttpServer, name: str, encoding: str) -> None:
-    """A .mf is compared in every spelling of its algorithm, such as those of OpenSSL 3 and 1."""
+    """A .mf is accepted and compared in every spelling of its algorithm, such as OpenSSL 3's."""
     algorithm = "sha1" if name == "SHA1" else f"sha{name[-3:]}"
     text = "".join(f"{name}(./{each})= {hashlib.new(algorithm, FILES[each]).hexdigest()}\r\n" for each in FILES)
     text += "".join(f"SHA3-256({each})= {'0' * 64}\r\n" for each in FILES)
@@ -221,7 +221,7 @@ def test_names_of_algorithms(http_server: HttpServer, name: str, encoding: str) 
 
 
 def test_several_algorithms() -> None:
-    """A file's strongest digest counts, and contradictory or missing ones are refused."""
+    """A file's strongest digest counts, and a file with a repeated or unknown algorithm is refused."""
     sha1, sha256 = hashlib.sha1(b"").hexdigest(), hashlib.sha256(b"").hexdigest()
     both = f"SHA2-256(a)= {sha256}\nSHA1(a)= {sha1}\n"
     assert ova.read_checksums(both.encode(), "") == {"a": Digest("sha256", sha256)}

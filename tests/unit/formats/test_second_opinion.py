@@ -20,7 +20,7 @@ from tests.unit.jobs.download.test_checklist import ROWS
 DOCS = (ROOT / "docs/formats.md").read_text()
 #: The acceptance list's images, without archives. Rows about the requested format are left out.
 IMAGES = {row: data for row, (data, _, asked) in ROWS.items() if int(row.split()[0]) < 15 and asked == "auto"}
-#: Whose differences no row has.
+#: Images with differences that no row has.
 MORE = {
     "a wrong checksum": vhd_dynamic(checksum=1),
     "half a sector": b"\xff" * 700,

@@ -341,7 +341,7 @@ def test_log(said: int, complete: bool) -> None:
     if complete:
         refuse_all_cuts(image, len(image), "vhdx")
     else:
-        with pytest.raises(CorruptImage, match="goes to offset 6291456, or its log says so"):
+        with pytest.raises(CorruptImage, match="ends at offset 6291456, or its log says so"):
             inspect(image, "vhdx")
 
 

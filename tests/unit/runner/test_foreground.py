@@ -95,9 +95,7 @@ def test_waits_for_a_worker(ssvm: Run, ledger: Ledger, store: FileStore, command
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each != "run cleanup"])
 def test_refuses_without_the_lock(ssvm: Run, store: FileStore, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
-    """If the configured broker cannot be reached, jobs that could damage backups are refused, and the error names
-    --force.
-    """
+    """If the configured broker is away, jobs that could damage backups are refused, and the error names --force."""
     monkeypatch.setenv("SSVM_BROKER__URL", NOWHERE)
     before = there(store)
     status, error = ssvm(*COMMANDS[command])

@@ -278,9 +278,7 @@ def outcomes(name: str, folder: Path, stall_s: float, request: pytest.FixtureReq
 
 @pytest.mark.parametrize("row", ROWS)
 def test_stall(tmp_path: Path, row: str, request: pytest.FixtureRequest) -> None:
-    """Wherever a peer becomes silent, the stall limit ends the wait with a temporary error, unless all bytes had
-    arrived.
-    """
+    """Wherever a peer becomes silent, the stall limit raises a temporary error, unless all bytes had arrived."""
     found = outcomes(row, tmp_path, 1.0, request)
     assert [each for each in found if each is not True and not isinstance(each, Retryable)] == []
     assert any(isinstance(each, Retryable) for each in found)

@@ -37,7 +37,7 @@ def fill(store: Store, count: int) -> Any:
 
 @pytest.fixture
 def ssvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ssvm:
-    """Return the command line with a store in a directory; it returns status and output."""
+    """Return a function that runs a command on a store in a directory, and returns status and output."""
     (tmp_path / "s").mkdir()
     monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/s")
 

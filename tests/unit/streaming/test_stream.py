@@ -119,7 +119,7 @@ def breaking(error: Exception) -> Iterator[bytes]:
 
 
 def failing(error: Exception) -> Callable[..., None]:
-    """Fail a step."""
+    """Return a step that fails."""
 
     def fail(*_: object) -> None:
         raise error

@@ -174,9 +174,7 @@ def test_change_ids(bench: Bench) -> None:
 
 
 def test_consolidation(bench: Bench, vm: TestVM) -> None:
-    """Leftover deltas are consolidated after the removal of the snapshot; if that fails, the snapshot counts as not
-    removed.
-    """
+    """Leftover deltas are consolidated after the snapshot's removal; if that fails, it counts as not removed."""
     before = bench.vcenter.state()["calls"].get("ConsolidateVMDisks_Task", 0)
     bench.run(vm, id="b0")
     assert bench.vcenter.state()["calls"].get("ConsolidateVMDisks_Task", 0) == before

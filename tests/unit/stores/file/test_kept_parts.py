@@ -233,7 +233,7 @@ def test_abort_beside_a_hanging_call(tmp_path: Path) -> None:
 
 
 def test_settle_holds_up_nobody(tmp_path: Path) -> None:
-    """A suspend during a flush keeps the bytes, and after an abort the flush reports that none are left."""
+    """A suspend during another call keeps the bytes, and a later flush reports all of them."""
     sink = FileStore("primary", tmp_path).writer("a/object", owner=ME)
     fill(sink, BIG)
     with sink._file.use():
