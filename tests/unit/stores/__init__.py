@@ -1,1 +1,1 @@
-"""TODO"""
+"""Tests of ssvm_worker.stores."""

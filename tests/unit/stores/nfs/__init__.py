@@ -1,1 +1,1 @@
-"""TODO"""
+"""Tests of stores on NFS."""
