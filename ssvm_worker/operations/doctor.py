@@ -253,7 +253,7 @@ def _uploads(settings: Settings, name: str) -> Finding:
     """Check whether the bucket itself aborts abandoned uploads. This is a hint, because clean-up does so too."""
 
     def examination() -> str:
-        rule = _s3(assembly.open_store_named(settings, name)).orphan_rule()
+        rule = _s3(assembly.open_store_named(settings, name)).abandoned_uploads_rule()
         if rule is None:
             return "`ssvm cleanup` aborts them; the server does not show lifecycle rules of the bucket"
         if rule:

@@ -1,7 +1,7 @@
-"""What an S3 server can do beyond the least: probed once with tiny objects, and remembered by this host.
+"""Detect the optional features of an S3 server. Probe it once with tiny objects, and save the result on this host.
 
-Servers say little of themselves and ignore what they do not know, so each feature counts only when the server has been
-seen to refuse what it must refuse: other bytes than their digest tells, and a second object under a key that is taken.
+Servers describe few of their features, and ignore parameters that they do not know. So a feature counts only if the
+server rejects an invalid request: bytes that do not match their digest, or a second object under an existing key.
 """
 
 from __future__ import annotations
@@ -21,34 +21,33 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from .errors import SDK_ERRORS, code_of
-from .responses import etag_in
+from .responses import SDK_ERRORS, code_of, etag_in
 
 if TYPE_CHECKING:
     from .client import Bucket
 
-#: What the probe's object begins with: hidden, so that no listing ever shows it.
+#: The start of the name of the probe's object. A hidden name, so that no listing shows the object.
 _NAME = ".ssvm-probe"
-#: A server that was replaced or updated is looked at anew within a week; `ssvm doctor` does so at once.
-_KEEP_S = 7 * 24 * 3600
+#: A saved result is valid for a week, because a server may be replaced or updated. `ssvm doctor` always probes.
+_VALID_S = 7 * 24 * 3600
 _BODY = b"probe"
-#: What this process knows. Plain values, so that a fork may have them too.
+#: The results that this process knows. They are plain values, so that a forked process may use them.
 _KNOWN: dict[str, Features] = {}
 
 
 @dataclass(frozen=True)
 class Features:
-    """Nothing is asked of a server beyond what these tell."""
+    """The optional features of a server. The worker uses no other optional feature."""
 
-    #: It compares what comes with a SHA-256 that comes along, and tells that of each part.
+    #: The server compares a body with the SHA-256 in the request, and reports the SHA-256 of each part.
     sha256: bool = False
-    #: If-None-Match keeps PutObject and CompleteMultipartUpload from replacing what somebody else has stored.
+    #: With If-None-Match, PutObject and CompleteMultipartUpload do not replace an existing object.
     conditional: bool = False
-    #: It copies a range of an object into a part of another, and tells the digest of what it copied.
+    #: The server copies a range of an object into a part of another, and reports the digest of the copy.
     copies: bool = False
 
     def __str__(self) -> str:
-        checksums = "SHA-256 checksums" if self.sha256 else "no checksums of its own"
+        checksums = "SHA-256 checksums" if self.sha256 else "no server-side checksums"
         commits = "conditional commits" if self.conditional else "unconditional commits"
         return f"{checksums}, {commits}, {'copies' if self.copies else 'no copies'} between its buckets"
 
@@ -57,95 +56,86 @@ NOTHING_KNOWN = Features()
 
 
 def known_features(bucket: Bucket, root: str) -> Features:
-    """What the server of that bucket can do, as remembered, or probed now below *root*.
+    """Return the saved features of the bucket's server, or probe it below *root*.
 
-    Where we may not try it out, nothing is taken for granted. Raises StoreUnavailable.
+    Without the right to probe, the server has no features. Raises StoreUnavailable.
     """
-    name = _name(bucket)
-    if name not in _KNOWN:
-        _KNOWN[name] = _noted(bucket) or _probed(bucket, root)
-    return _KNOWN[name]
-
-
-def probe(bucket: Bucket, root: str) -> Features:
-    """Try out what the server does, and remember it. Raises the SDK's errors."""
-    found = _tried(bucket, f"{root}{_NAME}-{uuid.uuid4().hex}")
-    _KNOWN[_name(bucket)] = found
-    _note(bucket, found)
+    id_ = cache_key(bucket)
+    found = _KNOWN.get(id_) or _saved(bucket)
+    if found is None:
+        with bucket.translating(bucket.location):
+            try:
+                found = probe(bucket, root)
+            except ClientError as error:
+                if not _is_rejection(error):
+                    raise
+                found = NOTHING_KNOWN
+    _KNOWN[id_] = found
     return found
 
 
-def _probed(bucket: Bucket, root: str) -> Features:
-    with bucket.translating(bucket.place):
-        try:
-            return probe(bucket, root)
-        except ClientError as error:
-            if not _refused(error):
-                raise
-            return NOTHING_KNOWN
+def probe(bucket: Bucket, root: str) -> Features:
+    """Probe the server, and save the result. Raise the SDK's errors."""
+    found = _probe_below(bucket, f"{root}{_NAME}-{uuid.uuid4().hex}")
+    _KNOWN[cache_key(bucket)] = found
+    _save(bucket, found)
+    return found
 
 
-def _name(bucket: Bucket) -> str:
-    """Of all that may make a difference, the keys included, which a note does not show."""
+def cache_key(bucket: Bucket) -> str:
+    """Return a hash of the bucket's name and account. The account includes the keys, which the hash hides."""
     return hashlib.sha256(repr((bucket.name, *bucket.settings.account)).encode()).hexdigest()[:32]
 
 
-def _noted(bucket: Bucket) -> Features | None:
-    """What a process of this host has noted within a week."""
+def _saved(bucket: Bucket) -> Features | None:
+    """Return the result that a process of this host has saved within a week."""
     if not bucket.settings.notes_dir:
         return None
     try:
-        note = json.loads(Path(bucket.settings.notes_dir, f"{_name(bucket)}.json").read_bytes())
-        return Features(**note["features"]) if 0 <= time.time() - note["when"] < _KEEP_S else None
+        note = json.loads(Path(bucket.settings.notes_dir, f"{cache_key(bucket)}.json").read_bytes())
+        return Features(**note["features"]) if 0 <= time.time() - note["when"] < _VALID_S else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None  # none, or not of this version
+        return None  # there is no result, or another version of the worker saved it
 
 
-def _note(bucket: Bucket, found: Features) -> None:
-    """Whole or not at all; a host that cannot keep it asks again in its next process."""
+def _save(bucket: Bucket, found: Features) -> None:
+    """Save the result atomically. If the host cannot save it, its next process probes again."""
     if not bucket.settings.notes_dir:
         return
-    path = Path(bucket.settings.notes_dir, f"{_name(bucket)}.json")
+    path = Path(bucket.settings.notes_dir, f"{cache_key(bucket)}.json")
     part = path.with_suffix(f".{os.getpid()}")
-    values = {"bucket": bucket.place, "when": time.time(), "features": dataclasses.asdict(found)}
+    values = {"bucket": bucket.location, "when": time.time(), "features": dataclasses.asdict(found)}
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(values) + "\n")
         part.replace(path)
 
 
-def _tried(bucket: Bucket, key: str) -> Features:
-    place: dict[str, Any] = {"Bucket": bucket.name, "Key": key}
-    try:
-        bucket.client.put_object(**place, Body=_BODY)
-        parts = _parts_of_the_probe(bucket, place)
-        return Features(_compares(bucket, place), _refuses(bucket, place) and parts.conditional, parts.copies)
-    finally:
-        # What fails here must not hide what the probe has found, or why it failed.
-        with contextlib.suppress(*SDK_ERRORS):
-            bucket.client.delete_object(**place)
-
-
-def _compares(bucket: Bucket, place: dict[str, Any]) -> bool:
-    """A wrong digest must be refused and a right one be taken: rclone takes both, others (Backblaze) neither."""
+def _probe_below(bucket: Bucket, key: str) -> Features:
+    name: dict[str, Any] = {"Bucket": bucket.name, "Key": key}
     put = bucket.client.put_object
-    wrong = _status(put, **place, Body=_BODY, ChecksumSHA256=base64_of(hashlib.sha256(b"other").digest()))
-    right = _status(put, **place, Body=_BODY, ChecksumSHA256=base64_of(hashlib.sha256(_BODY).digest()))
-    return (wrong, right) == (400, 200)
+    try:
+        put(**name, Body=_BODY)
+        parts = _probe_multipart(bucket, name)
+        # rclone accepts a wrong digest and a right one. Other servers, for example Backblaze, accept neither.
+        wrong = _status(put, **name, Body=_BODY, ChecksumSHA256=base64_of(hashlib.sha256(b"other").digest()))
+        right = _status(put, **name, Body=_BODY, ChecksumSHA256=base64_of(hashlib.sha256(_BODY).digest()))
+        conditional = _status(put, **name, Body=_BODY, IfNoneMatch="*") == 412 and parts.conditional
+        return Features((wrong, right) == (400, 200), conditional, parts.copies)
+    finally:
+        # An error here must not hide the result or the error of the probe.
+        with contextlib.suppress(*SDK_ERRORS):
+            bucket.client.delete_object(**name)
 
 
-def _refuses(bucket: Bucket, place: dict[str, Any]) -> bool:
-    return _status(bucket.client.put_object, **place, Body=_BODY, IfNoneMatch="*") == 412
-
-
-def _parts_of_the_probe(bucket: Bucket, place: dict[str, Any]) -> Features:
-    """What it does of multipart uploads, which is apart: some honour a condition at PutObject only."""
+def _probe_multipart(bucket: Bucket, name: dict[str, Any]) -> Features:
+    """Return the features of multipart uploads. Some servers support conditions only at PutObject."""
     client = bucket.client
-    upload = {**place, "UploadId": client.create_multipart_upload(**place)["UploadId"]}
+    upload = {**name, "UploadId": client.create_multipart_upload(**name)["UploadId"]}
     try:
         part = client.upload_part(**upload, PartNumber=1, Body=_BODY)
         parts = {"Parts": [{"PartNumber": 1, "ETag": part.get("ETag", "")}]}
-        copies = _copies(bucket, upload)
+        copies = _can_copy(bucket, upload)
         status = _status(client.complete_multipart_upload, **upload, MultipartUpload=parts, IfNoneMatch="*")
     finally:
         with contextlib.suppress(*SDK_ERRORS):
@@ -153,37 +143,37 @@ def _parts_of_the_probe(bucket: Bucket, place: dict[str, Any]) -> Features:
     return Features(conditional=status == 412, copies=copies)
 
 
-def _copies(bucket: Bucket, upload: dict[str, Any]) -> bool:
-    """Whether the probe's own object becomes a part with its MD5; rclone makes an empty one.
+def _can_copy(bucket: Bucket, upload: dict[str, Any]) -> bool:
+    """Copy the probe's object into a part, and return whether the part has its MD5. rclone makes an empty part.
 
-    All of it: Amazon copies a range only of an object of more than 5 MB.
+    The copy has no range: Amazon copies a range only of an object of more than 5 MB.
     """
     source: Any = {"Bucket": bucket.name, "Key": upload["Key"]}
     try:
         answer = bucket.client.upload_part_copy(**upload, PartNumber=2, CopySource=source)
     except ClientError as error:
-        if not _refused(error):
+        if not _is_rejection(error):
             raise
         return False
     return etag_in(answer.get("CopyPartResult", {})) == hashlib.md5(_BODY, usedforsecurity=False).hexdigest()
 
 
-def _status(call: Callable[..., Any], **asked: Any) -> int:
-    """What the server answers: 200, or how it refuses the request."""
+def _status(call: Callable[..., Any], **parameters: Any) -> int:
+    """Return the status of the answer: 200, or the status of a rejection."""
     try:
-        call(**asked)
+        call(**parameters)
     except ClientError as error:
-        if not _refused(error):
+        if not _is_rejection(error):
             raise
         return code_of(error)[1]
     return 200
 
 
-def _refused(error: ClientError) -> bool:
-    """Whether it says something of the request, and not of the moment."""
+def _is_rejection(error: ClientError) -> bool:
+    """Return whether the server rejects the request. Other errors are temporary."""
     return code_of(error)[1] < 500 or code_of(error)[1] == 501
 
 
 def base64_of(digest: bytes) -> str:
-    """A digest as S3 writes it."""
+    """Return a digest in the encoding of S3."""
     return base64.b64encode(digest).decode()

@@ -1,7 +1,7 @@
-"""Where an object will lie in a bucket, and how it is committed there so that a fenced-off writer replaces nothing.
+"""Commit an object to a bucket. A writer that has lost its claim cannot replace the object of a newer writer.
 
-Where the server has conditional writes, each object names its writer: the job, and the token of its claim. A commit
-creates the object, or replaces that of an older attempt; it never replaces what a newer attempt of its job has stored.
+If the server has conditional writes, each object names its writer: the job and the token of its claim. A commit
+creates the object, or replaces the object of an older attempt. It never replaces the object of a newer attempt.
 """
 
 from __future__ import annotations
@@ -19,23 +19,20 @@ from ssvm_worker.streaming.interfaces import Owner
 
 from .capabilities import NOTHING_KNOWN, Features
 from .client import Bucket
-from .errors import SDK_ERRORS, code_of, is_unclear, translating
-from .responses import etag_in
+from .responses import SDK_ERRORS, code_of, etag_in, is_unclear, translating
 
-#: The object's metadata that names its writer.
+#: The metadata of an object that names its writer.
 _OWNER = "ssvm-owner"
-#: How often others may commit between our look and our commit, before the attempt fails.
+#: The number of tries of a commit. A try fails if another writer commits between this writer's HEAD and its commit.
 _TRIES = 3
-
-
-#: Seconds before the second look; the pauses double.
+#: Seconds before the second HEAD. Each pause doubles.
 _PAUSE_S = 0.25
-#: What a HEAD tells.
-Seen = Mapping[str, Any]
+#: The answer to a HEAD.
+Head = Mapping[str, Any]
 
 
 class ObjectName(TypedDict):
-    """How the SDK names an object."""
+    """The name of an object as parameters of the SDK."""
 
     Bucket: str
     Key: str
@@ -43,108 +40,108 @@ class ObjectName(TypedDict):
 
 @dataclass(frozen=True)
 class CommitTarget:
-    """One object that is to be."""
+    """The object that a writer will commit."""
 
     bucket: Bucket
-    #: In the bucket, below the store's prefix.
+    #: The object's key in the bucket, including the store's prefix.
     path: str
-    #: As the store's users say it.
+    #: The object's key in the store.
     key: str
-    #: For messages.
-    where: str
+    #: Store, key and bucket, for messages.
+    location: str
     owner: Owner
-    #: Nothing is asked of a server that nobody has probed.
+    #: Without a probe, the commit uses no optional features of the server.
     features: Features = NOTHING_KNOWN
 
     @property
-    def place(self) -> ObjectName:
-        """The object, for a call of the SDK."""
+    def name(self) -> ObjectName:
+        """The object's name for a call of the SDK."""
         return {"Bucket": self.bucket.name, "Key": self.path}
 
     @property
-    def signed(self) -> dict[str, Any]:
-        """What a call that makes the object says of its writer; nothing where it would serve nobody."""
+    def owner_metadata(self) -> dict[str, Any]:
+        """The parameter that names the writer. Without conditional writes it has no use, and is empty."""
         return {"Metadata": {_OWNER: f"{self._job}.{self.owner.token}"}} if self.features.conditional else {}
 
-    def settle(self, commit: Callable[[dict[str, Any]], str], stands: Callable[[Seen], bool]) -> str:
-        """Call *commit* with the condition under which it may take effect, until it does; return the object's ETag.
+    def commit(self, put: Callable[[dict[str, Any]], str], is_own: Callable[[Head], bool]) -> str:
+        """Call *put* with the condition of a safe commit until it succeeds. Return the object's ETag.
 
-        *stands* tells whether the object that is there is what *commit* makes: our own, whose answer was lost. That is
-        asked after an error that leaves this open, for ``late_s`` seconds.
-        Raises Cancelled if a newer attempt of the same job was quicker.
+        After some errors *put* may have succeeded, and only its answer was lost. Then the function looks at the
+        stored object for up to ``late_s`` seconds. *is_own* returns whether *put* has made this object.
+        Raises Cancelled if a newer attempt of the same job has committed.
         """
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if self.features.conditional else {}
         for _ in range(_TRIES):
             try:
-                return commit(condition)
+                return put(condition)
             except SDK_ERRORS as error:
                 refused = bool(condition) and isinstance(error, ClientError) and code_of(error)[1] in (409, 412)
-                seen = self._late(stands, error)
-                if seen and stands(seen):
-                    return etag_in(seen)
+                found = self._find_after(error, is_own)
+                if found and is_own(found):
+                    return etag_in(found)
                 if not refused:
                     raise
-            # An object without an ETag can only be replaced unseen; it is not a newer attempt's.
-            etag = seen.get("ETag") if seen else None
-            condition = {"IfMatch": etag} if etag else ({} if seen else {"IfNoneMatch": "*"})
-        raise StoreUnavailable("Others write the same object all the time", self.where, "See what else writes there")
+            # An object without an ETag cannot be named in a condition. It does not belong to a newer attempt.
+            etag = found.get("ETag") if found else None
+            condition = {"IfMatch": etag} if etag else ({} if found else {"IfNoneMatch": "*"})
+        what = "Other writers replace the same object all the time"
+        raise StoreUnavailable(what, self.location, "Find the other programs that write to the bucket")
 
-    def _late(self, stands: Callable[[Seen], bool], error: Exception) -> Seen | None:
-        """Look what is there after a commit has failed with *error*; again and again where it may have taken effect."""
-        if not may_have_taken_effect(error):
+    def _find_after(self, error: Exception, is_own: Callable[[Head], bool]) -> Head | None:
+        """Return the stored object if the failed commit may have succeeded.
+
+        A lost answer to the first try causes NoSuchUpload (404) at the second. The commit may succeed, or become
+        visible, after its error: the connection was silent, or the SDK has repeated the call. Then look repeatedly.
+        """
+        status = code_of(error)[1] if isinstance(error, ClientError) else 0
+        if not is_unclear(error) and status not in (404, 409, 412, 503):
             return None
+        answer = error.response.get("ResponseMetadata", {}) if isinstance(error, ClientError) else {}
+        is_late = is_unclear(error) or bool(answer.get("RetryAttempts", 0))
         try:
-            return self.seen_late(stands, self.bucket.settings.late_s if is_late(error) else 0.0)
+            return self.wait_for(is_own, self.bucket.settings.late_s if is_late else 0.0)
         except (StoreUnavailable, StoreDenied):
-            raise error from None  # it says more than that we cannot look
+            raise error from None  # the first error is more precise
 
-    def seen_late(self, wanted: Callable[[Seen], bool], late_s: float) -> Seen | None:
-        """Return what is there as soon as it is *wanted*, or what is there after *late_s* seconds; None: nothing."""
+    def wait_for(self, wanted: Callable[[Head], bool], late_s: float) -> Head | None:
+        """Return the stored object when *wanted* accepts it, at the latest after *late_s* seconds. None: no object."""
         end, pause = time.monotonic() + late_s, _PAUSE_S
         while True:
-            found = self.look()
+            found = self.head()
             left = end - time.monotonic()
             if (found and wanted(found)) or left <= 0:
                 return found
             self.bucket.wait(min(pause, left))
             pause *= 2
 
-    def look(self) -> Seen | None:
-        """Return what a HEAD of the object tells; None if there is none. Cancelled if it is a newer attempt's."""
+    def head(self) -> Head | None:
+        """Return the answer to a HEAD of the object, or None without an object.
+
+        Raises Cancelled if the object belongs to a newer attempt.
+        """
         try:
-            with translating(self.where):
-                seen = self.bucket.client.head_object(**self.place)
+            with translating(self.location):
+                found = self.bucket.client.head_object(**self.name)
         except ObjectNotFound:
             return None
-        job, token = writer_of(seen)
+        job, token = writer_of(found)
         if job == self._job and token > self.owner.token:
             raise Cancelled("fenced")
-        return seen
+        return found
 
-    def may_be_ours(self, seen: Seen) -> bool:
-        """Tell whether nothing says that another job has written it."""
-        return writer_of(seen)[0] in ("", self._job)
+    def may_be_own(self, found: Head) -> bool:
+        """Return whether this job may have written the object. An object without a writer may be any job's."""
+        return writer_of(found)[0] in ("", self._job)
 
     @property
     def _job(self) -> str:
-        """Any job id, as metadata can hold it."""
+        """A hash of the job id. Metadata cannot hold every job id."""
         return hashlib.sha256(self.owner.job_id.encode()).hexdigest()[:16]
 
 
-def writer_of(seen: Seen) -> tuple[str, int]:
-    """Return the job, as its metadata has it, and the token of an object's writer; empty and 0 where nothing tells."""
+def writer_of(found: Head) -> tuple[str, int]:
+    """Return the hashed job and the token of an object's writer. Without this metadata return an empty text and 0."""
     # SeaweedFS and rclone change the case of the name.
-    names = {name.lower(): value for name, value in seen.get("Metadata", {}).items()}
+    names = {name.lower(): value for name, value in found.get("Metadata", {}).items()}
     job, _, token = names.get(_OWNER, "").partition(".")
     return job, int(token) if token.isdecimal() else 0
-
-
-def may_have_taken_effect(error: Exception) -> bool:
-    """Tell whether a commit that failed so may stand; after NoSuchUpload by a first try whose answer was lost."""
-    return is_unclear(error) or (isinstance(error, ClientError) and code_of(error)[1] in (404, 409, 412, 503))
-
-
-def is_late(error: Exception) -> bool:
-    """Tell whether it may still take effect, or not show yet: we have been silent for long, or have tried again."""
-    tries = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0) if isinstance(error, ClientError) else 0
-    return is_unclear(error) or bool(tries)

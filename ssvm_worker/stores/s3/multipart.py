@@ -1,10 +1,12 @@
-"""The parts of multipart uploads: how large they are, what is sent as one, and those that a server has already."""
+"""Multipart uploads: the size and body of parts, the parts on a server, and the removal of abandoned uploads."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import io
+import json
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,68 +19,69 @@ from ssvm_worker.units import KiB
 
 from .capabilities import base64_of
 from .client import Bucket
-from .errors import code_of
-from .responses import etag_in, time_in
+from .responses import code_of, etag_in, time_in
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import MultipartUploadTypeDef
 
-#: S3's own limit. Parts by the hint leave a tenth of it for a hint that was too small.
+#: The limit of S3.
 MAX_PARTS = 10_000
-_BY_HINT = 9_000
-#: Without a hint, parts grow twofold every 1000 after the first 3000: 15 GiB in the smallest parts, 1.2 TiB in all.
+#: The number of parts of an object with a hint. It leaves a tenth of the limit for a hint that was too small.
+_PARTS_BY_HINT = 9_000
+#: Without a hint, the first 3000 parts have the minimum size: 15 GiB. Then the size doubles every 1000 parts: 1.2 TiB.
 _STEADY, _STEP = 3000, 1000
-#: Bytes that go to the socket at once. The SDK asks for 16 KiB at a time; these, hashed where they lie, cost a tenth of
-#: the CPU time less. A socket's time-out is for all that it is given at once, so more would be a stall on a slow line.
+#: Bytes for one call of the socket. The SDK asks for 16 KiB. Larger pieces, hashed without a copy, cost 10 % less CPU
+#: time. The socket's timeout applies to one call, so still larger pieces would stall on a slow line.
 _PIECE = 256 * KiB
+#: The days of the lifecycle rule. No transfer lasts longer, and no job waits longer for its next attempt.
+_ABANDONED_DAYS = 7
+_ABORT_ACTION = "AbortIncompleteMultipartUpload"
 
 
-def part_size(number: int, least: int, size_hint: int | None, sent: int) -> int:
-    """Bytes of part *number* (from 1), when *sent* bytes have gone before it.
+def part_size(number: int, min_size: int, size_hint: int | None, sent: int) -> int:
+    """Return the bytes of part *number* (from 1) after *sent* bytes.
 
-    Equal parts while the hint holds; beyond it, or without one, they grow, so that MAX_PARTS suffice. An object of
-    more than BUDGET * 9000, 281 GiB, costs one of its parts in memory.
+    Up to the hint all parts have the same size. Beyond it, or without a hint, they grow, so that MAX_PARTS suffice.
+    The parts of an object of more than BUDGET * 9000 bytes, 281 GiB, are larger than BUDGET. Then the upload holds one
+    part in memory.
     """
     if size_hint and sent < size_hint:
-        return max(least, -(-size_hint // _BY_HINT))
-    return int(least * 2 ** max(0, -(-(number - _STEADY) // _STEP)))
+        return max(min_size, -(-size_hint // _PARTS_BY_HINT))
+    return int(min_size * 2 ** max(0, -(-(number - _STEADY) // _STEP)))
 
 
 class PartBody:
-    """What is sent at once: a file over pieces that are not copied, with their digests; a retry reads it again."""
+    """The body of a request: a file over pieces without a copy, with its digests. A retry reads it again."""
 
-    def __init__(self, pieces: list[memoryview], wanted: Callable[[], bool]) -> None:
+    def __init__(self, pieces: list[memoryview], is_wanted: Callable[[], bool]) -> None:
         self._pieces = pieces
-        self._wanted = wanted
+        self._is_wanted = is_wanted
         self.size = sum(map(len, pieces))
         self._position = self._read = 0
 
     @cached_property
     def sha256(self) -> bytes:
-        """Of all of it; the signature is made of it too, see ``s3_bucket``."""
+        """The SHA-256 of all bytes. The signature uses it, too; see ``client``."""
         return self._hashed(hashlib.sha256())
 
     @cached_property
     def md5(self) -> bytes:
-        """What the ETag of a part is, but on servers that encrypt."""
+        """The MD5 of all bytes. It is the ETag of a part, unless the server encrypts."""
         return self._hashed(hashlib.md5(usedforsecurity=False))
 
     def tell(self) -> int:
-        """The position."""
+        """Return the position."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position."""
+        """Set the position, and return it."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         self._position = start + offset
         return self._position
 
     def read(self, size: int = -1) -> bytes | memoryview:  # noqa: ARG002
-        """The next bytes, however many were asked for, none only at the end.
-
-        Raises Cancelled when the upload was aborted meanwhile.
-        """
-        if not self._wanted():
+        """Return the next piece of any size. Only the end is empty. Raise Cancelled if the upload was aborted."""
+        if not self._is_wanted():
             raise Cancelled("shutdown")
         start = self._position
         for piece in self._pieces:
@@ -91,7 +94,7 @@ class PartBody:
         return b""
 
     def moved(self) -> int:
-        """Return how many bytes were read in all, by all tries."""
+        """Return the number of bytes that all tries have read."""
         return self._read
 
     def _hashed(self, hasher: Any) -> bytes:
@@ -102,24 +105,24 @@ class PartBody:
 
 @dataclass(frozen=True)
 class UploadedPart:
-    """What a server has, or says that it has."""
+    """A part on a server, as the server reports it."""
 
     size: int
     etag: str
-    #: As S3 writes it; empty where the server does not tell.
+    #: In the encoding of S3. Empty if the server does not report it.
     sha256: str = ""
     #: Seconds since the epoch.
-    when: float = 0.0
+    modified: float = 0.0
 
     def has(self, body: PartBody) -> bool:
-        """Whether it has these very bytes. By MD5, which the ETag is, only where the server tells nothing better."""
+        """Return whether the part has the bytes of *body*. Without a SHA-256, the function compares ETag and MD5."""
         if self.size != body.size:
             return False
         return self.sha256 == base64_of(body.sha256) if self.sha256 else self.etag == body.md5.hex()
 
 
 def parts_of(bucket: Bucket, upload: MultipartUploadTypeDef) -> Iterator[tuple[int, UploadedPart]]:
-    """The parts of an upload by number; none of one that is gone."""
+    """Yield the parts of an upload with their numbers. An ended upload has no parts."""
     pages = bucket.client.get_paginator("list_parts")
     with contextlib.suppress(bucket.client.exceptions.NoSuchUpload):
         for page in pages.paginate(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"]):
@@ -129,14 +132,14 @@ def parts_of(bucket: Bucket, upload: MultipartUploadTypeDef) -> Iterator[tuple[i
 
 
 def open_uploads(bucket: Bucket, prefix: str) -> Iterator[MultipartUploadTypeDef]:
-    """The multipart uploads whose key begins with *prefix*."""
-    # Not the SDK's paginator: SeaweedFS leaves out NextKeyMarker, and the last key of a page serves as well.
+    """Yield the multipart uploads whose key begins with *prefix*."""
+    # Not the SDK's paginator: SeaweedFS omits NextKeyMarker. The last key of a page has the same effect.
     marker: dict[str, Any] = {}
     while True:
         try:
             page = bucket.client.list_multipart_uploads(Bucket=bucket.name, Prefix=prefix, **marker)
         except bucket.client.exceptions.NoSuchUpload:
-            return  # rclone's way to say that the bucket has none
+            return  # rclone's answer for a bucket without uploads
         uploads = [each for each in page.get("Uploads", []) if "Key" in each and "UploadId" in each]
         yield from uploads
         if not page.get("IsTruncated") or not uploads:
@@ -146,7 +149,7 @@ def open_uploads(bucket: Bucket, prefix: str) -> Iterator[MultipartUploadTypeDef
 
 
 def abort_upload(bucket: Bucket, upload: MultipartUploadTypeDef) -> None:
-    """Abort an upload; one that is gone already is fine."""
+    """Abort an upload. An ended upload is not an error."""
     try:
         bucket.client.abort_multipart_upload(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"])
     except ClientError as error:
@@ -155,13 +158,19 @@ def abort_upload(bucket: Bucket, upload: MultipartUploadTypeDef) -> None:
 
 
 def take_over(bucket: Bucket, path: str) -> tuple[str, dict[int, UploadedPart]]:
-    """The newest upload for exactly that key, whoever began it, with the parts that it has; the others are aborted.
+    """Return the newest upload for exactly this key and its parts, and abort the other uploads for the key.
 
-    Nothing to take over: an empty id. Only one job at a time writes a key: what is open there is dead, or fenced.
+    Any job may have begun the upload. Without an upload the id is empty. Only one job at a time writes a key, so the
+    writers of all open uploads are dead or fenced.
     """
-    left = _open_for(bucket, path)
+    try:
+        open_for_key = [each for each in open_uploads(bucket, path) if each["Key"] == path]
+    except ClientError as error:
+        if code_of(error)[1] not in (403, 405, 501):
+            raise
+        open_for_key = []  # the keys do not allow the list, for example in another owner's bucket
     found: tuple[str, dict[int, UploadedPart]] = ("", {})
-    for each in sorted(left, key=lambda upload: time_in(upload, "Initiated"), reverse=True):
+    for each in sorted(open_for_key, key=lambda upload: time_in(upload, "Initiated"), reverse=True):
         parts = {} if found[0] else dict(parts_of(bucket, each))
         if parts:
             found = each["UploadId"], parts
@@ -170,20 +179,44 @@ def take_over(bucket: Bucket, path: str) -> tuple[str, dict[int, UploadedPart]]:
     return found
 
 
-def _open_for(bucket: Bucket, path: str) -> list[MultipartUploadTypeDef]:
-    """Those of exactly that key; none where we may not ask, as in a stranger's bucket that we may only write to."""
-    try:
-        return [each for each in open_uploads(bucket, path) if each["Key"] == path]
-    except ClientError as error:
-        if code_of(error)[1] not in (403, 405, 501):
-            raise
-        return []
-
-
 def etag_of(parts: list[str]) -> str:
-    """The ETag of an object made of parts with these ETags: the MD5 of their MD5s; empty where they are none."""
+    """Return the ETag of an object from the ETags of its parts: the MD5 of their MD5s.
+
+    If an ETag is not an MD5, the result is empty.
+    """
     try:
         joined = b"".join(map(bytes.fromhex, parts))
     except ValueError:
         return ""
     return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+def abandoned_uploads_rule(bucket: Bucket, root: str) -> str | None:
+    """Return a command that adds a lifecycle rule to the bucket and keeps its other rules.
+
+    The rule aborts abandoned uploads below *root*, even if the worker's clean-up never runs again. If the bucket has
+    such a rule, the command is empty. None: the server does not report its rules, so that none can be added.
+    """
+    try:
+        rules: list[Any] = list(bucket.client.get_bucket_lifecycle_configuration(Bucket=bucket.name).get("Rules", []))
+    except ClientError as error:
+        if code_of(error)[0] != "NoSuchLifecycleConfiguration":
+            return None
+        rules = []
+    for rule in rules:
+        # A rule with other filters than a prefix does not count.
+        given = rule.get("Filter", rule)
+        has_prefix_only = set(given) <= {"Prefix"} or given is rule
+        is_active = rule.get("Status") == "Enabled" and _ABORT_ACTION in rule
+        if is_active and has_prefix_only and root.startswith(str(given.get("Prefix", ""))):
+            return ""
+    new = {
+        "ID": "abandoned-uploads",
+        "Status": "Enabled",
+        "Filter": {"Prefix": root},
+        _ABORT_ACTION: {"DaysAfterInitiation": _ABANDONED_DAYS},
+    }
+    endpoint = ["--endpoint-url", bucket.settings.endpoint] if bucket.settings.endpoint else []
+    kept = [each for each in rules if each.get("ID") != new["ID"]]
+    command = ["aws", "s3api", "put-bucket-lifecycle-configuration", *endpoint, "--bucket", bucket.name]
+    return shlex.join([*command, "--lifecycle-configuration", json.dumps({"Rules": [*kept, new]}, default=str)])

@@ -1,7 +1,7 @@
-"""Waits for an S3 server that may be silent: another thread makes the blocking call, the caller watches the time.
+"""Call an S3 server that may not answer. Another thread makes the blocking call, and the caller watches the time.
 
-The SDK cannot interrupt a call. A call that is given up ends later in its own thread, by the SDK's time-outs, and what
-it returns is dropped.
+The SDK cannot interrupt a call. After a timeout the call ends later in its thread, by the SDK's own timeouts. Its
+result is dropped.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from ssvm_worker.errors import Cancelled
 from ssvm_worker.net.sockets import TICK, Stalled, StallWatch
 
 _T = TypeVar("_T")
-#: After a call was given up, calls to the same server get that many seconds for so long: those that clean up must not
-#: wait for a server that is known to be silent.
-_SHORT_S, _SILENT_S = 0.5, 3.0
-#: When the job of this process last gave up a call to a server.
+#: The short time limit of calls to a silent server, in seconds. Clean-up must not wait long for a silent server.
+_SHORT_S = 0.5
+#: Seconds after a timeout for which a server counts as silent.
+_SILENT_S = 3.0
+#: The time of the last timeout of each server in this process's job.
 _SILENT: dict[str, float] = {}
 
 
 def forget_silence() -> None:
-    """Let calls wait for as long as usual: the next job knows of no silent server."""
+    """Forget the silent servers before the next job."""
     _SILENT.clear()
 
 
 def call_aside(server: str, call: Callable[[], _T], watch: StallWatch, moved: Callable[[], int] = lambda: 0) -> _T:
-    """Return what *call* to *server* returns, or raise what it raises; *moved* counts bytes, which only grow.
+    """Run *call* in another thread. Return its result, or raise its error. *moved* returns the transferred bytes.
 
-    Raises Stalled if no byte moves, and within two ticks what the watch's check raises.
+    Raises Stalled if no byte moves. Raises the error of the watch's check within two ticks.
     """
     silent = time.monotonic() - _SILENT.get(server, -_SILENT_S) < _SILENT_S
     if silent:
@@ -68,4 +69,4 @@ def _answer(call: Callable[[], _T], watch: StallWatch, moved: Callable[[], int])
             continue
         if error is not None:
             raise error
-        return answer  # type: ignore[return-value]  # without an error it is what the call returned
+        return answer  # type: ignore[return-value]  # without an error this is the call's result

@@ -1,4 +1,4 @@
-"""An image store in a bucket, or below a prefix of one."""
+"""An image store in a bucket, or below a prefix of a bucket."""
 
 from __future__ import annotations
 
@@ -26,36 +26,34 @@ from ssvm_worker.streaming.interfaces import CHUNK, Check, Owner, Sink, Store, S
 from .capabilities import Features, known_features, probe
 from .client import Bucket, S3Settings
 from .commit import CommitTarget
-from .errors import BODY_ERRORS, code_of
-from .lifecycle import orphan_rule
-from .multipart import abort_upload, open_uploads, parts_of
-from .responses import etag_in, size_in, time_in, version_of, whole_size
-from .server_copy import PartCopier
-from .upload import S3Sink
+from .multipart import abandoned_uploads_rule, abort_upload, open_uploads, parts_of
+from .responses import BODY_ERRORS, code_of, etag_in, size_in, time_in, version_of, whole_size
+from .upload import PartCopier, S3Sink
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import MultipartUploadTypeDef
 
-#: S3's own limit, in bytes of UTF-8.
+#: The limit of S3 in bytes of UTF-8.
 _MAX_PATH = 1024
 
 
 class S3Store:
     """The objects of *bucket* below *prefix*.
 
-    Not ``resumable``, as parts cannot be read back: a writer that resumes takes all bytes again, and sends the rest.
+    The store is not ``resumable``, because parts cannot be read back. A resumed writer takes all bytes again, and sends
+    only the missing parts.
     """
 
     resumable = False
 
     def __init__(self, name: str, bucket: str, prefix: str, settings: S3Settings, check: Check = lambda: None) -> None:
-        """*check* is called while the server is waited for, and raises if the caller must stop."""
+        """The store calls *check* while it waits for the server. *check* raises if the caller must stop."""
         prefix = check_prefix(prefix)
         self.name = name
         self.url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
-        self._bucket = Bucket(bucket, settings, check, ours=True)
+        self._bucket = Bucket(bucket, settings, check, is_image_store=True)
         self._root = below(prefix)
-        #: The job of every upload that this process has begun, for a server cannot tell it.
+        #: The job of each upload that this process has begun. The server does not know it.
         self._uploads: dict[str, str] = {}
 
     def writer(
@@ -68,55 +66,55 @@ class S3Store:
         max_bytes: int | None = None,  # noqa: ARG002
         copy_from: Store | None = None,
     ) -> S3Sink:
-        """See Store. The bytes of a small object are sent at its commit."""
+        """See Store. The sink sends a small object at its commit."""
         path = self._root + check_key(key)
         self._bucket.check()
-        target = CommitTarget(self._bucket, path, key, self._where(key), owner, self.features)
+        target = CommitTarget(self._bucket, path, key, self._location(key), owner, self.features)
         copier = PartCopier(copy_from._bucket.name, copy_from._root + key) if self._shares_server(copy_from) else None
         return S3Sink(target, size_hint, self._uploads, resume=resume, copier=copier)
 
     @property
     def features(self) -> Features:
-        """What the server can do; found out by the first who asks."""
+        """The optional features of the server. The first use may probe them."""
         return known_features(self._bucket, self._root)
 
     def examine(self) -> Features:
-        """What the server can do now, whatever was known of it. Raises StoreDenied where we may not write."""
+        """Probe the features of the server again. Raise StoreDenied without the right to write."""
         self._bucket.check(again=True)
-        with self._bucket.translating(self._bucket.place):
+        with self._bucket.translating(self._bucket.location):
             return probe(self._bucket, self._root)
 
-    def orphan_rule(self) -> str | None:
-        """See ``s3_lifecycle.orphan_rule``, for what lies below the store's prefix."""
-        with self._bucket.translating(self._bucket.place):
-            return orphan_rule(self._bucket, self._root)
+    def abandoned_uploads_rule(self) -> str | None:
+        """See ``multipart.abandoned_uploads_rule``. The rule applies to the store's prefix."""
+        with self._bucket.translating(self._bucket.location):
+            return abandoned_uploads_rule(self._bucket, self._root)
 
     def reader(self, key: str) -> S3Reader:
         """See Store."""
-        return S3Reader(self._bucket, self._root + check_key(key), self._where(key))
+        return S3Reader(self._bucket, self._root + check_key(key), self._location(key))
 
     def presign(self, key: str, seconds: int) -> str:
-        """A URL that gives the object to whoever has it, for *seconds* from now; nobody can revoke it."""
+        """Return a URL with which anyone can read the object for *seconds*. The URL cannot be revoked."""
         path = self._root + check_key(key)
-        shown = f'attachment; filename="{key.rpartition("/")[2]}"'
-        asked = {"Bucket": self._bucket.name, "Key": path, "ResponseContentDisposition": shown}
+        disposition = f'attachment; filename="{key.rpartition("/")[2]}"'
+        parameters = {"Bucket": self._bucket.name, "Key": path, "ResponseContentDisposition": disposition}
         with self._translating(key):
-            return self._bucket.client.generate_presigned_url("get_object", Params=asked, ExpiresIn=seconds)
+            return self._bucket.client.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds)
 
     def stat(self, key: str) -> StoredObject:
         """See Store."""
         path = self._root + check_key(key)
         try:
             with self._translating(key):
-                seen = self._bucket.client.head_object(Bucket=self._bucket.name, Key=path)
+                head = self._bucket.client.head_object(Bucket=self._bucket.name, Key=path)
         except ObjectNotFound:
-            # An answer to HEAD has no body that would tell a missing object from a missing bucket.
+            # An answer to HEAD has no body, so the error may mean a missing object or a missing bucket.
             self._bucket.check(again=True)
             raise
-        return StoredObject(key, size_in(seen, self._where(key)), modified=time_in(seen))
+        return StoredObject(key, size_in(head, self._location(key)), modified=time_in(head))
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """See Store. Sorted here, as servers do not agree on the order; memory as for ``in_order``."""
+        """See Store. The store sorts the objects, because servers use different orders. Memory: see ``in_order``."""
         yield from in_order(self._listed(prefix))
 
     def _listed(self, prefix: str) -> Iterator[StoredObject]:
@@ -126,7 +124,7 @@ class S3Store:
                 for each in page.get("Contents", []):
                     key = each.get("Key", "")[len(self._root) :]
                     if is_key(key):
-                        yield StoredObject(key, size_in(each, self._where(key)), modified=time_in(each))
+                        yield StoredObject(key, size_in(each, self._location(key)), modified=time_in(each))
 
     def delete(self, key: str) -> None:
         """See Store."""
@@ -135,10 +133,11 @@ class S3Store:
             self._bucket.client.delete_object(Bucket=self._bucket.name, Key=path)
 
     def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
-        """See Store. Aborts multipart uploads.
+        """See Store. The sweep aborts multipart uploads.
 
-        Those that another process has begun may be of job *spare*, as a server cannot tell whose they are: its writer
-        takes over those for its key. Only one job at a time writes below a prefix that it sweeps.
+        The server does not know the job of an upload. So with *spare* the sweep also keeps uploads of other processes,
+        which may belong to that job. The job's writer takes over the uploads for its key. Only one job at a time
+        writes below a prefix that it sweeps.
         """
         limit = time.time() - older_than_s
         with self._translating(prefix):
@@ -146,47 +145,47 @@ class S3Store:
                 each
                 for each in open_uploads(self._bucket, self._below(prefix))
                 if not (spare and self._uploads.get(each["UploadId"], spare) == spare)
-                and (not older_than_s or _parts(self._bucket, each)[1] <= limit)
+                and (not older_than_s or _progress(self._bucket, each)[1] <= limit)
             ]
             for each in old:
                 abort_upload(self._bucket, each)
         return len(old)
 
     def leftovers(self, prefix: str = "") -> Iterator[StoredObject]:
-        """See Store. Asks for the parts of each upload."""
+        """See Store. The store requests the list of parts of each upload."""
         with self._translating(prefix):
             for each in open_uploads(self._bucket, self._below(prefix)):
                 if is_key(key := each["Key"][len(self._root) :]):
-                    size, when = _parts(self._bucket, each)
-                    yield StoredObject(key, size, modified=when)
+                    size, modified = _progress(self._bucket, each)
+                    yield StoredObject(key, size, modified=modified)
 
     def usage(self) -> StoreUsage:
-        """See Store: a bucket cannot tell without being walked."""
+        """Return no sizes: a bucket's size is known only after a list of all objects."""
         return StoreUsage(None, None, None)
 
     def _shares_server(self, copy_from: Store | None) -> TypeGuard[S3Store]:
-        """Whether our server has the bucket of *copy_from* too, by the same keys, and can copy."""
+        """Return whether the server can copy from that store: it has both buckets with the same keys."""
         if not isinstance(copy_from, S3Store) or self._bucket.settings.account != copy_from._bucket.settings.account:
             return False
         return self.features.copies
 
     def _translating(self, key: str) -> AbstractContextManager[None]:
-        return self._bucket.translating(self._where(key))
+        return self._bucket.translating(self._location(key))
 
-    def _where(self, key: str) -> str:
-        return f"{self.name}:{key} ({self._bucket.place})"
+    def _location(self, key: str) -> str:
+        return f"{self.name}:{key} ({self._bucket.location})"
 
     def _below(self, prefix: str) -> str:
         return self._root + below(prefix)
 
 
 class S3Reader:
-    """See Source; holds one connection while it is open."""
+    """See Source. Holds one connection while it is open."""
 
     resumable = True
 
-    def __init__(self, bucket: Bucket, path: str, where: str) -> None:
-        self.name = where
+    def __init__(self, bucket: Bucket, path: str, location: str) -> None:
+        self.name = location
         self.size: int | None = None
         self._bucket = bucket
         self._path = path
@@ -206,7 +205,7 @@ class S3Reader:
         answer = self._get(offset)
         if answer is None:
             return
-        # A server without ranges sends all of it, from the first byte.
+        # A server that does not support ranges sends the whole object.
         position = 0 if offset and not answer.get("ContentRange") else offset
         for chunk in self._body(answer["Body"]):
             begin = max(0, offset - position)
@@ -216,14 +215,14 @@ class S3Reader:
         if self.size is None:
             self.size = position
         if position < self.size:
-            what = f"The object ended {self.size - position} bytes early"
-            raise SourceUnavailable(what, self.name, "Look at the store")
+            what = f"The object is truncated: it ended {self.size - position} bytes early"
+            raise SourceUnavailable(what, self.name, "Check the store")
 
     def _body(self, body: Any) -> Iterator[bytes]:
-        """Yield the bytes of an answer, under a watch.
+        """Yield the bytes of an answer. Raise an error if the body stalls.
 
-        The SDK's stream is read, so that a connection serves the next call after the last byte. Its socket waits a
-        tick at a time; only a stall or a cancel is an error for the SDK.
+        The function reads the SDK's stream, so that the SDK can reuse the connection after the last byte. The socket
+        waits for one tick at a time. The SDK gets an error only after a stall or a cancel.
         """
         stream, watch = body._raw_stream, self._bucket.watch(min_rate=self._bucket.settings.min_rate)
         if file := stream._fp.fp:  # None: the answer is empty
@@ -234,40 +233,40 @@ class S3Reader:
             while chunk := stream.read(CHUNK):
                 yield chunk
         except BODY_ERRORS as error:
-            found = error.__cause__ if isinstance(error.__cause__, Stalled) else error
-            what = f"The store's answer broke off: {type(found).__name__}: {found}"
-            raise SourceUnavailable(what, self.name, "Look at the store and the network") from error
+            cause = error.__cause__ if isinstance(error.__cause__, Stalled) else error
+            what = f"The store's answer is incomplete: {type(cause).__name__}: {cause}"
+            raise SourceUnavailable(what, self.name, "Check the store and the network") from error
         finally:
             body.close()
 
     def _get(self, offset: int) -> Any:
-        """The answer from *offset* on; None at the end, as one byte more than there is cannot be asked for."""
-        place: Any = {"Bucket": self._bucket.name, "Key": self._path}
-        asked: Any = {"Range": f"bytes={offset}-"} if offset else {}
+        """Return the answer from *offset* on. At the object's end return None, because a range cannot be empty."""
+        name: Any = {"Bucket": self._bucket.name, "Key": self._path}
+        conditions: Any = {"Range": f"bytes={offset}-"} if offset else {}
         if self._etag:
-            asked["IfMatch"] = f'"{self._etag}"'
+            conditions["IfMatch"] = f'"{self._etag}"'
         try:
-            answer = self._bucket.client.get_object(**place, **asked)
+            answer = self._bucket.client.get_object(**name, **conditions)
         except ClientError as error:
             status = code_of(error)[1]
             if status == 412:
                 raise self._changed() from error
             if status != 416:
                 raise
-            seen = self._bucket.client.head_object(**place)
-            self._check_same(seen, seen.get("ContentLength"))
+            head = self._bucket.client.head_object(**name)
+            self._check_same(head, head.get("ContentLength"))
             if self.size != offset:
                 raise self._changed() from error
             return None
         size = whole_size(answer)
         if size is None and self.size is None:
-            # An answer in chunks tells no length. HEAD may, which tells one that is cut from one that is whole.
-            size = self._bucket.client.head_object(**place).get("ContentLength")
+            # A chunked answer has no length. HEAD may have it, so that a truncated answer is noticed.
+            size = self._bucket.client.head_object(**name).get("ContentLength")
         self._check_same(answer, size)
         return answer
 
     def _check_same(self, answer: Mapping[str, Any], size: int | None) -> None:
-        """Compare what the answers tell; what one of them leaves out is no difference."""
+        """Raise SourceChanged if version or size differ from the first answer. A missing value is not a difference."""
         version = version_of(answer)
         known = None not in (self.size, size)
         if (self._version and version and version != self._version) or (known and self.size != size):
@@ -277,42 +276,42 @@ class S3Reader:
         self.size = size if self.size is None else self.size
 
     def _changed(self) -> SourceChanged:
-        return SourceChanged("The object was overwritten while it was read", self.name, "Ask again")
+        return SourceChanged("The object was overwritten while it was read", self.name, "Read it again")
 
 
 def s3_destination(url: str, settings: S3Settings, size: int | None, owner: Owner, check: Check = lambda: None) -> Sink:
-    """A sink for ``s3://bucket/key``, where the key is the user's own and may hold what S3 allows.
+    """Return a sink for ``s3://bucket/key``. The key may be any key that S3 allows.
 
-    The bucket may be anybody's: it is not probed, and its objects bear no mark of ours. What an earlier attempt has
-    sent is taken over.
+    The bucket may have any owner. So the worker does not probe it, and adds no metadata to its objects. The sink takes
+    over the parts of an earlier attempt.
     """
     bucket, path = _destination(url, settings, check)
     bucket.check(again=True)
-    return S3Sink(CommitTarget(bucket, path, url, f"{url} ({bucket.place})", owner), size, {}, resume=True)
+    return S3Sink(CommitTarget(bucket, path, url, f"{url} ({bucket.location})", owner), size, {}, resume=True)
 
 
 def s3_origin(url: str, settings: S3Settings, check: Check = lambda: None) -> S3Reader:
-    """The reader of ``s3://bucket/key``; touches nothing."""
+    """Return a reader of ``s3://bucket/key``, without any access to it."""
     bucket, path = _destination(url, settings, check)
-    return S3Reader(bucket, path, f"{url} ({bucket.place})")
+    return S3Reader(bucket, path, f"{url} ({bucket.location})")
 
 
 def sweep_s3_destination(url: str, settings: S3Settings, check: Check = lambda: None) -> int:
-    """Abort the uploads that dead attempts have left open for that very key; returns how many there were."""
+    """Abort the open uploads of earlier attempts for exactly this key. Return their number."""
     bucket, path = _destination(url, settings, check)
-    with bucket.translating(f"{url} ({bucket.place})"):
-        left = [each for each in open_uploads(bucket, path) if each["Key"] == path]
-        for each in left:
+    with bucket.translating(f"{url} ({bucket.location})"):
+        found = [each for each in open_uploads(bucket, path) if each["Key"] == path]
+        for each in found:
             abort_upload(bucket, each)
-    return len(left)
+    return len(found)
 
 
-def _parts(bucket: Bucket, upload: MultipartUploadTypeDef) -> tuple[int, float]:
-    """Bytes that have come, and when the last of them came or the upload began, by the server's clock."""
+def _progress(bucket: Bucket, upload: MultipartUploadTypeDef) -> tuple[int, float]:
+    """Return the received bytes, and the time of the last part or of the upload's begin, by the server's clock."""
     size, times = 0, [time_in(upload, "Initiated")] if "Initiated" in upload else []
     for _, part in parts_of(bucket, upload):
         size += max(0, part.size)
-        times.append(part.when)
+        times.append(part.modified)
     return size, max(times, default=time.time())
 
 
@@ -321,8 +320,8 @@ def _destination(url: str, settings: S3Settings, check: Check) -> tuple[Bucket, 
     unsafe = any(each in (".", "..") for each in path.split("/")) or any(ord(each) < 32 for each in path)
     if not path or path.endswith("/") or unsafe or len(path.encode()) > _MAX_PATH:
         raise InvalidRequest(
-            "The URL has no usable key",
+            "The URL has no valid key",
             repr(url[:120]),
-            f"Give s3://BUCKET/KEY with a key of at most {_MAX_PATH} bytes, no control characters and no . or ..",
+            f"Give s3://BUCKET/KEY. A key has at most {_MAX_PATH} bytes, no control characters, and no part . or ..",
         )
     return Bucket(name, settings, check), path

@@ -1,4 +1,10 @@
-"""The sink of an S3 store: one PUT for a small object, else a multipart upload with several parts under way."""
+"""The sink of an S3 store: one PUT for a small object, else a multipart upload with several parts in transfer.
+
+Inside one S3 service the server can copy parts itself. The worker then only reads the bytes. For the manifest it needs
+the SHA-256 of the whole object. No server has this digest for an object in parts. The server reports the digest of each
+copied part. The worker compares it with the bytes that it has read. If the digest differs, or the server cannot copy,
+the worker sends the part. So a server-side copy is as safe as an upload.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +12,70 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
+
+from botocore.exceptions import ClientError
 
 from ssvm_worker.errors import Cancelled, StoreDenied, StoreFull, StoreUnavailable, WorkerError
 from ssvm_worker.streaming.interfaces import LeavingAborts, StoredObject
 from ssvm_worker.units import MiB
 
 from .capabilities import base64_of
-from .commit import CommitTarget, Seen
-from .errors import translating
+from .commit import CommitTarget, Head
 from .multipart import MAX_PARTS, PartBody, UploadedPart, etag_of, part_size, parts_of, take_over
-from .responses import etag_in, size_in, time_in, version_of
+from .responses import etag_in, size_in, time_in, translating, version_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
-    from .server_copy import PartCopier
-
-#: Bytes of chunks that one upload holds, the part that is being filled included. 64 MiB in all are promised for a
-#: transfer; with the queues before the sink and the SDK, its client included, 60 to 62 were measured (benchmarks).
+#: Bytes of chunks that one upload holds, including the part that it fills. A transfer may use 64 MiB. With the queues
+#: before the sink, the SDK and its client, benchmarks measured 60 to 62 MiB.
 BUDGET = 32 * MiB
-#: The version of an object that is not there.
+#: The version of a missing object.
 _ABSENT = "absent"
-#: Seconds that an abort waits for parts under way; one that ends later is left to the sweep. A cancel takes 2 at most.
-_PATIENCE_S = 1.0
+#: Seconds that an abort waits for parts in transfer. The sweep removes later parts. A cancel takes at most 2 seconds.
+_ABORT_WAIT_S = 1.0
+
+
+@dataclass
+class PartCopier:
+    """Copies ranges of one object into parts of another inside one S3 service. For one transfer. Thread-safe."""
+
+    bucket: str
+    #: The source object's key in the bucket.
+    path: str
+    #: Whether all copies so far have succeeded.
+    works: bool = True
+    #: Whether a copy differed from the bytes that the worker has read.
+    mismatched: bool = False
+
+    def copy(self, target: CommitTarget, upload: dict[str, Any], begin: int, body: PartBody) -> UploadedPart | None:
+        """Copy the bytes of *body* from offset *begin*. Return None if the worker must send them."""
+        if not self.works or not body.size:
+            return None
+        try:
+            answer = target.bucket.client.upload_part_copy(
+                **target.name,
+                **upload,
+                CopySource={"Bucket": self.bucket, "Key": self.path},
+                CopySourceRange=f"bytes={begin}-{begin + body.size - 1}",
+            ).get("CopyPartResult", {})
+        except ClientError:
+            self.works = False  # many servers cannot copy; the upload of the part reports an important error again
+            return None
+        part = UploadedPart(body.size, etag_in(answer), answer.get("ChecksumSHA256", ""))
+        if not part.has(body):
+            self.works, self.mismatched = False, True
+            return None
+        return part
 
 
 class S3Sink(LeavingAborts):
-    """See Sink; holds BUDGET bytes of chunks (see part_size). The first error is raised again by all that follows.
+    """See Sink. Holds BUDGET bytes of chunks (see part_size). The first error is final: all later calls raise it again.
 
-    Parts cannot be read back, so one that resumes takes all bytes again. It compares each part that an earlier attempt
-    has sent with the bytes that come, by their digest, and sends only what is not there.
+    Parts cannot be read back. So a resumed sink takes all bytes again. It compares the digest of each part of an
+    earlier attempt with the bytes, and sends only the missing parts.
     """
 
     offset = 0
@@ -52,7 +89,7 @@ class S3Sink(LeavingAborts):
         resume: bool = False,
         copier: PartCopier | None = None,
     ) -> None:
-        """*uploads* is told the job of every upload id that is open; *copier* spares sending what the server has."""
+        """*uploads* gets the job of each open upload id. *copier* copies parts that the server already has."""
         settings = target.bucket.settings
         self.key = target.key
         self._target = target
@@ -65,25 +102,25 @@ class S3Sink(LeavingAborts):
         self._pieces: list[memoryview] = []
         self._held = 0
         self._size = 0
-        #: Bytes that parts were made of.
+        #: Bytes of the parts so far.
         self._sent = 0
-        #: What an earlier attempt has sent, by number.
-        self._there: dict[int, UploadedPart] = {}
-        #: The version of the object before our commit, where it was read.
-        self._stood: str | None = None
-        #: Whether any of that was something else: then it is of no use to anybody.
+        #: The parts of an earlier attempt, by number.
+        self._earlier: dict[int, UploadedPart] = {}
+        #: The version of the object before the commit, if the keys allow a HEAD.
+        self._version_before: str | None = None
+        #: Whether a part of the upload has other bytes than this attempt. Then the upload is useless.
         self._differs = False
         self._parts: dict[int, UploadedPart] = {}
         self._running: dict[Future[UploadedPart], int] = {}
         self._threads = ThreadPoolExecutor(settings.parallel, "s3-part")
         self._failed: WorkerError | None = None
         self._ended = False
-        #: An abort may come from a thread beside the one that is stuck.
+        #: Guards *_ended*: another thread than the blocked one may abort.
         self._ending = threading.Lock()
 
     def write(self, chunk: bytes) -> None:
-        """See Sink. Waits while as many parts are under way as memory allows; raises what an earlier part met."""
-        with self._once_failed_for_ever():
+        """See Sink. Wait while the memory budget is used. Raise the error of an earlier part."""
+        with self._keeping_first_error():
             self._collect(self._target.bucket.settings.parallel)
             rest = memoryview(chunk)
             while rest:
@@ -96,14 +133,17 @@ class S3Sink(LeavingAborts):
             self._size += len(chunk)
 
     def resumed(self) -> Iterator[bytes]:
-        """See Sink: nothing, as parts cannot be read."""
+        """Return an empty iterator, because parts cannot be read."""
         return iter(())
 
     def commit(self) -> StoredObject:
-        """See Sink. StoreUnavailable if somebody has ended the upload, Cancelled if a newer attempt has committed."""
-        with self._once_failed_for_ever():
+        """See Sink. Raise StoreUnavailable if another process has ended the upload.
+
+        Raises Cancelled if a newer attempt has committed.
+        """
+        with self._keeping_first_error():
             if not self._upload_id:
-                etag = self._put_whole()
+                etag = self._put_object()
             else:
                 if self._pieces:
                     self._send_part()
@@ -114,25 +154,26 @@ class S3Sink(LeavingAborts):
         return stored
 
     def abort(self) -> None:
-        """See Sink. What cannot be aborted now is left to the sweep: an abort must not hide the error before it."""
+        """See Sink. If the abort fails, the sweep removes the upload: an abort must not hide an earlier error."""
         if self._end() and self._upload_id:
             bucket = self._target.bucket
-            with bucket.cleaning(), contextlib.suppress(WorkerError), translating(self._target.where):
-                self._client.abort_multipart_upload(**self._target.place, UploadId=self._upload_id)
+            with bucket.cleaning(), contextlib.suppress(WorkerError), translating(self._target.location):
+                self._client.abort_multipart_upload(**self._target.name, UploadId=self._upload_id)
 
     def suspend(self) -> None:
-        """See Sink: the parts that have been sent stay. Those that turned out to be something else do not."""
+        """See Sink. The sent parts stay. If a part differs from the object, the sink aborts."""
         if not self._upload_id or self._differs:
             self.abort()
         elif self._end():
             self._uploads[self._upload_id] = self._target.owner.job_id
 
     @contextlib.contextmanager
-    def _once_failed_for_ever(self) -> Iterator[None]:
+    def _keeping_first_error(self) -> Iterator[None]:
+        """Raise the first error again, or translate and keep an error of the block."""
         if self._failed:
             raise self._failed
         try:
-            with self._target.bucket.translating(self._target.where):
+            with self._target.bucket.translating(self._target.location):
                 yield
         except WorkerError as error:
             self._failed = error
@@ -152,162 +193,159 @@ class S3Sink(LeavingAborts):
         return body
 
     def _digest(self, body: PartBody) -> str:
-        """What the server shall compare; empty where it does not."""
+        """Return the digest that the server compares. It is empty if the server does not compare."""
         return base64_of(body.sha256) if self._by_sha256 else ""
 
-    def _put_whole(self) -> str:
+    def _put_object(self) -> str:
         body = self._take_body()
-        asked = {**self._target.place, **self._target.signed, **_checksum(self._digest(body))}
-        # With conditions, what is there is put again where its ETag is no MD5.
-        before = self._stood = None if self._target.features.conditional else self._before()
+        parameters = {**self._target.name, **self._target.owner_metadata, **_checksum(self._digest(body))}
+        # With conditional writes, the commit repeats the PUT if the stored object's ETag is not an MD5.
+        before = self._version_before = None if self._target.features.conditional else self._read_version()
 
         def put(condition: dict[str, Any]) -> str:
             body.seek(0)
-            return etag_in(self._client.put_object(**asked, **condition, Body=cast("Any", body)))
+            return etag_in(self._client.put_object(**parameters, **condition, Body=cast("Any", body)))
 
-        def stands(seen: Seen) -> bool:
-            new = before is not None and version_of(seen) != before
-            return seen.get("ContentLength") == body.size and (new or etag_in(seen) == body.md5.hex())
+        def is_own(found: Head) -> bool:
+            is_new = before is not None and version_of(found) != before
+            return found.get("ContentLength") == body.size and (is_new or etag_in(found) == body.md5.hex())
 
-        return self._target.settle(put, stands)
+        return self._target.commit(put, is_own)
 
     def _send_part(self) -> None:
         if not self._upload_id:
             self._begin()
         number = len(self._parts) + len(self._running) + 1
         if number > MAX_PARTS:
-            raise StoreFull("The object has more parts than S3 takes", self._target.where, "Send its size with it")
+            what = f"The object needs more than {MAX_PARTS} parts, the limit of S3"
+            raise StoreFull(what, self._target.location, "Upload it with its size")
         body = self._take_body()
         self._running[self._threads.submit(self._upload, number, self._sent, body)] = number
         self._sent += body.size
-        # Wait here, so that what is under way and the next part together stay within the budget.
-        at_once = max(0, BUDGET // self._part_size - 1)
-        self._collect(min(at_once, self._target.bucket.settings.parallel))
-        least = self._target.bucket.settings.part_size
-        self._part_size = part_size(number + 1, least, self._size_hint, self._size)
+        # Wait here, so that the parts in transfer and the next part do not exceed the budget.
+        settings = self._target.bucket.settings
+        self._collect(min(max(0, BUDGET // self._part_size - 1), settings.parallel))
+        self._part_size = part_size(number + 1, settings.part_size, self._size_hint, self._size)
 
     def _begin(self) -> None:
-        """Take over what an earlier attempt has sent of this very object, or open an upload."""
+        """Take over the upload of an earlier attempt for this object, or create an upload."""
         if self._resume:
-            self._upload_id, self._there = take_over(self._target.bucket, self._target.path)
+            self._upload_id, self._earlier = take_over(self._target.bucket, self._target.path)
         if not self._upload_id:
             checksum: Any = {"ChecksumAlgorithm": "SHA256"} if self._by_sha256 else {}
-            asked = {**self._target.place, **self._target.signed, **checksum}
-            self._upload_id = self._client.create_multipart_upload(**asked)["UploadId"]
-            if self._ended:  # by an abort beside us, which did not know the upload yet
+            parameters = {**self._target.name, **self._target.owner_metadata, **checksum}
+            self._upload_id = self._client.create_multipart_upload(**parameters)["UploadId"]
+            if self._ended:  # by an abort in another thread, which did not know this upload
                 with self._target.bucket.cleaning():
-                    self._client.abort_multipart_upload(**self._target.place, UploadId=self._upload_id)
+                    self._client.abort_multipart_upload(**self._target.name, UploadId=self._upload_id)
                 raise Cancelled("shutdown")
         self._uploads[self._upload_id] = self._target.owner.job_id
 
     def _upload(self, number: int, begin: int, body: PartBody) -> UploadedPart:
-        if there := self._there.pop(number, None):
-            if there.has(body):
-                return replace(there, sha256=self._digest(body))  # SeaweedFS does not list it, but wants it at the end
+        """Reuse, copy or send a part."""
+        if earlier := self._earlier.pop(number, None):
+            if earlier.has(body):
+                return replace(earlier, sha256=self._digest(body))  # SeaweedFS omits it in lists, but needs it later
             self._differs = True
         upload = {"UploadId": self._upload_id, "PartNumber": number}
-        with self._target.bucket.translating(self._target.where):
+        with self._target.bucket.translating(self._target.location):
             if self._copier:
                 if copied := self._copier.copy(self._target, upload, begin, body):
                     return copied
-                self._differs |= self._copier.lied
-            return self._send(upload, body)
+                self._differs |= self._copier.mismatched
+            digest = self._digest(body)
+            parameters = {**self._target.name, **upload, **_checksum(digest)}
+            answer = self._client.upload_part(**parameters, Body=cast("Any", body))
+            return UploadedPart(body.size, etag_in(answer), digest)
 
-    def _send(self, upload: dict[str, Any], body: PartBody) -> UploadedPart:
-        digest = self._digest(body)
-        answer = self._client.upload_part(**self._target.place, **upload, **_checksum(digest), Body=cast("Any", body))
-        return UploadedPart(body.size, etag_in(answer), digest)
-
-    def _collect(self, most: int) -> None:
-        """Take the answers that are there, and wait until *most* parts are under way."""
+    def _collect(self, max_running: int) -> None:
+        """Take the finished parts, and wait until at most *max_running* parts are in transfer."""
         while True:
             for each in [each for each in self._running if each.done()]:
                 self._parts[self._running.pop(each)] = each.result()
-            if len(self._running) <= most:
+            if len(self._running) <= max_running:
                 return
             wait(self._running, return_when=FIRST_COMPLETED)
 
     def _complete(self) -> str:
-        parts = self._listed_parts()
-        self._refuse_other_size(sum(part.size for part in parts))
-        # An object that comes to be there while we complete ours is ours: only one job at a time writes a key.
-        before = self._stood = self._before()
+        parts = self._parts_with_etags()
+        self._check_size(sum(part.size for part in parts))
+        # Only one job at a time writes a key. So an object that appears during the commit is this job's.
+        before = self._version_before = self._read_version()
         etag = etag_of([part.etag for part in parts])
-        listed = [_listed(number, part) for number, part in enumerate(parts, 1)]
+        listed = [
+            {"PartNumber": number, "ETag": f'"{part.etag}"', **_checksum(part.sha256)}
+            for number, part in enumerate(parts, 1)
+        ]
+        upload: Any = {"UploadId": self._upload_id, "MultipartUpload": {"Parts": listed}}
         size: dict[str, Any] = {"MpuObjectSize": self._size} if self._by_sha256 else {}
 
         def complete(condition: dict[str, Any]) -> str:
-            upload: Any = {"UploadId": self._upload_id, "MultipartUpload": {"Parts": listed}}
-            return etag_in(self._client.complete_multipart_upload(**self._target.place, **upload, **size, **condition))
+            return etag_in(self._client.complete_multipart_upload(**self._target.name, **upload, **size, **condition))
 
-        def stands(seen: Seen) -> bool:
-            if seen.get("ContentLength") != self._size or not self._target.may_be_ours(seen):
+        def is_own(found: Head) -> bool:
+            if found.get("ContentLength") != self._size or not self._target.may_be_own(found):
                 return False
-            return etag_in(seen) == etag or (before is not None and version_of(seen) != before)
+            return etag_in(found) == etag or (before is not None and version_of(found) != before)
 
-        return self._target.settle(complete, stands)
+        return self._target.commit(complete, is_own)
 
-    def _before(self) -> str | None:
-        """Return the version of what is there before our commit; None where we may not look."""
+    def _read_version(self) -> str | None:
+        """Return the version of the stored object before the commit. None: the keys do not allow a HEAD."""
         try:
-            seen = self._target.look()
+            found = self._target.head()
         except StoreDenied:
             return None
-        return version_of(seen) if seen else _ABSENT
+        return version_of(found) if found else _ABSENT
 
-    def _listed_parts(self) -> list[UploadedPart]:
-        """Return the parts in their order; the ETags that some proxies leave out are in the server's list of parts."""
+    def _parts_with_etags(self) -> list[UploadedPart]:
+        """Return the parts in order. Some proxies omit ETags in answers; the server's list of parts has them."""
         if not all(part.etag for part in self._parts.values()):
             upload: Any = {"Key": self._target.path, "UploadId": self._upload_id}
-            there = dict(parts_of(self._target.bucket, upload))
+            listed = dict(parts_of(self._target.bucket, upload))
             for number, part in self._parts.items():
-                same = number in there and there[number].size == part.size
-                self._parts[number] = part if part.etag or not same else replace(part, etag=there[number].etag)
+                same = number in listed and listed[number].size == part.size
+                self._parts[number] = part if part.etag or not same else replace(part, etag=listed[number].etag)
         if missing := [number for number, part in self._parts.items() if not part.etag]:
-            what = f"The store tells no ETag of part {missing[0]}, neither when it takes it nor in its list of parts"
-            raise StoreDenied(what, self._target.where, "Look at the service, and at what is in front of it")
+            what = f"The store sends no ETag of part {missing[0]}, neither in its answer nor in its list of parts"
+            raise StoreDenied(what, self._target.location, "Check the service, and the proxies in front of it")
         return [self._parts[number] for number in sorted(self._parts)]
 
     def _read_back(self, etag: str) -> StoredObject:
-        """Return what the store has; it may show nothing, or the object before, for a while.
+        """Return the stored object. For some time the store may show no object, or the previous object.
 
-        Some stores show another ETag than they returned. Then a version that was not there before is ours.
+        Some stores show another ETag than they returned. Then any version after the previous version is this object.
         """
+        before = self._version_before
 
-        def is_new(seen: Seen) -> bool:
-            same = not etag or not etag_in(seen) or etag_in(seen) == etag
-            replaced = self._stood is not None and version_of(seen) != self._stood
-            return (same or replaced) and seen.get("ContentLength", self._size) == self._size
+        def is_new(found: Head) -> bool:
+            same = not etag or not etag_in(found) or etag_in(found) == etag
+            replaced = before is not None and version_of(found) != before
+            return (same or replaced) and found.get("ContentLength", self._size) == self._size
 
-        seen = self._target.seen_late(is_new, self._target.bucket.settings.late_s)
-        if seen is None:
-            what = "The store has taken the object, and does not show it"
-            raise StoreUnavailable(what, self._target.where, "Try again")
-        self._refuse_other_size(size_in(seen, self._target.where))
-        return StoredObject(self.key, self._size, modified=time_in(seen))
+        found = self._target.wait_for(is_new, self._target.bucket.settings.late_s)
+        if found is None:
+            what = "The store has accepted the object, but does not show it"
+            raise StoreUnavailable(what, self._target.location, "Retry")
+        self._check_size(size_in(found, self._target.location))
+        return StoredObject(self.key, self._size, modified=time_in(found))
 
-    def _refuse_other_size(self, found: int) -> None:
+    def _check_size(self, found: int) -> None:
         if found != self._size:
             what = f"The store has {found} bytes of the {self._size} written"
-            raise StoreUnavailable(what, self._target.where, "Try again")
+            raise StoreUnavailable(what, self._target.location, "Retry")
 
     def _end(self) -> bool:
-        """Let go of the parts under way, which stop at their next piece; False if that was done before."""
+        """End the sink: parts in transfer stop at their next piece. Return False if the sink had ended before."""
         with self._ending:
             if self._ended:
                 return False
             self._ended = True
         self._uploads.pop(self._upload_id, None)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        wait(list(self._running), timeout=_PATIENCE_S)
+        wait(list(self._running), timeout=_ABORT_WAIT_S)
         self._pieces.clear()
         return True
-
-
-def _listed(number: int, part: UploadedPart) -> CompletedPartTypeDef:
-    told: CompletedPartTypeDef = {"PartNumber": number, "ETag": f'"{part.etag}"'}
-    told.update(_checksum(part.sha256))
-    return told
 
 
 def _checksum(digest: str) -> Any:

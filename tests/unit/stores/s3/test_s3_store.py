@@ -198,7 +198,7 @@ def test_clock_is_wrong(faulty_s3: FaultyS3, s3_bucket: str, tmp_path: Path) -> 
     script = f"from ssvm_worker.stores import open_store\ntry: {asked}\nexcept Exception as error: print(repr(error))"
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, env={**os.environ, **clock.environ}, capture_output=True, text=True, check=True)
-    assert "StoreUnavailable('The store refuses us as our clock, or its own, is wrong" in ended.stdout
+    assert "StoreUnavailable('The clock of this host or of the store is wrong" in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_swept_upload_is_not_taken_for_an_older_object(store: S3Store) -> None:
     with store.writer("object", owner=OTHER) as sink:
         fill(sink, BIG[::-1])
         store.sweep(0)
-        with pytest.raises(StoreUnavailable, match="ended by somebody else"):
+        with pytest.raises(StoreUnavailable, match="ended by another process"):
             sink.commit()
     assert get(store, "object") == BIG
 
@@ -371,7 +371,7 @@ def test_dead_uploads_of_a_destination_are_swept(s3_server: S3Server, s3_bucket:
         fill(dead, BIG)
         fill(alive, BIG).commit()
         assert (sweep_s3_destination(url, settings), sweep_s3_destination(url, settings)) == (1, 0)
-        with pytest.raises(StoreUnavailable, match="ended by somebody else"):
+        with pytest.raises(StoreUnavailable, match="ended by another process"):
             dead.commit()
 
 
