@@ -57,9 +57,9 @@ def rules(head: bytes, where: str) -> Rules:
     appended = [start + length for start, length in mbr_partitions(head) if start >= volume > 0]
     for what, end in (
         (f"its volume has {volume} bytes", volume),
-        (f"its UDF partition goes to offset {udf}", udf),
+        (f"its UDF partition ends at offset {udf}", udf),
         (f"its GPT describes a disk of {partition_table(head)[1]} bytes", partition_table(head)[1]),
-        (f"a partition behind its volume goes to offset {max(appended, default=0)}", max(appended, default=0)),
+        (f"a partition behind its volume ends at offset {max(appended, default=0)}", max(appended, default=0)),
     ):
         if end > size:
             raise cut_short(what, size, where)

@@ -148,7 +148,7 @@ class Units:
             # The last sector is left out: a writer may leave it partly unwritten.
             length = self._end - SECTOR - self._packed
             if length > 0:
-                why = f"its last compressed cluster goes to offset {self._end - SECTOR} at least"
+                why = f"its last compressed cluster ends at offset {self._end - SECTOR} or later"
                 self._packed_data = (yield ImageRange(self._packed, length, why)).data
         elif self._packed:
             self._packed = 0
@@ -163,7 +163,7 @@ class Units:
             data = self._packed_data + tail[-(size - max(sector, self._packed)) :]
             if _is_complete(data, self._header.cluster, self._zstd):
                 return
-        raise cut_short(f"its {self._what} goes to offset {self._end}", size, self._where)
+        raise cut_short(f"its {self._what} ends at offset {self._end}", size, self._where)
 
     def _record_end(self, end: int, what: str, packed: int = 0) -> None:
         if (end, packed) > (self._end, self._packed):
@@ -175,7 +175,7 @@ class Units:
         """Read all bytes before *until*: the L1 table, the refcount table, and maybe tables that they name."""
         header, l1, blocks = self._header, bytearray(), bytearray()
         step = max(header.cluster, MiB)
-        why = f"its L1 table goes to offset {l1_end}, its refcount table to {blocks_end}"
+        why = f"its L1 table ends at offset {l1_end}, its refcount table at {blocks_end}"
         for at in range(0, until, step):
             piece = (yield ImageRange(at, min(step, until - at), why)).data
             l1 += piece[max(0, header.l1_offset - at) : max(0, l1_end - at)]

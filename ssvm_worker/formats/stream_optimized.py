@@ -150,7 +150,7 @@ class StreamOptimized:
             self._on_metadata(value, kind)
 
     def _on_grain(self, lba: int, size: int, piece: bytes) -> None:
-        """*piece* is the marker and the first 4 bytes of the grain's data."""
+        """Check one grain. *piece* is its marker and the first 4 bytes of its data."""
         if lba < self._next_lba or lba % self._grain_size or lba * SECTOR >= self.capacity:
             raise self._grain_error(lba)
         if size > 2 * self._grain_size * SECTOR:  # qemu's bound on deflated data that has grown (block/vmdk.c)

@@ -76,7 +76,7 @@ def rules(head: bytes, where: str) -> Rules:
     end = table_at + blocks * 4
     last_block = (footer.size - 1) // block
     bitmap = -(-block // 512 // 8 // 512) * 512
-    for piece in in_pieces(table_at, blocks * 4, f"its block table goes to offset {end}", 4):
+    for piece in in_pieces(table_at, blocks * 4, f"its block table ends at offset {end}", 4):
         first = (piece.offset - table_at) // 4
         for number, sector in entries((yield piece).data, ">I", b"\xff"):
             if sector != _UNUSED:
@@ -90,7 +90,7 @@ def rules(head: bytes, where: str) -> Rules:
     if _unpack(last) != footer:
         raise corrupt("The two footers of the VHD differ", where)
     if end > size - FOOTER:
-        raise cut_short(f"its block table or last block goes to offset {end}, before its footer", size, where)
+        raise cut_short(f"its block table or last block ends at offset {end}, before its footer", size, where)
     return facts
 
 

@@ -75,7 +75,7 @@ def rules(head: bytes, where: str) -> Rules:
     facts = ImageFacts("vhdx", virtual_size, details)
     size = (yield facts).size
     if end > size:
-        raise cut_short(f"a region goes to offset {end}, or its log says so", size, where)
+        raise cut_short(f"a region ends at offset {end}, or its log says so", size, where)
     last = (virtual_size - 1) // block
     last_number = last + last // ((sector << 23) // block)  # each group of blocks has one more entry for its bitmap
     for number, offset in present:
@@ -98,7 +98,7 @@ def _log(head: bytes) -> tuple[_Entry, bytes]:
 def _logged_size(log: _Entry, guid: bytes) -> Generator[ImageRange | ImageFacts, ImageBytes, int]:
     """Return the smallest size of the file by the last entry of the log: [MS-VHDX] 2.3.1.1, FlushedFileOffset."""
     newest = size = 0
-    for piece in in_pieces(log.offset, log.length, f"its log goes to offset {log.offset + log.length}", 4 * KiB):
+    for piece in in_pieces(log.offset, log.length, f"its log ends at offset {log.offset + log.length}", 4 * KiB):
         data = (yield piece).data
         for at in range(0, len(data) - 63, 4 * KiB):
             number, file_size = struct.unpack_from("<Q", data, at + 16)[0], struct.unpack_from("<Q", data, at + 48)[0]
@@ -111,7 +111,7 @@ def _furthest_blocks(bat: _Entry) -> Generator[ImageRange | ImageFacts, ImageByt
     """Return (number, offset) of the two last present blocks. All blocks except the disk's last have the same size."""
     found: list[tuple[int, int]] = []
     number = 0
-    for piece in in_pieces(bat.offset, bat.length // 8 * 8, f"its block table goes to {bat.offset + bat.length}"):
+    for piece in in_pieces(bat.offset, bat.length // 8 * 8, f"its block table ends at {bat.offset + bat.length}"):
         table = (yield piece).data
         present = ((index, entry) for index, entry in entries(table, "<Q") if entry & 7 >= _PRESENT)
         found += [(number + index, entry & _OFFSET_MASK) for index, entry in present]

@@ -129,7 +129,7 @@ def rules(head: bytes, where: str) -> Rules:
     if header.gd_offset == GD_AT_END:
         _check_end(header, tail, size, where)
     elif end > size:
-        raise cut_short(f"its last grain or table goes to offset {end}", size, where)
+        raise cut_short(f"its last grain or table ends at offset {end}", size, where)
     return facts
 
 
@@ -220,8 +220,8 @@ def _create_type(values: dict[str, list[str]], where: str) -> str:
     types = values.get("createtype", [])
     if len(types) == 1 and types[0] in _CREATE_TYPES:
         return _CREATE_TYPES[types[0]]
-    said = " and ".join(types)[:80] or "missing"
-    what = f"The VMDK's createType is {said}. Its data is in other files, or the type is not supported"
+    found = " and ".join(types)[:80] or "missing"
+    what = f"The VMDK's createType is {found}. Its data is in other files, or the type is not supported"
     raise UnsafeImage(what, where, FLATTEN)
 
 

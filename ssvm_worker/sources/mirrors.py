@@ -56,7 +56,7 @@ class Mirrors:
     def __init__(
         self, offer: Offer, make: Make, version: dict[str, Any] | None = None, unfold: Unfold = lambda *_: None
     ) -> None:
-        """*version* is the ``validator`` of an earlier attempt as a dict. It may name any of the mirrors."""
+        """Select the first mirror, or the one in *version*: the ``validator`` of an earlier attempt as a dict."""
         self._make = make
         self._unfold = unfold
         self._start(offer, version)

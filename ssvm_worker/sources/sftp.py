@@ -206,7 +206,7 @@ class _LimitedSocket(WatchedSocket):
         self._channel: Any = None
 
     def limit_unread(self, channel: Any) -> None:
-        """From now on, limit the unread bytes of *channel* instead of all bytes."""
+        """Limit the unread bytes of *channel* instead of all bytes."""
         self._channel = channel
 
     def recv(self, size: int, flags: int = 0) -> bytes:

@@ -34,7 +34,7 @@ class HttpRangeConnection:
     def __init__(
         self, target: RangeTarget, check: Check, answer: HttpResponse | None = None, position: int = 0
     ) -> None:
-        """*answer*: an answer whose unread body starts at *position* and reaches the end of the object."""
+        """Use the connection of *answer*, or open one. The unread body starts at *position* and reaches the end."""
         self._target = target
         self._answer = answer
         self._position = position

@@ -109,8 +109,9 @@ class HttpConnection:
     def __init__(
         self, url: WebUrl, settings: HttpSettings, check: Check, *, keep: bool = False, node: str = ""
     ) -> None:
-        """*keep*: ask the server to keep the connection open for another request after each complete answer.
+        """Store the options without connecting.
 
+        *keep*: ask the server to keep the connection open for another request after each complete answer.
         *node*: the address to connect to first if the name has several.
         """
         self.url = url

@@ -45,9 +45,10 @@ class HttpSource:
         check: Check = lambda: None,
         validator: Validator | None = None,
     ) -> None:
-        """*validator* is the one of an earlier attempt. With it, the first ``open`` may have an offset.
+        """Check the URL and the headers without connecting.
 
-        Raises InvalidRequest for an invalid URL or header. Opens no connection.
+        *validator* is the one of an earlier attempt. With it, the first ``open`` may have an offset.
+        Raises InvalidRequest for an invalid URL or header.
         """
         self._url = parse(url)
         self._headers = check_headers(headers or {})

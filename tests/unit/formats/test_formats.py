@@ -150,7 +150,7 @@ CUT = {
     "a dynamic VHD whose block is missing": (vhd_dynamic(block=9000), "block table"),
     "a fixed VHD that lost sectors": (vhd_fixed(NOISE, size=3 * MiB), "its VHD footer says 3146240 bytes"),
     "a VHDX of its first MiB": (vhdx()[:MiB], "names 65536 bytes"),
-    "a VHDX whose block table is missing": (vhdx(bat_at=8 << 20), "its block table goes to 9437184"),
+    "a VHDX whose block table is missing": (vhdx(bat_at=8 << 20), "its block table ends at 9437184"),
     "an ISO shorter than its volume": (iso(says=21), "its volume has 43008 bytes"),
     "an ISO cut in its descriptor": (iso()[:33000], "volume descriptor"),
     "a GPT disk without its end": (gpt(2 * MiB)[:MiB], "its GPT describes a disk of 2097152 bytes"),

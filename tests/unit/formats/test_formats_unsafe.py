@@ -102,7 +102,7 @@ def test_backing_file(name: str, version: int) -> None:
         "a refcount table behind the end": (
             qcow2(refcount_offset=1 << 40),
             CorruptImage,
-            "refcount table to 1099511631872",
+            "refcount table at 1099511631872",
         ),
         "65535 snapshots": (qcow2(snapshots=65535, snapshots_offset=4096), CorruptImage, "65535 snapshots"),
         "snapshots behind the end": (qcow2(snapshots=9, snapshots_offset=1 << 30), CorruptImage, "it has 9 snapshots"),
