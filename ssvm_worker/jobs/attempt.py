@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ssvm_worker.ledger.scrub_results import LocalScrubResults, ScrubResults
 from ssvm_worker.ledger.slots import LocalSlots, Slots
 from ssvm_worker.streaming.interfaces import Check, Owner, Sink, Source, Store
 from ssvm_worker.streaming.pipeline import Resuming
-from ssvm_worker.streaming.rate_limit import SharedRateLimit, paced
+from ssvm_worker.streaming.rate_limit import SharedRateLimit
 
 from .cleanup.retention import RetentionRules
 
@@ -365,12 +365,6 @@ class Attempt:
         """Return the bytes of a source, resumed after failures within this attempt's limits."""
         limits = self.limits
         return Resuming(source, self.wait, offset=offset, tries=limits.resumes, delay_s=limits.resume_delay_s)
-
-    def paced(self, chunks: Iterable[bytes], max_rate: int | None) -> Iterator[bytes]:
-        """Yield the chunks within the worker's rate limit and within *max_rate* bytes per second."""
-        rates = [(self.pace, float(self.limits.max_rate))] if self.limits.max_rate else []
-        rates += [(SharedRateLimit(), float(max_rate))] if max_rate else []
-        return paced(chunks, rates, self.wait)
 
     def store(self, name: str) -> Store:
         """Return the image store of that name in the settings, or raise InvalidRequest."""

@@ -93,7 +93,15 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
             attempt.log.warning("vCenter %s is not cleaned up: %s", name, error)
             failed[name] = error.as_dict()
     cleaning.add(remove_screenshots(attempt, request.volume, dry_run=request.dry_run))
-    return cleaning.result() | {"records": _expire_records(request, attempt), "links": links, "failed": failed}
+    return {
+        "dry_run": request.dry_run,
+        "counts": dict(cleaning.counts),
+        "bytes": cleaning.size,
+        "found": cleaning.found,
+        "records": _expire_records(request, attempt),
+        "links": links,
+        "failed": failed,
+    }
 
 
 def _expire_records(request: Request, attempt: Attempt) -> int:
@@ -169,16 +177,8 @@ class _Cleaning:
         self.attempt.check()
         return not _is_read(family, self.live) and (self._is_own(family) or _is_dead(family, self.live))
 
-    def may_still_change(self, family: str) -> bool:
-        """Return whether no job reads a backup of the volume now. The volume's lock excludes jobs that write."""
-        return not _is_read(family, self.attempt.jobs.live())
-
     def _is_own(self, family: str) -> bool:
         return family == self.volume and self.attempt.token > 0
-
-    def result(self) -> dict[str, Any]:
-        """Return the findings as the job's result."""
-        return {"dry_run": self.dry_run, "counts": dict(self.counts), "bytes": self.size, "found": self.found}
 
 
 @dataclass
@@ -232,7 +232,8 @@ class _StoreCleaning:
             self._record_volume(volume)
             return
         with cleaning.hold(volume.family) as confirm:
-            if confirm is None or not cleaning.may_still_change(volume.family):
+            # The lock excludes jobs that write the volume, but not jobs that read a backup of it.
+            if confirm is None or _is_read(volume.family, cleaning.attempt.jobs.live()):
                 cleaning.attempt.log.info("%s waits for the next clean-up: a job uses the volume", volume.family)
                 return
             expired = self._record_volume(volume)

@@ -34,13 +34,28 @@ class Volume:
     packed: float = 0.0
 
     def expired(self, damaged: Collection[str]) -> list[tuple[Manifest, str]]:
-        """Return the backups that no rule keeps, with the reason. *damaged* are the prefixes of damaged backups."""
+        """Return the backups that no rule keeps, with the reason. *damaged* are the prefixes of damaged backups.
+
+        A backup with an unreadable manifest is kept, because its facts are unknown.
+        """
         _, account, volume = self.family.split("/")
         rule = self.attempt.retention.of(account, volume)
         if not rule or len(self.backups) < 2:
             return []
-        manifests = [each for each in map(self._manifest, self.backups) if each]
-        ages = {each.artifact.id: self._age(each, damaged) for each in manifests}
+        manifests: list[Manifest] = []
+        ages: dict[str, BackupAge] = {}
+        for artifact in self.backups:
+            try:
+                manifest = find_manifest(self.store, artifact)
+            except CorruptImage as error:
+                self.attempt.log.warning("a backup with an unreadable manifest is kept: %s", error)
+                continue
+            if manifest:
+                (verified,) = self.attempt.verdicts.times(self.store.name, [artifact.prefix])
+                good = artifact.prefix not in damaged and not lost_disks(manifest)
+                created = datetime.fromisoformat(manifest.created).timestamp()
+                ages[artifact.id] = BackupAge(artifact.id, created, good, verified)
+                manifests.append(manifest)
         kept = backups_to_keep(rule, list(ages.values()))
         newest = max(kept, key=lambda id_: ages[id_].created, default="")
         why = f"no rule keeps it ({rule}); of {len(ages)} backups {len(kept)} stay, the newest is {newest}"
@@ -64,18 +79,3 @@ class Volume:
             any_backup = Artifact.of_prefix(f"{self.family}/any")
             sweep_packs(self.store, any_backup, locked)
             record_pack_usage(locked, self.store, any_backup)
-
-    def _manifest(self, artifact: Artifact) -> Manifest | None:
-        """Return the manifest, or None if it is unreadable. Such a backup is kept, because its facts are unknown."""
-        try:
-            return find_manifest(self.store, artifact)
-        except CorruptImage as error:
-            self.attempt.log.warning("a backup with an unreadable manifest is kept: %s", error)
-            return None
-
-    def _age(self, manifest: Manifest, damaged: Collection[str]) -> BackupAge:
-        prefix = manifest.artifact.prefix
-        (verified,) = self.attempt.verdicts.times(self.store.name, [prefix])
-        good = prefix not in damaged and not lost_disks(manifest)
-        created = datetime.fromisoformat(manifest.created).timestamp()
-        return BackupAge(manifest.artifact.id, created, good, verified)

@@ -54,17 +54,13 @@ class Request(ArtifactRequest):
     )
 
     @model_validator(mode="after")
-    def _source_is_no_target(self) -> Request:
+    def _consistent(self) -> Request:
         if self.source in self.stores:
             raise ValueError(f"the source, {self.source}, is also one of the stores to copy to")
-        return self
-
-    @model_validator(mode="after")
-    def _one_or_all(self) -> Request:
         if self.all == bool(self.account or self.id) or (not self.all and not (self.account and self.id)):
             raise ValueError("give account and id, or all")
         if self.prefix and not self.all:
-            raise ValueError("prefix goes with all")
+            raise ValueError("prefix requires all")
         return self
 
 

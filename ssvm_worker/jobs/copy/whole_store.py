@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 from ssvm_worker.artifacts.layout import MANIFEST, PACKS, Artifact, place_of
@@ -121,10 +121,9 @@ class Migration:
         """Copy groups until none is left. Each thread runs this method."""
         try:
             while group := self._next_group():
-                for artifact, size in group:
-                    if not self._stopped:
-                        self.attempt.check()
-                        self._handle(artifact, size * self._passes)
+                for artifact, size in takewhile(lambda _: not self._stopped, group):
+                    self.attempt.check()
+                    self._handle(artifact, size * self._passes)
         except BaseException:
             self._stopped = True
             raise

@@ -16,6 +16,7 @@ from ssvm_worker.jobs.attempt import Attempt, RemoteSource
 from ssvm_worker.jobs.request import fingerprint, safe_url
 from ssvm_worker.streaming.interfaces import CHUNK, Store
 from ssvm_worker.streaming.pipeline import RAISE_LIMIT, Resuming, limit, tap
+from ssvm_worker.streaming.rate_limit import SharedRateLimit, paced
 from ssvm_worker.units import human_size
 from ssvm_worker.unpacking import peek
 
@@ -104,11 +105,14 @@ class OriginFile:
         return self._source
 
     def _limited(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """Limit the rate, then the size, and count the progress."""
-        self.attempt.progress.start("download", self.size)
-        chunks = self.attempt.paced(chunks, self.request.max_rate)
+        """Limit the rate by the worker's limit and the request's limit. Limit the size, and count the progress."""
+        attempt = self.attempt
+        attempt.progress.start("download", self.size)
+        rates = [(attempt.pace, float(attempt.limits.max_rate))] if attempt.limits.max_rate else []
+        rates += [(SharedRateLimit(), float(self.request.max_rate))] if self.request.max_rate else []
+        chunks = paced(chunks, rates, attempt.wait)
         chunks = limit(chunks, self.max_bytes, self.location)
-        return tap(chunks, self.attempt.progress.observe)
+        return tap(chunks, attempt.progress.observe)
 
     def draft(self, name: str) -> Manifest | None:
         """Return the draft manifest for a later attempt. None: the server cannot offer this version again."""

@@ -45,15 +45,12 @@ class Request(ArtifactRequest):
         host = urlsplit(self.url).hostname
         return super().uses(zone) + ((f"source:{host}",) if host else ())
 
-    @field_validator("url")
+    @field_validator("url", "mirrors")
     @classmethod
-    def _known_scheme(cls, value: str) -> str:
-        return check_url(value, SCHEMES)
-
-    @field_validator("mirrors")
-    @classmethod
-    def _known_schemes(cls, value: list[str]) -> list[str]:
-        return [check_url(each, SCHEMES) for each in value]
+    def _known_schemes(cls, value: str | list[str]) -> str | list[str]:
+        for url in [value] if isinstance(value, str) else value:
+            check_url(url, SCHEMES)
+        return value
 
     @field_validator("format")
     @classmethod

@@ -74,11 +74,15 @@ class StoredOva:
                 discard(self._store_set.stores[store_name], self._artifact, self._attempt.confirm)
         self._origin.verify(offered)
         small = self._small_objects()
-        descriptor = self._descriptor_entry(small)
-        disks = (self._disks[name] for name in self._descriptor.disks)
-        manifest = self._origin.manifest("ova", offered, (descriptor, *disks))
-        listed = {name: data for name, data in small.items() if name != descriptor.name}
-        return add_small_objects(manifest, listed, "config"), small
+        descriptor, *others = small
+        disks = [self._disks[name] for name in self._descriptor.disks]
+        size = sum(int(each.facts["virtual_size"]) for each in disks)
+        facts: dict[str, object] = {"format": "ova", "virtual_size": size, "disks": len(disks)}
+        facts |= {"signature": "unverified"} if self._signed else {}
+        data = small[descriptor]
+        entry = Entry(descriptor, len(data), str(digest_of(data)), "descriptor", facts)
+        manifest = self._origin.manifest("ova", offered, (entry, *disks))
+        return add_small_objects(manifest, {name: small[name] for name in others}, "config"), small
 
     def _take(self, member: TarMember) -> None:
         kind = member.name.lower().rpartition(".")[2]
@@ -156,11 +160,3 @@ class StoredOva:
         digests = {name: digest_of(data) for name, data in small.items()}
         digests |= {each.name: Digest(*each.digest.split(":")) for each in self._disks.values()}
         return small | {f"{self._artifact.id}.mf": ova.write_checksums(digests)}
-
-    def _descriptor_entry(self, small: dict[str, bytes]) -> Entry:
-        """Return the entry of the stored descriptor. It has the facts of the whole OVA."""
-        name, data = next(iter(small.items()))
-        size = sum(int(each.facts["virtual_size"]) for each in self._disks.values())
-        facts: dict[str, object] = {"format": "ova", "virtual_size": size, "disks": len(self._disks)}
-        facts |= {"signature": "unverified"} if self._signed else {}
-        return Entry(name, len(data), str(digest_of(data)), "descriptor", facts)

@@ -56,9 +56,9 @@ class Request(ArtifactRequest):
         if sum(ways) != 1:
             raise ValueError("give account and id, or one of all, sample and oldest")
         if self.prefix and ways[0]:
-            raise ValueError("prefix goes with all, sample or oldest")
+            raise ValueError("prefix requires all, sample or oldest")
         if self.boot and not (ways[0] and self.kind == "backup"):
-            raise ValueError("boot goes with one backup")
+            raise ValueError("boot requires account, volume and id of one backup")
         return self
 
 

@@ -250,7 +250,7 @@ def test_cut_off(grub: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fields", [REQUEST | {"kind": "template"}, {"all": True, "boot": True}])
 def test_only_backups(fields: dict[str, Any]) -> None:
     """Only one backup at a time is booted."""
-    with pytest.raises(InvalidRequest, match="boot goes with one backup"):
+    with pytest.raises(InvalidRequest, match="boot requires account, volume and id"):
         parse_request(verify.Request, fields, "verify")
 
 

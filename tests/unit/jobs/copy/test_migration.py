@@ -195,5 +195,5 @@ def test_one_or_all(fields: dict[str, Any]) -> None:
 
 def test_prefix_of_one() -> None:
     """A prefix requires all."""
-    with pytest.raises(InvalidRequest, match="prefix goes with all"):
+    with pytest.raises(InvalidRequest, match="prefix requires all"):
         parse_request(copy.Request, {"stores": ["a"], "account": "2", "id": "1", "prefix": "template"}, "copy")

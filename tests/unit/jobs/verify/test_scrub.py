@@ -261,7 +261,7 @@ def test_without_broker(store: MemoryStore) -> None:
         ({"account": "a"}, "give account and id, or one of"),
         ({"account": "a", "id": "1", "all": True}, "give account and id, or one of"),
         ({"sample": "5%", "oldest": 5}, "give account and id, or one of"),
-        ({"account": "a", "id": "1", "prefix": "volumes"}, "prefix goes with"),
+        ({"account": "a", "id": "1", "prefix": "volumes"}, "prefix requires"),
         ({"sample": "101%"}, "sample: must be a number, or a percentage"),
         ({"sample": "0"}, "sample: must be a number, or a percentage"),
         ({"oldest": -1}, "oldest"),
