@@ -58,15 +58,15 @@ class MemoryStore:
         check_key(key)
         self.check_room(key, size_hint or 0)
         with self._lock:
-            mine = [part for part in self._parts.get(key, []) if part.owner.job_id == owner.job_id]
-            if any(part.owner.token > owner.token for part in mine):
+            earlier = [part for part in self._parts.get(key, []) if part.owner.job_id == owner.job_id]
+            if any(part.owner.token > owner.token for part in earlier):
                 raise Cancelled("fenced")
             kept: list[bytes] = []
-            if mine and resume and self.resumable:
-                kept = list(max(mine, key=lambda part: part.owner.token).chunks)
+            if earlier and resume and self.resumable:
+                kept = list(max(earlier, key=lambda part: part.owner.token).chunks)
             if max_bytes is not None and kept:
                 kept = [b"".join(kept)[:max_bytes]] if max_bytes else []
-            for part in mine:
+            for part in earlier:
                 self._parts[key].remove(part)
             part = _Part(owner, kept)
             self._parts.setdefault(key, []).append(part)
