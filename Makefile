@@ -45,6 +45,7 @@ lint: install ## check the rules and the layout with ruff, the import layers, an
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/codespell
+	$(BIN)/python -m tests.project.prose
 
 types: install ## check the types with mypy in strict mode
 	$(BIN)/mypy

@@ -28,7 +28,7 @@ FORBIDDEN = re.compile(
     re.IGNORECASE,
 )
 #: Where prose is checked.
-PLACES = ("ssvm_worker", "tasks", "benchmarks", "chaos", "fuzz", "docs", "README.md", "CONTRIBUTING.md")
+PLACES = ("ssvm_worker", "tasks", "benchmarks", "chaos", "fuzz", "docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 #: A code span, a URL or a bracketed target counts as one word.
 _CODE = re.compile(r"``.+?``|`[^`\n]+`|\]\([^)]*\)|https?://\S+|\*[\w, ]+\*")
 _WORD = re.compile(r"[A-Za-z0-9][\w'’./:=-]*")
