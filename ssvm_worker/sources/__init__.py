@@ -33,7 +33,7 @@ def _sftp(url: str, options: SourceOptions, version: dict[str, Any] | None) -> V
     return SftpSource(url, options, SftpVersion(**version) if version else None)
 
 
-#: A new source is one new file, and one line here.
+#: A new source is one new file and one line here. `jobs.download.request` lists the schemes that a request may name.
 SCHEMES: dict[str, _Open] = {
     "http": _http,
     "https": _http,

@@ -17,12 +17,12 @@ from ssvm_worker.artifacts.layout import DRAFT, MANIFEST, PACKS, Artifact, place
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.errors import Cancelled, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
-from ssvm_worker.jobs.backup.old_snapshots import remove_snapshots
 from ssvm_worker.jobs.request import JobRequest
 from ssvm_worker.jobs.verify.screenshots import remove_screenshots
 from ssvm_worker.streaming.interfaces import Store, StoredObject
 from ssvm_worker.units import human_duration, parse_duration
 
+from .snapshots import remove_snapshots
 from .volume import Volume
 
 #: The most findings in the result. Further findings are only counted.
