@@ -194,7 +194,7 @@ def test_it_goes_away(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer) -
             meanwhile = client.submit(
                 "download", url=http_server.serve("image.raw", DISK), account="1", id="t2", format="raw"
             )
-            until(lambda: "no message reaches it" in health.unready(site.settings), "the worker says so")
+            until(lambda: "it receives no messages" in health.unready(site.settings), "the worker says so")
             assert site.wait(running).state == "succeeded"
             status, text = told(site, "doctor")
             assert (status, "RabbitMQ cannot be used" in text) == (1, True)

@@ -128,12 +128,12 @@ def opened(store: FileStore, resume: bool) -> Sink | None:
 def handles_left(count: int) -> Iterator[None]:
     """Let the process open only so many more files: a real limit of the kernel."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    first = os.open("/dev/null", os.O_RDONLY)
-    held = [first]
-    while (descriptor := os.open("/dev/null", os.O_RDONLY)) < first + 50:  # no free number is left below the highest
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    held = []
+    while (descriptor := os.open("/dev/null", os.O_RDONLY)) <= highest:  # until no number below the highest is free
         held.append(descriptor)
     os.close(descriptor)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1 + count, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + count, hard))
     try:
         yield
     finally:
