@@ -60,6 +60,8 @@ def find_placement(attempt: Attempt, stores: Mapping[str, Store], artifact: Arti
     for name, store in stores.items():
         try:
             record_usage(attempt, store, read_manifest(store, artifact))
+        except Cancelled:
+            raise
         except WorkerError as error:
             owed[name] = error
     return _placement(stores, owed, artifact)

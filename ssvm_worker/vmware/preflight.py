@@ -11,7 +11,7 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from ssvm_worker.errors import SourceDenied, WorkerError
+from ssvm_worker.errors import Cancelled, SourceDenied, WorkerError
 
 from .connection import Connection
 from .export import ExportLink, connect_to_host
@@ -164,6 +164,8 @@ def _check_host(connection: Connection, host: Any) -> Iterator[PreflightFinding]
     link = ExportLink(f"https://{netloc}:{port or 443}/", thumbprint or "", connection.address, "")
     try:
         connect_to_host(link, connection.check).close()
+    except Cancelled:
+        raise
     except WorkerError as error:
         yield PreflightFinding("ESXi host", ERROR, error.what + f" [{error.where}]", error.remedy, type(error))
         return

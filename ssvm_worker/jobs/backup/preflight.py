@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssvm_worker.errors import StoreFull, WorkerError
+from ssvm_worker.errors import Cancelled, StoreFull, WorkerError
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import MiB, human_size
 from ssvm_worker.vmware.hardware import Disk
@@ -45,6 +45,8 @@ def _check_space(store: Store, max_bytes: int, is_primary: bool) -> PreflightFin
     check = f"room on {store.name}"
     try:
         free = store.usage().free
+    except Cancelled:
+        raise
     except WorkerError as error:
         return PreflightFinding(check, ERROR if is_primary else WARNING, str(error), "", type(error))
     if free is None:

@@ -11,8 +11,9 @@ import pytest
 
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.cli import main
-from ssvm_worker.errors import Permanent, Retryable, SourceDenied, SourceUnavailable, StoreFull
+from ssvm_worker.errors import Cancelled, Permanent, Retryable, SourceDenied, SourceUnavailable, StoreFull
 from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.streaming.interfaces import StoreUsage
 from ssvm_worker.units import KiB
 from ssvm_worker.vmware.preflight import PRIVILEGES, SNAPSHOT_PRIVILEGES, PreflightFinding
 from ssvm_worker.vmware.session import VCenterSession
@@ -86,6 +87,21 @@ def test_store_away(bench: Bench, vm: TestVM) -> None:
         bench.run(vm)
     bench.primary = MemoryStore("primary")
     assert not bench.left()
+
+
+class CancelledStore(MemoryStore):
+    """A store on which a worker's shutdown arrives while it is asked for its free space."""
+
+    def usage(self) -> StoreUsage:
+        raise Cancelled("shutdown")
+
+
+@pytest.mark.parametrize("name", ["primary", "archive"])
+def test_cancelled_in_a_check(bench: Bench, vm: TestVM, name: str) -> None:
+    """A cancel that arrives in a check before the backup stays a cancel, and is no finding."""
+    setattr(bench, name, CancelledStore(name))
+    with pytest.raises(Cancelled):
+        bench.run(vm, stores=["primary", "archive"])
 
 
 WARNINGS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
