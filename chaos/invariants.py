@@ -25,7 +25,7 @@ from .zone import ChaosZone
 _EXCUSED = {
     "WorkerLost",
     *(each.__name__ for each in (errors.SourceUnavailable, errors.StoreUnavailable, errors.LeaseLost)),
-    *(each.__name__ for each in (errors.ResourceBusy, errors.StoreFull, errors.Cancelled)),
+    *(each.__name__ for each in (errors.StoreAway, errors.ResourceBusy, errors.StoreFull, errors.Cancelled)),
 }
 #: Errors that only some faults may cause. With a wrong clock the vCenter's certificate is not valid.
 _EXCUSED_BY = {"the workers' clock is set": {errors.SourceDenied.__name__}}
