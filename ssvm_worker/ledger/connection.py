@@ -66,9 +66,9 @@ def translated(url: str) -> Iterator[None]:
             f"The broker refuses the worker: {error}", shown(url), "Check broker.url and its ACL"
         ) from error
     except (redis.ConnectionError, redis.TimeoutError) as error:
-        embedded = urlsplit(url).path.endswith(EMBEDDED)
         remedy = "Check broker.url, and that Redis or Valkey runs there"
-        remedy = "Start `ssvm worker`: it runs the embedded broker" if embedded else remedy
+        if urlsplit(url).path.endswith(EMBEDDED):
+            remedy = "Start `ssvm worker`: it runs the embedded broker"
         raise StoreUnavailable(f"The broker cannot be reached: {error}", shown(url), remedy) from error
     except redis.RedisError as error:
         raise StoreUnavailable(f"The broker reports an error: {error}", shown(url), "See its log") from error

@@ -129,7 +129,7 @@ def _conversion(settings: Settings) -> str:
     """Check the tools and the directory that ``convert_to`` of a download needs."""
     directory = settings.download.scratch_dir
     if directory is None:
-        return "not wanted: download.scratch_dir is not set"
+        return "off: download.scratch_dir is not set"
     tools = ", ".join(tool(name) for name in ("qemu-img", "prlimit"))
     with tempfile.TemporaryFile(dir=directory):
         return f"{tools}; {directory} can be written, {human_size(shutil.disk_usage(directory).free)} free"
@@ -147,7 +147,7 @@ def _boot(settings: Settings) -> Finding:
         return Finding("verify --boot", True, f"{qemu} with KVM")
     if settings.boot.accelerator == "tcg":
         return Finding("verify --boot", True, f"{qemu} with TCG, as boot.accelerator says")
-    why = tried.kvm_failure or "/dev/kvm cannot be opened"
+    why = tried.kvm_failure.rstrip(".") or "/dev/kvm cannot be opened"
     detail = f"{qemu} with TCG, about ten times slower, because KVM does not work here: {why}"
     return Finding("verify --boot", True, f"{detail}. Set boot.accelerator to tcg to skip the attempt", warning=True)
 
@@ -162,7 +162,7 @@ def _spill_dir(settings: Settings) -> Finding:
             return f"{directory} can be written, {human_size(shutil.disk_usage(directory).free)} free"
 
     if not settings.backup.spill_bytes:
-        return Finding("backup.spill_dir", True, "not wanted: backup.spill_bytes is 0")
+        return Finding("backup.spill_dir", True, "off: backup.spill_bytes is 0")
     found = _check("backup.spill_dir", write)
     return replace(found, ok=True, warning=not found.ok)
 

@@ -10,7 +10,7 @@ for directory in /dev/shm /run /tmp /srv /var/lib/nfs /var/log /var/tmp; do
     mkdir -p "$directory"
     mount -t tmpfs -o mode=1777 tmpfs "$directory"
 done
-read -r _ dir _ <<<"$(sed 's/.*guest=\([^ ]*\).*/. \1 ./' /proc/cmdline)"
+dir=$(sed -n 's/.*guest=\([^ ]*\).*/\1/p' /proc/cmdline)
 mkdir -p "$dir"
 mount -t hostfs -o "$dir" none "$dir"
 . "$dir/environment"

@@ -55,7 +55,7 @@ def test_names_of_workers() -> None:
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """Return a state directory of the user nobody, which may not enter pytest's own."""
+    """Return a state directory for an unprivileged user, who may not enter pytest's own directory."""
     with tempfile.TemporaryDirectory() as path:
         os.chmod(path, 0o755)
         (Path(path) / "state").mkdir()
@@ -82,7 +82,7 @@ def rule(root: Path) -> Iterator[None]:
 
 
 def mount(files: list[Path], root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the output of the mount command, run as nobody under the flags of a unit."""
+    """Run the mount command as an unprivileged user under the flags of a unit; return its output."""
     flags = ["--no-new-privs"] if service(*files)["NoNewPrivileges"][-1] == "yes" else []
     mounted = Mounted(parse_export("primary", URL), root, SystemCommands(), MountTimeouts())
     mounted.paths.point.mkdir(exist_ok=True)

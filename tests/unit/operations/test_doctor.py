@@ -43,7 +43,7 @@ def test_conversion(tmp_path: Path) -> None:
 
 def test_no_conversion() -> None:
     """If no images are converted, doctor requires nothing for it."""
-    assert conversion(None) == Finding("conversion", True, "not wanted: download.scratch_dir is not set")
+    assert conversion(None) == Finding("conversion", True, "off: download.scratch_dir is not set")
 
 
 def test_conversion_impossible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,7 +203,7 @@ def test_fenced(shop: Workshop) -> None:
         with Ledger(
             shop.settings.broker.url.get_secret_value(), prefix=shop.settings.broker.prefix, claim_s=100
         ) as other:
-            claim = other.claim("t1", "nobody")  # another attempt owns it now
+            claim = other.claim("t1", "another worker")  # another attempt owns it now
             assert claim is None
             take_away(shop)
             assert other.claim("t1", "heir")

@@ -88,7 +88,7 @@ CASES = {
     "redirect to a metadata address": Case(
         lambda server: {"url": server.redirect("a", "http://169.254.169.254/latest")}, "SourceDenied", "169.254.169.254"
     ),
-    "nobody listens": Case(
+    "no server listens": Case(
         lambda server: {"url": f"http://127.0.0.1:{free_port()}/x"}, "SourceUnavailable", "127.0.0.1", 75, QUICK
     ),
     "address that is not allowed": Case(

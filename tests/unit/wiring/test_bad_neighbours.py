@@ -120,7 +120,7 @@ ALWAYS = 1_000
 S3 = {
     "wrong keys": Case("StoreDenied", "secret_key", environ={ARCHIVE + "SECRET_KEY": "s3cret!"}),
     "no such bucket": Case("StoreDenied", "no-such-bucket", environ={ARCHIVE + "URL": "s3://no-such-bucket/x"}),
-    "nobody listens": Case("StoreAway", "endpoint", 75, {ARCHIVE + "ENDPOINT": "http://127.0.0.1:{free}"}),
+    "no server listens": Case("StoreAway", "endpoint", 75, {ARCHIVE + "ENDPOINT": "http://127.0.0.1:{free}"}),
     "500 each time": Case("StoreUnavailable", "InternalError", 75, faults={"status": 500, "code": "InternalError"}),
     "SlowDown each time": Case("StoreAway", "SlowDown", 75, faults={"status": 503, "code": "SlowDown"}),
     "full": Case("StoreFull", "InsufficientStorage", faults={"status": 507, "code": "InsufficientStorage"}),
