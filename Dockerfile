@@ -30,7 +30,7 @@ RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra 
 
 FROM python:3.13-slim-bookworm AS worker
 # qemu-img converts images if download.scratch_dir is set. gpgv verifies checksum files if download.keyring is set.
-# nfs-common mounts nfs:// stores if the container runs as root with CAP_SYS_ADMIN (docs/nfs.md).
+# nfs-common mounts nfs:// stores if the container runs as root with CAP_SYS_ADMIN (docs/how-to/nfs.md).
 RUN apt-get update && apt-get install -y --no-install-recommends qemu-utils gpgv nfs-common && rm -rf /var/lib/apt/lists/*
 # This user owns the files of directory stores. The export must use the same uid.
 RUN useradd --system --uid 10001 --home-dir /var/lib/ssvm --create-home ssvm \

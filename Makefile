@@ -63,7 +63,7 @@ e2e: install go ## run the tests with real processes, a real broker and kill -9 
 test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## run the tests with a real NFS server and clients in a small VM (minutes); ARGS='-k name' selects tests
 	$(PYTEST) -m nfs tests/nfs $(ARGS)
 
-chaos: install go ## run the long tests, then N=200 random faults during real jobs (docs/chaos.md); SEED=7 repeats a run
+chaos: install go ## run the long tests, then N=200 random faults during real jobs (docs/explanation/chaos.md); SEED=7 repeats a run
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m soak
 	$(BIN)/python -m chaos --faults $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 

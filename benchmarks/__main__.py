@@ -1,6 +1,6 @@
 """``make bench``: measures speed and memory of our jobs and of the programs that people would use instead.
 
-docs/benchmarks.md has the numbers and the method.
+docs/reference/benchmarks.md has the numbers and the method.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="BENCH", help=f"run only {', '.join(BENCHES)} (default: all)")
     parser.add_argument("--size", type=_size, action="append", help="run with this size, such as 64MiB (repeatable)")
     parser.add_argument("--runs", metavar="N", type=int, default=3, help="run each side N times, compare the medians")
-    parser.add_argument("--write", action="store_true", help="write the tables to docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write the tables to docs/reference/benchmarks.md")
     args = parser.parse_args()
     if unknown := set(args.names) - set(BENCHES):
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; choose from {', '.join(BENCHES)}")

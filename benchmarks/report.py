@@ -19,7 +19,7 @@ from .contest import Row
 from .download import found
 from .upload import s5cmd
 
-KEPT = Path(__file__).parents[1] / "docs/benchmarks.md"
+KEPT = Path(__file__).parents[1] / "docs/reference/benchmarks.md"
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _SECTION = re.compile(r"^### (\w+)$", re.MULTILINE)
 _HEADS = ("bench", "ours", "peer", "ratio", "target", "ok")
@@ -36,7 +36,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def keep(results: Mapping[str, Sequence[Row]], runs: int, kept: Path = KEPT) -> None:
-    """Write the table of each benchmark and the conditions to docs/benchmarks.md. Keep the tables of others."""
+    """Write the table of each benchmark and the conditions to benchmarks.md. Keep the tables of others."""
     before, _, rest = kept.read_text().partition(_BEGIN)
     inside, _, after = rest.partition(_END)
     _, *parts = _SECTION.split(inside)

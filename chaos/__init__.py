@@ -1,6 +1,6 @@
 """Seeded random faults during real jobs: no job is lost, and none runs twice. ``make chaos N=200 SEED=7``.
 
-docs/chaos.md describes the program. The modules:
+docs/explanation/chaos.md describes the program. The modules:
 
 - ``zone``: the zone under test: workers, broker, stores, vCenter, publisher
 - ``workload``: the submitted jobs, and the data that must exist when they have ended

@@ -4,7 +4,7 @@
         job = client.submit("download", url="https://…/noble.qcow2", account="2", id="201", checksum="sha256:…")
         print(client.wait(job.job_id).result)
 
-It needs only the broker: no store, no vCenter and no settings file. For other languages see docs/jobs.md.
+It needs only the broker: no store, no vCenter and no settings file. For other languages see docs/reference/jobs.md.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
                 task = message.headers["task"]
                 if task not in self.app.tasks or task.startswith("celery."):  # celery.* tasks run their arguments
                     what = f"There is no task {task!r:.200}"
-                    raise InvalidRequest(what, "", "See docs/jobs.md for the known tasks")
+                    raise InvalidRequest(what, "", "See docs/reference/jobs.md for the known tasks")
                 handle(message)
             except (*self.connection_errors, *self.channel_errors):
                 raise
@@ -41,11 +41,13 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Refuse a body that kombu cannot decode. A traceback would not explain more."""
-        self._refuse(message, InvalidRequest(f"The message cannot be read: {exc}", "", "See docs/jobs.md"))
+        self._refuse(message, InvalidRequest(f"The message cannot be read: {exc}", "", "See docs/reference/jobs.md"))
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002 - Celery's signature
         """Refuse a task that Celery does not accept."""
-        self._refuse(message, InvalidRequest(f"Celery cannot read the message: {exc}", "", "See docs/jobs.md"))
+        self._refuse(
+            message, InvalidRequest(f"Celery cannot read the message: {exc}", "", "See docs/reference/jobs.md")
+        )
 
     def _refuse(self, message: Any, error: Exception) -> None:
         known = isinstance(error, WorkerError)

@@ -1,4 +1,4 @@
-"""Create the Celery app. docs/decisions/ has the experiments behind its settings."""
+"""Create the Celery app. docs/explanation/decisions/ has the experiments behind its settings."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ class StoreSection(SecretFields):
 
 
 class NfsSection(Section):
-    """Mounts of NFS exports on this host: docs/nfs.md."""
+    """Mounts of NFS exports on this host: docs/how-to/nfs.md."""
 
     #: Directory of mount points and their lock files. Default: <state_dir>/nfs.
     mount_root: Path | None = None

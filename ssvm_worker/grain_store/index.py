@@ -43,7 +43,8 @@ class Index:
 
     A pack counts only if it is complete on all these stores. A new store, or a store that missed a backup, gets the
     missing grains with the next backup. Packs without a reference count, too, so a failed attempt's packs are reused.
-    Size: 48 MiB in memory, 45 bytes of disk for each grain, 200 bytes of memory for each pack; see docs/incremental.md.
+    Size: 48 MiB in memory, 45 bytes of disk for each grain, 200 bytes of memory for each pack.
+    See docs/explanation/incremental.md.
     """
 
     def __init__(self, check: Check = lambda: None) -> None:

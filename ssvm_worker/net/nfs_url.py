@@ -1,6 +1,6 @@
 """Parse ``nfs://host[:port]/export?vers=4.2&nconnect=8``: an export, and mount options of a fixed list.
 
-docs/nfs.md explains the defaults. Other options are refused, because ``mount.nfs`` runs as root.
+docs/how-to/nfs.md explains the defaults. Other options are refused, because ``mount.nfs`` runs as root.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from ssvm_worker.wiring.assembly import new_job
 CLAIM = "ssvm_claim"
 #: The form of a job's name, as the ledger uses it in keys and counters.
 _NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")
-_REMEDY = "Send protocol 2 of Celery, with a JSON body: docs/jobs.md"
+_REMEDY = "Send protocol 2 of Celery, with a JSON body: docs/reference/jobs.md"
 
 
 def screen(message: Any) -> None:

@@ -25,7 +25,7 @@ def mounted(export: Export) -> list[Mount]:
 
 
 def test_as_wanted(server: Server) -> None:
-    """The first use mounts by 4.2 with the options of docs/nfs.md, and later uses share the mount."""
+    """The first use mounts by 4.2 with the options of docs/how-to/nfs.md, and later uses share the mount."""
     export = server.export("wanted")
     store = export.store()
     assert mounted(export) == []

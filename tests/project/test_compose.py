@@ -161,8 +161,8 @@ def test_grace_is_longer_than_drain() -> None:
 
 @pytest.mark.e2e
 def test_worker_runs_the_documented_message(world: World) -> None:
-    """The worker runs the job of the message in docs/jobs.md, and ends with status 0 on request."""
-    message = json.loads(re.findall(r"```json\n(.*?)```", (ROOT / "docs/jobs.md").read_text(), re.S)[0])
+    """The worker runs the job of the message in docs/reference/jobs.md, and ends with status 0 on request."""
+    message = json.loads(re.findall(r"```json\n(.*?)```", (ROOT / "docs/reference/jobs.md").read_text(), re.S)[0])
     settings = config.load(None, world.environment("worker"))
     with closing(redis.Redis.from_url(settings.broker.url.get_secret_value())) as client:
         client.lpush("ssvm.zone1.maintenance", json.dumps(message))

@@ -314,8 +314,8 @@ def _same(default: Any, documented: Any) -> bool:
 
 
 def test_job_contract_is_documented() -> None:
-    """docs/jobs.md names every task, every field of a request and every error."""
-    words = set(re.findall(r"[\w.]+\w", (ROOT / "docs/jobs.md").read_text()))
+    """docs/reference/jobs.md names every task, every field of a request and every error."""
+    words = set(re.findall(r"[\w.]+\w", (ROOT / "docs/reference/jobs.md").read_text()))
     names = {f"ssvm.{name}" for name in JOBS} | {field for job in JOBS.values() for field in job.Request.model_fields}
     names |= {each.__name__ for each in vars(errors).values() if isinstance(each, type) and not each.__subclasses__()}
-    _refuse([f"docs/jobs.md:1: {name} is missing" for name in names - words])
+    _refuse([f"docs/reference/jobs.md:1: {name} is missing" for name in names - words])

@@ -100,7 +100,7 @@ def test_mounting_under_the_flags_of_each_unit(root: Path, rule: None, monkeypat
         said = mount([UNITS / name], root, monkeypatch)
         assert '"no new privileges" flag is set' in said
         assert "NoNewPrivileges=yes" in said
-        assert "docs/nfs.md" in said
+        assert "docs/how-to/nfs.md" in said
         said = mount([UNITS / name, UNITS / f"{name}.d/nfs.conf"], root, monkeypatch)
         assert "sudo" not in said
         assert "mount.nfs" in said

@@ -1,6 +1,7 @@
 """Run ``mount.nfs``, ``umount`` and ``ip`` with a deadline. Only this module changes the mounts of the host.
 
-The worker runs the commands as root, or with ``sudo -n`` and a rule that names these command lines (docs/nfs.md).
+The worker runs the commands as root, or with ``sudo -n`` and a rule that names these command lines.
+docs/how-to/nfs.md explains the rule.
 """
 
 from __future__ import annotations
@@ -184,10 +185,11 @@ def _by_path(command: Sequence[str]) -> list[str]:
 def mount_error(failure: str, source: str) -> WorkerError:
     """Return the error for the message of a failed mount command."""
     if failure.startswith("sudo:"):
-        remedy = "Add the sudo rule that `ssvm stores --sudoers USER` prints: docs/nfs.md, Rights"
+        remedy = "Add the sudo rule that `ssvm stores --sudoers USER` prints: docs/how-to/nfs.md, Rights"
         if "no new privileges" in failure:
             remedy = (
-                "The unit has NoNewPrivileges=yes. Add its drop-in nfs.conf, or use /etc/fstab: docs/nfs.md, systemd"
+                "The unit has NoNewPrivileges=yes. Add its drop-in nfs.conf, or use /etc/fstab: "
+                "docs/how-to/nfs.md, systemd"
             )
         return ConfigError(f"The worker may not mount: {failure}", source, remedy)
     if any(each in failure for each in _REFUSED):

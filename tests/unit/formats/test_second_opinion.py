@@ -1,4 +1,7 @@
-"""OpenStack's inspectors (oslo.utils), used as in Glance, and the worker's; docs/formats.md explains differences."""
+"""OpenStack's inspectors (oslo.utils), used as in Glance, and the worker's.
+
+docs/reference/formats.md explains the differences.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from tests.neighbours import ROOT
 from tests.unit.formats.test_formats import SEEDS
 from tests.unit.jobs.download.test_checklist import ROWS
 
-DOCS = (ROOT / "docs/formats.md").read_text()
+DOCS = (ROOT / "docs/reference/formats.md").read_text()
 #: The acceptance list's images, without archives. Rows about the requested format are left out.
 IMAGES = {row: data for row, (data, _, asked) in ROWS.items() if int(row.split()[0]) < 15 and asked == "auto"}
 #: Images with differences that no row has.
@@ -29,7 +32,7 @@ MORE = {
 }
 GOOD: dict[str | int, bytes] = dict(enumerate(SEEDS))
 
-#: The error of one inspector when the other accepts the image, and the explanation in docs/formats.md.
+#: The error of one inspector when the other accepts the image, and the explanation in docs/reference/formats.md.
 BROKEN = "headers and tables that contradict themselves"
 SHORT = "images shorter than they say themselves"
 IMPOSSIBLE = "encrypted qcow2, the corrupt bit, impossible sizes"
@@ -95,7 +98,7 @@ class _File:
 
 
 def reason(image: bytes) -> str | None:
-    """Return the explanation in docs/formats.md of a difference about this image, or None."""
+    """Return the explanation in docs/reference/formats.md of a difference about this image, or None."""
     us, them = ours(image), theirs(image)
     if bool(us) == bool(them):
         return None

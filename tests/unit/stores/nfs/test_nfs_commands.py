@@ -58,7 +58,7 @@ def test_the_reason_of_sudo_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         SystemCommands().mount("127.0.0.1:/export", str(tmp_path / "point"), "port=2049", held)
     os.close(held)
     assert "NoNewPrivileges" in refused.value.remedy
-    assert "docs/nfs.md" in refused.value.remedy
+    assert "docs/how-to/nfs.md" in refused.value.remedy
     assert stat.S_ISDIR((tmp_path / "point").stat().st_mode)
 
 
