@@ -9,7 +9,7 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs.attempt import Attempt, JobLimits
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import Store
-from ssvm_worker.wiring.assembly import ConfiguredConnections
+from ssvm_worker.wiring.connections import ConfiguredConnections
 
 SETTINGS: dict[str, Any] = {"download": {"allow_networks": ["127.0.0.0/8"]}}
 

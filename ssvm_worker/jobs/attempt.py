@@ -11,17 +11,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ssvm_worker.artifacts.checksums import HEX_LENGTHS, Digest
+from ssvm_worker.artifacts.checksums import HEX_LENGTHS
 from ssvm_worker.errors import Cancelled, InvalidRequest, misused
 from ssvm_worker.ledger.quota import UNLIMITED, Held, LocalQuota, Quota
 from ssvm_worker.ledger.quota import QuotaLimits as Quotas
 from ssvm_worker.ledger.scrub_results import LocalScrubResults, ScrubResults
 from ssvm_worker.ledger.slots import LocalSlots, Slots
-from ssvm_worker.streaming.interfaces import Check, Owner, Sink, Source, Store
+from ssvm_worker.streaming.interfaces import Check, Owner, Source, Store
 from ssvm_worker.streaming.pipeline import Resuming
 from ssvm_worker.streaming.rate_limit import SharedRateLimit
 
 from .cleanup.retention import RetentionRules
+from .connections import Connections
 
 
 class Progress:
@@ -78,51 +79,6 @@ class Progress:
         elapsed = max(time.monotonic() - self._started, 1e-3)
         rate = round((self.bytes - self._stage_bytes) / elapsed)
         return {"stage": self.stage, "bytes": self.bytes, "total": self.total, "rate": rate, "moved": self.moved}
-
-
-class RemoteSource(Source, Protocol):
-    """A source outside the image stores."""
-
-    @property
-    def validator(self) -> Any:
-        """Return a dataclass that identifies this version of the object, or None. Valid after the first open."""
-
-    @property
-    def digests(self) -> Sequence[Digest]:
-        """Return the checksums of the offered file that came with the URL, for example in a metalink."""
-
-
-class Connections(Protocol):
-    """Opens everything outside the image stores. The wiring package chooses the concrete classes."""
-
-    def source(
-        self,
-        urls: Sequence[str],
-        *,
-        headers: Mapping[str, str],
-        credentials: str | None,
-        checksum: Digest | None,
-        check: Check,
-        validator: dict[str, Any] | None,
-    ) -> RemoteSource:
-        """Return the object that all *urls* name, in the version that *validator* identifies.
-
-        The source mixes bytes of two URLs only if a *checksum* will be compared. Raises InvalidRequest.
-        """
-
-    def text(self, url: str, *, check: Check) -> str:
-        """Return a small text file, such as SHA256SUMS."""
-
-    def destination(
-        self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], attempt: Attempt
-    ) -> Sink:
-        """Return the sink of an upload: s3://bucket/key, or an http(s) URL that accepts a PUT."""
-
-    def sweep_destination(self, url: str, *, credentials: str | None, check: Check) -> None:
-        """Abort the uploads to exactly this destination that earlier attempts left open."""
-
-    def vcenter(self, name: str, *, check: Check) -> Any:
-        """Return a session with the vCenter of that name in the settings; see vmware.session."""
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import human_duration, human_size
 from ssvm_worker.vm_boot.boot import try_accelerator
 from ssvm_worker.wiring import assembly
+from ssvm_worker.wiring.connections import ConfiguredConnections
 from ssvm_worker.wiring.message_transport import MessageRoute
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def examine_vcenter(settings: Settings, name: str, vm: str | None) -> list[Findi
     """
     from ssvm_worker.jobs.backup.preflight import preflight  # imports pyVmomi
 
-    with assembly.ConfiguredConnections(settings).vcenter(name, check=lambda: None) as session:
+    with ConfiguredConnections(settings).vcenter(name, lambda: None) as session:
         if vm is None:
             found = session.examine()
         else:
@@ -264,5 +265,5 @@ def _uploads(settings: Settings, name: str) -> Finding:
 
 
 def _vcenter(settings: Settings, name: str) -> str:
-    with assembly.ConfiguredConnections(settings).vcenter(name, check=lambda: None) as session:
+    with ConfiguredConnections(settings).vcenter(name, lambda: None) as session:
         return str(session.about)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import SourceChanged, SourceUnavailable
-from ssvm_worker.jobs.attempt import Attempt, Connections
-from ssvm_worker.streaming.interfaces import Check, Sink
+from ssvm_worker.jobs.connections import SourceRequest
+from ssvm_worker.streaming.interfaces import Check
+from ssvm_worker.wiring.connections import ConfiguredConnections
 
 #: Chunks, each at most 1 MiB, that wait for the pipeline.
 _MAX_CHUNKS = 4
@@ -106,42 +106,14 @@ class Sender:
 
 
 @dataclass(frozen=True)
-class SenderConnections:
+class SenderConnections(ConfiguredConnections):
     """The connections of an attempt, with a sender as the source."""
 
-    connections: Connections
     sender: Sender
 
-    def source(
-        self,
-        urls: Sequence[str],  # noqa: ARG002 - there is one source
-        *,
-        headers: Mapping[str, str],  # noqa: ARG002
-        credentials: str | None,  # noqa: ARG002
-        checksum: Digest | None,  # noqa: ARG002
-        check: Check,
-        validator: dict[str, Any] | None,
-    ) -> Sender:
-        """Return the sender. It continues an earlier attempt only if *validator* identifies the same upload."""
+    def source(self, request: SourceRequest) -> Sender:
+        """Return the sender. It continues an earlier attempt only if the request names the same upload."""
         own = asdict(self.sender.validator) if self.sender.validator else None
-        self.sender.continues = validator == own
-        self.sender.check = check
+        self.sender.continues = request.validator == own
+        self.sender.check = request.check
         return self.sender
-
-    def text(self, url: str, *, check: Check) -> str:
-        """Return a small text file, as for any job."""
-        return self.connections.text(url, check=check)
-
-    def destination(
-        self, url: str, *, size: int, credentials: str | None, headers: Mapping[str, str], attempt: Attempt
-    ) -> Sink:
-        """Return the sink of an upload, as for any job."""
-        return self.connections.destination(url, size=size, credentials=credentials, headers=headers, attempt=attempt)
-
-    def sweep_destination(self, url: str, *, credentials: str | None, check: Check) -> None:
-        """Abort open uploads to a destination, as for any job."""
-        self.connections.sweep_destination(url, credentials=credentials, check=check)
-
-    def vcenter(self, name: str, *, check: Check) -> Any:
-        """Return a session with a vCenter, as for any job."""
-        return self.connections.vcenter(name, check=check)

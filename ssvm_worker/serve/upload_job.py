@@ -51,7 +51,7 @@ class _Upload(JobRun):
     @cached_property
     def _attempt(self) -> Attempt:
         attempt = super()._attempt
-        attempt.connections = SenderConnections(attempt.connections, self.sender)
+        attempt.connections = SenderConnections(self.settings, self.sender)
         attempt.limits = replace(attempt.limits, resumes=0)
         return attempt
 

@@ -21,6 +21,8 @@ from .options import SourceOptions, VersionedSource
 from .sftp import SftpSource, SftpVersion
 from .store_object import StoredSource
 
+__all__ = ["SCHEMES", "SourceOptions", "find_source", "open_source"]
+
 _Open = Callable[[str, SourceOptions, dict[str, Any] | None], VersionedSource]
 
 

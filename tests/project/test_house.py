@@ -40,7 +40,7 @@ SDKS = {
     "oslo_utils": ("ssvm_worker/formats/second_opinion",),
     "paramiko": ("ssvm_worker/sources/sftp",),
     "prometheus_client": ("ssvm_worker/operations/metrics",),
-    "pydantic": ("ssvm_worker/config/", "ssvm_worker/wiring/assembly", "ssvm_worker/jobs/", "ssvm_worker/cli/"),
+    "pydantic": ("ssvm_worker/config/", "ssvm_worker/wiring/", "ssvm_worker/jobs/", "ssvm_worker/cli/"),
     "pyVim": ("ssvm_worker/vmware/",),
     "pyVmomi": ("ssvm_worker/vmware/",),
     "redis": ("ssvm_worker/ledger/",),

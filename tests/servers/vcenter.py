@@ -94,7 +94,7 @@ def address_of(simulator: VCenterSimulator, **other: Any) -> Address:
 def doors(simulator: VCenterSimulator, *, options: ExportOptions, **address: Any) -> Any:
     """The ``vcenter`` door of an attempt; leads to the simulator by any name."""
 
-    def vcenter(_: str, *, check: Check) -> VCenterSession:
+    def vcenter(_: str, check: Check) -> VCenterSession:
         return VCenterSession(address_of(simulator, **address), check, options)
 
     opened: Callable[..., VCenterSession] = vcenter

@@ -78,7 +78,7 @@ def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> di
     attempt.progress.start("connecting")
     with (
         reserve_quota(attempt, request.account, request.quota, len(stores)),
-        attempt.connections.vcenter(request.vcenter, check=attempt.check) as session,
+        attempt.connections.vcenter(request.vcenter, attempt.check) as session,
     ):
         vm: VM = session.find_vm(request.vm)
         try:
@@ -231,7 +231,7 @@ def _try_removal(attempt: Attempt, vm: VM, limit_s: float | None = None) -> bool
 def _remove_leftover(request: Request, attempt: Attempt) -> bool:
     """Call ``_try_removal`` with a new session that ignores cancellation."""
     try:
-        with attempt.connections.vcenter(request.vcenter, check=lambda: None) as session:
+        with attempt.connections.vcenter(request.vcenter, lambda: None) as session:
             return _try_removal(attempt, session.find_vm(request.vm), _CLEAN_UP_S)
     except SourceNotFound:
         return True  # the VM was deleted, and its snapshots with it

@@ -12,7 +12,8 @@ from ssvm_worker.artifacts.checksum_files import find_in_sums
 from ssvm_worker.artifacts.checksums import Digest, Hasher, agreed, is_checksum_url, parse_checksum
 from ssvm_worker.artifacts.manifest import Entry, Manifest, read_draft
 from ssvm_worker.errors import InvalidRequest, TooLarge
-from ssvm_worker.jobs.attempt import Attempt, RemoteSource
+from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.connections import RemoteSource, SourceRequest
 from ssvm_worker.jobs.request import fingerprint, safe_url
 from ssvm_worker.streaming.interfaces import CHUNK, Store
 from ssvm_worker.streaming.pipeline import RAISE_LIMIT, Resuming, limit, tap
@@ -29,7 +30,7 @@ def find_expected(request: Request, attempt: Attempt) -> Digest | None:
         return None
     allowed = attempt.limits.checksums
     if is_checksum_url(request.checksum):
-        sums = attempt.connections.text(request.checksum, check=attempt.check)
+        sums = attempt.connections.text(request.checksum, attempt.check)
         return find_in_sums(sums, unquote(urlsplit(request.url).path), safe_url(request.checksum), allowed)
     checksum = parse_checksum(request.checksum)
     if checksum.algorithm not in allowed:
@@ -94,12 +95,14 @@ class OriginFile:
     def _open_source(self, validator: dict[str, Any] | None) -> RemoteSource:
         request = self.request
         self._source = self.attempt.connections.source(
-            [request.url, *request.mirrors],
-            headers=request.headers,
-            credentials=request.credentials,
-            checksum=self.expected,
-            check=self.attempt.check,
-            validator=validator,
+            SourceRequest(
+                [request.url, *request.mirrors],
+                self.attempt.check,
+                request.headers,
+                request.credentials,
+                self.expected,
+                validator,
+            )
         )
         self.expected = agreed(self.expected, self._source.digests, self.location)
         return self._source

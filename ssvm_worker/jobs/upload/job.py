@@ -14,6 +14,7 @@ from ssvm_worker.artifacts.manifest import Entry, read_manifest
 from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, ObjectNotFound, WorkerError
 from ssvm_worker.grain_store.map import ROLE as GRAIN_MAP
 from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.connections import DestinationRequest
 from ssvm_worker.jobs.request import Headers, JobRequest, Privacy, check_url, fingerprint, safe_url
 from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Store
@@ -89,7 +90,7 @@ def resource(request: Request) -> str:
 
 def discard(request: Request, attempt: Attempt) -> None:
     """Abort the uploads that failed attempts left open at the destination."""
-    attempt.connections.sweep_destination(request.url, credentials=request.credentials, check=attempt.check)
+    attempt.connections.sweep_destination(_destination(request, attempt))
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
@@ -127,6 +128,10 @@ class _Outgoing:
     digest: str | None = None
 
 
+def _destination(request: Request, attempt: Attempt) -> DestinationRequest:
+    return DestinationRequest(request.url, attempt.check, request.credentials, request.headers)
+
+
 def _send(request: Request, attempt: Attempt, outgoing: _Outgoing) -> Hasher:
     hasher = Hasher()
 
@@ -139,9 +144,7 @@ def _send(request: Request, attempt: Attempt, outgoing: _Outgoing) -> Hasher:
         attempt.confirm()
 
     attempt.progress.start("upload", outgoing.size)
-    with attempt.connections.destination(
-        request.url, size=outgoing.size, credentials=request.credentials, headers=request.headers, attempt=attempt
-    ) as sink:
+    with attempt.connections.destination(_destination(request, attempt), outgoing.size, attempt.owner) as sink:
         chunks = tap(outgoing.chunks, attempt.progress.observe)
         sinks, keep = {"destination": sink}, attempt.will_resume
         store_stream(chunks, sinks, [hasher], verify=verify, check=attempt.check, keep=keep)

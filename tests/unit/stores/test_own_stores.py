@@ -9,11 +9,12 @@ import pytest
 
 from ssvm_worker import config
 from ssvm_worker.errors import ConfigError, InvalidRequest
+from ssvm_worker.jobs.connections import SourceRequest
 from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.upload import job as upload
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3.store import S3Store
-from ssvm_worker.wiring.assembly import ConfiguredConnections
+from ssvm_worker.wiring.connections import ConfiguredConnections
 from ssvm_worker.wiring.own_stores import refuse_stores
 from tests import images
 from tests.attempts import SETTINGS, attempt
@@ -107,13 +108,8 @@ def test_a_directory_that_is_a_store(tmp_path: Path) -> None:
     given = {"stores": {"local": {"url": f"file://{tmp_path}/store"}}, "download": allowed}
     for path in (f"store/{KEY}", f"link/{KEY}", f"x/../store/{KEY}"):
         with pytest.raises(InvalidRequest, match="local"):
-            ConfiguredConnections(config.parse(given, "test"))._origins().source(
-                [f"file://{tmp_path}/{path}"],
-                headers={},
-                credentials=None,
-                checksum=None,
-                check=lambda: None,
-                validator=None,
+            ConfiguredConnections(config.parse(given, "test")).source(
+                SourceRequest([f"file://{tmp_path}/{path}"], lambda: None)
             )
 
 
@@ -178,8 +174,8 @@ def test_download_out_of_an_allowed_store(town: Town, s3_server: S3Server, s3_bu
 
 
 def named(url: str, given: dict[str, Any]) -> None:
-    ConfiguredConnections(config.parse(SETTINGS | {"credentials": {"c": given}}, "test"))._origins().source(
-        [url], headers={}, credentials="c", checksum=None, check=lambda: None, validator=None
+    ConfiguredConnections(config.parse(SETTINGS | {"credentials": {"c": given}}, "test")).source(
+        SourceRequest([url], lambda: None, credentials="c")
     )
 
 

@@ -18,6 +18,7 @@ from ssvm_worker.errors import (
     SourceNotFound,
     SourceUnavailable,
 )
+from ssvm_worker.jobs.connections import SourceRequest
 from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.sources.file import FileSource, FileVersion
@@ -290,8 +291,7 @@ def test_s3_without_credentials() -> None:
     """Without credentials, requests to Amazon are anonymous, even if a configured store uses that bucket."""
     store = {"url": "s3://bucket", "endpoint": "http://127.0.0.1:1", "access_key": "a", "secret_key": "b"}
     doors = attempt(settings={"stores": {"primary": store}}).connections
-    given: dict[str, Any] = {"headers": {}, "credentials": None, "checksum": None, "validator": None}
-    source = doors.source(["s3://bucket/key"], check=lambda: None, **given)
+    source = doors.source(SourceRequest(["s3://bucket/key"], lambda: None))
     assert "Amazon S3" in source.name
 
 

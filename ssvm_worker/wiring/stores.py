@@ -1,0 +1,67 @@
+"""Open the image stores of the settings. The SDK of a store is imported when it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from pydantic import SecretStr
+
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.errors import InvalidRequest, misused
+from ssvm_worker.stores import open_store
+from ssvm_worker.streaming.interfaces import Check, Store
+
+
+def _unchecked() -> None:
+    """Do nothing: the caller cannot be cancelled."""
+
+
+class Stores(Mapping[str, Store]):
+    """Image stores of the settings by name. Each is opened at its first use."""
+
+    def __init__(self, settings: Settings, check: Check = _unchecked) -> None:
+        """Stores call *check* while they wait for their server. It must raise if the caller must stop."""
+        self._settings = settings
+        self._check = check
+        self._opened: dict[str, Store] = {}
+
+    def checked(self, check: Check) -> Stores:
+        """Return the same stores with another *check*. They are opened again."""
+        return Stores(self._settings, check)
+
+    def __getitem__(self, name: str) -> Store:
+        if name not in self._opened:
+            self._opened[name] = _open(name, self._settings, self._check)
+        return self._opened[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._settings.stores)
+
+    def __len__(self) -> int:
+        return len(self._settings.stores)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._settings.stores
+
+
+def open_store_named(settings: Settings, name: str) -> Store:
+    """Return the image store of that name. Raise InvalidRequest with all known names if there is none."""
+    stores = Stores(settings)
+    if name not in stores:
+        what = f"There is no image store named {name!r}"
+        raise misused(InvalidRequest(what, "stores", f"The settings have: {', '.join(stores) or 'none'}"))
+    return stores[name]
+
+
+def _open(name: str, settings: Settings, check: Check) -> Store:
+    store = settings.stores[name]
+    if store.url.startswith("nfs://"):
+        nfs = {key: value for key, value in settings.nfs if value is not None}
+        mount_root = settings.nfs.mount_root or settings.state_dir / "nfs"
+        return open_store(name, store.url, **{**nfs, "mount_root": mount_root}, check=check)
+    values = {
+        key: value.get_secret_value() if isinstance(value, SecretStr) else value
+        for key, value in store
+        if key not in ("url", "backup_mode")
+    }
+    return open_store(name, store.url, notes_dir=settings.state_dir / "s3", check=check, **values)
