@@ -97,6 +97,7 @@ class WorkerSection(Section):
 
     #: Concurrent jobs. A transfer uses about two cores.
     concurrency: int = Field(2, ge=1)
+    #: Lanes from which the worker takes jobs.
     lanes: Annotated[tuple[str, ...], BeforeValidator(split), among(LANES)] = LANES
     #: Seconds that running jobs get after SIGTERM before they return to the queue.
     drain_s: Seconds = 60.0
@@ -119,8 +120,11 @@ class LedgerSection(Section):
 class RetrySection(Section):
     """Retries of jobs with a retryable error."""
 
+    #: Attempts of a job before it fails.
     max_attempts: int = Field(5, ge=1)
+    #: The longest delay in seconds before the second attempt. It doubles with each attempt.
     first_delay_s: Seconds = 5.0
+    #: The longest delay in seconds.
     max_delay_s: Seconds = 600.0
 
 
@@ -131,6 +135,7 @@ class LimitsSection(Section):
     per_store: int = Field(0, ge=0)
     #: Downloads from one host.
     per_source_host: int = Field(0, ge=0)
+    #: Jobs of one account.
     per_account: int = Field(0, ge=0)
 
 
@@ -139,16 +144,21 @@ class DownloadSection(SecretFields):
 
     #: Networks that are allowed in addition to public addresses.
     allow_networks: Networks = ()
+    #: The maximum size of a file. A request may set a lower one.
     max_bytes: Bytes = Field(1 * TiB, gt=0)
+    #: The maximum size of an image as a guest sees it.
     max_virtual_size: Bytes = Field(64 * TiB, gt=0)
     #: The maximum ratio of decompressed to compressed bytes. It applies above 4 GiB of decompressed bytes.
     max_ratio: int = Field(250, ge=1)
     #: A directory on a local disk for the conversion of images.
     scratch_dir: Path | None = None
+    #: The timeout in seconds of a connection and its TLS handshake.
     connect_timeout_s: Seconds = 10.0
-    #: A source has stalled if it sends less than min_rate bytes a second during so many seconds.
+    #: A source has stalled if it sends less than min_rate during so many seconds.
     stall_s: Seconds = 20.0
+    #: The minimum rate in bytes a second of a source.
     min_rate: Rate = Field(1024, ge=1)
+    #: The maximum of redirects of one download.
     max_redirects: int = Field(5, ge=0)
     #: Resumptions in a row with less than 1 MiB of progress each. Then the attempt fails.
     resumes: int = Field(3, ge=0)
@@ -158,16 +168,19 @@ class DownloadSection(SecretFields):
     max_rate: Rate | None = Field(None, gt=0)
     #: Allowed algorithms of checksums. MD5 and SHA-1 detect damage, but no forgery.
     checksums: Annotated[tuple[str, ...], BeforeValidator(split), among(HEX_LENGTHS)] = tuple(HEX_LENGTHS)
+    #: CA of the sources, in addition to those of the system.
     ca_file: Path | None = None
-    #: The proxy for http and https: http://[user:password@]host:port. no_proxy lists names, addresses and networks
-    #: without the proxy.
+    #: The proxy for http and https: http://[user:password@]host:port.
     proxy: SecretUrl | None = None
+    #: Names, addresses and networks without the proxy.
     no_proxy: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
-    #: Public keys for signatures of checksum files, and whether the worker refuses an unsigned file.
+    #: Public keys for signatures of checksum files.
     keyring: Path | None = None
+    #: Refuse an unsigned checksum file if there is a keyring.
     require_signature: bool = True
-    #: Directories that file:// URLs may name, and image stores that store: URLs may name.
+    #: Directories that file:// URLs may name.
     allow_directories: Annotated[tuple[Path, ...], BeforeValidator(split)] = ()
+    #: Image stores that store: URLs may name.
     allow_stores: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
     #: Host keys of sftp:// servers.
     known_hosts: Path | None = None
@@ -178,27 +191,35 @@ class UploadSection(Section):
 
     #: Networks that are allowed in addition to public addresses. Default: download.allow_networks.
     allow_networks: Networks | None = None
+    #: CA of the destinations, in addition to those of the system.
     ca_file: Path | None = None
 
 
 class StoreSection(SecretFields):
     """One image store. The keys after ``backup_mode`` are for S3 only."""
 
+    #: file:///PATH, nfs://SERVER/EXPORT, or s3://BUCKET/PREFIX.
     url: Annotated[str, AfterValidator(no_login)]
     #: The mode of backups whose primary store this is. A request may override it.
     backup_mode: Literal["full", "incremental"] = "full"
+    #: The URL of the S3 service. Default: AWS.
     endpoint: Annotated[str | None, AfterValidator(no_login)] = None
+    #: The region of the bucket.
     region: str = "us-east-1"
+    #: The access key. Default: keys of the environment, or the role of the machine.
     access_key: SecretStr | None = None
+    #: The secret key.
     secret_key: SecretStr | None = None
     #: The place of the bucket's name in a URL: in the path, or in the host name (virtual). auto: path if there is an
     #: endpoint, else virtual.
     addressing: Addressing = "auto"
+    #: CA of the endpoint, in addition to those of the system.
     ca_file: Path | None = None
     #: http://[user:password@]host:port. The worker ignores proxies of the environment.
     proxy: S3Proxy = None
-    #: The timeout in seconds of a call that moves no byte, and of the call that completes a multipart upload.
+    #: The timeout in seconds of a call that moves no byte.
     stall_s: Seconds = 60.0
+    #: The timeout in seconds of the call that completes a multipart upload.
     commit_s: Seconds = 600.0
 
 
@@ -237,20 +258,33 @@ class CredentialsSection(SecretFields):
     buckets: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
     #: Without keys: use keys of the environment or the role of the machine. Requires buckets.
     machine_role: bool = False
+    #: The URL of the S3 service. Default: AWS.
     endpoint: Annotated[str | None, AfterValidator(no_login)] = None
+    #: The region of the bucket.
     region: str = "us-east-1"
+    #: The S3 access key.
     access_key: SecretStr | None = None
+    #: The S3 secret key.
     secret_key: SecretStr | None = None
+    #: As for a store.
     addressing: Addressing = "auto"
+    #: The proxy for S3, as for a store.
     proxy: S3Proxy = None
+    #: As for a store.
     stall_s: Seconds = 60.0
+    #: As for a store.
     commit_s: Seconds = 600.0
+    #: The user for http, ftp or sftp.
     username: str | None = None
+    #: The password of the user.
     password: SecretStr | None = None
+    #: The bearer token for http.
     token: SecretStr | None = None
+    #: CA of the S3 endpoint or of the hosts.
     ca_file: Path | None = None
-    #: A client certificate with its key for TLS, and a private key for sftp://.
+    #: A client certificate for TLS.
     certificate_file: Path | None = None
+    #: The private key of the client certificate, or for sftp://.
     private_key_file: Path | None = None
 
     @model_validator(mode="after")
@@ -263,10 +297,15 @@ class CredentialsSection(SecretFields):
 class VCenterSection(SecretFields):
     """One vCenter or standalone ESXi host. The worker verifies its certificate by thumbprint, ca_file or system CAs."""
 
+    #: The name or address of the server.
     host: str
+    #: The port of the API.
     port: int = 443
+    #: The user.
     username: str
+    #: The password of the user.
     password: SecretStr
+    #: CA of the certificate.
     ca_file: Path | None = None
     #: SHA-1 or SHA-256 of the certificate, with or without colons.
     thumbprint: str | None = None
@@ -281,13 +320,15 @@ class BackupSection(Section):
     quiesce: bool = True
     #: Seconds that a host may take to prepare an NFC lease.
     lease_ready_s: Seconds = 300.0
-    #: The maximum of leases for one disk in an attempt, and seconds between two of them.
+    #: The maximum of leases for one disk in an attempt.
     lease_tries: int = Field(3, ge=1)
+    #: Seconds between two leases.
     lease_delay_s: Seconds = 15.0
     #: Inflate every Nth grain and check its Adler-32. 0: check the structure only.
     inflate_every: int = Field(0, ge=0)
-    #: Parallel disks of one VM, and parallel disks of one ESXi host for all workers together.
+    #: Parallel disks of one VM.
     parallel_disks: int = Field(2, ge=1)
+    #: Parallel disks of one ESXi host, for all workers together.
     per_host: int = Field(2, ge=1)
     #: The timeout in hours of removing a snapshot, and of consolidation.
     remove_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 12.0
@@ -304,6 +345,7 @@ class BootSection(Section):
     dir: Path | None = None
     #: The maximum of seconds that a guest runs. It ends earlier if its screen is unchanged for still_s seconds.
     seconds: Seconds = 180.0
+    #: Seconds without a change of the screen after which the boot has ended.
     still_s: Seconds = 20.0
     #: The maximum of memory of a guest in bytes.
     memory: Bytes = Field(GiB, ge=64 << 20)
@@ -318,7 +360,9 @@ class ScalingSection(Section):
     sessions: int | None = Field(None, ge=1)
     #: Free capacity for new jobs, in jobs, in addition to the running ones.
     standby: int = Field(2, ge=0)
+    #: The minimum number of workers.
     min: int = Field(1, ge=0)
+    #: The maximum number of workers.
     max: int = Field(10, ge=1)
     #: Seconds of lower demand before the number of workers decreases.
     cool_down_s: Seconds = 600.0
@@ -333,6 +377,7 @@ class ScalingSection(Section):
 class LinkKey(SecretFields):
     """A key that signs links."""
 
+    #: At least 32 characters.
     secret: SecretStr = Field(min_length=32)
 
 
@@ -343,21 +388,26 @@ class ServeSection(Section):
     listen: str = Field("127.0.0.1:8480", pattern=r"^.+:\d{1,5}$")
     #: The public URL, which links start with. Default: the address of the last start.
     url: str | None = Field(None, pattern=r"^https?://[^?#]+$")
-    #: Keys that sign links, by name, and the name of the key for new links. Default: one key of this machine.
+    #: Keys that sign links, by name. Default: one key of this machine.
     keys: dict[str, LinkKey] = Field(default_factory=dict)
+    #: The name of the key for new links.
     key: str | None = None
-    #: The maximum of connections, and of connections from one address (IPv6: one /64). A further connection closes the
-    #: oldest one without a signed request. If there is none, it gets 503.
+    #: The maximum of connections. A further connection closes the oldest one without a signed request. If there is
+    #: none, it gets 503.
     max_connections: int = Field(256, ge=1)
+    #: The maximum of connections from one address (IPv6: one /64).
     max_per_address: int = Field(32, ge=1)
     #: Networks of reverse proxies. max_per_address does not apply to them, because they connect for many clients.
     trusted_proxies: Networks = ()
-    #: The server disconnects a client that moves less than min_rate bytes a second during stall_s seconds.
+    #: The server disconnects a client that moves less than min_rate during so many seconds.
     stall_s: Seconds = 60.0
+    #: The minimum rate in bytes a second of a client.
     min_rate: Rate = Field(1024, ge=1)
     #: Seconds that transfers get after SIGTERM.
     drain_s: Seconds = 60.0
+    #: The certificate for TLS.
     certificate_file: Path | None = None
+    #: The private key of the certificate.
     private_key_file: Path | None = None
 
 
@@ -366,32 +416,38 @@ class QuotaSection(Section):
 
     #: The limit of accounts that are not listed. Default: unlimited.
     default: Size = None
+    #: The limit for each account.
     accounts: dict[str, Size] = Field(default_factory=dict)
 
 
 class Keep(Section):
     """Numbers of backups of a volume that clean-up keeps. If all are 0, it keeps every backup."""
 
+    #: The last backups.
     keep_last: int = Field(0, ge=0)
-    #: The last backup of each of so many days, ISO weeks and months (UTC). Only periods with a backup count.
+    #: The last backup of each of so many days (UTC). Only days with a backup count.
     keep_daily: int = Field(0, ge=0)
+    #: The same for ISO weeks.
     keep_weekly: int = Field(0, ge=0)
+    #: The same for months.
     keep_monthly: int = Field(0, ge=0)
 
 
 class RetentionSection(Keep):
     """Rules of clean-up for backups. It keeps a backup if any of the numbers keeps it."""
 
-    #: Numbers for the backups of an account, and for those of a volume ("ACCOUNT/VOLUME"). They replace all numbers
-    #: above.
+    #: Numbers for the backups of an account. They replace all numbers above.
     accounts: dict[str, Keep] = Field(default_factory=dict)
+    #: Numbers for the backups of a volume ("ACCOUNT/VOLUME"). They replace all numbers above.
     volumes: dict[str, Keep] = Field(default_factory=dict)
 
 
 class LogSection(Section):
     """Level, format and target of logs. There is no debug level, because libraries would log signed URLs."""
 
+    #: text is for people. json and keyvalue have one line for each entry.
     format: Literal["text", "json", "keyvalue"] = "text"
+    #: Less important entries are dropped.
     level: Literal["info", "warning", "error"] = "info"
     #: unix:///dev/log or udp://host:514, in addition to standard error.
     syslog: str | None = Field(None, pattern=r"^(unix:///.+|udp://[^/?#@]+/?)$")
@@ -404,16 +460,20 @@ class CallbackSection(SecretFields):
     secret: SecretStr | None = None
     #: The timeout in seconds of the complete request and response.
     timeout_s: Seconds = 10.0
+    #: Attempts to deliver a callback.
     max_tries: int = Field(8, ge=1)
     #: Networks that are allowed in addition to public addresses. Default: download.allow_networks.
     allow_networks: Networks | None = None
+    #: CA of the receivers, in addition to those of the system.
     ca_file: Path | None = None
 
 
 class Settings(Section):
     """All settings."""
 
+    #: The zone of this worker. It takes jobs from the queues ssvm.<zone>.<lane>.
     zone: str = Field("zone1", pattern=f"^{ZONE}$")
+    #: Directory of the embedded broker, of scratch files and of the state of stores.
     state_dir: Path = Path("/var/lib/ssvm")
     broker: BrokerSection = BrokerSection()
     worker: WorkerSection = WorkerSection()

@@ -59,7 +59,9 @@ class JobRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, coerce_numbers_to_str=True)
 
-    job_id: str = Field("", description="The caller's idempotency key. Generated if absent")
+    job_id: str = Field(
+        "", description="The caller's idempotency key: 1 to 128 letters, digits and . _ -. Generated if absent"
+    )
     callback_url: Annotated[str | None, Privacy.URL] = Field(
         None, description="Receives the job record by HTTP POST when the job has ended"
     )
@@ -159,7 +161,7 @@ Headers = Annotated[
 class ArtifactRequest(JobRequest):
     """A request for one artifact."""
 
-    kind: Literal["template", "iso", "volume", "backup"] = "template"
+    kind: Literal["template", "iso", "volume", "backup"] = Field("template", description="The kind of the artifact")
     account: str = Field(description="The account that owns the artifact")
     id: str = Field(description="The artifact's id within its account (and volume)")
     volume: str = Field("", description="Backups only: the volume or VM of the snapshot")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -37,6 +38,48 @@ except ImportError as error:
 _CONNECTIONS = 32
 
 
+@dataclass(frozen=True)
+class MetricType:
+    """One metric: its name, meaning and labels. A counter's samples have the name with ``_total``."""
+
+    name: str
+    text: str
+    labels: Sequence[str] = ()
+    kind: str = "gauge"
+
+
+#: All metrics, in the order of the output.
+METRICS = {
+    each.name: each
+    for each in (
+        MetricType("ssvm_up", "Whether the broker answers. If it is 0, only metrics of stores follow"),
+        MetricType(
+            "ssvm_jobs", "Jobs in the ledger. Jobs within another job have the lane held", ("state", "lane", "zone")
+        ),
+        MetricType("ssvm_queue_oldest_seconds", "Age of the oldest queued job", ("lane", "zone")),
+        MetricType("ssvm_callbacks_pending", "Callbacks to deliver"),
+        MetricType(
+            "ssvm_jobs_ended",
+            "Jobs that have ended. The label error is the class of the error, or -",
+            ("job", "lane", "zone", "state", "error"),
+            "counter",
+        ),
+        MetricType("ssvm_bytes", "Bytes that ended jobs have moved", ("job", "zone"), "counter"),
+        MetricType("ssvm_claims", "Jobs that workers hold", ("job", "zone")),
+        MetricType("ssvm_rate_bytes_per_second", "Bytes a second of all running jobs", ("job", "zone")),
+        MetricType("ssvm_workers", "Workers by state: Up, Draining, Down", ("zone", "state")),
+        MetricType("ssvm_worker_capacity", "Places for jobs of all workers that are up", ("zone",)),
+        MetricType("ssvm_workers_desired", "Number of workers that the zone needs", ("zone",)),
+        MetricType("ssvm_slots_held", "Held slots of a shared limit, such as leases of an ESXi host", ("limit",)),
+        MetricType("ssvm_store_up", "Whether the image store answers", ("store",)),
+        MetricType("ssvm_store_breaker", "State of the circuit breaker: closed, open, half-open", ("store", "state")),
+        MetricType("ssvm_store_bytes", "Bytes of the image store: total, used, free", ("store", "kind")),
+        MetricType("ssvm_store_latency_seconds", "Duration of the last examination of the store", ("store",)),
+        MetricType("ssvm_stores_examined_timestamp_seconds", "When the image stores were examined last"),
+    )
+}
+
+
 class Collector:
     """Reads the broker at each scrape. While the broker is away, only ``ssvm_up`` (0) and the stores are reported."""
 
@@ -56,22 +99,20 @@ class Collector:
             found = [*self._jobs(), *self._running(), *self._workers(), *self._slots()]
         except WorkerError:
             found = []
-        yield _gauge("ssvm_up", "Whether the broker answers", [], [([], bool(found))])
+        yield _metric("ssvm_up", [([], bool(found))])
         yield from found
         yield from _store_metrics(self._stores())
-        text = "When the image stores were examined last"
-        yield _gauge("ssvm_stores_examined_timestamp_seconds", text, [], [([], self._looked())])
+        yield _metric("ssvm_stores_examined_timestamp_seconds", [([], self._looked())])
 
     def _jobs(self) -> Iterator[Metric]:
         lanes = self._figures.lanes()
         counts = [([s, each.lane, each.zone], n) for each in lanes for s, n in each.counts.items()]
-        yield _gauge("ssvm_jobs", "Jobs in the ledger", ["state", "lane", "zone"], counts)
+        yield _metric("ssvm_jobs", counts)
         oldest = [([each.lane, each.zone], each.oldest_s) for each in lanes]
-        yield _gauge("ssvm_queue_oldest_seconds", "Age of the oldest queued job", ["lane", "zone"], oldest)
-        yield _gauge("ssvm_callbacks_pending", "Callbacks to deliver", [], [([], self._figures.callbacks())])
-        names = ["job", "lane", "zone", "state", "error"]
-        yield _counter("ssvm_jobs_ended", "Jobs that have ended", names, self._figures.endings().items())
-        yield _counter("ssvm_bytes", "Bytes that ended jobs have moved", ["job", "zone"], self._figures.moved().items())
+        yield _metric("ssvm_queue_oldest_seconds", oldest)
+        yield _metric("ssvm_callbacks_pending", [([], self._figures.callbacks())])
+        yield _metric("ssvm_jobs_ended", self._figures.endings().items())
+        yield _metric("ssvm_bytes", self._figures.moved().items())
 
     def _running(self) -> Iterator[Metric]:
         claims: Counter[tuple[str, str]] = Counter()
@@ -80,9 +121,8 @@ class Collector:
         for record in self._ledger.page(state="running", limit=max(running, 1)):
             claims[record.job, record.zone] += 1
             rates[record.job, record.zone] += int((record.progress or {}).get("rate") or 0)
-        yield _gauge("ssvm_claims", "Jobs that workers hold", ["job", "zone"], claims.items())
-        text = "Bytes a second of all running jobs"
-        yield _gauge("ssvm_rate_bytes_per_second", text, ["job", "zone"], rates.items())
+        yield _metric("ssvm_claims", claims.items())
+        yield _metric("ssvm_rate_bytes_per_second", rates.items())
 
     def _workers(self) -> Iterator[Metric]:
         seen = self._registry.workers()
@@ -95,46 +135,42 @@ class Collector:
             capacity[zone,] += 0
             for state in (UP, DRAINING, DOWN):
                 states[zone, state] += 0
-        yield _gauge("ssvm_workers", "Workers by state", ["zone", "state"], states.items())
+        yield _metric("ssvm_workers", states.items())
         for each in seen:
             capacity[each.info.zone,] += each.info.capacity if each.state == UP else 0
-        yield _gauge("ssvm_worker_capacity", "Places for jobs of all workers that are up", ["zone"], capacity.items())
+        yield _metric("ssvm_worker_capacity", capacity.items())
         desired = [([each.zone], each.desired) for each in wanted]
-        yield _gauge("ssvm_workers_desired", "Number of workers that the zone needs", ["zone"], desired)
+        yield _metric("ssvm_workers_desired", desired)
 
     def _slots(self) -> Iterator[Metric]:
         held = [([name], count) for name, count in self._figures.slots().items()]
-        yield _gauge("ssvm_slots_held", "Held slots of a shared limit, such as leases of an ESXi host", ["limit"], held)
+        yield _metric("ssvm_slots_held", held)
 
 
 def _store_metrics(rows: list[dict[str, Any]]) -> Iterator[Metric]:
     up = [([row["name"]], row["state"] == "up") for row in rows]
-    yield _gauge("ssvm_store_up", "Whether the image store answers", ["store"], up)
+    yield _metric("ssvm_store_up", up)
     breakers = [([row["name"], row["breaker"]], 1.0) for row in rows if "breaker" in row]
-    yield _gauge("ssvm_store_breaker", "State of the circuit breaker", ["store", "state"], breakers)
+    yield _metric("ssvm_store_breaker", breakers)
     sizes = [
         ([row["name"], kind], row[kind])
         for row in rows
         for kind in ("total", "used", "free")
         if row.get(kind) is not None
     ]
-    yield _gauge("ssvm_store_bytes", "Bytes of the image store", ["store", "kind"], sizes)
+    yield _metric("ssvm_store_bytes", sizes)
     latency = [([row["name"]], row["latency_ms"] / 1000) for row in rows if "latency_ms" in row]
-    yield _gauge("ssvm_store_latency_seconds", "Duration of the last examination of the store", ["store"], latency)
+    yield _metric("ssvm_store_latency_seconds", latency)
 
 
 Values = Iterable[tuple[Iterable[str], float]]
 
 
-def _gauge(name: str, text: str, labels: list[str], values: Values) -> Metric:
-    return _filled(GaugeMetricFamily(name, text, labels=labels), values)
-
-
-def _counter(name: str, text: str, labels: list[str], values: Values) -> Metric:
-    return _filled(CounterMetricFamily(name, text, labels=labels), values)
-
-
-def _filled(family: GaugeMetricFamily | CounterMetricFamily, values: Values) -> Metric:
+def _metric(name: str, values: Values) -> Metric:
+    metric = METRICS[name]
+    family = (CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily)(
+        name, metric.text, labels=metric.labels
+    )
     for key, value in values:
         family.add_metric(list(key), value)
     return family

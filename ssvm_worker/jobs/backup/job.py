@@ -35,7 +35,7 @@ _NO_SNAPSHOT = "no snapshot contains it"
 class Request(ArtifactRequest):
     """A request to export a snapshot."""
 
-    kind: Literal["backup"] = "backup"
+    kind: Literal["backup"] = Field("backup", description="The kind of the artifact")
     vcenter: str = Field(description="The vCenter's name in the settings")
     vm: str = Field(min_length=1, description="Managed object id, instance UUID or inventory path")
     snapshot: str | None = Field(

@@ -19,7 +19,7 @@ from ssvm_worker.streaming.interfaces import Store
 class Request(ArtifactRequest):
     """The artifact to delete, and the stores."""
 
-    stores: list[str] = Field(["primary"], min_length=1)
+    stores: list[str] = Field(["primary"], min_length=1, description="The stores of the artifact")
 
 
 def resource(request: Request) -> str:

@@ -23,22 +23,30 @@ class Request(ArtifactRequest):
     url: Annotated[str, Privacy.URL] = Field(
         description="http(s), ftp, sftp, s3, or if allowed file or store. Without a password"
     )
-    kind: Literal["template", "iso", "volume"] = "template"
+    kind: Literal["template", "iso", "volume"] = Field("template", description="The kind of the artifact")
     name: str = Field("", max_length=255, description="The display name, for the properties file")
     format: str = Field("auto", description="auto, or the required format: qcow2 vmdk ova vhd vhdx raw iso")
     checksum: Annotated[str | None, Privacy.URL] = Field(
         None, description="sha256:HEX, {SHA-256}HEX, a bare digest, or a SHA256SUMS URL"
     )
     stores: list[str] = Field(["primary"], min_length=1, description="The first is the primary and must succeed")
-    max_bytes: Bytes = Field(None, gt=0, description="Refuse a larger file: bytes, or 10GiB")
+    max_bytes: Bytes = Field(
+        None, gt=0, description="Refuse a larger file: bytes, or 10GiB. The settings' limit if absent"
+    )
     headers: Headers = Field(default_factory=dict, description="HTTP headers. Sent only to the URL's origin")
-    credentials: Annotated[str | None, Privacy.PUBLIC] = Field(None, description="Name of credentials in the settings")
-    convert_to: Literal["qcow2", "raw", "vmdk"] | None = Field(None, description="Store it in this format")
+    credentials: Annotated[str | None, Privacy.PUBLIC] = Field(
+        None, description="Name of credentials in the settings. Sent only to the URL's origin"
+    )
+    convert_to: Literal["qcow2", "raw", "vmdk"] | None = Field(
+        None, description="Convert the image and store it in this format"
+    )
     mirrors: Annotated[list[str], Privacy.URL] = Field(
         default_factory=list, max_length=20, description="Other URLs of the same file"
     )
     quota: QuotaField = None
-    max_rate: Rate = Field(None, gt=0, description="The most bytes per second: a number, or 10MiB/s")
+    max_rate: Rate = Field(
+        None, gt=0, description="The most bytes per second: a number, or 10MiB/s. The settings' limit if absent"
+    )
 
     def uses(self, zone: str) -> tuple[str, ...]:
         """Return the shared resources, including the host of the URL."""

@@ -30,7 +30,7 @@ _OF_FILES = ("stores", "disk")
 class Request(ArtifactRequest):
     """A request with a backup and exactly one target: vcenter, template or directory."""
 
-    kind: Literal["backup"] = "backup"
+    kind: Literal["backup"] = Field("backup", description="The kind of the artifact")
     volume: str = Field(min_length=1, description="The volume or VM of the backup")
     store: str = Field("primary", description="The store of the backup")
     quota: QuotaField = None

@@ -29,10 +29,10 @@ class Request(JobRequest):
     key: Annotated[str | None, Privacy.PUBLIC] = Field(
         None, description="The object's key. Or give kind, account and id"
     )
-    kind: Literal["template", "iso", "volume", "backup"] | None = None
-    account: str | None = None
-    id: str | None = None
-    volume: str = Field("", description="Backups only")
+    kind: Literal["template", "iso", "volume", "backup"] | None = Field(None, description="The kind of the artifact")
+    account: str | None = Field(None, description="The account that owns the artifact")
+    id: str | None = Field(None, description="The artifact's id within its account (and volume)")
+    volume: str = Field("", description="Backups only: the volume or VM of the snapshot")
     format: Literal["", "ova"] = Field("", description="ova: a whole backup as one file. Empty: one object as it is")
     store: str = Field("primary", description="The store that has the object")
     url: Annotated[str, Privacy.URL] = Field(

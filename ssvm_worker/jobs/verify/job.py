@@ -26,7 +26,7 @@ class Request(ArtifactRequest):
 
     account: str = Field("", description="The account that owns the artifact. Absent for several artifacts")
     id: str = Field("", description="The artifact's id within its account (and volume). Absent for several artifacts")
-    stores: list[str] = Field(["primary"], min_length=1)
+    stores: list[str] = Field(["primary"], min_length=1, description="The stores of the artifacts")
     all: bool = Field(False, description="Verify every artifact of the stores")
     sample: str = Field("", description="Verify this many random artifacts of each store: a number, or N%")
     oldest: int = Field(0, ge=0, description="Verify this many artifacts of each store, the longest unverified first")

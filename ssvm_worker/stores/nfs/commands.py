@@ -1,7 +1,7 @@
 """Run ``mount.nfs``, ``umount`` and ``ip`` with a deadline. Only this module changes the mounts of the host.
 
-The worker runs the commands as root, or with ``sudo -n`` and a rule that names these command lines.
-docs/how-to/nfs.md explains the rule.
+The worker runs the commands as root, or with ``sudo -n`` and a rule that names these command lines:
+docs/how-to/nfs.md.
 """
 
 from __future__ import annotations
