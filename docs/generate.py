@@ -271,7 +271,7 @@ def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
 def _metrics() -> Iterator[str]:
     yield from [
         "`ssvm metrics` prints these metrics. `ssvm metrics --listen HOST:PORT` serves them at `/metrics`.",
-        "[Operating](../how-to/operating.md#metrics-alerts-probes) explains how to use them.",
+        "[Alerts](../how-to/alerts.md) explains how to use them.",
         "",
     ]
     yield from _table(("metric", "type", "labels", "meaning"), [

@@ -165,7 +165,7 @@ class VerifyResult(TypedDict):
     stores: list[str]
     #: Whether the ledger has stored the time and the findings.
     recorded: bool
-    #: With `boot`: `screenshot`, `screen`, `accelerator` and more: [boot](../how-to/operating.md#does-it-boot).
+    #: With `boot`: `screenshot`, `screen`, `accelerator` and more: [boot](../how-to/restore.md#does-it-boot).
     boot: NotRequired[dict[str, Any]]
 
 

@@ -137,7 +137,7 @@ def test_refused_encrypted(bench: Bench) -> None:
 
 def test_privileges_are_documented() -> None:
     """The documented role has every privilege that the checks require."""
-    told = (ROOT / "docs/how-to/operating.md").read_text()
+    told = (ROOT / "docs/how-to/backups.md").read_text()
     needed = [each for ids in (PRIVILEGES | SNAPSHOT_PRIVILEGES).values() for each in ids]
     assert [each for each in needed if f"`{each}`" not in told] == []
 
