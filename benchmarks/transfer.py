@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-import botocore.session  # noqa: F401 - part of the idle process, as in a worker
+import boto3  # noqa: F401 - part of the idle process, as in a worker
 from oslo_utils.imageutils import format_inspector  # noqa: F401 - see above
 
 from ssvm_worker import config

@@ -204,12 +204,15 @@ class StoreSection(SecretFields):
     backup_mode: Literal["full", "incremental"] = "full"
     #: The URL of the S3 service. Default: AWS.
     endpoint: Annotated[str | None, AfterValidator(no_login)] = None
-    #: The region of the bucket.
-    region: str = "us-east-1"
-    #: The access key. Default: keys of the environment, or the role of the machine.
+    #: The region of the bucket. Default: that of the profile or the environment if boto3 finds the keys there, else
+    #: us-east-1.
+    region: str | None = None
+    #: The access key. Without it, boto3 searches: profile, environment, role of the machine.
     access_key: SecretStr | None = None
     #: The secret key.
     secret_key: SecretStr | None = None
+    #: A profile of the AWS configuration files, instead of access_key and secret_key.
+    profile: str | None = None
     #: The place of the bucket's name in a URL: in the path, or in the host name (virtual). auto: path if there is an
     #: endpoint, else virtual.
     addressing: Addressing = "auto"
@@ -256,12 +259,14 @@ class CredentialsSection(SecretFields):
     allow_plaintext: bool = False
     #: Buckets that the S3 keys are valid for, as patterns with ``*``. All by default: the service enforces permissions.
     buckets: Annotated[tuple[str, ...], BeforeValidator(split)] = ()
-    #: Without keys: use keys of the environment or the role of the machine. Requires buckets.
+    #: Without keys: let boto3 find the keys of the machine, as for an image store. Requires buckets.
     machine_role: bool = False
+    #: A profile of the AWS configuration files, instead of access_key and secret_key. Requires buckets.
+    profile: str | None = None
     #: The URL of the S3 service. Default: AWS.
     endpoint: Annotated[str | None, AfterValidator(no_login)] = None
-    #: The region of the bucket.
-    region: str = "us-east-1"
+    #: The region of the bucket, as for a store.
+    region: str | None = None
     #: The S3 access key.
     access_key: SecretStr | None = None
     #: The S3 secret key.
@@ -289,8 +294,9 @@ class CredentialsSection(SecretFields):
 
     @model_validator(mode="after")
     def _role_has_buckets(self) -> CredentialsSection:
-        if self.machine_role and (not self.buckets or self.access_key):
-            raise ValueError("machine_role needs buckets = [...] and excludes access_key")
+        for name, value in (("machine_role", self.machine_role), ("profile", self.profile)):
+            if value and (not self.buckets or self.access_key):
+                raise ValueError(f"{name} needs buckets = [...] and excludes access_key")
         return self
 
 

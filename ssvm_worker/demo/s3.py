@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, Self
 
-import botocore.session
+import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -44,7 +44,7 @@ def find_weed() -> Path | None:
 
 def sdk_client(endpoint: str, access_key: str, secret_key: str, ca_file: str | None = None) -> Any:
     """Return an SDK client that does not retry and that uses no checksum features, which small servers lack."""
-    return botocore.session.Session().create_client(
+    return boto3.Session().client(
         "s3",
         region_name="us-east-1",
         aws_access_key_id=access_key,

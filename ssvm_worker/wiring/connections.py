@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from ssvm_worker.vmware.session import VCenterSession
 
 #: The keys that S3 stores and credentials have in common.
-_S3_VALUES = ("endpoint", "region", "access_key", "secret_key", "addressing", "ca_file", "proxy", "stall_s", "commit_s")
+_S3_VALUES = (
+    *("endpoint", "region", "access_key", "secret_key", "profile"),
+    *("addressing", "ca_file", "proxy", "stall_s", "commit_s"),
+)
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class ConfiguredConnections:
         values |= {"stall_s": download.stall_s, "min_rate": download.min_rate, "check": check}
         values |= {"connect_timeout_s": download.connect_timeout_s}
         section = self.settings.credentials.get(credentials or "")
-        anonymous = not values.get("access_key") and not (section and section.machine_role)
+        anonymous = not values.get("access_key") and not (section and (section.machine_role or section.profile))
         return open_origin(url, **values, anonymous=anonymous)
 
     def _s3_values(self, url: str, name: str | None, allow_stores: Collection[str] | None = None) -> dict[str, Any]:
@@ -168,9 +171,9 @@ class ConfiguredConnections:
             raise InvalidRequest(what, "credentials", f"Name one of [credentials.NAME]: {known}")
         else:
             found = named_credentials(self.settings, name, url)
-            if allow_stores is None and not found.access_key and not found.machine_role:
+            if allow_stores is None and not (found.access_key or found.machine_role or found.profile):
                 what = f"The credentials {name!r} have no S3 keys"
-                raise ConfigError(what, f"credentials.{name}", "Set access_key and secret_key, or machine_role")
+                raise ConfigError(what, f"credentials.{name}", "Set access_key, profile or machine_role")
         return {key: _revealed(value) for key, value in found if key in _S3_VALUES}
 
 

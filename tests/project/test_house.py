@@ -28,6 +28,7 @@ from tests.neighbours import ROOT
 SDKS = {
     "amqp": ("tasks/",),
     "backports": ("ssvm_worker/unpacking/",),
+    "boto3": ("ssvm_worker/stores/s3/", "ssvm_worker/demo/s3"),
     "botocore": ("ssvm_worker/stores/s3/", "ssvm_worker/demo/s3"),
     "mypy_boto3_s3": ("ssvm_worker/stores/s3/",),
     "celery": ("tasks/", "ssvm_worker/wiring/celery_sender"),

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import boto3
 import botocore.endpoint
 import botocore.session
 import botocore.utils
 from botocore import UNSIGNED
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 from botocore.config import Config
-from botocore.exceptions import ClientError
-from botocore.loaders import Loader
+from botocore.exceptions import BotoCoreError, ClientError
 
 from ssvm_worker.errors import ConfigError, Permanent, StoreAway, StoreUnavailable, WorkerError
 from ssvm_worker.net.sockets import TICK, Check, StallWatch
@@ -37,6 +37,7 @@ _LONG_CALLS = ("CompleteMultipartUpload", "UploadPartCopy")
 _ABORT_S = 0.7
 #: The longest Retry-After in seconds that a call waits. The job waits longer times.
 _MAX_WAIT_S = 2.0
+_REGION = "us-east-1"
 #: The SDK's name of signature version 4, and the name of the worker's signer in the SDK's list.
 _V4 = "s3v4"
 _V4_KNOWN_DIGEST = "ssvm-s3v4"
@@ -50,10 +51,13 @@ class S3Settings:
 
     #: None: Amazon S3.
     endpoint: str | None = None
-    region: str = "us-east-1"
-    #: None: the machine's role, or the keys that the SDK finds in the environment.
+    #: None: the region of the profile or the environment, else us-east-1.
+    region: str | None = None
+    #: None: boto3 searches for keys: in the profile, in the environment, at last the role of the machine.
     access_key: str | None = field(default=None, repr=False)
     secret_key: str | None = field(default=None, repr=False)
+    #: A profile of the AWS configuration files. None: AWS_PROFILE, else "default".
+    profile: str | None = None
     #: Do not sign requests. Only public objects can be read.
     anonymous: bool = False
     #: The place of the bucket's name in a URL: path, virtual (the host name), or auto (path if an endpoint is set).
@@ -84,7 +88,7 @@ class S3Settings:
     @property
     def account(self) -> tuple[object, ...]:
         """The service and the keys. A service can copy between buckets with the same account."""
-        return self.endpoint, self.access_key, self.secret_key, self.anonymous
+        return self.endpoint, self.access_key, self.secret_key, self.profile, self.anonymous
 
 
 class Bucket:
@@ -101,6 +105,8 @@ class Bucket:
             raise ConfigError("Invalid bucket name", repr(name[:80]), "Give s3://BUCKET or s3://BUCKET/PREFIX")
         if (settings.access_key is None) != (settings.secret_key is None):
             raise ConfigError("Only one of access_key and secret_key is set", name, "Set both, or none")
+        if settings.access_key and settings.profile:
+            raise ConfigError("Both access_key and profile are set", name, "Set one of them")
         self.name = name
         self.settings = settings
         #: Bucket and service, for messages.
@@ -207,6 +213,33 @@ class Bucket:
         self._checked = True
 
 
+class _Sessions:
+    """The sessions of this process. A forked process starts with a new object, because a lock never crosses a fork."""
+
+    def __init__(self) -> None:
+        #: boto3's sessions are not thread-safe.
+        self.lock = threading.Lock()
+        self._for_explicit_keys: boto3.Session | None = None
+
+    def get(self, settings: S3Settings) -> boto3.Session:
+        """Return a session. Only a session that must find keys reads the AWS configuration of user and environment.
+
+        Such a session keeps the keys of files. An operator may replace these keys, so each client has its own session.
+        All clients with explicit keys share one, and its models: a second client costs a tenth of the first.
+        """
+        if settings.access_key is None and not settings.anonymous:
+            return boto3.Session(profile_name=settings.profile)
+        if self._for_explicit_keys is None:
+            nothing = (None, None, None, None)
+            own = {"profile": nothing, "region": nothing, "config_file": (None, None, os.devnull, None)}
+            self._for_explicit_keys = boto3.Session(botocore_session=botocore.session.Session(session_vars=own))
+        return self._for_explicit_keys
+
+
+_SESSIONS = _Sessions()
+os.register_at_fork(after_in_child=_SESSIONS.__init__)  # type: ignore[misc]
+
+
 def _connect(settings: S3Settings, location: str) -> S3Client:
     style = "path" if settings.endpoint and settings.addressing == "auto" else settings.addressing
     config = Config(
@@ -221,24 +254,28 @@ def _connect(settings: S3Settings, location: str) -> S3Client:
         read_timeout=max(settings.stall_s, settings.commit_s),
         proxies={"http": settings.proxy, "https": settings.proxy} if settings.proxy else {},
         retries={"mode": "standard", "total_max_attempts": settings.tries},
+        # The worker has checked the endpoint of the settings. AWS_ENDPOINT_URL must not replace it.
+        ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stubs lack it
         # Several jobs, or copies of one job, may share the client. The SDK opens connections only on demand.
         max_pool_connections=16 * settings.parallel,
     )
-    # boto3 would add resources and transfers, which the worker does not use. They cost 0.1 s at the start.
-    session = botocore.session.Session()
-    session.register_component("data_loader", _MODELS)
     try:
-        client: S3Client = session.create_client(  # type: ignore[assignment]  # the stubs name boto3's type
-            "s3",
-            region_name=settings.region,
-            endpoint_url=settings.endpoint,
-            verify=settings.ca_file,
-            aws_access_key_id=settings.access_key,
-            aws_secret_access_key=settings.secret_key,
-            config=config,
-        )
+        with _SESSIONS.lock:
+            session = _SESSIONS.get(settings)
+            client: S3Client = session.client(
+                "s3",
+                region_name=settings.region or session.region_name or _REGION,
+                endpoint_url=settings.endpoint,
+                verify=settings.ca_file,
+                aws_access_key_id=settings.access_key,
+                aws_secret_access_key=settings.secret_key,
+                config=config,
+            )
     except ValueError as error:
         raise ConfigError(f"The endpoint is not a URL: {error}", location, "Give http(s)://host:port") from error
+    except BotoCoreError as error:
+        remedy = "Correct the store's profile, AWS_PROFILE, or the AWS configuration files"
+        raise ConfigError(f"boto3 cannot use the AWS configuration: {error}", location, remedy) from error
     events = client.meta.events
     for call in ("PutObject", "UploadPart"):
         events.register(f"choose-signer.s3.{call}", _choose_signer)
@@ -285,15 +322,3 @@ def _no_proxies(url: str) -> dict[str, str]:  # noqa: ARG001
 
 # A patch, because clients that fetch the machine's role have no configuration.
 botocore.endpoint.get_environ_proxies = botocore.utils.get_environ_proxies = _no_proxies
-
-
-class _OnlyS3(Loader):
-    """A loader that does not search the models of 400 services. The search is a quarter of a client's start time."""
-
-    def list_available_services(self, type_name: str) -> list[str]:  # noqa: ARG002
-        return ["s3"]
-
-
-#: The models that the loader has read. All clients of the process share them, and no client changes them. A second
-#: client costs a sixth of the first.
-_MODELS = _OnlyS3()

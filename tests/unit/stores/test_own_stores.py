@@ -248,6 +248,31 @@ def test_buckets_of_credentials() -> None:
         named("s3://private/x", keys)
 
 
+@pytest.mark.parametrize("given", [{"machine_role": True}, {"profile": "lab"}], ids=str)
+def test_keys_of_the_machine_need_buckets(given: dict[str, Any]) -> None:
+    """Credentials that use keys of the machine name their buckets, because a sender of requests chooses the bucket."""
+    with pytest.raises(ConfigError, match="needs buckets"):
+        config.parse({"credentials": {"c": given}}, "test")
+    with pytest.raises(ConfigError, match="excludes access_key"):
+        config.parse({"credentials": {"c": given | {"buckets": ["b"], "access_key": "a", "secret_key": "b"}}}, "test")
+
+
+def test_the_profile_of_credentials(
+    s3_server: S3Server, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named credentials with a profile upload with its keys, to their buckets only."""
+    (tmp_path / "credentials").write_text(
+        f"[lab]\naws_access_key_id = {s3_server.access_key}\naws_secret_access_key = {s3_server.secret_key}\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    source: MemoryStore = store_artifact(MemoryStore("primary"), {"7.raw": images.mbr(1 << 20)})
+    given = {"c": {"endpoint": s3_server.endpoint, "profile": "lab", "buckets": [s3_bucket]}}
+    request = upload.Request(key=PLACE.key("7.raw"), url=f"s3://{s3_bucket}/by-profile", credentials="c")
+    upload.run(request, attempt(source, settings={"credentials": given}))
+    with pytest.raises(InvalidRequest, match="not for the bucket"):
+        upload.run(request.model_copy(update={"url": "s3://other/x"}), attempt(source, settings={"credentials": given}))
+
+
 def test_the_role_of_the_machine(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's keys are used only for uploads to buckets that a setting names."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)

@@ -103,6 +103,59 @@ def test_half_a_pair_of_keys(s3_bucket: str) -> None:
         S3Store("archive", s3_bucket, "", S3Settings(access_key="a"))
 
 
+def test_profile_gives_the_keys(
+    s3_server: S3Server, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store uses the keys of its profile, or else of AWS_PROFILE, and refuses a profile that does not exist."""
+    (tmp_path / "credentials").write_text(
+        f"[lab]\naws_access_key_id = {s3_server.access_key}\naws_secret_access_key = {s3_server.secret_key}\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+
+    def open_store(profile: str | None) -> S3Store:
+        return S3Store("archive", s3_bucket, "", S3Settings(s3_server.endpoint, profile=profile))
+
+    assert keys(open_store("lab")) == keys(S3Store("archive", s3_bucket, "", settings_of(s3_server)))
+    with pytest.raises(ConfigError, match="nope"):
+        keys(open_store("nope"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    keys(open_store(None))
+    with pytest.raises(ConfigError, match="profile"):
+        S3Store("archive", s3_bucket, "", settings_of(s3_server, profile="lab"))
+
+
+def test_explicit_keys_ignore_the_environment(
+    s3_server: S3Server, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With keys in the settings, no AWS variable or file changes keys, profile, region or endpoint."""
+    (tmp_path / "config").write_text("[default]\nregion = elsewhere\nendpoint_url = http://127.0.0.1:1\n")
+    environment = {"CONFIG_FILE": str(tmp_path / "config"), "PROFILE": "nope", "ACCESS_KEY_ID": "wrong"}
+    environment |= {"SECRET_ACCESS_KEY": "wrong", "REGION": "elsewhere", "DEFAULT_REGION": "elsewhere"}
+    for name, value in environment.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    store = S3Store("archive", s3_bucket, "explicit", settings_of(s3_server))
+    assert store._bucket.client.meta.region_name == "us-east-1"
+    put_bytes(store, "object", b"1", ME)
+
+
+def test_environment_names_no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS_ENDPOINT_URL does not replace Amazon, because the worker compares URLs with the endpoint of the settings."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    for settings in (S3Settings(anonymous=True), S3Settings(access_key="a", secret_key="b"), S3Settings()):
+        assert "amazonaws.com" in S3Store("archive", "bucket", "", settings)._bucket.client.meta.endpoint_url
+
+
+def test_environment_gives_the_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store whose keys boto3 must find uses the region of the environment, unless its settings name one."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    for settings, expected in (
+        (S3Settings(), "eu-central-1"),
+        (S3Settings(region="eu-west-3"), "eu-west-3"),
+        (S3Settings(anonymous=True), "us-east-1"),
+    ):
+        assert S3Store("archive", "bucket", "", settings)._bucket.client.meta.region_name == expected
+
+
 def test_secrets_are_not_shown() -> None:
     """The printed settings show no keys."""
     assert "hush" not in repr(S3Settings(access_key="hush", secret_key="hush"))
