@@ -45,7 +45,7 @@ def test_hung_server(make_site: Callable[..., Site], server: Server, http_server
     free = site.submit("download", url=http_server.serve("fast", IMAGE), id="free", stores=["other"], **asked)
     assert site.wait(free).state == "succeeded"
     assert (other / "template/tmpl/1/free/free.raw").read_bytes() == IMAGE
-    assert site.ledger.get(stuck).state == "queued"
+    assert site.ledger.get(stuck).state in ("queued", "running"), "it may be in another attempt, which hangs too"
 
     server.go_on()
     assert site.wait(stuck).state == "succeeded"
