@@ -98,6 +98,7 @@ class Frame:
 
     @property
     def is_request(self) -> bool:
+        """Return whether the peer expects a response to this frame."""
         return bool(self.flags & REQUEST)
 
     @property

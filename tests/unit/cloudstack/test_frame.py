@@ -48,11 +48,9 @@ def test_vector(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_conversation(name: str) -> None:
-    """Every frame of a recorded conversation is encoded to the bytes on the wire.
-
-    A size counts bytes in UTF-8. The Python agent of some conversations escaped nothing but quotes, so only the frames
-    of Java are compared.
-    """
+    """Every frame of a recorded conversation is encoded to the bytes on the wire."""
+    # A size counts bytes in UTF-8. The Python agent of some conversations wrote JSON in another way, so only the
+    # frames of Java are compared.
     frames = CONVERSATIONS[name]
     assert frames
     for recorded in frames:
