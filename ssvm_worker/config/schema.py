@@ -15,6 +15,7 @@ from ssvm_worker.net.nfs_url import DEFAULTS as NFS_DEFAULTS
 from ssvm_worker.net.nfs_url import check_options
 from ssvm_worker.units import GiB, MiB, TiB
 
+from .cloudstack_section import CloudStackSection
 from .types import (
     Address,
     Bytes,
@@ -500,6 +501,7 @@ class Settings(Section):
     log: LogSection = LogSection()
     scaling: ScalingSection = ScalingSection()
     serve: ServeSection = ServeSection()
+    cloudstack: CloudStackSection = CloudStackSection()
 
     def networks_of(self, section: UploadSection | CallbackSection) -> Networks:
         """Return the networks that *section* allows in addition to public addresses, or else those of downloads."""
