@@ -28,7 +28,7 @@ class ObjectVersion:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ConditionalAnswer:
     """The status of the answer. 200 and 206 have the range of bytes to send; 304, 412 and 416 have none."""
 
     status: int
@@ -36,13 +36,13 @@ class Answer:
     count: int = 0
 
 
-def answer(method: str, headers: Mapping[str, str], version: ObjectVersion) -> Answer:
+def answer(method: str, headers: Mapping[str, str], version: ObjectVersion) -> ConditionalAnswer:
     """Return the answer to a GET or HEAD. *headers* have lower-case names."""
     if status := _precondition(headers, version):
-        return Answer(status)
+        return ConditionalAnswer(status)
     if method == "GET" and "range" in headers and _is_current(headers.get("if-range"), version):
         return _answer_range(headers["range"], version.size)
-    return Answer(200, 0, version.size)
+    return ConditionalAnswer(200, 0, version.size)
 
 
 def _precondition(headers: Mapping[str, str], version: ObjectVersion) -> int:
@@ -71,21 +71,21 @@ def _is_current(if_range: str | None, version: ObjectVersion) -> bool:
     return if_range.strip() == version.etag or _date(if_range) == version.modified
 
 
-def _answer_range(text: str, size: int) -> Answer:
+def _answer_range(text: str, size: int) -> ConditionalAnswer:
     """Return the answer to one range.
 
     Several ranges, another unit and malformed ranges get the complete object, as section 14.2 allows.
     """
     match = _RANGE.fullmatch(text)
     if not match or match.groups() == ("", ""):
-        return Answer(200, 0, size)
+        return ConditionalAnswer(200, 0, size)
     first, last = (int(each[:19]) if each else None for each in match.groups())  # no size has more digits
     if first is None:
         first, last = max(size - (last or 0), 0), None
     elif last is not None and last < first:
-        return Answer(200, 0, size)
+        return ConditionalAnswer(200, 0, size)
     end = size if last is None else min(last + 1, size)
-    return Answer(206, first, end - first) if first < end else Answer(416)
+    return ConditionalAnswer(206, first, end - first) if first < end else ConditionalAnswer(416)
 
 
 def _date(text: str | None) -> int | None:

@@ -17,7 +17,7 @@ from ssvm_worker.jobs.upload.job import read_entry
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import KiB
 
-from .conditional import Answer, ObjectVersion, answer
+from .conditional import ConditionalAnswer, ObjectVersion, answer
 from .uvicorn_protocol import EXTENSION
 
 #: Bytes in one write of a TLS connection. The client must read each chunk within stall_s.
@@ -72,7 +72,7 @@ class ServedObject:
         else:
             await self._send_chunks(found.offset, found.count if request.method == "GET" else 0, send)
 
-    def _headers(self, found: Answer) -> dict[str, str]:
+    def _headers(self, found: ConditionalAnswer) -> dict[str, str]:
         headers = self.version.headers | {"Accept-Ranges": "bytes", "Cache-Control": "private, no-transform"}
         if found.status in (200, 206):
             headers |= {

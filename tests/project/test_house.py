@@ -42,7 +42,10 @@ SDKS = {
     "oslo_utils": ("ssvm_worker/formats/second_opinion",),
     "paramiko": ("ssvm_worker/sources/sftp",),
     "prometheus_client": ("ssvm_worker/operations/metrics",),
-    "pydantic": ("ssvm_worker/config/", "ssvm_worker/wiring/", "ssvm_worker/jobs/", "ssvm_worker/cli/"),
+    "pydantic": (
+        *("ssvm_worker/config/", "ssvm_worker/wiring/", "ssvm_worker/jobs/", "ssvm_worker/cli/"),
+        "ssvm_worker/cloudstack/",
+    ),
     "pyVim": ("ssvm_worker/vmware/",),
     "pyVmomi": ("ssvm_worker/vmware/",),
     "redis": ("ssvm_worker/ledger/",),

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from ssvm_worker.serve.conditional import Answer, ObjectVersion, answer
+from ssvm_worker.serve.conditional import ConditionalAnswer, ObjectVersion, answer
 
 #: Modified on Sun, 06 Nov 1994 08:49:37 GMT, the date of the RFC's own examples.
 IT = ObjectVersion('"sha256:aa"', 1000, 784111777)
 SAME, EARLIER, LATER = (f"Sun, 06 Nov 1994 08:49:{second} GMT" for second in (37, 36, 38))
-WHOLE = Answer(200, 0, 1000)
+WHOLE = ConditionalAnswer(200, 0, 1000)
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("bytes=0-0", Answer(206, 0, 1)),
-        ("bytes=0-", Answer(206, 0, 1000)),
-        ("bytes=10-19", Answer(206, 10, 10)),
-        ("bytes=999-", Answer(206, 999, 1)),
-        ("bytes=990-5000", Answer(206, 990, 10)),
-        ("bytes=-1", Answer(206, 999, 1)),
-        ("bytes=-5000", Answer(206, 0, 1000)),
-        ("bytes=-0", Answer(416)),
-        ("bytes=1000-", Answer(416)),
-        ("bytes=" + "9" * 5000 + "-", Answer(416)),
+        ("bytes=0-0", ConditionalAnswer(206, 0, 1)),
+        ("bytes=0-", ConditionalAnswer(206, 0, 1000)),
+        ("bytes=10-19", ConditionalAnswer(206, 10, 10)),
+        ("bytes=999-", ConditionalAnswer(206, 999, 1)),
+        ("bytes=990-5000", ConditionalAnswer(206, 990, 10)),
+        ("bytes=-1", ConditionalAnswer(206, 999, 1)),
+        ("bytes=-5000", ConditionalAnswer(206, 0, 1000)),
+        ("bytes=-0", ConditionalAnswer(416)),
+        ("bytes=1000-", ConditionalAnswer(416)),
+        ("bytes=" + "9" * 5000 + "-", ConditionalAnswer(416)),
         ("bytes=5-4", WHOLE),
         ("bytes=-", WHOLE),
         ("bytes=a-b", WHOLE),
@@ -33,7 +33,7 @@ WHOLE = Answer(200, 0, 1000)
         ("", WHOLE),
     ],
 )
-def test_range(given: str, expected: Answer) -> None:
+def test_range(given: str, expected: ConditionalAnswer) -> None:
     """One range gives its bytes, one after the end gives 416, and an unsupported one gives all bytes."""
     assert answer("GET", {"range": given}, IT) == expected
 
