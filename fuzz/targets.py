@@ -17,7 +17,7 @@ from ssvm_worker.formats import Inspection, ova
 from ssvm_worker.formats.extents import vmdk_extents
 from ssvm_worker.grain_store.map import GrainMap
 from ssvm_worker.grain_store.pack import DIGEST_SIZE, digest, find_index
-from ssvm_worker.jobs.download.unwrap import DownloadBounds, unpack
+from ssvm_worker.jobs.download.transfer import unpack
 from ssvm_worker.jobs.request import safe_url
 from ssvm_worker.net.urls import parse
 from ssvm_worker.sources.metalink import parse_metalink
@@ -121,7 +121,7 @@ _WRAPPED = (
 
 
 def _unwrap(data: bytes) -> None:
-    for _ in unpack(_pieces(data), Hasher(), DownloadBounds(_MAX_BYTES, 10_000, "fuzz")).chunks:
+    for _ in unpack(_pieces(data), Hasher(), "fuzz", max_bytes=_MAX_BYTES, max_ratio=10_000).chunks:
         pass
 
 

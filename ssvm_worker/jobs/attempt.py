@@ -18,8 +18,7 @@ from ssvm_worker.ledger.quota import QuotaLimits as Quotas
 from ssvm_worker.ledger.scrub_results import LocalScrubResults, ScrubResults
 from ssvm_worker.ledger.slots import LocalSlots, Slots
 from ssvm_worker.streaming.interfaces import Check, Owner, Source, Store
-from ssvm_worker.streaming.pipeline import Resuming
-from ssvm_worker.streaming.rate_limit import SharedRateLimit
+from ssvm_worker.streaming.pipeline import Resuming, SharedRateLimit
 
 from .cleanup.retention import RetentionRules
 from .connections import Connections

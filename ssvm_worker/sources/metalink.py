@@ -15,7 +15,7 @@ from xml.parsers import expat
 from ssvm_worker.artifacts.checksums import HEX_LENGTHS, Digest, algorithm_of, parse_checksum
 from ssvm_worker.errors import InvalidRequest, SourceDenied
 
-from .mirrors import Offer
+from .options import Offer
 
 #: The largest document in bytes. Documents of distributions have about 50 KiB.
 MAX_BYTES = 1 << 20

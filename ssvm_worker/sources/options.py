@@ -1,4 +1,4 @@
-"""Define the options of a source, the protocol of a source with versions, and the check of a complete body."""
+"""Define a source's options, the URLs of one object, a source with versions, and the check of a complete body."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable
 from ssvm_worker.streaming.interfaces import Check, Source
+from ssvm_worker.units import MiB
 
 from .http.request import HttpSettings
 
@@ -44,6 +46,22 @@ class SourceOptions:
     private_key: str | None = None
     #: Returns the reader of an object in S3 or in a configured store. Raises InvalidRequest.
     stored: Callable[[str], Source] = _no_store
+
+
+@dataclass(frozen=True)
+class Offer:
+    """URLs of one object, and what is known before its first byte."""
+
+    #: The best URL first.
+    urls: tuple[str, ...]
+    #: Checksums that came with the URLs.
+    digests: tuple[Digest, ...] = ()
+    size: int | None = None
+    #: Whether a checksum is compared at the end. Without a checksum, bytes of two mirrors are never combined.
+    verified: bool = False
+    #: A mirror with fewer bytes per second is slow. The rate is judged after *judge_s* seconds of waiting.
+    slow: float = 1.0 * MiB
+    judge_s: float = 10.0
 
 
 def require_complete_body(position: int, size: int | None, name: str) -> int:

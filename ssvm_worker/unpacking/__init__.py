@@ -9,10 +9,10 @@ Only one wrapping is removed. A new compression is one line in COMPRESSIONS. A n
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 from ssvm_worker.errors import TooLarge, UnknownFormat
+from ssvm_worker.streaming.pipeline import first_bytes
 from ssvm_worker.units import GiB, human_size
 
 from . import tar, zip
@@ -36,15 +36,6 @@ def recognise(head: bytes) -> str:
     return "tar" if tar.matches(head) else ""
 
 
-def peek(chunks: Iterable[bytes], size: int = PEEK) -> tuple[bytes, Iterator[bytes]]:
-    """Return the first *size* bytes or fewer, and an iterator over all chunks. Holds the chunks that were read."""
-    chunks, held, seen = iter(chunks), [], 0
-    while seen < size and (chunk := next(chunks, b"")):
-        held.append(chunk)
-        seen += len(chunk)
-    return b"".join(held)[:size], itertools.chain(held, chunks)
-
-
 def unwrap(chunks: Iterable[bytes], where: str) -> tuple[str, Iterator[bytes]]:
     """Return the name of the wrapping and the bytes inside. Without a wrapping, return "" and the same bytes.
 
@@ -55,7 +46,7 @@ def unwrap(chunks: Iterable[bytes], where: str) -> tuple[str, Iterator[bytes]]:
     - UnsafeImage, UnknownFormat,
     - TooLarge if the decoder needs too much memory.
     """
-    head, chunks = peek(chunks)
+    head, chunks = first_bytes(chunks, PEEK)
     name = recognise(head)
     if name in ("", "tar"):
         return name, chunks
@@ -65,7 +56,7 @@ def unwrap(chunks: Iterable[bytes], where: str) -> tuple[str, Iterator[bytes]]:
         inside = decompress_blocks(chunks, where)
     else:
         inside = decompress(chunks, name, where)
-    head, inside = peek(inside)
+    head, inside = first_bytes(inside, PEEK)
     refuse_nested(name, head, where)
     return name, inside
 

@@ -18,7 +18,7 @@ from ssvm_worker.ledger.links import Signer, local_key
 from ssvm_worker.ledger.quota import QuotaLimits as Quotas
 from ssvm_worker.ledger.slots import Slots
 from ssvm_worker.stores.s3.stall_watch import forget_silence
-from ssvm_worker.streaming.rate_limit import SharedRateLimit
+from ssvm_worker.streaming.pipeline import SharedRateLimit
 
 from .broker import (
     LazyQuota,

@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import base64
 import contextlib
+import hashlib
 import io
 import json
+import os
 import re
 import shlex
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -22,8 +27,14 @@ from ssvm_worker import config
 from ssvm_worker.cli import make_parser
 from ssvm_worker.cli.request_options import read_request
 from ssvm_worker.jobs import JOBS
+from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.stores.file.part_file import FileSink
+from ssvm_worker.stores.file.store import FileStore
+from tests import images
+from tests.attempts import SETTINGS, attempt
 from tests.neighbours import ROOT
+from tests.servers.http import HttpServer
 
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
 #: A fenced block: its indentation, language and text. An indented block has no language.
@@ -152,3 +163,53 @@ def test_command_lines() -> None:
                 pytest.fail(f"{place}: {line}: {said.getvalue() or error}", pytrace=False)
             checked += 1
     assert checked > 20
+
+
+#: The functions that move a byte on, or make it permanent: read the socket, hash, write, rename.
+MOVES = {("read", "_SSLSocket"), ("update", "HASH")} | {(name, "module") for name in ("write", "rename")}
+#: The folders of the HTTP client. They count as two files: the source, and the connection.
+HTTP = ("ssvm_worker/net/", "ssvm_worker/sources/http/")
+
+
+def test_path_of_a_download(https_server: HttpServer, tmp_path: Path) -> None:
+    """The architecture page names the files that an https download passes from socket to manifest, at most twelve."""
+    passed = _files_passed(https_server, tmp_path)
+    page = (ROOT / "docs/explanation/architecture.md").read_text()
+    section = page.partition("## One https download, from the socket to the manifest")[2].partition("\n`tests/")[0]
+    named = set(re.findall(r"`((?:ssvm_worker|tasks)/[\w/]+\.py)`", section))
+
+    assert named == passed
+    assert len([each for each in passed if not each.startswith(HTTP)]) + 2 <= 12
+
+
+def _files_passed(server: HttpServer, folder: Path) -> set[str]:
+    """Download an image, and return our files on the call stack of each function that moves a byte or creates a sink.
+
+    A file counts if one of its functions calls such a function, directly or through others. So files that only look up
+    a value, and files that create objects before the first byte, do not count.
+    """
+    image = images.mbr(3 << 20)
+    fields = {"url": server.serve("image", image), "account": 2, "id": "7"}
+    fields["checksum"] = f"sha256:{hashlib.sha256(image).hexdigest()}"
+    settings = {"download": SETTINGS["download"] | {"ca_file": server.ca_file(folder)}}
+    (folder / "store").mkdir()
+    passed: set[str] = set()
+
+    def observe(frame: FrameType, event: str, called: Any) -> None:
+        moves = event == "c_call" and (called.__name__, type(called.__self__).__name__) in MOVES
+        if moves or (event == "call" and frame.f_code is FileSink.__init__.__code__):
+            caller: FrameType | None = frame
+            while caller:
+                passed.add(os.path.relpath(caller.f_code.co_filename, ROOT))
+                caller = caller.f_back
+
+    request = parse_request(download.Request, fields, "download")
+    job = attempt(FileStore("primary", folder / "store"), settings=settings)
+    threading.setprofile(observe)
+    sys.setprofile(observe)
+    try:
+        download.run(request, job)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    return {each for each in passed if each.startswith(("ssvm_worker/", "tasks/"))}

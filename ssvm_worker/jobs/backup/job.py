@@ -12,8 +12,8 @@ from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import IncompleteBackup, InvalidRequest, SourceNotFound, SourceUnavailable, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
-from ssvm_worker.jobs.publish import find_placement
 from ssvm_worker.jobs.request import ArtifactRequest, QuotaField
+from ssvm_worker.jobs.store_set import find_placement
 from ssvm_worker.jobs.usage import reserve_quota
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.vmware.hardware import select_disks

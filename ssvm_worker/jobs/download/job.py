@@ -2,27 +2,25 @@
 
 The pipeline of a download, from the socket to the manifest. Each line receives the chunks of the line above.
 
-    net/sockets.py                 WatchedTLSSocket          decrypts, and detects a stalled server
+    net/                           the socket                decrypts, and detects a stalled server
     sources/http/source.py         HttpSource.open           yields the body (other schemes: sources/*.py)
-    sources/mirrors.py             Mirrors.open              changes to another URL of the same file
+    sources/__init__.py            Mirrors.open              changes to another URL of the same file
     streaming/pipeline.py          Resuming                  reopens the source at the byte where it broke
-    streaming/rate_limit.py        paced                     waits for the rate limits
-    streaming/pipeline.py          limit                     refuses a file that is too large
-    streaming/pipeline.py          tap                       counts the progress (attempt.Progress.observe)
-    download/unwrap.py             unpack                    hashes the offered file, removes a compression or tar
+                                   paced, limit, tap         limit the rate and the size, count the progress
+    download/transfer.py           unpack                    hashes the offered file, removes a compression or tar
                  │
-                 ├─ an image:      download/store_image.py   StoredImage.store names it and opens the sinks
+                 ├─ an image:      download/transfer.py      StoredImage.store names it and opens the sinks
                  │                 download/convert.py       Conversion.run, only if the request has convert_to
                  └─ an OVA:        download/store_ova.py     StoredOva.store does the same for each disk
                  │
-    download/store_image.py        ImagePass.store           adds the observers: hasher, inspection, quota
+    download/transfer.py           ImagePass.store           adds the observers: hasher, inspection, quota
     streaming/fan_out.py           store_stream              queues each chunk for every store, calls verify, commits
     stores/file/part_file.py       FileSink                  writes a .part file; commit syncs and renames it
     jobs/cloudstack_properties.py  properties                makes template.properties
-    jobs/publish.py                publish                   writes template.properties, then manifest.json
+    jobs/store_set.py              publish                   writes template.properties, then manifest.json
 
-Next to the pipeline, the thread of ``ResumeNote`` (download/resume_note.py) records how many bytes are durable.
-``OriginFile`` (download/origin_file.py) builds the lines from the source to ``tap``. ``_transfer`` calls the rest.
+Next to the pipeline, the thread of ``ResumeNote`` records how many bytes are durable. ``OriginFile`` builds the lines
+from the source to ``tap``. ``_transfer`` calls the rest.
 """
 
 from __future__ import annotations
@@ -35,18 +33,15 @@ from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import ChecksumMismatch, CorruptImage, InvalidRequest, SourceChanged
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.cloudstack_properties import properties
-from ssvm_worker.jobs.publish import add_small_objects, find_placement, publish
 from ssvm_worker.jobs.request import fingerprint
-from ssvm_worker.jobs.store_set import StoreSet
+from ssvm_worker.jobs.store_set import StoreSet, add_small_objects, find_placement, publish
 from ssvm_worker.jobs.usage import reserve_quota
 from ssvm_worker.streaming.fan_out import StreamResult
 from ssvm_worker.streaming.interfaces import Store
 
-from .origin_file import OriginFile, find_expected
 from .request import Request
-from .store_image import StoredImage
 from .store_ova import StoredOva
-from .unwrap import DownloadBounds, unpack
+from .transfer import OriginFile, StoredImage, find_expected, unpack
 
 __all__ = ["Request", "discard", "resource", "run"]
 
@@ -105,7 +100,8 @@ def _transfer(origin: OriginFile, stores: dict[str, Store], draft: Manifest | No
         chunks = origin.open()
         attempt.held.expect(origin.size)
         offered = origin.hasher()
-        unpacked = unpack(chunks, offered, DownloadBounds(origin.max_bytes, attempt.limits.max_ratio, origin.location))
+        limits = {"max_bytes": origin.max_bytes, "max_ratio": attempt.limits.max_ratio}
+        unpacked = unpack(chunks, offered, origin.location, **limits)
         if unpacked.members:
             manifest, small = StoredOva(origin, store_set).store(unpacked.members, offered)
         else:

@@ -20,14 +20,12 @@ from ssvm_worker.artifacts.checksums import Digest, Hasher, digest_of
 from ssvm_worker.artifacts.manifest import Entry, Manifest, discard
 from ssvm_worker.errors import CorruptImage, TooLarge, UnknownFormat, UnsafeImage, WorkerError
 from ssvm_worker.formats import ova
-from ssvm_worker.jobs.publish import add_small_objects
-from ssvm_worker.jobs.store_set import StoreSet
+from ssvm_worker.jobs.store_set import StoreSet, add_small_objects
 from ssvm_worker.streaming.pipeline import limit
 from ssvm_worker.units import MiB
 from ssvm_worker.unpacking.tar import TarMember
 
-from .origin_file import OriginFile
-from .store_image import ImagePass
+from .transfer import ImagePass, OriginFile
 
 #: The most bytes of all files that are not disks. They are held in memory. An NVRAM has about 270 KiB.
 _MAX_OTHERS = 16 * MiB

@@ -12,8 +12,7 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup.consistency import Structure, contradictions
 from ssvm_worker.jobs.backup.incremental import verify_packs
 from ssvm_worker.streaming.interfaces import Store
-from ssvm_worker.streaming.pipeline import tap
-from ssvm_worker.streaming.rate_limit import SharedRateLimit, paced
+from ssvm_worker.streaming.pipeline import SharedRateLimit, paced, tap
 
 
 class ArtifactCheck:

@@ -12,7 +12,7 @@ import pytest
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.jobs.publish import find_placement
+from ssvm_worker.jobs.store_set import find_placement
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, Record
 from ssvm_worker.runner.replication import order_copies

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import Cancelled
-from ssvm_worker.streaming.rate_limit import SharedRateLimit, paced
+from ssvm_worker.streaming.pipeline import SharedRateLimit, paced
 
 
 def total(pace: SharedRateLimit, sizes: list[int], rate: float) -> float:
