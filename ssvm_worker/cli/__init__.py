@@ -29,6 +29,7 @@ _GROUPS = (
     "verify",
     "cleanup",
     "reap",
+    "agent",
     "zone",
     "monitoring",
 )
