@@ -42,7 +42,7 @@ class Digest:
 
 def is_checksum_url(text: str) -> bool:
     """Return whether the checksum is the URL of a checksum file, not a digest."""
-    return text.startswith(("http://", "https://"))
+    return text.lower().startswith(("http://", "https://"))
 
 
 def algorithm_of(name: str) -> str | None:

@@ -26,7 +26,10 @@ _ANCHOR, _PARTITION, _VOLUME, _TERMINATOR = 2, 5, 6, 8
 _ANCHOR_BLOCK, _BLOCKS = 256, (2048, 512, 1024, 4096)
 #: The bytes of the volume's descriptors that are read. All writers use 16 blocks.
 _MAX_DESCRIPTORS = 64 * 1024
-_IDENTIFIERS = (b"CD001", b"BEA01", b"NSR02", b"NSR03")
+_UDF = (b"NSR02", b"NSR03")
+_IDENTIFIERS = (b"CD001", b"BEA01", *_UDF)
+#: Identifiers behind the first descriptor: also the end of UDF's, and boot descriptors. ECMA-167 2/9.1.
+_FOLLOWING = (*_IDENTIFIERS, b"TEA01", b"BOOT2")
 
 
 def matches(head: bytes) -> bool:
@@ -36,19 +39,19 @@ def matches(head: bytes) -> bool:
 
 def rules(head: bytes, where: str) -> Rules:
     """Check an ISO. See ``detect``."""
-    descriptor = head[_AT : _AT + 2048]
-    if len(descriptor) < 2048:
+    descriptors = _descriptors(head)
+    if not descriptors:
         raise cut_short("a volume descriptor has 2048 bytes", len(head), where)
     volume = 0
-    if descriptor[1:6] == b"CD001" and descriptor[0] == 1:
+    for descriptor in [each for each in descriptors if each.startswith(b"\1CD001")][:1]:
         blocks, block = struct.unpack_from("<I", descriptor, 80)[0], struct.unpack_from("<H", descriptor, 128)[0]
         if block not in (512, 1024, 2048) or not blocks:
             raise corrupt(f"The ISO has {blocks} blocks of {block} bytes", where)
         volume = blocks * block
     details: dict[str, object] = {"volume_size": volume} if volume else {"subformat": "udf"}
     udf, block = yield from _udf_end(head)
-    if not volume and not udf:
-        if len(head) < HEAD:
+    if not udf and (not volume or any(each[1:6] in _UDF for each in descriptors)):
+        if not volume and len(head) < HEAD:
             raise cut_short("UDF has an anchor in its block 256", len(head), where)
         details["warnings"] = ["The end of the UDF volume is unknown. It was not checked that nothing is missing"]
     size = (yield ImageFacts("iso", 0, details)).size
@@ -64,6 +67,16 @@ def rules(head: bytes, where: str) -> Rules:
         if end > size:
             raise cut_short(what, size, where)
     return ImageFacts("iso", size, details)
+
+
+def _descriptors(head: bytes) -> list[bytes]:
+    """Return the complete descriptors from 32 KiB on. The primary one is usually the first, but need not be."""
+    found: list[bytes] = []
+    for at in range(_AT, len(head) - 2047, 2048):
+        if head[at + 1 : at + 6] not in _FOLLOWING:
+            break
+        found.append(head[at : at + 2048])
+    return found
 
 
 def _udf_end(head: bytes) -> Generator[ImageRange | ImageFacts, ImageBytes, tuple[int, int]]:

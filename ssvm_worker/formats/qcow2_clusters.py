@@ -107,8 +107,14 @@ class Units:
         self._rest = header.size - last * header.cluster
         #: The smallest number of bytes in the last cluster of a snapshot's disk.
         self._snapshot_rest = header.cluster
-        #: Whether refcounts are read. A dirty image has wrong ones.
-        self._use_refcounts = bool(header.snapshots or self._bitmaps) and not header.incompatible & _DIRTY
+        #: Whether refcounts are read.
+        self._use_refcounts = bool(header.snapshots or self._bitmaps)
+        if self._use_refcounts and header.incompatible & _DIRTY:
+            self._use_refcounts = False
+            self.warnings.append(
+                "The qcow2 was not closed, so its refcounts may be wrong: the end of the data of its snapshots and"
+                " bitmaps was not checked"
+            )
         self._highest = -1
         self._compressed = False
         #: L2 tables: whether it is the last table of the disk, by offset.

@@ -9,7 +9,7 @@
 The descriptor is text: ``key=value`` lines, and one line for each extent: ``RW 4192256 SPARSE "disk.vmdk"``.
 
 Safety: only monolithicSparse and streamOptimized, no parent, one extent without a path, a footer that agrees.
-Truncation: if the header announces a footer, footer and end marker must exist. Otherwise the grain directory, each
+Truncation: if the header announces a footer, footer and end marker must exist. Otherwise the grain directories, each
 grain table and each grain must be completely inside the file. The grain at the end of the disk may be as short as the
 end of the disk.
 Only the first 16 bytes of a marker count, because VMware's own writer leaves other bytes in the padding.
@@ -32,7 +32,7 @@ SECTOR = 512
 #: Value of the header's field if only the footer has the offset of the grain directory.
 GD_AT_END = 0xFFFFFFFFFFFFFFFF
 MARKER_EOS, MARKER_GT, MARKER_GD, MARKER_FOOTER, MARKER_PROGRESS = range(5)
-COMPRESSED, MARKERS = 1 << 16, 1 << 17
+REDUNDANT, COMPRESSED, MARKERS = 1 << 1, 1 << 16, 1 << 17
 #: The largest disk of vSphere has 62 TiB.
 _MAX_CAPACITY = 64 * TiB // SECTOR
 #: Table entries up to this one name no sector: 0 is unallocated, 1 is a grain of zeros.
@@ -124,6 +124,8 @@ def rules(head: bytes, where: str) -> Rules:
     end = header.overhead * SECTOR
     if header.gd_offset != GD_AT_END:
         end = max(end, (yield from _last_unit(header, where)))
+        if header.flags & REDUNDANT:
+            end = max(end, header.rgd_offset * SECTOR + header.tables * 4)
     facts = ImageFacts("vmdk", header.capacity * SECTOR, {"create_type": create_type, "version": header.version})
     tail, size = yield facts
     if header.gd_offset == GD_AT_END:

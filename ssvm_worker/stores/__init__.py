@@ -75,16 +75,23 @@ def open_destination(
     """
     ca_file, check = values.pop("http_ca_file", None), values.pop("check", None) or _never_cancelled
     rule = values.pop("rule", None) or AddressRule()
-    if url.startswith("s3://"):
+    scheme = _scheme(url)
+    if scheme == "s3":
         from .s3.store import s3_destination
 
         return s3_destination(url, _s3_settings(values), size, owner, check)
-    if url.startswith(("http://", "https://")):
+    if scheme in ("http", "https"):
         from .http_put import PutSettings, PutSink
 
         return PutSink(url, size, PutSettings(rule=rule, ca_file=ca_file), headers=headers, check=check)
-    scheme = url.partition("://")[0][:40]
-    raise InvalidRequest("Uploads to this scheme are not supported", scheme, "Give s3://BUCKET/KEY or an http(s) URL")
+    raise InvalidRequest(
+        "Uploads to this scheme are not supported", scheme[:40], "Give s3://BUCKET/KEY or an http(s) URL"
+    )
+
+
+def _scheme(url: str) -> str:
+    """Return the scheme. Upper and lower case are equal: RFC 3986, 3.1."""
+    return url.partition("://")[0].lower()
 
 
 def _never_cancelled() -> None:
@@ -100,7 +107,7 @@ def open_origin(url: str, *, check: Check | None = None, **values: Any) -> Sourc
 
 def sweep_destination(url: str, *, check: Check | None = None, **values: Any) -> int:
     """Abort the open uploads of earlier attempts at an upload's destination. Return their number."""
-    if not url.startswith("s3://"):
+    if _scheme(url) != "s3":
         return 0
     from .s3.store import sweep_s3_destination
 

@@ -59,6 +59,10 @@ class Fault:
     without: frozenset[str] = frozenset()
     #: Send the whole object, with status 200, whatever range was asked for.
     whole: bool = False
+    #: Send the object from this byte on, with its Content-Range, whatever range was asked for.
+    begins_at: int | None = None
+    #: Close the connection in place of an answer.
+    hangs_up: bool = False
     #: Send the body in chunks.
     chunked: bool = False
     #: Send that many bytes of the body, then nothing until this is set.
@@ -129,7 +133,15 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.proxy.fault_for(call)
         if fault is None:
             self._pass_on(body, None)
-        elif fault.without or fault.whole or fault.chunked or fault.silent_after is not None:
+        elif fault.hangs_up:
+            self.close_connection = True
+        elif (
+            fault.without
+            or fault.whole
+            or fault.begins_at is not None
+            or fault.chunked
+            or fault.silent_after is not None
+        ):
             self._alter(body, fault)
         elif fault.until is not None:
             fault.until.wait()
@@ -169,19 +181,23 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _alter(self, body: bytes, fault: Fault) -> None:
         answer, found = self._ask(body)
-        if fault.whole:
+        replaced = fault.whole or fault.begins_at is not None
+        if replaced:
             bucket, _, key = urlsplit(self.path).path.strip("/").partition("/")
             found = self.proxy.server.client().get_object(Bucket=bucket, Key=key)["Body"].read()
         self.send_response(200 if fault.whole else answer.status)
         left_out = {*fault.without, "transfer-encoding", "connection", "date", "server", "content-length"}
-        left_out |= {"content-range"} if fault.whole else set()
+        left_out |= {"content-range"} if replaced else set()
+        if fault.begins_at is not None:
+            self.send_header("Content-Range", f"bytes {fault.begins_at}-{len(found) - 1}/{len(found)}")
+            found = found[fault.begins_at :]
         for name, value in answer.getheaders():
             if name.lower() not in left_out:
                 self.send_header(name, value)
         if fault.chunked:
             self.send_header("Transfer-Encoding", "chunked")
         else:
-            told = None if fault.whole else answer.getheader("Content-Length")
+            told = None if replaced else answer.getheader("Content-Length")
             self.send_header("Content-Length", told or str(len(found)))
         self.end_headers()
         if self.command == "HEAD":

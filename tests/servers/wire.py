@@ -23,6 +23,8 @@ class Wire:
         self.up = self.down = 0
         #: The rate now.
         self.rate = rate
+        #: The bytes to clients, all connections together, after which their bits are wrong. None: never.
+        self.damaged_after: int | None = None
         self._cut = False
         self._flows = threading.Event()
         self._flows.set()
@@ -91,6 +93,8 @@ class Wire:
                 self._flows.wait()
                 if self.rate:
                     time.sleep(len(piece) / self.rate)
+                if not is_up and self.damaged_after is not None and self.down >= self.damaged_after:
+                    piece = bytes(255 - each for each in piece)
                 target.sendall(piece)
                 self._count(len(piece), is_up)
             target.shutdown(socket.SHUT_WR)

@@ -23,6 +23,7 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.parsers import ResponseParserError
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from ssvm_worker.errors import (
     ConfigError,
@@ -83,6 +84,13 @@ def whole_size(answer: Mapping[str, Any]) -> int | None:
     if total.isdecimal():
         return int(total)
     return None if answer.get("ContentRange") else answer.get("ContentLength")
+
+
+def range_begin(answer: Mapping[str, Any]) -> int:
+    """Return the offset in the object of an answer's first byte. Without a valid Content-Range it is 0."""
+    unit, _, numbers = str(answer.get("ContentRange") or "").partition(" ")
+    first = numbers.partition("-")[0].strip()
+    return int(first) if unit.lower() == "bytes" and first.isdecimal() else 0
 
 
 def version_of(answer: Mapping[str, Any]) -> str:
@@ -202,6 +210,12 @@ def _rejected(code: str, status: int, location: str) -> WorkerError:
     return StoreDenied(f"The store rejects the request ({reason})", location, "Check the store's url and log")
 
 
+def _is_for_another_host(error: SSLError) -> bool:
+    """Return whether urllib3 has refused the certificate. It compares the host's name itself."""
+    causes = getattr(error.kwargs.get("error"), "args", ())
+    return any(isinstance(each, CertificateError) for each in causes)
+
+
 def _failed(error: BotoCoreError, location: str) -> WorkerError:
     """Return the worker's error for an error of the SDK without an answer."""
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
@@ -211,4 +225,7 @@ def _failed(error: BotoCoreError, location: str) -> WorkerError:
     if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         remedy = "For a private authority, set its certificate in ca_file"
         return StoreDenied("The store's certificate is not trusted", location, remedy)
+    if isinstance(error, SSLError) and _is_for_another_host(error):
+        remedy = "Give the endpoint by a name that is in its certificate"
+        return StoreDenied("The store's certificate is for another host", location, remedy)
     return StoreUnavailable(f"The store does not answer: {error}", location, "Check its endpoint, and that it runs")

@@ -27,7 +27,7 @@ from .capabilities import Features, known_features, probe
 from .client import Bucket, S3Settings
 from .commit import CommitTarget
 from .multipart import abandoned_uploads_rule, abort_upload, open_uploads, parts_of
-from .responses import BODY_ERRORS, code_of, etag_in, size_in, time_in, version_of, whole_size
+from .responses import BODY_ERRORS, code_of, etag_in, range_begin, size_in, time_in, version_of, whole_size
 from .upload import PartCopier, S3Sink
 
 if TYPE_CHECKING:
@@ -205,8 +205,11 @@ class S3Reader:
         answer = self._get(offset)
         if answer is None:
             return
-        # A server that does not support ranges sends the whole object.
-        position = 0 if offset and not answer.get("ContentRange") else offset
+        # A server that does not support ranges sends the whole object. Some caches send a larger range.
+        position = range_begin(answer)
+        if position > offset:
+            what = f"The store sent the object from byte {position} on, not from byte {offset}"
+            raise SourceUnavailable(what, self.name, "Check the service, and the proxies in front of it")
         for chunk in self._body(answer["Body"]):
             begin = max(0, offset - position)
             position += len(chunk)

@@ -81,6 +81,7 @@ def test_any_text(text: str) -> None:
 def test_url() -> None:
     """A checksum may be the URL of a checksum file."""
     assert is_checksum_url("https://example.org/SHA256SUMS")
+    assert is_checksum_url("HTTPS://example.org/SHA256SUMS")
     assert not is_checksum_url(f"sha256:{ABC}")
 
 

@@ -287,6 +287,14 @@ def test_udf_alone(tmp_path: Path) -> None:
     refuse_all_cuts(alone, len(alone.rstrip(b"\0")), "iso")
 
 
+def test_primary_descriptor_behind_another(tmp_path: Path) -> None:
+    """An ISO whose first descriptor is not the primary one is as long as the primary one says."""
+    image = iso(ISOS["genisoimage, unpadded"], tmp_path)
+    primary, end = image[32768:][:2048], image[32768 + 2048 :][:2048]
+    moved = overlay(image, {32768: b"\0CD001\x01".ljust(2048, b"\0"), 32768 + 2048: primary, 32768 + 4096: end})
+    refuse_all_cuts(moved, len(moved.rstrip(b"\0")), "iso")
+
+
 @pytest.mark.parametrize("sector", [512, 4096])
 def test_gpt(sector: int) -> None:
     """A raw disk that lacks a byte of its second GPT is refused."""
@@ -345,6 +353,16 @@ def test_log(said: int, complete: bool) -> None:
             inspect(image, "vhdx")
 
 
+def test_redundant_directory_at_the_end(tmp_path: Path) -> None:
+    """A VMDK whose redundant grain directory is cut is refused, although qemu reads the first one."""
+    image = make(RECIPES["vmdk"], tmp_path)
+    directory = image[struct.unpack_from("<Q", image, 48)[0] * 512 :][:4]  # one grain table holds the disk
+    moved = overlay(image, {48: struct.pack("<Q", len(image) // 512), len(image): directory})
+    (tmp_path / "image").write_bytes(moved)
+    assert run(["qemu-img", "compare", "-f", "vmdk", "-F", "raw", "image", "disk"], tmp_path) == 0
+    refuse_all_cuts(moved, len(moved), "vmdk")
+
+
 def warned(image: bytes, expected: str) -> object:
     """Return the warnings about an accepted image."""
     return inspect(image, expected).details.get("warnings")
@@ -358,6 +376,20 @@ def test_warnings() -> None:
     assert "end of the UDF volume is unknown" in str(warned(no_anchor, "iso"))
     with pytest.raises(CorruptImage, match="UDF has an anchor"):
         inspect(no_anchor[: 100 * KiB], "iso")
+    bridge = overlay(isofs(1000), {32768 + 4096: b"\0NSR02\x01"})
+    assert "end of the UDF volume is unknown" in str(warned(bridge, "iso"))
+
+
+def test_warning_of_a_dirty_image(tmp_path: Path) -> None:
+    """The refcounts of a qcow2 that was not closed may be wrong, so data of only a snapshot causes a warning."""
+    name = "qcow2, data of a snapshot alone"
+    commands = RECIPES[name].commands.replace("-o ", "-o lazy_refcounts=on,")
+    killed = f'{commands}\nqemu-io -f qcow2 -d unmap -c "write -q -P 5 1M 64k" -c "sigraise 9" image'
+    assert RECIPES[name].commands != commands
+    image = make(Recipe("qcow2", killed, ("one",)), tmp_path)
+    assert "refcounts may be wrong" in str(warned(image, "qcow2"))
+    assert warned(make(RECIPES[name], tmp_path), "qcow2") is None
+    assert warned(make(RECIPES["qcow2, killed with lazy refcounts"], tmp_path), "qcow2") is None
 
 
 @pytest.mark.parametrize("name", ["qcow2, compressed behind", "qcow2, zstd behind"])

@@ -41,23 +41,26 @@ def s3_settings(server: S3Server) -> dict[str, Any]:
     return {"credentials": {"lab": keys}}
 
 
+@pytest.mark.parametrize("scheme", ["http", "HTTP"])
 @pytest.mark.parametrize("named", [{"key": KEY}, {"kind": "template", "account": "2", "id": "7"}])
-def test_upload_to_a_put_url(store: Store, http_server: HttpServer, named: dict[str, str]) -> None:
+def test_upload_to_a_put_url(store: Store, http_server: HttpServer, named: dict[str, str], scheme: str) -> None:
     """An object, named by its key or its artifact, arrives completely at a PUT URL."""
-    result = upload.run(request(url=http_server.take("up"), **named), attempt(store))
+    url = http_server.take("up").replace("http", scheme, 1)
+    result = upload.run(request(url=url, **named), attempt(store))
 
     assert http_server.stored["/up"] == IMAGE
     assert (result["key"], result["size"]) == (KEY, len(IMAGE))
 
 
-def test_upload_to_s3(store: Store, s3_server: S3Server) -> None:
+@pytest.mark.parametrize("scheme", ["s3", "S3"])
+def test_upload_to_s3(store: Store, s3_server: S3Server, scheme: str) -> None:
     """An object arrives completely at s3://bucket/key, also beside an image store in that bucket."""
     bucket = s3_server.make_bucket()
     settings = s3_settings(s3_server)
     settings["stores"] = {"archive": settings["credentials"]["lab"] | {"url": f"s3://{bucket}/prefix"}}
     trying = attempt(store, settings=settings)
 
-    upload.run(request(key=KEY, url=f"s3://{bucket}/out/disk 1.raw", credentials="lab"), trying)
+    upload.run(request(key=KEY, url=f"{scheme}://{bucket}/out/disk 1.raw", credentials="lab"), trying)
 
     body = s3_server.client().get_object(Bucket=bucket, Key="out/disk 1.raw")["Body"]
     assert body.read() == IMAGE

@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import pytest
 
-from ssvm_worker.errors import Cancelled, ChecksumMismatch, CorruptImage, StoreUnavailable
+from ssvm_worker.errors import Cancelled, ChecksumMismatch, CorruptImage, StoreDenied, StoreUnavailable
 from ssvm_worker.jobs.copy import job as copy
 from ssvm_worker.jobs.upload import job as upload
 from ssvm_worker.stores.memory import MemoryStore
+from ssvm_worker.stores.s3.capabilities import Features
 from ssvm_worker.stores.s3.store import S3Store
 from ssvm_worker.streaming.interfaces import Owner, StoredObject
 from tests.attempts import attempt
@@ -117,6 +118,17 @@ def test_each_part_carries_its_digest(store: S3Store, faulty_s3: FaultyS3) -> No
         signed = bytes.fromhex(each.headers["x-amz-content-sha256"])
         assert base64.b64decode(each.headers["x-amz-checksum-sha256"]) == signed
     assert all(each.headers["authorization"].startswith("AWS4-HMAC-SHA256 ") for each in faulty_s3.calls)
+
+
+@pytest.mark.parametrize("call", ["DeleteObject", "AbortMultipartUpload"])
+def test_broken_connection_in_the_clean_up_of_the_probe(faulty_s3: FaultyS3, s3_bucket: str, call: str) -> None:
+    """A connection that breaks in the clean-up of the probe hides neither its result nor its error."""
+    store = S3Store("archive", s3_bucket, f"broken-{next(_NUMBERS)}", settings_of(faulty_s3))
+    faulty_s3.faults = [Fault(call, hangs_up=True)]
+    assert store.features == Features(sha256=True, conditional=True, copies=True)
+    faulty_s3.faults += [Fault("PutObject", 403, "AccessDenied")]
+    with pytest.raises(StoreDenied):
+        store.examine()
 
 
 def test_where_nothing_may_be_tried(faulty_s3: FaultyS3, s3_bucket: str) -> None:

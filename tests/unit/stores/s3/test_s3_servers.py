@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import urllib3
 
-from ssvm_worker.errors import StoreDenied, StoreUnavailable
+from ssvm_worker.errors import SourceUnavailable, StoreDenied, StoreUnavailable
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.stores.http_put import PutSettings, PutSink
 from ssvm_worker.stores.s3 import capabilities
@@ -19,12 +21,13 @@ from ssvm_worker.stores.s3.capabilities import Features
 from ssvm_worker.stores.s3.client import S3Settings
 from ssvm_worker.stores.s3.store import S3Store
 from ssvm_worker.streaming.interfaces import Owner
-from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
+from ssvm_worker.streaming.pipeline import put_bytes, read_bytes, tap
 from ssvm_worker.units import MiB
 from tests.contracts.store import BIG, ME, StoreContract, fill, get, keys, put
 from tests.servers.rclone import RcloneS3
 from tests.servers.s3 import DOMAIN, S3Server
 from tests.servers.s3_faults import FaultyS3
+from tests.servers.wire import Wire
 
 _NUMBERS = itertools.count(1)
 #: One key more than a page of a listing.
@@ -224,6 +227,14 @@ def test_own_authority(rclone_s3: RcloneS3, rclone_bucket: str) -> None:
         put(store, "a", b"1")
 
 
+def test_certificate_of_another_host(rclone_s3: RcloneS3, rclone_bucket: str) -> None:
+    """A server whose certificate has another name is refused, and no job waits for it."""
+    endpoint = rclone_s3.endpoint.replace("localhost", "127.0.0.1")
+    store = S3Store("archive", rclone_bucket, "", settings_of(rclone_s3, endpoint=endpoint))
+    with pytest.raises(StoreDenied, match="another host"):
+        put(store, "a", b"1")
+
+
 def test_one_key_at_two_services(s3_server: S3Server, rclone_s3: RcloneS3) -> None:
     """Two stores with equal keys, bucket and prefix at two services are different stores."""
     stores = []
@@ -242,3 +253,17 @@ def test_virtual_host_style(faulty_s3: FaultyS3, s3_server: S3Server, s3_bucket:
     put(store, "a/object", BIG)
     assert (get(store, "a/object") == BIG, keys(store)) == (True, ["a/object"])
     assert {each.headers["host"] for each in faulty_s3.calls} == {f"{s3_bucket}.{DOMAIN}"}
+
+
+def test_tls_that_breaks_in_a_body(rclone_s3: RcloneS3, rclone_bucket: str) -> None:
+    """A TLS error within an object is a broken source, and the rest can be read over another connection."""
+    wire = Wire(urlsplit(rclone_s3.endpoint).port or 443)
+    store = S3Store("archive", rclone_bucket, "", settings_of(rclone_s3, endpoint=f"https://localhost:{wire.port}"))
+    put(store, "a", BIG)
+    wire.damaged_after = wire.down + len(BIG) // 2
+    reader, got = store.reader("a"), list[bytes]()
+    with pytest.raises(SourceUnavailable, match="SSLError"):
+        deque(tap(reader.open(), got.append), maxlen=0)
+    wire.damaged_after = None
+    assert b"".join([*got, *reader.open(sum(map(len, got)))]) == BIG
+    wire.close()

@@ -81,6 +81,19 @@ def test_objects_by_poor_answers(s3_server: S3Server, faulty_s3: FaultyS3, s3_bu
     assert reader.size == len(BIG)
 
 
+@pytest.mark.parametrize(("begin", "right"), [(0, True), (len(BIG) - 2000, True), (len(BIG) - 999, False)])
+def test_another_range(s3_server: S3Server, faulty_s3: FaultyS3, s3_bucket: str, begin: int, right: bool) -> None:
+    """The bytes of another range than the requested one are placed where their Content-Range says, or refused."""
+    s3_server.client().put_object(Bucket=s3_bucket, Key="origin", Body=BIG)
+    faulty_s3.faults = [Fault("GetObject", begins_at=begin)]
+    reader = s3_origin(f"s3://{s3_bucket}/origin", settings_of(faulty_s3))
+    if right:
+        assert b"".join(reader.open(len(BIG) - 1000)) == BIG[-1000:]
+    else:
+        with pytest.raises(SourceUnavailable, match="not from byte"):
+            b"".join(reader.open(len(BIG) - 1000))
+
+
 @pytest.mark.parametrize("lost", [frozenset({"etag"}), frozenset({"last-modified"}), EVERY])
 @pytest.mark.parametrize("call", ["UploadPart 1", "PutObject", "HeadObject", COMPLETE])
 def test_stores_by_poor_answers(store: S3Store, faulty_s3: FaultyS3, call: str, lost: frozenset[str]) -> None:
