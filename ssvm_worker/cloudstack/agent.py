@@ -10,8 +10,9 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ConfigError
 
 from .certificates import CertificateFiles
-from .command_pool import CommandPool, Observer
+from .command_pool import CommandPool
 from .frame import Handler
+from .guid_claim import GuidClaim
 from .link import AgentLink, LinkLost, LinkTrust
 from .server_list import AgentState, ServerList
 from .session import AgentContext, Session, SessionEnd, SessionTimes
@@ -32,9 +33,9 @@ class Agent:
         handler: Handler,
         *,
         times: SessionTimes | None = None,
-        observer: Observer | None = None,
+        claim: GuidClaim | None = None,
     ) -> None:
-        """Prepare. Raise ConfigError if [cloudstack] names no server."""
+        """Prepare. With a *claim*, connect only while it is held. Raise ConfigError if [cloudstack] names no server."""
         section = settings.cloudstack
         if not section.servers:
             raise ConfigError(
@@ -42,7 +43,7 @@ class Agent:
                 "cloudstack.servers",
                 "Set servers, name and ca_file. In a system VM use --from-cmdline",
             )
-        self._section = section
+        self._section, self._claim = section, claim
         self._stopping = threading.Event()
         self._session: Session | None = None
         self._trust = LinkTrust(section.ca_file, section.fingerprint, section.certificate_file, section.key_file)
@@ -51,16 +52,17 @@ class Agent:
         self._context = AgentContext(
             lambda address: startup_command(section, settings.zone, address),
             AgentState(path, configured),
-            CommandPool(handler, observer or (lambda *_: None), threads=section.max_commands),
+            CommandPool(handler, claim.note if claim else (lambda *_: None), threads=section.max_commands),
             CertificateFiles(section.certificate_file, section.key_file, section.ca_file),
             times or SessionTimes(),
             on_up=self._on_up,
+            on_tick=self._on_tick,
         )
 
     def run(self) -> None:
         """Stay connected until ``stop``, or until the server stops the agent."""
         transferred, why = False, ""
-        while not self._stopping.is_set():
+        while self._may_connect():
             host = self._context.state.next_server()
             try:
                 link = AgentLink(host, self._section.port, self._trust)
@@ -86,12 +88,20 @@ class Agent:
             self._context.pool.wait_idle(_DRAIN_S)
             session.shut_down()
 
+    def _may_connect(self) -> bool:
+        """Wait for the claim. Return False when the agent stops."""
+        if self._claim is not None and not self._claim.wait(self._stopping):
+            return False
+        return not self._stopping.is_set()
+
     def _run_session(self, session: Session) -> SessionEnd:
         self._session = session
         if self._stopping.is_set():
             return SessionEnd("shutdown", "the agent stops")
         end = session.run()
         self._session = None
+        if self._claim is not None:
+            self._claim.describe("", None)
         level = logging.ERROR if end.kind == "refused" else logging.WARNING if end.kind == "lost" else logging.INFO
         _log.log(level, "the connection has ended: %s", end.why)
         return end
@@ -101,4 +111,11 @@ class Agent:
         self._stopping.wait(self._section.backoff_s * random.uniform(1, 1.5))  # noqa: S311 - no secret
 
     def _on_up(self, host_id: int) -> None:
-        """Note that the host is Up."""
+        session = self._session
+        if self._claim is not None and session is not None:
+            self._claim.describe(session.peer, host_id)
+
+    def _on_tick(self) -> str:
+        if self._claim is not None and self._claim.lost:
+            return "another agent holds the GUID now"
+        return ""

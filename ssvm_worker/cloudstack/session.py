@@ -100,6 +100,11 @@ class Session:
             f"{_CA}SetupCertificateCommand": self._on_certificate,
         }
 
+    @property
+    def peer(self) -> str:
+        """Return host and port of the server."""
+        return self._link.peer
+
     def run(self) -> SessionEnd:
         """Send Startup, and answer the server until the connection ends. Return why it has ended."""
         ticker = threading.Thread(target=self._tick, name="ticker", daemon=True)

@@ -11,12 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ConfigError, StoreUnavailable, WorkerError
+from ssvm_worker.ledger.agents import BUCKETS
 from ssvm_worker.ledger.workers import DOWN, DRAINING, UP
 from ssvm_worker.net.listener import Listener
 from ssvm_worker.wiring import assembly
@@ -27,7 +29,7 @@ from .store_health import StoreWatch, look_at_stores
 
 try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 except ImportError as error:
     raise ConfigError(
         "prometheus_client is not installed", "ssvm metrics", "pip install 'ssvm-worker[metrics]'"
@@ -71,6 +73,13 @@ METRICS = {
         MetricType("ssvm_worker_capacity", "Places for jobs of all workers that are up", ("zone",)),
         MetricType("ssvm_workers_desired", "Number of workers that the zone needs", ("zone",)),
         MetricType("ssvm_slots_held", "Held slots of a shared limit, such as leases of an ESXi host", ("limit",)),
+        MetricType("ssvm_agent_connected", "Whether the host of an `ssvm agent` is Up at its server", ("guid", "zone")),
+        MetricType(
+            "ssvm_agent_answer_seconds",
+            "Time from a command of a management server to the answer. Results: ok, failed",
+            ("command", "result"),
+            "histogram",
+        ),
         MetricType("ssvm_store_up", "Whether the image store answers", ("store",)),
         MetricType("ssvm_store_breaker", "State of the circuit breaker: closed, open, half-open", ("store", "state")),
         MetricType("ssvm_store_bytes", "Bytes of the image store: total, used, free", ("store", "kind")),
@@ -92,11 +101,12 @@ class Collector:
         self._ledger = assembly.open_ledger(settings)
         self._figures = assembly.open_figures(settings)
         self._registry = assembly.open_registry(settings)
+        self._agents = assembly.open_agents(settings)
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         try:
-            found = [*self._jobs(), *self._running(), *self._workers(), *self._slots()]
+            found = [*self._jobs(), *self._running(), *self._workers(), *self._slots(), *self._answers()]
         except WorkerError:
             found = []
         yield _metric("ssvm_up", [([], bool(found))])
@@ -145,6 +155,17 @@ class Collector:
     def _slots(self) -> Iterator[Metric]:
         held = [([name], count) for name, count in self._figures.slots().items()]
         yield _metric("ssvm_slots_held", held)
+
+    def _answers(self) -> Iterator[Metric]:
+        connected = [([each.guid, each.info.zone], each.connected) for each in self._agents.agents()]
+        yield _metric("ssvm_agent_connected", connected)
+        wanted = METRICS["ssvm_agent_answer_seconds"]
+        family = HistogramMetricFamily(wanted.name, wanted.text, labels=wanted.labels)
+        for each in self._agents.answers():
+            limits = [*(f"{limit:g}" for limit in BUCKETS), "+Inf"]
+            buckets = list(zip(limits, accumulate(each.buckets), strict=True))
+            family.add_metric([each.command, each.result], buckets, each.seconds)
+        yield family
 
 
 def _store_metrics(rows: list[dict[str, Any]]) -> Iterator[Metric]:

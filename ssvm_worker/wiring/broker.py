@@ -28,6 +28,7 @@ from ssvm_worker.net.broker_url import with_options
 _PROBE_S = 3.0
 
 if TYPE_CHECKING:
+    from ssvm_worker.ledger.agents import AgentRegistry
     from ssvm_worker.ledger.events import Events
     from ssvm_worker.ledger.job_metrics import JobMetrics
     from ssvm_worker.ledger.ledger import Ledger
@@ -241,6 +242,13 @@ def open_registry(settings: Settings) -> WorkerRegistry:
     from ssvm_worker.ledger.workers import WorkerRegistry
 
     return WorkerRegistry(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def open_agents(settings: Settings) -> AgentRegistry:
+    """Return the registry of agents of management servers. This does not connect yet."""
+    from ssvm_worker.ledger.agents import AgentRegistry
+
+    return AgentRegistry(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_figures(settings: Settings) -> JobMetrics:

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ssvm_worker.cloudstack.agent import Agent
-from ssvm_worker.cloudstack.commands import Dispatcher
-from ssvm_worker.cloudstack.frame import Handler
-from ssvm_worker.cloudstack.services import open_services
-from ssvm_worker.cloudstack.session import SessionTimes
-from ssvm_worker.config import parse
-from ssvm_worker.config.schema import Settings
 from ssvm_worker.demo.cloudstack.management import ManagementServer, make_management_server
 from ssvm_worker.demo.cloudstack.server import ServerTimes
+from tests.servers.agent import running_agent, settings_for
 from tests.waiting import PATIENCE_S, until
-
-QUICK = SessionTimes(migrate_s=0.1, tick_s=0.05)
-
-
-def settings_for(server: ManagementServer, tmp_path: Path, **values: Any) -> Settings:
-    """Return settings for an agent of that server."""
-    given = {"servers": [server.host], "port": server.port, "name": "s-1-VM", "pod": "1", "backoff_s": 0.1}
-    given |= {"fingerprint": f"sha256:{server.authority.fingerprint}", "zone": "1"} | values
-    return parse({"state_dir": str(tmp_path / "state"), "cloudstack": given}, "the test")
-
-
-@contextmanager
-def running(settings: Settings, handler: Handler | None = None, times: SessionTimes = QUICK) -> Iterator[Agent]:
-    """Run an agent in a thread while the block runs."""
-    agent = Agent(settings, handler or Dispatcher(open_services(settings)), times=times)
-    thread = threading.Thread(target=agent.run, daemon=True)
-    thread.start()
-    try:
-        yield agent
-    finally:
-        agent.stop()
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -56,7 +24,7 @@ def server(tmp_path: Path) -> Iterator[ManagementServer]:
 
 def test_up(server: ManagementServer, tmp_path: Path) -> None:
     """The agent gets Up, stays Up by its pings, answers unknown commands, and says when it stops."""
-    with running(settings_for(server, tmp_path)):
+    with running_agent(settings_for(server, tmp_path)):
         connection = server.wait_up(timeout=PATIENCE_S)
         answer = connection.send("MoveVolumeCommand", {"srcPath": "a", "destPath": "b"})
         assert (answer.name, answer.ok) == ("UnsupportedAnswer", False)

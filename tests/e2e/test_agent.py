@@ -1,0 +1,89 @@
+"""Processes of ``ssvm agent`` with a simulated management server and a real broker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.demo.cloudstack.management import ManagementServer, make_management_server
+from ssvm_worker.demo.cloudstack.server import ServerTimes
+from ssvm_worker.ledger.agents import AgentRegistry
+from tests.servers.agent import AgentProcess, section_for
+from tests.servers.broker import Broker
+from tests.waiting import CLAIM_S, PATIENCE_S, until
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ManagementServer]:
+    """A server of 4.23 without stores."""
+    with make_management_server(tmp_path / "ca", times=ServerTimes(ping=1, ping_timeout=PATIENCE_S)) as server:
+        yield server
+
+
+def environ_of(server: ManagementServer, broker: Broker, state: Path) -> dict[str, str]:
+    """Return settings as the environment has them."""
+    values: dict[str, Any] = {"broker__url": broker.url, "broker__prefix": broker.prefix, "state_dir": str(state)}
+    values["ledger__claim_s"] = str(CLAIM_S)
+    section = section_for(server)
+    return values | {f"cloudstack__{key}": ",".join(v) if isinstance(v, list) else str(v) for key, v in section.items()}
+
+
+def test_up_and_down(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
+    """The process gets Up, logs what happens without secrets, and SIGTERM ends it with status 0."""
+    agent = AgentProcess(tmp_path / "log", environ_of(server, broker, tmp_path / "state"))
+    try:
+        connection = server.wait_up(timeout=PATIENCE_S)
+        assert connection.send("CheckHealthCommand", {}).ok
+        registry = AgentRegistry(broker.url, prefix=broker.prefix)
+        until(lambda: [each.connected for each in registry.agents()] == [True], "the ledger knows it")
+        until(lambda: [each.command for each in registry.answers()] == ["CheckHealthCommand"], "the answer is counted")
+    finally:
+        status = agent.terminate()
+    assert status == 0, agent.text
+    assert "Up with the id 1" in agent.text
+    assert server.host_row("s-1-VM").states == ["Connecting", "Up", "Disconnected"]
+    assert [each.held for each in registry.agents()] == [False]
+
+
+def test_take_over(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
+    """After kill -9 of the agent, the one that stands by takes over within seconds, and only then."""
+    agents = [AgentProcess(tmp_path / "log0", environ_of(server, broker, tmp_path / "state0"))]
+    try:
+        server.wait_up(timeout=PATIENCE_S)
+        agents.append(AgentProcess(tmp_path / "log1", environ_of(server, broker, tmp_path / "state1")))
+        until(lambda: "this one waits" in agents[1].text, "the second one stands by")
+        assert server.host_row("s-1-VM").states == ["Connecting", "Up"]
+        agents[0].kill()
+        killed = time.monotonic()
+        until(lambda: server.host_row("s-1-VM").states[-2:] == ["Connecting", "Up"], "Up again")
+        until(lambda: "Up with the id 1" in agents[1].text, "the second one is Up")
+        assert time.monotonic() - killed >= 0.5, "the claim was ignored"
+        assert server.zone.problems == []
+    finally:
+        for each in agents:
+            each.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "names no management server"),
+        (("--from-cmdline", "/nowhere"), "/nowhere"),
+        (("--properties", "/nowhere"), "/nowhere"),
+    ],
+)
+def test_wrong_settings(arguments: tuple[str, ...], message: str) -> None:
+    """Missing settings end the command with status 2 and say what to do."""
+    command = [sys.executable, "-m", "ssvm_worker", "agent", "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 2
+    assert message in json.loads(done.stdout)["message"]
