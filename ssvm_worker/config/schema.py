@@ -32,6 +32,8 @@ from .types import (
 )
 
 LANES = ("download", "upload", "backup", "maintenance")
+#: How the names of stores and connections begin that a CloudStack management server has named.
+SERVER_PREFIX = "cs-"
 Addressing = Literal["auto", "path", "virtual"]
 
 
@@ -197,12 +199,15 @@ class UploadSection(Section):
 
 
 class StoreSection(SecretFields):
-    """One image store. The keys after ``backup_mode`` are for S3 only."""
+    """One image store. The keys after ``shared`` are for S3 only."""
 
     #: file:///PATH, nfs://SERVER/EXPORT, or s3://BUCKET/PREFIX.
     url: Annotated[str, AfterValidator(no_login)]
     #: The mode of backups whose primary store this is. A request may override it.
     backup_mode: Literal["full", "incremental"] = "full"
+    #: Let all users read new files and directories: modes 0644 and 0755 with any umask. Hypervisors and Apache
+    #: read the stores of CloudStack. Default: 0640 and 0750. S3 ignores it.
+    shared: bool = False
     #: The URL of the S3 service. Default: AWS.
     endpoint: Annotated[str | None, AfterValidator(no_login)] = None
     #: The region of the bucket. Default: that of the profile or the environment if boto3 finds the keys there, else
@@ -502,6 +507,21 @@ class Settings(Section):
     scaling: ScalingSection = ScalingSection()
     serve: ServeSection = ServeSection()
     cloudstack: CloudStackSection = CloudStackSection()
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Settings:
+        """Refuse names that stores and connections of a management server have."""
+        for section, names in (
+            ("stores", self.stores),
+            ("credentials", self.credentials),
+            ("download.allow_stores", self.download.allow_stores),
+        ):
+            for name in names:
+                if name.startswith(SERVER_PREFIX):
+                    raise ValueError(
+                        f"{section}: {name} may not begin with {SERVER_PREFIX}; the agent makes such names"
+                    )
+        return self
 
     def networks_of(self, section: UploadSection | CallbackSection) -> Networks:
         """Return the networks that *section* allows in addition to public addresses, or else those of downloads."""

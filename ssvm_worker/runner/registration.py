@@ -15,6 +15,7 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.workers import WorkerInfo
 from ssvm_worker.operations.mounts import stores_away
 from ssvm_worker.wiring.assembly import open_registry
+from ssvm_worker.wiring.server_names import with_server_stores
 
 from .periodic import PeriodicThread
 
@@ -32,7 +33,6 @@ class WorkerRegistration:
         """*active* counts the running jobs of this worker. *connected* returns whether it can receive messages."""
         self._settings = settings
         self._active, self._connected = active, connected
-        self._uses_nfs = any(each.url.startswith("nfs://") for each in settings.stores.values())
         self._registry = open_registry(settings)
         self._info = WorkerInfo(
             name=name,
@@ -60,7 +60,7 @@ class WorkerRegistration:
 
     def _beat(self) -> None:
         active = self._active()
-        away = stores_away(self._settings) if self._uses_nfs else {}
+        away = stores_away(with_server_stores(self._settings))
         info = replace(self._info, active=active, draining=self._stopping, away=away, connected=self._connected())
         self._registry.beat(info)
 

@@ -25,12 +25,13 @@ from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest, parse_request
 from ssvm_worker.ledger.ledger import Ledger
-from ssvm_worker.ledger.record import Claim
+from ssvm_worker.ledger.record import Claim, Record
 from ssvm_worker.ledger.retry_policy import RetryDecision, RetryPolicy, decide, decide_patiently
 from ssvm_worker.operations import logs
 from ssvm_worker.operations.traces import UNTRACED, Trace, tracing
 from ssvm_worker.wiring.assembly import kept_ledger, make_attempt, open_slots
 from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.server_names import with_server_names
 
 from .heartbeat import ClaimHeartbeat, wait_for_broker
 from .hung_store import kill_if_hung
@@ -54,6 +55,7 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
         return {"job_id": job_id, "state": "left"}
     record = claim.record
     logs.begin(record.job_id, claim.number)
+    settings, problem = _with_server_names(settings, record)
     figures = {"job_id": record.job_id, "zone": record.zone, "lane": record.lane, "attempt": claim.number}
     with (
         ClaimHeartbeat(ledger, claim) as heart,
@@ -61,7 +63,15 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
         kill_if_hung(settings, ledger, claim, heart),
         tracing(record.job, record.traceparent, **figures) as trace,
     ):
-        return JobRun(settings, ledger, claim, heart, trace=trace).run()
+        return JobRun(settings, ledger, claim, heart, trace=trace, problem=problem).run()
+
+
+def _with_server_names(settings: Settings, record: Record) -> tuple[Settings, WorkerError | None]:
+    """Return the settings with the names of a management server, or the error with which the attempt must fail."""
+    try:
+        return wait_for_broker(lambda: with_server_names(settings, record.request)), None
+    except WorkerError as error:
+        return settings, error
 
 
 def _claimed(ledger: Ledger, settings: Settings, message: Message) -> tuple[str, Claim | None]:
@@ -91,6 +101,8 @@ class JobRun:
     claim: Claim
     heart: ClaimHeartbeat
     trace: Trace = field(default=UNTRACED, kw_only=True)
+    #: An error that was found before the attempt.
+    problem: WorkerError | None = field(default=None, kw_only=True)
 
     def run(self) -> dict[str, Any]:
         """Run the job, and end it or queue it again in the ledger."""
@@ -98,6 +110,8 @@ class JobRun:
             if ending := self.claim.record.ending:  # the last attempt ended the job, and may have left something
                 self._discard()
                 return self._end(ending, error=self.claim.record.error or _describe(Cancelled("user")))
+            if self.problem:
+                raise self.problem
             result = self._job.run(self._request, self._attempt)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the one place where any error becomes an outcome
             return self._fail(error)

@@ -20,7 +20,7 @@ def open_store(name: str, url: str, **values: Any) -> Store:
     """Return the image store of a URL, without any access to it.
 
     S3 takes the fields of S3Settings in *values*, and *check*, which the store calls while it waits. NFS takes the
-    fields of NfsSettings. A directory ignores *values*.
+    fields of NfsSettings. A directory takes *shared*.
     Raises ConfigError for an invalid URL or value.
     """
     scheme = url.partition("://")[0]
@@ -33,14 +33,14 @@ def open_store(name: str, url: str, **values: Any) -> Store:
     return SCHEMES[scheme](name, url, values)
 
 
-def _file(name: str, url: str, _: Mapping[str, Any]) -> Store:
+def _file(name: str, url: str, values: Mapping[str, Any]) -> Store:
     from .file.store import FileStore
 
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost") or parts.path in ("", "/") or parts.query or parts.fragment:
         what = f"The URL does not name a directory of this machine: {url}"
         raise ConfigError(what, f"stores.{name}.url", "Give file:///absolute/path")
-    return FileStore(name, Path(unquote(parts.path)))
+    return FileStore(name, Path(unquote(parts.path)), shared=values.get("shared", False))
 
 
 def _s3(name: str, url: str, values: Mapping[str, Any]) -> Store:
@@ -48,7 +48,7 @@ def _s3(name: str, url: str, values: Mapping[str, Any]) -> Store:
 
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     try:
-        settings = _s3_settings({key: value for key, value in values.items() if key != "check"})
+        settings = _s3_settings({key: value for key, value in values.items() if key not in ("check", "shared")})
         return S3Store(name, bucket, prefix, settings, values.get("check") or _never_cancelled)
     except InvalidRequest as error:
         raise ConfigError(error.what, f"stores.{name}.url", error.remedy) from error

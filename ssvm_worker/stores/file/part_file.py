@@ -23,7 +23,8 @@ from ssvm_worker.units import KiB
 
 from .tree import DirectoryTree, translated, translating
 
-_FILE_MODE = 0o640
+#: The modes of files. Those of a store that other users read have the second.
+_FILE_MODE, _SHARED_FILE_MODE = 0o640, 0o644
 _PART = re.compile(r"\.(?P<name>.+)\.(?P<job>[A-Za-z0-9_-]+)\.(?P<token>\d+)\.part")
 #: Maximum characters of a job id in a part's name. With a key's 180 and a token's 20 the name is below NAME_MAX, 255.
 _JOB_LENGTH = 40
@@ -102,6 +103,8 @@ def begin(path: ObjectPath, owner: Owner, resume: bool) -> FileSink:
         flags = _OPEN if newest else _OPEN | os.O_CREAT | os.O_EXCL
         handle = os.open(str(part), flags, _FILE_MODE, dir_fd=directory)
         try:
+            if path.tree.shared:
+                os.fchmod(handle, _SHARED_FILE_MODE)
             return FileSink(path, str(part), directory, handle)
         except BaseException:
             os.close(handle)

@@ -50,10 +50,11 @@ class FileStore:
 
     resumable = True
 
-    def __init__(self, name: str, root: Path) -> None:
+    def __init__(self, name: str, root: Path, *, shared: bool = False) -> None:
+        """*shared*: all users of the machine may read what this store writes."""
         self.name = name
         self.url = f"file://{root}"
-        self._tree = DirectoryTree(root)
+        self._tree = DirectoryTree(root, shared=shared)
 
     def writer(
         self,

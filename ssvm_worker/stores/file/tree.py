@@ -16,7 +16,8 @@ from pathlib import Path
 from ssvm_worker.errors import StoreDenied, StoreFull, StoreUnavailable, WorkerError
 from ssvm_worker.stores.sorted_listing import is_key
 
-DIR_MODE = 0o750
+#: The modes of directories. Those of a store that other users read have the second.
+_DIR_MODE, _SHARED_DIR_MODE = 0o750, 0o755
 #: The maximum depth of directories. The worker's layout has five levels. A walk recurses once for each level, and
 #: Python limits the recursion.
 _MAX_DEPTH = 64
@@ -68,8 +69,10 @@ class TreeFile:
 class DirectoryTree:
     """The directories and files below *root*. Methods raise OSError, or StoreUnavailable if the root is missing."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, shared: bool = False) -> None:
+        """*shared*: all users may read new directories and files, with any umask."""
         self.root = root
+        self.shared = shared
 
     @contextlib.contextmanager
     def open(self, path: Sequence[str] = (), *, make: bool = False) -> Iterator[int]:
@@ -77,7 +80,7 @@ class DirectoryTree:
         handle = self._open_root()
         try:
             for name in path:
-                child = _open_child(handle, name, make)
+                child = self._open_child(handle, name, make)
                 os.close(handle)
                 handle = child
             yield handle
@@ -119,24 +122,28 @@ class DirectoryTree:
             else:
                 yield file
 
+    def _open_child(self, parent: int, name: str, make: bool) -> int:
+        try:
+            return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+        except FileNotFoundError:
+            if not make:
+                raise
+        is_new = False
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, _DIR_MODE, dir_fd=parent)
+            is_new = True
+            os.fsync(parent)
+        child = os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
+        if is_new and self.shared:
+            os.fchmod(child, _SHARED_DIR_MODE)
+        return child
+
     def _open_root(self) -> int:
         try:
             return os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as error:
             remedy = "Check that it is mounted, or create it. The worker does not create it"
             raise StoreUnavailable("The store's directory does not exist", str(self.root), remedy) from error
-
-
-def _open_child(parent: int, name: str, make: bool) -> int:
-    try:
-        return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
-    except FileNotFoundError:
-        if not make:
-            raise
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, DIR_MODE, dir_fd=parent)
-        os.fsync(parent)
-    return os.open(name, _OPEN_DIRECTORY, dir_fd=parent)
 
 
 def _sortable(path: tuple[str, ...], entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, TreeFile | None]]:

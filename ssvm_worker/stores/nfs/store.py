@@ -31,6 +31,8 @@ class NfsSettings:
     #: The address of this host in the storage network, and the router there.
     source_address: str | None = None
     gateway: str | None = None
+    #: All users of all clients may read what the store writes.
+    shared: bool = False
     #: Called while the store waits for a mount, a probe or another process. Raises to cancel.
     check: Callable[[], None] = lambda: None
 
@@ -47,7 +49,7 @@ class NfsStore(FileStore):
         )
         timeouts = MountTimeouts(settings.mount_s, settings.probe_s)
         self.mounted = Mounted(export, settings.mount_root, commands, timeouts, settings.check)
-        self._tree = _MountedTree(self.mounted)
+        self._tree = _MountedTree(self.mounted, shared=settings.shared)
 
     def health(self) -> ExportHealth:
         """Return what this host knows about the export. The function does not touch the mount."""
@@ -55,8 +57,8 @@ class NfsStore(FileStore):
 
 
 class _MountedTree(DirectoryTree):
-    def __init__(self, mounted: Mounted) -> None:
-        super().__init__(mounted.paths.point)
+    def __init__(self, mounted: Mounted, *, shared: bool) -> None:
+        super().__init__(mounted.paths.point, shared=shared)
         self._mounted = mounted
 
     def _open_root(self) -> int:

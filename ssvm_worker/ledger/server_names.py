@@ -1,0 +1,62 @@
+"""Stores and connections that a CloudStack management server names in its commands, with their secrets.
+
+The agent stores them here under a name. A job has only the name, so its record shows no secret. Every worker of the
+broker reads them.
+
+``<prefix>ssvm.server.stores`` is a hash: the JSON of each store by its name. It stays.
+``<prefix>ssvm.server.connection:<name>`` is the JSON of one connection. The broker deletes it after some time.
+``<prefix>ssvm.server.values`` is a hash of other values that the server has set, by their names.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .connection import connect, translated
+
+
+class ServerNames:
+    """The named stores and connections of one broker. Every method raises StoreUnavailable while the broker is away."""
+
+    def __init__(self, url: str, *, prefix: str = "") -> None:
+        self._url = url
+        self._prefix = f"{prefix}ssvm.server."
+        self._redis = connect(url)
+
+    def put_store(self, name: str, values: dict[str, Any]) -> None:
+        """Store the settings of a store. They replace older ones of that name."""
+        with translated(self._url):
+            self._redis.hset(f"{self._prefix}stores", name, json.dumps(values))
+
+    def stores(self) -> dict[str, dict[str, Any]]:
+        """Return the settings of all stores by name."""
+        with translated(self._url):
+            found: Any = self._redis.hgetall(f"{self._prefix}stores")
+        return {name: json.loads(text) for name, text in found.items()}
+
+    def put_connection(self, name: str, values: dict[str, Any], keep_s: float) -> None:
+        """Store the settings of a connection for *keep_s* seconds."""
+        with translated(self._url):
+            self._redis.set(f"{self._prefix}connection:{name}", json.dumps(values), ex=max(1, int(keep_s)))
+
+    def connection(self, name: str) -> dict[str, Any] | None:
+        """Return the settings of a connection, or None if it is unknown or too old."""
+        with translated(self._url):
+            text: Any = self._redis.get(f"{self._prefix}connection:{name}")
+        return json.loads(text) if text else None
+
+    def put_value(self, name: str, value: Any) -> None:
+        """Store a value that the server has set, such as the internal sites of downloads."""
+        with translated(self._url):
+            self._redis.hset(f"{self._prefix}values", name, json.dumps(value))
+
+    def value(self, name: str) -> Any:
+        """Return a value that the server has set, or None."""
+        with translated(self._url):
+            text: Any = self._redis.hget(f"{self._prefix}values", name)
+        return json.loads(text) if text else None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()

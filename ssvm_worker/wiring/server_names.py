@@ -1,0 +1,66 @@
+"""Add the stores and connections that a CloudStack management server has named to the settings of a job.
+
+Then they are stores and credentials like those of the file: the same code opens, mounts, watches and protects them.
+The names begin with ``cs-``, which no name of the file may.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ssvm_worker.config.schema import SERVER_PREFIX, CredentialsSection, Settings, StoreSection
+from ssvm_worker.errors import InvalidRequest
+
+from .broker import broker_url
+
+if TYPE_CHECKING:
+    from ssvm_worker.ledger.server_names import ServerNames
+
+_KEPT: dict[tuple[int, str, str], ServerNames] = {}
+
+
+def server_names(settings: Settings) -> ServerNames:
+    """Return the named stores and connections, over one connection of this process. This does not connect yet."""
+    from ssvm_worker.ledger.server_names import ServerNames
+
+    key = (os.getpid(), broker_url(settings), settings.broker.prefix)
+    if key not in _KEPT:
+        _KEPT.clear()
+        _KEPT[key] = ServerNames(key[1], prefix=key[2])
+    return _KEPT[key]
+
+
+def with_server_stores(settings: Settings) -> Settings:
+    """Return the settings with all stores that a management server has named."""
+    found = server_names(settings).stores()
+    if not found:
+        return settings
+    named = {name: StoreSection.model_validate(values) for name, values in found.items()}
+    return settings.model_copy(update={"stores": settings.stores | named})
+
+
+def with_server_names(settings: Settings, request: Mapping[str, Any]) -> Settings:
+    """Return the settings for a job: with all named stores, and with the named connection of its *request*.
+
+    The connection applies to this job only. Raise InvalidRequest if it is too old.
+    """
+    settings = with_server_stores(settings)
+    name = request.get("credentials")
+    if not isinstance(name, str) or not name.startswith(SERVER_PREFIX):
+        return settings
+    values = server_names(settings).connection(name)
+    if values is None:
+        what = "The connection that the management server named has been forgotten"
+        raise InvalidRequest(what, name, "Let the management server send its command again")
+    download = settings.download
+    given = {
+        "allow_networks": (*download.allow_networks, *values["allow_networks"]),
+        "proxy": values["proxy"] or download.proxy,
+        "max_redirects": download.max_redirects if values["follow_redirects"] else 0,
+    }
+    section = CredentialsSection.model_validate(values["credentials"])
+    # A copy is not validated. The secret of a proxy must have its type.
+    checked = type(download).model_validate({**dict(download), **given})
+    return settings.model_copy(update={"credentials": settings.credentials | {name: section}, "download": checked})
