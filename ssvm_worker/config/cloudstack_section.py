@@ -90,6 +90,12 @@ class CloudStackSection(Section):
     allow_stores: Annotated[tuple[str, ...], BeforeValidator(split)] = ("nfs://*", "s3://*")
     #: By URL of the server: the name of a configured image store to use for it.
     stores: dict[str, str] = Field(default_factory=dict)
+    #: Seconds until a download link ends, unless the server deletes it before. Use more than the server's
+    #: extract.url.expiration.interval and extract.url.cleanup.interval together.
+    link_s: Seconds = 24 * 3600.0
+    #: The root of a web server on this host, such as /var/www/html. The agent makes links there, as the Java agent does
+    #: for Apache. Default: only `ssvm serve` answers.
+    web_root: Path | None = None
     #: The maximum of concurrent commands. Each occupies a thread until its answer. Further commands wait.
     max_commands: int = Field(128, ge=8)
 

@@ -421,6 +421,11 @@ class ServeSection(Section):
     certificate_file: Path | None = None
     #: The private key of the certificate.
     private_key_file: Path | None = None
+    #: Also serve what a CloudStack management server expects of a system VM: its download links, browser uploads and
+    #: copies between zones. Needs the extra `cloudstack`.
+    cloudstack: bool = False
+    #: Networks that may fetch objects for copies between zones, besides the addresses that the management server sends.
+    copy_networks: Networks = ()
 
 
 class QuotaSection(Section):

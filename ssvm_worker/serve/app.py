@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -73,20 +73,22 @@ class ObjectEndpoint:
         if link.verb != GET or link.store not in self.stores:
             raise HTTPException(410, _ENDED)
         served = await asyncio.to_thread(ServedObject.open, self.stores[link.store], link.key)
-        try:
-            await served(scope, receive, send)
-        except ConnectionError as error:
-            _LOG.info("link %s: %s", link.id, error)
-        finally:
-            await asyncio.to_thread(served.close)
+        await served.serve(scope, receive, send)
 
 
-def make_app(check: LinkCheck, stores: Mapping[str, Store], uploads: Uploads, prefix: str = "") -> Starlette:
-    """Return the service. It also answers below *prefix*, for a proxy that does not remove the prefix."""
+def make_app(
+    check: LinkCheck,
+    stores: Mapping[str, Store],
+    uploads: Uploads,
+    prefix: str = "",
+    more: Sequence[BaseRoute] = (),
+) -> Starlette:
+    """Return the service with *more* routes. It also answers below *prefix*, for a proxy that keeps the prefix."""
     routes: list[BaseRoute] = [
         Route("/health", _health, methods=["GET"]),
         Route("/get/{id}/{store}/{key:path}", ObjectEndpoint(check, stores), methods=["GET", "HEAD"]),
         Route("/put/{id}", UploadEndpoint(check, uploads, prefix), methods=METHODS),
+        *more,
     ]
     if prefix:
         routes.append(Mount(prefix, routes=list(routes)))
@@ -98,7 +100,7 @@ def make_app(check: LinkCheck, stores: Mapping[str, Store], uploads: Uploads, pr
         cleaner.cancel()
         await uploads.close()
 
-    handlers = {HTTPException: _refused, WorkerError: _failed}
+    handlers = {HTTPException: error_response, WorkerError: error_response}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     app.router.redirect_slashes = False  # it would redirect to the host that the request names
     return app
@@ -119,10 +121,8 @@ class UploadEndpoint:
         method = request.headers.get("x-http-method-override", request.method).upper()
         try:
             response = await self._answer(request, method)
-        except HTTPException as error:
-            response = await _refused(request, error)
-        except WorkerError as error:
-            response = await _failed(request, error)
+        except (HTTPException, WorkerError) as error:
+            response = await error_response(request, error)
         if method not in ("GET", "PUT"):
             response.headers.update(TUS)
         await respond(request, response, send)
@@ -142,13 +142,14 @@ async def _health(_: Request) -> Response:
     return PlainTextResponse("ok\n")
 
 
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return refusal(error)
+async def error_response(request: Request, error: Exception) -> Response:
+    """Return plain text for a refused request.
 
-
-async def _failed(request: Request, error: Exception) -> Response:
-    """Answer with the error object, as the command line prints it with ``--json``. A link's holder may read it."""
+    For a failed one, return the error object as the command line prints it with ``--json``. A link's holder may read
+    it.
+    """
+    if isinstance(error, HTTPException):
+        return refusal(error)
     assert isinstance(error, WorkerError)
     _LOG.warning("%s %s: %s", request.method, request.scope["path"], error)
     return failure(error)

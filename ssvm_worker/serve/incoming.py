@@ -12,7 +12,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from email.utils import formatdate
 from urllib.parse import quote, urlencode
 
@@ -42,6 +42,10 @@ TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
 #: Upload-Metadata: keys, each with an optional value in Base64. It becomes part of the upload's URL, hence the limit.
 _METADATA = re.compile(r"[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?(?: ?, ?[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?)*")
 _METADATA_BYTES = 2 * KiB
+
+
+#: Takes the one file out of the body of a request.
+Form = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
 
 
 class UploadSession:
@@ -94,7 +98,7 @@ class Uploads:
             if method == "GET":
                 return page(link, await asyncio.to_thread(self._inbox.state, link))
             if method == "PUT":
-                return await self._put(request, link)
+                return await self.put(request, link)
             if request.headers.get("tus-resumable") != "1.0.0":
                 return Response(status_code=412, headers={"Tus-Version": "1.0.0"})
             return await self._tus(request, method, link, path)
@@ -135,24 +139,28 @@ class Uploads:
         for session in list(self._sessions.values()):
             await session.leave()
 
-    # PUT, as by `curl -T`
+    # A complete file in one request: PUT, as by `curl -T`, or a form
 
-    async def _put(self, request: Request, link: Link) -> Response:
+    async def put(self, request: Request, link: Link, form: Form | None = None) -> Response:
+        """Store the file that is the body of the request, or that *form* takes out of it."""
         if "content-encoding" in request.headers or "content-range" in request.headers:
             raise HTTPException(400, "Send the complete file without Content-Encoding and Content-Range\n")
-        length = _number(request, "content-length")
+        length = None if form else _number(request, "content-length")
         self._check_size(link, length)
         with self._exclusive(link):
             await self._end_session(link)
             await self._check_rate(link)
             await asyncio.to_thread(self._inbox.reset, link)
             session = await self._start_session(link, sender_of(link, length))
+            body = self._body(request, session)
             try:
-                await session.feed(self._body(request, session))
-            except SourceUnavailable as error:
+                await session.feed(form(body) if form else body)
+            except (SourceUnavailable, HTTPException) as error:
                 _LOG.info("link %s: %s", link.id, error)
                 await session.leave()
                 self._sessions.pop(link.id)
+                if isinstance(error, HTTPException):
+                    raise
                 return failure(error)
             return await self._finish(link, session)
 

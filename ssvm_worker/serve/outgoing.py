@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import os
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from ssvm_worker.artifacts.manifest import Entry
-from ssvm_worker.errors import CorruptImage
+from ssvm_worker.errors import CorruptImage, ObjectNotFound
 from ssvm_worker.jobs.upload.job import read_entry
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import KiB
@@ -20,6 +22,7 @@ from ssvm_worker.units import KiB
 from .conditional import ConditionalAnswer, ObjectVersion, answer
 from .uvicorn_protocol import EXTENSION
 
+_LOG = logging.getLogger("ssvm.serve")
 #: Bytes in one write of a TLS connection. The client must read each chunk within stall_s.
 _CHUNK = 256 * KiB
 
@@ -34,9 +37,12 @@ class Directory(Protocol):
 
 @dataclass
 class ServedObject:
-    """An open object. The caller must ``close`` it."""
+    """An open object. ``serve`` closes it."""
 
-    entry: Entry
+    #: The name of the file for the client.
+    name: str
+    #: ``sha256:HEX``, or "" for an object that no manifest lists.
+    digest: str
     handle: int
     version: ObjectVersion
 
@@ -46,22 +52,43 @@ class ServedObject:
 
         Raises CorruptImage if the file's size differs from the manifest's.
         """
-        entry = read_entry(store, key)
-        assert isinstance(store, Directory)
+        return cls._open(store, key, read_entry(store, key))
+
+    @classmethod
+    def open_unlisted(cls, store: Store, key: str, name: str) -> ServedObject:
+        """Open an object that may have no manifest, because another program wrote it. *name* is for the client."""
+        try:
+            found = cls.open(store, key)
+        except ObjectNotFound:
+            found = cls._open(store, key, None)
+        found.name = name
+        return found
+
+    @classmethod
+    def _open(cls, store: Store, key: str, entry: Entry | None) -> ServedObject:
+        if not isinstance(store, Directory):
+            raise ObjectNotFound("This store cannot serve files", f"{store.name}:{key}", "Fetch it from the store")
         handle = store.handle(key)
         stat = os.fstat(handle)
-        if stat.st_size != entry.size:
+        if entry and stat.st_size != entry.size:
             os.close(handle)
             what = f"The file has {stat.st_size} bytes, but its manifest says {entry.size}"
             raise CorruptImage(what, f"{store.name}:{key}", "Run `ssvm verify` on the artifact")
-        return cls(entry, handle, ObjectVersion(f'"{entry.digest}"', entry.size, int(stat.st_mtime)))
+        digest = entry.digest if entry else ""
+        etag = digest or f"{stat.st_ino:x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
+        version = ObjectVersion(f'"{etag}"', stat.st_size, int(stat.st_mtime))
+        return cls(key.rpartition("/")[2], digest, handle, version)
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self.handle)
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a GET or HEAD, and close the file."""
+        try:
+            await self._answer(scope, receive, send)
+        except ConnectionError as error:
+            _LOG.info("%s: %s", scope["path"], error)
+        finally:
+            await asyncio.to_thread(os.close, self.handle)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a GET or HEAD."""
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         found = answer(request.method, request.headers, self.version)
         headers = self._headers(found)
@@ -78,9 +105,11 @@ class ServedObject:
             headers |= {
                 "Content-Type": "application/octet-stream",
                 "Content-Length": str(found.count),
-                "Content-Disposition": f'attachment; filename="{self.entry.name}"',  # keys contain no quotes
-                "Repr-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(self.entry.digest[7:])).decode()}:",
+                "Content-Disposition": _disposition(self.name),
             }
+            if self.digest:
+                digest = base64.b64encode(bytes.fromhex(self.digest[7:])).decode()
+                headers["Repr-Digest"] = f"sha-256=:{digest}:"
         elif found.status != 304:
             headers["Content-Length"] = "0"
         if found.status == 206:
@@ -99,3 +128,10 @@ class ServedObject:
             offset += len(chunk)
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+
+def _disposition(name: str) -> str:
+    """Return the header that names the file. Names outside ASCII follow RFC 8187."""
+    if name.isascii() and not set(name) & set('\\"'):
+        return f'attachment; filename="{name}"'
+    return f"attachment; filename*=UTF-8''{quote(name, safe='')}"

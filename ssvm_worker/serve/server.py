@@ -15,12 +15,14 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import uvicorn
+from starlette.routing import BaseRoute
 
 from ssvm_worker.config.schema import ServeSection, Settings
 from ssvm_worker.errors import ConfigError, StoreUnavailable
+from ssvm_worker.ledger.links.redis import LinkBook
 from ssvm_worker.net.listener import Listener, RateLimit
 from ssvm_worker.runner.reaper import Reaper
-from ssvm_worker.wiring.assembly import Stores, link_signer, open_ledger, open_links
+from ssvm_worker.wiring.assembly import Stores, link_signer, open_cloudstack_web, open_ledger, open_links
 
 from .app import LinkCheck, make_app
 from .incoming import Uploads
@@ -81,9 +83,10 @@ def make_server(settings: Settings, listener: Listener) -> uvicorn.Server:
     check = LinkCheck(link_signer(settings), open_links(settings))
     timeouts = ClientTimeouts(section.stall_s, section.min_rate)
     uploads = Uploads(Inbox(settings, open_ledger(settings)), timeouts)
-    prefix = urlsplit(section.url or "").path.rstrip("/")
+    stores, prefix = Stores(settings), urlsplit(section.url or "").path.rstrip("/")
+    more = _cloudstack_routes(settings, check.links, stores, uploads) if section.cloudstack else ()
     config = uvicorn.Config(
-        make_app(check, Stores(settings), uploads, prefix),
+        make_app(check, stores, uploads, prefix, more),
         http=cast(Any, partial(Protocol, listener=listener, timeouts=timeouts)),
         ws="none",
         loop="asyncio",  # uvloop hides its sockets
@@ -99,6 +102,17 @@ def make_server(settings: Settings, listener: Listener) -> uvicorn.Server:
         ssl_keyfile=section.private_key_file,
     )
     return uvicorn.Server(config)
+
+
+def _cloudstack_routes(settings: Settings, links: LinkBook, stores: Stores, uploads: Uploads) -> list[BaseRoute]:
+    """Return the routes for a CloudStack management server. Raise ConfigError if their libraries are missing."""
+    try:
+        from .cloudstack.routes import cloudstack_routes
+    except ImportError as error:
+        what = f"serve.cloudstack needs {error.name}"
+        raise ConfigError(what, "serve.cloudstack", "Install it: pip install 'ssvm-worker[cloudstack]'") from error
+    networks = [ip_network(each) for each in settings.serve.copy_networks]
+    return cloudstack_routes(open_cloudstack_web(settings), links, stores, uploads, networks)
 
 
 async def run_server(server: uvicorn.Server, listener: Listener) -> None:

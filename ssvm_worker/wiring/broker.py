@@ -29,6 +29,7 @@ _PROBE_S = 3.0
 
 if TYPE_CHECKING:
     from ssvm_worker.ledger.agents import AgentRegistry
+    from ssvm_worker.ledger.cloudstack_web import CloudStackWeb
     from ssvm_worker.ledger.events import Events
     from ssvm_worker.ledger.job_metrics import JobMetrics
     from ssvm_worker.ledger.ledger import Ledger
@@ -270,6 +271,13 @@ def open_links(settings: Settings) -> LinkBook:
     from ssvm_worker.ledger.links.redis import LinkBook
 
     return LinkBook(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def open_cloudstack_web(settings: Settings) -> CloudStackWeb:
+    """Return what the agents and services of the zone share for a CloudStack server. This does not connect yet."""
+    from ssvm_worker.ledger.cloudstack_web import CloudStackWeb
+
+    return CloudStackWeb(broker_url(settings), prefix=settings.broker.prefix, zone=settings.zone)
 
 
 def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zone: str = "") -> NewJob:

@@ -1,0 +1,214 @@
+"""The routes that a management server and its users expect of a system VM.
+
+GET  /userdata/DIRECTORY/NAME          a link of CreateEntityDownloadURLCommand
+POST /upload/UUID  /upload?uuid=UUID   a browser upload. The second form is that of Apache in a system VM
+GET  /copy/SecStorage/DIRECTORY/KEY    a copy by another zone: with a login, and from known addresses only
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import ipaddress
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from ssvm_worker.artifacts.layout import check_key
+from ssvm_worker.errors import InvalidRequest, WorkerError
+from ssvm_worker.jobs.download.request import Request as DownloadRequest
+from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.ledger.cloudstack_web import USERDATA, CloudStackWeb
+from ssvm_worker.ledger.links import PUT, Link
+from ssvm_worker.ledger.links.redis import LinkBook
+from ssvm_worker.serve.app import error_response
+from ssvm_worker.serve.incoming import Uploads
+from ssvm_worker.serve.outgoing import ServedObject
+from ssvm_worker.serve.responses import respond
+from ssvm_worker.serve.uvicorn_protocol import KEEP
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.units import KiB
+
+from .form import FileForm, boundary_of
+from .ticket import UploadPermit, read_ticket
+
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_LOG = logging.getLogger("ssvm.serve")
+_NOT_FOUND = "This link does not exist, has expired, or was revoked\n"
+#: A page of the management server's web interface sends the file. So any origin may.
+_CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, OPTIONS",
+    "Access-Control-Allow-Headers": "x-requested-with, Content-Type, origin, authorization, accept, "
+    "client-security-token, x-signature, x-metadata, x-expires",
+    "Access-Control-Max-Age": "600",
+}
+#: The most bytes of a form besides its file.
+_FORM_BYTES = 64 * KiB
+
+
+@dataclass(frozen=True)
+class UserdataEndpoint:
+    """GET and HEAD of the links that the management server made."""
+
+    web: CloudStackWeb
+    stores: Mapping[str, Store]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        path = str(scope["path_params"]["path"])
+        link = await asyncio.to_thread(self.web.find, path)
+        if link is None or link.store not in self.stores:
+            raise HTTPException(404, _NOT_FOUND)
+        scope[KEEP]()
+        name = path.rpartition("/")[2]
+        served = await asyncio.to_thread(ServedObject.open_unlisted, self.stores[link.store], link.key, name)
+        await served.serve(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class CopyEndpoint:
+    """GET and HEAD of objects by the secondary storage of another zone."""
+
+    web: CloudStackWeb
+    stores: Mapping[str, Store]
+    #: Networks that may fetch objects besides the addresses that the management server sends.
+    networks: Sequence[IpNetwork]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope, receive)
+        await asyncio.to_thread(self._admit, request)
+        scope[KEEP]()
+        directory, key = request.path_params["directory"], request.path_params["key"]
+        store_name = await asyncio.to_thread(self.web.store_of_directory, directory)
+        if store_name not in self.stores:
+            raise HTTPException(404, "There is no image store with this directory\n")
+        try:
+            check_key(key)
+        except InvalidRequest as error:
+            raise HTTPException(404, "There is no such object\n") from error
+        name = key.rpartition("/")[2]
+        served = await asyncio.to_thread(ServedObject.open_unlisted, self.stores[store_name], key, name)
+        await served.serve(scope, receive, send)
+
+    def _admit(self, request: Request) -> None:
+        """Raise HTTPException 401 without the right login, and 403 for an unknown address."""
+        login = self.web.copy_login()
+        given = _basic(request.headers.get("authorization", ""))
+        expected = f"{login.user}:{login.password}".encode() if login else b""
+        if not login or not hmac.compare_digest(given, expected):
+            raise HTTPException(401, "A login is required\n", {"WWW-Authenticate": 'Basic realm="copy"'})
+        peer = request.client.host if request.client else ""
+        address = ipaddress.ip_address(peer)
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        if str(mapped) not in self.web.copy_addresses() and not any(mapped in each for each in self.networks):
+            _LOG.warning("refused a copy to %s: the management server has not allowed this address", mapped)
+            raise HTTPException(403, f"The management server has not allowed copies to {mapped}\n")
+
+
+@dataclass(frozen=True)
+class BrowserUploads:
+    """POST of a form with one file, and the preflight request of the browser."""
+
+    web: CloudStackWeb
+    links: LinkBook
+    uploads: Uploads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request = Request(scope, receive)
+        try:
+            response = await self._answer(request)
+        except (HTTPException, WorkerError) as error:
+            response = await error_response(request, error)
+        response.headers.update(_CORS)
+        await respond(request, response, send)
+
+    async def _answer(self, request: Request) -> Response:
+        if request.method == "OPTIONS":
+            return Response(status_code=204)
+        if request.method != "POST":
+            raise HTTPException(405, "Send the file with POST\n", {"Allow": "POST, OPTIONS"})
+        uuid = request.path_params.get("uuid") or request.query_params.get("uuid", "")
+        form = FileForm(boundary_of(request.headers.get("content-type", "")))
+        try:
+            link, max_bytes = await asyncio.to_thread(self._admit, request, uuid)
+        except InvalidRequest as error:
+            _LOG.warning("refused the upload %s: %s", ascii(uuid[:64]), error)
+            raise HTTPException(400, f"{error}\n") from error
+        request.scope[KEEP]()
+        length = int(request.headers.get("content-length") or 0)
+        if max_bytes and length > max_bytes + _FORM_BYTES:
+            raise HTTPException(413, f"The file has {length} bytes; the limit is {max_bytes}\n")
+        if not await asyncio.to_thread(self.web.begin_upload, uuid, length):
+            raise HTTPException(410, "The management server has cancelled this upload\n")
+        await asyncio.to_thread(self.links.add, link)
+        response = await self.uploads.put(request, link, form.file)
+        return PlainTextResponse("upload successful.") if response.status_code == 201 else response
+
+    def _admit(self, request: Request, uuid: str) -> tuple[Link, int | None]:
+        """Return the link of a valid request, and its limit in bytes. Raise InvalidRequest for any other request."""
+        key = self.web.upload_key()
+        if not key:
+            raise HTTPException(503, "The management server has not sent the key of uploads yet\n")
+        now = time.time()
+        ticket = read_ticket(key, uuid, request.headers, _signed_urls(request, uuid), now)
+        link = self._link(ticket, now)
+        return link, ticket.max_bytes
+
+    def _link(self, ticket: UploadPermit, now: float) -> Link:
+        store = self.web.store_of_url(ticket.store_url)
+        if not store:
+            raise InvalidRequest("This image store is unknown", ticket.store_url, "Wait until the agent has mounted it")
+        request = parse_request(DownloadRequest, ticket.request(store), "download")
+        values = request.model_dump(mode="json", exclude_defaults=True)
+        return Link(ticket.uuid, PUT, ticket.until, store, ticket.prefix, values, int(now), "CloudStack")
+
+
+def cloudstack_routes(
+    web: CloudStackWeb, links: LinkBook, stores: Mapping[str, Store], uploads: Uploads, networks: Sequence[IpNetwork]
+) -> list[BaseRoute]:
+    """Return the routes."""
+    receive = BrowserUploads(web, links, uploads)
+    read = ("GET", "HEAD")
+    return [
+        Route(f"/{USERDATA}/{{path:path}}", UserdataEndpoint(web, stores), methods=read),
+        Route("/copy/SecStorage/{directory}/{key:path}", CopyEndpoint(web, stores, networks), methods=read),
+        Route("/upload/{uuid}", receive, methods=("GET", "POST", "OPTIONS")),
+        Route("/upload", receive, methods=("GET", "POST", "OPTIONS")),
+    ]
+
+
+def _signed_urls(request: Request, uuid: str) -> list[str]:
+    """Return the URLs that the management server may have signed for this request.
+
+    The server signs http or https by its own settings. A proxy reports the host that the client asked for in
+    X-Forwarded-Host, of which there may be several. A client gains nothing by a false host, because the signature
+    covers it.
+    """
+    given = f"{request.headers.get('x-forwarded-host', '')},{request.headers.get('host', '')}"
+    hosts = [each.strip() for each in given.split(",") if each.strip()][:8]
+    hosts += [each.rpartition(":")[0] for each in hosts if each.rpartition(":")[2].isdecimal()]
+    return [f"{scheme}://{host}/upload/{uuid}" for scheme in ("https", "http") for host in hosts]
+
+
+def _basic(header: str) -> bytes:
+    """Return user and password of an Authorization header, as ``user:password``."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() != "basic":
+        return b""
+    try:
+        return base64.b64decode(value.strip(), validate=True)
+    except binascii.Error:
+        return b""
