@@ -6,17 +6,17 @@ import hashlib
 import hmac
 import json
 import logging
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from ssvm_worker import __version__
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.net.sockets import AddressRefused, ConnectOptions, StallWatch, WatchedSocket, connect, tls_context
+from ssvm_worker.net.http import HttpOptions, HttpSession
+from ssvm_worker.net.sockets import AddressRefused
 from ssvm_worker.net.urls import WebUrl, parse
 
 from .ledger import Ledger
@@ -26,10 +26,6 @@ from .retry_policy import RetryPolicy, backoff
 _LOG = logging.getLogger("ssvm.callback")
 #: Seconds that a worker's lease of a callback lasts beyond the time-out. Then another worker may send it.
 _LEASE_S = 30.0
-#: The largest head of a response in bytes, interim responses included. The body is not read.
-_MAX_HEAD = 64 * 1024
-_STATUS = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: |\r?\n)")
-_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 
 
 @dataclass(frozen=True)
@@ -86,20 +82,22 @@ class Callbacks:
         """
         body = json.dumps(self._show(record)).encode()
         try:
-            url = _destination(record.callback.url)
-            status = self._exchange(url, _request(url, self._headers(record, body, number), body))
+            status = self._exchange(_destination(record.callback.url), self._headers(record, body, number), body)
         except InvalidRequest as error:
             return error.what
         except AddressRefused as error:
             _LOG.warning("the callback of job %s is not sent: %s", record.job_id, error)
             return "not sent: callback.allow_networks does not allow the address"
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             _LOG.warning("the callback of job %s got no answer: %s", record.job_id, error)
             return "no answer"
         return "" if 200 <= status < 300 else f"the answer was {status}"
 
-    def _exchange(self, url: WebUrl, request: bytes) -> int:
-        """Send the request and return the status of the response. Raise OSError, at the latest at the deadline."""
+    def _exchange(self, url: WebUrl, headers: dict[str, str], body: bytes) -> int:
+        """Send a POST and return the status of the response. Its body is not read.
+
+        Raise HTTPException or OSError, at the latest at the deadline.
+        """
         settings = self._settings
         until = time.monotonic() + settings.timeout_s
 
@@ -107,15 +105,10 @@ class Callbacks:
             if time.monotonic() > until:
                 raise TimeoutError(f"The exchange took more than {settings.timeout_s:g} s")
 
-        dial = ConnectOptions(
-            settings.rule, settings.timeout_s, tls_context(settings.ca_file) if url.scheme == "https" else None
-        )
-        line = connect(url.host, url.port, dial, StallWatch(check, settings.timeout_s, 0))
-        try:
-            line.sendall(request)
-            return _status(line, check)
-        finally:
-            line.close()
+        limit = settings.timeout_s
+        options = HttpOptions(settings.rule, limit, stall_s=limit, min_rate=0, ca_file=settings.ca_file)
+        with HttpSession(options, check) as session:
+            return session.exchange("POST", url, headers, body).status_code
 
     def _headers(self, record: Record, body: bytes, number: int) -> dict[str, str]:
         headers = {
@@ -135,32 +128,6 @@ def _destination(url: str) -> WebUrl:
         return parse(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
     except ValueError as error:
         raise InvalidRequest("Invalid URL", "callback_url") from error
-
-
-def _request(url: WebUrl, headers: dict[str, str], body: bytes) -> bytes:
-    """Return the bytes of the request, which asks the receiver to close the connection."""
-    own = {"Host": url.authority, "User-Agent": f"ssvm-worker/{__version__}", "Connection": "close"}
-    lines = [f"{name}: {value}" for name, value in {**own, **headers, "Content-Length": len(body)}.items()]
-    return "\r\n".join([f"POST {url.target} HTTP/1.1", *lines, "", ""]).encode() + body
-
-
-def _status(line: WatchedSocket, check: Callable[[], None]) -> int:
-    """Return the status of the final response, after interim responses (RFC 9110, 15.2) and with a complete head."""
-    head, piece = b"", bytearray(4096)
-    while len(head) < _MAX_HEAD:
-        check()
-        got = line.recv_into(piece)
-        if not got:
-            raise ConnectionError("The receiver closed the connection within the head of its response")
-        head += piece[:got]
-        while end := _END_OF_HEAD.search(head):
-            found = _STATUS.match(head)
-            if not found:
-                raise ConnectionError("The response is not HTTP/1.1")
-            if not found[1].startswith(b"1"):
-                return int(found[1])
-            head = head[end.end() :]
-    raise ConnectionError(f"The head of the response is longer than {_MAX_HEAD} bytes")
 
 
 def signature(secret: str, body: bytes) -> str:

@@ -41,8 +41,10 @@ class HttpAnswer(HTTPResponse):
     Raises HTTPException if the peer does not send HTTP. Raises RemoteDisconnected if the connection ends in the head.
     """
 
-    def __init__(self, sock: Any, debuglevel: int = 0, method: str | None = None, url: str | None = None) -> None:
-        super().__init__(sock, debuglevel, method, url)
+    def __init__(self, sock: Any, method: str | None = None, read_ahead: int = 8 * KiB) -> None:
+        super().__init__(sock, method=method)
+        self.fp.close()
+        self.fp = sock.makefile("rb", read_ahead)
         self._request_method = method
         self._watch = sock.watch
         self._left = _MAX_HEAD

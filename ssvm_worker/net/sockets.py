@@ -18,10 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ssvm_worker.errors import ConfigError
 from ssvm_worker.units import KiB
 
 from .address_policy import AddressRule
+from .tls import require_pin
 
 Check = Callable[[], None]
 _T = TypeVar("_T")
@@ -261,29 +261,6 @@ def send_all(send: Callable[[memoryview], int], data: Any, watch: StallWatch) ->
         view = view[watch.wait(lambda: send(view)) :]  # noqa: B023 - called at once
 
 
-def tls_context(*ca_files: str | None, certificate: str | None = None) -> ssl.SSLContext:
-    """Return a client context that verifies peers. It requires TLS 1.2 and trusts the CAs of the system and the files.
-
-    *certificate* is a PEM file with a client certificate and its key. Raises ConfigError for an invalid file.
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for ca_file in filter(None, ca_files):
-        try:
-            context.load_verify_locations(ca_file)
-        except OSError as error:  # ssl.SSLError is one
-            raise ConfigError(
-                f"The certificates cannot be read: {error}", ca_file, "Give a PEM file as ca_file"
-            ) from error
-    try:
-        if certificate:
-            context.load_cert_chain(certificate)
-    except OSError as error:
-        what = f"Certificate and key cannot be read: {error}"
-        raise ConfigError(what, certificate or "", "Give both in one PEM file as certificate_file") from error
-    return context
-
-
 @dataclass(frozen=True)
 class ConnectOptions:
     """Options of ``connect``: allowed addresses, the timeout in seconds for all addresses together, and TLS."""
@@ -293,6 +270,8 @@ class ConnectOptions:
     tls: ssl.SSLContext | None = None
     #: The IP address to try first if the host has it.
     preferred: str = ""
+    #: The thumbprint of the peer's certificate. It is checked before any data is sent.
+    pin: str | None = None
 
 
 def connect(host: str, port: int, options: ConnectOptions, watch: StallWatch) -> WatchedSocket | WatchedTLSSocket:
@@ -306,15 +285,20 @@ def connect(host: str, port: int, options: ConnectOptions, watch: StallWatch) ->
     plain = _connect_any(sorted(addresses, key=lambda each: each[1][0] != options.preferred), options, watch)
     if options.tls is None:
         return plain
-    return secure(plain, host, options.tls)
+    return secure(plain, host, options.tls, options.pin)
 
 
-def secure(plain: WatchedSocket, host: str, context: ssl.SSLContext) -> WatchedTLSSocket:
-    """Start TLS on a connected socket and verify that the peer is *host*. The result owns the socket."""
+def secure(plain: WatchedSocket, host: str, context: ssl.SSLContext, pin: str | None = None) -> WatchedTLSSocket:
+    """Start TLS on a connected socket and verify that the peer is *host*. The result owns the socket.
+
+    With a *pin*, raise PinMismatch for another certificate.
+    """
     wrapped = None
     try:
         wrapped = WatchedTLSSocket(plain, host, context)
         wrapped.handshake()
+        if pin:
+            require_pin(wrapped.peer(), pin)
     except BaseException:
         (wrapped or plain).close()
         raise

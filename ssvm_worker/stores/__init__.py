@@ -81,9 +81,11 @@ def open_destination(
 
         return s3_destination(url, _s3_settings(values), size, owner, check)
     if scheme in ("http", "https"):
-        from .http_put import PutSettings, PutSink
+        from ssvm_worker.net.http import HttpOptions
 
-        return PutSink(url, size, PutSettings(rule=rule, ca_file=ca_file), headers=headers, check=check)
+        from .http_put import PutSink
+
+        return PutSink(url, size, HttpOptions(rule, ca_file=ca_file), headers=headers, check=check)
     raise InvalidRequest(
         "Uploads to this scheme are not supported", scheme[:40], "Give s3://BUCKET/KEY or an http(s) URL"
     )

@@ -14,10 +14,11 @@ from pyVmomi import vim, vmodl
 
 from ssvm_worker.errors import Cancelled, SourceDenied, SourceUnavailable, WorkerError
 from ssvm_worker.net.sockets import ConnectOptions, StallWatch, WatchedTLSSocket, connect
+from ssvm_worker.net.tls import PinMismatch, context_for, thumbprint
 from ssvm_worker.streaming.interfaces import Check
 
 from .faults import API_ERRORS, as_worker_error, translated
-from .trust import Address, PinMismatch, api_context, context_for, failure_reason, require_pin, thumbprint
+from .trust import Address, api_context, failure_reason
 
 #: Seconds to connect. The time-out of an answer is ``Address.timeout_s``.
 _CONNECT_S = 10.0
@@ -215,16 +216,15 @@ def check_certificate(address: Address, check: Check) -> None:
     Raises SourceDenied with the thumbprint of the server's certificate, and SourceUnavailable.
     """
 
-    def dial(context: ssl.SSLContext) -> WatchedTLSSocket:
-        options, watch = ConnectOptions(timeout_s=_CONNECT_S, tls=context), StallWatch(check, address.timeout_s)
+    def dial(context: ssl.SSLContext, pin: str | None = None) -> WatchedTLSSocket:
+        options = ConnectOptions(timeout_s=_CONNECT_S, tls=context, pin=pin)
+        watch = StallWatch(check, address.timeout_s)
         sock = connect(address.host, address.port, options, watch)
         assert isinstance(sock, WatchedTLSSocket)
         return sock
 
     try:
-        with contextlib.closing(dial(context_for(address.ca_file, address.pin))) as sock:
-            if address.pin:
-                require_pin(sock.peer(), address.pin)
+        dial(context_for(address.ca_file, address.pin), address.pin).close()
     except (ssl.SSLCertVerificationError, PinMismatch) as error:
         shown = "unknown"
         # Connect again without verification, and send nothing: only to read the certificate for the message.

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException, HTTPResponse
-from typing import Any
+from http.client import HTTPException
 from urllib.parse import SplitResult, urlsplit
 
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
-from ssvm_worker.net.http_response import HttpAnswer
-from ssvm_worker.net.sockets import TICK, ConnectOptions, StallWatch, WatchedTLSSocket, connect
+from ssvm_worker.net.http import HttpOptions, HttpResponse, HttpSession
+from ssvm_worker.net.sockets import ConnectOptions, StallWatch, connect
+from ssvm_worker.net.tls import PinMismatch, context_for, parse_thumbprint
+from ssvm_worker.net.urls import WebUrl
 from ssvm_worker.streaming.interfaces import CHUNK, Check
 from ssvm_worker.units import KiB
 
-from .trust import Address, PinMismatch, context_for, failure_reason, parse_thumbprint, require_pin
+from .trust import Address, failure_reason
 
 #: Seconds to connect to a host.
 _CONNECT_S = 10.0
-#: Bytes to read ahead from a stream.
+#: Bytes to read ahead from a stream, because hosts send a body in HTTP chunks of 32 KiB.
 _AHEAD = 512 * KiB
 
 
@@ -54,17 +54,23 @@ class ExportLink:
             return parse_thumbprint(self.thumbprint, self.parts.netloc)
         return self.address.pin if self.parts.hostname == self.address.host else None
 
+    @property
+    def web_url(self) -> WebUrl:
+        """Return the URL as the host expects it."""
+        parts = self.parts
+        return WebUrl("https", parts.hostname or "", parts.port or 443, parts.path)
 
-class _Stream(HttpAnswer):
-    """An answer with a large read-ahead buffer, because hosts send a body in small HTTP chunks.
-
-    With http.client's own buffer of 8 KiB, each chunk of 32 KiB takes two reads from the socket.
-    """
-
-    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self.fp.close()
-        self.fp = sock.makefile("rb", _AHEAD)  # type: ignore[assignment]  # the stub's type is too narrow
+    @property
+    def options(self) -> HttpOptions:
+        """Return the options of connections to the host. They trust only its authority or its thumbprint."""
+        return HttpOptions(
+            None,
+            _CONNECT_S,
+            self.address.timeout_s,
+            tls=context_for(self.address.ca_file, self.pin),
+            pin=self.pin,
+            read_ahead=_AHEAD,
+        )
 
 
 class DiskSource:
@@ -91,37 +97,21 @@ class DiskSource:
         """
         if offset:
             raise SourceUnavailable("The stream of a lease cannot be resumed", self.name, "Request a new lease")
-        with _translated(self.name, self._check), closing(self._connect()) as connection:
-            answer = self._get(connection)
-            # http.client raises IncompleteRead if the last chunk of a chunked body is missing.
-            view = memoryview(bytearray(CHUNK))
-            while size := answer.readinto(view):
-                yield bytes(view[:size])
-            if answer.length:
-                raise SourceUnavailable(f"The stream ended {answer.length} bytes early", self.name)
+        with translated_stream(self.name, self._check), closing(self._get()) as answer:
+            while chunk := answer.read(CHUNK):
+                yield chunk
 
-    def _get(self, connection: HTTPConnection) -> HTTPResponse:
+    def _get(self) -> HttpResponse:
         """Send the request without the cookie. If the host rejects it, send it again with the cookie."""
-        answer = self._request(connection, "")
-        if answer.status in (401, 403):
-            connection.close()
-            connection.sock = _dial(self._link, self._check)
-            answer = self._request(connection, self._link.cookie)
-        if answer.status != 200:
-            raise self._refusal(answer.status)
+        session = HttpSession(self._link.options, self._check)
+        answer = session.exchange("GET", self._link.web_url, {})
+        if answer.status_code in (401, 403):
+            answer.close()
+            answer = session.exchange("GET", self._link.web_url, {"Cookie": self._link.cookie})
+        if answer.status_code != 200:
+            answer.close()
+            raise self._refusal(answer.status_code)
         return answer
-
-    def _request(self, connection: HTTPConnection, cookie: str) -> HTTPResponse:
-        # The host closes the connection at the end of the stream, so the end is noticed without a delay.
-        headers = {"Host": self._link.parts.netloc, "Accept-Encoding": "identity", "Connection": "close"}
-        connection.request("GET", self._link.parts.path, headers=headers | ({"Cookie": cookie} if cookie else {}))
-        return connection.getresponse()
-
-    def _connect(self) -> HTTPConnection:
-        connection = HTTPConnection(self._link.parts.netloc, timeout=TICK)
-        connection.response_class = _Stream
-        connection.sock = _dial(self._link, self._check)
-        return connection
 
     def _refusal(self, status: int) -> WorkerError:
         if status == 404:
@@ -133,30 +123,17 @@ class DiskSource:
         )
 
 
-def connect_to_host(link: ExportLink, check: Check) -> WatchedTLSSocket:
+def check_host(link: ExportLink, check: Check) -> None:
     """Connect to the host and check its certificate. Raises SourceUnavailable, SourceDenied and Cancelled."""
-    with _translated(link.parts.netloc, check, "The host cannot be reached"):
-        return _dial(link, check)
-
-
-def _dial(link: ExportLink, check: Check) -> WatchedTLSSocket:
-    """Connect and check the certificate before any data is sent."""
-    parts, pin = link.parts, link.pin
-    tls = context_for(link.address.ca_file, pin)
-    watch = StallWatch(check, link.address.timeout_s)
-    sock = connect(parts.hostname or "", parts.port or 443, ConnectOptions(timeout_s=_CONNECT_S, tls=tls), watch)
-    assert isinstance(sock, WatchedTLSSocket)
-    try:
-        if pin:
-            require_pin(sock.peer(), pin)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    with translated_stream(link.parts.netloc, check, "The host cannot be reached"):
+        url, options = link.web_url, link.options
+        how = ConnectOptions(None, options.connect_timeout_s, options.tls, pin=options.pin)
+        connect(url.host, url.port, how, StallWatch(check, options.stall_s)).close()
 
 
 @contextmanager
-def _translated(name: str, check: Check, what: str = "The stream broke") -> Iterator[None]:
+def translated_stream(name: str, check: Check, what: str = "The stream broke") -> Iterator[None]:
+    """Translate the errors of a connection to a host. *what* says what has failed."""
     try:
         yield
     except (ssl.SSLCertVerificationError, PinMismatch) as error:

@@ -18,8 +18,9 @@ from ssvm_worker.errors import (
     SourceUnavailable,
     WorkerError,
 )
+from ssvm_worker.net.tls import PinMismatch
 
-from .trust import PinMismatch, failure_reason
+from .trust import failure_reason
 
 #: The exceptions of a call through pyVmomi.
 API_ERRORS = (vmodl.MethodFault, OSError, HTTPException, ExpatError)

@@ -13,13 +13,13 @@ from pyVmomi import vim, vmodl
 
 from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import LeaseLost
+from ssvm_worker.net.tls import thumbprint_of
 from ssvm_worker.units import human_duration
 
 from .connection import Connection
 from .export import DiskSource, ExportLink
 from .faults import API_ERRORS, as_worker_error, fault_name, translated
 from .hardware import EXPORTED, Disk, family
-from .trust import thumbprint_of
 
 #: Maximum seconds between two renewals. The server's own limit is usually 300 s.
 _RENEW_S = 30.0

@@ -14,7 +14,7 @@ from pyVmomi import vim, vmodl
 from ssvm_worker.errors import Cancelled, SourceDenied, WorkerError
 
 from .connection import Connection
-from .export import ExportLink, connect_to_host
+from .export import ExportLink, check_host
 from .faults import UNSUPPORTED, fault_name, translated
 from .hardware import EXPORTED, Hardware
 from .old_snapshots import find_old_snapshots
@@ -163,7 +163,7 @@ def _check_host(connection: Connection, host: Any) -> Iterator[PreflightFinding]
     netloc = f"[{name}]" if ":" in name else name
     link = ExportLink(f"https://{netloc}:{port or 443}/", thumbprint or "", connection.address, "")
     try:
-        connect_to_host(link, connection.check).close()
+        check_host(link, connection.check)
     except Cancelled:
         raise
     except WorkerError as error:

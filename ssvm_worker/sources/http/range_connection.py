@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceUnavailable
-from ssvm_worker.net.urls import WebUrl
+from ssvm_worker.net.http import HttpResponse, HttpSession
 from ssvm_worker.streaming.interfaces import CHUNK, Check
 
-from .request import HttpConnection, HttpResponse, HttpSettings, refusal, translating
+from .request import Hop, refusal, translating
 from .validators import Validator
 
 
 @dataclass(frozen=True)
 class RangeTarget:
-    """Final URL of the first answer, and the version of the object there."""
+    """The hop that sent the first answer, and the version of the object there."""
 
-    url: WebUrl
-    #: The caller's headers, unless they must not be sent to this URL.
-    headers: Mapping[str, str]
+    hop: Hop
     validator: Validator
-    settings: HttpSettings
     #: Content-Encoding of the first answer.
     encoding: str = ""
-    #: The address that sent the first answer. Other nodes behind the name may have other ETags.
-    node: str = ""
 
 
 class HttpRangeConnection:
@@ -36,14 +31,16 @@ class HttpRangeConnection:
     ) -> None:
         """Use the connection of *answer*, or open one. The unread body starts at *position* and reaches the end."""
         self._target = target
+        self._check = check
         self._answer = answer
         self._position = position
         self._is_rest = answer is not None
-        self._connection = answer.connection if answer else self._new_connection(check)
-        self._connection.check = check
+        self._session = self._new_session()
+        if answer is not None:
+            answer.adapter.check = check
 
-    def _new_connection(self, check: Check) -> HttpConnection:
-        return HttpConnection(self._target.url, self._target.settings, check, keep=True, node=self._target.node)
+    def _new_session(self) -> HttpSession:
+        return HttpSession(self._target.hop.settings, self._check, keep=True, node=self._target.hop.node)
 
     @property
     def rest(self) -> int | None:
@@ -52,7 +49,7 @@ class HttpRangeConnection:
 
     def read(self, start: int, end: int) -> Iterator[bytes]:
         """Yield the bytes from *start* to *end*. Raises SourceUnavailable, SourceDenied or SourceChanged."""
-        where = self._target.url.name
+        where = self._target.hop.url.name
         if not self._is_rest or self._position != start or self._answer is None:
             self._answer, self._position = self._ask(start, end), start
         with translating(where):
@@ -65,22 +62,25 @@ class HttpRangeConnection:
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        if self._is_rest and self._answer is not None:
+            self._answer.close()
+        self._session.close()
 
     def _ask(self, start: int, end: int) -> HttpResponse:
-        target, where = self._target, self._target.url.name
-        if self._is_rest:  # its body may have gigabytes, which are not needed any more
-            self._connection.close()
-            self._connection = self._new_connection(self._connection.check)
+        target, where = self._target, self._target.hop.url.name
+        if self._is_rest and self._answer is not None:
+            self._answer.close()  # its body may have gigabytes, which are not needed any more
             self._is_rest = False
-        answer = self._connection.get({**target.headers, **target.validator.range(start, end)})
-        if answer.status == 206:
+        with translating(where):
+            headers = {**target.hop.headers, **target.validator.range(start, end)}
+            answer = self._session.exchange("GET", target.hop.url, headers)
+        if answer.status_code == 206:
             reason = target.validator.refuse_range(answer, start, end, target.encoding)
             if not reason:
                 return answer
         answer.close()
-        if answer.status not in (200, 206):
+        if answer.status_code not in (200, 206):
             raise refusal(answer, where)
-        if answer.status == 200 and not (reason := target.validator.refuse_whole(answer, target.encoding)):
+        if answer.status_code == 200 and not (reason := target.validator.refuse_whole(answer, target.encoding)):
             raise SourceDenied("The server sends no ranges on this connection", where, "Set download.connections = 1")
         raise SourceChanged(reason, where, "Submit the job again")

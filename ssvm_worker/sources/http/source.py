@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ssvm_worker.artifacts.checksum_files import decode_text
 from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable
+from ssvm_worker.net.http import HttpResponse
 from ssvm_worker.net.sockets import Stalled
 from ssvm_worker.net.urls import check_headers, parse
 from ssvm_worker.sources.options import empty_file, require_complete_body
@@ -17,7 +18,7 @@ from ssvm_worker.units import MiB
 
 from .parallel import ConnectionSpeed, ParallelDownload
 from .range_connection import HttpRangeConnection, RangeTarget
-from .request import HttpResponse, HttpSettings, get, refusal, translating
+from .request import Hop, HttpSettings, get, refusal, translating
 from .validators import Validator, content_coding, content_range, strong_date, strong_etag
 
 __all__ = ["HttpSource", "Validator", "fetch_text"]
@@ -50,11 +51,10 @@ class HttpSource:
         *validator* is the one of an earlier attempt. With it, the first ``open`` may have an offset.
         Raises InvalidRequest for an invalid URL or header.
         """
-        self._url = parse(url)
-        self._headers = check_headers(headers or {})
-        self._settings = settings
+        self._origin = Hop(parse(url), check_headers(headers or {}), settings)
+        self._parallel = settings.parallel
         self._check = check
-        self.name = self._url.name
+        self.name = self._origin.url.name
         self.validator = validator
         self.size = validator.size if validator else None
         #: Failures of the parallel connections.
@@ -83,7 +83,7 @@ class HttpSource:
         answer, skip = self._ask(offset)
         with closing(answer), translating(self.name):
             position = offset - skip
-            speed = ConnectionSpeed(self._settings.parallel)
+            speed = ConnectionSpeed(self._parallel)
             while chunk := answer.read(CHUNK):
                 self._server_failures = self._empty_ranges = 0
                 position += len(chunk)
@@ -97,7 +97,7 @@ class HttpSource:
         self.size = require_complete_body(position, self.size, self.name)
 
     def _is_worth_more_connections(self, position: int) -> bool:
-        policy = self._settings.parallel
+        policy = self._parallel
         rest = (self.size or 0) - position
         allowed = policy.connections > 1 and self._parallel_failures < _MAX_FAILURES and self._has_ranges
         return allowed and self._target is not None and rest >= policy.connections * policy.range_size
@@ -112,7 +112,7 @@ class HttpSource:
             return HttpRangeConnection(target, check, answers.pop() if start == position and answers else None, start)
 
         try:
-            yield from ParallelDownload(self._settings.parallel, self._check).fetch(connect, position, self.size)
+            yield from ParallelDownload(self._parallel, self._check).fetch(connect, position, self.size)
         except (SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable) as error:
             self._parallel_failures += 1
             # The first answer was good. Later ones fail for these reasons: the link of a redirect has expired, the
@@ -129,8 +129,8 @@ class HttpSource:
             return self._ask_first(), 0
         if self.validator is None:
             raise self._changed("The server sent nothing that identifies the version of the object")
-        target = self._target or RangeTarget(self._url, {}, self.validator, self._settings)
-        if target.url != self._url:
+        target = self._target or RangeTarget(self._origin, self.validator)
+        if target.hop.url != self._origin.url:
             try:
                 return self._ask_rest(target, offset)
             except SourceUnavailable:
@@ -139,13 +139,12 @@ class HttpSource:
                     raise
             except (SourceChanged, SourceDenied, SourceNotFound):
                 pass
-        origin = replace(target, url=self._url, headers=self._headers, settings=self._settings)
-        return self._ask_rest(origin, offset)
+        return self._ask_rest(replace(target, hop=replace(self._origin, node=target.hop.node)), offset)
 
     def _ask_first(self) -> HttpResponse:
-        answer = get(self._url, {}, self._headers, self._settings, self._check)
+        answer, hop = get(self._origin, {}, self._check)
         try:
-            self._check_first(answer)
+            self._check_first(answer, hop)
         except BaseException:
             answer.close()
             raise
@@ -157,44 +156,43 @@ class HttpSource:
         use_ranges = self._has_ranges and self._empty_ranges < _MAX_FAILURES
         for range_headers in ([validator.range(offset)] if use_ranges else []) + [{}]:
             try:
-                answer = get(target.url, range_headers, target.headers, target.settings, self._check, node=target.node)
+                answer, hop = get(target.hop, range_headers, self._check)
             except SourceUnavailable as error:
                 # A server that accepts the request and sends nothing may do the same for each range.
                 self._empty_ranges += bool(range_headers) and isinstance(
                     error.__cause__, ConnectionResetError | Stalled
                 )
                 raise
-            is_whole = answer.status in (200, 203)
+            status = answer.status_code
+            is_whole = status in (200, 203)
             if is_whole:
                 reason = validator.refuse_whole(answer, target.encoding)
-            elif range_headers and answer.status == 206:
+            elif range_headers and status == 206:
                 reason = validator.refuse_range(answer, offset, None, target.encoding)
             else:
-                reason = f"status {answer.status}"
+                reason = f"status {status}"
             if not reason:
                 self._has_ranges = bool(range_headers)
-                self._empty_ranges += answer.status == 206
-                used = answer.connection
-                self._target = replace(
-                    target, url=answer.url, headers=answer.trusted, settings=used.settings, node=used.node
-                )
+                self._empty_ranges += status == 206
+                self._target = replace(target, hop=hop)
                 return answer, offset if is_whole else 0
             answer.close()
             if is_whole:
                 raise self._changed(reason)
-            if answer.status == 429:  # the server wants fewer requests, so do not send another one
+            if status == 429:  # the server wants fewer requests, so do not send another one
                 break
         raise refusal(answer)
 
-    def _check_first(self, answer: HttpResponse) -> None:
+    def _check_first(self, answer: HttpResponse, hop: Hop) -> None:
         """Check the head of the first answer. Take the size and the validator from it."""
-        if answer.status in (204, 205):
+        status = answer.status_code
+        if status in (204, 205):
             raise empty_file(self.name)
-        span = content_range(answer) if answer.status == 206 else None
-        if answer.status == 206 and (span is None or span[:2] != (0, span[2])):
+        span = content_range(answer) if status == 206 else None
+        if status == 206 and (span is None or span[:2] != (0, span[2])):
             what = "The server sent only a part of the file (status 206), though the whole file was requested"
-            raise SourceUnavailable(what, answer.url.name, "Check the server, and the caches in front of it")
-        if answer.status not in (200, 203, 206):
+            raise SourceUnavailable(what, hop.url.name, "Check the server, and the caches in front of it")
+        if status not in (200, 203, 206):
             raise refusal(answer)
         self.size = answer.length if span is None else span[2]
         self.validator = self._target = None
@@ -205,15 +203,7 @@ class HttpSource:
         date = None if etag else strong_date(answer)
         if etag or date:
             self.validator = validator = Validator(etag, date, self.size)
-            used = answer.connection
-            self._target = RangeTarget(
-                answer.url,
-                answer.trusted,
-                validator,
-                used.settings,
-                encoding=content_coding(answer),
-                node=used.node,
-            )
+            self._target = RangeTarget(hop, validator, content_coding(answer))
 
     def _changed(self, what: str) -> SourceChanged:
         return SourceChanged(what, self.name, "Submit the job again, to start from the first byte")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from .request import HttpResponse
+from ssvm_worker.net.http import HttpResponse
 
 #: RFC 9110, 14.4. The unit is matched in any case, with the blanks and the "=" that some servers write.
 _CONTENT_RANGE = re.compile(r"bytes[ =:]+([0-9]{1,19}) *- *([0-9]{1,19}) */ *([0-9]{1,19}|\*)", re.IGNORECASE)

@@ -14,12 +14,13 @@ import pytest
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.errors import Cancelled, SourceDenied, SourceNotFound, SourceUnavailable, StoreUnavailable
 from ssvm_worker.net.address_policy import AddressRule
+from ssvm_worker.net.http import HttpOptions
+from ssvm_worker.net.proxy import parse_proxy
 from ssvm_worker.sources import find_source
-from ssvm_worker.sources.http.proxy import parse_proxy
 from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.http.source import HttpSource
 from ssvm_worker.sources.options import SourceOptions
-from ssvm_worker.stores.http_put import PutSettings, PutSink
+from ssvm_worker.stores.http_put import PutSink
 from ssvm_worker.streaming.pipeline import Resuming
 from tests.contracts.source import DATA, gather
 from tests.servers.http import HttpServer
@@ -369,7 +370,7 @@ def taking(first: bytes, last: bytes, status: bytes = b"201 Created") -> object:
 
 
 def put(url: str, ca_file: str | None = None, stall_s: float = 60.0) -> None:
-    with PutSink(url, len(DATA), PutSettings(RULE, ca_file=ca_file, stall_s=stall_s)) as sink:
+    with PutSink(url, len(DATA), HttpOptions(RULE, ca_file=ca_file, stall_s=stall_s)) as sink:
         for start in range(0, len(DATA), 65536):
             sink.write(DATA[start : start + 65536])
         sink.commit()

@@ -20,8 +20,8 @@ from ssvm_worker.net.sockets import (
     WatchedSocket,
     connect,
     secure,
-    tls_context,
 )
+from ssvm_worker.net.tls import tls_context
 from tests.neighbours import free_port
 from tests.servers.http import HttpServer
 
@@ -330,7 +330,7 @@ def test_a_late_reader_is_not_starved() -> None:
         far.sendall(b"early")
         near.recv_into(bytearray(10))
         assert watch.starved == 0.0
-        threading.Timer(0.01, far.sendall, (b"late",)).start()
+        watch.check = lambda: far.sendall(b"late")  # after the first TICK without bytes
         near.recv_into(bytearray(10))
         assert watch.starved > 0.0
 

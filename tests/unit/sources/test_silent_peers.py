@@ -21,10 +21,11 @@ import pytest
 
 from ssvm_worker.errors import Cancelled, Retryable, WorkerError
 from ssvm_worker.net.address_policy import AddressRule
+from ssvm_worker.net.http import HttpOptions
 from ssvm_worker.sources import find_source
 from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.options import SourceOptions
-from ssvm_worker.stores.http_put import PutSettings, PutSink
+from ssvm_worker.stores.http_put import PutSink
 from ssvm_worker.stores.s3.client import S3Settings
 from ssvm_worker.stores.s3.store import S3Store, s3_destination
 from ssvm_worker.streaming.interfaces import Check, Owner, Sink
@@ -58,9 +59,9 @@ class Limits:
         """Return the limits for sources."""
         return HttpSettings(LOOPBACK, connect_timeout_s=self.stall_s, stall_s=self.stall_s, ca_file=ca_file)
 
-    def put(self, ca_file: str | None = None) -> PutSettings:
+    def put(self, ca_file: str | None = None) -> HttpOptions:
         """Return the limits for destinations."""
-        return PutSettings(LOOPBACK, connect_timeout_s=self.stall_s, stall_s=self.stall_s, ca_file=ca_file)
+        return HttpOptions(LOOPBACK, connect_timeout_s=self.stall_s, stall_s=self.stall_s, ca_file=ca_file)
 
 
 #: Runs one operation through a network, within limits; returns whether it was complete.

@@ -18,7 +18,8 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.stores.http_put import PutSettings, PutSink
+from ssvm_worker.net.http import HttpOptions
+from ssvm_worker.stores.http_put import PutSink
 from ssvm_worker.streaming.fan_out import store_stream
 from tests.contracts.source import DATA
 from tests.neighbours import free_port
@@ -28,10 +29,10 @@ from tests.waiting import PATIENCE_S
 CHUNKS = [DATA[start : start + 100_000] for start in range(0, len(DATA), 100_000)]
 #: More than any socket buffers, so that a server which stops reading is noticed during the upload.
 ENDLESS = [bytes(1_000_000)] * 40
-DEFAULTS = PutSettings(AddressRule(("127.0.0.0/8",)))
+DEFAULTS = HttpOptions(AddressRule(("127.0.0.0/8",)))
 
 
-def put(url: str, chunks: list[bytes] = CHUNKS, settings: PutSettings = DEFAULTS, **more: object) -> None:
+def put(url: str, chunks: list[bytes] = CHUNKS, settings: HttpOptions = DEFAULTS, **more: object) -> None:
     """Send the chunks and commit; *size* overrides their real size."""
     size = more.pop("size", sum(map(len, chunks)))
     with PutSink(url, size, settings, **more) as sink:  # type: ignore[arg-type]
@@ -162,7 +163,7 @@ def test_another_size(http_server: HttpServer, chunks: list[bytes]) -> None:
 def test_address_rule(http_server: HttpServer) -> None:
     """With a rule, a PUT uses only addresses that downloads may use."""
     with pytest.raises(StoreDenied, match="loopback"):
-        put(http_server.take("disk"), settings=PutSettings())
+        put(http_server.take("disk"), settings=HttpOptions())
 
 
 def test_nobody_listens() -> None:

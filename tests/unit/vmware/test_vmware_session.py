@@ -14,8 +14,8 @@ import pytest
 
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import ConfigError, SourceDenied, SourceUnavailable
+from ssvm_worker.net.tls import parse_thumbprint
 from ssvm_worker.vmware.session import Address, VCenterSession
-from ssvm_worker.vmware.trust import parse_thumbprint
 from tests.servers.http import HttpServer
 from tests.servers.vcenter import address_of
 

@@ -15,7 +15,8 @@ import urllib3
 
 from ssvm_worker.errors import SourceUnavailable, StoreDenied, StoreUnavailable
 from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.stores.http_put import PutSettings, PutSink
+from ssvm_worker.net.http import HttpOptions
+from ssvm_worker.stores.http_put import PutSink
 from ssvm_worker.stores.s3 import capabilities
 from ssvm_worker.stores.s3.capabilities import Features
 from ssvm_worker.stores.s3.client import S3Settings
@@ -211,7 +212,7 @@ def test_presigned_both_ways(server: S3Server | RcloneS3, store: S3Store) -> Non
     """A presigned PUT accepts an upload job's object, and a presigned GET returns it, with signature version 4."""
     asked = {"Bucket": store._bucket.name, "Key": f"{store._root}a/object"}
     url = server.client().generate_presigned_url("put_object", Params=asked, ExpiresIn=60)
-    settings = PutSettings(AddressRule(("127.0.0.0/8",)), ca_file=getattr(server, "ca_file", None))
+    settings = HttpOptions(AddressRule(("127.0.0.0/8",)), ca_file=getattr(server, "ca_file", None))
     with PutSink(url, len(BIG), settings) as sink:
         fill(sink, BIG).commit()
     link = store.presign("a/object", 60)

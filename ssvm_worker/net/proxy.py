@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from ssvm_worker.errors import ConfigError, SourceDenied, SourceUnavailable
-from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.net.http_response import HttpAnswer
-from ssvm_worker.net.sockets import AddressRefused, WatchedSocket
-from ssvm_worker.net.urls import WebUrl
+
+from .address_policy import AddressRule
+from .http_response import HttpAnswer
+from .sockets import AddressRefused, WatchedSocket
+from .urls import WebUrl
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ def parse_proxy(url: str, bypassed: tuple[str, ...] = ()) -> Proxy:
     return Proxy(parts.hostname, port, authorization, bypassed)
 
 
-def refuse_address(url: WebUrl, rule: AddressRule) -> None:
+def refuse_address(url: WebUrl, rule: AddressRule | None) -> None:
     """Raise AddressRefused if the host is a forbidden address, in any notation."""
+    if rule is None:
+        return
     if url.host.lower().rstrip(".").rpartition(".")[2] == "localhost":
         raise AddressRefused(f"{url.host} is a loopback address")
     try:

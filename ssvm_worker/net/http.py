@@ -1,0 +1,352 @@
+"""The HTTP client: sessions of requests over connections that obey the address rule, detect stalls and end at a cancel.
+
+A session sends URLs and headers as they are given, and returns bodies as the server sent them. It follows no redirect,
+stores no cookie, and decodes nothing. It reads neither the environment nor ``.netrc``.
+
+Methods raise OSErrors such as ``AddressRefused``, ``Stalled`` and ``PinMismatch``. They raise HTTPException for a peer
+that breaks the rules of HTTP, and the errors of *check*. The adapters above translate these errors.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from http.client import HTTPException
+from socket import MSG_PEEK
+from typing import Any, cast
+
+from requests import PreparedRequest, Response, Session
+from requests.adapters import BaseAdapter
+from requests.cookies import RequestsCookieJar
+from requests.structures import CaseInsensitiveDict
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import HTTPError
+
+from ssvm_worker import __version__
+from ssvm_worker.units import KiB
+
+from .address_policy import AddressRule
+from .http_response import MOST_INTERIM, HttpAnswer
+from .proxy import Proxy, refuse_address, tunnel
+from .sockets import TICK, Check, ConnectOptions, StallWatch, WatchedSocket, WatchedTLSSocket, connect, secure
+from .tls import tls_context
+from .urls import WebUrl
+
+#: The head of an interim answer. After 101 HTTP ends, so 101 does not count (RFC 9110, 15.2).
+_INTERIM = re.compile(rb"HTTP/1\.\d +1(?!01)\d\d[ \r\n].*?\n\r?\n", re.DOTALL)
+_INTERIM_BEGINS = re.compile(rb"HTTP/1\.\d +1(?!01)\d\d")
+#: Bytes of a status line up to the end of its code.
+_STATUS_LENGTH = len("HTTP/1.1 100")
+
+
+@dataclass(frozen=True)
+class HttpOptions:
+    """Limits and trust of the connections to one origin."""
+
+    #: None: any address.
+    rule: AddressRule | None = field(default_factory=AddressRule)
+    #: Seconds to connect, without the time of name resolution.
+    connect_timeout_s: float = 10.0
+    #: Seconds without a byte, or with fewer than *min_rate* bytes per second, after which the transfer has stalled. The
+    #: head of a response has the same limit.
+    stall_s: float = 60.0
+    min_rate: float = 1024.0
+    #: PEM file of certificate authorities to trust in addition to those of the system.
+    ca_file: str | None = None
+    #: The same for the origin of the caller's URL only, and the client certificate for this origin (with its key).
+    origin_ca_file: str | None = None
+    certificate: str | None = None
+    proxy: Proxy | None = None
+    #: A TLS context to use instead of one from the files above.
+    tls: ssl.SSLContext | None = None
+    #: The thumbprint of the server's certificate.
+    pin: str | None = None
+    #: Bytes to read ahead from the socket. More than the default is faster for bodies in many small HTTP chunks. The
+    #: connection must close after the response, or a read may wait for bytes that never come.
+    read_ahead: int = 8 * KiB
+
+
+class HttpResponse(Response):
+    """Response whose head was read. Its body is still on the connection. The owner must call ``close``."""
+
+    def __init__(self, request: HttpRequest, adapter: WatchedAdapter, raw: Any) -> None:
+        super().__init__()
+        self.request = request
+        self.web_url, self.url = request.web_url, request.web_url.name
+        self.status_code, self.reason, self.raw = raw.status, raw.reason, raw
+        self.headers = CaseInsensitiveDict(raw.headers)
+        #: Bytes of the body, or None if the server does not announce them.
+        self.length: int | None = raw.length_remaining
+        self.adapter = adapter
+        # read1 returns the bytes that have arrived, so a reset does not lose them. But for a chunked body it returns
+        # each chunk separately, and these may be tiny.
+        self._read = raw.read if raw.chunked else raw.read1
+        #: The socket, if only its end marks the end of the body: there is no length and no last chunk.
+        self._ends_with = adapter.socket if self.length is None and not raw.chunked else None
+
+    def read(self, size: int) -> bytes:
+        """Return at most *size* bytes of the body, or b"" at its end.
+
+        Raises HTTPException if the body is shorter than its Content-Length, or has no last chunk. Raises an OSError if
+        the body ends with the connection, and TLS has not signed this end.
+        """
+        with _unwrapped():
+            data: bytes = self._read(size, decode_content=False)
+        if not data and self._ends_with and not self._ends_with.ended:
+            raise ConnectionError("The bytes ended, but not the connection")
+        return data
+
+    @property
+    def starved(self) -> float:
+        """Return the seconds that reads have waited for bytes since the connection was made."""
+        return self.adapter.socket.watch.starved if self.adapter.socket else 0.0
+
+    def close(self) -> None:
+        """Close the connection, and drop the unread rest of the body."""
+        self.raw.close()
+        self.adapter.close()
+
+
+class HttpRequest(PreparedRequest):
+    """Request with exactly these headers. requests would quote the URL again, which breaks presigned URLs."""
+
+    def __init__(self, method: str, url: WebUrl, headers: Mapping[str, str], body: bytes | None = None) -> None:
+        super().__init__()
+        self.method, self.body, self.web_url = method, body, url
+        self.url = f"{url.scheme}://{url.authority}{url.target}"
+        self.headers = CaseInsensitiveDict(headers)
+
+
+class WatchedAdapter(BaseAdapter):
+    """Transport adapter with one connection. It connects at the first request, and after the server has closed it."""
+
+    def __init__(self, options: HttpOptions, check: Check, *, keep: bool = False, node: str = "") -> None:
+        """Store the options without connecting.
+
+        *keep*: ask the server to keep the connection open for another request after each complete response.
+        *node*: the address to connect to first if the name has several.
+        """
+        super().__init__()
+        self.options = options
+        #: Called in every wait. A new owner of the connection sets its own check.
+        self.check = check
+        #: The address of the connection. It is empty before the connection, and behind a proxy.
+        self.node = node
+        #: The socket of the last request. http.client drops it if the connection closes with the body.
+        self.socket: WatchedSocket | None = None
+        self._keep = keep
+        self._connection: HTTPConnection | None = None
+
+    def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> HttpResponse:  # noqa: ARG002 - see HttpOptions
+        """Send the request and read the head of the final response."""
+        assert isinstance(request, HttpRequest)
+        used = self._connection is not None and self._connection.sock is not None
+        try:
+            return self._exchange(request)
+        except (HTTPException, ConnectionError):
+            if not used:
+                raise
+        # A server may close an idle connection at the moment of the next request. So try once more.
+        return self._exchange(request)
+
+    def _exchange(self, request: HttpRequest) -> HttpResponse:
+        self.start(request)
+        return self.receive(request)
+
+    def start(self, request: HttpRequest) -> HTTPConnection:
+        """Send the head of the request, and its body if it has one. Return the connection, for more of the body."""
+        with self._closing_on_error():
+            if self._connection is None or self._connection.sock is None:
+                connection = HTTPConnection(request.web_url.host, request.web_url.port, timeout=TICK)
+                # With the socket given here, urllib3 never opens an unchecked socket, nor does it use its own TLS.
+                connection.auto_open = 0
+                connection.response_class = partial(HttpAnswer, read_ahead=self.options.read_ahead)  # type: ignore[assignment]
+                connection.sock = self.socket = self._open_socket(request.web_url)
+                self._connection = connection
+            self._connection.request(
+                request.method or "",
+                self._target(request.web_url),
+                body=cast("bytes | None", request.body),
+                headers=self._all_headers(request),
+                preload_content=False,
+                decode_content=False,
+            )
+            return self._connection
+
+    def receive(self, request: HttpRequest) -> HttpResponse:
+        """Read the head of the final response."""
+        with self._closing_on_error():
+            assert self._connection is not None
+            return HttpResponse(request, self, self._connection.getresponse())
+
+    def close(self) -> None:
+        """Close the connection if there is one. Further calls have no effect."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            with _unwrapped():
+                yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _proxy_for(self, url: WebUrl) -> Proxy | None:
+        proxy = self.options.proxy
+        return proxy if proxy and proxy.serves(url.host) else None
+
+    def _target(self, url: WebUrl) -> str:
+        """Return the request target. It is absolute for a proxy without a tunnel."""
+        return f"http://{url.authority}{url.target}" if self._proxy_for(url) and url.scheme == "http" else url.target
+
+    def _all_headers(self, request: HttpRequest) -> dict[str, str]:
+        url, headers = request.web_url, cast("Mapping[str, str]", request.headers)
+        fixed = {"Host": url.authority, "Accept-Encoding": "identity"}
+        fixed |= {} if self._keep else {"Connection": "close"}
+        proxy = self._proxy_for(url)
+        fixed |= proxy.headers if proxy and url.scheme == "http" else {}
+        agent = {} if "User-Agent" in headers else {"User-Agent": f"ssvm-worker/{__version__}"}
+        return {**agent, **headers, **fixed}
+
+    def _open_socket(self, url: WebUrl) -> WatchedSocket | WatchedTLSSocket:
+        options, tls = self.options, None
+        if url.scheme == "https":
+            files = (options.ca_file, options.origin_ca_file)
+            tls = options.tls or tls_context(*files, certificate=options.certificate)
+        watch = StallWatch(lambda: self.check(), options.stall_s, options.min_rate)
+        direct = ConnectOptions(options.rule, options.connect_timeout_s, tls, self.node, options.pin)
+        proxy = self._proxy_for(url)
+        if proxy is None:
+            sock = connect(url.host, url.port, direct, watch)
+            self.node = sock.getpeername()[0]
+            return sock
+        refuse_address(url, options.rule)
+        plain = connect(proxy.host, proxy.port, ConnectOptions(options.rule, options.connect_timeout_s), watch)
+        assert isinstance(plain, WatchedSocket)
+        if tls is None:
+            return plain
+        try:
+            tunnel(plain, url, proxy)
+        except BaseException:
+            plain.close()
+            raise
+        return secure(plain, url.host, tls, options.pin)
+
+
+class _NoCookies(RequestsCookieJar):
+    """Jar that ignores the cookies of responses."""
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        """Store nothing."""
+
+
+class HttpSession(Session):
+    """Session with one connection to one origin. Threads must not share it."""
+
+    def __init__(
+        self,
+        options: HttpOptions,
+        check: Check = lambda: None,
+        *,
+        keep: bool = False,
+        node: str = "",
+    ) -> None:
+        """Store the options without connecting. They are those of ``WatchedAdapter``."""
+        super().__init__()
+        self.trust_env = False  # neither proxies, nor authorities, nor passwords from the environment or .netrc
+        self.cookies = _NoCookies()
+        self.adapter = WatchedAdapter(options, check, keep=keep, node=node)
+        self.adapters.clear()
+        self.mount("http://", self.adapter)
+        self.mount("https://", self.adapter)
+
+    def get_redirect_target(self, resp: Response) -> None:
+        """Return None, so that requests does not read the body of a redirect. It has no limit."""
+
+    def exchange(self, method: str, url: WebUrl, headers: Mapping[str, str], body: bytes | None = None) -> HttpResponse:
+        """Send a request and read the head of the final response, which may be a redirect."""
+        response = self.send(HttpRequest(method, url, headers, body), stream=True, allow_redirects=False)
+        assert isinstance(response, HttpResponse)
+        return response
+
+
+class HttpUpload:
+    """Request whose body is sent in pieces. Its size is known. No other request uses its connection."""
+
+    def __init__(self, session: HttpSession, method: str, url: WebUrl, headers: Mapping[str, str], size: int) -> None:
+        """Connect and send the head."""
+        self.sent = 0
+        self._adapter = session.adapter
+        self._request = HttpRequest(method, url, {**headers, "Content-Length": str(size)})
+        self._connection = self._adapter.start(self._request)
+        self._interim = 0
+
+    def send(self, piece: bytes) -> HttpResponse | None:
+        """Send a piece of the body. Return a final response that has arrived before all of it was sent, else None."""
+        self.sent += len(piece)
+        try:
+            if self._has_answer():
+                return self.finish()
+            self._connection.send(piece)
+        except OSError:
+            # A server that refuses a body answers and closes. Its answer is more precise than the broken pipe.
+            with suppress(OSError, HTTPException):
+                return self.finish()
+            raise
+        return None
+
+    def finish(self) -> HttpResponse:
+        """Read the head of the final response."""
+        return self._adapter.receive(self._request)
+
+    def close(self) -> None:
+        """Close the connection. A server that has not got the complete body must discard it."""
+        self._adapter.close()
+
+    def _has_answer(self) -> bool:
+        """Drop interim answers, which a server may send before the body. Return whether a final answer has arrived.
+
+        TLS hides answers: a session ticket also makes the socket readable. So the answer waits until ``finish``.
+        """
+        sock = self._adapter.socket
+        if sock is None or isinstance(sock, WatchedTLSSocket):
+            return False
+
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        while poll.poll(0):
+            seen = sock.recv(64 * KiB, MSG_PEEK)
+            interim = _INTERIM.match(seen)
+            if interim is None:
+                is_begun = _INTERIM_BEGINS.match(seen) or len(seen) < _STATUS_LENGTH
+                return not (seen and is_begun and len(seen) < 64 * KiB)
+            self._interim += 1
+            if self._interim > MOST_INTERIM:
+                return True
+            sock.recv(interim.end())
+        return False
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise the error below an error of urllib3. Raise HTTPException for its errors about HTTP.
+
+    http.client and urllib3 raise ValueError and UnicodeError for some numbers and names of a hostile server.
+    """
+    try:
+        yield
+    except (OSError, HTTPException):
+        raise
+    except HTTPError as error:
+        cause = error.__cause__
+        raise cause if isinstance(cause, OSError | HTTPException) else HTTPException(str(error)) from None
+    except ValueError as error:
+        raise HTTPException(str(error)) from error
