@@ -113,6 +113,25 @@ def ovf_of(*disks: str, others: tuple[str, ...] = (), inside: str = "") -> bytes
     ).encode()
 
 
+def ovf_with_hardware(*disks: str, others: tuple[str, ...] = ()) -> bytes:
+    """A descriptor of disks of 1 GiB at one SCSI controller, as vSphere writes it."""
+    rasd = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData"
+    controller = (
+        "<Item><rasd:InstanceID>3</rasd:InstanceID><rasd:ElementName>SCSI Controller 0</rasd:ElementName>"
+        "<rasd:ResourceSubType>lsilogic</rasd:ResourceSubType><rasd:ResourceType>6</rasd:ResourceType></Item>"
+    )
+    items = "".join(
+        f"<Item><rasd:InstanceID>{n + 4}</rasd:InstanceID><rasd:Parent>3</rasd:Parent>"
+        f"<rasd:HostResource>ovf:/disk/vmdisk{n}</rasd:HostResource><rasd:ResourceType>17</rasd:ResourceType></Item>"
+        for n in range(len(disks))
+    )
+    hardware = f'<VirtualSystem ovf:id="vm"><VirtualHardwareSection>{controller}{items}</VirtualHardwareSection>'
+    text = ovf_of(*disks, others=others).decode()
+    text = text.replace('capacity="1"', 'capacity="1" ovf:capacityAllocationUnits="byte * 2^30"')
+    text = text.replace("<Envelope ", f'<Envelope xmlns:rasd="{rasd}" ')
+    return text.replace("</Envelope>", f"{hardware}</VirtualSystem></Envelope>").encode()
+
+
 def mf_of(files: dict[str, bytes], algorithm: str = "sha256") -> bytes:
     """A checksum file of these."""
     lines = (

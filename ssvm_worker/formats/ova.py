@@ -59,13 +59,13 @@ def is_descriptor(name: str) -> bool:
 
 def read_descriptor(data: bytes, where: str) -> Descriptor:
     """Check an OVF. Raises UnsafeImage for an attack or a reference outside, CorruptImage if it is not an OVF."""
-    root = _parse(data, where)
-    if _local(root.tag) != "Envelope":
+    root = parse(data, where)
+    if local_name(root.tag) != "Envelope":
         raise CorruptImage("The OVF has no Envelope", where, ASK_PUBLISHER)
     files = _names_by_id(root, where)
     disks: dict[str, str] = {}
-    for disk in (each for each in root.iter() if _local(each.tag) == "Disk"):
-        values = _attributes(disk)
+    for disk in (each for each in root.iter() if local_name(each.tag) == "Disk"):
+        values = attributes_of(disk)
         if "parentRef" in values:
             raise UnsafeImage("The OVF has a disk that is a delta of another", where, _EXPORT)
         if reference := values.get("fileRef"):
@@ -81,9 +81,9 @@ def read_descriptor(data: bytes, where: str) -> Descriptor:
 
 def read_sizes(data: bytes, where: str) -> dict[str, int]:
     """Return the bytes of each file by name, if the OVF states them."""
-    files = [_attributes(each) for each in _parse(data, where).iter() if _local(each.tag) == "File"]
+    files = [attributes_of(each) for each in parse(data, where).iter() if local_name(each.tag) == "File"]
     return {
-        _file_name(each["href"]): int(each["size"])
+        file_name(each["href"]): int(each["size"])
         for each in files
         if "href" in each and each.get("size", "").isdecimal()
     }
@@ -91,10 +91,10 @@ def read_sizes(data: bytes, where: str) -> dict[str, int]:
 
 def _names_by_id(root: Xml.Element, where: str) -> dict[str, str]:
     files: dict[str, str] = {}
-    for each in (each for section in root if _local(section.tag) == "References" for each in section):
-        values = _attributes(each)
+    for each in (each for section in root if local_name(section.tag) == "References" for each in section):
+        values = attributes_of(each)
         id_, href = values.get("id", ""), values.get("href", "")
-        name = _file_name(href)
+        name = file_name(href)
         if not name or not name.isprintable() or set(name) & set("/\\:%") or name in (".", ".."):
             raise UnsafeImage(f"The OVF points outside its package: {href[:80]!a}", where, _EXPORT)
         if values.get("compression", "identity") not in ("", "identity") or values.get("chunkSize", "0") != "0":
@@ -105,7 +105,7 @@ def _names_by_id(root: Xml.Element, where: str) -> dict[str, str]:
     return files
 
 
-def _file_name(href: str) -> str:
+def file_name(href: str) -> str:
     """Return the file that an href names: a relative-path reference of RFC 3986 (DSP0243, ovf:href), decoded once.
 
     The caller must check the name. Bytes that are not UTF-8 become surrogates, which are not printable.
@@ -113,8 +113,11 @@ def _file_name(href: str) -> str:
     return unquote(href, errors="surrogateescape")
 
 
-def _parse(data: bytes, where: str) -> Xml.Element:
-    """Return the tree. The declared encoding is ignored, because it can hide a declaration from a check."""
+def parse(data: bytes, where: str) -> Xml.Element:
+    """Return the tree of an OVF. Raise UnsafeImage or CorruptImage as ``read_descriptor``.
+
+    The declared encoding is ignored, because it can hide a declaration from a check.
+    """
     try:
         text = data.decode("utf-8-sig")
         if _DECLARATION.search(text):
@@ -142,12 +145,14 @@ def _events(parser: Xml.XMLPullParser[Xml.Element], text: str) -> Iterator[tuple
         yield from parser.read_events()  # type: ignore[misc]  # only these two kinds were asked for
 
 
-def _local(tag: object) -> str:
+def local_name(tag: object) -> str:
+    """Return the name of an element or attribute without its namespace."""
     return str(tag).rpartition("}")[2]
 
 
-def _attributes(element: Xml.Element) -> dict[str, str]:
-    return {_local(name): value for name, value in element.attrib.items()}
+def attributes_of(element: Xml.Element) -> dict[str, str]:
+    """Return the attributes of an element by their names without namespaces."""
+    return {local_name(name): value for name, value in element.attrib.items()}
 
 
 def renamed(data: bytes, names: Mapping[str, str], where: str) -> bytes:
@@ -158,7 +163,7 @@ def renamed(data: bytes, names: Mapping[str, str], where: str) -> bytes:
 
     def rename(match: re.Match[str]) -> str:
         before, quote, href = match.groups()
-        return f"{before}{quote}{escape(names.get(_file_name(unescape(href)), unescape(href)))}{quote}"
+        return f"{before}{quote}{escape(names.get(file_name(unescape(href)), unescape(href)))}{quote}"
 
     result = _HREF.sub(rename, data.decode("utf-8-sig")).encode()
     old, new = read_descriptor(data, where), read_descriptor(result, where)
@@ -172,7 +177,7 @@ def resized(data: bytes, sizes: Mapping[str, int], where: str) -> bytes:
 
     def resize(match: re.Match[str]) -> str:
         href = _HREF.search(match[0])
-        size = sizes.get(_file_name(unescape(href[3]))) if href else None
+        size = sizes.get(file_name(unescape(href[3]))) if href else None
         return match[0] if size is None else _SIZE.sub(rf"\g<1>\g<2>{size}\g<2>", match[0])
 
     result = _FILE.sub(resize, data.decode("utf-8-sig")).encode()
