@@ -1,11 +1,9 @@
 """Read the disks of an OVF with their controllers, and make an OVF of one of them.
 
-    <DiskSection> <Disk diskId="vmdisk1" fileRef="file1" capacity="1" capacityAllocationUnits="byte * 2^30"/>
-    <VirtualHardwareSection> <Item> <InstanceID>3 <ResourceType>6 <ElementName>SCSI Controller 0 <ResourceSubType>
-                             <Item> <Parent>3 <ResourceType>17 <HostResource>ovf:/disk/vmdisk1
-
-The order, the numbers and the boot disk are those of CloudStack's OVFHelper: it lists the disks in the order of the
-hardware items, then the ISO images. The boot disk is the one whose file is the first disk in the References.
+A ``Disk`` names its file and has a capacity. A hardware ``Item`` of type 17 names the disk as its ``HostResource``. The
+item's ``Parent`` is the item of the controller. The order, the numbers and the boot disk are those of CloudStack's
+OVFHelper: it lists the disks in the order of the hardware items, then the ISO images. The boot disk is the one whose
+file is the first disk in the References.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ _MAX_CAPACITY = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
-class OvfDisk:
+class PackageDisk:
     """One disk or ISO image of an OVF."""
 
     #: The disk's id in the OVF. Of an ISO image, the id of its file.
@@ -52,7 +50,7 @@ class OvfDisk:
     configuration: str
 
 
-def read_disks(data: bytes, where: str, configuration: str = "") -> list[OvfDisk]:
+def read_disks(data: bytes, where: str, configuration: str = "") -> list[PackageDisk]:
     """Return the disks of an OVF, and then its ISO images.
 
     *configuration* leaves out the disks of other deployment configurations. Raises what ``read_descriptor`` raises.
@@ -77,7 +75,7 @@ def read_disks(data: bytes, where: str, configuration: str = "") -> list[OvfDisk
         file = files.get(reference, {})
         root_item = _controller(item, items)
         result.append(
-            OvfDisk(
+            PackageDisk(
                 id=disk.get("diskId", ""),
                 file=file_name(file["href"]) if file else None,
                 capacity=_capacity(disk),
@@ -158,9 +156,9 @@ def _controller(item: _Item, items: list[_Item]) -> _Item:
     return item if seen else _Item({})
 
 
-def _iso(file: Mapping[str, str], number: int) -> OvfDisk:
+def _iso(file: Mapping[str, str], number: int) -> PackageDisk:
     size = _number(file.get("size", ""))
-    return OvfDisk(file["id"], file_name(file["href"]), size, size, False, True, "", "", number, "")
+    return PackageDisk(file["id"], file_name(file["href"]), size, size, False, True, "", "", number, "")
 
 
 def _is_iso(file: Mapping[str, str]) -> bool:

@@ -38,9 +38,10 @@ from ssvm_worker.jobs.store_set import StoreSet, add_small_objects, find_placeme
 from ssvm_worker.jobs.usage import reserve_quota
 from ssvm_worker.streaming.fan_out import StreamResult
 from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import tap
 
 from .request import Request
-from .store_ova import StoredOva
+from .store_ova import PackageTee, StoredOva
 from .transfer import OriginFile, StoredImage, find_expected, unpack
 
 __all__ = ["Request", "discard", "resource", "run"]
@@ -97,14 +98,16 @@ def _transfer(origin: OriginFile, stores: dict[str, Store], draft: Manifest | No
         attempt.held.expect(draft.facts["size"])
         manifest, stored = StoredImage(origin, store_set).resume(draft)
     else:
-        chunks = origin.open()
+        tee = PackageTee()
+        chunks = tap(origin.open(), tee) if request.keep_package else origin.open()
         attempt.held.expect(origin.size)
         offered = origin.hasher()
         limits = {"max_bytes": origin.max_bytes, "max_ratio": attempt.limits.max_ratio}
         unpacked = unpack(chunks, offered, origin.location, **limits)
         if unpacked.members:
-            manifest, small = StoredOva(origin, store_set).store(unpacked.members, offered)
+            manifest, small = StoredOva(origin, store_set, tee).store(unpacked.members, offered)
         else:
+            tee.drop()
             manifest, stored = StoredImage(origin, store_set).store(unpacked)
     stored.owed.update(store_set.owed)
     property_files = properties(request, manifest)
@@ -135,6 +138,7 @@ def _existing(
 
 def _result(manifest: Manifest) -> dict[str, Any]:
     image = manifest.entries[0]  # of an OVA, the entry of its descriptor
+    package = next((manifest.artifact.key(each.name) for each in manifest.entries if each.role == "package"), None)
     return {
         "key": manifest.artifact.key(image.name),
         "size": sum(each.size for each in manifest.entries if each.role in ("image", "disk")),
@@ -142,4 +146,4 @@ def _result(manifest: Manifest) -> dict[str, Any]:
         "format": image.facts["format"],
         "digest": image.digest,
         "objects": [each.name for each in manifest.entries],
-    }
+    } | ({"package": package} if package else {})

@@ -40,6 +40,9 @@ class Request(ArtifactRequest):
     convert_to: Literal["qcow2", "raw", "vmdk"] | None = Field(
         None, description="Convert the image and store it in this format"
     )
+    keep_package: bool = Field(
+        False, description="Store an OVA also as one file, next to its unpacked files, as CloudStack does"
+    )
     mirrors: Annotated[list[str], Privacy.URL] = Field(
         default_factory=list, max_length=20, description="Other URLs of the same file"
     )

@@ -4,6 +4,7 @@
     ID-diskN.vmdk   the disks, numbered from 0 in the order of the descriptor
     ID-fileN        other small files that the descriptor names (NVRAM)
     ID.mf           the digests of all of these
+    ID.ova          the package itself, if the request has keep_package
 
 A later member may be invalid when earlier disks are committed. Without a manifest these objects belong to no artifact.
 The next attempt overwrites them, and the job's ``discard`` removes them.
@@ -12,7 +13,7 @@ The next attempt overwrites them, and the job's ``discard`` removes them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -21,6 +22,7 @@ from ssvm_worker.artifacts.manifest import Entry, Manifest, discard
 from ssvm_worker.errors import CorruptImage, TooLarge, UnknownFormat, UnsafeImage, WorkerError
 from ssvm_worker.formats import ova
 from ssvm_worker.jobs.store_set import StoreSet, add_small_objects
+from ssvm_worker.streaming.interfaces import Sink
 from ssvm_worker.streaming.pipeline import limit
 from ssvm_worker.units import MiB
 from ssvm_worker.unpacking.tar import TarMember
@@ -32,12 +34,39 @@ _MAX_OTHERS = 16 * MiB
 _ASK_PUBLISHER = "Ask its publisher for a complete package"
 
 
+class PackageTee:
+    """Observer of a file that also writes it to sinks, if it is an OVA.
+
+    It holds the first bytes, about 2 MiB, until ``begin`` or ``drop`` says whether the file is an OVA.
+    """
+
+    def __init__(self) -> None:
+        self._write: Callable[[bytes], None] | None = None
+        self._held: list[bytes] = []
+
+    def __call__(self, chunk: bytes) -> None:
+        """Write a chunk, or hold it."""
+        (self._write or self._held.append)(chunk)
+
+    def begin(self, write: Callable[[bytes], None]) -> None:
+        """Write the held chunks, and all later ones at once."""
+        held, self._held, self._write = self._held, [], write
+        for chunk in held:
+            write(chunk)
+
+    def drop(self) -> None:
+        """Forget the held chunks, and ignore all later ones."""
+        self.begin(lambda _: None)
+
+
 class StoredOva:
     """An OVA on its way to the stores."""
 
-    def __init__(self, origin: OriginFile, store_set: StoreSet) -> None:
+    def __init__(self, origin: OriginFile, store_set: StoreSet, tee: PackageTee) -> None:
         self._origin = origin
         self._store_set = store_set
+        self._tee = tee
+        self._packages: dict[str, Sink] = {}
         self._attempt, self._artifact, self._location = origin.attempt, origin.request.artifact, origin.location
         #: The digests of each member, by its name in the OVA and by algorithm.
         self._digests: dict[str, dict[str, Digest]] = {}
@@ -64,13 +93,17 @@ class StoredOva:
         # The objects have new names. The names in the OVA never become names of files or keys.
         self._names = {name: f"{request.id}-disk{n}.vmdk" for n, name in enumerate(self._descriptor.disks)}
         self._names |= {name: f"{request.id}-file{n}" for n, name in enumerate(self._descriptor.others)}
-        for member in members:
-            self._take(member)
-        self._verify()
+        with ExitStack() as stack:
+            if request.keep_package:
+                self._begin_package(stack)
+            for member in members:
+                self._take(member)
+            self._verify()
+            self._origin.verify(offered)
+            self._commit_package()
         for store_name in self._store_set.owed:  # a store that failed at one disk got no further disk
             with contextlib.suppress(WorkerError):  # clean-up removes the rest
                 discard(self._store_set.stores[store_name], self._artifact, self._attempt.confirm)
-        self._origin.verify(offered)
         small = self._small_objects()
         descriptor, *others = small
         disks = [self._disks[name] for name in self._descriptor.disks]
@@ -79,8 +112,28 @@ class StoredOva:
         facts |= {"signature": "unverified"} if self._signed else {}
         data = small[descriptor]
         entry = Entry(descriptor, len(data), str(digest_of(data)), "descriptor", facts)
-        manifest = self._origin.manifest("ova", offered, (entry, *disks))
+        package = Entry(f"{request.id}.ova", offered.size, str(offered.digest()), "package", {"virtual_size": size})
+        kept = (package,) if request.keep_package else ()
+        manifest = self._origin.manifest("ova", offered, (entry, *disks, *kept))
         return add_small_objects(manifest, {name: small[name] for name in others}, "config"), small
+
+    def _begin_package(self, stack: ExitStack) -> None:
+        """Write the package itself too. Its bytes pass the tee while the members are read."""
+        key, size, owner = self._artifact.key(f"{self._artifact.id}.ova"), self._origin.size, self._attempt.owner
+        self._packages = self._store_set.open_sinks(stack, lambda store: store.writer(key, size, owner=owner))
+        self._tee.begin(self._write_package)
+
+    def _write_package(self, chunk: bytes) -> None:
+        self._attempt.held.took(chunk)
+        for store in self._store_set.active():
+            self._store_set.secondary_may_fail(store, partial(self._packages[store.name].write, chunk))
+
+    def _commit_package(self) -> None:
+        if self._packages:
+            self._attempt.confirm()
+        for name, sink in self._packages.items():
+            if name not in self._store_set.owed:
+                self._store_set.secondary_may_fail(self._store_set.stores[name], sink.commit)
 
     def _take(self, member: TarMember) -> None:
         kind = member.name.lower().rpartition(".")[2]

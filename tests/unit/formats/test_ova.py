@@ -259,6 +259,46 @@ def test_owed(http_server: HttpServer) -> None:
     assert result["owed"]["archive"]["error"] == "StoreFull"
 
 
+def test_package_is_kept(http_server: HttpServer, tmp_path: Path) -> None:
+    """With keep_package the package is stored too, unchanged, and the manifest lists it."""
+    store, package = FileStore("primary", tmp_path), ova_of(with_mf(FILES, last=True))
+    result = run(http_server, package, store, keep_package=True)
+    assert read_bytes(store, f"{PREFIX}/7.ova") == package
+    assert (result["package"], result["key"]) == (f"{PREFIX}/7.ova", f"{PREFIX}/7.ovf")
+    entry = read_manifest(store, Artifact("template", "2", "7")).entry("7.ova")
+    assert entry is not None
+    assert (entry.role, entry.size, entry.digest) == (
+        "package",
+        len(package),
+        f"sha256:{hashlib.sha256(package).hexdigest()}",
+    )
+
+
+def test_package_of_a_damaged_ova(http_server: HttpServer, tmp_path: Path) -> None:
+    """A package whose last file is damaged is not stored, and leaves no unfinished write."""
+    store = FileStore("primary", tmp_path)
+    with pytest.raises(WorkerError):
+        run(http_server, ova_of(with_mf(FILES) | {"vm-disk2.vmdk": DISK}), store, keep_package=True)
+    assert not [each.key for each in store.list() if each.key.endswith((".ova", "manifest.json"))]
+    assert not list(store.leftovers())
+
+
+def test_package_is_only_for_ovas(http_server: HttpServer) -> None:
+    """keep_package changes nothing for another image."""
+    store = MemoryStore("primary")
+    run(http_server, mbr(), store, keep_package=True)
+    names = [each.key.rpartition("/")[2] for each in store.list(PREFIX)]
+    assert names == ["7.raw", "manifest.json", "template.properties"]
+
+
+def test_package_of_a_full_store(http_server: HttpServer) -> None:
+    """A secondary store without space for the package and its files is owed all of them."""
+    package = ova_of(FILES)
+    primary, full = MemoryStore("primary"), MemoryStore("archive", capacity=len(package) + 100)
+    result = run(http_server, package, primary, full, stores=["primary", "archive"], keep_package=True)
+    assert (result["stores"], [*full.list()]) == (["primary"], [])
+
+
 def test_full_primary(http_server: HttpServer) -> None:
     """A full primary store fails the download."""
     with pytest.raises(StoreFull):

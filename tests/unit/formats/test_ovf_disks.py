@@ -13,7 +13,7 @@ OVF = ovf_with_hardware("root.vmdk", "data.vmdk", others=("tools.iso", "vm.nvram
 
 
 def test_fields() -> None:
-    """Each disk has its id, file, capacity in bytes, controller and number. ISO images follow the disks."""
+    """Each disk has its id, file, capacity in bytes, controller and number, and ISO images follow the disks."""
     root, data, iso = read_disks(OVF, "a.ovf")
     assert (root.id, root.file, root.capacity, root.number) == ("vmdisk0", "root.vmdk", 1 << 30, 0)
     assert (root.controller, root.controller_type) == ("SCSI Controller 0", "lsilogic")
@@ -57,7 +57,7 @@ def _with_unit(capacity: str, unit: str) -> bytes:
     ],
 )
 def test_capacity(capacity: str, unit: str, expected: int) -> None:
-    """Units of DSP0243 are applied. A capacity that is no number, or that no server can hold, is 0."""
+    """Units of DSP0243 are applied, and a capacity that is no number or too large is 0."""
     given = _with_unit(f'ovf:capacity="{capacity}"', f'ovf:capacityAllocationUnits="{unit}"')
     assert read_disks(given, "a.ovf")[0].capacity == expected
 
@@ -72,7 +72,7 @@ def test_parents_in_a_circle() -> None:
 
 @pytest.mark.parametrize("file", ["root.vmdk", "data.vmdk"])
 def test_keep_disk(file: str) -> None:
-    """The OVF of one disk has only this disk, its file and its hardware item. The prefixes of namespaces stay."""
+    """The OVF of one disk has only this disk, its file and its hardware item, and keeps the prefixes of namespaces."""
     kept = keep_disk(OVF, file, "a.ovf")
     assert read_descriptor(kept, "a.ovf").disks == (file,)
     assert read_descriptor(kept, "a.ovf").others == ()
