@@ -10,6 +10,9 @@ from typing import Any
 
 from ssvm_worker.artifacts.manifest import Manifest
 
+#: A key, an equals sign, a colon or a space, and the value. A backslash escapes the next character.
+_LINE = re.compile(r"(?![#!])((?:\\.|[^\\=:\s])+)(?:\s*[=:]\s*|\s+|$)(.*)")
+
 
 def properties(request: Any, manifest: Manifest) -> dict[str, bytes]:
     """Return the properties file of a downloaded artifact, by its name."""
@@ -38,6 +41,27 @@ def properties(request: Any, manifest: Manifest) -> dict[str, bytes]:
     listed_in = "volume.properties" if manifest.artifact.kind == "volume" else "template.properties"
     lines = (f"{_escape(key)}={_escape(str(value))}\n" for key, value in values.items())
     return {listed_in: "".join(lines).encode("ascii")}
+
+
+def parse_properties(data: bytes) -> dict[str, str]:
+    """Parse a file of java.util.Properties, as CloudStack writes them. Lines are not continued. Ignore other lines."""
+    found: dict[str, str] = {}
+    for line in data.decode("latin-1").splitlines():
+        text = line.strip(" \t\f")
+        if match := _LINE.fullmatch(text):
+            found[_unescape(match[1])] = _unescape(match[2])
+    return found
+
+
+def _unescape(text: str) -> str:
+    def character(found: re.Match[str]) -> str:
+        code = found[1]
+        return (
+            chr(int(code[1:], 16)) if len(code) == 5 else {"n": "\n", "r": "\r", "t": "\t", "f": "\f"}.get(code, code)
+        )
+
+    units = re.sub(r"\\(u[0-9a-fA-F]{4}|.)", character, text)
+    return units.encode("utf-16-be", "surrogatepass").decode("utf-16-be", "replace")
 
 
 def _escape(text: str) -> str:

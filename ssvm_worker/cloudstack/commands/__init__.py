@@ -16,7 +16,7 @@ from ssvm_worker.cloudstack.transfer_objects import Wire
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import printable
 
-from . import health
+from . import health, lists, setup
 
 __all__ = ["HANDLERS", "Dispatcher", "Handle"]
 
@@ -26,6 +26,11 @@ Handle = Callable[[Any, Services], Wire]
 #: All commands that this agent answers, by the name of their class. A new command is a line here.
 HANDLERS: dict[str, Handle] = {
     "CheckHealthCommand": health.check_health,
+    "SecStorageSetupCommand": setup.set_up_store,
+    "GetStorageStatsCommand": setup.storage_stats,
+    "ListTemplateCommand": lists.list_templates,
+    "ListVolumeCommand": lists.list_volumes,
+    "ListDataStoreObjectsCommand": lists.list_objects,
 }
 
 #: Entries of a command's context that its answer must repeat: with them the server ends its record of the command.

@@ -108,6 +108,14 @@ class FileStore:
                 if is_key(key):
                     yield StoredObject(key, found.size, modified=found.modified)
 
+    def foreign(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield the files below *prefix* that ``list`` omits because of their names. No part is among them."""
+        with translating(self._location(prefix)):
+            for found in self._tree.walk(_names(prefix)):
+                key = "/".join(found.path)
+                if not is_key(key) and not found.path[-1].startswith("."):
+                    yield StoredObject(key, found.size, modified=found.modified)
+
     def delete(self, key: str) -> None:
         """See Store. The store also removes directories that become empty."""
         path = self._path(key)

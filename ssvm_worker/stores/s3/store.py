@@ -115,7 +115,11 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store. The store sorts the objects, because servers use different orders. Memory: see ``in_order``."""
-        yield from in_order(self._listed(prefix))
+        yield from in_order(each for each in self._listed(prefix) if is_key(each.key))
+
+    def foreign(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield the objects below *prefix* that ``list`` omits because of their keys, in any order."""
+        yield from (each for each in self._listed(prefix) if not is_key(each.key) and not each.key.endswith("/"))
 
     def _listed(self, prefix: str) -> Iterator[StoredObject]:
         pages = self._bucket.client.get_paginator("list_objects_v2")
@@ -123,8 +127,7 @@ class S3Store:
             for page in pages.paginate(Bucket=self._bucket.name, Prefix=self._below(prefix)):
                 for each in page.get("Contents", []):
                     key = each.get("Key", "")[len(self._root) :]
-                    if is_key(key):
-                        yield StoredObject(key, size_in(each, self._location(key)), modified=time_in(each))
+                    yield StoredObject(key, size_in(each, self._location(key)), modified=time_in(each))
 
     def delete(self, key: str) -> None:
         """See Store."""
