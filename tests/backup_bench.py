@@ -17,6 +17,7 @@ from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.vmware.session import ExportOptions
+from tests.attempts import attempt_with
 from tests.servers.vcenter import TestVM, doors
 
 PREFIX = "snapshots/acme/vol1/b1"
@@ -46,7 +47,7 @@ class Bench:
         """An attempt at job-1."""
         door = doors(self.vcenter, options=self.options, **self.address)
         stores = {"primary": self.primary, "archive": self.archive}
-        return Attempt("job-1", stores, door, **self.attempt_fields | fields)
+        return attempt_with(door, stores, **self.attempt_fields | fields)
 
     def request(self, vm: TestVM, /, **fields: Any) -> backup.Request:
         """A request for a backup of all disks."""

@@ -20,8 +20,9 @@ from ssvm_worker.config.credentials import named_credentials
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import NOT_THERE, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import Job, find_job
-from ssvm_worker.jobs.attempt import Attempt, SubJob, UnrecordedJob
+from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
+from ssvm_worker.jobs.services import SubJob, UnrecordedJob
 from ssvm_worker.operations import logs, traces
 from ssvm_worker.wiring import assembly
 
@@ -73,14 +74,16 @@ def run_here(
         jobs.exclusive(job, request, job_id) as claim,
         contextlib.closing(bar),
     ):
+        services = assembly.open_services(settings, shared_slots=False)
+        services.jobs = jobs
         attempt = assembly.make_attempt(
             settings,
             claim.job_id,
+            services,
             token=claim.token,
             publish=trace.watch(bar.show),
             stop_reason=lambda: stop[0] if stop else claim.stop_reason(),
             confirm=claim.confirm,
-            jobs=jobs,
         )
         try:
             claim.result = job.run(request, attempt)

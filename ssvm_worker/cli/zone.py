@@ -33,7 +33,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _quota(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
-    limits = assembly.quota_limits(settings)
+    limits = settings.quota
     known = {each.account: each for each in assembly.open_quota(settings).usage()}
     listed = [args.account] if args.account else sorted({*known, *limits.accounts})
     rows = [known.get(each, AccountUsage(each)).to_dict(limits.of(each)) for each in listed]

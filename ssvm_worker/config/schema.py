@@ -436,8 +436,12 @@ class QuotaSection(Section):
     #: The limit for each account.
     accounts: dict[str, Size] = Field(default_factory=dict)
 
+    def of(self, account: str) -> int | None:
+        """Return the limit of an account in bytes. None: no limit."""
+        return self.accounts.get(account, self.default)
 
-class Keep(Section):
+
+class RetentionRule(Section):
     """Numbers of backups of a volume that clean-up keeps. If all are 0, it keeps every backup."""
 
     #: The last backups.
@@ -449,14 +453,25 @@ class Keep(Section):
     #: The same for months.
     keep_monthly: int = Field(0, ge=0)
 
+    def __bool__(self) -> bool:
+        return any(getattr(self, name) for name in RetentionRule.model_fields)
 
-class RetentionSection(Keep):
+    def __str__(self) -> str:
+        counts = {name: getattr(self, name) for name in RetentionRule.model_fields}
+        return ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+
+
+class RetentionSection(RetentionRule):
     """Rules of clean-up for backups. It keeps a backup if any of the numbers keeps it."""
 
     #: Numbers for the backups of an account. They replace all numbers above.
-    accounts: dict[str, Keep] = Field(default_factory=dict)
+    accounts: dict[str, RetentionRule] = Field(default_factory=dict)
     #: Numbers for the backups of a volume ("ACCOUNT/VOLUME"). They replace all numbers above.
-    volumes: dict[str, Keep] = Field(default_factory=dict)
+    volumes: dict[str, RetentionRule] = Field(default_factory=dict)
+
+    def of(self, account: str, volume: str) -> RetentionRule:
+        """Return the rule for the backups of a volume: its own, that of its account, or the default."""
+        return self.volumes.get(f"{account}/{volume}", self.accounts.get(account, self))
 
 
 class LogSection(Section):
@@ -531,3 +546,18 @@ class Settings(Section):
     def networks_of(self, section: UploadSection | CallbackSection) -> Networks:
         """Return the networks that *section* allows in addition to public addresses, or else those of downloads."""
         return self.download.allow_networks if section.allow_networks is None else section.allow_networks
+
+    @property
+    def boot_dir(self) -> Path:
+        """Return the directory of booted copies and screenshots."""
+        return self.boot.dir or self.state_dir / "boot"
+
+    @property
+    def spill_dir(self) -> Path:
+        """Return the directory of scratch files of backups."""
+        return self.backup.spill_dir or self.state_dir / "spill"
+
+    @property
+    def mount_root(self) -> Path:
+        """Return the directory of NFS mount points."""
+        return self.nfs.mount_root or self.state_dir / "nfs"

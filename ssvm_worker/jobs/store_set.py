@@ -134,7 +134,7 @@ class StoreSet:
             stack.push(partial(_suspend, sink, self._attempt.will_resume))
         if self._disk_buffer:
             is_primary = store is self.primary
-            slowness = SlowSinkDetector(0 if is_primary else self._attempt.limits.min_store_rate)
+            slowness = SlowSinkDetector(0 if is_primary else self._attempt.settings.worker.min_store_rate or 0)
             check = self._attempt.check
             sink = DiskBuffer(sink, *self._disk_buffer, patient=is_primary, check=check, slowness=slowness)
             sink = stack.enter_context(sink)

@@ -24,8 +24,10 @@ def reserve_quota(attempt: Attempt, account: str, limit: str | None, copies: int
     *limit* replaces the limit of the settings. Without any limit this function does not ask the ledger.
     Raises QuotaExceeded at once if the account has no bytes left.
     """
-    max_bytes = attempt.quotas.of(account) if limit is None else parse_size(limit)
-    with nullcontext() if max_bytes is None else attempt.quota.hold(account, attempt.job_id, max_bytes) as grow:
+    max_bytes = attempt.settings.quota.of(account) if limit is None else parse_size(limit)
+    with (
+        nullcontext() if max_bytes is None else attempt.services.quota.hold(account, attempt.job_id, max_bytes) as grow
+    ):
         if grow:
             grow(0)
         attempt.held = Held(grow, copies)
@@ -39,7 +41,7 @@ def record_usage(attempt: Attempt, store: Store, manifest: Manifest) -> None:
     """Count a complete artifact of a store. Log an error of the ledger."""
     artifact = manifest.artifact
     try:
-        attempt.quota.note(artifact.account, store.name, artifact.prefix, manifest.size, attempt.job_id)
+        attempt.services.quota.note(artifact.account, store.name, artifact.prefix, manifest.size, attempt.job_id)
     except NOT_THERE as error:
         attempt.log.info(_NOT_COUNTED, artifact.account, error)
     else:
@@ -49,7 +51,7 @@ def record_usage(attempt: Attempt, store: Store, manifest: Manifest) -> None:
 def forget_usage(attempt: Attempt, store: Store, artifact: Artifact) -> None:
     """Stop counting a deleted artifact. Log an error of the ledger."""
     try:
-        attempt.quota.forget(artifact.account, store.name, artifact.prefix)
+        attempt.services.quota.forget(artifact.account, store.name, artifact.prefix)
     except NOT_THERE as error:
         attempt.log.info(_NOT_COUNTED, artifact.account, error)
 
@@ -62,8 +64,8 @@ def record_pack_usage(attempt: Attempt, store: Store, artifact: Artifact) -> Non
     try:
         size = sum(each.size for each in store.list(place))
         if size:
-            attempt.quota.note(artifact.account, store.name, place, size, attempt.job_id)
+            attempt.services.quota.note(artifact.account, store.name, place, size, attempt.job_id)
         else:
-            attempt.quota.forget(artifact.account, store.name, place)
+            attempt.services.quota.forget(artifact.account, store.name, place)
     except NOT_THERE as error:
         attempt.log.info(_NOT_COUNTED, artifact.account, error)

@@ -157,7 +157,7 @@ def _spill_dir(settings: Settings) -> Finding:
     """Check the spill directory. A failure is only a warning, because backups work without it."""
 
     def write() -> str:
-        directory = settings.backup.spill_dir or settings.state_dir / "spill"
+        directory = settings.spill_dir
         os.makedirs(directory, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             return f"{directory} can be written, {human_size(shutil.disk_usage(directory).free)} free"

@@ -29,7 +29,7 @@ from ssvm_worker.ledger.record import Claim, Record
 from ssvm_worker.ledger.retry_policy import RetryDecision, RetryPolicy, decide, decide_patiently
 from ssvm_worker.operations import logs
 from ssvm_worker.operations.traces import UNTRACED, Trace, tracing
-from ssvm_worker.wiring.assembly import kept_ledger, make_attempt, open_slots
+from ssvm_worker.wiring.assembly import kept_ledger, make_attempt, open_services
 from ssvm_worker.wiring.celery_sender import ring
 from ssvm_worker.wiring.server_names import with_server_names
 
@@ -130,13 +130,13 @@ class JobRun:
         return make_attempt(
             self.settings,
             self.claim.job_id,
+            open_services(self.settings),
             number=self.claim.number,
             token=self.claim.token,
             publish=self.trace.watch(self.heart.set_progress),
             stop_reason=self.heart.stop_reason,
             confirm=self.heart.confirm,
             will_resume=self._will_resume,
-            slots=open_slots(self.settings),
         )
 
     def _will_resume(self, error: BaseException) -> bool:

@@ -51,8 +51,9 @@ class _Upload(JobRun):
     @cached_property
     def _attempt(self) -> Attempt:
         attempt = super()._attempt
-        attempt.connections = SenderConnections(self.settings, self.sender)
-        attempt.limits = replace(attempt.limits, resumes=0)
+        attempt.services.connections = SenderConnections(self.settings, self.sender)
+        download = self.settings.download.model_copy(update={"resumes": 0})
+        attempt.settings = self.settings.model_copy(update={"download": download})
         return attempt
 
     def _will_resume(self, error: BaseException) -> bool:

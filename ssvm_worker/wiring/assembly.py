@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from ssvm_worker.config.schema import Keep as KeepSettings
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.errors import Cancelled
 from ssvm_worker.jobs import JOBS
-from ssvm_worker.jobs.attempt import Attempt, BootOptions, JobLimits, Jobs, Progress
-from ssvm_worker.jobs.cleanup.retention import RetentionRule, RetentionRules
+from ssvm_worker.jobs.attempt import Attempt, Progress
+from ssvm_worker.jobs.connections import Connections
 from ssvm_worker.jobs.request import JobRequest, redact
+from ssvm_worker.jobs.services import JobServices
 from ssvm_worker.ledger.links import Signer, local_key
-from ssvm_worker.ledger.quota import QuotaLimits as Quotas
-from ssvm_worker.ledger.slots import Slots
 from ssvm_worker.stores.s3.stall_watch import forget_silence
 from ssvm_worker.streaming.pipeline import SharedRateLimit
 
 from .broker import (
-    LazyQuota,
-    LazyScrubResults,
     RecordedJobs,
+    SharedServices,
     broker_url,
     end_links,
     kept_ledger,
@@ -63,11 +58,10 @@ __all__ = [
     "open_links",
     "open_quota",
     "open_registry",
+    "open_services",
     "open_slots",
     "open_store_named",
     "open_verdicts",
-    "quota_limits",
-    "retention_rules",
     "shown",
 ]
 
@@ -83,68 +77,35 @@ class AttemptOptions(TypedDict, total=False):
     stop_reason: Callable[[], str | None]
     confirm: Callable[[], None]
     will_resume: Callable[[BaseException], bool]
-    slots: Slots
-    jobs: Jobs
 
 
 def make_attempt(
     settings: Settings,
     job_id: str,
+    services: JobServices | None = None,
     *,
-    publish: Callable[[dict[str, Any]], None] | None = None,
+    publish: Callable[[dict[str, Any]], None] = lambda _: None,
     **options: Unpack[AttemptOptions],
 ) -> Attempt:
-    """Return an attempt at a job with all its stores and connections. *publish* gets its progress."""
-    download = settings.download
-    names = ("max_bytes", "max_virtual_size", "max_ratio", "max_rate", "resumes", "scratch_dir", "checksums")
-    limits = JobLimits(
-        min_store_rate=settings.worker.min_store_rate or 0, **{name: getattr(download, name) for name in names}
-    )
-    boot = settings.boot
-    folder = boot.dir or settings.state_dir / "boot"
-    options.setdefault("jobs", RecordedJobs(settings))
-    stop_reason = options.get("stop_reason", lambda: None)
-
-    def check() -> None:
-        if reason := stop_reason():
-            raise Cancelled(reason)
-
+    """Return an attempt at a job with all its stores and services. *publish* gets its progress."""
     forget_silence()
     return Attempt(
-        job_id,
-        Stores(settings, check),
-        ConfiguredConnections(settings),
-        limits=limits,
-        boots=BootOptions(folder, boot.memory, boot.seconds, boot.still_s, boot.accelerator),
-        progress=Progress(publish) if publish else Progress(),
+        job_id=job_id,
+        stores=Stores(settings),
+        services=services or open_services(settings, shared_slots=False),
+        settings=settings,
+        progress=Progress(publish),
         log=logging.LoggerAdapter(logging.getLogger("ssvm.job"), {"job_id": job_id}),
-        pace=_RATE_LIMIT,
-        backup_modes={name: store.backup_mode for name, store in settings.stores.items()},
-        verdicts=LazyScrubResults(settings),
-        quota=LazyQuota(settings),
-        quotas=quota_limits(settings),
-        retention=retention_rules(settings),
-        end_links=partial(end_links, settings),
-        vcenters=tuple(settings.vcenters),
         **options,
     )
 
 
-def quota_limits(settings: Settings) -> Quotas:
-    """Return the quotas of the accounts."""
-    return Quotas(settings.quota.default, settings.quota.accounts)
-
-
-def retention_rules(settings: Settings) -> RetentionRules:
-    """Return the retention rules for backups."""
-    names = ("keep_last", "keep_daily", "keep_weekly", "keep_monthly")
-
-    def rule(section: KeepSettings) -> RetentionRule:
-        return RetentionRule(**{name: getattr(section, name) for name in names})
-
-    given = settings.retention
-    tables = [{name: rule(each) for name, each in table.items()} for table in (given.accounts, given.volumes)]
-    return RetentionRules(rule(given), *tables)
+def open_services(
+    settings: Settings, connections: Connections | None = None, *, shared_slots: bool = True
+) -> SharedServices:
+    """Return the services of all workers of the broker. This does not connect yet."""
+    connections = connections or ConfiguredConnections(settings)
+    return SharedServices(settings=settings, connections=connections, rate_limit=_RATE_LIMIT, shared_slots=shared_slots)
 
 
 def link_signer(settings: Settings) -> Signer:

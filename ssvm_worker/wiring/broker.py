@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,10 @@ from ssvm_worker.artifacts.layout import check_zone
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ObjectNotFound, StoreUnavailable
 from ssvm_worker.jobs import Job, find_job
-from ssvm_worker.jobs.attempt import SubJob
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.ledger.quota import AccountUsage, Grow, Quota
-from ssvm_worker.ledger.scrub_results import ScrubResult, ScrubResults
+from ssvm_worker.jobs.services import Jobs, JobServices, SubJob
+from ssvm_worker.ledger.quota import Quota
+from ssvm_worker.ledger.scrub_results import ScrubResults
 from ssvm_worker.ledger.slots import Slots
 from ssvm_worker.net.broker_url import with_options
 
@@ -183,59 +183,40 @@ def open_quota(settings: Settings) -> Quota:
     return SharedQuota(broker_url(settings), prefix=settings.broker.prefix, claim_s=settings.ledger.claim_s)
 
 
-class LazyQuota:
-    """``Quota`` that connects at first use. Importing redis takes a third of the start of `ssvm run`."""
+@dataclass(kw_only=True)
+class SharedServices(JobServices):
+    """``JobServices`` of all workers of the broker. Each connects at first use.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    Importing redis takes a third of the start of `ssvm run`.
+    """
 
-    @cached_property
-    def _quota(self) -> Quota:
-        return open_quota(self._settings)
-
-    def hold(self, account: str, job_id: str, limit: int) -> contextlib.AbstractContextManager[Grow]:
-        return self._quota.hold(account, job_id, limit)
-
-    def note(self, account: str, store: str, place: str, size: int, job_id: str = "") -> None:
-        self._quota.note(account, store, place, size, job_id)
-
-    def forget(self, account: str, store: str, place: str) -> None:
-        self._quota.forget(account, store, place)
-
-    def usage(self) -> Iterator[AccountUsage]:
-        return self._quota.usage()
-
-    def places(self, store: str) -> Iterator[tuple[str, str]]:
-        return self._quota.places(store)
-
-
-class LazyScrubResults:
-    """``ScrubResults`` that connect at first use."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    settings: Settings
+    #: Whether the slots are those of all workers. A foreground run uses those of its process.
+    shared_slots: bool = True
 
     @cached_property
-    def _results(self) -> ScrubResults:
-        return open_verdicts(self._settings)
+    def slots(self) -> Slots:
+        """Return the slots of all workers, or of this process."""
+        return open_slots(self.settings) if self.shared_slots else super().slots
 
-    def note(self, store: str, place: str, findings: Sequence[str], job_id: str) -> None:
-        self._results.note(store, place, findings, job_id)
+    @cached_property
+    def jobs(self) -> Jobs:
+        """Return the jobs of the ledger."""
+        return RecordedJobs(self.settings)
 
-    def reached(self, job_id: str, store: str) -> str:
-        return self._results.reached(job_id, store)
+    @cached_property
+    def scrub_results(self) -> ScrubResults:
+        """Return the scrub results in the ledger."""
+        return open_verdicts(self.settings)
 
-    def times(self, store: str, places: Sequence[str]) -> list[float]:
-        return self._results.times(store, places)
+    @cached_property
+    def quota(self) -> Quota:
+        """Return the usage of the accounts in the ledger."""
+        return open_quota(self.settings)
 
-    def findings(self) -> Iterator[ScrubResult]:
-        return self._results.findings()
-
-    def forget(self, store: str, place: str) -> None:
-        self._results.forget(store, place)
-
-    def noted(self, store: str, before: float) -> Iterator[str]:
-        return self._results.noted(store, before)
+    def end_links(self, dry_run: bool) -> int:
+        """Remove expired links of the ledger. Return their number."""
+        return end_links(self.settings, dry_run)
 
 
 def open_registry(settings: Settings) -> WorkerRegistry:

@@ -103,7 +103,7 @@ class ConfiguredConnections:
             raise misused(InvalidRequest(what, "vcenters", f"The settings have: {known}"))
         values = {key: _revealed(value) for key, value in self.settings.vcenters[name]}
         given = {key: value for key, value in self.settings.backup if value is not None}
-        options = {"spill_dir": self.settings.state_dir / "spill", **given}
+        options = {**given, "spill_dir": self.settings.spill_dir}
         return VCenterSession(Address(**values), check, ExportOptions(**options))
 
     def _http(self, named: CredentialsSection | None) -> HttpSettings:

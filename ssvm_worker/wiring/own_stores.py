@@ -54,7 +54,7 @@ def _holds(store: StoreSection, url: str, endpoint: str | None, settings: Settin
 
 def _directory(store: StoreSection, settings: Settings) -> Path | None:
     if store.url.startswith("nfs://"):
-        return settings.nfs.mount_root or settings.state_dir / "nfs"
+        return settings.mount_root
     return Path(unquote(urlsplit(store.url).path)) if store.url.startswith("file://") else None
 
 

@@ -57,8 +57,8 @@ def _open(name: str, settings: Settings, check: Check) -> Store:
     store = settings.stores[name]
     if store.url.startswith("nfs://"):
         nfs = {key: value for key, value in settings.nfs if value is not None}
-        mount_root = settings.nfs.mount_root or settings.state_dir / "nfs"
-        return open_store(name, store.url, **{**nfs, "mount_root": mount_root, "shared": store.shared}, check=check)
+        values = {**nfs, "mount_root": settings.mount_root, "shared": store.shared}
+        return open_store(name, store.url, **values, check=check)
     values = {
         key: value.get_secret_value() if isinstance(value, SecretStr) else value
         for key, value in store

@@ -131,7 +131,7 @@ class DiskExport:
                     chunks, observers = packing.stream(chunks, lease.check, *observers), []
                     make = self._grains.sink(name, packing)
                 sinks = self._targets.open_sinks(stack, make)
-                min_rate = self._attempt.limits.min_store_rate
+                min_rate = self._attempt.settings.worker.min_store_rate or 0
                 stored = store_stream(chunks, sinks, observers, verify=verify, check=lease.check, min_rate=min_rate)
         except BaseException:
             progress.take_back()

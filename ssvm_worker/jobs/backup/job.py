@@ -78,7 +78,7 @@ def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> di
     attempt.progress.start("connecting")
     with (
         reserve_quota(attempt, request.account, request.quota, len(stores)),
-        attempt.connections.vcenter(request.vcenter, attempt.check) as session,
+        attempt.services.connections.vcenter(request.vcenter, attempt.check) as session,
     ):
         vm: VM = session.find_vm(request.vm)
         try:
@@ -124,7 +124,8 @@ def discard(request: Request, attempt: Attempt) -> None:
 
 def _mode(request: Request, attempt: Attempt) -> str:
     """Return the mode in the request, or by default the mode of its first store."""
-    return request.mode or attempt.backup_modes.get(request.stores[0], FULL)
+    store = attempt.settings.stores.get(request.stores[0])
+    return request.mode or (store.backup_mode if store else FULL)
 
 
 def _already_there(request: Request, attempt: Attempt, stores: dict[str, Store]) -> dict[str, Any] | None:
@@ -231,7 +232,7 @@ def _try_removal(attempt: Attempt, vm: VM, limit_s: float | None = None) -> bool
 def _remove_leftover(request: Request, attempt: Attempt) -> bool:
     """Call ``_try_removal`` with a new session that ignores cancellation."""
     try:
-        with attempt.connections.vcenter(request.vcenter, lambda: None) as session:
+        with attempt.services.connections.vcenter(request.vcenter, lambda: None) as session:
             return _try_removal(attempt, session.find_vm(request.vm), _CLEAN_UP_S)
     except SourceNotFound:
         return True  # the VM was deleted, and its snapshots with it

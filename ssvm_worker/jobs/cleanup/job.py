@@ -70,8 +70,8 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     If the ledger cannot list the live jobs, this raises StoreUnavailable and removes nothing.
     """
     failed: dict[str, Any] = {}
-    links = attempt.end_links(request.dry_run)  # first, because this abandons the uploads of expired links
-    live = attempt.jobs.live()
+    links = attempt.services.end_links(request.dry_run)  # first, because this abandons the uploads of expired links
+    live = attempt.services.jobs.live()
     cleaning = _Cleaning(attempt, parse_duration(request.older_than), request.dry_run, request.volume, live=live)
 
     for name in attempt.stores:
@@ -83,7 +83,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
         except WorkerError as error:
             attempt.log.warning("store %s is not cleaned up: %s", name, error)
             failed[name] = error.as_dict()
-    for name in () if request.volume else attempt.vcenters:
+    for name in () if request.volume else attempt.settings.vcenters:
         attempt.progress.start(f"clean up {name}")
         try:
             cleaning.add(remove_snapshots(attempt, name, cleaning.older_than_s, request.dry_run))
@@ -107,9 +107,9 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
 def _expire_records(request: Request, attempt: Attempt) -> int:
     """Delete the ledger's records past retention. Return their number."""
     if request.dry_run:
-        return attempt.jobs.expired()
+        return attempt.services.jobs.expired()
     count = 0
-    while expired := attempt.jobs.expire():
+    while expired := attempt.services.jobs.expire():
         count += expired
     return count
 
@@ -140,7 +140,7 @@ class _Cleaning:
         This reads the ledger again, but only if no job could write there when the clean-up began.
         """
         self.attempt.check()
-        return _is_dead(prefix, self.live) and _is_dead(prefix, self.attempt.jobs.live())
+        return _is_dead(prefix, self.live) and _is_dead(prefix, self.attempt.services.jobs.live())
 
     def record(self, store: Store, what: str, where: str, objects: list[StoredObject], why: str = "") -> None:
         """Record one finding, and log it."""
@@ -164,13 +164,13 @@ class _Cleaning:
     def damaged(self) -> dict[str, set[str]]:
         """Return the prefixes of the damaged artifacts, by store."""
         found: dict[str, set[str]] = {}
-        for each in self.attempt.verdicts.findings():
+        for each in self.attempt.services.scrub_results.findings():
             found.setdefault(each.store, set()).add(each.place)
         return found
 
     def hold(self, family: str) -> AbstractContextManager[Callable[[], None] | None]:
         """Lock a volume, unless this job holds its lock already. See ``Jobs.hold``."""
-        return nullcontext(self.attempt.confirm) if self._is_own(family) else self.attempt.jobs.hold(family)
+        return nullcontext(self.attempt.confirm) if self._is_own(family) else self.attempt.services.jobs.hold(family)
 
     def may_change(self, family: str) -> bool:
         """Return whether no other job could write the volume, or read a backup of it, when the clean-up began."""
@@ -233,7 +233,7 @@ class _StoreCleaning:
             return
         with cleaning.hold(volume.family) as confirm:
             # The lock excludes jobs that write the volume, but not jobs that read a backup of it.
-            if confirm is None or _is_read(volume.family, cleaning.attempt.jobs.live()):
+            if confirm is None or _is_read(volume.family, cleaning.attempt.services.jobs.live()):
                 cleaning.attempt.log.info("%s waits for the next clean-up: a job uses the volume", volume.family)
                 return
             expired = self._record_volume(volume)

@@ -2,39 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-
-@dataclass(frozen=True)
-class RetentionRule:
-    """The number of backups to keep. A period without a backup does not count. All 0: keep every backup."""
-
-    keep_last: int = 0
-    keep_daily: int = 0
-    keep_weekly: int = 0
-    keep_monthly: int = 0
-
-    def __bool__(self) -> bool:
-        return any((self.keep_last, self.keep_daily, self.keep_weekly, self.keep_monthly))
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {count}" for name, count in vars(self).items() if count)
-
-
-@dataclass(frozen=True)
-class RetentionRules:
-    """The rules of all volumes. The rule of a volume precedes the rule of its account and the default rule."""
-
-    default: RetentionRule = RetentionRule()
-    accounts: Mapping[str, RetentionRule] = field(default_factory=dict)
-    #: By ``ACCOUNT/VOLUME``.
-    volumes: Mapping[str, RetentionRule] = field(default_factory=dict)
-
-    def of(self, account: str, volume: str) -> RetentionRule:
-        """Return the rule for the backups of that volume."""
-        return self.volumes.get(f"{account}/{volume}", self.accounts.get(account, self.default))
+from ssvm_worker.config.schema import RetentionRule
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ def remove_snapshots(attempt: Attempt, vcenter: str, older_than_s: float, dry_ru
     Returns the removed snapshots, or with *dry_run* those to remove. Raises the error of a failed search or removal.
     """
     found = []
-    with attempt.connections.vcenter(vcenter, attempt.check) as session:
+    with attempt.services.connections.vcenter(vcenter, attempt.check) as session:
         for each in session.leftovers():
-            if each.created > time.time() - older_than_s or not attempt.jobs.ended(each.job_id):
+            if each.created > time.time() - older_than_s or not attempt.services.jobs.ended(each.job_id):
                 continue
             attempt.check()
             found.append(_described(vcenter, each))

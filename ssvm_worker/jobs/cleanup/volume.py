@@ -39,7 +39,7 @@ class Volume:
         A backup with an unreadable manifest is kept, because its facts are unknown.
         """
         _, account, volume = self.family.split("/")
-        rule = self.attempt.retention.of(account, volume)
+        rule = self.attempt.settings.retention.of(account, volume)
         if not rule or len(self.backups) < 2:
             return []
         manifests: list[Manifest] = []
@@ -51,7 +51,7 @@ class Volume:
                 self.attempt.log.warning("a backup with an unreadable manifest is kept: %s", error)
                 continue
             if manifest:
-                (verified,) = self.attempt.verdicts.times(self.store.name, [artifact.prefix])
+                (verified,) = self.attempt.services.scrub_results.times(self.store.name, [artifact.prefix])
                 good = artifact.prefix not in damaged and not lost_disks(manifest)
                 created = datetime.fromisoformat(manifest.created).timestamp()
                 ages[artifact.id] = BackupAge(artifact.id, created, good, verified)

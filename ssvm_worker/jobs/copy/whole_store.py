@@ -22,9 +22,10 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.jobs import find_job
-from ssvm_worker.jobs.attempt import Attempt, Progress, SubJob
+from ssvm_worker.jobs.attempt import Attempt, Progress
 from ssvm_worker.jobs.parallel import in_parallel
 from ssvm_worker.jobs.request import fingerprint, parse_request
+from ssvm_worker.jobs.services import SubJob
 from ssvm_worker.streaming.interfaces import StoredObject
 
 #: The most artifacts in the result, of failed ones and of the others. Each artifact also has the record of its job.
@@ -77,7 +78,7 @@ class Migration:
             self.attempt.store(name)
         self.attempt.progress.start(f"list {source.name}")
         if self.attempt.number > 1:
-            for record in self.attempt.jobs.parts(self.attempt.job_id):
+            for record in self.attempt.services.jobs.parts(self.attempt.job_id):
                 if record["state"] == "succeeded":
                     self._before[record["result"]["prefix"]] = _outcome(record["result"], record["job_id"])
         groups = list(self._group_artifacts(source.list(self.prefix)))
@@ -177,7 +178,7 @@ class Migration:
         names = {"kind": artifact.kind, "account": artifact.account, "id": artifact.id, "volume": artifact.volume}
         request = {**names, **self.fields}
         job_id = f"{self.attempt.job_id[:90]}.{fingerprint(artifact.prefix)[:16]}"
-        with self.attempt.jobs.begin(self.attempt.job_id, job_id, "copy", request) as sub:
+        with self.attempt.services.jobs.begin(self.attempt.job_id, job_id, "copy", request) as sub:
             if sub is None:
                 what, remedy = "Another job writes this artifact", "Wait until it has ended, and run this again"
                 raise ResourceBusy(what, artifact.prefix, remedy)

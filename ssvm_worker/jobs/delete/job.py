@@ -59,7 +59,7 @@ def _delete(store: Store, artifact: Artifact, attempt: Attempt) -> int:
     attempt.confirm()
     store.sweep(0, artifact.prefix)
     try:
-        attempt.verdicts.forget(store.name, artifact.prefix)
+        attempt.services.scrub_results.forget(store.name, artifact.prefix)
     except NOT_THERE as error:  # the next scrub of all artifacts deletes the result
         attempt.log.info("the verification result of %s is not deleted: %s", artifact.prefix, error)
     forget_usage(attempt, store, artifact)

@@ -56,7 +56,7 @@ def converting(to: str, attempt: Attempt, location: str) -> Iterator[Conversion]
 
     Raises ConfigError if the settings have no scratch directory.
     """
-    parent = attempt.limits.scratch_dir
+    parent = attempt.settings.download.scratch_dir
     if not parent:
         remedy = "Set it to a directory with space for the image before and after the conversion"
         raise ConfigError("This worker does not convert images", "download.scratch_dir", remedy)

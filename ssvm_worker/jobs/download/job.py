@@ -102,7 +102,7 @@ def _transfer(origin: OriginFile, stores: dict[str, Store], draft: Manifest | No
         chunks = tap(origin.open(), tee) if request.keep_package else origin.open()
         attempt.held.expect(origin.size)
         offered = origin.hasher()
-        limits = {"max_bytes": origin.max_bytes, "max_ratio": attempt.limits.max_ratio}
+        limits = {"max_bytes": origin.max_bytes, "max_ratio": attempt.settings.download.max_ratio}
         unpacked = unpack(chunks, offered, origin.location, **limits)
         if unpacked.members:
             manifest, small = StoredOva(origin, store_set, tee).store(unpacked.members, offered)

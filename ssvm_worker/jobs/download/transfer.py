@@ -56,9 +56,9 @@ def find_expected(request: Request, attempt: Attempt) -> Digest | None:
     """Return the requested checksum, fetched if the request names a URL. Raise InvalidRequest if it is disabled."""
     if request.checksum is None:
         return None
-    allowed = attempt.limits.checksums
+    allowed = attempt.settings.download.checksums
     if is_checksum_url(request.checksum):
-        sums = attempt.connections.text(request.checksum, attempt.check)
+        sums = attempt.services.connections.text(request.checksum, attempt.check)
         return find_in_sums(sums, unquote(urlsplit(request.url).path), safe_url(request.checksum), allowed)
     checksum = parse_checksum(request.checksum)
     if checksum.algorithm not in allowed:
@@ -75,10 +75,11 @@ class OriginFile:
         self.attempt = attempt
         #: The checksum of the request or of a metalink. None: no checksum is known.
         self.expected = expected
+        self._limits = attempt.settings.download
         #: The name of the file in errors.
         self.location = safe_url(request.url)
         #: The largest accepted size of the file in bytes.
-        self.max_bytes = min(request.max_bytes or attempt.limits.max_bytes, attempt.limits.max_bytes)
+        self.max_bytes = min(request.max_bytes or self._limits.max_bytes, self._limits.max_bytes)
         #: The size in bytes that the server reports. Known after ``open`` or ``resume``.
         self.size: int | None = None
         self._stream: Resuming | None = None
@@ -122,7 +123,7 @@ class OriginFile:
 
     def _open_source(self, validator: dict[str, Any] | None) -> RemoteSource:
         request = self.request
-        self._source = self.attempt.connections.source(
+        self._source = self.attempt.services.connections.source(
             SourceRequest(
                 [request.url, *request.mirrors],
                 self.attempt.check,
@@ -139,7 +140,7 @@ class OriginFile:
         """Limit the rate by the worker's limit and the request's limit. Limit the size, and count the progress."""
         attempt = self.attempt
         attempt.progress.start("download", self.size)
-        rates = [(attempt.pace, float(attempt.limits.max_rate))] if attempt.limits.max_rate else []
+        rates = [(attempt.services.rate_limit, float(self._limits.max_rate))] if self._limits.max_rate else []
         rates += [(SharedRateLimit(), float(self.request.max_rate))] if self.request.max_rate else []
         chunks = paced(chunks, rates, attempt.wait)
         chunks = limit(chunks, self.max_bytes, self.location)
@@ -251,7 +252,7 @@ class ImagePass:
 
     def store(self, chunks: Iterator[bytes], sinks: Mapping[str, Sink]) -> tuple[ImageInfo, StreamResult]:
         """Write all *chunks* to all *sinks*. Raises what ``store_stream``, ``verify`` and the inspection raise."""
-        inspection = Inspection(self.format, self.attempt.limits.max_virtual_size, self.location)
+        inspection = Inspection(self.format, self.attempt.settings.download.max_virtual_size, self.location)
         images: list[ImageInfo] = []
 
         def verify() -> None:
@@ -262,7 +263,7 @@ class ImagePass:
         observers: list[Observer] = [self.hasher, inspection]
         if self.counted:
             observers.append(self.attempt.held.took)
-        check, min_rate = self.attempt.check, self.attempt.limits.min_store_rate
+        check, min_rate = self.attempt.check, self.attempt.settings.worker.min_store_rate or 0
         stored = store_stream(chunks, sinks, observers, verify=verify, check=check, keep=self.keep, min_rate=min_rate)
         return images[0], stored
 

@@ -104,7 +104,7 @@ def _one_disk(target: FileTarget, disk: BackupDisk, name: str, stores: dict[str,
         }
         chunks = disk.image(target.format, name)
         observers: list[Observer] = [hasher, attempt.held.took]
-        min_rate = attempt.limits.min_store_rate
+        min_rate = attempt.settings.worker.min_store_rate or 0
         stored = store_stream(chunks, sinks, observers, verify=verify, check=attempt.check, min_rate=min_rate)
     facts = {"format": target.format, "virtual_size": disk.capacity, "disk": disk.entry.name}
     return Entry(name, hasher.size, str(hasher.digest()), "image", facts), stored

@@ -34,7 +34,7 @@ def restore_vm(vcenter: str, target: VmTarget, attempt: Attempt, disks: list[Bac
     attempt.progress.start("connecting")
     session: VCenterSession
     with (
-        attempt.connections.vcenter(vcenter, attempt.check) as session,
+        attempt.services.connections.vcenter(vcenter, attempt.check) as session,
         session.deploy(target, attempt.job_id) as new_vm,
     ):
         new_vm.prepare(descriptor)
@@ -53,7 +53,7 @@ def restore_vm(vcenter: str, target: VmTarget, attempt: Attempt, disks: list[Bac
 def remove_leftover(vcenter: str, target: VmTarget, attempt: Attempt) -> None:
     """Remove the VM that failed attempts have left behind, if vCenter allows it."""
     try:
-        with attempt.connections.vcenter(vcenter, lambda: None) as session:
+        with attempt.services.connections.vcenter(vcenter, lambda: None) as session:
             session.deploy(target, attempt.job_id).remove_leftover()
     except InvalidRequest:
         return  # without the target, no attempt has created a VM

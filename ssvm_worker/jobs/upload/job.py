@@ -90,7 +90,7 @@ def resource(request: Request) -> str:
 
 def discard(request: Request, attempt: Attempt) -> None:
     """Abort the uploads that failed attempts left open at the destination."""
-    attempt.connections.sweep_destination(_destination(request, attempt))
+    attempt.services.connections.sweep_destination(_destination(request, attempt))
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _send(request: Request, attempt: Attempt, outgoing: _Outgoing) -> Hasher:
         attempt.confirm()
 
     attempt.progress.start("upload", outgoing.size)
-    with attempt.connections.destination(_destination(request, attempt), outgoing.size, attempt.owner) as sink:
+    with attempt.services.connections.destination(_destination(request, attempt), outgoing.size, attempt.owner) as sink:
         chunks = tap(outgoing.chunks, attempt.progress.observe)
         sinks, keep = {"destination": sink}, attempt.will_resume
         store_stream(chunks, sinks, [hasher], verify=verify, check=attempt.check, keep=keep)

@@ -40,7 +40,7 @@ class ArtifactCheck:
     def record(self, store: Store, artifact: Artifact, findings: Sequence[str]) -> None:
         """Record the result. If that fails, log the error; the verification still counts."""
         try:
-            self._attempt.verdicts.note(store.name, artifact.prefix, findings, self._attempt.job_id)
+            self._attempt.services.scrub_results.note(store.name, artifact.prefix, findings, self._attempt.job_id)
         except NOT_THERE as error:
             if self.recorded:
                 self._attempt.log.info("the results are not recorded: %s", error)

@@ -10,7 +10,7 @@ from typing import Any
 from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Manifest
-from ssvm_worker.errors import ConfigError, CorruptImage
+from ssvm_worker.errors import CorruptImage
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.restore.backup_reader import BackupDisk, read_backup
 from ssvm_worker.jobs.scratch import scratch_folder
@@ -36,9 +36,7 @@ def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, 
     StoreFull if the scratch directory is too small. Also raises the errors of a restore.
     """
     tool("qemu-system-x86_64", "qemu-system-x86")
-    parent = attempt.boots.folder
-    if parent is None:
-        raise ConfigError("This worker has no directory for booting copies", "boot.dir", "Set it to a local directory")
+    parent, given = attempt.settings.boot_dir, attempt.settings.boot
     disks = read_backup(attempt, store, artifact)
     config = _config(store, disks[0].manifest)
     parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +45,8 @@ def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, 
         drives = [Drive(_restore(disk, folder), _controller(config, disk)) for disk in disks[:MAX_DISKS]]
         attempt.progress.start("booting")
         firmware = str(config.get("firmware") or "bios")
-        machine = BootMachine(drives, _memory(config, attempt.boots.memory), firmware, attempt.boots.accelerator)
-        outcome = boot(machine, folder, BootTimeouts(attempt.boots.seconds, attempt.boots.still_s), attempt.check)
+        machine = BootMachine(drives, _memory(config, given.memory), firmware, given.accelerator)
+        outcome = boot(machine, folder, BootTimeouts(given.seconds, given.still_s), attempt.check)
     screenshot = screenshot_path(parent, artifact)
     screenshot.parent.mkdir(parents=True, exist_ok=True)
     new = screenshot.with_suffix(".new")

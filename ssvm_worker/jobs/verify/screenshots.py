@@ -21,8 +21,8 @@ def remove_screenshot(attempt: Attempt, artifact: Artifact, *, dry_run: bool = F
 
     The screenshot stays if a store does not answer. Errors are only logged.
     """
-    path = screenshot_path(attempt.boots.folder, artifact) if attempt.boots.folder else None
-    if path is None or not path.is_file() or _may_exist(attempt, artifact):
+    path = screenshot_path(attempt.settings.boot_dir, artifact)
+    if not path.is_file() or _may_exist(attempt, artifact):
         return []
     try:
         size = path.stat().st_size
@@ -37,11 +37,10 @@ def remove_screenshot(attempt: Attempt, artifact: Artifact, *, dry_run: bool = F
 
 def remove_screenshots(attempt: Attempt, volume: str, *, dry_run: bool = False) -> list[dict[str, Any]]:
     """Do the same for all screenshots of this machine, or of one volume, ``snapshots/ACCOUNT/VOLUME``."""
-    found = []
-    if folder := attempt.boots.folder:
-        for path in sorted(folder.glob(f"{volume or 'snapshots/*/*'}/*.png")):
-            if place := place_of(f"{path.relative_to(folder).with_suffix('')}/x"):
-                found += remove_screenshot(attempt, Artifact.of_prefix(place), dry_run=dry_run)
+    found, folder = [], attempt.settings.boot_dir
+    for path in sorted(folder.glob(f"{volume or 'snapshots/*/*'}/*.png")):
+        if place := place_of(f"{path.relative_to(folder).with_suffix('')}/x"):
+            found += remove_screenshot(attempt, Artifact.of_prefix(place), dry_run=dry_run)
     return found
 
 

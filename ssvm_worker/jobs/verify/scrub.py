@@ -131,7 +131,7 @@ class Scrub:
 
         def with_times() -> Iterator[tuple[float, str]]:
             while batch := [each.prefix for each in islice(listed, _BATCH)]:
-                yield from zip(self.attempt.verdicts.times(store.name, batch), batch, strict=True)
+                yield from zip(self.attempt.services.scrub_results.times(store.name, batch), batch, strict=True)
 
         return (Artifact.of_prefix(prefix) for _, prefix in heapq.nsmallest(self.selection.oldest, with_times()))
 
@@ -140,20 +140,24 @@ class Scrub:
         if self.attempt.number == 1:
             return ""
         job_id = self.attempt.job_id
-        known = (each for each in self.attempt.verdicts.findings() if (each.job_id, each.store) == (job_id, store))
+        known = (
+            each
+            for each in self.attempt.services.scrub_results.findings()
+            if (each.job_id, each.store) == (job_id, store)
+        )
         self.damaged.update({f"{store}:{each.place}": list(each.findings) for each in known})
-        return self.attempt.verdicts.reached(job_id, store)
+        return self.attempt.services.scrub_results.reached(job_id, store)
 
     def _forget_deleted(self, store: Store, started: float) -> None:
         """Delete the results and the usage of artifacts that no longer exist."""
-        for prefix in list(self.attempt.verdicts.noted(store.name, started)):
+        for prefix in list(self.attempt.services.scrub_results.noted(store.name, started)):
             artifact = Artifact.of_prefix(prefix)
             if next(iter(store.list(artifact.prefix)), None) is None:
-                self.attempt.verdicts.forget(store.name, prefix)
-        for account, prefix in self.attempt.quota.places(store.name):
-            verified = self.attempt.verdicts.times(store.name, [prefix])[0]
+                self.attempt.services.scrub_results.forget(store.name, prefix)
+        for account, prefix in self.attempt.services.quota.places(store.name):
+            verified = self.attempt.services.scrub_results.times(store.name, [prefix])[0]
             if not verified and next(iter(store.list(prefix)), None) is None:
-                self.attempt.quota.forget(account, store.name, prefix)
+                self.attempt.services.quota.forget(account, store.name, prefix)
 
     def _error(self) -> CorruptImage:
         findings = [finding for found in self.damaged.values() for finding in found]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ssvm_worker.errors import QuotaExceeded
@@ -82,18 +82,6 @@ class StreamQuota:
 
 #: For jobs without a limit.
 UNLIMITED = Held(None, 1)
-
-
-@dataclass(frozen=True)
-class QuotaLimits:
-    """The bytes that accounts may have on all stores together. None means no limit."""
-
-    default: int | None = None
-    accounts: Mapping[str, int | None] = field(default_factory=dict)
-
-    def of(self, account: str) -> int | None:
-        """Return the limit of an account."""
-        return self.accounts.get(account, self.default)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.verify import job as verify
-from ssvm_worker.ledger.quota import AccountUsage, LocalQuota, Quota, QuotaLimits
+from ssvm_worker.ledger.quota import AccountUsage, LocalQuota, Quota
 from ssvm_worker.ledger.quota.redis import SharedQuota
 from ssvm_worker.stores.memory import MemoryStore
 from tests import images
@@ -101,8 +101,9 @@ class World:
         self.server = server
 
     def attempt(self, limit: int | None = None, **given: Any) -> Any:
-        quotas = QuotaLimits(None, {"acme": limit})
-        return attempt(self.store, self.other, quota=self.quota, quotas=quotas, **given)
+        return attempt(
+            self.store, self.other, quota=self.quota, settings={"quota": {"accounts": {"acme": limit}}}, **given
+        )
 
     def fetch(self, limit: int | None = None, id_: str = "1", url: str = "", **fields: Any) -> Any:
         url = url or self.server.serve(f"image{id_}", IMAGE)
@@ -255,7 +256,7 @@ def test_broker_away(world: World) -> None:
 def test_settings(given: dict[str, Any], limits: dict[str, int | None]) -> None:
     """An account's limit precedes the default, and may be bytes or a size with a unit."""
     quota = config.parse({"quota": given}, "test").quota
-    assert {each: QuotaLimits(quota.default, quota.accounts).of(each) for each in limits} == limits
+    assert {each: quota.of(each) for each in limits} == limits
 
 
 @pytest.mark.parametrize("wrong", ["much", "-5", -5])

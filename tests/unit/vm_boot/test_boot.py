@@ -16,7 +16,7 @@ import pytest
 
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import Cancelled, ConfigError, CorruptImage, InvalidRequest
-from ssvm_worker.jobs.attempt import Attempt, BootOptions
+from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.scratch import scratch_folder
 from ssvm_worker.jobs.verify import job as verify
@@ -53,7 +53,7 @@ def grub() -> bytes:
 
 def trying(store: Store, folder: Path, **fields: Any) -> Attempt:
     """Return an attempt whose guests are in that folder."""
-    return attempt(store, boots=BootOptions(folder / "boot", **FAST), **fields)
+    return attempt(store, settings={"boot": {"dir": folder / "boot", **FAST}}, **fields)
 
 
 def run(it: Attempt) -> dict[str, Any]:
@@ -177,14 +177,14 @@ def test_doctor_starts_qemu(broken_kvm: None) -> None:
 #: One boot in its own process, with a directory as its store.
 WORKER = """
 import pathlib, sys
-from ssvm_worker.config.schema import Settings
-from ssvm_worker.jobs.attempt import Attempt, BootOptions
 from ssvm_worker.jobs.verify.boot import boot_check
 from ssvm_worker.stores.file.store import FileStore
+from tests.attempts import attempt
 from tests.backups import BACKUP
 folder = pathlib.Path(sys.argv[1])
 store = FileStore("primary", folder / "store")
-it = Attempt("job-1", {"primary": store}, None, boots=BootOptions(folder / "boot", 256 << 20, 300, 300))
+boot = {"dir": folder / "boot", "memory": 256 << 20, "seconds": 300, "still_s": 300}
+it = attempt(store, settings={"boot": boot})
 boot_check(it, store, BACKUP)
 """
 

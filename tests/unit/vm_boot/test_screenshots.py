@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.jobs.attempt import Attempt, BootOptions
+from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.cleanup import job as cleanup
 from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.jobs.request import parse_request
@@ -23,7 +23,7 @@ class Machine:
     """Two stores with a backup, and a machine that has booted it."""
 
     def __init__(self, folder: Path) -> None:
-        self.boots = BootOptions(folder / "boot")
+        self.boots = folder / "boot"
         (folder / "archive").mkdir()
         self.primary, self.archive = MemoryStore("primary"), FileStore("archive", folder / "archive")
         for store in (self.primary, self.archive):
@@ -34,7 +34,7 @@ class Machine:
 
     def attempt(self) -> Attempt:
         """Return an attempt on that machine."""
-        return attempt(self.primary, self.archive, boots=self.boots)
+        return attempt(self.primary, self.archive, settings={"boot": {"dir": self.boots}})
 
     def delete(self, *stores: str) -> None:
         """Delete the backup on these stores."""
@@ -68,9 +68,9 @@ def test_cleanup(machine: Machine, volume: str) -> None:
     others = [machine.screen.with_name("no backup's.png"), machine.screen.with_name("notes.txt")]
     for each in others:
         each.write_bytes(b"somebody's")
-    machine.boots = BootOptions()
+    machine.boots = machine.screen.parents[3] / "of another machine"
     machine.delete("primary", "archive")
-    machine.boots = BootOptions(machine.screen.parents[3])
+    machine.boots = machine.screen.parents[3]
     request = {"volume": volume, "dry_run": True}
     told = cleanup.run(parse_request(cleanup.Request, request, "cleanup"), machine.attempt())
     assert machine.screen.exists()

@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker import config
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.jobs.attempt import NullJobs
 from ssvm_worker.jobs.cleanup import job as cleanup
+from ssvm_worker.jobs.services import NullJobs
 from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import Bench
 from tests.servers.vcenter import TestVM, address_of
+
+VCENTER = {"host": "127.0.0.1", "username": "u", "password": "p"}
+WITH_VCENTER = config.parse({"vcenters": {"vc1": VCENTER}}, "test")
 
 
 class Known(NullJobs):
@@ -39,7 +43,7 @@ def snapshots(bench: Bench, vm: TestVM) -> Any:
 def clean(bench: Bench, **fields: Any) -> dict[str, Any]:
     """Clean up as a worker whose settings name that vCenter."""
     request = cleanup.Request(**fields)
-    return cleanup.run(request, bench.attempt(jobs=Known(), vcenters=("vc1",)))
+    return cleanup.run(request, bench.attempt(jobs=Known(), settings=WITH_VCENTER))
 
 
 def test_of_an_ended_job(bench: Bench, vm: TestVM, snapshots: Any) -> None:
@@ -75,6 +79,6 @@ def test_a_ledger_that_is_away(bench: Bench, vm: TestVM, snapshots: Any) -> None
         def ended(self, job_id: str) -> bool:
             raise StoreUnavailable("The broker is away", job_id)
 
-    result = cleanup.run(cleanup.Request(), bench.attempt(jobs=Away(), vcenters=("vc1",)))
+    result = cleanup.run(cleanup.Request(), bench.attempt(jobs=Away(), settings=WITH_VCENTER))
     assert result["failed"]
     assert len(snapshots()) == 3

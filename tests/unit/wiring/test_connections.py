@@ -290,7 +290,7 @@ def test_s3_without_keys(s3_server: S3Server, s3_object: str) -> None:
 def test_s3_without_credentials() -> None:
     """Without credentials, requests to Amazon are anonymous, even if a configured store uses that bucket."""
     store = {"url": "s3://bucket", "endpoint": "http://127.0.0.1:1", "access_key": "a", "secret_key": "b"}
-    doors = attempt(settings={"stores": {"primary": store}}).connections
+    doors = attempt(settings={"stores": {"primary": store}}).services.connections
     source = doors.source(SourceRequest(["s3://bucket/key"], lambda: None))
     assert "Amazon S3" in source.name
 

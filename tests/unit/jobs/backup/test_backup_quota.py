@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ssvm_worker import config
 from ssvm_worker.errors import QuotaExceeded
-from ssvm_worker.ledger.quota import Held, LocalQuota, QuotaLimits
+from ssvm_worker.ledger.quota import Held, LocalQuota
 from ssvm_worker.units import MiB
 from tests.backup_bench import Bench
 from tests.servers.vcenter import TestVM
@@ -15,7 +16,7 @@ MODES = ("full", "incremental")
 
 def limited(bench: Bench, most: int | None) -> LocalQuota:
     quota = LocalQuota()
-    bench.attempt_fields = {"quota": quota, "quotas": QuotaLimits(most)}
+    bench.attempt_fields = {"quota": quota, "settings": config.parse({"quota": {"default": most}}, "test")}
     return quota
 
 

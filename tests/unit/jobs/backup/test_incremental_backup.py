@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker import config
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import CorruptImage
 from ssvm_worker.grain_store.reader import grain_maps
@@ -97,12 +99,17 @@ def test_deleted(bench: Bench, vm: TestVM) -> None:
     assert not bench.left()
 
 
+def incremental(store: str) -> Settings:
+    """Return settings in which backups to that store are incremental."""
+    return config.parse({"stores": {store: {"url": "file:///x", "backup_mode": "incremental"}}}, "test")
+
+
 def test_store_setting(bench: Bench, vm: TestVM) -> None:
     """The first store's setting applies if the request has none."""
-    bench.attempt_fields = {"backup_modes": {"primary": "incremental"}}
+    bench.attempt_fields = {"settings": incremental("primary")}
     assert take(bench, vm, "b1", mode=None)["mode"] == "incremental"
     assert take(bench, vm, "b2", mode="full")["mode"] == "full"
-    bench.attempt_fields = {"backup_modes": {"archive": "incremental"}}
+    bench.attempt_fields = {"settings": incremental("archive")}
     assert take(bench, vm, "b3", mode=None)["mode"] == "full"
 
 

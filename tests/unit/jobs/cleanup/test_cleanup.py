@@ -18,9 +18,9 @@ from ssvm_worker.artifacts.layout import DRAFT, Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_draft, write_manifest
 from ssvm_worker.cli import main
 from ssvm_worker.errors import InvalidRequest, StoreUnavailable
-from ssvm_worker.jobs.attempt import NullJobs
 from ssvm_worker.jobs.cleanup import job as cleanup
 from ssvm_worker.jobs.request import parse_request
+from ssvm_worker.jobs.services import NullJobs
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob
 from ssvm_worker.stores.file.store import FileStore

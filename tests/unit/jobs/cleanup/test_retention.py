@@ -18,10 +18,10 @@ from ssvm_worker import config
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, artifacts_below, write_manifest
 from ssvm_worker.cli import main
-from ssvm_worker.config.schema import Settings
+from ssvm_worker.config.schema import RetentionRule, Settings
 from ssvm_worker.errors import Cancelled, InvalidRequest
 from ssvm_worker.jobs.cleanup import job as cleanup
-from ssvm_worker.jobs.cleanup.retention import BackupAge, RetentionRule, RetentionRules, backups_to_keep
+from ssvm_worker.jobs.cleanup.retention import BackupAge, backups_to_keep
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger.quota import LocalQuota
 from ssvm_worker.ledger.record import Claim, NewJob
@@ -30,7 +30,7 @@ from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import Owner, Store
 from ssvm_worker.streaming.pipeline import put_bytes
-from ssvm_worker.wiring.assembly import RecordedJobs, open_ledger, retention_rules
+from ssvm_worker.wiring.assembly import RecordedJobs, open_ledger
 from tests.attempts import attempt
 from tests.grain_bench import packs, restored
 from tests.servers.broker import Broker
@@ -72,7 +72,11 @@ YEAR = [day(each) for each in range(365)]
         pytest.param(
             RetentionRule(keep_monthly=99), days(30, 58, 89, 119, 150, 180, 211, 242, 272, 303, 333, 364), id="a year"
         ),
-        pytest.param(RetentionRule(2, 3, 2, 2), days(333, 361, 362, 363, 364), id="together: what any of them keeps"),
+        pytest.param(
+            RetentionRule(keep_last=2, keep_daily=3, keep_weekly=2, keep_monthly=2),
+            days(333, 361, 362, 363, 364),
+            id="together: what any of them keeps",
+        ),
         pytest.param(RetentionRule(), [each.id for each in YEAR], id="no rule keeps all"),
     ],
 )
@@ -143,7 +147,7 @@ def test_good_and_bad(rule: RetentionRule, backups: list[BackupAge], expected: l
 
 
 @given(
-    st.builds(RetentionRule, *[st.integers(0, 3)] * 4),
+    st.builds(RetentionRule, **dict.fromkeys(RetentionRule.model_fields, st.integers(0, 3))),
     st.lists(st.tuples(st.integers(0, 200), st.booleans(), st.booleans()), min_size=1, unique_by=lambda each: each[0]),
 )
 def test_never_without_a_good_one(rule: RetentionRule, made: list[tuple[int, bool, bool]]) -> None:
@@ -158,8 +162,8 @@ def test_never_without_a_good_one(rule: RetentionRule, made: list[tuple[int, boo
 def test_whose_rule() -> None:
     """A volume's rule precedes its account's rule, which precedes the general one."""
     table = {"keep_last": 3, "accounts": {"acme": {"keep_daily": 7}}, "volumes": {"acme/v": {}}}
-    rules = retention_rules(config.parse({"retention": table}, "test"))
-    assert rules.of("2", "v") == RetentionRule(keep_last=3)
+    rules = config.parse({"retention": table}, "test").retention
+    assert rules.of("2", "v").keep_last == 3
     assert rules.of("acme", "w") == RetentionRule(keep_daily=7)
     assert not rules.of("acme", "v")
 
@@ -176,9 +180,9 @@ def back_up_at(store: Store, id_: str, number: int, volume: str = "vol1", **fact
 
 
 def clean(store: Store, rule: RetentionRule | None = None, fields: Any = None, **it: Any) -> dict[str, Any]:
-    rules = RetentionRules(rule or RetentionRule())
+    settings = {"retention": rule.model_dump() if rule else {}}
     request = parse_request(cleanup.Request, fields or {}, "cleanup")
-    return cleanup.run(request, attempt(store, retention=rules, **it))
+    return cleanup.run(request, attempt(store, settings=settings, **it))
 
 
 def ids(store: Store) -> list[str]:
@@ -209,7 +213,7 @@ def test_cleanup_knows_what_is_good() -> None:
     for number in range(4):
         back_up_at(store, f"b{number}", number, disks=[{"status": "missing" if number == 2 else "exported"}])
     verdicts.note("primary", "snapshots/acme/vol1/b3", ["cut"], "j")
-    clean(store, RetentionRule(keep_last=1), verdicts=verdicts)
+    clean(store, RetentionRule(keep_last=1), scrub_results=verdicts)
     assert ids(store) == ["b1", "b3"]
 
 
@@ -341,7 +345,7 @@ def test_lock_of_the_dead(settings: Settings, tmp_path: Path) -> None:
         (record,) = ledger.page()
     request = parse_request(cleanup.Request, record.request, "cleanup")
     assert (record.resource, record.lane, cleanup.resource(request)) == (volume, "maintenance", volume)
-    cleanup.run(request, attempt(store, retention=RetentionRules(RetentionRule(keep_last=1)), jobs=jobs, token=2))
+    cleanup.run(request, attempt(store, settings={"retention": {"keep_last": 1}}, jobs=jobs, token=2))
     assert ids(store) == ["b2"]
 
 

@@ -22,7 +22,6 @@ from ssvm_worker.errors import (
     UnsafeImage,
     WorkerError,
 )
-from ssvm_worker.jobs.attempt import JobLimits
 from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.memory import MemoryStore
@@ -200,7 +199,7 @@ def test_row(http_server: HttpServer, data: bytes, answer: Answer, asked: str) -
     store = MemoryStore("primary")
     fields = {"url": http_server.serve("image", data), "account": 2, "id": "7", "format": asked}
     request = parse_request(download.Request, fields, "download")
-    trying = attempt(store, limits=JobLimits(max_bytes=8 << 20))
+    trying = attempt(store, settings={"download": {"max_bytes": 8 << 20}})
     if isinstance(answer, str):
         assert download.run(request, trying)["format"] == answer
         return

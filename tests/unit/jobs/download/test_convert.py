@@ -28,7 +28,7 @@ from ssvm_worker.errors import (
     UnsafeImage,
 )
 from ssvm_worker.formats.qemu_img import QemuImg, tool
-from ssvm_worker.jobs.attempt import Attempt, JobLimits
+from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.download import convert
 from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
@@ -56,7 +56,9 @@ def trying(tmp_path: Path) -> Attempt:
     """Return an attempt with a store and a scratch directory."""
     for name in ("store", "scratch"):
         (tmp_path / name).mkdir()
-    return attempt(FileStore("primary", tmp_path / "store"), limits=JobLimits(scratch_dir=tmp_path / "scratch"))
+    return attempt(
+        FileStore("primary", tmp_path / "store"), settings={"download": {"scratch_dir": tmp_path / "scratch"}}
+    )
 
 
 def request(url: str, **fields: Any) -> download.Request:
@@ -210,7 +212,7 @@ def test_where_it_cannot(http_server: HttpServer, tmp_path: Path, monkeypatch: p
         download.run(request(url), attempt())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="qemu-img is not installed"):
-        download.run(request(url), attempt(limits=JobLimits(scratch_dir=tmp_path)))
+        download.run(request(url), attempt(settings={"download": {"scratch_dir": tmp_path}}))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_no_disk(http_server: HttpServer, tmp_path: Path, trying: Attempt, data:
 
 def test_dead_workers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next conversion deletes folders of killed workers, but not folders in use."""
-    trying = attempt(MemoryStore("primary"), limits=JobLimits(scratch_dir=tmp_path))
+    trying = attempt(MemoryStore("primary"), settings={"download": {"scratch_dir": tmp_path}})
     with convert.converting("raw", trying, "") as alive:
         dead = tmp_path / "ssvm-convert-dead"
         dead.mkdir()

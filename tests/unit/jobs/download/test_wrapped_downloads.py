@@ -11,7 +11,6 @@ import pytest
 from ssvm_worker import unpacking
 from ssvm_worker.artifacts.manifest import read_draft, read_manifest
 from ssvm_worker.errors import CorruptImage, ImageError, SourceUnavailable, TooLarge, UnknownFormat
-from ssvm_worker.jobs.attempt import JobLimits
 from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.stores.file.store import FileStore
@@ -114,14 +113,14 @@ def test_bomb(http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpacking, "UNSUSPICIOUS", 1 << 20)
     url = http_server.serve("x", COMPRESS["bzip2"](bytes(32 << 20)))
     with pytest.raises(TooLarge, match="more than 100 times"):
-        download.run(request(url), attempt(limits=JobLimits(max_ratio=100)))
+        download.run(request(url), attempt(settings={"download": {"max_ratio": 100}}))
 
 
 def test_virtual_size(http_server: HttpServer) -> None:
     """A disk above the configured size is refused, however small its file is."""
     url = http_server.serve("x", images.qcow2())
     with pytest.raises(TooLarge, match="The disk has 1 MiB; 512 KiB are allowed"):
-        download.run(request(url), attempt(limits=JobLimits(max_virtual_size=1 << 19)))
+        download.run(request(url), attempt(settings={"download": {"max_virtual_size": 1 << 19}}))
 
 
 def test_cut_short(http_server: HttpServer) -> None:

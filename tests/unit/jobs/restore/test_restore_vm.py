@@ -39,6 +39,7 @@ from ssvm_worker.streaming.interfaces import Owner, Store
 from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from ssvm_worker.units import KiB, MiB
 from ssvm_worker.vmware.session import ExportOptions, VCenterSession
+from tests.attempts import attempt_with
 from tests.backup_bench import Bench
 from tests.backups import BACKUP, content, store_backup
 from tests.faults import store_corrupting
@@ -72,7 +73,7 @@ class Restores:
 
     def attempt(self, **given: Any) -> Attempt:
         door = doors(self.vcenter, options=self.options, **self.address)
-        return Attempt(given.pop("job_id", "job-1"), {self.store.name: self.store}, door, **given)
+        return attempt_with(door, {self.store.name: self.store}, **given)
 
     def find(self, name: str = "") -> str:
         """Return the id of the VM of that name, or of the test's VM; empty if none exists."""
@@ -130,7 +131,7 @@ def test_standalone_host(esx: VCenterSimulator) -> None:
     """A standalone ESXi host accepts a VM too, and needs no placement."""
     store = MemoryStore("primary")
     store_backup(store, DISKS[0])
-    trying = Attempt("job-1", {"primary": store}, doors(esx, options=ExportOptions()))
+    trying = attempt_with(doors(esx, options=ExportOptions()), {"primary": store})
     made = restore.run(asked(pool=None), trying)
     with VCenterSession(address_of(esx)) as session:
         assert session.find_vm(made["vm"]).hardware().disks[0].capacity == len(DISKS[0])
@@ -256,13 +257,13 @@ from types import SimpleNamespace
 from ssvm_worker.formats.extents import vmdk_extents
 from ssvm_worker.formats.writers.raw import raw as to_raw
 from ssvm_worker.jobs.restore import job as restore
-from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.vmware.session import Address, VCenterSession
+from tests.attempts import attempt_with
 given = json.loads(sys.argv[1])
 door = SimpleNamespace(vcenter=lambda name, check: VCenterSession(Address(**given["address"]), check))
 store = FileStore("primary", pathlib.Path(given["directory"]))
-restore.run(restore.Request(**given["request"]), Attempt("job-1", {"primary": store}, door))
+restore.run(restore.Request(**given["request"]), attempt_with(door, {"primary": store}))
 """
 
 

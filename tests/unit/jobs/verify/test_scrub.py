@@ -92,7 +92,7 @@ def damage(store: Store, id_: str) -> None:
 
 def scrub(store: Store, verdicts: ScrubResults | None = None, fields: Any = None, **given: Any) -> dict[str, Any]:
     request = parse_request(verify.Request, fields or {"all": True}, "verify")
-    return verify.run(request, attempt(store, verdicts=verdicts or LocalScrubResults(), **given))
+    return verify.run(request, attempt(store, scrub_results=verdicts or LocalScrubResults(), **given))
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_findings_stay(store: MemoryStore) -> None:
     put_bytes(store, place("1").key("x.raw"), BODY, OWNER)
     scrub(store, verdicts, {"account": "acme", "id": "1"})
     request = parse_request(delete.Request, {"account": "acme", "id": "2"}, "delete")
-    delete.run(request, attempt(store, verdicts=verdicts))
+    delete.run(request, attempt(store, scrub_results=verdicts))
     assert list(verdicts.findings()) == []
 
 
