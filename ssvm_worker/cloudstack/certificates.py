@@ -39,7 +39,7 @@ class CertificateFiles:
         try:
             if key is None and waiting.exists():
                 parts[own_key] = waiting.read_text()
-            written = [(path, _written(path, text)) for path, text in parts.items() if text]
+            written = [(path, _written(path, text)) for path, text in parts.items() if text is not None]
             _check(_part(own), _part(own_key) if parts[own_key] else own_key)
             for path, part in written:
                 os.replace(part, path)

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from .command_log import describe
 from .frame import Frame, Handler, RawMessage
 
 _log = logging.getLogger("ssvm.agent")
@@ -109,8 +110,7 @@ class CommandPool:
             answer = failed(f"The agent has a bug ({type(error).__name__}): see its log")
         seconds = time.monotonic() - started
         result = bool(answer.content.get("result"))
-        details = "" if result else f": {answer.content.get('details', '')}"
-        _log.info("%s → %s in %.3f s%s", message.short, "ok" if result else answer.short, seconds, details)
+        _log.info("→ %s (to %s, %.3f s)", describe(answer), message.short, seconds)
         self._observer(message.short, result, seconds)
         return answer
 

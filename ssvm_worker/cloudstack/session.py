@@ -21,6 +21,7 @@ from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import printable
 
 from .certificates import CertificateFiles
+from .command_log import describe
 from .command_pool import CommandPool, failed
 from .frame import FROM_SERVER, IN_SEQUENCE, REQUEST, STOP_ON_ERROR, BadFrame, Frame, RawMessage
 from .link import AgentLink, LinkLost
@@ -183,9 +184,9 @@ class Session:
             return
         if frame.agent >= 0:
             self._host_id = frame.agent
-        names = [each.name for each in frame.messages]
-        _log.info("← %s", printable(", ".join(name.rpartition(".")[2] for name in names))[:200])
-        if all(name in self._own for name in names):
+        for each in frame.messages:
+            _log.info("← %s", describe(each))
+        if all(each.name in self._own for each in frame.messages):
             self._respond(frame.answered([self._answered(each) for each in frame.messages]))
             if self._end is not None:
                 self._link.close(self._end.why)
@@ -198,9 +199,9 @@ class Session:
         except WorkerError as error:
             _log.warning("%s failed: %s", message.short, error)
             return failed(str(error))
-        except (TypeError, ValueError, KeyError) as error:
-            _log.exception("%s has unexpected fields", message.short)
-            return failed(f"Unexpected fields: {type(error).__name__}")
+        except Exception as error:  # noqa: BLE001 - without an answer the server would wait
+            _log.exception("%s failed, probably because of its fields", message.short)
+            return failed(f"The agent cannot handle the fields of the command ({type(error).__name__})")
 
     def _on_answer(self, answer: RawMessage) -> None:
         fields = answer.content
@@ -221,7 +222,7 @@ class Session:
         if (details := fields.get("_details")) is not None:
             self._end = SessionEnd("refused", printable(str(details))[:500])
             return _answer(f"{_API}ReadyAnswer")
-        host_id = int(fields["hostId"])
+        host_id = int(fields.get("hostId") or self._host_id)
         self._host_id = host_id
         self._state.learn_id(host_id)
         self._learn_servers(fields, fields.get("msHostList"), fields.get("avoidMsHostList"))
@@ -261,9 +262,9 @@ class Session:
         )
 
     def _on_certificate(self, fields: dict[str, Any]) -> RawMessage:
-        self._context.certificates.install(
-            str(fields["certificate"]), fields.get("privateKey"), fields.get("caCertificates")
-        )
+        texts = [fields.get(name) or None for name in ("certificate", "privateKey", "caCertificates")]
+        certificate, key, authorities = [each if isinstance(each, str) else None for each in texts]
+        self._context.certificates.install(certificate or "", key, authorities)
         return _answer(f"{_CA}SetupCertificateAnswer")
 
     # What time brings
