@@ -8,10 +8,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from typing import Any
 
 from ssvm_worker import config
-from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.layout import DRAFT, MANIFEST, PACKS, Artifact, place_of
 from ssvm_worker.artifacts.manifest import artifacts_below, read_manifest
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import (
@@ -44,6 +45,9 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "prefix", nargs="?", default="", metavar="PREFIX", help="list only this prefix, such as template/tmpl/2"
     )
     listing.add_argument("--store", metavar="NAME", help="list this store (default: the first of the settings)")
+    listing.add_argument(
+        "--details", action="store_true", help="also read each manifest, and report unreadable ones (slow on S3)"
+    )
     listing.set_defaults(command=_list)
     for name, act, note in (
         ("stat", _stat, "show the manifest of an artifact"),
@@ -104,7 +108,7 @@ def _list(args: argparse.Namespace, output: Output) -> int:
     unreadable: list[str] = []
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row in listed(store, args.prefix.strip("/")):
+        for row in (read_artifacts if args.details else list_artifacts)(store, args.prefix.strip("/")):
             if "error" in row:
                 unreadable.append(row["artifact"])
             yield row
@@ -113,8 +117,35 @@ def _list(args: argparse.Namespace, output: Output) -> int:
     return EXIT_PERMANENT if unreadable else 0
 
 
-def listed(store: Store, prefix: str) -> Iterator[dict[str, Any]]:
+def list_artifacts(store: Store, prefix: str) -> Iterator[dict[str, Any]]:
     """Yield a row for each artifact below a prefix, in the order of the store.
+
+    It reads no manifest. Size and number of objects are those of the list, and ``created`` is the manifest's time.
+    Memory is constant. Raises the error of a store that does not answer.
+    """
+    for place, objects in groupby(store.list(prefix), lambda each: place_of(each.key)):
+        size, names, created = 0, list[str](), None
+        for each in objects:
+            name = each.key.removeprefix(f"{place}/")
+            if name == MANIFEST:
+                created = each.modified
+            elif name != DRAFT:
+                size += each.size
+                names.append(name)
+        if created is not None and place and not place.endswith(f"/{PACKS}"):
+            kind = Artifact.of_prefix(place).kind
+            yield {
+                "artifact": place,
+                # Templates and ISOs have the same prefixes.
+                "kind": "iso" if kind == "template" and any(each.endswith(".iso") for each in names) else kind,
+                "size": size,
+                "objects": len(names),
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created)),
+            }
+
+
+def read_artifacts(store: Store, prefix: str) -> Iterator[dict[str, Any]]:
+    """Yield a row for each artifact below a prefix from its manifest, in the order of the store.
 
     A row has the field ``error`` if the manifest cannot be read. An artifact that is deleted meanwhile has no row.
     Raises the error of a store that does not answer.

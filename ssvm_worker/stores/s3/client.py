@@ -25,6 +25,7 @@ from ssvm_worker.errors import ConfigError, Permanent, StoreAway, StoreUnavailab
 from ssvm_worker.net.sockets import TICK, Check, StallWatch
 from ssvm_worker.units import MiB
 
+from .listing import parse_objects
 from .responses import asks_to_wait, code_of, is_outage, no_bucket, retry_after, translating
 from .stall_watch import call_aside
 
@@ -280,6 +281,7 @@ def _connect(settings: S3Settings, location: str) -> S3Client:
     for call in ("PutObject", "UploadPart"):
         events.register(f"choose-signer.s3.{call}", _choose_signer)
     events.register("before-sign.s3.UploadPart", _send_at_once)
+    events.register("before-parse.s3.ListObjectsV2", parse_objects)
     events.register_first("needs-retry.s3", partial(_wait_as_asked, settings.tries))  # type: ignore[arg-type]
     return client
 

@@ -13,8 +13,9 @@ import pytest
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.cli import main
-from ssvm_worker.cli.store import listed
+from ssvm_worker.cli.store import list_artifacts, read_artifacts
 from ssvm_worker.errors import StoreUnavailable
+from ssvm_worker.stores import open_store
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.sorted_listing import in_order
@@ -22,7 +23,9 @@ from ssvm_worker.streaming.interfaces import Owner, Store, StoredObject
 from ssvm_worker.streaming.pipeline import put_bytes
 from tests.faults import store_unreachable
 from tests.neighbours import free_port
+from tests.servers.broker import Broker
 from tests.servers.s3 import S3Server
+from tests.servers.s3_faults import FaultyS3
 
 OWNER = Owner("j", 1)
 Ssvm = Callable[..., tuple[int, str]]
@@ -54,9 +57,68 @@ def test_many(ssvm: Ssvm, tmp_path: Path) -> None:
     lines = text.splitlines()
     assert (status, len(lines), lines[0].split()) == (0, 101, ["artifact", "kind", "size", "objects", "created"])
     assert len({line.index("template  ") for line in lines[1:]}) == 1
-    places = [each["artifact"] for each in json.loads(ssvm("list", "--json")[1])]
+    places = [each["artifact"] for each in json.loads(ssvm("list", "--json", "--details")[1])]
+    assert places == [each["artifact"] for each in json.loads(ssvm("list", "--json")[1])]
     assert places == sorted(places, key=lambda each: f"{each}/")
     assert places == [line.split()[0] for line in lines[1:]]
+
+
+def test_values_without_manifests() -> None:
+    """Without its manifests, a list has the same kinds, sizes and numbers of objects as with them."""
+    store = MemoryStore("primary")
+    artifacts = {
+        Artifact("template", "acme", "t"): ("t.qcow2", "template.properties"),
+        Artifact("iso", "acme", "i"): ("i.iso", "template.properties"),
+        Artifact("volume", "acme", "v"): ("v.raw", "volume.properties"),
+        Artifact("backup", "acme", "b", "vol"): ("b.ovf", "b-disk0.vmdk", "b.mf"),
+    }
+    for artifact, names in artifacts.items():
+        for name in names:
+            put_bytes(store, artifact.key(name), name.encode(), OWNER)
+        entries = tuple(Entry(name, len(name), "") for name in names)
+        write_manifest(store, Manifest(artifact, "j", entries), OWNER)
+    expected = list(read_artifacts(store, ""))
+    # These are no artifacts: no manifest yet, shared packs, and places outside the layout.
+    for key in (
+        "template/tmpl/acme/x/manifest.draft.json",
+        "template/tmpl/acme/y/deeper/manifest.json",
+        "snapshots/acme/vol/_packs/manifest.json",
+        "other/manifest.json",
+        "manifest.json",
+    ):
+        put_bytes(store, key, b"1", OWNER)
+    names = ("artifact", "kind", "size", "objects")
+    rows = [[[row[name] for name in names] for row in rows] for rows in (expected, list_artifacts(store, ""))]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == len(artifacts)
+
+
+@pytest.mark.parametrize("command", [("list",), ("cleanup", "--dry-run")], ids=" ".join)
+def test_requests_do_not_grow_with_the_artifacts(
+    ssvm: Ssvm,
+    broker: Broker,
+    s3_bucket: str,
+    faulty_s3: FaultyS3,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+) -> None:
+    """A command over a whole S3 store sends requests for each page of its list, and none for each artifact."""
+    values = {"access_key": S3Server.access_key, "secret_key": S3Server.secret_key}
+    monkeypatch.setenv("SSVM_BROKER__URL", broker.url)
+    monkeypatch.setenv("SSVM_STORES__PRIMARY__ENDPOINT", faulty_s3.endpoint)
+    for name, value in values.items():
+        monkeypatch.setenv(f"SSVM_STORES__PRIMARY__{name.upper()}", value)
+    counts = []
+    for count in (5, 40):
+        prefix = f"requests-{command[0]}-{count}"
+        monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"s3://{s3_bucket}/{prefix}")
+        fill(open_store("primary", f"s3://{s3_bucket}/{prefix}", endpoint=faulty_s3.endpoint, **values), count)
+        faulty_s3.calls.clear()
+        status, text = ssvm(*command, "--json")
+        assert status == 0
+        counts.append(len(faulty_s3.calls))
+    assert counts[0] == counts[1]
+    assert command != ("list",) or len(json.loads(text)) == 40
 
 
 def test_none(ssvm: Ssvm) -> None:
@@ -66,10 +128,10 @@ def test_none(ssvm: Ssvm) -> None:
 
 
 def test_damaged_manifest(ssvm: Ssvm, tmp_path: Path) -> None:
-    """An artifact with an unreadable manifest is listed so, and the status is 1."""
+    """With --details, an artifact with an unreadable manifest is listed so, and the status is 1."""
     store = fill(FileStore("primary", tmp_path / "s"), 2)
     put_bytes(store, "template/tmpl/acme/t0/manifest.json", b"{", OWNER)
-    status, text = ssvm("list", "--json")
+    status, text = ssvm("list", "--json", "--details")
     assert status == 1
     assert [each["kind"] for each in json.loads(text)] == ["unreadable", "template"]
 
@@ -106,7 +168,7 @@ def test_s3_is_away(
 def test_store_that_goes_away() -> None:
     """A store that fails after the listing is an error, not a list of unreadable artifacts."""
     with pytest.raises(StoreUnavailable):
-        list(listed(store_unreachable(fill(MemoryStore("primary"), 3), "reader"), ""))
+        list(read_artifacts(store_unreachable(fill(MemoryStore("primary"), 3), "reader"), ""))
 
 
 def test_deleted_meanwhile() -> None:
@@ -117,7 +179,7 @@ def test_deleted_meanwhile() -> None:
             self.delete("template/tmpl/acme/t1/manifest.json")
             return super().reader(key)
 
-    rows = list(listed(fill(Deleting("primary"), 3), ""))
+    rows = list(read_artifacts(fill(Deleting("primary"), 3), ""))
     assert [each["artifact"][-2:] for each in rows] == ["t0", "t2"]
 
 
@@ -145,7 +207,7 @@ def test_one_odd_manifest(ssvm: Ssvm, tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "s/template/tmpl/acme/t1/manifest.json"
     path.unlink()
     path.write_text(text) if text is not None else path.symlink_to("/etc/passwd")
-    status, table = ssvm("list", "--json")
+    status, table = ssvm("list", "--json", "--details")
     rows = {each["artifact"].rpartition("/")[2]: each["kind"] for each in json.loads(table)}
     assert (status, rows.pop("t1", "unreadable")) == (1 if "unreadable" in table else 0, "unreadable")
     assert rows == {"t0": "template", "t2": "template"}
