@@ -144,7 +144,7 @@ def test_trust_by_fingerprint(scripted: ScriptedServer) -> None:
     ],
 )
 def test_bad_ca_file(scripted: ScriptedServer, tmp_path: Path, text: str | None, message: str) -> None:
-    """Without a readable ca_file no server is trusted. It may be written later, so this is no error of the settings."""
+    """Without a readable ca_file, which may be written later, no server is trusted."""
     file = tmp_path / "ca.pem"
     if text is not None:
         file.write_text(text)
@@ -153,7 +153,7 @@ def test_bad_ca_file(scripted: ScriptedServer, tmp_path: Path, text: str | None,
 
 
 def test_client_certificate(scripted: ScriptedServer, tmp_path: Path) -> None:
-    """A certificate is shown if its files exist. A key of another certificate is an error before any connection."""
+    """A certificate is shown if its files exist, and a key that does not match it is an error before any connection."""
     issued, other = scripted.authority.issue("127.0.0.1"), scripted.authority.issue("127.0.0.1")
     strict = scripted.authority.context(strict=True, allow_expired=True)
     connected(scripted, LinkTrust(certificate_file=issued.certificate, key_file=issued.key), strict)
@@ -260,7 +260,7 @@ def test_endless_message(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPat
 
 
 def test_closed_by_another_thread(scripted: ScriptedServer) -> None:
-    """A close with a reason ends a waiting receive, and its error has the reason. Sending then fails as well."""
+    """A close with a reason ends a waiting receive and later sends, and their errors have the reason."""
     link = connected(scripted)
     threading.Timer(0.1, lambda: link.close("the test closes it")).start()
     with pytest.raises(LinkLost, match="the test closes it"):

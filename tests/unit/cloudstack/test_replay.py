@@ -24,7 +24,7 @@ from tests.waiting import PATIENCE_S, until
 from .recorded import RecordedFrame, conversations
 
 CONVERSATIONS = conversations()
-#: Requests of the agent that depend on time.
+#: Requests of the agent that depend on time, so that ours sends none of them during a replay.
 TIMED = ("PingStorageCommand", "PingCommand", "ShutdownCommand")
 
 
@@ -85,11 +85,7 @@ def wire(each: RecordedFrame) -> WireFrame:
 
 @pytest.mark.parametrize("name", sorted(CONVERSATIONS))
 def test_replay(scripted: ScriptedServer, tmp_path: Path, name: str) -> None:
-    """Given the server's frames, the session sends what the recorded agent sent, with the same headers.
-
-    Our agent does not send the pings of the recording, because they depend on time. Its answers keep the order where
-    the server waits for one before it sends the next command.
-    """
+    """Given the server's frames, the session sends what the recorded agent sent, with the same headers."""
     frames = CONVERSATIONS[name]
     session, ends = start(scripted, frames, tmp_path)
     open_answers: dict[int, WireFrame] = {}

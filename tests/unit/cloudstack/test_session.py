@@ -83,7 +83,7 @@ def played(scripted: ScriptedServer, tmp_path: Path) -> Iterator[PlayedSession]:
 
 
 def test_startup_header(played: PlayedSession) -> None:
-    """The first Startup has no id in header and fields. Later ones have the id that ReadyCommand gave."""
+    """The first Startup has no id in header and fields, and later ones have the id that ReadyCommand gave."""
     startup = played.up()
     assert played.state.host_id == HOST_ID
     again = PlayedSession(played.server, played.directory)
@@ -197,7 +197,7 @@ def test_answer_of_a_forwarding_server(played: PlayedSession) -> None:
 
 @pytest.mark.parametrize(("stop", "results"), [(True, [True, False, False]), (False, [True, False, True])])
 def test_several_commands(played: PlayedSession, stop: bool, results: list[bool]) -> None:
-    """A frame with several commands gets as many answers. With STOP_ON_ERROR a failure ends the rest."""
+    """A frame with several commands gets as many answers, and with STOP_ON_ERROR a failure ends the rest."""
     played.handler = lambda message: (
         failed("no") if message.content.get("n") == 1 else RawMessage(class_of("Answer"), dict(OK))
     )
@@ -223,7 +223,7 @@ def test_hung_setup(played: PlayedSession) -> None:
 
 
 def test_shut_down_during_setup(played: PlayedSession) -> None:
-    """An agent that stops answers open setup commands first. Otherwise the server blocks the host for an hour."""
+    """An agent that stops answers open setup commands first, because the server would block the host for an hour."""
     release = threading.Event()
     played.handler = lambda _: (release.wait(PATIENCE_S), RawMessage(class_of("Answer"), dict(OK)))[1]
     server = played.up()
@@ -296,7 +296,7 @@ def test_server_list(played: PlayedSession) -> None:
 
 
 def test_migration(played: PlayedSession) -> None:
-    """MigrateAgentConnectionCommand is answered before the connection ends. The next server is another one."""
+    """MigrateAgentConnectionCommand is answered before the connection ends, and the next server is another one."""
     server = played.up()
     lists = {"msList": [server.host, "192.0.2.2"], "avoidMsList": [server.host], "lbAlgorithm": "static"}
     answer = server.ask("MigrateAgentConnectionCommand", lists, ordered=False)
