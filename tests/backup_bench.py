@@ -10,18 +10,18 @@ import pytest
 
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import read_manifest
+from ssvm_worker.config.schema import BackupSection
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.pipeline import read_bytes
-from ssvm_worker.vmware.session import ExportOptions
 from tests.attempts import attempt_with
 from tests.servers.vcenter import TestVM, doors
 
 PREFIX = "snapshots/acme/vol1/b1"
-FAST = ExportOptions(lease_tries=2, lease_delay_s=0.01, lease_ready_s=60)
+FAST = BackupSection(lease_tries=2, lease_delay_s=0.01, lease_ready_s=60, spill_bytes=0)
 
 
 class Bench:

@@ -16,10 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssvm_worker.operations.scaling import Policy, Running, decide
+from ssvm_worker.config.schema import ScalingSection
+from ssvm_worker.operations.scaling import Running, decide, workers_needed
 
 DAY_S, JOBS, LOOK_S, START_S = 86_400, 10_000, 60, 90
-POLICY = Policy(sessions=2, standby=4, min=2, max=100)
+#: Jobs of one worker.
+SESSIONS = 2
+POLICY = ScalingSection(sessions=SESSIONS, standby=4, min=2, max=100)
 COOL_DOWN_S = 600
 PICTURE = Path(__file__).resolve().parent.parent / "docs/pictures/scaling.svg"
 
@@ -79,7 +82,7 @@ def ours() -> Rule:
     recent: deque[tuple[float, int]] = deque()
 
     def rule(active: int, queued: int, workers: list[Worker], now: float) -> tuple[int, tuple[str, ...]]:
-        recent.append((now, POLICY.needed(active, queued)))
+        recent.append((now, workers_needed(POLICY, active, queued)))
         while recent[0][0] < now - COOL_DOWN_S:
             recent.popleft()
         running = [Running(each.name, each.active, each.ready) for each in workers]
@@ -93,7 +96,7 @@ def cloudstack() -> Rule:
     """As its SSVM manager does: one more at each look while capacity is short; none ever goes by itself."""
 
     def rule(active: int, queued: int, workers: list[Worker], _now: float) -> tuple[int, tuple[str, ...]]:
-        short = active + queued + POLICY.standby > len(workers) * POLICY.sessions
+        short = active + queued + POLICY.standby > len(workers) * SESSIONS
         return min(POLICY.max, len(workers) + short), ()
 
     return rule
@@ -134,14 +137,14 @@ class Day:
             self._waiting.append(self._coming.popleft())
         if not self._waiting:
             return
-        free = [each for each in self._workers if each.ready <= now and each.active < POLICY.sessions]
+        free = [each for each in self._workers if each.ready <= now and each.active < SESSIONS]
         while self._waiting and free:
             worker = min(free, key=lambda each: each.active)
             came, length = self._waiting.popleft()
             worker.active += 1
             self._outcome.waits.append(now - came)
             heapq.heappush(self._ending, (now + length, len(self._outcome.waits), worker))
-            if worker.active == POLICY.sessions:
+            if worker.active == SESSIONS:
                 free.remove(worker)
 
     def _look(self, now: float) -> None:

@@ -13,6 +13,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from ssvm_worker.config.schema import RetrySection
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.net.http import HttpOptions, HttpSession
@@ -21,7 +22,7 @@ from ssvm_worker.net.urls import WebUrl, parse
 
 from .ledger import Ledger
 from .record import Record
-from .retry_policy import RetryPolicy, backoff
+from .retry_policy import backoff
 
 _LOG = logging.getLogger("ssvm.callback")
 #: Seconds that a worker's lease of a callback lasts beyond the time-out. Then another worker may send it.
@@ -41,7 +42,7 @@ class CallbackSettings:
     max_tries: int = 8
     ca_file: str | None = None
     #: The delays between tries.
-    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    policy: RetrySection = field(default_factory=RetrySection)
 
 
 class Callbacks:

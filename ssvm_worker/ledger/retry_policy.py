@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from ssvm_worker.config.schema import RetrySection
 from ssvm_worker.errors import Cancelled, StoreAway, StoreDenied, StoreFull, WorkerError
 
 #: For a patient job: the number of attempts, and the factor on the longest delay. With the default of 10 minutes the
@@ -13,18 +14,6 @@ _PATIENT_TRIES = 230
 _PATIENT_FACTOR = 6
 #: The longest delay, in seconds, before a job tries again to reach a store that is away.
 _AWAY_S = 30.0
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """The number of attempts and the delays between them. Delays grow exponentially, with jitter."""
-
-    #: Number of attempts, the first one included.
-    max_attempts: int = 5
-    #: The longest delay before the second attempt, in seconds.
-    first_delay_s: float = 5.0
-    #: The longest delay between two attempts, in seconds.
-    max_delay_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +28,7 @@ class RetryDecision:
     counted: bool = True
 
 
-def decide(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecision:
+def decide(error: BaseException, number: int, policy: RetrySection) -> RetryDecision:
     """Return the next state of a job whose attempt *number* (from 1) ended with *error*.
 
     - A cancel by a user is final.
@@ -59,19 +48,19 @@ def decide(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecis
     return RetryDecision("failed")
 
 
-def decide_patiently(error: BaseException, number: int, policy: RetryPolicy) -> RetryDecision:
+def decide_patiently(error: BaseException, number: int, policy: RetrySection) -> RetryDecision:
     """Return the next state of a job that waits until a store recovers. A full or refusing store may recover too.
 
     No attempt counts. *number* is the number of all attempts ever made, and limits them.
     """
     may_pass = isinstance(error, StoreFull | StoreDenied) or (isinstance(error, WorkerError) and error.retryable)
     if may_pass and number < _PATIENT_TRIES:
-        longer = replace(policy, max_delay_s=policy.max_delay_s * _PATIENT_FACTOR)
+        longer = policy.model_copy(update={"max_delay_s": policy.max_delay_s * _PATIENT_FACTOR})
         return RetryDecision("queued", backoff(number, longer), counted=False)
-    return decide(error, _PATIENT_TRIES, replace(policy, max_attempts=_PATIENT_TRIES))
+    return decide(error, _PATIENT_TRIES, policy.model_copy(update={"max_attempts": _PATIENT_TRIES}))
 
 
-def backoff(number: int, policy: RetryPolicy) -> float:
+def backoff(number: int, policy: RetrySection) -> float:
     """Return the seconds to wait after attempt *number*: random, in the upper half of an exponential ceiling."""
     ceiling = min(policy.max_delay_s, policy.first_delay_s * 2 ** min(number - 1, 30))
     return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret

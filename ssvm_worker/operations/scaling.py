@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ssvm_worker.config.schema import Settings
+from ssvm_worker.config.schema import ScalingSection, Settings
 from ssvm_worker.ledger.record import HELD, INBOUND
 from ssvm_worker.ledger.workers import UP
 from ssvm_worker.wiring.assembly import open_figures, open_registry
@@ -24,20 +24,10 @@ if TYPE_CHECKING:
     from ssvm_worker.ledger.workers import WorkerRegistry
 
 
-@dataclass(frozen=True)
-class Policy:
-    """The settings of the rule."""
-
-    #: Number of jobs that one worker runs at once.
-    sessions: int
-    #: Number of free places beside the running and queued jobs.
-    standby: int = 2
-    min: int = 1
-    max: int = 10
-
-    def needed(self, active: int, queued: int) -> int:
-        """Return the number of workers for these running and queued jobs, within min and max."""
-        return max(self.min, min(self.max, -(-(active + queued + self.standby) // self.sessions)))
+def workers_needed(policy: ScalingSection, active: int, queued: int) -> int:
+    """Return the number of workers for these running and queued jobs, within min and max. *policy* has sessions."""
+    sessions = policy.sessions or 1
+    return max(policy.min, min(policy.max, -(-(active + queued + policy.standby) // sessions)))
 
 
 @dataclass(frozen=True)
@@ -71,13 +61,15 @@ class Decision:
         return {**vars(self), "removable": list(self.removable)}
 
 
-def decide(zone: str, load: tuple[int, int], workers: Sequence[Running], policy: Policy, recent: int) -> Decision:
+def decide(
+    zone: str, load: tuple[int, int], workers: Sequence[Running], policy: ScalingSection, recent: int
+) -> Decision:
     """Return the decision for a zone.
 
     *load*: the numbers of running and queued jobs. *recent*: the highest need of the cool-down time.
     """
     active, queued = load
-    needed = policy.needed(active, queued)
+    needed = workers_needed(policy, active, queued)
     desired = max(needed, min(recent, policy.max, max(len(workers), needed)))
     surplus = max(0, len(workers) - desired)
     idle = sorted((each for each in workers if not each.active), key=lambda each: -each.started)
@@ -113,13 +105,13 @@ def decide_all(
         active, queued = load.get(lane.zone, (0, 0))
         load[lane.zone] = active + lane.counts.get("running", 0), queued + lane.counts.get("queued", 0)
     given = settings.scaling
-    policy = Policy(given.sessions or settings.worker.concurrency, given.standby, given.min, given.max)
+    policy = given.model_copy(update={"sessions": given.sessions or settings.worker.concurrency})
     # A zone whose jobs have all ended is not listed: its name may have been a typing error.
     busy = {name for name, numbers in load.items() if any(numbers)}
     found = []
     for name in [zone] if zone else sorted({*busy, *(worker.info.zone for worker in known), settings.zone}):
         now = load.get(name, (0, 0))
-        recent = figures.demand(name, policy.needed(*now), given.cool_down_s)
+        recent = figures.demand(name, workers_needed(policy, *now), given.cool_down_s)
         up = [worker.info for worker in known if worker.info.zone == name and worker.state == UP]
         found.append(decide(name, now, [Running(w.name, w.active, w.started) for w in up], policy, recent))
     return found

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger.callbacks import Callbacks, CallbackSettings
 from ssvm_worker.ledger.ledger import Ledger
-from ssvm_worker.ledger.retry_policy import RetryPolicy
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.wiring.assembly import open_ledger, shown
 
@@ -23,7 +22,7 @@ _PAGE = 500
 
 def open_callbacks(settings: Settings, ledger: Ledger) -> Callbacks:
     """Return the sender of single callbacks."""
-    given, retry = settings.callback, settings.retry
+    given = settings.callback
     return Callbacks(
         ledger,
         CallbackSettings(
@@ -32,7 +31,7 @@ def open_callbacks(settings: Settings, ledger: Ledger) -> Callbacks:
             rule=AddressRule(settings.networks_of(given)),
             max_tries=given.max_tries,
             ca_file=str(given.ca_file) if given.ca_file else None,
-            policy=RetryPolicy(first_delay_s=retry.first_delay_s, max_delay_s=retry.max_delay_s),
+            policy=settings.retry,
         ),
         shown,
     )

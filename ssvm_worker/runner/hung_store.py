@@ -13,11 +13,11 @@ import signal
 import time
 from collections.abc import Iterator
 
-from ssvm_worker.config.schema import Settings
+from ssvm_worker.config.schema import RetrySection, Settings
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Claim
-from ssvm_worker.ledger.retry_policy import RetryPolicy, decide
+from ssvm_worker.ledger.retry_policy import decide
 from ssvm_worker.stores.nfs.mount import mark_for_abort, unavailable_export
 
 from .heartbeat import ClaimHeartbeat
@@ -68,7 +68,7 @@ def kill_if_hung(settings: Settings, ledger: Ledger, claim: Claim, heart: ClaimH
         if rounds.stopping:
             return
         _LOG.critical("job %s hangs in its store; its process is killed, the job waits: %s", claim.job_id, away)
-        decision = decide(away, 1, RetryPolicy())
+        decision = decide(away, 1, RetrySection())
         with contextlib.suppress(WorkerError):  # otherwise the claim expires
             ledger.release(claim, away.as_dict(), decision.delay_s, decision.counted)
         mark_for_abort()

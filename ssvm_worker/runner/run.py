@@ -26,7 +26,7 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest, parse_request
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Claim, Record
-from ssvm_worker.ledger.retry_policy import RetryDecision, RetryPolicy, decide, decide_patiently
+from ssvm_worker.ledger.retry_policy import RetryDecision, decide, decide_patiently
 from ssvm_worker.operations import logs
 from ssvm_worker.operations.traces import UNTRACED, Trace, tracing
 from ssvm_worker.wiring.assembly import kept_ledger, make_attempt, open_services
@@ -143,8 +143,7 @@ class JobRun:
         return _is_fenced(error) or self._decide(error).state == "queued"
 
     def _decide(self, error: BaseException) -> RetryDecision:
-        given = self.settings.retry
-        policy = RetryPolicy(given.max_attempts, given.first_delay_s, given.max_delay_s)
+        policy = self.settings.retry
         if self.claim.record.request.get("patient"):
             return decide_patiently(_as_cancelled(error), self.claim.number, policy)
         return decide(_as_cancelled(error), self.claim.record.tries, policy)

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ssvm_worker.config.schema import ServeSection
 from ssvm_worker.errors import ResourceBusy, SourceUnavailable, WorkerError
 from ssvm_worker.ledger.links import Link, job_of
 from ssvm_worker.ledger.record import Claim
@@ -30,7 +31,6 @@ from .push_source import Sender
 from .responses import failure, refusal
 from .upload_job import Inbox, sender_of
 from .upload_page import page
-from .uvicorn_protocol import ClientTimeouts
 
 _LOG = logging.getLogger("ssvm.serve")
 #: Bytes that are passed to the pipeline at once. Smaller chunks switch threads more often.
@@ -84,9 +84,9 @@ class UploadSession:
 class Uploads:
     """The uploads that this process receives, by link."""
 
-    def __init__(self, inbox: Inbox, timeouts: ClientTimeouts) -> None:
+    def __init__(self, inbox: Inbox, limits: ServeSection) -> None:
         self._inbox = inbox
-        self._timeouts = timeouts
+        self._limits = limits
         self._sessions: dict[str, UploadSession] = {}
         #: Links with a request in progress.
         self._busy: set[str] = set()
@@ -262,7 +262,7 @@ class Uploads:
             if session := self._sessions.pop(link.id, None):
                 session.sender.disconnect()
 
-        self._idle[link.id] = asyncio.get_running_loop().call_later(self._timeouts.stall_s, disconnect)
+        self._idle[link.id] = asyncio.get_running_loop().call_later(self._limits.stall_s, disconnect)
 
     async def _terminate(self, request: Request, link: Link) -> Response:  # noqa: ARG002 - same signature as the other methods
         """End the upload and revoke its link."""
@@ -315,12 +315,12 @@ class Uploads:
         Raises SourceUnavailable if the client disconnects or is too slow, and HTTPException 413 after *max_bytes*.
         Only the time counts during which we wait for the client, not the time of a slow store.
         """
-        timeouts, path = self._timeouts, request.scope["path"]
+        limits, path = self._limits, request.scope["path"]
         size, waited_s, arrived, more = 0, 0.0, 0, True
         while more:
             started = time.monotonic()
             receiving = asyncio.ensure_future(request.receive())
-            await asyncio.wait([receiving, session.task], timeout=timeouts.stall_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([receiving, session.task], timeout=limits.stall_s, return_when=asyncio.FIRST_COMPLETED)
             if not receiving.done():
                 receiving.cancel()
                 if session.task.done():
@@ -331,8 +331,8 @@ class Uploads:
                 raise SourceUnavailable("The client disconnected", path)
             chunk, more = message.get("body", b""), message.get("more_body", False)
             waited_s, arrived = waited_s + time.monotonic() - started, arrived + len(chunk)
-            if waited_s >= timeouts.stall_s:
-                if arrived < waited_s * timeouts.min_rate:
+            if waited_s >= limits.stall_s:
+                if arrived < waited_s * limits.min_rate:
                     raise SourceUnavailable("The client sends too slowly", path)
                 waited_s, arrived = 0.0, 0
             size += len(chunk)

@@ -27,7 +27,7 @@ from ssvm_worker.wiring.assembly import Stores, link_signer, open_cloudstack_web
 from .app import LinkCheck, make_app
 from .incoming import Uploads
 from .upload_job import Inbox
-from .uvicorn_protocol import ClientTimeouts, Protocol
+from .uvicorn_protocol import Protocol
 
 _LOG = logging.getLogger("ssvm.serve")
 #: Connections that wait in the kernel, and that asyncio accepts before it handles the accepted ones. This limits the
@@ -81,13 +81,12 @@ def make_server(settings: Settings, listener: Listener) -> uvicorn.Server:
     """Return the configured service; raise ConfigError if the settings have no key for signing links."""
     section = settings.serve
     check = LinkCheck(link_signer(settings), open_links(settings))
-    timeouts = ClientTimeouts(section.stall_s, section.min_rate)
-    uploads = Uploads(Inbox(settings, open_ledger(settings)), timeouts)
+    uploads = Uploads(Inbox(settings, open_ledger(settings)), section)
     stores, prefix = Stores(settings), urlsplit(section.url or "").path.rstrip("/")
     more = _cloudstack_routes(settings, check.links, stores, uploads) if section.cloudstack else ()
     config = uvicorn.Config(
         make_app(check, stores, uploads, prefix, more),
-        http=cast(Any, partial(Protocol, listener=listener, timeouts=timeouts)),
+        http=cast(Any, partial(Protocol, listener=listener, limits=section)),
         ws="none",
         loop="asyncio",  # uvloop hides its sockets
         lifespan="on",

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 protocol with limits for requests, timeouts for slow clients, and sendfile.
+"""uvicorn's HTTP/1.1 protocol with limits for requests and for slow clients, and sendfile.
 
 An attacker may send endless headers, hold a connection without a request, or keep sending after the response. This
 module limits each of these in bytes and in time. net/listener.py limits the number of connections.
@@ -25,6 +25,7 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from ssvm_worker.config.schema import ServeSection
 from ssvm_worker.net.listener import Listener, reset_at_close
 from ssvm_worker.units import KiB, MiB
 
@@ -49,29 +50,21 @@ _BURST = 64 * MiB
 _CHECK_S = 1.0
 
 
-@dataclass(frozen=True)
-class ClientTimeouts:
-    """The limits for slow clients: at least min_rate bytes a second over stall_s seconds."""
-
-    stall_s: float = 60.0
-    min_rate: int = 1024
-
-
 class ClientWatch:
     """Detects slow clients by the bytes that they have received so far."""
 
-    def __init__(self, timeouts: ClientTimeouts) -> None:
-        self._timeouts = timeouts
+    def __init__(self, limits: ServeSection) -> None:
+        self._limits = limits
         self._since, self._last_bytes = time.monotonic(), 0
 
     def is_slow(self, total_bytes: int) -> bool:
         """Return whether the client received too few bytes in the last stall_s seconds."""
         now = time.monotonic()
-        if now - self._since < self._timeouts.stall_s:
+        if now - self._since < self._limits.stall_s:
             return False
         moved, self._last_bytes = total_bytes - self._last_bytes, total_bytes
         elapsed, self._since = now - self._since, now
-        return moved < elapsed * self._timeouts.min_rate
+        return moved < elapsed * self._limits.min_rate
 
 
 class Protocol(HttpToolsProtocol):
@@ -85,10 +78,10 @@ class Protocol(HttpToolsProtocol):
         _loop: Any = None,
         *,
         listener: Listener,
-        timeouts: ClientTimeouts,
+        limits: ServeSection,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._listener, self.timeouts = listener, timeouts
+        self._listener, self.limits = listener, limits
         self._deadline: asyncio.TimerHandle | None = None
         #: Bytes since the end of the headers or the last chunk of a body.
         self._head_bytes = 0
@@ -101,7 +94,7 @@ class Protocol(HttpToolsProtocol):
         """Start the time limit for the first request."""
         super().connection_made(transport)
         self._client = self._listener.place(transport.get_extra_info("socket").fileno())
-        self._reset_in(min(_HEAD_S, self.timeouts.stall_s))
+        self._reset_in(min(_HEAD_S, self.limits.stall_s))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the time limit."""
@@ -169,7 +162,7 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not previous:
             self.cycle.__class__ = _Cycle  # uvicorn creates the object and has no setting for its class
-            self.cycle.timeouts = self.timeouts  # type: ignore[attr-defined]
+            self.cycle.limits = self.limits  # type: ignore[attr-defined]
 
     def on_body(self, body: bytes) -> None:
         """Pass on a chunk of the body."""
@@ -181,9 +174,9 @@ class Protocol(HttpToolsProtocol):
         self._client.kept = False
         super().on_response_complete()
         if self.transport.is_closing():
-            self._reset_in(self.timeouts.stall_s)
+            self._reset_in(self.limits.stall_s)
         elif self.cycle.response_complete:
-            self._reset_in(min(_HEAD_S, self.timeouts.stall_s))
+            self._reset_in(min(_HEAD_S, self.limits.stall_s))
 
     def _reset_in(self, seconds: float) -> None:
         self._stop_deadline()
@@ -198,14 +191,14 @@ class Protocol(HttpToolsProtocol):
 class _Cycle(RequestResponseCycle):
     """One request and its response."""
 
-    timeouts: ClientTimeouts
+    limits: ServeSection
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start" and self.more_body:
             self.keep_alive = False  # the rest of the request stays unread, so close the connection after the response
         if message["type"] != EXTENSION:
             try:
-                await asyncio.wait_for(super().send(message), self.timeouts.stall_s)
+                await asyncio.wait_for(super().send(message), self.limits.stall_s)
             except TimeoutError:  # the client reads nothing
                 reset(self.transport)
             return
@@ -225,7 +218,7 @@ class _Cycle(RequestResponseCycle):
     async def _send_file(self, file: int, offset: int, count: int) -> None:
         stop = threading.Event()
         copy = os.dup(self.transport.get_extra_info("socket").fileno())
-        pump = _Pump(copy, file, stop, self.timeouts)
+        pump = _Pump(copy, file, stop, self.limits)
         work = asyncio.ensure_future(asyncio.to_thread(pump.send, offset, count))
         try:
             await asyncio.shield(work)
@@ -252,11 +245,11 @@ class _Pump:
     socket: int
     file: int
     stop: threading.Event
-    timeouts: ClientTimeouts
+    limits: ServeSection
 
     def send(self, offset: int, count: int) -> None:
         """Send *count* bytes. Raise OSError if the client disconnected or is too slow, or if the file is too short."""
-        poll, watch, sent = select.poll(), ClientWatch(self.timeouts), 0
+        poll, watch, sent = select.poll(), ClientWatch(self.limits), 0
         poll.register(self.socket, select.POLLOUT)
         while sent < count:
             try:

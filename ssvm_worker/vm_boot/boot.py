@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssvm_worker.config.schema import BootSection
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.units import MiB
 
@@ -30,16 +31,6 @@ _POLL_S = 1.0
 _CPU_PER_S = 2
 #: CPU seconds of QEMU for start and end.
 _CPU_EXTRA = 60
-
-
-@dataclass(frozen=True)
-class BootTimeouts:
-    """Time limits of a boot, in seconds."""
-
-    #: The total time.
-    total: float = 180.0
-    #: A screen without a change for this time is final.
-    still: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ class BootOutcome:
     kvm_failure: str = ""
 
 
-def boot(machine: BootMachine, folder: Path, timeouts: BootTimeouts, check: Check) -> BootOutcome:
+def boot(machine: BootMachine, folder: Path, limits: BootSection, check: Check) -> BootOutcome:
     """Boot *machine*. *folder* takes the overlay and the screen. *check* is called every second, and may raise.
 
     If QEMU fails under KVM and the accelerator is ``auto``, boot again under TCG. /dev/kvm may exist but not work. Then
@@ -73,12 +64,12 @@ def boot(machine: BootMachine, folder: Path, timeouts: BootTimeouts, check: Chec
     failure = ""
     if machine.accelerator == "auto":
         try:
-            return _boot(machine, folder, timeouts, check)
+            return _boot(machine, folder, limits, check)
         except MonitorError as error:
             failure = _failure(error, folder)
             machine = dataclasses.replace(machine, accelerator="tcg")
     try:
-        return dataclasses.replace(_boot(machine, folder, timeouts, check), kvm_failure=failure)
+        return dataclasses.replace(_boot(machine, folder, limits, check), kvm_failure=failure)
     except MonitorError as error:
         remedy = "Check that `qemu-system-x86_64 --version` works. Set boot.accelerator to tcg if KVM is the cause"
         raise ConfigError(f"QEMU failed: {_failure(error, folder)}", "qemu-system-x86_64", remedy) from error
@@ -91,7 +82,10 @@ def try_accelerator(accelerator: str) -> BootOutcome:
     """
     with tempfile.TemporaryDirectory(prefix="ssvm-qemu-") as folder:
         return boot(
-            BootMachine([], 64 * MiB, accelerator=accelerator), Path(folder), BootTimeouts(60, 20), lambda: None
+            BootMachine([], 64 * MiB, accelerator=accelerator),
+            Path(folder),
+            BootSection(seconds=60, still_s=20),
+            lambda: None,
         )
 
 
@@ -102,19 +96,19 @@ def _failure(error: MonitorError, folder: Path) -> str:
     return f"{error}: {last}" if last else str(error)
 
 
-def _boot(machine: BootMachine, folder: Path, timeouts: BootTimeouts, check: Check) -> BootOutcome:
+def _boot(machine: BootMachine, folder: Path, limits: BootSection, check: Check) -> BootOutcome:
     log = folder / "firmware.log"
-    with _running(machine, folder, log, timeouts) as sock:
+    with _running(machine, folder, log, limits) as sock:
         bios_log = log if machine.firmware == "bios" else None
-        return _Watch(Monitor(sock, check), folder / "screen.ppm", bios_log, check).run(timeouts)
+        return _Watch(Monitor(sock, check), folder / "screen.ppm", bios_log, check).run(limits)
 
 
 @contextlib.contextmanager
-def _running(machine: BootMachine, folder: Path, log: Path, timeouts: BootTimeouts) -> Iterator[socket.socket]:
+def _running(machine: BootMachine, folder: Path, log: Path, limits: BootSection) -> Iterator[socket.socket]:
     """Run QEMU and yield the socket of its monitor. Kill QEMU at the end in any case."""
     ours, theirs = socket.socketpair()
     with ours, theirs, (folder / "errors").open("wb") as stderr:
-        words = command(machine, theirs.fileno(), log, _CPU_EXTRA + int(_CPU_PER_S * timeouts.total))
+        words = command(machine, theirs.fileno(), log, _CPU_EXTRA + int(_CPU_PER_S * limits.seconds))
         process = subprocess.Popen(
             words,
             cwd=folder,
@@ -143,7 +137,7 @@ class _Watch:
         self._check = check
         self._started = 0.0
 
-    def run(self, timeouts: BootTimeouts) -> BootOutcome:
+    def run(self, limits: BootSection) -> BootOutcome:
         """Start the guest, look at it every second, and return the outcome."""
         initial = self._screen()  # QEMU shows its own text until the guest draws
         self._monitor.ask("cont")
@@ -156,9 +150,9 @@ class _Watch:
             if not picture.is_like(shown) or _BOOT_SECTOR_STARTED not in messages:
                 shown, since = picture, now  # slow firmware has a still screen too, so it does not count
             blank = picture.is_blank or picture.is_like(initial)
-            still, nothing = now - since >= timeouts.still, _NOTHING_TO_BOOT in messages
+            still, nothing = now - since >= limits.still_s, _NOTHING_TO_BOOT in messages
             ended = nothing or self._has_stopped()
-            timed_out = now - self._started >= timeouts.total
+            timed_out = now - self._started >= limits.seconds
             if ended or timed_out or (still and not blank):
                 screen = "blank" if blank else "still" if still or ended else "changing"
                 kvm = bool(self._monitor.ask("query-kvm")["enabled"])

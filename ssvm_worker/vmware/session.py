@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ssvm_worker.config.schema import BackupSection
 from ssvm_worker.streaming.interfaces import Check
 
 from . import inventory, preflight
@@ -25,33 +24,7 @@ from .preflight import PreflightFinding
 from .snapshot import Snapshot
 from .trust import Address
 
-__all__ = ["VM", "Address", "ExportOptions", "VCenterSession"]
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Options of exports, from the [backup] section of the settings."""
-
-    #: Whether the guest should quiesce its file systems.
-    quiesce: bool = True
-    #: Time-out in seconds for a host to make a lease ready.
-    lease_ready_s: float = 300.0
-    #: Number of leases for one disk before the attempt fails.
-    lease_tries: int = 3
-    #: Seconds between two leases.
-    lease_delay_s: float = 15.0
-    #: N: inflate every Nth grain and check its Adler-32. 0: check only the structure.
-    inflate_every: int = 0
-    #: Maximum number of disks of one VM at the same time.
-    parallel_disks: int = 2
-    #: Maximum number of disks of one ESXi host at the same time, for all workers.
-    per_host: int = 2
-    #: Time-out in hours for the removal of a snapshot, and for consolidation.
-    remove_hours: float = 12.0
-    #: Maximum bytes of a disk's stream in a scratch file, which buffers a slow store.
-    spill_bytes: int = 0
-    #: The directory of the scratch file; None disables it.
-    spill_dir: Path | None = None
+__all__ = ["VM", "Address", "VCenterSession"]
 
 
 class VCenterSession:
@@ -61,8 +34,8 @@ class VCenterSession:
     The docstrings of the methods list only further errors.
     """
 
-    def __init__(self, address: Address, check: Check = lambda: None, options: ExportOptions | None = None) -> None:
-        self.options = options or ExportOptions()
+    def __init__(self, address: Address, check: Check = lambda: None, options: BackupSection | None = None) -> None:
+        self.options = options or BackupSection()
         self._connection = Connection(address, check)
 
     def __enter__(self) -> VCenterSession:
@@ -107,7 +80,7 @@ class VCenterSession:
 class VM:
     """A VM of a session."""
 
-    def __init__(self, connection: Connection, options: ExportOptions, vm: Any) -> None:
+    def __init__(self, connection: Connection, options: BackupSection, vm: Any) -> None:
         self.moref: str = vm._moId
         self.options = options
         self._connection = connection

@@ -95,16 +95,24 @@ class ConfiguredConnections:
 
     def vcenter(self, name: str, check: Check) -> VCenterSession:
         """Return a session with that vCenter. It is a context manager."""
-        from ssvm_worker.vmware.session import Address, ExportOptions, VCenterSession
+        from ssvm_worker.vmware.session import Address, VCenterSession
 
         if name not in self.settings.vcenters:
             known = ", ".join(self.settings.vcenters) or "none"
             what = f"There is no vCenter named {name!r}"
             raise misused(InvalidRequest(what, "vcenters", f"The settings have: {known}"))
-        values = {key: _revealed(value) for key, value in self.settings.vcenters[name]}
-        given = {key: value for key, value in self.settings.backup if value is not None}
-        options = {**given, "spill_dir": self.settings.spill_dir}
-        return VCenterSession(Address(**values), check, ExportOptions(**options))
+        given = self.settings.vcenters[name]
+        address = Address(
+            given.host,
+            given.username,
+            given.password.get_secret_value(),
+            port=given.port,
+            ca_file=given.ca_file,
+            thumbprint=given.thumbprint,
+            timeout_s=given.timeout_s,
+        )
+        options = self.settings.backup.model_copy(update={"spill_dir": self.settings.spill_dir})
+        return VCenterSession(address, check, options)
 
     def _http(self, named: CredentialsSection | None) -> HttpSettings:
         from ssvm_worker.net.proxy import parse_proxy

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from ssvm_worker.config.schema import BackupSection
 from ssvm_worker.demo.simulator import SimulatedMachine, VCenterSimulator, find_go
 from ssvm_worker.streaming.interfaces import Check
 from ssvm_worker.units import KiB
-from ssvm_worker.vmware.session import Address, ExportOptions, VCenterSession
+from ssvm_worker.vmware.session import Address, VCenterSession
 from tests.images import stream_optimized
 from tests.neighbours import missing
 
@@ -91,7 +92,7 @@ def address_of(simulator: VCenterSimulator, **other: Any) -> Address:
     return Address(**values | other)
 
 
-def doors(simulator: VCenterSimulator, *, options: ExportOptions, **address: Any) -> Any:
+def doors(simulator: VCenterSimulator, *, options: BackupSection, **address: Any) -> Any:
     """The ``vcenter`` door of an attempt; leads to the simulator by any name."""
 
     def vcenter(_: str, check: Check) -> VCenterSession:

@@ -19,7 +19,7 @@ from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.units import GiB, MiB
-from ssvm_worker.vm_boot.boot import BootTimeouts, boot
+from ssvm_worker.vm_boot.boot import boot
 from ssvm_worker.vm_boot.command_line import MAX_DISKS, BootMachine, Drive, tool
 
 from .screenshots import screenshot_path
@@ -46,7 +46,7 @@ def boot_check(attempt: Attempt, store: Store, artifact: Artifact) -> dict[str, 
         attempt.progress.start("booting")
         firmware = str(config.get("firmware") or "bios")
         machine = BootMachine(drives, _memory(config, given.memory), firmware, given.accelerator)
-        outcome = boot(machine, folder, BootTimeouts(given.seconds, given.still_s), attempt.check)
+        outcome = boot(machine, folder, given, attempt.check)
     screenshot = screenshot_path(parent, artifact)
     screenshot.parent.mkdir(parents=True, exist_ok=True)
     new = screenshot.with_suffix(".new")

@@ -15,18 +15,17 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from ssvm_worker.config.schema import DownloadSection, Settings
+from ssvm_worker.config.schema import DownloadSection, RetrySection, Settings
 from ssvm_worker.ledger.callbacks import Callbacks, CallbackSettings
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Callback, NewJob, Record
-from ssvm_worker.ledger.retry_policy import RetryPolicy
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.net.broker_url import redis_url
 from ssvm_worker.wiring.assembly import shown
 from tests.servers.broker import Broker
 from tests.servers.receiver import Receiver
 
-QUICK = RetryPolicy(first_delay_s=0.001, max_delay_s=0.001)
+QUICK = RetrySection(first_delay_s=0.001, max_delay_s=0.001)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ssvm_worker.config.schema import RetrySection
 from ssvm_worker.errors import (
     Cancelled,
     ChecksumMismatch,
@@ -18,9 +19,9 @@ from ssvm_worker.errors import (
     StoreUnavailable,
     UnsafeImage,
 )
-from ssvm_worker.ledger.retry_policy import RetryDecision, RetryPolicy, backoff, decide, decide_patiently
+from ssvm_worker.ledger.retry_policy import RetryDecision, backoff, decide, decide_patiently
 
-POLICY = RetryPolicy(max_attempts=3, first_delay_s=10, max_delay_s=60)
+POLICY = RetrySection(max_attempts=3, first_delay_s=10, max_delay_s=60)
 
 
 @pytest.mark.parametrize(

@@ -8,23 +8,24 @@ from dataclasses import replace
 import pytest
 
 from ssvm_worker.config import parse
+from ssvm_worker.config.schema import ScalingSection
 from ssvm_worker.errors import ConfigError
 from ssvm_worker.ledger.job_metrics import JobMetrics
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob
 from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
-from ssvm_worker.operations.scaling import Policy, Running, decide, decisions
+from ssvm_worker.operations.scaling import Running, decide, decisions, workers_needed
 from tests import simulation
 from tests.servers.broker import Broker
 
-POLICY = Policy(sessions=2, standby=2, min=1, max=10)
+POLICY = ScalingSection(sessions=2, standby=2, min=1, max=10)
 JOB = NewJob("j1", "download", "z", "download", {"url": "http://x/y"})
 
 
 @pytest.mark.parametrize(("active", "queued", "workers"), [(0, 0, 1), (1, 0, 2), (2, 0, 2), (2, 3, 4), (100, 0, 10)])
 def test_needed(active: int, queued: int, workers: int) -> None:
     """The need is running, waiting and standby jobs, divided by a worker's sessions, within the bounds."""
-    assert POLICY.needed(active, queued) == workers
+    assert workers_needed(POLICY, active, queued) == workers
 
 
 def running(*active: int) -> list[Running]:
@@ -36,7 +37,7 @@ def test_only_idle_ones_go_the_youngest_first() -> None:
     """Only superfluous idle workers stop, the youngest first."""
     made = decide("z", (1, 0), running(0, 1, 0, 0, 0), POLICY, recent=2)
     assert (made.desired, made.removable) == (2, ("w4", "w3", "w2"))
-    assert decide("z", (4, 0), running(1, 1, 1, 1), replace(POLICY, standby=0), recent=2).removable == ()
+    assert decide("z", (4, 0), running(1, 1, 1, 1), POLICY.model_copy(update={"standby": 0}), recent=2).removable == ()
 
 
 def test_the_cool_down_keeps_what_there_is() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from ssvm_worker.artifacts.manifest import read_manifest
@@ -35,7 +33,7 @@ def test_survived(bench: Bench, vm: TestVM, what: str) -> None:
 
 def test_session_ends_behind_the_last_disk(bench: Bench, vm: TestVM) -> None:
     """A session that ended during the last disk is opened again to get the server's descriptor."""
-    bench.options = dataclasses.replace(FAST, parallel_disks=1)
+    bench.options = FAST.model_copy(update={"parallel_disks": 1})
     bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": "logout", "at": 0, "times": 1}, manifest="absent")
     bench.run(vm)
     manifest = read_manifest(bench.primary, bench.request(vm).artifact)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,7 +60,7 @@ def test_at_once(bench: Bench) -> None:
 def test_limits(bench: Bench, disks: int, per_host: int, expected: int) -> None:
     """The number of parallel disks respects the limits of the job and of the ESXi host."""
     vm, slots = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB), Watched()
-    bench.options = dataclasses.replace(FAST, parallel_disks=disks, per_host=per_host)
+    bench.options = FAST.model_copy(update={"parallel_disks": disks, "per_host": per_host})
     bench.attempt_fields["slots"] = slots
     bench.run(vm)
     assert slots.most == expected
@@ -190,7 +189,7 @@ def test_slow_secondary(bench: Bench, tmp_path: Path) -> None:
     vm = make_vm(bench.vcenter, 24 * MiB)
     inner = bench.archive
     bench.archive, stall = store_stalling(inner, after=0)
-    bench.options = dataclasses.replace(FAST, spill_dir=tmp_path, spill_bytes=2 * MiB)
+    bench.options = FAST.model_copy(update={"spill_dir": tmp_path, "spill_bytes": 2 * MiB})
     result = bench.run(vm, stores=["primary", "archive"])
     stall.released.set()
     bench.archive = inner
@@ -203,7 +202,7 @@ def test_slow_for_a_while(bench: Bench, tmp_path: Path) -> None:
     vm = make_vm(bench.vcenter, 24 * MiB)
     inner = bench.primary
     bench.primary, stall = store_stalling(inner, after=0)
-    bench.options = dataclasses.replace(FAST, spill_dir=tmp_path, spill_bytes=60 * MiB)
+    bench.options = FAST.model_copy(update={"spill_dir": tmp_path, "spill_bytes": 60 * MiB})
     before = bench.fetches("disk-0.vmdk")
     runner = threading.Thread(target=bench.run, args=(vm,))
     runner.start()
@@ -219,7 +218,7 @@ def test_slow_for_a_while(bench: Bench, tmp_path: Path) -> None:
 def test_primary_fails_behind_the_spill(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
     """The primary's error is raised even if it occurs behind the scratch file."""
     bench.primary = store_failing(MemoryStore("primary"), after=100 * KiB)
-    bench.options = dataclasses.replace(FAST, spill_dir=tmp_path, spill_bytes=2 * MiB)
+    bench.options = FAST.model_copy(update={"spill_dir": tmp_path, "spill_bytes": 2 * MiB})
     with pytest.raises(StoreUnavailable, match="by request"):
         bench.run(vm)
     bench.primary = MemoryStore("primary")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from typing import Any
@@ -127,7 +126,7 @@ def test_lease_lists_no_wanted_file(bench: Bench, vm: TestVM) -> None:
 
 def test_lease_never_ready(bench: Bench, vm: TestVM) -> None:
     """A lease that is not ready in time is given up and released."""
-    bench.options = dataclasses.replace(FAST, lease_ready_s=1, lease_tries=1)
+    bench.options = FAST.model_copy(update={"lease_ready_s": 1, "lease_tries": 1})
     bench.vcenter.fault(never_ready=True)
     assert isinstance(bench.fail(vm), LeaseLost)
     assert not bench.left()
@@ -136,7 +135,7 @@ def test_lease_never_ready(bench: Bench, vm: TestVM) -> None:
 @pytest.mark.parametrize("fault", [{"get": {"do": "stall", "at": 300_000}}, {"hang": "ExportSnapshot"}])
 def test_stall(bench: Bench, vm: TestVM, fault: dict[str, Any]) -> None:
     """A stalled stream or call is given up."""
-    bench.options = dataclasses.replace(FAST, lease_tries=1)
+    bench.options = FAST.model_copy(update={"lease_tries": 1})
     bench.address = {"timeout_s": 2.0}
     bench.vcenter.fault(**fault)
     assert isinstance(bench.fail(vm), SourceUnavailable)
@@ -258,7 +257,7 @@ def test_keep_alive(bench: Bench, vm: TestVM) -> None:
 
 def test_lease_expires_unnoticed(bench: Bench, vm: TestVM) -> None:
     """A refused renewal ends the transfer, and the job takes another lease."""
-    bench.options = dataclasses.replace(FAST, lease_tries=1)
+    bench.options = FAST.model_copy(update={"lease_tries": 1})
     bench.vcenter.fault(lease_timeout=1, get={"do": "stall", "at": 300_000}, calls={"HttpNfcLeaseProgress": "Timedout"})
     error = bench.fail(vm)
     assert isinstance(error, LeaseLost)

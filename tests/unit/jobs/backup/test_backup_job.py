@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -264,7 +263,7 @@ def test_corrupt_grain(bench: Bench, vm: TestVM, every: int, expected: type[Exce
     damaged = bytearray(vm.streams[0])
     damaged[64 * KiB + 4000] ^= 0xFF
     bench.vcenter.upload(vm.machine.disks[0].file, bytes(damaged))
-    bench.options = dataclasses.replace(bench.options, inflate_every=every)
+    bench.options = bench.options.model_copy(update={"inflate_every": every})
     error = bench.fail(vm)
     assert type(error) is (expected or type(None))
     bench.vcenter.fault()

@@ -26,12 +26,13 @@ from tests.waiting import CLAIM_S
 WORKER = """
 import json, pathlib, sys
 from types import SimpleNamespace
+from ssvm_worker.config.schema import BackupSection
 from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.stores.file.store import FileStore
-from ssvm_worker.vmware.session import Address, ExportOptions, VCenterSession
+from ssvm_worker.vmware.session import Address, VCenterSession
 from tests.attempts import attempt_with
 given = json.loads(sys.argv[1])
-options = ExportOptions(parallel_disks=1)
+options = BackupSection(spill_bytes=0, parallel_disks=1)
 door = SimpleNamespace(vcenter=lambda name, check: VCenterSession(Address(**given["address"]), check, options))
 store = FileStore("primary", pathlib.Path(given["directory"]))
 backup.run(backup.Request(**given["request"]), attempt_with(door, {"primary": store}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,7 @@ def test_archive_fails(bench: Bench, vm: TestVM) -> None:
 
 def test_spilled(bench: Bench, vm: TestVM, tmp_path: Path) -> None:
     """New packs use the scratch file, as whole streams do, if the settings have one."""
-    bench.options = dataclasses.replace(bench.options, spill_dir=tmp_path, spill_bytes=MiB)
+    bench.options = bench.options.model_copy(update={"spill_dir": tmp_path, "spill_bytes": MiB})
     take(bench, vm, "b1")
     for store in (bench.primary, bench.archive):
         assert restored(store, found(store, "b1")) == vm.raws[0]
@@ -173,7 +172,7 @@ def test_two_disks_at_once(bench: Bench) -> None:
     vm = make_vm(bench.vcenter, 20 * GRAIN, 20 * GRAIN)
     for disk, raw in zip(vm.machine.disks, (vm.raws[0], changed(vm.raws[0], 1, 5)), strict=True):
         bench.vcenter.upload(disk.file, stream_optimized(bytes(raw)), vm.machine.datacenter)
-    bench.options = dataclasses.replace(bench.options, parallel_disks=2)
+    bench.options = bench.options.model_copy(update={"parallel_disks": 2})
     take(bench, vm, "b1")
     manifest = found(bench.primary, "b1")
     assert [restored(bench.primary, manifest, number) for number in range(2)] == [vm.raws[0], changed(vm.raws[0], 1, 5)]

@@ -15,6 +15,7 @@ import pytest
 
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.manifest import Entry, write_manifest
+from ssvm_worker.config.schema import BackupSection
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import (
     Cancelled,
@@ -38,7 +39,7 @@ from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import Owner, Store
 from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from ssvm_worker.units import KiB, MiB
-from ssvm_worker.vmware.session import ExportOptions, VCenterSession
+from ssvm_worker.vmware.session import VCenterSession
 from tests.attempts import attempt_with
 from tests.backup_bench import Bench
 from tests.backups import BACKUP, content, store_backup
@@ -63,7 +64,7 @@ class Restores:
     def __init__(self, vcenter: VCenterSimulator) -> None:
         self.vcenter = vcenter
         self.store: Store = MemoryStore("primary")
-        self.options = ExportOptions(lease_ready_s=60)
+        self.options = BackupSection(spill_bytes=0, lease_ready_s=60)
         self.address: dict[str, Any] = {}
         #: Leases that an earlier test's killed worker holds until they time out.
         self._others = self._open_leases()
@@ -131,7 +132,7 @@ def test_standalone_host(esx: VCenterSimulator) -> None:
     """A standalone ESXi host accepts a VM too, and needs no placement."""
     store = MemoryStore("primary")
     store_backup(store, DISKS[0])
-    trying = attempt_with(doors(esx, options=ExportOptions()), {"primary": store})
+    trying = attempt_with(doors(esx, options=BackupSection(spill_bytes=0)), {"primary": store})
     made = restore.run(asked(pool=None), trying)
     with VCenterSession(address_of(esx)) as session:
         assert session.find_vm(made["vm"]).hardware().disks[0].capacity == len(DISKS[0])
@@ -215,7 +216,7 @@ def test_faults(restores: Restores, name: str) -> None:
 
 def test_never_ready(restores: Restores) -> None:
     """A lease that is never ready is given up with its VM."""
-    restores.options = ExportOptions(lease_ready_s=1)
+    restores.options = BackupSection(spill_bytes=0, lease_ready_s=1)
     restores.vcenter.fault(never_ready=True)
     assert isinstance(restores.fail(), LeaseLost)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ssvm_worker import config
+from ssvm_worker.config.schema import RetrySection
 from ssvm_worker.errors import (
     Cancelled,
     SourceUnavailable,
@@ -20,7 +21,7 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.jobs.upload import job as upload
-from ssvm_worker.ledger.retry_policy import RetryPolicy, decide
+from ssvm_worker.ledger.retry_policy import decide
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.stores.s3 import capabilities
 from ssvm_worker.stores.s3.capabilities import Features
@@ -269,7 +270,7 @@ def test_store_that_asks_to_wait(store: S3Store, faulty_s3: FaultyS3, status: in
     faulty_s3.faults = [Fault("PutObject", status, "SlowDown", retry_after="321")]
     with pytest.raises(StoreAway) as away:
         put(store, "a/object", b"1")
-    decision = decide(away.value, 99, RetryPolicy())
+    decision = decide(away.value, 99, RetrySection())
     assert (decision.state, decision.counted, decision.delay_s) == ("queued", False, 321.0)
 
 
