@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssvm_worker.client import Client
 from ssvm_worker.config.schema import Settings
+from ssvm_worker.ledger.cloudstack_web import CloudStackWeb
 from ssvm_worker.ledger.server_names import ServerNames
+from ssvm_worker.wiring.assembly import open_cloudstack_web
 from ssvm_worker.wiring.server_names import server_names
 
 from .image_stores import ImageStores
@@ -22,14 +25,17 @@ class Services:
     jobs: Client
     #: The image stores that commands name.
     stores: ImageStores
-    #: What the server has set for all workers, and the connections of downloads.
+    #: The connections of downloads.
     names: ServerNames
+    #: What the server has set for `ssvm serve`: keys, certificates, links, internal sites.
+    web: CloudStackWeb
     #: The directory for files of the agent.
     state_dir: Path
 
 
 def open_services(settings: Settings) -> Services:
     """Return the services of these settings. This does not connect yet."""
-    return Services(
-        settings, Client(settings), ImageStores(settings), server_names(settings), settings.state_dir / "cloudstack"
-    )
+    # The first submit would import it, which takes half a second.
+    importlib.import_module("ssvm_worker.wiring.celery_sender")
+    jobs, stores, names = Client(settings), ImageStores(settings), server_names(settings)
+    return Services(settings, jobs, stores, names, open_cloudstack_web(settings), settings.state_dir / "cloudstack")

@@ -21,18 +21,18 @@ def properties(request: Any, manifest: Manifest) -> dict[str, bytes]:
     if image.facts["format"] == "ova":  # CloudStack expects the unpacked files next to the name of the package
         file_name, size, digest = f"{manifest.artifact.id}.ova", manifest.source["size"], manifest.source["digests"][0]
     extension = file_name.rpartition(".")[2]
-    algorithm, _, hex_digest = digest.partition(":")
     name = request.name or manifest.artifact.id
+    unique_name = getattr(request, "unique_name", "")
     values = {
         "id": manifest.artifact.id,
-        "uniquename": f"{manifest.artifact.account}-{manifest.artifact.id}",
+        "uniquename": unique_name or f"{manifest.artifact.account}-{manifest.artifact.id}",
         "filename": file_name,
         "description": name,
-        "public": "false",
+        "public": "true" if unique_name else "false",
         "hvm": "true",
         "size": size,
         "virtualsize": image.facts["virtual_size"],
-        "checksum": f"{{{algorithm.upper().replace('SHA', 'SHA-')}}}{hex_digest}",  # as {SHA-256}HEX
+        "checksum": java_digest(digest),
         extension: "true",
         f"{extension}.filename": file_name,
         f"{extension}.size": size,
@@ -41,6 +41,12 @@ def properties(request: Any, manifest: Manifest) -> dict[str, bytes]:
     listed_in = "volume.properties" if manifest.artifact.kind == "volume" else "template.properties"
     lines = (f"{_escape(key)}={_escape(str(value))}\n" for key, value in values.items())
     return {listed_in: "".join(lines).encode("ascii")}
+
+
+def java_digest(digest: str) -> str:
+    """Return a digest in CloudStack's form: ``{SHA-256}HEX``."""
+    algorithm, _, hex_digest = digest.partition(":")
+    return f"{{{algorithm.upper().replace('SHA', 'SHA-')}}}{hex_digest}"
 
 
 def parse_properties(data: bytes) -> dict[str, str]:

@@ -5,7 +5,6 @@ broker reads them.
 
 ``<prefix>ssvm.server.stores`` is a hash: the JSON of each store by its name. It stays.
 ``<prefix>ssvm.server.connection:<name>`` is the JSON of one connection. The broker deletes it after some time.
-``<prefix>ssvm.server.values:<zone>`` is a hash of other values that the server has set for a zone.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from .connection import connect, translated
 class ServerNames:
     """The named stores and connections of one broker. Every method raises StoreUnavailable while the broker is away."""
 
-    def __init__(self, url: str, *, prefix: str = "", zone: str = "") -> None:
+    def __init__(self, url: str, *, prefix: str = "") -> None:
         self._url = url
         self._prefix = f"{prefix}ssvm.server."
-        self._values = f"{self._prefix}values:{zone}"
         self._redis = connect(url)
 
     def put_store(self, name: str, values: dict[str, Any]) -> None:
@@ -45,17 +43,6 @@ class ServerNames:
         """Return the settings of a connection, or None if it is unknown or too old."""
         with translated(self._url):
             text: Any = self._redis.get(f"{self._prefix}connection:{name}")
-        return json.loads(text) if text else None
-
-    def put_value(self, name: str, value: Any) -> None:
-        """Store a value that the server has set, such as the internal sites of downloads."""
-        with translated(self._url):
-            self._redis.hset(self._values, name, json.dumps(value))
-
-    def value(self, name: str) -> Any:
-        """Return a value that the server has set, or None."""
-        with translated(self._url):
-            text: Any = self._redis.hget(self._values, name)
         return json.loads(text) if text else None
 
     def close(self) -> None:

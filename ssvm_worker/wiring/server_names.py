@@ -18,17 +18,17 @@ from .broker import broker_url
 if TYPE_CHECKING:
     from ssvm_worker.ledger.server_names import ServerNames
 
-_KEPT: dict[tuple[int, str, str, str], ServerNames] = {}
+_KEPT: dict[tuple[int, str, str], ServerNames] = {}
 
 
 def server_names(settings: Settings) -> ServerNames:
     """Return the named stores and connections, over one connection of this process. This does not connect yet."""
     from ssvm_worker.ledger.server_names import ServerNames
 
-    key = (os.getpid(), broker_url(settings), settings.broker.prefix, settings.zone)
+    key = (os.getpid(), broker_url(settings), settings.broker.prefix)
     if key not in _KEPT:
         _KEPT.clear()
-        _KEPT[key] = ServerNames(key[1], prefix=key[2], zone=key[3])
+        _KEPT[key] = ServerNames(key[1], prefix=key[2])
     return _KEPT[key]
 
 

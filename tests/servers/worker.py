@@ -212,7 +212,7 @@ def _toml(values: dict[str, Any], path: str = "") -> Iterator[str]:
         yield f"[{path}]"
     for name, value in values.items():
         if name not in tables:
-            yield f"{name} = {json.dumps(value)}"  # what is JSON here is TOML too
+            yield f"{json.dumps(name)} = {json.dumps(value)}"  # what is JSON here is TOML too
     for name, value in tables.items():
         yield from _toml(value, f"{path}.{name}" if path else name)
 

@@ -16,7 +16,7 @@ from ssvm_worker.cloudstack.transfer_objects import Wire
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import printable
 
-from . import health, lists, setup
+from . import downloads, health, lists, setup
 
 __all__ = ["HANDLERS", "Dispatcher", "Handle"]
 
@@ -28,6 +28,8 @@ HANDLERS: dict[str, Handle] = {
     "CheckHealthCommand": health.check_health,
     "SecStorageSetupCommand": setup.set_up_store,
     "GetStorageStatsCommand": setup.storage_stats,
+    "DownloadCommand": downloads.download,
+    "DownloadProgressCommand": downloads.progress,
     "ListTemplateCommand": lists.list_templates,
     "ListVolumeCommand": lists.list_volumes,
     "ListDataStoreObjectsCommand": lists.list_objects,

@@ -16,9 +16,8 @@ from ssvm_worker.cloudstack.messages import (
 )
 from ssvm_worker.cloudstack.services import Services
 from ssvm_worker.cloudstack.transfer_objects import NfsTO
+from ssvm_worker.ledger.cloudstack_web import WebCertificate
 
-#: Names of values that all agents and services of the zone share. ``ssvm serve`` uses both.
-UPLOAD_KEY, CERTIFICATES = "post_upload_key", "certificates"
 #: Time limits in seconds of a mount, and of a question about free space.
 _MOUNT_S, _STATS_S = 15.0, 15.0
 #: The capacity that the Java agent reports for a bucket. S3 reports none.
@@ -31,13 +30,15 @@ def set_up_store(command: SecStorageSetupCommand, services: Services) -> Answer:
     ``_dir`` is the name of the Java agent's mount directory. The server stores it and sends it back in other commands.
     """
     if command.post_upload_key:
-        services.names.put_value(UPLOAD_KEY, command.post_upload_key.get_secret_value())
-    if command.certs and command.certs.priv_key:
-        services.names.put_value(CERTIFICATES, command.certs.fields())
+        services.web.set_upload_key(command.post_upload_key.get_secret_value())
+    if (given := command.certs) and given.priv_key and given.priv_cert:
+        key, chain = given.priv_key.get_secret_value(), given.cert_chain or ""
+        services.web.set_certificate(WebCertificate(key, given.priv_cert, chain))
     store = services.stores.find(command.store, command.nfs_version)
     if not isinstance(command.store, NfsTO):
         return Answer(result=True)
     directory = mount_directory(command.store.url)
+    services.web.add_store(command.store.url, directory, store.name)
     services.stores.call(store, lambda each: each.usage(), _MOUNT_S)
     return SecStorageSetupAnswer(dir=directory, result=True, details="success")
 

@@ -13,6 +13,7 @@ from ssvm_worker.cloudstack.services import Services, open_services
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from tests.servers.broker import Broker
+from tests.servers.s3 import S3Server
 
 PLACE = "nfs://192.0.2.10/export/sec1"
 NFS = {"com.cloud.agent.api.to.NfsTO": {"_url": PLACE, "_role": "Image"}}
@@ -43,6 +44,14 @@ class Agent:
         """Return the fields of the answer, with the short name of its class."""
         answer = self.dispatch(RawMessage(_FULL[command], json.loads(json.dumps(fields))))
         return {"class": answer.short} | answer.content
+
+
+def s3_object(server: S3Server, bucket: str) -> dict[str, Any]:
+    """Return the transfer object of a bucket."""
+    host = server.endpoint.removeprefix("http://")
+    fields = {"bucketName": bucket, "endPoint": host, "httpsFlag": False, "socketTimeout": 30000}
+    keys = {"accessKey": server.access_key, "secretKey": server.secret_key}
+    return {"com.cloud.agent.api.to.S3TO": fields | keys}
 
 
 def java_template(store: Path, account: int, number: int, name: str, size: int = 3) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from tests.servers.broker import Broker
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3
 
-from .agents import NFS, PLACE, Agent, java_template, java_volume, settings_of
+from .agents import NFS, PLACE, Agent, java_template, java_volume, s3_object, settings_of
 
 QCOW2 = {"format": "qcow2", "virtual_size": 1 << 30}
 
@@ -239,7 +240,7 @@ def zone(session_broker: Any, tmp_path_factory: pytest.TempPathFactory) -> Agent
     settings = settings_of(session_broker.with_prefix("lists:"), directory)
     stores = FaultyStores(settings)
     services = open_services(settings)
-    agent = Agent(settings, type(services)(settings, services.jobs, stores, services.names, services.state_dir))
+    agent = Agent(settings, replace(services, stores=stores))
     store = stores.find(_nfs()).open()
     for number in range(3):
         java_template(directory / "store", 1, 200 + number, f"java-{number}")
@@ -286,14 +287,6 @@ def test_unreadable_directory(broker: Broker, tmp_path: Path) -> None:
 
 
 # S3
-
-
-def s3_object(server: S3Server, bucket: str) -> dict[str, Any]:
-    """Return the transfer object of a bucket."""
-    host = server.endpoint.removeprefix("http://")
-    fields = {"bucketName": bucket, "endPoint": host, "httpsFlag": False, "socketTimeout": 30000}
-    keys = {"accessKey": server.access_key, "secretKey": server.secret_key}
-    return {"com.cloud.agent.api.to.S3TO": fields | keys}
 
 
 def test_s3(broker: Broker, tmp_path: Path, s3_server: S3Server) -> None:

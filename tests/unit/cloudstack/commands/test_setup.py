@@ -26,7 +26,7 @@ def test_setup(broker: Broker, tmp_path: Path) -> None:
         "wait": 0,
         "bypassHostMaintenance": False,
     }
-    assert agent.services.names.value(setup.UPLOAD_KEY) == "psk"
+    assert agent.services.web.upload_key() == "psk"
 
 
 def test_missing_directory(broker: Broker, tmp_path: Path) -> None:

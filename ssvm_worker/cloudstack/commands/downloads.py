@@ -1,0 +1,339 @@
+"""DownloadCommand and DownloadProgressCommand: a download is one of our jobs, and the ledger has its state.
+
+The id of the job is a digest of the store, the path, the URL, the name and the checksum. So the same command attaches
+to the same job, after a reconnect and from another management server. All answers are ready within milliseconds: only
+a job that has ended is answered from its manifest.
+
+Differences from the Java agent:
+
+- The Java agent answers DownloadCommand after 3 seconds, and forgets its downloads when it ends. Then the server gets
+  UNKNOWN, and sets an error. This agent attaches to the job for any job id.
+- While the broker is away, the answer is NOT_DOWNLOADED. The server asks again.
+- ``templatePhySicalSize`` is the size of the file in each answer. The Java agent sends the virtual size in the first.
+- ``errorString`` names the problem, the place and the remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import logging
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from ssvm_worker.artifacts.checksums import parse_checksum
+from ssvm_worker.artifacts.layout import Artifact, check_key
+from ssvm_worker.cloudstack.artifacts import FoundArtifact, find_artifact
+from ssvm_worker.cloudstack.image_stores import NamedStore
+from ssvm_worker.cloudstack.messages import (
+    DownloadAnswer,
+    DownloadCommand,
+    DownloadProgressCommand,
+    DownloadStatus,
+    ProgressRequest,
+    ResourceType,
+)
+from ssvm_worker.cloudstack.services import Services
+from ssvm_worker.config.schema import SERVER_PREFIX
+from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, Retryable, WorkerError
+from ssvm_worker.jobs.cloudstack_properties import java_digest
+from ssvm_worker.ledger.record import CANCELLED, FAILED, RUNNING, SUCCEEDED, Record
+from ssvm_worker.units import printable
+
+#: The name by which the record of a job says who has retried or cancelled it.
+BY = "CloudStack"
+#: Time limit in seconds of the read of a manifest.
+_MANIFEST_S = 10.0
+#: The algorithm of ``checkSum`` if the server names none: that of the Java agent.
+_DEFAULT_DIGEST = "sha512"
+#: The maximum of times that a download with the same content can be repeated after its artifact was deleted.
+_MAX_GENERATIONS = 1000
+#: The schemes that a server may use. A worker has more, for its own senders.
+_SCHEMES = ("http", "https", "ftp", "sftp", "scp")
+_log = logging.getLogger("ssvm.cloudstack")
+
+
+@dataclass(frozen=True)
+class WantedDownload:
+    """One download as a server describes it."""
+
+    command: DownloadCommand
+    services: Services
+
+    @cached_property
+    def store(self) -> NamedStore:
+        """The store that receives the file."""
+        return self.services.stores.find(self.command.store, self.command.nfs_version)
+
+    @cached_property
+    def artifact(self) -> Artifact:
+        """The artifact at the path of the command. Raises InvalidRequest for another path than those of CloudStack."""
+        command = self.command
+        path = check_key("/".join(each for each in command.install_path.split("/") if each))
+        parts = path.split("/")
+        if command.resource_type is ResourceType.SNAPSHOT:
+            raise InvalidRequest("This agent does not download snapshots from another zone yet", path)
+        is_volume = command.resource_type is ResourceType.VOLUME
+        # The path on S3 has the name of the template as another directory.
+        found = Artifact.of_prefix("/".join(parts[: 3 if is_volume else 4]))
+        if found.kind != ("volume" if is_volume else "template") or len(parts) > 5:
+            raise InvalidRequest(f"The path is not one of a {command.resource_type.lower()}", path)
+        kind = "iso" if found.kind == "template" and (command.format or "").upper() == "ISO" else found.kind
+        return Artifact(kind, found.account, found.id)
+
+    @cached_property
+    def job_id(self) -> str:
+        """The id of the job, without a suffix for a repetition."""
+        command = self.command
+        content = [self.store.place, self.artifact.prefix, self.url, command.name or "", command.checksum or ""]
+        return f"{SERVER_PREFIX}download-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
+
+    @cached_property
+    def url(self) -> str:
+        """The URL without user and password."""
+        parts = urlsplit(self._given_url)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    @property
+    def _given_url(self) -> str:
+        try:
+            urlsplit(self.command.url.get_secret_value()).port  # noqa: B018 - raises ValueError
+        except ValueError as error:
+            raise InvalidRequest("The URL is malformed", "url") from error
+        scheme = self.command.url.get_secret_value().partition(":")[0].lower()
+        if scheme not in _SCHEMES:
+            what = f"Downloads from {printable(scheme[:20])}:// are not allowed"
+            raise InvalidRequest(what, "url", f"Give one of {', '.join(_SCHEMES)}")
+        return self.command.url.get_secret_value()
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm of ``checkSum``: that of the given checksum, else that of the Java agent."""
+        return parse_checksum(self.command.checksum).algorithm if self.command.checksum else _DEFAULT_DIGEST
+
+    def request(self) -> dict[str, Any]:
+        """Return the request of the job. It has no secret of the command, apart from a query of the URL."""
+        command, artifact = self.command, self.artifact
+        description = "".join(
+            each if each.isprintable() and each not in "/\\" else "_" for each in command.description or ""
+        )
+        size = command.max_download_size_in_bytes
+        given = {
+            "url": self.url,
+            "kind": artifact.kind,
+            "account": artifact.account,
+            "id": artifact.id,
+            "name": description[:255].lstrip("."),
+            "unique_name": command.name or artifact.id,
+            "format": (command.format or "auto").lower(),
+            "checksum": command.checksum or None,
+            "digest": self.algorithm,
+            "stores": [self.store.name],
+            "max_bytes": size if size and size > 0 else None,
+            "keep_package": True,
+            "credentials": self.job_id,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def connection(self) -> dict[str, Any]:
+        """Return the settings of the connection: login, proxy, networks and redirects. They are secret."""
+        command, parts = self.command, urlsplit(self._given_url)
+        auth, proxy = command.auth, command.proxy
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if auth and auth.user_name:
+            user, password = auth.user_name, auth.password.get_secret_value() if auth.password else ""
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+        login = {"username": user, "password": password, "hosts": [host], "allow_plaintext": True} if user else {}
+        text = ""
+        if proxy and proxy.host:
+            secret = f":{quote(proxy.password.get_secret_value(), safe='')}" if proxy.password else ""
+            login_of_proxy = f"{quote(proxy.user_name, safe='')}{secret}@" if proxy.user_name else ""
+            text = f"http://{login_of_proxy}{proxy.host}:{proxy.port or 3128}"
+        return {
+            "credentials": login,
+            "proxy": text or None,
+            "allow_networks": _networks(self.services.web.internal_sites()),
+            # Servers before 4.20 do not send the field. Their agents follow redirects.
+            "follow_redirects": command.follow_redirects is not False,
+        }
+
+    def find(self) -> FoundArtifact | None:
+        """Return the artifact on the store, or None. Raise StoreAway if the store does not answer in time."""
+        return self.services.stores.call(self.store, lambda store: find_artifact(store, self.artifact), _MANIFEST_S)
+
+
+@dataclass(frozen=True)
+class DownloadState:
+    """The job of a download, and its artifact if it has succeeded."""
+
+    record: Record
+    found: FoundArtifact | None = None
+
+
+def download(command: DownloadCommand, services: Services) -> DownloadAnswer:
+    """Submit the download or attach to it. A failed one is tried again."""
+    return _answered(command, "", lambda wanted: _attach(wanted, again=True), services)
+
+
+def progress(command: DownloadProgressCommand, services: Services) -> DownloadAnswer:
+    """Answer with the state of a download.
+
+    ABORT cancels it, and RESTART tries a failed one again. Every other request attaches to it, and submits it if it is
+    unknown. The answer has the job id of the command, because the server ignores any other.
+    """
+    if command.request is ProgressRequest.ABORT:
+        return _aborted(command, services)
+    again = command.request is ProgressRequest.RESTART
+    given = command.job_id or ""
+    # This is what a server sends that has lost the job id.
+    known = "" if command.request is ProgressRequest.GET_OR_RESTART and given == "jobid0000" else given
+    return _answered(command, known, lambda wanted: _attach(wanted, again=again), services)
+
+
+def _answered(command: DownloadCommand, job_id: str, attach: Any, services: Services) -> DownloadAnswer:
+    """Return the answer with the state that *attach* returns, or with the reason why there is none."""
+    wanted = WantedDownload(command, services)
+    try:
+        job_id = job_id or wanted.job_id
+        return _answer(wanted, job_id, attach(wanted))
+    except Retryable as error:
+        _log.warning("a download waits: %s", error)
+        return _not_yet(command, job_id, str(error))
+    except WorkerError as error:
+        _log.warning("a download is refused: %s", error)
+        return _failed(command, job_id, str(error))
+
+
+def _attach(wanted: WantedDownload, *, again: bool) -> DownloadState:
+    """Return the state of the download, and submit it if it is new or its artifact has been deleted.
+
+    *again*: queue a failed or cancelled job again.
+    """
+    jobs = wanted.services.jobs
+    for number in range(_MAX_GENERATIONS):
+        job_id = f"{wanted.job_id}.{number}" if number else wanted.job_id
+        try:
+            record = jobs.job(job_id)
+        except ObjectNotFound:
+            return DownloadState(_submit(wanted, job_id))
+        if record.state != SUCCEEDED:
+            break
+        if found := wanted.find():
+            return DownloadState(record, found)
+    if again and record.state in (FAILED, CANCELLED):
+        _put_connection(wanted)
+        try:
+            record = jobs.retry(record.job_id, by=BY)
+        except (InvalidRequest, ResourceBusy):  # another agent was faster
+            record = jobs.job(record.job_id)
+    return DownloadState(record)
+
+
+def _submit(wanted: WantedDownload, job_id: str) -> Record:
+    request = wanted.request()
+    _put_connection(wanted)
+    return wanted.services.jobs.submit("download", job_id=job_id, **request)
+
+
+def _put_connection(wanted: WantedDownload) -> None:
+    keep_s = wanted.services.settings.ledger.keep_days * 86400
+    wanted.services.names.put_connection(wanted.job_id, wanted.connection(), keep_s)
+
+
+def _aborted(command: DownloadProgressCommand, services: Services) -> DownloadAnswer:
+    wanted = WantedDownload(command, services)
+    try:
+        job_id = command.job_id or wanted.job_id
+        for each in (wanted.job_id, *(f"{wanted.job_id}.{number}" for number in range(1, _MAX_GENERATIONS))):
+            record = services.jobs.job(each)
+            if not record.ended:
+                services.jobs.cancel(each, by=BY)
+                break
+            if record.state != SUCCEEDED:
+                break
+    except (ObjectNotFound, InvalidRequest):
+        pass  # unknown, or ended meanwhile
+    return _not_yet(command, command.job_id or job_id, " ")
+
+
+def _answer(wanted: WantedDownload, job_id: str, state: DownloadState) -> DownloadAnswer:
+    command, record = wanted.command, state.record
+    if state.found:
+        return _downloaded(wanted, job_id, state.found, record)
+    if record.state in (FAILED, CANCELLED):
+        by = f"The download was cancelled by {record.cancelled_by or 'a user'}"
+        return _failed(command, job_id, str((record.error or {}).get("message", "")) or by)
+    moved, total = _moved(record)
+    is_moving = record.state == RUNNING or moved
+    status = DownloadStatus.DOWNLOAD_IN_PROGRESS if is_moving else DownloadStatus.NOT_DOWNLOADED
+    # The server takes 100 for the end.
+    percent = min(99, moved * 100 // total) if total else 0
+    return _base(command, job_id, status, " ").model_copy(
+        update={"download_pct": percent, "template_physical_size": moved, "install_path": wanted.artifact.prefix}
+    )
+
+
+def _moved(record: Record) -> tuple[int, int]:
+    """Return the bytes of the file so far, and its size or 0."""
+    progress = record.progress or {}
+    if progress.get("stage") not in ("download", "verifying", "committing"):
+        return 0, 0
+    return int(progress.get("bytes") or 0), int(progress.get("total") or 0)
+
+
+def _downloaded(wanted: WantedDownload, job_id: str, found: FoundArtifact, record: Record) -> DownloadAnswer:
+    digests = {each.partition(":")[0]: each for each in found.digests}
+    digest = digests.get(wanted.algorithm) or next(iter(found.digests), "")
+    ended = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.updated))
+    text = f"Install completed successfully at {ended}"
+    return _base(wanted.command, job_id, DownloadStatus.DOWNLOADED, text).model_copy(
+        update={
+            "download_pct": 100,
+            "install_path": found.path,
+            "template_size": found.virtual_size,
+            "template_physical_size": found.physical_size,
+            "check_sum": java_digest(digest) if digest else None,
+        }
+    )
+
+
+def _failed(command: DownloadCommand, job_id: str, text: str) -> DownloadAnswer:
+    return _base(command, job_id, DownloadStatus.DOWNLOAD_ERROR, text)
+
+
+def _not_yet(command: DownloadCommand, job_id: str, text: str) -> DownloadAnswer:
+    return _base(command, job_id, DownloadStatus.NOT_DOWNLOADED, text)
+
+
+def _base(command: DownloadCommand, job_id: str, status: DownloadStatus, text: str) -> DownloadAnswer:
+    """Return an answer without progress. A download that has failed has ``result: true`` too, as the Java agent's."""
+    path = command.install_path.rstrip("/")
+    given: dict[str, Any] = {
+        "job_id": job_id or None,
+        "download_pct": 0,
+        "error_string": text,
+        "download_status": status,
+        "download_path": path,
+        "install_path": path,
+        "template_size": 0,
+        "template_physical_size": 0,
+        "check_sum": command.checksum,
+        "result": True,
+        "details": text,
+    }
+    return DownloadAnswer(**{name: value for name, value in given.items() if value is not None})
+
+
+def _networks(sites: tuple[str, ...]) -> list[str]:
+    """Return the valid networks of the server's internal sites."""
+    found = []
+    for each in sites:
+        try:
+            found.append(str(ipaddress.ip_network(each.strip(), strict=False)))
+        except ValueError:
+            _log.warning("the server sent an internal site that is no network: %a", each[:60])
+    return found

@@ -1,0 +1,115 @@
+"""Commands of a management server, run by a real worker: on a directory, and on S3 by a name of the server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from ssvm_worker.demo.qcow2 import qcow2
+from ssvm_worker.units import MiB
+from tests.servers.http import HttpServer
+from tests.servers.s3 import S3Server
+from tests.servers.worker import Site
+from tests.unit.cloudstack.commands.agents import NFS, PLACE, Agent, s3_object
+
+pytestmark = pytest.mark.e2e
+
+_ENDED = ("DOWNLOADED", "DOWNLOAD_ERROR")
+
+
+@dataclass
+class Zone:
+    """A site with a worker, and an agent that sends commands to it."""
+
+    site: Site
+    agent: Agent
+    store: dict[str, Any]
+
+    def command(self, url: str, **changes: Any) -> dict[str, Any]:
+        return {
+            "url": url,
+            "_store": self.store,
+            "resourceType": "TEMPLATE",
+            "installPath": "template/tmpl/2/202",
+            "format": "QCOW2",
+            "name": "202-2-aaaa",
+            "id": 202,
+            "accountId": 2,
+            "followRedirects": False,
+        } | changes
+
+    def download(self, url: str, **changes: Any) -> dict[str, Any]:
+        """Send the command and poll, as a server does. Return the last answer."""
+        command = self.command(url, **changes)
+        answers = [self.agent.send("DownloadCommand", **command)]
+        request = {**command, "request": "GET_STATUS", "jobId": answers[0]["jobId"]}
+
+        def ended() -> bool:
+            answers.append(self.agent.send("DownloadProgressCommand", **request))
+            return answers[-1]["downloadStatus"] in _ENDED
+
+        self.site.until(ended, "the download has ended")
+        return answers[-1]
+
+
+@pytest.fixture
+def zones(make_site: Callable[..., Site], s3_server: S3Server) -> Callable[[str], Zone]:
+    """Makes zones on a directory or on S3."""
+
+    def make(kind: str) -> Zone:
+        site = make_site(cloudstack={"stores": {PLACE: "primary"}})
+        site.start()
+        store = NFS if kind == "directory" else s3_object(s3_server, s3_server.make_bucket())
+        return Zone(site, Agent(site.settings), store)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+def test_life_of_a_template(zones: Callable[[str], Zone], http_server: HttpServer, kind: str) -> None:
+    """A template is downloaded, listed, found again after the loss of its job id, and deleted."""
+    zone, data = zones(kind), b"".join(qcow2(MiB, 1 << 30))
+    url = http_server.serve("a.qcow2", data)
+    done = zone.download(url)
+    assert done["downloadStatus"] == "DOWNLOADED", done
+    assert (done["templateSize"], done["templatePhySicalSize"]) == (1 << 30, len(data))
+    assert done["checkSum"] == "{SHA-512}" + hashlib.sha512(data).hexdigest()
+    assert done["installPath"] == "template/tmpl/2/202/202.qcow2"
+    lost = zone.agent.send("DownloadProgressCommand", **zone.command(url), request="GET_OR_RESTART", jobId="jobid0000")
+    assert lost["downloadStatus"] == "DOWNLOADED"
+    infos = zone.agent.send("ListTemplateCommand", store=zone.store)["templateInfos"]
+    assert infos.keys() == {"202-2-aaaa"}
+    entry = infos["202-2-aaaa"]
+    assert (entry["installPath"], entry["size"], entry["physicalSize"]) == (done["installPath"], 1 << 30, len(data))
+    records = json.dumps([each.request for each in zone.site.ledger.page()])
+    assert "secret" not in records
+    if kind == "directory":
+        text = (zone.site.store / "template/tmpl/2/202/template.properties").read_text()
+        assert "uniquename=202-2-aaaa\n" in text
+
+
+def test_checksum_and_404(zones: Callable[[str], Zone], http_server: HttpServer) -> None:
+    """A wrong checksum and a missing file are errors of the download with their reasons."""
+    zone, data = zones("directory"), b"".join(qcow2(MiB, 1 << 30))
+    url = http_server.serve("a.qcow2", data)
+    wrong = zone.download(url, checksum="{SHA-256}" + "0" * 64)
+    assert wrong["downloadStatus"] == "DOWNLOAD_ERROR"
+    assert "checksum is wrong" in wrong["errorString"]
+    missing = zone.download(http_server.url("missing"), installPath="template/tmpl/2/203", id=203)
+    assert missing["downloadStatus"] == "DOWNLOAD_ERROR"
+    assert "404" in missing["errorString"]
+    assert zone.agent.send("ListTemplateCommand", store=zone.store)["templateInfos"] == {}
+
+
+def test_redirect_is_refused(zones: Callable[[str], Zone], http_server: HttpServer) -> None:
+    """A redirect is an error if the server does not allow it, and is followed otherwise."""
+    zone, data = zones("directory"), b"".join(qcow2(MiB, 1 << 30))
+    http_server.serve("a.qcow2", data)
+    url = http_server.redirect("moved", http_server.url("a.qcow2"))
+    assert zone.download(url)["downloadStatus"] == "DOWNLOAD_ERROR"
+    assert zone.download(url, followRedirects=True, name="other")["downloadStatus"] == "DOWNLOADED"
