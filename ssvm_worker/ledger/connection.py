@@ -31,6 +31,7 @@ def connect(url: str) -> redis.Redis:
     """
     given: dict[str, Any] = {
         "decode_responses": True,
+        "encoding_errors": "replace",  # a record with other bytes must not hide all others
         "socket_connect_timeout": _CONNECT_S,
         "socket_timeout": _ANSWER_S,
         "retry": Retry(NoBackoff(), 1),

@@ -9,7 +9,7 @@ acknowledge it. The stream keeps about 50,000 entries. A consumer that is away f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,18 +75,8 @@ class Events:
             entries = self._read_new(group, consumer, start) or self._read_abandoned(group, consumer)
             start = ">"
             for key, fields in entries:
-                outcome = fields.get("outcome", "")
-                yield Event(
-                    id=key,
-                    job_id=fields["job_id"],
-                    job=fields["job"],
-                    zone=fields["zone"],
-                    lane=fields["lane"],
-                    state=fields["state"],
-                    attempt=int(fields["attempt"] or 0),
-                    at=float(fields["at"]),
-                    outcome=json.loads(outcome) if outcome else None,
-                )
+                if event := _event(key, fields):
+                    yield event
                 with translated(self._url):
                     self._redis.xack(self._key, group, key)
 
@@ -108,3 +98,14 @@ class Events:
     def close(self) -> None:
         """Close the connections."""
         self._redis.close()
+
+
+def _event(key: str, fields: Mapping[str, str]) -> Event | None:
+    """Return the event of an entry. None: another program has written it, and it must not stop the consumer."""
+    names = ("job_id", "job", "zone", "lane", "state")
+    try:
+        outcome = json.loads(fields.get("outcome") or "null")
+        job_id, job, zone, lane, state = (fields[name] for name in names)
+        return Event(key, job_id, job, zone, lane, state, int(fields["attempt"] or 0), float(fields["at"]), outcome)
+    except (KeyError, ValueError, RecursionError):
+        return None

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import scripts
 from .connection import connect, translated
-from .record import place_of
+from .record import number_of, place_of
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class JobMetrics:
         for name, number in self._counters("endings").items():
             job, lane, *rest = name.split(" ", 2)
             # Older versions allowed zone names with blanks, so the zone is all that is left in the middle.
-            zone, state, error = "".join(rest).rsplit(" ", 2)
-            found[job, lane, zone, state, error] = number
+            parts = "".join(rest).rsplit(" ", 2)
+            if len(parts) == 3:
+                found[job, lane, parts[0], parts[1], parts[2]] = number
         return found
 
     def moved(self) -> dict[tuple[str, ...], int]:
@@ -92,4 +93,5 @@ class JobMetrics:
         with translated(self._url):
             values: Any = self._redis.hgetall(self._prefix + name)
         # A counter's name contains a blank. Other fields do not come from the ledger.
-        return {key: int(value) for key, value in values.items() if " " in key}
+        numbers = {key: number_of(value) for key, value in values.items() if " " in key}
+        return {key: number for key, number in numbers.items() if number is not None}

@@ -29,6 +29,7 @@ from .record import (
     Record,
     WorkerLost,
     from_hash,
+    number_of,
     place_of,
     unpack_ended,
 )
@@ -166,7 +167,7 @@ class Ledger:
         found = dict.fromkeys(STATES, 0)
         for name, number in counters.items():
             state = place_of(name)[0]
-            found[state] = found.get(state, 0) + int(number)
+            found[state] = found.get(state, 0) + (number_of(number) or 0)
         return found
 
     def warnings(self) -> list[str]:
@@ -323,9 +324,9 @@ class Ledger:
         other_broker = "1" if has_message else ""
         args = (self.claim_s, every_s, max_attempts, _RESEND_S, _json(lost.as_dict()), self._celery_prefix)
         to_wake, to_check = self._run("reap", *args, other_broker, *self._limits)
-        candidates = (self.get(job_id) for job_id in to_check)
+        candidates = self._records(to_check)
         without_message = [record for record in candidates if has_message and not has_message(record.queue)]
-        return [self.get(job_id) for job_id in to_wake] + without_message
+        return [*self._records(to_wake), *without_message]
 
     def sparing(self) -> bool:
         """Return whether ``reap`` spares running jobs now, because no round ran for a while."""

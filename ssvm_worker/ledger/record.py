@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from dataclasses import fields as fields_of
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from ssvm_worker.errors import ObjectNotFound, Retryable
 
@@ -26,6 +27,9 @@ ENDED_FIELDS = (
     *("traceparent", "created", "updated", "not_before", "tries", "progress", "result", "error", "cancel"),
     *("cancelled_by", "callback_state", "callback_tries", "callback_error"),
 )
+
+#: More attempts come only from a damaged record.
+_MAX_ATTEMPTS = 10_000
 
 Request = dict[str, Any]
 
@@ -238,10 +242,48 @@ def place_of(counter: str) -> tuple[str, str, str]:
     return state, zone, lane
 
 
+def number_of(text: str) -> int | None:
+    """Return a stored whole number, 0 for an empty text. None: another program has written it."""
+    digits = text.removeprefix("-")
+    return int(text or 0) if not text or (digits.isascii() and digits.isdecimal() and len(digits) < 20) else None
+
+
+_T = TypeVar("_T")
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "tuple[str, ...]": list,
+    "Mapping[str, str]": dict,
+    "dict[str, Any]": dict,
+}
+
+
+def from_json(kind: type[_T], text: str) -> _T | None:
+    """Return the dataclass whose fields are the JSON *text*. None for a text of another form.
+
+    One bad value must not hide all others. A newer version may store more fields.
+    """
+    try:
+        values = json.loads(text)
+        known = {each.name: each.type for each in fields_of(kind) if each.name in values}  # type: ignore[arg-type]
+        for name, annotation in known.items():
+            items = values[name] if str(annotation) in ("tuple[str, ...]", "Mapping[str, str]") else ()
+            items = [*items.values()] if isinstance(items, dict) else items
+            if not isinstance(values[name], _KINDS[str(annotation)]) or not all(isinstance(i, str) for i in items):
+                return None
+        return kind(**{name: tuple(each) if isinstance(each := values[name], list) else each for name in known})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+
+
 def unpack_ended(job_id: str, text: str) -> dict[str, str]:
     """Return the fields of an ended job's stored text, as ``from_hash`` reads them."""
     count, *values = text.split("\0")
-    names = [*(f"a{number}" for number in range(1, int(count or 0) + 1)), *ENDED_FIELDS]
+    if number_of(count) is None:
+        return {"job_id": job_id, "attempts": "unreadable"}
+    names = [*(f"a{number}" for number in range(1, min(int(count or 0), len(values)) + 1)), *ENDED_FIELDS]
     given = zip(names, values, strict=False)  # a record of an older version has fewer
     return {"job_id": job_id, "attempts": count or "0"} | {name: value for name, value in given if value}
 
@@ -262,7 +304,7 @@ def from_hash(fields: Mapping[str, str]) -> Record:
 
 
 def _read(fields: Mapping[str, str]) -> Record:
-    numbers = range(1, int(fields.get("attempts", 0)) + 1)
+    numbers = range(1, min(int(fields.get("attempts", 0)), _MAX_ATTEMPTS) + 1)
     queue = fields.get("queue", "")
     return Record(
         job_id=fields["job_id"],

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from . import scripts
 from .connection import connect, translated
-from .record import iso
+from .record import from_json, iso
 
 UP, DRAINING, DOWN = "Up", "Draining", "Down"
 #: Heartbeats that may be missed before a worker counts as down.
@@ -45,9 +45,6 @@ class WorkerInfo:
     away: Mapping[str, str] = field(default_factory=dict)
     #: Seconds between two heartbeats.
     every_s: float = 5.0
-
-
-_FIELDS = {each.name for each in fields(WorkerInfo)}
 
 
 @dataclass(frozen=True)
@@ -109,11 +106,8 @@ class WorkerRegistry:
 
 def _status(text: str, seen: float, now: float) -> WorkerStatus | None:
     """Return the status, or None for an unreadable description, which must not hide the other workers."""
-    try:
-        values = json.loads(text)
-        known = {name: value for name, value in values.items() if name in _FIELDS}  # a newer version may have more
-        info = WorkerInfo(**known | {"lanes": tuple(values["lanes"])})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    info = from_json(WorkerInfo, text)
+    if info is None:
         return None
     state = DRAINING if info.draining else UP
     # A heartbeat in the future is from before the clock jumped back. A running worker has sent a new one since.

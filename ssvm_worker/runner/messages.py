@@ -47,6 +47,8 @@ def screen(message: Any) -> None:
     if not isinstance(task, str) or not isinstance(task_id, str):
         raise InvalidRequest("The message has no task and id that are strings", "", _REMEDY)
     check_form([args, kwargs, task, task_id], "the message")
+    if kwargs or (args and task == "ssvm.reap"):
+        raise _wrong_arguments(task, args, kwargs)
     names = ("traceparent", "root_id", "expires") if task == "ssvm.reap" else ("traceparent", "root_id")  # of beat
     copied = {name: text for name in names if isinstance(text := headers.get(name), str)}
     message.headers = {"lang": "py", "task": task, "id": task_id, **copied}
@@ -140,8 +142,12 @@ def job_id_of(message: Message) -> tuple[str, str]:
 def _argument(message: Message) -> dict[str, Any]:
     if len(message.args) == 1 and not message.kwargs and isinstance(message.args[0], dict):
         return message.args[0]
-    what = f"The message has {len(message.args)} arguments and {len(message.kwargs)} keyword arguments"
-    raise InvalidRequest(what, f"ssvm.{message.job}", "Send one argument, the request object")
+    raise _wrong_arguments(f"ssvm.{message.job}", message.args, message.kwargs)
+
+
+def _wrong_arguments(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> InvalidRequest:
+    what = f"The message has {len(args)} arguments and {len(kwargs)} keyword arguments"
+    return InvalidRequest(what, f"{task:.100}", "Send one argument, the request object. ssvm.reap takes none")
 
 
 def refuse(ledger: Ledger, settings: Settings, message: Any, error: Exception) -> None:

@@ -74,6 +74,7 @@ REFUSED: dict[str, Odd] = {
     "no number": with_field("NaN"),
     "arguments that are null": with_body("[null, {}, {}]"),
     "keyword arguments that are a number": with_body("[[{}], 5, {}]"),
+    "keyword arguments": with_body('[[{}], {"self": 1, "": 2}, {}]'),
     "a body that is a number": with_body("5"),
     "a body that is null": with_body("null"),
     "a body that is a string": with_body('"abc"'),
@@ -120,6 +121,9 @@ NAMELESS: dict[str, Odd] = {
         "no text": b"\xff\xfe\x00",
         "deep": nested(100_000),
         "large": json.dumps({"x": "y" * (2 << 20)}),
+        "a round of the reaper with arguments": envelope("", "[[1], {}, {}]", headers={"task": "ssvm.reap"}),
+        "a round of the reaper with names": envelope("", '[[], {"self": 1}, {}]', headers={"task": "ssvm.reap"}),
+        "a retry with names": envelope("", '[["x"], {"self": 1}, {}]', headers={"task": "ssvm.retry"}),
     }.items()
 }
 
@@ -142,6 +146,7 @@ def test_refused(worker_site: Site, name: str) -> None:
     assert "bug" not in record.error["message"]
     worker_site.until(lambda: is_taken(worker_site), "the message is gone")
     assert worker_site.workers[0].process.poll() is None
+    assert "Traceback" not in worker_site.workers[0].log.read_text()
 
 
 @pytest.mark.parametrize("name", HARMLESS)
@@ -160,6 +165,7 @@ def test_nameless(worker_site: Site, name: str) -> None:
     worker_site.push("maintenance", envelope(job_id))
     assert worker_site.wait(job_id).state == "succeeded"
     worker_site.until(lambda: is_taken(worker_site), "the message is gone")
+    assert "Traceback" not in worker_site.workers[0].log.read_text()
 
 
 def test_little_is_kept(worker_site: Site) -> None:

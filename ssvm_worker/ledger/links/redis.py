@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from ssvm_worker.ledger.connection import connect, translated
+from ssvm_worker.ledger.record import from_json
 
 from . import Link
 
 #: Number of links that one call reads.
 _BATCH = 200
-_FIELDS = {each.name for each in fields(Link)}
 
 
 class LinkBook:
@@ -41,7 +41,7 @@ class LinkBook:
         """Return a valid link, or None if it is unknown, expired or revoked."""
         with translated(self._url):
             text = self._redis.get(f"{self._key}:{link_id}")
-        return _parse(str(text or ""))
+        return from_json(Link, str(text or ""))
 
     def all(self) -> Iterator[Link]:
         """Yield the valid links by the time at which they expire."""
@@ -50,7 +50,7 @@ class LinkBook:
             keys = [f"{self._key}:{link_id}" for _, link_id in names[start : start + _BATCH]]
             with translated(self._url):
                 texts: Any = self._redis.mget(keys)
-            yield from (found for text in texts if (found := _parse(text or "")))
+            yield from (found for text in texts if (found := from_json(Link, text or "")))
 
     def revoke(self, link: Link) -> bool:
         """Make a link invalid. Return False if it was invalid already."""
@@ -90,12 +90,3 @@ class LinkBook:
         with translated(self._url):
             names: Any = self._redis.zrange(self._key, 0, -1)
         return [(verb, link_id) for verb, _, link_id in (each.partition(" ") for each in names)]
-
-
-def _parse(text: str) -> Link | None:
-    """Return the link, or None for a text that is no link. A newer version may store more fields."""
-    try:
-        values = json.loads(text)
-        return Link(**{name: value for name, value in values.items() if name in _FIELDS})
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return None

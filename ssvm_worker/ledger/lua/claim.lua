@@ -7,7 +7,7 @@
 return transaction(function()
   local worker, host, claim_s, held = ARGV[3], ARGV[4], ARGV[5], ARGV[9]
   set_limits(ARGV[6], ARGV[7], ARGV[8])
-  if get('state') ~= 'queued' or (tonumber(get('not_before')) or 0) > now then return {} end
+  if get('state') ~= 'queued' or finite(get('not_before'), 0) > now then return {} end
   local limit = exhausted_limit(id)
   if limit then
     park(id, limit)

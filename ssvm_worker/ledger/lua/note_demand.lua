@@ -7,6 +7,6 @@ redis.call('ZREMRANGEBYSCORE', ARGV[1], '-inf', now - ARGV[3])
 redis.call('EXPIRE', ARGV[1], math.ceil(ARGV[3]))
 local highest = 0
 for _, entry in ipairs(redis.call('ZRANGE', ARGV[1], 0, -1)) do
-  highest = math.max(highest, tonumber(string.match(entry, ':(%d+)$')))
+  highest = math.max(highest, tonumber(string.match(entry, ':(%d+)$')) or 0)
 end
 return highest

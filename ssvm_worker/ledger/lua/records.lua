@@ -4,7 +4,10 @@
 
 local rows = {}
 for at = 2, #ARGV do
-  rows[#rows + 1] = redis.call('HGETALL', ARGV[1] .. 'job:' .. ARGV[at])
-  rows[#rows + 1] = redis.call('GET', ARGV[1] .. 'ended:' .. ARGV[at])
+  -- pcall: a key of another type counts as no record.
+  local flat = redis.pcall('HGETALL', ARGV[1] .. 'job:' .. ARGV[at])
+  local packed = redis.pcall('GET', ARGV[1] .. 'ended:' .. ARGV[at])
+  rows[#rows + 1] = flat.err and {} or flat
+  rows[#rows + 1] = type(packed) == 'string' and packed
 end
 return rows

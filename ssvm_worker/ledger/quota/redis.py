@@ -17,6 +17,7 @@ from typing import Any
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.ledger import scripts
 from ssvm_worker.ledger.connection import connect, translated
+from ssvm_worker.ledger.record import number_of
 
 from . import AccountUsage, Grow
 
@@ -77,7 +78,7 @@ class SharedQuota:
             names = {*names, *(each.removeprefix(f"{self._prefix}held:") for each in held)}
         for account in sorted(names):
             used, others = self._run("quota_usage", account)
-            yield AccountUsage(account, int(used), int(others))
+            yield AccountUsage(account, number_of(used) or 0, int(others))
 
     def places(self, store: str) -> Iterator[tuple[str, str]]:
         with translated(self._url):

@@ -55,9 +55,10 @@ end
 -- End the current attempt: release the claim, the resource and the slots.
 local function end_attempt(job_id, error)
   local field = 'a' .. get('attempts', job_id)
-  local attempt = cjson.decode(get(field, job_id))
+  local ok, attempt = pcall(cjson.decode, get(field, job_id))
+  if not ok or type(attempt) ~= 'table' then attempt = {} end
   attempt.ended, attempt.error = text(now), error ~= '' and error or nil
-  local moved = json_field(get('progress', job_id), 'moved')
+  local moved = finite(json_field(get('progress', job_id), 'moved'))
   if moved then attempt.bytes = string.format('%.0f', moved) end
   put(job_id, field, cjson.encode(attempt))
   if get('handed', job_id) == '1' then add(job_id, 'tries', -1) end  -- the attempt never started, so it does not count
@@ -68,11 +69,11 @@ end
 
 -- Add an ended job to the counters of the metrics. These counters never decrease.
 local function count_ending(job_id)
-  local error_class = json_field(get('error', job_id), 'error') or '-'
+  local error_class = tostring(json_field(get('error', job_id), 'error') or '-')
   local place = get('job', job_id) .. ' ' .. get('lane', job_id) .. ' ' .. get('zone', job_id)
-  redis.call('HINCRBY', P .. 'endings', place .. ' ' .. get('state', job_id) .. ' ' .. error_class, 1)
-  local bytes = string.format('%.0f', tonumber(json_field(get('progress', job_id), 'bytes')) or 0)
-  redis.call('HINCRBY', P .. 'moved', get('job', job_id) .. ' ' .. get('zone', job_id), bytes)
+  redis.pcall('HINCRBY', P .. 'endings', place .. ' ' .. get('state', job_id) .. ' ' .. error_class, 1)
+  local bytes = string.format('%.0f', finite(json_field(get('progress', job_id), 'bytes'), 0))
+  redis.pcall('HINCRBY', P .. 'moved', get('job', job_id) .. ' ' .. get('zone', job_id), bytes)
 end
 
 -- End a job in a final state, set one more field, and make its callback due.

@@ -46,7 +46,7 @@ local function slots_key(limit) return P .. 'slots:' .. limit end
 
 -- Return a tenant's score: fewer running jobs first, then the older claim. A score has room for 2^40 claims.
 local function turn_of(tenant)
-  local running = tonumber(redis.call('HGET', P .. 'running', tenant) or '0')
+  local running = finite(redis.call('HGET', P .. 'running', tenant), 0)
   local served = tonumber(redis.call('ZSCORE', P .. 'served', tenant) or '0')
   return string.format('%.0f', running * 1099511627776 + served)
 end
@@ -59,8 +59,8 @@ local function update_turn(tenant)
 end
 
 local function enqueue(job_id, queue, priority)
-  local tenant, created = tenant_of(job_id), get('created', job_id)
-  priority = priority or tonumber(get('priority', job_id)) or 0
+  local tenant, created = tenant_of(job_id), finite(get('created', job_id), now)
+  priority = priority or finite(get('priority', job_id), 0)
   if not redis.call('ZSCORE', tenants_key(queue, priority), tenant) then
     redis.call('SADD', P .. 'queues', queue)
     redis.call('ZADD', priorities_key(queue), priority, priority)
@@ -100,8 +100,8 @@ local function pick(queue)
   end
   if oldest and get('state', oldest) == 'queued' then return oldest, true end
   while priority do
-    local tenant = redis.call('ZRANGE', tenants_key(queue, priority), 0, 0)[1]
-    local job_id = redis.call('ZRANGE', jobs_key(queue, priority, tenant), 0, 0)[1]
+    local tenant = redis.call('ZRANGE', tenants_key(queue, priority), 0, 0)[1] or ''
+    local job_id = redis.call('ZRANGE', jobs_key(queue, priority, tenant), 0, 0)[1] or ''
     if get('state', job_id) == 'queued' then return job_id, false end
     remove(job_id, queue, priority, tenant)  -- an administrator deleted the record by hand
     priority = redis.call('ZREVRANGE', priorities_key(queue), 0, 0)[1]

@@ -19,7 +19,7 @@ local function reserved(except)
   drop(text(now + 3600), '+inf')
   local sum, flat = 0, redis.call('HGETALL', held)
   for at = 1, #flat, 2 do
-    if flat[at] ~= except then sum = sum + flat[at + 1] end
+    if flat[at] ~= except then sum = sum + finite(flat[at + 1], 0) end
   end
   return sum
 end

@@ -33,7 +33,9 @@ local function ended_key(job_id) return P .. 'ended:' .. job_id end
 -- An ended record is one string, because each field of a hash costs 40 bytes beside its name and value.
 -- JSON contains no NUL, so nothing needs an escape.
 local function pack_record(fields)
-  local values = { fields.attempts or '' }
+  -- More attempts come only from a damaged record, and would block the broker.
+  local values = { tonumber(fields.attempts) and fields.attempts or '' }
+  if (tonumber(values[1]) or 0) > 10000 then values[1] = '10000' end
   for number = 1, tonumber(values[1]) or 0 do values[#values + 1] = fields['a' .. number] or '' end
   for _, name in ipairs(ENDED_FIELDS) do values[#values + 1] = string.gsub(fields[name] or '', '%z', '') end
   return table.concat(values, '\0')
@@ -42,22 +44,25 @@ end
 local function unpack_record(job_id, packed)
   local values, names = {}, { 'attempts' }
   for value in string.gmatch(packed .. '\0', '(%Z*)%z') do values[#values + 1] = value end
-  for number = 1, tonumber(values[1]) or 0 do names[#names + 1] = 'a' .. number end
+  for number = 1, math.min(tonumber(values[1]) or 0, #values) do names[#names + 1] = 'a' .. number end
   for _, name in ipairs(ENDED_FIELDS) do names[#names + 1] = name end
   local fields = { job_id = job_id }
   for position, name in ipairs(names) do fields[name] = values[position] end
   return fields
 end
 
+-- No record may end a script that reads others too: an administrator may delete or change one by hand.
 -- A script reads each record once and writes it once, because calls are most of a script's cost.
 -- records: fields by job id. changes: changed fields by job id. packed_records: the strings of ended jobs.
 local records, changes, packed_records = {}, {}, {}
 
 local function record(job_id)
   if not records[job_id] then
-    local flat, fields = redis.call('HGETALL', job_key(job_id)), {}
+    -- pcall: a key of another type counts as no record, and must not end the scripts that read other records too.
+    local flat, fields, packed = redis.pcall('HGETALL', job_key(job_id)), {}, false
     for at = 1, #flat, 2 do fields[flat[at]] = flat[at + 1] end
-    packed_records[job_id] = #flat == 0 and redis.call('GET', ended_key(job_id))
+    if #flat == 0 then packed = redis.pcall('GET', ended_key(job_id)) end
+    packed_records[job_id] = type(packed) == 'string' and packed
     records[job_id] = packed_records[job_id] and unpack_record(job_id, packed_records[job_id]) or fields
   end
   return records[job_id]
@@ -120,7 +125,7 @@ local function count_state(job_id, state, by)
   if state == '' then return end
   -- A held job runs inside another job or a command, so it takes no place of a worker.
   local lane = (state == 'running' and get('held', job_id) == '1') and 'held' or get('lane', job_id)
-  redis.call('HINCRBY', P .. 'counts', state .. ' ' .. get('zone', job_id) .. ' ' .. lane, by)
+  redis.pcall('HINCRBY', P .. 'counts', state .. ' ' .. get('zone', job_id) .. ' ' .. lane, by)
 end
 
 local function index_key(job_id, state)
@@ -132,7 +137,7 @@ local function set_state(job_id, state)
   if previous ~= '' then redis.call('ZREM', index_key(job_id, previous), job_id) end
   count_state(job_id, previous, -1)
   count_state(job_id, state, 1)
-  redis.call('ZADD', index_key(job_id, state), get('created', job_id), job_id)
+  redis.call('ZADD', index_key(job_id, state), finite(get('created', job_id), now), job_id)
   put(job_id, 'state', state)
 end
 
