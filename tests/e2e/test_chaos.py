@@ -12,8 +12,8 @@ from chaos.rounds import Run
 from chaos.table import table
 from chaos.workload import Content
 from chaos.zone import ChaosZone, MiB
+from ssvm_worker.demo.go_program import find_go
 from ssvm_worker.demo.s3 import find_weed
-from ssvm_worker.demo.simulator import find_go
 from tests.neighbours import missing
 
 pytestmark = pytest.mark.e2e

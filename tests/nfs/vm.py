@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker.demo import simulator
+from ssvm_worker.demo import go_program, simulator
 
 ROOT = Path(__file__).resolve().parents[2]
 _MADE = ROOT / ".cache/vm"
@@ -191,7 +191,7 @@ def _image(directory: Path, places: list[Path]) -> Path:
     for place in places:
         unread = shutil.ignore_patterns(*_UNREAD) if place == places[0] else None
         shutil.copytree(place, staged / place.relative_to("/"), symlinks=True, ignore=unread)
-    if simulator.find_go() is not None:
+    if go_program.find_go() is not None:
         (staged / "cache/ssvm-worker").mkdir(parents=True)
         shutil.copy2(simulator.build(), staged / "cache/ssvm-worker")
     size = sum(each.lstat().st_size + 4096 for each in staged.rglob("*"))

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from ssvm_worker.config.schema import BackupSection
-from ssvm_worker.demo.simulator import SimulatedMachine, VCenterSimulator, find_go
+from ssvm_worker.demo.go_program import find_go
+from ssvm_worker.demo.simulator import SimulatedMachine, VCenterSimulator
 from ssvm_worker.streaming.interfaces import Check
 from ssvm_worker.units import KiB
 from ssvm_worker.vmware.session import Address, VCenterSession

