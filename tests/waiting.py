@@ -33,10 +33,15 @@ PATIENCE_S = 120.0 * SLOWNESS
 #: A short claim or lease that a living holder still renews in time.
 CLAIM_S = 2.0 * SLOWNESS
 
+#: Seconds after which a TCP connection of an NFS mount continues at the latest, once its server answers again. A lost
+#: packet is sent again after at most 120 s (Linux, TCP_RTO_MAX). sunrpc replaces the connection after timeo times
+#: (retrans + 1), 180 s. Another connection of the same mount may answer long before.
+RECONNECT_S = 180.0
 
-def until(true: Callable[[], bool], what: str) -> None:
-    """Wait until *true* returns True; fail after PATIENCE_S with *what* should have happened."""
-    deadline = time.monotonic() + PATIENCE_S
+
+def until(true: Callable[[], bool], what: str, limit_s: float = PATIENCE_S) -> None:
+    """Wait until *true* returns True; fail after *limit_s* with *what* should have happened."""
+    deadline = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < deadline, f"never came true: {what}"
         time.sleep(0.02)

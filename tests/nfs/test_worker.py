@@ -11,7 +11,7 @@ from tests.nfs.server import Server
 from tests.nfs.test_mounting import mounted
 from tests.servers.http import HttpServer
 from tests.servers.worker import Site, until
-from tests.waiting import CLAIM_S, PATIENCE_S, SLOWNESS
+from tests.waiting import CLAIM_S, PATIENCE_S, RECONNECT_S, SLOWNESS
 
 pytest_plugins = ["tests.servers.broker", "tests.servers.http", "tests.servers.worker"]
 
@@ -48,7 +48,8 @@ def test_hung_server(make_site: Callable[..., Site], server: Server, http_server
     assert site.ledger.get(stuck).state in ("queued", "running"), "it may be in another attempt, which hangs too"
 
     server.go_on()
-    assert site.wait(stuck).state == "succeeded"
+    until(lambda: site.ledger.get(stuck).ended, "the job ends", PATIENCE_S + RECONNECT_S)
+    assert site.ledger.get(stuck).state == "succeeded"
     below = "template/tmpl/1/stuck"
     assert export.files() == [f"{below}/manifest.json", f"{below}/stuck.raw", f"{below}/template.properties"]
     assert export.read(f"{below}/stuck.raw") == IMAGE

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel, SecretStr
 
 from ssvm_worker import config
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import EXIT_USAGE, ConfigError
 
 WRONG: list[Any] = [
@@ -228,3 +232,30 @@ def test_errors_repeat_no_secret(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         config.parse(values, "x")
     assert "s3cret" not in str(caught.value)
+
+
+def sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Yield a section of the settings and all sections inside it."""
+    yield model
+    for each in model.model_fields.values():
+        for kind in kinds(each.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from sections(kind)
+
+
+def kinds(annotation: Any) -> list[Any]:
+    """Return an annotation and all types inside it."""
+    return [annotation, *(kind for each in get_args(annotation) for kind in kinds(each))]
+
+
+def test_secret_settings_are_marked() -> None:
+    """Each setting with a name that suggests a secret, and that is not the path of a file, is a secret type."""
+    suspicious = re.compile("password|passphrase|secret|token|(access|private|api)_key|(?<!no_)proxy")
+    forgotten = [
+        f"{section.__name__}.{name}: {each.annotation}"
+        for section in sections(Settings)
+        for name, each in section.model_fields.items()
+        if suspicious.search(name) and Path not in kinds(each.annotation) and bool not in kinds(each.annotation)
+        if not any(isinstance(kind, type) and issubclass(kind, SecretStr) for kind in kinds(each.annotation))
+    ]
+    assert forgotten == []
