@@ -18,6 +18,18 @@ def copy(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     return run_job(settings, Message.of(task, args, kwargs))
 
 
+@app.task(name="ssvm.transfer", **JOB)
+def transfer(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run the transfer that the message asks for."""
+    return run_job(settings, Message.of(task, args, kwargs))
+
+
+@app.task(name="ssvm.split", **JOB)
+def split(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run the split that the message asks for."""
+    return run_job(settings, Message.of(task, args, kwargs))
+
+
 @app.task(name="ssvm.verify", **JOB)
 def verify(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the verify that the message asks for."""

@@ -58,6 +58,8 @@ class Job:
 _DOWNLOAD = "Download a template, ISO or volume from a URL to image stores. One pass verifies and inspects the bytes."
 _UPLOAD = "Upload a stored object to S3 or to an HTTP(S) URL that accepts a PUT. Verify its digest on the way."
 _COPY = "Copy an artifact from one image store to others. Verify each object on the way."
+_TRANSFER = "Copy or move files as they are, with or without a manifest: between image stores, or to another key."
+_SPLIT = "Make a template of one disk of an OVA template, as CloudStack needs it for VMware."
 _RESTORE = "Restore a backup, or one disk of it: as a new VM, as a template, or as image files on stores."
 _VERIFY = "Read artifacts again. Compare them with the manifest, and check the disks, OVF and .mf of backups."
 _CLEANUP = "Remove leftovers of ended jobs, backups past retention, unneeded packs, and old records."
@@ -70,6 +72,8 @@ JOBS = {
         Job("backup", "backup", "Export a VM's snapshot from vCenter to image stores."),
         Job("restore", "backup", _RESTORE),
         Job("copy", "maintenance", _COPY),
+        Job("transfer", "maintenance", _TRANSFER),
+        Job("split", "maintenance", _SPLIT),
         Job("verify", "maintenance", _VERIFY),
         Job("delete", "maintenance", "Delete an artifact from image stores. A missing artifact is not an error."),
         Job("cleanup", "maintenance", _CLEANUP),

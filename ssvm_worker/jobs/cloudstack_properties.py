@@ -19,9 +19,9 @@ def properties(request: Any, manifest: Manifest) -> dict[str, bytes]:
     image = manifest.entries[0]
     file_name, size, digest = image.name, image.size, image.digest
     if image.facts["format"] == "ova":  # CloudStack expects the unpacked files next to the name of the package
-        file_name, size, digest = f"{manifest.artifact.id}.ova", manifest.source["size"], manifest.source["digests"][0]
+        file_name, size, digest = package_name(manifest), manifest.source["size"], manifest.source["digests"][0]
     extension = file_name.rpartition(".")[2]
-    name = request.name or manifest.artifact.id
+    name = getattr(request, "name", "") or manifest.artifact.id
     unique_name = getattr(request, "unique_name", "")
     values = {
         "id": manifest.artifact.id,
@@ -32,7 +32,7 @@ def properties(request: Any, manifest: Manifest) -> dict[str, bytes]:
         "hvm": "true",
         "size": size,
         "virtualsize": image.facts["virtual_size"],
-        "checksum": java_digest(digest),
+        "checksum": digest and java_digest(digest),
         extension: "true",
         f"{extension}.filename": file_name,
         f"{extension}.size": size,
@@ -68,6 +68,12 @@ def _unescape(text: str) -> str:
 
     units = re.sub(r"\\(u[0-9a-fA-F]{4}|.)", character, text)
     return units.encode("utf-16-be", "surrogatepass").decode("utf-16-be", "replace")
+
+
+def package_name(manifest: Manifest) -> str:
+    """Return the name of an OVA's package, which may be absent."""
+    stored = (each.name for each in manifest.entries if each.role == "package")
+    return next(stored, f"{manifest.artifact.id}.ova")
 
 
 def _escape(text: str) -> str:

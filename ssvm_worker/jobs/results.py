@@ -154,6 +154,40 @@ class StoreCopyResult(TypedDict):
     artifacts: list[dict[str, Any]]
 
 
+class TransferResult(TypedDict):
+    """The result of `transfer`."""
+
+    #: The store that has or had the files.
+    source: str
+    #: The target store.
+    store: str
+    #: The new place of the object or directory.
+    key: str
+    #: The new keys of all objects.
+    objects: list[str]
+    #: The number of bytes copied or moved.
+    bytes: int
+    #: Whether the files were moved.
+    moved: bool
+
+
+class SplitResult(TypedDict):
+    """The result of `split`."""
+
+    #: The place of the template of the disk.
+    prefix: str
+    #: The key that a package of this template has, or would have.
+    package: str
+    #: The key of the disk.
+    key: str
+    #: The size in bytes of the disk as stored.
+    size: int
+    #: The size in bytes that a guest sees.
+    virtual_size: int
+    #: The store of the template.
+    store: str
+
+
 class VerifyResult(TypedDict):
     """The result of `verify` of one artifact."""
 

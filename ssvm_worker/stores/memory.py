@@ -92,6 +92,12 @@ class MemoryStore:
         """See Store."""
         self._objects.pop(check_key(key), None)
 
+    def rename(self, key: str, to: str) -> None:
+        """Rename an object at once, and replace an object of the new name. Raise ObjectNotFound if it is missing."""
+        with self._lock:
+            self._objects[check_key(to)] = self.find(key)
+            self.delete(key)
+
     def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
         """See Store."""
         start, limit, swept = below(prefix), time.time() - older_than_s, 0

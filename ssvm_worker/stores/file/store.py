@@ -122,6 +122,17 @@ class FileStore:
         with translating(path.location):
             self._remove((*path.directory, path.name))
 
+    def rename(self, key: str, to: str) -> None:
+        """Rename an object at once, and replace an object of the new name. Raise ObjectNotFound if it is missing."""
+        old, new = self._path(key), self._path(to)
+        with _translating_missing(old.location), self._tree.open(old.directory) as source:
+            _check_regular(os.stat(old.name, dir_fd=source, follow_symlinks=False), old.location)
+            with self._tree.open(new.directory, make=True) as target:
+                os.rename(old.name, new.name, src_dir_fd=source, dst_dir_fd=target)
+                os.fsync(target)
+            os.fsync(source)
+        self._tree.prune(old.directory)
+
     def sweep(self, older_than_s: float, prefix: str = "", *, spare: str = "") -> int:
         """See Store. The age of a part counts from its last write, by the file server's clock. 0 means any age.
 

@@ -1,0 +1,1 @@
+"""The job that makes a template of one disk of an OVA."""

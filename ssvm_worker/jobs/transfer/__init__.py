@@ -1,0 +1,1 @@
+"""The job that copies or moves files which may have no manifest."""
