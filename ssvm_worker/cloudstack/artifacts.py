@@ -16,13 +16,12 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
 
 from ssvm_worker.artifacts.layout import MANIFEST, Artifact
 from ssvm_worker.artifacts.manifest import Manifest, read_manifest
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound
 from ssvm_worker.jobs.cloudstack_properties import parse_properties
-from ssvm_worker.streaming.interfaces import Store, StoredObject
+from ssvm_worker.streaming.interfaces import HoldsForeign, Store, StoredObject
 from ssvm_worker.streaming.pipeline import read_bytes
 
 from .transfer_objects import TemplateProp
@@ -33,14 +32,6 @@ UNIQUE_NAME = "unique_name"
 _FORMATS = ("qcow2", "raw", "vhd", "iso", "vmdk", "vdi", "ova", "vhdx", "bareMetal", "TAR", "zip", "dir")
 #: Parallel reads of small objects. S3 needs some milliseconds for each.
 _READERS = 8
-
-
-@runtime_checkable
-class HoldsForeign(Protocol):
-    """Stores that can have objects with names that this program never uses."""
-
-    def foreign(self, prefix: str) -> Iterator[StoredObject]:
-        """Yield the objects below *prefix* that ``list`` omits, because their keys are invalid here."""
 
 
 @dataclass(frozen=True)

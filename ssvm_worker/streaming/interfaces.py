@@ -10,7 +10,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from ssvm_worker.units import MiB
 
@@ -152,6 +152,17 @@ class CannotResume(LeavingAborts):
     def suspend(self) -> None:
         """Abort, because the sink cannot keep the bytes."""
         self.abort()
+
+
+@runtime_checkable
+class HoldsForeign(Protocol):
+    """A store that may have objects with keys that this program does not use. CloudStack's Java agent writes some."""
+
+    def foreign(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Yield the objects below *prefix* that ``list`` omits, in any order."""
+
+    def delete_foreign(self, key: str) -> None:
+        """Delete such an object. A missing object is no error."""
 
 
 class Store(Protocol):

@@ -15,7 +15,7 @@ from ssvm_worker.units import MiB
 from tests.servers.http import HttpServer
 from tests.servers.s3 import S3Server
 from tests.servers.worker import Site
-from tests.unit.cloudstack.commands.agents import NFS, PLACE, Agent, s3_object
+from tests.unit.cloudstack.commands.agents import NFS, PLACE, Agent, data_object, s3_object
 
 pytestmark = pytest.mark.e2e
 
@@ -72,7 +72,7 @@ def zones(make_site: Callable[..., Site], s3_server: S3Server) -> Callable[[str]
 
 @pytest.mark.parametrize("kind", ["directory", "s3"])
 def test_life_of_a_template(zones: Callable[[str], Zone], http_server: HttpServer, kind: str) -> None:
-    """A template is downloaded, listed, found again after the loss of its job id, and deleted."""
+    """A template is downloaded, listed, found without its job id, deleted, and downloaded again."""
     zone, data = zones(kind), b"".join(qcow2(MiB, 1 << 30))
     url = http_server.serve("a.qcow2", data)
     done = zone.download(url)
@@ -88,6 +88,10 @@ def test_life_of_a_template(zones: Callable[[str], Zone], http_server: HttpServe
     assert (entry["installPath"], entry["size"], entry["physicalSize"]) == (done["installPath"], 1 << 30, len(data))
     records = json.dumps([each.request for each in zone.site.ledger.page()])
     assert "secret" not in records
+    deleted = zone.agent.send("DeleteCommand", data=data_object("Template", done["installPath"], zone.store))
+    assert deleted["result"] is True, deleted
+    assert zone.agent.send("ListTemplateCommand", store=zone.store)["templateInfos"] == {}
+    assert zone.download(url)["downloadStatus"] == "DOWNLOADED"
     if kind == "directory":
         text = (zone.site.store / "template/tmpl/2/202/template.properties").read_text()
         assert "uniquename=202-2-aaaa\n" in text
@@ -113,3 +117,60 @@ def test_redirect_is_refused(zones: Callable[[str], Zone], http_server: HttpServ
     url = http_server.redirect("moved", http_server.url("a.qcow2"))
     assert zone.download(url)["downloadStatus"] == "DOWNLOAD_ERROR"
     assert zone.download(url, followRedirects=True, name="other")["downloadStatus"] == "DOWNLOADED"
+
+
+#: The objects of a store, and what the deletion of each object removes.
+OBJECTS = {
+    "template/tmpl/1/224/template.properties": "java template",
+    "template/tmpl/1/224/9e8d.qcow2": "java template",
+    "template/tmpl/1/224/My image (1).iso": "java template",
+    "template/tmpl/1/225/template.properties": "",
+    "volumes/1/5/volume.properties": "java volume",
+    "volumes/1/5/x.ova": "java volume",
+    "snapshots/1/5/s1": "file",
+    "snapshots/1/5/s1.vhd": "file",
+    "snapshots/1/5/s10": "",
+    "snapshots/1/5/s2/s2.ovf": "directory",
+    "snapshots/1/5/s2/s2-disk0.vmdk": "directory",
+    "snapshots/1/5/s3/s3.ovf": "",
+    "snapshots/1/6/s1": "volume",
+    "snapshots/1/6/odd name": "volume",
+    "snapshots/1/6/s4/s4.ovf": "volume",
+    "snapshots/1/60/s1": "",
+}
+DELETIONS = {
+    "java template": ("Template", "template/tmpl/1/224/9e8d.qcow2"),
+    "java volume": ("Volume", "volumes/1/5/x.ova"),
+    "file": ("Snapshot", "snapshots/1/5/s1"),
+    "directory": ("Snapshot", "snapshots/1/5/s2/s2"),
+}
+
+
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+def test_deletions(zones: Callable[[str], Zone], s3_server: S3Server, kind: str) -> None:
+    """Each deletion removes all objects of its artifact, whoever wrote them, and nothing else."""
+    zone = zones(kind)
+    bucket = zone.store.get("com.cloud.agent.api.to.S3TO", {}).get("bucketName", "")
+    for key in OBJECTS:
+        if bucket:
+            s3_server.client().put_object(Bucket=bucket, Key=key, Body=b"x")
+        else:
+            (zone.site.store / key).parent.mkdir(parents=True, exist_ok=True)
+            (zone.site.store / key).write_bytes(b"x")
+
+    def left() -> set[str]:
+        if bucket:
+            found = s3_server.client().list_objects_v2(Bucket=bucket).get("Contents", [])
+            return {each["Key"] for each in found if not each["Key"].endswith("/")}
+        return set(zone.site.files()) - {".ssvm-store"}
+
+    expected = set(OBJECTS)
+    for name, (type_, path) in DELETIONS.items():
+        for _ in range(2):  # again: a missing object is no error
+            answer = zone.agent.send("DeleteCommand", data=data_object(type_, path, zone.store))
+            assert answer["result"] is True, answer
+        expected -= {key for key, owner in OBJECTS.items() if owner == name}
+        assert left() == expected, name
+    answer = zone.agent.send("DeleteSnapshotsDirCommand", store=zone.store, directory="snapshots/1/6")
+    assert answer["result"] is True, answer
+    assert left() == {key for key, owner in OBJECTS.items() if not owner}

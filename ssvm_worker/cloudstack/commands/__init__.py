@@ -16,7 +16,7 @@ from ssvm_worker.cloudstack.transfer_objects import Wire
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import printable
 
-from . import downloads, health, lists, setup
+from . import checksums, deletes, downloads, health, lists, setup
 
 __all__ = ["HANDLERS", "Dispatcher", "Handle"]
 
@@ -33,6 +33,9 @@ HANDLERS: dict[str, Handle] = {
     "ListTemplateCommand": lists.list_templates,
     "ListVolumeCommand": lists.list_volumes,
     "ListDataStoreObjectsCommand": lists.list_objects,
+    "DeleteCommand": deletes.delete,
+    "DeleteSnapshotsDirCommand": deletes.delete_snapshots,
+    "ComputeChecksumCommand": checksums.compute_checksum,
 }
 
 #: Entries of a command's context that its answer must repeat: with them the server ends its record of the command.

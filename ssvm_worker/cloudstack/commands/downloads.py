@@ -15,9 +15,7 @@ Differences from the Java agent:
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from ssvm_worker.artifacts.checksums import parse_checksum
 from ssvm_worker.artifacts.layout import Artifact, check_key
 from ssvm_worker.cloudstack.artifacts import FoundArtifact, find_artifact
 from ssvm_worker.cloudstack.image_stores import NamedStore
+from ssvm_worker.cloudstack.jobs_to_end import BY, job_id_of
 from ssvm_worker.cloudstack.messages import (
     DownloadAnswer,
     DownloadCommand,
@@ -38,14 +37,11 @@ from ssvm_worker.cloudstack.messages import (
     ResourceType,
 )
 from ssvm_worker.cloudstack.services import Services
-from ssvm_worker.config.schema import SERVER_PREFIX
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, Retryable, WorkerError
 from ssvm_worker.jobs.cloudstack_properties import java_digest
 from ssvm_worker.ledger.record import CANCELLED, FAILED, RUNNING, SUCCEEDED, Record
 from ssvm_worker.units import printable
 
-#: The name by which the record of a job says who has retried or cancelled it.
-BY = "CloudStack"
 #: Time limit in seconds of the read of a manifest.
 _MANIFEST_S = 10.0
 #: The algorithm of ``checkSum`` if the server names none: that of the Java agent.
@@ -89,8 +85,8 @@ class WantedDownload:
     def job_id(self) -> str:
         """The id of the job, without a suffix for a repetition."""
         command = self.command
-        content = [self.store.place, self.artifact.prefix, self.url, command.name or "", command.checksum or ""]
-        return f"{SERVER_PREFIX}download-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]}"
+        content = (self.store.place, self.artifact.prefix, self.url, command.name or "", command.checksum or "")
+        return job_id_of("download", *content)
 
     @cached_property
     def url(self) -> str:

@@ -116,6 +116,11 @@ class FileStore:
                 if not is_key(key) and not found.path[-1].startswith("."):
                     yield StoredObject(key, found.size, modified=found.modified)
 
+    def delete_foreign(self, key: str) -> None:
+        """Delete a file that ``foreign`` has found. A missing file is no error."""
+        with translating(self._location(key)):
+            self._remove(tuple(key.split("/")))
+
     def delete(self, key: str) -> None:
         """See Store. The store also removes directories that become empty."""
         path = self._path(key)

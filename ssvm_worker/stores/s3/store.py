@@ -122,6 +122,11 @@ class S3Store:
         """Yield the objects below *prefix* that ``list`` omits because of their keys, in any order."""
         yield from (each for each in self._listed(prefix) if not is_key(each.key) and not each.key.endswith("/"))
 
+    def delete_foreign(self, key: str) -> None:
+        """Delete an object that ``foreign`` has found. A missing object is no error."""
+        with contextlib.suppress(ObjectNotFound), self._translating(key):
+            self._bucket.client.delete_object(Bucket=self._bucket.name, Key=self._root + key)
+
     def _listed(self, prefix: str) -> Iterator[StoredObject]:
         """Yield the objects in the server's order. Another thread requests the next page meanwhile."""
         paginator = self._bucket.client.get_paginator("list_objects_v2")

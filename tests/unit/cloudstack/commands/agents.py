@@ -46,6 +46,13 @@ class Agent:
         return {"class": answer.short} | answer.content
 
 
+def data_object(kind: str, path: str | None, store: dict[str, Any] = NFS) -> dict[str, Any]:
+    """Return the transfer object of a template, volume or snapshot."""
+    field = "imageDataStore" if kind == "Template" else "dataStore"
+    fields = {field: store, "id": 1} | ({} if path is None else {"path": path})
+    return {f"org.apache.cloudstack.storage.to.{kind}ObjectTO": fields}
+
+
 def s3_object(server: S3Server, bucket: str) -> dict[str, Any]:
     """Return the transfer object of a bucket."""
     host = server.endpoint.removeprefix("http://")
