@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from ssvm_worker.artifacts.checksum_files import find_in_sums
 from ssvm_worker.artifacts.checksums import Hasher, parse_checksum
 from ssvm_worker.artifacts.manifest import Manifest
+from ssvm_worker.cloudstack.command_log import describe
+from ssvm_worker.cloudstack.frame import COMPRESSED, HEADER, Frame
+from ssvm_worker.cloudstack.messages import decode
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.formats import Inspection, ova
 from ssvm_worker.formats.extents import vmdk_extents
@@ -30,6 +33,7 @@ from ssvm_worker.unpacking.exact_reader import ExactReader
 from ssvm_worker.vmware import ovf
 from tests import archives, images
 from tests.grain_bench import back_up_grains, packs
+from tests.unit.cloudstack.recorded import vectors
 
 from .edits import edited
 
@@ -203,6 +207,24 @@ def _pack(script: bytes) -> None:
     find_index(store, "p", len(data))
 
 
+# --- frames of a management server ----------------------------------------------------------------------------------
+
+_FRAMES = tuple(frame.frame().encode() for frame, _ in vectors().values())
+
+
+def _frame(script: bytes) -> None:
+    """Decode an edited frame with its correct size, then its messages, and log and answer them."""
+    data = bytearray(edited(script, _FRAMES))
+    if len(data) > HEADER.size and not data[3] & COMPRESSED:
+        struct.pack_into(">i", data, 12, len(data) - HEADER.size)
+    frame = Frame.decode(bytes(data))
+    for each in frame.messages:
+        describe(each)
+        with suppress(WorkerError):
+            repr(decode(each))
+    frame.answered(frame.messages).encode()
+
+
 def _manifest(data: bytes) -> None:
     Manifest.from_json(data, "fuzz")
 
@@ -224,5 +246,6 @@ TARGETS = {
     "url": Target(_url, (b"https://user@host.example:8080/a/b.qcow2?x=1#y", b"http://[::1%25eth0]/", b"ftp://h/%zz")),
     "manifest": Target(_manifest, (_MANIFEST.to_json(),)),
     "map": Target(_map, (b"\0\0\2\0\0\0\1\0\1",)),
+    "frame": Target(_frame, _scripts(_FRAMES)),
     "pack": Target(_pack, _scripts((_PACK,))),
 }

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 import struct
 import zlib
@@ -181,7 +182,7 @@ def _messages(data: bytes) -> tuple[RawMessage, ...]:
     except UnicodeDecodeError:
         text = data.decode("latin-1")  # a server whose Java process does not use UTF-8
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise BadFrame(f"The content of a frame is not valid JSON: {printable(str(error))[:200]}") from error
     if _depth_exceeds(value, MAX_DEPTH):
@@ -201,6 +202,13 @@ def _messages(data: bytes) -> tuple[RawMessage, ...]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # a JSON library reads 1e999 so, and cannot write it
+        raise ValueError("a number is too large")
+    return number
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:

@@ -162,9 +162,15 @@ class Session:
 
     def _respond(self, response: Frame) -> None:
         """Send an answer. It is lost with its connection: the server has then ended its wait for it, too."""
+        # The refusal of an agent lacks FROM_SERVER, so its inverse would be set here.
+        response = replace(response, flags=response.flags & ~FROM_SERVER)
         try:
-            # The refusal of an agent lacks FROM_SERVER, so its inverse would be set here.
-            self._link.send(replace(response, flags=response.flags & ~FROM_SERVER).encode())
+            data = response.encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            _log.exception("an answer cannot be sent because of a bug")
+            data = replace(response, messages=(failed(f"The agent has a bug ({type(error).__name__})"),)).encode()
+        try:
+            self._link.send(data)
         except LinkLost as error:
             names = ", ".join(each.short for each in response.messages)
             _log.warning("%s is lost with its connection: %s", names, error.what)

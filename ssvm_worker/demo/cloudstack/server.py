@@ -5,6 +5,7 @@ It behaves as the recorded servers do. The comments name what was seen there.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import socket
@@ -132,6 +133,9 @@ class AgentServer:
         """Close all connections at once, as a server that dies does. The database keeps all states."""
         self.stopping.set()
         if self._listener:
+            # A close alone does not end the accept of the other thread, which would take one more connection.
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
         for connection in list(self._connections):
             connection.close("the management server has stopped")

@@ -249,6 +249,14 @@ def test_broken_handler(played: PlayedSession) -> None:
     assert (answer.name, answer.fields["result"], "hunter2" in answer.fields["details"]) == ("Answer", False, False)
 
 
+@pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}])
+def test_answer_that_cannot_be_sent(played: PlayedSession, value: Any) -> None:
+    """An answer that is no JSON becomes a failed answer."""
+    played.handler = lambda _: RawMessage(class_of("Answer"), OK | {"details": value})
+    answer = played.up().ask("DeleteCommand", {})
+    assert (answer.fields["result"], "bug" in answer.fields["details"]) == (False, True)
+
+
 def test_refused(played: PlayedSession) -> None:
     """A ReadyCommand with details refuses the agent, for example in an unknown zone."""
     played.start()
@@ -413,6 +421,7 @@ BAD = {
     "deep": framed(b"[" * 100_000 + b"]" * 100_000),
     "deep fields": framed(b'[{"a":' + b'{"a":' * 90 + b"1" + b"}" * 91 + b"]"),
     "not a number": framed(b'[{"a":{"b":NaN}}]'),
+    "infinite": framed(b'[{"a":{"b":1e999}}]'),
 }
 
 
