@@ -162,7 +162,7 @@ class Collector:
         wanted = METRICS["ssvm_agent_answer_seconds"]
         family = HistogramMetricFamily(wanted.name, wanted.text, labels=wanted.labels)
         for each in self._agents.answers():
-            limits = [*(f"{limit:g}" for limit in BUCKETS), "+Inf"]
+            limits = [*map(str, BUCKETS), "+Inf"]
             buckets = list(zip(limits, accumulate(each.buckets), strict=True))
             family.add_metric([each.command, each.result], buckets, each.seconds)
         yield family

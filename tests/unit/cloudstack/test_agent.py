@@ -202,7 +202,7 @@ def test_wrong_server(server: ManagementServer, tmp_path: Path, caplog: pytest.L
 
 
 def test_files_that_come_later(server: ManagementServer, tmp_path: Path) -> None:
-    """In a system VM the server writes the certificates after the start. The agent then gets Up without a restart."""
+    """In a system VM the server writes the certificates after the start, and the agent gets Up without a restart."""
     server.strict = True
     names = {"ca_file": "cloud.ca.crt", "certificate_file": "cloud.crt", "key_file": "cloud.key"}
     files = {key: tmp_path / name for key, name in names.items()}

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import StoreUnavailable
+from ssvm_worker.ledger.agents import AgentInfo, AgentRegistry
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import INBOUND, NewJob
 from ssvm_worker.ledger.slots.redis import SharedSlots
@@ -69,6 +70,11 @@ def busy(broker: Broker, registry: WorkerRegistry) -> Iterator[Ledger]:
         ledger.beat(fails, {"bytes": 7, "rate": 100})
         ledger.finish(fails, "failed", error={"error": "ChecksumMismatch"})
         registry.beat(replace(WORKER, active=1))
+        agents = AgentRegistry(broker.url, prefix=broker.prefix)
+        agents.hold("s-1-VM", "a", 100, AgentInfo("h", 1, "z", "1.0", host_id=4))
+        agents.note(
+            {("DownloadCommand", "ok", 0): 2, ("DownloadCommand", "ok", 2): 1}, {("DownloadCommand", "ok"): 1.5}
+        )
         with SharedSlots(broker.url, prefix=broker.prefix).hold("esxi1", 2, lambda _: None):
             yield ledger
 
@@ -101,6 +107,11 @@ def samples(settings: Settings, stores: list[dict[str, Any]] = STORES) -> Sample
         ("ssvm_worker_capacity", {"zone": "z"}, 2),
         ("ssvm_workers_desired", {"zone": "z"}, 2),
         ("ssvm_slots_held", {"limit": "esxi1"}, 1),
+        ("ssvm_agent_connected", {"guid": "s-1-VM", "zone": "z"}, 1),
+        ("ssvm_agent_answer_seconds_count", {"command": "DownloadCommand", "result": "ok"}, 3),
+        ("ssvm_agent_answer_seconds_sum", {"command": "DownloadCommand", "result": "ok"}, 1.5),
+        ("ssvm_agent_answer_seconds_bucket", {"command": "DownloadCommand", "result": "ok", "le": "0.05"}, 2),
+        ("ssvm_agent_answer_seconds_bucket", {"command": "DownloadCommand", "result": "ok", "le": "5.0"}, 3),
         ("ssvm_store_up", {"store": "primary"}, 1),
         ("ssvm_store_up", {"store": "archive"}, 0),
         ("ssvm_store_breaker", {"store": "primary", "state": "closed"}, 1),
