@@ -12,27 +12,24 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ssvm_worker import __version__, config
-from ssvm_worker.config.schema import LogSection
+from ssvm_worker import __version__
 from ssvm_worker.errors import EXIT_CANCELLED, ConfigError, WorkerError
-from ssvm_worker.operations import logs
 
-from .output import Output
-
-#: The modules that add commands, in the order of `ssvm --help`.
-_GROUPS = (
-    "system",
-    "run",
-    "queue",
-    "store",
-    "link",
-    "verify",
-    "cleanup",
-    "reap",
-    "agent",
-    "zone",
-    "monitoring",
-)
+#: The modules that add commands, in the order of `ssvm --help`, and their commands.
+_GROUPS = {
+    "system": ("demo", "worker", "doctor", "schema", "config"),
+    "run": ("run",),
+    "submit": ("submit",),
+    "queue": ("jobs", "job", "retry", "cancel"),
+    "store": ("list", "stat", "delete", "stores"),
+    "link": ("link", "serve"),
+    "verify": ("verify",),
+    "cleanup": ("cleanup",),
+    "reap": ("reap",),
+    "agent": ("agent",),
+    "zone": ("quota", "workers", "scale"),
+    "monitoring": ("metrics", "health"),
+}
 
 _EXITS = """exit status:
   0  ok
@@ -45,8 +42,9 @@ _EXITS = """exit status:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = sys.argv[1:] if argv is None else argv
-    # `ssvm run` imports only its own module. Importing the modules of all commands takes as long as a small job.
-    args = make_parser(("run",) if list(words[:1]) == ["run"] else _GROUPS).parse_args(words)
+    args = make_parser(_groups_for(words)).parse_args(words)
+    from .output import Output
+
     output = Output(as_json=args.json)
     # On a terminal without UTF-8, print escapes instead of raising UnicodeEncodeError.
     for stream in (sys.stdout, sys.stderr):
@@ -66,11 +64,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _groups_for(words: Sequence[str]) -> Sequence[str]:
+    """Return the modules that parse this command line: the command's module, or all if the command is unknown.
+
+    Importing the modules of all commands takes as long as a small job.
+    """
+    if list(words) == ["--version"]:
+        return ()
+    command = next((each for each in words if not each.startswith("-")), "")
+    return [group for group, commands in _GROUPS.items() if command in commands] or list(_GROUPS)
+
+
 def _start_logging(args: argparse.Namespace) -> None:
     """Configure logging from the settings, except the level, which depends on ``--verbose``.
 
     Invalid settings are ignored here: the command itself reports them.
     """
+    from ssvm_worker import config
+    from ssvm_worker.config.schema import LogSection
+    from ssvm_worker.operations import logs
+
     try:
         section = config.load(args.config).log
     except ConfigError:
@@ -78,7 +91,7 @@ def _start_logging(args: argparse.Namespace) -> None:
     logs.start(section, "info" if args.verbose else "warning")
 
 
-def make_parser(groups: Sequence[str] = _GROUPS) -> argparse.ArgumentParser:
+def make_parser(groups: Sequence[str] = tuple(_GROUPS)) -> argparse.ArgumentParser:
     """Return a parser with the commands of these modules."""
     parser = argparse.ArgumentParser(
         prog="ssvm",

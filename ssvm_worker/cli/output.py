@@ -9,12 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import human_size, printable
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 #: Columns that hold bytes.
 _SIZES = ("size", "bytes", "virtual_size", "total", "used", "free", "reserved", "limit")
@@ -116,31 +117,34 @@ class Bar:
     def __init__(self, label: str, *, disable: bool = False) -> None:
         self._label = printable(label)
         self._shown = False
+        self._tqdm: tqdm[Any] | None = None
+        if disable or not sys.stderr.isatty():
+            return
+        from tqdm import tqdm
+
         # A serial console reports a size of 0. tqdm would print nothing there, so pass the fallback size.
         size = shutil.get_terminal_size()
-        self._tqdm: tqdm[Any] = tqdm(
-            desc=self._label,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            disable=True if disable else None,
-            ncols=size.columns,
-            nrows=size.lines,
+        self._tqdm = tqdm(
+            desc=self._label, unit="B", unit_scale=True, unit_divisor=1024, ncols=size.columns, nrows=size.lines
         )
 
     def show(self, record: Mapping[str, Any]) -> None:
         """Show a progress record: stage, bytes, total, rate."""
-        if record.get("total") != self._tqdm.total:
-            self._tqdm.total = record.get("total")
-        self._tqdm.set_description(f"{self._label} {printable(str(record.get('stage', '')))}", refresh=False)
+        bar = self._tqdm
+        if bar is None:
+            return
+        if record.get("total") != bar.total:
+            bar.total = record.get("total")
+        bar.set_description(f"{self._label} {printable(str(record.get('stage', '')))}", refresh=False)
         moved = record.get("bytes", 0)
-        if not self._shown or moved < self._tqdm.n:
+        if not self._shown or moved < bar.n:
             # Compute the rate from now on: a job may be half done when the user starts to follow the job.
-            self._shown, self._tqdm.initial = True, moved
-            self._tqdm.start_t = self._tqdm.last_print_t = time.time()
-        self._tqdm.n = moved
-        self._tqdm.refresh()
+            self._shown, bar.initial = True, moved
+            bar.start_t = bar.last_print_t = time.time()
+        bar.n = moved
+        bar.refresh()
 
     def close(self) -> None:
         """Close the bar and leave its last state on the screen."""
-        self._tqdm.close()
+        if self._tqdm is not None:
+            self._tqdm.close()

@@ -1,28 +1,23 @@
-"""``ssvm submit | jobs | job | retry | cancel``: jobs that workers run."""
+"""``ssvm jobs | job | retry | cancel``: jobs that workers run."""
 
 from __future__ import annotations
 
 import argparse
 import getpass
 import json
-import os
-import sys
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import config
 from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import EXIT_CANCELLED, EXIT_PERMANENT, EXIT_RETRYABLE
-from ssvm_worker.operations.traces import traceparent
 from ssvm_worker.units import human_size, printable
 from ssvm_worker.wiring import assembly
 
 from .output import Bar, Output, migration_report
-from .request_options import add_jobs, read_request
 
-if TYPE_CHECKING:  # `ssvm run` does not need redis, whose import takes a third of its start time
+if TYPE_CHECKING:
     from ssvm_worker.ledger.ledger import Ledger
     from ssvm_worker.ledger.record import Record
 
@@ -30,12 +25,7 @@ STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``ssvm submit | jobs | job | retry | cancel``."""
-    submit = commands.add_parser("submit", help="queue a job for a worker")
-    for each in add_jobs(submit, common):
-        each.add_argument("--wait", action="store_true", help="wait for the end and exit with the status of the job")
-        each.add_argument("--zone", help="let the workers of this zone run the job (default: the zone of the settings)")
-        each.set_defaults(command=_submit)
+    """Add ``ssvm jobs | job | retry | cancel``."""
     jobs = commands.add_parser("jobs", help="list jobs, the newest first", parents=[common])
     jobs.add_argument("--state", choices=STATES, help="list only jobs in this state")
     jobs.add_argument("--zone", help="list only jobs of this zone")
@@ -57,30 +47,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         each.set_defaults(command=act)
 
 
-def _ring(settings: Settings, record: Record) -> None:
+def send(settings: Settings, record: Record) -> None:
+    """Send the message of a job to the workers."""
     # Celery takes half a second to import. Only the commands that send a message import it.
     from ssvm_worker.wiring.celery_sender import ring
 
     ring(settings, record)
-
-
-def _submit(args: argparse.Namespace, output: Output) -> int:
-    from ssvm_worker.operations.health import idle  # imports redis
-
-    settings = config.load(args.config)
-    new = assembly.new_job(settings, args.job, read_request(args, args.job.Request), zone=args.zone or "")
-    with assembly.open_ledger(settings) as ledger:
-        record, is_new = ledger.submit(replace(new, traceparent=traceparent(os.environ.get("TRACEPARENT"))))
-        if is_new:
-            _ring(settings, record)
-        if record.state == "queued" and (reason := idle(settings, record.zone, record.lane)):
-            print(f"ssvm: the job waits: {reason}. Check `ssvm workers` and `ssvm doctor`", file=sys.stderr)
-        if args.wait:
-            return _follow(ledger, new.job_id, output, settings)
-        output.result(
-            assembly.shown(record), f"{record.state}  {new.job_id}\nto follow the job: ssvm job {new.job_id} --follow"
-        )
-    return 0
 
 
 def _jobs(args: argparse.Namespace, output: Output) -> int:
@@ -113,7 +85,7 @@ def _job(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     with assembly.open_ledger(settings) as ledger:
         if args.follow:
-            return _follow(ledger, args.job_id, output, settings)
+            return follow(ledger, args.job_id, output, settings)
         record = assembly.shown(ledger.get(args.job_id))
     output.result(record, json.dumps(record, indent=2, ensure_ascii=False))
     return 0
@@ -123,7 +95,7 @@ def _retry(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     with assembly.open_ledger(settings) as ledger:
         record = ledger.retry(args.job_id, _actor())
-        _ring(settings, record)
+        send(settings, record)
         output.result(assembly.shown(record), f"queued again: {args.job_id}")
     return 0
 
@@ -143,7 +115,7 @@ def _actor() -> str:
         return "ssvm"
 
 
-def _follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> int:
+def follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> int:
     """Show a progress bar until the job has ended, print its record, and return its exit status."""
     bar = Bar(job_id[:16], disable=output.as_json)
     try:

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit, urlunsplit
 from ssvm_worker.config.schema import RetrySection
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.net.http import HttpOptions, HttpSession
 from ssvm_worker.net.sockets import AddressRefused
 from ssvm_worker.net.urls import WebUrl, parse
 
@@ -99,6 +98,8 @@ class Callbacks:
 
         Raise HTTPException or OSError, at the latest at the deadline.
         """
+        from ssvm_worker.net.http import HttpOptions, HttpSession  # imports requests, which takes 8 MiB
+
         settings = self._settings
         until = time.monotonic() + settings.timeout_s
 

@@ -7,13 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from redis.sentinel import Sentinel
-
 from ssvm_worker.errors import StoreDenied, StoreUnavailable
 from ssvm_worker.net.broker_url import Sentinels, redis_url, sentinels, shown
+
+from .redis_library import redis
 
 #: Seconds to connect. A submit must fail at once while the broker is down.
 _CONNECT_S = 3.0
@@ -34,7 +31,7 @@ def connect(url: str) -> redis.Redis:
         "encoding_errors": "replace",  # a record with other bytes must not hide all others
         "socket_connect_timeout": _CONNECT_S,
         "socket_timeout": _ANSWER_S,
-        "retry": Retry(NoBackoff(), 1),
+        "retry": redis.retry.Retry(redis.backoff.NoBackoff(), 1),
         "health_check_interval": 25,
     }
     if found := sentinels(url):
@@ -52,7 +49,7 @@ def _connect_master(found: Sentinels, given: dict[str, Any]) -> redis.Redis:
     given |= {"socket_keepalive": True, "db": found.db, "username": found.user, "password": found.password}
     sentinel_options = found.sentinel_options | {"socket_connect_timeout": _CONNECT_S, "socket_timeout": _CONNECT_S}
     tls = {"ssl": True, **found.ssl} if found.tls else {}
-    manager = Sentinel(found.hosts, sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
+    manager = redis.sentinel.Sentinel(found.hosts, sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
     client: redis.Redis = manager.master_for(found.master, **given, **tls)  # type: ignore[no-untyped-call]
     return client
 

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import redis
-
 from .connection import connect, translated
 from .record import ENDED
+from .redis_library import redis
 
 #: Seconds that one read waits in the broker; less than the time-out of a connection.
 _BLOCK_S = 2.0

@@ -10,8 +10,6 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
-import redis
-
 from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, WorkerError
 
 from . import scripts
@@ -33,6 +31,7 @@ from .record import (
     place_of,
     unpack_ended,
 )
+from .redis_library import redis
 
 #: Seconds after which the reaper sends another message for a job that could run, but that no worker takes.
 _RESEND_S = 5.0

@@ -18,7 +18,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import redis
+from .redis_library import redis
 
 #: The line of a script that names its parts, in their order. Each part is a file lua/include/NAME.lua.
 _INCLUDE = re.compile(r"^-- include: (.+)\n", re.MULTILINE)

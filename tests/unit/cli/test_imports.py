@@ -1,0 +1,72 @@
+"""Each command imports only the libraries that it needs, so that it starts quickly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker.cli import _GROUPS, make_parser
+from tests.servers.broker import Broker
+
+#: The libraries whose import takes more than 20 ms.
+_LIBRARIES = (
+    "asyncio",
+    "boto3",
+    "celery",
+    "opentelemetry.sdk.metrics",
+    "pydantic",
+    "pyVmomi",
+    "redis",
+    "requests",
+    "tqdm",
+)
+_PROGRAM = """
+import sys
+from ssvm_worker.cli import main
+try:
+    status = main(sys.argv[2:])
+except SystemExit as stop:
+    status = stop.code
+print(status, *(name for name in sys.argv[1].split(",") if name in sys.modules), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (("--version",), ""),
+        (("--help",), "pydantic"),
+        (("jobs",), "asyncio pydantic redis"),  # redis imports asyncio
+        (("job", "no-such-job"), "asyncio pydantic redis"),
+        (("config",), "pydantic"),
+        (("schema", "download"), "pydantic"),
+        (("list",), "pydantic"),
+        (("stores",), "pydantic"),
+        (("run", "delete", "--account", "a", "--id", "i", "--stores", "primary"), "pydantic"),
+        (("run", "verify", "--account", "a", "--id", "i", "--store", "primary"), "pydantic"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
+)
+def test_libraries(broker: Broker, tmp_path: Path, command: tuple[str, ...], expected: str) -> None:
+    """A command imports exactly these of the slow libraries."""
+    (tmp_path / "store").mkdir()
+    config = tmp_path / "worker.toml"
+    broker_lines = f'[broker]\nurl = "{broker.url}"\nprefix = "{broker.prefix}"\n' if "redis" in expected else ""
+    config.write_text(f'{broker_lines}[stores.primary]\nurl = "file://{tmp_path}/store"\n')
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, ",".join(_LIBRARIES), *command],
+        env={"SSVM_CONFIG": str(config), "SSVM_STATE_DIR": str(tmp_path / "state")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.splitlines()[-1].split()[1:] == expected.split(), done.stderr
+
+
+def test_each_command_has_its_group() -> None:
+    """The table of commands names exactly the commands that each module adds."""
+    for group, commands in _GROUPS.items():
+        actions = [each for each in make_parser((group,))._actions if each.dest == "command" or each.choices]
+        assert tuple(actions[-1].choices or ()) == commands, group
