@@ -7,6 +7,7 @@ the place. Its settings, with the keys of S3, are in the ledger, so that every w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import socket
@@ -19,10 +20,12 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from ssvm_worker.config.schema import SERVER_PREFIX, Settings, StoreSection
-from ssvm_worker.errors import ConfigError, InvalidRequest
+from ssvm_worker.errors import ConfigError, InvalidRequest, WorkerError
+from ssvm_worker.ledger.cloudstack_web import CloudStackWeb
 from ssvm_worker.ledger.server_names import ServerNames
 from ssvm_worker.net.nfs_url import parse_export
 from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.wiring.assembly import open_cloudstack_web
 from ssvm_worker.wiring.server_names import server_names
 from ssvm_worker.wiring.stores import Stores
 
@@ -142,10 +145,15 @@ class ImageStores:
         self._lock = threading.Lock()
         self._described: dict[str, dict[str, Any]] = {}
         self._opened: dict[str, tuple[dict[str, Any], Store]] = {}
+        self._served: dict[str, str] = {}
 
     @cached_property
     def _names(self) -> ServerNames:
         return server_names(self._settings)
+
+    @cached_property
+    def _web(self) -> CloudStackWeb:
+        return open_cloudstack_web(self._settings)
 
     def find(self, store: Wire | None, nfs_version: str | None = None) -> NamedStore:
         """Return the store of a transfer object, known to all workers from now on.
@@ -164,6 +172,7 @@ class ImageStores:
                 known = ", ".join(self._settings.stores) or "none"
                 what = f"cloudstack.stores names the store {configured!r}, which does not exist"
                 raise ConfigError(what, place, f"The settings have: {known}")
+            self._tell_service(store, configured)
             return NamedStore(configured, place, lambda: self._open(configured, None), isinstance(store, S3TO))
         if not is_allowed(place, given.allow_stores):
             remedy = f"cloudstack.allow_stores has: {', '.join(given.allow_stores) or 'nothing'}"
@@ -171,7 +180,25 @@ class ImageStores:
         name = SERVER_PREFIX + hashlib.sha256(place.encode()).hexdigest()[:16]
         values = described(store, nfs_version)
         self._publish(name, values)
+        self._tell_service(store, name)
         return NamedStore(name, place, lambda: self._open(name, values), isinstance(store, S3TO))
+
+    def named(self, name: str) -> NamedStore:
+        """Return a store that an earlier command has named. Raise InvalidRequest if there is none."""
+        values = None if name in self._settings.stores else self._names.stores().get(name)
+        if values is None and name not in self._settings.stores:
+            what = "No command has named this image store yet"
+            raise InvalidRequest(what, name, "Let the management server set up the agent again")
+        url = str(values["url"]) if values else self._settings.stores[name].url
+        return NamedStore(name, url, lambda: self._open(name, values), url.startswith("s3://"))
+
+    def _tell_service(self, store: NfsTO | S3TO, name: str) -> None:
+        """Let `ssvm serve` find an NFS store by the URL and the directory that the server uses for it."""
+        if isinstance(store, S3TO) or self._served.get(store.url) == name:
+            return
+        with contextlib.suppress(WorkerError):  # the next command tries again
+            self._web.add_store(store.url, mount_directory(store.url), name)
+            self._served[store.url] = name
 
     def call(self, store: NamedStore, act: Callable[[Store], T], limit_s: float) -> T:
         """Return the result of *act* with the store. Raise StoreAway after *limit_s* seconds.

@@ -9,8 +9,9 @@ from pathlib import Path
 from ssvm_worker.client import Client
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger.cloudstack_web import CloudStackWeb
+from ssvm_worker.ledger.links.redis import LinkBook
 from ssvm_worker.ledger.server_names import ServerNames
-from ssvm_worker.wiring.assembly import open_cloudstack_web
+from ssvm_worker.wiring.assembly import open_cloudstack_web, open_links
 from ssvm_worker.wiring.server_names import server_names
 
 from .image_stores import ImageStores
@@ -29,6 +30,8 @@ class Services:
     names: ServerNames
     #: What the server has set for `ssvm serve`: keys, certificates, links, internal sites.
     web: CloudStackWeb
+    #: The upload links of this program. Each browser upload has one.
+    links: LinkBook
     #: The directory for files of the agent.
     state_dir: Path
 
@@ -37,5 +40,12 @@ def open_services(settings: Settings) -> Services:
     """Return the services of these settings. This does not connect yet."""
     # The first submit would import it, which takes half a second.
     importlib.import_module("ssvm_worker.wiring.celery_sender")
-    jobs, stores, names = Client(settings), ImageStores(settings), server_names(settings)
-    return Services(settings, jobs, stores, names, open_cloudstack_web(settings), settings.state_dir / "cloudstack")
+    return Services(
+        settings,
+        Client(settings),
+        ImageStores(settings),
+        server_names(settings),
+        open_cloudstack_web(settings),
+        open_links(settings),
+        settings.state_dir / "cloudstack",
+    )

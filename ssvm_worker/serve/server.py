@@ -23,6 +23,7 @@ from ssvm_worker.ledger.links.redis import LinkBook
 from ssvm_worker.net.listener import Listener, RateLimit
 from ssvm_worker.runner.reaper import Reaper
 from ssvm_worker.wiring.assembly import Stores, link_signer, open_cloudstack_web, open_ledger, open_links
+from ssvm_worker.wiring.server_names import KnownStores
 
 from .app import LinkCheck, make_app
 from .incoming import Uploads
@@ -82,10 +83,10 @@ def make_server(settings: Settings, listener: Listener) -> uvicorn.Server:
     section = settings.serve
     check = LinkCheck(link_signer(settings), open_links(settings))
     uploads = Uploads(Inbox(settings, open_ledger(settings)), section)
-    stores, prefix = Stores(settings), urlsplit(section.url or "").path.rstrip("/")
-    more = _cloudstack_routes(settings, check.links, stores, uploads) if section.cloudstack else ()
+    prefix = urlsplit(section.url or "").path.rstrip("/")
+    more = _cloudstack_routes(settings, check.links, uploads) if section.cloudstack else ()
     config = uvicorn.Config(
-        make_app(check, stores, uploads, prefix, more),
+        make_app(check, Stores(settings), uploads, prefix, more),
         http=cast(Any, partial(Protocol, listener=listener, limits=section)),
         ws="none",
         loop="asyncio",  # uvloop hides its sockets
@@ -103,7 +104,7 @@ def make_server(settings: Settings, listener: Listener) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def _cloudstack_routes(settings: Settings, links: LinkBook, stores: Stores, uploads: Uploads) -> list[BaseRoute]:
+def _cloudstack_routes(settings: Settings, links: LinkBook, uploads: Uploads) -> list[BaseRoute]:
     """Return the routes for a CloudStack management server. Raise ConfigError if their libraries are missing."""
     try:
         from .cloudstack.routes import cloudstack_routes
@@ -111,7 +112,7 @@ def _cloudstack_routes(settings: Settings, links: LinkBook, stores: Stores, uplo
         what = f"serve.cloudstack needs {error.name}"
         raise ConfigError(what, "serve.cloudstack", "Install it: pip install 'ssvm-worker[cloudstack]'") from error
     networks = [ip_network(each) for each in settings.serve.copy_networks]
-    return cloudstack_routes(open_cloudstack_web(settings), links, stores, uploads, networks)
+    return cloudstack_routes(open_cloudstack_web(settings), links, KnownStores(settings), uploads, networks)
 
 
 async def run_server(server: uvicorn.Server, listener: Listener) -> None:

@@ -32,7 +32,9 @@ from ssvm_worker.ledger.retry_policy import RetryDecision
 from ssvm_worker.operations.traces import tracing
 from ssvm_worker.runner.heartbeat import ClaimHeartbeat
 from ssvm_worker.runner.run import JobRun, worker_name
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.wiring.assembly import Stores, new_job, open_links
+from ssvm_worker.wiring.server_names import with_server_names
 
 from .push_source import Sender, SenderConnections, SentVersion
 
@@ -123,8 +125,9 @@ class Inbox:
         """Run the job, which stores the bytes of the sender; raise the job's error."""
         try:
             figures: dict[str, Any] = {"job_id": claim.job_id, "lane": INBOUND, "attempt": claim.number}
+            settings = with_server_names(self.settings, claim.record.request)
             with ClaimHeartbeat(self.ledger, claim) as heart, tracing("download", **figures) as trace:
-                outcome = _Upload(self.settings, self.ledger, claim, heart, sender, trace=trace).run()
+                outcome = _Upload(settings, self.ledger, claim, heart, sender, trace=trace).run()
         finally:
             sender.close()
         record = self.ledger.get(claim.job_id)
@@ -137,7 +140,7 @@ class Inbox:
 
     def stored(self, link: Link, length: int) -> int:
         """Return the offset at which the client must resume the upload of a file of this length."""
-        store, artifact = Stores(self.settings)[link.store], Artifact.of_prefix(link.key)
+        store, artifact = self._store(link), Artifact.of_prefix(link.key)
         draft = read_draft(store, artifact) if store.resumable else None
         version = {"link": link.id, "length": length}
         origin = {"fingerprint": fingerprint(link.request["url"]), "validator": version}
@@ -149,12 +152,16 @@ class Inbox:
 
     def reset(self, link: Link) -> None:
         """Remove the received bytes. The link stays valid. Raise ResourceBusy if another client sends."""
-        store, artifact = Stores(self.settings)[link.store], Artifact.of_prefix(link.key)
+        store, artifact = self._store(link), Artifact.of_prefix(link.key)
         if self.state(link) not in ("queued", "failed", "running") or read_draft(store, artifact) is None:
             return  # no attempt will resume from bytes without a draft
         claim = self.claim(link)
+        settings = with_server_names(self.settings, link.request)
         with ClaimHeartbeat(self.ledger, claim) as heart:
-            _Upload(self.settings, self.ledger, claim, heart, Sender(link.path, None)).reset()
+            _Upload(settings, self.ledger, claim, heart, Sender(link.path, None)).reset()
+
+    def _store(self, link: Link) -> Store:
+        return Stores(with_server_names(self.settings, link.request))[link.store]
 
     def forget(self, link: Link) -> None:
         """Revoke the link and remove the received bytes."""
@@ -164,8 +171,9 @@ class Inbox:
     def end(self, link_id: str) -> None:
         """End the job of an invalid link and remove the received bytes, unless a client is sending now."""
         if claim := cancelled(self.ledger, link_id):
+            settings = with_server_names(self.settings, claim.record.request)
             with ClaimHeartbeat(self.ledger, claim) as heart:
-                _Upload(self.settings, self.ledger, claim, heart, Sender(claim.job_id, None)).run()
+                _Upload(settings, self.ledger, claim, heart, Sender(claim.job_id, None)).run()
 
     def end_links(self) -> None:
         """Remove ended links, and the received bytes of their incomplete uploads."""

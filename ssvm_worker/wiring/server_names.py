@@ -7,13 +7,15 @@ The names begin with ``cs-``, which no name of the file may.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker.config.schema import SERVER_PREFIX, CredentialsSection, Settings, StoreSection
 from ssvm_worker.errors import InvalidRequest
+from ssvm_worker.streaming.interfaces import Store
 
 from .broker import broker_url
+from .stores import Stores
 
 if TYPE_CHECKING:
     from ssvm_worker.ledger.server_names import ServerNames
@@ -39,6 +41,36 @@ def with_server_stores(settings: Settings) -> Settings:
         return settings
     named = {name: StoreSection.model_validate(values) for name, values in found.items()}
     return settings.model_copy(update={"stores": settings.stores | named})
+
+
+class KnownStores(Mapping[str, Store]):
+    """The image stores of the settings, and those that a management server has named by now. Thread-safe.
+
+    Each is opened at its first use, and again if the server changes its settings.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._own = Stores(settings)
+        self._opened: dict[str, tuple[StoreSection, Store]] = {}
+
+    def __getitem__(self, name: str) -> Store:
+        if not name.startswith(SERVER_PREFIX):
+            return self._own[name]
+        settings = with_server_stores(self._settings)
+        section = settings.stores[name]
+        if name not in self._opened or self._opened[name][0] != section:
+            self._opened[name] = (section, Stores(settings)[name])
+        return self._opened[name][1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(with_server_stores(self._settings).stores)
+
+    def __len__(self) -> int:
+        return len(with_server_stores(self._settings).stores)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own or name in with_server_stores(self._settings).stores
 
 
 def with_server_names(settings: Settings, request: Mapping[str, Any]) -> Settings:

@@ -16,7 +16,7 @@ from ssvm_worker.cloudstack.transfer_objects import Wire
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import printable
 
-from . import checksums, deletes, downloads, health, lists, setup
+from . import checksums, deletes, downloads, firewall, health, links, lists, setup, uploads
 
 __all__ = ["HANDLERS", "Dispatcher", "Handle"]
 
@@ -36,6 +36,11 @@ HANDLERS: dict[str, Handle] = {
     "DeleteCommand": deletes.delete,
     "DeleteSnapshotsDirCommand": deletes.delete_snapshots,
     "ComputeChecksumCommand": checksums.compute_checksum,
+    "SecStorageFirewallCfgCommand": firewall.configure_firewall,
+    "SecStorageVMSetupCommand": firewall.set_up_vm,
+    "CreateEntityDownloadURLCommand": links.create_link,
+    "DeleteEntityDownloadURLCommand": links.delete_link,
+    "UploadStatusCommand": uploads.upload_status,
 }
 
 #: Entries of a command's context that its answer must repeat: with them the server ends its record of the command.

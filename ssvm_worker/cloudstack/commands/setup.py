@@ -38,7 +38,6 @@ def set_up_store(command: SecStorageSetupCommand, services: Services) -> Answer:
     if not isinstance(command.store, NfsTO):
         return Answer(result=True)
     directory = mount_directory(command.store.url)
-    services.web.add_store(command.store.url, directory, store.name)
     services.stores.call(store, lambda each: each.usage(), _MOUNT_S)
     return SecStorageSetupAnswer(dir=directory, result=True, details="success")
 

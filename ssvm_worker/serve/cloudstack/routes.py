@@ -68,11 +68,10 @@ class UserdataEndpoint:
         """Answer one request."""
         path = str(scope["path_params"]["path"])
         link = await asyncio.to_thread(self.web.find, path)
-        if link is None or link.store not in self.stores:
+        if link is None:
             raise HTTPException(404, _NOT_FOUND)
         scope[KEEP]()
-        name = path.rpartition("/")[2]
-        served = await asyncio.to_thread(ServedObject.open_unlisted, self.stores[link.store], link.key, name)
+        served = await asyncio.to_thread(_open, self.stores, link.store, link.key, path.rpartition("/")[2])
         await served.serve(scope, receive, send)
 
 
@@ -91,15 +90,12 @@ class CopyEndpoint:
         await asyncio.to_thread(self._admit, request)
         scope[KEEP]()
         directory, key = request.path_params["directory"], request.path_params["key"]
-        store_name = await asyncio.to_thread(self.web.store_of_directory, directory)
-        if store_name not in self.stores:
-            raise HTTPException(404, "There is no image store with this directory\n")
+        store = await asyncio.to_thread(self.web.store_of_directory, directory)
         try:
             check_key(key)
         except InvalidRequest as error:
             raise HTTPException(404, "There is no such object\n") from error
-        name = key.rpartition("/")[2]
-        served = await asyncio.to_thread(ServedObject.open_unlisted, self.stores[store_name], key, name)
+        served = await asyncio.to_thread(_open, self.stores, store, key, key.rpartition("/")[2])
         await served.serve(scope, receive, send)
 
     def _admit(self, request: Request) -> None:
@@ -188,6 +184,13 @@ def cloudstack_routes(
         Route("/upload/{uuid}", receive, methods=("GET", "POST", "OPTIONS")),
         Route("/upload", receive, methods=("GET", "POST", "OPTIONS")),
     ]
+
+
+def _open(stores: Mapping[str, Store], store: str, key: str, name: str) -> ServedObject:
+    """Open an object of a named store. Raise HTTPException 404 if there is no such store."""
+    if store not in stores:
+        raise HTTPException(404, "There is no such image store\n")
+    return ServedObject.open_unlisted(stores[store], key, name)
 
 
 def _signed_urls(request: Request, uuid: str) -> list[str]:

@@ -72,7 +72,9 @@ class UploadPermit:
             "kind": kind,
             "account": artifact.account,
             "id": artifact.id,
-            "name": str(self.fields.get("name") or ""),
+            "name": _as_name(str(self.fields.get("description") or "")),
+            "unique_name": str(self.fields.get("name") or artifact.id),
+            "keep_package": True,
             "format": image_format,
             "checksum": self.fields.get("checksum") or None,
             "stores": [store],
@@ -111,6 +113,11 @@ def read_ticket(key: str, uuid: str, headers: Mapping[str, str], urls: Sequence[
     except (KeyError, ValueError, TypeError) as error:
         raise InvalidRequest(f"The metadata is incomplete: {type(error).__name__}", uuid, _ASK_AGAIN) from error
     return ticket
+
+
+def _as_name(description: str) -> str:
+    """Return a description without characters that a name may not have."""
+    return "".join(each if each.isprintable() and each not in "/\\" else "_" for each in description)[:255].lstrip(".")
 
 
 def _sign(key: str, text: str) -> bytes:

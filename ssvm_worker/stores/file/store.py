@@ -92,6 +92,11 @@ class FileStore:
         with _translating_missing(reader.name):
             return reader.handle()
 
+    def file(self, key: str) -> Path:
+        """Return the path of the object's file, for programs of this host. Raise ObjectNotFound if there is none."""
+        self.stat(key)
+        return self._tree.root / key
+
     def stat(self, key: str) -> StoredObject:
         """See Store."""
         path = self._path(key)
