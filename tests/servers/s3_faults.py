@@ -134,6 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None:
             self._pass_on(body, None)
         elif fault.hangs_up:
+            if fault.after:
+                self._ask(body)
             self.close_connection = True
         elif (
             fault.without

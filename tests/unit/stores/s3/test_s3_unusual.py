@@ -126,7 +126,16 @@ def test_ranges_that_are_cut(s3_server: S3Server, faulty_s3: FaultyS3, s3_bucket
 # Lost answers
 
 
-@pytest.mark.parametrize("status", [500, 502, 503, 504])
+#: A status in place of the answer. 0: the connection ends in place of the answer.
+LOST = [0, 500, 502, 503, 504]
+
+
+def lost(call: str, status: int, times: int = 1) -> Fault:
+    """Return the fault that a call has its effect, and its answer does not arrive."""
+    return Fault(call, status, after=True, times=times, hangs_up=not status)
+
+
+@pytest.mark.parametrize("status", LOST)
 @pytest.mark.parametrize("tries", [1, 3])
 @pytest.mark.parametrize("by_md5", [True, False], ids=["ETags by MD5", "other ETags"])
 def test_complete_that_took_effect(
@@ -134,7 +143,7 @@ def test_complete_that_took_effect(
 ) -> None:
     """An upload whose Complete succeeded, but whose answer was lost, succeeds without another transfer."""
     url = f"s3://{s3_bucket}/lost-{next(_NUMBERS)}"
-    faulty_s3.faults = [Fault(COMPLETE, status, after=True, times=1)]
+    faulty_s3.faults = [lost(COMPLETE, status)]
     if not by_md5:
         faulty_s3.faults += [Fault("HeadObject", without=frozenset({"etag"}))]
     with s3_destination(url, settings_of(faulty_s3, tries=tries, late_s=1.0), len(BIG), ME) as sink:
@@ -142,10 +151,10 @@ def test_complete_that_took_effect(
     assert sum(name.startswith("UploadPart") for name in faulty_s3.names()) == 3
 
 
-@pytest.mark.parametrize("status", [500, 504])
+@pytest.mark.parametrize("status", [0, 500, 504])
 def test_put_that_took_effect(faulty_s3: FaultyS3, s3_bucket: str, store: S3Store, status: int) -> None:
     """The same is true of a small object, in a store and in a foreign bucket."""
-    faulty_s3.faults = [Fault("PutObject", status, after=True)]
+    faulty_s3.faults = [lost("PutObject", status, times=2)]
     put(store, "a/object", b"small")
     url = f"s3://{s3_bucket}/lost-{next(_NUMBERS)}"
     with s3_destination(url, settings_of(faulty_s3, late_s=1.0), 5, ME) as sink:
@@ -175,25 +184,27 @@ def test_complete_takes_its_time(faulty_s3: FaultyS3, s3_bucket: str) -> None:
     timer.join()
 
 
+@pytest.mark.parametrize("status", [0, 500])
 @pytest.mark.parametrize("call", ["UploadPart 1", "CreateMultipartUpload", "ListMultipartUploads"])
-def test_other_answers_that_are_lost(faulty_s3: FaultyS3, s3_bucket: str, call: str) -> None:
+def test_other_answers_that_are_lost(faulty_s3: FaultyS3, s3_bucket: str, call: str, status: int) -> None:
     """A call that is repeated after a lost answer has its normal effect."""
     url = f"s3://{s3_bucket}/again-{next(_NUMBERS)}"
     settings = settings_of(faulty_s3, tries=2)
-    faulty_s3.faults = [Fault(call, 500, after=True, times=1)]
+    faulty_s3.faults = [lost(call, status)]
     with s3_destination(url, settings, len(BIG), ME) as sink:
         fill(sink, BIG).commit()
     sweep_s3_destination(url, settings)
     assert sweep_s3_destination(url, settings) == 0
 
 
+@pytest.mark.parametrize("status", [0, 500])
 @pytest.mark.parametrize("call", ["AbortMultipartUpload", "DeleteObject"])
-def test_removals_whose_answer_is_lost(faulty_s3: FaultyS3, s3_bucket: str, call: str) -> None:
+def test_removals_whose_answer_is_lost(faulty_s3: FaultyS3, s3_bucket: str, call: str, status: int) -> None:
     """The deletion of an object that the first try has deleted succeeds."""
     store = open_store_at(faulty_s3, s3_bucket, tries=2)
     put(store, "a/object", b"1")
     fill(store.writer("a/other", owner=ME), BIG).suspend()
-    faulty_s3.faults = [Fault(call, 500, after=True, times=1)]
+    faulty_s3.faults = [lost(call, status)]
     store.delete("a/object")
     assert store.sweep(0) == 1
     assert (keys(store), store.sweep(0)) == ([], 0)
