@@ -96,7 +96,8 @@ class Agent:
 
     def _run_session(self, session: Session) -> SessionEnd:
         self._session = session
-        if self._stopping.is_set():
+        if self._stopping.is_set():  # ``stop`` may have seen no session
+            session.shut_down()
             return SessionEnd("shutdown", "the agent stops")
         end = session.run()
         self._session = None

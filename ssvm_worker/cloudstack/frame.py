@@ -80,9 +80,9 @@ class RawMessage:
         )
 
 
-#: Answers one command of the server. The session calls it in one thread for each command, and in order for
-#: commands in sequence. It turns a WorkerError into an ``Answer`` with ``result: false`` and the text of the error.
-#: It adds the fields that every message has.
+#: Answers one command of the server. A CommandPool calls it in a thread for each frame. The server keeps the order of
+#: commands in sequence. A WorkerError becomes an ``Answer`` with ``result: false`` and the text of the error. The
+#: answer has the fields that every message has.
 Handler = Callable[[RawMessage], RawMessage]
 
 

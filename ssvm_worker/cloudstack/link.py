@@ -34,8 +34,9 @@ MAX_RECORD, _PLAIN = 18_000, 16_000
 #: The maximum of bytes of one message.
 _MAX_MESSAGE = HEADER.size + MAX_JSON
 _RECORD = struct.Struct(">I")
-#: Seconds that a write may wait for the server to read. The kernel then gives up unconfirmed data as well.
-_SEND_S = 30.0
+#: Seconds that a write may wait for the server to read. The kernel then gives up unconfirmed data as well. A shorter
+#: interruption of the network must not end a connection: the server may block the host then.
+_SEND_S = 120.0
 #: No RSA key exchange, because it lacks forward secrecy. Every Java since 8 has the others.
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:ECDHE+AES:DHE+AES"
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.S)
@@ -145,7 +146,7 @@ class AgentLink:
         return f"{self._tls.version()} {cipher[0] if cipher else ''}"
 
     def send(self, data: bytes) -> None:
-        """Send one message. Raise LinkLost, also if the server reads nothing for half a minute."""
+        """Send one message. Raise LinkLost, also if the server reads nothing for two minutes."""
         with self._sending:
             for start in range(0, len(data), _PLAIN):
                 record = self._encrypted(data[start : start + _PLAIN])

@@ -289,15 +289,18 @@ class Session:
                 _log.exception("the ticker has a bug, and continues")
 
     def _look(self, now: float) -> None:
-        silent = 2 * self._ping_s if self._ready.is_set() else max(self._context.times.startup_s, 2 * self._ping_s)
-        if self._link.quiet_s > silent:
+        is_up = self._ready.is_set()
+        silent = 2 * self._ping_s if is_up else max(self._context.times.startup_s, 2 * self._ping_s)
+        # Before the host is Up, the server may be silent because it waits for our answer. Then a lost connection would
+        # block the host.
+        if self._link.quiet_s > silent and (is_up or not self._pool.open_count):
             return self._finish("lost", f"the server has been silent for {silent:g} s")
         if self._host_id >= 0 and now - self._pinged_at >= self._ping_s:
             self._ping()
         if self._move_at is not None and now >= self._move_at and self._pool.wait_setup(0):
             return self._finish("migrate", "the server moves the agent to another server")
         servers = self._state.servers
-        if servers.check_s and self._ready.is_set() and now - self._checked_at >= servers.check_s:
+        if servers.check_s and is_up and now - self._checked_at >= servers.check_s:
             self._checked_at = now
             self._return_to(servers.hosts[0])
         return None

@@ -10,9 +10,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from .types import Address, Seconds, Section, split
 
-#: How an agent chooses among the servers: always the first that answers, the next one, or a random one.
-ALGORITHMS = ("static", "roundrobin", "shuffle")
-
 
 def _server(value: tuple[str, ...]) -> tuple[str, ...]:
     for each in value:
@@ -54,7 +51,8 @@ class CloudStackSection(Section):
     servers: Annotated[tuple[str, ...], BeforeValidator(split), AfterValidator(_server)] = ()
     #: The port of all servers.
     port: int = Field(8250, ge=1, le=65535)
-    #: The order of servers. static: the first one that is reachable. The server may replace it later.
+    #: The server to start with. static: the first. roundrobin: by the number in the name. shuffle: a random one. If a
+    #: server fails, the agent tries the next one. The server may replace list and order later.
     algorithm: Literal["static", "roundrobin", "shuffle"] = "static"
     #: Seconds between two attempts to connect, increased by a random part of up to half.
     backoff_s: Seconds = 5.0

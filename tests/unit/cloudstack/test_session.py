@@ -164,6 +164,24 @@ def test_silence_before_ready(played: PlayedSession) -> None:
     assert "silent for 1.5 s" in played.end().why
 
 
+def test_silence_while_the_server_waits(played: PlayedSession) -> None:
+    """Before ReadyCommand the agent never ends a connection on which the server waits for an answer."""
+    release = threading.Event()
+    played.handler = lambda _: (release.wait(PATIENCE_S), RawMessage(class_of("Answer"), dict(OK)))[1]
+    played.times = replace(QUICK, startup_s=0.3)
+    played.start()
+    server = played.server
+    server.accept()
+    server.answer(server.receive(), "StartupAnswer", {"pingInterval": 0.1, "result": True})
+    sequence = server.command("ListTemplateCommand", SETUP)
+    time.sleep(1)
+    assert played.ends == []
+    release.set()
+    frames = iter(server.receive, None)
+    assert next(each for each in frames if each.sequence == sequence).name == "Answer"
+    assert played.end().kind == "lost"
+
+
 def test_send_startup(played: PlayedSession) -> None:
     """If a PingAnswer asks for it, Startup is sent again on the same connection, but not before ReadyCommand."""
     played.start()

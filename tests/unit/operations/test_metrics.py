@@ -235,6 +235,7 @@ def moving(name: str, value: float) -> str:
     ("name", "labels", "values", "alert"),
     [
         ("ssvm_up", {}, "0x60", "SsvmBrokerAway"),
+        ("ssvm_agent_connected", {"guid": "s-1-VM", "zone": "z"}, "0x60", "SsvmAgentDisconnected"),
         ("ssvm_store_up", {"store": "a"}, "0x60", "SsvmStoreDown"),
         ("ssvm_store_breaker", {"store": "a", "state": "open"}, "1x60", "SsvmStoreBreakerOpen"),
         ("ssvm_stores_examined_timestamp_seconds", {}, "0x60", "SsvmStoresNotExamined"),
