@@ -191,15 +191,29 @@ def write_draft(store: Store, draft: Manifest, owner: Owner, confirm: Callable[[
 def discard(store: Store, artifact: Artifact, confirm: Callable[[], None] = lambda: None) -> None:
     """Remove all data of an incomplete artifact: parts, committed objects, the draft.
 
-    A complete artifact is kept, except for its parts. *confirm* is called before each removal. It must raise if another
+    A complete artifact is kept, except for its parts. So is an artifact of CloudStack's Java agent in the same
+    directory, which has other names and no manifest. *confirm* is called before each removal. It must raise if another
     worker may own the data by now.
     """
     confirm()
     store.sweep(0, artifact.prefix)
     if find_manifest(store, artifact) is None:
-        for each in list(store.list(artifact.prefix)):
+        for name in _own_names(artifact, [each.key for each in store.list(artifact.prefix)]):
             confirm()
-            store.delete(each.key)
+            store.delete(f"{artifact.prefix}/{name}")
+
+
+def _own_names(artifact: Artifact, keys: list[str]) -> list[str]:
+    """Return the names of the objects that a job on the artifact has written."""
+    names = [key.removeprefix(f"{artifact.prefix}/") for key in keys]
+    names = [name for name in names if "/" not in name]
+    if artifact.kind == "backup":
+        return names
+    own = [
+        name for name in names if name in (MANIFEST, DRAFT) or name.startswith((f"{artifact.id}.", f"{artifact.id}-"))
+    ]
+    properties = [name for name in names if name.endswith(".properties")]
+    return own + properties if len(own) + len(properties) == len(names) else own
 
 
 #: The required fields of a manifest, with their types.

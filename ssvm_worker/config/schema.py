@@ -543,6 +543,10 @@ class Settings(Section):
                     )
         return self
 
+    def is_of_cloudstack(self, store: str) -> bool:
+        """Return whether a management server uses that store. Then others write there too, without manifests."""
+        return store.startswith(SERVER_PREFIX) or store in self.cloudstack.stores.values()
+
     def networks_of(self, section: UploadSection | CallbackSection) -> Networks:
         """Return the networks that *section* allows in addition to public addresses, or else those of downloads."""
         return self.download.allow_networks if section.allow_networks is None else section.allow_networks

@@ -174,3 +174,27 @@ def test_deletions(zones: Callable[[str], Zone], s3_server: S3Server, kind: str)
     answer = zone.agent.send("DeleteSnapshotsDirCommand", store=zone.store, directory="snapshots/1/6")
     assert answer["result"] is True, answer
     assert left() == {key for key, owner in OBJECTS.items() if not owner}
+
+
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+def test_data_of_others(zones: Callable[[str], Zone], s3_server: S3Server, http_server: HttpServer, kind: str) -> None:
+    """Neither a clean-up nor a failed download removes what the Java agent and hypervisors have written."""
+    zone = zones(kind)
+    bucket = zone.store.get("com.cloud.agent.api.to.S3TO", {}).get("bucketName", "")
+    keys = {*OBJECTS, "template/tmpl/2/202/9e8d.qcow2", "template/tmpl/2/202/template.properties"}
+    for key in keys:
+        if bucket:
+            s3_server.client().put_object(Bucket=bucket, Key=key, Body=b"x")
+        else:
+            (zone.site.store / key).parent.mkdir(parents=True, exist_ok=True)
+            (zone.site.store / key).write_bytes(b"x")
+    assert zone.download(http_server.url("missing"))["downloadStatus"] == "DOWNLOAD_ERROR"
+    done = zone.site.wait(zone.site.submit("cleanup", older_than="0s"))
+    assert done.state == "succeeded", done
+    found = done.result or {}
+    assert (found["found"], found["failed"]) == ([], {})
+    if bucket:
+        listed = s3_server.client().list_objects_v2(Bucket=bucket).get("Contents", [])
+        assert {each["Key"] for each in listed if not each["Key"].endswith("/")} == keys
+    else:
+        assert set(zone.site.files()) - {".ssvm-store"} == keys

@@ -191,9 +191,15 @@ class _StoreCleaning:
     young: dict[str, list[StoredObject]] = field(default_factory=dict)
 
     def clean(self, volume: str) -> None:
-        """Clean up the whole store, or the backups and packs of one volume."""
+        """Clean up the whole store, or the backups and packs of one volume.
+
+        On a store of a CloudStack management server this removes abandoned writes only.
+        """
         if not volume:
             self._sweep_writes()
+        if self.cleaning.attempt.settings.is_of_cloudstack(self.store.name):
+            # Hypervisors and the Java agent write without manifests, and the server decides about retention.
+            return
         for family, objects in groupby(self.store.list(volume), lambda each: _family_of(each.key)):
             found = Volume(self.cleaning.attempt, self.store, family)
             for prefix, members in groupby(objects, lambda each: place_of(each.key)):

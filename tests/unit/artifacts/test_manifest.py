@@ -121,12 +121,21 @@ def test_objects_are_listed_with_their_keys() -> None:
 
 def test_discard_removes_an_unfinished_artifact(store: MemoryStore) -> None:
     """A discard deletes objects, draft and parts of an unfinished artifact, but no neighbour with a similar id."""
-    put_bytes(store, TEMPLATE.key("disk.qcow2"), b"1", ME)
+    put_bytes(store, TEMPLATE.key("201.qcow2"), b"1", ME)
     write_draft(store, sample(), ME)
-    fill(store.writer(TEMPLATE.key("disk2.qcow2"), owner=OTHER), b"2")
+    fill(store.writer(TEMPLATE.key("201-disk1.vmdk"), owner=OTHER), b"2")
     put_bytes(store, NEIGHBOUR.key("disk.qcow2"), b"3", ME)
     discard(store, TEMPLATE)
     assert (keys(store), store.uncommitted()) == ([NEIGHBOUR.key("disk.qcow2")], set())
+
+
+def test_discard_keeps_the_java_agents_template(store: MemoryStore) -> None:
+    """A discard keeps a template of CloudStack's Java agent in the same directory, with its properties."""
+    foreign = [TEMPLATE.key("9e8d.qcow2"), TEMPLATE.key("template.properties"), f"{TEMPLATE.prefix}/name/image.iso"]
+    for key in [*foreign, TEMPLATE.key("201.qcow2")]:
+        put_bytes(store, key, b"1", ME)
+    discard(store, TEMPLATE)
+    assert keys(store) == sorted(foreign)
 
 
 def test_discard_keeps_a_complete_artifact(store: MemoryStore) -> None:
