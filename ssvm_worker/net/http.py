@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from http.client import HTTPException
 from socket import MSG_PEEK
 from typing import Any, cast
@@ -70,6 +70,11 @@ class HttpOptions:
     #: connection must close after the response, or a read may wait for bytes that never come.
     read_ahead: int = 8 * KiB
 
+    @cached_property
+    def context(self) -> ssl.SSLContext:
+        """Return the TLS context. It loads the files once, because those of the system take 20 ms of CPU time."""
+        return self.tls or tls_context(self.ca_file, self.origin_ca_file, certificate=self.certificate)
+
 
 class HttpResponse(Response):
     """Response whose head was read. Its body is still on the connection. The owner must call ``close``."""
@@ -123,7 +128,10 @@ class HttpRequest(PreparedRequest):
 
 
 class WatchedAdapter(BaseAdapter):
-    """Transport adapter with one connection. It connects at the first request, and after the server has closed it."""
+    """Transport adapter with one connection.
+
+    It connects at the first request, after the server has closed the connection, and for another origin.
+    """
 
     def __init__(self, options: HttpOptions, check: Check, *, keep: bool = False, node: str = "") -> None:
         """Store the options without connecting.
@@ -141,6 +149,7 @@ class WatchedAdapter(BaseAdapter):
         self.socket: WatchedSocket | None = None
         self._keep = keep
         self._connection: HTTPConnection | None = None
+        self._origin = ("", "", 0)
 
     def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> HttpResponse:  # noqa: ARG002 - see HttpOptions
         """Send the request and read the head of the final response."""
@@ -149,7 +158,7 @@ class WatchedAdapter(BaseAdapter):
         try:
             return self._exchange(request)
         except (HTTPException, ConnectionError):
-            if not used:
+            if not used or request.method != "GET":
                 raise
         # A server may close an idle connection at the moment of the next request. So try once more.
         return self._exchange(request)
@@ -161,13 +170,14 @@ class WatchedAdapter(BaseAdapter):
     def start(self, request: HttpRequest) -> HTTPConnection:
         """Send the head of the request, and its body if it has one. Return the connection, for more of the body."""
         with self._closing_on_error():
-            if self._connection is None or self._connection.sock is None:
+            if self._connection is None or self._connection.sock is None or self._origin != request.web_url.origin:
+                self.close()
                 connection = HTTPConnection(request.web_url.host, request.web_url.port, timeout=TICK)
                 # With the socket given here, urllib3 never opens an unchecked socket, nor does it use its own TLS.
                 connection.auto_open = 0
                 connection.response_class = partial(HttpAnswer, read_ahead=self.options.read_ahead)  # type: ignore[assignment]
                 connection.sock = self.socket = self._open_socket(request.web_url)
-                self._connection = connection
+                self._connection, self._origin = connection, request.web_url.origin
             self._connection.request(
                 request.method or "",
                 self._target(request.web_url),
@@ -217,10 +227,8 @@ class WatchedAdapter(BaseAdapter):
         return {**agent, **headers, **fixed}
 
     def _open_socket(self, url: WebUrl) -> WatchedSocket | WatchedTLSSocket:
-        options, tls = self.options, None
-        if url.scheme == "https":
-            files = (options.ca_file, options.origin_ca_file)
-            tls = options.tls or tls_context(*files, certificate=options.certificate)
+        options = self.options
+        tls = options.context if url.scheme == "https" else None
         watch = StallWatch(lambda: self.check(), options.stall_s, options.min_rate)
         direct = ConnectOptions(options.rule, options.connect_timeout_s, tls, self.node, options.pin)
         proxy = self._proxy_for(url)
@@ -249,7 +257,7 @@ class _NoCookies(RequestsCookieJar):
 
 
 class HttpSession(Session):
-    """Session with one connection to one origin. Threads must not share it."""
+    """Session with one connection at a time. Threads must not share it."""
 
     def __init__(
         self,
@@ -292,9 +300,9 @@ class HttpUpload:
     def send(self, piece: bytes) -> HttpResponse | None:
         """Send a piece of the body. Return a final response that has arrived before all of it was sent, else None."""
         self.sent += len(piece)
+        if self._has_answer():
+            return self.finish()
         try:
-            if self._has_answer():
-                return self.finish()
             self._connection.send(piece)
         except OSError:
             # A server that refuses a body answers and closes. Its answer is more precise than the broken pipe.
@@ -307,10 +315,6 @@ class HttpUpload:
         """Read the head of the final response."""
         return self._adapter.receive(self._request)
 
-    def close(self) -> None:
-        """Close the connection. A server that has not got the complete body must discard it."""
-        self._adapter.close()
-
     def _has_answer(self) -> bool:
         """Drop interim answers, which a server may send before the body. Return whether a final answer has arrived.
 
@@ -319,7 +323,6 @@ class HttpUpload:
         sock = self._adapter.socket
         if sock is None or isinstance(sock, WatchedTLSSocket):
             return False
-
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         while poll.poll(0):

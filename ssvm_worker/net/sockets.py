@@ -211,18 +211,16 @@ class WatchedTLSSocket(WatchedSocket):
 
     def _read(self, view: memoryview) -> int:
         """Wait up to a tick for a record, and read all records that arrived with it. There can be 131,072."""
-        got = self._do(lambda: self._record(view))
+        read, size = self._tls.read, len(view)
+        got: int = self._do(lambda: read(size, view))  # type: ignore[assignment]  # bytes only without a buffer
         try:
-            while 0 < got < len(view) and (more := self._record(view[got:])):
-                got += more
+            while 0 < got < size and (more := read(size - got, view[got:])):
+                got += more  # type: ignore[operator]
         except ssl.SSLWantReadError:
             pass
         except OSError as error:
             self._pending_error = error
         return got
-
-    def _record(self, view: memoryview) -> int:
-        return self._tls.read(len(view), view)  # type: ignore[return-value]  # it returns bytes only without a buffer
 
     def _write(self, view: memoryview) -> int:
         done = 0

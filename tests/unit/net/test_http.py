@@ -82,6 +82,15 @@ def test_cookies(raw_server: Serve) -> None:
     assert [b"ookie" in head for head in server.heads] == [False, False]
 
 
+def test_other_origin(raw_server: Serve) -> None:
+    """A kept connection serves its own origin only."""
+    servers = [served(raw_server), served(raw_server)]
+    session = HttpSession(LOOPBACK, keep=True)
+    for each in servers:
+        session.exchange("GET", parse(each.url), {}).read(1)
+    assert [len(each.heads) for each in servers] == [1, 1]
+
+
 def test_body_of_a_redirect(raw_server: Serve) -> None:
     """A redirect is returned at once, and its body is not read."""
     server = served(raw_server, b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 99999999\r\n\r\n")
