@@ -20,6 +20,26 @@ BY = "CloudStack"
 _LOOK_S = 0.1
 #: Seconds after which a job that waits for its store is given up.
 _AWAY_S = 15.0
+#: The longest time limit of a command in seconds. The ``wait`` of a migration between stores is of weeks.
+_LONGEST_S = 86400.0
+
+
+def limit_of(wait: int | None) -> float:
+    """Return how many seconds a command with this ``wait`` may take: a bit less than the server waits for the answer.
+
+    The server waits for twice the ``wait`` of a command. 0 means its default, 1800 seconds.
+    """
+    return min(_LONGEST_S, 2.0 * (wait or 1800) - 5.0)
+
+
+def run_job(services: Services, job: str, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+    """Return the result of a job with this request. While it runs, the same command attaches to it.
+
+    Raises as ``wait_for_job``. After the end of the job the same command gets a new job, because the files may have
+    changed. The new job ends quickly if nothing is left to do.
+    """
+    job_id = start_job(services, job, job_id_of(job, request), request)
+    return wait_for_job(services, job_id, limit_s).result or {}
 
 
 def job_id_of(operation: str, *content: object) -> str:

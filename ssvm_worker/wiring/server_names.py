@@ -89,6 +89,8 @@ def with_server_names(settings: Settings, request: Mapping[str, Any]) -> Setting
     download = settings.download
     given = {
         "allow_networks": (*download.allow_networks, *values["allow_networks"]),
+        # A template that is made of a snapshot comes from the store of the snapshot.
+        "allow_stores": (*download.allow_stores, *values.get("allow_stores", ())),
         "proxy": values["proxy"] or download.proxy,
         "max_redirects": download.max_redirects if values["follow_redirects"] else 0,
     }

@@ -10,13 +10,39 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ssvm_worker.cloudstack.frame import RawMessage
-from ssvm_worker.cloudstack.messages import MESSAGES, Answer, UnsupportedAnswer, decode, encode
+from ssvm_worker.cloudstack.messages import (
+    MESSAGES,
+    Answer,
+    CopyCmdAnswer,
+    CreateDatadiskTemplateAnswer,
+    GetDatadisksAnswer,
+    HandleConfigDriveIsoAnswer,
+    QuerySnapshotZoneCopyAnswer,
+    UnsupportedAnswer,
+    decode,
+    encode,
+)
 from ssvm_worker.cloudstack.services import Services
 from ssvm_worker.cloudstack.transfer_objects import Wire
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import printable
 
-from . import checksums, deletes, downloads, firewall, health, links, lists, setup, uploads
+from . import (
+    checksums,
+    config_drives,
+    copies,
+    datadisks,
+    deletes,
+    downloads,
+    firewall,
+    health,
+    links,
+    lists,
+    setup,
+    snapshots,
+    uploads,
+    volumes,
+)
 
 __all__ = ["HANDLERS", "Dispatcher", "Handle"]
 
@@ -26,6 +52,12 @@ Handle = Callable[[Any, Services], Wire]
 #: All commands that this agent answers, by the name of their class. A new command is a line here.
 HANDLERS: dict[str, Handle] = {
     "CheckHealthCommand": health.check_health,
+    "CopyCommand": copies.copy,
+    "CreateDatadiskTemplateCommand": datadisks.create_datadisk_template,
+    "GetDatadisksCommand": datadisks.get_datadisks,
+    "HandleConfigDriveIsoCommand": config_drives.handle_config_drive,
+    "MoveVolumeCommand": volumes.move_volume,
+    "QuerySnapshotZoneCopyCommand": snapshots.query_snapshot,
     "SecStorageSetupCommand": setup.set_up_store,
     "GetStorageStatsCommand": setup.storage_stats,
     "DownloadCommand": downloads.download,
@@ -43,6 +75,14 @@ HANDLERS: dict[str, Handle] = {
     "UploadStatusCommand": uploads.upload_status,
 }
 
+#: The classes of answers that a server expects even of a failure. It gets an Answer for all other commands.
+FAILURES: dict[str, type[Answer]] = {
+    "CopyCommand": CopyCmdAnswer,
+    "CreateDatadiskTemplateCommand": CreateDatadiskTemplateAnswer,
+    "GetDatadisksCommand": GetDatadisksAnswer,
+    "HandleConfigDriveIsoCommand": HandleConfigDriveIsoAnswer,
+    "QuerySnapshotZoneCopyCommand": QuerySnapshotZoneCopyAnswer,
+}
 #: Entries of a command's context that its answer must repeat: with them the server ends its record of the command.
 _REPEATED = ("execid", "checkpoint", "checkpoint2")
 _log = logging.getLogger("ssvm.cloudstack")
@@ -79,7 +119,7 @@ class Dispatcher:
             return handle(decode(message), self._services)
         except WorkerError as error:
             _log.warning("%s failed: %s", message.short, error)
-            return Answer(result=False, details=str(error))
+            return FAILURES.get(message.short, Answer)(result=False, details=str(error))
         except Exception as error:  # noqa: BLE001 - a bug must not end the connection
             _log.exception("%s failed because of a bug", message.short)
             kind = type(error).__name__

@@ -1,0 +1,133 @@
+"""GetDatadisksCommand and CreateDatadiskTemplateCommand: the templates of the disks of an OVA, for VMware.
+
+The server asks for the disks of a downloaded OVA. Then it asks for a template of each disk, also of the boot disk,
+whose template is the OVA's own. Without the right answers the template never becomes ready.
+
+Differences from the Java agent:
+
+- ``path`` of a disk is its key. The Java agent sends the path below its mount directory; this agent accepts both.
+- The OVF is checked: it cannot name files outside its directory, include others, or contain entities.
+- A file that the OVF names must exist. The Java agent checks only that it is no directory.
+- The template of the boot disk keeps its package, so its path stays. The Java agent answers with a path without a file.
+- ``ova=true`` in template.properties: the Java agent writes ``ova=false``. So it does not list the template after a
+  reconnect, and the server downloads it again.
+- A bucket is allowed.
+"""
+
+from __future__ import annotations
+
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import Manifest, find_manifest
+from ssvm_worker.cloudstack.jobs_to_end import limit_of, run_job
+from ssvm_worker.cloudstack.keys import key_of
+from ssvm_worker.cloudstack.messages import (
+    CreateDatadiskTemplateAnswer,
+    CreateDatadiskTemplateCommand,
+    GetDatadisksAnswer,
+    GetDatadisksCommand,
+)
+from ssvm_worker.cloudstack.services import Services
+from ssvm_worker.cloudstack.transfer_objects import DatadiskTO, TemplateObjectTO
+from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound
+from ssvm_worker.formats import ova
+from ssvm_worker.formats.ovf_disks import PackageDisk, read_disks
+from ssvm_worker.jobs.split.job import find_descriptor
+from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import read_bytes
+
+#: Time limit in seconds of the read of an OVF and the check of its files.
+_READ_S = 60.0
+
+
+def get_datadisks(command: GetDatadisksCommand, services: Services) -> GetDatadisksAnswer:
+    """Answer with the disks and ISO images of an OVA: ids, sizes, controllers, and which disk boots."""
+    template = _template(command.data)
+    artifact = _artifact_of(key_of(template.path))
+    store, configuration = services.stores.find(template.store), command.configuration_id or ""
+    disks = services.stores.call(store, lambda each: _read(each, artifact, configuration), _READ_S)
+    return GetDatadisksAnswer(result=True, data_disk_details=disks)
+
+
+def create_datadisk_template(
+    command: CreateDatadiskTemplateCommand, services: Services
+) -> CreateDatadiskTemplateAnswer:
+    """Make the template of one disk, and answer with it. Its id must be that of the command."""
+    template = _template(command.data_disk_template)
+    key = key_of(command.path)
+    source, disk = _artifact_of(key), key.rpartition("/")[2]
+    made = Artifact("template", str(template.account_id), str(template.id))
+    if made.account != source.account:
+        raise InvalidRequest("The disk belongs to another account", key, "Name a disk of an OVA of the same account")
+    if bool(command.bootable) != (made.id == source.id):
+        what = "Only the boot disk stays in the template of its OVA"
+        raise InvalidRequest(what, key, "Send the command with the id of the OVA's template for the boot disk only")
+    store = services.stores.find(template.store)
+    request = {
+        "account": source.account,
+        "id": source.id,
+        "disk": disk,
+        "template": made.id,
+        "unique_name": template.unique_name or template.name or "",
+        "store": store.name,
+    }
+    result = run_job(services, "split", request, limit_of(command.wait))
+    new = TemplateObjectTO(
+        path=result["package"],
+        id=template.id,
+        account_id=0,
+        hvm=False,
+        size=template.size or result["virtual_size"],
+        physical_size=result["size"],
+        bootable=False,
+        direct_download=False,
+        deploy_as_is=False,
+        follow_redirects=False,
+    )
+    return CreateDatadiskTemplateAnswer(result=True, data_disk_template=new)
+
+
+def _template(data: object) -> TemplateObjectTO:
+    if not isinstance(data, TemplateObjectTO):
+        raise InvalidRequest("The command names no template", type(data).__name__)
+    return data
+
+
+def _artifact_of(key: str) -> Artifact:
+    """Return the template with this key: its directory, or a file in it."""
+    artifact = Artifact.of_prefix("/".join(key.split("/")[:4]))
+    if artifact.kind != "template" or key.count("/") > 4:
+        raise InvalidRequest("This is not the path of a template", key, "Give template/tmpl/ACCOUNT/ID")
+    return artifact
+
+
+def _read(store: Store, artifact: Artifact, configuration: str) -> list[DatadiskTO]:
+    key = find_descriptor(store, artifact.prefix)
+    manifest = find_manifest(store, artifact)
+    data = read_bytes(store, key, ova.MAX_TEXT)
+    return [_disk(store, artifact, each, manifest) for each in read_disks(data, f"{store.name}:{key}", configuration)]
+
+
+def _disk(store: Store, artifact: Artifact, disk: PackageDisk, manifest: Manifest | None) -> DatadiskTO:
+    path, size, capacity = None, 0, disk.capacity
+    if disk.file:
+        path = artifact.key(disk.file)
+        try:
+            size = store.stat(path).size
+        except ObjectNotFound as error:
+            what = f"The OVA lacks a file that its OVF names: {disk.file!a}"
+            raise CorruptImage(what, f"{store.name}:{artifact.prefix}", "Register the template again") from error
+        entry = manifest.entry(disk.file) if manifest else None
+        # What a worker has found in the disk itself is more certain than the OVF.
+        capacity = int(entry.facts.get("virtual_size", capacity)) if entry else capacity
+    return DatadiskTO(
+        path=path,
+        virtual_size=capacity or size,
+        file_size=size,
+        bootable=disk.bootable,
+        disk_id=disk.id,
+        is_iso=disk.is_iso,
+        disk_controller=disk.controller,
+        disk_controller_sub_type=disk.controller_type,
+        disk_number=disk.number,
+        configuration=disk.configuration,
+    )
