@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssvm_worker.demo.go_program import build_program, find_go
 from ssvm_worker.demo.simulator import SimulatedMachine, VCenterSimulator
-from ssvm_worker.demo.vmdk import (
+from tests.vmdk_writer import (
     GRAIN,
     MARKER_EOS,
     MARKER_FOOTER,

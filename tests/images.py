@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import uuid
 
-from ssvm_worker.demo.vmdk import (
+from tests.vmdk_writer import (
     GD_AT_END,
     GRAIN,
     MARKER_EOS,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import signal
-import tempfile
+import socket
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ssvm_worker import config
@@ -133,7 +131,7 @@ class _JobsHere(assembly.RecordedJobs):
         Only the ledger's lock keeps workers from these backups.
         """
         resource = job.resource(request)
-        with _machine_lock(resource, self.stores):
+        with machine_lock(resource, self.stores):
             if not resource or not self._has_ledger(job, request):
                 yield UnrecordedJob(job_id)
                 return
@@ -203,44 +201,19 @@ def _cancel_on_signal(stop: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _machine_lock(resource: str, stores: Sequence[str]) -> Iterator[None]:
+def machine_lock(resource: str, stores: Sequence[str]) -> Iterator[None]:
     """Hold this machine's lock of a resource on these stores while the block runs. A job may have no resource.
 
-    Raises ResourceBusy if another foreground job holds the lock.
+    The lock is the abstract name of a Unix socket, see unix(7): it is no file, and the kernel frees it when this
+    process ends. Raises ResourceBusy if another foreground job holds the lock.
     """
     if not resource:
         yield
         return
-    path = Path(tempfile.gettempdir()) / f"ssvm-run-{os.getuid()}-{fingerprint(' '.join((resource, *stores)))}.lock"
-    while not _is_still_at(path, lock := _open_locked(path, resource)):
-        os.close(lock)
-    try:
+    with socket.socket(socket.AF_UNIX) as lock:
+        try:
+            lock.bind(f"\0ssvm-run-{os.getuid()}-{fingerprint(' '.join((resource, *stores)))}")
+        except OSError as error:
+            what = "Another `ssvm run` is writing this resource"
+            raise ResourceBusy(what, resource, "Wait for its end") from error
         yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(lock)
-
-
-def _open_locked(path: Path, resource: str) -> int:
-    # Other users can write into the temporary directory. Never follow their links or truncate their files.
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        lock = os.open(path, flags, 0o600)
-    except OSError as error:
-        raise ResourceBusy(
-            f"Cannot open the lock file {path.name}: {error.strerror}", resource, f"Remove {path}"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise ResourceBusy("Another `ssvm run` is writing this resource", resource, "Wait for its end") from error
-    return lock
-
-
-def _is_still_at(path: Path, lock: int) -> bool:
-    """Return whether the locked file is still the file at *path*. The previous holder removes it at its end."""
-    try:
-        return os.path.samestat(os.fstat(lock), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
-        return False

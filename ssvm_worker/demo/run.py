@@ -24,13 +24,14 @@ from ssvm_worker.artifacts.layout import MANIFEST, Artifact
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import SourceUnavailable, WorkerError
+from ssvm_worker.formats.writers.qcow2 import CLUSTER, qcow2
+from ssvm_worker.formats.writers.vmdk import GRAIN, stream_optimized
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.ledger.embedded import require_server
 from ssvm_worker.units import GiB, MiB, human_size
 from ssvm_worker.wiring import assembly
 
 from .ports import free_port
-from .qcow2 import qcow2
 from .web import Web
 
 #: Large enough for a meaningful rate, small enough for the disk of a laptop.
@@ -137,7 +138,6 @@ def _start_s3(demo: Demo) -> str | None:
 def _start_vcenter(demo: Demo) -> Any:
     """Start a vCenter simulator with one VM and return the VM; None if Go cannot build the simulator."""
     from .simulator import VCenterSimulator, build
-    from .vmdk import stream_optimized
 
     try:
         demo.say("starting a vCenter (govmomi's simulator; its first build takes a minute) …")
@@ -147,8 +147,9 @@ def _start_vcenter(demo: Demo) -> Any:
         return None
     vcenter = demo.stack.enter_context(VCenterSimulator())
     # Every second grain of 64 KiB is random. The others are holes.
-    content = b"".join(os.urandom(64 * 1024) + bytes(64 * 1024) for _ in range(_DISK_BYTES // (128 * 1024)))
-    machine = vcenter.add_vm("demo-vm", [stream_optimized(content, _DISK_BYTES)], [_DISK_BYTES])
+    grains = ((start, os.urandom(GRAIN)) for start in range(0, _DISK_BYTES, 2 * GRAIN))
+    disk = b"".join(stream_optimized(grains, _DISK_BYTES, "disk.vmdk"))
+    machine = vcenter.add_vm("demo-vm", [disk], [_DISK_BYTES])
     demo.settings.append(
         f'[vcenters.demo]\nhost = "{vcenter.host}"\nport = {vcenter.port}\nusername = "{vcenter.username}"\n'
         f'password = "{vcenter.password}"\nca_file = "{vcenter.ca_file}"'
@@ -202,7 +203,8 @@ def _make_image(demo: Demo) -> dict[str, Any]:
     (demo.scratch / "web").mkdir()
     digest = hashlib.sha256()
     with (demo.scratch / "web" / "demo.qcow2").open("wb") as file:
-        for piece in qcow2(_IMAGE_BYTES, virtual_size=8 * GiB):
+        extents = ((start, os.urandom(CLUSTER)) for start in range(0, _IMAGE_BYTES, CLUSTER))
+        for piece in qcow2(extents, 8 * GiB, _IMAGE_BYTES // CLUSTER, "demo.qcow2"):
             digest.update(piece)
             file.write(piece)
     web = demo.stack.enter_context(Web(demo.scratch / "web"))

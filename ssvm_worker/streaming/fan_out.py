@@ -72,8 +72,8 @@ class SlowSinkDetector:
 class SinkThread:
     """Thread that calls *consume* with every chunk of a bounded queue.
 
-    There are two SimpleQueues: one of chunks, one of free places. Both block in C code. Stopping never requires taking
-    an item out of a full queue. The speed gained by this choice was not measured.
+    The semaphore counts the free places of the queue. So the queue itself is unbounded, and ``stop`` can always add the
+    end, also behind a consumer that is stuck.
     """
 
     def __init__(
@@ -94,9 +94,7 @@ class SinkThread:
         self._consume = consume
         self._stall_s = stall_s
         self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._free_places: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(DEPTH):
-            self._free_places.put(None)
+        self._free_places = threading.Semaphore(DEPTH)
         self._slowness = slowness or SlowSinkDetector(0)
         self._sync = sync
         self._waited_s = 0.0
@@ -115,7 +113,7 @@ class SinkThread:
         Raises the error of the consumer and the error of *check*. Raises StoreUnavailable if the consumer takes
         nothing for *stall_s* seconds.
         """
-        self._wait(self._take_free_place, check)
+        self._wait(partial(self._free_places.acquire, timeout=_POLL_S), check)
         self._chunks.put(chunk)
         if self.error is not None:
             raise self.error
@@ -139,13 +137,6 @@ class SinkThread:
         self._thread.join(timeout_s)
         self._discarding = True
         return not self._thread.is_alive()
-
-    def _take_free_place(self) -> bool:
-        try:
-            self._free_places.get(timeout=_POLL_S)
-        except queue.Empty:
-            return False
-        return True
 
     def _has_ended(self) -> bool:
         self._thread.join(_POLL_S)
@@ -173,7 +164,7 @@ class SinkThread:
     def _run(self) -> None:
         while (chunk := self._chunks.get()) is not None:
             self._chunks_taken += 1
-            self._free_places.put(None)
+            self._free_places.release()
             if self.error is None and not self._discarding:
                 try:
                     self._consume(chunk)

@@ -16,9 +16,8 @@ from ssvm_worker.streaming.pipeline import first_bytes
 from ssvm_worker.units import GiB, human_size
 
 from . import tar, zip
-from .compression import COMPRESSIONS, decompress, decompress_blocks
+from .compression import COMPRESSIONS, decompress
 from .exact_reader import ExactReader
-from .xz_blocks import has_blocks
 
 #: Bytes that ``recognise`` needs. A tar's magic ends at 263, and its checksum covers one block of 512.
 PEEK = 512
@@ -50,12 +49,7 @@ def unwrap(chunks: Iterable[bytes], where: str) -> tuple[str, Iterator[bytes]]:
     name = recognise(head)
     if name in ("", "tar"):
         return name, chunks
-    if name == "zip":
-        inside = zip.member(ExactReader(chunks), where)
-    elif name == "xz" and has_blocks(head):
-        inside = decompress_blocks(chunks, where)
-    else:
-        inside = decompress(chunks, name, where)
+    inside = zip.member(ExactReader(chunks), where) if name == "zip" else decompress(chunks, name, where)
     head, inside = first_bytes(inside, PEEK)
     refuse_nested(name, head, where)
     return name, inside

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from isal import igzip_lib
 
@@ -22,14 +22,19 @@ from ssvm_worker.errors import CorruptImage, TooLarge, WorkerError
 from ssvm_worker.streaming.interfaces import CHUNK
 from ssvm_worker.units import MiB
 
-from . import xz_blocks
-from .exact_reader import ExactReader
-from .xz_blocks import LZMADecompressor
-
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
+try:  # the extra ``xz``: liblzma 5.8 or newer, whose decoder unpacks several blocks at once. `xz -T` writes such blocks
+    from lzma_mt import LZMADecompressor, is_mt_decoder_safe
+
+    #: A transfer has two cores, and one of them hashes half of the time.
+    XZ_OPTIONS: dict[str, Any] = {"threads": 2 if is_mt_decoder_safe() else 1}
+except ImportError:
+    from lzma import LZMADecompressor  # type: ignore[assignment]  # it has the same methods, but one thread
+
+    XZ_OPTIONS = {}
 
 IGZIP_ERROR: type[Exception] = igzip_lib.IsalError  # type: ignore[assignment]  # its stub says instance, not class
 #: Bytes that a decoder may allocate. `xz -9` needs 65 MiB, and `zstd --ultra -22` 128 MiB.
@@ -87,7 +92,7 @@ COMPRESSIONS = (
     Compression(
         "xz",
         re.compile(rb"\xfd7zXZ\0"),
-        lambda: LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY),
+        lambda: LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY, **XZ_OPTIONS),
         lzma.LZMAError,
     ),
     # A frame, or a skippable frame, with which pzstd begins.
@@ -95,14 +100,14 @@ COMPRESSIONS = (
 )
 
 
-def decompress(chunks: Iterable[bytes], name: str, where: str, members: int = 0) -> Iterator[bytes]:
-    """Yield the bytes inside a compressed stream. *members* is the number of members before it.
+def decompress(chunks: Iterable[bytes], name: str, where: str) -> Iterator[bytes]:
+    """Yield the bytes inside a compressed stream.
 
     Memory: one chunk of input, one of output, and MEMORY for the decoder.
     Raises CorruptImage. Raises TooLarge if the decoder needs more memory.
     """
     kind = next(each for each in COMPRESSIONS if each.name == name)
-    decoder, begun = kind.decoder(), False
+    decoder, begun, members = kind.decoder(), False, 0
     for data in _steps(chunks):
         while data or not decoder.needs_input:
             if not begun and not (data := data.lstrip(b"\0") if members else data):
@@ -119,21 +124,6 @@ def decompress(chunks: Iterable[bytes], name: str, where: str, members: int = 0)
                 data, decoder, begun, members = decoder.unused_data, kind.decoder(), False, members + 1
     if begun or not members:
         raise CorruptImage(f"The {name} stream is cut short", where, AGAIN)
-
-
-def decompress_blocks(chunks: Iterable[bytes], where: str) -> Iterator[bytes]:
-    """Yield the bytes inside an xz stream for which ``xz_blocks.has_blocks`` is true, and inside streams behind it.
-
-    Memory: that of ``xz_blocks.stream``. Raises the errors of ``decompress``.
-    """
-    reader = ExactReader(chunks)
-    try:
-        yield from xz_blocks.stream(reader, MEMORY)
-    except EOFError as error:
-        raise CorruptImage(f"The xz stream is cut short: {error}", where, AGAIN) from error
-    except lzma.LZMAError as error:
-        raise _damaged(next(each for each in COMPRESSIONS if each.name == "xz"), error, 0, where) from error
-    yield from decompress(iter(reader.some, b""), "xz", where, members=1)
 
 
 def _steps(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from ssvm_worker.demo.qcow2 import qcow2
+from ssvm_worker.formats.writers.qcow2 import CLUSTER, qcow2
 from ssvm_worker.units import MiB
 from tests.servers.http import HttpServer
 from tests.servers.s3 import S3Server
@@ -57,6 +58,12 @@ class Zone:
         return answers[-1]
 
 
+def image() -> bytes:
+    """Return a qcow2 image with 1 MiB of random data."""
+    clusters = ((at, os.urandom(CLUSTER)) for at in range(0, MiB, CLUSTER))
+    return b"".join(qcow2(clusters, 1 << 30, MiB // CLUSTER, "a.qcow2"))
+
+
 @pytest.fixture
 def zones(make_site: Callable[..., Site], s3_server: S3Server) -> Callable[[str], Zone]:
     """Makes zones on a directory or on S3."""
@@ -73,7 +80,7 @@ def zones(make_site: Callable[..., Site], s3_server: S3Server) -> Callable[[str]
 @pytest.mark.parametrize("kind", ["directory", "s3"])
 def test_life_of_a_template(zones: Callable[[str], Zone], http_server: HttpServer, kind: str) -> None:
     """A template is downloaded, listed, found without its job id, deleted, and downloaded again."""
-    zone, data = zones(kind), b"".join(qcow2(MiB, 1 << 30))
+    zone, data = zones(kind), image()
     url = http_server.serve("a.qcow2", data)
     done = zone.download(url)
     assert done["downloadStatus"] == "DOWNLOADED", done
@@ -99,7 +106,7 @@ def test_life_of_a_template(zones: Callable[[str], Zone], http_server: HttpServe
 
 def test_checksum_and_404(zones: Callable[[str], Zone], http_server: HttpServer) -> None:
     """A wrong checksum and a missing file are errors of the download with their reasons."""
-    zone, data = zones("directory"), b"".join(qcow2(MiB, 1 << 30))
+    zone, data = zones("directory"), image()
     url = http_server.serve("a.qcow2", data)
     wrong = zone.download(url, checksum="{SHA-256}" + "0" * 64)
     assert wrong["downloadStatus"] == "DOWNLOAD_ERROR"
@@ -112,7 +119,7 @@ def test_checksum_and_404(zones: Callable[[str], Zone], http_server: HttpServer)
 
 def test_redirect_is_refused(zones: Callable[[str], Zone], http_server: HttpServer) -> None:
     """A redirect is an error if the server does not allow it, and is followed otherwise."""
-    zone, data = zones("directory"), b"".join(qcow2(MiB, 1 << 30))
+    zone, data = zones("directory"), image()
     http_server.serve("a.qcow2", data)
     url = http_server.redirect("moved", http_server.url("a.qcow2"))
     assert zone.download(url)["downloadStatus"] == "DOWNLOAD_ERROR"

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from ssvm_worker.cli import main
+from ssvm_worker.cli.run import machine_lock
 from ssvm_worker.config import load
+from ssvm_worker.errors import ResourceBusy
 from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.stores.file.store import FileStore
@@ -149,3 +151,15 @@ def test_a_bug_frees_the_lock(ssvm: Run, ledger: Ledger, monkeypatch: pytest.Mon
         ssvm("run", "delete", *OPTIONS, "--job-id", "here")
     record = ledger.get("here")
     assert (record.state, "ZeroDivisionError" in str(record.error)) == ("failed", True)
+
+
+def test_machine_lock() -> None:
+    """Without a broker too, one foreground job at a time writes a resource of the same stores."""
+    stores = ["file:///srv/secondary"]
+    with machine_lock("template/tmpl/2/7", stores):
+        with pytest.raises(ResourceBusy, match="Another `ssvm run`"), machine_lock("template/tmpl/2/7", stores):
+            pass
+        with machine_lock("template/tmpl/2/8", stores), machine_lock("template/tmpl/2/7", ["file:///other"]):
+            pass
+    with machine_lock("template/tmpl/2/7", stores):
+        pass

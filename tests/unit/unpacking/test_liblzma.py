@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import lzma
 import os
 from collections.abc import Callable
 
 import pytest
 
-from ssvm_worker.unpacking.compression import MEMORY, Decoder
-from ssvm_worker.unpacking.xz_blocks import LZMADecompressor
+from ssvm_worker.unpacking.compression import MEMORY, XZ_OPTIONS, Decoder, LZMADecompressor
 from tests.archives import xz_with_dictionary
 from tests.neighbours import missing
 
@@ -50,7 +50,7 @@ def test_same_of_the_same(data: bytes, end: tuple[object, ...]) -> None:
     """Both decoders give the same bytes, ends and errors for complete, cut, damaged and memory-hungry streams."""
     if LZMADecompressor is lzma.LZMADecompressor:
         missing("lzma-mt", "uv sync --extra xz")
-    found = outcome(LZMADecompressor, data)
+    found = outcome(functools.partial(LZMADecompressor, **XZ_OPTIONS), data)
     assert found == outcome(lzma.LZMADecompressor, data)
     assert isinstance(found, tuple)
     assert found[1:] == end

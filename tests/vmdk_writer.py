@@ -1,4 +1,4 @@
-"""Writes streamOptimized VMDK files in the form that an ESX host sends, for disks of simulated VMs.
+"""Write streamOptimized VMDK files in the form that an ESX host sends, for disks of simulated VMs.
 
 Every function accepts header fields by name, so that a test can create a bad image by changing one field.
 Layout: VMware's "Virtual Disk Format 5.0" technical note.
