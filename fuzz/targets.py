@@ -20,7 +20,7 @@ from ssvm_worker.formats import Inspection, ova
 from ssvm_worker.formats.extents import vmdk_extents
 from ssvm_worker.grain_store.map import GrainMap
 from ssvm_worker.grain_store.pack import DIGEST_SIZE, digest, find_index
-from ssvm_worker.jobs.download.transfer import unpack
+from ssvm_worker.jobs.download.image import unpack
 from ssvm_worker.jobs.request import safe_url
 from ssvm_worker.net.urls import parse
 from ssvm_worker.sources.metalink import parse_metalink

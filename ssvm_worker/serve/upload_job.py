@@ -22,7 +22,7 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.attempt import Attempt
-from ssvm_worker.jobs.download.transfer import durable_bytes
+from ssvm_worker.jobs.download.image import durable_bytes
 from ssvm_worker.jobs.request import fingerprint
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.link_expiry import cancelled, end_links

@@ -11,7 +11,7 @@ import pytest
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, read_draft, write_manifest
-from ssvm_worker.jobs.download.transfer import durable_bytes
+from ssvm_worker.jobs.download.image import durable_bytes
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.interfaces import Owner
 from ssvm_worker.streaming.pipeline import put_bytes

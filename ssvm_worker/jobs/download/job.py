@@ -7,13 +7,13 @@ The pipeline of a download, from the socket to the manifest. Each line receives 
     sources/__init__.py            Mirrors.open              changes to another URL of the same file
     streaming/pipeline.py          Resuming                  reopens the source at the byte where it broke
                                    paced, limit, tap         limit the rate and the size, count the progress
-    download/transfer.py           unpack                    hashes the offered file, removes a compression or tar
+    download/image.py              unpack                    hashes the offered file, removes a compression or tar
                  │
-                 ├─ an image:      download/transfer.py      StoredImage.store names it and opens the sinks
+                 ├─ an image:      download/image.py         StoredImage.store names it and opens the sinks
                  │                 download/convert.py       Conversion.run, only if the request has convert_to
                  └─ an OVA:        download/store_ova.py     StoredOva.store does the same for each disk
                  │
-    download/transfer.py           ImagePass.store           adds the observers: hasher, inspection, quota
+    download/image.py              ImagePass.store           adds the observers: hasher, inspection, quota
     streaming/fan_out.py           store_stream              queues each chunk for every store, calls verify, commits
     stores/file/part_file.py       FileSink                  writes a .part file; commit syncs and renames it
     jobs/cloudstack_properties.py  properties                makes template.properties
@@ -40,9 +40,9 @@ from ssvm_worker.streaming.fan_out import StreamResult
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.streaming.pipeline import tap
 
+from .image import OriginFile, StoredImage, find_expected, unpack
 from .request import Request
 from .store_ova import PackageTee, StoredOva
-from .transfer import OriginFile, StoredImage, find_expected, unpack
 
 __all__ = ["Request", "discard", "resource", "run"]
 

@@ -27,7 +27,7 @@ from ssvm_worker.streaming.pipeline import limit
 from ssvm_worker.units import MiB
 from ssvm_worker.unpacking.tar import TarMember
 
-from .transfer import ImagePass, OriginFile
+from .image import ImagePass, OriginFile
 
 #: The most bytes of all files that are not disks. They are held in memory. An NVRAM has about 270 KiB.
 _MAX_OTHERS = 16 * MiB

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.jobs.download.transfer import ResumeNote
+from ssvm_worker.jobs.download.image import ResumeNote
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import Sink
