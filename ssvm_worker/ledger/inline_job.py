@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
-from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
+from ssvm_worker.errors import Cancelled, WorkerError
 
 from .ledger import Ledger
 from .record import CANCELLED, FAILED, SUCCEEDED, Claim, InlineClaim, NewJob
@@ -43,7 +43,7 @@ def claim_inline(ledger: Ledger, new: NewJob, worker: str, part_of: str = "") ->
     except Exception as error:
         state = CANCELLED if isinstance(error, Cancelled) else FAILED
         known = error if isinstance(error, WorkerError) else WorkerError(f"A bug: {type(error).__name__}: {error}")
-        with suppress(Cancelled, StoreUnavailable):  # the claim expires, and the reaper acts
+        with suppress(WorkerError):  # the claim expires, and the reaper acts
             ledger.finish(claim, state, error=known.as_dict())
         raise
     with suppress(Cancelled):
@@ -56,12 +56,13 @@ def _renewed(ledger: Ledger, claim: Claim, inline: InlineClaim) -> Iterator[None
     over = threading.Event()
 
     def beat() -> None:
-        try:
-            while not over.wait(ledger.claim_s / 4):
-                with suppress(StoreUnavailable):
-                    inline.cancelled = ledger.beat(claim)
-        except Cancelled:
-            inline.fenced = True
+        while not over.wait(ledger.claim_s / 4) and not inline.fenced:
+            try:
+                inline.cancelled = ledger.beat(claim)
+            except Cancelled:
+                inline.fenced = True
+            except WorkerError:
+                continue  # the next renewal may succeed, and the thread must not end
 
     thread = threading.Thread(target=beat, name="inline-job", daemon=True)
     thread.start()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ssvm_worker.errors import StoreUnavailable
+from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger import scripts
 from ssvm_worker.ledger.connection import connect, translated
 from ssvm_worker.ledger.record import number_of
@@ -51,7 +51,7 @@ class SharedQuota:
 
         def renew() -> None:
             while not stop.wait(self._claim_s / 4):
-                with contextlib.suppress(StoreUnavailable):
+                with contextlib.suppress(WorkerError):  # the next renewal may succeed, and the thread must not end
                     if held:
                         self._run("quota_renew", account, job_id, held, self._claim_s)
 
@@ -62,7 +62,7 @@ class SharedQuota:
         finally:
             stop.set()
             renewer.join()
-            with contextlib.suppress(StoreUnavailable):  # the reservation expires
+            with contextlib.suppress(WorkerError):  # the reservation expires
                 self._run("quota_release", account, job_id)
 
     def note(self, account: str, store: str, place: str, size: int, job_id: str = "") -> None:

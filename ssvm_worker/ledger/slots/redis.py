@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from ssvm_worker.errors import StoreUnavailable
+from ssvm_worker.errors import StoreUnavailable, WorkerError
 from ssvm_worker.ledger import scripts
 from ssvm_worker.ledger.connection import connect, translated
 
@@ -53,7 +53,8 @@ class SharedSlots:
 
         def renew() -> None:
             while not stop.wait(self._claim_s / 4):
-                self._run("slot_renew", key, holder, self._claim_s)
+                with contextlib.suppress(WorkerError):  # the next renewal may succeed, and the thread must not end
+                    self._run("slot_renew", key, holder, self._claim_s)
 
         renewer = threading.Thread(target=renew, name="slot", daemon=True)
         renewer.start()
@@ -62,7 +63,8 @@ class SharedSlots:
         finally:
             stop.set()
             renewer.join()
-            self._run("slot_release", key, holder)  # otherwise the slot expires
+            with contextlib.suppress(WorkerError):  # the slot expires
+                self._run("slot_release", key, holder)
 
     def _run(self, script: str, *args: Any) -> bool:
         """Return the answer of a script; False while the broker is away."""

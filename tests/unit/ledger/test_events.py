@@ -99,3 +99,12 @@ def test_waiting_makes_no_events(ledger: Ledger, events: Events) -> None:
     assert ledger.claim("j2", "w") is None
     found = list(itertools.islice(events.read("billing", "a"), 3))
     assert [(each.job_id, each.state) for each in found] == [("j1", "queued"), ("j2", "queued"), ("j1", "running")]
+
+
+def test_entry_of_another_program(ledger: Ledger, events: Events, broker: Broker) -> None:
+    """An entry that is no event is skipped, and the following events come."""
+    with broker.client() as client:
+        for fields in ({"junk": "x"}, {"job_id": b"\xff"}, {"job_id": "j", "attempt": "x", "outcome": "{"}):
+            client.xadd(f"{broker.prefix}ssvm.ledger:events", fields)
+    ledger.submit(JOB)
+    assert next(events.read("billing", "a")).job_id == "j1"
