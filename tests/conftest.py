@@ -30,6 +30,7 @@ pytest_plugins: list[str] = [
     "tests.servers.s3",
     "tests.servers.s3_faults",
     "tests.servers.scripted_server",
+    "tests.servers.apache",
     "tests.servers.service",
     "tests.servers.sftp",
     "tests.servers.syslog",

@@ -104,6 +104,13 @@ class CloudStackWeb:
         """Return the name of the image store with that mount directory; "" if it is unknown."""
         return self._store(f"directory {directory}")
 
+    def stores(self) -> dict[str, str]:
+        """Return the names of all image stores by their mount directories."""
+        with translated(self._url):
+            found: Any = self._redis.hgetall(f"{self._key}:stores")
+        named = {each.partition(" ")[::2]: name for each, name in found.items()}
+        return {directory: name for (kind, directory), name in named.items() if kind == "directory"}
+
     def _store(self, field_: str) -> str:
         with translated(self._url):
             return str(self._redis.hget(f"{self._key}:stores", field_) or "")

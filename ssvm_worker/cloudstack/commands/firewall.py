@@ -6,18 +6,25 @@ The Java agent writes files of Apache. This agent writes to the ledger, which `s
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+from pathlib import Path
 
+from ssvm_worker.cloudstack.apache import ApacheFiles
 from ssvm_worker.cloudstack.messages import Answer, SecStorageFirewallCfgCommand, SecStorageVMSetupCommand
 from ssvm_worker.cloudstack.services import Services
-from ssvm_worker.errors import InvalidRequest
+from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.ledger.cloudstack_web import CopyLogin
+
+#: Time limit in seconds of a question to a store.
+_STORE_S = 5.0
 
 
 def configure_firewall(command: SecStorageFirewallCfgCommand, services: Services) -> Answer:
     """Store the addresses that may fetch objects. The server replaces the list, or adds addresses to it."""
     addresses = [_address(each.source_ip) for each in command.port_configs or [] if each.add is not False]
     services.web.set_copy_addresses(addresses, append=command.is_append_a_ip)
+    _write_apache(services)
     return Answer(result=True)
 
 
@@ -28,7 +35,22 @@ def set_up_vm(command: SecStorageVMSetupCommand, services: Services) -> Answer:
         services.web.set_copy_login(login)
     sites = [str(_network(each)) for each in command.allowed_internal_sites or [] if each.strip()]
     services.web.set_internal_sites(sites)
+    _write_apache(services)
     return Answer(result=True, details="")
+
+
+def _write_apache(services: Services) -> None:
+    """Write the rules of Apache, if the settings name its root. Omit all other stores than directories of this host."""
+    root = services.settings.cloudstack.web_root
+    if root is None:
+        return
+    points: dict[str, Path] = {}
+    for directory, name in services.web.stores().items():
+        with contextlib.suppress(WorkerError):
+            store = services.stores.named(name)
+            points[directory] = services.stores.call(store, lambda opened: opened.root, _STORE_S)  # type: ignore[attr-defined]
+    web = services.web
+    ApacheFiles(root).allow_copies(web.copy_login(), web.copy_addresses(), points)
 
 
 def _address(text: str) -> str:

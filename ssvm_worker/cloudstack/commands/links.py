@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ssvm_worker.artifacts.layout import check_key
+from ssvm_worker.artifacts.layout import Artifact, check_key
+from ssvm_worker.artifacts.manifest import find_manifest
+from ssvm_worker.cloudstack.apache import ApacheFiles
 from ssvm_worker.cloudstack.image_stores import NamedStore
+from ssvm_worker.cloudstack.jobs_to_end import job_id_of, start_job
 from ssvm_worker.cloudstack.messages import (
     Answer,
     CreateEntityDownloadURLAnswer,
@@ -49,8 +51,9 @@ def create_link(command: CreateEntityDownloadURLCommand, services: Services) -> 
         until = int(time.time() + services.settings.cloudstack.link_s)
         services.web.publish(PublishedLink(path, store.name, key, until))
         if root := services.settings.cloudstack.web_root:
-            services.stores.call(store, lambda opened: _make_symlink(root, path, opened, key), _CHECK_S)
-            _remove_expired(root, services)
+            apache = ApacheFiles(root)
+            apache.make_link(path, services.stores.call(store, lambda opened: _file_of(opened, key), _CHECK_S))
+            _remove_expired(apache, services)
     except WorkerError as error:
         return CreateEntityDownloadURLAnswer(result=False, details=str(error))
     _log.info("made a download link to %s:%s", store.name, key)
@@ -65,12 +68,11 @@ def delete_link(command: DeleteEntityDownloadURLCommand, services: Services) -> 
     if command.extract_url and (path := _path_of(command.extract_url.get_secret_value())):
         services.web.revoke(path)
         if root := services.settings.cloudstack.web_root:
-            _remove_symlink(root, path)
-            _remove_expired(root, services)
+            ApacheFiles(root).remove_link(path)
+            _remove_expired(ApacheFiles(root), services)
     if command.type == "VOLUME" and command.path:
         name = services.web.store_of_directory(command.parent_path or "")
-        store, key = services.stores.named(name), check_key(command.path.strip("/"))
-        services.stores.call(store, lambda opened: _delete_file(opened, key), _CHECK_S)
+        _delete_volume(services, services.stores.named(name), check_key(command.path.strip("/")))
     return Answer(result=True, details="")
 
 
@@ -91,36 +93,34 @@ def _path_of(url: str) -> str:
     return check_path(unquote(path)) if found else ""
 
 
-def _delete_file(store: Store, key: str) -> None:
-    with contextlib.suppress(ObjectNotFound):
-        store.stat(key)
-        store.delete(key)
+def _delete_volume(services: Services, store: NamedStore, key: str) -> None:
+    """Delete the copy of a volume. A worker deletes what one has written, and the answer does not wait for it."""
+
+    def delete_file(opened: Store) -> bool:
+        with contextlib.suppress(InvalidRequest):
+            if find_manifest(opened, Artifact.of_prefix(key.rpartition("/")[0])):
+                return False
+        with contextlib.suppress(ObjectNotFound):
+            opened.stat(key)
+            opened.delete(key)
+        return True
+
+    if not services.stores.call(store, delete_file, _CHECK_S):
+        artifact = Artifact.of_prefix(key.rpartition("/")[0])
+        request = {"kind": artifact.kind, "account": artifact.account, "id": artifact.id, "stores": [store.name]}
+        start_job(services, "delete", job_id_of("delete", store.name, artifact.prefix, ""), request)
 
 
-def _make_symlink(root: Path, path: str, store: Store, key: str) -> None:
-    """Make the link of Apache. Its target is a regular file that is reached without another symbolic link."""
+def _file_of(store: Store, key: str) -> Path:
+    """Return the path of a regular file that is reached without a symbolic link."""
     file = getattr(store, "file", None)
     if file is None:
         raise InvalidRequest("Apache cannot serve files of this image store", store.name, "Use an NFS export")
-    link = root / USERDATA / path
-    link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    new = link.with_name(f".{link.name}.{os.getpid()}")
-    new.unlink(missing_ok=True)
-    new.symlink_to(file(key))
-    new.replace(link)
+    found: Path = file(key)
+    return found
 
 
-def _remove_symlink(root: Path, path: str) -> None:
-    """Remove a link of Apache and its directory. Leave everything else alone."""
-    link = root / USERDATA / path
-    with contextlib.suppress(OSError):
-        if link.is_symlink():
-            link.unlink()
-        if link.parent != root / USERDATA:
-            link.parent.rmdir()
-
-
-def _remove_expired(root: Path, services: Services) -> None:
+def _remove_expired(apache: ApacheFiles, services: Services) -> None:
     """Remove the links of Apache whose time is over: the server has forgotten them, or deleted them elsewhere."""
     for path in services.web.take_expired():
-        _remove_symlink(root, path)
+        apache.remove_link(path)

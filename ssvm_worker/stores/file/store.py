@@ -92,6 +92,11 @@ class FileStore:
         with _translating_missing(reader.name):
             return reader.handle()
 
+    @property
+    def root(self) -> Path:
+        """The directory of the store: the mount point of an NFS export."""
+        return self._tree.root
+
     def file(self, key: str) -> Path:
         """Return the path of the object's file, for programs of this host. Raise ObjectNotFound if there is none."""
         self.stat(key)

@@ -1,0 +1,146 @@
+"""Links, uploads and copies with a simulated management server, an agent, and a web server: ours, or a real Apache."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from selenium.webdriver.remote.webdriver import WebDriver
+
+from ssvm_worker.config.cloudstack_section import CloudStackSection
+from ssvm_worker.demo.cloudstack.management import ManagementServer, make_management_server
+from ssvm_worker.demo.cloudstack.zone import Entity
+from tests import images
+from tests.cloudstack_commands import NFS, PARENT
+from tests.cloudstack_uploads import form
+from tests.servers.agent import running_agent, section_for
+from tests.servers.apache import running_apache
+from tests.servers.broker import Broker
+from tests.servers.service import Service, serving, settings_of
+from tests.waiting import PATIENCE_S
+
+IMAGE = images.mbr(3 << 20)
+KEY = "template/tmpl/1/202/disk.raw"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ManagementServer]:
+    """A server with one NFS store and a system VM."""
+    with make_management_server(tmp_path / "ca") as found:
+        found.zone.add_store(NFS)
+        found.zone.add_system_vm("s-1-VM", "192.0.2.77")
+        yield found
+
+
+@contextmanager
+def zone(server: ManagementServer, broker: Broker, directory: Path, web_root: Path | None = None) -> Iterator[Service]:
+    """Run an agent and its service while the block runs. The NFS store is a directory."""
+    settings = settings_of(broker, directory / "store", cloudstack=True)
+    section = CloudStackSection(**section_for(server, stores={NFS: "primary"}, web_root=web_root))
+    settings = settings.model_copy(update={"cloudstack": section})
+    with serving(settings) as service, running_agent(service.settings):
+        server.wait_up(timeout=PATIENCE_S)
+        yield service
+
+
+def upload(server: ManagementServer, web: Any) -> Entity:
+    """Upload an image as a browser does, and wait until the server offers the template."""
+    ticket = server.upload_ticket("RAW")
+    url = urlsplit(ticket.url)
+    body, kind = form(IMAGE)
+    headers = ticket.headers | {"Content-Type": kind, "Host": url.netloc}
+    assert web.request("POST", url.path, body=body, headers=headers).data == b"upload successful."
+    return server.wait_ready(ticket.entity, PATIENCE_S)
+
+
+def put_file(service: Service) -> Entity:
+    """Store a file as the Java agent does, and return an entity for it."""
+    file = service.store / KEY
+    file.parent.mkdir(parents=True)
+    file.write_bytes(IMAGE)
+    return Entity(202, "TEMPLATE", "202-1-a", None, "RAW", None, install_path=KEY)
+
+
+def test_upload_and_link(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
+    """A browser's upload becomes a template, which a link gives until the server deletes the link."""
+    with zone(server, broker, tmp_path) as service:
+        template = upload(server, service)
+        assert (template.size, template.physical_size) == (len(IMAGE), len(IMAGE))
+        link = server.extract(template)
+        path = urlsplit(link.url).path
+        assert service.request("GET", path).data == IMAGE
+        assert server.expire(link).ok
+        assert service.request("GET", path).status == 404
+    assert server.zone.problems == []
+
+
+def test_refused_upload(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
+    """The server learns why an upload was refused."""
+    with zone(server, broker, tmp_path) as service:
+        ticket = server.upload_ticket("QCOW2")
+        body, kind = form(IMAGE)
+        headers = ticket.headers | {"Content-Type": kind, "Host": "192.0.2.77"}
+        assert service.request("POST", urlsplit(ticket.url).path, body=body, headers=headers).status == 422
+        server.wait(lambda: ticket.entity.state == "UPLOAD_ERROR", "the server sees the error", PATIENCE_S)
+        assert "qcow2" in ticket.entity.error
+
+
+def test_apache(server: ManagementServer, broker: Broker, open_directory: Path) -> None:
+    """With a real Apache in front, links, uploads and copies work through its configuration for the Java agent."""
+    settings = settings_of(broker, open_directory / "store", cloudstack=True)
+    with (
+        serving(settings) as probe,
+        running_apache(open_directory, urlsplit(probe.url).netloc) as apache,
+        zone(server, broker, open_directory, apache.root) as service,
+    ):
+        entity = put_file(service)
+        entity.store = server.zone.stores[0]
+        link = server.extract(entity)
+        path = urlsplit(link.url).path
+        assert apache.request("GET", path).data == IMAGE
+        assert apache.request("GET", path, headers={"Range": "bytes=5-9"}).data == IMAGE[5:10]
+        assert server.expire(link).ok
+        assert apache.request("GET", path).status == 404
+        upload(server, apache)
+        check_copies(server, apache)
+
+
+#: What the web interface of CloudStack does with the parameters of an upload.
+_SEND = """
+const [url, headers, size, done] = arguments;
+const form = new FormData();
+const disk = new Uint8Array(size);
+disk.set([0x55, 0xaa], 510);
+form.append('files[]', new File([disk], 'disk.raw'));
+fetch(url, {method: 'POST', body: form, headers})
+    .then(async answer => done([answer.status, await answer.text()]), error => done([0, String(error)]));
+"""
+
+
+def test_browser(server: ManagementServer, broker: Broker, tmp_path: Path, browser: WebDriver) -> None:
+    """A page of another origin uploads a file, as the web interface of CloudStack does."""
+    with zone(server, broker, tmp_path) as service:
+        ticket = server.upload_ticket("RAW", address=urlsplit(service.url).netloc)
+        url = f"{service.url}/upload/{ticket.entity.uuid}"
+        browser.get(service.url.replace("127.0.0.1", "localhost") + "/health")
+        browser.set_script_timeout(PATIENCE_S)
+        answer = browser.execute_async_script(_SEND, url, ticket.headers, 3 << 20)
+        assert answer == [200, "upload successful."]
+        assert server.wait_ready(ticket.entity, PATIENCE_S).size == 3 << 20
+
+
+def check_copies(server: ManagementServer, apache: Any) -> None:
+    """A copy needs the login and an allowed address."""
+    copy = f"/copy/SecStorage/{PARENT}/{KEY}"
+    login = base64.b64encode(f"cloud:{server.zone.copy_password}".encode()).decode()
+    assert apache.request("GET", copy, headers={"Authorization": f"Basic {login}"}).status == 403
+    ports = [{"add": True, "sourceIp": "127.0.0.1", "port": "443", "intf": "eth2"}]
+    server.connection().send("SecStorageFirewallCfgCommand", {"portConfigs": ports, "isAppendAIp": True})
+    assert apache.request("GET", copy, headers={"Authorization": f"Basic {login}"}).data == IMAGE
+    assert apache.request("GET", copy).status == 401
+    assert apache.request("GET", "/copy/.htpasswd").status == 403
