@@ -38,10 +38,10 @@ def reservation(broker: Broker) -> Iterator[None]:
 @contextmanager
 def inline(broker: Broker) -> Iterator[None]:
     """Hold the claim of a job in this process."""
-    with Ledger(broker.url, claim_s=CLAIM_S) as ledger:
-        with claim_inline(ledger, NewJob("j1", "delete", "z", "maintenance", {}), "w") as claim:
-            assert claim
-            yield
+    new = NewJob("j1", "delete", "z", "maintenance", {})
+    with Ledger(broker.url, claim_s=CLAIM_S) as ledger, claim_inline(ledger, new, "w") as claim:
+        assert claim
+        yield
 
 
 @pytest.mark.parametrize("hold", [slot, reservation, inline])
