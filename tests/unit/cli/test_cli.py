@@ -313,7 +313,7 @@ def test_unknown_field(ssvm: Run, tmp_path: Path) -> None:
 
 def test_starts_without_the_sdks() -> None:
     """Each SDK is imported at first use, so no command waits for an unused SDK."""
-    heavy = ("boto3", "botocore", "celery", "oslo_utils", "paramiko", "pyVmomi", "redis", "urllib3")
+    heavy = ("boto3", "botocore", "celery", "oslo_utils", "paramiko", "pyVmomi", "redis", "requests", "urllib3")
     code = f"import sys, ssvm_worker.cli; print([each for each in {heavy} if each in sys.modules])"
 
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -30,6 +30,9 @@ from ssvm_worker.stores.s3.client import S3Settings
 from ssvm_worker.stores.s3.store import S3Store, s3_destination
 from ssvm_worker.streaming.interfaces import Check, Owner, Sink
 from ssvm_worker.streaming.pipeline import put_bytes
+from ssvm_worker.vmware.export import DiskSource, ExportLink
+from ssvm_worker.vmware.trust import Address
+from ssvm_worker.vmware.upload import HostSink
 from tests.servers.ftp import FtpServer
 from tests.servers.http import HttpServer
 from tests.servers.hush import Hush
@@ -130,6 +133,28 @@ def put(hush: Hush, tmp_path: Path, tls: bool = False) -> Iterator[Act]:
     server.close()
 
 
+@contextmanager
+def nfc(hush: Hush, tmp_path: Path, upload: bool = False) -> Iterator[Act]:
+    """Read a disk from a host, or send one to it."""
+    server = HttpServer(tls=True)
+    server.serve("image", DATA)
+    server.take("image")
+    url = f"https://127.0.0.1:{hush.before(server.port)}/image"
+    ca_file = Path(server.ca_file(tmp_path))
+
+    def act(limits: Limits) -> bool:
+        link = ExportLink(url, "", Address("127.0.0.1", "u", "p", ca_file=ca_file, timeout_s=limits.stall_s), "")
+        if not upload:
+            return b"".join(DiskSource(link, limits.check).open()) == DATA
+        with HostSink(link, len(BULK), limits.check, create=True) as sink:
+            for start in range(0, len(BULK), 1 << 20):
+                sink.write(BULK[start : start + (1 << 20)])
+            return sink.commit().size == len(BULK)
+
+    yield act
+    server.close()
+
+
 @dataclass(frozen=True)
 class Bucket:
     """A bucket with the objects ``image`` and ``large``, and a server whose features this process knows."""
@@ -213,6 +238,8 @@ ROWS = {
     "sftp source": sftp,
     "http put": put,
     "https put": partial(put, tls=True),
+    "nfc export": nfc,
+    "nfc import": partial(nfc, upload=True),
     "s3 read": partial(s3, act=_read),
     "s3 list": partial(s3, act=_list),
     "s3 probe": partial(s3, act=_probe),
