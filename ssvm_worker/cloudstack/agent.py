@@ -11,7 +11,7 @@ from ssvm_worker.errors import ConfigError
 
 from .certificates import CertificateFiles
 from .command_pool import CommandPool
-from .frame import Handler
+from .frame import Frame, Handler
 from .guid_claim import GuidClaim
 from .link import AgentLink, LinkLost, LinkTrust
 from .server_list import AgentState, ServerList
@@ -57,6 +57,7 @@ class Agent:
             times or SessionTimes(),
             on_up=self._on_up,
             on_tick=self._on_tick,
+            on_unanswered=claim.note_unanswered if claim else lambda _: None,
         )
 
     def run(self) -> None:
@@ -90,8 +91,11 @@ class Agent:
 
     def _may_connect(self) -> bool:
         """Wait for the claim. Return False when the agent stops."""
-        if self._claim is not None and not self._claim.wait(self._stopping):
-            return False
+        if self._claim is not None:
+            if not self._claim.wait(self._stopping):
+                return False
+            for flags, sequence, server, agent in self._claim.take_unanswered():
+                self._context.unanswered[sequence] = Frame(flags, sequence, (), server, agent, agent)
         return not self._stopping.is_set()
 
     def _run_session(self, session: Session) -> SessionEnd:

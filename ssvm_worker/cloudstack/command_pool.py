@@ -97,11 +97,11 @@ class CommandPool:
         """Yield the answer to each command. With STOP_ON_ERROR, a failure ends those after it."""
         stopped = False
         for each in frame.messages:
-            answer = failed("Stopped by previous failure") if stopped else self._handled(each)
+            answer = failed("Stopped by previous failure") if stopped else self._handled(each, frame.number)
             stopped = stopped or (frame.stop_on_error and not answer.content.get("result"))
             yield answer
 
-    def _handled(self, message: RawMessage) -> RawMessage:
+    def _handled(self, message: RawMessage, number: int) -> RawMessage:
         started = time.monotonic()
         try:
             answer = self._handler(message)
@@ -110,7 +110,7 @@ class CommandPool:
             answer = failed(f"The agent has a bug ({type(error).__name__}): see its log")
         seconds = time.monotonic() - started
         result = bool(answer.content.get("result"))
-        _log.info("→ %s (to %s, %.3f s)", describe(answer), message.short, seconds)
+        _log.info("→ #%d %s (to %s, %.3f s)", number, describe(answer), message.short, seconds)
         self._observer(message.short, result, seconds)
         return answer
 

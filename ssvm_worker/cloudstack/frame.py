@@ -98,6 +98,11 @@ class Frame:
     via: int = -1
 
     @property
+    def number(self) -> int:
+        """Return the lower 48 bits of the sequence, for logs. A server counts there, from 1 for each connection."""
+        return self.sequence & 0xFFFF_FFFF_FFFF
+
+    @property
     def is_request(self) -> bool:
         """Return whether the peer expects a response to this frame."""
         return bool(self.flags & REQUEST)

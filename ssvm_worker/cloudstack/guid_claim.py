@@ -35,7 +35,8 @@ class GuidClaim:
         self._held_until = 0.0
         self._lost = False
         self._said = ""
-        self._over = threading.Event()
+        self._inherited: tuple[tuple[int, int, int, int], ...] = ()
+        self._over, self._news = threading.Event(), threading.Event()
         self._counts: Counter[tuple[str, str, int]] = Counter()
         self._seconds: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
@@ -69,6 +70,16 @@ class GuidClaim:
         """Set what the next renewal stores: the server, and the id of the host while it is Up."""
         self._info = replace(self._info, server=server, host_id=host_id, up_since=time.time() if host_id else None)
 
+    def note_unanswered(self, headers: tuple[tuple[int, int, int, int], ...]) -> None:
+        """Store at once which commands have no answer, so that the next holder of the GUID can answer them."""
+        self._info = replace(self._info, unanswered=headers)
+        self._news.set()
+
+    def take_unanswered(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Return the commands that the last holder of the GUID left without an answer, once."""
+        inherited, self._inherited = self._inherited, ()
+        return inherited
+
     def note(self, command: str, ok: bool, seconds: float) -> None:
         """Count an answer. The next renewal stores it."""
         kind = (command if command.isidentifier() else "other", "ok" if ok else "failed")
@@ -80,6 +91,7 @@ class GuidClaim:
     def release(self) -> None:
         """Store the counts and release the claim, so that another agent takes it at once."""
         self._over.set()
+        self._news.set()
         self._thread.join(10)
         self.describe("", None)
         try:
@@ -99,11 +111,14 @@ class GuidClaim:
                 self._say(f"the ledger is away: {error}", logging.WARNING)
             except Exception:  # noqa: BLE001 - without this thread, the agent would lose its claim
                 _log.exception("the claim has a bug, and continues")
-            self._over.wait(min(_EVERY_S, self._claim_s / 4))
+            self._news.wait(min(_EVERY_S, self._claim_s / 4))
+            self._news.clear()
 
     def _renew(self) -> None:
         started = time.monotonic()
-        if self._registry.hold(self._guid, self._holder, self._claim_s, self._info):
+        sent = self._info
+        if (before := self._registry.hold(self._guid, self._holder, self._claim_s, sent)) is not None:
+            self._inherited += before.unanswered if before is not sent else ()
             self._say(f"this agent holds the GUID {self._guid}", logging.INFO)
             self._held_until, self._lost = started + self._claim_s, False
             return

@@ -40,7 +40,7 @@ _SETUP_S, _PROBE_S = 30.0, 3.0
 class SessionTimes:
     """Limits in seconds. Tests make them short."""
 
-    #: Without a byte before the host is Up. The server sends nothing while another connection holds the host's lock.
+    #: Without a command before the host is Up. The server sends none while another connection holds the host's lock.
     startup_s: float = 180.0
     #: Between two pings, until the server names another interval.
     ping_s: float = 60.0
@@ -74,6 +74,10 @@ class AgentContext:
     on_up: Callable[[int], None] = lambda _: None
     #: Called about twice a second. Returns a reason to end the connection, or "".
     on_tick: Callable[[], str] = lambda: ""
+    #: Called with the headers of commands without an answer, when they change before the host is Up.
+    on_unanswered: Callable[[tuple[tuple[int, int, int, int], ...]], None] = lambda _: None
+    #: By sequence: the frames of those commands. The next connection answers them.
+    unanswered: dict[int, Frame] = field(default_factory=dict)
     #: Numbers the agent's own requests.
     sequences: Iterator[int] = field(default_factory=itertools.count)
 
@@ -86,7 +90,7 @@ class Session:
         self._link, self._context, self._transferred = link, context, transferred
         self._state, self._pool = context.state, context.pool
         self._ping_s = context.times.ping_s
-        self._pinged_at = self._checked_at = time.monotonic()
+        self._pinged_at = self._checked_at = self._asked_at = time.monotonic()
         self._move_at: float | None = None
         self._ready, self._over = threading.Event(), threading.Event()
         self._host_id = _NONE
@@ -111,6 +115,7 @@ class Session:
         ticker = threading.Thread(target=self._tick, name="ticker", daemon=True)
         try:
             self._send_startup()
+            self._answer_lost_commands()
             ticker.start()
             while True:
                 self._receive(self._link.receive())
@@ -155,6 +160,26 @@ class Session:
         )
         self._request(REQUEST | IN_SEQUENCE, RawMessage(startup.name, startup.content | changing))
 
+    def _answer_lost_commands(self) -> None:
+        """Answer the setup commands of a lost connection with a failure.
+
+        Without an answer the server holds the lock of the host for twice its setting ``wait``, usually an hour. It
+        finds the waiting command by agent and sequence, so the answer may come over another connection
+        (ClusteredAgentManagerImpl). If nobody waits, it drops the answer.
+        """
+        for frame in list(self._context.unanswered.values()):
+            _log.info("answering a setup command of the lost connection")
+            self._respond(frame.answered([failed("The connection was lost before the answer")]))
+
+    def _note_unanswered(self, frame: Frame, *, answered: bool) -> None:
+        waiting = self._context.unanswered
+        if answered and waiting.pop(frame.sequence, None) is None:
+            return
+        if not answered:
+            waiting[frame.sequence] = replace(frame, messages=())
+        heads = [(each.flags, each.sequence, each.server, each.agent) for each in list(waiting.values())]
+        self._context.on_unanswered(tuple(heads))
+
     def _ping(self) -> None:
         fields = {"changes": {}, "hostType": "Storage", "hostId": self._host_id, "outOfBand": False, "commandInfos": []}
         self._pinged_at = time.monotonic()
@@ -171,6 +196,7 @@ class Session:
             data = replace(response, messages=(failed(f"The agent has a bug ({type(error).__name__})"),)).encode()
         try:
             self._link.send(data)
+            self._note_unanswered(response, answered=True)
         except LinkLost as error:
             names = ", ".join(each.short for each in response.messages)
             _log.warning("%s is lost with its connection: %s", names, error.what)
@@ -190,13 +216,16 @@ class Session:
             return
         if frame.agent >= 0:
             self._host_id = frame.agent
+        self._asked_at = time.monotonic()
         for each in frame.messages:
-            _log.info("← %s", describe(each))
+            _log.info("← #%d %s", frame.number, describe(each))
         if all(each.name in self._own for each in frame.messages):
             self._respond(frame.answered([self._answered(each) for each in frame.messages]))
             if self._end is not None:
                 self._link.close(self._end.why)
         else:
+            if not self._ready.is_set():
+                self._note_unanswered(frame, answered=False)
             self._pool.run(frame, self._respond)
 
     def _answered(self, message: RawMessage) -> RawMessage:
@@ -290,11 +319,12 @@ class Session:
 
     def _look(self, now: float) -> None:
         is_up = self._ready.is_set()
-        silent = 2 * self._ping_s if is_up else max(self._context.times.startup_s, 2 * self._ping_s)
-        # Before the host is Up, the server may be silent because it waits for our answer. Then a lost connection would
-        # block the host.
-        if self._link.quiet_s > silent and (is_up or not self._pool.open_count):
-            return self._finish("lost", f"the server has been silent for {silent:g} s")
+        if is_up and self._link.quiet_s > 2 * self._ping_s:
+            return self._finish("lost", f"the server has been silent for {2 * self._ping_s:g} s")
+        # The server may send no command because it waits for our answer. Then a lost connection would block the host.
+        limit = max(self._context.times.startup_s, 2 * self._ping_s)
+        if not is_up and now - self._asked_at > limit and not self._pool.open_count:
+            return self._finish("lost", f"the server has sent no command for {limit:g} s, and the host is not Up")
         if self._host_id >= 0 and now - self._pinged_at >= self._ping_s:
             self._ping()
         if self._move_at is not None and now >= self._move_at and self._pool.wait_setup(0):

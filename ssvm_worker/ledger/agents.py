@@ -36,6 +36,8 @@ class AgentInfo:
     host_id: int | None = None
     #: Seconds since the epoch, by its clock, at which it got Up.
     up_since: float | None = None
+    #: Headers of commands without an answer, for which the server blocks the host: flags, sequence, server, agent.
+    unanswered: tuple[tuple[int, int, int, int], ...] = ()
 
 
 _FIELDS = {each.name for each in fields(AgentInfo)}
@@ -61,7 +63,9 @@ class AgentClaim:
         """Return the public JSON."""
         since = None if self.info.up_since is None else iso(self.info.up_since)
         values = {"guid": self.guid, "held": self.held, "connected": self.connected, "seen": iso(self.seen)}
-        return values | asdict(self.info) | {"up_since": since}
+        told = asdict(self.info)
+        del told["unanswered"]
+        return values | told | {"up_since": since}
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,17 @@ class AgentRegistry:
         self._redis = connect(url)
         self._scripts = scripts.register(self._redis, "agent_hold")
 
-    def hold(self, guid: str, holder: str, seconds: float, info: AgentInfo) -> bool:
+    def hold(self, guid: str, holder: str, seconds: float, info: AgentInfo) -> AgentInfo | None:
         """Take or renew the claim to a GUID for so many seconds, and store *info*. 0 seconds release it.
 
-        Returns False if another *holder* has it.
+        Returns what the agent that held the GUID before has stored, or *info*. Returns None if another *holder* has it.
         """
         with translated(self._url):
             args = [self._key, guid, holder, seconds, json.dumps(asdict(info))]
-            return bool(self._scripts["agent_hold"](args=args))
+            before: str | None = self._scripts["agent_hold"](args=args)
+        if before is None:
+            return None
+        return (_info(before) if before else None) or info
 
     def agents(self) -> list[AgentClaim]:
         """Return all agents that were seen within a day, by GUID."""
@@ -143,7 +150,18 @@ def _claim(guid: str, text: str, now: float) -> AgentClaim | None:
     """Return the claim, or None for an unreadable one, which must not hide the others."""
     try:
         values = json.loads(text)
-        known = {name: value for name, value in json.loads(values["info"]).items() if name in _FIELDS}
-        return AgentClaim(guid, AgentInfo(**known), now < values["until"] < now + 3600, float(values["seen"]))
+        if (info := _info(values["info"])) is None:
+            return None
+        return AgentClaim(guid, info, now < values["until"] < now + 3600, float(values["seen"]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _info(text: str) -> AgentInfo | None:
+    """Return the description, or None for an unreadable one. A newer version may have more fields."""
+    try:
+        known = {name: value for name, value in json.loads(text).items() if name in _FIELDS}
+        unanswered = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in known.get("unanswered", ()))
+        return AgentInfo(**known | {"unanswered": unanswered})
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None

@@ -332,6 +332,7 @@ class AgentConnection:
                 self.close("the join lock of the host was held too long")  # so it was seen
             return
         self._joining = True
+        host.joining = self
         try:
             self._take(host, startup)
             self.server.prepare(self, host)
@@ -340,7 +341,7 @@ class AgentConnection:
             self.zone.set_state(host, "Alert", f"setup failed: {error}")
             self.close(str(error))
         finally:
-            self._joining = False
+            self._joining, host.joining = False, None
             host.join_lock.release()
 
     def _take(self, host: HostRow, startup: dict[str, Any]) -> None:
@@ -422,10 +423,15 @@ class AgentConnection:
 
     def _answer(self, frame: WireFrame) -> None:
         host, pending = self.host_row, self._pending.get(frame.sequence)
+        if host is None:  # the server finds the waiting command by the agent's id, not by the connection (read)
+            host = next((each for each in self.zone.hosts if each.id == frame.agent_id and each.joining), None)
+            pending = host.joining._pending.get(frame.sequence) if host else None
         unknown = [name for name, _ in frame.messages if not knows(self.server.release, name)]
         if unknown:
             self.zone.problem(f"this release cannot read {', '.join(unknown)}: the answer is lost")
-        elif host is None or frame.agent_id != host.id or frame.mgmt_id != self.server.mgmt_id or frame.via != host.id:
+        elif host is None:
+            self.zone.write(f"late answer {frame.name}: no host waits for it")
+        elif frame.agent_id != host.id or frame.mgmt_id != self.server.mgmt_id or frame.via != host.id:
             self.zone.problem(
                 f"{frame.name} is lost: mgmtId {frame.mgmt_id}, agentId {frame.agent_id}, via {frame.via} in its header"
             )

@@ -129,6 +129,8 @@ class HostRow:
     join_lock: threading.Lock = field(default_factory=threading.Lock)
     #: Its AgentConnection while it has one; this module is below that class.
     connection: Any = None
+    #: The connection that a server sets up. It stays here if it ends, until the server stops waiting.
+    joining: Any = None
     startup: dict[str, Any] = field(default_factory=dict)
 
 

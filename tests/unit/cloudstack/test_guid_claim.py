@@ -86,6 +86,21 @@ def test_ledger_away(stoppable_broker: StoppableBroker, caplog: pytest.LogCaptur
     assert found["other", "failed"].buckets == (0, 0, 0, 0, 1)
 
 
+def test_unanswered(registry: AgentRegistry, broker: Broker) -> None:
+    """The next holder learns, once, which commands the last one left without an answer, with exact numbers."""
+    heads = ((0x27, 0x7FC0000000000001, 0x2FC00000001, 1),)
+    other = AgentRegistry(broker.url, prefix=broker.prefix)
+    with started(registry) as first:
+        assert first.wait(threading.Event())
+        first.note_unanswered(heads)
+        until(lambda: registry.agents()[0].info.unanswered == heads, "it is stored")
+        first._over.set()  # as by kill -9
+        with started(other) as second:
+            assert second.wait(threading.Event())
+            assert second.take_unanswered() == heads
+            assert (second.take_unanswered(), first.take_unanswered()) == ((), ())
+
+
 def test_description(registry: AgentRegistry) -> None:
     """The ledger says at which server the host is Up."""
     with started(registry) as claim:

@@ -42,13 +42,25 @@ class PlayedSession:
         self.files = CertificateFiles(directory / "cloud.crt", directory / "cloud.key", directory / "cloud.ca.crt")
         self.ends: list[SessionEnd] = []
         self.why = ""
+        self.noted: tuple[Any, ...] = ()
+        self.unanswered: dict[int, Any] = {}
 
-    def start(self) -> Session:
+    def _note(self, headers: tuple[Any, ...]) -> None:
+        self.noted = headers
+
+    def start(self) -> None:
         """Connect and run the session in a thread."""
         startup = RawMessage(class_of("StartupSecondaryStorageCommand"), {"guid": "g", "name": "s-1-VM"})
         self.pool = CommandPool(lambda message: self.handler(message), **self.pool_options)
         context = AgentContext(
-            lambda _: startup, self.state, self.pool, self.files, self.times, on_tick=lambda: self.why
+            lambda _: startup,
+            self.state,
+            self.pool,
+            self.files,
+            self.times,
+            on_tick=lambda: self.why,
+            on_unanswered=self._note,
+            unanswered=self.unanswered,
         )
 
         def run() -> None:
@@ -58,7 +70,6 @@ class PlayedSession:
 
         started = threading.Event()
         threading.Thread(target=run, daemon=True).start()
-        return None
 
     def up(self, **startup_answer: Any) -> ScriptedServer:
         """Start it and make the host Up."""
@@ -161,7 +172,30 @@ def test_silence_before_ready(played: PlayedSession) -> None:
     server.answer(server.receive(), "StartupAnswer", {"pingInterval": 0.1, "result": True})
     time.sleep(0.8)
     assert played.ends == []
-    assert "silent for 1.5 s" in played.end().why
+    assert "no command for 1.5 s" in played.end().why
+
+
+def test_lost_setup(played: PlayedSession) -> None:
+    """A setup command whose connection is lost is answered over the next one, because the server still waits."""
+    release = threading.Event()
+    played.handler = lambda _: (release.wait(PATIENCE_S), RawMessage(class_of("Answer"), dict(OK)))[1]
+    played.start()
+    server = played.server
+    server.accept()
+    server.answer(server.receive(), "StartupAnswer", {"pingInterval": 60, "result": True})
+    lost = server.command("SecStorageSetupCommand", SETUP)
+    until(lambda: [each[:2] for each in played.noted] == [(0x27, lost)], "the command is noted")
+    server.link.close()
+    assert played.end().kind == "lost"
+    played.ends.clear()
+    played.start()
+    server.accept()
+    assert server.receive().name == "StartupSecondaryStorageCommand"
+    answer = server.receive()
+    assert (answer.sequence, answer.flags, answer.mgmt_id, answer.agent_id) == (lost, 0x06, MGMT_ID, HOST_ID)
+    assert answer.fields["result"] is False
+    until(lambda: played.noted == (), "nothing waits any more")
+    release.set()
 
 
 def test_silence_while_the_server_waits(played: PlayedSession) -> None:
