@@ -10,7 +10,7 @@ It needs only the broker: no store, no vCenter and no settings file. For other l
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -32,9 +32,11 @@ class Client:
     Every method raises StoreUnavailable while the broker is unreachable. It may be repeated then.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, wake: Callable[[Record], object] | None = None) -> None:
+        """*wake* sends the message of a queued job, or arranges that another thread does. Default: ``ring``."""
         self.settings = settings
         self._ledger = assembly.open_ledger(settings)
+        self._wake = wake or self.ring
 
     @classmethod
     def connect(cls, url: str, *, zone: str = "zone1", **broker: Any) -> Client:
@@ -54,7 +56,7 @@ class Client:
         new = assembly.new_job(self.settings, find_job(job), fields, zone=zone)
         record, is_new = self._ledger.submit(replace(new, traceparent=checked(traceparent)))
         if is_new:
-            self._ring(record)
+            self._wake(record)
         return record
 
     def job(self, job_id: str) -> Record:
@@ -92,7 +94,7 @@ class Client:
     def retry(self, job_id: str, *, by: str) -> Record:
         """Queue a failed or cancelled job again. Raise InvalidRequest or ResourceBusy for any other job."""
         record = self._ledger.retry(job_id, by)
-        self._ring(record)
+        self._wake(record)
         return record
 
     def cancel(self, job_id: str, *, by: str) -> Record:
@@ -114,7 +116,8 @@ class Client:
         """Close the connections."""
         self._ledger.close()
 
-    def _ring(self, record: Record) -> None:
+    def ring(self, record: Record) -> None:
+        """Send the message of a queued job. Without it the reaper of a worker does, some seconds later."""
         # Importing Celery takes half a second. Callers that only read jobs do not need it.
         from .wiring.celery_sender import ring
 

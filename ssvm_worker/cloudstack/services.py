@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import queue
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +14,14 @@ from ssvm_worker.client import Client
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger.cloudstack_web import CloudStackWeb
 from ssvm_worker.ledger.links.redis import LinkBook
+from ssvm_worker.ledger.record import Record
 from ssvm_worker.ledger.server_names import ServerNames
 from ssvm_worker.wiring.assembly import open_cloudstack_web, open_links
 from ssvm_worker.wiring.server_names import server_names
 
 from .image_stores import ImageStores
+
+_log = logging.getLogger("ssvm.cloudstack")
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,39 @@ class Services:
     state_dir: Path
 
 
+class _Waker:
+    """Sends the messages of queued jobs in a thread, so that no answer waits for them."""
+
+    def __init__(self) -> None:
+        self._records: queue.SimpleQueue[Record] = queue.SimpleQueue()
+
+    def wake(self, record: Record) -> None:
+        """Let the thread send the message of the job. If it fails or this process ends, the reaper sends it."""
+        self._records.put(record)
+
+    def start(self, ring: Callable[[Record], object]) -> None:
+        """Start the thread."""
+        threading.Thread(target=self._run, args=(ring,), name="waker", daemon=True).start()
+
+    def _run(self, ring: Callable[[Record], object]) -> None:
+        while True:
+            record = self._records.get()
+            try:
+                ring(record)
+            except Exception:  # noqa: BLE001 - the reaper sends it, and the thread must not end
+                _log.exception("the message of job %s was not sent", record.job_id)
+
+
 def open_services(settings: Settings) -> Services:
     """Return the services of these settings. This does not connect yet."""
     # The first submit would import it, which takes half a second.
     importlib.import_module("ssvm_worker.wiring.celery_sender")
+    waker = _Waker()
+    jobs = Client(settings, waker.wake)
+    waker.start(jobs.ring)
     return Services(
         settings,
-        Client(settings),
+        jobs,
         ImageStores(settings),
         server_names(settings),
         open_cloudstack_web(settings),

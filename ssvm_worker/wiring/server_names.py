@@ -6,6 +6,8 @@ The names begin with ``cs-``, which no name of the file may.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from ssvm_worker.config.schema import SERVER_PREFIX, CredentialsSection, Setting
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.streaming.interfaces import Store
 
-from .broker import broker_url
+from .broker import broker_url, open_cloudstack_web
 from .stores import Stores
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def with_server_names(settings: Settings, request: Mapping[str, Any]) -> Setting
         raise InvalidRequest(what, name, "Let the management server send its command again")
     download = settings.download
     given = {
-        "allow_networks": (*download.allow_networks, *values["allow_networks"]),
+        "allow_networks": (*download.allow_networks, *_networks(settings)),
         # A template that is made of a snapshot comes from the store of the snapshot.
         "allow_stores": (*download.allow_stores, *values.get("allow_stores", ())),
         "proxy": values["proxy"] or download.proxy,
@@ -98,3 +100,12 @@ def with_server_names(settings: Settings, request: Mapping[str, Any]) -> Setting
     # A copy is not validated. The secret of a proxy must have its type.
     checked = type(download).model_validate({**dict(download), **given})
     return settings.model_copy(update={"credentials": settings.credentials | {name: section}, "download": checked})
+
+
+def _networks(settings: Settings) -> Iterator[str]:
+    """Yield the server's internal sites that are networks. Downloads may use them in addition to public addresses."""
+    with contextlib.closing(open_cloudstack_web(settings)) as web:
+        sites = web.internal_sites()
+    for each in sites:
+        with contextlib.suppress(ValueError):
+            yield str(ipaddress.ip_network(each.strip(), strict=False))

@@ -15,7 +15,6 @@ Differences from the Java agent:
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 from dataclasses import dataclass
@@ -136,7 +135,7 @@ class WantedDownload:
         return {name: value for name, value in given.items() if value is not None}
 
     def connection(self) -> dict[str, Any]:
-        """Return the settings of the connection: login, proxy, networks and redirects. They are secret."""
+        """Return the settings of the connection: login, proxy and redirects. They are secret."""
         command, parts = self.command, urlsplit(self._given_url)
         auth, proxy = command.auth, command.proxy
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
@@ -152,7 +151,6 @@ class WantedDownload:
         return {
             "credentials": login,
             "proxy": text or None,
-            "allow_networks": _networks(self.services.web.internal_sites()),
             # Servers before 4.20 do not send the field. Their agents follow redirects.
             "follow_redirects": command.follow_redirects is not False,
         }
@@ -322,14 +320,3 @@ def _base(command: DownloadCommand, job_id: str, status: DownloadStatus, text: s
         "details": text,
     }
     return DownloadAnswer(**{name: value for name, value in given.items() if value is not None})
-
-
-def _networks(sites: tuple[str, ...]) -> list[str]:
-    """Return the valid networks of the server's internal sites."""
-    found = []
-    for each in sites:
-        try:
-            found.append(str(ipaddress.ip_network(each.strip(), strict=False)))
-        except ValueError:
-            _log.warning("the server sent an internal site that is no network: %a", each[:60])
-    return found

@@ -17,6 +17,7 @@ from ssvm_worker.errors import ConfigError, InvalidRequest, StoreAway
 from ssvm_worker.stores.nfs.store import NfsStore
 from ssvm_worker.streaming.interfaces import Owner
 from ssvm_worker.streaming.pipeline import put_bytes
+from ssvm_worker.wiring.assembly import open_cloudstack_web
 from ssvm_worker.wiring.server_names import server_names, with_server_names, with_server_stores
 from ssvm_worker.wiring.stores import Stores
 from tests.servers.broker import Broker
@@ -157,11 +158,11 @@ def test_connection(broker: Broker, tmp_path: Path) -> None:
     """The connection of a download changes networks, proxy, redirects and credentials of this job only."""
     settings = settings_of(broker, tmp_path)
     values = {
-        "allow_networks": ["10.1.0.0/16"],
         "proxy": "http://u:p@proxy:3128",
         "follow_redirects": False,
         "credentials": {"username": "u", "password": "hunter2", "hosts": ["h"], "allow_plaintext": True},
     }
+    open_cloudstack_web(settings).set_internal_sites(["10.1.0.0/16", "nonsense"])
     server_names(settings).put_connection("cs-download-1", values, 60)
     found = with_server_names(settings, {"credentials": "cs-download-1"})
     assert found.download.allow_networks == ("10.1.0.0/16",)
