@@ -424,6 +424,9 @@ class ServeSection(Section):
     #: Also serve what a CloudStack management server expects of a system VM: its download links, browser uploads and
     #: copies between zones. Needs the extra `cloudstack`.
     cloudstack: bool = False
+    #: Use the certificate that the CloudStack management server sends to its agents. Until it has arrived, use a
+    #: self-signed one. Needs cloudstack = true.
+    certificate_from_cloudstack: bool = False
     #: Networks that may fetch objects for copies between zones, besides the addresses that the management server sends.
     copy_networks: Networks = ()
 

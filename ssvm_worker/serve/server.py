@@ -8,6 +8,7 @@ import logging
 import resource
 import signal
 import socket
+import ssl
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import ip_network
@@ -85,6 +86,7 @@ def make_server(settings: Settings, listener: Listener) -> uvicorn.Server:
     uploads = Uploads(Inbox(settings, open_ledger(settings)), section)
     prefix = urlsplit(section.url or "").path.rstrip("/")
     more = _cloudstack_routes(settings, check.links, uploads) if section.cloudstack else ()
+    sent = _sent_certificate(settings) if section.certificate_from_cloudstack else None
     config = uvicorn.Config(
         make_app(check, Stores(settings), uploads, prefix, more),
         http=cast(Any, partial(Protocol, listener=listener, limits=section)),
@@ -100,6 +102,7 @@ def make_server(settings: Settings, listener: Listener) -> uvicorn.Server:
         timeout_graceful_shutdown=round(section.drain_s),
         ssl_certfile=section.certificate_file,
         ssl_keyfile=section.private_key_file,
+        ssl_context_factory=(lambda *_: sent) if sent else None,
     )
     return uvicorn.Server(config)
 
@@ -113,6 +116,18 @@ def _cloudstack_routes(settings: Settings, links: LinkBook, uploads: Uploads) ->
         raise ConfigError(what, "serve.cloudstack", "Install it: pip install 'ssvm-worker[cloudstack]'") from error
     networks = [ip_network(each) for each in settings.serve.copy_networks]
     return cloudstack_routes(open_cloudstack_web(settings), links, KnownStores(settings), uploads, networks)
+
+
+def _sent_certificate(settings: Settings) -> ssl.SSLContext:
+    """Return the context with the certificate of the management server. Raise ConfigError for contradictions."""
+    if not settings.serve.cloudstack or settings.serve.certificate_file:
+        what = "certificate_from_cloudstack needs cloudstack = true, and no certificate_file"
+        raise ConfigError(what, "serve.certificate_from_cloudstack", "Correct the section [serve]")
+    from .cloudstack.certificate import SentCertificate
+
+    sent = SentCertificate(open_cloudstack_web(settings))
+    sent.follow()
+    return sent.context
 
 
 async def run_server(server: uvicorn.Server, listener: Listener) -> None:
@@ -136,6 +151,6 @@ def open_listener(section: ServeSection, listen: str = "") -> Listener:
     except OSError as error:
         what = f"Cannot listen on this address: {error.strerror or error}"
         raise ConfigError(what, listen, "Choose another address") from error
-    busy = b"" if section.certificate_file else _BUSY
+    busy = b"" if section.certificate_file or section.certificate_from_cloudstack else _BUSY
     proxies = [ip_network(each) for each in section.trusted_proxies]
     return Listener(plain, section.max_connections, section.max_per_address, proxies, busy)

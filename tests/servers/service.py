@@ -34,7 +34,8 @@ class Service:
     def request(self, method: str, path: str, **given: Any) -> urllib3.BaseHTTPResponse:
         """Ask, on a connection of its own."""
         url = path if path.startswith("http") else self.url + path
-        return urllib3.PoolManager(retries=False, timeout=PATIENCE_S).request(method, url, **given)
+        pool = {"ssl_context": given.pop("ssl_context")} if "ssl_context" in given else {}
+        return urllib3.PoolManager(retries=False, timeout=PATIENCE_S, **pool).request(method, url, **given)
 
 
 def settings_of(broker: Broker, store: Path, **serve: Any) -> Settings:
@@ -67,7 +68,8 @@ def settings_file(service: Service, directory: Path) -> Path:
 def serving(settings: Settings, path: str = "") -> Iterator[Service]:
     """Within, it answers; leaving tells it to stop, as SIGTERM does. *path* is that of ``serve.url``."""
     listener = open_listener(settings.serve)
-    scheme = "https" if settings.serve.certificate_file else "http"
+    serve = settings.serve
+    scheme = "https" if serve.certificate_file or serve.certificate_from_cloudstack else "http"
     url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
     settings = settings.model_copy(update={"serve": settings.serve.model_copy(update={"url": url + path})})
     server = make_server(settings, listener)
