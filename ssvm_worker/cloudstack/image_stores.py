@@ -49,7 +49,10 @@ def canonical(url: str) -> str:
 def place_of(store: Wire | None) -> str:
     """Return the place of a store. Raise InvalidRequest for a store that this agent cannot use."""
     if isinstance(store, NfsTO):
-        return canonical(store.url)
+        place = canonical(store.url)
+        if not place.startswith("nfs://"):
+            raise InvalidRequest("This image store is not an NFS export", place, "Use nfs://HOST/EXPORT")
+        return place
     if isinstance(store, S3TO):
         return f"s3://{_host(store)}/{store.bucket_name}"
     if isinstance(store, SwiftTO):

@@ -7,7 +7,7 @@ The names of the fields are those of the Java classes, in Python's spelling; an 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -148,6 +148,13 @@ class _DataObject(Wire):
     physical_size: int | None = None
     hypervisor_type: Any = None
     follow_redirects: bool | None = None
+    #: What CloudStack's JSON library writes for a new object: the fields of types that have no null.
+    NEW: ClassVar[dict[str, Any]] = {"id": 0, "account_id": 0, "follow_redirects": False}
+
+    @classmethod
+    def new(cls, **fields: Any) -> Self:
+        """Return a new object as the Java agent makes it for an answer."""
+        return cls(**(cls.NEW | fields))
 
     @property
     def store(self) -> NfsTO | S3TO | SwiftTO | PrimaryDataStoreTO | None:
@@ -165,6 +172,7 @@ DataStore = Annotated[
 class TemplateObjectTO(_DataObject):
     """A template or an ISO."""
 
+    NEW = _DataObject.NEW | dict.fromkeys(("hvm", "bootable", "direct_download", "deploy_as_is"), False)
     orig_url: Secret | None = None
     uuid: str | None = None
     format: str | None = None
@@ -189,6 +197,7 @@ class TemplateObjectTO(_DataObject):
 class VolumeObjectTO(_DataObject):
     """A volume."""
 
+    NEW = _DataObject.NEW | dict.fromkeys(("direct_download", "deploy_as_is"), False)
     uuid: str | None = None
     volume_type: str | None = None
     data_store: DataStore = None
@@ -221,6 +230,7 @@ class VolumeObjectTO(_DataObject):
 class SnapshotObjectTO(_DataObject):
     """A snapshot, on a primary storage or on an image store."""
 
+    NEW = _DataObject.NEW | dict.fromkeys(("kvm_incremental_snapshot", "quiescevm"), False)
     volume: VolumeObjectTO | None = None
     parent_snapshot_path: str | None = None
     data_store: DataStore = None

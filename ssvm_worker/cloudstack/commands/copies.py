@@ -151,11 +151,10 @@ class _Copy:
         path = f"{to}/{found.file}".rstrip("/")
         size = found.virtual_size or src.size or found.size
         if isinstance(src, VolumeObjectTO):
-            return _answer(VolumeObjectTO(path=path, size=size, account_id=0, id=0))
+            return _answer(VolumeObjectTO.new(path=path, size=size))
         extension = found.file.rpartition(".")[2].lower()
         form = _FORMATS.get(extension, extension.upper()) if extension in _EXTENSIONS_OF_IMAGES else src.format
-        new = TemplateObjectTO(path=path, size=size, physical_size=found.size, id=0, account_id=0, hvm=False)
-        return _answer(new.model_copy(update={"format": form}) if form else new)
+        return _answer(TemplateObjectTO.new(path=path, size=size, physical_size=found.size, format=form))
 
     def snapshot(self) -> CopyCmdAnswer:
         """Copy a snapshot: the file of KVM or XenServer, or the directory of an OVF."""
@@ -174,7 +173,7 @@ class _Copy:
                 self._copy_artifact(found.manifest.artifact)
             else:
                 self._transfer(found.directory, f"{to}/{name}")
-        return _answer(SnapshotObjectTO(path=path, physical_size=found.size, id=0, account_id=0))
+        return _answer(SnapshotObjectTO.new(path=path, physical_size=found.size))
 
     def template_of_snapshot(self) -> CopyCmdAnswer:
         """Store the file of a snapshot as a template. Delete it if a hypervisor has converted it for this command."""
@@ -204,15 +203,12 @@ class _Copy:
         if found.file.endswith(_TEMPORARY):
             self.services.stores.call(self.source, lambda store: store.delete(found.key), _LOOK_S)
         return _answer(
-            TemplateObjectTO(
+            TemplateObjectTO.new(
                 path=result["key"],
                 name=request["unique_name"],
                 format=form.upper(),
                 size=result["virtual_size"],
                 physical_size=result["size"],
-                id=0,
-                account_id=0,
-                hvm=False,
             )
         )
 

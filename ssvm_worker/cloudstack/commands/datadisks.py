@@ -71,18 +71,8 @@ def create_datadisk_template(
         "store": store.name,
     }
     result = run_job(services, "split", request, limit_of(command.wait))
-    new = TemplateObjectTO(
-        path=result["package"],
-        id=template.id,
-        account_id=0,
-        hvm=False,
-        size=template.size or result["virtual_size"],
-        physical_size=result["size"],
-        bootable=False,
-        direct_download=False,
-        deploy_as_is=False,
-        follow_redirects=False,
-    )
+    size = template.size or result["virtual_size"]
+    new = TemplateObjectTO.new(path=result["package"], id=template.id, size=size, physical_size=result["size"])
     return CreateDatadiskTemplateAnswer(result=True, data_disk_template=new)
 
 

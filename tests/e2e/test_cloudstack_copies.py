@@ -1,0 +1,286 @@
+"""Copies, moves and splits for a management server, run by a real worker."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.manifest import read_manifest
+from ssvm_worker.demo.qcow2 import qcow2
+from ssvm_worker.units import MiB
+from ssvm_worker.wiring.stores import open_store_named
+from tests.archives import ova_of, ovf_with_hardware
+from tests.images import stream_optimized
+from tests.servers.http import HttpServer
+from tests.servers.s3 import S3Server
+from tests.servers.worker import Site
+from tests.unit.cloudstack.commands.agents import NFS, PLACE, Agent, data_object, java_template, java_volume, s3_object
+
+pytestmark = pytest.mark.e2e
+
+SECOND = "nfs://192.0.2.11/export/sec2"
+CACHE = {"com.cloud.agent.api.to.NfsTO": {"_url": SECOND, "_role": "ImageCache"}}
+IMAGE = {"com.cloud.agent.api.to.NfsTO": {"_url": SECOND, "_role": "Image"}}
+ROOT, DATA = stream_optimized(random.Random(5).randbytes(300_000)), stream_optimized(b"", 1 << 30)
+OVA = ova_of({"vm.ovf": ovf_with_hardware("root.vmdk", "data.vmdk"), "root.vmdk": ROOT, "data.vmdk": DATA})
+DISK = b"".join(qcow2(MiB, 1 << 30))
+
+
+@dataclass
+class Zone:
+    """A worker, an agent, and two stores in directories that the server calls NFS exports."""
+
+    site: Site
+    agent: Agent
+    second: Path
+
+    def send(self, command: str, **fields: Any) -> dict[str, Any]:
+        """Return the answer. It must be a success."""
+        answer = self.agent.send(command, **fields)
+        assert answer["result"] is True, answer
+        return answer
+
+    def copy(self, kind: str, path: str, target: dict[str, Any], to: str, **fields: Any) -> dict[str, Any]:
+        """Send a CopyCommand from the first store, and return the new data without its class."""
+        source = _with(data_object(kind, path, fields.pop("source", NFS)), **fields)
+        answer = self.send("CopyCommand", srcTO=source, destTO=data_object(kind, to, target), wait=1800)
+        assert answer["class"] == "CopyCmdAnswer"
+        (new,) = answer["newData"].values()
+        return new
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files of the second store."""
+        return {
+            str(each.relative_to(self.second)): each.read_bytes() for each in self.second.rglob("*") if each.is_file()
+        }
+
+
+def _with(data: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {name: content | fields for name, content in data.items()}
+
+
+@pytest.fixture
+def zone(make_site: Callable[..., Site], tmp_path: Path) -> Zone:
+    """A zone with a running worker."""
+    second = tmp_path / "second"
+    second.mkdir()
+    stores = {"second": {"url": f"file://{second}"}}
+    site = make_site(cloudstack={"stores": {PLACE: "primary", SECOND: "second"}}, stores=stores)
+    site.start()
+    return Zone(site, Agent(site.settings), second)
+
+
+def _download(zone: Zone, url: str, **changes: Any) -> dict[str, Any]:
+    command = {
+        "url": url,
+        "_store": NFS,
+        "resourceType": "TEMPLATE",
+        "installPath": "template/tmpl/2/202",
+        "format": "OVA",
+        "name": "202-2-aaaa",
+        "id": 202,
+        "accountId": 2,
+    } | changes
+    answer = zone.send("DownloadCommand", **command)
+
+    def is_downloaded() -> bool:
+        answer.update(zone.send("DownloadProgressCommand", **command, request="GET_STATUS", jobId=answer["jobId"]))
+        assert answer["downloadStatus"] != "DOWNLOAD_ERROR", answer
+        return bool(answer["downloadStatus"] == "DOWNLOADED")
+
+    zone.site.until(is_downloaded, "the download has ended")
+    return answer
+
+
+def test_ova_with_two_disks(zone: Zone, http_server: HttpServer) -> None:
+    """An OVA becomes a template for each disk, and the server can list, link and delete both."""
+    done = _download(zone, http_server.serve("a.ova", OVA))
+    assert done["installPath"] == "template/tmpl/2/202/202.ova"
+    assert (zone.site.store / done["installPath"]).read_bytes() == OVA
+    parent = {"id": 202, "accountId": 2, "uniqueName": "202-2-aaaa", "size": 1 << 30}
+    data = _with(data_object("Template", done["installPath"]), **parent)
+    disks = zone.send("GetDatadisksCommand", data=data)["dataDiskDetails"]
+    assert [(each["diskId"], each["bootable"], each["diskNumber"]) for each in disks] == [
+        ("vmdisk0", True, 0),
+        ("vmdisk1", False, 1),
+    ]
+    assert {(each["diskController"], each["diskControllerSubType"]) for each in disks} == {
+        ("SCSI Controller 0", "lsilogic")
+    }
+    assert [each["fileSize"] for each in disks] == [len(ROOT), len(DATA)]
+    child = data_object("Template", "template/tmpl/2/203")
+    child = _with(child, id=203, accountId=2, uniqueName="203-2-bbbb", size=disks[1]["virtualSize"])
+    made = []
+    for template, disk in ((data, disks[0]), (child, disks[1])):
+        made.append(
+            zone.send(
+                "CreateDatadiskTemplateCommand",
+                dataDiskTemplate=template,
+                path=f"/mnt/SecStorage/211a4e01-cf68-3a99-9f57-f56c563748d4/{disk['path']}",
+                fileSize=disk["fileSize"],
+                bootable=disk["bootable"],
+                diskId=disk["diskId"],
+            )["dataDiskTemplate"]
+        )
+    assert [(each["id"], each["path"]) for each in made] == [
+        (202, done["installPath"]),
+        (203, "template/tmpl/2/203/203.ova"),
+    ]
+    infos = zone.send("ListTemplateCommand", store=NFS)["templateInfos"]
+    assert {name: each["installPath"] for name, each in infos.items()} == {
+        "202-2-aaaa": done["installPath"],
+        "203-2-bbbb": "template/tmpl/2/203/203.ova",
+    }
+    assert not any(each["isCorrupted"] for each in infos.values())
+    zone.send(
+        "CreateEntityDownloadURLCommand",
+        installPath=done["installPath"],
+        filenameInExtractURL="a.ova",
+        filepathInExtractURL="5d6e7f80",
+        data=data,
+    )
+    for template in (child, data):
+        zone.send("DeleteCommand", data=template)
+    assert zone.send("ListTemplateCommand", store=NFS)["templateInfos"] == {}
+
+
+def test_template_between_stores(zone: Zone, http_server: HttpServer) -> None:
+    """A template of a worker is copied with its manifest, and listed at the other store under the same name."""
+    done = _download(zone, http_server.serve("a.qcow2", DISK), format="QCOW2")
+    new = zone.copy("Template", done["installPath"], IMAGE, "template/tmpl/2/202", format="QCOW2")
+    assert new["path"] == done["installPath"]
+    assert (new["size"], new["physicalSize"], new["format"]) == (1 << 30, len(DISK), "QCOW2")
+    assert zone.send("ListTemplateCommand", store=IMAGE)["templateInfos"].keys() == {"202-2-aaaa"}
+    read_manifest(open_store_named(zone.site.settings, "second"), Artifact("template", "2", "202"))
+
+
+def test_java_artifacts_between_stores(zone: Zone) -> None:
+    """A template and a volume of the Java agent are copied with all files, by their file or their directory."""
+    java_template(zone.site.store, 2, 7, "7-2-aaaa")
+    java_volume(zone.site.store, 2, 31, "31-2-aaaa")
+    template = zone.copy("Template", "template/tmpl/2/7/9e8d.qcow2", IMAGE, "template/tmpl/2/7", size=5)
+    assert (template["path"], template["size"]) == ("template/tmpl/2/7/9e8d.qcow2", 1 << 30)
+    volume = zone.copy("Volume", "volumes/2/31", IMAGE, "volumes/2/31")
+    assert (volume["path"], volume["size"]) == ("volumes/2/31/9e8d.qcow2", 1 << 30)
+    assert zone.files() == {
+        str(each.relative_to(zone.site.store)): each.read_bytes()
+        for each in zone.site.store.rglob("*")
+        if each.is_file()
+    }
+
+
+def test_snapshots_between_stores(zone: Zone) -> None:
+    """A snapshot is copied: the file of KVM, that of XenServer with its extension, and the directory of an OVF."""
+    files = {"5f2b": b"kvm", "6a7c.vhd": b"xen", "s/s.ovf": b"ovf", "s/s-disk0.vmdk": b"disk", "s/s.mf": b"mf"}
+    for name, data in files.items():
+        file = zone.site.store / "snapshots/2/31" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    expected = {"5f2b": "5f2b", "6a7c": "6a7c.vhd", "s/s": "s/s"}
+    for path, new in expected.items():
+        answer = zone.copy("Snapshot", f"snapshots/2/31/{path}", IMAGE, "snapshots/2/31")
+        assert answer["path"] == f"snapshots/2/31/{new}"
+        assert answer["physicalSize"] == (9 if path == "s/s" else 3)
+    assert zone.files() == {f"snapshots/2/31/{name}": data for name, data in files.items()}
+
+
+def test_backup_between_stores(zone: Zone, http_server: HttpServer) -> None:
+    """A snapshot that is a backup of a worker is copied with its manifest."""
+    from tests.copies import store_artifact
+
+    backup = Artifact("backup", "2", "s", "31")
+    store_artifact(open_store_named(zone.site.settings, "primary"), {"s.ovf": b"ovf"}, backup)
+    answer = zone.copy("Snapshot", "snapshots/2/31/s/s", IMAGE, "snapshots/2/31")
+    assert answer["path"] == "snapshots/2/31/s/s"
+    read_manifest(open_store_named(zone.site.settings, "second"), backup)
+
+
+def test_s3(zone: Zone, s3_server: S3Server) -> None:
+    """Artifacts of the Java agent are copied from its S3 to a cache, and from a cache to S3."""
+    bucket = s3_object(s3_server, s3_server.make_bucket())
+    java_template(zone.site.store, 2, 7, "7-2-aaaa")
+    to_s3 = zone.copy("Template", "template/tmpl/2/7/9e8d", bucket, "template/tmpl/2/7", size=1 << 30, format="QCOW2")
+    assert to_s3["path"] == "template/tmpl/2/7/9e8d.qcow2"
+    back = zone.copy("Template", to_s3["path"], CACHE, "template/tmpl/2/7", source=bucket, size=1 << 30)
+    assert (back["path"], back["size"]) == ("template/tmpl/2/7/9e8d.qcow2", 1 << 30)
+    assert zone.files() == {"template/tmpl/2/7/9e8d.qcow2": b"xxx"}
+    (zone.second / "snapshots/2/31").mkdir(parents=True)
+    (zone.second / "snapshots/2/31/5f2b").write_bytes(b"snapshot")
+    snapshot = zone.copy("Snapshot", "snapshots/2/31/5f2b", bucket, "snapshots/2/31", source=CACHE)
+    again = zone.copy("Snapshot", snapshot["path"], NFS, "snapshots/2/31", source=bucket)
+    assert (zone.site.store / again["path"]).read_bytes() == b"snapshot"
+    shown = str([each.request for each in zone.site.ledger.page()])
+    assert s3_server.secret_key not in shown
+
+
+@pytest.mark.parametrize("name", ["5f2b", "5f2b_temp"])
+def test_template_of_a_snapshot(zone: Zone, name: str) -> None:
+    """A snapshot of KVM becomes a template that is listed, and only a temporary source is removed."""
+    source = zone.site.store / "snapshots/2/31" / name
+    source.parent.mkdir(parents=True)
+    source.write_bytes(DISK)
+    volume = {"format": "QCOW2", "id": 31}
+    snapshot = _with(data_object("Snapshot", f"snapshots/2/31/{name}"), hypervisorType="KVM", volume=volume)
+    template = _with(data_object("Template", "template/tmpl/2/203", IMAGE), name="203-2-bbbb")
+    answer = zone.send("CopyCommand", srcTO=snapshot, destTO=template)
+    (new,) = answer["newData"].values()
+    assert (new["path"], new["format"]) == ("template/tmpl/2/203/203.qcow2", "QCOW2")
+    assert (new["size"], new["physicalSize"]) == (1 << 30, len(DISK))
+    infos = zone.send("ListTemplateCommand", store=IMAGE)["templateInfos"]
+    assert infos["203-2-bbbb"]["installPath"] == new["path"]
+    assert source.exists() is (name == "5f2b")
+
+
+def test_snapshot_with_a_backing_file(zone: Zone) -> None:
+    """A snapshot that depends on another file is no template, and the answer says why."""
+    source = zone.site.store / "snapshots/2/31/5f2b"
+    source.parent.mkdir(parents=True)
+    data = bytearray(DISK)
+    data[8:20] = (1 << 16).to_bytes(8, "big") + (7).to_bytes(4, "big")
+    data[1 << 16 : (1 << 16) + 7] = b"/a/base"
+    source.write_bytes(data)
+    snapshot = _with(data_object("Snapshot", "snapshots/2/31/5f2b"), hypervisorType="KVM")
+    answer = zone.agent.send(
+        "CopyCommand", srcTO=snapshot, destTO=data_object("Template", "template/tmpl/2/203", IMAGE)
+    )
+    assert (answer["class"], answer["result"]) == ("CopyCmdAnswer", False)
+    assert "backing" in answer["details"] or "another file" in answer["details"]
+    assert zone.files() == {}
+
+
+def test_move_volume(zone: Zone) -> None:
+    """A volume moves to another account and back, and nothing of it stays at the old place."""
+    java_volume(zone.site.store, 2, 31, "31-2-aaaa")
+    there = {"volumeName": "v", "volumeUuid": "22222222", "datastoreUri": PLACE}
+    for old, new in (
+        ("volumes/2/31", "volumes/3/31"),
+        ("volumes/3/31", "volumes/2/31"),
+        ("volumes/2/31", "volumes/3/31"),
+    ):
+        answer = zone.send("MoveVolumeCommand", srcPath=old, destPath=new, **there)
+        assert (answer["class"], answer["details"]) == ("Answer", f"Moved volume v from {old} to {new}.")
+        assert {each.rpartition("/")[0] for each in zone.site.files()} == {new}
+
+
+def test_same_command_attaches(zone: Zone) -> None:
+    """A command that is sent again while its job runs waits for the same job."""
+    java_template(zone.site.store, 2, 7, "7-2-aaaa", size=50_000_000)
+    answers: list[dict[str, Any]] = []
+    command = {
+        "srcTO": data_object("Template", "template/tmpl/2/7/9e8d.qcow2"),
+        "destTO": data_object("Template", "template/tmpl/2/7", IMAGE),
+    }
+    threads = [threading.Thread(target=lambda: answers.append(zone.send("CopyCommand", **command))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({str(each["newData"]) for each in answers}) == 1
+    assert sum(each.result["bytes"] > 0 for each in zone.site.ledger.page() if each.result) == 1
