@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ConfigError
@@ -22,6 +23,8 @@ _log = logging.getLogger("ssvm.agent")
 
 #: Seconds that commands in progress get after SIGTERM. Their jobs continue in the workers anyway.
 _DRAIN_S = 5.0
+#: A connection that ends so many seconds after its start may have been replaced by that of another agent.
+_BRIEF_S = 10.0
 
 
 class Agent:
@@ -103,12 +106,19 @@ class Agent:
         if self._stopping.is_set():  # ``stop`` may have seen no session
             session.shut_down()
             return SessionEnd("shutdown", "the agent stops")
+        started = time.monotonic()
         end = session.run()
         self._session = None
         if self._claim is not None:
             self._claim.describe("", None)
         level = logging.ERROR if end.kind == "refused" else logging.WARNING if end.kind == "lost" else logging.INFO
         _log.log(level, "the connection has ended: %s", end.why)
+        if end.kind == "lost" and end.was_up and time.monotonic() - started < _BRIEF_S:
+            _log.warning(
+                "the host was Up only briefly: perhaps another agent uses the GUID %s without a claim in this ledger. "
+                "Stop the Java agent of the system VM, or let all agents share one broker",
+                self._section.guid or self._section.name,
+            )
         return end
 
     def _pause(self) -> None:

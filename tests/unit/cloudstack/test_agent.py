@@ -237,6 +237,14 @@ def test_refused_zone(server: ManagementServer, tmp_path: Path, caplog: pytest.L
     assert any(each.levelno == logging.ERROR for each in caplog.records)
 
 
+def test_foreign_agent(server: ManagementServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If an agent without a claim uses the same GUID, such as the Java agent, the log says so."""
+    with caplog.at_level(logging.WARNING), running_agent(settings_for(server, tmp_path), answer):
+        server.wait_up(timeout=PATIENCE_S)
+        with running_agent(settings_for(server, tmp_path / "other"), answer):
+            until(lambda: "another agent uses the GUID s-1-VM" in caplog.text, "the hint")
+
+
 def test_stopped_by_the_server(server: ManagementServer, tmp_path: Path) -> None:
     """ShutdownCommand ends the agent, which does not connect again."""
     agent = Agent(settings_for(server, tmp_path), answer)

@@ -25,6 +25,7 @@ from ssvm_worker.demo.cloudstack.releases import class_of
 from ssvm_worker.demo.cloudstack.wire import LinkClosed, WireFrame
 from tests.servers.agent import QUICK
 from tests.servers.scripted_server import FIRST, HOST_ID, MGMT_ID, ScriptedServer
+from tests.unit.cloudstack.recorded import vectors
 from tests.waiting import PATIENCE_S, until
 
 OK = {"result": True, "contextMap": {}, "wait": 0, "bypassHostMaintenance": False}
@@ -523,6 +524,20 @@ def test_wrong_fields(played: PlayedSession, name: str, fields: dict[str, Any]) 
     server = played.up()
     assert server.ask(name, fields, ordered=False).fields["result"] in (True, False)
     assert server.ask("CheckHealthCommand", {}).fields["result"] is True
+
+
+def test_every_recorded_command(played: PlayedSession) -> None:
+    """Each recorded command of a server, in one connection, gets one answer with its sequence."""
+    server = played.up()
+    sequences = []
+    ended = ("ReadyCommand", "ShutdownCommand", "MigrateAgentConnectionCommand")
+    for number, (frame, _) in enumerate(vectors().values()):
+        messages = tuple((each.name, each.content) for each in frame.frame().messages)
+        if frame.flags & 0x21 == 0x21 and frame.name not in ended:
+            server.send(WireFrame(frame.flags & ~0x80, number, MGMT_ID, HOST_ID, HOST_ID, messages))
+            sequences.append(number)
+    assert len(sequences) > 40
+    assert sorted(server.receive().sequence for _ in sequences) == sequences
 
 
 def test_strange_answers(played: PlayedSession) -> None:
