@@ -83,6 +83,12 @@ def begin_put(service: Service, at: str, data: bytes, length: int = len(IMAGE)) 
     return peer
 
 
+def is_interrupted(service: Service, link: Link) -> bool:
+    """Return whether an attempt has ended and the job waits for its sender."""
+    seen = record(service, link) if state(service, link) else None  # one record: the job may start between two reads
+    return bool(seen and seen.state == "queued" and seen.attempts)
+
+
 def state(service: Service, link: Link) -> str:
     try:
         return record(service, link).state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,19 @@ class Freezer:
     def __init__(self, at: int, others: Callable[[], object], after: bool) -> None:
         self.thawed = False
         self._at, self._others, self._after = at, others, after
+        self._running = threading.Lock()
 
     def confirm(self) -> None:
-        """Confirm the claim, as the heartbeat does."""
-        self._at -= 1
-        frozen = not self._at
-        if frozen and not self._after:
-            self._freeze()
-        if self.thawed:
-            raise Cancelled("fenced")
-        if frozen and self._after:
-            self._freeze()
+        """Confirm the claim, as the heartbeat does. All threads of a frozen attempt are frozen."""
+        with self._running:
+            self._at -= 1
+            frozen = not self._at
+            if frozen and not self._after:
+                self._freeze()
+            if self.thawed:
+                raise Cancelled("fenced")
+            if frozen and self._after:
+                self._freeze()
 
     def _freeze(self) -> None:
         self._others()

@@ -146,7 +146,7 @@ def test_no_host_name(host: str) -> None:
 def test_name_servers_that_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look-up without answer times out, and a cancel ends it earlier."""
     over = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait())
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait() and [])
 
     def check() -> None:
         raise Cancelled("user")

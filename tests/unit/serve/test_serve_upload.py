@@ -30,6 +30,7 @@ from tests.uploads import (
     TUS,
     begin_put,
     create,
+    is_interrupted,
     patch,
     record,
     state,
@@ -92,7 +93,7 @@ def test_failed_upload_is_retried(service: Service, link: Link, at: str) -> None
 def test_broken_put(service: Service, link: Link, at: str) -> None:
     """A broken PUT leaves nothing, and the link accepts it again from its first byte."""
     begin_put(service, at, IMAGE[: 3 << 20]).close()
-    until(lambda: state(service, link) == "queued" and record(service, link).attempts, "the job waits for its sender")
+    until(lambda: is_interrupted(service, link), "the job waits for its sender")
     assert stored(service) == []
     # 423 until the first request has ended; its job has ended already.
     until(lambda: service.request("PUT", at, body=IMAGE).status == 201, "the link takes it again")
@@ -244,7 +245,7 @@ def test_curl(service: Service, at: str, tmp_path: Path) -> None:
 def test_no_worker_is_called(service: Service, link: Link, at: str) -> None:
     """An upload that waits for its sender sends no message, and requests no worker."""
     begin_put(service, at, IMAGE[: 1 << 20]).close()
-    until(lambda: state(service, link) == "queued" and record(service, link).attempts, "the job waits for its sender")
+    until(lambda: is_interrupted(service, link), "the job waits for its sender")
     assert ring(service.settings, record(service, link))
     broker = service.settings.broker
     assert not assembly.open_links(service.settings)._redis.exists(f"{broker.prefix}ssvm.zone1.inbound")
@@ -287,7 +288,7 @@ def test_a_link_does_not_fill_its_record(service: Service, link: Link, at: str) 
 def test_a_broken_sender_must_pause(service: Service, link: Link, at: str) -> None:
     """A broken PUT counts like a failed attempt, so it requires a pause too."""
     begin_put(service, at, IMAGE[: 3 << 20]).close()
-    until(lambda: state(service, link) == "queued" and record(service, link).attempts, "the break was noticed")
+    until(lambda: is_interrupted(service, link), "the break was noticed")
     with assembly.open_ledger(service.settings) as ledger:
         for _ in range(15):  # the pause is longer than any test
             claim = ledger.claim(link.job_id, "w")
