@@ -152,6 +152,9 @@ def _of_properties(prefix: str, values: Mapping[str, str]) -> FoundArtifact | No
     formats = [each for each in _FORMATS if each in values and values.get(f"{each}.filename")]
     if "uniquename" not in values or "virtualsize" not in values or not formats:
         return None
+    if values["uniquename"] == "-".join(prefix.split("/")[-2:]):
+        # An artifact of an ordinary job, whose manifest is not written yet, or is deleted already.
+        return None
     of = formats[-1]
     return FoundArtifact(
         unique_name=values["uniquename"],

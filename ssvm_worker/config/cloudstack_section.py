@@ -86,7 +86,8 @@ class CloudStackSection(Section):
     key_file: Path | None = None
     #: Image stores that the server may name and the worker may use: patterns with ``*``, such as nfs://10.0.0.*/*.
     allow_stores: Annotated[tuple[str, ...], BeforeValidator(split)] = ("nfs://*", "s3://*")
-    #: By URL of the server: the name of a configured image store to use for it.
+    #: By URL of the server, nfs://HOST/EXPORT or s3://ENDPOINT/BUCKET: the name of a configured image store to use for
+    #: it. Give that store shared = true if hypervisors read it.
     stores: dict[str, str] = Field(default_factory=dict)
     #: Seconds until a download link ends, unless the server deletes it before. Use more than the server's
     #: extract.url.expiration.interval and extract.url.cleanup.interval together.

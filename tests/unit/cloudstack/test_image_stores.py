@@ -14,6 +14,7 @@ from ssvm_worker.cloudstack.transfer_objects import S3TO, NfsTO, PrimaryDataStor
 from ssvm_worker.config import parse
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ConfigError, InvalidRequest, StoreAway
+from ssvm_worker.operations.mounts import nfs_mounts, stores_away
 from ssvm_worker.stores.nfs.store import NfsStore
 from ssvm_worker.streaming.interfaces import Owner
 from ssvm_worker.streaming.pipeline import put_bytes
@@ -101,6 +102,15 @@ def test_named_store(broker: Broker, tmp_path: Path) -> None:
     assert worker.stores[s3.name].endpoint == "http://s3.example.test:9000"
     assert "hunter2" not in repr(worker)
     assert settings.stores.keys() == {"primary"}, "the settings of other jobs do not change"
+
+
+def test_watched_mounts(broker: Broker, tmp_path: Path) -> None:
+    """The worker probes and unmounts the exports that a server has named, too."""
+    settings = settings_of(broker, tmp_path)
+    assert nfs_mounts(with_server_stores(settings)) == []
+    ImageStores(settings).find(NFS)
+    assert [each.export.source for each in nfs_mounts(with_server_stores(settings))] == ["192.0.2.10:/export/sec1"]
+    assert stores_away(with_server_stores(settings)) == {}
 
 
 def test_new_secrets(broker: Broker, tmp_path: Path) -> None:

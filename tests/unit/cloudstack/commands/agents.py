@@ -61,12 +61,12 @@ def s3_object(server: S3Server, bucket: str) -> dict[str, Any]:
     return {"com.cloud.agent.api.to.S3TO": fields | keys}
 
 
-def java_template(store: Path, account: int, number: int, name: str, size: int = 3) -> None:
+def java_template(store: Path, account: int, number: int, name: str, size: int = 3, file: str = "9e8d.qcow2") -> None:
     """Write a template as the Java agent does, on NFS."""
     folder = store / f"template/tmpl/{account}/{number}"
     folder.mkdir(parents=True)
-    (folder / "9e8d.qcow2").write_bytes(b"x" * size)
-    _properties(folder / "template.properties", number, name, size)
+    (folder / file).write_bytes(b"x" * size)
+    _properties(folder / "template.properties", number, name, size, file)
 
 
 def java_volume(store: Path, account: int, number: int, name: str, size: int = 3) -> None:
@@ -77,10 +77,11 @@ def java_volume(store: Path, account: int, number: int, name: str, size: int = 3
     _properties(folder / "volume.properties", number, name, size)
 
 
-def _properties(file: Path, number: int, name: str, size: int) -> None:
+def _properties(file: Path, number: int, name: str, size: int, image: str = "9e8d.qcow2") -> None:
+    extension = image.rpartition(".")[2]
     lines = [
-        *("#", "#Sat Nov 28 18:34:19 UTC 2026", f"uniquename={name}", "description=", f"qcow2.size={size}"),
-        *("filename=9e8d.qcow2", f"size={size}", "public=true", "checksum=", "qcow2.virtualsize=1073741824"),
-        *(f"id={number}", "qcow2=true", "hvm=false", "virtualsize=1073741824", "qcow2.filename=9e8d.qcow2"),
+        *("#", "#Sat Nov 28 18:34:19 UTC 2026", f"uniquename={name}", "description=", f"{extension}.size={size}"),
+        *(f"filename={image}", f"size={size}", "public=true", "checksum=", f"{extension}.virtualsize=1073741824"),
+        *(f"id={number}", f"{extension}=true", "hvm=false", "virtualsize=1073741824", f"{extension}.filename={image}"),
     ]
     file.write_text("\n".join(lines) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ssvm_worker.cloudstack.commands.downloads import WantedDownload
 from ssvm_worker.cloudstack.frame import RawMessage
 from ssvm_worker.cloudstack.messages import DownloadCommand, decode
 from ssvm_worker.ledger.record import Record
+from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.interfaces import Owner
 from ssvm_worker.streaming.pipeline import put_bytes
 from ssvm_worker.wiring.assembly import open_ledger, shown
@@ -44,8 +45,9 @@ BEAT_S = 60.0
 class Zone(Agent):
     """An agent, and the worker's part of the ledger."""
 
-    def __init__(self, broker: Broker, directory: Path) -> None:
-        self.settings = settings_of(broker, directory)
+    def __init__(self, broker: Broker, directory: Path, places: Iterable[str] = (PLACE,)) -> None:
+        self.settings = settings_of(broker, directory, cloudstack={"stores": dict.fromkeys(places, "primary")})
+        self.store = directory / "store"
         super().__init__(self.settings)
         self.ledger = open_ledger(self.settings)
 
@@ -65,9 +67,9 @@ class Zone(Agent):
         assert claim
         self.ledger.finish(claim, **outcome)
 
-    def store_artifact(self) -> None:
-        store = self.services.stores.find(decode(RawMessage(_DOWNLOAD, COMMAND)).store).open()  # type: ignore[attr-defined]
-        artifact = Artifact("template", "2", "202")
+    def store_artifact(self, prefix: str = "template/tmpl/2/202") -> None:
+        store = FileStore("primary", self.store)
+        artifact = Artifact.of_prefix(prefix)
         put_bytes(store, artifact.key("202.qcow2"), b"abc", Owner())
         facts = {"format": "qcow2", "virtual_size": 1 << 30}
         source = {"digests": ["sha256:aa", "sha512:bb"], "url": ""}

@@ -102,6 +102,13 @@ def test_artifacts_of_others(broker: Broker, tmp_path: Path) -> None:
     assert agent.send("ListTemplateCommand", store=NFS)["templateInfos"] == {}
 
 
+def test_unpublished_artifact_of_others(broker: Broker, tmp_path: Path) -> None:
+    """The properties of an ordinary job, whose manifest follows or is gone, are not listed."""
+    agent = Agent(settings_of(broker, tmp_path))
+    java_template(tmp_path / "store", 2, 202, "2-202")
+    assert agent.send("ListTemplateCommand", store=NFS)["templateInfos"] == {}
+
+
 def test_unfinished_java_download(broker: Broker, tmp_path: Path) -> None:
     """A download of the Java agent that has not ended is not listed."""
     agent = Agent(settings_of(broker, tmp_path))
