@@ -19,7 +19,6 @@ from celery.worker.strategy import default
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.jobs import find_job
-from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import ClaimedJob
 from ssvm_worker.operations.logs import about
 from ssvm_worker.operations.traces import traceparent
@@ -44,7 +43,10 @@ def strategy(task: Any, app: Celery, consumer: Any, settings: Settings = own_set
         if _has_room(consumer):
             received = _read(message, name)
             try:
-                claimed = _claim_next(ledger, settings, received, consumer.hostname)
+                # Store the job of a message from another program first. Then claim the next job of the lane.
+                if not received.is_wakeup:
+                    accept(ledger, settings, received)
+                claimed = ledger.claim_next(settings.zone, find_job(received.job).lane, consumer.hostname)
             except WorkerError as error:  # a pool process tries again, and reports the error
                 with about(received.job_id):
                     _LOG.info("message %s is passed on without a claim: %s", received.task_id, error)
@@ -71,13 +73,6 @@ def _read(message: Any, name: str) -> Message:
     args, kwargs, _ = message.payload
     parent = traceparent(message.headers.get("traceparent"))
     return Message(name.removeprefix("ssvm."), args, kwargs, message.headers["id"], parent)
-
-
-def _claim_next(ledger: Ledger, settings: Settings, message: Message, worker: str) -> ClaimedJob | None:
-    """Store the job of a message from another program first. Then claim the next job of the lane."""
-    if not message.is_wakeup:
-        accept(ledger, settings, message)
-    return ledger.claim_next(settings.zone, find_job(message.job).lane, worker)
 
 
 def _replace(message: Any, claimed: ClaimedJob) -> str:

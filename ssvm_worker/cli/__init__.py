@@ -51,7 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        _start_logging(args)
+        # Configure logging from the settings, except the level, which depends on ``--verbose``. Invalid settings are
+        # ignored here: the command itself reports them.
+        from ssvm_worker import config
+        from ssvm_worker.config.schema import LogSection
+        from ssvm_worker.operations import logs
+
+        try:
+            section = config.load(args.config).log
+        except ConfigError:
+            section = LogSection()
+        logs.start(section, "info" if args.verbose else "warning")
         return int(args.command(args, output) or 0)
     except WorkerError as error:
         output.error(error)
@@ -73,22 +83,6 @@ def _groups_for(words: Sequence[str]) -> Sequence[str]:
         return ()
     command = next((each for each in words if not each.startswith("-")), "")
     return [group for group, commands in _GROUPS.items() if command in commands] or list(_GROUPS)
-
-
-def _start_logging(args: argparse.Namespace) -> None:
-    """Configure logging from the settings, except the level, which depends on ``--verbose``.
-
-    Invalid settings are ignored here: the command itself reports them.
-    """
-    from ssvm_worker import config
-    from ssvm_worker.config.schema import LogSection
-    from ssvm_worker.operations import logs
-
-    try:
-        section = config.load(args.config).log
-    except ConfigError:
-        section = LogSection()
-    logs.start(section, "info" if args.verbose else "warning")
 
 
 def make_parser(groups: Sequence[str] = tuple(_GROUPS)) -> argparse.ArgumentParser:

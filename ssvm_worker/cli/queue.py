@@ -130,7 +130,11 @@ def follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> i
     finally:
         bar.close()
     output.result(record, _ending(record))
-    return _exit_code(record)
+    if record["state"] == "succeeded":
+        return 0
+    if record["state"] == "cancelled":
+        return EXIT_CANCELLED
+    return EXIT_RETRYABLE if (record.get("error") or {}).get("retryable") else EXIT_PERMANENT
 
 
 def _why_queued(settings: Settings, record: Record) -> str:
@@ -152,11 +156,3 @@ def _ending(record: dict[str, Any]) -> str:
     lines = [f"{record['state']}  {record['job_id']}", *([report] if report else [])]
     lines.append(printable(f"{error.get('error', '')}: {error.get('message', '')}"))
     return "\n".join(lines).rstrip(": \n")
-
-
-def _exit_code(record: dict[str, Any]) -> int:
-    if record["state"] == "succeeded":
-        return 0
-    if record["state"] == "cancelled":
-        return EXIT_CANCELLED
-    return EXIT_RETRYABLE if (record.get("error") or {}).get("retryable") else EXIT_PERMANENT

@@ -28,20 +28,16 @@ def named_credentials(settings: Settings, name: str | None, url: str) -> Credent
         raise misused(InvalidRequest(what, "credentials", f"The settings have: {known}"))
     named = settings.credentials[name]
     if url.partition(":")[0].lower() == "s3":
-        _check_bucket(named, name, url)
+        bucket = url.partition("://")[2].partition("/")[0]
+        if named.buckets and not any(fnmatchcase(bucket, each) for each in named.buckets):
+            raise InvalidRequest(
+                f"The credentials {name!r} are not for the bucket {bucket[:64]!r}",
+                "credentials",
+                f"credentials.{name}.buckets has: {', '.join(named.buckets)}",
+            )
     elif named.username or named.token or named.certificate_file or named.private_key_file:
         _check_host(named, name, url)
     return named
-
-
-def _check_bucket(named: CredentialsSection, name: str, url: str) -> None:
-    bucket = url.partition("://")[2].partition("/")[0]
-    if named.buckets and not any(fnmatchcase(bucket, each) for each in named.buckets):
-        raise InvalidRequest(
-            f"The credentials {name!r} are not for the bucket {bucket[:64]!r}",
-            "credentials",
-            f"credentials.{name}.buckets has: {', '.join(named.buckets)}",
-        )
 
 
 def _check_host(named: CredentialsSection, name: str, url: str) -> None:

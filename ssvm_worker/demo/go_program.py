@@ -40,19 +40,16 @@ def build_program(name: str, sources: Path, package: str = ".") -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         built = Path(scratch, name)
-        _compile(go, name, [str(built), package], sources)
+        target = [str(built), package]
+        command = [go, "build", "-mod=readonly", "-buildvcs=false", "-o", *target]
+        try:
+            done = subprocess.run(command, cwd=sources, capture_output=True, text=True, timeout=_BUILD_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise ConfigError(f"The build of {name} took longer than {_BUILD_S:.0f} s", go, _REMEDY) from error
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ConfigError(f"{name} cannot be built: {last}", go, _REMEDY)
         built.rename(program)
     for old in set(cache.glob(f"{name}-*")) - {program}:
         old.unlink(missing_ok=True)  # tens of MB each; a running one is not affected
     return program
-
-
-def _compile(go: str, name: str, target: list[str], sources: Path) -> None:
-    command = [go, "build", "-mod=readonly", "-buildvcs=false", "-o", *target]
-    try:
-        done = subprocess.run(command, cwd=sources, capture_output=True, text=True, timeout=_BUILD_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(f"The build of {name} took longer than {_BUILD_S:.0f} s", go, _REMEDY) from error
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ConfigError(f"{name} cannot be built: {last}", go, _REMEDY)

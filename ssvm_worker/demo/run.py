@@ -91,7 +91,14 @@ def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: S
         _start_worker(demo, settings)
         if keep:
             _start_flower(demo)
-        _run_jobs(demo, settings, url, bucket, machine)
+        fields: dict[str, Any] = {"url": url} if url else _make_image(demo)
+        download = _run_job(demo, settings, "download", fields | {"account": "2", "id": "201", "name": "demo template"})
+        if bucket:
+            destination = f"s3://{bucket}/{download['key'].rpartition('/')[2]}"
+            _run_job(demo, settings, "upload", {"key": download["key"], "url": destination, "credentials": "demo"})
+        if machine:
+            fields = {"vcenter": "demo", "vm": machine.path, "account": "2", "volume": "demo-vm", "id": "backup-1"}
+            _run_job(demo, settings, "backup", fields)
         _print_summary(demo, settings)
         # `ssvm` is on PATH only in an activated environment.
         command = "ssvm" if shutil.which("ssvm") else os.path.relpath(sys.argv[0])
@@ -184,17 +191,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait(20)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _run_jobs(demo: Demo, settings: Settings, url: str | None, bucket: str | None, machine: Any) -> None:
-    fields: dict[str, Any] = {"url": url} if url else _make_image(demo)
-    download = _run_job(demo, settings, "download", fields | {"account": "2", "id": "201", "name": "demo template"})
-    if bucket:
-        destination = f"s3://{bucket}/{download['key'].rpartition('/')[2]}"
-        _run_job(demo, settings, "upload", {"key": download["key"], "url": destination, "credentials": "demo"})
-    if machine:
-        fields = {"vcenter": "demo", "vm": machine.path, "account": "2", "volume": "demo-vm", "id": "backup-1"}
-        _run_job(demo, settings, "backup", fields)
 
 
 def _make_image(demo: Demo) -> dict[str, Any]:

@@ -47,7 +47,20 @@ def rules(head: bytes, where: str) -> Rules:
     """Check a qcow2. See ``detect``."""
     header = _parse(head, where)
     _check_sizes(header, where)
-    _check_references(header, head, where)
+    # Refuse references to other files, and encryption.
+    if header.backing_offset or header.backing_size:
+        name = head[header.backing_offset : header.backing_offset + min(header.backing_size, 1023)]
+        raise UnsafeImage(f"The qcow2 names a backing file: {_printable(name)}", where, FLATTEN)
+    if header.incompatible & DATA_FILE:
+        name = _extension(header, head, _EXT_DATA_FILE)
+        raise UnsafeImage(f"The qcow2 keeps its data in another file: {_printable(name)}", where, FLATTEN)
+    if header.crypt_method:
+        method = _ENCRYPTION.get(header.crypt_method, f"method {header.crypt_method}")
+        raise UnsafeImage(
+            f"The qcow2 is encrypted ({method})",
+            where,
+            "Decrypt it: without its key, its content can be neither checked nor booted",
+        )
     _check_features(header, head, where)
     units = Units(header, _extension(header, head, _EXT_BITMAPS), bool(header.incompatible & COMPRESSION), where)
     yield from units.read()
@@ -91,23 +104,6 @@ def _check_sizes(header: Header, where: str) -> None:
     for what, offset in (("L1", header.l1_offset), ("refcount", header.refcount_offset)):
         if offset == 0 or offset % header.cluster or offset >> 56:
             raise corrupt(f"The qcow2 has its {what} table at offset {offset}", where)
-
-
-def _check_references(header: Header, head: bytes, where: str) -> None:
-    """Refuse references to other files, and encryption."""
-    if header.backing_offset or header.backing_size:
-        name = head[header.backing_offset : header.backing_offset + min(header.backing_size, 1023)]
-        raise UnsafeImage(f"The qcow2 names a backing file: {_printable(name)}", where, FLATTEN)
-    if header.incompatible & DATA_FILE:
-        name = _extension(header, head, _EXT_DATA_FILE)
-        raise UnsafeImage(f"The qcow2 keeps its data in another file: {_printable(name)}", where, FLATTEN)
-    if header.crypt_method:
-        method = _ENCRYPTION.get(header.crypt_method, f"method {header.crypt_method}")
-        raise UnsafeImage(
-            f"The qcow2 is encrypted ({method})",
-            where,
-            "Decrypt it: without its key, its content can be neither checked nor booted",
-        )
 
 
 def _check_features(header: Header, head: bytes, where: str) -> None:

@@ -335,24 +335,20 @@ def _used_bits(block: bytes) -> int:
 def _is_complete(data: bytes, cluster: int, zstd: bool) -> bool:
     """Return whether *data* decompresses to a complete cluster. A part of its last sector may be missing."""
     if zstd:
-        return _is_complete_zstd(data)
+        # Whether a zstandard frame ends in *data* (RFC 8878, 3.1.1). Skip the blocks without decompression.
+        if len(data) < 6 or not data.startswith(b"\x28\xb5\x2f\xfd"):
+            return False
+        flags = data[4]
+        single = flags >> 5 & 1
+        content_size = (single, 2, 4, 8)[flags >> 6]
+        at = 5 + (not single) + (0, 1, 2, 4)[flags & 3] + content_size
+        while at + 3 <= len(data):
+            block = int.from_bytes(data[at : at + 3], "little")
+            at += 3 + (1 if block >> 1 & 3 == 1 else block >> 3)
+            if block & 1:
+                return at + 4 * (flags >> 2 & 1) <= len(data)
+        return False
     try:
         return len(zlib.decompressobj(-12).decompress(data, cluster)) == cluster
     except zlib.error:
         return False
-
-
-def _is_complete_zstd(data: bytes) -> bool:
-    """Return whether a zstandard frame ends in *data* (RFC 8878, 3.1.1). Skip the blocks without decompression."""
-    if len(data) < 6 or not data.startswith(b"\x28\xb5\x2f\xfd"):
-        return False
-    flags = data[4]
-    single = flags >> 5 & 1
-    content_size = (single, 2, 4, 8)[flags >> 6]
-    at = 5 + (not single) + (0, 1, 2, 4)[flags & 3] + content_size
-    while at + 3 <= len(data):
-        block = int.from_bytes(data[at : at + 3], "little")
-        at += 3 + (1 if block >> 1 & 3 == 1 else block >> 3)
-        if block & 1:
-            return at + 4 * (flags >> 2 & 1) <= len(data)
-    return False

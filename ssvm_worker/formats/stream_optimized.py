@@ -147,7 +147,19 @@ class StreamOptimized:
         if size:
             self._on_grain(value, size, piece)
         else:
-            self._on_metadata(value, kind)
+            pad, payload = SECTOR - _MARKER.size, value * SECTOR
+            if kind == MARKER_EOS:
+                self._expect(0, pad, self._on_end)
+            elif kind == MARKER_FOOTER and value == 1:
+                self._expect(pad, SECTOR, self._on_footer)
+            elif kind == MARKER_GT and self._header and value == -(-self._header.gtes_per_gt * 4 // SECTOR):
+                self._expect(pad, payload, self._on_table)
+            elif kind == MARKER_GD and self._header and value == -(-self._header.tables * 4 // SECTOR):
+                self._expect(pad, payload, self._on_directory)
+            elif kind <= MARKER_PROGRESS:
+                self._expect(pad + payload, _MARKER.size, self._on_marker)
+            else:
+                raise corrupt(f"The bytes before offset {self._at} are not a marker", self._where)
 
     def _on_grain(self, lba: int, size: int, piece: bytes) -> None:
         """Check one grain. *piece* is its marker and the first 4 bytes of its data."""
@@ -183,21 +195,6 @@ class StreamOptimized:
         if not inflater.eof or not min_bytes <= len(grain) <= grain_bytes:
             what = f"The grain at sector {lba} inflates to {len(grain)} bytes, not {grain_bytes}"
             raise corrupt(what, self._where)
-
-    def _on_metadata(self, sectors: int, kind: int) -> None:
-        pad, payload = SECTOR - _MARKER.size, sectors * SECTOR
-        if kind == MARKER_EOS:
-            self._expect(0, pad, self._on_end)
-        elif kind == MARKER_FOOTER and sectors == 1:
-            self._expect(pad, SECTOR, self._on_footer)
-        elif kind == MARKER_GT and self._header and sectors == -(-self._header.gtes_per_gt * 4 // SECTOR):
-            self._expect(pad, payload, self._on_table)
-        elif kind == MARKER_GD and self._header and sectors == -(-self._header.tables * 4 // SECTOR):
-            self._expect(pad, payload, self._on_directory)
-        elif kind <= MARKER_PROGRESS:
-            self._expect(pad + payload, _MARKER.size, self._on_marker)
-        else:
-            raise corrupt(f"The bytes before offset {self._at} are not a marker", self._where)
 
     def _on_table(self, payload: bytes) -> None:
         self._tables.add_table((self._at - len(payload)) // SECTOR, payload)

@@ -212,7 +212,10 @@ def check_descriptor(data: bytes, header: SparseHeader, where: str) -> str:
             if not match:
                 raise UnsafeImage(f"The VMDK descriptor has a line of no known form: {line[:80]!r}", where, FLATTEN)
             values.setdefault(match[1], []).append(match[2].strip('"'))
-    _check_parent(values, where)
+    hints = values.get("parentfilenamehint", [])
+    if hints or any(cid != "ffffffff" for cid in values.get("parentcid", [])):
+        parent = ascii(hints[0][:80]) if hints else "unnamed"
+        raise UnsafeImage(f"The VMDK is a delta disk; its parent is {parent}", where, "Consolidate its snapshots first")
     create_type = _create_type(values, where)
     _check_extents(extents, header, where)
     return create_type
@@ -225,13 +228,6 @@ def _create_type(values: dict[str, list[str]], where: str) -> str:
     found = " and ".join(types)[:80] or "missing"
     what = f"The VMDK's createType is {found}. Its data is in other files, or the type is not supported"
     raise UnsafeImage(what, where, FLATTEN)
-
-
-def _check_parent(values: dict[str, list[str]], where: str) -> None:
-    hints = values.get("parentfilenamehint", [])
-    if hints or any(cid != "ffffffff" for cid in values.get("parentcid", [])):
-        parent = ascii(hints[0][:80]) if hints else "unnamed"
-        raise UnsafeImage(f"The VMDK is a delta disk; its parent is {parent}", where, "Consolidate its snapshots first")
 
 
 def _check_extents(extents: list[str], header: SparseHeader, where: str) -> None:

@@ -157,7 +157,16 @@ class JobRun:
             _LOG.error("job %s failed: internal error", self.claim.job_id, exc_info=error)
         decision = self._decide(error)
         if decision.state == "queued":
-            return self._release(shown, decision)
+            delay_s, progress = decision.delay_s, self.heart.progress
+            try:
+                release = partial(self.ledger.release, self.claim, shown, delay_s, decision.counted, progress)
+                to_wake = wait_for_broker(release, self.heart)
+            except Cancelled:
+                return self._stop_fenced()
+            self.trace.note(state="queued")
+            _LOG.warning("job %s is queued again, due in %.1f s: %s", self.claim.job_id, delay_s, shown["message"])
+            self._send_messages(to_wake + ([] if delay_s else [self.claim.job_id]))
+            return {"job_id": self.claim.job_id, "state": "queued"}
         self._discard()
         ended = self._end(decision.state, error=shown, result=getattr(error, "result", None))
         if decision.state == "failed" and ended["state"] == "failed":
@@ -193,18 +202,6 @@ class JobRun:
         _LOG.info("job %s %s", self.claim.job_id, state)
         self._send_messages(to_wake + [each.job_id for each in copies])
         return {"job_id": self.claim.job_id, "state": state}
-
-    def _release(self, shown: dict[str, Any], decision: RetryDecision) -> dict[str, Any]:
-        delay_s, progress = decision.delay_s, self.heart.progress
-        try:
-            release = partial(self.ledger.release, self.claim, shown, delay_s, decision.counted, progress)
-            to_wake = wait_for_broker(release, self.heart)
-        except Cancelled:
-            return self._stop_fenced()
-        self.trace.note(state="queued")
-        _LOG.warning("job %s is queued again, due in %.1f s: %s", self.claim.job_id, delay_s, shown["message"])
-        self._send_messages(to_wake + ([] if delay_s else [self.claim.job_id]))
-        return {"job_id": self.claim.job_id, "state": "queued"}
 
     def _send_messages(self, job_ids: list[str]) -> None:
         """Send messages for jobs that may run now. While the broker is away, this is left to the reaper."""

@@ -41,7 +41,19 @@ def answer(method: str, headers: Mapping[str, str], version: ObjectVersion) -> C
     if status := _precondition(headers, version):
         return ConditionalAnswer(status)
     if method == "GET" and "range" in headers and _is_current(headers.get("if-range"), version):
-        return _answer_range(headers["range"], version.size)
+        # The answer to one range. Several ranges, another unit and malformed ranges get the complete object, as
+        # section 14.2 allows.
+        text = headers["range"]
+        match = _RANGE.fullmatch(text)
+        if not match or match.groups() == ("", ""):
+            return ConditionalAnswer(200, 0, version.size)
+        first, last = (int(each[:19]) if each else None for each in match.groups())  # no size has more digits
+        if first is None:
+            first, last = max(version.size - (last or 0), 0), None
+        elif last is not None and last < first:
+            return ConditionalAnswer(200, 0, version.size)
+        end = version.size if last is None else min(last + 1, version.size)
+        return ConditionalAnswer(206, first, end - first) if first < end else ConditionalAnswer(416)
     return ConditionalAnswer(200, 0, version.size)
 
 
@@ -69,23 +81,6 @@ def _is_current(if_range: str | None, version: ObjectVersion) -> bool:
     if if_range is None:
         return True
     return if_range.strip() == version.etag or _date(if_range) == version.modified
-
-
-def _answer_range(text: str, size: int) -> ConditionalAnswer:
-    """Return the answer to one range.
-
-    Several ranges, another unit and malformed ranges get the complete object, as section 14.2 allows.
-    """
-    match = _RANGE.fullmatch(text)
-    if not match or match.groups() == ("", ""):
-        return ConditionalAnswer(200, 0, size)
-    first, last = (int(each[:19]) if each else None for each in match.groups())  # no size has more digits
-    if first is None:
-        first, last = max(size - (last or 0), 0), None
-    elif last is not None and last < first:
-        return ConditionalAnswer(200, 0, size)
-    end = size if last is None else min(last + 1, size)
-    return ConditionalAnswer(206, first, end - first) if first < end else ConditionalAnswer(416)
 
 
 def _date(text: str | None) -> int | None:

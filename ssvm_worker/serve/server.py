@@ -57,7 +57,15 @@ def serve(settings: Settings, listen: str = "") -> None:
         _LOG.warning("links are refused until the broker answers: %s", error)
     for name in ("uvicorn.error", "asyncio", "ssvm.serve"):
         logging.getLogger(name).addFilter(RateLimit())  # log lines caused by strangers must not fill the disk
-    _raise_descriptor_limit(listener.max_connections)
+    # Allow 4 file descriptors for each connection: a socket, its copy, a file, and a connection to the broker
+    needed = 4 * listener.max_connections + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft in range(needed):
+        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if hard in range(needed):
+        text = "%d connections may need %d open files, but the limit is %d. Raise LimitNOFILE, or lower %s"
+        _LOG.warning(text, listener.max_connections, needed, hard, "serve.max_connections")
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises the signal again after its shutdown
     reaper = Reaper(settings)  # claims of uploads must expire even if no worker runs
     reaper.start()
@@ -65,18 +73,6 @@ def serve(settings: Settings, listen: str = "") -> None:
         asyncio.run(run_server(server, listener))
     finally:
         reaper.stop()
-
-
-def _raise_descriptor_limit(connections: int) -> None:
-    """Allow 4 file descriptors for each connection: a socket, its copy, a file, and a connection to the broker."""
-    needed = 4 * connections + 256
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft in range(needed):
-        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    if hard in range(needed):
-        text = "%d connections may need %d open files, but the limit is %d. Raise LimitNOFILE, or lower %s"
-        _LOG.warning(text, connections, needed, hard, "serve.max_connections")
 
 
 def make_server(settings: Settings, listener: Listener) -> uvicorn.Server:

@@ -113,7 +113,13 @@ class SftpSource:
         client.set_missing_host_key_policy(paramiko.RejectPolicy())
         with self._translating(paramiko):
             try:
-                self._load_host_keys(client)
+                path = self._options.known_hosts
+                if path is None:
+                    raise SourceDenied("No host key is known", self.name, _KNOWN_HOSTS)
+                try:
+                    client.load_host_keys(path)
+                except OSError as error:
+                    raise ConfigError(f"The host keys cannot be read: {error.strerror}", path, _KNOWN_HOSTS) from error
                 watch = StallWatch(check, http.stall_s, http.min_rate)
                 connect_options = ConnectOptions(http.rule, http.connect_timeout_s)
                 sock = _LimitedSocket(connect(self._url.host, self._url.port, connect_options, watch))
@@ -170,15 +176,6 @@ class SftpSource:
         except Exception as error:  # paramiko's thread raises any class for wrong bytes from the server
             raise self._protocol_error(error) from error
         client.get_transport().set_keepalive(_KEEPALIVE_S)
-
-    def _load_host_keys(self, client: Any) -> None:
-        path = self._options.known_hosts
-        if path is None:
-            raise SourceDenied("No host key is known", self.name, _KNOWN_HOSTS)
-        try:
-            client.load_host_keys(path)
-        except OSError as error:
-            raise ConfigError(f"The host keys cannot be read: {error.strerror}", path, _KNOWN_HOSTS) from error
 
     def _login_error(self, error: Exception) -> SourceDenied | SourceUnavailable:
         reason = str(error)

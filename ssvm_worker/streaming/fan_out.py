@@ -210,7 +210,10 @@ def store_stream(  # noqa: PLR0913 - three by position; the others only by name
     Raises the error of the source, an observer, *verify*, *check* or the primary. Before that, it aborts every sink,
     or suspends it if *keep* returns True for the error. The same sinks cannot be used again after an error.
     """
-    _keep_freed_memory()
+    # Make glibc reuse the memory of freed chunks instead of returning each chunk to the kernel. Freeing a large block
+    # raises two thresholds of glibc (mallopt(3), "dynamic mmap threshold"). The zeroed block is never touched, so it
+    # costs nothing. Measured for a stream of 2 GiB: 7,000 page faults instead of 140,000, and a tenth less CPU time.
+    bytes(16 * MiB)
     if not sinks:
         raise ValueError("a stream without a sink")
     flow = _Flow(sinks, check)
@@ -225,16 +228,6 @@ def store_stream(  # noqa: PLR0913 - three by position; the others only by name
     except BaseException as error:
         flow.give_up(keep(error))
         raise
-
-
-def _keep_freed_memory() -> None:
-    """Make glibc reuse the memory of freed chunks instead of returning each chunk to the kernel.
-
-    Freeing a large block raises two thresholds of glibc (mallopt(3), "dynamic mmap threshold"). The zeroed block is
-    never touched, so it costs nothing. Measured for a stream of 2 GiB: 7,000 page faults instead of 140,000, and a
-    tenth less CPU time.
-    """
-    bytes(16 * MiB)
 
 
 class _Flow:

@@ -36,7 +36,11 @@ def refuse_stores(settings: Settings, url: str, endpoint: str | None = None, all
 def _holds(store: StoreSection, url: str, endpoint: str | None, settings: Settings) -> bool:
     scheme = url.partition(":")[0].lower()
     if scheme == "file":
-        return _is_below(Path(unquote(urlsplit(url).path)), _directory(store, settings))
+        path = Path(unquote(urlsplit(url).path))
+        directory = _directory(store, settings)
+        with contextlib.suppress(OSError, ValueError):  # a NUL or a loop of links: opening the path fails
+            return directory is not None and path.resolve().is_relative_to(directory.resolve())
+        return False
     if not store.url.startswith("s3://"):
         return False
     bucket, _, prefix = store.url.removeprefix("s3://").partition("/")
@@ -56,12 +60,6 @@ def _directory(store: StoreSection, settings: Settings) -> Path | None:
     if store.url.startswith("nfs://"):
         return settings.mount_root
     return Path(unquote(urlsplit(store.url).path)) if store.url.startswith("file://") else None
-
-
-def _is_below(path: Path, directory: Path | None) -> bool:
-    with contextlib.suppress(OSError, ValueError):  # a NUL or a loop of links: opening the path fails
-        return directory is not None and path.resolve().is_relative_to(directory.resolve())
-    return False
 
 
 def _is_inside(key: str, prefix: str) -> bool:

@@ -190,6 +190,19 @@ def _length(function: Function) -> int:
     return (function.end_lineno or function.lineno) - function.lineno + 1
 
 
+def test_few_functions() -> None:
+    """A hundred lines have at most 6.7 functions with a body, because a reader must jump between small helpers."""
+    modules = list(_product().values())
+    functions = [each for module in modules for each in module.functions if not _is_declaration(each)]
+    density = 100 * len(functions) / sum(module.lines for module in modules)
+    assert density <= 6.7, "inline helpers that are called once"
+
+
+def _is_declaration(function: Function) -> bool:
+    """Return whether a function has only a docstring or ``...``: a protocol declares it."""
+    return all(isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant) for each in function.body)
+
+
 def test_nesting() -> None:
     """No function has more than three levels of branches."""
     functions = [(module, each) for module in _product().values() for each in module.functions]

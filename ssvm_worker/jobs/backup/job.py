@@ -82,7 +82,16 @@ def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> di
     ):
         vm: VM = session.find_vm(request.vm)
         try:
-            warnings = _preflight(request, attempt, vm, stores)
+            # Check VM and stores before any change.
+            from .preflight import preflight, refuse  # imports pyVmomi
+
+            attempt.progress.start("preflight")
+            disks = vm.hardware().disks
+            chosen = select_disks(disks, request.disks) if request.snapshot is None else disks
+            findings = preflight(vm, stores, chosen, own_snapshot=request.snapshot is None)
+            for each in findings:
+                attempt.log.info("%s: %s: %s", each.check, each.state, each.detail)
+            warnings = refuse(findings, vm.moref)
             snapshot = _snapshot(request, attempt, vm)
             incremental = _mode(request, attempt) == INCREMENTAL
             export = VMExport(attempt, request.artifact, stores, vm, snapshot, incremental=incremental)
@@ -149,19 +158,6 @@ def _already_there(request: Request, attempt: Attempt, stores: dict[str, Store])
         removed = _remove_leftover(request, attempt)
     placement = find_placement(attempt, stores, request.artifact)
     return _require_complete(manifest, _result(manifest) | {"reused": True, "snapshot_removed": removed} | placement)
-
-
-def _preflight(request: Request, attempt: Attempt, vm: VM, stores: dict[str, Store]) -> list[dict[str, Any]]:
-    """Check VM and stores before any change. Return the warnings, and raise for an error."""
-    from .preflight import preflight, refuse  # imports pyVmomi
-
-    attempt.progress.start("preflight")
-    disks = vm.hardware().disks
-    chosen = select_disks(disks, request.disks) if request.snapshot is None else disks
-    findings = preflight(vm, stores, chosen, own_snapshot=request.snapshot is None)
-    for each in findings:
-        attempt.log.info("%s: %s: %s", each.check, each.state, each.detail)
-    return refuse(findings, vm.moref)
 
 
 def _snapshot(request: Request, attempt: Attempt, vm: VM) -> Snapshot:

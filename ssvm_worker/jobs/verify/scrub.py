@@ -56,30 +56,28 @@ class Scrub:
         for name in stores:
             store = self.attempt.store(name)
             self.attempt.progress.start(f"verify {name}")
-            self._scrub_store(store, self._last_verified(name))
+            last_verified = self._last_verified(name)
+            started = time.time()
+            for artifact in self._select(store):
+                self.attempt.check()
+                if self.selection.all and f"{artifact.prefix}/" <= f"{last_verified}/":
+                    continue
+                findings = self._verify(store, artifact)
+                if findings is None:
+                    continue
+                self.artifacts += 1
+                self.artifact_check.record(store, artifact, findings)
+                if findings:
+                    self.attempt.log.warning("%s:%s is damaged: %s", store.name, artifact.prefix, "; ".join(findings))
+                    self.damaged[f"{store.name}:{artifact.prefix}"] = findings
+            if self.selection.all and not self.selection.prefix and self.artifact_check.recorded:
+                with suppress(*NOT_THERE):  # the next scrub repeats this
+                    self._forget_deleted(store, started)
             size += self.attempt.progress.bytes
         if self.damaged:
             raise self._error()
         counts = {"artifacts": self.artifacts, "bytes": size, "findings": 0}
         return counts | {"stores": stores, "recorded": self.artifact_check.recorded}
-
-    def _scrub_store(self, store: Store, last_verified: str) -> None:
-        started = time.time()
-        for artifact in self._select(store):
-            self.attempt.check()
-            if self.selection.all and f"{artifact.prefix}/" <= f"{last_verified}/":
-                continue
-            findings = self._verify(store, artifact)
-            if findings is None:
-                continue
-            self.artifacts += 1
-            self.artifact_check.record(store, artifact, findings)
-            if findings:
-                self.attempt.log.warning("%s:%s is damaged: %s", store.name, artifact.prefix, "; ".join(findings))
-                self.damaged[f"{store.name}:{artifact.prefix}"] = findings
-        if self.selection.all and not self.selection.prefix and self.artifact_check.recorded:
-            with suppress(*NOT_THERE):  # the next scrub repeats this
-                self._forget_deleted(store, started)
 
     def _verify(self, store: Store, artifact: Artifact) -> list[str] | None:
         """Return the findings. Return None if the artifact was deleted or replaced while it was read."""

@@ -236,7 +236,15 @@ class FileSink(LeavingAborts):
         with self._keeping_first_error(), self._directory.use() as directory:
             self._flush()
             self._file.close()
-            modified = self._check_part(directory)
+            # Check that the part is this sink's file and has the written size.
+            try:
+                seen = self._stat_part(directory)
+            except FileNotFoundError as error:
+                raise self._missing_part() from error
+            if _identity(seen) != self._identity:
+                raise self._missing_part()
+            self._check_size(seen)
+            modified = seen.st_mtime
             self._rename(directory)
             os.fsync(directory)
             self._check_object(directory)
@@ -310,17 +318,6 @@ class FileSink(LeavingAborts):
 
     def _stat_part(self, directory: int) -> os.stat_result:
         return os.stat(self._part, dir_fd=directory, follow_symlinks=False)
-
-    def _check_part(self, directory: int) -> float:
-        """Check that the part is this sink's file and has the written size. Return its modification time."""
-        try:
-            seen = self._stat_part(directory)
-        except FileNotFoundError as error:
-            raise self._missing_part() from error
-        if _identity(seen) != self._identity:
-            raise self._missing_part()
-        self._check_size(seen)
-        return seen.st_mtime
 
     def _missing_part(self) -> WorkerError:
         """Return the error of a commit without a part: another thread aborted, or another attempt took the part."""
