@@ -113,6 +113,40 @@ def test_killed_during_setup(broker: Broker, tmp_path: Path) -> None:
         assert server.zone.problems == []
 
 
+def broker_of(broker: Broker, state: Path) -> dict[str, str]:
+    """Return the settings that no file of CloudStack has."""
+    return {"broker__url": broker.url, "broker__prefix": broker.prefix, "state_dir": str(state)}
+
+
+def test_from_cmdline(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
+    """The command line of a system VM and a fingerprint are enough to get Up."""
+    file = tmp_path / "cmdline"
+    file.write_text(
+        f"template=domP type=secstorage host={server.host}@static port={server.port} name=s-7-VM zone=1 pod=1"
+    )
+    environ = broker_of(broker, tmp_path / "state")
+    environ["cloudstack__fingerprint"] = f"sha256:{server.authority.fingerprint}"
+    agent = AgentProcess(tmp_path / "log", environ, "--from-cmdline", str(file))
+    try:
+        server.wait_up("s-7-VM", PATIENCE_S)
+    finally:
+        agent.terminate()
+    assert server.host_row("s-7-VM").guid == "s-7-VM-NfsSecondaryStorageResource"
+
+
+def test_properties(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
+    """The Java agent's file and the certificates next to it are enough to get Up at a strict server."""
+    server.strict = True
+    issued = server.authority.issue("127.0.0.1")
+    file = issued.certificate.parent / "agent.properties"
+    file.write_text(f"#comment\nguid=s-8-VM\nhost={server.host}\nport={server.port}\nzone=1\n")
+    agent = AgentProcess(tmp_path / "log", broker_of(broker, tmp_path / "state"), "--properties", str(file))
+    try:
+        server.wait_up("s-8-VM", PATIENCE_S)
+    finally:
+        agent.terminate()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
