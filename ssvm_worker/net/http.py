@@ -10,14 +10,12 @@ that breaks the rules of HTTP, and the errors of *check*. The adapters above tra
 from __future__ import annotations
 
 import re
-import select
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from http.client import HTTPException
-from socket import MSG_PEEK
 from typing import Any, cast
 
 from requests import PreparedRequest, Response, Session
@@ -316,17 +314,10 @@ class HttpUpload:
         return self._adapter.receive(self._request)
 
     def _has_answer(self) -> bool:
-        """Drop interim answers, which a server may send before the body. Return whether a final answer has arrived.
-
-        TLS hides answers: a session ticket also makes the socket readable. So the answer waits until ``finish``.
-        """
+        """Drop interim answers, which a server may send before the body. Return whether a final answer has arrived."""
         sock = self._adapter.socket
-        if sock is None or isinstance(sock, WatchedTLSSocket):
-            return False
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        while poll.poll(0):
-            seen = sock.recv(64 * KiB, MSG_PEEK)
+        assert sock is not None
+        while (seen := sock.peek()) is not None:
             interim = _INTERIM.match(seen)
             if interim is None:
                 is_begun = _INTERIM_BEGINS.match(seen) or len(seen) < _STATUS_LENGTH
@@ -334,7 +325,7 @@ class HttpUpload:
             self._interim += 1
             if self._interim > MOST_INTERIM:
                 return True
-            sock.recv(interim.end())
+            sock.skip(interim.end())
         return False
 
 

@@ -35,6 +35,8 @@ _FILL_S = 0.1
 #: Seconds between the arrival of data and its read, because every segment wakes the reader. They double within one
 #: large read, up to the maximum: a slow peer sends little after the first data.
 _NAP_S, _MAX_NAP_S = 0.0005, 0.008
+#: The maximum of bytes that ``peek`` returns from a TCP socket.
+_PEEKED = 64 * KiB
 #: Bytes of TLS records in one read or write of the kernel. More than 512 KiB is no faster.
 _RAW = 512 * KiB
 
@@ -136,6 +138,19 @@ class WatchedSocket(socket.socket):
     def sendall(self, data: Any, flags: int = 0) -> None:  # noqa: ARG002
         send_all(self._write, data, self.watch)
 
+    def peek(self) -> bytes | None:
+        """Return the data that has arrived, and keep it for the next read. Return None if there is none yet."""
+        return self.recv(_PEEKED, socket.MSG_PEEK) if self._has_data() else None
+
+    def skip(self, size: int) -> None:
+        """Drop some of the data that ``peek`` returned."""
+        self.recv(size)
+
+    def _has_data(self) -> bool:
+        poll = select.poll()
+        poll.register(self, select.POLLIN)
+        return bool(poll.poll(0))
+
     def _read(self, view: memoryview) -> int:
         """Wait up to a tick for data, and read the data that is there."""
         poll = select.poll()
@@ -192,6 +207,8 @@ class WatchedTLSSocket(WatchedSocket):
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         self._raw = memoryview(bytearray(_RAW))
+        #: Decrypted data that ``peek`` has taken from the connection.
+        self._peeked = bytearray()
 
     def handshake(self) -> None:
         """Do the TLS handshake and verify the peer. Raises ssl.SSLError, Stalled, and the error of *check*."""
@@ -209,8 +226,33 @@ class WatchedTLSSocket(WatchedSocket):
         """Return the certificate of the peer in DER."""
         return self._tls.getpeercert(binary_form=True) or b""
 
+    def peek(self) -> bytes | None:
+        """Return the data that has arrived, and keep it for the next read. Return None if there is none yet.
+
+        Data on the TCP connection can be a session ticket, which is no data of the peer.
+        """
+        if len(self._peeked) < _PEEKED and self._has_data():
+            self._receive()
+            try:
+                while more := self._tls.read(_PEEKED):
+                    self._peeked += more
+                return bytes(self._peeked)  # empty: the peer has ended the stream
+            except ssl.SSLError as error:
+                if not self._peeked and not isinstance(error, ssl.SSLWantReadError):
+                    raise
+        return bytes(self._peeked) or None
+
+    def skip(self, size: int) -> None:
+        """Drop some of the data that ``peek`` returned."""
+        del self._peeked[:size]
+
     def _read(self, view: memoryview) -> int:
         """Wait up to a tick for a record, and read all records that arrived with it. There can be 131,072."""
+        if self._peeked:
+            size = min(len(view), len(self._peeked))
+            view[:size] = self._peeked[:size]
+            self.skip(size)
+            return size
         read, size = self._tls.read, len(view)
         got: int = self._do(lambda: read(size, view))  # type: ignore[assignment]  # bytes only without a buffer
         try:
@@ -242,10 +284,14 @@ class WatchedTLSSocket(WatchedSocket):
                 self._flush()
             if time.monotonic() > until:
                 raise TimeoutError
-            if got := super()._read(self._raw):
-                self._incoming.write(self._raw[:got])
-            else:
-                self._incoming.write_eof()
+            self._receive()
+
+    def _receive(self) -> None:
+        """Wait up to a tick for data of the TCP connection."""
+        if got := super()._read(self._raw):
+            self._incoming.write(self._raw[:got])
+        else:
+            self._incoming.write_eof()
 
     def _flush(self) -> None:
         if self._outgoing.pending:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
 import ssl
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
 
@@ -144,6 +147,29 @@ def test_broken_http(raw_server: Serve, answer: bytes) -> None:
     server = served(raw_server, answer)
     with pytest.raises(HTTPException):
         read(server.url)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("size", [3, 1000])
+def test_early_answer(raw_server: Serve, tls: bool, size: int, tmp_path: Path) -> None:
+    """An upload ends at an answer that arrives before its end, in any pieces, even if the server reads on."""
+    answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 403 Forbidden\r\nContent-Length: 5\r\n\r\nwhy?\n"
+
+    def refuse(connection: socket.socket, _: bytes) -> None:
+        for start in range(0, len(answer), size):
+            connection.sendall(answer[start : start + size])
+        while connection.recv(1 << 20):
+            pass
+
+    server = raw_server(refuse, tls=tls)
+    options = replace(LOOPBACK, ca_file=server.ca_file(tmp_path) if tls else None)
+    upload = HttpUpload(HttpSession(options), "PUT", parse(server.url), {}, 1 << 50)
+    until, found = time.monotonic() + PATIENCE_S, None
+    while found is None and time.monotonic() < until:
+        found = upload.send(bytes(1 << 16))
+
+    assert found is not None
+    assert (found.status_code, found.read(10)) == (403, b"why?\n")
 
 
 def test_stall(raw_server: Serve) -> None:
