@@ -20,14 +20,18 @@ from ssvm_worker.artifacts.manifest import Entry, Manifest
 from ssvm_worker.demo.s3 import S3Server
 from ssvm_worker.units import MiB
 from tests.servers.broker import StoppableBroker
+from tests.servers.versity import VersityS3
 
 from .contest import Broken, Cost, Row, run
+from .stored import AnyS3
 
 #: Accounts that own the artifacts.
 _ACCOUNTS = 20
 #: One in this many artifacts has no manifest.
 _INCOMPLETE = 100
 _MAX_RSS = 128 * MiB
+#: The target of a list of many artifacts, in seconds.
+_MANY, _LIST_S = 100_000, 15.0
 _BODY = b"an image"
 Put = Callable[[str, bytes], Any]
 
@@ -36,14 +40,15 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     """Measure stores of *size* artifacts. Each artifact has an image, a properties file and a manifest."""
     rows = []
     with _broker() as broker:
-        for name, make in (("directory", _directory), ("S3", _s3)):
+        for name, make in (("directory", _directory), ("versitygw", _versitygw), ("SeaweedFS", _seaweedfs)):
             with make(scratch, size) as settings:
                 config = scratch / f"{name}.toml"
                 config.write_text(f'{settings}[broker]\nurl = "{broker}"\n')
                 for command in ("list", "cleanup"):
                     # A second clean-up would find nothing, so clean-up runs once.
                     costs = [_run(command, config) for _ in range(runs if command == "list" else 1)]
-                    rows.append(_row(f"{command}, {name}, {size:,} artifacts", size, costs))
+                    target_s = _LIST_S if command == "list" and size == _MANY else None
+                    rows.append(_row(f"{command}, {name}, {size:,} artifacts", size, costs, target_s))
                     print(f"  {rows[-1].bench}: {rows[-1].ours}", file=sys.stderr, flush=True)
     return rows
 
@@ -53,17 +58,12 @@ def _run(command: str, config: Path) -> Cost:
     return run([sys.executable, "-m", "ssvm_worker", command, "--json", "--config", str(config), *more])
 
 
-def _row(name: str, size: int, costs: list[Cost]) -> Row:
+def _row(name: str, size: int, costs: list[Cost], target_s: float | None) -> Row:
     wall, cpu = (statistics.median(getattr(each, what) for each in costs) for what in ("wall", "cpu"))
     cost = Cost(wall, cpu, max(each.rss for each in costs))
-    return Row(
-        name,
-        str(cost),
-        "",
-        f"{wall / size * 1e6:.0f} µs each",
-        "≤ 128 MiB",
-        "yes" if cost.rss <= _MAX_RSS else "**no**",
-    )
+    good = cost.rss <= _MAX_RSS and (target_s is None or wall <= target_s)
+    target = "≤ 128 MiB" if target_s is None else f"≤ {target_s:.0f} s, ≤ 128 MiB"
+    return Row(name, str(cost), "", f"{wall / size * 1e6:.0f} µs each", target, "yes" if good else "**no**")
 
 
 def _fill(size: int, put: Put) -> None:
@@ -80,7 +80,14 @@ def _fill(size: int, put: Put) -> None:
 @contextmanager
 def _directory(scratch: Path, size: int) -> Iterator[str]:
     root = scratch / "store"
+    _fill_directory(root, size)
+    try:
+        yield f'[stores.primary]\nurl = "file://{root}"\n'
+    finally:
+        shutil.rmtree(root)
 
+
+def _fill_directory(root: Path, size: int) -> None:
     def put(key: str, data: bytes) -> None:
         path = root / key
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,22 +96,32 @@ def _directory(scratch: Path, size: int) -> Iterator[str]:
 
     modified = time.time() - 86400
     _fill(size, put)
-    try:
-        yield f'[stores.primary]\nurl = "file://{root}"\n'
-    finally:
-        shutil.rmtree(root)
 
 
 @contextmanager
-def _s3(scratch: Path, size: int) -> Iterator[str]:
+def _versitygw(scratch: Path, size: int) -> Iterator[str]:
+    """Run versitygw over a directory. It serves the files of that directory as objects."""
+    (scratch / "versitygw").mkdir()
+    with VersityS3(scratch / "versitygw") as server:
+        bucket = server.make_bucket()
+        _fill_directory(server.root / bucket, size)
+        yield _settings(server, bucket)
+
+
+@contextmanager
+def _seaweedfs(scratch: Path, size: int) -> Iterator[str]:
     (scratch / "weed").mkdir()
     with S3Server(scratch / "weed") as server:
         bucket = server.make_bucket()
         filer = _Filer(server, bucket)
         _fill(size, filer.put)
         time.sleep(2)  # so that all objects are older than a second by the server's clock
-        keys = f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n'
-        yield f'[stores.primary]\nurl = "s3://{bucket}"\nendpoint = "{server.endpoint}"\n{keys}'
+        yield _settings(server, bucket)
+
+
+def _settings(server: AnyS3, bucket: str) -> str:
+    keys = f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n'
+    return f'[stores.primary]\nurl = "s3://{bucket}"\nendpoint = "{server.endpoint}"\n{keys}'
 
 
 class _Filer:

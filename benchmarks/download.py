@@ -20,7 +20,8 @@ import trustme
 from ssvm_worker.units import MiB, human_size
 from tests.neighbours import free_port
 
-from .contest import OURS, Contender, Row, contest, left_out
+from .contest import OURS, Contender, Row, contest, left_out, run
+from .workers import own_sides, warm_worker
 
 _NGINX = """
 {user}
@@ -59,6 +60,16 @@ class Site:
         """Return the path of the trusted certificate."""
         return self.root / "ca.pem"
 
+    @property
+    def config(self) -> Path:
+        """Return the path of the settings."""
+        return self.root / "worker.toml"
+
+    @property
+    def urls(self) -> tuple[str, str]:
+        """Return the URLs of the file over HTTP and over TLS."""
+        return self.plain, self.secure
+
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     """Compare plain HTTP with curl and aria2, then TLS with curl."""
@@ -66,17 +77,31 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
         return [left_out("download", "nginx is not installed")]
     (scratch / "www").mkdir()
     digest = write_random(scratch / "www/image.raw", size)
-    with serving(nginx, scratch, "image.raw", digest) as site:
-        plain = [ours(site, site.plain), *curl(site, site.plain, 1.0), *_aria2(site)]
-        secure = [ours(site, site.secure), *curl(site, site.secure, 0.8)]
-        rows = contest("download, HTTP", plain, size, runs)
-        rows += contest("download, TLS", secure, size, runs)
-    rows.append(_floor(size))
+    with serving(nginx, scratch, "image.raw", digest) as site, warm_worker(site.config) as worker:
+        plain, secure = (own_sides(site.config, worker, "download", *job(site, url)) for url in site.urls)
+        rows = contest("download, HTTP", [*plain, *curl(site, site.plain, 1.0, 1.1), *_aria2(site)], size, runs)
+        rows += contest("download, TLS", [*secure, *curl(site, site.secure, 0.8, 0.9)], size, runs)
+        rows += _floors(site, size)
     return rows + [left_out("download", f"{each} is not installed") for each in ("curl", "aria2c") if not found(each)]
 
 
-def _floor(size: int) -> Row:
-    """Measure SHA-256 alone, of bytes in the cache. No verified download of one stream can be faster."""
+def _floors(site: Site, size: int) -> list[Row]:
+    """Measure the parts of a download alone. No verified download of one stream can be faster than SHA-256."""
+    rows = [_hash(size), _copy(site, size)]
+    if program := found("curl"):
+        for name, url in zip(("HTTP", "TLS"), site.urls, strict=True):
+            cost = run([program, "-sS", "--fail", "--cacert", str(site.ca), "-o", "/dev/null", url])
+            rows.append(Row(f"server and curl alone, {name}, {human_size(size)}", str(cost), "", "", "", ""))
+    return rows
+
+
+def _copy(site: Site, size: int) -> Row:
+    cost = run(["/bin/cp", str(site.root / "www/image.raw"), str(site.root / "out/image.raw")])
+    (site.root / "out/image.raw").unlink()
+    return Row(f"write alone (cp), {human_size(size)}", str(cost), "", "", "", "")
+
+
+def _hash(size: int) -> Row:
     piece, hasher, started = os.urandom(MiB), hashlib.sha256(), time.perf_counter()
     for _ in range(size // MiB):
         hasher.update(piece)
@@ -142,13 +167,18 @@ def _await_port(port: int) -> None:
             return
 
 
-def ours(site: Site, url: str) -> Contender:
-    """Return a job in the foreground that stores into a directory."""
+def job(site: Site, url: str) -> tuple[dict[str, str], Callable[[], int]]:
+    """Return the fields of a job that stores into a directory, and a function that takes its image."""
     fields = {"url": url, "checksum": site.digest, "account": "a", "id": "image", "format": "auto"}
+    return fields, taker(site.root / "store/template/tmpl/a/image", "image.raw")
+
+
+def ours(site: Site, url: str) -> Contender:
+    """Return that job in the foreground."""
+    fields, made = job(site, url)
     options = [word for name, value in fields.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "ssvm_worker", "run", "download", "--json", *options]
-    made = taker(site.root / "store/template/tmpl/a/image", "image.raw")
-    return Contender(OURS, command, made, {"SSVM_CONFIG": str(site.root / "worker.toml")})
+    return Contender(OURS, command, made, {"SSVM_CONFIG": str(site.config)})
 
 
 def taker(directory: Path, name: str) -> Callable[[], int]:
@@ -163,12 +193,12 @@ def taker(directory: Path, name: str) -> Callable[[], int]:
     return take
 
 
-def curl(site: Site, url: str, target: float) -> Sequence[Contender]:
+def curl(site: Site, url: str, target: float, warm_target: float | None = None) -> Sequence[Contender]:
     """Return curl with one connection and no verification, if it is installed."""
     if not (program := found("curl")):
         return []
     command = [program, "-sS", "--fail", "--cacert", str(site.ca), "-o", str(site.root / "out/image.raw"), url]
-    return [Contender("curl -o", command, taker(site.root / "out", "image.raw"), target=target)]
+    return [Contender("curl -o", command, taker(site.root / "out", "image.raw"), {}, target, warm_target)]
 
 
 def _aria2(site: Site) -> Sequence[Contender]:
@@ -178,4 +208,4 @@ def _aria2(site: Site) -> Sequence[Contender]:
     # By default aria2 first writes zeros, which would only slow it down here.
     options = ["-q", "-x4", "-s4", "--file-allocation=none", "--no-conf", f"--checksum={digest}"]
     command = [aria2, *options, f"--dir={site.root}/out", "--out=image.raw", site.plain]
-    return [Contender("aria2c -x4 --checksum", command, taker(site.root / "out", "image.raw"), target=2.5)]
+    return [Contender("aria2c -x4 --checksum", command, taker(site.root / "out", "image.raw"), {}, 2.4, 2.8)]

@@ -14,6 +14,9 @@ from ssvm_worker.jobs import JOBS, Job
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest
 
+#: The words after ``python -m`` that start a worker with this app.
+APP = ("celery", "-A", "benchmarks.emptyjobs")
+
 
 def _run(_: JobRequest, __: Attempt) -> dict[str, Any]:
     return {}

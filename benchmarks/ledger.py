@@ -12,7 +12,7 @@ from ssvm_worker.jobs import find_job
 from ssvm_worker.wiring.assembly import new_job
 
 from .contest import Row
-from .queue import QueueSetup, queue_setup
+from .workers import QueueSetup, queue_setup
 
 _MAX_BYTES = 2048
 _MAX_S = 0.050
@@ -45,7 +45,7 @@ def bench(_: Path, size: int, runs: int) -> list[Row]:
             for _ in range(runs):
                 setup.ledger.page(**asked)
             stats = client.info("commandstats")
-            stats.pop("cmdstat_exec")  # its time includes that of the other commands
+            stats.pop("cmdstat_exec", None)  # its time includes that of the other commands
             spent = sum(each["usec"] for each in stats.values()) / 1e6 / runs
             label = f"ledger, a page of {size:,} jobs: {name}"
             rows.append(_row(label, f"{spent * 1000:.1f} ms of the server", "≤ 50 ms", spent <= _MAX_S))

@@ -2,118 +2,74 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from celery import Celery
 from kombu import Queue
 
-from ssvm_worker.config import load
-from ssvm_worker.config.schema import Settings
-from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import queue_name
-from ssvm_worker.runner.worker_command import worker_command
-from ssvm_worker.wiring.assembly import new_job, open_ledger
+from ssvm_worker.wiring.assembly import new_job
 from ssvm_worker.wiring.celery_sender import ring
-from tests.servers.broker import StoppableBroker
 
-from .contest import Broken, Row
-from .emptyjobs import EMPTY
+from .contest import Row
+from .emptyjobs import APP, EMPTY
+from .workers import QueueSetup, children_of, cpu_of, queue_setup, wait
 
 #: Our rate must be at least this share of Celery's own.
 _TARGET = 0.6
-_TIMEOUT_S = 300.0
-_POLL_S = 0.005
 
 
-@dataclass
-class QueueSetup:
-    """A broker with settings and a ledger."""
-
-    broker: StoppableBroker
-    directory: Path
-    settings: Settings
-    ledger: Ledger
-
-    @contextmanager
-    def worker(self, name: str = "worker") -> Iterator[subprocess.Popen[bytes]]:
-        """Run a worker of the benchmarks' app while the block runs."""
-        argv, environ = worker_command(self.settings)
-        argv[1 : argv.index("worker")] = ["-m", "celery", "-A", "benchmarks.emptyjobs"]
-        log = self.directory / f"{name}.log"
-        environ = os.environ | environ | {"SSVM_CONFIG": str(self.directory / "worker.toml")}
-        with log.open("wb") as file:
-            process = subprocess.Popen(argv, env=environ, stdout=file, stderr=file, start_new_session=True)
-        try:
-            wait(lambda: b" ready." in log.read_bytes() or process.poll() is not None, "the worker is ready")
-            if process.poll() is not None:
-                raise Broken(f"the worker has ended: {log.read_text()[-2000:]}")
-            yield process
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-@contextmanager
-def queue_setup(more: str = "") -> Iterator[QueueSetup]:
-    """Run a broker that persists its data, as in production. *more*: additional lines of the settings file."""
-    directory = Path(tempfile.mkdtemp(prefix="ssvm-bench-"))  # a socket has a short path
-    broker = StoppableBroker(directory)
-    broker.start()
-    file = directory / "worker.toml"
-    file.write_text(f'zone = "z"\n[broker]\nurl = "{broker.url}"\n{more}')
-    settings = load(file, {})
-    try:
-        with open_ledger(settings) as ledger:
-            yield QueueSetup(broker, directory, settings, ledger)
-    finally:
-        broker.stop()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def wait(condition: Callable[[], bool], what: str) -> None:
-    """Wait until a condition is true; raise Broken after 300 seconds."""
-    deadline = time.monotonic() + _TIMEOUT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise Broken(f"timed out waiting until {what}")
-        time.sleep(_POLL_S)
+#: The numbers of workers on one broker.
+_WORKERS = (1, 2, 4)
 
 
 def bench(_: Path, size: int, runs: int) -> list[Row]:
-    """Run *size* jobs and *size* tasks in each round."""
+    """Run *size* jobs and *size* tasks in each round on one worker, then *size* jobs on several workers."""
+    with queue_setup() as setup:
+        with setup.worker(app=APP) as worker:
+            rows = [_compared(setup, worker.pid, size, runs)]
+        return rows + [_several(setup, count, size) for count in _WORKERS]
+
+
+def _compared(setup: QueueSetup, worker: int, size: int, runs: int) -> Row:
     costs: dict[str, list[_Cost]] = {"ours": [], "celery": []}
-    with queue_setup() as setup, setup.worker() as worker:
-        sides = {"celery": _Bare(setup), "ours": _Jobs(setup)}
-        for side in sides.values():  # warm up: imports and connections
-            side.round(size // 10 + 2)
-        for number in range(runs):
-            for name in sorted(sides, reverse=bool(number % 2)):
-                before = _cpu_of(worker.pid, setup.broker.pid)
-                wall = sides[name].round(size)
-                costs[name].append(_Cost(wall / size, (_cpu_of(worker.pid, setup.broker.pid) - before) / size))
-                print(f"  {name}: {costs[name][-1]}", file=sys.stderr, flush=True)
+    sides = {"celery": _Bare(setup), "ours": _Jobs(setup)}
+    for side in sides.values():  # warm up: imports and connections
+        side.round(size // 10 + 2)
+    for number in range(runs):
+        for name in sorted(sides, reverse=bool(number % 2)):
+            before = _cpu_of([worker], setup.broker.pid)
+            wall = sides[name].round(size)
+            costs[name].append(_Cost(wall / size, (_cpu_of([worker], setup.broker.pid) - before) / size))
+            print(f"  {name}: {costs[name][-1]}", file=sys.stderr, flush=True)
     ours, celery = (_median(costs[name]) for name in ("ours", "celery"))
     ratios = sorted(theirs.wall / mine.wall for mine, theirs in zip(costs["ours"], costs["celery"], strict=True))
-    return [
-        Row(
-            f"queue, {size:,} empty jobs",
-            str(ours),
-            f"bare Celery task: {celery}",
-            f"{celery.wall / ours.wall:.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})",
-            f"≥ {_TARGET}",
-            "yes" if celery.wall / ours.wall >= _TARGET else "**no**",
-        )
-    ]
+    return Row(
+        f"queue, {size:,} empty jobs",
+        str(ours),
+        f"bare Celery task: {celery}",
+        f"{celery.wall / ours.wall:.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})",
+        f"≥ {_TARGET}",
+        "yes" if celery.wall / ours.wall >= _TARGET else "**no**",
+    )
+
+
+def _several(setup: QueueSetup, count: int, size: int) -> Row:
+    with ExitStack() as stack:
+        workers = [stack.enter_context(setup.worker(f"worker{each}", APP)).pid for each in range(count)]
+        side = _Jobs(setup)
+        side.round(size // 10 + 2)
+        before = _cpu_of(workers, setup.broker.pid)
+        wall = side.round(size)
+        cost = _Cost(wall / size, (_cpu_of(workers, setup.broker.pid) - before) / size)
+    print(f"  {count} workers: {cost}", file=sys.stderr, flush=True)
+    return Row(f"queue, {size:,} empty jobs, workers: {count}", str(cost), "", "", "", "")
 
 
 @dataclass(frozen=True)
@@ -131,14 +87,9 @@ def _median(costs: list[_Cost]) -> _Cost:
     return _Cost(statistics.median(each.wall for each in costs), statistics.median(each.cpu for each in costs))
 
 
-def _cpu_of(worker: int, broker: int) -> float:
-    """Return the CPU seconds so far of this process, the worker with its pool, and the broker."""
-    children = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
-    ticks = 0
-    for pid in (worker, broker, *children):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+def _cpu_of(workers: Sequence[int], broker: int) -> float:
+    """Return the CPU seconds so far of this process, the workers with their pools, and the broker."""
+    return time.process_time() + cpu_of([broker, *workers, *(each for pid in workers for each in children_of(pid))])
 
 
 class _Bare:

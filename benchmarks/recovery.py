@@ -17,8 +17,8 @@ from ssvm_worker.wiring.assembly import new_job
 from ssvm_worker.wiring.celery_sender import ring
 
 from .contest import Row
-from .emptyjobs import WAITING
-from .queue import QueueSetup, queue_setup, wait
+from .emptyjobs import APP, WAITING
+from .workers import QueueSetup, queue_setup, wait
 
 _MAX_S = 15.0
 #: Workers that are killed in one round. The same number of workers is idle.
@@ -37,7 +37,7 @@ def bench(_: Path, size: int, runs: int) -> list[Row]:
                 del workers[name]
             while len(workers) < 2 * _AT_ONCE:
                 name = f"worker{len(delays)}-{len(workers)}-{time.monotonic_ns()}"
-                workers[name] = stack.enter_context(setup.worker(name))
+                workers[name] = stack.enter_context(setup.worker(name, APP))
             delays += _round(setup, list(workers.values()))
             print(f"  {len(delays)} kills: {delays[-1]:.1f} s", file=sys.stderr, flush=True)
     delays = sorted(delays[:size])

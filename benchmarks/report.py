@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import re
@@ -15,19 +14,19 @@ from pathlib import Path
 
 from ssvm_worker.units import human_size
 
-from .contest import Row
+from .contest import COST, Row
 from .download import found
 from .upload import s5cmd
 
 KEPT = Path(__file__).parents[1] / "docs/reference/benchmarks.md"
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _SECTION = re.compile(r"^### (\w+)$", re.MULTILINE)
-_HEADS = ("bench", "ours", "peer", "ratio", "target", "ok")
+HEADS = ("bench", "ours", "peer", "ratio", "target", "ok")
 
 
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table that is aligned for a terminal."""
-    lines = [_HEADS, *(dataclasses.astuple(each) for each in rows)]
+    lines = [HEADS, *([getattr(each, head) for head in HEADS] for each in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
@@ -35,24 +34,36 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 
-def keep(results: Mapping[str, Sequence[Row]], runs: int, kept: Path = KEPT) -> None:
-    """Write the table of each benchmark and the conditions to benchmarks.md. Keep the tables of others."""
+def keep(results: Mapping[str, Sequence[Row]], runs: Mapping[str, int], kept: Path = KEPT) -> None:
+    """Write the table of each benchmark and the conditions to benchmarks.md. Keep the tables of others.
+
+    *runs*: the runs of each benchmark. The rows of the section ``cost`` come from several benchmarks. So a new row
+    there replaces only the row with the same title and peer.
+    """
     before, _, rest = kept.read_text().partition(_BEGIN)
     inside, _, after = rest.partition(_END)
     _, *parts = _SECTION.split(inside)
     sections = dict(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
-    conditions = machine(runs)
-    sections |= {name: f"{table(rows)}\n\n{conditions}" for name, rows in results.items()}
+    for name, rows in results.items():
+        earlier = _rows_in(sections.get(name, "")) if name == COST else []
+        titles = {(each.bench, each.peer.partition(":")[0]): each for each in [*earlier, *rows]}
+        sections[name] = f"{table(list(titles.values()))}\n\n{machine(runs.get(name, 0))}"
     text = "\n\n".join(f"### {name}\n\n{section}" for name, section in sections.items())
     kept.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
 
 
+def _rows_in(section: str) -> list[Row]:
+    lines = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [Row(*each, section=COST) for each in cells]
+
+
 def machine(runs: int) -> str:
-    """Describe the machine and the date, without host names and paths."""
+    """Describe the machine and the date, without host names and paths. *runs* is 0 if it differs by row."""
     now = datetime.now(UTC)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     facts = [
-        f"Medians of {runs}, {now:%Y-%m-%d}",
+        f"{f'Medians of {runs}' if runs > 1 else 'One run each' if runs else 'Medians'}, {now:%Y-%m-%d}",
         f"{len(os.sched_getaffinity(0))} cores of {_processor()}, {human_size(memory)} of memory, all files in memory",
         f"Load average at the end {os.getloadavg()[0]:.1f}, both sides at nice {os.getpriority(os.PRIO_PROCESS, 0)}",
         f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, {_openssl()}",

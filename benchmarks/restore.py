@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .backup import ours as backing_up
-from .contest import OURS, Broken, Contender, Row, contest, left_out
+from .backup import job as backup
+from .contest import Broken, Contender, Row, contest, left_out
 from .vcenter import Lab, has_go, lab
+from .workers import own_sides, warm_worker
 
 _POOL, _DATASTORE = "DC0_C0", "LocalDS_0"
 _OVF = "store/snapshots/a/v/b/b.ovf"
+_FIELDS = {"account": "a", "volume": "v", "id": "b", "vcenter": "vc1", "name": "ours"}
+_FIELDS |= {"pool": _POOL, "datastore": _DATASTORE}
 
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
@@ -21,29 +24,25 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     if not has_go():
         return [left_out("restore", "Go, which builds the simulator and govc, is not installed")]
     with lab(scratch, size) as vcenter:
-        _back_up(vcenter)
-        return contest("restore as a VM", [_ours(vcenter), _govc(vcenter)], vcenter.sent, runs)
+        config, fields, _ = backup(vcenter)
+        _back_up(config, fields)
+        with warm_worker(config) as worker:
+            own = own_sides(config, worker, "restore", _FIELDS, _taken(vcenter, "ours"))
+            return contest("restore as a VM", [*own, _govc(vcenter)], vcenter.sent, runs)
 
 
-def _back_up(vcenter: Lab) -> None:
-    one = backing_up(vcenter)
-    done = subprocess.run(one.command, env=os.environ | dict(one.environment), capture_output=True, text=True)
+def _back_up(config: Path, fields: dict[str, str]) -> None:
+    options = [word for name, value in fields.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "ssvm_worker", "run", "backup", "--json", *options]
+    done = subprocess.run(command, env=os.environ | {"SSVM_CONFIG": str(config)}, capture_output=True, text=True)
     if done.returncode:
         raise Broken(f"the backup for the restore failed: {done.stderr[-2000:]}")
-
-
-def _ours(vcenter: Lab) -> Contender:
-    fields = {"account": "a", "volume": "v", "id": "b", "vcenter": "vc1", "name": "ours"}
-    fields |= {"pool": _POOL, "datastore": _DATASTORE}
-    options = [word for name, value in fields.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "ssvm_worker", "run", "restore", "--json", *options]
-    return Contender(OURS, command, _taken(vcenter, "ours"), {"SSVM_CONFIG": str(vcenter.root / "worker.toml")})
 
 
 def _govc(vcenter: Lab) -> Contender:
     place = ["-name", "theirs", "-pool", f"{_POOL}/Resources", "-ds", _DATASTORE]
     command = [vcenter.govc, "import.ovf", *place, str(vcenter.root / _OVF)]
-    return Contender("govc import.ovf", command, _taken(vcenter, "theirs"), vcenter.environment)
+    return Contender("govc import.ovf", command, _taken(vcenter, "theirs"), vcenter.environment, 1.0, 1.1)
 
 
 def _taken(vcenter: Lab, name: str) -> Callable[[], int]:

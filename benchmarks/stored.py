@@ -8,12 +8,16 @@ from pathlib import Path
 
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
+from ssvm_worker.demo.go_program import find_go
+from ssvm_worker.demo.s3 import find_weed
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.interfaces import Owner
 from tests.servers.s3 import S3Server
+from tests.servers.versity import VersityS3
 
 from .download import write_random
 
+AnyS3 = S3Server | VersityS3
 OBJECT = "image.raw"
 BUCKET = "bench"
 
@@ -27,8 +31,18 @@ def store(root: Path, artifact: Artifact, size: int) -> Path:
     return path
 
 
+def servers(scratch: Path) -> dict[str, AnyS3]:
+    """Return the installed S3 servers by name. versitygw is fast, and SeaweedFS is popular."""
+    found: dict[str, AnyS3] = {}
+    if find_go():
+        found["versitygw"] = VersityS3(scratch / "server")
+    if find_weed():
+        found["SeaweedFS"] = S3Server(scratch / "server")
+    return found
+
+
 @contextlib.contextmanager
-def fresh(server: S3Server, folder: Path) -> Iterator[None]:
+def fresh(server: AnyS3, folder: Path) -> Iterator[None]:
     """Run a server with an empty bucket while the block runs. *folder* is the server's directory."""
     folder.mkdir()
     with server:

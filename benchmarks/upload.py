@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from ssvm_worker.artifacts.layout import Artifact
-from tests.servers.s3 import S3Server
 
-from .contest import OURS, Contender, Row, contest, left_out
-from .stored import BUCKET, OBJECT, fresh, store
+from .contest import Contender, Row, contest, left_out
+from .stored import BUCKET, OBJECT, AnyS3, fresh, servers, store
+from .workers import own_sides, warm_worker
 
 _BIN = Path(sys.executable).parent
 _ARTIFACT = Artifact("template", "a", "image")
@@ -29,40 +29,41 @@ def s5cmd() -> Path | None:
 
 def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     """Upload to a new server in every run, so that no run cleans up after another."""
-    if not (_BIN / "weed").exists():
-        return [left_out("upload", "SeaweedFS is not installed")]
     source = store(scratch / "store", _ARTIFACT, size)
     peers = {"s5cmd": s5cmd(), "rclone": rclone if (rclone := _BIN / "rclone").exists() else None}
-
-    server = S3Server(scratch / "weed")
-    contenders = [_ours(server, scratch), *_peers(server, source, peers)]
-    rows = contest("upload to S3", contenders, size, runs, partial(fresh, server, scratch / "weed"))
+    rows = []
+    for name, server in servers(scratch).items():
+        config = _config(scratch, server)
+        fields = {"key": _ARTIFACT.key(OBJECT), "url": f"s3://{BUCKET}/ours", "credentials": "s3"}
+        with warm_worker(config) as worker:
+            own = own_sides(config, worker, "upload", fields, _size(server, "ours"))
+            new = partial(fresh, server, scratch / "server")
+            rows += contest(f"upload to {name}", [*own, *_peers(server, source, peers)], size, runs, new)
     return rows + [left_out("upload to S3", f"{name} is not installed") for name, path in peers.items() if not path]
 
 
-def _ours(server: S3Server, scratch: Path) -> Contender:
+def _config(scratch: Path, server: AnyS3) -> Path:
     config = scratch / "worker.toml"
     config.write_text(
         f'[stores.primary]\nurl = "file://{scratch}/store"\n[credentials.s3]\nendpoint = "{server.endpoint}"\n'
         f'access_key = "{server.access_key}"\nsecret_key = "{server.secret_key}"\n'
     )
-    fields = {"key": _ARTIFACT.key(OBJECT), "url": f"s3://{BUCKET}/ours", "credentials": "s3"}
-    options = [word for name, value in fields.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "ssvm_worker", "run", "upload", "--json", *options]
-    return Contender(OURS, command, _size(server, "ours"), {"SSVM_CONFIG": str(config)})
+    return config
 
 
-def _peers(server: S3Server, source: Path, found: dict[str, Path | None]) -> Iterator[Contender]:
+def _peers(server: AnyS3, source: Path, found: dict[str, Path | None]) -> Iterator[Contender]:
     if found["s5cmd"]:
         command = [str(found["s5cmd"]), "--endpoint-url", server.endpoint, "cp", str(source), f"s3://{BUCKET}/s5cmd"]
         keys = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
-        yield Contender("s5cmd cp", command, _size(server, "s5cmd"), {**keys, "AWS_REGION": "us-east-1"})
+        environment = {**keys, "AWS_REGION": "us-east-1"}
+        yield Contender("s5cmd cp", command, _size(server, "s5cmd"), environment, 1.0, 1.1)
     if found["rclone"]:
         command = [str(found["rclone"]), "--config", "", "--s3-no-check-bucket", "copyto", str(source)]
         keys = {"RCLONE_S3_ACCESS_KEY_ID": server.access_key, "RCLONE_S3_SECRET_ACCESS_KEY": server.secret_key}
-        where = {"RCLONE_S3_PROVIDER": "SeaweedFS", "RCLONE_S3_ENDPOINT": server.endpoint}
-        yield Contender("rclone copyto", [*command, f":s3:{BUCKET}/rclone"], _size(server, "rclone"), keys | where)
+        where = {"RCLONE_S3_PROVIDER": "Other", "RCLONE_S3_ENDPOINT": server.endpoint}
+        command.append(f":s3:{BUCKET}/rclone")
+        yield Contender("rclone copyto", command, _size(server, "rclone"), keys | where, 1.3, 1.4)
 
 
-def _size(server: S3Server, key: str) -> Callable[[], int]:
+def _size(server: AnyS3, key: str) -> Callable[[], int]:
     return lambda: int(server.client().head_object(Bucket=BUCKET, Key=key)["ContentLength"])

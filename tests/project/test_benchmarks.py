@@ -25,20 +25,25 @@ def bench(*words: str) -> list[list[str]]:
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     "name", ["download", *(pytest.param(each, marks=pytest.mark.soak) for each in
-                           ("backup", "copy", "decompress", "grains", "inspection", "memory"))]
+                           ("backup", "copy", "decompress", "grains", "inspection", "memory", "restore", "scale",
+                            "upload"))]
 )  # fmt: skip
 def test_runs_small(name: str) -> None:
-    """Each line has a verdict or the reason of an omission, except the hash alone, which is a lower bound."""
-    lines = [line for line in bench(name, "--size", "8MiB") if not line[0].startswith("SHA-256 alone")]
+    """Each line with a target has a verdict, and each side is compared warm and cold."""
+    lines = [line for line in bench(name, "--size", "8MiB") if len(line) == len(report.HEADS)]
     assert lines
-    assert all(line[-1] in ("yes", "**no**") or line[2].startswith("left out: ") for line in lines)
+    assert all((line[-1] in ("yes", "**no**")) == bool(line[-2]) for line in lines)
+    if name in ("download", "upload", "backup", "restore") and not any("left out" in line[2] for line in lines):
+        assert {line[0].rpartition(", ")[2] for line in lines} >= {"cold", "warm", "CPU for 1 GiB"}
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", ["ledger", pytest.param("queue", marks=pytest.mark.soak)])
 def test_counts_jobs(name: str) -> None:
-    """The size of the ledger's benches is a number of jobs, and each line has a verdict."""
-    assert {line[-1] for line in bench(name, "--size", "60")} <= {"yes", "**no**"}
+    """The size of the ledger's benches is a number of jobs, and each line with a target has a verdict."""
+    lines = [line for line in bench(name, "--size", "60") if len(line) == len(report.HEADS)]
+    assert lines
+    assert all((line[-1] in ("yes", "**no**")) == bool(line[-2]) for line in lines)
 
 
 def test_contender_makes_too_little() -> None:
@@ -61,7 +66,8 @@ def test_kept_between_marks(tmp_path: Path) -> None:
     sections = "### upload\n\nearlier\n\n### download\n\nold"
     kept.write_text(f"Before.\n<!-- measured: begin -->\n{sections}\n<!-- measured: end -->\nAfter.\n")
     row = Row("x", "1 s", "2 s", "2.00", "≥ 1.0", "yes")
-    report.keep({"download": [left_out("download", "nginx is not installed"), row], "memory": [row]}, 3, kept)
+    rows = {"download": [left_out("download", "nginx is not installed"), row], "memory": [row]}
+    report.keep(rows, {"download": 3, "memory": 3}, kept)
     text = kept.read_text()
     assert text.startswith("Before.\n<!-- measured: begin -->\n### upload\n\nearlier\n\n### download\n\n| bench")
     assert text.endswith("<!-- measured: end -->\nAfter.\n")
