@@ -13,8 +13,12 @@ import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from ssvm_worker.config.cloudstack_section import CloudStackSection
+from ssvm_worker.config.schema import Settings
 from ssvm_worker.demo.cloudstack.management import ManagementServer, make_management_server
 from ssvm_worker.demo.cloudstack.zone import Entity
+from ssvm_worker.runner.messages import Message
+from ssvm_worker.runner.run import run_job
+from ssvm_worker.wiring.assembly import open_ledger
 from tests import images
 from tests.cloudstack_commands import NFS, PARENT
 from tests.cloudstack_uploads import form
@@ -22,7 +26,7 @@ from tests.servers.agent import running_agent, section_for
 from tests.servers.apache import running_apache
 from tests.servers.broker import Broker
 from tests.servers.service import Service, serving, settings_of
-from tests.waiting import PATIENCE_S
+from tests.waiting import PATIENCE_S, until
 
 IMAGE = images.mbr(3 << 20)
 KEY = "template/tmpl/1/202/disk.raw"
@@ -108,6 +112,28 @@ def test_apache(server: ManagementServer, broker: Broker, open_directory: Path) 
         assert apache.request("GET", path).status == 404
         upload(server, apache)
         check_copies(server, apache)
+
+
+def work(settings: Settings) -> None:
+    """Run the next queued job, as a worker does."""
+    with open_ledger(settings) as ledger:
+        until(lambda: bool(ledger.page(state="queued")), "a job is queued")
+        (record,) = ledger.page(state="queued")
+    run_job(settings, Message(record.job, [record.request], {}, record.job_id))
+
+
+def test_copy_from_another_zone(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
+    """A worker fetches a template from the service of another zone, with the login and from an allowed address."""
+    server.zone.allowed_internal_sites = ["127.0.0.0/8"]
+    with zone(server, broker, tmp_path) as service:
+        put_file(service)
+        ports = [{"add": True, "sourceIp": "127.0.0.1", "port": "443", "intf": "eth2"}]
+        server.connection().send("SecStorageFirewallCfgCommand", {"portConfigs": ports, "isAppendAIp": True})
+        auth = {"userName": "cloud", "password": server.zone.copy_password}
+        copy = server.register_template(f"{service.url}/copy/SecStorage/{PARENT}/{KEY}", "RAW", auth=auth)
+        work(service.settings)
+        server.wait_ready(copy, PATIENCE_S)
+        assert (service.store / copy.install_path).read_bytes() == IMAGE
 
 
 #: What the web interface of CloudStack does with the parameters of an upload.
