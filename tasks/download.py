@@ -14,3 +14,9 @@ from .app import JOB, app, settings
 def download(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the download that the message asks for."""
     return run_job(settings, Message.of(task, args, kwargs))
+
+
+@app.task(name="ssvm.fetch", **JOB)
+def fetch(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run the fetch that the message asks for."""
+    return run_job(settings, Message.of(task, args, kwargs))

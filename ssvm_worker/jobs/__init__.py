@@ -56,6 +56,7 @@ class Job:
 
 
 _DOWNLOAD = "Download a template, ISO or volume from a URL to image stores. One pass verifies and inspects the bytes."
+_FETCH = "Download the files of a snapshot as they are. CloudStack copies snapshots between zones in this way."
 _UPLOAD = "Upload a stored object to S3 or to an HTTP(S) URL that accepts a PUT. Verify its digest on the way."
 _COPY = "Copy an artifact from one image store to others. Verify each object on the way."
 _TRANSFER = "Copy or move files as they are, with or without a manifest: between image stores, or to another key."
@@ -68,6 +69,7 @@ JOBS = {
     job.name: job
     for job in (
         Job("download", "download", _DOWNLOAD),
+        Job("fetch", "download", _FETCH),
         Job("upload", "upload", _UPLOAD),
         Job("backup", "backup", "Export a VM's snapshot from vCenter to image stores."),
         Job("restore", "backup", _RESTORE),

@@ -30,6 +30,17 @@ class DownloadResult(TypedDict):
     reused: bool
 
 
+class FetchResult(TypedDict):
+    """The result of `fetch`."""
+
+    #: The store that has the files.
+    store: str
+    #: The keys of all files.
+    objects: list[str]
+    #: The number of bytes of all files.
+    bytes: int
+
+
 class UploadResult(TypedDict):
     """The result of `upload`."""
 

@@ -19,7 +19,7 @@ import logging
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ssvm_worker.artifacts.checksums import parse_checksum
@@ -39,6 +39,7 @@ from ssvm_worker.cloudstack.services import Services
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, Retryable, WorkerError
 from ssvm_worker.jobs.cloudstack_properties import java_digest
 from ssvm_worker.ledger.record import CANCELLED, FAILED, RUNNING, SUCCEEDED, Record
+from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import printable
 
 #: Time limit in seconds of the read of a manifest.
@@ -59,6 +60,9 @@ class WantedDownload:
     command: DownloadCommand
     services: Services
 
+    #: The job that downloads it.
+    job: ClassVar[str] = "download"
+
     @cached_property
     def store(self) -> NamedStore:
         """The store that receives the file."""
@@ -70,8 +74,6 @@ class WantedDownload:
         command = self.command
         path = check_key("/".join(each for each in command.install_path.split("/") if each))
         parts = path.split("/")
-        if command.resource_type is ResourceType.SNAPSHOT:
-            raise InvalidRequest("This agent does not download snapshots from another zone yet", path)
         is_volume = command.resource_type is ResourceType.VOLUME
         # The path on S3 has the name of the template as another directory.
         found = Artifact.of_prefix("/".join(parts[: 3 if is_volume else 4]))
@@ -80,12 +82,17 @@ class WantedDownload:
         kind = "iso" if found.kind == "template" and (command.format or "").upper() == "ISO" else found.kind
         return Artifact(kind, found.account, found.id)
 
+    @property
+    def place(self) -> str:
+        """The directory of the artifact."""
+        return self.artifact.prefix
+
     @cached_property
     def job_id(self) -> str:
         """The id of the job, without a suffix for a repetition."""
         command = self.command
-        content = (self.store.place, self.artifact.prefix, self.url, command.name or "", command.checksum or "")
-        return job_id_of("download", *content)
+        content = (self.store.place, self.place, self.url, command.name or "", command.checksum or "")
+        return job_id_of(self.job, *content)
 
     @cached_property
     def url(self) -> str:
@@ -161,6 +168,74 @@ class WantedDownload:
 
 
 @dataclass(frozen=True)
+class WantedSnapshot(WantedDownload):
+    """The files of a snapshot, from the secondary storage of another zone. The URL has a line for each file.
+
+    The keys are those of the Java agent: a file whose name begins with the name of its directory stays in it.
+    """
+
+    job: ClassVar[str] = "fetch"
+
+    @cached_property
+    def place(self) -> str:
+        """The directory of the volume's snapshots."""
+        path = check_key("/".join(each for each in self.command.install_path.split("/") if each))
+        if not path.startswith("snapshots/"):
+            raise InvalidRequest("The path is not one of a snapshot", path)
+        return "/".join(path.split("/")[:3])
+
+    @cached_property
+    def url(self) -> str:
+        """All URLs without user and password."""
+        return "\n".join(self._urls)
+
+    @cached_property
+    def _urls(self) -> list[str]:
+        found = []
+        for line in self.command.url.get_secret_value().split("\n"):
+            if line.strip():
+                parts = urlsplit(line.strip())
+                found.append(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
+        return found
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        keys = []
+        for url in self._urls:
+            *_, directory, name = ["", *unquote(urlsplit(url).path).split("/")]
+            is_named_by_it = name.startswith(directory or "/") and not directory.isdecimal()
+            name = name.removesuffix("_temp")  # a hypervisor has converted it for this copy only
+            inside = len(self._urls) > 1 or is_named_by_it
+            keys.append(check_key(f"{self.place}/{directory}/{name}" if inside else f"{self.place}/{name}"))
+        return keys
+
+    def request(self) -> dict[str, Any]:
+        """Return the request of the job."""
+        given = {"urls": self._urls, "keys": self._keys, "store": self.store.name, "credentials": self.job_id}
+        size = self.command.max_download_size_in_bytes
+        return given | ({"max_bytes": size} if size and size > 0 else {})
+
+    def find(self) -> FoundArtifact | None:
+        """Return the snapshot, or None if a file is missing. Its path has no extension if it has several files."""
+
+        def find(store: Store) -> FoundArtifact | None:
+            try:
+                size = sum(store.stat(key).size for key in self._keys)
+            except ObjectNotFound:
+                return None
+            descriptors = [each for each in self._keys if each.endswith(".ovf")]
+            path = descriptors[0].removesuffix(".ovf") if len(self._keys) > 1 and descriptors else self._keys[0]
+            return FoundArtifact(self.command.name or "", self.command.id, path, 0, size)
+
+        return self.services.stores.call(self.store, find, _MANIFEST_S)
+
+
+def _wanted(command: DownloadCommand, services: Services) -> WantedDownload:
+    kind = WantedSnapshot if command.resource_type is ResourceType.SNAPSHOT else WantedDownload
+    return kind(command, services)
+
+
+@dataclass(frozen=True)
 class DownloadState:
     """The job of a download, and its artifact if it has succeeded."""
 
@@ -190,7 +265,7 @@ def progress(command: DownloadProgressCommand, services: Services) -> DownloadAn
 
 def _answered(command: DownloadCommand, job_id: str, attach: Any, services: Services) -> DownloadAnswer:
     """Return the answer with the state that *attach* returns, or with the reason why there is none."""
-    wanted = WantedDownload(command, services)
+    wanted = _wanted(command, services)
     try:
         job_id = job_id or wanted.job_id
         return _answer(wanted, job_id, attach(wanted))
@@ -230,7 +305,7 @@ def _attach(wanted: WantedDownload, *, again: bool) -> DownloadState:
 def _submit(wanted: WantedDownload, job_id: str) -> Record:
     request = wanted.request()
     _put_connection(wanted)
-    return wanted.services.jobs.submit("download", job_id=job_id, **request)
+    return wanted.services.jobs.submit(wanted.job, job_id=job_id, **request)
 
 
 def _put_connection(wanted: WantedDownload) -> None:
@@ -239,7 +314,7 @@ def _put_connection(wanted: WantedDownload) -> None:
 
 
 def _aborted(command: DownloadProgressCommand, services: Services) -> DownloadAnswer:
-    wanted = WantedDownload(command, services)
+    wanted = _wanted(command, services)
     try:
         job_id = command.job_id or wanted.job_id
         for each in (wanted.job_id, *(f"{wanted.job_id}.{number}" for number in range(1, _MAX_GENERATIONS))):
@@ -267,7 +342,7 @@ def _answer(wanted: WantedDownload, job_id: str, state: DownloadState) -> Downlo
     # The server takes 100 for the end.
     percent = min(99, moved * 100 // total) if total else 0
     return _base(command, job_id, status, " ").model_copy(
-        update={"download_pct": percent, "template_physical_size": moved, "install_path": wanted.artifact.prefix}
+        update={"download_pct": percent, "template_physical_size": moved, "install_path": wanted.place}
     )
 
 

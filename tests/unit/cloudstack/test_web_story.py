@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from ssvm_worker.config.cloudstack_section import CloudStackSection
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.demo.cloudstack.management import ManagementServer, make_management_server
 from ssvm_worker.demo.cloudstack.zone import Entity
+from ssvm_worker.errors import WorkerError
 from ssvm_worker.runner.messages import Message
 from ssvm_worker.runner.run import run_job
 from ssvm_worker.wiring.assembly import open_ledger
@@ -134,6 +136,70 @@ def test_copy_from_another_zone(server: ManagementServer, broker: Broker, tmp_pa
         work(service.settings)
         server.wait_ready(copy, PATIENCE_S)
         assert (service.store / copy.install_path).read_bytes() == IMAGE
+
+
+SNAPSHOT = "snapshots/1/31/5d6e"
+
+
+def copy_snapshot(server: ManagementServer, service: Service, names: list[str]) -> dict[str, Any]:
+    """Send the command for a copy of these files to volume 32, run its job, and return the next answer."""
+    ports = [{"add": True, "sourceIp": "127.0.0.1", "port": "443", "intf": "eth2"}]
+    server.connection().send("SecStorageFirewallCfgCommand", {"portConfigs": ports, "isAppendAIp": True})
+    fields = {
+        "resourceType": "SNAPSHOT",
+        "installPath": "snapshots/1/32",
+        "id": 7,
+        "_store": server.zone.stores[0].transfer_object(),
+        "url": "\n".join(f"{service.url}/copy/SecStorage/{PARENT}/{SNAPSHOT}/{name}" for name in names),
+        "auth": {"userName": "cloud", "password": server.zone.copy_password},
+        "name": "snap",
+    }
+    job_id = server.connection().send("DownloadCommand", fields).fields["jobId"]
+    with contextlib.suppress(WorkerError):
+        work(service.settings)
+    progress = fields | {"jobId": job_id, "request": "GET_STATUS"}
+    return server.connection().send("DownloadProgressCommand", progress).fields
+
+
+def put_snapshot(service: Service, *names: str) -> None:
+    for name in names:
+        file = service.store / SNAPSHOT / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("names", "path"),
+    [
+        (["5d6e"], "snapshots/1/32/5d6e/5d6e"),
+        (["5d6e.ovf", "5d6e-disk0.vmdk"], "snapshots/1/32/5d6e/5d6e"),
+        (["other.qcow2"], "snapshots/1/32/other.qcow2"),
+        (["other.qcow2_temp"], "snapshots/1/32/other.qcow2"),
+    ],
+)
+def test_copy_of_a_snapshot(
+    server: ManagementServer, broker: Broker, tmp_path: Path, names: list[str], path: str
+) -> None:
+    """All files of a snapshot are fetched from another zone, to the keys of the Java agent."""
+    server.zone.allowed_internal_sites = ["127.0.0.0/8"]
+    with zone(server, broker, tmp_path) as service:
+        put_snapshot(service, *names)
+        answer = copy_snapshot(server, service, names)
+        assert (answer["downloadStatus"], answer["installPath"]) == ("DOWNLOADED", path)
+        assert answer["templatePhySicalSize"] == len(names) * len(IMAGE)
+        copies = [each for each in (service.store / "snapshots/1/32").rglob("*") if each.is_file()]
+        assert [each.read_bytes() == IMAGE for each in copies] == [True] * len(names)
+
+
+def test_incomplete_copy_of_a_snapshot(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
+    """If a file of a snapshot is missing, the copy fails and nothing of it stays."""
+    server.zone.allowed_internal_sites = ["127.0.0.0/8"]
+    with zone(server, broker, tmp_path) as service:
+        put_snapshot(service, "5d6e.ovf")
+        answer = copy_snapshot(server, service, ["5d6e.ovf", "5d6e-disk0.vmdk"])
+        assert (answer["downloadStatus"], answer["result"]) == ("DOWNLOAD_ERROR", True)
+        left = [each for each in (service.store / "snapshots/1/32").rglob("*") if each.is_file()]
+        assert left == []
 
 
 #: What the web interface of CloudStack does with the parameters of an upload.

@@ -249,7 +249,7 @@ def test_abort(zone: Zone) -> None:
         ({"format": "TAR"}, "format"),
         ({"_store": {"com.cloud.agent.api.to.SwiftTO": {"url": "http://s"}}}, "Swift"),
         ({"_store": None}, "no image store"),
-        ({"resourceType": "SNAPSHOT", "installPath": "snapshots/2/3/x"}, "snapshots"),
+        ({"resourceType": "SNAPSHOT", "installPath": "volumes/2/3"}, "not one of a snapshot"),
     ],
 )
 def test_refused(zone: Zone, change: dict[str, Any], text: str) -> None:

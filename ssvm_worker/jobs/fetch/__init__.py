@@ -1,0 +1,1 @@
+"""The job that downloads files as they are."""
