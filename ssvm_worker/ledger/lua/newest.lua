@@ -4,6 +4,7 @@
 
 local rows = {}
 for at = 3, #ARGV do
-  rows[#rows + 1] = redis.call('ZREVRANGE', ARGV[1] .. ARGV[at], 0, ARGV[2], 'WITHSCORES')
+  local found = redis.pcall('ZREVRANGE', ARGV[1] .. ARGV[at], 0, ARGV[2], 'WITHSCORES')
+  rows[#rows + 1] = found.err and {} or found  -- a key of another type counts as empty
 end
 return rows

@@ -11,7 +11,7 @@ import pytest
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.runner.periodic import PeriodicThread
 from tests.neighbours import ROOT
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("odd"), OSError(24, "too many"), StoreUnavailable("away")])
@@ -44,7 +44,7 @@ def test_ends(caplog: pytest.LogCaptureFixture) -> None:
     made = threading.Event()
     rounds = PeriodicThread("odd", made.set, 0.0)
     rounds.start()
-    assert made.wait(60)
+    assert made.wait(PATIENCE_S)
     rounds.stop(60)
     made.clear()
     assert not rounds._thread.is_alive()

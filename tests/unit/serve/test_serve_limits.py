@@ -23,6 +23,7 @@ from tests.servers.service import Service
 from tests.servers.worker import until
 from tests.unit.serve.test_serve import KEY, put_image
 from tests.uploads import IMAGE, PATCH, TUS, begin_put, upload_link, url_of
+from tests.waiting import PATIENCE_S
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = b"POST /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -76,7 +77,7 @@ def test_endless_head(service: Service, begin: bytes, piece: bytes, refusal: int
                 time.sleep(0.001)  # the kernel's buffers are full
             except OSError:
                 break
-        peer.settimeout(60)
+        peer.settimeout(PATIENCE_S)
         assert status(answer or rest(peer)) == refusal
         assert sent < 32 << 20  # both kernels' buffers, and the bytes that are discarded after the answer
         rest(peer)

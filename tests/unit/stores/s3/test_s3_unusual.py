@@ -37,8 +37,10 @@ from tests.copies import PLACE, store_artifact
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3
 from tests.unit.stores.s3.test_s3_store import settings_of
+from tests.waiting import PATIENCE_S
 
 _NUMBERS = itertools.count(1)
+NEVER_S = 1e6
 EVERY = frozenset({"etag", "last-modified"})
 COMPLETE = "CompleteMultipartUpload"
 
@@ -391,7 +393,7 @@ def test_cancel_while_silent(
 
     def run() -> None:
         try:
-            act(s3_bucket, settings_of(faulty_s3), stop)
+            act(s3_bucket, settings_of(faulty_s3, stall_s=NEVER_S, commit_s=NEVER_S), stop)
         except Cancelled as error:
             raised.append(error)
 
@@ -401,7 +403,7 @@ def test_cancel_while_silent(
     while not any(call.name == fault.name for call in faulty_s3.calls):
         time.sleep(0.01)
     stop.told.set()
-    job.join(50)  # stall_s is 60, commit_s is 600: only a cancel ends it earlier
+    job.join(PATIENCE_S)
     assert [error.reason for error in raised if isinstance(error, Cancelled)] == ["user"]
 
 
