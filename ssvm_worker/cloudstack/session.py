@@ -259,7 +259,8 @@ class Session:
             return _answer(f"{_API}ReadyAnswer")
         host_id = int(fields.get("hostId") or self._host_id)
         self._host_id = host_id
-        self._state.learn_id(host_id)
+        if host_id >= 0:
+            self._state.learn_id(host_id)
         self._learn_servers(fields, fields.get("msHostList"), fields.get("avoidMsHostList"))
         if not self._ready.is_set():
             self._ready.set()
