@@ -431,6 +431,18 @@ class UploadCommand(Command):
     """Upload an object to an FTP server. Servers from 4.21 on cannot send this command."""
 
 
+class UploadAnswer(Answer):
+    """The state of an upload to an FTP server."""
+
+    job_id: str | None = None
+    upload_pct: int = 0
+    error_string: str | None = None
+    upload_status: DownloadStatus | None = None
+    upload_path: str | None = None
+    install_path: str | None = None
+    template_size: int = 0
+
+
 _PACKAGES: dict[str, tuple[type[Wire], ...]] = {
     _API: (
         *(Answer, UnsupportedAnswer, SecStorageSetupCommand, SecStorageSetupAnswer, SecStorageFirewallCfgCommand),
@@ -442,7 +454,7 @@ _PACKAGES: dict[str, tuple[type[Wire], ...]] = {
         *(ListTemplateCommand, ListTemplateAnswer, ListVolumeCommand, ListVolumeAnswer, DownloadAnswer),
         *(CreateEntityDownloadURLCommand, CreateEntityDownloadURLAnswer, DeleteEntityDownloadURLCommand),
         *(GetDatadisksCommand, GetDatadisksAnswer, CreateDatadiskTemplateCommand, CreateDatadiskTemplateAnswer),
-        UploadCommand,
+        *(UploadCommand, UploadAnswer),
     ),
     _COMMAND: (
         *(DownloadCommand, DownloadProgressCommand, DeleteCommand, CopyCommand, CopyCmdAnswer, MoveVolumeCommand),

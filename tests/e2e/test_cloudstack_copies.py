@@ -13,15 +13,16 @@ import pytest
 
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import read_manifest
-from ssvm_worker.demo.qcow2 import qcow2
-from ssvm_worker.units import MiB
+from ssvm_worker.cloudstack.frame import RawMessage
 from ssvm_worker.wiring.stores import open_store_named
 from tests.archives import ova_of, ovf_with_hardware
-from tests.images import stream_optimized
+from tests.images import qcow2, qcow2_backed_by, stream_optimized
 from tests.servers.http import HttpServer
 from tests.servers.s3 import S3Server
 from tests.servers.worker import Site
 from tests.unit.cloudstack.commands.agents import NFS, PLACE, Agent, data_object, java_template, java_volume, s3_object
+from tests.unit.cloudstack.recorded import DATA as DATA_FILES
+from tests.unit.cloudstack.recorded import conversations, vectors
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +31,7 @@ CACHE = {"com.cloud.agent.api.to.NfsTO": {"_url": SECOND, "_role": "ImageCache"}
 IMAGE = {"com.cloud.agent.api.to.NfsTO": {"_url": SECOND, "_role": "Image"}}
 ROOT, DATA = stream_optimized(random.Random(5).randbytes(300_000)), stream_optimized(b"", 1 << 30)
 OVA = ova_of({"vm.ovf": ovf_with_hardware("root.vmdk", "data.vmdk"), "root.vmdk": ROOT, "data.vmdk": DATA})
-DISK = b"".join(qcow2(MiB, 1 << 30))
+DISK, CAPACITY = qcow2(), 1 << 20
 
 
 @dataclass
@@ -156,7 +157,7 @@ def test_template_between_stores(zone: Zone, http_server: HttpServer) -> None:
     done = _download(zone, http_server.serve("a.qcow2", DISK), format="QCOW2")
     new = zone.copy("Template", done["installPath"], IMAGE, "template/tmpl/2/202", format="QCOW2")
     assert new["path"] == done["installPath"]
-    assert (new["size"], new["physicalSize"], new["format"]) == (1 << 30, len(DISK), "QCOW2")
+    assert (new["size"], new["physicalSize"], new["format"]) == (CAPACITY, len(DISK), "QCOW2")
     assert zone.send("ListTemplateCommand", store=IMAGE)["templateInfos"].keys() == {"202-2-aaaa"}
     read_manifest(open_store_named(zone.site.settings, "second"), Artifact("template", "2", "202"))
 
@@ -232,7 +233,7 @@ def test_template_of_a_snapshot(zone: Zone, name: str) -> None:
     answer = zone.send("CopyCommand", srcTO=snapshot, destTO=template)
     (new,) = answer["newData"].values()
     assert (new["path"], new["format"]) == ("template/tmpl/2/203/203.qcow2", "QCOW2")
-    assert (new["size"], new["physicalSize"]) == (1 << 30, len(DISK))
+    assert (new["size"], new["physicalSize"]) == (CAPACITY, len(DISK))
     infos = zone.send("ListTemplateCommand", store=IMAGE)["templateInfos"]
     assert infos["203-2-bbbb"]["installPath"] == new["path"]
     assert source.exists() is (name == "5f2b")
@@ -242,10 +243,7 @@ def test_snapshot_with_a_backing_file(zone: Zone) -> None:
     """A snapshot that depends on another file is no template, and the answer says why."""
     source = zone.site.store / "snapshots/2/31/5f2b"
     source.parent.mkdir(parents=True)
-    data = bytearray(DISK)
-    data[8:20] = (1 << 16).to_bytes(8, "big") + (7).to_bytes(4, "big")
-    data[1 << 16 : (1 << 16) + 7] = b"/a/base"
-    source.write_bytes(data)
+    source.write_bytes(qcow2_backed_by("/a/base"))
     snapshot = _with(data_object("Snapshot", "snapshots/2/31/5f2b"), hypervisorType="KVM")
     answer = zone.agent.send(
         "CopyCommand", srcTO=snapshot, destTO=data_object("Template", "template/tmpl/2/203", IMAGE)
@@ -284,3 +282,68 @@ def test_same_command_attaches(zone: Zone) -> None:
         thread.join()
     assert len({str(each["newData"]) for each in answers}) == 1
     assert sum(each.result["bytes"] > 0 for each in zone.site.ledger.page() if each.result) == 1
+
+
+def _recorded(name: str) -> list[RawMessage]:
+    """Return the messages of this class in the conversations of the Java agent, in their order."""
+    return [
+        message
+        for conversation, frames in sorted(conversations().items())
+        if conversation.startswith("real-ssvm")
+        for frame in frames
+        for message in frame.frame().messages
+        if message.short == name
+    ]
+
+
+def test_recorded_data_disk(zone: Zone) -> None:
+    """The answer to a recorded command is that of the Java agent, except that its path has a file."""
+    command, expected = (_recorded(f"CreateDatadiskTemplate{kind}")[0] for kind in ("Command", "Answer"))
+    template = next(iter(command.content["dataDiskTemplate"].values()))
+    folder = zone.site.store / "template/tmpl/1/224"
+    folder.mkdir(parents=True)
+    package = Path(template["path"]).name
+    ovf = ovf_with_hardware("t-disk1.vmdk").replace(b"vmdisk0", b"vmdisk1")
+    for name, data in {"t.ovf": ovf, "t-disk1.vmdk": bytes(65536), package: b"package"}.items():
+        (folder / name).write_bytes(data)
+    answer = zone.agent.dispatch(command)
+    new = answer.content.pop("dataDiskTemplate")
+    java = expected.content.pop("dataDiskTemplate")
+    assert (zone.site.store / new.pop("path")).is_file()
+    assert not (zone.site.store / java.pop("path")).exists()
+    assert (answer.name, new, answer.content) == (expected.name, java, expected.content)
+    lines = set((folder / "template.properties").read_text().splitlines())
+    recorded = (DATA_FILES / "files/template.properties.ova").read_text().splitlines()
+    assert {each.partition("=")[0] for each in lines} >= {each.partition("=")[0] for each in recorded}
+    infos = zone.send("ListTemplateCommand", store=NFS)["templateInfos"]
+    assert infos.keys() == {template["uniqueName"]}, "the Java agent's ova=false hides the template"
+
+
+VECTORS = ("req-copy-snapshot-nfs-to-s3", "req-copy-template-cache-to-s3", "req-copy-volume-nfs-to-nfs")
+ANSWERS = ("ans-copy-snapshot", "ans-copy-template", "ans-copy-volume")
+
+
+@pytest.mark.parametrize(("name", "expected"), list(zip(VECTORS, ANSWERS, strict=True)))
+def test_vectors(zone: Zone, s3_server: S3Server, name: str, expected: str) -> None:
+    """A command of CloudStack's own classes copies to S3 or NFS, and the answer has the fields of its classes."""
+    (message,) = vectors()[name][0].frame().messages
+    bucket = s3_object(s3_server, s3_server.make_bucket())
+
+    def adapted(value: Any, place: dict[str, Any]) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if any(each.endswith(("NfsTO", "S3TO")) for each in value):
+            return bucket if any(each.endswith("S3TO") for each in value) else place
+        return {each: adapted(inner, place) for each, inner in value.items()}
+
+    content = {each: adapted(inner, NFS if each == "srcTO" else IMAGE) for each, inner in message.content.items()}
+    source = next(iter(content["srcTO"].values()))["path"]
+    path = zone.site.store / (source if source.endswith(".ova") else f"{source}.ovf")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"data")
+    answer = zone.agent.dispatch(RawMessage(message.name, content))
+    ((kind, new),) = answer.content["newData"].items()
+    ((kind_of_java, java),) = vectors()[expected][0].frame().messages[0].content["newData"].items()
+    assert (answer.content["result"], kind, new.keys()) == (True, kind_of_java, java.keys())
+    assert new["path"] == source
+    assert zone.send("ListDataStoreObjectsCommand", store=IMAGE if "nfs-to-nfs" in name else bucket, path="/")["count"]

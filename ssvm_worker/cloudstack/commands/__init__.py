@@ -35,6 +35,7 @@ from . import (
     deletes,
     downloads,
     firewall,
+    ftp_uploads,
     health,
     links,
     lists,
@@ -72,6 +73,7 @@ HANDLERS: dict[str, Handle] = {
     "SecStorageVMSetupCommand": firewall.set_up_vm,
     "CreateEntityDownloadURLCommand": links.create_link,
     "DeleteEntityDownloadURLCommand": links.delete_link,
+    "UploadCommand": ftp_uploads.refuse_upload,
     "UploadStatusCommand": uploads.upload_status,
 }
 

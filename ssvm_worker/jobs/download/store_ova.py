@@ -3,6 +3,7 @@
     ID.ovf          the descriptor, with the new names
     ID-diskN.vmdk   the disks, numbered from 0 in the order of the descriptor
     ID-fileN        other small files that the descriptor names (NVRAM)
+    ID-fileN.iso    ISO images of any size
     ID.mf           the digests of all of these
     ID.ova          the package itself, if the request has keep_package
 
@@ -31,6 +32,8 @@ from .image import ImagePass, OriginFile
 
 #: The most bytes of all files that are not disks. They are held in memory. An NVRAM has about 270 KiB.
 _MAX_OTHERS = 16 * MiB
+#: A smaller ISO image is held in memory and not examined. Seeds for cloud-init are small.
+_MAX_SMALL_ISO = MiB
 _ASK_PUBLISHER = "Ask its publisher for a complete package"
 
 
@@ -92,7 +95,10 @@ class StoredOva:
         self._descriptor = ova.read_descriptor(self._text, self._location)
         # The objects have new names. The names in the OVA never become names of files or keys.
         self._names = {name: f"{request.id}-disk{n}.vmdk" for n, name in enumerate(self._descriptor.disks)}
-        self._names |= {name: f"{request.id}-file{n}" for n, name in enumerate(self._descriptor.others)}
+        self._names |= {
+            name: f"{request.id}-file{n}{'.iso' if _is_iso(name) else ''}"
+            for n, name in enumerate(self._descriptor.others)
+        }
         with ExitStack() as stack:
             if request.keep_package:
                 self._begin_package(stack)
@@ -107,6 +113,7 @@ class StoredOva:
         small = self._small_objects()
         descriptor, *others = small
         disks = [self._disks[name] for name in self._descriptor.disks]
+        images = [self._disks[name] for name in self._descriptor.others if name in self._disks]
         size = sum(int(each.facts["virtual_size"]) for each in disks)
         facts: dict[str, object] = {"format": "ova", "virtual_size": size, "disks": len(disks)}
         facts |= {"signature": "unverified"} if self._signed else {}
@@ -114,7 +121,7 @@ class StoredOva:
         entry = Entry(descriptor, len(data), str(digest_of(data)), "descriptor", facts)
         package = Entry(f"{request.id}.ova", offered.size, str(offered.digest()), "package", {"virtual_size": size})
         kept = (package,) if request.keep_package else ()
-        manifest = self._origin.manifest("ova", offered, (entry, *disks, *kept))
+        manifest = self._origin.manifest("ova", offered, (entry, *disks, *images, *kept))
         return add_small_objects(manifest, {name: small[name] for name in others}, "config"), small
 
     def _begin_package(self, stack: ExitStack) -> None:
@@ -138,7 +145,9 @@ class StoredOva:
     def _take(self, member: TarMember) -> None:
         kind = member.name.lower().rpartition(".")[2]
         if member.name in self._descriptor.disks:
-            self._disks[member.name] = self._store_disk(member, self._names[member.name])
+            self._disks[member.name] = self._store_disk(member, "vmdk")
+        elif member.name in self._descriptor.others and _is_iso(member.name) and member.size > _MAX_SMALL_ISO:
+            self._disks[member.name] = self._store_disk(member, "iso")
         elif member.name in self._descriptor.others:
             free = _MAX_OTHERS - sum(map(len, self._others.values()))
             self._others[member.name] = self._read(member, free)
@@ -170,21 +179,21 @@ class StoredOva:
             raise TooLarge(what, self._location, "Remove it from the package")
         return b"".join(limit(member.chunks, max_bytes, self._location))
 
-    def _store_disk(self, member: TarMember, name: str) -> Entry:
+    def _store_disk(self, member: TarMember, form: str) -> Entry:
+        """Store a disk or a large ISO image, and examine it."""
+        name = self._names[member.name]
         expected = (self._expected or {}).get(member.name)
         # If the `.mf` is the last member, its algorithm is not known yet. Then the disk is hashed with all algorithms.
         hasher = Hasher(*([expected.algorithm] if expected else () if self._expected else ova.ALGORITHMS))
         location = f"{self._location}: {member.name}"
-        image_pass = ImagePass(
-            self._attempt, "vmdk", location, hasher, verify=partial(hasher.verify, expected, location)
-        )
+        image_pass = ImagePass(self._attempt, form, location, hasher, verify=partial(hasher.verify, expected, location))
         key, owner = self._artifact.key(name), self._attempt.owner
         with ExitStack() as stack:
             sinks = self._store_set.open_sinks(stack, lambda store: store.writer(key, member.size, owner=owner))
             image, stored = image_pass.store(member.chunks, sinks)
         self._store_set.owed |= stored.owed
         self._digests[member.name] = {each.algorithm: each for each in hasher.digests()}
-        return image_pass.entry(name, image, "disk")
+        return image_pass.entry(name, image, "disk" if form == "vmdk" else "config")
 
     def _verify(self) -> None:
         """Raise CorruptImage or UnknownFormat if a file of the OVF is missing, or if the `.mf` does not match.
@@ -211,3 +220,7 @@ class StoredOva:
         digests = {name: digest_of(data) for name, data in small.items()}
         digests |= {each.name: Digest(*each.digest.split(":")) for each in self._disks.values()}
         return small | {f"{self._artifact.id}.mf": ova.write_checksums(digests)}
+
+
+def _is_iso(name: str) -> bool:
+    return name.lower().endswith(".iso")

@@ -8,7 +8,8 @@ own: its OVF lists only this disk afterwards. Each other disk moves to the templ
     ID.ova.meta          the files of a package of this template
     template.properties, manifest.json
 
-The package itself, NAME.ova, stays in the OVA's template, unchanged.
+The package itself, NAME.ova, stays in the OVA's template, unchanged. An ISO image of the OVA becomes a template with
+this image and its properties only.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ssvm_worker.artifacts.manifest import (
     write_draft,
     write_manifest,
 )
-from ssvm_worker.errors import ObjectNotFound, WorkerError
+from ssvm_worker.errors import InvalidRequest, ObjectNotFound, WorkerError
 from ssvm_worker.formats import ova
 from ssvm_worker.formats.ovf_disks import PackageDisk, keep_disk, read_disks
 from ssvm_worker.jobs.attempt import Attempt
@@ -88,10 +89,14 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     store.sweep(0, request.artifact.prefix)
     found = find_descriptor(store, request.artifact.prefix)
     original = _keep_original(store, found, attempt)
-    text = keep_disk(original, request.disk, f"{store.name}:{found}")
-    disk = next(each for each in read_disks(text, found) if each.file == request.disk)
-    split = _Split(request, attempt, store, found.rpartition("/")[2], original, text, disk)
-    return split.run()
+    disk = next((each for each in read_disks(original, found) if each.file == request.disk), None)
+    if disk is None:
+        what = f"The OVF has no disk {request.disk[:80]!a}"
+        raise ObjectNotFound(what, f"{store.name}:{found}", "Name a disk of this OVF")
+    if disk.is_iso and request.made == request.artifact:
+        raise InvalidRequest("An ISO image needs a separate template", request.template, "Give another id")
+    text = b"" if disk.is_iso else keep_disk(original, request.disk, f"{store.name}:{found}")
+    return _Split(request, attempt, store, found.rpartition("/")[2], original, text, disk).run()
 
 
 def find_descriptor(store: Store, prefix: str) -> str:
@@ -143,7 +148,7 @@ class _Split:
             record_usage(attempt, store, manifest)
         return {
             "prefix": made.prefix,
-            "package": made.key(package_name(manifest)),
+            "package": made.key(entry.name if self.disk.is_iso else package_name(manifest)),
             "key": made.key(entry.name),
             "size": entry.size,
             "virtual_size": entry.facts["virtual_size"],
@@ -154,14 +159,17 @@ class _Split:
         """Return the entry of the disk. Without a manifest it has no digest, and no manifest is written."""
         for manifest in (source, earlier):
             if manifest and (entry := manifest.entry(self.request.disk)):
-                return entry
-        facts = {"format": "vmdk", "virtual_size": self.disk.capacity}
+                return replace(entry, facts=entry.facts | self._iso_facts(entry.size))
         for artifact in (self.request.artifact, self.request.made):
             with contextlib.suppress(ObjectNotFound):
                 size = self.store.stat(artifact.key(self.request.disk)).size
-                return Entry(self.request.disk, size, "", "disk", facts)
+                facts = {"format": "vmdk", "virtual_size": self.disk.capacity}
+                return Entry(self.request.disk, size, "", "disk", self._iso_facts(size) or facts)
         what = f"The OVA template lacks a disk that its OVF names: {self.request.disk!a}"
         raise ObjectNotFound(what, f"{self.store.name}:{self.request.artifact.prefix}", "Register the template again")
+
+    def _iso_facts(self, size: int) -> dict[str, Any]:
+        return {"format": "iso", "virtual_size": size} if self.disk.is_iso else {}
 
     def _move_disk(self, source: Manifest | None, earlier: Manifest | None, entry: Entry) -> None:
         """Move the disk to the new template. Each step may be repeated.
@@ -182,6 +190,8 @@ class _Split:
         request, made = self.request, self.request.made
         facts: dict[str, Any] = {"name": request.unique_name}
         facts |= {"unique_name": request.unique_name} if request.unique_name else {}
+        if self.disk.is_iso:
+            return Manifest(made, self.attempt.job_id, (replace(entry, role="image"),), {}, facts)
         of_ovf = {"format": "ova", "virtual_size": entry.facts["virtual_size"], "disks": 1}
         descriptor = Entry(self.ovf, len(self.text), str(digest_of(self.text)), "descriptor", of_ovf)
         if source and made == request.artifact:
@@ -195,6 +205,8 @@ class _Split:
 
     def _small_objects(self, source: Manifest | None, disk: Entry, manifest: Manifest) -> dict[str, bytes]:
         """Return the small objects of the new template by name, the properties last."""
+        if self.disk.is_iso:
+            return properties(self.request, manifest)
         small = {self.ovf: self.text, f"{self.ovf}{_ORIGINAL}": self.original}
         package = package_name(manifest)
         small[f"{package}.meta"] = _meta(package, self.ovf, disk)

@@ -32,7 +32,7 @@ from ssvm_worker.streaming.interfaces import Owner
 from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests.archives import COMPRESS, mf_of, ova_of, ovf_of, tar_member, tar_of
 from tests.attempts import attempt
-from tests.images import mbr, qcow2, stream_optimized, vmdk_descriptor
+from tests.images import iso, mbr, qcow2, stream_optimized, vmdk_descriptor
 from tests.servers.http import HttpServer
 
 DISK = stream_optimized(random.Random(5).randbytes(300_000))
@@ -297,6 +297,25 @@ def test_package_of_a_full_store(http_server: HttpServer) -> None:
     primary, full = MemoryStore("primary"), MemoryStore("archive", capacity=len(package) + 100)
     result = run(http_server, package, primary, full, stores=["primary", "archive"], keep_package=True)
     assert (result["stores"], [*full.list()]) == (["primary"], [])
+
+
+@pytest.mark.parametrize("blocks", [20, 1000], ids=["small", "large"])
+def test_iso(http_server: HttpServer, blocks: int) -> None:
+    """An ISO image of any size keeps its extension, and is listed after the disks."""
+    store, image = MemoryStore("primary"), iso(blocks)
+    ovf = ovf_of("vm-disk1.vmdk", others=("tools.iso",))
+    run(http_server, ova_of(with_mf({"vm.ovf": ovf, "vm-disk1.vmdk": DISK, "tools.iso": image})), store)
+    assert read_bytes(store, f"{PREFIX}/7-file0.iso") == image
+    manifest = read_manifest(store, Artifact("template", "2", "7"))
+    assert [each.name for each in manifest.entries[:2]] == ["7.ovf", "7-disk0.vmdk"]
+    assert ova.read_descriptor(read_bytes(store, f"{PREFIX}/7.ovf"), "").others == ("7-file0.iso",)
+
+
+def test_large_iso_is_examined(http_server: HttpServer) -> None:
+    """A large file that is called an ISO image and is none is refused."""
+    ovf = ovf_of("vm-disk1.vmdk", others=("tools.iso",))
+    with pytest.raises(WorkerError):
+        run(http_server, ova_of({"vm.ovf": ovf, "vm-disk1.vmdk": DISK, "tools.iso": b"x" * 2_000_000}))
 
 
 def test_full_primary(http_server: HttpServer) -> None:

@@ -37,6 +37,30 @@ def test_every_handler_has_a_message() -> None:
     assert set(HANDLERS) <= names
 
 
+#: The commands that the Java agent 4.22 and 4.23 answers (NfsSecondaryStorageResource.executeRequest), without those
+#: that the session answers.
+JAVA_COMMANDS = """
+DownloadProgress Download Upload CreateEntityDownloadURL DeleteEntityDownloadURL GetStorageStats CheckHealth
+SecStorageFirewallCfg SecStorageVMSetup SecStorageSetup ComputeChecksum ListTemplate ListVolume DeleteSnapshotsDir Copy
+Delete UploadStatus HandleConfigDriveIso GetDatadisks CreateDatadiskTemplate MoveVolume ListDataStoreObjects
+QuerySnapshotZoneCopy
+"""
+
+
+def test_all_commands() -> None:
+    """Every command of the Java agent has a handler, and there is no other."""
+    assert set(HANDLERS) == {f"{name}Command" for name in JAVA_COMMANDS.split()}
+
+
+def test_ftp_upload(services: Services) -> None:
+    """An upload to an FTP server fails at once, in the form that ends the server's wait."""
+    command = RawMessage("com.cloud.agent.api.storage.UploadCommand", {"url": "ftp://user:pw@192.0.2.1/a"})
+    answer = Dispatcher(services)(command)
+    assert answer.name == "com.cloud.agent.api.storage.UploadAnswer"
+    assert (answer.content["uploadStatus"], answer.content["result"]) == ("UPLOAD_ERROR", False)
+    assert "HTTP_DOWNLOAD" in answer.content["errorString"]
+
+
 def test_check_health(services: Services) -> None:
     """The answer has the class, the text and the common fields of the Java agent's."""
     answer = Dispatcher(services)(RawMessage(HEALTH))

@@ -24,7 +24,7 @@ from tests.archives import ova_of, ovf_with_hardware
 from tests.attempts import attempt
 from tests.contracts.store import put
 from tests.copies import content
-from tests.images import stream_optimized
+from tests.images import iso, stream_optimized
 from tests.servers.http import HttpServer
 
 ROOT, DATA = stream_optimized(random.Random(5).randbytes(300_000)), stream_optimized(b"", 1 << 30)
@@ -119,6 +119,27 @@ def test_java_ova(store: Store) -> None:
     }
     lines = read_bytes(store, f"{OF_ROOT}/template.properties").decode().splitlines()
     assert {"ova=true", "filename=9e8d.ova", "ova.size=7", f"ova.virtualsize={1 << 30}", "checksum="} <= set(lines)
+
+
+def test_iso(http_server: HttpServer, store: Store) -> None:
+    """An ISO image of an OVA becomes a template of its own, and never replaces that of the OVA."""
+    image = iso(1000)
+    package = ova_of({"vm.ovf": ovf_with_hardware("root.vmdk", others=("a.iso",)), "root.vmdk": ROOT, "a.iso": image})
+    asked = {"url": http_server.serve("vm.ova", package), "account": 2, "id": "7"}
+    download.run(parse_request(download.Request, asked, "download"), attempt(store))
+    with pytest.raises(InvalidRequest, match="separate"):
+        run(store, "7-file0.iso", "7")
+    result = run(store, "7-file0.iso", "9")
+    assert (result["package"], result["size"], result["virtual_size"]) == (
+        f"{OF_DATA}/7-file0.iso",
+        len(image),
+        len(image),
+    )
+    names = {key.rpartition("/")[2] for key in content(store) if key.startswith(OF_DATA)}
+    assert names == {"7-file0.iso", "manifest.json", "template.properties"}
+    assert b"iso=true\n" in read_bytes(store, f"{OF_DATA}/template.properties")
+    assert run(store, "7-file0.iso", "9") == result
+    verify.run(parse_request(verify.Request, {"account": "2", "id": "9", "kind": "template"}, "verify"), attempt(store))
 
 
 class Interrupted(MemoryStore):
