@@ -22,11 +22,11 @@ WORKDIR /src
 ENV UV_PROJECT_ENVIRONMENT=/opt/ssvm UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 # The dependencies change rarely, so they have their own layer.
 COPY pyproject.toml uv.lock ./
-RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra redbeat --extra serve --extra sftp --extra xz --no-install-project
+RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra redbeat --extra serve --extra cloudstack --extra sftp --extra xz --no-install-project
 COPY README.md LICENSE ./
 COPY ssvm_worker/ ssvm_worker/
 COPY tasks/ tasks/
-RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra redbeat --extra serve --extra sftp --extra xz --no-editable
+RUN uv sync --locked --no-default-groups --extra flower --extra metrics --extra otel --extra redbeat --extra serve --extra cloudstack --extra sftp --extra xz --no-editable
 
 FROM python:3.13-slim-bookworm AS worker
 # qemu-img converts images if download.scratch_dir is set. gpgv verifies checksum files if download.keyring is set.

@@ -1,4 +1,6 @@
-"""Flower with login: python -P -m tasks flower --conf=config/flower/flowerconfig.py
+"""Flower with a login.
+
+    python -P -m tasks flower --conf=config/flower/flowerconfig.py
 
 The environment defines the logins, so that no committed file contains them:
 

@@ -1,6 +1,6 @@
-"""Check QCOW2, versions 2 and 3: https://www.qemu.org/docs/master/interop/qcow2.html (big-endian).
+r"""Check QCOW2, versions 2 and 3: https://www.qemu.org/docs/master/interop/qcow2.html (big-endian).
 
-     0  magic "QFI\\xfb"              48  refcount table, offset
+     0  magic "QFI\xfb"              48  refcount table, offset
      4  version                      56  refcount table, clusters
      8  backing file name, offset    60  snapshots, number
     16  backing file name, length    64  snapshot table, offset

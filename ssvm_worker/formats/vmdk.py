@@ -1,7 +1,7 @@
-"""Check VMDK, hosted sparse extents: VMware's "Virtual Disk Format 5.0" (little-endian, 512-byte sectors).
+r"""Check VMDK, hosted sparse extents: VMware's "Virtual Disk Format 5.0" (little-endian, 512-byte sectors).
 
      0  magic "KDMV"             28  descriptor, sector         72  unclean shutdown
-     4  version                  36  descriptor, sectors        73  "\\n", " ", "\\r", "\\n"
+     4  version                  36  descriptor, sectors        73  "\n", " ", "\r", "\n"
      8  flags                    44  entries of a grain table   77  compression: 1 deflate
     12  capacity, sectors        48  redundant directory
     20  grain size, sectors      56  grain directory, sector; all ones: the footer, a copy of this header, says it

@@ -77,7 +77,7 @@ def package_name(manifest: Manifest) -> str:
 
 
 def _escape(text: str) -> str:
-    """Escape text for java.util.Properties. Characters outside ASCII become \\uXXXX."""
+    r"""Escape text for java.util.Properties. Characters outside ASCII become \uXXXX."""
     text = re.sub(r"([\\=:#!])", r"\\\1", text).replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
     text = re.sub(r"^ ", r"\\ ", text)
     units = text.encode("utf-16-be")

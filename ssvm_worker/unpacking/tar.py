@@ -126,7 +126,7 @@ def _next_header(reader: ExactReader, where: str, may_end: Callable[[], bool]) -
 
 
 def _extended(kind: bytes, data: bytes, where: str) -> dict[str, str]:
-    """Return the records of a pax header (``LENGTH KEY=VALUE\\n``), or a GNU long name."""
+    r"""Return the records of a pax header (``LENGTH KEY=VALUE\n``), or a GNU long name."""
     if kind == b"L":
         return {"path": data.rstrip(b"\0").decode("utf-8", "replace")}
     records: dict[str, str] = {}
@@ -178,7 +178,6 @@ def _has_valid_checksum(block: bytes) -> bool:
 
     Some old tars sum signed bytes.
     """
-
     digits = block[148:156].strip(b" \0")
     if not digits.isdigit() or b"8" in digits or b"9" in digits:
         return False

@@ -1,10 +1,10 @@
-"""Read a zip archive of one member while it passes: PKWARE's APPNOTE.TXT 6.3.10 (little-endian).
+r"""Read a zip archive of one member while it passes: PKWARE's APPNOTE.TXT 6.3.10 (little-endian).
 
-    local header   0 "PK\\3\\4" · 6 flags · 8 method · 14 CRC · 18 packed · 22 unpacked · 26 name · 28 extra, lengths
-    descriptor     behind the data where flag bit 3 is set: ["PK\\7\\8"] CRC packed unpacked, of 4 or of 8 bytes each
-    directory      "PK\\1\\2" · 8 flags · 10 method · 16 CRC · 20 packed · 24 unpacked · 28 name, extra, comment
+    local header   0 "PK\3\4" · 6 flags · 8 method · 14 CRC · 18 packed · 22 unpacked · 26 name · 28 extra, lengths
+    descriptor     behind the data where flag bit 3 is set: ["PK\7\8"] CRC packed unpacked, of 4 or of 8 bytes each
+    directory      "PK\1\2" · 8 flags · 10 method · 16 CRC · 20 packed · 24 unpacked · 28 name, extra, comment
                    42 offset
-    end            [zip64 "PK\\6\\6" and "PK\\6\\7"] "PK\\5\\6" · 8 entries · 10 entries · 20 comment
+    end            [zip64 "PK\6\6" and "PK\6\7"] "PK\5\6" · 8 entries · 10 entries · 20 comment
 
 The directory at the end must match the local header. So no other reader can find another member.
 """

@@ -47,7 +47,7 @@ class VCenterSession:
 
     @property
     def about(self) -> str:
-        """Return product and version: VMware vCenter Server 8.0.3 build-…"""
+        """Return product and version, such as VMware vCenter Server 8.0.3 build-24022515."""
         return str(self._connection.content.about.fullName)
 
     @contextmanager

@@ -165,6 +165,18 @@ def test_command_lines() -> None:
     assert checked > 20
 
 
+def test_named_files() -> None:
+    """Every file that the architecture page names exists, and contains the name in brackets behind it."""
+    page = (ROOT / "docs/explanation/architecture.md").read_text()
+    below = (ROOT, ROOT / "ssvm_worker", ROOT / "ssvm_worker/jobs/download")
+    wrong = []
+    for name, _, inside in re.findall(r"`([\w/.]+\.(?:py|lua))`( \(`(\w+)`\))?", page):
+        found = [folder / name for folder in below if (folder / name).is_file()]
+        if not found or (inside and not re.search(rf"\b{inside}\b", found[0].read_text())):
+            wrong.append(f"{name} {inside}")
+    assert not wrong
+
+
 #: The functions that move a byte on, or make it permanent: read the socket, hash, write, rename.
 MOVES = {("read", "_SSLSocket"), ("update", "HASH")} | {(name, "module") for name in ("write", "rename")}
 #: The folders of the HTTP client. They count as two files: the source, and the connection.

@@ -159,5 +159,4 @@ def _padded(data: bytes) -> bytes:
 
 def _round_up(size: int) -> int:
     """Round up to whole sectors."""
-
     return size + -size % SECTOR

@@ -66,8 +66,9 @@ def ours(image: bytes) -> str:
 
 
 def theirs(image: bytes) -> str:
-    """Return why Glance would refuse it, or nothing: one format is found, or an ISO with a partition table, and it is
-    safe.
+    """Return why Glance would refuse it.
+
+    Nothing: one format is found, or an ISO with a partition table, and it is safe.
     """
     wrapper = format_inspector.InspectWrapper(_File(image))
     while wrapper.read(1 << 20):

@@ -1,6 +1,4 @@
-"""A copy job for each store that lacks an artifact: its id follows from the job's id, it exists once, and it is
-patient.
-"""
+"""A copy job for each store that lacks an artifact: its id follows from the job's id, and it exists once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Links to objects: the owner of a link gets the bytes, with ranges and conditions, and others learn and change
-nothing.
-"""
+"""Links to objects: the owner of a link gets the bytes, with ranges and conditions, and others learn nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Conversion: only of checked images, within limits, with a checked result, and without leftovers in the scratch
-directory.
-"""
+"""Conversion: only of checked images, within limits, with a checked result, and without leftovers."""
 
 from __future__ import annotations
 

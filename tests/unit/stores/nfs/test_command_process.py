@@ -1,6 +1,4 @@
-"""The helper process that runs commands for a process with open files on an export: with a deadline, and without its
-files.
-"""
+"""The helper process that runs commands without the files of its parent, and with a deadline."""
 
 from __future__ import annotations
 
