@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -46,8 +47,6 @@ from ssvm_worker.units import printable
 _MANIFEST_S = 10.0
 #: The algorithm of ``checkSum`` if the server names none: that of the Java agent.
 _DEFAULT_DIGEST = "sha512"
-#: The maximum of times that a download with the same content can be repeated after its artifact was deleted.
-_MAX_GENERATIONS = 1000
 #: The schemes that a server may use. A worker has more, for its own senders.
 _SCHEMES = ("http", "https", "ftp", "sftp", "scp")
 _log = logging.getLogger("ssvm.cloudstack")
@@ -251,8 +250,8 @@ def download(command: DownloadCommand, services: Services) -> DownloadAnswer:
 def progress(command: DownloadProgressCommand, services: Services) -> DownloadAnswer:
     """Answer with the state of a download.
 
-    ABORT cancels it, and RESTART tries a failed one again. Every other request attaches to it, and submits it if it is
-    unknown. The answer has the job id of the command, because the server ignores any other.
+    ABORT cancels it, RESTART tries a failed one again, and PURGE only reads it. Every other request attaches to it, and
+    submits it if it is unknown. The answer has the job id of the command, because the server ignores any other.
     """
     if command.request is ProgressRequest.ABORT:
         return _aborted(command, services)
@@ -260,6 +259,8 @@ def progress(command: DownloadProgressCommand, services: Services) -> DownloadAn
     given = command.job_id or ""
     # This is what a server sends that has lost the job id.
     known = "" if command.request is ProgressRequest.GET_OR_RESTART and given == "jobid0000" else given
+    if command.request is ProgressRequest.PURGE:
+        return _answered(command, known, _known, services)
     return _answered(command, known, lambda wanted: _attach(wanted, again=again), services)
 
 
@@ -268,7 +269,8 @@ def _answered(command: DownloadCommand, job_id: str, attach: Any, services: Serv
     wanted = _wanted(command, services)
     try:
         job_id = job_id or wanted.job_id
-        return _answer(wanted, job_id, attach(wanted))
+        state = attach(wanted)
+        return _answer(wanted, job_id, state) if state else _base(command, job_id, DownloadStatus.UNKNOWN, " ")
     except Retryable as error:
         _log.warning("a download waits: %s", error)
         return _not_yet(command, job_id, str(error))
@@ -283,16 +285,12 @@ def _attach(wanted: WantedDownload, *, again: bool) -> DownloadState:
     *again*: queue a failed or cancelled job again.
     """
     jobs = wanted.services.jobs
-    for number in range(_MAX_GENERATIONS):
-        job_id = f"{wanted.job_id}.{number}" if number else wanted.job_id
-        try:
-            record = jobs.job(job_id)
-        except ObjectNotFound:
-            return DownloadState(_submit(wanted, job_id))
-        if record.state != SUCCEEDED:
-            break
-        if found := wanted.find():
-            return DownloadState(record, found)
+    records = _records(wanted)
+    record = records[-1] if records else None
+    if record and record.state == SUCCEEDED and (found := wanted.find()):
+        return DownloadState(record, found)
+    if record is None or record.state == SUCCEEDED:
+        return DownloadState(_submit(wanted, f"{wanted.job_id}.{len(records)}" if records else wanted.job_id))
     if again and record.state in (FAILED, CANCELLED):
         _put_connection(wanted)
         try:
@@ -300,6 +298,27 @@ def _attach(wanted: WantedDownload, *, again: bool) -> DownloadState:
         except (InvalidRequest, ResourceBusy):  # another agent was faster
             record = jobs.job(record.job_id)
     return DownloadState(record)
+
+
+def _known(wanted: WantedDownload) -> DownloadState | None:
+    """Return the state of the download, or None if it is unknown or its artifact was deleted."""
+    records = _records(wanted)
+    if not records:
+        return None
+    found = wanted.find() if records[-1].state == SUCCEEDED else None
+    return DownloadState(records[-1], found) if found or records[-1].state != SUCCEEDED else None
+
+
+def _records(wanted: WantedDownload) -> list[Record]:
+    """Return the records of the download: of the first job, and of each repetition after a deletion."""
+    found: list[Record] = []
+    with suppress(ObjectNotFound):
+        while True:
+            job_id = f"{wanted.job_id}.{len(found)}" if found else wanted.job_id
+            found.append(wanted.services.jobs.job(job_id))
+            if found[-1].state != SUCCEEDED:
+                break
+    return found
 
 
 def _submit(wanted: WantedDownload, job_id: str) -> Record:
@@ -315,18 +334,13 @@ def _put_connection(wanted: WantedDownload) -> None:
 
 def _aborted(command: DownloadProgressCommand, services: Services) -> DownloadAnswer:
     wanted = _wanted(command, services)
-    try:
-        job_id = command.job_id or wanted.job_id
-        for each in (wanted.job_id, *(f"{wanted.job_id}.{number}" for number in range(1, _MAX_GENERATIONS))):
-            record = services.jobs.job(each)
+    job_id = command.job_id or ""
+    with suppress(InvalidRequest):  # a bad command, or a job that has ended meanwhile
+        job_id = job_id or wanted.job_id
+        for record in _records(wanted):
             if not record.ended:
-                services.jobs.cancel(each, by=BY)
-                break
-            if record.state != SUCCEEDED:
-                break
-    except (ObjectNotFound, InvalidRequest):
-        pass  # unknown, or ended meanwhile
-    return _not_yet(command, command.job_id or job_id, " ")
+                services.jobs.cancel(record.job_id, by=BY)
+    return _not_yet(command, job_id, " ")
 
 
 def _answer(wanted: WantedDownload, job_id: str, state: DownloadState) -> DownloadAnswer:

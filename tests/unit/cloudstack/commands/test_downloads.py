@@ -127,7 +127,7 @@ def test_other_command(zone: Zone, change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("job_id", ["5a0aee03-0000-4000-8000-000000000000", "jobid0000", None])
-@pytest.mark.parametrize("request_", ["GET_STATUS", "GET_OR_RESTART", "PURGE", "RESTART"])
+@pytest.mark.parametrize("request_", ["GET_STATUS", "GET_OR_RESTART", "RESTART"])
 def test_lost_job(zone: Zone, request_: str, job_id: str | None) -> None:
     """A progress request with any job id attaches to the download; the answer has an id that the server accepts."""
     answer = zone.progress(request_, job_id)
@@ -199,6 +199,17 @@ def test_deleted_since(zone: Zone) -> None:
     assert len(zone.records()) == 2
 
 
+def test_purge(zone: Zone) -> None:
+    """PURGE submits nothing: not an unknown download, and not one whose template was deleted just before."""
+    assert zone.progress("PURGE", "x")["downloadStatus"] == "UNKNOWN"
+    assert zone.records() == []
+    job_id = zone.download()["jobId"]
+    assert zone.progress("PURGE", job_id)["downloadStatus"] == "NOT_DOWNLOADED"
+    zone.run(state="succeeded", result={})
+    assert zone.progress("PURGE", job_id)["downloadStatus"] == "UNKNOWN"
+    assert len(zone.records()) == 1
+
+
 def test_failed(zone: Zone) -> None:
     """A failed download has its reason for users, and result true as in the Java agent's answer."""
     job_id = zone.download()["jobId"]
@@ -222,6 +233,7 @@ def test_again(zone: Zone, request_: str) -> None:
 def test_abort(zone: Zone) -> None:
     """ABORT cancels the job, may be repeated, and is no error for an unknown download."""
     assert zone.progress("ABORT", "x")["downloadStatus"] == "NOT_DOWNLOADED"
+    assert zone.progress("ABORT", None, installPath="../x")["result"] is True
     job_id = zone.download()["jobId"]
     for _ in range(2):
         assert zone.progress("ABORT", job_id)["result"] is True
