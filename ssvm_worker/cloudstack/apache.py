@@ -15,12 +15,20 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import logging
 import os
+import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssvm_worker.ledger.cloudstack_web import USERDATA, CopyLogin, check_path
+from ssvm_worker.config.cloudstack_section import CloudStackSection
+from ssvm_worker.ledger.cloudstack_web import USERDATA, CopyLogin, WebCertificate, check_path
+
+_log = logging.getLogger("ssvm.cloudstack")
+#: Time limit in seconds of the program that installs a certificate. It restarts Apache.
+_SCRIPT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,31 @@ class ApacheFiles:
         _write(directory / ".htaccess", "\n".join(rules) + "\n")
         for name, mount_point in stores.items():
             _link(directory / "SecStorage" / check_path(name), mount_point)
+
+
+def install_certificate(section: CloudStackSection, certificate: WebCertificate, root: str) -> None:
+    """Install the certificate of Apache with the program of the system VM, which also restarts Apache.
+
+    Its options are those with which the Java agent calls it. An error is logged only: links without TLS still work.
+    """
+    if section.certificate_script is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="ssvm-certificate-") as directory:  # mode 0700
+        texts = {"-k": certificate.key, "-p": certificate.certificate, "-t": certificate.chain, "-u": root}
+        address = section.public.address or section.private.address or "127.0.0.1"
+        command = [str(section.certificate_script), "-i", address, "-h", section.name or "localhost", "-c"]
+        for option, text in texts.items():
+            if text:
+                file = Path(directory, option[1:])
+                file.write_text(text)
+                command += [option, str(file)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SCRIPT_S, check=False)
+            problem = f"status {done.returncode}: {done.stderr.strip()[-500:]}" if done.returncode else ""
+        except (OSError, subprocess.TimeoutExpired) as error:
+            problem = str(error)
+    if problem:
+        _log.error("the certificate of Apache is not installed: %s", problem)
 
 
 def _link(link: Path, target: Path) -> None:

@@ -95,6 +95,9 @@ class CloudStackSection(Section):
     #: The root of a web server on this host, such as /var/www/html. The agent makes links there, as the Java agent does
     #: for Apache. Default: only `ssvm serve` answers.
     web_root: Path | None = None
+    #: The program of a system VM that installs the certificate of Apache:
+    #: /usr/local/cloud/systemvm/config_ssl.sh. The agent runs it when the server sends a new certificate.
+    certificate_script: Path | None = None
     #: The maximum of concurrent commands. Each occupies a thread until its answer. Further commands wait.
     max_commands: int = Field(128, ge=8)
 

@@ -84,7 +84,7 @@ class ServedObject:
         try:
             await self._answer(scope, receive, send)
         except ConnectionError as error:
-            _LOG.info("%s: %s", scope["path"], error)
+            _LOG.info("the transfer of %s has ended early: %s", self.name, error)
         finally:
             await asyncio.to_thread(os.close, self.handle)
 

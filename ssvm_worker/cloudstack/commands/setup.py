@@ -6,6 +6,7 @@ even if the export hangs. The mount then continues, and the next command may fin
 
 from __future__ import annotations
 
+from ssvm_worker.cloudstack.apache import install_certificate
 from ssvm_worker.cloudstack.image_stores import mount_directory
 from ssvm_worker.cloudstack.messages import (
     Answer,
@@ -33,7 +34,10 @@ def set_up_store(command: SecStorageSetupCommand, services: Services) -> Answer:
         services.web.set_upload_key(command.post_upload_key.get_secret_value())
     if (given := command.certs) and given.priv_key and given.priv_cert:
         key, chain = given.priv_key.get_secret_value(), given.cert_chain or ""
-        services.web.set_certificate(WebCertificate(key, given.priv_cert, chain))
+        certificate = WebCertificate(key, given.priv_cert, chain)
+        if certificate != services.web.certificate():
+            services.web.set_certificate(certificate)
+            install_certificate(services.settings.cloudstack, certificate, given.root_ca_cert or "")
     store = services.stores.find(command.store, command.nfs_version)
     if not isinstance(command.store, NfsTO):
         return Answer(result=True)

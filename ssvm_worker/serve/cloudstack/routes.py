@@ -27,7 +27,7 @@ from ssvm_worker.artifacts.layout import check_key
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.jobs.download.request import Request as DownloadRequest
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.ledger.cloudstack_web import USERDATA, CloudStackWeb
+from ssvm_worker.ledger.cloudstack_web import USERDATA, CloudStackWeb, check_path
 from ssvm_worker.ledger.links import PUT, Link
 from ssvm_worker.ledger.links.redis import LinkBook
 from ssvm_worker.serve.app import error_response
@@ -67,12 +67,25 @@ class UserdataEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         path = str(scope["path_params"]["path"])
-        link = await asyncio.to_thread(self.web.find, path)
+        served = await asyncio.to_thread(self._open, path)
+        scope[KEEP]()
+        await served.serve(scope, receive, send)
+
+    def _open(self, path: str) -> ServedObject:
+        """Open the object of a link. Neither a log line nor an answer contains the path, which is a secret."""
+        try:
+            link = self.web.find(check_path(path))
+        except InvalidRequest:
+            link = None
         if link is None:
             raise HTTPException(404, _NOT_FOUND)
-        scope[KEEP]()
-        served = await asyncio.to_thread(_open, self.stores, link.store, link.key, path.rpartition("/")[2])
-        await served.serve(scope, receive, send)
+        try:
+            return _open(self.stores, link.store, link.key, path.rpartition("/")[2])
+        except WorkerError as error:
+            _LOG.warning("cannot serve the download link of %s:%s: %s", link.store, link.key, error)
+            status = 503 if error.retryable else 404
+            headers = {"Retry-After": "5"} if error.retryable else None
+            raise HTTPException(status, "The file cannot be read now\n", headers) from error
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,17 @@ def test_symbolic_link(service: Service, link: str, target: str, rest: str) -> N
     assert service.request("GET", at).status == 404
 
 
+def test_secret_path(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the log nor the answer shows the path of a link whose object is gone, and the log names the object."""
+    caplog.set_level("DEBUG", "ssvm")
+    at = publish(service)
+    (service.store / KEY).unlink()
+    answer = service.request("GET", at)
+    assert (answer.status, answer.data) == (404, b"The file cannot be read now\n")
+    assert KEY in caplog.text
+    assert PATH.split("/")[0] not in caplog.text
+
+
 def login(user: str = "cloud", password: str = "s3cret") -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
 

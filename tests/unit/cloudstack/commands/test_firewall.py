@@ -61,6 +61,21 @@ def test_vm_setup(ask: Ask, web: CloudStackWeb) -> None:
     assert web.internal_sites() == ("192.0.2.0/24",)
 
 
+def test_certificate_of_apache(settings: Settings, tmp_path: Path) -> None:
+    """The program of the system VM gets the files of each new certificate once, with the Java agent's options."""
+    script, log = tmp_path / "config_ssl.sh", tmp_path / "log"
+    shown = "while [ $# -gt 1 ]; do case $1 in -[kptu]) cat $2;; esac; shift; done"
+    script.write_text(f'#!/bin/sh\nexec >> {log}\necho "$@"\n{shown}\n')
+    script.chmod(0o755)
+    section = agent_settings(settings).cloudstack.model_copy(update={"certificate_script": script, "name": "s-1-VM"})
+    ask = asker(settings.model_copy(update={"cloudstack": section}))
+    for _ in range(2):
+        ask(vector("req-secstorage-setup-certs"))
+    options, *contents = log.read_text().splitlines()
+    assert options.startswith("-i 127.0.0.1 -h s-1-VM -c -k ")
+    assert "".join(contents) == "-----BEGIN KEY-----xcertchainroot"
+
+
 def test_certificate(web: CloudStackWeb, settings: Settings) -> None:
     """The certificate of a setup command is stored, and a command without one keeps it."""
     ask = asker(agent_settings(settings))

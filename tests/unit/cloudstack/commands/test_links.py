@@ -82,6 +82,17 @@ def test_by_directory(service: Service, ask: Ask) -> None:
     assert service.request("GET", "/userdata/again/A-test-template.ova").data == IMAGE
 
 
+@pytest.mark.parametrize("key", ["snapshots/2/5/60e97a3c-1", "snapshots/2/5/a.b/a.b.qcow2", "volumes/2/31/v.1.vhd"])
+def test_snapshots_and_volumes(service: Service, ask: Ask, key: str) -> None:
+    """Snapshots and volumes have links too, also without an extension, and with dots in their names."""
+    file = service.store / key
+    file.parent.mkdir(parents=True)
+    file.write_bytes(IMAGE)
+    answer = ask(create(installPath=key, filenameInExtractURL="a.b.c.qcow2"))
+    assert answer.content["result"]
+    assert service.request("GET", f"/userdata/{PATH.split('/')[0]}/a.b.c.qcow2").data == IMAGE
+
+
 def test_volume(service: Service, ask: Ask) -> None:
     """The copy of a volume that the server made for the download is deleted with its link."""
     ask(create())
