@@ -61,7 +61,7 @@ def _remove(site: Site) -> None:
 
 
 def _idle(worker: WarmWorker) -> list[Row]:
-    """Measure the worker before its first job. Pages that its processes share count in parts (Pss), and in whole in Rss."""
+    """Measure the worker before its first job. Pss counts shared pages in parts, and Rss counts them in whole."""
     time.sleep(_SETTLE_S)
     rows = []
     for number, pid in enumerate(worker.pids):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from ssvm_worker.errors import Cancelled
+from ssvm_worker.errors import Cancelled, StoreUnavailable
 from ssvm_worker.units import KiB
 
 from .capabilities import base64_of
@@ -128,13 +128,14 @@ def parts_of(bucket: Bucket, upload: MultipartUploadTypeDef) -> Iterator[tuple[i
         for page in pages.paginate(Bucket=bucket.name, Key=upload["Key"], UploadId=upload["UploadId"]):
             for each in page.get("Parts", []):
                 part = UploadedPart(each.get("Size", -1), etag_in(each), each.get("ChecksumSHA256", ""), time_in(each))
-                yield each["PartNumber"], part
+                yield each.get("PartNumber", 0), part
 
 
 def open_uploads(bucket: Bucket, prefix: str) -> Iterator[MultipartUploadTypeDef]:
     """Yield the multipart uploads whose key begins with *prefix*."""
     # Not the SDK's paginator: SeaweedFS omits NextKeyMarker. The last key of a page has the same effect.
     marker: dict[str, Any] = {}
+    seen: set[tuple[str, str]] = set()
     while True:
         try:
             page = bucket.client.list_multipart_uploads(Bucket=bucket.name, Prefix=prefix, **marker)
@@ -145,6 +146,10 @@ def open_uploads(bucket: Bucket, prefix: str) -> Iterator[MultipartUploadTypeDef
         if not page.get("IsTruncated") or not uploads:
             return
         last = uploads[-1]
+        if (last["Key"], last["UploadId"]) in seen:
+            what = "The store's list of multipart uploads has no end: a page was sent again"
+            raise StoreUnavailable(what, bucket.location, "Check the service, and the proxies in front of it")
+        seen.add((last["Key"], last["UploadId"]))
         marker = {"KeyMarker": last["Key"], "UploadIdMarker": last["UploadId"]}
 
 

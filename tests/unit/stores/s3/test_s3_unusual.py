@@ -97,6 +97,29 @@ def test_another_range(s3_server: S3Server, faulty_s3: FaultyS3, s3_bucket: str,
             b"".join(reader.open(len(BIG) - 1000))
 
 
+UPLOAD = "<Key>a</Key><UploadId>1</UploadId><Initiated>2026-11-29T07:00:00Z</Initiated>"
+PAGES = {
+    "GetObject": "<ListBucketResult><IsTruncated>true</IsTruncated>"
+    "<NextContinuationToken>x</NextContinuationToken></ListBucketResult>",
+    "ListMultipartUploads": "<ListMultipartUploadsResult><IsTruncated>true</IsTruncated>"
+    f"<Upload>{UPLOAD}</Upload></ListMultipartUploadsResult>",
+    "ListParts": "<ListPartsResult><IsTruncated>true</IsTruncated><NextPartNumberMarker>1</NextPartNumberMarker>"
+    "<Part><ETag>x</ETag></Part></ListPartsResult>",
+}
+
+
+@pytest.mark.parametrize("call", PAGES)
+def test_list_without_an_end(store: S3Store, faulty_s3: FaultyS3, call: str) -> None:
+    """A server that sends the same page again and again is a temporary error of the store."""
+    if call == "ListParts":
+        fill(store.writer("a/object", owner=ME), BIG).suspend()
+    faulty_s3.faults = [Fault(call, 200, body=PAGES[call].encode())]
+    with pytest.raises(StoreUnavailable):
+        keys(store) if call == "GetObject" else list(store.leftovers())
+    faulty_s3.faults = []
+    store.sweep(0)
+
+
 @pytest.mark.parametrize("lost", [frozenset({"etag"}), frozenset({"last-modified"}), EVERY])
 @pytest.mark.parametrize("call", ["UploadPart 1", "PutObject", "HeadObject", COMPLETE])
 def test_stores_by_poor_answers(store: S3Store, faulty_s3: FaultyS3, call: str, lost: frozenset[str]) -> None:
