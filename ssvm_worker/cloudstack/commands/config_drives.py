@@ -24,7 +24,7 @@ _DIRECTORIES = ("configdrive", "ConfigDrive")
 #: The largest image. That of the server is 64 MiB (ConfigDriveBuilder).
 _MAX_BYTES = 64 * MiB
 #: Time limit in seconds of a write or a deletion.
-_STORE_S = 60.0
+_STORE_S = 20.0
 _OWNER = Owner("config-drive")
 
 

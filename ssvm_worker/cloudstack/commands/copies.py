@@ -55,11 +55,11 @@ _FORMATS = {"img": "RAW"}
 _EXTENSIONS_OF_IMAGES = ("qcow2", "vhd", "vhdx", "ova", "vmdk", "iso", "vdi", "raw", "img")
 _PROPERTIES = ("template.properties", "volume.properties")
 #: Time limit in seconds of a look at a store.
-_LOOK_S = 60.0
+_LOOK_S = 20.0
 #: The end of the name of a snapshot that a hypervisor has converted for one command only.
 _TEMPORARY = "_temp"
 #: The seven commands for VMware. A key has the kinds of source and target, each with whether it is on primary storage.
-_VMWARE = {
+VMWARE = {
     ("snapshot", True, "snapshot", False): "backupSnapshot",
     ("snapshot", False, "template", False): "createTemplateFromSnapshot",
     ("snapshot", False, "volume", True): "createVolumeFromSnapshot",
@@ -113,7 +113,7 @@ def _refuse_vmware(command: CopyCommand, kinds: tuple[str | None, str | None]) -
     context = command.context_map or {}
     hypervisor = context["hypervisor"].get_secret_value() if "hypervisor" in context else ""
     hypervisor = hypervisor or str(getattr(command.src, "hypervisor_type", None) or "")
-    name = _VMWARE.get((kinds[0] or "", on_primary[0], kinds[1] or "", on_primary[1]))
+    name = VMWARE.get((kinds[0] or "", on_primary[0], kinds[1] or "", on_primary[1]))
     if name and hypervisor.lower() == "vmware":
         places = ["primary storage" if each else "an image store" for each in on_primary]
         what = f"This agent does not run {name}: {kinds[0]} on {places[0]} to {kinds[1]} on {places[1]}, for VMware"

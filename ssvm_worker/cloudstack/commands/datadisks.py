@@ -36,7 +36,7 @@ from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.streaming.pipeline import read_bytes
 
 #: Time limit in seconds of the read of an OVF and the check of its files.
-_READ_S = 60.0
+_READ_S = 20.0
 
 
 def get_datadisks(command: GetDatadisksCommand, services: Services) -> GetDatadisksAnswer:

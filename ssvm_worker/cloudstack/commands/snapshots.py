@@ -15,7 +15,7 @@ from ssvm_worker.errors import InvalidRequest, ObjectNotFound
 from ssvm_worker.streaming.interfaces import Store
 
 #: Time limit in seconds of the list.
-_LIST_S = 60.0
+_LIST_S = 20.0
 
 
 def query_snapshot(command: QuerySnapshotZoneCopyCommand, services: Services) -> QuerySnapshotZoneCopyAnswer:

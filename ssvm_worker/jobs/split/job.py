@@ -86,7 +86,8 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     Raises ObjectNotFound if the OVA template or its disk is missing. Raises UnsafeImage for a hostile OVF.
     """
     store = attempt.store(request.store)
-    store.sweep(0, request.artifact.prefix)
+    for artifact in (request.artifact, request.made):
+        store.sweep(0, artifact.prefix)
     found = find_descriptor(store, request.artifact.prefix)
     original = _keep_original(store, found, attempt)
     disk = next((each for each in read_disks(original, found) if each.file == request.disk), None)

@@ -66,13 +66,13 @@ class Request(JobRequest):
 
 def resource(request: Request) -> str:
     """Return the artifact that the job changes: the moved one, or the copy."""
-    names = (request.key if request.move else request.place).split("/")
-    return "/".join(names[: 4 if names[0] == "template" else 3])
+    return _place_of(request.key if request.move else request.place)
 
 
 def discard(request: Request, attempt: Attempt) -> None:
     """Remove what failed attempts left of a copy. The files of a move are complete at one of both places."""
     if not request.move:
+        _sweep(request, attempt)
         _remove_leftovers(attempt, attempt.store(request.store), request.place)
 
 
@@ -81,8 +81,20 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
 
     Raises ObjectNotFound if there is no file, and InvalidRequest if the new place has another artifact.
     """
-    transfer = _Transfer(attempt, request, attempt.store(request.source), attempt.store(request.store))
-    return transfer.run()
+    _sweep(request, attempt)
+    return _Transfer(attempt, request, attempt.store(request.source), attempt.store(request.store)).run()
+
+
+def _sweep(request: Request, attempt: Attempt) -> None:
+    """Remove unfinished writes of earlier attempts at the target. This job holds the lock of the whole directory."""
+    attempt.confirm()
+    attempt.store(request.store).sweep(0, _place_of(request.place))
+
+
+def _place_of(key: str) -> str:
+    """Return the directory of the artifact with that key. Of a snapshot, the directory of its volume."""
+    names = key.split("/")
+    return "/".join(names[: 4 if names[0] == "template" else 3])
 
 
 @dataclass
@@ -221,12 +233,10 @@ def _occupied(store: Store, place: str) -> InvalidRequest:
 
 
 def _remove_leftovers(attempt: Attempt, store: Store, place: str) -> None:
-    """Remove unfinished writes below a key. Remove complete files too, if no file makes them an artifact.
+    """Remove the files of a directory, if no file makes them an artifact.
 
     A directory of a snapshot has no such file. Its files stay, and another attempt replaces them.
     """
-    attempt.confirm()
-    store.sweep(0, place)
     if place.startswith("snapshots/"):
         return
     there = [each.key for each in store.list(place)]

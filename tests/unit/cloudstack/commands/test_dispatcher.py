@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ssvm_worker.cloudstack.commands import HANDLERS, Dispatcher
+from ssvm_worker.cloudstack.commands import HANDLERS, Dispatcher, copies
 from ssvm_worker.cloudstack.frame import RawMessage
 from ssvm_worker.cloudstack.messages import MESSAGES, Answer
 from ssvm_worker.cloudstack.services import Services, open_services
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import StoreUnavailable
+from tests.neighbours import ROOT
 
 HEALTH = "com.cloud.agent.api.CheckHealthCommand"
 
@@ -50,6 +52,14 @@ QuerySnapshotZoneCopy
 def test_all_commands() -> None:
     """Every command of the Java agent has a handler, and there is no other."""
     assert set(HANDLERS) == {f"{name}Command" for name in JAVA_COMMANDS.split()}
+
+
+def test_page() -> None:
+    """The page of the commands names every command, and every copy for VMware that is refused."""
+    page = (ROOT / "docs/reference/cloudstack-commands.md").read_text()
+    named = set(re.findall(r"`(\w+)`", page))
+    assert {name.removesuffix("Command") for name in HANDLERS} <= named
+    assert all(f"| {name} |" in page for name in copies.VMWARE.values())
 
 
 def test_ftp_upload(services: Services) -> None:

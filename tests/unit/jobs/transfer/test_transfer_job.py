@@ -16,7 +16,7 @@ from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.transfer import job as transfer
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.interfaces import Owner, Store
 from tests.attempts import attempt
 from tests.contracts.store import put
 from tests.copies import content, store_artifact
@@ -91,6 +91,20 @@ def test_leftovers_of_an_attempt(primary: Store, archive: MemoryStore) -> None:
     archive.delete("template/tmpl/2/7/template.properties")
     transfer.discard(request, attempt(primary, archive))
     assert content(archive) == {}
+
+
+@pytest.mark.parametrize("key", ["snapshots/2/31/5f2b", "template/tmpl/2/7/9e8d.qcow2"])
+def test_killed(primary: Store, archive: MemoryStore, key: str) -> None:
+    """An unfinished write of a killed attempt is removed by the next one, and by discard."""
+    put(primary, key, b"data")
+    fields = {"source": "primary", "key": key, "store": "archive"}
+    request = parse_request(transfer.Request, fields, "transfer")
+    archive.writer(key, owner=Owner("job-1", 0)).write(b"da")
+    transfer.discard(request, attempt(primary, archive))
+    assert archive.uncommitted() == set()
+    archive.writer(key, owner=Owner("job-1", 0)).write(b"da")
+    transfer.run(request, attempt(primary, archive, token=1))
+    assert (archive.uncommitted(), content(archive)) == (set(), {key: b"data"})
 
 
 def test_other_artifact_in_its_place(primary: Store, archive: MemoryStore) -> None:
