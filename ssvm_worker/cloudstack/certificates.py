@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import ssl
 import subprocess
 from dataclasses import dataclass
@@ -54,16 +55,19 @@ class CertificateFiles:
     def request(self, name: str, address: str) -> str:
         """Make a key and return a certificate request for it. Raise ConfigError without openssl."""
         _, key = self._own()
+        if shutil.which("openssl") is None:
+            raise ConfigError("openssl is not installed, so no key can be made", "", "Install openssl")
         waiting = key.with_suffix(".new")
         command = ["openssl", "req", "-new", "-newkey", f"rsa:{_KEY_BITS}", "-nodes", "-keyout", str(waiting)]
         command += ["-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:{address},DNS:{name}"]
         try:
             os.close(os.open(waiting, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
             done = subprocess.run(command, capture_output=True, text=True, timeout=_OPENSSL_S, check=True)
-        except FileNotFoundError as error:
-            raise ConfigError("openssl is not installed, so no key can be made", "", "Install openssl") from error
         except (OSError, subprocess.SubprocessError) as error:
-            raise ConfigError("A new key cannot be made", str(waiting), "See the log") from error
+            why = getattr(error, "stderr", None) or getattr(error, "strerror", None) or str(error)
+            raise ConfigError(
+                f"A new key cannot be made: {why.strip()[-300:]}", str(waiting), "Check openssl"
+            ) from error
         return done.stdout
 
     def _own(self) -> tuple[Path, Path]:
