@@ -17,7 +17,7 @@ from .connection import Connection
 from .export import ExportLink, check_host
 from .faults import UNSUPPORTED, fault_name, translated
 from .hardware import EXPORTED, Hardware
-from .old_snapshots import find_old_snapshots
+from .snapshot import find_old_snapshots
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 #: The privileges for each step of a backup, by the ids in vSphere's type information.

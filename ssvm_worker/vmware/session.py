@@ -11,17 +11,15 @@ from ssvm_worker.streaming.interfaces import Check
 
 from . import inventory, preflight
 from . import snapshot as snapshots
-from .changed_blocks import Area, changed_areas
 from .connection import Connection
 from .deploy import Import
 from .descriptor import config_json, server_descriptor
 from .hardware import Disk, Hardware
 from .lease import Lease
-from .old_snapshots import OldSnapshot, find_old_snapshots
 from .ovf import OvfDisk, OvfFile, build
 from .placement import VmTarget
 from .preflight import PreflightFinding
-from .snapshot import Snapshot
+from .snapshot import Area, OldSnapshot, Snapshot, changed_areas, find_old_snapshots
 from .trust import Address
 
 __all__ = ["VM", "Address", "VCenterSession"]

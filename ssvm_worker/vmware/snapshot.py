@@ -1,4 +1,7 @@
-"""Snapshots. The name of a job's snapshot contains the job id. The worker removes only snapshots of jobs."""
+"""Snapshots: create, find and remove them, and list the areas of a disk that changed since an earlier one.
+
+The name of a job's snapshot contains the job id. The worker removes only snapshots of jobs.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,14 @@ from typing import Any
 from pyVmomi import vim, vmodl
 
 from ssvm_worker.artifacts.checksums import digest_of
-from ssvm_worker.errors import InvalidRequest, SourceNotFound
+from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable
 
 from .connection import Connection
 from .faults import UNSUPPORTED, fault_name, translated
+from .hardware import Disk
+
+#: Offset and length in bytes.
+Area = tuple[int, int]
 
 _PREFIX = "ssvm-backup-"
 #: vSphere's limit for names of VMs; assumed to apply to snapshots too.
@@ -137,3 +144,52 @@ def trees_of(info: Any) -> Iterator[Any]:
 
 def _snapshot(tree: Any, ours: bool, remark: str = "") -> Snapshot:
     return Snapshot(tree.snapshot._moId, tree.name, bool(tree.quiesced), ours, remark)
+
+
+@dataclass(frozen=True)
+class OldSnapshot:
+    """A snapshot that a backup job has made."""
+
+    #: The VM's managed object id.
+    vm: str
+    vm_name: str
+    job_id: str
+    snapshot: Snapshot
+    #: Seconds since the epoch.
+    created: float
+
+
+def find_old_snapshots(connection: Connection) -> list[OldSnapshot]:
+    """Return every snapshot with the name and the description of a backup job, in the order of the VMs."""
+    found = []
+    with translated("Searching for snapshots of backup jobs", connection.address.name):
+        for vm, values in connection.each(vim.VirtualMachine, "name", "snapshot"):
+            for tree in trees_of(values["snapshot"]):
+                if job_id := job_of(tree):
+                    snapshot = Snapshot(tree.snapshot._moId, tree.name, bool(tree.quiesced), ours=True)
+                    found.append(OldSnapshot(vm._moId, values["name"], job_id, snapshot, tree.createTime.timestamp()))
+    return found
+
+
+def changed_areas(vm: Any, snapshot: Any, disk: Disk, change_id: str) -> list[Area]:
+    """Return the areas of a snapshot's disk that were written since *change_id*, sorted by offset.
+
+    This is changed block tracking (CBT). The worker compares the report with the data and never relies on it. Known
+    defects that lose changes: KB 2090639 (a disk that grew beyond 128 GB) and KB 2136854 (vSphere 6.0, during
+    consolidation).
+
+    *vm* and *snapshot* are pyVmomi objects. One answer may cover only a part of the disk.
+    This function therefore repeats the query up to the end of the disk.
+    Raises SourceUnavailable, or another WorkerError, if the server has no answer.
+    """
+    areas: list[Area] = []
+    with translated("Querying changed blocks", vm._moId):
+        offset = 0
+        while offset < disk.capacity:
+            answer = vm.QueryChangedDiskAreas(snapshot, disk.key, offset, change_id)
+            areas += [(each.start, each.length) for each in answer.changedArea]
+            end = answer.startOffset + answer.length
+            if end <= offset:
+                raise SourceUnavailable(f"vCenter reports no changed blocks from byte {offset} on", vm._moId)
+            offset = end
+    return sorted(areas)

@@ -9,7 +9,7 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.units import human_duration
 
 if TYPE_CHECKING:  # imports pyVmomi
-    from ssvm_worker.vmware.old_snapshots import OldSnapshot
+    from ssvm_worker.vmware.snapshot import OldSnapshot
 
 #: Time-out in seconds for one removal. vSphere then continues it, and the next clean-up checks the result.
 _LIMIT_S = 900.0
