@@ -7,11 +7,12 @@ the place. Its settings, with the keys of S3, are in the ledger, so that every w
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import logging
 import re
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,10 +34,15 @@ from .deadlines import StoreCalls
 from .transfer_objects import S3TO, NfsTO, SwiftTO, Wire
 
 T = TypeVar("T")
+_log = logging.getLogger("ssvm.cloudstack")
 #: Amazon's names of S3 services. The second group is the region.
 _AMAZON = re.compile(r"s3[.-](?:(?:fips|dualstack)[.-])*(?:([a-z]{2}-[a-z0-9-]+)\.)?amazonaws\.com(?:\.cn)?")
 #: The shortest time limit in seconds of an S3 call without a byte. A server's default is 50 seconds.
 _MIN_STALL_S = 10.0
+#: Time limit in seconds of a question to the DNS.
+_ADDRESS_S = 5.0
+#: Seconds after which the settings of a store are written to the ledger again.
+_REPEAT_S = 60.0
 
 
 def canonical(url: str) -> str:
@@ -146,9 +152,12 @@ class ImageStores:
         self._settings = settings
         self._calls = StoreCalls()
         self._lock = threading.Lock()
-        self._described: dict[str, dict[str, Any]] = {}
+        #: What this process has written to the ledger, and until when it is taken for written.
+        self._described: dict[str, tuple[dict[str, Any], float]] = {}
         self._opened: dict[str, tuple[dict[str, Any], Store]] = {}
         self._served: dict[str, str] = {}
+        #: When to try again after a failure, by URL.
+        self._serve_again: dict[str, float] = {}
 
     @cached_property
     def _names(self) -> ServerNames:
@@ -199,9 +208,16 @@ class ImageStores:
         """Let `ssvm serve` find an NFS store by the URL and the directory that the server uses for it."""
         if isinstance(store, S3TO) or self._served.get(store.url) == name:
             return
-        with contextlib.suppress(WorkerError):  # the next command tries again
-            self._web.add_store(store.url, mount_directory(store.url), name)
-            self._served[store.url] = name
+        url = store.url
+        if time.monotonic() < self._serve_again.get(url, 0.0):
+            return
+        try:
+            directory = self._calls.run(f"address of {url}", lambda: mount_directory(url), _ADDRESS_S)
+            self._web.add_store(url, directory, name)
+            self._served[url] = name
+        except WorkerError as error:
+            self._serve_again[url] = time.monotonic() + _REPEAT_S
+            _log.warning("links to %s do not work yet: %s", name, error)
 
     def call(self, store: NamedStore, act: Callable[[Store], T], limit_s: float) -> T:
         """Return the result of *act* with the store. Raise StoreAway after *limit_s* seconds.
@@ -212,16 +228,20 @@ class ImageStores:
         return self._calls.run(store.name, lambda: act(store.open()), limit_s)
 
     def _publish(self, name: str, values: dict[str, Any]) -> None:
-        """Store the settings in the ledger if they are new to this process."""
+        """Store the settings in the ledger if they are new to this process, and again after some time.
+
+        The broker may have lost them, and another agent may have written older ones.
+        """
         with self._lock:
-            if self._described.get(name) == values:
-                return
+            known, until = self._described.get(name, ({}, 0.0))
+        if known == values and time.monotonic() < until:
+            return
         if values["url"].startswith("nfs://"):
             parse_export(name, values["url"])  # raises ConfigError here, not in every worker
         StoreSection.model_validate(values)
         self._names.put_store(name, values)
         with self._lock:
-            self._described[name] = values
+            self._described[name] = (values, time.monotonic() + _REPEAT_S)
 
     def _open(self, name: str, values: dict[str, Any] | None) -> Store:
         """Return the store's object. It is kept, because it holds the mount or the client."""

@@ -18,6 +18,7 @@ from ssvm_worker.cloudstack.messages import (
 from ssvm_worker.cloudstack.services import Services
 from ssvm_worker.cloudstack.transfer_objects import NfsTO
 from ssvm_worker.ledger.cloudstack_web import WebCertificate
+from ssvm_worker.streaming.interfaces import Store
 
 #: Time limits in seconds of a mount, and of a question about free space.
 _MOUNT_S, _STATS_S = 15.0, 15.0
@@ -41,8 +42,13 @@ def set_up_store(command: SecStorageSetupCommand, services: Services) -> Answer:
     store = services.stores.find(command.store, command.nfs_version)
     if not isinstance(command.store, NfsTO):
         return Answer(result=True)
-    directory = mount_directory(command.store.url)
-    services.stores.call(store, lambda each: each.usage(), _MOUNT_S)
+    url = command.store.url
+
+    def mount(opened: Store) -> str:
+        opened.usage()
+        return mount_directory(url)  # asks the DNS, which may be slow too
+
+    directory = services.stores.call(store, mount, _MOUNT_S)
     return SecStorageSetupAnswer(dir=directory, result=True, details="success")
 
 

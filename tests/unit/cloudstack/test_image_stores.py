@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ssvm_worker.cloudstack import image_stores
 from ssvm_worker.cloudstack.deadlines import StoreCalls
 from ssvm_worker.cloudstack.image_stores import ImageStores, canonical, described, is_allowed, mount_directory, place_of
 from ssvm_worker.cloudstack.transfer_objects import S3TO, NfsTO, PrimaryDataStoreTO, StoreRole, SwiftTO, Wire
@@ -102,6 +103,17 @@ def test_named_store(broker: Broker, tmp_path: Path) -> None:
     assert worker.stores[s3.name].endpoint == "http://s3.example.test:9000"
     assert "hunter2" not in repr(worker)
     assert settings.stores.keys() == {"primary"}, "the settings of other jobs do not change"
+
+
+def test_lost_settings(broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of a store are written again after a while, because the broker may have lost them."""
+    monkeypatch.setattr(image_stores, "_REPEAT_S", 0.0)
+    settings = settings_of(broker, tmp_path)
+    stores = ImageStores(settings)
+    name = stores.find(NFS).name
+    broker.client().delete(f"{broker.prefix}ssvm.server.stores")
+    assert stores.find(NFS).name == name
+    assert server_names(settings).stores().keys() == {name}
 
 
 def test_watched_mounts(broker: Broker, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
+from ssvm_worker.cloudstack.commands import lists
 from ssvm_worker.cloudstack.image_stores import ImageStores
 from ssvm_worker.cloudstack.services import open_services
 from ssvm_worker.errors import StoreAway, StoreDenied, StoreUnavailable, WorkerError
@@ -274,6 +276,17 @@ def test_no_part_of_a_list(zone: Agent, command: str, fail_at: int, error: Calla
     else:
         assert "templateInfos" not in answer
         assert answer["details"]
+
+
+def test_slow_store(zone: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is too slow fails the list."""
+    monkeypatch.setattr(lists, "LIST_S", 0.05)
+    end = threading.Event()
+    zone.services.stores.fault = lambda store: FaultyReads(store, 3, lambda: end.wait() and StoreAway("x"))  # type: ignore[attr-defined]
+    answer = zone.send("ListTemplateCommand", store=NFS)
+    end.set()
+    assert answer["result"] is False
+    assert "did not answer" in answer["details"]
 
 
 @pytest.mark.parametrize("command", ALL)
