@@ -330,8 +330,11 @@ class Ledger:
     def sparing(self) -> bool:
         """Return whether ``reap`` spares running jobs now, because no round ran for a while."""
         with translated(self._url):
-            until = self._redis.hget(f"{self._prefix}reaper", "spare")
-        return bool(until and float(until) > self._now())
+            until: Any = self._redis.hget(f"{self._prefix}reaper", "spare")
+        try:
+            return float(until or 0) > self._now()
+        except ValueError:  # not a time of the ledger
+            return False
 
     def expire(self) -> int:
         """Delete records that ended more than keep_s seconds ago, at most 100. Return their number."""

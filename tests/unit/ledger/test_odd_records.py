@@ -177,6 +177,9 @@ def test_odd_values_of_counters(ledger: Ledger, broker: Broker, ssvm: Callable[.
             odd = {"queued z download": "x", "download download z failed -": "1.5", "a b": b"\xff", b"\xff c": "1"}
             client.hset(f"{broker.prefix}ssvm.ledger:{name}", mapping=odd)  # type: ignore[arg-type]
         client.hset(f"{broker.prefix}ssvm.quota:used", mapping={"2": "x", "3": "5"})
+        client.hset(f"{broker.prefix}ssvm.ledger:reaper", mapping={"last": "x", "spare": "nan"})
+    assert ledger.sparing() is False
+    assert ledger.reap(0.01, 5) == []
     assert "good" in ssvm("jobs")
     assert "ssvm_up 1.0" in ssvm("metrics")
     assert '"used": 5' in ssvm("quota", "--json")
