@@ -24,6 +24,8 @@ from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.layout import DRAFT
 from ssvm_worker.wiring import assembly
 from tests import images
+from tests.cloudstack_commands import agent_settings, asker, vector
+from tests.cloudstack_uploads import UUID, connect_agent, form, signed
 from tests.servers.broker import Broker
 from tests.servers.service import SECRET, Service, settings_of
 from tests.servers.worker import until
@@ -69,7 +71,7 @@ def serve_process(broker: Broker, tmp_path: Path) -> Iterator[ServeProcess]:
     file.write_text(
         f'state_dir = "{tmp_path}/state"\n[broker]\nurl = "{broker.url}"\nprefix = "{broker.prefix}"\n'
         f'[ledger]\nclaim_s = {CLAIM_S}\n[stores.primary]\nurl = "file://{tmp_path}/store"\n'
-        f'[serve]\nkey = "k1"\ndrain_s = 1\n[serve.keys.k1]\nsecret = "{SECRET}"\n'
+        f'[serve]\nkey = "k1"\ndrain_s = 1\ncloudstack = true\n[serve.keys.k1]\nsecret = "{SECRET}"\n'
     )
     started = ServeProcess(Service(settings, "", tmp_path / "store"), file)
     started.start()
@@ -178,3 +180,30 @@ def test_without_settings(broker: Broker, tmp_path: Path) -> None:
     finally:
         started.kill()
     assert (tmp_path / "state/link-key").stat().st_mode & 0o777 == 0o600
+
+
+def begin_browser_upload(serving: ServeProcess) -> None:
+    """Send the first half of a browser's upload, and kill the service."""
+    service = serving.service
+    body, kind = form(images.mbr(6 << 20))
+    given = signed(service) | {"Content-Type": kind, "Host": service.url.partition("//")[2]}
+    head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+    with socket.create_connection(serving.address) as peer:
+        peer.sendall(f"POST /upload/{UUID} HTTP/1.1\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode())
+        peer.sendall(body[: 3 << 20])
+        until(lambda: any(".part" in name for name in stored(service)), "bytes are on the store")
+        serving.kill()
+
+
+def test_killed_browser_upload(serve_process: ServeProcess) -> None:
+    """After kill -9 of the service, CloudStack learns that the upload was interrupted, and nothing of it stays."""
+    service = serve_process.service
+    connect_agent(service)
+    ask = asker(agent_settings(service.settings))
+    command = vector("req-upload-status-template", entityUuid=UUID)
+    begin_browser_upload(serve_process)
+    assert ask(command).content["status"] == "IN_PROGRESS"
+    serve_process.start()
+    until(lambda: ask(command).content["status"] == "ERROR", "the upload is interrupted")
+    until(lambda: stored(service) == [], "the service has removed the bytes")
+    assert ask(command).content["status"] == "ERROR"
