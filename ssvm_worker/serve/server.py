@@ -106,11 +106,12 @@ def make_server(settings: Settings, listener: Listener) -> uvicorn.Server:
 def _cloudstack_routes(settings: Settings, links: LinkBook, uploads: Uploads) -> list[BaseRoute]:
     """Return the routes for a CloudStack management server. Raise ConfigError if their libraries are missing."""
     try:
-        from .cloudstack.routes import cloudstack_routes
+        from .cloudstack.routes import CopyNetworks, cloudstack_routes
     except ImportError as error:
         what = f"serve.cloudstack needs {error.name}"
         raise ConfigError(what, "serve.cloudstack", "Install it: pip install 'ssvm-worker[cloudstack]'") from error
-    networks = [ip_network(each) for each in settings.serve.copy_networks]
+    given = (settings.serve.copy_networks, settings.serve.trusted_proxies)
+    networks = CopyNetworks(*([ip_network(each) for each in texts] for texts in given))
     return cloudstack_routes(open_cloudstack_web(settings), links, KnownStores(settings), uploads, networks)
 
 

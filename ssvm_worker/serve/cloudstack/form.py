@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 #: The most bytes of all parts that are not the file, and of all headers of parts.
 _MAX_OTHER_BYTES = 64 * KiB
+#: The longest boundary by RFC 2046, 5.1.1.
+_MAX_BOUNDARY = 70
 
 
 def boundary_of(content_type: str) -> bytes:
     """Return the boundary of a form. Raise HTTPException 415 for another type of content."""
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
-    if kind.strip().lower() != b"multipart/form-data" or not 0 < len(boundary) <= 200:
+    if kind.strip().lower() != b"multipart/form-data" or not 0 < len(boundary) <= _MAX_BOUNDARY:
         raise HTTPException(415, "Send the file as multipart/form-data\n")
     return boundary
 

@@ -41,6 +41,7 @@ from ssvm_worker.units import KiB
 from .form import FileForm, boundary_of
 from .ticket import UploadPermit, read_ticket
 
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _LOG = logging.getLogger("ssvm.serve")
@@ -89,13 +90,33 @@ class UserdataEndpoint:
 
 
 @dataclass(frozen=True)
+class CopyNetworks:
+    """The addresses of clients that may copy."""
+
+    #: Networks that may copy, besides the addresses that the management server sends.
+    allowed: Sequence[IpNetwork]
+    #: Reverse proxies, which report the address of the client.
+    proxies: Sequence[IpNetwork]
+
+    def allow(self, client: IpAddress) -> bool:
+        """Return whether a network contains the client."""
+        return any(client in each for each in self.allowed)
+
+    def client_of(self, request: Request) -> IpAddress | None:
+        """Return the address of the client, or None if a proxy reports none."""
+        found = _address(request.client.host if request.client else "")
+        if found and any(found in each for each in self.proxies):
+            return _address(request.headers.get("x-forwarded-for", "").rpartition(",")[2])
+        return found
+
+
+@dataclass(frozen=True)
 class CopyEndpoint:
     """GET and HEAD of objects by the secondary storage of another zone."""
 
     web: CloudStackWeb
     stores: Mapping[str, Store]
-    #: Networks that may fetch objects besides the addresses that the management server sends.
-    networks: Sequence[IpNetwork]
+    networks: CopyNetworks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -118,12 +139,10 @@ class CopyEndpoint:
         expected = f"{login.user}:{login.password}".encode() if login else b""
         if not login or not hmac.compare_digest(given, expected):
             raise HTTPException(401, "A login is required\n", {"WWW-Authenticate": 'Basic realm="copy"'})
-        peer = request.client.host if request.client else ""
-        address = ipaddress.ip_address(peer)
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        if str(mapped) not in self.web.copy_addresses() and not any(mapped in each for each in self.networks):
-            _LOG.warning("refused a copy to %s: the management server has not allowed this address", mapped)
-            raise HTTPException(403, f"The management server has not allowed copies to {mapped}\n")
+        client = self.networks.client_of(request)
+        if not client or not (str(client) in self.web.copy_addresses() or self.networks.allow(client)):
+            _LOG.warning("refused a copy to %s: the management server has not allowed this address", client)
+            raise HTTPException(403, f"The management server has not allowed copies to {client}\n")
 
 
 @dataclass(frozen=True)
@@ -186,7 +205,7 @@ class BrowserUploads:
 
 
 def cloudstack_routes(
-    web: CloudStackWeb, links: LinkBook, stores: Mapping[str, Store], uploads: Uploads, networks: Sequence[IpNetwork]
+    web: CloudStackWeb, links: LinkBook, stores: Mapping[str, Store], uploads: Uploads, networks: CopyNetworks
 ) -> list[BaseRoute]:
     """Return the routes."""
     receive = BrowserUploads(web, links, uploads)
@@ -217,6 +236,15 @@ def _signed_urls(request: Request, uuid: str) -> list[str]:
     hosts = [each.strip() for each in given.split(",") if each.strip()][:8]
     hosts += [each.rpartition(":")[0] for each in hosts if each.rpartition(":")[2].isdecimal()]
     return [f"{scheme}://{host}/upload/{uuid}" for scheme in ("https", "http") for host in hosts]
+
+
+def _address(text: str) -> IpAddress | None:
+    """Return an address. Return IPv4 for an IPv4 client of an IPv6 socket, and None for another text."""
+    try:
+        found = ipaddress.ip_address(text.strip())
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
 
 
 def _basic(header: str) -> bytes:

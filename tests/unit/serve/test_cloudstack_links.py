@@ -136,6 +136,21 @@ def test_copy_address(service: Service, start_service: Callable[..., Any]) -> No
     assert other.request("GET", COPY, headers=login()).status == 200
 
 
+@pytest.mark.parametrize(
+    ("forwarded", "status"),
+    [("192.0.2.9", 200), ("127.0.0.1, 192.0.2.9", 200), ("192.0.2.9, 192.0.2.10", 403), ("nonsense", 403), ("", 403)],
+)
+def test_copy_through_a_proxy(start_service: Callable[..., Any], forwarded: str, status: int) -> None:
+    """Behind a trusted proxy, the last address that it reports counts."""
+    service = start_service(cloudstack=True, trusted_proxies=["127.0.0.1/32"], copy_networks=["10.0.0.0/8"])
+    connect_agent(service)
+    (service.store / KEY).parent.mkdir(parents=True)
+    (service.store / KEY).write_bytes(IMAGE)
+    allow(service, "192.0.2.9", "127.0.0.1")
+    answer = service.request("GET", COPY, headers=login() | {"X-Forwarded-For": forwarded})
+    assert answer.status == status
+
+
 @pytest.mark.parametrize("path", [f"{DIRECTORY}/../x", f"{DIRECTORY}/template", "other/" + KEY, f"{DIRECTORY}/.hidden"])
 def test_copy_other_paths(service: Service, path: str) -> None:
     """A copy gives objects only: no directories, hidden files or unknown stores."""
