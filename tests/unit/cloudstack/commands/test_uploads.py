@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,6 +78,15 @@ def test_completed(service: Service, ask: Ask) -> None:
     sizes = (answers[0]["virtualSize"], answers[0]["physicalSize"], answers[0]["downloadPercent"])
     assert sizes == (len(IMAGE), len(IMAGE), 100)
     assert (service.store / answers[0]["installPath"]).read_bytes() == IMAGE
+
+
+def test_volume(service: Service, ask: Ask) -> None:
+    """An upload of a volume is complete at the place of a volume."""
+    parameters = signed(service, absolutePath="volumes/1/3", type="VOLUME", checksum=hashlib.md5(IMAGE).hexdigest())
+    assert post(service, IMAGE, parameters).status == 200
+    answer = ask(status(entityType="Volume")).content
+    assert (answer["status"], answer["installPath"]) == ("COMPLETED", "volumes/1/3/3.raw")
+    assert (service.store / "volumes/1/3/volume.properties").exists()
 
 
 def test_refused(service: Service, ask: Ask) -> None:
