@@ -13,7 +13,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from ssvm_worker.config.schema import RetrySection
+from ssvm_worker.config.schema import CallbackSection, RetrySection
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.net.sockets import AddressRefused
@@ -35,10 +35,10 @@ class CallbackSettings:
     #: The key of the HMAC-SHA256. None omits the signature.
     secret: str | None = None
     #: For the whole exchange, from the connection to the last byte of the response's head.
-    timeout_s: float = 10.0
+    timeout_s: float = CallbackSection().timeout_s
     #: The networks in which receivers may be.
     rule: AddressRule = field(default_factory=AddressRule)
-    max_tries: int = 8
+    max_tries: int = CallbackSection().max_tries
     ca_file: str | None = None
     #: The delays between tries.
     policy: RetrySection = field(default_factory=RetrySection)

@@ -10,6 +10,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
+from ssvm_worker.config.schema import LedgerSection
 from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, WorkerError
 
 from . import scripts
@@ -57,8 +58,8 @@ class Ledger:
         url: str,
         *,
         prefix: str = "",
-        claim_s: float = 10.0,
-        keep_s: float = 30 * 86400.0,
+        claim_s: float = LedgerSection().claim_s,
+        keep_s: float = LedgerSection().keep_days * 86400.0,
         limits: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """*limits*: how many jobs that use the same store, source or account may run at once. 0 means no limit."""

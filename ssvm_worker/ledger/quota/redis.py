@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ssvm_worker.config.schema import LedgerSection
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger import scripts
 from ssvm_worker.ledger.connection import connect, translated
@@ -30,7 +31,7 @@ class SharedQuota:
     *claim_s*: seconds after which the reservation of a dead worker expires.
     """
 
-    def __init__(self, url: str, *, prefix: str = "", claim_s: float = 10.0) -> None:
+    def __init__(self, url: str, *, prefix: str = "", claim_s: float = LedgerSection().claim_s) -> None:
         self._url = url
         self._prefix = f"{prefix}ssvm.quota:"
         self._claim_s = claim_s

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+from ssvm_worker.config.schema import LedgerSection
 from ssvm_worker.errors import StoreUnavailable, WorkerError
 from ssvm_worker.ledger import scripts
 from ssvm_worker.ledger.connection import connect, translated
@@ -31,7 +32,7 @@ class SharedSlots:
     that its worker does not renew is free.
     """
 
-    def __init__(self, url: str, *, prefix: str = "", claim_s: float = 10.0) -> None:
+    def __init__(self, url: str, *, prefix: str = "", claim_s: float = LedgerSection().claim_s) -> None:
         self._url = url
         self._prefix = f"{prefix}ssvm.slots:"
         self._claim_s = claim_s

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 
+from ssvm_worker.config.schema import NfsSection
 from ssvm_worker.errors import (
     Cancelled,
     ConfigError,
@@ -45,6 +46,8 @@ from .health import SharedExportHealth
 from .mountinfo import Mount, mounts
 from .probe import OK, STALE, probe
 
+#: The [nfs] section without any setting.
+DEFAULTS = NfsSection()
 _POLL_S = 0.05
 #: Seconds for which a probe is valid. If the server fails in this time, a call notices the failure.
 _PROBE_VALID_S = 5.0
@@ -75,9 +78,9 @@ class MountTimeouts:
     """Time limits in seconds."""
 
     #: For a mount, and for an unmount.
-    mount_s: float = 30.0
+    mount_s: float = DEFAULTS.mount_s
     #: For a probe.
-    probe_s: float = 10.0
+    probe_s: float = DEFAULTS.probe_s
 
 
 class Mounted:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssvm_worker.net.nfs_url import DEFAULTS, parse_export
+from ssvm_worker.net.nfs_url import parse_export
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.file.tree import DirectoryTree
 
 from .commands import MountCommands, SystemCommands
 from .health import ExportHealth
-from .mount import Mounted, MountTimeouts
+from .mount import DEFAULTS, Mounted, MountTimeouts
 from .network_path import NetworkPath
 
 
@@ -23,11 +23,11 @@ class NfsSettings:
     #: The directory of this host for mountpoints and their lock files.
     mount_root: Path
     #: Default mount options. A URL can override them.
-    options: str = DEFAULTS
+    options: str = DEFAULTS.options
     #: Time limit in seconds of a mount, and of an unmount.
-    mount_s: float = 30.0
+    mount_s: float = DEFAULTS.mount_s
     #: Time limit in seconds of a probe. After it the breaker opens.
-    probe_s: float = 10.0
+    probe_s: float = DEFAULTS.probe_s
     #: The address of this host in the storage network, and the router there.
     source_address: str | None = None
     gateway: str | None = None
