@@ -7,16 +7,21 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ssvm_worker.demo.cloudstack.management import make_management_server
+from ssvm_worker.demo.cloudstack.server import ServerTimes
 from ssvm_worker.formats.writers.qcow2 import CLUSTER, qcow2
 from ssvm_worker.units import MiB
+from tests.servers.agent import running_agent, section_for
 from tests.servers.http import HttpServer
 from tests.servers.s3 import S3Server
 from tests.servers.worker import Site
 from tests.unit.cloudstack.commands.agents import NFS, PLACE, Agent, data_object, s3_object
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.e2e
 
@@ -205,3 +210,31 @@ def test_data_of_others(zones: Callable[[str], Zone], s3_server: S3Server, http_
         assert {each["Key"] for each in listed if not each["Key"].endswith("/")} == keys
     else:
         assert set(zone.site.files()) - {".ssvm-store"} == keys
+
+
+def test_with_a_server(make_site: Callable[..., Site], http_server: HttpServer, tmp_path: Path) -> None:
+    """A simulated management server brings an agent Up, registers a template, reads it in all ways, and deletes it."""
+    times = ServerTimes(ping=1, ping_timeout=PATIENCE_S, poll=0.5)
+    with make_management_server(tmp_path / "ca", times=times) as server:
+        row = server.zone.add_store(PLACE)
+        server.zone.add_system_vm("s-1-VM", "192.0.2.77")
+        site = make_site(cloudstack={**section_for(server), "stores": {PLACE: "primary"}})
+        site.start()
+        with running_agent(site.settings):
+            server.wait_up(timeout=PATIENCE_S)
+            data = image()
+            template = server.register_template(http_server.serve("a.qcow2", data))
+            server.wait_ready(template, PATIENCE_S)
+            assert (template.size, template.physical_size) == (1 << 30, len(data))
+            digest = f"{{SHA-512}}{hashlib.sha512(data).hexdigest()}"
+            assert template.checksum == digest
+            assert server.checksum(template).details == digest
+            [(_, stats)] = server.collect_stats()
+            assert stats.ok
+            folder = f"template/tmpl/{template.account}/{template.id}"
+            assert server.browse(row, folder).fields["names"] == [
+                *(f"{template.id}.qcow2", "manifest.json", "template.properties"),
+            ]
+            assert row.parent == "211a4e01-cf68-3a99-9f57-f56c563748d4"
+            assert server.delete(template).ok
+            assert set(site.files()) <= {".ssvm-store"}
