@@ -50,6 +50,19 @@ def check_key(key: str) -> str:
     return key
 
 
+def check_foreign_key(key: str) -> str:
+    """Return *key* if it is safe on every store, although this program may give no object such a name.
+
+    CloudStack's Java agent keeps the names of the files in an OVA, with blanks. Raise InvalidRequest for other keys.
+    """
+    for part in key.split("/"):
+        hidden = part.startswith(".") or not part.isprintable() or "\\" in part
+        if not part or hidden or len(part.encode(errors="replace")) > MAX_NAME:
+            what = "The key has a part that is empty, hidden, too long or not printable"
+            raise misused(InvalidRequest(what, ascii(key[:80]), "Rename the file"))
+    return key
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A template, ISO, volume or backup. It exists completely or not at all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from ssvm_worker.artifacts.layout import check_key
 from ssvm_worker.errors import InvalidRequest
@@ -11,10 +12,10 @@ from ssvm_worker.errors import InvalidRequest
 _MOUNT = re.compile(r"/mnt/SecStorage/[0-9A-Za-z-]+/")
 
 
-def key_of(path: str | None) -> str:
+def key_of(path: str | None, check: Callable[[str], str] = check_key) -> str:
     """Return the key of a path: without the Java agent's mount directory, and without needless slashes.
 
-    Raise InvalidRequest for an empty path, and for one that could leave the store.
+    Raise InvalidRequest for an empty path, and for one that *check* refuses because it could leave the store.
     """
     text = path or ""
     if match := _MOUNT.match(text):
@@ -22,4 +23,4 @@ def key_of(path: str | None) -> str:
     parts = [each for each in text.split("/") if each]
     if not parts:
         raise InvalidRequest("The command has no path", "path")
-    return check_key("/".join(parts))
+    return check("/".join(parts))

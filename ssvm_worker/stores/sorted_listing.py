@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import marshal
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from typing import IO
@@ -35,8 +35,13 @@ def below(prefix: str) -> str:
 
 def is_key(path: str) -> bool:
     """Return whether the path is a valid key. Listings omit other paths, because the worker did not write them."""
+    return passes(check_key, path)
+
+
+def passes(check: Callable[[str], str], path: str) -> bool:
+    """Return whether the path satisfies a rule of keys."""
     try:
-        return bool(check_key(path))
+        return bool(check(path))
     except InvalidRequest:
         return False
 

@@ -164,6 +164,9 @@ class HoldsForeign(Protocol):
     def delete_foreign(self, key: str) -> None:
         """Delete such an object. A missing object is no error."""
 
+    def lenient(self) -> Store:
+        """Return the same store with the rule of ``layout.check_foreign_key``: it lists and takes such keys too."""
+
 
 class Store(Protocol):
     """Image store.

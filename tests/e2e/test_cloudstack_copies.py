@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from tests.servers.worker import Site
 from tests.unit.cloudstack.commands.agents import NFS, PLACE, Agent, data_object, java_template, java_volume, s3_object
 from tests.unit.cloudstack.recorded import DATA as DATA_FILES
 from tests.unit.cloudstack.recorded import conversations, vectors
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.e2e
 
@@ -212,6 +215,11 @@ def test_s3(zone: Zone, s3_server: S3Server) -> None:
     back = zone.copy("Template", to_s3["path"], CACHE, "template/tmpl/2/7", source=bucket, size=1 << 30)
     assert (back["path"], back["size"]) == ("template/tmpl/2/7/9e8d.qcow2", 1 << 30)
     assert zone.files() == {"template/tmpl/2/7/9e8d.qcow2": b"xxx"}
+    (zone.site.store / "volumes/2/31").mkdir(parents=True)
+    (zone.site.store / "volumes/2/31/My disk (1).ova").write_bytes(b"odd")
+    odd = zone.copy("Volume", "volumes/2/31/My disk (1).ova", bucket, "volumes/2/31", size=3)
+    assert zone.copy("Volume", odd["path"], CACHE, "volumes/2/31", source=bucket, size=3)["path"] == odd["path"]
+    assert (zone.second / odd["path"]).read_bytes() == b"odd"
     (zone.second / "snapshots/2/31").mkdir(parents=True)
     (zone.second / "snapshots/2/31/5f2b").write_bytes(b"snapshot")
     snapshot = zone.copy("Snapshot", "snapshots/2/31/5f2b", bucket, "snapshots/2/31", source=CACHE)
@@ -282,6 +290,28 @@ def test_same_command_attaches(zone: Zone) -> None:
         thread.join()
     assert len({str(each["newData"]) for each in answers}) == 1
     assert sum(each.result["bytes"] > 0 for each in zone.site.ledger.page() if each.result) == 1
+
+
+def test_killed_worker(zone: Zone) -> None:
+    """The worker dies in the middle of a copy: the answer is a success of the next worker, and no part stays."""
+    file = zone.site.store / "snapshots/2/31/5f2b"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(os.urandom(32 << 20) * 8)
+    answers: list[dict[str, Any]] = []
+    thread = threading.Thread(
+        target=lambda: answers.append(zone.copy("Snapshot", "snapshots/2/31/5f2b", IMAGE, "snapshots/2/31"))
+    )
+    thread.start()
+    zone.site.until(lambda: any(each.suffix == ".part" for each in zone.second.rglob("*")), "the copy has begun")
+    zone.site.workers[0].kill()
+    assert not answers
+    zone.site.start()
+    thread.join(PATIENCE_S)
+    assert [each["physicalSize"] for each in answers] == [file.stat().st_size]
+    assert [each.name for each in zone.second.rglob("*") if each.is_file()] == ["5f2b"]
+    assert filecmp.cmp(file, zone.second / "snapshots/2/31/5f2b", shallow=False)
+    (record,) = zone.site.ledger.page()
+    assert record.attempted == 2
 
 
 def _recorded(name: str) -> list[RawMessage]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ssvm_worker.artifacts.layout import Artifact
+from ssvm_worker.artifacts.layout import Artifact, check_foreign_key
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.cloudstack.artifacts import of_manifest
 from ssvm_worker.cloudstack.image_stores import NamedStore
@@ -44,7 +44,7 @@ from ssvm_worker.cloudstack.transfer_objects import (
 from ssvm_worker.config.schema import SERVER_PREFIX
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound
 from ssvm_worker.jobs.cloudstack_properties import parse_properties
-from ssvm_worker.streaming.interfaces import Store, StoredObject
+from ssvm_worker.streaming.interfaces import HoldsForeign, Store, StoredObject
 from ssvm_worker.streaming.pipeline import read_bytes
 
 DataObject = TemplateObjectTO | VolumeObjectTO | SnapshotObjectTO
@@ -140,7 +140,7 @@ class _Copy:
     def image(self) -> CopyCmdAnswer:
         """Copy a template or volume: its directory, or on the way to or from the Java agent's S3 its file."""
         src: Any = self.command.src
-        found = self._look(partial(_locate_image, key=key_of(src.path)))
+        found = self._look(partial(_locate_image, key=key_of(src.path, check_foreign_key)))
         to = self._directory(("template", "iso") if isinstance(src, TemplateObjectTO) else ("volume",))
         if found.manifest and to == found.directory:
             self._copy_artifact(found.manifest.artifact)
@@ -159,7 +159,7 @@ class _Copy:
     def snapshot(self) -> CopyCmdAnswer:
         """Copy a snapshot: the file of KVM or XenServer, or the directory of an OVF."""
         src: Any = self.command.src
-        found = self._look(partial(_locate_snapshot, key=key_of(src.path)))
+        found = self._look(partial(_locate_snapshot, key=key_of(src.path, check_foreign_key)))
         to = key_of(self.command.dest.path)  # type: ignore[union-attr]
         if to.split("/")[0] != "snapshots" or to.count("/") != 2:
             raise InvalidRequest("This is not the directory of a volume's snapshots", to, "Give snapshots/ACCOUNT/ID")
@@ -179,7 +179,7 @@ class _Copy:
         """Store the file of a snapshot as a template. Delete it if a hypervisor has converted it for this command."""
         src: Any = self.command.src
         dest: Any = self.command.dest
-        found = self._look(partial(_locate_snapshot, key=key_of(src.path)))
+        found = self._look(partial(_locate_snapshot, key=key_of(src.path, check_foreign_key)))
         if not found.file:
             what = "The snapshot is an OVF, which only a VMware zone makes a template of"
             raise InvalidRequest(what, found.directory, "Another SSVM of this zone must serve it")
@@ -213,7 +213,12 @@ class _Copy:
         )
 
     def _look(self, locate: Callable[[Store], LocatedData]) -> LocatedData:
-        return self.services.stores.call(self.source, locate, _LOOK_S)
+        """Look at the source, also at files with names of other programs: those of an OVA that the Java agent keeps."""
+
+        def look(store: Store) -> LocatedData:
+            return locate(store.lenient() if isinstance(store, HoldsForeign) else store)
+
+        return self.services.stores.call(self.source, look, _LOOK_S)
 
     def _directory(self, kinds: tuple[str, ...]) -> str:
         """Return the directory of the target. Its path may also name a file in it. Raise InvalidRequest for others."""

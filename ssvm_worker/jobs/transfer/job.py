@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ssvm_worker.artifacts.layout import DRAFT, MANIFEST, Artifact, check_key
+from ssvm_worker.artifacts.layout import DRAFT, MANIFEST, Artifact, check_foreign_key
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest, write_manifest
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.moving import copy_object, move_object
 from ssvm_worker.jobs.request import JobRequest, Privacy
 from ssvm_worker.jobs.usage import forget_usage, record_usage
-from ssvm_worker.streaming.interfaces import Store, StoredObject
+from ssvm_worker.streaming.interfaces import HoldsForeign, Store, StoredObject
 
 #: The files that make the other files of a directory an artifact, in the order in which they are written.
 _MARKS = ("template.properties", "volume.properties", MANIFEST)
@@ -26,7 +26,7 @@ _MARKS = ("template.properties", "volume.properties", MANIFEST)
 
 def _key(value: str) -> str:
     try:
-        return check_key(value)
+        return check_foreign_key(value)
     except WorkerError as error:
         raise ValueError(str(error)) from error
 
@@ -73,7 +73,7 @@ def discard(request: Request, attempt: Attempt) -> None:
     """Remove what failed attempts left of a copy. The files of a move are complete at one of both places."""
     if not request.move:
         _sweep(request, attempt)
-        _remove_leftovers(attempt, attempt.store(request.store), request.place)
+        _remove_leftovers(attempt, _lenient(attempt.store(request.store)), request.place)
 
 
 def run(request: Request, attempt: Attempt) -> dict[str, Any]:
@@ -82,7 +82,13 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     Raises ObjectNotFound if there is no file, and InvalidRequest if the new place has another artifact.
     """
     _sweep(request, attempt)
-    return _Transfer(attempt, request, attempt.store(request.source), attempt.store(request.store)).run()
+    source, target = (_lenient(attempt.store(name)) for name in (request.source, request.store))
+    return _Transfer(attempt, request, source, target).run()
+
+
+def _lenient(store: Store) -> Store:
+    """Return the store with keys that only other programs use: the Java agent keeps the names of files in an OVA."""
+    return store.lenient() if isinstance(store, HoldsForeign) else store
 
 
 def _sweep(request: Request, attempt: Attempt) -> None:
@@ -123,9 +129,6 @@ class _Transfer:
             return [source.stat(key)]
         except ObjectNotFound:
             found = list(source.list(key))
-        for each in getattr(source, "foreign", lambda _: iter(()))(key):
-            what = f"A file has a name that this program cannot use: {each.key.rpartition('/')[2][:80]!a}"
-            raise InvalidRequest(what, f"{source.name}:{key}", "Rename it, or copy the directory by other means")
         if not found and not (self.request.move and self._there()):
             raise ObjectNotFound("There is no such object or directory", f"{source.name}:{key}", "Check the key")
         return found

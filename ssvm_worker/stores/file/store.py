@@ -14,6 +14,7 @@ A failed write, fsync or close is final. On NFS only the write reports ENOSPC; a
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import os
 import re
@@ -22,7 +23,7 @@ import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from ssvm_worker.artifacts.layout import check_key
+from ssvm_worker.artifacts.layout import check_foreign_key, check_key
 from ssvm_worker.errors import (
     ObjectNotFound,
     Permanent,
@@ -32,7 +33,7 @@ from ssvm_worker.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from ssvm_worker.stores.sorted_listing import check_prefix, is_key
+from ssvm_worker.stores.sorted_listing import check_prefix, is_key, passes
 from ssvm_worker.streaming.interfaces import CHUNK, Owner, Store, StoredObject, StoreUsage
 
 from .part_file import FileSink, ObjectPath, PartName, begin, job_in_name
@@ -55,6 +56,13 @@ class FileStore:
         self.name = name
         self.url = f"file://{root}"
         self._tree = DirectoryTree(root, shared=shared)
+        self._check = check_key
+
+    def lenient(self) -> FileStore:
+        """See HoldsForeign."""
+        twin = copy.copy(self)
+        twin._check = check_foreign_key
+        return twin
 
     def writer(
         self,
@@ -115,7 +123,7 @@ class FileStore:
         with translating(self._location(prefix)):
             for found in self._tree.walk(_names(prefix)):
                 key = "/".join(found.path)
-                if is_key(key):
+                if passes(self._check, key):
                     yield StoredObject(key, found.size, modified=found.modified)
 
     def foreign(self, prefix: str = "") -> Iterator[StoredObject]:
@@ -184,7 +192,7 @@ class FileStore:
         return f"{self.name}:{key}"
 
     def _path(self, key: str) -> ObjectPath:
-        return ObjectPath(self._tree, check_key(key), self._location(key))
+        return ObjectPath(self._tree, self._check(key), self._location(key))
 
     def _begin(self, path: ObjectPath, owner: Owner, resume: bool) -> FileSink:
         with translating(path.location):
@@ -220,9 +228,9 @@ class FileStore:
 
 
 def _part(found: TreeFile) -> PartName | None:
-    """Return the part's name. Return None for any other file, and for a part whose object name is not a valid key."""
+    """Return the part's name. Return None for any other file, and for a part whose object name is not a safe key."""
     part = PartName.parse(found.path[-1])
-    return part if part and is_key(part.name) else None
+    return part if part and passes(check_foreign_key, part.name) else None
 
 
 def _is_silly(found: TreeFile) -> bool:

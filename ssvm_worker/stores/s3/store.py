@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from botocore.exceptions import ClientError
 
-from ssvm_worker.artifacts.layout import check_key
+from ssvm_worker.artifacts.layout import check_foreign_key, check_key
 from ssvm_worker.errors import (
     InvalidRequest,
     ObjectNotFound,
@@ -21,7 +22,7 @@ from ssvm_worker.errors import (
     StoreUnavailable,
 )
 from ssvm_worker.net.sockets import TICK, Stalled
-from ssvm_worker.stores.sorted_listing import below, check_prefix, in_order, is_key
+from ssvm_worker.stores.sorted_listing import below, check_prefix, in_order, is_key, passes
 from ssvm_worker.streaming.interfaces import CHUNK, Check, Owner, Sink, Store, StoredObject, StoreUsage
 
 from .capabilities import Features, known_features, probe
@@ -56,6 +57,13 @@ class S3Store:
         self._root = below(prefix)
         #: The job of each upload that this process has begun. The server does not know it.
         self._uploads: dict[str, str] = {}
+        self._check = check_key
+
+    def lenient(self) -> S3Store:
+        """See HoldsForeign."""
+        twin = copy.copy(self)
+        twin._check = check_foreign_key
+        return twin
 
     def writer(
         self,
@@ -68,7 +76,7 @@ class S3Store:
         copy_from: Store | None = None,
     ) -> S3Sink:
         """See Store. The sink sends a small object at its commit."""
-        path = self._root + check_key(key)
+        path = self._root + self._check(key)
         self._bucket.check()
         target = CommitTarget(self._bucket, path, key, self._location(key), owner, self.features)
         copier = PartCopier(copy_from._bucket.name, copy_from._root + key) if self._shares_server(copy_from) else None
@@ -92,11 +100,11 @@ class S3Store:
 
     def reader(self, key: str) -> S3Reader:
         """See Store."""
-        return S3Reader(self._bucket, self._root + check_key(key), self._location(key))
+        return S3Reader(self._bucket, self._root + self._check(key), self._location(key))
 
     def presign(self, key: str, seconds: int) -> str:
         """Return a URL with which anyone can read the object for *seconds*. The URL cannot be revoked."""
-        path = self._root + check_key(key)
+        path = self._root + self._check(key)
         disposition = f'attachment; filename="{key.rpartition("/")[2]}"'
         parameters = {"Bucket": self._bucket.name, "Key": path, "ResponseContentDisposition": disposition}
         with self._translating(key):
@@ -104,7 +112,7 @@ class S3Store:
 
     def stat(self, key: str) -> StoredObject:
         """See Store."""
-        path = self._root + check_key(key)
+        path = self._root + self._check(key)
         try:
             with self._translating(key):
                 head = self._bucket.client.head_object(Bucket=self._bucket.name, Key=path)
@@ -116,7 +124,7 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """See Store. The store sorts the objects, because servers use different orders. Memory: see ``in_order``."""
-        yield from in_order(each for each in self._listed(prefix) if is_key(each.key))
+        yield from in_order(each for each in self._listed(prefix) if passes(self._check, each.key))
 
     def foreign(self, prefix: str = "") -> Iterator[StoredObject]:
         """Yield the objects below *prefix* that ``list`` omits because of their keys, in any order."""
@@ -141,7 +149,7 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         """See Store."""
-        path = self._root + check_key(key)
+        path = self._root + self._check(key)
         with contextlib.suppress(ObjectNotFound), self._translating(key):
             self._bucket.client.delete_object(Bucket=self._bucket.name, Key=path)
 
@@ -168,7 +176,7 @@ class S3Store:
         """See Store. The store requests the list of parts of each upload."""
         with self._translating(prefix):
             for each in open_uploads(self._bucket, self._below(prefix)):
-                if is_key(key := each["Key"][len(self._root) :]):
+                if passes(self._check, key := each["Key"][len(self._root) :]):
                     size, modified = _progress(self._bucket, each)
                     yield StoredObject(key, size, modified=modified)
 

@@ -32,10 +32,18 @@ OVF = ovf_with_hardware("root.vmdk", "data.vmdk")
 OVA, OF_ROOT, OF_DATA = Artifact("template", "2", "7"), "template/tmpl/2/7", "template/tmpl/2/9"
 
 
-@pytest.fixture(params=["file", "memory"])
+class Renameless(MemoryStore):
+    """A store that cannot rename, like S3."""
+
+    rename = None  # type: ignore[assignment]
+
+
+@pytest.fixture(params=["file", "memory", "renameless"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """A store of each kind."""
-    return FileStore("primary", tmp_path) if request.param == "file" else MemoryStore("primary")
+    if request.param == "file":
+        return FileStore("primary", tmp_path)
+    return MemoryStore("primary") if request.param == "memory" else Renameless("primary")
 
 
 def download_ova(server: HttpServer, store: Store) -> None:

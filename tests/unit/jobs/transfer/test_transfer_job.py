@@ -224,15 +224,51 @@ def test_invalid(fields: dict[str, Any]) -> None:
         parse_request(transfer.Request, {"source": "primary"} | fields, "transfer")
 
 
-def test_unusable_name(tmp_path: Path, archive: MemoryStore) -> None:
-    """A directory with a file that the store cannot name is refused, because the copy would lack it."""
-    (tmp_path / "template/tmpl/2/7").mkdir(parents=True)
-    store = FileStore("primary", tmp_path)
-    java_template(store)
-    (tmp_path / "template/tmpl/2/7/my disk.vmdk").write_bytes(b"disk")
-    with pytest.raises(InvalidRequest, match="my disk"):
-        run(store, archive, source="primary", key="template/tmpl/2/7", store="archive")
+ODD = ("my disk.vmdk", "Übung (1).iso", "x" * 150 + " .vmdk")
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> FileStore:
+    """A store with files that have names of an OVA, which this program never uses."""
+    folder = tmp_path / "odd/volumes/2/7"
+    folder.mkdir(parents=True)
+    for name in (*ODD, "volume.properties"):
+        (folder / name).write_bytes(name.encode())
+    return FileStore("primary", tmp_path / "odd")
+
+
+def test_odd_names(odd: FileStore, tmp_path: Path) -> None:
+    """Files with names that this program never uses are copied and moved too."""
+    (tmp_path / "archive").mkdir()
+    target = FileStore("archive", tmp_path / "archive")
+    result = run(odd, target, source="primary", key="volumes/2/7", store="archive")
+    expected = {f"volumes/2/7/{name}": name.encode() for name in (*ODD, "volume.properties")}
+    assert content(target.lenient()) == content(odd.lenient()) == expected
+    assert set(result["objects"]) == expected.keys()
+    assert run(odd, target, source="primary", key="volumes/2/7", store="archive")["bytes"] == 0
+    run(odd, source="primary", key="volumes/2/7", store="primary", to="volumes/3/7", move=True)
+    assert content(odd.lenient()) == {key.replace("/2/", "/3/"): data for key, data in expected.items()}
+    assert [*odd.list()] == [*odd.list("volumes/3/7")] != []
+
+
+def test_odd_names_for_a_strict_store(odd: FileStore, archive: MemoryStore) -> None:
+    """A store that takes no such names gets nothing of the directory."""
+    request = parse_request(
+        transfer.Request, {"source": "primary", "key": "volumes/2/7", "store": "archive"}, "transfer"
+    )
+    with pytest.raises(InvalidRequest):
+        transfer.run(request, attempt(odd, archive))
+    transfer.discard(request, attempt(odd, archive))
     assert content(archive) == {}
+
+
+def test_killed_at_an_odd_name(odd: FileStore, tmp_path: Path) -> None:
+    """An unfinished write of such a file is swept."""
+    (tmp_path / "archive").mkdir()
+    target = FileStore("archive", tmp_path / "archive")
+    target.lenient().writer(f"volumes/2/7/{ODD[0]}", owner=Owner("job-1", 0)).write(b"da")
+    run(odd, target, source="primary", key="volumes/2/7", store="archive")
+    assert not list((tmp_path / "archive").rglob(".*"))
 
 
 def test_backup_is_refused(primary: Store, archive: MemoryStore) -> None:
