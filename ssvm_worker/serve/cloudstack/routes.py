@@ -46,7 +46,8 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _LOG = logging.getLogger("ssvm.serve")
 _NOT_FOUND = "This link does not exist, has expired, or was revoked\n"
-#: A page of the management server's web interface sends the file. So any origin may.
+#: A page of the management server's web interface sends the file. So any origin may. A browser refuses two of these
+#: headers, even with the same value.
 _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, OPTIONS",
@@ -160,7 +161,8 @@ class BrowserUploads:
             response = await self._answer(request)
         except (HTTPException, WorkerError) as error:
             response = await error_response(request, error)
-        response.headers.update(_CORS)
+        if "uuid" in request.path_params:  # the Apache of a system VM, which sends the other form, adds its own
+            response.headers.update(_CORS)
         await respond(request, response, send)
 
     async def _answer(self, request: Request) -> Response:
