@@ -109,6 +109,19 @@ def test_life_of_a_template(zones: Callable[[str], Zone], http_server: HttpServe
         assert "uniquename=202-2-aaaa\n" in text
 
 
+def test_volume(zones: Callable[[str], Zone], http_server: HttpServer) -> None:
+    """A volume is downloaded, listed by its id, and deleted."""
+    zone = zones("directory")
+    names = {"resourceType": "VOLUME", "installPath": "volumes/2/31", "id": 31, "name": "data-1"}
+    done = zone.download(http_server.serve("v.qcow2", image()), **names)
+    assert (done["downloadStatus"], done["installPath"]) == ("DOWNLOADED", "volumes/2/31/31.qcow2"), done
+    infos = zone.agent.send("ListVolumeCommand", store=zone.store)["templateInfos"]
+    assert {key: each["templateName"] for key, each in infos.items()} == {"31": "data-1"}
+    assert zone.agent.send("ListTemplateCommand", store=zone.store)["templateInfos"] == {}
+    assert zone.agent.send("DeleteCommand", data=data_object("Volume", done["installPath"]))["result"] is True
+    assert zone.agent.send("ListVolumeCommand", store=zone.store)["templateInfos"] == {}
+
+
 def test_checksum_and_404(zones: Callable[[str], Zone], http_server: HttpServer) -> None:
     """A wrong checksum and a missing file are errors of the download with their reasons."""
     zone, data = zones("directory"), image()
