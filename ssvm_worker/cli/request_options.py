@@ -28,7 +28,26 @@ class JobParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Add the options of the job's fields, then parse."""
         if self.job is not None:
-            _add_fields(self, self.job.Request)
+            self.add_argument(
+                "--request", metavar="FILE", help="read the request, a JSON object, from FILE (- for stdin)"
+            )
+            group = self.add_argument_group("request")
+            for name, field in self.job.Request.model_fields.items():
+                option = f"--{name.replace('_', '-')}"
+                shape = _shape(field.annotation)
+                note = field.description or ""
+                if shape is dict:
+                    group.add_argument(
+                        option, metavar="NAME=VALUE", action="append", type=_pair, help=f"{note} (repeatable)"
+                    )
+                elif field.annotation is bool:
+                    group.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=note)
+                elif shape is list:
+                    group.add_argument(
+                        option, metavar="A,B", action="append", help=f"{note} (comma-separated or repeated)"
+                    )
+                else:
+                    group.add_argument(option, metavar=name.upper(), help=note)
             self.job = None
         return super().parse_known_args(args, namespace)
 
@@ -41,23 +60,6 @@ def add_jobs(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -
         each.job = job
         each.set_defaults(job=job)
         yield each
-
-
-def _add_fields(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
-    parser.add_argument("--request", metavar="FILE", help="read the request, a JSON object, from FILE (- for stdin)")
-    group = parser.add_argument_group("request")
-    for name, field in model.model_fields.items():
-        option = f"--{name.replace('_', '-')}"
-        shape = _shape(field.annotation)
-        note = field.description or ""
-        if shape is dict:
-            group.add_argument(option, metavar="NAME=VALUE", action="append", type=_pair, help=f"{note} (repeatable)")
-        elif field.annotation is bool:
-            group.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=note)
-        elif shape is list:
-            group.add_argument(option, metavar="A,B", action="append", help=f"{note} (comma-separated or repeated)")
-        else:
-            group.add_argument(option, metavar=name.upper(), help=note)
 
 
 def read_request(args: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:

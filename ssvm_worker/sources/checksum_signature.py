@@ -86,7 +86,19 @@ def _verify(keyring: Keyring, url: str, data: bytes, signature: bytes | None = N
         signed = Path(scratch, "signed")
         output = ["--output", str(signed)] if signature is None else []
         names = [str(Path(scratch, name)) for name in inputs]
-        status = _gpgv([*output, "--keyring", str(keyring.path.resolve()), *names])
+        # Run gpgv, and read its status lines.
+        arguments = [*output, "--keyring", str(keyring.path.resolve()), *names]
+        command = ["gpgv", "--status-fd", "1", *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, env={"LC_ALL": "C", "PATH": _PATH})
+        except FileNotFoundError as error:
+            raise ConfigError(
+                "gpgv is not installed", "download.keyring", "Install gpgv, or remove the keyring"
+            ) from error
+        except subprocess.TimeoutExpired as error:
+            what = f"gpgv did not end within {_TIMEOUT_S:g} s"
+            raise SourceUnavailable(what, "download.keyring", "Check the load of this machine") from error
+        status = done.stdout.decode("utf-8", "replace")
         words = set(re.findall(r"(?m)^\[GNUPG:\] (\w+)", status))
         # One signature of a known key is enough. A broken signature always counts.
         if "GOODSIG" not in words or "VALIDSIG" not in words or "BADSIG" in words:
@@ -97,16 +109,3 @@ def _verify(keyring: Keyring, url: str, data: bytes, signature: bytes | None = N
                 "Compare the file with the publisher's. Trusted keys are in download.keyring",
             )
         return signed.read_bytes() if signature is None else data
-
-
-def _gpgv(arguments: list[str]) -> str:
-    """Run gpgv and return its status lines."""
-    command = ["gpgv", "--status-fd", "1", *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, env={"LC_ALL": "C", "PATH": _PATH})
-    except FileNotFoundError as error:
-        raise ConfigError("gpgv is not installed", "download.keyring", "Install gpgv, or remove the keyring") from error
-    except subprocess.TimeoutExpired as error:
-        what = f"gpgv did not end within {_TIMEOUT_S:g} s"
-        raise SourceUnavailable(what, "download.keyring", "Check the load of this machine") from error
-    return done.stdout.decode("utf-8", "replace")
