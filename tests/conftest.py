@@ -42,6 +42,7 @@ pytest_plugins: list[str] = [
     "tests.backup_bench",
     "tests.copies",
     "tests.migrations",
+    "tests.privileges",
     "tests.uploads",
 ]
 

@@ -7,6 +7,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from tests.neighbours import missing
+
 _PIECE = 64 * 1024
 
 
@@ -14,6 +16,12 @@ def may_mount() -> bool:
     """Whether this process may mount file systems."""
     command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
     return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def require_mounts() -> None:
+    """End the test if this process may not mount file systems."""
+    if not may_mount():
+        missing("the right to mount", "run the test as root, in a container with CAP_SYS_ADMIN")
 
 
 class SmallDisk:

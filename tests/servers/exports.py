@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.stores.nfs.commands import NotSpoken
 from ssvm_worker.stores.nfs.mountinfo import mounts
+from tests.neighbours import missing
 
 #: Of this process alone: the mounts of another process of the tests are in the same table, and would be taken for ours.
 ADDRESS = f"10.{os.getpid() >> 16 & 255}.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
@@ -84,7 +83,7 @@ def memory_exports(root: Path) -> Iterator[MemoryExports]:
     probe = root / "probe"
     probe.mkdir(parents=True)
     if subprocess.run(["mount", "-t", "tmpfs", "probe", str(probe)], capture_output=True).returncode:
-        pytest.skip("only root may mount, and in a container only one with CAP_SYS_ADMIN")
+        missing("the right to mount", "run the test as root, in a container with CAP_SYS_ADMIN")
     _run("umount", str(probe))
     exports = MemoryExports(root)
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.disk import SmallDisk, may_mount
+from tests.servers.disk import SmallDisk, require_mounts
 from tests.servers.http import HttpServer
 from tests.servers.wire import Wire
 from tests.waiting import PATIENCE_S
@@ -75,9 +75,9 @@ def _send_until_reset(client: socket.socket, wire: Wire) -> None:
         client.send(b"x")
 
 
-@pytest.mark.skipif(not may_mount(), reason="needs root, to mount a small file system")
 def test_disk_is_full(tmp_path: Path) -> None:
     """A filled disk reports that it is full, and accepts files again when it is emptied."""
+    require_mounts()
     with contextlib.closing(SmallDisk(tmp_path, 1 << 20)) as disk:
         disk.fill(leave=4096)
         (tmp_path / "small").write_bytes(b"fits")

@@ -25,6 +25,7 @@ from ssvm_worker.jobs.cloudstack_properties import parse_properties
 from ssvm_worker.stores.file.tree import translated
 from ssvm_worker.streaming.interfaces import Owner, Source, Store, StoredObject
 from ssvm_worker.streaming.pipeline import put_bytes
+from tests.privileges import unprivileged
 from tests.servers.broker import Broker
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3
@@ -296,14 +297,16 @@ def test_all_of_a_list(zone: Agent, command: str) -> None:
     assert names(zone.send(command, store=NFS)) == ALL[command]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every directory")
-def test_unreadable_directory(broker: Broker, tmp_path: Path) -> None:
+def test_unreadable_directory(broker: Broker, public_root: Path) -> None:
     """A directory that cannot be read fails the list."""
-    agent = Agent(settings_of(broker, tmp_path))
-    java_template(tmp_path / "store", 1, 224, "a")
-    java_template(tmp_path / "store", 2, 225, "b")
-    (tmp_path / "store/template/tmpl/2").chmod(0)
-    assert agent.send("ListTemplateCommand", store=NFS)["result"] is False
+    agent = Agent(settings_of(broker, public_root))
+    java_template(public_root / "store", 1, 224, "a")
+    java_template(public_root / "store", 2, 225, "b")
+    with unprivileged():
+        assert agent.send("ListTemplateCommand", store=NFS)["result"] is True
+    (public_root / "store/template/tmpl/2").chmod(0)
+    with unprivileged():
+        assert agent.send("ListTemplateCommand", store=NFS)["result"] is False
 
 
 # S3

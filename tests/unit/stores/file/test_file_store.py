@@ -7,7 +7,6 @@ import errno
 import os
 import resource
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +29,7 @@ from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests.contracts.resumable_store import ResumableStoreContract
 from tests.contracts.store import BIG, ME, fill, get, keys, put
 from tests.neighbours import open_handles
-
-NOBODY = 65534
+from tests.privileges import unprivileged
 
 
 class TestFileStore(ResumableStoreContract):
@@ -59,26 +57,6 @@ def files_no_larger_than(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """Give up root's right to ignore permissions."""
-    was = os.geteuid()
-    if was == 0:
-        os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(was)
-
-
-@pytest.fixture
-def public_root() -> Iterator[Path]:
-    """Return a directory that every user may enter, unlike pytest's own."""
-    with tempfile.TemporaryDirectory() as path:
-        Path(path).chmod(0o755)
-        yield Path(path)
 
 
 # Parts

@@ -9,6 +9,7 @@ import pytest
 
 from ssvm_worker.errors import ConfigError, StoreUnavailable
 from ssvm_worker.stores.nfs.network_path import NetworkPath, source_address_for
+from tests.neighbours import missing
 
 
 def refuse(command: object) -> str:
@@ -50,6 +51,7 @@ def test_no_route() -> None:
 IN_A_NETWORK = """
 import subprocess
 from ssvm_worker.stores.nfs.network_path import NetworkPath, source_address_for
+from tests.neighbours import missing
 
 def run(command):
     return subprocess.run(command, capture_output=True, text=True).stderr
@@ -66,5 +68,5 @@ assert source_address_for("10.50.0.5", 2049) == "10.9.0.3"
 def test_route_is_made() -> None:
     """With a gateway the server gets its own route from the configured address."""
     if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("only root may have a network of its own")
+        missing("the right to create a network namespace", "run the test as root")
     subprocess.run(["unshare", "-n", sys.executable, "-c", IN_A_NETWORK], check=True)
