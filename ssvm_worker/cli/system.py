@@ -24,6 +24,11 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     demo = commands.add_parser(
         "demo", help="run real jobs on this machine, with an embedded broker, store and vCenter", parents=[common]
     )
+    demo.add_argument(
+        "--cloudstack",
+        action="store_true",
+        help="let a simulated CloudStack management server register, link and delete a template instead",
+    )
     demo.add_argument("--url", help="download this URL instead of the image that the demo creates")
     demo.add_argument("--keep", action="store_true", help="keep the demo and Flower running until Ctrl-C")
     demo.set_defaults(command=_demo)
@@ -72,7 +77,18 @@ def _demo(args: argparse.Namespace, output: Output) -> int:
         _close(bars)
         print(text, file=sys.stderr if output.as_json else sys.stdout, flush=True)
 
-    values = run_demo(url=args.url, keep=args.keep, say=say, show=show)
+    if args.cloudstack:
+        if args.url or args.keep:
+            raise misused(InvalidRequest("--cloudstack excludes --url and --keep", "--cloudstack", "Give only one"))
+        try:
+            from ssvm_worker.demo.cloudstack.run import run_cloudstack_demo
+        except ImportError as error:
+            what = f"The demo with a management server needs {error.name}"
+            raise ConfigError(what, "--cloudstack", "Install it: pip install 'ssvm-worker[demo]'") from error
+
+        values = run_cloudstack_demo(say)
+    else:
+        values = run_demo(url=args.url, keep=args.keep, say=say, show=show)
     output.result(values, "")
     return 0
 

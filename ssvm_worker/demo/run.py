@@ -37,7 +37,8 @@ from .web import Web
 #: Large enough for a meaningful rate, small enough for the disk of a laptop.
 _IMAGE_BYTES = 256 * MiB
 _DISK_BYTES = 32 * MiB
-_READY_S = 180.0
+#: Seconds that a process gets to start.
+READY_S = 180.0
 
 #: Shows a progress record of a running job, by its label.
 Show = Callable[[str, dict[str, Any]], None]
@@ -66,6 +67,22 @@ class Demo:
         self.config_file.write_text("\n".join(self.settings) + "\n")
         return config.load(self.config_file, environ={})
 
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start ``ssvm`` with these arguments and the demo's settings. The process ends with the demo."""
+        log = self.stack.enter_context((self.scratch / f"{arguments[0]}.log").open("wb"))
+        # Temporary files of a killed worker are in the demo's directory, which is removed.
+        environ = {**os.environ, "SSVM_CONFIG": str(self.config_file), "TMPDIR": str(self.scratch)}
+        command = [sys.executable, "-P", "-m", "ssvm_worker", *arguments]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
+        self.stack.callback(stop_process, process)
+        return process
+
+    def failure(self, command: str) -> SourceUnavailable:
+        """Return the error that ``ssvm`` *command* did not start, with the end of its log."""
+        tail = (self.scratch / f"{command}.log").read_text(errors="replace").strip().splitlines()[-5:]
+        what = f"`ssvm {command}` did not start: " + " / ".join(tail)
+        return SourceUnavailable(what, f"ssvm {command}", "Run `ssvm doctor`")
+
 
 def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: Show) -> dict[str, Any]:
     """Run the demo, return the result of each job, and remove all files.
@@ -74,7 +91,7 @@ def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: S
     Raises the error of the first job that fails.
     """
     require_server()
-    with _exit_on_sigterm(), ExitStack() as stack:
+    with exit_on_sigterm(), ExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="ssvm-demo-"))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         demo = Demo(scratch, say, show, stack)
@@ -88,10 +105,10 @@ def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: S
         ]
         bucket, machine = _start_s3(demo), _start_vcenter(demo)
         settings = demo.write_settings()
-        _start_worker(demo, settings)
+        start_worker(demo, settings)
         if keep:
             _start_flower(demo)
-        fields: dict[str, Any] = {"url": url} if url else _make_image(demo)
+        fields: dict[str, Any] = {"url": url} if url else make_image(demo)
         download = _run_job(demo, settings, "download", fields | {"account": "2", "id": "201", "name": "demo template"})
         if bucket:
             destination = f"s3://{bucket}/{download['key'].rpartition('/')[2]}"
@@ -111,7 +128,7 @@ def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: S
 
 
 @contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """Turn SIGTERM into SystemExit while the block runs, so that the servers and the directory are removed."""
 
     def end(*_: Any) -> None:
@@ -164,26 +181,21 @@ def _start_vcenter(demo: Demo) -> Any:
     return machine
 
 
-def _start_worker(demo: Demo, settings: Settings) -> None:
+def start_worker(demo: Demo, settings: Settings) -> None:
+    """Start a worker with the demo's settings, and wait until its broker answers. Raise SourceUnavailable."""
     demo.say("starting a worker with an embedded broker (Valkey) …")
-    log = demo.stack.enter_context((demo.scratch / "worker.log").open("wb"))
-    # Temporary files of a killed worker are in the demo's directory, which is removed.
-    environ = {**os.environ, "SSVM_CONFIG": str(demo.config_file), "TMPDIR": str(demo.scratch)}
-    command = [sys.executable, "-P", "-m", "ssvm_worker", "worker"]
-    worker = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
-    demo.stack.callback(_stop, worker)
-    deadline = time.monotonic() + _READY_S
+    worker = demo.start("worker")
+    deadline = time.monotonic() + READY_S
     while True:
         with contextlib.suppress(WorkerError), assembly.open_ledger(settings) as ledger:
             ledger.counts()
             return
         if worker.poll() is not None or time.monotonic() > deadline:
-            tail = (demo.scratch / "worker.log").read_text(errors="replace").strip().splitlines()[-5:]
-            raise SourceUnavailable("The worker did not start: " + " / ".join(tail), "ssvm worker", "Run `ssvm doctor`")
+            raise demo.failure("worker")
         time.sleep(0.2)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop_process(process: subprocess.Popen[bytes]) -> None:
     """Ask a process to stop, wait up to 20 seconds, then kill its process group."""
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
@@ -193,14 +205,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _make_image(demo: Demo) -> dict[str, Any]:
+def make_image(demo: Demo, size: int = _IMAGE_BYTES) -> dict[str, Any]:
     """Create a qcow2 image, serve it on loopback, and return fields of its download request."""
-    demo.say(f"creating a qcow2 image of {human_size(_IMAGE_BYTES)} and serving it on loopback …")
+    demo.say(f"creating a qcow2 image of {human_size(size)} and serving it on loopback …")
     (demo.scratch / "web").mkdir()
     digest = hashlib.sha256()
     with (demo.scratch / "web" / "demo.qcow2").open("wb") as file:
-        extents = ((start, os.urandom(CLUSTER)) for start in range(0, _IMAGE_BYTES, CLUSTER))
-        for piece in qcow2(extents, 8 * GiB, _IMAGE_BYTES // CLUSTER, "demo.qcow2"):
+        extents = ((start, os.urandom(CLUSTER)) for start in range(0, size, CLUSTER))
+        for piece in qcow2(extents, 8 * GiB, size // CLUSTER, "demo.qcow2"):
             digest.update(piece)
             file.write(piece)
     web = demo.stack.enter_context(Web(demo.scratch / "web"))
@@ -269,5 +281,5 @@ def _start_flower(demo: Demo) -> None:
     log = demo.stack.enter_context((demo.scratch / "flower.log").open("wb"))
     environ = {**os.environ, **environ, "SSVM_CONFIG": str(demo.config_file)}
     flower = subprocess.Popen(argv, stdout=log, stderr=log, env=environ, start_new_session=True)
-    demo.stack.callback(_stop, flower)
+    demo.stack.callback(stop_process, flower)
     demo.also_running.append(f"Flower: http://127.0.0.1:{port}  user demo, password {password}")

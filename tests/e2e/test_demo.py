@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -54,3 +55,22 @@ def test_sigterm(scratch: Path, http_server: HttpServer) -> None:
     until(lambda: users(scratch) == [], "no process is left")
     assert list(scratch.iterdir()) == []
     log.unlink()
+
+
+def test_cloudstack(scratch: Path) -> None:
+    """A simulated management server brings the agent Up, registers and links a template, and deletes both."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
+    command = [sys.executable, "-P", "-m", "ssvm_worker", "demo", "--cloudstack", "--json"]
+    environ["TMPDIR"] = str(scratch)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    template = json.loads(done.stdout)["template"]
+    assert template["installPath"] == "template/tmpl/1/201/201.qcow2"
+    steps = ("is Up", "registers template", "request=PURGE", "gets the link", "has downloaded", "→ Delete: ")
+    lines = done.stderr.splitlines()
+    numbers = [next((at for at, line in enumerate(lines) if each in line), -1) for each in steps]
+    assert numbers == sorted(numbers), done.stderr
+    assert -1 not in numbers, done.stderr
+    assert len(lines) <= 40, done.stderr
+    until(lambda: users(scratch) == [], "no process is left")
+    assert list(scratch.iterdir()) == []

@@ -415,7 +415,9 @@ class AgentConnection:
             self.zone.write(f"no answer to {name}: {pending.failure}")
             return AgentAnswer("", {"result": False, "details": pending.failure})
         answer = AgentAnswer(pending.frame.name, pending.frame.fields)
-        self.zone.write(f"agent  → {describe(answer.name, answer.fields)} ({time.monotonic() - started:.3f} s)")
+        asked = describe(name, {"request": known.get("request")})
+        took = f"{time.monotonic() - started:.3f} s"
+        self.zone.write(f"agent  → {asked}: {describe(answer.name, answer.fields)} ({took})")
         if ordered and not pending.frame.flags & IN_SEQUENCE:
             self.zone.problem(f"{answer.name} has no IN_SEQUENCE flag, so the queue of {host.name} stands still")
             self.closed.wait(max(0.0, started + limit - time.monotonic()))
