@@ -75,16 +75,17 @@ class UserdataEndpoint:
 
     def _open(self, path: str) -> ServedObject:
         """Open the object of a link. Neither a log line nor an answer contains the path, which is a secret."""
+        place = "an unknown object"
         try:
             link = self.web.find(check_path(path))
-        except InvalidRequest:
-            link = None
-        if link is None:
-            raise HTTPException(404, _NOT_FOUND)
-        try:
+            if link is None:
+                raise HTTPException(404, _NOT_FOUND)
+            place = f"{link.store}:{link.key}"
             return _open(self.stores, link.store, link.key, path.rpartition("/")[2])
+        except InvalidRequest as error:
+            raise HTTPException(404, _NOT_FOUND) from error
         except WorkerError as error:
-            _LOG.warning("cannot serve the download link of %s:%s: %s", link.store, link.key, error)
+            _LOG.warning("cannot serve the download link of %s: %s", place, error)
             status = 503 if error.retryable else 404
             headers = {"Retry-After": "5"} if error.retryable else None
             raise HTTPException(status, "The file cannot be read now\n", headers) from error

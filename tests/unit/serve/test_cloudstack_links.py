@@ -6,6 +6,7 @@ import base64
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from ssvm_worker.ledger.cloudstack_web import CopyLogin, PublishedLink
 from ssvm_worker.wiring import assembly
 from tests.cloudstack_uploads import DIRECTORY, connect_agent
-from tests.servers.service import Service
+from tests.servers.broker import StoppableBroker
+from tests.servers.service import Service, serving, settings_of
 
 IMAGE = os.urandom(1 << 20)
 KEY = "template/tmpl/2/202/9e8d7c6b-0000-3000-8000-000000000001.qcow2"
@@ -96,6 +98,17 @@ def test_secret_path(service: Service, caplog: pytest.LogCaptureFixture) -> None
     assert (answer.status, answer.data) == (404, b"The file cannot be read now\n")
     assert KEY in caplog.text
     assert PATH.split("/")[0] not in caplog.text
+
+
+def test_broker_away(stoppable_broker: StoppableBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without the broker nothing is sent, because revocations are unknown, and the log does not show the path."""
+    settings = settings_of(stoppable_broker.with_prefix("t:"), tmp_path / "store", cloudstack=True)
+    with serving(settings) as service:
+        at = publish(service)
+        stoppable_broker.stop()
+        for path in (at, COPY):
+            assert service.request("GET", path, headers=login()).status == 503
+        assert PATH.split("/")[0] not in caplog.text
 
 
 def login(user: str = "cloud", password: str = "s3cret") -> dict[str, str]:
