@@ -25,7 +25,6 @@ from ssvm_worker.jobs.cloudstack_properties import parse_properties
 from ssvm_worker.stores.file.tree import translated
 from ssvm_worker.streaming.interfaces import Owner, Source, Store, StoredObject
 from ssvm_worker.streaming.pipeline import put_bytes
-from tests.privileges import unprivileged
 from tests.servers.broker import Broker
 from tests.servers.s3 import S3Server
 from tests.servers.s3_faults import Fault, FaultyS3
@@ -295,18 +294,6 @@ def test_all_of_a_list(zone: Agent, command: str) -> None:
     """Without a fault the answer has all artifacts."""
     zone.services.stores.fault = lambda store: store  # type: ignore[attr-defined]
     assert names(zone.send(command, store=NFS)) == ALL[command]
-
-
-def test_unreadable_directory(broker: Broker, public_root: Path) -> None:
-    """A directory that cannot be read fails the list."""
-    agent = Agent(settings_of(broker, public_root))
-    java_template(public_root / "store", 1, 224, "a")
-    java_template(public_root / "store", 2, 225, "b")
-    with unprivileged():
-        assert agent.send("ListTemplateCommand", store=NFS)["result"] is True
-    (public_root / "store/template/tmpl/2").chmod(0)
-    with unprivileged():
-        assert agent.send("ListTemplateCommand", store=NFS)["result"] is False
 
 
 # S3
