@@ -16,9 +16,12 @@ import pytest
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.cloudstack.frame import RawMessage
+from ssvm_worker.demo.cloudstack.management import make_management_server
+from ssvm_worker.demo.cloudstack.server import ServerTimes
 from ssvm_worker.wiring.stores import open_store_named
 from tests.archives import ova_of, ovf_with_hardware
 from tests.images import qcow2, qcow2_backed_by, stream_optimized
+from tests.servers.agent import running_agent, section_for
 from tests.servers.http import HttpServer
 from tests.servers.s3 import S3Server
 from tests.servers.worker import Site
@@ -33,6 +36,8 @@ SECOND = "nfs://192.0.2.11/export/sec2"
 CACHE = {"com.cloud.agent.api.to.NfsTO": {"_url": SECOND, "_role": "ImageCache"}}
 IMAGE = {"com.cloud.agent.api.to.NfsTO": {"_url": SECOND, "_role": "Image"}}
 ROOT, DATA = stream_optimized(random.Random(5).randbytes(300_000)), stream_optimized(b"", 1 << 30)
+#: The capacity of ROOT. What the disk says is more certain than what the OVF says.
+ROOT_CAPACITY = 300_032
 OVA = ova_of({"vm.ovf": ovf_with_hardware("root.vmdk", "data.vmdk"), "root.vmdk": ROOT, "data.vmdk": DATA})
 DISK, CAPACITY = qcow2(), 1 << 20
 
@@ -377,3 +382,28 @@ def test_vectors(zone: Zone, s3_server: S3Server, name: str, expected: str) -> N
     assert (answer.content["result"], kind, new.keys()) == (True, kind_of_java, java.keys())
     assert new["path"] == source
     assert zone.send("ListDataStoreObjectsCommand", store=IMAGE if "nfs-to-nfs" in name else bucket, path="/")["count"]
+
+
+def test_story_of_an_ova(make_site: Callable[..., Site], tmp_path: Path, http_server: HttpServer) -> None:
+    """A server registers an OVA for VMware, which becomes ready with a template of its data disk, moves, and goes."""
+    second = tmp_path / "second"
+    second.mkdir()
+    with make_management_server(tmp_path / "ca", times=ServerTimes(poll=0.2, ping_timeout=PATIENCE_S)) as server:
+        rows = [server.zone.add_store(place) for place in (PLACE, SECOND)]
+        section = section_for(server, stores={PLACE: "primary", SECOND: "second"})
+        site = make_site(cloudstack=section, stores={"second": {"url": f"file://{second}"}})
+        site.start()
+        with running_agent(site.settings):
+            server.wait_up(timeout=PATIENCE_S)
+            parent = server.register_template(http_server.serve("a.ova", OVA), "OVA", hypervisor="VMware")
+            server.wait_ready(parent, PATIENCE_S)
+            (child,) = parent.children
+            assert child.ready
+            assert (parent.size, child.size) == (ROOT_CAPACITY, 1 << 30)
+            assert (site.store / parent.install_path).read_bytes() == OVA
+            assert server.move_to_store(child, rows[1]).ok
+            assert sorted(each.name for each in second.rglob("*.vmdk")) == [f"{parent.id}-disk1.vmdk"]
+            for entity in (child, parent):
+                assert server.delete(entity).ok
+        assert server.zone.problems == []
+    assert [*second.rglob("*.vmdk"), *site.store.rglob("*.vmdk")] == []

@@ -43,6 +43,7 @@ from ssvm_worker.cloudstack.transfer_objects import (
 )
 from ssvm_worker.config.schema import SERVER_PREFIX
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound
+from ssvm_worker.formats.ova import is_descriptor
 from ssvm_worker.jobs.cloudstack_properties import parse_properties
 from ssvm_worker.streaming.interfaces import HoldsForeign, Store, StoredObject
 from ssvm_worker.streaming.pipeline import read_bytes
@@ -85,6 +86,8 @@ class LocatedData:
     #: Bytes as the guest sees them; 0 if unknown.
     virtual_size: int = 0
     manifest: Manifest | None = None
+    #: Whether the image is a file. The package of a template of one disk is not: only its files are stored.
+    is_stored: bool = True
 
     @property
     def key(self) -> str:
@@ -144,7 +147,7 @@ class _Copy:
         to = self._directory(("template", "iso") if isinstance(src, TemplateObjectTO) else ("volume",))
         if found.manifest and to == found.directory:
             self._copy_artifact(found.manifest.artifact)
-        elif found.file and not found.manifest and (self.source.is_s3 or self.target.is_s3):
+        elif found.is_stored and not found.manifest and (self.source.is_s3 or self.target.is_s3):
             self._transfer(found.key, f"{to}/{found.file}")
         else:
             self._transfer(found.directory, to)
@@ -261,9 +264,12 @@ def _locate_image(store: Store, key: str) -> LocatedData:
     """Find a template or volume by its directory or its file. Raise ObjectNotFound if there is none."""
     file = _find_file(store, key)
     directory, name = file.key.rpartition("/")[::2] if file else (key, "")
+    parent = key.rpartition("/")[0]
+    if file is None and key.endswith(".ova") and any(is_descriptor(each.key) for each in store.list(parent)):
+        directory, _, name = key.rpartition("/")  # a template of one disk has only the files of its package
     manifest = _manifest(store, directory)
     values = {} if manifest else _read_properties(store, directory)
-    if file is None:
+    if not name:
         listed = of_manifest(manifest) if manifest else None
         name = listed.path.rpartition("/")[2] if listed else values.get("filename", "")
         file = _find_file(store, f"{directory}/{name}") if name else None
@@ -271,7 +277,8 @@ def _locate_image(store: Store, key: str) -> LocatedData:
     if not objects:
         raise ObjectNotFound("There is no such data", f"{store.name}:{key}")
     virtual = int(manifest.entries[0].facts.get("virtual_size", 0)) if manifest else _number(values.get("virtualsize"))
-    return LocatedData(directory, name, file.size if file else sum(each.size for each in objects), virtual, manifest)
+    size = file.size if file else sum(each.size for each in objects)
+    return LocatedData(directory, name, size, virtual, manifest, is_stored=file is not None)
 
 
 def _locate_snapshot(store: Store, key: str) -> LocatedData:

@@ -11,6 +11,7 @@ Differences from the Java agent:
 - The template of the boot disk keeps its package, so its path stays. The Java agent answers with a path without a file.
 - ``ova=true`` in template.properties: the Java agent writes ``ova=false``. So it does not list the template after a
   reconnect, and the server downloads it again.
+- ``size`` is that of the disk. The Java agent repeats the size in the command.
 - A bucket is allowed.
 """
 
@@ -71,7 +72,7 @@ def create_datadisk_template(
         "store": store.name,
     }
     result = run_job(services, "split", request, limit_of(command.wait))
-    size = template.size or result["virtual_size"]
+    size = result["virtual_size"] or template.size
     new = TemplateObjectTO.new(path=result["package"], id=template.id, size=size, physical_size=result["size"])
     return CreateDatadiskTemplateAnswer(result=True, data_disk_template=new)
 

@@ -152,6 +152,18 @@ def test_missing(agent: Agent, kind: str, path: str) -> None:
     assert "no such" in refused(agent, data_object(kind, path), data_object(kind, to, IMAGE))
 
 
+@pytest.mark.parametrize("name", ["gone.qcow2", "gone.ova"])
+def test_missing_image(agent: Agent, tmp_path: Path, name: str) -> None:
+    """An image that is missing in its directory is a failure, unless an OVF is there in place of its package."""
+    java_template(tmp_path / "store", 2, 7, "t")
+    path = f"template/tmpl/2/7/{name}"
+    source, target = data_object("Template", path), data_object("Template", "template/tmpl/2/7", IMAGE)
+    assert "no" in refused(agent, source, target)
+    (tmp_path / "store/template/tmpl/2/7/t.ovf").write_bytes(b"ovf")
+    copy(agent, source, target)
+    assert len(jobs(agent)) == (1 if name.endswith(".ova") else 0)
+
+
 def test_ovf_snapshot_to_template(agent: Agent, tmp_path: Path) -> None:
     """A snapshot that is an OVF becomes no template without VMware."""
     (tmp_path / "store/snapshots/2/31/s").mkdir(parents=True)
