@@ -39,6 +39,8 @@ from . import (
 from .contest import Broken, Row
 
 _UNITS = {"": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB}
+#: The divisor of the sizes with --quick.
+_QUICK = 64
 Bench = Callable[[Path, int, int], list[Row]]
 
 
@@ -54,8 +56,8 @@ class _Plan(NamedTuple):
 
 BENCHES = {
     "download": _Plan(download.bench, (2 * GiB,)),
-    "connections": _Plan(connections.bench, (512 * MiB,), 1),
-    "decompress": _Plan(decompress.bench, (512 * MiB,), 1),
+    "connections": _Plan(connections.bench, (256 * MiB,), 1),
+    "decompress": _Plan(decompress.bench, (256 * MiB,), 1),
     "upload": _Plan(upload.bench, (GiB,)),
     "copy": _Plan(copy.bench, (GiB,), 1),
     "backup": _Plan(backup.bench, (GiB,)),
@@ -87,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "names", nargs="*", metavar="BENCH", help=f"run only {', '.join(BENCHES)} (default: all but {slow})"
     )
+    parser.add_argument("--quick", action="store_true", help=f"check all quickly, with a {_QUICK}th of each size")
     parser.add_argument("--size", type=_size, action="append", help="run with this size, such as 64MiB (repeatable)")
     parser.add_argument(
         "--runs", metavar="N", type=int, help="run each side N times, compare the medians (default: 1 or 3)"
@@ -128,10 +131,12 @@ def _run(args: argparse.Namespace) -> dict[str, list[Row]]:
     results: dict[str, list[Row]] = {}
     for name in args.names or [each for each, plan in BENCHES.items() if not plan.by_name]:
         plan, started = BENCHES[name], time.monotonic()
-        for size in args.size or plan.sizes:
+        quick = [max(1, size // _QUICK) for size in plan.sizes] if args.quick else []
+        runs = args.runs or (1 if args.quick else plan.runs)
+        for size in args.size or quick or plan.sizes:
             print(f"{name}:", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="ssvm-bench-", dir=_scratch()) as scratch:
-                for row in plan.bench(Path(scratch), size, args.runs or plan.runs):
+                for row in plan.bench(Path(scratch), size, runs):
                     results.setdefault(row.section or name, []).append(row)
         print(f"{name} took {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     return results

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -33,6 +34,8 @@ _MAX_RSS = 128 * MiB
 #: The target of a list of many artifacts, in seconds.
 _MANY, _LIST_S = 100_000, 15.0
 _BODY = b"an image"
+#: Threads that fill a server.
+_WRITERS = 4
 Put = Callable[[str, bytes], Any]
 
 
@@ -66,8 +69,9 @@ def _row(name: str, size: int, costs: list[Cost], target_s: float | None) -> Row
     return Row(name, str(cost), "", f"{wall / size * 1e6:.0f} µs each", target, "yes" if good else "**no**")
 
 
-def _fill(size: int, put: Put) -> None:
-    for number in range(size):
+def _fill(size: int, put: Put, begin: int | None = None) -> None:
+    """Store *size* artifacts, or each of them whose number is *begin* modulo _WRITERS."""
+    for number in range(size) if begin is None else range(begin, size, _WRITERS):
         artifact = Artifact("template", f"account{number % _ACCOUNTS}", f"t{number:06}")
         name = f"{artifact.id}.raw"
         manifest = Manifest(artifact, f"job-{number}", (Entry(name, len(_BODY), str(digest_of(_BODY))),))
@@ -113,8 +117,8 @@ def _seaweedfs(scratch: Path, size: int) -> Iterator[str]:
     (scratch / "weed").mkdir()
     with S3Server(scratch / "weed") as server:
         bucket = server.make_bucket()
-        filer = _Filer(server, bucket)
-        _fill(size, filer.put)
+        with ThreadPoolExecutor(_WRITERS) as writers:
+            list(writers.map(lambda number: _fill(size, _Filer(server, bucket).put, number), range(_WRITERS)))
         time.sleep(2)  # so that all objects are older than a second by the server's clock
         yield _settings(server, bucket)
 

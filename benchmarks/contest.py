@@ -113,10 +113,11 @@ def contest(
     rows = []
     for peer in [each for each in contenders if each.name not in _SIDES]:
         for side in [each for each in _SIDES if each in costs]:
-            title = f"{bench}, {human_size(size)}, {_SIDES[side]}"
+            title = f"{bench}, {human_size(size)}" + (f", {_SIDES[side]}" if WARM in costs else "")
             target = peer.target if side == OURS else peer.warm_target
             rows.append(_compare(title, costs[side], costs[peer.name], peer.name, target))
-        rows.append(_cost(bench, costs[WARM if WARM in costs else OURS], costs[peer.name], peer.name, size))
+        if WARM in costs:
+            rows.append(_cost(bench, costs[WARM], costs[peer.name], peer.name, size))
     return rows
 
 

@@ -20,6 +20,8 @@ from .download import write_random
 AnyS3 = S3Server | VersityS3
 OBJECT = "image.raw"
 BUCKET = "bench"
+#: The server that takes most of the time of a benchmark.
+SLOW = "SeaweedFS"
 
 
 def store(root: Path, artifact: Artifact, size: int) -> Path:
@@ -37,7 +39,7 @@ def servers(scratch: Path) -> dict[str, AnyS3]:
     if find_go():
         found["versitygw"] = VersityS3(scratch / "server")
     if find_weed():
-        found["SeaweedFS"] = S3Server(scratch / "server")
+        found[SLOW] = S3Server(scratch / "server")
     return found
 
 
