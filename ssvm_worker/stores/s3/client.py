@@ -44,6 +44,8 @@ _V4 = "s3v4"
 _V4_KNOWN_DIGEST = "ssvm-s3v4"
 #: Amazon's rules are stricter. Older servers also allow capitals and underscores.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
+#: A bucket whose name can be a part of a host name.
+_HOST_LABEL = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Bucket:
         """The client of this process. Thread-safe."""
         with self._lock:
             if self._client is None or self._process != os.getpid():
-                self._client, self._process = _connect(self.settings, self.location), os.getpid()
+                self._client, self._process = _connect(self.settings, self.name, self.location), os.getpid()
                 self._client.meta.events.register("before-send.s3", self._send)
             return self._client
 
@@ -241,12 +243,24 @@ _SESSIONS = _Sessions()
 os.register_at_fork(after_in_child=_SESSIONS.__init__)  # type: ignore[misc]
 
 
-def _connect(settings: S3Settings, location: str) -> S3Client:
-    style = "path" if settings.endpoint and settings.addressing == "auto" else settings.addressing
+def _addressing(settings: S3Settings, bucket: str) -> Literal["auto", "path", "virtual"]:
+    """Return the SDK's style. With its own choice, ``auto``, links to a bucket of Amazon name no region.
+
+    Amazon redirects such a link for a new bucket, and the redirected link has a wrong signature.
+    """
+    if settings.addressing != "auto":
+        return settings.addressing
+    if settings.endpoint:
+        return "path"
+    # Amazon's certificates do not cover a host with the dots of a bucket.
+    return "virtual" if _HOST_LABEL.fullmatch(bucket) else "auto"
+
+
+def _connect(settings: S3Settings, bucket: str, location: str) -> S3Client:
     config = Config(
         # Explicit, because presigned URLs for an endpoint would otherwise have version 2, which servers reject.
         signature_version=UNSIGNED if settings.anonymous else _V4,
-        s3={"addressing_style": style},
+        s3={"addressing_style": _addressing(settings, bucket)},
         # The SDK's default since 1.36 adds trailers that many servers reject.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
