@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from tests.cloudstack_uploads import UUID, connect_agent, form, post, signed
 from tests.servers.service import Service
 from tests.unit.cloudstack.recorded import DATA, conversation
 from tests.uploads import stored
-from tests.waiting import until
+from tests.waiting import SLOWNESS, until
 
 IMAGE = images.mbr(6 << 20)
 Ask = Callable[[RawMessage], RawMessage]
@@ -102,7 +103,8 @@ def test_percent(service: Service, ask: Ask) -> None:
     with sending(service, 1 << 20) as peer:
 
         def send_more() -> bool:
-            peer.sendall(bytes(32 << 10))
+            peer.sendall(bytes(8 << 10))
+            time.sleep(0.02 * SLOWNESS)  # the heartbeat must store the progress before the file ends
             return ask(status()).content["downloadPercent"] > 15
 
         until(send_more, "the server sees the progress")
