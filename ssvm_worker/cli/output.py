@@ -29,6 +29,20 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
 
+    @property
+    def width(self) -> int | None:
+        """Return the columns of the terminal, or None if standard output is not a terminal."""
+        return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+    def line(self, text: str) -> None:
+        """Print one line of a longer result. With ``--json`` print nothing."""
+        if not self.as_json:
+            print(printable(text))
+
+    def note(self, text: str) -> None:
+        """Print a remark to standard error."""
+        print(printable(f"ssvm: {text}"), file=sys.stderr)
+
     def result(self, value: Any, text: str | None = None) -> None:
         """Print a result: as JSON if the user gave ``--json``, else as *text*, else as ``name: value`` lines."""
         if self.as_json:

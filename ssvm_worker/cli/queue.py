@@ -3,48 +3,116 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import json
+import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import config
 from ssvm_worker.config.schema import LANES, Settings
-from ssvm_worker.errors import EXIT_CANCELLED, EXIT_PERMANENT, EXIT_RETRYABLE
-from ssvm_worker.units import human_size, printable
+from ssvm_worker.errors import (
+    EXIT_CANCELLED,
+    EXIT_PERMANENT,
+    EXIT_RETRYABLE,
+    InvalidRequest,
+    WorkerError,
+    misused,
+)
+from ssvm_worker.units import parse_duration, printable
 from ssvm_worker.wiring import assembly
 
+from . import job_text
+from .help_text import examples
 from .output import Bar, Output, migration_report
 
 if TYPE_CHECKING:
+    from ssvm_worker.ledger.job_filter import JobFilter
     from ssvm_worker.ledger.ledger import Ledger
     from ssvm_worker.ledger.record import Record
 
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+_FILTERS = ("state", "zone", "lane", "job", "account", "error", "since", "until")
+#: The number of jobs that `ssvm jobs` lists.
+_LISTED = 50
+_EXAMPLES = examples(
+    "jobs --state failed --since 2h",
+    "jobs --account 2 --error StoreFull",
+    "job 4f2a9c                           # a unique beginning of the id is enough",
+    "retry --error StoreFull --since 1d   # all failed jobs with this error",
+    "cancel 4f2a9c tmpl-201",
+)
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm jobs | job | retry | cancel``."""
-    jobs = commands.add_parser("jobs", help="list jobs, the newest first", parents=[common])
-    jobs.add_argument("--state", choices=STATES, help="list only jobs in this state")
-    jobs.add_argument("--zone", help="list only jobs of this zone")
-    jobs.add_argument("--lane", choices=LANES, help="list only jobs of this lane")
+    about = {"epilog": _EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter, "parents": [common]}
+    jobs = commands.add_parser("jobs", help="list jobs, the newest first, with the reason for their state", **about)
+    _add_filters(jobs, STATES)
     jobs.add_argument("--parts", metavar="ID", help="list all jobs that ran as parts of job ID")
-    jobs.add_argument("--limit", metavar="N", type=int, default=50, help="print at most N rows (default: 50)")
-    jobs.add_argument("--offset", metavar="N", type=int, default=0, help="skip the first N rows")
+    jobs.add_argument(
+        "--limit", metavar="N", type=_number, default=_LISTED, help=f"print at most N rows (default: {_LISTED})"
+    )
+    jobs.add_argument("--offset", metavar="N", type=_number, default=0, help="skip the first N rows")
     jobs.set_defaults(command=_jobs)
-    job = commands.add_parser("job", help="show the record of a job", parents=[common])
-    job.add_argument("job_id", metavar="ID", help="the id of the job")
+    job = commands.add_parser("job", help="show a job: its state, the reason, and what to do", **about)
+    job.add_argument("job_id", metavar="ID", help="the id of the job, or its unique beginning")
     job.add_argument("--follow", action="store_true", help="show a progress bar until the job has ended")
     job.set_defaults(command=_job)
-    for name, act, note in (
-        ("retry", _retry, "queue a failed or cancelled job again"),
-        ("cancel", _cancel, "cancel a queued or running job"),
+    for name, act, states, note in (
+        ("retry", _retry, ("failed", "cancelled"), "queue failed or cancelled jobs again"),
+        ("cancel", _cancel, ("queued", "running"), "cancel queued or running jobs"),
     ):
-        each = commands.add_parser(name, help=note, parents=[common])
-        each.add_argument("job_id", metavar="ID", help="the id of the job")
-        each.set_defaults(command=act)
+        each = commands.add_parser(name, help=note, **about)
+        each.add_argument("job_ids", metavar="ID", nargs="*", help="the id of a job, or its unique beginning")
+        _add_filters(each, states)
+        each.set_defaults(command=act, states=states)
+
+
+def _add_filters(parser: argparse.ArgumentParser, states: Sequence[str]) -> None:
+    group = parser.add_argument_group("filters", "A job must meet all of them.")
+    group.add_argument("--state", choices=states, help="jobs in this state")
+    group.add_argument("--zone", help="jobs of this zone")
+    group.add_argument("--lane", choices=LANES, help="jobs of this lane")
+    group.add_argument("--job", metavar="JOB", help="jobs of this kind, such as download")
+    group.add_argument("--account", help="jobs of this account")
+    group.add_argument("--error", metavar="CLASS", help="jobs with this error, such as StoreFull")
+    group.add_argument("--since", metavar="TIME", help="jobs that changed after TIME: 2h (ago) or 2026-01-31T18:00Z")
+    group.add_argument("--until", metavar="TIME", help="jobs that changed before TIME")
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return number
+
+
+def _filter(args: argparse.Namespace, states: Sequence[str]) -> JobFilter:
+    from ssvm_worker.ledger.job_filter import JobFilter
+
+    return JobFilter(
+        states=(args.state,) if args.state else tuple(states),
+        **{name: getattr(args, name) for name in ("zone", "lane", "job", "account", "error")},
+        since=_moment(args.since, "--since") if args.since else 0.0,
+        until=_moment(args.until, "--until") if args.until else float("inf"),
+    )
+
+
+def _moment(text: str, option: str) -> float:
+    """Return a time in seconds since the epoch. The text is ISO 8601, or a duration before now."""
+    with contextlib.suppress(ValueError):
+        return time.time() - parse_duration(text)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise misused(InvalidRequest("Invalid time", f"{option} {text}", "Give 2h or 2026-01-31T18:00Z")) from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def send(settings: Settings, record: Record) -> None:
@@ -56,56 +124,103 @@ def send(settings: Settings, record: Record) -> None:
 
 
 def _jobs(args: argparse.Namespace, output: Output) -> int:
-    with assembly.open_ledger(config.load(args.config)) as ledger:
-        if args.parts:
-            records = [each for each in ledger.parts(args.parts) if args.state in (None, each.state)]
-        else:
-            records = ledger.page(
-                state=args.state, zone=args.zone, lane=args.lane, limit=args.limit, offset=args.offset
-            )
-        rows = [assembly.shown(record) for record in records]
-    for row in rows:
-        row["done"] = "100 %" if row["state"] == "succeeded" else _done(row["progress"])
-        row["tries"] = row["attempts"][-1]["number"] if row["attempts"] else 0
-    output.table(rows, ("job_id", "job", "zone", "state", "tries", "done", "created"), "no jobs")
+    settings = config.load(args.config)
+    wanted = _filter(args, STATES)
+    with assembly.open_ledger(settings) as ledger:
+        parts = ledger.parts(ledger.find_id(args.parts)) if args.parts else None
+        found = ledger.find(wanted) if parts is None else filter(wanted.matches, parts)
+        records = list(islice(found, args.offset, args.offset + args.limit + 1))
+    has_more = len(records) > args.limit
+    pairs = [(record, assembly.shown(record)) for record in records[: args.limit]]
+    if output.as_json:
+        output.result([shown for _, shown in pairs])
+    elif pairs:
+        print("\n".join(job_text.table(_rows(settings, pairs), output.width)))
+    else:
+        print("no jobs")
+    if has_more:
+        output.note(f"there are more than these {args.limit} jobs: give a filter or --limit")
     return 0
 
 
-def _done(progress: Any) -> str:
-    if not progress:
-        return "-"
-    total, moved = progress.get("total"), progress.get("bytes") or 0
-    try:
-        return f"{100 * moved // total} %" if total else human_size(moved)
-    except TypeError:  # one malformed record must not end the list
-        return "-"
+def _rows(settings: Settings, pairs: Sequence[tuple[Record, dict[str, Any]]]) -> Iterator[dict[str, str]]:
+    from ssvm_worker.operations.health import idle
+
+    idle_once = cache(lambda zone, lane: idle(settings, zone, lane))
+    for record, shown in pairs:
+        row = job_text.row(record, shown, full_ids=not sys.stdout.isatty())
+        if record.state == "queued" and not row["why"]:
+            row["why"] = idle_once(record.zone, record.lane)
+        yield row
 
 
 def _job(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     with assembly.open_ledger(settings) as ledger:
+        job_id = ledger.find_id(args.job_id)
         if args.follow:
-            return follow(ledger, args.job_id, output, settings)
-        record = assembly.shown(ledger.get(args.job_id))
-    output.result(record, json.dumps(record, indent=2, ensure_ascii=False))
+            return follow(ledger, job_id, output, settings)
+        record = ledger.get(job_id)
+    shown = assembly.shown(record)
+    hint = _why_queued(settings, record) if record.state == "queued" and not output.as_json else ""
+    output.result(shown, "" if output.as_json else job_text.details(record, shown, hint))
     return 0
 
 
 def _retry(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
-    with assembly.open_ledger(settings) as ledger:
-        record = ledger.retry(args.job_id, _actor())
+
+    def retry(ledger: Ledger, job_id: str) -> tuple[Record, str]:
+        record = ledger.retry(job_id, _actor())
         send(settings, record)
-        output.result(assembly.shown(record), f"queued again: {args.job_id}")
-    return 0
+        return record, f"queued again: {job_id}"
+
+    return _change(args, output, settings, retry)
 
 
 def _cancel(args: argparse.Namespace, output: Output) -> int:
-    with assembly.open_ledger(config.load(args.config)) as ledger:
-        record = ledger.cancel(args.job_id, _actor())
-        outcome = "cancelled" if record.state == "cancelled" else "asked to stop"
-        output.result(assembly.shown(record), f"{outcome}: {args.job_id}")
-    return 0
+    def cancel(ledger: Ledger, job_id: str) -> tuple[Record, str]:
+        record = ledger.cancel(job_id, _actor())
+        return record, f"{'cancelled' if record.state == 'cancelled' else 'asked to stop'}: {job_id}"
+
+    return _change(args, output, config.load(args.config), cancel)
+
+
+def _change(
+    args: argparse.Namespace,
+    output: Output,
+    settings: Settings,
+    change: Callable[[Ledger, str], tuple[Record, str]],
+) -> int:
+    """Change the jobs of the command line: those with the ids, or those that the filters want.
+
+    One id prints its record, or raises its error. With several, the errors of some do not stop the others.
+    """
+    # With a filter, retry means failed jobs. A cancelled job was cancelled on purpose.
+    wanted = _filter(args, [each for each in args.states if each != "cancelled"])
+    is_filtered = any(getattr(args, name) for name in _FILTERS)
+    if bool(args.job_ids) == is_filtered:
+        raise misused(InvalidRequest("Give either ids of jobs or filters", "", "`ssvm jobs` with a filter lists them"))
+    with assembly.open_ledger(settings) as ledger:
+        if len(args.job_ids) == 1:
+            record, done = change(ledger, ledger.find_id(args.job_ids[0]))
+            output.result(assembly.shown(record), done)
+            return 0
+        ids = args.job_ids or [each.job_id for each in ledger.find(wanted)]
+        results, status = [], 0
+        for given in ids:
+            try:
+                record, done = change(ledger, ledger.find_id(given))
+            except WorkerError as error:
+                results.append({"job_id": given, "error": error.as_dict()})
+                status = status or error.exit_code
+                output.note(str(error))
+                continue
+            results.append(assembly.shown(record))
+            output.line(done)
+    if output.as_json or not ids:
+        output.result(results, "no jobs match")
+    return status
 
 
 def _actor() -> str:
@@ -122,7 +237,7 @@ def follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> i
         while not (current := ledger.get(job_id)).ended:
             shown = {"stage": current.state} | (current.progress or {"bytes": 0})
             if current.state == "queued":
-                shown["stage"] = _why_queued(settings, current)
+                shown["stage"] = f"queued: {_why_queued(settings, current)}"
             bar.show(shown)
             time.sleep(0.5)
         record = assembly.shown(current)
@@ -141,11 +256,7 @@ def _why_queued(settings: Settings, record: Record) -> str:
     """Return why a queued job does not run yet."""
     from ssvm_worker.operations.health import idle
 
-    if record.waits_for:
-        return f"queued: {record.waits_for} is in use"
-    if record.not_before > time.time():
-        return f"queued: next try at {datetime.fromtimestamp(record.not_before, UTC).strftime('%H:%M:%S UTC')}"
-    return f"queued: {idle(settings, record.zone, record.lane) or 'workers are busy'}"
+    return job_text.waiting(record) or idle(settings, record.zone, record.lane) or "workers are busy"
 
 
 def _ending(record: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -15,6 +16,7 @@ from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, Resour
 
 from . import scripts
 from .connection import connect, translated
+from .job_filter import JobFilter
 from .record import (
     CANCELLED,
     ENDED,
@@ -40,6 +42,10 @@ _RESEND_S = 5.0
 _START_S = 10.0
 #: Number of records that one call reads.
 _BATCH = 200
+#: Number of ids that the first step of a search reads. Each further step reads ten times as many.
+_SEARCHED = 1000
+#: Number of ids that an error about an ambiguous id names.
+_NAMED = 5
 _SCRIPTS = (
     *("submit", "claim", "claim_next", "begin", "beat", "finish", "release", "retry", "cancel"),
     *("take_callback", "note_callback", "reap", "expire", "records", "newest"),
@@ -134,6 +140,40 @@ class Ledger:
             raise InvalidRequest(f"There is no state {state!r}", "", f"There are: {', '.join(STATES)}")
         ids = self._newest((state,) if state else STATES, zone, lane, offset + limit)
         return [record for record in self._records(ids[offset:]) if state in (None, record.state)]
+
+    def find(self, wanted: JobFilter) -> Iterator[Record]:
+        """Yield the records that the filter wants, newest first. A job that changes meanwhile may be missing."""
+        seen: set[str] = set()
+        limit = _SEARCHED
+        while True:
+            ids = self._newest(wanted.states, wanted.zone, wanted.lane, limit)
+            yield from filter(wanted.matches, self._records([each for each in ids if each not in seen]))
+            if len(ids) < limit:
+                return
+            seen.update(ids)
+            limit *= 10
+
+    def find_id(self, given: str) -> str:
+        """Return the id of the job whose id is *given*, or of the only job whose id begins with it.
+
+        Raise ObjectNotFound if there is none, and InvalidRequest if there are several.
+        """
+        if any(self._records([given])):
+            return given
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", given) + "*"
+        found: set[str] = set()
+        with translated(self._url):
+            counters: Any = self._redis.hkeys(f"{self._prefix}counts")
+            for name in counters if given else ():
+                found |= {
+                    job_id for job_id, _ in self._redis.zscan_iter(f"{self._prefix}in:{name}", pattern, _SEARCHED)
+                }
+        if not found:
+            raise ObjectNotFound("There is no such job", given, "`ssvm jobs` lists them")
+        if len(found) > 1:
+            shown = ", ".join(sorted(found)[:_NAMED]) + (" and others" if len(found) > _NAMED else "")
+            raise InvalidRequest(f"{len(found)} jobs have ids that begin so: {shown}", given, "Give more characters")
+        return found.pop()
 
     def _newest(
         self, states: Sequence[str], zone: str | None = None, lane: str | None = None, limit: int | None = None

@@ -1,0 +1,183 @@
+"""`ssvm jobs | job | retry | cancel`: what is shown to people, filters, prefixes of ids, and changes of many jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ssvm_worker.cli import main
+from ssvm_worker.cli.job_text import table
+from ssvm_worker.errors import ChecksumMismatch, StoreFull, WorkerError
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import NewJob
+from tests.servers.broker import Broker
+from tests.unit.cli.test_follow import Terminal
+
+Run = Callable[..., tuple[int, str]]
+LONG = "4f2a9c00000000000000000000000001"
+OTHER = "4f2b0000000000000000000000000002"
+
+
+@pytest.fixture
+def ledger(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """Return the ledger of the commands."""
+    monkeypatch.setenv("SSVM_BROKER__URL", broker.url)
+    monkeypatch.setenv("SSVM_BROKER__PREFIX", broker.prefix)
+    return Ledger(broker.url, prefix=broker.prefix)
+
+
+@pytest.fixture
+def ssvm(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command; return its exit status and what it printed, errors included."""
+
+    def run(*argv: str) -> tuple[int, str]:
+        status = main(argv)
+        shown = capsys.readouterr()
+        return status, shown.out + shown.err
+
+    return run
+
+
+def put(ledger: Ledger, job_id: str, account: str, error: WorkerError | None = None, zone: str = "zone1") -> None:
+    """Submit a download, and let it fail with the error."""
+    request = {"url": "http://x/y?key=s3cret", "account": account, "id": "7", "job_id": job_id, "stores": ["primary"]}
+    ledger.submit(NewJob(job_id, job="download", zone=zone, lane="download", request=request, account=account))
+    if error:
+        claim = ledger.claim(job_id, "worker-1")
+        assert claim
+        ledger.finish(claim, "failed", error=error.as_dict())
+
+
+MISMATCH = ChecksumMismatch("The digest differs", "http://x/y", "Correct the checksum")
+FULL = StoreFull("The store is full", "primary", "Delete what is not needed")
+
+
+def test_list_for_people(ledger: Ledger, ssvm: Run) -> None:
+    """A line of the list says what failed, why, whose it is, and since when."""
+    put(ledger, "fail-sum", "2", MISMATCH)
+
+    (head, line) = ssvm("jobs")[1].splitlines()
+
+    assert head.split() == ["id", "job", "what", "state", "since", "why"]
+    assert line.split()[:4] == ["fail-sum", "download", "2/7", "failed"]
+    assert line.split(maxsplit=6)[5:] == ["s", "ChecksumMismatch: The digest differs"]
+
+
+def test_waiting_job_says_why(ledger: Ledger, ssvm: Run) -> None:
+    """A queued job without a worker says so, in the list and alone."""
+    put(ledger, "waits", "2")
+
+    assert ssvm("jobs")[1].rstrip().endswith("no worker of zone zone1 is up")
+    assert "\nwaits      no worker of zone zone1 is up" in ssvm("job", "waits")[1]
+
+
+def test_one_job_for_people(ledger: Ledger, ssvm: Run) -> None:
+    """A job is about ten lines without a secret, and the last one is the remedy."""
+    put(ledger, LONG, "2", MISMATCH)
+
+    lines = ssvm("job", LONG)[1].splitlines()
+
+    assert 8 <= len(lines) <= 14
+    assert lines[-1] == f"remedy     Correct the checksum. Then: ssvm retry {LONG}"
+    assert "s3cret" not in "\n".join(lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_fits_the_terminal(width: int) -> None:
+    """No line is wider than the terminal, and the reason is visible at any width."""
+    row = {"id": "4f2a9c000000", "job": "download", "zone": "z", "what": "2/" + "x" * 60, "state": "failed"}
+    row |= {"since": "12 min", "why": "ChecksumMismatch: " + "y" * 200}
+
+    lines = list(table([row, row], width))
+
+    assert max(map(len, lines)) <= width
+    assert sum("ChecksumMismatch: yyy" in each for each in lines) == 2
+
+
+def test_on_a_terminal(ledger: Ledger, broker: Broker) -> None:
+    """A terminal shows the beginning of a generated id, which the other commands take."""
+    put(ledger, LONG, "2", MISMATCH)
+    environ = {"SSVM_BROKER__URL": broker.url, "SSVM_BROKER__PREFIX": broker.prefix, "COLUMNS": "80"}
+
+    terminal = Terminal(sys.executable, "-m", "ssvm_worker", "jobs", environ=environ)
+
+    assert terminal.ended() == 0
+    assert f"\n{LONG[:12]}  download" in terminal.seen
+    done = subprocess.run(
+        [sys.executable, "-m", "ssvm_worker", "job", LONG[:12], "--json"], env=os.environ | environ, capture_output=True
+    )
+    assert json.loads(done.stdout)["job_id"] == LONG
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--account", "2"], ["a", "c"]),
+        (["--error", "StoreFull"], ["b"]),
+        (["--state", "queued"], ["c"]),
+        (["--zone", "zone2"], ["c"]),
+        (["--job", "upload"], []),
+        (["--since", "1h", "--state", "failed"], ["a", "b"]),
+        (["--until", "1h"], []),
+        (["--since", "2099-01-01"], []),
+        (["--account", "2", "--error", "ChecksumMismatch"], ["a"]),
+        (["--limit", "1", "--offset", "1"], ["b"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_filters(ledger: Ledger, ssvm: Run, options: list[str], expected: list[str]) -> None:
+    """A list has the jobs that meet all conditions."""
+    put(ledger, "a", "2", MISMATCH)
+    put(ledger, "b", "3", FULL)
+    put(ledger, "c", "2", zone="zone2")
+
+    rows: list[dict[str, Any]] = json.loads(ssvm("jobs", "--json", *options)[1].splitlines()[0])
+
+    assert sorted(row["job_id"] for row in rows) == expected
+
+
+def test_unique_beginning(ledger: Ledger, ssvm: Run) -> None:
+    """The unique beginning of an id names the job, and an ambiguous one is an error that names the candidates."""
+    put(ledger, LONG, "2", MISMATCH)
+    put(ledger, OTHER, "2", MISMATCH)
+
+    assert LONG in ssvm("job", "4f2a")[1]
+    assert ssvm("retry", "4f2b")[1].strip() == f"queued again: {OTHER}"
+    assert ssvm("cancel", "4f2b")[1].strip() == f"asked to stop: {OTHER}"
+    status, told = ssvm("job", "4f2")
+    assert (status, LONG in told, OTHER in told) == (1, True, True)
+    assert ssvm("job", "4*")[0] == 1  # no pattern
+
+
+def test_retry_and_cancel_many(ledger: Ledger, ssvm: Run) -> None:
+    """Several ids, or a filter, change several jobs, and the error of one does not stop the others."""
+    put(ledger, "a", "2", FULL)
+    put(ledger, "b", "3", FULL)
+    put(ledger, "c", "3", MISMATCH)
+
+    assert ssvm("retry", "--error", "StoreFull")[1].split() == ["queued", "again:", "b", "queued", "again:", "a"]
+    status, told = ssvm("cancel", "a", "c", "b")
+    assert (status, told.count("asked to stop: "), "ended already" in told) == (1, 2, True)
+    assert {each.job_id: each.state for each in ledger.page()} == {"a": "queued", "b": "queued", "c": "failed"}
+    assert ssvm("retry", "--account", "2")[1].strip() == "no jobs match"
+
+
+def test_retry_spares_cancelled_jobs(ledger: Ledger, ssvm: Run) -> None:
+    """A filter retries failed jobs, and cancelled jobs only if the user names that state."""
+    put(ledger, "a", "2")
+    assert ssvm("cancel", "--account", "2")[1].strip() == "cancelled: a"
+
+    assert ssvm("retry", "--account", "2")[1].strip() == "no jobs match"
+    assert ssvm("retry", "--state", "cancelled")[1].strip() == "queued again: a"
+
+
+@pytest.mark.parametrize("argv", [["retry"], ["cancel", "a", "--zone", "zone1"], ["jobs", "--since", "yesterday"]])
+def test_wrong_choice(ledger: Ledger, ssvm: Run, argv: list[str]) -> None:
+    """No id and no filter, both, or an invalid time is wrong usage."""
+    assert ssvm(*argv)[0] == 2
