@@ -30,7 +30,7 @@ from ssvm_worker.artifacts.layout import Artifact, check_foreign_key
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.cloudstack.artifacts import of_manifest
 from ssvm_worker.cloudstack.image_stores import NamedStore
-from ssvm_worker.cloudstack.jobs_to_end import limit_of, run_job
+from ssvm_worker.cloudstack.jobs_to_end import job_id_of, limit_of, run_job
 from ssvm_worker.cloudstack.keys import key_of
 from ssvm_worker.cloudstack.messages import CopyCmdAnswer, CopyCommand
 from ssvm_worker.cloudstack.services import Services
@@ -41,7 +41,6 @@ from ssvm_worker.cloudstack.transfer_objects import (
     TemplateObjectTO,
     VolumeObjectTO,
 )
-from ssvm_worker.config.schema import SERVER_PREFIX
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound
 from ssvm_worker.formats.ova import is_descriptor
 from ssvm_worker.jobs.cloudstack_properties import parse_properties
@@ -188,10 +187,6 @@ class _Copy:
             raise InvalidRequest(what, found.directory, "Another SSVM of this zone must serve it")
         artifact = Artifact.of_prefix(self._directory(("template",)))
         form = _format_of_snapshot(src, found.file)
-        connection = f"{SERVER_PREFIX}from-{self.source.name}"
-        values: dict[str, Any] = {"credentials": {}, "allow_networks": [], "proxy": None, "follow_redirects": False}
-        keep_s = self.services.settings.ledger.keep_days * 86400
-        self.services.names.put_connection(connection, values | {"allow_stores": [self.source.name]}, keep_s)
         request = {
             "url": f"store:{self.source.name}/{found.key}",
             "kind": "template",
@@ -200,8 +195,8 @@ class _Copy:
             "format": form,
             "unique_name": dest.name or dest.unique_name or artifact.id,
             "stores": [self.target.name],
-            "credentials": connection,
         }
+        request["credentials"] = self._allow(request)
         result = run_job(self.services, "download", request, limit_of(self.command.wait))
         if found.file.endswith(_TEMPORARY):
             self.services.stores.call(self.source, lambda store: store.delete(found.key), _LOOK_S)
@@ -214,6 +209,15 @@ class _Copy:
                 physical_size=result["size"],
             )
         )
+
+    def _allow(self, request: dict[str, Any]) -> str:
+        """Let a download read the source, but only a download of this request. Return the name of the permission."""
+        name = job_id_of("from", request)
+        values: dict[str, Any] = {"credentials": {}, "allow_networks": [], "proxy": None, "follow_redirects": False}
+        only_for = {key: request[key] for key in ("url", "account", "id")}
+        values |= {"allow_stores": [self.source.name], "only_for": only_for}
+        self.services.names.put_connection(name, values, self.services.settings.ledger.keep_days * 86400)
+        return name
 
     def _look(self, locate: Callable[[Store], LocatedData]) -> LocatedData:
         """Look at the source, also at files with names of other programs: those of an OVA that the Java agent keeps."""

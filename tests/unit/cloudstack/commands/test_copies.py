@@ -10,7 +10,9 @@ import pytest
 from ssvm_worker.cloudstack.commands import copies
 from ssvm_worker.cloudstack.jobs_to_end import limit_of
 from ssvm_worker.cloudstack.messages import decode
+from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.ledger.record import Record
+from ssvm_worker.wiring.server_names import with_server_names
 from tests.servers.broker import Broker
 from tests.unit.cloudstack.recorded import vectors
 
@@ -170,6 +172,20 @@ def test_ovf_snapshot_to_template(agent: Agent, tmp_path: Path) -> None:
     (tmp_path / "store/snapshots/2/31/s/s.ovf").write_bytes(b"ovf")
     source = data_object("Snapshot", "snapshots/2/31/s/s")
     assert "OVF" in refused(agent, source, data_object("Template", "template/tmpl/2/203", IMAGE))
+
+
+def test_permission_is_for_one_job(agent: Agent, tmp_path: Path) -> None:
+    """Only the download of the command may read the store of the snapshot, and no other sender's."""
+    (tmp_path / "store/snapshots/2/31").mkdir(parents=True)
+    (tmp_path / "store/snapshots/2/31/5f2b").write_bytes(b"s")
+    copy(agent, data_object("Snapshot", "snapshots/2/31/5f2b"), data_object("Template", "template/tmpl/2/203", IMAGE))
+    (record,) = jobs(agent)
+    settings = agent.services.settings
+    assert settings.download.allow_stores == ()
+    assert with_server_names(settings, record.request).download.allow_stores == ("primary",)
+    for changed in ({"url": "store:primary/snapshots/3/1/x"}, {"account": "3"}, {"id": "204"}):
+        with pytest.raises(InvalidRequest, match="another job"):
+            with_server_names(settings, record.request | changed)
 
 
 def test_volume_to_template(agent: Agent) -> None:
