@@ -29,7 +29,13 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     agent = commands.add_parser(
         "agent", help="run the secondary storage agent for a CloudStack management server", parents=[common]
     )
-    source = agent.add_mutually_exclusive_group()
+    add_sources(agent)
+    agent.set_defaults(command=_agent)
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a file of CloudStack with the settings of an agent."""
+    source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--from-cmdline",
         nargs="?",
@@ -43,7 +49,6 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="read them from FILE, an agent.properties of the Java agent, with the certificates in its directory",
     )
-    agent.set_defaults(command=_agent)
 
 
 def _agent(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - every command has both parameters
@@ -55,7 +60,7 @@ def _agent(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - e
     from ssvm_worker.operations import logs
     from ssvm_worker.wiring import assembly
 
-    settings = _settings(args)
+    settings = agent_settings(args)
     logs.start(settings.log, settings.log.level)
     section = settings.cloudstack
     guid = section.guid or section.name or ""
@@ -75,7 +80,7 @@ def _agent(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - e
     return 0
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def agent_settings(args: argparse.Namespace) -> Settings:
     """Return the settings, with what CloudStack has written for its own agent. Raise ConfigError."""
     if args.from_cmdline:
         found = properties.environment_of_cmdline(args.from_cmdline)

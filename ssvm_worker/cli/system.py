@@ -10,12 +10,13 @@ from typing import Any
 
 from ssvm_worker import config
 from ssvm_worker.config import kernel_cmdline
-from ssvm_worker.config.schema import LANES
+from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS, find_job
 from ssvm_worker.operations import doctor
 from ssvm_worker.operations.mounts import nfs_mounts
 
+from .agent import add_sources, agent_settings
 from .output import Bar, Output
 
 
@@ -48,6 +49,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     check = commands.add_parser("doctor", help="check every dependency and explain each failure", parents=[common])
     check.add_argument("--vcenter", metavar="NAME", help="check only this vCenter, as a backup does before it starts")
     check.add_argument("--vm", metavar="VM", help="also check this VM (id, instance UUID or inventory path)")
+    check.add_argument(
+        "--cloudstack",
+        action="store_true",
+        help="check what `ssvm agent` needs: servers, certificate, clock, GUID and image stores",
+    )
+    add_sources(check)
     check.set_defaults(command=_doctor)
     schema = commands.add_parser("schema", help="print the JSON Schema of requests", parents=[common])
     schema.add_argument(
@@ -123,10 +130,15 @@ def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - 
 def _doctor(args: argparse.Namespace, output: Output) -> int:
     if args.vm and not args.vcenter:
         raise misused(InvalidRequest("Missing argument: --vcenter", "--vm", "Give the VM's vCenter: --vcenter NAME"))
+    if (args.from_cmdline or args.properties) and not args.cloudstack:
+        what = "Missing argument: --cloudstack"
+        raise misused(InvalidRequest(what, "--from-cmdline", "Only the check of the agent reads these files"))
     try:
-        settings = config.load(args.config)
+        settings = agent_settings(args)
         if args.vcenter:
             findings = doctor.examine_vcenter(settings, args.vcenter, args.vm)
+        elif args.cloudstack:
+            findings = _examine_agent(settings)
         else:
             findings = doctor.examine(settings, args.config or os.environ.get("SSVM_CONFIG", ""))
             if settings.broker.messages:
@@ -136,6 +148,15 @@ def _doctor(args: argparse.Namespace, output: Output) -> int:
     rows = [finding.as_dict() for finding in findings]
     output.table(rows, ("check", "state", "detail"), "nothing to check")
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _examine_agent(settings: Settings) -> list[doctor.Finding]:
+    try:
+        from ssvm_worker.cloudstack.examination import examine_agent
+    except ImportError as error:
+        what = f"`ssvm doctor --cloudstack` needs {error.name}"
+        raise ConfigError(what, "--cloudstack", "Install it: pip install 'ssvm-worker[cloudstack]'") from error
+    return examine_agent(settings)
 
 
 def _schema(args: argparse.Namespace, output: Output) -> int:

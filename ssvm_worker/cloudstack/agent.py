@@ -114,6 +114,8 @@ class Agent:
         level = logging.ERROR if end.kind == "refused" else logging.WARNING if end.kind == "lost" else logging.INFO
         _log.log(level, "the connection has ended: %s", end.why)
         if end.kind == "lost" and end.was_up and time.monotonic() - started < _BRIEF_S:
+            if self._claim is not None:
+                self._claim.note_replaced()
             _log.warning(
                 "the host was Up only briefly: perhaps another agent uses the GUID %s without a claim in this ledger. "
                 "Stop the Java agent of the system VM, or let all agents share one broker",

@@ -70,6 +70,11 @@ class GuidClaim:
         """Set what the next renewal stores: the server, and the id of the host while it is Up."""
         self._info = replace(self._info, server=server, host_id=host_id, up_since=time.time() if host_id else None)
 
+    def note_replaced(self) -> None:
+        """Store that a server has ended the connection just after Up, as it does when another agent has the GUID."""
+        self._info = replace(self._info, replaced_at=time.time())
+        self._news.set()
+
     def note_unanswered(self, headers: tuple[tuple[int, int, int, int], ...]) -> None:
         """Store at once which commands have no answer, so that the next holder of the GUID can answer them."""
         self._info = replace(self._info, unanswered=headers)

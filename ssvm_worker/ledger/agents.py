@@ -38,6 +38,8 @@ class AgentInfo:
     up_since: float | None = None
     #: Headers of commands without an answer, for which the server blocks the host: flags, sequence, server, agent.
     unanswered: tuple[tuple[int, int, int, int], ...] = ()
+    #: Seconds since the epoch at which a server last ended the connection just after Up, as for a second agent.
+    replaced_at: float | None = None
 
 
 _FIELDS = {each.name for each in fields(AgentInfo)}
@@ -64,7 +66,7 @@ class AgentClaim:
         since = None if self.info.up_since is None else iso(self.info.up_since)
         values = {"guid": self.guid, "held": self.held, "connected": self.connected, "seen": iso(self.seen)}
         told = asdict(self.info)
-        del told["unanswered"]
+        del told["unanswered"], told["replaced_at"]
         return values | told | {"up_since": since}
 
 

@@ -31,7 +31,11 @@ SDKS = {
     "boto3": ("ssvm_worker/stores/s3/", "ssvm_worker/demo/s3"),
     "botocore": ("ssvm_worker/stores/s3/", "ssvm_worker/demo/s3"),
     "mypy_boto3_s3": ("ssvm_worker/stores/s3/",),
-    "cryptography": ("ssvm_worker/demo/cloudstack/", "ssvm_worker/serve/cloudstack/"),
+    "cryptography": (
+        "ssvm_worker/cloudstack/certificate_check",
+        "ssvm_worker/demo/cloudstack/",
+        "ssvm_worker/serve/cloudstack/",
+    ),
     "celery": ("tasks/", "ssvm_worker/wiring/celery_sender"),
     "compression": ("ssvm_worker/unpacking/",),
     "lzma_mt": ("ssvm_worker/unpacking/",),

@@ -57,7 +57,9 @@ class RootAuthority:
         self._key_file.write_bytes(_pem(self._key))
         self.fingerprint = certificate.fingerprint(hashes.SHA256()).hex()
 
-    def issue(self, *addresses: str, name: str = "s-1-VM", days: float = 365) -> IssuedCertificate:
+    def issue(
+        self, *addresses: str, name: str = "s-1-VM", days: float = 365, starts_in_days: float = -400
+    ) -> IssuedCertificate:
         """Return a certificate for *addresses* that is valid for *days* from now; negative days mean it has expired."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         now = datetime.now(UTC)
@@ -66,7 +68,7 @@ class RootAuthority:
             self._builder(
                 x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]),
                 key,
-                now - timedelta(days=400),
+                now + timedelta(days=starts_in_days),
                 now + timedelta(days=days),
             )
             .add_extension(x509.SubjectAlternativeName([*names, x509.DNSName(name)]), critical=False)
