@@ -214,7 +214,7 @@ class _Copy:
         """Let a download read the source, but only a download of this request. Return the name of the permission."""
         name = job_id_of("from", request)
         values: dict[str, Any] = {"credentials": {}, "allow_networks": [], "proxy": None, "follow_redirects": False}
-        only_for = {key: request[key] for key in ("url", "account", "id")}
+        only_for = {key: request.get(key) for key in ("url", "account", "id", "mirrors")}  # and without mirrors
         values |= {"allow_stores": [self.source.name], "only_for": only_for}
         self.services.names.put_connection(name, values, self.services.settings.ledger.keep_days * 86400)
         return name

@@ -183,7 +183,8 @@ def test_permission_is_for_one_job(agent: Agent, tmp_path: Path) -> None:
     settings = agent.services.settings
     assert settings.download.allow_stores == ()
     assert with_server_names(settings, record.request).download.allow_stores == ("primary",)
-    for changed in ({"url": "store:primary/snapshots/3/1/x"}, {"account": "3"}, {"id": "204"}):
+    other = "store:primary/snapshots/3/1/x"
+    for changed in ({"url": other}, {"mirrors": [other]}, {"account": "3"}, {"id": "204"}):
         with pytest.raises(InvalidRequest, match="another job"):
             with_server_names(settings, record.request | changed)
 
