@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from typing import Any
 
 from pyVim import connect as pyvim
@@ -60,6 +61,7 @@ class Connection:
                     sslContext=api_context(address.ca_file, address.pin, self.check, address.timeout_s),
                     httpConnectionTimeout=_CONNECT_S,
                 )
+                _name_unreadable_answers(self._instance._stub)
             except (WorkerError, *API_ERRORS):
                 raise
             except Exception as error:
@@ -194,6 +196,24 @@ class Connection:
         if ended["info.state"] == "error":
             raise self.read(task, "info.error")["info.error"]
         return self.read(task, "info.result")["info.result"]
+
+
+def _name_unreadable_answers(stub: Any) -> None:
+    """Make the stub raise HTTPException for an answer that pyVmomi cannot read.
+
+    A newer vSphere may send types that pyVmomi does not know. pyVmomi then raises KeyError or a similar error.
+    """
+    invoke = stub.InvokeMethod
+
+    def invoke_method(*args: Any) -> Any:
+        try:
+            return invoke(*args)
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
+            if isinstance(error, OSError):
+                raise
+            raise HTTPException(f"the answer has a type or value that pyVmomi does not know: {error!r}") from error
+
+    stub.InvokeMethod = invoke_method
 
 
 def _filter(entity: Any, paths: tuple[str, ...]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from .hardware import EXPORTED, Disk, family
 _RENEW_S = 30.0
 #: The faults of a call after the end of the lease or of its session.
 _GONE = (vim.fault.Timedout, vim.fault.NotAuthenticated, vmodl.fault.ManagedObjectNotFound)
+#: The faults of a renewal that no later renewal can repair. All others, such as SystemError, may pass.
+_ENDED = (*_GONE, vim.fault.InvalidState, vmodl.fault.SecurityError)
 #: /vm-12/ParaVirtualSCSIController0:1 names a device by controller, bus and unit.
 _DEVICE_KEY = re.compile(r"(\w*Controller)(\d+):(\d+)$")
 
@@ -172,8 +175,8 @@ class Lease:
         self.files = tuple(_lease_file(each) for each in values["info"].deviceUrl)
         self.vm = values["info"].entity._moId
         self._request_sha256()
-        interval = min(values["info"].leaseTimeout / 5, _RENEW_S)
-        self._renewer = threading.Thread(target=self._renew, args=(interval,), name="nfc-lease", daemon=True)
+        args = (values["info"].leaseTimeout,)
+        self._renewer = threading.Thread(target=self._renew, args=args, name="nfc-lease", daemon=True)
         self._renewer.start()
 
     def _request_sha256(self) -> None:
@@ -185,18 +188,27 @@ class Lease:
             except vmodl.MethodFault:
                 self.algorithm = "sha1"
 
-    def _renew(self, interval_s: float) -> None:
-        """Renew the lease until it is stopped or vSphere reports its end. Retry after a failed connection."""
+    def _renew(self, timeout_s: float) -> None:
+        """Renew the lease until it is stopped, vSphere reports its end, or no renewal succeeds for *timeout_s*.
+
+        One failed renewal does not end the export, whatever its exception: the host may still send the data.
+        """
         with self._connection.shielded():
-            while not self._stop.wait(interval_s):
+            renewed = time.monotonic()
+            while not self._stop.wait(min(timeout_s / 5, _RENEW_S)):
                 try:
                     self._lease.HttpNfcLeaseProgress(self._percent)
-                except vmodl.MethodFault as error:
-                    what = f"vSphere has ended the lease: {fault_name(error)}"
-                    self._lost = LeaseLost(what, self._where, "The worker tries again; a slow store can be the reason")
+                    renewed = time.monotonic()
+                except _ENDED as error:
+                    self._lose(f"vSphere has ended the lease: {fault_name(error)}")
                     return
-                except API_ERRORS:
-                    continue
+                except Exception as error:  # noqa: BLE001 - an ended thread would lose the lease without a message
+                    if time.monotonic() - renewed > timeout_s:
+                        self._lose(f"No renewal of the lease succeeded for {human_duration(timeout_s)}: {error!r}")
+                        return
+
+    def _lose(self, what: str) -> None:
+        self._lost = LeaseLost(what, self._where, "The worker tries again; a slow store can be the reason")
 
     def _end_renewals(self) -> None:
         self._stop.set()

@@ -95,20 +95,48 @@ func (w *world) endSessions(own *simulator.Context) {
 
 var methodName = regexp.MustCompile(`<(?:\w+:)?Body[^>]*>\s*<(?:\w+:)?(\w+)`)
 
+// unknownFault is an answer with a fault whose type no client knows.
+const unknownFault = `<?xml version="1.0" encoding="UTF-8"?>
+<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">
+<soapenv:Body><soapenv:Fault><faultcode>ServerFaultCode</faultcode><faultstring>new</faultstring><detail>
+<NewInVersionTenFault xmlns="urn:vim25" xsi:type="NewInVersionTen"><sort>1</sort></NewInVersionTenFault>
+</detail></soapenv:Fault></soapenv:Body></soapenv:Envelope>`
+
+// called returns the name of the method that a request calls.
+func called(r *http.Request) string {
+	if r.Method != http.MethodPost {
+		return ""
+	}
+	body, _ := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	if found := methodName.FindSubmatch(body); found != nil {
+		return string(found[1])
+	}
+	return ""
+}
+
 // hanging delays the calls of a method while the fault is active. It drops a call whose client has disconnected.
 func (w *world) hanging(next http.Handler) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
-		if now, healed := w.now(); now.Hang != "" && r.Method == http.MethodPost {
-			body, _ := io.ReadAll(r.Body)
-			r.Body = io.NopCloser(bytes.NewReader(body))
-			found := methodName.FindSubmatch(body)
-			if found != nil && string(found[1]) == now.Hang && w.spend(now.Hang) {
-				select {
-				case <-healed:
-					w.count(now.Hang, -1) // the simulator counts the call again
-				case <-r.Context().Done():
-					return
-				}
+		now, healed := w.now()
+		if now.Hang == "" && now.UnknownFault == "" {
+			next.ServeHTTP(rw, r)
+			return
+		}
+		switch name := called(r); {
+		case name == "":
+		case name == now.UnknownFault:
+			w.count(name, 1)
+			rw.Header().Set("Content-Type", "text/xml; charset=utf-8")
+			rw.WriteHeader(http.StatusInternalServerError)
+			_, _ = io.WriteString(rw, unknownFault)
+			return
+		case name == now.Hang && w.spend(name):
+			select {
+			case <-healed:
+				w.count(name, -1) // the simulator counts the call again
+			case <-r.Context().Done():
+				return
 			}
 		}
 		next.ServeHTTP(rw, r)

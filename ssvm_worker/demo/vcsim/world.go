@@ -17,7 +17,9 @@ import (
 // faults contains the active faults. The zero value is a vCenter without faults.
 type faults struct {
 	// Calls contains the fault that a method returns: {"ExportSnapshot": "TaskInProgress"}.
-	Calls map[string]string `json:"calls"`
+	Calls map[string]*callFault `json:"calls"`
+	// UnknownFault is a method that answers with a fault of a newer version, which no client knows.
+	UnknownFault string `json:"unknown_fault"`
 	// Hang is a method whose calls hang while this fault is active, except the first HangAfter calls.
 	Hang      string `json:"hang"`
 	HangAfter int    `json:"hang_after"`
@@ -56,6 +58,35 @@ type faults struct {
 	// Get is a fault of downloads, Put is a fault of uploads.
 	Get *getFault `json:"get"`
 	Put *getFault `json:"put"`
+}
+
+// callFault is the fault of a method. In JSON it is a name, or an object.
+type callFault struct {
+	Fault string `json:"fault"`
+	// Times is how many calls have the fault; 0 means all.
+	Times int `json:"times"`
+	used  int
+}
+
+// UnmarshalJSON accepts a name in place of an object.
+func (f *callFault) UnmarshalJSON(data []byte) error {
+	if json.Unmarshal(data, &f.Fault) == nil {
+		return nil
+	}
+	type plain callFault
+	return json.Unmarshal(data, (*plain)(f))
+}
+
+// callFault returns the name of the fault of a call, and counts it. It is empty without a fault.
+func (w *world) callFault(method string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	it := w.faults.Calls[method]
+	if it == nil || (it.Times > 0 && it.used >= it.Times) {
+		return ""
+	}
+	it.used++
+	return it.Fault
 }
 
 // getFault is a fault of the data stream of one file or of all files.
@@ -140,8 +171,7 @@ func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.
 		w.sessions[ctx.Session.Key] = ctx.Session.Registry
 	}
 	w.mu.Unlock()
-	now, _ := w.now()
-	if name := now.Calls[method.Name]; name != "" {
+	if name := w.callFault(method.Name); name != "" {
 		return nil, newFault(name)
 	}
 	w.stepInto(ctx, method)

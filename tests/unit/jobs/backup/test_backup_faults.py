@@ -79,6 +79,7 @@ FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
     "no privilege to export": ({"calls": {"ExportSnapshot": "NoPermission"}}, SourceDenied),
     "the session ends": ({"calls": {"ExportSnapshot": "NotAuthenticated"}}, SourceUnavailable),
     "the snapshot cannot be made": ({"snapshot_task": "InsufficientResourcesFault"}, SourceUnavailable),
+    "an answer that pyVmomi does not know": ({"unknown_fault": "CreateSnapshotEx_Task"}, SourceUnavailable),
     "no privilege to make it": ({"calls": {"CreateSnapshotEx_Task": "NoPermission"}}, SourceDenied),
     "the host shows another certificate": ({"thumbprint": "11:" * 19 + "11"}, SourceDenied),
     "status 403, with and without a cookie": ({"get": {"status": 403}}, SourceDenied),
@@ -242,15 +243,19 @@ class SlowStore(MemoryStore):
     ) -> MemorySink:
         """Return a sink that waits."""
         if key.endswith(".vmdk"):
-            while max(lease["renewals"] for lease in self.vcenter.state()["leases"].values()) < 2:
-                pass
+            leases = self.vcenter.state()["leases"].values
+            while max(each["renewals"] for each in leases() if each["state"] == "open") < 2:
+                leases = self.vcenter.state()["leases"].values
         return super().writer(key, size_hint, owner=owner, resume=resume, max_bytes=max_bytes)
 
 
-def test_keep_alive(bench: Bench, vm: TestVM) -> None:
-    """The lease is renewed while a store is slow."""
+@pytest.mark.parametrize("fault", ["", "SystemError", "HostCommunication"])
+def test_keep_alive(bench: Bench, vm: TestVM, fault: str) -> None:
+    """The lease is renewed while a store is slow, also after renewals that failed."""
     bench.primary = SlowStore(bench.vcenter)
-    bench.vcenter.fault(lease_timeout=math.ceil(CLAIM_S))
+    calls = {"HttpNfcLeaseProgress": {"fault": fault, "times": 2}} if fault else {}
+    bench.vcenter.fault(lease_timeout=3 * math.ceil(CLAIM_S), calls=calls)
+    bench.options = FAST.model_copy(update={"lease_tries": 1})
     bench.run(vm, disks=["scsi0:0"])
     assert_whole(bench.primary, vm.streams[0])
 
@@ -262,6 +267,19 @@ def test_lease_expires_unnoticed(bench: Bench, vm: TestVM) -> None:
     error = bench.fail(vm)
     assert isinstance(error, LeaseLost)
     assert "ended the lease" in error.what
+    assert not bench.left()
+
+
+@pytest.mark.parametrize(
+    "fault", [{"calls": {"HttpNfcLeaseProgress": "SystemError"}}, {"unknown_fault": "HttpNfcLeaseProgress"}]
+)
+def test_no_renewal_succeeds(bench: Bench, vm: TestVM, fault: dict[str, Any]) -> None:
+    """If each renewal fails for the lease's whole time, the transfer ends with the reason."""
+    bench.options = FAST.model_copy(update={"lease_tries": 1})
+    bench.vcenter.fault(lease_timeout=1, get={"do": "stall", "at": 300_000}, **fault)
+    error = bench.fail(vm)
+    assert isinstance(error, LeaseLost)
+    assert "No renewal of the lease succeeded" in error.what
     assert not bench.left()
 
 
