@@ -15,9 +15,8 @@ from ssvm_worker.grain_store.map import ROLE
 from ssvm_worker.grain_store.reader import extents
 from ssvm_worker.grain_store.sink import GrainSink
 from ssvm_worker.grain_store.writer import DiskPacker
-from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Owner, Store
-from ssvm_worker.streaming.pipeline import read_bytes
+from ssvm_worker.streaming.pipeline import read_bytes, store_stream
 from tests.images import GRAIN, MARKER_EOS, SECTOR, padded, stream_optimized, vmdk_grain, vmdk_header, vmdk_marker
 
 OWNER = Owner("job-1", 1)

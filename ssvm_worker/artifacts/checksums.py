@@ -1,6 +1,6 @@
 """Parse checksums, which users give, and compute digests.
 
-A digest is written ``sha256:HEX`` everywhere. A ``Hasher`` is an observer for ``fan_out.store_stream``.
+A digest is written ``sha256:HEX`` everywhere. A ``Hasher`` is an observer for ``pipeline.store_stream``.
 """
 
 from __future__ import annotations

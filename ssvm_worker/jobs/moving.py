@@ -6,9 +6,8 @@ from typing import Protocol, runtime_checkable
 
 from ssvm_worker.artifacts.checksums import Hasher
 from ssvm_worker.errors import CorruptImage, ObjectNotFound
-from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Store
-from ssvm_worker.streaming.pipeline import tap
+from ssvm_worker.streaming.pipeline import store_stream, tap
 
 from .attempt import Attempt
 

@@ -17,9 +17,8 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, discard, read_manifest, write_manifest
 from ssvm_worker.errors import Cancelled, ObjectNotFound, StoreUnavailable, WorkerError
 from ssvm_worker.streaming.disk_buffer import DiskBuffer
-from ssvm_worker.streaming.fan_out import SlowSinkDetector, StreamResult
 from ssvm_worker.streaming.interfaces import Sink, Store
-from ssvm_worker.streaming.pipeline import put_bytes
+from ssvm_worker.streaming.pipeline import SlowSinkDetector, StreamResult, put_bytes
 from ssvm_worker.units import MiB
 
 from .attempt import Attempt

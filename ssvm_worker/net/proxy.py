@@ -1,4 +1,4 @@
-"""Use HTTP proxies: absolute requests for http, a CONNECT tunnel for https.
+"""Read the settings of HTTP proxies. ``net.http`` sends absolute requests for http, and asks for a tunnel for https.
 
 The proxy resolves names, so the address rule cannot check the address of a name. The rule checks the address of the
 proxy, and URLs whose host is an address. The proxy's own configuration decides about all other hosts.
@@ -12,11 +12,10 @@ import socket
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
-from ssvm_worker.errors import ConfigError, SourceDenied, SourceUnavailable
+from ssvm_worker.errors import ConfigError
 
 from .address_policy import AddressRule
-from .http_response import HttpAnswer
-from .sockets import AddressRefused, WatchedSocket
+from .sockets import AddressRefused
 from .urls import WebUrl
 
 
@@ -67,26 +66,6 @@ def refuse_address(url: WebUrl, rule: AddressRule | None) -> None:
         return  # the host is a name
     if reason := rule.refuse(str(found[0][4][0])):
         raise AddressRefused(f"{url.host} is {reason}")
-
-
-def tunnel(sock: WatchedSocket, url: WebUrl, proxy: Proxy) -> None:
-    """Ask the proxy on *sock* for a tunnel to the host of *url*.
-
-    Raises SourceDenied, SourceUnavailable, and the errors of the socket.
-    """
-    host = f"[{url.host}]" if ":" in url.host else url.host
-    lines = [f"CONNECT {host}:{url.port} HTTP/1.1", f"Host: {host}:{url.port}"]
-    lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
-    sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("ascii"))
-    answer = HttpAnswer(sock, method="CONNECT")
-    answer.begin()
-    answer.close()
-    if answer.status in (403, 407):
-        what = f"The proxy {proxy.host} refused the connection (status {answer.status})"
-        raise SourceDenied(what, url.name, "Check download.proxy, and the rules of the proxy")
-    if not 200 <= answer.status < 300:
-        what = f"The proxy {proxy.host} did not connect (status {answer.status})"
-        raise SourceUnavailable(what, url.name, "Check the log of the proxy")
 
 
 def _matches(host: str, pattern: str) -> bool:

@@ -14,8 +14,8 @@ from ssvm_worker.streaming.interfaces import Check
 from ssvm_worker.streaming.pipeline import limit
 from ssvm_worker.units import KiB, MiB
 
-from .http.request import HttpSettings
 from .http.source import HttpSource
+from .options import HttpSettings
 
 #: File extensions of signatures: Ubuntu uses .gpg, Debian .sign, most others .asc.
 _ENDINGS = (".gpg", ".asc", ".sign")

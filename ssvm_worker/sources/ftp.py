@@ -15,7 +15,7 @@ from ssvm_worker.net.urls import WebUrl, parse
 from ssvm_worker.streaming.interfaces import CHUNK
 from ssvm_worker.units import KiB
 
-from .http.request import translate_error
+from .http.source import translate_error
 from .options import SourceOptions, empty_file, require_complete_body
 
 Socket = WatchedSocket | WatchedTLSSocket

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable
+from ssvm_worker.net.http import HttpOptions
 from ssvm_worker.streaming.interfaces import Check, Source
 from ssvm_worker.units import MiB
 
-from .http.request import HttpSettings
+from .http.parallel import ConnectionPolicy
+
+
+@dataclass(frozen=True)
+class HttpSettings(HttpOptions):
+    """Settings of HTTP downloads."""
+
+    max_redirects: int = 5
+    #: When to use several connections, and how many.
+    parallel: ConnectionPolicy = field(default_factory=ConnectionPolicy)
+
+    def without_client_certificate(self) -> HttpSettings:
+        """Return the settings for any origin other than the caller's."""
+        return replace(self, origin_ca_file=None, certificate=None)
 
 
 class VersionedSource(Source, Protocol):

@@ -31,7 +31,7 @@ from ssvm_worker.net.urls import WebUrl, parse
 from ssvm_worker.streaming.interfaces import CHUNK, Check
 from ssvm_worker.units import KiB, MiB
 
-from .http.request import translate_error
+from .http.source import translate_error
 from .options import SourceOptions, empty_file, require_complete_body
 
 #: Bytes that are requested, and held, at once.

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from http.client import HTTPException
 
 from ssvm_worker.errors import ObjectNotFound, StoreDenied, StoreFull, StoreUnavailable, WorkerError
-from ssvm_worker.net.http import HttpOptions, HttpResponse, HttpSession, HttpUpload
-from ssvm_worker.net.http_response import wait_wanted
+from ssvm_worker.net.http import HttpOptions, HttpResponse, HttpSession, HttpUpload, wait_wanted
 from ssvm_worker.net.sockets import AddressRefused
 from ssvm_worker.net.urls import check_headers, parse
 from ssvm_worker.streaming.interfaces import CannotResume, Check, StoredObject

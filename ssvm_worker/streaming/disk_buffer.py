@@ -18,8 +18,8 @@ from pathlib import Path
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.units import human_size
 
-from .fan_out import SlowSinkDetector
 from .interfaces import Check, LeavingAborts, Sink, StoredObject
+from .pipeline import SlowSinkDetector
 
 #: Chunks in memory before the file is used. A chunk has at most 1 MiB.
 DEPTH = 8

@@ -23,7 +23,7 @@ from .own_stores import refuse_stores
 from .stores import open_store_named
 
 if TYPE_CHECKING:
-    from ssvm_worker.sources.http.request import HttpSettings
+    from ssvm_worker.sources.options import HttpSettings
     from ssvm_worker.vmware.session import VCenterSession
 
 #: The keys that S3 stores and credentials have in common.
@@ -117,7 +117,7 @@ class ConfiguredConnections:
     def _http(self, named: CredentialsSection | None) -> HttpSettings:
         from ssvm_worker.net.proxy import parse_proxy
         from ssvm_worker.sources.http.parallel import ConnectionPolicy
-        from ssvm_worker.sources.http.request import HttpSettings
+        from ssvm_worker.sources.options import HttpSettings
 
         download = self.settings.download
         proxy = download.proxy.get_secret_value() if download.proxy else ""

@@ -13,9 +13,8 @@ from ssvm_worker.formats.stream_optimized import StreamOptimized
 from ssvm_worker.grain_store.writer import DiskPacker
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.store_set import StoreSet
-from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Observer
-from ssvm_worker.streaming.pipeline import limit
+from ssvm_worker.streaming.pipeline import limit, store_stream
 from ssvm_worker.units import MiB
 from ssvm_worker.vmware.hardware import Disk, Hardware
 

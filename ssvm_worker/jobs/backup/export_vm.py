@@ -15,8 +15,8 @@ from ssvm_worker.errors import SourceNotFound, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.parallel import in_parallel
 from ssvm_worker.jobs.store_set import StoreSet, add_small_objects, publish
-from ssvm_worker.streaming.fan_out import StreamResult
 from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.pipeline import StreamResult
 from ssvm_worker.vmware.hardware import EXPORTED, LEFT_OUT, MISSING, Disk, Hardware, select_disks
 from ssvm_worker.vmware.ovf import OvfDisk, OvfFile, checksums
 

@@ -31,9 +31,8 @@ from ssvm_worker.jobs.delete import job as delete
 from ssvm_worker.jobs.request import ArtifactRequest, Prefix
 from ssvm_worker.jobs.usage import record_usage
 from ssvm_worker.jobs.verify import job as verify
-from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import CHUNK, Sink, Store
-from ssvm_worker.streaming.pipeline import tap
+from ssvm_worker.streaming.pipeline import store_stream, tap
 
 from .whole_store import Migration
 

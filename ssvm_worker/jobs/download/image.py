@@ -30,9 +30,18 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.connections import RemoteSource, SourceRequest
 from ssvm_worker.jobs.request import fingerprint, safe_url
 from ssvm_worker.jobs.store_set import StoreSet
-from ssvm_worker.streaming.fan_out import StreamResult, store_stream
 from ssvm_worker.streaming.interfaces import CHUNK, Check, Observer, Sink, Store
-from ssvm_worker.streaming.pipeline import RAISE_LIMIT, Resuming, SharedRateLimit, first_bytes, limit, paced, tap
+from ssvm_worker.streaming.pipeline import (
+    RAISE_LIMIT,
+    Resuming,
+    SharedRateLimit,
+    StreamResult,
+    first_bytes,
+    limit,
+    paced,
+    store_stream,
+    tap,
+)
 from ssvm_worker.units import human_size
 from ssvm_worker.unpacking import PEEK, recognise, refuse_bomb, refuse_nested, tar, unwrap
 from ssvm_worker.unpacking.exact_reader import ExactReader

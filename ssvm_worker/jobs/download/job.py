@@ -2,7 +2,7 @@
 
 The pipeline of a download, from the socket to the manifest. Each line receives the chunks of the line above.
 
-    net/                           the socket                decrypts, and detects a stalled server
+    net/sockets.py, net/http.py    WatchedTLSSocket          decrypts, and detects a stalled server
     sources/http/source.py         HttpSource.open           yields the body (other schemes: sources/*.py)
     sources/__init__.py            Mirrors.open              changes to another URL of the same file
     streaming/pipeline.py          Resuming                  reopens the source at the byte where it broke
@@ -14,7 +14,7 @@ The pipeline of a download, from the socket to the manifest. Each line receives 
                  └─ an OVA:        download/store_ova.py     StoredOva.store does the same for each disk
                  │
     download/image.py              ImagePass.store           adds the observers: hasher, inspection, quota
-    streaming/fan_out.py           store_stream              queues each chunk for every store, calls verify, commits
+    streaming/pipeline.py          store_stream              queues each chunk for every store, calls verify, commits
     stores/file/part_file.py       FileSink                  writes a .part file; commit syncs and renames it
     jobs/cloudstack_properties.py  properties                makes template.properties
     jobs/store_set.py              publish                   writes template.properties, then manifest.json
@@ -36,9 +36,8 @@ from ssvm_worker.jobs.cloudstack_properties import properties
 from ssvm_worker.jobs.request import fingerprint
 from ssvm_worker.jobs.store_set import StoreSet, add_small_objects, find_placement, publish
 from ssvm_worker.jobs.usage import reserve_quota
-from ssvm_worker.streaming.fan_out import StreamResult
 from ssvm_worker.streaming.interfaces import Store
-from ssvm_worker.streaming.pipeline import tap
+from ssvm_worker.streaming.pipeline import StreamResult, tap
 
 from .image import OriginFile, StoredImage, find_expected, unpack
 from .request import Request

@@ -17,9 +17,8 @@ from ssvm_worker.errors import TooLarge, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.connections import SourceRequest
 from ssvm_worker.jobs.request import Bytes, JobRequest, Privacy, check_url, safe_url
-from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import CHUNK
-from ssvm_worker.streaming.pipeline import RAISE_LIMIT, first_bytes, limit, paced, tap
+from ssvm_worker.streaming.pipeline import RAISE_LIMIT, first_bytes, limit, paced, store_stream, tap
 
 #: The number of components of the directory of a volume's snapshots: snapshots/ACCOUNT/VOLUME.
 _FAMILY = 3

@@ -14,8 +14,8 @@ from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.cloudstack_properties import properties
 from ssvm_worker.jobs.store_set import add_small_objects, find_placement, publish
-from ssvm_worker.streaming.fan_out import StreamResult, store_stream
 from ssvm_worker.streaming.interfaces import Observer, Sink, Store
+from ssvm_worker.streaming.pipeline import StreamResult, store_stream
 from ssvm_worker.units import MiB
 
 from .backup_reader import BackupDisk

@@ -13,8 +13,8 @@ from ssvm_worker.artifacts.manifest import Entry
 from ssvm_worker.errors import CorruptImage, InvalidRequest, SourceUnavailable, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.parallel import in_parallel
-from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Check
+from ssvm_worker.streaming.pipeline import store_stream
 
 from .backup_reader import BackupDisk, checked
 

@@ -16,9 +16,8 @@ from ssvm_worker.grain_store.map import ROLE as GRAIN_MAP
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.connections import DestinationRequest
 from ssvm_worker.jobs.request import Headers, JobRequest, Privacy, check_url, fingerprint, safe_url
-from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Store
-from ssvm_worker.streaming.pipeline import tap
+from ssvm_worker.streaming.pipeline import store_stream, tap
 
 from .ova_export import plan_ova
 

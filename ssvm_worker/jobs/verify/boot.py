@@ -15,9 +15,8 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.restore.backup_reader import BackupDisk, read_backup
 from ssvm_worker.jobs.scratch import scratch_folder
 from ssvm_worker.stores.file.store import FileStore
-from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Store
-from ssvm_worker.streaming.pipeline import read_bytes
+from ssvm_worker.streaming.pipeline import read_bytes, store_stream
 from ssvm_worker.units import GiB, MiB
 from ssvm_worker.vm_boot.boot import boot
 from ssvm_worker.vm_boot.command_line import MAX_DISKS, BootMachine, Drive, tool

@@ -1,24 +1,24 @@
-"""Read an http or https URL. Resume only if the server proves that the object has not changed."""
+"""Read an http or https URL, and follow its redirects. Resume only if the server proves that the object is the same."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import closing
-from dataclasses import replace
+import ssl
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from http.client import HTTPException
 
 from ssvm_worker.artifacts.checksum_files import decode_text
-from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable
-from ssvm_worker.net.http import HttpResponse
-from ssvm_worker.net.sockets import Stalled
-from ssvm_worker.net.urls import check_headers, parse
-from ssvm_worker.sources.options import empty_file, require_complete_body
+from ssvm_worker.errors import SourceChanged, SourceDenied, SourceNotFound, SourceUnavailable, WorkerError
+from ssvm_worker.net.http import HttpResponse, HttpSession, wait_wanted
+from ssvm_worker.net.sockets import AddressRefused, Stalled
+from ssvm_worker.net.urls import WebUrl, check_headers, parse
+from ssvm_worker.sources.options import HttpSettings, empty_file, require_complete_body
 from ssvm_worker.streaming.interfaces import CHUNK, Check
 from ssvm_worker.streaming.pipeline import limit
 from ssvm_worker.units import MiB
 
 from .parallel import ConnectionSpeed, ParallelDownload
-from .range_connection import HttpRangeConnection, RangeTarget
-from .request import Hop, HttpSettings, get, refusal, translating
 from .validators import Validator, content_coding, content_range, strong_date, strong_etag
 
 __all__ = ["HttpSource", "Validator", "fetch_text"]
@@ -28,6 +28,98 @@ __all__ = ["HttpSource", "Validator", "fetch_text"]
 #: - the server of the first bytes, before a redirector may choose another server,
 #: - a range request that yields no bytes, before it sends a plain GET.
 _MAX_FAILURES = 2
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+@dataclass(frozen=True)
+class Hop:
+    """A URL with what may be sent to its origin."""
+
+    url: WebUrl
+    #: The caller's headers, unless they must not be sent to this URL.
+    headers: Mapping[str, str]
+    settings: HttpSettings
+    #: The address to connect to first: other nodes behind the name may have other ETags.
+    node: str = ""
+
+    def next(self, url: WebUrl) -> Hop:
+        """Return the target of a redirect. Headers may hold credentials, so another origin gets none of them."""
+        if url.origin == self.url.origin:
+            return replace(self, url=url)
+        return Hop(url, {}, self.settings.without_client_certificate(), self.node)
+
+
+@dataclass(frozen=True)
+class RangeTarget:
+    """The hop that sent the first answer, and the version of the object there."""
+
+    hop: Hop
+    validator: Validator
+    #: Content-Encoding of the first answer.
+    encoding: str = ""
+
+
+class HttpRangeConnection:
+    """``RangeConnection`` over HTTP. It refuses redirects: the target is the end of all redirects already."""
+
+    def __init__(
+        self, target: RangeTarget, check: Check, answer: HttpResponse | None = None, position: int = 0
+    ) -> None:
+        """Use the connection of *answer*, or open one. The unread body starts at *position* and reaches the end."""
+        self._target = target
+        self._check = check
+        self._answer = answer
+        self._position = position
+        self._is_rest = answer is not None
+        self._session = self._new_session()
+        if answer is not None:
+            answer.adapter.check = check
+
+    def _new_session(self) -> HttpSession:
+        return HttpSession(self._target.hop.settings, self._check, keep=True, node=self._target.hop.node)
+
+    @property
+    def rest(self) -> int | None:
+        """Return the position of the answer that reaches the end of the object, or None without such an answer."""
+        return self._position if self._is_rest else None
+
+    def read(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes from *start* to *end*. Raises SourceUnavailable, SourceDenied or SourceChanged."""
+        where = self._target.hop.url.name
+        if not self._is_rest or self._position != start or self._answer is None:
+            self._answer, self._position = self._ask(start, end), start
+        with translating(where):
+            while self._position < end:
+                chunk = self._answer.read(min(CHUNK, end - self._position))
+                if not chunk:
+                    raise SourceUnavailable(f"The range ended at {self._position} of {end}", where, "Check the server")
+                self._position += len(chunk)
+                yield chunk
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._is_rest and self._answer is not None:
+            self._answer.close()
+        self._session.close()
+
+    def _ask(self, start: int, end: int) -> HttpResponse:
+        target, where = self._target, self._target.hop.url.name
+        if self._is_rest and self._answer is not None:
+            self._answer.close()  # its body may have gigabytes, which are not needed any more
+            self._is_rest = False
+        with translating(where):
+            headers = {**target.hop.headers, **target.validator.range(start, end)}
+            answer = self._session.exchange("GET", target.hop.url, headers)
+        if answer.status_code == 206:
+            reason = target.validator.refuse_range(answer, start, end, target.encoding)
+            if not reason:
+                return answer
+        answer.close()
+        if answer.status_code not in (200, 206):
+            raise refusal(answer, where)
+        if answer.status_code == 200 and not (reason := target.validator.refuse_whole(answer, target.encoding)):
+            raise SourceDenied("The server sends no ranges on this connection", where, "Set download.connections = 1")
+        raise SourceChanged(reason, where, "Submit the job again")
 
 
 class HttpSource:
@@ -220,3 +312,84 @@ def fetch_text(
     """Return a small text, for example a SHA256SUMS file. Raises TooLarge above *max_bytes*."""
     source = HttpSource(url, settings, headers=headers, check=check)
     return decode_text(b"".join(limit(source.open(), max_bytes, source.name)))
+
+
+def get(hop: Hop, range_headers: Mapping[str, str], check: Check) -> tuple[HttpResponse, Hop]:
+    """Send a GET and follow redirects. Return the first answer that is not a redirect, and the hop that sent it.
+
+    *range_headers* are sent to every hop.
+    Raises SourceDenied for a forbidden hop, a loop, or too many redirects. Raises SourceUnavailable.
+    """
+    urls = [hop.url]
+    while True:
+        with translating(hop.url.name):
+            session = HttpSession(hop.settings, check, node=hop.node)
+            answer = session.exchange("GET", hop.url, {**hop.headers, **range_headers})
+        location = answer.headers.get("Location")
+        if answer.status_code not in _REDIRECTS or not location:
+            return answer, replace(hop, node=session.adapter.node)
+        answer.close()
+        hop = hop.next(_next_url(urls, location, hop.settings.max_redirects))
+        urls.append(hop.url)
+
+
+def _next_url(urls: list[WebUrl], location: str, max_redirects: int) -> WebUrl:
+    current = urls[-1]
+    try:
+        target = current.join(location)
+    except WorkerError as error:
+        what = f"The server redirects to a URL that is not allowed: {error.what}"
+        raise SourceDenied(what, current.name, error.remedy) from error
+    if current.scheme == "https" and target.scheme == "http":
+        what = f"The server redirects from https to http: {target.name}"
+        raise SourceDenied(what, current.name, "Give a URL whose redirects stay on https")
+    if target in urls:
+        chain = " -> ".join(each.name for each in (*urls, target))
+        raise SourceDenied(f"The redirects form a loop: {chain}", urls[0].name, "Report this to the server's owner")
+    if len(urls) > max_redirects:
+        what = f"More than {max_redirects} redirects"
+        raise SourceDenied(what, urls[0].name, f"Give the last URL itself: {target.name}")
+    return target
+
+
+@contextmanager
+def translating(where: str) -> Iterator[None]:
+    """Turn the errors of a connection into a WorkerError while the block runs."""
+    try:
+        yield
+    except (HTTPException, OSError) as error:
+        raise translate_error(error, where) from error
+
+
+def translate_error(error: BaseException, where: str) -> WorkerError:
+    """Return the WorkerError for an error of a connection."""
+    if isinstance(error, AddressRefused):
+        remedy = "Only public addresses are allowed. Add other networks to download.allow_networks"
+        return SourceDenied(str(error), where, remedy)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return SourceDenied(
+            f"The server's certificate is not trusted: {error.verify_message}",
+            where,
+            "For a private certificate authority, set ca_file to its certificate",
+        )
+    what = "The connection failed" if isinstance(error, OSError) else "The answer is not valid HTTP"
+    return SourceUnavailable(f"{what}: {error}", where, "Check the server, and the network between")
+
+
+def refusal(answer: HttpResponse, where: str = "") -> WorkerError:
+    """Return the error for an answer without the requested bytes."""
+    status, where = answer.status_code, where or answer.web_url.name
+    if status in (404, 410):
+        return SourceNotFound(f"The server has no such object (status {status})", where, "Check the URL")
+    if status in (401, 403, 407):
+        return SourceDenied(
+            f"The server refused the request (status {status})",
+            where,
+            "Give headers or credentials, or a link that is still valid",
+        )
+    if status in (408, 425, 429) or status >= 500 or status < 300:
+        busy = SourceUnavailable(f"The server cannot send the file now (status {status})", where, "Check the server")
+        busy.after_s = wait_wanted(answer.headers)
+        return busy
+    what = f"The server does not accept the request (status {status})"
+    return SourceDenied(what, where, "Check the URL and the headers")

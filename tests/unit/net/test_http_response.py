@@ -17,9 +17,8 @@ from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.net.http import HttpOptions
 from ssvm_worker.net.proxy import parse_proxy
 from ssvm_worker.sources import find_source
-from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.http.source import HttpSource
-from ssvm_worker.sources.options import SourceOptions
+from ssvm_worker.sources.options import HttpSettings, SourceOptions
 from ssvm_worker.stores.http_put import PutSink
 from ssvm_worker.streaming.pipeline import Resuming
 from tests.contracts.source import DATA, gather

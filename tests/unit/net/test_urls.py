@@ -9,8 +9,7 @@ import pytest
 from ssvm_worker.errors import InvalidRequest, SourceNotFound
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources import open_source
-from ssvm_worker.sources.http.request import HttpSettings
-from ssvm_worker.sources.options import SourceOptions
+from ssvm_worker.sources.options import HttpSettings, SourceOptions
 from tests.contracts.source import gather
 from tests.servers.http import HttpServer
 

@@ -21,9 +21,8 @@ from ssvm_worker.jobs.download import job as download
 from ssvm_worker.jobs.request import parse_request, redact
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources import Mirrors, Offer, find_source, open_source
-from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.metalink import is_metalink, parse_metalink
-from ssvm_worker.sources.options import SourceOptions
+from ssvm_worker.sources.options import HttpSettings, SourceOptions
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.pipeline import Resuming, read_bytes
 from tests import images

@@ -22,8 +22,7 @@ from ssvm_worker.errors import (
     SourceUnavailable,
 )
 from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.sources.http.request import HttpSettings
-from ssvm_worker.sources.options import SourceOptions
+from ssvm_worker.sources.options import HttpSettings, SourceOptions
 from ssvm_worker.sources.sftp import SftpSource, SftpVersion
 from ssvm_worker.streaming.pipeline import Resuming
 from tests.contracts.source import DATA, SourceContract, gather

@@ -23,8 +23,7 @@ from ssvm_worker.errors import Cancelled, Retryable, WorkerError
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.net.http import HttpOptions
 from ssvm_worker.sources import find_source
-from ssvm_worker.sources.http.request import HttpSettings
-from ssvm_worker.sources.options import SourceOptions
+from ssvm_worker.sources.options import HttpSettings, SourceOptions
 from ssvm_worker.stores.http_put import PutSink
 from ssvm_worker.stores.s3.client import S3Settings
 from ssvm_worker.stores.s3.store import S3Store, s3_destination

@@ -20,7 +20,7 @@ from ssvm_worker.errors import (
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.net.http import HttpOptions
 from ssvm_worker.stores.http_put import PutSink
-from ssvm_worker.streaming.fan_out import store_stream
+from ssvm_worker.streaming.pipeline import store_stream
 from tests.contracts.source import DATA
 from tests.neighbours import free_port
 from tests.servers.http import HttpServer

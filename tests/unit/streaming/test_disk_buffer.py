@@ -11,9 +11,8 @@ import pytest
 from ssvm_worker.errors import Cancelled, StoreUnavailable
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.disk_buffer import DEPTH, DiskBuffer
-from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Owner, Sink, Store
-from ssvm_worker.streaming.pipeline import read_bytes
+from ssvm_worker.streaming.pipeline import read_bytes, store_stream
 from ssvm_worker.units import KiB
 from tests.faults import Stall, store_failing, store_stalling
 from tests.waiting import PATIENCE_S

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from ssvm_worker.artifacts.checksums import Hasher, digest_of
 from ssvm_worker.errors import SourceChanged, SourceUnavailable
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.fan_out import store_stream
 from ssvm_worker.streaming.interfaces import Owner
-from ssvm_worker.streaming.pipeline import WORTH_IT, Resuming, read_bytes
+from ssvm_worker.streaming.pipeline import WORTH_IT, Resuming, read_bytes, store_stream
 
 ME = Owner("job", 1)
 DATA = bytes(range(256)) * 40

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable
-from ssvm_worker.streaming.fan_out import DEPTH, SinkThread
+from ssvm_worker.streaming.pipeline import DEPTH, SinkThread
 from tests.waiting import PATIENCE_S
 
 

@@ -21,9 +21,8 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.stores.memory import MemoryStore
-from ssvm_worker.streaming.fan_out import DEPTH, SlowSinkDetector, store_stream
 from ssvm_worker.streaming.interfaces import Owner, Sink, StoredObject
-from ssvm_worker.streaming.pipeline import limit, put_bytes, read_bytes, tap
+from ssvm_worker.streaming.pipeline import DEPTH, SlowSinkDetector, limit, put_bytes, read_bytes, store_stream, tap
 from tests.waiting import PATIENCE_S
 
 ME = Owner("job", 1)
@@ -335,7 +334,7 @@ def test_slow_second_store(
             self._sink.write(chunk)
 
     slow = Slow(sinks["second"], "", ValueError())
-    monkeypatch.setattr("ssvm_worker.streaming.fan_out.SlowSinkDetector", partial(SlowSinkDetector, window_s=0.0))
+    monkeypatch.setattr("ssvm_worker.streaming.pipeline.SlowSinkDetector", partial(SlowSinkDetector, window_s=0.0))
     stored = store_stream(CHUNKS, {**sinks, "second": slow}, min_rate=1 << 60)
     done.set()
     assert (read_bytes(primary, "image"), list(stored.owed)) == (DATA, ["second"])

@@ -18,8 +18,8 @@ from ssvm_worker.errors import (
     WorkerError,
 )
 from ssvm_worker.net.address_policy import AddressRule
-from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.http.source import HttpSource, Validator, fetch_text
+from ssvm_worker.sources.options import HttpSettings
 from ssvm_worker.streaming.interfaces import CHUNK, Source
 from ssvm_worker.streaming.pipeline import Resuming
 from tests.contracts.source import DATA, SourceContract, gather

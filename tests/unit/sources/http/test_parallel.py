@@ -13,8 +13,8 @@ import pytest
 from ssvm_worker.errors import Cancelled, SourceUnavailable
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.sources.http.parallel import ConnectionPolicy, ConnectionSpeed
-from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.http.source import HttpSource
+from ssvm_worker.sources.options import HttpSettings
 from ssvm_worker.streaming.pipeline import Resuming
 from ssvm_worker.units import KiB, MiB
 from tests.contracts.source import DATA, SourceContract, gather

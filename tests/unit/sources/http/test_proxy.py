@@ -11,8 +11,8 @@ import pytest
 from ssvm_worker.errors import ConfigError, SourceDenied, SourceUnavailable
 from ssvm_worker.net.address_policy import AddressRule
 from ssvm_worker.net.proxy import Proxy, parse_proxy
-from ssvm_worker.sources.http.request import HttpSettings
 from ssvm_worker.sources.http.source import HttpSource
+from ssvm_worker.sources.options import HttpSettings
 from tests.contracts.source import DATA, gather
 from tests.servers.http import HttpServer
 from tests.servers.proxy import ProxyServer
