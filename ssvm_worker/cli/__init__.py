@@ -13,11 +13,14 @@ import sys
 from collections.abc import Sequence
 
 from ssvm_worker import __version__
-from ssvm_worker.errors import EXIT_CANCELLED, ConfigError, WorkerError
+from ssvm_worker.errors import EXIT_CANCELLED, EXIT_USAGE, ConfigError, InvalidRequest, WorkerError
+
+from .parser import CommandParser, WrongUsage, common_options
 
 #: The modules that add commands, in the order of `ssvm --help`, and their commands.
 _GROUPS = {
-    "system": ("demo", "worker", "doctor", "schema", "config"),
+    "system": ("demo", "worker", "doctor", "schema"),
+    "settings": ("config",),
     "run": ("run",),
     "submit": ("submit",),
     "queue": ("jobs", "job", "retry", "cancel"),
@@ -31,6 +34,8 @@ _GROUPS = {
     "monitoring": ("metrics", "health"),
 }
 
+#: What people type before they know the program.
+_ALIASES: dict[tuple[str, ...], list[str]] = {("help",): ["--help"], ("version",): ["--version"]}
 _EXITS = """exit status:
   0  ok
   1  permanent failure: the same request will not succeed
@@ -42,9 +47,18 @@ _EXITS = """exit status:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = sys.argv[1:] if argv is None else argv
-    args = make_parser(_groups_for(words)).parse_args(words)
+    words = _ALIASES.get(tuple(words), words)
+    if not words:
+        make_parser().print_help(sys.stderr)
+        return EXIT_USAGE
     from .output import Output
 
+    try:
+        args = make_parser(_groups_for(words)).parse_args(words)
+    except WrongUsage as error:
+        problem = InvalidRequest(error.problem, "", f"See `{error.command} --help`")
+        Output(as_json="--json" in words).error(problem)
+        return EXIT_USAGE
     output = Output(as_json=args.json)
     # On a terminal without UTF-8, print escapes instead of raising UnicodeEncodeError.
     for stream in (sys.stdout, sys.stderr):
@@ -81,23 +95,22 @@ def _groups_for(words: Sequence[str]) -> Sequence[str]:
     """
     if list(words) == ["--version"]:
         return ()
-    command = next((each for each in words if not each.startswith("-")), "")
+    values = {at + 1 for at, each in enumerate(words) if each == "--config"}
+    command = next((each for at, each in enumerate(words) if not each.startswith("-") and at not in values), "")
     return [group for group, commands in _GROUPS.items() if command in commands] or list(_GROUPS)
 
 
-def make_parser(groups: Sequence[str] = tuple(_GROUPS)) -> argparse.ArgumentParser:
+def make_parser(groups: Sequence[str] = tuple(_GROUPS)) -> CommandParser:
     """Return a parser with the commands of these modules."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="ssvm",
         description="The secondary storage worker. It runs downloads, uploads, snapshot backups and other jobs.",
         epilog=_EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common_options(is_main=True)],
     )
     parser.add_argument("--version", action="version", version=f"ssvm {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print the result or the error as one JSON value")
-    common.add_argument("--config", metavar="FILE", help="read the settings from FILE instead of SSVM_CONFIG")
-    common.add_argument("-v", "--verbose", action="store_true", help="also log informational events to standard error")
+    common = common_options(is_main=False)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for group in groups:
         importlib.import_module(f".{group}", __name__).add_commands(commands, common)

@@ -19,8 +19,10 @@ from pydantic import BaseModel
 from ssvm_worker.errors import InvalidRequest, misused
 from ssvm_worker.jobs import JOBS, Job
 
+from .parser import CommandParser
 
-class JobParser(argparse.ArgumentParser):
+
+class JobParser(CommandParser):
     """The parser of one job, as in ``ssvm run JOB``. It adds the options of the job's fields when it parses."""
 
     job: Job | None = None

@@ -30,7 +30,7 @@ from .request_options import add_jobs, read_request
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm run``."""
-    parser = commands.add_parser("run", help="run a job in the foreground, without a worker", parents=[])
+    parser = commands.add_parser("run", help="run a job in the foreground, without a worker", parents=[common])
     for each in add_jobs(parser, common):
         add_force(each)
         each.set_defaults(command=_run)

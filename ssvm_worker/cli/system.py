@@ -1,4 +1,4 @@
-"""``ssvm demo | worker | doctor | schema | config``: the worker, its settings, and checks of its dependencies."""
+"""``ssvm demo | worker | doctor | schema``: the worker and checks of its dependencies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .output import Bar, Output
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add ``ssvm demo | worker | doctor | schema | config``."""
+    """Add ``ssvm demo | worker | doctor | schema``."""
     demo = commands.add_parser(
         "demo", help="run real jobs on this machine, with an embedded broker, store and vCenter", parents=[common]
     )
@@ -64,8 +64,6 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="print only the schema of JOB (default: an object with the schemas of all jobs)",
     )
     schema.set_defaults(command=_schema)
-    settings = commands.add_parser("config", help="print the settings in force, with secrets as ***", parents=[common])
-    settings.set_defaults(command=_config)
 
 
 def _demo(args: argparse.Namespace, output: Output) -> int:
@@ -140,7 +138,7 @@ def _doctor(args: argparse.Namespace, output: Output) -> int:
         elif args.cloudstack:
             findings = _examine_agent(settings)
         else:
-            findings = doctor.examine(settings, args.config or os.environ.get("SSVM_CONFIG", ""))
+            findings = doctor.examine(settings, str(config.find_file(args.config) or ""))
             if settings.broker.messages:
                 findings += doctor.examine_messages(settings)
     except ConfigError as error:
@@ -165,10 +163,4 @@ def _schema(args: argparse.Namespace, output: Output) -> int:
     else:
         schema = {f"ssvm.{job.name}": job.Request.model_json_schema() for job in JOBS.values()}
     output.result(schema, json.dumps(schema, indent=2))
-    return 0
-
-
-def _config(args: argparse.Namespace, output: Output) -> int:
-    values = config.redacted(config.load(args.config))
-    output.result(values, json.dumps(values, indent=2))
     return 0

@@ -1,5 +1,6 @@
-"""Load the settings: defaults, then the TOML file that SSVM_CONFIG names, then the environment.
+"""Load the settings: defaults, then one TOML file, then the environment.
 
+The file is that of `--config`, else that of SSVM_CONFIG, else /etc/ssvm/worker.toml if it exists.
 ``SSVM_<SECTION>__<KEY>`` overrides one key: ``SSVM_BROKER__URL``, ``SSVM_STORES__PRIMARY__URL``, ``SSVM_ZONE``.
 One error reports all problems. For an unknown key it suggests the most similar key.
 """
@@ -27,6 +28,8 @@ from .types import SecretUrl
 _LOG = logging.getLogger("ssvm.config")
 _PREFIX = "SSVM_"
 _FILE = "SSVM_CONFIG"
+#: The file without --config and SSVM_CONFIG. Each systemd unit of config/systemd uses it too.
+DEFAULT_FILE = Path("/etc/ssvm/worker.toml")
 #: Variables that kubelet and Docker set for a service whose name starts with "ssvm-".
 _SERVICE_VARIABLE = re.compile(r"SSVM_\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 #: Variables with a logged warning. A process loads its settings many times, but warns once.
@@ -36,14 +39,31 @@ _Origins = dict[tuple[str, ...], str]
 
 
 def load(path: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Return the effective settings. *path* takes precedence over SSVM_CONFIG. Both may be missing.
+    """Return the effective settings. ``find_file`` chooses the file.
 
     Raises ConfigError with all problems.
     """
-    file = path or environ.get(_FILE)
-    values = _read_toml(Path(file)) if file else {}
+    file = find_file(path, environ)
+    values = _read_toml(file) if file else {}
     origins, findings = _overlay(values, environ)
     return parse(values, str(file) if file else "the environment", origins, findings)
+
+
+def find_file(path: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the settings file: *path*, else that of SSVM_CONFIG, else DEFAULT_FILE if it exists, else None.
+
+    An empty SSVM_CONFIG means no file.
+    """
+    if path or _FILE in environ:
+        given = path or environ[_FILE]
+        return Path(given) if given else None
+    try:
+        DEFAULT_FILE.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        pass  # it may exist, and reading it reports the reason
+    return DEFAULT_FILE
 
 
 def parse(
@@ -68,7 +88,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise ConfigError(f"The settings file cannot be read: {error.strerror}", str(path), f"Check {_FILE}") from error
+        raise ConfigError(
+            f"The settings file cannot be read: {error.strerror}", str(path), f"Check --config and {_FILE}"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"The settings file is not TOML: {error}", str(path), "Correct that line") from error
 

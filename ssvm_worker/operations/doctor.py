@@ -54,7 +54,7 @@ def examine(settings: Settings, file: str = "") -> list[Finding]:
 
     *file* is the settings file, or "" for none.
     """
-    nowhere = "no settings file: give --config FILE or set SSVM_CONFIG. Defaults and SSVM_… variables are in force"
+    nowhere = "no settings file: create one with `ssvm config init`. Defaults and SSVM_… variables are in force"
     missing = "The settings name no image store. Add [stores.primary] with a url"
     return [
         Finding("settings", True, f"{file or nowhere}; zone {settings.zone}", warning=not file),

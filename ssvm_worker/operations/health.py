@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from ssvm_worker.config.findings import suggestion
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.ledger.workers import DRAINING, UP, WorkerStatus
@@ -42,17 +43,18 @@ def dead(settings: Settings, host: str) -> str:
 def idle(settings: Settings, zone: str, lane: str) -> str:
     """Return why no worker takes a job of that lane now; empty if one does, or if this is unknown."""
     try:
-        workers = _workers(settings, zone)
+        workers = _workers(settings, None)
     except WorkerError:
         return ""
-    up = [each.info for each in workers if each.state == UP and each.info.connected]
+    zones = {each.info.zone for each in workers}
+    up = [each.info for each in workers if each.info.zone == zone and each.state == UP and each.info.connected]
     if not up:
-        return f"no worker of zone {zone} is up"
+        return f"no worker of zone {zone} is up{'' if zone in zones else suggestion(zone, zones)}"
     if not any(lane in each.lanes for each in up):
         return f"no worker of zone {zone} takes lane {lane}"
     return ""
 
 
-def _workers(settings: Settings, zone: str) -> list[WorkerStatus]:
+def _workers(settings: Settings, zone: str | None) -> list[WorkerStatus]:
     with contextlib.closing(open_registry(settings)) as registry:
         return registry.workers(zone)

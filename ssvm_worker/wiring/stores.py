@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import SecretStr
 
+from ssvm_worker.config.findings import suggestion
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import InvalidRequest, misused
 from ssvm_worker.stores import open_store
@@ -48,7 +49,7 @@ def open_store_named(settings: Settings, name: str) -> Store:
     """Return the image store of that name. Raise InvalidRequest with all known names if there is none."""
     stores = Stores(settings)
     if name not in stores:
-        what = f"There is no image store named {name!r}"
+        what = f"There is no image store named {name!r}{suggestion(name, stores)}"
         raise misused(InvalidRequest(what, "stores", f"The settings have: {', '.join(stores) or 'none'}"))
     return stores[name]
 

@@ -212,12 +212,48 @@ def test_errors_for_people(ssvm: Run, capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("argv", [["frobnicate"], ["run"], ["run", "frobnicate"], ["job"], ["jobs", "--state", "x"]])
 def test_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Wrong usage ends with status 2 and prints the usage to standard error."""
-    with pytest.raises(SystemExit) as caught:
-        main(argv)
+    """Wrong usage ends with status 2 and names the command's help on standard error."""
+    assert main(argv) == 2
+    assert "--help`" in capsys.readouterr().err
 
-    assert caught.value.code == 2
-    assert "usage: ssvm" in capsys.readouterr().err
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["jbos"], "unknown 'jbos', did you mean jobs? See `ssvm --help`"),
+        (["jobs", "--stat", "failed"], "unknown argument '--stat', did you mean --state? See `ssvm jobs --help`"),
+        (["submit", "downlaod"], "did you mean download? See `ssvm submit --help`"),
+        (["submit", "download", "--acount", "2"], "did you mean --account? See `ssvm submit download --help`"),
+        (["list", "--store", "primry"], "did you mean primary?"),
+        (["config", "chekc"], "did you mean check?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_did_you_mean(ssvm: Run, argv: list[str], said: str) -> None:
+    """A misspelled command, option, job or store is an error that suggests the right word, also as JSON."""
+    status, error = ssvm(*argv)
+
+    assert (status, error["error"]) == (2, "InvalidRequest")
+    assert said in error["message"]
+
+
+def test_options_on_both_sides(ssvm: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The common options work before and after the command."""
+    (tmp_path / "a.toml").write_text('zone = "zone-a"\n')
+    file = str(tmp_path / "a.toml")
+
+    shown = []
+    for argv in (["--config", file, "--json", "config"], ["config", "--config", file, "--json"]):
+        main(argv)
+        shown.append(json.loads(capsys.readouterr().out)["zone"])
+
+    assert shown == ["zone-a", "zone-a"]
+
+
+def test_help_for_beginners(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a command, the program lists its commands."""
+    assert main([]) == 2
+    assert "submit" in capsys.readouterr().err
 
 
 def test_request_from_a_file_and_options(ssvm: Run, http_server: HttpServer, tmp_path: Path) -> None:

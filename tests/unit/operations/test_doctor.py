@@ -209,7 +209,7 @@ def test_exit_status_and_settings_file(site: Site, tmp_path: Path, capsys: pytes
     assert cli.main(["doctor", "--config", str(file)]) == 1
     assert "no worker is up" in capsys.readouterr().out
     [first, *_] = examine(site.settings)
-    assert (first.warning, "SSVM_CONFIG" in first.detail) == (True, True)
+    assert (first.warning, "ssvm config init" in first.detail) == (True, True)
 
 
 def test_submit_warns(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,78 @@
+"""``ssvm config``: shows, checks and creates the settings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ssvm_worker import config
+from ssvm_worker.errors import ConfigError, InvalidRequest, misused
+
+from .help_text import examples
+from .output import Output
+
+_ACTIONS = ("show", "init", "check", "path")
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add ``ssvm config``."""
+    parser = commands.add_parser(
+        "config",
+        help="print the settings in force, check them, or create a settings file",
+        description="show: print the settings in force, with secrets as ***. init: create a file with every key and "
+        "its explanation. check: report all problems of the settings. path: print the path of the settings file.",
+        epilog=examples("config", "config init /etc/ssvm/worker.toml", "config check", "config path"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    parser.add_argument("action", nargs="?", choices=_ACTIONS, default="show", help=f"{', '.join(_ACTIONS)} (show)")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="init: the new file, or - for standard output")
+    parser.set_defaults(command=_config)
+
+
+def _config(args: argparse.Namespace, output: Output) -> int:
+    if args.file and args.action != "init":
+        raise misused(InvalidRequest("Only init takes FILE", args.file, "Name the settings file with --config FILE"))
+    if args.action == "init":
+        return _init(args, output)
+    file = config.find_file(args.config)
+    if args.action == "path":
+        output.result({"path": str(file) if file else None}, str(file or "no settings file"))
+        return 0
+    settings = config.load(args.config)
+    if args.action == "check":
+        output.result({"path": str(file) if file else None, "ok": True}, f"ok: {file or 'no settings file'}")
+        return 0
+    values = config.redacted(settings)
+    output.result(values, json.dumps(values, indent=2))
+    return 0
+
+
+def _init(args: argparse.Namespace, output: Output) -> int:
+    text = _example().read_text()
+    if args.file == "-":
+        print(text, end="")
+        return 0
+    file = Path(args.file or args.config or os.environ.get("SSVM_CONFIG") or config.DEFAULT_FILE)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # The file may get passwords. Its owner and group read it.
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640), "w") as new:
+            new.write(text)
+    except FileExistsError:
+        raise misused(
+            InvalidRequest("The file exists, and it was not changed", str(file), "Name another FILE")
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"Cannot write the settings: {error.strerror}", str(file), "Name another FILE") from error
+    output.result({"path": str(file)}, f"created {file}\nnext: edit it, then `ssvm doctor --config {file}`")
+    return 0
+
+
+def _example() -> Path:
+    """Return the file with every key. A wheel has it in the package, a checkout has it in config/."""
+    packaged = Path(config.__file__).with_name("worker.toml")
+    return packaged if packaged.exists() else packaged.parents[2] / "config" / "worker.toml"

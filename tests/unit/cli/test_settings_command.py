@@ -1,0 +1,69 @@
+"""`ssvm config`: which file is in use, and how a new one is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ssvm_worker import config
+from ssvm_worker.cli import main
+
+
+@pytest.fixture
+def default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the default settings file, which does not exist yet."""
+    monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "etc" / "worker.toml")
+    monkeypatch.delenv("SSVM_CONFIG", raising=False)
+    return tmp_path / "etc" / "worker.toml"
+
+
+def test_search_order(
+    default: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--config is before SSVM_CONFIG, which is before the default file."""
+
+    def path(*argv: str) -> object:
+        assert main(["config", "path", "--json", *argv]) == 0
+        return json.loads(capsys.readouterr().out)["path"]
+
+    assert path() is None
+    default.parent.mkdir()
+    default.write_text("")
+    assert path() == str(default)
+    monkeypatch.setenv("SSVM_CONFIG", str(tmp_path / "b.toml"))
+    assert path() == str(tmp_path / "b.toml")
+    assert path("--config", "c.toml") == "c.toml"
+    monkeypatch.setenv("SSVM_CONFIG", "")
+    assert path() is None
+
+
+def test_default_file_is_read(default: Path) -> None:
+    """Without --config and SSVM_CONFIG, the settings are those of the default file."""
+    default.parent.mkdir()
+    default.write_text('zone = "north"')
+
+    assert config.load(environ={}).zone == "north"
+
+
+def test_init(default: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """init creates a valid file that only owner and group read, and never overwrites one."""
+    assert main(["config", "init"]) == 0
+    assert main(["config", "check"]) == 0
+    assert default.stat().st_mode & 0o777 & ~0o640 == 0
+    default.write_text("mine")
+    assert main(["config", "init"]) == 2
+    assert default.read_text() == "mine"
+    assert "was not changed" in capsys.readouterr().err
+
+
+def test_check_reports_all(default: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """check fails for wrong settings, and names every wrong key."""
+    default.parent.mkdir()
+    default.write_text('zoen = "a"\n[broker]\nulr = "redis://x"\n')
+
+    assert main(["config", "check"]) != 0
+    shown = capsys.readouterr().err
+    assert "did you mean zone?" in shown
+    assert "did you mean url?" in shown
