@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from pyVmomi import vim
 
-from ssvm_worker.errors import InvalidRequest, LeaseLost, WorkerError
+from ssvm_worker.errors import InvalidRequest, LeaseLost, SourceDenied, WorkerError
 
 from .connection import Connection
 from .export import ExportLink
@@ -20,6 +20,7 @@ from .faults import fault_name, translated
 from .lease import Lease, LeaseFile
 from .ovf import networks_of
 from .placement import FoundObjects, VmTarget, find_objects, find_vm_in
+from .preflight import ERROR, WARNING, examine_target
 from .upload import HostSink
 
 #: Key in the extra configuration of a restored VM. Its value is the job id.
@@ -68,8 +69,10 @@ class Import:
 
         It removes the VM that an earlier attempt of this job left behind.
         Raises InvalidRequest for an unknown target, a name that is in use, or a descriptor that vCenter rejects.
+        Raises SourceDenied with every missing privilege.
         """
         self._found = find_objects(self._connection, self._target, networks_of(descriptor))
+        self.warnings = self._check_privileges(self._found)
         if not self._remove_own() and find_vm_in(self._connection, self._found.folder, self.name):
             raise InvalidRequest(
                 f"A VM named {self.name!r} already exists", self._connection.address.name, "Give another name"
@@ -80,12 +83,13 @@ class Import:
             deploymentOption="",
             entityName=self.name,
             diskProvisioning="thin",
+            hostSystem=self._found.host,
             networkMapping=[vim.OvfManager.NetworkMapping(name=name, network=network) for name, network in networks],
         )
         with translated("Checking the OVF descriptor", self.name):
             manager = self._connection.content.ovfManager
             result = manager.CreateImportSpec(descriptor, self._found.pool, self._found.datastore, params)
-        self.warnings = [_message(each) for each in result.warning or ()]
+        self.warnings += [_message(each) for each in result.warning or ()]
         if result.error or result.importSpec is None:
             reasons = "; ".join(_message(each) for each in result.error or ()) or "it gives no reason"
             raise InvalidRequest(f"vCenter rejects the VM: {reasons}", self.name, "Check the OVF in the backup")
@@ -96,11 +100,20 @@ class Import:
             ImportFile(unquote(each.path), each.deviceId, bool(each.create)) for each in result.fileItem or ()
         )
 
+    def _check_privileges(self, found: FoundObjects) -> list[str]:
+        """Return warnings. Raise SourceDenied if the user lacks privileges for the target."""
+        findings = examine_target(self._connection, found)
+        errors = [each for each in findings if each.state == ERROR]
+        if errors:
+            what = "Nothing was touched: " + "; ".join(each.detail for each in errors)
+            raise SourceDenied(what, self.name, ". ".join(each.remedy for each in errors))
+        return [f"{each.check}: {each.detail}" for each in findings if each.state == WARNING]
+
     def open(self) -> Lease:
         """Create the VM and wait until the host can receive its disks. Raises the same errors as Lease."""
         assert self._found is not None
-        pool, folder = self._found.pool, self._found.folder
-        lease = Lease(self._connection, lambda: pool.ImportVApp(self._spec, folder, None), self.name, self._ready_s)
+        pool, folder, host = self._found.pool, self._found.folder, self._found.host
+        lease = Lease(self._connection, lambda: pool.ImportVApp(self._spec, folder, host), self.name, self._ready_s)
         self._started = True
         self._lease = lease.__enter__()
         return lease

@@ -25,6 +25,7 @@ class VmTarget:
     datastore: str | None = None
     #: The names of target networks by the names of the networks in the backup.
     networks: Mapping[str, str] = field(default_factory=dict)
+    host: str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class FoundObjects:
     datastore: Any
     #: By the name of the network in the backup.
     networks: dict[str, Any]
+    #: The ESXi host, or None if vSphere chooses it.
+    host: Any = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def find_objects(connection: Connection, target: VmTarget, networks: list[str]) 
         if unknown := [each for each in target.networks if each not in networks]:
             listed = ", ".join(networks) or "none"
             raise InvalidRequest(f"The VM has no network {unknown[0]!r}", "networks", f"Its networks: {listed}")
-        return FoundObjects(pool, _folder(connection, target.folder, pool), datastore, found)
+        host = _host(connection, owner, target.host, datastore, list(found.values()))
+        return FoundObjects(pool, _folder(connection, target.folder, pool), datastore, found, host)
 
 
 def find_vm_in(connection: Connection, folder: Any, name: str) -> Any:
@@ -84,6 +88,42 @@ def _pools(connection: Connection) -> list[_Candidate]:
         is_root = owner["resourcePool"] == pool
         candidates.append(_Candidate(pool, (owner["name"], path) if is_root else (path, values["name"])))
     return candidates
+
+
+def _host(connection: Connection, owner: Any, wanted: str | None, datastore: Any, networks: list[Any]) -> Any:
+    """Return the wanted host. Without one, return None if vSphere can choose, otherwise a host that can run the VM.
+
+    vSphere chooses on a standalone host and in a cluster with DRS (reference of ``ResourcePool.ImportVApp``).
+    If the user may not read the hosts, the result is None too.
+    """
+    hosts = connection.read(owner, "host")["host"] or []
+    if wanted is not None:
+        return _choose("ESXi host", wanted, _named(connection, hosts))
+    if not isinstance(owner, vim.ClusterComputeResource):
+        return None
+    settings = connection.read(owner, "configurationEx")["configurationEx"]
+    if not hosts or (settings and settings.drsConfig and settings.drsConfig.enabled):
+        return None
+    paths = ("name", "runtime.connectionState", "runtime.inMaintenanceMode", "datastore", "network", "vm")
+    values = {host: connection.read(host, *paths) for host in hosts}
+    reasons = {host: _unfit(each, datastore, networks) for host, each in values.items()}
+    if fit := [host for host in hosts if not reasons[host]]:
+        return min(fit, key=lambda host: len(values[host]["vm"] or ()))
+    listed = "; ".join(f"{values[host]['name']} {why}" for host, why in reasons.items())
+    what = "No ESXi host of the cluster, which has no DRS, can run the VM"
+    raise InvalidRequest(what, "host", f"{listed}. Choose another datastore, networks or pool")
+
+
+def _unfit(host: dict[str, Any], datastore: Any, networks: list[Any]) -> str:
+    """Return why a host cannot run a VM on a datastore and networks, or an empty string."""
+    if str(host["runtime.connectionState"]) != "connected":
+        return f"is {host['runtime.connectionState']}"
+    if host["runtime.inMaintenanceMode"]:
+        return "is in maintenance mode"
+    if datastore not in (host["datastore"] or ()):
+        return "does not mount the datastore"
+    missing = [each for each in networks if each not in (host["network"] or ())]
+    return f"lacks {len(missing)} of the networks" if missing else ""
 
 
 def _folder(connection: Connection, wanted: str | None, pool: Any) -> Any:

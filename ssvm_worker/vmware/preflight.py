@@ -17,6 +17,7 @@ from .connection import Connection
 from .export import ExportLink, check_host
 from .faults import UNSUPPORTED, fault_name, translated
 from .hardware import EXPORTED, Hardware
+from .placement import FoundObjects
 from .snapshot import find_old_snapshots
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -29,6 +30,25 @@ PRIVILEGES = {
 SNAPSHOT_PRIVILEGES = {
     "making the snapshot": ("VirtualMachine.State.CreateSnapshot",),
     "removing and consolidating it": ("VirtualMachine.State.RemoveSnapshot",),
+}
+#: The privileges of a restore, for each part of its target. Source: the reference of ``ResourcePool.ImportVApp``, and
+#: govmomi issue 2600, where a user tried them out.
+RESTORE_PRIVILEGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "pool": {"importing the VM": ("VApp.Import", "Resource.AssignVMToPool")},
+    "folder": {
+        "creating the VM": (
+            "VirtualMachine.Inventory.Create",
+            "VirtualMachine.Config.AddNewDisk",
+            "VirtualMachine.Config.AddRemoveDevice",
+            "VirtualMachine.Config.AdvancedConfig",
+            "VirtualMachine.Config.Settings",
+            "VirtualMachine.Config.CPUCount",
+            "VirtualMachine.Config.Memory",
+        ),
+        "removing an unfinished VM": ("VirtualMachine.Inventory.Delete",),
+    },
+    "datastore": {"storing its disks": ("Datastore.AllocateSpace",)},
+    "network": {"connecting its adapters": ("Network.Assign",)},
 }
 #: Seconds after which a job's snapshot is reported. Few backups take longer.
 _OLD_S = 24 * 3600.0
@@ -62,6 +82,16 @@ def examine_vm(connection: Connection, vm: Any, hardware: Hardware, own_snapshot
         *_run("ESXi host", lambda: _check_host_of(connection, vm)),
         *_run("OVF descriptor", lambda: _check_descriptor(connection, vm, hardware)),
     ]
+
+
+def examine_target(connection: Connection, found: FoundObjects) -> list[PreflightFinding]:
+    """Check the user's privileges on the target of a new VM."""
+    parts = [("pool", found.pool), ("folder", found.folder), ("datastore", found.datastore)]
+    parts += [("network", each) for each in found.networks.values()]
+    findings = []
+    for kind, entity in parts:
+        findings += _run("privileges", partial(_check_privileges, connection, entity, RESTORE_PRIVILEGES[kind]))
+    return findings
 
 
 def examine_server(connection: Connection) -> list[PreflightFinding]:
@@ -103,7 +133,7 @@ def _check_privileges(
     for step, needed in steps.items():
         for each in missing.intersection(needed):
             detail = f"{user} lacks {each} on {entity._moId}, needed for {step}"
-            yield PreflightFinding("privileges", ERROR, detail, f"Give {user} a role with {each}, propagated to the VM")
+            yield PreflightFinding("privileges", ERROR, detail, f"Give {user} a role with {each} there")
 
 
 def _not_granted(answers: Sequence[Any]) -> set[str]:

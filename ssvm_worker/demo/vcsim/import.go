@@ -33,12 +33,16 @@ type pool struct {
 
 // ImportVApp creates a VM and opens a lease on it.
 func (p *pool) ImportVApp(ctx *simulator.Context, req *types.ImportVApp) soapFault {
+	now, _ := p.world.now()
+	if now.NoDrs != "" && req.Host == nil && p.Owner.Type == "ClusterComputeResource" {
+		fault := newFault(now.NoDrs)
+		return &methods.ImportVAppBody{Fault_: simulator.Fault("a host is necessary", fault)}
+	}
 	res := p.ResourcePool.ImportVApp(ctx, req)
 	body, ok := res.(*methods.ImportVAppBody)
 	if !ok || body.Res == nil {
 		return res
 	}
-	now, _ := p.world.now()
 	it := ctx.Session.Get(body.Res.Returnval).(*simulator.HttpNfcLease)
 	if !settled(ctx, it) || it.Info == nil {
 		return res

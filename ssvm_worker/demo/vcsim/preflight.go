@@ -37,6 +37,35 @@ func (a *authorization) HasPrivilegeOnEntities(req *types.HasPrivilegeOnEntities
 	return &methods.HasPrivilegeOnEntitiesBody{Res: &types.HasPrivilegeOnEntitiesResponse{Returnval: found}}
 }
 
+// needs contains the privileges of methods.
+var needs = map[string][]string{
+	"CreateSnapshotEx_Task":   {"VirtualMachine.State.CreateSnapshot"},
+	"RemoveSnapshot_Task":     {"VirtualMachine.State.RemoveSnapshot"},
+	"ConsolidateVMDisks_Task": {"VirtualMachine.State.RemoveSnapshot"},
+	"ExportSnapshot":          {"VApp.Export"},
+	"CreateDescriptor":        {"VApp.Export"},
+	"QueryChangedDiskAreas":   {"VirtualMachine.Provisioning.DiskRandomRead"},
+	"Destroy_Task":            {"VirtualMachine.Inventory.Delete"},
+	"ImportVApp": {
+		"VApp.Import", "Resource.AssignVMToPool", "Datastore.AllocateSpace", "Network.Assign",
+		"VirtualMachine.Inventory.Create", "VirtualMachine.Config.AddNewDisk", "VirtualMachine.Config.AddRemoveDevice",
+		"VirtualMachine.Config.AdvancedConfig", "VirtualMachine.Config.Settings", "VirtualMachine.Config.CPUCount",
+		"VirtualMachine.Config.Memory",
+	},
+}
+
+// denied returns the fault NoPermission if the user lacks a privilege that the method needs.
+func (w *world) denied(method *simulator.Method) types.BaseMethodFault {
+	now, _ := w.now()
+	for _, each := range needs[method.Name] {
+		if slices.Contains(now.Lacks, each) && !now.SessionHas {
+			this := method.This
+			return &types.NoPermission{Object: &this, PrivilegeId: each}
+		}
+	}
+	return nil
+}
+
 func granted(entities []types.ManagedObjectReference, ids, lacks []string) []types.EntityPrivilege {
 	var found []types.EntityPrivilege
 	for _, entity := range entities {
@@ -65,6 +94,14 @@ func (w *world) nameHosts(now faults) {
 		host := each.(*simulator.HostSystem)
 		host.Summary.Config.Name, host.Summary.Config.Port = name, int32(number)
 		host.Summary.Config.SslThumbprint = print
+	}
+	for _, each := range w.registry.All("ClusterComputeResource") {
+		cluster := each.(*simulator.ClusterComputeResource)
+		cluster.ConfigurationEx.(*types.ClusterConfigInfoEx).DrsConfig.Enabled = types.NewBool(now.NoDrs == "")
+		for number, ref := range cluster.Host {
+			host := w.registry.Get(ref).(*simulator.HostSystem)
+			host.Runtime.InMaintenanceMode = number < now.Maintenance
+		}
 	}
 }
 

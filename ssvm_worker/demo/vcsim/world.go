@@ -26,6 +26,10 @@ type faults struct {
 	// Lacks contains ids of privileges that the user lacks. With SessionHas, the session still has them.
 	Lacks      []string `json:"lacks"`
 	SessionHas bool     `json:"session_has"`
+	// NoDrs is a fault that an import without a host returns in a cluster. The cluster then has no DRS.
+	NoDrs string `json:"no_drs"`
+	// Maintenance is the number of the cluster's hosts in maintenance mode.
+	Maintenance int `json:"maintenance"`
 	// Host replaces the host:port of the ESXi hosts, HostThumbprint their thumbprint.
 	Host           string `json:"host"`
 	HostThumbprint string `json:"host_thumbprint"`
@@ -173,6 +177,9 @@ func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.
 	w.mu.Unlock()
 	if name := w.callFault(method.Name); name != "" {
 		return nil, newFault(name)
+	}
+	if fault := w.denied(method); fault != nil {
+		return nil, fault
 	}
 	w.stepInto(ctx, method)
 	if method.This.Type == "HttpNfcLease" {

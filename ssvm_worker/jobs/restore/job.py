@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _TARGETS = ("vcenter", "template", "directory")
 #: Fields that are only valid for a new VM.
-_OF_A_VM = ("folder", "pool", "datastore", "networks")
+_OF_A_VM = ("folder", "pool", "datastore", "host", "networks")
 #: Fields that are only valid for a template or files.
 _OF_FILES = ("stores", "disk")
 
@@ -50,6 +50,9 @@ class Request(ArtifactRequest):
         None, description="Resource pool, cluster or host: name or id; required if there are several"
     )
     datastore: str | None = Field(None, description="Name or id; required if the pool can access several")
+    host: str | None = Field(
+        None, description="ESXi host: name or id; when absent, DRS or the worker chooses one that can run the VM"
+    )
     networks: dict[str, str] = Field(default_factory=dict, description="Network in the backup = network in the vCenter")
 
     @field_validator("template")
@@ -95,7 +98,7 @@ class Request(ArtifactRequest):
         """Return the target of a new VM."""
         from ssvm_worker.vmware.placement import VmTarget  # imports pyVmomi
 
-        return VmTarget(self.name, self.folder, self.pool, self.datastore, self.networks)
+        return VmTarget(self.name, self.folder, self.pool, self.datastore, self.networks, self.host)
 
     @property
     def targets(self) -> list[str]:

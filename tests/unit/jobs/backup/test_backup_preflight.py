@@ -149,6 +149,7 @@ def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
         snapshot = theirs.make_snapshot("theirs")
         bench.vcenter.fault(lacks=["VirtualMachine.State.CreateSnapshot", "VirtualMachine.State.RemoveSnapshot"])
         bench.run(vm, snapshot=snapshot.moref)
+        bench.vcenter.fault()
         theirs.remove_snapshot(snapshot)
     assert_whole(bench.primary, *vm.streams)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyVmomi import vim
 
 from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.artifacts.manifest import Entry, write_manifest
@@ -39,6 +41,7 @@ from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import Owner, Store
 from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from ssvm_worker.units import KiB, MiB
+from ssvm_worker.vmware.preflight import RESTORE_PRIVILEGES
 from ssvm_worker.vmware.session import VCenterSession
 from tests.attempts import attempt_with
 from tests.backup_bench import Bench
@@ -169,6 +172,60 @@ def test_unknown_places(restores: Restores, fields: dict[str, Any], said: str) -
 def test_known_places(restores: Restores, fields: dict[str, Any]) -> None:
     """Folder, pool, datastore and networks are found by their names."""
     assert restore.run(asked(**fields), restores.attempt())["vm"] == restores.find()
+
+
+@pytest.mark.parametrize("fault", ["NotSupported", "InvalidArgument"])
+def test_cluster_without_drs(restores: Restores, fault: str) -> None:
+    """In a cluster without DRS, the worker chooses a host that is not in maintenance mode."""
+    restores.vcenter.fault(no_drs=fault, maintenance=2)
+    made = restore.run(asked(), restores.attempt())
+    with VCenterSession(address_of(restores.vcenter)) as session:
+        connection = session._connection
+        host = connection.read(session.find_vm(made["vm"])._vm, "runtime.host")["runtime.host"]
+        assert not connection.read(host, "runtime.inMaintenanceMode")["runtime.inMaintenanceMode"]
+
+
+def test_no_host_can_run_it(restores: Restores) -> None:
+    """If no host can run the VM, the error gives a reason for each, and nothing is created."""
+    before = restores.vcenter.state()["calls"].get("ImportVApp", 0)
+    restores.vcenter.fault(no_drs="NotSupported", maintenance=3)
+    error = restores.fail()
+    assert isinstance(error, InvalidRequest)
+    assert error.remedy.count("is in maintenance mode") == 3
+    assert restores.vcenter.state()["calls"].get("ImportVApp", 0) == before
+
+
+def test_given_host(restores: Restores) -> None:
+    """A request may name the host."""
+    with VCenterSession(address_of(restores.vcenter)) as session:
+        hosts = list(session._connection.each(vim.HostSystem, "parent"))
+    cluster = [host for host, values in hosts if isinstance(values["parent"], vim.ClusterComputeResource)]
+    made = restore.run(asked(host=cluster[-1]._moId), restores.attempt())
+    with VCenterSession(address_of(restores.vcenter)) as session:
+        vm = session.find_vm(made["vm"])._vm
+        assert session._connection.read(vm, "runtime.host")["runtime.host"] == cluster[-1]
+
+
+PRIVILEGES = [each for steps in RESTORE_PRIVILEGES.values() for needed in steps.values() for each in needed]
+
+
+@pytest.mark.parametrize("privilege", PRIVILEGES)
+def test_missing_privilege(restores: Restores, privilege: str) -> None:
+    """A missing privilege is named before anything is created."""
+    before = restores.vcenter.state()["calls"].get("ImportVApp", 0)
+    restores.vcenter.fault(lacks=[privilege])
+    with pytest.raises(SourceDenied, match=re.escape(privilege)):
+        restore.run(asked(), restores.attempt())
+    assert restores.vcenter.state()["calls"].get("ImportVApp", 0) == before
+
+
+@pytest.mark.parametrize("privilege", [each for each in PRIVILEGES if each != "VirtualMachine.Inventory.Delete"])
+def test_privilege_that_nobody_may_query(restores: Restores, privilege: str) -> None:
+    """If the user may not query privileges, vCenter's own refusal names the missing one."""
+    restores.vcenter.fault(lacks=[privilege], calls={"HasUserPrivilegeOnEntities": "NoPermission"})
+    error = restores.fail()
+    assert isinstance(error, SourceDenied)
+    assert privilege in error.remedy
 
 
 def test_name_is_taken(restores: Restores, vm: TestVM) -> None:
