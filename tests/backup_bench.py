@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.pipeline import read_bytes
+from ssvm_worker.vmware.session import VM, VCenterSession
 from tests.attempts import attempt_with
-from tests.servers.vcenter import TestVM, doors
+from tests.servers.vcenter import TestVM, address_of, doors
 
 PREFIX = "snapshots/acme/vol1/b1"
 FAST = BackupSection(lease_tries=2, lease_delay_s=0.01, lease_ready_s=60, spill_bytes=0)
@@ -53,6 +55,12 @@ class Bench:
         """A request for a backup of all disks."""
         values = {"vcenter": "vc1", "vm": vm.machine.id, "account": "acme", "volume": "vol1", "id": "b1"}
         return backup.Request(**values | fields)
+
+    @contextmanager
+    def session(self, vm: TestVM) -> Iterator[VM]:
+        """The VM in a session of its own."""
+        with VCenterSession(address_of(self.vcenter)) as session:
+            yield session.find_vm(vm.machine.id)
 
     def run(self, vm: TestVM, /, **fields: Any) -> dict[str, Any]:
         """One attempt."""

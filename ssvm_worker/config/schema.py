@@ -342,6 +342,12 @@ class BackupSection(Section):
     parallel_disks: int = Field(2, ge=1)
     #: Parallel disks of one ESXi host, for all workers together.
     per_host: int = Field(2, ge=1)
+    #: VMs with a snapshot of a backup job on one datastore, for all workers together.
+    per_datastore: int = Field(4, ge=1)
+    #: Percent of free space on the datastores of a VM. Below it, a backup has a warning.
+    datastore_warn_percent: float = Field(15.0, ge=0, le=100)
+    #: The same. Below it, no backup starts, and a running one ends and removes its snapshot.
+    datastore_min_percent: float = Field(10.0, ge=0, le=100)
     #: The timeout in hours of removing a snapshot, and of consolidation.
     remove_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 12.0
     #: The size in bytes of the scratch file for each disk and each slow store. 0: no scratch files.

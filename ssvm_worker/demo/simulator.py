@@ -140,6 +140,10 @@ class VCenterSimulator:
         """Set the age of a VM's snapshots."""
         self._call("POST", "/control/age", {"vm": vm, "days": days})
 
+    def strike(self, what: str, vm: str = "") -> None:
+        """Start an event: logout, restart, delete, unsnap or migrate. See ``strike`` in vcsim/disaster.go."""
+        self._call("POST", "/control/strike", {"what": what, "vm": vm})
+
     def fault(self, **faults: Any) -> None:
         """Replace all faults of the simulator; no argument removes them. See ``faults`` in vcsim/world.go."""
         self._call("POST", "/control/faults", faults)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pyVmomi import vim, vmodl
@@ -71,6 +72,38 @@ def host_of(connection: Connection, vm: Any) -> str:
         except vmodl.fault.SecurityError:
             host = None
     return f"{connection.address.name}:{host._moId if host else '?'}"
+
+
+@dataclass(frozen=True)
+class DatastoreSpace:
+    """The space of a datastore, as vSphere reports it. It can be minutes old."""
+
+    #: The vCenter's name and the managed object id.
+    id: str
+    name: str
+    #: Bytes.
+    capacity: int
+    free: int
+
+    @property
+    def free_percent(self) -> float:
+        """Return the free part of the capacity."""
+        return 100.0 * self.free / self.capacity if self.capacity else 100.0
+
+
+def datastores_of(connection: Connection, vm: Any) -> list[DatastoreSpace]:
+    """Return the datastores of a VM that the user may read."""
+    found = []
+    with translated("Reading the VM's datastores", vm._moId):
+        for each in connection.read(vm, "datastore")["datastore"] or ():
+            try:
+                summary = connection.read(each, "summary")["summary"]
+            except vmodl.fault.SecurityError:
+                continue
+            if summary:
+                id_ = f"{connection.address.name}:{each._moId}"
+                found.append(DatastoreSpace(id_, summary.name, summary.capacity or 0, summary.freeSpace or 0))
+    return found
 
 
 def read_hardware(config: Any) -> Hardware:

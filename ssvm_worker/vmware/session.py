@@ -123,6 +123,10 @@ class VM:
         """Return an id of the VM's present ESXi host. A missing privilege is no error."""
         return inventory.host_of(self._connection, self._vm)
 
+    def datastores(self) -> list[inventory.DatastoreSpace]:
+        """Return the present space of the VM's datastores."""
+        return inventory.datastores_of(self._connection, self._vm)
+
     def read(self, snapshot: Snapshot) -> tuple[Hardware, bytes]:
         """Return the VM's hardware in a snapshot, and its complete configuration as JSON."""
         config = inventory.config_of(self._connection, snapshots.object_of(self._connection, snapshot))

@@ -43,6 +43,8 @@ class Snapshot:
     ours: bool
     #: The reason for a snapshot without quiescing.
     remark: str = ""
+    #: Seconds since the epoch.
+    created: float = 0.0
 
 
 def own_name(job_id: str) -> str:
@@ -143,7 +145,7 @@ def trees_of(info: Any) -> Iterator[Any]:
 
 
 def _snapshot(tree: Any, ours: bool, remark: str = "") -> Snapshot:
-    return Snapshot(tree.snapshot._moId, tree.name, bool(tree.quiesced), ours, remark)
+    return Snapshot(tree.snapshot._moId, tree.name, bool(tree.quiesced), ours, remark, tree.createTime.timestamp())
 
 
 @dataclass(frozen=True)

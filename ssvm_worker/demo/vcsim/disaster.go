@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"regexp"
@@ -32,6 +33,19 @@ func (w *world) strike(what string, vm types.ManagedObjectReference) {
 	case "unsnap":
 		w.unsnap(own, vm)
 	}
+}
+
+// takeStrike starts an event that is not during a transfer.
+func (w *world) takeStrike(rw http.ResponseWriter, r *http.Request) {
+	var want struct {
+		What string `json:"what"`
+		VM   string `json:"vm"`
+	}
+	if err := json.NewDecoder(r.Body).Decode(&want); err != nil {
+		http.Error(rw, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.strike(want.What, types.ManagedObjectReference{Type: "VirtualMachine", Value: want.VM})
 }
 
 // forget removes an object from the registry and from every session's registry.

@@ -95,6 +95,15 @@ func (w *world) nameHosts(now faults) {
 		host.Summary.Config.Name, host.Summary.Config.Port = name, int32(number)
 		host.Summary.Config.SslThumbprint = print
 	}
+	percent := now.DatastoreFree
+	if percent == 0 {
+		percent = 50
+	}
+	for _, each := range w.registry.All("Datastore") {
+		store := each.(*simulator.Datastore)
+		store.Summary.Capacity = 1 << 40
+		store.Summary.FreeSpace = store.Summary.Capacity / 100 * percent
+	}
 	for _, each := range w.registry.All("ClusterComputeResource") {
 		cluster := each.(*simulator.ClusterComputeResource)
 		cluster.ConfigurationEx.(*types.ClusterConfigInfoEx).DrsConfig.Enabled = types.NewBool(now.NoDrs == "")

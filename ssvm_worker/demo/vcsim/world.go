@@ -30,6 +30,8 @@ type faults struct {
 	NoDrs string `json:"no_drs"`
 	// Maintenance is the number of the cluster's hosts in maintenance mode.
 	Maintenance int `json:"maintenance"`
+	// DatastoreFree is the free space of every datastore in percent; 0 means 50.
+	DatastoreFree int64 `json:"datastore_free"`
 	// Host replaces the host:port of the ESXi hosts, HostThumbprint their thumbprint.
 	Host           string `json:"host"`
 	HostThumbprint string `json:"host_thumbprint"`
@@ -255,6 +257,7 @@ func (w *world) handler(next http.Handler) http.Handler {
 	mux.HandleFunc("POST /control/machines", w.addMachine)
 	mux.HandleFunc("POST /control/changes", w.addChanges)
 	mux.HandleFunc("POST /control/age", w.ageSnapshots)
+	mux.HandleFunc("POST /control/strike", w.takeStrike)
 	mux.HandleFunc("GET /control/state", w.state)
 	return mux
 }

@@ -19,6 +19,7 @@ from ssvm_worker.units import MiB
 from ssvm_worker.vmware.hardware import Disk, Hardware
 
 from .incremental import Grains
+from .snapshot_limits import SpaceWatch
 
 if TYPE_CHECKING:
     from ssvm_worker.vmware.lease import Lease, LeaseFile
@@ -54,6 +55,8 @@ class DiskExport:
         self._snapshot = snapshot
         self._hardware = hardware
         self._grains = grains
+        #: None for a snapshot that another program made: the job would not remove it.
+        self._space = SpaceWatch(vm) if snapshot.ours else None
 
     def fetch(self, name: str, disk: Disk, nvram: str = "") -> list[Entry]:
         """Store a disk and, if *nvram* is a file name and the VM has them, the firmware's variables.
@@ -66,7 +69,11 @@ class DiskExport:
         while True:
             try:
                 self._vm.revive()
-                with self._attempt.slot(f"esxi:{self._vm.host()}", self._vm.options.per_host):
+                host = self._vm.host()
+                with self._attempt.slot(f"esxi:{host}", self._vm.options.per_host):
+                    self._vm.revive()  # the wait for the slot may have been longer than the session's life
+                    if self._vm.host() != host:
+                        continue  # the VM was moved meanwhile, so another host's slot is necessary
                     return self._one_lease(name, disk, nvram)
             except _RETRYABLE as error:
                 left -= 1
@@ -109,7 +116,7 @@ class DiskExport:
         take = packing.take if packing else None
         verifier = StreamOptimized(disk.label, disk.capacity, self._vm.options.inflate_every, take=take)
         hasher = Hasher(lease.algorithm)
-        progress = _StreamProgress(self._attempt, verifier, lease, disk.capacity)
+        progress = _StreamProgress(self._attempt, verifier, lease, disk.capacity, self._space)
         room = self._attempt.held.part()
         agreed: list[str] = []
 
@@ -194,7 +201,10 @@ def _compare_with_manifest(lease: Lease, file: LeaseFile, hasher: Hasher) -> str
 class _StreamProgress:
     """An observer that reports the progress of a stream. It must run after the verifier, which knows the position."""
 
-    def __init__(self, attempt: Attempt, verifier: StreamOptimized, lease: Lease, capacity: int) -> None:
+    def __init__(
+        self, attempt: Attempt, verifier: StreamOptimized, lease: Lease, capacity: int, space: SpaceWatch | None
+    ) -> None:
+        self._space = space
         self._attempt = attempt
         self._verifier = verifier
         self._lease = lease
@@ -206,6 +216,8 @@ class _StreamProgress:
         self._seen += step
         self._attempt.progress.advance(step)
         self._lease.report(100 * self._seen // self._capacity)
+        if self._space:
+            self._space.check()
 
     def take_back(self) -> None:
         """Subtract the bytes of a failed stream, which the next lease transfers again."""

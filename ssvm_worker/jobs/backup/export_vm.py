@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,7 @@ class VMExport:
         if reason:
             self._attempt.log.info("the worker writes its own OVF descriptor: %s", reason)
         self._add_facts(
+            snapshot_age_s=round(max(0.0, time.time() - self._snapshot.created)),
             descriptor=f"our own: {reason}" if reason else "the server's",
             disks=[each | _grade(entries, each["key"]) for each in self._manifest.facts["disks"]],
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -79,12 +79,17 @@ def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> di
     with (
         reserve_quota(attempt, request.account, request.quota, len(stores)),
         attempt.services.connections.vcenter(request.vcenter, attempt.check) as session,
+        ExitStack() as slots,
     ):
         vm: VM = session.find_vm(request.vm)
         try:
             # Check VM and stores before any change.
             from .preflight import preflight, refuse  # imports pyVmomi
+            from .snapshot_limits import take_slots
 
+            if request.snapshot is None:
+                attempt.progress.start("waiting for a slot")
+                take_slots(attempt, vm, slots)
             attempt.progress.start("preflight")
             disks = vm.hardware().disks
             chosen = select_disks(disks, request.disks) if request.snapshot is None else disks

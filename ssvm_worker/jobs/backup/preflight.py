@@ -11,6 +11,8 @@ from ssvm_worker.units import MiB, human_size
 from ssvm_worker.vmware.hardware import Disk
 from ssvm_worker.vmware.preflight import ERROR, OK, WARNING, PreflightFinding
 
+from .snapshot_limits import check_datastores
+
 if TYPE_CHECKING:
     from ssvm_worker.vmware.session import VM
 
@@ -21,6 +23,8 @@ _MIN_FREE = MiB
 def preflight(vm: VM, stores: Mapping[str, Store], disks: Sequence[Disk], own_snapshot: bool) -> list[PreflightFinding]:
     """Check the VM, and the free space of the stores for a backup of *disks*. The first store is the primary."""
     findings = vm.examine(vm.hardware(), own_snapshot)
+    if own_snapshot:
+        findings += check_datastores(vm)
     max_bytes = sum(disk.capacity for disk in disks)
     return findings + [_check_space(store, max_bytes, number == 0) for number, store in enumerate(stores.values())]
 

@@ -35,6 +35,9 @@ class Watched(LocalSlots):
     @contextmanager
     def hold(self, name: str, limit: int, wait: Wait) -> Iterator[None]:
         with super().hold(name, limit, wait):
+            if not name.startswith("esxi:"):
+                yield
+                return
             self.names.add(name)
             self.now += 1
             self.most = max(self.most, self.now)
