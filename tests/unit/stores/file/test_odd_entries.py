@@ -17,8 +17,8 @@ from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.streaming.pipeline import put_bytes
 from tests.attempts import attempt
 from tests.contracts.store import ME, get, keys
+from tests.privileges import unprivileged
 from tests.unit.jobs.copy.test_migration_jobs import fill
-from tests.unit.stores.file.test_file_store import public_root, unprivileged
 
 __all__ = ["public_root"]
 
