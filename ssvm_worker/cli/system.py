@@ -14,6 +14,7 @@ from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS, find_job
 from ssvm_worker.operations import doctor
+from ssvm_worker.operations.finding import Finding
 from ssvm_worker.operations.mounts import nfs_mounts
 
 from .agent import add_sources, agent_settings
@@ -142,13 +143,13 @@ def _doctor(args: argparse.Namespace, output: Output) -> int:
             if settings.broker.messages:
                 findings += doctor.examine_messages(settings)
     except ConfigError as error:
-        findings = [doctor.Finding("settings", False, str(error))]
+        findings = [Finding("settings", False, str(error))]
     rows = [finding.as_dict() for finding in findings]
     output.table(rows, ("check", "state", "detail"), "nothing to check")
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-def _examine_agent(settings: Settings) -> list[doctor.Finding]:
+def _examine_agent(settings: Settings) -> list[Finding]:
     try:
         from ssvm_worker.cloudstack.examination import examine_agent
     except ImportError as error:

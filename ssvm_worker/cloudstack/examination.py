@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.operations.doctor import Finding
+from ssvm_worker.operations.finding import Finding
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import human_size
 from ssvm_worker.wiring import assembly

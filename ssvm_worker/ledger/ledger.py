@@ -6,6 +6,7 @@ import heapq
 import json
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
@@ -223,6 +224,12 @@ class Ledger:
         if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
             found.append(f"maxmemory-policy is {policy}: jobs may be evicted. Set `noeviction`")
         return found
+
+    def clock_difference(self) -> float:
+        """Return by how many seconds the broker's clock differs from that of this host, without the way there."""
+        before = time.time()
+        broker = self._now()
+        return max(0.0, before - broker, broker - time.time())
 
     # For the worker of a job
 

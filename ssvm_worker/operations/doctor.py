@@ -9,9 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ssvm_worker.config.schema import LANES, Settings
 from ssvm_worker.errors import ConfigError, StoreUnavailable, WorkerError
@@ -23,6 +23,9 @@ from ssvm_worker.wiring import assembly
 from ssvm_worker.wiring.connections import ConfiguredConnections
 from ssvm_worker.wiring.message_transport import MessageRoute
 
+from .finding import Finding
+from .host_checks import examine_host
+
 if TYPE_CHECKING:
     from ssvm_worker.ledger.job_metrics import LaneMetrics
     from ssvm_worker.ledger.workers import WorkerStatus
@@ -30,23 +33,8 @@ if TYPE_CHECKING:
 
 #: Seconds after which a queued job gives a warning, and the number of failed jobs that are read.
 _MAX_WAIT_S, _MAX_FAILED = 900, 1000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check."""
-
-    check: str
-    ok: bool
-    #: The result, or the problem and its remedy.
-    detail: str
-    #: The dependency works, but not as it should.
-    warning: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the JSON: check, ok, state (ok | warning | FAILED), detail."""
-        state = "FAILED" if not self.ok else "warning" if self.warning else "ok"
-        return {"check": self.check, "ok": self.ok, "state": state, "detail": self.detail}
+#: Seconds between this host's clock and the broker's clock that give a warning. S3 refuses 15 minutes.
+_MAX_CLOCK_S = 30
 
 
 def examine(settings: Settings, file: str = "") -> list[Finding]:
@@ -58,6 +46,7 @@ def examine(settings: Settings, file: str = "") -> list[Finding]:
     missing = "The settings name no image store. Add [stores.primary] with a url"
     return [
         Finding("settings", True, f"{file or nowhere}; zone {settings.zone}", warning=not file),
+        *examine_host(settings),
         _check("state_dir", lambda: _state_dir(settings)),
         *_broker(settings),
         *_workers(settings),
@@ -172,13 +161,21 @@ def _broker(settings: Settings) -> Iterator[Finding]:
     def reach() -> str:
         with assembly.open_ledger(settings) as ledger:
             warnings.extend(ledger.warnings())
+            clock.append(ledger.clock_difference())
             counts = ledger.counts()
         return ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "no jobs yet"
 
     warnings: list[str] = []
+    clock: list[float] = []
     yield _check("broker", reach)
     for warning in warnings:
         yield Finding("broker durability", True, warning, warning=True)
+    if clock and not warnings:
+        yield Finding("broker durability", True, "appendonly is on, and no job can be evicted")
+    for seconds in clock:
+        detail = f"differs from the broker's clock by {human_duration(seconds)}"
+        is_wrong = seconds > _MAX_CLOCK_S
+        yield Finding("clock", True, f"{detail}. Synchronize both hosts" if is_wrong else detail, warning=is_wrong)
 
 
 def _workers(settings: Settings) -> Iterator[Finding]:
@@ -199,6 +196,10 @@ def _workers(settings: Settings) -> Iterator[Finding]:
         here = [each for each in lanes if each.zone == zone]
         yield from _zone(zone, here, [each for each in seen if each.info.zone == zone], is_ours=zone == settings.zone)
     recent = Counter((each.error or {}).get("error", "?") for each in failed if each.updated > time.time() - 3600)
+    if waiting := [each for each in lanes if each.oldest_s]:
+        oldest = max(waiting, key=lambda each: each.oldest_s)
+        place = f"zone {oldest.zone}, lane {oldest.lane}"
+        yield Finding("oldest job", True, f"waits for {human_duration(oldest.oldest_s)} in {place}")
     if recent:
         counts = ", ".join(f"{count} {name}" for name, count in recent.most_common())
         yield Finding("jobs", True, f"failed in the last hour: {counts}. See `ssvm jobs --state failed`", warning=True)

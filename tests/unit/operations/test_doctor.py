@@ -17,7 +17,8 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import INBOUND, NewJob
 from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
-from ssvm_worker.operations.doctor import Finding, examine
+from ssvm_worker.operations.doctor import examine
+from ssvm_worker.operations.finding import Finding
 from tests.neighbours import free_port, missing
 from tests.servers.broker import Broker
 from tests.servers.rclone import RcloneS3
@@ -63,7 +64,7 @@ def archive(server: Any, tmp_path: Path, bucket: str) -> list[Finding]:
         "broker": {"url": f"redis://127.0.0.1:{free_port()}/0"},
         "stores": {"archive": {"url": f"s3://{bucket}/prefix", "ca_file": getattr(server, "ca_file", None), **keys}},
     }
-    return [each for each in examine(Settings.model_validate(values)) if "archive" in each.check]
+    return [each for each in examine(Settings.model_validate(values)) if each.check.startswith("store archive")]
 
 
 def test_s3(s3_server: S3Server, tmp_path: Path) -> None:
