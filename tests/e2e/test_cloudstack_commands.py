@@ -242,6 +242,8 @@ def test_with_a_server(make_site: Callable[..., Site], http_server: HttpServer, 
             digest = f"{{SHA-512}}{hashlib.sha512(data).hexdigest()}"
             assert template.checksum == digest
             assert server.checksum(template).details == digest
+            purged = "DownloadProgress request=PURGE: DownloadAnswer downloadStatus=DOWNLOADED"
+            server.wait(lambda: any(purged in line for line in server.log), purged, PATIENCE_S)
             [(_, stats)] = server.collect_stats()
             assert stats.ok
             folder = f"template/tmpl/{template.account}/{template.id}"

@@ -31,6 +31,8 @@ class DownloadListener:
 
     def __init__(self, server: DownloadServer, connection: AgentConnection, entity: Entity) -> None:
         self._server, self._connection, self._entity = server, connection, entity
+        #: All requests of a listener repeat its first command (seen): PURGE has the user's checksum, if any.
+        self._fields = self._command()
 
     def start(self) -> None:
         """Follow the download in a thread."""
@@ -40,7 +42,7 @@ class DownloadListener:
         """Send the command, poll, and end with PURGE, as CloudStack's state machine does."""
         entity, first = self._entity, True
         if entity.job_id is None:
-            answer = self._connection.send("DownloadCommand", self._command())
+            answer = self._connection.send("DownloadCommand", self._fields)
         else:
             answer = self._progress("GET_OR_RESTART")
         while self._take(answer, first=first):
@@ -56,7 +58,7 @@ class DownloadListener:
             self._progress("PURGE")
 
     def _progress(self, request: str) -> AgentAnswer:
-        fields = {"jobId": self._entity.job_id, "request": request} | self._command()
+        fields = {"jobId": self._entity.job_id, "request": request} | self._fields
         return self._connection.send("DownloadProgressCommand", fields)
 
     def _command(self) -> dict[str, Any]:

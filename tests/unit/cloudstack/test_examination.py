@@ -271,6 +271,12 @@ def test_no_store(server: ManagementServer, broker: Broker, tmp_path: Path) -> N
     assert state(found["stores"]) == "warning"
 
 
+def test_public_address(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
+    """The address that users get in download links is printed."""
+    found = examine(settings_of(server, broker, tmp_path, public={"address": "192.0.2.77"}))
+    assert (state(found["links"]), "http://192.0.2.77/userdata/" in found["links"].detail) == ("ok", True)
+
+
 def test_command(server: ManagementServer, broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command prints a row for each check as JSON, and its status is 1 if one fails."""
     file = tmp_path / "agent.properties"
