@@ -32,11 +32,18 @@ class Client:
     Every method raises StoreUnavailable while the broker is unreachable. It may be repeated then.
     """
 
-    def __init__(self, settings: Settings, wake: Callable[[Record], object] | None = None) -> None:
-        """*wake* sends the message of a queued job, or arranges that another thread does. Default: ``ring``."""
+    def __init__(
+        self, settings: Settings, wake: Callable[[Record], object] | None = None, *, of_server: bool = False
+    ) -> None:
+        """Store the settings.
+
+        *wake* sends the message of a queued job, or arranges that another thread does. Default: ``ring``. *of_server*
+        is for the agent of a management server: its jobs have ids that no other sender can use.
+        """
         self.settings = settings
         self._ledger = assembly.open_ledger(settings)
         self._wake = wake or self.ring
+        self._of_server = of_server
 
     @classmethod
     def connect(cls, url: str, *, zone: str = "zone1", **broker: Any) -> Client:
@@ -53,7 +60,7 @@ class Client:
         is invalid, or if another request has the same id.
         """
         fields = request | ({"job_id": job_id} if job_id else {})
-        new = assembly.new_job(self.settings, find_job(job), fields, zone=zone)
+        new = assembly.new_job(self.settings, find_job(job), fields, zone=zone, of_server=self._of_server)
         record, is_new = self._ledger.submit(replace(new, traceparent=checked(traceparent)))
         if is_new:
             self._wake(record)

@@ -8,18 +8,20 @@ The Java agent writes ``template.properties`` or ``volume.properties`` on NFS. O
 the name: ``template/tmpl/ACCOUNT/ID/NAME/FILE`` or ``volumes/ACCOUNT/ID/FILE``.
 
 **Every function returns all artifacts or raises.** A server downloads again, or forgets, what is missing from a list.
+A volume that another command moves during a walk may be missing from it. So volumes are walked again until two walks
+agree, and no move has begun meanwhile: two moves could hide a volume from both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 from ssvm_worker.artifacts.layout import MANIFEST, Artifact
 from ssvm_worker.artifacts.manifest import Manifest, read_manifest
-from ssvm_worker.errors import InvalidRequest, ObjectNotFound
+from ssvm_worker.errors import InvalidRequest, ObjectNotFound, StoreUnavailable
 from ssvm_worker.jobs.cloudstack_properties import parse_properties
 from ssvm_worker.streaming.interfaces import HoldsForeign, Store, StoredObject
 from ssvm_worker.streaming.pipeline import read_bytes
@@ -32,6 +34,8 @@ UNIQUE_NAME = "unique_name"
 _FORMATS = ("qcow2", "raw", "vhd", "iso", "vmdk", "vdi", "ova", "vhdx", "bareMetal", "TAR", "zip", "dir")
 #: Parallel reads of small objects. S3 needs some milliseconds for each.
 _READERS = 8
+#: The most walks over the volumes. Each new download adds a directory, once.
+_MAX_WALKS = 6
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,12 @@ class Family:
     #: The number of components of an artifact's prefix.
     depth: int
     properties: str
+    #: Whether a command moves artifacts inside their store: MoveVolumeCommand.
+    moves: bool
 
 
-TEMPLATES = Family("template/tmpl", 4, "template.properties")
-VOLUMES = Family("volumes", 3, "volume.properties")
+TEMPLATES = Family("template/tmpl", 4, "template.properties", moves=False)
+VOLUMES = Family("volumes", 3, "volume.properties", moves=True)
 
 
 @dataclass(frozen=True)
@@ -75,17 +81,38 @@ class FoundArtifact:
         )
 
 
-def find_artifacts(store: Store, family: Family, *, is_s3: bool) -> list[FoundArtifact]:
-    """Return all artifacts of a family. Raises every error of the store, and CorruptImage for a broken manifest."""
+def find_artifacts(
+    store: Store, family: Family, *, is_s3: bool, moves: Callable[[], int] = lambda: 0
+) -> list[FoundArtifact]:
+    """Return all artifacts of a family. Raises every error of the store, and CorruptImage for a broken manifest.
+
+    *moves* returns how many moves inside the store have begun so far.
+    """
+    begun, groups = moves(), _walk(store, family)
+    for _ in range(_MAX_WALKS):
+        with ThreadPoolExecutor(_READERS) as readers:
+            found = list(readers.map(partial(_in_group, store, family, is_s3), groups, groups.values()))
+        if not family.moves:
+            break
+        before, groups = (begun, groups.keys()), _walk(store, family)
+        begun = moves()
+        if (begun, groups.keys()) == before:
+            break
+    else:
+        what = f"The directories have changed during each of {_MAX_WALKS} walks"
+        raise StoreUnavailable(what, f"{store.name}:{family.root}", "Ask again when no volume is moved")
+    return [artifact for each in found for artifact in each]
+
+
+def _walk(store: Store, family: Family) -> dict[str, dict[str, StoredObject]]:
+    """Return the objects by the directory of their artifact, and by their path in it."""
     groups: dict[str, dict[str, StoredObject]] = {}
     for each in all_objects(store, family.root):
         parts = each.key.split("/")
         prefix, rest = "/".join(parts[: family.depth]), "/".join(parts[family.depth :])
         if rest:
             groups.setdefault(prefix, {})[rest] = each
-    with ThreadPoolExecutor(_READERS) as readers:
-        found = readers.map(partial(_in_group, store, family, is_s3), groups, groups.values())
-        return [artifact for each in found for artifact in each]
+    return groups
 
 
 def all_objects(store: Store, prefix: str) -> list[StoredObject]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ssvm_worker.config.schema import SERVER_PREFIX, Settings, StoreSection
 from ssvm_worker.errors import ConfigError, InvalidRequest, WorkerError
@@ -31,6 +31,7 @@ from ssvm_worker.wiring.server_names import server_names
 from ssvm_worker.wiring.stores import Stores
 
 from .deadlines import StoreCalls
+from .keys import parts_of
 from .transfer_objects import S3TO, NfsTO, SwiftTO, Wire
 
 T = TypeVar("T")
@@ -46,8 +47,11 @@ _REPEAT_S = 60.0
 
 
 def canonical(url: str) -> str:
-    """Return the place of an NFS URL: without a port, a query, and slashes at the end."""
-    parts = urlsplit(url)
+    """Return the place of an NFS URL: without a port, a query, and slashes at the end.
+
+    Raise InvalidRequest for a malformed URL.
+    """
+    parts = parts_of(url)
     path = re.sub("/+", "/", unquote(parts.path)).rstrip("/")
     return f"{parts.scheme.lower()}://{(parts.hostname or '').lower()}{path}"
 
@@ -98,7 +102,7 @@ def mount_directory(url: str) -> str:
     It is the version 3 UUID of ``ADDRESS:PATH`` without a namespace. The server stores it, and sends it as ``parent``.
     Raise InvalidRequest if the host has no address.
     """
-    parts = urlsplit(url)
+    parts = parts_of(url)
     try:
         address = socket.gethostbyname(parts.hostname or "")
     except (OSError, UnicodeError) as error:
@@ -117,7 +121,7 @@ def described(store: NfsTO | S3TO, nfs_version: str | None = None) -> dict[str, 
     if isinstance(store, NfsTO):
         version = store.nfs_version or nfs_version
         query = f"?vers={version}" if version and version != "null" else ""
-        parts = urlsplit(store.url)
+        parts = parts_of(store.url)
         return {"url": f"nfs://{parts.netloc}{parts.path.rstrip('/') or '/'}{query}", "shared": True}
     host = _host(store)
     amazon = _AMAZON.fullmatch(host)

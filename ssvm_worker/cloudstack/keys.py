@@ -1,9 +1,10 @@
-"""Turn paths of a management server into keys, and refuse hostile ones."""
+"""Turn paths of a management server into keys, split its URLs, and refuse hostile ones."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from urllib.parse import SplitResult, urlsplit
 
 from ssvm_worker.artifacts.layout import check_key
 from ssvm_worker.errors import InvalidRequest
@@ -24,3 +25,13 @@ def key_of(path: str | None, check: Callable[[str], str] = check_key) -> str:
     if not parts:
         raise InvalidRequest("The command has no path", "path")
     return check("/".join(parts))
+
+
+def parts_of(url: str) -> SplitResult:
+    """Return the parts of a URL. Raise InvalidRequest if it is malformed. The error does not show it."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise InvalidRequest("The URL is malformed", "url") from error
+    return parts

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from typing import Any
 
@@ -278,6 +279,12 @@ class DeleteCommand(Command):
     delete_chain: bool | None = None
 
 
+class BackupDeleteAnswer(Answer):
+    """A backup of KVM is not deleted (4.23)."""
+
+    backup_id: int | None = None
+
+
 class DeleteSnapshotsDirCommand(Command):
     """Delete all snapshots of a volume."""
 
@@ -459,6 +466,7 @@ _PACKAGES: dict[str, tuple[type[Wire], ...]] = {
     _COMMAND: (
         *(DownloadCommand, DownloadProgressCommand, DeleteCommand, CopyCommand, CopyCmdAnswer, MoveVolumeCommand),
         *(QuerySnapshotZoneCopyCommand, QuerySnapshotZoneCopyAnswer, UploadStatusCommand, UploadStatusAnswer),
+        BackupDeleteAnswer,
     ),
     f"{_COMMAND}browser.": (ListDataStoreObjectsCommand, ListDataStoreObjectsAnswer),
 }
@@ -469,9 +477,16 @@ _NAMES = {kind: name for name, kind in MESSAGES.items()}
 
 
 def decode(raw: RawMessage) -> Wire:
-    """Return the typed message. Raise InvalidRequest for an unknown class or a field of a wrong type."""
+    """Return the typed message.
+
+    Raise InvalidRequest for an unknown class, a field of a wrong type, and text with a lone surrogate.
+    """
     if raw.name not in MESSAGES:
         raise InvalidRequest("Unknown class of a message", ascii(raw.name[:200]))
+    try:
+        json.dumps(raw.content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("A text of the command is not Unicode", raw.short) from error
     try:
         return MESSAGES[raw.name].model_validate(raw.content)
     except ValidationError as error:

@@ -71,7 +71,7 @@ def open_services(settings: Settings) -> Services:
     # The first submit would import it, which takes half a second.
     importlib.import_module("ssvm_worker.wiring.celery_sender")
     waker = _Waker()
-    jobs = Client(settings, waker.wake)
+    jobs = Client(settings, waker.wake, of_server=True)
     waker.start(jobs.ring)
     return Services(
         settings,

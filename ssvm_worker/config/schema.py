@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from ssvm_worker.artifacts.checksums import HEX_LENGTHS
 from ssvm_worker.artifacts.layout import ZONE
@@ -537,6 +537,9 @@ class Settings(Section):
     serve: ServeSection = ServeSection()
     cloudstack: CloudStackSection = CloudStackSection()
 
+    #: Stores of a management server. No job of these settings can name them, and no URL may point into them.
+    _guarded: dict[str, StoreSection] = PrivateAttr(default_factory=dict)
+
     @model_validator(mode="after")
     def _names_are_free(self) -> Settings:
         """Refuse names that stores and connections of a management server have."""
@@ -551,6 +554,17 @@ class Settings(Section):
                         f"{section}: {name} may not begin with {SERVER_PREFIX}; the agent makes such names"
                     )
         return self
+
+    @property
+    def guarded_stores(self) -> dict[str, StoreSection]:
+        """Return the stores into which no URL of a job may point."""
+        return self._guarded | self.stores
+
+    def guarding(self, stores: dict[str, StoreSection]) -> Settings:
+        """Return the settings with more stores that no URL may point into. No job can name them."""
+        guarding = self.model_copy()
+        guarding._guarded = stores
+        return guarding
 
     def is_of_cloudstack(self, store: str) -> bool:
         """Return whether a management server uses that store. Then others write there too, without manifests."""

@@ -18,6 +18,9 @@ _CONNECT_S = 3.0
 EMBEDDED = "/broker/valkey.sock"
 #: Seconds to wait for one answer. A script takes less than a millisecond, so a broker that is slower is away.
 _ANSWER_S = 5.0
+#: The most connections of one client. Other threads wait for a free one. A management server sends a hundred commands
+#: at once, and opening a connection takes longer than a command.
+_MAX_CONNECTIONS = 8
 
 
 def connect(url: str) -> redis.Redis:
@@ -38,7 +41,10 @@ def connect(url: str) -> redis.Redis:
         return _connect_master(found, given)
     if urlsplit(url).scheme not in ("unix", "redis+socket"):
         given["socket_keepalive"] = True
-    return redis.Redis.from_url(redis_url(url), **given)
+    pool = redis.BlockingConnectionPool.from_url(
+        redis_url(url), max_connections=_MAX_CONNECTIONS, timeout=_ANSWER_S, **given
+    )
+    return redis.Redis.from_pool(pool)
 
 
 def _connect_master(found: Sentinels, given: dict[str, Any]) -> redis.Redis:

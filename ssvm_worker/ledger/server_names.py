@@ -4,6 +4,7 @@ The agent stores them here under a name. A job has only the name, so its record 
 broker reads them.
 
 ``<prefix>ssvm.server.stores`` is a hash: the JSON of each store by its name. It stays.
+``<prefix>ssvm.server.moves`` is a hash: the number of moves in each store, so that a list notices them.
 ``<prefix>ssvm.server.connection:<name>`` is the JSON of one connection. The broker deletes it after some time.
 """
 
@@ -33,6 +34,16 @@ class ServerNames:
         with translated(self._url):
             found: Any = self._redis.hgetall(f"{self._prefix}stores")
         return {name: json.loads(text) for name, text in found.items()}
+
+    def note_move(self, store: str) -> None:
+        """Count a move of files inside a store, before it begins."""
+        with translated(self._url):
+            self._redis.hincrby(f"{self._prefix}moves", store, 1)
+
+    def moves(self, store: str) -> int:
+        """Return how many moves inside a store have begun."""
+        with translated(self._url):
+            return int(str(self._redis.hget(f"{self._prefix}moves", store) or 0))
 
     def put_connection(self, name: str, values: dict[str, Any], keep_s: float) -> None:
         """Store the settings of a connection for *keep_s* seconds."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ssvm_worker.config.schema import LANES, Settings
+from ssvm_worker.config.schema import LANES, SERVER_PREFIX, Settings
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.jobs import JOBS, Job, find_job
 from ssvm_worker.jobs.request import MAX_BYTES, JobRequest, check_form, parse_request, storable_fields
@@ -161,7 +161,7 @@ def refuse(ledger: Ledger, settings: Settings, message: Any, error: Exception) -
     except (InvalidRequest, LookupError, TypeError):
         first = {}
     data = first if isinstance(first, dict) else {}
-    job_id = _valid("job_id", data.get("job_id")) or _valid("job_id", headers.get("id"))
+    job_id = _free_id(data.get("job_id")) or _free_id(headers.get("id"))
     name = str(headers.get("task")).removeprefix("ssvm.")
     if not job_id or name in ("retry", "cancel", "reap"):
         return
@@ -179,7 +179,7 @@ def refuse(ledger: Ledger, settings: Settings, message: Any, error: Exception) -
 def _refused(settings: Settings, job: Job, message: Message) -> NewJob:
     """Return the job of an invalid request, with its id and its callback if these are valid."""
     data = message.args[0] if message.args and isinstance(message.args[0], dict) else {}
-    job_id = _valid("job_id", data.get("job_id")) or _valid("job_id", message.task_id) or uuid.uuid4().hex
+    job_id = _free_id(data.get("job_id")) or _free_id(message.task_id) or uuid.uuid4().hex
     return NewJob(
         job_id=job_id,
         job=job.name,
@@ -188,6 +188,12 @@ def _refused(settings: Settings, job: Job, message: Message) -> NewJob:
         request=storable_fields(job.Request, data) | {"job_id": job_id},
         callback_url=_valid("callback_url", data.get("callback_url")),
     )
+
+
+def _free_id(value: Any) -> str:
+    """Return a job id that a sender may choose, or ""."""
+    job_id = _valid("job_id", value)
+    return "" if job_id.startswith(SERVER_PREFIX) else job_id
 
 
 def _valid(name: str, value: Any) -> str:

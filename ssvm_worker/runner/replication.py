@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ssvm_worker.artifacts.layout import Artifact
-from ssvm_worker.config.schema import Settings
+from ssvm_worker.config.schema import SERVER_PREFIX, Settings
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.jobs import find_job
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
@@ -37,7 +37,8 @@ def order_copies(settings: Settings, ledger: Ledger, record: Record, result: dic
             "stores": [store],
             "patient": True,
         }
-        new = new_job(settings, find_job("copy"), request, zone=record.zone)
+        of_server = record.job_id.startswith(SERVER_PREFIX)
+        new = new_job(settings, find_job("copy"), request, zone=record.zone, of_server=of_server)
         try:
             copy, _ = ledger.submit(replace(new, traceparent=record.traceparent))
         except InvalidRequest as error:

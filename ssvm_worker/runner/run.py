@@ -69,7 +69,7 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
 def _with_server_names(settings: Settings, record: Record) -> tuple[Settings, WorkerError | None]:
     """Return the settings with the names of a management server, or the error with which the attempt must fail."""
     try:
-        return wait_for_broker(lambda: with_server_names(settings, record.request)), None
+        return wait_for_broker(lambda: with_server_names(settings, record.job, record.job_id, record.request)), None
     except WorkerError as error:
         return settings, error
 

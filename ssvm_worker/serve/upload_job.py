@@ -18,7 +18,7 @@ from typing import Any
 
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import read_draft
-from ssvm_worker.config.schema import Settings
+from ssvm_worker.config.schema import SERVER_PREFIX, Settings
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.attempt import Attempt
@@ -109,7 +109,8 @@ class Inbox:
         Raises ResourceBusy if another client sends, or another job writes the artifact. Raises InvalidRequest if the
         link has been used.
         """
-        new = new_job(self.settings, JOBS["download"], link.request, default_id=link.job_id)
+        of_server = link.id.startswith(SERVER_PREFIX)
+        new = new_job(self.settings, JOBS["download"], link.request, default_id=link.job_id, of_server=of_server)
         record, _ = self.ledger.submit(replace(new, lane=INBOUND))
         if record.state in ("succeeded", "cancelled"):
             raise InvalidRequest(f"The upload of this link is {record.state}", link.key, "Ask for a new link")
@@ -125,7 +126,7 @@ class Inbox:
         """Run the job, which stores the bytes of the sender; raise the job's error."""
         try:
             figures: dict[str, Any] = {"job_id": claim.job_id, "lane": INBOUND, "attempt": claim.number}
-            settings = with_server_names(self.settings, claim.record.request)
+            settings = self._settings(claim.job_id, claim.record.request)
             with ClaimHeartbeat(self.ledger, claim) as heart, tracing("download", **figures) as trace:
                 outcome = _Upload(settings, self.ledger, claim, heart, sender, trace=trace).run()
         finally:
@@ -156,12 +157,15 @@ class Inbox:
         if self.state(link) not in ("queued", "failed", "running") or read_draft(store, artifact) is None:
             return  # no attempt will resume from bytes without a draft
         claim = self.claim(link)
-        settings = with_server_names(self.settings, link.request)
+        settings = self._settings(link.job_id, link.request)
         with ClaimHeartbeat(self.ledger, claim) as heart:
             _Upload(settings, self.ledger, claim, heart, Sender(link.path, None)).reset()
 
+    def _settings(self, job_id: str, request: dict[str, Any]) -> Settings:
+        return with_server_names(self.settings, "download", job_id, request)
+
     def _store(self, link: Link) -> Store:
-        return Stores(with_server_names(self.settings, link.request))[link.store]
+        return Stores(self._settings(link.job_id, link.request))[link.store]
 
     def forget(self, link: Link) -> None:
         """Revoke the link and remove the received bytes."""
@@ -171,7 +175,7 @@ class Inbox:
     def end(self, link_id: str) -> None:
         """End the job of an invalid link and remove the received bytes, unless a client is sending now."""
         if claim := cancelled(self.ledger, link_id):
-            settings = with_server_names(self.settings, claim.record.request)
+            settings = self._settings(claim.job_id, claim.record.request)
             with ClaimHeartbeat(self.ledger, claim) as heart:
                 _Upload(settings, self.ledger, claim, heart, Sender(claim.job_id, None)).run()
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ssvm_worker.artifacts.layout import check_zone
-from ssvm_worker.config.schema import Settings
-from ssvm_worker.errors import ObjectNotFound, StoreUnavailable
+from ssvm_worker.config.schema import SERVER_PREFIX, Settings
+from ssvm_worker.errors import InvalidRequest, ObjectNotFound, StoreUnavailable, misused
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.services import Jobs, JobServices, SubJob
@@ -261,16 +261,22 @@ def open_cloudstack_web(settings: Settings) -> CloudStackWeb:
     return CloudStackWeb(broker_url(settings), prefix=settings.broker.prefix, zone=settings.zone)
 
 
-def new_job(settings: Settings, job: Job, data: Any, *, default_id: str = "", zone: str = "") -> NewJob:
+def new_job(
+    settings: Settings, job: Job, data: Any, *, default_id: str = "", zone: str = "", of_server: bool = False
+) -> NewJob:
     """Return a new ledger record for a request. Raise InvalidRequest with all problems of the request.
 
     The id is that of the request, else *default_id*, else a random one. The record omits default values, so that the
-    same request is recognised with and without them.
+    same request is recognised with and without them. *of_server*: a management server's command has made the job. Only
+    such a job may have an id that begins with ``cs-``, and so use the names of ``wiring/server_names.py``.
     """
     from ssvm_worker.ledger.record import NewJob
 
     request = parse_request(job.Request, data, job.name)
     job_id = request.job_id or default_id or uuid.uuid4().hex
+    if job_id.startswith(SERVER_PREFIX) and not of_server:
+        what = f"Job ids that begin with {SERVER_PREFIX} are those of the agent of a management server"
+        raise misused(InvalidRequest(what, "job_id", "Choose another id"))
     zone = check_zone(zone or settings.zone)
     return NewJob(
         job_id=job_id,

@@ -24,7 +24,7 @@ def refuse_stores(settings: Settings, url: str, endpoint: str | None = None, all
     *endpoint* is the service of an ``s3://`` URL, None for Amazon S3. Other spellings of the key or the host are
     recognised. The function resolves host names only if bucket and key match those of a store.
     """
-    for name, store in settings.stores.items():
+    for name, store in settings.guarded_stores.items():
         if name not in allowed and _holds(store, url, endpoint, settings):
             raise InvalidRequest(
                 f"The URL names an object of the image store {name!r}",

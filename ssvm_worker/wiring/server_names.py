@@ -75,12 +75,17 @@ class KnownStores(Mapping[str, Store]):
         return name in self._own or name in with_server_stores(self._settings).stores
 
 
-def with_server_names(settings: Settings, request: Mapping[str, Any]) -> Settings:
+def with_server_names(settings: Settings, job: str, job_id: str, request: Mapping[str, Any]) -> Settings:
     """Return the settings for a job: with all named stores, and with the named connection of its *request*.
 
-    The connection applies to this job only. Raise InvalidRequest if it is too old.
+    Only jobs of the agent can name them: their ids begin with ``cs-``, and ``new_job`` refuses such an id of anybody
+    else. A clean-up sees the stores too, because its request names none. For all other jobs the stores do not exist,
+    but URLs may not point into them. Raise InvalidRequest if the connection is too old.
     """
-    settings = with_server_stores(settings)
+    named = with_server_stores(settings)
+    if not (job_id.startswith(SERVER_PREFIX) or job == "cleanup"):
+        return settings.guarding(named.stores)
+    settings = named
     name = request.get("credentials")
     if not isinstance(name, str) or not name.startswith(SERVER_PREFIX):
         return settings

@@ -37,6 +37,8 @@ class Call:
         if "uploadId" in self.query:
             names = {"POST": "CompleteMultipartUpload", "DELETE": "AbortMultipartUpload", "GET": "ListParts"}
             return names[self.method]
+        if "continuation-token" in self.query:
+            return "ListObjectsV2 next"
         return {"GET": "GetObject", "PUT": "PutObject", "HEAD": "HeadObject", "DELETE": "DeleteObject"}[self.method]
 
 

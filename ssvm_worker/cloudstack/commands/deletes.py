@@ -8,6 +8,8 @@ A snapshot has one of these paths:
 
 The Java agent deletes all files whose name contains the name of the snapshot. This agent deletes the files that have
 the name alone or with an extension.
+
+A backup of KVM (4.23) is one file and perhaps a screenshot, below a directory of their own. A missing file is no error.
 """
 
 from __future__ import annotations
@@ -15,19 +17,23 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from ssvm_worker.artifacts.layout import Artifact, check_name
+from ssvm_worker.artifacts.layout import Artifact, check_foreign_key, check_name
 from ssvm_worker.cloudstack.artifacts import all_objects
 from ssvm_worker.cloudstack.jobs_to_end import BY, job_id_of, start_job, wait_for_job
-from ssvm_worker.cloudstack.messages import Answer, DeleteCommand, DeleteSnapshotsDirCommand
+from ssvm_worker.cloudstack.keys import key_of
+from ssvm_worker.cloudstack.messages import Answer, BackupDeleteAnswer, DeleteCommand, DeleteSnapshotsDirCommand
 from ssvm_worker.cloudstack.services import Services
 from ssvm_worker.cloudstack.transfer_objects import BackupDeltaTO, SnapshotObjectTO, TemplateObjectTO, VolumeObjectTO
 from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.ledger.record import QUEUED, RUNNING
+from ssvm_worker.streaming.interfaces import HoldsForeign, Store
 
 #: Time limit in seconds of a deletion. The server waits for an hour.
 _DELETE_S = 1200.0
 #: Time limit in seconds of a list.
 _LIST_S = 60.0
+#: The directories of everything but backups of KVM.
+_ROOTS = ("template", "volumes", "snapshots")
 #: The number of running downloads that a deletion looks at.
 _MAX_DOWNLOADS = 1000
 
@@ -36,7 +42,7 @@ def delete(command: DeleteCommand, services: Services) -> Answer:
     """Delete a template, volume or snapshot. A missing one, and one without a path, are no errors."""
     data = command.data
     if isinstance(data, BackupDeltaTO):
-        raise InvalidRequest("This agent does not delete backups of KVM", data.path or "", "Delete them on the store")
+        return _delete_backup(data, services)
     if data is None:
         raise InvalidRequest("The command names no object", "data")
     if not data.path:
@@ -64,6 +70,25 @@ def delete_snapshots(command: DeleteSnapshotsDirCommand, services: Services) -> 
         requests.append(shared | {"id": "all", "files": "*"})
     _run(services, store.name, requests)
     return Answer(result=True)
+
+
+def _delete_backup(data: BackupDeltaTO, services: Services) -> Answer:
+    """Delete the file, the screenshot, and the directories that are empty then. A failure names the backup."""
+    try:
+        keys = [key_of(each, check_foreign_key) for each in (data.path, data.screenshot_path) if each]
+        for key in keys:
+            if key.split("/")[0] in _ROOTS:
+                raise InvalidRequest("This is not the path of a backup", key, "Send the object with its own class")
+        services.stores.call(services.stores.find(data.store), lambda store: _delete_files(store, keys), _LIST_S)
+    except WorkerError as error:
+        return BackupDeleteAnswer(result=False, details=str(error), backup_id=data.id or 0)
+    return Answer(result=True)
+
+
+def _delete_files(store: Store, keys: list[str]) -> None:
+    lenient = store.lenient() if isinstance(store, HoldsForeign) else store
+    for key in keys:
+        lenient.delete(key)
 
 
 def _request(data: TemplateObjectTO | VolumeObjectTO | SnapshotObjectTO, path: str) -> dict[str, Any] | None:

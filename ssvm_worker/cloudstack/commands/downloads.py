@@ -28,6 +28,7 @@ from ssvm_worker.artifacts.layout import Artifact, check_key
 from ssvm_worker.cloudstack.artifacts import FoundArtifact, find_artifact
 from ssvm_worker.cloudstack.image_stores import NamedStore
 from ssvm_worker.cloudstack.jobs_to_end import BY, job_id_of
+from ssvm_worker.cloudstack.keys import parts_of
 from ssvm_worker.cloudstack.messages import (
     DownloadAnswer,
     DownloadCommand,
@@ -101,10 +102,7 @@ class WantedDownload:
 
     @property
     def _given_url(self) -> str:
-        try:
-            urlsplit(self.command.url.get_secret_value()).port  # noqa: B018 - raises ValueError
-        except ValueError as error:
-            raise InvalidRequest("The URL is malformed", "url") from error
+        parts_of(self.command.url.get_secret_value())
         scheme = self.command.url.get_secret_value().partition(":")[0].lower()
         if scheme not in _SCHEMES:
             what = f"Downloads from {printable(scheme[:20])}:// are not allowed"
@@ -193,7 +191,7 @@ class WantedSnapshot(WantedDownload):
         found = []
         for line in self.command.url.get_secret_value().split("\n"):
             if line.strip():
-                parts = urlsplit(line.strip())
+                parts = parts_of(line.strip())
                 found.append(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
         return found
 

@@ -31,6 +31,8 @@ def configure_firewall(command: SecStorageFirewallCfgCommand, services: Services
 def set_up_vm(command: SecStorageVMSetupCommand, services: Services) -> Answer:
     """Store the login of zone copies, and the internal networks from which downloads are allowed."""
     if command.copy_user_name and command.copy_password:
+        if ":" in command.copy_user_name or not command.copy_user_name.isprintable():  # a line of Apache's .htpasswd
+            raise InvalidRequest("The user name of copies has a colon or a control character", "copyUserName")
         login = CopyLogin(command.copy_user_name, command.copy_password.get_secret_value())
         services.web.set_copy_login(login)
     sites = [str(_network(each)) for each in command.allowed_internal_sites or [] if each.strip()]

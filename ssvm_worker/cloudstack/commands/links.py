@@ -13,13 +13,14 @@ import contextlib
 import logging
 import time
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ssvm_worker.artifacts.layout import Artifact, check_key
 from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.cloudstack.apache import ApacheFiles
 from ssvm_worker.cloudstack.image_stores import NamedStore
 from ssvm_worker.cloudstack.jobs_to_end import job_id_of, start_job
+from ssvm_worker.cloudstack.keys import parts_of
 from ssvm_worker.cloudstack.messages import (
     Answer,
     CreateEntityDownloadURLAnswer,
@@ -89,7 +90,7 @@ def _store_of(command: CreateEntityDownloadURLCommand, services: Services) -> Na
 
 def _path_of(url: str) -> str:
     """Return the path of a link below /userdata/, or "" for another URL. Raise InvalidRequest for an unsafe path."""
-    _, found, path = urlsplit(url).path.partition(f"/{USERDATA}/")
+    _, found, path = parts_of(url).path.partition(f"/{USERDATA}/")
     return check_path(unquote(path)) if found else ""
 
 

@@ -88,7 +88,10 @@ def _entries(prefix: str, objects: list[StoredObject]) -> list[tuple[str, Stored
 
 
 def _find(services: Services, store: NamedStore, family: Family) -> list[FoundArtifact]:
-    act = _proved(services, lambda each: find_artifacts(each, family, is_s3=store.is_s3))
+    def moves() -> int:
+        return services.names.moves(store.name) if family.moves else 0
+
+    act = _proved(services, lambda each: find_artifacts(each, family, is_s3=store.is_s3, moves=moves))
     return services.stores.call(store, act, LIST_S)
 
 

@@ -15,7 +15,7 @@ from ssvm_worker.cloudstack.services import Services
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound
 from ssvm_worker.jobs.download.request import Request as DownloadRequest
 from ssvm_worker.jobs.request import parse_request
-from ssvm_worker.ledger.links import job_of
+from ssvm_worker.ledger.links import server_link
 from ssvm_worker.ledger.record import Record
 
 #: The name by which the record of a job says who has cancelled it.
@@ -30,7 +30,7 @@ def upload_status(command: UploadStatusCommand, services: Services) -> UploadSta
     if command.abort:
         _end(uuid, services)
     try:
-        record = services.jobs.job(job_of(uuid))
+        record = services.jobs.job(server_link(uuid))
     except ObjectNotFound:
         if command.abort:
             return _failed("The upload was cancelled before it began")
@@ -51,10 +51,10 @@ def upload_status(command: UploadStatusCommand, services: Services) -> UploadSta
 def _end(uuid: str, services: Services) -> None:
     """Refuse further requests of this upload, stop its job, and let `ssvm serve` remove the rest of it."""
     services.web.abort_upload(uuid)
-    if link := services.links.find(uuid):
+    if link := services.links.find(server_link(uuid)):
         services.links.revoke(link)
     with contextlib.suppress(ObjectNotFound, InvalidRequest):  # it has not begun, or it has ended
-        services.jobs.cancel(job_of(uuid), by=_BY)
+        services.jobs.cancel(server_link(uuid), by=_BY)
 
 
 def _running(record: Record, length: int) -> UploadStatusAnswer:

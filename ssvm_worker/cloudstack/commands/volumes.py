@@ -23,6 +23,7 @@ def move_volume(command: MoveVolumeCommand, services: Services) -> Answer:
     # The command has the URL of the store only. It is that of an NFS export in every version of CloudStack.
     store = services.stores.find(NfsTO(url=command.datastore_uri))
     request = {"source": store.name, "key": key, "store": store.name, "to": to, "move": True}
+    services.names.note_move(store.name)
     run_job(services, "transfer", request, limit_of(command.wait))
     name = command.volume_name or command.volume_uuid or ""
     return Answer(result=True, details=f"Moved volume {name} from {key} to {to}.")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from ssvm_worker.config.schema import SERVER_PREFIX
 from ssvm_worker.errors import ConfigError
 
 GET, PUT = "get", "put"
@@ -60,7 +61,12 @@ def new_id() -> str:
 
 def job_of(link_id: str) -> str:
     """Return the job id of an upload through that link."""
-    return f"link-{link_id}"
+    return link_id if link_id.startswith(SERVER_PREFIX) else f"link-{link_id}"
+
+
+def server_link(uuid: str) -> str:
+    """Return the id of the link, and of the job, for an upload that a management server has allowed."""
+    return f"{SERVER_PREFIX}upload-{uuid}"
 
 
 def link_of(job_id: str) -> str:

@@ -28,7 +28,7 @@ from ssvm_worker.errors import InvalidRequest, WorkerError
 from ssvm_worker.jobs.download.request import Request as DownloadRequest
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger.cloudstack_web import USERDATA, CloudStackWeb, check_path
-from ssvm_worker.ledger.links import PUT, Link
+from ssvm_worker.ledger.links import PUT, Link, server_link
 from ssvm_worker.ledger.links.redis import LinkBook
 from ssvm_worker.serve.app import error_response
 from ssvm_worker.serve.incoming import Uploads
@@ -204,7 +204,7 @@ class BrowserUploads:
             raise InvalidRequest("This image store is unknown", ticket.store_url, "Wait until the agent has mounted it")
         request = parse_request(DownloadRequest, ticket.request(store), "download")
         values = request.model_dump(mode="json", exclude_defaults=True)
-        return Link(ticket.uuid, PUT, ticket.until, store, ticket.prefix, values, int(now), "CloudStack")
+        return Link(server_link(ticket.uuid), PUT, ticket.until, store, ticket.prefix, values, int(now), "CloudStack")
 
 
 def cloudstack_routes(

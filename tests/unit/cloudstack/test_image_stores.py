@@ -186,15 +186,15 @@ def test_connection(broker: Broker, tmp_path: Path) -> None:
     }
     open_cloudstack_web(settings).set_internal_sites(["10.1.0.0/16", "nonsense"])
     server_names(settings).put_connection("cs-download-1", values, 60)
-    found = with_server_names(settings, {"credentials": "cs-download-1"})
+    found = with_server_names(settings, "download", "cs-download-9", {"credentials": "cs-download-1"})
     assert found.download.allow_networks == ("10.1.0.0/16",)
     assert found.download.max_redirects == 0
     assert found.credentials["cs-download-1"].username == "u"
     assert "hunter2" not in repr(found)
     assert ":p@" not in repr(found)
-    assert with_server_names(settings, {"credentials": None}).download == settings.download
+    assert with_server_names(settings, "download", "cs-download-9", {"credentials": None}).download == settings.download
     with pytest.raises(InvalidRequest):
-        with_server_names(settings, {"credentials": "cs-download-2"})
+        with_server_names(settings, "download", "cs-download-9", {"credentials": "cs-download-2"})
 
 
 def test_modes(broker: Broker, tmp_path: Path) -> None:

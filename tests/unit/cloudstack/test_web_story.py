@@ -124,7 +124,7 @@ def work(settings: Settings) -> None:
     with open_ledger(settings) as ledger:
         until(lambda: bool(ledger.page(state="queued")), "a job is queued")
         (record,) = ledger.page(state="queued")
-    run_job(settings, Message(record.job, [record.request], {}, record.job_id))
+    run_job(settings, Message(record.job, [{"job_id": record.job_id}], {}, record.job_id))
 
 
 def test_copy_from_another_zone(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssvm_worker.config.schema import SERVER_PREFIX
-from ssvm_worker.ledger.links import job_of
+from ssvm_worker.ledger.links import server_link
 from ssvm_worker.wiring import assembly
 from ssvm_worker.wiring.server_names import server_names
 from tests import images
@@ -52,7 +52,7 @@ def test_refused_upload(service: Service, export: Path) -> None:
     assert post(service, images.mbr(3 << 20), signed(service, imageFormat="QCOW2")).status == 422
     assert [each.name for each in export.rglob("*") if each.is_file()] == ["a.qcow2"]
     with assembly.open_ledger(service.settings) as ledger:
-        assert ledger.get(job_of(UUID)).state == "failed"
+        assert ledger.get(server_link(UUID)).state == "failed"
 
 
 def test_link_and_copy(service: Service, export: Path) -> None:

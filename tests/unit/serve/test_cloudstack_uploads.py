@@ -11,7 +11,7 @@ import pytest
 from urllib3.filepost import encode_multipart_formdata
 
 from ssvm_worker.errors import ObjectNotFound
-from ssvm_worker.ledger.links import job_of
+from ssvm_worker.ledger.links import server_link
 from ssvm_worker.wiring import assembly
 from tests import images
 from tests.cloudstack_uploads import UUID, connect_agent, form, metadata, parameters, post, signed
@@ -33,7 +33,7 @@ def service(start_service: Callable[..., Service]) -> Service:
 
 def state(service: Service) -> str:
     with assembly.open_ledger(service.settings) as ledger, contextlib.suppress(ObjectNotFound):
-        return ledger.get(job_of(UUID)).state
+        return ledger.get(server_link(UUID)).state
     return ""
 
 

@@ -89,6 +89,33 @@ def test_hostile_paths(agent: Agent, kind: str, path: str) -> None:
     assert jobs(agent) == []
 
 
+def _backup(path: str | None, screenshot: str | None = None) -> dict[str, Any]:
+    fields = {"dataStoreTO": NFS, "path": path, "screenshotPath": screenshot, "id": 7}
+    return {"org.apache.cloudstack.storage.to.BackupDeltaTO": fields}
+
+
+def test_backup(agent: Agent, tmp_path: Path) -> None:
+    """A backup of KVM loses its file, its screenshot and its empty directory, and no other file; also when repeated."""
+    folder = tmp_path / "store/backups/2/9"
+    folder.mkdir(parents=True)
+    other = folder.parent / "a b+c.qcow2"
+    for each in (folder / "d 1.qcow2", folder / "s.png", other):
+        each.write_bytes(b"x")
+    for _ in range(2):
+        data = _backup("backups/2/9/d 1.qcow2", "/backups/2/9/s.png")
+        answer = agent.send("DeleteCommand", data=data, deleteChain=True)
+        assert (answer["class"], answer["result"]) == ("Answer", True)
+    assert [each for each in (tmp_path / "store/backups").rglob("*") if each != other.parent] == [other]
+
+
+@pytest.mark.parametrize("path", ["../x", "backups/../../x", "template/tmpl/2/202/x", "volumes/2/31/x", "a\x00b"])
+def test_hostile_backups(agent: Agent, path: str) -> None:
+    """A path of a backup that leaves the store, or is of another kind, deletes nothing and names the backup."""
+    for data in (_backup(path), _backup("backups/x", path)):
+        answer = agent.send("DeleteCommand", data=data)
+        assert (answer["class"], answer["result"], answer["backupId"]) == ("BackupDeleteAnswer", False, 7)
+
+
 def test_running_download(agent: Agent) -> None:
     """A deletion cancels the download of the same template, and no other."""
     for number in ("202", "203"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
@@ -294,7 +296,7 @@ def test_secrets(zone: Zone) -> None:
     (record,) = zone.records()
     assert "hunter" not in json.dumps(record.request)
     assert "hunter" not in json.dumps(shown(record))
-    settings = with_server_names(zone.settings, record.request)
+    settings = with_server_names(zone.settings, record.job, record.job_id, record.request)
     section = settings.credentials[record.job_id]
     assert (section.username, section.hosts) == ("cloud", ("images.example.test",))
     assert section.password
@@ -311,7 +313,7 @@ def test_password_in_url(zone: Zone) -> None:
     second = zone.download(url="http://u:hunter5@images.example.test/a.qcow2")["jobId"]
     assert first == second
     (record,) = zone.records()
-    section = with_server_names(zone.settings, record.request).credentials[record.job_id]
+    section = with_server_names(zone.settings, record.job, record.job_id, record.request).credentials[record.job_id]
     assert section.password
     assert section.password.get_secret_value() == "hunter4", "a running download keeps its login"
 
@@ -324,3 +326,20 @@ def test_redirects(zone: Zone) -> None:
         assert isinstance(command, DownloadCommand)
         followed.append(WantedDownload(command, zone.services).connection()["follow_redirects"])
     assert followed == [True, True, False]
+
+
+def test_round_trips(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new download asks the broker three times, and a repeated command once: a hundred commands arrive at once."""
+    sent: list[int] = []
+    send = redis.connection.AbstractConnection.send_packed_command
+
+    def counted(connection: Any, *args: Any, **options: Any) -> None:
+        sent.append(threading.get_ident())
+        send(connection, *args, **options)
+
+    monkeypatch.setattr(redis.connection.AbstractConnection, "send_packed_command", counted)
+    zone.download(id=1, installPath="template/tmpl/2/1")  # opens the connections
+    for number, wanted in ((2, 3), (2, 1)):
+        sent.clear()
+        assert zone.download(id=number, installPath=f"template/tmpl/2/{number}")["jobId"]
+        assert sent.count(threading.get_ident()) == wanted

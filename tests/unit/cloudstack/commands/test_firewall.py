@@ -15,6 +15,8 @@ from tests.cloudstack_commands import agent_settings, asker, vector
 from tests.servers.broker import Broker
 from tests.servers.service import settings_of
 
+from .agents import Agent
+
 Ask = Callable[[RawMessage], RawMessage]
 
 
@@ -84,3 +86,12 @@ def test_certificate(web: CloudStackWeb, settings: Settings) -> None:
     found = web.certificate()
     assert (found.certificate, found.chain, found.key) == ("cert", "chain", "-----BEGIN KEY-----\nx\n")
     assert "BEGIN" not in repr(found)
+
+
+@pytest.mark.parametrize("user", ["cloud\nroot:x", "cloud:x", "cloud\x00"])
+def test_hostile_user(settings: Settings, user: str) -> None:
+    """A user name cannot add a line to Apache's file of passwords."""
+    agent = Agent(settings)
+    answer = agent.send("SecStorageVMSetupCommand", copyUserName=user, copyPassword="hunter2")
+    assert answer["result"] is False
+    assert agent.services.web.copy_login() is None

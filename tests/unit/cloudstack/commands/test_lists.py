@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.cloudstack.commands import lists
 from ssvm_worker.cloudstack.image_stores import ImageStores
 from ssvm_worker.cloudstack.services import open_services
-from ssvm_worker.errors import StoreAway, StoreDenied, StoreUnavailable, WorkerError
+from ssvm_worker.errors import ObjectNotFound, StoreAway, StoreDenied, StoreUnavailable, WorkerError
 from ssvm_worker.jobs.cloudstack_properties import parse_properties
 from ssvm_worker.stores.file.tree import translated
 from ssvm_worker.streaming.interfaces import Owner, Source, Store, StoredObject
@@ -335,6 +336,79 @@ def test_s3_faults(broker: Broker, tmp_path: Path, s3_server: S3Server, fault: F
         answer = agent.send("ListTemplateCommand", store=store)
     assert answer["result"] is False
     assert "templateInfos" not in answer
+
+
+@pytest.mark.parametrize("command", ["ListTemplateCommand", "ListVolumeCommand", "ListDataStoreObjectsCommand"])
+@pytest.mark.parametrize(("status", "cut_at"), [(500, None), (403, None), (200, 300)])
+def test_s3_second_page(
+    broker: Broker, tmp_path: Path, s3_server: S3Server, command: str, status: int, cut_at: int | None
+) -> None:
+    """A second page that S3 does not return, or returns in part, fails the list."""
+    bucket = s3_server.make_bucket()
+    with FaultyS3(s3_server) as proxy:
+        agent = Agent(settings_of(broker, tmp_path))
+        store = s3_object(s3_server, bucket)
+        store["com.cloud.agent.api.to.S3TO"]["endPoint"] = proxy.endpoint.removeprefix("http://")
+        opened: Any = agent.services.stores.find(_typed(store)).open()
+        for number in range(4):
+            put_bytes(opened, f"template/tmpl/2/20{number}/20{number}-2-a/a.qcow2", b"abc", Owner())
+            put_bytes(opened, f"volumes/2/20{number}/a.qcow2", b"abc", Owner())
+        events = opened._bucket.client.meta.events
+        events.register("before-parameter-build.s3.ListObjectsV2", lambda params, **_: params.update(MaxKeys=3))
+        path = {"path": "volumes/2"} if command == "ListDataStoreObjectsCommand" else {}
+        complete = agent.send(command, store=store, **path)
+        assert len(complete.get("templateInfos") or complete["names"]) == 4
+        assert "ListObjectsV2 next" in proxy.names()
+        proxy.faults.append(Fault("ListObjectsV2 next", status, cut_at=cut_at))
+        answer = agent.send(command, store=store, **path)
+    assert answer["result"] is False
+    assert not {"templateInfos", "names"} & answer.keys()
+
+
+# Moves
+
+
+class MovingReads:
+    """A store in which each walk misses a volume: it moves to where the walk has been."""
+
+    def __init__(self, inner: Store, root: Path, moves: list[int], note: Callable[[], None]) -> None:
+        self._inner, self._root, self._moves, self._note = inner, root, moves, note
+        self.name, self.url, self.resumable = inner.name, inner.url, inner.resumable
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        for each in list(self._inner.list(prefix)):
+            moved = self._root / "volumes" / each.key.split("/")[1] / "200"
+            if moved.exists() and self._moves:
+                self._note()
+                to = self._root / f"volumes/{self._moves.pop()}/200"
+                to.parent.mkdir()
+                moved.rename(to)
+            with suppress(ObjectNotFound):
+                yield self._inner.stat(each.key)
+
+    def foreign(self, _: str = "") -> Iterator[StoredObject]:
+        return iter(())
+
+    def reader(self, key: str) -> Source:
+        return self._inner.reader(key)
+
+
+@pytest.mark.parametrize(("moves", "result"), [(0, True), (1, True), (2, True), (30, False)])
+def test_moved_volume(broker: Broker, tmp_path: Path, moves: int, result: bool) -> None:
+    """A volume that is moved during a list, once or often, is in the list, or the list fails."""
+    settings = settings_of(broker, tmp_path)
+    stores, services = FaultyStores(settings), open_services(settings)
+    places = list(range(60 - moves, 60))
+    stores.fault = lambda store: MovingReads(  # type: ignore[method-assign]
+        store, tmp_path / "store", places, lambda: services.names.note_move("primary")
+    )
+    agent = Agent(settings, replace(services, stores=stores))
+    java_volume(tmp_path / "store", 60, 200, "a")
+    java_volume(tmp_path / "store", 70, 201, "b")
+    answer = agent.send("ListVolumeCommand", store=NFS)
+    assert answer["result"] is result
+    assert answer.get("templateInfos", {}).keys() == ({"200", "201"} if result else set())
+    assert result or "moved" in answer["details"]
 
 
 def _nfs() -> Any:
