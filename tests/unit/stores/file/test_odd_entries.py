@@ -20,8 +20,6 @@ from tests.contracts.store import ME, get, keys
 from tests.privileges import unprivileged
 from tests.unit.jobs.copy.test_migration_jobs import fill
 
-__all__ = ["public_root"]
-
 
 def bind(path: str) -> None:
     """Make a socket of the file system."""
