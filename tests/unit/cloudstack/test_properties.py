@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.cli.agent import _settings
+from ssvm_worker.cli.agent import agent_settings
 from ssvm_worker.cloudstack.properties import environment_of_cmdline, environment_of_properties, parse_properties
 from ssvm_worker.config import load
 from ssvm_worker.errors import ConfigError
@@ -105,5 +105,5 @@ def test_trust_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     class Arguments:
         config, properties, from_cmdline = None, None, written(tmp_path, REAL)
 
-    section = _settings(Arguments()).cloudstack
+    section = agent_settings(Arguments()).cloudstack
     assert (section.ca_file, section.fingerprint) == (None, "sha256:" + "ab" * 32)
