@@ -17,7 +17,7 @@ from flower.api import BaseApiHandler
 from tornado.template import Loader
 from tornado.web import HTTPError, StaticFileHandler, url
 
-from .handlers import Act, Apply, JobsList, JobsPage, Refuse, Revoke, States, user_of
+from .handlers import Act, ActOnMany, Apply, Home, JobPage, JobsPage, Refuse, Revoke, States, user_of
 
 _HERE = Path(__file__).parent
 
@@ -49,6 +49,7 @@ def install(readers: Collection[str] = ()) -> None:
     given = {"readers": frozenset(readers)}
     _forbid_changes(frozenset(readers))
     urls.handlers[:0] = [
+        url(r"/", Home, given),
         url(r"/api/task/apply/ssvm\.(retry|cancel)", Apply, given),
         url(r"/api/task/revoke/(.+)", Revoke, given),
         url(r"/api/task/(abort|timeout|rate-limit)/(.+)", Refuse, given),
@@ -58,7 +59,8 @@ def install(readers: Collection[str] = ()) -> None:
     # Flower's last handler accepts every path.
     urls.handlers[-1:-1] = [
         url(r"/jobs", JobsPage, given, name="ssvm-jobs"),
-        url(r"/ssvm/jobs", JobsList, given),
+        url(r"/jobs/(.+)", JobPage, given),
+        url(r"/ssvm/(retry|cancel)", ActOnMany, given),
         url(r"/ssvm/states", States, given),
         url(r"/ssvm/(retry|cancel)/([A-Za-z0-9._-]{1,140})", Act, given),
         url(r"/ssvm/static/(.*)", StaticFileHandler, {"path": str(_HERE / "static")}),

@@ -7,18 +7,24 @@ import json
 from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
+from urllib.parse import parse_qsl
 
 from flower.api import BaseApiHandler
-from flower.views import BaseHandler
 from tornado.web import HTTPError, authenticated
 
 from ssvm_worker.config import load
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ObjectNotFound, StoreUnavailable, WorkerError
+from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.record import Record
 from ssvm_worker.operations.store_health import StoreWatch
-from ssvm_worker.wiring.assembly import open_figures, open_ledger, open_registry, shown
+from ssvm_worker.units import human_duration, human_size
+from ssvm_worker.wiring.assembly import open_figures, open_ledger, open_registry
 from ssvm_worker.wiring.celery_sender import job_of_task, ring
 from tasks.remote_control import REFUSED
+
+from .job_list import JobQuery, list_jobs
+from .job_view import clock, details
 
 #: Celery's command for Flower's paths that have another name.
 _COMMANDS = {
@@ -30,8 +36,8 @@ _COMMANDS = {
     "add-consumer": "add_consumer",
     "cancel-consumer": "cancel_consumer",
 }
-#: The largest numbers of jobs on the page, and of ids in one request.
-_MAX_JOBS, _MAX_IDS = 200, 300
+#: The largest number of jobs in one request.
+_MAX_IDS = 300
 
 
 @cache
@@ -53,10 +59,11 @@ def user_of(handler: BaseApiHandler) -> str:
     return base64.b64decode(words[-1]).decode().partition(":")[0] if len(words) == 2 else "flower"
 
 
-class _OfJobs(BaseApiHandler):  # type: ignore[misc]
+class JobHandler(BaseApiHandler):  # type: ignore[misc]
     """A handler that knows the user and their rights. Flower itself checks the login and the origin."""
 
     def initialize(self, readers: Collection[str]) -> None:
+        """Accept the logins that may only read."""
         self._readers = readers
 
     @property
@@ -64,11 +71,12 @@ class _OfJobs(BaseApiHandler):  # type: ignore[misc]
         """Return whether the user may change jobs. Without this right the page has no buttons."""
         return not self.application.options.read_only and user_of(self) not in self._readers
 
-    async def act(self, verb: str, task_id: str) -> dict[str, Any]:
-        """Retry or cancel a job. Return its new state, or an error, and set the HTTP status."""
+    async def act(self, change: Callable[..., dict[str, Any]], verb: str, which: Any) -> dict[str, Any]:
+        """Run *change*, which retries or cancels. Return its result, or an error, and set the HTTP status."""
         if not self.may_act:
-            raise HTTPError(403, "%s may only read", user_of(self))
-        return await self.ask(_act, verb, task_id, f"{user_of(self)} (flower)")
+            self.set_status(403)
+            return {"message": f"{user_of(self) or 'This login'} may only read jobs. Log in as another user"}
+        return await self.ask(change, verb, which, f"{user_of(self)} (flower)")
 
     async def ask(self, query: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
         """Run *query* in a thread. Return its result, or its error as ``message``, and set the HTTP status."""
@@ -76,13 +84,25 @@ class _OfJobs(BaseApiHandler):  # type: ignore[misc]
         self.set_status(status)
         return values  # type: ignore[no-any-return]
 
+    @property
+    def root(self) -> str:
+        """Return the URL prefix of Flower, with a slash at its beginning; "" without a prefix."""
+        prefix = (self.application.options.url_prefix or "").strip("/")
+        return f"/{prefix}" if prefix else ""
+
+    def show(self, template: str, values: dict[str, Any]) -> None:
+        """Send a page, or a page with the ``message`` of a query that failed."""
+        if "message" in values:
+            template = "ssvm_message.html"
+        self.render(template, may_act=self.may_act, root=self.root, now=clock(), **values)
+
     def answer(self, values: Any) -> None:
         """Send JSON."""
         self.set_header("Content-Type", "application/json")
         self.write(json.dumps(values))
 
 
-class States(_OfJobs):
+class States(JobHandler):
     """The states of the jobs of the Celery tasks in ``ids``."""
 
     @authenticated
@@ -92,16 +112,16 @@ class States(_OfJobs):
         self.answer({"may_act": self.may_act} | await self.ask(_states, ids))
 
 
-class Act(_OfJobs):
+class Act(JobHandler):
     """Retry or cancel a job in the ledger, in the user's name."""
 
     @authenticated
     async def post(self, verb: str, task_id: str) -> None:
         """Send 200 with the job's state. 404 and 409 have a reason, and the job has not changed."""
-        self.answer(await self.act(verb, task_id))
+        self.answer(await self.act(_act, verb, task_id))
 
 
-class Apply(_OfJobs):
+class Apply(JobHandler):
     """Flower's POST /api/task/apply/ssvm.retry. Flower waits for a result that these tasks do not have."""
 
     @authenticated
@@ -111,23 +131,23 @@ class Apply(_OfJobs):
             [task_id] = json.loads(self.request.body)["args"]
         except (ValueError, KeyError, TypeError) as error:
             raise HTTPError(400, 'the body is {"args": ["ID"]}') from error
-        values = await self.act(verb, str(task_id["job_id"] if isinstance(task_id, dict) else task_id))
+        values = await self.act(_act, verb, str(task_id["job_id"] if isinstance(task_id, dict) else task_id))
         state = "SUCCESS" if self.get_status() == 200 else "FAILURE"
         self.answer({"task-id": task_id, "state": state, "result": values})
 
 
-class Revoke(_OfJobs):
+class Revoke(JobHandler):
     """Flower's POST /api/task/revoke/ID, with or without ``terminate``: it cancels the job in the ledger."""
 
     @authenticated
     async def post(self, task_id: str) -> None:
         """Do the same as ``Act``, with the ``message`` that Flower shows."""
-        values = await self.act("cancel", task_id)
+        values = await self.act(_act, "cancel", task_id)
         text = f"Job {values.get('job_id')} is {values.get('state')}; its worker was asked to stop"
         self.answer({"message": text} | values)
 
 
-class Refuse(_OfJobs):
+class Refuse(JobHandler):
     """Flower's commands that would contradict the settings of workers."""
 
     @authenticated
@@ -138,26 +158,48 @@ class Refuse(_OfJobs):
         self.answer({"message": f"{command} is refused. {remedy}"})
 
 
-class JobsList(_OfJobs):
-    """The content of the page of jobs."""
+class Home(JobHandler):
+    """Flower's first page."""
+
+    def get(self) -> None:
+        """Send the browser to the page of jobs."""
+        self.redirect(f"{self.root}/jobs")
+
+
+class JobPage(JobHandler):
+    """The page of one job."""
+
+    @authenticated
+    async def get(self, job_id: str) -> None:
+        """Send the page of a job, or of the job of a Celery task."""
+        values = await self.ask(_details, job_id)
+        self.show("ssvm_job.html", values | {"has_task": job_id in self.application.events.state.tasks})
+
+
+class JobsPage(JobHandler):
+    """The page of all jobs."""
 
     @authenticated
     async def get(self) -> None:
-        """Send lanes, workers, stores and the newest jobs, only those of ``state`` if it is given."""
-        state = self.get_argument("state", "") or None
-        self.answer({"may_act": self.may_act} | await self.ask(_overview, state))
+        """Send the page. The URL has the filters, the order and the number of the page."""
+        given = {name: self.get_query_argument(name) for name in self.request.query_arguments}
+        self.show("ssvm_jobs.html", await self.ask(_list, given))
 
 
-class JobsPage(BaseHandler):  # type: ignore[misc]
-    """The page of jobs. A script fills it."""
-
-    def initialize(self, readers: Collection[str]) -> None:
-        """Accept *readers*. They get the same page, and the script shows no buttons."""
+class ActOnMany(JobHandler):
+    """Retry or cancel several jobs in the ledger, in the user's name."""
 
     @authenticated
-    def get(self) -> None:
-        """Send the empty page."""
-        self.render("ssvm_jobs.html")
+    async def post(self, verb: str) -> None:
+        """Send the number of changed jobs and the refusals. The body is ``{"ids": […]}`` or ``{"query": "?…"}``."""
+        try:
+            given = json.loads(self.request.body)
+            ids, query = given.get("ids"), dict(parse_qsl(str(given.get("query") or "").removeprefix("?")))
+            if (ids is None) == ("query" not in given) or not isinstance(ids, list | None):
+                raise ValueError
+        except (ValueError, AttributeError) as error:
+            raise HTTPError(400, 'the body is {"ids": ["ID"]} or {"query": "?state=failed"}') from error
+        self.answer(await self.act(_act_on_many, verb, ids or query))
 
 
 def _states(task_ids: list[str]) -> dict[str, Any]:
@@ -183,23 +225,76 @@ def _act(verb: str, task_id: str, by: str) -> dict[str, Any]:
         found = job_of_task(ledger, task_id)
         if found is None:
             raise ObjectNotFound("There is no such job", task_id, "`ssvm jobs` lists them")
-        record = ledger.retry(found.job_id, by) if verb == "retry" else ledger.cancel(found.job_id, by)
-        if verb == "retry":
-            ring(_settings(), record)
+        record = _change(ledger, verb, found.job_id, by)
     return {"job_id": record.job_id, "state": record.state}
 
 
-def _overview(state: str | None) -> dict[str, Any]:
+def _change(ledger: Ledger, verb: str, job_id: str, by: str) -> Record:
+    if verb == "cancel":
+        return ledger.cancel(job_id, by)
+    record = ledger.retry(job_id, by)
+    ring(_settings(), record)
+    return record
+
+
+def _details(task_id: str) -> dict[str, Any]:
     with open_ledger(_settings()) as ledger:
-        jobs = [_row(shown(record)) for record in ledger.page(state=state, limit=_MAX_JOBS)]
-    lanes = [vars(each) for each in open_figures(_settings()).lanes()]
-    workers = [each.to_dict() for each in open_registry(_settings()).workers()]
-    return {"jobs": jobs, "lanes": lanes, "workers": workers, "stores": _stores().rows()}
+        if not (record := job_of_task(ledger, task_id)):
+            raise ObjectNotFound("There is no such job", task_id, "The page Jobs lists all jobs")
+    return {"job": details(record, _settings())}
 
 
-def _row(record: dict[str, Any]) -> dict[str, Any]:
-    row = {name: record[name] for name in ("job_id", "job", "zone", "lane", "state", "progress", "created")}
-    error = record["error"] or {}
-    by = [each["retried_by"] for each in record["attempts"] if each.get("retried_by")]
-    number = record["attempts"][-1]["number"] if record["attempts"] else 0
-    return row | {"error": error.get("message", ""), "attempts": number, "retried_by": by[-1:]}
+def _act_on_many(verb: str, which: list[Any] | dict[str, str], by: str) -> dict[str, Any]:
+    """Change the jobs with these ids, or those that a query of the page selects. Return the number and the refusals."""
+    done, refused, has_more = 0, [], False
+    with open_ledger(_settings()) as ledger:
+        if isinstance(which, list):
+            ids = [str(each) for each in which[:_MAX_IDS]]
+        else:
+            query = JobQuery.parse(which)
+            # Without a state, a retry means failed jobs. A cancelled job was cancelled on purpose.
+            states = ("queued", "running") if verb == "cancel" else (query.given.get("state", "failed"),)
+            wanted = [each.job_id for each in query.find(ledger) if each.state in states]
+            ids, has_more = wanted[:_MAX_IDS], len(wanted) > _MAX_IDS
+        for job_id in ids:
+            try:
+                _change(ledger, verb, job_id, by)
+                done += 1
+            except StoreUnavailable:
+                raise
+            except WorkerError as error:
+                refused.append({"job_id": job_id, "message": str(error)})
+    return {"done": done, "refused": refused, "has_more": has_more}
+
+
+def _list(given: dict[str, str]) -> dict[str, Any]:
+    query = JobQuery.parse(given)
+    with open_ledger(_settings()) as ledger:
+        values = list_jobs(ledger, _settings(), query)
+    lanes = [
+        (each.zone, each.lane, *(each.counts.get(name, 0) for name in ("queued", "running", "failed")),
+         human_duration(each.oldest_s) if each.oldest_s else "")
+        for each in open_figures(_settings()).lanes()
+    ]  # fmt: skip
+    workers = [
+        (each.info.name, each.state, each.info.zone, ", ".join(each.info.lanes),
+         f"{each.info.active} of {each.info.capacity}")
+        for each in open_registry(_settings()).workers()
+    ]  # fmt: skip
+    stores = [
+        (each["name"], each.get("error") or each["state"],
+         *(human_size(each[name]) if name in each else "" for name in ("used", "free")),
+         f"{each['latency_ms']:.0f} ms" if "latency_ms" in each else "")
+        for each in _stores().rows()
+    ]  # fmt: skip
+    overview = [
+        ("Zones", ("Zone", "Lane", "Queued", "Running", "Failed", "Oldest waits"), lanes, "No zone has jobs."),
+        (
+            "Workers",
+            ("Worker", "State", "Zone", "Lanes", "Busy"),
+            workers,
+            "No worker is known. Start one: ssvm worker",
+        ),
+        ("Stores", ("Store", "State", "Used", "Free", "Answers in"), stores, "The stores are examined once a minute."),
+    ]
+    return values | {"overview": overview}

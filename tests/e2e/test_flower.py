@@ -11,70 +11,22 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
 
 from tests import images
-from tests.neighbours import free_port
 from tests.servers.broker import StoppableBroker
+from tests.servers.flower import Flower, picture, shown
 from tests.servers.http import HttpServer
 from tests.servers.worker import ROOT, Site, until
 from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.e2e
-LOGINS = {"admin": "secret", "guest": "look"}
 DISK = images.mbr(1 << 20)
 IMAGES = itertools.count(201)
-
-
-class Flower:
-    """Flower as config/flower starts it."""
-
-    def __init__(self, site: Site) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(("SSVM_", "FLOWER_"))}
-        environ |= {
-            "SSVM_CONFIG": str(site.file),
-            "FLOWER_BASIC_AUTH": ",".join(f"{name}:{word}" for name, word in LOGINS.items()),
-            "FLOWER_READERS": "guest",
-        }
-        options = (f"--conf={ROOT / 'config/flower/flowerconfig.py'}", f"--port={self.port}")
-        command = [sys.executable, "-P", "-m", "tasks", "flower", *options]
-        self.log = site.directory / "flower.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=log, stderr=log)
-        until(lambda: self.ask("GET", "/healthcheck")[0] == 200 or self.process.poll() is not None, "Flower answers")
-        assert self.process.poll() is None, self.log.read_text()
-
-    def ask(self, method: str, path: str, login: str = "admin", **headers: str) -> tuple[int, str]:
-        """Return status and text."""
-        word = base64.b64encode(f"{login}:{LOGINS.get(login, '')}".encode()).decode()
-        request = urllib.request.Request(self.url + path, method=method, headers=headers)
-        if login:
-            request.add_header("Authorization", f"Basic {word}")
-        try:
-            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
-
-    def act(self, verb: str, job_id: str, **how: str) -> int:
-        """Return the status of a click."""
-        return self.ask("POST", f"/ssvm/{verb}/{job_id}", **how)[0]
-
-    def open(self, browser: webdriver.Chrome, path: str, login: str = "admin") -> None:
-        """Open a page as a logged-in user."""
-        browser.get(f"http://{login}:{LOGINS[login]}@127.0.0.1:{self.port}/workers")
-        browser.get(self.url + path)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +43,7 @@ def flower(site: Site) -> Iterator[Flower]:
     """Return a running Flower."""
     found = Flower(site)
     yield found
-    found.process.terminate()
-    found.process.wait()
+    found.close()
 
 
 def download(site: Site, url: str) -> str:
@@ -110,27 +61,6 @@ def failed(site: Site, flower: Flower, http_server: HttpServer) -> Iterator[str]
     if site.ledger.get(job_id).state == "failed":  # its button would be the first that the next test finds
         assert flower.act("retry", job_id) == 200
         assert site.wait(job_id).state == "succeeded"
-
-
-def shown(browser: webdriver.Chrome, selector: str) -> WebElement:
-    """Return the first such element, as soon as it exists."""
-    found: list[WebElement] = []
-
-    def look() -> bool:
-        try:
-            found[:] = [browser.find_element(By.CSS_SELECTOR, selector)]
-        except (NoSuchElementException, StaleElementReferenceException):
-            return False
-        return found[0].is_displayed()
-
-    until(look, f"{selector} is shown")
-    return found[0]
-
-
-def picture(browser: webdriver.Chrome, name: str) -> None:
-    """Save a picture for docs/, if requested: PICTURES=docs/pictures make e2e ARGS='-k flower'."""
-    if directory := os.environ.get("PICTURES"):
-        browser.save_screenshot(str(Path(directory) / name))
 
 
 def test_retry_on_the_task_page(site: Site, flower: Flower, failed: str, browser: webdriver.Chrome) -> None:
@@ -164,6 +94,7 @@ def test_cancel_on_the_page_of_jobs(
     assert http_server.stalled.wait(PATIENCE_S)
     flower.open(browser, "/jobs")
     shown(browser, ".ssvm-cancel").click()
+    browser.switch_to.alert.accept()
     until(lambda: site.ledger.get(job_id).state == "cancelled", "the job is cancelled")
     assert site.ledger.get(job_id).cancelled_by == "admin (flower)"
     assert site.files() == before
@@ -172,7 +103,7 @@ def test_cancel_on_the_page_of_jobs(
 def test_who_only_looks(flower: Flower, failed: str, browser: webdriver.Chrome) -> None:
     """A reader sees the jobs and no buttons, and a POST is refused."""
     flower.open(browser, "/jobs", login="guest")
-    shown(browser, "#ssvm-table tbody tr")
+    shown(browser, "#ssvm-rows tr")
     assert not browser.find_elements(By.CSS_SELECTOR, ".ssvm-retry, .ssvm-cancel")
     assert flower.act("retry", failed, login="guest") == 403
     for how in ("apply", "async-apply"):
@@ -258,5 +189,6 @@ def test_buttons_on_a_running_task(site: Site, flower: Flower, two: tuple[str, s
     button = shown(browser, ".detail-actions .ssvm-cancel")
     assert not browser.find_element(By.ID, "task-terminate").is_displayed()
     button.click()
+    browser.switch_to.alert.accept()
     assert site.wait(two[0]).cancelled_by == "admin (flower)"
     assert len(site.wait(two[1]).attempts) == 1

@@ -15,8 +15,8 @@ from ssvm_worker.config import parse
 from ssvm_worker.errors import StoreDenied, StoreUnavailable
 from ssvm_worker.wiring.assembly import open_figures, open_ledger
 from tests import images
-from tests.e2e.test_flower import Flower
 from tests.servers.broker import Broker, StoppableBroker
+from tests.servers.flower import Flower
 from tests.servers.http import HttpServer
 from tests.servers.recipes import PASSWORD, Group, LockedServer, Server
 from tests.servers.worker import ROOT, Site, until

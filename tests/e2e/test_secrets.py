@@ -18,10 +18,10 @@ from ssvm_worker.cli import main
 from ssvm_worker.jobs import find_job
 from ssvm_worker.ledger.record import unpack_ended
 from tests import images
-from tests.e2e.test_flower import Flower
 from tests.neighbours import free_port
 from tests.servers.broker import Broker
 from tests.servers.collector import Collector
+from tests.servers.flower import Flower
 from tests.servers.http import HttpServer
 from tests.servers.receiver import Receiver
 from tests.servers.syslog import Syslog
@@ -127,7 +127,7 @@ def test_nothing_secret_shows(site: Site, http_server: HttpServer, syslog: Syslo
             "/api/tasks",
             "/tasks",
             "/broker",
-            "/ssvm/jobs",
+            "/jobs",
             "/metrics",
         ]
         shown |= {page: flower.ask("GET", page)[1] for page in [*pages, *(f"/task/{each}" for each in ids)]}

@@ -1,16 +1,10 @@
-// Adds Retry and Cancel to Flower's task page and list, and fills the page of jobs. Text is inserted as text, not as HTML.
+// Adds Retry and Cancel to Flower's pages, and keeps the pages of jobs up to date.
+// The server renders and escapes the pages. This script fetches the same page again and exchanges what has changed.
 (() => {
   const prefix = document.getElementById("url_prefix").value.replace(/^\/*|\/*$/g, "");
   const root = prefix ? `/${prefix}` : "";
   const verbs = { failed: "retry", cancelled: "retry", running: "cancel", queued: "cancel" };
   const xsrf = () => (document.cookie.match(/(?:^|; )_xsrf=([^;]*)/) || [])[1] || "";
-
-  // Hide Flower's own commands. The server refuses them or handles them differently. Cancel and Retry replace them.
-  const hidden = document.createElement("style");
-  hidden.textContent = `#task-terminate, #task-revoke, #worker-pool-restart, #pool-controls-heading, .worker-controls-form,
-    #worker-add-consumer, #add-consumer-name, [id^="worker-cancel-consumer"], [id^="task-rate-limit"],
-    [id^="task-timeout"] { display: none !important; }`;
-  document.head.append(hidden);
 
   const make = (tag, text, name) => {
     const it = document.createElement(tag);
@@ -19,39 +13,78 @@
     return it;
   };
 
-  async function get(path) {
-    const answer = await fetch(root + path, { headers: { Accept: "application/json" } });
-    return answer.json();
+  // Show a message. A refusal stays until the user closes it.
+  function say(text, ok) {
+    const it = make("div", undefined, `toast ssvm-toast align-items-center text-bg-${ok ? "success" : "danger"} border-0`);
+    it.setAttribute("role", ok ? "status" : "alert");
+    const line = make("div", undefined, "d-flex");
+    const close = make("button", undefined, "btn-close btn-close-white me-2 m-auto");
+    close.type = "button";
+    close.dataset.bsDismiss = "toast";
+    close.ariaLabel = "Close";
+    line.append(make("div", text, "toast-body"), close);
+    it.append(line);
+    document.getElementById("toast-container").append(it);
+    it.addEventListener("hidden.bs.toast", () => it.remove());
+    new bootstrap.Toast(it, { autohide: ok, delay: 6000 }).show();
   }
 
-  // Return a button that retries or cancels one job once, or null if the state allows neither.
-  function button(id, state, after) {
-    const verb = verbs[state];
+  // Send a POST request. Return [whether it succeeded, its JSON with a message for each failure].
+  async function post(path, body) {
+    try {
+      const answer = await fetch(root + path, {
+        method: "POST", headers: { "X-Xsrftoken": xsrf() }, body: body && JSON.stringify(body),
+      });
+      const values = await answer.json().catch(() => null);
+      if (values) return [answer.ok, values];
+      return [false, { message: answer.status === 401 ? "You are not logged in any more. Load the page again"
+        : `Flower refused this: ${answer.status} ${answer.statusText}` }];
+    } catch {
+      return [false, { message: "Flower does not answer. Try again when it runs" }];
+    }
+  }
+
+  const really = (what) => confirm(`Cancel ${what}? The transfer stops, and what it has stored is removed.`);
+
+  async function act(it) {
+    const verb = it.dataset.ssvmVerb, id = it.dataset.ssvmJob;
+    if (verb === "cancel" && !really(`job ${id}`)) return;
+    it.disabled = true;
+    const [ok, values] = await post(`/ssvm/${verb}/${encodeURIComponent(id)}`);
+    const done = verb === "retry" ? "is queued again" : values.state === "cancelled" ? "is cancelled" : "was asked to stop";
+    say(ok ? `Job ${values.job_id} ${done}` : values.message, ok);
+    if (!ok) it.disabled = false;
+    else if (!document.querySelector("[data-ssvm-live]")) it.remove();
+    refresh();
+  }
+
+  // Flower's own pages
+
+  function button(job, id) {
+    const verb = verbs[job.state];
     if (!verb) return null;
     const look = verb === "retry" ? "btn-primary" : "btn-outline-danger";
     const it = make("button", verb === "retry" ? "Retry" : "Cancel", `btn btn-sm ${look} ssvm-${verb}`);
     it.type = "button";
-    it.addEventListener("click", async (event) => {
-      event.stopPropagation();
-      it.disabled = true;
-      const answer = await fetch(`${root}/ssvm/${verb}/${encodeURIComponent(id)}`, {
-        method: "POST", headers: { "X-Xsrftoken": xsrf() },
-      });
-      const values = await answer.json().catch(() => ({ message: answer.statusText }));
-      it.textContent = answer.ok ? (verb === "retry" ? "Queued again" : "Asked to stop") : "Refused";
-      it.title = values.message || "";
-      if (after) after(answer.ok, values);
-    });
+    it.dataset.ssvmVerb = verb;
+    it.dataset.ssvmJob = id;
     return it;
+  }
+
+  async function states(ids) {
+    const answer = await fetch(`${root}/ssvm/states?ids=${encodeURIComponent(ids.join(","))}`);
+    return answer.ok ? answer.json() : { jobs: {} };
   }
 
   async function onTaskPage(place) {
     const id = document.getElementById("taskid").textContent;
-    const found = await get(`/ssvm/states?ids=${encodeURIComponent(id)}`);
+    const found = await states([id]);
     const job = found.jobs[id];
     if (!job) return;
-    place.append(make("span", `Job ${job.job_id}: ${job.state}`, "me-2 ssvm-state"));
-    const it = found.may_act && button(id, job.state);
+    const link = make("a", `Job ${job.job_id}: ${job.state}`, "me-2 ssvm-state");
+    link.href = `${root}/jobs/${encodeURIComponent(job.job_id)}`;
+    place.append(link);
+    const it = found.may_act && button(job, id);
     if (it) place.append(it);
   }
 
@@ -60,94 +93,135 @@
     if (!links.length) return;
     const ids = new Map(links.map((link) => [link, decodeURIComponent(link.pathname.split("/task/")[1])]));
     for (const link of links) link.dataset.ssvm = "asked";
-    const found = await get(`/ssvm/states?ids=${encodeURIComponent([...ids.values()].join(","))}`);
+    const found = await states([...ids.values()]);
     for (const [link, id] of ids) {
       const job = found.jobs[id];
-      const it = job && found.may_act && button(id, job.state);
+      const it = job && found.may_act && button(job, id);
       if (it) link.after(" ", it);
     }
   }
 
-  function fill(table, rows) {
-    table.tBodies[0].replaceChildren(...rows.map((cells) => {
-      const row = make("tr");
-      row.append(...cells.map((cell) => {
-        const it = make("td");
-        it.append(cell === null || cell === undefined ? "" : cell);
-        return it;
-      }));
-      return row;
-    }));
+  // The pages of jobs. `known` has the HTML that the server sent last, by element. What has not changed stays as it
+  // is, so that no click, selection or open text is lost.
+  const known = new Map();
+  const live = document.querySelector("[data-ssvm-live]");
+  let timer = 0, pressed = false, last = "";
+
+  function exchange(key, old, fresh) {
+    if (known.get(key) === fresh.innerHTML) return;
+    known.set(key, fresh.innerHTML);
+    const open = [...old.querySelectorAll("details")].map((each) => each.open);
+    old.replaceChildren(...document.importNode(fresh, true).childNodes);
+    old.querySelectorAll("details").forEach((each, at) => { each.open = Boolean(open[at]); });
   }
 
-  const size = (bytes) => {
-    let unit = 0;
-    for (; bytes >= 1024 && unit < 4; unit++) bytes /= 1024;
-    return `${bytes.toFixed(unit ? 1 : 0)} ${["B", "KiB", "MiB", "GiB", "TiB"][unit]}`;
-  };
+  function exchangeRows(old, fresh) {
+    const rows = [...fresh.rows].map((row) => {
+      const mine = document.getElementById(row.id);
+      if (!mine || mine.cells.length !== row.cells.length) return document.importNode(row, true);
+      [...row.cells].forEach((cell, at) => exchange(`${row.id} ${at}`, mine.cells[at], cell));
+      return mine;
+    });
+    if (rows.some((row, at) => old.rows[at] !== row) || rows.length !== old.rows.length) old.replaceChildren(...rows);
+  }
 
-  function progress(job) {
-    if (job.error) return make("span", job.error, "text-danger");
-    const now = job.progress;
-    if (!now || job.state !== "running") return now && now.bytes ? size(now.bytes) : "";
-    const it = make("span");
-    if (now.total) {
-      const bar = make("progress");
-      bar.max = now.total;
-      bar.value = now.bytes;
-      it.append(bar, " ");
+  function remember(place) {
+    for (const part of place.querySelectorAll("[data-ssvm-part]")) known.set(part.id, part.innerHTML);
+    for (const row of place.querySelectorAll("[data-ssvm-rows] > tr")) {
+      [...row.cells].forEach((cell, at) => known.set(`${row.id} ${at}`, cell.innerHTML));
     }
-    it.append(`${now.stage || ""} ${size(now.bytes || 0)}, ${size(now.rate || 0)}/s`);
-    return it;
   }
 
-  function waits(seconds) {
-    return seconds ? `${Math.round(seconds)} s` : "";
+  function status(text, ok) {
+    document.getElementById("ssvm-updated").textContent = text;
+    document.getElementById("ssvm-dot").className = `status-dot status-dot-${ok ? "live" : "error"}`;
   }
 
-  async function onJobs() {
-    const state = document.getElementById("ssvm-state").value;
-    const found = await get(`/ssvm/jobs?state=${state}`);
-    document.getElementById("ssvm-message").textContent = found.message || "";
-    if (found.message) return;
-    fill(document.getElementById("ssvm-lanes"), found.lanes.map((lane) => [lane.zone, lane.lane,
-      ...["queued", "running", "failed"].map((each) => String(lane.counts[each] || 0)), waits(lane.oldest_s)]));
-    fill(document.getElementById("ssvm-workers"), found.workers.map((worker) => [worker.worker, worker.state, worker.zone,
-      worker.lanes.join(", "), `${worker.active}/${worker.capacity}`]));
-    fill(document.getElementById("ssvm-stores"), found.stores.map((store) => [store.name,
-      make("span", store.error || store.state, store.state === "up" ? "" : "text-danger"),
-      ...["used", "free"].map((each) => (store[each] === undefined ? "" : size(store[each]))),
-      store.latency_ms === undefined ? "" : `${Math.round(store.latency_ms)} ms`]));
-    fill(document.getElementById("ssvm-table"), found.jobs.map((job) => {
-      const link = make("a", job.job_id);
-      link.href = `${root}/task/${encodeURIComponent(job.job_id)}`;
-      const shown = job.retried_by.length ? `${job.state}, retried by ${job.retried_by[0]}` : job.state;
-      return [link, job.job, job.zone, shown, progress(job), job.created.replace("T", " ").slice(0, 19),
-        found.may_act ? button(job.job_id, job.state, refresh) : null];
-    }));
+  async function update() {
+    const answer = await fetch(location.pathname + location.search, { headers: { Accept: "text/html" } });
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    if (!answer.ok) {
+      const message = page.getElementById("ssvm-message");
+      throw new Error(message ? message.textContent : `Flower refused the page: ${answer.status}`);
+    }
+    if (pressed) return;
+    for (const fresh of page.querySelectorAll("[data-ssvm-part]")) {
+      const old = document.getElementById(fresh.id);
+      if (old) exchange(fresh.id, old, fresh);
+    }
+    const rows = page.querySelector("[data-ssvm-rows]");
+    if (rows) exchangeRows(document.getElementById(rows.id), rows);
+    known.clear();
+    remember(page);
+    last = page.getElementById("ssvm-updated").textContent;
+    status(last, true);
+    count();
   }
 
-  let asked = 0;
+  // Update the page every two seconds, more rarely if the server needs long, and not while the page is hidden.
   function refresh() {
-    clearTimeout(asked);
-    onJobs().catch(() => {}).finally(() => { asked = setTimeout(refresh, 2000); });
+    clearTimeout(timer);
+    if (!live) return;
+    const start = Date.now();
+    (document.hidden ? Promise.resolve() : update())
+      .catch((error) => status(`${last}. Not up to date: ${error instanceof TypeError ? "Flower does not answer" : error.message}`, false))
+      .finally(() => { clearTimeout(timer); timer = setTimeout(refresh, Math.max(2000, 10 * (Date.now() - start))); });
   }
 
-  const workers = document.querySelector(".app-nav");
-  if (workers) {
-    const item = make("li", undefined, "nav-item");
-    const link = make("a", "Jobs", "nav-link");
-    link.href = `${root}/jobs`;
-    if (document.getElementById("ssvm-jobs")) link.classList.add("active");
-    item.append(link);
-    workers.prepend(item);
+  const picks = () => [...document.querySelectorAll("[data-ssvm-pick]")];
+  const matching = () => document.getElementById("ssvm-matching")?.checked;
+
+  function count() {
+    const bulk = document.getElementById("ssvm-bulk");
+    if (!bulk) return;
+    const number = picks().filter((each) => each.checked).length;
+    bulk.querySelectorAll("[data-ssvm-bulk]").forEach((each) => { each.disabled = !number && !matching(); });
+    document.getElementById("ssvm-selected").textContent =
+      matching() ? "all jobs that match are selected" : number ? `${number} selected` : "";
   }
+
+  async function actOnMany(it) {
+    const verb = it.dataset.ssvmBulk;
+    const ids = picks().filter((each) => each.checked).map((each) => each.dataset.ssvmPick);
+    const what = matching() ? "all queued and running jobs that match the filters" : `${ids.length} selected jobs`;
+    if (verb === "cancel" ? !really(what) : matching() && !confirm(`Retry all failed jobs that match the filters?`)) return;
+    it.disabled = true;
+    const [ok, values] = await post(`/ssvm/${verb}`, matching() ? { query: location.search } : { ids });
+    if (!ok) say(values.message, false);
+    else {
+      say(`${values.done} ${verb === "retry" ? "jobs are queued again" : "jobs are cancelled or were asked to stop"}${values.has_more ? ". There are more: repeat this" : ""}`, true);
+      if (values.refused.length) say(`${values.refused.length} refused. The first: ${values.refused[0].message}`, false);
+    }
+    for (const each of document.querySelectorAll("#ssvm-all, #ssvm-matching, [data-ssvm-pick]")) each.checked = false;
+    count();
+    refresh();
+  }
+
+  document.addEventListener("click", (event) => {
+    const one = event.target.closest("[data-ssvm-verb]"), many = event.target.closest("[data-ssvm-bulk]");
+    if (one || many) event.stopPropagation();
+    if (one) act(one);
+    if (many) actOnMany(many);
+  }, true);
+  document.addEventListener("change", (event) => {
+    if (event.target.id === "ssvm-all") picks().forEach((each) => { each.checked = event.target.checked; });
+    if (event.target.closest("#ssvm-filters select")) event.target.form.requestSubmit();
+    count();
+  });
+  document.getElementById("ssvm-filters")?.addEventListener("submit", (event) => {
+    for (const each of event.target.elements) each.disabled = each.name && !each.value; // keep the URL short
+  });
+  window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+  document.addEventListener("pointerdown", () => { pressed = true; });
+  for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, () => { pressed = false; });
+
   const place = document.querySelector("#task-page .detail-actions");
   if (place) onTaskPage(place);
   const table = document.getElementById("tasks-table");
   if (table) new MutationObserver(() => onList(table)).observe(table, { childList: true, subtree: true });
-  if (document.getElementById("ssvm-jobs")) {
-    document.getElementById("ssvm-state").addEventListener("change", refresh);
-    refresh();
+  if (live) {
+    remember(document);
+    last = document.getElementById("ssvm-updated").textContent;
+    timer = setTimeout(refresh, 2000);
   }
 })();

@@ -1,0 +1,94 @@
+"""The real Flower with the project's pages, for tests with a browser."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from tests.neighbours import free_port
+from tests.servers.worker import ROOT, Site, until
+from tests.waiting import PATIENCE_S
+
+LOGINS = {"admin": "secret", "guest": "look"}
+
+
+class Flower:
+    """Flower as config/flower starts it."""
+
+    def __init__(self, site: Site) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("SSVM_", "FLOWER_"))}
+        environ |= {
+            "SSVM_CONFIG": str(site.file),
+            "FLOWER_BASIC_AUTH": ",".join(f"{name}:{word}" for name, word in LOGINS.items()),
+            "FLOWER_READERS": "guest",
+        }
+        options = (f"--conf={ROOT / 'config/flower/flowerconfig.py'}", f"--port={self.port}")
+        command = [sys.executable, "-P", "-m", "tasks", "flower", *options]
+        self.log = site.directory / "flower.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=log, stderr=log)
+        until(lambda: self.ask("GET", "/healthcheck")[0] == 200 or self.process.poll() is not None, "Flower answers")
+        assert self.process.poll() is None, self.log.read_text()
+
+    def ask(
+        self, method: str, path: str, login: str = "admin", body: bytes | None = None, **headers: str
+    ) -> tuple[int, str]:
+        """Return status and text."""
+        word = base64.b64encode(f"{login}:{LOGINS.get(login, '')}".encode()).decode()
+        request = urllib.request.Request(self.url + path, body, method=method, headers=headers)
+        if login:
+            request.add_header("Authorization", f"Basic {word}")
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def close(self) -> None:
+        """Stop the process."""
+        self.process.terminate()
+        self.process.wait()
+
+    def act(self, verb: str, job_id: str, **how: str) -> int:
+        """Return the status of a click."""
+        return self.ask("POST", f"/ssvm/{verb}/{job_id}", **how)[0]
+
+    def open(self, browser: webdriver.Chrome, path: str, login: str = "admin") -> None:
+        """Open a page as a logged-in user."""
+        browser.get(f"http://{login}:{LOGINS[login]}@127.0.0.1:{self.port}/workers")
+        browser.get(self.url + path)
+
+
+def shown(browser: webdriver.Chrome, selector: str) -> WebElement:
+    """Return the first such element, as soon as it exists."""
+    found: list[WebElement] = []
+
+    def look() -> bool:
+        try:
+            found[:] = [browser.find_element(By.CSS_SELECTOR, selector)]
+        except (NoSuchElementException, StaleElementReferenceException):
+            return False
+        return found[0].is_displayed()
+
+    until(look, f"{selector} is shown")
+    return found[0]
+
+
+def picture(browser: webdriver.Chrome, name: str) -> None:
+    """Save a picture for docs/, if requested: PICTURES=docs/pictures make e2e ARGS='-k flower'."""
+    if directory := os.environ.get("PICTURES"):
+        browser.save_screenshot(str(Path(directory) / name))
