@@ -42,13 +42,13 @@ class NfsStore(FileStore):
 
     def __init__(self, name: str, url: str, settings: NfsSettings, commands: MountCommands | None = None) -> None:
         export = parse_export(name, url, settings.options)
-        self.name = name
-        self.url = url
         commands = commands or SystemCommands(
             settings.mount_s, NetworkPath(settings.source_address, settings.gateway), check=settings.check
         )
         timeouts = MountTimeouts(settings.mount_s, settings.probe_s)
         self.mounted = Mounted(export, settings.mount_root, commands, timeouts, settings.check)
+        super().__init__(name, self.mounted.paths.point)
+        self.url = url
         self._tree = _MountedTree(self.mounted, shared=settings.shared)
 
     def health(self) -> ExportHealth:
