@@ -328,8 +328,9 @@ class VCenterSection(SecretFields):
 class BackupSection(Section):
     """Export of snapshots."""
 
-    #: Quiesce the file systems of the guest. If that fails, the backup is crash-consistent.
-    quiesce: bool = True
+    #: Quiesce the file systems of the guest. if_possible: if that fails, the backup is crash-consistent and has a
+    #: warning. required: if that fails, there is no backup. Older settings: true is if_possible, false is no.
+    quiesce: Literal["required", "if_possible", "no"] = "if_possible"
     #: Seconds that a host may take to prepare an NFC lease.
     lease_ready_s: Seconds = 300.0
     #: The maximum of leases for one disk in an attempt.
@@ -354,6 +355,11 @@ class BackupSection(Section):
     spill_bytes: Bytes = Field(2 * GiB, ge=0)
     #: Directory of the scratch files. Default: <state_dir>/spill.
     spill_dir: Path | None = None
+
+    @field_validator("quiesce", mode="before")
+    @classmethod
+    def _boolean(cls, value: object) -> object:
+        return {"true": "if_possible", "false": "no"}.get(str(value).lower(), value)
 
 
 class BootSection(Section):

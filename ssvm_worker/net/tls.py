@@ -76,9 +76,13 @@ def thumbprint(der: bytes, length: int = 64) -> str:
 
 
 def thumbprint_of(pem: str) -> str:
-    """Return the SHA-256 thumbprint of a PEM certificate, or an empty string for invalid PEM."""
+    """Return the SHA-256 thumbprint of the first certificate in a PEM text, or an empty string for invalid PEM.
+
+    A chain begins with the certificate of the peer itself (RFC 8446, section 4.4.2).
+    """
+    first, end, _ = pem.partition(ssl.PEM_FOOTER)
     try:
-        return thumbprint(ssl.PEM_cert_to_DER_cert(pem))
+        return thumbprint(ssl.PEM_cert_to_DER_cert(first.strip() + "\n" + end))
     except ValueError:
         return ""
 

@@ -11,11 +11,13 @@ from xml.parsers.expat import ExpatError
 from pyVmomi import vim, vmodl
 
 from ssvm_worker.errors import (
+    InvalidRequest,
     LeaseLost,
     ResourceBusy,
     SourceDenied,
     SourceNotFound,
     SourceUnavailable,
+    StoreFull,
     WorkerError,
 )
 from ssvm_worker.net.tls import PinMismatch
@@ -34,6 +36,56 @@ BUSY = (
 )
 #: Faults of a method or an argument that this product or version does not support.
 UNSUPPORTED = (vmodl.fault.MethodNotFound, vmodl.fault.NotSupported, vmodl.fault.InvalidRequest)
+#: Faults of a license, such as that of the free ESXi.
+_LICENSE = (vim.fault.RestrictedVersion, vmodl.fault.NotEnoughLicenses, vim.fault.InvalidLicense)
+#: Faults, their error, the reason and the remedy. The first match counts; any other fault is SourceUnavailable.
+_MEANINGS: tuple[tuple[tuple[type, ...], type[WorkerError], str, str], ...] = (
+    ((vim.fault.InvalidLogin,), SourceDenied, "vCenter rejected the user name or password", "Check the settings"),
+    ((vim.fault.NotAuthenticated,), SourceUnavailable, "the session has ended", "Try again"),
+    ((vmodl.fault.ManagedObjectNotFound,), SourceNotFound, "the object is gone", "Check if it was deleted or moved"),
+    ((vim.fault.Timedout,), LeaseLost, "the lease has expired", "Try again; a slow store can be the reason"),
+    (BUSY, ResourceBusy, "another task holds the VM", "Try again later"),
+    (
+        (vim.fault.MethodDisabled, vim.fault.DisallowedOperationOnFailoverHost),
+        ResourceBusy,
+        "another program has disabled it",
+        "Check other backup programs; try again later",
+    ),
+    (_LICENSE, SourceDenied, "the license does not allow it", "Use a license with backup APIs; the free ESXi has none"),
+    ((vim.fault.NoDiskSpace,), StoreFull, "a datastore is full", "Free space on the datastore"),
+    (
+        (vim.fault.TooManySnapshotLevels,),
+        InvalidRequest,
+        "the VM has too many snapshots",
+        "Remove or consolidate snapshots of the VM",
+    ),
+    ((vim.fault.NotFound, vim.fault.NoDiskFound), SourceNotFound, "an object is missing", "Check if it was deleted"),
+    (
+        (
+            *UNSUPPORTED,
+            vmodl.fault.InvalidArgument,
+            vim.fault.OvfFault,
+            vim.fault.InvalidName,
+            vim.fault.DuplicateName,
+            vim.fault.InvalidDatastore,
+            vim.fault.NoHost,
+        ),
+        InvalidRequest,
+        "vSphere cannot do it",
+        "Search the vendor's knowledge base for the fault, or change the VM or the request",
+    ),
+)
+#: Faults after which a snapshot without quiescing would fail too.
+NOT_OF_THE_GUEST = (
+    vmodl.fault.SecurityError,
+    vmodl.fault.ManagedObjectNotFound,
+    vmodl.fault.HostCommunication,
+    vim.fault.MethodDisabled,
+    vim.fault.NoDiskSpace,
+    vim.fault.TooManySnapshotLevels,
+    *_LICENSE,
+    *BUSY,
+)
 
 
 @contextmanager
@@ -47,19 +99,14 @@ def translated(what: str, where: str) -> Iterator[None]:
 
 def as_worker_error(error: BaseException, what: str, where: str) -> WorkerError:
     """Return the WorkerError for a fault or a failed connection."""
-    if isinstance(error, vim.fault.InvalidLogin):
-        return SourceDenied(f"{what}: vCenter rejected the user name or password", where, "Check the settings")
-    if isinstance(error, vim.fault.NotAuthenticated):
-        return SourceUnavailable(f"{what}: the session has ended", where, "Try again")
-    if isinstance(error, vim.fault.NoPermission):
+    if isinstance(error, vim.fault.NoPermission) and not isinstance(error, vim.fault.NotAuthenticated):
         remedy = f"Give the user the privilege {error.privilegeId or 'for it'}"
         return SourceDenied(f"{what}: the user may not do this", where, remedy)
-    if isinstance(error, vmodl.fault.ManagedObjectNotFound):
-        return SourceNotFound(f"{what}: the object is gone", where, "Check if it was deleted or moved")
-    if isinstance(error, vim.fault.Timedout):
-        return LeaseLost(f"{what}: the lease has expired", where, "Try again; a slow store can be the reason")
-    if isinstance(error, BUSY):
-        return ResourceBusy(f"{what}: another task holds the VM ({fault_name(error)})", where, "Try again later")
+    for kinds, made, reason, remedy in _MEANINGS:
+        if isinstance(error, kinds):
+            source = getattr(error, "source", None)
+            by = f", by {source}" if source else ""
+            return made(f"{what}: {reason}: {fault_name(error)}{by}", where, remedy)
     if isinstance(error, vmodl.MethodFault):
         return SourceUnavailable(f"{what}: vCenter answered {fault_name(error)}", where, "Check its tasks and events")
     if isinstance(error, ssl.SSLCertVerificationError | PinMismatch):
@@ -74,5 +121,6 @@ def as_worker_error(error: BaseException, what: str, where: str) -> WorkerError:
 def fault_name(fault: object) -> str:
     """Return the fault's short name, and its message if it has one: FileFault (…)."""
     name = type(fault).__name__.rpartition(".")[2]
-    message = getattr(fault, "msg", None)
+    messages = [getattr(fault, "msg", None), *(each.message for each in getattr(fault, "faultMessage", None) or ())]
+    message = "; ".join(dict.fromkeys(each for each in messages if each))
     return f"{name} ({message})" if message and message != name else name

@@ -12,6 +12,7 @@ from typing import Any
 from pyVmomi import vim, vmodl
 
 from ssvm_worker.errors import Cancelled, SourceDenied, WorkerError
+from ssvm_worker.net.tls import thumbprint_of
 
 from .connection import Connection
 from .export import ExportLink, check_host
@@ -188,8 +189,12 @@ def _check_host(connection: Connection, host: Any) -> Iterator[PreflightFinding]
     if connection.content.about.apiType == "HostAgent":
         yield PreflightFinding("ESXi host", OK, f"{connection.address.name}, which is connected")
         return
-    paths = ("summary.config.name", "summary.config.port", "summary.config.sslThumbprint")
-    name, port, thumbprint = connection.read(host, *paths).values()
+    paths = ("name", "port", "sslThumbprint", "sslCertificate")
+    # All fields come with their parent, because servers before 9.0 refuse a path that they do not know.
+    config = connection.read(host, "summary.config")["summary.config"]
+    name, port, print_, certificate = (getattr(config, each, None) or "" for each in paths)
+    # vSphere 9.0 gives either the thumbprint or the certificate.
+    thumbprint = thumbprint_of(certificate) or print_
     netloc = f"[{name}]" if ":" in name else name
     link = ExportLink(f"https://{netloc}:{port or 443}/", thumbprint or "", connection.address, "")
     try:
@@ -197,7 +202,12 @@ def _check_host(connection: Connection, host: Any) -> Iterator[PreflightFinding]
     except Cancelled:
         raise
     except WorkerError as error:
-        yield PreflightFinding("ESXi host", ERROR, error.what + f" [{error.where}]", error.remedy, type(error))
+        detail = error.what + f" [{error.where}]"
+        if isinstance(error, SourceDenied) and not thumbprint:
+            # vCenter does not say which certificate to expect. A lease may say so, and its connection is checked.
+            yield PreflightFinding("ESXi host", WARNING, detail, "Set ca_file to the authority of the hosts")
+            return
+        yield PreflightFinding("ESXi host", ERROR, detail, error.remedy, type(error))
         return
     yield PreflightFinding("ESXi host", OK, f"{name}:{port or 443} answers with the expected certificate")
 

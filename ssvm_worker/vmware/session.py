@@ -101,7 +101,7 @@ class VM:
         return snapshots.find_given(self._connection, self._vm, name)
 
     def make_snapshot(self, job_id: str) -> Snapshot:
-        """Make the job's snapshot, quiesced if the guest supports it. Call ``own_snapshot`` first."""
+        """Make the job's snapshot, quiesced as the settings demand. Call ``own_snapshot`` first."""
         return snapshots.create(self._connection, self._vm, job_id, self.options.quiesce)
 
     def remove_snapshot(self, snapshot: Snapshot, limit_s: float | None = None) -> None:

@@ -6,7 +6,7 @@ The name of a job's snapshot contains the job id. The worker removes only snapsh
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyVmomi import vim, vmodl
@@ -15,7 +15,7 @@ from ssvm_worker.artifacts.checksums import digest_of
 from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable
 
 from .connection import Connection
-from .faults import UNSUPPORTED, fault_name, translated
+from .faults import NOT_OF_THE_GUEST, fault_name, translated
 from .hardware import Disk
 
 #: Offset and length in bytes.
@@ -27,8 +27,8 @@ _MAX_NAME = 80
 _DESCRIPTION = "Made for the backup job {}, which removes it when it is done."
 #: Time-out in seconds. Quiescing a busy guest takes minutes; vSphere itself stops after 15.
 _CREATE_S = 20 * 60.0
-#: The faults of a guest that cannot be quiesced.
-_NOT_QUIESCED = (vim.fault.SnapshotFault, vim.fault.ToolsUnavailable, vmodl.fault.NotSupported)
+#: The remark on a snapshot of a VM that is off: its file systems need no quiescing.
+IS_OFF = "the VM is off"
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,33 @@ def find_given(connection: Connection, vm: Any, wanted: str) -> Snapshot:
     raise SourceNotFound(f"The VM has no snapshot {wanted!r}", vm._moId, f"There are: {listed}")
 
 
-def create(connection: Connection, vm: Any, job_id: str, quiesce: bool) -> Snapshot:
+def create(connection: Connection, vm: Any, job_id: str, quiesce: str) -> Snapshot:
     """Make the job's snapshot, without memory.
 
-    It is quiesced if *quiesce* is set and the guest supports it. Otherwise it is crash-consistent.
+    *quiesce* is ``no``, ``if_possible`` or ``required``. With ``if_possible``, any fault that can come from the guest
+    leads to a crash-consistent snapshot with a remark. Real guests answer with many different faults.
+    With ``required``, raises SourceUnavailable if the guest was not quiesced, and leaves no snapshot.
     """
     with translated("Making the snapshot", vm._moId):
-        if not quiesce:
+        if quiesce == "no":
             return _snapshot(_make(connection, vm, job_id, None), ours=True, remark="not asked for")
         try:
-            return _snapshot(_make(connection, vm, job_id, vim.vm.GuestQuiesceSpec()), ours=True)
-        except (*_NOT_QUIESCED, *UNSUPPORTED) as error:
+            snapshot = _snapshot(_make(connection, vm, job_id, vim.vm.GuestQuiesceSpec()), ours=True)
+        except vmodl.MethodFault as error:
+            if quiesce == "required" or isinstance(error, NOT_OF_THE_GUEST):
+                raise
             return _snapshot(_make(connection, vm, job_id, None), ours=True, remark=fault_name(error))
+        if snapshot.quiesced:
+            return snapshot
+        # vSphere may ignore the request silently: without running tools, and where VSS has failed.
+        power, tools = connection.read(vm, "runtime.powerState", "guest.toolsRunningStatus").values()
+    if str(power) == "poweredOff":
+        return replace(snapshot, remark=IS_OFF)
+    remark = f"vSphere did not quiesce the guest (tools: {tools}, power: {power})"
+    if quiesce == "required":
+        remove(connection, snapshot, _CREATE_S)
+        raise SourceUnavailable(remark, vm._moId, "Check the guest's tools, or set backup.quiesce to if_possible")
+    return replace(snapshot, remark=remark)
 
 
 def remove(connection: Connection, snapshot: Snapshot, limit_s: float) -> None:
@@ -132,7 +147,10 @@ def _make(connection: Connection, vm: Any, job_id: str, quiesce: Any) -> Any:
         name=name, description=_DESCRIPTION.format(job_id), memory=False, quiesceSpec=quiesce
     )
     made = connection.finish(task, _CREATE_S)
-    return next(each for each in trees_of(connection.read(vm, "snapshot")["snapshot"]) if each.snapshot == made)
+    trees = trees_of(connection.read(vm, "snapshot")["snapshot"])
+    if (tree := next((each for each in trees if each.snapshot == made), None)) is None:
+        raise vmodl.fault.ManagedObjectNotFound(obj=made)  # a user or program has already removed it
+    return tree
 
 
 def trees_of(info: Any) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
@@ -93,7 +94,11 @@ func (w *world) nameHosts(now faults) {
 	for _, each := range w.registry.All("HostSystem") {
 		host := each.(*simulator.HostSystem)
 		host.Summary.Config.Name, host.Summary.Config.Port = name, int32(number)
-		host.Summary.Config.SslThumbprint = print
+		host.Summary.Config.SslThumbprint, host.Summary.Config.SslCertificate = print, ""
+		if now.HostCertificate != "" {
+			host.Summary.Config.SslThumbprint = ""
+			host.Summary.Config.SslCertificate = strings.TrimPrefix(now.HostCertificate, "none")
+		}
 	}
 	percent := now.DatastoreFree
 	if percent == 0 {

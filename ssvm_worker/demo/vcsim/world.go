@@ -33,8 +33,10 @@ type faults struct {
 	// DatastoreFree is the free space of every datastore in percent; 0 means 50.
 	DatastoreFree int64 `json:"datastore_free"`
 	// Host replaces the host:port of the ESXi hosts, HostThumbprint their thumbprint.
-	Host           string `json:"host"`
-	HostThumbprint string `json:"host_thumbprint"`
+	Host string `json:"host"`
+	// HostCertificate is the PEM that a host has instead of its thumbprint since vSphere 9.0; "none" means neither.
+	HostCertificate string `json:"host_certificate"`
+	HostThumbprint  string `json:"host_thumbprint"`
 	// DescriptorError and DescriptorWarning are faults that CreateDescriptor reports.
 	DescriptorError   string `json:"descriptor_error"`
 	DescriptorWarning string `json:"descriptor_warning"`
@@ -44,6 +46,8 @@ type faults struct {
 	Consolidate bool `json:"consolidate"`
 	// SnapshotTask is the fault of the CreateSnapshotEx task.
 	SnapshotTask string `json:"snapshot_task"`
+	// Unquiesced ignores the quiescing of a snapshot silently.
+	Unquiesced bool `json:"unquiesced"`
 	// QuiesceTask is the same, but only for requests with quiescing.
 	QuiesceTask string `json:"quiesce_task"`
 	// NeverReady keeps a lease in its initial state. LeaseError is a fault that ends a lease at once.
@@ -318,6 +322,9 @@ func (m *machine) CreateSnapshotExTask(ctx *simulator.Context, req *types.Create
 	name := now.SnapshotTask
 	if name == "" && req.QuiesceSpec != nil {
 		name = now.QuiesceTask
+	}
+	if now.Unquiesced {
+		req.QuiesceSpec = nil
 	}
 	if name == "" {
 		return m.VirtualMachine.CreateSnapshotExTask(ctx, req)

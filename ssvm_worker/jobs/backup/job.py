@@ -98,6 +98,7 @@ def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> di
                 attempt.log.info("%s: %s: %s", each.check, each.state, each.detail)
             warnings = refuse(findings, vm.moref)
             snapshot = _snapshot(request, attempt, vm)
+            warnings += _not_quiesced(snapshot, vm.options.quiesce)
             incremental = _mode(request, attempt) == INCREMENTAL
             export = VMExport(attempt, request.artifact, stores, vm, snapshot, incremental=incremental)
             with _removal_is_retryable(attempt, vm, snapshot):
@@ -176,6 +177,17 @@ def _snapshot(request: Request, attempt: Attempt, vm: VM) -> Snapshot:
     how = "quiesced" if snapshot.quiesced else f"crash-consistent ({snapshot.remark})"
     attempt.log.info("made the snapshot %s, %s", snapshot.moref, how)
     return snapshot
+
+
+def _not_quiesced(snapshot: Snapshot, wanted: str) -> list[dict[str, Any]]:
+    """Return a warning if the job's snapshot lacks the quiescing that the settings want."""
+    from ssvm_worker.vmware.snapshot import IS_OFF  # imports pyVmomi
+
+    if snapshot.quiesced or not snapshot.ours or wanted == "no" or snapshot.remark == IS_OFF:
+        return []
+    detail = f"The backup is crash-consistent: {snapshot.remark or 'vSphere did not quiesce the guest'}"
+    remedy = "Check the guest's tools and its log"
+    return [{"check": "quiescing", "state": "warning", "detail": detail, "remedy": remedy}]
 
 
 @contextmanager

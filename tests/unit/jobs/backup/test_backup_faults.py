@@ -14,6 +14,7 @@ from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import (
     Cancelled,
     IncompleteBackup,
+    InvalidRequest,
     LeaseLost,
     Permanent,
     ResourceBusy,
@@ -21,6 +22,7 @@ from ssvm_worker.errors import (
     SourceDenied,
     SourceNotFound,
     SourceUnavailable,
+    StoreFull,
     WorkerError,
 )
 from ssvm_worker.jobs.backup import job as backup
@@ -80,6 +82,25 @@ FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
     "the session ends": ({"calls": {"ExportSnapshot": "NotAuthenticated"}}, SourceUnavailable),
     "the snapshot cannot be made": ({"snapshot_task": "InsufficientResourcesFault"}, SourceUnavailable),
     "an answer that pyVmomi does not know": ({"unknown_fault": "CreateSnapshotEx_Task"}, SourceUnavailable),
+    **{
+        f"the snapshot meets {fault}": ({"snapshot_task": fault}, expected)
+        for fault, expected in {
+            "NotSupported": InvalidRequest,
+            "RestrictedVersion": SourceDenied,
+            "NotEnoughLicenses": SourceDenied,
+            "NoDiskSpace": StoreFull,
+            "TooManySnapshotLevels": InvalidRequest,
+            "MethodDisabled": ResourceBusy,
+            "SystemError": SourceUnavailable,
+            "HostCommunication": SourceUnavailable,
+        }.items()
+    },
+    "the export is not supported": ({"calls": {"ExportSnapshot": "NotSupported"}}, InvalidRequest),
+    "the export meets an unsupported device": (
+        {"calls": {"ExportSnapshot": "OvfUnsupportedDeviceExport"}},
+        InvalidRequest,
+    ),
+    "the license allows no export": ({"calls": {"ExportSnapshot": "RestrictedVersion"}}, SourceDenied),
     "no privilege to make it": ({"calls": {"CreateSnapshotEx_Task": "NoPermission"}}, SourceDenied),
     "the host shows another certificate": ({"thumbprint": "11:" * 19 + "11"}, SourceDenied),
     "status 403, with and without a cookie": ({"get": {"status": 403}}, SourceDenied),

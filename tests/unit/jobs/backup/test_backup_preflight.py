@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +48,28 @@ def test_refused(bench: Bench, vm: TestVM, name: str) -> None:
     assert told in str(error)
     assert bench.vcenter.state()["calls"].get("CreateSnapshotEx_Task", 0) == before
     assert not bench.left()
+
+
+def chain(bench: Bench) -> str:
+    """Return the host's certificate, followed by those of authorities."""
+    leaf = bench.vcenter.ca_file.read_text()
+    return leaf + "".join(ssl.DER_cert_to_PEM_cert(os.urandom(size)) for size in (900, 901, 902))
+
+
+@pytest.mark.parametrize("form", ["certificate", "chain"])
+def test_hosts_of_vsphere_9(bench: Bench, vm: TestVM, form: str) -> None:
+    """A host that has a certificate or a chain in place of a thumbprint is trusted by it, in preflight and lease."""
+    pem = chain(bench) if form == "chain" else bench.vcenter.ca_file.read_text()
+    bench.address = {"ca_file": None, "thumbprint": bench.vcenter.thumbprint}
+    bench.vcenter.fault(host=f"localhost:{bench.vcenter.port}", host_certificate=pem, certificate=pem, thumbprint="")
+    assert bench.run(vm)["warnings"] == []
+
+
+def test_host_that_vcenter_does_not_know(bench: Bench, vm: TestVM) -> None:
+    """A host without thumbprint and certificate is a warning, because the lease may name its certificate."""
+    bench.address = {"ca_file": None, "thumbprint": bench.vcenter.thumbprint}
+    bench.vcenter.fault(host=f"localhost:{bench.vcenter.port}", host_certificate="none")
+    assert [each["check"] for each in bench.run(vm)["warnings"]] == ["ESXi host"]
 
 
 def test_user_spelt_otherwise(bench: Bench, vm: TestVM) -> None:
