@@ -20,6 +20,7 @@ from ssvm_worker.units import GiB, KiB, MiB
 from . import (
     artifacts,
     backup,
+    cloudstack,
     connections,
     copy,
     decompress,
@@ -69,6 +70,7 @@ BENCHES = {
     "artifacts": _Plan(artifacts.bench, (100_000,), 1),
     "queue": _Plan(queue.bench, (5_000,), 1),
     "ledger": _Plan(ledger.bench, (100_000,), 1),
+    "cloudstack": _Plan(cloudstack.bench, (2 * GiB,)),
     "memory": _Plan(memory.bench, (GiB, 20 * GiB), 1),
     "recovery": _Plan(recovery.bench, (50,), 1, by_name=True),
 }

@@ -34,7 +34,7 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
 
 
 def _transfer(scratch: Path, size: int) -> dict[str, int]:
-    with _endpoints() as port:
+    with endpoints() as port:
         config = scratch / "worker.toml"
         config.write_text(
             f'[stores.primary]\nurl = "s3://bench"\nendpoint = "http://127.0.0.1:{port}"\n'
@@ -52,7 +52,8 @@ def _transfer(scratch: Path, size: int) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _endpoints() -> Iterator[int]:
+def endpoints() -> Iterator[int]:
+    """Run a source and an S3 server while the block runs, and give their port."""
     command = [sys.executable, "-m", "benchmarks.swallow"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]

@@ -25,8 +25,8 @@ def bench(*words: str) -> list[list[str]]:
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     "name", ["download", *(pytest.param(each, marks=pytest.mark.soak) for each in
-                           ("backup", "copy", "decompress", "grains", "inspection", "memory", "restore", "scale",
-                            "upload"))]
+                           ("backup", "cloudstack", "copy", "decompress", "grains", "inspection", "memory", "restore",
+                            "scale", "upload"))]
 )  # fmt: skip
 def test_runs_small(name: str) -> None:
     """Each line with a target has a verdict, and each side is compared warm and cold."""

@@ -32,7 +32,7 @@ class DownloadListener:
     def __init__(self, server: DownloadServer, connection: AgentConnection, entity: Entity) -> None:
         self._server, self._connection, self._entity = server, connection, entity
         #: All requests of a listener repeat its first command (seen): PURGE has the user's checksum, if any.
-        self._fields = self._command()
+        self.fields = self._command()
 
     def start(self) -> None:
         """Follow the download in a thread."""
@@ -42,7 +42,7 @@ class DownloadListener:
         """Send the command, poll, and end with PURGE, as CloudStack's state machine does."""
         entity, first = self._entity, True
         if entity.job_id is None:
-            answer = self._connection.send("DownloadCommand", self._fields)
+            answer = self._connection.send("DownloadCommand", self.fields)
         else:
             answer = self._progress("GET_OR_RESTART")
         while self._take(answer, first=first):
@@ -58,7 +58,7 @@ class DownloadListener:
             self._progress("PURGE")
 
     def _progress(self, request: str) -> AgentAnswer:
-        fields = {"jobId": self._entity.job_id, "request": request} | self._fields
+        fields = {"jobId": self._entity.job_id, "request": request} | self.fields
         return self._connection.send("DownloadProgressCommand", fields)
 
     def _command(self) -> dict[str, Any]:
