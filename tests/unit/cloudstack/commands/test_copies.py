@@ -182,11 +182,11 @@ def test_permission_is_for_one_job(agent: Agent, tmp_path: Path) -> None:
     (record,) = jobs(agent)
     settings = agent.services.settings
     assert settings.download.allow_stores == ()
-    assert with_server_names(settings, record.request).download.allow_stores == ("primary",)
+    assert with_server_names(settings, record.job, record.job_id, record.request).download.allow_stores == ("primary",)
     other = "store:primary/snapshots/3/1/x"
     for changed in ({"url": other}, {"mirrors": [other]}, {"account": "3"}, {"id": "204"}):
         with pytest.raises(InvalidRequest, match="another job"):
-            with_server_names(settings, record.request | changed)
+            with_server_names(settings, record.job, record.job_id, record.request | changed)
 
 
 def test_volume_to_template(agent: Agent) -> None:
