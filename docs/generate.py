@@ -227,7 +227,8 @@ def _commands() -> Iterator[str]:
     yield from [
         "`ssvm COMMAND --help` prints the same text. Options work before and after the command.",
         "",
-        "Each command has `--json`, `--config FILE` and `-v`. [Job fields](job-fields.md) lists the options of a JOB.",
+        "Each command has `--json`, `--config FILE`, `-q` and `-v`.",
+        "[Job fields](job-fields.md) lists the options of a JOB.",
         "",
     ]
     parser = make_parser()

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = InvalidRequest(error.problem, "", f"See `{error.command} --help`")
         Output(as_json="--json" in words).error(problem)
         return EXIT_USAGE
-    output = Output(as_json=args.json)
+    output = Output(as_json=args.json, quiet=args.quiet)
     # On a terminal without UTF-8, print escapes instead of raising UnicodeEncodeError.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

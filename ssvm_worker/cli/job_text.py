@@ -12,6 +12,7 @@ from ssvm_worker.ledger.record import iso
 from ssvm_worker.units import human_duration, human_size, printable
 
 from .output import migration_report
+from .progress import progress_text
 
 if TYPE_CHECKING:
     from ssvm_worker.ledger.record import Record
@@ -92,7 +93,7 @@ def why(record: Record, shown: dict[str, Any]) -> str:
     if record.state == "queued":
         return waiting(record) or _sentence(error)
     if record.state == "running":
-        return "stopping" if record.cancel_requested else progress(shown["progress"])
+        return "stopping" if record.cancel_requested else progress_text(shown["progress"])
     if record.state == "cancelled" and record.cancelled_by:
         return f"by {record.cancelled_by}"
     if record.state == "succeeded":
@@ -110,23 +111,6 @@ def waiting(record: Record) -> str:
         last = record.attempts[-1].error if record.attempts else None
         return f"{again}, after {_sentence(last)}" if last else again
     return ""
-
-
-def progress(values: dict[str, Any] | None) -> str:
-    """Return progress as text: ``download  43 %  123 MiB of 286 MiB  30 MiB/s  5 s left``."""
-    if not isinstance(moved := (values or {}).get("bytes"), int) or values is None:
-        return ""
-    total, rate = values.get("total"), values.get("rate")
-    parts = [str(values.get("stage") or "")]
-    if isinstance(total, int) and total > 0:
-        parts += [f"{100 * moved // total} %", f"{human_size(moved)} of {human_size(total)}"]
-    else:
-        parts.append(human_size(moved))
-    if isinstance(rate, int | float) and rate > 0:
-        parts.append(f"{human_size(rate)}/s")
-        if isinstance(total, int) and total > moved:
-            parts.append(f"{human_duration((total - moved) / rate)} left")
-    return "  ".join(filter(None, parts))
 
 
 def _sentence(error: dict[str, Any]) -> str:
@@ -156,7 +140,7 @@ def _facts(record: Record, shown: dict[str, Any], hint: str) -> Iterator[tuple[s
     yield "created", f"{iso(record.created)}"
     yield "attempts", _attempts(record)
     if not record.ended:
-        yield "progress", progress(shown["progress"])
+        yield "progress", progress_text(shown["progress"])
     if record.state == "queued":
         yield "waits", waiting(record) or hint
     yield "result", migration_report(result) or _result(result)

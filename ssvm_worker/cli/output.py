@@ -1,4 +1,4 @@
-"""What commands print: tables, JSON, errors, the report of a migration, and a tqdm bar on a terminal."""
+"""What commands print: tables, JSON, errors, and the report of a migration."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import human_size, printable
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 #: Columns that hold bytes.
 _SIZES = ("size", "bytes", "virtual_size", "total", "used", "free", "reserved", "limit")
@@ -26,8 +22,10 @@ _MAX_MEMORY = 8 << 20
 class Output:
     """Standard output, as text or as JSON."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
         self.as_json = as_json
+        #: Print neither progress nor remarks.
+        self.quiet = quiet
 
     @property
     def width(self) -> int | None:
@@ -40,8 +38,9 @@ class Output:
             print(printable(text))
 
     def note(self, text: str) -> None:
-        """Print a remark to standard error."""
-        print(printable(f"ssvm: {text}"), file=sys.stderr)
+        """Print a remark to standard error, unless the user gave ``--quiet``."""
+        if not self.quiet:
+            print(printable(f"ssvm: {text}"), file=sys.stderr)
 
     def result(self, value: Any, text: str | None = None) -> None:
         """Print a result: as JSON if the user gave ``--json``, else as *text*, else as ``name: value`` lines."""
@@ -123,42 +122,3 @@ def migration_report(result: Mapping[str, Any] | None) -> str | None:
     if result["others"]:
         lines.append(f"{result['others']} objects belong to no complete artifact and were not copied")
     return "\n".join(lines)
-
-
-class Bar:
-    """A tqdm bar that shows progress records. It prints nothing if standard error is not a terminal."""
-
-    def __init__(self, label: str, *, disable: bool = False) -> None:
-        self._label = printable(label)
-        self._shown = False
-        self._tqdm: tqdm[Any] | None = None
-        if disable or not sys.stderr.isatty():
-            return
-        from tqdm import tqdm
-
-        # A serial console reports a size of 0. tqdm would print nothing there, so pass the fallback size.
-        size = shutil.get_terminal_size()
-        self._tqdm = tqdm(
-            desc=self._label, unit="B", unit_scale=True, unit_divisor=1024, ncols=size.columns, nrows=size.lines
-        )
-
-    def show(self, record: Mapping[str, Any]) -> None:
-        """Show a progress record: stage, bytes, total, rate."""
-        bar = self._tqdm
-        if bar is None:
-            return
-        if record.get("total") != bar.total:
-            bar.total = record.get("total")
-        bar.set_description(f"{self._label} {printable(str(record.get('stage', '')))}", refresh=False)
-        moved = record.get("bytes", 0)
-        if not self._shown or moved < bar.n:
-            # Compute the rate from now on: a job may be half done when the user starts to follow the job.
-            self._shown, bar.initial = True, moved
-            bar.start_t = bar.last_print_t = time.time()
-        bar.n = moved
-        bar.refresh()
-
-    def close(self) -> None:
-        """Close the bar and leave its last state on the screen."""
-        if self._tqdm is not None:
-            self._tqdm.close()

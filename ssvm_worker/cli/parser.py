@@ -63,6 +63,13 @@ def common_options(*, is_main: bool) -> argparse.ArgumentParser:
         help="read the settings from FILE (default: SSVM_CONFIG, then /etc/ssvm/worker.toml)",
     )
     common.add_argument(
+        "-q",
+        "--quiet",
+        action="store_true",
+        default=default(False),
+        help="print neither progress nor remarks, only results and errors",
+    )
+    common.add_argument(
         "-v",
         "--verbose",
         action="store_true",

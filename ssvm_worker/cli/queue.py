@@ -29,7 +29,8 @@ from ssvm_worker.wiring import assembly
 
 from . import job_text
 from .help_text import examples
-from .output import Bar, Output, migration_report
+from .output import Output, migration_report
+from .progress import Bar
 
 if TYPE_CHECKING:
     from ssvm_worker.ledger.job_filter import JobFilter
@@ -214,7 +215,7 @@ def _change(
             except WorkerError as error:
                 results.append({"job_id": given, "error": error.as_dict()})
                 status = status or error.exit_code
-                output.note(str(error))
+                print(printable(f"ssvm: {type(error).__name__}: {error}"), file=sys.stderr)
                 continue
             results.append(assembly.shown(record))
             output.line(done)
@@ -232,7 +233,7 @@ def _actor() -> str:
 
 def follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> int:
     """Show a progress bar until the job has ended, print its record, and return its exit status."""
-    bar = Bar(job_id[:16], disable=output.as_json)
+    bar = Bar(job_id, disable=output.as_json or output.quiet)
     try:
         while not (current := ledger.get(job_id)).ended:
             shown = {"stage": current.state} | (current.progress or {"bytes": 0})
@@ -242,6 +243,9 @@ def follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> i
             time.sleep(0.5)
         record = assembly.shown(current)
         bar.show((record["progress"] or {"bytes": 0}) | {"stage": record["state"]})
+    except KeyboardInterrupt:
+        output.note(f"no longer waiting; the job continues. To stop it: ssvm cancel {job_id}")
+        return EXIT_CANCELLED
     finally:
         bar.close()
     output.result(record, _ending(record))

@@ -24,7 +24,8 @@ from ssvm_worker.jobs.services import SubJob, UnrecordedJob
 from ssvm_worker.operations import logs, traces
 from ssvm_worker.wiring import assembly
 
-from .output import Bar, Output, migration_report
+from .output import Output, migration_report
+from .progress import Bar
 from .request_options import add_jobs, read_request
 
 
@@ -45,7 +46,7 @@ def add_force(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
     request = parse_request(args.job.Request, read_request(args, args.job.Request), args.job.name)
-    result = run_here(settings, args.job, request, quiet=output.as_json, force=args.force)
+    result = run_here(settings, args.job, request, quiet=output.as_json or output.quiet, force=args.force)
     output.result(result, migration_report(result))
     return 0
 

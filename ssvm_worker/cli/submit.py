@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +35,7 @@ def _submit(args: argparse.Namespace, output: Output) -> int:
         if is_new:
             send(settings, record)
         if record.state == "queued" and (reason := idle(settings, record.zone, record.lane)):
-            print(f"ssvm: the job waits: {reason}. Check `ssvm workers` and `ssvm doctor`", file=sys.stderr)
+            output.note(f"the job waits: {reason}. Check `ssvm workers` and `ssvm doctor`")
         if args.wait:
             return follow(ledger, new.job_id, output, settings)
         output.result(

@@ -18,7 +18,8 @@ from ssvm_worker.operations.finding import Finding
 from ssvm_worker.operations.mounts import nfs_mounts
 
 from .agent import add_sources, agent_settings
-from .output import Bar, Output
+from .output import Output
+from .progress import Bar
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -76,7 +77,7 @@ def _demo(args: argparse.Namespace, output: Output) -> int:
     def show(label: str, record: dict[str, Any]) -> None:
         if label not in bars:
             _close(bars)
-            bars[label] = Bar(label, disable=output.as_json)
+            bars[label] = Bar(label, disable=output.as_json or output.quiet)
         bars[label].show(record)
 
     def say(text: str) -> None:

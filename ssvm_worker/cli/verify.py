@@ -14,7 +14,7 @@ from ssvm_worker.errors import EXIT_PERMANENT, InvalidRequest, misused
 from ssvm_worker.jobs import JOBS
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger.scrub_results import iso
-from ssvm_worker.units import printable
+from ssvm_worker.units import human_size, printable
 from ssvm_worker.wiring import assembly
 
 from .output import Output
@@ -62,8 +62,20 @@ def _verify(args: argparse.Namespace, output: Output) -> int:
         stores = store_names(args, settings)
     job = JOBS["verify"]
     request = parse_request(job.Request, fields | {"stores": stores, "rate": args.rate, "boot": args.boot}, job.name)
-    output.result(run_here(settings, job, request, quiet=output.as_json))
+    result = run_here(settings, job, request, quiet=output.as_json or output.quiet)
+    output.result(result, _sound(result))
     return 0
+
+
+def _sound(result: dict[str, Any]) -> str:
+    """Return the result of a verification without findings as text. A job with findings fails."""
+    read = f"{result['objects']} objects" if "objects" in result else f"{result['artifacts']} artifacts"
+    lines = [f"ok: {read}, {human_size(result['bytes'])}, from {', '.join(result['stores'])}"]
+    if screenshot := (result.get("boot") or {}).get("screenshot"):
+        lines.append(f"booted: see {screenshot}")
+    if not result["recorded"]:
+        lines.append("the ledger has not stored this result, because the broker is unreachable")
+    return "\n".join(lines)
 
 
 def _findings(settings: Settings, output: Output) -> int:

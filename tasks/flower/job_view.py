@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ssvm_worker.cli import job_text
+from ssvm_worker.cli.progress import progress_text
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.ledger.job_filter import account_of
 from ssvm_worker.ledger.record import AttemptRecord, Record, iso
@@ -81,7 +82,7 @@ def summary(record: Record, hint: str = "") -> dict[str, Any]:
         "by": f"cancelled by {record.cancelled_by}" if record.cancelled_by else "",
         "why": _comma(job_text.why(record, public)) or (hint if record.state == "queued" else ""),
         "error": error_text(record.error) if is_failed else {},
-        "progress": _comma(job_text.progress(moved)),
+        "progress": _comma(progress_text(moved)),
         **numbers,
         "created": when(record.created),
         "updated": when(record.updated),

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssvm_worker.cli.output import Bar, Output
+from ssvm_worker.cli.output import Output
+from ssvm_worker.cli.progress import Bar
 from ssvm_worker.cli.queue import _ending
 from ssvm_worker.config.schema import LogSection
 from ssvm_worker.errors import SourceDenied

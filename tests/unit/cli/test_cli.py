@@ -200,6 +200,13 @@ def test_tables_for_people(ssvm: Run, template: str, capsys: pytest.CaptureFixtu
     assert template.rpartition("/")[0] in shown
 
 
+def test_sound_for_people(ssvm: Run, template: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sound artifact ends in a line that begins with ok."""
+    main(["verify", *HERE])
+
+    assert capsys.readouterr().out.startswith("ok: 2 objects, ")
+
+
 def test_errors_for_people(ssvm: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """Without --json an error is one line on standard error that names its class."""
     status = main(["stat", *HERE])

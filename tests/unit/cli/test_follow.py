@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -86,8 +87,32 @@ def test_follow(
             *(sys.executable, "-m", "ssvm_worker", "job", "tmpl-7", "--follow"),
             environ={"SSVM_BROKER__URL": broker.url, "SSVM_BROKER__PREFIX": broker.prefix},
         )
-        terminal.wait_for("download:  50%")
-        terminal.wait_for("50.0M/100M")
+        terminal.wait_for("tmpl-7  download  50 %  50 MiB of 100 MiB  7 MiB/s  7 s left  |")
         ledger.finish(claim, state, **outcome)
         assert terminal.ended() == status
         assert f"\n{told}" in terminal.seen
+
+
+def test_ctrl_c(ledger: Ledger, broker: Broker) -> None:
+    """Ctrl-C while waiting says that the job continues, and how to stop it."""
+    environ = {"SSVM_BROKER__URL": broker.url, "SSVM_BROKER__PREFIX": broker.prefix}
+    with ledger:
+        terminal = Terminal(*(sys.executable, "-m", "ssvm_worker", "job", "tmpl-7", "--follow"), environ=environ)
+        terminal.wait_for("queued: no worker of zone zone1 is up")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.ended() == 130
+        assert "ssvm cancel tmpl-7" in terminal.seen
+        assert ledger.get("tmpl-7").state == "queued"
+
+
+def test_quiet(ledger: Ledger, broker: Broker) -> None:
+    """With --quiet a terminal gets no bar, but the result."""
+    environ = {"SSVM_BROKER__URL": broker.url, "SSVM_BROKER__PREFIX": broker.prefix}
+    with ledger:
+        claim = ledger.claim("tmpl-7", "worker-1")
+        assert claim
+        ledger.finish(claim, "succeeded", result={"size": 1}, progress=HALF)
+        terminal = Terminal(*(sys.executable, "-m", "ssvm_worker", "-q", "job", "tmpl-7", "--follow"), environ=environ)
+        assert terminal.ended() == 0
+    assert "MiB" not in terminal.seen
+    assert "succeeded  tmpl-7" in terminal.seen
