@@ -17,6 +17,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ from ssvm_worker.units import GiB, KiB
 #: The longest accepted metadata. A description has at most 4096 characters.
 _MAX_METADATA = 32 * KiB
 _NONCE_BYTES = 12
+_UUID = re.compile("[0-9A-Za-z-]{1,64}")
 _ASK_AGAIN = "Ask the management server for new upload parameters"
 
 
@@ -90,6 +92,8 @@ def read_ticket(key: str, uuid: str, headers: Mapping[str, str], urls: Sequence[
     *urls*: the URLs at which the client may have sent the request. A proxy hides which one it was. One of them must
     have been signed. Raises InvalidRequest for everything that is wrong.
     """
+    if not _UUID.fullmatch(uuid):  # it becomes the id of a job, which is in keys and in names of files
+        raise InvalidRequest("The upload has no valid UUID", ascii(uuid[:64]), _ASK_AGAIN)
     names = ("x-signature", "x-metadata", "x-expires")
     signature, metadata, expires = (headers.get(name, "") for name in names)
     if not (signature and metadata and expires):

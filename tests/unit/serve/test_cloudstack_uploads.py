@@ -6,6 +6,7 @@ import contextlib
 import socket
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from urllib3.filepost import encode_multipart_formdata
@@ -144,3 +145,30 @@ def test_without_key(start_service: Callable[..., Service]) -> None:
     """Before an agent has got the key of uploads, the client is told to retry."""
     found = start_service(cloudstack=True)
     assert post(found, IMAGE, signed(found)).status == 503
+
+
+def test_two_at_once(service: Service) -> None:
+    """While an upload runs, another one with the same parameters is refused, and the first one is stored."""
+    body, kind = form(IMAGE)
+    given = signed(service) | {"Content-Type": kind, "Host": service.url.partition("//")[2]}
+    head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+    with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as peer:
+        peer.sendall(f"POST /upload/{UUID} HTTP/1.1\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode())
+        peer.sendall(body[: 3 << 20])
+        until(lambda: state(service) == "running", "the upload runs")
+        assert post(service, images.mbr(1 << 20), signed(service)).status == 423
+        peer.sendall(body[3 << 20 :])
+        until(lambda: state(service) == "succeeded", "the upload ends")
+    assert (service.store / FOLDER / "217.raw").read_bytes() == IMAGE
+
+
+@pytest.mark.parametrize("uuid", ["../../x", "a/b", ".x", "x" * 300, "a\x00b", "a b", "\u00e9", "*", ""])
+def test_hostile_uuid(service: Service, uuid: str) -> None:
+    """A signed UUID that is no name becomes no job and no file."""
+    quoted = quote(uuid, safe="")
+    headers = parameters(f"{service.url}/upload/{uuid}", metadata(uuid))
+    body, kind = form(IMAGE)
+    answer = service.request("POST", f"/upload?uuid={quoted}", body=body, headers=headers | {"Content-Type": kind})
+    assert (answer.status, stored(service)) == (400, [])
+    with assembly.open_ledger(service.settings) as ledger:
+        assert ledger.page() == []
