@@ -93,10 +93,6 @@ def with_server_names(settings: Settings, job: str, job_id: str, request: Mappin
     if values is None:
         what = "The connection that the management server named has been forgotten"
         raise InvalidRequest(what, name, "Let the management server send its command again")
-    wrong = [key for key, value in values.get("only_for", {}).items() if request.get(key) != value]
-    if wrong:
-        what = "The connection that the management server named is for another job"
-        raise InvalidRequest(what, f"{name}: {', '.join(wrong)}", "Only the agent may submit this job")
     download = settings.download
     given = {
         "allow_networks": (*download.allow_networks, *_networks(settings)),

@@ -211,11 +211,14 @@ class _Copy:
         )
 
     def _allow(self, request: dict[str, Any]) -> str:
-        """Let a download read the source, but only a download of this request. Return the name of the permission."""
+        """Let the download of the agent read the source. Return the name of the permission."""
         name = job_id_of("from", request)
-        values: dict[str, Any] = {"credentials": {}, "allow_networks": [], "proxy": None, "follow_redirects": False}
-        only_for = {key: request.get(key) for key in ("url", "account", "id", "mirrors")}  # and without mirrors
-        values |= {"allow_stores": [self.source.name], "only_for": only_for}
+        values: dict[str, Any] = {
+            "credentials": {},
+            "proxy": None,
+            "follow_redirects": False,
+            "allow_stores": [self.source.name],
+        }
         self.services.names.put_connection(name, values, self.services.settings.ledger.keep_days * 86400)
         return name
 
