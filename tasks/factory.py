@@ -36,7 +36,7 @@ def make_app(settings: Settings) -> Celery:
         worker_consumer="tasks.consumer:Consumer",
         worker_pool="prefork",
         worker_concurrency=settings.worker.concurrency,
-        # runner.shutdown drains the running job. Celery would sleep the full time even if the job ends.
+        # runner.run drains the running job. Celery would sleep the full time even if the job ends.
         worker_soft_shutdown_timeout=0,
         worker_send_task_events=True,
         broker_connection_retry_on_startup=True,

@@ -47,11 +47,7 @@ def _network(value: str) -> str:
     return value
 
 
-def _address(value: str) -> str:
-    return str(ipaddress.ip_address(value))
-
-
-Address = Annotated[str, BeforeValidator(_address)]
+Address = Annotated[str, BeforeValidator(lambda value: str(ipaddress.ip_address(value)))]
 Network = Annotated[str, BeforeValidator(_network)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(split)]
 

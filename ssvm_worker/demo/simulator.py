@@ -68,7 +68,12 @@ class VCenterSimulator:
     def __enter__(self) -> VCenterSimulator:
         with contextlib.ExitStack() as cleanup:
             directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vcsim-", ignore_cleanup_errors=True))
-            process = cleanup.enter_context(self._start(directory))
+            # Its datastores are temporary directories. They are inside this one, so that a kill leaves none.
+            environment = os.environ | {"VCSIM_PASSWORD": self.password, "TMPDIR": directory}
+            command = [str(build()), "-username", self.username, *self._flags]
+            process = cleanup.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            )
             cleanup.callback(process.terminate)
             greeting = json.loads(process.stdout.readline() or b"{}") if process.stdout else {}
             if "url" not in greeting:
@@ -81,12 +86,6 @@ class VCenterSimulator:
 
     def __exit__(self, *exc: object) -> None:
         self._cleanup.close()
-
-    def _start(self, directory: str) -> subprocess.Popen[bytes]:
-        # The simulator's datastores are temporary directories. They are inside this one, so that a kill leaves none.
-        environment = os.environ | {"VCSIM_PASSWORD": self.password, "TMPDIR": directory}
-        command = [str(build()), "-username", self.username, *self._flags]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
     def _know(self, greeting: dict[str, str], directory: Path) -> None:
         self.url = greeting["url"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from ssvm_worker.streaming.interfaces import CHUNK
 from ssvm_worker.streaming.isal_zlib import inflate
+from ssvm_worker.streaming.pipeline import tap
 
 from .detect import ASK_PUBLISHER, corrupt, cut_short
 from .stream_optimized import StreamOptimized
@@ -28,7 +29,7 @@ def vmdk_extents(chunks: Iterable[bytes], where: str, capacity: int) -> Iterator
     Memory: one chunk and one grain.
     """
     verifier = StreamOptimized(where, capacity)
-    stream = _Pieces(_verified(verifier, chunks), where)
+    stream = _Pieces(tap(chunks, verifier), where)
     header = parse_header(stream.take(SECTOR), where)
     stream.skip((header.overhead - 1) * SECTOR)
     grain = header.grain_size * SECTOR
@@ -45,13 +46,6 @@ def vmdk_extents(chunks: Iterable[bytes], where: str, capacity: int) -> Iterator
             stream.skip(SECTOR - _MARKER.size + value * SECTOR)
     stream.drain()
     verifier.finish()
-
-
-def _verified(verifier: StreamOptimized, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the chunks after the verifier has checked their structure."""
-    for chunk in chunks:
-        verifier(chunk)
-        yield chunk
 
 
 class _Pieces:

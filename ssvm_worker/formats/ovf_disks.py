@@ -89,7 +89,12 @@ def read_disks(data: bytes, where: str, configuration: str = "") -> list[Package
             )
         )
     isos = [each for id_, each in files.items() if _is_iso(each) and id_ not in references]
-    return result + [_iso(each, len(result) + at) for at, each in enumerate(isos)]
+    for file in isos:
+        size = _number(file.get("size", ""))
+        result.append(
+            PackageDisk(file["id"], file_name(file["href"]), size, size, False, True, "", "", len(result), "")
+        )
+    return result
 
 
 def keep_disk(data: bytes, file: str, where: str) -> bytes:
@@ -154,11 +159,6 @@ def _controller(item: _Item, items: list[_Item]) -> _Item:
         seen.add(parent)
         item = by_id[parent]
     return item if seen else _Item({})
-
-
-def _iso(file: Mapping[str, str], number: int) -> PackageDisk:
-    size = _number(file.get("size", ""))
-    return PackageDisk(file["id"], file_name(file["href"]), size, size, False, True, "", "", number, "")
 
 
 def _is_iso(file: Mapping[str, str]) -> bool:

@@ -74,9 +74,12 @@ class QemuImg:
     def _run(self, *words: str, add_bytes: Callable[[int], None] = lambda _: None) -> tuple[int, str]:
         """Return the exit status, and the end of standard error."""
         errors = self.folder / "errors"
+        file_size = self.virtual_size + self.virtual_size // 64 + 64 * MiB  # with tables and headers
+        cpu = _MIN_CPU_S + self.virtual_size // _BYTES_PER_CPU_S
+        limits = (f"--as={_MEMORY}", f"--cpu={cpu}", f"--fsize={file_size}", "--core=0")
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
-                [*self._limits(), tool("qemu-img"), *words],
+                [tool("prlimit"), *limits, "--", tool("qemu-img"), *words],
                 cwd=self.folder,
                 env={"LC_ALL": "C"},
                 stdin=subprocess.DEVNULL,
@@ -93,11 +96,6 @@ class QemuImg:
             assert process.stdout is not None
             process.stdout.close()
         return process.returncode, errors.read_bytes()[-1000:].decode("utf-8", "replace").strip()
-
-    def _limits(self) -> list[str]:
-        file_size = self.virtual_size + self.virtual_size // 64 + 64 * MiB  # with tables and headers
-        cpu = _MIN_CPU_S + self.virtual_size // _BYTES_PER_CPU_S
-        return [tool("prlimit"), f"--as={_MEMORY}", f"--cpu={cpu}", f"--fsize={file_size}", "--core=0", "--"]
 
     def _wait(self, process: subprocess.Popen[bytes], add_bytes: Callable[[int], None]) -> None:
         """Wait for the end. Read the progress, which is ``    (12.34/100%)`` and a carriage return."""

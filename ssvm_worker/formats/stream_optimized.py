@@ -139,7 +139,7 @@ class StreamOptimized:
             raise corrupt(f"The disk has {self._expected} bytes, the stream says {self.capacity}", self._where)
         self._header = header
         self._grain_size = header.grain_size
-        self._tables.set_size(header.gtes_per_gt)
+        self._tables.per_table = header.gtes_per_gt
         self._expect((header.overhead - 1) * SECTOR, _MARKER.size, self._on_marker)
 
     def _on_marker(self, piece: bytes) -> None:
@@ -201,7 +201,7 @@ class StreamOptimized:
         self._expect(0, _MARKER.size, self._on_marker)
 
     def _on_directory(self, payload: bytes) -> None:
-        self._tables.add_directory((self._at - len(payload)) // SECTOR, payload)
+        self._tables.directories.append(((self._at - len(payload)) // SECTOR, payload))
         self._expect(0, _MARKER.size, self._on_marker)
 
     def _on_footer(self, sector: bytes) -> None:
@@ -236,27 +236,21 @@ class _Tables:
 
     def __init__(self) -> None:
         self.footer: SparseHeader | None = None
-        self._per_table = 0
+        #: Grains of one table.
+        self.per_table = 0
         self._seen: dict[int, int] = {}
         self._tables: dict[int, int] = {}
         #: Sector and bytes. A writer may write the redundant directory too.
-        self._directories: deque[tuple[int, bytes]] = deque(maxlen=2)
-
-    def set_size(self, gtes_per_gt: int) -> None:
-        """Set the number of grains of one table."""
-        self._per_table = gtes_per_gt
+        self.directories: deque[tuple[int, bytes]] = deque(maxlen=2)
 
     def add_grain(self, index: int, sector: int) -> None:
-        table, place = divmod(index, self._per_table)
+        table, place = divmod(index, self.per_table)
         self._seen[table] = self._seen.get(table, 0) + hash((place, sector))
 
     def add_table(self, sector: int, payload: bytes) -> None:
         if len(self._tables) < 2 * _MAX_TABLES:
-            entries = struct.unpack_from(f"<{self._per_table}I", payload)
+            entries = struct.unpack_from(f"<{self.per_table}I", payload)
             self._tables[sector] = sum(hash(pair) for pair in enumerate(entries) if pair[1] >= _FIRST_SECTOR)
-
-    def add_directory(self, sector: int, payload: bytes) -> None:
-        self._directories.append((sector, payload))
 
     def contradictions(self, header: SparseHeader) -> list[str]:
         """Return the contradictions between tables and grains."""
@@ -265,7 +259,7 @@ class _Tables:
             if self.footer is None:
                 return ["the header promises a footer, and there is none"]
             gd_offset = self.footer.gd_offset
-        directory = next((payload for sector, payload in self._directories if sector == gd_offset), None)
+        directory = next((payload for sector, payload in self.directories if sector == gd_offset), None)
         if directory is None:
             return [f"there is no grain directory at sector {gd_offset}"]
         listed = struct.unpack_from(f"<{header.tables}I", directory)

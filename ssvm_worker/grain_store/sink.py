@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from threading import Lock
 
 from ssvm_worker.artifacts.layout import PACKS
 from ssvm_worker.errors import StoreUnavailable
-from ssvm_worker.streaming.interfaces import LeavingAborts, Owner, Sink, Store, StoredObject
+from ssvm_worker.streaming.interfaces import CannotResume, Owner, Sink, Store, StoredObject
 from ssvm_worker.units import MiB
 
 from .pack import FULL, pack_key
@@ -17,14 +16,12 @@ from .writer import DiskPacker
 _PACK_HINT = FULL + MiB
 
 
-class GrainSink(LeavingAborts):
+class GrainSink(CannotResume):
     """A sink for a grain map. It writes the bytes of the new packs, and commits the map that refers to them.
 
     It commits each pack at the pack's end. Only the committed map refers to the packs. An abort leaves complete packs:
-    the next attempt finds them in the index, or the sweep deletes them.
+    the next attempt finds them in the index, or the sweep deletes them. So a suspend is an abort too.
     """
-
-    offset = 0
 
     def __init__(self, store: Store, family: str, key: str, packer: DiskPacker, owner: Owner) -> None:
         self.key = key
@@ -63,10 +60,6 @@ class GrainSink(LeavingAborts):
         pack.abort()
         raise StoreUnavailable("The write was aborted", f"{self._store.name}:{key}", "Start the backup again")
 
-    def resumed(self) -> Iterator[bytes]:
-        """Return an empty iterator."""
-        return iter(())
-
     def commit(self) -> StoredObject:
         """Store the grain map. Raise StoreUnavailable if a pack of the map is missing on the store."""
         present = {each.key: each.size for each in self._store.list(f"{self._family}/{PACKS}")}
@@ -87,7 +80,3 @@ class GrainSink(LeavingAborts):
             self._aborted, pack = True, self._pack
         if pack:
             pack.abort()
-
-    def suspend(self) -> None:
-        """Abort. Complete packs stay on the store in any case."""
-        self.abort()

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from . import scripts
-from .connection import connect, translated
+from .connection import BrokerClient, translated
 from .record import iso
 
 #: Limits in seconds of the buckets of answer times. The last one has no limit.
@@ -83,14 +82,11 @@ class AnswerCounts:
     seconds: float
 
 
-class AgentRegistry:
+class AgentRegistry(BrokerClient):
     """The agents of one broker. Every method raises StoreUnavailable while the broker is away. Thread-safe."""
 
-    def __init__(self, url: str, *, prefix: str = "") -> None:
-        self._url = url
-        self._key = f"{prefix}ssvm.agents"
-        self._redis = connect(url)
-        self._scripts = scripts.register(self._redis, "agent_hold")
+    _NAME = "ssvm.agents"
+    _SCRIPTS = ("agent_hold",)
 
     def hold(self, guid: str, holder: str, seconds: float, info: AgentInfo) -> AgentInfo | None:
         """Take or renew the claim to a GUID for so many seconds, and store *info*. 0 seconds release it.
@@ -142,10 +138,6 @@ class AgentRegistry:
             )
             for kind, counts in sorted(found.items())
         ]
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
 
 
 def _claim(guid: str, text: str, now: float) -> AgentClaim | None:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ssvm_worker.errors import InvalidRequest
-from ssvm_worker.ledger.connection import connect, translated
+from ssvm_worker.ledger.connection import BrokerClient, translated
 
 #: Seconds for which an upload's length, or its abort, is kept. The server forgets an upload after hours.
 _UPLOAD_S = 7 * 86400
@@ -81,13 +81,14 @@ def check_path(path: str) -> str:
     return path
 
 
-class CloudStackWeb:
+class CloudStackWeb(BrokerClient):
     """The values of one zone. Every method raises StoreUnavailable while the broker is away."""
 
+    _NAME = "ssvm.cloudstack:"
+
     def __init__(self, url: str, *, prefix: str = "", zone: str) -> None:
-        self._url = url
-        self._key = f"{prefix}ssvm.cloudstack:{zone}"
-        self._redis = connect(url)
+        super().__init__(url, prefix=prefix)
+        self._key += zone
 
     # Image stores
 
@@ -225,10 +226,6 @@ class CloudStackWeb:
         """Return the certificate of the web server; None if the server has not sent one."""
         text = self._get("certificate")
         return WebCertificate(**json.loads(text)) if text else None
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
 
     def _set(self, **values: Any) -> None:
         with translated(self._url):

@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .connection import connect, translated
+from .connection import BrokerClient, redis, translated
 from .record import ENDED
-from .redis_library import redis
 
 #: Seconds that one read waits in the broker; less than the time-out of a connection.
 _BLOCK_S = 2.0
@@ -49,13 +48,10 @@ class Event:
         return self.state in ENDED
 
 
-class Events:
+class Events(BrokerClient):
     """The stream of one broker. Every method raises StoreUnavailable while the broker is away."""
 
-    def __init__(self, url: str, *, prefix: str = "") -> None:
-        self._url = url
-        self._key = f"{prefix}ssvm.ledger:events"
-        self._redis = connect(url)
+    _NAME = "ssvm.ledger:events"
 
     def read(self, group: str, consumer: str) -> Iterator[Event]:
         """Yield events for this consumer of the group without end, each at least once.
@@ -93,10 +89,6 @@ class Events:
                 self._key, group, consumer, min_idle_time=int(_ABANDONED_S * 1000), count=_BATCH
             )
         return [(key, fields) for key, fields in answer[1] if fields]
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
 
 
 def _event(key: str, fields: Mapping[str, str]) -> Event | None:

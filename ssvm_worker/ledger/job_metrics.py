@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import scripts
-from .connection import connect, translated
+from .connection import BrokerClient, translated
 from .record import number_of, place_of
 
 
@@ -22,14 +21,11 @@ class LaneMetrics:
     oldest_s: float = 0.0
 
 
-class JobMetrics:
+class JobMetrics(BrokerClient):
     """The counters of one broker. Every method raises StoreUnavailable while the broker is away."""
 
-    def __init__(self, url: str, *, prefix: str = "") -> None:
-        self._url = url
-        self._prefix = f"{prefix}ssvm.ledger:"
-        self._redis = connect(url)
-        self._scripts = scripts.register(self._redis, "note_demand")
+    _NAME = "ssvm.ledger:"
+    _SCRIPTS = ("note_demand",)
 
     def lanes(self) -> list[LaneMetrics]:
         """Return every lane that has, or had, jobs, by zone and lane."""
@@ -42,7 +38,7 @@ class JobMetrics:
             pipe = self._redis.pipeline(transaction=False)
             pipe.time()
             for zone, lane in lanes:
-                pipe.zrange(f"{self._prefix}in:queued {zone} {lane}", 0, 0, withscores=True)
+                pipe.zrange(f"{self._key}in:queued {zone} {lane}", 0, 0, withscores=True)
             (seconds, micros), *oldest = pipe.execute()
         now = seconds + micros / 1e6
         ages = [max([0.0, *(now - created for _, created in first)]) for first in oldest]
@@ -65,7 +61,7 @@ class JobMetrics:
 
     def slots(self) -> dict[str, int]:
         """Return the number of held slots of each shared limit."""
-        prefix = self._prefix.removesuffix("ledger:") + "slots:"
+        prefix = self._key.removesuffix("ledger:") + "slots:"
         with translated(self._url):
             now, _ = self._redis.time()
             names = sorted(self._redis.scan_iter(match=f"{prefix}*", count=1000))
@@ -77,21 +73,17 @@ class JobMetrics:
     def callbacks(self) -> int:
         """Return the number of callbacks to deliver."""
         with translated(self._url):
-            return int(self._redis.zcard(self._prefix + "callbacks"))
+            return int(self._redis.zcard(self._key + "callbacks"))
 
     def demand(self, zone: str, workers: int, window_s: float) -> int:
         """Store how many workers a zone needs now. Return the highest number of the last *window_s* seconds."""
         with translated(self._url):
-            args = [f"{self._prefix}demand:{zone}", workers, window_s]
+            args = [f"{self._key}demand:{zone}", workers, window_s]
             return int(self._scripts["note_demand"](args=args))
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
 
     def _counters(self, name: str) -> dict[str, int]:
         with translated(self._url):
-            values: Any = self._redis.hgetall(self._prefix + name)
+            values: Any = self._redis.hgetall(self._key + name)
         # A counter's name contains a blank. Other fields do not come from the ledger.
         numbers = {key: number_of(value) for key, value in values.items() if " " in key}
         return {key: number for key, number in numbers.items() if number is not None}

@@ -15,8 +15,7 @@ from typing import Any
 from ssvm_worker.config.schema import LedgerSection
 from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, WorkerError
 
-from . import scripts
-from .connection import connect, translated
+from .connection import BrokerClient, redis, translated
 from .job_filter import JobFilter
 from .record import (
     CANCELLED,
@@ -35,7 +34,6 @@ from .record import (
     place_of,
     unpack_ended,
 )
-from .redis_library import redis
 
 #: Seconds after which the reaper sends another message for a job that could run, but that no worker takes.
 _RESEND_S = 5.0
@@ -47,18 +45,20 @@ _BATCH = 200
 _SEARCHED = 1000
 #: Number of ids that an error about an ambiguous id names.
 _NAMED = 5
-_SCRIPTS = (
-    *("submit", "claim", "claim_next", "begin", "beat", "finish", "release", "retry", "cancel"),
-    *("take_callback", "note_callback", "reap", "expire", "records", "newest"),
-)
 
 
-class Ledger:
+class Ledger(BrokerClient):
     """The records of all jobs of one broker.
 
     Safe to share between threads. Every method raises StoreUnavailable while the broker is away. The method has then
     changed nothing, or the caller may repeat it.
     """
+
+    _NAME = "ssvm.ledger:"
+    _SCRIPTS = (
+        *("submit", "claim", "claim_next", "begin", "beat", "finish", "release", "retry", "cancel"),
+        *("take_callback", "note_callback", "reap", "expire", "records", "newest"),
+    )
 
     def __init__(
         self,
@@ -73,12 +73,9 @@ class Ledger:
         self.claim_s = claim_s
         self._limits = [limits.get(kind, 0) for kind in ("store", "source", "account")]
         self._host = socket.gethostname()
-        self._url = url
         self._celery_prefix = prefix
-        self._prefix = f"{prefix}ssvm.ledger:"
         self._keep_s = keep_s
-        self._redis = connect(url)
-        self._scripts = scripts.register(self._redis, *_SCRIPTS)
+        super().__init__(url, prefix=prefix)
 
     # Submit and read jobs
 
@@ -164,11 +161,9 @@ class Ledger:
         pattern = re.sub(r"([*?\[\]\\])", r"\\\1", given) + "*"
         found: set[str] = set()
         with translated(self._url):
-            counters: Any = self._redis.hkeys(f"{self._prefix}counts")
+            counters: Any = self._redis.hkeys(f"{self._key}counts")
             for name in counters if given else ():
-                found |= {
-                    job_id for job_id, _ in self._redis.zscan_iter(f"{self._prefix}in:{name}", pattern, _SEARCHED)
-                }
+                found |= {job_id for job_id, _ in self._redis.zscan_iter(f"{self._key}in:{name}", pattern, _SEARCHED)}
         if not found:
             raise ObjectNotFound("There is no such job", given, "`ssvm jobs` lists them")
         if len(found) > 1:
@@ -181,7 +176,7 @@ class Ledger:
     ) -> list[str]:
         """Return the ids of jobs in these states, newest first, at most *limit*."""
         with translated(self._url):
-            counters: Any = self._redis.hkeys(f"{self._prefix}counts")
+            counters: Any = self._redis.hkeys(f"{self._key}counts")
         places = {place_of(name)[1:] for name in counters}
         wanted = [each for each in places if zone in (None, each[0]) and lane in (None, each[1])]
         indexes = [f"in:{state} {its_zone} {its_lane}" for its_zone, its_lane in wanted for state in states]
@@ -204,7 +199,7 @@ class Ledger:
     def counts(self) -> dict[str, int]:
         """Return the number of jobs by state."""
         with translated(self._url):
-            counters: Any = self._redis.hgetall(f"{self._prefix}counts")
+            counters: Any = self._redis.hgetall(f"{self._key}counts")
         found = dict.fromkeys(STATES, 0)
         for name, number in counters.items():
             state = place_of(name)[0]
@@ -319,14 +314,14 @@ class Ledger:
         """Store that the job runs as a part of another job."""
         with translated(self._url):
             pipe = self._redis.pipeline()
-            pipe.sadd(f"{self._prefix}parts:{parent_job_id}", job_id)
-            pipe.expire(f"{self._prefix}parts:{parent_job_id}", int(self._keep_s))
+            pipe.sadd(f"{self._key}parts:{parent_job_id}", job_id)
+            pipe.expire(f"{self._key}parts:{parent_job_id}", int(self._keep_s))
             pipe.execute()
 
     def parts(self, job_id: str) -> Iterator[Record]:
         """Yield the jobs that ran as parts of that job, in any state, by id."""
         with translated(self._url):
-            found: Any = self._redis.smembers(f"{self._prefix}parts:{job_id}")
+            found: Any = self._redis.smembers(f"{self._key}parts:{job_id}")
         yield from self._records(sorted(found))
 
     # For users
@@ -378,7 +373,7 @@ class Ledger:
     def sparing(self) -> bool:
         """Return whether ``reap`` spares running jobs now, because no round ran for a while."""
         with translated(self._url):
-            until: Any = self._redis.hget(f"{self._prefix}reaper", "spare")
+            until: Any = self._redis.hget(f"{self._key}reaper", "spare")
         try:
             return float(until or 0) > self._now()
         except ValueError:  # not a time of the ledger
@@ -392,7 +387,7 @@ class Ledger:
         """Return the number of records that repeated calls of ``expire`` would delete."""
         until = self._now() - self._keep_s
         with translated(self._url):
-            return int(self._redis.zcount(f"{self._prefix}ended", "-inf", until))
+            return int(self._redis.zcount(f"{self._key}ended", "-inf", until))
 
     def live(self) -> set[str]:
         """Return the resources of queued and running jobs, and the backups that these jobs read.
@@ -411,7 +406,7 @@ class Ledger:
         """
         until = self._now()
         with translated(self._url):
-            ids: Any = self._redis.zrangebyscore(f"{self._prefix}callbacks", "-inf", until, start=offset, num=limit)
+            ids: Any = self._redis.zrangebyscore(f"{self._key}callbacks", "-inf", until, start=offset, num=limit)
         urls = {record.job_id: record.callback.url for record in self._records(ids)}
         return {job_id: urls.get(job_id, "") for job_id in ids}
 
@@ -424,25 +419,11 @@ class Ledger:
         """Store the outcome of a try: delivered, failed for good, or pending for *delay_s* seconds."""
         self._run("note_callback", job_id, state, error, delay_s)
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def _now(self) -> float:
         """Return the broker's time, in seconds since the epoch."""
         with translated(self._url):
             seconds, micros = self._redis.time()
         return float(seconds + micros / 1e6)
-
-    def _run(self, name: str, *args: object) -> Any:
-        with translated(self._url):
-            return self._scripts[name](args=[self._prefix, *map(str, args)])
 
 
 def _backup_of(request: dict[str, Any]) -> str:

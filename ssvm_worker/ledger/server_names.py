@@ -13,49 +13,42 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .connection import connect, translated
+from .connection import BrokerClient, translated
 
 
-class ServerNames:
+class ServerNames(BrokerClient):
     """The named stores and connections of one broker. Every method raises StoreUnavailable while the broker is away."""
 
-    def __init__(self, url: str, *, prefix: str = "") -> None:
-        self._url = url
-        self._prefix = f"{prefix}ssvm.server."
-        self._redis = connect(url)
+    _NAME = "ssvm.server."
 
     def put_store(self, name: str, values: dict[str, Any]) -> None:
         """Store the settings of a store. They replace older ones of that name."""
         with translated(self._url):
-            self._redis.hset(f"{self._prefix}stores", name, json.dumps(values))
+            self._redis.hset(f"{self._key}stores", name, json.dumps(values))
 
     def stores(self) -> dict[str, dict[str, Any]]:
         """Return the settings of all stores by name."""
         with translated(self._url):
-            found: Any = self._redis.hgetall(f"{self._prefix}stores")
+            found: Any = self._redis.hgetall(f"{self._key}stores")
         return {name: json.loads(text) for name, text in found.items()}
 
     def note_move(self, store: str) -> None:
         """Count a move of files inside a store, before it begins."""
         with translated(self._url):
-            self._redis.hincrby(f"{self._prefix}moves", store, 1)
+            self._redis.hincrby(f"{self._key}moves", store, 1)
 
     def moves(self, store: str) -> int:
         """Return how many moves inside a store have begun."""
         with translated(self._url):
-            return int(str(self._redis.hget(f"{self._prefix}moves", store) or 0))
+            return int(str(self._redis.hget(f"{self._key}moves", store) or 0))
 
     def put_connection(self, name: str, values: dict[str, Any], keep_s: float) -> None:
         """Store the settings of a connection for *keep_s* seconds."""
         with translated(self._url):
-            self._redis.set(f"{self._prefix}connection:{name}", json.dumps(values), ex=max(1, int(keep_s)))
+            self._redis.set(f"{self._key}connection:{name}", json.dumps(values), ex=max(1, int(keep_s)))
 
     def connection(self, name: str) -> dict[str, Any] | None:
         """Return the settings of a connection, or None if it is unknown or too old."""
         with translated(self._url):
-            text: Any = self._redis.get(f"{self._prefix}connection:{name}")
+            text: Any = self._redis.get(f"{self._key}connection:{name}")
         return json.loads(text) if text else None
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()

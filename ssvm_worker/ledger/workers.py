@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from . import scripts
-from .connection import connect, translated
+from .connection import BrokerClient, translated
 from .record import from_json, iso
 
 UP, DRAINING, DOWN = "Up", "Draining", "Down"
@@ -65,14 +64,11 @@ class WorkerStatus:
         return {"worker": values.pop("name"), "state": self.state, **values, "seen": iso(self.seen)}
 
 
-class WorkerRegistry:
+class WorkerRegistry(BrokerClient):
     """The workers of one broker. Every method raises StoreUnavailable while the broker is away."""
 
-    def __init__(self, url: str, *, prefix: str = "") -> None:
-        self._url = url
-        self._key = f"{prefix}ssvm.workers"
-        self._redis = connect(url)
-        self._scripts = scripts.register(self._redis, "worker_beat")
+    _NAME = "ssvm.workers"
+    _SCRIPTS = ("worker_beat",)
 
     def beat(self, info: WorkerInfo) -> None:
         """Store a heartbeat."""
@@ -98,10 +94,6 @@ class WorkerRegistry:
         found = [each for name, at in seen if (each := _status(described.get(name, ""), at, now))]
         in_zone = [each for each in found if zone in (None, each.info.zone)]
         return sorted(in_zone, key=lambda each: (each.info.zone, each.info.name))
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
 
 
 def _status(text: str, seen: float, now: float) -> WorkerStatus | None:

@@ -325,8 +325,12 @@ def connect(host: str, port: int, options: ConnectOptions, watch: StallWatch) ->
     changes its address in between has no effect. If only some addresses of a host are allowed, those are used.
     Raises AddressRefused, socket.gaierror, ssl.SSLError, the error of *check*, and OSError if no address answers.
     """
-    addresses = _allowed(host, _resolve(host, port, watch), options.rule)
-    plain = _connect_any(sorted(addresses, key=lambda each: each[1][0] != options.preferred), options, watch)
+    found = _resolve(host, port, watch)
+    allowed = [(family, address) for family, address in found if not _refusal(address, options.rule)]
+    if not allowed:
+        first = found[0][1]
+        raise AddressRefused(f"{host} has the address {first[0]}, which is {_refusal(first, options.rule)}")
+    plain = _connect_any(sorted(allowed, key=lambda each: each[1][0] != options.preferred), options, watch)
     if options.tls is None:
         return plain
     return secure(plain, host, options.tls, options.pin)
@@ -376,15 +380,6 @@ def _resolve(host: str, port: int, watch: StallWatch) -> list[tuple[int, Any]]:
     if errors:
         raise errors[0]
     return found
-
-
-def _allowed(host: str, found: list[tuple[int, Any]], rule: AddressRule | None) -> list[tuple[int, Any]]:
-    """Return family and address of each allowed address of *host*. Raise AddressRefused if there is none."""
-    allowed = [(family, address) for family, address in found if not _refusal(address, rule)]
-    if not allowed:
-        first = found[0][1]
-        raise AddressRefused(f"{host} has the address {first[0]}, which is {_refusal(first, rule)}")
-    return allowed
 
 
 def _refusal(address: Any, rule: AddressRule | None) -> str | None:

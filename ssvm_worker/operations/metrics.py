@@ -23,9 +23,8 @@ from ssvm_worker.ledger.workers import DOWN, DRAINING, UP
 from ssvm_worker.net.listener import Listener
 from ssvm_worker.wiring import assembly
 
-from .health import unready
+from .health import StoreWatch, look_at_stores, unready
 from .scaling import decide_all
-from .store_health import StoreWatch, look_at_stores
 
 try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -106,7 +105,7 @@ class Collector:
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         try:
-            found = [*self._jobs(), *self._running(), *self._workers(), *self._slots(), *self._answers()]
+            found = [*self._jobs(), *self._running(), *self._workers(), *self._answers()]
         except WorkerError:
             found = []
         yield _metric("ssvm_up", [([], bool(found))])
@@ -133,6 +132,7 @@ class Collector:
             rates[record.job, record.zone] += int((record.progress or {}).get("rate") or 0)
         yield _metric("ssvm_claims", claims.items())
         yield _metric("ssvm_rate_bytes_per_second", rates.items())
+        yield _metric("ssvm_slots_held", [([name], count) for name, count in self._figures.slots().items()])
 
     def _workers(self) -> Iterator[Metric]:
         seen = self._registry.workers()
@@ -151,10 +151,6 @@ class Collector:
         yield _metric("ssvm_worker_capacity", capacity.items())
         desired = [([each.zone], each.desired) for each in wanted]
         yield _metric("ssvm_workers_desired", desired)
-
-    def _slots(self) -> Iterator[Metric]:
-        held = [([name], count) for name, count in self._figures.slots().items()]
-        yield _metric("ssvm_slots_held", held)
 
     def _answers(self) -> Iterator[Metric]:
         connected = [([each.guid, each.info.zone], each.connected) for each in self._agents.agents()]

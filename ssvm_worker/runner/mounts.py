@@ -50,18 +50,14 @@ class MountKeeper:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + self._every_s
-        self._add_new()
-        for each in list(self._known.values()):
-            _probe(each)
-        self._unmount_unused(self._idle_s)
-
-    def _add_new(self) -> None:
-        """Add the mounts of stores that a management server has named since the last round."""
-        try:
+        try:  # add the mounts of stores that a management server has named since the last round
             for each in nfs_mounts(with_server_stores(self._settings)):
                 self._known.setdefault(each.paths.slug, each)
         except WorkerError as error:
             _LOG.info("the stores of the management server are unknown: %s", error)
+        for each in list(self._known.values()):
+            _probe(each)
+        self._unmount_unused(self._idle_s)
 
     def _unmount_unused(self, idle_s: float) -> None:
         for each in list(self._known.values()):

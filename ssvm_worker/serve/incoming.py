@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import html
 import logging
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from email.utils import formatdate
+from importlib.resources import files
 from urllib.parse import quote, urlencode
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ssvm_worker.config.schema import ServeSection
 from ssvm_worker.errors import ResourceBusy, SourceUnavailable, WorkerError
@@ -30,7 +33,6 @@ from ssvm_worker.units import KiB
 from .push_source import Sender
 from .responses import failure, refusal
 from .upload_job import Inbox, sender_of
-from .upload_page import page
 
 _LOG = logging.getLogger("ssvm.serve")
 #: Bytes that are passed to the pipeline at once. Smaller chunks switch threads more often.
@@ -42,8 +44,12 @@ TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
 #: Upload-Metadata: keys, each with an optional value in Base64. It becomes part of the upload's URL, hence the limit.
 _METADATA = re.compile(r"[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?(?: ?, ?[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?)*")
 _METADATA_BYTES = 2 * KiB
-
-
+#: The page's address is a secret. So the page sends no referrer, is not cached, and runs no foreign script.
+_POLICY = (
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_ENDED = {"succeeded": "This link has been used. The image is stored.", "cancelled": "This upload was cancelled."}
 #: Takes the one file out of the body of a request.
 Form = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
 
@@ -96,7 +102,7 @@ class Uploads:
         """Answer a request with a valid link. *path* is the path at which clients reach the link."""
         with about(job_of(link.id)):
             if method == "GET":
-                return page(link, await asyncio.to_thread(self._inbox.state, link))
+                return _page(link, await asyncio.to_thread(self._inbox.state, link))
             if method == "PUT":
                 return await self.put(request, link)
             if request.headers.get("tus-resumable") != "1.0.0":
@@ -354,3 +360,18 @@ def _length(request: Request) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
         raise HTTPException(404, "This upload does not exist. Create it with POST\n")
     return int(text)
+
+
+def _page(link: Link, state: str) -> Response:
+    """Return the form for a browser, without a framework, or a page that says that the link has been used."""
+    nonce = secrets.token_urlsafe(16)
+    text = files(__package__).joinpath("upload.html").read_text()
+    values = {"nonce": nonce, "what": link.key, "over": _ENDED.get(state, "")}
+    for name, value in values.items():
+        text = text.replace(f"{{{{{name}}}}}", html.escape(value))
+    headers = {
+        "Content-Security-Policy": _POLICY.format(nonce=nonce),
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
+    }
+    return HTMLResponse(text, headers=headers)

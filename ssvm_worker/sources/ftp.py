@@ -60,7 +60,8 @@ class FtpSource:
             return
         position = offset
         with self._translating(), closing(_Control(self._url, self._options)) as control:
-            control.log_in()
+            control.login(self._options.username or "anonymous", self._options.password or "anonymous@")
+            control.voidcmd("TYPE I")  # binary
             self._compare(control, offset)
             data = control.retrieve(self._url.path, offset)
             try:
@@ -122,11 +123,6 @@ class _Control(ftplib.FTP):
     def _new_watch(self) -> StallWatch:
         http = self._options.http
         return StallWatch(self._options.check, http.stall_s, http.min_rate)
-
-    def log_in(self) -> None:
-        """Log in with the credentials, or as anonymous, and select binary transfers."""
-        self.login(self._options.username or "anonymous", self._options.password or "anonymous@")
-        self.voidcmd("TYPE I")
 
     def getmultiline(self) -> str:
         """Read one reply.

@@ -76,10 +76,6 @@ class Compression:
     error: type[Exception]
 
 
-def _zstandard() -> Decoder:
-    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
-
-
 COMPRESSIONS = (
     Compression(
         "gzip",
@@ -96,7 +92,12 @@ COMPRESSIONS = (
         lzma.LZMAError,
     ),
     # A frame, or a skippable frame, with which pzstd begins.
-    Compression("zstandard", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"), _zstandard, zstd.ZstdError),
+    Compression(
+        "zstandard",
+        re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+        lambda: zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}),
+        zstd.ZstdError,
+    ),
 )
 
 

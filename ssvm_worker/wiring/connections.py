@@ -182,11 +182,8 @@ class ConfiguredConnections:
             if allow_stores is None and not (found.access_key or found.machine_role or found.profile):
                 what = f"The credentials {name!r} have no S3 keys"
                 raise ConfigError(what, f"credentials.{name}", "Set access_key, profile or machine_role")
-        return {key: _revealed(value) for key, value in found if key in _S3_VALUES}
-
-
-def _revealed(value: Any) -> Any:
-    return value.get_secret_value() if isinstance(value, SecretStr) else value
+        values = {key: value for key, value in found if key in _S3_VALUES}
+        return {key: each.get_secret_value() if isinstance(each, SecretStr) else each for key, each in values.items()}
 
 
 def _text(path: object) -> str | None:

@@ -17,7 +17,7 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ObjectNotFound, StoreUnavailable, WorkerError
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Record
-from ssvm_worker.operations.store_health import StoreWatch
+from ssvm_worker.operations.health import StoreWatch
 from ssvm_worker.units import human_duration, human_size
 from ssvm_worker.wiring.assembly import open_figures, open_ledger, open_registry
 from ssvm_worker.wiring.celery_sender import job_of_task, ring

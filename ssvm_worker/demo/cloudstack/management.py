@@ -63,7 +63,12 @@ class ManagementServer(DownloadServer):
             self.zone.write(f"Secondary storage VM [{host.name}] does not exist.")
         else:
             for store in [each for each in self.zone.stores if each.s3 is None]:
-                self._set_up(connection, store)
+                fields = {"store": store.transfer_object(), "secUrl": store.url, "postUploadKey": self.zone.upload_key}
+                answer = connection.send("SecStorageSetupCommand", fields | {"nfsVersion": store.nfs_version})
+                if answer.ok:
+                    store.parent = answer.fields["_dir"]
+                else:
+                    self.zone.write(f"setup of {store.url} failed: {answer.details}")
             self._open_firewall(connection, host, row.public_address)
             fields = {"allowedInternalSites": self.zone.allowed_internal_sites, "copyUserName": "cloud"}
             connection.send("SecStorageVMSetupCommand", fields | {"copyPassword": self.zone.copy_password})
@@ -71,14 +76,6 @@ class ManagementServer(DownloadServer):
             downloads.sync_volumes(self, connection, store)
         for store in [each for each in self.zone.stores if not each.readonly]:
             downloads.sync_templates(self, connection, store)
-
-    def _set_up(self, connection: AgentConnection, store: ImageStoreRow) -> None:
-        fields = {"store": store.transfer_object(), "secUrl": store.url, "postUploadKey": self.zone.upload_key}
-        answer = connection.send("SecStorageSetupCommand", fields | {"nfsVersion": store.nfs_version})
-        if answer.ok:
-            store.parent = answer.fields["_dir"]
-        else:
-            self.zone.write(f"setup of {store.url} failed: {answer.details}")
 
     def _open_firewall(self, connection: AgentConnection, host: HostRow, address: str) -> None:
         """Allow the system VMs to fetch copies from each other."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.units import human_duration
-
-if TYPE_CHECKING:  # imports pyVmomi
-    from ssvm_worker.vmware.snapshot import OldSnapshot
 
 #: Time-out in seconds for one removal. vSphere then continues it, and the next clean-up checks the result.
 _LIMIT_S = 900.0
@@ -27,15 +24,11 @@ def remove_snapshots(attempt: Attempt, vcenter: str, older_than_s: float, dry_ru
             if each.created > time.time() - older_than_s or not attempt.services.jobs.ended(each.job_id):
                 continue
             attempt.check()
-            found.append(_described(vcenter, each))
-            attempt.log.info("%s snapshot %s", "would remove" if dry_run else "removing", found[-1]["where"])
+            where = f"{each.vm_name} ({each.vm}): {each.snapshot.name}"
+            age = human_duration(max(0.0, time.time() - each.created))
+            why = f"made {age} ago by the job {each.job_id}, which has ended"
+            found.append({"store": vcenter, "what": "snapshot", "where": where, "objects": 1, "bytes": 0, "why": why})
+            attempt.log.info("%s snapshot %s", "would remove" if dry_run else "removing", where)
             if not dry_run:
                 session.remove(each, _LIMIT_S)
     return found
-
-
-def _described(vcenter: str, old: OldSnapshot) -> dict[str, Any]:
-    age = human_duration(max(0.0, time.time() - old.created))
-    why = f"made {age} ago by the job {old.job_id}, which has ended"
-    where = f"{old.vm_name} ({old.vm}): {old.snapshot.name}"
-    return {"store": vcenter, "what": "snapshot", "where": where, "objects": 1, "bytes": 0, "why": why}

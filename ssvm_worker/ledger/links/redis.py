@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from ssvm_worker.ledger.connection import connect, translated
+from ssvm_worker.ledger.connection import BrokerClient, translated
 from ssvm_worker.ledger.record import from_json
 
 from . import Link
@@ -21,13 +21,10 @@ from . import Link
 _BATCH = 200
 
 
-class LinkBook:
+class LinkBook(BrokerClient):
     """The links of one broker. Every method raises StoreUnavailable while the broker is away."""
 
-    def __init__(self, url: str, *, prefix: str = "") -> None:
-        self._url = url
-        self._key = f"{prefix}ssvm.links"
-        self._redis = connect(url)
+    _NAME = "ssvm.links"
 
     def add(self, link: Link) -> None:
         """Store a link. From now on it is valid."""
@@ -80,10 +77,6 @@ class LinkBook:
         """Return the address of the service that started last; "" if none did."""
         with translated(self._url):
             return str(self._redis.get(f"{self._key}.at") or "")
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
 
     def _names(self) -> list[tuple[str, str]]:
         """Return verb and id of all entries, valid or not."""

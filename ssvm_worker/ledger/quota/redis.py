@@ -16,27 +16,24 @@ from typing import Any
 
 from ssvm_worker.config.schema import LedgerSection
 from ssvm_worker.errors import WorkerError
-from ssvm_worker.ledger import scripts
-from ssvm_worker.ledger.connection import connect, translated
+from ssvm_worker.ledger.connection import BrokerClient, translated
 from ssvm_worker.ledger.record import number_of
 
 from . import AccountUsage, Grow
 
-_SCRIPTS = ("quota_hold", "quota_renew", "quota_release", "quota_note", "quota_usage")
 
-
-class SharedQuota:
+class SharedQuota(BrokerClient):
     """The quota that all workers share. Safe to share between threads.
 
     *claim_s*: seconds after which the reservation of a dead worker expires.
     """
 
+    _NAME = "ssvm.quota:"
+    _SCRIPTS = ("quota_hold", "quota_renew", "quota_release", "quota_note", "quota_usage")
+
     def __init__(self, url: str, *, prefix: str = "", claim_s: float = LedgerSection().claim_s) -> None:
-        self._url = url
-        self._prefix = f"{prefix}ssvm.quota:"
+        super().__init__(url, prefix=prefix)
         self._claim_s = claim_s
-        self._redis = connect(url)
-        self._scripts = scripts.register(self._redis, *_SCRIPTS)
 
     @contextmanager
     def hold(self, account: str, job_id: str, limit: int) -> Iterator[Grow]:
@@ -74,26 +71,18 @@ class SharedQuota:
 
     def usage(self) -> Iterator[AccountUsage]:
         with translated(self._url):
-            names: Any = self._redis.hkeys(f"{self._prefix}used")
-            held = self._redis.scan_iter(match=f"{self._prefix}held:*", count=1000)
-            names = {*names, *(each.removeprefix(f"{self._prefix}held:") for each in held)}
+            names: Any = self._redis.hkeys(f"{self._key}used")
+            held = self._redis.scan_iter(match=f"{self._key}held:*", count=1000)
+            names = {*names, *(each.removeprefix(f"{self._key}held:") for each in held)}
         for account in sorted(names):
             used, others = self._run("quota_usage", account)
             yield AccountUsage(account, number_of(used) or 0, int(others))
 
     def places(self, store: str) -> Iterator[tuple[str, str]]:
         with translated(self._url):
-            accounts: Any = sorted(self._redis.hkeys(f"{self._prefix}used"))
+            accounts: Any = sorted(self._redis.hkeys(f"{self._key}used"))
             for account in accounts:
-                for name, _ in self._redis.hscan_iter(f"{self._prefix}sizes:{account}", count=1000):
+                for name, _ in self._redis.hscan_iter(f"{self._key}sizes:{account}", count=1000):
                     its_store, _, place = name.partition(" ")
                     if its_store == store:
                         yield account, place
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
-
-    def _run(self, name: str, *args: object) -> Any:
-        with translated(self._url):
-            return self._scripts[name](args=[self._prefix, *map(str, args)])

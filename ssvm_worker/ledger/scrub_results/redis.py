@@ -11,8 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ssvm_worker.ledger import scripts
-from ssvm_worker.ledger.connection import connect, translated
+from ssvm_worker.ledger.connection import BrokerClient, translated
 
 from . import ScrubResult
 
@@ -22,18 +21,14 @@ _REACHED_S = 7 * 86400
 _MAX_FINDINGS = 50
 
 
-class SharedScrubResults:
+class SharedScrubResults(BrokerClient):
     """The results that all workers share. Safe to share between threads. Connects at the first call."""
 
-    def __init__(self, url: str, *, prefix: str = "") -> None:
-        self._url = url
-        self._prefix = f"{prefix}ssvm."
-        self._findings = f"{self._prefix}findings"
-        self._redis = connect(url)
-        self._scripts = scripts.register(self._redis, "scrub_note")
+    _NAME = "ssvm."
+    _SCRIPTS = ("scrub_note",)
 
     def note(self, store: str, place: str, findings: Sequence[str], job_id: str) -> None:
-        keys = [self._verified(store), self._findings, self._reached(job_id, store)]
+        keys = [self._verified(store), f"{self._key}findings", self._reached(job_id, store)]
         kept = json.dumps(list(findings[:_MAX_FINDINGS]))
         args = [place, f"{store} {place}", kept, json.dumps(job_id), len(findings), _REACHED_S]
         with translated(self._url):
@@ -52,7 +47,7 @@ class SharedScrubResults:
 
     def findings(self) -> Iterator[ScrubResult]:
         with translated(self._url):
-            kept: Any = self._redis.hgetall(self._findings)
+            kept: Any = self._redis.hgetall(f"{self._key}findings")
         for field in sorted(kept):
             store, _, place = field.partition(" ")
             try:
@@ -65,7 +60,7 @@ class SharedScrubResults:
         with translated(self._url):
             pipe = self._redis.pipeline()
             pipe.zrem(self._verified(store), place)
-            pipe.hdel(self._findings, f"{store} {place}")
+            pipe.hdel(f"{self._key}findings", f"{store} {place}")
             pipe.execute()
 
     def noted(self, store: str, before: float) -> Iterator[str]:
@@ -73,12 +68,8 @@ class SharedScrubResults:
             places: Any = self._redis.zrangebyscore(self._verified(store), "-inf", f"({before:.6f}")
         yield from places
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._redis.close()
-
     def _verified(self, store: str) -> str:
-        return f"{self._prefix}verified:{store}"
+        return f"{self._key}verified:{store}"
 
     def _reached(self, job_id: str, store: str) -> str:
-        return f"{self._prefix}reached:{job_id}:{store}"
+        return f"{self._key}reached:{job_id}:{store}"

@@ -11,13 +11,11 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 from ssvm_worker.config.schema import LedgerSection
 from ssvm_worker.errors import StoreUnavailable, WorkerError
-from ssvm_worker.ledger import scripts
-from ssvm_worker.ledger.connection import connect, translated
+from ssvm_worker.ledger.connection import BrokerClient, translated
 
 _log = logging.getLogger("ssvm.slots")
 
@@ -25,27 +23,25 @@ _log = logging.getLogger("ssvm.slots")
 _AGAIN_S = 1.0
 
 
-class SharedSlots:
+class SharedSlots(BrokerClient):
     """``slots.Slots`` of one broker. Safe to share between threads. Connects when a slot is first needed.
 
     While the broker is away, no worker gets a slot, and holders keep theirs. *claim_s*: seconds after which a slot
     that its worker does not renew is free.
     """
 
-    def __init__(self, url: str, *, prefix: str = "", claim_s: float = LedgerSection().claim_s) -> None:
-        self._url = url
-        self._prefix = f"{prefix}ssvm.slots:"
-        self._claim_s = claim_s
+    _NAME = "ssvm.slots:"
+    _SCRIPTS = ("slot_take", "slot_renew", "slot_release")
 
-    @cached_property
-    def _scripts(self) -> dict[str, Any]:
-        return scripts.register(connect(self._url), "slot_take", "slot_renew", "slot_release")
+    def __init__(self, url: str, *, prefix: str = "", claim_s: float = LedgerSection().claim_s) -> None:
+        super().__init__(url, prefix=prefix)
+        self._claim_s = claim_s
 
     @contextmanager
     def hold(self, name: str, limit: int, wait: Callable[[float], None]) -> Iterator[None]:
-        key, holder = self._prefix + name, uuid.uuid4().hex
+        key, holder = self._key + name, uuid.uuid4().hex
         logged = False
-        while not self._run("slot_take", key, holder, self._claim_s, limit):
+        while not self._ask("slot_take", key, holder, self._claim_s, limit):
             if not logged:
                 _log.info("waiting for a slot: %s has %d, and all are held, or the broker is away", name, limit)
             logged = True
@@ -55,7 +51,7 @@ class SharedSlots:
         def renew() -> None:
             while not stop.wait(self._claim_s / 4):
                 with contextlib.suppress(WorkerError):  # the next renewal may succeed, and the thread must not end
-                    self._run("slot_renew", key, holder, self._claim_s)
+                    self._ask("slot_renew", key, holder, self._claim_s)
 
         renewer = threading.Thread(target=renew, name="slot", daemon=True)
         renewer.start()
@@ -65,9 +61,9 @@ class SharedSlots:
             stop.set()
             renewer.join()
             with contextlib.suppress(WorkerError):  # the slot expires
-                self._run("slot_release", key, holder)
+                self._ask("slot_release", key, holder)
 
-    def _run(self, script: str, *args: Any) -> bool:
+    def _ask(self, script: str, *args: Any) -> bool:
         """Return the answer of a script; False while the broker is away."""
         with contextlib.suppress(StoreUnavailable), translated(self._url):
             return bool(self._scripts[script](args=list(args)))

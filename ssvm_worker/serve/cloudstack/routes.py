@@ -39,7 +39,7 @@ from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import KiB
 
 from .form import FileForm, boundary_of
-from .ticket import UploadPermit, read_ticket
+from .ticket import read_ticket
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -195,16 +195,13 @@ class BrowserUploads:
             raise HTTPException(503, "The management server has not sent the key of uploads yet\n")
         now = time.time()
         ticket = read_ticket(key, uuid, request.headers, _signed_urls(request, uuid), now)
-        link = self._link(ticket, now)
-        return link, ticket.max_bytes
-
-    def _link(self, ticket: UploadPermit, now: float) -> Link:
         store = self.web.store_of_url(ticket.store_url)
         if not store:
             raise InvalidRequest("This image store is unknown", ticket.store_url, "Wait until the agent has mounted it")
-        request = parse_request(DownloadRequest, ticket.request(store), "download")
-        values = request.model_dump(mode="json", exclude_defaults=True)
-        return Link(server_link(ticket.uuid), PUT, ticket.until, store, ticket.prefix, values, int(now), "CloudStack")
+        download = parse_request(DownloadRequest, ticket.request(store), "download")
+        values = download.model_dump(mode="json", exclude_defaults=True)
+        link = Link(server_link(ticket.uuid), PUT, ticket.until, store, ticket.prefix, values, int(now), "CloudStack")
+        return link, ticket.max_bytes
 
 
 def cloudstack_routes(

@@ -71,12 +71,9 @@ class HttpRangeConnection:
         self._answer = answer
         self._position = position
         self._is_rest = answer is not None
-        self._session = self._new_session()
+        self._session = HttpSession(target.hop.settings, check, keep=True, node=target.hop.node)
         if answer is not None:
             answer.adapter.check = check
-
-    def _new_session(self) -> HttpSession:
-        return HttpSession(self._target.hop.settings, self._check, keep=True, node=self._target.hop.node)
 
     @property
     def rest(self) -> int | None:

@@ -279,7 +279,12 @@ class FileReader:
             return os.open(self._path.name, flags, dir_fd=directory)
 
     def _chunks(self, handle: int, offset: int) -> Iterator[bytes]:
-        self._check_same(os.fstat(handle))
+        seen = os.fstat(handle)
+        _check_regular(seen, self.name)
+        identity = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+        if self._identity not in (None, identity):
+            raise SourceChanged("The object was overwritten while it was read", self.name, "Read it again")
+        self._identity, self.size = identity, seen.st_size
         os.lseek(handle, offset, os.SEEK_SET)
         left = (self.size or 0) - offset
         while left > 0:
@@ -289,14 +294,6 @@ class FileReader:
                 raise SourceUnavailable(what, self.name, "Verify the artifact")
             left -= len(chunk)
             yield chunk
-
-    def _check_same(self, seen: os.stat_result) -> None:
-        """Raise SourceChanged if the file differs from the file of the first open."""
-        _check_regular(seen, self.name)
-        identity = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
-        if self._identity not in (None, identity):
-            raise SourceChanged("The object was overwritten while it was read", self.name, "Read it again")
-        self._identity, self.size = identity, seen.st_size
 
 
 @contextlib.contextmanager

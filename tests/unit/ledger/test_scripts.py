@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.ledger import scripts
-from ssvm_worker.ledger.connection import connect
+from ssvm_worker.ledger import connection
+from ssvm_worker.ledger.connection import connect, load_script
 from ssvm_worker.ledger.record import ENDED_FIELDS
 from tests.servers.broker import Broker
 
-LUA = Path(scripts.__file__).parent / "lua"
+LUA = Path(connection.__file__).parent / "lua"
 NAMES = sorted(path.stem for path in LUA.glob("*.lua"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_script_compiles(broker: Broker, name: str) -> None:
     """The broker accepts every script with its parts inserted."""
-    text = scripts.load(name)
+    text = load_script(name)
     assert "-- include:" not in text
     assert connect(broker.url).script_load(text)
 

@@ -29,7 +29,7 @@ from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import INBOUND, NewJob
 from ssvm_worker.ledger.slots.redis import SharedSlots
 from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
-from ssvm_worker.operations import health, metrics, store_health
+from ssvm_worker.operations import health, metrics
 from ssvm_worker.wiring import assembly
 from tests.neighbours import ROOT, free_port, missing
 from tests.servers.broker import Broker
@@ -286,8 +286,8 @@ def test_stores_that_cannot_be_examined(monkeypatch: pytest.MonkeyPatch) -> None
     """If no process can start, the watch continues, and shows only when it last examined the stores."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(StoreUnavailable, match="cannot be examined"):
-        store_health.look_at_stores(None)
-    watch = store_health.StoreWatch(None)
+        health.look_at_stores(None)
+    watch = health.StoreWatch(None)
     [thread] = [each for each in threading.enumerate() if each.name == "stores" and each.is_alive()][-1:]
     thread.join(0.5)  # long enough for one round; on a slower machine the thread is alive anyway
     assert (thread.is_alive(), watch.rows(), watch.looked) == (True, [], 0.0)

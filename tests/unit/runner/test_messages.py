@@ -23,8 +23,7 @@ from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, Record, queue_name
 from ssvm_worker.runner.heartbeat import ClaimHeartbeat
 from ssvm_worker.runner.messages import Message, job_id_of
-from ssvm_worker.runner.run import run_job
-from ssvm_worker.runner.shutdown import draining
+from ssvm_worker.runner.run import draining, run_job
 from ssvm_worker.runner.worker_command import worker_command
 from ssvm_worker.wiring.assembly import open_ledger
 from ssvm_worker.wiring.celery_sender import ring
