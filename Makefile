@@ -27,7 +27,7 @@ N := 200
 BRANCH := main
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs chaos bench fuzz coverage docs simulate format image clean go
+.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs chaos cloudstack-peer bench fuzz coverage docs simulate format image clean go
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -66,6 +66,9 @@ test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## run the tests with
 chaos: install go ## run the long tests, then N=200 random faults during real jobs (docs/explanation/chaos.md); SEED=7 repeats a run
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m soak
 	$(BIN)/python -m chaos --faults $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+cloudstack-peer: install ## run stories with a real CloudStack management server (docs/how-to/cloudstack-peer.md); PEER=host:port
+	PEER=$(PEER) $(BIN)/python -m tests.cloudstack_peer
 
 bench: install go ## compare our jobs with curl, aria2, s5cmd, rclone and govc
 	$(BIN)/python -m benchmarks $(ARGS)
