@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import re
 import shutil
@@ -36,7 +37,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             if self.command == "GET":
                 file.seek(start)
-                shutil.copyfileobj(file, self.wfile, 1 << 20)
+                with contextlib.suppress(ConnectionError):  # a client may end its connection early
+                    shutil.copyfileobj(file, self.wfile, 1 << 20)
 
     do_HEAD = do_GET
 

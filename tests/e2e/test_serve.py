@@ -71,7 +71,7 @@ def serve_process(broker: Broker, tmp_path: Path) -> Iterator[ServeProcess]:
     file.write_text(
         f'state_dir = "{tmp_path}/state"\n[broker]\nurl = "{broker.url}"\nprefix = "{broker.prefix}"\n'
         f'[ledger]\nclaim_s = {CLAIM_S}\n[stores.primary]\nurl = "file://{tmp_path}/store"\n'
-        f'[serve]\nkey = "k1"\ndrain_s = 1\ncloudstack = true\n[serve.keys.k1]\nsecret = "{SECRET}"\n'
+        f'[serve]\nkey = "k1"\ndrain_s = {PATIENCE_S / 2}\ncloudstack = true\n[serve.keys.k1]\nsecret = "{SECRET}"\n'
     )
     started = ServeProcess(Service(settings, "", tmp_path / "store"), file)
     started.start()
