@@ -321,8 +321,10 @@ class VCenterSection(SecretFields):
     ca_file: Path | None = None
     #: SHA-1 or SHA-256 of the certificate, with or without colons.
     thumbprint: str | None = None
-    #: The timeout in seconds of an API call, and of a data stream without data.
+    #: The timeout in seconds of an API call.
     timeout_s: Seconds = 120.0
+    #: The timeout in seconds of a data stream without data. A healthy host is silent while it reads an empty area.
+    stream_timeout_s: Seconds = 900.0
 
 
 class BackupSection(Section):

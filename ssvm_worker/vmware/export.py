@@ -66,7 +66,10 @@ class ExportLink:
         return HttpOptions(
             None,
             _CONNECT_S,
-            self.address.timeout_s,
+            self.address.stream_timeout_s,
+            # A host that reads an empty area may send only a marker of 512 bytes each 45 s.
+            # If the host has a problem, vSphere ends the lease. The check of the lease then ends the transfer.
+            min_rate=0,
             tls=context_for(self.address.ca_file, self.pin),
             pin=self.pin,
             read_ahead=_AHEAD,
@@ -128,7 +131,7 @@ def check_host(link: ExportLink, check: Check) -> None:
     with translated_stream(link.parts.netloc, check, "The host cannot be reached"):
         url, options = link.web_url, link.options
         how = ConnectOptions(None, options.connect_timeout_s, options.tls, pin=options.pin)
-        connect(url.host, url.port, how, StallWatch(check, options.stall_s)).close()
+        connect(url.host, url.port, how, StallWatch(check, link.address.timeout_s)).close()
 
 
 @contextmanager

@@ -25,8 +25,10 @@ class Address:
     ca_file: Path | None = None
     #: SHA-1 or SHA-256 thumbprint of the server's certificate. With a thumbprint, no authority is necessary.
     thumbprint: str | None = None
-    #: Seconds without an answer to an API call or without data in a stream.
+    #: Seconds without an answer to an API call.
     timeout_s: float = 120.0
+    #: Seconds without data in a stream. A healthy host is silent while it reads a long empty area of a disk.
+    stream_timeout_s: float = 900.0
 
     @property
     def name(self) -> str:

@@ -110,6 +110,7 @@ class ConfiguredConnections:
             ca_file=given.ca_file,
             thumbprint=given.thumbprint,
             timeout_s=given.timeout_s,
+            stream_timeout_s=given.stream_timeout_s,
         )
         options = self.settings.backup.model_copy(update={"spill_dir": self.settings.spill_dir})
         return VCenterSession(address, check, options)

@@ -3,6 +3,7 @@ package main
 import (
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -95,6 +96,12 @@ func (w *wire) Write(data []byte) (int, error) {
 	}
 	if w.spoilt.Do == "" || w.sent+int64(len(data)) < w.spoilt.At {
 		return w.pass(data)
+	}
+	if w.spoilt.Do == "silence" {
+		w.spoilt.Do = ""
+		w.ResponseWriter.(http.Flusher).Flush()
+		time.Sleep(time.Duration(w.spoilt.Seconds * float64(time.Second)))
+		return w.Write(data)
 	}
 	if w.spoilt.Do == "logout" {
 		w.spoilt.Do = ""

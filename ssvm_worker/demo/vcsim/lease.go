@@ -47,6 +47,9 @@ type snapshot struct {
 
 // ExportSnapshot opens a lease on the snapshot.
 func (s *snapshot) ExportSnapshot(ctx *simulator.Context, req *types.ExportSnapshot) soapFault {
+	if now, _ := s.world.now(); now.Exclusive && s.world.isLeased(s.Vm) {
+		return &methods.ExportSnapshotBody{Fault_: simulator.Fault("busy", newFault("TaskInProgress"))}
+	}
 	res := s.VirtualMachineSnapshot.ExportSnapshot(ctx, req)
 	body, ok := res.(*methods.ExportSnapshotBody)
 	if !ok || body.Res == nil {
@@ -63,6 +66,18 @@ func (s *snapshot) ExportSnapshot(ctx *simulator.Context, req *types.ExportSnaps
 		change(ctx, it, types.HttpNfcLeaseStateError, newFault(now.LeaseError))
 	}
 	return res
+}
+
+// isLeased returns whether a VM has an open lease.
+func (w *world) isLeased(vm types.ManagedObjectReference) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, each := range w.leases {
+		if each.vm == vm && each.outcome == "open" {
+			return true
+		}
+	}
+	return false
 }
 
 // dress changes the lease's information to that of a real host, with the active faults.

@@ -46,6 +46,8 @@ type faults struct {
 	Consolidate bool `json:"consolidate"`
 	// SnapshotTask is the fault of the CreateSnapshotEx task.
 	SnapshotTask string `json:"snapshot_task"`
+	// Exclusive gives a VM only one lease at a time.
+	Exclusive bool `json:"exclusive"`
 	// Unquiesced ignores the quiescing of a snapshot silently.
 	Unquiesced bool `json:"unquiesced"`
 	// QuiesceTask is the same, but only for requests with quiescing.
@@ -111,9 +113,10 @@ type getFault struct {
 	NeedsCookie bool `json:"needs_cookie"`
 	// Do is an action after At bytes: "cut" the connection, "end" the body properly, "stall", or "expire" the lease.
 	// It may also be an event of strike: restart, delete, unsnap or migrate, which then cuts the connection.
-	// The event logout does not cut the connection.
-	Do string `json:"do"`
-	At int64  `json:"at"`
+	// The event logout does not cut the connection. Neither does "silence", a pause of Seconds.
+	Seconds float64 `json:"seconds"`
+	Do      string  `json:"do"`
+	At      int64   `json:"at"`
 }
 
 // world is the simulator with the added features, and a record of the clients' requests.

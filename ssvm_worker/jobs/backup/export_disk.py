@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker.artifacts.checksums import Hasher, digest_of
@@ -55,6 +56,9 @@ class DiskExport:
         self._snapshot = snapshot
         self._hardware = hardware
         self._grains = grains
+        #: The number of disks that have or request a lease, and its lock.
+        self._open = 0
+        self._lock = threading.Lock()
         #: None for a snapshot that another program made: the job would not remove it.
         self._space = SpaceWatch(vm) if snapshot.ours else None
 
@@ -67,6 +71,7 @@ class DiskExport:
         """
         left = self._vm.options.lease_tries
         while True:
+            others = self._open
             try:
                 self._vm.revive()
                 host = self._vm.host()
@@ -76,14 +81,39 @@ class DiskExport:
                         continue  # the VM was moved meanwhile, so another host's slot is necessary
                     return self._one_lease(name, disk, nvram)
             except _RETRYABLE as error:
+                if isinstance(error, ResourceBusy) and self._wait_for_other_lease(others):
+                    continue
                 left -= 1
                 if left <= 0:
                     raise
                 self._attempt.log.warning("%s: trying another lease: %s", disk.label, error)
             self._attempt.wait(self._vm.options.lease_delay_s)
 
+    def _wait_for_other_lease(self, others: int) -> bool:
+        """Wait until no other disk of this job has a lease. Return whether one had, which may be why vSphere is busy.
+
+        *others* is their number before the request. It is not documented whether a VM may have two leases. If it may
+        not, the job exports its disks one by one.
+        """
+        if not others and not self._open:
+            return False
+        self._attempt.log.info("vSphere gives no second lease for %s: waiting for the other disk", self._vm.moref)
+        while self._open:
+            self._attempt.wait(min(1.0, self._vm.options.lease_delay_s))
+        return True
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
+
     def _one_lease(self, name: str, disk: Disk, nvram: str) -> list[Entry]:
-        with self._vm.export(self._snapshot) as lease:
+        with self._counted(), self._vm.export(self._snapshot) as lease:
             file = lease.file_of(disk, self._hardware.disks)
             if file is None:
                 listed = ", ".join(each.key for each in lease.files) or "nothing"

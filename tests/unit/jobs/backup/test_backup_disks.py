@@ -71,6 +71,29 @@ def test_limits(bench: Bench, disks: int, per_host: int, expected: int) -> None:
     assert slots.names.pop().startswith("esxi:127.0.0.1:")
 
 
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_one_lease_for_each_vm(bench: Bench, exclusive: bool) -> None:
+    """If vSphere gives a VM only one lease at a time, its disks follow each other and no try is lost."""
+    vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB, 64 * KiB)
+    bench.options = FAST.model_copy(update={"lease_tries": 1, "parallel_disks": 4, "per_host": 4})
+    slow = {"file": "disk-0.vmdk", "do": "silence", "at": 1000, "seconds": 1.0}
+    bench.vcenter.fault(exclusive=exclusive, get=slow)
+    bench.run(vm)
+    assert_whole(bench.primary, *vm.streams)
+
+
+def test_silent_stream(bench: Bench, vm: TestVM) -> None:
+    """A stream may be silent for longer than an API call, but not for longer than its own limit."""
+    bench.vcenter.fault(get={"do": "silence", "at": 1000, "seconds": 3.0, "times": 1})
+    bench.address = {"timeout_s": 2.0}
+    bench.options = FAST.model_copy(update={"lease_tries": 1, "parallel_disks": 1})
+    bench.run(vm)
+    assert_whole(bench.primary, *vm.streams)
+    bench.vcenter.fault(get={"do": "stall", "at": 1000})
+    bench.address = {"stream_timeout_s": 0.5}
+    assert isinstance(bench.fail(vm, id="b2"), SourceUnavailable)
+
+
 def test_one_fails(bench: Bench) -> None:
     """A failing disk does not stop the others, and the next attempt fetches only that disk."""
     vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB, 64 * KiB)

@@ -158,7 +158,7 @@ def test_lease_never_ready(bench: Bench, vm: TestVM) -> None:
 def test_stall(bench: Bench, vm: TestVM, fault: dict[str, Any]) -> None:
     """A stalled stream or call is given up."""
     bench.options = FAST.model_copy(update={"lease_tries": 1})
-    bench.address = {"timeout_s": 2.0}
+    bench.address = {"timeout_s": 2.0, "stream_timeout_s": 2.0}
     bench.vcenter.fault(**fault)
     assert isinstance(bench.fail(vm), SourceUnavailable)
     assert not bench.left()
