@@ -24,6 +24,7 @@ _GROUPS = {
     "run": ("run",),
     "submit": ("submit",),
     "queue": ("jobs", "job", "retry", "cancel"),
+    "top": ("top",),
     "store": ("list", "stat", "delete", "stores"),
     "link": ("link", "serve"),
     "verify": ("verify",),

@@ -93,7 +93,10 @@ def why(record: Record, shown: dict[str, Any]) -> str:
     if record.state == "queued":
         return waiting(record) or _sentence(error)
     if record.state == "running":
-        return "stopping" if record.cancel_requested else progress_text(shown["progress"])
+        moved = shown["progress"] or {}
+        # The list has the job already. Most stages have its name.
+        moved = moved | {"stage": ""} if moved.get("stage") == record.job else moved
+        return "stopping" if record.cancel_requested else progress_text(moved)
     if record.state == "cancelled" and record.cancelled_by:
         return f"by {record.cancelled_by}"
     if record.state == "succeeded":

@@ -136,7 +136,7 @@ def _jobs(args: argparse.Namespace, output: Output) -> int:
     if output.as_json:
         output.result([shown for _, shown in pairs])
     elif pairs:
-        print("\n".join(job_text.table(_rows(settings, pairs), output.width)))
+        print("\n".join(job_text.table(job_rows(settings, pairs), output.width)))
     else:
         print("no jobs")
     if has_more:
@@ -144,7 +144,8 @@ def _jobs(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _rows(settings: Settings, pairs: Sequence[tuple[Record, dict[str, Any]]]) -> Iterator[dict[str, str]]:
+def job_rows(settings: Settings, pairs: Sequence[tuple[Record, dict[str, Any]]]) -> Iterator[dict[str, str]]:
+    """Yield the cells of each job. A queued job whose record has no reason gets that of its lane."""
     from ssvm_worker.operations.health import idle
 
     idle_once = cache(lambda zone, lane: idle(settings, zone, lane))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,3 +182,30 @@ def test_retry_spares_cancelled_jobs(ledger: Ledger, ssvm: Run) -> None:
 def test_wrong_choice(ledger: Ledger, ssvm: Run, argv: list[str]) -> None:
     """No id and no filter, both, or an invalid time is wrong usage."""
     assert ssvm(*argv)[0] == 2
+
+
+def test_top(ledger: Ledger, broker: Broker) -> None:
+    """Top shows the running and queued jobs of one zone on a terminal, again and again until Ctrl-C."""
+    put(ledger, "runs", "2")
+    put(ledger, "elsewhere", "2", zone="zone2")
+    environ = {"SSVM_BROKER__URL": broker.url, "SSVM_BROKER__PREFIX": broker.prefix}
+    claim = ledger.claim("runs", "worker-1")
+    assert claim
+    ledger.beat(claim, {"stage": "download", "bytes": 50, "total": 100, "rate": 10})
+
+    terminal = Terminal(sys.executable, "-m", "ssvm_worker", "top", "--interval", "0.1", environ=environ)
+    terminal.wait_for("  50 %  50 B of 100 B  10 B/s  5 s left")
+    put(ledger, "waits", "2")
+    terminal.wait_for("waits")
+    terminal.process.send_signal(signal.SIGINT)
+
+    assert terminal.ended() == 130
+    assert "elsewhere" not in terminal.seen
+
+
+def test_top_for_programs(ledger: Ledger, ssvm: Run) -> None:
+    """Without a terminal, top prints one state of the zone."""
+    put(ledger, "waits", "2")
+
+    assert [each["job_id"] for each in json.loads(ssvm("top", "--json")[1])["jobs"]] == ["waits"]
+    assert "1 queued" in ssvm("top")[1]
