@@ -72,8 +72,11 @@ def delete_link(command: DeleteEntityDownloadURLCommand, services: Services) -> 
             ApacheFiles(root).remove_link(path)
             _remove_expired(ApacheFiles(root), services)
     if command.type == "VOLUME" and command.path:
+        key = check_key(command.path.strip("/"))
+        if not key.startswith("volumes/"):
+            raise InvalidRequest("The path is not one of a volume", key, "Only the copy of a volume is deleted")
         name = services.web.store_of_directory(command.parent_path or "")
-        _delete_volume(services, services.stores.named(name), check_key(command.path.strip("/")))
+        _delete_volume(services, services.stores.named(name), key)
     return Answer(result=True, details="")
 
 

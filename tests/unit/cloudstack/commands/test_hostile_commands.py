@@ -174,3 +174,39 @@ def test_one_bad_command(zone: Agent) -> None:
     """After all of this, a good command gets its good answer."""
     assert zone.send("CheckHealthCommand")["result"] is True
     assert zone.send("ListTemplateCommand", store={"com.cloud.agent.api.to.NfsTO": {"_url": PLACE}})["result"] is True
+
+
+def _answers(zone: Agent, caplog: pytest.LogCaptureFixture) -> dict[str, bool]:
+    """Return the results of all commands. None of them may be a bug."""
+    results = {}
+    for command in COMMANDS:
+        answer = zone.dispatch(command)
+        assert "The agent has a bug" not in json.dumps(answer.content), (command.short, caplog.text[-3000:])
+        if command.short in ("ListTemplateCommand", "ListVolumeCommand") and not answer.content["result"]:
+            assert "templateInfos" not in answer.content
+        if answer.content.get("downloadStatus"):
+            assert answer.content["downloadStatus"] != "UNKNOWN"
+        results[command.short] = answer.content["result"]
+    return results
+
+
+def test_broker_away(stoppable_broker: StoppableBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While the broker is away, each command gets an answer, and a good one after it has come back."""
+    zone = Agent(settings_of(stoppable_broker.with_prefix("away:"), tmp_path))
+    stoppable_broker.stop()
+    results = _answers(zone, caplog)
+    assert results["CheckHealthCommand"] is True
+    assert results["SecStorageSetupCommand"] is False
+    stoppable_broker.start()
+    assert zone.send("ListTemplateCommand", store={"com.cloud.agent.api.to.NfsTO": {"_url": PLACE}})["result"] is True
+
+
+def test_full_broker(stoppable_broker: StoppableBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While the broker has no memory, each command gets an answer, and no download seems to be queued."""
+    broker = stoppable_broker.with_prefix("full:")
+    zone = Agent(settings_of(broker, tmp_path))
+    broker.client().config_set("maxmemory", 1)
+    _answers(zone, caplog)
+    assert zone.services.jobs.jobs() == []
+    broker.client().config_set("maxmemory", 0)
+    assert zone.send("ListTemplateCommand", store={"com.cloud.agent.api.to.NfsTO": {"_url": PLACE}})["result"] is True

@@ -95,9 +95,19 @@ def test_snapshots_and_volumes(service: Service, ask: Ask, key: str) -> None:
 
 def test_volume(service: Service, ask: Ask) -> None:
     """The copy of a volume that the server made for the download is deleted with its link."""
+    volume = "volumes/2/31/x.ova"
+    (service.store / volume).parent.mkdir(parents=True)
+    (service.store / volume).write_bytes(IMAGE)
+    assert ask(create(installPath=volume)).content["result"]
+    assert ask(delete(type="VOLUME", path=volume)).content["result"]
+    assert not (service.store / volume).exists()
+
+
+def test_volume_elsewhere(service: Service, ask: Ask) -> None:
+    """With a link to a volume, no file of a template is deleted."""
     ask(create())
-    assert ask(delete(type="VOLUME")).content["result"]
-    assert not (service.store / KEY).exists()
+    assert not ask(delete(type="VOLUME")).content["result"]
+    assert (service.store / KEY).exists()
 
 
 @pytest.mark.parametrize(
