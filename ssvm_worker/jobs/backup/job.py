@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +10,14 @@ from pydantic import Field
 
 from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.artifacts.manifest import discard as discard_artifact
-from ssvm_worker.errors import IncompleteBackup, InvalidRequest, SourceNotFound, SourceUnavailable, WorkerError
+from ssvm_worker.errors import (
+    IncompleteBackup,
+    InvalidRequest,
+    ResourceBusy,
+    SourceNotFound,
+    SourceUnavailable,
+    WorkerError,
+)
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import ArtifactRequest, QuotaField
 from ssvm_worker.jobs.store_set import find_placement
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a failed or cancelled job waits for the removal of its snapshot. vSphere then continues the removal.
 _CLEAN_UP_S = 60.0
+#: Waits between tries to remove the snapshot of a busy VM, as multiples of ``lease_delay_s``: 8 minutes by default.
+_BUSY_DELAYS = (1, 1, 2, 4, 8, 16)
 #: The reason why a backup lacks an independent disk or a raw device.
 _NO_SNAPSHOT = "no snapshot contains it"
 
@@ -227,19 +236,28 @@ def _remove(request: Request, attempt: Attempt, vm: VM, snapshot: Snapshot) -> b
         return None
     attempt.progress.start("removing the snapshot")
     # After hours of export the session may have expired, so a failed removal is tried again with a new session.
-    return _try_removal(attempt, vm) or _remove_leftover(request, attempt)
+    delays = [each * vm.options.lease_delay_s for each in _BUSY_DELAYS]
+    return _try_removal(attempt, vm, delays_s=delays) or _remove_leftover(request, attempt)
 
 
-def _try_removal(attempt: Attempt, vm: VM, limit_s: float | None = None) -> bool:
-    """Remove the job's snapshot and consolidate the disks. Return whether both succeeded."""
-    try:
-        if snapshot := vm.own_snapshot(attempt.job_id):
-            vm.remove_snapshot(snapshot, limit_s)
-        vm.consolidate(limit_s)
-    except WorkerError as error:
-        attempt.log.warning("the snapshot of job %s on %s was not removed: %s", attempt.job_id, vm.moref, error)
-        return False
-    return True
+def _try_removal(attempt: Attempt, vm: VM, limit_s: float | None = None, delays_s: Sequence[float] = ()) -> bool:
+    """Remove the job's snapshot and consolidate the disks. Return whether both succeeded.
+
+    If another task holds the VM, as often right after an export, try again after each of *delays_s*.
+    """
+    for delay_s in (0.0, *delays_s):
+        try:
+            if delay_s:
+                attempt.wait(delay_s)
+            if snapshot := vm.own_snapshot(attempt.job_id):
+                vm.remove_snapshot(snapshot, limit_s)
+            vm.consolidate(limit_s)
+            return True
+        except WorkerError as error:
+            attempt.log.warning("the snapshot of job %s on %s was not removed: %s", attempt.job_id, vm.moref, error)
+            if not isinstance(error, ResourceBusy):
+                break
+    return False
 
 
 def _remove_leftover(request: Request, attempt: Attempt) -> bool:

@@ -158,6 +158,15 @@ def test_unknown_snapshot(bench: Bench, vm: TestVM) -> None:
     assert "There are: none" in str(bench.fail(vm, snapshot="before-upgrade"))
 
 
+@pytest.mark.parametrize(("fault", "tries"), [("TaskInProgress", 7), ("NoPermission", 2)])
+def test_removal_of_a_busy_snapshot(bench: Bench, vm: TestVM, fault: str, tries: int) -> None:
+    """The removal is tried again while another task holds the VM, and at most once more after other faults."""
+    calls = bench.vcenter.state()["calls"].get("RemoveSnapshot_Task", 0)
+    bench.vcenter.fault(calls={"RemoveSnapshot_Task": {"fault": fault, "times": tries - 1}})
+    assert bench.run(vm)["snapshot_removed"] is True
+    assert bench.vcenter.state()["calls"]["RemoveSnapshot_Task"] == calls + tries
+
+
 def test_not_quiesced(bench: Bench, vm: TestVM) -> None:
     """If a guest cannot be quiesced, the backup is crash-consistent, and the result says so."""
     assert bench.run(vm)["quiesced"] is True
