@@ -98,13 +98,18 @@ def check_stores(zone: ChaosZone, workload: Workload) -> Iterator[str]:
             yield from _check_artifact(zone.stores[name], prefix, content)
         except WorkerError as error:
             yield f"{name}:{prefix} is not complete: {error}"
+    yield from find_strays(zone, workload)
+    for url, data in workload.uploaded.items():
+        if _digest_at(zone, url) != hashlib.sha256(data).digest():
+            yield f"the upload to {url} is not complete"
+
+
+def find_strays(zone: ChaosZone, workload: Workload) -> Iterator[str]:
+    """Yield the objects that belong to no expected artifact."""
     for name, keys in (("primary", _files(zone)), ("archive", _objects(zone, zone.bucket))):
         prefixes = {prefix for store, prefix in workload.expected if store == name}
         owners = prefixes | {f"{_family(each)}/{PACKS}" for each in prefixes}
         yield from (f"left on {name}: {each}" for each in sorted(keys) if _owner(each) not in owners)
-    for url, data in workload.uploaded.items():
-        if _digest_at(zone, url) != hashlib.sha256(data).digest():
-            yield f"the upload to {url} is not complete"
 
 
 def _check_artifact(store: Store, prefix: str, content: Content) -> Iterator[str]:

@@ -35,6 +35,8 @@ def _lines(tally: Tally) -> Iterator[str]:
     yield f"fetched    {_again(tally.fetched, tally.needed)}"
     yield f"to S3      {_again(tally.sent, tally.kept)}"
     yield "leftovers  no part, draft, multipart upload, snapshot, lease, slot, mount or claim"
+    if tally.late:
+        yield f"late       {tally.late} objects that S3 stored after a cancel; the clean-up deleted them"
 
 
 def _counted(counts: dict[str, int]) -> str:
