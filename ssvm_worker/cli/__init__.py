@@ -32,6 +32,7 @@ _GROUPS = {
     "reap": ("reap",),
     "agent": ("agent",),
     "zone": ("quota", "workers", "scale"),
+    "flower": ("flower",),
     "monitoring": ("metrics", "health"),
 }
 
