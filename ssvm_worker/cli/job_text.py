@@ -147,8 +147,8 @@ def _facts(record: Record, shown: dict[str, Any], hint: str) -> Iterator[tuple[s
     if record.state == "queued":
         yield "waits", waiting(record) or hint
     yield "result", migration_report(result) or _result(result)
-    for each in result.get("owed") or ():
-        yield "missing", f"store {each.get('store')}: `ssvm job {each.get('copy_job')}` copies it"
+    for store, problem in (result.get("owed") or {}).items():
+        yield "missing", f"store {store}: `ssvm job {problem.get('copy_job')}` copies it"
     if record.callback.url and record.callback.state:
         yield "callback", f"{record.callback.state}, {record.callback.tries} tries  {record.callback.error}".rstrip()
     if error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl
@@ -17,6 +18,7 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import ObjectNotFound, StoreUnavailable, WorkerError
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Record
+from ssvm_worker.ledger.workers import DOWN
 from ssvm_worker.operations.health import StoreWatch
 from ssvm_worker.units import human_duration, human_size
 from ssvm_worker.wiring.assembly import open_figures, open_ledger, open_registry
@@ -271,30 +273,32 @@ def _list(given: dict[str, str]) -> dict[str, Any]:
     query = JobQuery.parse(given)
     with open_ledger(_settings()) as ledger:
         values = list_jobs(ledger, _settings(), query)
-    lanes = [
-        (each.zone, each.lane, *(each.counts.get(name, 0) for name in ("queued", "running", "failed")),
-         human_duration(each.oldest_s) if each.oldest_s else "")
-        for each in open_figures(_settings()).lanes()
+    return values | {"overview": _overview()}
+
+
+def _overview() -> list[tuple[str, Sequence[str], list[tuple[bool, Sequence[Any]]], str]]:
+    """Return the tables below the jobs: title, heads, rows, and the text for no rows. True marks a row as bad."""
+    with closing(open_figures(_settings())) as figures, closing(open_registry(_settings())) as registry:
+        lanes, workers = figures.lanes(), registry.workers()
+    lane_rows: list[tuple[bool, Sequence[Any]]] = [
+        (False, (each.zone, each.lane, *(each.counts.get(name, 0) for name in ("queued", "running", "failed")),
+                 human_duration(each.oldest_s) if each.oldest_s else ""))
+        for each in lanes
     ]  # fmt: skip
-    workers = [
-        (each.info.name, each.state, each.info.zone, ", ".join(each.info.lanes),
-         f"{each.info.active} of {each.info.capacity}")
-        for each in open_registry(_settings()).workers()
+    worker_rows: list[tuple[bool, Sequence[Any]]] = [
+        (each.state == DOWN, (each.info.name, each.state, each.info.zone, ", ".join(each.info.lanes),
+                              f"{each.info.active} of {each.info.capacity}"))
+        for each in workers
     ]  # fmt: skip
-    stores = [
-        (each["name"], each.get("error") or each["state"],
-         *(human_size(each[name]) if name in each else "" for name in ("used", "free")),
-         f"{each['latency_ms']:.0f} ms" if "latency_ms" in each else "")
+    store_rows: list[tuple[bool, Sequence[Any]]] = [
+        (each["state"] != "up", (each["name"], each.get("error") or each["state"],
+                                 *(human_size(each[name]) if name in each else "" for name in ("used", "free")),
+                                 f"{each['latency_ms']:.0f} ms" if "latency_ms" in each else ""))
         for each in _stores().rows()
     ]  # fmt: skip
-    overview = [
-        ("Zones", ("Zone", "Lane", "Queued", "Running", "Failed", "Oldest waits"), lanes, "No zone has jobs."),
-        (
-            "Workers",
-            ("Worker", "State", "Zone", "Lanes", "Busy"),
-            workers,
-            "No worker is known. Start one: ssvm worker",
-        ),
-        ("Stores", ("Store", "State", "Used", "Free", "Answers in"), stores, "The stores are examined once a minute."),
+    stores = ("Store", "State", "Used", "Free", "Answers in")
+    return [
+        ("Zones", ("Zone", "Lane", "Queued", "Running", "Failed", "Oldest waits"), lane_rows, "No zone has jobs."),
+        ("Workers", ("Worker", "State", "Zone", "Lanes", "Busy"), worker_rows, "No worker is known: start one."),
+        ("Stores", stores, store_rows, "Flower examines the stores once a minute."),
     ]
-    return values | {"overview": overview}

@@ -192,3 +192,16 @@ def test_buttons_on_a_running_task(site: Site, flower: Flower, two: tuple[str, s
     browser.switch_to.alert.accept()
     assert site.wait(two[0]).cancelled_by == "admin (flower)"
     assert len(site.wait(two[1]).attempts) == 1
+
+
+def test_page_of_a_worker(site: Site, flower: Flower, browser: webdriver.Chrome) -> None:
+    """A worker's page shows no control that the server refuses."""
+    name = json.loads(flower.ask("GET", "/api/workers?refresh=1")[1])
+    flower.open(browser, f"/worker/{next(iter(name))}")
+    shown(browser, "#worker-group")
+    controls = "#worker-pool-grow, #worker-pool-autoscale, #worker-pool-restart, #worker-add-consumer"
+    found = browser.find_elements(By.CSS_SELECTOR, f"{controls}, [id^='task-rate-limit'], [id^='task-timeout']")
+    assert len(found) > 4
+    for tab in ("pool", "queues", "limits"):
+        shown(browser, f"#worker-tab-{tab}").click()
+        assert not any(each.is_displayed() for each in found), tab

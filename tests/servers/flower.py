@@ -39,7 +39,10 @@ class Flower:
         self.log = site.directory / "flower.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=log, stderr=log)
-        until(lambda: self.ask("GET", "/healthcheck")[0] == 200 or self.process.poll() is not None, "Flower answers")
+        until(
+            lambda: self.ask("GET", "/healthcheck")[0] == 200 or self.process.poll() is not None,
+            "Flower answers",
+        )
         assert self.process.poll() is None, self.log.read_text()
 
     def ask(

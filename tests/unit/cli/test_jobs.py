@@ -89,6 +89,17 @@ def test_one_job_for_people(ledger: Ledger, ssvm: Run) -> None:
     assert "s3cret" not in "\n".join(lines)
 
 
+def test_missing_stores(ledger: Ledger, ssvm: Run) -> None:
+    """A job says which store lacks its artifact, and which job copies it there."""
+    request = {"url": "http://x/y", "account": "2", "id": "7", "job_id": LONG}
+    ledger.submit(NewJob(LONG, job="download", zone="zone1", lane="download", request=request))
+    claim = ledger.claim(LONG, "w")
+    assert claim
+    ledger.finish(claim, "succeeded", result={"owed": {"archive": {"error": "StoreFull", "copy_job": "copy-1"}}})
+
+    assert "missing    store archive: `ssvm job copy-1` copies it" in ssvm("job", LONG)[1]
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_fits_the_terminal(width: int) -> None:
     """No line is wider than the terminal, and the reason is visible at any width."""
