@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests import images
+from tests.nfs.hosts import command as command_of_host
 from tests.nfs.server import Export, Server
 from tests.nfs.test_mounting import mounted
 from tests.servers.http import HttpServer
@@ -61,6 +62,9 @@ def test_story(make_site: Callable[..., Site], server: Server, http_server: Http
     assert deleted["result"] is True, deleted
     assert export.files() == []
     worker.terminate()
+    # Mounts of one server and version share their connections, so these would have an effect on other tests.
+    for each in (*mounted(export), *mounted(other)):
+        command_of_host("umount", each.point)
 
 
 def _listed(agent: Agent, export: Export) -> set[str] | None:
