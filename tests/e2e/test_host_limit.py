@@ -29,7 +29,7 @@ def test_shared_limit(make_site: Callable[..., Site], esx: VCenterSimulator) -> 
 
     site.start()
     ids.append(site.submit("backup", vcenter="esx", vm=paths[1], account="1", volume="w", id="b1"))
-    site.until(lambda: "exporting" in str(site.ledger.get(ids[1]).progress), "the second one waits")
+    site.until(lambda: "waiting for a slot" in str(site.ledger.get(ids[1]).progress), "the second one waits")
     with site.broker.client() as client:
         assert [client.zcard(key) for key in client.keys(f"{site.broker.prefix}ssvm.slots:esxi:*")] == [1]
     assert len(esx.state()["gets"]) == before + 1

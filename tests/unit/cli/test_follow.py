@@ -28,7 +28,15 @@ class Terminal:
         self.seen = ""
         self._shown = threading.Condition()
         near, far = pty.openpty()
-        self.process = subprocess.Popen(command, stdin=far, stdout=far, stderr=far, env=os.environ | environ)
+        # A process in the background, as this one may be, passes on that it ignores Ctrl-C.
+        self.process = subprocess.Popen(
+            command,
+            stdin=far,
+            stdout=far,
+            stderr=far,
+            env=os.environ | environ,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         os.close(far)
         self._reader = threading.Thread(target=self._read, args=(near,))
         self._reader.start()
@@ -50,7 +58,7 @@ class Terminal:
     def wait_for(self, text: str) -> None:
         """Wait until the terminal shows the text."""
         with self._shown:
-            assert self._shown.wait_for(lambda: text in self.seen, 60), self.seen
+            assert self._shown.wait_for(lambda: text in self.seen, PATIENCE_S), self.seen
 
     def ended(self) -> int:
         """Return the exit status."""

@@ -142,7 +142,9 @@ def nfc(hush: Hush, tmp_path: Path, upload: bool = False) -> Iterator[Act]:
     ca_file = Path(server.ca_file(tmp_path))
 
     def act(limits: Limits) -> bool:
-        link = ExportLink(url, "", Address("127.0.0.1", "u", "p", ca_file=ca_file, timeout_s=limits.stall_s), "")
+        stall_s = limits.stall_s
+        address = Address("127.0.0.1", "u", "p", ca_file=ca_file, timeout_s=stall_s, stream_timeout_s=stall_s)
+        link = ExportLink(url, "", address, "")
         if not upload:
             return b"".join(DiskSource(link, limits.check).open()) == DATA
         with HostSink(link, len(BULK), limits.check, create=True) as sink:
