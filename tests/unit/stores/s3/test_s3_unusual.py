@@ -99,7 +99,7 @@ def test_another_range(s3_server: S3Server, faulty_s3: FaultyS3, s3_bucket: str,
 
 UPLOAD = "<Key>a</Key><UploadId>1</UploadId><Initiated>2026-11-29T07:00:00Z</Initiated>"
 PAGES = {
-    "ListObjectsV2": "<ListBucketResult><IsTruncated>true</IsTruncated>"
+    "GetObject": "<ListBucketResult><IsTruncated>true</IsTruncated>"
     "<NextContinuationToken>x</NextContinuationToken></ListBucketResult>",
     "ListMultipartUploads": "<ListMultipartUploadsResult><IsTruncated>true</IsTruncated>"
     f"<Upload>{UPLOAD}</Upload></ListMultipartUploadsResult>",
@@ -113,9 +113,9 @@ def test_list_without_an_end(store: S3Store, faulty_s3: FaultyS3, call: str) -> 
     """A server that sends the same page again and again is a temporary error of the store."""
     if call == "ListParts":
         fill(store.writer("a/object", owner=ME), BIG).suspend()
-    faulty_s3.faults = [Fault(name, 200, body=PAGES[call].encode()) for name in (call, f"{call} next")]
+    faulty_s3.faults = [Fault(name, 200, body=PAGES[call].encode()) for name in (call, "ListObjectsV2 next")]
     with pytest.raises(StoreUnavailable):
-        keys(store) if call == "ListObjectsV2" else list(store.leftovers())
+        keys(store) if call == "GetObject" else list(store.leftovers())
     faulty_s3.faults = []
     store.sweep(0)
 
