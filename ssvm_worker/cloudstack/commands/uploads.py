@@ -37,7 +37,8 @@ def upload_status(command: UploadStatusCommand, services: Services) -> UploadSta
         return _answer(UploadStatus.UNKNOWN)
     if record.state == "succeeded":
         return _completed(record, services)
-    if record.state in ("failed", "cancelled"):
+    if record.state in ("failed", "cancelled") or record.cancel_requested:
+        # An attempt of a cancelled job only removes the received bytes.
         return _failed(str((record.error or {}).get("what") or "The upload was cancelled"))
     if record.state == "queued" and record.attempts:
         # No client sends. The service has removed the received bytes. The server deletes the template or the volume,
