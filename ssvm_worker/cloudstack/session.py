@@ -165,7 +165,7 @@ class Session:
 
         Without an answer the server holds the lock of the host for twice its setting ``wait``, usually an hour. It
         finds the waiting command by agent and sequence, so the answer may come over another connection
-        (ClusteredAgentManagerImpl). If nobody waits, it drops the answer.
+        (ClusteredAgentManagerImpl). If no command waits, it drops the answer.
         """
         for frame in list(self._context.unanswered.values()):
             _log.info("answering a setup command of the lost connection")

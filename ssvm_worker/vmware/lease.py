@@ -191,7 +191,7 @@ class Lease:
     def _renew(self, timeout_s: float) -> None:
         """Renew the lease until it is stopped, vSphere reports its end, or no renewal succeeds for *timeout_s*.
 
-        One failed renewal does not end the export, whatever its exception: the host may still send the data.
+        One failed renewal does not end the export, for any exception: the host may still send the data.
         """
         with self._connection.shielded():
             renewed = time.monotonic()

@@ -173,7 +173,7 @@ DELETIONS = {
 
 @pytest.mark.parametrize("kind", ["directory", "s3"])
 def test_deletions(zones: Callable[[str], Zone], s3_server: S3Server, kind: str) -> None:
-    """Each deletion removes all objects of its artifact, whoever wrote them, and nothing else."""
+    """Each deletion removes all objects of its artifact, from any writer, and nothing else."""
     zone = zones(kind)
     bucket = zone.store.get("com.cloud.agent.api.to.S3TO", {}).get("bucketName", "")
     for key in OBJECTS:

@@ -123,7 +123,7 @@ def test_killed_halfway(zone: Zone, http_server: HttpServer, s3_server: S3Server
 
 
 def test_restart_of_the_server(zone: Zone, http_server: HttpServer) -> None:
-    """A download goes on while the server restarts, and its end is the answer to the next command."""
+    """A download continues while the server restarts, and its end is the answer to the next command."""
     zone.start()
     data = image()
     template = zone.register_slowly(http_server, data)
@@ -136,7 +136,7 @@ def test_restart_of_the_server(zone: Zone, http_server: HttpServer) -> None:
 
 
 def test_migration(make_site: Callable[..., Site], tmp_path: Path, http_server: HttpServer) -> None:
-    """A download goes on while the agent moves to another server, which attaches to the same job."""
+    """A download continues while the agent moves to another server, which attaches to the same job."""
     with running_zone(make_site, tmp_path / "ca", servers=["127.0.0.1", "127.0.0.2"]) as zone:
         first = zone.server
         second = ManagementServer(first.zone, first.authority, address=("127.0.0.2", first.port), times=TIMES)

@@ -24,7 +24,7 @@ WIDTHS = (390, 1280, 1920)
 
 
 def put(ledger: Ledger, job_id: str, zone: str = "zone1", job: str = "download", **request: Any) -> None:
-    """Submit a job without a message, so that nobody runs it."""
+    """Submit a job without a message, so that no worker runs it."""
     lane = job if job in ("download", "upload", "backup") else "maintenance"
     given = {"account": "2", "id": "201", "stores": ["primary", "archive"], **request, "job_id": job_id}
     if job == "download":

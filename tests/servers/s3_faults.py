@@ -59,9 +59,9 @@ class Fault:
     until: threading.Event | None = None
     #: Pass the call on, and leave these headers out of its answer; names in lower case.
     without: frozenset[str] = frozenset()
-    #: Send the whole object, with status 200, whatever range was asked for.
+    #: Send the whole object, with status 200, for any requested range.
     whole: bool = False
-    #: Send the object from this byte on, with its Content-Range, whatever range was asked for.
+    #: Send the object from this byte on, with its Content-Range, for any requested range.
     begins_at: int | None = None
     #: Close the connection in place of an answer.
     hangs_up: bool = False
