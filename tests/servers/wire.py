@@ -95,8 +95,8 @@ class Wire:
                     time.sleep(len(piece) / self.rate)
                 if not is_up and self.damaged_after is not None and self.down >= self.damaged_after:
                     piece = bytes(255 - each for each in piece)
+                self._count(len(piece), is_up)  # before sending: a peer that has the bytes finds them counted
                 target.sendall(piece)
-                self._count(len(piece), is_up)
             target.shutdown(socket.SHUT_WR)
 
     def _count(self, size: int, is_up: bool) -> None:
