@@ -38,6 +38,8 @@ _LONG_CALLS = ("CompleteMultipartUpload", "UploadPartCopy")
 _ABORT_S = 0.7
 #: The longest Retry-After in seconds that a call waits. The job waits longer times.
 _MAX_WAIT_S = 2.0
+#: The delay in seconds before a call is repeated whose error is temporary at some servers only.
+_AGAIN_S = 0.2
 _REGION = "us-east-1"
 #: The SDK's name of signature version 4, and the name of the worker's signer in the SDK's list.
 _V4 = "s3v4"
@@ -296,7 +298,7 @@ def _connect(settings: S3Settings, bucket: str, location: str) -> S3Client:
         events.register(f"choose-signer.s3.{call}", _choose_signer)
     events.register("before-sign.s3.UploadPart", _send_at_once)
     events.register("before-parse.s3.ListObjectsV2", parse_objects)
-    events.register_first("needs-retry.s3", partial(_wait_as_asked, settings.tries))  # type: ignore[arg-type]
+    events.register_first("needs-retry.s3", partial(_delay_of_retry, settings.tries))  # type: ignore[arg-type]
     return client
 
 
@@ -305,13 +307,20 @@ def _send_at_once(request: Any, **_: Any) -> None:
     del request.headers["Expect"]
 
 
-def _wait_as_asked(tries: int, response: Any, attempts: int, **_: Any) -> float | bool | None:
-    """Return the server's Retry-After if it is short. Return False if it is long: the job waits instead.
+def _delay_of_retry(tries: int, response: Any, attempts: int, **_: Any) -> float | bool | None:
+    """Return the seconds until the next try of a call. False: no further try. None: the SDK decides.
 
-    The SDK knows only Amazon's header. None: the SDK decides.
+    - The SDK knows only Amazon's Retry-After. If the time is long, the job waits instead.
+    - SeaweedFS answers InvalidRequest to valid calls if its connection to its filer closes during them (its
+      `filerErrorToS3Error` maps "code = Canceled" to it). The SDK does not repeat a call after this error.
     """
-    after_s = retry_after(response[1]) if response else 0.0
-    if not after_s or response[0].status_code not in (429, 503):
+    if not response:
+        return None
+    http, answer = response
+    if http.status_code == 400 and answer.get("Error", {}).get("Code") == "InvalidRequest":
+        return _AGAIN_S if attempts < tries else False
+    after_s = retry_after(answer)
+    if not after_s or http.status_code not in (429, 503):
         return None
     return after_s if after_s <= _MAX_WAIT_S and attempts < tries else False
 

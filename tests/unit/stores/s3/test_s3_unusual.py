@@ -319,6 +319,17 @@ def test_retry_after_is_obeyed_at_once(faulty_s3: FaultyS3, s3_bucket: str) -> N
     assert faulty_s3.names().count("PutObject") == 1
 
 
+@pytest.mark.parametrize("call", ["PutObject", "UploadPart 1", "CompleteMultipartUpload"])
+def test_valid_call_is_rejected_once(faulty_s3: FaultyS3, s3_bucket: str, call: str) -> None:
+    """A call is repeated after InvalidRequest, because SeaweedFS sends it for faults inside the server."""
+    store = open_store_at(faulty_s3, s3_bucket, tries=3)
+    data = b"1" if call == "PutObject" else BIG
+    faulty_s3.faults = [Fault(call, 400, "InvalidRequest", times=1)]
+    put(store, "a/object", data)
+    assert get(store, "a/object") == data
+    assert faulty_s3.names().count(call) == 2
+
+
 @pytest.mark.parametrize("status", [500, 502, 504])
 def test_one_call_that_fails_counts(store: S3Store, faulty_s3: FaultyS3, status: int) -> None:
     """A failed call counts as an attempt exactly if the store serves other calls."""
