@@ -311,8 +311,8 @@ def _delay_of_retry(tries: int, response: Any, attempts: int, **_: Any) -> float
     """Return the seconds until the next try of a call. False: no further try. None: the SDK decides.
 
     - The SDK knows only Amazon's Retry-After. If the time is long, the job waits instead.
-    - SeaweedFS answers InvalidRequest to valid calls if its connection to its filer closes during them (its
-      `filerErrorToS3Error` maps "code = Canceled" to it). The SDK does not repeat a call after this error.
+    - SeaweedFS answers InvalidRequest to a valid call if the call loses its connection to the filer. The source is
+      `filerErrorToS3Error` in SeaweedFS. The SDK does not repeat a call after this error.
     """
     if not response:
         return None
