@@ -48,7 +48,10 @@ def job_id_of(operation: str, *content: object) -> str:
 
 
 def start_job(services: Services, job: str, job_id: str, request: dict[str, Any]) -> str:
-    """Submit the job, or attach to it while it runs. Return its id, which has a suffix for each repetition."""
+    """Submit the job, or attach to it while it runs. Return its id, which has a suffix for each repetition.
+
+    A cancelled job whose attempt still removes what it has written is over: the new job waits for it.
+    """
     number = 0
     while True:
         each = f"{job_id}.{number}" if number else job_id
@@ -56,7 +59,7 @@ def start_job(services: Services, job: str, job_id: str, request: dict[str, Any]
             record = services.jobs.job(each)
         except ObjectNotFound:
             return services.jobs.submit(job, job_id=each, **request).job_id
-        if not record.ended:
+        if not record.ended and not record.cancel_requested:
             return each
         number += 1
 

@@ -11,6 +11,8 @@ Differences from the Java agent:
 - While the broker is away, the answer is NOT_DOWNLOADED. The server asks again.
 - ``templatePhySicalSize`` is the size of the file in each answer. The Java agent sends the virtual size in the first.
 - ``errorString`` names the problem, the place and the remedy.
+- After ABORT or PURGE of a download that has not ended, the answer is DOWNLOAD_ERROR. The Java agent's is
+  NOT_DOWNLOADED, which looks unfinished. The server ignores both.
 """
 
 from __future__ import annotations
@@ -248,17 +250,16 @@ def download(command: DownloadCommand, services: Services) -> DownloadAnswer:
 def progress(command: DownloadProgressCommand, services: Services) -> DownloadAnswer:
     """Answer with the state of a download.
 
-    ABORT cancels it, RESTART tries a failed one again, and PURGE only reads it. Every other request attaches to it, and
-    submits it if it is unknown. The answer has the job id of the command, because the server ignores any other.
+    ABORT and PURGE cancel it if it has not ended: 4.23 sends PURGE when an account has reached its limit. RESTART
+    tries a failed one again. Every other request attaches to it, and submits it if it is unknown. The answer has the
+    job id of the command, because the server ignores any other.
     """
-    if command.request is ProgressRequest.ABORT:
-        return _aborted(command, services)
     again = command.request is ProgressRequest.RESTART
     given = command.job_id or ""
     # This is what a server sends that has lost the job id.
     known = "" if command.request is ProgressRequest.GET_OR_RESTART and given == "jobid0000" else given
-    if command.request is ProgressRequest.PURGE:
-        return _answered(command, known, _known, services)
+    if command.request in (ProgressRequest.ABORT, ProgressRequest.PURGE):
+        return _answered(command, known, _stopped, services)
     return _answered(command, known, lambda wanted: _attach(wanted, again=again), services)
 
 
@@ -280,16 +281,16 @@ def _answered(command: DownloadCommand, job_id: str, attach: Any, services: Serv
 def _attach(wanted: WantedDownload, *, again: bool) -> DownloadState:
     """Return the state of the download, and submit it if it is new or its artifact has been deleted.
 
-    *again*: queue a failed or cancelled job again.
+    *again*: queue a failed job again, and submit a new one after a cancelled one.
     """
     jobs = wanted.services.jobs
     records = _records(wanted)
     record = records[-1] if records else None
     if record and record.state == SUCCEEDED and (found := wanted.find()):
         return DownloadState(record, found)
-    if record is None or record.state == SUCCEEDED:
+    if record is None or record.state == SUCCEEDED or (again and _is_cancelled(record)):
         return DownloadState(_submit(wanted, f"{wanted.job_id}.{len(records)}" if records else wanted.job_id))
-    if again and record.state in (FAILED, CANCELLED):
+    if again and record.state == FAILED:
         _put_connection(wanted)
         try:
             record = jobs.retry(record.job_id, by=BY)
@@ -298,23 +299,36 @@ def _attach(wanted: WantedDownload, *, again: bool) -> DownloadState:
     return DownloadState(record)
 
 
-def _known(wanted: WantedDownload) -> DownloadState | None:
-    """Return the state of the download, or None if it is unknown or its artifact was deleted."""
+def _is_cancelled(record: Record) -> bool:
+    """Return whether the job is cancelled, or its attempt only removes what it has written."""
+    return record.state == CANCELLED or (record.cancel_requested and not record.ended)
+
+
+def _stopped(wanted: WantedDownload) -> DownloadState | None:
+    """Cancel the download if it has not ended, and return its state.
+
+    Return None if it is unknown, or if its artifact was deleted.
+    """
     records = _records(wanted)
     if not records:
         return None
-    found = wanted.find() if records[-1].state == SUCCEEDED else None
-    return DownloadState(records[-1], found) if found or records[-1].state != SUCCEEDED else None
+    record = records[-1]
+    if not record.ended and not record.cancel_requested:
+        with suppress(InvalidRequest):  # it has ended meanwhile
+            wanted.services.jobs.cancel(record.job_id, by=BY)
+        record = wanted.services.jobs.job(record.job_id)
+    found = wanted.find() if record.state == SUCCEEDED else None
+    return DownloadState(record, found) if found or record.state != SUCCEEDED else None
 
 
 def _records(wanted: WantedDownload) -> list[Record]:
-    """Return the records of the download: of the first job, and of each repetition after a deletion."""
+    """Return the records of the download: of the first job, and of each repetition after a deletion or a cancel."""
     found: list[Record] = []
     with suppress(ObjectNotFound):
         while True:
             job_id = f"{wanted.job_id}.{len(found)}" if found else wanted.job_id
             found.append(wanted.services.jobs.job(job_id))
-            if found[-1].state != SUCCEEDED:
+            if found[-1].state != SUCCEEDED and not _is_cancelled(found[-1]):
                 break
     return found
 
@@ -330,22 +344,11 @@ def _put_connection(wanted: WantedDownload) -> None:
     wanted.services.names.put_connection(wanted.job_id, wanted.connection(), keep_s)
 
 
-def _aborted(command: DownloadProgressCommand, services: Services) -> DownloadAnswer:
-    wanted = _wanted(command, services)
-    job_id = command.job_id or ""
-    with suppress(InvalidRequest):  # a bad command, or a job that has ended meanwhile
-        job_id = job_id or wanted.job_id
-        for record in _records(wanted):
-            if not record.ended:
-                services.jobs.cancel(record.job_id, by=BY)
-    return _not_yet(command, job_id, " ")
-
-
 def _answer(wanted: WantedDownload, job_id: str, state: DownloadState) -> DownloadAnswer:
     command, record = wanted.command, state.record
     if state.found:
         return _downloaded(wanted, job_id, state.found, record)
-    if record.state in (FAILED, CANCELLED):
+    if record.state == FAILED or _is_cancelled(record):
         by = f"The download was cancelled by {record.cancelled_by or 'a user'}"
         return _failed(command, job_id, str((record.error or {}).get("message", "")) or by)
     moved, total = _moved(record)

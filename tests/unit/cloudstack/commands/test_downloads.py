@@ -15,6 +15,7 @@ from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import Entry, Manifest, write_manifest
 from ssvm_worker.cloudstack.commands.downloads import WantedDownload
 from ssvm_worker.cloudstack.frame import RawMessage
+from ssvm_worker.cloudstack.jobs_to_end import start_job
 from ssvm_worker.cloudstack.messages import DownloadCommand, decode
 from ssvm_worker.ledger.record import Record
 from ssvm_worker.stores.file.store import FileStore
@@ -202,14 +203,70 @@ def test_deleted_since(zone: Zone) -> None:
 
 
 def test_purge(zone: Zone) -> None:
-    """PURGE submits nothing: not an unknown download, and not one whose template was deleted just before."""
-    assert zone.progress("PURGE", "x")["downloadStatus"] == "UNKNOWN"
+    """PURGE and ABORT submit nothing: not an unknown download, and not one whose template was deleted just before."""
+    requests = ("PURGE", "ABORT")
+    assert [zone.progress(each, "x")["downloadStatus"] for each in requests] == ["UNKNOWN"] * 2
     assert zone.records() == []
     job_id = zone.download()["jobId"]
-    assert zone.progress("PURGE", job_id)["downloadStatus"] == "NOT_DOWNLOADED"
     zone.run(state="succeeded", result={})
-    assert zone.progress("PURGE", job_id)["downloadStatus"] == "UNKNOWN"
+    assert [zone.progress(each, job_id)["downloadStatus"] for each in requests] == ["UNKNOWN"] * 2
     assert len(zone.records()) == 1
+
+
+def end(zone: Zone, job_id: str, ending: str) -> None:
+    """End the download, or decide its end."""
+    claim = zone.ledger.claim(job_id, "w") if ending != "cancelled in the queue" else None
+    if claim and ending == "succeeded":
+        zone.store_artifact()
+        zone.ledger.finish(claim, "succeeded", result={})
+    elif claim and ending == "failed":
+        zone.ledger.finish(claim, "failed", error={"message": "The source answers 404"})
+    else:
+        zone.ledger.cancel(job_id, "a user")
+    if claim and ending == "cancelled, its leftovers are next":
+        zone.ledger.release(claim, None)
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "text"),
+    [
+        ("succeeded", "DOWNLOADED", "Install completed"),
+        ("failed", "DOWNLOAD_ERROR", "404"),
+        ("cancelled in the queue", "DOWNLOAD_ERROR", "cancelled by a user"),
+        ("cancelled while it runs", "DOWNLOAD_ERROR", "cancelled by a user"),
+        ("cancelled, its leftovers are next", "DOWNLOAD_ERROR", "cancelled by a user"),
+    ],
+)
+def test_no_answer_after_the_end_looks_unfinished(zone: Zone, ending: str, status: str, text: str) -> None:
+    """When the end of a download is decided, each request about it is answered with this end."""
+    job_id = zone.download()["jobId"]
+    end(zone, job_id, ending)
+    for request in ("GET_STATUS", "GET_OR_RESTART", "ABORT", "PURGE", "GET_STATUS"):
+        answer = zone.progress(request, job_id)
+        assert (answer["downloadStatus"], text in answer["errorString"]) == (status, True), request
+    assert len(zone.records()) == 1
+
+
+@pytest.mark.parametrize("ending", ["cancelled in the queue", "cancelled while it runs"])
+def test_after_a_cancel(zone: Zone, ending: str) -> None:
+    """A new command for a cancelled download is a new job, whatever the cancelled one still does."""
+    job_id = zone.download()["jobId"]
+    end(zone, job_id, ending)
+    for _ in range(2):
+        assert zone.download()["downloadStatus"] == "NOT_DOWNLOADED"
+    assert zone.ledger.get(f"{job_id}.1").state == "queued"
+    assert zone.progress("GET_STATUS", job_id)["downloadStatus"] == "NOT_DOWNLOADED"
+    assert len(zone.records()) == 2
+
+
+def test_no_command_attaches_to_a_cancelled_job(zone: Zone) -> None:
+    """A command that needs the end of a job gets a new one if the first only removes what it has written."""
+    request = {"kind": "template", "account": "2", "id": "202", "stores": ["primary"]}
+    first = start_job(zone.services, "delete", "cs-delete-x", request)
+    assert start_job(zone.services, "delete", "cs-delete-x", request) == first
+    assert zone.ledger.claim(first, "w")
+    zone.ledger.cancel(first, "a user")
+    assert start_job(zone.services, "delete", "cs-delete-x", request) == f"{first}.1"
 
 
 def test_failed(zone: Zone) -> None:
@@ -232,16 +289,15 @@ def test_again(zone: Zone, request_: str) -> None:
     assert zone.ledger.get(job_id).state == "queued"
 
 
-def test_abort(zone: Zone) -> None:
-    """ABORT cancels the job, may be repeated, and is no error for an unknown download."""
-    assert zone.progress("ABORT", "x")["downloadStatus"] == "NOT_DOWNLOADED"
-    assert zone.progress("ABORT", None, installPath="../x")["result"] is True
+@pytest.mark.parametrize("request_", ["ABORT", "PURGE"])
+def test_abort(zone: Zone, request_: str) -> None:
+    """ABORT, and PURGE of an account at its limit, cancel an unfinished download, and may be repeated."""
+    assert zone.progress(request_, None, installPath="../x")["result"] is True
     job_id = zone.download()["jobId"]
     for _ in range(2):
-        assert zone.progress("ABORT", job_id)["result"] is True
+        assert "cancelled" in zone.progress(request_, job_id)["errorString"]
     record = zone.ledger.get(job_id)
     assert (record.state, record.cancelled_by) == ("cancelled", "CloudStack")
-    assert "cancelled" in zone.progress("GET_STATUS", job_id)["errorString"]
 
 
 @pytest.mark.parametrize(
