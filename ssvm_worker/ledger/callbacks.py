@@ -119,6 +119,10 @@ class Callbacks:
             "X-SSVM-Delivery-Attempt": str(number),
         }
         if self._settings.secret:
+            now = str(int(time.time()))
+            headers["X-SSVM-Timestamp"] = now
+            headers["X-SSVM-Signature-V2"] = f"sha256={signature(self._settings.secret, now.encode() + b'.' + body)}"
+            # Receivers of version 0.2 verify this header. The release after the next one omits it.
             headers["X-SSVM-Signature"] = f"sha256={signature(self._settings.secret, body)}"
         return headers
 
@@ -132,6 +136,6 @@ def _destination(url: str) -> WebUrl:
         raise InvalidRequest("Invalid URL", "callback_url") from error
 
 
-def signature(secret: str, body: bytes) -> str:
-    """Return the hex HMAC-SHA256 of the raw body. The receiver uses it to verify the sender."""
-    return hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+def signature(secret: str, signed: bytes) -> str:
+    """Return the hex HMAC-SHA256 of the signed bytes. The receiver uses it to verify the sender."""
+    return hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()

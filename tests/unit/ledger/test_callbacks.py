@@ -66,7 +66,7 @@ def test_delivered(ledger: Ledger, state: str) -> None:
     told = json.loads(body)
     assert (told["job_id"], told["state"], told["request"]["url"]) == ("j1", state, "http://x/y?***")
     assert (headers["Content-Type"], headers["X-SSVM-Job"]) == ("application/json", "j1")
-    assert "X-SSVM-Signature" not in headers
+    assert not {"X-SSVM-Signature", "X-SSVM-Signature-V2", "X-SSVM-Timestamp"} & headers.keys()
 
 
 def test_signed_and_tried_again(ledger: Ledger) -> None:
@@ -78,6 +78,8 @@ def test_signed_and_tried_again(ledger: Ledger) -> None:
     for headers, body in receiver.got:
         right = hmac.new(b"sesame", body, hashlib.sha256).hexdigest()
         assert headers["X-SSVM-Signature"] == f"sha256={right}"
+        right = hmac.new(b"sesame", headers["X-SSVM-Timestamp"].encode() + b"." + body, hashlib.sha256).hexdigest()
+        assert headers["X-SSVM-Signature-V2"] == f"sha256={right}"
 
 
 def test_given_up(ledger: Ledger) -> None:
