@@ -187,7 +187,8 @@ def _section(model: type[BaseModel], path: str) -> Iterator[str]:
         for name, each in _comments(cls).items()
     }  # fmt: skip
     sections, rows, prefix = [], [], f"{path}." if path else ""
-    for name, field in model.model_fields.items():
+    own = vars(model).get("__annotations__", {})
+    for name, field in sorted(model.model_fields.items(), key=lambda each: each[0] not in own):
         default = field.get_default(call_default_factory=True)
         arguments = typing.get_args(field.annotation)
         if isinstance(default, BaseModel):

@@ -198,24 +198,17 @@ class UploadSection(Section):
     ca_file: Path | None = None
 
 
-class StoreSection(SecretFields):
-    """One image store. The keys after ``shared`` are for S3 only."""
+class S3Section(SecretFields):
+    """Access to an S3 service."""
 
-    #: file:///PATH, nfs://SERVER/EXPORT, or s3://BUCKET/PREFIX.
-    url: Annotated[str, AfterValidator(no_login)]
-    #: The mode of backups whose primary store this is. A request may override it.
-    backup_mode: Literal["full", "incremental"] = "full"
-    #: Let all users read new files and directories: modes 0644 and 0755 with any umask. Hypervisors and Apache
-    #: read the stores of CloudStack. Default: 0640 and 0750. S3 ignores it.
-    shared: bool = False
     #: The URL of the S3 service. Default: AWS.
     endpoint: Annotated[str | None, AfterValidator(no_login)] = None
     #: The region of the bucket. Default: that of the profile or the environment if boto3 finds the keys there, else
     #: us-east-1.
     region: str | None = None
-    #: The access key. Without it, boto3 searches: profile, environment, role of the machine.
+    #: The S3 access key. Without it, boto3 searches: profile, environment, role of the machine.
     access_key: SecretStr | None = None
-    #: The secret key.
+    #: The S3 secret key.
     secret_key: SecretStr | None = None
     #: A profile of the AWS configuration files, instead of access_key and secret_key.
     profile: str | None = None
@@ -230,6 +223,18 @@ class StoreSection(SecretFields):
     stall_s: Seconds = 60.0
     #: The timeout in seconds of the call that completes a multipart upload.
     commit_s: Seconds = 600.0
+
+
+class StoreSection(S3Section):
+    """One image store. All keys but ``url``, ``backup_mode`` and ``shared`` are for S3 only."""
+
+    #: file:///PATH, nfs://SERVER/EXPORT, or s3://BUCKET/PREFIX.
+    url: Annotated[str, AfterValidator(no_login)]
+    #: The mode of backups whose primary store this is. A request may override it.
+    backup_mode: Literal["full", "incremental"] = "full"
+    #: Let all users read new files and directories: modes 0644 and 0755 with any umask. Hypervisors and Apache
+    #: read the stores of CloudStack. Default: 0640 and 0750. S3 ignores it.
+    shared: bool = False
 
 
 class NfsSection(Section):
@@ -255,7 +260,7 @@ class NfsSection(Section):
     idle_s: Seconds = 900.0
 
 
-class CredentialsSection(SecretFields):
+class CredentialsSection(S3Section):
     """Credentials that a request can name: S3 keys, user and password, bearer token, certificates, private key."""
 
     #: Hosts that may receive user, password, token, certificate and private key: patterns with ``*`` and an optional
@@ -269,29 +274,13 @@ class CredentialsSection(SecretFields):
     machine_role: bool = False
     #: A profile of the AWS configuration files, instead of access_key and secret_key. Requires buckets.
     profile: str | None = None
-    #: The URL of the S3 service. Default: AWS.
-    endpoint: Annotated[str | None, AfterValidator(no_login)] = None
-    #: The region of the bucket, as for a store.
-    region: str | None = None
-    #: The S3 access key.
-    access_key: SecretStr | None = None
-    #: The S3 secret key.
-    secret_key: SecretStr | None = None
-    #: As for a store.
-    addressing: Addressing = "auto"
-    #: The proxy for S3, as for a store.
-    proxy: S3Proxy = None
-    #: As for a store.
-    stall_s: Seconds = 60.0
-    #: As for a store.
-    commit_s: Seconds = 600.0
     #: The user for http, ftp or sftp.
     username: str | None = None
     #: The password of the user.
     password: SecretStr | None = None
     #: The bearer token for http.
     token: SecretStr | None = None
-    #: CA of the S3 endpoint or of the hosts.
+    #: CA of the S3 endpoint or of the hosts, in addition to those of the system.
     ca_file: Path | None = None
     #: A client certificate for TLS.
     certificate_file: Path | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ssvm_worker.config.schema import VCenterSection
 from ssvm_worker.net.sockets import TICK, StallWatch, send_all
 from ssvm_worker.net.tls import context_for, parse_thumbprint, require_pin
 
@@ -26,9 +27,9 @@ class Address:
     #: SHA-1 or SHA-256 thumbprint of the server's certificate. With a thumbprint, no authority is necessary.
     thumbprint: str | None = None
     #: Seconds without an answer to an API call.
-    timeout_s: float = 120.0
+    timeout_s: float = VCenterSection.model_fields["timeout_s"].default
     #: Seconds without data in a stream. A healthy host is silent while it reads a long empty area of a disk.
-    stream_timeout_s: float = 900.0
+    stream_timeout_s: float = VCenterSection.model_fields["stream_timeout_s"].default
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from ssvm_worker.config.credentials import authorization, named_credentials
-from ssvm_worker.config.schema import CredentialsSection, Settings
+from ssvm_worker.config.schema import CredentialsSection, S3Section, Settings
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 from ssvm_worker.jobs.connections import DestinationRequest, RemoteSource, SourceRequest
 from ssvm_worker.net.address_policy import AddressRule
@@ -25,12 +25,6 @@ from .stores import open_store_named
 if TYPE_CHECKING:
     from ssvm_worker.sources.options import HttpSettings
     from ssvm_worker.vmware.session import VCenterSession
-
-#: The keys that S3 stores and credentials have in common.
-_S3_VALUES = (
-    *("endpoint", "region", "access_key", "secret_key", "profile"),
-    *("addressing", "ca_file", "proxy", "stall_s", "commit_s"),
-)
 
 
 @dataclass(frozen=True)
@@ -183,7 +177,7 @@ class ConfiguredConnections:
             if allow_stores is None and not (found.access_key or found.machine_role or found.profile):
                 what = f"The credentials {name!r} have no S3 keys"
                 raise ConfigError(what, f"credentials.{name}", "Set access_key, profile or machine_role")
-        values = {key: value for key, value in found if key in _S3_VALUES}
+        values = {key: value for key, value in found if key in S3Section.model_fields}
         return {key: each.get_secret_value() if isinstance(each, SecretStr) else each for key, each in values.items()}
 
 

@@ -21,6 +21,7 @@ from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from ssvm_worker.config.schema import S3Section
 from ssvm_worker.errors import ConfigError, Permanent, StoreAway, StoreUnavailable, WorkerError
 from ssvm_worker.net.sockets import TICK, Check, StallWatch
 from ssvm_worker.units import MiB
@@ -32,6 +33,7 @@ from .stall_watch import call_aside
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+DEFAULTS = S3Section()
 #: Calls during which the server itself copies bytes.
 _LONG_CALLS = ("CompleteMultipartUpload", "UploadPartCopy")
 #: Time limit in seconds of an abort after a cancel. A cancel must take effect within 2 seconds.
@@ -73,12 +75,12 @@ class S3Settings:
     proxy: str | None = field(default=None, repr=False)
     connect_timeout_s: float = 10.0
     #: Time limit of a call in seconds without a transferred byte.
-    stall_s: float = 60.0
+    stall_s: float = DEFAULTS.stall_s
     #: Minimum rate of a download in bytes per second, averaged over stall_s seconds.
     min_rate: float = 1024.0
     #: Time limit in seconds of a call during which the server itself copies bytes: it joins parts, or copies a part.
     #: Amazon needs minutes to join parts ("processing may take several minutes", CompleteMultipartUpload).
-    commit_s: float = 600.0
+    commit_s: float = DEFAULTS.commit_s
     #: Seconds for which a server may show an older state than the worker's last commit.
     late_s: float = 10.0
     #: The number of tries of one call. The job retries after them.
