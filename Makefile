@@ -27,7 +27,7 @@ N := 200
 BRANCH := main
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs chaos cloudstack-peer bench fuzz coverage docs simulate format image clean go
+.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs chaos cloudstack-peer bench fuzz coverage docs pictures simulate format image clean go
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -89,6 +89,10 @@ docs: install ## build the documentation site in .cache/site; a broken link is a
 
 simulate: install ## simulate a day of 10,000 jobs, draw docs/pictures/scaling.svg and print its table
 	$(BIN)/python -m tests.simulation
+
+pictures: install ## take the pictures of Flower in docs/ again; they show twenty jobs in all states
+	PICTURES=docs/pictures $(PYTEST) tests/e2e/test_flower_pages.py tests/e2e/test_flower.py \
+	    -k 'test_pictures or test_retry_on_the_task_page'
 
 format: install ## fix all problems that ruff can fix
 	$(BIN)/ruff check --fix .

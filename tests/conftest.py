@@ -37,6 +37,7 @@ pytest_plugins: list[str] = [
     "tests.servers.vcenter",
     "tests.servers.versity",
     "tests.servers.worker",
+    "tests.servers.flower",
     "tests.servers.rabbitmq",
     "tests.servers.recipes",
     "tests.backup_bench",

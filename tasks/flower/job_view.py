@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from ssvm_worker.wiring.assembly import shown
 
 #: A relative time and the time in UTC.
 When = tuple[str, str]
+#: A digest in a text. Its first digits are enough to compare two.
+_DIGEST = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b")
 #: What a user can do with a job in each state.
 VERBS = {"failed": "retry", "cancelled": "retry", "running": "cancel", "queued": "cancel"}
 
@@ -124,13 +127,17 @@ def details(record: Record, settings: Settings) -> JobDetails:
 
 
 def error_text(error: dict[str, Any] | None) -> dict[str, str]:
-    """Return an error as one sentence, its place, its remedy, and the last two together as ``more``."""
+    """Return an error: its sentence, place and remedy.
+
+    For a list, ``short`` is the sentence with the beginnings of its digests, and ``more`` is the rest.
+    """
     if not error:
         return {}
     what, where, remedy = (str(error.get(name) or "") for name in ("what", "where", "remedy"))
     sentence = f"{error.get('error') or ''}: {what or error.get('message') or ''}".strip(": ")
-    more = ". ".join(filter(None, (where, remedy)))
-    return {"sentence": sentence, "where": where, "remedy": remedy, "more": more}
+    short = _DIGEST.sub(r"\1…", sentence)
+    more = ". ".join(filter(None, (sentence if short != sentence else "", where, remedy)))
+    return {"sentence": sentence, "short": short, "where": where, "remedy": remedy, "more": more}
 
 
 def _comma(text: str) -> str:

@@ -38,14 +38,6 @@ def site(session_broker: StoppableBroker, tmp_path_factory: pytest.TempPathFacto
     site.close()
 
 
-@pytest.fixture(scope="module")
-def flower(site: Site) -> Iterator[Flower]:
-    """Return a running Flower."""
-    found = Flower(site)
-    yield found
-    found.close()
-
-
 def download(site: Site, url: str) -> str:
     """Submit a download of a new image, and return the job's id."""
     return site.submit("download", url=url, account="2", id=str(next(IMAGES)), format="raw")
@@ -68,7 +60,7 @@ def test_retry_on_the_task_page(site: Site, flower: Flower, failed: str, browser
     until(lambda: flower.ask("GET", f"/task/{failed}")[0] == 200, "Flower knows the task")
     flower.open(browser, f"/task/{failed}")
     button = shown(browser, "#task-page .ssvm-retry")
-    picture(browser, "flower-task.png")
+    picture(browser, "flower-task.png", "PICTURES")
     button.click()
     until(lambda: site.ledger.get(failed).state == "succeeded", "the job has succeeded")
     assert [each.by for each in site.ledger.get(failed).attempts] == ["", "admin (flower)"]
@@ -80,7 +72,6 @@ def test_retry_on_a_list(site: Site, flower: Flower, failed: str, browser: webdr
     until(lambda: flower.ask("GET", f"/task/{failed}")[0] == 200, "Flower knows the task")
     flower.open(browser, page)
     button = shown(browser, ".ssvm-retry")
-    picture(browser, f"flower{page.replace('/', '-')}.png")
     button.click()
     until(lambda: site.ledger.get(failed).state == "succeeded", "the job has succeeded")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -77,17 +78,9 @@ def site(session_broker: StoppableBroker, tmp_path_factory: pytest.TempPathFacto
     """Return a site with twenty jobs and no worker. Claims last for the whole test."""
     changes = {"ledger": {"claim_s": 3000}}
     site = Site(session_broker.with_prefix("pages:"), tmp_path_factory.mktemp("pages"), changes)
-    fill(site.ledger)
+    fill(site.ledger)  # before Flower starts, so that it has seen no event of these jobs
     yield site
     site.close()
-
-
-@pytest.fixture(scope="module")
-def flower(site: Site) -> Iterator[Flower]:
-    """Return a Flower that started after all jobs, so that it has seen no event of them."""
-    found = Flower(site)
-    yield found
-    found.close()
 
 
 def resize(browser: webdriver.Chrome, width: int, dark: bool = False, height: int = 900) -> None:
@@ -107,12 +100,16 @@ def usual_size(browser: webdriver.Chrome) -> Iterator[None]:
 
 
 def test_pictures(flower: Flower, browser: webdriver.Chrome) -> None:
-    """The pictures of the documentation show twenty jobs, and a failed one."""
-    for path, name, height in (("/jobs", "flower-jobs.png", 1500), ("/jobs/failed-full", "flower-job.png", 1350)):
-        resize(browser, 1280, height=height)
+    """The pictures of the documentation show twenty jobs in all states, a failed one, and a phone."""
+    for path, name, width, height in (
+        ("/jobs", "flower-jobs.png", 1280, 1750),
+        ("/jobs/failed-full", "flower-job.png", 1280, 1350),
+        ("/jobs?state=failed", "flower-phone.png", 390, 1100),
+    ):
+        resize(browser, width, height=height)
         flower.open(browser, path)
         shown(browser, ".ssvm-retry")
-        picture(browser, name)
+        picture(browser, name, "PICTURES")
     assert "All 20" in flower.ask("GET", "/jobs")[1]
 
 
@@ -265,3 +262,42 @@ def test_many_at_once(flower: Flower, site: Site, browser: webdriver.Chrome) -> 
     assert flower.ask("POST", "/ssvm/cancel", body=body, login="guest")[0] == 403
     status, text = flower.ask("POST", "/ssvm/retry", body=json.dumps({"ids": ["many-0", "nobody"]}).encode())
     assert [each["job_id"] for each in json.loads(text)["refused"]] == ["many-0", "nobody"]
+
+
+def test_below_a_prefix(site: Site, browser: webdriver.Chrome) -> None:
+    """Below a URL prefix, the links, the script and the buttons of the pages work."""
+    put(site.ledger, "prefixed")
+    site.ledger.cancel("prefixed", "me")
+    flower = Flower(site, "/admin")
+    try:
+        flower.open(browser, "/")
+        assert browser.current_url == f"{flower.url}/jobs"
+        shown(browser, "#job-prefixed a").click()
+        shown(browser, ".ssvm-retry").click()
+        until(lambda: site.ledger.get("prefixed").state == "queued", "the job is queued again")
+        flower.open(browser, "/workers")
+        shown(browser, ".app-nav a[href='/admin/jobs']").click()
+        until(lambda: browser.current_url == f"{flower.url}/jobs", "the link leads to the list")
+        style = "return getComputedStyle(document.querySelector('.ssvm-filters')).display"
+        assert browser.execute_script(style) == "grid"
+    finally:
+        flower.close()
+
+
+def test_flower_does_not_answer(flower: Flower, site: Site, browser: webdriver.Chrome) -> None:
+    """While Flower hangs, the page says since when its figures are old, and a click says why it does nothing."""
+    put(site.ledger, "silent")
+    flower.open(browser, "/jobs?q=silent")
+    button = shown(browser, "#job-silent .ssvm-cancel")
+    # The page waits for many seconds. This test does not.
+    browser.execute_script("const real = AbortSignal.timeout; AbortSignal.timeout = () => real.call(AbortSignal, 500)")
+    flower.process.send_signal(signal.SIGSTOP)
+    try:
+        until(lambda: "Flower does not answer" in shown(browser, "#ssvm-updated").text, "the page says so")
+        assert "Updated " in shown(browser, "#ssvm-updated").text
+        button.click()
+        browser.switch_to.alert.accept()
+        assert "Flower does not answer" in shown(browser, ".ssvm-toast").text
+    finally:
+        flower.process.send_signal(signal.SIGCONT)
+    until(lambda: "answer" not in shown(browser, "#ssvm-updated").text, "the page is up to date again")

@@ -20,7 +20,10 @@ from tests.neighbours import ROOT, missing
 
 UNITS = ROOT / "config/systemd"
 #: Units that use stores; the reaper uses only the ledger.
-USERS = ("ssvm-worker@.service", "ssvm-systemvm.service", "ssvm-serve.service", "ssvm-cleanup.service")
+USERS = (
+    *("ssvm-worker@.service", "ssvm-systemvm.service", "ssvm-serve.service", "ssvm-cleanup.service"),
+    *("ssvm-flower.service", "ssvm-metrics.service"),
+)
 NOBODY = 65534
 #: A port without a listener, so that the mount itself fails at once.
 URL = "nfs://127.0.0.1:1/export/x?vers=4.2"

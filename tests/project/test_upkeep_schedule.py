@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ssvm_worker.cli import main
+from ssvm_worker.cli import main, make_parser
 from ssvm_worker.errors import EXIT_RETRYABLE
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, queue_name
@@ -136,6 +136,18 @@ def test_timers_are_valid(tmp_path: Path) -> None:
         shutil.copytree(folder, tmp_path / folder.name.replace("@.", "@z."))
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_commands_of_the_units() -> None:
+    """The command line accepts the command of each unit."""
+    commands = [
+        words.split()
+        for unit in (CONFIG / "systemd").glob("*.service")
+        for words in re.findall(rf"^ExecStart=.*{BIN}/ssvm (.+)", unit.read_text(), re.MULTILINE)
+    ]
+    assert len(commands) == 8
+    for words in commands:
+        make_parser().parse_args(words)
 
 
 @pytest.mark.parametrize("name", ["cleanup", "reap"])

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
@@ -23,20 +25,22 @@ LOGINS = {"admin": "secret", "guest": "look"}
 
 
 class Flower:
-    """Flower as config/flower starts it."""
+    """Flower as config/flower starts it, below the path *prefix*."""
 
-    def __init__(self, site: Site) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(self, site: Site, prefix: str = "") -> None:
+        self._address = f"127.0.0.1:{free_port()}{prefix}"
+        self.url = f"http://{self._address}"
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("SSVM_", "FLOWER_"))}
         environ |= {
             "SSVM_CONFIG": str(site.file),
             "FLOWER_BASIC_AUTH": ",".join(f"{name}:{word}" for name, word in LOGINS.items()),
             "FLOWER_READERS": "guest",
         }
-        options = (f"--conf={ROOT / 'config/flower/flowerconfig.py'}", f"--port={self.port}")
+        port = self._address.removeprefix("127.0.0.1:").removesuffix(prefix)
+        options = [f"--conf={ROOT / 'config/flower/flowerconfig.py'}", f"--port={port}"]
+        options += [f"--url-prefix={prefix}"] if prefix else []
         command = [sys.executable, "-P", "-m", "tasks", "flower", *options]
-        self.log = site.directory / "flower.log"
+        self.log = site.directory / f"flower{port}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=log, stderr=log)
         until(
@@ -72,8 +76,16 @@ class Flower:
 
     def open(self, browser: webdriver.Chrome, path: str, login: str = "admin") -> None:
         """Open a page as a logged-in user."""
-        browser.get(f"http://{login}:{LOGINS[login]}@127.0.0.1:{self.port}/workers")
+        browser.get(f"http://{login}:{LOGINS[login]}@{self._address}/workers")
         browser.get(self.url + path)
+
+
+@pytest.fixture(scope="module")
+def flower(site: Site) -> Iterator[Flower]:
+    """Return a running Flower for the site that all tests of the module share."""
+    found = Flower(site)
+    yield found
+    found.close()
 
 
 def shown(browser: webdriver.Chrome, selector: str) -> WebElement:
@@ -91,7 +103,7 @@ def shown(browser: webdriver.Chrome, selector: str) -> WebElement:
     return found[0]
 
 
-def picture(browser: webdriver.Chrome, name: str) -> None:
-    """Save a picture for docs/, if requested: PICTURES=docs/pictures make e2e ARGS='-k flower'."""
-    if directory := os.environ.get("PICTURES"):
+def picture(browser: webdriver.Chrome, name: str, wanted: str = "SCREENSHOTS") -> None:
+    """Save a picture in the directory that the variable names. `make pictures` sets PICTURES for those of docs/."""
+    if directory := os.environ.get(wanted):
         browser.save_screenshot(str(Path(directory) / name))

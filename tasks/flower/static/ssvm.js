@@ -4,6 +4,9 @@
   const prefix = document.getElementById("url_prefix").value.replace(/^\/*|\/*$/g, "");
   const root = prefix ? `/${prefix}` : "";
   const verbs = { failed: "retry", cancelled: "retry", running: "cancel", queued: "cancel" };
+  // A Flower that hangs must not leave a page with old figures and no message.
+  const ASK_MS = 20000, ACT_MS = 120000;
+  const SILENT = "Flower does not answer";
   const xsrf = () => (document.cookie.match(/(?:^|; )_xsrf=([^;]*)/) || [])[1] || "";
 
   const make = (tag, text, name) => {
@@ -34,13 +37,14 @@
     try {
       const answer = await fetch(root + path, {
         method: "POST", headers: { "X-Xsrftoken": xsrf() }, body: body && JSON.stringify(body),
+        signal: AbortSignal.timeout(ACT_MS),
       });
       const values = await answer.json().catch(() => null);
       if (values) return [answer.ok, values];
       return [false, { message: answer.status === 401 ? "You are not logged in any more. Load the page again"
         : `Flower refused this: ${answer.status} ${answer.statusText}` }];
     } catch {
-      return [false, { message: "Flower does not answer. Try again when it runs" }];
+      return [false, { message: `${SILENT}. Look at the job before you try again` }];
     }
   }
 
@@ -137,9 +141,14 @@
     document.getElementById("ssvm-dot").className = `status-dot status-dot-${ok ? "live" : "error"}`;
   }
 
+  async function ask(url) {
+    const answer = await fetch(url, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(ASK_MS) });
+    return [answer, await answer.text()];
+  }
+
   async function update() {
-    const answer = await fetch(location.pathname + location.search, { headers: { Accept: "text/html" } });
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const [answer, text] = await ask(location.pathname + location.search).catch(() => { throw new Error(SILENT); });
+    const page = new DOMParser().parseFromString(text, "text/html");
     if (!answer.ok) {
       const message = page.getElementById("ssvm-message");
       throw new Error(message ? message.textContent : `Flower refused the page: ${answer.status}`);
@@ -164,7 +173,7 @@
     if (!live) return;
     const start = Date.now();
     (document.hidden ? Promise.resolve() : update())
-      .catch((error) => status(`${last}. Not up to date: ${error instanceof TypeError ? "Flower does not answer" : error.message}`, false))
+      .catch((error) => status(`${last}. Not up to date: ${error.message}`, false))
       .finally(() => { clearTimeout(timer); timer = setTimeout(refresh, Math.max(2000, 10 * (Date.now() - start))); });
   }
 
