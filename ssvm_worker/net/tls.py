@@ -88,7 +88,8 @@ def thumbprint_of(pem: str) -> str:
 
 
 def require_pin(der: bytes | None, pin: str) -> None:
-    """Raise PinMismatch unless the thumbprint of the certificate is *pin*."""
-    if der is None or not hmac.compare_digest(thumbprint(der, len(pin)), pin):
-        shown = thumbprint(der, len(pin)) if der else "none"
+    """Raise PinMismatch unless the thumbprint of the certificate is *pin*, or one of several with spaces in between."""
+    pins = pin.split()
+    if der is None or not any(hmac.compare_digest(thumbprint(der, len(each)), each) for each in pins):
+        shown = thumbprint(der, len(pins[0])) if der else "none"
         raise PinMismatch(f"the certificate's thumbprint is {shown}, not {pin}")

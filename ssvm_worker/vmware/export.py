@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 from ssvm_worker.errors import LeaseLost, SourceDenied, SourceUnavailable, WorkerError
 from ssvm_worker.net.http import HttpOptions, HttpResponse, HttpSession
 from ssvm_worker.net.sockets import ConnectOptions, StallWatch, connect
-from ssvm_worker.net.tls import PinMismatch, context_for, parse_thumbprint
+from ssvm_worker.net.tls import PinMismatch, context_for, parse_thumbprint, thumbprint_of
 from ssvm_worker.net.urls import WebUrl
 from ssvm_worker.streaming.interfaces import CHUNK, Check
 from ssvm_worker.units import KiB
@@ -31,7 +31,7 @@ class ExportLink:
 
     #: The URL from the lease. Its host may be ``*``.
     url: str
-    #: SHA-1 or SHA-256 thumbprint of the host's certificate, received over the trusted connection. May be empty.
+    #: Thumbprints of the host's certificate, received over the trusted connection: see ``pins_of``. May be empty.
     thumbprint: str
     #: The vCenter's address. It replaces data that the lease does not give.
     address: Address
@@ -49,9 +49,9 @@ class ExportLink:
 
     @property
     def pin(self) -> str | None:
-        """Return the thumbprint from the lease, or the vCenter's own if the host is the vCenter itself."""
+        """Return the thumbprints from the lease, or the vCenter's own if the host is the vCenter itself."""
         if self.thumbprint:
-            return parse_thumbprint(self.thumbprint, self.parts.netloc)
+            return " ".join(parse_thumbprint(each, self.parts.netloc) for each in self.thumbprint.split())
         return self.address.pin if self.parts.hostname == self.address.host else None
 
     @property
@@ -74,6 +74,15 @@ class ExportLink:
             pin=self.pin,
             read_ahead=_AHEAD,
         )
+
+
+def pins_of(certificate: str | None, thumbprint: str | None) -> str:
+    """Return the thumbprints that vSphere gives for a host, with a space in between. The host may have either.
+
+    Up to vSphere 8 there is a SHA-1 thumbprint. Since 9.0 there may be a PEM certificate or chain. It is not documented
+    whether both can be set, and whether they then agree.
+    """
+    return f"{thumbprint_of(certificate or '')} {thumbprint or ''}".strip()
 
 
 class DiskSource:

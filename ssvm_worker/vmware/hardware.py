@@ -67,8 +67,9 @@ class Hardware:
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
     is_template: bool = False
-    #: Descriptions of the encrypted parts.
+    #: Descriptions of the encrypted parts, and whether disks or files are among them.
     secrets: tuple[str, ...] = ()
+    encrypted: bool = False
 
 
 def family(kind: str) -> str:

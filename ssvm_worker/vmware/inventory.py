@@ -126,13 +126,19 @@ def read_hardware(config: Any) -> Hardware:
         nics=tuple(_nic(each) for each in devices if isinstance(each, vim.vm.device.VirtualEthernetCard)),
         is_template=bool(config.template),
         secrets=tuple(_secrets(config)),
+        encrypted=_is_encrypted(config),
     )
+
+
+def _is_encrypted(config: Any) -> bool:
+    backings = [getattr(each, "backing", None) for each in config.hardware.device]
+    return bool(config.keyId or any(getattr(each, "keyId", None) for each in backings))
 
 
 def _secrets(config: Any) -> Iterator[str]:
     """Yield a description of each encrypted part."""
     devices = config.hardware.device
-    if config.keyId or any(getattr(getattr(each, "backing", None), "keyId", None) for each in devices):
+    if _is_encrypted(config):
         yield "encrypted disks or files"
     if any(isinstance(each, vim.vm.device.VirtualTPM) for each in devices):
         yield "a virtual TPM, whose secrets are not exported"

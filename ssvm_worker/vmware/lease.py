@@ -14,11 +14,10 @@ from pyVmomi import vim, vmodl
 
 from ssvm_worker.artifacts.checksums import Digest
 from ssvm_worker.errors import LeaseLost
-from ssvm_worker.net.tls import thumbprint_of
 from ssvm_worker.units import human_duration
 
 from .connection import Connection
-from .export import DiskSource, ExportLink
+from .export import DiskSource, ExportLink, pins_of
 from .faults import API_ERRORS, as_worker_error, fault_name, translated
 from .hardware import EXPORTED, Disk, family
 
@@ -39,7 +38,7 @@ class LeaseFile:
     #: The name of the device in OVF calls.
     key: str
     url: str
-    #: Thumbprint of the host's certificate; may be empty.
+    #: Thumbprints of the host's certificate, as in ExportLink; may be empty.
     thumbprint: str
     is_disk: bool
     #: Bytes, if the lease gives them. It gives none for disks.
@@ -223,8 +222,7 @@ class Lease:
 
 
 def _lease_file(device: Any) -> LeaseFile:
-    # Since vSphere 9.0 the lease gives the host's certificate. Its SHA-256 is stronger than the SHA-1 thumbprint.
-    pin = thumbprint_of(device.sslCertificate or "") or device.sslThumbprint or ""
+    pin = pins_of(device.sslCertificate, device.sslThumbprint)
     return LeaseFile(device.key, device.url, pin, bool(device.disk), device.fileSize or None, device.importKey or "")
 
 

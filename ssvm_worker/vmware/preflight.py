@@ -11,11 +11,10 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from ssvm_worker.errors import Cancelled, SourceDenied, WorkerError
-from ssvm_worker.net.tls import thumbprint_of
+from ssvm_worker.errors import Cancelled, InvalidRequest, SourceDenied, WorkerError
 
 from .connection import Connection
-from .export import ExportLink, check_host
+from .export import ExportLink, check_host, pins_of
 from .faults import UNSUPPORTED, fault_name, translated
 from .hardware import EXPORTED, Hardware
 from .placement import FoundObjects
@@ -53,6 +52,8 @@ RESTORE_PRIVILEGES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 #: Seconds after which a job's snapshot is reported. Few backups take longer.
 _OLD_S = 24 * 3600.0
+#: The edition key of the free ESXi (vSphere Hypervisor).
+_FREE_EDITION = "esxBasic"
 #: The first hardware version with changed block tracking.
 _TRACKING = 7
 
@@ -74,12 +75,19 @@ class PreflightFinding:
         return {"check": self.check, "state": self.state, "detail": self.detail, "remedy": self.remedy}
 
 
-def examine_vm(connection: Connection, vm: Any, hardware: Hardware, own_snapshot: bool) -> list[PreflightFinding]:
-    """Check a VM. *own_snapshot*: whether the job would make a snapshot."""
+def examine_vm(
+    connection: Connection, vm: Any, hardware: Hardware, own_snapshot: bool, *, try_encrypted: bool = False
+) -> list[PreflightFinding]:
+    """Check a VM. *own_snapshot*: whether the job would make a snapshot.
+
+    *try_encrypted*: whether the job would export encrypted disks if vSphere lets it.
+    """
     steps = PRIVILEGES | (SNAPSHOT_PRIVILEGES if own_snapshot else {})
     return [
         *_run("privileges", lambda: _check_privileges(connection, vm, steps)),
+        *_run("license", lambda: _check_license(connection)),
         *_check_hardware(hardware),
+        *_check_encryption(hardware, try_encrypted),
         *_run("ESXi host", lambda: _check_host_of(connection, vm)),
         *_run("OVF descriptor", lambda: _check_descriptor(connection, vm, hardware)),
     ]
@@ -150,9 +158,6 @@ def _check_hardware(hardware: Hardware) -> Iterator[PreflightFinding]:
     if hardware.is_template:
         detail = "The VM is a template: vSphere makes no snapshot of it"
         yield PreflightFinding("template", ERROR, detail, "Convert it to a VM first")
-    for part in hardware.secrets:
-        detail = f"The VM has {part}: the export is not encrypted, and vSphere may refuse the export or the import"
-        yield PreflightFinding("encryption", WARNING, detail, "Protect the store of the backup, and test a restore")
     excluded = [disk for disk in hardware.disks if disk.status != EXPORTED]
     for disk in excluded:
         detail = f"{disk.label} ({disk.place}) is {disk.status}: no snapshot contains it, and the backup will lack it"
@@ -160,6 +165,38 @@ def _check_hardware(hardware: Hardware) -> Iterator[PreflightFinding]:
         yield PreflightFinding("disks", WARNING, detail, remedy)
     if not excluded:
         yield PreflightFinding("disks", OK, f"{len(hardware.disks)}, all in snapshots")
+
+
+def _check_encryption(hardware: Hardware, try_encrypted: bool) -> Iterator[PreflightFinding]:
+    """Refuse encrypted disks: the guide "vSphere Security" says that vSphere exports no encrypted VM.
+
+    It is not documented whether vSphere exports the disks of a VM that has only a virtual TPM.
+    """
+    if hardware.encrypted and not try_encrypted:
+        detail = "The VM is encrypted, and vSphere documents that it exports no encrypted VM"
+        remedy = 'Decrypt the VM, or try it with encrypted = "try" in the request'
+        yield PreflightFinding("encryption", ERROR, detail, remedy, InvalidRequest)
+        return
+    for part in hardware.secrets:
+        detail = f"The VM has {part}: the export is not encrypted, and vSphere may refuse the export or the import"
+        yield PreflightFinding("encryption", WARNING, detail, "Protect the store of the backup, and test a restore")
+
+
+def _check_license(connection: Connection) -> Iterator[PreflightFinding]:
+    """Find the free edition of a standalone ESXi host, whose API allows no change and no export.
+
+    vCenter manages no host with that license. A user may lack the privilege to read licenses: then the host refuses
+    the snapshot itself.
+    """
+    manager = connection.content.licenseManager
+    if connection.content.about.apiType != "HostAgent" or manager is None:
+        return
+    with suppress(vmodl.fault.SecurityError):
+        licenses = connection.read(manager, "licenses")["licenses"] or ()
+        for each in licenses:
+            if each.editionKey.startswith(_FREE_EDITION):
+                detail = f"The host has the license {each.name} ({each.editionKey}), whose API exports nothing"
+                yield PreflightFinding("license", ERROR, detail, "Use a license with backup APIs")
 
 
 def _check_old_snapshots(connection: Connection) -> Iterator[PreflightFinding]:
@@ -193,10 +230,9 @@ def _check_host(connection: Connection, host: Any) -> Iterator[PreflightFinding]
     # All fields come with their parent, because servers before 9.0 refuse a path that they do not know.
     config = connection.read(host, "summary.config")["summary.config"]
     name, port, print_, certificate = (getattr(config, each, None) or "" for each in paths)
-    # vSphere 9.0 gives either the thumbprint or the certificate.
-    thumbprint = thumbprint_of(certificate) or print_
+    thumbprint = pins_of(certificate, print_)
     netloc = f"[{name}]" if ":" in name else name
-    link = ExportLink(f"https://{netloc}:{port or 443}/", thumbprint or "", connection.address, "")
+    link = ExportLink(f"https://{netloc}:{port or 443}/", thumbprint, connection.address, "")
     try:
         check_host(link, connection.check)
     except Cancelled:

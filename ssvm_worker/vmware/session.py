@@ -88,9 +88,11 @@ class VM:
         """Return the VM's present hardware."""
         return inventory.read_hardware(inventory.config_of(self._connection, self._vm))
 
-    def examine(self, hardware: Hardware, own_snapshot: bool = True) -> list[PreflightFinding]:
+    def examine(
+        self, hardware: Hardware, own_snapshot: bool = True, *, try_encrypted: bool = False
+    ) -> list[PreflightFinding]:
         """Check this VM before a backup. This method changes nothing."""
-        return preflight.examine_vm(self._connection, self._vm, hardware, own_snapshot)
+        return preflight.examine_vm(self._connection, self._vm, hardware, own_snapshot, try_encrypted=try_encrypted)
 
     def own_snapshot(self, job_id: str) -> Snapshot | None:
         """Return the snapshot that the job has already made, or None."""
@@ -100,9 +102,9 @@ class VM:
         """Return the snapshot with that id or name. Raises SourceNotFound and InvalidRequest."""
         return snapshots.find_given(self._connection, self._vm, name)
 
-    def make_snapshot(self, job_id: str) -> Snapshot:
-        """Make the job's snapshot, quiesced as the settings demand. Call ``own_snapshot`` first."""
-        return snapshots.create(self._connection, self._vm, job_id, self.options.quiesce)
+    def make_snapshot(self, job_id: str, quiesce: str = "if_possible") -> Snapshot:
+        """Make the job's snapshot. *quiesce* has the values of ``backup.quiesce``. Call ``own_snapshot`` first."""
+        return snapshots.create(self._connection, self._vm, job_id, quiesce)
 
     def remove_snapshot(self, snapshot: Snapshot, limit_s: float | None = None) -> None:
         """Remove a snapshot that a job has made; ignore other snapshots.

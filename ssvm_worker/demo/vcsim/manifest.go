@@ -63,6 +63,9 @@ func (l *checkedLease) HttpNfcLeaseGetManifest(*types.HttpNfcLeaseGetManifest) s
 		if now.Manifest == "wrong" {
 			entry.Sha1, entry.Checksum = strings.Repeat("0", 40), strings.Repeat("0", len(entry.Checksum))
 		}
+		if now.Manifest == "zero_size" {
+			entry.Size = 0
+		}
 		entries = append(entries, entry)
 	}
 	return &methods.HttpNfcLeaseGetManifestBody{Res: &types.HttpNfcLeaseGetManifestResponse{Returnval: entries}}

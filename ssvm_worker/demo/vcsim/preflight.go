@@ -82,6 +82,12 @@ func granted(entities []types.ManagedObjectReference, ids, lacks []string) []typ
 
 // nameHosts sets the address and thumbprint of every ESXi host: those of the simulator, or those of a fault.
 func (w *world) nameHosts(now faults) {
+	license := simulator.EvalLicense
+	if now.License != "" {
+		license.EditionKey, license.Name = now.License, "License "+now.License
+	}
+	content := w.registry.Get(serviceInstance).(*simulator.ServiceInstance).Content
+	w.registry.Get(*content.LicenseManager).(*simulator.LicenseManager).Licenses = []types.LicenseManagerLicenseInfo{license}
 	address, print := w.address, w.thumbprint
 	if now.Host != "" {
 		address = now.Host
@@ -96,7 +102,7 @@ func (w *world) nameHosts(now faults) {
 		host.Summary.Config.Name, host.Summary.Config.Port = name, int32(number)
 		host.Summary.Config.SslThumbprint, host.Summary.Config.SslCertificate = print, ""
 		if now.HostCertificate != "" {
-			host.Summary.Config.SslThumbprint = ""
+			host.Summary.Config.SslThumbprint = now.HostThumbprint
 			host.Summary.Config.SslCertificate = strings.TrimPrefix(now.HostCertificate, "none")
 		}
 	}

@@ -26,6 +26,8 @@ type faults struct {
 	// Lacks contains ids of privileges that the user lacks. With SessionHas, the session still has them.
 	Lacks      []string `json:"lacks"`
 	SessionHas bool     `json:"session_has"`
+	// License is the edition key of the server's license; "" means an evaluation.
+	License string `json:"license"`
 	// NoDrs is a fault that an import without a host returns in a cluster. The cluster then has no DRS.
 	NoDrs string `json:"no_drs"`
 	// Maintenance is the number of the cluster's hosts in maintenance mode.
@@ -40,7 +42,7 @@ type faults struct {
 	// DescriptorError and DescriptorWarning are faults that CreateDescriptor reports.
 	DescriptorError   string `json:"descriptor_error"`
 	DescriptorWarning string `json:"descriptor_warning"`
-	// Manifest is "absent" or "wrong" for a faulty lease manifest.
+	// Manifest is "absent", "wrong" or "zero_size" for a faulty lease manifest.
 	Manifest string `json:"manifest"`
 	// Consolidate makes the disks need consolidation after the removal of a snapshot.
 	Consolidate bool `json:"consolidate"`

@@ -56,6 +56,8 @@ class DiskExport:
         self._snapshot = snapshot
         self._hardware = hardware
         self._grains = grains
+        #: The keys of disks whose lease manifest differed from the received bytes once.
+        self._differing: set[int] = set()
         #: The number of disks that have or request a lease, and its lock.
         self._open = 0
         self._lock = threading.Lock()
@@ -70,6 +72,7 @@ class DiskExport:
         Occupies a slot of the ESXi host during each lease.
         """
         left = self._vm.options.lease_tries
+        differed = False
         while True:
             others = self._open
             try:
@@ -83,6 +86,9 @@ class DiskExport:
             except _RETRYABLE as error:
                 if isinstance(error, ResourceBusy) and self._wait_for_other_lease(others):
                     continue
+                if disk.key in self._differing and not differed:
+                    differed = True  # the second lease decides, so the first does not count as a try
+                    left += 1
                 left -= 1
                 if left <= 0:
                     raise
@@ -144,7 +150,9 @@ class DiskExport:
 
     def _stream(self, name: str, disk: Disk, lease: Lease, file: LeaseFile, packing: DiskPacker | None = None) -> Entry:
         take = packing.take if packing else None
-        verifier = StreamOptimized(disk.label, disk.capacity, self._vm.options.inflate_every, take=take)
+        # Only the structure and the Adler-32 of every grain prove a stream that the lease manifest contradicts.
+        every = 1 if disk.key in self._differing else self._vm.options.inflate_every
+        verifier = StreamOptimized(disk.label, disk.capacity, every, take=take)
         hasher = Hasher(lease.algorithm)
         progress = _StreamProgress(self._attempt, verifier, lease, disk.capacity, self._space)
         room = self._attempt.held.part()
@@ -152,7 +160,7 @@ class DiskExport:
 
         def verify() -> None:
             verifier.finish()
-            agreed.append(_compare_with_manifest(lease, file, hasher))
+            agreed.append(self._compare_with_manifest(disk, lease, file, hasher))
             lease.check()
             self._attempt.confirm()
 
@@ -176,11 +184,34 @@ class DiskExport:
         self._targets.owed |= stored.owed
         for warning in verifier.warnings:
             self._attempt.log.warning("%s: %s", disk.label, warning)
-        facts = self._facts(disk, file, verifier) | {"lease_manifest": agreed[0]}
+        facts = self._facts(disk, file, verifier, every) | {"lease_manifest": agreed[0]}
         return Entry(name, hasher.size, str(hasher.digest()), "disk", facts)
 
-    def _facts(self, disk: Disk, file: LeaseFile, verifier: StreamOptimized) -> dict[str, Any]:
-        every = self._vm.options.inflate_every
+    def _compare_with_manifest(self, disk: Disk, lease: Lease, file: LeaseFile, hasher: Hasher) -> str:
+        """Compare the received bytes with the lease manifest. Return ``agreed``, ``absent`` or ``differs``.
+
+        It is not known whether every vSphere gives a correct manifest of an export. If the manifests of two leases
+        differ and each grain of the second stream is sound, the disk is stored with a remark.
+        Raises SourceUnavailable for the first difference, and for each one if the settings say ``fail``.
+        """
+        sent = lease.manifest_entry(file)
+        if sent is None or (sent.digest.algorithm != lease.algorithm and sent.size == hasher.size):
+            return "absent"
+        if sent.size == hasher.size and sent.digest == hasher.digest(sent.digest.algorithm):
+            return "agreed"
+        what = f"vSphere says that it sent {sent.size} bytes with {sent.digest}; the worker received {hasher.size}"
+        if self._vm.options.differing_lease_manifest == "warn" and disk.key in self._differing:
+            self.remarks.append(f"{disk.label}: {what} with another digest, twice. Every grain is sound")
+            self._attempt.log.warning("%s", self.remarks[-1])
+            return "differs"
+        self._differing.add(disk.key)
+        raise SourceUnavailable(
+            f"{what} with another digest",
+            file.name,
+            "The worker tries again. If the error persists, check the network path to the host",
+        )
+
+    def _facts(self, disk: Disk, file: LeaseFile, verifier: StreamOptimized, every: int) -> dict[str, Any]:
         return {
             "format": "vmdk",
             "virtual_size": disk.capacity,
@@ -209,23 +240,6 @@ class DiskExport:
             return []
         self._targets.put(name, data)
         return [Entry(name, len(data), str(digest_of(data)), "nvram", {"lease_key": file.key})]
-
-
-def _compare_with_manifest(lease: Lease, file: LeaseFile, hasher: Hasher) -> str:
-    """Compare the received bytes with the lease manifest. Return ``agreed``, or ``absent`` without a usable entry.
-
-    Raises SourceUnavailable if they differ.
-    """
-    sent = lease.manifest_entry(file)
-    if sent is None or (sent.digest.algorithm != lease.algorithm and sent.size == hasher.size):
-        return "absent"
-    if sent.size != hasher.size or sent.digest != hasher.digest(sent.digest.algorithm):
-        raise SourceUnavailable(
-            f"vSphere sent {sent.size} bytes with {sent.digest}; the worker received {hasher.size} with another digest",
-            file.name,
-            "The worker tries again. If the error persists, check the network path to the host",
-        )
-    return "agreed"
 
 
 class _StreamProgress:

@@ -60,6 +60,12 @@ class Request(ArtifactRequest):
         description="Plain files, or only the data that the volume's backups lack; the first store's mode when absent",
     )
 
+    quiesce: Literal["required", "if_possible", "no"] | None = Field(
+        None, description="Quiesce the file systems of the guest; as backup.quiesce of the settings when absent"
+    )
+    encrypted: Literal["refuse", "try"] = Field(
+        "refuse", description="A VM with encrypted disks: refuse it before the snapshot, or try what vSphere allows"
+    )
     quota: QuotaField = None
 
     @property
@@ -102,12 +108,14 @@ def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> di
             attempt.progress.start("preflight")
             disks = vm.hardware().disks
             chosen = select_disks(disks, request.disks) if request.snapshot is None else disks
-            findings = preflight(vm, stores, chosen, own_snapshot=request.snapshot is None)
+            own, trial = request.snapshot is None, request.encrypted == "try"
+            findings = preflight(vm, stores, chosen, own_snapshot=own, try_encrypted=trial)
             for each in findings:
                 attempt.log.info("%s: %s: %s", each.check, each.state, each.detail)
             warnings = refuse(findings, vm.moref)
-            snapshot = _snapshot(request, attempt, vm)
-            warnings += _not_quiesced(snapshot, vm.options.quiesce)
+            quiesce = request.quiesce or vm.options.quiesce
+            snapshot = _snapshot(request, attempt, vm, quiesce)
+            warnings += _not_quiesced(snapshot, quiesce)
             incremental = _mode(request, attempt) == INCREMENTAL
             export = VMExport(attempt, request.artifact, stores, vm, snapshot, incremental=incremental)
             with _removal_is_retryable(attempt, vm, snapshot):
@@ -175,14 +183,14 @@ def _already_there(request: Request, attempt: Attempt, stores: dict[str, Store])
     return _require_complete(manifest, _result(manifest) | {"reused": True, "snapshot_removed": removed} | placement)
 
 
-def _snapshot(request: Request, attempt: Attempt, vm: VM) -> Snapshot:
+def _snapshot(request: Request, attempt: Attempt, vm: VM, quiesce: str) -> Snapshot:
     attempt.progress.start("snapshot")
     if request.snapshot is not None:
         return vm.given_snapshot(request.snapshot)
     if snapshot := vm.own_snapshot(attempt.job_id):
         attempt.log.info("using the snapshot %s of an earlier attempt", snapshot.moref)
         return snapshot
-    snapshot = vm.make_snapshot(attempt.job_id)
+    snapshot = vm.make_snapshot(attempt.job_id, quiesce)
     how = "quiesced" if snapshot.quiesced else f"crash-consistent ({snapshot.remark})"
     attempt.log.info("made the snapshot %s, %s", snapshot.moref, how)
     return snapshot

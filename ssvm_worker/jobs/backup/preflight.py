@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 _MIN_FREE = MiB
 
 
-def preflight(vm: VM, stores: Mapping[str, Store], disks: Sequence[Disk], own_snapshot: bool) -> list[PreflightFinding]:
+def preflight(
+    vm: VM, stores: Mapping[str, Store], disks: Sequence[Disk], own_snapshot: bool, *, try_encrypted: bool = False
+) -> list[PreflightFinding]:
     """Check the VM, and the free space of the stores for a backup of *disks*. The first store is the primary."""
-    findings = vm.examine(vm.hardware(), own_snapshot)
+    findings = vm.examine(vm.hardware(), own_snapshot, try_encrypted=try_encrypted)
     if own_snapshot:
         findings += check_datastores(vm)
     max_bytes = sum(disk.capacity for disk in disks)

@@ -155,8 +155,9 @@ def test_lease_manifest(bench: Bench, vm: TestVM, name: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha1"])
 def test_lease_manifest_differs(bench: Bench, vm: TestVM, algorithm: str) -> None:
-    """Bytes that differ from the lease manifest fail the backup."""
+    """Bytes that differ from the lease manifest fail the backup if the settings say so."""
     calls = {"HttpNfcLeaseSetManifestChecksumType": "MethodNotFound"} if algorithm == "sha1" else {}
+    bench.options = FAST.model_copy(update={"differing_lease_manifest": "fail"})
     bench.vcenter.fault(manifest="wrong", calls=calls)
     error = bench.fail(vm)
     assert isinstance(error, SourceUnavailable)
@@ -164,8 +165,33 @@ def test_lease_manifest_differs(bench: Bench, vm: TestVM, algorithm: str) -> Non
     assert not bench.left()
 
 
+@pytest.mark.parametrize("fault", ["wrong", "zero_size"])
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+def test_lease_manifest_differs_twice(bench: Bench, fault: str, mode: str) -> None:
+    """A sound disk whose lease manifest differs with two leases is stored with a remark, and every grain is checked."""
+    vm = make_vm(bench.vcenter, 512 * KiB)
+    bench.options = FAST.model_copy(update={"lease_tries": 1})
+    bench.vcenter.fault(manifest=fault)
+    before = bench.fetches("disk-0.vmdk")
+    result = bench.run(vm, mode=mode)
+    assert bench.fetches("disk-0.vmdk") == before + 2
+    assert [(each["lease_manifest"], each["verified"]) for each in result["disks"]] == [("differs", "adler32/1")]
+    assert "twice. Every grain is sound" in result["remarks"][0]
+
+
+def test_damaged_grain_with_a_differing_manifest(bench: Bench) -> None:
+    """A disk with a damaged grain is never stored, if the lease manifest differs too."""
+    vm = make_vm(bench.vcenter, 512 * KiB)
+    damaged = bytearray(vm.streams[0])
+    damaged[len(damaged) // 3] ^= 1
+    bench.vcenter.upload(vm.machine.disks[0].file, bytes(damaged))
+    bench.vcenter.fault(manifest="wrong")
+    assert isinstance(bench.fail(vm), SourceUnavailable)
+    assert not bench.left()
+
+
 def test_certificate(bench: Bench, vm: TestVM) -> None:
-    """If a lease contains the host's certificate, the certificate takes precedence over its thumbprint."""
+    """If a lease has the host's certificate and another thumbprint, the host is trusted by its certificate."""
     bench.vcenter.fault(thumbprint="AB:" * 19 + "AB", certificate=bench.vcenter.ca_file.read_text())
     bench.run(vm)
     assert_whole(bench.primary, *vm.streams)

@@ -13,7 +13,16 @@ import pytest
 
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.cli import main
-from ssvm_worker.errors import Cancelled, Permanent, Retryable, SourceDenied, SourceUnavailable, StoreFull
+from ssvm_worker.demo.simulator import VCenterSimulator
+from ssvm_worker.errors import (
+    Cancelled,
+    InvalidRequest,
+    Permanent,
+    Retryable,
+    SourceDenied,
+    SourceUnavailable,
+    StoreFull,
+)
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import StoreUsage
 from ssvm_worker.units import KiB
@@ -62,6 +71,20 @@ def test_hosts_of_vsphere_9(bench: Bench, vm: TestVM, form: str) -> None:
     pem = chain(bench) if form == "chain" else bench.vcenter.ca_file.read_text()
     bench.address = {"ca_file": None, "thumbprint": bench.vcenter.thumbprint}
     bench.vcenter.fault(host=f"localhost:{bench.vcenter.port}", host_certificate=pem, certificate=pem, thumbprint="")
+    assert bench.run(vm)["warnings"] == []
+
+
+@pytest.mark.parametrize("right", ["certificate", "thumbprint"])
+def test_both_fields(bench: Bench, vm: TestVM, right: str) -> None:
+    """If a host has a certificate and a thumbprint, and only one of them is right, the host is trusted."""
+    pem, print_ = bench.vcenter.ca_file.read_text(), bench.vcenter.thumbprint
+    if right == "certificate":
+        print_ = "AB" * 20
+    else:
+        pem = ssl.DER_cert_to_PEM_cert(os.urandom(900))
+    bench.address = {"ca_file": None, "thumbprint": bench.vcenter.thumbprint}
+    host = {"host": f"localhost:{bench.vcenter.port}", "host_certificate": pem, "host_thumbprint": print_}
+    bench.vcenter.fault(**host, certificate=pem, thumbprint=print_)
     assert bench.run(vm)["warnings"] == []
 
 
@@ -131,7 +154,6 @@ def test_cancelled_in_a_check(bench: Bench, vm: TestVM, name: str) -> None:
 WARNINGS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an independent disk": ({"modes": ("persistent", "independent_persistent")}, {}, "disks"),
     "a raw device": ({"modes": ("persistent", "rdm")}, {}, "disks"),
-    "encrypted": ({"encrypted": True}, {}, "encryption"),
     "a virtual TPM": ({"tpm": True}, {}, "encryption"),
     "a device that OVF cannot describe": ({}, {"descriptor_warning": "OvfUnsupportedDeviceExport"}, "OVF descriptor"),
     "no descriptor": ({}, {"descriptor_error": "OvfUnsupportedDeviceExport"}, "OVF descriptor"),
@@ -152,11 +174,38 @@ def test_warned(bench: Bench, name: str) -> None:
     assert read_manifest(bench.primary, bench.request(vm).artifact).facts["warnings"] == warnings
 
 
-def test_refused_encrypted(bench: Bench) -> None:
-    """An encrypted VM that the server refuses to describe is not tried."""
+def test_refused_description_of_secrets(bench: Bench) -> None:
+    """A VM with a virtual TPM that the server refuses to describe is not tried."""
     vm = make_vm(bench.vcenter, 64 * KiB, tpm=True)
     bench.vcenter.fault(descriptor_error="OvfUnsupportedDeviceExport")
     assert isinstance(bench.fail(vm), SourceDenied)
+
+
+def test_encrypted(bench: Bench) -> None:
+    """An encrypted VM is refused before the snapshot, unless the request tries it: then vSphere decides."""
+    vm = make_vm(bench.vcenter, 64 * KiB, encrypted=True)
+    before = bench.vcenter.state()["calls"].get("CreateSnapshotEx_Task", 0)
+    error = bench.fail(vm)
+    assert isinstance(error, InvalidRequest)
+    assert "The VM is encrypted" in error.what
+    assert bench.vcenter.state()["calls"].get("CreateSnapshotEx_Task", 0) == before
+    bench.vcenter.fault(calls={"ExportSnapshot": "NotSupported"})
+    assert isinstance(bench.fail(vm, encrypted="try"), InvalidRequest)
+    assert [each["check"] for each in bench.run(vm, encrypted="try")["warnings"]] == ["encryption"]
+
+
+@pytest.mark.parametrize("fault", [{"license": "esxBasic"}, {"snapshot_task": "RestrictedVersion"}])
+def test_free_esxi(esx: VCenterSimulator, fault: dict[str, str]) -> None:
+    """The free ESXi is refused for its license: before the snapshot if the user may read it, else by the host."""
+    bench = Bench(esx)
+    vm = make_vm(esx, 64 * KiB)
+    before = esx.state()["calls"].get("CreateSnapshotEx_Task", 0)
+    esx.fault(**fault)
+    error = bench.fail(vm)
+    assert isinstance(error, SourceDenied)
+    assert "license" in error.what
+    assert (esx.state()["calls"].get("CreateSnapshotEx_Task", 0) == before) is ("license" in fault)
+    assert bench.run(vm)["complete"] is True
 
 
 def test_privileges_are_documented() -> None:

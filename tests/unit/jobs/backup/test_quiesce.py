@@ -47,6 +47,14 @@ def test_required(bench: Bench, running: TestVM, fault: dict[str, object]) -> No
     assert bench.run(running)["quiesced"] is True
 
 
+def test_field_of_the_request(bench: Bench, running: TestVM) -> None:
+    """The request's own quiesce takes precedence over the settings."""
+    bench.options = FAST.model_copy(update={"quiesce": "required"})
+    bench.vcenter.fault(unquiesced=True)
+    assert [each["check"] for each in bench.run(running, quiesce="if_possible")["warnings"]] == ["quiescing"]
+    assert bench.run(running, id="b2", quiesce="no")["warnings"] == []
+
+
 def test_vm_that_is_off(bench: Bench, vm: TestVM) -> None:
     """A VM that is off needs no quiescing, so there is no warning."""
     bench.options = FAST.model_copy(update={"quiesce": "required"})
