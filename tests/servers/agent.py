@@ -27,7 +27,7 @@ QUICK = SessionTimes(migrate_s=0.1, tick_s=0.05)
 
 
 def section_for(server: AgentServer, **values: Any) -> dict[str, Any]:
-    """Return the section [cloudstack] of an agent of that server, which trusts its certificate."""
+    """Return the section [cloudstack] of an agent of that server. The agent trusts the server's certificate."""
     given = {"servers": [server.host], "port": server.port, "name": "s-1-VM", "zone": "1", "pod": "1", "backoff_s": 0.1}
     if not {"ca_file", "insecure", "fingerprint"} & values.keys():
         given["fingerprint"] = f"sha256:{server.authority.fingerprint}"
@@ -41,7 +41,7 @@ def settings_for(server: AgentServer, tmp_path: Path, **values: Any) -> Settings
 
 @contextmanager
 def running_agent(settings: Settings, handler: Handler | None = None, times: SessionTimes = QUICK) -> Iterator[Agent]:
-    """Run an agent in a thread while the block runs. It stops regularly at the end."""
+    """Run an agent in a thread while the block runs. Stop it regularly at the end."""
     agent = Agent(settings, handler or Dispatcher(open_services(settings)), times=times)
     thread = threading.Thread(target=agent.run, daemon=True)
     thread.start()
@@ -57,7 +57,7 @@ class AgentProcess:
     """A process of ``ssvm agent`` with its log."""
 
     def __init__(self, log: Path, settings: dict[str, Any], *arguments: str) -> None:
-        """*settings*: plain values, which the process gets in the environment."""
+        """*settings* are plain values. The process gets them in its environment."""
         self.log = log
         environ = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
         for name, value in settings.items():
@@ -68,15 +68,15 @@ class AgentProcess:
 
     @property
     def text(self) -> str:
-        """Everything that it has logged."""
+        """Return its complete log."""
         return self.log.read_text()
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill the process with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
     def terminate(self) -> int:
-        """SIGTERM; return the exit status."""
+        """Send SIGTERM, and return the exit status."""
         self.process.terminate()
         return self.process.wait(PATIENCE_S)

@@ -49,7 +49,7 @@ Header always set Access-Control-Allow-Origin "*"
 
 
 class ApacheServer:
-    """One that answers."""
+    """An Apache that answers requests."""
 
     def __init__(self, directory: Path, port: int) -> None:
         self.root = directory / "www"
@@ -92,7 +92,7 @@ def _answers(server: ApacheServer) -> bool:
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory that all users may read: Apache runs as another user than root."""
+    """Return a directory that all users may read. Apache does not run as root."""
     with tempfile.TemporaryDirectory(prefix="ssvm-apache-") as name:
         Path(name).chmod(0o755)
         yield Path(name)

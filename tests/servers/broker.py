@@ -1,4 +1,4 @@
-"""A real Valkey: one for the session, with a key prefix for each test, and one of a test's own that can be stopped."""
+"""A real Valkey. The session has one, with a key prefix for each test. A test may start another, which it can stop."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _PREFIXES = (f"t{number}:" for number in itertools.count())
 
 @dataclass(frozen=True)
 class Broker:
-    """Where it listens, and the beginning of the keys that the test may use."""
+    """The address of a broker, and the prefix of the keys that a test may use."""
 
     url: str
     prefix: str
 
     def client(self) -> redis.Redis:
-        """A plain client, to look at the keys or to push a message by hand."""
+        """Return a plain client, for example to read keys or to push a message."""
         path = self.url.removeprefix("redis+socket://").partition("?")[0]
         return redis.Redis(unix_socket_path=path, decode_responses=True)
 
 
 class StoppableBroker:
-    """A Valkey with an append-only file, which keeps what it was told over a stop and a start."""
+    """A Valkey with an append-only file. It keeps its data after a stop."""
 
     def __init__(self, directory: Path, environ: Mapping[str, str] | None = None) -> None:
         """*environ* is added to the server's environment."""
@@ -47,58 +47,58 @@ class StoppableBroker:
         self._server = ValkeyServer(port=0, data_dir=directory, persist=True, unix_socket_path=path, config=settings)
 
     def start(self) -> None:
-        """Start, and wait until it answers."""
+        """Start the server, and wait until it answers."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self._environ.items():
                 patch.setenv(name, value)
             self._server.start()
 
     def stop(self) -> None:
-        """Stop, and wait until it is gone."""
+        """Stop the server, and wait until its process has ended."""
         self._server.stop()
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill the server with SIGKILL."""
         self._server.terminate()
 
     @property
     def pid(self) -> int:
-        """The server's process."""
+        """Return the server's process."""
         return int(self._server._process.pid)
 
     @property
     def running(self) -> bool:
-        """Whether it answers."""
+        """Return whether the server answers."""
         return bool(self._server.is_running())
 
     def with_prefix(self, prefix: str) -> Broker:
-        """It as a test uses it."""
+        """Return the broker of a test."""
         return Broker(self.url, prefix)
 
 
 @pytest.fixture(scope="session")
 def session_broker() -> Iterator[StoppableBroker]:
-    """The Valkey that all tests share; nobody stops it."""
+    """Return the Valkey that all tests share. No test stops it."""
     with running_broker() as server:
         yield server
 
 
 @pytest.fixture
 def broker(session_broker: StoppableBroker) -> Broker:
-    """The shared Valkey, with a prefix that no other test uses."""
+    """Return the shared Valkey with an unused prefix."""
     return session_broker.with_prefix(next(_PREFIXES))
 
 
 @pytest.fixture
 def stoppable_broker() -> Iterator[StoppableBroker]:
-    """A running Valkey of the test's own."""
+    """Return a running Valkey that only this test uses."""
     with running_broker() as server:
         yield server
 
 
 @contextmanager
 def running_broker(environ: Mapping[str, str] | None = None) -> Iterator[StoppableBroker]:
-    """One that runs within; *environ* is added to its environment."""
+    """Run a Valkey while the block runs. *environ* is added to its environment."""
     # Not below tmp_path, which is too long for a unix socket.
     directory = Path(tempfile.mkdtemp(prefix="ssvm-broker-"))
     server = StoppableBroker(directory, environ)

@@ -1,4 +1,4 @@
-"""A headless Chromium, for pages that live by their scripts."""
+"""A headless Chromium, for pages that need JavaScript."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.neighbours import missing
 
 @pytest.fixture(scope="session")
 def running_browser() -> Iterator[webdriver.Chrome]:
-    """One browser for all tests of the session: its start costs seconds."""
+    """Return the browser of the session. Its start takes seconds."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
         missing("chromium", "install Debian's chromium and chromium-driver")
@@ -30,7 +30,7 @@ def running_browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture
 def browser(running_browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
-    """The browser, without what an earlier test has left in it."""
+    """Return the browser without cookies and pages of an earlier test."""
     yield running_browser
     running_browser.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": "*", "storageTypes": "all"})
     running_browser.execute_cdp_cmd("Network.clearBrowserCookies", {})

@@ -1,4 +1,4 @@
-"""Wall clocks of single processes that a test sets as it likes; see clock.c."""
+"""Wall clocks of single processes. A test can set them: see clock.c."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SOURCE = Path(__file__).with_name("clock.c")
 
 
 def find_compiler() -> str | None:
-    """What builds the library that is preloaded."""
+    """Build the library that a process preloads."""
     return shutil.which("cc") or shutil.which("gcc")
 
 
 class Clock:
-    """The wall clock of whoever starts with ``environ``: right until ``jump``. Files' times stay the kernel's."""
+    """The wall clock of the processes that start with ``environ``. File times are still those of the kernel."""
 
     def __init__(self, directory: Path, name: str) -> None:
         compiler, library = find_compiler(), directory / "clock.so"
@@ -28,9 +28,9 @@ class Clock:
         path.write_bytes(bytes(8))
         with path.open("r+b") as file:
             self._page = mmap.mmap(file.fileno(), 8)
-        #: Empty where there is no compiler: then the clock cannot be set.
+        #: Empty without a compiler. Then no test can set the clock.
         self.environ = {"LD_PRELOAD": str(library), "CLOCK_SHIFT": str(path)} if compiler else {}
 
     def jump(self, seconds: int) -> None:
-        """Be so many seconds ahead of the right time from now on, or behind it."""
+        """Set the clock to the right time plus so many seconds."""
         self._page[:] = struct.pack("@l", seconds)

@@ -1,4 +1,4 @@
-"""A collector of traces: OTLP over HTTP, decoded by OpenTelemetry's own description of it."""
+"""A collector of traces: OTLP over HTTP. It decodes them with OpenTelemetry's own definitions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 @dataclass(frozen=True)
 class Span:
-    """One span, its ids in hex."""
+    """One span. Its ids are in hexadecimal."""
 
     name: str
     trace_id: str
@@ -31,11 +31,11 @@ class Span:
 
 
 class Collector:
-    """Takes traces on loopback."""
+    """Collect traces on loopback."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
-        #: All that came, as text.
+        #: All received traces, as text.
         self.text = ""
         taken = self
 
@@ -50,7 +50,7 @@ class Collector:
                 self.wfile.write(ExportTraceServiceResponse().SerializeToString())
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -65,12 +65,12 @@ class Collector:
                 self.spans.extend(_span(each, given) for each in scope.spans)
 
     def of(self, job_id: str) -> list[Span]:
-        """The spans of that job's attempts, the stages' included, by the order in which they came."""
+        """Return the spans of the job's attempts and their stages, in the order of their arrival."""
         ours = {each.span_id for each in self.spans if each.attributes.get("ssvm.job_id") == job_id}
         return [each for each in self.spans if each.span_id in ours or each.parent in ours]
 
     def close(self) -> None:
-        """Take no more."""
+        """Stop the collector."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -83,7 +83,7 @@ def _span(each: Any, resource: dict[str, str]) -> Span:
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """One that the environment names, also to workers and commands that the test starts."""
+    """Start a collector that the environment names, for workers and commands too."""
     found = Collector()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")

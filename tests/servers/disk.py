@@ -1,4 +1,4 @@
-"""A file system of a few megabytes that can be filled to its last byte: ENOSPC as the kernel says it."""
+"""A small file system that a test can fill completely. The kernel then reports ENOSPC."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _PIECE = 64 * 1024
 
 
 def may_mount() -> bool:
-    """Whether this process may mount file systems."""
+    """Return whether this process may mount file systems."""
     command = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
     return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def require_mounts() -> None:
-    """End the test if this process may not mount file systems."""
+    """Skip the test if this process may not mount file systems."""
     if not may_mount():
         missing("the right to mount", "run the test as root, in a container with CAP_SYS_ADMIN")
 
 
 class SmallDisk:
-    """A tmpfs of *size* bytes mounted on *directory*, until ``close``."""
+    """A tmpfs of *size* bytes at *directory*. It is mounted until ``close``."""
 
     def __init__(self, directory: Path, size: int) -> None:
         self._directory = directory
@@ -33,26 +33,26 @@ class SmallDisk:
         subprocess.run(command, check=True)
 
     def fill(self, leave: int = 0) -> None:
-        """Take all the room but for *leave* bytes."""
+        """Fill the disk except for *leave* bytes."""
         with contextlib.suppress(OSError), self._ballast.open("ab", buffering=0) as file:
             while self.free > leave:
                 file.write(bytes(min(_PIECE, self.free - leave)))
 
     def empty(self) -> None:
-        """Give the room back."""
+        """Free the space again."""
         self._ballast.unlink(missing_ok=True)
 
     @property
     def free(self) -> int:
-        """Bytes that still fit."""
+        """Return the free bytes."""
         seen = os.statvfs(self._directory)
         return seen.f_bavail * seen.f_frsize
 
     @property
     def _ballast(self) -> Path:
-        """No key can be its name, so no store shows it."""
+        """Return a name that no key can have, so no store lists it."""
         return self._directory / ".ballast"
 
     def close(self) -> None:
-        """Unmount, whoever is still there."""
+        """Unmount the disk, even if a process uses it."""
         subprocess.run(["umount", "--lazy", str(self._directory)], check=False)

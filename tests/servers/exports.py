@@ -1,4 +1,4 @@
-"""Exports without a server: memory is mounted under an export's name, which mountinfo then shows like any other."""
+"""Exports without a server. A tmpfs is mounted under an export's name, so mountinfo shows an export."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ssvm_worker.stores.nfs.commands import NotSpoken
 from ssvm_worker.stores.nfs.mountinfo import mounts
 from tests.neighbours import missing
 
-#: Of this process alone: the mounts of another process of the tests are in the same table, and would be taken for ours.
+#: Only of this process. The same table also has the mounts of other test processes.
 ADDRESS = f"10.{os.getpid() >> 16 & 255}.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
 
 
 @dataclass
 class MemoryExports:
-    """Each mount of a source shows the same directory below *root*, as each mount of an export does."""
+    """Each mount of a source shows the same directory below *root*, as with a real export."""
 
     root: Path
     fstypes: frozenset[str] = frozenset({"tmpfs", "fuse"})
-    #: The versions that the server speaks.
+    #: The NFS versions that the server supports.
     speaks: tuple[str, ...] = ("4.2", "4.1", "3")
-    #: Whether something else lies over what is mounted.
+    #: Whether another file system is mounted over the export.
     covers: bool = False
-    #: Sources with their options, as they were mounted.
+    #: The sources with their options, in the order of the mounts.
     mounted: list[tuple[str, str]] = field(default_factory=list)
 
     _dead: list[int] = field(default_factory=list)
 
     def die(self, source: str, point: str) -> None:
-        """The server is gone: what is mounted there answers nobody, as FUSE does whose server does not speak."""
+        """Let the server disappear. Its mounts give no answer, like FUSE without its server."""
         server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         data = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
         if ctypes.CDLL(None, use_errno=True).mount(source.encode(), point.encode(), b"fuse", 0, data):
@@ -43,7 +43,7 @@ class MemoryExports:
         self._dead.append(server)
 
     def forget(self) -> None:
-        """The server is back, and knows nothing of the handles that it gave: each call fails at once."""
+        """Let the server return without its old handles. Each call fails at once."""
         while self._dead:
             os.close(self._dead.pop())
 
@@ -79,7 +79,7 @@ def _run(*command: str) -> None:
 
 @contextlib.contextmanager
 def memory_exports(root: Path) -> Iterator[MemoryExports]:
-    """Exports whose every mount goes at the end; skips where nothing can be mounted."""
+    """Return exports that are unmounted at the end. Skip the test if this process may not mount."""
     probe = root / "probe"
     probe.mkdir(parents=True)
     if subprocess.run(["mount", "-t", "tmpfs", "probe", str(probe)], capture_output=True).returncode:

@@ -18,22 +18,22 @@ class FtpServer:
         self.files: dict[str, bytes] = {}
         self.modified = "20200102030405"
         self.users = {"anonymous": ""}
-        #: Every line that clients sent.
+        #: All lines that clients sent.
         self.asked: list[str] = []
-        #: Commands that it does not know.
+        #: Commands that the server does not know.
         self.unknown: set[str] = set()
-        #: Bytes of a transfer after which the connection breaks, so often; with "226" all the same, or without.
+        #: After so many bytes of a transfer the connection breaks, so many times. It may still send 226.
         self.cut_after: int | None = None
         self.cut_times = 1_000_000
         self.lies = False
-        #: What it says to a command in place of its own answer; to the empty one, which is the connection itself, too.
+        #: Answers to commands that replace the real ones. The empty command is the connection itself.
         self.answers: dict[str, bytes] = {}
-        #: The command, or the empty one, to which its answer has no end; set when a client has left it.
+        #: The command whose answer has no end. ``left`` is set when the client disconnects.
         self.endless: str | None = None
         self.left = threading.Event()
-        #: The port to name in place of its own, for data: of something that leads there.
+        #: The data port in the answer, in place of the real one: for example the port of a proxy.
         self.reached_by: Callable[[int], int] = int
-        #: In place of its own address, in the answer to PASV.
+        #: The address in the answer to PASV, in place of the real one.
         self.passive_host = "127,0,0,1"
         self._server = _Listener(("127.0.0.1", 0), _Session)
         self._server.owner = self
@@ -42,16 +42,16 @@ class FtpServer:
         self._thread.start()
 
     def serve(self, name: str, data: bytes) -> str:
-        """Give *data* at that path; returns the URL."""
+        """Serve *data* at that path, and return the URL."""
         self.files[f"/{name}"] = data
         return self.url(name)
 
     def url(self, name: str) -> str:
-        """The URL of a path, whether anything is there or not."""
+        """Return the URL of a path. The path need not exist."""
         return f"ftp://127.0.0.1:{self.port}/{name}"
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -63,7 +63,7 @@ class _Listener(socketserver.ThreadingTCPServer):
     owner: FtpServer
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that breaks off is what the tests are about."""
+        """Ignore clients that disconnect. The tests cause this."""
 
 
 class _Session(socketserver.StreamRequestHandler):
@@ -147,7 +147,7 @@ class _Session(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def ftp_server() -> Iterator[FtpServer]:
-    """A server that lets anybody in."""
+    """Return a server that accepts every user."""
     server = FtpServer()
     yield server
     server.close()

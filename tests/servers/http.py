@@ -31,67 +31,67 @@ PIECE = 64 * 1024
 
 @dataclass
 class Behaviour:
-    """How one path answers a GET."""
+    """How the server answers a GET of one path."""
 
     data: bytes = b""
     status: int = 200
     etag: str | None = '"v1"'
     last_modified: str | None = None
-    #: Takes Range; else it says nothing of ranges and gives the whole.
+    #: Whether it supports ranges. Otherwise it does not mention them and sends the whole file.
     ranges: bool = True
-    #: Says Accept-Ranges, yet gives the whole.
+    #: It sends Accept-Ranges, but always the whole file.
     ignore_range: bool = False
-    #: In place of the right Content-Range.
+    #: The Content-Range in place of the right one.
     content_range: str | None = None
-    #: In place of the right one; "" leaves it out, and the body ends with the connection.
+    #: The Content-Length in place of the right one. "" omits it, and the body ends with the connection.
     content_length: str | None = None
     chunked: bool = False
-    #: Bytes of the body, then the connection is closed, so often.
+    #: After so many bytes of the body the connection is closed, so many times.
     cut_after: int | None = None
     cut_times: int = 1_000_000
-    #: A cut is a TCP reset.
+    #: Whether a cut is a TCP reset.
     reset: bool = False
-    #: Over TLS: says that this is the end before it closes, as it should.
+    #: Over TLS: send close_notify before the close, as the standard requires.
     good_bye: bool = False
-    #: Bytes of the body, then nothing until the server closes.
+    #: After so many bytes of the body the server is silent until it stops.
     stall_after: int | None = None
-    #: Bytes of the whole body, then nothing until a range with an end has been asked for.
+    #: After so many bytes of the whole body the server is silent until a client requests a range with an end.
     hold_after: int | None = None
-    #: One byte at a time, twenty in a second.
+    #: Send single bytes, twenty in a second.
     drip: bool = False
-    #: Bytes a second.
+    #: Bytes in a second.
     rate: float | None = None
     headers: dict[str, str] = field(default_factory=dict)
-    #: The behaviour of the second and later requests.
+    #: The behaviour of the second request and of later ones.
     then: Behaviour | None = None
-    #: That of every request for a range.
+    #: The behaviour of every request for a range.
     only_ranges: Behaviour | None = None
-    #: Those of the first requests for a range with an end, as one of several connections asks for it.
+    #: The behaviours of the first requests for a range with an end. Parallel connections send such requests.
     ranged: list[Behaviour] = field(default_factory=list)
 
 
 @dataclass
 class PutBehaviour:
-    """How one path answers a PUT."""
+    """How the server answers a PUT to one path."""
 
     status: int = 200
     body: bytes = b""
-    #: Answers when so many bytes have come, and closes.
+    #: It answers after so many bytes, and closes the connection.
     early_after: int | None = None
-    #: Stops reading after so many bytes.
+    #: It stops reading after so many bytes.
     stall_after: int | None = None
-    #: Closes without an answer when all has come.
+    #: It closes the connection without an answer after the whole body.
     silent: bool = False
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came."""
+    """One received request."""
 
     method: str
     path: str
     headers: Message
-    #: The client's end of the connection that it came on.
+    #: The client's port of the connection.
     port: int
 
 
@@ -100,18 +100,18 @@ class HttpServer:
 
     def __init__(self, *, tls: bool = False, certified_for: str = "127.0.0.1", expires: datetime | None = None) -> None:
         self.requests: list[Request] = []
-        #: Bytes of bodies that were sent, by path.
+        #: Sent bytes of bodies, for each path.
         self.sent: Counter[str] = Counter()
-        #: What was PUT whole, by path; and what broke off.
+        #: Complete bodies of PUT, for each path, and incomplete ones.
         self.stored: dict[str, bytes] = {}
         self.broken: dict[str, bytes] = {}
         self.paths: dict[str, Behaviour] = {}
         self.puts: dict[str, PutBehaviour] = {}
         self.closing = threading.Event()
-        #: Set whenever a path has begun to stall, or a PUT has broken off.
+        #: Set when a path begins to stall, or when a PUT breaks.
         self.stalled = threading.Event()
         self.put_broken = threading.Event()
-        #: Set when a range with an end has been asked for.
+        #: Set after a request for a range with an end.
         self.ranged = threading.Event()
         self._authority = trustme.CA() if tls else None
         self.context = self._tls(certified_for, expires)
@@ -128,32 +128,32 @@ class HttpServer:
         return context
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
-        """The URL of a path, whether anything is there or not."""
+        """Return the URL of a path. The path need not exist."""
         return f"{'https' if self.context else 'http'}://{host}:{self.port}/{path.lstrip('/')}"
 
     def serve(self, name: str, data: bytes, **behaviour: object) -> str:
-        """Give *data* at that path, with the fields of Behaviour; returns the URL."""
+        """Serve *data* at that path, with the fields of Behaviour. Return the URL."""
         self.paths[f"/{name}"] = Behaviour(data, **behaviour)  # type: ignore[arg-type]
         return self.url(name)
 
     def redirect(self, name: str, location: str, status: int = 302) -> str:
-        """Redirect from that path; returns its URL."""
+        """Redirect from that path, and return its URL."""
         return self.serve(name, b"elsewhere", status=status, headers={"Location": location})
 
     def take(self, name: str, **behaviour: object) -> str:
-        """Take a PUT at that path, with the fields of PutBehaviour; returns the URL."""
+        """Accept a PUT at that path, with the fields of PutBehaviour. Return the URL."""
         self.puts[f"/{name}"] = PutBehaviour(**behaviour)  # type: ignore[arg-type]
         return self.url(name)
 
     def ca_file(self, directory: Path) -> str:
-        """The authority's certificate, written as PEM."""
+        """Return the PEM file with the authority's certificate."""
         assert self._authority
         path = directory / "ca.pem"
         self._authority.cert_pem.write_to_path(str(path))
         return str(path)
 
     def close(self) -> None:
-        """Stop, and let every stalled connection go."""
+        """Stop the server, and end every stalled connection."""
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
@@ -169,7 +169,7 @@ class _Listener(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that breaks off is what the tests are about."""
+        """Ignore clients that disconnect. The tests cause this."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -183,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().setup()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self._note()
@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._linger()
 
     def _linger(self) -> None:
-        """Take what still comes, as real servers do: a close with bytes unread resets the answer away."""
+        """Read the rest of the body, as real servers do. A close with unread bytes would reset the connection."""
         with contextlib.suppress(OSError):
             self.connection.settimeout(PATIENCE_S)
             while self.rfile.read1(PIECE):  # type: ignore[attr-defined]
@@ -245,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Answer:
-    """One answer to a GET."""
+    """Answer one GET."""
 
     def __init__(self, handler: _Handler, behaviour: Behaviour) -> None:
         self.handler, self.behaviour, self.owner = handler, behaviour, handler.owner
@@ -323,13 +323,13 @@ class _Answer:
         if self.behaviour.reset:
             self.handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.handler.wfile.flush()
-        # shutdown_request of socketserver would say a polite good-bye first.
+        # shutdown_request of socketserver would end the connection regularly first.
         self.handler.request.close() if self.behaviour.reset else self.handler.request.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
 def http_server() -> Iterator[HttpServer]:
-    """A server without TLS."""
+    """Return a server without TLS."""
     server = HttpServer()
     yield server
     server.close()
@@ -337,7 +337,7 @@ def http_server() -> Iterator[HttpServer]:
 
 @pytest.fixture
 def https_server() -> Iterator[HttpServer]:
-    """A server whose certificate is from an authority of its own; see ``ca_file``."""
+    """Return a server whose private authority is in ``ca_file``."""
     server = HttpServer(tls=True)
     yield server
     server.close()

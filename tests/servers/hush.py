@@ -1,4 +1,4 @@
-"""A network on which a conversation falls silent for good, at a point that the test chooses."""
+"""A proxy that stops to forward data at a point of the conversation which the test chooses."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import threading
 
 
 class Hush:
-    """Passes connections on until a certain turn of their conversation, and then nothing more in either direction.
+    """Forwards connections until a certain turn of their conversation. Then it forwards nothing in either direction.
 
-    A turn is what one side of one connection says until the other side, or another connection, says something. All
-    stays open: nothing tells a client that nobody will speak again.
+    A turn is everything that one side of a connection sends before the other side, or another connection, sends
+    something. The connections stay open, so no client gets an error.
     """
 
     def __init__(self, turn: int | None = None, size: int = 0) -> None:
-        """Fall silent *size* bytes into that turn, the first being 0, or at its end if it is shorter; None: never."""
+        """Stop *size* bytes after the start of that turn (from 0), or at its end if it is shorter. None: never."""
         self._turn, self._size = turn, size
-        #: How many turns there were so far.
+        #: The number of turns so far.
         self.turns = 0
-        #: Set when something was held back.
+        #: Set when the proxy has held data back.
         self.silent = threading.Event()
         self._closing = threading.Event()
         self._speaker: object = None
@@ -28,7 +28,7 @@ class Hush:
         self._open: list[socket.socket] = []
 
     def before(self, port: int) -> int:
-        """Listen on a port of loopback, and pass on to *port* there; returns the first."""
+        """Listen on a port of loopback and forward to *port* there. Return the first port."""
         listener = socket.create_server(("127.0.0.1", 0))
         self._open.append(listener)
         threading.Thread(target=self._accept, args=(listener, port), name="hush", daemon=True).start()
@@ -64,7 +64,7 @@ class Hush:
                 target.shutdown(socket.SHUT_WR)
 
     def _may_pass(self, speaker: object, size: int) -> int:
-        """How many bytes of a piece may pass; the first that may not make all silent."""
+        """Return how many bytes of a piece the proxy may forward. Set ``silent`` at the first held byte."""
         with self._lock:
             if speaker is not self._speaker:
                 self._speaker, self._passed = speaker, 0

@@ -1,4 +1,4 @@
-"""The agent's side of a connection, for tests of the simulated management server: it says what a recording says."""
+"""The agent's side of a recorded connection, for tests of the simulated management server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECORDINGS = ROOT / "tests/data/cloudstack/conversations"
 
 
 def recorded(name: str) -> list[tuple[str, WireFrame]]:
-    """The frames of a conversation: who sent it, and the frame."""
+    """Return the frames of a conversation: the sender, and the frame."""
     lines = (RECORDINGS / name).read_text().splitlines()
     frames = []
     for line in map(json.loads, lines):
@@ -29,7 +29,7 @@ def recorded(name: str) -> list[tuple[str, WireFrame]]:
 
 
 class PlayedAgent:
-    """A connection as an agent. It verifies nothing, as a fresh Java agent."""
+    """A connection as an agent. It verifies no certificate, like a fresh Java agent."""
 
     def __init__(self, address: tuple[str, int], certificate: IssuedCertificate | None = None) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -51,7 +51,7 @@ class PlayedAgent:
         self._socket.sendall(self._outgoing.read())
 
     def send(self, frame: WireFrame) -> None:
-        """One frame, in records of 16000 bytes of content."""
+        """Send one frame in records of 16000 bytes of content."""
         data = frame.encode()
         with self._lock:
             for start in range(0, len(data), 16000):
@@ -61,7 +61,7 @@ class PlayedAgent:
                 self._socket.sendall(struct.pack(">I", len(record) | more) + record)
 
     def receive(self) -> WireFrame:
-        """The next frame."""
+        """Return the next frame."""
         data, more = b"", True
         while more:
             (header,) = struct.unpack(">I", self._read(4))
@@ -84,7 +84,7 @@ class PlayedAgent:
         return data
 
     def close(self) -> None:
-        """Close, as a process that dies does."""
+        """Close the connection as a dying process does."""
         self._socket.close()
 
     def start_up(self, **changes: Any) -> None:
@@ -110,7 +110,7 @@ class PlayedAgent:
 
 
 class RecordedAgent(PlayedAgent):
-    """One that answers each command with the next recorded answer to a command of that class (and of that template)."""
+    """Answers each command with the next recorded answer to a command of that class (and of that template)."""
 
     def __init__(self, address: tuple[str, int], name: str) -> None:
         super().__init__(address)
@@ -123,7 +123,7 @@ class RecordedAgent(PlayedAgent):
                 self._answers[_topic(requests[frame.sequence])].append(frame)
 
     def play(self) -> None:
-        """Start up as recorded, then answer until the server closes the connection or a command has no answer."""
+        """Start as recorded, then answer until the server closes the connection or no recorded answer is left."""
         self.send(self.conversation[0][1])
         try:
             while True:

@@ -1,4 +1,4 @@
-"""A real HTTP proxy: absolute requests and CONNECT tunnels. Every name is at loopback for it."""
+"""A real HTTP proxy: absolute requests and CONNECT tunnels. It resolves every name to loopback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ProxyServer:
         #: Method and target of each request.
         self.asked: list[str] = []
         self.authorizations: list[str] = []
-        #: Of the answer to a CONNECT.
+        #: The status of the answer to a CONNECT.
         self.status = 200
         self._server = _Listener(("127.0.0.1", 0), _Handler)
         self._server.owner = self
@@ -27,7 +27,7 @@ class ProxyServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the proxy."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -44,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Listener
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self._note()

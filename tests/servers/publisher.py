@@ -1,4 +1,4 @@
-"""Somebody who signs: a real gpg with a key of its own."""
+"""A publisher who signs files: a real gpg with its own key."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tests.neighbours import missing
 
 
 class Publisher:
-    """Has one key; see ``keyring``."""
+    """A publisher with one key: see ``keyring``."""
 
     def __init__(self, home: Path, name: str) -> None:
         self._environment = os.environ | {"GNUPGHOME": str(home)}
         self._run("--quick-gen-key", f"{name} <{name}@example.org>", "ed25519", "sign", "never")
-        #: The public key.
+        #: Return the file of the public key.
         self.keyring = home / "publisher.gpg"
         self.keyring.write_bytes(self._run("--export"))
 
     def sign(self, data: bytes) -> bytes:
-        """A detached signature."""
+        """Return a detached signature."""
         return self._run("--detach-sign", data=data)
 
     def clear_sign(self, data: bytes) -> bytes:
-        """The text with its signature within."""
+        """Return the text with an inline signature."""
         return self._run("--clear-sign", data=data)
 
     def close(self) -> None:
-        """End the agent."""
+        """Stop the gpg agent."""
         subprocess.run(["gpgconf", "--kill", "gpg-agent"], env=self._environment, check=False)
 
     def _run(self, *arguments: str, data: bytes = b"") -> bytes:
@@ -44,7 +44,7 @@ class Publisher:
 def _publisher(name: str) -> Iterator[Publisher]:
     if not shutil.which("gpg") or not shutil.which("gpgv"):
         missing("gpg and gpgv", "apt install gpg gpgv")
-    # Not pytest's: the agent's socket must have a short path.
+    # Not pytest's directory, because the path of the agent's socket must be short.
     with tempfile.TemporaryDirectory(prefix="gpg-", ignore_cleanup_errors=True) as home:
         Path(home).chmod(0o700)
         publisher = Publisher(Path(home), name)
@@ -54,11 +54,11 @@ def _publisher(name: str) -> Iterator[Publisher]:
 
 @pytest.fixture(scope="module")
 def publisher() -> Iterator[Publisher]:
-    """Whose key is known."""
+    """Return a publisher with a known key."""
     yield from _publisher("publisher")
 
 
 @pytest.fixture(scope="module")
 def stranger() -> Iterator[Publisher]:
-    """Whose key is not."""
+    """Return a publisher with an unknown key."""
     yield from _publisher("stranger")

@@ -1,4 +1,4 @@
-"""A real RabbitMQ with its own epmd, all in a directory and on ports of its own, in plain and by TLS."""
+"""A real RabbitMQ with its own epmd, directory and ports, with and without TLS."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import trustme
 from tests.neighbours import free_port, missing
 from tests.waiting import CLAIM_S, PATIENCE_S
 
-#: Debian's own start scripts insist on a user of theirs.
+#: Debian's start scripts require a certain user.
 _SCRIPT = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _CONFIG = """
 listeners.tcp.1 = 127.0.0.1:{plain}
@@ -38,7 +38,7 @@ consumer_timeout = {claim_ms}
 
 
 class RabbitMQ:
-    """One node; *ca* signs its certificate for ``localhost``."""
+    """One node. *ca* signs its certificate for ``localhost``."""
 
     def __init__(self, directory: Path, ca: trustme.CA) -> None:
         self.directory = directory
@@ -55,21 +55,21 @@ class RabbitMQ:
 
     @property
     def url(self) -> str:
-        """In plain."""
+        """Return the URL without TLS."""
         return f"amqp://ssvm:hush-rabbit@127.0.0.1:{self.plain}//"
 
     @property
     def tls_url(self) -> str:
-        """By TLS, under the name in its certificate."""
+        """Return the URL with TLS, with the name in the certificate."""
         return f"amqps://ssvm:hush-rabbit@localhost:{self.tls}//"
 
     @property
     def log(self) -> Path:
-        """What it says."""
+        """Return its log."""
         return self.directory / "rabbitmq.log"
 
     def start(self) -> None:
-        """Start, and wait until it takes connections."""
+        """Start the node, and wait until it accepts connections."""
         environ = {
             **os.environ,
             "HOME": str(self.directory),
@@ -81,9 +81,9 @@ class RabbitMQ:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "plugins"),
             "RABBITMQ_MNESIA_BASE": str(self.directory / "data"),
             "RABBITMQ_LOG_BASE": str(self.directory),
-            # A node without work shall not take a core from the tests.
+            # An idle node must not use a core that the tests need.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none"
-            # Seconds between two looks for messages that time out: 60 else.
+            # The interval in seconds of the check for expired messages. The default is 60.
             " -rabbit channel_tick_interval 1000",
         }
         with self.log.open("ab") as log:
@@ -96,7 +96,7 @@ class RabbitMQ:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """Stop, and wait until it is gone; what is durable is still there when it is started again."""
+        """Stop the node, and wait until it has ended. Durable data is kept."""
         for each in reversed(self._processes):
             with suppress(ProcessLookupError):
                 os.killpg(each.pid, signal.SIGTERM)
@@ -115,7 +115,7 @@ class RabbitMQ:
 
 @pytest.fixture(scope="module")
 def rabbitmq() -> Iterator[RabbitMQ]:
-    """A running one."""
+    """Return a running node."""
     if not _SCRIPT.exists() or not shutil.which("epmd"):
         missing("rabbitmq-server", "apt-get install rabbitmq-server")
     with tempfile.TemporaryDirectory(prefix="ssvm-rabbitmq-", ignore_cleanup_errors=True) as directory:

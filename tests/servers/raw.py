@@ -1,4 +1,4 @@
-"""A server that sends whatever bytes a test wants: for answers that no HTTP library would make."""
+"""A server that sends exactly the bytes of a test, for answers that no HTTP library makes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import trustme
 
-#: Given the connection and what has come on it, head and perhaps more.
+#: A function of the connection and the bytes received on it: the head, and perhaps more.
 Answer = Callable[[socket.socket, bytes], None]
 
 
 class RawServer:
-    """Listen on a free port of loopback until ``close``; *answer* each connection once in a thread, then close it."""
+    """Listen on a free port of loopback until ``close``. *answer* each connection once in a thread, then close it."""
 
     def __init__(self, answer: Answer, *, tls: bool = False) -> None:
         self.heads: list[bytes] = []
@@ -45,7 +45,7 @@ class RawServer:
         return str(path)
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the server."""
         self.closing.set()
         self._listener.close()
 
@@ -67,7 +67,7 @@ class RawServer:
             self.heads.append(came)
             self._answer(connection, came)
             connection.shutdown(socket.SHUT_WR)
-            while connection.recv(65536):  # a close with bytes unread would reset the answer away
+            while connection.recv(65536):  # A close with unread bytes would reset the connection.
                 pass
 
 
@@ -76,7 +76,7 @@ Serve = Callable[..., RawServer]
 
 @pytest.fixture
 def raw_server() -> Iterator[Serve]:
-    """Start raw servers, which are closed at the end."""
+    """Return a function that starts raw servers. They are closed at the end."""
     started: list[RawServer] = []
 
     def serve(answer: Answer, **given: bool) -> RawServer:

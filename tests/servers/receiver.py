@@ -1,4 +1,4 @@
-"""The other end of a callback: a real HTTP server that keeps what is posted to it."""
+"""The receiver of callbacks: a real HTTP server that keeps their bodies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Receiver:
-    """Answers POSTs with the given statuses, then with 200, and keeps what came."""
+    """Answers POSTs with the given statuses, then with 200, and keeps them."""
 
     def __init__(self, *statuses: int) -> None:
         self.got: list[tuple[dict[str, str], bytes]] = []

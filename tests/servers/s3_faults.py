@@ -23,12 +23,12 @@ class Call:
     method: str
     path: str
     query: dict[str, str]
-    #: By names in lower case.
+    #: The names are in lower case.
     headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """What S3 calls it."""
+        """Return the name of the call in S3's API."""
         if "partNumber" in self.query:
             copies = "Copy" if "x-amz-copy-source" in self.headers else ""
             return f"UploadPart{copies} {self.query['partNumber']}"
@@ -44,44 +44,44 @@ class Call:
 
 @dataclass
 class Fault:
-    """What becomes of the calls of one name."""
+    """A fault of the calls with one name."""
 
     name: str
     status: int = 500
     code: str = "InternalError"
-    #: How many calls it befalls.
+    #: The number of calls with the fault.
     times: int = 1 << 30
-    #: Whether the real server gets the call all the same, and only its answer is lost.
+    #: Whether the real server still gets the call, and only its answer is lost.
     after: bool = False
-    #: Close the connection after that many bytes of the real answer's body, in place of an error.
+    #: Close the connection after so many bytes of the real answer's body.
     cut_at: int | None = None
-    #: Hold the call until this is set, and pass it on then.
+    #: Hold the call until this event is set, and forward it then.
     until: threading.Event | None = None
-    #: Pass the call on, and leave these headers out of its answer; names in lower case.
+    #: Forward the call, and omit these headers of its answer. The names are in lower case.
     without: frozenset[str] = frozenset()
-    #: Send the whole object, with status 200, for any requested range.
+    #: Send the whole object, with status 200, for every requested range.
     whole: bool = False
-    #: Send the object from this byte on, with its Content-Range, for any requested range.
+    #: Send the object from this byte, with its Content-Range, for every requested range.
     begins_at: int | None = None
-    #: Close the connection in place of an answer.
+    #: Close the connection without an answer.
     hangs_up: bool = False
     #: Send the body in chunks.
     chunked: bool = False
-    #: Send that many bytes of the body, then nothing until this is set.
+    #: Send so many bytes of the body, then nothing until this event is set.
     silent_after: int | None = None
-    #: Send a byte now and then in place of nothing.
+    #: Send single bytes now and then, in place of nothing.
     drips: bool = False
     woken: threading.Event = field(default_factory=threading.Event)
-    #: The body of the error, in place of XML; and a header of its answer.
+    #: The body of the error, in place of XML. The second is the header Retry-After.
     body: bytes | None = None
     retry_after: str = ""
 
 
 @dataclass
 class FaultyS3:
-    """A context manager; *faults* may be changed while it runs, and *calls* tells what came.
+    """A context manager. *faults* may be changed while it runs. *calls* has all received calls.
 
-    Also an HTTP proxy: a client that it is named to needs no name service for a bucket's host.
+    It is also an HTTP proxy: a client that uses it needs no name service for a bucket's host.
     """
 
     server: S3Server
@@ -103,11 +103,11 @@ class FaultyS3:
         self._thread.join()
 
     def names(self) -> list[str]:
-        """The names of the calls so far."""
+        """Return the names of the received calls."""
         return [each.name for each in self.calls]
 
     def fault_for(self, call: Call) -> Fault | None:
-        """The fault that befalls this call; it is used up once."""
+        """Return the fault of this call, and count it."""
         for fault in self.faults:
             if fault.name == call.name and fault.times > 0:
                 fault.times -= 1
@@ -116,13 +116,13 @@ class FaultyS3:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Passes a request on with the very headers that were signed."""
+    """Forwards a request with the same headers, because the client has signed them."""
 
     proxy: FaultyS3
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def serve(self) -> None:
         """Answer one request."""
@@ -229,6 +229,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def faulty_s3(s3_server: S3Server) -> Iterator[FaultyS3]:
-    """A proxy before the session's server; well-behaved until told otherwise."""
+    """Return a proxy before the session's server. It has no faults at first."""
     with FaultyS3(s3_server) as proxy:
         yield proxy

@@ -1,4 +1,4 @@
-"""A management server that does only what a test says, over real TLS: one listener, one connection at a time."""
+"""A management server that does only what a test says, over real TLS. It has one connection at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ScriptedServer:
         self.socket: socket.socket | None = None
 
     def accept(self, context: ssl.SSLContext | None = None) -> ServerLink:
-        """Wait for a connection and do its handshake."""
+        """Wait for a connection, and do its handshake."""
         self.socket, _ = self._listener.accept()
         self.socket.settimeout(PATIENCE_S)
         self.link = ServerLink(self.socket, context or self.authority.context(strict=False, allow_expired=True))

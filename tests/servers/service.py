@@ -25,21 +25,21 @@ SECRET = "not a secret at all, but 32 long"
 
 @dataclass
 class Service:
-    """One that answers."""
+    """A running service."""
 
     settings: Settings
     url: str
     store: Path
 
     def request(self, method: str, path: str, **given: Any) -> urllib3.BaseHTTPResponse:
-        """Ask, on a connection of its own."""
+        """Send a request on a new connection."""
         url = path if path.startswith("http") else self.url + path
         pool = {"ssl_context": given.pop("ssl_context")} if "ssl_context" in given else {}
         return urllib3.PoolManager(retries=False, timeout=PATIENCE_S, **pool).request(method, url, **given)
 
 
 def settings_of(broker: Broker, store: Path, **serve: Any) -> Settings:
-    """Settings of a service; *serve* are further ones of its section."""
+    """Return settings of a service. *serve* is added to its section."""
     store.mkdir(exist_ok=True)
     section = {"keys": {"k1": {"secret": SECRET}}, "key": "k1", "listen": "127.0.0.1:0"} | serve
     values = {
@@ -53,7 +53,7 @@ def settings_of(broker: Broker, store: Path, **serve: Any) -> Settings:
 
 
 def settings_file(service: Service, directory: Path) -> Path:
-    """The settings of the service, for a command."""
+    """Return the settings of the service, for a command."""
     broker, serve = service.settings.broker, service.settings.serve
     file = directory / "worker.toml"
     file.write_text(
@@ -66,7 +66,7 @@ def settings_file(service: Service, directory: Path) -> Path:
 
 @contextmanager
 def serving(settings: Settings, path: str = "") -> Iterator[Service]:
-    """Within, it answers; leaving tells it to stop, as SIGTERM does. *path* is that of ``serve.url``."""
+    """Run the service while the block runs. At the end it stops as after SIGTERM. *path* is that of ``serve.url``."""
     listener = open_listener(settings.serve)
     serve = settings.serve
     scheme = "https" if serve.certificate_file or serve.certificate_from_cloudstack else "http"
@@ -78,17 +78,17 @@ def serving(settings: Settings, path: str = "") -> Iterator[Service]:
         path = assembly.Stores(settings)["primary"].url.removeprefix("file://")
         yield Service(settings, url, Path(path))
     finally:
-        server.should_exit = True  # it takes a moment, for which the next test need not wait
+        server.should_exit = True  # The stop takes a moment. The next test need not wait for it.
 
 
 @pytest.fixture
 def start_service(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Starts a service with these settings of its section."""
+    """Return a function that starts a service with these settings."""
     with ExitStack() as stack:
         yield lambda **given: stack.enter_context(serving(settings_of(broker, tmp_path / "store", **given)))
 
 
 @pytest.fixture
 def service(start_service: Callable[..., Service]) -> Service:
-    """One with the defaults."""
+    """Return a service with the default settings."""
     return start_service()

@@ -1,4 +1,4 @@
-"""A real SSH server with files, paramiko's own."""
+"""A real SSH server with files, from paramiko."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import pytest
 
 
 class SftpServer:
-    """Listens on a free port of loopback until ``close``; lets joe in, by password or key."""
+    """Listens on a free port of loopback until ``close``. The user joe may log in, by password or key."""
 
     def __init__(self, directory: Path) -> None:
         self.files: dict[str, bytes] = {}
         self.modified = 1_600_000_000
-        #: Bytes of all reads together after which the connection breaks, once.
+        #: After so many read bytes the connection breaks, once.
         self.cut_after: int | None = None
         #: Break the connection in place of an answer to a password.
         self.breaks_at_login = False
-        #: Bytes that each answer to a read has beyond what was asked for.
+        #: So many more bytes than requested are in each answer to a read.
         self.excess = 0
-        #: Set to answer no read any more.
+        #: If set, the server answers no read.
         self.stalled = threading.Event()
         self.stall = False
         self.closing = threading.Event()
@@ -43,16 +43,16 @@ class SftpServer:
         self._thread.start()
 
     def know(self, key: paramiko.PKey) -> None:
-        """Write that key as this server's into known_hosts."""
+        """Write that key into known_hosts as this server's key."""
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {key.get_name()} {key.get_base64()}\n")
 
     def serve(self, name: str, data: bytes) -> str:
-        """Give *data* at that path; returns the URL."""
+        """Serve *data* at that path, and return the URL."""
         self.files[f"/{name}"] = data
         return self.url(name)
 
     def url(self, name: str, scheme: str = "sftp") -> str:
-        """The URL of a path, whether anything is there or not."""
+        """Return the URL of a path. The path need not exist."""
         return f"{scheme}://127.0.0.1:{self.port}/{name}"
 
     def break_off(self) -> None:
@@ -61,7 +61,7 @@ class SftpServer:
             each.close()
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the server."""
         self.closing.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -139,7 +139,7 @@ class _Handle(paramiko.SFTPHandle):
 
 @pytest.fixture
 def sftp_server(tmp_path: Path) -> Iterator[SftpServer]:
-    """A server with its host key in known_hosts."""
+    """Return a server whose host key is in known_hosts."""
     server = SftpServer(tmp_path)
     yield server
     server.close()

@@ -1,4 +1,4 @@
-"""Somebody who takes log lines, on a real socket."""
+"""A receiver of log lines, on a real socket."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 
 from tests.waiting import PATIENCE_S
 
-#: Facility daemon (3), our program's name.
+#: Facility daemon (3), and the program's name.
 _LINE = re.compile(r"<(?P<priority>\d+)>ssvm: (?P<text>.*)", re.DOTALL)
 
 
 class Syslog:
-    """Takes datagrams until it is closed; at a path, or on a free UDP port of loopback."""
+    """Receives datagrams until it is closed: at a path, or on a free UDP port of loopback."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._socket = socket.socket(socket.AF_UNIX if path else socket.AF_INET, socket.SOCK_DGRAM)
@@ -37,7 +37,7 @@ class Syslog:
             self.lines.append((severity, found["text"]))
 
     def close(self) -> None:
-        """Take no more."""
+        """Stop the receiver."""
         with socket.socket(self._socket.family, socket.SOCK_DGRAM) as last:
             last.sendto(b"", self._socket.getsockname())
         self._thread.join(PATIENCE_S)
@@ -46,7 +46,7 @@ class Syslog:
 
 @pytest.fixture
 def syslog() -> Iterator[Syslog]:
-    """One on a UDP port."""
+    """Return a receiver on a UDP port."""
     found = Syslog()
     yield found
     found.close()

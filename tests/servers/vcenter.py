@@ -1,4 +1,4 @@
-"""A vCenter and an ESXi host on loopback, built from govmomi's simulator, and VMs with real disks in them."""
+"""A vCenter and an ESXi host on loopback: govmomi's simulator, and VMs with real disks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class TestVM:
-    """A simulated VM, what its disks hold, and the streams in which a host sends them."""
+    """A simulated VM, the content of its disks, and the streams in which a host sends them."""
 
     __test__ = False
 
@@ -36,13 +36,13 @@ class TestVM:
 
 @pytest.fixture(scope="session")
 def vcenter_process() -> Iterator[VCenterSimulator]:
-    """The one vCenter of all tests."""
+    """Return the vCenter of all tests."""
     yield from _run()
 
 
 @pytest.fixture(scope="session")
 def esx_process() -> Iterator[VCenterSimulator]:
-    """A standalone host that cannot write OVF descriptors."""
+    """Return a standalone host that cannot write OVF descriptors."""
     yield from _run(esx=True, descriptor=False)
 
 
@@ -55,20 +55,20 @@ def _run(**flags: bool) -> Iterator[VCenterSimulator]:
 
 @pytest.fixture
 def vcenter(vcenter_process: VCenterSimulator) -> Iterator[VCenterSimulator]:
-    """The vCenter, healthy again after each test."""
+    """Return the vCenter. Its faults end after each test."""
     yield vcenter_process
     vcenter_process.fault()
 
 
 @pytest.fixture
 def esx(esx_process: VCenterSimulator) -> Iterator[VCenterSimulator]:
-    """The standalone host, healthy again after each test."""
+    """Return the standalone host. Its faults end after each test."""
     yield esx_process
     esx_process.fault()
 
 
 def make_vm(simulator: VCenterSimulator, *sizes: int, modes: tuple[str, ...] = (), **more: Any) -> TestVM:
-    """A VM with disks of those sizes (bytes): half of each is random, the rest is zeros; *more* as in ``add_vm``."""
+    """Return a VM with disks of those sizes in bytes. Half of each is random. *more*: see ``add_vm``."""
     raws = [(os.urandom(size // 2) + bytes(size))[:size] for size in sizes]
     streams = [stream_optimized(raw) for raw in raws]
     machine = simulator.add_vm(f"vm{next(_numbers)}", streams, sizes, modes, **more)
@@ -77,12 +77,12 @@ def make_vm(simulator: VCenterSimulator, *sizes: int, modes: tuple[str, ...] = (
 
 @pytest.fixture
 def vm(vcenter: VCenterSimulator) -> TestVM:
-    """A VM with two disks."""
+    """Return a VM with two disks."""
     return make_vm(vcenter, 512 * KiB, 768 * KiB)
 
 
 def address_of(simulator: VCenterSimulator, **other: Any) -> Address:
-    """The settings that reach it; *other* replaces some of them."""
+    """Return the settings of the vCenter. *other* replaces some of them."""
     values = {
         "host": simulator.host,
         "port": simulator.port,
@@ -94,7 +94,7 @@ def address_of(simulator: VCenterSimulator, **other: Any) -> Address:
 
 
 def doors(simulator: VCenterSimulator, *, options: BackupSection, **address: Any) -> Any:
-    """The ``vcenter`` door of an attempt; leads to the simulator by any name."""
+    """The vCenter connection of an attempt. Every name leads to the simulator."""
 
     def vcenter(_: str, check: Check) -> VCenterSession:
         return VCenterSession(address_of(simulator, **address), check, options)

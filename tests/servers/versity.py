@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
 
 from ssvm_worker.demo.go_program import build_program, find_go
-from ssvm_worker.demo.s3 import S3Server, sdk_client
-from tests.neighbours import free_port, missing
-from tests.waiting import PATIENCE_S
+from tests.neighbours import missing
+from tests.servers.s3 import OtherS3Server
 
 _SOURCES = Path(__file__).with_name("versitygw")
 _PACKAGE = "github.com/versity/versitygw/cmd/versitygw"
-_NUMBERS = itertools.count(1)
 
 
 def build() -> Path:
@@ -30,15 +24,11 @@ def build() -> Path:
     return build_program("versitygw", _SOURCES, _PACKAGE)
 
 
-class VersityS3:
-    """versitygw on loopback. The context manager starts it, waits until it answers, and kills it."""
-
-    access_key, secret_key = S3Server.access_key, S3Server.secret_key
+class VersityS3(OtherS3Server):
+    """versitygw on loopback."""
 
     def __init__(self, directory: Path | None = None) -> None:
-        self.port = free_port()
-        self.endpoint = f"http://127.0.0.1:{self.port}"
-        self._directory = directory or Path(tempfile.mkdtemp(prefix="versitygw-"))
+        super().__init__("http://127.0.0.1:{}", directory or Path(tempfile.mkdtemp(prefix="versitygw-")))
 
     def __enter__(self) -> Self:
         self.root = self._directory / "root"
@@ -48,40 +38,11 @@ class VersityS3:
         backend = ["posix", "--sidecar", str(self._directory / "metadata"), str(self.root)]
         keys = {"ROOT_ACCESS_KEY_ID": self.access_key, "ROOT_SECRET_ACCESS_KEY": self.secret_key}
         options = ["--port", f"127.0.0.1:{self.port}", "--quiet", "--keep-alive"]
-        self._log = (self._directory / "log").open("wb")
-        command = [str(build()), *options, *backend]
-        self._process = subprocess.Popen(command, env=os.environ | keys, stdout=self._log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + PATIENCE_S
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                text = (self._directory / "log").read_text(errors="replace")[-2000:]
-                self.__exit__()
-                raise RuntimeError(text)
-            time.sleep(0.1)
-        return self
+        return self.start([str(build()), *options, *backend], os.environ | keys)
 
     def __exit__(self, *exc: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._log.close()
+        super().__exit__()
         shutil.rmtree(self._directory, ignore_errors=True)
-
-    def client(self) -> Any:
-        """Return an SDK client, for checks that do not use the worker's own code."""
-        return sdk_client(self.endpoint, self.access_key, self.secret_key)
-
-    def make_bucket(self, name: str = "") -> str:
-        """Create a bucket and return its name. Without *name*, choose a unique one."""
-        name = name or f"bucket-{next(_NUMBERS)}"
-        self.client().create_bucket(Bucket=name)
-        return name
-
-    def _answers(self) -> bool:
-        try:
-            self.client().list_buckets()
-        except (BotoCoreError, ClientError):
-            return False
-        return True
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The network between a client and a server: a TCP proxy that counts, and that cuts, slows, holds or resets."""
+"""A TCP proxy between a client and a server. It counts bytes, and can cut, slow, hold or reset connections."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Wire:
-    """Listens on a free port of loopback and passes all on to *target*, a port there, until ``close``."""
+    """Listens on a free port of loopback, and forwards to the port *target* there, until ``close``."""
 
     def __init__(self, target: int, rate: int = 0) -> None:
-        """*rate*: bytes a second in each direction of each connection, while it is well; 0 for all that come."""
+        """*rate*: bytes a second in each direction of each connection, without a fault. 0: no limit."""
         self._target = target
         self._steady = rate
-        #: Bytes from clients, and to them.
+        #: Bytes from clients, and to clients.
         self.up = self.down = 0
-        #: The rate now.
+        #: The present rate.
         self.rate = rate
-        #: The bytes to clients, all connections together, after which their bits are wrong. None: never.
+        #: After so many bytes to clients, in all connections together, the bits are wrong. None: never.
         self.damaged_after: int | None = None
         self._cut = False
         self._flows = threading.Event()
@@ -40,23 +40,23 @@ class Wire:
         self.reset()
 
     def hold(self) -> None:
-        """Let nothing pass, and say nothing of it, until ``heal``."""
+        """Forward nothing until ``heal``. No peer gets an error."""
         self._flows.clear()
 
     def reset(self) -> None:
-        """Reset every connection there is."""
+        """Reset all present connections."""
         with self._lock:
             ended, self._open = self._open, set()
         for each in ended:
             _reset(each)
 
     def heal(self) -> None:
-        """Pass all on again, as at first."""
+        """Forward everything again, as at first."""
         self._cut, self.rate = False, self._steady
         self._flows.set()
 
     def close(self) -> None:
-        """Stop."""
+        """Stop the proxy."""
         self.cut()
         self._flows.set()
         self._listener.close()
@@ -105,7 +105,7 @@ class Wire:
 
 
 def _reset(end: socket.socket) -> None:
-    """Close it so that its peer hears of a reset; whoever waits at it in another thread wakes up."""
+    """Reset the connection. Threads that wait for the socket wake up."""
     with contextlib.suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         end.shutdown(socket.SHUT_RD)

@@ -1,4 +1,4 @@
-"""Real workers, started as ``ssvm worker`` starts them, with a broker, a store, and ways to hurt them."""
+"""Real workers, started as ``ssvm worker`` starts them, with a broker, a store, and functions that disturb them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class WorkerProcess:
-    """One worker: the main process, its pool, and all that they say."""
+    """One worker: the main process, its pool, and its log."""
 
     def __init__(self, settings: Settings, file: Path, log: Path, more: Mapping[str, str] | None = None) -> None:
         argv, environ = worker_command(settings)
@@ -50,38 +50,38 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """The main process."""
+        """Return the main process."""
         return self.process.pid
 
     def children(self) -> list[int]:
-        """The pool's processes."""
+        """Return the pool's processes."""
         return [int(each) for each in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def wait_ready(self) -> WorkerProcess:
-        """Wait until it takes messages."""
+        """Wait until the worker accepts messages."""
         until(lambda: b" ready." in self.log.read_bytes() or self.process.poll() is not None, "the worker is ready")
         assert self.process.poll() is None, self.log.read_text()
         return self
 
     def signal_all(self, number: int) -> None:
-        """A signal to the main process and all of its pool."""
+        """Send a signal to the main process and to its pool."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
     def kill(self) -> None:
-        """kill -9 of the whole tree, as by a machine that loses power."""
+        """Kill the whole process tree with SIGKILL, like a power failure."""
         self.signal_all(signal.SIGKILL)
         self.process.wait()
 
     def terminate(self) -> int:
-        """SIGTERM to the main process; returns its exit status."""
+        """Send SIGTERM to the main process, and return its exit status."""
         self.process.terminate()
         return self.process.wait(PATIENCE_S)
 
 
 @dataclass
 class Site:
-    """A broker, a directory store named ``primary``, and any number of workers; times are short for tests."""
+    """A broker, a directory store named ``primary``, and any number of workers. The times are short for tests."""
 
     broker: Broker
     directory: Path
@@ -110,22 +110,22 @@ class Site:
 
     @property
     def store(self) -> Path:
-        """The directory of the store."""
+        """Return the directory of the store."""
         return self.directory / "store"
 
     @property
     def file(self) -> Path:
-        """The settings file."""
+        """Return the settings file."""
         return self.directory / "worker.toml"
 
     def start(self) -> WorkerProcess:
-        """One more worker, ready for work."""
+        """Start another worker, and wait until it is ready."""
         worker = WorkerProcess(self.settings, self.file, self.directory / f"worker{len(self.workers)}.log")
         self.workers.append(worker)
         return worker.wait_ready()
 
     def submit(self, job: str, **request: Any) -> str:
-        """Submit a job as ``ssvm submit`` does; returns its id."""
+        """Submit a job as ``ssvm submit`` does, and return its id."""
         record, _ = self.ledger.submit(new_job(self.settings, find_job(job), request))
         ring(self.settings, record)
         return record.job_id
@@ -137,7 +137,7 @@ class Site:
     def send_args(
         self, task: str, args: list[object], task_id: str = "", headers: Mapping[str, str] | None = None
     ) -> None:
-        """Push a message by hand, as a server without any Celery does: protocol 2, JSON."""
+        """Push a message as a server without Celery does: protocol 2, JSON."""
         lane = find_job(task).lane if task not in ("retry", "cancel") else "maintenance"
         task_id = task_id or uuid.uuid4().hex
         body = json.dumps([args, {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
@@ -158,12 +158,12 @@ class Site:
         self.push(lane, json.dumps(message))
 
     def push(self, lane: str, text: str | bytes) -> None:
-        """Put these very bytes into the queue of a lane."""
+        """Put exactly these bytes into the queue of a lane."""
         with self.broker.client() as client:
             client.lpush(self._list(lane), text)
 
     def waiting(self, lane: str) -> int:
-        """Messages that no worker has taken yet."""
+        """Return the messages that no worker has taken yet."""
         with self.broker.client() as client:
             return int(client.llen(self._list(lane)))
 
@@ -171,27 +171,27 @@ class Site:
         return self.broker.prefix + queue_name("z", lane)
 
     def wait(self, job_id: str, *states: str) -> Record:
-        """The record as soon as the job is in one of these states; in a final one when none is named."""
+        """Return the record when the job is in one of these states. Without states, wait for a final one."""
         self.until(lambda: self._is(job_id, states), f"job {job_id} is {' or '.join(states) or 'at its end'}")
         return self.ledger.get(job_id)
 
     def _is(self, job_id: str, states: tuple[str, ...]) -> bool:
         try:
             record = self.ledger.get(job_id)
-        except ObjectNotFound:  # its message was not taken yet
+        except ObjectNotFound:  # No worker has taken its message yet.
             return False
         return record.state in states if states else record.ended
 
     def until(self, true: Callable[[], bool], what: str) -> None:
-        """Wait until something is true."""
+        """Wait until the condition is true."""
         until(true, what)
 
     def files(self) -> list[str]:
-        """What stands in the store, by path below it."""
+        """Return the store's files by their paths below it."""
         return sorted(str(each.relative_to(self.store)) for each in self.store.rglob("*") if each.is_file())
 
     def stored_bytes(self) -> int:
-        """Bytes of all files of the store, finished or not."""
+        """Return the bytes of all files of the store, with incomplete files."""
         total = 0
         for each in self.store.rglob("*"):
             with suppress(FileNotFoundError):
@@ -199,7 +199,7 @@ class Site:
         return total
 
     def close(self) -> None:
-        """End every worker, and print what they said; pytest shows it for a test that failed."""
+        """End every worker, and print its log. pytest shows it if a test fails."""
         for worker in self.workers:
             worker.signal_all(signal.SIGCONT)
             worker.kill()
@@ -213,14 +213,14 @@ def _toml(values: dict[str, Any], path: str = "") -> Iterator[str]:
         yield f"[{path}]"
     for name, value in values.items():
         if name not in tables:
-            yield f"{json.dumps(name)} = {json.dumps(value)}"  # what is JSON here is TOML too
+            yield f"{json.dumps(name)} = {json.dumps(value)}"  # JSON values here are valid TOML too.
     for name, value in tables.items():
         yield from _toml(value, f"{path}.{name}" if path else name)
 
 
 @pytest.fixture
 def make_site(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., Site]]:
-    """Makes sites; each keyword is a section of the settings, or ``broker``."""
+    """Return a function that makes sites. Each keyword is a section of the settings, or ``broker``."""
     made: list[Site] = []
 
     def make(on: Broker = broker, **changes: Any) -> Site:
@@ -236,7 +236,7 @@ def make_site(broker: Broker, tmp_path: Path) -> Iterator[Callable[..., Site]]:
 
 @pytest.fixture
 def site(make_site: Callable[..., Site]) -> Site:
-    """A site with the settings of most tests; no worker runs yet."""
+    """Return a site with the settings of most tests, and no worker."""
     return make_site()
 
 
@@ -250,5 +250,5 @@ def _shared_site(session_broker: StoppableBroker, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def worker_site(_shared_site: Site) -> Site:
-    """A site with one worker that many tests share; for those that hurt nobody and choose ids of their own."""
+    """Return a site with one worker that many tests share. They must not disturb it, and choose their own ids."""
     return _shared_site
