@@ -1,4 +1,4 @@
-"""Files that hold an image, good and bad: compressed streams, and zip and tar archives made byte by byte."""
+"""Files that contain an image, good and bad: compressed streams, and zip and tar archives made byte by byte."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def xz_with_dictionary(size: int) -> bytes:
-    """An xz stream whose reader needs a dictionary of *size* bytes, by one byte of its header (xz 5.3.1)."""
+    """Return an xz stream that needs a dictionary of *size* bytes. The size is in one byte of its header (xz 5.3.1)."""
     code = next(code for code in range(41) if (2 | code & 1) << (code // 2 + 11) >= size)
     data = bytearray(lzma.compress(b"x" * 100))
-    at = data.index(b"\x21\x01", 12) + 2  # the filter's id, the length of its properties
+    at = data.index(b"\x21\x01", 12) + 2  # The filter's id, and the length of its properties.
     data[at] = code
     header = 12 + (data[12] + 1) * 4
     data[header - 4 : header] = struct.pack("<I", zlib.crc32(data[12 : header - 4]))
@@ -34,7 +34,7 @@ def xz_with_dictionary(size: int) -> bytes:
 
 
 def zstd_with_window(log: int) -> bytes:
-    """A zstandard frame whose reader needs a window of 2^log bytes."""
+    """Return a zstandard frame that needs a window of 2^log bytes."""
     return struct.pack("<IBB", 0xFD2FB528, 0, (log - 10) << 3) + b"\x01\x00\x00"
 
 
@@ -46,9 +46,9 @@ def zip_of(
     local: dict[str, int] | None = None,
     entry: dict[str, int] | None = None,
 ) -> bytes:
-    """A zip of one deflated member; *local* and *entry* change fields of its header and of its directory entry.
+    """Return a zip of one deflated member. *local* and *entry* change fields of its header and of its directory entry.
 
-    *streamed* puts the sizes behind the data; *more* comes between the member and the directory.
+    *streamed* puts the sizes behind the data. *more* is between the member and the directory.
     """
     packer = zlib.compressobj(wbits=-15)
     packed = packer.compress(data) + packer.flush()
@@ -75,7 +75,7 @@ def _zip_fields(values: dict[str, int]) -> bytes:
 
 
 def tar_member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, **fields: object) -> bytes:
-    """A header and the data of one member; *fields* are those of tarfile.TarInfo."""
+    """Return a header and the data of one member. *fields* are those of tarfile.TarInfo."""
     info = tarfile.TarInfo(name)
     info.size, info.type = len(data), kind
     for field, value in fields.items():
@@ -85,12 +85,12 @@ def tar_member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, **fi
 
 
 def tar_of(*members: bytes) -> bytes:
-    """An archive of these members, with its end."""
+    """Return an archive of these members, with its end."""
     return b"".join(members) + bytes(1024)
 
 
 def tar_by_library(files: dict[str, bytes], form: int) -> bytes:
-    """What Python's own tar makes of plain files."""
+    """Return plain files as an archive of Python's tar."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
         for name, data in files.items():
@@ -101,7 +101,7 @@ def tar_by_library(files: dict[str, bytes], form: int) -> bytes:
 
 
 def ovf_of(*disks: str, others: tuple[str, ...] = (), inside: str = "") -> bytes:
-    """A descriptor of these files, in VMware's form; *inside* stands in its References."""
+    """Return a descriptor of these files, in VMware's form. *inside* is the text of its References."""
     files = "".join(f'<File ovf:href="{name}" ovf:id="file{n}" ovf:size="1"/>' for n, name in enumerate(disks + others))
     listed = "".join(
         f'<Disk ovf:capacity="1" ovf:diskId="vmdisk{n}" ovf:fileRef="file{n}"/>' for n in range(len(disks))
@@ -114,7 +114,7 @@ def ovf_of(*disks: str, others: tuple[str, ...] = (), inside: str = "") -> bytes
 
 
 def ovf_with_hardware(*disks: str, others: tuple[str, ...] = ()) -> bytes:
-    """A descriptor of disks of 1 GiB at one SCSI controller, as vSphere writes it."""
+    """Return a descriptor of disks of 1 GiB at one SCSI controller, as vSphere writes it."""
     rasd = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData"
     controller = (
         "<Item><rasd:InstanceID>3</rasd:InstanceID><rasd:ElementName>SCSI Controller 0</rasd:ElementName>"
@@ -133,7 +133,7 @@ def ovf_with_hardware(*disks: str, others: tuple[str, ...] = ()) -> bytes:
 
 
 def mf_of(files: dict[str, bytes], algorithm: str = "sha256") -> bytes:
-    """A checksum file of these."""
+    """Return a checksum file of these files."""
     lines = (
         f"{algorithm.upper()}({name})= {hashlib.new(algorithm, data).hexdigest()}\n" for name, data in files.items()
     )
@@ -141,5 +141,5 @@ def mf_of(files: dict[str, bytes], algorithm: str = "sha256") -> bytes:
 
 
 def ova_of(files: dict[str, bytes], form: int = tarfile.USTAR_FORMAT) -> bytes:
-    """An OVA of these files, in this order."""
+    """Return an OVA of these files, in this order."""
     return tar_by_library(files, form)

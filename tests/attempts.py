@@ -1,4 +1,4 @@
-"""Attempts at jobs, for tests: real doors, stores in memory, and what a worker would add."""
+"""Attempts at jobs, for tests: real connections, stores in memory, and the functions of a worker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SERVICES = ("slots", "jobs", "scrub_results", "quota")
 
 
 def attempt(*stores: Store, settings: dict[str, Any] | None = None, **given: Any) -> Attempt:
-    """An attempt over *stores*, or over one store in memory named primary; loopback may be fetched from.
+    """Return an attempt with *stores*, or with one store in memory named primary. Downloads from loopback are allowed.
 
     *settings* are tables that extend those of SETTINGS. *given* are fields of the attempt, or its services.
     """
@@ -30,7 +30,7 @@ def attempt(*stores: Store, settings: dict[str, Any] | None = None, **given: Any
 
 
 def attempt_with(connections: Any, stores: Mapping[str, Store], **given: Any) -> Attempt:
-    """An attempt at job-1 with these connections. *given* are fields of the attempt, or its services."""
+    """Return an attempt at job-1 with these connections. *given* are fields of the attempt, or its services."""
     services = JobServices(connections=connections)
     for name in SERVICES:
         if name in given:
@@ -40,5 +40,5 @@ def attempt_with(connections: Any, stores: Mapping[str, Store], **given: Any) ->
 
 
 def again(error: BaseException) -> bool:
-    """What a worker answers when a further attempt will follow."""
+    """Return the answer of a worker if another attempt will follow."""
     return isinstance(error, WorkerError) and error.retryable

@@ -1,4 +1,4 @@
-"""The backup job on a vCenter and two stores, as a worker would run it."""
+"""The backup job with a vCenter and two stores, as a worker runs it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FAST = BackupSection(lease_tries=2, lease_delay_s=0.01, lease_ready_s=60, spill_
 
 
 class Bench:
-    """What one test needs; its fields may be replaced before ``run``."""
+    """The parts of one test. A test may replace its fields before ``run``."""
 
     def __init__(self, vcenter: VCenterSimulator) -> None:
         self.vcenter = vcenter
@@ -36,38 +36,38 @@ class Bench:
         self.options = FAST
         self.address: dict[str, Any] = {}
         self.attempt_fields: dict[str, Any] = {}
-        #: Leases that an earlier test's killed worker holds until they time out.
+        #: Leases of a killed worker of an earlier test. They are held until they expire.
         self._others: set[str] = set()
         self._others = self.open_leases()
 
     def open_leases(self) -> set[str]:
-        """Those that are open, but for what another test's dead worker has left."""
+        """Return the open leases, without those of an earlier test's killed worker."""
         leases = self.vcenter.state()["leases"]
         return {id_ for id_, lease in leases.items() if lease["state"] == "open"} - self._others
 
     def attempt(self, **fields: Any) -> Attempt:
-        """An attempt at job-1."""
+        """Return an attempt at job-1."""
         door = doors(self.vcenter, options=self.options, **self.address)
         stores = {"primary": self.primary, "archive": self.archive}
         return attempt_with(door, stores, **self.attempt_fields | fields)
 
     def request(self, vm: TestVM, /, **fields: Any) -> backup.Request:
-        """A request for a backup of all disks."""
+        """Return a request for a backup of all disks."""
         values = {"vcenter": "vc1", "vm": vm.machine.id, "account": "acme", "volume": "vol1", "id": "b1"}
         return backup.Request(**values | fields)
 
     @contextmanager
     def session(self, vm: TestVM) -> Iterator[VM]:
-        """The VM in a session of its own."""
+        """Return the VM in a new session."""
         with VCenterSession(address_of(self.vcenter)) as session:
             yield session.find_vm(vm.machine.id)
 
     def run(self, vm: TestVM, /, **fields: Any) -> dict[str, Any]:
-        """One attempt."""
+        """Run one attempt."""
         return backup.run(self.request(vm, **fields), self.attempt())
 
     def fail(self, vm: TestVM, /, **fields: Any) -> WorkerError | None:
-        """The error of a job that nobody will try again, after its traces are removed; None if it succeeds."""
+        """Run the last attempt and remove its traces. Return its error, or None if it succeeds."""
         try:
             self.run(vm, **fields)
         except WorkerError as error:
@@ -79,7 +79,7 @@ class Bench:
         return None
 
     def left(self) -> list[str]:
-        """All that is ours on the stores and on the vCenter."""
+        """Return everything that the worker has on the stores and on the vCenter."""
         state = self.vcenter.state()
         keys = [each.key for store in (self.primary, self.archive) for each in store.list()]
         parts = [*self.primary.uncommitted(), *self.archive.uncommitted()]
@@ -87,12 +87,12 @@ class Bench:
         return keys + parts + leases + [name for name in state["snapshots"] if name == "ssvm-backup-job-1"]
 
     def fetches(self, file: str) -> int:
-        """How often a file of that name was fetched from any lease since the simulator's start."""
+        """Return how often a file of that name was fetched from any lease since the simulator's start."""
         return sum(each["file"] == file for each in self.vcenter.state()["gets"])
 
 
 def assert_whole(store: MemoryStore, *streams: bytes) -> None:
-    """The manifest stands, each object is what it says, and the disks are what the host sent."""
+    """Check the manifest, each object by its digest, and the disks against the host's."""
     manifest = read_manifest(store, Artifact("backup", "acme", "b1", "vol1"))
     for entry in manifest.entries:
         data = read_bytes(store, f"{PREFIX}/{entry.name}")
@@ -106,7 +106,7 @@ def assert_whole(store: MemoryStore, *streams: bytes) -> None:
 
 @pytest.fixture
 def bench(vcenter: VCenterSimulator) -> Iterator[Bench]:
-    """A healthy vCenter and empty stores; whatever a test does, no snapshot, lease or part of ours is left."""
+    """Return a healthy vCenter and empty stores. The test may leave no snapshot, lease or part of the worker."""
     bench = Bench(vcenter)
     before = set(bench.left())
     yield bench

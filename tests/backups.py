@@ -1,4 +1,4 @@
-"""Backups for tests of what comes after one: laid out as the backup job does, from disks that are given."""
+"""Backups for tests, in the layout of the backup job, from given disks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _CONTROLLER = Controller(1000, "ParaVirtualSCSIController", 0)
 
 
 def content(size: int, seed: int = 1) -> bytes:
-    """A disk of which a half is zeros: some at its beginning, some at its end."""
+    """Return a disk with a half of zeros: some at its start, some at its end."""
     return (bytes(size // 4) + random.Random(seed).randbytes(size // 2)).ljust(size, b"\0")
 
 
 def store_backup(store: Store, *raws: bytes, artifact: Artifact = BACKUP) -> Manifest:
-    """Store a full backup of a VM with these disks: scsi0:0, scsi0:1, …; returns its manifest."""
+    """Store a full backup of a VM with these disks (scsi0:0, scsi0:1, …), and return its manifest."""
     disks = [
         Disk(2000 + number, f"Hard disk {number + 1}", len(raw), _CONTROLLER, number) for number, raw in enumerate(raws)
     ]

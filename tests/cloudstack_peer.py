@@ -136,7 +136,7 @@ class Peer:
 
 
 def wait(true: Callable[[], bool], what: str) -> None:
-    """Wait until *true* returns True; end the program after half an hour."""
+    """Wait until *true* returns True. End the program after half an hour."""
     deadline = time.monotonic() + _WAIT_S
     while not true():
         if time.monotonic() > deadline:

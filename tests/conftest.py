@@ -1,4 +1,4 @@
-"""The fixtures of every test; each neighbour's own are in tests/servers/."""
+"""The fixtures of every test. The fixtures of each server are in tests/servers/."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, settings
 
 from tests.waiting import PATIENCE_S
 
-# No test says how long it may take: the machine may be busy with others.
+# Tests have no time limits, because other processes may use the machine.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-# A hanging test ends; no slow one does. The option --timeout goes before this.
+# A limit for hanging tests only. The option --timeout overrides it.
 os.environ.setdefault("PYTEST_TIMEOUT", str(5 * PATIENCE_S))
 
 pytest.register_assert_rewrite("tests.contracts", "tests.backup_bench")
@@ -50,6 +50,6 @@ pytest_plugins: list[str] = [
 
 @pytest.fixture(autouse=True)
 def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may have settings of a worker in the environment; they are not the tests'."""
+    """Remove the settings of a worker from the environment. They are not for the tests."""
     for name in [name for name in os.environ if name.startswith("SSVM_")]:
         monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""An artifact in a store, a store to copy it to, and all that stands in either, for tests."""
+"""An artifact in a store, a second store for its copy, and the content of both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OBJECTS = {
 
 
 def store_artifact(store: Any, objects: dict[str, bytes] = OBJECTS, place: Artifact = PLACE) -> Any:
-    """Store an artifact, as a job does; returns the store."""
+    """Store an artifact as a job does, and return the store."""
     manifest = Manifest(place, "job-0")
     for name, data in objects.items():
         put(store, place.key(name), data)
@@ -34,11 +34,11 @@ def store_artifact(store: Any, objects: dict[str, bytes] = OBJECTS, place: Artif
 
 
 def content(store: Store) -> dict[str, bytes]:
-    """All that stands there."""
+    """Return all objects of the store."""
     return {each.key: read_bytes(store, each.key) for each in store.list()}
 
 
 @pytest.fixture
 def archive() -> MemoryStore:
-    """A store that has nothing."""
+    """Return an empty store."""
     return MemoryStore("archive")

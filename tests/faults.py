@@ -1,8 +1,8 @@
-"""Stores and sources that fail on purpose: wrappers of our own interfaces, so that any job runs under any fault.
+"""Stores and sources that fail on request: wrappers of the worker's interfaces. Any job can run with any fault.
 
     stores = {"primary": store_failing(MemoryStore(), after=MiB, error=StoreUnavailable("by request"))}
 
-What is not part of the fault goes to the wrapped store untouched. Bytes are counted over each sink, or each source.
+All other calls go to the wrapped store unchanged. Each sink, or each source, counts its own bytes.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from ssvm_worker.errors import SourceUnavailable, StoreFull, StoreUnavailable, W
 from ssvm_worker.streaming.interfaces import Owner, Sink, Source, Store, StoredObject
 from tests.waiting import PATIENCE_S
 
-#: Whether a fault befalls that key.
+#: A function of a key: whether the fault affects it.
 Chosen = Callable[[str], bool]
 
 
 def every(key: str) -> bool:
-    """All keys."""
+    """Match every key."""
     return True
 
 
 def images(key: str) -> bool:
-    """All but the small things beside an image: manifests, drafts, properties."""
+    """Match all keys except the small objects beside an image: manifests, drafts, properties."""
     return not key.endswith((".json", ".properties"))
 
 
 class Spoiled:
-    """A sink around another; *spoil* gets the bytes so far and a chunk, and gives what is written in its place."""
+    """A sink around another. *spoil* gets the bytes so far and a chunk, and returns the bytes to write."""
 
     def __init__(self, inner: Sink, spoil: Callable[[int, bytes], bytes], commit: Callable[[], None]) -> None:
         self.key = inner.key
@@ -76,13 +76,13 @@ def _nothing() -> None:
 
 @dataclass
 class SpoiledStore:
-    """A store around another, whose sinks for the chosen keys are spoiled."""
+    """A store around another. The sinks of the chosen keys have a fault."""
 
     inner: Store
     spoil: Callable[[int, bytes], bytes] = lambda _, chunk: chunk
     commit: Callable[[], None] = _nothing
     chosen: Chosen = every
-    #: Sinks that are still to be spoiled; the next ones work.
+    #: The number of sinks that still get the fault. Later sinks have none.
     times: int = 1 << 30
 
     def writer(
@@ -108,7 +108,7 @@ class SpoiledStore:
 def store_failing(
     store: Store, after: int, error: WorkerError | None = None, *, chosen: Chosen = every, times: int = 1 << 30
 ) -> Store:
-    """The write of the chunk that goes beyond *after* bytes fails."""
+    """Let the write of the chunk fail that exceeds *after* bytes."""
     failure = error or StoreUnavailable("The store fails by request", store.name, "None")
 
     def fail(seen: int, chunk: bytes) -> bytes:
@@ -120,14 +120,14 @@ def store_failing(
 
 
 def store_full(store: Store, after: int, *, chosen: Chosen = every) -> Store:
-    """The store is full after so many bytes."""
+    """Let the store be full after so many bytes."""
     return store_failing(store, after, StoreFull("The store is full by request", store.name, "None"), chosen=chosen)
 
 
 def store_failing_commit(
     store: Store, error: WorkerError | None = None, *, chosen: Chosen = every, times: int = 1 << 30
 ) -> Store:
-    """All is taken, and the commit fails."""
+    """Accept all bytes, and let the commit fail."""
     failure = error or StoreUnavailable("The commit fails by request", store.name, "None")
 
     def fail() -> None:
@@ -137,7 +137,7 @@ def store_failing_commit(
 
 
 def store_corrupting(store: Store, at: int, *, chosen: Chosen = images) -> Store:
-    """The bit of weight 1 of the byte *at* is flipped on its way into the store, which notices nothing."""
+    """Flip one bit of the byte *at* on its way into the store. The store reports no error."""
 
     def flip(seen: int, chunk: bytes) -> bytes:
         place = at - seen
@@ -149,12 +149,12 @@ def store_corrupting(store: Store, at: int, *, chosen: Chosen = images) -> Store
 
 
 def store_short(store: Store, after: int, *, chosen: Chosen = images) -> Store:
-    """What comes after so many bytes is lost, and the store says that all is well."""
+    """Lose all later bytes after so many. The store reports no error."""
     return _spoiled(store, spoil=lambda seen, chunk: chunk[: max(0, after - seen)], chosen=chosen)
 
 
 def store_stalling(store: Store, after: int, *, chosen: Chosen = images) -> tuple[Store, Stall]:
-    """Writes hang once *after* bytes have been taken, until the stall is released."""
+    """Let writes hang after *after* bytes, until the stall is released."""
     stall = Stall()
 
     def wait(seen: int, chunk: bytes) -> bytes:
@@ -167,9 +167,9 @@ def store_stalling(store: Store, after: int, *, chosen: Chosen = images) -> tupl
 
 @dataclass
 class Stall:
-    """Where somebody hangs, until a test lets go; nobody hangs for more than a minute."""
+    """A place where a thread hangs until a test releases it, or for at most a minute."""
 
-    #: Set when somebody hangs here.
+    #: Set when a thread hangs here.
     reached: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -187,13 +187,13 @@ def _spoiled(store: Store, **how: Any) -> Store:
 
 @dataclass
 class SpoiledSource:
-    """A source around another that breaks after so many bytes, so many times."""
+    """A source around another. It breaks after so many bytes, so many times."""
 
     inner: Source
     after: int
     times: int = 1 << 30
     error: WorkerError | None = None
-    #: The offsets at which it was opened.
+    #: The offsets of its opens.
     opened: list[int] = field(default_factory=list)
 
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
@@ -213,13 +213,13 @@ class SpoiledSource:
 
 
 def source_failing(source: Source, after: int, times: int = 1 << 30, error: WorkerError | None = None) -> SpoiledSource:
-    """Each of the first *times* opens breaks *after* bytes, with SourceUnavailable or the given error."""
+    """Let each of the first *times* opens break after *after* bytes, with SourceUnavailable or the given error."""
     return SpoiledSource(source, after, times, error)
 
 
 @dataclass
 class UnreachableStore:
-    """A store around another, of which one method cannot be reached."""
+    """A store around another. One of its methods fails."""
 
     inner: Store
     method: str
@@ -235,5 +235,5 @@ class UnreachableStore:
 
 
 def store_unreachable(store: Store, method: str) -> Any:
-    """A store that cannot be reached by that one method."""
+    """Return a store of which that one method fails."""
     return UnreachableStore(store, method)

@@ -1,4 +1,4 @@
-"""Disks that change, stored by the grain store as a backup job does it, without a vCenter."""
+"""Disks that change. The grain store stores them as a backup job does, without a vCenter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWNER = Owner("job-1", 1)
 
 
 def disk(grains: int, seed: int = 1, zeros: int = 3) -> bytearray:
-    """A disk of so many grains, half noise and half text, where one of *zeros* grains is empty."""
+    """Return a disk of so many grains, half noise and half text. One of *zeros* grains is empty."""
     made = random.Random(seed)
     half = GRAIN // 2
     data = bytearray()
@@ -33,7 +33,7 @@ def disk(grains: int, seed: int = 1, zeros: int = 3) -> bytearray:
 
 
 def changed(raw: bytes, *places: int, seed: int = 2) -> bytearray:
-    """A copy of a disk with other content in the grains at those places."""
+    """Return a copy of a disk with other content in the grains at those places."""
     made, copy = random.Random(seed), bytearray(raw)
     for place in places:
         copy[place * GRAIN : place * GRAIN + 4096] = made.randbytes(4096)
@@ -41,13 +41,13 @@ def changed(raw: bytes, *places: int, seed: int = 2) -> bytearray:
 
 
 def back_up(stores: Sequence[Store] | Store, id_: str, *raws: bytes, volume: str = "vol1", **given: Any) -> Manifest:
-    """Store disks as an incremental backup; its manifest. *given* is for ``store_stream``."""
+    """Store disks as an incremental backup, and return its manifest. *given* is for ``store_stream``."""
     streams = [(stream_optimized(bytes(raw)), len(raw)) for raw in raws]
     return _back_up(stores, id_, streams, volume, **given)
 
 
 def back_up_grains(store: Store, id_: str, numbers: Mapping[int, int]) -> Manifest:
-    """The same of a disk whose grain at each place repeats a number; fast, as it deflates to nearly nothing."""
+    """Do the same for disks whose grains each repeat a number. This is fast, because it compresses well."""
     capacity = len(numbers) * GRAIN
     pieces = [padded(vmdk_header(capacity=capacity // SECTOR), GRAIN)]
     for place, number in numbers.items():
@@ -88,12 +88,12 @@ def _disk(
 
 
 def packs(store: Store, volume: str = "vol1") -> list[str]:
-    """The keys of the packs of a volume."""
+    """Return the keys of the packs of a volume."""
     return [each.key for each in store.list(f"snapshots/acme/{volume}/{PACKS}")]
 
 
 def restored(store: Store, manifest: Manifest, number: int = 0) -> bytes:
-    """The disk as its extents give it back, zeros between them."""
+    """Return the disk from its extents, with zeros between them."""
     entry = manifest.entries[number]
     raw = bytearray(entry.facts["virtual_size"])
     for offset, data in extents(store, manifest, entry):

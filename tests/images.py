@@ -1,7 +1,7 @@
-"""A little language that builds tiny disk images, good and bad, from parameters; no image is ever checked in.
+"""Builders of tiny disk images, good and bad. The repository contains no images.
 
-Every builder returns the bytes of a whole image and takes each header field by name, so that a bad image is a good
-one with one field changed: ``qcow2(backing_offset=512)``. Images that other tools can make are made by those tools.
+Every builder returns the bytes of a whole image and accepts header fields by name. So a test makes a bad image by one
+changed field: ``qcow2(backing_offset=512)``. Other tools make the images that they can make.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ _QCOW2_FIELDS = {
 
 
 def qcow2(text: bytes = b"", l1_entry: int = 0, **fields: int | bytes) -> bytes:
-    """A qcow2 of five clusters of 4 KiB: header, refcount table and block, L1 table, one spare cluster.
+    """Return a qcow2 of five clusters of 4 KiB: header, refcount table and block, L1 table, one spare cluster.
 
-    *text* lies at offset 1024, for names of other files; *l1_entry* is the only entry of the L1 table.
+    *text* is at offset 1024, for names of other files. *l1_entry* is the only entry of the L1 table.
     """
     values = _QCOW2_FIELDS | fields
     header = struct.pack(">4sIQIIQIIQQIIQQQQIIB7x", *values.values())
@@ -86,12 +86,12 @@ def qcow2(text: bytes = b"", l1_entry: int = 0, **fields: int | bytes) -> bytes:
 
 
 def qcow2_backed_by(name: str, **fields: int | bytes) -> bytes:
-    """A qcow2 that names a backing file."""
+    """Return a qcow2 that names a backing file."""
     return qcow2(name.encode(), backing_offset=1024, backing_size=len(name), **fields)
 
 
 def qcow2_data_file(name: str, **fields: int | bytes) -> bytes:
-    """A qcow2 that keeps its data in another file, named by a header extension."""
+    """Return a qcow2 with its data in another file, which a header extension names."""
     image = bytearray(qcow2(**{"incompatible": 4} | fields))
     extension = struct.pack(">II", 0x44415441, len(name)) + padded(name.encode(), 8) + bytes(8)
     image[112 : 112 + len(extension)] = extension
@@ -102,7 +102,7 @@ def qcow2_data_file(name: str, **fields: int | bytes) -> bytes:
 
 
 def vhd_footer(size: int, kind: int, dynamic_at: int = 0xFFFFFFFFFFFFFFFF, checksum: int | None = None) -> bytes:
-    """The last sector of every VHD; kind 2 is fixed, 3 dynamic, 4 differencing."""
+    """Return the last sector of a VHD. Kind 2 is fixed, 3 dynamic, 4 differencing."""
     start = struct.pack(
         ">8sIIQI4sI4sQQII", b"conectix", 2, 0x10000, dynamic_at, 0, b"qem2", 1, b"Wi2k", size, size, 0, kind
     )
@@ -113,14 +113,14 @@ def vhd_footer(size: int, kind: int, dynamic_at: int = 0xFFFFFFFFFFFFFFFF, check
 
 
 def vhd_fixed(raw: bytes, **fields: int) -> bytes:
-    """A raw disk with a footer."""
+    """Return a raw disk with a footer."""
     return raw + vhd_footer(**{"size": len(raw), "kind": 2} | fields)
 
 
 def vhd_dynamic(
     size: int = 4 << 20, parent: str = "", block: int = 0, end: bytes | None = None, **footer: int
 ) -> bytes:
-    """An empty dynamic VHD with blocks of 2 MiB, or a differencing one; *block* is the sector of the first block."""
+    """Return an empty dynamic or differencing VHD with blocks of 2 MiB. *block* is the sector of the first block."""
     entries = -(-size // (2 << 20))
     head = vhd_footer(**{"size": size, "kind": 4 if parent else 3, "dynamic_at": SECTOR} | footer)
     dynamic = struct.pack(">8sQQIII", b"cxsparse", 0xFFFFFFFFFFFFFFFF, 1536, 0x10000, entries, 2 << 20).ljust(64, b"\0")
@@ -134,7 +134,7 @@ def _guid(text: str) -> bytes:
 
 
 def vhdx(size: int = 4 << 20, flags: int = 0, parent: bool = False, bat_at: int = 2 << 20, required: int = 1) -> bytes:
-    """The parts of a VHDX that say what it is: 3 MiB; flag 2 and *parent* each make it a differencing disk."""
+    """Return the first 3 MiB of a VHDX, which describe it. Flag 2 and *parent* each make it a differencing disk."""
     regions = [("2dc27766-f623-4200-9d64-115e9bfd4a08", bat_at), ("8b7ca206-4790-4b9a-b8fe-575f050f886e", 1 << 20)]
     if required > 1:
         regions.append(("00000000-0000-0000-0000-000000000001", 1 << 20))
@@ -158,7 +158,7 @@ def vhdx(size: int = 4 << 20, flags: int = 0, parent: bool = False, bat_at: int 
 
 
 def iso(blocks: int = 20, system_area: bytes = b"", says: int | None = None, block: int = 2048) -> bytes:
-    """The smallest ISO 9660: system area, primary volume descriptor, terminator, and empty blocks."""
+    """Return the smallest ISO 9660: system area, primary volume descriptor, terminator, and empty blocks."""
     says = blocks if says is None else says
     volume = bytearray(2048)
     volume[:7] = b"\x01CD001\x01"
@@ -168,20 +168,20 @@ def iso(blocks: int = 20, system_area: bytes = b"", says: int | None = None, blo
 
 
 def mbr(size: int = 1 << 20, kind: int = 0x83) -> bytes:
-    """A raw disk with one partition, or the protective entry of a GPT (kind 0xEE)."""
+    """Return a raw disk with one partition, or with the protective entry of a GPT (kind 0xEE)."""
     start = b"\x00\x00\x02\x00" if kind == 0xEE else b"\x80\x01\x01\x00"
     entry = start + bytes([kind]) + b"\xfe\xff\xff" + struct.pack("<II", 1, size // SECTOR - 1)
     return (b"\x33\xc0".ljust(446, b"\0") + entry.ljust(64, b"\0") + b"\x55\xaa").ljust(size, b"\0")
 
 
 def gpt(size: int = 1 << 20, sector: int = SECTOR) -> bytes:
-    """A raw disk with a GPT whose second copy is its last sector."""
+    """Return a raw disk with a GPT. Its second copy is the last sector."""
     header = b"EFI PART" + struct.pack("<IIIIQQ", 0x10000, 92, 0, 0, 1, size // sector - 1)
     return overlay(mbr(size, 0xEE), {sector: header, size - sector: header})
 
 
 def overlay(image: bytes, patches: dict[int, bytes]) -> bytes:
-    """The image with other bytes at some offsets, made longer where need be."""
+    """Return the image with other bytes at some offsets. The image grows if necessary."""
     result = bytearray(image)
     for at, patch in patches.items():
         result.extend(bytes(max(0, at + len(patch) - len(result))))

@@ -1,4 +1,4 @@
-"""A store with artifacts of every kind, and a copy of all of them, for tests."""
+"""A store with artifacts of every kind, and a copy of all of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE = 3000
 
 
 def fill(store: Any) -> Any:
-    """Seven artifacts, two incremental backups that share packs, and what is none of our business."""
+    """Store seven artifacts, two incremental backups that share packs, and files of other programs."""
     for number, place in enumerate(PLACES):
         store_artifact(store, {f"{place.id}.raw": bytes([number]) * SIZE, "template.properties": b"id\n"}, place)
     back_up(store, "b1", disk(12))
@@ -34,27 +34,27 @@ def fill(store: Any) -> Any:
 
 @pytest.fixture
 def source() -> MemoryStore:
-    """A store with nine artifacts."""
+    """Return a store with nine artifacts."""
     store: MemoryStore = fill(MemoryStore("primary"))
     return store
 
 
 def run(*stores: Store, how: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
-    """Copy all from primary to archive, unless *fields* say otherwise."""
+    """Copy everything from primary to archive. *fields* may change the request."""
     request = parse_request(copy.Request, {"all": True, "stores": ["archive"]} | fields, "copy")
     return copy.run(request, attempt(*stores, **(how or {})))
 
 
 def outcomes(result: dict[str, Any]) -> dict[str, str]:
-    """What became of each artifact."""
+    """Return the result of each artifact."""
     return {each["artifact"]: each["outcome"] for each in result["artifacts"]}
 
 
 def result_of(error: WorkerError) -> Any:
-    """What was done nevertheless."""
+    """Return the results that are not errors."""
     return error.result
 
 
 def theirs(store: Store) -> dict[str, bytes]:
-    """All of the store that belongs to complete artifacts."""
+    """Return all objects of the store that belong to complete artifacts."""
     return {key: data for key, data in content(store).items() if "/half/" not in key and "elsewhere" not in key}

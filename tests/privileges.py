@@ -1,4 +1,4 @@
-"""Tests of permissions, for which root gives up its right to ignore them."""
+"""Tests of permissions. Root gives up its right to ignore permissions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unprivileged() -> Iterator[None]:
 
 @pytest.fixture
 def public_root() -> Iterator[Path]:
-    """Return a directory that every user may enter, unlike pytest's own."""
+    """Return a directory that every user may enter. Pytest's directories allow one user."""
     with tempfile.TemporaryDirectory() as path:
         Path(path).chmod(0o755)
         yield Path(path)

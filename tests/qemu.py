@@ -1,4 +1,4 @@
-"""qemu-img, the judge of disk images that is not ours."""
+"""qemu-img, an independent check of disk images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.neighbours import missing
 
 
 def assert_same_disk(image: Path, format_: str, raw: Path) -> None:
-    """The image is sound, and holds what the raw disk does."""
+    """Check that the image is sound, and contains the same as the raw disk."""
     if shutil.which("qemu-img") is None:
         missing("qemu-img", "apt-get install qemu-utils")
     if format_ != "raw":

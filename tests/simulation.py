@@ -1,8 +1,8 @@
-"""A day of a busy zone in virtual time, with the real rule of scaling.
+"""Simulate one day of a busy zone in virtual time, with the real rule of ``ssvm scale``.
 
-``make simulate`` draws docs/pictures/scaling.svg. 10,000 jobs with a morning and an afternoon peak and four bursts;
-their lengths have a heavy tail (log-normal, median one minute, one in a hundred above half an hour). A worker takes
-90 s to start, and a minute passes between two looks.
+``make simulate`` draws docs/pictures/scaling.svg. The day has 10,000 jobs, with a peak in the morning, a peak in the
+afternoon, and four bursts. The lengths of jobs have a heavy tail: log-normal, median one minute, one in a hundred
+above half an hour. A worker needs 90 s to start. A check runs each minute.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ PICTURE = Path(__file__).resolve().parent.parent / "docs/pictures/scaling.svg"
 
 @dataclass
 class Worker:
-    """One simulated worker."""
+    """A simulated worker."""
 
     name: str
-    #: When it takes its first job, in seconds of the day.
+    #: The time of its first job, in seconds of the day.
     ready: float
     active: int = 0
     gone: bool = False
@@ -40,29 +40,29 @@ class Worker:
 
 @dataclass
 class Outcome:
-    """What a day was like."""
+    """The results of a simulated day."""
 
-    #: Seconds that each job has waited.
+    #: The seconds that each job has waited.
     waits: list[float] = field(default_factory=list)
-    #: Workers at each look.
+    #: The number of workers at each check.
     workers: list[int] = field(default_factory=list)
-    #: Jobs that waited at each look.
+    #: The number of waiting jobs at each check.
     queued: list[int] = field(default_factory=list)
-    #: Names of workers that were stopped while they had work.
+    #: The names of workers that were stopped while they had work.
     broken_off: list[str] = field(default_factory=list)
 
     @property
     def worker_hours(self) -> float:
-        """What it cost."""
+        """Return the worker hours."""
         return sum(self.workers) * LOOK_S / 3600
 
     def wait(self, quantile: int) -> float:
-        """Seconds that so many in a hundred jobs waited at the most."""
+        """Return the percentile of the waiting times, in seconds."""
         return statistics.quantiles(self.waits, n=100)[quantile - 1]
 
 
 def arrivals(seed: int = 1) -> list[tuple[float, float]]:
-    """When each job comes and how long it takes, in seconds."""
+    """Return the arrival and the duration of each job, in seconds."""
     dice = random.Random(seed)
     came = [dice.choice((3, 9.5, 14.5, 21)) * 3600 + dice.choice((0, 0, 0, 0, 300)) for _ in range(JOBS * 15 // 100)]
     while len(came) < JOBS:
@@ -73,12 +73,12 @@ def arrivals(seed: int = 1) -> list[tuple[float, float]]:
     return sorted((max(0.0, min(DAY_S - 1, dice.gauss(at, 60))), dice.lognormvariate(math.log(60), 1.5)) for at in came)
 
 
-#: Looks at (active, queued, workers, when) and says how many workers there should be, and which go.
+#: A function of (active, queued, workers, time). It returns the number of workers, and the names to stop.
 Rule = Callable[[int, int, list[Worker], float], tuple[int, tuple[str, ...]]]
 
 
 def ours() -> Rule:
-    """The rule of ``ssvm scale``, with its window of cool-down."""
+    """Return the rule of ``ssvm scale``, with its cool-down."""
     recent: deque[tuple[float, int]] = deque()
 
     def rule(active: int, queued: int, workers: list[Worker], now: float) -> tuple[int, tuple[str, ...]]:
@@ -93,7 +93,7 @@ def ours() -> Rule:
 
 
 def cloudstack() -> Rule:
-    """As its SSVM manager does: one more at each look while capacity is short; none ever goes by itself."""
+    """Return the rule of CloudStack's SSVM manager: one more at each check without capacity. It stops none."""
 
     def rule(active: int, queued: int, workers: list[Worker], _now: float) -> tuple[int, tuple[str, ...]]:
         short = active + queued + POLICY.standby > len(workers) * SESSIONS
@@ -103,12 +103,12 @@ def cloudstack() -> Rule:
 
 
 def fixed(number: int) -> Rule:
-    """So many, always."""
+    """Return the rule of a constant number of workers."""
     return lambda _active, _queued, _workers, _now: (number, ())
 
 
 class Day:
-    """Runs the jobs of a day under a rule."""
+    """Runs the jobs of a day with a rule."""
 
     def __init__(self, rule: Rule, jobs: list[tuple[float, float]]) -> None:
         self._rule = rule
@@ -120,7 +120,7 @@ class Day:
         self._made = 0
 
     def run(self) -> Outcome:
-        """The day, and the time until the last job has ended."""
+        """Run the day, and continue until the last job has ended."""
         now = 0.0
         self._look(-START_S)
         while self._coming or self._waiting or self._ending:
@@ -162,7 +162,7 @@ class Day:
 
 
 def compare() -> dict[str, Outcome]:
-    """The same day under each rule."""
+    """Run the same day with each rule."""
     jobs = arrivals()
     own = Day(ours(), jobs).run()
     average = round(statistics.mean(own.workers))
@@ -175,7 +175,7 @@ def compare() -> dict[str, Outcome]:
 
 
 def table(days: dict[str, Outcome]) -> str:
-    """The figures, as Markdown."""
+    """Return the results as Markdown."""
     lines = [
         "| rule | worker-hours | most workers | wait, median | 95 % | 99 % | longest |",
         "|---|---|---|---|---|---|---|",
@@ -191,7 +191,7 @@ _WIDTH, _HEIGHT, _LEFT = 760, 200, 50
 
 
 def draw(days: dict[str, Outcome]) -> str:
-    """Workers and waiting jobs over the day, as SVG."""
+    """Return workers and waiting jobs of the day as SVG."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH + 70} {2 * _HEIGHT + 110}" '
         'font-family="sans-serif" font-size="12">',

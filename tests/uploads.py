@@ -1,4 +1,4 @@
-"""Uploads by link, for tests: the links, and what a client does with them."""
+"""Uploads by link: the links, and the actions of a client."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATCH = TUS | {"Content-Type": "application/offset+octet-stream"}
 
 
 def upload_link(service: Service, seconds: int = 3600, **request: Any) -> Link:
-    """A link that stands."""
+    """A valid link."""
     link_id = new_id()
     values = {"url": f"upload:{link_id}", "account": "2", "id": "7", "kind": "template", "stores": ["primary"]}
     values |= request
@@ -39,13 +39,13 @@ def url_of(service: Service, link: Link) -> str:
 
 @pytest.fixture
 def link(service: Service) -> Link:
-    """An upload link without conditions."""
+    """Return an upload link without conditions."""
     return upload_link(service)
 
 
 @pytest.fixture
 def at(service: Service, link: Link) -> str:
-    """The URL of ``link``."""
+    """Return the URL of ``link``."""
     return url_of(service, link)
 
 
@@ -55,12 +55,12 @@ def record(service: Service, link: Link) -> Record:
 
 
 def stored(service: Service) -> list[str]:
-    """All that lies in the store, hidden parts too."""
+    """Return all files of the store, with hidden parts."""
     return sorted(each.name for each in service.store.rglob("*") if each.is_file())
 
 
 def create(service: Service, at: str, length: int = len(IMAGE)) -> str:
-    """A tus upload; returns its URL."""
+    """Begin a tus upload, and return its URL."""
     answer = service.request("POST", at, headers=TUS | {"Upload-Length": str(length)})
     assert answer.status == 201
     return answer.headers["Location"]
@@ -77,7 +77,7 @@ def offset_of(service: Service, url: str) -> int:
 
 
 def begin_put(service: Service, at: str, data: bytes, length: int = len(IMAGE)) -> socket.socket:
-    """A PUT of which *data* has been sent."""
+    """Begin a PUT, and send *data*."""
     peer = socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])))
     peer.sendall(f"PUT {at} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode() + data)
     return peer
@@ -85,7 +85,8 @@ def begin_put(service: Service, at: str, data: bytes, length: int = len(IMAGE)) 
 
 def is_interrupted(service: Service, link: Link) -> bool:
     """Return whether an attempt has ended and the job waits for its sender."""
-    seen = record(service, link) if state(service, link) else None  # one record: the job may start between two reads
+    # One record, because the job may start between two reads.
+    seen = record(service, link) if state(service, link) else None
     return bool(seen and seen.state == "queued" and seen.attempts)
 
 
