@@ -18,7 +18,7 @@ from typing import Any
 from .config.schema import BrokerSection, Settings
 from .jobs import find_job
 from .ledger.events import Event
-from .ledger.record import Record
+from .ledger.record import Beside, NewJob, Record
 from .ledger.workers import WorkerStatus
 from .operations.traces import traceparent as checked
 from .wiring import assembly
@@ -60,11 +60,24 @@ class Client:
         is invalid, or if another request has the same id.
         """
         fields = request | ({"job_id": job_id} if job_id else {})
-        new = assembly.new_job(self.settings, find_job(job), fields, zone=zone, of_server=self._of_server)
+        new = self._new(job, fields, zone)
         record, is_new = self._ledger.submit(replace(new, traceparent=checked(traceparent)))
         if is_new:
             self._wake(record)
         return record
+
+    def submit_or_find(self, job: str, beside: Beside, **request: Any) -> tuple[Record, bool]:
+        """Queue a job with these fields, and store a value beside it. Return its record, and True if the job is new.
+
+        A known id returns the existing job, whatever its request. Then the value is not stored.
+        """
+        record, is_new = self._ledger.submit_or_find(self._new(job, request), beside)
+        if is_new:
+            self._wake(record)
+        return record, is_new
+
+    def _new(self, job: str, fields: dict[str, Any], zone: str = "") -> NewJob:
+        return assembly.new_job(self.settings, find_job(job), fields, zone=zone, of_server=self._of_server)
 
     def job(self, job_id: str) -> Record:
         """Return the current record of a job, or raise ObjectNotFound."""

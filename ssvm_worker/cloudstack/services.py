@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from ssvm_worker.wiring.server_names import server_names
 from .image_stores import ImageStores
 
 _log = logging.getLogger("ssvm.cloudstack")
+#: A burst of commands has ended if none comes for so many seconds, or after so many seconds.
+_PAUSE_S, _BURST_S = 0.02, 0.2
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,10 @@ class Services:
 
 
 class _Waker:
-    """Sends the messages of queued jobs in a thread, so that no answer waits for them."""
+    """Sends the messages of queued jobs in a thread, so that no answer waits for them.
+
+    A hundred commands may come at once. Their messages are sent after the answers, because Python runs one thread.
+    """
 
     def __init__(self) -> None:
         self._records: queue.SimpleQueue[Record] = queue.SimpleQueue()
@@ -59,11 +66,20 @@ class _Waker:
 
     def _run(self, ring: Callable[[Record], object]) -> None:
         while True:
-            record = self._records.get()
-            try:
-                ring(record)
-            except Exception:  # noqa: BLE001 - the reaper sends it, and the thread must not end
-                _log.exception("the message of job %s was not sent", record.job_id)
+            for record in self._burst():
+                try:
+                    ring(record)
+                except Exception:  # noqa: BLE001 - the reaper sends it, and the thread must not end
+                    _log.exception("the message of job %s was not sent", record.job_id)
+
+    def _burst(self) -> list[Record]:
+        """Return the next job, and those that follow it closely."""
+        found = [self._records.get()]
+        until = time.monotonic() + _BURST_S
+        with contextlib.suppress(queue.Empty):
+            while time.monotonic() < until:
+                found.append(self._records.get(timeout=_PAUSE_S))
+        return found
 
 
 def open_services(settings: Settings) -> Services:

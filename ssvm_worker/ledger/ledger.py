@@ -24,6 +24,7 @@ from .record import (
     QUEUED,
     RUNNING,
     STATES,
+    Beside,
     Claim,
     ClaimedJob,
     NewJob,
@@ -85,11 +86,18 @@ class Ledger(BrokerClient):
         A known id with the same request returns the existing job. A known id with another request raises
         InvalidRequest. Safe to repeat.
         """
-        record, is_new = self._write(new, QUEUED)
+        record, is_new = self.submit_or_find(new)
         if (record.job, _dump(record.request, sort_keys=True)) != (new.job, _dump(new.request, sort_keys=True)):
             remedy = f"Use a new job_id; `ssvm job {new.job_id}` shows the other"
             raise InvalidRequest("This job id belongs to another request", new.job_id, remedy)
         return record, is_new
+
+    def submit_or_find(self, new: NewJob, beside: Beside | None = None) -> tuple[Record, bool]:
+        """Store a job as queued, and *beside* it a value. Return its record, and True if the job is new.
+
+        A known id returns the existing job, also with another request. Then nothing changes. Safe to repeat.
+        """
+        return self._write(new, QUEUED, beside=beside)
 
     def refuse(self, new: NewJob, error: WorkerError) -> Record:
         """Store a job as failed before its first attempt, so that its sender finds the reason.
@@ -98,7 +106,9 @@ class Ledger(BrokerClient):
         """
         return self._write(new, FAILED, error)[0]
 
-    def _write(self, new: NewJob, state: str, error: WorkerError | None = None) -> tuple[Record, bool]:
+    def _write(
+        self, new: NewJob, state: str, error: WorkerError | None = None, beside: Beside | None = None
+    ) -> tuple[Record, bool]:
         fields = {
             "job": new.job,
             "zone": new.zone,
@@ -112,9 +122,14 @@ class Ledger(BrokerClient):
             "traceparent": new.traceparent,
         }
         flat = [str(part) for pair in fields.items() if pair[1] for part in pair]
-        created = self._run("submit", new.job_id, state, _json(error.as_dict() if error else None), *flat)
-        if not created or error:
-            return self.get(new.job_id), bool(created)
+        given = (beside.key, beside.value, beside.seconds) if beside else ("", "", "")
+        created, *found = self._run(
+            "submit", new.job_id, state, _json(error.as_dict() if error else None), *given, *flat
+        )
+        if found:
+            return from_hash(dict(zip(found[::2], found[1::2], strict=True))), False
+        if error:
+            return self.get(new.job_id), True
         stored = dict(zip(flat[::2], flat[1::2], strict=True))
         stored |= {"job_id": new.job_id, "state": state, "created": created, "updated": created}
         return from_hash(stored), True

@@ -66,6 +66,16 @@ class NewJob:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A value that the worker of a new job reads, such as a secret that the record must not show."""
+
+    key: str
+    value: str
+    #: How long the broker keeps it.
+    seconds: int
+
+
+@dataclass(frozen=True)
 class AttemptRecord:
     """One run of the job. Times are seconds since the epoch by the broker's clock. *ended* is 0 while it runs."""
 

@@ -14,6 +14,7 @@ import json
 from typing import Any
 
 from .connection import BrokerClient, translated
+from .record import Beside
 
 
 class ServerNames(BrokerClient):
@@ -44,8 +45,16 @@ class ServerNames(BrokerClient):
 
     def put_connection(self, name: str, values: dict[str, Any], keep_s: float) -> None:
         """Store the settings of a connection for *keep_s* seconds."""
+        self.put_beside(self.connection_entry(name, values, keep_s))
+
+    def put_beside(self, entry: Beside) -> None:
+        """Store an entry of ``connection_entry``."""
         with translated(self._url):
-            self._redis.set(f"{self._key}connection:{name}", json.dumps(values), ex=max(1, int(keep_s)))
+            self._redis.set(entry.key, entry.value, ex=entry.seconds)
+
+    def connection_entry(self, name: str, values: dict[str, Any], keep_s: float) -> Beside:
+        """Return the settings of a connection as a value that is stored together with a new job."""
+        return Beside(f"{self._key}connection:{name}", json.dumps(values), max(1, int(keep_s)))
 
     def connection(self, name: str) -> dict[str, Any] | None:
         """Return the settings of a connection, or None if it is unknown or too old."""

@@ -42,7 +42,7 @@ from ssvm_worker.cloudstack.messages import (
 from ssvm_worker.cloudstack.services import Services
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, Retryable, WorkerError
 from ssvm_worker.jobs.cloudstack_properties import java_digest
-from ssvm_worker.ledger.record import CANCELLED, FAILED, RUNNING, SUCCEEDED, Record
+from ssvm_worker.ledger.record import CANCELLED, FAILED, RUNNING, SUCCEEDED, Beside, Record
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import printable
 
@@ -283,15 +283,20 @@ def _attach(wanted: WantedDownload, *, again: bool) -> DownloadState:
 
     *again*: queue a failed job again, and submit a new one after a cancelled one.
     """
-    jobs = wanted.services.jobs
-    records = _records(wanted)
+    first = None
+    if again:  # A hundred such commands may come at once. So most of them ask the broker only once.
+        first, is_new = _submit(wanted, wanted.job_id)
+        if is_new:
+            return DownloadState(first)
+    records = _records(wanted, first)
     record = records[-1] if records else None
     if record and record.state == SUCCEEDED and (found := wanted.find()):
         return DownloadState(record, found)
     if record is None or record.state == SUCCEEDED or (again and _is_cancelled(record)):
-        return DownloadState(_submit(wanted, f"{wanted.job_id}.{len(records)}" if records else wanted.job_id))
+        return DownloadState(_submit(wanted, _id_of(wanted, len(records)))[0])
     if again and record.state == FAILED:
-        _put_connection(wanted)
+        wanted.services.names.put_beside(_connection(wanted))
+        jobs = wanted.services.jobs
         try:
             record = jobs.retry(record.job_id, by=BY)
         except (InvalidRequest, ResourceBusy):  # another agent was faster
@@ -321,27 +326,28 @@ def _stopped(wanted: WantedDownload) -> DownloadState | None:
     return DownloadState(record, found) if found or record.state != SUCCEEDED else None
 
 
-def _records(wanted: WantedDownload) -> list[Record]:
+def _records(wanted: WantedDownload, first: Record | None = None) -> list[Record]:
     """Return the records of the download: of the first job, and of each repetition after a deletion or a cancel."""
-    found: list[Record] = []
+    found: list[Record] = [first] if first else []
     with suppress(ObjectNotFound):
-        while True:
-            job_id = f"{wanted.job_id}.{len(found)}" if found else wanted.job_id
-            found.append(wanted.services.jobs.job(job_id))
-            if found[-1].state != SUCCEEDED and not _is_cancelled(found[-1]):
-                break
+        while not found or found[-1].state == SUCCEEDED or _is_cancelled(found[-1]):
+            found.append(wanted.services.jobs.job(_id_of(wanted, len(found))))
     return found
 
 
-def _submit(wanted: WantedDownload, job_id: str) -> Record:
-    request = wanted.request()
-    _put_connection(wanted)
-    return wanted.services.jobs.submit(wanted.job, job_id=job_id, **request)
+def _id_of(wanted: WantedDownload, number: int) -> str:
+    """Return the id of the first job, or of a repetition."""
+    return f"{wanted.job_id}.{number}" if number else wanted.job_id
 
 
-def _put_connection(wanted: WantedDownload) -> None:
+def _submit(wanted: WantedDownload, job_id: str) -> tuple[Record, bool]:
+    """Submit the job with its connection, or return the job with that id, and False."""
+    return wanted.services.jobs.submit_or_find(wanted.job, _connection(wanted), job_id=job_id, **wanted.request())
+
+
+def _connection(wanted: WantedDownload) -> Beside:
     keep_s = wanted.services.settings.ledger.keep_days * 86400
-    wanted.services.names.put_connection(wanted.job_id, wanted.connection(), keep_s)
+    return wanted.services.names.connection_entry(wanted.job_id, wanted.connection(), keep_s)
 
 
 def _answer(wanted: WantedDownload, job_id: str, state: DownloadState) -> DownloadAnswer:
