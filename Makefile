@@ -27,7 +27,7 @@ N := 200
 BRANCH := main
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs chaos cloudstack-peer bench fuzz coverage docs pictures simulate format image clean go
+.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs chaos cloudstack-peer bench fuzz coverage docs man pictures simulate format image clean go
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -86,6 +86,9 @@ docs: install ## build the documentation site in .cache/site; a broken link is a
 	@UV_PROJECT_ENVIRONMENT=.cache/docs $(UV) sync --quiet --locked --only-group docs --python "$(PYTHON)"
 	.cache/docs/bin/sphinx-build -q -W --keep-going docs .cache/site
 	@echo "make: open .cache/site/index.html"
+
+man: install ## write the man pages to .cache/man, one for each command
+	$(BIN)/python -m docs.man .cache/man
 
 simulate: install ## simulate a day of 10,000 jobs, draw docs/pictures/scaling.svg and print its table
 	$(BIN)/python -m tests.simulation

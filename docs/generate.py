@@ -228,8 +228,11 @@ def _commands() -> Iterator[str]:
     yield from [
         "`ssvm COMMAND --help` prints the same text. Options work before and after the command.",
         "",
-        "Each command has `--json`, `--config FILE`, `-q` and `-v`.",
-        "[Job fields](job-fields.md) lists the options of a JOB.",
+        "Each command has `--json`, `--config FILE`, `-q` (`--quiet`) and `-v` (`--verbose`).",
+        "`--quiet` prints only results and errors. [Job fields](job-fields.md) lists the options of a JOB.",
+        "",
+        "`ssvm completion bash|zsh|fish` prints a script by which the shell completes commands, options and choices.",
+        "`make man` writes a man page for each command to `.cache/man`.",
         "",
     ]
     parser = make_parser()
@@ -262,7 +265,7 @@ def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction) or action.help == argparse.SUPPRESS:
             continue
-        if {"--help", "--json", "--config", "--verbose", "--version"}.isdisjoint(action.option_strings):
+        if {"--help", "--json", "--config", "--quiet", "--verbose", "--version"}.isdisjoint(action.option_strings):
             names = action.option_strings or [str(action.metavar or action.dest)]
             takes = action.option_strings and action.nargs != 0
             value = action.metavar or "|".join(map(str, action.choices or ())) or action.dest.upper()

@@ -5,7 +5,6 @@ Each module of this package adds the parsers of a group of commands.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import io
 import os
@@ -21,6 +20,7 @@ from .parser import CommandParser, WrongUsage, common_options
 _GROUPS = {
     "system": ("demo", "worker", "doctor", "schema"),
     "settings": ("config",),
+    "completion": ("completion",),
     "run": ("run",),
     "submit": ("submit",),
     "queue": ("jobs", "job", "retry", "cancel"),
@@ -108,7 +108,6 @@ def make_parser(groups: Sequence[str] = tuple(_GROUPS)) -> CommandParser:
         prog="ssvm",
         description="The secondary storage worker. It runs downloads, uploads, snapshot backups and other jobs.",
         epilog=_EXITS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common_options(is_main=True)],
     )
     parser.add_argument("--version", action="version", version=f"ssvm {__version__}")

@@ -27,7 +27,10 @@ _REPLACED = {
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm agent``."""
     agent = commands.add_parser(
-        "agent", help="run the secondary storage agent for a CloudStack management server", parents=[common]
+        "agent",
+        help="run the secondary storage agent for a CloudStack management server",
+        examples=("agent", "agent --from-cmdline"),
+        parents=[common],
     )
     add_sources(agent)
     agent.set_defaults(command=_agent)

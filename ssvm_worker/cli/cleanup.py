@@ -18,7 +18,13 @@ from .run import run_here
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm cleanup``."""
     note = "remove leftovers of ended jobs and expired backups from the stores, and old job records"
-    parser = commands.add_parser("cleanup", help=note, description=JOBS["cleanup"].summary, parents=[common])
+    parser = commands.add_parser(
+        "cleanup",
+        help=note,
+        description=JOBS["cleanup"].summary,
+        examples=("cleanup --dry-run", "cleanup --older-than 7d"),
+        parents=[common],
+    )
     parser.add_argument(
         "--older-than",
         metavar="TIME",

@@ -12,7 +12,6 @@ from typing import Any
 from ssvm_worker import config
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 
-from .help_text import examples
 from .output import Output
 
 #: Each of these variables names a login: config/flower/flowerconfig.py.
@@ -26,8 +25,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="run Flower, the web page for administrators, until SIGTERM",
         description="The login comes from --login-file, FLOWER_BASIC_AUTH or FLOWER_AUTH. Flower has no TLS. "
         "It listens on loopback, so put a TLS proxy in front of it.",
-        epilog=examples("flower --login-file /etc/ssvm/flower", "flower --port 5556 --url-prefix flower"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=("flower --login-file /etc/ssvm/flower", "flower --port 5556 --url-prefix flower"),
         parents=[common],
     )
     parser.add_argument("--login-file", metavar="FILE", help="read name:password[,name:password] from FILE")

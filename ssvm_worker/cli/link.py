@@ -39,7 +39,16 @@ _UPLOAD_FIELDS = {
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm link | serve``."""
-    link = commands.add_parser("link", help="create a link to an object that expires", parents=[common])
+    link = commands.add_parser(
+        "link",
+        help="create a link to an object that expires",
+        examples=(
+            "link template/tmpl/2/201/201.qcow2 --for 2d",
+            "link template/tmpl/2/510 --upload --name Debian --max-bytes 10GiB",
+            "link --list",
+        ),
+        parents=[common],
+    )
     link.add_argument("key", nargs="?", metavar="KEY", help="the key of the object: template/tmpl/ACCOUNT/ID/NAME")
     link.add_argument(
         "--for", dest="lasting", metavar="TIME", default="4h", help="expire after TIME, at most 7d (default: 4h)"
@@ -52,7 +61,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     action.add_argument("--revoke", metavar="ID|KEY", help="revoke a link, or all links of a key")
     action.add_argument("--list", action="store_true", help="list the links that are valid")
     link.set_defaults(command=_link)
-    serve = commands.add_parser("serve", help="run the HTTP service behind the links", parents=[common])
+    serve = commands.add_parser(
+        "serve",
+        help="run the HTTP service behind the links",
+        examples=("serve", "serve --listen 0.0.0.0:8480"),
+        parents=[common],
+    )
     serve.add_argument(
         "--listen", metavar="HOST:PORT", default="", help="listen on this address instead of serve.listen"
     )

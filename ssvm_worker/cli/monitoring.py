@@ -17,7 +17,10 @@ from .output import Output
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm metrics | health``."""
     metrics = commands.add_parser(
-        "metrics", help="print the metrics for Prometheus, or serve them over HTTP", parents=[common]
+        "metrics",
+        help="print the metrics for Prometheus, or serve them over HTTP",
+        examples=("metrics", "metrics --listen 127.0.0.1:9808"),
+        parents=[common],
     )
     metrics.add_argument(
         "--listen",
@@ -25,7 +28,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="serve /metrics, /livez and /readyz until SIGTERM, for example on 127.0.0.1:9808",
     )
     metrics.set_defaults(command=_metrics)
-    probe = commands.add_parser("health", help="check that the worker of this host is alive", parents=[common])
+    probe = commands.add_parser(
+        "health",
+        help="check that the worker of this host is alive",
+        examples=("health", "health --ready"),
+        parents=[common],
+    )
     probe.add_argument("--ready", action="store_true", help="check that the worker would take a job")
     probe.set_defaults(command=_health)
 

@@ -1,8 +1,9 @@
-"""The parser of every command: errors that suggest what the user meant, and options on both sides of the command."""
+"""The parser of every command: help with examples, errors that suggest what the user meant, and common options."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 
@@ -16,11 +17,23 @@ class WrongUsage(Exception):
         self.command = command
 
 
-class CommandParser(argparse.ArgumentParser):
-    """A parser that raises WrongUsage, takes no abbreviated options, and suggests similar words."""
+class _Help(argparse.HelpFormatter):
+    """Wraps a text of one line, and keeps the lines of a longer text."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that raises WrongUsage, takes no abbreviated options, and suggests similar words.
+
+    *examples* are command lines without ``ssvm``. They end the help.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        if examples:
+            kwargs["epilog"] = "\n".join(["examples:", *(f"  ssvm {each}" for each in examples)])
+        super().__init__(*args, **dict[str, Any](allow_abbrev=False, formatter_class=_Help) | kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raise WrongUsage."""
@@ -52,7 +65,8 @@ def common_options(*, is_main: bool) -> argparse.ArgumentParser:
     def default(value: Any) -> Any:
         return value if is_main else argparse.SUPPRESS
 
-    common = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False)
+    common = parser.add_argument_group("common options")
     common.add_argument(
         "--json", action="store_true", default=default(False), help="print the result or the error as one JSON value"
     )
@@ -76,7 +90,7 @@ def common_options(*, is_main: bool) -> argparse.ArgumentParser:
         default=default(False),
         help="also log informational events to standard error",
     )
-    return common
+    return parser
 
 
 def _suggestion(word: str, known: Any) -> str:

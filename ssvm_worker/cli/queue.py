@@ -28,7 +28,6 @@ from ssvm_worker.units import parse_duration, printable
 from ssvm_worker.wiring import assembly
 
 from . import job_text
-from .help_text import examples
 from .output import Output, migration_report
 from .progress import Bar
 
@@ -41,19 +40,21 @@ STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 _FILTERS = ("state", "zone", "lane", "job", "account", "error", "since", "until")
 #: The number of jobs that `ssvm jobs` lists.
 _LISTED = 50
-_EXAMPLES = examples(
-    "jobs --state failed --since 2h",
-    "jobs --account 2 --error StoreFull",
-    "job 4f2a9c                           # a unique beginning of the id is enough",
-    "retry --error StoreFull --since 1d   # all failed jobs with this error",
-    "cancel 4f2a9c tmpl-201",
-)
+_EXAMPLES = {
+    "jobs": ("jobs --state failed --since 2h", "jobs --account 2 --error StoreFull"),
+    "job": ("job 4f2a9c    # a unique beginning of the id is enough", "job tmpl-201 --follow"),
+    "retry": ("retry 4f2a9c tmpl-201", "retry --error StoreFull --since 1d    # all failed jobs with this error"),
+    "cancel": ("cancel 4f2a9c tmpl-201", "cancel --account 2 --state queued"),
+}
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm jobs | job | retry | cancel``."""
-    about = {"epilog": _EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter, "parents": [common]}
-    jobs = commands.add_parser("jobs", help="list jobs, the newest first, with the reason for their state", **about)
+
+    def add(name: str, note: str) -> Any:
+        return commands.add_parser(name, help=note, examples=_EXAMPLES[name], parents=[common])
+
+    jobs = add("jobs", "list jobs, the newest first, with the reason for their state")
     _add_filters(jobs, STATES)
     jobs.add_argument("--parts", metavar="ID", help="list all jobs that ran as parts of job ID")
     jobs.add_argument(
@@ -61,7 +62,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     jobs.add_argument("--offset", metavar="N", type=_number, default=0, help="skip the first N rows")
     jobs.set_defaults(command=_jobs)
-    job = commands.add_parser("job", help="show a job: its state, the reason, and what to do", **about)
+    job = add("job", "show a job: its state, the reason, and what to do")
     job.add_argument("job_id", metavar="ID", help="the id of the job, or its unique beginning")
     job.add_argument("--follow", action="store_true", help="show a progress bar until the job has ended")
     job.set_defaults(command=_job)
@@ -69,7 +70,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         ("retry", _retry, ("failed", "cancelled"), "queue failed or cancelled jobs again"),
         ("cancel", _cancel, ("queued", "running"), "cancel queued or running jobs"),
     ):
-        each = commands.add_parser(name, help=note, **about)
+        each = add(name, note)
         each.add_argument("job_ids", metavar="ID", nargs="*", help="the id of a job, or its unique beginning")
         _add_filters(each, states)
         each.set_defaults(command=act, states=states)

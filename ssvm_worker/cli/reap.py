@@ -24,7 +24,9 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "Do once what the reaper of each worker does. Print nothing if there is nothing to do. "
         "If no worker was up, the command runs for as long as a claim lasts."
     )
-    parser = commands.add_parser("reap", help=note, description=about, parents=[common])
+    parser = commands.add_parser(
+        "reap", help=note, description=about, examples=("reap", "reap --json"), parents=[common]
+    )
     parser.set_defaults(command=_reap)
 
 

@@ -31,7 +31,12 @@ from .request_options import add_jobs, read_request
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm run``."""
-    parser = commands.add_parser("run", help="run a job in the foreground, without a worker", parents=[common])
+    parser = commands.add_parser(
+        "run",
+        help="run a job in the foreground, without a worker",
+        examples=("run download --url https://example.org/a.qcow2 --account 2 --id 201", "run download --help"),
+        parents=[common],
+    )
     for each in add_jobs(parser, common):
         add_force(each)
         each.set_defaults(command=_run)

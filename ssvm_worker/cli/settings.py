@@ -11,7 +11,6 @@ from typing import Any
 from ssvm_worker import config
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 
-from .help_text import examples
 from .output import Output
 
 _ACTIONS = ("show", "init", "check", "path")
@@ -24,8 +23,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="print the settings in force, check them, or create a settings file",
         description="show: print the settings in force, with secrets as ***. init: create a file with every key and "
         "its explanation. check: report all problems of the settings. path: print the path of the settings file.",
-        epilog=examples("config", "config init /etc/ssvm/worker.toml", "config check", "config path"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=("config", "config init /etc/ssvm/worker.toml", "config check", "config path"),
         parents=[common],
     )
     parser.add_argument("action", nargs="?", choices=_ACTIONS, default="show", help=f"{', '.join(_ACTIONS)} (show)")

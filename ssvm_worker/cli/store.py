@@ -35,12 +35,18 @@ from .run import add_force, run_here
 
 #: Manifests that are read at the same time. Reading one after the other would mostly wait for the network.
 _READERS = 8
+_KINDS = "template|iso|volume|backup"
 _Row = dict[str, Any] | None
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm list | stat | delete | stores``."""
-    listing = commands.add_parser("list", help="list the artifacts of a store", parents=[common])
+    listing = commands.add_parser(
+        "list",
+        help="list the artifacts of a store",
+        examples=("list", "list snapshots/2 --store archive --details"),
+        parents=[common],
+    )
     listing.add_argument(
         "prefix", nargs="?", default="", metavar="PREFIX", help="list only this prefix, such as template/tmpl/2"
     )
@@ -53,12 +59,18 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         ("stat", _stat, "show the manifest of an artifact"),
         ("delete", _delete, "delete an artifact; deleting a missing artifact is not an error"),
     ):
-        each = commands.add_parser(name, help=note, description=note, parents=[common])
+        shown = (f"{name} template/tmpl/2/201", f"{name} --kind backup --account 2 --volume web --id 1")
+        each = commands.add_parser(name, help=note, description=note, examples=shown, parents=[common])
         add_place(each)
         if act is _delete:
             add_force(each)
         each.set_defaults(command=act)
-    stores = commands.add_parser("stores", help="show the usage and the health of every store", parents=[common])
+    stores = commands.add_parser(
+        "stores",
+        help="show the usage and the health of every store",
+        examples=("stores", "stores --sudoers ssvm > /etc/sudoers.d/ssvm"),
+        parents=[common],
+    )
     stores.add_argument("--sudoers", metavar="USER", help="print the sudo rule that allows USER to mount the stores")
     stores.set_defaults(command=_stores)
 
@@ -68,7 +80,8 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     note = "name the artifact by its prefix (template/tmpl/ACCOUNT/ID, volumes/…, snapshots/…) or by a key"
     parser.add_argument("place", nargs="?", metavar="PLACE", help=note)
     for name in ("kind", "account", "id", "volume"):
-        parser.add_argument(f"--{name}", help=f"name the artifact by its {name} and other fields instead of PLACE")
+        note = f"name the artifact by its {name} and other fields instead of PLACE"
+        parser.add_argument(f"--{name}", metavar=_KINDS if name == "kind" else None, help=note)
     parser.add_argument(
         "--store", "--stores", metavar="A,B", help="name the stores (default: the first of the settings)"
     )

@@ -18,7 +18,12 @@ from .request_options import add_jobs, read_request
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm submit``."""
-    submit = commands.add_parser("submit", help="queue a job for a worker", parents=[common])
+    submit = commands.add_parser(
+        "submit",
+        help="queue a job for a worker",
+        examples=("submit delete --account 2 --id 201 --wait", "submit download --request download.json --zone zone2"),
+        parents=[common],
+    )
     for each in add_jobs(submit, common):
         each.add_argument("--wait", action="store_true", help="wait for the end and exit with the status of the job")
         each.add_argument("--zone", help="let the workers of this zone run the job (default: the zone of the settings)")

@@ -25,7 +25,10 @@ from .progress import Bar
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm demo | worker | doctor | schema``."""
     demo = commands.add_parser(
-        "demo", help="run real jobs on this machine, with an embedded broker, store and vCenter", parents=[common]
+        "demo",
+        help="run real jobs on this machine, with an embedded broker, store and vCenter",
+        examples=("demo", "demo --keep", "demo --url https://example.org/a.qcow2"),
+        parents=[common],
     )
     demo.add_argument(
         "--cloudstack",
@@ -35,7 +38,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     demo.add_argument("--url", help="download this URL instead of the image that the demo creates")
     demo.add_argument("--keep", action="store_true", help="keep the demo and Flower running until Ctrl-C")
     demo.set_defaults(command=_demo)
-    worker = commands.add_parser("worker", help="run a worker until SIGTERM", parents=[common])
+    worker = commands.add_parser(
+        "worker",
+        help="run a worker until SIGTERM",
+        examples=("worker", "worker --zone zone2 --lanes download,upload --concurrency 8"),
+        parents=[common],
+    )
     worker.add_argument("--zone", help="run jobs of this zone (default: the zone of the settings)")
     worker.add_argument("--lanes", metavar="A,B", help=f"run jobs of these lanes: {', '.join(LANES)} (default: all)")
     worker.add_argument("--concurrency", type=int, metavar="N", help="run at most N jobs at the same time")
@@ -48,7 +56,29 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         f"(default: {kernel_cmdline.KERNEL}); SSVM_… variables take precedence",
     )
     worker.set_defaults(command=_worker)
-    check = commands.add_parser("doctor", help="check every dependency and explain each failure", parents=[common])
+    _add_doctor(commands, common)
+    schema = commands.add_parser(
+        "schema",
+        help="print the JSON Schema of requests",
+        examples=("schema download", "schema > requests.json"),
+        parents=[common],
+    )
+    schema.add_argument(
+        "job",
+        nargs="?",
+        metavar="JOB",
+        help="print only the schema of JOB (default: an object with the schemas of all jobs)",
+    )
+    schema.set_defaults(command=_schema)
+
+
+def _add_doctor(commands: Any, common: argparse.ArgumentParser) -> None:
+    check = commands.add_parser(
+        "doctor",
+        help="check every dependency and explain each failure",
+        examples=("doctor", "doctor --vcenter vc1 --vm vm-42", "doctor --cloudstack"),
+        parents=[common],
+    )
     check.add_argument("--vcenter", metavar="NAME", help="check only this vCenter, as a backup does before it starts")
     check.add_argument("--vm", metavar="VM", help="also check this VM (id, instance UUID or inventory path)")
     check.add_argument(
@@ -58,14 +88,6 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     add_sources(check)
     check.set_defaults(command=_doctor)
-    schema = commands.add_parser("schema", help="print the JSON Schema of requests", parents=[common])
-    schema.add_argument(
-        "job",
-        nargs="?",
-        metavar="JOB",
-        help="print only the schema of JOB (default: an object with the schemas of all jobs)",
-    )
-    schema.set_defaults(command=_schema)
 
 
 def _demo(args: argparse.Namespace, output: Output) -> int:

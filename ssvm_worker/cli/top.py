@@ -15,7 +15,6 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.wiring import assembly
 
 from . import job_text
-from .help_text import examples
 from .output import Output
 from .queue import job_rows
 
@@ -33,8 +32,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "top",
         help="show the workers and jobs of a zone, and update the view until Ctrl-C",
-        epilog=examples("top", "top --zone zone2 --interval 5", "top --once"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=("top", "top --zone zone2 --interval 5", "top --once"),
         parents=[common],
     )
     parser.add_argument("--zone", help="show this zone (default: the zone of the settings)")

@@ -21,16 +21,25 @@ from .output import Output
 from .run import run_here
 from .store import add_place, artifact_of, store_names
 
-_EPILOG = """PLACE names one artifact. With --all, --sample or --oldest, PLACE limits the choice, for example to
-snapshots/ACCOUNT. Then --store defaults to all stores. The exit status is 1 if the command reports findings."""
+_ABOUT = (
+    "Read artifacts again and compare them with their manifests. PLACE names one artifact. With --all, --sample or "
+    "--oldest, PLACE limits the choice, for example to snapshots/ACCOUNT, and --store defaults to all stores. "
+    "The exit status is 1 if the command reports findings."
+)
+_EXAMPLES = ("verify template/tmpl/2/201", "verify --sample 5% --rate 50MiB/s", "verify snapshots/2 --oldest 10")
 #: Artifacts whose times are read from the ledger in one request.
 _BATCH = 1000
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm verify``."""
-    note = "read artifacts again and compare them with their manifests"
-    parser = commands.add_parser("verify", help=note, description=note, epilog=_EPILOG, parents=[common])
+    parser = commands.add_parser(
+        "verify",
+        help="read artifacts again and compare them with their manifests",
+        description=_ABOUT,
+        examples=_EXAMPLES,
+        parents=[common],
+    )
     add_place(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--all", action="store_true", help="verify every artifact")

@@ -16,16 +16,22 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add ``ssvm quota | workers | scale``."""
     note = "list the bytes that accounts store and may store"
     about = f"{note.capitalize()}. `ssvm verify --all` counts the stored bytes again."
-    quota = commands.add_parser("quota", help=note, description=about, parents=[common])
+    quota = commands.add_parser("quota", help=note, description=about, examples=("quota", "quota 2"), parents=[common])
     quota.add_argument("account", nargs="?", metavar="ACCOUNT", help="list only this account")
     quota.set_defaults(command=_quota)
     workers = commands.add_parser(
-        "workers", help="list the workers with their state (Up, Draining or Down) and running jobs", parents=[common]
+        "workers",
+        help="list the workers with their state (Up, Draining or Down) and running jobs",
+        examples=("workers", "workers --zone zone2"),
+        parents=[common],
     )
     workers.add_argument("--zone", help="list only the workers of this zone")
     workers.set_defaults(command=_workers)
     scale = commands.add_parser(
-        "scale", help="show how many workers each zone needs and which idle workers can be stopped", parents=[common]
+        "scale",
+        help="show how many workers each zone needs and which idle workers can be stopped",
+        examples=("scale", "scale --zone zone2 --json"),
+        parents=[common],
     )
     scale.add_argument("--zone", help="show only this zone; without it, show all zones that have workers or jobs")
     scale.set_defaults(command=_scale)

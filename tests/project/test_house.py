@@ -54,6 +54,7 @@ SDKS = {
     "pyVmomi": ("ssvm_worker/vmware/",),
     "python_multipart": ("ssvm_worker/serve/cloudstack/",),
     "redis": ("ssvm_worker/ledger/",),
+    "shtab": ("ssvm_worker/cli/completion",),
     "starlette": ("ssvm_worker/serve/",),
     "tornado": ("tasks/flower/",),
     "tqdm": ("ssvm_worker/cli/",),
