@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import config
 from ssvm_worker.config import kernel_cmdline
@@ -20,6 +20,13 @@ from ssvm_worker.operations.mounts import nfs_mounts
 from .agent import add_sources, agent_settings
 from .output import Output
 from .progress import Bar
+
+if TYPE_CHECKING:
+    from ssvm_worker.vmware.placement import VmTarget
+
+
+#: The options of `ssvm doctor --restore` that name the place of a new VM, as the fields of `restore` do.
+_PLACES = ("pool", "folder", "datastore", "host")
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -81,6 +88,12 @@ def _add_doctor(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--vcenter", metavar="NAME", help="check only this vCenter, as a backup does before it starts")
     check.add_argument("--vm", metavar="VM", help="also check this VM (id, instance UUID or inventory path)")
+    check.add_argument(
+        "--restore", action="store_true", help="check a restore to this vCenter instead: privileges and ESXi hosts"
+    )
+    for name in _PLACES:
+        check.add_argument(f"--{name}", metavar="NAME", help=f"with --restore: the {name} of the new VM")
+    check.add_argument("--network", metavar="NAME", action="append", help="with --restore: a network; repeatable")
     check.add_argument(
         "--cloudstack",
         action="store_true",
@@ -152,13 +165,18 @@ def _worker(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - 
 def _doctor(args: argparse.Namespace, output: Output) -> int:
     if args.vm and not args.vcenter:
         raise misused(InvalidRequest("Missing argument: --vcenter", "--vm", "Give the VM's vCenter: --vcenter NAME"))
+    given = [f"--{name}" for name in (*_PLACES, "network") if getattr(args, name)]
+    if given and not args.restore:
+        raise misused(InvalidRequest("Missing argument: --restore", given[0], "It names the place of a new VM"))
+    if args.restore and (args.vm or not args.vcenter):
+        raise misused(InvalidRequest("--restore needs --vcenter and excludes --vm", "--restore", "Give --vcenter NAME"))
     if (args.from_cmdline or args.properties) and not args.cloudstack:
         what = "Missing argument: --cloudstack"
         raise misused(InvalidRequest(what, "--from-cmdline", "Only the check of the agent reads these files"))
     try:
         settings = agent_settings(args)
         if args.vcenter:
-            findings = doctor.examine_vcenter(settings, args.vcenter, args.vm)
+            findings = doctor.examine_vcenter(settings, args.vcenter, args.vm, _target(args) if args.restore else None)
         elif args.cloudstack:
             findings = _examine_agent(settings)
         else:
@@ -170,6 +188,13 @@ def _doctor(args: argparse.Namespace, output: Output) -> int:
     rows = [finding.as_dict() for finding in findings]
     output.table(rows, ("check", "state", "detail"), "nothing to check")
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _target(args: argparse.Namespace) -> VmTarget:
+    from ssvm_worker.vmware.placement import VmTarget  # imports pyVmomi
+
+    places = {name: getattr(args, name) for name in _PLACES}
+    return VmTarget("", networks={name: name for name in args.network or ()}, **places)
 
 
 def _examine_agent(settings: Settings) -> list[Finding]:

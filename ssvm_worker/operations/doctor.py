@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ssvm_worker.ledger.job_metrics import LaneMetrics
     from ssvm_worker.ledger.workers import WorkerStatus
     from ssvm_worker.stores.s3.store import S3Store
+    from ssvm_worker.vmware.placement import VmTarget
 
 #: Seconds after which a queued job gives a warning, and the number of failed jobs that are read.
 _MAX_WAIT_S, _MAX_FAILED = 900, 1000
@@ -60,15 +61,18 @@ def examine(settings: Settings, file: str = "") -> list[Finding]:
     ]
 
 
-def examine_vcenter(settings: Settings, name: str, vm: str | None) -> list[Finding]:
+def examine_vcenter(settings: Settings, name: str, vm: str | None, target: VmTarget | None = None) -> list[Finding]:
     """Return the findings of a backup's preflight: for the vCenter, or for one VM and all stores.
 
-    Raise InvalidRequest, SourceDenied, SourceNotFound or SourceUnavailable if the check itself is impossible.
+    With *target*, return those of a restore to it. Raise InvalidRequest, SourceDenied, SourceNotFound or
+    SourceUnavailable if the check itself is impossible.
     """
     from ssvm_worker.jobs.backup.preflight import preflight  # imports pyVmomi
 
     with ConfiguredConnections(settings).vcenter(name, lambda: None) as session:
-        if vm is None:
+        if target is not None:
+            found = session.examine_target(target)
+        elif vm is None:
             found = session.examine()
         else:
             machine = session.find_vm(vm)

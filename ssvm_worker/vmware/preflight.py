@@ -103,6 +103,14 @@ def examine_target(connection: Connection, found: FoundObjects) -> list[Prefligh
     return findings
 
 
+def examine_hosts(connection: Connection, found: FoundObjects) -> list[PreflightFinding]:
+    """Check the connection to each ESXi host that may get the new VM: the worker sends the disks directly to it."""
+    with translated("Searching for hosts", connection.address.name):
+        owner = connection.read(found.pool, "owner")["owner"]
+        hosts = [found.host] if found.host else connection.read(owner, "host")["host"] or []
+    return [finding for host in hosts for finding in _run("ESXi host", partial(_check_host, connection, host))]
+
+
 def examine_server(connection: Connection) -> list[PreflightFinding]:
     """Check a vCenter: the user's privileges at its root, the connection to each host, and old snapshots of jobs."""
     steps = PRIVILEGES | SNAPSHOT_PRIVILEGES

@@ -17,7 +17,7 @@ from .descriptor import config_json, server_descriptor
 from .hardware import Disk, Hardware
 from .lease import Lease
 from .ovf import OvfDisk, OvfFile, build
-from .placement import VmTarget
+from .placement import VmTarget, find_objects
 from .preflight import PreflightFinding
 from .snapshot import Area, OldSnapshot, Snapshot, changed_areas, find_old_snapshots
 from .trust import Address
@@ -57,6 +57,14 @@ class VCenterSession:
     def examine(self) -> list[PreflightFinding]:
         """Check privileges, the connection to each host and old snapshots, for a backup of any VM."""
         return preflight.examine_server(self._connection)
+
+    def examine_target(self, target: VmTarget) -> list[PreflightFinding]:
+        """Check the privileges and hosts of a restore. Each network of the target is checked under its own name.
+
+        Raises InvalidRequest for an unknown or ambiguous name.
+        """
+        found = find_objects(self._connection, target, list(target.networks))
+        return preflight.examine_target(self._connection, found) + preflight.examine_hosts(self._connection, found)
 
     def leftovers(self) -> list[OldSnapshot]:
         """Return every snapshot that a backup job has made, also of running jobs."""

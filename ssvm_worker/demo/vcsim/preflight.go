@@ -58,10 +58,27 @@ var needs = map[string][]string{
 // denied returns the fault NoPermission if the user lacks a privilege that the method needs.
 func (w *world) denied(method *simulator.Method) types.BaseMethodFault {
 	now, _ := w.now()
+	if read, ok := method.Body.(*types.RetrievePropertiesEx); ok && !now.SessionHas {
+		return unreadable(read, now.Lacks)
+	}
 	for _, each := range needs[method.Name] {
 		if slices.Contains(now.Lacks, each) && !now.SessionHas {
 			this := method.This
 			return &types.NoPermission{Object: &this, PrivilegeId: each}
+		}
+	}
+	return nil
+}
+
+// unreadable returns the fault NoPermission if the user may not read a VM.
+func unreadable(read *types.RetrievePropertiesEx, lacks []string) types.BaseMethodFault {
+	for _, id := range []string{"System.View", "System.Read"} {
+		for _, set := range read.SpecSet {
+			for _, each := range set.ObjectSet {
+				if slices.Contains(lacks, id) && each.Obj.Type == "VirtualMachine" {
+					return &types.NoPermission{Object: &each.Obj, PrivilegeId: id}
+				}
+			}
 		}
 	}
 	return nil

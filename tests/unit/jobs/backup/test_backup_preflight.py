@@ -26,12 +26,20 @@ from ssvm_worker.errors import (
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import StoreUsage
 from ssvm_worker.units import KiB
-from ssvm_worker.vmware.preflight import PRIVILEGES, SNAPSHOT_PRIVILEGES, PreflightFinding
+from ssvm_worker.vmware.preflight import (
+    PRIVILEGES,
+    RESTORE_PRIVILEGES,
+    SNAPSHOT_PRIVILEGES,
+    PreflightFinding,
+)
 from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import Bench, assert_whole
 from tests.faults import store_unreachable
 from tests.neighbours import ROOT
 from tests.servers.vcenter import TestVM, address_of, make_vm
+
+#: The privilege of QueryChangedDiskAreas.
+DISK_READ = "VirtualMachine.Provisioning.DiskRandomRead"
 
 REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "may not make a snapshot": (
@@ -208,11 +216,54 @@ def test_free_esxi(esx: VCenterSimulator, fault: dict[str, str]) -> None:
     assert bench.run(vm)["complete"] is True
 
 
+NEEDED = [each for ids in (PRIVILEGES | SNAPSHOT_PRIVILEGES).values() for each in ids]
+NEEDED_TO_RESTORE = [each for steps in RESTORE_PRIVILEGES.values() for ids in steps.values() for each in ids]
+
+
 def test_privileges_are_documented() -> None:
-    """The documented role has every privilege that the checks require."""
-    told = (ROOT / "docs/how-to/backups.md").read_text()
-    needed = [each for ids in (PRIVILEGES | SNAPSHOT_PRIVILEGES).values() for each in ids]
-    assert [each for each in needed if f"`{each}`" not in told] == []
+    """The documented roles have every privilege that the checks require."""
+    for page, needed in (("backups", [*NEEDED, DISK_READ]), ("restore", NEEDED_TO_RESTORE)):
+        told = (ROOT / f"docs/how-to/{page}.md").read_text()
+        assert [each for each in needed if f"`{each}`" not in told] == []
+
+
+@pytest.mark.parametrize("privilege", [each for each in NEEDED if not each.endswith("RemoveSnapshot")])
+def test_privilege_that_nobody_may_query(bench: Bench, vm: TestVM, privilege: str) -> None:
+    """If the user may not query privileges, vCenter's own refusal names the missing one."""
+    bench.vcenter.fault(lacks=[privilege], calls={"HasUserPrivilegeOnEntities": "NoPermission"})
+    error = bench.fail(vm)
+    assert isinstance(error, SourceDenied)
+    assert privilege in error.remedy
+    assert not bench.left()
+
+
+def test_refused_removal(bench: Bench, vm: TestVM, caplog: pytest.LogCaptureFixture) -> None:
+    """A removal that vCenter refuses does not fail the stored backup, and the log names the missing privilege."""
+    removal = "VirtualMachine.State.RemoveSnapshot"
+    bench.vcenter.fault(lacks=[removal], calls={"HasUserPrivilegeOnEntities": "NoPermission"})
+    assert bench.run(vm)["snapshot_removed"] is False
+    assert removal in caplog.text
+    bench.vcenter.fault()
+    assert bench.run(vm)["snapshot_removed"] is True
+
+
+def test_refused_descriptor(bench: Bench, vm: TestVM) -> None:
+    """If vCenter refuses only the OVF descriptor, the worker writes its own and records the reason."""
+    bench.vcenter.fault(calls={"CreateDescriptor": "NoPermission"})
+    assert [each["check"] for each in bench.run(vm)["warnings"]] == ["OVF descriptor"]
+    facts = read_manifest(bench.primary, bench.request(vm).artifact).facts
+    assert "our own: the server failed: NoPermission" in facts["descriptor"]
+
+
+@pytest.mark.parametrize("lacks", [[DISK_READ], []])
+def test_refused_changed_blocks(bench: Bench, lacks: list[str]) -> None:
+    """Without the privilege to query changed blocks, the manifest names it, and the backup is complete."""
+    vm = make_vm(bench.vcenter, 64 * KiB, change_id="52 de/1")
+    bench.run(vm, mode="incremental", id="b1")
+    bench.vcenter.change(vm.machine, vm.machine.disks[0], "52 de/2")
+    bench.vcenter.fault(lacks=lacks)
+    [disk] = bench.run(vm, mode="incremental", id="b2")["disks"]
+    assert (DISK_READ in disk["cbt"]) is bool(lacks)
 
 
 def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
@@ -229,7 +280,7 @@ def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
 
 @pytest.fixture
 def doctor(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Run ``ssvm doctor --vcenter vc1``, and return its exit status and the state of each check."""
+    """Run ``ssvm doctor --vcenter vc1``, and return its exit status and the worst state of each check."""
     address = address_of(bench.vcenter)
     for name in ("host", "port", "username", "password", "ca_file"):
         monkeypatch.setenv(f"SSVM_VCENTERS__VC1__{name.upper()}", str(getattr(address, name)))
@@ -237,7 +288,8 @@ def doctor(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     def run(*argv: str) -> tuple[int, dict[str, str]]:
         status = main(["doctor", "--vcenter", "vc1", "--json", *argv])
-        return status, {row["check"]: row["state"] for row in json.loads(capsys.readouterr().out)}
+        rows = json.loads(capsys.readouterr().out)
+        return status, {row["check"]: row["state"] for row in sorted(rows, key=lambda row: not row["ok"])}
 
     return run
 
@@ -250,6 +302,18 @@ def test_doctor(doctor: Callable[..., Any], bench: Bench, vm: TestVM) -> None:
     bench.vcenter.fault(lacks=["VApp.Export"])
     status, found = doctor("--vm", vm.machine.id)
     assert (status, found["privileges"], found["room on primary"]) == (1, "FAILED", "ok")
+
+
+def test_doctor_of_a_restore(doctor: Callable[..., Any], bench: Bench) -> None:
+    """``ssvm doctor --restore`` checks the privileges and the hosts of a restore, and names what is missing."""
+    place = ("--restore", "--pool", "DC0_C0", "--datastore", "LocalDS_0", "--network", "VM Network")
+    assert doctor(*place) == (0, {"privileges": "ok", "ESXi host": "ok"})
+    for privilege in ("Resource.AssignVMToPool", "Network.Assign"):
+        bench.vcenter.fault(lacks=[privilege])
+        assert doctor(*place) == (1, {"privileges": "FAILED", "ESXi host": "ok"})
+    bench.vcenter.fault(host="esx7.invalid:443")
+    assert doctor(*place)[1]["ESXi host"] == "FAILED"
+    assert main(["doctor", "--vcenter", "vc1", "--pool", "DC0_C0"]) == 2
 
 
 def test_of_a_vcenter(bench: Bench, vm: TestVM) -> None:
