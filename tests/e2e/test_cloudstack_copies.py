@@ -99,12 +99,13 @@ def _download(zone: Zone, url: str, **changes: Any) -> dict[str, Any]:
     } | changes
     answer = zone.send("DownloadCommand", **command)
 
-    def is_downloaded() -> bool:
-        answer.update(zone.send("DownloadProgressCommand", **command, request="GET_STATUS", jobId=answer["jobId"]))
+    def ask(request: str) -> bool:
+        answer.update(zone.send("DownloadProgressCommand", **command, request=request, jobId=answer["jobId"]))
         assert answer["downloadStatus"] != "DOWNLOAD_ERROR", answer
         return bool(answer["downloadStatus"] == "DOWNLOADED")
 
-    zone.site.until(is_downloaded, "the download has ended")
+    zone.site.until(lambda: ask("GET_STATUS"), "the download has ended")
+    assert ask("PURGE")
     return answer
 
 
@@ -116,6 +117,7 @@ def test_ova_with_two_disks(zone: Zone, http_server: HttpServer) -> None:
     parent = {"id": 202, "accountId": 2, "uniqueName": "202-2-aaaa", "size": 1 << 30}
     data = _with(data_object("Template", done["installPath"]), **parent)
     disks = zone.send("GetDatadisksCommand", data=data)["dataDiskDetails"]
+    assert done["ovfInformationTO"]["disks"] == disks
     assert [(each["diskId"], each["bootable"], each["diskNumber"]) for each in disks] == [
         ("vmdisk0", True, 0),
         ("vmdisk1", False, 1),

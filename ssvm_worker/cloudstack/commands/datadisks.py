@@ -18,7 +18,6 @@ Differences from the Java agent:
 from __future__ import annotations
 
 from ssvm_worker.artifacts.layout import Artifact
-from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.cloudstack.jobs_to_end import limit_of, run_job
 from ssvm_worker.cloudstack.keys import key_of
 from ssvm_worker.cloudstack.messages import (
@@ -27,14 +26,10 @@ from ssvm_worker.cloudstack.messages import (
     GetDatadisksAnswer,
     GetDatadisksCommand,
 )
+from ssvm_worker.cloudstack.ovf_information import read_datadisks
 from ssvm_worker.cloudstack.services import Services
-from ssvm_worker.cloudstack.transfer_objects import DatadiskTO, TemplateObjectTO
-from ssvm_worker.errors import CorruptImage, InvalidRequest, ObjectNotFound
-from ssvm_worker.formats import ova
-from ssvm_worker.formats.ovf_disks import PackageDisk, read_disks
-from ssvm_worker.jobs.split.job import find_descriptor
-from ssvm_worker.streaming.interfaces import Store
-from ssvm_worker.streaming.pipeline import read_bytes
+from ssvm_worker.cloudstack.transfer_objects import TemplateObjectTO
+from ssvm_worker.errors import InvalidRequest
 
 #: Time limit in seconds of the read of an OVF and the check of its files.
 _READ_S = 20.0
@@ -45,7 +40,7 @@ def get_datadisks(command: GetDatadisksCommand, services: Services) -> GetDatadi
     template = _template(command.data)
     artifact = _artifact_of(key_of(template.path))
     store, configuration = services.stores.find(template.store), command.configuration_id or ""
-    disks = services.stores.call(store, lambda each: _read(each, artifact, configuration), _READ_S)
+    disks = services.stores.call(store, lambda each: read_datadisks(each, artifact, configuration), _READ_S)
     return GetDatadisksAnswer(result=True, data_disk_details=disks)
 
 
@@ -89,36 +84,3 @@ def _artifact_of(key: str) -> Artifact:
     if artifact.kind != "template" or key.count("/") > 4:
         raise InvalidRequest("This is not the path of a template", key, "Give template/tmpl/ACCOUNT/ID")
     return artifact
-
-
-def _read(store: Store, artifact: Artifact, configuration: str) -> list[DatadiskTO]:
-    key = find_descriptor(store, artifact.prefix)
-    manifest = find_manifest(store, artifact)
-    data = read_bytes(store, key, ova.MAX_TEXT)
-    return [_disk(store, artifact, each, manifest) for each in read_disks(data, f"{store.name}:{key}", configuration)]
-
-
-def _disk(store: Store, artifact: Artifact, disk: PackageDisk, manifest: Manifest | None) -> DatadiskTO:
-    path, size, capacity = None, 0, disk.capacity
-    if disk.file:
-        path = artifact.key(disk.file)
-        try:
-            size = store.stat(path).size
-        except ObjectNotFound as error:
-            what = f"The OVA lacks a file that its OVF names: {disk.file!a}"
-            raise CorruptImage(what, f"{store.name}:{artifact.prefix}", "Register the template again") from error
-        entry = manifest.entry(disk.file) if manifest else None
-        # What a worker has found in the disk itself is more certain than the OVF.
-        capacity = int(entry.facts.get("virtual_size", capacity)) if entry else capacity
-    return DatadiskTO(
-        path=path,
-        virtual_size=capacity or size,
-        file_size=size,
-        bootable=disk.bootable,
-        disk_id=disk.id,
-        is_iso=disk.is_iso,
-        disk_controller=disk.controller,
-        disk_controller_sub_type=disk.controller_type,
-        disk_number=disk.number,
-        configuration=disk.configuration,
-    )

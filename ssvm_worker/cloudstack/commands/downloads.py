@@ -21,7 +21,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -39,6 +39,7 @@ from ssvm_worker.cloudstack.messages import (
     ProgressRequest,
     ResourceType,
 )
+from ssvm_worker.cloudstack.ovf_information import read_information
 from ssvm_worker.cloudstack.services import Services
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, ResourceBusy, Retryable, WorkerError
 from ssvm_worker.jobs.cloudstack_properties import java_digest
@@ -259,8 +260,23 @@ def progress(command: DownloadProgressCommand, services: Services) -> DownloadAn
     # This is what a server sends that has lost the job id.
     known = "" if command.request is ProgressRequest.GET_OR_RESTART and given == "jobid0000" else given
     if command.request in (ProgressRequest.ABORT, ProgressRequest.PURGE):
-        return _answered(command, known, _stopped, services)
+        answer = _answered(command, known, _stopped, services)
+        return answer.model_copy(update=_ovf_of(command, answer, services))
     return _answered(command, known, lambda wanted: _attach(wanted, again=again), services)
+
+
+def _ovf_of(command: DownloadCommand, answer: DownloadAnswer, services: Services) -> dict[str, Any]:
+    """Return the field with the OVF of a downloaded OVA. Only the answer to PURGE has it, as with the Java agent."""
+    path = answer.install_path or ""
+    if answer.download_status is not DownloadStatus.DOWNLOADED or not path.endswith(".ova"):
+        return {}
+    wanted = _wanted(command, services)
+    try:
+        read = partial(read_information, artifact=wanted.artifact)
+        return {"ovf_information": services.stores.call(wanted.store, read, _MANIFEST_S)}
+    except WorkerError as error:
+        _log.warning("the OVF is unknown, so a VM cannot be deployed as it is: %s", error)
+        return {}
 
 
 def _answered(command: DownloadCommand, job_id: str, attach: Any, services: Services) -> DownloadAnswer:

@@ -6,11 +6,13 @@ The Java agent forgets an upload after its first final answer. The ledger keeps 
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Any
 
 from ssvm_worker.artifacts.layout import check_name
 from ssvm_worker.cloudstack.artifacts import find_artifact
 from ssvm_worker.cloudstack.messages import UploadStatus, UploadStatusAnswer, UploadStatusCommand
+from ssvm_worker.cloudstack.ovf_information import read_information
 from ssvm_worker.cloudstack.services import Services
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound
 from ssvm_worker.jobs.download.request import Request as DownloadRequest
@@ -71,8 +73,13 @@ def _completed(record: Record, services: Services) -> UploadStatusAnswer:
     found = services.stores.call(store, lambda opened: find_artifact(opened, request.artifact), _MANIFEST_S)
     if not found:
         return _failed("The uploaded file has been deleted")
+    more: dict[str, Any] = {}
+    if found.path.endswith(".ova"):
+        read = partial(read_information, artifact=request.artifact)
+        more["ovf_information"] = services.stores.call(store, read, _MANIFEST_S)
     return _answer(
         UploadStatus.COMPLETED,
+        **more,
         virtual_size=found.virtual_size,
         physical_size=found.physical_size,
         install_path=found.path,

@@ -54,7 +54,6 @@ class DownloadListener:
             purged = self._progress("PURGE")
             entity.physical_size = purged.fields.get("templatePhySicalSize") or entity.physical_size
         elif entity.state == "LIMIT_REACHED":
-            self._progress("ABORT")
             self._progress("PURGE")
 
     def _progress(self, request: str) -> AgentAnswer:

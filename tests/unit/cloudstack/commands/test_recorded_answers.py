@@ -25,7 +25,7 @@ DIFFERENCES: dict[str, set[str]] = {
     "ListVolumeCommand": set(),
     "GetStorageStatsCommand": set(),
     "DownloadCommand": set(),
-    # The server uses it for templates that are deployed as they are, on VMware only.
+    # The store of this test has no OVA. See test_ovf_information.py.
     "DownloadProgressCommand": {"ovfInformationTO"},
     "ListDataStoreObjectsCommand": set(),
 }
