@@ -132,9 +132,8 @@ def _networks(root: Xml.Element) -> list[Json]:
     found: dict[str, Json] = {}
     unconnected = {"addressOnParent": 0, "automaticAllocation": False, "InstanceID": 0}
     for each in _all(root, "Network"):
-        name = attributes_of(each).get("name", "")
-        description = _children(each).get("Description")
-        found[name] = unconnected | _without_nulls(name=name, networkDescription=description)
+        network, description = attributes_of(each).get("name", ""), _children(each).get("Description")
+        found[network] = unconnected | _without_nulls(name=network, networkDescription=description)
     for values in (_children(each) for each in _all(root, "Item")):
         if (name := values.get("Connection")) is not None:
             card = _without_nulls(
@@ -155,7 +154,7 @@ def _hardware(root: Xml.Element) -> Json:
     section = next(_all(root, "VirtualHardwareSection"), None)
     items = [_item(each) for each in section if local_name(each.tag) == "Item"] if section is not None else []
     items = [each for each in items if "resourceType" in each]
-    configurations = []
+    configurations: list[Json] = []
     options = next(_all(root, "DeploymentOptionSection"), None)
     for option in (
         each for each in (options if options is not None else ()) if local_name(each.tag) == "Configuration"
