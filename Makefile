@@ -27,7 +27,7 @@ N := 200
 BRANCH := main
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs chaos cloudstack-peer bench fuzz coverage docs man pictures simulate format image clean go
+.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs install-test chaos cloudstack-peer bench fuzz coverage docs man pictures simulate format image clean go
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -52,16 +52,19 @@ types: install ## check the types with mypy in strict mode
 
 # Unit and e2e tests run together: while one test waits for a server, another computes. The slow VM runs in parallel.
 unit-e2e: install go
-	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not nfs and not soak' $(ARGS)
+	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not nfs and not soak and not install' $(ARGS)
 
 unit: install go ## run the unit, contract and house tests (minutes); ARGS='-k name' selects tests
-	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not e2e and not nfs and not soak' $(ARGS)
+	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'not e2e and not nfs and not soak and not install' $(ARGS)
 
 e2e: install go ## run the tests with real processes, a real broker and kill -9 (minutes)
-	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'e2e and not soak' $(ARGS)
+	$(PYTEST) -n $(TESTERS) --dist worksteal -m 'e2e and not soak and not install' $(ARGS)
 
 test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## run the tests with a real NFS server and clients in a small VM (minutes); ARGS='-k name' selects tests
 	$(PYTEST) -m nfs tests/nfs $(ARGS)
+
+install-test: install ## run the tests of the installation: other Pythons; ARGS='-k name' selects tests
+	$(PYTEST) -m install tests/project $(ARGS)
 
 chaos: install go ## run the long tests, then N=200 random faults during real jobs (docs/explanation/chaos.md); SEED=7 repeats a run
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m soak
@@ -78,7 +81,7 @@ fuzz: install .cache/fuzz ## fuzz every parser of untrusted bytes with atheris f
 
 coverage: install go ## measure the coverage of the unit tests with their subprocesses, and list the uncovered lines of your change
 	@mkdir -p .cache/coverage
-	$(BIN)/coverage run -m pytest -p no:cacheprovider -q -m 'not e2e and not nfs and not soak' $(ARGS)
+	$(BIN)/coverage run -m pytest -p no:cacheprovider -q -m 'not e2e and not nfs and not soak and not install' $(ARGS)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report && $(BIN)/coverage xml -q -o .cache/coverage/report.xml
 	$(BIN)/diff-cover .cache/coverage/report.xml --compare-branch $(BRANCH)
 

@@ -21,6 +21,7 @@ _GROUPS = {
     "system": ("demo", "worker", "doctor", "schema"),
     "settings": ("config",),
     "completion": ("completion",),
+    "install_files": ("install-files",),
     "run": ("run",),
     "submit": ("submit",),
     "queue": ("jobs", "job", "retry", "cancel"),

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from ssvm_worker import config
@@ -50,14 +49,9 @@ def _flower(args: argparse.Namespace, output: Output) -> int:
     if not any(environ.get(name) for name in _LOGINS):
         remedy = "Give --login-file FILE, or set FLOWER_BASIC_AUTH=name:password"
         raise misused(InvalidRequest("Flower needs a login", "flower", remedy))
-    argv = [sys.executable, "-P", "-m", "tasks", "flower", f"--conf={_settings_file()}", f"--port={args.port}"]
+    settings = config.shipped_files() / "flower" / "flowerconfig.py"
+    argv = [sys.executable, "-P", "-m", "tasks", "flower", f"--conf={settings}", f"--port={args.port}"]
     argv += [f"--url-prefix={args.url_prefix}"] if args.url_prefix else []
     output.note(f"Flower starts on port {args.port}")
     sys.stdout.flush()
     os.execve(argv[0], argv, environ)
-
-
-def _settings_file() -> Path:
-    """Return Flower's settings. A wheel has them in the package, a checkout has them in config/."""
-    packaged = Path(config.__file__).with_name("flowerconfig.py")
-    return packaged if packaged.exists() else packaged.parents[2] / "config" / "flower" / "flowerconfig.py"

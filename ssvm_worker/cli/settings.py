@@ -50,7 +50,7 @@ def _config(args: argparse.Namespace, output: Output) -> int:
 
 
 def _init(args: argparse.Namespace, output: Output) -> int:
-    text = _example().read_text()
+    text = (config.shipped_files() / "worker.toml").read_text()
     if args.file == "-":
         print(text, end="")
         return 0
@@ -68,9 +68,3 @@ def _init(args: argparse.Namespace, output: Output) -> int:
         raise ConfigError(f"Cannot write the settings: {error.strerror}", str(file), "Name another FILE") from error
     output.result({"path": str(file)}, f"created {file}\nnext: edit it, then `ssvm doctor --config {file}`")
     return 0
-
-
-def _example() -> Path:
-    """Return the file with every key. A wheel has it in the package, a checkout has it in config/."""
-    packaged = Path(config.__file__).with_name("worker.toml")
-    return packaged if packaged.exists() else packaged.parents[2] / "config" / "worker.toml"

@@ -66,6 +66,12 @@ def find_file(path: str | Path | None = None, environ: Mapping[str, str] = os.en
     return DEFAULT_FILE
 
 
+def shipped_files() -> Path:
+    """Return the directory config/ of the project. A wheel has it in this package, a checkout at its top."""
+    packaged = Path(__file__).with_name("files")
+    return packaged if packaged.exists() else packaged.parents[2] / "config"
+
+
 def parse(
     values: dict[str, Any], location: str, origins: _Origins | None = None, findings: list[str] | None = None
 ) -> Settings:

