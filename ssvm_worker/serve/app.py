@@ -23,6 +23,7 @@ from ssvm_worker.streaming.interfaces import Store
 
 from .incoming import TUS, Uploads
 from .outgoing import ServedObject
+from .pages import error_page, is_for_people
 from .responses import failure, refusal, respond
 from .uvicorn_protocol import KEEP
 
@@ -30,8 +31,8 @@ _LOG = logging.getLogger("ssvm.serve")
 #: The methods of uploads.
 METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE", "OPTIONS")
 #: The same text for every invalid link, so that an attacker learns nothing from it.
-_NO_LINK = "This link is not valid. Ask for a new one.\n"
-_ENDED = "This link has expired or was revoked. Ask for a new one.\n"
+_NO_LINK = "This link is not valid. Ask the person who sent it for a new one.\n"
+_ENDED = "This link has expired or was revoked. Ask the person who sent it for a new one.\n"
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,14 @@ async def _health(_: Request) -> Response:
 
 
 async def error_response(request: Request, error: Exception) -> Response:
-    """Return plain text for a refused request.
+    """Return a page for a browser, and plain text for a program.
 
-    For a failed one, return the error object as the command line prints it with ``--json``. A link's holder may read
-    it.
+    For a failed request, a program gets the error object as the command line prints it with ``--json``. A link's
+    holder may read it.
     """
-    if isinstance(error, HTTPException):
-        return refusal(error)
-    assert isinstance(error, WorkerError)
-    _LOG.warning("%s %s: %s", request.method, request.scope["path"], error)
-    return failure(error)
+    assert isinstance(error, HTTPException | WorkerError)
+    if isinstance(error, WorkerError):
+        _LOG.warning("%s %s: %s", request.method, request.scope["path"], error)
+    if is_for_people(request):
+        return error_page(error)
+    return refusal(error) if isinstance(error, HTTPException) else failure(error)

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import html
 import logging
 import re
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from email.utils import formatdate
-from importlib.resources import files
 from urllib.parse import quote, urlencode
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from ssvm_worker.config.schema import ServeSection
 from ssvm_worker.errors import ResourceBusy, SourceUnavailable, WorkerError
@@ -30,6 +27,7 @@ from ssvm_worker.ledger.record import Claim
 from ssvm_worker.operations.logs import about
 from ssvm_worker.units import KiB
 
+from .pages import upload_page
 from .push_source import Sender
 from .responses import failure, refusal
 from .upload_job import Inbox, sender_of
@@ -44,12 +42,6 @@ TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
 #: Upload-Metadata: keys, each with an optional value in Base64. It becomes part of the upload's URL, hence the limit.
 _METADATA = re.compile(r"[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?(?: ?, ?[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?)*")
 _METADATA_BYTES = 2 * KiB
-#: The page's address is a secret. So the page sends no referrer, is not cached, and runs no foreign script.
-_POLICY = (
-    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_ENDED = {"succeeded": "This link has been used. The image is stored.", "cancelled": "This upload was cancelled."}
 #: Takes the one file out of the body of a request.
 Form = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
 
@@ -102,7 +94,7 @@ class Uploads:
         """Answer a request with a valid link. *path* is the path at which clients reach the link."""
         with about(job_of(link.id)):
             if method == "GET":
-                return _page(link, await asyncio.to_thread(self._inbox.state, link))
+                return upload_page(link, await asyncio.to_thread(self._inbox.state, link), self._max_bytes(link))
             if method == "PUT":
                 return await self.put(request, link)
             if request.headers.get("tus-resumable") != "1.0.0":
@@ -308,8 +300,12 @@ class Uploads:
             text = f"The last attempts failed. Retry in {wait_s} s\n"
             raise HTTPException(429, text, {"Retry-After": str(wait_s)})
 
+    def _max_bytes(self, link: Link) -> int:
+        limit = self._inbox.settings.download.max_bytes
+        return min(link.request.get("max_bytes") or limit, limit)
+
     def _check_size(self, link: Link, length: int | None) -> None:
-        max_bytes = min(link.request.get("max_bytes") or 1 << 62, self._inbox.settings.download.max_bytes)
+        max_bytes = self._max_bytes(link)
         if length is not None and length > max_bytes:
             raise HTTPException(413, f"The file has {length} bytes; the limit is {max_bytes}\n")
 
@@ -360,18 +356,3 @@ def _length(request: Request) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
         raise HTTPException(404, "This upload does not exist. Create it with POST\n")
     return int(text)
-
-
-def _page(link: Link, state: str) -> Response:
-    """Return the form for a browser, without a framework, or a page that says that the link has been used."""
-    nonce = secrets.token_urlsafe(16)
-    text = files(__package__).joinpath("upload.html").read_text()
-    values = {"nonce": nonce, "what": link.key, "over": _ENDED.get(state, "")}
-    for name, value in values.items():
-        text = text.replace(f"{{{{{name}}}}}", html.escape(value))
-    headers = {
-        "Content-Security-Policy": _POLICY.format(nonce=nonce),
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-store",
-    }
-    return HTMLResponse(text, headers=headers)

@@ -19,7 +19,8 @@ from selenium.webdriver.common.by import By
 
 from tests import images
 from tests.servers.broker import StoppableBroker
-from tests.servers.flower import Flower, picture, shown
+from tests.servers.browser import picture
+from tests.servers.flower import Flower, shown
 from tests.servers.http import HttpServer
 from tests.servers.worker import ROOT, Site, until
 from tests.waiting import PATIENCE_S

@@ -16,7 +16,8 @@ from ssvm_worker.errors import ChecksumMismatch, SourceUnavailable, StoreFull, U
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob
 from tests.servers.broker import StoppableBroker
-from tests.servers.flower import Flower, picture, shown
+from tests.servers.browser import picture, resize
+from tests.servers.flower import Flower, shown
 from tests.servers.worker import Site, until
 
 pytestmark = pytest.mark.e2e
@@ -81,22 +82,6 @@ def site(session_broker: StoppableBroker, tmp_path_factory: pytest.TempPathFacto
     fill(site.ledger)  # before Flower starts, so that it has seen no event of these jobs
     yield site
     site.close()
-
-
-def resize(browser: webdriver.Chrome, width: int, dark: bool = False, height: int = 900) -> None:
-    """Set the size and the colours of the page."""
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    colours = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": colours})
-
-
-@pytest.fixture(autouse=True)
-def usual_size(browser: webdriver.Chrome) -> Iterator[None]:
-    """Give the next test the usual window."""
-    yield
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_pictures(flower: Flower, browser: webdriver.Chrome) -> None:

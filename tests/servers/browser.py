@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from selenium import webdriver
@@ -32,6 +34,22 @@ def running_browser() -> Iterator[webdriver.Chrome]:
 def browser(running_browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
     """Return the browser without cookies and pages of an earlier test."""
     yield running_browser
+    running_browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    running_browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     running_browser.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": "*", "storageTypes": "all"})
     running_browser.execute_cdp_cmd("Network.clearBrowserCookies", {})
     running_browser.get("about:blank")
+
+
+def resize(browser: webdriver.Chrome, width: int, dark: bool = False, height: int = 900) -> None:
+    """Set the size and the colours of the page."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    colours = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": colours})
+
+
+def picture(browser: webdriver.Chrome, name: str, wanted: str = "SCREENSHOTS") -> None:
+    """Save a picture in the directory that the variable names. `make pictures` sets PICTURES for those of docs/."""
+    if directory := os.environ.get(wanted):
+        browser.save_screenshot(str(Path(directory) / name))

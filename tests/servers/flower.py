@@ -9,7 +9,6 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from selenium import webdriver
@@ -101,9 +100,3 @@ def shown(browser: webdriver.Chrome, selector: str) -> WebElement:
 
     until(look, f"{selector} is shown")
     return found[0]
-
-
-def picture(browser: webdriver.Chrome, name: str, wanted: str = "SCREENSHOTS") -> None:
-    """Save a picture in the directory that the variable names. `make pictures` sets PICTURES for those of docs/."""
-    if directory := os.environ.get(wanted):
-        browser.save_screenshot(str(Path(directory) / name))
