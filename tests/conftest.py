@@ -48,6 +48,12 @@ pytest_plugins: list[str] = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that makes the vCenter simulator behave like a real vCenter."""
+    what = "run the tests of VMware against a simulator that behaves like the vCenter of this report"
+    parser.addoption("--vcenter-profile", metavar="REPORT.json", help=what)
+
+
 @pytest.fixture(autouse=True)
 def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the settings of a worker from the environment. They are not for the tests."""

@@ -20,11 +20,13 @@ from ssvm_worker.operations.mounts import nfs_mounts
 from .agent import add_sources, agent_settings
 from .output import Output
 from .progress import Bar
+from .trial import add_trial_options, run_trial
 
 if TYPE_CHECKING:
     from ssvm_worker.vmware.placement import VmTarget
 
 
+_TRIAL = "doctor --vcenter vc1 --vm vm-42 --trial report.json --dry-run"
 #: The options of `ssvm doctor --restore` that name the place of a new VM, as the fields of `restore` do.
 _PLACES = ("pool", "folder", "datastore", "host")
 
@@ -83,7 +85,7 @@ def _add_doctor(commands: Any, common: argparse.ArgumentParser) -> None:
     check = commands.add_parser(
         "doctor",
         help="check every dependency and explain each failure",
-        examples=("doctor", "doctor --vcenter vc1 --vm vm-42", "doctor --cloudstack"),
+        examples=("doctor", "doctor --vcenter vc1 --vm vm-42", "doctor --cloudstack", _TRIAL),
         parents=[common],
     )
     check.add_argument("--vcenter", metavar="NAME", help="check only this vCenter, as a backup does before it starts")
@@ -99,6 +101,7 @@ def _add_doctor(commands: Any, common: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check what `ssvm agent` needs: servers, certificate, clock, GUID and image stores",
     )
+    add_trial_options(check)
     add_sources(check)
     check.set_defaults(command=_doctor)
 
@@ -175,7 +178,9 @@ def _doctor(args: argparse.Namespace, output: Output) -> int:
         raise misused(InvalidRequest(what, "--from-cmdline", "Only the check of the agent reads these files"))
     try:
         settings = agent_settings(args)
-        if args.vcenter:
+        if args.trial:
+            findings = run_trial(args, settings, output)
+        elif args.vcenter:
             findings = doctor.examine_vcenter(settings, args.vcenter, args.vm, _target(args) if args.restore else None)
         elif args.cloudstack:
             findings = _examine_agent(settings)

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class VCenterSimulator:
     def __init__(self, *, esx: bool = False, descriptor: bool = True) -> None:
         self.password = secrets.token_urlsafe(12)
         self._flags = ["-child", f"-esx={str(esx).lower()}", f"-descriptor={str(descriptor).lower()}"]
+        #: Faults that every call of ``fault`` contains, unless it replaces them.
+        self._profile: dict[str, Any] = {}
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> VCenterSimulator:
@@ -144,8 +146,31 @@ class VCenterSimulator:
         self._call("POST", "/control/strike", {"what": what, "vm": vm})
 
     def fault(self, **faults: Any) -> None:
-        """Replace all faults of the simulator; no argument removes them. See ``faults`` in vcsim/world.go."""
-        self._call("POST", "/control/faults", faults)
+        """Replace all faults of the simulator; no argument leaves those of the profile.
+
+        See ``faults`` in vcsim/world.go.
+        """
+        self._call("POST", "/control/faults", self._profile | faults)
+
+    @contextlib.contextmanager
+    def behaving_like(self, report: dict[str, Any]) -> Iterator[None]:
+        """Behave like the vCenter of a report of ``ssvm doctor --trial`` while the block runs.
+
+        A later fault may replace a switch of the report.
+        """
+        own = self.ca_file.read_text()
+        words = {"own": own, "chain": own + own}
+        before, self._profile = self._profile, dict(report["switches"])
+        for name in {"certificate", "host_certificate"} & self._profile.keys():
+            self._profile[name] = words.get(self._profile[name], self._profile[name])
+        if "host_thumbprint" in self._profile:
+            self._profile["host_thumbprint"] = self.thumbprint
+        self.fault()
+        try:
+            yield
+        finally:
+            self._profile = before
+            self.fault()
 
     def state(self) -> dict[str, Any]:
         """Return ``snapshots`` (names), ``leases`` by id, ``calls`` (number by method), ``gets`` and ``puts``.

@@ -244,6 +244,11 @@ def match_files(files: Sequence[LeaseFile], disks: Sequence[Disk]) -> dict[int, 
     return {}
 
 
+def has_place(key: str) -> bool:
+    """Return whether a device key names controller, bus and unit."""
+    return _place(key) is not None
+
+
 def _place(key: str) -> tuple[str, int, int] | None:
     match = _DEVICE_KEY.search(key)
     return (family(match[1]), int(match[2]), int(match[3])) if match else None

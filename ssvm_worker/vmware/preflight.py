@@ -136,21 +136,27 @@ def _run(check: str, examine: Callable[[], Iterator[PreflightFinding]]) -> list[
 def _check_privileges(
     connection: Connection, entity: Any, steps: dict[str, tuple[str, ...]]
 ) -> Iterator[PreflightFinding]:
-    session = connection.read(connection.content.sessionManager, "currentSession")["currentSession"]
-    user = session.userName if session else connection.address.username
     ids = [each for needed in steps.values() for each in needed]
-    manager = connection.content.authorizationManager
-    missing = _not_granted(manager.HasUserPrivilegeOnEntities([entity], user, ids))
-    if missing and session:
-        # Some versions may expect another spelling of the user's domain. The query by session needs no user name.
-        with suppress(vmodl.MethodFault):
-            missing &= _not_granted(manager.HasPrivilegeOnEntities([entity], session.key, sorted(missing)))
+    user, missing = missing_privileges(connection, entity, ids)
     if not missing:
         yield PreflightFinding("privileges", OK, f"{user} has {', '.join(ids)}")
     for step, needed in steps.items():
         for each in missing.intersection(needed):
             detail = f"{user} lacks {each} on {entity._moId}, needed for {step}"
             yield PreflightFinding("privileges", ERROR, detail, f"Give {user} a role with {each} there")
+
+
+def missing_privileges(connection: Connection, entity: Any, ids: Sequence[str]) -> tuple[str, set[str]]:
+    """Return the user's name and the missing privileges. Raises the faults of the API untranslated."""
+    session = connection.read(connection.content.sessionManager, "currentSession")["currentSession"]
+    user = session.userName if session else connection.address.username
+    manager = connection.content.authorizationManager
+    missing = _not_granted(manager.HasUserPrivilegeOnEntities([entity], user, ids))
+    if missing and session:
+        # Some versions may expect another spelling of the user's domain. The query by session needs no user name.
+        with suppress(vmodl.MethodFault):
+            missing &= _not_granted(manager.HasPrivilegeOnEntities([entity], session.key, sorted(missing)))
+    return user, missing
 
 
 def _not_granted(answers: Sequence[Any]) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from .ovf import OvfDisk, OvfFile, build
 from .placement import VmTarget, find_objects
 from .preflight import PreflightFinding
 from .snapshot import Area, OldSnapshot, Snapshot, changed_areas, find_old_snapshots
+from .trial import Trial, TrialReport
 from .trust import Address
 
 __all__ = ["VM", "Address", "VCenterSession"]
@@ -120,6 +121,10 @@ class VM:
         Raises SourceUnavailable after *limit_s*, by default remove_hours. vSphere then continues the removal.
         """
         snapshots.remove(self._connection, snapshot, limit_s or self.options.remove_hours * 3600)
+
+    def trial(self, job_id: str, tell: Callable[[str], None], pause_s: float = 5.0) -> TrialReport:
+        """Ask what only this vCenter knows. The VM must be a scratch VM. See ``Trial``."""
+        return Trial(self._connection, self._vm, job_id, pause_s).run(tell)
 
     def consolidate(self, limit_s: float | None = None) -> None:
         """Consolidate the delta disks of removed snapshots, if necessary. Raises as ``remove_snapshot``."""

@@ -29,6 +29,8 @@ _DESCRIPTION = "Made for the backup job {}, which removes it when it is done."
 _CREATE_S = 20 * 60.0
 #: The remark on a snapshot of a VM that is off: its file systems need no quiescing.
 IS_OFF = "the VM is off"
+#: The beginning of the remark on a snapshot whose quiescing vSphere has ignored.
+SILENT = "vSphere did not quiesce the guest"
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def create(connection: Connection, vm: Any, job_id: str, quiesce: str) -> Snapsh
         power, tools = connection.read(vm, "runtime.powerState", "guest.toolsRunningStatus").values()
     if str(power) == "poweredOff":
         return replace(snapshot, remark=IS_OFF)
-    remark = f"vSphere did not quiesce the guest (tools: {tools}, power: {power})"
+    remark = f"{SILENT} (tools: {tools}, power: {power})"
     if quiesce == "required":
         remove(connection, snapshot, _CREATE_S)
         raise SourceUnavailable(remark, vm._moId, "Check the guest's tools, or set backup.quiesce to if_possible")

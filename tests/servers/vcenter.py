@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,9 +37,12 @@ class TestVM:
 
 
 @pytest.fixture(scope="session")
-def vcenter_process() -> Iterator[VCenterSimulator]:
-    """Return the vCenter of all tests."""
-    yield from _run()
+def vcenter_process(request: pytest.FixtureRequest) -> Iterator[VCenterSimulator]:
+    """Return the vCenter of all tests. It behaves like that of the report in --vcenter-profile."""
+    report = request.config.getoption("--vcenter-profile")
+    for simulator in _run():
+        with simulator.behaving_like(json.loads(Path(report).read_text()) if report else {"switches": {}}):
+            yield simulator
 
 
 @pytest.fixture(scope="session")
