@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import struct
 import tarfile
+import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
 
 from ssvm_worker.artifacts.checksum_files import find_in_sums
 from ssvm_worker.artifacts.checksums import Hasher, parse_checksum
@@ -21,8 +26,11 @@ from ssvm_worker.formats.extents import vmdk_extents
 from ssvm_worker.grain_store.map import GrainMap
 from ssvm_worker.grain_store.pack import DIGEST_SIZE, digest, find_index
 from ssvm_worker.jobs.download.image import unpack
-from ssvm_worker.jobs.request import safe_url
+from ssvm_worker.jobs.download.request import Request as DownloadRequest
+from ssvm_worker.jobs.request import parse_request, safe_url
 from ssvm_worker.net.urls import parse
+from ssvm_worker.serve.cloudstack.form import FileForm, boundary_of
+from ssvm_worker.serve.cloudstack.ticket import read_ticket
 from ssvm_worker.sources.metalink import parse_metalink
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import Owner
@@ -32,6 +40,7 @@ from ssvm_worker.unpacking import tar
 from ssvm_worker.unpacking.exact_reader import ExactReader
 from ssvm_worker.vmware import ovf
 from tests import archives, images
+from tests import cloudstack_uploads as uploads
 from tests.grain_bench import back_up_grains, packs
 from tests.unit.cloudstack.recorded import vectors
 
@@ -225,6 +234,48 @@ def _frame(script: bytes) -> None:
     frame.answered(frame.messages).encode()
 
 
+# --- browser uploads ------------------------------------------------------------------------------------------------
+
+_FORM, _FORM_TYPE = uploads.form(_TEXT, other="a value")
+_METADATA = json.dumps(uploads.metadata(checksum="0" * 32)).encode()
+
+
+def _form(script: bytes) -> None:
+    """Read the file of an edited form. It never has more bytes than the form."""
+    body = edited(script, (_FORM,))
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for each in _pieces(body):
+            yield each
+
+    async def read() -> int:
+        return sum([len(each) async for each in FileForm(boundary_of(_FORM_TYPE)).file(chunks())])
+
+    with suppress(HTTPException):
+        assert asyncio.run(read()) <= len(body)
+
+
+def _upload_parameters(script: bytes) -> None:
+    """Read edited metadata with a valid signature, and make the request of the job."""
+    url = f"http://192.0.2.77/upload/{uploads.UUID}"
+    headers = uploads.parameters(url, edited(script, (_METADATA,)))
+    permit = read_ticket(
+        uploads.KEY, uploads.UUID, {name.lower(): value for name, value in headers.items()}, [url], time.time()
+    )
+    parse_request(DownloadRequest, permit.request("primary"), "download")
+
+
+def _upload_headers(script: bytes) -> None:
+    """Read edited headers: without the key, none is valid."""
+    values = script.decode("latin-1").split("\n")[:3]
+    headers = dict(zip(("x-signature", "x-metadata", "x-expires"), values, strict=False))
+    boundary = "".join(values)
+    with suppress(HTTPException):
+        boundary_of(boundary)
+    read_ticket(uploads.KEY, uploads.UUID, headers, ["http://192.0.2.77/upload/x"], time.time())
+    raise AssertionError("headers without a valid signature are accepted")
+
+
 def _manifest(data: bytes) -> None:
     Manifest.from_json(data, "fuzz")
 
@@ -247,5 +298,10 @@ TARGETS = {
     "manifest": Target(_manifest, (_MANIFEST.to_json(),)),
     "map": Target(_map, (b"\0\0\2\0\0\0\1\0\1",)),
     "frame": Target(_frame, _scripts(_FRAMES)),
+    "form": Target(_form, _scripts((_FORM,))),
+    "uploadparameters": Target(_upload_parameters, _scripts((_METADATA,))),
+    "uploadheaders": Target(
+        _upload_headers, (b"c2ln\nbWV0YQ==\n2026-11-28T19:19:39.520Z", b"multipart/form-data; boundary=a")
+    ),
     "pack": Target(_pack, _scripts((_PACK,))),
 }

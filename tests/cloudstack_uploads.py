@@ -51,10 +51,10 @@ def metadata(uuid: str = UUID, **given: Any) -> dict[str, Any]:
     return {name: value for name, value in (fields | given).items() if value is not None}
 
 
-def parameters(url: str, fields: dict[str, Any], seconds: float = 600, key: str = KEY) -> dict[str, str]:
-    """Return the headers that getUploadParamsForTemplate returns for that URL."""
-    nonce = os.urandom(12)
-    data = AESGCM(hashlib.sha256(key.encode()).digest()).encrypt(nonce, json.dumps(fields).encode(), None)
+def parameters(url: str, fields: dict[str, Any] | bytes, seconds: float = 600, key: str = KEY) -> dict[str, str]:
+    """Return the headers that getUploadParamsForTemplate returns for that URL. *fields*: the metadata, or its JSON."""
+    nonce, plain = os.urandom(12), fields if isinstance(fields, bytes) else json.dumps(fields).encode()
+    data = AESGCM(hashlib.sha256(key.encode()).digest()).encrypt(nonce, plain, None)
     encrypted = base64.b64encode(nonce + data).decode()
     expires = datetime.fromtimestamp(time.time() + seconds, UTC).isoformat(timespec="milliseconds")
     expires = expires.replace("+00:00", "Z")

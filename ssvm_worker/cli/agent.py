@@ -21,6 +21,8 @@ _REPLACED = {
     "CA_FILE": ("ca_file", "fingerprint", "insecure"),
     "CERTIFICATE_FILE": ("certificate_file",),
     "KEY_FILE": ("key_file",),
+    "CERTIFICATE_SCRIPT": ("certificate_script",),
+    "WEB_ROOT": ("web_root",),
 }
 
 
@@ -97,5 +99,5 @@ def agent_settings(args: argparse.Namespace) -> Settings:
         given = CloudStackSection()
     for key, others in _REPLACED.items():
         if any(getattr(given, each) for each in others):
-            found.pop(f"SSVM_CLOUDSTACK__{key}")
+            found.pop(f"SSVM_CLOUDSTACK__{key}", None)
     return config.load(args.config, found | os.environ)

@@ -7,7 +7,9 @@ the place. Its settings, with the keys of S3, are in the ledger, so that every w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import ipaddress
 import logging
 import re
 import socket
@@ -53,7 +55,17 @@ def canonical(url: str) -> str:
     """
     parts = parts_of(url)
     path = re.sub("/+", "/", unquote(parts.path)).rstrip("/")
-    return f"{parts.scheme.lower()}://{(parts.hostname or '').lower()}{path}"
+    return f"{parts.scheme.lower()}://{_plain_host(parts.hostname or '')}{path}"
+
+
+def _plain_host(text: str) -> str:
+    """Return a host, perhaps with a port, in lower case. An IPv6 address is in brackets and in its shortest form."""
+    address, _, port = text.lower().removeprefix("[").partition("]")
+    if address.count(":") < 2:
+        return text.lower()
+    with contextlib.suppress(ValueError):  # the address of a pattern may have a *
+        address = ipaddress.ip_address(address).compressed
+    return f"[{address}]{port}"
 
 
 def place_of(store: Wire | None) -> str:
@@ -75,8 +87,8 @@ def place_of(store: Wire | None) -> str:
 def is_allowed(place: str, patterns: Sequence[str]) -> bool:
     """Return whether a pattern allows a place.
 
-    A ``*`` in a host matches within one label. So ``10.0.0.*`` does not match ``10.0.0.1.example.org``. A host
-    that is only ``*`` is any host. A pattern without a path allows any path.
+    A ``*`` in a host matches within one label, or within one group of an IPv6 address. So ``10.0.0.*`` does not match
+    ``10.0.0.1.example.org``. A host that is only ``*`` is any host. A pattern without a path allows any path.
     """
     scheme, _, rest = place.partition("://")
     host, _, path = rest.partition("/")
@@ -85,7 +97,7 @@ def is_allowed(place: str, patterns: Sequence[str]) -> bool:
         its_host, _, its_path = its_rest.partition("/")
         if (
             its_scheme.lower() == scheme
-            and (its_host == "*" or _matches(host, its_host.lower(), "[^.:]*"))
+            and (its_host == "*" or _matches(host, _plain_host(its_host), "[^.:]*"))
             and (not its_path or _matches(path, its_path.rstrip("/"), ".*"))
         ):
             return True
@@ -100,11 +112,17 @@ def mount_directory(url: str) -> str:
     """Return the name of the directory in which the Java agent mounts an NFS URL.
 
     It is the version 3 UUID of ``ADDRESS:PATH`` without a namespace. The server stores it, and sends it as ``parent``.
+    Java writes all eight groups of an IPv6 address.
     Raise InvalidRequest if the host has no address.
     """
     parts = parts_of(url)
     try:
-        address = socket.gethostbyname(parts.hostname or "")
+        found = socket.getaddrinfo(parts.hostname or "", None, type=socket.SOCK_STREAM)
+        # Java prefers IPv4, as the C library's older function does.
+        found.sort(key=lambda each: each[0] != socket.AF_INET)
+        address = str(found[0][4][0])
+        if found[0][0] == socket.AF_INET6:
+            address = ":".join(f"{int(each, 16):x}" for each in ipaddress.IPv6Address(address).exploded.split(":"))
     except (OSError, UnicodeError) as error:
         what = f"The address of the NFS server is unknown: {error}"
         raise InvalidRequest(what, canonical(url), "Check the name and the DNS") from error
@@ -113,7 +131,7 @@ def mount_directory(url: str) -> str:
 
 
 def _host(store: S3TO) -> str:
-    return (store.end_point or "s3.amazonaws.com").rpartition("://")[2].strip("/").lower()
+    return _plain_host((store.end_point or "s3.amazonaws.com").rpartition("://")[2].strip("/"))
 
 
 def described(store: NfsTO | S3TO, nfs_version: str | None = None) -> dict[str, Any]:

@@ -37,7 +37,8 @@ _CONTROL = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 def environment_of_cmdline(path: str = CMDLINE, folder: str = CONF) -> dict[str, str]:
     """Return the settings of a command line as variables of the environment.
 
-    *folder* has the certificates. The management server writes them soon after the start of a system VM. Raises
+    *folder* has the certificates. The management server writes them soon after the start of a system VM. If its parent
+    has the program of a system VM for Apache, the agent also works for Apache. Raises
     ConfigError if the file is unreadable, or is not that of a secondary storage VM.
     """
     given = dict(word.split("=", 1) for word in _read(path).split() if "=" in word)
@@ -72,8 +73,15 @@ def _environment(given: dict[str, str], path: str, folder: Path) -> dict[str, st
     if algorithm:
         found[f"{_PREFIX}ALGORITHM"] = algorithm
     found |= {f"{_PREFIX}{key}": given[name] for name, key in _KEYS.items() if given.get(name)}
-    files = {"CA_FILE": "cloud.ca.crt", "CERTIFICATE_FILE": "cloud.crt", "KEY_FILE": "cloud.key"}
-    return found | {f"{_PREFIX}{key}": str(folder / name) for key, name in files.items()}
+    files = {
+        "CA_FILE": folder / "cloud.ca.crt",
+        "CERTIFICATE_FILE": folder / "cloud.crt",
+        "KEY_FILE": folder / "cloud.key",
+    }
+    # A system VM has this program for its Apache.
+    if (script := folder.parent / "config_ssl.sh").exists():
+        files |= {"CERTIFICATE_SCRIPT": script, "WEB_ROOT": Path("/var/www/html")}
+    return found | {f"{_PREFIX}{key}": str(file) for key, file in files.items()}
 
 
 def parse_properties(text: str) -> dict[str, str]:

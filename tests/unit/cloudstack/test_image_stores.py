@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,12 @@ def settings_of(broker: Broker, tmp_path: Path, **cloudstack: object) -> Setting
         ("s3://s3.example.test:9000/cs", "s3://s3.example.test:9000/*", True),
         ("s3://s3.example.test:9000/cs", "s3://s3.example.test/*", False),
         ("s3://s3.example.test:9000/cs", "s3://*/cs", True),
+        ("nfs://[fd00::5]/export/sec", "nfs://[FD00:0::5]/*", True),
+        ("nfs://[fd00::5]/export/sec", "nfs://fd00::5/*", True),
+        ("nfs://[fd00::5]/export/sec", "nfs://[fd00::*]/*", True),
+        ("nfs://[fd00::1:5]/export/sec", "nfs://[fd00::*]/*", False),
+        ("s3://[fd00::5]:9000/cs", "s3://[fd00::5]:9000/*", True),
+        ("s3://[fd00::5]:9000/cs", "s3://[fd00::5]/*", False),
     ],
 )
 def test_allowed(place: str, pattern: str, allowed: bool) -> None:
@@ -63,12 +71,18 @@ def test_allowed(place: str, pattern: str, allowed: bool) -> None:
 def test_mount_directory() -> None:
     """The name of the mount directory is the one that the Java agent has answered."""
     assert mount_directory("nfs://192.0.2.10/export/sec1") == "211a4e01-cf68-3a99-9f57-f56c563748d4"
+    full = uuid.UUID(bytes=hashlib.md5(b"fd00:0:0:0:0:0:0:5:/e").digest(), version=3)
+    assert mount_directory("nfs://[fd00::5]/e") == str(full)
 
 
 def test_places() -> None:
-    """Two spellings of an NFS URL are one place."""
+    """Two spellings of an NFS URL are one place, and two spellings of an IPv6 address too."""
     assert canonical("NFS://Host.example/a//b/") == canonical("nfs://host.example/a/b")
     assert place_of(S3) == "s3://s3.example.test:9000/cs"
+    assert place_of(NfsTO(url="nfs://[FD00:0::5]:2049/a")) == "nfs://[fd00::5]/a"
+    assert place_of(S3TO(end_point="http://[FD00:0::5]:9000", bucket_name="b")) == "s3://[fd00::5]:9000/b"
+    bare = S3TO(end_point="fd00::5", bucket_name="b")
+    assert (place_of(bare), described(bare)["endpoint"]) == ("s3://[fd00::5]/b", "http://[fd00::5]")
 
 
 @pytest.mark.parametrize("store", [SwiftTO(url="http://swift"), PrimaryDataStoreTO(uuid="x"), None])

@@ -39,6 +39,15 @@ def test_cmdline(tmp_path: Path) -> None:
     assert str(section.key_file) == "/usr/local/cloud/systemvm/conf/cloud.key"
 
 
+def test_system_vm(tmp_path: Path) -> None:
+    """In a system VM, the agent also works for its Apache, without a line in the settings."""
+    (tmp_path / "config_ssl.sh").touch()
+    section = load(environ=environment_of_cmdline(written(tmp_path, REAL), str(tmp_path / "conf"))).cloudstack
+    assert (section.web_root, section.certificate_script) == (Path("/var/www/html"), tmp_path / "config_ssl.sh")
+    section = load(environ=environment_of_cmdline(written(tmp_path, REAL), str(tmp_path))).cloudstack
+    assert (section.web_root, section.certificate_script) == (None, None)
+
+
 def test_properties(tmp_path: Path) -> None:
     """The Java agent's file gives the same settings, and its directory has the certificates."""
     (tmp_path / "agent.properties").write_text(JAVA)
