@@ -19,7 +19,7 @@ from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob, queue_name
 from tests.neighbours import ROOT, missing
 from tests.servers.broker import Broker
-from tests.servers.worker import until
+from tests.waiting import CLAIM_S, PATIENCE_S, until
 
 CONFIG = ROOT / "config"
 BIN = "/opt/ssvm-worker/.venv/bin"
@@ -74,8 +74,10 @@ def test_reap_rings(reap: Reap, ledger: Ledger, broker: Broker) -> None:
     assert messages(broker) == 1
 
 
-def test_reap_alone_finds_the_dead(reap: Reap, ledger: Ledger, broker: Broker) -> None:
+def test_reap_alone_finds_the_dead(reap: Reap, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed worker's job is queued again without another reaper, and a live worker's job is not."""
+    monkeypatch.setenv("SSVM_LEDGER__CLAIM_S", str(CLAIM_S))  # rounds must follow each other within half of it
+    ledger = Ledger(broker.url, prefix=broker.prefix, claim_s=CLAIM_S)
     for name in ("dead", "lives"):
         ledger.submit(a_job(name))
     assert ledger.claim("dead", "w1")
@@ -84,7 +86,7 @@ def test_reap_alone_finds_the_dead(reap: Reap, ledger: Ledger, broker: Broker) -
     with broker.client() as client:  # the broker has just returned, and live workers have not renewed yet
         client.zadd(f"{broker.prefix}ssvm.ledger:claims", {"dead": 1, "lives": 1})
     ledger.beat(claim)
-    long_claim = Ledger(broker.url, prefix=broker.prefix, claim_s=60)
+    long_claim = Ledger(broker.url, prefix=broker.prefix, claim_s=PATIENCE_S)
     long_claim.beat(claim)
     assert reap() == (0, "reap woke workers for 1 job\n")
     assert [ledger.get(each).state for each in ("dead", "lives")] == ["queued", "running"]

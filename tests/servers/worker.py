@@ -98,8 +98,9 @@ class Site:
             "ledger": {"claim_s": CLAIM_S, "reap_s": 0.5},
             "retry": {"first_delay_s": 0.2, "max_delay_s": 0.5, "max_attempts": 4},
             "stores": {"primary": {"url": f"file://{self.store}"}},
-            # On a busy machine, a second connection to a stalled source would get the source's next behaviour.
-            "download": {"allow_networks": ["127.0.0.0/8"], "resumes": 0, "connections": 1},
+            # On a busy machine, a second connection to a stalled source would get the source's next behaviour. A
+            # stalled source must also outlast the preparations of a test.
+            "download": {"allow_networks": ["127.0.0.0/8"], "resumes": 0, "connections": 1, "stall_s": PATIENCE_S},
             "callback": {"allow_networks": ["127.0.0.0/8"]},
         }
         for section, given in self.changes.items():
