@@ -1,4 +1,7 @@
-"""``ssvm cleanup``, for cron: prints one line if there was something to remove, else nothing."""
+"""``ssvm cleanup``, for cron: prints one line if there was something to remove, else nothing.
+
+With ``--dry-run`` a person reads it, so it also says that there is nothing.
+"""
 
 from __future__ import annotations
 
@@ -57,4 +60,6 @@ def _text(result: dict[str, Any]) -> str:
         removed = ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items())
         verb = "would remove" if result["dry_run"] else "removed"
         lines.append(f"cleanup {verb} {removed}: {human_size(result['bytes'])}")
+    if result["dry_run"] and not lines:
+        lines = ["cleanup would remove nothing"]
     return "\n".join(map(printable, lines))

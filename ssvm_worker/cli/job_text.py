@@ -11,7 +11,7 @@ from ssvm_worker.ledger.job_filter import account_of
 from ssvm_worker.ledger.record import iso
 from ssvm_worker.units import human_duration, human_size, printable
 
-from .output import migration_report
+from .output import cell, migration_report, painted
 from .progress import progress_text
 
 if TYPE_CHECKING:
@@ -29,11 +29,8 @@ _NAME = 10
 
 def row(record: Record, shown: dict[str, Any], *, full_ids: bool) -> dict[str, str]:
     """Return the cells of one line of `ssvm jobs`. *shown* is the public JSON, which contains no secret."""
-    job_id = record.job_id
-    if not full_ids and re.fullmatch(r"[0-9a-f]{32}", job_id):
-        job_id = job_id[:_SHORT_ID]
     return {
-        "id": job_id,
+        "id": record.job_id if full_ids else short_id(record.job_id),
         "job": record.job,
         "zone": record.zone,
         "what": what(shown["request"]) or "-",
@@ -41,6 +38,11 @@ def row(record: Record, shown: dict[str, Any], *, full_ids: bool) -> dict[str, s
         "since": since(record),
         "why": why(record, shown),
     }
+
+
+def short_id(job_id: str) -> str:
+    """Return the beginning of a generated id, and any other id as it is. Commands take both."""
+    return job_id[:_SHORT_ID] if re.fullmatch(r"[0-9a-f]{32}", job_id) else job_id
 
 
 def table(rows: Iterable[dict[str, str]], width: int | None) -> Iterator[str]:
@@ -57,7 +59,7 @@ def table(rows: Iterable[dict[str, str]], width: int | None) -> Iterator[str]:
     has_own_line = rest is not None and rest < _MIN_WHY
     yield "  ".join(name.ljust(widths[name]) for name in columns) + ("" if has_own_line else "  why")
     for each in cells:
-        line = "  ".join(_cut(each[name], widths[name]).ljust(widths[name]) for name in columns)
+        line = "  ".join(painted(name, _cut(each[name], widths[name]).ljust(widths[name])) for name in columns)
         if not has_own_line:
             line += f"  {_cut(each['why'], rest)}"
         yield line.rstrip()
@@ -127,8 +129,9 @@ def details(record: Record, shown: dict[str, Any], hint: str = "") -> str:
 
     *shown* is the public JSON. *hint* says why a queued job waits, if its record does not say it.
     """
-    lines = [f"{name:{_NAME}} {text}" for name, text in _facts(record, shown, hint) if text]
-    return "\n".join(printable(each) for each in lines)
+    lines = {name: printable(f"{name:{_NAME}} {text}") for name, text in _facts(record, shown, hint) if text}
+    lines["state"] = lines["state"].replace(record.state, painted("state", record.state), 1)
+    return "\n".join(lines.values())
 
 
 def _facts(record: Record, shown: dict[str, Any], hint: str) -> Iterator[tuple[str, str]]:
@@ -174,18 +177,14 @@ def _attempts(record: Record) -> str:
     lasted = f", {human_duration(max(0.0, last.ended - last.started))}" if last.ended else ""
     by = f", retried by {last.by}" if last.by else ""
     where = f" on {last.worker}" + (f" ({last.host})" if last.host and last.host not in last.worker else "")
-    return f"{last.number}, the last{where}{lasted}, moved {human_size(last.bytes)}{by}"
+    moved = f", moved {human_size(last.bytes)}" if last.ended else ""
+    return f"{last.number}, the last{where}{lasted}{moved}{by}"
 
 
 def _result(result: dict[str, Any]) -> str:
     """Return the fields of a result that are one short value."""
-    shown = []
-    for name, value in result.items():
-        if isinstance(value, bool) or value is None or isinstance(value, list | dict):
-            continue
-        is_size = isinstance(value, int) and name in ("size", "virtual_size", "bytes", "new_bytes", "reused_bytes")
-        shown.append(f"{name.replace('_', ' ')} {human_size(value) if is_size else value}")
-    return ", ".join(shown)
+    short = {name: each for name, each in result.items() if not isinstance(each, bool | list | dict)}
+    return ", ".join(f"{name.replace('_', ' ')} {text}" for name, each in short.items() if (text := cell(name, each)))
 
 
 def _remedy(record: Record, error: dict[str, Any]) -> str:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
 from ssvm_worker.errors import WorkerError
 from ssvm_worker.units import human_size, printable
 
 #: Columns that hold bytes.
-_SIZES = ("size", "bytes", "virtual_size", "total", "used", "free", "reserved", "limit")
+_SIZES = ("size", "bytes", "virtual_size", "new_bytes", "reused_bytes", "total", "used", "free", "reserved", "limit")
 #: Bytes of a table in memory; the rest of the table is in a temporary file.
 _MAX_MEMORY = 8 << 20
+#: The least width of the last column of a table. Where it is narrower, it has its own lines.
+_MIN_LAST = 30
+#: The colours of states: ECMA-48, SGR. Other words have none.
+_RED, _YELLOW, _GREEN, _CYAN = 31, 33, 32, 36
+_COLOURS = {
+    **dict.fromkeys(("failed", "down", "Down"), _RED),
+    **dict.fromkeys(("warning", "cancelled", "Draining"), _YELLOW),
+    **dict.fromkeys(("ok", "succeeded", "up", "Up"), _GREEN),
+    "running": _CYAN,
+}
 
 
 class Output:
@@ -46,10 +58,8 @@ class Output:
         """Print a result: as JSON if the user gave ``--json``, else as *text*, else as ``name: value`` lines."""
         if self.as_json:
             print(_json(value))
-        elif text is not None:
-            print(printable(text, keep="\n"))
         else:
-            print("\n".join(f"{printable(name)}: {plain(name, each)}" for name, each in value.items()))
+            print(printable(named_lines(value) if text is None else text, keep="\n"))
 
     def table(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], empty: str) -> None:
         """Print rows: a JSON list of the complete rows, or a table of some columns. Print *empty* if there are none.
@@ -65,18 +75,20 @@ class Output:
                 shutil.copyfileobj(spool, sys.stdout)
                 sys.stdout.write("]\n")
                 return
-            widths = [len(each) for each in columns]
+            widths = dict.fromkeys(columns, 0)
             for row in rows:
-                cells = [plain(name, row.get(name)) for name in columns]
-                widths = [max(width, len(cell)) for width, cell in zip(widths, cells, strict=True)]
+                cells = {name: cell(name, row.get(name)) for name in columns}
+                widths = {name: max(width, len(cells[name])) for name, width in widths.items()}
                 spool.write(json.dumps(cells) + "\n")
             if not spool.tell():
                 print(empty)
                 return
+            # A column without any value is left out.
+            widths = {name: max(len(name), width) for name, width in widths.items() if width}
             spool.seek(0)
-            for cells in itertools.chain([columns], map(json.loads, spool)):
-                padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-                print("  ".join(padded).rstrip())
+            head = {name: name for name in widths}
+            for cells in itertools.chain([head], map(json.loads, spool)):
+                print("\n".join(table_lines(cells, widths, self.width)))
 
     def error(self, error: WorkerError) -> None:
         """Print an error to standard error, and also as JSON to standard output if the user gave ``--json``.
@@ -87,7 +99,39 @@ class Output:
             print(_json(error.as_dict() | ({"result": error.result} if error.result else {})))
         elif report := migration_report(error.result):
             print(report)
-        print(printable(f"ssvm: {type(error).__name__}: {error}"), file=sys.stderr)
+        name = _coloured(type(error).__name__, _RED, sys.stderr)
+        print(f"ssvm: {name}: {printable(str(error))}", file=sys.stderr)
+
+
+def table_lines(cells: Mapping[str, str], widths: Mapping[str, int], width: int | None) -> Iterator[str]:
+    """Yield the lines of one row. If the row is wider than the terminal, the last column is wrapped."""
+    *names, last = widths
+    padded = [f"{painted(name, cells[name].ljust(widths[name]))}  " for name in names]
+    used = sum(widths[name] + 2 for name in names)
+    if width is None or used + widths[last] <= width:
+        yield "".join([*padded, painted(last, cells[last])]).rstrip()
+        return
+    has_own_lines = width - used < _MIN_LAST
+    indent = 4 if has_own_lines else used
+    wrapped = textwrap.wrap(cells[last], max(_MIN_LAST, width - indent), break_on_hyphens=False)
+    if has_own_lines and cells[last] == last:
+        wrapped = []  # a heading does not stand over lines of their own
+    first = "" if has_own_lines or not wrapped else wrapped.pop(0)
+    yield ("".join(padded) + first).rstrip()
+    yield from (" " * indent + each for each in wrapped)
+
+
+def painted(column: str, text: str) -> str:
+    """Return a cell, with its colour if the column is ``state`` and standard output is a terminal with colours."""
+    code = _COLOURS.get(text.strip()) if column == "state" else None
+    return _coloured(text, code, sys.stdout) if code else text
+
+
+def _coloured(text: str, code: int, stream: TextIO) -> str:
+    """Return the text in a colour, unless the stream is no terminal or NO_COLOR is set (https://no-color.org)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
 
 
 def _json(value: Any) -> str:
@@ -95,12 +139,27 @@ def _json(value: Any) -> str:
     return printable(json.dumps(value, ensure_ascii=False))
 
 
-def plain(name: str, value: Any) -> str:
-    """Return a value as one line of text. A large size is the exact number with a rounded one in parentheses."""
-    if value is None:
-        return "-"
+def named_lines(value: Mapping[str, Any]) -> str:
+    """Return the fields of a result that have a value, as ``name: value`` lines. A large size is also rounded."""
+    lines = []
+    for name, each in value.items():
+        if isinstance(each, int) and name in _SIZES and each >= 1000:
+            lines.append(f"{name}: {each} ({human_size(each)})")
+        elif text := cell(name, each):
+            lines.append(printable(f"{name}: {text}"))
+    return "\n".join(lines)
+
+
+def cell(name: str, value: Any) -> str:
+    """Return a value as one line of text; empty for an empty value."""
+    if value is None or value in ("", [], {}):
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, int) and name in _SIZES:
-        return f"{value} ({human_size(value)})" if value >= 1000 else str(value)
+        return human_size(value)
+    if isinstance(value, list) and not any(isinstance(each, list | dict) for each in value):
+        return printable(", ".join(map(str, value)))
     return _json(value) if isinstance(value, dict | list) else printable(str(value))
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two lines if standard error is not a terminal.
 _LINE_EVERY_S = 60.0
+#: The least width of a bar. A smaller one says nothing.
+_MIN_BAR = 4
 
 
 def progress_text(record: Mapping[str, Any] | None) -> str:
@@ -30,7 +32,7 @@ def progress_text(record: Mapping[str, Any] | None) -> str:
     if isinstance(rate, int | float) and rate > 0:
         parts.append(f"{human_size(rate)}/s")
         if isinstance(total, int) and total > moved:
-            parts.append(f"{human_duration((total - moved) / rate)} left")
+            parts.append(f"{human_duration(max(1.0, (total - moved) / rate))} left")
     return "  ".join(filter(None, parts))
 
 
@@ -41,6 +43,7 @@ class Bar:
         self._label = printable(label)
         self._disable = disable
         self._printed = time.monotonic()
+        self._last: dict[str, Any] = {"bytes": 0}
         self._tqdm: tqdm[Any] | None = None
         if disable or not sys.stderr.isatty():
             return
@@ -52,7 +55,10 @@ class Bar:
 
     def show(self, record: Mapping[str, Any]) -> None:
         """Show a progress record: stage, bytes, total, rate."""
-        text = printable(f"{self._label}  {progress_text(record)}")
+        self._last = dict(record)
+        # The stage of some jobs begins with their name.
+        label = "" if str(record.get("stage")).startswith(self._label) else f"{self._label}  "
+        text = printable(f"{label}{progress_text(record)}")
         if self._tqdm is not None:
             self._draw(self._tqdm, text, record)
         elif not self._disable and time.monotonic() - self._printed > _LINE_EVERY_S:
@@ -61,9 +67,16 @@ class Bar:
 
     def _draw(self, bar: tqdm[Any], text: str, record: Mapping[str, Any]) -> None:
         bar.total = record.get("total")
-        bar.bar_format = "{desc}  |{bar:20}|" if bar.total else "{desc}"
+        # The text is more important than the bar, which gets the rest of the line.
+        width = min(20, shutil.get_terminal_size().columns - len(text) - 5)
+        bar.bar_format = f"{{desc}}  |{{bar:{width}}}|" if bar.total and width >= _MIN_BAR else "{desc}"
         bar.n = record.get("bytes", 0)
         bar.set_description_str(text)
+
+    def finish(self, stage: str) -> None:
+        """Show the end of a job that has succeeded. All bytes of its last stage have been moved."""
+        total = self._last.get("total")
+        self.show(self._last | {"stage": stage, "rate": 0} | ({"bytes": total} if total else {}))
 
     def close(self) -> None:
         """Close the bar and leave its last state on the screen."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import getpass
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from ssvm_worker.units import parse_duration, printable
 from ssvm_worker.wiring import assembly
 
 from . import job_text
-from .output import Output, migration_report
+from .output import Output, migration_report, named_lines
 from .progress import Bar
 
 if TYPE_CHECKING:
@@ -139,10 +138,16 @@ def _jobs(args: argparse.Namespace, output: Output) -> int:
     elif pairs:
         print("\n".join(job_text.table(job_rows(settings, pairs), output.width)))
     else:
-        print("no jobs")
+        print(f"no jobs{_similar_zone(settings, args.zone)}")
     if has_more:
         output.note(f"there are more than these {args.limit} jobs: give a filter or --limit")
     return 0
+
+
+def _similar_zone(settings: Settings, zone: str | None) -> str:
+    from ssvm_worker.operations.health import similar_zone
+
+    return similar_zone(settings, zone) if zone else ""
 
 
 def job_rows(settings: Settings, pairs: Sequence[tuple[Record, dict[str, Any]]]) -> Iterator[dict[str, str]]:
@@ -235,7 +240,7 @@ def _actor() -> str:
 
 def follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> int:
     """Show a progress bar until the job has ended, print its record, and return its exit status."""
-    bar = Bar(job_id, disable=output.as_json or output.quiet)
+    bar = Bar(job_text.short_id(job_id), disable=output.as_json or output.quiet)
     try:
         while not (current := ledger.get(job_id)).ended:
             shown = {"stage": current.state} | (current.progress or {"bytes": 0})
@@ -246,6 +251,7 @@ def follow(ledger: Ledger, job_id: str, output: Output, settings: Settings) -> i
         record = assembly.shown(current)
         bar.show((record["progress"] or {"bytes": 0}) | {"stage": record["state"]})
     except KeyboardInterrupt:
+        bar.close()
         output.note(f"no longer waiting; the job continues. To stop it: ssvm cancel {job_id}")
         return EXIT_CANCELLED
     finally:
@@ -268,7 +274,7 @@ def _why_queued(settings: Settings, record: Record) -> str:
 def _ending(record: dict[str, Any]) -> str:
     report = migration_report(record["result"])
     if record["state"] == "succeeded":
-        return f"succeeded  {record['job_id']}\n{report or json.dumps(record['result'], indent=2, ensure_ascii=False)}"
+        return f"succeeded  {record['job_id']}\n{report or named_lines(record['result'] or {})}".rstrip()
     error = record.get("error") or {}
     lines = [f"{record['state']}  {record['job_id']}", *([report] if report else [])]
     lines.append(printable(f"{error.get('error', '')}: {error.get('message', '')}"))

@@ -23,7 +23,9 @@ from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
 from ssvm_worker.jobs.services import SubJob, UnrecordedJob
 from ssvm_worker.operations import logs, traces
 from ssvm_worker.wiring import assembly
+from ssvm_worker.wiring.connections import find_vcenter
 
+from .job_text import what
 from .output import Output, migration_report
 from .progress import Bar
 from .request_options import add_jobs, read_request
@@ -68,7 +70,7 @@ def run_here(
     """
     _check_names(settings, request)
     stop: list[str] = []
-    bar = Bar(job.name, disable=quiet)
+    bar = Bar(what(request.model_dump()) or job.name, disable=quiet)
     jobs = _JobsHere(settings, sorted(each.url for each in settings.stores.values()), force)
     job_id = request.job_id or f"run-{uuid.uuid4().hex[:12]}"
     with (
@@ -91,6 +93,7 @@ def run_here(
         )
         try:
             claim.result = job.run(request, attempt)
+            bar.finish("done")
             return claim.result
         except BaseException as error:
             if isinstance(error, WorkerError):
@@ -101,10 +104,12 @@ def run_here(
 
 
 def _check_names(settings: Settings, request: Any) -> None:
-    """Raise InvalidRequest if the request names a store or credentials that the settings do not have."""
+    """Raise InvalidRequest if the request names a store, vCenter or credentials that the settings do not have."""
     given = {*(getattr(request, "stores", ()) or ()), getattr(request, "store", ""), getattr(request, "source", "")}
     for name in sorted(given - {"", None, *settings.stores}):
         assembly.open_store_named(settings, name)
+    if name := getattr(request, "vcenter", None):
+        find_vcenter(settings, name)
     if name := getattr(request, "credentials", None):
         named_credentials(settings, name, request.url)
 

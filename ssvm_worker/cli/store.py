@@ -207,7 +207,9 @@ def _delete(args: argparse.Namespace, output: Output) -> int:
     fields = {"kind": artifact.kind, "account": artifact.account, "id": artifact.id, "volume": artifact.volume}
     job = JOBS["delete"]
     request = parse_request(job.Request, fields | {"stores": store_names(args, settings)}, job.name)
-    output.result(run_here(settings, job, request, quiet=output.as_json, force=args.force))
+    result = run_here(settings, job, request, quiet=output.as_json or output.quiet, force=args.force)
+    counts = ", ".join(f"{count} objects from {store}" for store, count in result["deleted"].items())
+    output.result(result, f"deleted {result['prefix']}: {counts}")
     return 0
 
 
@@ -218,9 +220,10 @@ def _stores(args: argparse.Namespace, output: Output) -> int:
         output.result({"sudoers": rule}, rule.rstrip())
         return 0
     rows = [_health(settings, name) for name in settings.stores]
+    hidden = {} if output.as_json else {"closed": ""}  # a closed circuit breaker is the normal state
     output.table(
-        rows,
-        ("name", "url", "state", "breaker", "total", "used", "free", "latency_ms", "error"),
+        [row | {"breaker": hidden.get(row.get("breaker", ""), row.get("breaker"))} for row in rows],
+        ("name", "url", "state", "breaker", "total", "free", "latency_ms", "error"),
         "the settings name no image store",
     )
     return 0 if all(row["state"] == "up" for row in rows) else EXIT_RETRYABLE

@@ -40,7 +40,7 @@ def _submit(args: argparse.Namespace, output: Output) -> int:
         if is_new:
             send(settings, record)
         if record.state == "queued" and (reason := idle(settings, record.zone, record.lane)):
-            output.note(f"the job waits: {reason}. Check `ssvm workers` and `ssvm doctor`")
+            output.note(f"the job waits: {reason}{'' if reason.endswith('?') else '.'} See `ssvm doctor`")
         if args.wait:
             return follow(ledger, new.job_id, output, settings)
         output.result(

@@ -6,12 +6,13 @@ import argparse
 import shutil
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ssvm_worker import config
 from ssvm_worker.config.schema import Settings
+from ssvm_worker.units import parse_duration
 from ssvm_worker.wiring import assembly
 
 from . import job_text
@@ -32,13 +33,20 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "top",
         help="show the workers and jobs of a zone, and update the view until Ctrl-C",
-        examples=("top", "top --zone zone2 --interval 5", "top --once"),
+        examples=("top", "top --zone zone2 --interval 5s", "top --once"),
         parents=[common],
     )
     parser.add_argument("--zone", help="show this zone (default: the zone of the settings)")
-    parser.add_argument("--interval", metavar="SECONDS", type=float, default=2.0, help="time between updates (2)")
+    parser.add_argument("--interval", metavar="TIME", type=_duration, default=2.0, help="time between updates (2s)")
     parser.add_argument("--once", action="store_true", help="print the view once, as it does without a terminal")
     parser.set_defaults(command=_top)
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _top(args: argparse.Namespace, output: Output) -> int:
@@ -46,14 +54,18 @@ def _top(args: argparse.Namespace, output: Output) -> int:
     zone = args.zone or settings.zone
     is_live = sys.stdout.isatty() and not (args.once or output.as_json)
     with assembly.open_ledger(settings) as ledger:
-        while True:
+        if not is_live:
             view = _view(settings, ledger, zone, output.width)
-            if not is_live:
-                output.result(view["json"], "\n".join(view["lines"]))
-                return 0
-            lines = _on_screen(view["lines"], shutil.get_terminal_size().lines)
-            print(_CLEAR + "\n".join(lines), end="", flush=True)
-            time.sleep(max(0.1, args.interval))
+            output.result(view["json"], "\n".join(view["lines"]))
+            return 0
+        with suppress(KeyboardInterrupt):  # how a user ends the view
+            while True:
+                view = _view(settings, ledger, zone, output.width)
+                lines = _on_screen(view["lines"], shutil.get_terminal_size().lines)
+                print(_CLEAR + "\n".join(lines), end="", flush=True)
+                time.sleep(max(0.1, args.interval))
+    print()
+    return 0
 
 
 def _view(settings: Settings, ledger: Ledger, zone: str, width: int | None) -> dict[str, Any]:
@@ -67,7 +79,8 @@ def _view(settings: Settings, ledger: Ledger, zone: str, width: int | None) -> d
     found = [[*islice(ledger.find(JobFilter(states=(state,), zone=zone)), _MOST)] for state in states]
     pairs = [(record, assembly.shown(record)) for records in found for record in records]
     busy = f"{sum(each.active for each in up)} of {sum(each.capacity for each in up)} places in use"
-    head = f"zone {zone}   {time.strftime('%H:%M:%S', time.gmtime())} UTC   {len(up)} workers up   {busy}"
+    workers_up = f"{len(up)} worker{'s' if len(up) != 1 else ''} up"
+    head = f"zone {zone}   {time.strftime('%H:%M:%S', time.gmtime())} UTC   {workers_up}   {busy}"
     counts = f"{len(found[0])} running   {len(found[1])} queued{' or more' if len(found[1]) == _MOST else ''}"
     jobs = list(job_text.table(job_rows(settings, pairs), width)) if pairs else ["no jobs run or wait"]
     value = {"zone": zone, "workers": [each.to_dict() for each in workers], "jobs": [shown for _, shown in pairs]}

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ssvm_worker import config
+from ssvm_worker.config.schema import LANES
 from ssvm_worker.ledger.quota import AccountUsage
 from ssvm_worker.wiring import assembly
 
@@ -48,14 +49,17 @@ def _quota(args: argparse.Namespace, output: Output) -> int:
 
 
 def _workers(args: argparse.Namespace, output: Output) -> int:
-    registry = assembly.open_registry(config.load(args.config))
+    from ssvm_worker.operations.health import similar_zone  # imports redis
+
+    settings = config.load(args.config)
+    registry = assembly.open_registry(settings)
     rows = [each.to_dict() for each in registry.workers(args.zone)]
     if not output.as_json:
         for row in rows:
             row["busy"] = f"{row['active']}/{row['capacity']}"
-            row |= {name: ",".join(row[name]) for name in ("lanes", "away")}
-    columns = ("worker", "state", "zone", "lanes", "busy", "away", "version", "seen")
-    output.table(rows, columns, "no workers")
+            row |= {"seen": f"{row['seen'][:19]}Z", "lanes": "all" if set(row["lanes"]) >= {*LANES} else row["lanes"]}
+    columns = ("worker", "state", "zone", "busy", "version", "seen", "lanes", "away")
+    output.table(rows, columns, f"no workers{similar_zone(settings, args.zone) if args.zone else ''}")
     return 0
 
 

@@ -108,7 +108,7 @@ def _check(check: str, examination: Callable[[], str]) -> Finding:
     except WorkerError as error:
         return Finding(check, False, f"{type(error).__name__}: {error}")
     except OSError as error:
-        return Finding(check, False, f"{error.strerror}: {error.filename}")
+        return Finding(check, False, f"{error.strerror}: {error.filename}. Check the path and its owner")
 
 
 def _state_dir(settings: Settings) -> str:

@@ -18,6 +18,6 @@ class Finding:
     warning: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the JSON: check, ok, state (ok | warning | FAILED), detail."""
-        state = "FAILED" if not self.ok else "warning" if self.warning else "ok"
+        """Return the JSON: check, ok, state (ok | warning | failed), detail."""
+        state = "failed" if not self.ok else "warning" if self.warning else "ok"
         return {"check": self.check, "ok": self.ok, "state": state, "detail": self.detail}

@@ -70,6 +70,14 @@ def idle(settings: Settings, zone: str, lane: str) -> str:
     return ""
 
 
+def similar_zone(settings: Settings, zone: str) -> str:
+    """Return ``, did you mean X?`` if the zone has no workers and one with a similar name has; else an empty text."""
+    with contextlib.suppress(WorkerError):
+        zones = {settings.zone, *(each.info.zone for each in _workers(settings, None))}
+        return "" if zone in zones else suggestion(zone, zones)
+    return ""
+
+
 def _workers(settings: Settings, zone: str | None) -> list[WorkerStatus]:
     with contextlib.closing(open_registry(settings)) as registry:
         return registry.workers(zone)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from ssvm_worker.config.credentials import authorization, named_credentials
-from ssvm_worker.config.schema import CredentialsSection, S3Section, Settings
+from ssvm_worker.config.findings import suggestion
+from ssvm_worker.config.schema import CredentialsSection, S3Section, Settings, VCenterSection
 from ssvm_worker.errors import ConfigError, InvalidRequest, misused
 from ssvm_worker.jobs.connections import DestinationRequest, RemoteSource, SourceRequest
 from ssvm_worker.net.address_policy import AddressRule
@@ -91,11 +92,7 @@ class ConfiguredConnections:
         """Return a session with that vCenter. It is a context manager."""
         from ssvm_worker.vmware.session import Address, VCenterSession
 
-        if name not in self.settings.vcenters:
-            known = ", ".join(self.settings.vcenters) or "none"
-            what = f"There is no vCenter named {name!r}"
-            raise misused(InvalidRequest(what, "vcenters", f"The settings have: {known}"))
-        given = self.settings.vcenters[name]
+        given = find_vcenter(self.settings, name)
         address = Address(
             given.host,
             given.username,
@@ -179,6 +176,15 @@ class ConfiguredConnections:
                 raise ConfigError(what, f"credentials.{name}", "Set access_key, profile or machine_role")
         values = {key: value for key, value in found if key in S3Section.model_fields}
         return {key: each.get_secret_value() if isinstance(each, SecretStr) else each for key, each in values.items()}
+
+
+def find_vcenter(settings: Settings, name: str) -> VCenterSection:
+    """Return the settings of a vCenter. Raise InvalidRequest if they do not have it."""
+    if name not in settings.vcenters:
+        known = ", ".join(settings.vcenters) or "none"
+        what = f"There is no vCenter named {name!r}{suggestion(name, settings.vcenters).removesuffix('?')}"
+        raise misused(InvalidRequest(what, "vcenters", f"The settings have: {known}"))
+    return settings.vcenters[name]
 
 
 def _text(path: object) -> str | None:

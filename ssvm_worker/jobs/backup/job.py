@@ -275,7 +275,11 @@ def _remove_leftover(request: Request, attempt: Attempt) -> bool:
             return _try_removal(attempt, session.find_vm(request.vm), _CLEAN_UP_S)
     except SourceNotFound:
         return True  # the VM was deleted, and its snapshots with it
+    except InvalidRequest:
+        return True  # the settings lack the vCenter, so no attempt has made a snapshot
     except WorkerError as error:
+        if attempt.number == 1 and attempt.progress.stage == "connecting":
+            return False  # the only attempt has not reached vCenter
         attempt.log.warning("job %s may have left a snapshot behind: %s", attempt.job_id, error)
         return False
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ssvm_worker.cli import main
+from ssvm_worker.cli.output import table_lines
 from ssvm_worker.jobs import JOBS
 from tests import images
 from tests.servers.broker import Broker
@@ -200,6 +201,17 @@ def test_tables_for_people(ssvm: Run, template: str, capsys: pytest.CaptureFixtu
     assert template.rpartition("/")[0] in shown
 
 
+def test_table_in_a_narrow_terminal() -> None:
+    """The last column is wrapped beside the others, or gets lines of its own where it would be too narrow."""
+    cells, widths = {"check": "store primary", "detail": "a b " * 12}, {"check": 13, "detail": 48}
+
+    assert list(table_lines(cells, widths, None)) == ["store primary  " + ("a b " * 12).strip()]
+    beside = list(table_lines(cells, widths, 50))
+    assert [each[:15] for each in beside] == ["store primary  ", " " * 15]
+    assert max(map(len, beside)) <= 50
+    assert next(table_lines(cells, widths, 40)) == "store primary"
+
+
 def test_sound_for_people(ssvm: Run, template: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A sound artifact ends in a line that begins with ok."""
     main(["verify", *HERE])
@@ -233,11 +245,15 @@ def test_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["submit", "download", "--acount", "2"], "did you mean --account? See `ssvm submit download --help`"),
         (["list", "--store", "primry"], "did you mean primary?"),
         (["config", "chekc"], "did you mean check?"),
+        (["run", "backup", *HERE, "--volume", "web", "--vm", "vm-1", "--vcenter", "vc2"], "'vc2', did you mean vc1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_did_you_mean(ssvm: Run, argv: list[str], said: str) -> None:
-    """A misspelled command, option, job or store is an error that suggests the right word, also as JSON."""
+def test_did_you_mean(ssvm: Run, monkeypatch: pytest.MonkeyPatch, argv: list[str], said: str) -> None:
+    """A misspelled command, option, job, store or vCenter is an error that suggests the right word, also as JSON."""
+    monkeypatch.setenv("SSVM_VCENTERS__VC1__HOST", "127.0.0.1")
+    monkeypatch.setenv("SSVM_VCENTERS__VC1__USERNAME", "u")
+    monkeypatch.setenv("SSVM_VCENTERS__VC1__PASSWORD", "p")
     status, error = ssvm(*argv)
 
     assert (status, error["error"]) == (2, "InvalidRequest")

@@ -113,14 +113,18 @@ def test_fits_the_terminal(width: int) -> None:
 
 
 def test_on_a_terminal(ledger: Ledger, broker: Broker) -> None:
-    """A terminal shows the beginning of a generated id, which the other commands take."""
+    """A terminal shows the beginning of a generated id, which the other commands take, and a coloured state."""
     put(ledger, LONG, "2", MISMATCH)
-    environ = {"SSVM_BROKER__URL": broker.url, "SSVM_BROKER__PREFIX": broker.prefix, "COLUMNS": "80"}
+    environ = {"SSVM_BROKER__URL": broker.url, "SSVM_BROKER__PREFIX": broker.prefix, "COLUMNS": "80", "TERM": "xterm"}
 
-    terminal = Terminal(sys.executable, "-m", "ssvm_worker", "jobs", environ=environ)
+    terminals = [
+        Terminal(sys.executable, "-m", "ssvm_worker", "jobs", environ=environ | {"NO_COLOR": no_colour})
+        for no_colour in ("", "1")
+    ]
 
-    assert terminal.ended() == 0
-    assert f"\n{LONG[:12]}  download" in terminal.seen
+    assert [each.ended() for each in terminals] == [0, 0]
+    assert f"\n{LONG[:12]}  download  2/7   \x1b[31mfailed\x1b[0m" in terminals[0].seen
+    assert f"\n{LONG[:12]}  download  2/7   failed" in terminals[1].seen
     done = subprocess.run(
         [sys.executable, "-m", "ssvm_worker", "job", LONG[:12], "--json"], env=os.environ | environ, capture_output=True
     )
@@ -204,13 +208,13 @@ def test_top(ledger: Ledger, broker: Broker) -> None:
     assert claim
     ledger.beat(claim, {"stage": "download", "bytes": 50, "total": 100, "rate": 10})
 
-    terminal = Terminal(sys.executable, "-m", "ssvm_worker", "top", "--interval", "0.1", environ=environ)
+    terminal = Terminal(sys.executable, "-m", "ssvm_worker", "top", "--interval", "0.1s", environ=environ)
     terminal.wait_for("  50 %  50 B of 100 B  10 B/s  5 s left")
     put(ledger, "waits", "2")
     terminal.wait_for("waits")
     terminal.process.send_signal(signal.SIGINT)
 
-    assert terminal.ended() == 130
+    assert terminal.ended() == 0
     assert "elsewhere" not in terminal.seen
 
 

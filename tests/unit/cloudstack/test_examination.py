@@ -71,7 +71,7 @@ def examine(settings: Settings, **given: Any) -> dict[str, Finding]:
 
 
 def state(finding: Finding) -> str:
-    """Return ok, warning or FAILED."""
+    """Return ok, warning or failed."""
     return str(finding.as_dict()["state"])
 
 
@@ -102,7 +102,7 @@ def test_unreachable(server: ManagementServer, broker: Broker, tmp_path: Path) -
     settings = settings_of(server, broker, tmp_path, **files(server.authority.issue("127.0.0.1")))
     server.stop()
     found = examine(settings)
-    assert state(found["server"]) == "FAILED"
+    assert state(found["server"]) == "failed"
     assert f"port {server.port} cannot be reached: Connection refused" in found["server"].detail
     assert (state(found["certificate"]), state(found["store"])) == ("warning", "ok")
 
@@ -119,7 +119,7 @@ def test_another_service(server: ManagementServer, broker: Broker, tmp_path: Pat
         threading.Thread(target=answer, daemon=True).start()
         settings = settings_of(server, broker, tmp_path, port=listener.getsockname()[1])
         found = examine(settings)
-    assert state(found["server"]) == "FAILED"
+    assert state(found["server"]) == "failed"
     assert "agents' port" in found["server"].detail
 
 
@@ -127,7 +127,7 @@ def test_no_certificate(server: ManagementServer, broker: Broker, tmp_path: Path
     """Without a certificate a strict server fails, and a server that is not strict gives a warning."""
     settings = settings_of(server, broker, tmp_path)
     found = examine(settings)
-    assert (state(found["server"]), state(found["certificate"])) == ("FAILED", "FAILED")
+    assert (state(found["server"]), state(found["certificate"])) == ("failed", "failed")
     assert "strictness" in found["server"].detail
     assert "issueCertificate ipaddress=127.0.0.1" in found["certificate"].detail
     server.strict = False
@@ -139,7 +139,7 @@ def test_missing_files(server: ManagementServer, broker: Broker, tmp_path: Path)
     """Files that do not exist yet are named."""
     names = {each: str(tmp_path / each) for each in ("ca_file", "certificate_file", "key_file")}
     found = examine(settings_of(server, broker, tmp_path, **names))
-    assert (state(found["trust"]), state(found["certificate"])) == ("FAILED", "FAILED")
+    assert (state(found["trust"]), state(found["certificate"])) == ("failed", "failed")
     assert names["ca_file"] in found["trust"].detail
     assert names["certificate_file"] in found["certificate"].detail
     assert names["key_file"] in found["certificate"].detail
@@ -170,13 +170,13 @@ def fault(server: ManagementServer, tmp_path: Path, name: str) -> IssuedCertific
 @pytest.mark.parametrize(
     ("name", "words", "expected"),
     [
-        ("address", "it names 192.0.2.1, s-1-VM, but this host connects from 127.0.0.1", "FAILED"),
-        ("expired", "it has expired on", "FAILED"),
+        ("address", "it names 192.0.2.1, s-1-VM, but this host connects from 127.0.0.1", "failed"),
+        ("expired", "it has expired on", "failed"),
         ("soon", "it expires on", "warning"),
-        ("future", "Set the clock", "FAILED"),
-        ("key", "is not its key", "FAILED"),
-        ("damaged", "contains no PEM certificate", "FAILED"),
-        ("issuer", "is not the server's authority CN=ca.cloudstack.apache.org sha256:", "FAILED"),
+        ("future", "Set the clock", "failed"),
+        ("key", "is not its key", "failed"),
+        ("damaged", "contains no PEM certificate", "failed"),
+        ("issuer", "is not the server's authority CN=ca.cloudstack.apache.org sha256:", "failed"),
     ],
 )
 def test_wrong_certificate(
@@ -187,7 +187,7 @@ def test_wrong_certificate(
     found = examine(settings_of(server, broker, tmp_path, **files(fault(server, tmp_path, name))))
     assert words in found["certificate"].detail
     assert state(found["certificate"]) == expected, found["server"]
-    assert state(found["server"]) == ("ok" if expected == "warning" else "FAILED")
+    assert state(found["server"]) == ("ok" if expected == "warning" else "failed")
 
 
 def test_other_authority(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_other_authority(server: ManagementServer, broker: Broker, tmp_path: Pat
     other = RootAuthority(tmp_path / "other")
     server.strict = False
     found = examine(settings_of(server, broker, tmp_path, ca_file=str(other.certificate_file)))
-    assert state(found["server"]) == "FAILED"
+    assert state(found["server"]) == "failed"
     assert server.authority.fingerprint in found["server"].detail
     assert "update ca_file" in found["server"].detail
 
@@ -251,7 +251,7 @@ def test_guid(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
         rows = [each for each in examine_agent(settings, web_port=_NO_WEB) if each.check == "guid"]
     finally:
         claim.release()
-    assert [state(each) for each in rows] == ["ok", "FAILED"]
+    assert [state(each) for each in rows] == ["ok", "failed"]
     assert "Up at 192.0.2.2:8250 as host 7" in rows[0].detail
     assert "Stop the Java agent" in rows[1].detail
 
@@ -262,7 +262,7 @@ def test_stores(server: ManagementServer, broker: Broker, tmp_path: Path) -> Non
     server_names(settings).put_store("cs-0123456789abcdef", {"url": "nfs://127.0.0.1:1/export", "shared": True})
     rows = {each.check: each for each in examine_agent(settings, web_port=_NO_WEB, store_s=CLAIM_S)}
     assert state(rows["store primary"]) == "ok"
-    assert state(rows["store cs-0123456789abcdef"]) == "FAILED"
+    assert state(rows["store cs-0123456789abcdef"]) == "failed"
 
 
 def test_no_store(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:

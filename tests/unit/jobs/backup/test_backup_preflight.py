@@ -301,7 +301,7 @@ def test_doctor(doctor: Callable[..., Any], bench: Bench, vm: TestVM) -> None:
     assert (status, found["OVF descriptor"], found["disks"]) == (0, "ok", "ok")
     bench.vcenter.fault(lacks=["VApp.Export"])
     status, found = doctor("--vm", vm.machine.id)
-    assert (status, found["privileges"], found["room on primary"]) == (1, "FAILED", "ok")
+    assert (status, found["privileges"], found["room on primary"]) == (1, "failed", "ok")
 
 
 def test_doctor_of_a_restore(doctor: Callable[..., Any], bench: Bench) -> None:
@@ -310,9 +310,9 @@ def test_doctor_of_a_restore(doctor: Callable[..., Any], bench: Bench) -> None:
     assert doctor(*place) == (0, {"privileges": "ok", "ESXi host": "ok"})
     for privilege in ("Resource.AssignVMToPool", "Network.Assign"):
         bench.vcenter.fault(lacks=[privilege])
-        assert doctor(*place) == (1, {"privileges": "FAILED", "ESXi host": "ok"})
+        assert doctor(*place) == (1, {"privileges": "failed", "ESXi host": "ok"})
     bench.vcenter.fault(host="esx7.invalid:443")
-    assert doctor(*place)[1]["ESXi host"] == "FAILED"
+    assert doctor(*place)[1]["ESXi host"] == "failed"
     assert main(["doctor", "--vcenter", "vc1", "--pool", "DC0_C0"]) == 2
 
 
