@@ -43,6 +43,7 @@ class Connection:
         self._shield = threading.local()
         self._login_lock = threading.Lock()
         self._instance: Any = None
+        self._content: Any = None
 
     def open(self) -> None:
         """Log in, after a check of the server's certificate.
@@ -62,6 +63,8 @@ class Connection:
                     httpConnectionTimeout=_CONNECT_S,
                 )
                 _name_unreadable_answers(self._instance._stub)
+                # Each access to the attribute is a call, and the answer never changes.
+                self._content = self._instance.content
             except (WorkerError, *API_ERRORS):
                 raise
             except Exception as error:
@@ -104,7 +107,7 @@ class Connection:
     @property
     def content(self) -> Any:
         """Return vSphere's ServiceContent."""
-        return self._instance.content
+        return self._content
 
     @property
     def cookie(self) -> str:
