@@ -64,7 +64,7 @@ def test_get(service: Service, at: str) -> None:
 
 
 def test_head(service: Service, at: str) -> None:
-    """HEAD returns GET's headers without a body."""
+    """HEAD returns the headers of GET without a body."""
     answer = service.request("HEAD", at)
     assert (answer.status, answer.data, answer.headers["Content-Length"]) == (200, b"", str(len(IMAGE)))
 
