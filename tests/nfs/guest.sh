@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
-# What the VM runs, with the directory of vm.py: the server, its clients, and on one of them, alpha, a pytest.
-# The server is the VM itself: nfsd's record of its clients, which a restart needs, works in no other namespace.
+# The program of the VM. Its argument is the directory of vm.py. It starts the server, the clients, and pytest on alpha.
+# The server is the VM itself: nfsd's record of its clients works in no other namespace. A restart needs the record.
 dir=$1
 exec >"$dir/guest" 2>&1
 set -a
+# shellcheck source=/dev/null
 . "$dir/environment"
 PATH=/usr/sbin:/usr/bin:$PATH
+# shellcheck disable=SC2034  # exported by set -a
 NFS_VM=$dir/reports TMPDIR=/run/scratch PYTHONDONTWRITEBYTECODE=1
 set +a
 mkdir -m 1777 /run/scratch
-modules="nfsd nfsv3 nfsv4 nfs_layout_flexfiles veth sch_ingress cls_u32 act_gact"
+modules=(nfsd nfsv3 nfsv4 nfs_layout_flexfiles veth sch_ingress cls_u32 act_gact)
 if [[ $KERNEL == uml ]]; then
-    /run/modprobe -a $modules
+    /run/modprobe -a "${modules[@]}"
 else
-    modprobe -a virtio_blk ext4 $modules
-    # The host's programs, kept once they were read: each start of one would fetch it again. And the disk (vm.py).
+    modprobe -a virtio_blk ext4 "${modules[@]}"
+    # The host's programs. The VM caches them, so that it reads each only once. The disk is made by vm.py.
     mkdir -m 1777 /run/disk /run/host
     mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /run/host
     mount --bind /run/host/usr /usr
@@ -25,7 +27,7 @@ else
     export XDG_CACHE_HOME=/run/disk/cache
 fi
 
-# Each client has a cable to the server; gamma has another, the storage network.
+# Each client has a cable to the server. gamma also has one to the storage network.
 cable() { # cable HOST NAME NETWORK
     ip link add "$2" type veth peer name eth0 netns "$1"
     ip -n "$1" link set eth0 name "$2" up
@@ -41,15 +43,16 @@ for host in alpha beta gamma; do
     ip -n "$host" route add default via "10.9.$number.1"
 done
 cable gamma storage 10.9.8
-ip address add 10.9.9.9/32 dev lo # behind routers, as the others see it
+ip address add 10.9.9.9/32 dev lo # for the other hosts, an address behind routers
 
+# shellcheck disable=SC2016  # the shell on alpha expands the variables
 ip netns exec alpha unshare --uts --mount bash -c '
     hostname alpha
     exec "$PYTHON" -m pytest -p no:cacheprovider -p tests.nfs.reporter --confcutdir=tests/nfs --basetemp=/run/scratch/pytest \
         --timeout=2400 --timeout-method=thread -v -ra --durations=15 "@$1/cases"
 ' alpha "$dir"
 echo "pytest ended with $?"
-# At once, without the sync that would wait for a server which a test has left hanging.
+# Without a sync, which would wait for a server that a test has stopped.
 echo 1 >/proc/sys/kernel/sysrq
 echo o >/proc/sysrq-trigger
 sleep 60

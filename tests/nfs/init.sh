@@ -1,6 +1,6 @@
 #!/bin/bash
-# The first process of a user-mode Linux: a file system as guest.sh expects it, then guest.sh.
-# The root is this machine's, read-only. The directory of vm.py is the only one that can be written.
+# The first process of a user-mode Linux. It prepares the file system for guest.sh, and runs guest.sh.
+# The root is that of this machine, read-only. Only the directory of vm.py is writable.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -13,10 +13,11 @@ done
 dir=$(sed -n 's/.*guest=\([^ ]*\).*/\1/p' /proc/cmdline)
 mkdir -p "$dir"
 mount -t hostfs -o "$dir" none "$dir"
+# shellcheck source=/dev/null
 . "$dir/environment"
 cd "$ROOT" || exit
 
-# The kernel loads modules by this program, and the machine has none of this kernel.
+# The kernel loads modules with this program, because the machine has no modules of this kernel.
 printf '#!/bin/sh\nexec modprobe -d %q "$@"\n' "$ROOT/.cache/vm/kernel" >/run/modprobe
 chmod +x /run/modprobe
 echo /run/modprobe >/proc/sys/kernel/modprobe

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A Debian kernel below the directory $1, for the VM: user-mode Linux where it works, else a kernel for QEMU.
-# Packages are unpacked, not installed: nothing of this machine changes, and no root is needed.
+# Fetches a Debian kernel for the VM into the directory $1: user-mode Linux where it works, else a kernel for QEMU.
+# It unpacks packages and installs none. So the machine does not change, and root is not needed.
 set -euo pipefail
 target=$1
 

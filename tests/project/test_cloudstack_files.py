@@ -133,10 +133,12 @@ def test_refusals(tmp_path: Path, given: dict[str, str], arguments: tuple[str, .
 
 
 def test_shellcheck() -> None:
-    """shellcheck accepts the installer."""
+    """shellcheck accepts the installer and all other scripts."""
     if not shutil.which("shellcheck"):
         missing("shellcheck", "install shellcheck")
-    done = subprocess.run(["shellcheck", str(SYSTEM_VM / "install.sh")], capture_output=True, text=True)
+    scripts = [ROOT / ".ci/run", *(ROOT / "tests").rglob("*.sh"), *(ROOT / "config").rglob("*.sh")]
+    assert SYSTEM_VM / "install.sh" in scripts
+    done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
