@@ -39,7 +39,7 @@ class TestVM:
 @pytest.fixture(scope="session")
 def vcenter_process(request: pytest.FixtureRequest) -> Iterator[VCenterSimulator]:
     """Return the vCenter of all tests. It behaves like that of the report in --vcenter-profile."""
-    report = request.config.getoption("--vcenter-profile")
+    report = request.config.getoption("--vcenter-profile", default=None)  # the VM has no such option
     for simulator in _run():
         with simulator.behaving_like(json.loads(Path(report).read_text()) if report else {"switches": {}}):
             yield simulator
