@@ -120,7 +120,7 @@ def test_no_worker(site: Site) -> None:
     """Waiting jobs without a worker are a failure that says how to start one."""
     site.ledger.submit(JOB)
     [(state, detail)] = site.rows()
-    assert state == "FAILED"
+    assert state == "failed"
     assert "zone z: 1 queued, 0 running, no worker is up (none was seen in the last 24 h)" in detail
     assert "systemctl start ssvm-worker@z" in detail
 
@@ -129,7 +129,7 @@ def test_running_without_a_worker(site: Site) -> None:
     """A running job whose worker is gone is a failure too."""
     site.ledger.submit(JOB)
     assert site.ledger.claim("j1", "w1")
-    assert [state for state, _ in site.rows()] == ["FAILED"]
+    assert [state for state, _ in site.rows()] == ["failed"]
 
 
 def test_a_worker_is_up(site: Site) -> None:
@@ -145,14 +145,14 @@ def test_a_worker_that_takes_nothing(site: Site, change: dict[str, bool]) -> Non
     site.ledger.submit(JOB)
     site.registry.beat(replace(WORKER, **change))  # type: ignore[arg-type]
     [(state, detail)] = site.rows()
-    assert (state, "last seen 20" in detail) == ("FAILED", True)
+    assert (state, "last seen 20" in detail) == ("failed", True)
 
 
 def test_a_lane_that_no_worker_takes(site: Site) -> None:
     """Jobs of a lane that no worker takes are a failure."""
     site.ledger.submit(replace(JOB, lane="backup"))
     site.registry.beat(WORKER)
-    assert [state for state, _ in site.rows()] == ["ok", "FAILED"]
+    assert [state for state, _ in site.rows()] == ["ok", "failed"]
     assert "lane backup, which no worker takes" in site.rows()[1][1]
 
 

@@ -30,7 +30,7 @@ def found(check: str, **values: object) -> Finding:
     return findings[0]
 
 
-@pytest.mark.parametrize(("days", "state"), [(-1, "FAILED"), (10, "warning"), (90, "ok")])
+@pytest.mark.parametrize(("days", "state"), [(-1, "failed"), (10, "warning"), (90, "ok")])
 def test_certificate(tmp_path: Path, days: float, state: str) -> None:
     """An expired certificate is a failure, and one that expires soon is a warning."""
     file = certificate(tmp_path, days)

@@ -60,6 +60,8 @@ def ssvm(tmp_path: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setenv("SSVM_STORES__PRIMARY__URL", f"file://{tmp_path}/store")
     monkeypatch.setenv("SSVM_STORES__ARCHIVE__URL", f"file://{tmp_path}/archive")
     monkeypatch.setenv("SSVM_DOWNLOAD__ALLOW_NETWORKS", "127.0.0.0/8")
+    for key, value in {"HOST": "127.0.0.1", "USERNAME": "u", "PASSWORD": "p"}.items():
+        monkeypatch.setenv(f"SSVM_VCENTERS__VC1__{key}", value)
 
     def run(*argv: str) -> tuple[int, Any]:
         status = main([*argv, "--json"])
