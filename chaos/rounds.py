@@ -21,8 +21,8 @@ from .zone import ChaosZone, until
 
 #: Faults of one round, one after the other, while its jobs run.
 _FAULTS_PER_ROUND = 3
-#: The fault that delays requests to S3.
-_SILENT = "network to S3 silent"
+#: The faults after which S3 may receive a request of an ended attempt.
+_DELAYING = {"network to S3 silent", "a worker frozen beyond its claim", "a pool process frozen beyond its claim"}
 #: The worker's log line for a fenced attempt.
 _FENCED = "belongs to another worker now; this attempt has ended"
 #: The log lines for internal errors.
@@ -147,14 +147,15 @@ class Run:
                 until(lambda copy_id=copy_id: zone.site.ledger.get(copy_id).ended, f"copy job {copy_id} has ended")
                 workload.record_copy(job)
         until(lambda: not list(invariants.find_leftovers(zone)), "nothing is left", 30.0) if not flaws else None
-        if _SILENT in names:
+        if not _DELAYING.isdisjoint(names):
             self._clean_late_objects()
         return flaws + self._check_invariants(commits)
 
     def _clean_late_objects(self) -> None:
-        """Run the clean-up if S3 has executed a request after its job had been cancelled.
+        """Run the clean-up if S3 has executed a request after its attempt had ended.
 
-        The proxy held the request, and the worker had closed its connection. No client can prevent this.
+        The proxy held the request, or its process was frozen between the check of its claim and the request. No client
+        can prevent this. The object has no manifest, or is the draft beside one.
         """
         if late := list(invariants.find_strays(self._zone, self.workload)):
             self.tally.late += len(late)
