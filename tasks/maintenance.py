@@ -12,6 +12,12 @@ from ssvm_worker.wiring.celery_sender import ring
 from .app import JOB, TASK, app, settings
 
 
+@app.task(name="ssvm.consolidate", **JOB)
+def consolidate(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run the removal of a snapshot that the message asks for."""
+    return run_job(settings, Message.of(task, args, kwargs))
+
+
 @app.task(name="ssvm.copy", **JOB)
 def copy(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run the copy that the message asks for."""

@@ -14,7 +14,7 @@ from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.wiring.connections import ConfiguredConnections
 
 SETTINGS: dict[str, Any] = {"download": {"allow_networks": ["127.0.0.0/8"], "resumes": 1}}
-SERVICES = ("slots", "jobs", "scrub_results", "quota")
+SERVICES = ("slots", "jobs", "scrub_results", "quota", "open_snapshots")
 
 
 def attempt(*stores: Store, settings: dict[str, Any] | None = None, **given: Any) -> Attempt:

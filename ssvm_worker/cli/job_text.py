@@ -152,6 +152,8 @@ def _facts(record: Record, shown: dict[str, Any], hint: str) -> Iterator[tuple[s
     yield "result", migration_report(result) or _result(result)
     for store, problem in (result.get("owed") or {}).items():
         yield "missing", f"store {store}: `ssvm job {problem.get('copy_job')}` copies it"
+    if removal := result.get("removal_job"):
+        yield "snapshot", f"not removed: `ssvm job {removal}` removes it"
     if record.callback.url and record.callback.state:
         yield "callback", f"{record.callback.state}, {record.callback.tries} tries  {record.callback.error}".rstrip()
     if error:

@@ -42,6 +42,7 @@ _EXAMPLES = {
         "--account 2 --volume web --id 1 --vcenter vc1 --name web-2",
         "--account 2 --volume web --id 1 --disk 0 --template 301",
     ),
+    "consolidate": ("--request consolidate.json", "--request consolidate.json --patient"),
     "copy": (
         "--account 2 --id 201 --source primary --stores archive",
         "--all --source primary --stores archive --patient",

@@ -62,6 +62,7 @@ _COPY = "Copy an artifact from one image store to others. Verify each object on 
 _TRANSFER = "Copy or move files as they are, with or without a manifest: between image stores, or to another key."
 _SPLIT = "Make a template of one disk of an OVA template, as CloudStack needs it for VMware."
 _RESTORE = "Restore a backup, or one disk of it: as a new VM, as a template, or as image files on stores."
+_CONSOLIDATE = "Remove the snapshot that an ended backup job has left, and consolidate the disks of its VM."
 _VERIFY = "Read artifacts again. Compare them with the manifest, and check the disks, OVF and .mf of backups."
 _CLEANUP = "Remove leftovers of ended jobs, backups past retention, unneeded packs, and old records."
 
@@ -73,6 +74,7 @@ JOBS = {
         Job("upload", "upload", _UPLOAD),
         Job("backup", "backup", "Export a VM's snapshot from vCenter to image stores."),
         Job("restore", "backup", _RESTORE),
+        Job("consolidate", "maintenance", _CONSOLIDATE),
         Job("copy", "maintenance", _COPY),
         Job("transfer", "maintenance", _TRANSFER),
         Job("split", "maintenance", _SPLIT),

@@ -77,6 +77,8 @@ class BackupResult(TypedDict):
     snapshot: str
     #: Whether the job removed its snapshot. Null: the snapshot was given by the request.
     snapshot_removed: bool | None
+    #: The job that removes the snapshot, if this job could not.
+    removal_job: NotRequired[str]
     #: All disks of the VM: label, place, capacity, `status`, and the reason `why` one is not exported.
     disks: list[dict[str, Any]]
     #: Findings in the exported disks.
@@ -91,6 +93,15 @@ class BackupResult(TypedDict):
     owed: dict[str, Any]
     #: Whether an earlier job had made the backup.
     reused: bool
+
+
+class ConsolidateResult(TypedDict):
+    """The result of `consolidate`."""
+
+    #: The VM, as the request names it.
+    vm: str
+    #: Whether there was a snapshot to remove.
+    removed: bool
 
 
 class RestoredVm(TypedDict):

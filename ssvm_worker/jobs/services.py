@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+from ssvm_worker.ledger.open_snapshots import LocalOpenSnapshots, OpenSnapshots
 from ssvm_worker.ledger.quota import LocalQuota, Quota
 from ssvm_worker.ledger.scrub_results import LocalScrubResults, ScrubResults
 from ssvm_worker.ledger.slots import LocalSlots, Slots
@@ -139,6 +140,11 @@ class JobServices:
     def scrub_results(self) -> ScrubResults:
         """Return the results of verifications."""
         return LocalScrubResults()
+
+    @cached_property
+    def open_snapshots(self) -> OpenSnapshots:
+        """Return the snapshots that backup jobs have not yet removed."""
+        return LocalOpenSnapshots()
 
     @cached_property
     def quota(self) -> Quota:

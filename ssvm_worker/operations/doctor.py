@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Seconds after which a queued job gives a warning, and the number of failed jobs that are read.
 _MAX_WAIT_S, _MAX_FAILED = 900, 1000
+#: Seconds after which a snapshot of a backup job gives a warning. Few backups take longer.
+_MAX_SNAPSHOT_S = 24 * 3600
 #: Seconds between this host's clock and the broker's clock that give a warning. S3 refuses 15 minutes.
 _MAX_CLOCK_S = 30
 
@@ -51,6 +53,7 @@ def examine(settings: Settings, file: str = "") -> list[Finding]:
         _check("state_dir", lambda: _state_dir(settings)),
         *_broker(settings),
         *_workers(settings),
+        *_snapshots(settings),
         *(_check(f"store {name}", lambda name=name: _store(settings, name)) for name in settings.stores),  # type: ignore[misc]
         *(_uploads(settings, name) for name, each in settings.stores.items() if each.url.startswith("s3://")),
         *([] if settings.stores else [Finding("stores", False, missing)]),
@@ -207,6 +210,24 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     if recent:
         counts = ", ".join(f"{count} {name}" for name, count in recent.most_common())
         yield Finding("jobs", True, f"failed in the last hour: {counts}. See `ssvm jobs --state failed`", warning=True)
+
+
+def _snapshots(settings: Settings) -> Iterator[Finding]:
+    """Report the open snapshots of backup jobs, and warn of old ones and of disks that need consolidation."""
+    try:
+        found = assembly.open_services(settings).open_snapshots.all()
+    except WorkerError:
+        return
+    if not found:
+        return
+    unmerged = [each for each in found if each.needs_consolidation]
+    oldest = max((time.time() - each.created for each in found if not each.needs_consolidation), default=0.0)
+    detail = f"{len(found) - len(unmerged)} of backup jobs, the oldest made {human_duration(max(0.0, oldest))} ago"
+    if unmerged:
+        detail += "; these VMs need consolidation: " + ", ".join(f"{each.vm} of {each.vcenter}" for each in unmerged)
+    is_wrong = bool(unmerged) or oldest > _MAX_SNAPSHOT_S
+    remedy = ". See `ssvm doctor --vcenter NAME` and `ssvm jobs --job consolidate`" if is_wrong else ""
+    yield Finding("snapshots", True, detail + remedy, warning=is_wrong)
 
 
 def _zone(zone: str, lanes: list[LaneMetrics], seen: list[WorkerStatus], *, is_ours: bool) -> Iterator[Finding]:

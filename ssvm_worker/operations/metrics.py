@@ -72,6 +72,13 @@ METRICS = {
         MetricType("ssvm_worker_capacity", "Places for jobs of all workers that are up", ("zone",)),
         MetricType("ssvm_workers_desired", "Number of workers that the zone needs", ("zone",)),
         MetricType("ssvm_slots_held", "Held slots of a shared limit, such as leases of an ESXi host", ("limit",)),
+        MetricType(
+            "ssvm_snapshots",
+            "VMs with a snapshot of a backup job, or that need consolidation after its removal. "
+            "States: open, consolidation",
+            ("vcenter", "state"),
+        ),
+        MetricType("ssvm_snapshot_oldest_seconds", "Age of the oldest snapshot of a backup job", ("vcenter",)),
         MetricType("ssvm_agent_connected", "Whether the host of an `ssvm agent` is Up at its server", ("guid", "zone")),
         MetricType(
             "ssvm_agent_answer_seconds",
@@ -101,11 +108,12 @@ class Collector:
         self._figures = assembly.open_figures(settings)
         self._registry = assembly.open_registry(settings)
         self._agents = assembly.open_agents(settings)
+        self._services = assembly.open_services(settings)
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         try:
-            found = [*self._jobs(), *self._running(), *self._workers(), *self._answers()]
+            found = [*self._jobs(), *self._running(), *self._snapshots(), *self._workers(), *self._answers()]
         except WorkerError:
             found = []
         yield _metric("ssvm_up", [([], bool(found))])
@@ -133,6 +141,18 @@ class Collector:
         yield _metric("ssvm_claims", claims.items())
         yield _metric("ssvm_rate_bytes_per_second", rates.items())
         yield _metric("ssvm_slots_held", [([name], count) for name, count in self._figures.slots().items()])
+
+    def _snapshots(self) -> Iterator[Metric]:
+        found = self._services.open_snapshots.all()
+        names = dict.fromkeys([*self._settings.vcenters, *(each.vcenter for each in found)])
+        counts = Counter((each.vcenter, "consolidation" if each.needs_consolidation else "open") for each in found)
+        shown = [([name, state], counts[name, state]) for name in names for state in ("open", "consolidation")]
+        yield _metric("ssvm_snapshots", shown)
+        ages = {name: 0.0 for name in names}
+        for each in found:
+            if not each.needs_consolidation:
+                ages[each.vcenter] = max(ages[each.vcenter], time.time() - each.created)
+        yield _metric("ssvm_snapshot_oldest_seconds", [([name], age) for name, age in ages.items()])
 
     def _workers(self) -> Iterator[Metric]:
         seen = self._registry.workers()

@@ -28,7 +28,7 @@ def order_copies(settings: Settings, ledger: Ledger, record: Record, result: dic
     for store, owed in result.get("owed", {}).items():
         artifact = Artifact.of_prefix(owed["artifact"])
         request = {
-            "job_id": _copy_id(record.job_id, store),
+            "job_id": derived_id(f"{record.job_id}.owed.{store}"),
             "kind": artifact.kind,
             "account": artifact.account,
             "id": artifact.id,
@@ -49,9 +49,9 @@ def order_copies(settings: Settings, ledger: Ledger, record: Record, result: dic
     return copies
 
 
-def _copy_id(job_id: str, store: str) -> str:
-    plain = f"{job_id}.owed.{store}"
+def derived_id(plain: str) -> str:
+    """Return *plain* as a job id. If it is too long, or has a character that no id may have, return a digest of it."""
     try:
         return parse_request(JobRequest, {"job_id": plain}, "").job_id
-    except InvalidRequest:  # too long, or the store's name has characters that an id may not have
+    except InvalidRequest:
         return f"owed.{fingerprint(plain)}"

@@ -40,6 +40,7 @@ from .heartbeat import ClaimHeartbeat, wait_for_broker
 from .hung_store import kill_if_hung
 from .messages import Message, accept
 from .replication import order_copies
+from .snapshot_removal import order_removal
 
 _LOG = logging.getLogger("ssvm.bridge")
 #: Seconds that a job has to stop after a request to stop. Then the call in which it hangs is interrupted.
@@ -194,18 +195,25 @@ class JobRun:
             _LOG.exception("job %s: leftovers remain until the next clean-up", self.claim.job_id)
 
     def _end(self, state: str, result: dict[str, Any] | None = None, **outcome: Any) -> dict[str, Any]:
-        """Store the outcome. Queue copies to stores that missed an artifact, also after a failure."""
+        """Store the outcome. Queue copies for stores that missed an artifact, and the removal of an open snapshot."""
         outcome |= {"result": result, "progress": self.heart.progress}
         try:
-            order = partial(order_copies, self.settings, self.ledger, self.claim.record, result or {})
-            copies = wait_for_broker(order, self.heart)
+            follow_ups = wait_for_broker(lambda: self._follow_ups(result if result is not None else {}), self.heart)
             to_wake = wait_for_broker(lambda: self.ledger.finish(self.claim, state, **outcome), self.heart)
         except Cancelled:
             return self._stop_fenced()
         self.trace.note(state=state)
         _LOG.info("job %s %s", self.claim.job_id, state)
-        self._send_messages(to_wake + [each.job_id for each in copies])
+        self._send_messages(to_wake + [each.job_id for each in follow_ups])
         return {"job_id": self.claim.job_id, "state": state}
+
+    def _follow_ups(self, result: dict[str, Any]) -> list[Record]:
+        """Queue the jobs that do what this one has left. Safe to repeat."""
+        copies = order_copies(self.settings, self.ledger, self.claim.record, result)
+        if self.claim.record.job != "backup":
+            return copies
+        snapshots = open_services(self.settings).open_snapshots
+        return copies + order_removal(self.settings, self.ledger, self.claim, snapshots, result)
 
     def _send_messages(self, job_ids: list[str]) -> None:
         """Send messages for jobs that may run now. While the broker is away, this is left to the reaper."""

@@ -18,7 +18,7 @@ from .export import ExportLink, check_host, pins_of
 from .faults import UNSUPPORTED, fault_name, translated
 from .hardware import EXPORTED, Hardware
 from .placement import FoundObjects
-from .snapshot import find_old_snapshots
+from .snapshot import find_old_snapshots, needs_consolidation
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 #: The privileges for each step of a backup, by the ids in vSphere's type information.
@@ -86,6 +86,7 @@ def examine_vm(
     return [
         *_run("privileges", lambda: _check_privileges(connection, vm, steps)),
         *_run("license", lambda: _check_license(connection)),
+        *_run("consolidation", lambda: _check_consolidation(connection, vm)),
         *_check_hardware(hardware),
         *_check_encryption(hardware, try_encrypted),
         *_run("ESXi host", lambda: _check_host_of(connection, vm)),
@@ -119,7 +120,8 @@ def examine_server(connection: Connection) -> list[PreflightFinding]:
         hosts = [host for host, _ in connection.each(vim.HostSystem, "name")]
     for host in hosts:
         found += _run("ESXi host", partial(_check_host, connection, host))
-    return found + _run("snapshots", lambda: _check_old_snapshots(connection))
+    found += _run("snapshots", lambda: _check_old_snapshots(connection))
+    return found + _run("consolidation", lambda: _check_all_consolidation(connection))
 
 
 def _run(check: str, examine: Callable[[], Iterator[PreflightFinding]]) -> list[PreflightFinding]:
@@ -224,6 +226,26 @@ def _check_old_snapshots(connection: Connection) -> Iterator[PreflightFinding]:
         yield PreflightFinding("snapshots", WARNING, detail, remedy)
     if not old:
         yield PreflightFinding("snapshots", OK, f"{len(found)} of backup jobs, none older than a day")
+
+
+_UNMERGED = "needs consolidation: a removed snapshot has left delta disks, which grow with each write"
+_CONSOLIDATE = "Consolidate its disks in vCenter; if that fails, look for a disk that another program has attached"
+
+
+def _check_consolidation(connection: Connection, vm: Any) -> Iterator[PreflightFinding]:
+    if needs_consolidation(connection, vm):
+        yield PreflightFinding("consolidation", WARNING, f"The VM {_UNMERGED}", _CONSOLIDATE)
+
+
+def _check_all_consolidation(connection: Connection) -> Iterator[PreflightFinding]:
+    """Report each VM whose disks need consolidation, also if another program has caused it."""
+    needed = "runtime.consolidationNeeded"
+    found = list(connection.each(vim.VirtualMachine, "name", needed))
+    for vm, values in found:
+        if values[needed]:
+            yield PreflightFinding("consolidation", WARNING, f"{values['name']} ({vm._moId}) {_UNMERGED}", _CONSOLIDATE)
+    if not any(values[needed] for _, values in found):
+        yield PreflightFinding("consolidation", OK, f"{len(found)} VMs, none needs it")
 
 
 def _check_host_of(connection: Connection, vm: Any) -> Iterator[PreflightFinding]:

@@ -71,10 +71,6 @@ class VCenterSession:
         """Return every snapshot that a backup job has made, also of running jobs."""
         return find_old_snapshots(self._connection)
 
-    def remove(self, leftover: OldSnapshot, limit_s: float) -> None:
-        """Remove a job's snapshot. Raises SourceUnavailable after *limit_s*; vSphere then continues the removal."""
-        snapshots.remove(self._connection, leftover.snapshot, limit_s)
-
     def find_vm(self, name: str) -> VM:
         """Return the VM with that managed object id, instance UUID or inventory path. Raises SourceNotFound."""
         return VM(self._connection, self.options, inventory.find_vm(self._connection, name))

@@ -12,7 +12,7 @@ from typing import Any
 from pyVmomi import vim, vmodl
 
 from ssvm_worker.artifacts.checksums import digest_of
-from ssvm_worker.errors import InvalidRequest, SourceNotFound, SourceUnavailable
+from ssvm_worker.errors import InvalidRequest, ResourceBusy, SourceNotFound, SourceUnavailable
 
 from .connection import Connection
 from .faults import NOT_OF_THE_GUEST, fault_name, translated
@@ -132,10 +132,22 @@ def remove(connection: Connection, snapshot: Snapshot, limit_s: float) -> None:
 
 
 def consolidate(connection: Connection, vm: Any, limit_s: float) -> None:
-    """Consolidate the delta disks of removed snapshots, if vSphere reports that this is necessary."""
+    """Consolidate the delta disks of removed snapshots, if vSphere reports that this is necessary.
+
+    Raises ResourceBusy if it is still necessary afterwards: another program may have a disk open.
+    """
     with translated("Consolidating the disks", vm._moId):
-        if connection.read(vm, "runtime.consolidationNeeded")["runtime.consolidationNeeded"]:
-            connection.finish(vm.ConsolidateVMDisks_Task(), limit_s)
+        if not needs_consolidation(connection, vm):
+            return
+        connection.finish(vm.ConsolidateVMDisks_Task(), limit_s)
+        if needs_consolidation(connection, vm):
+            what = "The disks still need consolidation, although vSphere has consolidated them"
+            raise ResourceBusy(what, vm._moId, "Check in vCenter if another backup program has attached a disk")
+
+
+def needs_consolidation(connection: Connection, vm: Any) -> bool:
+    """Return whether a removed snapshot has left delta disks, which grow with each write of the VM."""
+    return bool(connection.read(vm, "runtime.consolidationNeeded")["runtime.consolidationNeeded"])
 
 
 def object_of(connection: Connection, snapshot: Snapshot) -> Any:

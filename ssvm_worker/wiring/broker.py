@@ -19,6 +19,7 @@ from ssvm_worker.errors import InvalidRequest, ObjectNotFound, StoreUnavailable,
 from ssvm_worker.jobs import Job, find_job
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.services import Jobs, JobServices, SubJob
+from ssvm_worker.ledger.open_snapshots import OpenSnapshots
 from ssvm_worker.ledger.quota import Quota
 from ssvm_worker.ledger.scrub_results import ScrubResults
 from ssvm_worker.ledger.slots import Slots
@@ -175,6 +176,14 @@ def open_verdicts(settings: Settings) -> ScrubResults:
     return SharedScrubResults(broker_url(settings), prefix=settings.broker.prefix)
 
 
+def open_snapshots(settings: Settings) -> OpenSnapshots:
+    """Return the open snapshots of all workers. Raise StoreUnavailable if the broker is unreachable."""
+    _raise_if_closed(broker_url(settings))
+    from ssvm_worker.ledger.open_snapshots.redis import SharedOpenSnapshots
+
+    return SharedOpenSnapshots(broker_url(settings), prefix=settings.broker.prefix)
+
+
 def open_quota(settings: Settings) -> Quota:
     """Return the usage of accounts, for all workers. Raise StoreUnavailable if the broker is unreachable."""
     _raise_if_closed(broker_url(settings))
@@ -208,6 +217,11 @@ class SharedServices(JobServices):
     def scrub_results(self) -> ScrubResults:
         """Return the scrub results in the ledger."""
         return open_verdicts(self.settings)
+
+    @cached_property
+    def open_snapshots(self) -> OpenSnapshots:
+        """Return the open snapshots in the ledger."""
+        return open_snapshots(self.settings)
 
     @cached_property
     def quota(self) -> Quota:

@@ -174,10 +174,11 @@ func (w *world) count(method string, by int) {
 	w.calls[method] += by
 }
 
-// ConsolidateVMDisksTask only clears the flag consolidationNeeded.
+// ConsolidateVMDisksTask only clears the flag consolidationNeeded. With the fault Locked it does nothing.
 func (m *machine) ConsolidateVMDisksTask(ctx *simulator.Context, _ *types.ConsolidateVMDisks_Task) soapFault {
 	task := simulator.CreateTask(m.VirtualMachine, "consolidateDisks", func(*simulator.Task) (types.AnyType, types.BaseMethodFault) {
-		ctx.Update(m.VirtualMachine, consolidation(false))
+		now, _ := m.world.now()
+		ctx.Update(m.VirtualMachine, consolidation(now.Locked))
 		return nil, nil
 	})
 	return &methods.ConsolidateVMDisks_TaskBody{

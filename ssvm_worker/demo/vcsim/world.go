@@ -46,6 +46,8 @@ type faults struct {
 	Manifest string `json:"manifest"`
 	// Consolidate makes the disks need consolidation after the removal of a snapshot.
 	Consolidate bool `json:"consolidate"`
+	// Locked lets a consolidation succeed without an effect, as with a disk that another program has attached.
+	Locked bool `json:"locked"`
 	// SnapshotTask is the fault of the CreateSnapshotEx task.
 	SnapshotTask string `json:"snapshot_task"`
 	// Exclusive gives a VM only one lease at a time.

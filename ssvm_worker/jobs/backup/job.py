@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,6 @@ from ssvm_worker.artifacts.manifest import discard as discard_artifact
 from ssvm_worker.errors import (
     IncompleteBackup,
     InvalidRequest,
-    ResourceBusy,
     SourceNotFound,
     SourceUnavailable,
     WorkerError,
@@ -28,13 +27,12 @@ from ssvm_worker.vmware.hardware import select_disks
 from .consistency import lost_disks
 from .export_vm import VMExport
 from .incremental import FULL, INCREMENTAL, sweep_packs, totals
+from .snapshot_removal import CLEAN_UP_S, note_snapshot, remove_leftover, try_removal
 
 if TYPE_CHECKING:
     from ssvm_worker.vmware.session import VM, VCenterSession
     from ssvm_worker.vmware.snapshot import Snapshot
 
-#: Seconds that a failed or cancelled job waits for the removal of its snapshot. vSphere then continues the removal.
-_CLEAN_UP_S = 60.0
 #: Waits between tries to remove the snapshot of a busy VM, as multiples of ``lease_delay_s``: 8 minutes by default.
 _BUSY_DELAYS = (1, 1, 2, 4, 8, 16)
 #: The reason why a backup lacks an independent disk or a raw device.
@@ -151,7 +149,7 @@ def discard(request: Request, attempt: Attempt) -> None:
         if _mode(request, attempt) == INCREMENTAL:  # a full backup writes no packs and may run without the lock
             sweep_packs(attempt.store(name), request.artifact, attempt)
     if request.snapshot is None:
-        _remove_leftover(request, attempt)
+        remove_leftover(attempt, request.vcenter, request.vm)
 
 
 def _mode(request: Request, attempt: Attempt) -> str:
@@ -178,7 +176,7 @@ def _already_there(request: Request, attempt: Attempt, stores: dict[str, Store])
     removed: bool | None = None
     if manifest.job_id == attempt.job_id and manifest.source["snapshot"]["ours"]:
         # An earlier attempt may have crashed after the manifest and before the removal of the snapshot.
-        removed = _remove_leftover(request, attempt)
+        removed = remove_leftover(attempt, request.vcenter, request.vm)
     placement = find_placement(attempt, stores, request.artifact)
     return _require_complete(manifest, _result(manifest) | {"reused": True, "snapshot_removed": removed} | placement)
 
@@ -189,8 +187,10 @@ def _snapshot(request: Request, attempt: Attempt, vm: VM, quiesce: str) -> Snaps
         return vm.given_snapshot(request.snapshot)
     if snapshot := vm.own_snapshot(attempt.job_id):
         attempt.log.info("using the snapshot %s of an earlier attempt", snapshot.moref)
+        note_snapshot(attempt, request.vcenter, vm, snapshot)
         return snapshot
     snapshot = vm.make_snapshot(attempt.job_id, quiesce)
+    note_snapshot(attempt, request.vcenter, vm, snapshot)
     how = "quiesced" if snapshot.quiesced else f"crash-consistent ({snapshot.remark})"
     attempt.log.info("made the snapshot %s, %s", snapshot.moref, how)
     return snapshot
@@ -232,7 +232,7 @@ def _remove_after_failure(
         attempt.log.info("the snapshot is kept for the worker that has taken over the job: %s", fenced)
         return
     with session.shielded():
-        _try_removal(attempt, vm, _CLEAN_UP_S)
+        try_removal(attempt, vm, request.vcenter, CLEAN_UP_S)
 
 
 def _remove(request: Request, attempt: Attempt, vm: VM, snapshot: Snapshot) -> bool | None:
@@ -245,43 +245,9 @@ def _remove(request: Request, attempt: Attempt, vm: VM, snapshot: Snapshot) -> b
     attempt.progress.start("removing the snapshot")
     # After hours of export the session may have expired, so a failed removal is tried again with a new session.
     delays = [each * vm.options.lease_delay_s for each in _BUSY_DELAYS]
-    return _try_removal(attempt, vm, delays_s=delays) or _remove_leftover(request, attempt)
-
-
-def _try_removal(attempt: Attempt, vm: VM, limit_s: float | None = None, delays_s: Sequence[float] = ()) -> bool:
-    """Remove the job's snapshot and consolidate the disks. Return whether both succeeded.
-
-    If another task holds the VM, as often right after an export, try again after each of *delays_s*.
-    """
-    for delay_s in (0.0, *delays_s):
-        try:
-            if delay_s:
-                attempt.wait(delay_s)
-            if snapshot := vm.own_snapshot(attempt.job_id):
-                vm.remove_snapshot(snapshot, limit_s)
-            vm.consolidate(limit_s)
-            return True
-        except WorkerError as error:
-            attempt.log.warning("the snapshot of job %s on %s was not removed: %s", attempt.job_id, vm.moref, error)
-            if not isinstance(error, ResourceBusy):
-                break
-    return False
-
-
-def _remove_leftover(request: Request, attempt: Attempt) -> bool:
-    """Call ``_try_removal`` with a new session that ignores cancellation."""
-    try:
-        with attempt.services.connections.vcenter(request.vcenter, lambda: None) as session:
-            return _try_removal(attempt, session.find_vm(request.vm), _CLEAN_UP_S)
-    except SourceNotFound:
-        return True  # the VM was deleted, and its snapshots with it
-    except InvalidRequest:
-        return True  # the settings lack the vCenter, so no attempt has made a snapshot
-    except WorkerError as error:
-        if attempt.number == 1 and attempt.progress.stage == "connecting":
-            return False  # the only attempt has not reached vCenter
-        attempt.log.warning("job %s may have left a snapshot behind: %s", attempt.job_id, error)
-        return False
+    if try_removal(attempt, vm, request.vcenter, delays_s=delays):
+        return True
+    return remove_leftover(attempt, request.vcenter, request.vm)
 
 
 def _result(manifest: Manifest) -> dict[str, Any]:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ssvm_worker.errors import SourceNotFound
 from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.backup.snapshot_removal import forget_snapshot, remove_snapshot
 from ssvm_worker.units import human_duration
+
+if TYPE_CHECKING:
+    from ssvm_worker.vmware.session import VCenterSession
 
 #: Time-out in seconds for one removal. vSphere then continues it, and the next clean-up checks the result.
 _LIMIT_S = 900.0
@@ -30,5 +35,18 @@ def remove_snapshots(attempt: Attempt, vcenter: str, older_than_s: float, dry_ru
             found.append({"store": vcenter, "what": "snapshot", "where": where, "objects": 1, "bytes": 0, "why": why})
             attempt.log.info("%s snapshot %s", "would remove" if dry_run else "removing", where)
             if not dry_run:
-                session.remove(each, _LIMIT_S)
+                remove_snapshot(attempt, session.find_vm(each.vm), vcenter, each.job_id, _LIMIT_S)
+        if not dry_run:
+            _forget_removed(attempt, session, vcenter, older_than_s)
     return found
+
+
+def _forget_removed(attempt: Attempt, session: VCenterSession, vcenter: str, older_than_s: float) -> None:
+    """Consolidate what ended jobs have left, and forget snapshots that a user has removed in vCenter."""
+    for each in attempt.services.open_snapshots.all():
+        old = each.created <= time.time() - older_than_s
+        if each.vcenter == vcenter and old and attempt.services.jobs.ended(each.job_id):
+            try:
+                remove_snapshot(attempt, session.find_vm(each.vm), vcenter, each.job_id, _LIMIT_S)
+            except SourceNotFound:
+                forget_snapshot(attempt, each.job_id)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.ledger.agents import AgentInfo, AgentRegistry
 from ssvm_worker.ledger.ledger import Ledger
+from ssvm_worker.ledger.open_snapshots import OpenSnapshot
+from ssvm_worker.ledger.open_snapshots.redis import SharedOpenSnapshots
 from ssvm_worker.ledger.record import INBOUND, NewJob
 from ssvm_worker.ledger.slots.redis import SharedSlots
 from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
@@ -70,6 +73,9 @@ def busy(broker: Broker, registry: WorkerRegistry) -> Iterator[Ledger]:
         ledger.beat(fails, {"bytes": 7, "rate": 100})
         ledger.finish(fails, "failed", error={"error": "ChecksumMismatch"})
         registry.beat(replace(WORKER, active=1))
+        snapshots = SharedOpenSnapshots(broker.url, prefix=broker.prefix)
+        snapshots.note(OpenSnapshot("runs", "vc1", "vm-1", time.time() - 60))
+        snapshots.note(OpenSnapshot("old", "vc1", "vm-2", 0.0, needs_consolidation=True))
         agents = AgentRegistry(broker.url, prefix=broker.prefix)
         agents.hold("s-1-VM", "a", 100, AgentInfo("h", 1, "z", "1.0", host_id=4))
         agents.note(
@@ -107,6 +113,8 @@ def samples(settings: Settings, stores: list[dict[str, Any]] = STORES) -> Sample
         ("ssvm_worker_capacity", {"zone": "z"}, 2),
         ("ssvm_workers_desired", {"zone": "z"}, 2),
         ("ssvm_slots_held", {"limit": "esxi1"}, 1),
+        ("ssvm_snapshots", {"vcenter": "vc1", "state": "open"}, 1),
+        ("ssvm_snapshots", {"vcenter": "vc1", "state": "consolidation"}, 1),
         ("ssvm_agent_connected", {"guid": "s-1-VM", "zone": "z"}, 1),
         ("ssvm_agent_answer_seconds_count", {"command": "DownloadCommand", "result": "ok"}, 3),
         ("ssvm_agent_answer_seconds_sum", {"command": "DownloadCommand", "result": "ok"}, 1.5),
@@ -130,6 +138,12 @@ def test_the_oldest_that_waits(settings: Settings) -> None:
     labels = (("lane", "download"), ("zone", "z"))
     first = samples(settings)["ssvm_queue_oldest_seconds", labels]
     assert 0 < first < samples(settings)["ssvm_queue_oldest_seconds", labels]
+
+
+@pytest.mark.usefixtures("busy")
+def test_age_of_the_oldest_snapshot(settings: Settings) -> None:
+    """The age is that of the oldest snapshot that still exists."""
+    assert 60 <= samples(settings)["ssvm_snapshot_oldest_seconds", (("vcenter", "vc1"),)] < 86400
 
 
 def test_without_a_broker() -> None:
@@ -240,6 +254,8 @@ def moving(name: str, value: float) -> str:
         ("ssvm_store_breaker", {"store": "a", "state": "open"}, "1x60", "SsvmStoreBreakerOpen"),
         ("ssvm_stores_examined_timestamp_seconds", {}, "0x60", "SsvmStoresNotExamined"),
         ("ssvm_callbacks_pending", {}, "3x120", "SsvmCallbacksFail"),
+        ("ssvm_snapshot_oldest_seconds", {"vcenter": "vc1"}, "85800+60x60", "SsvmSnapshotOld"),
+        ("ssvm_snapshots", {"vcenter": "vc1", "state": "consolidation"}, "1x60", "SsvmConsolidationNeeded"),
     ],
 )
 def test_alerts_of_one_figure(tmp_path: Path, name: str, labels: dict[str, str], values: str, alert: str) -> None:

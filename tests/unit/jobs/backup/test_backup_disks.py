@@ -234,6 +234,8 @@ def test_consolidation(bench: Bench, vm: TestVM) -> None:
     assert bench.vcenter.state()["calls"]["ConsolidateVMDisks_Task"] == before + 1
     bench.vcenter.fault(consolidate=True, calls={"ConsolidateVMDisks_Task": "FileLocked"})
     assert bench.run(vm, id="b2")["snapshot_removed"] is False
+    bench.vcenter.fault()
+    assert bench.run(vm, id="b3")["snapshot_removed"] is True
 
 
 def test_slow_secondary(bench: Bench, tmp_path: Path) -> None:

@@ -278,6 +278,10 @@ def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
     assert_whole(bench.primary, *vm.streams)
 
 
+#: The checks of a vCenter, without a VM.
+OF_A_VCENTER = ("privileges", "ESXi host", "snapshots", "consolidation")
+
+
 @pytest.fixture
 def doctor(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Run ``ssvm doctor --vcenter vc1``, and return its exit status and the worst state of each check."""
@@ -296,7 +300,7 @@ def doctor(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_doctor(doctor: Callable[..., Any], bench: Bench, vm: TestVM) -> None:
     """``ssvm doctor`` shows the findings of a backup of any VM, or of one, and an error fails it."""
-    assert doctor() == (0, {"privileges": "ok", "ESXi host": "ok", "snapshots": "ok"})
+    assert doctor() == (0, dict.fromkeys(OF_A_VCENTER, "ok"))
     status, found = doctor("--vm", vm.machine.path)
     assert (status, found["OVF descriptor"], found["disks"]) == (0, "ok", "ok")
     bench.vcenter.fault(lacks=["VApp.Export"])
@@ -320,8 +324,13 @@ def test_of_a_vcenter(bench: Bench, vm: TestVM) -> None:
     """Without a VM, the checks cover the user's privileges at the root, and the connection to each host."""
     with VCenterSession(address_of(bench.vcenter)) as session:
         found: list[PreflightFinding] = session.examine()
-    assert {each.check: each.state for each in found} == {"privileges": "ok", "ESXi host": "ok", "snapshots": "ok"}
-    assert len(found) == 6  # the simulator has four hosts
+    assert {each.check: each.state for each in found} == {
+        "privileges": "ok",
+        "ESXi host": "ok",
+        "snapshots": "ok",
+        "consolidation": "ok",
+    }
+    assert len(found) == 7  # the simulator has four hosts
 
 
 def test_leftovers(bench: Bench, vm: TestVM) -> None:

@@ -1,0 +1,94 @@
+"""The removal of a backup job's snapshot, and the record of the snapshots that still exist."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ssvm_worker.errors import InvalidRequest, ResourceBusy, SourceNotFound, StoreDenied, StoreUnavailable, WorkerError
+from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.ledger.open_snapshots import OpenSnapshot
+
+if TYPE_CHECKING:
+    from ssvm_worker.vmware.session import VM
+    from ssvm_worker.vmware.snapshot import Snapshot
+
+#: Seconds that a failed or cancelled job waits for the removal of its snapshot. vSphere then continues the removal.
+CLEAN_UP_S = 60.0
+
+
+def note_snapshot(attempt: Attempt, vcenter: str, vm: VM, snapshot: Snapshot) -> None:
+    """Record that the job has a snapshot."""
+    _note(attempt, OpenSnapshot(attempt.job_id, vcenter, vm.moref, snapshot.created))
+
+
+def forget_snapshot(attempt: Attempt, job_id: str) -> None:
+    """Record that the snapshot of a job is gone."""
+    try:
+        attempt.services.open_snapshots.forget(job_id)
+    except (StoreUnavailable, StoreDenied) as error:
+        attempt.log.info("the end of the snapshot of job %s is not recorded: %s", job_id, error)
+
+
+def _note(attempt: Attempt, snapshot: OpenSnapshot) -> None:
+    try:
+        attempt.services.open_snapshots.note(snapshot)
+    except (StoreUnavailable, StoreDenied) as error:  # such as a foreground run without a broker
+        attempt.log.info("the snapshot is not recorded: %s", error)
+
+
+def remove_snapshot(attempt: Attempt, vm: VM, vcenter: str, job_id: str, limit_s: float | None = None) -> bool:
+    """Remove the snapshot of a backup job if it exists, and consolidate the disks if vSphere reports that need.
+
+    Returns whether there was a snapshot. Raises ResourceBusy if the disks still need consolidation afterwards, and
+    other WorkerErrors.
+    """
+    if snapshot := vm.own_snapshot(job_id):
+        vm.remove_snapshot(snapshot, limit_s)
+    try:
+        vm.consolidate(limit_s)
+    except SourceNotFound:
+        raise
+    except WorkerError:
+        _note(attempt, OpenSnapshot(job_id, vcenter, vm.moref, time.time(), needs_consolidation=True))
+        raise
+    forget_snapshot(attempt, job_id)
+    return snapshot is not None
+
+
+def try_removal(
+    attempt: Attempt, vm: VM, vcenter: str, limit_s: float | None = None, delays_s: Sequence[float] = ()
+) -> bool:
+    """Call ``remove_snapshot`` for this job. Return whether it succeeded.
+
+    If another task holds the VM, as often right after an export, try again after each of *delays_s*.
+    """
+    for delay_s in (0.0, *delays_s):
+        try:
+            if delay_s:
+                attempt.wait(delay_s)
+            remove_snapshot(attempt, vm, vcenter, attempt.job_id, limit_s)
+            return True
+        except WorkerError as error:
+            attempt.log.warning("the snapshot of job %s on %s was not removed: %s", attempt.job_id, vm.moref, error)
+            if not isinstance(error, ResourceBusy):
+                break
+    return False
+
+
+def remove_leftover(attempt: Attempt, vcenter: str, vm: str) -> bool:
+    """Call ``try_removal`` with a new session that ignores cancellation."""
+    try:
+        with attempt.services.connections.vcenter(vcenter, lambda: None) as session:
+            return try_removal(attempt, session.find_vm(vm), vcenter, CLEAN_UP_S)
+    except SourceNotFound:
+        forget_snapshot(attempt, attempt.job_id)
+        return True  # the VM was deleted, and its snapshots with it
+    except InvalidRequest:
+        return True  # the settings lack the vCenter, so no attempt has made a snapshot
+    except WorkerError as error:
+        if attempt.number == 1 and attempt.progress.stage == "connecting":
+            return False  # the only attempt has not reached vCenter
+        attempt.log.warning("job %s may have left a snapshot behind: %s", attempt.job_id, error)
+        return False

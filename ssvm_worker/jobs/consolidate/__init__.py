@@ -1,0 +1,1 @@
+"""The job that removes the snapshot of an ended backup job."""
