@@ -8,6 +8,10 @@ KiB = 1024
 MiB = 1024 * KiB
 GiB = 1024 * MiB
 TiB = 1024 * GiB
+#: The forms that ``parse_size``, ``parse_rate`` and ``parse_duration`` accept, as patterns of JSON Schema.
+SIZE = r"^\s*[0-9]{1,20}(?:\.[0-9]{1,20})?\s*(?:[kKmMgGtTpP](?:[iI]?[bB])?|[bB])?\s*$"
+RATE = SIZE.removesuffix(r"\s*$") + r"(?:/s)?\s*$"
+DURATION = r"^\s*(?:[0-9]{1,9}(?:\.[0-9]{1,9})?\s*[smhdw]|0)\s*$"
 
 
 def human_size(size: float) -> str:

@@ -20,6 +20,7 @@ from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.vmware.session import VM, VCenterSession
 from tests.attempts import attempt_with
+from tests.documents import check_document
 from tests.servers.vcenter import TestVM, address_of, doors
 
 PREFIX = "snapshots/acme/vol1/b1"
@@ -64,7 +65,9 @@ class Bench:
 
     def run(self, vm: TestVM, /, **fields: Any) -> dict[str, Any]:
         """Run one attempt."""
-        return backup.run(self.request(vm, **fields), self.attempt())
+        result = backup.run(self.request(vm, **fields), self.attempt())
+        check_document("backup.result", result)
+        return result
 
     def fail(self, vm: TestVM, /, **fields: Any) -> WorkerError | None:
         """Run the last attempt and remove its traces. Return its error, or None if it succeeds."""

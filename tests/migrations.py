@@ -15,6 +15,7 @@ from ssvm_worker.streaming.interfaces import Store
 from tests.attempts import attempt
 from tests.contracts.store import put
 from tests.copies import content, store_artifact
+from tests.documents import check_document
 from tests.grain_bench import back_up, changed, disk
 
 PLACES = [Artifact("template", "2", str(each)) for each in range(6)] + [Artifact("volume", "3", "v1")]
@@ -42,7 +43,9 @@ def source() -> MemoryStore:
 def run(*stores: Store, how: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
     """Copy everything from primary to archive. *fields* may change the request."""
     request = parse_request(copy.Request, {"all": True, "stores": ["archive"]} | fields, "copy")
-    return copy.run(request, attempt(*stores, **(how or {})))
+    result = copy.run(request, attempt(*stores, **(how or {})))
+    check_document("copy.result", result)
+    return result
 
 
 def outcomes(result: dict[str, Any]) -> dict[str, str]:

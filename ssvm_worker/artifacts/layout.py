@@ -19,7 +19,9 @@ MAX_NAME = 180
 _DEPTHS = {"template": 4, "volumes": 3, "snapshots": 4}
 #: Names of queues and counters contain the name of the zone.
 ZONE = r"[A-Za-z0-9_-]{1,64}"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@+=-]*")
+#: One component of a key.
+NAME = r"[A-Za-z0-9_][A-Za-z0-9._@+=-]*"
+_NAME = re.compile(NAME)
 
 
 def check_name(name: str, what: str = "name") -> str:

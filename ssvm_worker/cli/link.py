@@ -70,6 +70,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     serve.add_argument(
         "--listen", metavar="HOST:PORT", default="", help="listen on this address instead of serve.listen"
     )
+    serve.add_argument("--api", action="store_true", help="also serve the HTTP API, as serve.api = true does")
     serve.set_defaults(command=_serve)
 
 
@@ -80,7 +81,7 @@ def _serve(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - e
         raise ConfigError(
             f"`ssvm serve` needs {error.name}", "serve", "Install it: pip install 'ssvm-worker[serve]'"
         ) from error
-    serve(config.load(args.config), args.listen)
+    serve(config.load(args.config), args.listen, api=args.api)
     return 0
 
 

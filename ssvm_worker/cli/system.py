@@ -68,16 +68,17 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     _add_doctor(commands, common)
     schema = commands.add_parser(
         "schema",
-        help="print the JSON Schema of requests",
-        examples=("schema download", "schema > requests.json"),
+        help="print the JSON Schemas of all documents",
+        examples=("schema download", "schema backup --result", "schema record", "schema > schemas.json"),
         parents=[common],
     )
     schema.add_argument(
         "job",
         nargs="?",
-        metavar="JOB",
-        help="print only the schema of JOB (default: an object with the schemas of all jobs)",
+        metavar="NAME",
+        help="print only this schema: a JOB, record, callback, event or message (default: an object with all schemas)",
     )
+    schema.add_argument("--result", action="store_true", help="print the schema of the results of JOB")
     schema.set_defaults(command=_schema)
 
 
@@ -212,9 +213,17 @@ def _examine_agent(settings: Settings) -> list[Finding]:
 
 
 def _schema(args: argparse.Namespace, output: Output) -> int:
-    if args.job:
-        schema = find_job(args.job).Request.model_json_schema()
+    from ssvm_worker.wiring import json_schemas  # imports all jobs
+
+    if args.job in json_schemas.DOCUMENTS and not args.result:
+        schema = json_schemas.DOCUMENTS[args.job]()
+    elif args.job:
+        job = find_job(args.job)
+        schema = json_schemas.result_schema(job.name) if args.result else json_schemas.request_schema(job)
     else:
-        schema = {f"ssvm.{job.name}": job.Request.model_json_schema() for job in JOBS.values()}
+        schema = {
+            f"ssvm.{name.removesuffix('.request')}" if name.partition(".")[0] in JOBS else name: each
+            for name, each in json_schemas.schemas().items()
+        }
     output.result(schema, json.dumps(schema, indent=2))
     return 0

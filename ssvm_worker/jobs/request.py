@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
@@ -16,16 +16,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from ssvm_worker.artifacts.layout import Artifact, check_key, check_name
+from ssvm_worker.artifacts.layout import MAX_NAME, NAME, Artifact, check_key, check_name
 from ssvm_worker.config.findings import describe, path_of
+from ssvm_worker.config.schema import CONTRACT_VERSION
 from ssvm_worker.errors import InvalidRequest, WorkerError, misused
 from ssvm_worker.net.urls import check_headers, parse
-from ssvm_worker.units import parse_rate, parse_size, printable
+from ssvm_worker.units import RATE, SIZE, parse_rate, parse_size, printable
 
 R = TypeVar("R", bound="JobRequest")
 #: Job ids come from callers. They become part of Redis keys and of names of part files.
@@ -54,18 +56,47 @@ class Privacy(enum.Enum):
 MAX_BYTES, MAX_DEPTH = 256 * 1024, 32
 
 
+def url_form(*schemes: str) -> dict[str, JsonValue]:
+    """Return the part of a JSON Schema for a URL of one of these schemes."""
+    return {"format": "uri", "pattern": f"^(?:{'|'.join(schemes)}):"}
+
+
 class JobRequest(BaseModel):
     """The fields that all requests have."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, coerce_numbers_to_str=True)
+    #: Names that are accepted in place of fields.
+    OTHER_NAMES: ClassVar[dict[str, str]] = {}
 
     job_id: str = Field(
-        "", description="The caller's idempotency key: 1 to 128 letters, digits and . _ -. Generated if absent"
+        "",
+        description="The caller's idempotency key: 1 to 128 letters, digits and . _ -. Generated if absent",
+        json_schema_extra={"pattern": f"^(?:{_JOB_ID.pattern})?$"},
     )
     callback_url: Annotated[str | None, Privacy.URL] = Field(
-        None, description="Receives the job record by HTTP POST when the job has ended"
+        None,
+        description="Receives the job record by HTTP POST when the job has ended",
+        json_schema_extra=url_form("http", "https"),
     )
     priority: int = Field(0, ge=0, le=9, description="The lane runs queued jobs with priority 9 first")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_version(cls, values: Any) -> Any:
+        """Accept ``schema``, the version of the contract. It is no field, so the record does not keep it."""
+        if not isinstance(values, dict) or "schema" not in values:
+            return values
+        if values["schema"] != CONTRACT_VERSION:
+            raise ValueError(f"schema: must be {CONTRACT_VERSION}, the version that this worker knows")
+        return {name: each for name, each in values.items() if name != "schema"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_names(cls, values: Any) -> Any:
+        for other, name in cls.OTHER_NAMES.items():
+            if isinstance(values, dict) and other in values and name not in values:
+                values = {key: value for key, value in values.items() if key != other} | {name: values[other]}
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -142,12 +173,27 @@ def _check_size(value: str | None) -> str | None:
 #: The quota field of jobs that store something for an account.
 QuotaField = Annotated[
     str | None,
-    Field(description="The account's quota, such as 500GiB. The settings' limit if absent"),
+    Field(
+        description="The account's quota, such as 500GiB. The settings' limit if absent",
+        json_schema_extra={"pattern": SIZE},
+    ),
     AfterValidator(_check_size),
 ]
 #: Bytes, and bytes per second: a number, or text with a unit.
-Bytes = Annotated[int | None, BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value)]
-Rate = Annotated[int | None, BeforeValidator(lambda value: parse_rate(value) if isinstance(value, str) else value)]
+Bytes = Annotated[
+    int | None,
+    BeforeValidator(
+        lambda value: parse_size(value) if isinstance(value, str) else value,
+        json_schema_input_type=Annotated[int, Field(gt=0)] | Annotated[str, Field(pattern=SIZE)] | None,
+    ),
+]
+Rate = Annotated[
+    int | None,
+    BeforeValidator(
+        lambda value: parse_rate(value) if isinstance(value, str) else value,
+        json_schema_input_type=Annotated[int, Field(gt=0)] | Annotated[str, Field(pattern=RATE)] | None,
+    ),
+]
 #: A prefix on a store. The job chooses artifacts below it.
 Prefix = Annotated[
     str, AfterValidator(lambda value: (value.strip("/") and _as_value_error(check_key, value.strip("/"))) or value)
@@ -158,13 +204,20 @@ Headers = Annotated[
 ]
 
 
+#: The JSON Schema of names in keys, required and optional.
+NAME_FORM: dict[str, JsonValue] = {"pattern": f"^{NAME}$", "maxLength": MAX_NAME}
+OPTIONAL_NAME_FORM: dict[str, JsonValue] = {"pattern": f"^(?:{NAME})?$", "maxLength": MAX_NAME}
+
+
 class ArtifactRequest(JobRequest):
     """A request for one artifact."""
 
     kind: Literal["template", "iso", "volume", "backup"] = Field("template", description="The kind of the artifact")
-    account: str = Field(description="The account that owns the artifact")
-    id: str = Field(description="The artifact's id within its account (and volume)")
-    volume: str = Field("", description="Backups only: the volume or VM of the snapshot")
+    account: str = Field(description="The account that owns the artifact", json_schema_extra=NAME_FORM)
+    id: str = Field(description="The artifact's id within its account (and volume)", json_schema_extra=NAME_FORM)
+    volume: str = Field(
+        "", description="Backups only: the volume or VM of the snapshot", json_schema_extra=OPTIONAL_NAME_FORM
+    )
 
     @field_validator("account", "id", "volume")
     @classmethod
@@ -247,7 +300,7 @@ def storable_fields(model: type[JobRequest], data: Any) -> dict[str, Any]:
     except (InvalidRequest, ValueError, RecursionError):
         return {}
     valid = {name: value for name, value in data.items() if name in model.model_fields and name not in invalid}
-    others = [printable(str(name)[:60]) for name in data if name not in valid]
+    others = [printable(str(name)[:60]) for name in data if name not in valid and name != "schema"]
     return valid | dict.fromkeys(others[:_MAX_FINDINGS], MASK)
 
 

@@ -2,7 +2,9 @@
 
 # No `from __future__ import annotations`: `NotRequired` in a quoted annotation would not count.
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 
 
 class DownloadResult(TypedDict):
@@ -81,8 +83,8 @@ class BackupResult(TypedDict):
     removal_job: NotRequired[str]
     #: All disks of the VM: label, place, capacity, `status`, and the reason `why` one is not exported.
     disks: list[dict[str, Any]]
-    #: Findings in the exported disks.
-    warnings: list[str]
+    #: Findings of the checks before the export: `check`, `state`, `detail` and `remedy`.
+    warnings: list[dict[str, Any]]
     #: What is missing besides disks.
     remarks: list[str]
     #: The names of all objects of the backup.

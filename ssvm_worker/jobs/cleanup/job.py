@@ -20,7 +20,7 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest
 from ssvm_worker.jobs.verify.screenshots import remove_screenshots
 from ssvm_worker.streaming.interfaces import Store, StoredObject
-from ssvm_worker.units import human_duration, parse_duration
+from ssvm_worker.units import DURATION, human_duration, parse_duration
 
 from .snapshots import remove_snapshots
 from .volume import Volume
@@ -32,7 +32,11 @@ _MAX_LISTED = 1000
 class Request(JobRequest):
     """The age of the things to remove, on all stores."""
 
-    older_than: str = Field("24h", description="The time since the last change: a number with s, m, h, d or w")
+    older_than: str = Field(
+        "24h",
+        description="The time since the last change: a number with s, m, h, d or w",
+        json_schema_extra={"pattern": DURATION},
+    )
     dry_run: bool = Field(False, description="Only report what would be removed, and why")
     volume: str = Field("", description="Only the backups and packs of this volume: snapshots/ACCOUNT/VOLUME")
 

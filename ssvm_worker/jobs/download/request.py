@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 
 from ssvm_worker.artifacts.checksums import is_checksum_url, parse_checksum
 from ssvm_worker.errors import InvalidRequest
-from ssvm_worker.formats import parse_format
-from ssvm_worker.jobs.request import ArtifactRequest, Bytes, Headers, Privacy, QuotaField, Rate, check_url
+from ssvm_worker.formats import NAMES, parse_format
+from ssvm_worker.jobs.request import ArtifactRequest, Bytes, Headers, Privacy, QuotaField, Rate, check_url, url_form
 
 #: The schemes of a download. ``upload`` means the client that sends a file to `ssvm serve`. The settings may allow
 #: fewer schemes.
@@ -21,11 +21,12 @@ class Request(ArtifactRequest):
     """The image to download and the stores that receive it."""
 
     url: Annotated[str, Privacy.URL] = Field(
-        description="http(s), ftp, sftp, s3, or if allowed file or store. Without a password"
+        description="http(s), ftp, sftp, s3, or if allowed file or store. Without a password",
+        json_schema_extra=url_form(*SCHEMES),
     )
     kind: Literal["template", "iso", "volume"] = Field("template", description="The kind of the artifact")
     name: str = Field("", max_length=255, description="The display name, for the properties file")
-    format: str = Field("auto", description="auto, or the required format: qcow2 vmdk ova vhd vhdx raw iso")
+    format: str = Field("auto", description="auto, or the required format", json_schema_extra={"enum": [*NAMES]})
     checksum: Annotated[str | None, Privacy.URL] = Field(
         None, description="sha256:HEX, {SHA-256}HEX, a bare digest, or a SHA256SUMS URL"
     )

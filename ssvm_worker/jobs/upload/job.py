@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,7 +15,16 @@ from ssvm_worker.errors import ChecksumMismatch, InvalidRequest, ObjectNotFound,
 from ssvm_worker.grain_store.map import ROLE as GRAIN_MAP
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.connections import DestinationRequest
-from ssvm_worker.jobs.request import Headers, JobRequest, Privacy, check_url, fingerprint, safe_url
+from ssvm_worker.jobs.request import (
+    OPTIONAL_NAME_FORM,
+    Headers,
+    JobRequest,
+    Privacy,
+    check_url,
+    fingerprint,
+    safe_url,
+    url_form,
+)
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.streaming.pipeline import store_stream, tap
 
@@ -25,30 +34,31 @@ from .ova_export import plan_ova
 class Request(JobRequest):
     """The object to upload, named by its key or as the image of an artifact, and the destination."""
 
+    OTHER_NAMES: ClassVar[dict[str, str]] = {"destination": "url", "fmt": "format"}
+
     key: Annotated[str | None, Privacy.PUBLIC] = Field(
         None, description="The object's key. Or give kind, account and id"
     )
     kind: Literal["template", "iso", "volume", "backup"] | None = Field(None, description="The kind of the artifact")
-    account: str | None = Field(None, description="The account that owns the artifact")
-    id: str | None = Field(None, description="The artifact's id within its account (and volume)")
-    volume: str = Field("", description="Backups only: the volume or VM of the snapshot")
+    account: str | None = Field(
+        None, description="The account that owns the artifact", json_schema_extra=OPTIONAL_NAME_FORM
+    )
+    id: str | None = Field(
+        None, description="The artifact's id within its account (and volume)", json_schema_extra=OPTIONAL_NAME_FORM
+    )
+    volume: str = Field(
+        "", description="Backups only: the volume or VM of the snapshot", json_schema_extra=OPTIONAL_NAME_FORM
+    )
     format: Literal["", "ova"] = Field("", description="ova: a whole backup as one file. Empty: one object as it is")
     store: str = Field("primary", description="The store that has the object")
     url: Annotated[str, Privacy.URL] = Field(
-        description="s3://bucket/key, or an http(s) URL that accepts a PUT (presigned or plain)"
+        description="s3://bucket/key, or an http(s) URL that accepts a PUT (presigned or plain)",
+        json_schema_extra=url_form("s3", "http", "https"),
     )
     credentials: Annotated[str | None, Privacy.PUBLIC] = Field(
         None, description="Name of credentials in the settings. Required for s3://"
     )
     headers: Headers = Field(default_factory=dict, description="HTTP headers of the PUT")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _other_names(cls, values: Any) -> Any:
-        for other, name in (("destination", "url"), ("fmt", "format")):
-            if isinstance(values, dict) and other in values and name not in values:
-                values = {key: value for key, value in values.items() if key != other} | {name: values[other]}
-        return values
 
     @field_validator("url")
     @classmethod

@@ -12,13 +12,17 @@ from ssvm_worker.errors import CorruptImage
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import ArtifactRequest, Prefix
 from ssvm_worker.jobs.usage import record_usage
-from ssvm_worker.units import parse_rate
+from ssvm_worker.units import RATE, parse_rate
 
 from .artifact import ArtifactCheck
 from .boot import boot_check
 from .scrub import Scrub, Selection
 
 _REMEDY = "Restore it from another store, or delete it and store it again"
+
+
+#: A percentage or a number.
+_SAMPLE = r"(?:100|[0-9]{1,2}(?:\.[0-9]{1,9})?)%|[1-9][0-9]{0,17}"
 
 
 class Request(ArtifactRequest):
@@ -28,18 +32,26 @@ class Request(ArtifactRequest):
     id: str = Field("", description="The artifact's id within its account (and volume). Absent for several artifacts")
     stores: list[str] = Field(["primary"], min_length=1, description="The stores of the artifacts")
     all: bool = Field(False, description="Verify every artifact of the stores")
-    sample: str = Field("", description="Verify this many random artifacts of each store: a number, or N%")
+    sample: str = Field(
+        "",
+        description="Verify this many random artifacts of each store: a number, or N%",
+        json_schema_extra={"pattern": f"^(?:{_SAMPLE})?$"},
+    )
     oldest: int = Field(0, ge=0, description="Verify this many artifacts of each store, the longest unverified first")
     prefix: Prefix = Field(
         "", description="With all, sample or oldest: only artifacts below this prefix, such as snapshots/ACCOUNT"
     )
     boot: bool = Field(False, description="Boot a restored copy of a backup in QEMU, and keep a screenshot")
-    rate: str = Field("", description="The most bytes per second, such as 50MiB/s")
+    rate: str = Field(
+        "",
+        description="The most bytes per second, such as 50MiB/s",
+        json_schema_extra={"pattern": f"^$|{RATE}"},
+    )
 
     @field_validator("sample")
     @classmethod
     def _sample(cls, value: str) -> str:
-        if value and not re.fullmatch(r"(100|[0-9]{1,2}(\.[0-9]{1,9})?)%|[1-9][0-9]{0,17}", value):
+        if value and not re.fullmatch(_SAMPLE, value):
             raise ValueError("must be a number, or a percentage such as 5%")
         return value
 

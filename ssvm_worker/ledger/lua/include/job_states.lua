@@ -2,7 +2,8 @@
 
 -- Add an entry to the stream of events. The outcome is JSON, or '' for a job that has not ended.
 local function publish_event(job_id, outcome)
-  redis.call('XADD', P .. 'events', 'MAXLEN', '~', 50000, '*', 'job_id', job_id, 'job', get('job', job_id),
+  redis.call('XADD', P .. 'events', 'MAXLEN', '~', 50000, '*', 'schema', 1, 'job_id', job_id,
+             'job', get('job', job_id),
              'zone', get('zone', job_id), 'lane', get('lane', job_id), 'state', get('state', job_id),
              'attempt', get('attempts', job_id), 'at', text(now), 'outcome', outcome)
 end

@@ -21,6 +21,7 @@ from ssvm_worker.streaming.pipeline import put_bytes, read_bytes
 from tests.attempts import again, attempt
 from tests.contracts.store import put
 from tests.copies import OBJECTS, PLACE, content, store_artifact
+from tests.documents import check_document
 from tests.faults import images, store_failing, store_failing_commit, store_full
 from tests.grain_bench import back_up, changed, disk, packs, restored
 from tests.servers.s3 import S3Server
@@ -41,7 +42,9 @@ def source() -> MemoryStore:
 def run(*stores: Store, how: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
     """Copy from primary to archive, unless *fields* say otherwise."""
     request = parse_request(copy.Request, HERE | {"stores": ["archive"]} | fields, "copy")
-    return copy.run(request, attempt(*stores, **(how or {})))
+    result = copy.run(request, attempt(*stores, **(how or {})))
+    check_document("copy.result", result)
+    return result
 
 
 def test_copy(source: MemoryStore, archive: MemoryStore) -> None:

@@ -26,6 +26,7 @@ from ssvm_worker.units import KiB, MiB
 from tests import grain_bench
 from tests.attempts import attempt
 from tests.backups import BACKUP, content, store_backup
+from tests.documents import check_document
 from tests.faults import store_failing, store_failing_commit
 from tests.qemu import assert_same_disk
 from tests.servers.s3 import S3Server
@@ -111,6 +112,7 @@ def test_damaged_incremental_backup(tmp_path: Path) -> None:
 def test_template(store: FileStore, tmp_path: Path) -> None:
     """A disk becomes a template in CloudStack's layout, with the properties that CloudStack reads."""
     result = restore.run(asked(template="t1", disk="Hard disk 2", name="web server"), attempt(store))
+    check_document("restore.result", result)
 
     place = tmp_path / "store/template/tmpl/acme/t1"
     assert_same_disk(place / "t1.qcow2", "qcow2", source(tmp_path, 1))

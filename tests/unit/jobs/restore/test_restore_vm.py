@@ -46,6 +46,7 @@ from ssvm_worker.vmware.session import VCenterSession
 from tests.attempts import attempt_with
 from tests.backup_bench import Bench
 from tests.backups import BACKUP, content, store_backup
+from tests.documents import check_document
 from tests.faults import store_corrupting
 from tests.servers.s3 import S3Server
 from tests.servers.vcenter import TestVM, address_of, doors
@@ -113,6 +114,7 @@ def test_backed_up_again(restores: Restores, bench: Bench, vm: TestVM) -> None:
     bench.run(vm)
     restores.store = bench.primary
     made = restore.run(asked(), restores.attempt())
+    check_document("restore.result", made)
     assert all(each["length"] == each["bytes"] for each in restores.vcenter.state()["puts"][-2:])
     bench.run(vm, vm=made["vm"], id="b2")
     for number, stream in enumerate(vm.streams):

@@ -24,6 +24,7 @@ from tests.archives import ova_of, ovf_with_hardware
 from tests.attempts import attempt
 from tests.contracts.store import put
 from tests.copies import content
+from tests.documents import check_document
 from tests.images import iso, stream_optimized
 from tests.servers.http import HttpServer
 
@@ -63,7 +64,9 @@ def java_ova(store: Store, ovf: bytes = OVF) -> None:
 def run(store: Store, disk: str, template: str, **options: Any) -> dict[str, Any]:
     """Make a template of a disk."""
     fields = {"account": "2", "id": "7", "disk": disk, "template": template, "unique_name": f"{template}-2-aa"}
-    return split.run(parse_request(split.Request, fields, "split"), attempt(store, **options))
+    result = split.run(parse_request(split.Request, fields, "split"), attempt(store, **options))
+    check_document("split.result", result)
+    return result
 
 
 @pytest.mark.parametrize("order", [("root", "data"), ("data", "root")], ids="-".join)
