@@ -169,6 +169,7 @@ RESULTS: dict[str, tuple[Any, ...]] = {
     "fetch": (results.FetchResult,),
     "upload": (results.UploadResult,),
     "backup": (results.BackupResult,),
+    "consolidate": (results.ConsolidateResult,),
     "restore": (results.RestoredVm, results.RestoredFiles),
     "copy": (results.CopyResult, results.StoreCopyResult),
     "transfer": (results.TransferResult,),
