@@ -121,6 +121,7 @@ def _demo(args: argparse.Namespace, output: Output) -> int:
 
     def say(text: str) -> None:
         _close(bars)
+        bars.clear()
         print(text, file=sys.stderr if output.as_json else sys.stdout, flush=True)
 
     if args.cloudstack:
@@ -134,7 +135,8 @@ def _demo(args: argparse.Namespace, output: Output) -> int:
 
         values = run_cloudstack_demo(say)
     else:
-        values = run_demo(url=args.url, keep=args.keep, say=say, show=show)
+        interactive = sys.stdin.isatty() and sys.stdout.isatty() and not output.as_json
+        values = run_demo(url=args.url, keep=args.keep, interactive=interactive, say=say, show=show)
     output.result(values, "")
     return 0
 

@@ -22,6 +22,19 @@ def find_go() -> str | None:
     return shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
 
 
+def program_cache() -> Path:
+    """Return the directory of the built programs, in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssvm-worker"
+
+
+def go_caches() -> list[str]:
+    """Return the directories in which Go keeps modules and built packages; empty without Go."""
+    if (go := find_go()) is None:
+        return []
+    done = subprocess.run([go, "env", "GOCACHE", "GOMODCACHE"], capture_output=True, text=True, check=False)
+    return done.stdout.split()
+
+
 def build_program(name: str, sources: Path, package: str = ".") -> Path:
     """Return the path of a program in the user's cache. Build it once for each state of the files in *sources*.
 
@@ -30,7 +43,7 @@ def build_program(name: str, sources: Path, package: str = ".") -> Path:
     """
     files = sorted(each for each in sources.iterdir() if each.suffix in (".go", ".mod", ".sum"))
     digest = hashlib.sha256(b"\0".join(each.name.encode() + b"\0" + each.read_bytes() for each in files))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssvm-worker"
+    cache = program_cache()
     program = cache / f"{name}-{digest.hexdigest()[:16]}"
     if program.exists():
         return program

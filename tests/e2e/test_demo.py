@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -55,6 +56,31 @@ def test_sigterm(scratch: Path, http_server: HttpServer) -> None:
     until(lambda: users(scratch) == [], "no process is left")
     assert list(scratch.iterdir()) == []
     log.unlink()
+
+
+def test_stories(scratch: Path) -> None:
+    """Without a terminal, one job outlives its killed worker, another is retried, and all files are removed."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SSVM_")}
+    command = [sys.executable, "-P", "-m", "ssvm_worker", "demo"]
+    environ["TMPDIR"] = str(scratch)
+    done = subprocess.run(
+        command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=3 * PATIENCE_S
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = (
+        r"killed the worker \(kill -9\)",
+        r"attempt \d+ fetched only the rest, from byte [\d,]{9,} of",
+        r"job \S+ failed: SourceNotFound",
+        r"click Retry on http://127\.0\.0\.1:\d+/jobs/demo-",
+        r"log in as demo with the password \S+",
+        r"retried by the demo",
+        r"resumed +256 MiB at",
+        r"/ssvm-demo-\w+ has all files .* removed",
+    )
+    found = [re.search(each, done.stdout) for each in steps]
+    assert all(found), done.stdout
+    until(lambda: users(scratch) == [], "no process is left")
+    assert list(scratch.iterdir()) == []
 
 
 def test_cloudstack(scratch: Path) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ssvm_worker.demo.ports import free_port
-from ssvm_worker.demo.run import READY_S, Demo, exit_on_sigterm, make_image, start_worker
+from ssvm_worker.demo.run import exit_on_sigterm, make_image, start_worker
+from ssvm_worker.demo.session import READY_S, Demo
 from ssvm_worker.errors import SourceUnavailable
 from ssvm_worker.ledger.embedded import require_server
 from ssvm_worker.units import MiB, human_size
