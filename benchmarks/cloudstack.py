@@ -36,6 +36,8 @@ from .workers import memory_of, wait
 _PLACE = "nfs://192.0.2.10/export/sec1"
 #: MemoryMax of ssvm.slice in config/cloudstack.
 _MAX_MEMORY = 360 * MiB
+#: Seconds for which the CPU time of the idle unit is measured.
+_IDLE_S = 10.0
 _COMMANDS, _MAX_ANSWER_S, _MIN_RATIO = 100, 0.05, 0.95
 
 
@@ -51,13 +53,24 @@ class _Unit:
 
     def memory(self) -> int:
         """Return the memory of all processes. Shared pages are divided between them (Pss, proc(5))."""
-        total, waiting = 0, [each.pid for each in self.processes]
+        return sum(memory_of(pid, "Pss", "smaps_rollup") for pid in self._pids())
+
+    def cpu(self) -> float:
+        """Return the CPU time of all processes in seconds, with that of ended ones."""
+        ticks = 0
+        for pid in self._pids():
+            # utime, stime, cutime, cstime (proc(5)), behind the name, which may have blanks.
+            with suppress(OSError):
+                ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def _pids(self) -> Iterator[int]:
+        waiting = [each.pid for each in self.processes]
         while waiting:
             pid = waiting.pop()
             with suppress(OSError):
-                total += memory_of(pid, "Pss", "smaps_rollup")
                 waiting += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-        return total
+                yield pid
 
     def clear(self) -> None:
         """Delete all templates, so that the next run starts equal."""
@@ -70,12 +83,15 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     with endpoints() as port, _running(scratch) as unit:
         source = f"http://127.0.0.1:{port}/made"
         time.sleep(2)  # the processes have imported everything
-        idle = unit.memory()
+        idle, cpu = unit.memory(), unit.cpu()
+        time.sleep(_IDLE_S)
+        share = (unit.cpu() - cpu) / _IDLE_S
         rows = [
             Row("agent, start to Up", f"{unit.up_s:.2f} s", "", "", "", ""),
             _memory_row("unit idle, memory (Pss)", idle),
+            Row("unit idle, CPU", f"{share:.1%} of a core", "", "", "", ""),
             _template(unit, f"{source}/{size}", size, runs),
-            _memory_row(f"unit with two downloads of {human_size(size)}", _two_downloads(unit, f"{source}/{size}")),
+            *_two_downloads(unit, f"{source}/{size}", f"unit with two downloads of {human_size(size)}"),
             _answers(unit, f"{source}/{MiB}"),
         ]
         if unit.server.zone.problems:
@@ -160,8 +176,9 @@ def _template(unit: _Unit, url: str, size: int, runs: int) -> Row:
     return Row(title, f"{median:.2f} s", f"ssvm run: {peer:.2f} s", ratio, f"≥ {_MIN_RATIO}", ok)
 
 
-def _two_downloads(unit: _Unit, url: str) -> int:
-    """Return the highest memory during two concurrent downloads."""
+def _two_downloads(unit: _Unit, url: str, title: str) -> list[Row]:
+    """Return the highest memory during two concurrent downloads, and their CPU time."""
+    before = unit.cpu()
     templates = [unit.server.register_template(f"{url}?{number}", "RAW") for number in range(2)]
     highest = 0
     while not all(each.ready for each in templates):
@@ -169,8 +186,9 @@ def _two_downloads(unit: _Unit, url: str) -> int:
         if failed := [each.error for each in templates if each.error]:
             raise Broken("; ".join(failed))
         time.sleep(0.05)
+    used = unit.cpu() - before
     unit.clear()
-    return highest
+    return [_memory_row(title, highest), Row(f"{title}, CPU", f"{used:.1f} s", "", "", "", "")]
 
 
 def _memory_row(title: str, used: int) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -120,13 +120,8 @@ class UploadEndpoint:
         request = Request(scope, receive)
         # tus 1.0: this header replaces the method, for clients that cannot send PATCH.
         method = request.headers.get("x-http-method-override", request.method).upper()
-        try:
-            response = await self._answer(request, method)
-        except (HTTPException, WorkerError) as error:
-            response = await error_response(request, error)
-        if method not in ("GET", "PUT"):
-            response.headers.update(TUS)
-        await respond(request, response, send)
+        more = {} if method in ("GET", "PUT") else TUS
+        await respond_with(request, self._answer(request, method), more, send)
 
     async def _answer(self, request: Request, method: str) -> Response:
         if method == "OPTIONS":
@@ -141,6 +136,16 @@ class UploadEndpoint:
 async def _health(_: Request) -> Response:
     """Answer 200 while the process serves requests. ``ssvm doctor`` checks its dependencies."""
     return PlainTextResponse("ok\n")
+
+
+async def respond_with(request: Request, answer: Awaitable[Response], headers: Mapping[str, str], send: Send) -> None:
+    """Send the response that *answer* returns, or that for its error, with more headers."""
+    try:
+        response = await answer
+    except (HTTPException, WorkerError) as error:
+        response = await error_response(request, error)
+    response.headers.update(headers)
+    await respond(request, response, send)
 
 
 async def error_response(request: Request, error: Exception) -> Response:

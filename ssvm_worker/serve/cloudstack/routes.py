@@ -30,10 +30,9 @@ from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.ledger.cloudstack_web import USERDATA, CloudStackWeb, check_path
 from ssvm_worker.ledger.links import PUT, Link, server_link
 from ssvm_worker.ledger.links.redis import LinkBook
-from ssvm_worker.serve.app import error_response
+from ssvm_worker.serve.app import respond_with
 from ssvm_worker.serve.incoming import Uploads
 from ssvm_worker.serve.outgoing import ServedObject
-from ssvm_worker.serve.responses import respond
 from ssvm_worker.serve.uvicorn_protocol import KEEP
 from ssvm_worker.streaming.interfaces import Store
 from ssvm_worker.units import KiB
@@ -158,13 +157,9 @@ class BrowserUploads:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope, receive)
-        try:
-            response = await self._answer(request)
-        except (HTTPException, WorkerError) as error:
-            response = await error_response(request, error)
-        if "uuid" in request.path_params:  # the Apache of a system VM, which sends the other form, adds its own
-            response.headers.update(_CORS)
-        await respond(request, response, send)
+        # The Apache of a system VM, which sends the other form, adds its own headers.
+        more = _CORS if "uuid" in request.path_params else {}
+        await respond_with(request, self._answer(request), more, send)
 
     async def _answer(self, request: Request) -> Response:
         if request.method == "OPTIONS":
