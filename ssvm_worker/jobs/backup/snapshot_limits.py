@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from ssvm_worker.errors import SourceDenied
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.units import human_size
-from ssvm_worker.vmware.preflight import ERROR, OK, WARNING, PreflightFinding
 
 if TYPE_CHECKING:
+    from ssvm_worker.vmware.preflight import PreflightFinding
     from ssvm_worker.vmware.session import VM
 
 #: Seconds between two checks of the free space during an export.
@@ -38,6 +38,8 @@ def take_slots(attempt: Attempt, vm: VM, held: ExitStack) -> None:
 
 def check_datastores(vm: VM) -> list[PreflightFinding]:
     """Check the free space of the VM's datastores against ``datastore_warn_percent`` and ``datastore_min_percent``."""
+    from ssvm_worker.vmware.preflight import ERROR, OK, WARNING, PreflightFinding  # imports pyVmomi
+
     findings = []
     for each in vm.datastores():
         detail = f"{each.free_percent:.0f} % of {each.name} is free ({human_size(each.free)})"
@@ -63,6 +65,8 @@ class SpaceWatch:
 
         The error is permanent, so that the job removes its snapshot at once: a failed backup is better than paused VMs.
         """
+        from ssvm_worker.vmware.preflight import ERROR
+
         with self._lock:
             if time.monotonic() < self._next:
                 return
