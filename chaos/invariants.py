@@ -40,10 +40,10 @@ def unexplained(record: Record, faults: list[str]) -> list[str]:
 
 # The ledger
 
-#: Keys that exist only while jobs wait or run: queues, turns, limits, slots, quota reservations.
+#: Keys that exist only while jobs wait or run: queues, turns, limits, slots.
 _TEMPORARY_KEYS = (
     *(f"ledger:{each}" for each in ("queues", "running", "picks", "all:*", "q:*", "places:*", "slots:*")),
-    *("slots:*", "quota:held:*"),
+    "slots:*",
 )
 
 
@@ -69,9 +69,6 @@ def check_ledger(zone: ChaosZone, records: list[Record]) -> Iterator[str]:
             states[state].update(kept.zrange(index, 0, -1))
     for record in records:
         yield from _check_record(record, states, events)
-    for usage in open_quota(zone.site.settings).usage():
-        if usage.reserved:
-            yield f"{usage.account} still reserves {usage.reserved} bytes of its quota"
 
 
 _STATES = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -174,7 +171,10 @@ def _digest_at(zone: ChaosZone, url: str) -> bytes:
 
 
 def find_leftovers(zone: ChaosZone) -> Iterator[str]:
-    """Yield open multipart uploads, snapshots, leases, scratch files and mounts."""
+    """Yield open multipart uploads, snapshots, leases, scratch files, mounts and quota reservations.
+
+    Some of a killed attempt expire by time: leases, and reservations if the next attempt reserved nothing.
+    """
     for bucket in (zone.bucket, zone.out):
         uploads = zone.s3.client().list_multipart_uploads(Bucket=bucket).get("Uploads", [])
         yield from (f"open multipart upload: {bucket}/{each['Key']}" for each in uploads)
@@ -186,6 +186,9 @@ def find_leftovers(zone: ChaosZone) -> Iterator[str]:
     for line in open("/proc/mounts"):  # noqa: SIM115
         if "/state/nfs/" in line and str(zone.scratch) in line:
             yield f"mount {line.split()[1]}"
+    for usage in open_quota(zone.site.settings).usage():
+        if usage.reserved:
+            yield f"{usage.reserved} bytes of the quota of {usage.account}"
 
 
 # Commits
