@@ -345,6 +345,8 @@ class BackupSection(Section):
     datastore_warn_percent: float = Field(15.0, ge=0, le=100)
     #: The same. Below it, no backup starts, and a running one ends and removes its snapshot.
     datastore_min_percent: float = Field(10.0, ge=0, le=100)
+    #: Seconds without a lease after the VM was switched off, so that it can be switched on. 0: no pause.
+    power_off_pause_s: float = Field(0.0, ge=0, allow_inf_nan=False)
     #: The timeout in hours of removing a snapshot, and of consolidation.
     remove_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 12.0
     #: The size in bytes of the scratch file for each disk and each slow store. 0: no scratch files.

@@ -74,6 +74,12 @@ def host_of(connection: Connection, vm: Any) -> str:
     return f"{connection.address.name}:{host._moId if host else '?'}"
 
 
+def is_on(connection: Connection, vm: Any) -> bool:
+    """Return whether a VM is powered on."""
+    with translated("Reading the power state", vm._moId):
+        return str(connection.read(vm, "runtime.powerState")["runtime.powerState"]) == "poweredOn"
+
+
 @dataclass(frozen=True)
 class DatastoreSpace:
     """The space of a datastore, as vSphere reports it. It can be minutes old."""

@@ -134,6 +134,10 @@ class VM:
         """Return an id of the VM's present ESXi host. A missing privilege is no error."""
         return inventory.host_of(self._connection, self._vm)
 
+    def is_on(self) -> bool:
+        """Return whether the VM is powered on."""
+        return inventory.is_on(self._connection, self._vm)
+
     def datastores(self) -> list[inventory.DatastoreSpace]:
         """Return the present space of the VM's datastores."""
         return inventory.datastores_of(self._connection, self._vm)

@@ -50,6 +50,8 @@ type faults struct {
 	Locked bool `json:"locked"`
 	// SnapshotTask is the fault of the CreateSnapshotEx task.
 	SnapshotTask string `json:"snapshot_task"`
+	// LeaseLocks refuses to switch on a VM that has a lease.
+	LeaseLocks bool `json:"lease_locks"`
 	// Exclusive gives a VM only one lease at a time.
 	Exclusive bool `json:"exclusive"`
 	// Unquiesced ignores the quiescing of a snapshot silently.
@@ -193,6 +195,9 @@ func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.
 	}
 	if fault := w.denied(method); fault != nil {
 		return nil, fault
+	}
+	if now, _ := w.now(); now.LeaseLocks && method.Name == "PowerOnVM_Task" && w.isLeased(method.This) {
+		return nil, new(types.InvalidState)
 	}
 	w.stepInto(ctx, method)
 	if method.This.Type == "HttpNfcLease" {

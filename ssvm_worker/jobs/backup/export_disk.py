@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,13 @@ from ssvm_worker.formats.stream_optimized import StreamOptimized
 from ssvm_worker.grain_store.writer import DiskPacker
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.store_set import StoreSet
-from ssvm_worker.streaming.interfaces import Observer
+from ssvm_worker.streaming.interfaces import Check, Observer
 from ssvm_worker.streaming.pipeline import limit, store_stream
 from ssvm_worker.units import MiB
 from ssvm_worker.vmware.hardware import Disk, Hardware
 
 from .incremental import Grains
+from .power_watch import PowerWatch
 from .snapshot_limits import SpaceWatch
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class DiskExport:
         self._lock = threading.Lock()
         #: None for a snapshot that another program made: the job would not remove it.
         self._space = SpaceWatch(vm) if snapshot.ours else None
+        #: The watch of the VM's power state, with its warnings.
+        self.power = PowerWatch(attempt, vm)
 
     def fetch(self, name: str, disk: Disk, nvram: str = "") -> list[Entry]:
         """Store a disk and, if *nvram* is a file name and the VM has them, the firmware's variables.
@@ -84,6 +87,8 @@ class DiskExport:
                         continue  # the VM was moved meanwhile, so another host's slot is necessary
                     return self._one_lease(name, disk, nvram)
             except _RETRYABLE as error:
+                if self.power.wait():
+                    continue
                 if isinstance(error, ResourceBusy) and self._wait_for_other_lease(others):
                     continue
                 if disk.key in self._differing and not differed:
@@ -154,7 +159,8 @@ class DiskExport:
         every = 1 if disk.key in self._differing else self._vm.options.inflate_every
         verifier = StreamOptimized(disk.label, disk.capacity, every, take=take)
         hasher = Hasher(lease.algorithm)
-        progress = _StreamProgress(self._attempt, verifier, lease, disk.capacity, self._space)
+        watches = [self.power.check, *([self._space.check] if self._space else [])]
+        progress = _StreamProgress(self._attempt, verifier, lease, disk.capacity, watches)
         room = self._attempt.held.part()
         agreed: list[str] = []
 
@@ -246,9 +252,9 @@ class _StreamProgress:
     """An observer that reports the progress of a stream. It must run after the verifier, which knows the position."""
 
     def __init__(
-        self, attempt: Attempt, verifier: StreamOptimized, lease: Lease, capacity: int, space: SpaceWatch | None
+        self, attempt: Attempt, verifier: StreamOptimized, lease: Lease, capacity: int, watches: Sequence[Check]
     ) -> None:
-        self._space = space
+        self._watches = watches
         self._attempt = attempt
         self._verifier = verifier
         self._lease = lease
@@ -260,8 +266,8 @@ class _StreamProgress:
         self._seen += step
         self._attempt.progress.advance(step)
         self._lease.report(100 * self._seen // self._capacity)
-        if self._space:
-            self._space.check()
+        for watch in self._watches:
+            watch()
 
     def take_back(self) -> None:
         """Subtract the bytes of a failed stream, which the next lease transfers again."""

@@ -79,6 +79,7 @@ class VMExport:
             in_parallel(self._vm.options.parallel_disks, steps)
         self._vm.revive()
         disks = self._record_missing(disks, export.missing)
+        self._add_facts(warnings=warnings + export.power.warnings)
         self._add_facts(remarks=export.remarks + self._check_changes(disks))
         return self._publish(hardware, disks, config)
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from pyVmomi import vim
 
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.errors import Cancelled, SourceDenied
 from ssvm_worker.jobs.backup import job as backup
-from ssvm_worker.jobs.backup import snapshot_limits
+from ssvm_worker.jobs.backup import power_watch, snapshot_limits
 from ssvm_worker.ledger.slots import LocalSlots, Wait
 from ssvm_worker.units import KiB
 from tests.backup_bench import FAST, Bench, assert_whole
 from tests.servers.vcenter import TestVM, make_vm
+from tests.waiting import CLAIM_S
 
 
 class Eventful(LocalSlots):
@@ -108,6 +111,47 @@ def test_datastore_fills_during_the_export(bench: Bench, monkeypatch: pytest.Mon
     assert "ssvm-backup-job-1" not in bench.vcenter.state()["snapshots"]
     bench.vcenter.fault()
     backup.discard(bench.request(vm), bench.attempt())
+
+
+@pytest.mark.parametrize(("locks", "pause_s"), [(False, 0.0), (True, 0.0), (True, 1e6)])
+def test_switched_off(bench: Bench, vm: TestVM, monkeypatch: pytest.MonkeyPatch, locks: bool, pause_s: float) -> None:
+    """A VM that is switched off during the export is a warning, and with a pause it can be switched on in any case."""
+    monkeypatch.setattr(power_watch, "_EVERY_S", 0.0)
+    bench.options = FAST.model_copy(update={"power_off_pause_s": pause_s})
+    before = bench.fetches("disk-0.vmdk")
+    outcomes, lock = [], threading.Lock()
+    with bench.session(vm) as it:
+        it._connection.finish(it._vm.PowerOnVM_Task(), CLAIM_S)
+
+        class SwitchingOff(LocalSlots):
+            @contextmanager
+            def hold(self, name: str, limit: int, wait: Wait) -> Iterator[None]:
+                with super().hold(name, limit, wait):
+                    if name.startswith("esxi:") and bench.fetches("disk-0.vmdk") == before:
+                        it._connection.finish(it._vm.PowerOffVM_Task(), CLAIM_S)
+                    yield
+
+        def switch_on(has_lease: bool) -> None:
+            with lock:
+                try_to_switch_on(has_lease)
+
+        def try_to_switch_on(has_lease: bool) -> None:
+            if bench.fetches("disk-0.vmdk") > before and bool(bench.open_leases()) is has_lease and not it.is_on():
+                try:
+                    it._connection.finish(it._vm.PowerOnVM_Task(), CLAIM_S)
+                    outcomes.append("on")
+                except vim.fault.InvalidState:
+                    outcomes.append("refused")
+
+        bench.vcenter.fault(lease_locks=locks)
+        bench.attempt_fields = {"slots": SwitchingOff(), "confirm": lambda: switch_on(has_lease=True)}
+        if pause_s:
+            bench.attempt_fields["stop_reason"] = lambda: switch_on(has_lease=False)
+        result = bench.run(vm, disks=["scsi0:0"])
+    assert set(outcomes) == {"refused" if locks and not pause_s else "on"}
+    assert [each["check"] for each in result["warnings"]] == ["power state"]
+    assert bench.fetches("disk-0.vmdk") == before + (2 if pause_s else 1)
+    assert_whole(bench.primary, vm.streams[0])
 
 
 def test_age_of_the_snapshot(bench: Bench, vm: TestVM) -> None:
