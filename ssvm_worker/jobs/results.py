@@ -270,3 +270,20 @@ class CleanupResult(TypedDict):
     links: int
     #: Stores and vCenters that were not cleaned up, each with its error.
     failed: dict[str, Any]
+
+
+#: The results of each job.
+RESULTS: dict[str, tuple[Any, ...]] = {
+    "download": (DownloadResult,),
+    "fetch": (FetchResult,),
+    "upload": (UploadResult,),
+    "backup": (BackupResult,),
+    "consolidate": (ConsolidateResult,),
+    "restore": (RestoredVm, RestoredFiles),
+    "copy": (CopyResult, StoreCopyResult),
+    "transfer": (TransferResult,),
+    "split": (SplitResult,),
+    "verify": (VerifyResult, VerifyAllResult),
+    "delete": (DeleteResult,),
+    "cleanup": (CleanupResult,),
+}

@@ -163,23 +163,6 @@ class EventDocument(TypedDict):
     outcome: Annotated[str, Field(json_schema_extra={"contentMediaType": "application/json"})]
 
 
-#: The results of each job.
-RESULTS: dict[str, tuple[Any, ...]] = {
-    "download": (results.DownloadResult,),
-    "fetch": (results.FetchResult,),
-    "upload": (results.UploadResult,),
-    "backup": (results.BackupResult,),
-    "consolidate": (results.ConsolidateResult,),
-    "restore": (results.RestoredVm, results.RestoredFiles),
-    "copy": (results.CopyResult, results.StoreCopyResult),
-    "transfer": (results.TransferResult,),
-    "split": (results.SplitResult,),
-    "verify": (results.VerifyResult, results.VerifyAllResult),
-    "delete": (results.DeleteResult,),
-    "cleanup": (results.CleanupResult,),
-}
-
-
 def schemas() -> dict[str, dict[str, Any]]:
     """Return all schemas by name: ``download.request``, ``download.result``, …, record, callback, event, message."""
     found = {f"{job.name}.request": request_schema(job) for job in JOBS.values()}
@@ -210,7 +193,7 @@ def request_schema(job: Job) -> dict[str, Any]:
 
 def result_schema(name: str) -> dict[str, Any]:
     """Return the schema of the results of a job."""
-    found = [_document(each) for each in RESULTS[name]]
+    found = [_document(each) for each in results.RESULTS[name]]
     return _named(f"{name}.result", found[0] if len(found) == 1 else {"anyOf": found})
 
 

@@ -71,6 +71,7 @@ class SpaceWatch:
             if time.monotonic() < self._next:
                 return
             self._next = time.monotonic() + _EVERY_S
+
         if short := [each.detail for each in check_datastores(self._vm) if each.state == ERROR]:
             what = f"The backup ends before the snapshot fills a datastore: {'; '.join(short)}"
             raise SourceDenied(what, self._vm.moref, "Free space on the datastore, or lower datastore_min_percent")

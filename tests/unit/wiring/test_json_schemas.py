@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from ssvm_worker.errors import InvalidRequest
 from ssvm_worker.jobs import JOBS, results
 from ssvm_worker.jobs.request import parse_request, storable_fields
-from ssvm_worker.wiring.json_schemas import RESULTS, schemas
+from ssvm_worker.wiring.json_schemas import schemas
 from tests.documents import check_document, validator
 from tests.neighbours import ROOT
 
@@ -91,8 +91,8 @@ def test_each_document_has_one() -> None:
     for name, schema in found.items():
         Draft202012Validator.check_schema(schema)
         assert schema["$id"] == f"urn:ssvm:schema:1:{name}"
-    assert {each for given in RESULTS.values() for each in given} == {
-        each for name, each in vars(results).items() if name[0].isupper() and each.__module__ == results.__name__
+    assert {each for given in results.RESULTS.values() for each in given} == {
+        each for name, each in vars(results).items() if isinstance(each, type) and each.__module__ == results.__name__
     }
     assert found.keys() == {f"{job}.{kind}" for job in JOBS for kind in ("request", "result")} | {
         *("record", "callback", "event", "message")
