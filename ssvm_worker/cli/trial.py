@@ -26,6 +26,11 @@ def add_trial_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="with --trial: only list what it would do")
     parser.add_argument("--yes", action="store_true", help="with --trial: do not ask before it starts")
     parser.add_argument(
+        "--with-import",
+        action="store_true",
+        help="with --trial: also create and remove a VM with the name of --vm and -import",
+    )
+    parser.add_argument(
         "--minutes", type=float, default=60.0, metavar="N", help="with --trial: stop after N minutes (default: 60)"
     )
 
@@ -48,7 +53,8 @@ def run_trial(args: argparse.Namespace, settings: Settings, output: Output) -> l
             raise misused(InvalidRequest("The trial was not started", "--trial"))
     try:
         with args.trial.open("w") as opened:
-            report, findings = trial.try_vcenter(settings, args.vcenter, args.vm, 60 * args.minutes, output.note)
+            options = trial.TrialOptions(60 * args.minutes, args.with_import)
+            report, findings = trial.try_vcenter(settings, args.vcenter, args.vm, options, output.note)
             json.dump(report, opened, indent=1)
     except OSError as error:
         what = f"The report cannot be written: {error.strerror}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ssvm_worker import __version__
@@ -25,15 +26,25 @@ def describe_trial() -> list[Finding]:
     return [Finding(each.name, True, each.does) for each in QUESTIONS]
 
 
+@dataclass(frozen=True)
+class TrialOptions:
+    """The limits of a trial."""
+
+    #: Seconds after which the trial stops.
+    limit_s: float
+    #: Whether the trial may create and remove another VM.
+    with_import: bool = False
+
+
 def try_vcenter(
-    settings: Settings, name: str, vm: str, limit_s: float, tell: Callable[[str], None]
+    settings: Settings, name: str, vm: str, options: TrialOptions, tell: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Ask the vCenter all questions on the scratch VM *vm*. Return the report, and the answers as findings.
 
-    The trial stops after *limit_s*, removes its snapshot, and returns the answers so far.
+    The trial stops after the limit, removes its snapshot, and returns the answers so far.
     Raises InvalidRequest for a VM that is no scratch VM.
     """
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + options.limit_s
 
     def check() -> None:
         if time.monotonic() > deadline:
@@ -41,7 +52,7 @@ def try_vcenter(
 
     job_id = f"trial-{secrets.token_hex(4)}"
     with ConfiguredConnections(settings).vcenter(name, check) as session:
-        made = session.find_vm(vm).trial(job_id, tell)
+        made = session.find_vm(vm).trial(job_id, tell, with_import=options.with_import)
     head = {"report": "ssvm doctor --trial", "version": _VERSION, "worker": __version__}
     findings = [_finding(each, answer) for each, answer in made.answers.items()]
     if not made.is_clean:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from ssvm_worker.errors import Cancelled, InvalidRequest, WorkerError
+from ssvm_worker.errors import Cancelled, InvalidRequest, ResourceBusy, WorkerError
 from ssvm_worker.units import GiB
 
 from . import snapshot as snapshots
@@ -26,6 +26,8 @@ from .faults import API_ERRORS, BUSY
 from .hardware import Hardware
 from .inventory import config_of, read_hardware
 from .lease import has_place
+from .ovf import networks_of
+from .placement import find_vm_in
 from .preflight import PRIVILEGES, RESTORE_PRIVILEGES, SNAPSHOT_PRIVILEGES, missing_privileges
 from .trial_stream import Download
 
@@ -36,6 +38,8 @@ _MAX_BYTES = 16 * GiB
 _READY_S, _REMOVE_S, _RENEW_S = 300.0, 900.0, 20.0
 #: Seconds between two attempts to remove the snapshot.
 _PAUSE_S = 5.0
+#: Leases that the trial asks for besides the first one.
+_MORE_LEASES = 3
 #: Shorter names, such as a number, can be a part of any answer.
 _SHORTEST = 4
 _CHANGED_AREAS = "VirtualMachine.Provisioning.DiskRandomRead"
@@ -66,7 +70,7 @@ class TrialReport:
         """Add the answer to a question."""
         self.answers[name] = answer
         calls = self.switches.get("calls", {}) | switches.get("calls", {})
-        self.switches |= switches | ({"calls": calls} if calls else {})
+        self.switches.update(switches | ({"calls": calls} if calls else {}))
 
     def withhold(self, private: set[str]) -> None:
         """Replace each answer that contains one of these names or secrets. No answer should contain any."""
@@ -83,15 +87,21 @@ class _NotAskedError(Exception):
 class Trial:
     """The questions to one vCenter. The trial changes only its scratch VM, and removes its snapshot at the end."""
 
-    def __init__(self, connection: Connection, vm: Any, job_id: str, pause_s: float = _PAUSE_S) -> None:
+    def __init__(
+        self, connection: Connection, vm: Any, job_id: str, pause_s: float = _PAUSE_S, with_import: bool = False
+    ) -> None:
         self._connection = connection
         self._vm = vm
         self._job_id = job_id
         self._pause_s = pause_s
+        self._with_import = with_import
+        #: The server's OVF descriptor of the VM, without disks.
+        self._descriptor = ""
         self._snapshot: snapshots.Snapshot | None = None
         self._lease: Any = None
         self._info: Any = None
         self._renewed = 0.0
+        self._switches: Answer = {}
         address = connection.address
         #: Names and secrets that the report must not contain.
         self._private = {address.host, address.username, address.password, connection.cookie}
@@ -103,6 +113,7 @@ class Trial:
         """
         self._require_scratch()
         report = TrialReport()
+        self._switches = report.switches
         try:
             for question in QUESTIONS:
                 tell(question.name)
@@ -181,13 +192,16 @@ class Trial:
     def _ask_machine(self) -> tuple[Answer, Answer]:
         paths = ("runtime.powerState", "guest.toolsRunningStatus", "disabledMethod")
         power, tools, disabled = self._connection.read(self._vm, *paths).values()
-        hardware = self._hardware()
+        config = config_of(self._connection, self._vm)
+        hardware = read_hardware(config)
+        cards = [each for each in config.hardware.device if isinstance(each, vim.vm.device.VirtualEthernetCard)]
         return {
             "power": str(power),
             "tools": str(tools),
             "firmware": hardware.firmware,
             "version": hardware.version,
             "controllers": sorted({disk.controller.kind for disk in hardware.disks}),
+            "networks": sorted({_class(each.backing) for each in cards}),
             "disabled_methods": sorted(map(str, disabled or ())),
         }, {}
 
@@ -217,6 +231,7 @@ class Trial:
             result = self._connection.content.ovfManager.CreateDescriptor(self._vm, params)
         except vmodl.MethodFault as error:
             return {"fault": _fault(error)}, {"calls": {"CreateDescriptor": _fault(error)}}
+        self._descriptor = result.ovfDescriptor or ""
         errors, warnings = ([_fault(getattr(each, "fault", each)) for each in found or ()]
                             for found in (result.error, result.warning))  # fmt: skip
         switches = {"descriptor_error": errors[0]} if errors else {}
@@ -267,11 +282,16 @@ class Trial:
 
     def _ask_second_lease(self) -> tuple[Answer, Answer]:
         self._leased()
-        lease, _, fault = self._open_lease()
-        if lease is not None:
+        granted: list[Any] = []
+        fault = ""
+        while not fault and len(granted) < _MORE_LEASES:
+            lease, _, fault = self._open_lease()
+            granted += [lease] if lease is not None else []
+        for lease in granted:
             with suppress(*API_ERRORS):
                 lease.HttpNfcLeaseAbort()
-        return {"fault": fault} if fault else {"granted": True}, {"exclusive": True} if fault else {}
+        answer = {"granted": len(granted)} | ({"fault": fault} if fault else {})
+        return answer, {} if granted else {"exclusive": True}
 
     def _ask_renewal(self) -> tuple[Answer, Answer]:
         self._leased()
@@ -299,12 +319,15 @@ class Trial:
     def _ask_stream(self) -> tuple[Answer, Answer]:
         """Read the first disk, without the session's cookie if the host allows it, and compare the lease manifest."""
         file = next(each for each in self._leased() if each.disk)
-        first, switches = self._download(file), {}
+        first = self._download(file)
+        switches: Answer = {}
         answer: Answer = {"without_cookie": first.status}
         if first.status in (401, 403):
             switches = {"get": {"needs_cookie": True}}
             first = self._download(file, {"Cookie": self._connection.cookie})
         answer |= first.facts()
+        if first.body_end:
+            switches["body_end"] = first.body_end
         manifest, more = self._manifest(file, first)
         return answer | {"manifest": manifest}, switches | more
 
@@ -342,15 +365,47 @@ class Trial:
                 self._lease.HttpNfcLeaseComplete()
             self._lease = None
         started, faults = time.monotonic(), self._remove()
-        path = "runtime.consolidationNeeded"
-        needed = bool(self._connection.read(self._vm, path)[path])
+        needed = snapshots.needs_consolidation(self._connection, self._vm)
         answer = {"faults": faults, "seconds": round(time.monotonic() - started, 1), "consolidation_needed": needed}
         switches: Answer = {"consolidate": True} if needed else {}
         if faults:
             switches["calls"] = {"RemoveSnapshot_Task": {"fault": faults[0], "times": len(faults)}}
         if needed:
-            snapshots.consolidate(self._connection, self._vm, _REMOVE_S)
+            with suppress(ResourceBusy):
+                snapshots.consolidate(self._connection, self._vm, _REMOVE_S)
+            answer["still_needed"] = snapshots.needs_consolidation(self._connection, self._vm)
+            switches |= {"locked": True} if answer["still_needed"] else {}
         return answer, switches
+
+    def _ask_import(self) -> tuple[Answer, Answer]:
+        """Import the VM's descriptor without its disks and without a host. Remove the new VM."""
+        if not self._with_import or not self._descriptor:
+            raise _NotAskedError("--with-import is not given" if self._descriptor else "there is no descriptor")
+        parts = ("name", "resourcePool", "parent", "datastore", "network")
+        name, pool, folder, datastores, networks = self._connection.read(self._vm, *parts).values()
+        name += "-import"
+        if find_vm_in(self._connection, folder, name):
+            raise _NotAskedError("the name of the new VM is in use")
+        mapping = [vim.OvfManager.NetworkMapping(name=each, network=networks[0])
+                   for each in (networks_of(self._descriptor) if networks else ())]  # fmt: skip
+        params = vim.OvfManager.CreateImportSpecParams(
+            locale="", deploymentOption="", entityName=name, diskProvisioning="thin", networkMapping=mapping
+        )
+        spec = self._connection.content.ovfManager.CreateImportSpec(self._descriptor, pool, datastores[0], params)
+        if spec.importSpec is None:
+            return {"rejected": [_fault(each.fault) for each in spec.error or ()]}, {}
+        try:
+            lease, _, fault = self._ready(pool.ImportVApp(spec.importSpec, folder, None))
+        except vmodl.MethodFault as error:
+            fault = _fault(error)
+            is_about_drs = "no_drs" in self._switches and fault != "NoPermission"
+            return {"fault": fault}, {"no_drs": fault} if is_about_drs else {}
+        if lease is not None:
+            lease.HttpNfcLeaseAbort()
+        answer: Answer = {"fault": fault} if fault else {"allowed": True}
+        if left := find_vm_in(self._connection, folder, name):
+            self._connection.finish(left.Destroy_Task(), _REMOVE_S)
+        return answer | {"removed_by_abort": left is None}, {}
 
     def _remove(self) -> list[str]:
         """Remove the snapshot, and return the faults of the attempts that failed because the VM was busy."""
@@ -396,9 +451,12 @@ class Trial:
     def _open_lease(self) -> tuple[Any, Any, str]:
         """Return a lease and its data, or the name of the fault."""
         try:
-            lease = snapshots.object_of(self._connection, self._made()).ExportSnapshot()
+            return self._ready(snapshots.object_of(self._connection, self._made()).ExportSnapshot())
         except vmodl.MethodFault as error:
             return None, None, _fault(error)
+
+    def _ready(self, lease: Any) -> tuple[Any, Any, str]:
+        """Wait for a lease. Return it and its data, or the name of the fault."""
         ended = ("ready", "error", "done")
         found = self._connection.wait(lease, ("state", "info", "error"), lambda it: it["state"] in ended, _READY_S)
         if found and found["state"] == "ready":
@@ -445,7 +503,11 @@ def _file(url: Any) -> Answer:
 def _fault(error: object) -> str:
     """Return the class of a fault, or of the fault behind an error."""
     cause = getattr(error, "__cause__", None)
-    return type(cause if isinstance(cause, vmodl.MethodFault) else error).__name__.rpartition(".")[2]
+    return _class(cause if isinstance(cause, vmodl.MethodFault) else error)
+
+
+def _class(value: object) -> str:
+    return type(value).__name__.rpartition(".")[2]
 
 
 #: The questions in their order.
@@ -462,9 +524,10 @@ QUESTIONS = (
     Question("snapshot", "make a snapshot of the VM: quiesced, or else without quiescing", Trial._ask_snapshot),
     Question("descriptor", "ask for an OVF descriptor of the snapshot", Trial._ask_descriptor),
     Question("changed_areas", "ask for the changed areas of a disk, if changed block tracking is on", Trial._ask_areas),
+    Question("import", "with --with-import: create a VM NAME-import without a host, and remove it", Trial._ask_import),
     Question("lease", "open an export lease on the snapshot", Trial._ask_lease),
     Question("checksums", "ask for SHA-256 in the lease manifest", Trial._ask_checksums),
-    Question("second_lease", "ask for a second lease while the first is open", Trial._ask_second_lease),
+    Question("second_lease", "ask for three more leases while the first is open", Trial._ask_second_lease),
     Question("renewal", "renew the lease three times", Trial._ask_renewal),
     Question("stream", "read the first disk, and compare the lease manifest", Trial._ask_stream),
     Question("again", "read the first disk again, a range of it, and the lease's other files", Trial._ask_again),

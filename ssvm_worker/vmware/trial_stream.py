@@ -115,6 +115,8 @@ class Download:
     size: int = 0
     #: "clean", or the class of the exception that ended the body.
     end: str = "clean"
+    #: Whether TLS did not announce the end of the connection.
+    is_cut: bool = False
     longest_silence_s: float = 0.0
     #: By algorithm, as hex.
     digests: dict[str, str] = field(default_factory=dict)
@@ -139,9 +141,17 @@ class Download:
                     it.walk(chunk)
                     beat()
             except (OSError, HTTPException) as error:
-                it.end = type(error).__name__
+                it.end, it.is_cut = type(error).__name__, isinstance(error, OSError)
         it.digests = {each.name: each.hexdigest() for each in hashes}
         return it
+
+    @property
+    def body_end(self) -> str:
+        """Return how a complete stream ended, in the words of the simulator, or "" for a last chunk or a length."""
+        if self.end != "clean" and not self.walk.ended:
+            return ""
+        how = "close" if self.body == "close" else "" if self.end == "clean" else "no_last_chunk"
+        return how + ("_cut" if how and self.is_cut else "")
 
     def facts(self) -> dict[str, Any]:
         """Return the facts without any digest."""

@@ -12,7 +12,7 @@ import pytest
 
 from ssvm_worker.cli import main
 from ssvm_worker.demo.simulator import SimulatedMachine, VCenterSimulator
-from ssvm_worker.errors import Cancelled
+from ssvm_worker.errors import Cancelled, SourceNotFound
 from ssvm_worker.units import MiB
 from ssvm_worker.vmware.session import VCenterSession
 from ssvm_worker.vmware.trial import QUESTIONS, TrialReport
@@ -36,7 +36,7 @@ VCENTERS: dict[str, tuple[dict[str, Any], bool]] = {
         False,
     ),
     "old": (
-        {"host_certificate": "none", "unquiesced": True, "manifest": "wrong"}
+        {"host_certificate": "none", "unquiesced": True, "manifest": "wrong", "consolidate": True, "locked": True}
         | {"descriptor_error": "OvfUnsupportedDeviceExport", "descriptor_warning": "OvfUnsupportedDeviceExport"}
         | {"calls": {"HttpNfcLeaseSetManifestChecksumType": "NotSupported"}},
         True,
@@ -58,7 +58,7 @@ def tried(vcenter: VCenterSimulator, machine: SimulatedMachine, is_on: bool = Fa
         vm = session.find_vm(machine.id)
         if is_on:
             vm._connection.finish(vm._vm.PowerOnVM_Task(), 60)
-        return vm.trial("trial-1", lambda _: None, pause_s=0)
+        return vm.trial("trial-1", lambda _: None, pause_s=0, with_import=True)
 
 
 @pytest.mark.parametrize("kind", VCENTERS)
@@ -80,7 +80,19 @@ def test_stream(vcenter: VCenterSimulator) -> None:
     stream = answers["stream"]
     assert stream["markers"] == {"directory": 1, "end": 1, "footer": 1, "grain": 1, "table": 1}
     assert (stream["body"], stream["end"], stream["dirty_markers"], stream["zero_grains"]) == ("chunked", "clean", 0, 0)
+    assert answers["second_lease"] == {"granted": 3}
     assert answers["again"]["same_file"]["bytes"] == answers["again"]["other_files"][0]["bytes"] == stream["bytes"]
+
+
+def test_import(vcenter: VCenterSimulator) -> None:
+    """The import without a host creates a VM and removes it, and never happens without its option."""
+    machine = scratch(vcenter)
+    assert tried(vcenter, machine).answers["import"] == {"allowed": True, "removed_by_abort": True}
+    with VCenterSession(address_of(vcenter)) as session:
+        answers = session.find_vm(machine.id).trial("trial-3", lambda _: None).answers
+        with pytest.raises(SourceNotFound):
+            session.find_vm(f"{machine.path}-import")
+    assert answers["import"] == {"not_asked": "--with-import is not given"}
 
 
 def settings(vcenter: VCenterSimulator, directory: Path) -> str:
