@@ -27,7 +27,7 @@ N := 200
 BRANCH := main
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs install-test chaos cloudstack-peer bench fuzz coverage docs man pictures simulate format image clean go
+.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs install-test chaos cloudstack-peer bench fuzz coverage docs man pictures simulate format image wheel deb clean go
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -63,7 +63,7 @@ e2e: install go ## run the tests with real processes, a real broker and kill -9 
 test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## run the tests with a real NFS server and clients in a small VM (minutes); ARGS='-k name' selects tests
 	$(PYTEST) -m nfs tests/nfs $(ARGS)
 
-install-test: install ## run the tests of the installation: other Pythons; ARGS='-k name' selects tests
+install-test: install ## follow the install and upgrade pages on a bare Debian, and install the wheel on other Pythons (minutes); ARGS='-k name' selects tests
 	$(PYTEST) -m install tests/project $(ARGS)
 
 chaos: install go ## run the long tests, then N=200 random faults during real jobs (docs/explanation/chaos.md); SEED=7 repeats a run
@@ -103,6 +103,12 @@ pictures: install ## take the pictures of Flower in docs/ again; they show twent
 format: install ## fix all problems that ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel: $(UV) ## build a wheel in dist/ with all files of config/
+	$(UV) build --quiet --wheel --python "$(PYTHON)"
+
+deb: $(UV) ## build a Debian package in dist/ for the Debian of this machine
+	UV=$(abspath $(UV)) .ci/deb/build
 
 image: ## build the container image ssvm-worker
 	docker build -t ssvm-worker .

@@ -1,36 +1,47 @@
-"""config/k8s and config/cloud-init agree with the product, and Kubernetes accepts every field."""
+"""config/k8s, the Dockerfile and config/cloud-init agree with the product, and Kubernetes accepts every field."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from ssvm_worker import __version__
 from ssvm_worker.cli import make_parser
 from ssvm_worker.config import load, parse
 from ssvm_worker.config.schema import ScalingSection
 from tests.neighbours import ROOT
 
 CONFIG = ROOT / "config"
-SCALED = yaml.safe_load((CONFIG / "k8s/scaledobject.yaml").read_text())
+SCALED = yaml.safe_load((CONFIG / "k8s/overlays/zone1-keda/scaledobject.yaml").read_text())
+WORKLOADS = ("Deployment", "CronJob")
 CLOUD = yaml.safe_load((CONFIG / "cloud-init/user-data.yaml").read_text())
 
 
 def manifests() -> list[dict[str, Any]]:
     """Return every object of a kind that Kubernetes itself defines."""
-    files = sorted((CONFIG / "k8s").glob("*.yaml"))
+    files = sorted((CONFIG / "k8s").rglob("*.yaml"))
     found = [each for file in files for each in yaml.safe_load_all(file.read_text())]
-    return [each for each in found if "keda" not in each["apiVersion"]]
+    return [each for each in found if not re.search("keda|kustomize", each["apiVersion"])]
+
+
+def pods() -> list[dict[str, Any]]:
+    """Return the pod of every Deployment and CronJob."""
+    specs = [each["spec"].get("jobTemplate", each)["spec"] for each in manifests() if each["kind"] in WORKLOADS]
+    return [each["template"]["spec"] for each in specs]
 
 
 def containers() -> dict[str, dict[str, Any]]:
     """Return every container by its name."""
-    pods = [each["spec"]["template"]["spec"] for each in manifests() if each["kind"] == "Deployment"]
-    return {each["name"]: each for pod in pods for each in pod["containers"]}
+    return {each["name"]: each for pod in pods() for each in pod["containers"]}
 
 
 @pytest.mark.parametrize("manifest", manifests(), ids=lambda each: f"{each['kind']}-{each['metadata']['name']}")
@@ -44,7 +55,7 @@ def test_commands_are_ours() -> None:
     given = [each["command"] for each in containers().values()]
     probes = [each.get(name, {}) for each in containers().values() for name in ("startupProbe", "livenessProbe")]
     given += [each["exec"]["command"] for each in probes if "exec" in each]
-    assert len(given) == 4
+    assert len(given) == 7
     for program, *words in given:
         assert program == "ssvm"
         make_parser().parse_args(words)
@@ -81,8 +92,7 @@ def kubelet(pod: dict[str, Any]) -> dict[str, str]:
 
 def test_settings_beside_what_kubelet_sets() -> None:
     """The settings load in each pod with any variables that kubelet adds for the namespace's Services."""
-    pods = [each["spec"]["template"]["spec"] for each in manifests() if each["kind"] == "Deployment"]
-    for pod in pods:
+    for pod in pods():
         for container in pod["containers"]:
             given = {each["name"]: each["value"] for each in container["env"] if each["name"] != "SSVM_CONFIG"}
             assert load(None, kubelet(pod) | given).zone == "zone1"
@@ -90,10 +100,12 @@ def test_settings_beside_what_kubelet_sets() -> None:
 
 def test_image_has_what_a_worker_uses() -> None:
     """The image has each extra except those for machines without a broker, and the stores' programs."""
-    text = (CONFIG.parent / "Dockerfile").read_text()
-    project = tomllib.loads((CONFIG.parent / "pyproject.toml").read_text())["project"]
-    for line in re.findall(r"RUN uv sync .*", text):
-        assert set(re.findall(r"--extra (\S+)", line)) == set(project["optional-dependencies"]) - {"embedded", "demo"}
+    text = (ROOT / "Dockerfile").read_text()
+    lines = re.findall(r"RUN uv sync .*", text)
+    assert len(lines) == 2
+    for line in lines:
+        assert "--all-extras" in line
+        assert re.findall(r"--no-extra (\S+)", line) == ["embedded", "demo"]
     assert {"nfs-common", "qemu-utils", "gpgv"} <= set(re.findall(r"[\w-]+", text))
 
 
@@ -116,6 +128,47 @@ def test_scaled_by_our_figure() -> None:
         ScalingSection().max,
     )
     assert SCALED["spec"]["scaleTargetRef"]["name"] in {each["metadata"]["name"] for each in manifests()}
+
+
+def test_dockerfile() -> None:
+    """hadolint accepts the Dockerfile."""
+    done = subprocess.run([Path(sys.executable).with_name("hadolint"), ROOT / "Dockerfile"], capture_output=True)
+    assert (done.returncode, done.stdout.decode()) == (0, "")
+
+
+def kustomized(overlay: str) -> list[dict[str, Any]]:
+    """Return the objects of an overlay, as kubectl or kustomize writes them."""
+    program = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
+    if shutil.which(program[0]) is None:
+        pytest.skip("no package registry has kubectl or kustomize for this machine; install one of them")
+    done = subprocess.run([*program, CONFIG / "k8s/overlays" / overlay], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def test_overlays() -> None:
+    """The example has everything that its pods name, in one namespace, with an image of this version."""
+    found = kustomized("zone1-keda")
+    names = {(each["kind"], each["metadata"]["name"]) for each in found}
+    assert len(found) == len(manifests()) + 2
+    for each in found:
+        if "keda" not in each["apiVersion"]:
+            kubernetes_validate.validate(each, "1.30", strict=True)
+        assert each["metadata"].get("namespace", "ssvm") == "ssvm"
+        if each["kind"] in WORKLOADS:
+            pod = each["spec"].get("jobTemplate", each)["spec"]["template"]["spec"]
+            assert pod["containers"][0]["image"] == f"registry.example/ssvm-worker:{__version__}"
+            volumes = {name: value for each in pod["volumes"] for name, value in each.items()}
+            assert ("ConfigMap", volumes["configMap"]["name"]) in names
+            assert ("PersistentVolumeClaim", volumes["persistentVolumeClaim"]["claimName"]) in names
+
+
+def test_settings_of_the_overlay(tmp_path: Path) -> None:
+    """The settings of the example load, with the secrets that its pods mount."""
+    text = (CONFIG / "k8s/overlays/zone1/worker.toml").read_text()
+    (tmp_path / "link-key").write_text("0" * 44)
+    (tmp_path / "worker.toml").write_text(text.replace("/run/ssvm", str(tmp_path)))
+    assert load(tmp_path / "worker.toml", {}).serve.key == "2026a"
 
 
 def test_cloud_init() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,9 +57,16 @@ def python(minor: int) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a new wheel and the locked versions of its dependencies, in one directory."""
+    """Return a wheel, built from the files of the Dockerfile, beside the locked versions of its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
-    must(uv(), "build", "--quiet", "--wheel", "--out-dir", folder, ROOT)
+    [stage] = re.findall(r" AS build\n(.*?)\nFROM ", (ROOT / "Dockerfile").read_text(), re.S)
+    for source, target in re.findall(r"^COPY (.+) (\S+)$", stage, re.M):
+        for each in source.split():
+            place = folder / "source" / target / ("" if target == each else each)
+            copy = shutil.copytree if (ROOT / each).is_dir() else shutil.copy
+            place.parent.mkdir(parents=True, exist_ok=True)
+            copy(ROOT / each, place)
+    must(uv(), "build", "--quiet", "--wheel", "--out-dir", folder, folder / "source")
     locked = ("export", "--quiet", "--project", ROOT, "--locked", "--no-default-groups", "--no-emit-project")
     must(uv(), *locked, "--no-hashes", "--output-file", folder / "locked.txt")
     [found] = folder.glob("*.whl")
@@ -99,12 +107,10 @@ def test_files(programs: Path, tmp_path: Path) -> None:
 COMMANDS = [
     ("ssvm_worker worker", "embedded", "embedded"),
     ("ssvm_worker demo", "embedded", ""),
-    ("ssvm_worker demo --cloudstack", "embedded", ""),
     ("ssvm_worker flower", "flower", ""),
     ("ssvm_worker metrics", "metrics", ""),
     ("ssvm_worker serve", "serve", ""),
     ("tasks worker", "embedded", "embedded"),
-    ("tasks flower", "flower", ""),
     ("tasks beat -S redbeat.RedBeatScheduler", "redbeat", ""),
 ]
 
