@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ssvm_worker.errors import InvalidRequest, ResourceBusy, SourceNotFound, StoreDenied, StoreUnavailable, WorkerError
+from ssvm_worker.errors import InvalidRequest, ResourceBusy, SourceNotFound, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.ledger.open_snapshots import OpenSnapshot
 
@@ -27,14 +27,14 @@ def forget_snapshot(attempt: Attempt, job_id: str) -> None:
     """Record that the snapshot of a job is gone."""
     try:
         attempt.services.open_snapshots.forget(job_id)
-    except (StoreUnavailable, StoreDenied) as error:
+    except WorkerError as error:
         attempt.log.info("the end of the snapshot of job %s is not recorded: %s", job_id, error)
 
 
 def _note(attempt: Attempt, snapshot: OpenSnapshot) -> None:
     try:
         attempt.services.open_snapshots.note(snapshot)
-    except (StoreUnavailable, StoreDenied) as error:  # such as a foreground run without a broker
+    except WorkerError as error:  # such as a foreground run without a broker
         attempt.log.info("the snapshot is not recorded: %s", error)
 
 

@@ -42,11 +42,13 @@ def remove_snapshots(attempt: Attempt, vcenter: str, older_than_s: float, dry_ru
 
 
 def _forget_removed(attempt: Attempt, session: VCenterSession, vcenter: str, older_than_s: float) -> None:
-    """Consolidate what ended jobs have left, and forget snapshots that a user has removed in vCenter."""
+    """Consolidate the disks that removed snapshots have left, and forget the snapshots that no longer exist."""
     for each in attempt.services.open_snapshots.all():
-        old = each.created <= time.time() - older_than_s
-        if each.vcenter == vcenter and old and attempt.services.jobs.ended(each.job_id):
-            try:
-                remove_snapshot(attempt, session.find_vm(each.vm), vcenter, each.job_id, _LIMIT_S)
-            except SourceNotFound:
-                forget_snapshot(attempt, each.job_id)
+        if each.vcenter != vcenter or each.created > time.time() - older_than_s:
+            continue
+        try:
+            vm = session.find_vm(each.vm)
+            if attempt.services.jobs.ended(each.job_id) or vm.own_snapshot(each.job_id) is None:
+                remove_snapshot(attempt, vm, vcenter, each.job_id, _LIMIT_S)
+        except SourceNotFound:
+            forget_snapshot(attempt, each.job_id)

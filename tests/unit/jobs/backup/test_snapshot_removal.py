@@ -52,6 +52,14 @@ def test_record_of_snapshots(open_snapshots: OpenSnapshots) -> None:
     assert open_snapshots.all() == [newer]
 
 
+def test_damaged_entry(broker: Broker) -> None:
+    """A damaged entry hides no other one."""
+    known = SharedOpenSnapshots(broker.url, prefix=broker.prefix)
+    known.note(OLD)
+    known._redis.hset(f"{broker.prefix}ssvm.snapshots", mapping={"j2": "{", "j3": "[]", "j4": '{"created": "x"}'})
+    assert known.all() == [OLD]
+
+
 def request_of(vm: TestVM) -> consolidate.Request:
     """Return the request that removes the snapshot of job-1."""
     place = {"account": "acme", "volume": "vol1", "id": "b1", "vcenter": "vc1", "vm": vm.machine.id}
@@ -111,22 +119,25 @@ def test_deleted_vm(bench: Bench, vm: TestVM) -> None:
 
 
 def test_clean_up_forgets(bench: Bench, vm: TestVM) -> None:
-    """A clean-up forgets the snapshot of an ended job that a user has removed in vCenter, and no young one."""
+    """A clean-up forgets snapshots that no longer exist, and keeps those of running jobs and of other vCenters."""
 
     class Ended(NullJobs):
         def ended(self, job_id: str) -> bool:
             return job_id == "ended"
 
     known = LocalOpenSnapshots()
-    for job_id, created in (("ended", 5.0), ("runs", 6.0)):
+    for job_id, created in (("ended", 5.0), ("runs", 6.0), ("foreground", 6.5)):
         known.note(OpenSnapshot(job_id, "vc1", vm.machine.id, created))
     known.note(OpenSnapshot("gone", "vc2", "vm-1", 7.0))
     vcenter = {"host": "127.0.0.1", "username": "u", "password": "p"}
     settings = parse({"vcenters": {"vc1": vcenter}}, "test")
     given = {"jobs": Ended(), "settings": settings, "open_snapshots": known}
     cleanup.run(cleanup.Request(dry_run=True), bench.attempt(**given))
-    assert len(known.all()) == 3
-    cleanup.run(cleanup.Request(), bench.attempt(**given))
+    assert len(known.all()) == 4
+    with bench.session(vm) as it:
+        running = it.make_snapshot("runs")
+        cleanup.run(cleanup.Request(), bench.attempt(**given))
+        it.remove_snapshot(running)
     assert [each.job_id for each in known.all()] == ["runs", "gone"]
 
 
