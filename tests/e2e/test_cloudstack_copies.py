@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import os
 import random
+import tarfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ssvm_worker.demo.cloudstack.management import make_management_server
 from ssvm_worker.demo.cloudstack.server import ServerTimes
 from ssvm_worker.wiring.stores import open_store_named
 from tests.archives import ova_of, ovf_with_hardware
+from tests.cloudstack_commands import PARENT
 from tests.images import qcow2, qcow2_backed_by, stream_optimized
 from tests.servers.agent import running_agent, section_for
 from tests.servers.http import HttpServer
@@ -280,6 +282,25 @@ def test_move_volume(zone: Zone) -> None:
         answer = zone.send("MoveVolumeCommand", srcPath=old, destPath=new, **there)
         assert (answer["class"], answer["details"]) == ("Answer", f"Moved volume v from {old} to {new}.")
         assert {each.rpartition("/")[0] for each in zone.site.files()} == {new}
+
+
+def test_link_to_a_vmware_volume(zone: Zone) -> None:
+    """A volume of OVF and VMDK is packed for its first link, and deleted with the link."""
+    path = "volumes/2/31/5f2b"
+    folder = zone.site.store / path
+    folder.mkdir(parents=True)
+    files = {"5f2b.ovf": ovf_with_hardware("5f2b-disk0.vmdk"), "5f2b-disk0.vmdk": ROOT}
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    link = {"filenameInExtractURL": "v.ova", "filepathInExtractURL": "a1b2c3d4"}
+    for _ in range(2):
+        zone.send("CreateEntityDownloadURLCommand", installPath=path, data=data_object("Volume", path), **link)
+        with tarfile.open(folder / "5f2b.ova") as package:
+            assert package.getnames() == list(files)
+    assert [each.job for each in zone.site.ledger.page()] == ["transfer"]
+    url = "http://192.0.2.77/userdata/a1b2c3d4/v.ova"
+    zone.send("DeleteEntityDownloadURLCommand", extractUrl=url, type="VOLUME", path=path, parentPath=PARENT)
+    assert set(zone.site.files()) <= {".ssvm-store"}
 
 
 def test_same_command_attaches(zone: Zone) -> None:

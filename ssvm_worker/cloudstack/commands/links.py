@@ -3,8 +3,9 @@
 `ssvm serve` answers the path from the ledger. With ``cloudstack.web_root``, the agent also makes a symbolic link for
 the Apache of a system VM. It is where the Java agent makes it: ``WEB_ROOT/userdata/DIRECTORY/NAME``.
 
-The answers are those of the Java agent, which the recorded conversations have. One thing differs: an unsafe path is
-refused here, and the Java agent passes it to a shell.
+The answers are those of the Java agent, which the recorded conversations have. An unsafe path is refused here, and the
+Java agent passes it to a shell. A VMware volume of OVF and VMDK becomes an OVA with all files that its OVF names. The
+Java agent packs only the OVF and the first disk.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from urllib.parse import unquote
 from ssvm_worker.artifacts.layout import Artifact, check_key
 from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.cloudstack.apache import ApacheFiles
+from ssvm_worker.cloudstack.artifacts import all_objects
 from ssvm_worker.cloudstack.image_stores import NamedStore
-from ssvm_worker.cloudstack.jobs_to_end import job_id_of, start_job
+from ssvm_worker.cloudstack.jobs_to_end import job_id_of, limit_of, run_job, start_job
 from ssvm_worker.cloudstack.keys import parts_of
 from ssvm_worker.cloudstack.messages import (
     Answer,
@@ -30,7 +32,7 @@ from ssvm_worker.cloudstack.messages import (
 from ssvm_worker.cloudstack.services import Services
 from ssvm_worker.errors import InvalidRequest, ObjectNotFound, WorkerError
 from ssvm_worker.ledger.cloudstack_web import USERDATA, PublishedLink, check_path
-from ssvm_worker.streaming.interfaces import Store
+from ssvm_worker.streaming.interfaces import HoldsForeign, Store
 
 _log = logging.getLogger("ssvm.cloudstack")
 #: Seconds for the check of the object.
@@ -46,9 +48,9 @@ def create_link(command: CreateEntityDownloadURLCommand, services: Services) -> 
     parts = (directory.get_secret_value() if directory else "", command.filename_in_extract_url.get_secret_value())
     path = check_path("/".join(part.strip("/") for part in parts if part))
     store = _store_of(command, services)
-    key = check_key(command.install_path.strip("/"))
+    path_of_object = check_key(command.install_path.strip("/"))
     try:
-        services.stores.call(store, lambda opened: opened.stat(key), _CHECK_S)
+        key = _packed(services, store, path_of_object, command.wait)
         until = int(time.time() + services.settings.cloudstack.link_s)
         services.web.publish(PublishedLink(path, store.name, key, until))
         if root := services.settings.cloudstack.web_root:
@@ -59,6 +61,30 @@ def create_link(command: CreateEntityDownloadURLCommand, services: Services) -> 
         return CreateEntityDownloadURLAnswer(result=False, details=str(error))
     _log.info("made a download link to %s:%s", store.name, key)
     return CreateEntityDownloadURLAnswer(result=True, details="")
+
+
+def _packed(services: Services, store: NamedStore, path: str, wait: int | None) -> str:
+    """Return the key of the object at a path. A VMware volume of OVF and VMDK is packed into an OVA first.
+
+    Its path is a directory, ``volumes/ACCOUNT/ID/NAME`` with ``NAME/NAME.ovf``, or that of the OVA next to the OVF.
+    """
+
+    def look(opened: Store) -> tuple[str, str]:
+        name = path.rpartition("/")[2]
+        for key in (path, f"{path}/{name}.ova"):
+            with contextlib.suppress(ObjectNotFound):
+                return opened.stat(key).key, ""
+        stem = path.removesuffix(".ova") if path.endswith(".ova") else f"{path}/{name}"
+        if path.startswith("volumes/") and not find_manifest(opened, Artifact.of_prefix("/".join(path.split("/")[:3]))):
+            with contextlib.suppress(ObjectNotFound):
+                return f"{stem}.ova", opened.stat(f"{stem}.ovf").key
+        raise ObjectNotFound("There is no such object", f"{store.name}:{path}", "Check that it is on this image store")
+
+    key, descriptor = services.stores.call(store, look, _CHECK_S)
+    if descriptor:
+        request = {"source": store.name, "key": descriptor, "store": store.name, "to": key, "pack": True}
+        run_job(services, "transfer", request, limit_of(wait))
+    return key
 
 
 def delete_link(command: DeleteEntityDownloadURLCommand, services: Services) -> Answer:
@@ -104,9 +130,13 @@ def _delete_volume(services: Services, store: NamedStore, key: str) -> None:
         with contextlib.suppress(InvalidRequest):
             if find_manifest(opened, Artifact.of_prefix(key.rpartition("/")[0])):
                 return False
-        with contextlib.suppress(ObjectNotFound):
-            opened.stat(key)
-            opened.delete(key)
+        try:
+            files = [opened.stat(key).key]
+        except ObjectNotFound:  # a VMware volume is a directory below that of the artifact
+            files = [each.key for each in all_objects(opened, key)] if key.count("/") > 2 else []
+        lenient = opened.lenient() if isinstance(opened, HoldsForeign) else opened
+        for each in files:
+            lenient.delete(each)
         return True
 
     if not services.stores.call(store, delete_file, _CHECK_S):

@@ -20,6 +20,8 @@ from ssvm_worker.jobs.request import JobRequest, Privacy
 from ssvm_worker.jobs.usage import forget_usage, record_usage
 from ssvm_worker.streaming.interfaces import HoldsForeign, Store, StoredObject
 
+from .packing import pack
+
 #: The files that make the other files of a directory an artifact, in the order in which they are written.
 _MARKS = ("template.properties", "volume.properties", MANIFEST)
 
@@ -44,12 +46,17 @@ class Request(JobRequest):
         "", description="The new key of the object or directory; the same when absent"
     )
     move: bool = Field(False, description="Move the files inside their store instead of copying them")
+    pack: bool = Field(False, description="Write the files of an OVF, the key, as one OVA at the new key")
 
     @model_validator(mode="after")
     def _consistent(self) -> Request:
         to = _key(self.to) if self.to else self.key
         if self.move and self.source != self.store:
             raise ValueError("move works inside one store; copy the files, and delete the artifact at the source")
+        if self.pack:
+            inside = self.source == self.store and _place_of(to) == _place_of(self.key)
+            if self.move or not inside or not self.key.endswith(".ovf") or not to.endswith(".ova"):
+                raise ValueError("pack makes an .ova of an .ovf in the directory of the same artifact, without move")
         if self.source == self.store and (f"{to}/".startswith(f"{self.key}/") or f"{self.key}/".startswith(f"{to}/")):
             raise ValueError("the new place is the old one, or one of them is inside the other")
         return self
@@ -73,6 +80,7 @@ def discard(request: Request, attempt: Attempt) -> None:
     """Remove what failed attempts left of a copy. The files of a move are complete at one of both places."""
     if not request.move:
         _sweep(request, attempt)
+    if not request.move and not request.pack:
         _remove_leftovers(attempt, _lenient(attempt.store(request.store)), request.place)
 
 
@@ -113,14 +121,25 @@ class _Transfer:
 
     def run(self) -> dict[str, Any]:
         found, request = self._find(), self.request
+        if request.pack:
+            return self._result([self._pack()])
         if not found:
             objects = [each.key for each in self._there()]
         elif found[0].key == request.key:
             objects = self._transfer_one(found[0])
         else:
             objects = self._transfer_tree(found)
+        return self._result(objects)
+
+    def _result(self, objects: list[str]) -> dict[str, Any]:
+        request = self.request
         result = {"source": request.source, "store": request.store, "key": request.place, "objects": objects}
         return result | {"bytes": self.bytes, "moved": request.move}
+
+    def _pack(self) -> str:
+        artifact = Artifact.of_prefix(_place_of(self.request.place))
+        self.bytes = pack(self.attempt, self.target, artifact, self.request.key, self.request.place)
+        return self.request.place
 
     def _find(self) -> list[StoredObject]:
         """Return the object, or the objects below the key. Return nothing for a move that has ended."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from ssvm_worker.jobs.transfer import job as transfer
 from ssvm_worker.stores.file.store import FileStore
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.interfaces import Owner, Store
+from tests.archives import ovf_of
 from tests.attempts import attempt
 from tests.contracts.store import put
 from tests.copies import content, store_artifact
@@ -299,3 +302,59 @@ def test_rename_of_a_link(tmp_path: Path) -> None:
         store.rename("a/one", "b/two")
     assert hashlib.sha256((tmp_path / "secret").read_bytes()).hexdigest() == hashlib.sha256(b"secret").hexdigest()
     assert (tmp_path / "store/a/one").is_symlink()
+
+
+VOLUME = "volumes/2/31/5f2b"
+PACKED = {
+    "source": "primary",
+    "key": f"{VOLUME}/5f2b.ovf",
+    "store": "primary",
+    "to": f"{VOLUME}/5f2b.ova",
+    "pack": True,
+}
+FILES = {
+    "5f2b.ovf": ovf_of("5f2b-disk0.vmdk", "5f2b-disk1.vmdk", others=("vm.nvram",)),
+    "5f2b-disk0.vmdk": b"0" * 3_000_000,
+    "5f2b-disk1.vmdk": b"1" * 700,
+    "vm.nvram": b"n",
+}
+
+
+def vmware_volume(store: Store, **missing: None) -> None:
+    """Store a volume of VMware as the Java agent does."""
+    for name, data in FILES.items():
+        if name not in missing:
+            put(store, f"{VOLUME}/{name}", data)
+
+
+def test_pack(primary: Store) -> None:
+    """The files of an OVF become one OVA, the OVF first, and all files stay."""
+    vmware_volume(primary)
+    before = content(primary)
+    for _ in range(2):
+        result = run(primary, **PACKED)
+        package = content(primary).pop(PACKED["to"])
+        assert (result["objects"], result["bytes"]) == ([PACKED["to"]], len(package))
+        assert content(primary).keys() - before.keys() == {PACKED["to"]}
+    with tarfile.open(fileobj=io.BytesIO(package)) as archive:
+        found = {each.name: archive.extractfile(each).read() for each in archive}  # type: ignore[union-attr]
+    assert list(found) == ["5f2b.ovf", "5f2b-disk0.vmdk", "5f2b-disk1.vmdk", "vm.nvram"]
+    assert found == FILES
+
+
+def test_pack_without_a_file(primary: Store) -> None:
+    """A package without a file that its OVF names is refused, and nothing of it is stored."""
+    vmware_volume(primary, **{"5f2b-disk1.vmdk": None})
+    with pytest.raises(CorruptImage, match="disk1"):
+        run(primary, **PACKED)
+    assert PACKED["to"] not in content(primary)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"move": True}, {"to": "volumes/2/32/a.ova"}, {"to": f"{VOLUME}/a.vmdk"}, {"key": f"{VOLUME}/a.vmdk"}, {"to": ""}],
+)
+def test_refused_pack(primary: Store, change: dict[str, Any]) -> None:
+    """Only an OVF becomes an OVA, in the directory of its artifact."""
+    with pytest.raises(InvalidRequest):
+        run(primary, **(PACKED | change))
