@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -249,14 +250,18 @@ def test_many_at_once(flower: Flower, site: Site, browser: webdriver.Chrome) -> 
     assert [each["job_id"] for each in json.loads(text)["refused"]] == ["many-0", "nobody"]
 
 
-def test_below_a_prefix(site: Site, browser: webdriver.Chrome) -> None:
-    """Below a URL prefix, the links, the script and the buttons of the pages work."""
-    put(site.ledger, "prefixed")
-    site.ledger.cancel("prefixed", "me")
+def test_below_a_prefix(stoppable_broker: StoppableBroker, tmp_path: Path, browser: webdriver.Chrome) -> None:
+    """Below a URL prefix, the pages work without jobs, with a job, and without the broker."""
+    site = Site(stoppable_broker.with_prefix("prefixed:"), tmp_path)
     flower = Flower(site, "/admin")
     try:
         flower.open(browser, "/")
         assert browser.current_url == f"{flower.url}/jobs"
+        text = shown(browser, "main").text
+        for empty in ("There are no jobs yet", "No zone has jobs", "No worker is known"):
+            assert empty in text
+        put(site.ledger, "prefixed")
+        site.ledger.cancel("prefixed", "me")
         shown(browser, "#job-prefixed a").click()
         shown(browser, ".ssvm-retry").click()
         until(lambda: site.ledger.get("prefixed").state == "queued", "the job is queued again")
@@ -265,8 +270,15 @@ def test_below_a_prefix(site: Site, browser: webdriver.Chrome) -> None:
         until(lambda: browser.current_url == f"{flower.url}/jobs", "the link leads to the list")
         style = "return getComputedStyle(document.querySelector('.ssvm-filters')).display"
         assert browser.execute_script(style) == "grid"
+        stoppable_broker.stop()
+        until(lambda: "Not up to date: The broker" in shown(browser, "#ssvm-updated").text, "the page says so")
+        assert shown(browser, "#job-prefixed").text
+        flower.open(browser, "/jobs/prefixed")
+        assert "The broker" in shown(browser, "#ssvm-message").text
+        picture(browser, "no-broker.png")
     finally:
         flower.close()
+        site.close()
 
 
 def test_flower_does_not_answer(flower: Flower, site: Site, browser: webdriver.Chrome) -> None:
@@ -275,7 +287,7 @@ def test_flower_does_not_answer(flower: Flower, site: Site, browser: webdriver.C
     flower.open(browser, "/jobs?q=silent")
     button = shown(browser, "#job-silent .ssvm-cancel")
     # The page waits for many seconds. This test does not.
-    browser.execute_script("const real = AbortSignal.timeout; AbortSignal.timeout = () => real.call(AbortSignal, 500)")
+    browser.execute_script("window.real = AbortSignal.timeout; AbortSignal.timeout = () => real.call(AbortSignal, 500)")
     flower.process.send_signal(signal.SIGSTOP)
     try:
         until(lambda: "Flower does not answer" in shown(browser, "#ssvm-updated").text, "the page says so")
@@ -285,4 +297,5 @@ def test_flower_does_not_answer(flower: Flower, site: Site, browser: webdriver.C
         assert "Flower does not answer" in shown(browser, ".ssvm-toast").text
     finally:
         flower.process.send_signal(signal.SIGCONT)
+    browser.execute_script("AbortSignal.timeout = real")
     until(lambda: "answer" not in shown(browser, "#ssvm-updated").text, "the page is up to date again")

@@ -65,8 +65,8 @@ class Flower:
             return 0, ""
 
     def close(self) -> None:
-        """Stop the process."""
-        self.process.terminate()
+        """Kill the process. While the broker is away, Flower would not end after SIGTERM."""
+        self.process.kill()
         self.process.wait()
 
     def act(self, verb: str, job_id: str, **how: str) -> int:
