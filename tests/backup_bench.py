@@ -91,7 +91,7 @@ class Bench:
 
     def fetches(self, file: str) -> int:
         """Return how often a file of that name was fetched from any lease since the simulator's start."""
-        return sum(each["file"] == file for each in self.vcenter.state()["gets"])
+        return sum(each["file"] == file and not each.get("refused") for each in self.vcenter.state()["gets"])
 
 
 def assert_whole(store: MemoryStore, *streams: bytes) -> None:

@@ -312,7 +312,7 @@ class Trial:
         try:
             self._connection.finish(self._vm.PowerOnVM_Task(None), _READY_S)
         except (vmodl.MethodFault, WorkerError) as error:
-            return {"fault": _fault(error)}, {"calls": {"PowerOnVM_Task": _fault(error)}}
+            return {"fault": _fault(error)}, {"lease_locks": True}
         self._connection.finish(self._vm.PowerOffVM_Task(), _READY_S)
         return {"allowed": True}, {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -59,9 +60,11 @@ def _run(**flags: bool) -> Iterator[VCenterSimulator]:
 
 
 @pytest.fixture
-def vcenter(vcenter_process: VCenterSimulator) -> Iterator[VCenterSimulator]:
+def vcenter(vcenter_process: VCenterSimulator, request: pytest.FixtureRequest) -> Iterator[VCenterSimulator]:
     """Return the vCenter. Its faults end after each test."""
-    yield vcenter_process
+    is_plain = request.node.get_closest_marker("plain_vcenter")
+    with vcenter_process.behaving_like({"switches": {}}) if is_plain else contextlib.nullcontext():
+        yield vcenter_process
     vcenter_process.fault()
 
 

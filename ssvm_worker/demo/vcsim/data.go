@@ -24,6 +24,9 @@ func (w *world) serveData(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if spoilt.NeedsCookie && err != nil {
+		w.mu.Lock()
+		w.gets[number].Refused = true
+		w.mu.Unlock()
 		http.Error(rw, "no session", http.StatusForbidden)
 		return
 	}

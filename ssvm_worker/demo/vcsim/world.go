@@ -152,6 +152,8 @@ type get struct {
 	File   string `json:"file"`
 	Bytes  int64  `json:"bytes"`
 	Cookie bool   `json:"cookie"`
+	// Refused is whether the request lacked a necessary cookie.
+	Refused bool `json:"refused,omitempty"`
 }
 
 func newWorld(service *simulator.Service, thumbprint string) *world {

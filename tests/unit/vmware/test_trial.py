@@ -19,6 +19,8 @@ from ssvm_worker.vmware.trial import QUESTIONS, TrialReport
 from tests.images import stream_optimized
 from tests.servers.vcenter import address_of
 
+# The tests set the switches of the simulator themselves.
+pytestmark = pytest.mark.plain_vcenter
 _numbers = itertools.count(1)
 BUSY = {"fault": "TaskInProgress", "times": 2}
 #: What a trial must find out, and whether the VM is on.
@@ -32,7 +34,7 @@ VCENTERS: dict[str, tuple[dict[str, Any], bool]] = {
     "version 9": (
         {"host_certificate": "chain", "host_thumbprint": "own", "certificate": "own", "thumbprint": ""}
         | {"quiesce_task": "GenericVmConfigFault", "consolidate": True, "manifest": "absent"}
-        | {"calls": {"RemoveSnapshot_Task": BUSY, "PowerOnVM_Task": "TaskInProgress"}},
+        | {"calls": {"RemoveSnapshot_Task": BUSY}, "lease_locks": True},
         False,
     ),
     "old": (
