@@ -48,7 +48,8 @@ def run_trial(args: argparse.Namespace, settings: Settings, output: Output) -> l
     if not args.yes:
         if not sys.stdin.isatty():
             raise misused(InvalidRequest("The trial asks before it starts", "--trial", "Give --yes, or a terminal"))
-        print(f"This changes only the VM {args.vm}. Type yes to start: ", end="", file=sys.stderr, flush=True)
+        also = ", and creates and removes a VM" if args.with_import else ""
+        print(f"This changes only the VM {args.vm}{also}. Type yes to start: ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip() != "yes":
             raise misused(InvalidRequest("The trial was not started", "--trial"))
     try:
