@@ -23,8 +23,9 @@ from tests.waiting import CLAIM_S
 class Eventful(LocalSlots):
     """Slots that record their names and limits, and during the wait for which something happens in vSphere."""
 
-    def __init__(self, bench: Bench, event: str = "", at: str = "esxi:") -> None:
+    def __init__(self, bench: Bench, event: str = "", at: str = "esxi:", vm: str = "") -> None:
         super().__init__()
+        self.vm = vm
         self.bench = bench
         self.event = event
         self.at = at
@@ -36,7 +37,7 @@ class Eventful(LocalSlots):
         self.limits[name] = limit
         self.snapshots[name] = self.bench.vcenter.state()["calls"].get("CreateSnapshotEx_Task", 0)
         if self.event and name.startswith(self.at):
-            self.bench.vcenter.strike(self.event)
+            self.bench.vcenter.strike(self.event, self.vm)
             self.event = ""
         with super().hold(name, limit, wait):
             yield
@@ -76,6 +77,15 @@ def test_session_expires_in_the_queue(bench: Bench, vm: TestVM, at: str) -> None
     bench.attempt_fields["slots"] = Eventful(bench, "logout", at)
     bench.options = FAST.model_copy(update={"lease_tries": 1, "parallel_disks": 1})
     bench.run(vm)
+    assert_whole(bench.primary, *vm.streams)
+
+
+def test_vmotion_in_the_queue(bench: Bench, vm: TestVM) -> None:
+    """If the VM moves while the job waits for a slot, the job takes a slot of the new host."""
+    slots = bench.attempt_fields["slots"] = Eventful(bench, "migrate", vm=vm.machine.id)
+    bench.options = FAST.model_copy(update={"lease_tries": 1, "parallel_disks": 1})
+    bench.run(vm)
+    assert len([name for name in slots.limits if name.startswith("esxi:")]) == 2
     assert_whole(bench.primary, *vm.streams)
 
 
