@@ -8,7 +8,7 @@ from functools import lru_cache
 from ssvm_worker.streaming.interfaces import Store
 
 from .map import GrainMap, GrainRun
-from .pack import PackIndex, read_index
+from .pack import PackIndex, digest, read_index
 
 #: Offset on the disk and length, both in bytes.
 Area = tuple[int, int]
@@ -16,18 +16,24 @@ _END_OF_DISK = 1 << 62
 
 
 def differing(store: Store, family: str, one: GrainMap, other: GrainMap) -> Iterator[Area]:
-    """Yield each grain that differs between two maps, in order. A grain that only one map has differs, too.
+    """Yield each grain that differs between two maps, in order.
 
-    Both maps must have the same grain size. The function compares digests, and reads pack indexes, only where both
-    maps have a grain, in different packs.
+    A grain of zeros equals no grain: a host may send an allocated area of zeros in one export and omit it in the next.
+    Both maps must have the same grain size. The function reads no pack index where both maps have the same grains of
+    the same pack.
     """
+    zeros = {digest(bytes(size)) for size in (one.grain_size, one.capacity % one.grain_size)}
 
     @lru_cache(512)
     def index_of(grain_map: GrainMap, number: int) -> PackIndex:
         return read_index(store, family, grain_map.packs[number])
 
-    def digest(grain_map: GrainMap, run: GrainRun, at: int) -> bytes:
-        return index_of(grain_map, run.pack).digest(run.first + at - run.at)
+    def content(grain_map: GrainMap, run: GrainRun | None, at: int) -> bytes | None:
+        """Return the digest of a grain, or None for zeros."""
+        if run is None:
+            return None
+        found = index_of(grain_map, run.pack).digest(run.first + at - run.at)
+        return None if found in zeros else found
 
     for start, end, left, right in _side_by_side(one, other):
         if (
@@ -38,7 +44,7 @@ def differing(store: Store, family: str, one: GrainMap, other: GrainMap) -> Iter
         ):
             continue  # both have the same grains of the same pack
         for at in range(start, end):
-            if not (left and right) or digest(one, left, at) != digest(other, right, at):
+            if content(one, left, at) != content(other, right, at):
                 yield at * one.grain_size, one.grain_size
 
 

@@ -112,6 +112,7 @@ class HttpAnswer(HTTPResponse):
         self._watch = sock.watch
         self._left = _MAX_HEAD
         self._excess = 0
+        self._body_error: OSError | HTTPException | None = None
 
     def begin(self) -> None:
         """Read the head of the final response."""
@@ -194,7 +195,24 @@ class HttpAnswer(HTTPResponse):
         closes = "close" in options or (self.version == 10 and "keep-alive" not in options)
         self.will_close = closes or (not self.chunked and self.length is None)
 
-    # http.client calls the next two methods for the chunks of a body.
+    # http.client calls the next three methods for the chunks of a body.
+
+    def _read_chunked(self, amt: int | None = None) -> bytes:
+        """Read some bytes. Keep an error after whole chunks for the next call: it must not lose their bytes."""
+        if self._body_error is not None:
+            raise self._body_error
+        parts: list[bytes] = []
+        try:
+            while amt != 0 and (left := self._get_chunk_left()):
+                size = left if amt is None else min(amt, left)
+                parts.append(self._safe_read(size))
+                self.chunk_left = left - size
+                amt = None if amt is None else amt - size
+        except (OSError, HTTPException) as error:
+            if not parts:
+                raise
+            self._body_error = error
+        return b"".join(parts)
 
     def _read_next_chunk_size(self) -> int:
         line = self.fp.readline(_MAX_EXCESS + 1)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"net/http"
 	"strings"
 	"time"
@@ -31,6 +32,13 @@ func (w *world) serveData(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rw.Header().Set("Content-Type", "application/x-vnd.vmware-streamVmdk")
+	now, _ := w.now()
+	if strings.HasPrefix(now.BodyEnd, "close") {
+		rw.Header().Set("Transfer-Encoding", "identity") // only the end of the connection ends the body
+	}
+	if now.OneFile && !w.isFirst(mine, file) {
+		return
+	}
 	wire := &wire{ResponseWriter: rw, world: w, lease: mine, spoilt: spoilt, healed: healed, gone: r.Context().Done()}
 	defer func() {
 		w.mu.Lock()
@@ -44,6 +52,27 @@ func (w *world) serveData(rw http.ResponseWriter, r *http.Request) {
 	}
 	rw.(http.Flusher).Flush() // a real host does not know the length, so it sends chunks
 	simulator.ServeNFC(wire, r)
+	endBody(rw, now.BodyEnd)
+}
+
+// endBody ends the connection after the last byte of a body. See BodyEnd.
+func endBody(rw http.ResponseWriter, how string) {
+	rw.(http.Flusher).Flush()
+	switch how {
+	case "no_last_chunk":
+		panic(http.ErrAbortHandler) // Go then sends a close_notify
+	case "no_last_chunk_cut", "close_cut":
+		if conn, _, err := rw.(http.Hijacker).Hijack(); err == nil {
+			_ = conn.(*tls.Conn).NetConn().Close() // no close_notify
+		}
+	}
+}
+
+// isFirst returns whether no other file of the lease was read before.
+func (w *world) isFirst(mine *lease, file string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(mine.sent) == 0 || (len(mine.sent) == 1 && mine.sent[file] != nil)
 }
 
 // begin records a GET and returns its lease and a copy of the active fault, whose remaining count it decrements.

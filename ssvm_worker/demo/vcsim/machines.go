@@ -25,6 +25,8 @@ type wanted struct {
 	} `json:"disks"`
 	// Nvram is the content of the nvram file. If it is empty, the VM has no such file.
 	Nvram []byte `json:"nvram"`
+	// Firmware is "bios" or "efi".
+	Firmware string `json:"firmware"`
 	// Encrypted gives the VM an encryption key. TPM gives it a virtual TPM.
 	Encrypted bool `json:"encrypted"`
 	TPM       bool `json:"tpm"`
@@ -124,7 +126,7 @@ func specification(want wanted) types.VirtualMachineConfigSpec {
 		devices = append(devices, disk)
 	}
 	spec := types.VirtualMachineConfigSpec{
-		Name: want.Name, GuestId: "otherLinux64Guest", NumCPUs: 2, MemoryMB: 512,
+		Name: want.Name, GuestId: "otherLinux64Guest", Firmware: want.Firmware, NumCPUs: 2, MemoryMB: 512,
 		Files: &types.VirtualMachineFileInfo{VmPathName: "[LocalDS_0]"},
 	}
 	spec.DeviceChange, _ = devices.ConfigSpec(types.VirtualDeviceConfigSpecOperationAdd)

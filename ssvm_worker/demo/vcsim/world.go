@@ -73,6 +73,11 @@ type faults struct {
 	PlainKeys bool `json:"plain_keys"`
 	// Omit is a file that the lease omits.
 	Omit string `json:"omit"`
+	// OneFile sends an empty body for all files of a lease but the first one that is read.
+	OneFile bool `json:"one_file"`
+	// BodyEnd is how bodies end, if not with a last chunk: "no_last_chunk", "close" for a body without chunks and length,
+	// "no_last_chunk_cut" and "close_cut" for the same without TLS's close_notify.
+	BodyEnd string `json:"body_end"`
 	// Get is a fault of downloads, Put is a fault of uploads.
 	Get *getFault `json:"get"`
 	Put *getFault `json:"put"`

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssvm_worker.artifacts.checksums import Hasher, digest_of
 from ssvm_worker.artifacts.manifest import Entry
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 _RETRYABLE = (SourceUnavailable, LeaseLost, ResourceBusy)
 #: Maximum bytes of the firmware's variables, which have 264 KiB for EFI and 8 KiB for BIOS.
 _MAX_NVRAM = 16 * MiB
+#: Leases for the nvram, if a host grants them but does not send it.
+_NVRAM_TRIES = 2
+_T = TypeVar("_T")
 
 
 class DiskExport:
@@ -67,11 +71,39 @@ class DiskExport:
         #: The watch of the VM's power state, with its warnings.
         self.power = PowerWatch(attempt, vm)
 
-    def fetch(self, name: str, disk: Disk, nvram: str = "") -> list[Entry]:
-        """Store a disk and, if *nvram* is a file name and the VM has them, the firmware's variables.
+    def fetch(self, name: str, disk: Disk) -> list[Entry]:
+        """Store a disk. Return no entry for a disk that the lease does not list, and record it in ``missing``.
 
-        A disk that the lease does not list is recorded in ``missing``, because another lease would not list it either.
+        Another lease would not list it either.
         Raises the error of the last of ``lease_tries`` leases, or of the primary store.
+        """
+        return self._leased(disk.label, partial(self._disk, name, disk))
+
+    def fetch_nvram(self, name: str) -> list[Entry]:
+        """Store the firmware's variables with a lease of their own, because some hosts send one file of each lease.
+
+        Call it before ``fetch``. A missing or unreadable nvram is only a remark, because many VMs boot without it.
+        Raises the error of the last of ``lease_tries`` leases, or of the primary store.
+        """
+        remark = "The firmware is EFI, and the host offers no nvram: a restored VM may lack its boot entries"
+        for _ in range(_NVRAM_TRIES):
+            found = self._leased("nvram", _read_nvram)
+            if isinstance(found, tuple):
+                data, key = found
+                self._targets.put(name, data)
+                return [Entry(name, len(data), str(digest_of(data)), "nvram", {"lease_key": key})]
+            if found is None and self._hardware.firmware != "efi":
+                return []
+            if found is None:
+                break
+            remark = f"The nvram was not stored: {found}"
+        self.remarks.append(remark)
+        self._attempt.log.warning("%s", remark)
+        return []
+
+    def _leased(self, what: str, use: Callable[[Lease], _T]) -> _T:
+        """Return the result of *use* with the first of ``lease_tries`` leases that succeeds.
+
         Occupies a slot of the ESXi host during each lease.
         """
         left = self._vm.options.lease_tries
@@ -85,7 +117,10 @@ class DiskExport:
                     self._vm.revive()  # the wait for the slot may have been longer than the session's life
                     if self._vm.host() != host:
                         continue  # the VM was moved meanwhile, so another host's slot is necessary
-                    return self._one_lease(name, disk, nvram)
+                    with self._counted(), self._vm.export(self._snapshot) as lease:
+                        result = use(lease)
+                        lease.complete()
+                        return result
             except _RETRYABLE as error:
                 if self.power.wait():
                     continue
@@ -97,7 +132,7 @@ class DiskExport:
                 left -= 1
                 if left <= 0:
                     raise
-                self._attempt.log.warning("%s: trying another lease: %s", disk.label, error)
+                self._attempt.log.warning("%s: trying another lease: %s", what, error)
             self._attempt.wait(self._vm.options.lease_delay_s)
 
     def _wait_for_other_lease(self, others: int) -> bool:
@@ -123,26 +158,21 @@ class DiskExport:
             with self._lock:
                 self._open -= 1
 
-    def _one_lease(self, name: str, disk: Disk, nvram: str) -> list[Entry]:
-        with self._counted(), self._vm.export(self._snapshot) as lease:
-            file = lease.file_of(disk, self._hardware.disks)
-            if file is None:
-                listed = ", ".join(each.key for each in lease.files) or "nothing"
-                self.missing[disk.key] = f"the host offers no file for it; it offers: {listed}"
-            try:
-                entries = [self._store(name, disk, lease, file)] if file else []
-            except CorruptImage as error:
-                # Status 200 proves nothing: hosts end a body properly although the disk is incomplete.
-                raise SourceUnavailable(
-                    f"The host did not send the whole disk: {error.what}",
-                    f"{disk.label} ({disk.place})",
-                    "The worker tries again. If the error persists, check the host and its datastore",
-                ) from error
-            if nvram:
-                # After the disk: some hosts send no further file of a lease once one file was read.
-                entries += self._nvram(nvram, lease)
-            lease.complete()
-        return entries
+    def _disk(self, name: str, disk: Disk, lease: Lease) -> list[Entry]:
+        file = lease.file_of(disk, self._hardware.disks)
+        if file is None:
+            listed = ", ".join(each.key for each in lease.files) or "nothing"
+            self.missing[disk.key] = f"the host offers no file for it; it offers: {listed}"
+            return []
+        try:
+            return [self._store(name, disk, lease, file)]
+        except CorruptImage as error:
+            # Status 200 proves nothing: hosts end a body properly although the disk is incomplete.
+            raise SourceUnavailable(
+                f"The host did not send the whole disk: {error.what}",
+                f"{disk.label} ({disk.place})",
+                "The worker tries again. If the error persists, check the host and its datastore",
+            ) from error
 
     def _store(self, name: str, disk: Disk, lease: Lease, file: LeaseFile) -> Entry:
         """Store a disk as its stream or, in an incremental backup, as its new grains."""
@@ -163,16 +193,17 @@ class DiskExport:
         progress = _StreamProgress(self._attempt, verifier, lease, disk.capacity, watches)
         room = self._attempt.held.part()
         agreed: list[str] = []
+        broken: list[SourceUnavailable] = []
 
         def verify() -> None:
-            verifier.finish()
+            _finish(verifier, broken)
             agreed.append(self._compare_with_manifest(disk, lease, file, hasher))
             lease.check()
             self._attempt.confirm()
 
         try:
             with ExitStack() as stack:
-                chunks: Iterator[bytes] = lease.source(file).open()
+                chunks: Iterator[bytes] = _until_broken(lease.source(file).open(), broken)
                 observers: list[Observer] = [hasher, verifier, progress]
                 if not packing:
                     observers.append(room.took)
@@ -229,23 +260,44 @@ class DiskExport:
             "warnings": verifier.warnings,
         }
 
-    def _nvram(self, name: str, lease: Lease) -> list[Entry]:
-        """Store the firmware's variables. A failure is only a remark, because a VM usually boots without them."""
-        file = next((each for each in lease.files if not each.is_disk and each.name.endswith(".nvram")), None)
-        if file is None:
-            return []
-        try:
-            data = b"".join(limit(lease.source(file).open(), _MAX_NVRAM, name))
-            if not data or file.size not in (None, len(data)):
-                raise SourceUnavailable(f"{len(data)} bytes received, {file.size} expected", file.name)
-        except Cancelled:
-            raise
-        except WorkerError as error:
-            self.remarks.append(f"The nvram was not stored: {error}")
-            self._attempt.log.warning("the nvram was not stored: %s", error)
-            return []
-        self._targets.put(name, data)
-        return [Entry(name, len(data), str(digest_of(data)), "nvram", {"lease_key": file.key})]
+
+def _read_nvram(lease: Lease) -> tuple[bytes, str] | WorkerError | None:
+    """Return content and key of the lease's nvram, None if the lease lists none, or the error that the read raised."""
+    file = next((each for each in lease.files if not each.is_disk and each.name.endswith(".nvram")), None)
+    if file is None:
+        return None
+    try:
+        data = b"".join(limit(lease.source(file).open(), _MAX_NVRAM, file.name))
+        if not data or file.size not in (None, len(data)):
+            raise SourceUnavailable(f"{len(data)} bytes received, {file.size} expected", file.name)
+    except Cancelled:
+        raise
+    except WorkerError as error:
+        return error
+    return data, file.key
+
+
+def _until_broken(chunks: Iterator[bytes], broken: list[SourceUnavailable]) -> Iterator[bytes]:
+    """Yield the chunks until their end or their error, which goes to *broken*."""
+    try:
+        yield from chunks
+    except SourceUnavailable as error:
+        broken.append(error)
+
+
+def _finish(verifier: StreamOptimized, broken: list[SourceUnavailable]) -> None:
+    """Raise the error that ended the stream, unless the stream is complete. Without an error, raise CorruptImage.
+
+    Some hosts may end the connection of a complete stream without a last chunk or TLS's close_notify. The stream's own
+    end marker proves more than either.
+    """
+    try:
+        verifier.finish()
+    except CorruptImage:
+        if broken:
+            raise broken[0] from broken[0].__cause__
+        raise
+    verifier.warnings += [f"the stream is complete, but its connection ended with an error: {each}" for each in broken]
 
 
 class _StreamProgress:

@@ -75,6 +75,8 @@ class VMExport:
         grain_store = Grains(self._attempt, self._artifact, self._targets) if self._incremental else nullcontext()
         with grain_store as grains:
             export = DiskExport(self._attempt, self._targets, self._vm, self._snapshot, hardware, grains=grains)
+            if not any(each.role == "nvram" and self._targets.has(each) for each in self._manifest.entries):
+                self._keep(export.fetch_nvram(f"{self._artifact.id}.nvram"))
             steps = [partial(self._one_disk, export, number, disk) for number, disk in pending]
             in_parallel(self._vm.options.parallel_disks, steps)
         self._vm.revive()
@@ -143,8 +145,10 @@ class VMExport:
         return entry is not None and entry.facts["disk"] == disk.key and self._targets.has(entry)
 
     def _one_disk(self, export: DiskExport, number: int, disk: Disk) -> None:
-        nvram = f"{self._artifact.id}.nvram" if number == 0 else ""
-        entries = export.fetch(self._name(number), disk, nvram)
+        self._keep(export.fetch(self._name(number), disk))
+
+    def _keep(self, entries: list[Entry]) -> None:
+        """Record committed entries in the draft manifest."""
         with self._lock:
             for entry in entries:
                 self._manifest = self._manifest.with_entry(entry)

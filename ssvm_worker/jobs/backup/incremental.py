@@ -91,7 +91,10 @@ def disagreement(verdict: str) -> str:
     """Return the remark for a verdict of ChangeCheck. It is empty unless the verdict is a disagreement."""
     if not verdict.startswith("disagrees"):
         return ""
-    return f"changed block tracking {verdict}, where it reports no change; reset it: backups that rely on it lack data"
+    return (
+        f"changed block tracking {verdict}, where it reports no change; backups that rely on it may lack data. "
+        "Compare these sectors of this and the previous backup before a reset, which affects every backup program"
+    )
 
 
 def map_name(name: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 from ssvm_worker.grain_store.compare import differing, outside
 from ssvm_worker.grain_store.reader import open_map
 from ssvm_worker.stores.memory import MemoryStore
-from tests.grain_bench import back_up, changed, disk
+from tests.grain_bench import back_up, back_up_grains, changed, disk
 from tests.images import GRAIN
 
 RAW = disk(30)
@@ -51,6 +51,15 @@ def test_same_content_stored_twice() -> None:
     maps = [open_map(first, each, each.entries[0]) for each in manifests]
     assert maps[0].packs != maps[1].packs
     assert not list(differing(first, "snapshots/acme/vol1", *maps))
+
+
+@pytest.mark.parametrize(("other", "expected"), [(bytes(2 * GRAIN), []), (bytes(GRAIN) + b"a" * GRAIN, [1])])
+def test_grain_of_zeros(other: bytes, expected: list[int]) -> None:
+    """A grain of zeros equals a missing grain, and differs from a grain of data."""
+    store = MemoryStore()
+    backups = back_up_grains(store, "b1", {0: 0, 1: 0}), back_up(store, "b2", other)
+    maps = [open_map(store, each, each.entries[0]) for each in backups]
+    assert [offset // GRAIN for offset, _ in differing(store, "snapshots/acme/vol1", *maps)] == expected
 
 
 OUTSIDE: dict[str, tuple[list[int], list[tuple[int, int]], list[int]]] = {

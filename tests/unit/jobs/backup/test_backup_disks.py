@@ -197,10 +197,12 @@ def test_certificate(bench: Bench, vm: TestVM) -> None:
     assert_whole(bench.primary, *vm.streams)
 
 
-def test_nvram(bench: Bench) -> None:
-    """Firmware variables are stored if the lease has them, and the OVF and the .mf name them."""
+@pytest.mark.parametrize("one_file", [False, True])
+def test_nvram(bench: Bench, one_file: bool) -> None:
+    """Firmware variables are stored and named by OVF and .mf, also if a host sends only one file of each lease."""
     vm = make_vm(bench.vcenter, 64 * KiB, nvram=b"variables" * 1000)
-    bench.run(vm)
+    bench.vcenter.fault(one_file=one_file)
+    assert bench.run(vm)["remarks"] == []
     assert read_bytes(bench.primary, f"{PREFIX}/b1.nvram") == b"variables" * 1000
     assert b'href="b1.nvram"' in read_bytes(bench.primary, f"{PREFIX}/b1.ovf")
     assert b"SHA256(b1.nvram)" in read_bytes(bench.primary, f"{PREFIX}/b1.mf")
@@ -214,6 +216,25 @@ def test_nvram_fails(bench: Bench) -> None:
     result = bench.run(vm)
     assert "nvram" in result["remarks"][0]
     assert_whole(bench.primary, *vm.streams)
+
+
+@pytest.mark.parametrize(("firmware", "remarks"), [("bios", 0), ("efi", 1)])
+def test_no_nvram(bench: Bench, firmware: str, remarks: int) -> None:
+    """If the lease lists no firmware variables, the result of a VM with EFI says so."""
+    result = bench.run(make_vm(bench.vcenter, 64 * KiB, firmware=firmware))
+    assert len(result["remarks"]) == remarks
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+@pytest.mark.parametrize("end", ["no_last_chunk", "no_last_chunk_cut", "close", "close_cut"])
+def test_end_of_body(bench: Bench, end: str, mode: str) -> None:
+    """A complete disk is stored, however its connection ends; an error at the end is a warning."""
+    vm = make_vm(bench.vcenter, 512 * KiB)
+    bench.vcenter.fault(body_end=end)
+    bench.run(vm, mode=mode)
+    entry = read_manifest(bench.primary, bench.request(vm).artifact).entries[0]
+    assert entry.facts["lease_manifest"] == "agreed"
+    assert len(entry.facts["warnings"]) == (end != "close")
 
 
 def test_change_ids(bench: Bench) -> None:

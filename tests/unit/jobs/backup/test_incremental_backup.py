@@ -14,6 +14,7 @@ from ssvm_worker.artifacts.manifest import Manifest, find_manifest
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.errors import CorruptImage
+from ssvm_worker.formats.writers.vmdk import stream_optimized as image_of
 from ssvm_worker.grain_store.reader import grain_maps
 from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.jobs.delete import job as delete
@@ -203,6 +204,19 @@ def test_cbt_disagrees(bench: Bench, vm: TestVM) -> None:
     assert verdict(result) == f"disagrees at LBA {9 * 128}-{10 * 128 - 1}"
     assert "changed block tracking" in result["remarks"][0]
     assert restored(bench.primary, found(bench.primary, "b2")) == vm.raws[0]
+
+
+@pytest.mark.parametrize("zeros", [True, False], ids=["sends zeros", "omits zeros"])
+def test_cbt_of_zeros(bench: Bench, vm: TestVM, zeros: bool) -> None:
+    """A host that sends an area of zeros in one backup and omits it in the next contradicts no tracking."""
+    raw = bytes(vm.raws[0][: 20 * GRAIN]) + bytes(12 * GRAIN)
+    extents = ((at, raw[at : at + GRAIN]) for at in range(0, len(raw), GRAIN))
+    streams = [stream_optimized(raw), b"".join(image_of(extents, len(raw), "disk"))]
+    for number, stream in enumerate(streams if zeros else reversed(streams)):
+        bench.vcenter.upload(vm.machine.disks[0].file, stream, vm.machine.datacenter)
+        track(bench.vcenter, vm, f"52 a/{number}")
+        result = take(bench, vm, f"b{number}")
+    assert verdict(result) == "agrees"
 
 
 @pytest.mark.parametrize("now", ["", "52 b/1"], ids=["tracking is off", "tracking began anew"])
