@@ -112,7 +112,7 @@ class HttpAnswer(HTTPResponse):
         self._watch = sock.watch
         self._left = _MAX_HEAD
         self._excess = 0
-        self._body_error: OSError | HTTPException | None = None
+        self._body_error: OSError | IncompleteRead | None = None
 
     def begin(self) -> None:
         """Read the head of the final response."""
@@ -198,17 +198,17 @@ class HttpAnswer(HTTPResponse):
     # http.client calls the next three methods for the chunks of a body.
 
     def _read_chunked(self, amt: int | None = None) -> bytes:
-        """Read some bytes. Keep an error after whole chunks for the next call: it must not lose their bytes."""
+        """Read some bytes. Keep the end of the connection after whole chunks for the next call: it loses no bytes."""
         if self._body_error is not None:
             raise self._body_error
         parts: list[bytes] = []
         try:
-            while amt != 0 and (left := self._get_chunk_left()):
+            while amt != 0 and (left := self._get_chunk_left()):  # type: ignore[attr-defined]
                 size = left if amt is None else min(amt, left)
-                parts.append(self._safe_read(size))
+                parts.append(self._safe_read(size))  # type: ignore[attr-defined]
                 self.chunk_left = left - size
                 amt = None if amt is None else amt - size
-        except (OSError, HTTPException) as error:
+        except (OSError, IncompleteRead) as error:
             if not parts:
                 raise
             self._body_error = error

@@ -40,6 +40,16 @@ class ExportLink:
 
     @property
     def parts(self) -> SplitResult:
+        """Return the URL with the address of the host that the settings give, if they give one."""
+        parts = self._named_parts
+        address = self.address.hosts.get(parts.hostname or "")
+        if not address:
+            return parts
+        port = "" if urlsplit(f"//{address}").port else f":{parts.port or 443}"
+        return parts._replace(netloc=f"{address}{port}")
+
+    @property
+    def _named_parts(self) -> SplitResult:
         """Return the URL; the vCenter's host and port replace ``*``."""
         parts = urlsplit(self.url)
         if parts.hostname != "*":
@@ -52,7 +62,7 @@ class ExportLink:
         """Return the thumbprints from the lease, or the vCenter's own if the host is the vCenter itself."""
         if self.thumbprint:
             return " ".join(parse_thumbprint(each, self.parts.netloc) for each in self.thumbprint.split())
-        return self.address.pin if self.parts.hostname == self.address.host else None
+        return self.address.pin if self._named_parts.hostname == self.address.host else None
 
     @property
     def web_url(self) -> WebUrl:

@@ -11,7 +11,14 @@ from typing import Any
 
 from pyVmomi import vim, vmodl
 
-from ssvm_worker.errors import Cancelled, InvalidRequest, SourceDenied, WorkerError
+from ssvm_worker.errors import (
+    Cancelled,
+    InvalidRequest,
+    ResourceBusy,
+    SourceDenied,
+    SourceUnavailable,
+    WorkerError,
+)
 
 from .connection import Connection
 from .export import ExportLink, check_host, pins_of
@@ -54,6 +61,21 @@ RESTORE_PRIVILEGES: dict[str, dict[str, tuple[str, ...]]] = {
 _OLD_S = 24 * 3600.0
 #: The edition key of the free ESXi (vSphere Hypervisor).
 _FREE_EDITION = "esxBasic"
+#: Snapshots in one chain: the limit of vSphere, and the number from which a warning is given. It is not documented if
+#: the snapshot of the backup counts.
+_MAX_LEVELS, _MANY_LEVELS = 32, 30
+#: The properties of a VM that show why vSphere would make no snapshot.
+_OBSTACLE_PATHS = (
+    "config.flags",
+    "config.ftInfo",
+    "config.hardware.device",
+    "config.managedBy",
+    "disabledMethod",
+    "runtime.connectionState",
+    "runtime.consolidationNeeded",
+    "runtime.powerState",
+    "snapshot",
+)
 #: The first hardware version with changed block tracking.
 _TRACKING = 7
 
@@ -89,6 +111,7 @@ def examine_vm(
         *_run("consolidation", lambda: _check_consolidation(connection, vm)),
         *_check_hardware(hardware),
         *_check_encryption(hardware, try_encrypted),
+        *_run("snapshot", lambda: _check_obstacles(connection, vm, own_snapshot)),
         *_run("ESXi host", lambda: _check_host_of(connection, vm)),
         *_run("OVF descriptor", lambda: _check_descriptor(connection, vm, hardware)),
     ]
@@ -215,6 +238,73 @@ def _check_license(connection: Connection) -> Iterator[PreflightFinding]:
                 yield PreflightFinding("license", ERROR, detail, "Use a license with backup APIs")
 
 
+def _check_obstacles(connection: Connection, vm: Any, own_snapshot: bool) -> Iterator[PreflightFinding]:
+    """Report the states of a VM in which vSphere makes or exports no snapshot, or may refuse to."""
+    values = connection.read(vm, *_OBSTACLE_PATHS)
+    found = [*_blocking_states(values), *_blocking_devices(values)] if own_snapshot else []
+    if str(values["runtime.connectionState"]) != "connected":
+        detail = f"The VM is {values['runtime.connectionState']}"
+        remedy = "Check the VM and its host in vCenter"
+        found.append(PreflightFinding("snapshot", ERROR, detail, remedy, SourceUnavailable))
+    if found:
+        yield from found
+    else:
+        yield PreflightFinding("snapshot", OK, "Nothing prevents it")
+
+
+def _blocking_states(values: dict[str, Any]) -> Iterator[PreflightFinding]:
+    finding = partial(PreflightFinding, "snapshot")
+    if "CreateSnapshotEx_Task" in (values["disabledMethod"] or ()):
+        remedy = "Check if another backup program or task uses the VM; try again later"
+        yield finding(ERROR, "vSphere has disabled CreateSnapshotEx_Task for the VM", remedy, ResourceBusy)
+    if values["config.flags"] and values["config.flags"].snapshotLocked:
+        remedy = "Check if another program has locked them; try again later"
+        yield finding(ERROR, "The VM's snapshots are locked", remedy, ResourceBusy)
+    if tolerance := values["config.ftInfo"]:
+        is_primary = tolerance.role == 1
+        detail = f"The VM is the {'primary' if is_primary else 'secondary'} of a fault tolerance group"
+        remedy = "If it fails, turn fault tolerance off" if is_primary else "Back up the primary VM"
+        yield finding(WARNING if is_primary else ERROR, detail, remedy, InvalidRequest)
+    if manager := values["config.managedBy"]:
+        detail = f"The VM is managed by {manager.extensionKey}, which may not allow a snapshot"
+        yield finding(WARNING, detail, "If it fails, use that product's own backup")
+    if values["runtime.consolidationNeeded"]:
+        detail = "The VM's disks need consolidation, so each snapshot makes their chains longer"
+        yield finding(WARNING, detail, "Consolidate them in vCenter: Snapshots > Consolidate")
+    depth = _depth(values["snapshot"].rootSnapshotList if values["snapshot"] else ())
+    if depth >= _MANY_LEVELS:
+        state = ERROR if depth >= _MAX_LEVELS else WARNING
+        detail = f"The VM has {depth} snapshots in a row; vSphere allows {_MAX_LEVELS}"
+        yield finding(state, detail, "Remove old snapshots of the VM", InvalidRequest)
+
+
+def _blocking_devices(values: dict[str, Any]) -> Iterator[PreflightFinding]:
+    finding = partial(PreflightFinding, "snapshot")
+    for device in values["config.hardware.device"] or ():
+        label = device.deviceInfo.label if device.deviceInfo else f"The device {device.key}"
+        backing = getattr(device, "backing", None)
+        is_independent = (getattr(backing, "diskMode", "") or "").startswith("independent")
+        if getattr(backing, "sharing", None) == "sharingMultiWriter" and not is_independent:
+            detail = f"{label} is shared with other VMs (multi-writer): vSphere makes no snapshot of it"
+            yield finding(ERROR, detail, "Make it independent, or stop sharing it", InvalidRequest)
+        if str(getattr(device, "sharedBus", None) or "noSharing") != "noSharing":
+            detail = f"{label} shares its bus ({device.sharedBus}): vSphere makes no snapshot of the VM"
+            yield finding(ERROR, detail, "Back up the cluster from inside the guests", InvalidRequest)
+        is_on = str(values["runtime.powerState"]) == "poweredOn"
+        if isinstance(device, vim.vm.device.VirtualPCIPassthrough) and is_on:
+            detail = f"{label} is a device of the host: vSphere may make no snapshot of the running VM"
+            yield finding(WARNING, detail, "If it fails, back up the VM while it is off")
+
+
+def _depth(trees: Sequence[Any]) -> int:
+    """Return the number of snapshots in the longest chain."""
+    level, depth = list(trees), 0
+    while level:
+        depth += 1
+        level = [child for tree in level for child in tree.childSnapshotList or ()]
+    return depth
+
+
 def _check_old_snapshots(connection: Connection) -> Iterator[PreflightFinding]:
     """Report snapshots that ended jobs have probably left behind."""
     found = find_old_snapshots(connection)
@@ -254,18 +344,26 @@ def _check_host_of(connection: Connection, vm: Any) -> Iterator[PreflightFinding
         detail = "vCenter does not give the VM's host"
         yield PreflightFinding("ESXi host", WARNING, detail, "Check if the VM is accessible")
         return
-    yield from _check_host(connection, host)
+    yield from _check_host(connection, host, ERROR)
 
 
-def _check_host(connection: Connection, host: Any) -> Iterator[PreflightFinding]:
-    """Check name, port and certificate of a host: the worker reads disks directly from it."""
+def _check_host(connection: Connection, host: Any, maintenance: str = WARNING) -> Iterator[PreflightFinding]:
+    """Check name, port and certificate of a host: the worker reads disks directly from it.
+
+    *maintenance* is the state of the finding for a host in maintenance mode.
+    """
     if connection.content.about.apiType == "HostAgent":
         yield PreflightFinding("ESXi host", OK, f"{connection.address.name}, which is connected")
         return
     paths = ("name", "port", "sslThumbprint", "sslCertificate")
     # All fields come with their parent, because servers before 9.0 refuse a path that they do not know.
-    config = connection.read(host, "summary.config")["summary.config"]
+    config, in_maintenance = connection.read(host, "summary.config", "runtime.inMaintenanceMode").values()
     name, port, print_, certificate = (getattr(config, each, None) or "" for each in paths)
+    if in_maintenance:
+        detail = f"{name} is in maintenance mode, so vSphere may start no task there"
+        remedy = "Wait for the end of the maintenance, or move the VM"
+        yield PreflightFinding("ESXi host", maintenance, detail, remedy, ResourceBusy)
+        return
     thumbprint = pins_of(certificate, print_)
     netloc = f"[{name}]" if ":" in name else name
     link = ExportLink(f"https://{netloc}:{port or 443}/", thumbprint, connection.address, "")
@@ -281,7 +379,7 @@ def _check_host(connection: Connection, host: Any) -> Iterator[PreflightFinding]
             return
         yield PreflightFinding("ESXi host", ERROR, detail, error.remedy, type(error))
         return
-    yield PreflightFinding("ESXi host", OK, f"{name}:{port or 443} answers with the expected certificate")
+    yield PreflightFinding("ESXi host", OK, f"{link.parts.netloc} answers with the expected certificate")
 
 
 def _check_descriptor(connection: Connection, vm: Any, hardware: Hardware) -> Iterator[PreflightFinding]:

@@ -102,6 +102,7 @@ class ConfiguredConnections:
             thumbprint=given.thumbprint,
             timeout_s=given.timeout_s,
             stream_timeout_s=given.stream_timeout_s,
+            hosts=given.hosts,
         )
         options = self.settings.backup.model_copy(update={"spill_dir": self.settings.spill_dir})
         return VCenterSession(address, check, options)

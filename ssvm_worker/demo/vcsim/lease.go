@@ -96,8 +96,10 @@ func (s *snapshot) dress(it *simulator.HttpNfcLease, now faults) {
 		if now.Thumbprint != nil {
 			each.SslThumbprint = *now.Thumbprint
 		}
-		if address, err := url.Parse(each.Url); err == nil && (now.AnyHost || address.Host == "*") {
-			address.Host = "*"
+		if address, err := url.Parse(each.Url); err == nil && (now.AnyHost || now.Host != "") {
+			if address.Host = now.Host; now.AnyHost {
+				address.Host = "*"
+			}
 			each.Url = address.String()
 		}
 		if !now.PlainKeys {

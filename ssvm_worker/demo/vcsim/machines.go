@@ -25,6 +25,10 @@ type wanted struct {
 	} `json:"disks"`
 	// Nvram is the content of the nvram file. If it is empty, the VM has no such file.
 	Nvram []byte `json:"nvram"`
+	// States are the names of states in which vSphere makes no snapshot, or may make none. See obstruct.
+	States []string `json:"states"`
+	// Levels is the length of its chain of snapshots.
+	Levels int `json:"levels"`
 	// Firmware is "bios" or "efi".
 	Firmware string `json:"firmware"`
 	// Encrypted gives the VM an encryption key. TPM gives it a virtual TPM.
@@ -90,6 +94,7 @@ func (w *world) makeMachine(ctx context.Context, want wanted) (*made, error) {
 	it.Path = folder.InventoryPath + "/" + want.Name
 	it.Disks = setModes(vm, want)
 	w.addSecrets(vm, want)
+	obstruct(vm, want)
 	return it, nil
 }
 

@@ -118,6 +118,7 @@ func (w *world) nameHosts(now faults) {
 		host := each.(*simulator.HostSystem)
 		host.Summary.Config.Name, host.Summary.Config.Port = name, int32(number)
 		host.Summary.Config.SslThumbprint, host.Summary.Config.SslCertificate = print, ""
+		host.Runtime.InMaintenanceMode = now.HostMaintenance
 		if now.HostCertificate != "" {
 			host.Summary.Config.SslThumbprint = now.HostThumbprint
 			host.Summary.Config.SslCertificate = strings.TrimPrefix(now.HostCertificate, "none")
@@ -137,7 +138,7 @@ func (w *world) nameHosts(now faults) {
 		cluster.ConfigurationEx.(*types.ClusterConfigInfoEx).DrsConfig.Enabled = types.NewBool(now.NoDrs == "")
 		for number, ref := range cluster.Host {
 			host := w.registry.Get(ref).(*simulator.HostSystem)
-			host.Runtime.InMaintenanceMode = number < now.Maintenance
+			host.Runtime.InMaintenanceMode = number < now.Maintenance || now.HostMaintenance
 		}
 	}
 }

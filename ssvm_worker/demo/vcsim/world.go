@@ -32,9 +32,11 @@ type faults struct {
 	NoDrs string `json:"no_drs"`
 	// Maintenance is the number of the cluster's hosts in maintenance mode.
 	Maintenance int `json:"maintenance"`
+	// HostMaintenance puts all hosts into maintenance mode.
+	HostMaintenance bool `json:"host_maintenance"`
 	// DatastoreFree is the free space of every datastore in percent; 0 means 50.
 	DatastoreFree int64 `json:"datastore_free"`
-	// Host replaces the host:port of the ESXi hosts, HostThumbprint their thumbprint.
+	// Host replaces the host:port of the ESXi hosts, also in leases. HostThumbprint replaces their thumbprint.
 	Host string `json:"host"`
 	// HostCertificate is the PEM that a host has instead of its thumbprint since vSphere 9.0; "none" means neither.
 	HostCertificate string `json:"host_certificate"`

@@ -80,7 +80,7 @@ class DiskExport:
         return self._leased(disk.label, partial(self._disk, name, disk))
 
     def fetch_nvram(self, name: str) -> list[Entry]:
-        """Store the firmware's variables with a lease of their own, because some hosts send one file of each lease.
+        """Store the firmware's variables with a separate lease, because some hosts send one file of each lease.
 
         Call it before ``fetch``. A missing or unreadable nvram is only a remark, because many VMs boot without it.
         Raises the error of the last of ``lease_tries`` leases, or of the primary store.
@@ -262,7 +262,7 @@ class DiskExport:
 
 
 def _read_nvram(lease: Lease) -> tuple[bytes, str] | WorkerError | None:
-    """Return content and key of the lease's nvram, None if the lease lists none, or the error that the read raised."""
+    """Return content and key of the lease's nvram, or the error of the read. Return None if the lease lists none."""
     file = next((each for each in lease.files if not each.is_disk and each.name.endswith(".nvram")), None)
     if file is None:
         return None

@@ -38,6 +38,11 @@ WRONG: list[Any] = [
         "password_file = /nowhere/p cannot be read: No such file",
         id="secret's file missing",
     ),
+    pytest.param(
+        {"vcenters": {"vc": {"host": "h", "username": "u", "password": "p", "hosts": {"esx": "https://esx"}}}},
+        "vcenters.vc.hosts: esx: 'https://esx' is not a name or address",
+        id="URL of a host",
+    ),
 ]
 
 

@@ -18,6 +18,7 @@ from ssvm_worker.errors import (
     Cancelled,
     InvalidRequest,
     Permanent,
+    ResourceBusy,
     Retryable,
     SourceDenied,
     SourceUnavailable,
@@ -67,6 +68,63 @@ def test_refused(bench: Bench, vm: TestVM, name: str) -> None:
     assert not bench.left()
 
 
+OBSTACLES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "a disk of several VMs": ({"states": ["multi_writer"]}, InvalidRequest, "multi-writer"),
+    "a bus of several VMs": ({"states": ["shared_bus"]}, InvalidRequest, "shares its bus (physicalSharing)"),
+    "a secondary for fault tolerance": ({"states": ["ft_secondary"]}, InvalidRequest, "secondary"),
+    "too many snapshots": ({"levels": 32}, InvalidRequest, "32 snapshots"),
+    "locked snapshots": ({"states": ["locked"]}, ResourceBusy, "locked"),
+    "disabled by another program": ({"states": ["disabled"]}, ResourceBusy, "CreateSnapshotEx_Task"),
+    "a disconnected host": ({"states": ["disconnected"]}, SourceUnavailable, "disconnected"),
+    "several": ({"states": ["multi_writer", "disabled"]}, InvalidRequest, "CreateSnapshotEx_Task"),
+}
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_obstacle(bench: Bench, name: str) -> None:
+    """A state in which vSphere makes no snapshot ends the backup before one is requested, with object and remedy."""
+    about, expected, told = OBSTACLES[name]
+    vm = make_vm(bench.vcenter, 64 * KiB, **about)
+    before = bench.vcenter.state()["calls"].get("CreateSnapshotEx_Task", 0)
+    error = bench.fail(vm)
+    assert isinstance(error, expected)
+    assert told in error.what
+    assert (error.where, bool(error.remedy)) == (vm.machine.id, True)
+    assert bench.vcenter.state()["calls"].get("CreateSnapshotEx_Task", 0) == before
+
+
+def test_host_in_maintenance(bench: Bench, vm: TestVM) -> None:
+    """A host in maintenance mode is a temporary error, because vSphere may start no task there."""
+    bench.vcenter.fault(host_maintenance=True)
+    assert isinstance(bench.fail(vm), ResourceBusy)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+@pytest.mark.parametrize("state", ["ft_primary", "managed", "passthrough", "consolidation"])
+def test_possible_obstacle(bench: Bench, state: str, refused: bool) -> None:
+    """A state in which vSphere may make no snapshot is a warning, and a permanent error if vSphere makes none."""
+    vm = make_vm(bench.vcenter, 64 * KiB, states=[state])
+    bench.vcenter.fault(snapshot_task="NotSupported" if refused else "")
+    if refused:
+        assert isinstance(bench.fail(vm), InvalidRequest)
+    else:
+        assert [each["check"] for each in bench.run(vm)["warnings"]] == ["snapshot"]
+
+
+@pytest.mark.parametrize(("levels", "state"), [(29, "ok"), (30, "warning"), (32, "error")])
+def test_many_snapshots(bench: Bench, levels: int, state: str) -> None:
+    """Nearly as many snapshots as vSphere allows are a warning, as many are an error."""
+    with bench.session(make_vm(bench.vcenter, 64 * KiB, levels=levels)) as it:
+        found = it.examine(it.hardware())
+    assert [each.state for each in found if each.check == "snapshot"] == [state]
+
+
+def test_no_obstacle(bench: Bench) -> None:
+    """Neither the explicit value for an unshared disk, nor other disabled methods, are obstacles."""
+    vm = make_vm(bench.vcenter, 64 * KiB, states=["no_sharing", "some_disabled"])
+    assert bench.run(vm)["warnings"] == []
+
+
 def chain(bench: Bench) -> str:
     """Return the host's certificate, followed by those of authorities."""
     leaf = bench.vcenter.ca_file.read_text()
@@ -101,6 +159,15 @@ def test_host_that_vcenter_does_not_know(bench: Bench, vm: TestVM) -> None:
     bench.address = {"ca_file": None, "thumbprint": bench.vcenter.thumbprint}
     bench.vcenter.fault(host=f"localhost:{bench.vcenter.port}", host_certificate="none")
     assert [each["check"] for each in bench.run(vm)["warnings"]] == ["ESXi host"]
+
+
+@pytest.mark.parametrize("port", [True, False], ids=["with a port", "with the port of vCenter"])
+def test_backup_network(bench: Bench, vm: TestVM, port: bool) -> None:
+    """The settings may give another address for a host whose name is unknown here, for preflight and export."""
+    bench.vcenter.fault(host=f"ESX7.invalid:{1 if port else bench.vcenter.port}")
+    bench.address = {"hosts": {"esx7.invalid": f"127.0.0.1:{bench.vcenter.port}" if port else "127.0.0.1"}}
+    assert bench.run(vm)["warnings"] == []
+    assert_whole(bench.primary, *vm.streams)
 
 
 def test_user_spelt_otherwise(bench: Bench, vm: TestVM) -> None:
