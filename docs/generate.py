@@ -48,6 +48,7 @@ _TYPES = {
     "Address": "IP address",
     "Networks": "list of networks",
     "Hosts": "list of hosts",
+    "HostAddresses": "table of hosts",
     "SecretStr": "secret",
     "SecretUrl": "secret URL",
     "S3Proxy": "secret URL",

@@ -20,6 +20,7 @@ from .serve_section import ServeSection
 from .types import (
     Address,
     Bytes,
+    HostAddresses,
     Networks,
     Rate,
     Seconds,
@@ -319,16 +320,7 @@ class VCenterSection(SecretFields):
     stream_timeout_s: Seconds = 900.0
     #: Other addresses of ESXi hosts, for a backup network: {"esx1.example" = "10.9.0.11"}. The key is the host's name
     #: in vCenter. The value may have a port. If vCenter gives no thumbprint, the certificate must contain the value.
-    hosts: dict[str, str] = Field(default_factory=dict)
-
-    @field_validator("hosts")
-    @classmethod
-    def _addresses(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, address in value.items():
-            parts = urlsplit(f"//{address}")
-            if not parts.hostname or parts.netloc != address or parts.port == 0 or "@" in address:
-                raise ValueError(f"{name}: {address!r} is not a name or address with an optional port")
-        return {name.lower(): address for name, address in value.items()}
+    hosts: HostAddresses = Field(default_factory=dict)
 
 
 class BackupSection(Section):

@@ -47,6 +47,16 @@ def _network(value: str) -> str:
     return value
 
 
+def _host_addresses(value: dict[str, str]) -> dict[str, str]:
+    for name, address in value.items():
+        parts = urlsplit(f"//{address}")
+        if not parts.hostname or parts.netloc != address or parts.port == 0 or "@" in address:
+            raise ValueError(f"{name}: {address!r} is not a name or address with an optional port")
+    return {name.lower(): address for name, address in value.items()}
+
+
+#: The name or address, with an optional port, for each host name in lower case.
+HostAddresses = Annotated[dict[str, str], AfterValidator(_host_addresses)]
 Address = Annotated[str, BeforeValidator(lambda value: str(ipaddress.ip_address(value)))]
 Network = Annotated[str, BeforeValidator(_network)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(split)]

@@ -43,6 +43,8 @@ _GRAIN_HEAD = 12
 _FIRST_SECTOR = 2
 #: The limit of tables in one stream. Its 32-bit sectors reach 2 TiB, and a table spans 32 MiB.
 _MAX_TABLES = 65536
+#: The largest sector that a table entry of 32 bits names.
+_MAX_SECTOR = 0xFFFFFFFF
 
 
 Take = Callable[[int, bytes, int], None]
@@ -238,6 +240,8 @@ class _Tables:
         self.footer: SparseHeader | None = None
         #: Grains of one table.
         self.per_table = 0
+        #: The reason why the tables cannot be compared.
+        self._not_compared = ""
         self._seen: dict[int, int] = {}
         self._tables: dict[int, int] = {}
         #: Sector and bytes. A writer may write the redundant directory too.
@@ -245,16 +249,24 @@ class _Tables:
 
     def add_grain(self, index: int, sector: int) -> None:
         table, place = divmod(index, self.per_table)
+        if sector > _MAX_SECTOR:
+            self._not_compared = "the stream has more than 2 TiB"
         self._seen[table] = self._seen.get(table, 0) + hash((place, sector))
 
     def add_table(self, sector: int, payload: bytes) -> None:
-        if len(self._tables) < 2 * _MAX_TABLES:
+        if len(self._tables) >= 2 * _MAX_TABLES:
+            self._not_compared = f"there are more than {2 * _MAX_TABLES}"
+        else:
             entries = struct.unpack_from(f"<{self.per_table}I", payload)
             self._tables[sector] = sum(hash(pair) for pair in enumerate(entries) if pair[1] >= _FIRST_SECTOR)
 
     def contradictions(self, header: SparseHeader) -> list[str]:
         """Return the contradictions between tables and grains."""
         gd_offset = header.gd_offset
+        if self._not_compared:
+            return [f"the grain tables were not compared with the grains, because {self._not_compared}"]
+        if gd_offset < header.overhead:
+            return []  # the tables are in the head, which is skipped: other writers than ESXi place them there
         if gd_offset == GD_AT_END:
             if self.footer is None:
                 return ["the header promises a footer, and there is none"]

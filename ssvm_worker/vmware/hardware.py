@@ -67,6 +67,10 @@ class Hardware:
     disks: tuple[Disk, ...]
     nics: tuple[Nic, ...]
     is_template: bool = False
+    cores_per_socket: int = 1
+    #: Further settings, and those of the video card: keys in OVF descriptors of VMware, with their values.
+    settings: tuple[tuple[str, str], ...] = ()
+    video: tuple[tuple[str, str], ...] = ()
     #: Descriptions of the encrypted parts, and whether disks or files are among them.
     secrets: tuple[str, ...] = ()
     encrypted: bool = False

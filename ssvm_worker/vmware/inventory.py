@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pyVmomi import vim, vmodl
@@ -17,6 +19,26 @@ from .hardware import EXPORTED, INDEPENDENT, RDM, Controller, Disk, Hardware, Ni
 
 #: Ids in vCenter have the form vm-12. Ids on a standalone host are numbers.
 _MOREF = re.compile(r"(vm-)?\d+")
+#: The faults of an object that is gone, or that the user may not read.
+_UNREADABLE = (vmodl.fault.SecurityError, vmodl.fault.ManagedObjectNotFound)
+#: The settings that a descriptor of the worker contains, by their keys in OVF descriptors of vSphere 7 and 8.
+_SETTINGS = (
+    "bootOptions.efiSecureBootEnabled",
+    "cpuHotAddEnabled",
+    "flags.vbsEnabled",
+    "flags.vvtdEnabled",
+    "memoryHotAddEnabled",
+    "nestedHVEnabled",
+)
+#: The same of the video card.
+_VIDEO = (
+    "enable3DSupport",
+    "graphicsMemorySizeInKB",
+    "numDisplays",
+    "use3dRenderer",
+    "useAutoDetect",
+    "videoRamSizeInKB",
+)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -112,8 +134,26 @@ def datastores_of(connection: Connection, vm: Any) -> list[DatastoreSpace]:
     return found
 
 
-def read_hardware(config: Any) -> Hardware:
-    """Return the hardware of a VirtualMachineConfigInfo as plain values."""
+def network_names(connection: Connection, config: Any) -> dict[str, str]:
+    """Return the names of the distributed port groups of a configuration, by their keys.
+
+    A port group that is gone, or that the user may not read, has no name here.
+    """
+    keys = {key for each in config.hardware.device if (key := _portgroup(each))}
+    names = {}
+    for key in keys:
+        entity = connection.object(vim.dvs.DistributedVirtualPortgroup, key)
+        with translated("Reading the name of a port group", key), suppress(*_UNREADABLE):
+            names[key] = connection.read(entity, "name")["name"] or key
+    return names
+
+
+def _portgroup(device: Any) -> str:
+    return getattr(getattr(getattr(device, "backing", None), "port", None), "portgroupKey", None) or ""
+
+
+def read_hardware(config: Any, networks: Mapping[str, str] = MappingProxyType({})) -> Hardware:
+    """Return the hardware of a VirtualMachineConfigInfo as plain values. *networks* is from ``network_names``."""
     devices = config.hardware.device
     controllers = {
         each.key: Controller(each.key, _kind(each), each.busNumber)
@@ -129,11 +169,34 @@ def read_hardware(config: Any) -> Hardware:
         memory_mib=config.hardware.memoryMB,
         controllers=tuple(controllers.values()),
         disks=tuple(_disk(each, controllers) for each in devices if isinstance(each, vim.vm.device.VirtualDisk)),
-        nics=tuple(_nic(each) for each in devices if isinstance(each, vim.vm.device.VirtualEthernetCard)),
+        nics=tuple(_nic(each, networks) for each in devices if isinstance(each, vim.vm.device.VirtualEthernetCard)),
         is_template=bool(config.template),
         secrets=tuple(_secrets(config)),
         encrypted=_is_encrypted(config),
+        cores_per_socket=config.hardware.numCoresPerSocket or 1,
+        settings=tuple(_settings(config)),
+        video=tuple(
+            (name, _text(value))
+            for each in devices
+            if isinstance(each, vim.vm.device.VirtualVideoCard)
+            for name in _VIDEO
+            if (value := getattr(each, name, None)) is not None
+        ),
     )
+
+
+def _settings(config: Any) -> Iterator[tuple[str, str]]:
+    """Yield the settings that are set, by their keys in OVF descriptors of VMware."""
+    parts = {"bootOptions": config.bootOptions, "flags": config.flags, "": config}
+    for key in _SETTINGS:
+        part, _, name = key.rpartition(".")
+        value = getattr(parts[part], name, None)
+        if value is not None:
+            yield key, _text(value)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_encrypted(config: Any) -> bool:
@@ -170,7 +233,10 @@ def _backing(backing: Any) -> tuple[str, str]:
     return INDEPENDENT if independent else EXPORTED, change_id
 
 
-def _nic(device: Any) -> Nic:
+def _nic(device: Any, networks: Mapping[str, str]) -> Nic:
+    """Return an adapter. The summary of one on a distributed switch is no name: ``DVSwitch: 50 2a …``."""
     backing = device.backing
-    network = getattr(backing, "deviceName", None) or (device.deviceInfo.summary if device.deviceInfo else "")
+    network = networks.get(_portgroup(device)) or getattr(backing, "deviceName", None)
+    network = network or getattr(backing, "opaqueNetworkId", None)
+    network = network or (device.deviceInfo.summary if device.deviceInfo else "")
     return Nic(_kind(device), network or "VM Network")

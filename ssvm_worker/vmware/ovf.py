@@ -19,7 +19,7 @@ for _prefix, _uri in (("ovf", _OVF), ("rasd", _RASD), ("vssd", _VSSD), ("vmw", _
     Xml.register_namespace(_prefix, _uri)
 _HEAD = b'<?xml version="1.0" encoding="UTF-8"?>\n'
 #: ResourceType of CIM_ResourceAllocationSettingData.
-_CPU, _MEMORY, _NETWORK, _DISK = 3, 4, 10, 17
+_CPU, _MEMORY, _NETWORK, _DISK, _VIDEO_CARD = 3, 4, 10, 17, 24
 #: ResourceType of a controller, by its family.
 _CONTROLLERS = {"ide": 5, "scsi": 6, "sata": 20, "nvme": 20}
 #: ResourceSubType of a controller, by its class in the API.
@@ -134,7 +134,9 @@ def _hardware_section(system: Xml.Element, hardware: Hardware, disks: Sequence[O
         Xml.SubElement(machine, f"{{{_VSSD}}}{name}").text = value
     ids = map(str, itertools.count(1))
     cpus = {"AllocationUnits": "hertz * 10^6", "VirtualQuantity": str(hardware.cpus)}
-    _item(section, next(ids), _CPU, f"{hardware.cpus} virtual CPU(s)", **cpus)
+    item = _item(section, next(ids), _CPU, f"{hardware.cpus} virtual CPU(s)", **cpus)
+    cores = Xml.SubElement(item, f"{{{_VMW}}}CoresPerSocket", {_q("required"): "false"})
+    cores.text = str(hardware.cores_per_socket)
     memory = {"AllocationUnits": "byte * 2^20", "VirtualQuantity": str(hardware.memory_mib)}
     _item(section, next(ids), _MEMORY, f"{hardware.memory_mib} MiB of memory", **memory)
     used = {each.disk.controller.key for each in disks}
@@ -145,7 +147,12 @@ def _hardware_section(system: Xml.Element, hardware: Hardware, disks: Sequence[O
     for nic in hardware.nics:
         kind = nic.kind.removeprefix("Virtual").removesuffix("Card")
         _item(section, next(ids), _NETWORK, nic.network, Connection=nic.network, ResourceSubType=kind)
-    _config(section, "Config", "firmware", hardware.firmware)
+    if hardware.video:
+        card = _item(section, next(ids), _VIDEO_CARD, "Video card")
+        for key, value in hardware.video:
+            _config(card, "Config", key, value)
+    for key, value in (("firmware", hardware.firmware), *hardware.settings):
+        _config(section, "Config", key, value)
     return section
 
 
@@ -163,12 +170,13 @@ def _controller(section: Xml.Element, number: str, controller: Controller) -> st
     return number
 
 
-def _item(section: Xml.Element, number: str, kind: int, label: str, **properties: str) -> None:
-    """Add one resource. The schema requires the children in the order of their names."""
+def _item(section: Xml.Element, number: str, kind: int, label: str, **properties: str) -> Xml.Element:
+    """Add one resource and return it. The schema requires the children in the order of their names."""
     item = Xml.SubElement(section, _q("Item"))
     values = {"ElementName": label, "InstanceID": number, "ResourceType": str(kind), **properties}
     for name in sorted(values, key=str.lower):
         Xml.SubElement(item, f"{{{_RASD}}}{name}").text = values[name]
+    return item
 
 
 def _add(parent: Xml.Element, name: str, *, attributes: dict[str, str] | None = None, **children: str) -> Xml.Element:

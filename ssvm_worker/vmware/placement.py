@@ -59,7 +59,7 @@ def find_objects(connection: Connection, target: VmTarget, networks: list[str]) 
         pool = _choose("resource pool", target.pool, _pools(connection))
         owner = connection.read(pool, "owner")["owner"]
         reachable = connection.read(owner, "datastore", "network")
-        datastore = _choose("datastore", target.datastore, _named(connection, reachable["datastore"]))
+        datastore = _datastore(connection, target.datastore, reachable["datastore"])
         there = _named(connection, reachable["network"])
         found = {each: _choose("network", target.networks.get(each, each), there) for each in networks}
         if unknown := [each for each in target.networks if each not in networks]:
@@ -88,6 +88,25 @@ def _pools(connection: Connection) -> list[_Candidate]:
         is_root = owner["resourcePool"] == pool
         candidates.append(_Candidate(pool, (owner["name"], path) if is_root else (path, values["name"])))
     return candidates
+
+
+def _datastore(connection: Connection, wanted: str | None, reachable: list[Any]) -> Any:
+    """Return the datastore with that name, or the emptiest reachable one of a datastore cluster with that name."""
+    candidates = _named(connection, reachable)
+    if wanted is None or any(wanted in (each.entity._moId, *each.names) for each in candidates):
+        return _choose("datastore", wanted, candidates)
+    clusters = dict(connection.each(vim.StoragePod, "name", "childEntity"))
+    named = [_Candidate(each, (values["name"],)) for each, values in clusters.items()]
+    members = clusters[_choose("datastore", wanted, [*candidates, *named])]["childEntity"] or ()
+    usable = []
+    for each in members:
+        summary = connection.read(each, "summary")["summary"] if each in reachable else None
+        if summary and summary.accessible and summary.maintenanceMode in (None, "normal"):
+            usable.append((summary.freeSpace, each._moId, each))
+    if not usable:
+        remedy = "Name a datastore, or check the cluster"
+        raise InvalidRequest(f"The pool can use no datastore of the cluster {wanted!r}", "datastore", remedy)
+    return max(usable)[2]
 
 
 def _host(connection: Connection, owner: Any, wanted: str | None, datastore: Any, networks: list[Any]) -> Any:

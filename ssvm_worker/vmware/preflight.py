@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -72,7 +72,6 @@ _OBSTACLE_PATHS = (
     "config.managedBy",
     "disabledMethod",
     "runtime.connectionState",
-    "runtime.consolidationNeeded",
     "runtime.powerState",
     "snapshot",
 )
@@ -138,7 +137,12 @@ def examine_hosts(connection: Connection, found: FoundObjects) -> list[Preflight
 def examine_server(connection: Connection) -> list[PreflightFinding]:
     """Check a vCenter: the user's privileges at its root, the connection to each host, and old snapshots of jobs."""
     steps = PRIVILEGES | SNAPSHOT_PRIVILEGES
-    found = _run("privileges", lambda: _check_privileges(connection, connection.content.rootFolder, steps))
+    root = _run("privileges", lambda: _check_privileges(connection, connection.content.rootFolder, steps))
+    # A role on a folder or on the VMs is enough. So a lack at the root proves nothing.
+    remedy = (
+        "If the role is on a folder or on VMs, check one of them with --vm. Otherwise give the role these privileges"
+    )
+    found = [replace(each, state=WARNING, remedy=remedy) if each.state == ERROR else each for each in root]
     with translated("Searching for hosts", connection.address.name):
         hosts = [host for host, _ in connection.each(vim.HostSystem, "name")]
     for host in hosts:
@@ -268,9 +272,6 @@ def _blocking_states(values: dict[str, Any]) -> Iterator[PreflightFinding]:
     if manager := values["config.managedBy"]:
         detail = f"The VM is managed by {manager.extensionKey}, which may not allow a snapshot"
         yield finding(WARNING, detail, "If it fails, use that product's own backup")
-    if values["runtime.consolidationNeeded"]:
-        detail = "The VM's disks need consolidation, so each snapshot makes their chains longer"
-        yield finding(WARNING, detail, "Consolidate them in vCenter: Snapshots > Consolidate")
     depth = _depth(values["snapshot"].rootSnapshotList if values["snapshot"] else ())
     if depth >= _MANY_LEVELS:
         state = ERROR if depth >= _MAX_LEVELS else WARNING

@@ -91,7 +91,10 @@ class VM:
 
     def hardware(self) -> Hardware:
         """Return the VM's present hardware."""
-        return inventory.read_hardware(inventory.config_of(self._connection, self._vm))
+        return self._hardware(inventory.config_of(self._connection, self._vm))
+
+    def _hardware(self, config: Any) -> Hardware:
+        return inventory.read_hardware(config, inventory.network_names(self._connection, config))
 
     def examine(
         self, hardware: Hardware, own_snapshot: bool = True, *, try_encrypted: bool = False
@@ -147,7 +150,7 @@ class VM:
     def read(self, snapshot: Snapshot) -> tuple[Hardware, bytes]:
         """Return the VM's hardware in a snapshot, and its complete configuration as JSON."""
         config = inventory.config_of(self._connection, snapshots.object_of(self._connection, snapshot))
-        return inventory.read_hardware(config), config_json(config)
+        return self._hardware(config), config_json(config)
 
     def changed_areas(self, snapshot: Snapshot, disk: Disk, change_id: str) -> list[Area]:
         """Return the areas of a disk that vSphere reports as written between *change_id* and the snapshot."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import unquote
 
 from pyVmomi import vim, vmodl
 
@@ -55,19 +56,25 @@ def own_name(job_id: str) -> str:
     return name if len(name) <= _MAX_NAME else f"{_PREFIX}{digest_of(job_id.encode()).hex[:32]}"
 
 
+def _is_named(tree: Any, name: str) -> bool:
+    """Return whether a snapshot has a name. vSphere may escape ``%``, ``/`` and the backslash in names: ``%25``."""
+    return name in (tree.name, unquote(tree.name))
+
+
 def job_of(tree: Any) -> str:
     """Return the id of the job that made a snapshot. It is empty unless name and description are those of a job."""
     before, _, after = _DESCRIPTION.partition("{}")
     text = tree.description or ""
     job_id = text.removeprefix(before).removesuffix(after)
-    return job_id if text == _DESCRIPTION.format(job_id) and tree.name == own_name(job_id) else ""
+    return job_id if text == _DESCRIPTION.format(job_id) and _is_named(tree, own_name(job_id)) else ""
 
 
 def find_own(connection: Connection, vm: Any, job_id: str) -> Snapshot | None:
     """Return the snapshot that an earlier attempt of the job made, or None."""
     name = own_name(job_id)
     with translated("Searching for snapshots", vm._moId):
-        tree = next((each for each in trees_of(connection.read(vm, "snapshot")["snapshot"]) if each.name == name), None)
+        trees = trees_of(connection.read(vm, "snapshot")["snapshot"])
+        tree = next((each for each in trees if _is_named(each, name)), None)
     return _snapshot(tree, ours=True) if tree else None
 
 
@@ -78,7 +85,7 @@ def find_given(connection: Connection, vm: Any, wanted: str) -> Snapshot:
     """
     with translated("Searching for the snapshot", wanted):
         trees = list(trees_of(connection.read(vm, "snapshot")["snapshot"]))
-    found = [each for each in trees if wanted in (each.snapshot._moId, each.name)]
+    found = [each for each in trees if wanted == each.snapshot._moId or _is_named(each, wanted)]
     if len(found) == 1:
         return _snapshot(found[0], ours=False)
     listed = ", ".join(f"{each.snapshot._moId} = {each.name}" for each in trees) or "none"

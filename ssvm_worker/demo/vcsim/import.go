@@ -146,6 +146,13 @@ func (w *world) takeData(rw http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
+	if spoilt.Do == "late" {
+		select {
+		case <-wire.healed:
+		case <-r.Context().Done():
+		case <-time.After(time.Duration(spoilt.Seconds * float64(time.Second))):
+		}
+	}
 	rw.WriteHeader(http.StatusCreated)
 }
 
@@ -183,7 +190,7 @@ func (t *taken) Write(data []byte) (int, error) {
 	default:
 	}
 	t.wire.sent += int64(len(data))
-	if t.wire.spoilt.Do != "" && t.wire.sent > t.wire.spoilt.At {
+	if do := t.wire.spoilt.Do; do != "" && do != "late" && t.wire.sent > t.wire.spoilt.At {
 		if err := t.wire.goWrong(); err != nil {
 			return 0, err
 		}

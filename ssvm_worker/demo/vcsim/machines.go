@@ -27,6 +27,8 @@ type wanted struct {
 	Nvram []byte `json:"nvram"`
 	// States are the names of states in which vSphere makes no snapshot, or may make none. See obstruct.
 	States []string `json:"states"`
+	// Network is "distributed" or "opaque" for an adapter that is not on a standard switch.
+	Network string `json:"network"`
 	// Levels is the length of its chain of snapshots.
 	Levels int `json:"levels"`
 	// Firmware is "bios" or "efi".
@@ -95,6 +97,7 @@ func (w *world) makeMachine(ctx context.Context, want wanted) (*made, error) {
 	it.Disks = setModes(vm, want)
 	w.addSecrets(vm, want)
 	obstruct(vm, want)
+	w.connect(vm, want.Network)
 	return it, nil
 }
 
@@ -110,6 +113,33 @@ func (w *world) addSecrets(vm *simulator.VirtualMachine, want wanted) {
 	if want.TPM {
 		tpm := &types.VirtualTPM{VirtualDevice: types.VirtualDevice{Key: 11000}}
 		vm.Config.Hardware.Device = append(vm.Config.Hardware.Device, tpm)
+	}
+}
+
+func (w *world) references(kind string) []types.ManagedObjectReference {
+	var found []types.ManagedObjectReference
+	for _, each := range w.registry.All(kind) {
+		found = append(found, each.Reference())
+	}
+	return found
+}
+
+// connect gives the adapter the backing and the summary that a real vCenter gives.
+func (w *world) connect(vm *simulator.VirtualMachine, network string) {
+	devices := object.VirtualDeviceList(vm.Config.Hardware.Device)
+	card := devices.SelectByType((*types.VirtualVmxnet3)(nil))[0].GetVirtualDevice()
+	switch network {
+	case "distributed":
+		group := w.registry.FindByName("DC0_DVPG0", w.references("DistributedVirtualPortgroup")).Reference().Value
+		card.Backing = &types.VirtualEthernetCardDistributedVirtualPortBackingInfo{
+			Port: types.DistributedVirtualSwitchPortConnection{SwitchUuid: "50 2a", PortgroupKey: group},
+		}
+		card.DeviceInfo = &types.Description{Label: "Network adapter 1", Summary: "DVSwitch: 50 2a 1f"}
+	case "opaque":
+		card.Backing = &types.VirtualEthernetCardOpaqueNetworkBackingInfo{
+			OpaqueNetworkId: "segment-1", OpaqueNetworkType: "nsx.LogicalSwitch",
+		}
+		card.DeviceInfo = &types.Description{Label: "Network adapter 1", Summary: "nsx.LogicalSwitch: segment-1"}
 	}
 }
 

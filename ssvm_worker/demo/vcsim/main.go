@@ -50,6 +50,9 @@ func main() {
 	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 	model.Service.Listen = &url.URL{Host: *listen, User: url.UserPassword(*username, os.Getenv("VCSIM_PASSWORD"))}
 	world := newWorld(model.Service, thumbprint(pair.Certificate[0]))
+	if !*esx {
+		world.addStoragePod()
+	}
 	if *descriptor {
 		world.addDescriptor()
 	}

@@ -43,8 +43,6 @@ func obstruct(vm *simulator.VirtualMachine, want wanted) {
 			vm.DisabledMethod = []string{"PowerOnVM_Task", "AcquireTicket"}
 		case "disconnected":
 			vm.Runtime.ConnectionState = types.VirtualMachineConnectionStateDisconnected
-		case "consolidation":
-			vm.Runtime.ConsolidationNeeded = true
 		}
 	}
 	var trees []types.VirtualMachineSnapshotTree

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"net"
 	"net/http"
@@ -124,6 +125,7 @@ func (w *world) nameHosts(now faults) {
 			host.Summary.Config.SslCertificate = strings.TrimPrefix(now.HostCertificate, "none")
 		}
 	}
+	w.fillStoragePod(now)
 	percent := now.DatastoreFree
 	if percent == 0 {
 		percent = 50
@@ -139,6 +141,26 @@ func (w *world) nameHosts(now faults) {
 		for number, ref := range cluster.Host {
 			host := w.registry.Get(ref).(*simulator.HostSystem)
 			host.Runtime.InMaintenanceMode = number < now.Maintenance || now.HostMaintenance
+		}
+	}
+}
+
+// addStoragePod adds a datastore cluster, which nameHosts fills.
+func (w *world) addStoragePod() {
+	folder := w.registry.Any("Datacenter").(*simulator.Datacenter).DatastoreFolder
+	own := &simulator.Context{Context: context.Background(), Session: &simulator.Session{}, Map: w.registry}
+	w.registry.Get(folder).(*simulator.Folder).CreateStoragePod(own, &types.CreateStoragePod{Name: "POD0"})
+}
+
+// fillStoragePod puts all datastores into the cluster, or none: the simulator finds no file of a datastore in two places.
+func (w *world) fillStoragePod(now faults) {
+	for _, each := range w.registry.All("StoragePod") {
+		pod := each.(*simulator.StoragePod)
+		pod.ChildEntity = nil
+		for _, store := range w.registry.All("Datastore") {
+			if now.StoragePod {
+				pod.ChildEntity = append(pod.ChildEntity, store.Reference())
+			}
 		}
 	}
 }

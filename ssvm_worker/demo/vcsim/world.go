@@ -34,6 +34,8 @@ type faults struct {
 	Maintenance int `json:"maintenance"`
 	// HostMaintenance puts all hosts into maintenance mode.
 	HostMaintenance bool `json:"host_maintenance"`
+	// StoragePod puts all datastores into the datastore cluster POD0, which is empty without it.
+	StoragePod bool `json:"storage_pod"`
 	// DatastoreFree is the free space of every datastore in percent; 0 means 50.
 	DatastoreFree int64 `json:"datastore_free"`
 	// Host replaces the host:port of the ESXi hosts, also in leases. HostThumbprint replaces their thumbprint.
@@ -56,6 +58,8 @@ type faults struct {
 	LeaseLocks bool `json:"lease_locks"`
 	// Exclusive gives a VM only one lease at a time.
 	Exclusive bool `json:"exclusive"`
+	// EscapeNames escapes the special characters in names of snapshots, as vSphere does in names of other objects.
+	EscapeNames bool `json:"escape_names"`
 	// Unquiesced ignores the quiescing of a snapshot silently.
 	Unquiesced bool `json:"unquiesced"`
 	// QuiesceTask is the same, but only for requests with quiescing.
@@ -127,6 +131,7 @@ type getFault struct {
 	// Do is an action after At bytes: "cut" the connection, "end" the body properly, "stall", or "expire" the lease.
 	// It may also be an event of strike: restart, delete, unsnap or migrate, which then cuts the connection.
 	// The event logout does not cut the connection. Neither does "silence", a pause of Seconds.
+	// The answer to an upload with the fault "late" comes after Seconds.
 	Seconds float64 `json:"seconds"`
 	Do      string  `json:"do"`
 	At      int64   `json:"at"`
@@ -343,6 +348,9 @@ func (m *machine) CreateSnapshotExTask(ctx *simulator.Context, req *types.Create
 	name := now.SnapshotTask
 	if name == "" && req.QuiesceSpec != nil {
 		name = now.QuiesceTask
+	}
+	if now.EscapeNames {
+		req.Name = strings.NewReplacer("%", "%25", "/", "%2f", "\\", "%5c").Replace(req.Name)
 	}
 	if now.Unquiesced {
 		req.QuiesceSpec = nil

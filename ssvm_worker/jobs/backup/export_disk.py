@@ -77,7 +77,7 @@ class DiskExport:
         Another lease would not list it either.
         Raises the error of the last of ``lease_tries`` leases, or of the primary store.
         """
-        return self._leased(disk.label, partial(self._disk, name, disk))
+        return self._leased(disk.label, disk.key, partial(self._disk, name, disk))
 
     def fetch_nvram(self, name: str) -> list[Entry]:
         """Store the firmware's variables with a separate lease, because some hosts send one file of each lease.
@@ -87,7 +87,7 @@ class DiskExport:
         """
         remark = "The firmware is EFI, and the host offers no nvram: a restored VM may lack its boot entries"
         for _ in range(_NVRAM_TRIES):
-            found = self._leased("nvram", _read_nvram)
+            found = self._leased("nvram", None, _read_nvram)
             if isinstance(found, tuple):
                 data, key = found
                 self._targets.put(name, data)
@@ -101,10 +101,10 @@ class DiskExport:
         self._attempt.log.warning("%s", remark)
         return []
 
-    def _leased(self, what: str, use: Callable[[Lease], _T]) -> _T:
+    def _leased(self, what: str, key: int | None, use: Callable[[Lease], _T]) -> _T:
         """Return the result of *use* with the first of ``lease_tries`` leases that succeeds.
 
-        Occupies a slot of the ESXi host during each lease.
+        *key* is the key of a disk. Occupies a slot of the ESXi host during each lease.
         """
         left = self._vm.options.lease_tries
         differed = False
@@ -126,7 +126,7 @@ class DiskExport:
                     continue
                 if isinstance(error, ResourceBusy) and self._wait_for_other_lease(others):
                     continue
-                if disk.key in self._differing and not differed:
+                if key in self._differing and not differed:
                     differed = True  # the second lease decides, so the first does not count as a try
                     left += 1
                 left -= 1

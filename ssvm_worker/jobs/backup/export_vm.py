@@ -75,7 +75,7 @@ class VMExport:
         grain_store = Grains(self._attempt, self._artifact, self._targets) if self._incremental else nullcontext()
         with grain_store as grains:
             export = DiskExport(self._attempt, self._targets, self._vm, self._snapshot, hardware, grains=grains)
-            if not any(each.role == "nvram" and self._targets.has(each) for each in self._manifest.entries):
+            if pending and not any(each.role == "nvram" and self._targets.has(each) for each in self._manifest.entries):
                 self._keep(export.fetch_nvram(f"{self._artifact.id}.nvram"))
             steps = [partial(self._one_disk, export, number, disk) for number, disk in pending]
             in_parallel(self._vm.options.parallel_disks, steps)

@@ -49,7 +49,9 @@ class Request(ArtifactRequest):
     pool: str | None = Field(
         None, description="Resource pool, cluster or host: name or id; required if there are several"
     )
-    datastore: str | None = Field(None, description="Name or id; required if the pool can access several")
+    datastore: str | None = Field(
+        None, description="Name or id, also of a datastore cluster; required if the pool can access several"
+    )
     host: str | None = Field(
         None, description="ESXi host: name or id; when absent, DRS or the worker chooses one that can run the VM"
     )

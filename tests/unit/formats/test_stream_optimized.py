@@ -219,6 +219,20 @@ def test_warned(stream: bytes, warnings: list[str]) -> None:
         assert said.startswith(expected)
 
 
+def test_too_many_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables beyond the limit of the memory are not compared, which the warning says, and are no contradiction."""
+    monkeypatch.setattr("ssvm_worker.formats.stream_optimized._MAX_TABLES", 0)
+    assert [each.partition(", ")[0] for each in follow(built(PIECES)).warnings] == [
+        "the grain tables were not compared with the grains"
+    ]
+
+
+def test_tables_in_the_head() -> None:
+    """Tables in the head, where other writers than ESXi place them, are no contradiction."""
+    head = overlay(HEAD, {0: vmdk_header(capacity=4 * GRAIN // SECTOR + 1, gd_offset=21)})
+    assert follow(built(head, GRAINS, EOS)).warnings == []
+
+
 def test_inflate_every_other() -> None:
     """Of N grains every Nth is inflated, and the others are skipped."""
     stream = built(HEAD, bad_grain(0, b"broken"), GRAINS[1:], PIECES[5:])

@@ -11,6 +11,7 @@ from ssvm_worker.errors import StoreUnavailable
 from ssvm_worker.jobs.cleanup import job as cleanup
 from ssvm_worker.jobs.services import NullJobs
 from ssvm_worker.vmware.session import VCenterSession
+from ssvm_worker.vmware.snapshot import find_old_snapshots
 from tests.backup_bench import Bench
 from tests.servers.vcenter import TestVM, address_of
 
@@ -63,6 +64,20 @@ def test_a_young_one_stays(bench: Bench, vm: TestVM, snapshots: Any) -> None:
     """A snapshot younger than older_than stays, because its removal may be in progress."""
     assert clean(bench, older_than="7d")["counts"] == {}
     assert snapshots() == ["ended", "runs", "unknown"]
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+def test_special_characters(bench: Bench, vm: TestVM, escaped: bool) -> None:
+    """The snapshot of a job with special characters in its id is found again, whether vSphere escapes them or not."""
+    bench.vcenter.fault(escape_names=escaped)
+    job_id = "50%25/of\\it"
+    with bench.session(vm) as it:
+        made = it.make_snapshot(job_id)
+        found = it.own_snapshot(job_id)
+        assert found
+        assert found.moref == it.given_snapshot(f"ssvm-backup-{job_id}").moref == made.moref
+        assert job_id in [each.job_id for each in find_old_snapshots(it._connection)]
+        it.remove_snapshot(made)
 
 
 def test_a_vcenter_that_is_away(bench: Bench) -> None:

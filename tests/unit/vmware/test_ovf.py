@@ -9,10 +9,11 @@ import pytest
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.demo.simulator import VCenterSimulator
 from ssvm_worker.streaming.pipeline import read_bytes
+from ssvm_worker.units import KiB
 from ssvm_worker.vmware.hardware import Controller, Disk, Hardware, Nic
 from ssvm_worker.vmware.ovf import OvfDisk, build, checksums, lists_files
 from tests.backup_bench import PREFIX, Bench
-from tests.servers.vcenter import TestVM
+from tests.servers.vcenter import TestVM, make_vm
 
 OVF = "{http://schemas.dmtf.org/ovf/envelope/1}"
 RASD = "{http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData}"
@@ -34,6 +35,9 @@ HARDWARE = Hardware(
     controllers=(UNUSED, SCSI, NVME),
     disks=DISKS,
     nics=(Nic("VirtualVmxnet3", "Prod & Test"), Nic("VirtualE1000e", "Prod & Test")),
+    cores_per_socket=2,
+    settings=(("bootOptions.efiSecureBootEnabled", "true"), ("nestedHVEnabled", "true")),
+    video=(("videoRamSizeInKB", "8192"),),
 )
 
 
@@ -80,6 +84,14 @@ def test_machine() -> None:
     assert root.findtext(f"{OVF}VirtualSystem/{OVF}Name") == HARDWARE.name
 
 
+def test_settings() -> None:
+    """Secure boot, the topology of the CPUs and the video card come from the config, in VMware's form."""
+    vmw = "{http://www.vmware.com/schema/ovf}"
+    settings = {each.get(f"{vmw}key"): each.get(f"{vmw}value") for each in parsed().iter(f"{vmw}Config")}
+    assert settings == {"firmware": "efi", "videoRamSizeInKB": "8192", **dict(HARDWARE.settings)}
+    assert [each.text for each in parsed().iter(f"{vmw}CoresPerSocket")] == ["2"]
+
+
 def test_instance_ids() -> None:
     """No two resources have the same id."""
     ids = [item["InstanceID"] for item in items(parsed())]
@@ -104,6 +116,16 @@ def test_check_of_the_servers(change: tuple[str, str], expected: bool) -> None:
 def test_checksum_lines() -> None:
     """The .mf has one line for each file, in the form that OVF tools read."""
     assert checksums([("a.ovf", "00ff"), ("b.vmdk", "12")]) == b"SHA256(a.ovf)= 00ff\nSHA256(b.vmdk)= 12\n"
+
+
+@pytest.mark.parametrize(
+    ("network", "name"), [("", "VM Network"), ("distributed", "DC0_DVPG0"), ("opaque", "segment-1")]
+)
+def test_networks(bench: Bench, network: str, name: str) -> None:
+    """The network of an adapter is the name of its port group, or the id of its NSX segment, and not its summary."""
+    vm = make_vm(bench.vcenter, 64 * KiB, network=network)
+    with bench.session(vm) as it:
+        assert [each.network for each in it.hardware().nics] == [name]
 
 
 @pytest.mark.parametrize("fault", ["MethodNotFound", "VmConfigFault", "NoPermission"])

@@ -50,6 +50,7 @@ from tests.documents import check_document
 from tests.faults import store_corrupting
 from tests.servers.s3 import S3Server
 from tests.servers.vcenter import TestVM, address_of, doors
+from tests.waiting import PATIENCE_S
 
 DISKS = [content(1 * MiB, seed=1), content(768 * KiB, seed=2)]
 #: Each test has its own VM name, because a VM's files disappear shortly after the VM.
@@ -151,6 +152,7 @@ def test_standalone_host(esx: VCenterSimulator) -> None:
         pytest.param({"pool": "fast"}, "no resource pool 'fast'.*DC0_H0", id="unknown pool"),
         pytest.param({"folder": "attic"}, "no VM folder 'attic'.*vm", id="unknown folder"),
         pytest.param({"datastore": "nvme"}, "no datastore 'nvme'.*LocalDS_0", id="unknown datastore"),
+        pytest.param({"datastore": "POD0"}, "no datastore of the cluster 'POD0'", id="empty datastore cluster"),
         pytest.param({"networks": {"VM Network": "dmz"}}, "no network 'dmz'.*DC0_DVPG0", id="unknown network"),
         pytest.param({"networks": {"lan": "VM Network"}}, "no network 'lan'.*VM Network", id="a network it has not"),
     ],
@@ -167,12 +169,14 @@ def test_unknown_places(restores: Restores, fields: dict[str, Any], said: str) -
     "fields",
     [
         pytest.param({"pool": "DC0_C0/Resources", "datastore": "LocalDS_0"}, id="names"),
+        pytest.param({"datastore": "POD0"}, id="datastore cluster"),
         pytest.param({"folder": "/DC0/vm"}, id="path of the folder"),
         pytest.param({"networks": {"VM Network": "DC0_DVPG0"}}, id="another network"),
     ],
 )
 def test_known_places(restores: Restores, fields: dict[str, Any]) -> None:
-    """Folder, pool, datastore and networks are found by their names."""
+    """Folder, pool, datastore, its cluster and networks are found by their names."""
+    restores.vcenter.fault(storage_pod=True)
     assert restore.run(asked(**fields), restores.attempt())["vm"] == restores.find()
 
 
@@ -297,6 +301,17 @@ def test_damaged_backup(restores: Restores) -> None:
     restores.store = MemoryStore("primary")
     store_backup(store_corrupting(restores.store, at=100_000, chosen=lambda key: "disk1" in key), *DISKS)
     assert isinstance(restores.fail(), ChecksumMismatch)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_late_confirmation(restores: Restores, patient: bool) -> None:
+    """A host may take ``stream_timeout_s`` to close a disk; after that, the restore fails and leaves no VM."""
+    restores.address = {} if patient else {"stream_timeout_s": 0.2}
+    restores.vcenter.fault(put={"do": "late", "seconds": 0.3 if patient else PATIENCE_S})
+    if patient:
+        assert restore.run(asked(), restores.attempt())["vm"] == restores.find()
+    else:
+        assert isinstance(restores.fail(), SourceUnavailable)
 
 
 def test_cancelled(restores: Restores) -> None:
