@@ -10,11 +10,15 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ssvm_worker import __version__
 from ssvm_worker.errors import EXIT_CANCELLED, EXIT_USAGE, ConfigError, InvalidRequest, WorkerError
 
 from .parser import CommandParser, WrongUsage, common_options
+
+if TYPE_CHECKING:
+    from .output import Output
 
 #: The modules that add commands, in the order of `ssvm --help`, and their commands.
 _GROUPS = {
@@ -79,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ConfigError:
             section = LogSection()
         logs.start(section, "info" if args.verbose else "warning")
+        if not config.find_file(args.config) and not any(each.startswith("SSVM_") for each in os.environ):
+            _tell_defaults(words, output)
         return int(args.command(args, output) or 0)
     except WorkerError as error:
         output.error(error)
@@ -89,6 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of standard output has ended, as in `ssvm list | head`. This is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _tell_defaults(words: Sequence[str], output: Output) -> None:
+    """Say that there are no settings, unless the command does without them or reports this itself."""
+    if not {"system", "settings", "completion"}.intersection(_groups_for(words)):
+        output.note("no settings file, so defaults are in force. Create one: ssvm config init")
 
 
 def _groups_for(words: Sequence[str]) -> Sequence[str]:

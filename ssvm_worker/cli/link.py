@@ -100,7 +100,8 @@ def _link(args: argparse.Namespace, output: Output) -> int:
     if not args.key:
         raise misused(InvalidRequest("Missing argument: KEY", "", "Give KEY, --list or --revoke ID|KEY"))
     seconds = _seconds(args.lasting)
-    created = _create_upload_link(settings, args, seconds) if args.upload else _create_link(settings, args, seconds)
+    create = _create_upload_link if args.upload else _create_link
+    created = create(settings, args, seconds, output)
     output.result(created, created["url"])
     return 0
 
@@ -116,7 +117,7 @@ def _seconds(text: str) -> int:
     return seconds
 
 
-def _create_link(settings: Settings, args: argparse.Namespace, seconds: int) -> dict[str, Any]:
+def _create_link(settings: Settings, args: argparse.Namespace, seconds: int, output: Output) -> dict[str, Any]:
     """Create a presigned URL if the store supports this, else a link to our own service."""
     name, key = args.store or next(iter(settings.stores), ""), args.key.strip("/")
     store = assembly.open_store_named(settings, name)
@@ -129,10 +130,10 @@ def _create_link(settings: Settings, args: argparse.Namespace, seconds: int) -> 
     if not hasattr(store, "handle"):
         raise InvalidRequest("This store cannot serve files", f"{name}:{key}", "Copy the artifact to another store")
     link = Link(new_id(), GET, until, name, key, created=int(time.time()), by=getpass.getuser())
-    return {"url": _save(settings, link), "link": link.id, **shown, "revocable": True}
+    return {"url": _save(settings, link, output), "link": link.id, **shown, "revocable": True}
 
 
-def _create_upload_link(settings: Settings, args: argparse.Namespace, seconds: int) -> dict[str, Any]:
+def _create_upload_link(settings: Settings, args: argparse.Namespace, seconds: int, output: Output) -> dict[str, Any]:
     """Create a link for sending one image. Check the request now, so that errors do not reach only the sender."""
     artifact, link_id, now = Artifact.of_prefix(args.key), new_id(), int(time.time())
     names = [each for each in (args.store or next(iter(settings.stores), "")).split(",") if each]
@@ -155,15 +156,18 @@ def _create_upload_link(settings: Settings, args: argparse.Namespace, seconds: i
     values = request.model_dump(mode="json", exclude_defaults=True)
     link = Link(link_id, PUT, now + seconds, names[0], artifact.prefix, values, now, getpass.getuser())
     shown = {"store": link.store, "key": link.key, "until": _timestamp(link.until), "revocable": True}
-    return {"url": _save(settings, link), "link": link.id, "job_id": link.job_id, **shown}
+    return {"url": _save(settings, link, output), "link": link.id, "job_id": link.job_id, **shown}
 
 
-def _save(settings: Settings, link: Link) -> str:
+def _save(settings: Settings, link: Link, output: Output) -> str:
     """Save a link, which makes it valid, and return its URL."""
     signed, links = assembly.link_signer(settings).sign(link.path, link.until), assembly.open_links(settings)
     links.add(link)
     section = settings.serve
-    base = section.url or links.address() or f"{'https' if section.certificate_file else 'http'}://{section.listen}"
+    known = section.url or links.address()
+    if not known:
+        output.note("no `ssvm serve` has started yet, and only it answers this link. Start it, or set serve.url")
+    base = known or f"{'https' if section.certificate_file else 'http'}://{section.listen}"
     return base.rstrip("/") + signed
 
 

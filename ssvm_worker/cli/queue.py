@@ -23,6 +23,7 @@ from ssvm_worker.errors import (
     WorkerError,
     misused,
 )
+from ssvm_worker.jobs import JOBS
 from ssvm_worker.units import parse_duration, printable
 from ssvm_worker.wiring import assembly
 
@@ -80,7 +81,7 @@ def _add_filters(parser: argparse.ArgumentParser, states: Sequence[str]) -> None
     group.add_argument("--state", choices=states, help="jobs in this state")
     group.add_argument("--zone", help="jobs of this zone")
     group.add_argument("--lane", choices=LANES, help="jobs of this lane")
-    group.add_argument("--job", metavar="JOB", help="jobs of this kind, such as download")
+    group.add_argument("--job", metavar="JOB", choices=tuple(JOBS), help="jobs of this kind, such as download")
     group.add_argument("--account", help="jobs of this account")
     group.add_argument("--error", metavar="CLASS", help="jobs with this error, such as StoreFull")
     group.add_argument("--since", metavar="TIME", help="jobs that changed after TIME: 2h (ago) or 2026-01-31T18:00Z")

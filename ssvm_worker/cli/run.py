@@ -22,6 +22,7 @@ from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
 from ssvm_worker.jobs.services import SubJob, UnrecordedJob
 from ssvm_worker.operations import logs, traces
+from ssvm_worker.units import human_size
 from ssvm_worker.wiring import assembly
 from ssvm_worker.wiring.connections import find_vcenter
 
@@ -92,7 +93,9 @@ def run_here(
             confirm=claim.confirm,
         )
         try:
+            attempt.log.info("%s started", job.name)
             claim.result = job.run(request, attempt)
+            attempt.log.info("%s done, %s moved", job.name, human_size(attempt.progress.moved))
             bar.finish("done")
             return claim.result
         except BaseException as error:

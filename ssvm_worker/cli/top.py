@@ -71,6 +71,7 @@ def _top(args: argparse.Namespace, output: Output) -> int:
 def _view(settings: Settings, ledger: Ledger, zone: str, width: int | None) -> dict[str, Any]:
     """Return the state of the zone as JSON and as lines."""
     from ssvm_worker.ledger.job_filter import JobFilter  # imports the records
+    from ssvm_worker.operations.health import similar_zone  # imports redis
 
     with closing(assembly.open_registry(settings)) as registry:
         workers = registry.workers(zone)
@@ -82,7 +83,8 @@ def _view(settings: Settings, ledger: Ledger, zone: str, width: int | None) -> d
     workers_up = f"{len(up)} worker{'s' if len(up) != 1 else ''} up"
     head = f"zone {zone}   {time.strftime('%H:%M:%S', time.gmtime())} UTC   {workers_up}   {busy}"
     counts = f"{len(found[0])} running   {len(found[1])} queued{' or more' if len(found[1]) == _MOST else ''}"
-    jobs = list(job_text.table(job_rows(settings, pairs), width)) if pairs else ["no jobs run or wait"]
+    nothing = f"no jobs run or wait{similar_zone(settings, zone)}"
+    jobs = list(job_text.table(job_rows(settings, pairs), width)) if pairs else [nothing]
     value = {"zone": zone, "workers": [each.to_dict() for each in workers], "jobs": [shown for _, shown in pairs]}
     return {"json": value, "lines": [head, counts, "", *jobs]}
 

@@ -95,9 +95,10 @@ def translated(url: str) -> Iterator[None]:
     try:
         yield
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-        raise StoreDenied(
-            f"The broker refuses the worker: {error}", shown(url), "Check broker.url and its ACL"
-        ) from error
+        what, remedy = f"The broker refuses the worker: {error}", "Check broker.url and its ACL"
+        if "HELLO must be called" in str(error):  # the answer of Redis and Valkey to a client without a password
+            what, remedy = "The broker wants a password", "Put redis://:PASSWORD@HOST into the file of broker.url_file"
+        raise StoreDenied(what, shown(url), remedy) from error
     except (redis.ConnectionError, redis.TimeoutError) as error:
         remedy = "Check broker.url, and that Redis or Valkey runs there"
         if urlsplit(url).path.endswith(EMBEDDED):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def test_search_order(
     assert path("--config", "c.toml") == "c.toml"
     monkeypatch.setenv("SSVM_CONFIG", "")
     assert path() is None
+
+
+def test_defaults_are_told(default: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a file and without variables, a command says on standard error that defaults are in force."""
+    for name in [each for each in os.environ if each.startswith("SSVM_")]:
+        monkeypatch.delenv(name)
+
+    main(["list"])
+    assert "ssvm: no settings file, so defaults are in force" in capsys.readouterr().err
+    main(["list", "--quiet"])
+    assert "no settings file" not in capsys.readouterr().err
 
 
 def test_default_file_is_read(default: Path) -> None:
