@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -21,8 +22,13 @@ from .zone import ChaosZone, until
 
 #: Faults of one round, one after the other, while its jobs run.
 _FAULTS_PER_ROUND = 3
-#: The faults after which S3 may receive a request of an ended attempt.
-_DELAYING = {"network to S3 silent", "a worker frozen beyond its claim", "a pool process frozen beyond its claim"}
+#: The faults after which S3 may receive a request of an ended attempt, or refuses the abort of its upload.
+_DELAYING = {
+    *("network to S3 silent", "a worker frozen beyond its claim", "a pool process frozen beyond its claim"),
+    "the workers' clock is set",
+}
+#: Seconds until what expires by time is gone.
+_EXPIRY_S = 30.0
 #: The worker's log line for a fenced attempt.
 _FENCED = "belongs to another worker now; this attempt has ended"
 #: The log lines for internal errors.
@@ -146,21 +152,29 @@ class Run:
             for copy_id in workload.record_outcome(job, self._record(job)):
                 until(lambda copy_id=copy_id: zone.site.ledger.get(copy_id).ended, f"copy job {copy_id} has ended")
                 workload.record_copy(job)
-        until(lambda: not list(invariants.find_leftovers(zone)), "nothing is left", 30.0) if not flaws else None
-        if not _DELAYING.isdisjoint(names):
-            self._clean_late_objects()
+        if not flaws:
+            self._settle(names)
         return flaws + self._check_invariants(commits)
 
-    def _clean_late_objects(self) -> None:
-        """Run the clean-up if S3 has executed a request after its attempt had ended.
+    def _settle(self, names: list[str]) -> None:
+        """Wait until nothing is left. After some faults, run the clean-up if S3 has late objects or open uploads.
 
         The proxy held the request, or its process was frozen between the check of its claim and the request. No client
-        can prevent this. The object has no manifest, or is the draft beside one.
+        can prevent this. The object has no manifest, or is the draft beside one. A wrong clock prevents an abort.
         """
-        if late := list(invariants.find_strays(self._zone, self.workload)):
-            self.tally.late += len(late)
-            site = self._zone.site
-            site.wait(site.submit("cleanup", older_than="0"))
+        zone, left = self._zone, list[str]()
+
+        def is_clean() -> bool:
+            left[:] = [*invariants.find_leftovers(zone), *invariants.find_strays(zone, self.workload)]
+            return not left
+
+        with suppress(AssertionError):
+            until(is_clean, "nothing is left", _EXPIRY_S)
+        if left and not _DELAYING.isdisjoint(names):
+            self.tally.late += len(left)
+            zone.site.wait(zone.site.submit("cleanup", older_than="0"))
+            is_clean()
+        assert not left, f"left after {_EXPIRY_S:g} s: {left}"
 
     def _check_invariants(self, commits: Commits) -> list[str]:
         zone, workload = self._zone, self.workload

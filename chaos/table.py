@@ -36,7 +36,7 @@ def _lines(tally: Tally) -> Iterator[str]:
     yield f"to S3      {_again(tally.sent, tally.kept)}"
     yield "leftovers  no part, draft, multipart upload, snapshot, lease, slot, mount or claim"
     if tally.late:
-        yield f"late       {tally.late} objects that S3 stored after their attempt had ended; the clean-up deleted them"
+        yield f"late       {tally.late} objects and uploads of ended attempts at S3; the clean-up deleted them"
 
 
 def _counted(counts: dict[str, int]) -> str:
