@@ -191,6 +191,7 @@ def _result(result: dict[str, Any]) -> str:
 
 def _remedy(record: Record, error: dict[str, Any]) -> str:
     remedy = str(error.get("remedy") or "").rstrip(".")
-    if record.state not in ("failed", "cancelled"):
+    # A request that has to change is a new job. A retry would fail again.
+    if record.state not in ("failed", "cancelled") or "submit the job again" in remedy:
         return remedy
     return f"{remedy}. Then: ssvm retry {record.job_id}" if remedy else f"ssvm retry {record.job_id}"

@@ -171,8 +171,11 @@ def _job(args: argparse.Namespace, output: Output) -> int:
             return follow(ledger, job_id, output, settings)
         record = ledger.get(job_id)
     shown = assembly.shown(record)
-    hint = _why_queued(settings, record) if record.state == "queued" and not output.as_json else ""
-    output.result(shown, "" if output.as_json else job_text.details(record, shown, hint))
+    if output.as_json:
+        output.result(shown)
+    else:
+        hint = _why_queued(settings, record) if record.state == "queued" else ""
+        print(job_text.details(record, shown, hint))
     return 0
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -125,10 +123,10 @@ def test_on_a_terminal(ledger: Ledger, broker: Broker) -> None:
     assert [each.ended() for each in terminals] == [0, 0]
     assert f"\n{LONG[:12]}  download  2/7   \x1b[31mfailed\x1b[0m" in terminals[0].seen
     assert f"\n{LONG[:12]}  download  2/7   failed" in terminals[1].seen
-    done = subprocess.run(
-        [sys.executable, "-m", "ssvm_worker", "job", LONG[:12], "--json"], env=os.environ | environ, capture_output=True
-    )
-    assert json.loads(done.stdout)["job_id"] == LONG
+    one = Terminal(sys.executable, "-m", "ssvm_worker", "job", LONG[:12], environ=environ | {"NO_COLOR": ""})
+    assert one.ended() == 0
+    assert f"job        {LONG} (download)" in one.seen
+    assert "state      \x1b[31mfailed\x1b[0m for " in one.seen
 
 
 @pytest.mark.parametrize(
