@@ -50,7 +50,7 @@ def try_vcenter(
         if time.monotonic() > deadline:
             raise Cancelled("deadline")
 
-    job_id = f"trial-{secrets.token_hex(4)}"
+    job_id = f"trial-{secrets.token_hex(4)}%"  # the character shows whether vCenter escapes it
     with ConfiguredConnections(settings).vcenter(name, check) as session:
         made = session.find_vm(vm).trial(job_id, tell, with_import=options.with_import)
     head = {"report": "ssvm doctor --trial", "version": _VERSION, "worker": __version__}

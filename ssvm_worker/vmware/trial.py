@@ -214,15 +214,18 @@ class Trial:
             # The question about privileges gives this switch.
             return {"fault": fault}, {} if fault == "NoPermission" else {"snapshot_task": fault}
         answer: Answer = {"quiesced": self._snapshot.quiesced, "seconds": round(time.monotonic() - started, 1)}
+        is_escaped = self._snapshot.name != snapshots.own_name(self._job_id)
+        answer["escaped_name"] = is_escaped
+        switches: Answer = {"escape_names": True} if is_escaped else {}
         remark = self._snapshot.remark
         if self._snapshot.quiesced:
-            return answer, {}
+            return answer, switches
         if remark == snapshots.IS_OFF:
-            return answer | {"reason": "not asked: the VM is off"}, {}
+            return answer | {"reason": "not asked: the VM is off"}, switches
         if remark.startswith(snapshots.SILENT):
-            return answer | {"reason": "vSphere ignored it"}, {"unquiesced": True}
+            return answer | {"reason": "vSphere ignored it"}, switches | {"unquiesced": True}
         fault = remark.partition(" ")[0]
-        return answer | {"reason": fault}, {"quiesce_task": fault}
+        return answer | {"reason": fault}, switches | {"quiesce_task": fault}
 
     def _ask_descriptor(self) -> tuple[Answer, Answer]:
         params = vim.OvfManager.CreateDescriptorParams(ovfFiles=[], includeImageFiles=False)
