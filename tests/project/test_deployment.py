@@ -140,7 +140,7 @@ def kustomized(overlay: str) -> list[dict[str, Any]]:
     """Return the objects of an overlay, as kubectl or kustomize writes them."""
     program = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
     if shutil.which(program[0]) is None:
-        pytest.skip("no package registry has kubectl or kustomize for this machine; install one of them")
+        pytest.skip("kubectl and kustomize are missing: go install sigs.k8s.io/kustomize/kustomize/v5@latest")
     done = subprocess.run([*program, CONFIG / "k8s/overlays" / overlay], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
