@@ -62,7 +62,7 @@ func (p *pool) ImportVApp(ctx *simulator.Context, req *types.ImportVApp) soapFau
 
 // settled waits for the simulator's task that creates the VM, and returns whether it succeeded.
 func settled(ctx *simulator.Context, it *simulator.HttpNfcLease) bool {
-	for range 10_000 {
+	for range 300_000 {
 		state := types.HttpNfcLeaseStateInitializing
 		ctx.WithLock(it, func() { state = it.State })
 		if state != types.HttpNfcLeaseStateInitializing {
