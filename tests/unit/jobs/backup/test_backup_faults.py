@@ -107,6 +107,7 @@ FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
 }
 
 
+@pytest.mark.plain_vcenter
 @pytest.mark.parametrize("name", FAULTS)
 def test_vcenter_fails(bench: Bench, vm: TestVM, name: str) -> None:
     """A refusal by vCenter is a clear error, and nothing is left on the stores or on the VM."""
@@ -291,6 +292,7 @@ def test_lease_expires_unnoticed(bench: Bench, vm: TestVM) -> None:
     assert not bench.left()
 
 
+@pytest.mark.plain_vcenter
 @pytest.mark.parametrize(
     "fault", [{"calls": {"HttpNfcLeaseProgress": "SystemError"}}, {"unknown_fault": "HttpNfcLeaseProgress"}]
 )

@@ -147,6 +147,7 @@ def test_disks_outside_snapshots_left_out(bench: Bench) -> None:
     assert_whole(bench.primary, vm.streams[0])
 
 
+@pytest.mark.plain_vcenter
 def test_given_snapshot(bench: Bench, vm: TestVM) -> None:
     """A user's snapshot, by id or name, is used and never removed."""
     with VCenterSession(address_of(bench.vcenter)) as session:
@@ -176,6 +177,7 @@ def test_removal_of_a_busy_snapshot(bench: Bench, vm: TestVM, fault: str, tries:
     assert bench.vcenter.state()["calls"]["RemoveSnapshot_Task"] == calls + tries
 
 
+@pytest.mark.plain_vcenter
 def test_not_quiesced(bench: Bench, vm: TestVM) -> None:
     """If a guest cannot be quiesced, the backup is crash-consistent, and the result says so."""
     assert bench.run(vm)["quiesced"] is True

@@ -39,6 +39,9 @@ from tests.faults import store_unreachable
 from tests.neighbours import ROOT
 from tests.servers.vcenter import TestVM, address_of, make_vm
 
+# Each test states the findings for one vCenter.
+pytestmark = pytest.mark.plain_vcenter
+
 #: The privilege of QueryChangedDiskAreas.
 DISK_READ = "VirtualMachine.Provisioning.DiskRandomRead"
 

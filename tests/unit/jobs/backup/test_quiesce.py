@@ -9,6 +9,9 @@ from ssvm_worker.errors import SourceUnavailable, WorkerError
 from tests.backup_bench import FAST, Bench
 from tests.servers.vcenter import TestVM
 
+# Each test states the findings for one vCenter.
+pytestmark = pytest.mark.plain_vcenter
+
 GUEST_FAULTS = ["ApplicationQuiesceFault", "GenericVmConfigFault", "ToolsUnavailable", "NotSupported", "SystemError"]
 
 
