@@ -261,6 +261,8 @@ def progress(command: DownloadProgressCommand, services: Services) -> DownloadAn
     known = "" if command.request is ProgressRequest.GET_OR_RESTART and given == "jobid0000" else given
     if command.request in (ProgressRequest.ABORT, ProgressRequest.PURGE):
         answer = _answered(command, known, _stopped, services)
+        if command.request is ProgressRequest.ABORT and answer.download_status is DownloadStatus.UNKNOWN:
+            return _not_yet(command, known, " ")  # there is nothing to cancel, which is no error
         return answer.model_copy(update=_ovf_of(command, answer, services))
     return _answered(command, known, lambda wanted: _attach(wanted, again=again), services)
 
