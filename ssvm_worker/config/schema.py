@@ -120,6 +120,9 @@ class LedgerSection(Section):
     claim_s: Seconds = 10.0
     #: Seconds between two rounds of the reaper. Jobs of a dead worker wait at most claim_s + reap_s.
     reap_s: Seconds = 2.0
+    #: Seconds after which a queued job fails if its zone is unknown: no worker of it was up for a day, and no job of it
+    #: has succeeded.
+    unknown_zone_s: Seconds = 900.0
     #: Days that records of ended jobs are kept.
     keep_days: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
 

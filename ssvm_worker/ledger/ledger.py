@@ -12,7 +12,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
-from ssvm_worker.config.schema import LedgerSection
+from ssvm_worker.config.schema import LANES, LedgerSection
 from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, WorkerError
 
 from .connection import BrokerClient, redis, translated
@@ -58,7 +58,7 @@ class Ledger(BrokerClient):
     _NAME = "ssvm.ledger:"
     _SCRIPTS = (
         *("submit", "claim", "claim_next", "begin", "beat", "finish", "release", "retry", "cancel"),
-        *("take_callback", "note_callback", "reap", "expire", "records", "newest"),
+        *("take_callback", "note_callback", "reap", "refuse_queued", "expire", "records", "newest"),
     )
 
     def __init__(
@@ -384,6 +384,17 @@ class Ledger(BrokerClient):
         candidates = self._records(to_check)
         without_message = [record for record in candidates if has_message and not has_message(record.queue)]
         return [*self._records(to_wake), *without_message]
+
+    def zones(self, *states: str) -> set[str]:
+        """Return the zones that have jobs in these states, apart from lanes that no worker takes."""
+        with translated(self._url):
+            counters: Any = self._redis.hgetall(f"{self._key}counts")
+        places = (place_of(name) for name, number in counters.items() if number_of(number))
+        return {zone for state, zone, lane in places if state in states and lane in LANES}
+
+    def refuse_queued(self, job_id: str, error: WorkerError) -> bool:
+        """End a queued job without attempts as failed. Return False for any other job."""
+        return bool(self._run("refuse_queued", job_id, _json(error.as_dict())))
 
     def sparing(self) -> bool:
         """Return whether ``reap`` spares running jobs now, because no round ran for a while."""

@@ -11,6 +11,7 @@ from ssvm_worker.wiring.celery_sender import ring, standing
 
 from .callbacks import CallbackSender
 from .periodic import PeriodicThread
+from .unknown_zones import UnknownZones
 
 _LOG = logging.getLogger("ssvm.reaper")
 
@@ -24,6 +25,7 @@ class Reaper:
         # Rounds must be closer than claims are long. Otherwise the ledger takes the time between them for an outage.
         self._every_s = min(settings.ledger.reap_s, settings.ledger.claim_s / 4)
         self._rounds = PeriodicThread("reaper", self._reap, self._every_s)
+        self._unknown_zones = UnknownZones(settings, self._ledger)
         self._callbacks = CallbackSender(settings, self._every_s)
 
     def start(self) -> None:
@@ -43,4 +45,5 @@ class Reaper:
                 reason = record.error["message"] if record.error else "it waits without a message"
                 _LOG.info("job %s gets a new message: %s", record.job_id, reason)
                 ring(self._settings, record)
+        self._unknown_zones.refuse()
         self._ledger.expire()

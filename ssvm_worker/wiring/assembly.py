@@ -33,6 +33,7 @@ from .broker import (
     open_registry,
     open_slots,
     open_verdicts,
+    open_waiting_messages,
 )
 from .connections import ConfiguredConnections
 from .stores import Stores, open_store_named
@@ -62,6 +63,7 @@ __all__ = [
     "open_slots",
     "open_store_named",
     "open_verdicts",
+    "open_waiting_messages",
     "shown",
 ]
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ssvm_worker.ledger.ledger import Ledger
     from ssvm_worker.ledger.links.redis import LinkBook
     from ssvm_worker.ledger.record import NewJob
+    from ssvm_worker.ledger.waiting_messages import WaitingMessages
     from ssvm_worker.ledger.workers import WorkerRegistry
 
 
@@ -245,6 +246,13 @@ def open_agents(settings: Settings) -> AgentRegistry:
     from ssvm_worker.ledger.agents import AgentRegistry
 
     return AgentRegistry(broker_url(settings), prefix=settings.broker.prefix)
+
+
+def open_waiting_messages(settings: Settings) -> WaitingMessages:
+    """Return the messages in Redis. This does not connect yet."""
+    from ssvm_worker.ledger.waiting_messages import WaitingMessages
+
+    return WaitingMessages(broker_url(settings), prefix=settings.broker.prefix)
 
 
 def open_figures(settings: Settings) -> JobMetrics:
