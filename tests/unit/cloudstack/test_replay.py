@@ -96,8 +96,10 @@ def test_replay(scripted: ScriptedServer, tmp_path: Path, name: str) -> None:
         elif each.name.startswith("Startup"):
             check_startup(scripted.receive(), each)
         elif each.name == "ShutdownCommand":
-            threading.Thread(target=session.shut_down, daemon=True).start()
+            stopping = threading.Thread(target=session.shut_down, daemon=True)
+            stopping.start()
             sent = scripted.receive()
+            stopping.join(PATIENCE_S)  # otherwise the end below may come first
             assert header_of(sent) == recorded_header(each)
             assert sent.fields == each.frame().messages[0].content
         elif each.name not in TIMED:
