@@ -64,7 +64,7 @@ test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## run the tests with
 	$(PYTEST) -m nfs tests/nfs $(ARGS)
 
 install-test: install ## follow the install and upgrade pages on a bare Debian, and install the wheel on other Pythons (minutes); ARGS='-k name' selects tests
-	$(PYTEST) -m install tests/project $(ARGS)
+	$(PYTEST) -m install $(ARGS)
 
 chaos: install go ## run the long tests, then N=200 random faults during real jobs (docs/explanation/chaos.md); SEED=7 repeats a run
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m soak

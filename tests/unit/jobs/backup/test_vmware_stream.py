@@ -98,6 +98,7 @@ def test_reads_open_vmdk() -> None:
     assert grains(stream, 40 * MiB) == [(each * GRAIN, bytes([each % 251]) * GRAIN) for each in (3, 511, 512, 639)]
 
 
+@pytest.mark.install
 def test_open_vmdk_reads_ours(tmp_path: Path) -> None:
     """VMware's open-vmdk reads a stream of the writer, and finds the same disk."""
     if not shutil.which("vmdk-convert"):
