@@ -9,6 +9,8 @@ them, and ``python -m docs.generate`` writes them to docs/reference/schemas/.
 import ast
 import inspect
 import textwrap
+import threading
+from functools import cache
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field, TypeAdapter
@@ -20,6 +22,8 @@ from ssvm_worker.config.schema import CONTRACT_VERSION, LANES
 from ssvm_worker.jobs import JOBS, Job, results
 from ssvm_worker.ledger.record import ENDED, HELD, INBOUND, STATES
 
+#: Only one thread at a time may create syntax trees: CPython issue 106905 (SystemError in 3.11 and 3.12).
+_PARSING = threading.Lock()
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 JobId = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")]
 JobName = Annotated[str, Field(pattern="^[a-z][a-z0-9._-]{0,63}$", examples=[*JOBS])]
@@ -294,11 +298,14 @@ class _Generator(GenerateJsonSchema):
         return made
 
 
+@cache
 def field_comments(cls: type) -> dict[str, tuple[str, str]]:
     """Return the annotation and the comment of each field of a class, in the order of the source."""
-    lines = textwrap.dedent(inspect.getsource(cls)).splitlines()
+    with _PARSING:
+        lines = textwrap.dedent(inspect.getsource(cls)).splitlines()
+        statements = ast.parse("\n".join(lines)).body[0].body  # type: ignore[attr-defined]
     found = {}
-    for node in ast.parse("\n".join(lines)).body[0].body:  # type: ignore[attr-defined]
+    for node in statements:
         if isinstance(node, ast.AnnAssign):
             first = node.lineno - 1
             while lines[first - 1].lstrip().startswith("#:"):
