@@ -42,7 +42,8 @@ def _install_files(args: argparse.Namespace, output: Output) -> int:
             if state == "new" or (state == "changed" and args.force):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text)
-                file.chmod(_mode(file))
+                # The settings may get passwords, so only their owner and group read them.
+                file.chmod(0o755 if file.suffix == ".sh" else 0o640 if file.name == "worker.toml" else 0o644)
                 state = "written"
         except OSError as error:
             what = f"Cannot write the file: {error.strerror}"
@@ -60,8 +61,3 @@ def _files() -> Iterator[tuple[str, str]]:
     for file in sorted(source.rglob("*")):
         if file.is_file() and "__pycache__" not in file.parts:
             yield str(file.relative_to(source)), file.read_text().replace(_ENVIRONMENT, f"{sys.prefix}/")
-
-
-def _mode(file: Path) -> int:
-    """Return the mode of a new file. The settings may get passwords, so their owner and group read them."""
-    return 0o755 if file.suffix == ".sh" else 0o640 if file.name == "worker.toml" else 0o644

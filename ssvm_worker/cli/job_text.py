@@ -138,7 +138,8 @@ def _facts(record: Record, shown: dict[str, Any], hint: str) -> Iterator[tuple[s
     request, error, result = shown["request"], shown["error"] or {}, shown["result"] or {}
     yield "job", f"{record.job_id} ({record.job})"
     yield "state", f"{record.state} for {since(record)}{_by(record)}"
-    yield "what", " ".join(filter(None, (str(request.get("kind") or ""), what(request), _quoted(request.get("name")))))
+    name = f'"{request["name"]}"' if request.get("name") else ""
+    yield "what", " ".join(filter(None, (str(request.get("kind") or ""), what(request), name)))
     yield "account", account_of(record)
     yield "from", str(request.get("url") or request.get("source") or request.get("vcenter") or "")
     yield "stores", ", ".join(map(str, request.get("stores") or filter(None, [request.get("store")])))
@@ -166,10 +167,6 @@ def _by(record: Record) -> str:
     if record.cancelled_by:
         return f", cancelled by {record.cancelled_by}"
     return ", it was asked to stop" if record.cancel_requested and not record.ended else ""
-
-
-def _quoted(name: Any) -> str:
-    return f'"{name}"' if name else ""
 
 
 def _attempts(record: Record) -> str:

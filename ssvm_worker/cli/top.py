@@ -61,7 +61,9 @@ def _top(args: argparse.Namespace, output: Output) -> int:
         with suppress(KeyboardInterrupt):  # how a user ends the view
             while True:
                 view = _view(settings, ledger, zone, output.width)
-                lines = _on_screen(view["lines"], shutil.get_terminal_size().lines)
+                lines, height = view["lines"], shutil.get_terminal_size().lines
+                if len(lines) > height:
+                    lines = [*lines[: height - 1], f"… {len(lines) - height + 1} more lines"]
                 print(_CLEAR + "\n".join(lines), end="", flush=True)
                 time.sleep(max(0.1, args.interval))
     print()
@@ -87,8 +89,3 @@ def _view(settings: Settings, ledger: Ledger, zone: str, width: int | None) -> d
     jobs = list(job_text.table(job_rows(settings, pairs), width)) if pairs else [nothing]
     value = {"zone": zone, "workers": [each.to_dict() for each in workers], "jobs": [shown for _, shown in pairs]}
     return {"json": value, "lines": [head, counts, "", *jobs]}
-
-
-def _on_screen(lines: list[str], height: int) -> list[str]:
-    """Return the lines that the terminal has room for."""
-    return lines if len(lines) <= height else [*lines[: height - 1], f"… {len(lines) - height + 1} more lines"]

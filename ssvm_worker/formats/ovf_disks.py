@@ -116,7 +116,8 @@ def keep_disk(data: bytes, file: str, where: str) -> bytes:
         if _attribute(element, "id") not in kept:
             _remove(element)
     for element in _elements(document, "Item"):
-        resources = [_text(each) for each in _elements(element, "HostResource")]
+        found = _elements(element, "HostResource")
+        resources = ["".join(t.data for t in each.childNodes if isinstance(t, minidom.Text)).strip() for each in found]
         matches = [match for each in resources if (match := _HOST_RESOURCE.fullmatch(each))]
         if any(match[2] not in (kept_disks if match[1] == "disk" else kept) for match in matches):
             _remove(element)
@@ -188,10 +189,6 @@ def _elements(parent: minidom.Document | minidom.Element, name: str) -> list[min
 
 def _attribute(element: minidom.Element, name: str) -> str:
     return next((value for key, value in element.attributes.items() if key.rpartition(":")[2] == name), "")
-
-
-def _text(element: minidom.Element) -> str:
-    return "".join(each.data for each in element.childNodes if isinstance(each, minidom.Text)).strip()
 
 
 def _remove(element: minidom.Element) -> None:

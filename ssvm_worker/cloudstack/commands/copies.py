@@ -111,7 +111,10 @@ def copy(command: CopyCommand, services: Services) -> CopyCmdAnswer:
 
 def _refuse_vmware(command: CopyCommand, kinds: tuple[str | None, str | None]) -> None:
     """Raise InvalidRequest for a command that needs VMware or a primary storage."""
-    on_primary = [_is_primary(each) for each in (command.src, command.dest)]
+    stores = [getattr(each, "store", None) for each in (command.src, command.dest)]
+    on_primary = [
+        isinstance(each, PrimaryDataStoreTO) or getattr(each, "role", None) == StoreRole.PRIMARY for each in stores
+    ]
     context = command.context_map or {}
     hypervisor = context["hypervisor"].get_secret_value() if "hypervisor" in context else ""
     hypervisor = hypervisor or str(getattr(command.src, "hypervisor_type", None) or "")
@@ -125,11 +128,6 @@ def _refuse_vmware(command: CopyCommand, kinds: tuple[str | None, str | None]) -
     if any(on_primary):
         what = f"Only a hypervisor copies a {kinds[0]} to a {kinds[1]} on primary storage"
         raise InvalidRequest(what, "CopyCommand", "Send it to the agent of a hypervisor")
-
-
-def _is_primary(data: Any) -> bool:
-    store = data.store
-    return isinstance(store, PrimaryDataStoreTO) or getattr(store, "role", None) == StoreRole.PRIMARY
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,12 @@ class FileTarget:
 def restore_files(target: FileTarget, attempt: Attempt, disks: list[BackupDisk]) -> dict[str, Any]:
     """Store an image of each disk, then the properties and the manifest."""
     stores = {name: attempt.store(name) for name in target.stores}
-    origin = _origin(target, disks)
+    # The data that distinguishes this restore from another one to the same target.
+    origin = {
+        "backup": disks[0].manifest.artifact.prefix,
+        "format": target.format,
+        "disks": {disk.entry.name: disk.entry.digest for disk in disks},
+    }
     if done := _already_there(target.artifact, origin, stores, attempt):
         return done
     for store in stores.values():
@@ -47,7 +52,8 @@ def restore_files(target: FileTarget, attempt: Attempt, disks: list[BackupDisk])
     manifest = Manifest(target.artifact, attempt.job_id, source=origin, facts={"name": target.name})
     owed: dict[str, WorkerError] = {}
     for disk in disks:
-        name = _name(target, disk, alone=len(disks) == 1)
+        number = "" if len(disks) == 1 else f"-disk{disk.number}"
+        name = f"{target.artifact.id}{number}.{target.format}"
         entry, stored = _one_disk(target, disk, name, {key: stores[key] for key in stores if key not in owed})
         manifest = manifest.with_entry(entry)
         owed |= stored.owed
@@ -57,12 +63,6 @@ def restore_files(target: FileTarget, attempt: Attempt, disks: list[BackupDisk])
     for name in done["owed"]:
         _leave_nothing(stores[name], target.artifact, attempt)
     return _result(manifest) | done | {"reused": False}
-
-
-def _origin(target: FileTarget, disks: list[BackupDisk]) -> dict[str, Any]:
-    """Return the data that distinguishes this restore from another one to the same target."""
-    digests = {disk.entry.name: disk.entry.digest for disk in disks}
-    return {"backup": disks[0].manifest.artifact.prefix, "format": target.format, "disks": digests}
 
 
 def _already_there(
@@ -83,11 +83,6 @@ def _already_there(
             "Delete it first (`ssvm delete`), or restore to a new id",
         )
     return _result(manifest) | find_placement(attempt, stores, target) | {"reused": True}
-
-
-def _name(target: FileTarget, disk: BackupDisk, *, alone: bool) -> str:
-    number = "" if alone else f"-disk{disk.number}"
-    return f"{target.artifact.id}{number}.{target.format}"
 
 
 def _one_disk(target: FileTarget, disk: BackupDisk, name: str, stores: dict[str, Store]) -> tuple[Entry, StreamResult]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 from ssvm_worker.artifacts.checksums import Hasher
@@ -31,7 +30,7 @@ def pack(attempt: Attempt, store: Store, artifact: Artifact, key: str, to: str) 
         except ObjectNotFound as error:
             what = f"The OVF names a file that is not there: {each!a}"
             raise CorruptImage(what, f"{store.name}:{directory}", "Copy the volume again") from error
-        members.append(OvaMember(each, size, partial(_chunks, attempt, store, file)))
+        members.append(OvaMember(each, size, partial(lambda key: iter(attempt.resuming(store.reader(key))), file)))
     package, hasher = OvaExport(artifact, members), Hasher()
 
     def verify() -> None:
@@ -45,7 +44,3 @@ def pack(attempt: Attempt, store: Store, artifact: Artifact, key: str, to: str) 
         chunks = tap(package.chunks(), attempt.progress.observe)
         store_stream(chunks, {"target": sink}, [hasher], verify=verify, check=attempt.check)
     return package.size
-
-
-def _chunks(attempt: Attempt, store: Store, key: str) -> Iterator[bytes]:
-    yield from attempt.resuming(store.reader(key))
