@@ -141,7 +141,7 @@ def _jobs(args: argparse.Namespace, output: Output) -> int:
     else:
         print(f"no jobs{_similar_zone(settings, args.zone)}")
     if has_more:
-        output.note(f"there are more than these {args.limit} jobs: give a filter or --limit")
+        output.note("there are more jobs: give a filter, or a higher --limit")
     return 0
 
 

@@ -350,7 +350,9 @@ class Ledger(BrokerClient):
         if state == RUNNING:
             raise ResourceBusy("The job is running", job_id, f"Wait for its end, or `ssvm cancel {job_id}` first")
         remedy = "Nothing to do" if state == QUEUED else "Submit it under a new job_id to do it once more"
-        raise InvalidRequest(f"The job is {state}; only failed and cancelled ones are retried", job_id, remedy)
+        raise InvalidRequest(
+            f"The state of the job is {state}; only failed and cancelled jobs are retried", job_id, remedy
+        )
 
     def cancel(self, job_id: str, by: str) -> Record:
         """Cancel a queued job, or ask the worker of a running job to stop and clean up.
@@ -360,7 +362,7 @@ class Ledger(BrokerClient):
         state = self._run("cancel", job_id, by)
         record = self.get(job_id)
         if state in ENDED:
-            raise InvalidRequest(f"The job has ended already: it is {state}", job_id, "There is nothing to cancel")
+            raise InvalidRequest(f"The job has ended already. Its state is {state}", job_id, "There is nothing to cancel")
         return record
 
     # For the reaper, clean-up and callbacks

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Seconds after which a queued job gives a warning, and the number of failed jobs that are read.
 _MAX_WAIT_S, _MAX_FAILED = 900, 1000
+#: A smaller free share of a store is a warning, as in the alert SsvmStoreFull.
+_FULL_SHARE = 0.05
 #: Seconds after which a snapshot of a backup job gives a warning. Few backups take longer.
 _MAX_SNAPSHOT_S = 24 * 3600
 #: Seconds between this host's clock and the broker's clock that give a warning. S3 refuses 15 minutes.
@@ -105,9 +107,10 @@ def examine_messages(settings: Settings) -> list[Finding]:
     return [Finding("messages", True, f"{route.shown}; {', '.join(used) or 'no worker has created its queues yet'}")]
 
 
-def _check(check: str, examination: Callable[[], str]) -> Finding:
+def _check(check: str, examination: Callable[[], str | Finding]) -> Finding:
     try:
-        return Finding(check, True, examination())
+        found = examination()
+        return found if isinstance(found, Finding) else Finding(check, True, found)
     except WorkerError as error:
         return Finding(check, False, f"{type(error).__name__}: {error}")
     except OSError as error:
@@ -237,8 +240,8 @@ def _zone(zone: str, lanes: list[LaneMetrics], seen: list[WorkerStatus], *, is_o
     start = f"Start one: systemctl start ssvm-worker@{zone}"
     if not up:
         last = max((each.seen for each in seen), default=0.0)
-        when = f"last seen {_moment(last)}" if last else "none was seen in the last 24 h"
-        what = f"zone {zone}: {sum(queued.values())} queued, {running} running, no worker is up ({when}). {start}"
+        when = f" (last seen {_moment(last)})" if last else ""  # a worker that stops regularly is not listed
+        what = f"zone {zone}: {sum(queued.values())} queued, {running} running, no worker is up{when}. {start}"
         yield Finding("workers", not (is_ours and (queued or running)), what, warning=True)
     else:
         active, capacity = sum(each.active for each in up), sum(each.capacity for each in up)
@@ -260,13 +263,20 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _store(settings: Settings, name: str) -> str:
+def _store(settings: Settings, name: str) -> str | Finding:
     store = assembly.open_store_named(settings, name)
     next(iter(store.list("template/tmpl/0")), None)
     if store.url.startswith("s3://"):
         return f"{store.url}: {_s3(store).examine()}"
     usage = store.usage()
-    return f"{store.url}" + (f", {human_size(usage.free)} free" if usage.free is not None else "")
+    if usage.free is None:
+        return store.url
+    detail = f"{store.url}, {human_size(usage.free)} free"
+    if usage.total and usage.free / usage.total < _FULL_SHARE:
+        remedy = "Delete artifacts (`ssvm list`, `ssvm delete`), or enlarge the store"
+        detail = f"{detail}, less than {_FULL_SHARE:.0%}. {remedy}"
+        return Finding(f"store {name}", True, detail, warning=True)
+    return detail
 
 
 def _s3(store: Store) -> S3Store:

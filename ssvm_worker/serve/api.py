@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from itertools import islice
 from typing import Any
 
@@ -225,7 +226,8 @@ async def _json_body(request: Request) -> Any:
 def problem(request: Request, error: HTTPException | WorkerError) -> Response:
     """Return the problem document of an error."""
     if isinstance(error, HTTPException):
-        name, status, headers = "HTTPException", error.status_code, dict(error.headers or {})
+        status, headers = error.status_code, dict(error.headers or {})
+        name = HTTPStatus(status).phrase.replace(" ", "")
         what, where, remedy, retryable = str(error.detail), request.url.path, f"See {BASE}/openapi.json", False
     else:
         name, status = type(error).__name__, _status(error)

@@ -113,7 +113,9 @@ class Inbox:
         new = new_job(self.settings, JOBS["download"], link.request, default_id=link.job_id, of_server=of_server)
         record, _ = self.ledger.submit(replace(new, lane=INBOUND))
         if record.state in ("succeeded", "cancelled"):
-            raise InvalidRequest(f"The upload of this link is {record.state}", link.key, "Ask for a new link")
+            raise InvalidRequest(
+                f"The upload of this link has ended: its state is {record.state}", link.key, "Ask for a new link"
+            )
         if record.state == "failed":
             self.ledger.retry(link.job_id, "its sender")
         claim = self.ledger.claim(link.job_id, worker_name())

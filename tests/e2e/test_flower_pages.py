@@ -227,7 +227,10 @@ def test_refused_click(flower: Flower, site: Site, browser: webdriver.Chrome) ->
     )
     site.ledger.retry("refused", "another")
     button.click()
-    assert "The job is queued; only failed and cancelled ones are retried" in shown(browser, ".ssvm-toast").text
+    assert (
+        "The state of the job is queued; only failed and cancelled jobs are retried"
+        in shown(browser, ".ssvm-toast").text
+    )
 
 
 def test_many_at_once(flower: Flower, site: Site, browser: webdriver.Chrome) -> None:

@@ -37,7 +37,7 @@ from ssvm_worker.stores.sorted_listing import check_prefix, is_key, passes
 from ssvm_worker.streaming.interfaces import CHUNK, Owner, Store, StoredObject, StoreUsage
 
 from .part_file import FileSink, ObjectPath, PartName, begin, job_in_name
-from .tree import WRONG_TYPE, DirectoryTree, TreeFile, translated, translating
+from .tree import MAKE_ROOM, WRONG_TYPE, DirectoryTree, TreeFile, translated, translating
 
 #: The number of tries to begin a part. The store prunes empty directories, so another process may remove a new one.
 _TRIES = 3
@@ -205,7 +205,7 @@ class FileStore:
         free = self.usage().free or 0
         if size > free:
             what = f"The store is full: {size} bytes do not fit into {free} free bytes"
-            raise StoreFull(what, location, "Free space or raise the quota, then retry")
+            raise StoreFull(what, location, MAKE_ROOM)
 
     def _remove(self, path: tuple[str, ...]) -> bool:
         """Remove a file. Return whether the file existed."""

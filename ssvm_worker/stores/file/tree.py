@@ -22,6 +22,8 @@ _DIR_MODE, _SHARED_DIR_MODE = 0o750, 0o755
 #: Python limits the recursion.
 _MAX_DEPTH = 64
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: The remedy for a full store.
+MAKE_ROOM = "Delete artifacts (`ssvm list`, `ssvm delete`), or enlarge the file system or its quota"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 #: Errors of an open with O_NOFOLLOW if the entry has the wrong type: a symbolic link, or a directory instead of a file
@@ -36,7 +38,7 @@ def translated(error: OSError, location: str) -> WorkerError:
     """
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno in _FULL:
-        return StoreFull(f"The store is full: {reason}", location, "Free space or raise the quota, then retry")
+        return StoreFull(f"The store is full: {reason}", location, MAKE_ROOM)
     if error.errno in _DENIED:
         remedy = "Give the worker's user the right to write there"
         return StoreDenied(f"The store denies access: {reason}", location, remedy)

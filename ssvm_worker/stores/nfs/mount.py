@@ -299,7 +299,7 @@ class Mounted:
             raise
         except WorkerError as error:
             never_worked = not self.paths.file("id").exists()
-            if never_worked and isinstance(error, StoreDenied | NotSpoken):
+            if never_worked and isinstance(error, StoreDenied):
                 raise
             self.health.fail(error.what)
             raise self.health.away() from error
@@ -336,7 +336,12 @@ class Mounted:
             except NotSpoken as error:
                 first = first or error
         assert first is not None
-        raise first
+        if "No such device" in first.what:
+            what = "This host cannot mount NFS: its kernel has no NFS client"
+            raise ConfigError(
+                what, self.export.source, "modprobe nfs, or install the modules of this kernel"
+            ) from first
+        raise StoreDenied(first.what, first.where, first.remedy) from first
 
     def _unmount(self, held: int, *, lazily: bool = False) -> None:
         """Unmount all layers: a mount.nfs that survives its worker may add a second mount on top."""

@@ -197,7 +197,7 @@ def _clock_difference(error: ClientError) -> float:
 def _rejected(code: str, status: int, location: str) -> WorkerError:
     reason = code if code == str(status) else f"{code}, status {status}"
     if code in _FULL or status == 507:
-        remedy = "Free space, or raise its quota or limit"
+        remedy = "Delete artifacts (`ssvm list`, `ssvm delete`), or raise its quota or limit"
         return StoreFull(f"The store is full, or the object exceeds its limit ({reason})", location, remedy)
     if code in _REGION or status == 301:
         what = f"The bucket is in another region or at another endpoint ({reason})"

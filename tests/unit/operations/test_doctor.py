@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import shutil
@@ -19,8 +20,10 @@ from ssvm_worker.ledger.record import INBOUND, NewJob
 from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
 from ssvm_worker.operations.doctor import examine
 from ssvm_worker.operations.finding import Finding
+from ssvm_worker.units import MiB
 from tests.neighbours import free_port, missing
 from tests.servers.broker import Broker
+from tests.servers.disk import SmallDisk, require_mounts
 from tests.servers.rclone import RcloneS3
 from tests.servers.s3 import S3Server
 
@@ -65,6 +68,17 @@ def archive(server: Any, tmp_path: Path, bucket: str) -> list[Finding]:
         "stores": {"archive": {"url": f"s3://{bucket}/prefix", "ca_file": getattr(server, "ca_file", None), **keys}},
     }
     return [each for each in examine(Settings.model_validate(values)) if each.check.startswith("store archive")]
+
+
+def test_full_store(tmp_path: Path) -> None:
+    """A store with little free space is a warning with a remedy, before jobs fail."""
+    require_mounts()
+    values = {"broker": {"url": f"redis://127.0.0.1:{free_port()}/0"}, "stores": {"a": {"url": f"file://{tmp_path}"}}}
+    with contextlib.closing(SmallDisk(tmp_path, 8 * MiB)) as disk:
+        disk.fill(leave=MiB // 4)
+        [row] = [each.as_dict() for each in examine(Settings.model_validate(values)) if each.check == "store a"]
+    assert row["state"] == "warning"
+    assert "less than 5%. Delete artifacts" in row["detail"]
 
 
 def test_s3(s3_server: S3Server, tmp_path: Path) -> None:
@@ -121,7 +135,7 @@ def test_no_worker(site: Site) -> None:
     site.ledger.submit(JOB)
     [(state, detail)] = site.rows()
     assert state == "failed"
-    assert "zone z: 1 queued, 0 running, no worker is up (none was seen in the last 24 h)" in detail
+    assert "zone z: 1 queued, 0 running, no worker is up. Start one" in detail
     assert "systemctl start ssvm-worker@z" in detail
 
 

@@ -103,7 +103,8 @@ def test_refused(api: Service) -> None:
 def test_strangers(api: Service, token: str) -> None:
     """Without a known token every operation is refused, before its body is read."""
     for method, path in (("GET", "/jobs"), ("POST", "/jobs"), ("GET", "/jobs/x"), ("POST", "/jobs/x/cancel")):
-        assert ask(api, method, path, token=token)[0] == 401
+        status, document = ask(api, method, path, token=token)
+        assert (status, document["title"]) == (401, "Unauthorized")
     assert api.request("GET", "/api/v1/jobs", headers={"Authorization": f"Basic {TOKEN}"}).status == 401
 
 

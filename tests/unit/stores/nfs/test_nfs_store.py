@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ssvm_worker.errors import StoreAway, StoreUnavailable
-from ssvm_worker.stores.nfs.commands import sudo_rule
+from ssvm_worker.errors import ConfigError, StoreAway, StoreDenied, StoreUnavailable
+from ssvm_worker.stores.nfs.commands import mount_error, sudo_rule
 from ssvm_worker.stores.nfs.mountinfo import mounts
 from ssvm_worker.stores.nfs.store import NfsSettings, NfsStore
 from tests.contracts.resumable_store import ResumableStoreContract
@@ -80,10 +80,21 @@ def test_version_that_was_asked_for(exports: MemoryExports) -> None:
     """A version in the URL is not replaced by another, and the failed try leaves nothing."""
     exports.speaks = ("3",)
     store = open_store(exports, f"{URL}?vers=4.2")
-    with pytest.raises(StoreUnavailable, match="not supported"):
+    with pytest.raises(StoreDenied, match="not supported"):
         put(store, "a/object", b"1")
     assert bare(store) == []
     assert not store.mounted.unmount_unused()
+
+
+def test_host_without_nfs(exports: MemoryExports, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose kernel has no NFS client is named as the cause, and not the server."""
+
+    def mount(*_: object) -> None:
+        raise mount_error("mount.nfs: No such device", URL)
+
+    monkeypatch.setattr(exports, "mount", mount)
+    with pytest.raises(ConfigError, match="its kernel has no NFS client"):
+        put(open_store(exports, URL), "a/object", b"1")
 
 
 def test_mount_of_somebody_else(store: NfsStore, exports: MemoryExports, tmp_path: Path) -> None:
