@@ -362,7 +362,8 @@ class Ledger(BrokerClient):
         state = self._run("cancel", job_id, by)
         record = self.get(job_id)
         if state in ENDED:
-            raise InvalidRequest(f"The job has ended already. Its state is {state}", job_id, "There is nothing to cancel")
+            what = f"The job has ended already. Its state is {state}"
+            raise InvalidRequest(what, job_id, "There is nothing to cancel")
         return record
 
     # For the reaper, clean-up and callbacks
