@@ -83,6 +83,7 @@ def test_in_the_foreground(site: Site, http_server: HttpServer, collector: Colle
 def test_no_collector(make_site: Callable[..., Site], http_server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """An absent collector does not affect a job."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # a pool process waits so many seconds at its end
     site = make_site()
     worker = site.start()
     url = http_server.serve("image", DISK)
