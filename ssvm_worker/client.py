@@ -69,7 +69,7 @@ class Client:
     def submit_or_find(self, job: str, beside: Beside, **request: Any) -> tuple[Record, bool]:
         """Queue a job with these fields, and store a value beside it. Return its record, and True if the job is new.
 
-        A known id returns the existing job, whatever its request. Then the value is not stored.
+        If the id is known, return that job, even if its request differs. Then the value is not stored.
         """
         record, is_new = self._ledger.submit_or_find(self._new(job, request), beside)
         if is_new:

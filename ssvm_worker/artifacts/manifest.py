@@ -100,8 +100,7 @@ class Manifest:
     def from_json(cls, data: bytes, location: str, artifact: Artifact | None = None) -> Manifest:
         """Parse the output of ``to_json``.
 
-        Raises CorruptImage if the data is malformed, if the manifest has a newer major version, or if it does not
-        belong to *artifact*.
+        Raises CorruptImage for malformed data, a newer major version, or a manifest of another artifact.
         """
         try:
             fields = _checked(json.loads(data), {"version": int})

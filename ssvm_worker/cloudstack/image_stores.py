@@ -244,8 +244,8 @@ class ImageStores:
     def call(self, store: NamedStore, act: Callable[[Store], T], limit_s: float) -> T:
         """Return the result of *act* with the store. Raise StoreAway after *limit_s* seconds.
 
-        A call that hangs keeps its thread. If several calls of a store hang, further ones fail at once, and calls of
-        other stores go on.
+        A call that hangs keeps its thread. If several calls of a store hang, further ones fail at once. Calls of other
+        stores continue.
         """
         return self._calls.run(store.name, lambda: act(store.open()), limit_s)
 

@@ -112,8 +112,8 @@ class StoreSet:
     def disk_sink(self, name: str, disk: Disk) -> MakeSink:
         """Return a function that opens the sink of a disk's stream on a store.
 
-        A store that does not know its free space gets the largest size of the stream as a hint for its parts. Other
-        stores get no hint, because they would refuse a thin disk for which they have too little space.
+        A store without a known free space gets the largest size of the stream as a hint for its parts. Other stores get
+        no hint, because they would refuse a thin disk for which they have too little space.
         Deflated grains of 64 KiB grow by at most 0.8 %, with marker and padding, plus 4 bytes of table each.
         """
         key, owner = self._artifact.key(name), self._attempt.owner

@@ -229,7 +229,7 @@ class WatchedTLSSocket(WatchedSocket):
     def peek(self) -> bytes | None:
         """Return the data that has arrived, and keep it for the next read. Return None if there is none yet.
 
-        Data on the TCP connection can be a session ticket, which is no data of the peer.
+        Data on the TCP connection can be a session ticket, which does not come from the application of the peer.
         """
         if len(self._peeked) < _PEEKED and self._has_data():
             self._receive()

@@ -61,7 +61,7 @@ class Sender:
     def open(self, offset: int = 0) -> Generator[bytes, None, None]:
         """Yield the chunks until the upload is complete.
 
-        Raises SourceUnavailable if the client disconnects or would have to go back, and SourceChanged if the client
+        Raises SourceUnavailable if the client disconnects or would have to go back. Raises SourceChanged if the client
         starts again at its first byte.
         """
         if offset != self._offset:

@@ -99,9 +99,9 @@ class ResumableStoreContract(StoreContract):
     @pytest.mark.parametrize(
         ("token", "resume"),
         [
-            pytest.param(2, False, id="newer token, anew"),
+            pytest.param(2, False, id="newer token, from the start"),
             pytest.param(2, True, id="newer token, resuming"),
-            pytest.param(1, False, id="same token, anew"),
+            pytest.param(1, False, id="same token, from the start"),
         ],
     )
     def test_taken_over_writer_cannot_commit(self, store: Store, resume: bool, token: int) -> None:

@@ -175,7 +175,7 @@ def test_what_a_page_shows(flower: Flower) -> None:
     assert "no worker of zone zone9 is up" in flower.ask("GET", "/jobs/waits-0")[1]
     assert "/jobs/copy-9" in flower.ask("GET", "/jobs/backup-vm-7")[1]
     assert flower.ask("GET", "/jobs/big-0")[1].count("43 %") == 1
-    status, text = flower.ask("GET", "/jobs/nobody")
+    status, text = flower.ask("GET", "/jobs/unknown")
     assert (status, "There is no such job" in text) == (404, True)
 
 
@@ -249,8 +249,8 @@ def test_many_at_once(flower: Flower, site: Site, browser: webdriver.Chrome) -> 
     status, text = flower.ask("POST", "/ssvm/retry", body=body)
     assert (status, json.loads(text)) == (200, {"done": 3, "refused": [], "has_more": False})
     assert flower.ask("POST", "/ssvm/cancel", body=body, login="guest")[0] == 403
-    status, text = flower.ask("POST", "/ssvm/retry", body=json.dumps({"ids": ["many-0", "nobody"]}).encode())
-    assert [each["job_id"] for each in json.loads(text)["refused"]] == ["many-0", "nobody"]
+    status, text = flower.ask("POST", "/ssvm/retry", body=json.dumps({"ids": ["many-0", "unknown"]}).encode())
+    assert [each["job_id"] for each in json.loads(text)["refused"]] == ["many-0", "unknown"]
 
 
 def test_below_a_prefix(stoppable_broker: StoppableBroker, tmp_path: Path, browser: webdriver.Chrome) -> None:

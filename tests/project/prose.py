@@ -7,6 +7,7 @@ It reports sentences of more than 20 words and words that the style guide forbid
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import re
 import sys
@@ -77,6 +78,10 @@ def _python(source: str) -> Iterator[tuple[int, str]]:
     if block:
         yield first, "\n".join(block)
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+            # Its lines are indented like the code. Without this they would look like the lines of a table.
+            constant = node.body[0].value  # type: ignore[attr-defined]
+            constant.value = inspect.cleandoc(constant.value)
         if (
             isinstance(node, ast.Constant)
             and isinstance(node.value, str)

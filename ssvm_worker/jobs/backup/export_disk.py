@@ -227,8 +227,8 @@ class DiskExport:
     def _compare_with_manifest(self, disk: Disk, lease: Lease, file: LeaseFile, hasher: Hasher) -> str:
         """Compare the received bytes with the lease manifest. Return ``agreed``, ``absent`` or ``differs``.
 
-        It is not known whether every vSphere gives a correct manifest of an export. If the manifests of two leases
-        differ and each grain of the second stream is sound, the disk is stored with a remark.
+        Some versions of vSphere may give a wrong manifest of an export. So the second lease decides: if its manifest
+        differs too, and each of its grains is sound, the disk is stored with a remark.
         Raises SourceUnavailable for the first difference, and for each one if the settings say ``fail``.
         """
         sent = lease.manifest_entry(file)

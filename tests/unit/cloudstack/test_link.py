@@ -78,7 +78,7 @@ def test_record_sizes_of_java(scripted: ScriptedServer) -> None:
 
 @pytest.mark.parametrize("size", [1, 16_384, 48_680, 1_000_000])
 def test_receive(scripted: ScriptedServer, size: int) -> None:
-    """A message arrives whole, whatever number of records it has, also if two records come with one header."""
+    """A message of any number of records arrives complete, also if two records have one header."""
     link = connected(scripted)
     content = bytes(range(256)) * (size // 256 + 1)
 

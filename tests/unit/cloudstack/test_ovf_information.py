@@ -114,7 +114,7 @@ def test_all_sections(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", ["9" * 5000, "99999999999999999999", "-5", "1e9", ""])
 def test_bad_numbers(tmp_path: Path, number: str) -> None:
-    """A number that Java cannot read is absent, whatever the OVF says."""
+    """A number that Java cannot read is left out of the answer."""
     ovf = MORE.replace("VirtualQuantity>128<", f"VirtualQuantity>{number}<").replace(">7<", f">{number}<")
     items = read(tmp_path, ovf)["hardwareSection"]["commonHardwareItems"]
     assert items[1].get("virtualQuantity") == (-5 if number == "-5" else None)

@@ -1,4 +1,4 @@
-"""The file of a form, in whatever pieces the form arrives."""
+"""The file of a form is received in pieces of any size."""
 
 from __future__ import annotations
 

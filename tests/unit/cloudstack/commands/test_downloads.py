@@ -1,4 +1,4 @@
-"""A download command becomes one job, whatever a server repeats, and its answers follow the ledger."""
+"""A download command becomes one job, even if a server repeats it, and its answers follow the ledger."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_no_answer_after_the_end_looks_unfinished(zone: Zone, ending: str, statu
 
 @pytest.mark.parametrize("ending", ["cancelled in the queue", "cancelled while it runs"])
 def test_after_a_cancel(zone: Zone, ending: str) -> None:
-    """A new command for a cancelled download is a new job, whatever the cancelled one still does."""
+    """A new command for a cancelled download is a new job, even while the cancelled one still ends."""
     job_id = zone.download()["jobId"]
     end(zone, job_id, ending)
     for _ in range(2):

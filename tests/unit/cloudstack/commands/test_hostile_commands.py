@@ -111,7 +111,7 @@ def zone(session_broker: StoppableBroker, tmp_path_factory: pytest.TempPathFacto
     directory = tmp_path_factory.mktemp("hostile")
     section = {
         "stores": {PLACE: "primary"},
-        "allow_stores": ["s3://nobody.invalid/*"],
+        "allow_stores": ["s3://unknown.invalid/*"],
         "web_root": str(directory / "www"),
     }
 

@@ -219,7 +219,7 @@ def test_cbt_of_zeros(bench: Bench, vm: TestVM, zeros: bool) -> None:
     assert verdict(result) == "agrees"
 
 
-@pytest.mark.parametrize("now", ["", "52 b/1"], ids=["tracking is off", "tracking began anew"])
+@pytest.mark.parametrize("now", ["", "52 b/1"], ids=["tracking is off", "tracking restarted"])
 def test_cbt_absent(bench: Bench, vm: TestVM, now: str) -> None:
     """If change ids cannot be compared, the tracking is not judged."""
     track(bench.vcenter, vm, "52 a/1")
