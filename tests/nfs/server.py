@@ -127,6 +127,11 @@ class Export:
         """Write a file on the server."""
         self.host.run(_put, self.directory / name, data)
 
+    def free(self) -> float:
+        """Return the free share of its file system, 0 to 1. The server frees a deleted file's blocks later."""
+        usage = self.host.run(shutil.disk_usage, self.directory)
+        return usage.free / usage.total
+
     def empty(self) -> None:
         """Delete all files but the marker, as another client might."""
         self.host.run(_empty, self.directory)

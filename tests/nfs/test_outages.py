@@ -206,6 +206,7 @@ def test_full_disk(server: Server) -> None:
     with pytest.raises(StoreFull, match="do not fit"):
         store.writer(KEY, len(BIG), owner=ME)
     assert export.files() == ["a/neighbour"]
+    until(lambda: export.free() > 0.5, "the server frees the blocks of the deleted file")
     put(store, KEY, SOME)
     assert get(store, KEY) == SOME
     assert get(store, "a/neighbour") == SOME
