@@ -15,7 +15,7 @@ from kombu import Queue
 
 from ssvm_worker.ledger.record import queue_name
 from ssvm_worker.wiring.assembly import new_job
-from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.celery_sender import send_wakeup
 
 from .contest import Row
 from .emptyjobs import APP, EMPTY
@@ -127,6 +127,6 @@ class _Jobs:
         goal = ledger.counts()["succeeded"] + size
         started = time.perf_counter()
         for _ in range(size):
-            ring(settings, ledger.submit(new_job(settings, EMPTY, {}))[0])
+            send_wakeup(settings, ledger.submit(new_job(settings, EMPTY, {}))[0])
         wait(lambda: ledger.counts()["succeeded"] == goal, "all jobs have ended")
         return time.perf_counter() - started

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ssvm_worker.ledger.record import Record
 from ssvm_worker.wiring.assembly import new_job
-from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.celery_sender import send_wakeup
 
 from .contest import Row
 from .emptyjobs import APP, WAITING
@@ -51,7 +51,7 @@ def _round(setup: QueueSetup, workers: list[subprocess.Popen[bytes]]) -> list[fl
     """Start jobs, kill their workers, and return the seconds until each job has its next attempt. Cancel the jobs."""
     ids = [setup.ledger.submit(new_job(setup.settings, WAITING, {}))[0] for _ in range(_AT_ONCE)]
     for record in ids:
-        ring(setup.settings, record)
+        send_wakeup(setup.settings, record)
     wait(lambda: all(setup.ledger.get(each.job_id).state == "running" for each in ids), "the jobs run")
     time.sleep(1.5)  # each worker renews its claim
     by_name = {_name_of(each): each for each in workers}

@@ -22,7 +22,7 @@ from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Record
 from ssvm_worker.runner.worker_command import worker_command
 from ssvm_worker.wiring.assembly import new_job, open_ledger
-from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.celery_sender import send_wakeup
 from tests.servers.broker import StoppableBroker
 
 from .contest import OURS, WARM, Broken, Contender, Cost
@@ -135,7 +135,7 @@ class WarmWorker:
         ids = []
         for fields in requests:
             record = ledger.submit(new_job(settings, JOBS[job], dict(fields)))[0]
-            ring(settings, record)
+            send_wakeup(settings, record)
             ids.append(record.job_id)
         wait(lambda: all(ledger.get(each).ended for each in ids), "the jobs have ended", 0.02)
         records = [ledger.get(each) for each in ids]

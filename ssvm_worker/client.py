@@ -37,12 +37,12 @@ class Client:
     ) -> None:
         """Store the settings.
 
-        *wake* sends the message of a queued job, or arranges that another thread does. Default: ``ring``. *of_server*
-        is for the agent of a management server: its jobs have ids that no other sender can use.
+        *wake* sends the message of a queued job, or arranges that another thread does. Default: ``send_wakeup``.
+        *of_server* is for the agent of a management server: its jobs have ids that no other sender can use.
         """
         self.settings = settings
         self._ledger = assembly.open_ledger(settings)
-        self._wake = wake or self.ring
+        self._wake = wake or self.send_wakeup
         self._of_server = of_server
 
     @classmethod
@@ -136,12 +136,12 @@ class Client:
         """Close the connections."""
         self._ledger.close()
 
-    def ring(self, record: Record) -> None:
+    def send_wakeup(self, record: Record) -> None:
         """Send the message of a queued job. Without it the reaper of a worker does, some seconds later."""
         # Importing Celery takes half a second. Callers that only read jobs do not need it.
-        from .wiring.celery_sender import ring
+        from .wiring.celery_sender import send_wakeup
 
-        ring(self.settings, record)
+        send_wakeup(self.settings, record)
 
     def __enter__(self) -> Client:
         return self

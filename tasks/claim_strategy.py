@@ -28,7 +28,7 @@ from ssvm_worker.wiring.celery_sender import task_id
 
 from .app import settings as own_settings
 
-_LOG = logging.getLogger("ssvm.doorbell")
+_LOG = logging.getLogger("ssvm.claim")
 #: Arguments: a message, its decoded body for an old protocol, functions that acknowledge and reject it, callbacks.
 Handler = Callable[..., Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 from ssvm_worker.runner.messages import Message, job_id_of
 from ssvm_worker.runner.run import run_job
 from ssvm_worker.wiring.assembly import open_ledger
-from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.celery_sender import send_wakeup
 
 from .app import JOB, TASK, app, settings
 
@@ -60,7 +60,7 @@ def retry(task: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     job_id, by = job_id_of(Message.of(task, args, kwargs))
     with open_ledger(settings) as ledger:
         record = ledger.retry(job_id, by)
-        ring(settings, record)
+        send_wakeup(settings, record)
     return {"job_id": job_id, "state": record.state}
 
 

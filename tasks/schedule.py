@@ -15,7 +15,7 @@ from celery.schedules import crontab
 
 from ssvm_worker.ledger.record import queue_name
 from ssvm_worker.wiring.assembly import open_ledger
-from ssvm_worker.wiring.celery_sender import ring, standing
+from ssvm_worker.wiring.celery_sender import queue_checker, send_wakeup
 
 from .app import TASK, app, settings
 
@@ -41,6 +41,6 @@ def reap(_task: Any) -> dict[str, Any]:
     """Run one round of the reaper: queue jobs again whose worker or message was lost."""
     with open_ledger(settings) as ledger:
         # The real interval: if rounds are further apart than stated, the ledger assumes an outage.
-        found = ledger.reap(_EVERY_S, settings.retry.max_attempts, standing(settings))
-        rung = [record.job_id for record in found if ring(settings, record)]
+        found = ledger.reap(_EVERY_S, settings.retry.max_attempts, queue_checker(settings))
+        rung = [record.job_id for record in found if send_wakeup(settings, record)]
     return {"rung": rung}

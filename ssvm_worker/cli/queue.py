@@ -120,9 +120,9 @@ def _moment(text: str, option: str) -> float:
 def send(settings: Settings, record: Record) -> None:
     """Send the message of a job to the workers."""
     # Celery takes half a second to import. Only the commands that send a message import it.
-    from ssvm_worker.wiring.celery_sender import ring
+    from ssvm_worker.wiring.celery_sender import send_wakeup
 
-    ring(settings, record)
+    send_wakeup(settings, record)
 
 
 def _jobs(args: argparse.Namespace, output: Output) -> int:

@@ -32,7 +32,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _reap(args: argparse.Namespace, output: Output) -> int:
     from ssvm_worker.runner.callbacks import open_callbacks
-    from ssvm_worker.wiring.celery_sender import ring  # Celery takes half a second to import
+    from ssvm_worker.wiring.celery_sender import send_wakeup  # Celery takes half a second to import
 
     settings = config.load(args.config)
     with assembly.open_ledger(settings) as ledger:
@@ -41,9 +41,9 @@ def _reap(args: argparse.Namespace, output: Output) -> int:
         while count := ledger.expire():
             expired += count
         found = _find_jobs(settings, ledger)
-        not_rung = [each.job_id for each in found if not ring(settings, each)]
-        outbox, callbacks = open_callbacks(settings, ledger), 0
-        while outbox.send_due():
+        not_rung = [each.job_id for each in found if not send_wakeup(settings, each)]
+        callbacks_due, callbacks = open_callbacks(settings, ledger), 0
+        while callbacks_due.send_due():
             callbacks += 1
         result = {
             "rung": [each.job_id for each in found if each.job_id not in not_rung],
@@ -62,14 +62,14 @@ def _find_jobs(settings: Settings, ledger: Ledger) -> list[Any]:
 
     If no round ran for a while, repeat the rounds until all live workers had time to renew their claims.
     """
-    from ssvm_worker.wiring.celery_sender import standing
+    from ssvm_worker.wiring.celery_sender import queue_checker
 
     # Rounds must be closer together than a claim is long. Otherwise the ledger takes each pause for an outage.
     every_s = min(settings.ledger.reap_s, settings.ledger.claim_s / 4)
-    found = ledger.reap(every_s, settings.retry.max_attempts, standing(settings))
+    found = ledger.reap(every_s, settings.retry.max_attempts, queue_checker(settings))
     while ledger.sparing():
         time.sleep(every_s)
-        found += ledger.reap(every_s, settings.retry.max_attempts, standing(settings))
+        found += ledger.reap(every_s, settings.retry.max_attempts, queue_checker(settings))
     return found
 
 

@@ -60,15 +60,15 @@ class _Waker:
         """Let the thread send the message of the job. If it fails or this process ends, the reaper sends it."""
         self._records.put(record)
 
-    def start(self, ring: Callable[[Record], object]) -> None:
+    def start(self, send: Callable[[Record], object]) -> None:
         """Start the thread."""
-        threading.Thread(target=self._run, args=(ring,), name="waker", daemon=True).start()
+        threading.Thread(target=self._run, args=(send,), name="waker", daemon=True).start()
 
-    def _run(self, ring: Callable[[Record], object]) -> None:
+    def _run(self, send: Callable[[Record], object]) -> None:
         while True:
             for record in self._burst():
                 try:
-                    ring(record)
+                    send(record)
                 except Exception:  # noqa: BLE001 - the reaper sends it, and the thread must not end
                     _log.exception("the message of job %s was not sent", record.job_id)
 
@@ -88,7 +88,7 @@ def open_services(settings: Settings) -> Services:
     importlib.import_module("ssvm_worker.wiring.celery_sender")
     waker = _Waker()
     jobs = Client(settings, waker.wake, of_server=True)
-    waker.start(jobs.ring)
+    waker.start(jobs.send_wakeup)
     return Services(
         settings,
         jobs,

@@ -109,11 +109,11 @@ def stop_process(process: subprocess.Popen[bytes]) -> None:
 
 def submit(settings: Settings, name: str, fields: dict[str, Any]) -> str:
     """Queue a job, and return its id."""
-    from ssvm_worker.wiring.celery_sender import ring
+    from ssvm_worker.wiring.celery_sender import send_wakeup
 
     new = assembly.new_job(settings, JOBS[name], fields, default_id=f"demo-{name}-{secrets.token_hex(3)}")
     with assembly.open_ledger(settings) as ledger:
-        ring(settings, ledger.submit(new)[0])
+        send_wakeup(settings, ledger.submit(new)[0])
     return new.job_id
 
 

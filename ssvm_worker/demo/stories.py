@@ -18,7 +18,7 @@ from ssvm_worker.jobs.download.image import durable_bytes
 from ssvm_worker.ledger.record import Record
 from ssvm_worker.units import MiB, human_size
 from ssvm_worker.wiring import assembly
-from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.celery_sender import send_wakeup
 
 from .session import READY_S, Demo, follow, submit
 
@@ -83,7 +83,7 @@ def fail_and_retry(demo: Demo, settings: Settings, image: dict[str, Any]) -> Non
     with assembly.open_ledger(settings) as ledger:
         if ledger.get(job_id).state == "failed":
             say("there was no click, so the demo retries the job itself")
-            ring(settings, ledger.retry(job_id, "the demo"))
+            send_wakeup(settings, ledger.retry(job_id, "the demo"))
     record = follow(demo, settings, "retried 203", job_id)
     demo.record(record, "retried")
     say(f"retried by {record.attempts[-1].by}")

@@ -64,9 +64,9 @@ class AgentClaim:
         """Return the public JSON."""
         since = None if self.info.up_since is None else iso(self.info.up_since)
         values = {"guid": self.guid, "held": self.held, "connected": self.connected, "seen": iso(self.seen)}
-        told = asdict(self.info)
-        del told["unanswered"], told["replaced_at"]
-        return values | told | {"up_since": since}
+        described = asdict(self.info)
+        del described["unanswered"], described["replaced_at"]
+        return values | described | {"up_since": since}
 
 
 @dataclass(frozen=True)

@@ -96,11 +96,11 @@ def examine_messages(settings: Settings) -> list[Finding]:
     if not route.is_rabbitmq:
         return []
     from ssvm_worker.ledger.record import queue_name
-    from ssvm_worker.wiring.celery_sender import look  # Celery takes half a second to import
+    from ssvm_worker.wiring.celery_sender import count_messages  # Celery takes half a second to import
 
     queues = [queue_name(settings.zone, lane) for lane in settings.worker.lanes]
     try:
-        found = [(queue, *look(route, queue)) for queue in queues]
+        found = [(queue, *count_messages(route, queue)) for queue in queues]
     except StoreUnavailable as error:
         return [Finding("messages", False, f"StoreUnavailable: {error}; jobs wait in the ledger")]
     used = [f"{queue}: {count} waiting, {workers} workers" for queue, count, workers in found if workers or count]

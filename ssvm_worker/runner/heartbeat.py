@@ -13,7 +13,7 @@ from ssvm_worker.ledger.record import Claim
 
 from .periodic import PeriodicThread
 
-_LOG = logging.getLogger("ssvm.heart")
+_LOG = logging.getLogger("ssvm.heartbeat")
 #: The longest time between two heartbeats, in seconds. A cancel must reach a transfer within two.
 _EVERY_S = 1.0
 #: Seconds for which a job continues without the broker. If the broker is down, no other worker can take the job.
@@ -38,7 +38,7 @@ class ClaimHeartbeat:
         self._cancel = claim.record.cancel_requested
         self._shutdown = False
         self._lock = threading.Lock()
-        self._rounds = PeriodicThread("heart", self._beat, min(_EVERY_S, ledger.claim_s / 4))
+        self._rounds = PeriodicThread("heartbeat", self._beat, min(_EVERY_S, ledger.claim_s / 4))
 
     def set_progress(self, progress: dict[str, Any]) -> None:
         """Set the progress that the next heartbeat stores."""
@@ -109,13 +109,13 @@ class ClaimHeartbeat:
         self._rounds.stop(10.0)
 
 
-def wait_for_broker(act: Any, heart: ClaimHeartbeat | None = None) -> Any:
+def wait_for_broker(act: Any, heartbeat: ClaimHeartbeat | None = None) -> Any:
     """Return the result of *act*. Repeat the call while the broker is away, but no longer than the claim can last."""
     while True:
         try:
             return act()
         except StoreUnavailable as error:
-            if heart is not None and heart.fenced:
+            if heartbeat is not None and heartbeat.fenced:
                 raise Cancelled("fenced") from error
             _LOG.warning("waiting for the broker: %s", error)
             time.sleep(_AGAIN_S)

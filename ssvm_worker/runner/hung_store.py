@@ -23,7 +23,7 @@ from ssvm_worker.stores.nfs.mount import mark_for_abort, unavailable_export
 from .heartbeat import ClaimHeartbeat
 from .periodic import PeriodicThread
 
-_LOG = logging.getLogger("ssvm.stuck")
+_LOG = logging.getLogger("ssvm.hung_store")
 _EVERY_S = 1.0
 #: Seconds to wait at the end of a job for a check that still runs.
 _JOIN_S = 10.0
@@ -39,10 +39,10 @@ class HungStoreWatchdog:
         self._since: float | None = None
         self._progress: object = None
 
-    def hangs(self, now: float, away: object, progress: object, told: bool) -> bool:
+    def hangs(self, now: float, away: object, progress: object, stop_requested: bool) -> bool:
         """Return whether the job hangs: its store is away, and its progress has not changed for too long.
 
-        *told*: the job was asked to stop, so it has less time.
+        *stop_requested*: the job was asked to stop, so it has less time.
         """
         if not away or progress != self._progress:
             self._since, self._progress = None, progress
@@ -50,11 +50,11 @@ class HungStoreWatchdog:
             return False
         if self._since is None:
             self._since = now
-        return now - self._since >= (min(_STOP_S, self._give_up_s) if told else self._give_up_s)
+        return now - self._since >= (min(_STOP_S, self._give_up_s) if stop_requested else self._give_up_s)
 
 
 @contextlib.contextmanager
-def kill_if_hung(settings: Settings, ledger: Ledger, claim: Claim, heart: ClaimHeartbeat) -> Iterator[None]:
+def kill_if_hung(settings: Settings, ledger: Ledger, claim: Claim, heartbeat: ClaimHeartbeat) -> Iterator[None]:
     """Kill this process if the job of the block hangs in a store for ``nfs.give_up_s`` seconds."""
     if not any(each.url.startswith("nfs://") for each in settings.stores.values()):
         yield
@@ -63,7 +63,7 @@ def kill_if_hung(settings: Settings, ledger: Ledger, claim: Claim, heart: ClaimH
 
     def check() -> None:
         away = unavailable_export()
-        if not watchdog.hangs(time.monotonic(), away, heart.progress, heart.stop_requested) or not away:
+        if not watchdog.hangs(time.monotonic(), away, heartbeat.progress, heartbeat.stop_requested) or not away:
             return
         if rounds.stopping:
             return
@@ -74,7 +74,7 @@ def kill_if_hung(settings: Settings, ledger: Ledger, claim: Claim, heart: ClaimH
         mark_for_abort()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    rounds = PeriodicThread("stuck", check, _EVERY_S)
+    rounds = PeriodicThread("hung-store", check, _EVERY_S)
     rounds.start()
     try:
         yield

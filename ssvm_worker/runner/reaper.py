@@ -7,7 +7,7 @@ import logging
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.operations.logs import about
 from ssvm_worker.wiring.assembly import open_ledger
-from ssvm_worker.wiring.celery_sender import ring, standing
+from ssvm_worker.wiring.celery_sender import queue_checker, send_wakeup
 
 from .callbacks import CallbackSender
 from .periodic import PeriodicThread
@@ -39,11 +39,11 @@ class Reaper:
         self._rounds.stop(1.0)
 
     def _reap(self) -> None:
-        max_attempts, has_message = self._settings.retry.max_attempts, standing(self._settings)
+        max_attempts, has_message = self._settings.retry.max_attempts, queue_checker(self._settings)
         for record in self._ledger.reap(self._every_s, max_attempts, has_message):
             with about(record.job_id):
                 reason = record.error["message"] if record.error else "it waits without a message"
                 _LOG.info("job %s gets a new message: %s", record.job_id, reason)
-                ring(self._settings, record)
+                send_wakeup(self._settings, record)
         self._unknown_zones.refuse()
         self._ledger.expire()

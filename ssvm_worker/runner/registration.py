@@ -19,7 +19,7 @@ from ssvm_worker.wiring.server_names import with_server_stores
 
 from .periodic import PeriodicThread
 
-_LOG = logging.getLogger("ssvm.registrar")
+_LOG = logging.getLogger("ssvm.registration")
 #: Seconds between two heartbeats.
 _EVERY_S = 2.0
 

@@ -15,7 +15,7 @@ from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Record
 from ssvm_worker.wiring.assembly import new_job
 
-_LOG = logging.getLogger("ssvm.owed")
+_LOG = logging.getLogger("ssvm.replication")
 
 
 def order_copies(settings: Settings, ledger: Ledger, record: Record, result: dict[str, Any]) -> list[Record]:

@@ -33,7 +33,7 @@ from ssvm_worker.ledger.retry_policy import RetryDecision, decide, decide_patien
 from ssvm_worker.operations import logs
 from ssvm_worker.operations.traces import UNTRACED, Trace, tracing
 from ssvm_worker.wiring.assembly import kept_ledger, make_attempt, open_services
-from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.celery_sender import send_wakeup
 from ssvm_worker.wiring.server_names import with_server_names
 
 from .heartbeat import ClaimHeartbeat, wait_for_broker
@@ -42,7 +42,7 @@ from .messages import Message, accept
 from .replication import order_copies
 from .snapshot_removal import order_removal
 
-_LOG = logging.getLogger("ssvm.bridge")
+_LOG = logging.getLogger("ssvm.runner")
 #: Seconds that a job has to stop after a request to stop. Then the call in which it hangs is interrupted.
 _GENTLE_S = 5.0
 
@@ -63,12 +63,12 @@ def run_job(settings: Settings, message: Message) -> dict[str, Any]:
     settings, problem = _with_server_names(settings, record)
     figures = {"job_id": record.job_id, "zone": record.zone, "lane": record.lane, "attempt": claim.number}
     with (
-        ClaimHeartbeat(ledger, claim) as heart,
-        draining(heart.shut_down, settings.worker.drain_s),
-        kill_if_hung(settings, ledger, claim, heart),
+        ClaimHeartbeat(ledger, claim) as heartbeat,
+        draining(heartbeat.shut_down, settings.worker.drain_s),
+        kill_if_hung(settings, ledger, claim, heartbeat),
         tracing(record.job, record.traceparent, **figures) as trace,
     ):
-        return JobRun(settings, ledger, claim, heart, trace=trace, problem=problem).run()
+        return JobRun(settings, ledger, claim, heartbeat, trace=trace, problem=problem).run()
 
 
 def _with_server_names(settings: Settings, record: Record) -> tuple[Settings, WorkerError | None]:
@@ -104,7 +104,7 @@ class JobRun:
     settings: Settings
     ledger: Ledger
     claim: Claim
-    heart: ClaimHeartbeat
+    heartbeat: ClaimHeartbeat
     trace: Trace = field(default=UNTRACED, kw_only=True)
     #: An error that was found before the attempt.
     problem: WorkerError | None = field(default=None, kw_only=True)
@@ -138,9 +138,9 @@ class JobRun:
             open_services(self.settings),
             number=self.claim.number,
             token=self.claim.token,
-            publish=self.trace.watch(self.heart.set_progress),
-            stop_reason=self.heart.stop_reason,
-            confirm=self.heart.confirm,
+            publish=self.trace.watch(self.heartbeat.set_progress),
+            stop_reason=self.heartbeat.stop_reason,
+            confirm=self.heartbeat.confirm,
             will_resume=self._will_resume,
         )
 
@@ -162,10 +162,10 @@ class JobRun:
             _LOG.error("job %s failed: internal error", self.claim.job_id, exc_info=error)
         decision = self._decide(error)
         if decision.state == "queued":
-            delay_s, progress = decision.delay_s, self.heart.progress
+            delay_s, progress = decision.delay_s, self.heartbeat.progress
             try:
                 release = partial(self.ledger.release, self.claim, shown, delay_s, decision.counted, progress)
-                to_wake = wait_for_broker(release, self.heart)
+                to_wake = wait_for_broker(release, self.heartbeat)
             except Cancelled:
                 return self._stop_fenced()
             self.trace.note(state="queued")
@@ -182,10 +182,10 @@ class JobRun:
         """Remove leftovers. A request to stop does not prevent this; a lost claim does."""
 
         def confirm() -> None:
-            if not self.heart.owns():
+            if not self.heartbeat.owns():
                 raise Cancelled("fenced")
 
-        if not self.heart.owns():
+        if not self.heartbeat.owns():
             return
         try:
             self._job.discard(self._request, replace(self._attempt, confirm=confirm, stop_reason=lambda: None))
@@ -196,10 +196,10 @@ class JobRun:
 
     def _end(self, state: str, result: dict[str, Any] | None = None, **outcome: Any) -> dict[str, Any]:
         """Store the outcome. Queue copies for stores that missed an artifact, and the removal of an open snapshot."""
-        outcome |= {"result": result, "progress": self.heart.progress}
+        outcome |= {"result": result, "progress": self.heartbeat.progress}
         try:
-            follow_ups = wait_for_broker(lambda: self._follow_ups(result if result is not None else {}), self.heart)
-            to_wake = wait_for_broker(lambda: self.ledger.finish(self.claim, state, **outcome), self.heart)
+            follow_ups = wait_for_broker(lambda: self._follow_ups(result if result is not None else {}), self.heartbeat)
+            to_wake = wait_for_broker(lambda: self.ledger.finish(self.claim, state, **outcome), self.heartbeat)
         except Cancelled:
             return self._stop_fenced()
         self.trace.note(state=state)
@@ -219,7 +219,7 @@ class JobRun:
         """Send messages for jobs that may run now. While the broker is away, this is left to the reaper."""
         with suppress(StoreUnavailable):
             for job_id in job_ids:
-                ring(self.settings, self.ledger.get(job_id))
+                send_wakeup(self.settings, self.ledger.get(job_id))
 
     def _stop_fenced(self) -> dict[str, Any]:
         self.trace.note(state="fenced")

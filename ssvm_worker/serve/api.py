@@ -44,7 +44,7 @@ from ssvm_worker.ledger.record import HELD, INBOUND, STATES
 from ssvm_worker.operations.traces import traceparent
 from ssvm_worker.units import KiB
 from ssvm_worker.wiring.assembly import new_job, shown
-from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.celery_sender import send_wakeup
 
 from .openapi import BASE, MAX_LIMIT, MAX_OFFSET, openapi
 from .responses import respond
@@ -124,7 +124,7 @@ class JobApi:
         record, is_new = self.ledger.submit(replace(new, traceparent=trace))
         if is_new:
             _LOG.info("job %s was submitted by %s", record.job_id, call.by)
-            ring(self.settings, record)
+            send_wakeup(self.settings, record)
         return shown(record), 201 if is_new else 200
 
     def page(self, call: ApiCall) -> tuple[Any, int]:
@@ -152,7 +152,7 @@ class JobApi:
     def retry(self, call: ApiCall) -> tuple[Any, int]:
         """Queue a failed or cancelled job again."""
         record = self.ledger.retry(call.job_id, call.by)
-        ring(self.settings, record)
+        send_wakeup(self.settings, record)
         return shown(record), 200
 
     def cancel(self, call: ApiCall) -> tuple[Any, int]:

@@ -129,8 +129,8 @@ class Inbox:
         try:
             figures: dict[str, Any] = {"job_id": claim.job_id, "lane": INBOUND, "attempt": claim.number}
             settings = self._settings(claim.job_id, claim.record.request)
-            with ClaimHeartbeat(self.ledger, claim) as heart, tracing("download", **figures) as trace:
-                outcome = _Upload(settings, self.ledger, claim, heart, sender, trace=trace).run()
+            with ClaimHeartbeat(self.ledger, claim) as heartbeat, tracing("download", **figures) as trace:
+                outcome = _Upload(settings, self.ledger, claim, heartbeat, sender, trace=trace).run()
         finally:
             sender.close()
         record = self.ledger.get(claim.job_id)
@@ -160,8 +160,8 @@ class Inbox:
             return  # no attempt will resume from bytes without a draft
         claim = self.claim(link)
         settings = self._settings(link.job_id, link.request)
-        with ClaimHeartbeat(self.ledger, claim) as heart:
-            _Upload(settings, self.ledger, claim, heart, Sender(link.path, None)).reset()
+        with ClaimHeartbeat(self.ledger, claim) as heartbeat:
+            _Upload(settings, self.ledger, claim, heartbeat, Sender(link.path, None)).reset()
 
     def _settings(self, job_id: str, request: dict[str, Any]) -> Settings:
         return with_server_names(self.settings, "download", job_id, request)
@@ -178,8 +178,8 @@ class Inbox:
         """End the job of an invalid link and remove the received bytes, unless a client is sending now."""
         if claim := cancelled(self.ledger, link_id):
             settings = self._settings(claim.job_id, claim.record.request)
-            with ClaimHeartbeat(self.ledger, claim) as heart:
-                _Upload(settings, self.ledger, claim, heart, Sender(claim.job_id, None)).run()
+            with ClaimHeartbeat(self.ledger, claim) as heartbeat:
+                _Upload(settings, self.ledger, claim, heartbeat, Sender(claim.job_id, None)).run()
 
     def end_links(self) -> None:
         """Remove ended links, and the received bytes of their incomplete uploads."""

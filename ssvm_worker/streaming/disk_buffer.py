@@ -35,7 +35,7 @@ _JOIN_S = 1.0
 #: Seconds that the abort or suspend itself may take if that write is stuck.
 _CLEAN_UP_S = 10.0
 
-_log = logging.getLogger("ssvm.spill")
+_log = logging.getLogger("ssvm.disk_buffer")
 
 
 class RingFile:
@@ -115,7 +115,7 @@ class DiskBuffer(LeavingAborts):
         self._busy = self._stopped = False
         self._error: BaseException | None = None
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="spill", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="disk-buffer", daemon=True)
         self._thread.start()
 
     def write(self, chunk: bytes) -> None:

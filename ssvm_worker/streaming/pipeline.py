@@ -96,7 +96,7 @@ class SharedRateLimit:
     """
 
     def __init__(self) -> None:
-        memory = os.memfd_create("ssvm-pace", os.MFD_CLOEXEC)
+        memory = os.memfd_create("ssvm-rate-limit", os.MFD_CLOEXEC)
         self._file = open(memory, "r+b", buffering=0)  # noqa: SIM115 - closed with the last reference
         self._file.truncate(8)
         self._threads = threading.Lock()

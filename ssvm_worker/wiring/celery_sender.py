@@ -23,12 +23,12 @@ from ssvm_worker.ledger.record import INBOUND, Record
 
 from .message_transport import MessageRoute
 
-_LOG = logging.getLogger("ssvm.ring")
+_LOG = logging.getLogger("ssvm.wakeup")
 #: One retry if the broker is unreachable. The reaper sends the message again anyway.
 _RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}
 
 
-def ring(settings: Settings, record: Record) -> bool:
+def send_wakeup(settings: Settings, record: Record) -> bool:
     """Send the wake-up message of a queued job. Return False if the broker is unreachable.
 
     The reaper sends the message later in that case. The message contains only the id of the job, because Celery shows
@@ -95,26 +95,26 @@ def make_queue(name: str) -> Queue:
     return Queue(name, Exchange(""), routing_key=name)  # type: ignore[no-untyped-call]
 
 
-def standing(settings: Settings) -> Callable[[str], bool] | None:
+def queue_checker(settings: Settings) -> Callable[[str], bool] | None:
     """Return a function for ``Ledger.reap`` that checks a queue of RabbitMQ for messages.
 
     Returns None if the messages are in Redis, where the ledger sees them itself. Each queue is checked once. A queue
     that cannot be checked counts as not empty, because sending would fail too.
     """
     route = MessageRoute.of(settings)
-    return lru_cache(lambda queue: waiting(route, queue) != 0) if route.is_rabbitmq else None
+    return lru_cache(lambda queue: count_waiting(route, queue) != 0) if route.is_rabbitmq else None
 
 
-def waiting(route: MessageRoute, queue: str) -> int | None:
+def count_waiting(route: MessageRoute, queue: str) -> int | None:
     """Return the number of messages in a queue of RabbitMQ that no worker has taken. None: RabbitMQ does not answer."""
     try:
-        return look(route, queue)[0]
+        return count_messages(route, queue)[0]
     except StoreUnavailable as error:
         _LOG.info("queue %s: the messages cannot be counted: %s", queue, error)
         return None
 
 
-def look(route: MessageRoute, queue: str) -> tuple[int, int]:
+def count_messages(route: MessageRoute, queue: str) -> tuple[int, int]:
     """Return the numbers of messages and workers of a queue, 0 for a missing queue. Raise StoreUnavailable."""
     try:
         with sender(route).connection_or_acquire() as connection:

@@ -22,7 +22,7 @@ from ssvm_worker.ledger.workers import DOWN
 from ssvm_worker.operations.health import StoreWatch
 from ssvm_worker.units import human_duration, human_size
 from ssvm_worker.wiring.assembly import open_figures, open_ledger, open_registry
-from ssvm_worker.wiring.celery_sender import job_of_task, ring
+from ssvm_worker.wiring.celery_sender import job_of_task, send_wakeup
 from tasks.remote_control import REFUSED
 
 from .job_list import JobQuery, list_jobs
@@ -235,7 +235,7 @@ def _change(ledger: Ledger, verb: str, job_id: str, by: str) -> Record:
     if verb == "cancel":
         return ledger.cancel(job_id, by)
     record = ledger.retry(job_id, by)
-    ring(_settings(), record)
+    send_wakeup(_settings(), record)
     return record
 
 

@@ -15,7 +15,7 @@ import pytest
 from ssvm_worker.client import Client
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.operations import health
-from ssvm_worker.wiring.celery_sender import standing, waiting
+from ssvm_worker.wiring.celery_sender import count_waiting, queue_checker
 from ssvm_worker.wiring.message_transport import MessageRoute
 from tests import images
 from tests.servers.http import HttpServer
@@ -36,7 +36,7 @@ def site(make_site: Callable[..., Site], rabbitmq: RabbitMQ, request: pytest.Fix
 
 def waits(settings: Settings, lane: str = "download") -> int | None:
     """Return the messages that no worker has."""
-    return waiting(MessageRoute.of(settings), f"ssvm.{settings.zone}.{lane}")
+    return count_waiting(MessageRoute.of(settings), f"ssvm.{settings.zone}.{lane}")
 
 
 def download(site: Site, url: str, number: int) -> str:
@@ -148,7 +148,7 @@ def test_a_lost_message(site: Site, rabbitmq: RabbitMQ, http_server: HttpServer)
     def due() -> list[str]:
         with site.broker.client() as client:
             client.hset(f"{site.broker.prefix}ssvm.ledger:job:{job_id}", "ready", "0")  # long ago
-        return [each.job_id for each in site.ledger.reap(0.001, 5, standing(site.settings))]
+        return [each.job_id for each in site.ledger.reap(0.001, 5, queue_checker(site.settings))]
 
     assert due() == []
     with kombu.Connection(rabbitmq.url) as connection, connection.channel() as channel:

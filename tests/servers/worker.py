@@ -24,7 +24,7 @@ from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Record, queue_name
 from ssvm_worker.runner.worker_command import worker_command
 from ssvm_worker.wiring.assembly import new_job, open_ledger
-from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.celery_sender import send_wakeup
 from tests.servers.broker import Broker, StoppableBroker
 from tests.waiting import CLAIM_S, PATIENCE_S, until
 
@@ -128,7 +128,7 @@ class Site:
     def submit(self, job: str, **request: Any) -> str:
         """Submit a job as ``ssvm submit`` does, and return its id."""
         record, _ = self.ledger.submit(new_job(self.settings, find_job(job), request))
-        ring(self.settings, record)
+        send_wakeup(self.settings, record)
         return record.job_id
 
     def send(self, task: str, request: object, task_id: str = "", **given: Any) -> None:

@@ -50,7 +50,7 @@ from ssvm_worker.unpacking.tar import TarMember
 from .convert import Conversion, converting
 from .request import Request
 
-_log = logging.getLogger("ssvm.journal")
+_log = logging.getLogger("ssvm.download")
 #: The draft's fact that says how many bytes are durable.
 _DURABLE = "settled"
 #: Seconds between two records. The first pauses are short, because most transfers are short. Each pause doubles.

@@ -17,32 +17,32 @@ from tests.servers.worker import Site
 def test_gives_up() -> None:
     """A job that does not progress on an absent store is given up after exactly its time."""
     watch = HungStoreWatchdog(60)
-    assert not watch.hangs(100, "away", None, told=False)
-    assert not watch.hangs(159, "away", None, told=False)
-    assert watch.hangs(160, "away", None, told=False)
+    assert not watch.hangs(100, "away", None, stop_requested=False)
+    assert not watch.hangs(159, "away", None, stop_requested=False)
+    assert watch.hangs(160, "away", None, stop_requested=False)
 
 
 def test_store_that_answers_again() -> None:
     """The time starts again with each outage."""
     watch = HungStoreWatchdog(60)
-    assert not watch.hangs(100, "away", None, told=False)
-    assert not watch.hangs(159, None, None, told=False)
-    assert not watch.hangs(161, "away", None, told=False)
-    assert not watch.hangs(220, "away", None, told=False)
-    assert watch.hangs(221, "away", None, told=False)
+    assert not watch.hangs(100, "away", None, stop_requested=False)
+    assert not watch.hangs(159, None, None, stop_requested=False)
+    assert not watch.hangs(161, "away", None, stop_requested=False)
+    assert not watch.hangs(220, "away", None, stop_requested=False)
+    assert watch.hangs(221, "away", None, stop_requested=False)
 
 
 def test_job_that_moves() -> None:
     """A job that moves bytes does not hang, even if another of its stores is absent."""
     watch = HungStoreWatchdog(60)
-    assert not any(watch.hangs(100 + 30 * n, "away", {"bytes": n}, told=False) for n in range(10))
+    assert not any(watch.hangs(100 + 30 * n, "away", {"bytes": n}, stop_requested=False) for n in range(10))
 
 
 def test_job_that_was_told() -> None:
     """A cancelled job, or one whose worker ends, is given up soon."""
     watch = HungStoreWatchdog(60)
-    assert not watch.hangs(100, "away", None, told=True)
-    assert watch.hangs(105, "away", None, told=True)
+    assert not watch.hangs(100, "away", None, stop_requested=True)
+    assert watch.hangs(105, "away", None, stop_requested=True)
 
 
 #: A pool process whose job hangs in an uninterruptible call. A pipe replaces a mount.

@@ -26,7 +26,7 @@ from ssvm_worker.runner.messages import Message, job_id_of
 from ssvm_worker.runner.run import draining, run_job
 from ssvm_worker.runner.worker_command import worker_command
 from ssvm_worker.wiring.assembly import open_ledger
-from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.celery_sender import send_wakeup
 from tests.servers.broker import Broker, StoppableBroker
 from tests.waiting import PATIENCE_S
 
@@ -345,7 +345,7 @@ def test_ring_without_a_broker(settings: Settings, shop: Workshop) -> None:
     """A queue message that cannot be sent is no error, because the reaper sends it later."""
     shop.outcome(raising(SourceUnavailable("gone")))
     nowhere = parse({"broker": {"url": "redis://127.0.0.1:1/0"}}, "the test")
-    assert ring(nowhere, shop.ledger.get("t1")) is False
+    assert send_wakeup(nowhere, shop.ledger.get("t1")) is False
 
 
 def test_transfer_outlives_an_outage(stoppable_broker: StoppableBroker) -> None:

@@ -17,7 +17,7 @@ from ssvm_worker.ledger.links import Link
 from ssvm_worker.operations.scaling import decisions
 from ssvm_worker.serve.upload_job import Inbox
 from ssvm_worker.wiring import assembly
-from ssvm_worker.wiring.celery_sender import ring
+from ssvm_worker.wiring.celery_sender import send_wakeup
 from tests import images
 from tests.servers.broker import Broker
 from tests.servers.service import Service, serving, settings_file, settings_of
@@ -246,7 +246,7 @@ def test_no_worker_is_called(service: Service, link: Link, at: str) -> None:
     """An upload that waits for its sender sends no message, and requests no worker."""
     begin_put(service, at, IMAGE[: 1 << 20]).close()
     until(lambda: is_interrupted(service, link), "the job waits for its sender")
-    assert ring(service.settings, record(service, link))
+    assert send_wakeup(service.settings, record(service, link))
     broker = service.settings.broker
     assert not assembly.open_links(service.settings)._redis.exists(f"{broker.prefix}ssvm.zone1.inbound")
     assert [each.queued for each in decisions(service.settings)] == [0]
