@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.servers.broker import Broker, StoppableBroker
 from tests.servers.http import Behaviour, HttpServer
 from tests.servers.receiver import Receiver
 from tests.servers.worker import Site, WorkerProcess
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.e2e
 
@@ -129,6 +131,37 @@ def test_terminated(site: Site, http_server: HttpServer) -> None:
     assert_whole(site, record)
     assert_resumed(http_server)
     assert (len(record.attempts), record.tries) == (2, 1)
+
+
+#: Sends SIGTERM to the main process when it has read the header of the third message of its pool process. The first
+#: message says that the process is up, the second that the job has begun, and the third is the result.
+_SIGNAL_IN_RESULT = """
+import itertools, os, signal
+from celery.concurrency import asynpool
+
+headers, read = itertools.count(1), asynpool.__read__
+
+def read_and_signal(handle, buffer, size, *more):
+    done = read(handle, buffer, size, *more)
+    if size == 4 and next(headers) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return done
+
+asynpool.ResultHandler._recv_message.__defaults__ = (
+    read_and_signal, *asynpool.ResultHandler._recv_message.__defaults__[1:]
+)
+"""
+
+
+def test_terminated_in_a_result(site: Site, http_server: HttpServer, tmp_path: Path) -> None:
+    """A worker whose SIGTERM arrives while it reads a result ends, and does not wait for the result forever."""
+    (tmp_path / "sitecustomize.py").write_text(_SIGNAL_IN_RESULT)
+    worker = WorkerProcess(site.settings, site.file, site.directory / "log", {"PYTHONPATH": str(tmp_path)})
+    site.workers.append(worker)
+    worker.wait_ready()
+    job_id = download(site, http_server.serve("image.raw", DATA))
+    assert worker.process.wait(PATIENCE_S) == 0
+    assert site.wait(job_id).state == "succeeded"
 
 
 def test_cancel_running(site: Site, http_server: HttpServer) -> None:
