@@ -129,8 +129,7 @@ class Export:
 
     def free(self) -> float:
         """Return the free share of its file system, 0 to 1. The server frees a deleted file's blocks later."""
-        usage = self.host.run(shutil.disk_usage, self.directory)
-        return usage.free / usage.total
+        return self.host.run(_free, self.directory)
 
     def empty(self) -> None:
         """Delete all files but the marker, as another client might."""
@@ -173,6 +172,11 @@ def _put(path: Path, data: bytes) -> None:
 
 def _clients() -> list[str]:
     return [each.read_text() for each in Path("/proc/fs/nfsd/clients").glob("*/info")]
+
+
+def _free(directory: Path) -> float:
+    usage = shutil.disk_usage(directory)
+    return usage.free / usage.total
 
 
 def _empty(directory: Path) -> None:
