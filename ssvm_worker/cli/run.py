@@ -18,10 +18,11 @@ from ssvm_worker.config.credentials import named_credentials
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.errors import NOT_THERE, ResourceBusy, StoreUnavailable, WorkerError
 from ssvm_worker.jobs import Job, find_job
-from ssvm_worker.jobs.attempt import Attempt
+from ssvm_worker.jobs.attempt import Attempt, Progress
 from ssvm_worker.jobs.request import JobRequest, fingerprint, parse_request
 from ssvm_worker.jobs.services import SubJob, UnrecordedJob
 from ssvm_worker.operations import logs, traces
+from ssvm_worker.runner.periodic import PeriodicThread
 from ssvm_worker.units import human_size
 from ssvm_worker.wiring import assembly
 from ssvm_worker.wiring.connections import find_vcenter
@@ -30,6 +31,9 @@ from .job_text import what
 from .output import Output, migration_report
 from .progress import Bar
 from .request_options import add_jobs, read_request
+
+#: Seconds between two pictures of the bar, and for its thread to end.
+_SHOW_EVERY_S, _JOIN_S = 0.5, 10.0
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -88,13 +92,15 @@ def run_here(
             claim.job_id,
             services,
             token=claim.token,
-            publish=trace.watch(bar.show),
+            publish=trace.show,
             stop_reason=lambda: stop[0] if stop else claim.stop_reason(),
             confirm=claim.confirm,
         )
         try:
             attempt.log.info("%s started", job.name)
-            claim.result = job.run(request, attempt)
+            with _shown(bar, attempt.progress):
+                claim.result = job.run(request, attempt)
+            attempt.progress.publish()
             attempt.log.info("%s done, %s moved", job.name, human_size(attempt.progress.moved))
             bar.finish("done")
             return claim.result
@@ -104,6 +110,18 @@ def run_here(
             stop.clear()
             _discard(job, request, attempt)
             raise
+
+
+@contextlib.contextmanager
+def _shown(bar: Bar, progress: Progress) -> Iterator[None]:
+    """Show the progress while the block runs, also while nothing moves."""
+    rounds = PeriodicThread("bar", lambda: bar.show(progress.snapshot()), _SHOW_EVERY_S)
+    rounds.start()
+    try:
+        yield
+    finally:
+        rounds.stop(_JOIN_S)
+        bar.show(progress.snapshot())
 
 
 def _check_names(settings: Settings, request: Any) -> None:

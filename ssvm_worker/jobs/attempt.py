@@ -18,11 +18,15 @@ from ssvm_worker.streaming.pipeline import Resuming
 
 from .services import JobServices
 
+#: The stage of an attempt that has not begun its first one.
+_NO_STAGE = "starting"
+
 
 class Progress:
     """Progress of an attempt in bytes. Several threads may share it.
 
-    *publish* is called with the snapshot at most every *every_s* seconds, and once at the start of each stage.
+    *publish* gets the snapshot at the start and the end of each stage, and at most every *every_s* seconds between.
+    What it got last is old while nothing moves. A reader that shows the progress calls ``snapshot`` itself.
     The sum of all ``advance`` calls is the number of moved bytes.
     """
 
@@ -31,7 +35,7 @@ class Progress:
         #: Moved bytes of all stages.
         self.moved = 0
         self.total: int | None = None
-        self.stage = "starting"
+        self.stage = _NO_STAGE
         self._publish = publish
         self._every_s = every_s
         self._last = 0.0
@@ -41,10 +45,17 @@ class Progress:
 
     def start(self, stage: str, total: int | None = None, done: int = 0) -> None:
         """Begin a stage of *total* bytes, of which *done* bytes exist already."""
+        if self.has_begun:
+            self.publish()
         with self._lock:
             self.stage, self.total, self.bytes = stage, total, done
             self._stage_bytes, self._started = done, time.monotonic()
         self.publish()
+
+    @property
+    def has_begun(self) -> bool:
+        """Return whether a stage has begun."""
+        return self.stage != _NO_STAGE
 
     def advance(self, size: int) -> None:
         """Add *size* bytes."""

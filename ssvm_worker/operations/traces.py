@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("ssvm.traces")
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-
-Publish = Callable[[dict[str, Any]], None]
 
 
 def traceparent(value: object) -> str:
@@ -41,20 +39,16 @@ class Trace:
         self._stage: Span | None = None
         self._name = ""
 
-    def watch(self, publish: Publish) -> Publish:
-        """Return *publish* with spans for the stages: a new stage ends one span and starts the next."""
+    def show(self, progress: dict[str, Any]) -> None:
+        """Set the bytes of the stage's span. A new stage ends one span and starts the next."""
         from opentelemetry.trace import set_span_in_context
 
-        def observed(progress: dict[str, Any]) -> None:
-            if progress["stage"] != self._name:
-                self.leave()
-                self._name = progress["stage"]
-                self._stage = self._tracer.start_span(self._name, context=set_span_in_context(self._span))
-            if self._stage:
-                self._stage.set_attribute("ssvm.bytes", progress["bytes"])
-            publish(progress)
-
-        return observed
+        if progress["stage"] != self._name:
+            self.leave()
+            self._name = progress["stage"]
+            self._stage = self._tracer.start_span(self._name, context=set_span_in_context(self._span))
+        if self._stage:
+            self._stage.set_attribute("ssvm.bytes", progress["bytes"])
 
     def fail(self, error: Mapping[str, Any]) -> None:
         """Mark the attempt as failed, with the error object of the record."""
@@ -80,8 +74,8 @@ class _Untraced(Trace):
     def __init__(self) -> None:
         """Store nothing."""
 
-    def watch(self, publish: Publish) -> Publish:
-        return publish
+    def show(self, progress: dict[str, Any]) -> None:
+        pass
 
     def fail(self, error: Mapping[str, Any]) -> None:
         pass

@@ -63,7 +63,9 @@ def kill_if_hung(settings: Settings, ledger: Ledger, claim: Claim, heartbeat: Cl
 
     def check() -> None:
         away = unavailable_export()
-        if not watchdog.hangs(time.monotonic(), away, heartbeat.progress, heartbeat.stop_requested) or not away:
+        # The rate also changes while nothing moves.
+        moved = {name: each for name, each in (heartbeat.progress or {}).items() if name != "rate"}
+        if not watchdog.hangs(time.monotonic(), away, moved, heartbeat.stop_requested) or not away:
             return
         if rounds.stopping:
             return

@@ -118,6 +118,7 @@ class JobRun:
             if self.problem:
                 raise self.problem
             result = self._job.run(self._request, self._attempt)
+            self._attempt.progress.publish()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the one place where any error becomes an outcome
             return self._fail(error)
         return self._end("succeeded", result=result)
@@ -132,17 +133,19 @@ class JobRun:
 
     @cached_property
     def _attempt(self) -> Attempt:
-        return make_attempt(
+        attempt = make_attempt(
             self.settings,
             self.claim.job_id,
             open_services(self.settings),
             number=self.claim.number,
             token=self.claim.token,
-            publish=self.trace.watch(self.heartbeat.set_progress),
+            publish=self.trace.show,
             stop_reason=self.heartbeat.stop_reason,
             confirm=self.heartbeat.confirm,
             will_resume=self._will_resume,
         )
+        self.heartbeat.follow(attempt.progress)
+        return attempt
 
     def _will_resume(self, error: BaseException) -> bool:
         return _is_fenced(error) or self._decide(error).state == "queued"

@@ -37,6 +37,8 @@ def test_documents(worker_site: Site, http_server: HttpServer) -> None:
             record = worker_site.wait(job_id, "succeeded")
             check_document("record", shown(record))
             check_document(f"{job}.result", record.result)
+            if job in ("download", "verify", "upload", "transfer"):
+                assert (record.progress or {})["moved"] >= 1 << 20, job
         worker_site.submit("download", job_id="contract-failed", callback_url=receiver.url, **names, url=missing)
         worker_site.push("maintenance", envelope("contract-unknown", headers={"task": "ssvm.downlaod"}))
         ended = [worker_site.wait(f"contract-{name}", "failed") for name in ("failed", "unknown")]
@@ -51,3 +53,15 @@ def test_documents(worker_site: Site, http_server: HttpServer) -> None:
     assert len(own) >= 3 * len(jobs)
     for fields in own:
         check_document("event", fields)
+
+
+def test_progress_of_a_silent_source(worker_site: Site, http_server: HttpServer) -> None:
+    """The record counts all bytes that have arrived, also while the server is silent."""
+    url = http_server.serve("silent", images.mbr(4 << 20), stall_after=3 << 20)
+    names = {"account": "contract", "id": "203", "format": "raw"}
+    job_id = worker_site.submit("download", job_id="contract-silent", url=url, **names)
+    worker_site.until(
+        lambda: (worker_site.ledger.get(job_id).progress or {}).get("bytes") == 3 << 20, "the bytes are counted"
+    )
+    worker_site.ledger.cancel(job_id, "the test")
+    worker_site.wait(job_id, "cancelled")
