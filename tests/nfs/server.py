@@ -48,9 +48,9 @@ class Server:
         if self.host.run(_threads) == 0:
             self.start()
 
-    def hang(self) -> None:
-        """Block all incoming TCP data from now on."""
-        match = ["u32", "match", "ip", "protocol", "6", "0xff", "action", "drop"]
+    def hang(self, address: str = "0.0.0.0/0") -> None:
+        """Block all incoming TCP data from now on, or that for one address of the server."""
+        match = ["u32", "match", "ip", "protocol", "6", "0xff", "match", "ip", "dst", address, "action", "drop"]
         for cable in _CABLES:
             self.host.run(command, "tc", "qdisc", "add", "dev", cable, "clsact")
             self.host.run(command, "tc", "filter", "add", "dev", cable, "ingress", "protocol", "ip", *match)
