@@ -8,8 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from .contest import Contender, Row, contest, left_out
-from .download import taker
+from .contest import Contender, Parts, Row, contest, left_out
+from .download import taker, tls_s
+from .parts import hash_s, start_s, write_s
 from .stored import BUCKET, SLOW, AnyS3, fresh, servers
 from .upload import s5cmd
 from .vcenter import SNAPSHOT, Lab, has_go, lab
@@ -25,10 +26,14 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
         return [left_out("backup", "Go, which builds the simulator and govc, is not installed")]
     with lab(scratch, size) as vcenter:
         config, fields, made = job(vcenter)
+        own = {"SHA-256": hash_s(vcenter.sent), "write": write_s(scratch, vcenter.sent)}
+        parts = Parts(
+            {**own, "receive": tls_s(scratch / "web", vcenter.sent)}, start_s("requests", "pyVmomi", "pydantic")
+        )
         with warm_worker(config) as worker:
             sides = [*own_sides(config, worker, "backup", fields, made), _govc(vcenter)]
-            rows = contest("backup to a directory", sides, vcenter.sent, runs)
-        return rows + _with_s3(vcenter, runs)
+            rows = contest("backup to a directory", sides, vcenter.sent, runs, parts=parts)
+        return rows + _with_s3(vcenter, runs, parts)
 
 
 def job(vcenter: Lab, more: str = "", *stores: str) -> tuple[Path, dict[str, str], Callable[[], int]]:
@@ -55,7 +60,10 @@ def _disk_of(vcenter: Lab) -> Callable[[], int]:
     return take
 
 
-def _with_s3(vcenter: Lab, runs: int) -> list[Row]:
+def _with_s3(vcenter: Lab, runs: int, parts: Parts) -> list[Row]:
+    """Let each side export to a directory and S3. The store signs its parts with one more SHA-256 of the bytes."""
+    needed = {**parts.seconds, "SHA-256 of the parts": parts.seconds["SHA-256"]}
+    parts = Parts(needed, parts.start, one_connection=False)
     program = s5cmd()
     if not program:
         return [left_out("backup to a directory and S3", "s5cmd is not installed")]
@@ -72,7 +80,8 @@ def _with_s3(vcenter: Lab, runs: int) -> list[Row]:
             new = partial(fresh, server, vcenter.root / "server")
             # SeaweedFS takes three times as long as all clients together.
             times = 1 if name == SLOW else runs
-            rows += contest(f"backup to a directory and {name}", sides, vcenter.sent, times, new)
+            title = f"backup to a directory and {name}"
+            rows += contest(title, sides, vcenter.sent, times, fresh=new, parts=parts)
     return rows
 
 

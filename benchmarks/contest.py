@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,8 @@ OURS, WARM = "ssvm run", "job in a worker"
 _SIDES = {OURS: "cold", WARM: "warm"}
 #: The section of the rows with the CPU time for each GiB.
 COST = "cost"
+#: The part of a bound that our side must reach if a target is above the bound.
+_OF_BOUND = 0.9
 
 
 class Broken(Exception):
@@ -54,6 +57,8 @@ class Cost:
     cpu: float
     #: Peak memory in bytes.
     rss: float
+    #: CPU seconds of the servers at the same time.
+    served: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.wall:.2f} s ({self.cpu:.1f} s CPU, {human_size(self.rss)})"
@@ -73,8 +78,37 @@ class Row:
     section: str = ""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The parts of the work that no program can avoid. Each was measured alone, in CPU seconds of one core.
+
+    The CPU time of the servers is the lowest of a peer's runs.
+    """
+
+    seconds: Mapping[str, float]
+    #: The wall time in seconds to start Python with the libraries that the job needs.
+    start: float
+    #: Whether the server handles one connection, and so uses one core.
+    one_connection: bool = True
+
+    def bounds(self, served: float) -> dict[str, float]:
+        """Return the shortest wall time of our two sides: all cores are always busy, or one part takes as long."""
+        parts = [*self.seconds.values(), served]
+        longest = max(parts if self.one_connection else self.seconds.values())
+        warm = max(longest, sum(parts) / len(os.sched_getaffinity(0)))
+        return {OURS: warm + self.start, WARM: warm}
+
+    def row(self, bench: str, served: float) -> Row:
+        """Return the row that shows how the bounds were computed."""
+        shown = [f"{name} {seconds:.2f} s" for name, seconds in {**self.seconds, "server": served}.items()]
+        bounds = self.bounds(served)
+        text = f"CPU time: {', '.join(shown)}; start {self.start:.2f} s"
+        return Row(f"{bench}, bound of the parts", f"{bounds[WARM]:.2f} s, cold {bounds[OURS]:.2f} s", text, "", "", "")
+
+
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Cost:
     """Run a command and return its cost; raise Broken if it fails."""
+    before = served_cpu()
     done = subprocess.run(
         [sys.executable, "-ISs", str(_STOPWATCH), *command],
         env=os.environ | dict(environment or {}),
@@ -84,7 +118,21 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     cost = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"status": done.returncode}
     if cost.pop("status"):
         raise Broken(f"{' '.join(command)[:200]} failed: {done.stderr[-2000:]}")
-    return Cost(**cost)
+    return Cost(**cost, served=served_cpu() - before)
+
+
+def served_cpu() -> float:
+    """Return the CPU seconds so far of all processes below this one. Between two runs these are only the servers."""
+    stats: dict[str, list[str]] = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # the process has ended
+            stats[file.parent.name] = file.read_text().rpartition(")")[2].split()
+    found, seconds = {str(os.getpid())}, 0.0
+    # A child may have a lower number than its parent, so look until no more are found.
+    while more := {pid for pid, fields in stats.items() if fields[1] in found} - found:
+        found |= more
+        seconds += sum(int(stats[pid][11]) + int(stats[pid][12]) for pid in more)
+    return seconds / os.sysconf("SC_CLK_TCK")
 
 
 def contest(
@@ -92,13 +140,15 @@ def contest(
     contenders: Sequence[Contender],
     size: int,
     runs: int,
+    *,
     fresh: Callable[[], AbstractContextManager[object]] = nullcontext,
+    parts: Parts | None = None,
 ) -> list[Row]:
     """Run all contenders in turn and compare each of our sides with each peer.
 
     Our side in a worker runs once before, because its first job imports libraries. Each round starts with another
-    contender. The context manager *fresh* encloses each run. Raises Broken if a contender does not produce exactly
-    *size* bytes.
+    contender. The context manager *fresh* encloses each run. With *parts*, add a row with the bound. If a target is
+    above the bound, 0.9 of the bound is enough. Raises Broken if a contender does not produce exactly *size* bytes.
     """
     costs: dict[str, list[Cost]] = {each.name: [] for each in contenders}
     for each in contenders:
@@ -110,15 +160,17 @@ def contest(
         for each in [*contenders[turn:], *contenders[:turn]]:
             with fresh():
                 costs[each.name].append(_run_one(each, size))
-    rows = []
-    for peer in [each for each in contenders if each.name not in _SIDES]:
+    rows, peers = [], [each for each in contenders if each.name not in _SIDES]
+    served = min((cost.served for each in peers for cost in costs[each.name]), default=0.0)
+    bounds = parts.bounds(served) if parts else {}
+    for peer in peers:
         for side in [each for each in _SIDES if each in costs]:
             title = f"{bench}, {human_size(size)}" + (f", {_SIDES[side]}" if WARM in costs else "")
             target = peer.target if side == OURS else peer.warm_target
-            rows.append(_compare(title, costs[side], costs[peer.name], peer.name, target))
+            rows.append(_compare(title, costs[side], costs[peer.name], peer.name, _Goal(target, bounds.get(side))))
         if WARM in costs:
             rows.append(_cost(bench, costs[WARM], costs[peer.name], peer.name, size))
-    return rows
+    return [*rows, parts.row(bench, served)] if parts and peers else rows
 
 
 def _run_one(contender: Contender, size: int) -> Cost:
@@ -130,14 +182,32 @@ def _run_one(contender: Contender, size: int) -> Cost:
     return cost
 
 
-def _compare(bench: str, ours: list[Cost], theirs: list[Cost], peer: str, target: float | None) -> Row:
+@dataclass(frozen=True)
+class _Goal:
+    """The wanted ratio, and the shortest wall time that is possible. None: there is none, and it was not measured."""
+
+    target: float | None
+    bound_s: float | None
+
+    def verdict(self, ratio: float, peer_s: float) -> tuple[str, str]:
+        """Return the cells *target* and *ok* for our ratio to a peer that took *peer_s* seconds."""
+        if self.target is None:
+            return "", ""
+        wanted = f"≥ {self.target:.1f}"
+        if ratio >= self.target:
+            return wanted, "yes"
+        bound = peer_s / self.bound_s if self.bound_s else math.inf
+        if bound >= self.target:
+            return wanted, "**no**"
+        return f"{wanted}, bound {bound:.2f}", "of bound" if ratio >= _OF_BOUND * bound else "**no**"
+
+
+def _compare(bench: str, ours: list[Cost], theirs: list[Cost], peer: str, goal: _Goal) -> Row:
     own, other = _median(ours), _median(theirs)
     ratio = other.wall / own.wall
     rounds = sorted(b.wall / a.wall for a, b in zip(ours, theirs, strict=True))
     spread = f" ({rounds[0]:.2f}–{rounds[-1]:.2f})" if len(rounds) > 1 else ""
-    ok = "" if target is None else "yes" if ratio >= target else "**no**"
-    wanted = "" if target is None else f"≥ {target:.1f}"
-    return Row(bench, str(own), f"{peer}: {other}", f"{ratio:.2f}{spread}", wanted, ok)
+    return Row(bench, str(own), f"{peer}: {other}", f"{ratio:.2f}{spread}", *goal.verdict(ratio, other.wall))
 
 
 def _cost(bench: str, ours: list[Cost], theirs: list[Cost], peer: str, size: int) -> Row:
@@ -147,7 +217,9 @@ def _cost(bench: str, ours: list[Cost], theirs: list[Cost], peer: str, size: int
 
 
 def _median(costs: list[Cost]) -> Cost:
-    return Cost(*(statistics.median(getattr(each, name) for each in costs) for name in ("wall", "cpu", "rss")))
+    return Cost(
+        *(statistics.median(getattr(each, name) for each in costs) for name in ("wall", "cpu", "rss", "served"))
+    )
 
 
 def left_out(bench: str, what: str) -> Row:

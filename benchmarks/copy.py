@@ -38,7 +38,7 @@ def _contest(name: str, scratch: Path, artifacts: int, size: int, runs: int) -> 
         new = partial(fresh, server, scratch / "server")
         with ExitStack() as stack:
             own = _ours(server, scratch, artifacts, stack)
-            rows += contest(f"{name} to {to}", [*own, _rclone(server, root)], size, runs, new)
+            rows += contest(f"{name} to {to}", [*own, _rclone(server, root)], size, runs, fresh=new)
     for each in root.rglob("*.raw"):
         each.unlink()  # the files are in memory
     return rows

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import trustme
 
-from ssvm_worker.units import MiB, human_size
+from ssvm_worker.units import MiB
 from tests.neighbours import free_port
 
-from .contest import OURS, Contender, Row, contest, left_out, run
+from .contest import OURS, Contender, Parts, Row, contest, left_out
+from .parts import hash_s, receive_s, start_s, write_s
 from .workers import own_sides, warm_worker
 
 _NGINX = """
@@ -79,34 +80,34 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     digest = write_random(scratch / "www/image.raw", size)
     with serving(nginx, scratch, "image.raw", digest) as site, warm_worker(site.config) as worker:
         plain, secure = (own_sides(site.config, worker, "download", *job(site, url)) for url in site.urls)
-        rows = contest("download, HTTP", [*plain, *curl(site, site.plain, 1.0, 1.1), *_aria2(site)], size, runs)
-        rows += contest("download, TLS", [*secure, *curl(site, site.secure, 0.8, 0.9)], size, runs)
-        rows += _floors(site, size)
+        plain_parts, secure_parts = _parts(site, size)
+        sides = [*plain, *curl(site, site.plain, 1.0, 1.1), *_aria2(site)]
+        rows = contest("download, HTTP", sides, size, runs, parts=plain_parts)
+        sides = [*secure, *curl(site, site.secure, 0.8, 0.9)]
+        rows += contest("download, TLS", sides, size, runs, parts=secure_parts)
     return rows + [left_out("download", f"{each} is not installed") for each in ("curl", "aria2c") if not found(each)]
 
 
-def _floors(site: Site, size: int) -> list[Row]:
-    """Measure the parts of a download alone. No verified download of one stream can be faster than SHA-256."""
-    rows = [_hash(size), _copy(site, size)]
-    if program := found("curl"):
-        for name, url in zip(("HTTP", "TLS"), site.urls, strict=True):
-            cost = run([program, "-sS", "--fail", "--cacert", str(site.ca), "-o", "/dev/null", url])
-            rows.append(Row(f"server and curl alone, {name}, {human_size(size)}", str(cost), "", "", "", ""))
-    return rows
+def _parts(site: Site, size: int) -> Iterator[Parts | None]:
+    """Measure the parts of a download over HTTP, then over TLS, without the server. Yield None without curl."""
+    own = {"SHA-256": hash_s(size), "write": write_s(site.root / "out", size)}
+    start = start_s("requests", "pydantic")
+    program = found("curl")
+    for url in site.urls:
+        yield Parts({**own, "receive": receive_s(program, url, site.ca)}, start) if program else None
 
 
-def _copy(site: Site, size: int) -> Row:
-    cost = run(["/bin/cp", str(site.root / "www/image.raw"), str(site.root / "out/image.raw")])
-    (site.root / "out/image.raw").unlink()
-    return Row(f"write alone (cp), {human_size(size)}", str(cost), "", "", "", "")
-
-
-def _hash(size: int) -> Row:
-    piece, hasher, started = os.urandom(MiB), hashlib.sha256(), time.perf_counter()
-    for _ in range(size // MiB):
-        hasher.update(piece)
-    elapsed = time.perf_counter() - started
-    return Row(f"SHA-256 alone, {human_size(size)}", f"{elapsed:.2f} s", "", "", "", "")
+def tls_s(root: Path, size: int) -> float:
+    """Return the CPU seconds of curl to receive *size* bytes over TLS. Files below *root* are removed afterwards."""
+    nginx, program = found("nginx"), found("curl")
+    if not nginx or not program:
+        return 0.0
+    (root / "www").mkdir(parents=True)
+    digest = write_random(root / "www/image.raw", size)
+    with serving(nginx, root, "image.raw", digest) as site:
+        seconds = receive_s(program, site.secure, site.ca)
+    shutil.rmtree(root)
+    return seconds
 
 
 def found(program: str) -> str | None:

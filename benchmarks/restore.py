@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .backup import job as backup
-from .contest import Broken, Contender, Row, contest, left_out
+from .contest import Broken, Contender, Parts, Row, contest, left_out
+from .download import tls_s
+from .parts import hash_s, read_s, start_s
 from .vcenter import Lab, has_go, lab
 from .workers import own_sides, warm_worker
 
 _POOL, _DATASTORE = "DC0_C0", "LocalDS_0"
 _OVF = "store/snapshots/a/v/b/b.ovf"
+_STORED = "store/snapshots/a/v/b/b-disk0.vmdk"
 _FIELDS = {"account": "a", "volume": "v", "id": "b", "vcenter": "vc1", "name": "ours"}
 _FIELDS |= {"pool": _POOL, "datastore": _DATASTORE}
 
@@ -26,9 +29,12 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     with lab(scratch, size) as vcenter:
         config, fields, _ = backup(vcenter)
         _back_up(config, fields)
+        disk, size = vcenter.root / _STORED, vcenter.sent
+        needed = {"read": read_s(disk), "SHA-256": hash_s(size), "TLS": tls_s(scratch / "web", size)}
+        parts = Parts(needed, start_s("requests", "pyVmomi", "pydantic"))
         with warm_worker(config) as worker:
             own = own_sides(config, worker, "restore", _FIELDS, _taken(vcenter, "ours"))
-            return contest("restore as a VM", [*own, _govc(vcenter)], vcenter.sent, runs)
+            return contest("restore as a VM", [*own, _govc(vcenter)], vcenter.sent, runs, parts=parts)
 
 
 def _back_up(config: Path, fields: dict[str, str]) -> None:

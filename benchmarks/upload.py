@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ssvm_worker.artifacts.layout import Artifact
 
-from .contest import Contender, Row, contest, left_out
+from .contest import Contender, Parts, Row, contest, left_out
+from .parts import hash_s, read_s, start_s
 from .stored import BUCKET, OBJECT, AnyS3, fresh, servers, store
 from .workers import own_sides, warm_worker
 
@@ -32,13 +33,16 @@ def bench(scratch: Path, size: int, runs: int) -> list[Row]:
     source = store(scratch / "store", _ARTIFACT, size)
     peers = {"s5cmd": s5cmd(), "rclone": rclone if (rclone := _BIN / "rclone").exists() else None}
     rows = []
+    needed = {"SHA-256 of the object and of its parts": 2 * hash_s(size), "read": read_s(source)}
+    parts = Parts(needed, start_s("boto3", "pydantic"), one_connection=False)
     for name, server in servers(scratch).items():
         config = _config(scratch, server)
         fields = {"key": _ARTIFACT.key(OBJECT), "url": f"s3://{BUCKET}/ours", "credentials": "s3"}
         with warm_worker(config) as worker:
             own = own_sides(config, worker, "upload", fields, _size(server, "ours"))
             new = partial(fresh, server, scratch / "server")
-            rows += contest(f"upload to {name}", [*own, *_peers(server, source, peers)], size, runs, new)
+            sides = [*own, *_peers(server, source, peers)]
+            rows += contest(f"upload to {name}", sides, size, runs, fresh=new, parts=parts)
     return rows + [left_out("upload to S3", f"{name} is not installed") for name, path in peers.items() if not path]
 
 

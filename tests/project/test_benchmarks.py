@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.contest import OURS, Broken, Contender, Row, contest, left_out
+from benchmarks.contest import OURS, Broken, Contender, Parts, Row, contest, left_out
 from tests.neighbours import ROOT
 from tests.waiting import PATIENCE_S
 
@@ -32,7 +32,7 @@ def test_runs_small(name: str) -> None:
     """Each line with a target has a verdict, and each side is compared warm and cold."""
     lines = [line for line in bench(name, "--size", "8MiB") if len(line) == len(report.HEADS)]
     assert lines
-    assert all((line[-1] in ("yes", "**no**")) == bool(line[-2]) for line in lines)
+    assert all((line[-1] in ("yes", "of bound", "**no**")) == bool(line[-2]) for line in lines)
     if name in ("download", "upload", "backup", "restore") and not any("left out" in line[2] for line in lines):
         assert {line[0].rpartition(", ")[2] for line in lines} >= {"cold", "warm", "CPU for 1 GiB"}
 
@@ -51,6 +51,17 @@ def test_contender_makes_too_little() -> None:
     sides = [Contender(OURS, ["/bin/true"], lambda: 5), Contender("peer", ["/bin/true"], lambda: 4)]
     with pytest.raises(Broken, match="peer produced 4 bytes instead of 5"):
         contest("x", sides, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("needed_s", "target", "ok"), [(0.0, "≥ 99.0", "**no**"), (600.0, "≥ 99.0, bound 0.00", "of bound")]
+)
+def test_target_above_the_bound(needed_s: float, target: str, ok: str) -> None:
+    """If the parts make a target impossible, nine tenths of the bound are enough."""
+    sides = [Contender(OURS, ["/bin/true"], lambda: 5), Contender("peer", ["/bin/true"], lambda: 5, target=99)]
+    rows = contest("x", sides, 5, 1, parts=Parts({"hash": needed_s}, start=0.0))
+    assert (rows[0].target, rows[0].ok) == (target, ok)
+    assert rows[1].ours == f"{needed_s:.2f} s, cold {needed_s:.2f} s"
 
 
 def test_contender_fails() -> None:
