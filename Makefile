@@ -21,13 +21,16 @@ GO := .cache/go/bin/go
 # Tests wait for servers more than they compute.
 TESTERS := $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 SECONDS := 60
+# The tests that a profile of a vCenter may change, and the profiles of two vCenters with other behaviour.
+VMWARE_TESTS := tests/unit/vmware tests/unit/jobs/backup tests/unit/jobs/restore tests/unit/jobs/upload/test_incremental_ova.py
+PROFILES := $(wildcard tests/data/vmware/profiles/*.json)
 # The number of faults of `make chaos`.
 N := 200
 # The branch with which `make coverage` compares a change.
 BRANCH := main
 export PATH := $(PATH):$(CURDIR)/.cache/go/bin
 
-.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs install-test chaos cloudstack-peer bench fuzz coverage docs man pictures simulate format image wheel deb clean go
+.PHONY: help install demo test lint types unit-e2e unit e2e test-nfs test-vcenter install-test chaos cloudstack-peer bench fuzz coverage docs man pictures simulate format image wheel deb clean go
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -62,6 +65,10 @@ e2e: install go ## run the tests with real processes, a real broker and kill -9 
 
 test-nfs: install go .cache/vm/venv/.made .cache/vm/kernel ## run the tests with a real NFS server and clients in a small VM (minutes); ARGS='-k name' selects tests
 	$(PYTEST) -m nfs tests/nfs $(ARGS)
+
+test-vcenter: install go ## run the VMware tests with a vCenter that behaves like PROFILE=report.json, or like each profile of tests/data/vmware; ARGS='-k name' selects tests
+	@for profile in $(or $(PROFILE),$(PROFILES)); do echo "make: $$profile"; \
+	    $(PYTEST) -q -n $(TESTERS) --dist worksteal --vcenter-profile "$$profile" $(VMWARE_TESTS) $(ARGS) || exit 1; done
 
 install-test: install ## follow the install and upgrade pages on a bare Debian, and install the wheel on other Pythons (minutes); ARGS='-k name' selects tests
 	$(PYTEST) -m install $(ARGS)

@@ -22,6 +22,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from ssvm_worker.errors import ConfigError, SourceUnavailable
 
 from .go_program import build_program
+from .progress_markers import with_progress_markers
 
 _SOURCES = Path(__file__).parent / "vcsim"
 
@@ -67,6 +68,8 @@ class VCenterSimulator:
         self._flags = ["-child", f"-esx={str(esx).lower()}", f"-descriptor={str(descriptor).lower()}"]
         #: Faults that every call of ``fault`` contains, unless it replaces them.
         self._profile: dict[str, Any] = {}
+        #: Progress markers in the disks of new VMs: "", "clean" or "dirty".
+        self._markers = ""
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> VCenterSimulator:
@@ -110,7 +113,7 @@ class VCenterSimulator:
         modes: Sequence[str] = (),
         **more: Any,
     ) -> SimulatedMachine:
-        """Create a VM. Exports return *disks* as the content of its disks; *capacities* are in bytes.
+        """Create a VM. Exports return *disks* as the content of its disks, see ``sent``; *capacities* are in bytes.
 
         *modes* has one mode for each disk: persistent, independent_persistent, … or ``rdm``.
         *more* may contain change_id (for all disks), nvram (bytes), firmware, encrypted and tpm,
@@ -126,8 +129,12 @@ class VCenterSimulator:
         made = json.loads(self._call("POST", "/control/machines", {"name": name, "disks": wanted, **more}))
         machine = SimulatedMachine(**made | {"disks": tuple(SimulatedDisk(**each) for each in made["disks"])})
         for disk, content in zip(machine.disks, disks, strict=True):
-            self.upload(disk.file, content, machine.datacenter)
+            self.upload(disk.file, self.sent(content), machine.datacenter)
         return machine
+
+    def sent(self, stream: bytes) -> bytes:
+        """Return what exports of a new VM send for the stream of a disk: the profile may add progress markers."""
+        return with_progress_markers(stream, dirty=self._markers == "dirty") if self._markers else stream
 
     def upload(self, path: str, content: bytes, datacenter: str = "DC0") -> None:
         """Write a file to a datastore path: ``[LocalDS_0] name/disk-0.vmdk``."""
@@ -147,7 +154,7 @@ class VCenterSimulator:
         self._call("POST", "/control/age", {"vm": vm, "days": days})
 
     def strike(self, what: str, vm: str = "") -> None:
-        """Start an event: logout, restart, delete, unsnap or migrate. See ``strike`` in vcsim/disaster.go."""
+        """Start an event: logout, restart, migrate or another one. See ``strike`` in vcsim/disaster.go."""
         self._call("POST", "/control/strike", {"what": what, "vm": vm})
 
     def fault(self, **faults: Any) -> None:
@@ -161,11 +168,13 @@ class VCenterSimulator:
     def behaving_like(self, report: dict[str, Any]) -> Iterator[None]:
         """Behave like the vCenter of a report of ``ssvm doctor --trial`` while the block runs.
 
-        A later fault may replace a switch of the report.
+        A later fault may replace a switch of the report, except ``progress_markers``, which is about new VMs.
         """
         own = self.ca_file.read_text()
         words = {"own": own, "chain": own + own}
-        before, self._profile = self._profile, dict(report["switches"])
+        before, self._profile = (self._profile, self._markers), dict(report["switches"])
+        # The simulator sends the content of a disk as it is, so this class adds the markers.
+        self._markers = self._profile.pop("progress_markers", "")
         for name in {"certificate", "host_certificate"} & self._profile.keys():
             self._profile[name] = words.get(self._profile[name], self._profile[name])
         if "host_thumbprint" in self._profile:
@@ -174,7 +183,7 @@ class VCenterSimulator:
         try:
             yield
         finally:
-            self._profile = before
+            self._profile, self._markers = before
             self.fault()
 
     def state(self) -> dict[str, Any]:

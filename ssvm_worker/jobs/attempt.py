@@ -140,6 +140,8 @@ class Attempt(JobContext):
     settings: Settings
     #: The bytes that this job reserves of its account's quota. It observes every stream to a store.
     held: Held = UNLIMITED
+    #: The vCenters that this attempt has logged in to. The copies for the clean-up share it.
+    reached: set[str] = field(default_factory=set)
     #: Seconds before the first resumption of a stream. Each further resumption doubles them.
     resume_delay_s: float = 1.0
 

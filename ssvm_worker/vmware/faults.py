@@ -44,6 +44,12 @@ _MEANINGS: tuple[tuple[tuple[type, ...], type[WorkerError], str, str], ...] = (
     ((vim.fault.NotAuthenticated,), SourceUnavailable, "the session has ended", "Try again"),
     ((vmodl.fault.ManagedObjectNotFound,), SourceNotFound, "the object is gone", "Check if it was deleted or moved"),
     ((vim.fault.Timedout,), LeaseLost, "the lease has expired", "Try again; a slow store can be the reason"),
+    (
+        (vim.fault.InvalidHostState,),
+        ResourceBusy,
+        "the state of the host does not allow it",
+        "Check if the host is in maintenance mode; try again later",
+    ),
     (BUSY, ResourceBusy, "another task holds the VM", "Try again later"),
     (
         (vim.fault.MethodDisabled, vim.fault.DisallowedOperationOnFailoverHost),
@@ -64,6 +70,7 @@ _MEANINGS: tuple[tuple[tuple[type, ...], type[WorkerError], str, str], ...] = (
         (
             *UNSUPPORTED,
             vmodl.fault.InvalidArgument,
+            vmodl.query.InvalidProperty,
             vim.fault.OvfFault,
             vim.fault.InvalidName,
             vim.fault.DuplicateName,

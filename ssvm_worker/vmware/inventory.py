@@ -91,6 +91,8 @@ def host_of(connection: Connection, vm: Any) -> str:
     with translated("Searching for the VM's host", vm._moId):
         try:
             host = connection.read(vm, "runtime.host")["runtime.host"]
+        except vim.fault.NotAuthenticated:  # a SecurityError too
+            raise
         except vmodl.fault.SecurityError:
             host = None
     return f"{connection.address.name}:{host._moId if host else '?'}"
@@ -126,6 +128,8 @@ def datastores_of(connection: Connection, vm: Any) -> list[DatastoreSpace]:
         for each in connection.read(vm, "datastore")["datastore"] or ():
             try:
                 summary = connection.read(each, "summary")["summary"]
+            except vim.fault.NotAuthenticated:
+                raise
             except vmodl.fault.SecurityError:
                 continue
             if summary:

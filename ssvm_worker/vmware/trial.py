@@ -331,6 +331,8 @@ class Trial:
         answer |= first.facts()
         if first.body_end:
             switches["body_end"] = first.body_end
+        if first.walk.kinds["progress"]:
+            switches["progress_markers"] = "dirty" if first.walk.dirty else "clean"
         manifest, more = self._manifest(file, first)
         return answer | {"manifest": manifest}, switches | more
 

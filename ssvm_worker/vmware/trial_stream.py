@@ -22,6 +22,7 @@ _SECTOR = 512
 _MARKER = struct.Struct("<QII")
 _GRAIN_HEAD = 12
 _KINDS = ("end", "table", "directory", "footer", "progress")
+_PROGRESS = 4
 #: Magic, version, flags, capacity, grain size; and the overhead at offset 64. Source: "Virtual Disk Format 5.0".
 _HEADER = struct.Struct("<4sIIQQ")
 #: The largest grain that is inflated. A stream with larger grains has no count of zero grains.
@@ -92,7 +93,7 @@ class MarkerWalk:
             else:
                 self._skip = rest
             return
-        self.dirty += any(sector[_MARKER.size :])
+        self.dirty += any(sector[_MARKER.size + (8 if kind == _PROGRESS else 0) :])  # it has the place in the disk
         self.kinds[_KINDS[kind] if kind < len(_KINDS) else "unknown"] += 1
         self._skip = value * _SECTOR if kind < len(_KINDS) - 1 else 0
 

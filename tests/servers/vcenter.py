@@ -75,12 +75,18 @@ def esx(esx_process: VCenterSimulator) -> Iterator[VCenterSimulator]:
     esx_process.fault()
 
 
+def profile(name: str) -> dict[str, Any]:
+    """Return the switches of a profile in the tests' data."""
+    path = Path(__file__).parents[1] / f"data/vmware/profiles/{name}.json"
+    return dict(json.loads(path.read_text())["switches"])
+
+
 def make_vm(simulator: VCenterSimulator, *sizes: int, modes: tuple[str, ...] = (), **more: Any) -> TestVM:
     """Return a VM with disks of those sizes in bytes. Half of each is random. *more*: see ``add_vm``."""
     raws = [(os.urandom(size // 2) + bytes(size))[:size] for size in sizes]
     streams = [stream_optimized(raw) for raw in raws]
     machine = simulator.add_vm(f"vm{next(_numbers)}", streams, sizes, modes, **more)
-    return TestVM(machine, raws, streams)
+    return TestVM(machine, raws, [simulator.sent(each) for each in streams])
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import (
 
 // strike simulates an event during a transfer. "logout" ends every session. "restart" also ends the data streams.
 // "delete" removes the VM. "unsnap" removes its snapshots. "migrate" moves the VM to another host.
+// "maintenance" puts the VM's host into maintenance mode until the faults are replaced. "evacuate" also moves the VM.
 func (w *world) strike(what string, vm types.ManagedObjectReference) {
 	own := &simulator.Context{Context: context.Background(), Session: &simulator.Session{}, Map: w.registry}
 	switch what {
@@ -26,6 +27,11 @@ func (w *world) strike(what string, vm types.ManagedObjectReference) {
 	case "logout":
 		w.endSessions(own)
 	case "migrate":
+		w.migrate(vm)
+	case "maintenance":
+		w.enterMaintenance(vm)
+	case "evacuate":
+		w.enterMaintenance(vm)
 		w.migrate(vm)
 	case "delete":
 		w.unsnap(own, vm)
@@ -75,6 +81,20 @@ func (w *world) migrate(vm types.ManagedObjectReference) {
 			break
 		}
 	}
+	w.endLeases(vm)
+}
+
+// enterMaintenance puts the host of a VM into maintenance mode and ends the leases of the VM.
+func (w *world) enterMaintenance(vm types.ManagedObjectReference) {
+	w.hostOf(vm).Runtime.InMaintenanceMode = true
+	w.endLeases(vm)
+}
+
+func (w *world) hostOf(vm types.ManagedObjectReference) *simulator.HostSystem {
+	return w.registry.Get(*w.registry.Get(vm).(*simulator.VirtualMachine).Runtime.Host).(*simulator.HostSystem)
+}
+
+func (w *world) endLeases(vm types.ManagedObjectReference) {
 	for _, each := range w.allLeases() {
 		if each.vm == vm {
 			each.expire()

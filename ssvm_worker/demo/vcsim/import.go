@@ -80,7 +80,7 @@ func (w *world) dressImport(it *simulator.HttpNfcLease, now faults) {
 	}
 	for number := range it.Info.DeviceUrl {
 		each := &it.Info.DeviceUrl[number]
-		each.SslThumbprint = w.thumbprint
+		each.SslThumbprint, each.SslCertificate = w.thumbprint, now.Certificate
 		if now.Thumbprint != nil {
 			each.SslThumbprint = *now.Thumbprint
 		}
@@ -93,24 +93,53 @@ func (w *world) undoWhenLost(ctx *simulator.Context, it *simulator.HttpNfcLease)
 	vm := it.Info.Entity
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.leases[it.Self.Value].undo = func() {
-		if found, ok := own.Map.Get(vm).(*simulator.VirtualMachine); ok {
-			found.DestroyTask(own, &types.Destroy_Task{This: vm})
+	w.leases[it.Self.Value].undo = func() string {
+		found, ok := own.Map.Get(vm).(*simulator.VirtualMachine)
+		if !ok {
+			return ""
 		}
+		directory := w.directoryOf(found)
+		found.DestroyTask(own, &types.Destroy_Task{This: vm})
+		return directory
 	}
 }
 
-// undo removes the VM of an import's lease. It ignores the leases of exports.
-func (w *world) undo(id string) {
+// settle waits until a directory is gone: the real product deletes the files of a VM before it answers.
+func settle(directory string) {
+	for range 300_000 {
+		if _, err := os.Stat(directory); directory == "" || err != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// directoryOf returns the local directory of a VM.
+func (w *world) directoryOf(vm *simulator.VirtualMachine) string {
+	var place object.DatastorePath
+	if !place.FromString(vm.Config.Files.LogDirectory) || place.Path == "" {
+		return ""
+	}
+	for _, found := range w.registry.All("Datastore") {
+		if store := found.(*simulator.Datastore); store.Name == place.Datastore {
+			return path.Join(store.Summary.Url, place.Path)
+		}
+	}
+	return ""
+}
+
+// undo starts the removal of the VM of an import's lease, and returns its directory. It ignores the leases of exports.
+func (w *world) undo(id string) string {
 	w.mu.Lock()
-	var undo func()
+	var undo func() string
 	if mine := w.leases[id]; mine != nil {
 		undo, mine.undo = mine.undo, nil
 	}
 	w.mu.Unlock()
-	if undo != nil {
-		undo()
+	if undo == nil {
+		return ""
 	}
+	return undo()
 }
 
 // takeData stores an upload at the path that an export of the new VM reads.

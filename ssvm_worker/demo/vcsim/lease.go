@@ -36,7 +36,7 @@ type lease struct {
 	chosen map[string]string
 	sent   map[string]*sums
 	// undo removes the VM that an import has created.
-	undo func()
+	undo func() string
 }
 
 // snapshot is a snapshot whose export behaves like a real host's: correct thumbprint and keys, and a lease that can expire.
@@ -49,6 +49,9 @@ type snapshot struct {
 func (s *snapshot) ExportSnapshot(ctx *simulator.Context, req *types.ExportSnapshot) soapFault {
 	if now, _ := s.world.now(); now.Exclusive && s.world.isLeased(s.Vm) {
 		return &methods.ExportSnapshotBody{Fault_: simulator.Fault("busy", newFault("TaskInProgress"))}
+	}
+	if s.world.hostOf(s.Vm).Runtime.InMaintenanceMode {
+		return &methods.ExportSnapshotBody{Fault_: simulator.Fault("maintenance", newFault("InvalidHostState"))}
 	}
 	res := s.VirtualMachineSnapshot.ExportSnapshot(ctx, req)
 	body, ok := res.(*methods.ExportSnapshotBody)

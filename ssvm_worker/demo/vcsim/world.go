@@ -129,7 +129,8 @@ type getFault struct {
 	// NeedsCookie returns status 403 for a GET without the session's cookie.
 	NeedsCookie bool `json:"needs_cookie"`
 	// Do is an action after At bytes: "cut" the connection, "end" the body properly, "stall", or "expire" the lease.
-	// It may also be an event of strike: restart, delete, unsnap or migrate, which then cuts the connection.
+	// It may also be an event of strike: restart, delete, unsnap, migrate, maintenance or evacuate. The event then cuts
+	// the connection.
 	// The event logout does not cut the connection. Neither does "silence", a pause of Seconds.
 	// The answer to an upload with the fault "late" comes after Seconds.
 	Seconds float64 `json:"seconds"`
@@ -216,7 +217,7 @@ func (w *world) intercept(ctx *simulator.Context, method *simulator.Method) (mo.
 	w.stepInto(ctx, method)
 	if method.This.Type == "HttpNfcLease" {
 		if method.Name == "HttpNfcLeaseAbort" {
-			w.undo(method.This.Value)
+			settle(w.undo(method.This.Value))
 		}
 		return nil, w.leaseCall(method)
 	}

@@ -67,7 +67,7 @@ class DiskExport:
         self._open = 0
         self._lock = threading.Lock()
         #: None for a snapshot that another program made: the job would not remove it.
-        self._space = SpaceWatch(vm) if snapshot.ours else None
+        self._space = SpaceWatch(attempt, vm) if snapshot.ours else None
         #: The watch of the VM's power state, with its warnings.
         self.power = PowerWatch(attempt, vm)
 

@@ -94,6 +94,7 @@ def _back_up(request: Request, attempt: Attempt, stores: dict[str, Store]) -> di
         attempt.services.connections.vcenter(request.vcenter, attempt.check) as session,
         ExitStack() as slots,
     ):
+        attempt.reached.add(request.vcenter)
         vm: VM = session.find_vm(request.vm)
         try:
             # Check VM and stores before any change.

@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from ssvm_worker.errors import SourceDenied
+from ssvm_worker.errors import Cancelled, SourceDenied, WorkerError
 from ssvm_worker.jobs.attempt import Attempt
 from ssvm_worker.units import human_size
 
@@ -55,7 +55,8 @@ def check_datastores(vm: VM) -> list[PreflightFinding]:
 class SpaceWatch:
     """The check of the datastores during an export. Threads may share it."""
 
-    def __init__(self, vm: VM) -> None:
+    def __init__(self, attempt: Attempt, vm: VM) -> None:
+        self._attempt = attempt
         self._vm = vm
         self._lock = threading.Lock()
         self._next = time.monotonic() + _EVERY_S
@@ -63,6 +64,7 @@ class SpaceWatch:
     def check(self) -> None:
         """Raise SourceDenied if a datastore has too little space. Ask vSphere at most once in ``_EVERY_S`` seconds.
 
+        If vSphere does not answer, the export continues, and the next check asks again.
         The error is permanent, so that the job removes its snapshot at once: a failed backup is better than paused VMs.
         """
         from ssvm_worker.vmware.preflight import ERROR
@@ -71,7 +73,13 @@ class SpaceWatch:
             if time.monotonic() < self._next:
                 return
             self._next = time.monotonic() + _EVERY_S
-
-        if short := [each.detail for each in check_datastores(self._vm) if each.state == ERROR]:
+        try:
+            findings = check_datastores(self._vm)
+        except Cancelled:
+            raise
+        except WorkerError as error:
+            self._attempt.log.warning("the free space of the VM's datastores is not known: %s", error)
+            return
+        if short := [each.detail for each in findings if each.state == ERROR]:
             what = f"The backup ends before the snapshot fills a datastore: {'; '.join(short)}"
             raise SourceDenied(what, self._vm.moref, "Free space on the datastore, or lower datastore_min_percent")

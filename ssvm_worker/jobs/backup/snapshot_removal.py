@@ -88,7 +88,7 @@ def remove_leftover(attempt: Attempt, vcenter: str, vm: str) -> bool:
     except InvalidRequest:
         return True  # the settings lack the vCenter, so no attempt has made a snapshot
     except WorkerError as error:
-        if attempt.number == 1 and attempt.progress.stage == "connecting":
-            return False  # the only attempt has not reached vCenter
+        if attempt.number == 1 and vcenter not in attempt.reached:
+            return False  # the only attempt has made no snapshot
         attempt.log.warning("job %s may have left a snapshot behind: %s", attempt.job_id, error)
         return False

@@ -29,15 +29,31 @@ def restore_vm(vcenter: str, target: VmTarget, attempt: Attempt, disks: list[Bac
     """Create the VM, send its disks, and keep the VM if all data agrees with the manifest.
 
     After an error, vSphere removes the VM with the lease.
+    Some versions of vSphere may give a wrong lease manifest. So the second import decides: if its manifest differs too,
+    the VM is kept with a warning. With ``differing_lease_manifest = "fail"`` the first difference fails the job.
     """
-    descriptor = _descriptor(disks[0])
-    attempt.progress.start("connecting")
     session: VCenterSession
-    with (
-        attempt.services.connections.vcenter(vcenter, attempt.check) as session,
-        session.deploy(target, attempt.job_id) as new_vm,
-    ):
-        new_vm.prepare(descriptor)
+    attempt.progress.start("connecting")
+    with attempt.services.connections.vcenter(vcenter, attempt.check) as session:
+        differing: list[str] = []
+        try:
+            return _import(session, target, attempt, disks, differing)
+        except SourceUnavailable as error:
+            if not differing or session.options.differing_lease_manifest == "fail":
+                raise
+            attempt.log.warning("%s: importing once more: %s", target.name, error)
+        return _import(session, target, attempt, disks, differing)
+
+
+def _import(
+    session: VCenterSession, target: VmTarget, attempt: Attempt, disks: list[BackupDisk], differing: list[str]
+) -> dict[str, Any]:
+    """Import the VM once. *differing* has the differences of the lease manifest of an earlier import.
+
+    Raises SourceUnavailable, and adds the differences to *differing*, if it was empty and the lease manifest differs.
+    """
+    with session.deploy(target, attempt.job_id) as new_vm:
+        new_vm.prepare(_descriptor(disks[0]))
         uploads = [_upload(file, disks) for file in new_vm.files]
         for warning in new_vm.warnings:
             attempt.log.warning("vCenter warns about %s: %s", target.name, warning)
@@ -45,6 +61,11 @@ def restore_vm(vcenter: str, target: VmTarget, attempt: Attempt, disks: list[Bac
         lease = new_vm.open()
         attempt.progress.start("restoring", sum(each.total for each in uploads))
         sent = _send_all(attempt, new_vm, lease, uploads, session.options.parallel_disks)
+        found = [text for each in sent if (text := each.pop("differs"))]
+        if found and not differing:
+            differing += found
+            raise SourceUnavailable(found[0], target.name, "Check the host and the network path to it")
+        new_vm.warnings += found
         attempt.confirm()
         new_vm.complete()
     return {"vm": lease.vm, "name": target.name, "files": sent, "warnings": new_vm.warnings}
@@ -128,7 +149,7 @@ def _send_all(
 
 
 def _send(attempt: Attempt, new_vm: Import, lease: Lease, upload: _Upload, check: Check) -> dict[str, Any]:
-    """Send one file, and compare the sent data with the lease manifest."""
+    """Send one file, and compare the sent data with the lease manifest: ``differs`` in the result is a difference."""
     hasher = Hasher(lease.algorithm)
 
     def advance(_: bytes) -> None:
@@ -143,19 +164,16 @@ def _send(attempt: Attempt, new_vm: Import, lease: Lease, upload: _Upload, check
             check=check,
         )
     received = lease.manifest_entry(new_vm.file_of(upload.file))
-    if received is not None and (received.size, received.digest) != (
-        hasher.size,
-        hasher.digest(received.digest.algorithm),
-    ):
-        raise SourceUnavailable(
-            f"The host received {received.size} bytes with {received.digest}; "
-            f"the worker sent {hasher.size} with {hasher.digest(received.digest.algorithm)}",
-            upload.label,
-            "The worker tries again. If the error persists, check the host and the network path to it",
-        )
+    differs = ""
+    if received is not None:
+        digest = hasher.digest(received.digest.algorithm)
+        if (received.size, received.digest) != (hasher.size, digest):
+            differs = f"{upload.label}: vSphere says that it received {received.size} bytes with {received.digest}; "
+            differs += f"the worker sent {hasher.size} with {digest}"
     return {
         "file": upload.label,
         "size": hasher.size,
         "digest": str(hasher.digest()),
-        "confirmed": received is not None,
+        "confirmed": received is not None and not differs,
+        "differs": differs,
     }

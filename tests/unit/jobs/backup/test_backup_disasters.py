@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ssvm_worker.artifacts.manifest import read_manifest
-from ssvm_worker.errors import SourceDenied, SourceNotFound, SourceUnavailable
+from ssvm_worker.errors import ResourceBusy, SourceDenied, SourceNotFound, SourceUnavailable
 from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.vmware.session import VCenterSession
 from tests.backup_bench import FAST, Bench, assert_whole
@@ -18,9 +18,9 @@ def strike(bench: Bench, what: str) -> None:
     bench.vcenter.fault(get={"file": "disk-1.vmdk", "do": what, "at": 300_000, "times": 1})
 
 
-@pytest.mark.parametrize("what", ["logout", "restart", "migrate", "expire", "cut"])
+@pytest.mark.parametrize("what", ["logout", "restart", "migrate", "evacuate", "expire", "cut"])
 def test_survived(bench: Bench, vm: TestVM, what: str) -> None:
-    """After a session end, a vCenter restart or a VM migration, the same attempt continues with another lease."""
+    """After a session end, a vCenter restart or a move of the VM, the same attempt continues with another lease."""
     strike(bench, what)
     before = bench.fetches("disk-1.vmdk")
     result = bench.run(vm, stores=["primary", "archive"])
@@ -38,6 +38,23 @@ def test_session_ends_behind_the_last_disk(bench: Bench, vm: TestVM) -> None:
     bench.run(vm)
     manifest = read_manifest(bench.primary, bench.request(vm).artifact)
     assert manifest.facts["descriptor"] == "the server's"
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["ends", "continues"])
+def test_host_in_maintenance(bench: Bench, vm: TestVM, ends: bool) -> None:
+    """If the VM stays on a host in maintenance mode, the error says so, and the next attempt continues or cleans up."""
+    strike(bench, "maintenance")
+    with pytest.raises(ResourceBusy, match="Check if the host is in maintenance mode"):
+        backup.run(bench.request(vm), bench.attempt(will_resume=lambda _: True))
+    if ends:
+        bench.vcenter.fault()
+        assert bench.run(vm)["snapshot_removed"] is True
+        assert_whole(bench.primary, *vm.streams)
+        return
+    error = bench.fail(vm)
+    assert isinstance(error, ResourceBusy)
+    assert "is in maintenance mode" in error.what
+    assert not bench.left()
 
 
 def test_vm_deleted(bench: Bench, vm: TestVM) -> None:

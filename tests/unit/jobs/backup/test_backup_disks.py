@@ -14,10 +14,12 @@ from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.errors import Permanent, Retryable, SourceUnavailable, StoreUnavailable
 from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.jobs.parallel import in_parallel
+from ssvm_worker.jobs.restore.backup_reader import read_backup
 from ssvm_worker.ledger.slots import LocalSlots, Wait
 from ssvm_worker.stores.memory import MemoryStore
 from ssvm_worker.streaming.pipeline import read_bytes
 from ssvm_worker.units import KiB, MiB
+from ssvm_worker.vmware.trial_stream import MarkerWalk
 from tests.backup_bench import FAST, PREFIX, Bench, assert_whole
 from tests.faults import store_failing, store_stalling
 from tests.servers.vcenter import TestVM, make_vm
@@ -93,6 +95,22 @@ def test_silent_stream(bench: Bench, vm: TestVM) -> None:
     bench.vcenter.fault(get={"do": "stall", "at": 1000})
     bench.address = {"stream_timeout_s": 0.5}
     assert isinstance(bench.fail(vm, id="b2"), SourceUnavailable)
+
+
+@pytest.mark.parametrize("mode", ["full", "incremental"])
+@pytest.mark.parametrize("markers", ["clean", "dirty"])
+def test_progress_markers(bench: Bench, markers: str, mode: str) -> None:
+    """A host may send progress markers, and left-over bytes in each marker: the backup is whole and has no warning."""
+    with bench.vcenter.behaving_like({"switches": {"progress_markers": markers}}):
+        vm = make_vm(bench.vcenter, 256 * KiB)
+        bench.run(vm, mode=mode)
+    walk = MarkerWalk()
+    walk(vm.streams[0])
+    assert (walk.kinds["progress"], walk.dirty > 0) == (2, markers == "dirty")
+    manifest = read_manifest(bench.primary, bench.request(vm).artifact)
+    assert [each.facts["warnings"] for each in manifest.entries if "warnings" in each.facts] == [[]]
+    (disk,) = read_backup(bench.attempt(), bench.primary, bench.request(vm).artifact)
+    assert b"".join(disk.image("raw", "x")) == vm.raws[0]
 
 
 def test_one_fails(bench: Bench) -> None:

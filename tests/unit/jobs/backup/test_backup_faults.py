@@ -95,6 +95,7 @@ FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
             "HostCommunication": SourceUnavailable,
         }.items()
     },
+    "vCenter lacks a property": ({"calls": {"ExportSnapshot": "InvalidProperty"}}, InvalidRequest),
     "the export is not supported": ({"calls": {"ExportSnapshot": "NotSupported"}}, InvalidRequest),
     "the export meets an unsupported device": (
         {"calls": {"ExportSnapshot": "OvfUnsupportedDeviceExport"}},
@@ -321,6 +322,18 @@ def test_no_session(bench: Bench, vm: TestVM, address: dict[str, Any], expected:
     bench.address = address
     assert isinstance(bench.fail(vm), expected)
     assert not bench.left()
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_clean_up_without_vcenter(bench: Bench, vm: TestVM, caplog: pytest.LogCaptureFixture, reached: bool) -> None:
+    """A clean-up that cannot log in warns of a snapshot only if the attempt could make one."""
+    attempt = bench.attempt()
+    bench.vcenter.fault(calls={"ExportSnapshot" if reached else "Login": "SystemError"})
+    with pytest.raises(SourceUnavailable):
+        backup.run(bench.request(vm), attempt)
+    bench.vcenter.fault(calls={"Login": "SystemError"})
+    backup.discard(bench.request(vm), attempt)
+    assert ("may have left a snapshot" in caplog.text) is reached
 
 
 def test_permanent_is_not_tried_again(bench: Bench, vm: TestVM) -> None:

@@ -10,11 +10,12 @@ import pytest
 from pyVmomi import vim
 
 from ssvm_worker.artifacts.manifest import read_manifest
-from ssvm_worker.errors import Cancelled, SourceDenied
+from ssvm_worker.errors import Cancelled, SourceDenied, SourceUnavailable
 from ssvm_worker.jobs.backup import job as backup
 from ssvm_worker.jobs.backup import power_watch, snapshot_limits
 from ssvm_worker.ledger.slots import LocalSlots, Wait
 from ssvm_worker.units import KiB
+from ssvm_worker.vmware.session import VM
 from tests.backup_bench import FAST, Bench, assert_whole
 from tests.servers.vcenter import TestVM, make_vm
 from tests.waiting import CLAIM_S
@@ -80,6 +81,14 @@ def test_session_expires_in_the_queue(bench: Bench, vm: TestVM, at: str) -> None
     assert_whole(bench.primary, *vm.streams)
 
 
+def test_expired_session_is_an_error(bench: Bench, vm: TestVM) -> None:
+    """A session that has ended is an error, and not a host that the user may not read: its slots would be wrong."""
+    with bench.session(vm) as it:
+        bench.vcenter.fault(calls={"RetrievePropertiesEx": {"fault": "NotAuthenticated", "times": 1}})
+        with pytest.raises(SourceUnavailable, match="the session has ended"):
+            it.host()
+
+
 def test_vmotion_in_the_queue(bench: Bench, vm: TestVM) -> None:
     """If the VM moves while the job waits for a slot, the job takes a slot of the new host."""
     slots = bench.attempt_fields["slots"] = Eventful(bench, "migrate", vm=vm.machine.id)
@@ -121,6 +130,30 @@ def test_datastore_fills_during_the_export(bench: Bench, monkeypatch: pytest.Mon
     assert "ssvm-backup-job-1" not in bench.vcenter.state()["snapshots"]
     bench.vcenter.fault()
     backup.discard(bench.request(vm), bench.attempt())
+
+
+def test_unknown_free_space(bench: Bench, vm: TestVM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If vSphere does not answer the question for the free space during the export, the export continues."""
+    monkeypatch.setattr(snapshot_limits, "_EVERY_S", 0.0)
+    bench.options = FAST.model_copy(update={"lease_tries": 1})
+    asked = []
+
+    def unanswered(_: VM) -> None:
+        asked.append(1)
+        raise SourceUnavailable("Reading the VM's datastores: the session has ended", vm.machine.id)
+
+    class Failing(LocalSlots):
+        @contextmanager
+        def hold(self, name: str, limit: int, wait: Wait) -> Iterator[None]:
+            if name.startswith("esxi:"):
+                monkeypatch.setattr(VM, "datastores", unanswered)
+            with super().hold(name, limit, wait):
+                yield
+
+    bench.attempt_fields["slots"] = Failing()
+    bench.run(vm)
+    assert asked
+    assert_whole(bench.primary, *vm.streams)
 
 
 @pytest.mark.parametrize(("locks", "pause_s"), [(False, 0.0), (True, 0.0), (True, 1e6)])

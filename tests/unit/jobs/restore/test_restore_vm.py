@@ -260,7 +260,6 @@ FAULTS: dict[str, tuple[dict[str, Any], type[WorkerError]]] = {
     "the lease expires in the middle": ({"put": {"do": "expire", "at": 300_000}}, Retryable),
     "status 503": ({"put": {"status": 503}}, SourceUnavailable),
     "status 404": ({"put": {"status": 404}}, Retryable),
-    "the host's manifest says something else": ({"manifest": "wrong"}, SourceUnavailable),
     "the lease ends in an error": ({"lease_error": "Timedout"}, LeaseLost),
     "no privilege to import": ({"calls": {"ImportVApp": "NoPermission"}}, SourceDenied),
     "the OVF is not judged": ({"calls": {"CreateImportSpec": "RuntimeFault"}}, SourceUnavailable),
@@ -275,6 +274,21 @@ def test_faults(restores: Restores, name: str) -> None:
     fault, expected = FAULTS[name]
     restores.vcenter.fault(**fault)
     assert isinstance(restores.fail(), expected)
+
+
+@pytest.mark.parametrize("reaction", ["warn", "fail"])
+@pytest.mark.parametrize("manifest", ["wrong", "zero_size"])
+def test_manifest_differs(restores: Restores, manifest: str, reaction: str) -> None:
+    """If two lease manifests contradict the sent bytes, the VM is kept with a warning, or removed with the setting."""
+    restores.vcenter.fault(manifest=manifest)
+    restores.options = restores.options.model_copy(update={"differing_lease_manifest": reaction})
+    if reaction == "fail":
+        assert isinstance(restores.fail(), SourceUnavailable)
+        return
+    made = restore.run(asked(), restores.attempt())
+    assert made["vm"] == restores.find()
+    assert [each["confirmed"] for each in made["files"]] == [False, False]
+    assert sum("vSphere says that it received" in each for each in made["warnings"]) == 2
 
 
 def test_never_ready(restores: Restores) -> None:
