@@ -77,8 +77,8 @@ chaos: install go ## run the long tests, then N=200 random faults during real jo
 	$(PYTEST) -n $(TESTERS) --dist worksteal -m soak
 	$(BIN)/python -m chaos --faults $(N) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-cloudstack-peer: install ## run stories with a real CloudStack management server (docs/how-to/cloudstack-peer.md); PEER=host:port
-	PEER=$(PEER) $(BIN)/python -m tests.cloudstack_peer
+cloudstack-peer: install ## run stories with a real CloudStack management server (docs/how-to/cloudstack-peer.md); PEER=host:port STORIES='life copy'
+	PEER=$(PEER) STORIES='$(STORIES)' $(BIN)/python -m tests.cloudstack_stories
 
 bench: install go ## compare our jobs with curl, aria2, s5cmd, rclone and govc
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,7 +1,4 @@
-"""``make cloudstack-peer PEER=host:port``: stories with a real management server, through its API.
-
-docs/how-to/cloudstack-peer.md says what the operator prepares. All values come from the environment.
-"""
+"""A management server that only its API commands, with our worker and agent as processes on this host."""
 
 from __future__ import annotations
 
@@ -11,16 +8,32 @@ import hmac
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import trustme
+from urllib3.filepost import encode_multipart_formdata
+
+from ssvm_worker.formats.writers.qcow2 import CLUSTER, qcow2
+
+#: Seconds until a wait is given up, and between two looks.
 _WAIT_S = 1800.0
-_POLL_S = 2.0
+_POLL_S = float(os.environ.get("PEER_POLL_S", "2"))
+
+
+class StorySkipped(Exception):
+    """This server cannot be told the story."""
 
 
 def signed(parameters: Mapping[str, str], secret: str) -> str:
@@ -45,8 +58,11 @@ class Api:
     def call(self, command: str, **parameters: str) -> dict[str, Any]:
         """Return the answer to a command. Of an asynchronous one, return the result of its job."""
         given = {"command": command, "apiKey": self._key, "response": "json"} | parameters
-        with urllib.request.urlopen(f"{self._url}?{signed(given, self._secret)}", timeout=120) as answer:
-            ((_, content),) = json.load(answer).items()
+        try:
+            with urllib.request.urlopen(f"{self._url}?{signed(given, self._secret)}", timeout=120) as answer:
+                ((_, content),) = json.load(answer).items()
+        except urllib.error.HTTPError as error:
+            raise SystemExit(f"{command} failed: {error}: {error.read()[:500]!r}") from error
         if "jobid" not in content or command == "queryAsyncJobResult":
             return dict(content)
         found: dict[str, Any] = {}
@@ -65,20 +81,43 @@ class Peer:
     """The processes of this program, and the server that they serve."""
 
     def __init__(self, api: Api, environ: Mapping[str, str]) -> None:
-        self._api, self._zone, self._os_type = api, environ["CLOUDSTACK_ZONE"], environ["CLOUDSTACK_OSTYPE"]
-        self._url, self._host = environ["TEMPLATE_URL"], environ["AGENT_NAME"]
+        self.call = api.call
+        self.zone = environ["CLOUDSTACK_ZONE"]
+        self._given, self._host = environ, environ["AGENT_NAME"]
         server, _, port = environ["PEER"].rpartition(":")
+        self._server = (server, int(port))
+        #: Without the values of this program, of which some begin like our settings.
         self._environ = {**environ, "SSVM_CLOUDSTACK__SERVERS": server, "SSVM_CLOUDSTACK__PORT": port}
-        self._environ = {name: each for name, each in self._environ.items() if name not in ("PEER", "AGENT_NAME")}
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._directory = Path(tempfile.mkdtemp(prefix="cloudstack-peer-"))
 
-    def start(self) -> None:
+    def needed(self, name: str, what: str) -> str:
+        """Return a value of the environment. Without it the story is skipped."""
+        if not (value := self._given.get(name)):
+            raise StorySkipped(f"set {name} to {what}")
+        return value
+
+    def shell(self, command: str) -> None:
+        """Run a command of the operator."""
+        say(f"$ {command}")
+        subprocess.run(command, shell=True, check=True)
+
+    # The processes
+
+    def start(self, certificate: Path | None = None) -> None:
         """Start a worker and an agent, and wait until the host is Up."""
-        for command in ("worker", "agent"):
-            words = [sys.executable, "-m", "ssvm_worker", command]
-            self._processes.append(subprocess.Popen(words, env=self._environ, start_new_session=True))
-        wait(lambda: self._state() == "Up", f"{self._host} is Up")
-        say(f"{self._host} is Up")
+        self._start("worker")
+        self._start("agent", certificate)
+        self.wait_up()
+
+    def _start(self, command: str, certificate: Path | None = None, log: Path | None = None) -> None:
+        words = [sys.executable, "-m", "ssvm_worker", command]
+        names = {"CERTIFICATE_FILE": "cloud.crt", "KEY_FILE": "cloud.key"} if certificate else {}
+        environ = self._environ | {f"SSVM_CLOUDSTACK__{each}": f"{certificate}/{file}" for each, file in names.items()}
+        output = log.open("wb") if log else None
+        self._processes.append(
+            subprocess.Popen(words, env=environ, start_new_session=True, stdout=output, stderr=output)
+        )
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Send a signal to all processes and wait for their end."""
@@ -87,86 +126,176 @@ class Peer:
             each.wait(120)
         self._processes.clear()
 
-    def _state(self) -> str:
-        hosts = self._api.call("listHosts", type="SecondaryStorageVM", zoneid=self._zone).get("host", [])
-        return next((each["state"] for each in hosts if each["name"] == self._host), "unknown")
+    def check_refused(self, certificate: Path) -> None:
+        """Start an agent with a certificate, and wait until it says that the server has refused it."""
+        log = self._directory / f"{certificate.name}.log"
+        self._start("agent", certificate, log)
+        wait(lambda: "certificate of the agent failed" in log.read_text(), f"the certificate is refused: {log}")
+        self.stop()
+        if (state := self.host().get("state")) == "Up":
+            raise SystemExit(f"{self._host} is {state}")
 
-    def register(self, name: str) -> str:
+    # The server
+
+    def host(self) -> dict[str, Any]:
+        """Return the row of the agent, or nothing."""
+        hosts = self.call("listHosts", type="SecondaryStorageVM", zoneid=self.zone).get("host", [])
+        return next((dict(each) for each in hosts if each["name"] == self._host), {})
+
+    def wait_up(self) -> None:
+        """Wait until the host is Up."""
+        wait(lambda: self.host().get("state") == "Up", f"{self._host} is Up")
+        say(f"{self._host} is Up")
+
+    def server_of_host(self) -> str:
+        """Return the id of the server that has the connection of the agent."""
+        return str(self.host().get("managementserverid", ""))
+
+    def servers(self) -> list[dict[str, Any]]:
+        """Return the management servers that are Up."""
+        found = self.call("listManagementServers").get("managementserver", [])
+        return [each for each in found if each["state"] == "Up"]
+
+    def stores(self) -> list[dict[str, Any]]:
+        """Return the image stores of the zone."""
+        return list(self.call("listImageStores", zoneid=self.zone).get("imagestore", []))
+
+    def has_system_vm(self) -> bool:
+        """Return whether the zone has a running SSVM, whose address links and uploads use."""
+        found = self.call("listSystemVms", systemvmtype="secondarystoragevm", zoneid=self.zone)
+        return any(each["state"] == "Running" for each in found.get("systemvm", []))
+
+    @contextmanager
+    def settings(self, wanted: Mapping[str, str]) -> Iterator[None]:
+        """Change global settings while the block runs."""
+        before = {}
+        for name in wanted:
+            found = self.call("listConfigurations", name=name)["configuration"]
+            before[name] = next(each["value"] for each in found if each["name"] == name)
+        try:
+            for name, value in wanted.items():
+                self.call("updateConfiguration", name=name, value=value)
+            yield
+        finally:
+            for name, value in before.items():
+                self.call("updateConfiguration", name=name, value=value)
+
+    # Certificates
+
+    def address(self) -> str:
+        """Return the address from which this host connects to the server."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(self._server)
+            return str(probe.getsockname()[0])
+
+    def issue(self, address: str, **fields: str) -> Path:
+        """Return the directory of a certificate that the server has issued."""
+        result = self.call("issueCertificate", domain=self._host, ipaddress=address, **fields)
+        found = result.get("certificates", result)
+        return self._keep(found["certificate"].encode(), found["privatekey"].encode())
+
+    def own_certificate(self) -> Path:
+        """Return the directory of a certificate for this host that the server has not issued."""
+        made = trustme.CA().issue_cert(self.address())
+        return self._keep(made.cert_chain_pems[0].bytes(), made.private_key_pem.bytes())
+
+    def _keep(self, certificate: bytes, key: bytes) -> Path:
+        directory = Path(tempfile.mkdtemp(dir=self._directory))
+        (directory / "cloud.crt").write_bytes(certificate)
+        (directory / "cloud.key").write_bytes(key)
+        return directory
+
+    # Templates
+
+    def register(self, name: str, url: str = "", **fields: str) -> str:
         """Register the template under that name and return its id."""
-        fields = {"name": name, "displaytext": name, "url": self._url, "zoneid": self._zone}
-        fields |= {"format": "QCOW2", "hypervisor": "KVM", "ostypeid": self._os_type, "isextractable": "true"}
-        (template,) = self._api.call("registerTemplate", **fields)["template"]
+        given = self._of_template(name) | {"url": url or self._given["TEMPLATE_URL"]} | fields
+        (template,) = self.call("registerTemplate", **given)["template"]
         return str(template["id"])
 
-    def wait_ready(self, template: str) -> None:
+    def _of_template(self, name: str) -> dict[str, str]:
+        name = f"ssvm-peer-{name}"
+        fields = {"name": name, "displaytext": name, "zoneid": self.zone, "format": "QCOW2", "hypervisor": "KVM"}
+        return fields | {"ostypeid": self._given["CLOUDSTACK_OSTYPE"], "isextractable": "true"}
+
+    def wait_moving(self, template: str) -> None:
+        """Wait until the server shows progress of the download, such as "7% Downloaded"."""
+
+        def moving() -> bool:
+            found = self._template(template, self.zone)
+            if found.get("isready"):
+                say("the download has ended already, so this shows little: choose a larger file for TEMPLATE_URL")
+            return bool(found.get("isready")) or str(found.get("status", ""))[:1] in tuple("123456789")
+
+        wait(moving, "the download has begun")
+
+    def wait_ready(self, template: str, zone: str = "") -> None:
         """Wait until the template is ready, and end the program if the server shows an error."""
 
         def ready() -> bool:
-            fields = {"templatefilter": "self", "id": template, "zoneid": self._zone}
-            (found,) = self._api.call("listTemplates", **fields)["template"]
+            found = self._template(template, zone or self.zone)
             status = str(found.get("status", ""))
             if any(word in status.lower() for word in ("error", "fail", "abandon")):
                 raise SystemExit(f"the server shows: {status}")
-            return bool(found["isready"])
+            return bool(found.get("isready"))
 
         wait(ready, "the template is ready")
         say(f"template {template} is ready")
 
-    def life(self) -> None:
-        """Register a template, make a link to it, and delete it."""
-        template = self.register("ssvm-peer-life")
-        self.wait_ready(template)
-        link = self._api.call("extractTemplate", id=template, mode="HTTP_DOWNLOAD", zoneid=self._zone)
-        say(f"link: {link['template']['url']}")
-        self._delete(template)
+    def _template(self, template: str, zone: str) -> dict[str, Any]:
+        found = self.call("listTemplates", templatefilter="self", id=template, zoneid=zone)
+        return next(iter(found.get("template", [])), {})
 
-    def killed(self) -> None:
-        """Kill agent and worker during a download, and start both again."""
-        template = self.register("ssvm-peer-killed")
-        time.sleep(_POLL_S)
-        self.stop(signal.SIGKILL)
-        say("agent and worker are killed")
-        self.start()
-        self.wait_ready(template)
-        self._delete(template)
+    def data_disks(self, template: str) -> list[dict[str, Any]]:
+        """Return the templates of the data disks of an OVA."""
+        found = self.call("listTemplates", templatefilter="self", parenttemplateid=template, zoneid=self.zone)
+        return list(found.get("template", []))
 
-    def _delete(self, template: str) -> None:
-        self._api.call("deleteTemplate", id=template, zoneid=self._zone)
+    def link(self, template: str) -> str:
+        """Return a download link."""
+        found = self.call("extractTemplate", id=template, mode="HTTP_DOWNLOAD", zoneid=self.zone)
+        return str(found["template"]["url"])
+
+    def upload(self, name: str) -> str:
+        """Upload an image as a browser does, and return the id of the template."""
+        content = self.call("getUploadParamsForTemplate", **self._of_template(name))
+        ticket = content.get("getuploadparams", content)
+        clusters = ((at, os.urandom(CLUSTER)) for at in range(0, 8 * CLUSTER, CLUSTER))
+        image = b"".join(qcow2(clusters, 1 << 30, 8, "a.qcow2"))
+        body, kind = encode_multipart_formdata({"file": ("a.qcow2", image, "application/octet-stream")})
+        headers = {f"X-{each}": ticket[each] for each in ("signature", "metadata", "expires")}
+        request = urllib.request.Request(ticket["postURL"], body, headers | {"Content-Type": kind})
+        trust = ssl.create_default_context(cafile=self._given.get("UPLOAD_CA_FILE"))
+        with urllib.request.urlopen(request, timeout=120, context=trust) as answer:
+            say(f"upload to {ticket['postURL']}: {answer.status}")
+        return str(ticket["id"])
+
+    def delete(self, template: str, zone: str = "") -> None:
+        """Delete the template."""
+        self.call("deleteTemplate", id=template, zoneid=zone or self.zone)
         say(f"template {template} is deleted")
 
 
 def wait(true: Callable[[], bool], what: str) -> None:
-    """Wait until *true* returns True. End the program after half an hour."""
+    """Wait until *true* returns True. End the program after half an hour.
+
+    A server that does not answer is waited for, because a story restarts it.
+    """
     deadline = time.monotonic() + _WAIT_S
-    while not true():
+    while not _is(true):
         if time.monotonic() > deadline:
             raise SystemExit(f"never came true: {what}")
         time.sleep(_POLL_S)
 
 
+def _is(true: Callable[[], bool]) -> bool:
+    try:
+        return true()
+    except OSError as error:
+        say(f"no answer: {error}")
+        return False
+
+
 def say(text: str) -> None:
     """Print a line at once."""
     print(text, flush=True)
-
-
-def main() -> int:
-    """Run all stories."""
-    needed = ("PEER", "CLOUDSTACK_API", "CLOUDSTACK_API_KEY", "CLOUDSTACK_SECRET_KEY", "CLOUDSTACK_ZONE")
-    needed += ("CLOUDSTACK_OSTYPE", "TEMPLATE_URL", "AGENT_NAME", "SSVM_CONFIG")
-    if missing := [name for name in needed if not os.environ.get(name)]:
-        raise SystemExit(f"set {', '.join(missing)}: docs/how-to/cloudstack-peer.md")
-    given = os.environ
-    api = Api(given["CLOUDSTACK_API"], given["CLOUDSTACK_API_KEY"], given["CLOUDSTACK_SECRET_KEY"])
-    peer = Peer(api, given)
-    try:
-        peer.start()
-        peer.life()
-        peer.killed()
-    finally:
-        peer.stop()
-    say("all stories have ended well")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

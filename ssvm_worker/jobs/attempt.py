@@ -19,7 +19,7 @@ from ssvm_worker.streaming.pipeline import Resuming
 from .services import JobServices
 
 #: The stage of an attempt that has not begun its first one.
-_NO_STAGE = "starting"
+NO_STAGE = "starting"
 
 
 class Progress:
@@ -35,7 +35,7 @@ class Progress:
         #: Moved bytes of all stages.
         self.moved = 0
         self.total: int | None = None
-        self.stage = _NO_STAGE
+        self.stage = NO_STAGE
         self._publish = publish
         self._every_s = every_s
         self._last = 0.0
@@ -45,17 +45,12 @@ class Progress:
 
     def start(self, stage: str, total: int | None = None, done: int = 0) -> None:
         """Begin a stage of *total* bytes, of which *done* bytes exist already."""
-        if self.has_begun:
+        if self.stage != NO_STAGE:
             self.publish()
         with self._lock:
             self.stage, self.total, self.bytes = stage, total, done
             self._stage_bytes, self._started = done, time.monotonic()
         self.publish()
-
-    @property
-    def has_begun(self) -> bool:
-        """Return whether a stage has begun."""
-        return self.stage != _NO_STAGE
 
     def advance(self, size: int) -> None:
         """Add *size* bytes."""

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from ssvm_worker.errors import Cancelled, StoreUnavailable, WorkerError
-from ssvm_worker.jobs.attempt import Progress
+from ssvm_worker.jobs.attempt import NO_STAGE, Progress
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Claim
 
@@ -30,7 +30,8 @@ class ClaimHeartbeat:
     def __init__(self, ledger: Ledger, claim: Claim) -> None:
         self._ledger = ledger
         self._claim = claim
-        self._followed: Progress | None = None
+        #: The progress of the attempt, which each heartbeat stores.
+        self.followed: Progress | None = None
         #: Whether the claim is lost for good.
         self.fenced = False
         self._last = time.monotonic()
@@ -40,15 +41,11 @@ class ClaimHeartbeat:
         self._lock = threading.Lock()
         self._rounds = PeriodicThread("heartbeat", self._beat, min(_EVERY_S, ledger.claim_s / 4))
 
-    def follow(self, progress: Progress) -> None:
-        """Store this progress with each heartbeat from now on."""
-        self._followed = progress
-
     @property
     def progress(self) -> dict[str, Any] | None:
         """Return the snapshot that a heartbeat stores now, or None before the first stage."""
-        followed = self._followed
-        return followed.snapshot() if followed and followed.has_begun else None
+        followed = self.followed
+        return followed.snapshot() if followed and followed.stage != NO_STAGE else None
 
     def shut_down(self) -> None:
         """Make the job stop for a shutdown. Safe in a signal handler."""

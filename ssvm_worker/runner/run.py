@@ -144,7 +144,7 @@ class JobRun:
             confirm=self.heartbeat.confirm,
             will_resume=self._will_resume,
         )
-        self.heartbeat.follow(attempt.progress)
+        self.heartbeat.followed = attempt.progress
         return attempt
 
     def _will_resume(self, error: BaseException) -> bool:

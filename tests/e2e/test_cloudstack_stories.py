@@ -6,21 +6,16 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from ssvm_worker.cloudstack.examination import examine_agent
-from ssvm_worker.demo.cloudstack.management import ManagementServer
 from ssvm_worker.units import MiB
-from tests.servers.broker import StoppableBroker
 from tests.servers.http import HttpServer
 from tests.servers.played_agent import PlayedAgent
 from tests.servers.s3 import S3Server
-from tests.servers.service import SECRET, serving
 from tests.servers.worker import Site
-from tests.servers.zone import TIMES, Zone, image, running_zone
+from tests.servers.zone import Zone, image, running_zone
 from tests.unit.cloudstack.commands.agents import s3_object
 from tests.waiting import PATIENCE_S, until
 
@@ -66,26 +61,6 @@ def test_restart_of_the_server(zone: Zone, http_server: HttpServer) -> None:
     zone.check(template, data)
 
 
-def test_migration(make_site: Callable[..., Site], tmp_path: Path, http_server: HttpServer) -> None:
-    """A download continues while the agent moves to another server, which attaches to the same job."""
-    with running_zone(make_site, tmp_path / "ca", servers=["127.0.0.1", "127.0.0.2"]) as zone:
-        first = zone.server
-        second = ManagementServer(first.zone, first.authority, address=("127.0.0.2", first.port), times=TIMES)
-        with second:
-            zone.start()
-            data = image()
-            template = zone.register_slowly(http_server, data)
-            (moved,) = first.migrate([first.host, second.host], avoid=[first.host])
-            assert moved.ok
-            until(lambda: _server_of(first) is second, "the host is at the other server")
-            zone.check(template, data)
-
-
-def _server_of(server: ManagementServer) -> Any:
-    connection = server.host_row("s-1-VM").connection
-    return connection and connection.server
-
-
 def test_lost_file(zone: Zone, http_server: HttpServer) -> None:
     """A template whose files are gone is downloaded again, with the checksum that the agent has reported before."""
     zone.start()
@@ -100,34 +75,6 @@ def test_lost_file(zone: Zone, http_server: HttpServer) -> None:
     zone.server.wait_ready(template, PATIENCE_S)
     assert (zone.site.store / template.install_path).read_bytes() == data
     assert "DOWNLOAD_ERROR" not in template.reports
-
-
-def test_copy_between_two_agents(
-    make_site: Callable[..., Site], tmp_path: Path, http_server: HttpServer, session_broker: StoppableBroker
-) -> None:
-    """The agent of a second zone fetches a template from the HTTP service of the first zone."""
-    serve = {"keys": {"k1": {"secret": SECRET}}, "key": "k1", "listen": "127.0.0.1:0", "cloudstack": True}
-    other = {"on": session_broker.with_prefix("second-zone:")}
-    with (
-        running_zone(make_site, tmp_path / "a", {"serve": serve}) as first,
-        running_zone(make_site, tmp_path / "b", other) as second,
-        serving(first.site.settings) as service,
-    ):
-        data = image(MiB)
-        first.server.zone.system_vms[0].public_address = urlsplit(service.url).netloc
-        second.server.zone.allowed_internal_sites = ["127.0.0.0/8"]
-        first.start()
-        second.start()
-        template = first.server.register_template(http_server.serve("a.qcow2", data))
-        first.server.wait_ready(template, PATIENCE_S)
-        ports = [{"add": True, "sourceIp": "127.0.0.1", "port": "443", "intf": "eth2"}]
-        fields = {"portConfigs": ports, "isAppendAIp": True}
-        assert first.server.connection().send("SecStorageFirewallCfgCommand", fields).ok
-        copy = first.server.copy_template(template, second.server)
-        second.check(copy, data)
-        assert (second.site.store / copy.install_path).read_bytes() == data
-        assert first.server.delete(template).ok
-        assert second.server.delete(copy).ok
 
 
 def test_java_agent_with_the_same_guid(zone: Zone) -> None:
