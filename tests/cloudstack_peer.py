@@ -56,7 +56,7 @@ class Api:
         self._url, self._key, self._secret = url, key, secret
 
     def call(self, command: str, **parameters: str) -> dict[str, Any]:
-        """Return the answer to a command. Of an asynchronous one, return the result of its job."""
+        """Return the answer to a command. If the command is asynchronous, return the result of its job."""
         given = {"command": command, "apiKey": self._key, "response": "json"} | parameters
         try:
             with urllib.request.urlopen(f"{self._url}?{signed(given, self._secret)}", timeout=120) as answer:

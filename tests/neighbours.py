@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def missing(what: str, how: str) -> NoReturn:
-    """End the test because *what* is not installed; *how* tells the reader to get it."""
+    """End the test because *what* is not installed; *how* says how to get it."""
     if os.environ.get("CI"):
         pytest.fail(f"{what} is missing, and CI may not skip: {how}", pytrace=False)
     pytest.skip(f"{what} is missing: {how}")

@@ -10,7 +10,7 @@ from tests.neighbours import missing
 
 
 def assert_same_disk(image: Path, format_: str, raw: Path) -> None:
-    """Check that the image is sound, and contains the same as the raw disk."""
+    """Check that the image is intact, and contains the same as the raw disk."""
     if shutil.which("qemu-img") is None:
         missing("qemu-img", "apt-get install qemu-utils")
     if format_ != "raw":

@@ -28,7 +28,7 @@ def _measure() -> float:
 
 #: Measured once, by the first process of a run; the processes that pytest starts inherit it.
 SLOWNESS = float(os.environ.setdefault("TESTS_SLOWNESS", f"{_measure():.2f}"))
-#: Seconds after which a wait is given up. Use it for every timeout of a test that is no part of the tested rule.
+#: Seconds after which a wait is given up. Use it for every timeout of a test that does not belong to the tested rule.
 PATIENCE_S = 120.0 * SLOWNESS
 #: A short claim or lease that a living holder still renews in time.
 CLAIM_S = 2.0 * SLOWNESS

@@ -1,4 +1,4 @@
-"""The secondary storage agent of a CloudStack zone: it speaks to the management server in place of the Java agent.
+"""The secondary storage agent of a CloudStack zone: it speaks to the management server instead of the Java agent.
 
 - ``frame``: one message as bytes: header, JSON, compression.
 - ``link``: TLS and records on a TCP connection.

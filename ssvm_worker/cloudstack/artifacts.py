@@ -60,7 +60,7 @@ class FoundArtifact:
 
     unique_name: str
     id: int
-    #: The key of the image. Of an OVA, the key that the package would have.
+    #: The key of the image. For an OVA, the key that the package would have.
     path: str
     virtual_size: int
     physical_size: int

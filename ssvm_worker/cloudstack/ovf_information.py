@@ -219,7 +219,7 @@ def _all(root: Xml.Element, name: str) -> Iterator[Xml.Element]:
 
 
 def _children(element: Xml.Element) -> dict[str, str]:
-    """Return the texts of the elements in an element. Of several with one name, return the first."""
+    """Return the texts of the elements in an element. If several have one name, return the first."""
     return {local_name(each.tag): "".join(each.itertext()) for each in reversed(element)}
 
 

@@ -140,7 +140,7 @@ def _wrapped(value: Any) -> Any:
 class _DataObject(Wire):
     """What the transfer objects of templates, volumes and snapshots have in common."""
 
-    #: The place on its store. Of a template or volume: its directory, or a file in it.
+    #: The place on its store. For a template or volume: its directory, or a file in it.
     path: str | None = None
     id: int | None = None
     account_id: int | None = None

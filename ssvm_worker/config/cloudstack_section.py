@@ -32,8 +32,8 @@ def _fingerprint(value: str | None) -> str | None:
 class HostAddress(Section):
     """One network interface of this host, as the management server stores it."""
 
-    #: The address. Default: of the private network, the address that connects to the server. Of the others, the private
-    #: one.
+    #: The address. Default for the private network: the address that connects to the server. Default for the others:
+    #: the private address.
     address: Address | None = None
     #: The netmask.
     netmask: str | None = Field(None, pattern=r"^[0-9.]+$")

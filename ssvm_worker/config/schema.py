@@ -340,7 +340,7 @@ class BackupSection(Section):
     lease_delay_s: Seconds = 15.0
     #: Inflate every Nth grain and check its Adler-32. 0: check the structure only.
     inflate_every: int = Field(0, ge=0)
-    #: If the lease manifest contradicts a sound disk twice: warn keeps the disk with a remark, fail fails the job.
+    #: If the lease manifest contradicts an intact disk twice: warn keeps the disk with a remark, fail fails the job.
     differing_lease_manifest: Literal["warn", "fail"] = "warn"
     #: Parallel disks of one VM.
     parallel_disks: int = Field(2, ge=1)

@@ -1,7 +1,7 @@
 """Check ISO 9660 (ECMA-119) and UDF (ECMA-167) optical images.
 
     32 KiB   volume descriptor: 0 type (1 = primary) · 1 "CD001" · 80 volume size in blocks · 128 block size
-             (both first little-endian, then big-endian); UDF alone has "BEA01" or "NSR0x" in place of "CD001"
+             (both first little-endian, then big-endian); UDF alone has "BEA01" or "NSR0x" instead of "CD001"
 
     256 blocks   UDF's anchor: 0 tag (u16), 2 · 12 its own block · 16 length (u32), 20 block of the volume's descriptors
                  descriptor of a partition: 0 tag, 5 · 188 first block (u32) · 192 blocks (u32); of the volume: tag 6

@@ -32,7 +32,7 @@ _MAX_CAPACITY = (1 << 63) - 1
 class PackageDisk:
     """One disk or ISO image of an OVF."""
 
-    #: The disk's id in the OVF. Of an ISO image, the id of its file.
+    #: The disk's id in the OVF. For an ISO image, the id of its file.
     id: str
     #: The name of its file in the package. None: the disk is created empty.
     file: str | None

@@ -65,7 +65,7 @@ class JobRequest(BaseModel):
     """The fields that all requests have."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, coerce_numbers_to_str=True)
-    #: Names that are accepted in place of fields.
+    #: Names that are accepted instead of fields.
     OTHER_NAMES: ClassVar[dict[str, str]] = {}
 
     job_id: str = Field(
@@ -101,7 +101,7 @@ class JobRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _one_store(cls, values: Any) -> Any:
-        """Accept ``store`` in place of ``stores``, if the request has no field ``store``."""
+        """Accept ``store`` instead of ``stores``, if the request has no field ``store``."""
         has_one = "store" not in cls.model_fields and "stores" in cls.model_fields
         if has_one and isinstance(values, dict) and values.keys() & {"store", "stores"} == {"store"}:
             return {**{name: each for name, each in values.items() if name != "store"}, "stores": [values["store"]]}

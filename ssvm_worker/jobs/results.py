@@ -10,7 +10,7 @@ from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 class DownloadResult(TypedDict):
     """The result of `download`."""
 
-    #: The key of the image. Of an OVA, the key of its descriptor.
+    #: The key of the image. For an OVA, the key of its descriptor.
     key: str
     #: The size in bytes of all images as stored.
     size: int

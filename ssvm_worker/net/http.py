@@ -251,7 +251,7 @@ class HttpResponse(Response):
         #: Bytes of the body, or None if the server does not announce them.
         self.length: int | None = raw.length_remaining
         self.adapter = adapter
-        # read1 returns the bytes that have arrived, so a reset does not lose them. But for a chunked body it returns
+        # read1 returns the bytes that have arrived, so a reset does not lose them. From a chunked body it returns
         # each chunk separately, and these may be tiny.
         self._read = raw.read if raw.chunked else raw.read1
         #: The socket, if only its end marks the end of the body: there is no length and no last chunk.

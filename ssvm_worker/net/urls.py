@@ -88,7 +88,7 @@ def parse(url: str, schemes: Sequence[str] = _WEB) -> WebUrl:
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname or ""
-    except ValueError as error:  # its text may repeat a password in place of the port
+    except ValueError as error:  # its text may repeat a password instead of the port
         raise InvalidRequest("The URL's host or port is malformed", "url", "Give http(s)://host:port/path") from error
     if parts.scheme not in schemes:
         known = " or ".join(schemes)

@@ -58,7 +58,7 @@ class WaitingMessage:
 
 
 class UnknownZones:
-    """The rounds of one process. Of all processes, one acts in a minute."""
+    """The rounds of one process. In each minute, one of all processes acts."""
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings, self._ledger = settings, ledger

@@ -1,4 +1,4 @@
-"""The HTTP API for other programs: submit, list, show, retry and cancel jobs, with a token in place of the broker's.
+"""The HTTP API for other programs: submit, list, show, retry and cancel jobs, with a token instead of the broker's.
 
 A request passes the checks of the command line, and a record is redacted like there. An error is a problem document
 (RFC 9457) with ``problem``, ``object`` and ``remedy``.

@@ -39,7 +39,7 @@ _CHUNK = 512 * KiB
 _END_LINKS_S = 60.0
 #: Headers of every response to a tus client.
 TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
-#: Upload-Metadata: keys, each with an optional value in Base64. It becomes part of the upload's URL, hence the limit.
+#: Upload-Metadata: keys, each with an optional value in Base64. It has a limit, because it is part of the upload's URL.
 _METADATA = re.compile(r"[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?(?: ?, ?[!-+\--~]+(?: [A-Za-z0-9+/]*={0,2})?)*")
 _METADATA_BYTES = 2 * KiB
 #: Takes the one file out of the body of a request.

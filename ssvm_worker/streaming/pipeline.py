@@ -465,7 +465,7 @@ def first_bytes(chunks: Iterable[bytes], size: int) -> tuple[bytes, Iterator[byt
 def put_bytes(
     store: Store, key: str, data: bytes, owner: Owner, confirm: Callable[[], None] = lambda: None
 ) -> StoredObject:
-    """Store a small object completely, or nothing of it.
+    """Store a small object completely, or store no byte.
 
     *confirm* is called before the commit, when the uncommitted bytes are visible in the store. A worker that takes
     over the job after that call finds these bytes and removes them.

@@ -146,7 +146,7 @@ def _extended(kind: bytes, data: bytes, where: str) -> dict[str, str]:
 
 def _name(block: bytes) -> str:
     name, prefix = (field.split(b"\0")[0] for field in (block[:100], block[345:500]))
-    ustar = block[257:263] == b"ustar\0"  # GNU's own form, "ustar ", has times in place of the prefix
+    ustar = block[257:263] == b"ustar\0"  # GNU's own form, "ustar ", has times instead of the prefix
     return (prefix + b"/" + name if ustar and prefix else name).decode("utf-8", "replace")
 
 

@@ -30,7 +30,7 @@ class Address:
     timeout_s: float = VCenterSection.model_fields["timeout_s"].default
     #: Seconds without data in a stream. A healthy host is silent while it reads a long empty area of a disk.
     stream_timeout_s: float = VCenterSection.model_fields["stream_timeout_s"].default
-    #: The address, with an optional port, to use for an ESXi host in place of its name in vCenter.
+    #: The address, with an optional port, to use for an ESXi host instead of its name in vCenter.
     hosts: Mapping[str, str] = field(default_factory=dict)
 
     @property

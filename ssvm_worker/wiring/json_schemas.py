@@ -183,7 +183,7 @@ def request_schema(job: Job) -> dict[str, Any]:
     if "stores" in fields and "store" not in fields:
         others["store"], names["store"] = {"type": "string"}, "stores"
     for other, name in names.items():
-        fields[other] = others[other] | {"description": f"Accepted in place of {name}"}
+        fields[other] = others[other] | {"description": f"Accepted instead of {name}"}
         either = [{"required": [name]}, {"required": [other]}]
         if name in schema.get("required", ()):
             schema["required"].remove(name)

@@ -67,7 +67,7 @@ class QuotaContract:
         assert list(quota.usage()) == [AccountUsage("acme", size)]
 
     def test_race(self, quota: Quota) -> None:
-        """Of many parallel jobs, exactly those that fit get the last room."""
+        """If many parallel jobs compete, exactly those that fit get the last room."""
         got: list[int] = []
         together = threading.Barrier(10)
 

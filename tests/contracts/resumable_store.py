@@ -33,7 +33,7 @@ class ResumableStoreContract(StoreContract):
         assert (get(store, "a/object"), store.sweep(0)) == (BIG, 0)
 
     def test_the_newest_bytes_are_taken(self, store: Store) -> None:
-        """Of several attempts' parts the newest is resumed, and none is left."""
+        """If several attempts left parts, the newest is resumed, and none remains."""
         self.left_by(store, ME)
         with store.writer("a/object", owner=Owner(ME.job_id, 2), resume=True) as sink:
             fill(sink, BIG[sink.offset : 5 * CHUNK]).suspend()
@@ -132,7 +132,7 @@ class ResumableStoreContract(StoreContract):
         assert get(store, "a/object") == BIG
 
     def test_abort_beside_a_write(self, store: Store) -> None:
-        """An abort ends the writes of another thread with a WorkerError, and nothing of them stays."""
+        """An abort ends the writes of another thread with a WorkerError, and none of their bytes stays."""
         for _ in range(5):
             sink, written = store.writer("a/object", owner=ME), threading.Event()
             with ThreadPoolExecutor(1) as threads:

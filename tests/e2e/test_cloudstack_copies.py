@@ -271,7 +271,7 @@ def test_snapshot_with_a_backing_file(zone: Zone) -> None:
 
 
 def test_move_volume(zone: Zone) -> None:
-    """A volume moves to another account and back, and nothing of it stays at the old place."""
+    """A volume moves to another account and back, and no file stays at the old place."""
     java_volume(zone.site.store, 2, 31, "31-2-aaaa")
     there = {"volumeName": "v", "volumeUuid": "22222222", "datastoreUri": PLACE}
     for old, new in (

@@ -80,7 +80,7 @@ def test_retry_on_a_list(site: Site, flower: Flower, failed: str, browser: webdr
 def test_cancel_on_the_page_of_jobs(
     site: Site, flower: Flower, http_server: HttpServer, browser: webdriver.Chrome
 ) -> None:
-    """A click on Cancel ends a running job's transfer, and nothing of it is left."""
+    """A click on Cancel ends a running job's transfer, and none of its files is left."""
     before = site.files()
     job_id = download(site, http_server.serve("image", DISK, stall_after=100_000))
     assert http_server.stalled.wait(PATIENCE_S)

@@ -133,7 +133,7 @@ def test_nothing_is_cut_off(flower: Flower, browser: webdriver.Chrome, path: str
 
 @pytest.mark.usefixtures("hostile")
 def test_hostile_text(flower: Flower, browser: webdriver.Chrome) -> None:
-    """Text of a request, of an error and of a user name is shown as it is, and never becomes markup."""
+    """Text of requests, errors and user names is shown unchanged, and never becomes markup."""
     for path in (
         "/jobs",
         "/jobs/hostile",

@@ -169,7 +169,7 @@ def test_nameless(worker_site: Site, name: str) -> None:
 
 
 def test_little_is_kept(worker_site: Site) -> None:
-    """Of a refused request, valid fields and the names of the others are kept."""
+    """A refused request keeps its valid fields, and the names of the others."""
     given = {"job_id": "odd-kept", "account": "2", "id": "x", "passwrod": "SECRET", "stores": 5}
     worker_site.send("delete", given, "odd-kept")
     masked = {"passwrod": "***", "stores": "***"}

@@ -133,8 +133,8 @@ def test_terminated(site: Site, http_server: HttpServer) -> None:
     assert (len(record.attempts), record.tries) == (2, 1)
 
 
-#: Sends SIGTERM to the main process when it has read the header of the third message of its pool process. The first
-#: message says that the process is up, the second that the job has begun, and the third is the result.
+#: Sends SIGTERM to the main process after the header of the third message of its pool process. The first
+#: says that the process is up, the second that the job runs, and the third is the result.
 _SIGNAL_IN_RESULT = """
 import itertools, os, signal
 from celery.concurrency import asynpool

@@ -47,7 +47,7 @@ def beat(start: Start, name: str, *options: str) -> Path:
 
 
 def test_one_redbeat_acts(site: Site, start: Start) -> None:
-    """Of two beats with RedBeat one sends, the other waits for its lock, and both use only their keys."""
+    """If two beats use RedBeat, one sends, the other waits for its lock, and both use only their keys."""
     first = beat(start, "first", *REDBEAT)
     site.until(lambda: b"Sending due task reap" in first.read_bytes(), "the first beat sends")
     second = beat(start, "second", *REDBEAT)

@@ -196,7 +196,7 @@ def begin_browser_upload(serving: ServeProcess) -> None:
 
 
 def test_killed_browser_upload(serve_process: ServeProcess) -> None:
-    """After kill -9 of the service, CloudStack learns that the upload was interrupted, and nothing of it stays."""
+    """After kill -9 of the service, CloudStack learns that the upload was interrupted, and none of its bytes stays."""
     service = serve_process.service
     connect_agent(service)
     ask = asker(agent_settings(service.settings))

@@ -193,7 +193,7 @@ def test_path_of_a_download(https_server: HttpServer, tmp_path: Path) -> None:
 
 
 def _files_passed(server: HttpServer, folder: Path) -> set[str]:
-    """Download an image, and return our files on the call stack of each function that moves a byte or creates a sink.
+    """Download an image, and return our files below each call that moves a byte or creates a sink.
 
     A file counts if one of its functions calls such a function, directly or through others. So files that only look up
     a value, and files that create objects before the first byte, do not count.

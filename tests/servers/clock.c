@@ -1,5 +1,5 @@
 /* A wall clock that can be set, for the processes that preload this: their CLOCK_REALTIME is off by as many seconds as
- * the file CLOCK_SHIFT says, which all of them map. The monotonic clock goes on as it does when somebody sets a real
+ * the file CLOCK_SHIFT says, which all of them map. The monotonic clock does not change, as when an administrator sets a real
  * clock. libfaketime does the same, but makes every absolute sleep on the monotonic clock fail (0.9.10), and so all of
  * Python's.
  */

@@ -31,9 +31,9 @@ class FtpServer:
         #: The command whose answer has no end. ``left`` is set when the client disconnects.
         self.endless: str | None = None
         self.left = threading.Event()
-        #: The data port in the answer, in place of the real one: for example the port of a proxy.
+        #: The data port in the answer, instead of the real one: for example the port of a proxy.
         self.reached_by: Callable[[int], int] = int
-        #: The address in the answer to PASV, in place of the real one.
+        #: The address in the answer to PASV, instead of the real one.
         self.passive_host = "127,0,0,1"
         self._server = _Listener(("127.0.0.1", 0), _Session)
         self._server.owner = self

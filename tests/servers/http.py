@@ -41,9 +41,9 @@ class Behaviour:
     ranges: bool = True
     #: It sends Accept-Ranges, but always the whole file.
     ignore_range: bool = False
-    #: The Content-Range in place of the right one.
+    #: The Content-Range instead of the right one.
     content_range: str | None = None
-    #: The Content-Length in place of the right one. "" omits it, and the body ends with the connection.
+    #: The Content-Length instead of the right one. "" omits it, and the body ends with the connection.
     content_length: str | None = None
     chunked: bool = False
     #: After so many bytes of the body the connection is closed, so many times.
@@ -55,7 +55,7 @@ class Behaviour:
     good_bye: bool = False
     #: After so many bytes of the body the server is silent until it stops.
     stall_after: int | None = None
-    #: After so many bytes of the whole body the server is silent until a client requests a range with an end.
+    #: After so many bytes of the whole body, send nothing until a client requests a range with an end.
     hold_after: int | None = None
     #: Send single bytes, twenty in a second.
     drip: bool = False

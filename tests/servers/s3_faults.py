@@ -69,10 +69,10 @@ class Fault:
     chunked: bool = False
     #: Send so many bytes of the body, then nothing until this event is set.
     silent_after: int | None = None
-    #: Send single bytes now and then, in place of nothing.
+    #: Send single bytes now and then, instead of nothing.
     drips: bool = False
     woken: threading.Event = field(default_factory=threading.Event)
-    #: The body of the error, in place of XML. The second is the header Retry-After.
+    #: The body of the error, instead of XML. The second is the header Retry-After.
     body: bytes | None = None
     retry_after: str = ""
 

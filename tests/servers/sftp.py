@@ -21,7 +21,7 @@ class SftpServer:
         self.modified = 1_600_000_000
         #: After so many read bytes the connection breaks, once.
         self.cut_after: int | None = None
-        #: Break the connection in place of an answer to a password.
+        #: Break the connection instead of an answer to a password.
         self.breaks_at_login = False
         #: So many more bytes than requested are in each answer to a read.
         self.excess = 0

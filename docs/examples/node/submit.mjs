@@ -29,7 +29,7 @@ const request = { job_id: randomUUID(), ...JSON.parse(fields) };
 const queue = `ssvm.${zone}.${LANES[job] ?? "maintenance"}`;
 const redis = await createClient({ url }).connect();
 
-// A group of our own that begins now; a server that must miss nothing keeps one group for ever, and acknowledges.
+// A new group that begins now. A server that must miss nothing always uses one group, and acknowledges.
 const events = "ssvm.ledger:events";
 const group = `example-${request.job_id}`;
 await redis.xGroupCreate(events, group, "$", { MKSTREAM: true });

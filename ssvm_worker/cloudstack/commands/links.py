@@ -88,7 +88,7 @@ def _packed(services: Services, store: NamedStore, path: str, wait: int | None) 
 
 
 def delete_link(command: DeleteEntityDownloadURLCommand, services: Services) -> Answer:
-    """Remove a link. Of a volume, also remove the file, which the server has copied for the download.
+    """Remove a link. If it is a volume's, also remove the file, which the server has copied for the download.
 
     A link that does not exist is no error: the server repeats this command after an error.
     """

@@ -97,7 +97,7 @@ type callFault struct {
 	used  int
 }
 
-// UnmarshalJSON accepts a name in place of an object.
+// UnmarshalJSON accepts a name instead of an object.
 func (f *callFault) UnmarshalJSON(data []byte) error {
 	if json.Unmarshal(data, &f.Fault) == nil {
 		return nil

@@ -74,7 +74,7 @@ def _in_descriptor(store: Store, manifest: Manifest) -> list[str]:
         if entry is None and not _in_grains(manifest, name):
             found.append(f"{key} names {name}, which is not stored")
         if entry is not None and sizes.get(name, entry.size) != entry.size:
-            found.append(f"{key} says that {name} has {sizes[name]} bytes in place of {entry.size}")
+            found.append(f"{key} says that {name} has {sizes[name]} bytes instead of {entry.size}")
     stored = [each.name for each in manifest.entries if each.role == "disk"]
     return found + [f"{key} does not name {name}" for name in stored if name not in named.disks]
 
@@ -87,7 +87,7 @@ def _in_checksums(store: Store, manifest: Manifest) -> list[str]:
         if entry is None and not _in_grains(manifest, name):
             found.append(f"{key} names {name}, which is not stored")
         if entry is not None and str(digest) != entry.digest:
-            found.append(f"{key} gives {name} {digest} in place of {entry.digest}")
+            found.append(f"{key} gives {name} {digest} instead of {entry.digest}")
     return found
 
 

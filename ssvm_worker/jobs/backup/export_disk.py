@@ -228,7 +228,7 @@ class DiskExport:
         """Compare the received bytes with the lease manifest. Return ``agreed``, ``absent`` or ``differs``.
 
         Some versions of vSphere may give a wrong manifest of an export. So the second lease decides: if its manifest
-        differs too, and each of its grains is sound, the disk is stored with a remark.
+        differs too, and each of its grains is intact, the disk is stored with a remark.
         Raises SourceUnavailable for the first difference, and for each one if the settings say ``fail``.
         """
         sent = lease.manifest_entry(file)
@@ -238,7 +238,7 @@ class DiskExport:
             return "agreed"
         what = f"vSphere says that it sent {sent.size} bytes with {sent.digest}; the worker received {hasher.size}"
         if self._vm.options.differing_lease_manifest == "warn" and disk.key in self._differing:
-            self.remarks.append(f"{disk.label}: {what} with another digest, twice. Every grain is sound")
+            self.remarks.append(f"{disk.label}: {what} with another digest, twice. Every grain is intact")
             self._attempt.log.warning("%s", self.remarks[-1])
             return "differs"
         self._differing.add(disk.key)

@@ -121,13 +121,13 @@ def sweep_packs(store: Store, artifact: Artifact, attempt: Attempt) -> dict[str,
     return {"deleted": swept.packs, "bytes": swept.size}
 
 
-def verify_packs(store: Store, manifest: Manifest, wait: Wait, see: Observer, sound: set[str]) -> list[str]:
+def verify_packs(store: Store, manifest: Manifest, wait: Wait, see: Observer, intact: set[str]) -> list[str]:
     """Read every pack that a backup needs. Return the damages, with the affected backups and LBAs.
 
-    *see* observes the bytes. Packs in *sound* are skipped, and this function adds the packs that it finds sound.
+    *see* observes the bytes. Packs in *intact* are skipped, and this function adds the packs that it finds intact.
     """
     try:
-        found: list[Damage] = list(damages(store, manifest, see, wait, sound))
+        found: list[Damage] = list(damages(store, manifest, see, wait, intact))
     except CorruptImage as error:
         return [str(error)]
     affected = affected_backups(store, manifest.artifact.family, found) if found else ()

@@ -34,7 +34,7 @@ _PERIODS: dict[str, Callable[[datetime], object]] = {
 def backups_to_keep(rule: RetentionRule, backups: Sequence[BackupAge]) -> dict[str, list[str]]:
     """Return the ids of the backups to keep, with the reasons. All other backups may be deleted.
 
-    - A bad backup does not count in place of a good one. It is kept as long as a good one of its age.
+    - A bad backup never takes the place of a good one. It is kept as long as a good one of its age.
     - If no backup is good, all are kept.
     - The newest good backup is always kept.
     - The newest good backup that was verified is always kept. A later one may have damage that no verification found.

@@ -157,7 +157,7 @@ def checked(attempt: Attempt, store: Store, key: str, entry: Entry) -> Iterator[
 def _require_digest(hasher: Hasher, entry: Entry, where: str) -> None:
     if (hasher.size, str(hasher.digest())) != (entry.size, entry.digest):
         raise ChecksumMismatch(
-            f"The stored object is damaged: {hasher.size} bytes with {hasher.digest()} in place of {entry.size} "
+            f"The stored object is damaged: {hasher.size} bytes with {hasher.digest()} instead of {entry.size} "
             f"with {entry.digest}",
             where,
             "Check the backup with `ssvm verify`; use another store or another backup",

@@ -106,7 +106,7 @@ def _sweep(request: Request, attempt: Attempt) -> None:
 
 
 def _place_of(key: str) -> str:
-    """Return the directory of the artifact with that key. Of a snapshot, the directory of its volume."""
+    """Return the directory of the artifact with that key. For a snapshot, return the directory of its volume."""
     names = key.split("/")
     return "/".join(names[: 4 if names[0] == "template" else 3])
 
@@ -231,7 +231,7 @@ class _Transfer:
         return is_listed or not needs_manifest
 
     def _publish(self, manifest: Manifest) -> None:
-        """Write the manifest of the new place. Of a move, delete that of the old place."""
+        """Write the manifest of the new place. After a move, delete the manifest of the old place."""
         attempt, request = self.attempt, self.request
         write_manifest(self.target, manifest, attempt.owner, attempt.confirm)
         record_usage(attempt, self.target, manifest)

@@ -111,7 +111,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     else:
         key, entry = _find_object(request, store)
         if (size := store.stat(key).size) != entry.size:
-            raise _damaged(f"{size} bytes in place of {entry.size}", f"{store.name}:{key}")
+            raise _damaged(f"{size} bytes instead of {entry.size}", f"{store.name}:{key}")
         outgoing = _Outgoing(key, entry.size, attempt.resuming(store.reader(key)), entry.digest)
     hasher = _send(request, attempt, outgoing)
     try:
@@ -147,9 +147,9 @@ def _send(request: Request, attempt: Attempt, outgoing: _Outgoing) -> Hasher:
     def verify() -> None:
         attempt.progress.start("committing", outgoing.size, hasher.size)
         if hasher.size != outgoing.size:
-            raise _damaged(f"{hasher.size} bytes in place of {outgoing.size}", f"{request.store}:{outgoing.key}")
+            raise _damaged(f"{hasher.size} bytes instead of {outgoing.size}", f"{request.store}:{outgoing.key}")
         if outgoing.digest not in (None, str(hasher.digest())):
-            raise _damaged(f"{hasher.digest()} in place of {outgoing.digest}", f"{request.store}:{outgoing.key}")
+            raise _damaged(f"{hasher.digest()} instead of {outgoing.digest}", f"{request.store}:{outgoing.key}")
         attempt.confirm()
 
     attempt.progress.start("upload", outgoing.size)

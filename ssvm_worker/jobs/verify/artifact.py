@@ -21,7 +21,7 @@ class ArtifactCheck:
     def __init__(self, attempt: Attempt, rate: int | None) -> None:
         self._attempt = attempt
         self._pace = [(SharedRateLimit(), float(rate))] if rate else []
-        #: The sound packs of one volume on one store. The volume's backups share packs, so each is read once.
+        #: The intact packs of one volume on one store. The volume's backups share packs, so each is read once.
         self._sound: set[str] = set()
         self._volume = ("", "")
         #: Whether all results were recorded.
@@ -63,7 +63,7 @@ class ArtifactCheck:
         except ObjectNotFound:
             return [f"{store.name}:{key} is missing"]
         if hasher.size != entry.size:
-            return [f"{store.name}:{key} has {hasher.size} bytes in place of {entry.size}"]
+            return [f"{store.name}:{key} has {hasher.size} bytes instead of {entry.size}"]
         if str(hasher.digest()) != entry.digest:
-            return [f"{store.name}:{key} has {hasher.digest()} in place of {entry.digest}"]
+            return [f"{store.name}:{key} has {hasher.digest()} instead of {entry.digest}"]
         return [f"{store.name}:{key}: {finding}"] if (finding := structure.finding()) else []

@@ -87,7 +87,7 @@ def run(request: Request, attempt: Attempt) -> dict[str, Any]:
     """Read the selected artifacts on every store of the request. Raise CorruptImage with all findings.
 
     The result of each artifact is recorded. A later attempt at the same job skips the recorded artifacts of ``all``.
-    With ``boot``, a sound backup is then booted from the first store.
+    With ``boot``, an intact backup is then booted from the first store.
     """
     check = ArtifactCheck(attempt, parse_rate(request.rate) if request.rate else None)
     if not request.id:

@@ -2,8 +2,11 @@
 -- include: clock records queues job_states
 -- One round of the reaper: queue jobs of lost workers, queue jobs that have become due, repair limits.
 -- A round sooner than every_s after the last one does nothing. So any number of reapers make one.
--- ARGV: prefix, claim_s, every_s, max_attempts, resend_s, error of a lost attempt, Celery's key prefix,
--- '1' if messages use another broker, limits (store, source, account)
+-- ARGV:
+-- - prefix, claim_s, every_s, max_attempts, resend_s
+-- - error of a lost attempt, Celery's key prefix, '1' if messages use another broker
+-- - limits (store, source, account)
+--
 -- -> two lists: ids of jobs to wake; ids to wake if their queue has no message, which the caller checks.
 
 return transaction(function()

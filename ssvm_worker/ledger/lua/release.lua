@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- include: clock records queues job_states
 -- Queue a running job again. A cancelled job is due at once, so that a worker removes its leftovers. Safe to repeat.
--- ARGV: prefix, id, token, error or '', delay in seconds, '1' if the attempt counts, progress or ''
+-- ARGV: prefix, id, token; error or ''; delay in seconds; '1' if the attempt counts; progress or ''
+--
 -- -> the ids of jobs to wake; nil if the claim is lost.
 
 return transaction(function()

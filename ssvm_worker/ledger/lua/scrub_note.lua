@@ -1,5 +1,5 @@
 -- include: clock
--- Store the result of reading an artifact. A sound artifact has no findings.
+-- Store the result of reading an artifact. An intact artifact has no findings.
 -- KEYS: verified, findings, reached. scrub_results/redis.py explains them.
 -- ARGV: place, "store place", findings as JSON, job as JSON, number of findings, seconds that "reached" lasts.
 

@@ -27,7 +27,7 @@ class OpenSnapshots(Protocol):
     """The open snapshots of all jobs. Each method raises StoreUnavailable while their broker is away."""
 
     def note(self, snapshot: OpenSnapshot) -> None:
-        """Store a snapshot, in place of an earlier entry of the job."""
+        """Store a snapshot, and replace an earlier entry of the job."""
 
     def forget(self, job_id: str) -> None:
         """Delete the entry of a job, whose snapshot is gone."""

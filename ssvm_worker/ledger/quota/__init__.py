@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ssvm_worker.errors import QuotaExceeded
 from ssvm_worker.units import MiB, human_size
 
-#: Reserves a total number of bytes, in place of the previous reservation. QuotaExceeded leaves that as it was.
+#: Reserves a total number of bytes, which replaces the previous reservation. QuotaExceeded keeps the previous one.
 Grow = Callable[[int], None]
 #: Bytes reserved ahead of a stream of unknown length. A larger step asks the broker less often.
 _STEP = 64 * MiB

@@ -22,7 +22,7 @@ class ScrubResult:
     place: str
     #: Seconds since the epoch.
     when: float
-    #: Empty for a sound artifact.
+    #: Empty for an intact artifact.
     findings: tuple[str, ...] = ()
     #: The job that verified the artifact.
     job_id: str = ""
@@ -37,7 +37,7 @@ class ScrubResults(Protocol):
     """The stored results of scrubs. Each method raises StoreUnavailable while their broker is away."""
 
     def note(self, store: str, place: str, findings: Sequence[str], job_id: str) -> None:
-        """Store the result of a verification that has just ended, in place of the last one.
+        """Store the result of a verification that has just ended, and replace the last one.
 
         The artifact is also stored as the last one that the job has reached.
         """

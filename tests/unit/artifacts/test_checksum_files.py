@@ -148,7 +148,7 @@ DEBIAN = f"{OTHER}  ./netboot/gtk/mini.iso\n{ABC}  ./netboot/mini.iso\n{OTHER}  
 
 @pytest.mark.parametrize("sums", [DEBIAN, "".join(reversed(DEBIAN.splitlines(keepends=True)))])
 def test_directories(sums: str) -> None:
-    """Of several entries with one file name, the entry with the path below the checksum file counts."""
+    """If several entries have one file name, the entry with the path below the checksum file counts."""
     url = "https://example.org/images/SHA256SUMS"
     assert find_in_sums(sums, "/images/netboot/mini.iso", url).hex == ABC
     assert find_in_sums(sums.replace("./", "images/"), "/images/netboot/mini.iso", "https://other.example/S").hex == ABC
@@ -189,7 +189,7 @@ SEVERAL = [
 
 @pytest.mark.parametrize(("sums", "where"), SEVERAL)
 def test_algorithms(sums: str, where: str) -> None:
-    """Of several algorithms the strongest supported one counts, in any order."""
+    """The strongest supported algorithm of several counts, in any order."""
     assert find_in_sums(sums, "image.img", where) == Digest("sha512", SHA512)
 
 

@@ -202,7 +202,7 @@ def test_tables_for_people(ssvm: Run, template: str, capsys: pytest.CaptureFixtu
 
 
 def test_table_in_a_narrow_terminal() -> None:
-    """The last column is wrapped beside the others, or gets lines of its own where it would be too narrow."""
+    """The last column is wrapped beside the others, or gets separate lines where it would be too narrow."""
     cells, widths = {"check": "store primary", "detail": "a b " * 12}, {"check": 13, "detail": 48}
 
     assert list(table_lines(cells, widths, None)) == ["store primary  " + ("a b " * 12).strip()]
@@ -213,7 +213,7 @@ def test_table_in_a_narrow_terminal() -> None:
 
 
 def test_sound_for_people(ssvm: Run, template: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A sound artifact ends in a line that begins with ok."""
+    """An intact artifact ends in a line that begins with ok."""
     main(["verify", *HERE])
 
     assert capsys.readouterr().out.startswith("ok: 2 objects, ")

@@ -172,7 +172,7 @@ def test_strict(server: ManagementServer, tmp_path: Path, which: str) -> None:
 
 @pytest.mark.parametrize("which", ["none", "other address", "expired", "other authority", "revoked"])
 def test_strict_refuses(server: ManagementServer, tmp_path: Path, which: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A refused certificate is a log line that says what to check, and the agent gets Up when the files are right."""
+    """A refused certificate is a log line with a remedy, and the agent gets Up when the files are right."""
     server.strict, server.allow_expired = True, False
     address = "192.0.2.9" if which == "other address" else "127.0.0.1"
     authority = authority_in(tmp_path / "other") if which == "other authority" else server.authority

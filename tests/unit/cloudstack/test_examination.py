@@ -30,7 +30,7 @@ from tests.servers.agent import section_for
 from tests.servers.broker import Broker
 from tests.waiting import CLAIM_S
 
-#: Nothing listens there, so no server tells its time.
+#: Nothing listens there, so no server sends its time.
 _NO_WEB = 1
 
 
@@ -98,7 +98,7 @@ def test_no_server() -> None:
 
 
 def test_unreachable(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
-    """A server that refuses connections fails with the port, and the other checks go on."""
+    """A server that refuses connections fails with the port, and the other checks continue."""
     settings = settings_of(server, broker, tmp_path, **files(server.authority.issue("127.0.0.1")))
     server.stop()
     found = examine(settings)
@@ -234,7 +234,7 @@ def test_clock(server: ManagementServer, broker: Broker, tmp_path: Path, offset_
 
 
 def test_guid(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
-    """The holder of the GUID is named, and an agent that a server has replaced just after Up is a failure."""
+    """The holder of the GUID is named, and an agent that a server replaced just after Up is a failure."""
     settings = settings_of(server, broker, tmp_path)
     claim = GuidClaim(open_agents(settings), "s-1-VM", "z", CLAIM_S)
     claim.start()

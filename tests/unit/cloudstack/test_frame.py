@@ -145,7 +145,7 @@ BAD: dict[str, bytes] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_frames(case: str) -> None:
-    """A frame that is cut, inconsistent, too large or too deep is a BadFrame, and its error has one short line."""
+    """A cut, inconsistent, too large or too deep frame is a BadFrame, and its error has one short line."""
     with pytest.raises(BadFrame) as caught:
         Frame.decode(BAD[case])
     assert len(str(caught.value)) < 400

@@ -68,7 +68,7 @@ def test_taken(registry: AgentRegistry, broker: Broker) -> None:
 
 
 def test_ledger_away(stoppable_broker: StoppableBroker, caplog: pytest.LogCaptureFixture) -> None:
-    """Without the ledger a claim is neither held after its time nor lost, and counts are kept until it is back."""
+    """Without the ledger, a claim is not held after its time and not lost, and counts are kept."""
     registry = AgentRegistry(stoppable_broker.url)
     with caplog.at_level(logging.INFO), started(registry) as claim:
         assert claim.wait(threading.Event())

@@ -1,4 +1,4 @@
-"""The store of a transfer object is a configured one, or one that every worker opens by its name, or refused."""
+"""The store of a transfer object is configured, opened by every worker by its name, or refused."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_modes(broker: Broker, tmp_path: Path) -> None:
 
 
 def test_hung_calls() -> None:
-    """A call that hangs is given up after its limit; more of them fail at once, and other stores go on."""
+    """A call that hangs is given up after its limit; more of them fail at once, and other stores work."""
     calls, end = StoreCalls(), threading.Event()
     for _ in range(8):
         with pytest.raises(StoreAway):

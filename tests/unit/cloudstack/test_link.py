@@ -153,7 +153,7 @@ def test_bad_ca_file(scripted: ScriptedServer, tmp_path: Path, text: str | None,
 
 
 def test_client_certificate(scripted: ScriptedServer, tmp_path: Path) -> None:
-    """A certificate is shown if its files exist, and a key that does not match it is an error before any connection."""
+    """A certificate is shown if its files exist, and a key of another one is an error before any connection."""
     issued, other = scripted.authority.issue("127.0.0.1"), scripted.authority.issue("127.0.0.1")
     strict = scripted.authority.context(strict=True, allow_expired=True)
     connected(scripted, LinkTrust(certificate_file=issued.certificate, key_file=issued.key), strict)
@@ -270,7 +270,7 @@ def test_closed_by_another_thread(scripted: ScriptedServer) -> None:
 
 
 def test_stuck_server(scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that reads nothing does not block senders for ever, and the link ends."""
+    """A server that reads nothing blocks senders only for a limited time, and the link ends."""
     monkeypatch.setattr("ssvm_worker.cloudstack.link._SEND_S", 1.0)
     link = connected(scripted)
     with pytest.raises(LinkLost):

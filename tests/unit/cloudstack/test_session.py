@@ -480,7 +480,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", sorted(BAD))
 def test_bad_request(played: PlayedSession, case: str) -> None:
-    """A request that cannot be read gets a failed answer with its sequence, and the connection goes on."""
+    """A request that cannot be read gets a failed answer with its sequence, and the connection stays open."""
     server = played.up()
     server.send_plain(BAD[case]) if len(BAD[case]) <= 16_000 else send_long(server, BAD[case])
     answer = server.receive()
@@ -501,7 +501,7 @@ def send_long(server: ScriptedServer, content: bytes) -> None:
     "data", [b"x", bytes(39), framed(GOOD, version=1), framed(b"{", flags=0x20)], ids=["1", "39", "version", "answer"]
 )
 def test_bad_frame(played: PlayedSession, data: bytes) -> None:
-    """A frame without a readable header, and an unreadable answer, are dropped, and the connection goes on."""
+    """A frame without a readable header, and an unreadable answer, are dropped, and the connection stays open."""
     server = played.up()
     server.send_plain(data)
     assert server.ask("CheckHealthCommand", {}).fields["result"] is True
@@ -520,7 +520,7 @@ def test_bad_frame(played: PlayedSession, data: bytes) -> None:
     ],
 )
 def test_wrong_fields(played: PlayedSession, name: str, fields: dict[str, Any]) -> None:
-    """A command of the session with wrong fields gets an answer, and the connection goes on."""
+    """A command of the session with wrong fields gets an answer, and the connection stays open."""
     server = played.up()
     assert server.ask(name, fields, ordered=False).fields["result"] in (True, False)
     assert server.ask("CheckHealthCommand", {}).fields["result"] is True
@@ -541,7 +541,7 @@ def test_every_recorded_command(played: PlayedSession) -> None:
 
 
 def test_strange_answers(played: PlayedSession) -> None:
-    """Answers that nobody waits for, and with wrong fields, change nothing."""
+    """Unexpected answers, and answers with wrong fields, change nothing."""
     server = played.up()
     ping = WireFrame(0x03, 9, -1, HOST_ID, HOST_ID, ((class_of("PingStorageCommand"), {}),))
     for interval in (-1, 0, "x", 1e300, None):

@@ -195,7 +195,7 @@ def test_copy_of_a_snapshot(
 
 
 def test_incomplete_copy_of_a_snapshot(server: ManagementServer, broker: Broker, tmp_path: Path) -> None:
-    """If a file of a snapshot is missing, the copy fails and nothing of it stays."""
+    """If a file of a snapshot is missing, the copy fails and leaves no file."""
     server.zone.allowed_internal_sites = ["127.0.0.0/8"]
     with zone(server, broker, tmp_path) as service:
         put_snapshot(service, "5d6e.ovf")

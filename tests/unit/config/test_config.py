@@ -254,7 +254,7 @@ def kinds(annotation: Any) -> list[Any]:
 
 
 def test_secret_settings_are_marked() -> None:
-    """Each setting with a name that suggests a secret, and that is not the path of a file, is a secret type."""
+    """Each setting whose name suggests a secret has a secret type, except paths of files."""
     suspicious = re.compile("password|passphrase|secret|token|(access|private|api)_key|(?<!no_)proxy")
     forgotten = [
         f"{section.__name__}.{name}: {each.annotation}"

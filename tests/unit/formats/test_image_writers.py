@@ -59,7 +59,7 @@ WRITERS: dict[str, Callable[[Iterator[Extent], int], Iterator[bytes]]] = {
 @pytest.mark.parametrize("size", [512, GRAIN, 3 * GRAIN + 512, 33 * MiB + 1024], ids=lambda size: f"{size} bytes")
 @pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
 def test_images_hold_the_disk(tmp_path: Path, format_: str, size: int) -> None:
-    """An image of a disk of any size is sound and identical with it."""
+    """An image of a disk of any size is intact and identical with it."""
     content = disk(size)
     writer = WRITERS[format_] if format_ != "qcow2" else lambda each, size: qcow2(each, size, -(-size // GRAIN), "x")
 

@@ -251,7 +251,7 @@ def test_compressed_package(http_server: HttpServer) -> None:
 
 
 def test_owed(http_server: HttpServer) -> None:
-    """A store that fails at the second disk is owed the package, and keeps nothing of it."""
+    """A store that fails at the second disk is owed the package, and keeps no file."""
     primary, full = MemoryStore("primary"), MemoryStore("archive", capacity=len(DISK) + 1000)
     files = FILES | {"vm-disk2.vmdk": DISK}
     result = run(http_server, ova_of(files), primary, full, stores=["primary", "archive"])

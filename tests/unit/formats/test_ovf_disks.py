@@ -1,4 +1,4 @@
-"""The disks of an OVF are read as CloudStack reads them, and each can have an OVF of its own."""
+"""The disks of an OVF are read as CloudStack reads them, and each can have its own OVF."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_parents_in_a_circle() -> None:
 
 @pytest.mark.parametrize("file", ["root.vmdk", "data.vmdk"])
 def test_keep_disk(file: str) -> None:
-    """The OVF of one disk has only this disk, its file and its hardware item, and keeps the prefixes of namespaces."""
+    """The OVF of one disk has only this disk, its file and its hardware item, and keeps namespace prefixes."""
     kept = keep_disk(OVF, file, "a.ovf")
     assert read_descriptor(kept, "a.ovf").disks == (file,)
     assert read_descriptor(kept, "a.ovf").others == ()
@@ -102,6 +102,6 @@ def test_hostile(data: bytes, error: type[WorkerError]) -> None:
 
 
 def test_unknown_disk() -> None:
-    """A file that is no disk of the OVF has no OVF of its own."""
+    """A file that is not a disk of the OVF has no OVF."""
     with pytest.raises(ObjectNotFound):
         keep_disk(OVF, "tools.iso", "a.ovf")

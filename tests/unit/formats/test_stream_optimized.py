@@ -234,7 +234,7 @@ def test_tables_in_the_head() -> None:
 
 
 def test_inflate_every_other() -> None:
-    """Of N grains every Nth is inflated, and the others are skipped."""
+    """Every Nth grain is inflated, and the others are skipped."""
     stream = built(HEAD, bad_grain(0, b"broken"), GRAINS[1:], PIECES[5:])
     assert follow(stream, inflate_every=2).grains == 4
     assert follow(stream).grains == 4

@@ -2,8 +2,8 @@
 
 The worker's own parsers do not determine the used bytes. The last used byte is the last one that is not zero, if
 qemu-img finds the image without it damaged. Damaged means that qemu-img does not open it, reads other bytes, or finds
-other errors. Otherwise the end of the shortest undamaged image counts. Of an ISO, a raw disk and a sparse disk of many
-GiB, the last non-zero byte counts.
+other errors. Otherwise the end of the shortest undamaged image counts. The last non-zero byte counts for an ISO, a raw
+disk and a sparse disk of many GiB.
 The comparison of such a sparse disk with qemu-img takes minutes.
 """
 
@@ -381,7 +381,7 @@ def test_warnings() -> None:
 
 
 def test_warning_of_a_dirty_image(tmp_path: Path) -> None:
-    """The refcounts of a qcow2 that was not closed may be wrong, so data of only a snapshot causes a warning."""
+    """A qcow2 that was not closed may have wrong refcounts, so data of only a snapshot causes a warning."""
     name = "qcow2, data of a snapshot alone"
     commands = RECIPES[name].commands.replace("-o ", "-o lazy_refcounts=on,")
     killed = f'{commands}\nqemu-io -f qcow2 -d unmap -c "write -q -P 5 1M 64k" -c "sigraise 9" image'

@@ -46,8 +46,8 @@ def test_verify_finds_nothing(store: FileStore) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        pytest.param(lambda file: file.write_bytes(IMAGE[:-1] + b"!"), "in place of sha256", id="one byte other"),
-        pytest.param(lambda file: file.write_bytes(IMAGE[:-1]), "bytes in place of", id="one byte short"),
+        pytest.param(lambda file: file.write_bytes(IMAGE[:-1] + b"!"), "instead of sha256", id="one byte other"),
+        pytest.param(lambda file: file.write_bytes(IMAGE[:-1]), "bytes instead of", id="one byte short"),
         pytest.param(lambda file: file.unlink(), "is missing", id="missing"),
     ],
 )

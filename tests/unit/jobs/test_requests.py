@@ -150,7 +150,7 @@ def test_refused(fields: dict[str, Any], said: str) -> None:
 
 
 def test_kept_of_a_refused_request() -> None:
-    """Of a refused request, valid values of known fields and the names of all others are kept."""
+    """A refused request keeps valid values of known fields, and the names of all others."""
     request = GOOD | {"account": "a b", "nope\x1b": {"deep": 1}, "headers": {"A": "b"}}
     assert storable_fields(DOWNLOAD, request) == {
         "url": "http://x/y", "id": "7", "headers": {"A": "b"}, "account": MASK, "nope\\u001b": MASK

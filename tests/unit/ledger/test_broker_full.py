@@ -30,7 +30,7 @@ def full(stoppable_broker: StoppableBroker) -> Iterator[tuple[Broker, Ledger]]:
 
 
 def test_new_jobs_are_refused(full: tuple[Broker, Ledger]) -> None:
-    """A job that does not fit is refused, and nothing of it is left."""
+    """A job that does not fit is refused, and leaves no key."""
     _, ledger = full
     with pytest.raises(StoreUnavailable, match="maxmemory"):
         ledger.submit(NewJob("new", "delete", "z", "maintenance", {}))

@@ -91,7 +91,7 @@ def test_redaction(ledger: Ledger) -> None:
 
 
 def test_claim_is_exclusive(ledger: Ledger) -> None:
-    """Of twenty workers that claim a job at once, one gets it."""
+    """If twenty workers claim a job at once, one gets it."""
     ledger.submit(a_job())
     got: list[Any] = []
     workers = [threading.Thread(target=lambda: got.append(ledger.claim("j1", "w"))) for _ in range(20)]

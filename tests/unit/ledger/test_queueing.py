@@ -66,7 +66,7 @@ def run_all(ledger: Ledger, count: int = 1000) -> list[str]:
 
 
 def test_age(ledger: Ledger) -> None:
-    """Of one account's jobs with one priority, the oldest is next."""
+    """The oldest of one account's jobs with one priority is next."""
     submit(ledger, *(a_job(f"j{number}") for number in range(5)))
     assert take(ledger) == [f"j{number}" for number in range(5)]
     assert take(ledger) == []

@@ -82,7 +82,7 @@ def test_delay_is_over(ledger: Ledger, broker: Broker) -> None:
 
 
 def test_two_reapers(ledger: Ledger, broker: Broker) -> None:
-    """Of several reapers, one acts."""
+    """One of several reapers acts."""
     ledger.submit(a_job("j1"))
     rounds = []
     for _ in range(5):

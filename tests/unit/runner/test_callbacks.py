@@ -62,7 +62,9 @@ def test_slow_receivers(ledger: Ledger, outbox: CallbackSender) -> None:
     with Receiver() as receiver:
         for count in range(20):
             end(ledger, f"quick-{count}", receiver.url)
-        until(lambda: all(state(ledger, f"quick-{each}") == "delivered" for each in range(20)), "all are told")
+        until(
+            lambda: all(state(ledger, f"quick-{each}") == "delivered" for each in range(20)), "all callbacks are sent"
+        )
     assert {state(ledger, f"slow-0-{each}") for each in range(10)} == {"pending"}
     for each in silent:
         each.close()
@@ -73,6 +75,6 @@ def test_many(ledger: Ledger, outbox: CallbackSender) -> None:
     with Receiver() as receiver:
         for count in range(600):
             end(ledger, f"j{count}", receiver.url)
-        until(lambda: len(receiver.got) >= 600, "all are told")
+        until(lambda: len(receiver.got) >= 600, "all are sent")
         until(lambda: state(ledger, "j599") == "delivered", "the last is noted")
         assert len(receiver.got) == 600

@@ -122,7 +122,7 @@ def test_success(shop: Workshop) -> None:
         (Cancelled("shutdown"), "queued", "Cancelled", 0),
         (SystemExit(0), "queued", "Cancelled", 0),
     ],
-    ids=["retryable", "permanent", "a bug", "cancelled", "deadline", "shutdown", "the process is told to exit"],
+    ids=["retryable", "permanent", "a bug", "cancelled", "deadline", "shutdown", "the process is asked to exit"],
 )
 def test_outcomes(shop: Workshop, error: BaseException, state: str, shown: str, discarded: int) -> None:
     """Only the error decides whether a job waits for a retry or has ended without leftovers."""

@@ -95,7 +95,7 @@ def ours(caplog: pytest.LogCaptureFixture) -> str:
 
 
 def test_secret_path(service: Service, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither the log nor the answer shows the path of a link whose object is gone, and the log names the object."""
+    """If the object of a link is missing, the log names the object, and hides the link like the answer."""
     caplog.set_level("DEBUG", "ssvm")
     at = publish(service)
     (service.store / KEY).unlink()
@@ -142,7 +142,7 @@ def test_copy_login(service: Service, given: dict[str, str]) -> None:
 
 
 def test_copy_without_login(service: Service) -> None:
-    """Before the management server has sent a login, nobody may copy."""
+    """Before the management server has sent a login, no client may copy."""
     assert service.request("GET", COPY, headers=login()).status == 401
 
 

@@ -1,4 +1,4 @@
-"""Browser uploads of CloudStack: the file of a form passes the download job's pipeline once, or nothing of it stays."""
+"""Browser uploads of CloudStack: the file of a form passes the download job's pipeline once, or leaves no byte."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_post(service: Service) -> None:
 
 
 def test_behind_apache(service: Service) -> None:
-    """The Apache of a system VM sends the UUID as a parameter, and the host that the browser asked for as a header."""
+    """The Apache of a system VM sends the UUID as a parameter, and the browser's host as a header."""
     headers = parameters(f"https://192.0.2.77/upload/{UUID}", metadata()) | {"X-Forwarded-Host": "192.0.2.77"}
     body, kind = form(IMAGE)
     answer = service.request("POST", f"/upload?uuid={UUID}", body=body, headers=headers | {"Content-Type": kind})
@@ -142,7 +142,7 @@ def test_aborted(service: Service) -> None:
 
 
 def test_without_key(start_service: Callable[..., Service]) -> None:
-    """Before an agent has got the key of uploads, the client is told to retry."""
+    """Before an agent has got the key of uploads, the answer asks the client to retry."""
     found = start_service(cloudstack=True)
     assert post(found, IMAGE, signed(found)).status == 503
 

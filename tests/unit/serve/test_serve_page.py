@@ -56,7 +56,7 @@ def test_page_uploads(service: Service, browser: Chrome, tmp_path: Path) -> None
 
 
 def test_page_says_why(service: Service, browser: Chrome, tmp_path: Path) -> None:
-    """A user whose file is refused reads the reason in their own terms, and can choose another on the same page."""
+    """A user whose file is refused reads a plain reason, and can choose another file on the same page."""
     files = {
         "page.html": b"<html>" + bytes(1 << 20),
         "wrong.raw": IMAGE[:-1] + b"x",

@@ -235,7 +235,7 @@ def test_credentials_of_an_upload(http_server: HttpServer) -> None:
 
 @pytest.mark.parametrize("hosts", [["https://x"], ["user@x"], [""]])
 def test_hosts_that_are_none(hosts: list[str]) -> None:
-    """A URL in place of a host is an error of the settings."""
+    """A URL instead of a host is an error of the settings."""
     with pytest.raises(ConfigError, match="is not a host"):
         config.parse({"credentials": {"c": {"token": "t", "hosts": hosts}}}, "test")
 

@@ -122,7 +122,7 @@ def test_checksum_lines() -> None:
     ("network", "name"), [("", "VM Network"), ("distributed", "DC0_DVPG0"), ("opaque", "segment-1")]
 )
 def test_networks(bench: Bench, network: str, name: str) -> None:
-    """The network of an adapter is the name of its port group, or the id of its NSX segment, and not its summary."""
+    """The network of an adapter is its port group's name or its NSX segment's id, and not its summary."""
     vm = make_vm(bench.vcenter, 64 * KiB, network=network)
     with bench.session(vm) as it:
         assert [each.network for each in it.hardware().nics] == [name]

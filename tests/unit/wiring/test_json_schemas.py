@@ -86,7 +86,7 @@ def test_the_version_is_not_stored() -> None:
 
 
 def test_each_document_has_one() -> None:
-    """Each request, result and other document has a valid schema of its own, with a version in its $id."""
+    """Each request, result and other document has its own valid schema, with a version in its $id."""
     found = schemas()
     for name, schema in found.items():
         Draft202012Validator.check_schema(schema)

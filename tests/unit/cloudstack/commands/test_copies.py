@@ -155,7 +155,7 @@ def test_missing(agent: Agent, kind: str, path: str) -> None:
 
 @pytest.mark.parametrize("name", ["gone.qcow2", "gone.ova"])
 def test_missing_image(agent: Agent, tmp_path: Path, name: str) -> None:
-    """An image that is missing in its directory is a failure, unless an OVF is there in place of its package."""
+    """An image that is missing in its directory is a failure, unless an OVF is there instead of its package."""
     java_template(tmp_path / "store", 2, 7, "t")
     path = f"template/tmpl/2/7/{name}"
     source, target = data_object("Template", path), data_object("Template", "template/tmpl/2/7", IMAGE)

@@ -261,7 +261,7 @@ def test_after_a_cancel(zone: Zone, ending: str) -> None:
 
 
 def test_no_command_attaches_to_a_cancelled_job(zone: Zone) -> None:
-    """A command that needs the end of a job gets a new one if the first only removes what it has written."""
+    """A command that needs the end of a job gets a new job if the first only cleans up."""
     request = {"kind": "template", "account": "2", "id": "202", "stores": ["primary"]}
     first = start_job(zone.services, "delete", "cs-delete-x", request)
     assert start_job(zone.services, "delete", "cs-delete-x", request) == first

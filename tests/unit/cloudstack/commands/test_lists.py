@@ -132,7 +132,7 @@ def test_broken_manifest(broker: Broker, tmp_path: Path) -> None:
 
 
 def test_unmounted_directory(broker: Broker, tmp_path: Path) -> None:
-    """An empty directory in place of the store fails the list, also for an agent that starts now."""
+    """An empty directory instead of the store fails the list, also for an agent that starts now."""
     settings = settings_of(broker, tmp_path)
     java_template(tmp_path / "store", 1, 224, "224-1-289c42c5")
     assert Agent(settings).send("ListTemplateCommand", store=NFS)["result"] is True

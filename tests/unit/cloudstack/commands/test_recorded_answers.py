@@ -75,7 +75,7 @@ def test_all_are_recorded() -> None:
 
 @pytest.mark.parametrize("number", range(len(EXCHANGES)))
 def test_exchange(broker: Broker, tmp_path: Path, number: int) -> None:
-    """In the state of the Java agent, our answer has its class and its fields, and the values that no state changes."""
+    """In the state of the Java agent, our answer has its class, its fields, and values that no state changes."""
     exchange = EXCHANGES[number]
     recorded = exchange.answer
     zone = Zone(broker, tmp_path, _stores(exchange))

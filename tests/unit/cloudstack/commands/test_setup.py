@@ -14,7 +14,7 @@ from .agents import NFS, PLACE, Agent, settings_of
 
 
 def test_setup(broker: Broker, tmp_path: Path) -> None:
-    """The answer names the directory as the recorded answer of the Java agent does, and the key of uploads is kept."""
+    """The answer names the directory as the Java agent's recorded answer does, and the key of uploads is kept."""
     agent = Agent(settings_of(broker, tmp_path))
     answer = agent.send("SecStorageSetupCommand", store=NFS, secUrl=PLACE, certs={}, postUploadKey="psk")
     assert answer == {

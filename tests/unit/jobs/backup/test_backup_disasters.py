@@ -42,7 +42,7 @@ def test_session_ends_behind_the_last_disk(bench: Bench, vm: TestVM) -> None:
 
 @pytest.mark.parametrize("ends", [True, False], ids=["ends", "continues"])
 def test_host_in_maintenance(bench: Bench, vm: TestVM, ends: bool) -> None:
-    """If the VM stays on a host in maintenance mode, the error says so, and the next attempt continues or cleans up."""
+    """If the host stays in maintenance mode, the error says so, and the next attempt continues or cleans up."""
     strike(bench, "maintenance")
     with pytest.raises(ResourceBusy, match="Check if the host is in maintenance mode"):
         backup.run(bench.request(vm), bench.attempt(will_resume=lambda _: True))

@@ -76,7 +76,7 @@ def test_limits(bench: Bench, disks: int, per_host: int, expected: int) -> None:
 
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_one_lease_for_each_vm(bench: Bench, exclusive: bool) -> None:
-    """If vSphere gives a VM only one lease at a time, its disks follow each other and no try is lost."""
+    """If vSphere allows one lease per VM, its disks follow each other and no try is lost."""
     vm = make_vm(bench.vcenter, 64 * KiB, 64 * KiB, 64 * KiB, 64 * KiB)
     bench.options = FAST.model_copy(update={"lease_tries": 1, "parallel_disks": 4, "per_host": 4})
     slow = {"file": "disk-0.vmdk", "do": "silence", "at": 1000, "seconds": 1.0}
@@ -145,7 +145,7 @@ def test_rest_of_the_tasks(error: Exception, done: list[int]) -> None:
 
 
 def test_gravest_error() -> None:
-    """Of several errors, the one that decides on a retry is raised."""
+    """If there are several errors, the one that decides on a retry is raised."""
     with pytest.raises(Permanent):
         in_parallel(3, [failing(Retryable("x")), failing(Permanent("y"))])
 
@@ -187,7 +187,7 @@ def test_lease_manifest_differs(bench: Bench, vm: TestVM, algorithm: str) -> Non
 @pytest.mark.parametrize("fault", ["wrong", "zero_size"])
 @pytest.mark.parametrize("mode", ["full", "incremental"])
 def test_lease_manifest_differs_twice(bench: Bench, fault: str, mode: str) -> None:
-    """A sound disk whose lease manifest differs with two leases is stored with a remark, and every grain is checked."""
+    """An intact disk whose lease manifest differs twice is stored with a remark after a check of each grain."""
     vm = make_vm(bench.vcenter, 512 * KiB)
     bench.options = FAST.model_copy(update={"lease_tries": 1})
     bench.vcenter.fault(manifest=fault)
@@ -195,7 +195,7 @@ def test_lease_manifest_differs_twice(bench: Bench, fault: str, mode: str) -> No
     result = bench.run(vm, mode=mode)
     assert bench.fetches("disk-0.vmdk") == before + 2
     assert [(each["lease_manifest"], each["verified"]) for each in result["disks"]] == [("differs", "adler32/1")]
-    assert "twice. Every grain is sound" in result["remarks"][0]
+    assert "twice. Every grain is intact" in result["remarks"][0]
 
 
 def test_damaged_grain_with_a_differing_manifest(bench: Bench) -> None:
@@ -218,7 +218,7 @@ def test_certificate(bench: Bench, vm: TestVM) -> None:
 
 @pytest.mark.parametrize("one_file", [False, True])
 def test_nvram(bench: Bench, one_file: bool) -> None:
-    """Firmware variables are stored and named by OVF and .mf, also if a host sends only one file of each lease."""
+    """OVF and .mf name the stored firmware variables, also if a host sends one file of each lease."""
     vm = make_vm(bench.vcenter, 64 * KiB, nvram=b"variables" * 1000)
     bench.vcenter.fault(one_file=one_file)
     assert bench.run(vm)["remarks"] == []

@@ -134,7 +134,7 @@ def chain(bench: Bench) -> str:
 
 @pytest.mark.parametrize("form", ["certificate", "chain"])
 def test_hosts_of_vsphere_9(bench: Bench, vm: TestVM, form: str) -> None:
-    """A host that has a certificate or a chain in place of a thumbprint is trusted by it, in preflight and lease."""
+    """A host with a certificate or a chain, and no thumbprint, is trusted by it in preflight and lease."""
     pem = chain(bench) if form == "chain" else bench.vcenter.ca_file.read_text()
     bench.address = {"ca_file": None, "thumbprint": bench.vcenter.thumbprint}
     bench.vcenter.fault(host=f"localhost:{bench.vcenter.port}", host_certificate=pem, certificate=pem, thumbprint="")

@@ -91,7 +91,7 @@ def test_verified(bench: Bench, vm: TestVM) -> None:
 
 
 def test_deleted(bench: Bench, vm: TestVM) -> None:
-    """When all full and incremental backups of a volume are deleted, nothing of it is left."""
+    """When all full and incremental backups of a volume are deleted, no file of the volume is left."""
     take(bench, vm, "b1")
     take(bench, vm, "b2", mode="full")
     for id_ in ("b1", "b2"):
@@ -124,7 +124,7 @@ def test_resource() -> None:
 
 
 def test_bad_disk(bench: Bench, vm: TestVM) -> None:
-    """A corrupt grain fails the backup, and nothing of it is left."""
+    """A corrupt grain fails the backup, and no file is left."""
     stream = bytearray(stream_optimized(vm.raws[0]))
     stream[GRAIN + 5000] ^= 1
     bench.vcenter.upload(vm.machine.disks[0].file, bytes(stream), vm.machine.datacenter)

@@ -158,7 +158,7 @@ def test_unknown_free_space(bench: Bench, vm: TestVM, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(("locks", "pause_s"), [(False, 0.0), (True, 0.0), (True, 1e6)])
 def test_switched_off(bench: Bench, vm: TestVM, monkeypatch: pytest.MonkeyPatch, locks: bool, pause_s: float) -> None:
-    """A VM that is switched off during the export is a warning, and with a pause it can be switched on in any case."""
+    """A VM that is switched off during the export is a warning, and a pause allows to switch it on."""
     monkeypatch.setattr(power_watch, "_EVERY_S", 0.0)
     bench.options = FAST.model_copy(update={"power_off_pause_s": pause_s})
     before = bench.fetches("disk-0.vmdk")

@@ -1,4 +1,4 @@
-"""Snapshots that a backup job could not remove: recorded, reported, and removed by a job of its own."""
+"""Snapshots that a backup job could not remove: recorded, reported, and removed by a separate job."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def site(bench: Bench, broker: Broker, tmp_path: Path) -> Settings:
 
 
 def test_worker_queues_the_removal(bench: Bench, vm: TestVM, site: Settings) -> None:
-    """A worker queues the removal at the end of the backup, and that job removes the snapshot once the VM is free."""
+    """The backup's worker queues a job for the removal, which removes the snapshot once the VM is free."""
     bench.vcenter.fault(**FAULTS["busy"])
     place = {"account": "acme", "volume": "vol1", "id": "b1", "vcenter": "vc1", "vm": vm.machine.id}
     run_job(site, Message("backup", [place | {"job_id": "job-1"}], {}, "t1"))

@@ -55,7 +55,7 @@ def test_observed() -> None:
 
 
 def test_full_backup_and_restore(bench: Bench, vm: TestVM) -> None:
-    """A full backup has the host's bytes, the lease manifest agrees, and a VM restored from it has the same grains."""
+    """A full backup has the host's bytes, its lease manifest agrees, and a restored VM has the same grains."""
     bench.run(vm)
     assert_whole(bench.primary, GENUINE)
     entry = read_manifest(bench.primary, bench.request(vm).artifact).entries[0]

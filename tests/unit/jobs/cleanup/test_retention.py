@@ -81,7 +81,7 @@ YEAR = [day(each) for each in range(365)]
     ],
 )
 def test_a_year_of_days(rule: RetentionRule, expected: list[str]) -> None:
-    """Of daily backups for a year, exactly those that the rule names stay."""
+    """After a year of daily backups, exactly those that the rule names stay."""
     assert stays(rule, *YEAR) == expected
 
 

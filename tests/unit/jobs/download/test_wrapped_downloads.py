@@ -124,7 +124,7 @@ def test_virtual_size(http_server: HttpServer) -> None:
 
 
 def test_cut_short(http_server: HttpServer) -> None:
-    """A truncated file is corrupt, and nothing of it is kept."""
+    """A truncated file is corrupt, and none of its bytes is kept."""
     store = MemoryStore("primary")
     with pytest.raises(CorruptImage, match="cut short"):
         download.run(request(http_server.serve("x", COMPRESS["xz"](IMAGE)[:-9])), attempt(store))

@@ -60,7 +60,7 @@ def source(tmp_path: Path, number: int) -> Path:
 
 @pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
 def test_whole_vm(store: FileStore, tmp_path: Path, format_: str) -> None:
-    """Every disk becomes a file that qemu-img finds sound and identical, and their artifact passes verify."""
+    """Every disk becomes a file that qemu-img finds intact and identical, and their artifact passes verify."""
     restore.run(asked(format=format_), attempt(store))
 
     for number in range(2):
@@ -210,7 +210,7 @@ def _flip(file: Path, at: int) -> None:
 )
 @pytest.mark.parametrize("format_", ["raw", "qcow2", "vmdk"])
 def test_damaged_backup(store: FileStore, tmp_path: Path, format_: str, at: int) -> None:
-    """Damage in the second disk leaves nothing of both disks at the target."""
+    """Damage in the second disk leaves no file of either disk at the target."""
     _flip(tmp_path / "store" / BACKUP.key("b1-disk1.vmdk"), at)
 
     fail(asked(format=format_), attempt(store), (CorruptImage, ChecksumMismatch))

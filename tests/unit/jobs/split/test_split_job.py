@@ -1,4 +1,4 @@
-"""Each disk of an OVA becomes a template of its own, as CloudStack's Java agent leaves it."""
+"""Each disk of an OVA becomes a separate template, as CloudStack's Java agent leaves it."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_java_ova(store: Store) -> None:
 
 
 def test_iso(http_server: HttpServer, store: Store) -> None:
-    """An ISO image of an OVA becomes a template of its own, and never replaces that of the OVA."""
+    """An ISO image of an OVA becomes a separate template, and never replaces that of the OVA."""
     image = iso(1000)
     package = ova_of({"vm.ovf": ovf_with_hardware("root.vmdk", others=("a.iso",)), "root.vmdk": ROOT, "a.iso": image})
     asked = {"url": http_server.serve("vm.ova", package), "account": 2, "id": "7"}

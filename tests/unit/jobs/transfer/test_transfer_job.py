@@ -1,4 +1,4 @@
-"""Files are copied or moved as they are, also without a manifest, and an artifact is complete or does not exist."""
+"""Files are copied or moved unchanged, also without a manifest, and an artifact is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -343,7 +343,7 @@ def test_pack(primary: Store) -> None:
 
 
 def test_pack_without_a_file(primary: Store) -> None:
-    """A package without a file that its OVF names is refused, and nothing of it is stored."""
+    """A package without a file that its OVF names is refused, and no file is stored."""
     vmware_volume(primary, **{"5f2b-disk1.vmdk": None})
     with pytest.raises(CorruptImage, match="disk1"):
         run(primary, **PACKED)

@@ -184,7 +184,7 @@ def test_prefix(store: MemoryStore) -> None:
 
 
 def test_findings_stay(store: MemoryStore) -> None:
-    """A finding, also of a single verification, is kept until the artifact is sound or deleted."""
+    """A finding, also of a single verification, is kept until the artifact is intact or deleted."""
     verdicts = LocalScrubResults()
     damage(store, "1")
     damage(store, "2")
@@ -306,4 +306,4 @@ def test_command(ssvm: Callable[..., tuple[int, Any]], tmp_path: Path) -> None:
     status, rows = ssvm("verify", "--findings")
     assert status == 1
     assert rows[0]["artifact"] == "template/tmpl/acme/20"
-    assert "in place of sha256" in rows[0]["findings"][0]
+    assert "instead of sha256" in rows[0]["findings"][0]

@@ -61,7 +61,7 @@ def test_nothing_found(store: Store) -> None:
         pytest.param("b1-disk0.vmdk", lambda it: bytes(len(it)), "no VMDK header", id="a disk of zeros"),
         pytest.param("b1.ovf", lambda it: it.replace(b"-disk1", b"-disk7"), "names b1-disk7", id="a file too many"),
         pytest.param("b1.ovf", lambda it: it.replace(b"-disk1", b"-disk7"), "not name b1-disk1", id="a file too few"),
-        pytest.param("b1.ovf", lambda it: it.replace(b'size="', b'size="9'), "in place of", id="another size"),
+        pytest.param("b1.ovf", lambda it: it.replace(b'size="', b'size="9'), "instead of", id="another size"),
         pytest.param("b1.ovf", lambda _: b"<Envelope>", "cannot be read", id="no OVF"),
         pytest.param("b1.mf", lambda it: it.replace(b"disk1", b"disk7"), "b1.mf names", id="a checksum too many"),
         pytest.param("b1.mf", lambda it: it.replace(b"= ", b"= 00")[:-3], "b1.mf|no known form", id="no checksums"),

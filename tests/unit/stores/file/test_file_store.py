@@ -173,7 +173,7 @@ def test_foreign_directories_are_not_entered(store: FileStore, tmp_path: Path, n
 
 
 def test_link_to_a_directory_is_refused(store: FileStore, tmp_path: Path) -> None:
-    """A symbolic link in place of a directory is never followed, even if it points into the root."""
+    """A symbolic link instead of a directory is never followed, even if it points into the root."""
     (tmp_path / "real").mkdir()
     (tmp_path / "real/object").write_bytes(b"secret")
     (tmp_path / "link").symlink_to("real")
@@ -188,7 +188,7 @@ def test_link_to_a_directory_is_refused(store: FileStore, tmp_path: Path) -> Non
 
 
 def test_link_to_a_file_is_refused(store: FileStore, tmp_path: Path) -> None:
-    """A symbolic link in place of an object is not listed, examined or read."""
+    """A symbolic link instead of an object is not listed, examined or read."""
     (tmp_path / "link").symlink_to("/etc/passwd")
     assert keys(store) == []
     with pytest.raises(ObjectNotFound):

@@ -151,7 +151,7 @@ def test_ranges_that_are_cut(s3_server: S3Server, faulty_s3: FaultyS3, s3_bucket
 # Lost answers
 
 
-#: A status in place of the answer. 0: the connection ends in place of the answer.
+#: A status instead of the answer. 0: the connection ends instead of the answer.
 LOST = [0, 500, 502, 503, 504]
 
 
