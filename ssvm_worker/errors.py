@@ -169,6 +169,16 @@ class ConfigError(Permanent):
     exit_code = EXIT_USAGE
 
 
+def extra_missing(what: str, where: str, extra: str) -> ConfigError:
+    """Return the error for libraries that only an extra of this package installs."""
+    return ConfigError(what, where, installation(extra))
+
+
+def installation(extra: str) -> str:
+    """Return the remedy for missing extras. *extra* may name several: ``a,b``."""
+    return f"Install it: pip install 'ssvm-worker[{extra}]'"
+
+
 class Cancelled(WorkerError):
     """The job was stopped: by its user, by a shutdown, by a deadline, or because a newer claim fenced it."""
 
@@ -182,6 +192,9 @@ class Cancelled(WorkerError):
 
 #: Errors of opening the ledger that a foreground run ignores, because it works without a ledger.
 NOT_THERE = (StoreUnavailable, StoreDenied, ConfigError)
+
+#: Classes of errors that lie in the request or in the bytes. No repair elsewhere removes them, so a retry fails again.
+LASTING = {InvalidRequest.__name__, ChecksumMismatch.__name__} | {each.__name__ for each in ImageError.__subclasses__()}
 
 _REASONS = {
     "user": "Stopped by a user",

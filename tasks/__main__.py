@@ -14,7 +14,7 @@ import sys
 from celery import Celery
 from celery.bin.base import CLIContext
 
-from ssvm_worker.errors import ConfigError
+from ssvm_worker.errors import ConfigError, extra_missing
 from ssvm_worker.ledger.embedded import require_server
 
 #: The module that each word of a command line needs, and the extra that installs it.
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     for word in argv:
         module, extra = _EXTRAS.get(word, ("", ""))
         if module and importlib.util.find_spec(module) is None:
-            sys.exit(_explained(ConfigError(f"{module} is not installed", word, f"pip install 'ssvm-worker[{extra}]'")))
+            sys.exit(_explained(extra_missing(f"{module} is not installed", word, extra)))
     try:
         from .app import app, settings
 

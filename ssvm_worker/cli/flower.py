@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ssvm_worker import config
-from ssvm_worker.errors import ConfigError, InvalidRequest, misused
+from ssvm_worker.errors import InvalidRequest, extra_missing, misused
 
 from .output import Output
 
@@ -36,7 +36,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _flower(args: argparse.Namespace, output: Output) -> int:
     if find_spec("flower") is None:
-        raise ConfigError("Flower is not installed", "flower", "Install it: pip install 'ssvm-worker[flower]'")
+        raise extra_missing("Flower is not installed", "flower", "flower")
     config.load(args.config)  # wrong settings fail here, not later in Flower
     environ = dict(os.environ)
     if file := config.find_file(args.config):

@@ -11,7 +11,7 @@ from ssvm_worker.ledger.job_filter import account_of
 from ssvm_worker.ledger.record import iso
 from ssvm_worker.units import human_duration, human_size, printable
 
-from .output import cell, migration_report, painted
+from .output import cell, migration_report, missing_stores, painted
 from .progress import progress_text
 
 if TYPE_CHECKING:
@@ -107,15 +107,18 @@ def why(record: Record, shown: dict[str, Any]) -> str:
     return _sentence(error)
 
 
-def waiting(record: Record) -> str:
-    """Return what a queued job waits for, as far as its record says; "" if the record does not say it."""
+def waiting(record: Record, *, only_held: bool = False) -> str:
+    """Return what a queued job waits for, as far as its record says it; "" if the record does not say it.
+
+    *only_held*: return only what holds the job back, not that it waits for a worker after an attempt.
+    """
     if record.waits_for:
         return f"{record.waits_for} is in use"
+    last = record.attempts[-1].error if record.attempts else None
+    after = f", after {_sentence(last)}" if last else ""
     if record.not_before > time.time():
-        again = f"next try in {human_duration(record.not_before - time.time())}"
-        last = record.attempts[-1].error if record.attempts else None
-        return f"{again}, after {_sentence(last)}" if last else again
-    return ""
+        return f"next try in {human_duration(record.not_before - time.time())}{after}"
+    return f"next try when a worker is free{after}" if after and not only_held else ""
 
 
 def _sentence(error: dict[str, Any]) -> str:
@@ -127,7 +130,7 @@ def _sentence(error: dict[str, Any]) -> str:
 def details(record: Record, shown: dict[str, Any], hint: str = "") -> str:
     """Return about ten lines about a job, with the remedy last.
 
-    *shown* is the public JSON. *hint* says why a queued job waits, if its record does not say it.
+    *shown* is the public JSON. *hint* says why a queued job waits. Without it, the record says so.
     """
     lines = {name: printable(f"{name:{_NAME}} {text}") for name, text in _facts(record, shown, hint) if text}
     lines["state"] = lines["state"].replace(record.state, painted("state", record.state), 1)
@@ -149,10 +152,10 @@ def _facts(record: Record, shown: dict[str, Any], hint: str) -> Iterator[tuple[s
     if not record.ended:
         yield "progress", progress_text(shown["progress"])
     if record.state == "queued":
-        yield "waits", waiting(record) or hint
+        yield "waits", hint or waiting(record)
     yield "result", migration_report(result) or _result(result)
-    for store, problem in (result.get("owed") or {}).items():
-        yield "missing", f"store {store}: `ssvm job {problem.get('copy_job')}` copies it"
+    for each in missing_stores(result):
+        yield "missing", each
     if removal := result.get("removal_job"):
         yield "snapshot", f"not removed: `ssvm job {removal}` removes it"
     if record.callback.url and record.callback.state:

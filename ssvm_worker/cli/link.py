@@ -14,7 +14,7 @@ from ssvm_worker import config
 from ssvm_worker.artifacts.layout import Artifact
 from ssvm_worker.artifacts.manifest import find_manifest
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.errors import ConfigError, InvalidRequest, ObjectNotFound, misused
+from ssvm_worker.errors import InvalidRequest, ObjectNotFound, extra_missing, misused
 from ssvm_worker.jobs.download.request import Request as DownloadRequest
 from ssvm_worker.jobs.request import parse_request
 from ssvm_worker.jobs.upload.job import read_entry
@@ -78,9 +78,7 @@ def _serve(args: argparse.Namespace, output: Output) -> int:  # noqa: ARG001 - e
     try:
         from ssvm_worker.serve.server import serve
     except ImportError as error:
-        raise ConfigError(
-            f"`ssvm serve` needs {error.name}", "serve", "Install it: pip install 'ssvm-worker[serve]'"
-        ) from error
+        raise extra_missing(f"`ssvm serve` needs {error.name}", "serve", "serve") from error
     serve(config.load(args.config), args.listen, api=args.api)
     return 0
 

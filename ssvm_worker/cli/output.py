@@ -143,11 +143,22 @@ def named_lines(value: Mapping[str, Any]) -> str:
     """Return the fields of a result that have a value, as ``name: value`` lines. A large size is also rounded."""
     lines = []
     for name, each in value.items():
-        if isinstance(each, int) and name in _SIZES and each >= 1000:
+        if name == "owed":
+            lines += [printable(f"missing: {text}") for text in missing_stores(value)]
+        elif isinstance(each, int) and name in _SIZES and each >= 1000:
             lines.append(f"{name}: {each} ({human_size(each)})")
         elif text := cell(name, each):
             lines.append(printable(f"{name}: {text}"))
     return "\n".join(lines)
+
+
+def missing_stores(result: Mapping[str, Any]) -> list[str]:
+    """Return a line for each store that a job could not write: the reason, and what copies the artifact."""
+    found = []
+    for store, problem in (result.get("owed") or {}).items():
+        then = f"`ssvm job {problem['copy_job']}` copies it" if problem.get("copy_job") else "Copy it: `ssvm run copy`"
+        found.append(f"store {store}: {problem.get('error')}: {problem.get('what')}. {then}")
+    return found
 
 
 def cell(name: str, value: Any) -> str:

@@ -19,6 +19,7 @@ from ssvm_worker.errors import (
     EXIT_CANCELLED,
     EXIT_PERMANENT,
     EXIT_RETRYABLE,
+    LASTING,
     InvalidRequest,
     WorkerError,
     misused,
@@ -158,8 +159,8 @@ def job_rows(settings: Settings, pairs: Sequence[tuple[Record, dict[str, Any]]])
     idle_once = cache(lambda zone, lane: idle(settings, zone, lane))
     for record, shown in pairs:
         row = job_text.row(record, shown, full_ids=not sys.stdout.isatty())
-        if record.state == "queued" and not row["why"]:
-            row["why"] = idle_once(record.zone, record.lane)
+        if record.state == "queued" and not job_text.waiting(record, only_held=True):
+            row["why"] = idle_once(record.zone, record.lane) or row["why"]
         yield row
 
 
@@ -183,8 +184,13 @@ def _retry(args: argparse.Namespace, output: Output) -> int:
     settings = config.load(args.config)
 
     def retry(ledger: Ledger, job_id: str) -> tuple[Record, str]:
+        last = ledger.get(job_id).error or {}
         record = ledger.retry(job_id, _actor())
         send(settings, record)
+        if last.get("error") in LASTING:
+            output.note(
+                f"{job_id} will probably fail again with {last['error']}: {last.get('remedy') or last.get('what')}"
+            )
         return record, f"queued again: {job_id}"
 
     return _change(args, output, settings, retry)
@@ -272,7 +278,8 @@ def _why_queued(settings: Settings, record: Record) -> str:
     """Return why a queued job does not run yet."""
     from ssvm_worker.operations.health import idle
 
-    return job_text.waiting(record) or idle(settings, record.zone, record.lane) or "workers are busy"
+    held = job_text.waiting(record, only_held=True)
+    return held or idle(settings, record.zone, record.lane) or job_text.waiting(record) or "workers are busy"
 
 
 def _ending(record: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import groupby
 from typing import Any
 
@@ -35,6 +35,8 @@ from .run import add_force, run_here
 
 #: Manifests that are read at the same time. Reading one after the other would mostly wait for the network.
 _READERS = 8
+#: Seconds after which `ssvm stores` prints the stores that have answered.
+_SOON_S = 2.0
 _KINDS = "template|iso|volume|backup"
 _Row = dict[str, Any] | None
 
@@ -219,29 +221,38 @@ def _stores(args: argparse.Namespace, output: Output) -> int:
         rule = sudoers(settings, args.sudoers)
         output.result({"sudoers": rule}, rule.rstrip())
         return 0
-    rows = [_health(settings, name) for name in settings.stores]
-    hidden = {} if output.as_json else {"closed": ""}  # a closed circuit breaker is the normal state
-    output.table(
-        [row | {"breaker": hidden.get(row.get("breaker", ""), row.get("breaker"))} for row in rows],
-        ("name", "url", "state", "breaker", "total", "free", "latency_ms", "error"),
-        "the settings name no image store",
-    )
-    return 0 if all(row["state"] == "up" for row in rows) else EXIT_RETRYABLE
+    with ThreadPoolExecutor(max(1, len(settings.stores))) as pool:
+        looks = {name: pool.submit(_health, settings, name) for name in settings.stores}
+        waiting = wait(looks.values(), None if output.as_json else _SOON_S).not_done
+        late = [name for name, each in looks.items() if each in waiting]
+        soon = [name for name in looks if name not in late]
+        hidden = {} if output.as_json else {"closed": ""}  # a closed circuit breaker is the normal state
+        for names in [each for each in (soon, late) if each] or [[]]:
+            if soon and names is late:
+                output.note(f"waiting for {', '.join(late)}")
+            rows = (looks[name].result() for name in names)
+            output.table(
+                (row | {"breaker": hidden.get(row.get("breaker", ""), row.get("breaker"))} for row in rows),
+                ("name", "url", "state", "breaker", "total", "free", "latency_ms", "error"),
+                "the settings name no image store",
+            )
+    return 0 if all(each.result()["state"] == "up" for each in looks.values()) else EXIT_RETRYABLE
 
 
 def _health(settings: Settings, name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "url": settings.stores[name].url, "state": "up"}
+    opened: Store | None = None
     try:
-        store = assembly.open_store_named(settings, name)
-    except WorkerError as error:
-        return row | {"state": "down", "error": str(error)}
-    try:
-        started = time.monotonic()
-        next(iter(store.list("template/tmpl/0")), None)
-        usage = store.usage()
+        with assembly.store_to_examine(settings, name) as store:
+            opened = store
+            started = time.monotonic()
+            next(iter(store.list("template/tmpl/0")), None)
+            usage = store.usage()
         latency = round((time.monotonic() - started) * 1000, 1)
         row |= {"total": usage.total, "used": usage.used, "free": usage.free, "latency_ms": latency}
     except WorkerError as error:
         row |= {"state": "down", "error": str(error)}
-    breaker = breaker_of(store)
+    if opened is None:
+        return row
+    breaker = breaker_of(opened)
     return row | {"breaker": breaker.state} | ({"reason": breaker.described()} if breaker.reason else {})

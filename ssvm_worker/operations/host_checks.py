@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.config.types import Section
+from ssvm_worker.errors import installation
 from ssvm_worker.units import GiB, human_size
 
 from .finding import Finding
@@ -55,7 +56,7 @@ def _extras(settings: Settings) -> Finding:
     needed |= {"serve", "cloudstack"} if settings.serve.cloudstack else set()
     if missing := sorted(needed - {*installed}):
         names = ",".join(missing)
-        return Finding("extras", False, f"the settings need {names}. Install: pip install 'ssvm-worker[{names}]'")
+        return Finding("extras", False, f"the settings need {names}. {installation(names)}")
     absent = ", ".join(extra for extra in EXTRAS if extra not in installed)
     return Finding("extras", True, f"installed: {', '.join(installed) or 'none'}; not installed: {absent or 'none'}")
 

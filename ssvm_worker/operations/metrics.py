@@ -17,7 +17,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.errors import ConfigError, StoreUnavailable, WorkerError
+from ssvm_worker.errors import StoreUnavailable, WorkerError, extra_missing
 from ssvm_worker.ledger.agents import BUCKETS
 from ssvm_worker.ledger.workers import DOWN, DRAINING, UP
 from ssvm_worker.net.listener import Listener
@@ -30,9 +30,7 @@ try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 except ImportError as error:
-    raise ConfigError(
-        "prometheus_client is not installed", "ssvm metrics", "pip install 'ssvm-worker[metrics]'"
-    ) from error
+    raise extra_missing("prometheus_client is not installed", "ssvm metrics", "metrics") from error
 
 
 #: The largest number of connections to the exporter. Prometheus and probes need a few.

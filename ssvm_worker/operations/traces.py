@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ssvm_worker.errors import installation
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span, Tracer
@@ -125,7 +127,7 @@ def _provider() -> TracerProvider | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        _LOG.warning("OTEL_… is set, but OpenTelemetry is not installed: pip install 'ssvm-worker[otel]'")
+        _LOG.warning("OTEL_… is set, but OpenTelemetry is not installed. %s", installation("otel"))
         return None
     from ssvm_worker import __version__
 

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute
 
 from ssvm_worker.config.schema import Settings
 from ssvm_worker.config.serve_section import ServeSection
-from ssvm_worker.errors import ConfigError, StoreUnavailable
+from ssvm_worker.errors import ConfigError, StoreUnavailable, extra_missing
 from ssvm_worker.ledger.links.redis import LinkBook
 from ssvm_worker.net.listener import Listener, RateLimit
 from ssvm_worker.runner.reaper import Reaper
@@ -113,8 +113,7 @@ def _cloudstack_routes(settings: Settings, links: LinkBook, uploads: Uploads) ->
     try:
         from .cloudstack.routes import CopyNetworks, cloudstack_routes
     except ImportError as error:
-        what = f"serve.cloudstack needs {error.name}"
-        raise ConfigError(what, "serve.cloudstack", "Install it: pip install 'ssvm-worker[cloudstack]'") from error
+        raise extra_missing(f"serve.cloudstack needs {error.name}", "serve.cloudstack", "cloudstack") from error
     given = (settings.serve.copy_networks, settings.serve.trusted_proxies)
     networks = CopyNetworks(*([ip_network(each) for each in texts] for texts in given))
     return cloudstack_routes(open_cloudstack_web(settings), links, KnownStores(settings), uploads, networks)

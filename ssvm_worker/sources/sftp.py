@@ -25,6 +25,7 @@ from ssvm_worker.errors import (
     SourceNotFound,
     SourceUnavailable,
     WorkerError,
+    extra_missing,
 )
 from ssvm_worker.net.sockets import TICK, ConnectOptions, Stalled, StallWatch, WatchedSocket, connect
 from ssvm_worker.net.urls import WebUrl, parse
@@ -306,7 +307,7 @@ def _import_paramiko() -> Any:
     try:
         import paramiko
     except ImportError as error:
-        raise ConfigError("sftp:// needs paramiko", "sftp", "Run: pip install 'ssvm-worker[sftp]'") from error
+        raise extra_missing("sftp:// needs paramiko", "sftp", "sftp") from error
     # Its log repeats each exception with a traceback, and the server's text without escapes.
 
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)

@@ -36,7 +36,7 @@ from .broker import (
     open_waiting_messages,
 )
 from .connections import ConfiguredConnections
-from .stores import Stores, open_store_named
+from .stores import Stores, open_store_named, store_to_examine
 
 if TYPE_CHECKING:
     from ssvm_worker.ledger.record import Record
@@ -65,6 +65,7 @@ __all__ = [
     "open_verdicts",
     "open_waiting_messages",
     "shown",
+    "store_to_examine",
 ]
 
 #: Created when the worker starts, so that all its processes share it.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator, Mapping
 
 from pydantic import SecretStr
 
 from ssvm_worker.config.findings import suggestion
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.errors import InvalidRequest, misused
+from ssvm_worker.errors import Cancelled, InvalidRequest, StoreUnavailable, misused
 from ssvm_worker.stores import open_store
 from ssvm_worker.streaming.interfaces import Check, Store
+
+#: Seconds that a person waits for the answer of one store.
+_ANSWER_S = 10.0
 
 
 def _unchecked() -> None:
@@ -45,13 +50,30 @@ class Stores(Mapping[str, Store]):
         return name in self._settings.stores
 
 
-def open_store_named(settings: Settings, name: str) -> Store:
+def open_store_named(settings: Settings, name: str, check: Check = _unchecked) -> Store:
     """Return the image store of that name. Raise InvalidRequest with all known names if there is none."""
-    stores = Stores(settings)
+    stores = Stores(settings, check)
     if name not in stores:
         what = f"There is no image store named {name!r}{suggestion(name, stores)}"
         raise misused(InvalidRequest(what, "stores", f"The settings have: {', '.join(stores) or 'none'}"))
     return stores[name]
+
+
+@contextlib.contextmanager
+def store_to_examine(settings: Settings, name: str) -> Iterator[Store]:
+    """Open a store for one look at it. Raise StoreUnavailable if it waits too long for its server."""
+    deadline = time.monotonic() + _ANSWER_S
+
+    def check() -> None:
+        if time.monotonic() > deadline:
+            raise Cancelled("deadline")
+
+    try:
+        yield open_store_named(settings, name, check)
+    except Cancelled as error:
+        what = f"The store has not answered within {_ANSWER_S:g} s"
+        remedy = "Check its server and the network. A mount that hangs ends after nfs.mount_s"
+        raise StoreUnavailable(what, settings.stores[name].url, remedy) from error
 
 
 def _open(name: str, settings: Settings, check: Check) -> Store:

@@ -15,7 +15,7 @@ from tornado.web import HTTPError, authenticated
 
 from ssvm_worker.config import load
 from ssvm_worker.config.schema import Settings
-from ssvm_worker.errors import ObjectNotFound, StoreUnavailable, WorkerError
+from ssvm_worker.errors import NOT_THERE, ObjectNotFound, WorkerError
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import Record
 from ssvm_worker.ledger.workers import DOWN
@@ -216,7 +216,7 @@ def _run_query(query: Callable[..., dict[str, Any]], *args: Any) -> tuple[int, d
         return 200, query(*args)
     except ObjectNotFound as error:
         return 404, {"message": str(error)}
-    except StoreUnavailable as error:
+    except NOT_THERE as error:  # the broker is away, or refuses the password
         return 503, {"message": str(error)}
     except WorkerError as error:
         return 409, {"message": str(error)}
@@ -262,7 +262,7 @@ def _act_on_many(verb: str, which: list[Any] | dict[str, str], by: str) -> dict[
             try:
                 _change(ledger, verb, job_id, by)
                 done += 1
-            except StoreUnavailable:
+            except NOT_THERE:
                 raise
             except WorkerError as error:
                 refused.append({"job_id": job_id, "message": str(error)})

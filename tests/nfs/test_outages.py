@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -107,15 +106,21 @@ def test_hung_server(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert main(["stores", "--json", "--config", str(config)]) == 75
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert (rows["primary"]["state"], rows["primary"]["breaker"]) == ("down", "open")
-    # On a slow machine the next trial is due, and it has the 30 s of the settings.
-    assert re.search(r"no answer within (1|30) s", rows["primary"]["reason"])
+    # On a slow machine the next trial is due, and the command does not wait for its end.
+    assert rows["primary"]["state"] == "down"
+    assert rows["primary"]["breaker"] in ("open", "half-open")
+    assert "no answer within 1 s" in rows["primary"]["reason"]
     assert rows["other"]["state"] == "up"
 
     server.go_on()
     until(lambda: answers(export.store(mount_root=tmp_path / "nfs")), "the store answers again, without anybody's help")
     is_whole(export)
-    assert main(["stores", "--json", "--config", str(config)]) == 0
+
+    def shown() -> int:
+        capsys.readouterr()
+        return main(["stores", "--json", "--config", str(config)])
+
+    until(lambda: shown() == 0, "the command finds the store")
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["primary"]["state"], rows["primary"]["breaker"]) == ("up", "closed")
 

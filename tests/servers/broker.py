@@ -25,10 +25,14 @@ class Broker:
     url: str
     prefix: str
 
+    @property
+    def path(self) -> str:
+        """Return the path of the broker's socket."""
+        return self.url.removeprefix("redis+socket://").partition("?")[0]
+
     def client(self) -> redis.Redis:
         """Return a plain client, for example to read keys or to push a message."""
-        path = self.url.removeprefix("redis+socket://").partition("?")[0]
-        return redis.Redis(unix_socket_path=path, decode_responses=True)
+        return redis.Redis(unix_socket_path=self.path, decode_responses=True)
 
 
 class StoppableBroker:

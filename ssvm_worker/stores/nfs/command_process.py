@@ -54,6 +54,7 @@ class CommandHelper:
                 [sys.executable, "-I", "-S", __file__, str(remote.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # else the reader of a pipe would wait for this process
                 pass_fds=(remote.fileno(),),
                 start_new_session=True,
             )

@@ -53,6 +53,8 @@ _TEMPORARY = {
 }
 #: The maximum error of a signature's time in seconds (S3's API reference, "RequestTimeTooSkewed").
 _MAX_SKEW_S = 15 * 60
+#: The server does not know the access key, or the secret key is wrong.
+_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 # Answers. Some S3 services, and some proxies in front of them, omit fields.
@@ -202,7 +204,10 @@ def _rejected(code: str, status: int, location: str) -> WorkerError:
     if code in _REGION or status == 301:
         what = f"The bucket is in another region or at another endpoint ({reason})"
         return StoreDenied(what, location, "Correct the store's region and endpoint")
-    if status in (401, 403):
+    if code in _KEYS or status == 401:
+        remedy = "Correct access_key and secret_key of the store"
+        return StoreDenied(f"The store refuses the keys ({reason})", location, remedy)
+    if status == 403:
         remedy = "Check access_key and secret_key, and their permissions"
         return StoreDenied(f"The store denies access ({reason})", location, remedy)
     if status >= 500 or status == 429 or code in _TEMPORARY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -15,6 +16,7 @@ from ssvm_worker.cli.job_text import table
 from ssvm_worker.errors import ChecksumMismatch, StoreFull, WorkerError
 from ssvm_worker.ledger.ledger import Ledger
 from ssvm_worker.ledger.record import NewJob
+from ssvm_worker.ledger.workers import WorkerInfo, WorkerRegistry
 from tests.servers.broker import Broker
 from tests.unit.cli.test_follow import Terminal
 
@@ -93,9 +95,11 @@ def test_missing_stores(ledger: Ledger, ssvm: Run) -> None:
     ledger.submit(NewJob(LONG, job="download", zone="zone1", lane="download", request=request))
     claim = ledger.claim(LONG, "w")
     assert claim
-    ledger.finish(claim, "succeeded", result={"owed": {"archive": {"error": "StoreFull", "copy_job": "copy-1"}}})
+    ledger.finish(claim, "succeeded", result={"owed": {"archive": FULL.as_dict() | {"copy_job": "copy-1"}}})
 
-    assert "missing    store archive: `ssvm job copy-1` copies it" in ssvm("job", LONG)[1]
+    missing = "store archive: StoreFull: The store is full. `ssvm job copy-1` copies it"
+    assert f"missing    {missing}" in ssvm("job", LONG)[1]
+    assert f"\nmissing: {missing}" in ssvm("job", LONG, "--follow")[1]
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -157,16 +161,55 @@ def test_filters(ledger: Ledger, ssvm: Run, options: list[str], expected: list[s
 
 
 def test_unique_beginning(ledger: Ledger, ssvm: Run) -> None:
-    """The unique beginning of an id names the job, and an ambiguous one is an error that names the candidates."""
+    """The unique beginning of an id names the job, and a pattern is no beginning."""
     put(ledger, LONG, "2", MISMATCH)
-    put(ledger, OTHER, "2", MISMATCH)
+    put(ledger, OTHER, "2", FULL)
 
     assert LONG in ssvm("job", "4f2a")[1]
     assert ssvm("retry", "4f2b")[1].strip() == f"queued again: {OTHER}"
     assert ssvm("cancel", "4f2b")[1].strip() == f"asked to stop: {OTHER}"
-    status, told = ssvm("job", "4f2")
-    assert (status, LONG in told, OTHER in told) == (1, True, True)
-    assert ssvm("job", "4*")[0] == 1  # no pattern
+    status, told = ssvm("job", "4f2*")
+    assert (status, "no such job" in told) == (1, True)  # no pattern
+
+
+@pytest.mark.parametrize("command", [["job"], ["retry"], ["cancel"], ["jobs", "--parts"]])
+def test_short_or_ambiguous_beginning(ledger: Ledger, ssvm: Run, command: list[str]) -> None:
+    """A beginning of less than four characters, or of several ids, is wrong usage, and no job changes."""
+    put(ledger, LONG, "2", MISMATCH)
+    put(ledger, f"{LONG[:-1]}x", "2", MISMATCH)
+
+    status, told = ssvm(*command, LONG[:3])
+    assert (status, "needs 4 characters" in told) == (2, True)
+    status, told = ssvm(*command, LONG[:4])
+    assert (status, LONG in told, f"{LONG[:-1]}x" in told) == (2, True, True)
+    assert {each.state for each in ledger.page()} == {"failed"}
+
+
+def test_retry_that_will_fail_again(ledger: Ledger, ssvm: Run) -> None:
+    """A retry of an error of the request or the bytes warns and names the remedy; one of another error says nothing."""
+    put(ledger, "sums", "2", MISMATCH)
+    put(ledger, "full", "2", FULL)
+
+    warning = "ssvm: sums will probably fail again with ChecksumMismatch: Correct the checksum"
+    assert ssvm("retry", "sums") == (0, f"queued again: sums\n{warning}\n")
+    assert ssvm("retry", "full") == (0, "queued again: full\n")
+    assert ssvm("cancel", "sums")[0] == 0
+
+
+def test_retry_that_is_due(ledger: Ledger, ssvm: Run, broker: Broker) -> None:
+    """A job between two attempts says why it waits, and which error the last attempt had."""
+    put(ledger, "again", "2")
+    claim = ledger.claim("again", "w")
+    assert claim
+    ledger.release(claim, error=FULL.as_dict())
+
+    assert "no worker of zone zone1 is up" in ssvm("jobs")[1]
+    info = WorkerInfo("w1", "host", "zone1", ("download",), 4, "1.0", started=1.0, every_s=1e6)
+    with contextlib.closing(WorkerRegistry(broker.url, prefix=broker.prefix)) as registry:
+        registry.beat(info)
+    waits = "next try when a worker is free, after StoreFull: The store is full"
+    assert waits in ssvm("jobs")[1]
+    assert f"\nwaits      {waits}" in ssvm("job", "again")[1]
 
 
 def test_retry_and_cancel_many(ledger: Ledger, ssvm: Run) -> None:

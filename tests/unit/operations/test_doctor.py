@@ -192,7 +192,7 @@ def test_down_old_and_failed(site: Site) -> None:
     site.ledger.submit(replace(JOB, job_id="fails"))
     claim = site.ledger.claim("fails", "w")
     assert claim
-    site.ledger.finish(claim, "failed", error={"error": "StoreFull"})
+    site.ledger.finish(claim, "failed", error={"error": "StoreFull", "remedy": "Free space, then retry"})
     site.registry.beat(WORKER)
     site.registry.beat(replace(WORKER, name="w2", every_s=1.0))
     client, prefix = site.registry._redis, site.registry._key.removesuffix("ssvm.workers")
@@ -200,7 +200,8 @@ def test_down_old_and_failed(site: Site) -> None:
     client.zincrby(f"{prefix}ssvm.ledger:in:queued z download", -3600, "j1")
     rows = site.rows()
     assert [state for state, _ in rows] == ["ok", "warning", "warning", "warning"]
-    for (_, detail), part in zip(rows[1:], ["cut off: w2 since", "waits for", "1 StoreFull"], strict=True):
+    failed = "1 failed in the last hour with StoreFull. Free space, then retry. See `ssvm jobs --state failed --error"
+    for (_, detail), part in zip(rows[1:], ["cut off: w2 since", "waits for", failed], strict=True):
         assert part in detail
 
 

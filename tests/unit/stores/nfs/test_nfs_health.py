@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +17,13 @@ from ssvm_worker.cli import main
 from ssvm_worker.config import load
 from ssvm_worker.errors import StoreAway
 from ssvm_worker.operations.mounts import nfs_mounts, stores_away
+from ssvm_worker.stores.nfs import commands
 from ssvm_worker.stores.nfs.circuit_breaker import CLOSED, OPEN
 from ssvm_worker.stores.nfs.health import SharedExportHealth
 from ssvm_worker.stores.nfs.mountinfo import mounts
 from ssvm_worker.stores.nfs.probe import FAILED, HUNG, OK, STALE, ProbeResult, probe
 from ssvm_worker.stores.nfs.store import NfsSettings, NfsStore
+from ssvm_worker.wiring import stores as wired_stores
 from tests.contracts.store import get, keys, put
 from tests.servers.exports import ADDRESS, MemoryExports, memory_exports
 from tests.waiting import PATIENCE_S
@@ -192,3 +197,27 @@ def test_wrong_url_ends_the_worker(tmp_path: Path, capsys: pytest.CaptureFixture
     config.write_text(f'[stores.primary]\nurl = "nfs://{ADDRESS}/export?exec"\n')
     assert main(["worker", "--config", str(config)]) == 2
     assert "Allowed are: vers" in capsys.readouterr().err
+
+
+def test_stores_does_not_wait_for_a_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ssvm stores` shows a store whose first mount hangs as down, and the others as they are."""
+    pid, tool = tmp_path / "pid", tmp_path / "mount.nfs"
+    tool.write_text(f"#!/bin/sh\necho $$ > {pid}\nexec sleep 1000\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(commands, "_SBIN", str(tmp_path))
+    monkeypatch.setattr(commands.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(wired_stores, "_ANSWER_S", 0.1)
+    config = tmp_path / "worker.toml"
+    hanging = f'[stores.remote]\nurl = "nfs://{ADDRESS}/export"\n[nfs]\nmount_s = {PATIENCE_S}\n'
+    config.write_text(f'state_dir = "{tmp_path}"\n{hanging}[stores.here]\nurl = "file://{tmp_path}"\n')
+    try:
+        assert main(["stores", "--config", str(config)]) == 75
+    finally:
+        with contextlib.suppress(OSError):
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+    shown = capsys.readouterr().out
+    assert re.search(r"remote .*down .*has not answered within 0.1 s", shown)
+    assert re.search(r"here .* up ", shown)
+    assert nfs_mounts(load(config, {}))[0].health.read().breaker.state == CLOSED
