@@ -33,7 +33,7 @@ _POLL_S = float(os.environ.get("PEER_POLL_S", "2"))
 
 
 class StorySkipped(Exception):
-    """This server cannot be told the story."""
+    """The story cannot run with this server."""
 
 
 def signed(parameters: Mapping[str, str], secret: str) -> str:

@@ -1,7 +1,7 @@
 """``make cloudstack-peer PEER=host:port``: stories of a zone with a real management server, through its API.
 
-tests/e2e/test_cloudstack_peer.py runs the same ones with the simulated server. A story that needs what the server does
-not have, or a value that the operator has not given, is skipped with the reason. All values come from the environment:
+tests/e2e/test_cloudstack_peer.py runs the same ones with the simulated server. A story is
+skipped, with the reason, if the server or the operator does not give what it needs. All values come from the environment:
 docs/how-to/cloudstack-peer.md.
 """
 
