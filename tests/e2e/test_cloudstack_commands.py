@@ -90,7 +90,7 @@ def test_life_of_a_template(zones: Callable[[str], Zone], http_server: HttpServe
     done = zone.download(url)
     assert done["downloadStatus"] == "DOWNLOADED", done
     assert (done["templateSize"], done["templatePhySicalSize"]) == (1 << 30, len(data))
-    assert done["checkSum"] == "{SHA-512}" + hashlib.sha512(data).hexdigest()
+    assert done["checkSum"] == "{SHA-256}" + hashlib.sha256(data).hexdigest()
     assert done["installPath"] == "template/tmpl/2/202/202.qcow2"
     lost = zone.agent.send("DownloadProgressCommand", **zone.command(url), request="GET_OR_RESTART", jobId="jobid0000")
     assert lost["downloadStatus"] == "DOWNLOADED"
@@ -239,9 +239,9 @@ def test_with_a_server(make_site: Callable[..., Site], http_server: HttpServer, 
             template = server.register_template(http_server.serve("a.qcow2", data))
             server.wait_ready(template, PATIENCE_S)
             assert (template.size, template.physical_size) == (1 << 30, len(data))
-            digest = f"{{SHA-512}}{hashlib.sha512(data).hexdigest()}"
+            digest = f"{{SHA-256}}{hashlib.sha256(data).hexdigest()}"
             assert template.checksum == digest
-            assert server.checksum(template).details == digest
+            assert server.checksum(template, "SHA-256").details == digest
             purged = "DownloadProgress request=PURGE: DownloadAnswer downloadStatus=DOWNLOADED"
             server.wait(lambda: any(purged in line for line in server.log), purged, PATIENCE_S)
             [(_, stats)] = server.collect_stats()

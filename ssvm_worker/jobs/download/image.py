@@ -165,12 +165,8 @@ class OriginFile:
         return Manifest(self.request.artifact, self.attempt.job_id, source=origin, facts=facts)
 
     def hasher(self) -> Hasher:
-        """Return a hasher that also computes the algorithms of the expected checksum and of the request."""
-        return Hasher(*([self.expected.algorithm] if self.expected else []), *self._more_digests)
-
-    @property
-    def _more_digests(self) -> tuple[str, ...]:
-        return (self.request.digest,) if self.request.digest else ()
+        """Return a hasher that also computes the algorithm of the expected checksum."""
+        return Hasher(*([self.expected.algorithm] if self.expected else []))
 
     def verify(self, offered: Hasher) -> None:
         """Raise ChecksumMismatch if the complete file, hashed by *offered*, does not have the expected checksum."""
@@ -179,8 +175,7 @@ class OriginFile:
 
     def manifest(self, wrapping: str, offered: Hasher, entries: tuple[Entry, ...]) -> Manifest:
         """Return the manifest of the artifact that was made from the file."""
-        more = [offered.digest(name) for name in self._more_digests]
-        digests = list(dict.fromkeys(str(each) for each in (offered.digest(), self.expected, *more) if each))
+        digests = list(dict.fromkeys(str(each) for each in (offered.digest(), self.expected) if each))
         source: dict[str, Any] = {
             "url": self.location,
             "fingerprint": fingerprint(self.request.url),

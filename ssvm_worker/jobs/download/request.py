@@ -47,9 +47,6 @@ class Request(ArtifactRequest):
     unique_name: str = Field(
         "", max_length=255, description="CloudStack's name of the template. Its agent lists only artifacts with one"
     )
-    digest: Literal["md5", "sha1", "sha224", "sha256", "sha384", "sha512"] | None = Field(
-        None, description="Record this digest of the file too"
-    )
     mirrors: Annotated[list[str], Privacy.URL] = Field(
         default_factory=list, max_length=20, description="Other URLs of the same file"
     )

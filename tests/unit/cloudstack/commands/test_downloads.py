@@ -105,7 +105,6 @@ def test_submit(zone: Zone) -> None:
         "name": "A test_template",
         "unique_name": "202-2-aaaa",
         "format": "qcow2",
-        "digest": "sha512",
         "max_bytes": 53687091200,
         "keep_package": True,
         "credentials": record.job_id,
@@ -174,7 +173,7 @@ def test_done(zone: Zone) -> None:
             "installPath": "template/tmpl/2/202/202.qcow2",
             "templateSize": 1 << 30,
             "templatePhySicalSize": 3,
-            "checkSum": "{SHA-512}bb",
+            "checkSum": "{SHA-256}aa",
             "result": True,
             "contextMap": {},
             "wait": 0,
@@ -184,11 +183,11 @@ def test_done(zone: Zone) -> None:
 
 def test_checksum_algorithm(zone: Zone) -> None:
     """The answer has the digest in the algorithm of the given checksum."""
-    given = "{SHA-256}" + "aa" * 32
+    given = "{SHA-512}" + "bb" * 64
     job_id = zone.download(checksum=given)["jobId"]
     zone.store_artifact()
     zone.run(state="succeeded", result={})
-    assert zone.progress("GET_STATUS", job_id, checksum=given)["checkSum"] == "{SHA-256}aa"
+    assert zone.progress("GET_STATUS", job_id, checksum=given)["checkSum"] == "{SHA-512}bb"
 
 
 def test_deleted_since(zone: Zone) -> None:
